@@ -1,0 +1,64 @@
+//! Every bound of the wire, with its reason. A length read from a peer is compared with one of
+//! these before a byte is allocated for it.
+
+/// Longest payload a frame may announce unless both sides agreed on more: large enough that
+/// per-frame work vanishes beside the copy, small enough that 8 in flight stay in a CPU's cache.
+pub const FRAME_PAYLOAD_BYTES: u32 = 1 << 20;
+
+/// Longest payload that may ever be agreed on in the hello.
+pub const FRAME_PAYLOAD_BYTES_MAX: u32 = 8 << 20;
+
+/// Raw bytes in a data block when `block_size` does not say otherwise.
+pub const BLOCK_BYTES_DEFAULT: u32 = 256 << 10;
+
+/// Smallest `block_size`: below it the frame header and the system calls outweigh the data.
+pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
+
+/// Largest `block_size`: a raw block and its data header must fit the default payload.
+pub const BLOCK_BYTES_MAX: u32 = 512 << 10;
+
+/// Longest string in a message: room for a sentence and a path, none for a flood.
+pub const STRING_BYTES_MAX: usize = 4 << 10;
+
+/// Longest file name: PostgreSQL's longest is a 24 + 1 + 8 + 7 byte backup history name.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Longest body of a hello or its answer; they are read before the peer is known.
+pub const HELLO_BODY_BYTES_MAX: u32 = 4 << 10;
+
+/// Uploads that may be open at once on one connection: one being written, one being synced, and
+/// two so that neither waits for the other's acknowledgement.
+pub const CHANNELS_MAX: u16 = 4;
+
+/// Blocks of one upload that wait between the socket and the disk.
+pub const BLOCKS_IN_FLIGHT: usize = 4;
+
+/// What one connection may hold in memory: blocks in flight for every channel, raw.
+pub const CONNECTION_BYTES_MAX: u64 = 4 << 20;
+
+/// zstd window (log2) a block may ask for: 8 MiB, the most a decoder here will set aside.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// Highest zstd level `compression` accepts; beyond 19 windows grow past the bound above.
+pub const ZSTD_LEVEL_MAX: u8 = 19;
+
+/// Longest file a history, backup-history or other non-segment upload may be: PostgreSQL writes
+/// some hundred bytes; a cluster that was promoted a thousand times stays below this.
+pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Names one list answer carries before the client asks for the next page.
+pub const LIST_ENTRIES_MAX: u16 = 1_000;
+
+const _: () = assert!(BLOCK_BYTES_DEFAULT >= BLOCK_BYTES_MIN);
+const _: () = assert!(BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX);
+const _: () = assert!(BLOCK_BYTES_MAX + 64 <= FRAME_PAYLOAD_BYTES);
+const _: () = assert!(FRAME_PAYLOAD_BYTES <= FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(BLOCK_BYTES_MAX <= 1 << ZSTD_WINDOW_LOG_MAX);
+const _: () = assert!(
+    // A list page must fit a frame: name, length byte and two u64s each.
+    (LIST_ENTRIES_MAX as usize) * (NAME_BYTES_MAX + 2 + 16) < FRAME_PAYLOAD_BYTES as usize
+);
+const _: () = assert!(
+    BLOCKS_IN_FLIGHT as u64 * BLOCK_BYTES_DEFAULT as u64 * CHANNELS_MAX as u64
+        <= CONNECTION_BYTES_MAX
+);

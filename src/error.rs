@@ -1,0 +1,204 @@
+//! What a command fails with, and the one place that turns a failure into an exit code.
+//! Never prints. Invariant: no exit code above 125 leaves `xarchive`, whatever went wrong.
+
+use std::fmt;
+use std::path::Path;
+
+/// Whose fault a failure is, and so what its reader should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The command line makes no sense.
+    Usage,
+    /// The ini file, a key file, or a path it names is wrong; trying again cannot help.
+    Config,
+    /// Something is down, slow, full or broken for the moment; trying again can help.
+    Retry,
+    /// The archive holds another file under the same name.
+    Conflict,
+    /// One side does not accept the other's identity.
+    Identity,
+    /// The file or the archive belongs to another cluster, version, timeline or segment size.
+    ForeignCluster,
+    /// The receiver could not make the file durable.
+    ReceiverDisk,
+    /// Another instance of this daemon holds the lock.
+    AlreadyRunning,
+}
+
+/// Which command's table of exit codes applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExitTable {
+    /// `archive_command`: PostgreSQL retries 1 to 125 and loses count above.
+    Xarchive,
+    /// Everything a person or a service manager starts: 0, 1, or 2 for usage and configuration.
+    #[default]
+    Ordinary,
+}
+
+impl ExitTable {
+    /// The code for a failure of this kind.
+    pub const fn code(self, kind: Kind) -> u8 {
+        match (self, kind) {
+            (_, Kind::Usage | Kind::Config) => 2,
+            (ExitTable::Ordinary, Kind::AlreadyRunning) => 2,
+            (_, Kind::Retry | Kind::AlreadyRunning) => 1,
+            (ExitTable::Xarchive, Kind::Conflict) => 3,
+            (ExitTable::Xarchive, Kind::Identity) => 4,
+            (ExitTable::Xarchive, Kind::ForeignCluster) => 5,
+            (ExitTable::Xarchive, Kind::ReceiverDisk) => 6,
+            (
+                ExitTable::Ordinary,
+                Kind::Conflict | Kind::Identity | Kind::ForeignCluster | Kind::ReceiverDisk,
+            ) => 1,
+        }
+    }
+
+    /// The code for a panic, an exhausted memory or a signal: "did not happen, try again".
+    pub const fn abnormal(self) -> u8 {
+        match self {
+            ExitTable::Xarchive | ExitTable::Ordinary => 1,
+        }
+    }
+}
+
+/// A failed command: what it was doing, why that failed, and what a person can do.
+#[derive(Debug)]
+pub struct CommandError {
+    kind: Kind,
+    doing: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+}
+
+/// What every command returns.
+pub type Result<T, E = CommandError> = std::result::Result<T, E>;
+
+impl CommandError {
+    /// A failure while `doing` something, said as a present-tense verb phrase or a sentence.
+    pub fn new(kind: Kind, doing: impl Into<String>) -> Self {
+        CommandError {
+            kind,
+            doing: doing.into(),
+            causes: Vec::new(),
+            hint: None,
+        }
+    }
+
+    /// A wrong setting or file of settings.
+    pub fn config(doing: impl Into<String>) -> Self {
+        Self::new(Kind::Config, doing)
+    }
+
+    /// A wrong command line.
+    pub fn usage(doing: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, doing)
+    }
+
+    /// A failure that may be gone the next time.
+    pub fn retry(doing: impl Into<String>) -> Self {
+        Self::new(Kind::Retry, doing)
+    }
+
+    /// The error that led here, with everything that led to it.
+    #[must_use]
+    pub fn because(mut self, cause: impl std::error::Error) -> Self {
+        let mut next: Option<&dyn std::error::Error> = Some(&cause);
+        while let Some(error) = next {
+            let text = error.to_string();
+            // Some libraries repeat the inner error in the outer one's text.
+            if !self.causes.last().is_some_and(|last| last.contains(&text)) {
+                self.causes.push(text);
+            }
+            next = error.source();
+        }
+        self
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        self.hint = (!hint.is_empty()).then_some(hint);
+        self
+    }
+
+    /// Whose fault it is.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+impl fmt::Display for CommandError {
+    /// One line, whatever the parts contain: it has to land in PostgreSQL's log in one piece.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = self.doing.clone();
+        for cause in &self.causes {
+            line.push_str(": ");
+            line.push_str(cause);
+        }
+        if let Some(hint) = &self.hint {
+            line.push_str("; ");
+            line.push_str(hint);
+        }
+        for word in line
+            .split(['\n', '\r'])
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .enumerate()
+        {
+            let (index, part) = word;
+            out.write_str(if index == 0 { "" } else { " " })?;
+            out.write_str(part)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for CommandError {}
+
+/// Adds the path to an IO error; without it `No such file or directory` helps nobody.
+pub trait IoContext<T> {
+    /// Turns an IO error into a [`CommandError`] of this kind, saying `doing path: error`.
+    fn at(self, kind: Kind, doing: &str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<std::io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn at(self, kind: Kind, doing: &str, path: &Path) -> Result<T> {
+        self.map_err(|error| {
+            CommandError::new(kind, format!("{doing} {}", path.display())).because(error.into())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_with_cause_and_hint() {
+        let io = std::io::Error::other("disk\nfull");
+        let error = CommandError::retry("store it")
+            .because(io)
+            .hint("free some space");
+        assert_eq!(error.to_string(), "store it: disk full; free some space");
+    }
+
+    #[test]
+    fn fault_5_no_kind_of_failure_leaves_xarchive_above_125() {
+        use Kind::*;
+        for kind in [
+            Usage,
+            Config,
+            Retry,
+            Conflict,
+            Identity,
+            ForeignCluster,
+            ReceiverDisk,
+            AlreadyRunning,
+        ] {
+            assert!((1..=6).contains(&ExitTable::Xarchive.code(kind)));
+            assert!((1..=2).contains(&ExitTable::Ordinary.code(kind)));
+        }
+        assert_eq!(ExitTable::Xarchive.abnormal(), 1);
+    }
+}

@@ -1,0 +1,2 @@
+//! walmgr ships PostgreSQL's WAL and base backups from a master to a standby.
+pub mod error;
