@@ -1,0 +1,365 @@
+//! Fuzz bodies as plain functions, so that unit tests run them too and they cannot rot.
+//! Each panics when an invariant breaks and returns otherwise.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::codec::{DATA_HEADROOM_BYTES, Decoder, Encoder};
+use crate::compress::{Packer, Unpacker};
+use crate::frame::{HEADER_BYTES, Header};
+use crate::limits::{BLOCK_BYTES_MAX, FRAME_PAYLOAD_BYTES, FRAME_PAYLOAD_BYTES_MAX};
+use crate::message::{Data, Digest, Message};
+use crate::names::WalFileName;
+use crate::session::hello::{Answer, Hello};
+use crate::session::push::{Held, ProofOfDurability, Receiver, ReceiverAction, Sealed};
+
+/// Names: whatever parses has one spelling and is one path component.
+pub fn names(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    if let Ok(name) = text.parse::<WalFileName>() {
+        assert_eq!(name.to_string(), text);
+        assert!(!text.contains(['/', '\0']) && !text.starts_with('.'));
+    }
+}
+
+/// Hellos and their answers: never a panic, and what reads writes back to what reads the same.
+pub fn hello(input: &[u8]) {
+    let mut buffer = BytesMut::from(input);
+    if let Ok(Some((versions, Ok(hello)))) = Hello::decode(&mut buffer) {
+        let mut again = BytesMut::new();
+        hello.encode(versions, &mut again);
+        assert_eq!(Hello::decode(&mut again), Ok(Some((versions, Ok(hello)))));
+    }
+    let mut buffer = BytesMut::from(input);
+    if let Ok(Some(answer)) = Answer::decode(&mut buffer) {
+        let mut again = BytesMut::new();
+        answer.encode(&mut again);
+        assert!(matches!(Answer::decode(&mut again), Ok(Some(_))));
+    }
+}
+
+/// Frames: the same stream gives the same frames however it is cut, and memory stays bounded.
+pub fn frame(input: &[u8]) {
+    let Some((&first, stream)) = input.split_first() else {
+        return;
+    };
+    let whole = decode_all(stream, stream.len().max(1));
+    let pieces = decode_all(stream, usize::from(first).max(1));
+    assert_eq!(whole, pieces);
+    if let Some(bytes) = stream.first_chunk::<HEADER_BYTES>() {
+        if let Ok(header) = Header::decode(bytes) {
+            assert_eq!(&header.encode(), bytes);
+        }
+    }
+}
+
+/// Messages: what reads writes back to the same bytes; blocks unpack within their bound.
+pub fn message(input: &[u8]) {
+    let [kind, flags, payload @ ..] = input else {
+        return;
+    };
+    let Ok(message) = Message::decode(*kind, *flags, Bytes::copy_from_slice(payload)) else {
+        return;
+    };
+    if let Message::Data(data) = &message {
+        let mut unpacker = Unpacker::default();
+        if let Ok(raw) = unpacker.unpack(&data.bytes, data.raw_bytes, data.zstd) {
+            assert!(raw.len() == data.raw_bytes as usize && data.raw_bytes <= BLOCK_BYTES_MAX);
+        }
+    }
+    let mut again = BytesMut::new();
+    let flags = message.encode(&mut again);
+    let reread = Message::decode(*kind, flags, again.freeze());
+    assert_eq!(reread.as_ref(), Ok(&message));
+}
+
+/// What the fuzzed receiver shows as proof: exactly the bytes that were written.
+struct WrittenBytes(WalFileName, Digest);
+
+impl ProofOfDurability for WrittenBytes {
+    fn name(&self) -> WalFileName {
+        self.0
+    }
+
+    fn digest(&self) -> Digest {
+        self.1
+    }
+}
+
+/// The receiver of an upload under arbitrary messages: it never seals anything but exactly the
+/// offered number of bytes, in order and without holes.
+pub fn push_session(input: &[u8]) {
+    let mut receiver = Receiver::default();
+    let mut written = Vec::new();
+    let mut offered = None;
+    for operation in input.chunks(4) {
+        let Some(message) = operation_message(operation) else {
+            continue;
+        };
+        let Ok(action) = receiver.received(message) else {
+            return;
+        };
+        match action {
+            Some(ReceiverAction::LookUp(offer)) => {
+                offered = Some(offer);
+                written.clear();
+                let none = crate::message::Have {
+                    prefix_bytes: 0,
+                    prefix_crc32: 0,
+                };
+                let begun = receiver.looked_up::<WrittenBytes>(&Held::Prefix(none));
+                assert!(matches!(begun, Some(ReceiverAction::Begin(..))));
+            }
+            Some(ReceiverAction::Write(data)) => {
+                assert_eq!(data.offset, written.len() as u64, "a hole or an overlap");
+                written.resize(written.len() + data.raw_bytes as usize, 0_u8);
+            }
+            Some(ReceiverAction::Seal(digest)) => {
+                assert_eq!(Some(digest.size), offered.map(|offer| offer.size));
+                assert_eq!(written.len() as u64, digest.size);
+                if let Some(offer) = offered {
+                    let proof = WrittenBytes(offer.name, digest);
+                    assert!(receiver.sealed(&Sealed::Durable(proof)).is_some());
+                }
+            }
+            Some(ReceiverAction::Discard) => written.clear(),
+            Some(ReceiverAction::Send(_) | ReceiverAction::Begin(..)) | None => {}
+        }
+    }
+}
+
+/// A message of the push flow with small numbers, so that fuzzing reaches the states behind it.
+fn operation_message(operation: &[u8]) -> Option<Message> {
+    let [kind, a, b, c] = operation else {
+        return None;
+    };
+    let digest = Digest {
+        size: u64::from(*a),
+        crc32: u32::from(*b),
+    };
+    Some(match kind % 6 {
+        0 => Message::Offer(crate::message::Offer {
+            name: "000000010000000000000001".parse().ok()?,
+            size: digest.size,
+            crc32: digest.crc32,
+            verify: crate::message::Verify::Records,
+        }),
+        1 | 2 => Message::Data(Data {
+            offset: u64::from(*a),
+            raw_bytes: u32::from(*b).max(1),
+            zstd: c % 2 == 1,
+            bytes: Bytes::new(),
+        }),
+        3 => Message::Commit(digest),
+        4 => Message::Error(crate::message::Error::channel(
+            crate::message::ErrorCode::Abandoned,
+            "",
+            "",
+        )),
+        _ => Message::Ping,
+    })
+}
+
+fn decode_all(stream: &[u8], piece_bytes: usize) -> (Vec<crate::codec::Frame>, bool) {
+    let mut decoder = Decoder::new(0, FRAME_PAYLOAD_BYTES);
+    let mut buffer = BytesMut::new();
+    let mut frames = Vec::new();
+    for piece in stream.chunks(piece_bytes) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match decoder.decode(&mut buffer) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(_) => return (frames, true),
+            }
+        }
+        let bound = FRAME_PAYLOAD_BYTES_MAX as usize + stream.len();
+        assert!(buffer.capacity() <= 2 * bound, "a length was believed");
+    }
+    (frames, false)
+}
+
+/// A stream of valid frames, to seed corpora and tests with.
+pub fn sample_stream() -> Vec<u8> {
+    let mut encoder = Encoder::new(0);
+    let mut out = BytesMut::new();
+    for message in sample_messages() {
+        encoder.encode(1, &message, &mut out);
+    }
+    let Ok(mut block) = Packer::new(1).pack(Vec::new(), 0, |buffer| {
+        buffer.resize(DATA_HEADROOM_BYTES + 5_000, b'w');
+        Ok::<(), std::convert::Infallible>(())
+    });
+    out.extend_from_slice(encoder.encode_block(1, &mut block));
+    out.to_vec()
+}
+
+/// One message of every kind, with every optional field once present and once absent.
+pub fn sample_messages() -> Vec<Message> {
+    use crate::message::{Acknowledgement, Cluster, List, ListRequest, SetupDone, Status};
+    use crate::names::{SystemId, WalSegmentSize};
+    let digest = Digest {
+        size: 16 << 20,
+        crc32: 0xCAFE_F00D,
+    };
+    let segment = "00000001000000020000009A";
+    let status = Status {
+        cluster: Some(Cluster {
+            system_id: SystemId(7_123_456_789_012_345_678),
+            postgres_major: 15,
+            segment_size: WalSegmentSize::DEFAULT,
+        }),
+        newest_segment: segment.parse().ok(),
+        free_bytes: 1 << 40,
+        connections: 3,
+        uptime_s: 86_400,
+        software: "4.0.0".into(),
+        completed_wals: "/srv/walshipping/logs.complete".into(),
+    };
+    let unbound = Status {
+        cluster: None,
+        newest_segment: None,
+        ..status.clone()
+    };
+    let mut messages = vec![
+        Message::Setup,
+        Message::SetupDone(SetupDone {
+            newly_bound: true,
+            completed_wals: "/srv".into(),
+        }),
+        Message::Have(crate::message::Have {
+            prefix_bytes: 8192,
+            prefix_crc32: 1,
+        }),
+        Message::Data(Data {
+            offset: 262_144,
+            raw_bytes: 3,
+            zstd: false,
+            bytes: Bytes::from_static(b"wal"),
+        }),
+        Message::Commit(digest),
+        Message::Stored(Acknowledgement(digest)),
+        Message::Conflict(digest),
+        Message::Error(crate::message::Error::channel(
+            crate::message::ErrorCode::DiskFull,
+            "no space left",
+            "free some",
+        )),
+        Message::StatusRequest,
+        Message::Status(status),
+        Message::Status(unbound),
+        Message::ListRequest(ListRequest {
+            after: segment.parse().ok(),
+            limit: 100,
+        }),
+        Message::ListRequest(ListRequest {
+            after: None,
+            limit: 0,
+        }),
+        Message::Ping,
+        Message::Pong,
+        Message::Goodbye,
+    ];
+    if let (Ok(name), Ok(history)) = (segment.parse(), "00000002.history".parse()) {
+        messages.push(Message::Offer(crate::message::Offer {
+            name,
+            size: digest.size,
+            crc32: digest.crc32,
+            verify: crate::message::Verify::Records,
+        }));
+        messages.push(Message::List(List {
+            entries: vec![(history, 42), (name, 16 << 20)],
+            more: false,
+        }));
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_sample_stream_holds_every_message_once() {
+        let (frames, failed) = decode_all(&sample_stream(), 1);
+        assert!(!failed);
+        assert_eq!(frames.len(), sample_messages().len() + 1);
+        for (frame, message) in frames.iter().zip(sample_messages()) {
+            assert_eq!(frame.message, message);
+        }
+    }
+
+    #[test]
+    fn every_message_cut_at_every_byte_is_refused_or_waits() {
+        for sample in sample_messages() {
+            let mut payload = BytesMut::new();
+            let flags = sample.encode(&mut payload);
+            let payload = payload.freeze();
+            for len in 0..payload.len() {
+                let cut = Message::decode(sample.kind() as u8, flags, payload.slice(..len));
+                let shorter_block = matches!(sample, Message::Data(_)) && len >= 12;
+                assert!(
+                    cut.is_err() || shorter_block,
+                    "{sample:?} cut at {len} was read"
+                );
+            }
+            let mut longer = payload.to_vec();
+            longer.push(0);
+            let surplus = Message::decode(sample.kind() as u8, flags, longer.into());
+            assert!(surplus.is_err() || matches!(sample, Message::Data(_)));
+        }
+        let stream = sample_stream();
+        for len in 0..stream.len().min(2_000) {
+            let (_, failed) = decode_all(&stream[..len], 64);
+            assert!(!failed, "a stream cut at {len} is short, not wrong");
+        }
+    }
+
+    #[test]
+    fn fault_22_every_flipped_bit_of_a_stream_is_noticed() {
+        let stream = sample_stream();
+        let (whole, _) = decode_all(&stream, 4096);
+        for bit in 0..stream.len() * 8 {
+            let mut damaged = stream.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let (frames, failed) = decode_all(&damaged, 4096);
+            assert!(
+                failed || frames.len() < whole.len(),
+                "bit {bit} went unnoticed"
+            );
+            assert_eq!(
+                frames[..],
+                whole[..frames.len()],
+                "bit {bit} changed a message"
+            );
+        }
+    }
+
+    #[test]
+    fn samples_pass_every_body() {
+        let stream = sample_stream();
+        frame(&stream);
+        frame(&[&[7], &stream[..]].concat());
+        for sample in sample_messages() {
+            let mut payload = BytesMut::new();
+            let flags = sample.encode(&mut payload);
+            message(&[&[sample.kind() as u8, flags], &payload[..]].concat());
+        }
+        names(b"00000001000000020000009A.partial");
+        push_session(&[0, 9, 5, 0, 1, 0, 9, 0, 3, 9, 5, 0, 0, 9, 5, 0, 1, 1, 1, 0]);
+        hello(b"walmgr\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_pass_every_body(input in proptest::collection::vec(any::<u8>(), 0..600)) {
+            names(&input);
+            hello(&input);
+            frame(&input);
+            message(&input);
+            push_session(&input);
+        }
+    }
+}

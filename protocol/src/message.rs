@@ -1,0 +1,763 @@
+//! Every message, each struct beside its encoding, and the bounded reader they share.
+//! Never interprets a message. Invariant: `decode(encode(m)) == m`, and a payload that is longer
+//! or shorter than its fields is refused.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::compress::check_raw_bytes;
+use crate::error::{Malformed, ProtocolError};
+use crate::frame::FLAG_ZSTD;
+use crate::limits::{LIST_ENTRIES_MAX, NAME_BYTES_MAX, STRING_BYTES_MAX};
+use crate::names::{SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
+
+/// The number a frame carries to say which message its payload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // Each is documented at the message it stands for.
+pub enum Kind {
+    Setup = 1,
+    SetupDone = 2,
+    Offer = 3,
+    Have = 4,
+    Data = 5,
+    Commit = 6,
+    Stored = 7,
+    Conflict = 8,
+    Error = 9,
+    StatusRequest = 10,
+    Status = 11,
+    ListRequest = 12,
+    List = 13,
+    Ping = 14,
+    Pong = 15,
+    Goodbye = 16,
+}
+
+impl Kind {
+    const ALL: [Kind; 16] = [
+        Kind::Setup,
+        Kind::SetupDone,
+        Kind::Offer,
+        Kind::Have,
+        Kind::Data,
+        Kind::Commit,
+        Kind::Stored,
+        Kind::Conflict,
+        Kind::Error,
+        Kind::StatusRequest,
+        Kind::Status,
+        Kind::ListRequest,
+        Kind::List,
+        Kind::Ping,
+        Kind::Pong,
+        Kind::Goodbye,
+    ];
+
+    fn from_number(number: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// How closely the receiver looks at a WAL file before it acknowledges it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verify {
+    /// Length and checksum of the transfer only.
+    Off = 0,
+    /// The first page's header: cluster, version, timeline, number, segment size.
+    Headers = 1,
+    /// Every page and every record's CRC-32C and links.
+    Records = 2,
+}
+
+/// A file the client wants stored. Answered by [`Have`], [`Stored`], [`Conflict`] or [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Its name in the archive.
+    pub name: WalFileName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// CRC-32 of its content.
+    pub crc32: u32,
+    /// How closely to look at it.
+    pub verify: Verify,
+}
+
+/// What the receiver already holds of an offered file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Have {
+    /// Bytes held from the file's beginning; 0 for none.
+    pub prefix_bytes: u64,
+    /// CRC-32 of them.
+    pub prefix_crc32: u32,
+}
+
+/// The header of a block of a file; the block itself is the rest of the payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Data {
+    /// Where in the file the block begins, in bytes.
+    pub offset: u64,
+    /// Its length before compression, in bytes.
+    pub raw_bytes: u32,
+    /// Whether `bytes` is one zstd frame (header flag, not payload).
+    pub zstd: bool,
+    /// The block as it travels.
+    pub bytes: Bytes,
+}
+
+/// Size and CRC-32 of a whole file, as [`Kind::Commit`], [`Kind::Stored`] and [`Kind::Conflict`]
+/// carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest {
+    /// Its size in bytes.
+    pub size: u64,
+    /// CRC-32 of its content.
+    pub crc32: u32,
+}
+
+/// The answer to [`Message::Setup`]: the archive belongs to the client's cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetupDone {
+    /// Whether this request bound it, rather than an earlier one.
+    pub newly_bound: bool,
+    /// Where the archive is on the receiver's host, for people.
+    pub completed_wals: String,
+}
+
+/// What a receiver says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The cluster the archive is bound to, once `setup` ran.
+    pub cluster: Option<Cluster>,
+    /// The highest finished segment it holds durably.
+    pub newest_segment: Option<SegmentName>,
+    /// Bytes free for this user where the archive is.
+    pub free_bytes: u64,
+    /// Connections open, this one included.
+    pub connections: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Its version.
+    pub software: String,
+    /// Where the archive is on the receiver's host, for people.
+    pub completed_wals: String,
+}
+
+/// What identifies a cluster and its WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cluster {
+    /// `system_identifier` of `pg_control`.
+    pub system_id: SystemId,
+    /// PostgreSQL's major version.
+    pub postgres_major: u16,
+    /// `wal_segment_size`.
+    pub segment_size: WalSegmentSize,
+}
+
+/// Asks for names in the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListRequest {
+    /// Only names behind this one, in the order of [`WalFileName`].
+    pub after: Option<WalFileName>,
+    /// At most this many, and never more than [`LIST_ENTRIES_MAX`].
+    pub limit: u16,
+}
+
+/// Names in the archive, in the order of [`WalFileName`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    /// Names and their sizes in bytes.
+    pub entries: Vec<(WalFileName, u64)>,
+    /// Whether names follow behind the last.
+    pub more: bool,
+}
+
+/// What an error ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Scope {
+    /// The connection; nothing follows.
+    Connection = 0,
+    /// The upload on the frame's channel.
+    Channel = 1,
+}
+
+macro_rules! error_codes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// Why something was refused. Numbers are never used again for another meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u16)]
+        pub enum ErrorCode { $($(#[$doc])* $name = $number,)* }
+
+        impl ErrorCode {
+            /// Every code there is.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name,)*];
+        }
+    };
+}
+
+error_codes! {
+    /// Bytes that no correct program sends.
+    Malformed = 1,
+    /// A correct message in the wrong place.
+    Misbehaved = 2,
+    /// No common protocol version, or a kind or flag this version does not know.
+    Incompatible = 3,
+    /// The peer's key is not in `authorized_keys`, or TLS is required.
+    NotAuthorized = 4,
+    /// The peer's key is known but lacks the right this asks for.
+    RightMissing = 5,
+    /// The archive is bound to no cluster; `setup` has to run first.
+    NotSetUp = 6,
+    /// The archive is bound to another cluster.
+    ForeignCluster = 7,
+    /// The file does not belong to the cluster, or not under this name.
+    ForeignFile = 8,
+    /// The file is not intact WAL.
+    DamagedFile = 9,
+    /// The bytes that arrived are not the ones that were offered.
+    Mismatch = 10,
+    /// The file is larger than a file of its kind can be.
+    TooLarge = 11,
+    /// No space, inodes or quota left where the archive is.
+    DiskFull = 12,
+    /// The disk failed in another way; nothing was acknowledged.
+    DiskFailed = 13,
+    /// Too many connections or uploads at once.
+    Busy = 14,
+    /// The receiver is stopping.
+    ShuttingDown = 15,
+    /// Nothing, or too little, arrived for too long.
+    TimedOut = 16,
+    /// The receiver has a bug.
+    Internal = 17,
+    /// The other side gave this upload up.
+    Abandoned = 18,
+}
+
+impl ErrorCode {
+    /// The code with this number, [`ErrorCode::Internal`] for one of a later version.
+    pub fn from_number(number: u16) -> ErrorCode {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|code| *code as u16 == number)
+            .unwrap_or(Self::Internal)
+    }
+}
+
+/// A refusal in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// What kind of refusal.
+    pub code: ErrorCode,
+    /// What it ends.
+    pub scope: Scope,
+    /// What is wrong: one sentence.
+    pub message: String,
+    /// What a person can do about it; may be empty.
+    pub hint: String,
+}
+
+impl Error {
+    /// A refusal that ends the upload it answers.
+    pub fn channel(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Error {
+            code,
+            scope: Scope::Channel,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// A refusal that ends the connection.
+    pub fn connection(
+        code: ErrorCode,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Error {
+            code,
+            scope: Scope::Connection,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Everything a frame can carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Bind the archive to the cluster of the hello.
+    Setup,
+    /// It is bound.
+    SetupDone(SetupDone),
+    /// A file the client wants stored.
+    Offer(Offer),
+    /// Send it, from here on.
+    Have(Have),
+    /// A block of it.
+    Data(Data),
+    /// That was all of it.
+    Commit(Digest),
+    /// It is durable. Only [`crate::session::push`] builds one, from a proof.
+    Stored(Acknowledgement),
+    /// Another file of this name is stored and stays.
+    Conflict(Digest),
+    /// A refusal.
+    Error(Error),
+    /// Asks for [`Message::Status`].
+    StatusRequest,
+    /// What the receiver says of itself.
+    Status(Status),
+    /// Asks for [`Message::List`].
+    ListRequest(ListRequest),
+    /// Names in the archive.
+    List(List),
+    /// Is anybody there?
+    Ping,
+    /// Yes.
+    Pong,
+    /// Nothing follows; close without an error.
+    Goodbye,
+}
+
+/// The digest of a file that is durable. The only way to one on the sending side is
+/// [`crate::session::push::acknowledge`], which asks for a proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledgement(pub(crate) Digest);
+
+impl Acknowledgement {
+    /// Size and CRC-32 of what is durable.
+    pub const fn digest(self) -> Digest {
+        self.0
+    }
+}
+
+impl Message {
+    /// The number and the name of this message.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Message::Setup => Kind::Setup,
+            Message::SetupDone(_) => Kind::SetupDone,
+            Message::Offer(_) => Kind::Offer,
+            Message::Have(_) => Kind::Have,
+            Message::Data(_) => Kind::Data,
+            Message::Commit(_) => Kind::Commit,
+            Message::Stored(_) => Kind::Stored,
+            Message::Conflict(_) => Kind::Conflict,
+            Message::Error(_) => Kind::Error,
+            Message::StatusRequest => Kind::StatusRequest,
+            Message::Status(_) => Kind::Status,
+            Message::ListRequest(_) => Kind::ListRequest,
+            Message::List(_) => Kind::List,
+            Message::Ping => Kind::Ping,
+            Message::Pong => Kind::Pong,
+            Message::Goodbye => Kind::Goodbye,
+        }
+    }
+
+    /// Its name, for people.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Message::Setup => "a setup request",
+            Message::SetupDone(_) => "the answer to a setup request",
+            Message::Offer(_) => "an offer",
+            Message::Have(_) => "the answer to an offer",
+            Message::Data(_) => "a data block",
+            Message::Commit(_) => "a commit",
+            Message::Stored(_) => "an acknowledgement",
+            Message::Conflict(_) => "a conflict",
+            Message::Error(_) => "an error",
+            Message::StatusRequest => "a status request",
+            Message::Status(_) => "a status",
+            Message::ListRequest(_) => "a list request",
+            Message::List(_) => "a list",
+            Message::Ping => "a ping",
+            Message::Pong => "a pong",
+            Message::Goodbye => "a goodbye",
+        }
+    }
+
+    /// Appends the payload to `out` and returns the header's flags.
+    pub fn encode(&self, out: &mut BytesMut) -> u8 {
+        match self {
+            Message::Setup
+            | Message::StatusRequest
+            | Message::Ping
+            | Message::Pong
+            | Message::Goodbye => {}
+            Message::SetupDone(done) => {
+                out.put_u8(u8::from(done.newly_bound));
+                put_string(out, &done.completed_wals);
+            }
+            Message::Offer(offer) => {
+                put_string(out, &offer.name.to_string());
+                out.put_u64_le(offer.size);
+                out.put_u32_le(offer.crc32);
+                out.put_u8(offer.verify as u8);
+            }
+            Message::Have(have) => {
+                out.put_u64_le(have.prefix_bytes);
+                out.put_u32_le(have.prefix_crc32);
+            }
+            Message::Data(data) => {
+                out.put_u64_le(data.offset);
+                out.put_u32_le(data.raw_bytes);
+                out.put_slice(&data.bytes);
+                return if data.zstd { FLAG_ZSTD } else { 0 };
+            }
+            Message::Commit(digest)
+            | Message::Stored(Acknowledgement(digest))
+            | Message::Conflict(digest) => {
+                out.put_u64_le(digest.size);
+                out.put_u32_le(digest.crc32);
+            }
+            Message::Error(error) => {
+                out.put_u16_le(error.code as u16);
+                out.put_u8(error.scope as u8);
+                put_string(out, &error.message);
+                put_string(out, &error.hint);
+            }
+            Message::Status(status) => status.encode(out),
+            Message::ListRequest(request) => {
+                put_string(
+                    out,
+                    &request
+                        .after
+                        .map_or_else(String::new, |name| name.to_string()),
+                );
+                out.put_u16_le(request.limit);
+            }
+            Message::List(list) => list.encode(out),
+        }
+        0
+    }
+
+    /// The message a payload holds.
+    pub fn decode(kind: u8, flags: u8, payload: Bytes) -> Result<Message, ProtocolError> {
+        let kind = Kind::from_number(kind).ok_or(ProtocolError::Incompatible {
+            what: "frame kind",
+            found: u64::from(kind),
+        })?;
+        let known_flags = if kind == Kind::Data { FLAG_ZSTD } else { 0 };
+        if flags & !known_flags != 0 {
+            let found = u64::from(flags);
+            return Err(ProtocolError::Incompatible {
+                what: "frame flags",
+                found,
+            });
+        }
+        let mut fields = Fields::new("a message", payload);
+        let message = match kind {
+            Kind::Setup => Message::Setup,
+            Kind::SetupDone => Message::SetupDone(SetupDone {
+                newly_bound: fields.boolean("newly bound")?,
+                completed_wals: fields.string("path of the archive")?,
+            }),
+            Kind::Offer => Message::Offer(Offer {
+                name: fields.name()?.parse()?,
+                size: fields.u64()?,
+                crc32: fields.u32()?,
+                verify: fields.verify()?,
+            }),
+            Kind::Have => Message::Have(Have {
+                prefix_bytes: fields.u64()?,
+                prefix_crc32: fields.u32()?,
+            }),
+            Kind::Data => {
+                let (offset, raw_bytes) = (fields.u64()?, fields.u32()?);
+                check_raw_bytes(raw_bytes)?;
+                let bytes = fields.rest();
+                return Ok(Message::Data(Data {
+                    offset,
+                    raw_bytes,
+                    zstd: flags & FLAG_ZSTD != 0,
+                    bytes,
+                }));
+            }
+            Kind::Commit => Message::Commit(fields.digest()?),
+            Kind::Stored => Message::Stored(Acknowledgement(fields.digest()?)),
+            Kind::Conflict => Message::Conflict(fields.digest()?),
+            Kind::Error => Message::Error(Error {
+                code: ErrorCode::from_number(fields.u16()?),
+                scope: fields.scope()?,
+                message: fields.string("error message")?,
+                hint: fields.string("hint")?,
+            }),
+            Kind::StatusRequest => Message::StatusRequest,
+            Kind::Status => Message::Status(Status::decode(&mut fields)?),
+            Kind::ListRequest => Message::ListRequest(ListRequest {
+                after: fields.optional_name()?,
+                limit: fields.u16()?,
+            }),
+            Kind::List => Message::List(List::decode(&mut fields)?),
+            Kind::Ping => Message::Ping,
+            Kind::Pong => Message::Pong,
+            Kind::Goodbye => Message::Goodbye,
+        };
+        fields.end()?;
+        Ok(message)
+    }
+}
+
+impl Status {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(u8::from(self.cluster.is_some()));
+        if let Some(cluster) = self.cluster {
+            cluster.encode(out);
+        }
+        put_string(
+            out,
+            &self
+                .newest_segment
+                .map_or_else(String::new, |name| name.to_string()),
+        );
+        out.put_u64_le(self.free_bytes);
+        out.put_u32_le(self.connections);
+        out.put_u64_le(self.uptime_s);
+        put_string(out, &self.software);
+        put_string(out, &self.completed_wals);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Status, Malformed> {
+        let bound = fields.boolean("bound")?;
+        Ok(Status {
+            cluster: bound.then(|| Cluster::decode(fields)).transpose()?,
+            newest_segment: fields.optional_segment()?,
+            free_bytes: fields.u64()?,
+            connections: fields.u32()?,
+            uptime_s: fields.u64()?,
+            software: fields.string("software version")?,
+            completed_wals: fields.string("path of the archive")?,
+        })
+    }
+}
+
+impl Cluster {
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.system_id.0);
+        out.put_u16_le(self.postgres_major);
+        out.put_u32_le(self.segment_size.bytes_u32());
+    }
+
+    pub(crate) fn decode(fields: &mut Fields) -> Result<Cluster, Malformed> {
+        let system_id = SystemId(fields.u64()?);
+        let postgres_major = fields.u16()?;
+        let size_bytes = fields.u32()?;
+        let segment_size = WalSegmentSize::new(size_bytes).ok_or(Malformed::BadValue {
+            what: "wal_segment_size",
+            found: u64::from(size_bytes),
+        })?;
+        Ok(Cluster {
+            system_id,
+            postgres_major,
+            segment_size,
+        })
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "system identifier {}, PostgreSQL {}, {} segments",
+            self.system_id, self.postgres_major, self.segment_size
+        )
+    }
+}
+
+impl List {
+    fn encode(&self, out: &mut BytesMut) {
+        let count = self.entries.len().min(usize::from(LIST_ENTRIES_MAX));
+        out.put_u16_le(u16::try_from(count).unwrap_or(LIST_ENTRIES_MAX));
+        for (name, size) in self.entries.iter().take(count) {
+            put_string(out, &name.to_string());
+            out.put_u64_le(*size);
+        }
+        out.put_u8(u8::from(self.more || count < self.entries.len()));
+    }
+
+    fn decode(fields: &mut Fields) -> Result<List, Malformed> {
+        let count = fields.u16()?;
+        if count > LIST_ENTRIES_MAX {
+            return Err(Malformed::TooLong {
+                what: "a list",
+                most: u64::from(LIST_ENTRIES_MAX),
+                found: u64::from(count),
+            });
+        }
+        let mut entries = Vec::new();
+        for _ in 0..count {
+            entries.push((fields.name()?.parse()?, fields.u64()?));
+        }
+        Ok(List {
+            entries,
+            more: fields.boolean("more")?,
+        })
+    }
+}
+
+/// Appends a string behind its length, cut at a character below the bound.
+pub(crate) fn put_string(out: &mut BytesMut, text: &str) {
+    let mut len = text.len().min(STRING_BYTES_MAX);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    out.put_u16_le(u16::try_from(len).unwrap_or(0));
+    out.put_slice(&text.as_bytes()[..len]);
+}
+
+/// Takes fields off the front of a payload, none of them longer than its bound.
+pub(crate) struct Fields {
+    what: &'static str,
+    left: Bytes,
+}
+
+impl Fields {
+    pub(crate) fn new(what: &'static str, payload: Bytes) -> Self {
+        Fields {
+            what,
+            left: payload,
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<Bytes, Malformed> {
+        if self.left.len() < bytes {
+            return Err(Malformed::CutShort { what: self.what });
+        }
+        Ok(self.left.split_to(bytes))
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let bytes = self.take(N)?;
+        <[u8; N]>::try_from(&bytes[..]).map_err(|_| Malformed::CutShort { what: self.what })
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, Malformed> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, Malformed> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn boolean(&mut self, what: &'static str) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            found => Err(Malformed::BadValue {
+                what,
+                found: u64::from(found),
+            }),
+        }
+    }
+
+    pub(crate) fn timeline(&mut self) -> Result<TimelineId, Malformed> {
+        TimelineId::new(self.u32()?).ok_or(Malformed::BadValue {
+            what: "timeline",
+            found: 0,
+        })
+    }
+
+    pub(crate) fn string(&mut self, what: &'static str) -> Result<String, Malformed> {
+        self.bounded_string(what, STRING_BYTES_MAX)
+    }
+
+    fn name(&mut self) -> Result<String, Malformed> {
+        self.bounded_string("a file name", NAME_BYTES_MAX)
+    }
+
+    fn optional_name(&mut self) -> Result<Option<WalFileName>, Malformed> {
+        let text = self.name()?;
+        if text.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some(text.parse()?))
+        }
+    }
+
+    pub(crate) fn optional_segment(&mut self) -> Result<Option<SegmentName>, Malformed> {
+        let text = self.name()?;
+        if text.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some(text.parse()?))
+        }
+    }
+
+    fn bounded_string(&mut self, what: &'static str, most: usize) -> Result<String, Malformed> {
+        let len = usize::from(self.u16()?);
+        if len > most {
+            return Err(Malformed::TooLong {
+                what,
+                most: most as u64,
+                found: len as u64,
+            });
+        }
+        let bytes = self.take(len)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::NotText { what })
+    }
+
+    fn digest(&mut self) -> Result<Digest, Malformed> {
+        Ok(Digest {
+            size: self.u64()?,
+            crc32: self.u32()?,
+        })
+    }
+
+    fn verify(&mut self) -> Result<Verify, Malformed> {
+        match self.u8()? {
+            0 => Ok(Verify::Off),
+            1 => Ok(Verify::Headers),
+            2 => Ok(Verify::Records),
+            found => Err(Malformed::BadValue {
+                what: "verify",
+                found: u64::from(found),
+            }),
+        }
+    }
+
+    fn scope(&mut self) -> Result<Scope, Malformed> {
+        match self.u8()? {
+            0 => Ok(Scope::Connection),
+            1 => Ok(Scope::Channel),
+            found => Err(Malformed::BadValue {
+                what: "scope",
+                found: u64::from(found),
+            }),
+        }
+    }
+
+    fn rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.left)
+    }
+
+    fn end(self) -> Result<(), Malformed> {
+        match self.left.len() {
+            0 => Ok(()),
+            bytes => Err(Malformed::Surplus {
+                what: self.what,
+                bytes,
+            }),
+        }
+    }
+}
