@@ -99,18 +99,10 @@ impl Packer {
 }
 
 /// Unpacks blocks; keeps zstd's working memory between them.
+#[derive(Default)]
 pub struct Unpacker {
     context: Option<DCtx<'static>>,
     raw: Vec<u8>,
-}
-
-impl Default for Unpacker {
-    fn default() -> Self {
-        Unpacker {
-            context: None,
-            raw: Vec::new(),
-        }
-    }
 }
 
 impl Unpacker {

@@ -47,10 +47,10 @@ pub fn frame(input: &[u8]) {
     let whole = decode_all(stream, stream.len().max(1));
     let pieces = decode_all(stream, usize::from(first).max(1));
     assert_eq!(whole, pieces);
-    if let Some(bytes) = stream.first_chunk::<HEADER_BYTES>() {
-        if let Ok(header) = Header::decode(bytes) {
-            assert_eq!(&header.encode(), bytes);
-        }
+    if let Some(bytes) = stream.first_chunk::<HEADER_BYTES>()
+        && let Ok(header) = Header::decode(bytes)
+    {
+        assert_eq!(&header.encode(), bytes);
     }
 }
 

@@ -69,6 +69,7 @@
 pub mod codec;
 pub mod compress;
 pub mod error;
+mod fields;
 pub mod frame;
 pub mod fuzzing;
 pub mod limits;

@@ -1,4 +1,4 @@
-//! Every message, each struct beside its encoding, and the bounded reader they share.
+//! Every message, each struct beside its encoding.
 //! Never interprets a message. Invariant: `decode(encode(m)) == m`, and a payload that is longer
 //! or shorter than its fields is refused.
 
@@ -8,9 +8,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::compress::check_raw_bytes;
 use crate::error::{Malformed, ProtocolError};
+use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
-use crate::limits::{LIST_ENTRIES_MAX, NAME_BYTES_MAX, STRING_BYTES_MAX};
-use crate::names::{SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
+use crate::limits::LIST_ENTRIES_MAX;
+use crate::names::{SegmentName, SystemId, WalFileName, WalSegmentSize};
 
 /// The number a frame carries to say which message its payload is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -608,115 +609,7 @@ impl List {
     }
 }
 
-/// Appends a string behind its length, cut at a character below the bound.
-pub(crate) fn put_string(out: &mut BytesMut, text: &str) {
-    let mut len = text.len().min(STRING_BYTES_MAX);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
-    out.put_u16_le(u16::try_from(len).unwrap_or(0));
-    out.put_slice(&text.as_bytes()[..len]);
-}
-
-/// Takes fields off the front of a payload, none of them longer than its bound.
-pub(crate) struct Fields {
-    what: &'static str,
-    left: Bytes,
-}
-
 impl Fields {
-    pub(crate) fn new(what: &'static str, payload: Bytes) -> Self {
-        Fields {
-            what,
-            left: payload,
-        }
-    }
-
-    fn take(&mut self, bytes: usize) -> Result<Bytes, Malformed> {
-        if self.left.len() < bytes {
-            return Err(Malformed::CutShort { what: self.what });
-        }
-        Ok(self.left.split_to(bytes))
-    }
-
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let bytes = self.take(N)?;
-        <[u8; N]>::try_from(&bytes[..]).map_err(|_| Malformed::CutShort { what: self.what })
-    }
-
-    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    pub(crate) fn u16(&mut self) -> Result<u16, Malformed> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Result<u32, Malformed> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    pub(crate) fn boolean(&mut self, what: &'static str) -> Result<bool, Malformed> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            found => Err(Malformed::BadValue {
-                what,
-                found: u64::from(found),
-            }),
-        }
-    }
-
-    pub(crate) fn timeline(&mut self) -> Result<TimelineId, Malformed> {
-        TimelineId::new(self.u32()?).ok_or(Malformed::BadValue {
-            what: "timeline",
-            found: 0,
-        })
-    }
-
-    pub(crate) fn string(&mut self, what: &'static str) -> Result<String, Malformed> {
-        self.bounded_string(what, STRING_BYTES_MAX)
-    }
-
-    fn name(&mut self) -> Result<String, Malformed> {
-        self.bounded_string("a file name", NAME_BYTES_MAX)
-    }
-
-    fn optional_name(&mut self) -> Result<Option<WalFileName>, Malformed> {
-        let text = self.name()?;
-        if text.is_empty() {
-            Ok(None)
-        } else {
-            Ok(Some(text.parse()?))
-        }
-    }
-
-    pub(crate) fn optional_segment(&mut self) -> Result<Option<SegmentName>, Malformed> {
-        let text = self.name()?;
-        if text.is_empty() {
-            Ok(None)
-        } else {
-            Ok(Some(text.parse()?))
-        }
-    }
-
-    fn bounded_string(&mut self, what: &'static str, most: usize) -> Result<String, Malformed> {
-        let len = usize::from(self.u16()?);
-        if len > most {
-            return Err(Malformed::TooLong {
-                what,
-                most: most as u64,
-                found: len as u64,
-            });
-        }
-        let bytes = self.take(len)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::NotText { what })
-    }
-
     fn digest(&mut self) -> Result<Digest, Malformed> {
         Ok(Digest {
             size: self.u64()?,
@@ -743,20 +636,6 @@ impl Fields {
             found => Err(Malformed::BadValue {
                 what: "scope",
                 found: u64::from(found),
-            }),
-        }
-    }
-
-    fn rest(&mut self) -> Bytes {
-        std::mem::take(&mut self.left)
-    }
-
-    fn end(self) -> Result<(), Malformed> {
-        match self.left.len() {
-            0 => Ok(()),
-            bytes => Err(Malformed::Surplus {
-                what: self.what,
-                bytes,
             }),
         }
     }

@@ -103,7 +103,8 @@ impl WalSegmentSize {
 
     /// How many segments share one 4 GiB log id (`XLogSegmentsPerXLogId`).
     pub const fn segments_per_log(self) -> u32 {
-        ((1_u64 << 32) / self.0 as u64) as u32
+        // 2^32 over a power of two of at least 2^20, without leaving u32.
+        1 << (32 - self.0.trailing_zeros())
     }
 }
 

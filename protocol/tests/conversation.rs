@@ -2,6 +2,8 @@
 //! Claim: whatever the link does, the archive holds either nothing or exactly what was offered,
 //! and whoever retries over a good link ends with it stored.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::{Bytes, BytesMut};
 use walmgr_protocol::codec::{DATA_HEADROOM_BYTES, Decoder, Encoder};
 use walmgr_protocol::compress::{Packer, Unpacker};

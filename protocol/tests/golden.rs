@@ -1,5 +1,7 @@
 //! The bytes of the wire, frozen: a change here breaks every program in the field.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::BytesMut;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::sample_messages;

@@ -8,9 +8,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::codec::{Decoder, Encoder};
 use crate::error::Malformed;
+use crate::fields::{Fields, put_string};
 use crate::frame::{Direction, Nonce, first_sequence};
 use crate::limits::{BLOCK_BYTES_MAX, CHANNELS_MAX, FRAME_PAYLOAD_BYTES, HELLO_BODY_BYTES_MAX};
-use crate::message::{Cluster, ErrorCode, Fields, put_string};
+use crate::message::{Cluster, ErrorCode};
 use crate::names::{SegmentName, TimelineId};
 use crate::version::VersionRange;
 
@@ -24,6 +25,9 @@ const PREAMBLE_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 const ANSWER_WELCOME: u16 = 1;
 const ANSWER_REFUSED: u16 = 2;
+
+/// The versions a client speaks, and its hello if the body could be read.
+pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);
 
 /// What a client wants to be taken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,9 +174,7 @@ impl Hello {
     /// The hello at the front of `buffer`, or `None` when there is less than one.
     ///
     /// A body of versions that do not meet ours is not looked at.
-    pub fn decode(
-        buffer: &mut BytesMut,
-    ) -> Result<Option<(VersionRange, Result<Hello, Malformed>)>, Malformed> {
+    pub fn decode(buffer: &mut BytesMut) -> Result<Option<ReceivedHello>, Malformed> {
         let Some((lowest, highest, body)) = open(HELLO_MAGIC, "a hello", buffer)? else {
             return Ok(None);
         };
