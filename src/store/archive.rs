@@ -1,0 +1,365 @@
+//! The archive: open it, ask what it holds, let a file in, list it.
+//! Never overwrites and never removes a finished file. Invariant: one process has it open at a
+//! time, and what it says it holds was read from the disk, not from memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use walmgr_protocol::names::WalFileName;
+
+use super::binding::{Binding, Marker, Role};
+use super::disk::Disk;
+use super::durable::{Durable, Existing};
+use super::error::StoreError;
+use super::folder::Folder;
+use super::health::{Health, Monitor};
+use super::incoming::Incoming;
+use super::name_lock::{NameGuard, NameLocks};
+use super::recovery::{self, RecoveryReport};
+use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
+
+/// Where an archive lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Finished WAL files, and the lock.
+    pub completed_wals: PathBuf,
+    /// The segments that are still being written.
+    pub partial_wals: PathBuf,
+}
+
+/// An open archive; clones share it, and the last one gives up the lock.
+#[derive(Clone)]
+pub struct Archive {
+    shared: Arc<Shared>,
+}
+
+/// What the archive holds under a name that a client offers.
+#[derive(Debug)]
+pub enum Held {
+    /// Nothing that counts.
+    Absent,
+    /// The same bytes, durable.
+    Identical(Durable),
+    /// Another valid file; it stays.
+    Different {
+        /// Its length in bytes.
+        len: u64,
+        /// Its CRC-32.
+        crc32: u32,
+    },
+}
+
+/// A finished file in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The file.
+    pub name: WalFileName,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// What the archive and the files on their way into it work with.
+pub(super) struct Shared {
+    pub(super) completed: Arc<Folder>,
+    pub(super) partial: Arc<Folder>,
+    pub(super) monitor: Arc<Monitor>,
+    pub(super) names: NameLocks,
+    marker: RwLock<Marker>,
+    recovery: RecoveryReport,
+    _lock: OwnedFd,
+}
+
+impl Archive {
+    /// Makes the two directories and their markers, durably. What exists already stays, so an
+    /// interrupted set-up is finished by the next one.
+    pub fn create(places: &Places, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
+        for path in [&places.completed_wals, &places.partial_wals] {
+            make_directory(path, disk.as_ref())?;
+        }
+        let monitor = Arc::new(Monitor::new());
+        let folders = recovery::open_folders(places, &disk, &monitor)?;
+        let found = folders.read_markers()?;
+        if found.iter().any(Option::is_none) {
+            let _lock = recovery::lock(&folders.completed)?;
+            let marker = match folders.read_markers()? {
+                [Some(marker), _] | [None, Some(marker)] => marker,
+                [None, None] => Marker::fresh(&folders.completed)?,
+            };
+            for (folder, role) in folders.each() {
+                if Marker::read(folder, role)?.is_none() {
+                    marker.write(folder, role)?;
+                }
+            }
+        }
+        folders.check_markers()?;
+        // An interrupted set-up may have left names that are not durable.
+        folders.completed.sync()?;
+        folders.partial.sync()
+    }
+
+    /// Locks the archive and recovers it from whatever stopped the last process.
+    pub fn open(places: &Places, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
+        let monitor = Arc::new(Monitor::new());
+        let folders = recovery::open_folders(places, &disk, &monitor)?;
+        // Before the lock, so that no lock file lands in a directory that is not the archive's.
+        folders.check_markers()?;
+        let lock = recovery::lock(&folders.completed)?;
+        let marker = folders.check_markers()?;
+        let recovery = recovery::recover(&folders, &marker)?;
+        Ok(Archive {
+            shared: Arc::new(Shared {
+                completed: folders.completed,
+                partial: folders.partial,
+                monitor,
+                names: NameLocks::default(),
+                marker: RwLock::new(marker),
+                recovery,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// What the start-up recovery did.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.shared.recovery
+    }
+
+    /// The cluster whose WAL is kept here, once one has been seen.
+    pub fn binding(&self) -> Option<Binding> {
+        self.shared.binding().ok()
+    }
+
+    /// Binds the archive to a cluster for good; `Foreign` when it is bound to another one.
+    pub fn bind(&self, binding: &Binding) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        let mut marker = shared
+            .marker
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &marker.binding {
+            Some(bound) if bound == binding => return Ok(()),
+            Some(bound) => {
+                return Err(StoreError::Foreign {
+                    subject: "the cluster".to_owned(),
+                    why: format!("the archive is for {bound}, found {binding}"),
+                });
+            }
+            None => {}
+        }
+        let bound = Marker {
+            archive_id: marker.archive_id.clone(),
+            binding: Some(*binding),
+        };
+        shared.monitor.check()?;
+        let written = (shared.completed.ensure_in_place())
+            .and_then(|()| shared.partial.ensure_in_place())
+            // In this order: recovery completes the second from the first.
+            .and_then(|()| bound.write(&shared.completed, Role::Completed))
+            .and_then(|()| bound.write(&shared.partial, Role::Partial));
+        shared.monitor.outcome(written)?;
+        *marker = bound;
+        Ok(())
+    }
+
+    /// Compares what is stored under a name with what a client offers.
+    ///
+    /// The same bytes are synced again before they count. A stored file that is no valid WAL is
+    /// set aside as `NAME.damaged`.
+    pub fn lookup(&self, name: &WalFileName, len: u64, crc32: u32) -> Result<Held, StoreError> {
+        self.shared.monitor.check()?;
+        let guard = self.shared.names.lock(*name);
+        let held = self.shared.held(&guard, len, crc32);
+        self.shared.monitor.watch(held)
+    }
+
+    /// Starts a file of this length.
+    pub fn begin(
+        &self,
+        name: WalFileName,
+        len: u64,
+        verify: Verify,
+    ) -> Result<Incoming, StoreError> {
+        Incoming::begin(Arc::clone(&self.shared), name, len, verify)
+    }
+
+    /// The finished files behind `after`, in the order of [`WalFileName`], at most `limit`.
+    ///
+    /// Everything else in the directory (control files, temporaries, damaged files) is left out.
+    pub fn list(&self, after: Option<WalFileName>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let folder = &self.shared.completed;
+        let mut entries = Vec::new();
+        for (name, text) in finished_names(folder)? {
+            if after.is_some_and(|after| name <= after) {
+                continue;
+            }
+            if entries.len() >= limit {
+                break;
+            }
+            if let Some(stat) = folder.stat_at(&text)?.filter(|stat| stat.is_file) {
+                let len = stat.len;
+                entries.push(Entry { name, len });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Whether the disk can be trusted; after a failed sync it never is again.
+    pub fn health(&self) -> Health {
+        self.shared.monitor.health()
+    }
+}
+
+impl fmt::Debug for Archive {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Archive")
+            .field("completed_wals", &self.shared.completed.path())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn binding(&self) -> Result<Binding, StoreError> {
+        let marker = self.marker.read().unwrap_or_else(PoisonError::into_inner);
+        marker.binding.ok_or(StoreError::NotBound)
+    }
+
+    /// What is stored under the locked name.
+    pub(super) fn held(
+        &self,
+        name: &NameGuard<'_>,
+        len: u64,
+        crc32: u32,
+    ) -> Result<Held, StoreError> {
+        let name = name.name();
+        let expected = self.binding()?.expected();
+        let Some(existing) = Existing::open(&self.completed, name)? else {
+            return Ok(Held::Absent);
+        };
+        // Headers are enough where the bytes are the ones offered: the records were checked
+        // when they came in, or the administrator asked for no such check.
+        let mut check = StoredCheck::new(name, &expected, Verify::Headers);
+        let content = existing.read(|bytes| check.update(bytes))?;
+        let mut fault = check.finish();
+        let identical = (content.len, content.crc32) == (len, crc32);
+        if identical && !fault.as_ref().is_some_and(is_damage) {
+            return Ok(Held::Identical(content.confirm()?));
+        }
+        let (len, crc32) = (content.len, content.crc32);
+        if fault.is_none() {
+            let mut check = StoredCheck::new(name, &expected, Verify::Records);
+            content.read_again(|bytes| check.update(bytes))?;
+            fault = check.finish();
+        }
+        match fault.filter(is_damage) {
+            None => Ok(Held::Different { len, crc32 }),
+            Some(fault) => {
+                set_aside(&self.completed, name, &fault)?;
+                Ok(Held::Absent)
+            }
+        }
+    }
+}
+
+/// Runs the check of a stored file to its first fault.
+pub(super) struct StoredCheck {
+    check: Option<SegmentCheck>,
+    fault: Option<SegmentFault>,
+}
+
+impl StoredCheck {
+    pub(super) fn new(name: WalFileName, expected: &Expected, verify: Verify) -> Self {
+        StoredCheck {
+            check: Some(SegmentCheck::new(name, expected, verify)),
+            fault: None,
+        }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        if let Some(check) = &mut self.check
+            && let Err(fault) = check.update(bytes)
+        {
+            self.fault = Some(fault);
+            self.check = None;
+        }
+    }
+
+    pub(super) fn finish(self) -> Option<SegmentFault> {
+        self.fault
+            .or_else(|| self.check.and_then(|check| check.finish().err()))
+    }
+}
+
+/// Another cluster's valid file is not damaged: it stays where it is and conflicts.
+pub(super) const fn is_damage(fault: &SegmentFault) -> bool {
+    match fault {
+        SegmentFault::Damaged { .. } | SegmentFault::WrongLength { .. } => true,
+        SegmentFault::Foreign { .. } => false,
+    }
+}
+
+/// Renames a damaged file away and says so where people look.
+pub(super) fn set_aside(
+    folder: &Folder,
+    name: WalFileName,
+    fault: &SegmentFault,
+) -> Result<String, StoreError> {
+    let aside = folder.set_aside(&name.to_string())?;
+    tracing::warn!(file = %name, kept_as = %aside, why = %fault, "a stored WAL file is damaged");
+    Ok(aside)
+}
+
+/// The file that this name in the directory is a damaged copy of: `NAME.damaged`, or with a
+/// number behind it. A segment of which only such a copy exists is not "absent" for a
+/// recovering PostgreSQL, which would end its recovery there.
+pub fn damaged_copy_of(text: &str) -> Option<WalFileName> {
+    let (name, rest) = text.split_once(".damaged")?;
+    let number = rest.strip_prefix('.').unwrap_or("0");
+    let is_copy = (rest.is_empty() || rest.starts_with('.')) && number.parse::<u32>().is_ok();
+    is_copy.then(|| name.parse().ok()).flatten()
+}
+
+/// Every name in the directory that is a WAL file's, sorted.
+pub(super) fn finished_names(folder: &Folder) -> Result<BTreeMap<WalFileName, String>, StoreError> {
+    let names = folder.names()?.into_iter();
+    Ok(names
+        .filter_map(|text| Some((text.parse().ok()?, text)))
+        .collect())
+}
+
+/// Makes a directory and whatever is missing above it. The directory above is synced even when
+/// nothing was missing: an earlier run may have been cut between the two.
+fn make_directory(path: &Path, disk: &dyn Disk) -> Result<(), StoreError> {
+    let failed = |op: &'static str| {
+        move |source: io::Error| StoreError::Disk {
+            op,
+            path: path.to_path_buf(),
+            source,
+        }
+    };
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    let made = match disk.identity_at(path) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_directory(parent, disk)?;
+            match disk.create_directory(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(failed("create directory"))?,
+            }
+            true
+        }
+        Err(error) => return Err(failed("find directory")(error)),
+    };
+    // The directory above may be reached through a link; the archive's own may not.
+    match super::durable::sync_path(&parent.join("."), disk) {
+        Err(error) if !made && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(failed("sync the directory above")),
+    }
+}

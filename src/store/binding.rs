@@ -1,0 +1,179 @@
+//! The marker `.walmgr-archive`: which archive a directory belongs to and which cluster fills it.
+//! Never guesses a missing field. Invariant: both directories carry the same archive id, and
+//! `completed_wals` learns its cluster before `partial_wals` does.
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use walmgr_protocol::names::{SystemId, WalSegmentSize};
+
+use super::durable::random_suffix;
+use super::error::StoreError;
+use super::folder::Folder;
+use crate::wal::segment::Expected;
+
+/// The marker's name in each of the two directories.
+pub const MARKER_NAME: &str = ".walmgr-archive";
+
+/// The newest format of the archive that this walmgr reads and writes.
+pub const FORMAT: u64 = 1;
+
+/// A marker has some two hundred bytes; more is somebody else's file.
+const MARKER_BYTES_MAX: usize = 4 << 10;
+
+/// The cluster whose WAL an archive keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Its `system_identifier`.
+    pub system_id: SystemId,
+    /// Its `wal_segment_size`.
+    pub segment_size: WalSegmentSize,
+    /// The major version of its server.
+    pub postgres_major: u8,
+}
+
+impl Binding {
+    /// What a file has to be to belong here.
+    pub(super) const fn expected(&self) -> Expected {
+        Expected {
+            system_id: self.system_id,
+            segment_size: self.segment_size,
+            postgres_major: Some(self.postgres_major),
+        }
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "system {}, PostgreSQL {}, segments of {}",
+            self.system_id, self.postgres_major, self.segment_size
+        )
+    }
+}
+
+/// Which of the two directories a marker stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Completed,
+    Partial,
+}
+
+impl Role {
+    const fn text(self) -> &'static str {
+        match self {
+            Role::Completed => "completed_wals",
+            Role::Partial => "partial_wals",
+        }
+    }
+}
+
+/// The content of a marker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marker {
+    pub(super) archive_id: String,
+    pub(super) binding: Option<Binding>,
+}
+
+impl Marker {
+    /// The marker of an archive that did not exist before.
+    pub(super) fn fresh(folder: &Folder) -> Result<Self, StoreError> {
+        let half = || random_suffix().map_err(|error| folder.failure("name", MARKER_NAME, error));
+        Ok(Marker {
+            archive_id: half()? + &half()?,
+            binding: None,
+        })
+    }
+
+    /// Reads the marker of a directory; `None` when it has none.
+    pub(super) fn read(folder: &Folder, role: Role) -> Result<Option<Self>, StoreError> {
+        let Some(file) = folder.open_file(MARKER_NAME)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        folder.read_through(file.as_fd(), MARKER_NAME, |bytes| {
+            content.extend_from_slice(bytes);
+            content.len() <= MARKER_BYTES_MAX
+        })?;
+        let wrong = |why: String| StoreError::Marker {
+            path: folder.path().join(MARKER_NAME),
+            why,
+        };
+        if content.len() > MARKER_BYTES_MAX {
+            return Err(wrong(format!("it is longer than {MARKER_BYTES_MAX} bytes")));
+        }
+        let value: Value = serde_json::from_slice(&content)
+            .map_err(|error| wrong(format!("it is not the JSON that set-up writes: {error}")))?;
+        let format = value.get("format").and_then(Value::as_u64);
+        if let Some(found) = format.filter(|format| *format > FORMAT) {
+            return Err(StoreError::NewerFormat {
+                path: folder.path().join(MARKER_NAME),
+                found,
+                supported: FORMAT,
+            });
+        }
+        if format != Some(FORMAT) {
+            return Err(wrong(format!("its `format` should be {FORMAT}")));
+        }
+        Self::parse(&value, role).map(Some).map_err(wrong)
+    }
+
+    fn parse(value: &Value, role: Role) -> Result<Self, String> {
+        let text = |key: &str| {
+            value
+                .get(key)
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("it has no text `{key}`"))
+        };
+        let number = |key: &str| {
+            let number = value.get(key).and_then(Value::as_u64);
+            number.ok_or_else(|| format!("it has no number `{key}`"))
+        };
+        let found = text("role")?;
+        if found != role.text() {
+            return Err(format!("its `role` is {found}, expected {}", role.text()));
+        }
+        let archive_id = text("archive_id")?.to_owned();
+        if value.get("system_identifier").is_none() {
+            return Ok(Marker {
+                archive_id,
+                binding: None,
+            });
+        }
+        let system_id = (text("system_identifier")?.parse())
+            .map_err(|error| format!("its `system_identifier` is no number: {error}"))?;
+        let segment_size = u32::try_from(number("wal_segment_size")?)
+            .ok()
+            .and_then(WalSegmentSize::new)
+            .ok_or("its `wal_segment_size` is none that PostgreSQL has")?;
+        let postgres_major = u8::try_from(number("postgres_major")?)
+            .map_err(|_| "its `postgres_major` is no version of PostgreSQL")?;
+        Ok(Marker {
+            archive_id,
+            binding: Some(Binding {
+                system_id: SystemId(system_id),
+                segment_size,
+                postgres_major,
+            }),
+        })
+    }
+
+    /// Puts the marker into a directory, durably.
+    pub(super) fn write(&self, folder: &Arc<Folder>, role: Role) -> Result<(), StoreError> {
+        let mut value = json!({
+            "format": FORMAT,
+            "archive_id": self.archive_id,
+            "role": role.text(),
+        });
+        if let Some(binding) = &self.binding {
+            // A system identifier has 64 bits; as a JSON number many readers would round it.
+            value["system_identifier"] = json!(binding.system_id.to_string());
+            value["wal_segment_size"] = json!(binding.segment_size.bytes());
+            value["postgres_major"] = json!(binding.postgres_major);
+        }
+        folder.write_small(MARKER_NAME, format!("{value:#}\n").as_bytes())
+    }
+}

@@ -1,0 +1,338 @@
+//! The archive cut after every single operation, and the same with one sync taken out.
+//! Never needs root: the power cut is a model. Invariant tested: what was acknowledged is there
+//! and the same, and nothing torn has a final name.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::testing::{
+    BINDING, FaultyDisk, Op, PowerCutDisk, Sample, history_file, new_archive, places, push,
+    scratch_folder, segment,
+};
+use super::{Archive, Disk, Held, RealDisk, Sealed};
+
+/// What a run did before it was cut.
+#[derive(Debug, Default)]
+struct Run {
+    acknowledged: Vec<Sample>,
+    offered: Vec<Sample>,
+    is_set_up: bool,
+    is_bound: bool,
+    /// Somebody else wrote under a final name, without our care.
+    has_copied_files: bool,
+}
+
+/// How a run is disturbed.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    after: usize,
+    swallowed_sync: Option<usize>,
+}
+
+/// What every run ends with: the cuts it went through, the syncs it made, what it violated.
+struct Verdict {
+    cuts: usize,
+    syncs: usize,
+    violations: Vec<String>,
+}
+
+type Scenario = dyn Fn(&Path, Arc<dyn Disk>) -> Run;
+
+/// Runs the scenario again and again, stops it one operation later each time, and looks at every
+/// state that a power cut at that moment could leave.
+fn cut_everywhere(
+    prepare: &dyn Fn(&Path),
+    scenario: &Scenario,
+    swallowed_sync: Option<usize>,
+) -> Verdict {
+    let mut verdict = Verdict {
+        cuts: 0,
+        syncs: 0,
+        violations: Vec::new(),
+    };
+    for after in 0.. {
+        let cut = Cut {
+            after,
+            swallowed_sync,
+        };
+        if !cut_once(prepare, scenario, cut, &mut verdict) {
+            return verdict;
+        }
+    }
+    unreachable!("some run is never frozen");
+}
+
+fn cut_once(prepare: &dyn Fn(&Path), scenario: &Scenario, cut: Cut, verdict: &mut Verdict) -> bool {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    let power = PowerCutDisk::new(folder.path());
+    if let Some(number) = cut.swallowed_sync {
+        power.swallow_sync(number);
+    }
+    let disk = FaultyDisk::over(power.clone());
+    disk.freeze_after(cut.after);
+    let run = scenario(folder.path(), disk.clone());
+    for outcome in power.outcomes() {
+        verdict.cuts += 1;
+        let after = scratch_folder();
+        power.cut(outcome, after.path());
+        if let Err(what) = inspect(after.path(), &run) {
+            verdict
+                .violations
+                .push(format!("{cut:?} {outcome:?}: {what}"));
+        }
+    }
+    verdict.syncs = power.syncs();
+    disk.is_frozen()
+}
+
+/// Checks the directory as the cut left it, then what recovery makes of it, twice.
+fn inspect(root: &Path, run: &Run) -> Result<(), String> {
+    let places = places(root);
+    if !run.has_copied_files {
+        nothing_is_torn(&places.completed_wals, run)?;
+    }
+    if run.is_bound {
+        for folder in [&places.completed_wals, &places.partial_wals] {
+            let marker = std::fs::read_to_string(folder.join(".walmgr-archive"));
+            let marker = marker.map_err(|error| error.to_string())?;
+            if !marker.contains(&BINDING.system_id.to_string()) {
+                return Err(format!("the binding is gone from {}", folder.display()));
+            }
+        }
+    }
+    if !run.is_set_up {
+        Archive::create(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
+    }
+    for round in 0..2 {
+        let archive =
+            Archive::open(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
+        if round == 1 && archive.recovery().temporaries_removed > 0 {
+            return Err("the first recovery left temporaries".to_owned());
+        }
+        if !archive.recovery().set_aside.is_empty() {
+            return Err(format!("damaged: {:?}", archive.recovery().set_aside));
+        }
+        archive.bind(&BINDING).map_err(|error| error.to_string())?;
+        everything_acknowledged_is_there(&archive, run)?;
+    }
+    let archive = Archive::open(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
+    for sample in &run.offered {
+        match push(&archive, sample) {
+            Ok(Sealed::Stored(_)) => {}
+            other => return Err(format!("{} offered again: {other:?}", sample.name)),
+        }
+    }
+    Ok(())
+}
+
+fn nothing_is_torn(completed_wals: &Path, run: &Run) -> Result<(), String> {
+    let Ok(entries) = std::fs::read_dir(completed_wals) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| error.to_string())?;
+        let Ok(name) = entry.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        let bytes = std::fs::read(entry.path()).map_err(|error| error.to_string())?;
+        let mut known = run.offered.iter().chain(&run.acknowledged);
+        if !known.any(|sample| sample.name == name && sample.bytes == bytes) {
+            return Err(format!("{name} is torn"));
+        }
+    }
+    Ok(())
+}
+
+fn everything_acknowledged_is_there(archive: &Archive, run: &Run) -> Result<(), String> {
+    for sample in &run.acknowledged {
+        match archive.lookup(&sample.name, sample.len(), sample.crc32()) {
+            Ok(Held::Identical(_)) => {}
+            other => return Err(format!("{} was acknowledged: {other:?}", sample.name)),
+        }
+    }
+    Ok(())
+}
+
+fn prepare_bound(root: &Path) {
+    new_archive(root);
+}
+
+fn push_all(samples: Vec<Sample>) -> impl Fn(&Path, Arc<dyn Disk>) -> Run {
+    move |root, disk| {
+        let mut run = Run {
+            offered: samples.clone(),
+            is_set_up: true,
+            ..Run::default()
+        };
+        let Ok(archive) = Archive::open(&places(root), disk) else {
+            return run;
+        };
+        for sample in &samples {
+            if let Ok(Sealed::Stored(proof)) = push(&archive, sample) {
+                assert_eq!((proof.len(), proof.crc32()), (sample.len(), sample.crc32()));
+                run.acknowledged.push(sample.clone());
+            }
+        }
+        run
+    }
+}
+
+fn create_archive(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    Run {
+        is_set_up: Archive::create(&places(root), disk).is_ok(),
+        ..Run::default()
+    }
+}
+
+fn bind_archive(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let opened = Archive::open(&places(root), disk);
+    Run {
+        is_set_up: true,
+        is_bound: opened.is_ok_and(|archive| archive.bind(&BINDING).is_ok()),
+        ..Run::default()
+    }
+}
+
+fn prepare_unbound(root: &Path) {
+    Archive::create(&places(root), Arc::new(RealDisk)).unwrap();
+}
+
+/// A kill between rename and directory sync, then a start that says it is ready.
+fn restart_after_rename(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let sample = history_file(2, "no recovery target specified");
+    let mut run = Run {
+        offered: vec![sample.clone()],
+        is_set_up: true,
+        ..Run::default()
+    };
+    let killed = FaultyDisk::over(disk.clone());
+    // The directory sync fails and so does the removal: as if killed before both.
+    killed.fail(Op::SyncDirectory, 2, usize::MAX, rustix::io::Errno::IO);
+    killed.fail(Op::Remove, 0, usize::MAX, rustix::io::Errno::IO);
+    if let Ok(archive) = Archive::open(&places(root), killed) {
+        let _ = push(&archive, &sample);
+    }
+    // A recovering PostgreSQL may read whatever a ready archive lists.
+    if let Ok(archive) = Archive::open(&places(root), disk)
+        && archive
+            .list(None, 10)
+            .is_ok_and(|entries| !entries.is_empty())
+    {
+        run.acknowledged.push(sample);
+    }
+    run
+}
+
+/// A file that an administrator copied in and nobody synced is offered by the master.
+fn confirm_copied_file(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let sample = history_file(3, "copied by hand");
+    let mut run = Run {
+        is_set_up: true,
+        has_copied_files: true,
+        ..Run::default()
+    };
+    let places = places(root);
+    let Ok(archive) = Archive::open(&places, disk.clone()) else {
+        return run;
+    };
+    let copied = disk
+        .open_directory(&places.completed_wals)
+        .and_then(|directory| {
+            let file = disk.create(directory.as_fd(), &sample.name.to_string())?;
+            disk.write(file.as_fd(), &sample.bytes, 0)
+        });
+    if copied.is_ok()
+        && let Ok(Held::Identical(_)) = archive.lookup(&sample.name, sample.len(), sample.crc32())
+    {
+        run.acknowledged.push(sample);
+    }
+    run
+}
+
+fn assert_survives(name: &str, prepare: &dyn Fn(&Path), scenario: &Scenario) -> usize {
+    let verdict = cut_everywhere(prepare, scenario, None);
+    assert!(verdict.cuts > 20, "{name}: only {} cuts", verdict.cuts);
+    assert!(
+        verdict.violations.is_empty(),
+        "{name}: {:#?}",
+        verdict.violations
+    );
+    verdict.syncs
+}
+
+#[test]
+fn fault_12_13_14_15_16_a_file_survives_a_power_cut_after_every_operation() {
+    let samples = vec![history_file(2, "one"), history_file(3, "two")];
+    assert_survives("push", &prepare_bound, &push_all(samples));
+}
+
+#[test]
+fn fault_17_a_segment_survives_a_power_cut_after_every_operation() {
+    assert_survives("push", &prepare_bound, &push_all(vec![segment(3, 7)]));
+}
+
+#[test]
+fn set_up_survives_a_power_cut_after_every_operation() {
+    assert_survives("create", &|_| {}, &create_archive);
+}
+
+#[test]
+fn a_binding_survives_a_power_cut_after_every_operation() {
+    assert_survives("bind", &prepare_unbound, &bind_archive);
+}
+
+#[test]
+fn fault_15_18_recovery_survives_a_power_cut_after_every_operation() {
+    assert_survives("recover", &prepare_bound, &restart_after_rename);
+}
+
+#[test]
+fn fault_1_a_confirmed_file_survives_a_power_cut_after_every_operation() {
+    assert_survives("confirm", &prepare_bound, &confirm_copied_file);
+}
+
+/// Which syncs of a scenario lose something when they are taken out.
+fn needed_syncs(prepare: &dyn Fn(&Path), scenario: &Scenario) -> Vec<usize> {
+    let syncs = cut_everywhere(prepare, scenario, None).syncs;
+    (0..syncs)
+        .filter(|number| {
+            !cut_everywhere(prepare, scenario, Some(*number))
+                .violations
+                .is_empty()
+        })
+        .collect()
+}
+
+#[test]
+fn the_cuts_notice_each_sync_missing_from_a_push() {
+    let samples = vec![history_file(2, "one")];
+    // 0 and 1 are recovery's, which has nothing to do here; then the file and the directory.
+    assert_eq!(needed_syncs(&prepare_bound, &push_all(samples)), [2, 3]);
+}
+
+#[test]
+fn the_cuts_notice_each_sync_missing_from_a_binding() {
+    // Marker and directory, of completed_wals and then of partial_wals.
+    assert_eq!(needed_syncs(&prepare_unbound, &bind_archive), [2, 3, 4, 5]);
+}
+
+#[test]
+fn the_cuts_notice_each_sync_missing_from_set_up() {
+    // The directory above and the two markers. Each directory is synced again at the end for the
+    // sake of an interrupted set-up, and the one above for each of the two, so that one of those
+    // can be missing.
+    assert_eq!(needed_syncs(&|_| {}, &create_archive), [3, 4, 6]);
+}
+
+#[test]
+fn the_cuts_notice_each_sync_missing_from_recovery() {
+    // The file's, before the process was killed, and the directory's at the start after that.
+    assert_eq!(needed_syncs(&prepare_bound, &restart_after_rename), [2, 3]);
+}
+
+#[test]
+fn the_cuts_notice_each_sync_missing_from_a_confirmation() {
+    assert_eq!(needed_syncs(&prepare_bound, &confirm_copied_file), [2, 3]);
+}

@@ -1,0 +1,105 @@
+//! Every system call the archive makes, as one trait, so that a test can fail or stop any of them.
+//! Never decides anything. Invariant: names are single components below an open directory, and
+//! no call follows a symbolic link in that last component.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// What tells one file or directory from another: device and inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+/// What `stat` says, as far as the archive cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Which file it is.
+    pub identity: Identity,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Whether it is a regular file.
+    pub is_file: bool,
+}
+
+/// The operations; [`RealDisk`](super::durable::RealDisk) is the one that runs in production.
+///
+/// Errors are the plain errno; the caller adds the path.
+pub trait Disk: Send + Sync {
+    /// Makes one directory, mode 0700.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Opens a directory; the last component may not be a symbolic link.
+    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd>;
+
+    /// What this path leads to at the moment, without following a last symbolic link.
+    fn identity_at(&self, path: &Path) -> io::Result<Identity>;
+
+    /// What an open file or directory is.
+    fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat>;
+
+    /// What a name is, without opening it.
+    fn stat_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat>;
+
+    /// The names in a directory, unsorted; those that are no UTF-8 cannot be ours and are left out.
+    fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>>;
+
+    /// Creates a file that must not exist, mode 0600, for writing.
+    fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
+
+    /// Opens a file for reading; never waits, not even for a FIFO.
+    fn open(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
+
+    /// Opens a lock file for reading and writing, creating it if need be.
+    fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
+
+    /// Takes an exclusive `flock` without waiting; `false` when another open file holds it.
+    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool>;
+
+    /// Reads at an offset; 0 at the end of the file.
+    fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Sets blocks aside for the first `len` bytes.
+    fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
+
+    /// Writes at an offset and says how much of it.
+    fn write(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// Cuts or extends a file to this length.
+    fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
+
+    /// Starts writing a range to the disk and does not wait; promises nothing.
+    fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Asks the kernel to drop its cached copy, so that the next read shows what the disk holds.
+    fn forget_cache(&self, file: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Makes a file's content durable.
+    fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Closes a file that was written; some file systems report a failed write only here.
+    fn close(&self, file: OwnedFd) -> io::Result<()>;
+
+    /// Renames within a directory; `EEXIST` when the new name is taken, `EINVAL` when the file
+    /// system cannot promise that.
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()>;
+
+    /// Renames within a directory and replaces what the new name led to.
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()>;
+
+    /// Gives a file a second name; `EEXIST` when it is taken.
+    fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a name.
+    fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()>;
+
+    /// Makes a directory's names durable.
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Bytes that this user can still write to the file system.
+    fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64>;
+}

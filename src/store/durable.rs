@@ -1,0 +1,617 @@
+//! The only place in the archive that syncs and renames, and so the only one that can prove a
+//! file durable. Never acknowledges, never retries a failed sync. Invariant: a [`Durable`] exists
+//! only after its file's content and then its directory entry were synced without an error.
+//!
+//! ```text
+//! create .in.NAME.RANDOM   a crash leaves a temporary, removed at the next start
+//! allocate, write          as above
+//! sync the file            as above; after a failure the bytes are never synced again
+//! rename to NAME           whole under NAME or not there, since the content is durable
+//! sync the directory       there for good
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{
+    self, Advice, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags,
+    RenameFlags, Stat,
+};
+use rustix::io::{Errno, retry_on_intr};
+use walmgr_protocol::names::WalFileName;
+
+use super::disk::{Disk, FileStat, Identity};
+use super::error::StoreError;
+use super::folder::{Folder, TEMPORARY_PREFIX};
+
+/// How much is written before its write-back is started, so that the sync at the end finds
+/// little left to do.
+const WRITEBACK_BYTES: u64 = 1 << 20;
+
+/// How many `.damaged` names one file may have before a person has to look.
+const SET_ASIDE_NAMES_MAX: u32 = 1_000;
+
+/// The proof that a file is on the standby's disk under its name, content and directory entry.
+///
+/// Only this module makes one, after the syncs:
+///
+/// ```
+/// fn acknowledge(proof: walmgr::store::Durable) -> u32 {
+///     proof.crc32()
+/// }
+/// ```
+///
+/// ```compile_fail,E0451
+/// use walmgr::store::Durable;
+/// fn forge(name: walmgr_protocol::names::WalFileName) -> Durable {
+///     Durable { name, len: 16 << 20, crc32: 0 }
+/// }
+/// ```
+#[derive(Debug, PartialEq, Eq)]
+pub struct Durable {
+    name: WalFileName,
+    len: u64,
+    crc32: u32,
+}
+
+impl Durable {
+    /// The file.
+    pub const fn name(&self) -> WalFileName {
+        self.name
+    }
+
+    /// Its length in bytes.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "no file in the archive is empty"
+    )]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The CRC-32 (zlib) of its content.
+    pub const fn crc32(&self) -> u32 {
+        self.crc32
+    }
+}
+
+/// A file that is being written beside its final name; dropping it removes it.
+pub(super) struct Temporary {
+    name: TemporaryName,
+    file: OwnedFd,
+    written_bytes: u64,
+    writeback_bytes: u64,
+    crc32: crc32fast::Hasher,
+}
+
+/// A temporary whose content is durable and closed; all it lacks is its final name.
+pub(super) struct SyncedTemporary {
+    name: TemporaryName,
+    len: u64,
+    crc32: u32,
+}
+
+/// The name of a temporary, removed when it is dropped unless a rename took it away.
+struct TemporaryName {
+    folder: Arc<Folder>,
+    name: String,
+    exists: bool,
+}
+
+impl Temporary {
+    /// Creates a temporary for `final_name` with room for `len` bytes.
+    pub(super) fn create(
+        folder: &Arc<Folder>,
+        final_name: &str,
+        len: u64,
+    ) -> Result<Self, StoreError> {
+        let random = random_suffix().map_err(|error| folder.failure("name", final_name, error))?;
+        let name = format!("{TEMPORARY_PREFIX}{final_name}.{random}");
+        let file = (folder.disk.create(folder.handle(), &name))
+            .map_err(|error| folder.failure("create", &name, error))?;
+        let temporary = Temporary {
+            name: TemporaryName {
+                folder: Arc::clone(folder),
+                name,
+                exists: true,
+            },
+            file,
+            written_bytes: 0,
+            writeback_bytes: 0,
+            crc32: crc32fast::Hasher::new(),
+        };
+        temporary.allocate(len)?;
+        Ok(temporary)
+    }
+
+    /// Finds a full disk before the bytes are sent. A file system that cannot do it finds out
+    /// while writing.
+    fn allocate(&self, len: u64) -> Result<(), StoreError> {
+        let folder = &self.name.folder;
+        match folder.disk.allocate(self.file.as_fd(), len) {
+            Err(error) if !is_unsupported(&error) => {
+                Err(folder.failure("allocate", &self.name.name, error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Writes these bytes behind the ones before.
+    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        let folder = &self.name.folder;
+        self.crc32.update(bytes);
+        while !bytes.is_empty() {
+            let written = match folder
+                .disk
+                .write(self.file.as_fd(), bytes, self.written_bytes)
+            {
+                Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero)),
+                other => other,
+            }
+            .map_err(|error| folder.failure("write", &self.name.name, error))?;
+            self.written_bytes += written as u64;
+            bytes = &bytes[written..];
+        }
+        let waiting_bytes = self.written_bytes - self.writeback_bytes;
+        if waiting_bytes >= WRITEBACK_BYTES {
+            match (folder.disk).start_writeback(
+                self.file.as_fd(),
+                self.writeback_bytes,
+                waiting_bytes,
+            ) {
+                Err(error) if !is_unsupported(&error) => {
+                    return Err(folder.failure("write back", &self.name.name, error));
+                }
+                Ok(()) | Err(_) => self.writeback_bytes = self.written_bytes,
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes were written.
+    pub(super) const fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// The CRC-32 of what was written.
+    pub(super) fn crc32(&self) -> u32 {
+        self.crc32.clone().finalize()
+    }
+
+    /// Makes the content durable. On a failure the temporary is gone: a second sync of the same
+    /// pages could succeed although they are lost.
+    pub(super) fn sync(self) -> Result<SyncedTemporary, StoreError> {
+        let Temporary {
+            name,
+            file,
+            written_bytes,
+            crc32,
+            ..
+        } = self;
+        let folder = &name.folder;
+        if let Err(error) = folder.disk.sync_file(file.as_fd()) {
+            return Err(folder.sync_failure(&name.name, error));
+        }
+        if let Err(error) = folder.disk.close(file) {
+            return Err(folder.sync_failure(&name.name, error));
+        }
+        Ok(SyncedTemporary {
+            name,
+            len: written_bytes,
+            crc32: crc32.finalize(),
+        })
+    }
+}
+
+impl SyncedTemporary {
+    /// Gives the file its final name for good, or says `None` when that name is taken.
+    ///
+    /// When the directory cannot be synced the name is taken back: nobody was told of it, and
+    /// the sender has to bring the bytes again.
+    pub(super) fn publish(&mut self, name: WalFileName) -> Result<Option<Durable>, StoreError> {
+        let folder = Arc::clone(&self.name.folder);
+        let final_name = name.to_string();
+        folder.monitor.check()?;
+        folder.ensure_in_place()?;
+        match folder.rename_to_absent(&self.name.name, &final_name) {
+            Ok(()) => self.name.exists = false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(error) => return Err(folder.failure("rename to", &final_name, error)),
+        }
+        if let Err(error) = folder.sync().and_then(|()| folder.ensure_in_place()) {
+            let _ = folder.disk.remove(folder.handle(), &final_name);
+            return Err(error);
+        }
+        Ok(Some(Durable {
+            name,
+            len: self.len,
+            crc32: self.crc32,
+        }))
+    }
+
+    /// Replaces whatever has this name, for good: old or new after any crash, never a mixture.
+    fn replace(mut self, final_name: &str) -> Result<(), StoreError> {
+        let folder = Arc::clone(&self.name.folder);
+        (folder.disk)
+            .rename_over(folder.handle(), &self.name.name, final_name)
+            .map_err(|error| folder.failure("rename to", final_name, error))?;
+        self.name.exists = false;
+        folder.sync()
+    }
+}
+
+impl Drop for TemporaryName {
+    fn drop(&mut self) {
+        if self.exists {
+            // What cannot be removed now is removed at the next start.
+            let _ = self.folder.disk.remove(self.folder.handle(), &self.name);
+        }
+    }
+}
+
+/// A file that was found under its final name. Its content was synced and the kernel's copy
+/// dropped before it is read, so that what is compared is what the disk holds.
+pub(super) struct Existing {
+    folder: Arc<Folder>,
+    name: WalFileName,
+    file: OwnedFd,
+}
+
+/// The length and the checksum of an [`Existing`] file, read from its first byte to its last.
+pub(super) struct ExistingContent {
+    existing: Existing,
+    pub(super) len: u64,
+    pub(super) crc32: u32,
+}
+
+impl Existing {
+    /// Opens and syncs the file, or says `None` when the name does not exist.
+    pub(super) fn open(
+        folder: &Arc<Folder>,
+        name: WalFileName,
+    ) -> Result<Option<Self>, StoreError> {
+        let text = name.to_string();
+        let Some(file) = folder.open_file(&text)? else {
+            return Ok(None);
+        };
+        if let Err(error) = folder.disk.sync_file(file.as_fd()) {
+            return Err(folder.sync_failure(&text, error));
+        }
+        // Advice only: a kernel that ignores it still reads what it wrote.
+        let _ = folder.disk.forget_cache(file.as_fd());
+        Ok(Some(Existing {
+            folder: Arc::clone(folder),
+            name,
+            file,
+        }))
+    }
+
+    /// Reads all of it and shows every piece to `each` on the way.
+    pub(super) fn read(self, mut each: impl FnMut(&[u8])) -> Result<ExistingContent, StoreError> {
+        let mut crc32 = crc32fast::Hasher::new();
+        let mut len = 0;
+        let text = self.name.to_string();
+        self.folder
+            .read_through(self.file.as_fd(), &text, |bytes| {
+                crc32.update(bytes);
+                len += bytes.len() as u64;
+                each(bytes);
+                true
+            })?;
+        Ok(ExistingContent {
+            existing: self,
+            len,
+            crc32: crc32.finalize(),
+        })
+    }
+}
+
+impl ExistingContent {
+    /// Reads it once more, for a check that the first reading did not run.
+    pub(super) fn read_again(self, each: impl FnMut(&[u8])) -> Result<Self, StoreError> {
+        self.existing.read(each)
+    }
+
+    /// Syncs the directory entry too, which completes the proof.
+    pub(super) fn confirm(self) -> Result<Durable, StoreError> {
+        let folder = &self.existing.folder;
+        folder.monitor.check()?;
+        folder.sync()?;
+        folder.ensure_in_place()?;
+        Ok(Durable {
+            name: self.existing.name,
+            len: self.len,
+            crc32: self.crc32,
+        })
+    }
+}
+
+impl Folder {
+    /// Makes every change of names so far durable. Callers that come while a sync runs share the
+    /// next one.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        let turn = self.syncs_asked.fetch_add(1, Ordering::SeqCst) + 1;
+        // A panic cannot leave the number wrong: it changes only after a sync that succeeded.
+        let mut covered = self
+            .syncs_covered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // The kernel tells one caller of a failure; whoever comes after it must not believe
+        // the success it gets.
+        self.monitor.check()?;
+        if *covered >= turn {
+            return Ok(());
+        }
+        let covers = self.syncs_asked.load(Ordering::SeqCst);
+        if let Err(error) = self.disk.sync_directory(self.handle()) {
+            let error = self.failure("sync directory", "", error);
+            self.monitor.sync_failed(&error);
+            return Err(error);
+        }
+        *covered = covers;
+        Ok(())
+    }
+
+    /// Replaces a small file of the archive's own.
+    pub(super) fn write_small(
+        self: &Arc<Self>,
+        name: &str,
+        content: &[u8],
+    ) -> Result<(), StoreError> {
+        let mut temporary = Temporary::create(self, name, content.len() as u64)?;
+        temporary.append(content)?;
+        temporary.sync()?.replace(name)
+    }
+
+    /// Keeps a damaged file for a person to look at, under a name nothing else looks at.
+    pub(super) fn set_aside(&self, name: &str) -> Result<String, StoreError> {
+        for number in 0..SET_ASIDE_NAMES_MAX {
+            let aside = match number {
+                0 => format!("{name}.damaged"),
+                number => format!("{name}.damaged.{number}"),
+            };
+            match self.rename_to_absent(name, &aside) {
+                Ok(()) => return self.sync().map(|()| aside),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(self.failure("set aside", name, error)),
+            }
+        }
+        let error = io::Error::new(io::ErrorKind::AlreadyExists, "too many damaged copies");
+        Err(self.failure("set aside", name, error))
+    }
+
+    /// Removes a temporary that a crash left behind.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match self.disk.remove(self.handle(), name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failure("remove", name, error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn rename_to_absent(&self, from: &str, to: &str) -> io::Result<()> {
+        let directory: BorrowedFd<'_> = self.handle();
+        match self.disk.rename_new(directory, from, to) {
+            Err(error) if is_unsupported(&error) => {
+                self.disk.link(directory, from, to)?;
+                // A crash here leaves the file under both names.
+                self.disk.remove(directory, from)
+            }
+            other => other,
+        }
+    }
+
+    /// A failed sync of a file: no room is the next file's chance, anything else is for good.
+    fn sync_failure(&self, name: &str, error: io::Error) -> StoreError {
+        let error = self.failure("sync", name, error);
+        if !matches!(error, StoreError::NoSpace { .. }) {
+            self.monitor.sync_failed(&error);
+        }
+        error
+    }
+}
+
+/// Makes the names in a directory durable that is not the archive's own.
+pub(super) fn sync_path(path: &Path, disk: &dyn Disk) -> io::Result<()> {
+    let directory = disk.open_directory(path)?;
+    disk.sync_directory(directory.as_fd())
+}
+
+/// What file systems answer that lack `fallocate`, `sync_file_range` or `RENAME_NOREPLACE`.
+fn is_unsupported(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE
+        )
+    })
+}
+
+/// Random, so that two writers of one name do not wait for each other; `O_EXCL` decides.
+pub(super) fn random_suffix() -> io::Result<String> {
+    let mut bytes = [0_u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+/// The operating system's own disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        Ok(fs::mkdir(path, Mode::RWXU)?)
+    }
+
+    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?)
+    }
+
+    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+        Ok(file_stat(&fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?).identity)
+    }
+
+    fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat> {
+        Ok(file_stat(&fs::fstat(file)?))
+    }
+
+    fn stat_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat> {
+        Ok(file_stat(&fs::statat(
+            directory,
+            name,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?))
+    }
+
+    fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(directory)? {
+            if let Ok(name) = entry?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        open_below(directory, name, flags)
+    }
+
+    fn open(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
+    fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDWR | OFlags::CREATE)
+    }
+
+    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(retry_on_intr(|| {
+            rustix::io::pread(file, &mut *buffer, offset)
+        })?)
+    }
+
+    fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        Ok(retry_on_intr(|| {
+            fs::fallocate(file, FallocateFlags::empty(), 0, len)
+        })?)
+    }
+
+    fn write(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        Ok(retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?)
+    }
+
+    fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        Ok(retry_on_intr(|| fs::ftruncate(file, len))?)
+    }
+
+    #[allow(unsafe_code)] // No safe crate offers this call.
+    fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(Errno::INVAL.into());
+        };
+        // It only starts the write-back. Waiting here would take the error that the sync at the
+        // end has to see.
+        let flags = libc::SYNC_FILE_RANGE_WRITE;
+        // SAFETY: the descriptor is open for as long as it is borrowed, and the call takes
+        // numbers only, no pointers.
+        match unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn forget_cache(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fadvise(file, 0, None, Advice::DontNeed)?)
+    }
+
+    fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        // Not repeated after EINTR either: nobody says what an interrupted sync has done.
+        Ok(fs::fsync(file)?)
+    }
+
+    #[allow(unsafe_code)] // Dropping the descriptor would swallow the error.
+    fn close(&self, file: OwnedFd) -> io::Result<()> {
+        // SAFETY: `into_raw_fd` gives up the only owner, so nobody uses or closes it after this;
+        // Linux frees the number even when it reports an error.
+        match unsafe { libc::close(file.into_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat_with(
+            directory,
+            from,
+            directory,
+            to,
+            RenameFlags::NOREPLACE,
+        )?)
+    }
+
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(directory, from, directory, to)?)
+    }
+
+    fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::linkat(
+            directory,
+            from,
+            directory,
+            to,
+            AtFlags::empty(),
+        )?)
+    }
+
+    fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(directory, name, AtFlags::empty())?)
+    }
+
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fsync(directory)?)
+    }
+
+    fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64> {
+        let state = fs::fstatvfs(directory)?;
+        Ok(state.f_bavail.saturating_mul(state.f_frsize))
+    }
+}
+
+fn open_below(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(retry_on_intr(|| {
+        fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+    })?)
+}
+
+fn file_stat(stat: &Stat) -> FileStat {
+    FileStat {
+        identity: Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        },
+        len: u64::try_from(stat.st_size).unwrap_or(0),
+        is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+    }
+}

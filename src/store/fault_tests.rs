@@ -1,0 +1,807 @@
+//! The archive on disks that are full, broken, replaced, locked or of a newer format.
+//! Never needs root. Invariant tested: a refusal leaves no temporary, no final name, and an
+//! archive that takes the same file as soon as the fault is gone.
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+
+use rustix::io::Errno;
+use walmgr_protocol::names::{SystemId, WalFileName};
+
+use super::archive::damaged_copy_of;
+use super::testing::{
+    BINDING, FaultyDisk, Op, Sample, history_file, new_archive, places, push, scratch_folder,
+    segment,
+};
+use super::{Archive, Binding, Disk, Entry, Health, Held, Places, RealDisk, Sealed, StoreError};
+use crate::error::Kind;
+use crate::wal::segment::Verify;
+
+fn real() -> Arc<dyn Disk> {
+    Arc::new(RealDisk)
+}
+
+fn open(places: &Places) -> Archive {
+    Archive::open(places, real()).unwrap()
+}
+
+fn assert_stored(archive: &Archive, sample: &Sample) {
+    match push(archive, sample) {
+        Ok(Sealed::Stored(proof)) => assert_eq!(proof.name(), sample.name),
+        other => panic!("{}: {other:?}", sample.name),
+    }
+}
+
+fn stored_bytes(places: &Places, sample: &Sample) -> Vec<u8> {
+    std::fs::read(places.completed_wals.join(sample.name.to_string())).unwrap()
+}
+
+/// The names that are neither the marker nor the lock.
+fn names(places: &Places) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with(".walmgr"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn fault_1_an_identical_file_is_synced_again_and_keeps_its_inode() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    let sample = segment(3, 1);
+    assert_stored(&archive, &sample);
+    let path = places.completed_wals.join(sample.name.to_string());
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    let before = disk.log().len();
+    let held = archive
+        .lookup(&sample.name, sample.len(), sample.crc32())
+        .unwrap();
+    assert!(matches!(held, Held::Identical(proof) if proof.crc32() == sample.crc32()));
+    let syncs: Vec<Op> = disk.log()[before..]
+        .iter()
+        .map(|(op, _)| *op)
+        .filter(|op| matches!(op, Op::SyncFile | Op::Read | Op::SyncDirectory))
+        .collect();
+    assert_eq!(syncs.first(), Some(&Op::SyncFile));
+    assert_eq!(syncs.last(), Some(&Op::SyncDirectory));
+    assert!(syncs.contains(&Op::Read));
+    // A client that did not ask first is answered the same.
+    assert_stored(&archive, &sample);
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+    assert_eq!(names(&places), [sample.name.to_string()]);
+}
+
+#[test]
+fn fault_2_other_bytes_under_the_same_name_conflict_and_change_nothing() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let (first, second) = (segment(3, 1), segment(3, 2));
+    assert_stored(&archive, &first);
+    for _ in 0..2 {
+        let held = archive
+            .lookup(&second.name, second.len(), second.crc32())
+            .unwrap();
+        assert!(matches!(held, Held::Different { crc32, .. } if crc32 == first.crc32()));
+        let sealed = push(&archive, &second).unwrap();
+        assert!(matches!(sealed, Sealed::Conflict { crc32, .. } if crc32 == first.crc32()));
+    }
+    assert_eq!(stored_bytes(&places, &first), first.bytes);
+    assert_eq!(names(&places), [first.name.to_string()]);
+}
+
+#[test]
+fn fault_2_another_clusters_file_is_kept_and_conflicts() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let ours = segment(3, 1);
+    let mut theirs = ours.bytes.clone();
+    theirs[24] ^= 1;
+    std::fs::write(places.completed_wals.join(ours.name.to_string()), &theirs).unwrap();
+    let held = archive
+        .lookup(&ours.name, ours.len(), ours.crc32())
+        .unwrap();
+    assert!(matches!(held, Held::Different { .. }), "{held:?}");
+    drop(archive);
+    let archive = open(&places);
+    assert_eq!(archive.recovery().foreign.len(), 1);
+    assert_eq!(stored_bytes(&places, &ours), theirs);
+}
+
+#[test]
+fn fault_3_an_invalid_stored_file_is_set_aside_and_the_new_one_taken() {
+    let sample = segment(3, 1);
+    let mut torn = sample.bytes.clone();
+    torn[45] ^= 0xFF;
+    for (number, planted) in [
+        Vec::new(),
+        vec![0; 1 << 20],
+        sample.bytes[..4096].to_vec(),
+        torn,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let path = places.completed_wals.join(sample.name.to_string());
+        for round in 0..3 {
+            std::fs::write(&path, planted).unwrap();
+            if round == 2 {
+                // Without asking first.
+                assert_stored(&archive, &sample);
+                continue;
+            }
+            let held = archive
+                .lookup(&sample.name, sample.len(), sample.crc32())
+                .unwrap();
+            assert!(matches!(held, Held::Absent), "{number}: {held:?}");
+        }
+        let name = sample.name.to_string();
+        let damaged = [".damaged", ".damaged.1", ".damaged.2"].map(|end| format!("{name}{end}"));
+        assert_eq!(names(&places)[1..], damaged);
+        assert_eq!(stored_bytes(&places, &sample), sample.bytes);
+        assert_eq!(
+            std::fs::read(places.completed_wals.join(&damaged[2])).unwrap(),
+            *planted
+        );
+    }
+}
+
+#[test]
+fn damaged_copies_are_recognised_by_their_names() {
+    let name = segment(3, 1).name;
+    assert_eq!(damaged_copy_of(&format!("{name}.damaged")), Some(name));
+    assert_eq!(damaged_copy_of(&format!("{name}.damaged.12")), Some(name));
+    for other in [
+        format!("{name}"),
+        format!("{name}.damagedX"),
+        "x.damaged".to_owned(),
+    ] {
+        assert_eq!(damaged_copy_of(&other), None, "{other}");
+    }
+}
+
+#[test]
+fn fault_7_small_files_keep_the_rules_and_their_limit() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let (first, second) = (history_file(2, "first"), history_file(2, "second"));
+    assert_stored(&archive, &first);
+    assert_stored(&archive, &first);
+    assert!(matches!(
+        push(&archive, &second).unwrap(),
+        Sealed::Conflict { .. }
+    ));
+    let huge = archive.begin(first.name, 2 << 20, Verify::Records);
+    assert!(matches!(
+        huge,
+        Err(StoreError::TooLarge {
+            limit: 0x10_0000,
+            ..
+        })
+    ));
+    let segment = segment(3, 1);
+    let huge = archive.begin(segment.name, segment.len() + 1, Verify::Records);
+    assert!(matches!(huge, Err(StoreError::TooLarge { .. })));
+    assert_eq!(names(&places), [first.name.to_string()]);
+}
+
+#[test]
+fn fault_10_a_foreign_or_damaged_segment_is_refused() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let mut foreign = segment(3, 1);
+    foreign.bytes[24] ^= 1;
+    assert_eq!(
+        push(&archive, &foreign).unwrap_err().kind(),
+        Kind::ForeignCluster
+    );
+    let mut damaged = segment(3, 1);
+    damaged.bytes[45] ^= 1;
+    assert!(matches!(
+        push(&archive, &damaged),
+        Err(StoreError::Damaged { .. })
+    ));
+    assert_eq!(names(&places), [""; 0]);
+    assert_eq!(archive.health(), Health::Good);
+}
+
+#[test]
+fn fault_4_what_is_not_what_was_announced_leaves_nothing() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let sample = history_file(2, "first");
+    let begin = || {
+        archive
+            .begin(sample.name, sample.len(), Verify::Records)
+            .unwrap()
+    };
+    let mut incoming = begin();
+    incoming.write(&sample.bytes[..5]).unwrap();
+    assert_eq!(names(&places).len(), 1);
+    drop(incoming);
+    assert_eq!(names(&places), [""; 0]);
+
+    let mut incoming = begin();
+    incoming.write(&sample.bytes[..5]).unwrap();
+    let error = incoming.seal(sample.len(), sample.crc32()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::Mismatch {
+                what: "length",
+                found: 5,
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    let mut incoming = begin();
+    incoming.write(&sample.bytes).unwrap();
+    let error = incoming.seal(sample.len(), sample.crc32() ^ 1).unwrap_err();
+    assert!(
+        matches!(error, StoreError::Mismatch { what: "CRC-32", .. }),
+        "{error}"
+    );
+
+    let mut incoming = begin();
+    incoming.write(&sample.bytes).unwrap();
+    assert!(matches!(
+        incoming.write(b"x"),
+        Err(StoreError::TooLarge { .. })
+    ));
+    assert!(matches!(
+        incoming.write(b"x"),
+        Err(StoreError::GivenUp { .. })
+    ));
+    assert_eq!(names(&places), [""; 0]);
+}
+
+/// What happens after `op` failed once in a push: the archive the file comes to next, and whether
+/// that has to be a new process.
+fn push_with_fault(op: Op, nth: usize, errno: Errno) {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    let sample = segment(3, 1);
+    disk.fail(op, nth, 1, errno);
+    let error = push(&archive, &sample).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        Kind::ReceiverDisk,
+        "{op:?} {errno:?}: {error}"
+    );
+    assert_eq!(names(&places), [""; 0], "{op:?} {errno:?}");
+    let space = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG].contains(&errno);
+    if space {
+        let text = error.to_string();
+        assert!(
+            text.contains("no space left on the standby's disk"),
+            "{text}"
+        );
+        let place = format!("free space in {}", places.completed_wals.display());
+        assert!(text.contains(&place), "{text}");
+    }
+    if op == Op::SyncDirectory || !space && matches!(op, Op::SyncFile | Op::Close) {
+        assert!(matches!(archive.health(), Health::SyncFailed { .. }));
+        assert!(matches!(
+            push(&archive, &sample),
+            Err(StoreError::SyncFailed { .. })
+        ));
+        let held = archive.lookup(&sample.name, sample.len(), sample.crc32());
+        assert!(matches!(held, Err(StoreError::SyncFailed { .. })));
+        drop(archive);
+        assert_stored(&open(&places), &sample);
+    } else {
+        assert!(
+            matches!(archive.health(), Health::Impaired { .. }),
+            "{op:?} {errno:?}"
+        );
+        assert_stored(&archive, &sample);
+        assert_eq!(archive.health(), Health::Good);
+    }
+    assert_eq!(stored_bytes(&places, &sample), sample.bytes);
+    assert_eq!(names(&places), [sample.name.to_string()]);
+}
+
+#[test]
+fn fault_31_32_36_no_space_at_any_step_is_refused_and_taken_later() {
+    for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+        for op in [
+            Op::Create,
+            Op::Allocate,
+            Op::Write,
+            Op::SyncFile,
+            Op::Close,
+            Op::RenameNew,
+        ] {
+            push_with_fault(op, 0, errno);
+        }
+        push_with_fault(Op::Write, 1, errno);
+        push_with_fault(Op::StartWriteback, 0, errno);
+    }
+}
+
+#[test]
+fn fault_33_an_io_error_at_any_step_is_refused() {
+    for op in [
+        Op::Create,
+        Op::Allocate,
+        Op::Write,
+        Op::StartWriteback,
+        Op::SyncFile,
+        Op::Close,
+        Op::RenameNew,
+        Op::SyncDirectory,
+    ] {
+        push_with_fault(op, 0, Errno::IO);
+    }
+}
+
+#[test]
+fn fault_34_a_failed_sync_is_never_tried_again_on_the_same_file() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    let sample = history_file(2, "first");
+    disk.fail(Op::SyncFile, 0, 1, Errno::IO);
+    assert!(push(&archive, &sample).is_err());
+    drop(archive);
+    assert_stored(&Archive::open(&places, disk.clone()).unwrap(), &sample);
+    let log = disk.log();
+    let synced: Vec<&String> = log
+        .iter()
+        .filter(|(op, _)| *op == Op::SyncFile)
+        .map(|(_, name)| name)
+        .collect();
+    assert_eq!(synced.len(), 2);
+    assert_ne!(synced[0], synced[1]);
+}
+
+#[test]
+fn fault_34_an_existing_file_whose_sync_fails_is_not_confirmed() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    let sample = history_file(2, "first");
+    assert_stored(&archive, &sample);
+    disk.fail(Op::SyncFile, 0, 1, Errno::IO);
+    assert!(
+        archive
+            .lookup(&sample.name, sample.len(), sample.crc32())
+            .is_err()
+    );
+    assert!(matches!(archive.health(), Health::SyncFailed { .. }));
+    assert_eq!(stored_bytes(&places, &sample), sample.bytes);
+}
+
+#[test]
+fn fault_35_a_read_only_file_system_is_refused_until_it_is_writable() {
+    for op in [Op::Create, Op::RenameNew] {
+        push_with_fault(op, 0, Errno::ROFS);
+    }
+}
+
+#[test]
+fn file_systems_without_the_newer_calls_are_served() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    disk.fail(Op::Allocate, 0, usize::MAX, Errno::OPNOTSUPP);
+    disk.fail(Op::StartWriteback, 0, usize::MAX, Errno::NOSYS);
+    disk.fail(Op::RenameNew, 0, usize::MAX, Errno::INVAL);
+    disk.fail(Op::ForgetCache, 0, usize::MAX, Errno::NOSYS);
+    let archive = Archive::open(&places, disk).unwrap();
+    let (first, second) = (segment(3, 1), segment(3, 2));
+    assert_stored(&archive, &first);
+    assert!(matches!(
+        push(&archive, &second).unwrap(),
+        Sealed::Conflict { .. }
+    ));
+    assert_eq!(names(&places), [first.name.to_string()]);
+}
+
+#[test]
+fn fault_38_a_replaced_directory_gets_no_proof() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let (stored, sample) = (history_file(2, "first"), segment(3, 1));
+    assert_stored(&archive, &stored);
+    let mut incoming = archive
+        .begin(sample.name, sample.len(), Verify::Records)
+        .unwrap();
+    incoming.write(&sample.bytes).unwrap();
+    let aside = folder.path().join("elsewhere");
+    std::fs::rename(&places.completed_wals, &aside).unwrap();
+    let moved = |error: StoreError| assert!(matches!(error, StoreError::Moved { .. }), "{error}");
+    moved(
+        archive
+            .lookup(&stored.name, stored.len(), stored.crc32())
+            .unwrap_err(),
+    );
+    std::fs::create_dir(&places.completed_wals).unwrap();
+    moved(incoming.seal(sample.len(), sample.crc32()).unwrap_err());
+    moved(push(&archive, &sample).unwrap_err());
+    moved(
+        archive
+            .lookup(&stored.name, stored.len(), stored.crc32())
+            .unwrap_err(),
+    );
+    assert_eq!(names(&places), [""; 0]);
+    assert!(!aside.join(sample.name.to_string()).exists());
+
+    // A receiver that starts on the empty directory refuses and leaves nothing in it.
+    let error = Archive::open(&places, real()).unwrap_err();
+    assert!(matches!(error, StoreError::NotSetUp { .. }), "{error}");
+    assert_eq!(
+        std::fs::read_dir(&places.completed_wals).unwrap().count(),
+        0
+    );
+
+    std::fs::remove_dir(&places.completed_wals).unwrap();
+    std::fs::rename(&aside, &places.completed_wals).unwrap();
+    assert_stored(&archive, &sample);
+}
+
+#[test]
+fn fault_38_a_link_in_place_of_the_directory_is_refused() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let aside = folder.path().join("elsewhere");
+    std::fs::rename(&places.completed_wals, &aside).unwrap();
+    symlink(&aside, &places.completed_wals).unwrap();
+    let error = Archive::open(&places, real()).unwrap_err();
+    assert!(matches!(error, StoreError::Disk { .. }), "{error}");
+}
+
+#[test]
+fn fault_95_a_link_under_a_final_name_is_not_followed() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let sample = history_file(2, "first");
+    let victim = folder.path().join("victim");
+    std::fs::write(&victim, &sample.bytes).unwrap();
+    symlink(&victim, places.completed_wals.join(sample.name.to_string())).unwrap();
+    assert!(
+        archive
+            .lookup(&sample.name, sample.len(), sample.crc32())
+            .is_err()
+    );
+    assert!(push(&archive, &sample).is_err());
+    assert_eq!(archive.list(None, 10).unwrap(), []);
+}
+
+#[test]
+fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let newest = segment(9, 1);
+    assert_stored(&open(&places), &segment(8, 1));
+    assert_stored(&open(&places), &newest);
+    let temporary = format!(".in.{}.0123456789abcdef", newest.name);
+    std::fs::write(places.completed_wals.join(&temporary), "half").unwrap();
+    std::fs::write(places.partial_wals.join(".in..walmgr-archive.01"), "half").unwrap();
+
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    assert_eq!(archive.recovery().temporaries_removed, 2);
+    assert_eq!(
+        archive.recovery().segments_checked,
+        [newest.name, segment(8, 1).name]
+    );
+    let log = disk.log();
+    let position = |op: Op, name: &str| {
+        let found = log
+            .iter()
+            .position(|(found, about)| *found == op && about.contains(name));
+        found.unwrap_or_else(|| panic!("no {op:?} {name}"))
+    };
+    let order = [
+        position(Op::Lock, ".walmgr-lock"),
+        position(Op::Remove, &temporary),
+        position(Op::SyncFile, &newest.name.to_string()),
+        position(Op::Read, &newest.name.to_string()),
+        position(Op::SyncDirectory, "logs.complete"),
+        position(Op::SyncDirectory, "logs.partial"),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    drop(archive);
+    for _ in 0..50 {
+        assert_eq!(open(&places).recovery().temporaries_removed, 0);
+    }
+    assert_eq!(names(&places).len(), 2);
+}
+
+#[test]
+fn fault_18_a_recovery_that_stops_anywhere_is_finished_by_the_next() {
+    let newest = segment(9, 1);
+    for stop_after in 0.. {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        assert_stored(&open(&places), &segment(8, 1));
+        let path = places.completed_wals.join(newest.name.to_string());
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        std::fs::write(places.completed_wals.join(".in.x"), "half").unwrap();
+        let disk = FaultyDisk::over(real());
+        disk.freeze_after(stop_after);
+        let is_finished = Archive::open(&places, disk).is_ok();
+        let archive = open(&places);
+        let set_aside = archive.recovery().set_aside.len();
+        assert!(set_aside == 1 || names(&places).contains(&format!("{}.damaged", newest.name)));
+        let old = segment(8, 1);
+        let held = archive.lookup(&old.name, old.len(), old.crc32()).unwrap();
+        assert!(matches!(held, Held::Identical(_)));
+        assert_stored(&archive, &newest);
+        assert_eq!(names(&places).len(), 3, "{:?}", names(&places));
+        if is_finished {
+            assert!(stop_after > 20);
+            return;
+        }
+    }
+}
+
+#[test]
+fn fault_20_a_lock_file_that_nobody_locks_is_no_lock() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    std::fs::write(places.completed_wals.join(".walmgr-lock"), "1\n").unwrap();
+    let archive = open(&places);
+    let text = std::fs::read_to_string(places.completed_wals.join(".walmgr-lock")).unwrap();
+    assert_eq!(text.trim(), std::process::id().to_string());
+    drop(archive);
+    open(&places);
+}
+
+#[test]
+fn fault_85_a_second_receiver_is_refused_and_the_first_unharmed() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let sample = segment(3, 1);
+    let mut incoming = archive
+        .begin(sample.name, sample.len(), Verify::Records)
+        .unwrap();
+    incoming.write(&sample.bytes).unwrap();
+    let error = Archive::open(&places, real()).unwrap_err();
+    assert_eq!(error.kind(), Kind::AlreadyRunning);
+    let StoreError::Locked { pid, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(pid, std::process::id().to_string());
+    // Set-up beside a running receiver finds everything done.
+    Archive::create(&places, real()).unwrap();
+    let sealed = incoming.seal(sample.len(), sample.crc32()).unwrap();
+    assert!(matches!(sealed, Sealed::Stored(_)));
+}
+
+#[test]
+fn fault_83_of_two_clients_with_one_name_one_wins() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    for (number, other) in [(3, 1), (4, 2)] {
+        let samples = [segment(number, 1), segment(number, other)];
+        let barrier = Barrier::new(2);
+        let sealed: Vec<Sealed> = std::thread::scope(|scope| {
+            let threads = samples.each_ref().map(|sample| {
+                let (archive, barrier) = (&archive, &barrier);
+                scope.spawn(move || {
+                    let mut incoming = archive
+                        .begin(sample.name, sample.len(), Verify::Records)
+                        .unwrap();
+                    incoming.write(&sample.bytes).unwrap();
+                    barrier.wait();
+                    incoming.seal(sample.len(), sample.crc32()).unwrap()
+                })
+            });
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let stored = sealed
+            .iter()
+            .filter(|sealed| matches!(sealed, Sealed::Stored(_)))
+            .count();
+        assert_eq!(stored, if other == 1 { 2 } else { 1 });
+    }
+    assert_eq!(names(&places).len(), 2);
+}
+
+#[test]
+fn fault_99_a_newer_format_is_refused() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let path = places.partial_wals.join(".walmgr-archive");
+    std::fs::write(&path, r#"{"format": 2, "surprise": true}"#).unwrap();
+    for result in [
+        Archive::open(&places, real()).map(drop),
+        Archive::create(&places, real()),
+    ] {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error, StoreError::NewerFormat { found: 2, .. }),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        br#"{"format": 2, "surprise": true}"#
+    );
+}
+
+#[test]
+fn directories_of_two_archives_are_refused() {
+    let (one, two) = (scratch_folder(), scratch_folder());
+    let mixed = Places {
+        completed_wals: new_archive(one.path()).completed_wals,
+        partial_wals: new_archive(two.path()).partial_wals,
+    };
+    let error = Archive::open(&mixed, real()).unwrap_err();
+    assert!(matches!(error, StoreError::Marker { .. }), "{error}");
+    let swapped = Places {
+        completed_wals: places(one.path()).partial_wals,
+        partial_wals: places(one.path()).completed_wals,
+    };
+    let error = Archive::open(&swapped, real()).unwrap_err();
+    assert!(matches!(error, StoreError::Marker { .. }), "{error}");
+}
+
+#[test]
+fn markers_that_make_no_sense_are_refused() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let path = places.completed_wals.join(".walmgr-archive");
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{}",
+        r#"{"format":"1"}"#,
+        r#"{"format":0}"#,
+        r#"{"format":1}"#,
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = Archive::open(&places, real()).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Marker { .. }),
+            "{text}: {error}"
+        );
+    }
+    std::fs::write(&path, vec![b' '; 1 << 20]).unwrap();
+    assert!(matches!(
+        Archive::open(&places, real()),
+        Err(StoreError::Marker { .. })
+    ));
+}
+
+#[test]
+fn a_binding_is_for_good() {
+    let folder = scratch_folder();
+    let places = places(folder.path());
+    Archive::create(&places, real()).unwrap();
+    let archive = open(&places);
+    assert_eq!(archive.binding(), None);
+    let sample = segment(3, 1);
+    assert!(matches!(push(&archive, &sample), Err(StoreError::NotBound)));
+    archive.bind(&BINDING).unwrap();
+    archive.bind(&BINDING).unwrap();
+    let other = Binding {
+        system_id: SystemId(1),
+        ..BINDING
+    };
+    assert_eq!(
+        archive.bind(&other).unwrap_err().kind(),
+        Kind::ForeignCluster
+    );
+    drop(archive);
+    assert_eq!(open(&places).binding(), Some(BINDING));
+}
+
+#[test]
+fn lists_are_sorted_paged_and_free_of_everything_else() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    for sample in [
+        segment(5, 1),
+        history_file(2, "x"),
+        segment(3, 1),
+        segment(4, 1),
+    ] {
+        assert_stored(&archive, &sample);
+    }
+    let folder = &places.completed_wals;
+    for name in [
+        "PAUSE",
+        "STOP",
+        "BACKUPLOCK",
+        "PROGRESS",
+        "readme",
+        ".in.x.1",
+    ] {
+        std::fs::write(folder.join(name), "").unwrap();
+    }
+    std::fs::write(folder.join(format!("{}.damaged", segment(3, 1).name)), "").unwrap();
+    std::fs::create_dir(folder.join(segment(6, 1).name.to_string())).unwrap();
+    let all = archive.list(None, 100).unwrap();
+    let expected: Vec<WalFileName> = vec![
+        history_file(2, "x").name,
+        segment(3, 1).name,
+        segment(4, 1).name,
+        segment(5, 1).name,
+    ];
+    assert_eq!(
+        all.iter().map(|entry| entry.name).collect::<Vec<_>>(),
+        expected
+    );
+    assert_eq!(all[1].len, 1 << 20);
+    let mut paged: Vec<Entry> = Vec::new();
+    loop {
+        let page = archive
+            .list(paged.last().map(|entry| entry.name), 3)
+            .unwrap();
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 3);
+        paged.extend(page);
+    }
+    assert_eq!(paged, all);
+}
+
+#[test]
+fn set_up_makes_private_folders_and_may_be_repeated() {
+    let folder = scratch_folder();
+    let deep = folder.path().join("a/b");
+    let places = places(&deep);
+    for _ in 0..2 {
+        Archive::create(&places, real()).unwrap();
+    }
+    for path in [&places.completed_wals, &places.partial_wals] {
+        assert_eq!(std::fs::metadata(path).unwrap().mode() & 0o777, 0o700);
+    }
+    let archive = open(&places);
+    archive.bind(&BINDING).unwrap();
+    let sample = segment(3, 1);
+    assert_stored(&archive, &sample);
+    let path = places.completed_wals.join(sample.name.to_string());
+    assert_eq!(std::fs::metadata(path).unwrap().mode() & 0o777, 0o600);
+    let missing = Places {
+        partial_wals: deep.join("nowhere"),
+        ..places
+    };
+    assert!(matches!(
+        Archive::open(&missing, real()),
+        Err(StoreError::NotSetUp { .. })
+    ));
+}
+
+#[test]
+fn an_error_names_operation_and_path() {
+    let error = StoreError::Disk {
+        op: "sync",
+        path: Path::new("/a/b").to_path_buf(),
+        source: io::Error::from(Errno::IO),
+    };
+    assert!(error.to_string().starts_with("sync /a/b: "));
+}

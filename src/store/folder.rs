@@ -1,0 +1,159 @@
+//! One directory of the archive, held open, reached by its handle and never by its path again.
+//! Never syncs, renames or writes; that is `durable`'s. Invariant: what is read through a folder
+//! lies in the directory that was opened, whatever its path leads to later.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use rustix::io::Errno;
+
+use super::disk::{Disk, FileStat, Identity};
+use super::error::StoreError;
+use super::health::Monitor;
+
+/// What every temporary begins with; nothing else in the archive does.
+pub(super) const TEMPORARY_PREFIX: &str = ".in.";
+
+/// A directory of the archive.
+pub(super) struct Folder {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) monitor: Arc<Monitor>,
+    path: PathBuf,
+    handle: OwnedFd,
+    identity: Identity,
+    /// How many callers have asked for a sync, and how many of those a finished sync covers.
+    pub(super) syncs_asked: AtomicU64,
+    pub(super) syncs_covered: Mutex<u64>,
+}
+
+impl Folder {
+    /// Opens the directory at this path; `NotSetUp` when there is none.
+    pub(super) fn open(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        monitor: Arc<Monitor>,
+    ) -> Result<Self, StoreError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => StoreError::NotSetUp {
+                path: path.to_path_buf(),
+            },
+            _ => StoreError::Disk {
+                op: "open directory",
+                path: path.to_path_buf(),
+                source,
+            },
+        };
+        let handle = disk.open_directory(path).map_err(failed)?;
+        let identity = disk.stat(handle.as_fd()).map_err(failed)?.identity;
+        Ok(Folder {
+            disk,
+            monitor,
+            path: path.to_path_buf(),
+            handle,
+            identity,
+            syncs_asked: AtomicU64::new(0),
+            syncs_covered: Mutex::new(0),
+        })
+    }
+
+    pub(super) fn handle(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fails when the configured path leads somewhere else than to this directory: after an
+    /// unmount or a replaced directory, files would be acknowledged that nobody finds again.
+    pub(super) fn ensure_in_place(&self) -> Result<(), StoreError> {
+        let moved = || StoreError::Moved {
+            path: self.path.clone(),
+        };
+        match self.disk.identity_at(&self.path) {
+            Ok(identity) if identity == self.identity => Ok(()),
+            Ok(_) => Err(moved()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(moved()),
+            Err(error) => Err(self.failure("find directory", "", error)),
+        }
+    }
+
+    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+        (self.disk.names(self.handle())).map_err(|error| self.failure("list directory", "", error))
+    }
+
+    /// What a name is, or `None` when it does not exist.
+    pub(super) fn stat_at(&self, name: &str) -> Result<Option<FileStat>, StoreError> {
+        match self.disk.stat_at(self.handle(), name) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failure("examine", name, error)),
+        }
+    }
+
+    /// Opens a regular file, or says `None` when the name does not exist.
+    pub(super) fn open_file(&self, name: &str) -> Result<Option<OwnedFd>, StoreError> {
+        let file = match self.disk.open(self.handle(), name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failure("open", name, error)),
+        };
+        let stat =
+            (self.disk.stat(file.as_fd())).map_err(|error| self.failure("examine", name, error))?;
+        if !stat.is_file {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(self.failure("open", name, error));
+        }
+        Ok(Some(file))
+    }
+
+    /// Hands a file to `each` piece by piece, to its end or until `each` has seen enough.
+    pub(super) fn read_through(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &str,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut buffer = vec![0_u8; 256 << 10];
+        let mut offset_bytes = 0;
+        loop {
+            match self.disk.read(file, &mut buffer, offset_bytes) {
+                Ok(0) => return Ok(()),
+                Ok(read_bytes) => {
+                    offset_bytes += read_bytes as u64;
+                    if !each(&buffer[..read_bytes]) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(self.failure("read", name, error)),
+            }
+        }
+    }
+
+    /// The error of an operation on a name in this directory, or on itself for the empty name.
+    pub(super) fn failure(&self, op: &'static str, name: &str, source: io::Error) -> StoreError {
+        let path = if name.is_empty() {
+            self.path.clone()
+        } else {
+            self.path.join(name)
+        };
+        if !is_out_of_space(&source) {
+            return StoreError::Disk { op, path, source };
+        }
+        StoreError::NoSpace {
+            what: name.to_owned(),
+            directory: self.path.clone(),
+            free_bytes: self.disk.free_bytes(self.handle()).ok(),
+            source,
+        }
+    }
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    Errno::from_io_error(error)
+        .is_some_and(|errno| matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG))
+}

@@ -1,0 +1,87 @@
+//! Whether the archive can still be trusted with new files.
+//! Never decides to exit; the daemon asks. Invariant: a failed sync is remembered for good.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::error::StoreError;
+
+/// What the archive says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// The last file was stored, or none was tried yet.
+    Good,
+    /// The last file was refused by the disk (full, read-only, broken); the next one may succeed.
+    Impaired {
+        /// What the disk said.
+        why: String,
+    },
+    /// A sync failed. What the kernel reports from then on proves nothing, so everything is
+    /// refused and the process has to be started anew.
+    SyncFailed {
+        /// What the disk said the first time.
+        why: String,
+    },
+}
+
+/// The memory behind [`Health`], shared by everything that writes.
+#[derive(Debug)]
+pub(super) struct Monitor(Mutex<Health>);
+
+impl Monitor {
+    pub(super) const fn new() -> Self {
+        Monitor(Mutex::new(Health::Good))
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.state().clone()
+    }
+
+    /// Refuses once a sync has failed.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &*self.state() {
+            Health::SyncFailed { why } => Err(StoreError::SyncFailed { why: why.clone() }),
+            Health::Good | Health::Impaired { .. } => Ok(()),
+        }
+    }
+
+    /// Remembers a failed sync for good; the first one is the one worth reading.
+    pub(super) fn sync_failed(&self, error: &StoreError) {
+        let mut state = self.state();
+        if !matches!(*state, Health::SyncFailed { .. }) {
+            let why = error.to_string();
+            *state = Health::SyncFailed { why };
+        }
+    }
+
+    /// Remembers a refusal by the disk, unless a sync failed before.
+    pub(super) fn watch<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut state = self.state();
+        if !matches!(*state, Health::SyncFailed { .. })
+            && let Err(
+                error @ (StoreError::Disk { .. }
+                | StoreError::NoSpace { .. }
+                | StoreError::Moved { .. }),
+            ) = &result
+        {
+            let why = error.to_string();
+            *state = Health::Impaired { why };
+        }
+        drop(state);
+        result
+    }
+
+    /// The same for the last step of a write, whose success proves the disk well again.
+    pub(super) fn outcome<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut state = self.state();
+        if result.is_ok() && matches!(*state, Health::Impaired { .. }) {
+            *state = Health::Good;
+        }
+        drop(state);
+        self.watch(result)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Health> {
+        // Each change is one assignment, so a panic elsewhere cannot have left half of one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,157 @@
+//! One file on its way into the archive, from its first byte to its proof.
+//! Never holds a lock while bytes arrive. Invariant: whatever fails, no final name was touched
+//! and the temporary is gone.
+
+use std::sync::Arc;
+
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::names::WalFileName;
+
+use super::archive::{Held, Shared};
+use super::binding::Binding;
+use super::durable::{Durable, Temporary};
+use super::error::StoreError;
+use crate::wal::segment::{SegmentCheck, Verify};
+
+/// How often the final name may turn out taken by a file that is then set aside or vanishes.
+const PUBLISH_ATTEMPTS_MAX: u32 = 3;
+
+/// A file whose bytes are arriving. Dropping it removes what was written.
+pub struct Incoming {
+    shared: Arc<Shared>,
+    name: WalFileName,
+    len: u64,
+    /// `None` after a failure.
+    writing: Option<Writing>,
+}
+
+/// What happened to a complete file.
+#[derive(Debug)]
+pub enum Sealed {
+    /// It is durable under its name, by this upload or by an earlier one of the same bytes.
+    Stored(Durable),
+    /// Another file of this name is stored and stays.
+    Conflict {
+        /// Its length in bytes.
+        len: u64,
+        /// Its CRC-32.
+        crc32: u32,
+    },
+}
+
+struct Writing {
+    temporary: Temporary,
+    check: SegmentCheck,
+}
+
+impl Incoming {
+    pub(super) fn begin(
+        shared: Arc<Shared>,
+        name: WalFileName,
+        len: u64,
+        verify: Verify,
+    ) -> Result<Self, StoreError> {
+        let binding = shared.binding()?;
+        let limit = len_limit(name, &binding);
+        if len > limit {
+            return Err(StoreError::TooLarge { name, len, limit });
+        }
+        shared.monitor.check()?;
+        let opened = (shared.completed.ensure_in_place())
+            .and_then(|()| Temporary::create(&shared.completed, &name.to_string(), len));
+        let temporary = shared.monitor.watch(opened)?;
+        let check = SegmentCheck::new(name, &binding.expected(), verify);
+        Ok(Incoming {
+            shared,
+            name,
+            len,
+            writing: Some(Writing { temporary, check }),
+        })
+    }
+
+    /// Appends bytes and checks them on the way. After an error the upload is over.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let Some(mut writing) = self.writing.take() else {
+            return Err(StoreError::GivenUp { name: self.name });
+        };
+        let len = writing
+            .temporary
+            .written_bytes()
+            .saturating_add(bytes.len() as u64);
+        if len > self.len {
+            let (name, limit) = (self.name, self.len);
+            return Err(StoreError::TooLarge { name, len, limit });
+        }
+        (writing.check.update(bytes)).map_err(|fault| StoreError::of_fault(self.name, &fault))?;
+        let written = writing.temporary.append(bytes);
+        if let Err(error) = written {
+            return self.shared.monitor.watch(Err(error));
+        }
+        self.writing = Some(writing);
+        Ok(())
+    }
+
+    /// Makes the file durable under its final name, if it is what the sender committed to.
+    pub fn seal(mut self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+        let name = self.name;
+        let Some(Writing { temporary, check }) = self.writing.take() else {
+            return Err(StoreError::GivenUp { name });
+        };
+        expect_same(name, "length", len, temporary.written_bytes())?;
+        expect_same(name, "length", self.len, len)?;
+        expect_same(name, "CRC-32", crc32.into(), temporary.crc32().into())?;
+        check
+            .finish()
+            .map_err(|fault| StoreError::of_fault(name, &fault))?;
+        let sealed = seal_checked(&self.shared, name, temporary, len, crc32);
+        self.shared.monitor.outcome(sealed)
+    }
+}
+
+fn seal_checked(
+    shared: &Shared,
+    name: WalFileName,
+    temporary: Temporary,
+    len: u64,
+    crc32: u32,
+) -> Result<Sealed, StoreError> {
+    shared.monitor.check()?;
+    let mut synced = temporary.sync()?;
+    let guard = shared.names.lock(name);
+    for _ in 0..PUBLISH_ATTEMPTS_MAX {
+        if let Some(durable) = synced.publish(name)? {
+            return Ok(Sealed::Stored(durable));
+        }
+        match shared.held(&guard, len, crc32)? {
+            Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
+            Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
+            Held::Absent => {}
+        }
+    }
+    Err(StoreError::GivenUp { name })
+}
+
+fn expect_same(
+    name: WalFileName,
+    what: &'static str,
+    expected: u64,
+    found: u64,
+) -> Result<(), StoreError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(StoreError::Mismatch {
+        name,
+        what,
+        expected,
+        found,
+    })
+}
+
+/// Known before a byte is written, so that nobody fills the disk with a file that cannot be.
+const fn len_limit(name: WalFileName, binding: &Binding) -> u64 {
+    match name {
+        WalFileName::Segment(_) | WalFileName::Partial(_) => binding.segment_size.bytes(),
+        WalFileName::History(_) | WalFileName::BackupHistory(..) => SMALL_FILE_BYTES_MAX,
+    }
+}

@@ -1,0 +1,13 @@
+//! What tests of the archive need: disks that fail, stop or forget, and valid files to store.
+//! Never built outside tests. Invariant: every disk here does its work on real directories, so
+//! the system calls are the ones production makes.
+
+mod faulty_disk;
+mod power_cut;
+mod samples;
+
+pub(crate) use faulty_disk::{FaultyDisk, Op};
+pub(crate) use power_cut::PowerCutDisk;
+pub(crate) use samples::{
+    BINDING, Sample, history_file, new_archive, places, push, scratch_folder, segment,
+};

@@ -1,0 +1,412 @@
+//! A disk that knows what a power cut would leave behind.
+//! Never loses anything by itself: the test asks for one of the possible outcomes. Invariant: only
+//! a sync makes content or names durable; everything else may or may not have reached the disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::store::disk::{Disk, FileStat, Identity};
+use crate::store::durable::RealDisk;
+
+/// What became of content that was written but not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// As it was at the last sync.
+    Synced,
+    /// All of it arrived.
+    Written,
+    /// The length arrived, the bytes did not.
+    Zeros,
+    /// The first half arrived.
+    Half,
+}
+
+/// One of the states a power cut may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) content: Content,
+    /// How many of each directory's unsynced changes arrived, in their order.
+    pub(crate) changes: usize,
+}
+
+enum Change {
+    Add(String, Identity),
+    Remove(String),
+    Rename(String, String, Identity),
+}
+
+struct DirectoryModel {
+    durable: BTreeMap<String, Identity>,
+    unsynced: Vec<Change>,
+}
+
+struct FileModel {
+    /// Kept open so that its inode number is not used again.
+    file: File,
+    durable: Vec<u8>,
+    is_dirty: bool,
+}
+
+#[derive(Default)]
+struct Model {
+    root: Option<Identity>,
+    directories: HashMap<Identity, DirectoryModel>,
+    files: HashMap<Identity, FileModel>,
+    syncs: usize,
+    swallowed: Option<usize>,
+}
+
+/// See the module.
+pub(crate) struct PowerCutDisk(Mutex<Model>);
+
+impl PowerCutDisk {
+    /// Takes everything below `root` as durable.
+    pub(crate) fn new(root: &Path) -> Arc<Self> {
+        let mut model = Model::default();
+        model.root = Some(model.adopt_directory(root));
+        Arc::new(PowerCutDisk(Mutex::new(model)))
+    }
+
+    /// Makes the sync with this number, counted from the next one, do nothing.
+    pub(crate) fn swallow_sync(&self, number: usize) {
+        let mut model = self.0.lock().unwrap();
+        model.swallowed = Some(model.syncs + number);
+    }
+
+    /// How many syncs were asked for.
+    pub(crate) fn syncs(&self) -> usize {
+        self.0.lock().unwrap().syncs
+    }
+
+    /// Every state that a power cut at this moment may leave.
+    pub(crate) fn outcomes(&self) -> Vec<Outcome> {
+        let model = self.0.lock().unwrap();
+        let changes = model
+            .directories
+            .values()
+            .map(|directory| directory.unsynced.len());
+        let most = changes.max().unwrap_or(0);
+        let contents = if model.files.values().any(|file| file.is_dirty) {
+            &[
+                Content::Synced,
+                Content::Written,
+                Content::Zeros,
+                Content::Half,
+            ][..]
+        } else {
+            &[Content::Synced]
+        };
+        (0..=most)
+            .flat_map(|changes| {
+                contents.iter().map(move |content| Outcome {
+                    content: *content,
+                    changes,
+                })
+            })
+            .collect()
+    }
+
+    /// Builds below `target` what the outcome leaves below the root.
+    pub(crate) fn cut(&self, outcome: Outcome, target: &Path) {
+        let mut model = self.0.lock().unwrap();
+        let root = model.root.unwrap();
+        model.build(root, outcome, target);
+    }
+
+    fn synced(&self, apply: impl FnOnce(&mut Model)) {
+        let mut model = self.0.lock().unwrap();
+        let number = model.syncs;
+        model.syncs += 1;
+        if model.swallowed != Some(number) {
+            apply(&mut model);
+        }
+    }
+
+    fn change(&self, directory: BorrowedFd<'_>, change: Change) -> io::Result<()> {
+        let identity = RealDisk.stat(directory)?.identity;
+        let mut model = self.0.lock().unwrap();
+        model
+            .directories
+            .get_mut(&identity)
+            .unwrap()
+            .unsynced
+            .push(change);
+        Ok(())
+    }
+
+    fn dirty(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let identity = RealDisk.stat(file)?.identity;
+        self.0
+            .lock()
+            .unwrap()
+            .files
+            .get_mut(&identity)
+            .unwrap()
+            .is_dirty = true;
+        Ok(())
+    }
+
+    fn track_new(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        let file = File::from(RealDisk.open(directory, name)?);
+        let identity = RealDisk.stat(file.as_fd())?.identity;
+        let durable = Vec::new();
+        let is_dirty = true;
+        self.0.lock().unwrap().files.insert(
+            identity,
+            FileModel {
+                file,
+                durable,
+                is_dirty,
+            },
+        );
+        self.change(directory, Change::Add(name.to_owned(), identity))
+    }
+}
+
+impl Model {
+    fn adopt_directory(&mut self, path: &Path) -> Identity {
+        let mut durable = BTreeMap::new();
+        for entry in std::fs::read_dir(path).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let identity = if entry.file_type().unwrap().is_dir() {
+                self.adopt_directory(&entry.path())
+            } else {
+                self.adopt_file(&entry.path())
+            };
+            durable.insert(name, identity);
+        }
+        let identity = identity_of(path);
+        let unsynced = Vec::new();
+        self.directories
+            .insert(identity, DirectoryModel { durable, unsynced });
+        identity
+    }
+
+    fn adopt_file(&mut self, path: &Path) -> Identity {
+        let model = FileModel {
+            file: File::open(path).unwrap(),
+            durable: std::fs::read(path).unwrap(),
+            is_dirty: false,
+        };
+        let identity = identity_of(path);
+        self.files.insert(identity, model);
+        identity
+    }
+
+    fn build(&mut self, identity: Identity, outcome: Outcome, target: &Path) {
+        let Some(directory) = self.directories.get(&identity) else {
+            let content = self
+                .files
+                .get_mut(&identity)
+                .unwrap()
+                .after(outcome.content);
+            std::fs::write(target, content).unwrap();
+            return;
+        };
+        let mut names = directory.durable.clone();
+        for change in directory.unsynced.iter().take(outcome.changes) {
+            apply(&mut names, change);
+        }
+        if !target.exists() {
+            std::fs::create_dir(target).unwrap();
+        }
+        for (name, identity) in names {
+            self.build(identity, outcome, &target.join(name));
+        }
+    }
+}
+
+impl FileModel {
+    fn current(&mut self) -> Vec<u8> {
+        let mut content = Vec::new();
+        self.file.rewind().unwrap();
+        self.file.read_to_end(&mut content).unwrap();
+        content
+    }
+
+    fn after(&mut self, content: Content) -> Vec<u8> {
+        if !self.is_dirty {
+            return self.durable.clone();
+        }
+        let mut current = self.current();
+        match content {
+            Content::Synced => self.durable.clone(),
+            Content::Written => current,
+            Content::Zeros => vec![0; current.len()],
+            Content::Half => {
+                let half = current.len() / 2;
+                current[half..].fill(0);
+                current
+            }
+        }
+    }
+}
+
+impl Disk for PowerCutDisk {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_directory(path)?;
+        let parent = RealDisk.open_directory(&path.parent().unwrap().join("."))?;
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let identity = self.0.lock().unwrap().adopt_directory(path);
+        self.change(parent.as_fd(), Change::Add(name, identity))
+    }
+
+    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        RealDisk.open_directory(path)
+    }
+
+    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+        RealDisk.identity_at(path)
+    }
+
+    fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat> {
+        RealDisk.stat(file)
+    }
+
+    fn stat_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat> {
+        RealDisk.stat_at(directory, name)
+    }
+
+    fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+        RealDisk.names(directory)
+    }
+
+    fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        let file = RealDisk.create(directory, name)?;
+        self.track_new(directory, name)?;
+        Ok(file)
+    }
+
+    fn open(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        RealDisk.open(directory, name)
+    }
+
+    fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        let is_new = RealDisk.stat_at(directory, name).is_err();
+        let file = RealDisk.open_lock(directory, name)?;
+        if is_new {
+            self.track_new(directory, name)?;
+        }
+        Ok(file)
+    }
+
+    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        RealDisk.lock(file)
+    }
+
+    fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        RealDisk.read(file, buffer, offset)
+    }
+
+    fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        self.dirty(file)?;
+        RealDisk.allocate(file, len)
+    }
+
+    fn write(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.dirty(file)?;
+        RealDisk.write(file, bytes, offset)
+    }
+
+    fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        self.dirty(file)?;
+        RealDisk.set_len(file, len)
+    }
+
+    fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+        RealDisk.start_writeback(file, offset, len)
+    }
+
+    fn forget_cache(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        RealDisk.forget_cache(file)
+    }
+
+    fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let identity = RealDisk.stat(file)?.identity;
+        self.synced(|model| {
+            let file = model.files.get_mut(&identity).unwrap();
+            file.durable = file.current();
+            file.is_dirty = false;
+        });
+        Ok(())
+    }
+
+    fn close(&self, file: OwnedFd) -> io::Result<()> {
+        RealDisk.close(file)
+    }
+
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        let identity = RealDisk.stat_at(directory, from)?.identity;
+        RealDisk.rename_new(directory, from, to)?;
+        self.change(
+            directory,
+            Change::Rename(from.to_owned(), to.to_owned(), identity),
+        )
+    }
+
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        let identity = RealDisk.stat_at(directory, from)?.identity;
+        RealDisk.rename_over(directory, from, to)?;
+        self.change(
+            directory,
+            Change::Rename(from.to_owned(), to.to_owned(), identity),
+        )
+    }
+
+    fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        let identity = RealDisk.stat_at(directory, from)?.identity;
+        RealDisk.link(directory, from, to)?;
+        self.change(directory, Change::Add(to.to_owned(), identity))
+    }
+
+    fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        RealDisk.remove(directory, name)?;
+        self.change(directory, Change::Remove(name.to_owned()))
+    }
+
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        let identity = RealDisk.stat(directory)?.identity;
+        self.synced(|model| {
+            // Directories above the root are not the test's.
+            if let Some(directory) = model.directories.get_mut(&identity) {
+                for change in std::mem::take(&mut directory.unsynced) {
+                    apply(&mut directory.durable, &change);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64> {
+        RealDisk.free_bytes(directory)
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, Identity>, change: &Change) {
+    match change {
+        Change::Add(name, identity) => {
+            names.insert(name.clone(), *identity);
+        }
+        Change::Remove(name) => {
+            names.remove(name);
+        }
+        Change::Rename(from, to, identity) => {
+            names.remove(from);
+            names.insert(to.clone(), *identity);
+        }
+    }
+}
+
+fn identity_of(path: &Path) -> Identity {
+    let metadata = std::fs::symlink_metadata(PathBuf::from(path)).unwrap();
+    Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    }
+}

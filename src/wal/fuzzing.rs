@@ -1,0 +1,199 @@
+//! Bodies of the fuzz targets, as functions, so that unit tests run them too.
+//! Never catch anything: a broken claim is a failed assertion.
+//! Invariant: each body is bounded by the length of its input.
+
+use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalSegmentSize};
+
+use super::history::History;
+use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
+use super::scan::{Scanner, Step};
+use super::writer::Writer;
+
+/// The scanner on arbitrary bytes: the steps do not depend on the pieces, positions only grow,
+/// and there are never more records than bytes can hold.
+pub fn scanner(data: &[u8]) {
+    let Some((settings, wal)) = data.split_first_chunk::<12>() else {
+        return;
+    };
+    let [shift, seed, mode, kind, start @ ..] = *settings;
+    let Some(size) = WalSegmentSize::new(1 << (20 + shift % 11)) else {
+        return;
+    };
+    let start = Lsn(u64::from_le_bytes(start));
+    let start = match kind % 3 {
+        0 => start,
+        1 => Lsn(start.0 - start.0 % 8192),
+        _ => Lsn(start.0 - start.0 % size.bytes()),
+    };
+    let mut scanner = Scanner::new(start, size);
+    if mode % 2 == 1 {
+        // A fuzzer cannot guess checksums; without them it reaches what lies behind one.
+        scanner = scanner.without_checksums();
+    }
+    let whole = all_steps(scanner.clone(), &[wal]);
+    let pieces = pieces_of(wal, seed);
+    assert_eq!(whole, all_steps(scanner, &pieces));
+    assert!(whole.len() <= wal.len() / 24 + 1);
+    let mut end = start;
+    for step in &whole {
+        if let Step::Record(record) = step {
+            assert!(record.lsn >= end || end.0 > u64::MAX - (2 << 30));
+            end = record.end;
+        }
+    }
+}
+
+/// Valid WAL made of what the input asks for: the scanner finds exactly the records written.
+pub fn written_wal(data: &[u8]) {
+    let Some((first, asked)) = data.split_first() else {
+        return;
+    };
+    let size = WalSegmentSize::DEFAULT;
+    let Some(segment) = TimelineId::new(1).map(|one| SegmentName::from_number(one, 3, size)) else {
+        return;
+    };
+    let mut writer = Writer::new(segment, size, SystemId(1), 13 + first % 6);
+    let mut written = Vec::new();
+    // Some dozens of records cross every kind of border, and the writer's memory stays small.
+    for (index, pair) in asked.chunks_exact(2).take(64).enumerate() {
+        let (info, length) = (pair[0], usize::from(pair[1]));
+        let record = match info {
+            0 => writer.overwritten_record(9_000 + length),
+            info => {
+                let is_control = |other: u8| other & 0xF0 == info & 0xF0;
+                let plain = !is_control(XLOG_OVERWRITE_CONTRECORD) && !is_control(0x40);
+                let info = if plain { info } else { 0x20 };
+                let body_bytes = length * if index % 7 == 3 { 200 } else { 1 };
+                writer.record(RM_XLOG, info, &vec![info; body_bytes])
+            }
+        };
+        written.push(record);
+    }
+    let scanner = Scanner::new(Lsn(size.bytes() * 3), size).of_cluster(SystemId(1));
+    let pieces = pieces_of(writer.bytes(), *first);
+    let found = all_steps(scanner, &pieces);
+    assert_eq!(
+        found,
+        written.into_iter().map(Step::Record).collect::<Vec<_>>()
+    );
+}
+
+/// The history parser on arbitrary bytes: what it accepts is ordered.
+pub fn history(data: &[u8]) {
+    let Some((number, text)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    let Some(timeline) = TimelineId::new(u32::from_le_bytes(*number)) else {
+        return;
+    };
+    if let Ok(history) = History::parse(timeline, text) {
+        let ancestors = history.ancestors();
+        assert!(!ancestors.is_empty() && ancestors.len() <= text.len());
+        assert!(
+            ancestors
+                .iter()
+                .is_sorted_by(|a, b| a.timeline < b.timeline)
+        );
+        assert!(ancestors.iter().all(|one| one.timeline < timeline));
+    }
+}
+
+/// Everything the scanner says about these pieces, without the requests for more.
+fn all_steps(mut scanner: Scanner, pieces: &[&[u8]]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for piece in pieces {
+        let mut rest = *piece;
+        loop {
+            match scanner.advance(&mut rest) {
+                Step::NeedMore => {
+                    assert!(rest.is_empty());
+                    break;
+                }
+                step @ Step::Record(_) => steps.push(step),
+                step => {
+                    steps.push(step);
+                    return steps;
+                }
+            }
+        }
+    }
+    steps
+}
+
+/// Cuts `bytes` into pieces of lengths that look random, mostly short, some long or empty.
+fn pieces_of(bytes: &[u8], seed: u8) -> Vec<&[u8]> {
+    let mut state = u32::from(seed) | 0x9E37_0000;
+    let mut pieces = vec![&bytes[..0]];
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        let longest = if state & 0x7000 == 0 { 20_000 } else { 40 };
+        let length = (state as usize >> 16) % longest;
+        let (piece, later) = rest.split_at(length.min(rest.len()));
+        pieces.push(piece);
+        rest = later;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_scanner_body_accepts_the_shortest_inputs() {
+        for length in 0..64 {
+            scanner(&vec![0; length]);
+            scanner(&vec![0xFF; length]);
+            history(&vec![b'1'; length]);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_scanner_gives_one_answer_for_arbitrary_bytes(
+            data in proptest::collection::vec(any::<u8>(), 0..2_000),
+        ) {
+            scanner(&data);
+        }
+
+        #[test]
+        fn the_scanner_gives_one_answer_for_damaged_wal(
+            seed: u8, mode: u8, damage in proptest::collection::vec((0_usize..60_000, any::<u8>()), 0..4),
+        ) {
+            let size = WalSegmentSize::DEFAULT;
+            let segment = SegmentName::from_number(TimelineId::new(1).unwrap(), 3, size);
+            let mut writer = Writer::new(segment, size, SystemId(1), 17);
+            for index in 0..100_usize {
+                writer.record(10, 0, &vec![seed; index * 7 % 900 + index / 99 * 9_000]);
+            }
+            let mut data = vec![4, seed, mode, 0];
+            data.extend_from_slice(&segment.start(size).unwrap().0.to_le_bytes());
+            data.extend_from_slice(writer.bytes());
+            for (at, value) in damage {
+                let at = 12 + at % (data.len() - 12);
+                data[at] ^= value;
+            }
+            scanner(&data);
+        }
+
+        #[test]
+        fn written_wal_is_found_whole(data in proptest::collection::vec(any::<u8>(), 0..200)) {
+            written_wal(&data);
+        }
+
+        #[test]
+        fn histories_that_parse_are_ordered(
+            number: [u8; 4], text in "([0-9]{1,3}[ \t][0-9A-F]{1,3}/[0-9]{1,3}.{0,5}\n){0,5}",
+        ) {
+            let mut data = number.to_vec();
+            data.extend_from_slice(text.as_bytes());
+            history(&data);
+        }
+    }
+}
