@@ -1,0 +1,377 @@
+//! What is known of each setting: names, sides, shapes, defaults, and the nearest known name.
+//! Never parses a value. Invariant: a name has one row for both sides, or at most one row a side;
+//! every row can be found under its `slave_` and its `standby_` spelling.
+
+pub use super::table::KEYS;
+
+use std::time::Duration;
+
+/// Whose file a setting belongs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The ini file where PostgreSQL writes.
+    Master,
+    /// The ini file where WAL is kept and replayed.
+    Standby,
+    /// Either, with the same meaning.
+    Both,
+}
+
+impl Side {
+    /// `master` or `standby`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Side::Master => "master",
+            Side::Standby => "standby",
+            Side::Both => "master and standby",
+        }
+    }
+
+    /// Whether a row for `self` holds in a file of `side`.
+    pub const fn holds_in(self, side: Side) -> bool {
+        matches!(
+            (self, side),
+            (Side::Both, _) | (Side::Master, Side::Master) | (Side::Standby, Side::Standby)
+        )
+    }
+}
+
+/// What a value has to look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Any text, such as a conninfo.
+    Text,
+    /// Any text on one line.
+    Name,
+    /// A shell command.
+    Command,
+    /// A file or directory; relative to the ini file's directory, `~` expands.
+    Path,
+    /// As [`Shape::Path`], but written from the root or a home directory.
+    AbsolutePath,
+    /// 1/0, true/false, yes/no, on/off.
+    Boolean,
+    /// A whole number within these bounds.
+    Integer(u64, u64),
+    /// A time within these bounds.
+    Duration(Duration, Duration),
+    /// A number of bytes within these bounds.
+    Size(u64, u64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// The standby's address as the master writes it.
+    SlaveAddress,
+    /// Addresses to listen on.
+    Listen,
+    /// `SHA256:` and 43 characters of base64.
+    Fingerprint,
+}
+
+/// What is used where the file says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    /// The setting stays unset.
+    Unset,
+    /// This text, as if it had been written.
+    Text(&'static str),
+    /// Something derived from other settings, in these words.
+    Derived(&'static str),
+}
+
+/// What this version does with a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It has its meaning.
+    Used,
+    /// It is checked, and waits for the command that will read it.
+    NotYet,
+    /// It is accepted so that old files load, and means nothing any more.
+    Ignored,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// The name, in the manual's spelling.
+    pub name: &'static str,
+    /// Whose file it belongs in.
+    pub side: Side,
+    /// What its value has to look like.
+    pub shape: Shape,
+    /// What is used without it.
+    pub default: Default,
+    /// Whether a file of its side must set it.
+    pub required: bool,
+    /// A value for the sample file and for hints.
+    pub example: &'static str,
+    /// Its meaning, in one line.
+    pub help: &'static str,
+    /// Whether the old manual does not know it.
+    pub is_new: bool,
+    /// What this version does with it.
+    pub effect: Effect,
+}
+
+impl Key {
+    /// A row that is optional, unset by default, from the manual, and used.
+    pub(super) const fn new(
+        name: &'static str,
+        side: Side,
+        shape: Shape,
+        example: &'static str,
+        help: &'static str,
+    ) -> Key {
+        Key {
+            name,
+            side,
+            shape,
+            default: Default::Unset,
+            required: false,
+            example,
+            help,
+            is_new: false,
+            effect: Effect::Used,
+        }
+    }
+
+    /// The default is its example.
+    pub(super) const fn defaults(mut self) -> Key {
+        self.default = Default::Text(self.example);
+        self
+    }
+
+    /// The default is derived.
+    pub(super) const fn derived(mut self, words: &'static str) -> Key {
+        self.default = Default::Derived(words);
+        self
+    }
+
+    /// A file of its side must set it.
+    pub(super) const fn required(mut self) -> Key {
+        self.required = true;
+        self
+    }
+
+    /// The old manual does not know it.
+    pub(super) const fn added(mut self) -> Key {
+        self.is_new = true;
+        self
+    }
+
+    /// No command of this version reads it.
+    pub(super) const fn not_yet(mut self) -> Key {
+        self.effect = Effect::NotYet;
+        self
+    }
+
+    /// It means nothing any more.
+    pub(super) const fn ignored(mut self) -> Key {
+        self.effect = Effect::Ignored;
+        self
+    }
+
+    /// Whether this version acts on it.
+    pub const fn effective(&self) -> bool {
+        matches!(self.effect, Effect::Used)
+    }
+
+    /// The `standby` spelling of a `slave` name.
+    pub fn alias(&self) -> Option<String> {
+        self.name
+            .strip_prefix("slave")
+            .map(|rest| format!("standby{rest}"))
+    }
+
+    /// What the default is, in words.
+    pub const fn default_in_words(&self) -> &'static str {
+        match self.default {
+            Default::Unset if self.required => "must be set",
+            Default::Unset => "",
+            Default::Text(text) | Default::Derived(text) => text,
+        }
+    }
+}
+
+/// The table's spelling of a name in lower case, if the name is known.
+pub fn canonical(name: &str) -> Option<&'static str> {
+    let name = match name.strip_prefix("standby") {
+        Some(rest) => format!("slave{rest}"),
+        None => name.to_owned(),
+    };
+    KEYS.iter().find(|key| key.name == name).map(|key| key.name)
+}
+
+/// The row of a known name in a file of this side; `None` if it belongs to the other side.
+pub fn row(name: &str, side: Side) -> Option<&'static Key> {
+    KEYS.iter()
+        .find(|key| key.name == name && key.side.holds_in(side))
+}
+
+/// The rows of one side's file, in the table's order.
+pub fn rows(side: Side) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| key.side.holds_in(side))
+}
+
+/// The only side a known name belongs to, if there is only one.
+pub fn only_side(name: &str) -> Option<Side> {
+    match (row(name, Side::Master), row(name, Side::Standby)) {
+        (Some(_), None) => Some(Side::Master),
+        (None, Some(_)) => Some(Side::Standby),
+        _ => None,
+    }
+}
+
+/// Longest unknown name that is compared with the known ones.
+const COMPARED_CHARS_MAX: usize = 64;
+
+/// The known names nearest to an unknown one, in either spelling; none if nothing is near.
+pub fn suggestions(unknown: &str) -> Vec<String> {
+    let letters: Vec<char> = unknown.chars().take(COMPARED_CHARS_MAX + 1).collect();
+    if letters.len() > COMPARED_CHARS_MAX {
+        return Vec::new();
+    }
+    let mut best = (letters.len() / 3).clamp(1, 3);
+    let mut nearest: Vec<String> = Vec::new();
+    for key in KEYS {
+        for name in std::iter::once(key.name.to_owned()).chain(key.alias()) {
+            let distance = edit_distance(&letters, &name.chars().collect::<Vec<char>>());
+            if distance < best {
+                nearest.clear();
+                best = distance;
+            }
+            if distance == best && !nearest.contains(&name) {
+                nearest.push(name);
+            }
+        }
+    }
+    nearest
+}
+
+/// Letters to insert, remove, replace or swap with their neighbour to get from one to the other.
+fn edit_distance(from: &[char], to: &[char]) -> usize {
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=to.len()).collect();
+    for (row, letter) in from.iter().enumerate() {
+        let mut current = vec![row + 1];
+        for (column, other) in to.iter().enumerate() {
+            let replaced = last[column] + usize::from(letter != other);
+            let mut least = replaced.min(last[column + 1] + 1).min(current[column] + 1);
+            let swapped =
+                row > 0 && column > 0 && *letter == to[column - 1] && from[row - 1] == *other;
+            if swapped {
+                least = least.min(before_last[column - 1] + 1);
+            }
+            current.push(least);
+        }
+        before_last = std::mem::replace(&mut last, current);
+    }
+    last[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_name_has_one_row_a_side() {
+        for key in KEYS {
+            for side in [Side::Master, Side::Standby] {
+                let count = rows(side).filter(|other| other.name == key.name).count();
+                assert!(
+                    count <= 1,
+                    "{} has {count} rows for the {}",
+                    key.name,
+                    side.word()
+                );
+            }
+            assert!(!key.name.starts_with("standby"), "{}", key.name);
+            assert!(
+                !key.help.is_empty() && !key.help.contains('\n'),
+                "{}",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn both_spellings_lead_to_one_name() {
+        assert_eq!(canonical("standby_data"), Some("slave_data"));
+        assert_eq!(canonical("slave_data"), Some("slave_data"));
+        assert_eq!(canonical("standby"), Some("slave"));
+        assert_eq!(canonical("standby_completed_wals"), None);
+    }
+
+    #[test]
+    fn every_setting_of_the_manual_has_a_row() {
+        let master = "job_name logfile use_skylog pidfile master_db master_data master_config \
+            master_bin master_restart_cmd slave slave_config walmgr_data completed_wals \
+            partial_wals full_backup config_backup loop_delay use_xlog_functions compression \
+            keep_symlinks hot_standby command_interval periodic_command slave_fingerprint tls \
+            tls_key tls_cert tls_ca connect_timeout push_timeout block_size backup_jobs \
+            backup_checkpoint archive_batch verify_wal";
+        let standby = "job_name logfile use_skylog slave_data slave_bin slave_config_dir \
+            slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
+            partial_wals full_backup config_backup keep_backups backup_datadir archive_command \
+            primary_conninfo listen tls tls_key tls_cert tls_ca authorized_keys max_connections \
+            on_corrupt restore_wait log_format metrics_listen";
+        for (names, side) in [(master, Side::Master), (standby, Side::Standby)] {
+            for name in names.split_whitespace() {
+                assert!(row(name, side).is_some(), "{name} for the {}", side.word());
+            }
+        }
+    }
+
+    #[test]
+    fn names_without_a_neighbour_suggest_nothing() {
+        assert!(suggestions("colour").is_empty());
+        assert!(suggestions("").is_empty());
+        assert!(suggestions(&"slave_data".repeat(1_000)).is_empty());
+    }
+
+    /// Every name with one letter removed, replaced, doubled or swapped.
+    fn misspellings(name: &str, letter: char) -> Vec<String> {
+        let letters: Vec<char> = name.chars().collect();
+        let mut found = Vec::new();
+        for at in 0..letters.len() {
+            let mut removed = letters.clone();
+            removed.remove(at);
+            let mut replaced = letters.clone();
+            replaced[at] = letter;
+            let mut inserted = letters.clone();
+            inserted.insert(at, letter);
+            let mut swapped = letters.clone();
+            swapped.swap(at, (at + 1).min(letters.len() - 1));
+            found.extend([removed, replaced, inserted, swapped]);
+        }
+        found
+            .into_iter()
+            .map(String::from_iter)
+            .filter(|wrong| canonical(wrong).is_none())
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn fault_96_every_name_misspelled_by_one_letter_is_suggested(letter in "[a-z_]") {
+            let letter = letter.chars().next().unwrap();
+            for key in KEYS {
+                for name in std::iter::once(key.name.to_owned()).chain(key.alias()) {
+                    for wrong in misspellings(&name, letter) {
+                        let near = suggestions(&wrong);
+                        prop_assert!(near.contains(&name), "{wrong}: {near:?}, not {name}");
+                        prop_assert!(near.len() <= 3, "{wrong}: {near:?}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn distance_is_symmetric_and_zero_only_for_equals(a in "[a-c]{0,6}", b in "[a-c]{0,6}") {
+            let (x, y): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+            prop_assert_eq!(edit_distance(&x, &y), edit_distance(&y, &x));
+            prop_assert_eq!(edit_distance(&x, &y) == 0, a == b);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The master's settings, typed.
+//! Never touches what a path names. Invariant: what is here has passed every check of its row and
+//! every check between settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::address::SlaveAddress;
+use super::fault::Fault;
+use super::overlap::{Named, check_files};
+use super::settings::{Settings, default_job_name};
+use super::tls::TlsSettings;
+
+/// How closely WAL is checked before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VerifyWal {
+    /// Every record.
+    #[default]
+    Records,
+    /// The page headers only.
+    Headers,
+    /// Only length and checksum of the transfer.
+    Off,
+}
+
+/// How the checkpoint before a backup is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackupCheckpoint {
+    /// At once.
+    #[default]
+    Fast,
+    /// Spread over `checkpoint_completion_target`.
+    Spread,
+}
+
+/// A master.ini. Fields carry the names of the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MasterConfig {
+    /// The ini file, absolute.
+    pub path: PathBuf,
+    /// Name used in log lines.
+    pub job_name: String,
+    /// Where to log.
+    pub logfile: Option<PathBuf>,
+    /// Pid file of `syncdaemon -d`.
+    pub pidfile: Option<PathBuf>,
+    /// Connection string, as libpq takes it.
+    pub master_db: String,
+    /// The data directory.
+    pub master_data: PathBuf,
+    /// The postgresql.conf to edit.
+    pub master_config: PathBuf,
+    /// Where PostgreSQL's programs are.
+    pub master_bin: Option<PathBuf>,
+    /// Restarts the master.
+    pub master_restart_cmd: Option<String>,
+    /// The standby's receiver.
+    pub slave: SlaveAddress,
+    /// The receiver's key.
+    pub slave_fingerprint: Option<String>,
+    /// Whether the file asks for a hot standby's WAL.
+    pub hot_standby: bool,
+    /// Pause between two passes of `syncdaemon`.
+    pub loop_delay: Duration,
+    /// Whether the end of WAL is asked of the database.
+    pub use_xlog_functions: bool,
+    /// zstd level, 0 for none.
+    pub compression: u8,
+    /// Whether a restore keeps symlinks of WAL and log directory.
+    pub keep_symlinks: bool,
+    /// Least time between two runs of `periodic_command`.
+    pub command_interval: Option<Duration>,
+    /// What `periodic` runs.
+    pub periodic_command: Option<String>,
+    /// How to prove oneself and check the receiver.
+    pub tls: TlsSettings,
+    /// Longest wait for a connection and its handshake.
+    pub connect_timeout: Duration,
+    /// Longest `xarchive` may take.
+    pub push_timeout: Duration,
+    /// Bytes in one block on the wire.
+    pub block_size: u32,
+    /// Streams of a backup.
+    pub backup_jobs: u32,
+    /// How a backup's checkpoint is made.
+    pub backup_checkpoint: BackupCheckpoint,
+    /// Finished segments one `xarchive` may ship.
+    pub archive_batch: u32,
+    /// How closely WAL is checked.
+    pub verify_wal: VerifyWal,
+    /// The standby's folders as an old file names them; kept for nobody but the curious.
+    pub ignored_folders: Vec<(String, String)>,
+    /// Things worth saying that stop nobody.
+    pub notes: Vec<String>,
+}
+
+/// Settings of the standby's folders that old master files carry.
+const FOLDERS: [&str; 5] = [
+    "walmgr_data",
+    "completed_wals",
+    "partial_wals",
+    "full_backup",
+    "config_backup",
+];
+
+impl MasterConfig {
+    pub(super) fn build(settings: &Settings) -> Result<Self, Fault> {
+        let master_data = settings
+            .path("master_data")
+            .ok_or_else(|| settings.missing("master_data", "the master's data directory"))?;
+        let slave = settings.slave_address("slave")?;
+        let tls = TlsSettings::read(settings)?;
+        tls.check_plaintext(settings, "slave", &slave.to_string(), slave.is_loopback())?;
+        let (ignored_folders, notes) = leftovers(settings, &slave)?;
+        let config = MasterConfig {
+            path: settings.file.clone(),
+            job_name: settings
+                .text("job_name")?
+                .unwrap_or_else(|| default_job_name(&settings.file)),
+            logfile: settings.path("logfile"),
+            pidfile: settings.path("pidfile"),
+            master_db: settings.text("master_db")?.unwrap_or_default(),
+            master_config: settings
+                .path("master_config")
+                .unwrap_or_else(|| master_data.join("postgresql.conf")),
+            master_data,
+            master_bin: settings.path("master_bin"),
+            master_restart_cmd: settings.text("master_restart_cmd")?,
+            slave,
+            slave_fingerprint: settings.text("slave_fingerprint")?,
+            hot_standby: settings.boolean("hot_standby")?,
+            loop_delay: settings.duration("loop_delay")?,
+            use_xlog_functions: settings.boolean("use_xlog_functions")?,
+            compression: settings.number("compression")?,
+            keep_symlinks: settings.boolean("keep_symlinks")?,
+            command_interval: settings.optional_duration("command_interval")?,
+            periodic_command: settings.text("periodic_command")?,
+            tls,
+            connect_timeout: settings.duration("connect_timeout")?,
+            push_timeout: settings.duration("push_timeout")?,
+            block_size: settings.number("block_size")?,
+            backup_jobs: settings.number("backup_jobs")?,
+            backup_checkpoint: match settings.choice("backup_checkpoint")? {
+                "spread" => BackupCheckpoint::Spread,
+                _ => BackupCheckpoint::Fast,
+            },
+            archive_batch: settings.number("archive_batch")?,
+            verify_wal: match settings.choice("verify_wal")? {
+                "off" => VerifyWal::Off,
+                "headers" => VerifyWal::Headers,
+                _ => VerifyWal::Records,
+            },
+            ignored_folders,
+            notes,
+        };
+        config.check_files(settings)?;
+        Ok(config)
+    }
+
+    fn check_files(&self, settings: &Settings) -> Result<(), Fault> {
+        let mut files = vec![
+            Named::new(settings, "this ini file", &self.path),
+            Named::new(settings, "master_config", &self.master_config),
+            Named::new(settings, "tls_key", &self.tls.key),
+            Named::new(settings, "tls_cert", &self.tls.certificate),
+        ];
+        let optional = [("logfile", &self.logfile), ("pidfile", &self.pidfile)];
+        for (name, path) in optional {
+            files.extend(path.iter().map(|path| Named::new(settings, name, path)));
+        }
+        check_files(&files)
+    }
+}
+
+/// What an old file says that means nothing any more, and the notes about it.
+fn leftovers(
+    settings: &Settings,
+    slave: &SlaveAddress,
+) -> Result<(Vec<(String, String)>, Vec<String>), Fault> {
+    let mut notes = settings.notes.clone();
+    let at = |name: &str| match settings.get(name) {
+        Some(setting) => format!(
+            "{}: {}",
+            setting.place.in_file(&settings.file),
+            setting.spelled
+        ),
+        None => name.to_owned(),
+    };
+    if let Some(path) = &slave.ignored_path {
+        notes.push(format!(
+            "{}: the path {path} is ignored: folders are set in the standby's own ini file",
+            at("slave")
+        ));
+    }
+    if let Some(user) = &slave.ignored_user {
+        notes.push(format!(
+            "{}: the user {user} is ignored: nothing runs over ssh",
+            at("slave")
+        ));
+    }
+    if settings.get("slave_config").is_some() {
+        notes.push(format!(
+            "{} is ignored: the receiver has read its own ini file already",
+            at("slave_config")
+        ));
+    }
+    if settings.number::<u64>("use_skylog")? != 0 {
+        notes.push(format!(
+            "{} is ignored: there is no skylog.ini any more",
+            at("use_skylog")
+        ));
+    }
+    let mut folders = Vec::new();
+    for name in FOLDERS {
+        if settings.get(name).is_some()
+            && let Some(text) = settings.text(name)?
+        {
+            folders.push((name.to_owned(), text));
+        }
+    }
+    if !folders.is_empty() {
+        let names: Vec<&str> = folders.iter().map(|(name, _)| name.as_str()).collect();
+        notes.push(format!(
+            "{}: {} ignored: folders are set in the standby's own ini file",
+            settings.file.display(),
+            names.join(", ")
+        ));
+    }
+    Ok((folders, notes))
+}

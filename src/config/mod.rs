@@ -1,0 +1,215 @@
+//! The ini file: its dialect, the table of settings, and what the master and the standby get.
+//! Never asks whether a directory exists, never writes. Invariant: a [`Config`] that loads has
+//! passed every check, and every error names file, line and key.
+//!
+//! In reading order: [`ini`] (lines to keys), `interpolate` (`%(name)s`), [`keys`] and [`table`]
+//! (what is known of each), `value` and `address` (texts to values), [`settings`] (one file,
+//! checked key by key), `overlap` and [`tls`] (checks between keys), [`master`] and [`standby`].
+
+pub mod address;
+pub mod fault;
+pub mod fuzzing;
+pub mod ini;
+mod interpolate;
+pub mod keys;
+pub mod master;
+mod overlap;
+pub mod sample;
+pub mod settings;
+pub mod standby;
+mod table;
+pub mod tls;
+mod value;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{CommandError, IoContext, Kind, Result};
+use fault::Fault;
+use keys::Side;
+use settings::Settings;
+use value::Surroundings;
+
+pub use address::{DEFAULT_PORT, ListenAddress, SlaveAddress};
+pub use master::{BackupCheckpoint, MasterConfig, VerifyWal};
+pub use standby::{LogFormat, OnCorrupt, StandbyConfig};
+pub use tls::TlsSettings;
+
+/// What an ini file turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Config {
+    /// A master.ini.
+    Master(Box<MasterConfig>),
+    /// A standby.ini.
+    Standby(Box<StandbyConfig>),
+}
+
+/// Reads and checks an ini file, with `overrides` (see [`parse_overrides`]) in place of its lines.
+///
+/// Relative paths in it start at its own directory. Errors are of [`Kind::Config`].
+pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Config> {
+    let path = std::path::absolute(path).at(Kind::Config, "find", path)?;
+    let bytes = read_bounded(&path)?;
+    let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let around = Surroundings::of_process(directory);
+    load_bytes(&bytes, &path, overrides, around).map_err(|fault| fault.into_error(&path))
+}
+
+/// The part of [`load`] that reads nothing but its arguments.
+fn load_bytes(
+    bytes: &[u8],
+    path: &Path,
+    overrides: &[(String, String)],
+    around: Surroundings,
+) -> std::result::Result<Config, Fault> {
+    let section = ini::parse(bytes)?;
+    let settings = Settings::check(path, &section, overrides, around)?;
+    Ok(match settings.side {
+        Side::Standby => Config::Standby(Box::new(StandbyConfig::build(&settings)?)),
+        Side::Master | Side::Both => Config::Master(Box::new(MasterConfig::build(&settings)?)),
+    })
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let hint = "check the path on the command line, and who may read the file";
+    let read = || -> std::io::Result<Vec<u8>> {
+        // Looked at before it is opened: opening a FIFO would wait for its writer.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other(
+                "expected a file, found something else",
+            ));
+        }
+        let mut bytes = Vec::new();
+        let limit = ini::FILE_BYTES_MAX as u64 + 1;
+        std::fs::File::open(path)?
+            .take(limit)
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read()
+        .at(Kind::Config, "read", path)
+        .map_err(|error| error.hint(hint))
+}
+
+/// Splits the argument of `--set`: `param=val[,param=val]`, with `\,` for a comma in a value.
+pub fn parse_overrides(text: &str) -> Result<Vec<(String, String)>> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' if letters.peek() == Some(&',') => {
+                letters.next();
+                push(&mut parts, ',');
+            }
+            ',' => parts.push(String::new()),
+            letter => push(&mut parts, letter),
+        }
+    }
+    let mut overrides = Vec::new();
+    for part in parts {
+        let Some((key, value)) = part
+            .split_once('=')
+            .filter(|(key, _)| !key.trim().is_empty())
+        else {
+            let found = fault::shown(&part);
+            return Err(CommandError::config(format!(
+                "--set: expected `param=val[,param=val]`, found `{found}`"
+            ))
+            .hint("a comma inside a value is written \\,"));
+        };
+        overrides.push((key.trim().to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    Ok(overrides)
+}
+
+fn push(parts: &mut [String], letter: char) {
+    if let Some(last) = parts.last_mut() {
+        last.push(letter);
+    }
+}
+
+impl Config {
+    /// The master's settings, for a command that runs only there.
+    pub fn into_master(self, command: &str) -> Result<MasterConfig> {
+        match self {
+            Config::Master(config) => Ok(*config),
+            Config::Standby(config) => Err(wrong_side(&config.path, command, Side::Standby)),
+        }
+    }
+
+    /// The standby's settings, for a command that runs only there.
+    pub fn into_standby(self, command: &str) -> Result<StandbyConfig> {
+        match self {
+            Config::Standby(config) => Ok(*config),
+            Config::Master(config) => Err(wrong_side(&config.path, command, Side::Master)),
+        }
+    }
+
+    /// The ini file, absolute.
+    pub fn path(&self) -> &Path {
+        match self {
+            Config::Master(config) => &config.path,
+            Config::Standby(config) => &config.path,
+        }
+    }
+
+    /// The name used in log lines.
+    pub fn job_name(&self) -> &str {
+        match self {
+            Config::Master(config) => &config.job_name,
+            Config::Standby(config) => &config.job_name,
+        }
+    }
+
+    /// Where to log.
+    pub fn logfile(&self) -> Option<&Path> {
+        match self {
+            Config::Master(config) => config.logfile.as_deref(),
+            Config::Standby(config) => config.logfile.as_deref(),
+        }
+    }
+
+    /// Where the daemon's pid goes.
+    pub fn pidfile(&self) -> Option<&PathBuf> {
+        match self {
+            Config::Master(config) => config.pidfile.as_ref(),
+            Config::Standby(config) => config.pidfile.as_ref(),
+        }
+    }
+
+    /// How this side proves itself.
+    pub fn tls(&self) -> &TlsSettings {
+        match self {
+            Config::Master(config) => &config.tls,
+            Config::Standby(config) => &config.tls,
+        }
+    }
+
+    /// Things worth saying that stop nobody; for the caller to print.
+    pub fn notes(&self) -> &[String] {
+        match self {
+            Config::Master(config) => &config.notes,
+            Config::Standby(config) => &config.notes,
+        }
+    }
+}
+
+fn wrong_side(path: &Path, command: &str, found: Side) -> CommandError {
+    let expected = match found {
+        Side::Master => Side::Standby,
+        Side::Standby | Side::Both => Side::Master,
+    };
+    CommandError::config(format!(
+        "{}: {command} expected a {}'s ini file, found a {}'s",
+        path.display(),
+        expected.word(),
+        found.word()
+    ))
+    .hint(format!(
+        "run it on the {0}, with the {0}'s ini file",
+        expected.word()
+    ))
+}
+
+#[cfg(test)]
+mod tests;

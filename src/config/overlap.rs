@@ -1,0 +1,211 @@
+//! Directories and files that must not be one another or lie in one another.
+//! Never fails because something does not exist. Invariant: the order of the paths does not matter.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::fault::{Fault, Place};
+use super::settings::Settings;
+
+/// A path and the key that names it.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// The key as written, or its name where the path is derived.
+    pub key: String,
+    /// Where the key stands.
+    pub place: Place,
+    /// The path, absolute.
+    pub path: PathBuf,
+}
+
+impl Named {
+    /// The path of `name`, given or derived.
+    pub fn new(settings: &Settings, name: &str, path: &Path) -> Self {
+        let setting = settings.get(name);
+        Named {
+            key: setting.map_or(name.to_owned(), |setting| setting.spelled.clone()),
+            place: setting.map_or(Place::File, |setting| setting.place),
+            path: path.to_path_buf(),
+        }
+    }
+}
+
+/// No directory may be, or lie inside, another one of these.
+pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
+    for (second_at, second) in directories.iter().enumerate() {
+        for first in &directories[..second_at] {
+            let (a, b) = (resolved(&first.path), resolved(&second.path));
+            if a == b {
+                return Err(fault(first, second, "the same directory as"));
+            }
+            if b.starts_with(&a) {
+                return Err(fault(first, second, "a directory inside"));
+            }
+            if a.starts_with(&b) {
+                return Err(fault(second, first, "a directory inside"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `rotated` is moved aside to names like its own with a number behind; nobody may live there.
+pub fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
+    let base = resolved(&rotated.path);
+    let Some(name) = base
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+    else {
+        return Ok(());
+    };
+    for other in others {
+        let path = resolved(&other.path);
+        let beside = path
+            .ancestors()
+            .find(|above| above.parent() == base.parent());
+        let Some(found) = beside.and_then(Path::file_name) else {
+            continue;
+        };
+        let found = found.to_string_lossy();
+        let suffix = found
+            .strip_prefix(&name)
+            .and_then(|rest| rest.strip_prefix('.'));
+        let taken = suffix.is_some_and(|suffix| {
+            suffix == "incoming"
+                || (!suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()))
+        });
+        if taken {
+            return Err(fault(rotated, other, "a name that older copies get, of"));
+        }
+    }
+    Ok(())
+}
+
+/// No two of these files may be the same.
+pub fn check_files(files: &[Named]) -> Result<(), Fault> {
+    for (second_at, second) in files.iter().enumerate() {
+        for first in &files[..second_at] {
+            if resolved(&first.path) == resolved(&second.path) {
+                return Err(fault(first, second, "the same file as"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Blames the key that was written, the later one if both were.
+fn fault(outer: &Named, inner: &Named, relation: &str) -> Fault {
+    let blamed = if inner.place == Place::File {
+        outer
+    } else {
+        inner
+    };
+    let says = format!(
+        "expected {} and {} apart, found {} = {}, {relation} {} = {}{}",
+        outer.key,
+        inner.key,
+        inner.key,
+        inner.path.display(),
+        outer.key,
+        outer.path.display(),
+        match outer.place {
+            Place::File => String::new(),
+            place => format!(" ({})", place.in_words()),
+        }
+    );
+    Fault::of_key(blamed.place, &blamed.key, says).hint("give each a path of its own")
+}
+
+/// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
+fn resolved(path: &Path) -> PathBuf {
+    let mut found = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                found.pop();
+            }
+            Component::CurDir => {}
+            part => found.push(part),
+        }
+        // A directory at a time, so that `..` leaves where a symlink led and not where it stood.
+        if let Ok(real) = found.canonicalize() {
+            found = real;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(key: &str, line: u32, path: &str) -> Named {
+        Named {
+            key: key.to_owned(),
+            place: Place::Line(line),
+            path: PathBuf::from(path),
+        }
+    }
+
+    fn says(result: Result<(), Fault>) -> String {
+        result
+            .unwrap_err()
+            .into_error(Path::new("f.ini"))
+            .to_string()
+    }
+
+    #[test]
+    fn fault_96_equal_and_nested_directories_name_both_keys() {
+        let both = [named("a", 2, "/none/x"), named("b", 3, "/none/y/../x")];
+        assert_eq!(
+            says(check_directories(&both)),
+            "f.ini:3: b: expected a and b apart, found b = /none/y/../x, the same directory as \
+             a = /none/x (line 2); give each a path of its own"
+        );
+        let inside = [named("a", 2, "/none/x/y"), named("b", 3, "/none/x")];
+        assert!(says(check_directories(&inside)).contains("a = /none/x/y, a directory inside b"));
+        let apart = [named("a", 2, "/none/x"), named("b", 3, "/none/xy")];
+        assert!(check_directories(&apart).is_ok());
+    }
+
+    #[test]
+    fn a_symlink_hides_no_overlap() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", folder.path().join("link")).unwrap();
+        let at = |key, name: &str| named(key, 1, folder.path().join(name).to_str().unwrap());
+        assert!(check_directories(&[at("a", "real/new"), at("b", "link/new")]).is_err());
+        assert!(check_directories(&[at("a", "real/new"), at("b", "link/other")]).is_ok());
+    }
+
+    #[test]
+    fn rotated_names_are_taken() {
+        let rotated = named("full_backup", 1, "/none/data.master");
+        for path in [
+            "/none/data.master.0",
+            "/none/data.master.12/wal",
+            "/none/data.master.incoming",
+        ] {
+            assert!(
+                check_rotation(&rotated, &[named("b", 2, path)]).is_err(),
+                "{path}"
+            );
+        }
+        for path in [
+            "/none/data.master.wal",
+            "/none/data.master2",
+            "/other/data.master.0",
+            "/",
+        ] {
+            assert!(
+                check_rotation(&rotated, &[named("b", 2, path)]).is_ok(),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_are_compared_as_a_whole() {
+        assert!(check_files(&[named("a", 1, "/none/x"), named("b", 2, "/none/./x")]).is_err());
+        assert!(check_files(&[named("a", 1, "/none/x"), named("b", 2, "/none/x/y")]).is_ok());
+    }
+}

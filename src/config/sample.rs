@@ -1,0 +1,273 @@
+//! Ini files and tables for people: the full commented samples, the short ones that `init`
+//! writes, and the README's rows. Never prints or writes a file. Invariant: what is returned as an
+//! ini file loads.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use super::ini;
+use super::keys::{self, Default, Effect, Key, Shape, Side};
+use crate::error::{CommandError, Result};
+
+/// Longest line of a comment.
+const COMMENT_CHARS_MAX: usize = 78;
+
+/// Every setting of the master's file, commented.
+pub fn master_sample() -> String {
+    sample(Side::Master)
+}
+
+/// Every setting of the standby's file, commented.
+pub fn standby_sample() -> String {
+    sample(Side::Standby)
+}
+
+/// Both samples, as `walmgr --ini` prints them. The standby's lines are commented out once more,
+/// so that the whole loads as a master's file.
+pub fn both_samples() -> String {
+    let mut out = String::from("# ---- master.ini ----\n");
+    out.push_str(&master_sample());
+    out.push_str(
+        "\n# ---- standby.ini: a file of its own on the standby, without the first # ----\n",
+    );
+    for line in standby_sample().lines() {
+        out.push('#');
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+fn sample(side: Side) -> String {
+    let mut out = String::from("[walmgr]\n");
+    for row in keys::rows(side).filter(|row| row.effect != Effect::Ignored) {
+        out.push('\n');
+        comment(&mut out, row.help);
+        if let Some(words) = remark(row) {
+            comment(&mut out, &words);
+        }
+        let active = row.required || (side == Side::Standby && row.name == "walmgr_data");
+        let value = match row.default {
+            Default::Text(text) => text,
+            Default::Unset | Default::Derived(_) => row.example,
+        };
+        let mark = if active { "" } else { "#" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{mark}{} = {value}", row.name);
+    }
+    out
+}
+
+fn remark(row: &Key) -> Option<String> {
+    let default = match row.default {
+        Default::Derived(words) => Some(format!("Default: {words}.")),
+        Default::Text(_) | Default::Unset => None,
+    };
+    let effect = (row.effect == Effect::NotYet).then_some("Not used by this version yet.");
+    match (default, effect) {
+        (Some(default), Some(effect)) => Some(format!("{default} {effect}")),
+        (default, effect) => default.or(effect.map(str::to_owned)),
+    }
+}
+
+/// Adds `text` as comment lines, wrapped.
+fn comment(out: &mut String, text: &str) {
+    let mut line = String::from("#");
+    for word in text.split_whitespace() {
+        if line.len() + 1 + word.len() > COMMENT_CHARS_MAX && line.len() > 1 {
+            out.push_str(&line);
+            out.push('\n');
+            line = String::from("#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    out.push_str(&line);
+    out.push('\n');
+}
+
+/// The rows of the README's table of settings for one side, each ending in a newline, below the
+/// head `| setting | value | default | meaning |`.
+pub fn readme_rows(side: Side) -> String {
+    let mut out = String::new();
+    for row in keys::rows(side) {
+        let effect = match row.effect {
+            Effect::NotYet => " *Not used by this version yet.*",
+            Effect::Used | Effect::Ignored => "",
+        };
+        let default = match row.default {
+            Default::Text(text) => format!("`{text}`"),
+            Default::Unset | Default::Derived(_) => row.default_in_words().to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {default} | {}{effect} |",
+            row.name,
+            shape_in_words(row.shape),
+            row.help
+        );
+    }
+    out
+}
+
+fn shape_in_words(shape: Shape) -> String {
+    match shape {
+        Shape::Text | Shape::Name => "text".to_owned(),
+        Shape::Command => "shell command".to_owned(),
+        Shape::Path | Shape::AbsolutePath => "path".to_owned(),
+        Shape::Boolean => "yes or no".to_owned(),
+        Shape::Integer(min, max) => format!("{min} to {max}"),
+        Shape::Duration(..) => "time (seconds, or `500ms`, `10s`, `5min`)".to_owned(),
+        Shape::Size(..) => "size (bytes, or `256kB`)".to_owned(),
+        Shape::Choice(words) => words.map_code(),
+        Shape::SlaveAddress => "`HOST[:PORT]`".to_owned(),
+        Shape::Listen => "`ADDRESS:PORT`, ...".to_owned(),
+        Shape::Fingerprint => "`SHA256:...`".to_owned(),
+    }
+}
+
+trait CodeWords {
+    fn map_code(&self) -> String;
+}
+
+impl CodeWords for &[&str] {
+    fn map_code(&self) -> String {
+        let words: Vec<String> = self.iter().map(|word| format!("`{word}`")).collect();
+        words.join(", ")
+    }
+}
+
+/// What `init` knows on the master.
+#[derive(Debug, Clone, Default)]
+pub struct InitMaster {
+    /// `master_data`.
+    pub pgdata: PathBuf,
+    /// `slave`: HOST or HOST:PORT.
+    pub slave: String,
+    /// `slave_fingerprint`, if the standby's is known already.
+    pub slave_fingerprint: Option<String>,
+    /// `master_db`, if it differs from the default.
+    pub master_db: Option<String>,
+    /// `master_config`, if it is not in the data directory.
+    pub master_config: Option<PathBuf>,
+    /// `master_bin`, if found.
+    pub master_bin: Option<PathBuf>,
+}
+
+/// What `init` knows on the standby.
+#[derive(Debug, Clone, Default)]
+pub struct InitStandby {
+    /// `walmgr_data`: the base directory of the archive.
+    pub walmgr_data: PathBuf,
+    /// `listen`, if it differs from the default.
+    pub listen: Option<String>,
+    /// `slave_data`, if known.
+    pub slave_data: Option<PathBuf>,
+    /// `slave_bin`, if found.
+    pub slave_bin: Option<PathBuf>,
+}
+
+/// A short commented master.ini. Fails if a value cannot be written in an ini file.
+pub fn master_ini(init: &InitMaster) -> Result<String> {
+    let mut file = Writer::new(Side::Master);
+    file.path("master_data", Some(&init.pgdata))?;
+    file.path("master_config", init.master_config.as_deref())?;
+    file.path("master_bin", init.master_bin.as_deref())?;
+    file.text("master_db", init.master_db.as_deref())?;
+    file.text("slave", Some(&init.slave))?;
+    match &init.slave_fingerprint {
+        Some(fingerprint) => file.text("slave_fingerprint", Some(fingerprint))?,
+        None => file.hint("slave_fingerprint"),
+    }
+    file.hint("master_restart_cmd");
+    file.hint("compression");
+    file.hint("logfile");
+    Ok(file.finish())
+}
+
+/// A short commented standby.ini. Fails if a value cannot be written in an ini file.
+pub fn standby_ini(init: &InitStandby) -> Result<String> {
+    let mut file = Writer::new(Side::Standby);
+    file.path("walmgr_data", Some(&init.walmgr_data))?;
+    let folders = [
+        ("completed_wals", "logs.complete"),
+        ("partial_wals", "logs.partial"),
+        ("full_backup", "data.master"),
+        ("config_backup", "config.backup"),
+    ];
+    for (name, below) in folders {
+        file.line(name, &format!("%(walmgr_data)s/{below}"));
+    }
+    match &init.listen {
+        Some(listen) => file.text("listen", Some(listen))?,
+        None => file.hint("listen"),
+    }
+    file.path("slave_data", init.slave_data.as_deref())?;
+    file.path("slave_bin", init.slave_bin.as_deref())?;
+    file.hint("authorized_keys");
+    file.hint("keep_backups");
+    file.hint("logfile");
+    Ok(file.finish())
+}
+
+struct Writer {
+    side: Side,
+    out: String,
+}
+
+impl Writer {
+    fn new(side: Side) -> Self {
+        let out = format!(
+            "# walmgr on the {}. `walmgr --ini` prints every setting.\n[walmgr]\n",
+            side.word()
+        );
+        Writer { side, out }
+    }
+
+    fn path(&mut self, name: &str, path: Option<&Path>) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        let text = path
+            .to_str()
+            .ok_or_else(|| inexpressible(name, &path.display()))?;
+        self.text(name, Some(text))
+    }
+
+    fn text(&mut self, name: &str, value: Option<&str>) -> Result<()> {
+        let Some(value) = value else { return Ok(()) };
+        let printed = ini::print_value(value).ok_or_else(|| inexpressible(name, &value))?;
+        self.line(name, &printed);
+        Ok(())
+    }
+
+    /// A line that is in force.
+    fn line(&mut self, name: &str, printed: &str) {
+        self.help(name);
+        let _ = writeln!(self.out, "{name} = {printed}");
+    }
+
+    /// A line that shows what could be set.
+    fn hint(&mut self, name: &str) {
+        self.help(name);
+        let example = keys::row(name, self.side).map_or("", |row| row.example);
+        let _ = writeln!(self.out, "#{name} = {example}");
+    }
+
+    fn help(&mut self, name: &str) {
+        self.out.push('\n');
+        if let Some(row) = keys::row(name, self.side) {
+            comment(&mut self.out, row.help);
+        }
+    }
+
+    fn finish(self) -> String {
+        self.out
+    }
+}
+
+fn inexpressible(name: &str, value: &dyn std::fmt::Display) -> CommandError {
+    let shown = super::fault::shown(&value.to_string());
+    CommandError::usage(format!(
+        "{name}: expected a value that fits in an ini file, found `{shown}`"
+    ))
+    .hint("line breaks, spaces at the ends and ` ;` cannot be written there")
+}

@@ -1,0 +1,430 @@
+//! The settings of one file after every check that needs one key only.
+//! Never decides what a setting is for. Invariant: every value held has the shape of its row in
+//! [`super::keys`], and each key is held once, under its canonical name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::address::{ListenAddress, SlaveAddress};
+use super::fault::{Fault, Place, shown};
+use super::ini::{self, Section};
+use super::interpolate::{Interpolator, Raw};
+use super::keys::{self, Default, Effect, Key, Shape, Side};
+use super::value::{self, Surroundings, Value};
+
+/// One setting that the file or the command line gives a value.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The checked value.
+    pub value: Value,
+    /// Where it was written.
+    pub place: Place,
+    /// The key as it was written there.
+    pub spelled: String,
+}
+
+/// Every setting given.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose file it is.
+    pub side: Side,
+    /// The ini file, absolute.
+    pub file: PathBuf,
+    /// Where paths start from.
+    around: Surroundings,
+    section_line: u32,
+    given: BTreeMap<&'static str, Setting>,
+    /// Things worth saying that stop nobody.
+    pub notes: Vec<String>,
+}
+
+impl Settings {
+    /// Checks every key of the section and of `overrides` (pairs from `--set`).
+    pub fn check(
+        file: &Path,
+        section: &Section,
+        overrides: &[(String, String)],
+        around: Surroundings,
+    ) -> Result<Settings, Fault> {
+        let from_file = collect(section)?;
+        let from_command_line = collect_overrides(overrides)?;
+        let (side, witness) = decide_side(section, &from_file, &from_command_line)?;
+        let mut raw = from_file;
+        raw.extend(from_command_line);
+        let mut settings = Settings {
+            side,
+            file: file.to_path_buf(),
+            around,
+            section_line: section.line,
+            given: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        settings.read_values(&raw, &witness)?;
+        settings.check_required()?;
+        settings.note_ineffective();
+        Ok(settings)
+    }
+
+    fn read_values(&mut self, raw: &HashMap<String, Raw>, witness: &str) -> Result<(), Fault> {
+        let default_job_name = default_job_name(&self.file);
+        let mut interpolator = Interpolator::new(raw, &default_job_name);
+        let mut names: Vec<&String> = raw.keys().collect();
+        // In the order of the file, so that the first mistake is the one that is reported.
+        names.sort_by_key(|name| match raw[*name].place {
+            Place::Line(number) => (number, name.as_str()),
+            Place::Set | Place::File => (u32::MAX, name.as_str()),
+        });
+        for name in names {
+            let written = &raw[name];
+            let Some(row) = keys::row(name, self.side) else {
+                return Err(other_side(written, name, self.side, witness));
+            };
+            let text = interpolator.expand(name)?;
+            if text.is_empty() && unset_by_empty(row) {
+                continue;
+            }
+            let value = value::parse(row.shape, &text, &self.around)
+                .map_err(|expected| wrong_value(row, written, &text, expected))?;
+            self.given.insert(
+                row.name,
+                Setting {
+                    value,
+                    place: written.place,
+                    spelled: written.spelled.clone(),
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn check_required(&self) -> Result<(), Fault> {
+        for row in keys::rows(self.side) {
+            if row.required && !self.given.contains_key(row.name) {
+                return Err(self.missing(row.name, row.help));
+            }
+        }
+        Ok(())
+    }
+
+    fn note_ineffective(&mut self) {
+        for row in keys::rows(self.side) {
+            if let Some(setting) = self.given.get(row.name)
+                && row.is_new
+                && row.effect == Effect::NotYet
+            {
+                self.notes.push(format!(
+                    "{}: {} is accepted, but this version does not use it yet",
+                    setting.place.in_file(&self.file),
+                    setting.spelled
+                ));
+            }
+        }
+    }
+
+    /// The error for a setting that has to be given.
+    pub fn missing(&self, name: &str, why: &str) -> Fault {
+        let says = format!("expected a value, found none: {why}");
+        let example = keys::row(name, self.side).map_or("...", |row| row.example);
+        Fault::of_key(Place::Line(self.section_line), name, says)
+            .hint(format!("add a line such as `{name} = {example}`"))
+    }
+
+    /// A setting, if it was given.
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        self.given.get(name)
+    }
+
+    /// Every setting given, with its row's name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
+        self.given.iter().map(|(name, setting)| (*name, setting))
+    }
+
+    /// Where paths start from.
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
+    /// The value given, or the table's default.
+    fn value(&self, name: &str) -> Result<Option<Value>, Fault> {
+        if let Some(setting) = self.given.get(name) {
+            return Ok(Some(setting.value.clone()));
+        }
+        match keys::row(name, self.side).map(|row| (row.shape, row.default)) {
+            Some((shape, Default::Text(text))) => value::parse(shape, text, &self.around)
+                .map(Some)
+                .map_err(|expected| {
+                    let says = format!("the default is not {}", expected.what);
+                    Fault::of_key(Place::File, name, says)
+                }),
+            _ => Ok(None),
+        }
+    }
+
+    /// The value of a setting that has a default or is required.
+    fn certain(&self, name: &str) -> Result<Value, Fault> {
+        self.value(name)?
+            .ok_or_else(|| self.missing(name, "it has no default"))
+    }
+}
+
+/// Readers by type, one a shape. A name asked for under the wrong type reads as missing.
+impl Settings {
+    /// A text, if given or defaulted.
+    pub fn text(&self, name: &str) -> Result<Option<String>, Fault> {
+        Ok(self.value(name)?.map(|value| value.to_string()))
+    }
+
+    /// A path, if given.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        match self.get(name).map(|setting| &setting.value) {
+            Some(Value::Path(path)) => Some(path.clone()),
+            _ => None,
+        }
+    }
+
+    /// A boolean.
+    pub fn boolean(&self, name: &str) -> Result<bool, Fault> {
+        match self.certain(name)? {
+            Value::Boolean(value) => Ok(value),
+            _ => Err(self.missing(name, "expected a boolean")),
+        }
+    }
+
+    /// A whole number or a number of bytes that its row bounds within `T`.
+    pub fn number<T: TryFrom<u64>>(&self, name: &str) -> Result<T, Fault> {
+        match self.certain(name)? {
+            Value::Integer(number) | Value::Size(number) => {
+                T::try_from(number).map_err(|_| self.missing(name, "expected a smaller number"))
+            }
+            _ => Err(self.missing(name, "expected a number")),
+        }
+    }
+
+    /// A time that has a default.
+    pub fn duration(&self, name: &str) -> Result<Duration, Fault> {
+        self.optional_duration(name)?
+            .ok_or_else(|| self.missing(name, "expected a time"))
+    }
+
+    /// A time, if given or defaulted.
+    pub fn optional_duration(&self, name: &str) -> Result<Option<Duration>, Fault> {
+        Ok(match self.value(name)? {
+            Some(Value::Duration(time)) => Some(time),
+            _ => None,
+        })
+    }
+
+    /// One of a row's words.
+    pub fn choice(&self, name: &str) -> Result<&'static str, Fault> {
+        match self.certain(name)? {
+            Value::Choice(word) => Ok(word),
+            _ => Err(self.missing(name, "expected a word")),
+        }
+    }
+
+    /// The standby's address.
+    pub fn slave_address(&self, name: &str) -> Result<SlaveAddress, Fault> {
+        match self.certain(name)? {
+            Value::Slave(address) => Ok(address),
+            _ => Err(self.missing(name, "expected an address")),
+        }
+    }
+
+    /// Addresses to listen on; none if unset and without a default.
+    pub fn listen(&self, name: &str) -> Result<Vec<ListenAddress>, Fault> {
+        Ok(match self.value(name)? {
+            Some(Value::Listen(addresses)) => addresses,
+            _ => Vec::new(),
+        })
+    }
+}
+
+/// The job's name where the file gives none: the file's own.
+pub fn default_job_name(file: &Path) -> String {
+    let stem = file
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned());
+    stem.filter(|stem| !stem.is_empty())
+        .unwrap_or_else(|| "walmgr".to_owned())
+}
+
+/// An empty text or path is as good as none; an empty number is a mistake.
+fn unset_by_empty(row: &Key) -> bool {
+    !matches!(
+        row.shape,
+        Shape::Boolean
+            | Shape::Integer(..)
+            | Shape::Duration(..)
+            | Shape::Size(..)
+            | Shape::Choice(_)
+    )
+}
+
+fn collect(section: &Section) -> Result<HashMap<String, Raw>, Fault> {
+    let mut found: HashMap<String, Raw> = HashMap::new();
+    for entry in &section.entries {
+        let place = Place::Line(entry.line);
+        let name = known(&entry.key, place)?;
+        for line in &entry.lines[1..] {
+            check_swallowed(&entry.key, &line.text, line.line)?;
+        }
+        let raw = Raw {
+            spelled: entry.key.clone(),
+            text: entry.value(),
+            place,
+        };
+        add(&mut found, name, raw)?;
+    }
+    Ok(found)
+}
+
+fn collect_overrides(overrides: &[(String, String)]) -> Result<HashMap<String, Raw>, Fault> {
+    let mut found = HashMap::new();
+    for (key, text) in overrides {
+        let spelled = ini::blank_trimmed(key).to_ascii_lowercase();
+        let name = known(&spelled, Place::Set)?;
+        if let Some(character) = ini::forbidden_character(text) {
+            let says = format!(
+                "expected text, found the control character U+{:04X}",
+                character as u32
+            );
+            return Err(Fault::of_key(Place::Set, &spelled, says).hint("type it again"));
+        }
+        let raw = Raw {
+            spelled,
+            text: ini::blank_trimmed(text).to_owned(),
+            place: Place::Set,
+        };
+        add(&mut found, name, raw)?;
+    }
+    Ok(found)
+}
+
+fn add(found: &mut HashMap<String, Raw>, name: &str, raw: Raw) -> Result<(), Fault> {
+    let Some(first) = found.get(name) else {
+        found.insert(name.to_owned(), raw);
+        return Ok(());
+    };
+    let where_first = first.place.in_words();
+    let says = if first.spelled == raw.spelled {
+        format!("expected each key once, found it a second time (first on {where_first})")
+    } else {
+        format!(
+            "expected each key once, found it under two spellings ({} on {where_first})",
+            first.spelled
+        )
+    };
+    Err(Fault::of_key(raw.place, &raw.spelled, says).hint("remove one of the two"))
+}
+
+fn known(key: &str, place: Place) -> Result<&'static str, Fault> {
+    keys::canonical(key).ok_or_else(|| {
+        let near = keys::suggestions(key);
+        let hint = if near.is_empty() {
+            "walmgr --ini prints every setting".to_owned()
+        } else {
+            format!("did you mean {}?", near.join(" or "))
+        };
+        let says = "expected a known setting, found an unknown one";
+        Fault::of_key(place, &shown(key), says).hint(hint)
+    })
+}
+
+/// A setting indented by accident would silently become part of the value above it.
+fn check_swallowed(key: &str, text: &str, line: u32) -> Result<(), Fault> {
+    let Some(at) = text.find(['=', ':']) else {
+        return Ok(());
+    };
+    let name = ini::blank_trimmed(&text[..at]).to_ascii_lowercase();
+    if keys::canonical(&name).is_none() {
+        return Ok(());
+    }
+    let says = format!("expected a setting at the line's start, found it indented below {key}");
+    let hint = format!("an indented line continues the value of {key}: remove the spaces");
+    Err(Fault::of_key(Place::Line(line), &name, says).hint(hint))
+}
+
+/// Whose file it is, and the key that shows it.
+fn decide_side(
+    section: &Section,
+    from_file: &HashMap<String, Raw>,
+    from_command_line: &HashMap<String, Raw>,
+) -> Result<(Side, String), Fault> {
+    const FOLDERS: [&str; 5] = [
+        "completed_wals",
+        "partial_wals",
+        "walmgr_data",
+        "full_backup",
+        "config_backup",
+    ];
+    for source in [from_file, from_command_line] {
+        let of_side = |side| {
+            let mut names: Vec<&str> = source
+                .keys()
+                .map(String::as_str)
+                .filter(|name| keys::only_side(name) == Some(side))
+                .collect();
+            names.sort_unstable();
+            names
+        };
+        let (masters, standbys) = (of_side(Side::Master), of_side(Side::Standby));
+        let anchored = |name: &str| source.contains_key(name);
+        let side = match (anchored("master_data"), anchored("slave_data")) {
+            (true, false) => Some(Side::Master),
+            (false, true) => Some(Side::Standby),
+            _ if masters.is_empty() && standbys.is_empty() => None,
+            _ if masters.len() >= standbys.len() => Some(Side::Master),
+            _ => Some(Side::Standby),
+        };
+        if let Some(side) = side {
+            let (anchor, names) = match side {
+                Side::Standby => ("slave_data", standbys),
+                Side::Master | Side::Both => ("master_data", masters),
+            };
+            let witness = names.iter().find(|name| **name == anchor).or(names.first());
+            let witness = witness.and_then(|name| source.get(*name));
+            return Ok((side, witness.map(describe).unwrap_or_default()));
+        }
+    }
+    // The folders are the standby's own, so a file that names only them is the standby's.
+    if let Some(folder) = FOLDERS.iter().find_map(|name| from_file.get(*name)) {
+        return Ok((Side::Standby, describe(folder)));
+    }
+    Err(Fault::new(
+        Place::Line(section.line),
+        "expected a master's or a standby's settings, found none that only one of them has",
+    )
+    .hint("set `master_data` in the master's file, `completed_wals` in the standby's"))
+}
+
+fn describe(raw: &Raw) -> String {
+    format!("{} on {}", raw.spelled, raw.place.in_words())
+}
+
+fn other_side(raw: &Raw, name: &str, side: Side, witness: &str) -> Fault {
+    let owner = keys::only_side(name).unwrap_or(Side::Both).word();
+    let says = format!(
+        "expected a {0}'s setting, found one of the {owner}; this is a {0}'s file because of {witness}",
+        side.word()
+    );
+    Fault::of_key(raw.place, &raw.spelled, says)
+        .hint(format!("move it to the {owner}'s ini file, or remove it"))
+}
+
+fn wrong_value(row: &Key, raw: &Raw, text: &str, expected: value::Expected) -> Fault {
+    let found = if text.is_empty() {
+        "nothing".to_owned()
+    } else {
+        format!("`{}`", shown(text))
+    };
+    let hint = if !expected.hint.is_empty() {
+        expected.hint
+    } else if text.contains(" #") || text.contains("\t#") {
+        "behind a value a comment starts with a space and a semicolon, ` ;`, not with #".to_owned()
+    } else {
+        format!("write for example `{} = {}`", raw.spelled, row.example)
+    };
+    let says = format!("expected {}, found {found}", expected.what);
+    Fault::of_key(raw.place, &raw.spelled, says).hint(hint)
+}

@@ -1,0 +1,208 @@
+//! The standby's settings, typed.
+//! Never touches what a path names. Invariant: no two of its directories are, or lie in, one
+//! another, so that rotating, purging or restoring one can never reach into another.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::address::ListenAddress;
+use super::fault::Fault;
+use super::overlap::{Named, check_directories, check_files, check_rotation};
+use super::settings::{Settings, default_job_name};
+use super::tls::TlsSettings;
+
+/// What `xrestore` does about a damaged file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCorrupt {
+    /// End PostgreSQL's recovery with an error.
+    #[default]
+    Stop,
+    /// Keep PostgreSQL waiting.
+    Stall,
+}
+
+/// How the receiver's log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A standby.ini. Fields carry the names of the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandbyConfig {
+    /// The ini file, absolute.
+    pub path: PathBuf,
+    /// Name used in log lines.
+    pub job_name: String,
+    /// Where to log.
+    pub logfile: Option<PathBuf>,
+    /// Pid file of `receiver -d`.
+    pub pidfile: Option<PathBuf>,
+    /// The standby's data directory.
+    pub slave_data: Option<PathBuf>,
+    /// Where PostgreSQL's programs are.
+    pub slave_bin: Option<PathBuf>,
+    /// Where PostgreSQL's configuration files are.
+    pub slave_config_dir: Option<PathBuf>,
+    /// Stops the standby.
+    pub slave_stop_cmd: Option<String>,
+    /// Starts the standby.
+    pub slave_start_cmd: Option<String>,
+    /// Where a restored standby's WAL directory lives.
+    pub slave_pg_xlog: Option<PathBuf>,
+    /// Base directory of the archive: `walmgr_data`, or `slave` by its older name.
+    pub walmgr_data: Option<PathBuf>,
+    /// Where finished WAL files and the control files are kept.
+    pub completed_wals: PathBuf,
+    /// Where the WAL file being written is kept.
+    pub partial_wals: PathBuf,
+    /// The newest base backup; unset only if no base directory is set either.
+    pub full_backup: Option<PathBuf>,
+    /// Where the master's configuration files are kept.
+    pub config_backup: Option<PathBuf>,
+    /// Base backups to keep; 0 for all.
+    pub keep_backups: u32,
+    /// Whether a restore keeps the old data directory.
+    pub backup_datadir: bool,
+    /// Run before the oldest backup is removed.
+    pub archive_command: Option<String>,
+    /// Connection string for streaming replication.
+    pub primary_conninfo: Option<String>,
+    /// Where the receiver listens; at least one address.
+    pub listen: Vec<ListenAddress>,
+    /// How to prove oneself and check the masters.
+    pub tls: TlsSettings,
+    /// The masters that may connect.
+    pub authorized_keys: PathBuf,
+    /// Connections served at once.
+    pub max_connections: u32,
+    /// What `xrestore` does about a damaged file.
+    pub on_corrupt: OnCorrupt,
+    /// How long `xrestore` waits for a file.
+    pub restore_wait: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Where metrics are served.
+    pub metrics_listen: Vec<ListenAddress>,
+    /// Things worth saying that stop nobody.
+    pub notes: Vec<String>,
+}
+
+impl StandbyConfig {
+    pub(super) fn build(settings: &Settings) -> Result<Self, Fault> {
+        let base = settings
+            .path("walmgr_data")
+            .or_else(|| settings.path("slave"));
+        let folder = |name: &str, below: &str| {
+            let derived = base.as_ref().map(|base| base.join(below));
+            settings.path(name).or(derived)
+        };
+        let needed = |name: &str, below: &str| {
+            let why = "set it, or `walmgr_data` to have it below that";
+            folder(name, below).ok_or_else(|| settings.missing(name, why))
+        };
+        let listen = settings.listen("listen")?;
+        let tls = TlsSettings::read(settings)?;
+        for address in &listen {
+            let is_loopback = address.is_loopback();
+            tls.check_plaintext(settings, "listen", &address.to_string(), is_loopback)?;
+        }
+        let config = StandbyConfig {
+            path: settings.file.clone(),
+            job_name: settings
+                .text("job_name")?
+                .unwrap_or_else(|| default_job_name(&settings.file)),
+            logfile: settings.path("logfile"),
+            pidfile: settings.path("pidfile"),
+            slave_data: settings.path("slave_data"),
+            slave_bin: settings.path("slave_bin"),
+            slave_config_dir: settings.path("slave_config_dir"),
+            slave_stop_cmd: settings.text("slave_stop_cmd")?,
+            slave_start_cmd: settings.text("slave_start_cmd")?,
+            slave_pg_xlog: settings.path("slave_pg_xlog"),
+            completed_wals: needed("completed_wals", "logs.complete")?,
+            partial_wals: needed("partial_wals", "logs.partial")?,
+            full_backup: folder("full_backup", "data.master"),
+            walmgr_data: base.clone(),
+            config_backup: settings.path("config_backup"),
+            keep_backups: settings.number("keep_backups")?,
+            backup_datadir: settings.boolean("backup_datadir")?,
+            archive_command: settings.text("archive_command")?,
+            primary_conninfo: settings.text("primary_conninfo")?,
+            listen,
+            tls,
+            authorized_keys: settings
+                .path("authorized_keys")
+                .unwrap_or_else(|| settings.file.with_file_name("authorized_keys")),
+            max_connections: settings.number("max_connections")?,
+            on_corrupt: match settings.choice("on_corrupt")? {
+                "stall" => OnCorrupt::Stall,
+                _ => OnCorrupt::Stop,
+            },
+            restore_wait: settings.duration("restore_wait")?,
+            log_format: match settings.choice("log_format")? {
+                "json" => LogFormat::Json,
+                _ => LogFormat::Text,
+            },
+            metrics_listen: settings.listen("metrics_listen")?,
+            notes: notes(settings)?,
+        };
+        config.check_overlap(settings)?;
+        Ok(config)
+    }
+
+    fn check_overlap(&self, settings: &Settings) -> Result<(), Fault> {
+        let named = |name: &str, path: &Path| Named::new(settings, name, path);
+        let optional =
+            |name: &str, path: &Option<PathBuf>| path.as_deref().map(|path| named(name, path));
+        let mut archive = vec![
+            named("completed_wals", &self.completed_wals),
+            named("partial_wals", &self.partial_wals),
+        ];
+        archive.extend(optional("full_backup", &self.full_backup));
+        archive.extend(optional("config_backup", &self.config_backup));
+
+        let mut directories = archive.clone();
+        directories.extend(optional("slave_data", &self.slave_data));
+        directories.extend(optional("slave_pg_xlog", &self.slave_pg_xlog));
+        check_directories(&directories)?;
+        // PostgreSQL's configuration may well lie in its data directory, but not in the archive.
+        if let Some(config) = optional("slave_config_dir", &self.slave_config_dir) {
+            for directory in &archive {
+                check_directories(&[directory.clone(), config.clone()])?;
+            }
+        }
+        for (name, path) in [
+            ("full_backup", &self.full_backup),
+            ("slave_data", &self.slave_data),
+        ] {
+            if let Some(rotated) = optional(name, path) {
+                check_rotation(&rotated, &directories)?;
+            }
+        }
+        let mut files = vec![
+            named("this ini file", &self.path),
+            named("tls_key", &self.tls.key),
+            named("tls_cert", &self.tls.certificate),
+            named("authorized_keys", &self.authorized_keys),
+        ];
+        files.extend(optional("logfile", &self.logfile));
+        files.extend(optional("pidfile", &self.pidfile));
+        check_files(&files)
+    }
+}
+
+fn notes(settings: &Settings) -> Result<Vec<String>, Fault> {
+    let mut notes = settings.notes.clone();
+    if settings.number::<u64>("use_skylog")? != 0 {
+        notes.push(format!(
+            "{}: use_skylog is ignored: there is no skylog.ini any more",
+            settings.file.display()
+        ));
+    }
+    Ok(notes)
+}

@@ -1,0 +1,167 @@
+//! Every setting, one row each: the only place where a name, a default or a bound is written.
+//! Never holds logic. Invariant: defaults and examples are values that their own row accepts.
+
+use std::time::Duration;
+
+use walmgr_protocol::limits;
+
+use super::keys::Key;
+use super::keys::Shape::{
+    AbsolutePath, Boolean, Choice, Command, Fingerprint, Integer, Listen, Name, Path, Size,
+    SlaveAddress, Text,
+};
+use super::keys::Side::{Both, Master, Standby};
+
+/// A time of at least a millisecond: zero would mean "never wait", which no setting here can want.
+const fn time(max_seconds: u64) -> super::keys::Shape {
+    super::keys::Shape::Duration(Duration::from_millis(1), Duration::from_secs(max_seconds))
+}
+
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
+
+const fn key(
+    name: &'static str,
+    side: super::keys::Side,
+    shape: super::keys::Shape,
+    example: &'static str,
+    help: &'static str,
+) -> Key {
+    Key::new(name, side, shape, example, help)
+}
+
+/// The table; samples and README keep its order.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    // Both sides.
+    key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
+        .derived("the ini file's name without .ini"),
+    key("logfile", Both, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error."),
+    key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon when it runs with -d.")
+        .not_yet(),
+    key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver when it runs with -d."),
+    key("use_skylog", Both, Integer(0, 9), "0", "Accepted for old files: there is no skylog.ini any more.")
+        .defaults().ignored(),
+
+    // The master's cluster.
+    key("master_db", Master, Text, "dbname=postgres", "Connection string of the master's database, as libpq takes it.")
+        .defaults(),
+    key("master_data", Master, Path, "/var/lib/postgresql/17/main", "The master's data directory.")
+        .required(),
+    key("master_config", Master, Path, "/etc/postgresql/17/main/postgresql.conf", "The postgresql.conf that setup and stop edit.")
+        .derived("postgresql.conf in `master_data`"),
+    key("master_bin", Master, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
+        .not_yet(),
+    key("master_restart_cmd", Master, Command, "pg_ctlcluster 17 main restart", "Restarts the master after archive_mode changed; leave unset if you cannot afford that."),
+    key("hot_standby", Master, Boolean, "0", "Accepted as before; setup raises wal_level to replica, which serves hot standbys.")
+        .defaults(),
+
+    // The way to the standby.
+    key("slave", Master, SlaveAddress, "standby.example:7432", "The standby's receiver, HOST or HOST:PORT; the manual's HOST:/PATH is taken, without the path.")
+        .required(),
+    key("slave_fingerprint", Master, Fingerprint, "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "Fingerprint of the receiver's key, as `identity` prints it on the standby.")
+        .added(),
+    key("connect_timeout", Master, time(HOUR), "10s", "Longest wait for a connection and its handshake.")
+        .defaults().added(),
+    key("push_timeout", Master, time(DAY), "60s", "Longest an xarchive may take, from start to acknowledgement.")
+        .defaults().added(),
+    key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "0", "zstd level for what is sent; 0 sends it as it is, 1 suits most networks.")
+        .defaults(),
+    key("block_size", Master, Size(limits::BLOCK_BYTES_MIN as u64, limits::BLOCK_BYTES_MAX as u64), "256kB", "Bytes in one block on the wire.")
+        .defaults().added(),
+    key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked before it is acknowledged.")
+        .defaults().added(),
+    key("archive_batch", Master, Integer(1, 1_024), "1", "How many finished segments one xarchive may ship.")
+        .defaults().added().not_yet(),
+
+    // The master's commands.
+    key("loop_delay", Master, time(DAY), "10.0", "Pause between two passes of syncdaemon.")
+        .defaults().not_yet(),
+    key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
+        .defaults().not_yet(),
+    key("keep_symlinks", Master, Boolean, "0", "Keep symlinks for pg_wal and log when a backup is restored.")
+        .defaults().not_yet(),
+    key("command_interval", Master, time(366 * DAY), "600", "Least time between two runs of periodic_command."),
+    key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Run by periodic, and by xarchive when its time has come."),
+    key("backup_jobs", Master, Integer(1, 64), "4", "Streams a backup sends side by side.")
+        .defaults().added().not_yet(),
+    key("backup_checkpoint", Master, Choice(&["fast", "spread"]), "fast", "How the checkpoint before a backup is made.")
+        .defaults().added().not_yet(),
+
+    // The standby's folders, in the master's file of old.
+    key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted for old files: the receiver has read its own ini file already.")
+        .ignored(),
+    key("walmgr_data", Master, Text, "/var/lib/postgresql/walshipping", "Accepted for old files: folders are the standby's own.")
+        .ignored(),
+    key("completed_wals", Master, Text, "%(walmgr_data)s/logs.complete", "Accepted for old files: folders are the standby's own.")
+        .ignored(),
+    key("partial_wals", Master, Text, "%(walmgr_data)s/logs.partial", "Accepted for old files: folders are the standby's own.")
+        .ignored(),
+    key("full_backup", Master, Text, "%(walmgr_data)s/data.master", "Accepted for old files: folders are the standby's own.")
+        .ignored(),
+    key("config_backup", Master, Text, "%(walmgr_data)s/config.backup", "Accepted for old files: folders are the standby's own.")
+        .ignored(),
+
+    // The standby's folders.
+    key("walmgr_data", Standby, Path, "/var/lib/postgresql/walshipping", "Base directory of the archive.")
+        .derived("`slave`"),
+    key("slave", Standby, AbsolutePath, "/var/lib/postgresql/walshipping", "Base directory of the archive, by its older name."),
+    key("completed_wals", Standby, Path, "%(walmgr_data)s/logs.complete", "Where finished WAL files are kept, and the control files PAUSE, STOP and BACKUPLOCK.")
+        .derived("logs.complete in `walmgr_data`"),
+    key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Where the WAL file that is being written is kept.")
+        .derived("logs.partial in `walmgr_data`"),
+    key("full_backup", Standby, Path, "%(walmgr_data)s/data.master", "The newest base backup; older ones get .0, .1 and so on.")
+        .derived("data.master in `walmgr_data`").not_yet(),
+    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept.")
+        .not_yet(),
+
+    // The standby's receiver.
+    key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses the receiver listens on, separated by commas.")
+        .defaults().added(),
+    key("authorized_keys", Standby, Path, "/etc/walmgr/authorized_keys", "The masters that may connect: a fingerprint and a name a line.")
+        .derived("authorized_keys beside the ini file").added(),
+    key("max_connections", Standby, Integer(1, 10_000), "64", "Connections the receiver serves at once.")
+        .defaults().added(),
+    key("log_format", Standby, Choice(&["text", "json"]), "text", "How the receiver's log lines look.")
+        .defaults().added(),
+    key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Where metrics are served over HTTP.")
+        .added().not_yet(),
+
+    // TLS.
+    key("tls", Both, Boolean, "on", "Encrypt and authenticate; off is for loopback addresses.")
+        .defaults().added(),
+    key("tls_key", Both, Path, "/etc/walmgr/%(job_name)s.key", "This side's private key, made by `identity`.")
+        .derived("the ini file's name with .key").added(),
+    key("tls_cert", Both, Path, "/etc/walmgr/%(job_name)s.crt", "This side's certificate, made by `identity`.")
+        .derived("the ini file's name with .crt").added(),
+    key("tls_ca", Both, Path, "/etc/walmgr/ca.crt", "Certificates of an authority that vouches for the other side, instead of fingerprints.")
+        .added(),
+    key("allow_plaintext", Both, Boolean, "0", "Permits tls = off beyond loopback: anybody on the network can then read and write the archive.")
+        .defaults().added(),
+
+    // The standby's cluster.
+    key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory.")
+        .not_yet(),
+    key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
+        .not_yet(),
+    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory.")
+        .not_yet(),
+    key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby.")
+        .not_yet(),
+    key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby.")
+        .not_yet(),
+    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory.")
+        .not_yet(),
+    key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it.")
+        .not_yet(),
+    key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
+        .defaults().not_yet(),
+    key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
+        .defaults().not_yet(),
+    key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed.")
+        .not_yet(),
+    key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
+        .defaults().added().not_yet(),
+    key("restore_wait", Standby, time(60), "1s", "How long xrestore waits for a file before it says that there is none.")
+        .defaults().added().not_yet(),
+];

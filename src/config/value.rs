@@ -1,0 +1,523 @@
+//! A setting's text to a value of the shape its row demands, and back.
+//! Never knows which setting it reads, never asks whether a path exists. Invariant: a value that
+//! was parsed prints as text that parses to the same value.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::address::{ListenAddress, SlaveAddress};
+use super::keys::Shape;
+
+/// A checked value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Text or a shell command.
+    Text(String),
+    /// An absolute path.
+    Path(PathBuf),
+    /// A boolean.
+    Boolean(bool),
+    /// A whole number.
+    Integer(u64),
+    /// A time.
+    Duration(Duration),
+    /// A number of bytes.
+    Size(u64),
+    /// One of a row's words.
+    Choice(&'static str),
+    /// The standby's address.
+    Slave(SlaveAddress),
+    /// Addresses to listen on.
+    Listen(Vec<ListenAddress>),
+}
+
+/// What was wrong: the end of "expected ...", and a hint where a better one than the row's exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// What would have been right.
+    pub what: String,
+    /// What to do, or empty.
+    pub hint: String,
+}
+
+impl Expected {
+    /// Without a special hint.
+    pub fn new(what: impl Into<String>) -> Self {
+        Expected {
+            what: what.into(),
+            hint: String::new(),
+        }
+    }
+
+    /// With a hint of its own.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}
+
+/// Where paths start from.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The directory of the ini file, absolute.
+    pub directory: PathBuf,
+    /// What `~` means.
+    pub home: Option<PathBuf>,
+    /// Where `~NAME` is looked up.
+    pub users: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Those of the running process, for a file in this directory.
+    pub fn of_process(directory: PathBuf) -> Self {
+        Surroundings {
+            directory,
+            home: std::env::home_dir().filter(|home| home.is_absolute()),
+            users: Some(PathBuf::from("/etc/passwd")),
+        }
+    }
+}
+
+/// Reads a value. The caller has dealt with an empty text where that means "unset".
+pub fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<Value, Expected> {
+    if text.contains('\n') && !matches!(shape, Shape::Text | Shape::Command) {
+        return Err(Expected::new("a value on one line")
+            .hint("a line indented deeper than its key continues the value above it"));
+    }
+    match shape {
+        Shape::Text | Shape::Command | Shape::Name => Ok(Value::Text(text.to_owned())),
+        Shape::Path => path(text, around).map(Value::Path),
+        Shape::AbsolutePath if text.starts_with(['/', '~']) => path(text, around).map(Value::Path),
+        Shape::AbsolutePath => Err(Expected::new("an absolute path")),
+        Shape::Boolean => boolean(text).map(Value::Boolean),
+        Shape::Integer(min, max) => integer(text, min, max).map(Value::Integer),
+        Shape::Duration(min, max) => duration(text, min, max).map(Value::Duration),
+        Shape::Size(min, max) => size(text, min, max).map(Value::Size),
+        Shape::Choice(words) => choice(text, words).map(Value::Choice),
+        Shape::SlaveAddress => SlaveAddress::parse(text).map(Value::Slave),
+        Shape::Listen => ListenAddress::parse_list(text).map(Value::Listen),
+        Shape::Fingerprint => fingerprint(text).map(Value::Text),
+    }
+}
+
+fn path(text: &str, around: &Surroundings) -> Result<PathBuf, Expected> {
+    let expanded = match text.strip_prefix('~') {
+        None => PathBuf::from(text),
+        Some(rest) => {
+            let (user, below) = rest.split_once('/').unwrap_or((rest, ""));
+            let home = match user {
+                "" => around.home.clone(),
+                user => around
+                    .users
+                    .as_deref()
+                    .and_then(|users| home_of(user, users)),
+            };
+            let home = home.ok_or_else(|| {
+                Expected::new("a path").hint("the home directory is not known: write the path out")
+            })?;
+            home.join(below.trim_start_matches('/'))
+        }
+    };
+    // Collecting drops a trailing slash and single dots, nothing that a symlink could give a sense.
+    Ok(around.directory.join(expanded).components().collect())
+}
+
+fn home_of(user: &str, users: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(users).ok()?;
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(user))?;
+    line.split(':')
+        .nth(5)
+        .map(PathBuf::from)
+        .filter(|home| home.is_absolute())
+}
+
+fn boolean(text: &str) -> Result<bool, Expected> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(Expected::new("1, true, yes or on, or 0, false, no or off")),
+    }
+}
+
+fn integer(text: &str, min: u64, max: u64) -> Result<u64, Expected> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse::<u64>() {
+        Ok(number) if is_number && (min..=max).contains(&number) => Ok(number),
+        _ => Err(Expected::new(format!("a whole number from {min} to {max}"))),
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Expected> {
+    let (number, unit) = number_and_unit(text);
+    let unit_nanoseconds = match unit {
+        "us" => Some(1_000),
+        "ms" => Some(1_000_000),
+        "" | "s" => Some(NANOSECONDS),
+        "min" => Some(60 * NANOSECONDS),
+        "h" => Some(3_600 * NANOSECONDS),
+        "d" => Some(86_400 * NANOSECONDS),
+        _ => None,
+    };
+    let found = unit_nanoseconds
+        .and_then(|unit| scaled(number, unit))
+        .map(Duration::from_nanos);
+    match found {
+        Some(found) if (min..=max).contains(&found) => Ok(found),
+        found => {
+            let (min, max) = (Value::Duration(min), Value::Duration(max));
+            let zero = if found.is_some_and(|found| found.is_zero()) {
+                "more than zero: "
+            } else {
+                ""
+            };
+            let units = "a plain number is seconds, or with us, ms, s, min, h, d";
+            Err(Expected::new(format!(
+                "{zero}a time from {min} to {max} ({units})"
+            )))
+        }
+    }
+}
+
+fn size(text: &str, min: u64, max: u64) -> Result<u64, Expected> {
+    let (number, unit) = number_and_unit(text);
+    let unit_bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kb" | "kib" => Some(1 << 10),
+        "m" | "mb" | "mib" => Some(1 << 20),
+        "g" | "gb" | "gib" => Some(1 << 30),
+        _ => None,
+    };
+    match unit_bytes.and_then(|unit| scaled(number, unit)) {
+        Some(found) if (min..=max).contains(&found) => Ok(found),
+        _ => {
+            let (min, max) = (Value::Size(min), Value::Size(max));
+            let units = "a plain number is bytes, or with kB, MB, GB, powers of 1024";
+            Err(Expected::new(format!(
+                "a size from {min} to {max} ({units})"
+            )))
+        }
+    }
+}
+
+fn number_and_unit(text: &str) -> (&str, &str) {
+    let end = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start_matches([' ', '\t']))
+}
+
+/// `number`, a decimal such as `1.5`, times `unit`, if that is whole and fits.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let fraction = match fraction.trim_end_matches('0') {
+        "" if !fraction.is_empty() => "0",
+        fraction => fraction,
+    };
+    let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let scale = 10_u64.pow(u32::try_from(fraction.len()).ok()?);
+    let parts = u128::from(fraction.parse::<u64>().ok()?) * u128::from(unit);
+    if !parts.is_multiple_of(u128::from(scale)) {
+        return None;
+    }
+    let below_one = u64::try_from(parts / u128::from(scale)).ok()?;
+    whole
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit)?
+        .checked_add(below_one)
+}
+
+fn choice(text: &str, words: &'static [&'static str]) -> Result<&'static str, Expected> {
+    let word = words.iter().find(|word| word.eq_ignore_ascii_case(text));
+    word.copied()
+        .ok_or_else(|| Expected::new(words.join(" or ")))
+}
+
+/// Characters of unpadded base64 in a SHA-256.
+const FINGERPRINT_CHARS: usize = 43;
+
+fn fingerprint(text: &str) -> Result<String, Expected> {
+    let base64 = text.strip_prefix("SHA256:").unwrap_or_default();
+    let right = base64.len() == FINGERPRINT_CHARS
+        && base64
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'));
+    if right {
+        return Ok(text.to_owned());
+    }
+    Err(Expected::new("SHA256: and 43 characters")
+        .hint("`walmgr standby.ini identity` prints it on the standby"))
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(text) => out.write_str(text),
+            Value::Path(path) => write!(out, "{}", path.display()),
+            Value::Boolean(value) => out.write_str(if *value { "on" } else { "off" }),
+            Value::Integer(number) => write!(out, "{number}"),
+            Value::Duration(time) => print_duration(*time, out),
+            Value::Size(bytes) => print_size(*bytes, out),
+            Value::Choice(word) => out.write_str(word),
+            Value::Slave(address) => write!(out, "{address}"),
+            Value::Listen(addresses) => {
+                for (at, address) in addresses.iter().enumerate() {
+                    write!(out, "{}{address}", if at == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn print_duration(time: Duration, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (seconds, nanoseconds) = (time.as_secs(), time.subsec_nanos());
+    match (seconds, nanoseconds) {
+        (0, 0) => out.write_str("0s"),
+        (_, 0) if seconds % 86_400 == 0 => write!(out, "{}d", seconds / 86_400),
+        (_, 0) if seconds % 3_600 == 0 => write!(out, "{}h", seconds / 3_600),
+        (_, 0) => write!(out, "{seconds}s"),
+        (0, _) if nanoseconds % 1_000_000 == 0 => write!(out, "{}ms", nanoseconds / 1_000_000),
+        _ => write!(out, "{seconds}.{nanoseconds:09}s"),
+    }
+}
+
+fn print_size(bytes: u64, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match bytes {
+        0 => out.write_str("0"),
+        _ if bytes % (1 << 20) == 0 => write!(out, "{}MB", bytes >> 20),
+        _ if bytes % (1 << 10) == 0 => write!(out, "{}kB", bytes >> 10),
+        _ => write!(out, "{bytes}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn around() -> Surroundings {
+        Surroundings {
+            directory: PathBuf::from("/etc/walmgr"),
+            home: Some(PathBuf::from("/home/me")),
+            users: None,
+        }
+    }
+
+    fn read(shape: Shape, text: &str) -> Result<Value, Expected> {
+        parse(shape, text, &around())
+    }
+
+    const TIME: Shape = Shape::Duration(Duration::from_millis(1), Duration::from_secs(86_400));
+    const SIZE: Shape = Shape::Size(1, 1 << 40);
+
+    #[test]
+    fn paths_start_at_the_ini_file_or_at_home() {
+        let path = |text| read(Shape::Path, text).map(|value| value.to_string());
+        assert_eq!(path("a/b").unwrap(), "/etc/walmgr/a/b");
+        assert_eq!(path("/a/./b/").unwrap(), "/a/b");
+        assert_eq!(path("~").unwrap(), "/home/me");
+        assert_eq!(path("~/a").unwrap(), "/home/me/a");
+        assert_eq!(path("~//etc/x").unwrap(), "/home/me/etc/x");
+        assert!(
+            path("~nobody-here/a")
+                .unwrap_err()
+                .hint
+                .contains("write the path out")
+        );
+        assert!(read(Shape::AbsolutePath, "a").is_err());
+        assert!(read(Shape::AbsolutePath, "~/a").is_ok());
+    }
+
+    #[test]
+    fn another_users_home_comes_from_the_user_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let users = folder.path().join("passwd");
+        std::fs::write(&users, "a:x:1:1::/home/a:/bin/sh\nbare:x\n").unwrap();
+        let around = Surroundings {
+            users: Some(users),
+            ..around()
+        };
+        let found = parse(Shape::Path, "~a/w", &around).unwrap();
+        assert_eq!(found, Value::Path(PathBuf::from("/home/a/w")));
+        assert!(parse(Shape::Path, "~bare/w", &around).is_err());
+    }
+
+    #[test]
+    fn booleans_take_pythons_words_in_any_case() {
+        for text in ["1", "true", "Yes", "ON"] {
+            assert_eq!(
+                read(Shape::Boolean, text),
+                Ok(Value::Boolean(true)),
+                "{text}"
+            );
+        }
+        for text in ["0", "False", "no", "off"] {
+            assert_eq!(
+                read(Shape::Boolean, text),
+                Ok(Value::Boolean(false)),
+                "{text}"
+            );
+        }
+        for text in ["", "2", "y", "on off"] {
+            assert!(read(Shape::Boolean, text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_keep_their_bounds() {
+        let level = Shape::Integer(0, 19);
+        assert_eq!(read(level, "19"), Ok(Value::Integer(19)));
+        for text in [
+            "20",
+            "-1",
+            "+1",
+            "1.0",
+            "",
+            "high",
+            "99999999999999999999999",
+        ] {
+            let wrong = read(level, text).unwrap_err();
+            assert_eq!(wrong.what, "a whole number from 0 to 19", "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_seconds_or_carry_a_unit() {
+        for (text, milliseconds) in [
+            ("10", 10_000),
+            ("10.0", 10_000),
+            ("0.25", 250),
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("10 s", 10_000),
+            ("5min", 300_000),
+            ("1.5h", 5_400_000),
+            ("1d", 86_400_000),
+            ("1500us", 1),
+        ] {
+            let Ok(Value::Duration(found)) = read(TIME, text) else {
+                panic!("{text}")
+            };
+            assert_eq!(found.as_millis(), milliseconds, "{text}");
+        }
+        for text in [
+            "", "ten", "1e3", "-1", ".5", "1.", "1.2.3", "2d", "10 sec", "1m", "inf",
+        ] {
+            assert!(
+                read(TIME, text)
+                    .unwrap_err()
+                    .what
+                    .starts_with("a time from 1ms to 1d"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn fault_96_a_time_of_zero_is_refused_in_every_spelling() {
+        for text in ["0", "0.0", "0s", "0ms", "000", "0d"] {
+            assert!(
+                read(TIME, text)
+                    .unwrap_err()
+                    .what
+                    .starts_with("more than zero"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_powers_of_1024() {
+        for (text, bytes) in [
+            ("4096", 4_096),
+            ("256kB", 256 << 10),
+            ("256 KB", 256 << 10),
+            ("1MB", 1 << 20),
+            ("1MiB", 1 << 20),
+            ("0.5m", 1 << 19),
+            ("2GB", 2 << 30),
+        ] {
+            assert_eq!(read(SIZE, text), Ok(Value::Size(bytes)), "{text}");
+        }
+        for text in ["", "kB", "1.3B", "1TB", "0", "99999999999999999GB"] {
+            assert!(
+                read(SIZE, text)
+                    .unwrap_err()
+                    .what
+                    .starts_with("a size from"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_are_taken_in_any_case_and_listed_when_wrong() {
+        let words = Shape::Choice(&["fast", "spread"]);
+        assert_eq!(read(words, "Fast"), Ok(Value::Choice("fast")));
+        assert_eq!(read(words, "slow").unwrap_err().what, "fast or spread");
+    }
+
+    #[test]
+    fn a_fingerprint_has_its_length_and_letters() {
+        let good = format!("SHA256:{}", "a".repeat(43));
+        assert_eq!(
+            read(Shape::Fingerprint, &good),
+            Ok(Value::Text(good.clone()))
+        );
+        for bad in [
+            &good[1..],
+            &good[..49],
+            &format!("{good}="),
+            &good.replace('a', "-"),
+        ] {
+            assert!(read(Shape::Fingerprint, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_texts_and_commands_run_over_several_lines() {
+        assert!(read(Shape::Command, "a\nb").is_ok());
+        assert_eq!(
+            read(Shape::Path, "a\nb").unwrap_err().what,
+            "a value on one line"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn printed_times_and_sizes_read_back(ns in 1_000_000_u64..86_400_000_000_000, bytes in 1_u64..1 << 40) {
+            for (shape, value) in [
+                (TIME, Value::Duration(Duration::from_nanos(ns))),
+                (TIME, Value::Duration(Duration::from_millis(ns / 1_000_000))),
+                (TIME, Value::Duration(Duration::from_secs(1 + ns / 1_000_000_001))),
+                (SIZE, Value::Size(bytes)),
+                (SIZE, Value::Size((bytes >> 10).max(1) << 10)),
+            ] {
+                prop_assert_eq!(read(shape, &value.to_string()), Ok(value));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "\\PC{0,40}") {
+            for shape in [
+                Shape::Path, Shape::Boolean, Shape::Integer(0, u64::MAX), TIME, SIZE,
+                Shape::SlaveAddress, Shape::Listen, Shape::Fingerprint,
+            ] {
+                if let Ok(value) = read(shape, &text) {
+                    let again = read(shape, &value.to_string()).map(|value| value.to_string());
+                    prop_assert_eq!(again, Ok(value.to_string()));
+                }
+            }
+        }
+    }
+}
