@@ -3,4 +3,5 @@ pub mod config;
 pub mod error;
 pub mod files;
 pub mod store;
+pub mod transport;
 pub mod wal;

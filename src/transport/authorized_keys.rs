@@ -1,0 +1,461 @@
+//! The receiver's list of the keys it knows: one `SHA256:... NAME [rights]` a line.
+//! Never reads a list that somebody else could have written. Invariant: a fingerprint and a name
+//! stand in it once at most, so that what a name may do has one answer and `revoke` leaves nothing.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+
+use super::identity::Fingerprint;
+
+/// Longest list that is read: some two thousand keys, few enough to compare each with each.
+const FILE_BYTES_MAX: u64 = 128 << 10;
+
+/// Longest name of a key: it stands in every line of the log about this peer.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What the holder of a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// Store WAL and base backups.
+    pub push: bool,
+    /// Read WAL, backups and status.
+    pub read: bool,
+    /// Set up, rotate, purge.
+    pub admin: bool,
+}
+
+impl Default for Rights {
+    /// What a master needs from day to day.
+    fn default() -> Self {
+        Rights {
+            push: true,
+            read: true,
+            admin: false,
+        }
+    }
+}
+
+impl Rights {
+    const NONE: Rights = Rights {
+        push: false,
+        read: false,
+        admin: false,
+    };
+}
+
+impl fmt::Display for Rights {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [
+            (self.push, "push"),
+            (self.read, "read"),
+            (self.admin, "admin"),
+        ];
+        let mut separator = "";
+        for (_, word) in words.iter().filter(|(granted, _)| *granted) {
+            write!(out, "{separator}{word}")?;
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Rights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut rights = Rights::NONE;
+        for word in text.split(',') {
+            let granted = match word {
+                "push" => &mut rights.push,
+                "read" => &mut rights.read,
+                "admin" => &mut rights.admin,
+                _ => {
+                    return Err(format!(
+                        "{word:?} is no right; rights are push, read and admin, separated by commas without spaces"
+                    ));
+                }
+            };
+            if std::mem::replace(granted, true) {
+                return Err(format!("the right {word} is given twice"));
+            }
+        }
+        Ok(rights)
+    }
+}
+
+/// One key of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizedKey {
+    /// Of the key its holder must prove.
+    pub fingerprint: Fingerprint,
+    /// What the operator calls its holder: letters, digits, `.`, `_`, `-` and `@`.
+    pub name: String,
+    /// What its holder may do.
+    pub rights: Rights,
+}
+
+impl fmt::Display for AuthorizedKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {} {}", self.fingerprint, self.name, self.rights)
+    }
+}
+
+/// A line that does not say who may do what.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {why}")]
+pub struct BadLine {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// The whole list, comments and blank lines included.
+#[derive(Debug, Clone, Default)]
+pub struct AuthorizedKeys {
+    lines: Vec<Line>,
+}
+
+#[derive(Debug, Clone)]
+struct Line {
+    text: String,
+    key: Option<AuthorizedKey>,
+}
+
+impl AuthorizedKeys {
+    /// Reads the list; a file that is not there is a list of nobody.
+    ///
+    /// Refuses a file that belongs to another user or that group or others can write.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error).at(Kind::Config, "open", path),
+        };
+        refuse_foreign_hands(&file, path)?;
+        let mut content = Vec::new();
+        file.take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut content)
+            .at(Kind::Config, "read", path)?;
+        if content.len() as u64 > FILE_BYTES_MAX {
+            return Err(CommandError::config(format!(
+                "{} is longer than {FILE_BYTES_MAX} bytes",
+                path.display()
+            )));
+        }
+        Self::parse_bytes(&content).map_err(|bad| {
+            let place = format!("{}, line {}: {}", path.display(), bad.line, bad.why);
+            CommandError::config(place).hint("a line is: SHA256:... NAME [push,read,admin]")
+        })
+    }
+
+    /// Reads a list from memory.
+    pub fn parse(text: &str) -> Result<Self, BadLine> {
+        let mut list = AuthorizedKeys::default();
+        for (index, text) in text.split_terminator('\n').enumerate() {
+            let bad = |why: String| BadLine {
+                line: index + 1,
+                why,
+            };
+            let key = parse_line(text).map_err(bad)?;
+            if let Some(key) = &key {
+                list.refuse_duplicate(key).map_err(bad)?;
+            }
+            list.lines.push(Line {
+                text: text.to_owned(),
+                key,
+            });
+        }
+        Ok(list)
+    }
+
+    fn parse_bytes(content: &[u8]) -> Result<Self, BadLine> {
+        let text = std::str::from_utf8(content).map_err(|error| {
+            let before = &content[..error.valid_up_to()];
+            BadLine {
+                line: before.split(|byte| *byte == b'\n').count(),
+                why: "not UTF-8 text".to_owned(),
+            }
+        })?;
+        Self::parse(text)
+    }
+
+    /// The entry of this key.
+    pub fn lookup(&self, fingerprint: &Fingerprint) -> Option<&AuthorizedKey> {
+        self.keys().find(|key| key.fingerprint == *fingerprint)
+    }
+
+    /// Every key, in the order of the file.
+    pub fn keys(&self) -> impl Iterator<Item = &AuthorizedKey> {
+        self.lines.iter().filter_map(|line| line.key.as_ref())
+    }
+
+    /// Adds a key; `false` if exactly this entry is there already.
+    ///
+    /// A known fingerprint or name with anything else is an error: the operator revokes it first,
+    /// so that no old key stays behind unnoticed.
+    pub fn authorize(
+        &mut self,
+        fingerprint: Fingerprint,
+        name: &str,
+        rights: Rights,
+    ) -> Result<bool> {
+        let name = parse_name(name).map_err(CommandError::usage)?;
+        let key = AuthorizedKey {
+            fingerprint,
+            name,
+            rights,
+        };
+        if self.keys().any(|known| *known == key) {
+            return Ok(false);
+        }
+        self.refuse_duplicate(&key).map_err(|why| {
+            CommandError::config(why).hint("run `walmgr INI revoke NAME` for the old entry first")
+        })?;
+        self.lines.push(Line {
+            text: key.to_string(),
+            key: Some(key),
+        });
+        Ok(true)
+    }
+
+    /// Removes the key of this name and returns it.
+    pub fn revoke(&mut self, name: &str) -> Option<AuthorizedKey> {
+        let named = |line: &Line| line.key.as_ref().is_some_and(|key| key.name == name);
+        let index = self.lines.iter().position(named)?;
+        self.lines.remove(index).key
+    }
+
+    /// Writes the list in one step: a receiver that reads it meanwhile sees the old or the new.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        files::replace(path, self.to_string().as_bytes(), 0o600).at(Kind::Config, "write", path)
+    }
+
+    fn refuse_duplicate(&self, key: &AuthorizedKey) -> Result<(), String> {
+        for known in self.keys() {
+            if known.fingerprint == key.fingerprint {
+                let (fingerprint, name) = (known.fingerprint, &known.name);
+                return Err(format!("{fingerprint} is authorized already, as {name}"));
+            }
+            if known.name == key.name {
+                let (fingerprint, name) = (known.fingerprint, &known.name);
+                return Err(format!("{name} is the name of another key, {fingerprint}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AuthorizedKeys {
+    /// The file: untouched lines byte for byte as they were read.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.lines {
+            writeln!(out, "{}", line.text)?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_line(text: &str) -> Result<Option<AuthorizedKey>, String> {
+    let text = text.trim_ascii();
+    if text.is_empty() || text.starts_with('#') {
+        return Ok(None);
+    }
+    let mut words = text.split_ascii_whitespace();
+    let fingerprint = words.next().unwrap_or_default();
+    let fingerprint = fingerprint
+        .parse()
+        .map_err(|error| format!("{error}; found {:?}", shortened(fingerprint)))?;
+    let name = words
+        .next()
+        .ok_or("the name after the fingerprint is missing")?;
+    let name = parse_name(name)?;
+    let rights = words.next().map(str::parse).transpose()?;
+    if let Some(word) = words.next() {
+        return Err(format!("{:?} after the rights", shortened(word)));
+    }
+    Ok(Some(AuthorizedKey {
+        fingerprint,
+        name,
+        rights: rights.unwrap_or_default(),
+    }))
+}
+
+fn parse_name(name: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(name.to_owned());
+    }
+    Err(format!(
+        "{:?} is no name for a key: 1 to {NAME_BYTES_MAX} letters, digits, '.', '_', '-' or '@'",
+        shortened(name)
+    ))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(NAME_BYTES_MAX).collect()
+}
+
+/// Asks the open file, so that nothing can be swapped in between. A symlink is followed: what
+/// counts is who can write what it leads to.
+fn refuse_foreign_hands(file: &File, path: &Path) -> Result<()> {
+    let metadata = file.metadata().at(Kind::Config, "examine", path)?;
+    let path = path.display();
+    let we = rustix::process::geteuid().as_raw();
+    if !metadata.is_file() {
+        return Err(CommandError::config(format!(
+            "{path} is not a regular file"
+        )));
+    }
+    if metadata.uid() != we && metadata.uid() != 0 {
+        let owner = metadata.uid();
+        let text = format!("{path} belongs to user {owner}, but walmgr runs as user {we}");
+        return Err(CommandError::config(text)
+            .hint("run walmgr as its owner, or give the file to the user it runs as"));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        let mode = metadata.mode() & 0o7777;
+        let text = format!("{path} can be written by others (mode {mode:04o})");
+        return Err(CommandError::config(text)
+            .hint(format!("check its lines, then run `chmod go-w {path}`")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn fingerprint(byte: u8) -> Fingerprint {
+        Fingerprint([byte; 32])
+    }
+
+    fn why(text: &str) -> BadLine {
+        AuthorizedKeys::parse(text).unwrap_err()
+    }
+
+    #[test]
+    fn a_line_without_rights_may_push_and_read() {
+        let text = format!("{} db1\n{} ops admin", fingerprint(1), fingerprint(2));
+        let list = AuthorizedKeys::parse(&text).unwrap();
+        let master = list.lookup(&fingerprint(1)).unwrap();
+        assert_eq!(
+            (master.name.as_str(), master.rights),
+            ("db1", Rights::default())
+        );
+        let ops = list.lookup(&fingerprint(2)).unwrap().rights;
+        assert_eq!(ops.to_string(), "admin");
+        assert!(list.lookup(&fingerprint(3)).is_none());
+    }
+
+    #[test]
+    fn rewriting_keeps_comments_blanks_and_spacing() {
+        let before = format!(
+            "# masters\r\n\n  {}\tdb1   push,read  \n# old: db2\n{} db3 read\n",
+            fingerprint(1),
+            fingerprint(3)
+        );
+        let mut list = AuthorizedKeys::parse(&before).unwrap();
+        assert_eq!(list.to_string(), before);
+        assert!(
+            list.authorize(fingerprint(4), "db4", Rights::default())
+                .unwrap()
+        );
+        assert_eq!(list.revoke("db3").unwrap().fingerprint, fingerprint(3));
+        let line = |byte| format!("{} db{byte}", fingerprint(byte));
+        let after = before.replace(&format!("{} read\n", line(3)), "")
+            + &format!("{} push,read\n", line(4));
+        assert_eq!(list.to_string(), after);
+        assert!(list.revoke("db3").is_none());
+    }
+
+    #[test]
+    fn authorizing_the_same_again_succeeds_and_anything_else_is_refused() {
+        let mut list = AuthorizedKeys::default();
+        let rights = Rights::default();
+        assert!(list.authorize(fingerprint(1), "db1", rights).unwrap());
+        assert!(!list.authorize(fingerprint(1), "db1", rights).unwrap());
+        assert!(list.authorize(fingerprint(1), "db2", rights).is_err());
+        assert!(list.authorize(fingerprint(2), "db1", rights).is_err());
+        assert!(list.authorize(fingerprint(1), "db1", Rights::NONE).is_err());
+        assert!(list.authorize(fingerprint(2), "db 2", rights).is_err());
+        assert_eq!(list.keys().count(), 1);
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_file_and_number() {
+        let one = fingerprint(1);
+        let two = fingerprint(2);
+        assert_eq!(why("# a\n\nSHA256:short db1").line, 3);
+        assert!(why(&format!("{one}")).why.contains("name"));
+        assert!(why(&format!("{one} d/b")).why.contains("no name"));
+        assert!(
+            why(&format!("{one} db1 write"))
+                .why
+                .contains("push, read and admin")
+        );
+        assert!(
+            why(&format!("{one} db1 push,,read"))
+                .why
+                .contains("no right")
+        );
+        assert!(why(&format!("{one} db1 push,push")).why.contains("twice"));
+        assert!(
+            why(&format!("{one} db1 push read"))
+                .why
+                .contains("after the rights")
+        );
+        let duplicate = why(&format!("{one} db1\n{one} db2"));
+        assert_eq!(duplicate.line, 2);
+        assert!(duplicate.why.contains("as db1"));
+        assert!(
+            why(&format!("{one} db1\n{two} db1"))
+                .why
+                .contains("another key")
+        );
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authorized_keys");
+        std::fs::write(&path, b"# a\n# \xff\n").unwrap();
+        let error = AuthorizedKeys::load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("authorized_keys, line 2: not UTF-8"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_saved_list_is_private_and_loads_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authorized_keys");
+        let mut list = AuthorizedKeys::load(&path).unwrap();
+        assert_eq!(list.keys().count(), 0);
+        list.authorize(fingerprint(1), "db1", Rights::default())
+            .unwrap();
+        list.save(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().mode() & 0o7777;
+        assert_eq!(mode, 0o600);
+        let again = AuthorizedKeys::load(&path).unwrap();
+        assert_eq!(again.to_string(), list.to_string());
+    }
+
+    #[test]
+    fn fault_95_a_list_that_others_can_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authorized_keys");
+        for (mode, accepted) in [(0o644, true), (0o600, true), (0o620, false), (0o602, false)] {
+            std::fs::write(&path, "# nobody\n").unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(AuthorizedKeys::load(&path).is_ok(), accepted, "{mode:o}");
+        }
+        assert!(AuthorizedKeys::load(folder.path()).is_err());
+    }
+}
