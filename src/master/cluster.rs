@@ -1,0 +1,34 @@
+//! What the master's data directory says about its cluster, without asking the server.
+//! Never needs PostgreSQL to run: segments are archived during its shutdown too.
+
+use walmgr_protocol::message::Cluster;
+use walmgr_protocol::names::TimelineId;
+
+use crate::config::MasterConfig;
+use crate::error::Result;
+use crate::pg::{control, data_directory};
+
+/// Who this master is.
+#[derive(Debug, Clone, Copy)]
+pub struct ClusterFacts {
+    /// Its identity, as the hello says it.
+    pub cluster: Cluster,
+    /// The timeline of its last checkpoint.
+    pub timeline: TimelineId,
+}
+
+impl ClusterFacts {
+    /// Reads `PG_VERSION` and `global/pg_control`.
+    pub fn read(config: &MasterConfig) -> Result<ClusterFacts> {
+        let postgres_major = data_directory::major_version(&config.master_data)?;
+        let control = control::read(&config.master_data)?;
+        Ok(ClusterFacts {
+            cluster: Cluster {
+                system_id: control.system_id,
+                postgres_major: u16::from(postgres_major),
+                segment_size: control.segment_size,
+            },
+            timeline: control.timeline,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+//! `init` on the master: a first ini file from what is found on the host, the identity, and what to
+//! type next. Never overwrites a file, never changes the server.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{self, Config, sample};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::Options;
+use crate::pg::data_directory;
+use crate::{files, identity, output};
+
+/// What was typed behind `init`.
+pub struct Typed<'a> {
+    /// `--pgdata`.
+    pub pgdata: Option<&'a Path>,
+    /// `--slave`.
+    pub slave: Option<&'a str>,
+    /// `--slave-fingerprint`.
+    pub slave_fingerprint: Option<&'a str>,
+}
+
+/// Writes `ini`, creates the key, and says what comes next.
+pub fn run(ini: &Path, options: &Options, typed: &Typed<'_>) -> Result<()> {
+    let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
+    let text = sample::master_ini(&facts(typed)?)?;
+    if options.not_really {
+        return output::not_really(&format!("write {}:\n{text}", ini.display()));
+    }
+    files::create_new(&ini, text.as_bytes(), 0o640).map_err(|error| {
+        let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
+        let hint = if exists { "choose another name, or edit the file that is there" } else { "" };
+        CommandError::config(format!("write {}", ini.display())).because(error).hint(hint)
+    })?;
+    let Config::Master(config) = config::load(&ini, &options.overrides)? else {
+        return Err(CommandError::config("the file that was written is no master's"));
+    };
+    let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
+    let pin = if config.slave_fingerprint.is_none() {
+        "\nFirst put the fingerprint that `walmgr STANDBY.ini identity` prints on the standby \
+         into it as slave_fingerprint."
+    } else {
+        ""
+    };
+    let (ini, name) = (ini.display(), &config.job_name);
+    output::print(&format!(
+        "Wrote {ini} for the cluster in {}.{pin}\n\
+         Type on the standby:\n\n    \
+         walmgr STANDBY.ini authorize {fingerprint} {name}\n\n\
+         and then here:\n\n    \
+         walmgr {ini} setup",
+        config.master_data.display(),
+    ))
+}
+
+/// What can be found out about the cluster without asking it.
+fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
+    let pgdata = match typed.pgdata {
+        Some(path) => std::path::absolute(path).at(Kind::Config, "find", path)?,
+        None => find_pgdata()?,
+    };
+    data_directory::major_version(&pgdata)?;
+    let slave = typed.slave.ok_or_else(|| {
+        CommandError::usage("init needs to know where the standby is")
+            .hint("add --slave HOST or --slave HOST:PORT")
+    })?;
+    let started = data_directory::started_with(&pgdata);
+    let conninfo = data_directory::postmaster(&pgdata)?.map(|postmaster| {
+        let host = postmaster.socket_directory.map(|path| format!("host={} ", path.display()));
+        format!("{}port={} dbname=postgres", host.unwrap_or_default(), postmaster.port)
+    });
+    Ok(sample::InitMaster {
+        slave: slave.to_owned(),
+        slave_fingerprint: typed.slave_fingerprint.map(str::to_owned),
+        master_db: conninfo,
+        master_config: started.config_file,
+        master_bin: started.bin_directory,
+        pgdata,
+    })
+}
+
+fn find_pgdata() -> Result<PathBuf> {
+    let hint = "add --pgdata DIR; `SHOW data_directory` tells it";
+    if let Some(pgdata) = std::env::var_os("PGDATA").filter(|pgdata| !pgdata.is_empty()) {
+        return Ok(PathBuf::from(pgdata));
+    }
+    let mut found = Vec::new();
+    // Debian's layout: /var/lib/postgresql/VERSION/CLUSTER.
+    for version in subdirectories(Path::new("/var/lib/postgresql")) {
+        found.extend(
+            subdirectories(&version).into_iter().filter(|path| path.join("PG_VERSION").exists()),
+        );
+    }
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(CommandError::usage("no data directory was found").hint(hint)),
+        several => {
+            let names: Vec<String> =
+                several.iter().map(|path| path.display().to_string()).collect();
+            let doing = format!("several data directories were found: {}", names.join(", "));
+            Err(CommandError::usage(doing).hint(hint))
+        }
+    }
+}
+
+fn subdirectories(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+}

@@ -1,0 +1,22 @@
+//! The front room: one file a command that runs where PostgreSQL writes.
+//! Never sees the store: what the master wants of the standby goes over the wire.
+
+use crate::error::{CommandError, Result};
+
+pub mod cluster;
+pub mod identity;
+pub mod init;
+pub mod periodic;
+pub mod push;
+pub mod setup;
+pub mod stop;
+pub mod xarchive;
+
+/// A runtime for one client connection: one thread for sockets, one for files.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .map_err(|error| CommandError::retry("start the event loop").because(error))
+}

@@ -1,0 +1,105 @@
+//! `periodic`: runs `periodic_command` when `command_interval` has passed since it last ran.
+//! Never holds archiving up: `xarchive` starts it and does not look back. Invariant: of two that
+//! find the time has come at once, one runs it.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, OFlags};
+
+use crate::options::Options;
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::output;
+
+/// Runs the command if it is due and waits for it.
+pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+    let Some(command) = &config.periodic_command else {
+        tracing::info!("periodic_command is not set, nothing to do");
+        return Ok(());
+    };
+    if options.not_really {
+        return output::not_really(&format!("run periodic_command if it is due: {command}"));
+    }
+    let Some(stamp) = Stamp::take_if_due(config)? else {
+        tracing::info!("periodic_command ran less than command_interval ago");
+        return Ok(());
+    };
+    let status = shell(command).status().map_err(|error| {
+        CommandError::retry(format!("start periodic_command `{command}`")).because(error)
+    })?;
+    stamp.ran()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(CommandError::retry(format!("periodic_command `{command}` failed with {status}")))
+}
+
+/// Starts the command if it is due, as a process of its own that nobody waits for.
+pub fn start(config: &MasterConfig) {
+    let Some(command) = &config.periodic_command else { return };
+    let started = Stamp::take_if_due(config).and_then(|stamp| {
+        let Some(stamp) = stamp else { return Ok(()) };
+        // Its own process group: a signal for the archiver's group is not meant for it.
+        let child = std::os::unix::process::CommandExt::process_group(&mut shell(command), 0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        child.map_err(|error| {
+            CommandError::retry(format!("start periodic_command `{command}`")).because(error)
+        })?;
+        stamp.ran()
+    });
+    if let Err(error) = started {
+        tracing::warn!("{error}");
+    }
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command).stdin(Stdio::null());
+    shell
+}
+
+/// The file whose time of change says when the command last ran, locked while it is being run.
+struct Stamp {
+    path: PathBuf,
+    file: File,
+}
+
+impl Stamp {
+    fn take_if_due(config: &MasterConfig) -> Result<Option<Stamp>> {
+        let path = stamp_path(config);
+        let doing = "open the time stamp of periodic_command,";
+        let existed = path.exists();
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(&path)
+            .at(Kind::Retry, doing, &path)?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        let changed = file.metadata().and_then(|metadata| metadata.modified());
+        let age = SystemTime::now().duration_since(changed.at(Kind::Retry, doing, &path)?);
+        // A time stamp from the future is a clock that was wrong: due.
+        let interval = config.command_interval.unwrap_or(Duration::ZERO);
+        let due = !existed || age.map_or(true, |age| age >= interval);
+        Ok(due.then_some(Stamp { path, file }))
+    }
+
+    fn ran(self) -> Result<()> {
+        let now = SystemTime::now();
+        self.file.set_modified(now).at(Kind::Retry, "stamp", &self.path)
+    }
+}
+
+/// Beside the ini file, because the archive's folders are on another host.
+fn stamp_path(config: &MasterConfig) -> PathBuf {
+    config.path.with_extension("periodic")
+}

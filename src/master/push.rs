@@ -1,0 +1,210 @@
+//! The push flow from the master's side: one file, from its digest to its acknowledgement.
+//! Never holds the file in memory: blocks pass from a reading thread to the socket through a
+//! bounded queue. Invariant: `Stored` is returned only for the bytes that were offered.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use walmgr_protocol::compress::{Block, Packer};
+use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
+use walmgr_protocol::message::{Message, Offer};
+use walmgr_protocol::session::push::{Outcome, Sender, SenderAction};
+
+use crate::error::{CommandError, Result};
+use crate::transport::wire::{Wire, WireFault};
+
+/// The channel an upload that is alone on its connection uses.
+const CHANNEL: u16 = 1;
+
+/// Bytes read at once while only a checksum is wanted.
+const DIGEST_BYTES: usize = 256 << 10;
+
+/// How blocks are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks {
+    /// Raw bytes in a block.
+    pub block_bytes: u32,
+    /// zstd level, 0 for none.
+    pub compression: u8,
+}
+
+/// CRC-32 of the first `bytes` bytes of a file.
+pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = vec![0; DIGEST_BYTES];
+    let mut offset = 0;
+    while offset < bytes {
+        let want = buffer.len().min(usize::try_from(bytes - offset).unwrap_or(usize::MAX));
+        let got = file.read_at(&mut buffer[..want], offset)?;
+        if got == 0 {
+            break;
+        }
+        crc.update(&buffer[..got]);
+        offset += got as u64;
+    }
+    Ok(crc.finalize())
+}
+
+/// Offers the file and sends what the receiver lacks of it.
+pub async fn push(
+    wire: &mut Wire,
+    file: Arc<File>,
+    offer: Offer,
+    blocks: Blocks,
+) -> Result<Outcome> {
+    let (mut sender, mut action) = Sender::start(offer);
+    loop {
+        let next = match action {
+            SenderAction::Send(message) => {
+                wire.send(CHANNEL, &message).await?;
+                None
+            }
+            SenderAction::HashPrefix(bytes) => {
+                let file = Arc::clone(&file);
+                let crc32 = blocking(move || digest(&file, bytes)).await?;
+                sender.prefix_hashed(crc32)
+            }
+            SenderAction::SendFrom(offset) => {
+                match send_from(wire, &file, offset, blocks, &mut sender).await? {
+                    Sent::All(crc32) => sender.source_ended(crc32),
+                    Sent::Interrupted(message) => Some(on_channel(sender.received(message))?),
+                }
+            }
+            SenderAction::Finish(outcome) => return Ok(outcome),
+        };
+        action = match next {
+            Some(action) => action,
+            None => on_channel(sender.received(answer(wire).await?))?,
+        };
+    }
+}
+
+fn on_channel(
+    action: std::result::Result<SenderAction, walmgr_protocol::error::ProtocolError>,
+) -> Result<SenderAction> {
+    Ok(action.map_err(WireFault::from)?)
+}
+
+/// The next message about the upload; pings are answered on the way.
+async fn answer(wire: &mut Wire) -> Result<Message> {
+    loop {
+        let frame = wire.receive().await?;
+        match frame.message {
+            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
+            Message::Pong => {}
+            message => return Ok(message),
+        }
+    }
+}
+
+enum Sent {
+    /// Everything up to the source's end, whose CRC-32 over all of it this is.
+    All(u32),
+    /// The receiver spoke up before that.
+    Interrupted(Message),
+}
+
+async fn send_from(
+    wire: &mut Wire,
+    file: &Arc<File>,
+    offset: u64,
+    blocks: Blocks,
+    sender: &mut Sender,
+) -> Result<Sent> {
+    let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
+    let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
+    let source = Arc::clone(file);
+    let reading = tokio::task::spawn_blocking(move || {
+        read_blocks(&source, offset, blocks, &full, &reusable)
+    });
+    while let Some(mut block) = ready.recv().await {
+        let raw_bytes = block.raw_bytes;
+        match wire.send_block(CHANNEL, &mut block).await {
+            Ok(()) => sender.block_sent(raw_bytes),
+            // The receiver may have said why before it stopped reading.
+            Err(fault) => match refusal_behind(wire).await {
+                Some(message) => return Ok(Sent::Interrupted(message)),
+                None => return Err(fault.into()),
+            },
+        }
+        // The reader may have ended; then nobody needs the buffer.
+        let _ = empty.send(block.into_buffer());
+    }
+    let crc32 = reading.await.map_err(|error| {
+        CommandError::retry("read the file to be archived").because(error)
+    })?;
+    Ok(Sent::All(crc32.map_err(|error| {
+        CommandError::retry("read the file to be archived").because(error)
+    })?))
+}
+
+async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
+    loop {
+        match wire.receive().await.ok()?.message {
+            message @ Message::Error(_) => return Some(message),
+            _ => continue,
+        }
+    }
+}
+
+/// Reads the file from `offset`, packs it block by block, and returns the CRC-32 of all of it.
+fn read_blocks(
+    file: &File,
+    offset: u64,
+    blocks: Blocks,
+    full: &mpsc::Sender<Block>,
+    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
+) -> std::io::Result<u32> {
+    let mut crc = crc32fast::Hasher::new();
+    if offset > 0 {
+        crc = crc32fast::Hasher::new_with_initial_len(digest(file, offset)?, offset);
+    }
+    let mut packer = Packer::new(blocks.compression);
+    let mut at = offset;
+    loop {
+        let buffer = reusable.try_recv().unwrap_or_default();
+        let block = packer.pack(buffer, at, |buffer| {
+            let headroom = buffer.len();
+            let from = ReadAt { file, at };
+            from.take(u64::from(blocks.block_bytes)).read_to_end(buffer)?;
+            crc.update(&buffer[headroom..]);
+            Ok::<(), std::io::Error>(())
+        })?;
+        if block.raw_bytes == 0 {
+            return Ok(crc.finalize());
+        }
+        at += u64::from(block.raw_bytes);
+        if full.blocking_send(block).is_err() {
+            // The connection is gone, and with it the reason to go on.
+            return Ok(0);
+        }
+    }
+}
+
+/// Reads a file at a position of its own, so that readers do not share one.
+struct ReadAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.file.read_at(buffer, self.at)?;
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+/// Runs file work beside the sockets.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let failed = || CommandError::retry("read the file to be archived");
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| failed().because(error))?
+        .map_err(|error| failed().because(error))
+}

@@ -1,0 +1,184 @@
+//! `xarchive PATH NAME`: PostgreSQL's `archive_command`.
+//! Never says 0 before the receiver said that the file is durable, never hangs longer than
+//! `push_timeout`. Invariant: every failure is one of the codes of `ExitTable::Xarchive`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::message::{Offer, Verify};
+use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::session::push::Outcome;
+
+use crate::options::Options;
+use crate::config::{MasterConfig, VerifyWal};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::master::periodic;
+use crate::master::push::{self, Blocks};
+use crate::output;
+use crate::transport::connect::{Target, kind_of};
+use crate::wal::page::LONG_HEADER_BYTES;
+use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
+
+/// Archives one file.
+pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
+    let source = Source::open(config, path, name)?;
+    if options.not_really {
+        let doing = format!("send {} as {name} to {}", path.display(), config.slave);
+        return output::not_really(&doing);
+    }
+    periodic::start(config);
+    let runtime = crate::master::runtime()?;
+    let deadline = config.push_timeout;
+    let outcome = runtime.block_on(async {
+        tokio::time::timeout(deadline, source.push(config)).await.unwrap_or_else(|_| {
+            Err(CommandError::retry(format!(
+                "{name} was not acknowledged by {} within push_timeout = {deadline:?}",
+                config.slave
+            ))
+            .hint("PostgreSQL keeps the file and will try again"))
+        })
+    });
+    // A reader that is stuck in a dead disk must not hold the exit back.
+    runtime.shutdown_background();
+    verdict(config, name, outcome?)
+}
+
+/// The file to be archived, opened and looked at.
+struct Source {
+    file: Arc<File>,
+    name: WalFileName,
+    size: u64,
+    facts: ClusterFacts,
+}
+
+impl Source {
+    fn open(config: &MasterConfig, path: &Path, name: WalFileName) -> Result<Source> {
+        // NONBLOCK so that a FIFO cannot hang us, NOFOLLOW because PostgreSQL never links WAL.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::LOOP) => return Err(not_a_file(path, "a symbolic link")),
+            Err(error) => {
+                return Err(error).at(Kind::Retry, "open the file to be archived,", path);
+            }
+        };
+        let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
+        if !metadata.is_file() {
+            return Err(not_a_file(path, "a directory, a pipe or a device"));
+        }
+        let facts = ClusterFacts::read(config)?;
+        let source = Source { file: Arc::new(file), name, size: metadata.len(), facts };
+        source.check(config, path)?;
+        Ok(source)
+    }
+
+    /// What can be seen from here is refused here, without troubling the standby.
+    fn check(&self, config: &MasterConfig, path: &Path) -> Result<()> {
+        let Some(_) = self.name.segment() else { return self.check_small(path) };
+        if matches!(self.name, WalFileName::BackupHistory(..)) {
+            return self.check_small(path);
+        }
+        let whole = self.facts.cluster.segment_size.bytes();
+        if self.size != whole {
+            return Err(CommandError::retry(format!(
+                "{} has {} bytes where a segment of this cluster has {whole}",
+                path.display(),
+                self.size
+            ))
+            .hint("if it stays so the file is damaged: look at the disk under pg_wal"));
+        }
+        let mut first = [0; LONG_HEADER_BYTES];
+        self.file.read_exact_at(&mut first, 0).at(Kind::Retry, "read", path)?;
+        let expected = Expected {
+            system_id: self.facts.cluster.system_id,
+            segment_size: self.facts.cluster.segment_size,
+            postgres_major: u8::try_from(self.facts.cluster.postgres_major).ok(),
+        };
+        let off = crate::wal::segment::Verify::Off;
+        SegmentCheck::new(self.name, &expected, off).update(&first).map_err(|fault| {
+            let foreign = matches!(fault, SegmentFault::Foreign { .. });
+            let kind = if foreign { Kind::ForeignCluster } else { Kind::Retry };
+            CommandError::new(kind, format!("archive {}", path.display())).because(fault).hint(
+                "nothing was sent; check master_data in the ini file, and that the file is the \
+                 one its name says",
+            )
+        })
+    }
+
+    fn check_small(&self, path: &Path) -> Result<()> {
+        if self.size <= SMALL_FILE_BYTES_MAX {
+            return Ok(());
+        }
+        Err(CommandError::retry(format!(
+            "{} has {} bytes where a {} has at most {SMALL_FILE_BYTES_MAX}",
+            path.display(),
+            self.size,
+            self.name
+        )))
+    }
+
+    async fn push(self, config: &MasterConfig) -> Result<Outcome> {
+        let target = Target::from_config(config)?;
+        let (file, size) = (Arc::clone(&self.file), self.size);
+        // The checksum is taken while the other side is being greeted.
+        let hashing = tokio::spawn(push::blocking(move || push::digest(&file, size)));
+        let mut connection = target.connect(self.facts.cluster, self.facts.timeline).await?;
+        let crc32 = hashing
+            .await
+            .map_err(|error| CommandError::retry("read the file to be archived").because(error))??;
+        let block_bytes = config.block_size.min(connection.welcome.block_bytes_max);
+        let blocks = Blocks { block_bytes, compression: config.compression };
+        let offer = Offer { name: self.name, size: self.size, crc32, verify: verify(config) };
+        push::push(&mut connection.wire, self.file, offer, blocks).await
+    }
+}
+
+/// The outcome in PostgreSQL's terms.
+fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result<()> {
+    let receiver = &config.slave;
+    match outcome {
+        Outcome::Stored => {
+            tracing::debug!("{name} is durable on {receiver}");
+            Ok(())
+        }
+        Outcome::Conflict(stored) => Err(CommandError::new(
+            Kind::Conflict,
+            format!(
+                "{receiver} already holds another file as {name} ({} bytes, CRC-32 {:08X}); it \
+                 was kept and this one was not stored",
+                stored.size, stored.crc32
+            ),
+        )
+        .hint("two masters archive to one place, or this one was restored: see the README")),
+        Outcome::SourceChanged => Err(CommandError::retry(format!(
+            "{name} changed while it was read; nothing was stored"
+        ))
+        .hint("PostgreSQL recycles a segment only after it was archived: was this run by hand?")),
+        Outcome::Refused(error) => Err(CommandError::new(
+            kind_of(error.code),
+            format!("{receiver} did not store {name}: {}", error.message),
+        )
+        .hint(error.hint)),
+    }
+}
+
+fn verify(config: &MasterConfig) -> Verify {
+    match config.verify_wal {
+        VerifyWal::Records => Verify::Records,
+        VerifyWal::Headers => Verify::Headers,
+        VerifyWal::Off => Verify::Off,
+    }
+}
+
+fn not_a_file(path: &Path, found: &str) -> CommandError {
+    CommandError::usage(format!(
+        "{} is {found} where a WAL file was expected",
+        path.display()
+    ))
+    .hint("archive_command must end in `xarchive %p %f`")
+}

@@ -1,0 +1,349 @@
+//! The loop of one connection: wait, feed what happened to the session, do what it says.
+//! Never touches the archive itself. Invariant: at most one upload a channel, and a peer that
+//! breaks a rule is told which before it is hung up on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use walmgr_protocol::codec::Frame;
+use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
+use walmgr_protocol::limits::CHANNELS_MAX;
+use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::session::keepalive::{Keepalive, Next};
+use walmgr_protocol::session::push::{Receiver, ReceiverAction};
+
+use crate::receiver::introduction::Peer;
+use crate::receiver::server::Daemon;
+use crate::receiver::upload::{Job, Report, Upload};
+use crate::receiver::{DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
+use crate::transport::wire::{Wire, WireFault};
+
+/// Why a connection ends.
+enum End {
+    /// The peer said goodbye, or went.
+    Gone(String),
+    /// This side ends it and says why.
+    Hangup(Error),
+}
+
+impl From<WireFault> for End {
+    fn from(fault: WireFault) -> Self {
+        match fault {
+            WireFault::Protocol(error) => error.into(),
+            WireFault::Closed => End::Gone("it closed the connection".to_owned()),
+            WireFault::Io(error) => End::Gone(error.to_string()),
+        }
+    }
+}
+
+impl From<ProtocolError> for End {
+    fn from(error: ProtocolError) -> Self {
+        End::Hangup(Error::connection(error.code(), error.to_string(), ""))
+    }
+}
+
+/// Serves a peer until either side ends it.
+pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
+    let (reports, inbox) = mpsc::channel(usize::from(CHANNELS_MAX) * 2);
+    let now = daemon.started.elapsed();
+    let mut connection = Connection {
+        channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
+        keepalive: Keepalive::new(now, IDLE_DEADLINE),
+        frame_began: None,
+        stop_by: None,
+        daemon,
+        peer,
+        wire,
+        reports,
+    };
+    let end = connection.run(inbox).await;
+    let Connection { daemon, peer, mut wire, channels, .. } = connection;
+    let cut_short = channels.iter().any(|channel| channel.upload.is_some());
+    // Uploads under way end when their channel does, and remove what they wrote.
+    drop(channels);
+    match end {
+        End::Gone(reason) if cut_short => {
+            tracing::warn!("{peer} left in the middle of an upload: {reason}");
+        }
+        End::Gone(reason) => tracing::debug!("{peer} left: {reason}"),
+        End::Hangup(error) => {
+            if error.code == ErrorCode::ShuttingDown {
+                tracing::debug!("{peer}: {}", error.message);
+            } else {
+                daemon.refused(peer.address.ip(), &format!("{peer}: {}", error.message));
+            }
+            // It may be gone, or not reading.
+            let telling = wire.send(0, &Message::Error(error));
+            let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
+            wire.close().await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Channel {
+    session: Receiver,
+    upload: Option<Upload>,
+}
+
+struct Connection {
+    daemon: Arc<Daemon>,
+    peer: Peer,
+    wire: Wire,
+    channels: Vec<Channel>,
+    reports: mpsc::Sender<(u16, Report)>,
+    keepalive: Keepalive,
+    frame_began: Option<Instant>,
+    stop_by: Option<Instant>,
+}
+
+enum Happened {
+    Arrived(Option<Frame>),
+    Reported(u16, Report),
+    Reloaded,
+    Stopping,
+    Tick,
+}
+
+impl Connection {
+    async fn run(&mut self, mut reports: mpsc::Receiver<(u16, Report)>) -> End {
+        let mut reloads = self.daemon.settings.subscribe();
+        let mut stopping = self.daemon.stopping.subscribe();
+        loop {
+            let wait = match self.next_wait().await {
+                Ok(wait) => wait,
+                Err(end) => return end,
+            };
+            let asked_to_stop = self.stop_by.is_some();
+            let happened = tokio::select! {
+                Some((channel, report)) = reports.recv() => Happened::Reported(channel, report),
+                step = self.wire.receive_step() => match step {
+                    Ok(frame) => Happened::Arrived(frame),
+                    Err(fault) => return fault.into(),
+                },
+                Ok(()) = reloads.changed() => Happened::Reloaded,
+                _ = stopping.wait_for(|stop| *stop), if !asked_to_stop => Happened::Stopping,
+                () = tokio::time::sleep(wait) => Happened::Tick,
+            };
+            if let Err(end) = self.handle(happened).await {
+                return end;
+            }
+        }
+    }
+
+    async fn handle(&mut self, happened: Happened) -> Result<(), End> {
+        match happened {
+            Happened::Arrived(frame) => {
+                self.heard();
+                if let Some(frame) = frame {
+                    self.frame(frame).await?;
+                }
+                self.watch_frame();
+                Ok(())
+            }
+            Happened::Reported(channel, report) => self.reported(channel, report).await,
+            Happened::Reloaded => self.still_welcome(),
+            Happened::Stopping => {
+                self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
+                Ok(())
+            }
+            Happened::Tick => Ok(()),
+        }
+    }
+
+    /// How long to wait for something to happen; pings and deadlines are dealt with on the way.
+    async fn next_wait(&mut self) -> Result<Duration, End> {
+        let now = Instant::now();
+        if let Some(stop_by) = self.stop_by
+            && (!self.busy() || now >= stop_by)
+        {
+            let text = "the receiver is stopping";
+            let hint = "it will be tried again";
+            return Err(End::Hangup(Error::connection(ErrorCode::ShuttingDown, text, hint)));
+        }
+        let mut wait = self.stop_by.map_or(IDLE_DEADLINE, |stop_by| stop_by - now);
+        if let Some(began) = self.frame_began {
+            let left = (began + FRAME_DEADLINE).saturating_duration_since(now);
+            if left.is_zero() {
+                return Err(timed_out(format!("a frame took longer than {FRAME_DEADLINE:?}")));
+            }
+            wait = wait.min(left);
+        }
+        loop {
+            match self.keepalive.next(self.daemon.started.elapsed()) {
+                Next::Wait(until) => return Ok(wait.min(until)),
+                Next::Ping => self.wire.send(0, &Message::Ping).await?,
+                Next::Dead => {
+                    return Err(timed_out(format!("nothing arrived for {IDLE_DEADLINE:?}")));
+                }
+            }
+        }
+    }
+
+    async fn frame(&mut self, frame: Frame) -> Result<(), End> {
+        match (frame.channel, frame.message) {
+            (_, Message::Ping) => Ok(self.wire.send(frame.channel, &Message::Pong).await?),
+            (_, Message::Pong) => Ok(()),
+            (0, Message::Goodbye) => Err(End::Gone("goodbye".to_owned())),
+            (0, Message::Error(error)) => Err(End::Gone(error.message)),
+            (0, request) => self.control(request).await,
+            (channel, message) => self.upload_message(channel, message).await,
+        }
+    }
+
+    async fn control(&mut self, request: Message) -> Result<(), End> {
+        let allowed = match request {
+            Message::Setup => self.peer.rights.push,
+            _ => self.peer.rights.read || self.peer.rights.admin,
+        };
+        if !allowed {
+            let refusal = self.lacks_right(request.name(), "push or read");
+            return Ok(self.wire.send(0, &Message::Error(refusal)).await?);
+        }
+        let answer = control::answer(&self.daemon, &self.peer, request).await;
+        self.heard();
+        Ok(self.wire.send(0, &answer).await?)
+    }
+
+    async fn upload_message(&mut self, channel: u16, message: Message) -> Result<(), End> {
+        let index = self.index(channel)?;
+        if matches!(message, Message::Offer(_))
+            && let Some(refusal) = self.cannot_take()
+        {
+            return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
+        }
+        let action = self.channels[index].session.received(message).map_err(End::from)?;
+        match action {
+            Some(action) => self.perform(channel, action).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn reported(&mut self, channel: u16, report: Report) -> Result<(), End> {
+        let slot = &mut self.channels[self.index(channel)?];
+        let action = match &report {
+            Report::LookedUp(held) => slot.session.looked_up(held),
+            Report::Sealed(sealed) => slot.session.sealed(sealed),
+            Report::Failed(error) => {
+                let (message, hint) = (error.message.clone(), error.hint.clone());
+                Some(slot.session.failed(error.code, message, hint))
+            }
+        };
+        if let Report::Failed(_) = report {
+            slot.upload = None;
+            self.daemon.check_health();
+        }
+        match action {
+            Some(action) => self.perform(channel, action).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn perform(&mut self, channel: u16, action: ReceiverAction) -> Result<(), End> {
+        let index = self.index(channel)?;
+        match action {
+            ReceiverAction::LookUp(offer) => {
+                let daemon = Arc::clone(&self.daemon);
+                let reports = self.reports.clone();
+                self.channels[index].upload =
+                    Some(Upload::start(daemon, channel, offer, reports));
+            }
+            ReceiverAction::Send(message) => {
+                if self.channels[index].session.is_idle() {
+                    self.channels[index].upload = None;
+                }
+                self.wire.send(channel, &message).await?;
+            }
+            ReceiverAction::Begin(_, answer) => self.wire.send(channel, &answer).await?,
+            ReceiverAction::Write(data) => self.give(index, Job::Write(data)).await,
+            ReceiverAction::Seal(digest) => self.give(index, Job::Seal(digest)).await,
+            ReceiverAction::Discard => self.channels[index].upload = None,
+        }
+        Ok(())
+    }
+
+    async fn give(&mut self, index: usize, job: Job) {
+        if let Some(upload) = &self.channels[index].upload {
+            upload.give(job).await;
+        }
+        // While the disk was slow the peer may well have spoken; it just was not read.
+        self.heard();
+    }
+
+    fn index(&self, channel: u16) -> Result<usize, End> {
+        let index = usize::from(channel).wrapping_sub(1);
+        if index < self.channels.len() {
+            return Ok(index);
+        }
+        let misbehaved = PeerMisbehaved::Channel { most: CHANNELS_MAX, found: channel };
+        Err(ProtocolError::from(misbehaved).into())
+    }
+
+    fn cannot_take(&self) -> Option<Error> {
+        if self.stop_by.is_some() {
+            let text = "the receiver is stopping";
+            return Some(Error::channel(ErrorCode::ShuttingDown, text, "it will be tried again"));
+        }
+        if !self.peer.rights.push {
+            return Some(self.lacks_right("an offer", "push"));
+        }
+        if self.daemon.archive.binding().is_none() {
+            return Some(Error::channel(
+                ErrorCode::NotSetUp,
+                "the archive is bound to no cluster yet",
+                "run `walmgr MASTER.ini setup` on the master",
+            ));
+        }
+        if self.peer.cluster.is_none() {
+            let text = "the peer did not say which cluster it speaks for";
+            return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
+        }
+        None
+    }
+
+    fn lacks_right(&self, what: &str, right: &str) -> Error {
+        let name = self.peer.name.as_deref().unwrap_or("this key");
+        Error::channel(
+            ErrorCode::RightMissing,
+            format!("{name} lacks the right `{right}` that {what} needs"),
+            "change its line in authorized_keys on the standby and reload the receiver",
+        )
+    }
+
+    /// After a reload a revoked key is shown the door; what it sent before is kept.
+    fn still_welcome(&mut self) -> Result<(), End> {
+        let settings = self.daemon.settings.borrow().clone();
+        match settings.rights(self.peer.fingerprint.as_ref()) {
+            Some(rights) => {
+                self.peer.rights = rights;
+                Ok(())
+            }
+            None => Err(End::Hangup(Error::connection(
+                ErrorCode::NotAuthorized,
+                "the key was revoked on the standby",
+                "",
+            ))),
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.channels.iter().any(|channel| channel.upload.is_some())
+    }
+
+    fn heard(&mut self) {
+        self.keepalive.heard(self.daemon.started.elapsed());
+    }
+
+    fn watch_frame(&mut self) {
+        if !self.wire.mid_frame() {
+            self.frame_began = None;
+        } else if self.frame_began.is_none() {
+            self.frame_began = Some(Instant::now());
+        }
+    }
+}
+
+fn timed_out(message: String) -> End {
+    End::Hangup(Error::connection(ErrorCode::TimedOut, message, ""))
+}

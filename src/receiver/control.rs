@@ -1,0 +1,100 @@
+//! Requests about the archive itself: bind it to a cluster, describe it, list it.
+//! Never changes a stored file. Runs on a blocking thread, because it reads the disk.
+
+use std::sync::Arc;
+
+use walmgr_protocol::limits::LIST_ENTRIES_MAX;
+use walmgr_protocol::message::{Cluster, List, ListRequest, Message, SetupDone, Status};
+
+use crate::receiver::introduction::Peer;
+use crate::receiver::refusal;
+use crate::receiver::server::Daemon;
+use crate::store::{Binding, StoreError};
+
+/// The answer to a request, which may be a refusal.
+pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Message {
+    let (daemon, cluster) = (Arc::clone(daemon), peer.cluster);
+    let working = tokio::task::spawn_blocking(move || match request {
+        Message::Setup => set_up(&daemon, cluster),
+        Message::StatusRequest => status(&daemon),
+        Message::ListRequest(request) => list(&daemon, &request),
+        other => Ok(unexpected(&other)),
+    });
+    match working.await {
+        Ok(Ok(message)) => message,
+        Ok(Err(error)) => {
+            tracing::warn!("a request of {peer} failed: {error}");
+            Message::Error(refusal::of(&error))
+        }
+        Err(error) => {
+            tracing::error!("a request of {peer} failed: {error}");
+            Message::Error(walmgr_protocol::message::Error::channel(
+                walmgr_protocol::message::ErrorCode::Internal,
+                "the receiver failed on this request",
+                "look at its log on the standby",
+            ))
+        }
+    }
+}
+
+fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreError> {
+    let Some(cluster) = cluster else { return Ok(unexpected(&Message::Setup)) };
+    let newly_bound = daemon.archive.binding().is_none();
+    daemon.archive.bind(&Binding {
+        system_id: cluster.system_id,
+        segment_size: cluster.segment_size,
+        postgres_major: u8::try_from(cluster.postgres_major).unwrap_or(u8::MAX),
+    })?;
+    if newly_bound {
+        tracing::info!("the archive belongs to {cluster} from here on");
+    }
+    let completed_wals = daemon.completed_wals.display().to_string();
+    Ok(Message::SetupDone(SetupDone { newly_bound, completed_wals }))
+}
+
+fn status(daemon: &Daemon) -> Result<Message, StoreError> {
+    Ok(Message::Status(Status {
+        cluster: daemon.archive.binding().map(|binding| cluster_of(&binding)),
+        newest_segment: daemon.newest_segment(),
+        free_bytes: free_bytes(&daemon.completed_wals)?,
+        connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
+        uptime_s: daemon.started.elapsed().as_secs(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        completed_wals: daemon.completed_wals.display().to_string(),
+    }))
+}
+
+fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
+    let limit = usize::from(request.limit.min(LIST_ENTRIES_MAX));
+    let mut found = daemon.archive.list(request.after, limit + 1)?;
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let entries = found.into_iter().map(|entry| (entry.name, entry.len)).collect();
+    Ok(Message::List(List { entries, more }))
+}
+
+fn free_bytes(path: &std::path::Path) -> Result<u64, StoreError> {
+    let found = rustix::fs::statvfs(path).map_err(|error| StoreError::Disk {
+        op: "ask for the free space of",
+        path: path.to_path_buf(),
+        source: error.into(),
+    })?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// A binding in the words of the wire.
+pub fn cluster_of(binding: &Binding) -> Cluster {
+    Cluster {
+        system_id: binding.system_id,
+        postgres_major: u16::from(binding.postgres_major),
+        segment_size: binding.segment_size,
+    }
+}
+
+fn unexpected(message: &Message) -> Message {
+    Message::Error(walmgr_protocol::message::Error::connection(
+        walmgr_protocol::message::ErrorCode::Misbehaved,
+        format!("{} has no place on channel 0", message.name()),
+        "",
+    ))
+}

@@ -1,0 +1,177 @@
+//! Who is there: TLS, hello, and the decision whether to talk.
+//! Never allocates for a peer beyond the handshake before its key is known. Invariant: a refusal
+//! is logged here with its reason and sent to the peer in the same words.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use walmgr_protocol::frame::Direction;
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
+use walmgr_protocol::message::{Cluster, ErrorCode};
+use walmgr_protocol::session::hello::choose_version;
+use walmgr_protocol::version::VersionRange;
+
+use crate::receiver::control::cluster_of;
+use crate::receiver::server::Daemon;
+use crate::receiver::settings::{Protection, Settings};
+use crate::transport::authorized_keys::Rights;
+use crate::transport::connect::fresh_nonce;
+use crate::transport::identity::Fingerprint;
+use crate::transport::stream::Stream;
+use crate::transport::tls;
+use crate::transport::wire::{Introduction, Wire};
+
+/// A peer that was let in.
+pub struct Peer {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Its key, where TLS pins keys.
+    pub fingerprint: Option<Fingerprint>,
+    /// Its name in `authorized_keys`, if it has one.
+    pub name: Option<String>,
+    /// What it may do.
+    pub rights: Rights,
+    /// The cluster it speaks for.
+    pub cluster: Option<Cluster>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(out, "{name} ({})", self.address),
+            None => write!(out, "{}", self.address),
+        }
+    }
+}
+
+/// Greets a connection; `None` when it was refused, which has been logged and said.
+pub async fn greet(
+    daemon: &Daemon,
+    settings: &Settings,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> Option<(Peer, Wire)> {
+    let (stream, fingerprint) = match secure(settings, stream).await {
+        Ok(secured) => secured,
+        Err(reason) => {
+            daemon.refused(address.ip(), &format!("{address}: {reason}"));
+            return None;
+        }
+    };
+    let mut introduction = Introduction::new(stream);
+    match introduce(daemon, settings, &mut introduction, address, fingerprint).await {
+        Ok((peer, hello, welcome)) => {
+            let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
+            introduction.send_answer(&answer).await.ok()?;
+            let wire = introduction.into_wire(Direction::FromReceiver, &hello.nonce, &welcome);
+            Some((peer, wire))
+        }
+        Err(Turned::Away(refusal)) => {
+            let key = fingerprint.map(|key| format!(" with key {key}")).unwrap_or_default();
+            daemon.refused(address.ip(), &format!("{address}{key}: {}", refusal.message));
+            // The peer may be gone; then there is nobody left to tell.
+            let _ = introduction.send_answer(&Answer::Refused(refusal)).await;
+            introduction.close().await;
+            None
+        }
+        Err(Turned::Silent(reason)) => {
+            daemon.refused(address.ip(), &format!("{address}: {reason}"));
+            None
+        }
+    }
+}
+
+enum Turned {
+    /// With words.
+    Away(Refusal),
+    /// Without: what it sent was no hello.
+    Silent(String),
+}
+
+async fn secure(
+    settings: &Settings,
+    stream: TcpStream,
+) -> Result<(Stream, Option<Fingerprint>), String> {
+    let acceptor = match &settings.protection {
+        Protection::Plain => return Ok((Stream::Plain(stream), None)),
+        Protection::Pinned(acceptor, _) | Protection::Authority(acceptor) => acceptor,
+    };
+    let stream = acceptor.accept(stream).await.map_err(|error| tls::server_fault(&error))?;
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let fingerprint = tls::peer_fingerprint(certificates);
+    Ok((Stream::Tls(Box::new(stream.into())), fingerprint))
+}
+
+async fn introduce(
+    daemon: &Daemon,
+    settings: &Settings,
+    introduction: &mut Introduction,
+    address: SocketAddr,
+    fingerprint: Option<Fingerprint>,
+) -> Result<(Peer, Hello, Welcome), Turned> {
+    let rights = authorize(settings, fingerprint.as_ref()).map_err(Turned::Away)?;
+    let (versions, hello) = introduction
+        .receive_hello()
+        .await
+        .map_err(|fault| Turned::Silent(in_full(&fault)))?;
+    choose_version(VersionRange::OURS, versions).map_err(Turned::Away)?;
+    let hello = hello.map_err(|error| {
+        Turned::Away(refusal(ErrorCode::Malformed, error.to_string(), String::new()))
+    })?;
+    same_cluster(daemon, &hello).map_err(Turned::Away)?;
+    let nonce = fresh_nonce().map_err(|error| {
+        Turned::Away(refusal(ErrorCode::Internal, error.to_string(), String::new()))
+    })?;
+    let software = env!("CARGO_PKG_VERSION").to_owned();
+    let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
+    let name = settings.name(fingerprint.as_ref());
+    let peer = Peer { address, fingerprint, name, rights, cluster: hello.cluster };
+    Ok((peer, hello, welcome))
+}
+
+fn authorize(settings: &Settings, key: Option<&Fingerprint>) -> Result<Rights, Refusal> {
+    settings.rights(key).ok_or_else(|| {
+        let shown = key.map_or_else(|| "none".to_owned(), ToString::to_string);
+        refusal(
+            ErrorCode::NotAuthorized,
+            format!("key {shown} is not in the receiver's authorized_keys"),
+            format!("on the standby run `walmgr STANDBY.ini authorize {shown} NAME`"),
+        )
+    })
+}
+
+/// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
+fn same_cluster(daemon: &Daemon, hello: &Hello) -> Result<(), Refusal> {
+    let (Some(bound), Some(theirs)) = (daemon.archive.binding(), hello.cluster) else {
+        return Ok(());
+    };
+    let bound = cluster_of(&bound);
+    if bound == theirs {
+        return Ok(());
+    }
+    Err(refusal(
+        ErrorCode::ForeignCluster,
+        format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
+        "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \
+         folders"
+            .to_owned(),
+    ))
+}
+
+fn refusal(code: ErrorCode, message: String, hint: String) -> Refusal {
+    Refusal { code, message, hint }
+}
+
+/// An error and everything that led to it, in one line.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    line
+}

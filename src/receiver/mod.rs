@@ -1,0 +1,58 @@
+//! The letterbox: the standby's daemon. It listens, knows who may come in, and puts what arrives
+//! into the archive.
+//! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
+//! daemon stays up and the archive stays whole.
+//!
+//! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
+//! connection, [`upload`] writes one file, [`control`] answers questions, [`settings`] is what a
+//! reload may change.
+
+pub mod connection;
+pub mod control;
+pub mod introduction;
+pub mod refusal;
+pub mod server;
+pub mod settings;
+pub mod upload;
+
+pub use server::run;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::StandbyConfig;
+
+/// The pidfile whose lock shows that a receiver runs; `pidfile`, or one beside the ini file.
+pub fn pidfile(config: &StandbyConfig) -> PathBuf {
+    config.pidfile.clone().unwrap_or_else(|| config.path.with_extension("pid"))
+}
+
+/// Every address the settings say to listen on.
+pub fn listen_text(config: &StandbyConfig) -> String {
+    let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    addresses.join(", ")
+}
+
+/// TCP, TLS and hello together; a peer that needs longer is not known yet and not waited for.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A frame that began must be complete after this: 17 KiB/s for the largest, so that a slow but
+/// honest link passes and a peer that drips bytes does not.
+pub const FRAME_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Silence after which a peer counts as gone.
+pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Time for uploads under way when the daemon is asked to stop.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Connections that may be in their handshake at once, from one address and in all: strangers
+/// take no slot from those who are known.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+/// See [`HANDSHAKES_PER_ADDRESS_MAX`].
+pub const HANDSHAKES_MAX: usize = 128;
+
+/// Pause after the system refused another connection for want of descriptors or memory.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
+
+const _: () = assert!(HANDSHAKES_PER_ADDRESS_MAX <= HANDSHAKES_MAX);

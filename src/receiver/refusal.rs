@@ -1,0 +1,48 @@
+//! What the store's failures are called on the wire, with a hint for whoever reads it.
+//! Never hides a failure: each is logged here once, on the standby, where it happened.
+
+use walmgr_protocol::message::{Error, ErrorCode};
+
+use crate::store::StoreError;
+
+/// The refusal that tells the sender.
+pub fn of(error: &StoreError) -> Error {
+    let (code, hint) = match error {
+        StoreError::Damaged { .. } => (
+            ErrorCode::DamagedFile,
+            "the file is damaged on the master: check its disk, and look at the file with \
+             pg_waldump",
+        ),
+        StoreError::Foreign { .. } => (
+            ErrorCode::ForeignFile,
+            "one archive holds one cluster: give the other its own receiver and folders",
+        ),
+        StoreError::TooLarge { .. } => (ErrorCode::TooLarge, ""),
+        StoreError::Mismatch { .. } => (
+            ErrorCode::Mismatch,
+            "the bytes changed between the two hosts or on the master's disk; it will be tried \
+             again",
+        ),
+        StoreError::NotSetUp { .. } | StoreError::NotBound => {
+            (ErrorCode::NotSetUp, "run `walmgr MASTER.ini setup` on the master")
+        }
+        StoreError::NoSpace { .. } => (
+            ErrorCode::DiskFull,
+            "free space on the standby; archiving goes on by itself afterwards",
+        ),
+        StoreError::Disk { .. } | StoreError::SyncFailed { .. } => {
+            (ErrorCode::DiskFailed, "look at the receiver's log and at the disk on the standby")
+        }
+        StoreError::Moved { .. } => (
+            ErrorCode::DiskFailed,
+            "the archive's folder was replaced on the standby: is its file system mounted?",
+        ),
+        StoreError::GivenUp { .. }
+        | StoreError::Locked { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::Marker { .. } => {
+            (ErrorCode::Internal, "look at the receiver's log on the standby")
+        }
+    };
+    Error::channel(code, error.to_string(), hint)
+}

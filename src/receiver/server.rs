@@ -1,0 +1,404 @@
+//! The daemon: takes the archive, listens, lets connections in within their bounds, reloads, ends.
+//! Never accepts a connection before recovery is complete. Invariant: strangers in their
+//! handshake take no slot from peers that are known.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+use crate::config::{self, StandbyConfig};
+use crate::daemon::{self, Control, Notice, Notices, PidFile, Readiness};
+use crate::error::{CommandError, Kind, Result};
+use crate::options::Options;
+use crate::output;
+use crate::receiver::settings::{Protection, Settings};
+use crate::receiver::{
+    ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
+    connection, introduction,
+};
+use crate::{receiver, standby};
+use crate::store::{Archive, Health, RealDisk, StoreError};
+
+/// A refusal from one address is logged at most this often; the rest is counted.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Addresses whose refusals are remembered; beyond it they share one entry.
+const REFUSAL_ADDRESSES_MAX: usize = 1_024;
+
+/// What all connections share.
+pub struct Daemon {
+    /// Where files go.
+    pub archive: Archive,
+    /// Its folder, for people.
+    pub completed_wals: PathBuf,
+    /// The clock that deadlines count from.
+    pub started: Instant,
+    /// The configuration in force.
+    pub settings: watch::Sender<Arc<Settings>>,
+    /// Set once, when the daemon is to end.
+    pub stopping: watch::Sender<bool>,
+    newest: Mutex<Option<SegmentName>>,
+    open: AtomicUsize,
+    handshakes: Mutex<HashMap<IpAddr, usize>>,
+    refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
+}
+
+impl Daemon {
+    /// Connections open, handshakes not counted.
+    pub fn connections_open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// The highest finished segment stored.
+    pub fn newest_segment(&self) -> Option<SegmentName> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a file that became durable.
+    pub fn note_stored(&self, name: WalFileName) {
+        if let WalFileName::Segment(segment) = name {
+            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+            *newest = (*newest).max(Some(segment));
+        }
+    }
+
+    /// Logs a refusal, but not every one of a flood.
+    pub fn refused(&self, address: IpAddr, reason: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.len() >= REFUSAL_ADDRESSES_MAX {
+            refusals.clear();
+        }
+        let now = Instant::now();
+        match refusals.get_mut(&address) {
+            Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => *unsaid += 1,
+            Some((last, unsaid)) => {
+                let more = std::mem::take(unsaid);
+                *last = now;
+                let others =
+                    if more > 0 { format!(" ({more} more since)") } else { String::new() };
+                tracing::warn!("refused {reason}{others}");
+            }
+            None => {
+                refusals.insert(address, (now, 0));
+                tracing::warn!("refused {reason}");
+            }
+        }
+    }
+
+    /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
+    /// trusted, and a fresh start reads everything again.
+    pub fn check_health(&self) {
+        if let Health::SyncFailed { why } = self.archive.health()
+            && !self.stopping.send_replace(true)
+        {
+            tracing::error!("the receiver ends because a sync failed: {why}");
+        }
+    }
+
+    fn begin_handshake(self: &Arc<Self>, address: IpAddr) -> Option<Handshake> {
+        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = handshakes.values().sum();
+        let here = handshakes.entry(address).or_insert(0);
+        if total >= HANDSHAKES_MAX || *here >= HANDSHAKES_PER_ADDRESS_MAX {
+            return None;
+        }
+        *here += 1;
+        Some(Handshake { daemon: Arc::clone(self), address })
+    }
+
+    fn begin_connection(self: &Arc<Self>, most: usize) -> Option<Open> {
+        let open = |count: usize| (count < most).then_some(count + 1);
+        let counted = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, open);
+        counted.is_ok().then(|| Open { daemon: Arc::clone(self) })
+    }
+}
+
+/// A handshake slot, given back when dropped.
+struct Handshake {
+    daemon: Arc<Daemon>,
+    address: IpAddr,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut handshakes = self.daemon.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = handshakes.get_mut(&self.address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                handshakes.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// A connection slot, given back when dropped.
+struct Open {
+    daemon: Arc<Daemon>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.daemon.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
+pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
+    let pidfile = receiver::pidfile(config);
+    if let Some(control) = Control::asked_by(options) {
+        return control_running(&pidfile, control, options);
+    }
+    let settings = Settings::load(config)?;
+    if options.not_really {
+        return output::not_really(&format!(
+            "listen on {} and store into {}",
+            receiver::listen_text(config),
+            config.completed_wals.display()
+        ));
+    }
+    let _lock = PidFile::acquire(&pidfile)?;
+    let archive = Archive::open(&standby::setup::places(config), Arc::new(RealDisk))
+        .map_err(|error| opening(&error))?;
+    let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::retry("start the event loop").because(error))?;
+    let daemon = Arc::new(Daemon {
+        archive,
+        completed_wals: config.completed_wals.clone(),
+        started: Instant::now(),
+        settings: watch::Sender::new(settings),
+        stopping: watch::Sender::new(false),
+        newest: Mutex::new(newest),
+        open: AtomicUsize::new(0),
+        handshakes: Mutex::default(),
+        refusals: Mutex::default(),
+    });
+    let ended = runtime.block_on(serve(config, options, &daemon, readiness));
+    // Uploads that the deadline cut off are on blocking threads; they hold temporaries only.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    ended
+}
+
+fn control_running(pidfile: &Path, control: Control, options: &Options) -> Result<()> {
+    if options.not_really {
+        let path = pidfile.display();
+        return output::not_really(&format!("send {control:?} to the receiver of {path}"));
+    }
+    let pid = daemon::signal_running(pidfile, control, daemon::END_TIMEOUT)?;
+    tracing::info!("{control:?}: receiver, process {pid}");
+    Ok(())
+}
+
+async fn serve(
+    config: &StandbyConfig,
+    options: &Options,
+    daemon: &Arc<Daemon>,
+    readiness: Readiness,
+) -> Result<()> {
+    let mut notices = Notices::listen()?;
+    let listeners = listen(config).await?;
+    let addresses = addresses(&listeners);
+    report_start(daemon, &addresses);
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
+        .collect();
+    readiness.ready()?;
+    let alive_every = daemon::watchdog_interval();
+    let mut stopping = daemon.stopping.subscribe();
+    loop {
+        let alive = tokio::time::sleep(alive_every.unwrap_or(Duration::from_secs(3_600)));
+        tokio::select! {
+            notice = notices.next() => match notice {
+                Notice::Reload => reload(config, options, daemon),
+                Notice::Drain => break,
+            },
+            _ = stopping.wait_for(|stop| *stop) => break,
+            () = alive => daemon::tell_alive(),
+        }
+    }
+    daemon::tell_stopping();
+    for task in accepting {
+        task.abort();
+    }
+    drain(daemon).await;
+    match daemon.archive.health() {
+        Health::SyncFailed { why } => Err(CommandError::new(Kind::ReceiverDisk, why)
+            .hint("the service manager starts it again; if this repeats, replace the disk")),
+        Health::Good | Health::Impaired { .. } => {
+            tracing::info!("receiver stopped");
+            Ok(())
+        }
+    }
+}
+
+fn report_start(daemon: &Daemon, addresses: &str) {
+    tracing::info!("receiver {} listens on {addresses}", env!("CARGO_PKG_VERSION"));
+    match daemon.archive.binding() {
+        Some(binding) => tracing::info!("the archive belongs to {binding}"),
+        None => tracing::info!("the archive waits for `walmgr MASTER.ini setup`"),
+    }
+    if matches!(daemon.settings.borrow().protection, Protection::Plain) {
+        tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");
+    }
+}
+
+async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => admit(&daemon, stream, address),
+            Err(error) => {
+                // Out of descriptors or memory: the connection stays in the kernel's queue.
+                daemon.refused(IpAddr::from([0, 0, 0, 0]), &format!("a connection: {error}"));
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// Lets uploads under way finish, within a bound.
+async fn drain(daemon: &Arc<Daemon>) {
+    daemon.stopping.send_replace(true);
+    let until = Instant::now() + DRAIN_DEADLINE;
+    while daemon.connections_open() > 0 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
+    let Some(handshake) = daemon.begin_handshake(address.ip()) else {
+        daemon.refused(address.ip(), &format!("{address}: too many handshakes at once"));
+        return;
+    };
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        let settings = daemon.settings.borrow().clone();
+        // Answers are small and waited for.
+        if let Err(error) = stream.set_nodelay(true) {
+            daemon.refused(address.ip(), &format!("{address}: {error}"));
+            return;
+        }
+        let greeting = introduction::greet(&daemon, &settings, stream, address);
+        let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeting).await;
+        drop(handshake);
+        match greeted {
+            Ok(Some((peer, wire))) => match daemon.begin_connection(settings.connections_max) {
+                Some(open) => {
+                    connection::serve(Arc::clone(&daemon), peer, wire).await;
+                    drop(open);
+                }
+                None => turn_away(&daemon, &settings, wire, address).await,
+            },
+            Ok(None) => {}
+            Err(_) => daemon.refused(
+                address.ip(),
+                &format!("{address}: no introduction within {HANDSHAKE_DEADLINE:?}"),
+            ),
+        }
+    });
+}
+
+async fn turn_away(
+    daemon: &Daemon,
+    settings: &Settings,
+    mut wire: crate::transport::wire::Wire,
+    address: SocketAddr,
+) {
+    use walmgr_protocol::message::{Error, ErrorCode, Message};
+    let most = settings.connections_max;
+    let text = format!("all {most} connections are in use");
+    daemon.refused(address.ip(), &format!("{address}: {text}"));
+    let error = Error::connection(ErrorCode::Busy, text, "raise max_connections on the standby");
+    // It may be gone; nobody is owed an answer here.
+    let _ = wire.send(0, &Message::Error(error)).await;
+    wire.close().await;
+}
+
+async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let bound = TcpListener::bind((address.host.as_str(), address.port)).await;
+        listeners.push(bound.map_err(|error| {
+            CommandError::retry(format!("listen on {address}"))
+                .because(error)
+                .hint("check `listen` in the ini file, and that nothing else uses the port")
+        })?);
+    }
+    Ok(listeners)
+}
+
+fn addresses(listeners: &[TcpListener]) -> String {
+    let each = listeners.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string()));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+fn reload(config: &StandbyConfig, options: &Options, daemon: &Daemon) {
+    daemon::tell_reloading();
+    let loaded = config::load(&config.path, &options.overrides)
+        .and_then(|fresh| fresh.into_standby("receiver"))
+        .and_then(|fresh| unchanged(config, &fresh).map(|()| fresh))
+        .and_then(|fresh| Settings::load(&fresh));
+    match loaded {
+        Ok(settings) => {
+            daemon.settings.send_replace(settings);
+            tracing::info!("settings and keys reloaded");
+        }
+        Err(error) => {
+            tracing::error!("reload failed, the old settings stay in force: {error}");
+        }
+    }
+    if let Err(error) = output::reopen_logfile() {
+        tracing::warn!("{error}");
+    }
+    daemon::tell_ready();
+}
+
+/// What a running daemon cannot change is refused rather than ignored.
+fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
+    let changed = [
+        ("listen", old.listen != new.listen),
+        ("completed_wals", old.completed_wals != new.completed_wals),
+        ("partial_wals", old.partial_wals != new.partial_wals),
+    ];
+    match changed.into_iter().find(|(_, changed)| *changed) {
+        None => Ok(()),
+        Some((key, _)) => Err(CommandError::config(format!("{key} cannot change by a reload"))
+            .hint("restart the receiver")),
+    }
+}
+
+fn opening(error: &StoreError) -> CommandError {
+    let (kind, hint) = match error {
+        StoreError::Locked { .. } => (Kind::AlreadyRunning, "stop it first, or leave it running"),
+        StoreError::NotSetUp { .. } => (
+            Kind::Config,
+            "run `walmgr STANDBY.ini setup` first; if it was set up before, its file system is \
+             not mounted",
+        ),
+        StoreError::NewerFormat { .. } => (Kind::Config, "upgrade walmgr on this host"),
+        error => (error.kind(), ""),
+    };
+    CommandError::new(kind, format!("open the archive: {error}")).hint(hint)
+}
+
+/// The highest finished segment there is when the daemon starts.
+fn newest_segment(archive: &Archive) -> Result<Option<SegmentName>, StoreError> {
+    let names = archive.list(None, usize::MAX)?;
+    Ok(names
+        .into_iter()
+        .filter_map(|entry| match entry.name {
+            WalFileName::Segment(segment) => Some(segment),
+            _ => None,
+        })
+        .max())
+}

@@ -1,0 +1,147 @@
+//! The push flow from the receiver's side: one file, on a blocking thread of its own.
+//! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
+//! when it ends, however it ends.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use walmgr_protocol::compress::Unpacker;
+use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
+use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
+use walmgr_protocol::session::push::{Held, Sealed};
+
+use crate::receiver::refusal;
+use crate::receiver::server::Daemon;
+use crate::store::{self, Durable, Incoming, StoreError};
+
+/// What the connection asks of an upload.
+pub enum Job {
+    /// Unpack and append this block.
+    Write(Data),
+    /// Check, and make durable.
+    Seal(Digest),
+}
+
+/// What an upload tells its connection.
+pub enum Report {
+    /// The answer to the offer.
+    LookedUp(Held<Durable>),
+    /// The answer to [`Job::Seal`].
+    Sealed(Sealed<Durable>),
+    /// It gave up; the jobs that follow are dropped.
+    Failed(Error),
+}
+
+/// The connection's end of an upload under way.
+pub struct Upload {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Upload {
+    /// Looks an offer up and, unless that settles it, waits for its blocks.
+    ///
+    /// Dropping the returned value throws away what was not sealed.
+    pub fn start(
+        daemon: Arc<Daemon>,
+        channel: u16,
+        offer: Offer,
+        reports: mpsc::Sender<(u16, Report)>,
+    ) -> Upload {
+        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
+        tokio::task::spawn_blocking(move || {
+            let report = |report| reports.blocking_send((channel, report)).is_ok();
+            let last = match attempt(&daemon, &offer, inbox, &report) {
+                Ok(last) => last,
+                Err(fault) => {
+                    tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+                    Some(Report::Failed(fault))
+                }
+            };
+            if let Some(last) = last {
+                report(last);
+            }
+        });
+        Upload { jobs }
+    }
+
+    /// Hands over a job, waiting while the disk is behind. An upload that failed takes none; its
+    /// report is on the way.
+    pub async fn give(&self, job: Job) {
+        let _ = self.jobs.send(job).await;
+    }
+}
+
+/// Returns the last report, or `None` when the connection let go of the upload.
+fn attempt(
+    daemon: &Daemon,
+    offer: &Offer,
+    mut jobs: mpsc::Receiver<Job>,
+    report: &dyn Fn(Report) -> bool,
+) -> Result<Option<Report>, Error> {
+    let of = |error: StoreError| refusal::of(&error);
+    match daemon.archive.lookup(&offer.name, offer.size, offer.crc32).map_err(of)? {
+        store::Held::Identical(proof) => {
+            tracing::debug!("{} is stored already", offer.name);
+            return Ok(Some(Report::LookedUp(Held::Same(proof))));
+        }
+        store::Held::Different { len, crc32 } => {
+            tracing::error!(
+                "CONFLICT: {} was offered with {} bytes and CRC-32 {:08X}, but is stored with \
+                 {len} bytes and CRC-32 {crc32:08X}; the stored file was kept",
+                offer.name,
+                offer.size,
+                offer.crc32
+            );
+            let stored = Digest { size: len, crc32 };
+            return Ok(Some(Report::LookedUp(Held::Other(stored))));
+        }
+        store::Held::Absent => {}
+    }
+    let mut incoming =
+        daemon.archive.begin(offer.name, offer.size, verify(offer)).map_err(of)?;
+    let nothing = Have { prefix_bytes: 0, prefix_crc32: 0 };
+    if !report(Report::LookedUp(Held::Prefix(nothing))) {
+        return Ok(None);
+    }
+    let mut unpacker = Unpacker::default();
+    loop {
+        match jobs.blocking_recv() {
+            None => return Ok(None),
+            Some(Job::Write(data)) => {
+                let raw = unpacker
+                    .unpack(&data.bytes, data.raw_bytes, data.zstd)
+                    .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
+                incoming.write(raw).map_err(of)?;
+            }
+            Some(Job::Seal(digest)) => return seal(daemon, incoming, offer, digest).map(Some).map_err(of),
+        }
+    }
+}
+
+fn seal(
+    daemon: &Daemon,
+    incoming: Incoming, offer: &Offer, digest: Digest) -> Result<Report, StoreError> {
+    Ok(Report::Sealed(match incoming.seal(digest.size, digest.crc32)? {
+        store::Sealed::Stored(proof) => {
+            tracing::info!("{} stored, {} bytes", offer.name, digest.size);
+            daemon.note_stored(offer.name);
+            Sealed::Durable(proof)
+        }
+        store::Sealed::Conflict { len, crc32 } => {
+            tracing::error!(
+                "CONFLICT: another {} was stored while this one was on its way; it was kept",
+                offer.name
+            );
+            Sealed::Other(Digest { size: len, crc32 })
+        }
+    }))
+}
+
+fn verify(offer: &Offer) -> crate::wal::segment::Verify {
+    use crate::wal::segment::Verify;
+    match offer.verify {
+        walmgr_protocol::message::Verify::Off => Verify::Off,
+        walmgr_protocol::message::Verify::Headers => Verify::Headers,
+        walmgr_protocol::message::Verify::Records => Verify::Records,
+    }
+}

@@ -1,0 +1,51 @@
+//! `authorize FPR NAME`: lets the owner of a key in.
+//! Never changes a line that is there; a running receiver is asked to read the list again.
+
+use crate::config::StandbyConfig;
+use crate::daemon::{self, Control};
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+use crate::output;
+use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
+use crate::transport::identity::Fingerprint;
+
+/// Adds a line to `authorized_keys`.
+pub fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    fingerprint: &str,
+    name: &str,
+    rights: &[String],
+) -> Result<()> {
+    let fingerprint: Fingerprint = fingerprint.parse().map_err(|error| {
+        CommandError::usage(format!("authorize {fingerprint}"))
+            .because(error)
+            .hint("`walmgr MASTER.ini identity` prints it on the master")
+    })?;
+    let rights = match rights {
+        [] => Rights::default(),
+        words => words.join(",").parse::<Rights>().map_err(CommandError::usage)?,
+    };
+    let mut keys = AuthorizedKeys::load_or_empty(&config.authorized_keys)?;
+    keys.authorize(fingerprint, name, rights)?;
+    if options.not_really {
+        let path = config.authorized_keys.display();
+        return output::not_really(&format!("add {fingerprint} as {name} to {path}"));
+    }
+    keys.save(&config.authorized_keys)?;
+    tracing::info!("{name} may {rights}");
+    tell_receiver(config)
+}
+
+/// A receiver that runs learns of the change at once; one that does not reads the list anyway.
+pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
+    match daemon::signal_running(
+        &crate::receiver::pidfile(config),
+        Control::Reload,
+        daemon::END_TIMEOUT,
+    ) {
+        Ok(pid) => tracing::info!("the receiver (process {pid}) reads the list again"),
+        Err(error) => tracing::debug!("no running receiver to tell: {error}"),
+    }
+    Ok(())
+}

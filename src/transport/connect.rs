@@ -1,0 +1,198 @@
+//! The client's way to a receiver: TCP, TLS, introduction, each within its deadline.
+//! Never retries; the caller, or PostgreSQL's archiver, knows when to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use walmgr_protocol::frame::{Direction, Nonce};
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::message::{Cluster, ErrorCode};
+use walmgr_protocol::names::TimelineId;
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, Kind, Result};
+use crate::transport::identity::{Fingerprint, Identity};
+use crate::transport::stream::Stream;
+use crate::transport::tls::{self, PeerTrust};
+use crate::transport::wire::{Introduction, Wire};
+
+/// A connection whose receiver has welcomed us.
+pub struct Connection {
+    /// Frames to and from it.
+    pub wire: Wire,
+    /// What it welcomed us with.
+    pub welcome: Welcome,
+}
+
+/// Where a receiver is and how to know that it is the right one.
+pub struct Target {
+    host: String,
+    port: u16,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    connect_timeout: Duration,
+}
+
+impl Target {
+    /// The receiver that a master's settings name.
+    pub fn from_config(config: &MasterConfig) -> Result<Target> {
+        let tls = if config.tls.enabled {
+            let identity = Identity::load(&config.tls.key, &config.tls.certificate)?;
+            Some(tls::client_config(&identity, &trust(config)?)?)
+        } else {
+            None
+        };
+        Ok(Target {
+            host: config.slave.host.clone(),
+            port: config.slave.port,
+            tls,
+            connect_timeout: config.connect_timeout,
+        })
+    }
+
+    /// Connects, and introduces this side as the master of `cluster`.
+    pub async fn connect(&self, cluster: Cluster, timeline: TimelineId) -> Result<Connection> {
+        let stream = self.tcp().await?;
+        let deadline = self.connect_timeout;
+        let hello = Hello {
+            role: Role::Master,
+            cluster: Some(cluster),
+            timeline,
+            features: 0,
+            nonce: fresh_nonce()?,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let introduce = async {
+            let stream = self.secure(stream).await?;
+            self.introduce(Introduction::new(stream), &hello).await
+        };
+        timeout(deadline, introduce).await.unwrap_or_else(|_| {
+            Err(CommandError::retry(format!(
+                "{self} accepted the connection but did not introduce itself within {deadline:?}"
+            ))
+            .hint("look at the receiver's log on the standby"))
+        })
+    }
+
+    async fn tcp(&self) -> Result<TcpStream> {
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let hint = "check `slave` in the ini file, and that `walmgr STANDBY.ini receiver` runs there";
+        let stream = match timeout(self.connect_timeout, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                let doing = format!("connect to {self}");
+                return Err(CommandError::retry(doing).because(error).hint(hint));
+            }
+            Err(_) => {
+                let doing = format!("{self} did not answer within {:?}", self.connect_timeout);
+                return Err(CommandError::retry(doing).hint(hint));
+            }
+        };
+        // Frames are written whole; waiting to fill a packet only delays the last of them.
+        stream.set_nodelay(true).map_err(|error| {
+            CommandError::retry(format!("prepare the connection to {self}")).because(error)
+        })?;
+        Ok(stream)
+    }
+
+    async fn secure(&self, stream: TcpStream) -> Result<Stream> {
+        let Some(config) = &self.tls else { return Ok(Stream::Plain(stream)) };
+        let name = tls::server_name(&self.host)?;
+        match TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
+            Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
+            Err(error) => Err(tls::client_fault(&self.to_string(), &error)),
+        }
+    }
+
+    async fn introduce(&self, mut with: Introduction, hello: &Hello) -> Result<Connection> {
+        let answer = async {
+            with.send_hello(hello).await?;
+            with.receive_answer().await
+        };
+        match answer.await {
+            Ok(Answer::Welcome(_, welcome)) => {
+                let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
+                Ok(Connection { wire, welcome })
+            }
+            Ok(Answer::Refused(refusal)) => Err(self.refused(refusal)),
+            Err(crate::transport::wire::WireFault::Io(error)) => {
+                Err(tls::client_fault(&self.to_string(), &error))
+            }
+            Err(fault) => {
+                let hint = if self.tls.is_none() {
+                    "tls = off is set here: is it on at the receiver?"
+                } else {
+                    "look at the receiver's log on the standby"
+                };
+                Err(CommandError::retry(format!("introduce ourselves to {self}"))
+                    .because(fault)
+                    .hint(hint))
+            }
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> CommandError {
+        CommandError::new(kind_of(refusal.code), format!("{self} refused us: {}", refusal.message))
+            .hint(refusal.hint)
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "receiver {}:{}", self.host, self.port)
+    }
+}
+
+/// Whose fault a refusal is, for the exit code.
+pub const fn kind_of(code: ErrorCode) -> Kind {
+    match code {
+        ErrorCode::NotAuthorized | ErrorCode::RightMissing => Kind::Identity,
+        ErrorCode::ForeignCluster | ErrorCode::ForeignFile => Kind::ForeignCluster,
+        ErrorCode::DiskFull | ErrorCode::DiskFailed => Kind::ReceiverDisk,
+        ErrorCode::Malformed
+        | ErrorCode::Misbehaved
+        | ErrorCode::Incompatible
+        | ErrorCode::NotSetUp
+        | ErrorCode::DamagedFile
+        | ErrorCode::Mismatch
+        | ErrorCode::TooLarge
+        | ErrorCode::Busy
+        | ErrorCode::ShuttingDown
+        | ErrorCode::TimedOut
+        | ErrorCode::Internal
+        | ErrorCode::Abandoned => Kind::Retry,
+    }
+}
+
+/// Sixteen bytes nobody can foresee, from the kernel.
+pub fn fresh_nonce() -> Result<Nonce> {
+    let mut nonce = Nonce::default();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut nonce)
+        .map_err(|_| CommandError::retry("the system gave no random bytes"))?;
+    Ok(nonce)
+}
+
+fn trust(config: &MasterConfig) -> Result<PeerTrust> {
+    if let Some(authority) = &config.tls.authority {
+        return Ok(PeerTrust::Authority(authority.clone()));
+    }
+    let Some(text) = &config.slave_fingerprint else {
+        return Err(CommandError::config(format!(
+            "{} has neither slave_fingerprint nor tls_ca, so no receiver can be trusted",
+            config.path.display()
+        ))
+        .hint(
+            "run `walmgr STANDBY.ini identity` on the standby and put the fingerprint it prints \
+             here as slave_fingerprint",
+        ));
+    };
+    let fingerprint: Fingerprint = text.parse().map_err(|error| {
+        CommandError::config(format!("slave_fingerprint in {}", config.path.display()))
+            .because(error)
+    })?;
+    Ok(PeerTrust::Pinned(fingerprint))
+}

@@ -1,0 +1,195 @@
+//! Frames over a stream: the tokio side of `walmgr_protocol::codec`, the same for both ends.
+//! Never answers anything by itself. Invariant: [`Wire::receive`] may be dropped and called again
+//! without losing a byte.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use walmgr_protocol::codec::{Decoder, Encoder, Frame};
+use walmgr_protocol::compress::Block;
+use walmgr_protocol::error::{Malformed, ProtocolError};
+use walmgr_protocol::frame::{Direction, Nonce};
+use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
+use walmgr_protocol::message::Message;
+use walmgr_protocol::session::hello::ReceivedHello;
+use walmgr_protocol::version::VersionRange;
+
+use crate::error::{CommandError, Kind};
+use crate::transport::stream::Stream;
+
+/// Bytes asked of the socket at once: several TLS records, and a whole default block.
+const READ_BYTES: usize = 288 << 10;
+
+/// Time that closing in good order may take before the socket is simply dropped.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why nothing more comes over a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum WireFault {
+    /// The other side closed it.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// The socket or TLS failed.
+    #[error("the connection broke")]
+    Io(#[from] std::io::Error),
+    /// The bytes were not what the protocol allows.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+impl From<WireFault> for CommandError {
+    fn from(fault: WireFault) -> Self {
+        CommandError::new(Kind::Retry, "talk to the receiver").because(fault)
+    }
+}
+
+/// A stream before the introduction: it carries a hello and its answer, nothing else.
+pub struct Introduction {
+    stream: Stream,
+    inbox: BytesMut,
+}
+
+impl Introduction {
+    /// Begins on a connected stream.
+    pub fn new(stream: Stream) -> Self {
+        Introduction { stream, inbox: BytesMut::new() }
+    }
+
+    /// Sends a hello (client).
+    pub async fn send_hello(&mut self, hello: &Hello) -> Result<(), WireFault> {
+        let mut out = BytesMut::new();
+        hello.encode(VersionRange::OURS, &mut out);
+        self.send(&out).await
+    }
+
+    /// Waits for the answer (client).
+    pub async fn receive_answer(&mut self) -> Result<Answer, WireFault> {
+        loop {
+            if let Some(answer) = Answer::decode(&mut self.inbox).map_err(ProtocolError::from)? {
+                return Ok(answer);
+            }
+            self.read_more().await?;
+        }
+    }
+
+    /// Waits for a hello (receiver).
+    pub async fn receive_hello(&mut self) -> Result<ReceivedHello, WireFault> {
+        loop {
+            if let Some(hello) = Hello::decode(&mut self.inbox).map_err(ProtocolError::from)? {
+                return Ok(hello);
+            }
+            self.read_more().await?;
+        }
+    }
+
+    /// Sends the answer (receiver).
+    pub async fn send_answer(&mut self, answer: &Answer) -> Result<(), WireFault> {
+        let mut out = BytesMut::new();
+        answer.encode(&mut out);
+        self.send(&out).await
+    }
+
+    /// Both sides know each other: frames from here on.
+    pub fn into_wire(self, side: Direction, hello: &Nonce, welcome: &Welcome) -> Wire {
+        let (encoder, decoder) = coders(side, hello, welcome);
+        Wire { stream: self.stream, inbox: self.inbox, outbox: BytesMut::new(), encoder, decoder }
+    }
+
+    /// Ends the stream in good order, so that what was sent last arrives.
+    pub async fn close(mut self) {
+        close(&mut self.stream).await;
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), WireFault> {
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    async fn read_more(&mut self) -> Result<(), WireFault> {
+        self.inbox.reserve(1024);
+        if self.stream.read_buf(&mut self.inbox).await? > 0 {
+            return Ok(());
+        }
+        match self.inbox.is_empty() {
+            true => Err(WireFault::Closed),
+            false => Err(ProtocolError::from(Malformed::CutShort { what: "a hello" }).into()),
+        }
+    }
+}
+
+/// A stream of frames.
+pub struct Wire {
+    stream: Stream,
+    inbox: BytesMut,
+    outbox: BytesMut,
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+impl Wire {
+    /// The next frame. Dropping the future loses nothing.
+    pub async fn receive(&mut self) -> Result<Frame, WireFault> {
+        loop {
+            if let Some(frame) = self.decoder.decode(&mut self.inbox)? {
+                return Ok(frame);
+            }
+            self.read_more().await?;
+        }
+    }
+
+    /// Takes a frame that has already arrived, or reads once from the socket and returns `None`.
+    /// Dropping the future loses nothing; the caller sees every arrival of bytes.
+    pub async fn receive_step(&mut self) -> Result<Option<Frame>, WireFault> {
+        if let Some(frame) = self.decoder.decode(&mut self.inbox)? {
+            return Ok(Some(frame));
+        }
+        self.read_more().await?;
+        Ok(None)
+    }
+
+    /// Whether the other side owes the rest of a frame.
+    pub fn mid_frame(&self) -> bool {
+        self.decoder.mid_frame(&self.inbox)
+    }
+
+    /// Sends one message.
+    pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), WireFault> {
+        self.outbox.clear();
+        self.encoder.encode(channel, message, &mut self.outbox);
+        self.stream.write_all(&self.outbox).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    /// Sends one block of a file without copying it; call [`Wire::flush`] behind the last.
+    pub async fn send_block(&mut self, channel: u16, block: &mut Block) -> Result<(), WireFault> {
+        let bytes = self.encoder.encode_block(channel, block);
+        Ok(self.stream.write_all(bytes).await?)
+    }
+
+    /// Ends the stream in good order, so that what was sent last arrives.
+    pub async fn close(mut self) {
+        close(&mut self.stream).await;
+    }
+
+    async fn read_more(&mut self) -> Result<(), WireFault> {
+        self.inbox.reserve(READ_BYTES);
+        if self.stream.read_buf(&mut self.inbox).await? > 0 {
+            return Ok(());
+        }
+        Err(WireFault::Closed)
+    }
+}
+
+/// Says goodbye to TLS and TCP, and reads what is still coming for a moment: closing a socket
+/// with unread bytes in it resets the connection and takes the last answer with it.
+async fn close(stream: &mut Stream) {
+    let farewell = async {
+        if stream.shutdown().await.is_ok() {
+            let mut rest = [0_u8; 4096];
+            while matches!(stream.read(&mut rest).await, Ok(bytes) if bytes > 0) {}
+        }
+    };
+    // A peer that does not let go in time loses the courtesy, nothing else.
+    let _ = tokio::time::timeout(CLOSE_DEADLINE, farewell).await;
+}
