@@ -35,10 +35,8 @@ fn push_with_fault(op: Op, nth: usize, errno: Errno) {
     let space = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG].contains(&errno);
     if space {
         let text = error.to_string();
-        assert!(
-            text.contains("no space left on the standby's disk"),
-            "{text}"
-        );
+        let start = format!("no space left on the standby's disk for {}: ", sample.name);
+        assert!(text.starts_with(&start), "{text}");
         let place = format!("free space in {}", places.completed_wals.display());
         assert!(text.contains(&place), "{text}");
     }
