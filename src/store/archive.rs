@@ -69,6 +69,7 @@ pub(super) struct Shared {
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
     marker: RwLock<Marker>,
+    verify: Verify,
     recovery: RecoveryReport,
     _lock: OwnedFd,
 }
@@ -103,13 +104,23 @@ impl Archive {
 
     /// Locks the archive and recovers it from whatever stopped the last process.
     pub fn open(places: &Places, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
+        Self::open_verifying(places, disk, Verify::Records)
+    }
+
+    /// The same where `verify_wal` is not `records`: files that were let in unchecked may not be
+    /// called damaged later for what nobody looked at.
+    pub fn open_verifying(
+        places: &Places,
+        disk: Arc<dyn Disk>,
+        verify: Verify,
+    ) -> Result<Archive, StoreError> {
         let monitor = Arc::new(Monitor::new());
         let folders = recovery::open_folders(places, &disk, &monitor)?;
         // Before the lock, so that no lock file lands in a directory that is not the archive's.
         folders.check_markers()?;
         let lock = recovery::lock(&folders.completed)?;
         let marker = folders.check_markers()?;
-        let recovery = recovery::recover(&folders, &marker)?;
+        let recovery = recovery::recover(&folders, &marker, verify)?;
         Ok(Archive {
             shared: Arc::new(Shared {
                 completed: folders.completed,
@@ -117,6 +128,7 @@ impl Archive {
                 monitor,
                 names: NameLocks::default(),
                 marker: RwLock::new(marker),
+                verify,
                 recovery,
                 _lock: lock,
             }),
@@ -239,9 +251,9 @@ impl Shared {
         let Some(existing) = Existing::open(&self.completed, name)? else {
             return Ok(Held::Absent);
         };
-        // Headers are enough where the bytes are the ones offered: the records were checked
-        // when they came in, or the administrator asked for no such check.
-        let mut check = StoredCheck::new(name, &expected, Verify::Headers);
+        // Length and first page are enough where the bytes are the ones offered: the records
+        // were checked when they came in, or the administrator asked for no such check.
+        let mut check = StoredCheck::new(name, &expected, Verify::Off);
         let content = existing.read(|bytes| check.update(bytes))?;
         let mut fault = check.finish();
         let identical = (content.len, content.crc32) == (len, crc32);
@@ -250,7 +262,7 @@ impl Shared {
         }
         let (len, crc32) = (content.len, content.crc32);
         if fault.is_none() {
-            let mut check = StoredCheck::new(name, &expected, Verify::Records);
+            let mut check = StoredCheck::new(name, &expected, self.verify);
             content.read_again(|bytes| check.update(bytes))?;
             fault = check.finish();
         }
@@ -296,7 +308,9 @@ impl StoredCheck {
 /// Another cluster's valid file is not damaged: it stays where it is and conflicts.
 pub(super) const fn is_damage(fault: &SegmentFault) -> bool {
     match fault {
-        SegmentFault::Damaged { .. } | SegmentFault::WrongLength { .. } => true,
+        SegmentFault::Damaged { .. }
+        | SegmentFault::Text { .. }
+        | SegmentFault::WrongLength { .. } => true,
         SegmentFault::Foreign { .. } => false,
     }
 }

@@ -160,9 +160,9 @@ impl StoreError {
                 subject: name.to_string(),
                 why,
             },
-            SegmentFault::Damaged { .. } | SegmentFault::WrongLength { .. } => {
-                StoreError::Damaged { name, why }
-            }
+            SegmentFault::Damaged { .. }
+            | SegmentFault::Text { .. }
+            | SegmentFault::WrongLength { .. } => StoreError::Damaged { name, why },
         }
     }
 }

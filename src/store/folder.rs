@@ -145,12 +145,20 @@ impl Folder {
             return StoreError::Disk { op, path, source };
         }
         StoreError::NoSpace {
-            what: name.to_owned(),
+            what: final_name(name).to_owned(),
             directory: self.path.clone(),
             free_bytes: self.disk.free_bytes(self.handle()).ok(),
             source,
         }
     }
+}
+
+/// The name a temporary is for; people know no other.
+fn final_name(name: &str) -> &str {
+    let stem = name
+        .strip_prefix(TEMPORARY_PREFIX)
+        .and_then(|rest| rest.rsplit_once('.'));
+    stem.map_or(name, |(stem, _)| stem)
 }
 
 fn is_out_of_space(error: &io::Error) -> bool {

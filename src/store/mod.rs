@@ -14,6 +14,8 @@ mod name_lock;
 pub mod recovery;
 
 #[cfg(test)]
+mod archive_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod fault_tests;

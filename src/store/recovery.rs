@@ -139,7 +139,11 @@ fn note_pid(disk: &dyn Disk, file: &OwnedFd) -> io::Result<()> {
 }
 
 /// Brings both directories into a state that can be served; the lock must be held.
-pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryReport, StoreError> {
+pub(super) fn recover(
+    folders: &Folders,
+    marker: &Marker,
+    verify: Verify,
+) -> Result<RecoveryReport, StoreError> {
     let mut report = RecoveryReport::default();
     for (folder, role) in folders.each() {
         for name in folder.names()? {
@@ -152,7 +156,7 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
             marker.write(folder, role)?;
         }
     }
-    check_newest_segments(folders, marker, &mut report)?;
+    check_newest_segments(folders, marker, verify, &mut report)?;
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
     folders.completed.sync()?;
@@ -163,6 +167,7 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
 fn check_newest_segments(
     folders: &Folders,
     marker: &Marker,
+    verify: Verify,
     report: &mut RecoveryReport,
 ) -> Result<(), StoreError> {
     let Some(binding) = &marker.binding else {
@@ -182,7 +187,7 @@ fn check_newest_segments(
         let Some(existing) = Existing::open(folder, name)? else {
             continue;
         };
-        let mut check = StoredCheck::new(name, &binding.expected(), Verify::Records);
+        let mut check = StoredCheck::new(name, &binding.expected(), verify);
         existing.read(|bytes| check.update(bytes))?;
         report.segments_checked.push(name);
         match check.finish() {

@@ -9,5 +9,6 @@ mod samples;
 pub(crate) use faulty_disk::{FaultyDisk, Op};
 pub(crate) use power_cut::PowerCutDisk;
 pub(crate) use samples::{
-    BINDING, Sample, history_file, new_archive, places, push, scratch_folder, segment,
+    BINDING, Sample, assert_stored, history_file, names, new_archive, open, places, push, real,
+    scratch_folder, segment, stored_bytes,
 };

@@ -113,3 +113,37 @@ pub(crate) fn push(archive: &Archive, sample: &Sample) -> Result<Sealed, StoreEr
     }
     incoming.seal(sample.len(), sample.crc32())
 }
+
+/// The production disk.
+pub(crate) fn real() -> Arc<dyn Disk> {
+    Arc::new(RealDisk)
+}
+
+/// Opens an archive that has to be in order.
+pub(crate) fn open(places: &Places) -> Archive {
+    Archive::open(places, real()).unwrap()
+}
+
+/// Stores a file that has to be accepted.
+pub(crate) fn assert_stored(archive: &Archive, sample: &Sample) {
+    match push(archive, sample) {
+        Ok(Sealed::Stored(proof)) => assert_eq!(proof.name(), sample.name),
+        other => panic!("{}: {other:?}", sample.name),
+    }
+}
+
+/// What stands under the file's final name.
+pub(crate) fn stored_bytes(places: &Places, sample: &Sample) -> Vec<u8> {
+    std::fs::read(places.completed_wals.join(sample.name.to_string())).unwrap()
+}
+
+/// The names that are neither the marker nor the lock.
+pub(crate) fn names(places: &Places) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with(".walmgr"))
+        .collect();
+    names.sort();
+    names
+}
