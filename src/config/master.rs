@@ -172,11 +172,11 @@ impl MasterConfig {
     }
 }
 
+/// Folders by their settings' names, and notes.
+type Leftovers = (Vec<(String, String)>, Vec<String>);
+
 /// What an old file says that means nothing any more, and the notes about it.
-fn leftovers(
-    settings: &Settings,
-    slave: &SlaveAddress,
-) -> Result<(Vec<(String, String)>, Vec<String>), Fault> {
+fn leftovers(settings: &Settings, slave: &SlaveAddress) -> Result<Leftovers, Fault> {
     let mut notes = settings.notes.clone();
     let at = |name: &str| match settings.get(name) {
         Some(setting) => format!(

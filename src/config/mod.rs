@@ -2,11 +2,12 @@
 //! Never asks whether a directory exists, never writes. Invariant: a [`Config`] that loads has
 //! passed every check, and every error names file, line and key.
 //!
-//! In reading order: [`ini`] (lines to keys), `interpolate` (`%(name)s`), [`keys`] and [`table`]
-//! (what is known of each), `value` and `address` (texts to values), [`settings`] (one file,
-//! checked key by key), `overlap` and [`tls`] (checks between keys), [`master`] and [`standby`].
+//! In reading order: [`ini`] (lines to keys), `interpolate` (`%(name)s`), [`keys`] and `table`
+//! (what is known of each), `value`, `quantity` and `address` (texts to values), `collect` and
+//! `settings` (one file, checked key by key), `overlap` and [`tls`] (checks between keys), [`master`] and [`standby`].
 
 pub mod address;
+mod collect;
 pub mod fault;
 pub mod fuzzing;
 pub mod ini;
@@ -14,8 +15,9 @@ mod interpolate;
 pub mod keys;
 pub mod master;
 mod overlap;
+mod quantity;
 pub mod sample;
-pub mod settings;
+mod settings;
 pub mod standby;
 mod table;
 pub mod tls;

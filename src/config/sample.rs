@@ -119,21 +119,10 @@ fn shape_in_words(shape: Shape) -> String {
         Shape::Integer(min, max) => format!("{min} to {max}"),
         Shape::Duration(..) => "time (seconds, or `500ms`, `10s`, `5min`)".to_owned(),
         Shape::Size(..) => "size (bytes, or `256kB`)".to_owned(),
-        Shape::Choice(words) => words.map_code(),
+        Shape::Choice(words) => format!("`{}`", words.join("`, `")),
         Shape::SlaveAddress => "`HOST[:PORT]`".to_owned(),
         Shape::Listen => "`ADDRESS:PORT`, ...".to_owned(),
         Shape::Fingerprint => "`SHA256:...`".to_owned(),
-    }
-}
-
-trait CodeWords {
-    fn map_code(&self) -> String;
-}
-
-impl CodeWords for &[&str] {
-    fn map_code(&self) -> String {
-        let words: Vec<String> = self.iter().map(|word| format!("`{word}`")).collect();
-        words.join(", ")
     }
 }
 

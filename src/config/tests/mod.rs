@@ -1,0 +1,48 @@
+//! Whole files through [`load`], a file a theme.
+//! Never touches anything outside a temporary directory. Invariant: every refusal is a configuration
+//! error.
+
+mod loads;
+mod refusals;
+mod samples;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::keys::{KEYS, Side};
+use super::sample::{InitMaster, InitStandby};
+use super::*;
+
+fn try_load(text: &str, set: &str) -> std::result::Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("main.ini");
+    std::fs::write(&path, text).unwrap();
+    let overrides = match set {
+        "" => Vec::new(),
+        set => parse_overrides(set).map_err(|error| error.to_string())?,
+    };
+    load(&path, &overrides).map_err(|error| {
+        assert_eq!(error.kind(), Kind::Config);
+        error
+            .to_string()
+            .replace(path.to_str().unwrap(), "main.ini")
+    })
+}
+
+fn master(text: &str) -> MasterConfig {
+    try_load(text, "").unwrap().into_master("setup").unwrap()
+}
+
+fn standby(text: &str) -> StandbyConfig {
+    try_load(text, "")
+        .unwrap()
+        .into_standby("receiver")
+        .unwrap()
+}
+
+fn refused(text: &str) -> String {
+    try_load(text, "").unwrap_err()
+}
+
+const MASTER: &str = "[walmgr]\nmaster_data = /data\nslave = localhost\n";
+const STANDBY: &str = "[walmgr]\nwalmgr_data = /archive\nslave_data = /data\n";
