@@ -5,3 +5,4 @@
 pub mod authorized_keys;
 pub mod fuzzing;
 pub mod identity;
+pub mod tls;

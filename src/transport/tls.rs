@@ -1,0 +1,208 @@
+//! TLS as walmgr speaks it: 1.3 only, ALPN `walmgr/1`, a certificate from both sides.
+//! Never opens a socket and never decides what a known peer may do. Invariant: a finished
+//! handshake means that the peer holds the key of the valid certificate it showed.
+
+mod fault;
+mod pinned;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::SingleCertAndKey;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::error::{CommandError, Result};
+
+use super::identity::{Fingerprint, Identity, load_certificates};
+pub use fault::{TlsFault, looks_like_tls};
+use pinned::{AnyKey, OneKey};
+
+/// The protocol name both sides must agree on (ALPN, RFC 7301).
+pub const ALPN: &[u8] = b"walmgr/1";
+
+/// Longest name of a peer that goes into a log.
+const PEER_NAME_CHARS_MAX: usize = 64;
+
+/// How the master knows its receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerTrust {
+    /// By its key: `slave_fingerprint`. Names and addresses do not matter.
+    Pinned(Fingerprint),
+    /// By an authority's signature and its host name: `tls_ca`, a PEM file.
+    Authority(PathBuf),
+}
+
+/// What the connecting side uses.
+pub fn client_config(identity: &Identity, trust: &PeerTrust) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(unusable)?;
+    let builder = match trust {
+        PeerTrust::Pinned(fingerprint) => {
+            let algorithms = provider().signature_verification_algorithms;
+            let verifier = OneKey::new(*fingerprint, algorithms);
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        }
+        PeerTrust::Authority(path) => {
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(authorities(path)?, provider())
+                    .build()
+                    .map_err(unusable)?;
+            builder.with_webpki_verifier(verifier)
+        }
+    };
+    let certificate = SingleCertAndKey::from(identity.certified_key());
+    let mut config = builder.with_client_cert_resolver(Arc::new(certificate));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would skip the check of a certificate that expired meanwhile, and an
+    // `xarchive` lives for one connection.
+    config.resumption = Resumption::disabled();
+    // A pinned receiver has no use for the name, and an eavesdropper should not learn it.
+    config.enable_sni = matches!(trust, PeerTrust::Authority(_));
+    Ok(Arc::new(config))
+}
+
+/// What the listening side uses.
+///
+/// Without `authority` every valid certificate passes: who its fingerprint belongs to is decided
+/// after the handshake, where a refusal can be said in words. With it only certificates which
+/// that authority signed pass.
+pub fn server_config(identity: &Identity, authority: Option<&Path>) -> Result<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(unusable)?;
+    let builder = match authority {
+        None => {
+            let algorithms = provider().signature_verification_algorithms;
+            builder.with_client_cert_verifier(Arc::new(AnyKey::new(algorithms)))
+        }
+        Some(path) => builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(authorities(path)?, provider())
+                .build()
+                .map_err(unusable)?,
+        ),
+    };
+    let certificate = SingleCertAndKey::from(identity.certified_key());
+    let mut config = builder.with_cert_resolver(Arc::new(certificate));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// The host of the `slave` setting as TLS wants it; an address may stand in brackets.
+pub fn server_name(host: &str) -> Result<ServerName<'static>> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
+    // The scope of a link-local address (`fe80::1%eth0`) is no part of any certificate.
+    let address = bare.split('%').next().unwrap_or(bare);
+    if let Ok(address) = address.parse::<IpAddr>() {
+        return Ok(ServerName::IpAddress(address.into()));
+    }
+    ServerName::try_from(bare.to_owned()).map_err(|_| {
+        CommandError::config(format!("{host:?} is neither a host name nor an address"))
+            .hint("check the `slave` setting")
+    })
+}
+
+/// The fingerprint of the key the peer has proven to hold; of its chain the first counts.
+pub fn peer_fingerprint(chain: &[CertificateDer<'_>]) -> Option<Fingerprint> {
+    chain.first().and_then(Fingerprint::of_certificate)
+}
+
+/// What the peer's certificate calls it: its first DNS name, else its common name.
+///
+/// Only worth logging where an authority vouches for it: anybody can sign any name for himself.
+pub fn peer_name(chain: &[CertificateDer<'_>]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let dns = alternative.and_then(|names| {
+        names
+            .value
+            .general_names
+            .iter()
+            .find_map(|name| match name {
+                GeneralName::DNSName(name) => Some(*name),
+                _ => None,
+            })
+    });
+    let common = || {
+        certificate
+            .subject()
+            .iter_common_name()
+            .next()?
+            .as_str()
+            .ok()
+    };
+    let printable = |character: char| match character.is_control() {
+        true => '?',
+        false => character,
+    };
+    let name: String = dns
+        .or_else(common)?
+        .chars()
+        .take(PEER_NAME_CHARS_MAX)
+        .map(printable)
+        .collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// Refuses a peer that finished the handshake without saying [`ALPN`]: TLS lets a client leave
+/// its protocol out, and then rustls does not complain. `agreed` is `alpn_protocol()`.
+pub fn require_walmgr(agreed: Option<&[u8]>, whom: &str) -> Result<(), TlsFault> {
+    match agreed {
+        Some(ALPN) => Ok(()),
+        _ => Err(TlsFault::of_tls(
+            &rustls::Error::NoApplicationProtocol,
+            whom,
+        )),
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            ],
+            kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    Arc::clone(&PROVIDER)
+}
+
+fn authorities(path: &Path) -> Result<Arc<RootCertStore>> {
+    let mut store = RootCertStore::empty();
+    for certificate in load_certificates(path)? {
+        store.add(certificate).map_err(|error| {
+            CommandError::config(format!(
+                "{} holds a certificate that cannot be an authority",
+                path.display()
+            ))
+            .because(error)
+            .hint("set tls_ca to the authority's certificate in PEM")
+        })?;
+    }
+    Ok(Arc::new(store))
+}
+
+fn unusable(error: impl std::error::Error) -> CommandError {
+    CommandError::config("set up TLS").because(error)
+}
