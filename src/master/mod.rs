@@ -4,12 +4,11 @@
 use crate::error::{CommandError, Result};
 
 pub mod cluster;
-pub mod identity;
 pub mod init;
 pub mod periodic;
 pub mod push;
-pub mod setup;
-pub mod stop;
+// pub mod setup;
+// pub mod stop;
 pub mod xarchive;
 
 /// A runtime for one client connection: one thread for sockets, one for files.

@@ -73,12 +73,12 @@ impl Source {
         }
         let facts = ClusterFacts::read(config)?;
         let source = Source { file: Arc::new(file), name, size: metadata.len(), facts };
-        source.check(config, path)?;
+        source.check(path)?;
         Ok(source)
     }
 
     /// What can be seen from here is refused here, without troubling the standby.
-    fn check(&self, config: &MasterConfig, path: &Path) -> Result<()> {
+    fn check(&self, path: &Path) -> Result<()> {
         let Some(_) = self.name.segment() else { return self.check_small(path) };
         if matches!(self.name, WalFileName::BackupHistory(..)) {
             return self.check_small(path);

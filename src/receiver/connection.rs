@@ -74,7 +74,8 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
                 daemon.refused(peer.address.ip(), &format!("{peer}: {}", error.message));
             }
             // It may be gone, or not reading.
-            let telling = wire.send(0, &Message::Error(error));
+            let message = Message::Error(error);
+            let telling = wire.send(0, &message);
             let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
             wire.close().await;
         }
@@ -221,7 +222,8 @@ impl Connection {
     }
 
     async fn reported(&mut self, channel: u16, report: Report) -> Result<(), End> {
-        let slot = &mut self.channels[self.index(channel)?];
+        let index = self.index(channel)?;
+        let slot = &mut self.channels[index];
         let action = match &report {
             Report::LookedUp(held) => slot.session.looked_up(held),
             Report::Sealed(sealed) => slot.session.sealed(sealed),

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use walmgr_protocol::frame::Direction;
@@ -20,7 +19,7 @@ use crate::transport::authorized_keys::Rights;
 use crate::transport::connect::fresh_nonce;
 use crate::transport::identity::Fingerprint;
 use crate::transport::stream::Stream;
-use crate::transport::tls;
+use crate::transport::tls::{self, TlsFault};
 use crate::transport::wire::{Introduction, Wire};
 
 /// A peer that was let in.
@@ -98,7 +97,11 @@ async fn secure(
         Protection::Plain => return Ok((Stream::Plain(stream), None)),
         Protection::Pinned(acceptor, _) | Protection::Authority(acceptor) => acceptor,
     };
-    let stream = acceptor.accept(stream).await.map_err(|error| tls::server_fault(&error))?;
+    let whom = "the client";
+    let stream =
+        acceptor.accept(stream).await.map_err(|error| TlsFault::of(&error, whom).to_string())?;
+    let agreed = stream.get_ref().1.alpn_protocol();
+    tls::require_walmgr(agreed, whom).map_err(|fault| fault.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let fingerprint = tls::peer_fingerprint(certificates);
     Ok((Stream::Tls(Box::new(stream.into())), fingerprint))

@@ -26,7 +26,7 @@ pub fn run(
         [] => Rights::default(),
         words => words.join(",").parse::<Rights>().map_err(CommandError::usage)?,
     };
-    let mut keys = AuthorizedKeys::load_or_empty(&config.authorized_keys)?;
+    let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
     keys.authorize(fingerprint, name, rights)?;
     if options.not_really {
         let path = config.authorized_keys.display();

@@ -21,7 +21,9 @@ use rustix::fs::{
     RenameFlags, Stat,
 };
 use rustix::io::{Errno, retry_on_intr};
+use walmgr_protocol::message::Digest;
 use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::session::push::ProofOfDurability;
 
 use super::disk::{Disk, FileStat, Identity};
 use super::error::StoreError;
@@ -75,6 +77,19 @@ impl Durable {
     /// The CRC-32 (zlib) of its content.
     pub const fn crc32(&self) -> u32 {
         self.crc32
+    }
+}
+
+impl ProofOfDurability for Durable {
+    fn name(&self) -> WalFileName {
+        self.name
+    }
+
+    fn digest(&self) -> Digest {
+        Digest {
+            size: self.len,
+            crc32: self.crc32,
+        }
     }
 }
 

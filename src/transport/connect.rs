@@ -16,8 +16,8 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::transport::identity::{Fingerprint, Identity};
 use crate::transport::stream::Stream;
-use crate::transport::tls::{self, PeerTrust};
-use crate::transport::wire::{Introduction, Wire};
+use crate::transport::tls::{self, PeerTrust, TlsFault};
+use crate::transport::wire::{Introduction, Wire, WireFault};
 
 /// A connection whose receiver has welcomed us.
 pub struct Connection {
@@ -101,8 +101,11 @@ impl Target {
         let Some(config) = &self.tls else { return Ok(Stream::Plain(stream)) };
         let name = tls::server_name(&self.host)?;
         match TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
-            Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
-            Err(error) => Err(tls::client_fault(&self.to_string(), &error)),
+            Ok(stream) => {
+                tls::require_walmgr(stream.get_ref().1.alpn_protocol(), &self.to_string())?;
+                Ok(Stream::Tls(Box::new(stream.into())))
+            }
+            Err(error) => Err(TlsFault::of(&error, &self.to_string()).into()),
         }
     }
 
@@ -117,8 +120,8 @@ impl Target {
                 Ok(Connection { wire, welcome })
             }
             Ok(Answer::Refused(refusal)) => Err(self.refused(refusal)),
-            Err(crate::transport::wire::WireFault::Io(error)) => {
-                Err(tls::client_fault(&self.to_string(), &error))
+            Err(WireFault::Io(error)) => {
+                Err(TlsFault::of(&error, &self.to_string()).into())
             }
             Err(fault) => {
                 let hint = if self.tls.is_none() {

@@ -6,3 +6,6 @@ pub mod authorized_keys;
 pub mod fuzzing;
 pub mod identity;
 pub mod tls;
+pub mod connect;
+pub mod stream;
+pub mod wire;
