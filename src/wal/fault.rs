@@ -59,7 +59,7 @@ pub enum Why {
         found_bytes: u32,
     },
     /// A page that overwrites the rest of a record has to begin with
-    /// [`XLOG_OVERWRITE_CONTRECORD`], and nothing else may.
+    /// `XLOG_OVERWRITE_CONTRECORD`, and nothing else may.
     #[error("an overwritten record and the page's flags do not agree")]
     Overwrite,
 }
