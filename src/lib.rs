@@ -1,3 +1,9 @@
 //! walmgr ships PostgreSQL's WAL and base backups from a master to a standby.
+pub mod abnormal;
+pub mod cli;
+pub mod daemon;
 pub mod error;
 pub mod files;
+pub mod memory;
+pub mod options;
+pub mod output;
