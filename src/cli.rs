@@ -290,17 +290,18 @@ enum Side {
     Standby,
 }
 
-/// `xarchive` is recognised even in a line that makes no sense otherwise.
+/// PostgreSQL's own commands are recognised even in a line that makes no sense otherwise, and even
+/// where this version lacks them: a `restore_command` that exits with 2 opens the database.
 fn table_of(arguments: &[OsString]) -> ExitTable {
-    if arguments
+    arguments
         .iter()
         .skip(1)
-        .any(|argument| argument == "xarchive")
-    {
-        ExitTable::Xarchive
-    } else {
-        ExitTable::Ordinary
-    }
+        .find_map(|argument| match argument.to_str() {
+            Some("xarchive") => Some(ExitTable::Xarchive),
+            Some("xrestore") => Some(ExitTable::Xrestore),
+            _ => None,
+        })
+        .unwrap_or_default()
 }
 
 fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
@@ -577,7 +578,10 @@ fn complaint(error: &clap::Error) -> CommandError {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
             break;
         }
-        parts.push(line.trim_start_matches("error: "));
+        // clap's tip to put `--` in front of a mistyped option helps nobody.
+        if !line.starts_with("tip: to pass") {
+            parts.push(line.trim_start_matches("error: "));
+        }
     }
     CommandError::usage(parts.join(" ")).hint("see walmgr --help")
 }

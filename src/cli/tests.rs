@@ -22,7 +22,8 @@ fn invocation(line: &str) -> Invocation {
 fn complaint_about(line: &str) -> String {
     match parsed(line) {
         Parsed::Usage(error, table) => {
-            assert_eq!(table.code(error.kind()), 2, "`{line}`");
+            let expected = if table == ExitTable::Xrestore { 254 } else { 2 };
+            assert_eq!(table.code(error.kind()), expected, "`{line}`");
             let text = error.to_string();
             assert!(
                 !text.contains('\n'),
@@ -171,6 +172,15 @@ fn commands_of_later_versions_are_named_as_absent() {
         }
         assert!(!words().iter().any(|known| known == word));
     }
+}
+
+#[test]
+fn a_restore_command_of_a_later_version_cannot_end_a_recovery() {
+    let line = "s.ini xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG";
+    assert!(matches!(
+        parsed(line),
+        Parsed::Usage(_, ExitTable::Xrestore)
+    ));
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub enum Role {
 /// inherits the variable, does not take itself for the daemon.
 const STARTER_VARIABLE: &str = "WALMGR_STARTED_BY";
 
-/// On a line of its own; everything else that comes through the pipe is meant for a person.
+/// At the end of a line; everything else that comes through the pipe is meant for a person.
 const READY_LINE: &str = "\u{1}walmgr is ready";
 
 /// Starts this very command line again as a daemon and waits until it is ready.
@@ -68,8 +68,9 @@ fn wait_until_ready(mut child: Child, words: PipeReader) -> Result<Role> {
     for line in BufReader::new(words).split(b'\n') {
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
-        if line == READY_LINE {
+        if let Some(unfinished) = line.strip_suffix(READY_LINE) {
             forward(last.as_deref());
+            forward(Some(unfinished).filter(|text| !text.is_empty()));
             return Ok(Role::Starter);
         }
         forward(last.as_deref());
