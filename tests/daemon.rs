@@ -110,7 +110,14 @@ fn notices() -> i32 {
 }
 
 fn notify() -> i32 {
-    Readiness::in_foreground().ready().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    Readiness::in_foreground()
+        .ready(&Notices::listen().unwrap())
+        .unwrap();
     daemon::tell_reloading();
     daemon::tell_ready();
     daemon::tell_alive();
@@ -125,19 +132,19 @@ fn background() -> i32 {
         let Role::Daemon(readiness) = daemon::into_background()? else {
             return Ok(());
         };
-        let folder = std::env::var(SCENE_FOLDER).unwrap();
-        let _pidfile = PidFile::acquire(&Path::new(&folder).join("walmgr.pid"))?;
-        // The test harness has left a line unfinished.
-        println!();
-        output::last_words("warning: about to serve");
-        readiness.ready()?;
-        output::last_words("nobody sees this");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
             let mut notices = Notices::listen()?;
+            let folder = std::env::var(SCENE_FOLDER).unwrap();
+            let _pidfile = PidFile::acquire(&Path::new(&folder).join("walmgr.pid"))?;
+            // The test harness has left a line unfinished.
+            println!();
+            output::last_words("warning: about to serve");
+            readiness.ready(&notices)?;
+            output::last_words("nobody sees this");
             while notices.next().await != Notice::Drain {}
             Ok(())
         })

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use super::Notices;
 use crate::error::{CommandError, Kind, Result};
 
 /// Which of the two processes this is.
@@ -121,7 +122,10 @@ impl Readiness {
     }
 
     /// Tells whoever waits: the process that was typed, and the service manager.
-    pub fn ready(self) -> Result<()> {
+    ///
+    /// Wants to see the [`Notices`], because a SIGHUP before they are listened for would kill the
+    /// daemon that has just been called ready.
+    pub fn ready(self, _listening: &Notices) -> Result<()> {
         super::tell_ready();
         if self.background {
             // Whoever waited may have been interrupted; the daemon runs all the same.

@@ -34,7 +34,8 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Locks `path` and writes this process's id into it.
+    /// Locks `path` and writes this process's id into it. From then on signals may arrive, so
+    /// [`super::Notices::listen`] comes first.
     ///
     /// Fails with [`Kind::AlreadyRunning`] while another process holds the lock. What a crashed
     /// daemon left behind is taken over.
