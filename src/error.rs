@@ -30,6 +30,8 @@ pub enum Kind {
 pub enum ExitTable {
     /// `archive_command`: PostgreSQL retries 1 to 125 and loses count above.
     Xarchive,
+    /// `restore_command`: PostgreSQL takes 1 to 125 for "no such file" and opens the database.
+    Xrestore,
     /// Everything a person or a service manager starts: 0, 1, or 2 for usage and configuration.
     #[default]
     Ordinary,
@@ -39,6 +41,7 @@ impl ExitTable {
     /// The code for a failure of this kind.
     pub const fn code(self, kind: Kind) -> u8 {
         match (self, kind) {
+            (ExitTable::Xrestore, _) => 254,
             (_, Kind::Usage | Kind::Config) => 2,
             (ExitTable::Ordinary, Kind::AlreadyRunning) => 2,
             (_, Kind::Retry | Kind::AlreadyRunning) => 1,
@@ -56,6 +59,7 @@ impl ExitTable {
     /// The code for a panic, an exhausted memory or a signal: "did not happen, try again".
     pub const fn abnormal(self) -> u8 {
         match self {
+            ExitTable::Xrestore => 254,
             ExitTable::Xarchive | ExitTable::Ordinary => 1,
         }
     }
@@ -198,6 +202,7 @@ mod tests {
         ] {
             assert!((1..=6).contains(&ExitTable::Xarchive.code(kind)));
             assert!((1..=2).contains(&ExitTable::Ordinary.code(kind)));
+            assert_eq!(ExitTable::Xrestore.code(kind), 254);
         }
         assert_eq!(ExitTable::Xarchive.abnormal(), 1);
     }

@@ -1,0 +1,87 @@
+//! Ends that nobody asked for: a panic, a signal, exhausted memory. Each becomes one line and a code.
+//! Never tries to go on with the work. Invariant: after `prepare` no panic of this process prints more
+//! than one line or exits with 101, and an `xarchive` exits with 1 from wherever it stands.
+
+use std::panic::{PanicHookInfo, UnwindSafe};
+use std::process::exit;
+use std::thread;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::{CommandError, ExitTable, Result};
+use crate::{memory, output};
+
+/// Installs what this table demands for panics and exhausted memory.
+pub fn prepare(table: ExitTable) {
+    memory::exit_with_when_exhausted(table.abnormal());
+    std::panic::set_hook(Box::new(move |panic| {
+        output::last_words(&line_about(panic));
+        // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
+        // which would abort. A daemon has more to lose: there, one connection's panic is its own.
+        if table == ExitTable::Xarchive {
+            exit(i32::from(table.abnormal()));
+        }
+    }));
+}
+
+/// Runs `work` and answers with its exit code, or with the table's code if it panics.
+pub fn contain(table: ExitTable, work: impl FnOnce() -> u8 + UnwindSafe) -> u8 {
+    std::panic::catch_unwind(work).unwrap_or(table.abnormal())
+}
+
+/// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with this table's code.
+///
+/// A thread of its own waits for them, so that a blocked disk or network call delays nothing.
+/// Whatever the process was doing stays undone: an upload that was not committed leaves no trace.
+pub fn exit_on_signals(table: ExitTable) -> Result<()> {
+    let failed = |error: std::io::Error| CommandError::retry("watch for signals").because(error);
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(failed)?;
+    let watched = watch(&runtime).map_err(failed)?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let name = runtime.block_on(first_of(watched));
+            output::last_words(&format!("stopped by {name} before the work was done"));
+            exit(i32::from(table.abnormal()));
+        })
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// The handlers are in place when this returns, before the thread that answers them runs.
+fn watch(runtime: &Runtime) -> std::io::Result<[Signal; 4]> {
+    let _inside = runtime.enter();
+    Ok([
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::hangup())?,
+        signal(SignalKind::quit())?,
+    ])
+}
+
+async fn first_of(
+    [mut terminate, mut interrupt, mut hangup, mut quit]: [Signal; 4],
+) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        _ = hangup.recv() => "SIGHUP",
+        _ = quit.recv() => "SIGQUIT",
+    }
+}
+
+fn line_about(panic: &PanicHookInfo<'_>) -> String {
+    let message = panic.payload_as_str().unwrap_or("no message");
+    match panic.location() {
+        Some(place) => format!(
+            "internal error: {message} at {}:{}; please report it",
+            place.file(),
+            place.line()
+        ),
+        None => format!("internal error: {message}; please report it"),
+    }
+}

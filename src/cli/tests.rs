@@ -1,0 +1,268 @@
+//! The grammar, driven without the binary: what people type, and what they mistype.
+
+use super::*;
+
+const SEGMENT: &str = "00000001000000020000009A";
+
+fn parsed(line: &str) -> Parsed {
+    parse(
+        std::iter::once("walmgr")
+            .chain(line.split_whitespace())
+            .map(OsString::from),
+    )
+}
+
+fn invocation(line: &str) -> Invocation {
+    match parsed(line) {
+        Parsed::Run(invocation) => invocation,
+        other => panic!("`{line}` is not a run: {other:?}"),
+    }
+}
+
+fn complaint_about(line: &str) -> String {
+    match parsed(line) {
+        Parsed::Usage(error, table) => {
+            let expected = if table == ExitTable::Xrestore { 254 } else { 2 };
+            assert_eq!(table.code(error.kind()), expected, "`{line}`");
+            let text = error.to_string();
+            assert!(
+                !text.contains('\n'),
+                "`{line}` answers in several lines: {text}"
+            );
+            text
+        }
+        other => panic!("`{line}` is accepted: {other:?}"),
+    }
+}
+
+#[test]
+fn options_count_wherever_they_stand() {
+    for line in [
+        "-vv -n --set a=1 master.ini setup --no-check",
+        "-v master.ini -n setup -v --set a=1 --no-check",
+        "master.ini setup --no-check --verbose --not-really -v --set a=1",
+        "--verbose --set=a=1 master.ini --not-really setup --no-check --verbose",
+    ] {
+        let found = invocation(line);
+        assert_eq!(found.ini, Path::new("master.ini"), "{line}");
+        assert_eq!(found.command, Command::Setup { check: false }, "{line}");
+        assert_eq!(found.options.verbosity, 2, "{line}");
+        assert!(found.options.not_really, "{line}");
+        assert_eq!(
+            found.options.overrides,
+            [("a".to_owned(), "1".to_owned())],
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn settings_given_in_several_places_keep_their_order() {
+    let found = invocation("--set a=1,b=2 x.ini --set c=3 periodic --set a=4");
+    let names: Vec<&str> = found
+        .options
+        .overrides
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, ["a", "b", "c", "a"]);
+}
+
+#[test]
+fn a_repeated_flag_is_the_same_flag() {
+    assert!(invocation("-n -n x.ini stop -n -n").options.not_really);
+}
+
+#[test]
+fn every_command_takes_its_own_arguments() {
+    assert_eq!(
+        invocation("m.ini identity --json").command,
+        Command::Identity
+    );
+    assert_eq!(invocation("m.ini stop").command, Command::Stop);
+    assert_eq!(invocation("m.ini periodic -q").command, Command::Periodic);
+    assert_eq!(
+        invocation("m.ini setup").command,
+        Command::Setup { check: true }
+    );
+    assert_eq!(
+        invocation("s.ini revoke alpha").command,
+        Command::Revoke {
+            name: "alpha".into()
+        }
+    );
+    assert_eq!(
+        invocation("s.ini authorize SHA256:abc alpha --rights push,read").command,
+        Command::Authorize {
+            fingerprint: "SHA256:abc".into(),
+            name: "alpha".into(),
+            rights: vec!["push".into(), "read".into()],
+        }
+    );
+    assert!(invocation("s.ini receiver -d").options.daemon);
+    assert!(invocation("-s s.ini receiver").options.stop);
+    assert!(invocation("s.ini --reload receiver").options.reload);
+    assert!(invocation("s.ini receiver --kill").options.kill);
+}
+
+#[test]
+fn xarchive_takes_paths_that_are_not_utf_8() {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let path = OsString::from_vec(b"pg_\xff/seg".to_vec());
+    let words = [
+        "walmgr".into(),
+        "m.ini".into(),
+        "xarchive".into(),
+        path,
+        SEGMENT.into(),
+    ];
+    let Parsed::Run(found) = parse(words) else {
+        panic!("not accepted");
+    };
+    assert_eq!(found.command.exit_table(), ExitTable::Xarchive);
+    let Command::Xarchive { path, name } = found.command else {
+        panic!("another command");
+    };
+    assert_eq!(path.as_os_str().as_bytes(), b"pg_\xff/seg");
+    assert_eq!(name.to_string(), SEGMENT);
+}
+
+#[test]
+fn fault_5_a_mistyped_archive_command_is_one_line_and_code_2() {
+    for arguments in [
+        "",
+        "pg_wal/x",
+        "pg_wal/x ../etc/passwd",
+        "--bogus pg_wal/x",
+        "a b c",
+    ] {
+        let line = format!("m.ini xarchive {arguments}");
+        complaint_about(&line);
+        assert!(
+            matches!(parsed(&line), Parsed::Usage(_, ExitTable::Xarchive)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn fault_5_a_bad_flag_is_one_line_and_code_2_for_every_command() {
+    for word in words() {
+        let text = complaint_about(&format!("m.ini {word} --bogus"));
+        assert!(text.contains("--bogus"), "{text}");
+    }
+    complaint_about("--bogus");
+    complaint_about("");
+    complaint_about("--set");
+    complaint_about("-q -v m.ini stop");
+}
+
+#[test]
+fn commands_of_later_versions_are_named_as_absent() {
+    for word in ABSENT {
+        for line in [
+            format!("m.ini {word}"),
+            format!("m.ini {word} -d x"),
+            word.to_owned(),
+        ] {
+            let text = complaint_about(&line);
+            let expected =
+                format!("this version does not have `{word}` yet; it has: init, identity");
+            assert!(text.contains(&expected), "{text}");
+        }
+        assert!(!words().iter().any(|known| known == word));
+    }
+}
+
+#[test]
+fn a_restore_command_of_a_later_version_cannot_end_a_recovery() {
+    let line = "s.ini xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG";
+    assert!(matches!(
+        parsed(line),
+        Parsed::Usage(_, ExitTable::Xrestore)
+    ));
+}
+
+#[test]
+fn mistakes_are_answered_with_the_way_out() {
+    for (line, expected) in [
+        ("m.ini setpu", "did you mean `setup`?"),
+        ("m.ini nonsense", "the commands are: init, identity,"),
+        ("m.ini", "the command is missing behind m.ini"),
+        ("setup", "type: walmgr <config.ini> setup"),
+        (
+            "setup m.ini",
+            "the configuration file comes before the command",
+        ),
+        (
+            "backup m.ini",
+            "the configuration file comes before the command",
+        ),
+        ("m.ini setup -d", "-d"),
+        ("-d m.ini setup", "`setup` is no daemon, it has no --daemon"),
+        (
+            "m.ini receiver -s -k",
+            "--stop and --kill exclude each other",
+        ),
+        ("m.ini setup --json", "`setup` has no --json"),
+        (
+            "m.ini setup --set loop_delay",
+            "`loop_delay` in --set has no `=value`",
+        ),
+        (
+            "s.ini authorize SHA256:abc alpha --rights root",
+            "push, read, admin",
+        ),
+        ("m.ini xarchive pg_wal/x y", "a WAL file name"),
+        ("m.ini xarchive pg_wal/x", "<NAME>"),
+    ] {
+        let text = complaint_about(line);
+        assert!(text.contains(expected), "`{line}`: {text}");
+    }
+}
+
+#[test]
+fn init_knows_its_side_from_options_word_or_file_name() {
+    let master = |pgdata: Option<&str>, slave: Option<&str>| {
+        Command::Init(Init::Master {
+            pgdata: pgdata.map(PathBuf::from),
+            slave: slave.map(str::to_owned),
+        })
+    };
+    for (line, expected) in [
+        ("a.ini init --pgdata /pg", master(Some("/pg"), None)),
+        ("a.ini init --slave b:7432", master(None, Some("b:7432"))),
+        ("a.ini init master", master(None, None)),
+        ("/etc/walmgr/master.ini init", master(None, None)),
+        ("a.ini init standby", Command::Init(Init::Standby)),
+        ("/etc/master/standby.ini init", Command::Init(Init::Standby)),
+        ("slave.ini init", Command::Init(Init::Standby)),
+    ] {
+        assert_eq!(invocation(line).command, expected, "{line}");
+    }
+    assert!(complaint_about("a.ini init").contains("type `init master` or `init standby`"));
+    assert!(complaint_about("a.ini init standby --slave b").contains("belong to the master"));
+}
+
+#[test]
+fn help_version_and_sample_need_no_file() {
+    let Parsed::Print(version) = parsed("--version") else {
+        panic!("no page");
+    };
+    assert_eq!(
+        version.trim_end(),
+        format!("walmgr {}", env!("CARGO_PKG_VERSION"))
+    );
+    assert!(matches!(parsed("--ini"), Parsed::Sample));
+    for line in ["-h", "--help", "m.ini setup --help", "m.ini receiver -h"] {
+        assert!(matches!(parsed(line), Parsed::Print(_)), "{line}");
+    }
+}
+
+#[test]
+fn help_lists_every_command_that_exists_and_no_other() {
+    let Parsed::Print(page) = parsed("--help") else {
+        panic!("no page");
+    };
+    insta::assert_snapshot!(page);
+}

@@ -1,0 +1,131 @@
+//! What makes a command a daemon: signals it answers, readiness it reports, the way to control it.
+//! Never decides what draining or reloading means. Invariant: a daemon is found by the lock on its
+//! pidfile, and is called ready only after it said so itself.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+
+mod background;
+mod pidfile;
+
+pub use background::{Readiness, Role, into_background};
+pub use pidfile::{PidFile, signal_running};
+
+/// How long `--stop` and `--kill` wait for the daemon to end.
+pub const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What `-r`, `-s` and `-k` ask of the running daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// `--reload`: SIGHUP.
+    Reload,
+    /// `--stop`: SIGINT, and wait.
+    Stop,
+    /// `--kill`: SIGTERM, and wait.
+    Kill,
+}
+
+impl Control {
+    /// What the command line asks for, if it asks a running daemon at all.
+    pub const fn asked_by(options: &Options) -> Option<Self> {
+        match options {
+            Options { reload: true, .. } => Some(Control::Reload),
+            Options { stop: true, .. } => Some(Control::Stop),
+            Options { kill: true, .. } => Some(Control::Kill),
+            _ => None,
+        }
+    }
+}
+
+/// The `pidfile` setting, for the options that cannot do without it.
+pub fn pidfile_for<'a>(setting: Option<&'a Path>, option: &str) -> Result<&'a Path> {
+    setting.ok_or_else(|| {
+        CommandError::config(format!("{option} needs the setting `pidfile`"))
+            .hint("add a line like: pidfile = /run/postgresql/%(job_name)s.pid")
+    })
+}
+
+/// What a signal asks of this daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// SIGTERM or SIGINT: finish what is under way and end.
+    Drain,
+    /// SIGHUP: read settings and keys again.
+    Reload,
+}
+
+/// The signals of a daemon, as a stream that never ends.
+#[derive(Debug)]
+pub struct Notices {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Notices {
+    /// Takes the signals over; from here on none of them ends the process by itself.
+    ///
+    /// To be called inside a tokio runtime that has IO enabled.
+    pub fn listen() -> Result<Self> {
+        let failed =
+            |error: std::io::Error| CommandError::retry("watch for signals").because(error);
+        Ok(Notices {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            hangup: signal(SignalKind::hangup()).map_err(failed)?,
+        })
+    }
+
+    /// Waits for the next signal. Safe to drop and call again: no signal is lost.
+    pub async fn next(&mut self) -> Notice {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Notice::Drain,
+            _ = self.interrupt.recv() => Notice::Drain,
+            _ = self.hangup.recv() => Notice::Reload,
+        }
+    }
+}
+
+/// Tells the service manager that the settings are being read again; [`tell_ready`] ends it.
+pub fn tell_reloading() {
+    let mut state = vec![NotifyState::Reloading];
+    // Type=notify-reload wants to know when.
+    state.extend(NotifyState::monotonic_usec_now());
+    tell(&state);
+}
+
+/// Tells the service manager that the daemon serves, at the start or after a reload.
+pub fn tell_ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager that the daemon drains.
+pub fn tell_stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// How often [`tell_alive`] has to be called, if the service manager watches (`WATCHDOG_USEC`).
+///
+/// Half of what it allows, as sd_watchdog_enabled(3) recommends.
+pub fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+}
+
+/// Tells the service manager that the daemon is not stuck.
+pub fn tell_alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// Without a service manager there is nobody to tell; one that does not listen must not stop the work.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("tell the service manager: {error}");
+    }
+}

@@ -1,0 +1,253 @@
+//! The pidfile: its lock says whether the daemon runs, its text says which process that is.
+//! Never believes the text of a file that nobody holds. Invariant: a signal goes only to a process
+//! that has the locked file open, so a number left over from a crash reaches nobody.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::Control;
+use crate::error::{CommandError, IoContext, Kind, Result};
+
+/// How often a wait looks again.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// `signal_running` holds a lock for a few microseconds; a start has to outlive that.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Between its lock and its text a starting daemon needs less than this.
+const TEXT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The lock of a running daemon. Dropping it removes the file and ends the lock.
+#[derive(Debug)]
+pub struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    /// Locks `path` and writes this process's id into it. From then on signals may arrive, so
+    /// [`super::Notices::listen`] comes first.
+    ///
+    /// Fails with [`Kind::AlreadyRunning`] while another process holds the lock. What a crashed
+    /// daemon left behind is taken over.
+    pub fn acquire(path: &Path) -> Result<Self> {
+        let patience_ends = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let mut file = open(
+                OpenOptions::new().write(true).create(true).mode(0o644),
+                path,
+            )?;
+            match file.try_lock() {
+                // Someone who ended in between has removed the file: its name is free, or another's.
+                Ok(()) if !leads_to(path, &file) => continue,
+                Ok(()) => {
+                    write_own_id(&mut file).at(Kind::Config, "write pidfile", path)?;
+                    return Ok(PidFile {
+                        path: path.to_path_buf(),
+                        file,
+                    });
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() < patience_ends => {
+                    sleep(POLL_INTERVAL);
+                }
+                Err(TryLockError::WouldBlock) => return Err(already_running(path, &mut file)),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).at(Kind::Config, "lock pidfile", path);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Under the lock, so the name cannot be a newer daemon's file.
+        if leads_to(&self.path, &self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Sends what `control` stands for to the daemon that holds `path`; on `Stop` and `Kill` waits up
+/// to `end_timeout` for its end. Answers with the id of the process.
+///
+/// Nobody holding the lock is a failure, as is a daemon that has not ended in time.
+pub fn signal_running(path: &Path, control: Control, end_timeout: Duration) -> Result<i32> {
+    let (pid, process) = running(path)?;
+    let signal = match control {
+        Control::Reload => Signal::HUP,
+        Control::Stop => Signal::INT,
+        Control::Kill => Signal::TERM,
+    };
+    pidfd_send_signal(&process, signal).map_err(|error| match error {
+        Errno::SRCH => not_running(path),
+        error => {
+            CommandError::retry(format!("signal process {pid}")).because(io::Error::from(error))
+        }
+    })?;
+    if control != Control::Reload {
+        wait_for_end(path, pid, end_timeout)?;
+    }
+    Ok(pid)
+}
+
+fn wait_for_end(path: &Path, pid: i32, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while holder(path)?.is_some_and(|text| text.trim() == pid.to_string()) {
+        if Instant::now() >= deadline {
+            return Err(CommandError::retry(format!(
+                "process {pid} is still running {} s after the signal",
+                timeout.as_secs()
+            ))
+            .hint("it may be finishing an upload; its log tells"));
+        }
+        sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}
+
+/// The process that holds the lock. Its id is checked after the handle is open, so that the handle
+/// cannot belong to a process that got the number later.
+fn running(path: &Path) -> Result<(i32, OwnedFd)> {
+    let patience_ends = Instant::now() + TEXT_PATIENCE;
+    loop {
+        let text = holder(path)?.ok_or_else(|| not_running(path))?;
+        if let Some((id, pid)) = process_id(&text)
+            && let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+            && has_open(id, path)
+        {
+            return Ok((id, process));
+        }
+        if Instant::now() >= patience_ends {
+            return Err(CommandError::retry(format!(
+                "pidfile {} is locked, but not by the process it names ({})",
+                path.display(),
+                text.trim()
+            ))
+            .hint(format!("look who holds it: fuser {}", path.display())));
+        }
+        sleep(POLL_INTERVAL);
+    }
+}
+
+/// The text of the file if someone holds its lock.
+fn holder(path: &Path) -> Result<Option<String>> {
+    if !path.try_exists().at(Kind::Config, "find pidfile", path)? {
+        return Ok(None);
+    }
+    let mut file = match open(&mut OpenOptions::new(), path) {
+        Ok(file) => file,
+        // It ended between the two looks.
+        Err(_) if !path.exists() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(text_of(&mut file).at(
+            Kind::Config,
+            "read pidfile",
+            path,
+        )?)),
+        Err(TryLockError::Error(error)) => Err(error).at(Kind::Config, "lock pidfile", path),
+    }
+}
+
+/// A symlink is refused: the text would replace what it leads to. Anything but a file, too.
+fn open(options: &mut OpenOptions, path: &Path) -> Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = options
+        .read(true)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
+        .open(path);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(
+                CommandError::config(format!("pidfile {} is a symlink", path.display()))
+                    .hint("name the file it leads to"),
+            );
+        }
+        other => other.at(Kind::Config, "open pidfile", path)?,
+    };
+    if file
+        .metadata()
+        .at(Kind::Config, "examine pidfile", path)?
+        .is_file()
+    {
+        Ok(file)
+    } else {
+        Err(CommandError::config(format!(
+            "pidfile {} is not a file",
+            path.display()
+        )))
+    }
+}
+
+fn leads_to(path: &Path, file: &File) -> bool {
+    match (std::fs::symlink_metadata(path), file.metadata()) {
+        (Ok(named), Ok(held)) => (named.dev(), named.ino()) == (held.dev(), held.ino()),
+        _ => false,
+    }
+}
+
+fn write_own_id(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+}
+
+fn text_of(file: &mut File) -> io::Result<String> {
+    // Longer than any process id; the file may be anything.
+    let mut bytes = Vec::new();
+    file.take(32).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn process_id(text: &str) -> Option<(i32, Pid)> {
+    let id = text.trim().parse().ok()?;
+    Some((id, Pid::from_raw(id)?))
+}
+
+/// Whether that process has the file open; who may signal a process may also look.
+fn has_open(id: i32, path: &Path) -> bool {
+    let Ok(wanted) = std::fs::metadata(path) else {
+        return false;
+    };
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{id}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|descriptor| std::fs::metadata(descriptor.path()).ok())
+        .any(|open| (open.dev(), open.ino()) == (wanted.dev(), wanted.ino()))
+}
+
+fn already_running(path: &Path, file: &mut File) -> CommandError {
+    let pid = text_of(file).unwrap_or_default();
+    let message = match process_id(&pid) {
+        Some((id, _)) => format!(
+            "already running as process {id} (pidfile {})",
+            path.display()
+        ),
+        None => format!("already running (pidfile {} is locked)", path.display()),
+    };
+    CommandError::new(Kind::AlreadyRunning, message).hint("stop it with --stop")
+}
+
+fn not_running(path: &Path) -> CommandError {
+    CommandError::retry(format!(
+        "not running: nobody holds pidfile {}",
+        path.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! The options every command understands, as the command line gave them.
+//! Never reads a file or the environment. Invariant: a value of this type passed the grammar, so a
+//! command may rely on it (`reload`, `stop`, `kill` and `daemon` exclude each other, for example).
+
+/// What stood before the command's own arguments, wherever it was typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `-q`: say nothing but errors.
+    pub quiet: bool,
+    /// How many `-v` were given: one for what is done, two for every detail.
+    pub verbosity: u8,
+    /// `-n`: print what would be done, change nothing, exit as the real run would.
+    pub not_really: bool,
+    /// `-d`: go into the background once everything is ready.
+    pub daemon: bool,
+    /// `-r`: make the running daemon read its settings and keys again.
+    pub reload: bool,
+    /// `-s`: let the running daemon finish what it does, and wait for its end.
+    pub stop: bool,
+    /// `-k`: end the running daemon, and wait for its end.
+    pub kill: bool,
+    /// `--set`: settings that win over the file's, in the order they were given.
+    pub overrides: Vec<(String, String)>,
+    /// `--json`: print for programs, not for people.
+    pub json: bool,
+}

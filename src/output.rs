@@ -1,0 +1,364 @@
+//! Everything walmgr says: results on stdout, the log on stderr and in `logfile`.
+//! Never fails a command because a log cannot be written. Invariant: one event is one line, whatever
+//! bytes a peer or a file put into it.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, TryLockError};
+
+use rustix::fs::OFlags;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::Options;
+
+/// What the settings say about the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Log<'a> {
+    /// `logfile`.
+    pub logfile: Option<&'a Path>,
+    /// `log_format`.
+    pub format: Format,
+    /// Who is talking.
+    pub speaker: Speaker,
+}
+
+/// `log_format`: how a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// `2011-09-21 16:57:05,685 30450 INFO message` in the file, the message alone on stderr.
+    #[default]
+    Text,
+    /// One JSON object a line, in both places.
+    Json,
+}
+
+/// How much is said without `-v`, and whether the work can go on without its logfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// PostgreSQL reads stderr: nothing but warnings. Archiving never waits for a logfile.
+    Archiver,
+    /// A person reads stderr: what is done. A missing logfile is a warning.
+    Person,
+    /// Nobody may be watching: a logfile that cannot be written is a wrong setting.
+    Daemon,
+}
+
+static LOGFILE: OnceLock<Logfile> = OnceLock::new();
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Starts logging; to be called once, as soon as the settings are known.
+pub fn start(options: &Options, log: Log<'_>) -> Result<()> {
+    let opened = log.logfile.map(Logfile::open).transpose();
+    let (file, complaint) = match opened {
+        Ok(file) => (file, None),
+        Err(error) if log.speaker == Speaker::Daemon => return Err(error),
+        Err(error) => (None, Some(error)),
+    };
+    let file = file.map(|file| LOGFILE.get_or_init(|| file));
+    let subscriber = tracing_subscriber::registry()
+        .with(layer(
+            io::stderr,
+            log.format,
+            StderrLine,
+            stderr_level(options, log.speaker),
+        ))
+        .with(file.map(|file| layer(file, log.format, FileLine, file_level(options))));
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        STARTED.store(true, Ordering::Release);
+    }
+    if let Some(error) = complaint {
+        tracing::warn!("logging to stderr only: {error}");
+    }
+    Ok(())
+}
+
+/// Opens `logfile` again by its name, as logrotate expects it after a SIGHUP.
+pub fn reopen_logfile() -> Result<()> {
+    let Some(logfile) = LOGFILE.get() else {
+        return Ok(());
+    };
+    let fresh = open_for_append(&logfile.path)?;
+    *logfile
+        .file
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+    Ok(())
+}
+
+/// Prints a command's result, one line or more, on stdout.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(|error| CommandError::retry("write the result to stdout").because(error))
+}
+
+/// With `-n`: says on stdout what a real run would do, as a verb phrase.
+pub fn not_really(doing: &str) -> Result<()> {
+    print(&format!("would {doing}"))
+}
+
+/// Reports the failure that ends a command.
+pub fn failure(error: &CommandError) {
+    if STARTED.load(Ordering::Acquire) {
+        tracing::error!("{error}");
+    } else {
+        to_stderr(&error.to_string());
+    }
+}
+
+/// Says one line when the process may be in any state, a panicking logger included.
+pub fn last_words(line: &str) {
+    let line = escaped(line);
+    to_stderr(&line);
+    if let Some(logfile) = LOGFILE.get() {
+        let mut file = match logfile.file.try_lock() {
+            Ok(file) => file,
+            Err(TryLockError::Poisoned(file)) => file.into_inner(),
+            // This thread may be the one that holds it.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let _ = file.write_all(format!("{} ERROR {line}\n", stamp()).as_bytes());
+    }
+}
+
+fn to_stderr(line: &str) {
+    // In one piece, and without the panic that `eprintln!` has for a closed stderr.
+    let _ = io::stderr().write_all(format!("walmgr: {line}\n").as_bytes());
+}
+
+fn stderr_level(options: &Options, speaker: Speaker) -> LevelFilter {
+    match (options.quiet, speaker, options.verbosity) {
+        (true, _, _) => LevelFilter::ERROR,
+        (_, Speaker::Archiver, 0) => LevelFilter::WARN,
+        (_, Speaker::Archiver, 1) | (_, _, 0) => LevelFilter::INFO,
+        (_, Speaker::Archiver, 2) | (_, _, 1) => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    }
+}
+
+fn file_level(options: &Options) -> LevelFilter {
+    match (options.quiet, options.verbosity) {
+        (true, _) => LevelFilter::WARN,
+        (_, 0) => LevelFilter::INFO,
+        (_, 1) => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    }
+}
+
+fn layer<S, W, F>(
+    writer: W,
+    format: Format,
+    text: F,
+    level: LevelFilter,
+) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    W: for<'event> MakeWriter<'event> + Send + Sync + 'static,
+    F: FormatEvent<S, tracing_subscriber::fmt::format::DefaultFields> + Send + Sync + 'static,
+{
+    // The layer's own complaints would go through `eprintln!`, which panics when stderr is gone.
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false)
+        .log_internal_errors(false);
+    match format {
+        Format::Text => layer.event_format(text).with_filter(level).boxed(),
+        Format::Json => layer.json().flatten_event(true).with_filter(level).boxed(),
+    }
+}
+
+/// `walmgr: message`, with `warning: ` before a warning.
+struct StderrLine;
+
+impl<S, N> FormatEvent<S, N> for StderrLine
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'fields> FormatFields<'fields> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let warning = match *event.metadata().level() {
+            Level::WARN => "warning: ",
+            _ => "",
+        };
+        writeln!(out, "walmgr: {warning}{}", text_of(context, event)?)
+    }
+}
+
+/// The line that skytools wrote: local time, process id, level, message.
+struct FileLine;
+
+impl<S, N> FormatEvent<S, N> for FileLine
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'fields> FormatFields<'fields> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = match *event.metadata().level() {
+            Level::ERROR => "ERROR",
+            Level::WARN => "WARNING",
+            Level::INFO => "INFO",
+            _ => "DEBUG",
+        };
+        writeln!(out, "{} {level} {}", stamp(), text_of(context, event)?)
+    }
+}
+
+/// The message with its fields, behind the fields of the spans around it.
+fn text_of<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> Result<String, fmt::Error>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'fields> FormatFields<'fields> + 'static,
+{
+    let mut text = String::new();
+    for span in context
+        .event_scope()
+        .into_iter()
+        .flat_map(|scope| scope.from_root())
+    {
+        if let Some(fields) = span.extensions().get::<FormattedFields<N>>()
+            && !fields.is_empty()
+        {
+            text.push_str(fields);
+            text.push_str(": ");
+        }
+    }
+    context.format_fields(Writer::new(&mut text), event)?;
+    Ok(escaped(&text))
+}
+
+/// Control characters made visible, so that nobody can forge a line.
+fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+fn stamp() -> String {
+    let now = jiff::Zoned::now();
+    format!(
+        "{} {}",
+        now.strftime("%Y-%m-%d %H:%M:%S,%3f"),
+        std::process::id()
+    )
+}
+
+/// `logfile`, open for append.
+struct Logfile {
+    path: PathBuf,
+    file: Mutex<File>,
+    complained: AtomicBool,
+}
+
+impl Logfile {
+    fn open(path: &Path) -> Result<Self> {
+        Ok(Logfile {
+            path: path.to_path_buf(),
+            file: Mutex::new(open_for_append(path)?),
+            complained: AtomicBool::new(false),
+        })
+    }
+}
+
+/// A symlink is refused: whoever can plant one could make walmgr write into another file.
+/// A FIFO is refused: it would block the first writer for as long as nobody reads.
+fn open_for_append(path: &Path) -> Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
+        .open(path);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(
+                CommandError::config(format!("logfile {} is a symlink", path.display()))
+                    .hint("name the file it leads to"),
+            );
+        }
+        other => other.at(Kind::Config, "open logfile", path)?,
+    };
+    let kind = file
+        .metadata()
+        .at(Kind::Config, "examine logfile", path)?
+        .file_type();
+    if kind.is_file() || kind.is_char_device() {
+        Ok(file)
+    } else if kind.is_fifo() {
+        Err(CommandError::config(format!(
+            "logfile {} is a FIFO",
+            path.display()
+        )))
+    } else {
+        Err(CommandError::config(format!(
+            "logfile {} is not a file",
+            path.display()
+        )))
+    }
+}
+
+impl<'event> MakeWriter<'event> for &'static Logfile {
+    type Writer = LogfileWriter;
+
+    fn make_writer(&'event self) -> Self::Writer {
+        LogfileWriter(self)
+    }
+}
+
+/// Passes one event on to the file; a full disk costs lines, never the command.
+struct LogfileWriter(&'static Logfile);
+
+impl Write for LogfileWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut file = self
+            .0
+            .file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match file.write_all(line) {
+            Ok(()) => self.0.complained.store(false, Ordering::Relaxed),
+            Err(error) if !self.0.complained.swap(true, Ordering::Relaxed) => {
+                to_stderr(&format!(
+                    "warning: write logfile {}: {error}",
+                    self.0.path.display()
+                ));
+            }
+            Err(_) => {}
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! The binary from outside: exit codes, one line on stderr, and what it does when things run out.
+//! Never needs a server or a configuration. Invariant: no exit code above 125 except `xrestore`'s.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn walmgr(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walmgr"));
+    command.args(line.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn complaint(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(
+        text.starts_with("walmgr: ") && text.ends_with('\n'),
+        "{text:?}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text:?}");
+    assert!(output.stdout.is_empty());
+    text
+}
+
+#[test]
+fn fault_5_a_bad_command_line_is_one_line_and_code_2() {
+    for line in [
+        "",
+        "--bogus",
+        "m.ini",
+        "m.ini nonsense",
+        "m.ini backup",
+        "m.ini xarchive",
+        "m.ini xarchive --bogus pg_wal/000000010000000000000001 000000010000000000000001",
+        "m.ini xarchive pg_wal/x x",
+        "m.ini receiver -s -k",
+        "m.ini setup --set x",
+    ] {
+        let output = walmgr(line).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "`{line}`");
+        complaint(&output);
+    }
+}
+
+#[test]
+fn a_restore_command_that_this_version_lacks_stops_the_recovery() {
+    let output = walmgr("s.ini xrestore 000000010000000000000001 x")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(254));
+    assert!(complaint(&output).contains("this version does not have `xrestore` yet"));
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for line in ["--version", "-V", "-h", "m.ini setup --help"] {
+        let output = walmgr(line).output().unwrap();
+        assert!(output.status.success(), "`{line}`");
+        assert!(output.stderr.is_empty(), "`{line}`");
+        assert!(!output.stdout.is_empty(), "`{line}`");
+    }
+}
+
+#[test]
+fn version_answers_within_five_milliseconds() {
+    let fastest = (0..40)
+        .map(|_| {
+            let begun = Instant::now();
+            assert!(walmgr("--version").output().unwrap().status.success());
+            begun.elapsed()
+        })
+        .min();
+    assert!(fastest < Some(Duration::from_millis(5)), "{fastest:?}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = walmgr("--version")
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("write the result to stdout"));
+}
+
+#[test]
+fn fault_5_a_reader_that_is_gone_ends_nothing_by_a_signal() {
+    for (line, expected) in [("--help", 1), ("--bogus", 2)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = walmgr(line)
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert_eq!(
+            status.code(),
+            Some(expected),
+            "`{line}` by signal {:?}",
+            status.signal()
+        );
+    }
+}
+
+/// Sweeps the limit across the sizes at which the program is loaded but cannot work.
+#[test]
+fn fault_5_exhausted_memory_is_one_line_and_a_counted_code() {
+    let exhausted = (2_000..12_000)
+        .step_by(100)
+        .filter(|limit_kib| {
+            let script = format!(
+                "ulimit -v {limit_kib} && exec \"$0\" m.ini xarchive {} x",
+                "--set a=b ".repeat(4_000)
+            );
+            let output = Command::new("bash")
+                .args(["-c", &script, env!("CARGO_BIN_EXE_walmgr")])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            if output.status.code() == Some(1) && text.contains("out of memory") {
+                complaint(&output);
+                return true;
+            }
+            // Below that size bash, the kernel or the loader give up, before the program runs.
+            let ran = text.starts_with("walmgr: ");
+            assert!(
+                !ran || output.status.code() == Some(2),
+                "{limit_kib} KiB: {output:?}"
+            );
+            let aborted = output.status.signal() == Some(6) || output.status.code() == Some(134);
+            assert!(!aborted, "{limit_kib} KiB: {output:?}");
+            false
+        })
+        .count();
+    assert!(exhausted > 0, "no limit exhausted the program");
+}

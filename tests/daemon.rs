@@ -1,0 +1,338 @@
+//! Processes that panic, are signalled, or go into the background, played by this binary itself.
+//! Never signals a process it did not start. Invariant: a scene ends by itself within its timeout.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use walmgr::daemon::{self, Notice, Notices, PidFile, Readiness, Role};
+use walmgr::error::ExitTable;
+use walmgr::{abnormal, output};
+
+const SCENE: &str = "WALMGR_TEST_SCENE";
+const SCENE_FOLDER: &str = "WALMGR_TEST_FOLDER";
+const SCENE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// This binary again, playing `scene`.
+fn player(scene: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "daemon::play_the_scene_named_by_the_environment"])
+        .args(["--nocapture", "--test-threads=1"])
+        .env(SCENE, scene)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn play(scene: &str) -> Output {
+    player(scene).output().unwrap()
+}
+
+#[test]
+fn play_the_scene_named_by_the_environment() {
+    let Ok(scene) = std::env::var(SCENE) else {
+        return;
+    };
+    std::thread::spawn(|| {
+        std::thread::sleep(SCENE_TIMEOUT);
+        output::last_words("the scene took too long");
+        std::process::exit(99);
+    });
+    std::process::exit(match scene.as_str() {
+        "panic in xarchive" => panic_in(ExitTable::Xarchive),
+        "panic in a daemon" => panic_in(ExitTable::Ordinary),
+        "panic while unwinding" => panic_while_unwinding(),
+        "panic in a thread" => panic_in_a_thread(),
+        "blocked" => blocked(),
+        "notices" => notices(),
+        "notify" => notify(),
+        "background" => background(),
+        other => panic!("no scene `{other}`"),
+    });
+}
+
+fn panic_in(table: ExitTable) -> i32 {
+    abnormal::prepare(table);
+    i32::from(abnormal::contain(table, || panic!("a bug\nin two lines")))
+}
+
+fn panic_while_unwinding() -> i32 {
+    struct PanicsInDrop;
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("second");
+        }
+    }
+    abnormal::prepare(ExitTable::Xarchive);
+    let _guard = PanicsInDrop;
+    panic!("first");
+}
+
+fn panic_in_a_thread() -> i32 {
+    abnormal::prepare(ExitTable::Xarchive);
+    let _ = std::thread::spawn(|| panic!("elsewhere")).join();
+    0
+}
+
+fn blocked() -> i32 {
+    abnormal::exit_on_signals(ExitTable::Xarchive).unwrap();
+    println!("\nup");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    // A driver that is blocked in a system call never gets to look at signals.
+    runtime.block_on(async { std::thread::sleep(SCENE_TIMEOUT * 2) });
+    0
+}
+
+fn notices() -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut notices = Notices::listen().unwrap();
+        println!("\nup");
+        loop {
+            let notice = notices.next().await;
+            println!("{notice:?}");
+            if notice == Notice::Drain {
+                break 0;
+            }
+        }
+    })
+}
+
+fn notify() -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    Readiness::in_foreground()
+        .ready(&Notices::listen().unwrap())
+        .unwrap();
+    daemon::tell_reloading();
+    daemon::tell_ready();
+    daemon::tell_alive();
+    daemon::tell_stopping();
+    assert_eq!(daemon::watchdog_interval(), Some(Duration::from_secs(1)));
+    0
+}
+
+/// A daemon with a pidfile that serves until a signal, started through `into_background`.
+fn background() -> i32 {
+    let run = || -> walmgr::error::Result<()> {
+        let Role::Daemon(readiness) = daemon::into_background()? else {
+            return Ok(());
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut notices = Notices::listen()?;
+            let folder = std::env::var(SCENE_FOLDER).unwrap();
+            let _pidfile = PidFile::acquire(&Path::new(&folder).join("walmgr.pid"))?;
+            // The test harness has left a line unfinished.
+            println!();
+            output::last_words("warning: about to serve");
+            readiness.ready(&notices)?;
+            output::last_words("nobody sees this");
+            while notices.next().await != Notice::Drain {}
+            Ok(())
+        })
+    };
+    match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            output::failure(&error);
+            i32::from(ExitTable::Ordinary.code(error.kind()))
+        }
+    }
+}
+
+fn lines_of_walmgr(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines()
+        .filter(|line| line.starts_with("walmgr: "))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn fault_5_a_panic_is_one_line_and_code_1() {
+    for scene in [
+        "panic in xarchive",
+        "panic in a daemon",
+        "panic in a thread",
+    ] {
+        let output = play(scene);
+        assert_eq!(output.status.code(), Some(1), "{scene}: {output:?}");
+        let lines = lines_of_walmgr(&output);
+        assert_eq!(lines.len(), 1, "{scene}: {output:?}");
+        assert!(
+            lines[0].starts_with("walmgr: internal error: "),
+            "{}",
+            lines[0]
+        );
+        assert!(lines[0].contains("daemon.rs:"), "{}", lines[0]);
+        assert!(lines[0].ends_with("; please report it"), "{}", lines[0]);
+        assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+    }
+}
+
+#[test]
+fn fault_5_a_panic_during_a_panic_does_not_abort_xarchive() {
+    let output = play("panic while unwinding");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(lines_of_walmgr(&output)[0].contains("first"));
+}
+
+/// Starts a scene and waits until it says that it is up.
+fn started(scene: &str) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = player(scene).spawn().unwrap();
+    let mut words = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while line.trim_end() != "up" {
+        line.clear();
+        assert!(
+            words.read_line(&mut line).unwrap() > 0,
+            "`{scene}` ended early"
+        );
+    }
+    (child, words)
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn fault_4_a_signal_ends_xarchive_with_1_while_everything_blocks() {
+    for (signal, name) in [
+        (Signal::TERM, "SIGTERM"),
+        (Signal::INT, "SIGINT"),
+        (Signal::HUP, "SIGHUP"),
+        (Signal::QUIT, "SIGQUIT"),
+    ] {
+        let (child, _words) = started("blocked");
+        let begun = Instant::now();
+        send(&child, signal);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{name}");
+        assert_eq!(
+            lines_of_walmgr(&output),
+            [format!(
+                "walmgr: stopped by {name} before the work was done"
+            )]
+        );
+    }
+}
+
+#[test]
+fn a_daemon_reloads_on_hangup_and_drains_on_terminate_and_interrupt() {
+    for last in [Signal::TERM, Signal::INT] {
+        let (mut child, mut words) = started("notices");
+        let mut line = String::new();
+        send(&child, Signal::HUP);
+        words.read_line(&mut line).unwrap();
+        assert_eq!(line, "Reload\n");
+        line.clear();
+        send(&child, last);
+        words.read_line(&mut line).unwrap();
+        assert_eq!(line, "Drain\n");
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn the_service_manager_hears_every_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SCENE_TIMEOUT)).unwrap();
+    let output = player("notify")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "2000000")
+        .env_remove("WATCHDOG_PID")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    for expected in [
+        "READY=1",
+        "RELOADING=1",
+        "READY=1",
+        "WATCHDOG=1",
+        "STOPPING=1",
+    ] {
+        let mut message = [0; 256];
+        let length = socket.recv(&mut message).unwrap();
+        let text = String::from_utf8_lossy(&message[..length]);
+        assert_eq!(text.lines().next(), Some(expected));
+        assert_eq!(text.contains("MONOTONIC_USEC="), expected == "RELOADING=1");
+    }
+}
+
+#[test]
+fn a_background_daemon_outlives_its_starter_and_stops_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let pidfile = folder.path().join("walmgr.pid");
+    let begun = Instant::now();
+    let output = player("background")
+        .env(SCENE_FOLDER, folder.path())
+        .output()
+        .unwrap();
+    // The end of both pipes proves that the daemon let go of them.
+    assert!(output.status.success(), "{output:?}");
+    assert!(begun.elapsed() < SCENE_TIMEOUT);
+    assert_eq!(
+        lines_of_walmgr(&output),
+        ["walmgr: warning: about to serve"]
+    );
+
+    let daemon: i32 = std::fs::read_to_string(&pidfile)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let session = rustix::process::getsid(Pid::from_raw(daemon)).unwrap();
+    assert_eq!(
+        session.as_raw_nonzero().get(),
+        daemon,
+        "it leads a session of its own"
+    );
+    assert!(daemon::signal_running(&pidfile, daemon::Control::Reload, SCENE_TIMEOUT).is_ok());
+    let ended = daemon::signal_running(&pidfile, daemon::Control::Stop, SCENE_TIMEOUT).unwrap();
+    assert_eq!(ended, daemon);
+    assert!(!pidfile.exists());
+}
+
+#[test]
+fn fault_85_a_daemon_that_fails_to_start_reports_its_reason_and_code_through_the_starter() {
+    let folder = tempfile::tempdir().unwrap();
+    let pidfile = folder.path().join("walmgr.pid");
+    let held = PidFile::acquire(&pidfile).unwrap();
+    let output = player("background")
+        .env(SCENE_FOLDER, folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let lines = lines_of_walmgr(&output);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("already running as process"), "{lines:?}");
+    let mut text = String::new();
+    std::fs::File::open(&pidfile)
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text.trim(), std::process::id().to_string());
+    drop(held);
+}
