@@ -9,10 +9,15 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use walmgr_protocol::names::WalFileName;
 
+use crate::config::sample;
 use crate::error::{CommandError, ExitTable, Result};
+use crate::output;
 pub use crate::options::Options;
 
+mod run;
 mod set;
+
+pub use run::run;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -88,6 +93,8 @@ pub enum Init {
         pgdata: Option<PathBuf>,
         /// `HOST[:PORT]` of the receiver.
         slave: Option<String>,
+        /// The fingerprint of the receiver's key.
+        slave_fingerprint: Option<String>,
     },
     /// The standby's.
     Standby,
@@ -130,17 +137,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
 
 /// Prints the sample of `--ini`.
 pub fn print_sample() -> Result<()> {
-    Err(CommandError::usage(
-        "this binary was built without settings",
-    ))
-}
-
-/// Runs one command to its end.
-pub fn run(invocation: &Invocation) -> Result<()> {
-    Err(CommandError::usage(format!(
-        "this binary was built without `{}`",
-        invocation.command.word()
-    )))
+    output::print(&sample::both_samples())
 }
 
 /// Commands of the manual which this version does not have.
@@ -240,6 +237,9 @@ enum Typed {
         /// Where the receiver listens
         #[arg(long, value_name = "HOST[:PORT]")]
         slave: Option<String>,
+        /// What `identity` prints on the standby
+        #[arg(long, value_name = "FPR")]
+        slave_fingerprint: Option<String>,
     },
     /// Create the key and certificate if absent; print the fingerprint
     Identity,
@@ -393,7 +393,11 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
             side,
             pgdata,
             slave,
-        } => Command::Init(init_of(side, pgdata, slave, ini)?),
+            slave_fingerprint,
+        } => {
+            let typed = [slave, slave_fingerprint];
+            Command::Init(init_of(side, pgdata, typed, ini)?)
+        }
         Typed::Identity => Command::Identity,
         Typed::Authorize {
             fingerprint,
@@ -417,15 +421,19 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
 fn init_of(
     side: Option<Side>,
     pgdata: Option<PathBuf>,
-    slave: Option<String>,
+    [slave, slave_fingerprint]: [Option<String>; 2],
     ini: &Path,
 ) -> Result<Init> {
-    let master_only = pgdata.is_some() || slave.is_some();
+    let master_only = pgdata.is_some() || slave.is_some() || slave_fingerprint.is_some();
     let side = side
         .or(master_only.then_some(Side::Master))
         .or_else(|| side_named_by(ini));
     match side {
-        Some(Side::Master) => Ok(Init::Master { pgdata, slave }),
+        Some(Side::Master) => Ok(Init::Master {
+            pgdata,
+            slave,
+            slave_fingerprint,
+        }),
         Some(Side::Standby) if master_only => Err(CommandError::usage(
             "--pgdata and --slave belong to the master's ini file, not to the standby's",
         )),

@@ -11,3 +11,8 @@ pub mod output;
 pub mod store;
 pub mod transport;
 pub mod wal;
+pub mod identity;
+pub mod master;
+pub mod pg;
+pub mod receiver;
+pub mod standby;

@@ -227,6 +227,7 @@ fn init_knows_its_side_from_options_word_or_file_name() {
         Command::Init(Init::Master {
             pgdata: pgdata.map(PathBuf::from),
             slave: slave.map(str::to_owned),
+            slave_fingerprint: None,
         })
     };
     for (line, expected) in [

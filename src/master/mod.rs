@@ -3,6 +3,7 @@
 
 use crate::error::{CommandError, Result};
 
+pub mod ask;
 pub mod cluster;
 pub mod init;
 pub mod periodic;

@@ -213,7 +213,7 @@ async fn serve(
         .into_iter()
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
-    readiness.ready()?;
+    readiness.ready(&notices)?;
     let alive_every = daemon::watchdog_interval();
     let mut stopping = daemon.stopping.subscribe();
     loop {

@@ -1,0 +1,103 @@
+//! Which code runs for a command, on which side.
+//! Never does the work itself. Invariant: settings are loaded before anything is started, and a
+//! daemon goes into the background before it has threads, a pidfile or a log.
+
+use std::path::Path;
+
+use super::{Command, Init, Invocation};
+use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
+use crate::daemon::{self, Readiness, Role};
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+use crate::{abnormal, identity, master, output, receiver, standby};
+
+/// Runs one command to its end.
+pub fn run(invocation: &Invocation) -> Result<()> {
+    let Invocation { ini, command, options } = invocation;
+    if let Command::Init(side) = command {
+        output::start(options, log(None, command))?;
+        return match side {
+            Init::Standby => standby::init::run(ini, options),
+            Init::Master { pgdata, slave, slave_fingerprint } => {
+                let typed = master::init::Typed {
+                    pgdata: pgdata.as_deref(),
+                    slave: slave.as_deref(),
+                    slave_fingerprint: slave_fingerprint.as_deref(),
+                };
+                master::init::run(ini, options, &typed)
+            }
+        };
+    }
+    let config = config::load(ini, &options.overrides)?;
+    // Before the log and before any thread, so that only the daemon has them.
+    let Some(readiness) = background(options)? else { return Ok(()) };
+    output::start(options, log(Some(&config), command))?;
+    for note in config.notes() {
+        tracing::debug!("{}: {note}", ini.display());
+    }
+    match config {
+        Config::Master(config) => run_on_master(&config, command, options),
+        Config::Standby(config) => run_on_standby(&config, command, options, readiness),
+    }
+}
+
+/// `None` for the process that was typed with `-d`, once the daemon is ready.
+fn background(options: &Options) -> Result<Option<Readiness>> {
+    if !options.daemon || options.not_really {
+        return Ok(Some(Readiness::in_foreground()));
+    }
+    Ok(match daemon::into_background()? {
+        Role::Starter => None,
+        Role::Daemon(readiness) => Some(readiness),
+    })
+}
+
+fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) -> Result<()> {
+    match command {
+        Command::Identity => identity::run(&config.tls, &config.job_name, options),
+        Command::Xarchive { path, name } => {
+            abnormal::exit_on_signals(command.exit_table())?;
+            master::xarchive::run(config, options, path, *name)
+        }
+        Command::Periodic => master::periodic::run(config, options),
+        other => Err(wrong_side(other, "standby", &config.path)),
+    }
+}
+
+fn run_on_standby(
+    config: &StandbyConfig,
+    command: &Command,
+    options: &Options,
+    readiness: Readiness,
+) -> Result<()> {
+    match command {
+        Command::Identity => identity::run(&config.tls, &config.job_name, options),
+        Command::Setup { .. } => standby::setup::run(config, options),
+        Command::Authorize { fingerprint, name, rights } => {
+            standby::authorize::run(config, options, fingerprint, name, rights)
+        }
+        Command::Revoke { name } => standby::revoke::run(config, options, name),
+        Command::Receiver => receiver::run(config, options, readiness),
+        other => Err(wrong_side(other, "master", &config.path)),
+    }
+}
+
+fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
+    CommandError::usage(format!("`{}` runs on the {side}", command.word()))
+        .hint(format!("{} is the other side's file", ini.display()))
+}
+
+fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
+    let format = match config {
+        Some(Config::Standby(config)) if config.log_format == LogFormat::Json => {
+            output::Format::Json
+        }
+        _ => output::Format::Text,
+    };
+    let speaker = match command {
+        Command::Xarchive { .. } => output::Speaker::Archiver,
+        Command::Receiver => output::Speaker::Daemon,
+        _ => output::Speaker::Person,
+    };
+    output::Log { logfile: config.and_then(Config::logfile), format, speaker }
+}

@@ -1,0 +1,86 @@
+//! Requests about the archive that are answered at once: setup, status, list.
+//! Never uploads. Each call is one connection, introduced, asked, and closed.
+
+use walmgr_protocol::message::{List, ListRequest, Message, SetupDone, Status};
+use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, Kind, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::transport::connect::{Connection, Target, kind_of};
+
+/// A connection for questions.
+pub struct Asking<'a> {
+    config: &'a MasterConfig,
+    connection: Connection,
+}
+
+impl<'a> Asking<'a> {
+    /// Connects to the receiver that the settings name.
+    pub async fn connect(config: &'a MasterConfig, facts: &ClusterFacts) -> Result<Self> {
+        let connection =
+            Target::from_config(config)?.connect(facts.cluster, facts.timeline).await?;
+        Ok(Asking { config, connection })
+    }
+
+    /// Binds the archive to the cluster of the introduction.
+    pub async fn set_up(&mut self) -> Result<SetupDone> {
+        match self.ask(&Message::Setup).await? {
+            Message::SetupDone(done) => Ok(done),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// What the receiver says of itself.
+    pub async fn status(&mut self) -> Result<Status> {
+        match self.ask(&Message::StatusRequest).await? {
+            Message::Status(status) => Ok(status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Whether a finished segment is in the archive.
+    pub async fn holds(&mut self, segment: SegmentName, size: WalSegmentSize) -> Result<bool> {
+        let wanted = WalFileName::Segment(segment);
+        let before = segment.number(size).and_then(|number| number.checked_sub(1));
+        let after = before.map(|number| {
+            WalFileName::Segment(SegmentName::from_number(segment.timeline(), number, size))
+        });
+        let list = self.list(ListRequest { after, limit: 1 }).await?;
+        Ok(list.entries.first().is_some_and(|(name, _)| *name == wanted))
+    }
+
+    async fn list(&mut self, request: ListRequest) -> Result<List> {
+        match self.ask(&Message::ListRequest(request)).await? {
+            Message::List(list) => Ok(list),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn ask(&mut self, question: &Message) -> Result<Message> {
+        let wire = &mut self.connection.wire;
+        wire.send(0, question).await?;
+        loop {
+            match wire.receive().await?.message {
+                Message::Ping => wire.send(0, &Message::Pong).await?,
+                Message::Pong => {}
+                Message::Error(error) => {
+                    return Err(CommandError::new(
+                        kind_of(error.code),
+                        format!("{} refused: {}", self.config.slave, error.message),
+                    )
+                    .hint(error.hint));
+                }
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    fn unexpected(&self, message: &Message) -> CommandError {
+        CommandError::new(
+            Kind::Retry,
+            format!("{} answered with {}", self.config.slave, message.name()),
+        )
+        .hint("the two sides may run versions too far apart")
+    }
+}
