@@ -226,9 +226,9 @@ fn comment_or_literal(text: &str) -> usize {
         block_comment(text)
     } else if text.starts_with('"') {
         quoted(text, '"')
-    } else if text.starts_with('\'') {
+    } else if let Some(behind) = text.strip_prefix('\'') {
         // A lifetime has no quote behind its first character.
-        let mut behind = text[1..].chars();
+        let mut behind = behind.chars();
         match (behind.next(), behind.next()) {
             (Some('\\'), _) | (Some(_), Some('\'')) => quoted(text, '\''),
             _ => 0,
