@@ -2,7 +2,7 @@
 //! Never allocates on that path. Invariant: a failed allocation in Rust code ends the process with the
 //! chosen code; without this file it would abort (134), and that kills PostgreSQL's archiver process.
 //!
-//! The only unsafe code of the tree. The standard library has no stable hook for failed allocations,
+//! Unsafe because an allocator is. The standard library has no stable hook for failed allocations,
 //! and the crates that offer limits or hooks abort as well, so an allocator of our own is the only way.
 //! Code that asks with `try_reserve` ends here too; walmgr bounds sizes before it allocates instead.
 

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Checks everything there is to check, exactly as CI does, and ends with a summary.
+#
+#   ./test.sh           everything
+#   ./test.sh --quick   format, lints and tests, for the time between two commits
+#   ./test.sh --soak    everything, with the full counts of the long tests (WALMGR_SOAK=1)
+#
+# What is missing gets installed (Debian packages as root or with sudo, tools with cargo). A check
+# whose tool cannot be had says SKIP and why. Stops at the first check that fails.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+quick=0
+fuzz_seconds=5
+for argument in "$@"; do
+    case $argument in
+        --quick) quick=1 ;;
+        --soak) export WALMGR_SOAK=1 fuzz_seconds=60 ;;
+        *)
+            sed -n '2,9s/^# \{0,1\}//p' "$0"
+            [[ $argument == --help || $argument == -h ]] && exit 0
+            exit 2
+            ;;
+    esac
+done
+
+# mkfs, iptables and the like live where an ordinary user does not look.
+export PATH="$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin"
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+
+summary=()
+current=
+current_begun=0
+skipped=
+begun=$SECONDS
+
+# step HEADING COMMAND...: runs the command; its failure ends the script.
+step() {
+    current=$1
+    current_begun=$SECONDS
+    skipped=
+    shift
+    printf '\n=== %s\n' "$current"
+    "$@"
+    if [[ -z $skipped ]]; then finish ok; else finish SKIP; fi
+}
+
+# skip REASON: to be called by a step instead of working.
+skip() {
+    echo "SKIP: $1"
+    skipped=$1
+}
+
+finish() {
+    local seconds=$((SECONDS - current_begun))
+    echo "--- $current: $1, $seconds s"
+    summary+=("$(printf '%-6s %4s s   %s' "$1" "$seconds" "$current${skipped:+: $skipped}")")
+    current=
+}
+
+print_summary() {
+    local code=$?
+    [[ -z $current ]] || finish FAILED
+    printf '\n=== Summary\n'
+    printf '%s\n' "${summary[@]}"
+    if ((code == 0)); then
+        echo "All checks passed in $((SECONDS - begun)) s."
+    else
+        echo "Stopped after $((SECONDS - begun)) s with code $code."
+    fi
+}
+trap print_summary EXIT
+
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+# Debian's server where Debian has it; otherwise the one it has.
+postgres_package() {
+    if apt-cache show postgresql-15 >/dev/null 2>&1; then echo postgresql-15; else echo postgresql; fi
+}
+
+install_packages() {
+    local missing=() entry
+    compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(POSTGRESQL)
+    for entry in gcc:gcc c++:g++ pkg-config:pkg-config strace:strace mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs \
+        iptables:iptables ip:iproute2 ps:procps flock:util-linux node:nodejs npm:npm; do
+        command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
+    done
+    if ((${#missing[@]} == 0)); then
+        echo 'nothing is missing'
+        return
+    fi
+    if ! command -v apt-get >/dev/null; then
+        skip "no apt-get here; please install: ${missing[*]}"
+        return
+    fi
+    as_root apt-get update -q
+    # Only a fresh list knows which server there is.
+    [[ ${missing[0]} != POSTGRESQL ]] || missing[0]=$(postgres_package)
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+        "${missing[@]}"
+}
+
+# install_tool NAME SECONDS: builds a cargo tool if it is absent, but not for ever.
+install_tool() {
+    if cargo "${1#cargo-}" --version 2>/dev/null; then
+        return
+    fi
+    echo "building $1 (at most $2 s)"
+    timeout "$2" cargo install --locked --quiet "$1" || skip "$1 could not be built within $2 s"
+}
+
+check_dependencies() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        skip 'cargo-deny is absent'
+        return
+    fi
+    cargo fetch --locked --quiet --target x86_64-unknown-linux-gnu
+    cargo deny --offline check --hide-inclusion-graph licenses bans sources
+}
+
+document() {
+    RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+}
+
+run_tests() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --locked --workspace
+    else
+        cargo test --locked --workspace --lib --bins --tests
+    fi
+}
+
+if ! command -v cargo >/dev/null; then
+    echo 'cargo is missing; see https://rustup.rs' >&2
+    exit 1
+fi
+
+step 'Packages' install_packages
+step 'cargo-nextest' install_tool cargo-nextest 900
+step 'Format' cargo fmt --all --check
+step 'Lints' cargo clippy --locked --workspace --all-targets -- -D warnings
+if ((quick)); then
+    step 'Tests' run_tests
+    exit 0
+fi
+step 'cargo-deny' install_tool cargo-deny 600
+step 'Dependencies' check_dependencies
+step 'Documentation' document
+step 'PostgreSQL servers' sh tests/fetch-postgres.sh
+step 'Tests' run_tests
+step 'Documentation tests' cargo test --locked --workspace --doc
+step 'Fuzzing' fuzz/run.sh "$fuzz_seconds"
+step 'Demonstration' ./demo.sh
