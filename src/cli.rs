@@ -11,8 +11,8 @@ use walmgr_protocol::names::WalFileName;
 
 use crate::config::sample;
 use crate::error::{CommandError, ExitTable, Result};
-use crate::output;
 pub use crate::options::Options;
+use crate::output;
 
 mod run;
 mod set;

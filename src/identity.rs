@@ -27,6 +27,10 @@ pub fn ensure(tls: &TlsSettings, job_name: &str) -> Result<Fingerprint> {
         return Ok(Identity::load(&tls.key, &tls.certificate)?.fingerprint());
     }
     let identity = Identity::create(&tls.key, &tls.certificate, job_name)?;
-    tracing::info!("created {} and {}", tls.key.display(), tls.certificate.display());
+    tracing::info!(
+        "created {} and {}",
+        tls.key.display(),
+        tls.certificate.display()
+    );
     Ok(identity.fingerprint())
 }

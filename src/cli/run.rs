@@ -13,12 +13,20 @@ use crate::{abnormal, identity, master, output, receiver, standby};
 
 /// Runs one command to its end.
 pub fn run(invocation: &Invocation) -> Result<()> {
-    let Invocation { ini, command, options } = invocation;
+    let Invocation {
+        ini,
+        command,
+        options,
+    } = invocation;
     if let Command::Init(side) = command {
         output::start(options, log(None, command))?;
         return match side {
             Init::Standby => standby::init::run(ini, options),
-            Init::Master { pgdata, slave, slave_fingerprint } => {
+            Init::Master {
+                pgdata,
+                slave,
+                slave_fingerprint,
+            } => {
                 let typed = master::init::Typed {
                     pgdata: pgdata.as_deref(),
                     slave: slave.as_deref(),
@@ -28,9 +36,14 @@ pub fn run(invocation: &Invocation) -> Result<()> {
             }
         };
     }
+    if matches!(command, Command::Xarchive { .. }) {
+        abnormal::exit_on_signals(command.exit_table())?;
+    }
     let config = config::load(ini, &options.overrides)?;
     // Before the log and before any thread, so that only the daemon has them.
-    let Some(readiness) = background(options)? else { return Ok(()) };
+    let Some(readiness) = background(options)? else {
+        return Ok(());
+    };
     output::start(options, log(Some(&config), command))?;
     for note in config.notes() {
         tracing::debug!("{}: {note}", ini.display());
@@ -55,10 +68,9 @@ fn background(options: &Options) -> Result<Option<Readiness>> {
 fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) -> Result<()> {
     match command {
         Command::Identity => identity::run(&config.tls, &config.job_name, options),
-        Command::Xarchive { path, name } => {
-            abnormal::exit_on_signals(command.exit_table())?;
-            master::xarchive::run(config, options, path, *name)
-        }
+        Command::Setup { check } => master::setup::run(config, options, *check),
+        Command::Stop => master::stop::run(config, options),
+        Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
         Command::Periodic => master::periodic::run(config, options),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
@@ -73,9 +85,11 @@ fn run_on_standby(
     match command {
         Command::Identity => identity::run(&config.tls, &config.job_name, options),
         Command::Setup { .. } => standby::setup::run(config, options),
-        Command::Authorize { fingerprint, name, rights } => {
-            standby::authorize::run(config, options, fingerprint, name, rights)
-        }
+        Command::Authorize {
+            fingerprint,
+            name,
+            rights,
+        } => standby::authorize::run(config, options, fingerprint, name, rights),
         Command::Revoke { name } => standby::revoke::run(config, options, name),
         Command::Receiver => receiver::run(config, options, readiness),
         other => Err(wrong_side(other, "master", &config.path)),
@@ -99,5 +113,9 @@ fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
         Command::Receiver => output::Speaker::Daemon,
         _ => output::Speaker::Person,
     };
-    output::Log { logfile: config.and_then(Config::logfile), format, speaker }
+    output::Log {
+        logfile: config.and_then(Config::logfile),
+        format,
+        speaker,
+    }
 }

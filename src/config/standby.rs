@@ -93,6 +93,18 @@ pub struct StandbyConfig {
 }
 
 impl StandbyConfig {
+    /// The pidfile whose lock shows that a receiver runs: `pidfile`, or one beside the ini file.
+    pub fn receiver_pidfile(&self) -> PathBuf {
+        let beside = || self.path.with_extension("pid");
+        self.pidfile.clone().unwrap_or_else(beside)
+    }
+
+    /// Every address to listen on, for people.
+    pub fn listen_text(&self) -> String {
+        let addresses: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
+        addresses.join(", ")
+    }
+
     pub(super) fn build(settings: &Settings) -> Result<Self, Fault> {
         let base = settings
             .path("walmgr_data")

@@ -18,8 +18,9 @@ pub struct Asking<'a> {
 impl<'a> Asking<'a> {
     /// Connects to the receiver that the settings name.
     pub async fn connect(config: &'a MasterConfig, facts: &ClusterFacts) -> Result<Self> {
-        let connection =
-            Target::from_config(config)?.connect(facts.cluster, facts.timeline).await?;
+        let connection = Target::from_config(config)?
+            .connect(facts.cluster, facts.timeline)
+            .await?;
         Ok(Asking { config, connection })
     }
 
@@ -42,12 +43,24 @@ impl<'a> Asking<'a> {
     /// Whether a finished segment is in the archive.
     pub async fn holds(&mut self, segment: SegmentName, size: WalSegmentSize) -> Result<bool> {
         let wanted = WalFileName::Segment(segment);
-        let before = segment.number(size).and_then(|number| number.checked_sub(1));
+        let before = segment
+            .number(size)
+            .and_then(|number| number.checked_sub(1));
         let after = before.map(|number| {
             WalFileName::Segment(SegmentName::from_number(segment.timeline(), number, size))
         });
         let list = self.list(ListRequest { after, limit: 1 }).await?;
-        Ok(list.entries.first().is_some_and(|(name, _)| *name == wanted))
+        Ok(list
+            .entries
+            .first()
+            .is_some_and(|(name, _)| *name == wanted))
+    }
+
+    /// Ends the connection in good order.
+    pub async fn close(mut self) {
+        // The receiver sees the connection end either way.
+        let _ = self.connection.wire.send(0, &Message::Goodbye).await;
+        self.connection.wire.close().await;
     }
 
     async fn list(&mut self, request: ListRequest) -> Result<List> {

@@ -6,7 +6,7 @@ use walmgr_protocol::names::TimelineId;
 
 use crate::config::MasterConfig;
 use crate::error::Result;
-use crate::pg::{control, data_directory};
+use crate::pg::data_directory::DataDirectory;
 
 /// Who this master is.
 #[derive(Debug, Clone, Copy)]
@@ -20,12 +20,12 @@ pub struct ClusterFacts {
 impl ClusterFacts {
     /// Reads `PG_VERSION` and `global/pg_control`.
     pub fn read(config: &MasterConfig) -> Result<ClusterFacts> {
-        let postgres_major = data_directory::major_version(&config.master_data)?;
-        let control = control::read(&config.master_data)?;
+        let data = DataDirectory::open(&config.master_data)?;
+        let control = data.control()?;
         Ok(ClusterFacts {
             cluster: Cluster {
                 system_id: control.system_id,
-                postgres_major: u16::from(postgres_major),
+                postgres_major: u16::from(data.major()),
                 segment_size: control.segment_size,
             },
             timeline: control.timeline,

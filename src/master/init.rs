@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{self, Config, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
-use crate::pg::data_directory;
+use crate::pg::data_directory::DataDirectory;
 use crate::{files, identity, output};
 
 /// What was typed behind `init`.
@@ -28,11 +28,19 @@ pub fn run(ini: &Path, options: &Options, typed: &Typed<'_>) -> Result<()> {
     }
     files::create_new(&ini, text.as_bytes(), 0o640).map_err(|error| {
         let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
-        let hint = if exists { "choose another name, or edit the file that is there" } else { "" };
-        CommandError::config(format!("write {}", ini.display())).because(error).hint(hint)
+        let hint = if exists {
+            "choose another name, or edit the file that is there"
+        } else {
+            ""
+        };
+        CommandError::config(format!("write {}", ini.display()))
+            .because(error)
+            .hint(hint)
     })?;
     let Config::Master(config) = config::load(&ini, &options.overrides)? else {
-        return Err(CommandError::config("the file that was written is no master's"));
+        return Err(CommandError::config(
+            "the file that was written is no master's",
+        ));
     };
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
     let pin = if config.slave_fingerprint.is_none() {
@@ -58,24 +66,42 @@ fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
         Some(path) => std::path::absolute(path).at(Kind::Config, "find", path)?,
         None => find_pgdata()?,
     };
-    data_directory::major_version(&pgdata)?;
+    let data = DataDirectory::open(&pgdata)?;
     let slave = typed.slave.ok_or_else(|| {
         CommandError::usage("init needs to know where the standby is")
             .hint("add --slave HOST or --slave HOST:PORT")
     })?;
-    let started = data_directory::started_with(&pgdata);
-    let conninfo = data_directory::postmaster(&pgdata)?.map(|postmaster| {
-        let host = postmaster.socket_directory.map(|path| format!("host={} ", path.display()));
-        format!("{}port={} dbname=postgres", host.unwrap_or_default(), postmaster.port)
+    let conninfo = data.running()?.map(|server| {
+        let host = server
+            .socket_directory
+            .map(|path| format!("host={} ", path.display()));
+        let port = server.port.map(|port| format!("port={port} "));
+        format!(
+            "{}{}dbname=postgres",
+            host.unwrap_or_default(),
+            port.unwrap_or_default()
+        )
     });
     Ok(sample::InitMaster {
         slave: slave.to_owned(),
         slave_fingerprint: typed.slave_fingerprint.map(str::to_owned),
         master_db: conninfo,
-        master_config: started.config_file,
-        master_bin: started.bin_directory,
+        master_config: config_file(&pgdata),
+        master_bin: None,
         pgdata,
     })
+}
+
+/// Debian keeps it below `/etc`, under the version and name of the data directory's path.
+fn config_file(pgdata: &Path) -> Option<PathBuf> {
+    if pgdata.join("postgresql.conf").exists() {
+        return None;
+    }
+    let below = pgdata.strip_prefix("/var/lib/postgresql").ok()?;
+    let path = Path::new("/etc/postgresql")
+        .join(below)
+        .join("postgresql.conf");
+    path.exists().then_some(path)
 }
 
 fn find_pgdata() -> Result<PathBuf> {
@@ -87,15 +113,19 @@ fn find_pgdata() -> Result<PathBuf> {
     // Debian's layout: /var/lib/postgresql/VERSION/CLUSTER.
     for version in subdirectories(Path::new("/var/lib/postgresql")) {
         found.extend(
-            subdirectories(&version).into_iter().filter(|path| path.join("PG_VERSION").exists()),
+            subdirectories(&version)
+                .into_iter()
+                .filter(|path| path.join("PG_VERSION").exists()),
         );
     }
     match found.as_slice() {
         [only] => Ok(only.clone()),
         [] => Err(CommandError::usage("no data directory was found").hint(hint)),
         several => {
-            let names: Vec<String> =
-                several.iter().map(|path| path.display().to_string()).collect();
+            let names: Vec<String> = several
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
             let doing = format!("several data directories were found: {}", names.join(", "));
             Err(CommandError::usage(doing).hint(hint))
         }
@@ -103,6 +133,11 @@ fn find_pgdata() -> Result<PathBuf> {
 }
 
 fn subdirectories(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
-    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir())
+        .collect()
 }

@@ -3,13 +3,14 @@
 
 use crate::error::{CommandError, Result};
 
+pub mod archiving;
 pub mod ask;
 pub mod cluster;
 pub mod init;
 pub mod periodic;
 pub mod push;
-// pub mod setup;
-// pub mod stop;
+pub mod setup;
+pub mod stop;
 pub mod xarchive;
 
 /// A runtime for one client connection: one thread for sockets, one for files.

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags};
 
-use crate::options::Options;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::Options;
 use crate::output;
 
 /// Runs the command if it is due and waits for it.
@@ -35,12 +35,16 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(CommandError::retry(format!("periodic_command `{command}` failed with {status}")))
+    Err(CommandError::retry(format!(
+        "periodic_command `{command}` failed with {status}"
+    )))
 }
 
 /// Starts the command if it is due, as a process of its own that nobody waits for.
 pub fn start(config: &MasterConfig) {
-    let Some(command) = &config.periodic_command else { return };
+    let Some(command) = &config.periodic_command else {
+        return;
+    };
     let started = Stamp::take_if_due(config).and_then(|stamp| {
         let Some(stamp) = stamp else { return Ok(()) };
         // Its own process group: a signal for the archiver's group is not meant for it.
@@ -95,7 +99,9 @@ impl Stamp {
 
     fn ran(self) -> Result<()> {
         let now = SystemTime::now();
-        self.file.set_modified(now).at(Kind::Retry, "stamp", &self.path)
+        self.file
+            .set_modified(now)
+            .at(Kind::Retry, "stamp", &self.path)
     }
 }
 

@@ -37,7 +37,9 @@ pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
     let mut buffer = vec![0; DIGEST_BYTES];
     let mut offset = 0;
     while offset < bytes {
-        let want = buffer.len().min(usize::try_from(bytes - offset).unwrap_or(usize::MAX));
+        let want = buffer
+            .len()
+            .min(usize::try_from(bytes - offset).unwrap_or(usize::MAX));
         let got = file.read_at(&mut buffer[..want], offset)?;
         if got == 0 {
             break;
@@ -117,9 +119,8 @@ async fn send_from(
     let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
     let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
     let source = Arc::clone(file);
-    let reading = tokio::task::spawn_blocking(move || {
-        read_blocks(&source, offset, blocks, &full, &reusable)
-    });
+    let reading =
+        tokio::task::spawn_blocking(move || read_blocks(&source, offset, blocks, &full, &reusable));
     while let Some(mut block) = ready.recv().await {
         let raw_bytes = block.raw_bytes;
         match wire.send_block(CHANNEL, &mut block).await {
@@ -133,9 +134,9 @@ async fn send_from(
         // The reader may have ended; then nobody needs the buffer.
         let _ = empty.send(block.into_buffer());
     }
-    let crc32 = reading.await.map_err(|error| {
-        CommandError::retry("read the file to be archived").because(error)
-    })?;
+    let crc32 = reading
+        .await
+        .map_err(|error| CommandError::retry("read the file to be archived").because(error))?;
     Ok(Sent::All(crc32.map_err(|error| {
         CommandError::retry("read the file to be archived").because(error)
     })?))
@@ -169,7 +170,8 @@ fn read_blocks(
         let block = packer.pack(buffer, at, |buffer| {
             let headroom = buffer.len();
             let from = ReadAt { file, at };
-            from.take(u64::from(blocks.block_bytes)).read_to_end(buffer)?;
+            from.take(u64::from(blocks.block_bytes))
+                .read_to_end(buffer)?;
             crc.update(&buffer[headroom..]);
             Ok::<(), std::io::Error>(())
         })?;

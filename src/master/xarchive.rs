@@ -13,12 +13,12 @@ use walmgr_protocol::message::{Offer, Verify};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::Outcome;
 
-use crate::options::Options;
 use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::cluster::ClusterFacts;
 use crate::master::periodic;
 use crate::master::push::{self, Blocks};
+use crate::options::Options;
 use crate::output;
 use crate::transport::connect::{Target, kind_of};
 use crate::wal::page::LONG_HEADER_BYTES;
@@ -35,13 +35,15 @@ pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileN
     let runtime = crate::master::runtime()?;
     let deadline = config.push_timeout;
     let outcome = runtime.block_on(async {
-        tokio::time::timeout(deadline, source.push(config)).await.unwrap_or_else(|_| {
-            Err(CommandError::retry(format!(
-                "{name} was not acknowledged by {} within push_timeout = {deadline:?}",
-                config.slave
-            ))
-            .hint("PostgreSQL keeps the file and will try again"))
-        })
+        tokio::time::timeout(deadline, source.push(config))
+            .await
+            .unwrap_or_else(|_| {
+                Err(CommandError::retry(format!(
+                    "{name} was not acknowledged by {} within push_timeout = {deadline:?}",
+                    config.slave
+                ))
+                .hint("PostgreSQL keeps the file and will try again"))
+            })
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -72,14 +74,21 @@ impl Source {
             return Err(not_a_file(path, "a directory, a pipe or a device"));
         }
         let facts = ClusterFacts::read(config)?;
-        let source = Source { file: Arc::new(file), name, size: metadata.len(), facts };
+        let source = Source {
+            file: Arc::new(file),
+            name,
+            size: metadata.len(),
+            facts,
+        };
         source.check(path)?;
         Ok(source)
     }
 
     /// What can be seen from here is refused here, without troubling the standby.
     fn check(&self, path: &Path) -> Result<()> {
-        let Some(_) = self.name.segment() else { return self.check_small(path) };
+        let Some(_) = self.name.segment() else {
+            return self.check_small(path);
+        };
         if matches!(self.name, WalFileName::BackupHistory(..)) {
             return self.check_small(path);
         }
@@ -93,21 +102,29 @@ impl Source {
             .hint("if it stays so the file is damaged: look at the disk under pg_wal"));
         }
         let mut first = [0; LONG_HEADER_BYTES];
-        self.file.read_exact_at(&mut first, 0).at(Kind::Retry, "read", path)?;
+        self.file
+            .read_exact_at(&mut first, 0)
+            .at(Kind::Retry, "read", path)?;
         let expected = Expected {
             system_id: self.facts.cluster.system_id,
             segment_size: self.facts.cluster.segment_size,
             postgres_major: u8::try_from(self.facts.cluster.postgres_major).ok(),
         };
         let off = crate::wal::segment::Verify::Off;
-        SegmentCheck::new(self.name, &expected, off).update(&first).map_err(|fault| {
-            let foreign = matches!(fault, SegmentFault::Foreign { .. });
-            let kind = if foreign { Kind::ForeignCluster } else { Kind::Retry };
-            CommandError::new(kind, format!("archive {}", path.display())).because(fault).hint(
+        SegmentCheck::new(self.name, &expected, off)
+            .update(&first)
+            .map_err(|fault| {
+                let foreign = matches!(fault, SegmentFault::Foreign { .. });
+                let kind = if foreign {
+                    Kind::ForeignCluster
+                } else {
+                    Kind::Retry
+                };
+                CommandError::new(kind, format!("archive {}", path.display())).because(fault).hint(
                 "nothing was sent; check master_data in the ini file, and that the file is the \
                  one its name says",
             )
-        })
+            })
     }
 
     fn check_small(&self, path: &Path) -> Result<()> {
@@ -127,13 +144,23 @@ impl Source {
         let (file, size) = (Arc::clone(&self.file), self.size);
         // The checksum is taken while the other side is being greeted.
         let hashing = tokio::spawn(push::blocking(move || push::digest(&file, size)));
-        let mut connection = target.connect(self.facts.cluster, self.facts.timeline).await?;
-        let crc32 = hashing
-            .await
-            .map_err(|error| CommandError::retry("read the file to be archived").because(error))??;
+        let mut connection = target
+            .connect(self.facts.cluster, self.facts.timeline)
+            .await?;
+        let crc32 = hashing.await.map_err(|error| {
+            CommandError::retry("read the file to be archived").because(error)
+        })??;
         let block_bytes = config.block_size.min(connection.welcome.block_bytes_max);
-        let blocks = Blocks { block_bytes, compression: config.compression };
-        let offer = Offer { name: self.name, size: self.size, crc32, verify: verify(config) };
+        let blocks = Blocks {
+            block_bytes,
+            compression: config.compression,
+        };
+        let offer = Offer {
+            name: self.name,
+            size: self.size,
+            crc32,
+            verify: verify(config),
+        };
         push::push(&mut connection.wire, self.file, offer, blocks).await
     }
 }

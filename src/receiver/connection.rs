@@ -58,7 +58,13 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         reports,
     };
     let end = connection.run(inbox).await;
-    let Connection { daemon, peer, mut wire, channels, .. } = connection;
+    let Connection {
+        daemon,
+        peer,
+        mut wire,
+        channels,
+        ..
+    } = connection;
     let cut_short = channels.iter().any(|channel| channel.upload.is_some());
     // Uploads under way end when their channel does, and remove what they wrote.
     drop(channels);
@@ -161,13 +167,19 @@ impl Connection {
         {
             let text = "the receiver is stopping";
             let hint = "it will be tried again";
-            return Err(End::Hangup(Error::connection(ErrorCode::ShuttingDown, text, hint)));
+            return Err(End::Hangup(Error::connection(
+                ErrorCode::ShuttingDown,
+                text,
+                hint,
+            )));
         }
         let mut wait = self.stop_by.map_or(IDLE_DEADLINE, |stop_by| stop_by - now);
         if let Some(began) = self.frame_began {
             let left = (began + FRAME_DEADLINE).saturating_duration_since(now);
             if left.is_zero() {
-                return Err(timed_out(format!("a frame took longer than {FRAME_DEADLINE:?}")));
+                return Err(timed_out(format!(
+                    "a frame took longer than {FRAME_DEADLINE:?}"
+                )));
             }
             wait = wait.min(left);
         }
@@ -214,7 +226,10 @@ impl Connection {
         {
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
         }
-        let action = self.channels[index].session.received(message).map_err(End::from)?;
+        let action = self.channels[index]
+            .session
+            .received(message)
+            .map_err(End::from)?;
         match action {
             Some(action) => self.perform(channel, action).await,
             None => Ok(()),
@@ -248,8 +263,7 @@ impl Connection {
             ReceiverAction::LookUp(offer) => {
                 let daemon = Arc::clone(&self.daemon);
                 let reports = self.reports.clone();
-                self.channels[index].upload =
-                    Some(Upload::start(daemon, channel, offer, reports));
+                self.channels[index].upload = Some(Upload::start(daemon, channel, offer, reports));
             }
             ReceiverAction::Send(message) => {
                 if self.channels[index].session.is_idle() {
@@ -278,14 +292,21 @@ impl Connection {
         if index < self.channels.len() {
             return Ok(index);
         }
-        let misbehaved = PeerMisbehaved::Channel { most: CHANNELS_MAX, found: channel };
+        let misbehaved = PeerMisbehaved::Channel {
+            most: CHANNELS_MAX,
+            found: channel,
+        };
         Err(ProtocolError::from(misbehaved).into())
     }
 
     fn cannot_take(&self) -> Option<Error> {
         if self.stop_by.is_some() {
             let text = "the receiver is stopping";
-            return Some(Error::channel(ErrorCode::ShuttingDown, text, "it will be tried again"));
+            return Some(Error::channel(
+                ErrorCode::ShuttingDown,
+                text,
+                "it will be tried again",
+            ));
         }
         if !self.peer.rights.push {
             return Some(self.lacks_right("an offer", "push"));

@@ -38,7 +38,9 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
 }
 
 fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreError> {
-    let Some(cluster) = cluster else { return Ok(unexpected(&Message::Setup)) };
+    let Some(cluster) = cluster else {
+        return Ok(unexpected(&Message::Setup));
+    };
     let newly_bound = daemon.archive.binding().is_none();
     daemon.archive.bind(&Binding {
         system_id: cluster.system_id,
@@ -49,7 +51,10 @@ fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreErr
         tracing::info!("the archive belongs to {cluster} from here on");
     }
     let completed_wals = daemon.completed_wals.display().to_string();
-    Ok(Message::SetupDone(SetupDone { newly_bound, completed_wals }))
+    Ok(Message::SetupDone(SetupDone {
+        newly_bound,
+        completed_wals,
+    }))
 }
 
 fn status(daemon: &Daemon) -> Result<Message, StoreError> {
@@ -69,7 +74,10 @@ fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
     let mut found = daemon.archive.list(request.after, limit + 1)?;
     let more = found.len() > limit;
     found.truncate(limit);
-    let entries = found.into_iter().map(|entry| (entry.name, entry.len)).collect();
+    let entries = found
+        .into_iter()
+        .map(|entry| (entry.name, entry.len))
+        .collect();
     Ok(Message::List(List { entries, more }))
 }
 

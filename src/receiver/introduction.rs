@@ -68,8 +68,13 @@ pub async fn greet(
             Some((peer, wire))
         }
         Err(Turned::Away(refusal)) => {
-            let key = fingerprint.map(|key| format!(" with key {key}")).unwrap_or_default();
-            daemon.refused(address.ip(), &format!("{address}{key}: {}", refusal.message));
+            let key = fingerprint
+                .map(|key| format!(" with key {key}"))
+                .unwrap_or_default();
+            daemon.refused(
+                address.ip(),
+                &format!("{address}{key}: {}", refusal.message),
+            );
             // The peer may be gone; then there is nobody left to tell.
             let _ = introduction.send_answer(&Answer::Refused(refusal)).await;
             introduction.close().await;
@@ -98,8 +103,10 @@ async fn secure(
         Protection::Pinned(acceptor, _) | Protection::Authority(acceptor) => acceptor,
     };
     let whom = "the client";
-    let stream =
-        acceptor.accept(stream).await.map_err(|error| TlsFault::of(&error, whom).to_string())?;
+    let stream = acceptor
+        .accept(stream)
+        .await
+        .map_err(|error| TlsFault::of(&error, whom).to_string())?;
     let agreed = stream.get_ref().1.alpn_protocol();
     tls::require_walmgr(agreed, whom).map_err(|fault| fault.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -121,16 +128,30 @@ async fn introduce(
         .map_err(|fault| Turned::Silent(in_full(&fault)))?;
     choose_version(VersionRange::OURS, versions).map_err(Turned::Away)?;
     let hello = hello.map_err(|error| {
-        Turned::Away(refusal(ErrorCode::Malformed, error.to_string(), String::new()))
+        Turned::Away(refusal(
+            ErrorCode::Malformed,
+            error.to_string(),
+            String::new(),
+        ))
     })?;
     same_cluster(daemon, &hello).map_err(Turned::Away)?;
     let nonce = fresh_nonce().map_err(|error| {
-        Turned::Away(refusal(ErrorCode::Internal, error.to_string(), String::new()))
+        Turned::Away(refusal(
+            ErrorCode::Internal,
+            error.to_string(),
+            String::new(),
+        ))
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
     let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
     let name = settings.name(fingerprint.as_ref());
-    let peer = Peer { address, fingerprint, name, rights, cluster: hello.cluster };
+    let peer = Peer {
+        address,
+        fingerprint,
+        name,
+        rights,
+        cluster: hello.cluster,
+    };
     Ok((peer, hello, welcome))
 }
 
@@ -164,7 +185,11 @@ fn same_cluster(daemon: &Daemon, hello: &Hello) -> Result<(), Refusal> {
 }
 
 fn refusal(code: ErrorCode, message: String, hint: String) -> Refusal {
-    Refusal { code, message, hint }
+    Refusal {
+        code,
+        message,
+        hint,
+    }
 }
 
 /// An error and everything that led to it, in one line.

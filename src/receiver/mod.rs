@@ -17,21 +17,7 @@ pub mod upload;
 
 pub use server::run;
 
-use std::path::PathBuf;
 use std::time::Duration;
-
-use crate::config::StandbyConfig;
-
-/// The pidfile whose lock shows that a receiver runs; `pidfile`, or one beside the ini file.
-pub fn pidfile(config: &StandbyConfig) -> PathBuf {
-    config.pidfile.clone().unwrap_or_else(|| config.path.with_extension("pid"))
-}
-
-/// Every address the settings say to listen on.
-pub fn listen_text(config: &StandbyConfig) -> String {
-    let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
-    addresses.join(", ")
-}
 
 /// TCP, TLS and hello together; a peer that needs longer is not known yet and not waited for.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);

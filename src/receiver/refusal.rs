@@ -23,16 +23,18 @@ pub fn of(error: &StoreError) -> Error {
             "the bytes changed between the two hosts or on the master's disk; it will be tried \
              again",
         ),
-        StoreError::NotSetUp { .. } | StoreError::NotBound => {
-            (ErrorCode::NotSetUp, "run `walmgr MASTER.ini setup` on the master")
-        }
+        StoreError::NotSetUp { .. } | StoreError::NotBound => (
+            ErrorCode::NotSetUp,
+            "run `walmgr MASTER.ini setup` on the master",
+        ),
         StoreError::NoSpace { .. } => (
             ErrorCode::DiskFull,
             "free space on the standby; archiving goes on by itself afterwards",
         ),
-        StoreError::Disk { .. } | StoreError::SyncFailed { .. } => {
-            (ErrorCode::DiskFailed, "look at the receiver's log and at the disk on the standby")
-        }
+        StoreError::Disk { .. } | StoreError::SyncFailed { .. } => (
+            ErrorCode::DiskFailed,
+            "look at the receiver's log and at the disk on the standby",
+        ),
         StoreError::Moved { .. } => (
             ErrorCode::DiskFailed,
             "the archive's folder was replaced on the standby: is its file system mounted?",
@@ -40,9 +42,10 @@ pub fn of(error: &StoreError) -> Error {
         StoreError::GivenUp { .. }
         | StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }
-        | StoreError::Marker { .. } => {
-            (ErrorCode::Internal, "look at the receiver's log on the standby")
-        }
+        | StoreError::Marker { .. } => (
+            ErrorCode::Internal,
+            "look at the receiver's log on the standby",
+        ),
     };
     Error::channel(code, error.to_string(), hint)
 }

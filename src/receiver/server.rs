@@ -23,8 +23,7 @@ use crate::receiver::{
     ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
     connection, introduction,
 };
-use crate::{receiver, standby};
-use crate::store::{Archive, Health, RealDisk, StoreError};
+use crate::store::{Archive, Health, Places, RealDisk, StoreError};
 
 /// A refusal from one address is logged at most this often; the rest is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -77,12 +76,17 @@ impl Daemon {
         }
         let now = Instant::now();
         match refusals.get_mut(&address) {
-            Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => *unsaid += 1,
+            Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => {
+                *unsaid += 1
+            }
             Some((last, unsaid)) => {
                 let more = std::mem::take(unsaid);
                 *last = now;
-                let others =
-                    if more > 0 { format!(" ({more} more since)") } else { String::new() };
+                let others = if more > 0 {
+                    format!(" ({more} more since)")
+                } else {
+                    String::new()
+                };
                 tracing::warn!("refused {reason}{others}");
             }
             None => {
@@ -103,20 +107,30 @@ impl Daemon {
     }
 
     fn begin_handshake(self: &Arc<Self>, address: IpAddr) -> Option<Handshake> {
-        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handshakes = self
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let total: usize = handshakes.values().sum();
         let here = handshakes.entry(address).or_insert(0);
         if total >= HANDSHAKES_MAX || *here >= HANDSHAKES_PER_ADDRESS_MAX {
             return None;
         }
         *here += 1;
-        Some(Handshake { daemon: Arc::clone(self), address })
+        Some(Handshake {
+            daemon: Arc::clone(self),
+            address,
+        })
     }
 
     fn begin_connection(self: &Arc<Self>, most: usize) -> Option<Open> {
         let open = |count: usize| (count < most).then_some(count + 1);
-        let counted = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, open);
-        counted.is_ok().then(|| Open { daemon: Arc::clone(self) })
+        let counted = self
+            .open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, open);
+        counted.is_ok().then(|| Open {
+            daemon: Arc::clone(self),
+        })
     }
 }
 
@@ -128,7 +142,11 @@ struct Handshake {
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        let mut handshakes = self.daemon.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handshakes = self
+            .daemon
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = handshakes.get_mut(&self.address) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -151,7 +169,7 @@ impl Drop for Open {
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
 pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
-    let pidfile = receiver::pidfile(config);
+    let pidfile = config.receiver_pidfile();
     if let Some(control) = Control::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
@@ -159,19 +177,21 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     if options.not_really {
         return output::not_really(&format!(
             "listen on {} and store into {}",
-            receiver::listen_text(config),
+            config.listen_text(),
             config.completed_wals.display()
         ));
     }
-    let _lock = PidFile::acquire(&pidfile)?;
-    let archive = Archive::open(&standby::setup::places(config), Arc::new(RealDisk))
-        .map_err(|error| opening(&error))?;
-    let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))?;
+    // Before the pidfile names this process: whoever reads it there may send a signal.
+    let notices = runtime.block_on(async { Notices::listen() })?;
+    let _lock = PidFile::acquire(&pidfile)?;
+    let archive =
+        Archive::open(&Places::of(config), Arc::new(RealDisk)).map_err(|error| opening(&error))?;
+    let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
     let daemon = Arc::new(Daemon {
         archive,
         completed_wals: config.completed_wals.clone(),
@@ -183,7 +203,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         handshakes: Mutex::default(),
         refusals: Mutex::default(),
     });
-    let ended = runtime.block_on(serve(config, options, &daemon, readiness));
+    let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
     // Uploads that the deadline cut off are on blocking threads; they hold temporaries only.
     runtime.shutdown_timeout(Duration::from_secs(2));
     ended
@@ -203,9 +223,9 @@ async fn serve(
     config: &StandbyConfig,
     options: &Options,
     daemon: &Arc<Daemon>,
+    mut notices: Notices,
     readiness: Readiness,
 ) -> Result<()> {
-    let mut notices = Notices::listen()?;
     let listeners = listen(config).await?;
     let addresses = addresses(&listeners);
     report_start(daemon, &addresses);
@@ -243,7 +263,10 @@ async fn serve(
 }
 
 fn report_start(daemon: &Daemon, addresses: &str) {
-    tracing::info!("receiver {} listens on {addresses}", env!("CARGO_PKG_VERSION"));
+    tracing::info!(
+        "receiver {} listens on {addresses}",
+        env!("CARGO_PKG_VERSION")
+    );
     match daemon.archive.binding() {
         Some(binding) => tracing::info!("the archive belongs to {binding}"),
         None => tracing::info!("the archive waits for `walmgr MASTER.ini setup`"),
@@ -259,7 +282,10 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
             Ok((stream, address)) => admit(&daemon, stream, address),
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the kernel's queue.
-                daemon.refused(IpAddr::from([0, 0, 0, 0]), &format!("a connection: {error}"));
+                daemon.refused(
+                    IpAddr::from([0, 0, 0, 0]),
+                    &format!("a connection: {error}"),
+                );
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
@@ -277,7 +303,10 @@ async fn drain(daemon: &Arc<Daemon>) {
 
 fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let Some(handshake) = daemon.begin_handshake(address.ip()) else {
-        daemon.refused(address.ip(), &format!("{address}: too many handshakes at once"));
+        daemon.refused(
+            address.ip(),
+            &format!("{address}: too many handshakes at once"),
+        );
         return;
     };
     let daemon = Arc::clone(daemon);
@@ -318,7 +347,11 @@ async fn turn_away(
     let most = settings.connections_max;
     let text = format!("all {most} connections are in use");
     daemon.refused(address.ip(), &format!("{address}: {text}"));
-    let error = Error::connection(ErrorCode::Busy, text, "raise max_connections on the standby");
+    let error = Error::connection(
+        ErrorCode::Busy,
+        text,
+        "raise max_connections on the standby",
+    );
     // It may be gone; nobody is owed an answer here.
     let _ = wire.send(0, &Message::Error(error)).await;
     wire.close().await;
@@ -338,7 +371,9 @@ async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
 }
 
 fn addresses(listeners: &[TcpListener]) -> String {
-    let each = listeners.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string()));
+    let each = listeners
+        .iter()
+        .filter_map(|listener| Some(listener.local_addr().ok()?.to_string()));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -372,8 +407,10 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
         None => Ok(()),
-        Some((key, _)) => Err(CommandError::config(format!("{key} cannot change by a reload"))
-            .hint("restart the receiver")),
+        Some((key, _)) => Err(
+            CommandError::config(format!("{key} cannot change by a reload"))
+                .hint("restart the receiver"),
+        ),
     }
 }
 

@@ -47,7 +47,10 @@ impl Settings {
             }
         };
         let connections_max = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
-        Ok(Arc::new(Settings { protection, connections_max }))
+        Ok(Arc::new(Settings {
+            protection,
+            connections_max,
+        }))
     }
 
     /// What a peer with this key may do, `None` when it may not even come in.

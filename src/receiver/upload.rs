@@ -79,7 +79,11 @@ fn attempt(
     report: &dyn Fn(Report) -> bool,
 ) -> Result<Option<Report>, Error> {
     let of = |error: StoreError| refusal::of(&error);
-    match daemon.archive.lookup(&offer.name, offer.size, offer.crc32).map_err(of)? {
+    match daemon
+        .archive
+        .lookup(&offer.name, offer.size, offer.crc32)
+        .map_err(of)?
+    {
         store::Held::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
@@ -97,9 +101,14 @@ fn attempt(
         }
         store::Held::Absent => {}
     }
-    let mut incoming =
-        daemon.archive.begin(offer.name, offer.size, verify(offer)).map_err(of)?;
-    let nothing = Have { prefix_bytes: 0, prefix_crc32: 0 };
+    let mut incoming = daemon
+        .archive
+        .begin(offer.name, offer.size, verify(offer))
+        .map_err(of)?;
+    let nothing = Have {
+        prefix_bytes: 0,
+        prefix_crc32: 0,
+    };
     if !report(Report::LookedUp(Held::Prefix(nothing))) {
         return Ok(None);
     }
@@ -113,28 +122,35 @@ fn attempt(
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
                 incoming.write(raw).map_err(of)?;
             }
-            Some(Job::Seal(digest)) => return seal(daemon, incoming, offer, digest).map(Some).map_err(of),
+            Some(Job::Seal(digest)) => {
+                return seal(daemon, incoming, offer, digest).map(Some).map_err(of);
+            }
         }
     }
 }
 
 fn seal(
     daemon: &Daemon,
-    incoming: Incoming, offer: &Offer, digest: Digest) -> Result<Report, StoreError> {
-    Ok(Report::Sealed(match incoming.seal(digest.size, digest.crc32)? {
-        store::Sealed::Stored(proof) => {
-            tracing::info!("{} stored, {} bytes", offer.name, digest.size);
-            daemon.note_stored(offer.name);
-            Sealed::Durable(proof)
-        }
-        store::Sealed::Conflict { len, crc32 } => {
-            tracing::error!(
-                "CONFLICT: another {} was stored while this one was on its way; it was kept",
-                offer.name
-            );
-            Sealed::Other(Digest { size: len, crc32 })
-        }
-    }))
+    incoming: Incoming,
+    offer: &Offer,
+    digest: Digest,
+) -> Result<Report, StoreError> {
+    Ok(Report::Sealed(
+        match incoming.seal(digest.size, digest.crc32)? {
+            store::Sealed::Stored(proof) => {
+                tracing::info!("{} stored, {} bytes", offer.name, digest.size);
+                daemon.note_stored(offer.name);
+                Sealed::Durable(proof)
+            }
+            store::Sealed::Conflict { len, crc32 } => {
+                tracing::error!(
+                    "CONFLICT: another {} was stored while this one was on its way; it was kept",
+                    offer.name
+                );
+                Sealed::Other(Digest { size: len, crc32 })
+            }
+        },
+    ))
 }
 
 fn verify(offer: &Offer) -> crate::wal::segment::Verify {

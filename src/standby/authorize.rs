@@ -24,7 +24,10 @@ pub fn run(
     })?;
     let rights = match rights {
         [] => Rights::default(),
-        words => words.join(",").parse::<Rights>().map_err(CommandError::usage)?,
+        words => words
+            .join(",")
+            .parse::<Rights>()
+            .map_err(CommandError::usage)?,
     };
     let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
     keys.authorize(fingerprint, name, rights)?;
@@ -40,7 +43,7 @@ pub fn run(
 /// A receiver that runs learns of the change at once; one that does not reads the list anyway.
 pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
     match daemon::signal_running(
-        &crate::receiver::pidfile(config),
+        &config.receiver_pidfile(),
         Control::Reload,
         daemon::END_TIMEOUT,
     ) {

@@ -20,7 +20,9 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
     }
     write_ini(&ini, &text)?;
     let Config::Standby(config) = config::load(&ini, &options.overrides)? else {
-        return Err(CommandError::config("the file that was written is no standby's"));
+        return Err(CommandError::config(
+            "the file that was written is no standby's",
+        ));
     };
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
     let ini = ini.display();
@@ -31,7 +33,7 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
          and on the master (as the user that runs PostgreSQL):\n\n    \
          walmgr master.ini init --pgdata DIR --slave THIS_HOST --slave-fingerprint {fingerprint}",
         config.completed_wals.display(),
-        crate::receiver::listen_text(&config),
+        config.listen_text(),
     ))
 }
 
@@ -39,14 +41,22 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
 pub fn write_ini(ini: &Path, text: &str) -> Result<()> {
     files::create_new(ini, text.as_bytes(), 0o640).map_err(|error| {
         let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
-        let hint = if exists { "choose another name, or edit the file that is there" } else { "" };
-        CommandError::config(format!("write {}", ini.display())).because(error).hint(hint)
+        let hint = if exists {
+            "choose another name, or edit the file that is there"
+        } else {
+            ""
+        };
+        CommandError::config(format!("write {}", ini.display()))
+            .because(error)
+            .hint(hint)
     })
 }
 
 /// The manual's place when PostgreSQL's user runs this; below any other user's home otherwise.
 fn archive_base(ini: &Path) -> PathBuf {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
-    let base = home.or_else(|| ini.parent().map(Path::to_path_buf)).unwrap_or_default();
+    let base = home
+        .or_else(|| ini.parent().map(Path::to_path_buf))
+        .unwrap_or_default();
     base.join("walshipping")
 }

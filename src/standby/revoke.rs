@@ -13,7 +13,11 @@ pub fn run(config: &StandbyConfig, options: &Options, name: &str) -> Result<()> 
     let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
     let Some(key) = keys.revoke(name) else {
         let known: Vec<&str> = keys.keys().map(|key| key.name.as_str()).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
         return Err(CommandError::retry(format!(
             "{} has no key named {name}",
             config.authorized_keys.display()

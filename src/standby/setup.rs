@@ -12,7 +12,7 @@ use crate::store::{Archive, Places, RealDisk, StoreError};
 
 /// Makes the folders.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
-    let places = places(config);
+    let places = Places::of(config);
     if options.not_really {
         return output::not_really(&format!(
             "make {} and {}",
@@ -20,22 +20,13 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
             places.partial_wals.display()
         ));
     }
-    Archive::create(&places, Arc::new(RealDisk))
-        .map_err(|error| failed(&error))?;
+    Archive::create(&places, Arc::new(RealDisk)).map_err(|error| failed(&error))?;
     tracing::info!(
         "{} and {} are ready",
         places.completed_wals.display(),
         places.partial_wals.display()
     );
     Ok(())
-}
-
-/// Where the settings put the archive.
-pub fn places(config: &StandbyConfig) -> Places {
-    Places {
-        completed_wals: config.completed_wals.clone(),
-        partial_wals: config.partial_wals.clone(),
-    }
 }
 
 fn failed(error: &StoreError) -> CommandError {

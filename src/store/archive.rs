@@ -20,6 +20,7 @@ use super::health::{Health, Monitor};
 use super::incoming::Incoming;
 use super::name_lock::{NameGuard, NameLocks};
 use super::recovery::{self, RecoveryReport};
+use crate::config::StandbyConfig;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
 
 /// Where an archive lives.
@@ -29,6 +30,16 @@ pub struct Places {
     pub completed_wals: PathBuf,
     /// The segments that are still being written.
     pub partial_wals: PathBuf,
+}
+
+impl Places {
+    /// Where the settings put it.
+    pub fn of(config: &StandbyConfig) -> Places {
+        Places {
+            completed_wals: config.completed_wals.clone(),
+            partial_wals: config.partial_wals.clone(),
+        }
+    }
 }
 
 /// An open archive; clones share it, and the last one gives up the lock.

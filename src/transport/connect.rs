@@ -78,7 +78,8 @@ impl Target {
 
     async fn tcp(&self) -> Result<TcpStream> {
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        let hint = "check `slave` in the ini file, and that `walmgr STANDBY.ini receiver` runs there";
+        let hint =
+            "check `slave` in the ini file, and that `walmgr STANDBY.ini receiver` runs there";
         let stream = match timeout(self.connect_timeout, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -98,9 +99,14 @@ impl Target {
     }
 
     async fn secure(&self, stream: TcpStream) -> Result<Stream> {
-        let Some(config) = &self.tls else { return Ok(Stream::Plain(stream)) };
+        let Some(config) = &self.tls else {
+            return Ok(Stream::Plain(stream));
+        };
         let name = tls::server_name(&self.host)?;
-        match TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
+        match TlsConnector::from(Arc::clone(config))
+            .connect(name, stream)
+            .await
+        {
             Ok(stream) => {
                 tls::require_walmgr(stream.get_ref().1.alpn_protocol(), &self.to_string())?;
                 Ok(Stream::Tls(Box::new(stream.into())))
@@ -120,25 +126,28 @@ impl Target {
                 Ok(Connection { wire, welcome })
             }
             Ok(Answer::Refused(refusal)) => Err(self.refused(refusal)),
-            Err(WireFault::Io(error)) => {
-                Err(TlsFault::of(&error, &self.to_string()).into())
-            }
+            Err(WireFault::Io(error)) => Err(TlsFault::of(&error, &self.to_string()).into()),
             Err(fault) => {
                 let hint = if self.tls.is_none() {
                     "tls = off is set here: is it on at the receiver?"
                 } else {
                     "look at the receiver's log on the standby"
                 };
-                Err(CommandError::retry(format!("introduce ourselves to {self}"))
-                    .because(fault)
-                    .hint(hint))
+                Err(
+                    CommandError::retry(format!("introduce ourselves to {self}"))
+                        .because(fault)
+                        .hint(hint),
+                )
             }
         }
     }
 
     fn refused(&self, refusal: Refusal) -> CommandError {
-        CommandError::new(kind_of(refusal.code), format!("{self} refused us: {}", refusal.message))
-            .hint(refusal.hint)
+        CommandError::new(
+            kind_of(refusal.code),
+            format!("{self} refused us: {}", refusal.message),
+        )
+        .hint(refusal.hint)
     }
 }
 

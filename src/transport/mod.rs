@@ -3,9 +3,9 @@
 //! holds the key its fingerprint names, or the connection is loopback by configuration.
 
 pub mod authorized_keys;
+pub mod connect;
 pub mod fuzzing;
 pub mod identity;
-pub mod tls;
-pub mod connect;
 pub mod stream;
+pub mod tls;
 pub mod wire;

@@ -53,7 +53,10 @@ pub struct Introduction {
 impl Introduction {
     /// Begins on a connected stream.
     pub fn new(stream: Stream) -> Self {
-        Introduction { stream, inbox: BytesMut::new() }
+        Introduction {
+            stream,
+            inbox: BytesMut::new(),
+        }
     }
 
     /// Sends a hello (client).
@@ -93,7 +96,13 @@ impl Introduction {
     /// Both sides know each other: frames from here on.
     pub fn into_wire(self, side: Direction, hello: &Nonce, welcome: &Welcome) -> Wire {
         let (encoder, decoder) = coders(side, hello, welcome);
-        Wire { stream: self.stream, inbox: self.inbox, outbox: BytesMut::new(), encoder, decoder }
+        Wire {
+            stream: self.stream,
+            inbox: self.inbox,
+            outbox: BytesMut::new(),
+            encoder,
+            decoder,
+        }
     }
 
     /// Ends the stream in good order, so that what was sent last arrives.
