@@ -1,1 +1,13 @@
-fn main() {}
+//! The integration tests: one binary, a file a flow, against real servers and real processes.
+//! Never passes a test whose tool the machine lacks: that prints a SKIP line instead.
+//! Invariant: whatever a test starts or mounts is gone when the test ends, however it ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what went wrong by panicking"
+)]
+
+#[macro_use]
+mod support;
+
