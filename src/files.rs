@@ -42,9 +42,7 @@ pub fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> 
         Err(error) => return Err(error),
     };
     let temporary = temporary_beside(&target);
-    let mode = old
-        .as_ref()
-        .map_or(mode_if_new, |metadata| metadata.mode() & 0o7777);
+    let mode = old.as_ref().map_or(mode_if_new, |metadata| metadata.mode() & 0o7777);
     create_new(&temporary, content, mode)?;
     let finish = || -> io::Result<()> {
         if let Some(metadata) = &old {

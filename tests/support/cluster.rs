@@ -349,10 +349,14 @@ impl Cluster {
         self.wait_until_gone(STOP_LIMIT);
     }
 
-    /// Kills the postmaster without warning; its children notice and leave.
+    /// Kills the postmaster without warning, and waits until its children have noticed and left:
+    /// a new server would refuse to start before.
     pub fn kill9(&mut self) {
         self.signal("KILL");
         self.wait_until_gone(STOP_LIMIT);
+        wait_for("the children's end", STOP_LIMIT, || {
+            processes_of(&self.data).is_empty().then_some(())
+        });
     }
 
     /// Stops it fast and starts it again.
@@ -441,7 +445,7 @@ impl Cluster {
     fn wait_until_gone(&mut self, limit: Duration) {
         let begin = Instant::now();
         loop {
-            // Reaps our child, so that it does not look alive as a zombie.
+            // A zombie still looks alive to a new server, so our child has to be reaped.
             if self
                 .child
                 .as_mut()
@@ -449,7 +453,7 @@ impl Cluster {
             {
                 self.child = None;
             }
-            if self.live_pids().is_empty() {
+            if self.child.is_none() && self.live_pids().is_empty() {
                 return;
             }
             if begin.elapsed() > limit {
@@ -491,8 +495,24 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// A pid file can outlive its server, and its number can belong to somebody else by then.
 fn is_postmaster(pid: u32, data: &Path) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/cwd"))
-        .is_ok_and(|cwd| std::fs::canonicalize(data).is_ok_and(|data| data == cwd))
+    processes_of(data).contains(&pid)
+}
+
+/// The processes of the server on this directory: postmaster and children work in it.
+fn processes_of(data: &Path) -> Vec<u32> {
+    let Ok(data) = std::fs::canonicalize(data) else {
+        return Vec::new();
+    };
+    let serves = |pid: &u32| {
+        let process = Path::new("/proc").join(pid.to_string());
+        std::fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres")
+            && std::fs::read_link(process.join("cwd")).is_ok_and(|folder| folder == data)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(serves)
+        .collect()
 }
 
 fn binaries(major: u8) -> Result<PathBuf, String> {

@@ -29,7 +29,10 @@ macro_rules! skip_unless {
 }
 
 pub mod cluster;
+pub mod loopfs;
 pub mod place;
+pub mod proxy;
+pub mod strace;
 
 use std::io::Write;
 use std::net::TcpListener;
