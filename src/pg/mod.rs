@@ -1,0 +1,8 @@
+//! The cluster beside walmgr: its control file, data directory, settings, and SQL.
+//! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
+//! and nothing from a disk or a server can make it panic.
+
+pub mod control;
+pub mod data_directory;
+#[cfg(test)]
+mod fixtures;
