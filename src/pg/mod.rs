@@ -2,6 +2,7 @@
 //! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
+pub mod conf;
 pub mod control;
 pub mod data_directory;
 #[cfg(test)]
