@@ -3,7 +3,9 @@
 //! and nothing from a disk or a server can make it panic.
 
 pub mod conf;
+pub mod conninfo;
 pub mod control;
 pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
+pub mod sql;
