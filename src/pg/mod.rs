@@ -8,4 +8,5 @@ pub mod control;
 pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
+pub mod fuzzing;
 pub mod sql;
