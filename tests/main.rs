@@ -10,3 +10,4 @@
 
 #[macro_use]
 mod support;
+mod pg;
