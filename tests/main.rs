@@ -1,7 +1,19 @@
-//! The one integration binary: a module a flow, against the real binary and real processes.
-//! Never builds more than one program to link. Invariant: a test leaves no process behind.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+//! The integration tests: one binary, a file a flow, against real servers and real processes.
+//! Never passes a test whose tool the machine lacks: that prints a SKIP line instead.
+//! Invariant: whatever a test starts or mounts is gone when the test ends, however it ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by panicking, and tells its reader what it measured"
+)]
+
+#[macro_use]
+mod support;
 
 mod cli;
 mod daemon;
 mod house_rules;
+mod pg;
+mod wal;

@@ -442,9 +442,7 @@ mod tests {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| read(data.path()));
             std::thread::sleep(READ_PAUSE * 3);
-            let beside = data.path().join("new");
-            std::fs::write(&beside, control_file(18)).unwrap();
-            std::fs::rename(&beside, &path).unwrap();
+            crate::files::replace(&path, &control_file(18), 0o600).unwrap();
             assert_eq!(reader.join().unwrap().unwrap().postgres_major(), Some(18));
         });
     }

@@ -1,0 +1,106 @@
+//! What the integration tests share: throw-away servers, folders, file systems, faulty networks.
+//! Never used by walmgr itself. Invariant: every helper cleans up in `Drop`, by process id or by
+//! path, and says why it cannot work here instead of pretending.
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each helper serves some tests, and a part of the tests can be built alone"
+)]
+
+/// Ends the running test with a `SKIP: test: reason` line that shows even without `--nocapture`.
+///
+/// `skip!("no loop devices")` returns at once; `skip_unless!(Cluster::available(13))` takes a
+/// `Result<_, String>` and hands out its value, or skips with its error as the reason.
+macro_rules! skip {
+    ($($reason:tt)+) => {{
+        $crate::support::report_skip(&format!($($reason)+));
+        return;
+    }};
+}
+
+macro_rules! skip_unless {
+    ($possible:expr) => {
+        match $possible {
+            Ok(value) => value,
+            Err(reason) => skip!("{reason}"),
+        }
+    };
+}
+
+pub mod cluster;
+pub mod loopfs;
+pub mod place;
+pub mod proxy;
+pub mod strace;
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub use cluster::{Cluster, StopMode};
+pub use place::{TempDir, walmgr, walmgr_binary};
+
+/// Prints the line that [`skip!`] promises.
+pub fn report_skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // Not eprintln!: the test harness would swallow it, because a skipped test passes.
+    let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
+}
+
+/// A TCP port that was free a moment ago, below the range the kernel gives to clients.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side start at different places.
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..12_000 {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + u16::try_from(first.wrapping_add(step) % 12_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port from 20000 to 31999 is free");
+}
+
+/// Asks again every 20 ms until the answer is `Some`, or panics after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begin.elapsed() < limit, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a command to its end and returns its output, or what it said when it failed.
+pub fn run(command: &mut Command) -> Result<String, String> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .output()
+        .map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    }
+    Err(format!(
+        "{command:?}: {status}: {}{}",
+        String::from_utf8_lossy(&stdout),
+        String::from_utf8_lossy(&stderr)
+    ))
+}
+
+/// Whether a program of this name is on the PATH or in the administrator's folders.
+pub fn have(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).is_file())
+}
