@@ -1,2 +1,3 @@
+//! Fuzzes timeline history files; the body and its promise are in the library.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::wal::fuzzing::history(bytes));

@@ -1,2 +1,3 @@
+//! Fuzzes the WAL scanner; the body and its promise are in the library.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::wal::fuzzing::scanner(bytes));

@@ -1,0 +1,3 @@
+//! Fuzzes connection strings; the body and its promise are in the library.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::connection_string(bytes));
