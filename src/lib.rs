@@ -1,4 +1,50 @@
-//! walmgr ships PostgreSQL's WAL and base backups from a master to a standby.
+//! walmgr ships PostgreSQL's WAL from a master to a standby host: this map says where what lives.
+//! Never runs by itself; `main.rs` parses, runs and exits. The library exists so that tests, benches
+//! and fuzz targets reach every room.
+//!
+//! # The way of a segment
+//!
+//! PostgreSQL finishes a segment and calls `archive_command`:
+//!
+//! ```text
+//! master's host                                  standby's host
+//!
+//! cli → master::xarchive                         receiver::server      accepts
+//!         │ looks at the file (pg, wal)          receiver::introduction  TLS, hello
+//!         ▼                                               │
+//!       master::push ── transport ═══ TLS ═══ transport ── receiver::connection
+//!         blocks, CRC, zstd    walmgr_protocol            │
+//!                                                         ▼
+//!                                                receiver::upload      a thread a file
+//!                                                         │ unpacked blocks
+//!                                                         ▼
+//!                                                store::Incoming       CRC, wal::segment
+//!                                                         ▼
+//!                                                store::durable        fsync, rename, fsync
+//!         ◀──────────────── Stored ◀──────────────────  Durable, the proof
+//! ```
+//!
+//! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.
+//!
+//! # The rooms, in reading order
+//!
+//! | room | holds |
+//! |---|---|
+//! | `walmgr_protocol` | the language: frames, messages, sessions; no IO |
+//! | [`wal`] | WAL bytes: headers, records, the scanner, whole segments; no IO |
+//! | [`store`] | what is kept on the standby; the on-disk format and its crash arguments |
+//! | [`pg`] | a cluster's own files and its SQL |
+//! | [`transport`] | keys, TLS, connecting, frames over sockets |
+//! | [`receiver`] | the standby's daemon |
+//! | [`master`] | one file a command that runs where PostgreSQL writes |
+//! | [`standby`] | one file a command that runs on the standby's host |
+//! | [`config`] | the ini dialect and every setting |
+//! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around them |
+//! | [`error`], [`files`], [`identity`] | read by all: failures and exit codes, small durable files, the command both sides have |
+//!
+//! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
+//! protocol`. `tests/house_rules.rs` holds them to it.
+
 pub mod abnormal;
 pub mod cli;
 pub mod config;

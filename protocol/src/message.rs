@@ -1,6 +1,35 @@
 //! Every message, each struct beside its encoding.
 //! Never interprets a message. Invariant: `decode(encode(m)) == m`, and a payload that is longer
 //! or shorter than its fields is refused.
+//!
+//! # Payloads
+//!
+//! Fields follow one another without padding. `string` is a `u16` length in bytes and UTF-8 text of
+//! at most 4096 bytes; `name` is a string of at most 64 bytes that is the name of a file in the
+//! archive ([`WalFileName`]), or empty where it says so; `bool` is one byte, 0 or 1.
+//!
+//! | kind | message | sent by | payload |
+//! |-----:|---------|---------|---------|
+//! | 1 | setup | client | nothing |
+//! | 2 | setup done | receiver | `bool` newly bound, `string` path of the archive |
+//! | 3 | offer | client | `name`, `u64` size, `u32` CRC-32, `u8` verify (0 off, 1 headers, 2 records) |
+//! | 4 | have | receiver | `u64` bytes held from the beginning, `u32` CRC-32 of them |
+//! | 5 | data | client | `u64` offset, `u32` raw length, then the block, raw or (flag bit 0) one zstd frame |
+//! | 6 | commit | client | `u64` size, `u32` CRC-32 |
+//! | 7 | stored | receiver | `u64` size, `u32` CRC-32 of what is durable |
+//! | 8 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
+//! | 9 | error | both | `u16` [`ErrorCode`], `u8` scope (0 connection, 1 channel), `string` message, `string` hint |
+//! | 10 | status request | client | nothing |
+//! | 11 | status | receiver | `bool` bound, then if so a cluster; `name` newest segment or empty, `u64` free bytes, `u32` connections, `u64` uptime in seconds, `string` version, `string` path of the archive |
+//! | 12 | list request | client | `name` to begin behind, or empty; `u16` limit |
+//! | 13 | list | receiver | `u16` count, then that many times `name` and `u64` size; `bool` more follow |
+//! | 14 | ping | both | nothing |
+//! | 15 | pong | both | nothing |
+//! | 16 | goodbye | both | nothing |
+//!
+//! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
+//! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
+//! 16 to channel 0; an error belongs to the channel whose upload it ends.
 
 use std::fmt;
 
@@ -73,7 +102,8 @@ pub enum Verify {
     Records = 2,
 }
 
-/// A file the client wants stored. Answered by [`Have`], [`Stored`], [`Conflict`] or [`Error`].
+/// A file the client wants stored. Answered by [`Message::Have`], [`Message::Stored`],
+/// [`Message::Conflict`] or [`Message::Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
     /// Its name in the archive.

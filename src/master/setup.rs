@@ -22,15 +22,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let changes = changes(config)?;
+    let runtime = crate::master::runtime()?;
     if options.not_really {
         let cluster = facts.cluster;
+        runtime.block_on(async { Asking::connect(config, &facts).await.map(|_| ()) })?;
         output::not_really(&format!(
             "bind the archive at {} to {cluster}",
             config.slave
         ))?;
         return archiving::edit(config, &changes, true);
     }
-    let runtime = crate::master::runtime()?;
     runtime.block_on(async {
         bind(config, &facts).await?;
         archiving::edit(config, &changes, false)?;

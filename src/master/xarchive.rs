@@ -28,6 +28,15 @@ use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
 pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
     let source = Source::open(config, path, name)?;
     if options.not_really {
+        let connecting = async {
+            let target = Target::from_config(config)?;
+            let facts = source.facts;
+            target
+                .connect(facts.cluster, facts.timeline)
+                .await
+                .map(|_| ())
+        };
+        crate::master::runtime()?.block_on(connecting)?;
         let doing = format!("send {} as {name} to {}", path.display(), config.slave);
         return output::not_really(&doing);
     }

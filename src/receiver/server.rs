@@ -175,6 +175,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     }
     let settings = Settings::load(config)?;
     if options.not_really {
+        Archive::check(&Places::of(config), Arc::new(RealDisk)).map_err(|error| opening(&error))?;
         return output::not_really(&format!(
             "listen on {} and store into {}",
             config.listen_text(),

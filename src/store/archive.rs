@@ -113,6 +113,13 @@ impl Archive {
         folders.partial.sync()
     }
 
+    /// Whether the directories are set up and of a format known here; changes nothing.
+    pub fn check(places: &Places, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
+        let monitor = Arc::new(Monitor::new());
+        recovery::open_folders(places, &disk, &monitor)?.check_markers()?;
+        Ok(())
+    }
+
     /// Locks the archive and recovers it from whatever stopped the last process.
     pub fn open(places: &Places, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
         Self::open_verifying(places, disk, Verify::Records)

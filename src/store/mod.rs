@@ -1,6 +1,39 @@
 //! What is kept on the standby: finished WAL files, each proven durable before it is acknowledged.
 //! Never talks to a network and never reads a clock to decide anything. Invariant: a final name
 //! in `completed_wals` leads to one complete, verified file or to nothing.
+//!
+//! # On disk, format 1
+//!
+//! ```text
+//! completed_wals/                  mode 0700, files 0600
+//!   .walmgr-archive                the marker, JSON (see `binding`)
+//!   .walmgr-lock                   flock of the process that has the archive open; its text, a
+//!                                  process id, is for people
+//!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
+//!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
+//!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
+//!   0000...0001.00000028.backup    them, byte for byte what the master offered
+//!   0000...0001.partial
+//!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
+//! partial_wals/
+//!   .walmgr-archive                the same archive id, role partial_wals
+//! ```
+//!
+//! There is no index, no journal and no state beside the files: what a directory listing shows is
+//! what there is. An administrator may copy finished files out with `cp` at any time.
+//!
+//! The marker holds `format` (1), `archive_id` (32 hexadecimal digits, the same in both
+//! directories), `role`, and once bound `system_identifier` (decimal, as a string),
+//! `wal_segment_size` (bytes) and `postgres_major`. It tells a directory that was set up from an
+//! empty mount point, so a receiver never starts to fill the wrong file system. A marker with a
+//! higher format is refused untouched.
+//!
+//! # What a crash leaves
+//!
+//! Each step of the write sequence and what a crash behind it leaves is argued in [`durable`]. At
+//! the start ([`recovery`]): take the lock, compare the markers, remove temporaries, sync both
+//! directories (a rename may be visible and not yet durable), read the newest segments and set a
+//! damaged one aside, and only then let anybody in. Doing it twice does nothing the second time.
 
 pub mod archive;
 pub mod binding;

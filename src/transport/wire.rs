@@ -170,7 +170,7 @@ impl Wire {
         Ok(self.stream.flush().await?)
     }
 
-    /// Sends one block of a file without copying it; call [`Wire::flush`] behind the last.
+    /// Sends one block of a file without copying it; the message behind the last flushes it.
     pub async fn send_block(&mut self, channel: u16, block: &mut Block) -> Result<(), WireFault> {
         let bytes = self.encoder.encode_block(channel, block);
         Ok(self.stream.write_all(bytes).await?)

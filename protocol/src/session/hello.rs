@@ -1,6 +1,19 @@
 //! The introduction: who is there, which version both speak, and within which bounds.
 //! Never trusts a body length above [`HELLO_BODY_BYTES_MAX`]. Invariant: the first 16 bytes of a
 //! hello and of its answer, and the body of a refusal, never change.
+//!
+//! # Bodies
+//!
+//! The 16 bytes around them are drawn in the [crate's documentation](crate). In the order of their
+//! fields, with `string`, `bool` and cluster as in [`crate::message`]:
+//!
+//! | | body |
+//! |---|---|
+//! | hello | `u8` role (1 master, 2 standby, 3 tool), `bool` a cluster follows, the cluster, `u32` timeline, `u64` features, 16 bytes nonce, `string` version |
+//! | welcome | `u64` features, 16 bytes nonce, `u32` longest payload, `u32` longest raw block, `u16` channels, `string` newest segment or empty, `string` version |
+//! | refusal | `u16` [`ErrorCode`], `string` message, `string` hint |
+//!
+//! A later version appends fields; whoever does not know them skips them.
 
 use std::fmt;
 
