@@ -15,7 +15,7 @@ use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
 use crate::receiver::introduction::Peer;
 use crate::receiver::server::Daemon;
-use crate::receiver::upload::{Job, Report, Upload};
+use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
 use crate::transport::wire::{Wire, WireFault};
 
@@ -92,6 +92,8 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
 struct Channel {
     session: Receiver,
     upload: Option<Upload>,
+    /// Uploads begun on the channel so far.
+    uploads: u64,
 }
 
 struct Connection {
@@ -99,7 +101,7 @@ struct Connection {
     peer: Peer,
     wire: Wire,
     channels: Vec<Channel>,
-    reports: mpsc::Sender<(u16, Report)>,
+    reports: mpsc::Sender<(Slot, Report)>,
     keepalive: Keepalive,
     frame_began: Option<Instant>,
     stop_by: Option<Instant>,
@@ -107,14 +109,14 @@ struct Connection {
 
 enum Happened {
     Arrived(Option<Frame>),
-    Reported(u16, Report),
+    Reported(Slot, Report),
     Reloaded,
     Stopping,
     Tick,
 }
 
 impl Connection {
-    async fn run(&mut self, mut reports: mpsc::Receiver<(u16, Report)>) -> End {
+    async fn run(&mut self, mut reports: mpsc::Receiver<(Slot, Report)>) -> End {
         let mut reloads = self.daemon.settings.subscribe();
         let mut stopping = self.daemon.stopping.subscribe();
         loop {
@@ -124,7 +126,7 @@ impl Connection {
             };
             let asked_to_stop = self.stop_by.is_some();
             let happened = tokio::select! {
-                Some((channel, report)) = reports.recv() => Happened::Reported(channel, report),
+                Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -149,7 +151,7 @@ impl Connection {
                 self.watch_frame();
                 Ok(())
             }
-            Happened::Reported(channel, report) => self.reported(channel, report).await,
+            Happened::Reported(slot, report) => self.reported(slot, report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -236,9 +238,14 @@ impl Connection {
         }
     }
 
-    async fn reported(&mut self, channel: u16, report: Report) -> Result<(), End> {
+    async fn reported(&mut self, from: Slot, report: Report) -> Result<(), End> {
+        let channel = from.channel;
         let index = self.index(channel)?;
         let slot = &mut self.channels[index];
+        if slot.uploads != from.upload {
+            // The last words of an upload that the peer gave up before it began this one.
+            return Ok(());
+        }
         let action = match &report {
             Report::LookedUp(held) => slot.session.looked_up(held),
             Report::Sealed(sealed) => slot.session.sealed(sealed),
@@ -263,7 +270,13 @@ impl Connection {
             ReceiverAction::LookUp(offer) => {
                 let daemon = Arc::clone(&self.daemon);
                 let reports = self.reports.clone();
-                self.channels[index].upload = Some(Upload::start(daemon, channel, offer, reports));
+                let uploads = &mut self.channels[index].uploads;
+                *uploads += 1;
+                let slot = Slot {
+                    channel,
+                    upload: *uploads,
+                };
+                self.channels[index].upload = Some(Upload::start(daemon, slot, offer, reports));
             }
             ReceiverAction::Send(message) => {
                 if self.channels[index].session.is_idle() {
@@ -311,16 +324,26 @@ impl Connection {
         if !self.peer.rights.push {
             return Some(self.lacks_right("an offer", "push"));
         }
-        if self.daemon.archive.binding().is_none() {
+        let bound = self
+            .daemon
+            .archive
+            .binding()
+            .map(|binding| control::cluster_of(&binding));
+        if bound.is_none() {
             return Some(Error::channel(
                 ErrorCode::NotSetUp,
                 "the archive is bound to no cluster yet",
                 "run `walmgr MASTER.ini setup` on the master",
             ));
         }
-        if self.peer.cluster.is_none() {
-            let text = "the peer did not say which cluster it speaks for";
-            return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
+        // The archive may have been bound since the peer introduced itself.
+        if self.peer.cluster != bound {
+            let text = "the archive belongs to another cluster than the one you speak for";
+            return Some(Error::channel(
+                ErrorCode::ForeignCluster,
+                text,
+                "check `slave`",
+            ));
         }
         None
     }

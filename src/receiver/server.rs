@@ -272,6 +272,11 @@ fn report_start(daemon: &Daemon, addresses: &str) {
         Some(binding) => tracing::info!("the archive belongs to {binding}"),
         None => tracing::info!("the archive waits for `walmgr MASTER.ini setup`"),
     }
+    let recovery = daemon.archive.recovery();
+    if recovery.temporaries_removed > 0 {
+        let count = recovery.temporaries_removed;
+        tracing::info!("removed {count} unfinished files of the receiver before this one");
+    }
     if matches!(daemon.settings.borrow().protection, Protection::Plain) {
         tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");
     }

@@ -22,6 +22,15 @@ pub enum Job {
     Seal(Digest),
 }
 
+/// Which upload speaks: its channel, and how many there were on the channel with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The channel.
+    pub channel: u16,
+    /// Counted from 1.
+    pub upload: u64,
+}
+
 /// What an upload tells its connection.
 pub enum Report {
     /// The answer to the offer.
@@ -43,13 +52,13 @@ impl Upload {
     /// Dropping the returned value throws away what was not sealed.
     pub fn start(
         daemon: Arc<Daemon>,
-        channel: u16,
+        slot: Slot,
         offer: Offer,
-        reports: mpsc::Sender<(u16, Report)>,
+        reports: mpsc::Sender<(Slot, Report)>,
     ) -> Upload {
         let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
         tokio::task::spawn_blocking(move || {
-            let report = |report| reports.blocking_send((channel, report)).is_ok();
+            let report = |report| reports.blocking_send((slot, report)).is_ok();
             let last = match attempt(&daemon, &offer, inbox, &report) {
                 Ok(last) => last,
                 Err(fault) => {
@@ -81,7 +90,7 @@ fn attempt(
     let of = |error: StoreError| refusal::of(&error);
     match daemon
         .archive
-        .lookup(&offer.name, offer.size, offer.crc32)
+        .lookup(&offer.name, offer.size, offer.crc32, verify(offer))
         .map_err(of)?
     {
         store::Held::Identical(proof) => {

@@ -80,7 +80,6 @@ pub(super) struct Shared {
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
     marker: RwLock<Marker>,
-    verify: Verify,
     recovery: RecoveryReport,
     _lock: OwnedFd,
 }
@@ -122,23 +121,13 @@ impl Archive {
 
     /// Locks the archive and recovers it from whatever stopped the last process.
     pub fn open(places: &Places, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
-        Self::open_verifying(places, disk, Verify::Records)
-    }
-
-    /// The same where `verify_wal` is not `records`: files that were let in unchecked may not be
-    /// called damaged later for what nobody looked at.
-    pub fn open_verifying(
-        places: &Places,
-        disk: Arc<dyn Disk>,
-        verify: Verify,
-    ) -> Result<Archive, StoreError> {
         let monitor = Arc::new(Monitor::new());
         let folders = recovery::open_folders(places, &disk, &monitor)?;
         // Before the lock, so that no lock file lands in a directory that is not the archive's.
         folders.check_markers()?;
         let lock = recovery::lock(&folders.completed)?;
         let marker = folders.check_markers()?;
-        let recovery = recovery::recover(&folders, &marker, verify)?;
+        let recovery = recovery::recover(&folders, &marker)?;
         Ok(Archive {
             shared: Arc::new(Shared {
                 completed: folders.completed,
@@ -146,7 +135,6 @@ impl Archive {
                 monitor,
                 names: NameLocks::default(),
                 marker: RwLock::new(marker),
-                verify,
                 recovery,
                 _lock: lock,
             }),
@@ -197,12 +185,18 @@ impl Archive {
 
     /// Compares what is stored under a name with what a client offers.
     ///
-    /// The same bytes are synced again before they count. A stored file that is no valid WAL is
-    /// set aside as `NAME.damaged`.
-    pub fn lookup(&self, name: &WalFileName, len: u64, crc32: u32) -> Result<Held, StoreError> {
+    /// The same bytes are synced again before they count. A stored file that differs and is no
+    /// valid WAL, looked at as closely as `verify` says, is set aside as `NAME.damaged`.
+    pub fn lookup(
+        &self,
+        name: &WalFileName,
+        len: u64,
+        crc32: u32,
+        verify: Verify,
+    ) -> Result<Held, StoreError> {
         self.shared.monitor.check()?;
         let guard = self.shared.names.lock(*name);
-        let held = self.shared.held(&guard, len, crc32);
+        let held = self.shared.held(&guard, len, crc32, verify);
         self.shared.monitor.watch(held)
     }
 
@@ -263,6 +257,7 @@ impl Shared {
         name: &NameGuard<'_>,
         len: u64,
         crc32: u32,
+        verify: Verify,
     ) -> Result<Held, StoreError> {
         let name = name.name();
         let expected = self.binding()?.expected();
@@ -280,7 +275,7 @@ impl Shared {
         }
         let (len, crc32) = (content.len, content.crc32);
         if fault.is_none() {
-            let mut check = StoredCheck::new(name, &expected, self.verify);
+            let mut check = StoredCheck::new(name, &expected, verify);
             content.read_again(|bytes| check.update(bytes))?;
             fault = check.finish();
         }

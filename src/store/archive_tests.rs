@@ -28,7 +28,7 @@ fn fault_1_an_identical_file_is_synced_again_and_keeps_its_inode() {
     let inode = std::fs::metadata(&path).unwrap().ino();
     let before = disk.log().len();
     let held = archive
-        .lookup(&sample.name, sample.len(), sample.crc32())
+        .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
         .unwrap();
     assert!(matches!(held, Held::Identical(proof) if proof.crc32() == sample.crc32()));
     let syncs: Vec<Op> = disk.log()[before..]
@@ -54,7 +54,7 @@ fn fault_2_other_bytes_under_the_same_name_conflict_and_change_nothing() {
     assert_stored(&archive, &first);
     for _ in 0..2 {
         let held = archive
-            .lookup(&second.name, second.len(), second.crc32())
+            .lookup(&second.name, second.len(), second.crc32(), Verify::Records)
             .unwrap();
         assert!(matches!(held, Held::Different { crc32, .. } if crc32 == first.crc32()));
         let sealed = push(&archive, &second).unwrap();
@@ -74,7 +74,7 @@ fn fault_2_another_clusters_file_is_kept_and_conflicts() {
     theirs[24] ^= 1;
     std::fs::write(places.completed_wals.join(ours.name.to_string()), &theirs).unwrap();
     let held = archive
-        .lookup(&ours.name, ours.len(), ours.crc32())
+        .lookup(&ours.name, ours.len(), ours.crc32(), Verify::Records)
         .unwrap();
     assert!(matches!(held, Held::Different { .. }), "{held:?}");
     drop(archive);
@@ -109,7 +109,7 @@ fn fault_3_an_invalid_stored_file_is_set_aside_and_the_new_one_taken() {
                 continue;
             }
             let held = archive
-                .lookup(&sample.name, sample.len(), sample.crc32())
+                .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
                 .unwrap();
             assert!(matches!(held, Held::Absent), "{number}: {held:?}");
         }
@@ -130,7 +130,7 @@ fn what_was_let_in_unchecked_is_not_called_damaged_later() {
     let places = new_archive(folder.path());
     let mut sample = segment(3, 1);
     sample.bytes[45] ^= 1;
-    let open = || Archive::open_verifying(&places, real(), Verify::Off).unwrap();
+    let open = || Archive::open(&places, real()).unwrap();
     let archive = open();
     let mut incoming = archive
         .begin(sample.name, sample.len(), Verify::Off)
@@ -143,13 +143,18 @@ fn what_was_let_in_unchecked_is_not_called_damaged_later() {
     drop(archive);
     let archive = open();
     assert_eq!(archive.recovery().set_aside, []);
+    assert_eq!(
+        archive.recovery().damaged.len(),
+        1,
+        "it is said, not acted on"
+    );
     let held = archive
-        .lookup(&sample.name, sample.len(), sample.crc32())
+        .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Off)
         .unwrap();
     assert!(matches!(held, Held::Identical(_)));
     let other = segment(3, 2);
     let held = archive
-        .lookup(&other.name, other.len(), other.crc32())
+        .lookup(&other.name, other.len(), other.crc32(), Verify::Off)
         .unwrap();
     assert!(matches!(held, Held::Different { .. }));
 }
@@ -279,7 +284,7 @@ fn fault_95_a_link_under_a_final_name_is_not_followed() {
     symlink(&victim, places.completed_wals.join(sample.name.to_string())).unwrap();
     assert!(
         archive
-            .lookup(&sample.name, sample.len(), sample.crc32())
+            .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
             .is_err()
     );
     assert!(push(&archive, &sample).is_err());

@@ -11,6 +11,7 @@ use super::testing::{
     scratch_folder, segment,
 };
 use super::{Archive, Disk, Held, RealDisk, Sealed};
+use crate::wal::segment::Verify;
 
 /// What a run did before it was cut.
 #[derive(Debug, Default)]
@@ -111,8 +112,9 @@ fn inspect(root: &Path, run: &Run) -> Result<(), String> {
         if round == 1 && archive.recovery().temporaries_removed > 0 {
             return Err("the first recovery left temporaries".to_owned());
         }
-        if !archive.recovery().set_aside.is_empty() {
-            return Err(format!("damaged: {:?}", archive.recovery().set_aside));
+        let report = archive.recovery();
+        if !report.set_aside.is_empty() || !report.damaged.is_empty() {
+            return Err(format!("damaged: {report:?}"));
         }
         archive.bind(&BINDING).map_err(|error| error.to_string())?;
         everything_acknowledged_is_there(&archive, run)?;
@@ -147,7 +149,7 @@ fn nothing_is_torn(completed_wals: &Path, run: &Run) -> Result<(), String> {
 
 fn everything_acknowledged_is_there(archive: &Archive, run: &Run) -> Result<(), String> {
     for sample in &run.acknowledged {
-        match archive.lookup(&sample.name, sample.len(), sample.crc32()) {
+        match archive.lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records) {
             Ok(Held::Identical(_)) => {}
             other => return Err(format!("{} was acknowledged: {other:?}", sample.name)),
         }
@@ -244,7 +246,8 @@ fn confirm_copied_file(root: &Path, disk: Arc<dyn Disk>) -> Run {
             disk.write(file.as_fd(), &sample.bytes, 0)
         });
     if copied.is_ok()
-        && let Ok(Held::Identical(_)) = archive.lookup(&sample.name, sample.len(), sample.crc32())
+        && let Ok(Held::Identical(_)) =
+            archive.lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
     {
         run.acknowledged.push(sample);
     }

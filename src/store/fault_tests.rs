@@ -46,7 +46,7 @@ fn push_with_fault(op: Op, nth: usize, errno: Errno) {
             push(&archive, &sample),
             Err(StoreError::SyncFailed { .. })
         ));
-        let held = archive.lookup(&sample.name, sample.len(), sample.crc32());
+        let held = archive.lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records);
         assert!(matches!(held, Err(StoreError::SyncFailed { .. })));
         drop(archive);
         assert_stored(&open(&places), &sample);
@@ -128,7 +128,7 @@ fn fault_34_an_existing_file_whose_sync_fails_is_not_confirmed() {
     disk.fail(Op::SyncFile, 0, 1, Errno::IO);
     assert!(
         archive
-            .lookup(&sample.name, sample.len(), sample.crc32())
+            .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
             .is_err()
     );
     assert!(matches!(archive.health(), Health::SyncFailed { .. }));
@@ -177,7 +177,7 @@ fn fault_38_a_replaced_directory_gets_no_proof() {
     let moved = |error: StoreError| assert!(matches!(error, StoreError::Moved { .. }), "{error}");
     moved(
         archive
-            .lookup(&stored.name, stored.len(), stored.crc32())
+            .lookup(&stored.name, stored.len(), stored.crc32(), Verify::Records)
             .unwrap_err(),
     );
     std::fs::create_dir(&places.completed_wals).unwrap();
@@ -185,7 +185,7 @@ fn fault_38_a_replaced_directory_gets_no_proof() {
     moved(push(&archive, &sample).unwrap_err());
     moved(
         archive
-            .lookup(&stored.name, stored.len(), stored.crc32())
+            .lookup(&stored.name, stored.len(), stored.crc32(), Verify::Records)
             .unwrap_err(),
     );
     assert_eq!(names(&places), [""; 0]);
@@ -273,7 +273,9 @@ fn fault_18_a_recovery_that_stops_anywhere_is_finished_by_the_next() {
         let set_aside = archive.recovery().set_aside.len();
         assert!(set_aside == 1 || names(&places).contains(&format!("{}.damaged", newest.name)));
         let old = segment(8, 1);
-        let held = archive.lookup(&old.name, old.len(), old.crc32()).unwrap();
+        let held = archive
+            .lookup(&old.name, old.len(), old.crc32(), Verify::Records)
+            .unwrap();
         assert!(matches!(held, Held::Identical(_)));
         assert_stored(&archive, &newest);
         assert_eq!(names(&places).len(), 3, "{:?}", names(&places));

@@ -22,6 +22,7 @@ pub struct Incoming {
     name: WalFileName,
     len: u64,
     /// `None` after a failure.
+    verify: Verify,
     writing: Option<Writing>,
 }
 
@@ -65,6 +66,7 @@ impl Incoming {
             shared,
             name,
             len,
+            verify,
             writing: Some(Writing { temporary, check }),
         })
     }
@@ -103,7 +105,7 @@ impl Incoming {
         check
             .finish()
             .map_err(|fault| StoreError::of_fault(name, &fault))?;
-        let sealed = seal_checked(&self.shared, name, temporary, len, crc32);
+        let sealed = seal_checked(&self.shared, name, self.verify, temporary, (len, crc32));
         self.shared.monitor.outcome(sealed)
     }
 }
@@ -111,9 +113,9 @@ impl Incoming {
 fn seal_checked(
     shared: &Shared,
     name: WalFileName,
+    verify: Verify,
     temporary: Temporary,
-    len: u64,
-    crc32: u32,
+    (len, crc32): (u64, u32),
 ) -> Result<Sealed, StoreError> {
     shared.monitor.check()?;
     let mut synced = temporary.sync()?;
@@ -122,7 +124,7 @@ fn seal_checked(
         if let Some(durable) = synced.publish(name)? {
             return Ok(Sealed::Stored(durable));
         }
-        match shared.held(&guard, len, crc32)? {
+        match shared.held(&guard, len, crc32, verify)? {
             Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
             Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
             Held::Absent => {}

@@ -37,7 +37,9 @@ pub struct RecoveryReport {
     pub temporaries_removed: usize,
     /// The newest segments, all of them read and synced.
     pub segments_checked: Vec<WalFileName>,
-    /// Segments that were no valid WAL, what they are called since, and what was wrong.
+    /// Segments whose records do not hold; they stay, because they may have been let in so.
+    pub damaged: Vec<(WalFileName, String)>,
+    /// Segments that were torn, what they are called since, and what was wrong.
     pub set_aside: Vec<(WalFileName, String, String)>,
     /// Segments of another cluster, version or size; they stay.
     pub foreign: Vec<(WalFileName, String)>,
@@ -139,11 +141,7 @@ fn note_pid(disk: &dyn Disk, file: &OwnedFd) -> io::Result<()> {
 }
 
 /// Brings both directories into a state that can be served; the lock must be held.
-pub(super) fn recover(
-    folders: &Folders,
-    marker: &Marker,
-    verify: Verify,
-) -> Result<RecoveryReport, StoreError> {
+pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryReport, StoreError> {
     let mut report = RecoveryReport::default();
     for (folder, role) in folders.each() {
         for name in folder.names()? {
@@ -156,7 +154,7 @@ pub(super) fn recover(
             marker.write(folder, role)?;
         }
     }
-    check_newest_segments(folders, marker, verify, &mut report)?;
+    check_newest_segments(folders, marker, &mut report)?;
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
     folders.completed.sync()?;
@@ -167,7 +165,6 @@ pub(super) fn recover(
 fn check_newest_segments(
     folders: &Folders,
     marker: &Marker,
-    verify: Verify,
     report: &mut RecoveryReport,
 ) -> Result<(), StoreError> {
     let Some(binding) = &marker.binding else {
@@ -187,11 +184,22 @@ fn check_newest_segments(
         let Some(existing) = Existing::open(folder, name)? else {
             continue;
         };
-        let mut check = StoredCheck::new(name, &binding.expected(), verify);
-        existing.read(|bytes| check.update(bytes))?;
+        let mut torn = StoredCheck::new(name, &binding.expected(), Verify::Off);
+        let mut records = StoredCheck::new(name, &binding.expected(), Verify::Records);
+        existing.read(|bytes| {
+            torn.update(bytes);
+            records.update(bytes);
+        })?;
         report.segments_checked.push(name);
-        match check.finish() {
-            None => {}
+        match torn.finish() {
+            None => {
+                // It may have been let in with verify_wal = off, and it was acknowledged: it
+                // stays where it is, and whoever recovers from it looks again.
+                if let Some(fault) = records.finish() {
+                    tracing::error!(file = %name, why = %fault, "a stored segment is damaged");
+                    report.damaged.push((name, fault.to_string()));
+                }
+            }
             Some(fault) if is_damage(&fault) => {
                 let aside = set_aside(folder, name, &fault)?;
                 report.set_aside.push((name, aside, fault.to_string()));
