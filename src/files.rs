@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 
+use crate::error::{CommandError, Result};
+
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()
@@ -25,6 +27,21 @@ pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         return Err(error);
     }
     sync_directory_of(path)
+}
+
+/// Creates a first ini file; an existing one is the operator's and stays.
+pub fn create_settings(path: &Path, text: &str) -> Result<()> {
+    create_new(path, text.as_bytes(), 0o640).map_err(|error| {
+        let exists = error.kind() == io::ErrorKind::AlreadyExists;
+        let hint = if exists {
+            "choose another name, or edit the file that is there"
+        } else {
+            ""
+        };
+        CommandError::config(format!("write {}", path.display()))
+            .because(error)
+            .hint(hint)
+    })
 }
 
 /// Replaces `path` by this content in one step, keeping its owner and mode if it exists.

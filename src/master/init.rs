@@ -26,17 +26,7 @@ pub fn run(ini: &Path, options: &Options, typed: &Typed<'_>) -> Result<()> {
     if options.not_really {
         return output::not_really(&format!("write {}:\n{text}", ini.display()));
     }
-    files::create_new(&ini, text.as_bytes(), 0o640).map_err(|error| {
-        let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
-        let hint = if exists {
-            "choose another name, or edit the file that is there"
-        } else {
-            ""
-        };
-        CommandError::config(format!("write {}", ini.display()))
-            .because(error)
-            .hint(hint)
-    })?;
+    files::create_settings(&ini, &text)?;
     let Config::Master(config) = config::load(&ini, &options.overrides)? else {
         return Err(CommandError::config(
             "the file that was written is no master's",

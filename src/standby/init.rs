@@ -18,7 +18,7 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
     if options.not_really {
         return output::not_really(&format!("write {}:\n{text}", ini.display()));
     }
-    write_ini(&ini, &text)?;
+    files::create_settings(&ini, &text)?;
     let Config::Standby(config) = config::load(&ini, &options.overrides)? else {
         return Err(CommandError::config(
             "the file that was written is no standby's",
@@ -35,21 +35,6 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
         config.completed_wals.display(),
         config.listen_text(),
     ))
-}
-
-/// Creates the file, durably; an existing one is the operator's.
-pub fn write_ini(ini: &Path, text: &str) -> Result<()> {
-    files::create_new(ini, text.as_bytes(), 0o640).map_err(|error| {
-        let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
-        let hint = if exists {
-            "choose another name, or edit the file that is there"
-        } else {
-            ""
-        };
-        CommandError::config(format!("write {}", ini.display()))
-            .because(error)
-            .hint(hint)
-    })
 }
 
 /// The manual's place when PostgreSQL's user runs this; below any other user's home otherwise.
