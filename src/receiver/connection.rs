@@ -146,6 +146,8 @@ impl Connection {
             Happened::Arrived(frame) => {
                 self.heard();
                 if let Some(frame) = frame {
+                    // What is behind it in the buffer belongs to the next frame, whose time begins.
+                    self.frame_began = None;
                     self.frame(frame).await?;
                 }
                 self.watch_frame();
