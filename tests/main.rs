@@ -12,6 +12,7 @@
 #[macro_use]
 mod support;
 
+mod archive;
 mod cli;
 mod daemon;
 mod house_rules;

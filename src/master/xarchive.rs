@@ -24,6 +24,9 @@ use crate::transport::connect::{Target, kind_of};
 use crate::wal::page::LONG_HEADER_BYTES;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
 
+const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
+                         directory as the server's user";
+
 /// Archives one file.
 pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
     let source = Source::open(config, path, name)?;
@@ -66,7 +69,9 @@ impl Source {
             Ok(file) => File::from(file),
             Err(rustix::io::Errno::LOOP) => return Err(not_a_file(path, "a symbolic link")),
             Err(error) => {
-                return Err(error).at(Kind::Retry, "open the file to be archived,", path);
+                return Err(error)
+                    .at(Kind::Retry, "open the file to be archived,", path)
+                    .map_err(|error| error.hint(OPEN_HINT));
             }
         };
         let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
@@ -136,7 +141,8 @@ impl Source {
             path.display(),
             self.size,
             self.name
-        )))
+        ))
+        .hint("nothing was sent; look at the file, PostgreSQL writes a few lines into it"))
     }
 
     async fn push(self, config: &MasterConfig) -> Result<Outcome> {
