@@ -15,6 +15,8 @@ mod support;
 mod archive;
 mod cli;
 mod daemon;
+mod exit_codes;
 mod house_rules;
 mod pg;
+mod readme;
 mod wal;
