@@ -19,4 +19,5 @@ mod exit_codes;
 mod house_rules;
 mod pg;
 mod readme;
+mod setup;
 mod wal;
