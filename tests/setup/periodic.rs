@@ -41,6 +41,7 @@ fn the_command_runs_when_its_interval_has_passed_and_not_before() {
     wait_for("the second run", PATIENCE, || {
         (runs(&log) == 2).then_some(())
     });
+    site.master_set("command_interval", "1h");
     site.master_command(&["periodic"]).succeed();
     assert_eq!(runs(&log), 2);
 }
