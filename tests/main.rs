@@ -12,8 +12,14 @@
 #[macro_use]
 mod support;
 
+mod archive;
 mod cli;
 mod daemon;
+mod exit_codes;
 mod house_rules;
+mod load;
 mod pg;
+mod readme;
+mod setup;
+mod versions;
 mod wal;

@@ -24,13 +24,7 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
     let changes = changes(config)?;
     let runtime = crate::master::runtime()?;
     if options.not_really {
-        let cluster = facts.cluster;
-        runtime.block_on(async { Asking::connect(config, &facts).await.map(|_| ()) })?;
-        output::not_really(&format!(
-            "bind the archive at {} to {cluster}",
-            config.slave
-        ))?;
-        return archiving::edit(config, &changes, true);
+        return runtime.block_on(rehearse(config, &facts, &changes));
     }
     runtime.block_on(async {
         bind(config, &facts).await?;
@@ -44,6 +38,22 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
             Activation::Done(_) | Activation::RestartNeeded => Ok(()),
         }
     })
+}
+
+/// Asks whoever the real run would ask, and changes nothing.
+async fn rehearse(
+    config: &MasterConfig,
+    facts: &ClusterFacts,
+    changes: &[(&str, String)],
+) -> Result<()> {
+    Asking::connect(config, facts).await?.close().await;
+    let cluster = facts.cluster;
+    output::not_really(&format!(
+        "bind the archive at {} to {cluster}",
+        config.slave
+    ))?;
+    archiving::edit(config, changes, true)?;
+    archiving::reach(config).await
 }
 
 async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {

@@ -29,19 +29,25 @@ macro_rules! skip_unless {
 }
 
 pub mod cluster;
+pub mod imitation;
 pub mod loopfs;
+pub mod outcome;
 pub mod place;
 pub mod proxy;
+pub mod receiver;
+pub mod site;
 pub mod strace;
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, StopMode};
+pub use outcome::Output;
 pub use place::{TempDir, walmgr, walmgr_binary};
+pub use site::Site;
 
 /// Prints the line that [`skip!`] promises.
 pub fn report_skip(reason: &str) {
@@ -80,7 +86,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
 
 /// Runs a command to its end and returns its output, or what it said when it failed.
 pub fn run(command: &mut Command) -> Result<String, String> {
-    let Output {
+    let std::process::Output {
         status,
         stdout,
         stderr,

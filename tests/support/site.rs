@@ -1,0 +1,554 @@
+//! A standby with its receiver, and a master that archives to it: a real cluster, or a data
+//! directory that only looks like one. Never touches a receiver it did not start.
+//! Invariant: when a site is dropped, no process of it is left, however the test ended.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use walmgr::config;
+use walmgr::master::ask::Asking;
+use walmgr::master::cluster::ClusterFacts;
+use walmgr_protocol::message::{Cluster as Facts, SetupDone, Status};
+use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
+
+use super::imitation::{segment_of, write_data_directory};
+use super::outcome::Output;
+use super::place::{TempDir, give_to_server, walmgr};
+use super::proxy::Proxy;
+use super::receiver::Receiver;
+use super::{Cluster, free_port};
+
+/// The settings of an ini file, in order; setting one again replaces it.
+#[derive(Debug, Clone, Default)]
+struct Ini(Vec<(String, String)>);
+
+impl Ini {
+    fn set(&mut self, key: &str, value: &str) {
+        self.0.retain(|(known, _)| known != key);
+        self.0.push((key.to_owned(), value.to_owned()));
+    }
+
+    fn write(&self, path: &Path) {
+        let mut text = String::from("[walmgr]\n");
+        for (key, value) in &self.0 {
+            text.push_str(&format!("{key} = {}\n", value.replace('%', "%%")));
+        }
+        std::fs::write(path, text).unwrap();
+        give_to_server(path);
+    }
+}
+
+/// What a site shall be like.
+pub struct Builder {
+    cluster: Option<Cluster>,
+    facts: Facts,
+    timeline: u32,
+    tls: bool,
+    proxied: bool,
+    running: bool,
+    bound: bool,
+    archive: Option<PathBuf>,
+    master_folder: String,
+    standby: Ini,
+    master: Ini,
+}
+
+impl Builder {
+    /// The master is this real cluster, not a data directory that looks like one.
+    pub fn cluster(mut self, cluster: Cluster) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// Major version of a data directory without a server; 15 unless said otherwise.
+    pub fn major(mut self, major: u8) -> Self {
+        self.facts.postgres_major = u16::from(major);
+        self
+    }
+
+    /// Segment size of a data directory without a server; 1 MiB unless said otherwise.
+    pub fn segment_size_mb(mut self, size_mb: u32) -> Self {
+        self.facts.segment_size = WalSegmentSize::new(size_mb << 20).unwrap();
+        self
+    }
+
+    /// System identifier of a data directory without a server.
+    pub fn system_id(mut self, system_id: u64) -> Self {
+        self.facts.system_id = SystemId(system_id);
+        self
+    }
+
+    /// Timeline of a data directory without a server; 1 unless said otherwise.
+    pub fn timeline(mut self, timeline: u32) -> Self {
+        self.timeline = timeline;
+        self
+    }
+
+    /// `tls = off` on both sides.
+    pub fn plain(mut self) -> Self {
+        self.tls = false;
+        self
+    }
+
+    /// The master reaches the receiver through a [`Proxy`].
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// The archive's folders lie here (on a file system of its own, for example), not in the
+    /// site's folder.
+    pub fn archive(mut self, folder: &Path) -> Self {
+        self.archive = Some(folder.to_path_buf());
+        self
+    }
+
+    /// The folder of master.ini below the site's; may have blanks and quotes in it.
+    pub fn master_folder(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.master_folder);
+        self
+    }
+
+    /// One more setting of standby.ini.
+    pub fn standby_set(mut self, key: &str, value: &str) -> Self {
+        self.standby.set(key, value);
+        self
+    }
+
+    /// One more setting of master.ini.
+    pub fn master_set(mut self, key: &str, value: &str) -> Self {
+        self.master.set(key, value);
+        self
+    }
+
+    /// The archive is not bound to the master's cluster yet.
+    pub fn unbound(mut self) -> Self {
+        self.bound = false;
+        self
+    }
+
+    /// The receiver does not run yet, so the archive is not bound either.
+    pub fn stopped(mut self) -> Self {
+        self.running = false;
+        self.bound = false;
+        self
+    }
+
+    /// Makes everything, and unless said otherwise starts the receiver and binds the archive.
+    pub fn build(self) -> Site {
+        let home = TempDir::new();
+        let standby_home = home.create_dir("standby");
+        let master_home = home.join(&self.master_folder);
+        std::fs::create_dir_all(&master_home).unwrap();
+        give_to_server(&master_home);
+        let archive = self.archive.unwrap_or_else(|| standby_home.join("archive"));
+        let (facts, data) = match &self.cluster {
+            Some(cluster) => (None, cluster.data().to_path_buf()),
+            None => (Some(self.facts), master_home.join("data")),
+        };
+        let mut site = Site {
+            archive,
+            standby_ini: standby_home.join("standby.ini"),
+            master_ini: master_home.join("master.ini"),
+            standby: Ini::default(),
+            master: Ini::default(),
+            facts,
+            timeline: self.timeline,
+            data,
+            port: free_port(),
+            receiver: Receiver::new(standby_home.join("receiver.log")),
+            proxy: None,
+            cluster: self.cluster,
+            tls: self.tls,
+            home,
+        };
+        site.write_data_directory();
+        site.standby = site.standby_settings();
+        site.master = site.master_settings();
+        for (key, value) in &self.standby.0 {
+            site.standby.set(key, value);
+        }
+        for (key, value) in &self.master.0 {
+            site.master.set(key, value);
+        }
+        site.standby.write(&site.standby_ini);
+        site.master.write(&site.master_ini);
+        site.standby_command(&["setup"]).succeed();
+        if site.tls {
+            site.introduce();
+        }
+        if self.running {
+            site.start_receiver();
+        }
+        if self.proxied {
+            let proxy = Proxy::start(site.address());
+            site.route(proxy.address());
+            site.proxy = Some(proxy);
+        }
+        if self.bound {
+            site.bind();
+        }
+        site
+    }
+}
+
+/// A standby with its receiver, and a master.
+///
+/// The receiver goes first when this is dropped, the cluster after it.
+pub struct Site {
+    /// The standby's daemon.
+    pub receiver: Receiver,
+    /// Between master and receiver, if asked for.
+    pub proxy: Option<Proxy>,
+    /// The master's server, if it is real.
+    pub cluster: Option<Cluster>,
+    archive: PathBuf,
+    standby_ini: PathBuf,
+    master_ini: PathBuf,
+    standby: Ini,
+    master: Ini,
+    facts: Option<Facts>,
+    timeline: u32,
+    data: PathBuf,
+    port: u16,
+    tls: bool,
+    home: TempDir,
+}
+
+impl Site {
+    /// Begins with a data directory without a server (PostgreSQL 15, segments of 1 MiB), TLS,
+    /// and a receiver that runs and is bound to it.
+    pub fn builder() -> Builder {
+        Builder {
+            cluster: None,
+            facts: Facts {
+                system_id: SystemId(7_700_000_000_000_000_001),
+                postgres_major: 15,
+                segment_size: WalSegmentSize::new(1 << 20).unwrap(),
+            },
+            timeline: 1,
+            tls: true,
+            proxied: false,
+            running: true,
+            bound: true,
+            archive: None,
+            master_folder: "master".to_owned(),
+            standby: Ini::default(),
+            master: Ini::default(),
+        }
+    }
+
+    /// What [`Site::builder`] begins with.
+    pub fn start() -> Site {
+        Site::builder().build()
+    }
+
+    /// A receiver over TLS, bound to a real cluster whose `postgresql.conf` is untouched yet:
+    /// `master_command(&["setup"])` turns archiving on.
+    pub fn with_cluster(cluster: Cluster) -> Site {
+        Site::builder().cluster(cluster).build()
+    }
+
+    /// The site's folder; everything is in it.
+    pub fn home(&self) -> &TempDir {
+        &self.home
+    }
+
+    /// The real cluster.
+    pub fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().expect("a site with a cluster")
+    }
+
+    /// The real cluster, to stop and start it.
+    pub fn cluster_mut(&mut self) -> &mut Cluster {
+        self.cluster.as_mut().expect("a site with a cluster")
+    }
+
+    /// The proxy of a site that was built with one.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a site with a proxy")
+    }
+
+    /// The master's data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// master.ini.
+    pub fn master_ini(&self) -> &Path {
+        &self.master_ini
+    }
+
+    /// standby.ini.
+    pub fn standby_ini(&self) -> &Path {
+        &self.standby_ini
+    }
+
+    /// `completed_wals`.
+    pub fn completed_wals(&self) -> PathBuf {
+        self.archive.join("logs.complete")
+    }
+
+    /// `partial_wals`.
+    pub fn partial_wals(&self) -> PathBuf {
+        self.archive.join("logs.partial")
+    }
+
+    /// Where the receiver listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Changes a setting of master.ini, for the next command.
+    pub fn master_set(&mut self, key: &str, value: &str) {
+        self.master.set(key, value);
+        self.master.write(&self.master_ini);
+    }
+
+    /// Changes a setting of standby.ini; a running receiver needs a SIGHUP.
+    pub fn standby_set(&mut self, key: &str, value: &str) {
+        self.standby.set(key, value);
+        self.standby.write(&self.standby_ini);
+    }
+
+    /// The master reaches the receiver by this address from here on.
+    pub fn route(&mut self, address: SocketAddr) {
+        self.master_set("slave", &address.to_string());
+    }
+
+    /// walmgr with master.ini and these words, to be run as the server's user.
+    pub fn master_walmgr(&self, words: &[&str]) -> Command {
+        let mut command = walmgr();
+        command.arg(&self.master_ini).args(words);
+        command
+    }
+
+    /// walmgr with standby.ini and these words, to be run as the server's user.
+    pub fn standby_walmgr(&self, words: &[&str]) -> Command {
+        let mut command = walmgr();
+        command.arg(&self.standby_ini).args(words);
+        command
+    }
+
+    /// Runs [`Site::master_walmgr`] to its end.
+    pub fn master_command(&self, words: &[&str]) -> Output {
+        Output::of(&mut self.master_walmgr(words))
+    }
+
+    /// Runs [`Site::standby_walmgr`] to its end.
+    pub fn standby_command(&self, words: &[&str]) -> Output {
+        Output::of(&mut self.standby_walmgr(words))
+    }
+
+    /// `xarchive`, in the working directory PostgreSQL would give it.
+    pub fn xarchive_walmgr(&self, path: &Path, name: &str) -> Command {
+        let mut command = self.master_walmgr(&["xarchive"]);
+        command.arg(path).arg(name).current_dir(&self.data);
+        command
+    }
+
+    /// Runs `xarchive` to its end.
+    pub fn xarchive(&self, path: impl AsRef<Path>, name: &str) -> Output {
+        Output::of(&mut self.xarchive_walmgr(path.as_ref(), name))
+    }
+
+    /// Runs `xarchive` for a file in `pg_wal`, as PostgreSQL would.
+    pub fn archive(&self, name: &str) -> Output {
+        self.xarchive(Path::new("pg_wal").join(name), name)
+    }
+
+    /// A stored file; panics if it is not there.
+    pub fn archived(&self, name: &str) -> Vec<u8> {
+        let path = self.completed_wals().join(name);
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Whether a file is stored.
+    pub fn holds(&self, name: &str) -> bool {
+        self.completed_wals().join(name).exists()
+    }
+
+    /// Every name in `completed_wals` that a WAL file could have, sorted.
+    pub fn archived_names(&self) -> Vec<String> {
+        let mut names = self.all_names();
+        names.retain(|name| !name.starts_with('.'));
+        names
+    }
+
+    /// Uploads that did not come to their end.
+    pub fn temporaries(&self) -> Vec<String> {
+        let mut names = self.all_names();
+        names.retain(|name| name.starts_with(".in."));
+        names
+    }
+
+    fn all_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.completed_wals())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// What the control file says of the cluster.
+    pub fn facts(&self) -> ClusterFacts {
+        ClusterFacts::read(&self.master_config()).unwrap()
+    }
+
+    /// The settings of master.ini.
+    pub fn master_config(&self) -> config::MasterConfig {
+        let loaded = config::load(&self.master_ini, &[]).unwrap();
+        loaded.into_master("the test").unwrap()
+    }
+
+    /// The name of a segment on the master's timeline.
+    pub fn segment_name(&self, number: u64) -> String {
+        let facts = self.facts();
+        SegmentName::from_number(facts.timeline, number, facts.cluster.segment_size).to_string()
+    }
+
+    /// Valid WAL for this segment of this cluster; another `salt` gives other content.
+    pub fn segment(&self, number: u64, salt: &str) -> Vec<u8> {
+        let ClusterFacts { cluster, timeline } = self.facts();
+        segment_of(&cluster, timeline, number, salt)
+    }
+
+    /// Writes valid WAL into `pg_wal` and returns its path.
+    pub fn write_segment(&self, number: u64) -> PathBuf {
+        self.write_wal(&self.segment_name(number), self.segment(number, "walmgr"))
+    }
+
+    /// Writes a file into `pg_wal` and returns its path.
+    pub fn write_wal(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.data.join("pg_wal").join(name);
+        std::fs::write(&path, content).unwrap();
+        give_to_server(&path);
+        path
+    }
+
+    /// Binds the archive to the master's cluster, without a server and without an edit.
+    pub fn bind(&self) -> SetupDone {
+        self.ask(async |asking| asking.set_up().await.unwrap())
+    }
+
+    /// What the receiver says of itself.
+    pub fn status(&self) -> Status {
+        self.ask(async |asking| asking.status().await.unwrap())
+    }
+
+    fn ask<T>(&self, question: impl AsyncFnOnce(&mut Asking<'_>) -> T) -> T {
+        let mut config = self.master_config();
+        let facts = ClusterFacts::read(&config).unwrap();
+        if config.tls.enabled {
+            // A key has to belong to the user that uses it, and here that is the test's.
+            let own = self.home.join("asking.key");
+            std::fs::copy(&config.tls.key, &own).unwrap();
+            config.tls.key = own;
+        }
+        walmgr::master::runtime().unwrap().block_on(async {
+            let mut asking = Asking::connect(&config, &facts).await.unwrap();
+            let answer = question(&mut asking).await;
+            asking.close().await;
+            answer
+        })
+    }
+
+    /// The fingerprint of the master's key.
+    pub fn master_fingerprint(&self) -> String {
+        self.master_command(&["identity"]).succeed()
+    }
+
+    /// The fingerprint of the receiver's key.
+    pub fn standby_fingerprint(&self) -> String {
+        self.standby_command(&["identity"]).succeed()
+    }
+
+    /// Starts the receiver and waits until it listens; on another port if somebody took this one.
+    pub fn start_receiver(&mut self) {
+        for _ in 0..3 {
+            match self.receiver.start(&mut self.receiver_walmgr()) {
+                Ok(()) => return,
+                Err(log) if log.contains("Address already in use") => {
+                    self.port = free_port();
+                    self.standby_set("listen", &self.address().to_string());
+                    self.route(self.address());
+                }
+                Err(log) => panic!("the receiver does not start:\n{log}"),
+            }
+        }
+        panic!("the receiver found no free port");
+    }
+
+    /// The command that [`Receiver::start`] takes; wrap it to have it traced.
+    pub fn receiver_walmgr(&self) -> Command {
+        self.standby_walmgr(&["receiver"])
+    }
+
+    /// Stops the receiver in good order and starts it again on the same port.
+    pub fn restart_receiver(&mut self) {
+        self.receiver.stop();
+        self.start_receiver();
+    }
+
+    /// Creates both identities, and makes each known to the other side.
+    fn introduce(&mut self) {
+        let receiver = self.standby_fingerprint();
+        self.master_set("slave_fingerprint", &receiver);
+        let master = self.master_fingerprint();
+        self.standby_command(&["authorize", &master, "master"])
+            .succeed();
+    }
+
+    fn standby_settings(&self) -> Ini {
+        let mut ini = Ini::default();
+        ini.set("walmgr_data", &self.archive.display().to_string());
+        let completed = self.completed_wals().display().to_string();
+        ini.set("completed_wals", &completed);
+        let partial = self.partial_wals().display().to_string();
+        ini.set("partial_wals", &partial);
+        ini.set("listen", &self.address().to_string());
+        ini.set("tls", if self.tls { "on" } else { "off" });
+        ini
+    }
+
+    fn master_settings(&self) -> Ini {
+        let mut ini = Ini::default();
+        ini.set("master_data", &self.data.display().to_string());
+        if let Some(cluster) = &self.cluster {
+            ini.set("master_db", &cluster.conninfo());
+        }
+        ini.set("slave", &self.address().to_string());
+        ini.set("tls", if self.tls { "on" } else { "off" });
+        ini
+    }
+
+    fn write_data_directory(&self) {
+        let Some(facts) = self.facts else { return };
+        write_data_directory(&self.data, &facts, self.timeline);
+    }
+}
+
+#[test]
+fn a_site_archives_and_leaves_nothing() {
+    let _user = skip_unless!(super::place::server_user());
+    for builder in [Site::builder(), Site::builder().plain().proxied()] {
+        let mut site = builder.build();
+        let path = site.write_segment(7);
+        let name = site.segment_name(7);
+        site.archive(&name).succeed();
+        assert_eq!(site.archived(&name), std::fs::read(path).unwrap());
+        assert_eq!(site.archived_names(), std::slice::from_ref(&name));
+        site.restart_receiver();
+        site.archive(&name).succeed();
+        site.receiver.kill9();
+        site.archive(&name).fail(1);
+        site.start_receiver();
+        site.archive(&name).succeed();
+        let (pid, home) = (site.receiver.pid(), site.home().path().to_path_buf());
+        assert!(site.receiver.memory_peak_kib() > 0);
+        drop(site);
+        assert!(!super::cluster::is_alive(pid) && !home.exists());
+    }
+}
