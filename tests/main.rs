@@ -15,5 +15,7 @@ mod support;
 mod cli;
 mod daemon;
 mod house_rules;
+mod limits;
+mod network;
 mod pg;
 mod wal;
