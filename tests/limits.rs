@@ -98,7 +98,10 @@ fn fault_91_a_length_of_4_gib_is_refused_without_memory() {
     for length in [u32::MAX, 4097] {
         let mut bytes = b"walmgr\r\n\x01\0\x01\0".to_vec();
         bytes.extend_from_slice(&length.to_le_bytes());
-        assert_eq!(crate::support::peer::answer_to(site.address(), &bytes), None);
+        assert_eq!(
+            crate::support::peer::answer_to(site.address(), &bytes),
+            None
+        );
     }
     // Sizes are bounded by what the name can be.
     for size in [u64::MAX, (1 << 20) + 1] {

@@ -12,9 +12,9 @@ use rustix::process::Signal;
 use walmgr_protocol::message::{ErrorCode, Message};
 use walmgr_protocol::names::WalFileName;
 
+use crate::support::outcome::Output;
 use crate::support::peer::{Peer, commit, data};
 use crate::support::proxy::{Direction, Fault, Recording};
-use crate::support::outcome::Output;
 use crate::support::{Site, wait_for};
 
 mod addresses;
@@ -116,10 +116,16 @@ fn cut_everywhere(site: &Site, name: &str) -> usize {
     for (direction, bytes) in both_ways(&clean) {
         for at_byte in places(bytes) {
             let what = format!("{name} cut {direction:?} at {at_byte} of {}", bytes.len());
-            site.proxy().set_faults([(direction, Fault::Cut { at_byte })]);
+            site.proxy()
+                .set_faults([(direction, Fault::Cut { at_byte })]);
             let output = site.archive(name);
             assert_eq!(output.code, Some(1), "{what}: {}", output.stderr);
-            assert_eq!(output.stderr.lines().count(), 1, "{what}: {}", output.stderr);
+            assert_eq!(
+                output.stderr.lines().count(),
+                1,
+                "{what}: {}",
+                output.stderr
+            );
             if direction == Direction::ToServer {
                 wait_until_quiet(site);
                 assert_eq!(site.archived_names(), [""; 0], "{what}");
@@ -157,10 +163,15 @@ fn fault_21_a_tls_session_cut_at_a_byte_leaves_nothing_wrong_and_is_repeated() {
         for sample in 0..samples {
             let at_byte = (bytes.len() * sample / samples) as u64;
             let what = format!("TLS cut {direction:?} at {at_byte} of {}", bytes.len());
-            site.proxy().set_faults([(direction, Fault::Cut { at_byte })]);
+            site.proxy()
+                .set_faults([(direction, Fault::Cut { at_byte })]);
             let output = site.archive(HISTORY);
             // A farewell of TLS behind the acknowledgement is no part of the answer.
-            assert!(matches!(output.code, Some(0 | 1)), "{what}: {}", output.stderr);
+            assert!(
+                matches!(output.code, Some(0 | 1)),
+                "{what}: {}",
+                output.stderr
+            );
             assert!(output.code == Some(1) || site.holds(HISTORY), "{what}");
             recovers(&site, HISTORY, &what);
         }
@@ -210,7 +221,10 @@ fn fault_22_the_receiver_logs_what_was_damaged() {
     let cases = [
         (parts[0].start, "does not speak walmgr's protocol"),
         (parts[0].end - 1, "a hello was damaged on its way"),
-        (parts[1].start + 2, "the frame header was damaged on its way"),
+        (
+            parts[1].start + 2,
+            "the frame header was damaged on its way",
+        ),
         (parts[2].end - 1, "the frame payload was damaged on its way"),
     ];
     for (at_byte, reason) in cases {
@@ -250,7 +264,11 @@ fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
                 wait_until_quiet(&site);
                 assert_eq!(site.archived_names(), [""; 0], "{what}");
             } else {
-                assert!(matches!(output.code, Some(0 | 1)), "{what}: {}", output.stderr);
+                assert!(
+                    matches!(output.code, Some(0 | 1)),
+                    "{what}: {}",
+                    output.stderr
+                );
             }
             recovers(&site, HISTORY, &what);
         }
@@ -269,7 +287,11 @@ fn fault_26_a_reset_before_the_acknowledgement_is_retried_and_finds_the_same_fil
         let clean = site.proxy().recordings().pop().unwrap();
         let last = clean.to_client.len() as u64 - 1;
         // Under TLS the farewell may come behind the acknowledgement.
-        let resets = if tls { last / 2..last / 2 + 1 } else { last - 20..last };
+        let resets = if tls {
+            last / 2..last / 2 + 1
+        } else {
+            last - 20..last
+        };
         for at_byte in resets.step_by(7) {
             site.proxy()
                 .set_faults([(Direction::ToClient, Fault::Reset { at_byte })]);
@@ -418,7 +440,10 @@ fn fault_28_a_stopped_receiver_costs_the_client_its_deadline_and_nothing_else() 
         let begin = Instant::now();
         let output = site.archive(&name);
         let line = output.fail(1);
-        assert!(line.contains("did not introduce itself within 1s"), "{line}");
+        assert!(
+            line.contains("did not introduce itself within 1s"),
+            "{line}"
+        );
         assert!(begin.elapsed() < Duration::from_secs(3));
         site.receiver.signal(Signal::CONT);
         recovers(&site, &name, "a receiver that was stopped");

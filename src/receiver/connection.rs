@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use walmgr_protocol::codec::Frame;
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
 use walmgr_protocol::limits::CHANNELS_MAX;
-use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
@@ -216,6 +216,11 @@ impl Connection {
         }
         let answer = control::answer(&self.daemon, &self.peer, request).await;
         self.heard();
+        if let Message::Error(error) = &answer
+            && error.scope == Scope::Connection
+        {
+            return Err(End::Hangup(error.clone()));
+        }
         Ok(self.wire.send(0, &answer).await?)
     }
 

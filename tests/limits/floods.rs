@@ -23,7 +23,9 @@ fn cpu_ticks(pid: u32) -> u64 {
 }
 
 fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
 }
 
 /// Archives one segment as PostgreSQL would: again until it succeeds. Returns how long that took.
@@ -96,7 +98,9 @@ fn fault_93_strangers_that_come_again_and_again_do_not_lock_a_master_out() {
                         matches!(end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
                     });
                     while sockets.len() < 40 {
-                        let Ok(socket) = dial_from(host, address) else { break };
+                        let Ok(socket) = dial_from(host, address) else {
+                            break;
+                        };
                         socket.set_nonblocking(true).unwrap();
                         sockets.push(socket);
                     }
@@ -125,7 +129,10 @@ fn fault_94_out_of_descriptors_the_receiver_waits_and_recovers() {
     let plain = site.receiver_walmgr();
     let mut limited = Command::new("prlimit");
     limited.args(["--nofile=64", "--"]).arg(plain.get_program());
-    limited.args(plain.get_args()).env_clear().current_dir("/tmp");
+    limited
+        .args(plain.get_args())
+        .env_clear()
+        .current_dir("/tmp");
     for (name, value) in plain.get_envs() {
         limited.env(name, value.unwrap_or_default());
     }
@@ -143,9 +150,16 @@ fn fault_94_out_of_descriptors_the_receiver_waits_and_recovers() {
     let begin = (Instant::now(), cpu_ticks(pid));
     std::thread::sleep(Duration::from_secs(2));
     let ticks = cpu_ticks(pid) - begin.1;
-    println!("{ticks} ticks of CPU in {:?} without descriptors", begin.0.elapsed());
+    println!(
+        "{ticks} ticks of CPU in {:?} without descriptors",
+        begin.0.elapsed()
+    );
     assert!(ticks < 40, "a busy loop: {ticks} ticks in 2 s");
-    assert!(site.receiver.log().contains("Too many open files"), "{}", site.receiver.log());
+    assert!(
+        site.receiver.log().contains("Too many open files"),
+        "{}",
+        site.receiver.log()
+    );
     let took = archive_patiently(&site, 1, Duration::from_secs(30));
     println!("a master got through after {took:?}");
     drop(sockets);

@@ -22,7 +22,10 @@ fn fault_30_an_address_without_a_receiver_is_said_within_the_deadline() {
         // Reserved for documentation: no network routes it.
         ("192.0.2.1:7432", "192.0.2.1:7432"),
         ("[2001:db8::1]:7432", "2001:db8::1"),
-        (silent_address.as_str(), "did not introduce itself within 2s"),
+        (
+            silent_address.as_str(),
+            "did not introduce itself within 2s",
+        ),
     ] {
         site.master_set("slave", slave);
         let begin = Instant::now();

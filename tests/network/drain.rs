@@ -74,7 +74,10 @@ fn a_peer_that_never_finishes_its_upload_holds_the_end_back_for_its_bound_only()
     assert!(site.receiver.wait().success());
     let elapsed = begin.elapsed();
     let bound = walmgr::receiver::DRAIN_DEADLINE;
-    assert!(elapsed > bound / 2 && elapsed < bound + Duration::from_secs(6), "{elapsed:?}");
+    assert!(
+        elapsed > bound / 2 && elapsed < bound + Duration::from_secs(6),
+        "{elapsed:?}"
+    );
     assert!(site.temporaries().is_empty());
 }
 
@@ -103,7 +106,11 @@ fn fault_83_two_clients_with_one_name_agree_or_the_second_conflicts() {
         let one = Running::start(&site, &name);
         let limit = Duration::from_secs(20);
         let mut codes = [one.end(limit).code, other.end(limit).code];
-        let kept = if codes[0] == Some(0) { "walmgr" } else { "another" };
+        let kept = if codes[0] == Some(0) {
+            "walmgr"
+        } else {
+            "another"
+        };
         codes.sort();
         assert_eq!(codes, [Some(0), Some(3)]);
         assert_eq!(site.archived(&name), site.segment(round, kept));

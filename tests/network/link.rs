@@ -83,12 +83,10 @@ const SLOW: &str = "root tbf rate 1mbit burst 32kbit latency 400ms";
 #[test]
 fn fault_25_a_lossy_slow_link_with_a_deep_queue_completes() {
     let namespace = skip_unless!(Namespace::create());
-    let iptables = ["iptables-legacy", "iptables"]
-        .into_iter()
-        .find(|program| {
-            let rule = "-A INPUT -m statistic --mode random --probability 0.05 -j DROP";
-            namespace.run(&format!("{program} {rule}")).is_ok()
-        });
+    let iptables = ["iptables-legacy", "iptables"].into_iter().find(|program| {
+        let rule = "-A INPUT -m statistic --mode random --probability 0.05 -j DROP";
+        namespace.run(&format!("{program} {rule}")).is_ok()
+    });
     if iptables.is_none() {
         skip!("iptables cannot drop packets at random here");
     }
@@ -145,7 +143,11 @@ fn fault_24_a_link_that_goes_down_frees_the_slot_and_ends_the_client() {
     master.run("ip link set wm0 down").unwrap();
     let down = Instant::now();
     let output = running.end(Duration::from_secs(6));
-    assert!(output.fail(1).contains("push_timeout = 4s"), "{}", output.stderr);
+    assert!(
+        output.fail(1).contains("push_timeout = 4s"),
+        "{}",
+        output.stderr
+    );
     assert!(begin.elapsed() < Duration::from_secs(6));
     let bound = walmgr::receiver::IDLE_DEADLINE + Duration::from_secs(4);
     wait_for("the slot to be freed", bound, || {

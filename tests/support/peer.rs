@@ -125,7 +125,9 @@ impl Peer {
     /// The bytes of a frame of any kind, flags and payload; it counts as sent.
     pub fn raw_frame(&mut self, kind: u8, flags: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
         let payload_bytes = u32::try_from(payload.len()).unwrap();
-        let mut bytes = self.header(kind, flags, channel, payload_bytes, payload).to_vec();
+        let mut bytes = self
+            .header(kind, flags, channel, payload_bytes, payload)
+            .to_vec();
         bytes.extend_from_slice(payload);
         bytes
     }
