@@ -3,7 +3,7 @@
 //! handshake take no slot from peers that are known.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,12 +70,15 @@ impl Daemon {
     }
 
     /// Logs a refusal, but not every one of a flood.
-    pub fn refused(&self, address: IpAddr, reason: &str) {
+    pub fn refused(&self, mut address: IpAddr, reason: &str) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.len() >= REFUSAL_ADDRESSES_MAX {
-            refusals.clear();
-        }
         let now = Instant::now();
+        if refusals.len() >= REFUSAL_ADDRESSES_MAX && !refusals.contains_key(&address) {
+            refusals.retain(|_, (last, _)| now.duration_since(*last) < REFUSAL_LOG_INTERVAL);
+            if refusals.len() >= REFUSAL_ADDRESSES_MAX {
+                address = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            }
+        }
         match refusals.get_mut(&address) {
             Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => {
                 *unsaid += 1
