@@ -29,7 +29,7 @@ use crate::store::{Archive, Health, Places, RealDisk, StoreError};
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Addresses whose refusals are remembered; beyond it they share one entry.
-const REFUSAL_ADDRESSES_MAX: usize = 1_024;
+const REFUSAL_ADDRESSES_MAX: usize = 64;
 
 /// What all connections share.
 pub struct Daemon {
