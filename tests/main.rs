@@ -15,6 +15,7 @@ mod support;
 mod cli;
 mod daemon;
 mod house_rules;
+mod identity;
 mod limits;
 mod network;
 mod pg;

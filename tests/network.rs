@@ -378,17 +378,17 @@ fn fault_27_frames_in_another_order_are_refused() {
 pub struct Running(Child);
 
 impl Running {
-    fn start(site: &Site, name: &str) -> Running {
+    pub fn start(site: &Site, name: &str) -> Running {
         let mut command = site.xarchive_walmgr(&PathBuf::from("pg_wal").join(name), name);
         Running::spawn(&mut command)
     }
 
-    fn spawn(command: &mut Command) -> Running {
+    pub fn spawn(command: &mut Command) -> Running {
         let piped = command.stdin(Stdio::null()).stdout(Stdio::piped());
         Running(piped.stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    fn end(mut self, limit: Duration) -> Output {
+    pub fn end(mut self, limit: Duration) -> Output {
         let status = wait_for("the end of xarchive", limit, || self.0.try_wait().unwrap());
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let pipes = (self.0.stdout.take(), self.0.stderr.take());
@@ -410,7 +410,7 @@ impl Drop for Running {
 }
 
 /// Starts an upload that comes to a halt in its middle for this long.
-fn half_way(site: &Site, name: &str, by: Duration) -> Running {
+pub fn half_way(site: &Site, name: &str, by: Duration) -> Running {
     let at_byte = 300_000;
     let fault = Fault::Delay { at_byte, by };
     site.proxy().set_faults([(Direction::ToServer, fault)]);

@@ -172,25 +172,20 @@ fn fault_94_out_of_descriptors_the_receiver_waits_and_recovers() {
 
 #[test]
 fn fault_94_one_connection_too_many_is_refused_in_words() {
-    for tls in [false, true] {
-        let builder = Site::builder().standby_set("max_connections", "2");
-        let site = if tls { builder } else { builder.plain() }.build();
-        if tls {
-            continue;
-        }
-        let held = [peer_of(&site), peer_of(&site)];
-        let name = site.segment_name(1);
-        site.write_segment(1);
-        let output = site.archive(&name);
-        let line = output.fail(1);
-        assert!(line.contains("all 2 connections are in use"), "{line}");
-        assert!(line.contains("raise max_connections"), "{line}");
-        let mut third = peer_of(&site);
-        assert_eq!(third.last_words().code, ErrorCode::Busy);
-        drop(held);
-        archive_patiently(&site, 1, Duration::from_secs(5));
-        site.receiver.wait_for_log("all 2 connections are in use");
-    }
+    let builder = Site::builder().standby_set("max_connections", "2");
+    let site = builder.plain().build();
+    let held = [peer_of(&site), peer_of(&site)];
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    let output = site.archive(&name);
+    let line = output.fail(1);
+    assert!(line.contains("all 2 connections are in use"), "{line}");
+    assert!(line.contains("raise max_connections"), "{line}");
+    let mut third = peer_of(&site);
+    assert_eq!(third.last_words().code, ErrorCode::Busy);
+    drop(held);
+    archive_patiently(&site, 1, Duration::from_secs(5));
+    site.receiver.wait_for_log("all 2 connections are in use");
 }
 
 /// Numbers that look random and are the same every time.
