@@ -19,4 +19,5 @@ mod identity;
 mod limits;
 mod network;
 mod pg;
+mod skew;
 mod wal;
