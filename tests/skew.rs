@@ -118,7 +118,7 @@ fn fault_98_unknown_kinds_and_flags_in_a_session_are_refused_in_words() {
 fn meet(tls: bool, act: impl FnOnce(TcpStream) + Send + 'static) -> (Output, Duration) {
     let builder = Site::builder()
         .master_set("connect_timeout", "2")
-        .master_set("push_timeout", "4");
+        .master_set("push_timeout", "3");
     let mut site = if tls { builder } else { builder.plain() }.build();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
@@ -323,7 +323,7 @@ fn fault_98_a_receiver_with_nonsense_limits_or_silence_costs_one_attempt() {
             until_closed(stream);
         });
         let line = output.fail(1);
-        assert!(line.contains("push_timeout = 4s"), "{what}: {line}");
+        assert!(line.contains("push_timeout = 3s"), "{what}: {line}");
         assert!(elapsed < Duration::from_secs(6), "{what}: {elapsed:?}");
     }
 }

@@ -13,7 +13,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
-use crate::receiver::introduction::Peer;
+use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Upload};
 use crate::receiver::{DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
@@ -324,11 +324,13 @@ impl Connection {
                 "run `walmgr MASTER.ini setup` on the master",
             ));
         }
-        if self.peer.cluster.is_none() {
+        let Some(theirs) = self.peer.cluster else {
             let text = "the peer did not say which cluster it speaks for";
             return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
-        }
-        None
+        };
+        // It may have been bound since this peer was greeted.
+        let foreign = introduction::foreign(&self.daemon, theirs)?;
+        Some(Error::channel(foreign.code, foreign.message, foreign.hint))
     }
 
     fn lacks_right(&self, what: &str, right: &str) -> Error {

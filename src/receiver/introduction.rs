@@ -134,7 +134,9 @@ async fn introduce(
             String::new(),
         ))
     })?;
-    same_cluster(daemon, &hello).map_err(Turned::Away)?;
+    if let Some(foreign) = hello.cluster.and_then(|theirs| foreign(daemon, theirs)) {
+        return Err(Turned::Away(foreign));
+    }
     let nonce = fresh_nonce().map_err(|error| {
         Turned::Away(refusal(
             ErrorCode::Internal,
@@ -167,15 +169,12 @@ fn authorize(settings: &Settings, key: Option<&Fingerprint>) -> Result<Rights, R
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
-fn same_cluster(daemon: &Daemon, hello: &Hello) -> Result<(), Refusal> {
-    let (Some(bound), Some(theirs)) = (daemon.archive.binding(), hello.cluster) else {
-        return Ok(());
-    };
-    let bound = cluster_of(&bound);
+pub fn foreign(daemon: &Daemon, theirs: Cluster) -> Option<Refusal> {
+    let bound = cluster_of(&daemon.archive.binding()?);
     if bound == theirs {
-        return Ok(());
+        return None;
     }
-    Err(refusal(
+    Some(refusal(
         ErrorCode::ForeignCluster,
         format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
         "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \

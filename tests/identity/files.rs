@@ -84,9 +84,11 @@ fn fault_96_settings_nobody_can_mean_end_with_2_and_name_the_key() {
         ("slave_fingerprint", "SHA256:short"),
         ("tls_keyy", "x"),
     ] {
-        let site = Site::builder().stopped().master_set(key, value).build();
+        let mut site = stopped();
+        let name = site.segment_name(1);
         site.write_segment(1);
-        let output = site.archive(&site.segment_name(1));
+        site.master_set(key, value);
+        let output = site.archive(&name);
         let line = output.fail(2);
         assert!(
             line.contains(key) && line.contains("master.ini"),
