@@ -118,6 +118,10 @@ impl Connection {
     async fn run(&mut self, mut reports: mpsc::Receiver<(u16, Report)>) -> End {
         let mut reloads = self.daemon.settings.subscribe();
         let mut stopping = self.daemon.stopping.subscribe();
+        // The keys may have been read again while this peer was being greeted.
+        if let Err(end) = self.still_welcome() {
+            return end;
+        }
         loop {
             let wait = match self.next_wait().await {
                 Ok(wait) => wait,
