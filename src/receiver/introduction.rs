@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
+use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
@@ -20,7 +21,7 @@ use crate::transport::connect::fresh_nonce;
 use crate::transport::identity::Fingerprint;
 use crate::transport::stream::Stream;
 use crate::transport::tls::{self, TlsFault};
-use crate::transport::wire::{Introduction, Wire};
+use crate::transport::wire::{Introduction, Wire, WireFault};
 
 /// A peer that was let in.
 pub struct Peer {
@@ -59,6 +60,9 @@ pub async fn greet(
             return None;
         }
     };
+    let key = fingerprint
+        .map(|key| format!(" with key {key}"))
+        .unwrap_or_default();
     let mut introduction = Introduction::new(stream);
     match introduce(daemon, settings, &mut introduction, address, fingerprint).await {
         Ok((peer, hello, welcome)) => {
@@ -68,9 +72,6 @@ pub async fn greet(
             Some((peer, wire))
         }
         Err(Turned::Away(refusal)) => {
-            let key = fingerprint
-                .map(|key| format!(" with key {key}"))
-                .unwrap_or_default();
             daemon.refused(
                 address.ip(),
                 &format!("{address}{key}: {}", refusal.message),
@@ -81,7 +82,9 @@ pub async fn greet(
             None
         }
         Err(Turned::Silent(reason)) => {
-            daemon.refused(address.ip(), &format!("{address}: {reason}"));
+            daemon.refused(address.ip(), &format!("{address}{key}: {reason}"));
+            // Not by a reset: it would hide from the peer that this end hung up on purpose.
+            introduction.close().await;
             None
         }
     }
@@ -125,7 +128,7 @@ async fn introduce(
     let (versions, hello) = introduction
         .receive_hello()
         .await
-        .map_err(|fault| Turned::Silent(in_full(&fault)))?;
+        .map_err(|fault| Turned::Silent(no_hello(&fault)))?;
     choose_version(VersionRange::OURS, versions).map_err(Turned::Away)?;
     let hello = hello.map_err(|error| {
         Turned::Away(refusal(
@@ -188,6 +191,18 @@ fn refusal(code: ErrorCode, message: String, hint: String) -> Refusal {
         code,
         message,
         hint,
+    }
+}
+
+/// Why what arrived is no hello.
+fn no_hello(fault: &WireFault) -> String {
+    match fault {
+        WireFault::Protocol(ProtocolError::Malformed(Malformed::NotWalmgr { found }))
+            if tls::looks_like_tls(found) =>
+        {
+            "the client speaks TLS, but tls = off is set here".to_owned()
+        }
+        fault => in_full(fault),
     }
 }
 
