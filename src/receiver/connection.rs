@@ -78,7 +78,11 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
             if error.code == ErrorCode::ShuttingDown {
                 tracing::debug!("{peer}: {}", error.message);
             } else {
-                daemon.refused(peer.address.ip(), &format!("{peer}: {}", error.message));
+                let key = (peer.fingerprint.as_ref())
+                    .map(|key| format!(" with key {key}"))
+                    .unwrap_or_default();
+                let reason = format!("{peer}{key}: {}", error.message);
+                daemon.refused(peer.address.ip(), &reason);
             }
             // It may be gone, or not reading.
             let message = Message::Error(error);
