@@ -30,6 +30,11 @@ impl VersionRange {
         highest: HIGHEST,
     };
 
+    /// Whether this version is one of them.
+    pub fn contains(self, version: u16) -> bool {
+        (self.lowest..=self.highest).contains(&version)
+    }
+
     /// The highest version in both runs, or `None` when they do not meet.
     pub fn common(self, other: VersionRange) -> Option<u16> {
         let highest = self.highest.min(other.highest);

@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 use walmgr_protocol::codec::Frame;
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
 use walmgr_protocol::limits::CHANNELS_MAX;
-use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
-use crate::receiver::introduction::Peer;
+use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
@@ -32,6 +32,7 @@ impl From<WireFault> for End {
         match fault {
             WireFault::Protocol(error) => error.into(),
             WireFault::Closed => End::Gone("it closed the connection".to_owned()),
+            WireFault::Deaf => End::Gone(fault.to_string()),
             WireFault::Io(error) => End::Gone(error.to_string()),
         }
     }
@@ -77,7 +78,11 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
             if error.code == ErrorCode::ShuttingDown {
                 tracing::debug!("{peer}: {}", error.message);
             } else {
-                daemon.refused(peer.address.ip(), &format!("{peer}: {}", error.message));
+                let key = (peer.fingerprint.as_ref())
+                    .map(|key| format!(" with key {key}"))
+                    .unwrap_or_default();
+                let reason = format!("{peer}{key}: {}", error.message);
+                daemon.refused(peer.address.ip(), &reason);
             }
             // It may be gone, or not reading.
             let message = Message::Error(error);
@@ -119,6 +124,10 @@ impl Connection {
     async fn run(&mut self, mut reports: mpsc::Receiver<(Slot, Report)>) -> End {
         let mut reloads = self.daemon.settings.subscribe();
         let mut stopping = self.daemon.stopping.subscribe();
+        // The keys may have been read again while this peer was being greeted.
+        if let Err(end) = self.still_welcome() {
+            return end;
+        }
         loop {
             let wait = match self.next_wait().await {
                 Ok(wait) => wait,
@@ -221,6 +230,11 @@ impl Connection {
         }
         let answer = control::answer(&self.daemon, &self.peer, request).await;
         self.heard();
+        if let Message::Error(error) = &answer
+            && error.scope == Scope::Connection
+        {
+            return Err(End::Hangup(error.clone()));
+        }
         Ok(self.wire.send(0, &answer).await?)
     }
 
@@ -328,28 +342,20 @@ impl Connection {
         if !self.peer.rights.push {
             return Some(self.lacks_right("an offer", "push"));
         }
-        let bound = self
-            .daemon
-            .archive
-            .binding()
-            .map(|binding| control::cluster_of(&binding));
-        if bound.is_none() {
+        if self.daemon.archive.binding().is_none() {
             return Some(Error::channel(
                 ErrorCode::NotSetUp,
                 "the archive is bound to no cluster yet",
                 "run `walmgr MASTER.ini setup` on the master",
             ));
         }
-        // The archive may have been bound since the peer introduced itself.
-        if self.peer.cluster != bound {
-            let text = "the archive belongs to another cluster than the one you speak for";
-            return Some(Error::channel(
-                ErrorCode::ForeignCluster,
-                text,
-                "check `slave`",
-            ));
-        }
-        None
+        let Some(theirs) = self.peer.cluster else {
+            let text = "the peer did not say which cluster it speaks for";
+            return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
+        };
+        // It may have been bound since this peer was greeted.
+        let foreign = introduction::foreign(&self.daemon, theirs)?;
+        Some(Error::channel(foreign.code, foreign.message, foreign.hint))
     }
 
     /// The peer is told in the same words; a receiver that stops says so in its own line.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
+use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
@@ -20,7 +21,7 @@ use crate::transport::connect::fresh_nonce;
 use crate::transport::identity::Fingerprint;
 use crate::transport::stream::Stream;
 use crate::transport::tls::{self, TlsFault};
-use crate::transport::wire::{Introduction, Wire};
+use crate::transport::wire::{Introduction, Wire, WireFault};
 
 /// A peer that was let in.
 pub struct Peer {
@@ -59,6 +60,9 @@ pub async fn greet(
             return None;
         }
     };
+    let key = fingerprint
+        .map(|key| format!(" with key {key}"))
+        .unwrap_or_default();
     let mut introduction = Introduction::new(stream);
     match introduce(daemon, settings, &mut introduction, address, fingerprint).await {
         Ok((peer, hello, welcome)) => {
@@ -68,9 +72,6 @@ pub async fn greet(
             Some((peer, wire))
         }
         Err(Turned::Away(refusal)) => {
-            let key = fingerprint
-                .map(|key| format!(" with key {key}"))
-                .unwrap_or_default();
             daemon.refused(
                 address.ip(),
                 &format!("{address}{key}: {}", refusal.message),
@@ -81,7 +82,9 @@ pub async fn greet(
             None
         }
         Err(Turned::Silent(reason)) => {
-            daemon.refused(address.ip(), &format!("{address}: {reason}"));
+            daemon.refused(address.ip(), &format!("{address}{key}: {reason}"));
+            // Not by a reset: it would hide from the peer that this end hung up on purpose.
+            introduction.close().await;
             None
         }
     }
@@ -125,7 +128,7 @@ async fn introduce(
     let (versions, hello) = introduction
         .receive_hello()
         .await
-        .map_err(|fault| Turned::Silent(in_full(&fault)))?;
+        .map_err(|fault| Turned::Silent(no_hello(&fault)))?;
     choose_version(VersionRange::OURS, versions).map_err(Turned::Away)?;
     let hello = hello.map_err(|error| {
         Turned::Away(refusal(
@@ -134,7 +137,9 @@ async fn introduce(
             String::new(),
         ))
     })?;
-    same_cluster(daemon, &hello).map_err(Turned::Away)?;
+    if let Some(foreign) = hello.cluster.and_then(|theirs| foreign(daemon, theirs)) {
+        return Err(Turned::Away(foreign));
+    }
     let nonce = fresh_nonce().map_err(|error| {
         Turned::Away(refusal(
             ErrorCode::Internal,
@@ -167,15 +172,12 @@ fn authorize(settings: &Settings, key: Option<&Fingerprint>) -> Result<Rights, R
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
-fn same_cluster(daemon: &Daemon, hello: &Hello) -> Result<(), Refusal> {
-    let (Some(bound), Some(theirs)) = (daemon.archive.binding(), hello.cluster) else {
-        return Ok(());
-    };
-    let bound = cluster_of(&bound);
+pub fn foreign(daemon: &Daemon, theirs: Cluster) -> Option<Refusal> {
+    let bound = cluster_of(&daemon.archive.binding()?);
     if bound == theirs {
-        return Ok(());
+        return None;
     }
-    Err(refusal(
+    Some(refusal(
         ErrorCode::ForeignCluster,
         format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
         "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \
@@ -189,6 +191,18 @@ fn refusal(code: ErrorCode, message: String, hint: String) -> Refusal {
         code,
         message,
         hint,
+    }
+}
+
+/// Why what arrived is no hello.
+fn no_hello(fault: &WireFault) -> String {
+    match fault {
+        WireFault::Protocol(ProtocolError::Malformed(Malformed::NotWalmgr { found }))
+            if tls::looks_like_tls(found) =>
+        {
+            "the client speaks TLS, but tls = off is set here".to_owned()
+        }
+        fault => in_full(fault),
     }
 }
 

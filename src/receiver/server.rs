@@ -3,14 +3,14 @@
 //! handshake take no slot from peers that are known.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::{self, StandbyConfig};
@@ -29,7 +29,7 @@ use crate::store::{Archive, Health, Places, RealDisk, StoreError};
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Addresses whose refusals are remembered; beyond it they share one entry.
-const REFUSAL_ADDRESSES_MAX: usize = 1_024;
+const REFUSAL_ADDRESSES_MAX: usize = 64;
 
 /// What all connections share.
 pub struct Daemon {
@@ -45,7 +45,8 @@ pub struct Daemon {
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
     open: AtomicUsize,
-    handshakes: Mutex<HashMap<IpAddr, usize>>,
+    handshakes: Mutex<Vec<Waiting>>,
+    handshakes_begun: AtomicU64,
     refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
 }
 
@@ -69,12 +70,15 @@ impl Daemon {
     }
 
     /// Logs a refusal, but not every one of a flood.
-    pub fn refused(&self, address: IpAddr, reason: &str) {
+    pub fn refused(&self, mut address: IpAddr, reason: &str) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.len() >= REFUSAL_ADDRESSES_MAX {
-            refusals.clear();
-        }
         let now = Instant::now();
+        if refusals.len() >= REFUSAL_ADDRESSES_MAX && !refusals.contains_key(&address) {
+            refusals.retain(|_, (last, _)| now.duration_since(*last) < REFUSAL_LOG_INTERVAL);
+            if refusals.len() >= REFUSAL_ADDRESSES_MAX {
+                address = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            }
+        }
         match refusals.get_mut(&address) {
             Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => {
                 *unsaid += 1
@@ -106,21 +110,41 @@ impl Daemon {
         }
     }
 
-    fn begin_handshake(self: &Arc<Self>, address: IpAddr) -> Option<Handshake> {
-        let mut handshakes = self
-            .handshakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let total: usize = handshakes.values().sum();
-        let here = handshakes.entry(address).or_insert(0);
-        if total >= HANDSHAKES_MAX || *here >= HANDSHAKES_PER_ADDRESS_MAX {
-            return None;
+    /// Takes a handshake slot. When there is none the oldest handshake of the most crowded
+    /// address gives way: a real peer is through in milliseconds, and whoever keeps slots
+    /// occupied loses his own. The receiver returned ends when this one has to give way.
+    fn begin_handshake(self: &Arc<Self>, address: IpAddr) -> (Handshake, oneshot::Receiver<()>) {
+        let (slot, evicted) = oneshot::channel();
+        let id = self.handshakes_begun.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self.waiting();
+        let count = |of: IpAddr| waiting.iter().filter(|one| one.address == of).count();
+        let crowded = if count(address) >= HANDSHAKES_PER_ADDRESS_MAX {
+            Some(address)
+        } else if waiting.len() >= HANDSHAKES_MAX {
+            // Of equals the last is taken, and that is the oldest here.
+            let addresses = waiting.iter().rev().map(|one| one.address);
+            addresses.max_by_key(|of| count(*of))
+        } else {
+            None
+        };
+        let oldest = waiting.iter().position(|one| Some(one.address) == crowded);
+        if let Some(oldest) = oldest {
+            waiting.remove(oldest);
         }
-        *here += 1;
-        Some(Handshake {
-            daemon: Arc::clone(self),
+        waiting.push(Waiting {
+            id,
             address,
-        })
+            _slot: slot,
+        });
+        drop(waiting);
+        let daemon = Arc::clone(self);
+        (Handshake { daemon, id }, evicted)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin_connection(self: &Arc<Self>, most: usize) -> Option<Open> {
@@ -134,25 +158,23 @@ impl Daemon {
     }
 }
 
+/// A peer in its handshake; they are kept in the order they came.
+struct Waiting {
+    id: u64,
+    address: IpAddr,
+    /// Dropped with this value, which the task that greets the peer notices.
+    _slot: oneshot::Sender<()>,
+}
+
 /// A handshake slot, given back when dropped.
 struct Handshake {
     daemon: Arc<Daemon>,
-    address: IpAddr,
+    id: u64,
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        let mut handshakes = self
-            .daemon
-            .handshakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = handshakes.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                handshakes.remove(&self.address);
-            }
-        }
+        self.daemon.waiting().retain(|one| one.id != self.id);
     }
 }
 
@@ -202,6 +224,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         newest: Mutex::new(newest),
         open: AtomicUsize::new(0),
         handshakes: Mutex::default(),
+        handshakes_begun: AtomicU64::new(0),
         refusals: Mutex::default(),
     });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
@@ -308,23 +331,20 @@ async fn drain(daemon: &Arc<Daemon>) {
 }
 
 fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
-    let Some(handshake) = daemon.begin_handshake(address.ip()) else {
-        daemon.refused(
-            address.ip(),
-            &format!("{address}: too many handshakes at once"),
-        );
-        return;
-    };
+    let (handshake, evicted) = daemon.begin_handshake(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
         let settings = daemon.settings.borrow().clone();
+        let refused = |why: &str| daemon.refused(address.ip(), &format!("{address}: {why}"));
         // Answers are small and waited for.
         if let Err(error) = stream.set_nodelay(true) {
-            daemon.refused(address.ip(), &format!("{address}: {error}"));
-            return;
+            return refused(&error.to_string());
         }
         let greeting = introduction::greet(&daemon, &settings, stream, address);
-        let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeting).await;
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeting) => greeted,
+            _ = evicted => return refused("too many handshakes at once"),
+        };
         drop(handshake);
         match greeted {
             Ok(Some((peer, wire))) => match daemon.begin_connection(settings.connections_max) {
@@ -335,10 +355,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 None => turn_away(&daemon, &settings, wire, address).await,
             },
             Ok(None) => {}
-            Err(_) => daemon.refused(
-                address.ip(),
-                &format!("{address}: no introduction within {HANDSHAKE_DEADLINE:?}"),
-            ),
+            Err(_) => refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
         }
     });
 }

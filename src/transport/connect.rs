@@ -11,6 +11,7 @@ use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
+use walmgr_protocol::version::VersionRange;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
@@ -121,6 +122,13 @@ impl Target {
             with.receive_answer().await
         };
         match answer.await {
+            Ok(Answer::Welcome(version, _)) if !VersionRange::OURS.contains(version) => {
+                Err(CommandError::retry(format!(
+                    "{self} chose protocol version {version}, this side speaks {}",
+                    VersionRange::OURS
+                ))
+                .hint("upgrade the older of the two"))
+            }
             Ok(Answer::Welcome(_, welcome)) => {
                 let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
                 Ok(Connection { wire, welcome })

@@ -24,12 +24,19 @@ const READ_BYTES: usize = 288 << 10;
 /// Time that closing in good order may take before the socket is simply dropped.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Time a peer may take to read one message. A peer that asks without ever reading answers would
+/// otherwise hold its connection for good.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Why nothing more comes over a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum WireFault {
     /// The other side closed it.
     #[error("the other side closed the connection")]
     Closed,
+    /// The other side takes no bytes.
+    #[error("the other side read nothing for {SEND_DEADLINE:?}")]
+    Deaf,
     /// The socket or TLS failed.
     #[error("the connection broke")]
     Io(#[source] std::io::Error),
@@ -179,8 +186,14 @@ impl Wire {
     pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), WireFault> {
         self.outbox.clear();
         self.encoder.encode(channel, message, &mut self.outbox);
-        self.stream.write_all(&self.outbox).await?;
-        Ok(self.stream.flush().await?)
+        let sending = async {
+            self.stream.write_all(&self.outbox).await?;
+            self.stream.flush().await
+        };
+        match tokio::time::timeout(SEND_DEADLINE, sending).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => Err(WireFault::Deaf),
+        }
     }
 
     /// Sends one block of a file without copying it; the message behind the last flushes it.

@@ -32,6 +32,7 @@ pub mod cluster;
 pub mod imitation;
 pub mod loopfs;
 pub mod outcome;
+pub mod peer;
 pub mod place;
 pub mod proxy;
 pub mod receiver;

@@ -1,0 +1,117 @@
+//! Key, log and pid files in the wrong hands or of the wrong kind, and settings nobody can mean.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+use crate::support::place::give_to_server;
+use crate::support::{Site, run};
+
+fn stopped() -> Site {
+    Site::builder().stopped().build()
+}
+
+#[test]
+fn fault_95_a_key_that_others_can_read_is_refused_by_both_sides() {
+    let site = stopped();
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    for mode in [0o644, 0o640, 0o604] {
+        for ini in [site.standby_ini(), site.master_ini()] {
+            let mode = PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(ini.with_extension("key"), mode).unwrap();
+        }
+        for output in [site.standby_command(&["receiver"]), site.archive(&name)] {
+            let line = output.fail(2);
+            assert!(line.contains("is open to others"), "{line}");
+            assert!(line.contains("chmod 600"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn fault_95_a_key_that_is_a_link_a_pipe_or_missing_is_refused_at_once() {
+    for kind in ["link", "pipe", "folder", "missing", "empty", "nonsense"] {
+        let site = stopped();
+        let key = site.standby_ini().with_extension("key");
+        let elsewhere = site.home().join("elsewhere");
+        std::fs::rename(&key, &elsewhere).unwrap();
+        match kind {
+            "link" => symlink(&elsewhere, &key).unwrap(),
+            "pipe" => drop(run(Command::new("mkfifo").args(["-m", "600"]).arg(&key)).unwrap()),
+            "folder" => std::fs::create_dir(&key).unwrap(),
+            "empty" => std::fs::write(&key, "").unwrap(),
+            "nonsense" => std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nsecret").unwrap(),
+            _ => {}
+        }
+        if key.exists() {
+            give_to_server(&key);
+            if kind != "link" {
+                std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+            }
+        }
+        let output = site.standby_command(&["receiver"]);
+        let line = output.fail(2);
+        assert!(line.contains("standby.key"), "{kind}: {line}");
+        assert!(!line.contains("secret"), "{line}");
+    }
+}
+
+#[test]
+fn fault_95_a_log_or_a_pidfile_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched() {
+    for setting in ["logfile", "pidfile"] {
+        let mut site = stopped();
+        let precious = site.home().write("precious", "precious");
+        let link = site.home().join("a-link");
+        symlink(&precious, &link).unwrap();
+        site.standby_set(setting, &link.display().to_string());
+        let output = site.standby_command(&["receiver"]);
+        let line = output.fail(2);
+        assert!(line.contains("is a symlink"), "{line}");
+        assert!(line.contains("a-link"), "{line}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+    }
+}
+
+#[test]
+fn fault_96_settings_nobody_can_mean_end_with_2_and_name_the_key() {
+    for (key, value) in [
+        ("push_timeout", "0"),
+        ("connect_timeout", "-1"),
+        ("block_size", "1GB"),
+        ("compression", "99"),
+        ("verify_wal", "maybe"),
+        ("slave", "host:99999"),
+        ("slave_fingerprint", "SHA256:short"),
+        ("tls_keyy", "x"),
+    ] {
+        let mut site = stopped();
+        let name = site.segment_name(1);
+        site.write_segment(1);
+        site.master_set(key, value);
+        let output = site.archive(&name);
+        let line = output.fail(2);
+        assert!(
+            line.contains(key) && line.contains("master.ini"),
+            "{key}: {line}"
+        );
+    }
+    for (key, value) in [
+        ("max_connections", "0"),
+        ("listen", "nowhere"),
+        ("tls", "perhaps"),
+    ] {
+        let mut site = stopped();
+        site.standby_set(key, value);
+        let output = site.standby_command(&["receiver"]);
+        let line = output.fail(2);
+        assert!(
+            line.contains(key) && line.contains("standby.ini"),
+            "{key}: {line}"
+        );
+    }
+    let mut site = stopped();
+    site.standby_set("tls", "off");
+    site.standby_set("listen", "0.0.0.0:0");
+    let output = site.standby_command(&["receiver"]);
+    assert!(output.fail(2).contains("allow_plaintext = 1"));
+}

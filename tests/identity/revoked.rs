@@ -1,0 +1,80 @@
+//! Keys that are taken back while their holder is connected, or on the way in.
+
+use std::time::Duration;
+
+use crate::network::{Running, half_way};
+use crate::support::Site;
+use crate::support::proxy::{Direction, Fault};
+
+#[test]
+fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
+    let site = Site::builder().proxied().build();
+    let key = site.master_fingerprint();
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    let running = half_way(&site, &name, Duration::from_secs(2));
+    site.standby_command(&["revoke", "master"]).succeed();
+    let output = running.end(Duration::from_secs(10));
+    let line = output.fail(4);
+    assert!(line.contains("the key was revoked"), "{line}");
+    site.receiver.wait_for_log("the key was revoked");
+    let log = site.receiver.log();
+    let said = log
+        .lines()
+        .find(|line| line.contains("the key was revoked"));
+    assert!(said.unwrap().contains(&key), "no fingerprint: {log}");
+    site.proxy().set_faults([]);
+    let output = site.archive(&name);
+    let line = output.fail(4);
+    let words = format!("key {key} is not in the receiver's authorized_keys");
+    assert!(line.contains(&words), "{line}");
+    assert!(line.contains(&format!("authorize {key} NAME")), "{line}");
+    assert_eq!(site.archived_names(), [""; 0]);
+    assert!(site.temporaries().is_empty());
+    // And back in, without a restart.
+    site.standby_command(&["authorize", &key, "again"])
+        .succeed();
+    crate::support::wait_for("the reload", Duration::from_secs(5), || {
+        (site.archive(&name).code == Some(0)).then_some(())
+    });
+}
+
+/// Where the TLS records of one direction begin.
+fn records(bytes: &[u8]) -> Vec<usize> {
+    let mut records = vec![0];
+    while let Some(begin) = records.last().copied()
+        && begin + 5 < bytes.len()
+    {
+        let length = u16::from_be_bytes([bytes[begin + 3], bytes[begin + 4]]);
+        records.push(begin + 5 + usize::from(length));
+    }
+    records.pop();
+    records
+}
+
+#[test]
+fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
+    let site = Site::builder().proxied().build();
+    let name = "00000002.history";
+    site.write_wal(name, "1\t0/3000000\treason\n");
+    site.archive(name).succeed();
+    std::fs::remove_file(site.completed_wals().join(name)).unwrap();
+    let clean = site.proxy().recordings().pop().unwrap();
+    let records = records(&clean.to_server);
+    // Hello, offer, block and commit are the last; what is before them is the handshake.
+    let at_byte = records[records.len() - 4] as u64;
+    let by = Duration::from_secs(2);
+    site.proxy()
+        .set_faults([(Direction::ToServer, Fault::Delay { at_byte, by })]);
+    let running = Running::start(&site, name);
+    // The receiver has seen the key once its own half of the handshake has gone out.
+    crate::support::wait_for("the handshake", Duration::from_secs(2), || {
+        let session = site.proxy().recordings().pop()?;
+        (session.to_server.len() as u64 > at_byte).then_some(())
+    });
+    site.standby_command(&["revoke", "master"]).succeed();
+    site.receiver.wait_for_log("settings and keys reloaded");
+    let output = running.end(Duration::from_secs(10));
+    output.fail(4);
+    assert_eq!(site.archived_names(), [""; 0]);
+}

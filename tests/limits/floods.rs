@@ -1,0 +1,276 @@
+//! Many at once: sockets that say nothing, sockets that say nonsense, more sockets than slots,
+//! more sockets than descriptors.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::message::ErrorCode;
+
+use super::{peer_of, still_serves};
+use crate::network::soak;
+use crate::support::peer::{dial, dial_from, hello, hello_bytes, rest_of};
+use crate::support::place::as_server;
+use crate::support::{Site, have, wait_for};
+
+/// CPU time a process has used, in clock ticks of 10 ms.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+    let field = |index: usize| fields[index].parse::<u64>().unwrap();
+    field(12) + field(13)
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// Archives one segment as PostgreSQL would: again until it succeeds. Returns how long that took.
+fn archive_patiently(site: &Site, number: u64, limit: Duration) -> Duration {
+    let name = site.segment_name(number);
+    site.write_segment(number);
+    let begin = Instant::now();
+    wait_for("a master to get through", limit, || {
+        let output = site.archive(&name);
+        assert!(matches!(output.code, Some(0 | 1)), "{}", output.stderr);
+        (output.code == Some(0)).then_some(())
+    });
+    assert_eq!(site.archived(&name), site.segment(number, "walmgr"));
+    begin.elapsed()
+}
+
+#[test]
+fn fault_93_sockets_that_drip_or_say_nothing_are_dropped_and_a_master_gets_through() {
+    let site = Site::start();
+    let count = if soak() { 1_000 } else { 200 };
+    let begin = Instant::now();
+    let mut sockets: Vec<TcpStream> = (0..count)
+        .map(|index| {
+            let host = u8::try_from(index % 7 + 1).unwrap();
+            let socket = dial_from(host, site.address()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
+        })
+        .collect();
+    // A byte of a TLS handshake every second from every second socket.
+    let drips = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3, 0];
+    std::thread::scope(|scope| {
+        let dripping = scope.spawn(|| {
+            for byte in drips {
+                for socket in sockets.iter_mut().step_by(2) {
+                    let _ = socket.write_all(&[byte]);
+                }
+                std::thread::sleep(Duration::from_millis(600));
+            }
+            sockets
+        });
+        let took = archive_patiently(&site, 1, Duration::from_secs(10));
+        println!("{count} slow sockets; a master got through after {took:?}");
+        let sockets = dripping.join().unwrap();
+        for mut socket in sockets {
+            let end = socket.read(&mut [0; 64]);
+            let open = matches!(&end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+            assert!(!open, "still open after {:?}", begin.elapsed());
+        }
+    });
+    assert!(site.receiver.log().contains("no introduction within 5s"));
+    let lines = site.receiver.log().lines().count();
+    assert!(lines < 60, "{lines} lines in the log");
+}
+
+#[test]
+fn fault_93_strangers_that_come_again_and_again_do_not_lock_a_master_out() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let site = Site::start();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for host in 1..=6 {
+            let (over, address) = (&over, site.address());
+            scope.spawn(move || {
+                let mut sockets = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    // A refused one is replaced at once.
+                    sockets.retain_mut(|socket: &mut TcpStream| {
+                        let end = socket.read(&mut [0; 64]);
+                        matches!(end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+                    });
+                    while sockets.len() < 40 {
+                        let Ok(socket) = dial_from(host, address) else {
+                            break;
+                        };
+                        socket.set_nonblocking(true).unwrap();
+                        sockets.push(socket);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for number in 1..4 {
+                let took = archive_patiently(&site, number, Duration::from_secs(10));
+                println!("a master got through after {took:?}");
+            }
+        }));
+        over.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+}
+
+#[test]
+fn fault_94_out_of_descriptors_the_receiver_waits_and_recovers() {
+    if !have("prlimit") {
+        skip!("prlimit is not installed");
+    }
+    let mut site = Site::start();
+    site.receiver.stop();
+    let plain = site.receiver_walmgr();
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=64", "--"]).arg(plain.get_program());
+    limited
+        .args(plain.get_args())
+        .env_clear()
+        .current_dir("/tmp");
+    for (name, value) in plain.get_envs() {
+        limited.env(name, value.unwrap_or_default());
+    }
+    as_server(&mut limited);
+    site.receiver.start(&mut limited).unwrap();
+    let pid = site.receiver.pid();
+    let before = descriptors(pid);
+    // More hosts than one, so that the bound on handshakes of one host does not come first.
+    let sockets: Vec<TcpStream> = (0..120)
+        .map(|index| dial_from(index % 8 + 1, site.address()).unwrap())
+        .collect();
+    wait_for("descriptors to run out", Duration::from_secs(4), || {
+        (descriptors(pid) >= 63).then_some(())
+    });
+    let begin = (Instant::now(), cpu_ticks(pid));
+    std::thread::sleep(Duration::from_secs(2));
+    let ticks = cpu_ticks(pid) - begin.1;
+    println!(
+        "{ticks} ticks of CPU in {:?} without descriptors",
+        begin.0.elapsed()
+    );
+    assert!(ticks < 40, "a busy loop: {ticks} ticks in 2 s");
+    assert!(
+        site.receiver.log().contains("Too many open files"),
+        "{}",
+        site.receiver.log()
+    );
+    let took = archive_patiently(&site, 1, Duration::from_secs(30));
+    println!("a master got through after {took:?}");
+    drop(sockets);
+    wait_for("descriptors to come back", Duration::from_secs(12), || {
+        (descriptors(pid) <= before + 2).then_some(())
+    });
+    still_serves(&site, 2);
+    assert!(site.receiver.log().lines().count() < 60);
+}
+
+#[test]
+fn fault_94_one_connection_too_many_is_refused_in_words() {
+    let builder = Site::builder().standby_set("max_connections", "2");
+    let site = builder.plain().build();
+    let held = [peer_of(&site), peer_of(&site)];
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    let output = site.archive(&name);
+    let line = output.fail(1);
+    assert!(line.contains("all 2 connections are in use"), "{line}");
+    assert!(line.contains("raise max_connections"), "{line}");
+    let mut third = peer_of(&site);
+    assert_eq!(third.last_words().code, ErrorCode::Busy);
+    drop(held);
+    archive_patiently(&site, 1, Duration::from_secs(5));
+    site.receiver.wait_for_log("all 2 connections are in use");
+}
+
+/// Numbers that look random and are the same every time.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let count = self.next() % 600 + 1;
+        (0..count).map(|_| self.next().to_le_bytes()[3]).collect()
+    }
+}
+
+#[test]
+fn a_receiver_survives_connections_full_of_noise() {
+    for (tls, seed) in [(false, 0x5EED), (true, 0xFEED)] {
+        let builder = Site::builder();
+        let site = if tls { builder } else { builder.plain() }.build();
+        still_serves(&site, 1);
+        let before = site.receiver.memory_kib();
+        let rounds = if soak() { 5_000 } else { 250 };
+        let mut noise = Noise(seed);
+        let good = hello_bytes(&hello(Some(site.facts().cluster)), 1, 1);
+        for round in 0..rounds {
+            let mut stream = dial(site.address());
+            let mut bytes = noise.bytes();
+            match round % 4 {
+                // As it comes; behind a good hello; a good hello with one wrong byte; behind TLS.
+                0 => {}
+                1 => bytes.splice(0..0, good.iter().copied()).for_each(drop),
+                2 => {
+                    let at = noise.next() as usize % good.len();
+                    bytes = good.clone();
+                    bytes[at] ^= 1 << (round % 8);
+                }
+                _ => bytes
+                    .splice(0..0, [0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3])
+                    .for_each(drop),
+            }
+            let _ = stream.write_all(&bytes);
+            if round % 2 == 0 {
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                rest_of(&mut stream);
+            }
+        }
+        println!("{rounds} noisy connections, tls {tls}");
+        archive_patiently(&site, 2, Duration::from_secs(10));
+        let grown = site.receiver.memory_kib().saturating_sub(before);
+        assert!(grown < 8 << 10, "{grown} KiB more");
+        assert_eq!(site.archived_names().len(), 2);
+        let lines = site.receiver.log().lines().count();
+        assert!(lines < 60, "{lines} lines in the log");
+    }
+}
+
+#[test]
+fn fault_86_a_flood_of_refusals_gives_few_lines_in_the_log() {
+    let site = Site::start();
+    let refuse = |host: [u8; 2]| {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let from = std::net::SocketAddr::from(([127, 9, host[0], host[1]], 0));
+        bind(&socket, &from).unwrap();
+        connect(&socket, &site.address()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n");
+        rest_of(&mut stream);
+    };
+    for _ in 0..100 {
+        refuse([0, 1]);
+    }
+    let lines = || site.receiver.log().lines().count();
+    assert!(lines() < 10, "{} lines for one address", lines());
+    // Every refusal from another address.
+    let hosts = if soak() { 20_000_u16 } else { 3_000 };
+    for host in 0..hosts {
+        refuse(host.to_be_bytes());
+    }
+    println!("{} lines for {hosts} hosts", lines());
+    assert!(lines() < 80, "{} lines for {hosts} addresses", lines());
+    still_serves(&site, 1);
+}

@@ -1,0 +1,359 @@
+//! Two sides of different versions, and things on the port that are no walmgr at all.
+//! Never waits for an answer without a bound. Invariant: what does not fit is refused in words,
+//! and a client that is refused so tries again later.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version};
+use walmgr_protocol::message::{ErrorCode, Kind, Message};
+use walmgr_protocol::version::VersionRange;
+
+use crate::network::Running;
+use crate::support::peer::{Peer, answer_to, hello, hello_bytes};
+use crate::support::{Output, Site};
+
+fn plain_site() -> Site {
+    Site::builder().plain().build()
+}
+
+#[test]
+fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
+    let site = plain_site();
+    let hello = hello(Some(site.facts().cluster));
+    for (lowest, highest, older) in [
+        (2, 3, "receiver"),
+        (7, u16::MAX, "receiver"),
+        (0, 0, "client"),
+        (3, 2, "receiver"),
+    ] {
+        let mut bytes = hello_bytes(&hello, lowest, highest);
+        let refused = answer_to(site.address(), &bytes).expect("an answer in words");
+        let Answer::Refused(refusal) = refused else {
+            panic!("{lowest} to {highest} was welcomed");
+        };
+        assert_eq!(refusal.code, ErrorCode::Incompatible);
+        assert!(
+            refusal.message.contains("the receiver speaks 1"),
+            "{refusal}"
+        );
+        assert!(
+            refusal.hint.contains(&format!("upgrade the {older}'s")),
+            "{}",
+            refusal.hint
+        );
+        // Whatever the body of that version looks like.
+        let body_bytes = bytes.len() - 20;
+        bytes[16..16 + body_bytes].fill(0xEE);
+        let crc = crc32fast::hash(&bytes[..16 + body_bytes]).to_le_bytes();
+        bytes[16 + body_bytes..].copy_from_slice(&crc);
+        let refused = answer_to(site.address(), &bytes);
+        assert_eq!(refused, Some(Answer::Refused(refusal)));
+    }
+    site.receiver
+        .wait_for_log("the client speaks protocol version 2 to 3");
+    // One that can also do more is served in what both can.
+    let mut socket = crate::support::peer::dial(site.address());
+    socket.write_all(&hello_bytes(&hello, 1, 9)).unwrap();
+    let mut inbox = BytesMut::new();
+    let answer = loop {
+        if let Some(answer) = Answer::decode(&mut inbox).unwrap() {
+            break answer;
+        }
+        let mut buffer = [0; 1024];
+        let count = socket.read(&mut buffer).unwrap();
+        assert!(count > 0);
+        inbox.extend_from_slice(&buffer[..count]);
+    };
+    assert!(matches!(answer, Answer::Welcome(1, _)), "{answer:?}");
+}
+
+#[test]
+fn fault_98_a_broken_body_of_our_own_version_is_refused_in_words() {
+    let site = plain_site();
+    let mut bytes = hello_bytes(&hello(None), 1, 1);
+    bytes[16] = 77;
+    let end = bytes.len() - 4;
+    let crc = crc32fast::hash(&bytes[..end]).to_le_bytes();
+    bytes[end..].copy_from_slice(&crc);
+    let Some(Answer::Refused(refusal)) = answer_to(site.address(), &bytes) else {
+        panic!("not refused in words");
+    };
+    assert_eq!(refusal.code, ErrorCode::Malformed);
+    assert!(refusal.message.contains("role cannot be 77"), "{refusal}");
+}
+
+#[test]
+fn fault_98_unknown_kinds_and_flags_in_a_session_are_refused_in_words() {
+    let site = plain_site();
+    for (kind, flags) in [
+        (0, 0),
+        (17, 0),
+        (255, 0),
+        (Kind::Ping as u8, 1),
+        (Kind::Offer as u8, 4),
+    ] {
+        for channel in [0, 1] {
+            let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
+            let frame = peer.raw_frame(kind, flags, channel, b"from the future");
+            peer.send_bytes(&frame);
+            let error = peer.last_words();
+            assert_eq!(error.code, ErrorCode::Incompatible);
+            assert!(error.message.contains("too far apart"), "{error}");
+        }
+    }
+    // Known kinds with more behind their last field.
+    let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
+    let frame = peer.raw_frame(Kind::Ping as u8, 0, 0, b"more");
+    peer.send_bytes(&frame);
+    assert_eq!(peer.last_words().code, ErrorCode::Malformed);
+    let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
+    peer.send(0, &Message::Ping);
+    assert_eq!(peer.answer(0), Message::Pong);
+}
+
+/// Lets `xarchive` meet something that is no receiver of its version.
+fn meet(tls: bool, act: impl FnOnce(TcpStream) + Send + 'static) -> (Output, Duration) {
+    let builder = Site::builder()
+        .master_set("connect_timeout", "2")
+        .master_set("push_timeout", "3");
+    let mut site = if tls { builder } else { builder.plain() }.build();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    site.route(address);
+    let begin = Instant::now();
+    let running = Running::start(&site, &name);
+    let (stream, _) = listener.accept().unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let acting = std::thread::spawn(move || act(stream));
+    let output = running.end(Duration::from_secs(10));
+    let elapsed = begin.elapsed();
+    acting.join().unwrap();
+    (output, elapsed)
+}
+
+/// Reads the client's hello.
+fn heard(stream: &mut TcpStream) -> Hello {
+    let mut inbox = BytesMut::new();
+    loop {
+        if let Some((_, hello)) = Hello::decode(&mut inbox).unwrap() {
+            return hello.unwrap();
+        }
+        let mut buffer = [0; 1024];
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0);
+        inbox.extend_from_slice(&buffer[..count]);
+    }
+}
+
+fn say(stream: &mut TcpStream, answer: &Answer) {
+    let mut out = BytesMut::new();
+    answer.encode(&mut out);
+    stream.write_all(&out).unwrap();
+}
+
+fn until_closed(mut stream: TcpStream) {
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+fn welcome() -> Welcome {
+    Welcome::with_our_limits([7; 16], None, "9.9".to_owned())
+}
+
+#[test]
+fn fault_98_a_receiver_that_refuses_the_version_is_tried_again_later() {
+    let range = |lowest, highest| VersionRange { lowest, highest };
+    for ours in [range(2, 3), range(8, 9)] {
+        let (output, _) = meet(false, move |mut stream| {
+            heard(&mut stream);
+            let refusal = choose_version(ours, VersionRange::OURS).unwrap_err();
+            say(&mut stream, &Answer::Refused(refusal));
+            until_closed(stream);
+        });
+        let line = output.fail(1);
+        assert!(
+            line.contains("the client speaks protocol version 1"),
+            "{line}"
+        );
+        assert!(line.contains("upgrade the client's walmgr"), "{line}");
+    }
+    // A code of a later version is none of ours.
+    let (output, _) = meet(false, |mut stream| {
+        heard(&mut stream);
+        let refusal = Refusal {
+            code: ErrorCode::Internal,
+            message: "a reason\nfrom the future".to_owned(),
+            hint: "a hint".to_owned(),
+        };
+        let mut out = BytesMut::new();
+        Answer::Refused(refusal).encode(&mut out);
+        out[16..18].copy_from_slice(&999_u16.to_le_bytes());
+        let end = out.len() - 4;
+        let crc = crc32fast::hash(&out[..end]).to_le_bytes();
+        out[end..].copy_from_slice(&crc);
+        stream.write_all(&out).unwrap();
+        until_closed(stream);
+    });
+    assert!(output.fail(1).contains("a reason from the future; a hint"));
+}
+
+#[test]
+fn fault_98_a_receiver_that_chooses_a_version_we_do_not_speak_is_left() {
+    for version in [0, 2, 9] {
+        let (output, _) = meet(false, move |mut stream| {
+            heard(&mut stream);
+            say(&mut stream, &Answer::Welcome(version, welcome()));
+            until_closed(stream);
+        });
+        let line = output.fail(1);
+        assert!(
+            line.contains(&format!("protocol version {version}")),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn fault_98_whatever_else_is_on_the_port_is_named_within_the_deadline() {
+    type Act = fn(TcpStream);
+    let plain: [(&str, Act, &str); 7] = [
+        (
+            "http",
+            |mut stream| {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+                until_closed(stream);
+            },
+            "HTTP/1.1",
+        ),
+        (
+            "ssh",
+            |mut stream| {
+                let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n");
+                until_closed(stream);
+            },
+            "SSH-2.0",
+        ),
+        (
+            "garbage",
+            |mut stream| {
+                let _ = stream.write_all(&[0xFF; 4096]);
+                until_closed(stream);
+            },
+            "does not speak walmgr's protocol",
+        ),
+        (
+            "half an answer",
+            |mut stream| {
+                let _ = stream.write_all(b"walmgr\n\r\x01\0\x01\0\x30\0\0\0half");
+            },
+            "ends before its fields do",
+        ),
+        (
+            "half an answer, held",
+            |mut stream| {
+                let _ = stream.write_all(b"walmgr\n\r\x01\0\x01\0\x30\0\0\0half");
+                until_closed(stream);
+            },
+            "did not introduce itself within 2s",
+        ),
+        (
+            "nothing",
+            until_closed,
+            "did not introduce itself within 2s",
+        ),
+        ("an end", drop, "closed the connection"),
+    ];
+    for (what, act, words) in plain {
+        let (output, elapsed) = meet(false, act);
+        assert_eq!(output.code, Some(1), "{what}: {}", output.stderr);
+        let line = output.fail(1);
+        // A reset may come before what was said.
+        assert!(
+            line.contains(words) || line.contains("reset"),
+            "{what}: {line}"
+        );
+        assert!(elapsed < Duration::from_secs(5), "{what}: {elapsed:?}");
+    }
+    let tls: [(&str, Act, &str); 3] = [
+        (
+            "http",
+            |mut stream| {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+                until_closed(stream);
+            },
+            "does not speak TLS",
+        ),
+        (
+            "nothing",
+            until_closed,
+            "did not introduce itself within 2s",
+        ),
+        (
+            "an end",
+            |mut stream| {
+                let _ = stream.read(&mut [0; 4096]);
+            },
+            "closed the connection during the TLS handshake",
+        ),
+    ];
+    for (what, act, words) in tls {
+        let (output, elapsed) = meet(true, act);
+        let line = output.fail(1);
+        assert!(line.contains(words), "{what} under TLS: {line}");
+        assert!(elapsed < Duration::from_secs(5), "{what}: {elapsed:?}");
+    }
+}
+
+#[test]
+fn fault_98_a_receiver_with_nonsense_limits_or_silence_costs_one_attempt() {
+    let mut small = welcome();
+    small.block_bytes_max = 0;
+    small.payload_bytes_max = 0;
+    small.channels_max = 0;
+    for (what, welcome) in [("sane", welcome()), ("small", small)] {
+        let (output, elapsed) = meet(false, move |mut stream| {
+            heard(&mut stream);
+            say(&mut stream, &Answer::Welcome(1, welcome));
+            until_closed(stream);
+        });
+        let line = output.fail(1);
+        assert!(line.contains("push_timeout = 3s"), "{what}: {line}");
+        assert!(elapsed < Duration::from_secs(6), "{what}: {elapsed:?}");
+    }
+}
+
+#[test]
+fn fault_99_an_archive_of_a_newer_format_is_left_alone() {
+    for folder in ["logs.complete", "logs.partial"] {
+        let site = Site::builder().stopped().build();
+        let base = site.completed_wals().parent().unwrap().to_path_buf();
+        let marker = base.join(folder).join(".walmgr-archive");
+        let text = std::fs::read_to_string(&marker).unwrap();
+        let newer = text
+            .replace("\"format\":1", "\"format\":2")
+            .replace("\"format\": 1", "\"format\": 2");
+        assert_ne!(newer, text);
+        std::fs::write(&marker, &newer).unwrap();
+        // What a newer version may keep there is not cleared away.
+        let theirs = site.completed_wals().join(".in.something.new");
+        std::fs::write(&theirs, "x").unwrap();
+        for word in ["receiver", "setup"] {
+            let output = site.standby_command(&[word]);
+            let line = output.fail(2);
+            assert!(
+                line.contains("has format 2, this walmgr knows up to 1"),
+                "{line}"
+            );
+        }
+        let line = site.standby_command(&["receiver"]).stderr;
+        assert!(line.contains("upgrade walmgr on this host"), "{line}");
+        assert_eq!(std::fs::read_to_string(&marker).unwrap(), newer);
+        assert!(theirs.exists());
+    }
+}
