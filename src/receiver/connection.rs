@@ -249,7 +249,6 @@ impl Connection {
         };
         if let Report::Failed(_) = report {
             slot.upload = None;
-            self.daemon.check_health();
         }
         match action {
             Some(action) => self.perform(channel, action).await,
