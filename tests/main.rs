@@ -14,6 +14,7 @@ mod support;
 
 mod cli;
 mod daemon;
+mod disk;
 mod house_rules;
 mod pg;
 mod wal;

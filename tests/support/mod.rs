@@ -31,6 +31,7 @@ macro_rules! skip_unless {
 pub mod cluster;
 pub mod imitation;
 pub mod loopfs;
+pub mod oracle;
 pub mod outcome;
 pub mod place;
 pub mod proxy;
