@@ -13,6 +13,7 @@
 mod support;
 
 mod cli;
+mod crash_points;
 mod daemon;
 mod disk;
 mod house_rules;

@@ -58,6 +58,11 @@ pub fn report_skip(reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
 }
 
+/// Whether the long tests run with their full counts (`./test.sh --soak`).
+pub fn soak() -> bool {
+    std::env::var_os("WALMGR_SOAK").is_some()
+}
+
 /// A TCP port that was free a moment ago, below the range the kernel gives to clients.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);

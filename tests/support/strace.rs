@@ -16,6 +16,7 @@ pub struct Strace {
     traced: Vec<String>,
     path: Option<PathBuf>,
     unprivileged: bool,
+    named: bool,
     folder: TempDir,
 }
 
@@ -33,6 +34,7 @@ impl Strace {
             traced: Vec::new(),
             path: None,
             unprivileged: false,
+            named: false,
             folder: TempDir::new(),
         })
     }
@@ -66,6 +68,12 @@ impl Strace {
     /// Only calls on this file or directory count, whether by its path or by a descriptor.
     pub fn only_on(mut self, path: &Path) -> Self {
         self.path = Some(path.to_path_buf());
+        self
+    }
+
+    /// Writes the path of each file descriptor beside it into the log.
+    pub fn named(mut self) -> Self {
+        self.named = true;
         self
     }
 
@@ -128,6 +136,9 @@ impl Strace {
         strace
             .args(["-f", "-qq", "-s", "256", "-o"])
             .arg(self.log_path());
+        if self.named {
+            strace.arg("-y");
+        }
         if let Some(path) = &self.path {
             strace.arg("-P").arg(path);
         }
