@@ -55,6 +55,9 @@ pub fn exit_on_signals(table: ExitTable) -> Result<()> {
 /// The handlers are in place when this returns, before the thread that answers them runs.
 fn watch(runtime: &Runtime) -> std::io::Result<[Signal; 4]> {
     let _inside = runtime.enter();
+    // Taken over and never looked at: beyond the file size limit a line of the logfile then fails to
+    // be written, where the signal would end this process and with it PostgreSQL's archiver.
+    let _ = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     Ok([
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,

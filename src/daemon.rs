@@ -20,6 +20,9 @@ pub use pidfile::{PidFile, signal_running};
 /// How long `--stop` and `--kill` wait for the daemon to end.
 pub const END_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a process gets that writes beyond its `RLIMIT_FSIZE`.
+const FILE_SIZE_LIMIT: i32 = rustix::process::Signal::XFSZ.as_raw();
+
 /// What `-r`, `-s` and `-k` ask of the running daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
@@ -75,6 +78,9 @@ impl Notices {
     pub fn listen() -> Result<Self> {
         let failed =
             |error: std::io::Error| CommandError::retry("watch for signals").because(error);
+        // Taken over for good and never looked at: a write beyond the process's file size limit
+        // then fails with EFBIG, like one on a full disk, where the signal would kill the daemon.
+        let _ = signal(SignalKind::from_raw(FILE_SIZE_LIMIT)).map_err(failed)?;
         Ok(Notices {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,

@@ -14,7 +14,9 @@ mod support;
 
 mod archive;
 mod cli;
+mod crash_points;
 mod daemon;
+mod disk;
 mod exit_codes;
 mod house_rules;
 mod identity;

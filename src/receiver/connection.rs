@@ -274,7 +274,6 @@ impl Connection {
         };
         if let Report::Failed(_) = report {
             slot.upload = None;
-            self.daemon.check_health();
         }
         match action {
             Some(action) => self.perform(channel, action).await,

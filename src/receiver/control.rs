@@ -13,17 +13,19 @@ use crate::store::{Binding, StoreError};
 
 /// The answer to a request, which may be a refusal.
 pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Message {
-    let (daemon, cluster) = (Arc::clone(daemon), peer.cluster);
+    let (shared, cluster) = (Arc::clone(daemon), peer.cluster);
     let working = tokio::task::spawn_blocking(move || match request {
-        Message::Setup => set_up(&daemon, cluster),
-        Message::StatusRequest => status(&daemon),
-        Message::ListRequest(request) => list(&daemon, &request),
+        Message::Setup => set_up(&shared, cluster),
+        Message::StatusRequest => status(&shared),
+        Message::ListRequest(request) => list(&shared, &request),
         other => Ok(unexpected(&other)),
     });
     match working.await {
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {
             tracing::warn!("a request of {peer} failed: {error}");
+            // Binding syncs too.
+            daemon.check_health();
             Message::Error(refusal::of(&error))
         }
         Err(error) => {

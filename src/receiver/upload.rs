@@ -63,6 +63,8 @@ impl Upload {
                 Ok(last) => last,
                 Err(fault) => {
                     tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+                    // Here, because the connection that would hear of it may be gone.
+                    daemon.check_health();
                     Some(Report::Failed(fault))
                 }
             };

@@ -32,12 +32,12 @@ impl LoopFs {
     pub fn create(kind: FileSystem, size_mb: u64) -> Result<LoopFs, String> {
         let home = TempDir::new();
         let image = home.join("image");
-        Self::create_on(kind, size_mb, &image, home)
+        Self::create_on(kind, size_mb, &image, home, false)
     }
 
     /// The same with its image in `folder`: on a full tmpfs, writes succeed and fsync fails.
     pub fn create_in(kind: FileSystem, size_mb: u64, folder: &Path) -> Result<LoopFs, String> {
-        Self::create_on(kind, size_mb, &folder.join("image"), TempDir::new())
+        Self::create_on(kind, size_mb, &folder.join("image"), TempDir::new(), true)
     }
 
     fn create_on(
@@ -45,6 +45,7 @@ impl LoopFs {
         size_mb: u64,
         image: &Path,
         home: TempDir,
+        thin: bool,
     ) -> Result<LoopFs, String> {
         let (size_mb, mkfs, options): (u64, &str, &[&str]) = match kind {
             FileSystem::Ext4 => (size_mb, "mkfs.ext4", &["-q", "-E", "root_owner"]),
@@ -62,6 +63,9 @@ impl LoopFs {
             mount_point: home.create_dir("mnt"),
             _home: home,
         };
+        if thin {
+            disk.make_requests_small()?;
+        }
         run(Command::new(mkfs).args(options).arg(disk.device()))
             .map_err(|e| format!("no {mkfs}: {e}"))?;
         disk.mount(&[])?;
@@ -102,6 +106,19 @@ impl LoopFs {
         run(Command::new("mount").args(["-o", options]).arg(self.path())).unwrap();
     }
 
+    /// Makes ext4 do what it does after an error it cannot repair: it goes read-only for good.
+    pub fn abort(&self) {
+        let mut mount = Command::new("mount");
+        run(mount.args(["-o", "remount,abort"]).arg(self.path())).unwrap();
+    }
+
+    /// Takes it away from below processes that use it: their open directories live on, the path
+    /// leads to the empty mount point. Call `unmount` when they are gone.
+    pub fn detach(&mut self) {
+        run(Command::new("umount").arg("-l").arg(self.path())).unwrap();
+        self.mounted = false;
+    }
+
     /// Commits the journal by syncing an unrelated file, which exposes a rename whose data was
     /// never synced.
     pub fn sync_unrelated_file(&self) {
@@ -126,6 +143,14 @@ impl LoopFs {
             .arg(&self.mount_point))?;
         self.mounted = true;
         Ok(())
+    }
+
+    /// Linux's loop driver calls a request done of which only a part found room below, so that fsync
+    /// succeeds on lost data. A request of one page either fits or fails.
+    fn make_requests_small(&self) -> Result<(), String> {
+        let name = self.device().trim_start_matches("/dev/");
+        let setting = format!("/sys/block/{name}/queue/max_sectors_kb");
+        std::fs::write(&setting, "4").map_err(|error| format!("{setting}: {error}"))
     }
 
     fn device(&self) -> &str {

@@ -31,6 +31,7 @@ macro_rules! skip_unless {
 pub mod cluster;
 pub mod imitation;
 pub mod loopfs;
+pub mod oracle;
 pub mod outcome;
 pub mod peer;
 pub mod place;
@@ -56,6 +57,11 @@ pub fn report_skip(reason: &str) {
     let test = thread.name().unwrap_or("a test");
     // Not eprintln!: the test harness would swallow it, because a skipped test passes.
     let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
+}
+
+/// Whether the long tests run with their full counts (`./test.sh --soak`).
+pub fn soak() -> bool {
+    std::env::var_os("WALMGR_SOAK").is_some()
 }
 
 /// A TCP port that was free a moment ago, below the range the kernel gives to clients.

@@ -1,18 +1,22 @@
-//! Runs a command under strace, so that chosen system calls fail, wait, or kill it.
-//! Never attaches to a process it did not start. Invariant: where tracing is impossible the
-//! reason is an `Err`, and the test that wanted it says SKIP.
+//! Runs a command under strace, or attaches to it, so that chosen system calls fail, wait, or kill.
+//! Never attaches to a process that the test did not start. Invariant: where tracing is impossible
+//! the reason is an `Err`, and the test that wanted it says SKIP.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::place::{TempDir, server_user};
-use super::{have, run};
+use super::{have, run, wait_for};
 
 /// What strace shall do to a command.
 pub struct Strace {
     injections: Vec<String>,
     traced: Vec<String>,
+    path: Option<PathBuf>,
     unprivileged: bool,
+    named: bool,
     folder: TempDir,
 }
 
@@ -28,9 +32,22 @@ impl Strace {
         Ok(Strace {
             injections: Vec::new(),
             traced: Vec::new(),
+            path: None,
             unprivileged: false,
+            named: false,
             folder: TempDir::new(),
         })
+    }
+
+    /// The same, for a machine on which a process that runs can be traced too.
+    pub fn attachable() -> Result<Strace, String> {
+        let strace = Strace::available()?;
+        let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
+        let attached = strace.try_attach(sleep.id());
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+        attached.map(drop)?;
+        Strace::available()
     }
 
     /// One `-e inject=`: `fsync:error=EIO:when=1`, `renameat2:signal=KILL:when=2`,
@@ -48,6 +65,18 @@ impl Strace {
         self
     }
 
+    /// Only calls on this file or directory count, whether by its path or by a descriptor.
+    pub fn only_on(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_path_buf());
+        self
+    }
+
+    /// Writes the path of each file descriptor beside it into the log.
+    pub fn named(mut self) -> Self {
+        self.named = true;
+        self
+    }
+
     /// Runs the command as the server's user when the tests run as root: user and group set on
     /// a [`Command`] cannot be read back from it, and strace itself may need to stay root.
     pub fn unprivileged(mut self) -> Self {
@@ -58,18 +87,7 @@ impl Strace {
     /// The command that runs `command` with its arguments, environment and working directory
     /// under strace. Its streams have to be set on the result.
     pub fn wrap(&self, command: &Command) -> Command {
-        let mut strace = Command::new("strace");
-        strace
-            .args(["-f", "-qq", "-s", "256", "-o"])
-            .arg(self.log_path());
-        if !self.traced.is_empty() {
-            strace
-                .arg("-e")
-                .arg(format!("trace={}", self.traced.join(",")));
-        }
-        for injection in &self.injections {
-            strace.arg("-e").arg(format!("inject={injection}"));
-        }
+        let mut strace = self.tracer();
         if self.unprivileged && matches!(server_user(), Ok(Some(_))) {
             strace.args(["-u", "postgres"]);
         }
@@ -90,6 +108,51 @@ impl Strace {
         strace
     }
 
+    /// Attaches to all threads of a process that the test started, until the result is dropped or
+    /// the process ends. Counts of calls begin here.
+    pub fn attach(&self, pid: u32) -> Attached {
+        self.try_attach(pid)
+            .unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    fn try_attach(&self, pid: u32) -> Result<Attached, String> {
+        let mut strace = self.tracer();
+        strace.args(["-p", &pid.to_string()]).stdin(Stdio::null());
+        let mut attached = Attached(strace.stderr(Stdio::null()).spawn().unwrap());
+        wait_for("strace to attach", ATTACH_LIMIT, || {
+            if let Some(status) = attached.0.try_wait().unwrap() {
+                return Some(Err(format!("strace cannot attach here: {status}")));
+            }
+            threads_of(pid)
+                .iter()
+                .all(|thread| is_traced(thread))
+                .then_some(Ok(()))
+        })?;
+        Ok(attached)
+    }
+
+    fn tracer(&self) -> Command {
+        let mut strace = Command::new("strace");
+        strace
+            .args(["-f", "-qq", "-s", "256", "-o"])
+            .arg(self.log_path());
+        if self.named {
+            strace.arg("-y");
+        }
+        if let Some(path) = &self.path {
+            strace.arg("-P").arg(path);
+        }
+        if !self.traced.is_empty() {
+            strace
+                .arg("-e")
+                .arg(format!("trace={}", self.traced.join(",")));
+        }
+        for injection in &self.injections {
+            strace.arg("-e").arg(format!("inject={injection}"));
+        }
+        strace
+    }
+
     /// The system calls in the order they were made, `PID CALL(ARGUMENTS) = RESULT`.
     pub fn log(&self) -> Vec<String> {
         let text = std::fs::read(self.log_path()).unwrap_or_default();
@@ -102,6 +165,74 @@ impl Strace {
     fn log_path(&self) -> PathBuf {
         self.folder.join("strace.log")
     }
+}
+
+const ATTACH_LIMIT: Duration = Duration::from_secs(20);
+
+/// A tracer that runs beside the process; dropping it lets the process go on untraced.
+pub struct Attached(Child);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // It may have ended together with the process.
+        let _ = Command::new("kill")
+            .arg(self.0.id().to_string())
+            .stderr(Stdio::null())
+            .status();
+        let _ = self.0.wait();
+    }
+}
+
+fn threads_of(pid: u32) -> Vec<PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    tasks
+        .into_iter()
+        .flatten()
+        .filter_map(|task| Some(task.ok()?.path()))
+        .collect()
+}
+
+fn is_traced(thread: &Path) -> bool {
+    std::fs::read_to_string(thread.join("status"))
+        .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Whether a thread of the process is held by its tracer, as one is whose call is delayed.
+pub fn is_held(pid: u32) -> bool {
+    threads_of(pid).iter().any(|thread| {
+        std::fs::read_to_string(thread.join("stat")).is_ok_and(|stat| {
+            let state = stat.rsplit(')').next().unwrap_or_default();
+            state.trim_start().starts_with('t')
+        })
+    })
+}
+
+#[test]
+fn a_tracer_attaches_to_a_process_that_runs_and_lets_it_go() {
+    let strace = skip_unless!(Strace::attachable()).inject("openat:error=ENOSPC:when=1");
+    let folder = TempDir::new();
+    let script = "for name in one two; do read -r; true >$name; echo $?; done";
+    let mut shell = Command::new("bash")
+        .args(["-c", script])
+        .current_dir(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (shell.stdin.take().unwrap(), shell.stdout.take().unwrap());
+    let mut answer = || {
+        let mut line = [0; 2];
+        stdin.write_all(b"go\n").unwrap();
+        stdout.read_exact(&mut line).unwrap();
+        line
+    };
+    let attached = strace.attach(shell.id());
+    assert_eq!(answer(), *b"1\n");
+    drop(attached);
+    assert_eq!(answer(), *b"0\n");
+    assert!(shell.wait().unwrap().success());
+    assert!(!folder.join("one").exists() && folder.join("two").exists());
 }
 
 #[test]
