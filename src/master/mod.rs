@@ -13,11 +13,12 @@ pub mod setup;
 pub mod stop;
 pub mod xarchive;
 
-/// A runtime for one client connection: one thread for sockets, one for files.
+/// A runtime for one client connection: one thread for sockets, two for files, and one more
+/// for looking up host names while those are busy.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(3)
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))
 }

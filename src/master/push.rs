@@ -4,10 +4,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use walmgr_protocol::compress::{Block, Packer};
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Message, Offer};
@@ -20,7 +22,7 @@ use crate::transport::wire::{Wire, WireFault};
 const CHANNEL: u16 = 1;
 
 /// Bytes read at once while only a checksum is wanted.
-const DIGEST_BYTES: usize = 256 << 10;
+const DIGEST_BYTES: usize = 64 << 10;
 
 /// How blocks are made.
 #[derive(Debug, Clone, Copy)]
@@ -33,13 +35,32 @@ pub struct Blocks {
 
 /// CRC-32 of the first `bytes` bytes of a file.
 pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
+    Ok(hash(file, 0..bytes)?.finalize())
+}
+
+/// Starts two threads on the same at once, one for each half: nothing can be offered before the
+/// answer is known.
+pub fn start_digest(file: &Arc<File>, bytes: u64) -> impl Future<Output = Result<u32>> + use<> {
+    let start = |range: Range<u64>| {
+        let file = Arc::clone(file);
+        tokio::task::spawn_blocking(move || hash(&file, range))
+    };
+    let (first, second) = (start(0..bytes / 2), start(bytes / 2..bytes));
+    async {
+        let mut crc = worked(first.await)?;
+        crc.combine(&worked(second.await)?);
+        Ok(crc.finalize())
+    }
+}
+
+fn hash(file: &File, range: Range<u64>) -> std::io::Result<crc32fast::Hasher> {
     let mut crc = crc32fast::Hasher::new();
     let mut buffer = vec![0; DIGEST_BYTES];
-    let mut offset = 0;
-    while offset < bytes {
+    let mut offset = range.start;
+    while offset < range.end {
         let want = buffer
             .len()
-            .min(usize::try_from(bytes - offset).unwrap_or(usize::MAX));
+            .min(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
         let got = file.read_at(&mut buffer[..want], offset)?;
         if got == 0 {
             break;
@@ -47,7 +68,7 @@ pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
         crc.update(&buffer[..got]);
         offset += got as u64;
     }
-    Ok(crc.finalize())
+    Ok(crc)
 }
 
 /// Offers the file and sends what the receiver lacks of it.
@@ -66,8 +87,8 @@ pub async fn push(
             }
             SenderAction::HashPrefix(bytes) => {
                 let file = Arc::clone(&file);
-                let crc32 = blocking(move || digest(&file, bytes)).await?;
-                sender.prefix_hashed(crc32)
+                let hashing = tokio::task::spawn_blocking(move || digest(&file, bytes));
+                sender.prefix_hashed(worked(hashing.await)?)
             }
             SenderAction::SendFrom(offset) => {
                 match send_from(wire, &file, offset, blocks, &mut sender).await? {
@@ -134,12 +155,7 @@ async fn send_from(
         // The reader may have ended; then nobody needs the buffer.
         let _ = empty.send(block.into_buffer());
     }
-    let crc32 = reading
-        .await
-        .map_err(|error| CommandError::retry("read the file to be archived").because(error))?;
-    Ok(Sent::All(crc32.map_err(|error| {
-        CommandError::retry("read the file to be archived").because(error)
-    })?))
+    Ok(Sent::All(worked(reading.await)?))
 }
 
 async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
@@ -200,13 +216,10 @@ impl Read for ReadAt<'_> {
     }
 }
 
-/// Runs file work beside the sockets.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T> {
+/// What a thread that read the file came to.
+fn worked<T>(joined: std::result::Result<std::io::Result<T>, JoinError>) -> Result<T> {
     let failed = || CommandError::retry("read the file to be archived");
-    tokio::task::spawn_blocking(work)
-        .await
+    joined
         .map_err(|error| failed().because(error))?
         .map_err(|error| failed().because(error))
 }

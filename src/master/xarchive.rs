@@ -155,16 +155,12 @@ impl Source {
     }
 
     async fn push(self, config: &MasterConfig) -> Result<Outcome> {
-        let target = Target::from_config(config)?;
-        let (file, size) = (Arc::clone(&self.file), self.size);
         // The checksum is taken while the other side is being greeted.
-        let hashing = tokio::spawn(push::blocking(move || push::digest(&file, size)));
-        let mut connection = target
+        let crc32 = push::start_digest(&self.file, self.size);
+        let mut connection = Target::from_config(config)?
             .connect(self.facts.cluster, self.facts.timeline)
             .await?;
-        let crc32 = hashing.await.map_err(|error| {
-            CommandError::retry("read the file to be archived").because(error)
-        })??;
+        let crc32 = crc32.await?;
         let block_bytes = config.block_size.min(connection.welcome.block_bytes_max);
         let blocks = Blocks {
             block_bytes,
