@@ -17,5 +17,7 @@ mod crash_points;
 mod daemon;
 mod disk;
 mod house_rules;
+mod kills;
 mod pg;
+mod power_cut;
 mod wal;
