@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use walmgr::wal::writer::Writer;
 use walmgr_protocol::message::{ErrorCode, Message};
 use walmgr_protocol::names::WalFileName;
 
@@ -110,6 +111,15 @@ fn recovers(site: &Site, name: &str, what: &str) {
     forget(site, name);
 }
 
+/// A segment that was switched away from at once: zeros, but for its first page.
+fn switched_segment(site: &Site, name: &str) -> Vec<u8> {
+    let cluster = site.facts().cluster;
+    let size = cluster.segment_size;
+    let mut writer = Writer::new(name.parse().unwrap(), size, cluster.system_id, 15);
+    writer.switch();
+    writer.bytes().to_vec()
+}
+
 fn cut_everywhere(site: &Site, name: &str) -> usize {
     let clean = clean_session(site, name);
     let mut cuts = 0;
@@ -145,7 +155,7 @@ fn fault_21_a_session_cut_at_any_byte_leaves_nothing_wrong_and_is_repeated() {
     // Small on the wire, whole on the disk.
     site.master_set("compression", "1");
     let segment = site.segment_name(3);
-    site.write_segment(3);
+    site.write_wal(&segment, switched_segment(&site, &segment));
     cuts += cut_everywhere(&site, &segment);
     println!("{cuts} cuts in {:?}", begin.elapsed());
 }
