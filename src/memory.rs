@@ -23,7 +23,7 @@ pub fn exit_with_when_exhausted(code: u8) {
 
 /// From here on a crash ends with that code as well, after one line: the C library aborts when it
 /// finds no memory for a thread's destructors, and the kernel sends SIGSEGV when it finds none for
-/// the stack. A signal would kill PostgreSQL's archiver; the price is that nothing dumps core.
+/// the stack. A signal would kill PostgreSQL's archiver; the price is that the process dumps no core.
 pub fn exit_on_crashes() {
     let handler = end_for_crash as extern "C" fn(c_int);
     for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL] {
