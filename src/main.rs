@@ -11,6 +11,8 @@ use walmgr::{abnormal, memory, output};
 static ALLOCATOR: memory::EndWhenExhausted = memory::EndWhenExhausted;
 
 fn main() -> ExitCode {
+    // Before anything can need much stack: the code is set below, once the command is known.
+    memory::exit_on_crashes();
     // For the time until the command is known; 1 is in every table.
     abnormal::prepare(ExitTable::Ordinary);
     ExitCode::from(abnormal::contain(

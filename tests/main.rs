@@ -12,12 +12,18 @@
 #[macro_use]
 mod support;
 
+mod archive;
 mod cli;
 mod crash_points;
 mod daemon;
 mod disk;
+mod exit_codes;
 mod house_rules;
 mod kills;
+mod load;
 mod pg;
 mod power_cut;
+mod readme;
+mod setup;
+mod versions;
 mod wal;

@@ -51,13 +51,24 @@ pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool)
     Ok(())
 }
 
+/// Sees that the server can be talked to.
+pub async fn reach(config: &MasterConfig) -> Result<()> {
+    Session::connect(&config.master_db, limits(config))
+        .await
+        .map(|_| ())
+}
+
+fn limits(config: &MasterConfig) -> Limits {
+    Limits {
+        connect: config.connect_timeout,
+        ..Limits::default()
+    }
+}
+
 /// Makes the server take these values, with no more disturbance than they need, and sees that it
 /// did.
 pub async fn activate(config: &MasterConfig, wanted: &[(&str, &str)]) -> Result<Activation> {
-    let limits = Limits {
-        connect: config.connect_timeout,
-        ..Limits::default()
-    };
+    let limits = limits(config);
     let mut session = Session::connect(&config.master_db, limits).await?;
     session.reload_conf().await?;
     let mut until = Instant::now() + RELOAD_TAKES_EFFECT;

@@ -25,7 +25,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         return output::not_really(&format!("run periodic_command if it is due: {command}"));
     }
     let Some(stamp) = Stamp::take_if_due(config)? else {
-        tracing::info!("periodic_command ran less than command_interval ago");
+        tracing::info!("periodic_command is running, or ran less than command_interval ago");
         return Ok(());
     };
     let status = shell(command).status().map_err(|error| {
@@ -47,8 +47,12 @@ pub fn start(config: &MasterConfig) {
     };
     let started = Stamp::take_if_due(config).and_then(|stamp| {
         let Some(stamp) = stamp else { return Ok(()) };
-        // Its own process group: a signal for the archiver's group is not meant for it.
+        // As its input, the stamp's lock lives as long as the command: no second one starts beside
+        // it. Its own process group: a signal for the archiver's group is not meant for it.
+        let lock = stamp.file.try_clone();
+        let lock = lock.at(Kind::Retry, "share the time stamp", &stamp.path)?;
         let child = std::os::unix::process::CommandExt::process_group(&mut shell(command), 0)
+            .stdin(Stdio::from(lock))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -80,6 +84,7 @@ impl Stamp {
         let doing = "open the time stamp of periodic_command,";
         let existed = path.exists();
         let file = OpenOptions::new()
+            .read(true)
             .append(true)
             .create(true)
             .mode(0o600)

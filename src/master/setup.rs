@@ -22,15 +22,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let changes = changes(config)?;
-    if options.not_really {
-        let cluster = facts.cluster;
-        output::not_really(&format!(
-            "bind the archive at {} to {cluster}",
-            config.slave
-        ))?;
-        return archiving::edit(config, &changes, true);
-    }
     let runtime = crate::master::runtime()?;
+    if options.not_really {
+        return runtime.block_on(rehearse(config, &facts, &changes));
+    }
     runtime.block_on(async {
         bind(config, &facts).await?;
         archiving::edit(config, &changes, false)?;
@@ -43,6 +38,22 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
             Activation::Done(_) | Activation::RestartNeeded => Ok(()),
         }
     })
+}
+
+/// Asks whoever the real run would ask, and changes nothing.
+async fn rehearse(
+    config: &MasterConfig,
+    facts: &ClusterFacts,
+    changes: &[(&str, String)],
+) -> Result<()> {
+    Asking::connect(config, facts).await?.close().await;
+    let cluster = facts.cluster;
+    output::not_really(&format!(
+        "bind the archive at {} to {cluster}",
+        config.slave
+    ))?;
+    archiving::edit(config, changes, true)?;
+    archiving::reach(config).await
 }
 
 async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {

@@ -19,10 +19,10 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         &[(change.0, change.1.to_owned())],
         options.not_really,
     )?;
-    if options.not_really {
-        return Ok(());
-    }
     let runtime = crate::master::runtime()?;
+    if options.not_really {
+        return runtime.block_on(archiving::reach(config));
+    }
     match runtime.block_on(archiving::activate(config, &[change]))? {
         Activation::Done(_) => {
             tracing::info!(

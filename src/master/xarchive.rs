@@ -15,6 +15,7 @@ use walmgr_protocol::session::push::Outcome;
 
 use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::periodic;
 use crate::master::push::{self, Blocks};
@@ -24,15 +25,19 @@ use crate::transport::connect::{Target, kind_of};
 use crate::wal::page::LONG_HEADER_BYTES;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
 
+const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
+                         directory as the server's user";
+
 /// Archives one file.
 pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
     let source = Source::open(config, path, name)?;
+    let runtime = crate::master::runtime()?;
     if options.not_really {
+        runtime.block_on(source.greet(config))?;
         let doing = format!("send {} as {name} to {}", path.display(), config.slave);
         return output::not_really(&doing);
     }
     periodic::start(config);
-    let runtime = crate::master::runtime()?;
     let deadline = config.push_timeout;
     let outcome = runtime.block_on(async {
         tokio::time::timeout(deadline, source.push(config))
@@ -66,7 +71,9 @@ impl Source {
             Ok(file) => File::from(file),
             Err(rustix::io::Errno::LOOP) => return Err(not_a_file(path, "a symbolic link")),
             Err(error) => {
-                return Err(error).at(Kind::Retry, "open the file to be archived,", path);
+                return Err(error)
+                    .at(Kind::Retry, "open the file to be archived,", path)
+                    .map_err(|error| error.hint(OPEN_HINT));
             }
         };
         let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
@@ -136,7 +143,15 @@ impl Source {
             path.display(),
             self.size,
             self.name
-        )))
+        ))
+        .hint("nothing was sent; look at the file, PostgreSQL writes a few lines into it"))
+    }
+
+    /// Sees that the receiver lets us in.
+    async fn greet(&self, config: &MasterConfig) -> Result<()> {
+        let asking = Asking::connect(config, &self.facts).await?;
+        asking.close().await;
+        Ok(())
     }
 
     async fn push(self, config: &MasterConfig) -> Result<Outcome> {

@@ -212,6 +212,7 @@ impl Connection {
         };
         if !allowed {
             let refusal = self.lacks_right(request.name(), "push or read");
+            self.log_refusal(&refusal);
             return Ok(self.wire.send(0, &Message::Error(refusal)).await?);
         }
         let answer = control::answer(&self.daemon, &self.peer, request).await;
@@ -224,6 +225,7 @@ impl Connection {
         if matches!(message, Message::Offer(_))
             && let Some(refusal) = self.cannot_take()
         {
+            self.log_refusal(&refusal);
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
         }
         let action = self.channels[index]
@@ -322,6 +324,19 @@ impl Connection {
             return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
         }
         None
+    }
+
+    /// The peer is told in the same words; a receiver that stops says so in its own line.
+    fn log_refusal(&self, refusal: &Error) {
+        if refusal.code == ErrorCode::ShuttingDown {
+            return;
+        }
+        let key = self.peer.fingerprint;
+        let key = key
+            .map(|key| format!(" with key {key}"))
+            .unwrap_or_default();
+        let reason = format!("{}{key}: {}", self.peer, refusal.message);
+        self.daemon.refused(self.peer.address.ip(), &reason);
     }
 
     fn lacks_right(&self, what: &str, right: &str) -> Error {

@@ -32,15 +32,28 @@ pub enum WireFault {
     Closed,
     /// The socket or TLS failed.
     #[error("the connection broke")]
-    Io(#[from] std::io::Error),
+    Io(#[source] std::io::Error),
     /// The bytes were not what the protocol allows.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
 
+impl From<std::io::Error> for WireFault {
+    fn from(error: std::io::Error) -> Self {
+        // An end without the farewell of TLS: a peer that crashed, or a connection that was cut.
+        // Frames have their own ends, so nothing can be mistaken for complete.
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => WireFault::Closed,
+            _ => WireFault::Io(error),
+        }
+    }
+}
+
 impl From<WireFault> for CommandError {
     fn from(fault: WireFault) -> Self {
-        CommandError::new(Kind::Retry, "talk to the receiver").because(fault)
+        CommandError::new(Kind::Retry, "talk to the receiver")
+            .because(fault)
+            .hint("if it stays so, look at the network and at the receiver's log on the standby")
     }
 }
 

@@ -36,6 +36,14 @@ impl Output {
         assert!(line.starts_with("walmgr: "), "{line}");
         line
     }
+
+    /// Panics unless it ended with this code, and its last line says this.
+    #[track_caller]
+    pub fn fail_last(&self, code: i32, part: &str) {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        let line = self.stderr.lines().last().unwrap_or_default();
+        assert!(line.contains(part), "{part:?} is not in: {line}");
+    }
 }
 
 impl From<std::process::Output> for Output {

@@ -1,0 +1,302 @@
+//! `init`, `setup`, `stop` and `periodic` as a person types them, on real servers.
+//! Never trusts what a command says of the server: the server is asked.
+//! Invariant: a command that fails, or runs with `-n`, has changed nothing.
+
+mod dry;
+mod first_time;
+mod periodic;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::place::{server_user, walmgr_binary};
+use crate::support::{Cluster, Output, Site, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an operator would write into `master_restart_cmd`.
+fn restart_command(cluster: &Cluster) -> String {
+    format!(
+        "'{}' -D '{}' -l '{}' -m fast -w restart",
+        cluster.bin().join("pg_ctl").display(),
+        cluster.data().display(),
+        cluster.home().join("log").display()
+    )
+}
+
+fn with_restart_command(cluster: Cluster) -> Site {
+    let command = restart_command(&cluster);
+    Site::builder()
+        .cluster(cluster)
+        .master_set("master_restart_cmd", &command)
+        .build()
+}
+
+/// The name of a segment that PostgreSQL has just finished.
+fn finished_segment(cluster: &Cluster) -> String {
+    cluster.psql("SELECT pg_create_restore_point('x')");
+    cluster.psql("SELECT pg_walfile_name(pg_switch_wal())")
+}
+
+#[track_caller]
+fn assert_arrives(site: &Site) {
+    let name = finished_segment(site.cluster());
+    wait_for(&name, PATIENCE, || site.holds(&name).then_some(()));
+}
+
+/// The lines that neither setup nor stop has a reason to touch.
+fn untouched_lines(conf: &str) -> Vec<&str> {
+    let ours = ["archive_mode", "archive_command", "wal_level"];
+    let is_ours = |line: &&str| {
+        let name = line.trim_start_matches(['#', ' ']);
+        ours.iter().any(|ours| name.starts_with(ours))
+    };
+    conf.lines().filter(|line| !is_ours(line)).collect()
+}
+
+#[test]
+fn setup_edits_three_lines_and_keeps_comments_owner_and_mode() {
+    skip_unless!(Cluster::available(15));
+    let mut cluster = Cluster::builder().start();
+    cluster.append_conf("# a remark of ours\nwork_mem = 5MB   # and one behind");
+    fs::set_permissions(cluster.config_file(), PermissionsExt::from_mode(0o640)).unwrap();
+    let site = with_restart_command(cluster);
+    let conf = site.cluster().config_file();
+    let (before, status) = (
+        fs::read_to_string(&conf).unwrap(),
+        fs::metadata(&conf).unwrap(),
+    );
+    let first_pid = site.cluster().pid();
+    site.master_command(&["setup"]).succeed();
+    let after = fs::read_to_string(&conf).unwrap();
+    assert_eq!(untouched_lines(&after), untouched_lines(&before));
+    assert_eq!(
+        fs::read_to_string(conf.with_file_name("postgresql.conf.old")).unwrap(),
+        before
+    );
+    let now = fs::metadata(&conf).unwrap();
+    assert_eq!(
+        (now.mode(), now.uid(), now.gid()),
+        (status.mode(), status.uid(), status.gid())
+    );
+    let cluster = site.cluster();
+    assert_ne!(cluster.pid(), first_pid, "archive_mode needs a restart");
+    assert_eq!(cluster.psql("SHOW archive_mode"), "on");
+    assert_eq!(cluster.psql("SHOW work_mem"), "5MB");
+    let command = format!(
+        "{} {} xarchive %p %f",
+        walmgr_binary().display(),
+        site.master_ini().display()
+    );
+    assert_eq!(cluster.psql("SHOW archive_command"), command);
+    assert!(!site.archived_names().is_empty(), "the proof has arrived");
+
+    // Once more: no edit, no restart, and the proof arrives again.
+    let (pid, count) = (cluster.pid(), site.archived_names().len());
+    site.master_command(&["setup"]).succeed();
+    assert_eq!(cluster.pid(), pid);
+    assert_eq!(fs::read_to_string(&conf).unwrap(), after);
+    assert_eq!(fs::metadata(&conf).unwrap().ino(), now.ino());
+    assert!(site.archived_names().len() > count);
+    assert_arrives(&site);
+}
+
+#[test]
+fn setup_raises_a_wal_level_that_is_too_low() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder()
+        .conf("wal_level", "minimal")
+        .conf("max_wal_senders", "0")
+        .start();
+    let site = with_restart_command(cluster);
+    site.master_command(&["setup"]).succeed();
+    assert_eq!(site.cluster().psql("SHOW wal_level"), "replica");
+    assert_arrives(&site);
+}
+
+#[test]
+fn without_a_restart_command_setup_asks_for_a_restart_and_the_next_setup_proves_arrival() {
+    skip_unless!(Cluster::available(15));
+    let mut site = Site::with_cluster(Cluster::builder().start());
+    let asked = site.master_command(&["setup"]);
+    asked.succeed();
+    assert!(
+        asked.stderr.contains("archive_mode is still off"),
+        "{}",
+        asked.stderr
+    );
+    assert!(
+        asked.stderr.contains("has to be restarted"),
+        "{}",
+        asked.stderr
+    );
+    assert_eq!(site.archived_names(), Vec::<String>::new());
+    site.cluster_mut().restart();
+    let pid = site.cluster().pid();
+    let proven = site.master_command(&["setup"]);
+    proven.succeed();
+    assert!(
+        proven.stderr.contains("archiving works"),
+        "{}",
+        proven.stderr
+    );
+    assert_eq!(site.cluster().pid(), pid);
+    let count = site.archived_names().len();
+    site.master_command(&["setup", "--no-check"]).succeed();
+    assert_eq!(site.archived_names().len(), count);
+}
+
+#[test]
+fn setup_reloads_where_a_restart_is_not_needed() {
+    skip_unless!(Cluster::available(15));
+    let site = with_restart_command(Cluster::builder().conf("archive_mode", "on").start());
+    let pid = site.cluster().pid();
+    site.master_command(&["setup"]).succeed();
+    assert_eq!(site.cluster().pid(), pid);
+    assert_arrives(&site);
+}
+
+#[test]
+fn setup_with_the_archive_of_another_cluster_is_refused_before_any_edit() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().start();
+    let elsewhere = Site::start();
+    let mut site = Site::with_cluster(cluster);
+    site.route(elsewhere.address());
+    site.master_set("slave_fingerprint", &elsewhere.standby_fingerprint());
+    elsewhere
+        .standby_command(&["authorize", &site.master_fingerprint(), "stranger"])
+        .succeed();
+    let conf = site.cluster().config_file();
+    let before = fs::read(&conf).unwrap();
+    wait_for("the key to be known", PATIENCE, || {
+        let refused = site.master_command(&["setup"]);
+        let line = refused.fail(1);
+        line.contains("the archive belongs to the cluster with")
+            .then_some(())
+    });
+    assert_eq!(fs::read(&conf).unwrap(), before);
+    assert!(!conf.with_file_name("postgresql.conf.old").exists());
+    assert_eq!(site.cluster().psql("SHOW archive_mode"), "off");
+}
+
+#[test]
+fn setup_says_why_when_the_server_cannot_read_the_key() {
+    skip_unless!(Cluster::available(15));
+    if !matches!(server_user(), Ok(Some(_))) {
+        skip!("only root can own a key that the server's user cannot read");
+    }
+    let site = Site::with_cluster(Cluster::builder().conf("archive_mode", "on").start());
+    let key = site.master_ini().with_extension("key");
+    std::os::unix::fs::chown(&key, Some(0), Some(0)).unwrap();
+    let mut as_root = Command::new(walmgr_binary());
+    let ended = Output::of(as_root.arg(site.master_ini()).arg("setup"));
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let line = ended.stderr.lines().last().unwrap();
+    assert!(line.contains("did not arrive"), "{line}");
+    assert!(
+        line.contains("; the reason stands in PostgreSQL's log"),
+        "{line}"
+    );
+    assert!(line.contains("must be able to read"), "{line}");
+    let log = site.cluster().log();
+    assert!(log.contains(&key.display().to_string()), "{log}");
+    assert!(log.contains("archive command failed with exit code 2"));
+    let owner = fs::metadata(site.cluster().config_file()).unwrap().uid();
+    assert_ne!(owner, 0, "postgresql.conf stays the server's");
+}
+
+#[test]
+fn a_value_set_elsewhere_is_named_with_file_and_line() {
+    skip_unless!(Cluster::available(15));
+    let site = Site::with_cluster(Cluster::builder().conf("archive_mode", "on").start());
+    let cluster = site.cluster();
+    cluster.psql("ALTER SYSTEM SET archive_command = 'false'");
+    cluster.reload();
+    let refused = site.master_command(&["setup"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let line = refused.stderr.lines().last().unwrap();
+    let auto = cluster.data().join("postgresql.auto.conf, line 3");
+    assert!(line.contains(&auto.display().to_string()), "{line}");
+    assert!(
+        line.contains("archive_command is false in the running server"),
+        "{line}"
+    );
+    cluster.psql("ALTER SYSTEM RESET archive_command");
+    site.master_command(&["setup"]).succeed();
+}
+
+#[test]
+fn archiving_works_from_a_folder_with_blanks_quotes_and_percent_signs() {
+    for major in Cluster::available_majors() {
+        let cluster = Cluster::builder()
+            .major(major)
+            .conf("archive_mode", "on")
+            .start();
+        let site = Site::builder()
+            .cluster(cluster)
+            .master_folder("it's 100%p \"my\" $HOME; folder%")
+            .build();
+        site.master_command(&["setup"]).succeed();
+        assert_arrives(&site);
+        let failed = site
+            .cluster()
+            .psql("SELECT failed_count FROM pg_stat_archiver");
+        assert_eq!(failed, "0", "PostgreSQL {major}:\n{}", site.cluster().log());
+    }
+}
+
+#[test]
+fn stop_without_a_restart_command_lets_every_segment_go() {
+    skip_unless!(Cluster::available(15));
+    let site = Site::with_cluster(Cluster::builder().conf("archive_mode", "on").start());
+    site.master_command(&["setup"]).succeed();
+    let pid = site.cluster().pid();
+    site.master_command(&["stop"]).succeed();
+    let cluster = site.cluster();
+    assert_eq!(cluster.psql("SHOW archive_command"), "/bin/true");
+    assert_eq!(cluster.pid(), pid);
+    let name = finished_segment(cluster);
+    let done = cluster
+        .data()
+        .join(format!("pg_wal/archive_status/{name}.done"));
+    wait_for("PostgreSQL to let it go", PATIENCE, || {
+        done.exists().then_some(())
+    });
+    assert!(!site.holds(&name));
+    site.master_command(&["setup"]).succeed();
+    assert_arrives(&site);
+}
+
+#[test]
+fn stop_with_a_restart_command_turns_archiving_off() {
+    skip_unless!(Cluster::available(15));
+    let site = with_restart_command(Cluster::builder().start());
+    site.master_command(&["setup"]).succeed();
+    site.master_command(&["stop"]).succeed();
+    assert_eq!(site.cluster().psql("SHOW archive_mode"), "off");
+    site.master_command(&["stop"]).succeed();
+    site.master_command(&["setup"]).succeed();
+    assert_eq!(site.cluster().psql("SHOW archive_mode"), "on");
+    assert_arrives(&site);
+}
+
+#[test]
+fn a_restart_command_that_fails_is_named() {
+    skip_unless!(Cluster::available(15));
+    let mut site = Site::with_cluster(Cluster::builder().start());
+    site.master_set("master_restart_cmd", "exit 7");
+    let failed = site.master_command(&["setup"]);
+    assert_eq!(failed.code, Some(1), "{}", failed.stderr);
+    let line = failed.stderr.lines().last().unwrap();
+    assert!(
+        line.contains("master_restart_cmd `exit 7` failed"),
+        "{line}"
+    );
+    assert!(
+        line.contains("; postgresql.conf is edited already"),
+        "{line}"
+    );
+}
