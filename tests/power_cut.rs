@@ -32,16 +32,26 @@ const FILES_KEPT_MAX: usize = 60;
 const HELD: &str = "delay_enter=60s";
 
 /// Segments, and every fourth time a small file, whose content nothing writes back early.
-fn content_of(site: &Site, number: u64) -> (String, Vec<u8>) {
-    if number.is_multiple_of(4) {
-        let text = format!("1\t0/3000000\tpower cut {number}\n");
-        return (format!("{number:08X}.history"), text.into_bytes());
+fn is_small(number: u64) -> bool {
+    number.is_multiple_of(4)
+}
+
+fn name_of(site: &Site, number: u64) -> String {
+    match is_small(number) {
+        true => format!("{number:08X}.history"),
+        false => site.segment_name(number),
     }
-    (site.segment_name(number), site.segment(number, "walmgr"))
+}
+
+fn content_of(site: &Site, number: u64) -> Vec<u8> {
+    match is_small(number) {
+        true => format!("1\t0/3000000\tpower cut {number}\n").into_bytes(),
+        false => site.segment(number, "walmgr"),
+    }
 }
 
 fn offer(site: &Site, oracle: &Oracle, number: u64) -> Output {
-    let (name, content) = content_of(site, number);
+    let (name, content) = (name_of(site, number), content_of(site, number));
     site.write_wal(&name, &content);
     oracle.offered(&name, &content);
     let output = site.archive(&name);
@@ -122,16 +132,21 @@ impl Standby {
         self.judge()?;
         if self.oracle.count() > FILES_KEPT_MAX {
             self.acknowledged += self.oracle.count();
-            self.oracle.forget(&self.site.completed_wals());
-            self.oracle.forget(&self.site.data().join("pg_wal"));
+            let sources = self.site.data().join("pg_wal");
+            self.oracle.forget(&[&self.site.completed_wals(), &sources]);
+            // Or the next cut would bring the names back.
+            self.disk.sync_unrelated_file();
         }
         Ok(())
     }
 
     fn unanswered(&self) -> Vec<u64> {
         let names = self.oracle.unanswered();
+        if names.is_empty() {
+            return Vec::new();
+        }
         let all = 2..self.next.load(Ordering::Relaxed);
-        all.filter(|number| names.contains(&content_of(&self.site, *number).0))
+        all.filter(|number| names.contains(&name_of(&self.site, *number)))
             .collect()
     }
 
@@ -223,7 +238,7 @@ fn at_each_step(kind: FileSystem) {
         for count in 1..12 {
             let reached = EACH.map(|before| {
                 // A small file makes fewer calls than a segment.
-                while standby.next.load(Ordering::Relaxed).is_multiple_of(4) {
+                while is_small(standby.next.load(Ordering::Relaxed)) {
                     offer(&standby.site, &standby.oracle, standby.next()).succeed();
                 }
                 let reached = standby.cut_at(call, count, before);
