@@ -3,11 +3,12 @@
 //! bounded queue. Invariant: `Stored` is returned only for the bytes that were offered.
 
 use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use walmgr_protocol::compress::{Block, Packer};
@@ -185,9 +186,7 @@ fn read_blocks(
         let buffer = reusable.try_recv().unwrap_or_default();
         let block = packer.pack(buffer, at, |buffer| {
             let headroom = buffer.len();
-            let from = ReadAt { file, at };
-            from.take(u64::from(blocks.block_bytes))
-                .read_to_end(buffer)?;
+            read_block(file, at, blocks.block_bytes as usize, buffer)?;
             crc.update(&buffer[headroom..]);
             Ok::<(), std::io::Error>(())
         })?;
@@ -202,18 +201,20 @@ fn read_blocks(
     }
 }
 
-/// Reads a file at a position of its own, so that readers do not share one.
-struct ReadAt<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for ReadAt<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let got = self.file.read_at(buffer, self.at)?;
-        self.at += got as u64;
-        Ok(got)
+/// Appends what the file has from `offset` on, at most `bytes`: in one call as a rule, and into
+/// memory that nobody filled with zeros first.
+fn read_block(file: &File, offset: u64, bytes: usize, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    let begin = buffer.len();
+    buffer.reserve_exact(bytes);
+    while buffer.len() < begin + bytes {
+        let at = offset + (buffer.len() - begin) as u64;
+        if retry_on_intr(|| pread(file, spare_capacity(buffer), at))? == 0 {
+            break;
+        }
     }
+    // A buffer that was used before may have room for more.
+    buffer.truncate(begin + bytes);
+    Ok(())
 }
 
 /// What a thread that read the file came to.

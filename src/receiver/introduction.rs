@@ -19,7 +19,7 @@ use crate::receiver::settings::{Protection, Settings};
 use crate::transport::authorized_keys::Rights;
 use crate::transport::connect::fresh_nonce;
 use crate::transport::identity::Fingerprint;
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Stream, buffered};
 use crate::transport::tls::{self, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
 
@@ -107,7 +107,7 @@ async fn secure(
     };
     let whom = "the client";
     let stream = acceptor
-        .accept(stream)
+        .accept(buffered(stream))
         .await
         .map_err(|error| TlsFault::of(&error, whom).to_string())?;
     let agreed = stream.get_ref().1.alpn_protocol();

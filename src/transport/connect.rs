@@ -16,7 +16,7 @@ use walmgr_protocol::version::VersionRange;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::transport::identity::{Fingerprint, Identity};
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Stream, buffered};
 use crate::transport::tls::{self, PeerTrust, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
 
@@ -105,7 +105,7 @@ impl Target {
         };
         let name = tls::server_name(&self.host)?;
         match TlsConnector::from(Arc::clone(config))
-            .connect(name, stream)
+            .connect(name, buffered(stream))
             .await
         {
             Ok(stream) => {
