@@ -219,12 +219,13 @@ impl Connection {
     }
 
     async fn control(&mut self, request: Message) -> Result<(), End> {
-        let allowed = match request {
-            Message::Setup => self.peer.rights.push,
-            _ => self.peer.rights.read || self.peer.rights.admin,
+        let rights = self.peer.rights;
+        let (allowed, needed) = match request {
+            Message::Setup => (rights.push, "push"),
+            _ => (rights.read || rights.admin, "read"),
         };
         if !allowed {
-            let refusal = self.lacks_right(request.name(), "push or read");
+            let refusal = self.lacks_right(request.name(), needed);
             self.log_refusal(&refusal);
             return Ok(self.wire.send(0, &Message::Error(refusal)).await?);
         }
