@@ -261,8 +261,8 @@ impl Connection {
         let channel = from.channel;
         let index = self.index(channel)?;
         let slot = &mut self.channels[index];
-        if slot.uploads != from.upload {
-            // The last words of an upload that the peer gave up before it began this one.
+        if slot.uploads != from.upload || slot.upload.is_none() {
+            // The last words of an upload that the peer gave up; they answer nothing it began since.
             return Ok(());
         }
         let action = match &report {
