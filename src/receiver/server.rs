@@ -427,6 +427,9 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
         ("listen", old.listen != new.listen),
         ("completed_wals", old.completed_wals != new.completed_wals),
         ("partial_wals", old.partial_wals != new.partial_wals),
+        ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
+        ("logfile", old.logfile != new.logfile),
+        ("log_format", old.log_format != new.log_format),
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
         None => Ok(()),
