@@ -2,7 +2,6 @@
 //! Never decides what draining or reloading means. Invariant: a daemon is found by the lock on its
 //! pidfile, and is called ready only after it said so itself.
 
-use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -15,7 +14,7 @@ mod background;
 mod pidfile;
 
 pub use background::{Readiness, Role, into_background};
-pub use pidfile::{PidFile, signal_running};
+pub use pidfile::{PidFile, is_running, signal_running};
 
 /// How long `--stop` and `--kill` wait for the daemon to end.
 pub const END_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,14 +43,6 @@ impl Control {
             _ => None,
         }
     }
-}
-
-/// The `pidfile` setting, for the options that cannot do without it.
-pub fn pidfile_for<'a>(setting: Option<&'a Path>, option: &str) -> Result<&'a Path> {
-    setting.ok_or_else(|| {
-        CommandError::config(format!("{option} needs the setting `pidfile`"))
-            .hint("add a line like: pidfile = /run/postgresql/%(job_name)s.pid")
-    })
 }
 
 /// What a signal asks of this daemon.

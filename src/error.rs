@@ -144,13 +144,8 @@ impl fmt::Display for CommandError {
             line.push_str("; ");
             line.push_str(hint);
         }
-        for word in line
-            .split(['\n', '\r'])
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .enumerate()
-        {
-            let (index, part) = word;
+        let parts = line.split(['\n', '\r']).map(str::trim);
+        for (index, part) in parts.filter(|part| !part.is_empty()).enumerate() {
             out.write_str(if index == 0 { "" } else { " " })?;
             out.write_str(part)?;
         }

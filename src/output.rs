@@ -113,7 +113,7 @@ pub fn failure(error: &CommandError) {
     if STARTED.load(Ordering::Acquire) {
         tracing::error!("{error}");
     } else {
-        to_stderr(&error.to_string());
+        to_stderr(&escaped(&error.to_string()));
     }
 }
 

@@ -475,6 +475,25 @@ fn fault_28_a_stopped_receiver_costs_the_client_its_deadline_and_nothing_else() 
 }
 
 #[test]
+fn fault_28_a_receiver_that_falls_silent_fails_setup_within_push_timeout() {
+    let mut site = Site::builder().plain().proxied().build();
+    site.master_set("push_timeout", "1s");
+    // There is no server behind this data directory, so setup ends after the receiver's answer.
+    site.master_command(&["setup"]).fail_last(1, "PostgreSQL");
+    let clean = site.proxy().recordings().pop().unwrap();
+    site.proxy().set_faults([(
+        Direction::ToClient,
+        Fault::Blackhole {
+            at_byte: clean.to_client.len() as u64 - 1,
+        },
+    )]);
+    let began = Instant::now();
+    site.master_command(&["setup"])
+        .fail_last(1, "did not answer a setup request within push_timeout");
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn fault_29_answers_from_an_earlier_connection_are_refused() {
     let mut site = plain_site();
     let clean = clean_session(&site, HISTORY);

@@ -9,10 +9,7 @@ use crate::names::{SegmentName, TimelineId, WalFileName};
 
 /// Appends a string behind its length, cut at a character below the bound.
 pub(crate) fn put_string(out: &mut BytesMut, text: &str) {
-    let mut len = text.len().min(STRING_BYTES_MAX);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
+    let len = text.floor_char_boundary(STRING_BYTES_MAX);
     out.put_u16_le(u16::try_from(len).unwrap_or(0));
     out.put_slice(&text.as_bytes()[..len]);
 }

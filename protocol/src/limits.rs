@@ -55,8 +55,8 @@ const _: () = assert!(BLOCK_BYTES_MAX + 64 <= FRAME_PAYLOAD_BYTES);
 const _: () = assert!(FRAME_PAYLOAD_BYTES <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_MAX <= 1 << ZSTD_WINDOW_LOG_MAX);
 const _: () = assert!(
-    // A list page must fit a frame: name, length byte and two u64s each.
-    (LIST_ENTRIES_MAX as usize) * (NAME_BYTES_MAX + 2 + 16) < FRAME_PAYLOAD_BYTES as usize
+    // A list page must fit a frame: a name behind its u16 length, and a u64 size each.
+    (LIST_ENTRIES_MAX as usize) * (2 + NAME_BYTES_MAX + 8) + 64 < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(
     BLOCKS_IN_FLIGHT as u64 * BLOCK_BYTES_DEFAULT as u64 * CHANNELS_MAX as u64

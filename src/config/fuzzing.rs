@@ -69,14 +69,11 @@ fn printed_settings_load_again(settings: &Settings) {
     }
 }
 
-/// Any text as the argument of `--set` over a small file.
-pub fn overrides(text: &str) {
-    let Ok(overrides) = super::parse_overrides(text) else {
-        return;
-    };
+/// Any settings and values from `--set` over a small file.
+pub fn overrides(overrides: &[(String, String)]) {
     let file = b"[walmgr]\nmaster_data = /nowhere/data\nslave = localhost\n";
     let path = Path::new("/nowhere/walmgr.ini");
-    if let Err(fault) = load_bytes(file, path, &overrides, around()) {
+    if let Err(fault) = load_bytes(file, path, overrides, around()) {
         let text = fault.into_error(path).to_string();
         assert!(
             text.contains("--set") || text.contains("walmgr.ini"),
@@ -149,8 +146,10 @@ mod tests {
         }
 
         #[test]
-        fn any_overrides_pass(text in "\\PC{0,60}|(tls|slave|block_size)=\\PC{0,9}(,loop_delay=[0-9a-z.]{0,5})?") {
-            overrides(&text);
+        fn any_overrides_pass(
+            pairs in prop::collection::vec(("\\PC{0,20}|tls|slave|block_size|loop_delay", "\\PC{0,40}"), 0..4)
+        ) {
+            overrides(&pairs);
         }
     }
 }

@@ -24,7 +24,7 @@ pub mod tls;
 mod value;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use fault::Fault;
@@ -46,7 +46,7 @@ pub enum Config {
     Standby(Box<StandbyConfig>),
 }
 
-/// Reads and checks an ini file, with `overrides` (see [`parse_overrides`]) in place of its lines.
+/// Reads and checks an ini file, with the settings of `--set` in place of its lines.
 ///
 /// Relative paths in it start at its own directory. Errors are of [`Kind::Config`].
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Config> {
@@ -93,43 +93,6 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
         .map_err(|error| error.hint(hint))
 }
 
-/// Splits the argument of `--set`: `param=val[,param=val]`, with `\,` for a comma in a value.
-pub fn parse_overrides(text: &str) -> Result<Vec<(String, String)>> {
-    let mut parts = vec![String::new()];
-    let mut letters = text.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '\\' if letters.peek() == Some(&',') => {
-                letters.next();
-                push(&mut parts, ',');
-            }
-            ',' => parts.push(String::new()),
-            letter => push(&mut parts, letter),
-        }
-    }
-    let mut overrides = Vec::new();
-    for part in parts {
-        let Some((key, value)) = part
-            .split_once('=')
-            .filter(|(key, _)| !key.trim().is_empty())
-        else {
-            let found = fault::shown(&part);
-            return Err(CommandError::config(format!(
-                "--set: expected `param=val[,param=val]`, found `{found}`"
-            ))
-            .hint("a comma inside a value is written \\,"));
-        };
-        overrides.push((key.trim().to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    Ok(overrides)
-}
-
-fn push(parts: &mut [String], letter: char) {
-    if let Some(last) = parts.last_mut() {
-        last.push(letter);
-    }
-}
-
 impl Config {
     /// The master's settings, for a command that runs only there.
     pub fn into_master(self, command: &str) -> Result<MasterConfig> {
@@ -147,43 +110,11 @@ impl Config {
         }
     }
 
-    /// The ini file, absolute.
-    pub fn path(&self) -> &Path {
-        match self {
-            Config::Master(config) => &config.path,
-            Config::Standby(config) => &config.path,
-        }
-    }
-
-    /// The name used in log lines.
-    pub fn job_name(&self) -> &str {
-        match self {
-            Config::Master(config) => &config.job_name,
-            Config::Standby(config) => &config.job_name,
-        }
-    }
-
     /// Where to log.
     pub fn logfile(&self) -> Option<&Path> {
         match self {
             Config::Master(config) => config.logfile.as_deref(),
             Config::Standby(config) => config.logfile.as_deref(),
-        }
-    }
-
-    /// Where the daemon's pid goes.
-    pub fn pidfile(&self) -> Option<&PathBuf> {
-        match self {
-            Config::Master(config) => config.pidfile.as_ref(),
-            Config::Standby(config) => config.pidfile.as_ref(),
-        }
-    }
-
-    /// How this side proves itself.
-    pub fn tls(&self) -> &TlsSettings {
-        match self {
-            Config::Master(config) => &config.tls,
-            Config::Standby(config) => &config.tls,
         }
     }
 

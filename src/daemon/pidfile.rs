@@ -77,6 +77,11 @@ impl Drop for PidFile {
     }
 }
 
+/// Whether a daemon holds the lock of `path`.
+pub fn is_running(path: &Path) -> Result<bool> {
+    Ok(holder(path)?.is_some())
+}
+
 /// Sends what `control` stands for to the daemon that holds `path`; on `Stop` and `Kill` waits up
 /// to `end_timeout` for its end. Answers with the id of the process.
 ///

@@ -86,6 +86,8 @@ pub async fn activate(config: &MasterConfig, wanted: &[(&str, &str)]) -> Result<
                 return Ok(Activation::RestartNeeded);
             };
             tracing::info!("restarting PostgreSQL: {command}");
+            // A smart shutdown would wait for this very session to end.
+            session.close().await;
             restart(command)?;
             session = connect_patiently(config, limits).await?;
             restarted = true;

@@ -70,7 +70,23 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// The answer within `push_timeout`: a receiver that is stuck must not hold a person up for good.
     async fn ask(&mut self, question: &Message) -> Result<Message> {
+        let (slave, deadline) = (&self.config.slave, self.config.push_timeout);
+        let late = || {
+            let question = question.name();
+            CommandError::retry(format!(
+                "{slave} did not answer {question} within push_timeout = {deadline:?}"
+            ))
+            .hint("look at the receiver's log on the standby")
+        };
+        match tokio::time::timeout(deadline, self.exchange(question)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(late()),
+        }
+    }
+
+    async fn exchange(&mut self, question: &Message) -> Result<Message> {
         let wire = &mut self.connection.wire;
         wire.send(0, question).await?;
         loop {

@@ -93,12 +93,13 @@ impl Source {
 
     /// What can be seen from here is refused here, without troubling the standby.
     fn check(&self, path: &Path) -> Result<()> {
-        let Some(_) = self.name.segment() else {
-            return self.check_small(path);
-        };
-        if matches!(self.name, WalFileName::BackupHistory(..)) {
-            return self.check_small(path);
+        match self.name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => self.check_segment(path),
+            WalFileName::History(_) | WalFileName::BackupHistory(..) => self.check_small(path),
         }
+    }
+
+    fn check_segment(&self, path: &Path) -> Result<()> {
         let whole = self.facts.cluster.segment_size.bytes();
         if self.size != whole {
             return Err(CommandError::retry(format!(

@@ -143,6 +143,15 @@ impl Session {
         self.statement_limit = limit;
     }
 
+    /// Ends the session and returns when its connection is closed.
+    ///
+    /// Dropping a session closes it only once the runtime gets to run again.
+    pub async fn close(mut self) {
+        self.connection.abort();
+        // Aborted, or ended by itself before.
+        let _ = (&mut self.connection).await;
+    }
+
     /// Whether the server has ended the session.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()

@@ -219,12 +219,13 @@ impl Connection {
     }
 
     async fn control(&mut self, request: Message) -> Result<(), End> {
-        let allowed = match request {
-            Message::Setup => self.peer.rights.push,
-            _ => self.peer.rights.read || self.peer.rights.admin,
+        let rights = self.peer.rights;
+        let (allowed, needed) = match request {
+            Message::Setup => (rights.push, "push"),
+            _ => (rights.read || rights.admin, "read"),
         };
         if !allowed {
-            let refusal = self.lacks_right(request.name(), "push or read");
+            let refusal = self.lacks_right(request.name(), needed);
             self.log_refusal(&refusal);
             return Ok(self.wire.send(0, &Message::Error(refusal)).await?);
         }
@@ -260,8 +261,8 @@ impl Connection {
         let channel = from.channel;
         let index = self.index(channel)?;
         let slot = &mut self.channels[index];
-        if slot.uploads != from.upload {
-            // The last words of an upload that the peer gave up before it began this one.
+        if slot.uploads != from.upload || slot.upload.is_none() {
+            // The last words of an upload that the peer gave up; they answer nothing it began since.
             return Ok(());
         }
         let action = match &report {

@@ -32,6 +32,9 @@ pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for uploads under way when the daemon is asked to stop.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Time for threads that the drain left at work; what they wrote is a temporary, or whole.
+pub const THREADS_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Connections that may be in their handshake at once, from one address and in all: strangers
 /// take no slot from those who are known.
 pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
@@ -42,3 +45,7 @@ pub const HANDSHAKES_MAX: usize = 128;
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
 const _: () = assert!(HANDSHAKES_PER_ADDRESS_MAX <= HANDSHAKES_MAX);
+// Whoever types `--stop` waits until a full drain is over.
+const _: () = assert!(
+    DRAIN_DEADLINE.as_secs() + THREADS_DEADLINE.as_secs() < crate::daemon::END_TIMEOUT.as_secs()
+);

@@ -21,7 +21,7 @@ use crate::output;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
     ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
-    connection, introduction,
+    THREADS_DEADLINE, connection, introduction,
 };
 use crate::store::{Archive, Health, Places, RealDisk, StoreError};
 
@@ -228,8 +228,8 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         refusals: Mutex::default(),
     });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
-    // Uploads that the deadline cut off are on blocking threads; they hold temporaries only.
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
+    runtime.shutdown_timeout(THREADS_DEADLINE);
     ended
 }
 
@@ -427,6 +427,9 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
         ("listen", old.listen != new.listen),
         ("completed_wals", old.completed_wals != new.completed_wals),
         ("partial_wals", old.partial_wals != new.partial_wals),
+        ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
+        ("logfile", old.logfile != new.logfile),
+        ("log_format", old.log_format != new.log_format),
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
         None => Ok(()),

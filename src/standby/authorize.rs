@@ -41,14 +41,24 @@ pub fn run(
 }
 
 /// A receiver that runs learns of the change at once; one that does not reads the list anyway.
+///
+/// One that runs and cannot be told is a failure: it still goes by the old list.
 pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
-    match daemon::signal_running(
-        &config.receiver_pidfile(),
-        Control::Reload,
-        daemon::END_TIMEOUT,
-    ) {
-        Ok(pid) => tracing::info!("the receiver (process {pid}) reads the list again"),
-        Err(error) => tracing::debug!("no running receiver to tell: {error}"),
+    let pidfile = config.receiver_pidfile();
+    if !daemon::is_running(&pidfile)? {
+        tracing::debug!("no receiver runs, so none has to be told");
+        return Ok(());
     }
+    let pid = daemon::signal_running(&pidfile, Control::Reload, daemon::END_TIMEOUT).map_err(
+        |error| {
+            CommandError::new(
+                error.kind(),
+                "the list is changed, but the running receiver was not told",
+            )
+            .because(error)
+            .hint("run `walmgr STANDBY.ini receiver --reload` as the receiver's user")
+        },
+    )?;
+    tracing::info!("the receiver (process {pid}) reads the list again");
     Ok(())
 }

@@ -21,8 +21,8 @@ pub struct Incoming {
     shared: Arc<Shared>,
     name: WalFileName,
     len: u64,
-    /// `None` after a failure.
     verify: Verify,
+    /// `None` after a failure.
     writing: Option<Writing>,
 }
 

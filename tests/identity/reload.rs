@@ -59,6 +59,9 @@ fn fault_97_a_reload_of_bad_files_keeps_the_old_settings_and_serves_on() {
 #[test]
 fn fault_97_what_a_running_receiver_cannot_change_is_refused_by_name() {
     let mut site = Site::start();
+    site.standby_set("log_format", "json");
+    reload(&site, "log_format cannot change by a reload");
+    site.standby_set("log_format", "text");
     let port = site.address().port() + 1;
     site.standby_set("listen", &format!("127.0.0.1:{port}"));
     reload(&site, "reload failed, the old settings stay in force");

@@ -40,6 +40,15 @@ fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
 }
 
 #[test]
+fn fault_86_revoking_fails_when_the_running_receiver_cannot_be_told() {
+    let site = Site::start();
+    let pidfile = site.standby_ini().with_extension("pid");
+    std::fs::write(pidfile, "1\n").unwrap();
+    site.standby_command(&["revoke", "master"])
+        .fail_last(1, "the running receiver was not told");
+}
+
+#[test]
 fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
     let site = Site::builder().proxied().build();
     let name = "00000002.history";

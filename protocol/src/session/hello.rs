@@ -186,7 +186,8 @@ impl Hello {
 
     /// The hello at the front of `buffer`, or `None` when there is less than one.
     ///
-    /// A body of versions that do not meet ours is not looked at.
+    /// A body that cannot be read is an error of its own beside the versions: they are compared
+    /// first, and a client of a version to come is refused in words.
     pub fn decode(buffer: &mut BytesMut) -> Result<Option<ReceivedHello>, Malformed> {
         let Some((lowest, highest, body)) = open(HELLO_MAGIC, "a hello", buffer)? else {
             return Ok(None);
@@ -290,11 +291,7 @@ impl Welcome {
 }
 
 fn cut(text: &str, most: usize) -> &str {
-    let mut len = text.len().min(most);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
-    &text[..len]
+    &text[..text.floor_char_boundary(most)]
 }
 
 fn seal(magic: [u8; 8], first: u16, second: u16, body: &[u8], out: &mut BytesMut) {

@@ -195,7 +195,7 @@ fn every_setting_takes_its_example_and_its_default() {
                 text.push_str("walmgr_data = /archive\n");
             }
             text.push_str(&format!("{} = {}\n", row.name, row.example));
-            let config = try_load(&text, "").unwrap_or_else(|error| panic!("{error}"));
+            let config = try_load(&text, &[]).unwrap_or_else(|error| panic!("{error}"));
             let is_noted = config
                 .notes()
                 .iter()
@@ -218,13 +218,28 @@ fn later_versions_settings_are_accepted_with_a_note() {
 
 #[test]
 fn overrides_replace_lines_and_pass_the_same_checks() {
-    let config = try_load(MASTER, "compression=3,slave=db2:1, Loop_Delay = 2s ").unwrap();
+    let config = try_load(
+        MASTER,
+        &[
+            ("compression", "3"),
+            ("slave", "db2:1"),
+            (" Loop_Delay ", " 2s "),
+        ],
+    )
+    .unwrap();
     let config = config.into_master("setup").unwrap();
     assert_eq!((config.compression, config.slave.port), (3, 1));
     assert_eq!(config.loop_delay, Duration::from_secs(2));
-    let comma = try_load(STANDBY, r"listen=127.0.0.1\,[::1]").unwrap();
+    let comma = try_load(STANDBY, &[("listen", "127.0.0.1,[::1]")]).unwrap();
     assert_eq!(comma.into_standby("receiver").unwrap().listen.len(), 2);
-    let folder = try_load(STANDBY, "standby_data=%(walmgr_data)s/pg,walmgr_data=/b").unwrap();
+    let folder = try_load(
+        STANDBY,
+        &[
+            ("standby_data", "%(walmgr_data)s/pg"),
+            ("walmgr_data", "/b"),
+        ],
+    )
+    .unwrap();
     let folder = folder.into_standby("receiver").unwrap();
     assert_eq!(folder.slave_data.unwrap(), PathBuf::from("/b/pg"));
 }

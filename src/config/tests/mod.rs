@@ -13,14 +13,12 @@ use super::keys::{KEYS, Side};
 use super::sample::{InitMaster, InitStandby};
 use super::*;
 
-fn try_load(text: &str, set: &str) -> std::result::Result<Config, String> {
+fn try_load(text: &str, set: &[(&str, &str)]) -> std::result::Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("main.ini");
     std::fs::write(&path, text).unwrap();
-    let overrides = match set {
-        "" => Vec::new(),
-        set => parse_overrides(set).map_err(|error| error.to_string())?,
-    };
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let overrides: Vec<(String, String)> = set.iter().map(owned).collect();
     load(&path, &overrides).map_err(|error| {
         assert_eq!(error.kind(), Kind::Config);
         error
@@ -30,18 +28,18 @@ fn try_load(text: &str, set: &str) -> std::result::Result<Config, String> {
 }
 
 fn master(text: &str) -> MasterConfig {
-    try_load(text, "").unwrap().into_master("setup").unwrap()
+    try_load(text, &[]).unwrap().into_master("setup").unwrap()
 }
 
 fn standby(text: &str) -> StandbyConfig {
-    try_load(text, "")
+    try_load(text, &[])
         .unwrap()
         .into_standby("receiver")
         .unwrap()
 }
 
 fn refused(text: &str) -> String {
-    try_load(text, "").unwrap_err()
+    try_load(text, &[]).unwrap_err()
 }
 
 const MASTER: &str = "[walmgr]\nmaster_data = /data\nslave = localhost\n";

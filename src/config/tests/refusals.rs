@@ -267,36 +267,31 @@ fn a_setting_indented_by_accident_is_not_swallowed() {
 
 #[test]
 fn fault_96_wrong_overrides_name_the_option() {
-    for (set, expected) in [
+    let cases: [(&[(&str, &str)], &str); 5] = [
         (
-            "compresion=1",
+            &[("compresion", "1")],
             "--set: compresion: expected a known setting",
         ),
         (
-            "compression=x",
+            &[("compression", "x")],
             "--set: compression: expected a whole number",
         ),
         (
-            "slave=a,standby=b",
+            &[("slave", "a"), ("standby", "b")],
             "--set: standby: expected each key once",
         ),
         (
-            "keep_backups=1",
+            &[("keep_backups", "1")],
             "--set: keep_backups: expected a master's setting",
         ),
         (
-            "push_timeout=0",
+            &[("push_timeout", "0")],
             "--set: push_timeout: expected more than zero",
         ),
-        (
-            "compression",
-            "--set: expected `param=val[,param=val]`, found `compression`",
-        ),
-        ("master_db=a,b", "a comma inside a value is written \\,"),
-        ("=1", "--set: expected `param=val"),
-    ] {
+    ];
+    for (set, expected) in cases {
         let error = try_load(MASTER, set).unwrap_err();
-        assert!(error.contains(expected), "{set}: {error}");
+        assert!(error.contains(expected), "{set:?}: {error}");
     }
 }
 
@@ -331,7 +326,7 @@ fn a_file_that_cannot_be_read_is_named_without_waiting() {
 
 #[test]
 fn a_command_of_the_other_side_says_which_file_it_wants() {
-    let error = try_load(STANDBY, "")
+    let error = try_load(STANDBY, &[])
         .unwrap()
         .into_master("xarchive")
         .unwrap_err()
@@ -341,7 +336,7 @@ fn a_command_of_the_other_side_says_which_file_it_wants() {
         "{error}"
     );
     assert!(
-        try_load(MASTER, "")
+        try_load(MASTER, &[])
             .unwrap()
             .into_standby("receiver")
             .is_err()

@@ -8,7 +8,7 @@ fn the_printed_samples_load_and_know_every_setting() {
     let (of_master, of_standby) = (sample::master_sample(), sample::standby_sample());
     assert_eq!(master(&of_master).slave.host, "standby.example");
     assert!(standby(&of_standby).walmgr_data.is_some());
-    assert!(try_load(&sample::both_samples(), "").is_ok());
+    assert!(try_load(&sample::both_samples(), &[]).is_ok());
     for (text, side) in [(&of_master, Side::Master), (&of_standby, Side::Standby)] {
         assert!(
             text.lines()
@@ -35,7 +35,7 @@ fn the_samples_load_with_every_line_in_force() {
             })
             .collect();
         // `slave` and `walmgr_data` name the same base on the standby; both may stand there.
-        if let Err(error) = try_load(&active, "") {
+        if let Err(error) = try_load(&active, &[]) {
             panic!("{error}\n{active}");
         }
     }
