@@ -149,6 +149,20 @@ fn without_a_restart_command_setup_asks_for_a_restart_and_the_next_setup_proves_
 }
 
 #[test]
+fn a_restart_command_that_waits_for_every_session_is_not_held_up_by_ours() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().start();
+    let smart = format!("{} -m smart", restart_command(&cluster));
+    let site = Site::builder()
+        .cluster(cluster)
+        .master_set("master_restart_cmd", &smart)
+        .build();
+    let pid = site.cluster().pid();
+    site.master_command(&["setup"]).succeed();
+    assert_ne!(site.cluster().pid(), pid);
+}
+
+#[test]
 fn setup_reloads_where_a_restart_is_not_needed() {
     skip_unless!(Cluster::available(15));
     let site = with_restart_command(Cluster::builder().conf("archive_mode", "on").start());
