@@ -89,8 +89,6 @@ pub enum Command {
         name: WalFileName,
         /// `%p`.
         path: PathBuf,
-        /// `%r`, if the line has it.
-        oldest_needed: Option<WalFileName>,
     },
     /// Hold replay.
     Pause,
@@ -312,9 +310,10 @@ enum Typed {
         /// %p
         #[arg(value_name = "PATH")]
         path: PathBuf,
-        /// %r
+        // All zeros before the first restartpoint, so it is no WalFileName.
+        /// %r, which is accepted and not used: nothing is purged
         #[arg(value_name = "OLDEST")]
-        oldest_needed: Option<WalFileName>,
+        _oldest_needed: Option<OsString>,
     },
     /// Standby: hold replay once the segment under way is restored
     Pause,
@@ -468,15 +467,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
         Typed::Receiver => Command::Receiver,
-        Typed::Xrestore {
-            name,
-            path,
-            oldest_needed,
-        } => Command::Xrestore {
-            name,
-            path,
-            oldest_needed,
-        },
+        Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::Pause => Command::Pause,
         Typed::Continue => Command::Continue,
         Typed::Boot { no_wait, force } => Command::Boot {

@@ -92,9 +92,7 @@ fn run_on_standby(
         } => standby::authorize::run(config, options, fingerprint, name, rights),
         Command::Revoke { name } => standby::revoke::run(config, options, name),
         Command::Receiver => receiver::run(config, options, readiness),
-        Command::Xrestore { name, path, .. } => {
-            standby::xrestore::run(config, options, *name, path)
-        }
+        Command::Xrestore { name, path } => standby::xrestore::run(config, options, *name, path),
         Command::Pause => standby::pause::run(config, options),
         Command::Continue => standby::continue_::run(config, options),
         Command::Boot { wait, force } => standby::boot::run(config, options, *wait, *force),

@@ -180,7 +180,7 @@ fn fault_74_no_misspelt_restore_command_can_end_a_recovery() {
         "xrestore",
         "xrestore %f pg_wal/RECOVERYXLOG",
         "xrestore --bogus 000000010000000000000001 pg_wal/RECOVERYXLOG",
-        "xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG x",
+        "xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG x y",
         "xrestor 000000010000000000000001 pg_wal/RECOVERYXLOG",
         "restore 00000002.history pg_wal/RECOVERYHISTORY",
         "xrestore -d 00000002.history x",
@@ -198,12 +198,11 @@ fn fault_74_no_misspelt_restore_command_can_end_a_recovery() {
 #[test]
 fn xrestore_takes_two_names_and_perhaps_a_third() {
     let name: WalFileName = SEGMENT.parse().unwrap();
-    for (words, oldest_needed) in [("", None), (SEGMENT, Some(name))] {
-        let line = format!("s.ini xrestore {SEGMENT} pg_wal/RECOVERYXLOG {words}");
+    for oldest_needed in ["", SEGMENT, "000000000000000000000000"] {
+        let line = format!("s.ini xrestore {SEGMENT} pg_wal/RECOVERYXLOG {oldest_needed}");
         let expected = Command::Xrestore {
             name,
             path: "pg_wal/RECOVERYXLOG".into(),
-            oldest_needed,
         };
         let found = invocation(&line).command;
         assert_eq!(found, expected);
