@@ -222,6 +222,51 @@ fn a_plain_promotion_replays_everything_too() {
     }
 }
 
+/// PostgreSQL asks for early segments on the new timeline too, where they never were.
+#[test]
+fn a_standby_follows_a_promotion_through_the_archive() {
+    let mut majors = Cluster::available_majors();
+    if !soak() && majors.len() > 2 {
+        majors.drain(1..majors.len() - 1);
+    }
+    for major in majors {
+        let mut site = master(major);
+        let mut follower = copy_of_master(&mut site, "follower", &["hot_standby = on"]);
+        signal_file(&follower, "standby.signal");
+        let data = site.home().join("replaying");
+        let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());
+        let archive_command = format!(
+            "archive_command = '{walmgr} --set master_data={} {ini} xarchive %p %f'",
+            data.display()
+        );
+        let settings = ["archive_mode = on", archive_command.as_str()];
+        let mut promoted = copy_of_master(&mut site, "replaying", &settings);
+        signal_file(&promoted, "standby.signal");
+        site.standby_set("slave_data", &data.display().to_string());
+        promoted.start();
+        pgbench(&site, "2");
+        finish(&site);
+        site.standby_command(&["boot"]).succeed();
+        promoted.pgbench(&["-n", "-t", "200"]);
+        promoted.psql("SELECT pg_create_restore_point('x')");
+        let last = promoted.psql("SELECT pg_walfile_name(pg_switch_wal())");
+        wait_for(&last, PATIENCE, || site.holds(&last).then_some(()));
+        let content = promoted.psql(CONTENT);
+
+        follower.start();
+        wait_for("the promoted server's data", PATIENCE, || {
+            assert!(
+                follower.is_running(),
+                "PostgreSQL {major}:\n{}",
+                follower.log()
+            );
+            (follower.try_psql(CONTENT).ok()? == content).then_some(())
+        });
+        assert!(has_restored(&follower, "00000002.history"));
+        assert!(has_restored(&follower, &last));
+    }
+}
+
 /// Processes of `xrestore` with this site's settings.
 fn xrestores(site: &Site) -> Vec<u32> {
     let ini = site.standby_ini().display().to_string();

@@ -249,6 +249,44 @@ fn fault_74_wrong_settings_and_unreadable_places_are_254() {
     Output::of(wrong_side.current_dir(&standby.data)).fail(254);
 }
 
+#[test]
+fn fault_37_a_stored_file_that_cannot_be_read_is_254() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let path = standby.site.completed_wals().join(&name);
+    for when in [1, 3] {
+        let strace = skip_unless!(Strace::available())
+            .unprivileged()
+            .only_on(&path)
+            .inject(&format!("pread64:error=EIO:when={when}"));
+        let mut traced = strace.wrap(&standby.command(&name));
+        let ended = Output::of(traced.current_dir(&standby.data));
+        let line = ended.fail(254);
+        assert!(line.contains("Input/output error") && line.contains(&name));
+        standby.left_nothing();
+    }
+    standby.serves(&name);
+}
+
+#[test]
+fn a_rehearsal_says_what_would_be_done_and_exits_as_the_real_run() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let rehearse = |name: &str| Output::of(standby.command(name).arg("-n"));
+    let said = rehearse(&name).succeed();
+    assert_eq!(
+        said,
+        format!("would put {name} in place as pg_wal/RECOVERYXLOG")
+    );
+    assert_eq!(rehearse(&standby.site.segment_name(8)).code, Some(1));
+    rehearse(&standby.site.segment_name(6)).fail(254);
+    standby.plant(&name, b"short");
+    rehearse(&name).fail(254);
+    standby.left_nothing();
+}
+
 /// Runs this very test again as a process of its own, which panics as told.
 #[test]
 fn fault_74_a_panic_on_any_thread_is_254_and_one_line() {

@@ -135,7 +135,7 @@ impl Restore<'_> {
         let stored = match self.archive.find(self.name) {
             Ok(Some(stored)) => stored,
             Ok(None) => return self.look_at_absence(),
-            Err(error) => return Ok(Look::Unfit(failed("open the stored file", &error))),
+            Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
         };
         // In this order, so that `pause` sees either our PROGRESS or us its PAUSE.
         let _progress = self.control.progress(self.name);
@@ -183,11 +183,18 @@ impl Restore<'_> {
         });
         writing(written)?;
         if let Err(error) = verified {
-            return Ok(Look::Unfit(failed("check the stored file", &error)));
+            return Ok(Look::Unfit(self.unreadable(&error)));
         }
         writing(copy.put_in_place())?;
         tracing::info!("{} restored to {}", self.name, self.path.display());
         Ok(Look::Served)
+    }
+
+    fn unreadable(&self, error: &StoreError) -> CommandError {
+        failed(&format!("restore {}", self.name), error).hint(format!(
+            "put a good copy into {} (the master's pg_wal may have one)",
+            self.config.completed_wals.display()
+        ))
     }
 
     /// Whether to wait for a file that is not there: only a standby wants it, and only until it
@@ -269,14 +276,14 @@ impl Restore<'_> {
         match self.archive.find(name) {
             Ok(Some(stored)) => stored
                 .read_verified(|_| true)
-                .map_err(|error| failed("check the stored file", &error))?,
+                .map_err(|error| self.unreadable(&error))?,
             Ok(None) => {
                 return Err(match self.look_at_absence()? {
                     Look::Gap(error) | Look::Unfit(error) => error,
                     Look::Absent | Look::Served | Look::Held => absent(name),
                 });
             }
-            Err(error) => return Err(failed("open the stored file", &error)),
+            Err(error) => return Err(self.unreadable(&error)),
         }
         output::not_really(&format!("put {name} in place as {}", self.path.display()))
     }

@@ -12,10 +12,10 @@ fn remove_segment(site: &Site, name: &str) -> Vec<u8> {
     content
 }
 
-/// The segments behind the one that the paused standby asks for next.
-fn behind(site: &Site, standby: &Cluster) -> Vec<String> {
+/// The archived segments behind this one.
+fn behind(site: &Site, before: &str) -> Vec<String> {
     let mut names = site.archived_names();
-    names.retain(|name| name.len() == 24 && !has_restored(standby, name));
+    names.retain(|name| name.len() == 24 && name.as_str() > before);
     names
 }
 
@@ -25,11 +25,12 @@ fn fault_78_a_gap_is_refused_with_the_range_that_would_be_lost() {
     let mut site = master(15);
     let standby = standby_of(&mut site, false);
     site.standby_command(&["pause"]).succeed();
+    let before = newest_segment(&site);
     for round in 0..5 {
         site.cluster().psql(&format!("CREATE TABLE t{round} ()"));
         finish(&site);
     }
-    let names = behind(&site, &standby);
+    let names = behind(&site, &before);
     let (missing, last) = (&names[2], &names[names.len() - 1]);
     let content = remove_segment(&site, missing);
     let lsn = |name: &str, behind: u64| {
@@ -152,4 +153,32 @@ fn a_server_that_ends_while_it_is_booted_is_a_failure_and_stays_closed() {
     );
     site.standby_command(&["boot"]).succeed();
     standby.psql("TABLE t");
+}
+
+#[test]
+fn a_standby_that_stalls_on_a_damaged_segment_is_booted_without_it_by_force() {
+    skip_unless!(Cluster::available(15));
+    let mut site = master(15);
+    site.standby_set("on_corrupt", "stall");
+    let standby = standby_of(&mut site, false);
+    site.standby_command(&["pause"]).succeed();
+    let before = newest_segment(&site);
+    for round in 0..3 {
+        site.cluster().psql(&format!("CREATE TABLE t{round} ()"));
+        finish(&site);
+    }
+    let names = behind(&site, &before);
+    let damaged = &names[names.len() - 2];
+    let path = site.completed_wals().join(damaged);
+    let zeros = vec![0; fs::read(&path).unwrap().len()];
+    fs::write(&path, zeros).unwrap();
+    site.standby_command(&["continue"]).succeed();
+    standby.wait_for_log("ALARM", PATIENCE);
+    assert!(standby.is_running());
+    let said = site.standby_command(&["boot", "--force"]).succeed();
+    println!("{said}");
+    standby.wait_for_log("taken for the end of WAL", PATIENCE);
+    let tables = standby.psql("SELECT relname FROM pg_class WHERE relname ~ '^t[0-2]$' ORDER BY 1");
+    assert!(!tables.contains("t2"), "{tables}");
+    assert!(!site.holds("STOP"));
 }

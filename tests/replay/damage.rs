@@ -121,7 +121,7 @@ impl Recovery {
             Fault::SetAside => fs::rename(&path, &aside).unwrap(),
             Fault::Settings => fs::write(self.site.standby_ini(), "[walmgr]\nx = 1\n").unwrap(),
             Fault::Unreadable => {
-                fs::set_permissions(&folder, PermissionsExt::from_mode(0)).unwrap();
+                fs::set_permissions(&folder, PermissionsExt::from_mode(0o000)).unwrap();
             }
         }
         let ended = self.recover();
@@ -185,7 +185,7 @@ fn fault_75_a_kill_at_the_rename_ends_the_recovery_and_the_next_start_goes_on() 
     skip_unless!(Cluster::available(15));
     let _strace = skip_unless!(Strace::available());
     let mut site = master(15);
-    let mut standby = copy_of_master(&mut site, "killed", &["hot_standby = on"]);
+    let mut standby = copy_of_master(&mut site, "killed", &["hot_standby = off"]);
     signal_file(&standby, "recovery.signal");
     pgbench(&site, "1");
     finish(&site);
@@ -205,6 +205,11 @@ fn fault_75_a_kill_at_the_rename_ends_the_recovery_and_the_next_start_goes_on() 
     }
     assert!(
         !standby.log().contains("archive recovery complete"),
+        "{}",
+        standby.log()
+    );
+    assert!(
+        standby.log().contains("could not restore file"),
         "{}",
         standby.log()
     );
