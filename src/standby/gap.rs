@@ -87,3 +87,67 @@ fn lineage(
     }
     Ok(vec![timeline])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{new_archive, real, scratch_folder};
+
+    const MIB: u64 = 1 << 20;
+
+    /// What is missing in an archive of these names for a server on timeline 1 at segment 3.
+    fn missing_in(names: &[&str]) -> Option<Gap> {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        for name in names {
+            let history = name.ends_with(".history");
+            let text = if history {
+                "1\t0/580000\tpromoted\n"
+            } else {
+                ""
+            };
+            std::fs::write(places.completed_wals.join(name), text).unwrap();
+        }
+        let archive = Reader::open(&places.completed_wals, real()).unwrap();
+        find(&archive, TimelineId::new(1).unwrap(), Lsn(3 * MIB + 100)).unwrap()
+    }
+
+    #[test]
+    fn fault_78_a_hole_is_found_wherever_it_is_and_nothing_else_is() {
+        let [third, fourth, fifth] = [
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000005",
+        ];
+        assert_eq!(missing_in(&[]), None);
+        assert_eq!(missing_in(&["000000010000000000000001", third]), None);
+        assert_eq!(missing_in(&[third, fourth, fifth]), None);
+        let gap = missing_in(&[fourth]).unwrap();
+        assert_eq!(gap.missing.to_string(), third);
+        assert_eq!(
+            (gap.lost_from, gap.lost_to),
+            (Lsn(3 * MIB + 100), Lsn(5 * MIB))
+        );
+        let gap = missing_in(&[third, fifth]).unwrap();
+        assert_eq!(gap.missing.to_string(), fourth);
+        assert_eq!((gap.lost_from, gap.lost_to), (Lsn(4 * MIB), Lsn(6 * MIB)));
+        let copy = format!("{fifth}.damaged");
+        let gap = missing_in(&[third, fourth, &copy]).unwrap();
+        assert_eq!(gap.damaged_copy, Some(copy));
+    }
+
+    #[test]
+    fn the_way_goes_on_along_the_newest_timeline_that_came_from_ours() {
+        let ours = ["000000010000000000000003", "000000010000000000000004"];
+        let first = "000000020000000000000005";
+        let third = "000000020000000000000007";
+        let history = "00000002.history";
+        assert_eq!(missing_in(&[ours[0], ours[1], first, history]), None);
+        // Without its history the other timeline is none of ours.
+        assert_eq!(missing_in(&[ours[0], first, third]), None);
+        let gap = missing_in(&[ours[0], ours[1], first, third, history]).unwrap();
+        assert_eq!(gap.missing.to_string(), "000000020000000000000006");
+        let gap = missing_in(&[ours[0], first, history]).unwrap();
+        assert_eq!(gap.missing.to_string(), ours[1]);
+    }
+}

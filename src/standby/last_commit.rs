@@ -131,3 +131,62 @@ impl Replayed<'_> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{BINDING, new_archive, real, scratch_folder};
+    use crate::wal::record::{RM_XLOG, XLOG_NOOP};
+    use crate::wal::writer::Writer;
+    use walmgr_protocol::names::TimelineId;
+
+    const RM_XACT: u8 = 1;
+    const SINCE_2000_US: i64 = 123_456_789;
+    const EXPECTED_US: i64 = 946_684_800_000_000 + SINCE_2000_US;
+
+    /// A commit whose time lies half in one segment and half in the next.
+    #[test]
+    fn a_commit_across_two_segments_has_its_time() {
+        let timeline = TimelineId::new(1).unwrap();
+        let segment = SegmentName::from_number(timeline, 3, BINDING.segment_size);
+        let segment_bytes = BINDING.segment_size.bytes();
+        let mut writer = Writer::new(segment, BINDING.segment_size, BINDING.system_id, 15);
+        let end = (segment.start(BINDING.segment_size).unwrap().0) + segment_bytes;
+        while writer.position().0 + PAGE_BYTES / 2 < end {
+            writer.record(RM_XLOG, XLOG_NOOP, &[0; 1_000]);
+        }
+        let room = usize::try_from(end - writer.position().0).unwrap();
+        writer.record(RM_XLOG, XLOG_NOOP, &vec![0; room - 24 - 32]);
+        let body = [&[255, 8][..], &SINCE_2000_US.to_le_bytes()].concat();
+        let commit = writer.record(RM_XACT, 0, &body);
+        assert!(commit.lsn.0 < end && commit.end.0 > end);
+        writer.record(RM_XLOG, XLOG_NOOP, &[0; 100]);
+        let behind = writer.position();
+        writer.zeros_to_segment_end();
+
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = Reader::open(&places.completed_wals, real()).unwrap();
+        let halves = writer
+            .bytes()
+            .chunks(usize::try_from(segment_bytes).unwrap());
+        for (name, half) in [segment, segment.next(BINDING.segment_size).unwrap()]
+            .iter()
+            .zip(halves)
+        {
+            std::fs::write(folder.path().join(name.to_string()), half).unwrap();
+        }
+        let text = format!("1\t{behind}\tno recovery target specified\n");
+        let history = History::parse(TimelineId::new(2).unwrap(), text.as_bytes()).unwrap();
+        let replayed = Replayed {
+            archive: &archive,
+            pg_wal: folder.path().to_path_buf(),
+            history: &history,
+            size: BINDING.segment_size,
+        };
+        for end in [behind, commit.end] {
+            assert_eq!(replayed.last_commit_us(end).unwrap(), Some(EXPECTED_US));
+        }
+        assert_eq!(replayed.last_commit_us(commit.lsn).unwrap(), None);
+    }
+}
