@@ -20,12 +20,19 @@ pub fn table_at_start() -> ExitTable {
     let mut line = [0_u8; 8 << 10];
     let read = rustix::fs::open(c"/proc/self/cmdline", OFlags::RDONLY, Mode::empty())
         .and_then(|file| rustix::io::read(&file, &mut line));
+    let Ok(length) = read else {
+        return ExitTable::Ordinary;
+    };
+    let words = || line[..length].split(|byte| *byte == 0).skip(1);
     let restores = |word: &[u8]| {
         word == b"xrestore" || RESTORED_TO.iter().any(|end| word.ends_with(end.as_bytes()))
     };
-    match read {
-        Ok(length) if line[..length].split(|byte| *byte == 0).any(restores) => ExitTable::Xrestore,
-        _ => ExitTable::Ordinary,
+    if words().any(restores) {
+        ExitTable::Xrestore
+    } else if words().any(|word| word == b"xarchive") {
+        ExitTable::Xarchive
+    } else {
+        ExitTable::Ordinary
     }
 }
 

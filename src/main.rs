@@ -11,9 +11,14 @@ use walmgr::{abnormal, memory, output};
 static ALLOCATOR: memory::EndWhenExhausted = memory::EndWhenExhausted;
 
 fn main() -> ExitCode {
-    // For the time until the command is known: 1 is in every other table.
+    // For the time until the command is known: 1 is in every table but xrestore's.
     let table = abnormal::table_at_start();
     abnormal::prepare(table);
+    // Before anything can need much stack, and only where PostgreSQL looks at the exit code: a
+    // daemon that crashes should leave a core behind. Not before the code was chosen.
+    if table != ExitTable::Ordinary {
+        memory::exit_on_crashes();
+    }
     ExitCode::from(abnormal::contain(table, || {
         match cli::parse(std::env::args_os()) {
             Parsed::Print(page) => code(ExitTable::Ordinary, output::print(page.trim_end())),

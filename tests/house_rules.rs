@@ -2,6 +2,7 @@
 //! Never looks at what only tests compile, except for the rules on files. Invariant: every rule has
 //! a test that plants a violation and sees it caught.
 
+mod faults;
 mod source;
 
 use std::path::Path;

@@ -59,7 +59,7 @@ fn fault_89_a_name_that_is_no_wal_file_is_refused_and_nothing_is_created() {
         b"/tmp/000000010000000000000001",
         b"/etc/passwd",
         b"000000010000000000000001\0",
-        b"00000001\0000000000000001",
+        b"00000001\x00000000000000001",
         b".in.000000010000000000000001.1",
         b".walmgr-archive",
         b".walmgr-lock",

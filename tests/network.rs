@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use walmgr::wal::writer::Writer;
 use walmgr_protocol::message::{ErrorCode, Message};
 use walmgr_protocol::names::WalFileName;
 
@@ -110,6 +111,15 @@ fn recovers(site: &Site, name: &str, what: &str) {
     forget(site, name);
 }
 
+/// A segment that was switched away from at once: zeros, but for its first page.
+fn switched_segment(site: &Site, name: &str) -> Vec<u8> {
+    let cluster = site.facts().cluster;
+    let size = cluster.segment_size;
+    let mut writer = Writer::new(name.parse().unwrap(), size, cluster.system_id, 15);
+    writer.switch();
+    writer.bytes().to_vec()
+}
+
 fn cut_everywhere(site: &Site, name: &str) -> usize {
     let clean = clean_session(site, name);
     let mut cuts = 0;
@@ -145,7 +155,7 @@ fn fault_21_a_session_cut_at_any_byte_leaves_nothing_wrong_and_is_repeated() {
     // Small on the wire, whole on the disk.
     site.master_set("compression", "1");
     let segment = site.segment_name(3);
-    site.write_segment(3);
+    site.write_wal(&segment, switched_segment(&site, &segment));
     cuts += cut_everywhere(&site, &segment);
     println!("{cuts} cuts in {:?}", begin.elapsed());
 }
@@ -240,6 +250,19 @@ fn fault_22_the_receiver_logs_what_was_damaged() {
     }
 }
 
+/// Where the TLS records of one direction begin.
+pub fn tls_records(bytes: &[u8]) -> Vec<usize> {
+    let mut records = vec![0];
+    while let Some(begin) = records.last().copied()
+        && begin + 5 < bytes.len()
+    {
+        let length = u16::from_be_bytes([bytes[begin + 3], bytes[begin + 4]]);
+        records.push(begin + 5 + usize::from(length));
+    }
+    records.pop();
+    records
+}
+
 #[test]
 fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
     let mut site = Site::builder().proxied().build();
@@ -251,7 +274,8 @@ fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
     let samples = if soak() { 400 } else { 10 };
     for (direction, bytes) in both_ways(&clean) {
         for sample in 0..samples {
-            let at_byte = (bytes.len() * sample / samples) as u64 + 5;
+            let at = bytes.len() * sample / samples + 5;
+            let at_byte = at as u64;
             let bit = u8::try_from(sample % 8).unwrap();
             let what = format!("bit {bit} of byte {at_byte} {direction:?} under TLS");
             site.proxy()
@@ -259,17 +283,17 @@ fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
             let begin = Instant::now();
             let output = site.archive(HISTORY);
             assert!(begin.elapsed() < Duration::from_secs(8), "{what}");
-            if direction == Direction::ToServer {
-                assert_eq!(output.code, Some(1), "{what}: {}", output.stderr);
-                wait_until_quiet(&site);
+            wait_until_quiet(&site);
+            let code = output.code;
+            assert!(matches!(code, Some(0 | 1)), "{what}: {}", output.stderr);
+            // The minor version in a record's header means nothing in TLS 1.3 (RFC 8446 section
+            // 5.1), and the receiver's farewell comes behind its acknowledgement.
+            let ignored = tls_records(bytes).iter().any(|begin| begin + 2 == at);
+            if direction == Direction::ToServer && !ignored {
+                assert_eq!(code, Some(1), "{what}");
                 assert_eq!(site.archived_names(), [""; 0], "{what}");
-            } else {
-                assert!(
-                    matches!(output.code, Some(0 | 1)),
-                    "{what}: {}",
-                    output.stderr
-                );
             }
+            assert!(code == Some(1) || site.holds(HISTORY), "{what}");
             recovers(&site, HISTORY, &what);
         }
     }

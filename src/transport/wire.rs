@@ -208,7 +208,11 @@ impl Wire {
     }
 
     async fn read_more(&mut self) -> Result<(), WireFault> {
-        self.inbox.reserve(READ_BYTES);
+        // The decoder makes room for the rest of a frame it has begun. Asking for more than that
+        // would move the part that is there already.
+        if self.inbox.capacity() == self.inbox.len() {
+            self.inbox.reserve(READ_BYTES);
+        }
         if self.stream.read_buf(&mut self.inbox).await? > 0 {
             return Ok(());
         }

@@ -94,7 +94,7 @@ fn fault_5_a_push_that_runs_out_of_memory_ends_with_1() {
     let name = site.segment_name(2);
     let path = site.write_segment(2);
     let (mut exhausted, mut enough) = (0, 0);
-    let mut limits_kib = (8_000..2_000_000).step_by(300);
+    let mut limits_kib = (8_000..2_000_000).step_by(100);
     while enough < 3 {
         let limit_kib = limits_kib.next().expect("a push needs less than 2 GB");
         let mut shell = site.xarchive_walmgr(&path, &name);
@@ -109,21 +109,27 @@ fn fault_5_a_push_that_runs_out_of_memory_ends_with_1() {
             .env_clear()
             .current_dir(shell.current_dir(site.data()).get_current_dir().unwrap());
         let ended = limited.output().unwrap();
-        let aborted = ended.status.signal().is_some();
+        let signal = ended.status.signal();
         let ended = Output::from(ended);
-        match ended.code {
-            Some(0) => enough += 1,
-            // bash, the kernel or the loader gave up before the program ran.
-            Some(1 | 127 | 126) if !ended.stderr.starts_with("walmgr: ") => {}
-            // The kernel kills what it cannot even map.
-            None if exhausted == 0 && ended.stderr.is_empty() => {}
-            _ => {
-                enough = 0;
-                exhausted += 1;
-                assert!(!aborted, "{limit_kib} KiB: {ended:?}");
-                ended.fail(1);
-            }
+        if ended.code == Some(0) {
+            enough += 1;
+            continue;
         }
+        enough = 0;
+        // Before that bash, the kernel or the loader gave up.
+        let began = |line: &str| line.starts_with("walmgr: ") || line.starts_with("Fatal glibc");
+        if exhausted == 0 && !ended.stderr.lines().any(began) {
+            continue;
+        }
+        exhausted += 1;
+        assert_eq!(signal, None, "{limit_kib} KiB: {ended:?}");
+        assert_eq!(ended.code, Some(1), "{limit_kib} KiB: {ended:?}");
+        // The C library may say first what it found no memory for.
+        let ours = ended
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("walmgr: "));
+        assert!(ours.count() <= 1, "{limit_kib} KiB: {ended:?}");
     }
     assert!(exhausted > 0, "no limit exhausted the program");
     assert_eq!(site.archived(&name), std::fs::read(&path).unwrap());
@@ -158,7 +164,7 @@ fn fault_6_a_receiver_that_falls_silent_costs_no_more_than_the_push_timeout() {
                 "{line}"
             );
             assert!(line.contains("; "), "no hint: {line}");
-            assert!(took < Duration::from_millis(1_700), "{took:?}: {line}");
+            assert!(took < Duration::from_secs(3), "{took:?}: {line}");
             site.proxy().cut_all();
         }
     }

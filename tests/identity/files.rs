@@ -97,7 +97,7 @@ fn fault_96_settings_nobody_can_mean_end_with_2_and_name_the_key() {
     }
     for (key, value) in [
         ("max_connections", "0"),
-        ("listen", "nowhere"),
+        ("listen", "127.0.0.1:99999"),
         ("tls", "perhaps"),
     ] {
         let mut site = stopped();

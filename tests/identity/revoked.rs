@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::network::{Running, half_way};
+use crate::network::{Running, half_way, tls_records};
 use crate::support::Site;
 use crate::support::proxy::{Direction, Fault};
 
@@ -39,19 +39,6 @@ fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
     });
 }
 
-/// Where the TLS records of one direction begin.
-fn records(bytes: &[u8]) -> Vec<usize> {
-    let mut records = vec![0];
-    while let Some(begin) = records.last().copied()
-        && begin + 5 < bytes.len()
-    {
-        let length = u16::from_be_bytes([bytes[begin + 3], bytes[begin + 4]]);
-        records.push(begin + 5 + usize::from(length));
-    }
-    records.pop();
-    records
-}
-
 #[test]
 fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
     let site = Site::builder().proxied().build();
@@ -60,7 +47,7 @@ fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
     site.archive(name).succeed();
     std::fs::remove_file(site.completed_wals().join(name)).unwrap();
     let clean = site.proxy().recordings().pop().unwrap();
-    let records = records(&clean.to_server);
+    let records = tls_records(&clean.to_server);
     // Hello, offer, block and commit are the last; what is before them is the handshake.
     let at_byte = records[records.len() - 4] as u64;
     let by = Duration::from_secs(2);

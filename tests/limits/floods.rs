@@ -199,6 +199,10 @@ impl Noise {
         self.0
     }
 
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).unwrap()
+    }
+
     fn bytes(&mut self) -> Vec<u8> {
         let count = self.next() % 600 + 1;
         (0..count).map(|_| self.next().to_le_bytes()[3]).collect()
@@ -223,7 +227,7 @@ fn a_receiver_survives_connections_full_of_noise() {
                 0 => {}
                 1 => bytes.splice(0..0, good.iter().copied()).for_each(drop),
                 2 => {
-                    let at = noise.next() as usize % good.len();
+                    let at = noise.below(good.len());
                     bytes = good.clone();
                     bytes[at] ^= 1 << (round % 8);
                 }

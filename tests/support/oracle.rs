@@ -68,11 +68,15 @@ impl Oracle {
             .collect()
     }
 
-    /// Removes every file from the archive and from memory; to keep a small disk from filling.
-    pub fn forget(&self, completed_wals: &Path) {
+    /// Removes every file from these folders and from memory; to keep a small disk from filling.
+    pub fn forget(&self, folders: &[&Path]) {
         let mut memory = self.memory.lock().unwrap();
-        for name in memory.offered.keys() {
-            let _ = std::fs::remove_file(completed_wals.join(name));
+        for (name, folder) in memory.offered.keys().flat_map(|name| {
+            let each = folders.iter();
+            each.map(move |folder| (name, folder))
+        }) {
+            // It may not have been stored.
+            let _ = std::fs::remove_file(folder.join(name));
         }
         *memory = Memory::default();
         std::fs::write(&self.path, "").unwrap();
@@ -153,7 +157,7 @@ fn the_oracle_notices_what_is_lost_torn_or_unknown() {
     assert!(judge().unwrap_err().contains("torn"));
     std::fs::remove_file(folder.join("one")).unwrap();
     assert!(judge().unwrap_err().contains("lost"));
-    oracle.forget(folder.path());
+    oracle.forget(&[folder.path()]);
     folder.write("two", "");
     assert!(judge().unwrap_err().contains("never offered"));
 }

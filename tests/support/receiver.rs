@@ -84,6 +84,14 @@ impl Receiver {
         written.trim().parse().unwrap_or(child)
     }
 
+    /// The receiver below a tracer that was started instead of it, as soon as there is one.
+    pub fn traced_pid(&self) -> Option<u32> {
+        let tracer = self.child.as_ref()?.id();
+        let path = format!("/proc/{tracer}/task/{tracer}/children");
+        let children = std::fs::read_to_string(path).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();

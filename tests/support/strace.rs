@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::place::{TempDir, server_user};
 use super::{have, run, wait_for};
@@ -172,6 +172,16 @@ const ATTACH_LIMIT: Duration = Duration::from_secs(20);
 /// A tracer that runs beside the process; dropping it lets the process go on untraced.
 pub struct Attached(Child);
 
+/// A tracer writes the rest of its log and ends, unless the process died in the middle of a delay.
+const DETACH_LIMIT: Duration = Duration::from_millis(500);
+
+impl Attached {
+    /// Ends the tracer at once, because the process is dead.
+    pub fn kill(mut self) {
+        let _ = self.0.kill();
+    }
+}
+
 impl Drop for Attached {
     fn drop(&mut self) {
         // It may have ended together with the process.
@@ -179,6 +189,11 @@ impl Drop for Attached {
             .arg(self.0.id().to_string())
             .stderr(Stdio::null())
             .status();
+        let begin = Instant::now();
+        while begin.elapsed() < DETACH_LIMIT && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
