@@ -1,16 +1,45 @@
 //! Ends that nobody asked for: a panic, a signal, exhausted memory. Each becomes one line and a code.
 //! Never tries to go on with the work. Invariant: after `prepare` no panic of this process prints more
-//! than one line or exits with 101, and an `xarchive` exits with 1 from wherever it stands.
+//! than one line or exits with 101; `xarchive` exits with 1 and `xrestore` with 254 from anywhere.
 
 use std::panic::{PanicHookInfo, UnwindSafe};
 use std::process::exit;
 use std::thread;
 
+use rustix::fs::{Mode, OFlags};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{CommandError, ExitTable, Result};
 use crate::{memory, output};
+
+/// Which table applies before the command line is parsed, or even copied: memory can be exhausted
+/// by then, and the 1 that suits every other command would tell a recovering PostgreSQL that
+/// there is no more WAL. Looks at `/proc/self/cmdline` without allocating anything.
+pub fn table_at_start() -> ExitTable {
+    let mut line = [0_u8; 8 << 10];
+    let read = rustix::fs::open(c"/proc/self/cmdline", OFlags::RDONLY, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut line));
+    let Ok(length) = read else {
+        return ExitTable::Ordinary;
+    };
+    let words = || line[..length].split(|byte| *byte == 0).skip(1);
+    let restores = |word: &[u8]| {
+        word == b"xrestore" || RESTORED_TO.iter().any(|end| word.ends_with(end.as_bytes()))
+    };
+    if words().any(restores) {
+        ExitTable::Xrestore
+    } else if words().any(|word| word == b"xarchive") {
+        ExitTable::Xarchive
+    } else {
+        ExitTable::Ordinary
+    }
+}
+
+/// The `%p` of every `restore_command` (`XLogFileRead` and `readTimeLineHistory` in
+/// `src/backend/access/transam`): who is given one of these paths is a restore_command,
+/// whatever else was typed.
+pub const RESTORED_TO: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
 
 /// Installs what this table demands for panics and exhausted memory.
 pub fn prepare(table: ExitTable) {
@@ -19,7 +48,7 @@ pub fn prepare(table: ExitTable) {
         output::last_words(&line_about(panic));
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
-        if table == ExitTable::Xarchive {
+        if matches!(table, ExitTable::Xarchive | ExitTable::Xrestore) {
             exit(i32::from(table.abnormal()));
         }
     }));

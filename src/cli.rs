@@ -9,6 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use walmgr_protocol::names::WalFileName;
 
+use crate::abnormal::RESTORED_TO;
 use crate::config::sample;
 use crate::error::{CommandError, ExitTable, Result};
 pub use crate::options::Options;
@@ -82,6 +83,24 @@ pub enum Command {
     Periodic,
     /// Receive on the standby.
     Receiver,
+    /// Hand one WAL file to a recovering PostgreSQL: its `restore_command`.
+    Xrestore {
+        /// `%f`.
+        name: WalFileName,
+        /// `%p`.
+        path: PathBuf,
+    },
+    /// Hold replay.
+    Pause,
+    /// Let replay go on.
+    Continue,
+    /// Replay what there is and open the database.
+    Boot {
+        /// Whether to wait until the database is open.
+        wait: bool,
+        /// Whether to open it although WAL is missing or damaged.
+        force: bool,
+    },
 }
 
 /// Which ini file `init` writes.
@@ -113,6 +132,10 @@ impl Command {
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
             Command::Receiver => "receiver",
+            Command::Xrestore { .. } => "xrestore",
+            Command::Pause => "pause",
+            Command::Continue => "continue",
+            Command::Boot { .. } => "boot",
         }
     }
 
@@ -120,6 +143,7 @@ impl Command {
     pub const fn exit_table(&self) -> ExitTable {
         match self {
             Command::Xarchive { .. } => ExitTable::Xarchive,
+            Command::Xrestore { .. } => ExitTable::Xrestore,
             _ => ExitTable::Ordinary,
         }
     }
@@ -141,16 +165,12 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 20] = [
+const ABSENT: [&str; 16] = [
     "sync",
     "syncdaemon",
     "backup",
     "listbackups",
     "restore",
-    "xrestore",
-    "boot",
-    "pause",
-    "continue",
     "synch-standby",
     "bench",
     "cleanup",
@@ -282,6 +302,32 @@ enum Typed {
     Periodic,
     /// Standby: the daemon that receives
     Receiver,
+    /// Standby: hand one WAL file to PostgreSQL (the restore_command)
+    Xrestore {
+        /// %f
+        #[arg(value_name = "NAME")]
+        name: WalFileName,
+        /// %p
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        // All zeros before the first restartpoint, so it is no WalFileName.
+        /// %r, which is accepted and not used: nothing is purged
+        #[arg(value_name = "OLDEST")]
+        _oldest_needed: Option<OsString>,
+    },
+    /// Standby: hold replay once the segment under way is restored
+    Pause,
+    /// Standby: let replay go on
+    Continue,
+    /// Standby: replay everything there is, then open the database
+    Boot {
+        /// Do not wait until the database is open
+        #[arg(long)]
+        no_wait: bool,
+        /// Open it although WAL is missing or damaged, without what comes after
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -290,9 +336,16 @@ enum Side {
     Standby,
 }
 
-/// PostgreSQL's own commands are recognised even in a line that makes no sense otherwise, and even
-/// where this version lacks them: a `restore_command` that exits with 2 opens the database.
+/// PostgreSQL's own commands are recognised even in a line that makes no sense otherwise, and a
+/// `restore_command` even when its word is mistyped: one that exits with 2 opens the database.
 fn table_of(arguments: &[OsString]) -> ExitTable {
+    let restores = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        RESTORED_TO.iter().any(|end| argument.ends_with(end))
+    };
+    if arguments.iter().skip(1).any(restores) {
+        return ExitTable::Xrestore;
+    }
     arguments
         .iter()
         .skip(1)
@@ -414,6 +467,13 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
         Typed::Receiver => Command::Receiver,
+        Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
+        Typed::Pause => Command::Pause,
+        Typed::Continue => Command::Continue,
+        Typed::Boot { no_wait, force } => Command::Boot {
+            wait: !no_wait,
+            force,
+        },
     })
 }
 

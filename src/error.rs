@@ -23,6 +23,8 @@ pub enum Kind {
     ReceiverDisk,
     /// Another instance of this daemon holds the lock.
     AlreadyRunning,
+    /// The archive is proven not to have what was asked for: an answer rather than a failure.
+    Absent,
 }
 
 /// Which command's table of exit codes applies.
@@ -41,10 +43,11 @@ impl ExitTable {
     /// The code for a failure of this kind.
     pub const fn code(self, kind: Kind) -> u8 {
         match (self, kind) {
+            (ExitTable::Xrestore, Kind::Absent) => 1,
             (ExitTable::Xrestore, _) => 254,
             (_, Kind::Usage | Kind::Config) => 2,
             (ExitTable::Ordinary, Kind::AlreadyRunning) => 2,
-            (_, Kind::Retry | Kind::AlreadyRunning) => 1,
+            (_, Kind::Retry | Kind::AlreadyRunning | Kind::Absent) => 1,
             (ExitTable::Xarchive, Kind::Conflict) => 3,
             (ExitTable::Xarchive, Kind::Identity) => 4,
             (ExitTable::Xarchive, Kind::ForeignCluster) => 5,
@@ -200,5 +203,8 @@ mod tests {
             assert_eq!(ExitTable::Xrestore.code(kind), 254);
         }
         assert_eq!(ExitTable::Xarchive.abnormal(), 1);
+        assert_eq!(ExitTable::Xarchive.code(Absent), 1);
+        assert_eq!(ExitTable::Xrestore.code(Absent), 1);
+        assert_eq!(ExitTable::Xrestore.abnormal(), 254);
     }
 }

@@ -1,6 +1,7 @@
 //! Small files that walmgr writes outside the archive: settings, keys, lists, stamps.
 //! Never follows a symlink it did not resolve first, never leaves half a file under the final
-//! name. Invariant: after a return of `Ok` the content survives a power cut.
+//! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
+//! whose reader makes it durable itself, is the one exception.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -9,6 +10,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::{CommandError, Result};
 
@@ -82,6 +85,88 @@ pub fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> 
     })
 }
 
+/// Removes `path` for good; `false` when there was nothing.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_directory_of(path).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file that grows under a temporary name, for a program that takes it at once and makes it
+/// durable itself: syncing it here would only be slower.
+///
+/// A kill leaves the temporary, which the next one for the same path removes.
+pub struct HandedOver {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+}
+
+impl HandedOver {
+    /// Begins a file that is to appear at `path`.
+    pub fn begin(path: &Path) -> io::Result<HandedOver> {
+        let temporary = temporary_beside(path);
+        remove_abandoned(path)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(&temporary)?;
+        Ok(HandedOver {
+            path: path.to_path_buf(),
+            temporary,
+            file,
+        })
+    }
+
+    /// Writes these bytes behind the ones before.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Gives it its name, whatever had the name before.
+    pub fn put_in_place(self) -> io::Result<()> {
+        std::fs::rename(&self.temporary, &self.path)
+    }
+}
+
+impl Drop for HandedOver {
+    fn drop(&mut self) {
+        // Gone already if it was put in place; otherwise the next one tries again.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Removes the temporaries for `path` of processes that are gone, and of this one's number.
+fn remove_abandoned(path: &Path) -> io::Result<()> {
+    let [mut prefix, suffix] = [OsString::from("."), OsString::from(".new")];
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".");
+    for entry in std::fs::read_dir(directory_of(path))? {
+        let name = entry?.file_name();
+        let owner = (name.as_encoded_bytes())
+            .strip_prefix(prefix.as_encoded_bytes())
+            .and_then(|rest| rest.strip_suffix(suffix.as_encoded_bytes()))
+            .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
+            .and_then(Pid::from_raw);
+        let Some(owner) = owner else { continue };
+        if owner == rustix::process::getpid() || test_kill_process(owner) == Err(Errno::SRCH) {
+            remove_if_there(&path.with_file_name(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn temporary_beside(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -90,11 +175,14 @@ fn temporary_beside(path: &Path) -> PathBuf {
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
+    File::open(directory_of(path))?.sync_all()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    File::open(directory)?.sync_all()
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +200,34 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o604);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn fault_75_a_handed_over_file_appears_whole_and_abandoned_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("RECOVERYXLOG");
+        let abandoned = folder
+            .path()
+            .join(format!(".RECOVERYXLOG.{}.new", i32::MAX));
+        std::fs::write(&abandoned, "half").unwrap();
+        std::fs::write(&path, "longer than the new one").unwrap();
+        let mut file = HandedOver::begin(&path).unwrap();
+        assert!(!abandoned.exists());
+        file.append(b"on").unwrap();
+        file.append(b"e").unwrap();
+        file.put_in_place().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        drop(HandedOver::begin(&path).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn removing_says_whether_there_was_something() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("PAUSE");
+        std::fs::write(&path, "").unwrap();
+        assert!(remove(&path).unwrap());
+        assert!(!remove(&path).unwrap());
     }
 
     #[test]

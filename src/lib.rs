@@ -24,6 +24,10 @@
 //!         ◀──────────────── Stored ◀──────────────────  Durable, the proof
 //! ```
 //!
+//! A recovering PostgreSQL on the standby's host gets it back by `restore_command`:
+//! [`standby::xrestore`] reads it through [`store::reader`], past the receiver's lock, checks every
+//! record once more, and says that it is absent only where nothing is missing.
+//!
 //! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.
 //!
 //! # The rooms, in reading order

@@ -11,26 +11,29 @@ use walmgr::{abnormal, memory, output};
 static ALLOCATOR: memory::EndWhenExhausted = memory::EndWhenExhausted;
 
 fn main() -> ExitCode {
+    // For the time until the command is known: 1 is in every table but xrestore's.
+    let table = abnormal::table_at_start();
+    abnormal::prepare(table);
     // Before anything can need much stack, and only where PostgreSQL looks at the exit code: a
-    // daemon that crashes should leave a core behind.
-    if std::env::args_os().any(|argument| argument == "xarchive" || argument == "xrestore") {
+    // daemon that crashes should leave a core behind. Not before the code was chosen.
+    if table != ExitTable::Ordinary {
         memory::exit_on_crashes();
     }
-    // For the time until the command is known; 1 is in every table.
-    abnormal::prepare(ExitTable::Ordinary);
-    ExitCode::from(abnormal::contain(
-        ExitTable::Ordinary,
-        || match cli::parse(std::env::args_os()) {
+    ExitCode::from(abnormal::contain(table, || {
+        match cli::parse(std::env::args_os()) {
             Parsed::Print(page) => code(ExitTable::Ordinary, output::print(page.trim_end())),
             Parsed::Sample => code(ExitTable::Ordinary, cli::print_sample()),
             Parsed::Usage(error, table) => code(table, Err(error)),
             Parsed::Run(invocation) => {
-                let table = invocation.command.exit_table();
+                let table = match table {
+                    ExitTable::Xrestore => table,
+                    _ => invocation.command.exit_table(),
+                };
                 abnormal::prepare(table);
                 abnormal::contain(table, || code(table, cli::run(&invocation)))
             }
-        },
-    ))
+        }
+    }))
 }
 
 fn code(table: ExitTable, result: Result<()>) -> u8 {

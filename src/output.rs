@@ -108,9 +108,12 @@ pub fn not_really(doing: &str) -> Result<()> {
     print(&format!("would {doing}"))
 }
 
-/// Reports the failure that ends a command.
+/// Reports the failure that ends a command. That a file does not exist is an answer to whoever
+/// asked, several times a second perhaps, and no line in PostgreSQL's log.
 pub fn failure(error: &CommandError) {
-    if STARTED.load(Ordering::Acquire) {
+    if error.kind() == Kind::Absent {
+        tracing::debug!("{error}");
+    } else if STARTED.load(Ordering::Acquire) {
         tracing::error!("{error}");
     } else {
         to_stderr(&escaped(&error.to_string()));

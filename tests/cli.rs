@@ -44,12 +44,18 @@ fn fault_5_a_bad_command_line_is_one_line_and_code_2() {
 }
 
 #[test]
-fn a_restore_command_that_this_version_lacks_stops_the_recovery() {
-    let output = walmgr("s.ini xrestore 000000010000000000000001 x")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(254));
-    assert!(complaint(&output).contains("this version does not have `xrestore` yet"));
+fn fault_74_a_misspelt_restore_command_stops_the_recovery() {
+    for line in [
+        "xrestore",
+        "s.ini xrestore nonsense pg_wal/RECOVERYXLOG",
+        "s.ini xrestor 000000010000000000000001 pg_wal/RECOVERYXLOG",
+        "/nonexistent/s.ini xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG",
+        "/nonexistent/s.ini xarchive 000000010000000000000001 pg_wal/RECOVERYXLOG",
+    ] {
+        let output = walmgr(line).output().unwrap();
+        assert_eq!(output.status.code(), Some(254), "`{line}`");
+        complaint(&output);
+    }
 }
 
 #[test]
@@ -105,9 +111,19 @@ fn fault_5_a_reader_that_is_gone_ends_nothing_by_a_signal() {
     }
 }
 
-/// Raises the limit from where nothing can be loaded to where the program has all it needs.
 #[test]
 fn fault_5_exhausted_memory_is_one_line_and_a_counted_code() {
+    exhaust("xarchive", 1, 2);
+}
+
+#[test]
+fn fault_74_exhausted_memory_stops_a_recovery() {
+    exhaust("xrestore", 254, 254);
+}
+
+/// Raises the limit from where nothing can be loaded to where the program has all it needs, and
+/// then complains about the command line.
+fn exhaust(word: &str, exhausted_code: i32, usage_code: i32) {
     let mut exhausted = 0;
     let mut enough = 0;
     let mut limits_kib = (2_000..400_000).step_by(100);
@@ -116,7 +132,7 @@ fn fault_5_exhausted_memory_is_one_line_and_a_counted_code() {
             .next()
             .expect("the program needs less than 400 MB");
         let script = format!(
-            "ulimit -v {limit_kib} && exec \"$0\" m.ini xarchive {} x",
+            "ulimit -v {limit_kib} && exec \"$0\" m.ini {word} {} x",
             "--set a=b ".repeat(4_000)
         );
         let output = Command::new("bash")
@@ -128,10 +144,15 @@ fn fault_5_exhausted_memory_is_one_line_and_a_counted_code() {
         if text.starts_with("walmgr: ") {
             complaint(&output);
             match output.status.code() {
-                Some(1) if text.contains("out of memory") => exhausted += 1,
-                // The C library or the kernel found no memory where nobody asked for any.
-                Some(1) if text.contains("stopped by a crash") => exhausted += 1,
-                Some(2) => enough += 1,
+                // Or the C library or the kernel found no memory where nobody asked for any.
+                Some(code)
+                    if code == exhausted_code
+                        && (text.contains("out of memory")
+                            || text.contains("stopped by a crash")) =>
+                {
+                    exhausted += 1;
+                }
+                Some(code) if code == usage_code => enough += 1,
                 _ => panic!("{limit_kib} KiB: {output:?}"),
             }
         }

@@ -36,7 +36,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
             }
         };
     }
-    if matches!(command, Command::Xarchive { .. }) {
+    if matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. }) {
         abnormal::exit_on_signals(command.exit_table())?;
     }
     let config = config::load(ini, &options.overrides)?;
@@ -92,6 +92,10 @@ fn run_on_standby(
         } => standby::authorize::run(config, options, fingerprint, name, rights),
         Command::Revoke { name } => standby::revoke::run(config, options, name),
         Command::Receiver => receiver::run(config, options, readiness),
+        Command::Xrestore { name, path } => standby::xrestore::run(config, options, *name, path),
+        Command::Pause => standby::pause::run(config, options),
+        Command::Continue => standby::continue_::run(config, options),
+        Command::Boot { wait, force } => standby::boot::run(config, options, *wait, *force),
         other => Err(wrong_side(other, "master", &config.path)),
     }
 }
@@ -109,7 +113,7 @@ fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
         _ => output::Format::Text,
     };
     let speaker = match command {
-        Command::Xarchive { .. } => output::Speaker::Archiver,
+        Command::Xarchive { .. } | Command::Xrestore { .. } => output::Speaker::Archiver,
         Command::Receiver => output::Speaker::Daemon,
         _ => output::Speaker::Person,
     };

@@ -175,12 +175,39 @@ fn commands_of_later_versions_are_named_as_absent() {
 }
 
 #[test]
-fn a_restore_command_of_a_later_version_cannot_end_a_recovery() {
-    let line = "s.ini xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG";
-    assert!(matches!(
-        parsed(line),
-        Parsed::Usage(_, ExitTable::Xrestore)
-    ));
+fn fault_74_no_misspelt_restore_command_can_end_a_recovery() {
+    for words in [
+        "xrestore",
+        "xrestore %f pg_wal/RECOVERYXLOG",
+        "xrestore --bogus 000000010000000000000001 pg_wal/RECOVERYXLOG",
+        "xrestore 000000010000000000000001 pg_wal/RECOVERYXLOG x y",
+        "xrestor 000000010000000000000001 pg_wal/RECOVERYXLOG",
+        "restore 00000002.history pg_wal/RECOVERYHISTORY",
+        "xrestore -d 00000002.history x",
+    ] {
+        let line = format!("s.ini {words}");
+        let usage = parsed(&line);
+        assert!(
+            matches!(usage, Parsed::Usage(_, ExitTable::Xrestore)),
+            "{line}"
+        );
+        complaint_about(&line);
+    }
+}
+
+#[test]
+fn xrestore_takes_two_names_and_perhaps_a_third() {
+    let name: WalFileName = SEGMENT.parse().unwrap();
+    for oldest_needed in ["", SEGMENT, "000000000000000000000000"] {
+        let line = format!("s.ini xrestore {SEGMENT} pg_wal/RECOVERYXLOG {oldest_needed}");
+        let expected = Command::Xrestore {
+            name,
+            path: "pg_wal/RECOVERYXLOG".into(),
+        };
+        let found = invocation(&line).command;
+        assert_eq!(found, expected);
+        assert_eq!(found.exit_table(), ExitTable::Xrestore);
+    }
 }
 
 #[test]

@@ -140,8 +140,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added(),
 
     // The standby's cluster.
-    key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory.")
-        .not_yet(),
+    key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
     key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
         .not_yet(),
     key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory.")
@@ -161,7 +160,7 @@ pub const KEYS: &[Key] = &[
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed.")
         .not_yet(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
-        .defaults().added().not_yet(),
+        .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "How long xrestore waits for a file before it says that there is none.")
-        .defaults().added().not_yet(),
+        .defaults().added(),
 ];

@@ -2,6 +2,13 @@
 //! Never listens: that is the receiver's.
 
 pub mod authorize;
+pub mod boot;
+pub mod continue_;
+mod gap;
 pub mod init;
+mod last_commit;
+pub mod pause;
+pub mod replay;
 pub mod revoke;
 pub mod setup;
+pub mod xrestore;

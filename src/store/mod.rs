@@ -44,6 +44,7 @@ mod folder;
 pub mod health;
 pub mod incoming;
 mod name_lock;
+pub mod reader;
 pub mod recovery;
 
 #[cfg(test)]
@@ -62,4 +63,5 @@ pub use durable::{Durable, RealDisk};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};
+pub use reader::{Absence, Reader, Stored};
 pub use recovery::RecoveryReport;

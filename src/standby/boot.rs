@@ -1,0 +1,269 @@
+//! `boot`: replays everything the archive has, then opens the database.
+//! Never asks for the promotion before STOP is written: it could win the race against the last
+//! segments. Invariant: whatever happens, STOP speaks to no other server than the one booted here.
+//!
+//! Promotion is asked for the way `pg_ctl promote` does, with the file `promote` and SIGUSR1: that
+//! needs neither PostgreSQL's programs nor a connection, which a standby with `hot_standby = off`
+//! does not accept. What was recovered is read from the history file that the promotion writes and
+//! from the WAL itself; the server has forgotten the time of the last commit by then.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rustix::process::{Pid, Signal, kill_process};
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
+
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::Options;
+use crate::pg::control::{ControlFile, State};
+use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::standby::gap::{self, Gap};
+use crate::standby::last_commit::Replayed;
+use crate::standby::replay::{ControlFiles, TICK};
+use crate::store::{Reader, RealDisk};
+use crate::wal::history::History;
+use crate::{files, output};
+
+/// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
+const PROMOTE_FILE: &str = "promote";
+
+/// How often a long replay is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Ends the replay of the server in `slave_data`.
+pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
+    let standby = Standby::find(config)?;
+    standby.refuse_gap(force)?;
+    let data = standby.data.path().display();
+    if options.not_really {
+        return output::not_really(&format!(
+            "write STOP, remove PAUSE if it is there, and promote the server in {data}"
+        ));
+    }
+    let control = ControlFiles::of(config);
+    control.stop(&standby.server, force)?;
+    if let Err(error) = control.resume().and_then(|_| standby.promote()) {
+        control.unstop()?;
+        return Err(error);
+    }
+    if !wait {
+        tracing::info!("the server in {data} was told to open once it has replayed everything");
+        return Ok(());
+    }
+    let opened = standby.wait_until_open();
+    // In every case: what is not being booted any more must not be treated so.
+    control.unstop()?;
+    opened?;
+    output::print(&standby.report()?)
+}
+
+/// A server that replays, and the archive it replays from.
+struct Standby {
+    data: DataDirectory,
+    server: Postmaster,
+    before: ControlFile,
+    archive: Reader,
+}
+
+impl Standby {
+    /// The server of the settings; it has to run and to be in recovery.
+    fn find(config: &StandbyConfig) -> Result<Standby> {
+        let slave_data = config.slave_data.as_deref().ok_or_else(|| {
+            CommandError::config("boot needs the setting `slave_data`")
+                .hint("it is the standby's data directory")
+        })?;
+        let data = DataDirectory::open(slave_data)?;
+        let place = slave_data.display();
+        let server = data.running()?.filter(|server| !server.single_user);
+        let Some(server) = server else {
+            return Err(CommandError::retry(format!(
+                "no server runs in {place}, so none can be booted"
+            ))
+            .hint("start it; it has to replay before it can open"));
+        };
+        let before = data.control()?;
+        if before.state != State::InArchiveRecovery {
+            return Err(CommandError::retry(format!(
+                "the server in {place} is not in recovery: it is {}",
+                before.state
+            )));
+        }
+        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+            .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
+        Ok(Standby {
+            data,
+            server,
+            before,
+            archive,
+        })
+    }
+
+    /// Where replay certainly stands; it may be further.
+    fn replayed(&self) -> (TimelineId, Lsn) {
+        let control = &self.before;
+        match control.min_recovery_timeline {
+            Some(timeline) if control.min_recovery_point > control.redo => {
+                (timeline, control.min_recovery_point)
+            }
+            _ => (control.timeline, control.redo),
+        }
+    }
+
+    fn refuse_gap(&self, force: bool) -> Result<()> {
+        let (timeline, from) = self.replayed();
+        let gap = gap::find(&self.archive, timeline, from)
+            .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
+        let Some(gap) = gap else { return Ok(()) };
+        let lost = describe(&gap);
+        if force {
+            tracing::warn!("{lost}");
+            return Ok(());
+        }
+        Err(CommandError::retry(lost).hint(
+            "put the segment into completed_wals, or type boot --force to open without what is \
+             behind it",
+        ))
+    }
+
+    fn promote(&self) -> Result<()> {
+        let path = self.data.path().join(PROMOTE_FILE);
+        match files::create_new(&path, b"", 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.at(Kind::Retry, "write", &path)?,
+        }
+        let told = match Pid::from_raw(self.server.pid) {
+            Some(pid) => kill_process(pid, Signal::USR1),
+            None => Err(rustix::io::Errno::SRCH),
+        };
+        told.map_err(|error| {
+            // The next start of the server would otherwise open it.
+            let _ = files::remove(&path);
+            let doing = format!("signal the server (process {})", self.server.pid);
+            CommandError::retry(doing)
+                .because(io::Error::from(error))
+                .hint("type this as the user that runs the server")
+        })
+    }
+
+    fn wait_until_open(&self) -> Result<()> {
+        let mut reported = Instant::now();
+        loop {
+            let control = self.data.control()?;
+            if control.state == State::InProduction {
+                return Ok(());
+            }
+            let running = self.data.running()?;
+            if running.is_none_or(|server| server.pid != self.server.pid) {
+                // What was not answered before the end would open the next start.
+                files::remove(&self.data.path().join(PROMOTE_FILE)).at(
+                    Kind::Retry,
+                    "remove promote in",
+                    self.data.path(),
+                )?;
+                return Err(CommandError::retry(
+                    "the server ended before it was open; its log says why",
+                )
+                .hint(
+                    "after a damaged segment: mend it, or start the server with on_corrupt = \
+                     stall and type boot --force to open without it",
+                ));
+            }
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::info!("replaying; checkpoint at {}", control.checkpoint);
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// What the promotion brought back.
+    fn report(&self) -> Result<String> {
+        let history = self.newest_history()?;
+        let ended = history
+            .ancestors()
+            .last()
+            .map(|parent| (parent.timeline, parent.switch_point));
+        let Some((timeline, end)) = ended else {
+            return Err(CommandError::retry("the new timeline has no history"));
+        };
+        let replayed = Replayed {
+            archive: &self.archive,
+            pg_wal: self.data.wal(),
+            history: &history,
+            size: self.before.segment_size,
+        };
+        let commit = match replayed.last_commit_us(end) {
+            Ok(Some(time_us)) => format!("the last commit was at {}", time_text(time_us)),
+            Ok(None) => "its last segments hold no commit".to_owned(),
+            Err(error) => format!("the time of the last commit is unknown: {error}"),
+        };
+        Ok(format!(
+            "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
+            history.timeline()
+        ))
+    }
+
+    /// A promotion begins the highest timeline there is (`findNewestTimeLine`).
+    fn newest_history(&self) -> Result<History> {
+        let pg_wal = self.data.wal();
+        let reading = |result: io::Result<_>| result.at(Kind::Retry, "list", &pg_wal);
+        let mut newest = None;
+        for entry in reading(std::fs::read_dir(&pg_wal))? {
+            let name = reading_entry(entry, &pg_wal)?;
+            if let Some(Ok(WalFileName::History(timeline))) = name.map(|name| name.parse()) {
+                newest = newest.max(Some(timeline));
+            }
+        }
+        let Some(timeline) = newest else {
+            return Err(CommandError::retry(format!(
+                "{} has no history of a new timeline",
+                pg_wal.display()
+            )));
+        };
+        let path = pg_wal.join(WalFileName::History(timeline).to_string());
+        let text = read_small(&path)?;
+        History::parse(timeline, &text)
+            .map_err(|fault| CommandError::retry(format!("read {}", path.display())).because(fault))
+    }
+}
+
+fn reading_entry(entry: io::Result<std::fs::DirEntry>, folder: &Path) -> Result<Option<String>> {
+    let entry = entry.at(Kind::Retry, "list", folder)?;
+    Ok(entry.file_name().into_string().ok())
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).at(Kind::Retry, "open", path)?;
+    file.take(SMALL_FILE_BYTES_MAX)
+        .read_to_end(&mut text)
+        .at(Kind::Retry, "read", path)?;
+    Ok(text)
+}
+
+fn describe(gap: &Gap) -> String {
+    let missing = match &gap.damaged_copy {
+        Some(copy) => format!("{} is there only damaged, as {copy}", gap.missing),
+        None => format!("{} is missing", gap.missing),
+    };
+    format!(
+        "{missing}: the WAL from {} to {} would be lost",
+        gap.lost_from, gap.lost_to
+    )
+}
+
+fn time_text(time_us: i64) -> String {
+    match Timestamp::from_microsecond(time_us) {
+        Ok(time) => {
+            let local = time.to_zoned(jiff::tz::TimeZone::system());
+            local.strftime("%Y-%m-%d %H:%M:%S%.6f %Z").to_string()
+        }
+        Err(_) => format!("{time_us} microseconds since 1970"),
+    }
+}

@@ -1,0 +1,24 @@
+//! `continue`: lets replay go on after `pause`.
+//! Never touches the server. Invariant: afterwards there is no PAUSE.
+
+use crate::config::StandbyConfig;
+use crate::error::Result;
+use crate::options::Options;
+use crate::output;
+use crate::standby::replay::ControlFiles;
+
+/// Removes PAUSE.
+pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+    let control = ControlFiles::of(config);
+    if options.not_really {
+        return output::not_really(match control.is_paused()? {
+            true => "remove PAUSE, so that replay goes on",
+            false => "do nothing: replay is not paused",
+        });
+    }
+    match control.resume()? {
+        true => tracing::info!("replay goes on"),
+        false => tracing::info!("replay was not paused: there was no PAUSE"),
+    }
+    Ok(())
+}

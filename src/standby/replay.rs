@@ -1,0 +1,317 @@
+//! What the replay commands share: the control files PAUSE, STOP and PROGRESS in `completed_wals`,
+//! and the server that replays. Never touches a WAL file. Invariant: a control file that a killed
+//! command left behind holds up nobody: it names the process it was for.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::process::{Pid, getppid, test_kill_process};
+use walmgr_protocol::names::WalFileName;
+
+use crate::config::StandbyConfig;
+use crate::error::{IoContext, Kind, Result};
+use crate::files;
+use crate::pg::data_directory::{DataDirectory, Postmaster};
+
+/// How long anything here sleeps at most before it looks around.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Enough for any control file.
+const CONTROL_BYTES_MAX: usize = 256;
+
+/// The control files of one archive.
+#[derive(Debug, Clone)]
+pub struct ControlFiles {
+    folder: PathBuf,
+}
+
+/// What STOP says: which server is being booted, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// The server; one made by hand with `touch` speaks to every server.
+    server: Option<(i32, i64)>,
+    /// Whether missing and damaged WAL is to be taken for the end.
+    pub force: bool,
+}
+
+impl ControlFiles {
+    /// Those of the archive in the settings.
+    pub fn of(config: &StandbyConfig) -> ControlFiles {
+        ControlFiles {
+            folder: config.completed_wals.clone(),
+        }
+    }
+
+    /// The directory they are in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Whether replay is to be held.
+    pub fn is_paused(&self) -> Result<bool> {
+        let path = self.path("PAUSE");
+        path.try_exists().at(Kind::Retry, "look for", &path)
+    }
+
+    /// Writes PAUSE durably; `false` when it was there.
+    pub fn pause(&self) -> Result<bool> {
+        let path = self.path("PAUSE");
+        match files::create_new(&path, b"", 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            other => other.map(|()| true).at(Kind::Retry, "write", &path),
+        }
+    }
+
+    /// Removes PAUSE; `false` when there was none.
+    pub fn resume(&self) -> Result<bool> {
+        let path = self.path("PAUSE");
+        files::remove(&path).at(Kind::Retry, "remove", &path)
+    }
+
+    /// Writes STOP for this server.
+    pub fn stop(&self, server: &Postmaster, force: bool) -> Result<()> {
+        let path = self.path("STOP");
+        let how = if force { " force" } else { "" };
+        let started_s = server.started_s.unwrap_or_default();
+        let text = format!("{} {started_s}{how}\n", server.pid);
+        files::replace(&path, text.as_bytes(), 0o600).at(Kind::Retry, "write", &path)
+    }
+
+    /// Removes STOP.
+    pub fn unstop(&self) -> Result<()> {
+        let path = self.path("STOP");
+        files::remove(&path).at(Kind::Retry, "remove", &path)?;
+        Ok(())
+    }
+
+    /// What STOP says to this server, or `None` when there is none or it is another server's.
+    pub fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<Stop>> {
+        let path = self.path("STOP");
+        let Some(text) = read_control(&path).at(Kind::Retry, "read", &path)? else {
+            return Ok(None);
+        };
+        let stop = parse_stop(&text);
+        let ours = server.map(|server| (server.pid, server.started_s.unwrap_or_default()));
+        Ok((stop.server.is_none() || stop.server == ours).then_some(stop))
+    }
+
+    /// Says that this file is being restored by this process; gone when the result is dropped.
+    ///
+    /// Best effort: replay must not end because a note cannot be written.
+    pub fn progress(&self, name: WalFileName) -> Progress {
+        let path = self.path("PROGRESS");
+        let text = format!("{name} {}\n", std::process::id());
+        if let Err(error) = std::fs::write(&path, text) {
+            tracing::debug!("write {}: {error}", path.display());
+        }
+        Progress(path)
+    }
+
+    /// The file that is being restored, if any; what a killed process left does not count.
+    pub fn restoring(&self) -> Result<Option<String>> {
+        let path = self.path("PROGRESS");
+        let text = read_control(&path).at(Kind::Retry, "read", &path)?;
+        Ok(text.and_then(|text| {
+            let (name, pid) = text.trim().split_once(' ')?;
+            let pid = pid.parse().ok().and_then(Pid::from_raw)?;
+            let gone = test_kill_process(pid) == Err(rustix::io::Errno::SRCH);
+            (!gone).then(|| name.to_owned())
+        }))
+    }
+}
+
+fn read_control(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read(path) {
+        Ok(mut bytes) => {
+            bytes.truncate(CONTROL_BYTES_MAX);
+            Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_stop(text: &str) -> Stop {
+    let mut words = text.split_whitespace();
+    let pid = words.next().and_then(|word| word.parse().ok());
+    let started_s = words.next().and_then(|word| word.parse().ok());
+    Stop {
+        server: pid.zip(started_s),
+        force: words.next() == Some("force"),
+    }
+}
+
+/// PROGRESS while it exists.
+pub struct Progress(PathBuf);
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        // A note that stays names a process that is gone, and so does not count.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The PostgreSQL that asked for a file: our parent, and the server whose directory we stand in.
+#[derive(Debug)]
+pub struct Asker {
+    parent: Option<Pid>,
+    data: Option<DataDirectory>,
+    server: Option<Postmaster>,
+}
+
+impl Asker {
+    /// Whoever runs this process. The server is absent when a person typed the command.
+    pub fn of_this_process() -> Asker {
+        let data = DataDirectory::open(Path::new(".")).ok();
+        let server = data.as_ref().and_then(|data| data.running().ok()).flatten();
+        Asker {
+            parent: getppid(),
+            data,
+            server,
+        }
+    }
+
+    /// Its server.
+    pub const fn server(&self) -> Option<&Postmaster> {
+        self.server.as_ref()
+    }
+
+    /// Whether nobody waits for the answer any more. The shell between PostgreSQL and us outlives
+    /// it, so the parent alone does not tell.
+    pub fn is_gone(&self) -> bool {
+        let (Some(data), Some(server)) = (&self.data, &self.server) else {
+            return getppid() != self.parent;
+        };
+        let running = data.running();
+        let same = |found: &Option<Postmaster>| {
+            found.as_ref().is_some_and(|found| found.pid == server.pid)
+        };
+        // A file that cannot be read for the moment proves nothing.
+        getppid() != self.parent || running.is_ok_and(|found| !same(&found))
+    }
+}
+
+/// Wakes up when something changes in a directory.
+#[derive(Debug)]
+pub struct Watch {
+    changes: Option<OwnedFd>,
+}
+
+impl Watch {
+    /// Watches from here on; where the kernel has no watch left, waiting is all there is.
+    pub fn on(folder: &Path) -> Watch {
+        let flags = WatchFlags::MOVED_TO
+            | WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM;
+        let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .and_then(|changes| inotify::add_watch(&changes, folder, flags).map(|_| changes));
+        if let Err(error) = &changes {
+            tracing::debug!("watch {}: {error}", folder.display());
+        }
+        Watch {
+            changes: changes.ok(),
+        }
+    }
+
+    /// Waits for a change, but not longer than `limit` nor than a [`TICK`]; whether there was one.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let limit = limit.min(TICK);
+        let Some(changes) = &self.changes else {
+            std::thread::sleep(limit.min(TICK / 4));
+            return true;
+        };
+        let mut waiting = [PollFd::new(changes, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).ok();
+        if !matches!(poll(&mut waiting, limit.as_ref()), Ok(1..)) {
+            return false;
+        }
+        let mut events = [0_u8; 4 << 10];
+        while matches!(rustix::io::read(changes, &mut events), Ok(1..)) {}
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control() -> (tempfile::TempDir, ControlFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let control = ControlFiles {
+            folder: folder.path().to_path_buf(),
+        };
+        (folder, control)
+    }
+
+    fn server(pid: i32, started_s: i64) -> Postmaster {
+        Postmaster::parse(&format!("{pid}\n/data\n{started_s}\n")).unwrap()
+    }
+
+    #[test]
+    fn stop_speaks_to_the_server_it_names_or_made_by_hand_to_all() {
+        let (folder, control) = control();
+        let (ours, other) = (server(41, 1_700), server(41, 1_701));
+        assert_eq!(control.stop_for(Some(&ours)).unwrap(), None);
+        for force in [false, true] {
+            control.stop(&ours, force).unwrap();
+            let stop = control.stop_for(Some(&ours)).unwrap().unwrap();
+            assert_eq!(stop.force, force);
+            assert_eq!(control.stop_for(Some(&other)).unwrap(), None);
+            assert_eq!(control.stop_for(None).unwrap(), None);
+        }
+        control.unstop().unwrap();
+        control.unstop().unwrap();
+        std::fs::write(folder.path().join("STOP"), "").unwrap();
+        for anybody in [None, Some(&ours), Some(&other)] {
+            assert!(!control.stop_for(anybody).unwrap().unwrap().force);
+        }
+    }
+
+    #[test]
+    fn progress_of_a_process_that_is_gone_does_not_count() {
+        let (folder, control) = control();
+        let name: WalFileName = "000000010000000000000001".parse().unwrap();
+        assert_eq!(control.restoring().unwrap(), None);
+        let progress = control.progress(name);
+        assert_eq!(control.restoring().unwrap(), Some(name.to_string()));
+        drop(progress);
+        assert_eq!(control.restoring().unwrap(), None);
+        for left in [
+            format!("{name} {}\n", i32::MAX),
+            "1".to_owned(),
+            String::new(),
+        ] {
+            std::fs::write(folder.path().join("PROGRESS"), left).unwrap();
+            assert_eq!(control.restoring().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn pause_and_continue_say_what_was_there() {
+        let (_folder, control) = control();
+        assert!(!control.is_paused().unwrap() && !control.resume().unwrap());
+        assert!(control.pause().unwrap() && !control.pause().unwrap());
+        assert!(control.is_paused().unwrap() && control.resume().unwrap());
+        assert!(!control.is_paused().unwrap());
+    }
+
+    #[test]
+    fn a_watch_wakes_up_at_a_rename_into_the_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = Watch::on(folder.path());
+        assert!(!watch.wait(Duration::from_millis(1)));
+        files::replace(&folder.path().join("a"), b"", 0o600).unwrap();
+        assert!(watch.wait(Duration::from_secs(1)));
+        assert!(!watch.wait(Duration::from_millis(1)));
+    }
+}

@@ -1,0 +1,304 @@
+//! `xrestore NAME PATH [%r]`: PostgreSQL's `restore_command`.
+//! Never says 1 unless the archive is proven to hold neither the file nor anything behind it, and
+//! never changes the archive. Invariant: PATH gets either the whole file, checked record by record,
+//! or nothing, wherever the process is killed.
+//!
+//! | exit | PostgreSQL then | said when |
+//! |---|---|---|
+//! | 0 | replays the file | it is in place |
+//! | 1 | ends recovery, or as a standby asks again | there is no such file, nor a later one |
+//! | 254 | ends with an error, the database stays closed | everything else |
+//!
+//! The copy is not synced: PostgreSQL does so itself before it keeps a restored file
+//! (`KeepFileRestoredFromArchive`), and the archive has it anyway.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::names::WalFileName;
+
+use crate::config::{OnCorrupt, StandbyConfig};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::HandedOver;
+use crate::options::Options;
+use crate::output;
+use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
+use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
+
+/// How often the alarm about a standby that is held up is repeated.
+const ALARM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often a file that was found damaged is looked at again without any sign of a change.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// How soon at the earliest, as each look reads a segment and the receiver changes the directory
+/// all the time.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// Hands over one file.
+pub fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    name: WalFileName,
+    path: &Path,
+) -> Result<()> {
+    let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+        .map_err(|error| failed("open the archive", &error))?;
+    let restore = Restore {
+        config,
+        archive,
+        control: ControlFiles::of(config),
+        asker: Asker::of_this_process(),
+        name,
+        path,
+    };
+    if options.not_really {
+        return restore.rehearse();
+    }
+    restore.run()
+}
+
+/// One call of the command.
+struct Restore<'a> {
+    config: &'a StandbyConfig,
+    archive: Reader,
+    control: ControlFiles,
+    asker: Asker,
+    name: WalFileName,
+    path: &'a Path,
+}
+
+/// What one look at the archive led to.
+enum Look {
+    /// The file is in place.
+    Served,
+    /// There is neither this file nor a later one.
+    Absent,
+    /// A later file is there, this one is not; it may be on its way.
+    Gap(CommandError),
+    /// The file cannot be handed over as it is.
+    Unfit(CommandError),
+    /// PAUSE appeared.
+    Held,
+}
+
+/// How long a call goes on.
+struct Patience {
+    watch: Watch,
+    deadline: Instant,
+    alarmed: Option<Instant>,
+    paused: bool,
+}
+
+impl Restore<'_> {
+    fn run(&self) -> Result<()> {
+        let mut patience = Patience {
+            // Before the first look, so that no change falls between the two.
+            watch: Watch::on(&self.config.completed_wals),
+            deadline: Instant::now() + self.config.restore_wait,
+            alarmed: None,
+            paused: false,
+        };
+        loop {
+            let stop = self.control.stop_for(self.asker.server())?;
+            let look = match self.is_held(stop)? {
+                true => Look::Held,
+                false => self.look(stop)?,
+            };
+            match look {
+                Look::Served => return Ok(()),
+                Look::Held => self.wait_out_pause(&mut patience)?,
+                Look::Absent | Look::Gap(_) if self.may_still_come(stop, &patience) => {
+                    let left = patience.deadline.duration_since(Instant::now());
+                    self.wait(&patience, left)?;
+                }
+                Look::Absent => return Err(absent(self.name)),
+                Look::Gap(error) | Look::Unfit(error) => {
+                    self.unfit(stop, error, &mut patience)?;
+                }
+            }
+        }
+    }
+
+    /// History files are served and missed at once: PostgreSQL asks for many that do not exist.
+    fn is_history(&self) -> bool {
+        matches!(self.name, WalFileName::History(_))
+    }
+
+    fn is_held(&self, stop: Option<Stop>) -> Result<bool> {
+        Ok(!self.is_history() && stop.is_none() && self.control.is_paused()?)
+    }
+
+    fn look(&self, stop: Option<Stop>) -> Result<Look> {
+        let stored = match self.archive.find(self.name) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return self.look_at_absence(),
+            Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
+        };
+        // In this order, so that `pause` sees either our PROGRESS or us its PAUSE.
+        let _progress = self.control.progress(self.name);
+        if self.is_held(stop)? {
+            return Ok(Look::Held);
+        }
+        self.serve(&stored)
+    }
+
+    fn look_at_absence(&self) -> Result<Look> {
+        let name = self.name;
+        let absence = (self.archive.absence(name))
+            .map_err(|error| failed(&format!("look for {name}"), &error))?;
+        Ok(match absence {
+            Absence::Proven => Look::Absent,
+            // The next look finds it.
+            Absence::Appeared => self.look(None)?,
+            Absence::OnlyDamaged(copy) => Look::Unfit(
+                CommandError::retry(format!(
+                    "{name} was found damaged and set aside as {copy}; replaying without it would \
+                     lose what it holds"
+                ))
+                .hint("archive it again from the master, or boot without it: boot --force"),
+            ),
+            Absence::Gap(later) => Look::Gap(
+                CommandError::retry(format!(
+                    "{name} is missing although {later} is there: the archive has a gap"
+                ))
+                .hint(format!(
+                    "put {name} into {}, or boot without what comes after: boot --force",
+                    self.config.completed_wals.display()
+                )),
+            ),
+        })
+    }
+
+    fn serve(&self, stored: &Stored) -> Result<Look> {
+        let writing = |result: io::Result<()>| result.at(Kind::Retry, "write", self.path);
+        let begun = HandedOver::begin(self.path);
+        let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
+        let mut written = Ok(());
+        let verified = stored.read_verified(|bytes| {
+            written = copy.append(bytes);
+            written.is_ok()
+        });
+        writing(written)?;
+        if let Err(error) = verified {
+            return Ok(Look::Unfit(self.unreadable(&error)));
+        }
+        writing(copy.put_in_place())?;
+        tracing::info!("{} restored to {}", self.name, self.path.display());
+        Ok(Look::Served)
+    }
+
+    fn unreadable(&self, error: &StoreError) -> CommandError {
+        failed(&format!("restore {}", self.name), error).hint(format!(
+            "put a good copy into {} (the master's pg_wal may have one)",
+            self.config.completed_wals.display()
+        ))
+    }
+
+    /// Whether to wait for a file that is not there: only a standby wants it, and only until it
+    /// is booted.
+    fn may_still_come(&self, stop: Option<Stop>, patience: &Patience) -> bool {
+        matches!(self.name, WalFileName::Segment(_))
+            && self.is_waiting_standby(stop)
+            && Instant::now() < patience.deadline
+    }
+
+    /// PostgreSQL's working directory, and so ours, is its data directory.
+    fn is_waiting_standby(&self, stop: Option<Stop>) -> bool {
+        let there = |name: &str| Path::new(name).exists();
+        stop.is_none() && there("standby.signal") && !is_being_promoted()
+    }
+
+    /// Decides about a file that PostgreSQL must not see; returns to look once more.
+    fn unfit(
+        &self,
+        stop: Option<Stop>,
+        error: CommandError,
+        patience: &mut Patience,
+    ) -> Result<()> {
+        if stop.is_some_and(|stop| stop.force) {
+            tracing::error!("{error}; taken for the end of WAL, as boot --force asked");
+            return Err(absent(self.name));
+        }
+        let stalls = self.config.on_corrupt == OnCorrupt::Stall && self.is_waiting_standby(stop);
+        if !stalls {
+            return Err(error);
+        }
+        if patience
+            .alarmed
+            .is_none_or(|at| at.elapsed() >= ALARM_INTERVAL)
+        {
+            tracing::error!("ALARM: replay waits (on_corrupt = stall): {error}");
+            patience.alarmed = Some(Instant::now());
+        }
+        let begun = Instant::now();
+        let mut changed = false;
+        while begun.elapsed() < SECOND_LOOK && !(changed && begun.elapsed() > LOOK_PAUSE) {
+            // Our own PROGRESS is a change too, but of the time before.
+            changed |= self.wait(patience, SECOND_LOOK)? && begun.elapsed() > LOOK_PAUSE;
+            if !self.is_waiting_standby(self.control.stop_for(self.asker.server())?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_out_pause(&self, patience: &mut Patience) -> Result<()> {
+        if !patience.paused {
+            tracing::info!("{} waits: replay is paused", self.name);
+            patience.paused = true;
+        }
+        if is_being_promoted() {
+            tracing::warn!("the promotion waits too: replay is paused; `continue` lets it go on");
+        }
+        while self.is_held(self.control.stop_for(self.asker.server())?)? {
+            self.wait(patience, Duration::MAX)?;
+        }
+        patience.deadline = Instant::now() + self.config.restore_wait;
+        Ok(())
+    }
+
+    /// Waits a moment; whether something changed. Fails when nobody waits for us any more.
+    fn wait(&self, patience: &Patience, limit: Duration) -> Result<bool> {
+        let changed = patience.watch.wait(limit);
+        if self.asker.is_gone() {
+            let doing = format!("restore {}: the PostgreSQL that asked is gone", self.name);
+            return Err(CommandError::retry(doing));
+        }
+        Ok(changed)
+    }
+
+    /// `-n`: everything but the copy, and without waiting.
+    fn rehearse(&self) -> Result<()> {
+        let name = self.name;
+        match self.archive.find(name) {
+            Ok(Some(stored)) => stored
+                .read_verified(|_| true)
+                .map_err(|error| self.unreadable(&error))?,
+            Ok(None) => {
+                return Err(match self.look_at_absence()? {
+                    Look::Gap(error) | Look::Unfit(error) => error,
+                    Look::Absent | Look::Served | Look::Held => absent(name),
+                });
+            }
+            Err(error) => return Err(self.unreadable(&error)),
+        }
+        output::not_really(&format!("put {name} in place as {}", self.path.display()))
+    }
+}
+
+/// Whether somebody has asked our PostgreSQL to open (`PROMOTE_SIGNAL_FILE`,
+/// `src/include/access/xlog.h`).
+fn is_being_promoted() -> bool {
+    Path::new("promote").exists()
+}
+
+fn absent(name: WalFileName) -> CommandError {
+    CommandError::new(Kind::Absent, format!("{name} is not in the archive"))
+}
+
+fn failed(doing: &str, error: &StoreError) -> CommandError {
+    CommandError::new(error.kind(), doing).because(error)
+}

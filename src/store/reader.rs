@@ -1,0 +1,276 @@
+//! The archive as those see it who only read: a recovering PostgreSQL's commands.
+//! Never takes the lock, never changes or sets aside anything, so it works beside a running
+//! receiver. Invariant: what it hands out was checked record by record on the way.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::names::{TimelineId, WalFileName};
+
+use super::archive::damaged_copy_of;
+use super::binding::{Binding, Marker, Role};
+use super::disk::Disk;
+use super::error::StoreError;
+use super::folder::Folder;
+use super::health::Monitor;
+use crate::wal::history::History;
+use crate::wal::segment::{SegmentCheck, Verify};
+
+/// An archive that is open for reading.
+pub struct Reader {
+    completed: Arc<Folder>,
+    binding: Binding,
+}
+
+/// A stored file that is open; what its name leads to later makes no difference.
+pub struct Stored {
+    folder: Arc<Folder>,
+    binding: Binding,
+    name: WalFileName,
+    file: OwnedFd,
+}
+
+/// What a listing of the archive says about a file that it does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Absence {
+    /// It is not there, nor anything behind it on its timeline.
+    Proven,
+    /// It is not there, but this is, which shows that it should be.
+    Gap(WalFileName),
+    /// All there is of it is this damaged copy.
+    OnlyDamaged(String),
+    /// It was stored in the meantime.
+    Appeared,
+}
+
+/// The files that an archive holds, and those of which it holds a damaged copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Finished files.
+    pub finished: BTreeSet<WalFileName>,
+    /// Files that were set aside, with the name of the copy.
+    pub damaged: BTreeSet<(WalFileName, String)>,
+}
+
+impl Reader {
+    /// Opens `completed_wals`; it has to be set up and bound to a cluster.
+    pub fn open(completed_wals: &Path, disk: Arc<dyn Disk>) -> Result<Reader, StoreError> {
+        let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
+        let not_set_up = || StoreError::NotSetUp {
+            path: completed_wals.to_path_buf(),
+        };
+        let marker = Marker::read(&folder, Role::Completed)?.ok_or_else(not_set_up)?;
+        Ok(Reader {
+            completed: Arc::new(folder),
+            binding: marker.binding.ok_or(StoreError::NotBound)?,
+        })
+    }
+
+    /// The cluster whose WAL is kept here.
+    pub const fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    /// Opens a file, or says `None` when there is none of this name.
+    pub fn find(&self, name: WalFileName) -> Result<Option<Stored>, StoreError> {
+        let file = self.completed.open_file(&name.to_string())?;
+        Ok(file.map(|file| Stored {
+            folder: Arc::clone(&self.completed),
+            binding: self.binding,
+            name,
+            file,
+        }))
+    }
+
+    /// Everything that is there, as far as WAL files go.
+    pub fn listing(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        for text in self.completed.names()? {
+            if let Ok(name) = text.parse() {
+                listing.finished.insert(name);
+            } else if let Some(name) = damaged_copy_of(&text) {
+                listing.damaged.insert((name, text));
+            }
+        }
+        Ok(listing)
+    }
+
+    /// What it means that [`Reader::find`] found nothing.
+    pub fn absence(&self, name: WalFileName) -> Result<Absence, StoreError> {
+        let listing = self.listing()?;
+        if listing.finished.contains(&name) {
+            return Ok(Absence::Appeared);
+        }
+        if let Some((_, copy)) = listing.damaged.iter().find(|(of, _)| *of == name) {
+            return Ok(Absence::OnlyDamaged(copy.clone()));
+        }
+        let WalFileName::Segment(segment) = name else {
+            return Ok(Absence::Proven);
+        };
+        let timeline = segment.timeline();
+        // Within a timeline the names sort as the segments do.
+        let names = (listing.finished.iter()).chain(listing.damaged.iter().map(|(name, _)| name));
+        let later = names.filter_map(|name| Some((name.segment()?, *name)));
+        let later = later.filter(|(other, _)| other.timeline() == timeline && *other > segment);
+        match later.min() {
+            Some((_, later)) if !self.begins_behind(timeline, name)? => Ok(Absence::Gap(later)),
+            _ => Ok(Absence::Proven),
+        }
+    }
+
+    /// Whether the timeline began only after this segment: PostgreSQL asks for each segment on
+    /// the newest timeline first, and finds the early ones on an older one.
+    fn begins_behind(&self, timeline: TimelineId, name: WalFileName) -> Result<bool, StoreError> {
+        let size = self.binding.segment_size;
+        let number = name.segment().and_then(|segment| segment.number(size));
+        let (Some(number), Some(history)) = (number, self.history(timeline)?) else {
+            return Ok(false);
+        };
+        let parent = history.ancestors().last();
+        Ok(parent.is_some_and(|parent| number < parent.switch_point.0 / size.bytes()))
+    }
+
+    /// A timeline's history, if it is there; a damaged one is an error.
+    pub fn history(&self, timeline: TimelineId) -> Result<Option<History>, StoreError> {
+        let name = WalFileName::History(timeline);
+        let Some(stored) = self.find(name)? else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        stored.read_verified(|bytes| {
+            text.extend_from_slice(bytes);
+            text.len() as u64 <= SMALL_FILE_BYTES_MAX
+        })?;
+        let damaged = |why: String| StoreError::Damaged { name, why };
+        let history =
+            History::parse(timeline, &text).map_err(|fault| damaged(fault.to_string()))?;
+        Ok(Some(history))
+    }
+}
+
+impl Stored {
+    /// Hands the file to `each` piece by piece, each piece checked before it is handed on; ends
+    /// early, with an error, when `each` has seen enough.
+    ///
+    /// # Errors
+    /// What is wrong with the file. What was handed over by then is worth nothing.
+    pub fn read_verified(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
+        let mut fault = None;
+        let name = self.name.to_string();
+        (self.folder).read_through(self.file.as_fd(), &name, |bytes| {
+            fault = check.update(bytes).err();
+            fault.is_none() && each(bytes)
+        })?;
+        fault
+            .map_or_else(|| check.finish().map(drop), Err)
+            .map_err(|fault| StoreError::of_fault(self.name, &fault))
+    }
+
+    /// The bare file, for a caller that has it checked already or checks it itself.
+    pub fn into_file(self) -> std::fs::File {
+        self.file.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{
+        assert_stored, history_file, names, new_archive, open, real, scratch_folder, segment,
+    };
+
+    fn name(text: &str) -> WalFileName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_reader_works_beside_the_process_that_has_the_lock() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let sample = segment(3, 1);
+        assert!(reader.find(sample.name).unwrap().is_none());
+        assert_stored(&archive, &sample);
+        assert_eq!(reader.absence(sample.name).unwrap(), Absence::Appeared);
+        let mut bytes = Vec::new();
+        let stored = reader.find(sample.name).unwrap().unwrap();
+        stored
+            .read_verified(|piece| {
+                bytes.extend_from_slice(piece);
+                true
+            })
+            .unwrap();
+        assert_eq!(bytes, sample.bytes);
+    }
+
+    #[test]
+    fn fault_73_damage_is_an_error_and_the_file_stays() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let (sample, other) = (segment(3, 1), segment(4, 1));
+        assert_stored(&archive, &sample);
+        let path = places.completed_wals.join(sample.name.to_string());
+        let mut flipped = sample.bytes.clone();
+        flipped[50] ^= 1;
+        let zeroed = vec![0; sample.bytes.len()];
+        let short = sample.bytes[..sample.bytes.len() - 1].to_vec();
+        let long = [&sample.bytes[..], &[0]].concat();
+        for wrong in [flipped, zeroed, short, long, other.bytes, Vec::new()] {
+            std::fs::write(&path, wrong).unwrap();
+            let reader = Reader::open(&places.completed_wals, real()).unwrap();
+            let stored = reader.find(sample.name).unwrap().unwrap();
+            stored.read_verified(|_| true).unwrap_err();
+            assert_eq!(names(&places), [sample.name.to_string()]);
+        }
+    }
+
+    #[test]
+    fn fault_72_only_a_file_with_nothing_behind_it_is_absent() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let third = segment(3, 1).name;
+        assert_eq!(reader.absence(third).unwrap(), Absence::Proven);
+        assert_stored(&archive, &segment(2, 1));
+        assert_stored(&archive, &history_file(2, "promoted"));
+        assert_eq!(reader.absence(third).unwrap(), Absence::Proven);
+        let fifth = segment(5, 1);
+        assert_stored(&archive, &fifth);
+        assert_eq!(reader.absence(third).unwrap(), Absence::Gap(fifth.name));
+        let copy = |of: WalFileName| places.completed_wals.join(format!("{of}.damaged.1"));
+        std::fs::write(copy(third), "x").unwrap();
+        let damaged = Absence::OnlyDamaged(format!("{third}.damaged.1"));
+        assert_eq!(reader.absence(third).unwrap(), damaged);
+        // A damaged copy shows as well as a good file that there was something.
+        std::fs::write(copy(segment(9, 1).name), "x").unwrap();
+        let ninth = Absence::Gap(segment(9, 1).name);
+        assert_eq!(reader.absence(segment(6, 1).name).unwrap(), ninth);
+    }
+
+    #[test]
+    fn a_timeline_lacks_nothing_from_before_it_began() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        // It leaves timeline 1 at 0/3000000: its first segment is number 0x30.
+        let path = |text: &str| places.completed_wals.join(text);
+        std::fs::write(path("000000020000000000000031"), "x").unwrap();
+        let later = name("000000020000000000000031");
+        let early = name("00000002000000000000002F");
+        assert_eq!(reader.absence(early).unwrap(), Absence::Gap(later));
+        assert_stored(&archive, &history_file(2, "promoted"));
+        assert_eq!(reader.absence(early).unwrap(), Absence::Proven);
+        let first = name("000000020000000000000030");
+        assert_eq!(reader.absence(first).unwrap(), Absence::Gap(later));
+        std::fs::write(path("00000002.history"), "nonsense").unwrap();
+        assert!(reader.absence(early).is_err());
+    }
+}

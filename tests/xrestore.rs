@@ -1,0 +1,519 @@
+//! `xrestore` without a server: exit codes to the letter, in a folder that looks like its PGDATA.
+//! Never trusts an exit code alone: what lies under PATH is looked at too.
+//! Invariant: 0 means the stored bytes, anything else means no file.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use walmgr::abnormal;
+use walmgr::error::ExitTable;
+
+use crate::support::place::{give_to_server, server_user};
+use crate::support::strace::Strace;
+use crate::support::{Output, Site, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An archive and a folder that PostgreSQL would call its data directory.
+struct Standby {
+    site: Site,
+    data: PathBuf,
+}
+
+impl Standby {
+    fn new() -> Standby {
+        Standby::of(Site::start())
+    }
+
+    fn of(site: Site) -> Standby {
+        let data = site.home().create_dir("pgdata");
+        fs::create_dir(data.join("pg_wal")).unwrap();
+        give_to_server(&data);
+        Standby { site, data }
+    }
+
+    /// Makes it a standby, or a recovery towards a target.
+    fn signal_file(&self, name: &str) {
+        fs::write(self.data.join(name), "").unwrap();
+    }
+
+    fn control_file(&self, name: &str, text: &str) {
+        let path = self.site.completed_wals().join(name);
+        fs::write(&path, text).unwrap();
+        give_to_server(&path);
+    }
+
+    fn store(&self, number: u64) -> String {
+        let name = self.site.segment_name(number);
+        self.site.write_segment(number);
+        self.site.archive(&name).succeed();
+        name
+    }
+
+    /// Puts a file into the archive as no receiver would.
+    fn plant(&self, name: &str, content: &[u8]) {
+        let path = self.site.completed_wals().join(name);
+        fs::write(&path, content).unwrap();
+        give_to_server(&path);
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = self
+            .site
+            .standby_walmgr(&["xrestore", name, "pg_wal/RECOVERYXLOG"]);
+        command.current_dir(&self.data);
+        command
+    }
+
+    fn spawn(&self, name: &str) -> Child {
+        let mut command = self.command(name);
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped());
+        piped.stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn restored(&self) -> PathBuf {
+        self.data.join("pg_wal/RECOVERYXLOG")
+    }
+
+    #[track_caller]
+    fn serves(&self, name: &str) {
+        Output::of(&mut self.command(name)).succeed();
+        assert!(fs::read(self.restored()).unwrap() == self.site.archived(name));
+        fs::remove_file(self.restored()).unwrap();
+        self.left_nothing();
+    }
+
+    /// Absent, within the time that a look takes, and without a word: it is no failure.
+    #[track_caller]
+    fn lacks_at_once(&self, name: &str) {
+        let begun = Instant::now();
+        let ended = Output::of(&mut self.command(name));
+        assert!(
+            begun.elapsed() < Duration::from_millis(700),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), ""));
+        self.left_nothing();
+    }
+
+    #[track_caller]
+    fn refuses(&self, name: &str, part: &str) {
+        let ended = Output::of(&mut self.command(name));
+        let line = ended.fail(254);
+        assert!(line.contains(part), "{part:?} is not in: {line}");
+        self.left_nothing();
+    }
+
+    #[track_caller]
+    fn left_nothing(&self) {
+        let entries = fs::read_dir(self.data.join("pg_wal")).unwrap();
+        assert_eq!(entries.count(), 0);
+        assert!(!self.site.holds("PROGRESS"));
+    }
+}
+
+fn code(child: Child) -> Output {
+    child.wait_with_output().unwrap().into()
+}
+
+#[test]
+fn a_stored_file_is_put_in_place_whatever_was_there_before() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    standby.serves(&name);
+    fs::write(standby.restored(), vec![1; 3 << 20]).unwrap();
+    give_to_server(&standby.restored());
+    standby.serves(&name);
+    // With %r, beside a stopped receiver, and of any kind of name.
+    standby
+        .site
+        .write_wal("00000002.history", "1\t0/800000\tpromoted\n");
+    standby.site.archive("00000002.history").succeed();
+    standby.serves("00000002.history");
+    Output::of(standby.command(&name).arg(&name)).succeed();
+    let mut site = standby.site;
+    site.receiver.stop();
+    let standby = Standby::of(site_in_new_place(site));
+    standby.serves(&name);
+}
+
+/// The folder of the first standby stays; a second one needs another name.
+fn site_in_new_place(site: Site) -> Site {
+    fs::rename(site.home().join("pgdata"), site.home().join("before")).unwrap();
+    site
+}
+
+#[test]
+fn fault_72_absent_is_1_at_once_but_a_gap_is_254_and_named() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let missing = standby.site.segment_name(4);
+    for signal_file in [None, Some("recovery.signal"), Some("standby.signal")] {
+        if let Some(name) = signal_file {
+            standby.signal_file(name);
+        }
+        standby.lacks_at_once("00000002.history");
+    }
+    fs::remove_file(standby.data.join("standby.signal")).unwrap();
+    standby.lacks_at_once(&missing);
+    standby.store(3);
+    standby.lacks_at_once(&missing);
+    let later = standby.store(6);
+    standby.refuses(
+        &missing,
+        &format!("{missing} is missing although {later} is there"),
+    );
+    // Not on another timeline.
+    standby.lacks_at_once(&missing.replacen("00000001", "00000002", 1));
+    standby.signal_file("standby.signal");
+    standby.refuses(&missing, "the archive has a gap");
+    standby.control_file("STOP", "");
+    standby.refuses(&missing, "the archive has a gap");
+    standby.store(4);
+    standby.serves(&missing);
+}
+
+#[test]
+fn fault_73_a_file_that_is_not_what_was_archived_is_254() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let good = standby.site.archived(&name);
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 0x10;
+    let stale = standby.site.segment(3, "walmgr");
+    let short = &good[..good.len() - 8192];
+    let half_zeroed = [&good[..good.len() / 2], &vec![0; good.len() / 2]].concat();
+    let zeroed = vec![0; good.len()];
+    for signal_file in [None, Some("standby.signal")] {
+        if let Some(name) = signal_file {
+            standby.signal_file(name);
+        }
+        for wrong in [&flipped[..], &stale, short, &half_zeroed, &zeroed, &[]] {
+            standby.plant(&name, wrong);
+            standby.refuses(&name, &name);
+            // The archive is not xrestore's to tidy up.
+            assert!(standby.site.archived(&name) == wrong);
+        }
+    }
+    fs::remove_file(standby.site.completed_wals().join(&name)).unwrap();
+    standby.plant(&format!("{name}.damaged"), &flipped);
+    standby.refuses(&name, &format!("set aside as {name}.damaged"));
+    standby.plant(&name, &good);
+    standby.serves(&name);
+}
+
+#[test]
+fn fault_74_wrong_settings_and_unreadable_places_are_254() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    let name = standby.store(7);
+    let folder = standby.site.completed_wals();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    for (path, restored) in [(folder.join(&name), 0o600), (folder.clone(), 0o700)] {
+        mode(&path, 0o000);
+        standby.refuses(&name, "Permission denied");
+        mode(&path, restored);
+    }
+    mode(&standby.data.join("pg_wal"), 0o500);
+    standby.refuses(&name, "RECOVERYXLOG");
+    mode(&standby.data.join("pg_wal"), 0o700);
+    let absent = standby.site.segment_name(9);
+    mode(&folder, 0o300);
+    standby.refuses(&absent, "Permission denied");
+    mode(&folder, 0o700);
+    let aside = folder.with_extension("aside");
+    fs::rename(&folder, &aside).unwrap();
+    standby.refuses(&absent, "is not set up as an archive");
+    fs::create_dir(&folder).unwrap();
+    give_to_server(&folder);
+    standby.refuses(&absent, "is not set up as an archive");
+    fs::remove_dir(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    standby.site.standby_set("restore_wiat", "1s");
+    standby.refuses(&absent, "restore_wait");
+    let master = standby.site.master_ini().to_path_buf();
+    let mut wrong_side = crate::support::walmgr();
+    wrong_side
+        .arg(master)
+        .args(["xrestore", &absent, "pg_wal/RECOVERYXLOG"]);
+    Output::of(wrong_side.current_dir(&standby.data)).fail(254);
+}
+
+#[test]
+fn fault_37_a_stored_file_that_cannot_be_read_is_254() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let path = standby.site.completed_wals().join(&name);
+    for when in [1, 3] {
+        let strace = skip_unless!(Strace::available())
+            .unprivileged()
+            .only_on(&path)
+            .inject(&format!("pread64:error=EIO:when={when}"));
+        let mut traced = strace.wrap(&standby.command(&name));
+        let ended = Output::of(traced.current_dir(&standby.data));
+        let line = ended.fail(254);
+        assert!(line.contains("Input/output error") && line.contains(&name));
+        standby.left_nothing();
+    }
+    standby.serves(&name);
+}
+
+#[test]
+fn a_rehearsal_says_what_would_be_done_and_exits_as_the_real_run() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let rehearse = |name: &str| Output::of(standby.command(name).arg("-n"));
+    let said = rehearse(&name).succeed();
+    assert_eq!(
+        said,
+        format!("would put {name} in place as pg_wal/RECOVERYXLOG")
+    );
+    assert_eq!(rehearse(&standby.site.segment_name(8)).code, Some(1));
+    rehearse(&standby.site.segment_name(6)).fail(254);
+    standby.plant(&name, b"short");
+    rehearse(&name).fail(254);
+    standby.left_nothing();
+}
+
+/// Runs this very test again as a process of its own, which panics as told.
+#[test]
+fn fault_74_a_panic_on_any_thread_is_254_and_one_line() {
+    const ASKED: &str = "WALMGR_TEST_PANIC";
+    if let Some(thread) = std::env::var_os(ASKED) {
+        abnormal::prepare(ExitTable::Xrestore);
+        if thread == "main" {
+            panic!("planted\nin two lines");
+        }
+        let _ = std::thread::spawn(|| panic!("planted\nin two lines")).join();
+        std::process::exit(0);
+    }
+    for thread in ["main", "another"] {
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again
+            .args(["--exact", "--nocapture"])
+            .arg("xrestore::fault_74_a_panic_on_any_thread_is_254_and_one_line")
+            .env(ASKED, thread);
+        let ended = Output::of(&mut again);
+        assert_eq!(ended.code, Some(254), "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains("internal error: planted"),
+            "{}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn fault_75_a_kill_at_any_step_leaves_no_file_and_the_next_call_serves() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    for (call, occurrences) in [("/rename.*", 1), ("write", 4), ("/unlink.*", 1)] {
+        for when in 1..=occurrences {
+            let strace = skip_unless!(Strace::available())
+                .unprivileged()
+                .inject(&format!("{call}:signal=KILL:when={when}"));
+            let mut traced = strace.wrap(&standby.command(&name));
+            traced.current_dir(&standby.data);
+            let ended = Output::of(&mut traced);
+            assert_ne!(ended.code, Some(0), "{call} {when}");
+            if call != "/unlink.*" {
+                assert!(!standby.restored().exists(), "{call} {when}");
+            }
+            let _ = fs::remove_file(standby.restored());
+            standby.serves(&name);
+        }
+    }
+}
+
+#[test]
+fn a_standby_waits_for_a_file_and_gets_it_the_moment_it_is_stored() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    standby.site.standby_set("restore_wait", "10s");
+    standby.signal_file("standby.signal");
+    let name = standby.site.segment_name(7);
+    let mut waiting = standby.spawn(&name);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waiting.try_wait().unwrap().is_none(), "it does not wait");
+    standby.store(7);
+    let begun = Instant::now();
+    code(waiting).succeed();
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(fs::read(standby.restored()).unwrap() == standby.site.archived(&name));
+    fs::remove_file(standby.restored()).unwrap();
+
+    let next = standby.site.segment_name(8);
+    standby.site.standby_set("restore_wait", "400ms");
+    let begun = Instant::now();
+    assert_eq!(Output::of(&mut standby.command(&next)).code, Some(1));
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_millis(400) && took < Duration::from_secs(2),
+        "{took:?}"
+    );
+    // A promotion under way, or STOP, ends the waiting.
+    standby.site.standby_set("restore_wait", "10s");
+    for (folder, sign) in [
+        (standby.data.clone(), "promote"),
+        (standby.site.completed_wals(), "STOP"),
+    ] {
+        let waiting = standby.spawn(&next);
+        std::thread::sleep(Duration::from_millis(200));
+        fs::write(folder.join(sign), "").unwrap();
+        give_to_server(&folder.join(sign));
+        let begun = Instant::now();
+        assert_eq!(code(waiting).code, Some(1), "{sign}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{sign}");
+        fs::remove_file(folder.join(sign)).unwrap();
+    }
+    // STOP for another server means nothing here.
+    standby.site.standby_set("restore_wait", "400ms");
+    standby.control_file("STOP", "1 1\n");
+    let begun = Instant::now();
+    assert_eq!(Output::of(&mut standby.command(&next)).code, Some(1));
+    assert!(begun.elapsed() >= Duration::from_millis(400));
+}
+
+#[test]
+fn pause_holds_segments_but_no_history_until_continue() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let said = standby.site.standby_command(&["pause", "-n"]).succeed();
+    assert!(said.starts_with("would write ") && !standby.site.holds("PAUSE"));
+    let said = standby.site.standby_command(&["continue"]);
+    assert_eq!(said.code, Some(0));
+    assert!(said.stderr.contains("was not paused"), "{}", said.stderr);
+    standby.site.standby_command(&["pause"]).succeed();
+    assert!(standby.site.holds("PAUSE"));
+    standby.lacks_at_once("00000002.history");
+    let mut waiting = standby.spawn(&name);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waiting.try_wait().unwrap().is_none(), "it is not held");
+    assert!(!standby.restored().exists() && !standby.site.holds("PROGRESS"));
+    let said = standby.site.standby_command(&["pause"]);
+    assert!(
+        said.code == Some(0) && said.stderr.contains("already"),
+        "{}",
+        said.stderr
+    );
+    standby.site.standby_command(&["continue"]).succeed();
+    code(waiting).succeed();
+    assert!(fs::read(standby.restored()).unwrap() == standby.site.archived(&name));
+}
+
+#[test]
+fn pause_waits_for_the_segment_that_is_being_restored() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    let strace = skip_unless!(Strace::available())
+        .unprivileged()
+        .inject("/rename.*:delay_enter=1500000");
+    let mut slow = strace.wrap(&standby.command(&name));
+    slow.current_dir(&standby.data)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let slow = slow.spawn().unwrap();
+    wait_for("PROGRESS", PATIENCE, || {
+        standby.site.holds("PROGRESS").then_some(())
+    });
+    let said = standby.site.standby_command(&["pause"]);
+    assert!(
+        said.code == Some(0) && said.stderr.contains(&name),
+        "{}",
+        said.stderr
+    );
+    assert!(standby.restored().exists(), "pause did not wait");
+    code(slow).succeed();
+    // One that was killed holds nobody up.
+    standby.control_file("PROGRESS", &format!("{name} {}\n", i32::MAX));
+    standby.site.standby_command(&["pause"]).succeed();
+}
+
+#[test]
+fn a_stalled_standby_waits_with_an_alarm_until_the_file_is_mended_or_it_is_booted() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    standby.site.standby_set("on_corrupt", "stall");
+    let name = standby.store(7);
+    let good = standby.site.archived(&name);
+    standby.plant(&name, &vec![0; good.len()]);
+    // Only a standby stalls: a recovery towards a target ends.
+    standby.signal_file("recovery.signal");
+    standby.refuses(&name, &name);
+    standby.signal_file("standby.signal");
+    let mut waiting = standby.spawn(&name);
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(waiting.try_wait().unwrap().is_none(), "it does not stall");
+    standby.plant(&name, &good);
+    let ended = code(waiting);
+    ended.succeed();
+    assert_eq!(ended.stderr.matches("ALARM").count(), 1, "{}", ended.stderr);
+    fs::remove_file(standby.restored()).unwrap();
+
+    standby.plant(&name, &vec![0; good.len()]);
+    let waiting = standby.spawn(&name);
+    std::thread::sleep(Duration::from_millis(300));
+    standby.control_file("STOP", "");
+    assert_eq!(code(waiting).code, Some(254));
+    standby.left_nothing();
+}
+
+#[test]
+fn fault_74_signals_are_254() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    standby.site.standby_set("restore_wait", "30s");
+    standby.signal_file("standby.signal");
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let waiting = standby.spawn(&standby.site.segment_name(7));
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(Pid::from_child(&waiting), signal).unwrap();
+        let ended = code(waiting);
+        assert!(ended.fail(254).contains("stopped by SIG"));
+    }
+}
+
+#[test]
+fn it_is_about_as_fast_as_cp() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::of(Site::builder().segment_size_mb(64).build());
+    let name = standby.store(7);
+    let fastest = |command: &mut dyn FnMut() -> Command| {
+        let once = |_| {
+            let begun = Instant::now();
+            Output::of(&mut command()).succeed();
+            begun.elapsed()
+        };
+        (0..5).map(once).min().unwrap()
+    };
+    let ours = fastest(&mut || standby.command(&name));
+    let from = standby.site.completed_wals().join(&name);
+    let to = standby.data.join("pg_wal/copy");
+    let cp = fastest(&mut || {
+        let mut cp = Command::new("cp");
+        cp.arg(&from).arg(&to);
+        cp
+    });
+    println!("64 MiB: xrestore {ours:?}, cp {cp:?}");
+    // Without optimisation the checksums alone take most of this.
+    assert!(ours < Duration::from_secs(2));
+}
