@@ -45,6 +45,8 @@ pub mod health;
 pub mod incoming;
 mod name_lock;
 pub mod recovery;
+pub mod sets;
+pub mod tree;
 
 #[cfg(test)]
 mod archive_tests;
@@ -55,10 +57,10 @@ mod fault_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use archive::{Archive, Entry, Held, Places};
+pub use archive::{Archive, Entry, Held, Places, WalProof};
 pub use binding::Binding;
 pub use disk::Disk;
-pub use durable::{Durable, RealDisk};
+pub use durable::{Durable, DurableWal, RealDisk};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};
