@@ -15,9 +15,12 @@
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
 //!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
+//!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
 //! ```
+//!
+//! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
 //!
 //! There is no index, no journal and no state beside the files: what a directory listing shows is
 //! what there is. An administrator may copy finished files out with `cp` at any time.

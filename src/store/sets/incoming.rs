@@ -43,7 +43,7 @@ pub(super) struct SetShared {
     pub(super) root: Arc<OwnedFd>,
     pub(super) identity: Identity,
     /// Held until the set is sealed or gone.
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
     inventory: Mutex<Inventory>,
     /// The set may be sealed on the disk: nobody removes it any more.
     pub(super) is_sealed: AtomicBool,
@@ -52,32 +52,34 @@ pub(super) struct SetShared {
 impl BackupSets {
     /// Starts a new set. What an interrupted backup or rotation left is seen to first.
     pub fn begin(&self, lease: &Arc<Lease>) -> Result<IncomingSet, SetError> {
-        self.recover(lease)?;
-        let parent = &self.parent;
-        parent.monitor.check()?;
-        parent.ensure_in_place()?;
-        let name = self.incoming_name();
-        let failed = |op| {
-            let name = name.clone();
-            move |error: io::Error| parent.failure(op, &name, error)
-        };
-        let disk = &parent.disk;
-        disk.make_directory(parent.handle(), name.as_ref())
-            .map_err(failed("create directory"))?;
-        let root = disk
-            .enter(parent.handle(), name.as_ref())
-            .map_err(failed("open directory"))?;
-        let identity = disk.stat(root.as_fd()).map_err(failed("examine"))?.identity;
+        lease.begin_set()?;
+        let made = self.recover_idle().and_then(|_| self.make_incoming());
+        let (root, identity) = made.inspect_err(|_| lease.end_set())?;
         Ok(IncomingSet {
             shared: Arc::new(SetShared {
                 sets: self.clone(),
                 root: Arc::new(root),
                 identity,
-                _lease: Arc::clone(lease),
+                lease: Arc::clone(lease),
                 inventory: Mutex::default(),
                 is_sealed: AtomicBool::new(false),
             }),
         })
+    }
+
+    fn make_incoming(&self) -> Result<(OwnedFd, Identity), SetError> {
+        let parent = &self.parent;
+        parent.monitor.check()?;
+        parent.ensure_in_place()?;
+        let name = self.incoming_name();
+        let disk = &parent.disk;
+        let made = || {
+            disk.make_directory(parent.handle(), name.as_ref())?;
+            let root = disk.enter(parent.handle(), name.as_ref())?;
+            let identity = disk.stat(root.as_fd())?.identity;
+            Ok((root, identity))
+        };
+        Ok(made().map_err(|error| parent.failure("create directory", &name, error))?)
     }
 }
 
@@ -132,6 +134,7 @@ impl Drop for SetShared {
             // What cannot be removed now is removed before the next backup.
             let _ = self.sets.discard_incoming();
         }
+        self.lease.end_set();
     }
 }
 

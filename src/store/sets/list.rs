@@ -35,6 +35,9 @@ pub struct HeldSet {
     _names: Option<NamesLock>,
 }
 
+/// The directory of a set and what its label says, or why nobody can tell.
+type OpenedSet = (OwnedFd, Result<LabelFacts, String>);
+
 impl HeldSet {
     /// The name under which it was found.
     pub const fn name(&self) -> &BackupName {
@@ -107,7 +110,7 @@ impl BackupSets {
         let text = name.to_string();
         let absent = || SetError::Absent { name: name.clone() };
         let (directory, label) = self.read_set(name)?.ok_or_else(absent)?;
-        let path = self.parent.path().join(&text);
+        let path = self.path_of(&text);
         let label = label.map_err(|why| SetError::InTheWay {
             path: path.clone(),
             why: format!("its backup_label is not one: {why}"),
@@ -132,10 +135,7 @@ impl BackupSets {
     }
 
     /// Opens a set and reads its label; `None` when there is no directory with a label.
-    fn read_set(
-        &self,
-        name: &BackupName,
-    ) -> Result<Option<(OwnedFd, Result<LabelFacts, String>)>, SetError> {
+    fn read_set(&self, name: &BackupName) -> Result<Option<OpenedSet>, SetError> {
         let text = name.to_string();
         let parent = &self.parent;
         let failed = |op, error| parent.failure(op, &text, error);

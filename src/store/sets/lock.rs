@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::SetError;
@@ -39,6 +40,8 @@ const OWNER_BYTES_MAX: usize = 512;
 pub struct Lease {
     folder: Arc<Folder>,
     _file: OwnedFd,
+    /// A set is being received under it.
+    is_receiving: AtomicBool,
 }
 
 impl Lease {
@@ -63,10 +66,32 @@ impl Lease {
                 return Ok(Lease {
                     folder: Arc::clone(folder),
                     _file: file,
+                    is_receiving: AtomicBool::new(false),
                 });
             }
         }
         Err(busy("the backup", "its lock changes hands".to_owned()))
+    }
+
+    /// Fails while a set is being received: what looks interrupted then is not.
+    pub(super) fn ensure_idle(&self) -> Result<(), SetError> {
+        match self.is_receiving.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(busy("the backup", "its set is being received".to_owned())),
+        }
+    }
+
+    /// Notes that a set is being received; `Busy` when there is one already.
+    pub(super) fn begin_set(&self) -> Result<(), SetError> {
+        match self.is_receiving.swap(true, Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(busy("the backup", "its set is being received".to_owned())),
+        }
+    }
+
+    /// Notes that the set is sealed or gone.
+    pub(super) fn end_set(&self) {
+        self.is_receiving.store(false, Ordering::SeqCst);
     }
 
     /// Who holds the lease, if anybody does.

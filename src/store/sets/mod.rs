@@ -23,6 +23,7 @@
 //! that is moved away is none any more.
 
 pub mod error;
+pub mod fuzzing;
 pub mod incoming;
 pub mod inventory;
 mod label;
@@ -35,7 +36,18 @@ pub mod seal;
 pub mod tar;
 pub mod unpack;
 
-use std::path::Path;
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod purge_tests;
+#[cfg(test)]
+mod set_tests;
+#[cfg(test)]
+mod testing;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use walmgr_protocol::names::BackupName;
@@ -111,6 +123,13 @@ impl BackupSets {
     /// Whether the disk can be trusted; after a failed sync it never is again.
     pub fn health(&self) -> Health {
         self.parent.monitor.health()
+    }
+
+    /// Where a name beside the sets is, for people and their programs.
+    fn path_of(&self, name: &str) -> PathBuf {
+        // Without the dot that lets the directory be reached through a link.
+        let above: PathBuf = self.parent.path().components().collect();
+        above.join(name)
     }
 
     fn incoming_name(&self) -> String {

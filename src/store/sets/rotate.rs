@@ -52,7 +52,13 @@ pub struct Expiry {
 impl BackupSets {
     /// Finishes a rotation that was interrupted and removes what was never sealed. Whoever starts
     /// a backup, an expiry or a purge does this first; doing it twice does nothing more.
-    pub fn recover(&self, _lease: &Lease) -> Result<SetsRecovery, SetError> {
+    pub fn recover(&self, lease: &Lease) -> Result<SetsRecovery, SetError> {
+        lease.ensure_idle()?;
+        self.recover_idle()
+    }
+
+    /// The same for somebody who knows that no set is being received.
+    pub(super) fn recover_idle(&self) -> Result<SetsRecovery, SetError> {
         let mut report = SetsRecovery::default();
         let parent = &self.parent;
         let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
@@ -69,10 +75,10 @@ impl BackupSets {
                 self.finish_intent(shifted)?;
                 report.finished_rotation = true;
             }
-            None => report.removed += usize::from(self.set_incoming_aside()?),
+            None => self.set_incoming_aside()?,
         }
         drop(names);
-        report.removed += self.sweep()?;
+        report.removed = self.sweep()?;
         Ok(report)
     }
 
@@ -104,7 +110,7 @@ impl BackupSets {
                 expiry.in_use.push(name);
                 continue;
             }
-            if let Err(why) = archive(&parent.path().join(&text)) {
+            if let Err(why) = archive(&self.path_of(&text)) {
                 expiry.refused = Some((name, why));
                 break;
             }
@@ -234,11 +240,11 @@ impl BackupSets {
         self.sweep().map(drop)
     }
 
-    fn set_incoming_aside(&self) -> Result<bool, SetError> {
+    fn set_incoming_aside(&self) -> Result<(), SetError> {
         let incoming = self.incoming_name();
         match self.parent.stat_at(&incoming)? {
-            None => Ok(false),
-            Some(_) => self.set_aside(&incoming).map(|()| true),
+            None => Ok(()),
+            Some(_) => self.set_aside(&incoming),
         }
     }
 

@@ -206,7 +206,8 @@ impl TarReader {
     fn take_zeros(&mut self, input: &mut &[u8], most: u64) -> Result<u64, TarFault> {
         let offset = self.position;
         let taken = self.take(input, most);
-        if taken.iter().any(|byte| *byte != 0) {
+        if let Some(at) = taken.iter().position(|byte| *byte != 0) {
+            let offset = offset + at as u64;
             let why = "there is something where zeros have to be".to_owned();
             return Err(TarFault { offset, why });
         }

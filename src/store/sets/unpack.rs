@@ -81,10 +81,15 @@ impl StreamWriter {
         result
     }
 
-    /// Ends the stream; an error when it is cut off.
+    /// Ends the stream; an error when that is not its end. A stream whose connection broke is
+    /// dropped instead.
     pub fn finish(self) -> Result<(), SetError> {
         self.shared.inventory().check()?;
-        Ok(self.tar.finish()?)
+        let result = self.tar.finish().map_err(SetError::from);
+        if let Err(error) = &result {
+            self.shared.inventory().give_up(error);
+        }
+        result
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<Vec<SealedFile>, SetError> {
