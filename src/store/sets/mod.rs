@@ -45,6 +45,8 @@ mod purge_tests;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod testing;
 
 use std::path::{Path, PathBuf};
