@@ -24,6 +24,9 @@ pub const LEASE_NAME: &str = "BACKUPLOCK";
 /// Nothing that holds the lock on the names waits for a peer or removes a tree.
 const NAMES_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A set is being moved to another file system, perhaps.
+const SEAL_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Somebody who looks whether the lease is held has it for an instant.
 const LEASE_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -162,11 +165,20 @@ pub(super) struct NamesLock {
 
 impl NamesLock {
     pub(super) fn acquire(folder: &Folder, name: &str, mode: Mode) -> Result<Self, SetError> {
+        Self::wait(folder, name, mode, NAMES_PATIENCE)
+    }
+
+    /// For a set that is complete: whoever waits here has hours of work to lose.
+    pub(super) fn acquire_to_seal(folder: &Folder, name: &str) -> Result<Self, SetError> {
+        Self::wait(folder, name, Mode::Alone, SEAL_PATIENCE)
+    }
+
+    fn wait(folder: &Folder, name: &str, mode: Mode, patience: Duration) -> Result<Self, SetError> {
         let disk = &folder.disk;
         // Never removed: a removed one could be locked twice.
         let file = (disk.open_lock(folder.handle(), name))
             .map_err(|error| folder.failure("open lock", name, error))?;
-        let taken = patiently(NAMES_PATIENCE, || lock(folder, &file, mode));
+        let taken = patiently(patience, || lock(folder, &file, mode));
         match taken.map_err(|error| folder.failure("lock", name, error))? {
             true => Ok(NamesLock { _file: file }),
             false => Err(busy(
@@ -174,7 +186,7 @@ impl NamesLock {
                 format!(
                     "another process has had {} locked for {} s",
                     folder.path().join(name).display(),
-                    NAMES_PATIENCE.as_secs()
+                    patience.as_secs()
                 ),
             )),
         }

@@ -7,6 +7,7 @@
 //! to `data.master`. Every target is free when its turn comes, so a target that exists tells that
 //! its step was done, and the steps can be gone through again from the first.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -104,7 +105,11 @@ impl BackupSets {
             let text = name.to_string();
             let parent = &self.parent;
             let entered = parent.disk.enter(parent.handle(), text.as_ref());
-            let handle = entered.map_err(|error| parent.failure("open set", &text, error))?;
+            let handle = match entered {
+                // Somebody took it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|error| parent.failure("open set", &text, error))?,
+            };
             let locked = lock(parent, &handle, Mode::Alone);
             if !locked.map_err(|error| parent.failure("lock", &text, error))? {
                 expiry.in_use.push(name);
@@ -229,7 +234,7 @@ impl BackupSets {
             .map_err(failed("open set"))?;
         match parent.disk.node(root.as_fd(), UNSEALED_LABEL.as_ref()) {
             Ok(_) => Ok(parent.rename_in_tree(root.as_fd(), UNSEALED_LABEL, "backup_label")?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("examine")(error).into()),
         }
     }
@@ -255,14 +260,17 @@ impl BackupSets {
         Ok(self.parent.rename_directory(name, &aside)?)
     }
 
-    /// Removes every tree that was set aside, and says how many.
+    /// Removes every tree that was set aside, and says how many. One that cannot be removed is out
+    /// of sight and no reason to make no backups; the next sweep tries again.
     fn sweep(&self) -> Result<usize, SetError> {
         let mut removed = 0;
         let prefix = self.expired_prefix();
         for name in self.parent.names()? {
             if name.starts_with(&prefix) {
-                self.remove_tree(&name)?;
-                removed += 1;
+                match self.remove_tree(&name) {
+                    Ok(()) => removed += 1,
+                    Err(why) => tracing::warn!(%why, "an expired backup set cannot be removed"),
+                }
             }
         }
         Ok(removed)
@@ -277,7 +285,7 @@ impl BackupSets {
             Err(error) => Err(error),
         };
         match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(parent.failure("remove", name, error).into())
             }
             Ok(()) | Err(_) => Ok(()),

@@ -26,7 +26,7 @@ use super::error::SetError;
 use super::incoming::{IncomingSet, SetShared, UNSEALED_LABEL};
 use super::inventory::{FileDigest, Inventory, Known};
 use super::label;
-use super::lock::{Mode, NamesLock};
+use super::lock::NamesLock;
 use super::unpack::descend;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
@@ -79,7 +79,7 @@ impl IncomingSet {
         shared.write_part(UNSEALED_LABEL, parts.backup_label)?;
         parent.sync_names(shared.root.as_fd(), &name)?;
 
-        let _names = NamesLock::acquire(parent, &shared.sets.lock_name(), Mode::Alone)?;
+        let _names = NamesLock::acquire_to_seal(parent, &shared.sets.lock_name())?;
         shared.ensure_in_place()?;
         let shifted = shared.sets.names_to_shift()?;
         // From the first attempt to write the intent on, the disk decides whether the set exists.
