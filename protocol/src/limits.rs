@@ -49,6 +49,29 @@ pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Names one list answer carries before the client asks for the next page.
 pub const LIST_ENTRIES_MAX: u16 = 1_000;
 
+/// Longest path inside a backup set: Linux's `PATH_MAX`, which PostgreSQL cannot exceed either.
+pub const PATH_BYTES_MAX: usize = 4 << 10;
+
+/// Longest single name inside a backup set: `NAME_MAX` of every Linux file system.
+pub const COMPONENT_BYTES_MAX: usize = 255;
+
+/// Deepest path inside a backup set. PostgreSQL needs 5 (`tmpspc/OID/VERSION/DATABASE/FILE`);
+/// the rest is for what people keep in a data directory.
+pub const PATH_DEPTH_MAX: usize = 64;
+
+/// Highest number behind a backup set's name: as many as `keep_backups` can ask for.
+pub const BACKUP_NUMBER_MAX: u32 = 10_000;
+
+/// Files and directories in one backup set. The standby remembers some hundred bytes of each
+/// until the set is complete, so this bounds its memory, and the inodes a peer can take.
+pub const SET_ENTRIES_MAX: usize = 2 << 20;
+
+/// Longest extended header of a tar entry: one path, one size, and the times and owners that
+/// some programs add.
+pub const TAR_EXTENDED_BYTES_MAX: usize = 16 << 10;
+
+const _: () = assert!(TAR_EXTENDED_BYTES_MAX > 2 * PATH_BYTES_MAX);
+const _: () = assert!(PATH_BYTES_MAX > COMPONENT_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_DEFAULT >= BLOCK_BYTES_MIN);
 const _: () = assert!(BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_MAX + 64 <= FRAME_PAYLOAD_BYTES);

@@ -2,6 +2,12 @@
 //! Never touches a file or a socket. Invariant: a [`WalFileName`] is one path component made of
 //! ASCII letters, digits and dots, so it can neither leave its folder nor hide in it.
 
+mod backup_name;
+mod relative_path;
+
+pub use backup_name::BackupName;
+pub use relative_path::RelativePath;
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;

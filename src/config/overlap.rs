@@ -71,6 +71,7 @@ pub fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
             .and_then(|rest| rest.strip_prefix('.'));
         let taken = suffix.is_some_and(|suffix| {
             suffix == "incoming"
+                || suffix.starts_with("expired")
                 || (!suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()))
         });
         if taken {

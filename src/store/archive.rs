@@ -9,11 +9,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::binding::{Binding, Marker, Role};
 use super::disk::Disk;
-use super::durable::{Durable, Existing};
+use super::durable::{Durable, DurableWal, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::{Health, Monitor};
@@ -62,6 +62,15 @@ pub enum Held {
         /// Its CRC-32.
         crc32: u32,
     },
+}
+
+/// Whether a stretch of WAL is here.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WalProof {
+    /// All of it, durable.
+    Durable(DurableWal),
+    /// At least this segment is missing.
+    Missing(SegmentName),
 }
 
 /// A finished file in a list.
@@ -231,6 +240,44 @@ impl Archive {
         Ok(entries)
     }
 
+    /// Proves that the segments from `first` to the one that holds the last byte before `stop` are
+    /// here, whole and durable. Says which one is missing if they are not.
+    pub fn prove_wal(
+        &self,
+        first: SegmentName,
+        stop: Lsn,
+        verify: Verify,
+    ) -> Result<WalProof, StoreError> {
+        let size = self.shared.binding()?.segment_size;
+        let stop = Lsn(stop.0.saturating_sub(1));
+        let last = SegmentName::containing(first.timeline(), stop, size);
+        // The last one is the one that is not there yet, and looking is cheaper than reading.
+        if self.shared.completed.stat_at(&last.to_string())?.is_none() {
+            return Ok(WalProof::Missing(last));
+        }
+        let mut proof: Option<DurableWal> = None;
+        let mut next = Some(first);
+        while let Some(name) = next.filter(|name| proof.is_none() || *name <= last) {
+            let Some(segment) = self.confirm(WalFileName::Segment(name), verify)? else {
+                return Ok(WalProof::Missing(name));
+            };
+            proof = match proof {
+                None => DurableWal::of(&segment),
+                Some(proof) => proof.and(&segment, size),
+            };
+            next = name.next(size);
+        }
+        Ok(proof.map_or(WalProof::Missing(last), WalProof::Durable))
+    }
+
+    /// Syncs and reads a stored file; `None` when there is none.
+    fn confirm(&self, name: WalFileName, verify: Verify) -> Result<Option<Durable>, StoreError> {
+        self.shared.monitor.check()?;
+        let guard = self.shared.names.lock(name);
+        let confirmed = self.shared.confirmed(&guard, verify);
+        self.shared.monitor.watch(confirmed)
+    }
+
     /// Whether the disk can be trusted; after a failed sync it never is again.
     pub fn health(&self) -> Health {
         self.shared.monitor.health()
@@ -285,6 +332,25 @@ impl Shared {
                 set_aside(&self.completed, name, &fault)?;
                 Ok(Held::Absent)
             }
+        }
+    }
+}
+
+impl Shared {
+    fn confirmed(
+        &self,
+        name: &NameGuard<'_>,
+        verify: Verify,
+    ) -> Result<Option<Durable>, StoreError> {
+        let name = name.name();
+        let Some(existing) = Existing::open(&self.completed, name)? else {
+            return Ok(None);
+        };
+        let mut check = StoredCheck::new(name, &self.binding()?.expected(), verify);
+        let content = existing.read(|bytes| check.update(bytes))?;
+        match check.finish() {
+            None => content.confirm().map(Some),
+            Some(fault) => Err(StoreError::of_fault(name, &fault)),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use super::tree::Tree;
+
 /// What tells one file or directory from another: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -29,7 +31,7 @@ pub struct FileStat {
 /// The operations; [`RealDisk`](super::durable::RealDisk) is the one that runs in production.
 ///
 /// Errors are the plain errno; the caller adds the path.
-pub trait Disk: Send + Sync {
+pub trait Disk: Tree + Send + Sync {
     /// Makes one directory, mode 0700.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
 

@@ -9,6 +9,9 @@
 //! rename to NAME           whole under NAME or not there, since the content is durable
 //! sync the directory       there for good
 //! ```
+//!
+//! A backup set is a tree of many small files, so its syncs are one `syncfs` and three more;
+//! their order is `sets::seal`'s.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -22,16 +25,20 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 use walmgr_protocol::message::Digest;
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 use walmgr_protocol::session::push::ProofOfDurability;
 
 use super::disk::{Disk, FileStat, Identity};
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
+use super::tree::Node;
 
 /// How much is written before its write-back is started, so that the sync at the end finds
 /// little left to do.
 const WRITEBACK_BYTES: u64 = 1 << 20;
+
+/// Deeper trees are nobody's backup; see `PATH_DEPTH_MAX`.
+pub(super) const TREE_DEPTH_MAX: usize = walmgr_protocol::limits::PATH_DEPTH_MAX + 1;
 
 /// How many `.damaged` names one file may have before a person has to look.
 const SET_ASIDE_NAMES_MAX: u32 = 1_000;
@@ -90,6 +97,44 @@ impl ProofOfDurability for Durable {
             size: self.len,
             crc32: self.crc32,
         }
+    }
+}
+
+/// The proof that a stretch of WAL is in the archive, every segment of it: without one no backup
+/// set is sealed. It grows by the proofs of its segments.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DurableWal {
+    first: SegmentName,
+    last: SegmentName,
+}
+
+impl DurableWal {
+    /// The stretch of one segment; `None` for any other file.
+    pub(super) const fn of(segment: &Durable) -> Option<Self> {
+        match segment.name {
+            WalFileName::Segment(name) => Some(DurableWal {
+                first: name,
+                last: name,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Goes on with the segment behind it; `None` for any other file.
+    pub(super) fn and(self, segment: &Durable, size: WalSegmentSize) -> Option<Self> {
+        let follows = self.last.next(size).map(WalFileName::Segment) == Some(segment.name);
+        let last = Self::of(segment)?.last;
+        follows.then_some(DurableWal { last, ..self })
+    }
+
+    /// Its first segment.
+    pub const fn first(&self) -> SegmentName {
+        self.first
+    }
+
+    /// Its last segment.
+    pub const fn last(&self) -> SegmentName {
+        self.last
     }
 }
 
@@ -420,6 +465,74 @@ impl Folder {
         }
     }
 
+    /// Moves a directory to a name that nothing has, for good.
+    pub(super) fn rename_directory(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        let directory = self.handle();
+        let renamed = match self.disk.rename_new(directory, from, to) {
+            // A directory has no second name to make, and whoever renames here holds the lock.
+            Err(error) if is_unsupported(&error) => match self.disk.stat_at(directory, to) {
+                Ok(_) => Err(Errno::EXIST.into()),
+                Err(_) => self.disk.rename_over(directory, from, to),
+            },
+            other => other,
+        };
+        renamed.map_err(|error| self.failure("rename to", to, error))?;
+        self.sync()
+    }
+
+    /// Gives a file of a tree its final name, for good.
+    pub(super) fn rename_in_tree(
+        &self,
+        tree: BorrowedFd<'_>,
+        from: &str,
+        to: &str,
+    ) -> Result<(), StoreError> {
+        (self.disk.rename_over(tree, from, to))
+            .map_err(|error| self.failure("rename to", to, error))?;
+        self.sync_names(tree, to)
+    }
+
+    /// Makes the names in a directory of a tree durable.
+    pub(super) fn sync_names(&self, tree: BorrowedFd<'_>, name: &str) -> Result<(), StoreError> {
+        (self.disk.sync_directory(tree)).map_err(|error| self.sync_failure(name, error))
+    }
+
+    /// Makes the content of a file of a tree durable and closes it.
+    pub(super) fn sync_and_close(&self, file: OwnedFd, name: &str) -> Result<(), StoreError> {
+        (self.disk.sync_file(file.as_fd()))
+            .and_then(|()| self.disk.close(file))
+            .map_err(|error| self.sync_failure(name, error))
+    }
+
+    /// Makes a whole tree durable with one call, or file by file where that call would not tell
+    /// of failures. `tree` must have been opened before the first byte was written.
+    pub(super) fn sync_tree(&self, tree: BorrowedFd<'_>, name: &str) -> Result<(), StoreError> {
+        self.monitor.check()?;
+        let synced = match self.disk.sync_everything(tree) {
+            Err(error) if is_unsupported(&error) => self.sync_each(tree, TREE_DEPTH_MAX),
+            other => other,
+        };
+        synced.map_err(|error| self.sync_failure(name, error))
+    }
+
+    fn sync_each(&self, tree: BorrowedFd<'_>, depth_left: usize) -> io::Result<()> {
+        let depth_left = depth_left.checked_sub(1).ok_or(Errno::LOOP)?;
+        for name in self.disk.entries(tree)? {
+            match self.disk.node(tree, &name)? {
+                Node::File(_) => {
+                    let file = self.disk.open_file(tree, &name)?;
+                    self.disk.sync_file(file.as_fd())?;
+                }
+                Node::Directory => {
+                    let below = self.disk.enter(tree, &name)?;
+                    self.sync_each(below.as_fd(), depth_left)?;
+                }
+                Node::Link | Node::Other => {}
+            }
+        }
+        self.disk.sync_directory(tree)
+    }
+
     /// A failed sync of a file: no room is the next file's chance, anything else is for good.
     fn sync_failure(&self, name: &str, error: io::Error) -> StoreError {
         let error = self.failure("sync", name, error);
@@ -428,6 +541,21 @@ impl Folder {
         }
         error
     }
+}
+
+/// `syncfs`, which reports failed write-backs since Linux 5.8 only.
+pub(super) fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+    if !reports_write_back(rustix::system::uname().release()) {
+        return Err(Errno::NOSYS.into());
+    }
+    Ok(fs::syncfs(directory)?)
+}
+
+fn reports_write_back(release: &std::ffi::CStr) -> bool {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || -> Option<u32> { numbers.next()?.parse().ok() };
+    matches!((number(), number()), (Some(major), Some(minor)) if (major, minor) >= (5, 8))
 }
 
 /// Makes the names in a directory durable that is not the archive's own.

@@ -15,9 +15,12 @@
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
 //!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
+//!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
 //! ```
+//!
+//! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
 //!
 //! There is no index, no journal and no state beside the files: what a directory listing shows is
 //! what there is. An administrator may copy finished files out with `cp` at any time.
@@ -46,6 +49,8 @@ pub mod incoming;
 mod name_lock;
 pub mod reader;
 pub mod recovery;
+pub mod sets;
+pub mod tree;
 
 #[cfg(test)]
 mod archive_tests;
@@ -56,10 +61,10 @@ mod fault_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use archive::{Archive, Entry, Held, Places};
+pub use archive::{Archive, Entry, Held, Places, WalProof};
 pub use binding::Binding;
 pub use disk::Disk;
-pub use durable::{Durable, RealDisk};
+pub use durable::{Durable, DurableWal, RealDisk};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};

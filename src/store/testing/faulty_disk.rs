@@ -3,6 +3,7 @@
 //! was killed.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use crate::store::disk::{Disk, FileStat, Identity};
+use crate::store::tree::{Node, Tree};
 
 /// The operations of [`Disk`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +41,18 @@ pub(crate) enum Op {
     Remove,
     SyncDirectory,
     FreeBytes,
+    MakeDirectory,
+    Enter,
+    MakeFile,
+    ReopenFile,
+    OpenFile,
+    MakeLink,
+    Node,
+    Entries,
+    RemoveName,
+    RemoveDirectory,
+    LockShared,
+    SyncEverything,
 }
 
 struct Fault {
@@ -260,5 +274,77 @@ impl Disk for FaultyDisk {
     fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64> {
         self.before_file(Op::FreeBytes, directory)?;
         self.inner.free_bytes(directory)
+    }
+}
+
+impl FaultyDisk {
+    fn before_name(&self, op: Op, name: &OsStr) -> io::Result<()> {
+        self.before(op, &name.to_string_lossy())
+    }
+
+    fn opened(&self, file: io::Result<OwnedFd>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.named(file, &name.to_string_lossy())
+    }
+}
+
+impl Tree for FaultyDisk {
+    fn make_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        self.before_name(Op::MakeDirectory, name)?;
+        self.inner.make_directory(directory, name)
+    }
+
+    fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.before_name(Op::Enter, name)?;
+        self.opened(self.inner.enter(directory, name), name)
+    }
+
+    fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.before_name(Op::MakeFile, name)?;
+        self.opened(self.inner.make_file(directory, name), name)
+    }
+
+    fn reopen_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.before_name(Op::ReopenFile, name)?;
+        self.opened(self.inner.reopen_file(directory, name), name)
+    }
+
+    fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.before_name(Op::OpenFile, name)?;
+        self.opened(self.inner.open_file(directory, name), name)
+    }
+
+    fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
+        self.before_name(Op::MakeLink, name)?;
+        self.inner.make_link(directory, name, target)
+    }
+
+    fn node(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Node> {
+        self.before_name(Op::Node, name)?;
+        self.inner.node(directory, name)
+    }
+
+    fn entries(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+        self.before_file(Op::Entries, directory)?;
+        self.inner.entries(directory)
+    }
+
+    fn remove_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        self.before_name(Op::RemoveName, name)?;
+        self.inner.remove_name(directory, name)
+    }
+
+    fn remove_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        self.before_name(Op::RemoveDirectory, name)?;
+        self.inner.remove_directory(directory, name)
+    }
+
+    fn lock_shared(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        self.before_file(Op::LockShared, file)?;
+        self.inner.lock_shared(file)
+    }
+
+    fn sync_everything(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        self.before_file(Op::SyncEverything, directory)?;
+        self.inner.sync_everything(directory)
     }
 }

@@ -3,6 +3,7 @@
 //! a sync makes content or names durable; everything else may or may not have reached the disk.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::store::disk::{Disk, FileStat, Identity};
 use crate::store::durable::RealDisk;
+use crate::store::tree::{Node, Tree};
 
 /// What became of content that was written but not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,13 +37,13 @@ pub(crate) struct Outcome {
 }
 
 enum Change {
-    Add(String, Identity),
-    Remove(String),
-    Rename(String, String, Identity),
+    Add(OsString, Identity),
+    Remove(OsString),
+    Rename(OsString, OsString, Identity),
 }
 
 struct DirectoryModel {
-    durable: BTreeMap<String, Identity>,
+    durable: BTreeMap<OsString, Identity>,
     unsynced: Vec<Change>,
 }
 
@@ -57,6 +59,9 @@ struct Model {
     root: Option<Identity>,
     directories: HashMap<Identity, DirectoryModel>,
     files: HashMap<Identity, FileModel>,
+    open_directories: Vec<OwnedFd>,
+    /// Symbolic links and where they lead; a link has no content to sync.
+    links: HashMap<Identity, PathBuf>,
     syncs: usize,
     swallowed: Option<usize>,
 }
@@ -151,8 +156,8 @@ impl PowerCutDisk {
         Ok(())
     }
 
-    fn track_new(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-        let file = File::from(RealDisk.open(directory, name)?);
+    fn track_new(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        let file = File::from(RealDisk.open_file(directory, name)?);
         let identity = RealDisk.stat(file.as_fd())?.identity;
         let durable = Vec::new();
         let is_dirty = true;
@@ -173,9 +178,12 @@ impl Model {
         let mut durable = BTreeMap::new();
         for entry in std::fs::read_dir(path).unwrap() {
             let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            let identity = if entry.file_type().unwrap().is_dir() {
+            let name = entry.file_name();
+            let kind = entry.file_type().unwrap();
+            let identity = if kind.is_dir() {
                 self.adopt_directory(&entry.path())
+            } else if kind.is_symlink() {
+                self.adopt_link(&entry.path())
             } else {
                 self.adopt_file(&entry.path())
             };
@@ -185,6 +193,13 @@ impl Model {
         let unsynced = Vec::new();
         self.directories
             .insert(identity, DirectoryModel { durable, unsynced });
+        identity
+    }
+
+    fn adopt_link(&mut self, path: &Path) -> Identity {
+        let identity = identity_of(path);
+        let target = std::fs::read_link(path).unwrap();
+        self.links.insert(identity, target);
         identity
     }
 
@@ -200,6 +215,10 @@ impl Model {
     }
 
     fn build(&mut self, identity: Identity, outcome: Outcome, target: &Path) {
+        if let Some(leads_to) = self.links.get(&identity) {
+            std::os::unix::fs::symlink(leads_to, target).unwrap();
+            return;
+        }
         let Some(directory) = self.directories.get(&identity) else {
             let content = self
                 .files
@@ -252,7 +271,7 @@ impl Disk for PowerCutDisk {
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         RealDisk.create_directory(path)?;
         let parent = RealDisk.open_directory(&path.parent().unwrap().join("."))?;
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let name = path.file_name().unwrap().to_owned();
         let identity = self.0.lock().unwrap().adopt_directory(path);
         self.change(parent.as_fd(), Change::Add(name, identity))
     }
@@ -279,7 +298,7 @@ impl Disk for PowerCutDisk {
 
     fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
         let file = RealDisk.create(directory, name)?;
-        self.track_new(directory, name)?;
+        self.track_new(directory, name.as_ref())?;
         Ok(file)
     }
 
@@ -291,7 +310,7 @@ impl Disk for PowerCutDisk {
         let is_new = RealDisk.stat_at(directory, name).is_err();
         let file = RealDisk.open_lock(directory, name)?;
         if is_new {
-            self.track_new(directory, name)?;
+            self.track_new(directory, name.as_ref())?;
         }
         Ok(file)
     }
@@ -344,30 +363,24 @@ impl Disk for PowerCutDisk {
     fn rename_new(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
         let identity = RealDisk.stat_at(directory, from)?.identity;
         RealDisk.rename_new(directory, from, to)?;
-        self.change(
-            directory,
-            Change::Rename(from.to_owned(), to.to_owned(), identity),
-        )
+        self.change(directory, Change::Rename(from.into(), to.into(), identity))
     }
 
     fn rename_over(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
         let identity = RealDisk.stat_at(directory, from)?.identity;
         RealDisk.rename_over(directory, from, to)?;
-        self.change(
-            directory,
-            Change::Rename(from.to_owned(), to.to_owned(), identity),
-        )
+        self.change(directory, Change::Rename(from.into(), to.into(), identity))
     }
 
     fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
         let identity = RealDisk.stat_at(directory, from)?.identity;
         RealDisk.link(directory, from, to)?;
-        self.change(directory, Change::Add(to.to_owned(), identity))
+        self.change(directory, Change::Add(to.into(), identity))
     }
 
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         RealDisk.remove(directory, name)?;
-        self.change(directory, Change::Remove(name.to_owned()))
+        self.change(directory, Change::Remove(name.into()))
     }
 
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
@@ -388,7 +401,90 @@ impl Disk for PowerCutDisk {
     }
 }
 
-fn apply(names: &mut BTreeMap<String, Identity>, change: &Change) {
+impl Tree for PowerCutDisk {
+    fn make_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        RealDisk.make_directory(directory, name)?;
+        let made = RealDisk.enter(directory, name)?;
+        let identity = RealDisk.stat(made.as_fd())?.identity;
+        let mut model = self.0.lock().unwrap();
+        let (durable, unsynced) = (BTreeMap::new(), Vec::new());
+        // Kept open so that its inode number is not used again.
+        model.open_directories.push(made);
+        model
+            .directories
+            .insert(identity, DirectoryModel { durable, unsynced });
+        drop(model);
+        self.change(directory, Change::Add(name.to_owned(), identity))
+    }
+
+    fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        RealDisk.enter(directory, name)
+    }
+
+    fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        let file = RealDisk.make_file(directory, name)?;
+        self.track_new(directory, name)?;
+        Ok(file)
+    }
+
+    fn reopen_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        RealDisk.reopen_file(directory, name)
+    }
+
+    fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        RealDisk.open_file(directory, name)
+    }
+
+    fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
+        RealDisk.make_link(directory, name, target)?;
+        let stat = rustix::fs::statat(directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        let identity = Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        };
+        self.0.lock().unwrap().links.insert(identity, target.into());
+        self.change(directory, Change::Add(name.to_owned(), identity))
+    }
+
+    fn node(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Node> {
+        RealDisk.node(directory, name)
+    }
+
+    fn entries(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+        RealDisk.entries(directory)
+    }
+
+    fn remove_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        RealDisk.remove_name(directory, name)?;
+        self.change(directory, Change::Remove(name.to_owned()))
+    }
+
+    fn remove_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        RealDisk.remove_directory(directory, name)?;
+        self.change(directory, Change::Remove(name.to_owned()))
+    }
+
+    fn lock_shared(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        RealDisk.lock_shared(file)
+    }
+
+    fn sync_everything(&self, _directory: BorrowedFd<'_>) -> io::Result<()> {
+        self.synced(|model| {
+            for file in model.files.values_mut().filter(|file| file.is_dirty) {
+                file.durable = file.current();
+                file.is_dirty = false;
+            }
+            for directory in model.directories.values_mut() {
+                for change in std::mem::take(&mut directory.unsynced) {
+                    apply(&mut directory.durable, &change);
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+fn apply(names: &mut BTreeMap<OsString, Identity>, change: &Change) {
     match change {
         Change::Add(name, identity) => {
             names.insert(name.clone(), *identity);

@@ -1,0 +1,152 @@
+//! What a set on its way holds so far, shared by all streams that fill it.
+//! Never touches the disk. Invariant: a path is claimed once, by one stream, and a claim that was
+//! not finished is not complete.
+
+use std::collections::HashMap;
+
+use walmgr_protocol::limits::SET_ENTRIES_MAX;
+use walmgr_protocol::names::RelativePath;
+
+use super::error::SetError;
+
+/// Length and CRC-32C of a file that has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Bytes.
+    pub len: u64,
+    /// CRC-32C, as a `backup_manifest` has it.
+    pub crc32c: u32,
+}
+
+/// What the standby holds of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldFile {
+    /// Nothing.
+    Absent,
+    /// Its beginning: the stream that brought it was cut.
+    Partial {
+        /// What is there; the length is where it has to go on.
+        held: FileDigest,
+        /// The length that was announced.
+        len: u64,
+    },
+    /// All of it.
+    Complete(FileDigest),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// `is_declared` once an entry of its own has come.
+    Directory {
+        is_declared: bool,
+    },
+    Writing,
+    Partial {
+        held: FileDigest,
+        len: u64,
+    },
+    Complete(FileDigest),
+    /// Complete, and the manifest says the same.
+    Confirmed,
+}
+
+/// How a claimed file is to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    Create,
+    /// From its first byte, over what a cut stream left.
+    Restart,
+    Continue(FileDigest),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    known: HashMap<RelativePath, Known>,
+    /// Streams that are open.
+    pub(super) streams: usize,
+    /// Why nothing more is taken.
+    given_up: Option<String>,
+}
+
+impl Inventory {
+    /// Refuses once anything went wrong.
+    pub(super) fn check(&self) -> Result<(), SetError> {
+        match &self.given_up {
+            None => Ok(()),
+            Some(why) => Err(SetError::GivenUp { why: why.clone() }),
+        }
+    }
+
+    /// Remembers the first failure.
+    pub(super) fn give_up(&mut self, error: &SetError) {
+        self.given_up.get_or_insert_with(|| error.to_string());
+    }
+
+    pub(super) fn held(&self, path: &RelativePath) -> HeldFile {
+        match self.known.get(path) {
+            Some(Known::Complete(digest)) => HeldFile::Complete(*digest),
+            Some(Known::Partial { held, len }) => HeldFile::Partial {
+                held: *held,
+                len: *len,
+            },
+            _ => HeldFile::Absent,
+        }
+    }
+
+    pub(super) fn known(&self, path: &RelativePath) -> Option<Known> {
+        self.known.get(path).copied()
+    }
+
+    pub(super) fn set(&mut self, path: &RelativePath, known: Known) -> Result<(), SetError> {
+        if let Some(entry) = self.known.get_mut(path) {
+            *entry = known;
+            return Ok(());
+        }
+        if self.known.len() >= SET_ENTRIES_MAX {
+            let limit = SET_ENTRIES_MAX;
+            return Err(SetError::TooManyEntries { limit });
+        }
+        self.known.insert(path.clone(), known);
+        Ok(())
+    }
+
+    /// Claims a file for one stream.
+    pub(super) fn claim(
+        &mut self,
+        path: &RelativePath,
+        size: u64,
+        offset: u64,
+    ) -> Result<Claim, SetError> {
+        let refuse = |why| {
+            Err(SetError::Entry {
+                path: path.clone(),
+                why,
+            })
+        };
+        let claim = match (self.known(path), offset) {
+            (None, 0) => Claim::Create,
+            (Some(Known::Partial { .. }), 0) => Claim::Restart,
+            (Some(Known::Partial { held, len }), _)
+                if held.len == offset && len - offset == size =>
+            {
+                Claim::Continue(held)
+            }
+            (Some(Known::Partial { .. }), _) => {
+                return refuse("it goes on at another place than where it was cut");
+            }
+            (None, _) => return refuse("it goes on without a beginning"),
+            (Some(Known::Directory { .. }), _) => return refuse("a file where a directory is"),
+            (Some(Known::Writing | Known::Complete(_) | Known::Confirmed), _) => {
+                return refuse("it comes twice");
+            }
+        };
+        self.set(path, Known::Writing)?;
+        Ok(claim)
+    }
+
+    /// Every path and what is known of it.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&RelativePath, &Known)> {
+        self.known.iter()
+    }
+}

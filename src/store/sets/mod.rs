@@ -1,0 +1,152 @@
+//! Base backups on the standby: received, sealed, rotated, listed; and the WAL they need.
+//! Never starts a server and never speaks to a peer. Invariant: a directory with the name of a set
+//! and a `backup_label` in it is a whole set, durable, and the archive held its WAL when it was made.
+//!
+//! # On disk, beside `full_backup`
+//!
+//! ```text
+//! data.master/                     the newest set, a data directory PostgreSQL can start from
+//!   backup_label                   from the server; a set is listed by it
+//!   tablespace_map                 from the server, if there are tablespaces
+//!   backup_manifest                what pg_verifybackup reads
+//!   tmpspc/OID/                    the content of a tablespace
+//!   pg_tblspc/OID -> ../tmpspc/OID
+//! data.master.0/, data.master.1/   older sets
+//! data.master.incoming/            a set on its way, its label called backup_label.unsealed at most
+//! data.master.expired.RANDOM/      a set that is being removed
+//! .data.master.intent              a rotation that is going on (see `rotate`)
+//! .data.master.lock                the lock on the names (see `lock`)
+//! completed_wals/BACKUPLOCK        who makes a backup, while that lasts
+//! ```
+//!
+//! There is no list: a set that an administrator copies here under a free name is a set, and one
+//! that is moved away is none any more.
+
+pub mod error;
+pub mod fuzzing;
+pub mod incoming;
+pub mod inventory;
+mod label;
+pub mod list;
+pub mod lock;
+pub mod purge;
+mod remove;
+pub mod rotate;
+pub mod seal;
+pub mod tar;
+pub mod unpack;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod purge_tests;
+#[cfg(test)]
+mod set_tests;
+#[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
+mod testing;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use walmgr_protocol::names::BackupName;
+
+pub use error::SetError;
+pub use incoming::IncomingSet;
+pub use inventory::{FileDigest, HeldFile};
+pub use label::LabelFacts;
+pub use list::{HeldSet, SetEntry};
+pub use lock::Lease;
+pub use purge::Purged;
+pub use rotate::{Expiry, SetsRecovery};
+pub use seal::{ExpectedFile, Parts};
+pub use unpack::{SealedFile, StreamWriter};
+
+use super::disk::Disk;
+use super::folder::Folder;
+use super::health::{Health, Monitor};
+
+/// The backup sets of a standby. Clones share the handles.
+#[derive(Clone)]
+pub struct BackupSets {
+    /// The directory that `full_backup` lies in.
+    parent: Arc<Folder>,
+    completed: Arc<Folder>,
+    newest: BackupName,
+}
+
+impl BackupSets {
+    /// Opens the directories; takes no lock and changes nothing.
+    pub fn open(
+        full_backup: &Path,
+        completed_wals: &Path,
+        disk: &Arc<dyn Disk>,
+    ) -> Result<Self, SetError> {
+        let in_the_way = |why: String| SetError::InTheWay {
+            path: full_backup.to_path_buf(),
+            why,
+        };
+        let name = full_backup.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| in_the_way("it has no name that is text".to_owned()))?;
+        let newest = BackupName::newest(name).map_err(|error| in_the_way(error.to_string()))?;
+        let above = match full_backup.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above,
+            _ => Path::new("."),
+        };
+        let monitor = Arc::new(Monitor::new());
+        let open = |path| Folder::open(path, Arc::clone(disk), Arc::clone(&monitor)).map(Arc::new);
+        Ok(BackupSets {
+            // It may be reached through a link; the sets themselves may not.
+            parent: open(&above.join("."))?,
+            completed: open(completed_wals)?,
+            newest,
+        })
+    }
+
+    /// The name of the newest set, from which every other is parsed.
+    pub const fn newest(&self) -> &BackupName {
+        &self.newest
+    }
+
+    /// Takes the right to make a backup, to expire sets or to purge WAL. `owner` says who and
+    /// since when, for those who find it taken.
+    pub fn lease(&self, owner: &str) -> Result<Lease, SetError> {
+        Lease::acquire(&self.completed, owner)
+    }
+
+    /// Who has that right at the moment, if anybody does.
+    pub fn lease_holder(&self) -> Result<Option<String>, SetError> {
+        Lease::holder(&self.completed)
+    }
+
+    /// Whether the disk can be trusted; after a failed sync it never is again.
+    pub fn health(&self) -> Health {
+        self.parent.monitor.health()
+    }
+
+    /// Where a name beside the sets is, for people and their programs.
+    fn path_of(&self, name: &str) -> PathBuf {
+        // Without the dot that lets the directory be reached through a link.
+        let above: PathBuf = self.parent.path().components().collect();
+        above.join(name)
+    }
+
+    fn incoming_name(&self) -> String {
+        format!("{}.incoming", self.newest.base())
+    }
+
+    fn expired_prefix(&self) -> String {
+        format!("{}.expired.", self.newest.base())
+    }
+
+    fn intent_name(&self) -> String {
+        format!(".{}.intent", self.newest.base())
+    }
+
+    fn lock_name(&self) -> String {
+        format!(".{}.lock", self.newest.base())
+    }
+}

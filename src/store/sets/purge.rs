@@ -1,0 +1,94 @@
+//! Removes WAL that no backup set needs any more.
+//! Never removes a timeline's history, and nothing while the need of a listed set is unknown.
+//! Invariant: a file goes only if its segment number is below that of the first segment of every
+//! listed set and of everything the caller names, on whatever timeline.
+//!
+//! An LSN only grows along a cluster's history, also where it changes timelines. A recovery that
+//! begins in segment N of one timeline therefore reads no segment with a lower number on any other,
+//! and one bound holds for all timelines. A bound for each timeline would remove more, and would be
+//! wrong for a set from which another branch can be reached.
+
+use std::collections::BTreeMap;
+
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+use super::BackupSets;
+use super::error::SetError;
+use super::lock::{Lease, Mode, NamesLock};
+use crate::store::archive::finished_names;
+use crate::store::binding::{Marker, Role};
+
+/// What a purge did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// The oldest segment that has to stay; `None` when nothing says what is needed, and so
+    /// nothing was removed.
+    pub oldest_needed: Option<SegmentName>,
+    /// How many files are gone.
+    pub files: usize,
+}
+
+/// Where a segment stands in the WAL, without its timeline: names of one size sort like their
+/// positions.
+type Position = String;
+
+impl BackupSets {
+    /// Removes what neither a listed set nor anything in `needed` can ask for. `needed` names the
+    /// oldest segment that each server recovering from this archive may still read: a set that was
+    /// moved into place is not listed any more.
+    pub fn purge_wal(&self, lease: &Lease, needed: &[SegmentName]) -> Result<Purged, SetError> {
+        self.recover(lease)?;
+        // Nobody takes a set away between the list and the removal.
+        let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
+        let marker = Marker::read(&self.completed, Role::Completed)?;
+        let segment_size = marker
+            .and_then(|marker| marker.binding)
+            .map(|binding| binding.segment_size);
+        let mut oldest: Vec<SegmentName> = needed.to_vec();
+        for set in self.list_locked()? {
+            let label = set.label.map_err(|why| SetError::Unknown {
+                why: format!("the backup_label of {} is not one: {why}", set.name),
+            })?;
+            oldest.push(label.first_segment);
+            // The label names the same segment twice; whichever is older is believed.
+            let timeline = label.first_segment.timeline();
+            oldest.extend(
+                segment_size.map(|size| SegmentName::containing(timeline, label.start, size)),
+            );
+        }
+        let Some(oldest_needed) = oldest.into_iter().min_by_key(|name| position(*name)) else {
+            return Ok(Purged::default());
+        };
+        Ok(Purged {
+            oldest_needed: Some(oldest_needed),
+            files: self.remove_before(&position(oldest_needed))?,
+        })
+    }
+
+    fn remove_before(&self, oldest: &Position) -> Result<usize, SetError> {
+        let completed = &self.completed;
+        // Oldest first: a purge that is interrupted leaves no gap.
+        let mut found: BTreeMap<(Position, WalFileName), String> = BTreeMap::new();
+        for (name, text) in finished_names(completed)? {
+            if let Some(segment) = name.segment() {
+                found.insert((position(segment), name), text);
+            }
+        }
+        let mut files = 0;
+        for ((at, _), text) in &found {
+            if at >= oldest {
+                break;
+            }
+            completed.remove(text)?;
+            files += 1;
+        }
+        if files > 0 {
+            completed.sync()?;
+        }
+        Ok(files)
+    }
+}
+
+fn position(segment: SegmentName) -> Position {
+    segment.to_string()[8..].to_owned()
+}

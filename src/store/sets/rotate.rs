@@ -1,0 +1,294 @@
+//! The names of the sets: the newest is `data.master`, older ones move up; what is too old goes.
+//! Never removes a set to make room. Invariant: after a crash at any step, finishing the intent
+//! leaves every set under exactly one name, in their order.
+//!
+//! The intent, `.data.master.intent`, is JSON: `format` (1) and `shifted`, how many sets move one
+//! number up. With 2 of them: `data.master.0` to `.1`, `data.master` to `.0`, and the incoming set
+//! to `data.master`. Every target is free when its turn comes, so a target that exists tells that
+//! its step was done, and the steps can be gone through again from the first.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use walmgr_protocol::limits::BACKUP_NUMBER_MAX;
+use walmgr_protocol::names::BackupName;
+
+use super::BackupSets;
+use super::error::SetError;
+use super::incoming::UNSEALED_LABEL;
+use super::lock::{Lease, Mode, NamesLock, lock};
+use crate::store::StoreError;
+use crate::store::durable::random_suffix;
+use crate::store::folder::TEMPORARY_PREFIX;
+use crate::store::tree::Node;
+
+/// The newest format of the intent that this walmgr reads and writes.
+const FORMAT: u64 = 1;
+
+/// An intent has some thirty bytes; more is somebody else's file.
+const INTENT_BYTES_MAX: usize = 4 << 10;
+
+/// What an interrupted backup or rotation left, and what became of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SetsRecovery {
+    /// A rotation was finished: a set that had been sealed got its name.
+    pub finished_rotation: bool,
+    /// Sets that were never sealed, or that had expired, and are gone.
+    pub removed: usize,
+}
+
+/// What an expiry did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// Sets that are gone, oldest first.
+    pub removed: Vec<BackupName>,
+    /// Sets that should be gone and stay, because somebody reads them.
+    pub in_use: Vec<BackupName>,
+    /// Why `archive_command` stopped the expiry, and for which set.
+    pub refused: Option<(BackupName, String)>,
+}
+
+impl BackupSets {
+    /// Finishes a rotation that was interrupted and removes what was never sealed. Whoever starts
+    /// a backup, an expiry or a purge does this first; doing it twice does nothing more.
+    pub fn recover(&self, lease: &Lease) -> Result<SetsRecovery, SetError> {
+        lease.ensure_idle()?;
+        self.recover_idle()
+    }
+
+    /// The same for somebody who knows that no set is being received.
+    pub(super) fn recover_idle(&self) -> Result<SetsRecovery, SetError> {
+        let mut report = SetsRecovery::default();
+        let parent = &self.parent;
+        let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
+        // A name may be visible and not durable, since a process died.
+        parent.sync()?;
+        let temporary = format!("{TEMPORARY_PREFIX}{}.", self.intent_name());
+        for name in parent.names()? {
+            if name.starts_with(&temporary) {
+                parent.remove(&name)?;
+            }
+        }
+        match self.read_intent()? {
+            Some(shifted) => {
+                self.finish_intent(shifted)?;
+                report.finished_rotation = true;
+            }
+            None => self.set_incoming_aside()?,
+        }
+        drop(names);
+        report.removed = self.sweep()?;
+        Ok(report)
+    }
+
+    /// Removes the oldest sets until `keep` are left; 0 keeps all. Each is shown to `archive`
+    /// first, with the path it has; when that fails, it stays, and so do the ones after it.
+    pub fn expire(
+        &self,
+        lease: &Lease,
+        keep: u32,
+        archive: &mut dyn FnMut(&Path) -> Result<(), String>,
+    ) -> Result<Expiry, SetError> {
+        self.recover(lease)?;
+        let mut expiry = Expiry::default();
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        if keep == 0 {
+            return Ok(expiry);
+        }
+        let mut sets = self.list()?;
+        // Nobody can say how old a set without a readable label is.
+        sets.retain(|set| set.label.is_ok());
+        for set in sets.into_iter().skip(keep).rev() {
+            let name = set.name;
+            let text = name.to_string();
+            let parent = &self.parent;
+            let entered = parent.disk.enter(parent.handle(), text.as_ref());
+            let handle = match entered {
+                // Somebody took it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|error| parent.failure("open set", &text, error))?,
+            };
+            let locked = lock(parent, &handle, Mode::Alone);
+            if !locked.map_err(|error| parent.failure("lock", &text, error))? {
+                expiry.in_use.push(name);
+                continue;
+            }
+            if let Err(why) = archive(&self.path_of(&text)) {
+                expiry.refused = Some((name, why));
+                break;
+            }
+            let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
+            let opened = parent.disk.stat(handle.as_fd());
+            let opened = opened.map_err(|error| parent.failure("examine", &text, error))?;
+            // While the names were not locked, somebody may have taken it away.
+            let named = parent.stat_at(&text)?;
+            if named.is_some_and(|named| named.identity == opened.identity) {
+                self.set_aside(&text)?;
+                expiry.removed.push(name);
+            }
+            drop(names);
+            self.sweep()?;
+        }
+        Ok(expiry)
+    }
+
+    /// How many sets have to move for `data.master` to be free.
+    pub(super) fn names_to_shift(&self) -> Result<u32, SetError> {
+        let mut name = self.newest.clone();
+        let mut shifted = 0;
+        while self.parent.stat_at(&name.to_string())?.is_some() {
+            shifted += 1;
+            name = name.next().ok_or_else(|| SetError::InTheWay {
+                path: self.parent.path().join(name.to_string()),
+                why: format!("there are {BACKUP_NUMBER_MAX} sets and more"),
+            })?;
+        }
+        Ok(shifted)
+    }
+
+    pub(super) fn write_intent(&self, shifted: u32) -> Result<(), SetError> {
+        let text = format!("{}\n", json!({ "format": FORMAT, "shifted": shifted }));
+        Ok(self
+            .parent
+            .write_small(&self.intent_name(), text.as_bytes())?)
+    }
+
+    /// Takes back an intent that may or may not have been written.
+    pub(super) fn withdraw_intent(&self) -> Result<(), SetError> {
+        self.parent.remove(&self.intent_name())?;
+        Ok(self.parent.sync()?)
+    }
+
+    pub(super) fn read_intent(&self) -> Result<Option<u32>, SetError> {
+        let name = self.intent_name();
+        let Some(file) = self.parent.open_file(&name)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        self.parent.read_through(file.as_fd(), &name, |bytes| {
+            content.extend_from_slice(bytes);
+            content.len() <= INTENT_BYTES_MAX
+        })?;
+        let path = || self.parent.path().join(&name);
+        let value: Value = serde_json::from_slice(&content).unwrap_or_default();
+        let format = value.get("format").and_then(Value::as_u64);
+        if let Some(found) = format.filter(|found| *found > FORMAT) {
+            return Err(SetError::Store(StoreError::NewerFormat {
+                path: path(),
+                found,
+                supported: FORMAT,
+            }));
+        }
+        let shifted = value.get("shifted").and_then(Value::as_u64);
+        let shifted = shifted.and_then(|shifted| u32::try_from(shifted).ok());
+        match (format, shifted) {
+            (Some(FORMAT), Some(shifted)) if shifted <= BACKUP_NUMBER_MAX + 1 => Ok(Some(shifted)),
+            _ => Err(SetError::InTheWay {
+                path: path(),
+                why: "it is not the intent that a rotation writes".to_owned(),
+            }),
+        }
+    }
+
+    /// Goes through the steps of an intent, those that were done included, and removes it.
+    pub(super) fn finish_intent(&self, shifted: u32) -> Result<(), SetError> {
+        // Highest number first: names 0 to shifted - 2 move, then the newest.
+        for number in (0..shifted).rev() {
+            let from = match number.checked_sub(1) {
+                None => Some(self.newest.clone()),
+                Some(number) => self.newest.numbered(number),
+            };
+            let to = from.as_ref().and_then(BackupName::next);
+            if let (Some(from), Some(to)) = (from, to) {
+                self.step(&from.to_string(), &to.to_string())?;
+            }
+        }
+        let incoming = self.incoming_name();
+        self.label_incoming(&incoming)?;
+        self.step(&incoming, &self.newest.to_string())?;
+        self.withdraw_intent()
+    }
+
+    fn step(&self, from: &str, to: &str) -> Result<(), SetError> {
+        if self.parent.stat_at(to)?.is_some() {
+            return Ok(());
+        }
+        if self.parent.stat_at(from)?.is_none() {
+            tracing::warn!(set = from, "a set that was to be renamed is gone");
+            return Ok(());
+        }
+        Ok(self.parent.rename_directory(from, to)?)
+    }
+
+    /// Gives the sealed set its `backup_label`.
+    fn label_incoming(&self, incoming: &str) -> Result<(), SetError> {
+        let parent = &self.parent;
+        if parent.stat_at(incoming)?.is_none() {
+            return Ok(());
+        }
+        let failed = |op| move |error| parent.failure(op, incoming, error);
+        let root = (parent.disk)
+            .enter(parent.handle(), incoming.as_ref())
+            .map_err(failed("open set"))?;
+        match parent.disk.node(root.as_fd(), UNSEALED_LABEL.as_ref()) {
+            Ok(_) => Ok(parent.rename_in_tree(root.as_fd(), UNSEALED_LABEL, "backup_label")?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("examine")(error).into()),
+        }
+    }
+
+    /// Gives up the set that was on its way.
+    pub(super) fn discard_incoming(&self) -> Result<(), SetError> {
+        self.set_incoming_aside()?;
+        self.sweep().map(drop)
+    }
+
+    fn set_incoming_aside(&self) -> Result<(), SetError> {
+        let incoming = self.incoming_name();
+        match self.parent.stat_at(&incoming)? {
+            None => Ok(()),
+            Some(_) => self.set_aside(&incoming),
+        }
+    }
+
+    /// Takes a tree out of sight for good, so that a half removed one is never taken for a set.
+    fn set_aside(&self, name: &str) -> Result<(), SetError> {
+        let random = random_suffix().map_err(|error| self.parent.failure("name", name, error))?;
+        let aside = format!("{}{random}", self.expired_prefix());
+        Ok(self.parent.rename_directory(name, &aside)?)
+    }
+
+    /// Removes every tree that was set aside, and says how many. One that cannot be removed is out
+    /// of sight and no reason to make no backups; the next sweep tries again.
+    fn sweep(&self) -> Result<usize, SetError> {
+        let mut removed = 0;
+        let prefix = self.expired_prefix();
+        for name in self.parent.names()? {
+            if name.starts_with(&prefix) {
+                match self.remove_tree(&name) {
+                    Ok(()) => removed += 1,
+                    Err(why) => tracing::warn!(%why, "an expired backup set cannot be removed"),
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove_tree(&self, name: &str) -> Result<(), SetError> {
+        let parent = &self.parent;
+        let removed = match parent.disk.node(parent.handle(), name.as_ref()) {
+            Ok(Node::Directory) => super::remove::tree(parent.disk.as_ref(), parent.handle(), name),
+            // Not ours, and whatever a link leads to is not either.
+            Ok(_) => parent.disk.remove_name(parent.handle(), name.as_ref()),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(parent.failure("remove", name, error).into())
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
