@@ -59,11 +59,11 @@ fn row(random: &mut Random, transaction: u32, bytes: usize) -> Vec<u8> {
 /// A page of rows with 84 blanks each, as `pgbench -i` fills them.
 fn page_image(random: &mut Random) -> Vec<u8> {
     let mut page = vec![0; 300];
-    let first = random.next_u32();
-    for row in 0..61_u32 {
+    let first = random.next() >> 40;
+    for row in 0..61 {
         page.extend_from_slice(&[0x2C, 0x03, 0, 0, 0, 0, 0, 0, 4, 0, 2, 0x09, 0x18, 0]);
-        page.extend_from_slice(&first.wrapping_add(row).to_le_bytes());
-        page.extend_from_slice(&random.next_u32().to_le_bytes()[..2]);
+        page.extend_from_slice(&(first + row).to_le_bytes()[..4]);
+        page.extend_from_slice(&random.next().to_le_bytes()[..2]);
         page.resize(page.len() + 84, b' ');
         page.resize(page.len().next_multiple_of(8), 0);
     }
@@ -74,11 +74,6 @@ fn page_image(random: &mut Random) -> Vec<u8> {
 struct Random(u64);
 
 impl Random {
-    fn next_u32(&mut self) -> u32 {
-        let [a, b, c, d, ..] = self.next().to_le_bytes();
-        u32::from_le_bytes([a, b, c, d])
-    }
-
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
