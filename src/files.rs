@@ -13,7 +13,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, IoContext, Result};
 
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -34,17 +34,13 @@ pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 /// Creates a first ini file; an existing one is the operator's and stays.
 pub fn create_settings(path: &Path, text: &str) -> Result<()> {
-    create_new(path, text.as_bytes(), 0o640).map_err(|error| {
-        let exists = error.kind() == io::ErrorKind::AlreadyExists;
-        let hint = if exists {
-            "choose another name, or edit the file that is there"
-        } else {
-            ""
-        };
-        CommandError::config(format!("write {}", path.display()))
-            .because(error)
-            .hint(hint)
-    })
+    match create_new(path, text.as_bytes(), 0o640) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let says = format!("{} is there already, and stays as it is", path.display());
+            Err(CommandError::config(says).hint("choose another name, or edit it"))
+        }
+        written => written.at_setting("write", path),
+    }
 }
 
 /// Replaces `path` by this content in one step, keeping its owner and mode if it exists.
