@@ -4,16 +4,21 @@
 //! whose reader makes it durable itself, is the one exception.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::{CommandError, IoContext, Result};
+
+/// How often a wait for a lock looks again.
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -40,6 +45,28 @@ pub fn create_settings(path: &Path, text: &str) -> Result<()> {
             Err(CommandError::config(says).hint("choose another name, or edit it"))
         }
         written => written.at_setting("write", path),
+    }
+}
+
+/// Keeps other processes that ask the same from changing what lies in this file's folder, until
+/// the answer is dropped. The folder is locked, not the file: that is replaced, and a file made for
+/// the lock could belong to the wrong user.
+pub fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
+    let resolved = std::fs::canonicalize(path);
+    let folder = directory_of(resolved.as_deref().unwrap_or(path));
+    let locked = File::open(folder).at_setting("open", folder)?;
+    let until = Instant::now() + patience;
+    loop {
+        match locked.try_lock() {
+            Ok(()) => return Ok(locked),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOCK_POLL_INTERVAL),
+            Err(TryLockError::WouldBlock) => {
+                let says = format!("{} is locked by another process", folder.display());
+                let hint = format!("look who holds it: fuser {}", folder.display());
+                return Err(CommandError::retry(says).hint(hint));
+            }
+            Err(TryLockError::Error(error)) => return Err(error).at_setting("lock", folder),
+        }
     }
 }
 
