@@ -21,7 +21,7 @@ use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery::Recovery;
 use crate::standby::{gap, sets};
-use crate::store::sets::{BackupSets, HeldSet, SetSize};
+use crate::store::sets::{BackupSets, HeldSet, LabelFacts, SetSize};
 use crate::store::{Reader, RealDisk};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
@@ -31,10 +31,17 @@ const SPARE_BYTES: u64 = 32 << 20;
 pub enum Source {
     /// It was taken by a restore that was interrupted.
     Taken,
-    /// It moves; held until it is taken, so that it is the one that was looked at.
-    Move(HeldSet),
+    /// It moves.
+    Move(Chosen),
     /// It is copied.
-    Copy(BackupName),
+    Copy(Chosen),
+}
+
+/// A set that was looked at. It is not held: whoever gets it later compares the label.
+pub struct Chosen {
+    pub name: BackupName,
+    pub path: PathBuf,
+    pub label: LabelFacts,
 }
 
 /// Everything that is decided.
@@ -96,15 +103,19 @@ impl<'a> Plan<'a> {
         recovery.primary_conninfo = recovery
             .primary_conninfo
             .filter(|_| recovery.target.is_none());
-        let moves = restoring.set.is_none();
+        let chosen = Chosen {
+            name: held.name().clone(),
+            path: held.path().clone(),
+            label: held.label().clone(),
+        };
         let plan = Plan {
             tablespaces: mapping(held.path(), &restoring.tablespaces, &place)?,
             size: held
                 .size()
                 .map_err(|error| sets::failed("measure the set", &error))?,
-            source: match moves {
-                true => Source::Move(held),
-                false => Source::Copy(held.name().clone()),
+            source: match &restoring.set {
+                None => Source::Move(chosen),
+                Some(_) => Source::Copy(chosen),
             },
             config,
             sets,
@@ -121,8 +132,8 @@ impl<'a> Plan<'a> {
         let data = self.place.data.display();
         let what = match &self.source {
             Source::Taken => format!("finish the interrupted restore of {data}"),
-            Source::Move(held) => format!("move {} to {data}", held.name()),
-            Source::Copy(name) => format!("copy {name} to {data}"),
+            Source::Move(set) => format!("move {} to {data}", set.name),
+            Source::Copy(set) => format!("copy {} to {data}", set.name),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
             (Occupant::Old, true) => ", with what is there moved aside",
@@ -142,7 +153,7 @@ impl<'a> Plan<'a> {
         match &self.source {
             Source::Taken => true,
             Source::Copy(_) => false,
-            Source::Move(held) => device(held.path()) == device(self.place.above()),
+            Source::Move(set) => device(&set.path) == device(self.place.above()),
         }
     }
 
