@@ -18,11 +18,13 @@
 //! What a killed run leaves is told by what the control file is called. A copy is removed and made
 //! again. A set that was moved exists nowhere else, so the next `restore` finishes it.
 
+mod choose;
 mod config_files;
 mod place;
 mod plan;
 mod prepare;
 mod server;
+mod spaces;
 mod transfer;
 
 use std::fs::File;
