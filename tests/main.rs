@@ -28,6 +28,7 @@ mod pg;
 mod power_cut;
 mod readme;
 mod replay;
+mod restore;
 mod setup;
 mod skew;
 mod versions;

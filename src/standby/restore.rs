@@ -1,0 +1,231 @@
+//! `restore [SET [DST]]`: brings a backup set back as a server that replays from this archive.
+//! Never touches anything before everything was checked, and never starts a server on what is not
+//! complete. Invariant: wherever it is killed, `slave_data` is the old directory, nothing, or the new
+//! one, and the new one has no `global/pg_control` until all of it is durable.
+//!
+//! ```text
+//! the set, moved or copied to DST.restoring   the server goes on running
+//! stop the server
+//! global/pg_control out of the way            a copy never had it
+//! tablespaces, pg_wal, settings, signal       each step can be done twice
+//! configuration files
+//! DST to DST.1                                the old directory is kept, or removed in the end
+//! DST.restoring to DST
+//! global/pg_control back                      from here on PostgreSQL starts
+//! start the server
+//! ```
+//!
+//! What a killed run leaves is told by what the control file is called. A copy is removed and made
+//! again. A set that was moved exists nowhere else, so the next `restore` finishes it.
+
+mod choose;
+mod config_files;
+mod place;
+mod plan;
+mod prepare;
+mod server;
+mod spaces;
+mod transfer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::{Options, Restoring};
+use crate::pg::control;
+use crate::standby::sets;
+use crate::store::sets::{Copying, HeldSet, SetError};
+use crate::{files, output};
+
+use place::{COPIED, Occupant, Origin, Place};
+use plan::{Chosen, Plan, Source};
+
+/// How often a long copy is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Restores, or says what would be done.
+pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
+    let plan = Plan::make(config, restoring)?;
+    if options.not_really {
+        return output::not_really(&plan.in_words());
+    }
+    let _alone = alone_at(&plan.place)?;
+    plan.run()
+}
+
+/// Two restores to one place would take each other's directories for leftovers.
+fn alone_at(place: &Place) -> Result<File> {
+    let above = place.above();
+    let file = File::open(above).at(Kind::Config, "open", above)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
+            "another restore is going on in {}",
+            above.display()
+        ))),
+        Err(error) => Err(std::io::Error::from(error)).at(Kind::Retry, "lock", above),
+    }
+}
+
+impl Plan<'_> {
+    fn run(self) -> Result<()> {
+        self.clear_leftovers()?;
+        let copied_from = self.bring()?;
+        let staging = self.place.staging();
+        if let Err(error) = self.stop_server() {
+            self.take_back(copied_from.is_some());
+            return Err(error);
+        }
+        place::hide_control(&staging)?;
+        prepare::run(&self, &staging)?;
+        if self.place.is_slave_data {
+            config_files::restore(self.config, &staging, &self.place.data)?;
+        }
+        let aside = self.place.make_way(self.config.backup_datadir)?;
+        let data = &self.place.data;
+        files::move_to(&staging, data).at(Kind::Retry, "move into place", data)?;
+        place::show_control(data)?;
+        self.place.settle(aside)?;
+        self.discard(copied_from)?;
+        self.start_server()
+    }
+
+    /// Removes what an interrupted copy left, and brings a moved set back to where it is prepared.
+    fn clear_leftovers(&self) -> Result<()> {
+        let (staging, data) = (self.place.staging(), &self.place.data);
+        if place::origin_of_staging(&staging)? == Some(Origin::Copied) {
+            place::remove_copy(&staging, data)?;
+        }
+        match self.place.occupant {
+            Occupant::Unfinished(Origin::Copied) => place::remove_copy(data, data),
+            Occupant::Unfinished(Origin::Moved) => {
+                files::move_to(data, &staging).at(Kind::Retry, "move", data)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the set's files where they are prepared; the set if it was copied.
+    fn bring(&self) -> Result<Option<HeldSet>> {
+        let staging = self.place.staging();
+        let set = match &self.source {
+            Source::Taken => {
+                tracing::info!(
+                    "going on with the set that an interrupted restore took, in {}",
+                    staging.display()
+                );
+                return Ok(None);
+            }
+            Source::Copy(set) => set,
+            Source::Move(set) => {
+                self.finish_rotation();
+                let taken = same(set, self.sets.take(&set.name))?;
+                let moved = taken.move_to(&staging);
+                match moved.map_err(|error| sets::failed(&format!("move {}", set.name), &error))? {
+                    None => {
+                        tracing::info!("{} moved to {}", set.name, staging.display());
+                        return Ok(None);
+                    }
+                    // Nobody is kept from the list of sets for as long as a copy takes.
+                    Some(taken) => drop(taken),
+                }
+                set
+            }
+        };
+        self.copy(same(set, self.sets.hold(&set.name))?).map(Some)
+    }
+
+    /// No set can be taken in the middle of a rotation, and a receiver that was killed in one may
+    /// be gone for good.
+    fn finish_rotation(&self) {
+        let owner = format!("restore, process {}", std::process::id());
+        let lease = self.sets.lease(&owner);
+        let finished = lease.and_then(|lease| self.sets.recover(&lease));
+        if let Err(error) = finished {
+            tracing::debug!("no interrupted rotation is finished here: {error}");
+        }
+    }
+
+    fn copy(&self, held: HeldSet) -> Result<HeldSet> {
+        let staging = self.place.staging();
+        let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
+        tracing::info!("copying {} ({total_bytes} bytes)", held.name());
+        for space in self.tablespaces.values() {
+            place::make_directory(space)?;
+        }
+        let (mut copied_bytes, mut reported) = (0, Instant::now());
+        let copying = Copying {
+            to: &staging,
+            control_name: COPIED,
+            tablespaces: &self.tablespaces,
+            progress: &mut |bytes| {
+                copied_bytes += bytes;
+                if reported.elapsed() >= REPORT_INTERVAL {
+                    reported = Instant::now();
+                    tracing::info!("copied {copied_bytes} of {total_bytes} bytes");
+                }
+            },
+        };
+        let doing = format!("copy {} to {}", held.name(), staging.display());
+        match held.copy(copying) {
+            Ok(()) => Ok(held),
+            Err(error) => {
+                self.take_back(true);
+                Err(sets::failed(&doing, &error))
+            }
+        }
+    }
+
+    /// Undoes [`Plan::bring`] as well as it can; what stays the next restore sees to.
+    fn take_back(&self, is_copy: bool) {
+        let staging = self.place.staging();
+        let undone = match (&self.source, is_copy) {
+            (_, true) => {
+                let removed = place::remove_copy(&staging, &self.place.data);
+                for space in self.tablespaces.values() {
+                    let _ = transfer::remove_entries(space);
+                }
+                removed
+            }
+            (Source::Move(set), false) => (self.sets.put_back(&staging, &set.name))
+                .map_err(|error| sets::failed("put the set back", &error)),
+            _ => Ok(()),
+        };
+        if let Err(error) = undone {
+            tracing::warn!("{error}; `restore` goes on with {}", staging.display());
+        }
+    }
+
+    /// A set that had to be copied because it was to go to another file system goes away now.
+    fn discard(&self, copied_from: Option<HeldSet>) -> Result<()> {
+        let (Source::Move(set), Some(held)) = (&self.source, copied_from) else {
+            return Ok(());
+        };
+        drop(held);
+        let taken = same(set, self.sets.take(&set.name))?;
+        let discarded = self.sets.discard(taken);
+        discarded.map_err(|error| sets::failed(&format!("remove {}", set.name), &error))
+    }
+}
+
+/// The set of the plan: a backup that was made meanwhile gives its name to another one.
+fn same(expected: &Chosen, held: std::result::Result<HeldSet, SetError>) -> Result<HeldSet> {
+    let name = &expected.name;
+    let held = held.map_err(|error| sets::failed(&format!("restore {name}"), &error))?;
+    match *held.label() == expected.label {
+        true => Ok(held),
+        false => Err(CommandError::retry(format!(
+            "{name} became another set meanwhile: a backup was made"
+        ))
+        .hint("type it again")),
+    }
+}
+
+/// The control file below a data directory, by any of its names.
+fn control_path(data: &Path, name: &str) -> PathBuf {
+    data.join(control::FILE_NAME).with_file_name(name)
+}

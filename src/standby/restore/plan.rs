@@ -1,0 +1,307 @@
+//! What a restore is going to do, checked as far as it can be before anything is touched.
+//! Never changes anything. Invariant: a plan names a whole set of this archive's cluster, a place that
+//! is free or may be moved aside, and room for what has to be copied.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use walmgr_protocol::names::BackupName;
+
+use super::choose::{choose, choose_for};
+use super::control_path;
+use super::place::{self, MOVED, Occupant, Origin, Place};
+use super::spaces::mapping;
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::options::Restoring;
+use crate::pg::command::walmgr_command;
+use crate::pg::control::{self, ControlFile};
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::recovery::Recovery;
+use crate::standby::{gap, reach, sets};
+use crate::store::sets::{BackupSets, HeldSet, LabelFacts, SetSize};
+use crate::store::{Reader, RealDisk};
+
+/// Room for what PostgreSQL writes before it is up, on top of what is copied.
+const SPARE_BYTES: u64 = 32 << 20;
+
+/// Where the set comes from.
+pub enum Source {
+    /// It was taken by a restore that was interrupted.
+    Taken,
+    /// It moves.
+    Move(Chosen),
+    /// It is copied.
+    Copy(Chosen),
+}
+
+/// A set that was looked at. It is not held: whoever gets it later compares the label.
+pub struct Chosen {
+    pub name: BackupName,
+    pub path: PathBuf,
+    pub label: LabelFacts,
+}
+
+/// Everything that is decided.
+pub struct Plan<'a> {
+    pub config: &'a StandbyConfig,
+    pub sets: BackupSets,
+    pub source: Source,
+    pub place: Place,
+    /// What is to be copied, if anything is.
+    pub size: SetSize,
+    /// Where tablespaces go that do not stay below the data directory, by OID.
+    pub tablespaces: BTreeMap<OsString, PathBuf>,
+    pub recovery: Recovery,
+}
+
+impl<'a> Plan<'a> {
+    /// Decides and checks.
+    pub fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
+        let place = examine_place(config, restoring)?;
+        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+            .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
+        let (target, timeline) = reach::parse(&restoring.target)?;
+        let recovery = Recovery {
+            restore_command: restore_command(config)?,
+            // Streaming goes on where a recovery has to end.
+            primary_conninfo: (config.primary_conninfo.clone()).filter(|_| target.is_none()),
+            timeline,
+            target,
+        };
+        let sets = sets::open(config)?;
+        if let Some(left) = moved_leftover(&place)? {
+            if restoring.set.is_some() || recovery.target.is_some() {
+                return Err(CommandError::config(format!(
+                    "a restore was interrupted, and {} holds the set that it took",
+                    left.display()
+                ))
+                .hint("type `restore` without a set and a target to finish that one"));
+            }
+            let control = [MOVED, "pg_control"].map(|name| control_path(&left, name));
+            let control = control.iter().find(|path| path.exists());
+            check_cluster(
+                &archive,
+                &control::read_file(control.unwrap_or(&left))?,
+                &left,
+            )?;
+            return Ok(Plan {
+                tablespaces: mapping(&left, &restoring.tablespaces, &place)?,
+                config,
+                sets,
+                source: Source::Taken,
+                place,
+                size: SetSize::default(),
+                recovery,
+            });
+        }
+        let held = match &recovery.target {
+            Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
+            None => choose(&sets, restoring)?,
+        };
+        let control = control::read(held.path())?;
+        DataDirectory::open(held.path())?;
+        check_cluster(&archive, &control, held.path())?;
+        warn_of_gap(&archive, &held)?;
+        let chosen = Chosen {
+            name: held.name().clone(),
+            path: held.path().clone(),
+            label: held.label().clone(),
+        };
+        let plan = Plan {
+            tablespaces: mapping(held.path(), &restoring.tablespaces, &place)?,
+            size: held
+                .size()
+                .map_err(|error| sets::failed("measure the set", &error))?,
+            // A recovery to a target is tried more than once, as a rule.
+            source: match restoring.set.is_none() && recovery.target.is_none() {
+                true => Source::Move(chosen),
+                false => Source::Copy(chosen),
+            },
+            config,
+            sets,
+            place,
+            recovery,
+        };
+        plan.check_room()?;
+        plan.check_wal_directory()?;
+        Ok(plan)
+    }
+
+    /// What it would do, as a verb phrase.
+    pub fn in_words(&self) -> String {
+        let data = self.place.data.display();
+        let what = match &self.source {
+            Source::Taken => format!("finish the interrupted restore of {data}"),
+            Source::Move(set) => format!("move {} to {data}", set.name),
+            Source::Copy(set) => format!("copy {} to {data}", set.name),
+        };
+        let old = match (self.place.occupant, self.config.backup_datadir) {
+            (Occupant::Old, true) => ", with what is there moved aside",
+            (Occupant::Old, false) => ", and remove what is there",
+            _ => "",
+        };
+        let end = match &self.recovery.target {
+            None => "as a standby".to_owned(),
+            Some((target, action)) => format!("up to {target}, then {action}"),
+        };
+        format!("{what}{old}, to recover {end}")
+    }
+
+    /// Whether the set is renamed and so needs no room.
+    fn is_renamed(&self) -> bool {
+        let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
+        match &self.source {
+            Source::Taken => true,
+            Source::Copy(_) => false,
+            Source::Move(set) => device(&set.path) == device(self.place.above()),
+        }
+    }
+
+    fn check_room(&self) -> Result<()> {
+        let mut needed: BTreeMap<u64, (u64, PathBuf)> = BTreeMap::new();
+        let mut need = |path: &Path, bytes: u64| -> Result<()> {
+            let device = path.metadata().at(Kind::Config, "examine", path)?.dev();
+            let entry = needed.entry(device);
+            entry.or_insert_with(|| (0, path.to_path_buf())).0 += bytes;
+            Ok(())
+        };
+        let above = self.place.above();
+        if !self.is_renamed() {
+            need(above, self.size.bytes + SPARE_BYTES)?;
+        }
+        for (oid, bytes) in &self.size.tablespaces {
+            match self.tablespaces.get(oid) {
+                Some(space) if space.is_dir() => need(space, *bytes)?,
+                Some(space) => need(space.parent().unwrap_or(space), *bytes)?,
+                None if !self.is_renamed() => need(above, *bytes)?,
+                None => {}
+            }
+        }
+        for (needed_bytes, path) in needed.values() {
+            let state = rustix::fs::statvfs(path).at(Kind::Config, "examine", path)?;
+            let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
+            if free_bytes < *needed_bytes {
+                return Err(CommandError::retry(format!(
+                    "there is not enough room in {}: {needed_bytes} bytes are needed, {free_bytes} \
+                     are free",
+                    path.display()
+                ))
+                .hint("nothing was changed; free some space, or restore to another place"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `slave_pg_xlog` has to be a directory that can be made, or moved aside.
+    fn check_wal_directory(&self) -> Result<()> {
+        let Some(wal) = self.wal_directory() else {
+            return Ok(());
+        };
+        let above = wal.parent().unwrap_or(wal);
+        let device = |path: &Path| path.metadata().map(|found| found.dev());
+        let above_device = device(above).at(Kind::Config, "find the directory above", wal)?;
+        match device(wal) {
+            Ok(own) if own != above_device => Err(CommandError::config(format!(
+                "slave_pg_xlog {} is a mount point, which cannot be moved aside",
+                wal.display()
+            ))
+            .hint("name a directory below it")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where pg_wal goes, if not into the data directory.
+    pub fn wal_directory(&self) -> Option<&Path> {
+        let wal = self.config.slave_pg_xlog.as_deref();
+        wal.filter(|_| self.place.is_slave_data)
+    }
+}
+
+fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place> {
+    let Some(destination) = &restoring.destination else {
+        let data = config.slave_data.as_deref().ok_or_else(|| {
+            CommandError::config("restore needs the setting `slave_data`")
+                .hint("it is where the data directory goes; or name a set and another place")
+        })?;
+        let place = Place::examine(data, true)?;
+        if place.occupant == Occupant::Old
+            && config.slave_stop_cmd.is_none()
+            && let Some(server) = DataDirectory::open(&place.data)?.running()?
+        {
+            return Err(CommandError::retry(format!(
+                "a server (process {}) runs in {}",
+                server.pid,
+                place.data.display()
+            ))
+            .hint("stop it, or set slave_stop_cmd"));
+        }
+        return Ok(place);
+    };
+    let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
+    let place = Place::examine(&destination, false)?;
+    let taken = [
+        Some(&config.completed_wals),
+        Some(&config.partial_wals),
+        config.full_backup.as_ref(),
+        config.config_backup.as_ref(),
+        config.slave_data.as_ref(),
+        config.slave_pg_xlog.as_ref(),
+    ];
+    for taken in taken.into_iter().flatten() {
+        let taken = std::fs::canonicalize(taken).unwrap_or_else(|_| taken.clone());
+        if place.data.starts_with(&taken) || taken.starts_with(&place.data) {
+            return Err(CommandError::usage(format!(
+                "{} and {} have to lie apart",
+                place.data.display(),
+                taken.display()
+            )));
+        }
+    }
+    Ok(place)
+}
+
+/// Where a set lies that an interrupted restore took.
+fn moved_leftover(place: &Place) -> Result<Option<PathBuf>> {
+    let staging = place.staging();
+    if place::origin_of_staging(&staging)? == Some(Origin::Moved) {
+        return Ok(Some(staging));
+    }
+    let in_place = place.occupant == Occupant::Unfinished(Origin::Moved);
+    Ok(in_place.then(|| place.data.clone()))
+}
+
+fn restore_command(config: &StandbyConfig) -> Result<String> {
+    walmgr_command("restore_command", &config.path, "xrestore %f %p %r")
+}
+
+fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<()> {
+    let binding = archive.binding();
+    if (control.system_id, control.segment_size) == (binding.system_id, binding.segment_size) {
+        return Ok(());
+    }
+    Err(CommandError::config(format!(
+        "{} is of another cluster (system identifier {}) than the archive's WAL ({})",
+        set.display(),
+        control.system_id,
+        binding.system_id
+    )))
+}
+
+fn warn_of_gap(archive: &Reader, held: &HeldSet) -> Result<()> {
+    let label = held.label();
+    let gap = gap::find(archive, label.first_segment.timeline(), label.start)
+        .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
+    if let Some(gap) = gap {
+        tracing::warn!(
+            "{} is missing in the archive: {} can be replayed up to {} only",
+            gap.missing,
+            held.name(),
+            gap.lost_from
+        );
+    }
+    Ok(())
+}
