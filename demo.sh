@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Shows walmgr's main job on this machine: a throw-away PostgreSQL under load archives through a
-# throw-away receiver, over TLS, and every archived file is compared with the master's.
+# throw-away receiver, over TLS; a backup is made meanwhile; a standby is restored from it, replays what
+# the master goes on to write, and is booted. Archive and data are compared with the master's.
 # Installs what is missing (Debian packages, as root or with sudo), builds, cleans up behind itself.
 # Exits with 0 only if everything was as it should be.
 set -euo pipefail
@@ -39,17 +40,18 @@ else
     as_server() { (cd "$place" && env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
 fi
 
-receiver_running= server_running=
+receiver_running= server_running= standby_running=
 clean_up() {
     local code=$?
     # A second Ctrl-C must not leave a server behind.
     trap '' INT TERM
     trap - EXIT
+    [[ -z $standby_running ]] || as_server pg_ctl -D "$place/standby" -m immediate -w stop >/dev/null 2>&1 || true
     [[ -z $server_running ]] || as_server pg_ctl -D "$place/master" -m immediate -w stop >/dev/null 2>&1 || true
     [[ -z $receiver_running ]] || as_server ./walmgr -q standby.ini receiver -k || true
     if ((code && code != 130)) && [[ -f $place/master.log ]]; then
         printf '\nThe last lines of the logs:\n'
-        tail -n 15 "$place/master.log" "$place/receiver.log" 2>/dev/null || true
+        tail -n 15 "$place/master.log" "$place/receiver.log" "$place/standby.log" 2>/dev/null || true
     fi
     rm -rf "$place"
     exit "$code"
@@ -64,8 +66,9 @@ free_port() {
         (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
     done
 }
-receiver_port=$(free_port) server_port=$(free_port)
-sql() { as_server psql -XAtq -h "$place" -p "$server_port" -d postgres -c "$1"; }
+receiver_port=$(free_port) server_port=$(free_port) standby_port=$(free_port)
+on() { as_server psql -XAtq -h "$place" -p "$1" -d postgres -c "$2"; }
+sql() { on "$server_port" "$1"; }
 
 # --- the two sides -------------------------------------------------------------------------------
 say "A master: $("$pg_bin/postgres" --version)"
@@ -97,26 +100,39 @@ as_server ./walmgr standby.ini authorize "$(as_server ./walmgr -q master.ini ide
 say 'setup: archiving on, and a first segment that has to arrive'
 as_server ./walmgr master.ini setup
 
-# --- the load ------------------------------------------------------------------------------------
-say "pgbench for $load_seconds s, with a forced segment switch every second"
-as_server pgbench -q -i -s 20 -h "$place" -p "$server_port" postgres >/dev/null 2>&1
-(
-    while sleep 1; do sql 'SELECT pg_switch_wal()' >/dev/null || break; done
-) &
-switcher=$!
-as_server pgbench -c 4 -j 2 -T "$load_seconds" -h "$place" -p "$server_port" postgres 2>/dev/null |
-    grep -E '^tps|transactions actually'
-kill "$switcher" 2>/dev/null || true
-wait "$switcher" 2>/dev/null || true
-
-sql "SELECT pg_create_restore_point('demo')" >/dev/null
-last=$(sql 'SELECT pg_walfile_name(pg_switch_wal())')
+# --- the load, and a backup meanwhile ------------------------------------------------------------
 archive=$place/walshipping/logs.complete
-for ((tries = 0; tries < 300; tries++)); do
-    [[ ! -f $archive/$last ]] || break
-    sleep 0.2
-done
-[[ -f $archive/$last ]] || fail "the last segment, $last, did not arrive within 60 s"
+# load SECONDS: pgbench, with a forced segment switch every second.
+load() {
+    (
+        while sleep 1; do sql 'SELECT pg_switch_wal()' >/dev/null || break; done
+    ) &
+    local switcher=$!
+    as_server pgbench -n -c 4 -j 2 -T "$1" -h "$place" -p "$server_port" postgres 2>/dev/null |
+        grep -E '^tps|transactions actually'
+    kill "$switcher" 2>/dev/null || true
+    wait "$switcher" 2>/dev/null || true
+}
+# Ends the segment under way and waits until it is archived; its name is in $last.
+archive_the_rest() {
+    local tries
+    sql "SELECT pg_create_restore_point('demo')" >/dev/null
+    last=$(sql 'SELECT pg_walfile_name(pg_switch_wal())')
+    for ((tries = 0; tries < 300; tries++)); do
+        [[ ! -f $archive/$last ]] || return 0
+        sleep 0.2
+    done
+    fail "the last segment, $last, did not arrive within 60 s"
+}
+say "pgbench for $load_seconds s, and a backup while it runs"
+as_server pgbench -q -i -s 20 -h "$place" -p "$server_port" postgres >/dev/null 2>&1
+load "$load_seconds" &
+loader=$!
+sleep 2
+as_server ./walmgr master.ini backup
+wait "$loader" || fail 'pgbench'
+as_server ./walmgr standby.ini listbackups
+archive_the_rest
 
 # --- the proof -----------------------------------------------------------------------------------
 say 'Every archived file against the master'
@@ -141,11 +157,37 @@ failed=$(sql 'SELECT failed_count FROM pg_stat_archiver')
 ((failed == 0)) || fail "pg_stat_archiver counts $failed failures"
 memory=$(awk '/VmHWM/ {print int($2 / 1024)}' "/proc/$(cat "$place/standby.pid")/status")
 
+# --- the standby ---------------------------------------------------------------------------------
+say 'restore: a standby from the backup, replaying from the archive'
+as_server tee -a standby.ini >/dev/null <<CONF
+slave_data = $place/standby
+slave_start_cmd = $pg_bin/pg_ctl -D $place/standby -l $place/standby.log -o "-c port=$standby_port" -w start
+slave_stop_cmd = $pg_bin/pg_ctl -D $place/standby -m fast -w stop
+CONF
+standby_running=1
+as_server ./walmgr standby.ini restore
+say 'The master goes on for 5 s, then the standby is booted'
+load 5
+archive_the_rest
+as_server ./walmgr standby.ini boot
+
+say 'The data of both, compared'
+as_server pg_amcheck --install-missing -h "$place" -p "$standby_port" -d postgres || fail 'pg_amcheck found damage'
+tables='accounts branches history tellers'
+for table in $tables; do
+    content="SELECT count(*), sum(hashtextextended(t::text, 0)) FROM pgbench_$table t"
+    on_master=$(sql "$content") on_standby=$(on "$standby_port" "$content")
+    [[ $on_master == "$on_standby" ]] || fail "pgbench_$table: $on_master on the master, $on_standby on the standby"
+done
+transactions=$(on "$standby_port" 'SELECT count(*) FROM pgbench_history')
+
 say 'What happened'
 cat <<REPORT
   files archived             $compared, $((bytes >> 20)) MiB, all identical to the master's
   WAL records in them        $records, read from end to end by pg_waldump
   failed archive attempts    $failed
+  backup, restored           replayed and booted; $transactions transactions on both, all tables the same
+  pg_amcheck                 found nothing
   receiver's memory, peak    $memory MiB
   connection                 TLS 1.3, both keys pinned
 
