@@ -291,6 +291,8 @@ fn stop_without_a_restart_command_lets_every_segment_go() {
     again.succeed();
     let hole = format!("archiving was off, and the archive ends with {newest}");
     assert!(again.stderr.contains(&hole), "{}", again.stderr);
+    let missing = format!("{name} is the first segment that is missing");
+    assert!(again.stderr.contains(&missing), "{}", again.stderr);
     assert!(again.stderr.contains("make a new base backup"));
     assert_arrives(&site);
     let no_hole = site.master_command(&["setup"]);

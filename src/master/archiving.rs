@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::names::SegmentName;
+
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output;
@@ -73,11 +75,27 @@ pub enum Archiving {
     Foreign(String),
 }
 
+/// What a server was found to do.
+pub struct Found {
+    /// With finished segments.
+    pub archiving: Archiving,
+    /// The segment it writes; those before it are finished.
+    pub segment: Option<SegmentName>,
+}
+
 /// Asks the server. One that cannot be asked must not find its file edited.
-pub async fn found(config: &MasterConfig) -> Result<Archiving> {
+pub async fn found(config: &MasterConfig) -> Result<Found> {
     let session = Session::connect(&config.master_db, limits(config)).await?;
     let mode = session.show("archive_mode").await?;
     let mut command = session.show("archive_command").await?;
+    // A server in recovery has none.
+    let segment = match session.wal_position().await {
+        Ok(at) => {
+            let size = session.wal_segment_size().await?;
+            Some(SegmentName::containing(at.timeline, at.written, size))
+        }
+        Err(_) => None,
+    };
     session.close().await;
     let off = mode == "off";
     if off {
@@ -86,7 +104,10 @@ pub async fn found(config: &MasterConfig) -> Result<Archiving> {
         let setter = conf::last_setter(&config.master_config, &config.master_data, name);
         command = setter.ok().flatten().map_or(String::new(), |s| s.value);
     }
-    Ok(judge(off, &command, &ini_words(&config.path)?))
+    Ok(Found {
+        archiving: judge(off, &command, &ini_words(&config.path)?),
+        segment,
+    })
 }
 
 fn judge(off: bool, command: &str, ini_words: &[String]) -> Archiving {

@@ -62,7 +62,7 @@ fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
     let data = DataDirectory::open(&pgdata)?;
     let slave = typed.slave.ok_or_else(|| {
         CommandError::usage("init needs to know where the standby is")
-            .hint("add --slave HOST or --slave HOST:PORT")
+            .hint("add --slave HOST:PORT, with the port that its receiver listens on")
     })?;
     let conninfo = data.running()?.map(|server| {
         let host = server

@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::names::SegmentName;
+use walmgr_protocol::names::{SegmentName, WalSegmentSize};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::archiving::{self, Activation, Archiving};
+use crate::master::archiving::{self, Activation, Archiving, Found};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::options::Options;
@@ -31,7 +31,7 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
         let newest = bind(config, &facts).await?;
         let found = archiving::found(config).await?;
         archiving::edit(config, &changes, false)?;
-        warn_of_what_is_lost(&found, newest);
+        warn_of_what_is_lost(&found, newest, facts.cluster.segment_size);
         let wanted: Vec<(&str, &str)> = changes
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
@@ -58,7 +58,8 @@ async fn rehearse(
         config.slave
     ))?;
     archiving::edit(config, changes, true)?;
-    warn_of_what_is_lost(&archiving::found(config).await?, newest);
+    let found = archiving::found(config).await?;
+    warn_of_what_is_lost(&found, newest, cluster.segment_size);
     Ok(())
 }
 
@@ -88,22 +89,30 @@ async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
 }
 
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.
-fn warn_of_what_is_lost(found: &Archiving, newest: Option<SegmentName>) {
-    let before = match found {
+fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSegmentSize) {
+    let before = match &found.archiving {
         Archiving::Ours => return,
-        Archiving::Off => "archiving was off".to_owned(),
+        Archiving::Off => "archiving was off",
         Archiving::Foreign(command) => {
             tracing::warn!("the archive_command `{command}` is replaced: it gets no more segments");
-            "segments went elsewhere".to_owned()
+            "segments went elsewhere"
         }
     };
-    if let Some(newest) = newest {
-        tracing::warn!(
-            "{before}, and the archive ends with {newest}: what was written since is missing in \
-             it, and no standby and no base backup from before gets across that hole; make a new \
-             base backup once archiving works"
-        );
-    }
+    let Some(newest) = newest else { return };
+    let hole = match (newest.next(size), found.segment) {
+        (Some(next), Some(at))
+            if found.archiving == Archiving::Off
+                && next.timeline() == at.timeline()
+                && next < at =>
+        {
+            format!("{next} is the first segment that is missing in it")
+        }
+        _ => "a segment finished since, or before archiving works, may be missing in it".to_owned(),
+    };
+    tracing::warn!(
+        "{before}, and the archive ends with {newest}: {hole}; no standby and no base backup from \
+         before gets across such a hole, so make a new base backup once archiving works"
+    );
 }
 
 /// What `postgresql.conf` has to say for archiving to work.

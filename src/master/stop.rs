@@ -10,7 +10,7 @@ use crate::options::Options;
 /// Deconfigures archiving.
 pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let runtime = crate::master::runtime()?;
-    if let Archiving::Foreign(command) = runtime.block_on(archiving::found(config))? {
+    if let Archiving::Foreign(command) = runtime.block_on(archiving::found(config))?.archiving {
         return Err(foreign(config, &command));
     }
     // Without a restart archive_mode stays on, and a command that always succeeds keeps
