@@ -27,9 +27,9 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
         return runtime.block_on(rehearse(config, &facts, &changes));
     }
     runtime.block_on(async {
+        bind(config, &facts).await?;
         // A server that cannot be asked must not find its file edited.
         archiving::reach(config).await?;
-        bind(config, &facts).await?;
         archiving::edit(config, &changes, false)?;
         let wanted: Vec<(&str, &str)> = changes
             .iter()
