@@ -60,7 +60,7 @@ pub use list::{HeldSet, SetEntry};
 pub use lock::Lease;
 pub use purge::Purged;
 pub use rotate::{Expiry, SetsRecovery};
-pub use seal::{ExpectedFile, Parts};
+pub use seal::{ExpectedFile, Parts, SealedSet};
 pub use unpack::{SealedFile, StreamWriter};
 
 use super::disk::Disk;
