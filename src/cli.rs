@@ -81,6 +81,8 @@ pub enum Command {
     },
     /// Run `periodic_command` if its interval has passed.
     Periodic,
+    /// Make a base backup.
+    Backup,
     /// Receive on the standby.
     Receiver,
     /// Hand one WAL file to a recovering PostgreSQL: its `restore_command`.
@@ -131,6 +133,7 @@ impl Command {
             Command::Stop => "stop",
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
+            Command::Backup => "backup",
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
             Command::Pause => "pause",
@@ -165,10 +168,9 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 16] = [
+const ABSENT: [&str; 15] = [
     "sync",
     "syncdaemon",
-    "backup",
     "listbackups",
     "restore",
     "synch-standby",
@@ -300,6 +302,8 @@ enum Typed {
     },
     /// Master: run periodic_command if command_interval has passed
     Periodic,
+    /// Master: make a base backup
+    Backup,
     /// Standby: the daemon that receives
     Receiver,
     /// Standby: hand one WAL file to PostgreSQL (the restore_command)
@@ -466,6 +470,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Stop => Command::Stop,
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
+        Typed::Backup => Command::Backup,
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::Pause => Command::Pause,
