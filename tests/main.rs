@@ -13,6 +13,7 @@
 mod support;
 
 mod archive;
+mod backup;
 mod cli;
 mod crash_points;
 mod daemon;
@@ -25,6 +26,7 @@ mod limits;
 mod load;
 mod network;
 mod pg;
+mod pg_backup;
 mod power_cut;
 mod readme;
 mod replay;

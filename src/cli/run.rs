@@ -78,6 +78,7 @@ fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) ->
         Command::Stop => master::stop::run(config, options),
         Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
         Command::Periodic => master::periodic::run(config, options),
+        Command::Backup => master::backup::run(config, options),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
 }

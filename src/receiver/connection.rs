@@ -2,6 +2,8 @@
 //! Never touches the archive itself. Invariant: at most one upload a channel, and a peer that
 //! breaks a rule is told which before it is hung up on.
 
+mod backup;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
+use crate::receiver::backup::Report as BackupReport;
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
@@ -50,6 +53,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
     let now = daemon.started.elapsed();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
+        link: backup::Link::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
         stop_by: None,
@@ -64,11 +68,12 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         peer,
         mut wire,
         channels,
+        link,
         ..
     } = connection;
-    let cut_short = channels.iter().any(|channel| channel.upload.is_some());
+    let cut_short = channels.iter().any(|channel| channel.upload.is_some()) || link.is_busy();
     // Uploads under way end when their channel does, and remove what they wrote.
-    drop(channels);
+    drop((channels, link));
     match end {
         End::Gone(reason) if cut_short => {
             tracing::warn!("{peer} left in the middle of an upload: {reason}");
@@ -106,6 +111,7 @@ struct Connection {
     peer: Peer,
     wire: Wire,
     channels: Vec<Channel>,
+    link: backup::Link,
     reports: mpsc::Sender<(Slot, Report)>,
     keepalive: Keepalive,
     frame_began: Option<Instant>,
@@ -115,6 +121,7 @@ struct Connection {
 enum Happened {
     Arrived(Option<Frame>),
     Reported(Slot, Report),
+    BackupReported(BackupReport),
     Reloaded,
     Stopping,
     Tick,
@@ -136,6 +143,7 @@ impl Connection {
             let asked_to_stop = self.stop_by.is_some();
             let happened = tokio::select! {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
+                Some(report) = self.link.inbox.recv() => Happened::BackupReported(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -163,6 +171,7 @@ impl Connection {
                 Ok(())
             }
             Happened::Reported(slot, report) => self.reported(slot, report).await,
+            Happened::BackupReported(report) => self.backup_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -214,6 +223,10 @@ impl Connection {
             (0, Message::Goodbye) => Err(End::Gone("goodbye".to_owned())),
             (0, Message::Error(error)) => Err(End::Gone(error.message)),
             (0, request) => self.control(request).await,
+            (channel, message @ Message::Backup(_)) => self.backup_message(channel, message).await,
+            (channel, message) if self.link.owns(channel) => {
+                self.backup_message(channel, message).await
+            }
             (channel, message) => self.upload_message(channel, message).await,
         }
     }
@@ -242,7 +255,7 @@ impl Connection {
     async fn upload_message(&mut self, channel: u16, message: Message) -> Result<(), End> {
         let index = self.index(channel)?;
         if matches!(message, Message::Offer(_))
-            && let Some(refusal) = self.cannot_take()
+            && let Some(refusal) = self.cannot_take("an offer")
         {
             self.log_refusal(&refusal);
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
@@ -330,7 +343,7 @@ impl Connection {
         Err(ProtocolError::from(misbehaved).into())
     }
 
-    fn cannot_take(&self) -> Option<Error> {
+    fn cannot_take(&self, what: &str) -> Option<Error> {
         if self.stop_by.is_some() {
             let text = "the receiver is stopping";
             return Some(Error::channel(
@@ -340,7 +353,7 @@ impl Connection {
             ));
         }
         if !self.peer.rights.push {
-            return Some(self.lacks_right("an offer", "push"));
+            return Some(self.lacks_right(what, "push"));
         }
         if self.daemon.archive.binding().is_none() {
             return Some(Error::channel(
@@ -397,7 +410,7 @@ impl Connection {
     }
 
     fn busy(&self) -> bool {
-        self.channels.iter().any(|channel| channel.upload.is_some())
+        self.channels.iter().any(|channel| channel.upload.is_some()) || self.link.is_finishing()
     }
 
     fn heard(&mut self) {

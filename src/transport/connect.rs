@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Answer, FEATURES, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
@@ -61,7 +61,7 @@ impl Target {
             role: Role::Master,
             cluster: Some(cluster),
             timeline,
-            features: 0,
+            features: FEATURES,
             nonce: fresh_nonce()?,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };

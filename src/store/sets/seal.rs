@@ -21,13 +21,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use walmgr_protocol::names::{BackupName, RelativePath};
+use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
 use super::incoming::{IncomingSet, SetShared, UNSEALED_LABEL};
 use super::inventory::{FileDigest, Inventory, Known};
-use super::label;
 use super::lock::NamesLock;
 use super::unpack::descend;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::tablespace_map::oid_of;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
 
@@ -62,10 +64,29 @@ pub struct Parts<'a> {
     pub wal: &'a DurableWal,
 }
 
+/// A set that was sealed: the proof without which nobody is told so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSet {
+    name: BackupName,
+}
+
+impl SealedSet {
+    /// The name it got.
+    pub const fn name(&self) -> &BackupName {
+        &self.name
+    }
+}
+
+impl ProofOfSeal for SealedSet {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+}
+
 impl IncomingSet {
     /// Seals the set and gives it its name. Sets that were there move one number up; none is
     /// removed: that is [`expire`](super::BackupSets::expire)'s.
-    pub fn seal(self, mut parts: Parts<'_>) -> Result<BackupName, SetError> {
+    pub fn seal(self, mut parts: Parts<'_>) -> Result<SealedSet, SetError> {
         let shared = &self.shared;
         shared.compare(&mut parts)?;
         shared.link_tablespaces()?;
@@ -91,7 +112,8 @@ impl IncomingSet {
             return Err(error);
         }
         shared.sets.finish_intent(shifted)?;
-        Ok(shared.sets.newest.clone())
+        let name = shared.sets.newest.clone();
+        Ok(SealedSet { name })
     }
 }
 
@@ -109,10 +131,13 @@ impl SetShared {
         if let Some((path, _)) = cut {
             return incomplete(format!("{path} has not arrived to its end"));
         }
-        let facts = match label::parse(parts.backup_label) {
+        let facts = match BackupLabel::parse(parts.backup_label) {
             Ok(facts) => facts,
             Err(why) => return incomplete(format!("its backup_label is not one: {why}")),
         };
+        if facts.incremental_from.is_some() {
+            return incomplete("it is an incremental backup, which needs another set".to_owned());
+        }
         let first = parts.wal.first();
         if facts.first_segment != first {
             let needed = facts.first_segment;
@@ -149,7 +174,7 @@ impl SetShared {
                 && first == TABLESPACES.as_bytes()
             {
                 let is_directory = matches!(known, Known::Directory { .. });
-                if !is_directory || !is_oid(oid) {
+                if !is_directory || oid_of(oid).is_none() {
                     return Err(SetError::Entry {
                         path: path.clone(),
                         why: "it is no tablespace",
@@ -266,10 +291,4 @@ fn stored_path(inventory: &Inventory, path: &RelativePath) -> RelativePath {
         Some(moved) if inventory.known(&moved).is_some() => moved,
         _ => path.clone(),
     }
-}
-
-fn is_oid(name: &[u8]) -> bool {
-    let text = std::str::from_utf8(name).unwrap_or_default();
-    let number = text.parse::<u32>();
-    number.is_ok_and(|number| number > 0 && number.to_string() == text)
 }
