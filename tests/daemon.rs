@@ -396,7 +396,8 @@ fn fault_85_with_a_json_log_the_reason_of_a_failed_start_is_json_too() {
             let json: serde_json::Value = serde_json::from_str(line).expect(line);
             json["message"].as_str().expect(line).to_owned()
         });
-        messages.last().expect("a reason")
+        let messages: Vec<String> = messages.collect();
+        messages.last().expect("a reason").clone()
     };
     for words in [&["receiver"][..], &["receiver", "-d"]] {
         let said = message(words);

@@ -23,9 +23,10 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     match working.await {
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {
-            tracing::warn!("a request of {peer} failed: {error}");
             // Binding syncs too.
-            daemon.check_health();
+            if !daemon.check_health() {
+                tracing::warn!("a request of {peer} failed: {error}");
+            }
             Message::Error(refusal::of(&error))
         }
         Err(error) => {
@@ -63,7 +64,7 @@ fn status(daemon: &Daemon) -> Result<Message, StoreError> {
     Ok(Message::Status(Status {
         cluster: daemon.archive.binding().map(|binding| cluster_of(&binding)),
         newest_segment: daemon.newest_segment(),
-        free_bytes: free_bytes(&daemon.completed_wals)?,
+        free_bytes: daemon.archive.free_bytes()?,
         connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
         uptime_s: daemon.started.elapsed().as_secs(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,15 +82,6 @@ fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
         .map(|entry| (entry.name, entry.len))
         .collect();
     Ok(Message::List(List { entries, more }))
-}
-
-fn free_bytes(path: &std::path::Path) -> Result<u64, StoreError> {
-    let found = rustix::fs::statvfs(path).map_err(|error| StoreError::Disk {
-        op: "ask for the free space of",
-        path: path.to_path_buf(),
-        source: error.into(),
-    })?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// A binding in the words of the wire.
