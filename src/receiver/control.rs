@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use walmgr_protocol::limits::LIST_ENTRIES_MAX;
-use walmgr_protocol::message::{Cluster, List, ListRequest, Message, SetupDone, Status};
+use walmgr_protocol::message::{
+    Cluster, Error, ErrorCode, List, ListRequest, Message, SetupDone, Status,
+};
 
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
@@ -31,8 +33,8 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
         }
         Err(error) => {
             tracing::error!("a request of {peer} failed: {error}");
-            Message::Error(walmgr_protocol::message::Error::channel(
-                walmgr_protocol::message::ErrorCode::Internal,
+            Message::Error(Error::channel(
+                ErrorCode::Internal,
                 "the receiver failed on this request",
                 "look at its log on the standby",
             ))
@@ -44,11 +46,19 @@ fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreErr
     let Some(cluster) = cluster else {
         return Ok(unexpected(&Message::Setup));
     };
+    let Ok(postgres_major) = u8::try_from(cluster.postgres_major) else {
+        let found = format!("there is no PostgreSQL {}", cluster.postgres_major);
+        return Ok(Message::Error(Error::channel(
+            ErrorCode::ForeignCluster,
+            found,
+            "",
+        )));
+    };
     let newly_bound = daemon.archive.binding().is_none();
     daemon.archive.bind(&Binding {
         system_id: cluster.system_id,
         segment_size: cluster.segment_size,
-        postgres_major: u8::try_from(cluster.postgres_major).unwrap_or(u8::MAX),
+        postgres_major,
     })?;
     if newly_bound {
         tracing::info!("the archive belongs to {cluster} from here on");
@@ -94,7 +104,7 @@ pub fn cluster_of(binding: &Binding) -> Cluster {
 }
 
 fn unexpected(message: &Message) -> Message {
-    Message::Error(walmgr_protocol::message::Error::connection(
+    Message::Error(Error::connection(
         walmgr_protocol::message::ErrorCode::Misbehaved,
         format!("{} has no place on channel 0", message.name()),
         "",

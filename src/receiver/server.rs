@@ -249,7 +249,7 @@ fn control_running(pidfile: &Path, control: Control, options: &Options) -> Resul
         return output::not_really(&format!("send {control:?} to the receiver of {path}"));
     }
     let pid = daemon::signal_running(pidfile, control, daemon::END_TIMEOUT)?;
-    tracing::info!("{control:?}: receiver, process {pid}");
+    tracing::info!("sent {control} to the receiver, process {pid}");
     Ok(())
 }
 
