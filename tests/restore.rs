@@ -2,6 +2,10 @@
 //! Never restores a set that walmgr made: each is a plain copy of the master. Invariant: a restored
 //! server has the master's data, and what is refused or killed leaves everything as it was.
 
+mod kills;
+mod refusals;
+mod targets;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
