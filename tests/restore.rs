@@ -3,7 +3,9 @@
 //! server has the master's data, and what is refused or killed leaves everything as it was.
 
 mod kills;
+mod purge;
 mod refusals;
+mod streaming;
 mod targets;
 
 use std::fs;

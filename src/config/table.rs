@@ -111,9 +111,8 @@ pub const KEYS: &[Key] = &[
     key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Where the WAL file that is being written is kept.")
         .derived("logs.partial in `walmgr_data`"),
     key("full_backup", Standby, Path, "%(walmgr_data)s/data.master", "The newest base backup; older ones get .0, .1 and so on.")
-        .derived("data.master in `walmgr_data`").not_yet(),
-    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept.")
-        .not_yet(),
+        .derived("data.master in `walmgr_data`"),
+    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept."),
 
     // The standby's receiver.
     key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses the receiver listens on, separated by commas.")
@@ -143,20 +142,15 @@ pub const KEYS: &[Key] = &[
     key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
     key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
         .not_yet(),
-    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory.")
-        .not_yet(),
-    key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby.")
-        .not_yet(),
-    key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby.")
-        .not_yet(),
-    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory.")
-        .not_yet(),
-    key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it.")
-        .not_yet(),
+    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory."),
+    key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby."),
+    key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),
+    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory."),
+    key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
         .defaults().not_yet(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
-        .defaults().not_yet(),
+        .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed.")
         .not_yet(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")

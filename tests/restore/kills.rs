@@ -103,7 +103,7 @@ impl Wreck {
             "backup_label",
             "standby.signal",
             "PG_VERSION",
-            "base/1/1259",
+            "base/1/PG_VERSION",
         ] {
             assert!(data.join(name).exists(), "{context}: {name}");
         }
