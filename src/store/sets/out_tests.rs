@@ -181,7 +181,6 @@ fn fault_84_copies_and_moves_beside_backups_and_expiries_are_whole() {
         });
     });
     let (copies, moves) = (copies.into_inner(), moves.into_inner());
-    println!("{copies} copies and {moves} moves beside {ROUNDS} backups");
     assert!(copies > 3 && moves > 3, "{copies} {moves}");
     versions(root).unwrap();
     assert_eq!(leftovers(root), [""; 0]);
