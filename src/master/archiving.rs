@@ -10,7 +10,7 @@ use walmgr_protocol::names::SegmentName;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output;
-use crate::pg::command::{shell_word, walmgr_command};
+use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::sql::{Limits, Session};
 
@@ -131,11 +131,6 @@ fn ini_words(ini: &Path) -> Result<Vec<String>> {
         .iter()
         .map(|path| shell_word("archive_command", path))
         .collect()
-}
-
-/// `walmgr INI xarchive %p %f` with absolute paths that survive the shell and `%` substitution.
-pub fn archive_command(config: &MasterConfig) -> Result<String> {
-    walmgr_command("archive_command", &config.path, "xarchive %p %f")
 }
 
 fn limits(config: &MasterConfig) -> Limits {

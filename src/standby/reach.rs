@@ -123,7 +123,7 @@ pub struct Reach<'a> {
     /// Where the backup ended, if anything says so.
     stop: Lsn,
     end: Lsn,
-    /// The checkpoint of the set's control file, in seconds since 1970.
+    /// When the checkpoint was made that the set's control file names, in seconds since 1970.
     checkpoint_s: i64,
 }
 
@@ -184,9 +184,13 @@ impl<'a> Reach<'a> {
             Ok(commit_time_us(&record))
         };
         let latest = last_before(self.stop, self.end)?;
-        let in_backup = last_before(self.start, self.stop)?;
-        let checkpoint_us = self.checkpoint_s.saturating_mul(1_000_000);
-        let earliest = in_backup.unwrap_or(checkpoint_us).max(checkpoint_us);
+        // What ended before the backup did is in it. The control file knows whole seconds only.
+        let in_backup = last_before(self.route.begin(self.start), self.stop)?;
+        let checkpoint_us = self
+            .checkpoint_s
+            .saturating_add(1)
+            .saturating_mul(1_000_000);
+        let earliest = in_backup.unwrap_or(checkpoint_us);
         let Some(latest) = latest else {
             if begun.elapsed() < PATIENCE {
                 return Ok(Verdict::OutOfReach(Range::Nothing));

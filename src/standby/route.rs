@@ -97,6 +97,17 @@ impl<'a> Route<'a> {
             .saturating_mul(self.size.bytes()))
     }
 
+    /// Where WAL begins from which the route leads to `from` without a gap.
+    pub fn begin(&self, from: Lsn) -> Lsn {
+        let mut first = self.number(from);
+        while let Some(before) = first.checked_sub(1)
+            && self.segment(before).is_some()
+        {
+            first = before;
+        }
+        self.start_of(first)
+    }
+
     /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks.
     pub fn forward(
         &self,

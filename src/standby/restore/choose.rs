@@ -7,15 +7,26 @@ use crate::error::{CommandError, Result};
 use crate::options::Restoring;
 use crate::pg::recovery::{Target, TargetTimeline};
 use crate::standby::reach::{self, Range, Reach, Verdict};
+use crate::standby::route::Route;
 use crate::standby::sets;
 use crate::store::Reader;
 use crate::store::sets::{BackupSets, HeldSet};
 
-/// The set that was asked for, or the newest.
-pub fn choose(sets: &BackupSets, restoring: &Restoring) -> Result<HeldSet> {
+/// The set that was asked for, or the newest. The timeline that it is to follow has to come from
+/// its own.
+pub fn choose(
+    archive: &Reader,
+    sets: &BackupSets,
+    restoring: &Restoring,
+    timeline: TargetTimeline,
+) -> Result<HeldSet> {
     let names = names(sets, restoring)?;
     let newest = names.first().ok_or_else(no_set)?;
-    hold(sets, newest)
+    let held = hold(sets, newest)?;
+    let label = held.label();
+    let from = (label.first_segment.timeline(), label.start);
+    Route::find(archive, from, timeline)?;
+    Ok(held)
 }
 
 /// The set that was asked for, or the newest that can be recovered to the target.

@@ -101,7 +101,7 @@ impl<'a> Plan<'a> {
         }
         let held = match &recovery.target {
             Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
-            None => choose(&sets, restoring)?,
+            None => choose(&archive, &sets, restoring, timeline)?,
         };
         let control = control::read(held.path())?;
         DataDirectory::open(held.path())?;
