@@ -2,6 +2,9 @@
 //! Never calls a set good because a file is there: pg_verifybackup, a start and pg_amcheck say so.
 //! Invariant: every test ends with what `full_backup` holds.
 
+mod churn;
+mod interrupted;
+mod rules;
 mod whole;
 
 use std::path::{Path, PathBuf};

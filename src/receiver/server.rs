@@ -437,6 +437,8 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
         ("listen", old.listen != new.listen),
         ("completed_wals", old.completed_wals != new.completed_wals),
         ("partial_wals", old.partial_wals != new.partial_wals),
+        ("full_backup", old.full_backup != new.full_backup),
+        ("config_backup", old.config_backup != new.config_backup),
         ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
         ("logfile", old.logfile != new.logfile),
         ("log_format", old.log_format != new.log_format),

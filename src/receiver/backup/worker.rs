@@ -116,6 +116,7 @@ fn stream(
     mut jobs: Jobs,
     reports: &Reports,
 ) -> Result<(), Error> {
+    running.let_drain(join.stream);
     let attachment = running.attach(Place::Stream(join.stream), reports)?;
     // The thread of the connection before keeps what it has of a file when it ends.
     let at_work = running.stream_at_work(join.stream);
