@@ -102,13 +102,13 @@ install_packages() {
         "${missing[@]}"
 }
 
-# install_tool NAME SECONDS: builds a cargo tool if it is absent, but not for ever.
+# install_tool NAME SECONDS [OPTION...]: builds a cargo tool if it is absent, but not for ever.
 install_tool() {
     if cargo "${1#cargo-}" --version 2>/dev/null; then
         return
     fi
     echo "building $1 (at most $2 s)"
-    timeout "$2" cargo install --locked --quiet "$1" || skip "$1 could not be built within $2 s"
+    timeout "$2" cargo install --locked --quiet "${@:3}" "$1" || skip "$1 could not be built within $2 s"
 }
 
 check_dependencies() {
@@ -145,7 +145,8 @@ if ((quick)); then
     step 'Tests' run_tests
     exit 0
 fi
-step 'cargo-deny' install_tool cargo-deny 600
+# It looks at a few hundred lines: optimising it would take longer than running it.
+step 'cargo-deny' install_tool cargo-deny 600 --debug
 step 'Dependencies' check_dependencies
 step 'Documentation' document
 step 'PostgreSQL servers' sh tests/fetch-postgres.sh

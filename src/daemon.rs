@@ -2,6 +2,7 @@
 //! Never decides what draining or reloading means. Invariant: a daemon is found by the lock on its
 //! pidfile, and is called ready only after it said so itself.
 
+use std::fmt;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -31,6 +32,17 @@ pub enum Control {
     Stop,
     /// `--kill`: SIGTERM, and wait.
     Kill,
+}
+
+impl fmt::Display for Control {
+    /// The signal it is.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Control::Reload => "SIGHUP",
+            Control::Stop => "SIGINT",
+            Control::Kill => "SIGTERM",
+        })
+    }
 }
 
 impl Control {
@@ -113,6 +125,28 @@ pub fn tell_stopping() {
 /// Half of what it allows, as sd_watchdog_enabled(3) recommends.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
+}
+
+/// [`tell_alive`] as often as the service manager wants to hear it, from the start to the end.
+#[derive(Debug)]
+pub struct Pulse(Option<tokio::time::Interval>);
+
+impl Pulse {
+    /// To be called inside a tokio runtime that has timers enabled.
+    pub fn start() -> Self {
+        let every = watchdog_interval().filter(|every| !every.is_zero());
+        Pulse(every.map(tokio::time::interval))
+    }
+
+    /// Waits for the next time and tells it; for ever if nobody watches. Safe to drop and call
+    /// again: the times stay.
+    pub async fn beat(&mut self) {
+        match &mut self.0 {
+            Some(interval) => interval.tick().await,
+            None => std::future::pending().await,
+        };
+        tell_alive();
+    }
 }
 
 /// Tells the service manager that the daemon is not stuck.
