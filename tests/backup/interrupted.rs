@@ -67,7 +67,7 @@ fn moments(count: u32) -> impl Iterator<Item = Duration> {
 }
 
 fn kills() -> u32 {
-    if soak() { 17 } else { 2 }
+    if soak() { 25 } else { 2 }
 }
 
 /// The sets that are listed are whole, and the next backup is made without further ado.
