@@ -2,7 +2,7 @@
 //! Never trusts a count of files. Invariant: a set is looked at with PostgreSQL's own programs.
 
 use super::{amcheck, archiving, beside, newest, site, site_of, start_from, verify};
-use crate::support::{Cluster, Site};
+use crate::support::{Cluster, Site, soak};
 
 #[test]
 fn a_backup_verifies_starts_and_has_the_masters_data() {
@@ -26,6 +26,10 @@ fn a_backup_verifies_starts_and_has_the_masters_data() {
 #[test]
 fn backups_of_every_version_verify_and_start() {
     for major in Cluster::available_majors() {
+        // The oldest has other functions, the newest another manifest.
+        if !soak() && !matches!(major, 13 | 18) {
+            continue;
+        }
         let cluster = Cluster::builder().major(major);
         let site = site_of(cluster);
         site.cluster().pgbench(&["-i", "-q"]);
