@@ -60,6 +60,9 @@
 //! channel; answers come back in any order. Any answer may be an [`message::Error`] instead. An
 //! error of scope `channel` ends that upload only, one of scope `connection` is the last frame.
 //!
+//! A base backup runs on several connections, drawn in [`session::backup`]; whoever has the feature
+//! [`hello::FEATURE_BACKUP`] understands it.
+//!
 //! # Driving it
 //!
 //! Read bytes into a buffer, take frames out with [`codec::Decoder`], hand each to the

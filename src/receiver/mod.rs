@@ -20,6 +20,8 @@ pub use server::run;
 
 use std::time::Duration;
 
+use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
+
 /// TCP, TLS and hello together; a peer that needs longer is not known yet and not waited for.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -63,6 +65,10 @@ pub const UPLOADS_MAX: usize = 256;
 /// full of uploads still answers. More requests than that wait their turn, which never waits for
 /// a peer.
 pub const REQUESTS_MAX: usize = 16;
+
+/// Threads of connections that are part of a backup: one for each stream, as many again while all
+/// of them come back, and some for whoever asks to begin another.
+pub const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);

@@ -21,8 +21,9 @@ use crate::output;
 use crate::receiver::backup::Backups;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
-    ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
-    REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, connection, introduction,
+    ACCEPT_BACKOFF, BACKUP_THREADS_MAX, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_MAX, REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, connection,
+    introduction,
 };
 use crate::store::{Archive, Disk, Health, Places, RealDisk, StoreError};
 
@@ -104,24 +105,26 @@ impl Daemon {
         }
     }
 
+    /// What is known of the disk below the archive and the backup sets, the worse of the two.
+    fn health(&self) -> Health {
+        match self.archive.health() {
+            failed @ Health::SyncFailed { .. } => failed,
+            health => match self.backups.health() {
+                failed @ Health::SyncFailed { .. } => failed,
+                _ => health,
+            },
+        }
+    }
+
     /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
     /// trusted, and a fresh start reads everything again. Says whether it does; the daemon's last
     /// line then tells why, and whoever saw the failure need not.
     pub fn check_health(&self) -> bool {
-        let failed = self.failed_sync().is_some();
+        let failed = matches!(self.health(), Health::SyncFailed { .. });
         if failed {
             self.stopping.send_replace(true);
         }
         failed
-    }
-
-    /// Why a sync failed, where one did.
-    fn failed_sync(&self) -> Option<String> {
-        let healths = [self.archive.health(), self.backups.health()];
-        healths.into_iter().find_map(|health| match health {
-            Health::SyncFailed { why } => Some(why),
-            Health::Good | Health::Impaired { .. } => None,
-        })
     }
 
     /// Takes a place among the uploads, kept for as long as the upload has its thread; `None`
@@ -226,7 +229,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(UPLOADS_MAX + REQUESTS_MAX)
+        .max_blocking_threads(UPLOADS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))?;
@@ -300,13 +303,13 @@ async fn serve(
         task.abort();
     }
     drain(daemon, &mut pulse).await;
-    match daemon.failed_sync() {
-        Some(why) => {
+    match daemon.health() {
+        Health::SyncFailed { why } => {
             let ends = format!("the receiver ends because a sync failed: {why}");
             Err(CommandError::new(Kind::ReceiverDisk, ends)
                 .hint("the service manager starts it again; if this repeats, replace the disk"))
         }
-        None => {
+        Health::Good | Health::Impaired { .. } => {
             tracing::info!("receiver stopped");
             Ok(())
         }
@@ -458,6 +461,8 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
         ("listen", old.listen != new.listen),
         ("completed_wals", old.completed_wals != new.completed_wals),
         ("partial_wals", old.partial_wals != new.partial_wals),
+        ("full_backup", old.full_backup != new.full_backup),
+        ("config_backup", old.config_backup != new.config_backup),
         ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
         ("logfile", old.logfile != new.logfile),
         ("log_format", old.log_format != new.log_format),
