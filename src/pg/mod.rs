@@ -2,6 +2,7 @@
 //! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
+pub mod backup_label;
 pub mod conf;
 pub mod conninfo;
 pub mod control;
@@ -10,3 +11,4 @@ pub mod data_directory;
 mod fixtures;
 pub mod fuzzing;
 pub mod sql;
+pub mod tablespace_map;
