@@ -10,5 +10,7 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod page;
+pub mod relation;
 pub mod sql;
 pub mod tablespace_map;
