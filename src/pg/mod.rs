@@ -13,4 +13,5 @@ pub mod fuzzing;
 pub mod page;
 pub mod relation;
 pub mod sql;
+pub mod sql_backup;
 pub mod tablespace_map;
