@@ -15,3 +15,6 @@ pub mod relation;
 pub mod sql;
 pub mod sql_backup;
 pub mod tablespace_map;
+pub mod walk;
+#[cfg(test)]
+mod walk_tests;
