@@ -10,6 +10,7 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod manifest;
 pub mod page;
 pub mod relation;
 pub mod sql;
