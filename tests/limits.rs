@@ -315,7 +315,7 @@ fn a_client_that_leaves_in_the_middle_of_an_upload_leaves_no_temporary() {
         let mut peer = peer_of(&site);
         peer.offer(1, name, &segment);
         assert!(matches!(peer.answer(1), Message::Have(_)));
-        peer.send(1, &data(0, &segment[..300_000]));
+        peer.send(1, &data(0, &segment[..200_000]));
         wait_for("a temporary", Duration::from_secs(3), || {
             (site.temporaries().len() == 1).then_some(())
         });

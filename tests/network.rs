@@ -476,10 +476,11 @@ fn fault_28_a_receiver_that_falls_silent_fails_setup_within_push_timeout() {
     // There is no server behind this data directory, so setup ends after the receiver's answer.
     site.master_command(&["setup"]).fail_last(1, "PostgreSQL");
     let clean = site.proxy().recordings().pop().unwrap();
+    let answer = &parts(&clean.to_client)[1];
     site.proxy().set_faults([(
         Direction::ToClient,
         Fault::Blackhole {
-            at_byte: clean.to_client.len() as u64 - 1,
+            at_byte: answer.end as u64 - 1,
         },
     )]);
     let began = Instant::now();
