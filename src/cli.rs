@@ -13,8 +13,10 @@ use crate::abnormal::RESTORED_TO;
 use crate::config::sample;
 use crate::error::{CommandError, ExitTable, Result};
 pub use crate::options::Options;
+use crate::options::Restoring;
 use crate::output;
 
+mod restore;
 mod run;
 mod set;
 
@@ -90,6 +92,12 @@ pub enum Command {
         /// `%p`.
         path: PathBuf,
     },
+    /// List the backup sets.
+    ListBackups,
+    /// Bring a backup set back.
+    Restore(Restoring),
+    /// Remove WAL that no backup set needs.
+    Xpurgewals,
     /// Hold replay.
     Pause,
     /// Let replay go on.
@@ -133,6 +141,9 @@ impl Command {
             Command::Periodic => "periodic",
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
+            Command::ListBackups => "listbackups",
+            Command::Restore(_) => "restore",
+            Command::Xpurgewals => "xpurgewals",
             Command::Pause => "pause",
             Command::Continue => "continue",
             Command::Boot { .. } => "boot",
@@ -165,12 +176,10 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 16] = [
+const ABSENT: [&str; 13] = [
     "sync",
     "syncdaemon",
     "backup",
-    "listbackups",
-    "restore",
     "synch-standby",
     "bench",
     "cleanup",
@@ -179,7 +188,6 @@ const ABSENT: [&str; 16] = [
     "xlock",
     "xrelease",
     "xrotate",
-    "xpurgewals",
     "xpartialsync",
     "status",
 ];
@@ -223,7 +231,7 @@ struct Flags {
     /// Settings that win over the file's
     #[arg(long, value_name = "param=val[,param=val]", action = ArgAction::Append)]
     set: Vec<OsString>,
-    /// Print for programs, not for people (identity)
+    /// Print for programs, not for people (identity, listbackups)
     #[arg(long)]
     json: bool,
 }
@@ -315,6 +323,13 @@ enum Typed {
         #[arg(value_name = "OLDEST")]
         _oldest_needed: Option<OsString>,
     },
+    /// List the backup sets
+    #[command(name = "listbackups")]
+    ListBackups,
+    /// Standby: bring a backup set back and have it replay
+    Restore(restore::Typed),
+    /// Standby: remove the WAL that no backup set and no replay needs
+    Xpurgewals,
     /// Standby: hold replay once the segment under way is restored
     Pause,
     /// Standby: let replay go on
@@ -468,6 +483,9 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Periodic => Command::Periodic,
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
+        Typed::ListBackups => Command::ListBackups,
+        Typed::Restore(typed) => Command::Restore(typed.into_restoring()?),
+        Typed::Xpurgewals => Command::Xpurgewals,
         Typed::Pause => Command::Pause,
         Typed::Continue => Command::Continue,
         Typed::Boot { no_wait, force } => Command::Boot {
@@ -544,7 +562,7 @@ fn check_together(command: &Command, options: &Options) -> Result<()> {
             )));
         }
     }
-    if options.json && *command != Command::Identity {
+    if options.json && !matches!(command, Command::Identity | Command::ListBackups) {
         return Err(CommandError::usage(format!("`{word}` has no --json")));
     }
     if options.quiet && options.verbosity > 0 {

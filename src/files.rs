@@ -94,6 +94,48 @@ pub fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Moves a file or directory to a name that nothing has, for good; the new directory is synced
+/// before the old one, so that a power cut leaves it under either name and never under none.
+pub fn move_to(from: &Path, to: &Path) -> io::Result<()> {
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match to.symlink_metadata() {
+            Ok(_) => return Err(Errno::EXIST.into()),
+            Err(_) => std::fs::rename(from, to)?,
+        },
+        other => other?,
+    }
+    sync_directory_of(to)?;
+    sync_directory_of(from)
+}
+
+/// Makes a symlink for good, in the place of one that is there.
+pub fn link(path: &Path, target: &Path) -> io::Result<()> {
+    if std::fs::read_link(path).is_ok_and(|found| found == target) {
+        return sync_directory_of(path);
+    }
+    remove_if_there(path)?;
+    std::os::unix::fs::symlink(target, path)?;
+    sync_directory_of(path)
+}
+
+/// Copies a file under a name that nothing has, durable but for that name.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = File::open(from)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)?;
+    io::copy(&mut source, &mut file)?;
+    file.sync_all()
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
 /// A file that grows under a temporary name, for a program that takes it at once and makes it
 /// durable itself: syncing it here would only be slower.
 ///

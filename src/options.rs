@@ -2,6 +2,8 @@
 //! Never reads a file or the environment. Invariant: a value of this type passed the grammar, so a
 //! command may rely on it (`reload`, `stop`, `kill` and `daemon` exclude each other, for example).
 
+use std::path::PathBuf;
+
 /// What stood before the command's own arguments, wherever it was typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -23,4 +25,34 @@ pub struct Options {
     pub overrides: Vec<(String, String)>,
     /// `--json`: print for programs, not for people.
     pub json: bool,
+}
+
+/// What stood behind `restore`, which both sides have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restoring {
+    /// The set; without it the newest, or the one that fits the target.
+    pub set: Option<String>,
+    /// Where it goes.
+    pub destination: Option<PathBuf>,
+    /// How far to recover.
+    pub target: TargetWords,
+    /// `--tablespace-mapping OLD=NEW`: where tablespaces go.
+    pub tablespaces: Vec<(PathBuf, PathBuf)>,
+}
+
+/// `--target-…`, as typed; at most one of the first four is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TargetWords {
+    /// `--target-time`.
+    pub time: Option<String>,
+    /// `--target-lsn`.
+    pub lsn: Option<String>,
+    /// `--target-xid`.
+    pub xid: Option<String>,
+    /// `--target-name`.
+    pub name: Option<String>,
+    /// `--target-timeline`.
+    pub timeline: Option<String>,
+    /// `--target-action`.
+    pub action: Option<String>,
 }

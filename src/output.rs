@@ -2,6 +2,8 @@
 //! Never fails a command because a log cannot be written. Invariant: one event is one line, whatever
 //! bytes a peer or a file put into it.
 
+pub mod backups;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

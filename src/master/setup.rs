@@ -2,7 +2,6 @@
 //! a segment that arrives. Never edits a file before the receiver has agreed. Invariant: the
 //! archive_command it writes works from any working directory and through any shell.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::MasterConfig;
@@ -12,6 +11,7 @@ use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::options::Options;
 use crate::output;
+use crate::pg::command::walmgr_command;
 use crate::pg::conf;
 use crate::pg::sql::{Session, Switched};
 
@@ -98,34 +98,9 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     if !enough {
         changes.push(("wal_level", "replica".to_owned()));
     }
-    changes.push(("archive_command", archive_command(config)?));
+    let command = walmgr_command("archive_command", &config.path, "xarchive %p %f")?;
+    changes.push(("archive_command", command));
     Ok(changes)
-}
-
-/// `walmgr INI xarchive %p %f` with absolute paths that survive the shell and `%` substitution.
-fn archive_command(config: &MasterConfig) -> Result<String> {
-    let program = std::env::current_exe()
-        .and_then(std::fs::canonicalize)
-        .map_err(|error| CommandError::retry("find this program's own path").because(error))?;
-    let words = [program, PathBuf::from(&config.path)];
-    let quoted: Result<Vec<String>> = words.iter().map(|path| shell_word(path)).collect();
-    Ok(format!("{} xarchive %p %f", quoted?.join(" ")))
-}
-
-fn shell_word(path: &Path) -> Result<String> {
-    let Some(text) = path.to_str().filter(|text| !text.contains('\n')) else {
-        return Err(CommandError::config(format!(
-            "{} cannot stand in archive_command: it is not plain text",
-            path.display()
-        ))
-        .hint("move it to a path of ordinary characters"));
-    };
-    let text = text.replace('%', "%%");
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
-    if text.bytes().all(plain) {
-        return Ok(text);
-    }
-    Ok(format!("'{}'", text.replace('\'', "'\\''")))
 }
 
 /// Forces a segment out and waits until the receiver holds it.
@@ -165,18 +140,4 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
         began.elapsed()
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_survive_the_shell_and_percent_substitution() {
-        let word = |text: &str| shell_word(Path::new(text)).unwrap();
-        assert_eq!(word("/usr/bin/walmgr"), "/usr/bin/walmgr");
-        assert_eq!(word("/srv/my files/100%.ini"), "'/srv/my files/100%%.ini'");
-        assert_eq!(word("/srv/it's"), "'/srv/it'\\''s'");
-        assert!(shell_word(Path::new("/srv/a\nb")).is_err());
-    }
 }

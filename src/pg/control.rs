@@ -192,13 +192,17 @@ pub enum ControlFault {
 
 /// Reads the control file of a data directory, again for a moment if a running server writes it.
 pub fn read(data: &Path) -> Result<ControlFile> {
-    let path = data.join(FILE_NAME);
+    read_file(&data.join(FILE_NAME))
+}
+
+/// Reads a control file that has, for the time being, another name.
+pub fn read_file(path: &Path) -> Result<ControlFile> {
     let mut attempt = 1;
     loop {
         let mut bytes = Vec::new();
-        std::fs::File::open(&path)
+        std::fs::File::open(path)
             .and_then(|file| file.take(FILE_BYTES).read_to_end(&mut bytes))
-            .at(Kind::Config, "read", &path)?;
+            .at(Kind::Config, "read", path)?;
         let fault = match parse(&bytes) {
             Ok(control) => return Ok(control),
             Err(fault) => fault,

@@ -2,6 +2,7 @@
 //! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
+pub mod command;
 pub mod conf;
 pub mod conninfo;
 pub mod control;
@@ -9,4 +10,5 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod recovery;
 pub mod sql;

@@ -564,6 +564,28 @@ pub(super) fn sync_path(path: &Path, disk: &dyn Disk) -> io::Result<()> {
     disk.sync_directory(directory.as_fd())
 }
 
+/// Moves a directory to a path that nothing has, for good; `EXDEV` when that is on another file
+/// system. Both directories above are synced, the new one first: a crash in between leaves it
+/// under either name, never under none.
+pub(super) fn move_directory(from: BorrowedFd<'_>, name: &str, to: &Path) -> io::Result<()> {
+    let (Some(above), Some(new_name)) = (to.parent(), to.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let above = fs::open(above, flags, Mode::empty())?;
+    match fs::renameat_with(from, name, &above, new_name, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match fs::statat(&above, new_name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => return Err(Errno::EXIST.into()),
+                Err(_) => fs::renameat(from, name, &above, new_name)?,
+            }
+        }
+        other => other?,
+    }
+    fs::fsync(&above)?;
+    Ok(fs::fsync(from)?)
+}
+
 /// What file systems answer that lack `fallocate`, `sync_file_range` or `RENAME_NOREPLACE`.
 fn is_unsupported(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| {

@@ -19,6 +19,13 @@ pub struct LabelFacts {
     pub label: String,
 }
 
+impl LabelFacts {
+    /// Reads a label; the error is what is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<LabelFacts, String> {
+        parse(bytes)
+    }
+}
+
 /// Reads a label.
 pub(super) fn parse(bytes: &[u8]) -> Result<LabelFacts, String> {
     let text = String::from_utf8_lossy(bytes);

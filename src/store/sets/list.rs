@@ -31,6 +31,7 @@ pub struct HeldSet {
     path: PathBuf,
     directory: OwnedFd,
     label: LabelFacts,
+    pub(super) sets: BackupSets,
     /// Only when it was taken.
     _names: Option<NamesLock>,
 }
@@ -91,14 +92,19 @@ impl BackupSets {
     /// Holds a set alone, to take it away: nobody reads it, and no name changes meanwhile.
     pub fn take(&self, name: &BackupName) -> Result<HeldSet, SetError> {
         let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
-        // Its steps count on the names that are there.
-        if self.read_intent()?.is_some() {
-            return Err(SetError::Busy {
+        self.ensure_no_intent()?;
+        self.hold_locked(name, Mode::Alone, Some(names))
+    }
+
+    /// The steps of a rotation count on the names that are there.
+    pub(super) fn ensure_no_intent(&self) -> Result<(), SetError> {
+        match self.read_intent()? {
+            None => Ok(()),
+            Some(_) => Err(SetError::Busy {
                 what: "the list of backup sets".to_owned(),
                 holder: "a rotation was interrupted and has to be finished first".to_owned(),
-            });
+            }),
         }
-        self.hold_locked(name, Mode::Alone, Some(names))
     }
 
     fn hold_locked(
@@ -130,6 +136,7 @@ impl BackupSets {
             path,
             directory,
             label,
+            sets: self.clone(),
             _names: names,
         })
     }

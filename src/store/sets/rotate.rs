@@ -254,7 +254,7 @@ impl BackupSets {
     }
 
     /// Takes a tree out of sight for good, so that a half removed one is never taken for a set.
-    fn set_aside(&self, name: &str) -> Result<(), SetError> {
+    pub(super) fn set_aside(&self, name: &str) -> Result<(), SetError> {
         let random = random_suffix().map_err(|error| self.parent.failure("name", name, error))?;
         let aside = format!("{}{random}", self.expired_prefix());
         Ok(self.parent.rename_directory(name, &aside)?)
@@ -262,7 +262,7 @@ impl BackupSets {
 
     /// Removes every tree that was set aside, and says how many. One that cannot be removed is out
     /// of sight and no reason to make no backups; the next sweep tries again.
-    fn sweep(&self) -> Result<usize, SetError> {
+    pub(super) fn sweep(&self) -> Result<usize, SetError> {
         let mut removed = 0;
         let prefix = self.expired_prefix();
         for name in self.parent.names()? {

@@ -32,10 +32,10 @@ use crate::store::StoreError;
 use crate::store::durable::DurableWal;
 
 /// Where tablespaces are kept inside a set, a directory each, named by its OID.
-const TABLESPACES: &str = "tmpspc";
+pub(super) const TABLESPACES: &str = "tmpspc";
 
 /// Where PostgreSQL and the manifest look for them.
-const TABLESPACE_LINKS: &str = "pg_tblspc";
+pub(super) const TABLESPACE_LINKS: &str = "pg_tblspc";
 
 /// A file as the manifest has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,28 @@
+//! `listbackups`: which base backups there are.
+//! Never shows one that is not complete. Invariant: the newest stands first.
+
+use crate::config::StandbyConfig;
+use crate::error::Result;
+use crate::options::Options;
+use crate::output;
+use crate::output::backups::{self, BackupFacts, BackupLine};
+use crate::standby::sets;
+
+/// Prints the list.
+pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+    let listed = sets::open(config)?.list();
+    let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
+    let lines = listed.into_iter().map(|entry| BackupLine {
+        set: entry.name.to_string(),
+        label: entry.label.map(|label| BackupFacts {
+            timestamp: label.start_time,
+            label: label.label,
+            first_wal: label.first_segment.to_string(),
+        }),
+    });
+    let lines: Vec<BackupLine> = lines.collect();
+    output::print(&match options.json {
+        true => backups::json(&lines),
+        false => backups::table(&lines),
+    })
+}

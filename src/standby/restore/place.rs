@@ -1,0 +1,269 @@
+//! Where a set is restored to: what is there, what an interrupted restore left, and making way.
+//! Never removes a directory that could be anybody's data, but for an old one that
+//! `backup_datadir = no` gives up. Invariant: PostgreSQL starts from nothing half done, as the
+//! control file has another name meanwhile.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::control_path;
+use super::transfer::{self, entries};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::pg::data_directory::DataDirectory;
+
+/// What the control file of a copied set is called until everything is done.
+pub const COPIED: &str = "pg_control.copied";
+
+/// The same for a set that was moved, and so exists nowhere else.
+pub const MOVED: &str = "pg_control.moved";
+
+const CONTROL: &str = "pg_control";
+
+/// What is appended to the directory's name while a set is prepared beside it.
+const STAGING: &str = "restoring";
+
+/// What is appended while an old directory is removed.
+const REMOVING: &str = "removing";
+
+/// How many old directories are kept beside each other.
+const OLD_COPIES_MAX: u32 = 10_000;
+
+/// How the files of a set came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The set is still listed.
+    Copied,
+    /// They are the set.
+    Moved,
+}
+
+/// What there is where the set is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupant {
+    /// Nothing.
+    Nobody,
+    /// An empty directory.
+    Empty,
+    /// A data directory.
+    Old,
+    /// What an interrupted restore left.
+    Unfinished(Origin),
+}
+
+/// The directory that is to be made.
+pub struct Place {
+    /// Where it goes.
+    pub data: PathBuf,
+    /// Whether it is the `slave_data` of the settings.
+    pub is_slave_data: bool,
+    /// What is there.
+    pub occupant: Occupant,
+}
+
+impl Place {
+    /// Looks at a place; fails if a set cannot go there.
+    pub fn examine(data: &Path, is_slave_data: bool) -> Result<Place> {
+        // A link leads to where the administrator wants it; only what it leads to is replaced.
+        let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+        let place = Place {
+            occupant: occupant_of(&resolved)?,
+            data: resolved,
+            is_slave_data,
+        };
+        let shown = place.data.display();
+        if place.data.file_name().is_none() || !place.above().is_dir() {
+            return Err(CommandError::config(format!(
+                "{shown} cannot be made: there is no directory {}",
+                place.above().display()
+            )));
+        }
+        if place.is_mount_point()? {
+            return Err(CommandError::config(format!(
+                "{shown} is a mount point, which cannot be moved aside or replaced"
+            ))
+            .hint("use a directory below it"));
+        }
+        if !is_slave_data && place.occupant == Occupant::Old {
+            return Err(CommandError::usage(format!("{shown} is not empty"))
+                .hint("only slave_data is moved aside; name a directory that is not there yet"));
+        }
+        Ok(place)
+    }
+
+    /// The directory above.
+    pub fn above(&self) -> &Path {
+        self.data.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Where the set is prepared, on the same file system.
+    pub fn staging(&self) -> PathBuf {
+        beside(&self.data, STAGING)
+    }
+
+    fn is_mount_point(&self) -> Result<bool> {
+        let device = |path: &Path| path.metadata().map(|found| found.dev());
+        match (device(&self.data), device(self.above())) {
+            (Ok(own), Ok(above)) => Ok(own != above),
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            (Err(error), _) | (_, Err(error)) => Err(error).at(Kind::Config, "examine", &self.data),
+        }
+    }
+
+    /// Frees the name; the old directory's new one, if there was one.
+    pub fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
+        let data = &self.data;
+        match std::fs::remove_dir(data) {
+            Ok(()) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // It is not empty.
+            Err(_) => {}
+        }
+        let aside = match keep_old {
+            true => free_name(data)?,
+            false => beside(data, REMOVING),
+        };
+        if !keep_old {
+            remove_old(&aside)?;
+        }
+        files::move_to(data, &aside).at(Kind::Retry, "move aside", data)?;
+        transfer::relink(&aside, data, &aside)?;
+        if keep_old {
+            tracing::info!("the old {} is now {}", data.display(), aside.display());
+        }
+        Ok(Some(aside))
+    }
+
+    /// Removes an old directory that is not to be kept, also one that a killed restore left.
+    pub fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
+        let removing = beside(&self.data, REMOVING);
+        match aside {
+            Some(aside) if aside != removing => Ok(()),
+            _ => remove_old(&removing),
+        }
+    }
+}
+
+fn occupant_of(data: &Path) -> Result<Occupant> {
+    match entries(data) {
+        Ok(names) if names.is_empty() => return Ok(Occupant::Empty),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
+        Err(error) => return Err(error).at(Kind::Config, "list", data),
+    }
+    let there = |name: &str| exists(&control_path(data, name));
+    if !there(CONTROL)? {
+        if there(MOVED)? {
+            return Ok(Occupant::Unfinished(Origin::Moved));
+        }
+        if there(COPIED)? {
+            return Ok(Occupant::Unfinished(Origin::Copied));
+        }
+    }
+    // Fails for a directory of something else, which is not ours to move.
+    DataDirectory::open(data).map_err(|error| {
+        CommandError::config(format!("{} is not empty", data.display())).because(error)
+    })?;
+    Ok(Occupant::Old)
+}
+
+/// How what is being prepared came there; `None` if nothing is.
+pub fn origin_of_staging(staging: &Path) -> Result<Option<Origin>> {
+    if !exists(staging)? {
+        return Ok(None);
+    }
+    // A copy gets its control file under the other name, at some time.
+    let is_moved =
+        exists(&control_path(staging, CONTROL))? || exists(&control_path(staging, MOVED))?;
+    Ok(Some(match is_moved {
+        true => Origin::Moved,
+        false => Origin::Copied,
+    }))
+}
+
+/// Keeps PostgreSQL from starting; nothing happens if it could not anyway.
+pub fn hide_control(staging: &Path) -> Result<()> {
+    let (control, hidden) = (control_path(staging, CONTROL), control_path(staging, MOVED));
+    match exists(&control)? {
+        true => files::move_to(&control, &hidden).at(Kind::Retry, "rename", &control),
+        false => Ok(()),
+    }
+}
+
+/// Lets PostgreSQL start.
+pub fn show_control(data: &Path) -> Result<()> {
+    let control = control_path(data, CONTROL);
+    for name in [MOVED, COPIED] {
+        let hidden = control_path(data, name);
+        if exists(&hidden)? {
+            return files::move_to(&hidden, &control).at(Kind::Retry, "rename", &hidden);
+        }
+    }
+    Err(CommandError::retry(format!(
+        "{} has no control file",
+        data.display()
+    )))
+}
+
+/// Removes a copy that was not finished, with what it had put into tablespaces outside.
+pub fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
+    for target in transfer::link_targets(&copy.join("pg_tblspc"))? {
+        if target.is_absolute() && !target.starts_with(data) && !target.starts_with(copy) {
+            transfer::remove_entries(&target)?;
+        }
+    }
+    match std::fs::remove_dir_all(copy) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at(Kind::Retry, "remove the unfinished", copy),
+    }
+}
+
+/// Makes a directory as PostgreSQL wants them, unless it is there.
+pub fn make_directory(path: &Path) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.at(Kind::Retry, "create", path),
+    }
+}
+
+/// A name beside a directory that nothing has, such as `data.1`.
+pub fn free_name(path: &Path) -> Result<PathBuf> {
+    for number in 1..OLD_COPIES_MAX {
+        let name = beside(path, &number.to_string());
+        if !exists(&name)? {
+            return Ok(name);
+        }
+    }
+    Err(CommandError::retry(format!(
+        "there are too many old copies of {}",
+        path.display()
+    ))
+    .hint("remove those that are needed no longer"))
+}
+
+/// Removes a directory, of which PostgreSQL cannot start once the first file of it is gone.
+fn remove_old(path: &Path) -> Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at(Kind::Retry, "remove", path),
+    };
+    gone(std::fs::remove_file(control_path(path, CONTROL)))?;
+    gone(std::fs::remove_dir_all(path))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(error).at(Kind::Config, "examine", path),
+    }
+}

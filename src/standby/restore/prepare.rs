@@ -1,0 +1,113 @@
+//! Turns a set's files into a data directory that replays: tablespaces, pg_wal, settings, signal.
+//! Never lets PostgreSQL start from it: the control file is out of the way. Invariant: every step
+//! can be done twice, and what it leaves is durable.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::place::{free_name, make_directory};
+use super::plan::Plan;
+use super::transfer::{self, entries};
+use crate::error::{IoContext, Kind, Result};
+use crate::files;
+
+/// What PostgreSQL calls a map that it has gone by.
+const MAP_DONE: &str = "tablespace_map.old";
+
+/// The set's pg_wal while its content moves elsewhere.
+const OLD_WAL: &str = "pg_wal.restoring";
+
+/// Prepares the files in `staging`.
+pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    // PostgreSQL refuses a directory that others may look into.
+    let mode = PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(staging, mode).at(Kind::Retry, "change the mode of", staging)?;
+    for left in ["postmaster.pid", "postmaster.opts"] {
+        let path = staging.join(left);
+        files::remove(&path).at(Kind::Retry, "remove", &path)?;
+    }
+    place_tablespaces(plan, staging)?;
+    place_wal(plan, staging)?;
+    plan.recovery.write(staging)?;
+    files::sync_directory(staging).at(Kind::Retry, "sync", staging)
+}
+
+/// Leads the links to where the tablespaces are. PostgreSQL would make them anew, to the master's
+/// paths, as long as there is a `tablespace_map`.
+fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    let kept = staging.join("tmpspc");
+    let links = staging.join("pg_tblspc");
+    make_directory(&links)?;
+    let kept_oids = match kept.is_dir() {
+        true => entries(&kept).at(Kind::Retry, "list", &kept)?,
+        false => Vec::new(),
+    };
+    for oid in &kept_oids {
+        if !plan.tablespaces.contains_key(oid) {
+            let link = links.join(oid);
+            let target = plan.place.data.join("tmpspc").join(oid);
+            files::link(&link, &target).at(Kind::Retry, "link", &link)?;
+        }
+    }
+    for (oid, space) in &plan.tablespaces {
+        let link = links.join(oid);
+        make_directory(space)?;
+        // First, so that what is found there after a kill is known to be from here.
+        files::link(&link, space).at(Kind::Retry, "link", &link)?;
+        let from = kept.join(oid);
+        if from.is_dir() {
+            transfer::move_entries(&from, space)?;
+            transfer::remove(&from)?;
+        }
+    }
+    let (map, done) = (staging.join("tablespace_map"), staging.join(MAP_DONE));
+    if map.exists() {
+        transfer::remove(&done)?;
+        files::move_to(&map, &done).at(Kind::Retry, "rename", &map)?;
+    }
+    Ok(())
+}
+
+/// An empty pg_wal, but for what the set had in it, in the data directory or at `slave_pg_xlog`.
+fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    let wal = staging.join("pg_wal");
+    let old_wal = staging.join(OLD_WAL);
+    let Some(place) = plan.wal_directory() else {
+        if wal.is_symlink() {
+            transfer::remove(&wal)?;
+        }
+        return make_directory(&wal);
+    };
+    if std::fs::read_link(&wal).ok().as_deref() != Some(place) {
+        move_old_wal_aside(plan, place)?;
+        make_directory(place)?;
+        if wal.is_dir() && !wal.is_symlink() {
+            files::move_to(&wal, &old_wal).at(Kind::Retry, "rename", &wal)?;
+        }
+        files::link(&wal, place).at(Kind::Retry, "link", &wal)?;
+    }
+    make_directory(place)?;
+    if old_wal.is_dir() {
+        transfer::move_entries(&old_wal, place)?;
+        transfer::remove(&old_wal)?;
+    }
+    Ok(())
+}
+
+/// The WAL of another life of the server must not be replayed. What its own pg_wal leads to stays
+/// with the old data directory.
+fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
+    if !place.is_dir() || std::fs::remove_dir(place).is_ok() {
+        return Ok(());
+    }
+    if !plan.config.backup_datadir {
+        return transfer::remove(place);
+    }
+    let aside = free_name(place)?;
+    files::move_to(place, &aside).at(Kind::Retry, "move aside", place)?;
+    tracing::info!("the old {} is now {}", place.display(), aside.display());
+    if plan.place.data.is_dir() {
+        transfer::relink(&plan.place.data, place, &aside)?;
+    }
+    Ok(())
+}

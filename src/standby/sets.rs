@@ -1,0 +1,35 @@
+//! The backup sets as the standby's commands reach them.
+//! Never changes any. Invariant: an error of the sets ends with what a person can do about it.
+
+use std::sync::Arc;
+
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, Kind, Result};
+use crate::store::sets::{BackupSets, SetError};
+use crate::store::{Disk, RealDisk};
+
+/// The sets of the settings.
+pub fn open(config: &StandbyConfig) -> Result<BackupSets> {
+    let full_backup = config.full_backup.as_deref().ok_or_else(|| {
+        CommandError::config("there is no setting `full_backup`")
+            .hint("set it, or `walmgr_data` to have it below that")
+    })?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    BackupSets::open(full_backup, &config.completed_wals, &disk)
+        .map_err(|error| failed("open the backup sets", &error))
+}
+
+/// The error of a command that was doing this with the sets.
+pub fn failed(doing: &str, error: &SetError) -> CommandError {
+    // The standby's own disk is no receiver's here, and somebody else's work ends.
+    let kind = match error.kind() {
+        Kind::ReceiverDisk | Kind::AlreadyRunning => Kind::Retry,
+        kind => kind,
+    };
+    let hint = match error {
+        SetError::Busy { .. } => "try again when that has ended",
+        SetError::Absent { .. } => "`listbackups` lists those that there are",
+        _ => "",
+    };
+    CommandError::new(kind, doing).because(error).hint(hint)
+}

@@ -1,0 +1,281 @@
+//! Takes a set out of the archive: copied into a new directory, or moved there.
+//! Never writes into a set, and never follows a link in one. Invariant: the directory it makes has
+//! no `global/pg_control`, without which PostgreSQL does not start, before all of it is durable;
+//! nor does this give it that name: whoever asked for it does, when everything else is done.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use walmgr_protocol::names::BackupName;
+
+use super::BackupSets;
+use super::error::SetError;
+use super::list::HeldSet;
+use super::lock::{Mode, NamesLock};
+use super::seal::{TABLESPACE_LINKS, TABLESPACES};
+use crate::pg::control;
+use crate::store::StoreError;
+use crate::store::durable::{self, TREE_DEPTH_MAX};
+use crate::store::tree::Node;
+
+/// One read and one write each.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// How much is written before its write-back is started.
+const WRITEBACK_BYTES: u64 = 16 << 20;
+
+/// What a server leaves behind that runs no more; a copy of a stopped one has them.
+const OF_A_SERVER: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
+
+/// How much a set holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SetSize {
+    /// Bytes outside its tablespaces.
+    pub bytes: u64,
+    /// Bytes in each tablespace, by its OID.
+    pub tablespaces: BTreeMap<OsString, u64>,
+}
+
+/// How a set is to be copied.
+pub struct Copying<'a> {
+    /// The directory to make.
+    pub to: &'a Path,
+    /// What `global/pg_control` is called there.
+    pub control_name: &'a str,
+    /// Where the content of a tablespace goes, by its OID: into a directory that exists. The others
+    /// stay where the set has them.
+    pub tablespaces: &'a BTreeMap<OsString, PathBuf>,
+    /// Hears how many bytes more were written.
+    pub progress: &'a mut dyn FnMut(u64),
+}
+
+impl HeldSet {
+    /// Adds up the lengths of its files.
+    pub fn size(&self) -> Result<SetSize, SetError> {
+        let mut size = SetSize::default();
+        self.add_up(self.directory(), Path::new(""), &mut size)?;
+        Ok(size)
+    }
+
+    fn add_up(
+        &self,
+        here: BorrowedFd<'_>,
+        path: &Path,
+        size: &mut SetSize,
+    ) -> Result<(), SetError> {
+        let disk = &self.sets.parent.disk;
+        let failed = |op, path: &Path, error| self.failure(op, path, error);
+        if path.components().count() > TREE_DEPTH_MAX {
+            return Err(failed("list", path, Errno::LOOP.into()));
+        }
+        let names = disk.entries(here);
+        for name in names.map_err(|error| failed("list", path, error))? {
+            let path = path.join(&name);
+            match disk.node(here, &name) {
+                Ok(Node::File(len)) => match tablespace_of(&path) {
+                    Some(oid) => *size.tablespaces.entry(oid.to_owned()).or_default() += len,
+                    None => size.bytes += len,
+                },
+                Ok(Node::Directory) => {
+                    let below = disk.enter(here, &name);
+                    let below = below.map_err(|error| failed("open", &path, error))?;
+                    if let Some(oid) = tablespace_of(&path) {
+                        size.tablespaces.entry(oid.to_owned()).or_default();
+                    }
+                    self.add_up(below.as_fd(), &path, size)?;
+                }
+                Ok(Node::Link | Node::Other) => {}
+                Err(error) => return Err(failed("examine", &path, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the set and makes the copy durable. Links stay behind, those of the tablespaces
+    /// included. A copy that was interrupted is worth nothing and is for the caller to remove.
+    pub fn copy<'a>(&'a self, copying: Copying<'a>) -> Result<(), SetError> {
+        let disk = &self.sets.parent.disk;
+        let made = disk.create_directory(copying.to);
+        let opened = made.and_then(|()| disk.open_directory(copying.to));
+        let root = opened.map_err(|error| failure("create", copying.to, error))?;
+        let mut copier = Copier {
+            set: self,
+            copying,
+            spaces: Vec::new(),
+            buffer: vec![0; PIECE_BYTES],
+        };
+        copier.directory(self.directory(), root.as_fd(), Path::new(""))?;
+        let parent = &self.sets.parent;
+        let shown = copier.copying.to.display().to_string();
+        parent.sync_tree(root.as_fd(), &shown)?;
+        for (path, space) in &copier.spaces {
+            parent.sync_tree(space.as_fd(), &path.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Moves the set; hands it back when it would have to go to another file system. Take it first.
+    pub fn move_to(self, to: &Path) -> Result<Option<HeldSet>, SetError> {
+        let name = self.name().to_string();
+        let parent = &self.sets.parent;
+        match durable::move_directory(parent.handle(), &name, to) {
+            Ok(()) => Ok(None),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => Ok(Some(self)),
+            Err(error) => Err(failure("move a backup set to", to, error)),
+        }
+    }
+
+    fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
+        failure(op, &self.path().join(path), error)
+    }
+}
+
+impl BackupSets {
+    /// Gives a set that was moved away, and not changed since, its name back.
+    pub fn put_back(&self, from: &Path, name: &BackupName) -> Result<(), SetError> {
+        let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
+        self.ensure_no_intent()?;
+        let to = self.path_of(&name.to_string());
+        let above = from.parent().unwrap_or(Path::new("/"));
+        let moved = (self.parent.disk.open_directory(above)).and_then(|above| {
+            let from = from.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            durable::move_directory(above.as_fd(), from, &to)
+        });
+        moved.map_err(|error| failure("move a backup set to", &to, error))
+    }
+
+    /// Removes a set that was taken. Killed in between, the next backup removes the rest.
+    pub fn discard(&self, taken: HeldSet) -> Result<(), SetError> {
+        self.set_aside(&taken.name().to_string())?;
+        drop(taken);
+        self.sweep().map(drop)
+    }
+}
+
+fn failure(op: &'static str, path: &Path, source: io::Error) -> SetError {
+    let path = path.to_path_buf();
+    SetError::Store(StoreError::Disk { op, path, source })
+}
+
+/// The tablespace that a path of a set lies in, or is.
+fn tablespace_of(path: &Path) -> Option<&OsStr> {
+    let mut components = path.iter();
+    let is_below = components.next() == Some(OsStr::new(TABLESPACES));
+    components.next().filter(|_| is_below)
+}
+
+struct Copier<'a> {
+    set: &'a HeldSet,
+    copying: Copying<'a>,
+    /// The directories outside that tablespaces went to, opened before anything was written there.
+    spaces: Vec<(PathBuf, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Copier<'_> {
+    fn directory(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        path: &Path,
+    ) -> Result<(), SetError> {
+        if path.components().count() > TREE_DEPTH_MAX {
+            return Err(self.set.failure("copy", path, Errno::LOOP.into()));
+        }
+        let disk = &self.set.sets.parent.disk;
+        let names = disk.entries(from);
+        for name in names.map_err(|error| self.set.failure("list", path, error))? {
+            let path = path.join(&name);
+            let node = disk.node(from, &name);
+            match node.map_err(|error| self.set.failure("examine", &path, error))? {
+                Node::File(_) if OF_A_SERVER.iter().any(|of| path == Path::new(of)) => {}
+                Node::File(_) => self.file(from, to, &path)?,
+                Node::Directory => {
+                    let below = disk.enter(from, &name);
+                    let below = below.map_err(|error| self.set.failure("open", &path, error))?;
+                    let made = self.make_directory(to, &path, &name)?;
+                    self.directory(below.as_fd(), made.as_fd(), &path)?;
+                }
+                Node::Link if path.starts_with(TABLESPACE_LINKS) => {}
+                Node::Link | Node::Other => {
+                    tracing::warn!("{} is no file and is left out", path.display());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory for `path`: where its tablespace goes, or `name` below `to`.
+    fn make_directory(
+        &mut self,
+        to: BorrowedFd<'_>,
+        path: &Path,
+        name: &OsStr,
+    ) -> Result<OwnedFd, SetError> {
+        let disk = &self.set.sets.parent.disk;
+        let is_root = path.iter().count() == 2;
+        let mapped = tablespace_of(path).filter(|_| is_root);
+        if let Some(space) = mapped.and_then(|oid| self.copying.tablespaces.get(oid)) {
+            let open = || disk.open_directory(space);
+            let failed = |error| failure("open", space, error);
+            self.spaces.push((space.clone(), open().map_err(failed)?));
+            return open().map_err(failed);
+        }
+        let made = disk.make_directory(to, name);
+        let made = made.and_then(|()| disk.enter(to, name));
+        made.map_err(|error| self.failure("create", path, error))
+    }
+
+    fn file(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        path: &Path,
+    ) -> Result<(), SetError> {
+        let disk = &self.set.sets.parent.disk;
+        let name = path.file_name().unwrap_or_default();
+        let new_name = match path == Path::new(control::FILE_NAME) {
+            true => OsStr::new(self.copying.control_name),
+            false => name,
+        };
+        let source = disk.open_file(from, name);
+        let source = source.map_err(|error| self.set.failure("open", path, error))?;
+        let file = disk.make_file(to, new_name);
+        let file = file.map_err(|error| self.failure("create", path, error))?;
+        let (mut offset_bytes, mut writeback_bytes) = (0, 0);
+        loop {
+            let read_bytes = disk.read(source.as_fd(), &mut self.buffer, offset_bytes);
+            let read_bytes = read_bytes.map_err(|error| self.set.failure("read", path, error))?;
+            if read_bytes == 0 {
+                break;
+            }
+            let mut piece = &self.buffer[..read_bytes];
+            while !piece.is_empty() {
+                let written = match disk.write(file.as_fd(), piece, offset_bytes) {
+                    Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                    other => other,
+                };
+                let written = written.map_err(|error| self.failure("write", path, error))?;
+                offset_bytes += written as u64;
+                piece = &piece[written..];
+            }
+            (self.copying.progress)(read_bytes as u64);
+            if offset_bytes - writeback_bytes >= WRITEBACK_BYTES {
+                // Advice only: the sync at the end is what counts.
+                let len = offset_bytes - writeback_bytes;
+                let _ = disk.start_writeback(file.as_fd(), writeback_bytes, len);
+                writeback_bytes = offset_bytes;
+            }
+        }
+        disk.close(file)
+            .map_err(|error| self.failure("close", path, error))
+    }
+
+    fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
+        failure(op, &self.copying.to.join(path), error)
+    }
+}
