@@ -4,14 +4,22 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::Malformed;
-use crate::limits::{NAME_BYTES_MAX, STRING_BYTES_MAX};
-use crate::names::{SegmentName, TimelineId, WalFileName};
+use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, STRING_BYTES_MAX};
+use crate::names::{RelativePath, SegmentName, TimelineId, WalFileName};
 
 /// Appends a string behind its length, cut at a character below the bound.
 pub(crate) fn put_string(out: &mut BytesMut, text: &str) {
     let len = text.floor_char_boundary(STRING_BYTES_MAX);
     out.put_u16_le(u16::try_from(len).unwrap_or(0));
     out.put_slice(&text.as_bytes()[..len]);
+}
+
+/// Appends a path behind its length.
+pub(crate) fn put_path(out: &mut BytesMut, path: &RelativePath) {
+    let bytes = path.as_bytes();
+    // No path is longer than PATH_BYTES_MAX.
+    out.put_u16_le(u16::try_from(bytes.len()).unwrap_or(0));
+    out.put_slice(bytes);
 }
 
 /// Takes fields off the front of a payload, none of them longer than its bound.
@@ -98,6 +106,18 @@ impl Fields {
         } else {
             Ok(Some(text.parse()?))
         }
+    }
+
+    pub(crate) fn path(&mut self) -> Result<RelativePath, Malformed> {
+        let len = usize::from(self.u16()?);
+        if len > PATH_BYTES_MAX {
+            return Err(Malformed::TooLong {
+                what: "a path",
+                most: PATH_BYTES_MAX as u64,
+                found: len as u64,
+            });
+        }
+        Ok(RelativePath::new(&self.take(len)?)?)
     }
 
     fn bounded_string(&mut self, what: &'static str, most: usize) -> Result<String, Malformed> {

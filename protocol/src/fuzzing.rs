@@ -1,6 +1,10 @@
 //! Fuzz bodies as plain functions, so that unit tests run them too and they cannot rot.
 //! Each panics when an invariant breaks and returns otherwise.
 
+mod backup;
+
+pub use backup::backup_session;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::{DATA_HEADROOM_BYTES, Decoder, Encoder};
@@ -260,6 +264,7 @@ pub fn sample_messages() -> Vec<Message> {
             more: false,
         }));
     }
+    messages.extend(backup::sample_messages());
     messages
 }
 

@@ -70,6 +70,31 @@ pub const SET_ENTRIES_MAX: usize = 2 << 20;
 /// some programs add.
 pub const TAR_EXTENDED_BYTES_MAX: usize = 16 << 10;
 
+/// Streams of one backup: as many as `backup_jobs` can ask for, and one for the control file.
+pub const BACKUP_STREAMS_MAX: u16 = 65;
+
+/// Paths in one question, answer or confirmation: the longest of them fit a frame.
+pub const BACKUP_PATHS_MAX: u16 = 128;
+
+/// Warnings behind a sealed set.
+pub const BACKUP_WARNINGS_MAX: u16 = 16;
+
+/// Longest `backup_manifest`: what a set of [`SET_ENTRIES_MAX`] files with ordinary names needs.
+/// The standby holds it in memory while it compares it with what has arrived.
+pub const MANIFEST_BYTES_MAX: u64 = 512 << 20;
+
+/// Longest configuration file that a backup brings along.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Configuration files that a backup brings along: PostgreSQL has three, the rest is for includes.
+pub const CONFIG_FILES_MAX: usize = 16;
+
+const _: () = assert!(
+    (BACKUP_PATHS_MAX as usize) * (2 + PATH_BYTES_MAX + 8 + 4) + 64 < FRAME_PAYLOAD_BYTES as usize
+);
+const _: () = assert!(
+    (BACKUP_WARNINGS_MAX as usize + 2) * (2 + STRING_BYTES_MAX) + 64 < FRAME_PAYLOAD_BYTES as usize
+);
 const _: () = assert!(TAR_EXTENDED_BYTES_MAX > 2 * PATH_BYTES_MAX);
 const _: () = assert!(PATH_BYTES_MAX > COMPONENT_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_DEFAULT >= BLOCK_BYTES_MIN);

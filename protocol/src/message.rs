@@ -26,14 +26,19 @@
 //! | 14 | ping | both | nothing |
 //! | 15 | pong | both | nothing |
 //! | 16 | goodbye | both | nothing |
+//! | 20–31 | backup | both | see [`backup`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
 //! 16 to channel 0; an error belongs to the channel whose upload it ends.
 
+pub mod backup;
+
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
+
+pub use backup::Backup;
 
 use crate::compress::check_raw_bytes;
 use crate::error::{Malformed, ProtocolError};
@@ -63,10 +68,22 @@ pub enum Kind {
     Ping = 14,
     Pong = 15,
     Goodbye = 16,
+    BackupBegin = 20,
+    BackupGranted = 21,
+    BackupResume = 22,
+    BackupJoin = 23,
+    BackupHeldRequest = 24,
+    BackupHeld = 25,
+    BackupFilesDone = 26,
+    BackupStreamEnd = 27,
+    BackupStreamTaken = 28,
+    BackupPart = 29,
+    BackupFinish = 30,
+    BackupSealed = 31,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 28] = [
         Kind::Setup,
         Kind::SetupDone,
         Kind::Offer,
@@ -83,6 +100,18 @@ impl Kind {
         Kind::Ping,
         Kind::Pong,
         Kind::Goodbye,
+        Kind::BackupBegin,
+        Kind::BackupGranted,
+        Kind::BackupResume,
+        Kind::BackupJoin,
+        Kind::BackupHeldRequest,
+        Kind::BackupHeld,
+        Kind::BackupFilesDone,
+        Kind::BackupStreamEnd,
+        Kind::BackupStreamTaken,
+        Kind::BackupPart,
+        Kind::BackupFinish,
+        Kind::BackupSealed,
     ];
 
     fn from_number(number: u8) -> Option<Kind> {
@@ -361,6 +390,8 @@ pub enum Message {
     Pong,
     /// Nothing follows; close without an error.
     Goodbye,
+    /// Something about a backup.
+    Backup(Backup),
 }
 
 /// The digest of a file that is durable. The only way to one on the sending side is
@@ -395,6 +426,7 @@ impl Message {
             Message::Ping => Kind::Ping,
             Message::Pong => Kind::Pong,
             Message::Goodbye => Kind::Goodbye,
+            Message::Backup(backup) => backup.kind(),
         }
     }
 
@@ -417,6 +449,7 @@ impl Message {
             Message::Ping => "a ping",
             Message::Pong => "a pong",
             Message::Goodbye => "a goodbye",
+            Message::Backup(backup) => backup.name(),
         }
     }
 
@@ -471,6 +504,7 @@ impl Message {
                 out.put_u16_le(request.limit);
             }
             Message::List(list) => list.encode(out),
+            Message::Backup(backup) => backup.encode(out),
         }
         0
     }
@@ -536,6 +570,15 @@ impl Message {
             Kind::Ping => Message::Ping,
             Kind::Pong => Message::Pong,
             Kind::Goodbye => Message::Goodbye,
+            kind => match Backup::decode(kind, &mut fields)? {
+                Some(backup) => Message::Backup(backup),
+                None => {
+                    return Err(ProtocolError::Incompatible {
+                        what: "frame kind",
+                        found: u64::from(kind as u8),
+                    });
+                }
+            },
         };
         fields.end()?;
         Ok(message)

@@ -39,6 +39,12 @@ const CRC_BYTES: usize = 4;
 const ANSWER_WELCOME: u16 = 1;
 const ANSWER_REFUSED: u16 = 2;
 
+/// Feature: base backups (message kinds 20 to 31).
+pub const FEATURE_BACKUP: u64 = 1;
+
+/// Every feature of this program.
+pub const FEATURES: u64 = FEATURE_BACKUP;
+
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);
 
@@ -63,7 +69,7 @@ pub struct Hello {
     pub cluster: Option<Cluster>,
     /// The timeline its cluster is on.
     pub timeline: TimelineId,
-    /// Optional features it can use, one bit each; none is assigned.
+    /// Optional features it can use, one bit each, such as [`FEATURE_BACKUP`].
     pub features: u64,
     /// Fresh random bytes.
     pub nonce: Nonce,

@@ -7,6 +7,7 @@
 //! - when a session returns an error, send it as [`crate::message::Error`] of scope `connection`
 //!   and close.
 
+pub mod backup;
 pub mod hello;
 pub mod keepalive;
 pub mod push;

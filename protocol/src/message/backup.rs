@@ -1,0 +1,494 @@
+//! The messages of a backup, each struct beside its encoding; kinds 20 to 31.
+//! Never interprets one. Invariant: every list is bounded on both sides, and no path leads out of
+//! the set.
+//!
+//! # Payloads
+//!
+//! Fields as in [`crate::message`]; `path` is a `u16` length and that many bytes of a
+//! [`RelativePath`], `token` is 16 bytes, `lsn` is a `u64`. All of them belong to a channel from 1 on.
+//!
+//! | kind | message | sent by | payload |
+//! |-----:|---------|---------|---------|
+//! | 20 | begin | client | `string` who, `string` origin, `string` label, `u32` timeline |
+//! | 21 | granted | receiver | `token`, `u32` lease in seconds, `u16` streams |
+//! | 22 | resume | client | `token` |
+//! | 23 | join | client | `token`, `u16` number of the stream, from 0 |
+//! | 24 | held request | client | `u16` count, then that many `path` |
+//! | 25 | held | receiver | `u16` count, then in the same order `u8` what (0 nothing, 1 its beginning, 2 all of it, 3 a directory) with, for 1, `u64` bytes, `u32` CRC-32C of them, `u64` length, and for 2, `u64` length, `u32` CRC-32C |
+//! | 26 | files done | receiver | `u16` count, then that many times `path`, `u64` length, `u32` CRC-32C |
+//! | 27 | end of a stream | client | `u64` length of the stream |
+//! | 28 | stream taken | receiver | `u64` length of the stream |
+//! | 29 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
+//! | 30 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
+//! | 31 | sealed | receiver | `string` name, `string` where it is, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
+
+use bytes::{BufMut, BytesMut};
+
+use crate::error::Malformed;
+use crate::fields::{Fields, put_path, put_string};
+use crate::limits::{
+    BACKUP_PATHS_MAX, BACKUP_WARNINGS_MAX, CONFIG_FILE_BYTES_MAX, MANIFEST_BYTES_MAX,
+    SMALL_FILE_BYTES_MAX,
+};
+use crate::message::Kind;
+use crate::names::{Lsn, RelativePath, TimelineId};
+
+/// The pax keyword with which a stream continues a file at an offset: the entry then holds what is
+/// missing, so that the stream stays a valid tar for every other program.
+pub const TAR_OFFSET_KEYWORD: &str = "WALMGR.offset";
+
+/// What a backup is known by on every connection of it. Random, and told only to whoever began it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token(pub [u8; 16]);
+
+/// Asks for the right to make a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begin {
+    /// Who asks: host, job and process, for those who find a backup running.
+    pub who: String,
+    /// What only one living process can send at a time, because it holds a lock for it. A backup
+    /// of the same origin that is still open is therefore a dead one's, and gives way.
+    pub origin: String,
+    /// The label of the backup.
+    pub label: String,
+    /// The timeline that the cluster is on.
+    pub timeline: TimelineId,
+}
+
+/// The backup may begin, or go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    /// What its other connections show.
+    pub token: Token,
+    /// How long it outlives the connection that controls it, in seconds.
+    pub lease_s: u32,
+    /// Streams that may be open at once.
+    pub streams_max: u16,
+}
+
+/// Brings one more connection into a backup; it carries one tar stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// Which backup.
+    pub token: Token,
+    /// Which of its streams; a connection that carried the same one before gives way.
+    pub stream: u16,
+}
+
+/// What the receiver has of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing.
+    Nothing,
+    /// Its beginning: the stream that brought it was cut.
+    Beginning {
+        /// Bytes of it; the place to go on from.
+        bytes: u64,
+        /// CRC-32C of them.
+        crc32c: u32,
+        /// The length that was announced.
+        len: u64,
+    },
+    /// All of it.
+    All(FileDigest),
+    /// It is a directory, and there.
+    Directory,
+}
+
+/// Length and CRC-32C of a file, as a `backup_manifest` has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Bytes.
+    pub len: u64,
+    /// CRC-32C of them.
+    pub crc32c: u32,
+}
+
+/// A file that arrived completely.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileDone {
+    /// Where it is in the set.
+    pub path: RelativePath,
+    /// What it is.
+    pub digest: FileDigest,
+}
+
+/// What a [`Part`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartName {
+    /// `backup_label` as the server returned it.
+    Label,
+    /// `tablespace_map` as the server returned it.
+    TablespaceMap,
+    /// `backup_manifest`.
+    Manifest,
+    /// A configuration file that lies outside the data directory, by its file name.
+    Config(RelativePath),
+}
+
+/// Something that belongs to the set beside its files; its data blocks follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub name: PartName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// CRC-32 of it.
+    pub crc32: u32,
+}
+
+/// Everything was sent: check, seal, and say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// Where a recovery of the set begins.
+    pub start: Lsn,
+    /// Where it is consistent.
+    pub stop: Lsn,
+    /// The timeline of both.
+    pub timeline: TimelineId,
+    /// How long to wait for WAL up to there to be in the archive, in seconds.
+    pub wal_wait_s: u32,
+}
+
+/// The set is whole, durable and listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Its name.
+    pub name: String,
+    /// Where it is on the receiver's host, for people.
+    pub path: String,
+    /// Older sets that were removed.
+    pub expired: u32,
+    /// WAL files that were removed because no set needs them any more.
+    pub purged: u32,
+    /// What did not go as it should, and harms the set in no way.
+    pub warnings: Vec<String>,
+}
+
+/// A message of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backup {
+    /// Asks for a backup; answered by [`Backup::Granted`] or a refusal that names the holder.
+    Begin(Begin),
+    /// It may go on.
+    Granted(Granted),
+    /// Takes control of it again after the connection was lost; answered by [`Backup::Granted`],
+    /// or by [`Backup::Sealed`] when it is over.
+    Resume(Token),
+    /// Brings in a stream; answered by [`Backup::Granted`].
+    Join(Join),
+    /// Asks what is held of these.
+    HeldRequest(Vec<RelativePath>),
+    /// That is held of them, in their order.
+    Held(Vec<Held>),
+    /// These have arrived.
+    FilesDone(Vec<FileDone>),
+    /// That was all of the stream.
+    StreamEnd(u64),
+    /// All of it was taken.
+    StreamTaken(u64),
+    /// A part of the set, whose blocks follow.
+    Part(Part),
+    /// Seal it.
+    Finish(Finish),
+    /// It is sealed. Only [`crate::session::backup`] builds one, from a proof.
+    Sealed(SealedSet),
+}
+
+/// A set that is sealed. The only way to one on the sending side is
+/// [`crate::session::backup::acknowledge`], which asks for a proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSet(pub(crate) Sealed);
+
+impl SealedSet {
+    /// What became of the backup.
+    pub const fn facts(&self) -> &Sealed {
+        &self.0
+    }
+}
+
+impl Part {
+    /// The largest that a part of this name may be.
+    pub const fn size_max(name: &PartName) -> u64 {
+        match name {
+            PartName::Label | PartName::TablespaceMap => SMALL_FILE_BYTES_MAX,
+            PartName::Manifest => MANIFEST_BYTES_MAX,
+            PartName::Config(_) => CONFIG_FILE_BYTES_MAX,
+        }
+    }
+}
+
+impl Backup {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Backup::Begin(_) => Kind::BackupBegin,
+            Backup::Granted(_) => Kind::BackupGranted,
+            Backup::Resume(_) => Kind::BackupResume,
+            Backup::Join(_) => Kind::BackupJoin,
+            Backup::HeldRequest(_) => Kind::BackupHeldRequest,
+            Backup::Held(_) => Kind::BackupHeld,
+            Backup::FilesDone(_) => Kind::BackupFilesDone,
+            Backup::StreamEnd(_) => Kind::BackupStreamEnd,
+            Backup::StreamTaken(_) => Kind::BackupStreamTaken,
+            Backup::Part(_) => Kind::BackupPart,
+            Backup::Finish(_) => Kind::BackupFinish,
+            Backup::Sealed(_) => Kind::BackupSealed,
+        }
+    }
+
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Backup::Begin(_) => "a request for a backup",
+            Backup::Granted(_) => "the grant of a backup",
+            Backup::Resume(_) => "a request to resume a backup",
+            Backup::Join(_) => "a stream's request to join a backup",
+            Backup::HeldRequest(_) => "a question what is held",
+            Backup::Held(_) => "the answer what is held",
+            Backup::FilesDone(_) => "a confirmation of files",
+            Backup::StreamEnd(_) => "the end of a stream",
+            Backup::StreamTaken(_) => "the confirmation of a stream",
+            Backup::Part(_) => "a part of a backup set",
+            Backup::Finish(_) => "a request to seal a backup set",
+            Backup::Sealed(_) => "the confirmation of a backup set",
+        }
+    }
+
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Backup::Begin(begin) => {
+                put_string(out, &begin.who);
+                put_string(out, &begin.origin);
+                put_string(out, &begin.label);
+                out.put_u32_le(begin.timeline.number());
+            }
+            Backup::Granted(granted) => {
+                out.put_slice(&granted.token.0);
+                out.put_u32_le(granted.lease_s);
+                out.put_u16_le(granted.streams_max);
+            }
+            Backup::Resume(token) => out.put_slice(&token.0),
+            Backup::Join(join) => {
+                out.put_slice(&join.token.0);
+                out.put_u16_le(join.stream);
+            }
+            Backup::HeldRequest(paths) => {
+                for path in bounded(out, paths, BACKUP_PATHS_MAX) {
+                    put_path(out, path);
+                }
+            }
+            Backup::Held(held) => {
+                for held in bounded(out, held, BACKUP_PATHS_MAX) {
+                    held.encode(out);
+                }
+            }
+            Backup::FilesDone(files) => {
+                for file in bounded(out, files, BACKUP_PATHS_MAX) {
+                    put_path(out, &file.path);
+                    file.digest.encode(out);
+                }
+            }
+            Backup::StreamEnd(bytes) | Backup::StreamTaken(bytes) => out.put_u64_le(*bytes),
+            Backup::Part(part) => part.encode(out),
+            Backup::Finish(finish) => {
+                out.put_u64_le(finish.start.0);
+                out.put_u64_le(finish.stop.0);
+                out.put_u32_le(finish.timeline.number());
+                out.put_u32_le(finish.wal_wait_s);
+            }
+            Backup::Sealed(SealedSet(sealed)) => {
+                put_string(out, &sealed.name);
+                put_string(out, &sealed.path);
+                out.put_u32_le(sealed.expired);
+                out.put_u32_le(sealed.purged);
+                for warning in bounded(out, &sealed.warnings, BACKUP_WARNINGS_MAX) {
+                    put_string(out, warning);
+                }
+            }
+        }
+    }
+
+    /// The message of a kind that is a backup's.
+    pub(crate) fn decode(kind: Kind, fields: &mut Fields) -> Result<Option<Backup>, Malformed> {
+        Ok(Some(match kind {
+            Kind::BackupBegin => Backup::Begin(Begin {
+                who: fields.string("who asks for a backup")?,
+                origin: fields.string("origin of a backup")?,
+                label: fields.string("label of a backup")?,
+                timeline: fields.timeline()?,
+            }),
+            Kind::BackupGranted => Backup::Granted(Granted {
+                token: Token(fields.array()?),
+                lease_s: fields.u32()?,
+                streams_max: fields.u16()?,
+            }),
+            Kind::BackupResume => Backup::Resume(Token(fields.array()?)),
+            Kind::BackupJoin => Backup::Join(Join {
+                token: Token(fields.array()?),
+                stream: fields.u16()?,
+            }),
+            Kind::BackupHeldRequest => Backup::HeldRequest(list(
+                fields,
+                "a list of paths",
+                BACKUP_PATHS_MAX,
+                |fields| fields.path(),
+            )?),
+            Kind::BackupHeld => Backup::Held(list(
+                fields,
+                "a list of what is held",
+                BACKUP_PATHS_MAX,
+                Held::decode,
+            )?),
+            Kind::BackupFilesDone => Backup::FilesDone(list(
+                fields,
+                "a list of files",
+                BACKUP_PATHS_MAX,
+                |fields| {
+                    Ok(FileDone {
+                        path: fields.path()?,
+                        digest: FileDigest::decode(fields)?,
+                    })
+                },
+            )?),
+            Kind::BackupStreamEnd => Backup::StreamEnd(fields.u64()?),
+            Kind::BackupStreamTaken => Backup::StreamTaken(fields.u64()?),
+            Kind::BackupPart => Backup::Part(Part::decode(fields)?),
+            Kind::BackupFinish => Backup::Finish(Finish {
+                start: Lsn(fields.u64()?),
+                stop: Lsn(fields.u64()?),
+                timeline: fields.timeline()?,
+                wal_wait_s: fields.u32()?,
+            }),
+            Kind::BackupSealed => Backup::Sealed(SealedSet(Sealed {
+                name: fields.string("name of a backup set")?,
+                path: fields.string("path of a backup set")?,
+                expired: fields.u32()?,
+                purged: fields.u32()?,
+                warnings: list(
+                    fields,
+                    "a list of warnings",
+                    BACKUP_WARNINGS_MAX,
+                    |fields| fields.string("a warning"),
+                )?,
+            })),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+impl Held {
+    fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Held::Nothing => out.put_u8(0),
+            Held::Beginning { bytes, crc32c, len } => {
+                out.put_u8(1);
+                out.put_u64_le(*bytes);
+                out.put_u32_le(*crc32c);
+                out.put_u64_le(*len);
+            }
+            Held::All(digest) => {
+                out.put_u8(2);
+                digest.encode(out);
+            }
+            Held::Directory => out.put_u8(3),
+        }
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Held, Malformed> {
+        Ok(match fields.u8()? {
+            0 => Held::Nothing,
+            1 => Held::Beginning {
+                bytes: fields.u64()?,
+                crc32c: fields.u32()?,
+                len: fields.u64()?,
+            },
+            2 => Held::All(FileDigest::decode(fields)?),
+            3 => Held::Directory,
+            found => {
+                return Err(Malformed::BadValue {
+                    what: "what is held",
+                    found: u64::from(found),
+                });
+            }
+        })
+    }
+}
+
+impl FileDigest {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.len);
+        out.put_u32_le(self.crc32c);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<FileDigest, Malformed> {
+        Ok(FileDigest {
+            len: fields.u64()?,
+            crc32c: fields.u32()?,
+        })
+    }
+}
+
+impl Part {
+    fn encode(&self, out: &mut BytesMut) {
+        match &self.name {
+            PartName::Label => out.put_u8(1),
+            PartName::TablespaceMap => out.put_u8(2),
+            PartName::Manifest => out.put_u8(3),
+            PartName::Config(path) => {
+                out.put_u8(4);
+                put_path(out, path);
+            }
+        }
+        out.put_u64_le(self.size);
+        out.put_u32_le(self.crc32);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Part, Malformed> {
+        let name = match fields.u8()? {
+            1 => PartName::Label,
+            2 => PartName::TablespaceMap,
+            3 => PartName::Manifest,
+            4 => PartName::Config(fields.path()?),
+            found => {
+                return Err(Malformed::BadValue {
+                    what: "part of a backup set",
+                    found: u64::from(found),
+                });
+            }
+        };
+        let size = fields.u64()?;
+        let most = Part::size_max(&name);
+        if size > most {
+            let (what, found) = ("a part of a backup set", size);
+            return Err(Malformed::TooLong { what, most, found });
+        }
+        Ok(Part {
+            name,
+            size,
+            crc32: fields.u32()?,
+        })
+    }
+}
+
+/// Appends the number of entries, and returns those that are to follow it.
+fn bounded<'a, T>(out: &mut BytesMut, entries: &'a [T], most: u16) -> &'a [T] {
+    let count = entries.len().min(usize::from(most));
+    out.put_u16_le(u16::try_from(count).unwrap_or(most));
+    &entries[..count]
+}
+
+fn list<T>(
+    fields: &mut Fields,
+    what: &'static str,
+    most: u16,
+    mut entry: impl FnMut(&mut Fields) -> Result<T, Malformed>,
+) -> Result<Vec<T>, Malformed> {
+    let count = fields.u16()?;
+    if count > most {
+        return Err(Malformed::TooLong {
+            what,
+            most: u64::from(most),
+            found: u64::from(count),
+        });
+    }
+    (0..count).map(|_| entry(fields)).collect()
+}

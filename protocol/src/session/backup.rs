@@ -1,0 +1,517 @@
+//! A base backup on its way: the control connection and the streams, both ends of each.
+//! Never does IO. Invariant: a set counts as sealed for its sender only when the receiver says so,
+//! which needs a [`ProofOfSeal`]; and a stream's blocks follow one another without hole or overlap.
+//!
+//! ```text
+//! master                                         receiver
+//!   Begin {who, origin, label, timeline}   ->      takes the lease
+//!                                          <-      Granted {token, lease, streams}
+//! on more connections, one a stream:
+//!   Join {token, stream}                   ->
+//!                                          <-      Granted
+//!   Data {offset, raw length, bytes} …     ->      unpacks tar, writes files
+//!                                          <-      FilesDone {path, length, CRC-32C} …
+//!   StreamEnd {length}                     ->
+//!                                          <-      StreamTaken {length}
+//! on the first connection again:
+//!   Part {label}, Data …                   ->
+//!   Part {manifest}, Data …                ->
+//!   Finish {start, stop, timeline}         ->      waits for the WAL, compares, syncs, renames
+//!                                          <-      Sealed {name, …}
+//! ```
+//!
+//! Everything of one connection runs on one channel. A stream whose connection breaks joins again,
+//! asks what is held of the files it had not heard of (`HeldRequest` → `Held`), and goes on with a new
+//! tar stream: files that are complete are left out, one that was cut goes on where it was. The control
+//! connection comes back with `Resume` within the lease; after that the set is removed.
+//!
+//! ```text
+//! receiver:  Idle ─▶ Admitting ─┬─▶ Controlling ─▶ Finishing ─▶ Over
+//!                               └─▶ Streaming ⇄ LookingUp
+//!                                       └─▶ Ending ─▶ Over
+//! ```
+
+use crate::error::{PeerMisbehaved, ProtocolError};
+use crate::message::backup::{
+    Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SealedSet, Token,
+};
+use crate::message::{Data, Error, Message};
+use crate::names::RelativePath;
+
+/// Shown by whoever sealed a set. The archive's store is the only place that may implement it.
+pub trait ProofOfSeal {
+    /// The name of the set.
+    fn name(&self) -> String;
+}
+
+/// The confirmation of a sealed set: there is no other way to build one.
+pub fn acknowledge(proof: &impl ProofOfSeal, mut facts: Sealed) -> Message {
+    facts.name = proof.name();
+    Message::Backup(Backup::Sealed(SealedSet(facts)))
+}
+
+/// How a connection asks to be part of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// To begin one.
+    Begin(Begin),
+    /// To control one again.
+    Resume(Token),
+    /// To carry a stream of one.
+    Join(Join),
+}
+
+/// What a receiver's driver does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiverAction {
+    /// Decide about this and feed [`Receiver::admitted`], [`Receiver::over`] or
+    /// [`Receiver::failed`].
+    Admit(Request),
+    /// Look these up, behind every block so far, and feed [`Receiver::looked_up`].
+    LookUp(Vec<RelativePath>),
+    /// Unpack this block and take it into the set.
+    Write(Data),
+    /// The stream came to its end: see that its tar did too, and feed [`Receiver::stream_taken`].
+    EndStream(u64),
+    /// A part begins; every [`ReceiverAction::WritePart`] up to the next belongs to it.
+    BeginPart(Part),
+    /// Unpack this block and append it to the part.
+    WritePart(Data),
+    /// Seal the set and feed [`Receiver::sealed`].
+    Finish(Finish),
+    /// The sender gave the backup up, in these words.
+    Abort(String),
+    /// Send this.
+    Send(Message),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ReceiverState {
+    Idle,
+    Admitting(Request),
+    Controlling {
+        /// What is missing of the part under way, and where it goes on.
+        part: Option<(u64, u64)>,
+    },
+    Finishing,
+    Streaming {
+        next_offset: u64,
+    },
+    LookingUp {
+        next_offset: u64,
+        count: usize,
+    },
+    Ending {
+        bytes: u64,
+    },
+    Over,
+    /// An error was sent while more may be on its way: it is dropped.
+    Draining,
+}
+
+/// The receiver's end of one connection of a backup.
+#[derive(Debug)]
+pub struct Receiver {
+    state: ReceiverState,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Receiver {
+            state: ReceiverState::Idle,
+        }
+    }
+}
+
+impl Receiver {
+    /// Whether the connection has nothing to do with a backup, or not any more.
+    pub const fn is_idle(&self) -> bool {
+        matches!(
+            self.state,
+            ReceiverState::Idle | ReceiverState::Over | ReceiverState::Draining
+        )
+    }
+
+    /// Whether a set is being sealed.
+    pub const fn is_finishing(&self) -> bool {
+        matches!(self.state, ReceiverState::Finishing)
+    }
+
+    /// A message arrived on the backup's channel.
+    pub fn received(&mut self, message: Message) -> Result<Option<ReceiverAction>, ProtocolError> {
+        match (&mut self.state, message) {
+            (ReceiverState::Draining | ReceiverState::Over, Message::Error(_)) => Ok(None),
+            (ReceiverState::Draining, Message::Data(_) | Message::Backup(_)) => Ok(None),
+            (_, Message::Error(error)) => {
+                self.state = ReceiverState::Over;
+                Ok(Some(ReceiverAction::Abort(error.message)))
+            }
+            (ReceiverState::Idle, Message::Backup(Backup::Begin(begin))) => {
+                self.admit(Request::Begin(begin))
+            }
+            (ReceiverState::Idle, Message::Backup(Backup::Resume(token))) => {
+                self.admit(Request::Resume(token))
+            }
+            (ReceiverState::Idle, Message::Backup(Backup::Join(join))) => {
+                self.admit(Request::Join(join))
+            }
+            (ReceiverState::Controlling { part }, Message::Data(data)) => {
+                part_data(part, &data)?;
+                Ok(Some(ReceiverAction::WritePart(data)))
+            }
+            (ReceiverState::Controlling { part }, Message::Backup(Backup::Part(begun))) => {
+                whole(part)?;
+                *part = Some((0, begun.size));
+                Ok(Some(ReceiverAction::BeginPart(begun)))
+            }
+            (ReceiverState::Controlling { part }, Message::Backup(Backup::Finish(finish))) => {
+                whole(part)?;
+                self.state = ReceiverState::Finishing;
+                Ok(Some(ReceiverAction::Finish(finish)))
+            }
+            (ReceiverState::Streaming { next_offset }, Message::Data(data)) => {
+                *next_offset = continues(*next_offset, &data)?;
+                Ok(Some(ReceiverAction::Write(data)))
+            }
+            (
+                ReceiverState::Streaming { next_offset },
+                Message::Backup(Backup::HeldRequest(paths)),
+            ) => {
+                self.state = ReceiverState::LookingUp {
+                    next_offset: *next_offset,
+                    count: paths.len(),
+                };
+                Ok(Some(ReceiverAction::LookUp(paths)))
+            }
+            (ReceiverState::Streaming { next_offset }, Message::Backup(Backup::StreamEnd(end))) => {
+                if *next_offset != end {
+                    let (expected, found) = (*next_offset, end);
+                    return Err(PeerMisbehaved::Offset { expected, found }.into());
+                }
+                self.state = ReceiverState::Ending { bytes: end };
+                Ok(Some(ReceiverAction::EndStream(end)))
+            }
+            (state, message) => Err(unexpected(state.name(), &message)),
+        }
+    }
+
+    /// The answer to [`ReceiverAction::Admit`]: it may.
+    pub fn admitted(&mut self, granted: Granted) -> Option<ReceiverAction> {
+        self.state = match &self.state {
+            ReceiverState::Admitting(Request::Begin(_) | Request::Resume(_)) => {
+                ReceiverState::Controlling { part: None }
+            }
+            ReceiverState::Admitting(Request::Join(_)) => {
+                ReceiverState::Streaming { next_offset: 0 }
+            }
+            _ => return None,
+        };
+        Some(ReceiverAction::Send(Message::Backup(Backup::Granted(
+            granted,
+        ))))
+    }
+
+    /// The answer to [`ReceiverAction::LookUp`].
+    pub fn looked_up(&mut self, held: Vec<Held>) -> Option<ReceiverAction> {
+        let ReceiverState::LookingUp { next_offset, count } = self.state else {
+            return None;
+        };
+        if held.len() != count {
+            return None;
+        }
+        self.state = ReceiverState::Streaming { next_offset };
+        Some(ReceiverAction::Send(Message::Backup(Backup::Held(held))))
+    }
+
+    /// The answer to [`ReceiverAction::EndStream`].
+    pub fn stream_taken(&mut self) -> Option<ReceiverAction> {
+        let ReceiverState::Ending { bytes } = self.state else {
+            return None;
+        };
+        self.state = ReceiverState::Over;
+        let taken = Backup::StreamTaken(bytes);
+        Some(ReceiverAction::Send(Message::Backup(taken)))
+    }
+
+    /// The answer to [`ReceiverAction::Finish`], or to a resumption that comes after it; `sealed`
+    /// is what [`acknowledge`] made.
+    pub fn sealed(&mut self, sealed: Message) -> Option<ReceiverAction> {
+        match self.state {
+            ReceiverState::Finishing | ReceiverState::Admitting(Request::Resume(_)) => {
+                self.state = ReceiverState::Over;
+                Some(ReceiverAction::Send(sealed))
+            }
+            _ => None,
+        }
+    }
+
+    /// Something the driver was asked to do failed, or the backup ended; the error goes to the
+    /// sender.
+    pub fn failed(&mut self, error: Error) -> ReceiverAction {
+        self.state = ReceiverState::Draining;
+        ReceiverAction::Send(Message::Error(error))
+    }
+
+    fn admit(&mut self, request: Request) -> Result<Option<ReceiverAction>, ProtocolError> {
+        self.state = ReceiverState::Admitting(request.clone());
+        Ok(Some(ReceiverAction::Admit(request)))
+    }
+}
+
+impl ReceiverState {
+    const fn name(&self) -> &'static str {
+        match self {
+            ReceiverState::Idle => "no backup is open on the channel",
+            ReceiverState::Admitting(_) => "a connection asks to be part of a backup",
+            ReceiverState::Controlling { .. } => "a backup is controlled",
+            ReceiverState::Finishing => "a backup set is being sealed",
+            ReceiverState::Streaming { .. } => "a stream of a backup is received",
+            ReceiverState::LookingUp { .. } => "files of a backup are looked up",
+            ReceiverState::Ending { .. } => "a stream of a backup ends",
+            ReceiverState::Over => "the backup is over",
+            ReceiverState::Draining => "a refused backup is being drained",
+        }
+    }
+}
+
+/// The offset behind a block that has to begin at `expected`.
+fn continues(expected: u64, data: &Data) -> Result<u64, PeerMisbehaved> {
+    if data.offset != expected {
+        let found = data.offset;
+        return Err(PeerMisbehaved::Offset { expected, found });
+    }
+    Ok(expected.saturating_add(u64::from(data.raw_bytes)))
+}
+
+fn part_data(part: &mut Option<(u64, u64)>, data: &Data) -> Result<(), PeerMisbehaved> {
+    // Without a part every block is one too many.
+    let (next_offset, size) = part.get_or_insert((0, 0));
+    let end = continues(*next_offset, data)?;
+    if end > *size {
+        return Err(PeerMisbehaved::BeyondOffer { size: *size, end });
+    }
+    *next_offset = end;
+    Ok(())
+}
+
+/// Fails while blocks of the part under way are missing.
+fn whole(part: &Option<(u64, u64)>) -> Result<(), PeerMisbehaved> {
+    match part {
+        Some((found, expected)) if found != expected => Err(PeerMisbehaved::Offset {
+            expected: *found,
+            found: *expected,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What a message means to the master's control connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// The backup may begin, or go on.
+    Granted(Granted),
+    /// The set is sealed; the connection has nothing more to say.
+    Sealed(Sealed),
+    /// It was refused, or given up by the receiver, in words.
+    Refused(Error),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ControlState {
+    Asking { resumes: bool },
+    Granted,
+    Finishing,
+    Over,
+}
+
+/// The master's end of the control connection.
+#[derive(Debug)]
+pub struct Control {
+    state: ControlState,
+}
+
+impl Control {
+    /// Asks for a backup.
+    pub fn begin(begin: Begin) -> (Self, Message) {
+        let state = ControlState::Asking { resumes: false };
+        (Control { state }, Message::Backup(Backup::Begin(begin)))
+    }
+
+    /// Asks to go on with one.
+    pub fn resume(token: Token) -> (Self, Message) {
+        let state = ControlState::Asking { resumes: true };
+        (Control { state }, Message::Backup(Backup::Resume(token)))
+    }
+
+    /// The announcement of a part, whose blocks have to follow; `None` where it has no place.
+    pub fn part(&self, name: PartName, size: u64, crc32: u32) -> Option<Message> {
+        let part = Part { name, size, crc32 };
+        (self.state == ControlState::Granted).then_some(Message::Backup(Backup::Part(part)))
+    }
+
+    /// Asks to have the set sealed; `None` where that has no place.
+    pub fn finish(&mut self, finish: Finish) -> Option<Message> {
+        if self.state != ControlState::Granted {
+            return None;
+        }
+        self.state = ControlState::Finishing;
+        Some(Message::Backup(Backup::Finish(finish)))
+    }
+
+    /// A message arrived.
+    pub fn received(&mut self, message: Message) -> Result<ControlEvent, ProtocolError> {
+        match (self.state, message) {
+            (ControlState::Over, message) => Err(unexpected("the backup is over", &message)),
+            (_, Message::Error(error)) => {
+                self.state = ControlState::Over;
+                Ok(ControlEvent::Refused(error))
+            }
+            (ControlState::Asking { .. }, Message::Backup(Backup::Granted(granted))) => {
+                self.state = ControlState::Granted;
+                Ok(ControlEvent::Granted(granted))
+            }
+            (
+                ControlState::Finishing | ControlState::Asking { resumes: true },
+                Message::Backup(Backup::Sealed(sealed)),
+            ) => {
+                self.state = ControlState::Over;
+                Ok(ControlEvent::Sealed(sealed.0))
+            }
+            (state, message) => Err(unexpected(state.name(), &message)),
+        }
+    }
+}
+
+impl ControlState {
+    const fn name(self) -> &'static str {
+        match self {
+            ControlState::Asking { .. } => "waiting for the grant of a backup",
+            ControlState::Granted => "controlling a backup",
+            ControlState::Finishing => "waiting until a backup set is sealed",
+            ControlState::Over => "the backup is over",
+        }
+    }
+}
+
+/// What a message means to one of the master's streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// Ask what is held, or send.
+    Granted,
+    /// The answer to [`Stream::ask`], in its order.
+    Held(Vec<Held>),
+    /// These files have arrived.
+    FilesDone(Vec<crate::message::backup::FileDone>),
+    /// All of the stream was taken.
+    Taken,
+    /// It was refused in words.
+    Refused(Error),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StreamState {
+    Asking,
+    Open,
+    LookingUp { count: usize },
+    Ending { bytes: u64 },
+    Over,
+}
+
+/// The master's end of one stream.
+#[derive(Debug)]
+pub struct Stream {
+    state: StreamState,
+    sent_bytes: u64,
+}
+
+impl Stream {
+    /// Asks to carry a stream.
+    pub fn join(join: Join) -> (Self, Message) {
+        let stream = Stream {
+            state: StreamState::Asking,
+            sent_bytes: 0,
+        };
+        (stream, Message::Backup(Backup::Join(join)))
+    }
+
+    /// Asks what is held of these files; `None` where that has no place.
+    pub fn ask(&mut self, paths: Vec<RelativePath>) -> Option<Message> {
+        if self.state != StreamState::Open {
+            return None;
+        }
+        self.state = StreamState::LookingUp { count: paths.len() };
+        Some(Message::Backup(Backup::HeldRequest(paths)))
+    }
+
+    /// Where in the stream the next block begins.
+    pub const fn next_offset(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// A block of this many raw bytes went out.
+    pub fn block_sent(&mut self, raw_bytes: u32) {
+        self.sent_bytes = self.sent_bytes.saturating_add(u64::from(raw_bytes));
+    }
+
+    /// Says that this was all; `None` where that has no place.
+    pub fn end(&mut self) -> Option<Message> {
+        if self.state != StreamState::Open {
+            return None;
+        }
+        let bytes = self.sent_bytes;
+        self.state = StreamState::Ending { bytes };
+        Some(Message::Backup(Backup::StreamEnd(bytes)))
+    }
+
+    /// A message arrived.
+    pub fn received(&mut self, message: Message) -> Result<StreamEvent, ProtocolError> {
+        match (self.state, message) {
+            (StreamState::Over, message) => Err(unexpected("the stream is over", &message)),
+            (_, Message::Error(error)) => {
+                self.state = StreamState::Over;
+                Ok(StreamEvent::Refused(error))
+            }
+            (StreamState::Asking, Message::Backup(Backup::Granted(_))) => {
+                self.state = StreamState::Open;
+                Ok(StreamEvent::Granted)
+            }
+            (StreamState::LookingUp { count }, Message::Backup(Backup::Held(held)))
+                if held.len() == count =>
+            {
+                self.state = StreamState::Open;
+                Ok(StreamEvent::Held(held))
+            }
+            (
+                StreamState::Open | StreamState::LookingUp { .. } | StreamState::Ending { .. },
+                Message::Backup(Backup::FilesDone(files)),
+            ) => Ok(StreamEvent::FilesDone(files)),
+            (StreamState::Ending { bytes }, Message::Backup(Backup::StreamTaken(taken)))
+                if taken == bytes =>
+            {
+                self.state = StreamState::Over;
+                Ok(StreamEvent::Taken)
+            }
+            (state, message) => Err(unexpected(state.name(), &message)),
+        }
+    }
+}
+
+impl StreamState {
+    const fn name(self) -> &'static str {
+        match self {
+            StreamState::Asking => "waiting to be let into a backup",
+            StreamState::Open => "sending a stream of a backup",
+            StreamState::LookingUp { .. } => "waiting for the answer what is held",
+            StreamState::Ending { .. } => "waiting until a stream is taken",
+            StreamState::Over => "the stream is over",
+        }
+    }
+}
+
+fn unexpected(state: &'static str, message: &Message) -> ProtocolError {
+    PeerMisbehaved::Unexpected {
+        state,
+        found: message.name(),
+    }
+    .into()
+}
