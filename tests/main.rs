@@ -25,6 +25,7 @@ mod limits;
 mod load;
 mod network;
 mod pg;
+mod pg_backup;
 mod power_cut;
 mod readme;
 mod replay;

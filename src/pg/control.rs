@@ -69,6 +69,8 @@ pub struct ControlFile {
     pub max_locks_per_transaction: i32,
     /// Bytes in a page of a table (`BLCKSZ`).
     pub block_bytes: u32,
+    /// Pages in a file of a relation before the next file begins (`RELSEG_SIZE`).
+    pub segment_blocks: u32,
     /// Bytes in a page of WAL (`XLOG_BLCKSZ`).
     pub wal_block_bytes: u32,
     /// `wal_segment_size`.
@@ -295,6 +297,7 @@ pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFault> {
         max_prepared_transactions: fields.i32(SETTINGS + 20)?,
         max_locks_per_transaction: fields.i32(SETTINGS + 24)?,
         block_bytes: fields.u32(SIZES)?,
+        segment_blocks: fields.u32(SIZES + 4)?,
         wal_block_bytes: fields.u32(SIZES + 8)?,
         segment_size: WalSegmentSize::new(segment_bytes)
             .ok_or_else(|| value("xlog_seg_size", segment_bytes))?,
@@ -386,6 +389,7 @@ mod tests {
             assert_eq!(control.timeline.number(), 1);
             assert_eq!(control.wal_level, WalLevel::Replica);
             assert_eq!((control.block_bytes, control.wal_block_bytes), (8192, 8192));
+            assert_eq!(control.segment_blocks, 1 << 17);
             assert_eq!(control.max_wal_senders, 10);
             assert!(control.data_checksums);
             assert!(control.redo.0 > 0x80_0000 && control.checkpoint >= control.redo);

@@ -2,6 +2,7 @@
 //! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
+pub mod backup_label;
 pub mod command;
 pub mod conf;
 pub mod conninfo;
@@ -10,5 +11,9 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod page;
 pub mod recovery;
+pub mod relation;
 pub mod sql;
+pub mod sql_backup;
+pub mod tablespace_map;

@@ -219,6 +219,19 @@ impl Session {
         column(&self.row("SELECT pg_is_in_recovery()", &[]).await?, 0)
     }
 
+    /// The timeline that the server writes or, as a standby, that it has replayed up to.
+    pub async fn timeline(&self) -> Result<TimelineId> {
+        if !self.is_in_recovery().await? {
+            return Ok(self.wal_position().await?.timeline);
+        }
+        // Before the first restart point a standby knows only the checkpoint it began with.
+        let sql = "SELECT greatest(min_recovery_end_timeline, timeline_id)::bigint \
+             FROM pg_control_recovery(), pg_control_checkpoint()";
+        let number: i64 = column(&self.row(sql, &[]).await?, 0)?;
+        let timeline = u32::try_from(number).ok().and_then(TimelineId::new);
+        timeline.ok_or_else(|| answer(format!("timeline {number}")))
+    }
+
     /// Where a primary's WAL ends; an error on a standby.
     pub async fn wal_position(&self) -> Result<WalPosition> {
         // The timeline comes from a name, because pg_control_checkpoint() lags behind a promotion.
@@ -298,7 +311,8 @@ impl Session {
         }
     }
 
-    async fn row(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+    /// The one row that a statement returns.
+    pub(super) async fn row(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         let mut rows = self.query(sql, parameters).await?;
         match (rows.pop(), rows.is_empty()) {
             (Some(row), true) => Ok(row),
@@ -307,11 +321,14 @@ impl Session {
     }
 }
 
-fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, index: usize) -> Result<T> {
+pub(super) fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
+    row: &'a Row,
+    index: usize,
+) -> Result<T> {
     row.try_get(index).map_err(unexpected)
 }
 
-fn lsn(row: &Row, index: usize) -> Result<Lsn> {
+pub(super) fn lsn(row: &Row, index: usize) -> Result<Lsn> {
     let text: String = column(row, index)?;
     text.parse().map_err(|error: InvalidName| unexpected(error))
 }

@@ -11,9 +11,9 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::control::{self, State};
 use crate::standby::sets;
-use crate::store::sets::LabelFacts;
 
 /// Purges.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -52,7 +52,7 @@ fn needed_by(data: &Path) -> Result<Vec<SegmentName>> {
     let path = data.join("backup_label");
     match std::fs::read(&path) {
         Ok(text) => {
-            let label = LabelFacts::parse(&text).map_err(|why| {
+            let label = BackupLabel::parse(&text).map_err(|why| {
                 CommandError::retry(format!("{} is no label: {why}", path.display()))
             })?;
             needed.push(label.first_segment);

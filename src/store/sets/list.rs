@@ -11,8 +11,8 @@ use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::label::{self, LabelFacts};
 use super::lock::{Mode, NamesLock, lock};
+use crate::pg::backup_label::BackupLabel;
 use crate::store::StoreError;
 use crate::store::tree::Node;
 
@@ -22,7 +22,7 @@ pub struct SetEntry {
     /// Its name.
     pub name: BackupName,
     /// What its `backup_label` says, or why nobody can tell.
-    pub label: Result<LabelFacts, String>,
+    pub label: Result<BackupLabel, String>,
 }
 
 /// A set that stays where it is and as it is while this exists; its name may change.
@@ -30,14 +30,14 @@ pub struct HeldSet {
     name: BackupName,
     path: PathBuf,
     directory: OwnedFd,
-    label: LabelFacts,
+    label: BackupLabel,
     pub(super) sets: BackupSets,
     /// Only when it was taken.
     _names: Option<NamesLock>,
 }
 
 /// The directory of a set and what its label says, or why nobody can tell.
-type OpenedSet = (OwnedFd, Result<LabelFacts, String>);
+type OpenedSet = (OwnedFd, Result<BackupLabel, String>);
 
 impl HeldSet {
     /// The name under which it was found.
@@ -57,7 +57,7 @@ impl HeldSet {
     }
 
     /// What its label says.
-    pub const fn label(&self) -> &LabelFacts {
+    pub const fn label(&self) -> &BackupLabel {
         &self.label
     }
 }
@@ -164,7 +164,7 @@ impl BackupSets {
             Err(error) => return Err(failed("examine the label of", error).into()),
         }
         let label = self.read_label(root.as_fd(), &text)?;
-        let label = label::parse(&label);
+        let label = BackupLabel::parse(&label).map_err(|fault| fault.to_string());
         Ok(Some((root, label)))
     }
 

@@ -25,7 +25,7 @@ fn plant_set(root: &Path, name: &str, timeline: u32, number: u64) {
     let start = file.start(SIZE).unwrap();
     std::fs::create_dir(root.join(name)).unwrap();
     let label = format!(
-        "START WAL LOCATION: {start} (file {file})\nSTART TIME: now\nLABEL: x\n\
+        "START WAL LOCATION: {start} (file {file})\nCHECKPOINT LOCATION: {start}\nSTART TIME: now\nLABEL: x\n\
          START TIMELINE: {timeline}\n"
     );
     std::fs::write(root.join(name).join("backup_label"), label).unwrap();

@@ -25,9 +25,10 @@ use walmgr_protocol::names::{BackupName, RelativePath};
 use super::error::SetError;
 use super::incoming::{IncomingSet, SetShared, UNSEALED_LABEL};
 use super::inventory::{FileDigest, Inventory, Known};
-use super::label;
 use super::lock::NamesLock;
 use super::unpack::descend;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::tablespace_map::oid_of;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
 
@@ -109,10 +110,13 @@ impl SetShared {
         if let Some((path, _)) = cut {
             return incomplete(format!("{path} has not arrived to its end"));
         }
-        let facts = match label::parse(parts.backup_label) {
+        let facts = match BackupLabel::parse(parts.backup_label) {
             Ok(facts) => facts,
             Err(why) => return incomplete(format!("its backup_label is not one: {why}")),
         };
+        if facts.incremental_from.is_some() {
+            return incomplete("it is an incremental backup, which needs another set".to_owned());
+        }
         let first = parts.wal.first();
         if facts.first_segment != first {
             let needed = facts.first_segment;
@@ -149,7 +153,7 @@ impl SetShared {
                 && first == TABLESPACES.as_bytes()
             {
                 let is_directory = matches!(known, Known::Directory { .. });
-                if !is_directory || !is_oid(oid) {
+                if !is_directory || oid_of(oid).is_none() {
                     return Err(SetError::Entry {
                         path: path.clone(),
                         why: "it is no tablespace",
@@ -266,10 +270,4 @@ fn stored_path(inventory: &Inventory, path: &RelativePath) -> RelativePath {
         Some(moved) if inventory.known(&moved).is_some() => moved,
         _ => path.clone(),
     }
-}
-
-fn is_oid(name: &[u8]) -> bool {
-    let text = std::str::from_utf8(name).unwrap_or_default();
-    let number = text.parse::<u32>();
-    number.is_ok_and(|number| number > 0 && number.to_string() == text)
 }

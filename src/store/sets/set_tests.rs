@@ -154,6 +154,25 @@ fn fault_68_a_set_that_is_not_what_its_manifest_says_is_refused() {
 }
 
 #[test]
+fn an_incremental_backup_is_not_sealed() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    let wal = wal_proof(folder.path());
+    let sets = real_sets(folder.path());
+    let incoming = sets.begin(&lease(&sets).unwrap()).unwrap();
+    let lines = b"INCREMENTAL FROM LSN: 0/200028\nINCREMENTAL FROM TLI: 1\n";
+    let error = incoming.seal(Parts {
+        backup_label: &[&label(3)[..], lines].concat(),
+        tablespace_map: None,
+        manifest: &[3],
+        files: &mut std::iter::empty(),
+        wal: &wal,
+    });
+    let why = error.unwrap_err().to_string();
+    assert!(why.contains("incremental"), "{why}");
+}
+
+#[test]
 fn fault_60_a_set_without_its_wal_is_not_sealed() {
     let folder = scratch_folder();
     prepare(folder.path());
