@@ -38,6 +38,7 @@
 //! | [`wal`] | WAL bytes: headers, records, the scanner, whole segments; no IO |
 //! | [`store`] | what is kept on the standby; the on-disk format and its crash arguments |
 //! | [`pg`] | a cluster's own files and its SQL |
+//! | [`tar`] | the streams that backup sets travel in; no IO |
 //! | [`transport`] | keys, TLS, connecting, frames over sockets |
 //! | [`receiver`] | the standby's daemon |
 //! | [`master`] | one file a command that runs where PostgreSQL writes |
@@ -64,5 +65,6 @@ pub mod pg;
 pub mod receiver;
 pub mod standby;
 pub mod store;
+pub mod tar;
 pub mod transport;
 pub mod wal;

@@ -72,6 +72,8 @@ fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) ->
         Command::Stop => master::stop::run(config, options),
         Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
         Command::Periodic => master::periodic::run(config, options),
+        Command::ListBackups => master::listbackups::run(config, options),
+        Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
 }

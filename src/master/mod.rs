@@ -6,12 +6,15 @@ use crate::error::{CommandError, Result};
 pub mod archiving;
 pub mod ask;
 pub mod cluster;
+pub mod fetch;
 pub mod init;
+pub mod listbackups;
 pub mod periodic;
 pub mod push;
 pub mod setup;
 pub mod stop;
 pub mod xarchive;
+pub mod xrestore;
 
 /// A runtime for one client connection: one thread for sockets, two for files, and one more
 /// for looking up host names while those are busy.

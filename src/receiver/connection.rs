@@ -2,6 +2,8 @@
 //! Never touches the archive itself. Invariant: at most one upload a channel, and a peer that
 //! breaks a rule is told which before it is hung up on.
 
+mod fetch;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
+use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
@@ -50,6 +53,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
     let now = daemon.started.elapsed();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
+        fetching: fetch::Fetching::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
         stop_by: None,
@@ -107,6 +111,7 @@ struct Connection {
     wire: Wire,
     channels: Vec<Channel>,
     reports: mpsc::Sender<(Slot, Report)>,
+    fetching: fetch::Fetching,
     keepalive: Keepalive,
     frame_began: Option<Instant>,
     stop_by: Option<Instant>,
@@ -115,6 +120,7 @@ struct Connection {
 enum Happened {
     Arrived(Option<Frame>),
     Reported(Slot, Report),
+    Fetched(FetchReport),
     Reloaded,
     Stopping,
     Tick,
@@ -136,6 +142,7 @@ impl Connection {
             let asked_to_stop = self.stop_by.is_some();
             let happened = tokio::select! {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
+                report = self.fetching.next() => Happened::Fetched(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -163,6 +170,7 @@ impl Connection {
                 Ok(())
             }
             Happened::Reported(slot, report) => self.reported(slot, report).await,
+            Happened::Fetched(report) => self.fetch_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -214,6 +222,10 @@ impl Connection {
             (0, Message::Goodbye) => Err(End::Gone("goodbye".to_owned())),
             (0, Message::Error(error)) => Err(End::Gone(error.message)),
             (0, request) => self.control(request).await,
+            (channel, message @ Message::Fetch(_)) => self.fetch_message(channel, message).await,
+            (channel, message) if self.fetching.owns(channel) => {
+                self.fetch_message(channel, message).await
+            }
             (channel, message) => self.upload_message(channel, message).await,
         }
     }

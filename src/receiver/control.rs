@@ -6,6 +6,7 @@ use std::sync::Arc;
 use walmgr_protocol::limits::LIST_ENTRIES_MAX;
 use walmgr_protocol::message::{Cluster, List, ListRequest, Message, SetupDone, Status};
 
+use crate::receiver::fetch;
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
@@ -18,6 +19,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
         Message::Setup => set_up(&shared, cluster),
         Message::StatusRequest => status(&shared),
         Message::ListRequest(request) => list(&shared, &request),
+        Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
         other => Ok(unexpected(&other)),
     });
     match working.await {

@@ -4,11 +4,12 @@
 //! daemon stays up and the archive stays whole.
 //!
 //! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
-//! connection, [`upload`] writes one file, [`control`] answers questions, [`settings`] is what a
-//! reload may change.
+//! connection, [`upload`] writes one file, [`fetch`] reads what a master wants back, [`control`]
+//! answers questions, [`settings`] is what a reload may change.
 
 pub mod connection;
 pub mod control;
+pub mod fetch;
 pub mod introduction;
 pub mod refusal;
 pub mod server;

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Answer, FEATURES, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
@@ -55,13 +55,29 @@ impl Target {
 
     /// Connects, and introduces this side as the master of `cluster`.
     pub async fn connect(&self, cluster: Cluster, timeline: TimelineId) -> Result<Connection> {
+        let role = Role::Master;
+        self.connect_as(role, Some(cluster), timeline).await
+    }
+
+    /// The same for one who only reads, and may have lost the cluster's files.
+    pub async fn connect_to_read(&self, cluster: Option<Cluster>) -> Result<Connection> {
+        let timeline = TimelineId::FIRST;
+        self.connect_as(Role::Tool, cluster, timeline).await
+    }
+
+    async fn connect_as(
+        &self,
+        role: Role,
+        cluster: Option<Cluster>,
+        timeline: TimelineId,
+    ) -> Result<Connection> {
         let stream = self.tcp().await?;
         let deadline = self.connect_timeout;
         let hello = Hello {
-            role: Role::Master,
-            cluster: Some(cluster),
+            role,
+            cluster,
             timeline,
-            features: 0,
+            features: FEATURES,
             nonce: fresh_nonce()?,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -14,14 +14,11 @@
 //! repeated or unknown pax keywords, everything sparse.
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, TAR_EXTENDED_BYTES_MAX};
+pub use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD as OFFSET_KEYWORD;
 use walmgr_protocol::names::RelativePath;
 
 /// Headers and padding come in blocks of this size.
 pub const BLOCK_BYTES: usize = 512;
-
-/// The pax keyword with which a sender continues a file at an offset: the entry then holds what is
-/// missing, so that the stream stays a valid tar for every other program.
-pub const OFFSET_KEYWORD: &str = "WALMGR.offset";
 
 /// The largest number eleven octal digits can hold; a larger size needs pax or base-256.
 const OCTAL_SIZE_MAX: u64 = (1 << 33) - 1;
