@@ -29,6 +29,7 @@ mod pg_backup;
 mod power_cut;
 mod readme;
 mod replay;
+mod restore;
 mod setup;
 mod skew;
 mod versions;

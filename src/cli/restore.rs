@@ -15,7 +15,7 @@ use crate::options::{Restoring, TargetWords};
 pub(super) struct Typed {
     /// The set, as `listbackups` prints it; without it the newest is moved, not copied
     #[arg(value_name = "SET")]
-    set: Option<String>,
+    backup_set: Option<String>,
     /// Another place than `slave_data`
     #[arg(value_name = "DST")]
     destination: Option<PathBuf>,
@@ -46,7 +46,7 @@ impl Typed {
     pub(super) fn into_restoring(self) -> Result<Restoring> {
         let tablespaces = self.tablespace_mapping.iter().map(|text| mapping(text));
         Ok(Restoring {
-            set: self.set,
+            set: self.backup_set,
             destination: self.destination,
             target: TargetWords {
                 time: self.target_time,

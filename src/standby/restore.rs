@@ -18,11 +18,13 @@
 //! What a killed run leaves is told by what the control file is called. A copy is removed and made
 //! again. A set that was moved exists nowhere else, so the next `restore` finishes it.
 
+mod choose;
 mod config_files;
 mod place;
 mod plan;
 mod prepare;
 mod server;
+mod spaces;
 mod transfer;
 
 use std::fs::File;
@@ -36,11 +38,11 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
 use crate::pg::control;
 use crate::standby::sets;
-use crate::store::sets::{Copying, HeldSet};
+use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::{files, output};
 
 use place::{COPIED, Occupant, Origin, Place};
-use plan::{Plan, Source};
+use plan::{Chosen, Plan, Source};
 
 /// How often a long copy is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -110,49 +112,45 @@ impl Plan<'_> {
     /// Has the set's files where they are prepared; the set if it was copied.
     fn bring(&self) -> Result<Option<HeldSet>> {
         let staging = self.place.staging();
-        match &self.source {
+        let set = match &self.source {
             Source::Taken => {
                 tracing::info!(
                     "going on with the set that an interrupted restore took, in {}",
                     staging.display()
                 );
-                Ok(None)
+                return Ok(None);
             }
-            Source::Move(expected) => {
-                let doing = || format!("move {}", expected.name());
-                let taken = self.sets.take(expected.name());
-                let taken = taken.map_err(|error| sets::failed(&doing(), &error))?;
-                if taken.label() != expected.label() {
-                    return Err(CommandError::retry(format!(
-                        "{} became another set meanwhile: a backup was made",
-                        expected.name()
-                    ))
-                    .hint("type it again"));
-                }
-                match taken.move_to(&staging) {
-                    Ok(None) => {
-                        tracing::info!("{} moved to {}", expected.name(), staging.display());
-                        Ok(None)
+            Source::Copy(set) => set,
+            Source::Move(set) => {
+                self.finish_rotation();
+                let taken = same(set, self.sets.take(&set.name))?;
+                let moved = taken.move_to(&staging);
+                match moved.map_err(|error| sets::failed(&format!("move {}", set.name), &error))? {
+                    None => {
+                        tracing::info!("{} moved to {}", set.name, staging.display());
+                        return Ok(None);
                     }
                     // Nobody is kept from the list of sets for as long as a copy takes.
-                    Ok(Some(taken)) => {
-                        let name = taken.name().clone();
-                        drop(taken);
-                        let held = self.sets.hold(&name);
-                        self.copy(held.map_err(|error| sets::failed(&doing(), &error))?)
-                    }
-                    Err(error) => Err(sets::failed(&doing(), &error)),
+                    Some(taken) => drop(taken),
                 }
+                set
             }
-            Source::Copy(name) => {
-                let held = self.sets.hold(name);
-                let doing = format!("copy {name}");
-                self.copy(held.map_err(|error| sets::failed(&doing, &error))?)
-            }
+        };
+        self.copy(same(set, self.sets.hold(&set.name))?).map(Some)
+    }
+
+    /// No set can be taken in the middle of a rotation, and a receiver that was killed in one may
+    /// be gone for good.
+    fn finish_rotation(&self) {
+        let owner = format!("restore, process {}", std::process::id());
+        let lease = self.sets.lease(&owner);
+        let finished = lease.and_then(|lease| self.sets.recover(&lease));
+        if let Err(error) = finished {
+            tracing::debug!("no interrupted rotation is finished here: {error}");
         }
     }
 
-    fn copy(&self, held: HeldSet) -> Result<Option<HeldSet>> {
+    fn copy(&self, held: HeldSet) -> Result<HeldSet> {
         let staging = self.place.staging();
         let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
         tracing::info!("copying {} ({total_bytes} bytes)", held.name());
@@ -174,7 +172,7 @@ impl Plan<'_> {
         };
         let doing = format!("copy {} to {}", held.name(), staging.display());
         match held.copy(copying) {
-            Ok(()) => Ok(Some(held)),
+            Ok(()) => Ok(held),
             Err(error) => {
                 self.take_back(true);
                 Err(sets::failed(&doing, &error))
@@ -193,7 +191,7 @@ impl Plan<'_> {
                 }
                 removed
             }
-            (Source::Move(set), false) => (self.sets.put_back(&staging, set.name()))
+            (Source::Move(set), false) => (self.sets.put_back(&staging, &set.name))
                 .map_err(|error| sets::failed("put the set back", &error)),
             _ => Ok(()),
         };
@@ -204,18 +202,26 @@ impl Plan<'_> {
 
     /// A set that had to be copied because it was to go to another file system goes away now.
     fn discard(&self, copied_from: Option<HeldSet>) -> Result<()> {
-        let (Source::Move(_), Some(held)) = (&self.source, copied_from) else {
+        let (Source::Move(set), Some(held)) = (&self.source, copied_from) else {
             return Ok(());
         };
-        let label = held.label().clone();
-        let name = held.name().clone();
         drop(held);
-        let taken = self.sets.take(&name);
-        let discarded = taken.and_then(|taken| match *taken.label() == label {
-            true => self.sets.discard(taken),
-            false => Ok(()),
-        });
-        discarded.map_err(|error| sets::failed(&format!("remove {name}"), &error))
+        let taken = same(set, self.sets.take(&set.name))?;
+        let discarded = self.sets.discard(taken);
+        discarded.map_err(|error| sets::failed(&format!("remove {}", set.name), &error))
+    }
+}
+
+/// The set of the plan: a backup that was made meanwhile gives its name to another one.
+fn same(expected: &Chosen, held: std::result::Result<HeldSet, SetError>) -> Result<HeldSet> {
+    let name = &expected.name;
+    let held = held.map_err(|error| sets::failed(&format!("restore {name}"), &error))?;
+    match *held.label() == expected.label {
+        true => Ok(held),
+        false => Err(CommandError::retry(format!(
+            "{name} became another set meanwhile: a backup was made"
+        ))
+        .hint("type it again")),
     }
 }
 

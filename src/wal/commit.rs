@@ -1,5 +1,6 @@
-//! The records that end a transaction for good, and when they say it was.
-//! Never decodes anything else of them. Invariant: a time comes from the record's own bytes.
+//! The records a recovery can end at: the ends of transactions and the restore points, with what
+//! they say of themselves. Never decodes anything else of them. Invariant: a time or a name comes
+//! from the record's own bytes.
 //!
 //! Behind the record header stand blocks, each with an id of its own, and the main data, of which
 //! a commit's first eight bytes are its time (`XLogRecordDataHeaderShort` in
@@ -10,10 +11,22 @@ use super::record::{RECORD_HEADER_BYTES, RecordInfo};
 /// This many bytes of a commit record are enough to tell its time.
 pub const TIME_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 8;
 
+/// This many bytes of the record of a restore point are enough to tell its name.
+pub const RESTORE_POINT_BYTES_MAX: usize = TIME_BYTES_MAX + NAME_BYTES;
+
 const RM_XACT: u8 = 1;
 const XACT_OPERATION_MASK: u8 = 0x70;
 const XACT_COMMIT: u8 = 0x00;
+const XACT_ABORT: u8 = 0x20;
 const XACT_COMMIT_PREPARED: u8 = 0x30;
+const XACT_ABORT_PREPARED: u8 = 0x40;
+
+/// `XLOG_RESTORE_POINT`; its record is a time and a name (`xl_restore_point`,
+/// `src/include/access/xlog_internal.h`).
+const XLOG_RESTORE_POINT: u8 = 0x70;
+
+/// `MAXFNAMELEN`.
+const NAME_BYTES: usize = 64;
 
 const BLOCK_ID_DATA_SHORT: u8 = 255;
 const BLOCK_ID_DATA_LONG: u8 = 254;
@@ -29,17 +42,48 @@ pub const fn is_commit(record: &RecordInfo) -> bool {
     record.rmid == RM_XACT && (operation == XACT_COMMIT || operation == XACT_COMMIT_PREPARED)
 }
 
-/// When a commit happened, in microseconds since 1970, from the record's first
+/// Whether a record ends a transaction, whose number is in its header unless it was prepared.
+pub const fn is_transaction_end(record: &RecordInfo) -> bool {
+    let operation = record.info & XACT_OPERATION_MASK;
+    let aborts = operation == XACT_ABORT || operation == XACT_ABORT_PREPARED;
+    is_commit(record) || (record.rmid == RM_XACT && aborts)
+}
+
+/// Whether a record ends a transaction that was prepared for it, by whatever session.
+pub const fn ends_prepared(record: &RecordInfo) -> bool {
+    let operation = record.info & XACT_OPERATION_MASK;
+    record.rmid == RM_XACT
+        && (operation == XACT_COMMIT_PREPARED || operation == XACT_ABORT_PREPARED)
+}
+
+/// Whether a record is a restore point.
+pub const fn is_restore_point(record: &RecordInfo) -> bool {
+    record.is_xlog(XLOG_RESTORE_POINT)
+}
+
+/// A restore point's name, from the record's first [`RESTORE_POINT_BYTES_MAX`] bytes, page headers
+/// taken out.
+pub fn restore_point_name(record: &[u8]) -> Option<&[u8]> {
+    let name = main_data(record)?.get(8..)?;
+    let end = name.iter().position(|byte| *byte == 0)?;
+    Some(&name[..end])
+}
+
+/// When a transaction ended, in microseconds since 1970, from the record's first
 /// [`TIME_BYTES_MAX`] bytes, page headers taken out.
 pub fn commit_time_us(record: &[u8]) -> Option<i64> {
+    time_at(main_data(record)?)
+}
+
+fn main_data(record: &[u8]) -> Option<&[u8]> {
     let mut rest = record.get(RECORD_HEADER_BYTES..)?;
     loop {
         let (id, behind) = rest.split_first()?;
         rest = match *id {
             BLOCK_ID_ORIGIN => behind.get(2..)?,
             BLOCK_ID_TOPLEVEL_XID => behind.get(4..)?,
-            BLOCK_ID_DATA_SHORT => return time_at(behind.get(1..)?),
-            BLOCK_ID_DATA_LONG => return time_at(behind.get(4..)?),
+            BLOCK_ID_DATA_SHORT => return behind.get(1..),
+            BLOCK_ID_DATA_LONG => return behind.get(4..),
             _ => return None,
         };
     }
@@ -53,6 +97,17 @@ fn time_at(data: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_restore_point_has_a_name() {
+        let data = [&[255, 72][..], &[0; 8], b"before\0\0\0rest"].concat();
+        let record = [&[0; RECORD_HEADER_BYTES][..], &data].concat();
+        assert_eq!(restore_point_name(&record), Some(&b"before"[..]));
+        assert_eq!(
+            restore_point_name(&record[..RECORD_HEADER_BYTES + 12]),
+            None
+        );
+    }
 
     #[test]
     fn the_time_is_found_behind_whatever_comes_first() {

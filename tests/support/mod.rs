@@ -28,6 +28,7 @@ macro_rules! skip_unless {
     };
 }
 
+pub mod backup_set;
 pub mod cluster;
 pub mod imitation;
 pub mod loopfs;

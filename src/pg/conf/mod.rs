@@ -59,6 +59,12 @@ pub fn edit(text: &[u8], changes: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Chang
     Ok((edited, made))
 }
 
+/// The text without the lines that set parameters of these names; comments stay.
+pub fn without(text: &[u8], unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
+    let keep = |line: &&[u8]| !line::setting(line).is_some_and(|setting| unwanted(&setting.name));
+    lines(text).filter(keep).collect::<Vec<_>>().concat()
+}
+
 /// Sets parameters in a file, whose former content stays beside it under `PATH.old`.
 ///
 /// Owner, mode and symlinks stay as they are. Without a difference nothing is written, so that
@@ -203,6 +209,13 @@ mod tests {
             edited("b = 1\r\n", &[("a", "x y")]),
             "b = 1\r\na = 'x y'\r\n"
         );
+    }
+
+    #[test]
+    fn lines_of_unwanted_parameters_go_and_all_others_stay() {
+        let text = b"a = 1\n#ab = 2\nAB = 3\nb = 'a = 1'\nab = 4";
+        let left = without(text, |name| name == "ab");
+        assert_eq!(left, b"a = 1\n#ab = 2\nb = 'a = 1'\n");
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::BackupName;
 
+use super::choose::{choose, choose_for};
 use super::control_path;
-use super::place::{self, COPIED, MOVED, Occupant, Origin, Place};
-use super::transfer::{entries, link_targets};
+use super::place::{self, MOVED, Occupant, Origin, Place};
+use super::spaces::mapping;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Restoring;
@@ -20,8 +21,8 @@ use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery::Recovery;
-use crate::standby::{gap, sets};
-use crate::store::sets::{BackupSets, HeldSet, SetSize};
+use crate::standby::{gap, reach, sets};
+use crate::store::sets::{BackupSets, HeldSet, LabelFacts, SetSize};
 use crate::store::{Reader, RealDisk};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
@@ -31,10 +32,17 @@ const SPARE_BYTES: u64 = 32 << 20;
 pub enum Source {
     /// It was taken by a restore that was interrupted.
     Taken,
-    /// It moves; held until it is taken, so that it is the one that was looked at.
-    Move(HeldSet),
+    /// It moves.
+    Move(Chosen),
     /// It is copied.
-    Copy(BackupName),
+    Copy(Chosen),
+}
+
+/// A set that was looked at. It is not held: whoever gets it later compares the label.
+pub struct Chosen {
+    pub name: BackupName,
+    pub path: PathBuf,
+    pub label: LabelFacts,
 }
 
 /// Everything that is decided.
@@ -56,20 +64,22 @@ impl<'a> Plan<'a> {
         let place = examine_place(config, restoring)?;
         let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
-        let mut recovery = Recovery {
+        let (target, timeline) = reach::parse(&restoring.target)?;
+        let recovery = Recovery {
             restore_command: restore_command(config)?,
-            primary_conninfo: config.primary_conninfo.clone(),
-            timeline: Default::default(),
-            target: None,
+            // Streaming goes on where a recovery has to end.
+            primary_conninfo: (config.primary_conninfo.clone()).filter(|_| target.is_none()),
+            timeline,
+            target,
         };
         let sets = sets::open(config)?;
         if let Some(left) = moved_leftover(&place)? {
-            if restoring.set.is_some() {
+            if restoring.set.is_some() || recovery.target.is_some() {
                 return Err(CommandError::config(format!(
                     "a restore was interrupted, and {} holds the set that it took",
                     left.display()
                 ))
-                .hint("type `restore` without a set to finish that one"));
+                .hint("type `restore` without a set and a target to finish that one"));
             }
             let control = [MOVED, "pg_control"].map(|name| control_path(&left, name));
             let control = control.iter().find(|path| path.exists());
@@ -88,23 +98,28 @@ impl<'a> Plan<'a> {
                 recovery,
             });
         }
-        let held = choose(&sets, restoring)?;
+        let held = match &recovery.target {
+            Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
+            None => choose(&archive, &sets, restoring, timeline)?,
+        };
         let control = control::read(held.path())?;
         DataDirectory::open(held.path())?;
         check_cluster(&archive, &control, held.path())?;
         warn_of_gap(&archive, &held)?;
-        recovery.primary_conninfo = recovery
-            .primary_conninfo
-            .filter(|_| recovery.target.is_none());
-        let moves = restoring.set.is_none();
+        let chosen = Chosen {
+            name: held.name().clone(),
+            path: held.path().clone(),
+            label: held.label().clone(),
+        };
         let plan = Plan {
             tablespaces: mapping(held.path(), &restoring.tablespaces, &place)?,
             size: held
                 .size()
                 .map_err(|error| sets::failed("measure the set", &error))?,
-            source: match moves {
-                true => Source::Move(held),
-                false => Source::Copy(held.name().clone()),
+            // A recovery to a target is tried more than once, as a rule.
+            source: match restoring.set.is_none() && recovery.target.is_none() {
+                true => Source::Move(chosen),
+                false => Source::Copy(chosen),
             },
             config,
             sets,
@@ -121,8 +136,8 @@ impl<'a> Plan<'a> {
         let data = self.place.data.display();
         let what = match &self.source {
             Source::Taken => format!("finish the interrupted restore of {data}"),
-            Source::Move(held) => format!("move {} to {data}", held.name()),
-            Source::Copy(name) => format!("copy {name} to {data}"),
+            Source::Move(set) => format!("move {} to {data}", set.name),
+            Source::Copy(set) => format!("copy {} to {data}", set.name),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
             (Occupant::Old, true) => ", with what is there moved aside",
@@ -142,7 +157,7 @@ impl<'a> Plan<'a> {
         match &self.source {
             Source::Taken => true,
             Source::Copy(_) => false,
-            Source::Move(held) => device(held.path()) == device(self.place.above()),
+            Source::Move(set) => device(&set.path) == device(self.place.above()),
         }
     }
 
@@ -263,28 +278,6 @@ fn restore_command(config: &StandbyConfig) -> Result<String> {
     walmgr_command("restore_command", &config.path, "xrestore %f %p %r")
 }
 
-/// The set that was asked for, or the newest.
-fn choose(sets: &BackupSets, restoring: &Restoring) -> Result<HeldSet> {
-    let name = match &restoring.set {
-        Some(text) => sets.newest().parse_sibling(text).map_err(|error| {
-            CommandError::usage(format!("restore {text}"))
-                .because(error)
-                .hint("`listbackups` lists the sets")
-        })?,
-        None => {
-            let listed = sets.list();
-            let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
-            let newest = listed.into_iter().next().ok_or_else(|| {
-                CommandError::retry("there is no backup set to restore")
-                    .hint("make one with `backup` on the master")
-            })?;
-            newest.name
-        }
-    };
-    let held = sets.hold(&name);
-    held.map_err(|error| sets::failed(&format!("restore {name}"), &error))
-}
-
 fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<()> {
     let binding = archive.binding();
     if (control.system_id, control.segment_size) == (binding.system_id, binding.segment_size) {
@@ -311,114 +304,4 @@ fn warn_of_gap(archive: &Reader, held: &HeldSet) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Which tablespace goes where.
-fn mapping(
-    set: &Path,
-    asked: &[(PathBuf, PathBuf)],
-    place: &Place,
-) -> Result<BTreeMap<OsString, PathBuf>> {
-    let known = tablespaces(set)?;
-    let mut mapping = BTreeMap::new();
-    for (oid, old) in &known {
-        let kept = [
-            set.join("tmpspc").join(oid),
-            set.join("pg_tblspc").join(oid),
-        ];
-        if !kept.iter().any(|path| path.is_dir()) {
-            return Err(CommandError::config(format!(
-                "{} does not hold the tablespace {} (OID {})",
-                set.display(),
-                old.display(),
-                oid.display()
-            )));
-        }
-    }
-    for (old, new) in asked {
-        let Some((oid, _)) = known.iter().find(|(_, path)| *path == old) else {
-            let paths: Vec<String> = known
-                .values()
-                .map(|path| path.display().to_string())
-                .collect();
-            let hint = match paths.is_empty() {
-                true => "the set has no tablespaces".to_owned(),
-                false => format!("its tablespaces were at {}", paths.join(", ")),
-            };
-            let doing = format!("the set has no tablespace of {}", old.display());
-            return Err(CommandError::usage(doing).hint(hint));
-        };
-        check_space(new, place)?;
-        mapping.insert(oid.clone(), new.clone());
-    }
-    for (oid, old) in known.iter().filter(|(oid, _)| !mapping.contains_key(*oid)) {
-        let place = place.data.join("tmpspc").join(oid);
-        tracing::info!("tablespace {} goes to {}", old.display(), place.display());
-    }
-    Ok(mapping)
-}
-
-/// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
-fn check_space(space: &Path, place: &Place) -> Result<()> {
-    let begun = [place.staging(), place.data.clone()];
-    for data in &begun {
-        let unfinished = [MOVED, COPIED].map(|name| control_path(data, name));
-        let is_unfinished = *data == begun[0] || unfinished.iter().any(|path| path.exists());
-        if is_unfinished
-            && link_targets(&data.join("pg_tblspc"))?
-                .iter()
-                .any(|to| to == space)
-        {
-            return Ok(());
-        }
-    }
-    let refuse = |why: &str| Err(CommandError::usage(format!("{} {why}", space.display())));
-    if space.starts_with(&place.data) {
-        return refuse("lies in the new data directory, where tablespaces go by themselves");
-    }
-    match entries(space) {
-        Ok(names) if names.is_empty() => Ok(()),
-        Ok(_) => refuse("is not empty; a tablespace goes into a directory of its own"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            match space.parent().is_some_and(Path::is_dir) {
-                true => Ok(()),
-                false => refuse("cannot be made: the directory above is missing"),
-            }
-        }
-        Err(error) => Err(error).at(Kind::Usage, "list", space),
-    }
-}
-
-/// The tablespaces of a set: their OIDs, and where they were on the master (`tablespace_map`).
-fn tablespaces(set: &Path) -> Result<BTreeMap<OsString, PathBuf>> {
-    use std::os::unix::ffi::OsStringExt;
-    let mut found = BTreeMap::new();
-    for name in ["tablespace_map", "tablespace_map.old"] {
-        let path = set.join(name);
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.at(Kind::Config, "read", &path)?,
-        };
-        // A backslash takes the meaning from what follows, a line end for example.
-        let mut line = Vec::new();
-        let mut bytes = text.into_iter();
-        while let Some(byte) = bytes.next() {
-            match byte {
-                b'\\' => line.extend(bytes.next()),
-                b'\n' => {
-                    let space = line.iter().position(|byte| *byte == b' ');
-                    if let Some(space) = space {
-                        let old = line.split_off(space + 1);
-                        line.truncate(space);
-                        let oid = OsString::from_vec(std::mem::take(&mut line));
-                        found.insert(oid, PathBuf::from(OsString::from_vec(old)));
-                    }
-                    line.clear();
-                }
-                byte => line.push(byte),
-            }
-        }
-        return Ok(found);
-    }
-    Ok(found)
 }

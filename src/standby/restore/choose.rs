@@ -1,0 +1,95 @@
+//! Which set is restored: the one that was typed, the newest, or the newest that fits a target.
+//! Never changes anything. Invariant: the set that is returned is whole, and held.
+
+use walmgr_protocol::names::BackupName;
+
+use crate::error::{CommandError, Result};
+use crate::options::Restoring;
+use crate::pg::recovery::{Target, TargetTimeline};
+use crate::standby::reach::{self, Range, Reach, Verdict};
+use crate::standby::route::Route;
+use crate::standby::sets;
+use crate::store::Reader;
+use crate::store::sets::{BackupSets, HeldSet};
+
+/// The set that was asked for, or the newest. The timeline that it is to follow has to come from
+/// its own.
+pub fn choose(
+    archive: &Reader,
+    sets: &BackupSets,
+    restoring: &Restoring,
+    timeline: TargetTimeline,
+) -> Result<HeldSet> {
+    let names = names(sets, restoring)?;
+    let newest = names.first().ok_or_else(no_set)?;
+    let held = hold(sets, newest)?;
+    let label = held.label();
+    let from = (label.first_segment.timeline(), label.start);
+    Route::find(archive, from, timeline)?;
+    Ok(held)
+}
+
+/// The set that was asked for, or the newest that can be recovered to the target.
+pub fn choose_for(
+    target: &Target,
+    archive: &Reader,
+    sets: &BackupSets,
+    restoring: &Restoring,
+    timeline: TargetTimeline,
+) -> Result<HeldSet> {
+    let mut in_reach: Option<Range> = None;
+    let mut astray = None;
+    for name in names(sets, restoring)? {
+        let held = hold(sets, &name)?;
+        let reach = match Reach::of(archive, held.path(), held.label(), timeline) {
+            Ok(reach) => reach,
+            // Its timeline leads elsewhere; an older set may be on the way.
+            Err(error) => {
+                astray = Some(error);
+                continue;
+            }
+        };
+        match reach.judge(target)? {
+            Verdict::Fits => {
+                tracing::info!("{name} can be recovered to {target}");
+                return Ok(held);
+            }
+            Verdict::OutOfReach(range) => {
+                in_reach = Some(match in_reach {
+                    Some(newer) => newer.and(range),
+                    None => range,
+                });
+            }
+        }
+    }
+    Err(match (in_reach, astray) {
+        (Some(range), _) => reach::refused(target, &range),
+        (None, Some(error)) => error,
+        (None, None) => no_set(),
+    })
+}
+
+/// The sets that come into question, newest first.
+fn names(sets: &BackupSets, restoring: &Restoring) -> Result<Vec<BackupName>> {
+    let Some(text) = &restoring.set else {
+        let listed = sets.list();
+        let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
+        return Ok(listed.into_iter().map(|set| set.name).collect());
+    };
+    let name = sets.newest().parse_sibling(text).map_err(|error| {
+        CommandError::usage(format!("restore {text}"))
+            .because(error)
+            .hint("`listbackups` lists the sets")
+    })?;
+    Ok(vec![name])
+}
+
+fn hold(sets: &BackupSets, name: &BackupName) -> Result<HeldSet> {
+    let held = sets.hold(name);
+    held.map_err(|error| sets::failed(&format!("restore {name}"), &error))
+}
+
+fn no_set() -> CommandError {
+    CommandError::retry("there is no backup set to restore")
+        .hint("make one with `backup` on the master")
+}

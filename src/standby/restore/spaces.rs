@@ -1,0 +1,122 @@
+//! Where the tablespaces of a set go: below the data directory, or where a mapping says.
+//! Never changes anything. Invariant: a tablespace goes to no directory that has anything in it, so
+//! never to where a server on this host has one.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use super::control_path;
+use super::place::{COPIED, MOVED, Place};
+use super::transfer::{entries, link_targets};
+use crate::error::{CommandError, IoContext, Kind, Result};
+
+/// Which tablespace goes where.
+pub fn mapping(
+    set: &Path,
+    asked: &[(PathBuf, PathBuf)],
+    place: &Place,
+) -> Result<BTreeMap<OsString, PathBuf>> {
+    let known = tablespaces(set)?;
+    let mut mapping = BTreeMap::new();
+    for (oid, old) in &known {
+        let kept = [
+            set.join("tmpspc").join(oid),
+            set.join("pg_tblspc").join(oid),
+        ];
+        if !kept.iter().any(|path| path.is_dir()) {
+            return Err(CommandError::config(format!(
+                "{} does not hold the tablespace {} (OID {})",
+                set.display(),
+                old.display(),
+                oid.display()
+            )));
+        }
+    }
+    for (old, new) in asked {
+        let Some((oid, _)) = known.iter().find(|(_, path)| *path == old) else {
+            let paths: Vec<String> = known
+                .values()
+                .map(|path| path.display().to_string())
+                .collect();
+            let hint = match paths.is_empty() {
+                true => "the set has no tablespaces".to_owned(),
+                false => format!("its tablespaces were at {}", paths.join(", ")),
+            };
+            let doing = format!("the set has no tablespace of {}", old.display());
+            return Err(CommandError::usage(doing).hint(hint));
+        };
+        check_space(new, place)?;
+        mapping.insert(oid.clone(), new.clone());
+    }
+    for (oid, old) in known.iter().filter(|(oid, _)| !mapping.contains_key(*oid)) {
+        let place = place.data.join("tmpspc").join(oid);
+        tracing::info!("tablespace {} goes to {}", old.display(), place.display());
+    }
+    Ok(mapping)
+}
+
+/// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
+fn check_space(space: &Path, place: &Place) -> Result<()> {
+    let begun = [place.staging(), place.data.clone()];
+    for data in &begun {
+        let unfinished = [MOVED, COPIED].map(|name| control_path(data, name));
+        let is_unfinished = *data == begun[0] || unfinished.iter().any(|path| path.exists());
+        if is_unfinished
+            && link_targets(&data.join("pg_tblspc"))?
+                .iter()
+                .any(|to| to == space)
+        {
+            return Ok(());
+        }
+    }
+    let refuse = |why: &str| Err(CommandError::usage(format!("{} {why}", space.display())));
+    if space.starts_with(&place.data) {
+        return refuse("lies in the new data directory, where tablespaces go by themselves");
+    }
+    match entries(space) {
+        Ok(names) if names.is_empty() => Ok(()),
+        Ok(_) => refuse("is not empty; a tablespace goes into a directory of its own"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            match space.parent().is_some_and(Path::is_dir) {
+                true => Ok(()),
+                false => refuse("cannot be made: the directory above is missing"),
+            }
+        }
+        Err(error) => Err(error).at(Kind::Usage, "list", space),
+    }
+}
+
+/// The tablespaces of a set: their OIDs, and where they were on the master (`tablespace_map`).
+fn tablespaces(set: &Path) -> Result<BTreeMap<OsString, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for name in ["tablespace_map", "tablespace_map.old"] {
+        let path = set.join(name);
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.at(Kind::Config, "read", &path)?,
+        };
+        // A backslash takes the meaning from what follows, a line end for example.
+        let mut line = Vec::new();
+        let mut bytes = text.into_iter();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'\\' => line.extend(bytes.next()),
+                b'\n' => {
+                    let space = line.iter().position(|byte| *byte == b' ');
+                    if let Some(space) = space {
+                        let old = line.split_off(space + 1);
+                        line.truncate(space);
+                        let oid = OsString::from_vec(std::mem::take(&mut line));
+                        found.insert(oid, PathBuf::from(OsString::from_vec(old)));
+                    }
+                    line.clear();
+                }
+                byte => line.push(byte),
+            }
+        }
+        return Ok(found);
+    }
+    Ok(found)
+}

@@ -1,0 +1,255 @@
+//! The WAL that a recovery reads, segment by segment along the timelines it follows.
+//! Never checks checksums: `xrestore` does before PostgreSQL sees a byte. Invariant: a segment of the
+//! route is the one that PostgreSQL would ask for, and the route ends at the first that is missing.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+
+use crate::error::{CommandError, Result};
+use crate::pg::recovery::TargetTimeline;
+use crate::store::{Reader, StoreError};
+use crate::wal::page::header_bytes;
+use crate::wal::record::RecordInfo;
+use crate::wal::scan::{Scanner, Step};
+
+const PAGE_BYTES: u64 = 8192;
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A route through an archive.
+pub struct Route<'a> {
+    archive: &'a Reader,
+    size: WalSegmentSize,
+    /// The timelines with where each begins, newest first.
+    timelines: Vec<(TimelineId, Lsn)>,
+    present: BTreeSet<SegmentName>,
+}
+
+impl<'a> Route<'a> {
+    /// The way from a place on a timeline along the one that is wanted.
+    pub fn find(
+        archive: &'a Reader,
+        from: (TimelineId, Lsn),
+        wanted: TargetTimeline,
+    ) -> Result<Route<'a>> {
+        let (timeline, start) = from;
+        let newest = match wanted {
+            TargetTimeline::Current => timeline,
+            TargetTimeline::Number(number) => number,
+            TargetTimeline::Latest => newest_after(archive, timeline)?,
+        };
+        let mut timelines = vec![(timeline, Lsn(0))];
+        if newest != timeline {
+            timelines = lineage(archive, newest)?;
+            let own = timelines.iter().position(|(number, _)| *number == timeline);
+            let left_at = own.and_then(|own| own.checked_sub(1));
+            let left_at = left_at.map(|next| timelines[next].1);
+            if left_at.is_none_or(|left_at| left_at < start) {
+                return Err(CommandError::retry(format!(
+                    "timeline {newest} does not come from timeline {timeline} behind {start}"
+                ))
+                .hint("choose another set, or another --target-timeline"));
+            }
+        }
+        let listing = archive.listing().map_err(|error| failed(&error))?;
+        let present = listing.finished.iter().filter_map(|name| match name {
+            WalFileName::Segment(segment) => Some(*segment),
+            _ => None,
+        });
+        Ok(Route {
+            archive,
+            size: archive.binding().segment_size,
+            timelines,
+            present: present.collect(),
+        })
+    }
+
+    /// The segment that PostgreSQL reads for this number: it tries the newest timeline first.
+    fn segment(&self, number: u64) -> Option<SegmentName> {
+        let segment_bytes = self.size.bytes();
+        let mut end = u64::MAX;
+        for (timeline, begin) in &self.timelines {
+            let first = begin.0 / segment_bytes;
+            if (first..=end).contains(&number) {
+                let name = SegmentName::from_number(*timeline, number, self.size);
+                if self.present.contains(&name) {
+                    return Some(name);
+                }
+            }
+            end = first;
+        }
+        None
+    }
+
+    fn number(&self, lsn: Lsn) -> u64 {
+        lsn.0 / self.size.bytes()
+    }
+
+    /// Where the route ends that begins at `from`: the first byte that is missing.
+    pub fn end(&self, from: Lsn) -> Lsn {
+        let first = self.number(from);
+        let missing = (first..).find(|number| self.segment(*number).is_none());
+        Lsn(missing
+            .unwrap_or(u64::MAX)
+            .saturating_mul(self.size.bytes()))
+    }
+
+    /// Where WAL begins from which the route leads to `from` without a gap.
+    pub fn begin(&self, from: Lsn) -> Lsn {
+        let mut first = self.number(from);
+        while let Some(before) = first.checked_sub(1)
+            && self.segment(before).is_some()
+        {
+            first = before;
+        }
+        self.start_of(first)
+    }
+
+    /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks.
+    pub fn forward(
+        &self,
+        from: Lsn,
+        end: Lsn,
+        each: &mut dyn FnMut(&RecordInfo) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        let mut number = self.number(from);
+        let mut scanner = Scanner::new(self.start_of(number), self.size).without_checksums();
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let position = scanner.position();
+            if position >= end && !scanner.in_record() {
+                return Ok(());
+            }
+            let read_bytes = self.read_at(position, &mut piece)?;
+            if read_bytes == 0 {
+                return Ok(());
+            }
+            let mut input = &piece[..read_bytes];
+            loop {
+                match scanner.advance(&mut input) {
+                    Step::Record(record) if record.lsn >= end => return Ok(()),
+                    Step::Record(record) => {
+                        if record.lsn >= from && each(&record).is_break() {
+                            return Ok(());
+                        }
+                        if record.is_switch() {
+                            // Nothing behind it means anything.
+                            number = self.number(record.lsn) + 1;
+                            let next = self.start_of(number);
+                            scanner = Scanner::new(next, self.size).without_checksums();
+                            break;
+                        }
+                    }
+                    Step::NeedMore => break,
+                    Step::EndOfWal(_) | Step::Invalid { .. } => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The last record before `end` and not before `from` for which this holds. Looks at the last
+    /// segments first, and gives up when `patience` says so.
+    pub fn last(
+        &self,
+        from: Lsn,
+        end: Lsn,
+        patience: &mut dyn FnMut() -> bool,
+        wanted: fn(&RecordInfo) -> bool,
+    ) -> io::Result<Option<RecordInfo>> {
+        let last = self.number(Lsn(end.0.saturating_sub(1)));
+        for number in (self.number(from)..=last).rev() {
+            let mut found = None;
+            let segment_end = self.start_of(number + 1).min(end);
+            let segment_start = self.start_of(number).max(from);
+            self.forward(segment_start, segment_end, &mut |record| {
+                if wanted(record) {
+                    found = Some(*record);
+                }
+                ControlFlow::Continue(())
+            })?;
+            if found.is_some() || !patience() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record's first bytes, with the headers of the pages they lie on left out.
+    pub fn read_record(&self, lsn: Lsn, record: &mut [u8]) -> io::Result<()> {
+        let mut position = lsn.0;
+        let mut filled = 0;
+        while filled < record.len() {
+            if position.is_multiple_of(PAGE_BYTES) {
+                position += header_bytes(Lsn(position), self.size) as u64;
+            }
+            let left = PAGE_BYTES - position % PAGE_BYTES;
+            let wanted = (record.len() - filled).min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read_bytes = self.read_at(Lsn(position), &mut record[filled..filled + wanted])?;
+            if read_bytes == 0 {
+                // The rest of the buffer lies behind the end; a short record does not need it.
+                return Ok(());
+            }
+            filled += read_bytes;
+            position += read_bytes as u64;
+        }
+        Ok(())
+    }
+
+    fn start_of(&self, number: u64) -> Lsn {
+        Lsn(number.saturating_mul(self.size.bytes()))
+    }
+
+    /// Reads within one segment; 0 where there is none.
+    fn read_at(&self, lsn: Lsn, buffer: &mut [u8]) -> io::Result<usize> {
+        let offset_bytes = lsn.0 % self.size.bytes();
+        let left = usize::try_from(self.size.bytes() - offset_bytes).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let Some(segment) = self.segment(self.number(lsn)) else {
+            return Ok(0);
+        };
+        let stored = self.archive.find(WalFileName::Segment(segment));
+        match stored.map_err(io::Error::other)? {
+            Some(stored) => stored
+                .into_file()
+                .read_at(&mut buffer[..wanted], offset_bytes),
+            None => Ok(0),
+        }
+    }
+}
+
+/// `findNewestTimeLine`: the last of those whose histories follow each other without a hole.
+fn newest_after(archive: &Reader, timeline: TimelineId) -> Result<TimelineId> {
+    let mut newest = timeline;
+    while let Some(next) = newest.number().checked_add(1).and_then(TimelineId::new)
+        && archive
+            .history(next)
+            .map_err(|error| failed(&error))?
+            .is_some()
+    {
+        newest = next;
+    }
+    Ok(newest)
+}
+
+/// A timeline and those it came from, each with where it begins, newest first.
+fn lineage(archive: &Reader, newest: TimelineId) -> Result<Vec<(TimelineId, Lsn)>> {
+    let history = archive.history(newest).map_err(|error| failed(&error))?;
+    let history = history.ok_or_else(|| {
+        CommandError::retry(format!("the archive has no history of timeline {newest}"))
+    })?;
+    let mut timelines = Vec::new();
+    let mut next = newest;
+    for ancestor in history.ancestors().iter().rev() {
+        timelines.push((next, ancestor.switch_point));
+        next = ancestor.timeline;
+    }
+    timelines.push((next, Lsn(0)));
+    Ok(timelines)
+}
+
+fn failed(error: &StoreError) -> CommandError {
+    CommandError::new(error.kind(), "read the archive").because(error)
+}
