@@ -42,10 +42,12 @@ fi
 receiver_running= server_running=
 clean_up() {
     local code=$?
+    # A second Ctrl-C must not leave a server behind.
+    trap '' INT TERM
     trap - EXIT
     [[ -z $server_running ]] || as_server pg_ctl -D "$place/master" -m immediate -w stop >/dev/null 2>&1 || true
     [[ -z $receiver_running ]] || as_server ./walmgr -q standby.ini receiver -k || true
-    if ((code)) && [[ -f $place/master.log ]]; then
+    if ((code && code != 130)) && [[ -f $place/master.log ]]; then
         printf '\nThe last lines of the logs:\n'
         tail -n 15 "$place/master.log" "$place/receiver.log" 2>/dev/null || true
     fi

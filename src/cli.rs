@@ -222,7 +222,7 @@ struct Flags {
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
-    /// Say more; twice says everything
+    /// Say more; xarchive and xrestore need it twice to say what they did
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
     /// Print what would be done, change nothing
@@ -238,16 +238,16 @@ struct Flags {
 
 #[derive(Args, Default)]
 struct DaemonFlags {
-    /// Go into the background (receiver)
+    /// Go into the background once ready (receiver)
     #[arg(short, long)]
     daemon: bool,
-    /// Make the running daemon read its settings and keys again
+    /// Send SIGHUP to the running receiver: it reads its settings and keys again
     #[arg(short, long)]
     reload: bool,
-    /// Let the running daemon finish its work and end
+    /// Send SIGINT to the running receiver, and wait: it finishes uploads under way and ends
     #[arg(short, long)]
     stop: bool,
-    /// End the running daemon
+    /// The same with SIGTERM
     #[arg(short, long)]
     kill: bool,
 }

@@ -2,6 +2,7 @@
 //! Never decides what draining or reloading means. Invariant: a daemon is found by the lock on its
 //! pidfile, and is called ready only after it said so itself.
 
+use std::fmt;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -31,6 +32,17 @@ pub enum Control {
     Stop,
     /// `--kill`: SIGTERM, and wait.
     Kill,
+}
+
+impl fmt::Display for Control {
+    /// The signal it is.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Control::Reload => "SIGHUP",
+            Control::Stop => "SIGINT",
+            Control::Kill => "SIGTERM",
+        })
+    }
 }
 
 impl Control {

@@ -2,7 +2,10 @@
 //! Never prints. Invariant: no exit code above 125 leaves `xarchive`, whatever went wrong.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::Path;
+
+use rustix::io::Errno;
 
 /// Whose fault a failure is, and so what its reader should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,12 +165,44 @@ impl std::error::Error for CommandError {}
 pub trait IoContext<T> {
     /// Turns an IO error into a [`CommandError`] of this kind, saying `doing path: error`.
     fn at(self, kind: Kind, doing: &str, path: &Path) -> Result<T>;
+
+    /// The same for a file that walmgr writes where the settings say: those are wrong, unless the
+    /// disk is full or failing.
+    fn at_setting(self, doing: &str, path: &Path) -> Result<T>;
 }
 
 impl<T, E: Into<std::io::Error>> IoContext<T> for std::result::Result<T, E> {
     fn at(self, kind: Kind, doing: &str, path: &Path) -> Result<T> {
         self.map_err(|error| {
             CommandError::new(kind, format!("{doing} {}", path.display())).because(error.into())
+        })
+    }
+
+    fn at_setting(self, doing: &str, path: &Path) -> Result<T> {
+        self.map_err(|error| {
+            let error: io::Error = error.into();
+            let folder = path.parent().unwrap_or(path).display();
+            let (kind, hint) = match error.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    (Kind::Retry, "free some space there".to_owned())
+                }
+                _ if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => (
+                    Kind::Retry,
+                    "look at the system's log about this disk".to_owned(),
+                ),
+                ErrorKind::PermissionDenied => {
+                    let user = rustix::process::geteuid().as_raw();
+                    let hint = format!(
+                        "this runs as user {user}: run it as the owner of {folder}, or give the \
+                         folder to the user that is to run walmgr"
+                    );
+                    (Kind::Config, hint)
+                }
+                _ => (Kind::Config, String::new()),
+            };
+            CommandError::new(kind, format!("{doing} {}", path.display()))
+                .because(error)
+                .hint(hint)
         })
     }
 }
@@ -183,6 +218,26 @@ mod tests {
             .because(io)
             .hint("free some space");
         assert_eq!(error.to_string(), "store it: disk full; free some space");
+    }
+
+    #[test]
+    fn fault_31_a_full_disk_is_no_wrong_setting_and_a_missing_permission_is() {
+        let path = Path::new("/run/walmgr/standby.pid");
+        let at = |errno: Errno| {
+            let failed: Result<(), Errno> = Err(errno);
+            failed.at_setting("write pidfile", path).unwrap_err()
+        };
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::IO] {
+            assert_eq!(at(errno).kind(), Kind::Retry, "{errno}");
+        }
+        let denied = at(Errno::ACCESS);
+        assert_eq!(denied.kind(), Kind::Config);
+        let line = denied.to_string();
+        assert!(
+            line.starts_with("write pidfile /run/walmgr/standby.pid: "),
+            "{line}"
+        );
+        assert!(line.contains("the owner of /run/walmgr,"), "{line}");
     }
 
     #[test]

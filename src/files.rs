@@ -4,16 +4,21 @@
 //! whose reader makes it durable itself, is the one exception.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, IoContext, Result};
+
+/// How often a wait for a lock looks again.
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -34,17 +39,35 @@ pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 /// Creates a first ini file; an existing one is the operator's and stays.
 pub fn create_settings(path: &Path, text: &str) -> Result<()> {
-    create_new(path, text.as_bytes(), 0o640).map_err(|error| {
-        let exists = error.kind() == io::ErrorKind::AlreadyExists;
-        let hint = if exists {
-            "choose another name, or edit the file that is there"
-        } else {
-            ""
-        };
-        CommandError::config(format!("write {}", path.display()))
-            .because(error)
-            .hint(hint)
-    })
+    match create_new(path, text.as_bytes(), 0o640) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let says = format!("{} is there already, and stays as it is", path.display());
+            Err(CommandError::config(says).hint("choose another name, or edit it"))
+        }
+        written => written.at_setting("write", path),
+    }
+}
+
+/// Keeps other processes that ask the same from changing what lies in this file's folder, until
+/// the answer is dropped. The folder is locked, not the file: that is replaced, and a file made for
+/// the lock could belong to the wrong user.
+pub fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
+    let resolved = std::fs::canonicalize(path);
+    let folder = directory_of(resolved.as_deref().unwrap_or(path));
+    let locked = File::open(folder).at_setting("open", folder)?;
+    let until = Instant::now() + patience;
+    loop {
+        match locked.try_lock() {
+            Ok(()) => return Ok(locked),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOCK_POLL_INTERVAL),
+            Err(TryLockError::WouldBlock) => {
+                let says = format!("{} is locked by another process", folder.display());
+                let hint = format!("look who holds it: fuser {}", folder.display());
+                return Err(CommandError::retry(says).hint(hint));
+            }
+            Err(TryLockError::Error(error)) => return Err(error).at_setting("lock", folder),
+        }
+    }
 }
 
 /// Replaces `path` by this content in one step, keeping its owner and mode if it exists.

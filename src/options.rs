@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub struct Options {
     /// `-q`: say nothing but errors.
     pub quiet: bool,
-    /// How many `-v` were given: one for what is done, two for every detail.
+    /// How many `-v` were given; the archiver's commands need one more to say the same.
     pub verbosity: u8,
     /// `-n`: print what would be done, change nothing, exit as the real run would.
     pub not_really: bool,
@@ -19,7 +19,7 @@ pub struct Options {
     pub reload: bool,
     /// `-s`: let the running daemon finish what it does, and wait for its end.
     pub stop: bool,
-    /// `-k`: end the running daemon, and wait for its end.
+    /// `-k`: the same with SIGTERM.
     pub kill: bool,
     /// `--set`: settings that win over the file's, in the order they were given.
     pub overrides: Vec<(String, String)>,

@@ -308,7 +308,7 @@ fn open_for_append(path: &Path) -> Result<File> {
                     .hint("name the file it leads to"),
             );
         }
-        other => other.at(Kind::Config, "open logfile", path)?,
+        other => other.at_setting("open logfile", path)?,
     };
     let kind = file
         .metadata()

@@ -12,6 +12,10 @@ use walmgr::daemon::{self, Notice, Notices, PidFile, Readiness, Role};
 use walmgr::error::ExitTable;
 use walmgr::{abnormal, output};
 
+use crate::support::outcome::Output as Ended;
+use crate::support::place::{as_server, server_user, walmgr_binary};
+use crate::support::{Site, wait_for};
+
 const SCENE: &str = "WALMGR_TEST_SCENE";
 const SCENE_FOLDER: &str = "WALMGR_TEST_FOLDER";
 const SCENE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -335,4 +339,48 @@ fn fault_85_a_daemon_that_fails_to_start_reports_its_reason_and_code_through_the
         .unwrap();
     assert_eq!(text.trim(), std::process::id().to_string());
     drop(held);
+}
+
+/// A receiver in the background; ended when the test is over, however it went.
+struct InBackground<'a>(&'a Site);
+
+impl Drop for InBackground<'_> {
+    fn drop(&mut self) {
+        self.0.standby_command(&["receiver", "-k"]);
+    }
+}
+
+#[test]
+fn a_receiver_in_the_background_without_a_logfile_logs_beside_the_ini_file_and_says_so() {
+    let _user = skip_unless!(server_user());
+    let site = Site::builder().stopped().build();
+    let receiver = InBackground(&site);
+    let started = site.standby_command(&["receiver", "-d"]);
+    started.succeed();
+    let path = site.standby_ini().with_extension("log");
+    let place = format!("the log goes to {}", path.display());
+    assert!(started.stderr.contains(&place), "{}", started.stderr);
+    let log = || std::fs::read_to_string(&path).unwrap();
+    assert!(log().contains("listens on"), "{}", log());
+    let words = ["authorize", &site.master_fingerprint(), "master"];
+    site.standby_command(&[&words[..], &["--rights", "read"]].concat())
+        .succeed();
+    wait_for("the reload in the log", SCENE_TIMEOUT, || {
+        log().contains("settings and keys reloaded").then_some(())
+    });
+    drop(receiver);
+    assert!(log().contains("receiver stopped"), "{}", log());
+}
+
+#[test]
+fn fault_36_a_pidfile_that_the_file_size_limit_forbids_is_1_and_no_wrong_setting() {
+    let _user = skip_unless!(server_user());
+    let site = Site::builder().stopped().build();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 0 && exec \"$0\" \"$@\" receiver"]);
+    limited.arg(walmgr_binary()).arg(site.standby_ini());
+    let ended = Ended::of(as_server(&mut limited));
+    let line = ended.fail(1);
+    assert!(line.contains("write pidfile"), "{line}");
+    assert!(line.contains("; free some space there"), "{line}");
 }

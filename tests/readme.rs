@@ -4,16 +4,19 @@
 use std::path::Path;
 
 use walmgr::config::keys::Side;
-use walmgr::config::sample::readme_rows;
+use walmgr::config::sample::{readme_rows, readme_rows_not_yet};
 
 const HEAD: &str = "| setting | value | default | meaning |\n|---|---|---|---|\n";
+
+const NOT_YET: &str = "Checked already, and **not used by this version yet**:";
 
 #[test]
 fn the_readme_describes_every_setting() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = std::fs::read_to_string(path).unwrap();
     for (title, side) in [("Master", Side::Master), ("Standby", Side::Standby)] {
-        let section = format!("### {title}\n\n{HEAD}{}\n", readme_rows(side));
+        let (used, not_yet) = (readme_rows(side), readme_rows_not_yet(side));
+        let section = format!("### {title}\n\n{HEAD}{used}\n{NOT_YET}\n\n{HEAD}{not_yet}\n");
         assert!(
             text.contains(&section),
             "the README's table of the {title} has to be:\n\n{section}"

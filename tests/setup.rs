@@ -268,7 +268,13 @@ fn stop_without_a_restart_command_lets_every_segment_go() {
     let site = Site::with_cluster(Cluster::builder().conf("archive_mode", "on").start());
     site.master_command(&["setup"]).succeed();
     let pid = site.cluster().pid();
-    site.master_command(&["stop"]).succeed();
+    let stopped = site.master_command(&["stop"]);
+    stopped.succeed();
+    assert!(
+        stopped.stderr.contains("will never be in the archive"),
+        "{}",
+        stopped.stderr
+    );
     let cluster = site.cluster();
     assert_eq!(cluster.psql("SHOW archive_command"), "/bin/true");
     assert_eq!(cluster.pid(), pid);
@@ -280,8 +286,56 @@ fn stop_without_a_restart_command_lets_every_segment_go() {
         done.exists().then_some(())
     });
     assert!(!site.holds(&name));
-    site.master_command(&["setup"]).succeed();
+    let newest = site.archived_names().pop().unwrap();
+    let again = site.master_command(&["setup"]);
+    again.succeed();
+    let hole = format!("archiving was off, and the archive ends with {newest}");
+    assert!(again.stderr.contains(&hole), "{}", again.stderr);
+    let missing = format!("{name} is the first segment that is missing");
+    assert!(again.stderr.contains(&missing), "{}", again.stderr);
+    assert!(again.stderr.contains("make a new base backup"));
     assert_arrives(&site);
+    let no_hole = site.master_command(&["setup"]);
+    no_hole.succeed();
+    assert!(!no_hole.stderr.contains("warning"), "{}", no_hole.stderr);
+}
+
+#[test]
+fn stop_of_a_server_that_does_not_archive_succeeds() {
+    skip_unless!(Cluster::available(15));
+    let site = Site::with_cluster(Cluster::builder().start());
+    assert_eq!(site.cluster().psql("SHOW archive_command"), "(disabled)");
+    for _ in 0..2 {
+        site.master_command(&["stop"]).succeed();
+    }
+}
+
+#[test]
+fn stop_refuses_another_archive_command_and_setup_says_that_it_is_replaced() {
+    skip_unless!(Cluster::available(15));
+    let foreign = "cp %p /srv/%f";
+    let cluster = Cluster::builder()
+        .conf("archive_mode", "on")
+        .conf("archive_command", foreign);
+    let site = Site::with_cluster(cluster.start());
+    let conf = site.cluster().config_file();
+    let before = fs::read(&conf).unwrap();
+    for words in [&["stop"][..], &["stop", "-n"]] {
+        let refused = site.master_command(words);
+        let line = refused.fail(2);
+        assert!(
+            line.contains(foreign) && line.contains("nothing was changed"),
+            "{line}"
+        );
+    }
+    assert_eq!(fs::read(&conf).unwrap(), before);
+    assert_eq!(site.cluster().psql("SHOW archive_command"), foreign);
+    let replaced = site.master_command(&["setup"]);
+    replaced.succeed();
+    let line = format!("the archive_command `{foreign}` is replaced");
+    assert!(replaced.stderr.contains(&line), "{}", replaced.stderr);
+    assert_arrives(&site);
+    site.master_command(&["stop"]).succeed();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! Never does the work itself. Invariant: settings are loaded before anything is started, and a
 //! daemon goes into the background before it has threads, a pidfile or a log.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Command, Init, Invocation};
 use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
@@ -44,9 +44,15 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     let Some(readiness) = background(options)? else {
         return Ok(());
     };
-    output::start(options, log(Some(&config), command))?;
+    let beside = logfile_beside(&config, command, options);
+    let mut log = log(Some(&config), command);
+    log.logfile = log.logfile.or(beside.as_deref());
+    output::start(options, log)?;
+    if let Some(path) = &beside {
+        tracing::info!("no logfile is set: the log goes to {}", path.display());
+    }
     for note in config.notes() {
-        tracing::debug!("{}: {note}", ini.display());
+        tracing::debug!("{note}");
     }
     match config {
         Config::Master(config) => run_on_master(&config, command, options),
@@ -108,6 +114,17 @@ fn run_on_standby(
 fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
     CommandError::usage(format!("`{}` runs on the {side}", command.word()))
         .hint(format!("{} is the other side's file", ini.display()))
+}
+
+/// A daemon in the background has no stderr: without a `logfile` its log goes beside the ini file.
+fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Option<PathBuf> {
+    let daemon = *command == Command::Receiver && options.daemon && !options.not_really;
+    match config {
+        Config::Standby(config) if daemon && config.logfile.is_none() => {
+            Some(config.path.with_extension("log"))
+        }
+        _ => None,
+    }
 }
 
 fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {

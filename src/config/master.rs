@@ -200,7 +200,7 @@ fn leftovers(settings: &Settings, slave: &SlaveAddress) -> Result<Leftovers, Fau
     }
     if settings.get("slave_config").is_some() {
         notes.push(format!(
-            "{} is ignored: the receiver has read its own ini file already",
+            "{} is ignored: the standby's commands are given their own ini file",
             at("slave_config")
         ));
     }

@@ -73,7 +73,18 @@ fn load_bytes(
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let hint = "check the path on the command line, and who may read the file";
+    let hint = |error: &std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "check the path on the command line; `walmgr INI init` writes a first file".to_owned()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            let user = rustix::process::geteuid().as_raw();
+            format!(
+                "this runs as user {user}: run it as the file's owner, or let this user read it"
+            )
+        }
+        _ => "check the path on the command line".to_owned(),
+    };
     let read = || -> std::io::Result<Vec<u8>> {
         // Looked at before it is opened: opening a FIFO would wait for its writer.
         if !std::fs::metadata(path)?.is_file() {
@@ -88,9 +99,12 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
             .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    read()
-        .at(Kind::Config, "read", path)
-        .map_err(|error| error.hint(hint))
+    read().or_else(|error| {
+        let hint = hint(&error);
+        Err(error)
+            .at(Kind::Config, "read", path)
+            .map_err(|error| error.hint(hint))
+    })
 }
 
 impl Config {

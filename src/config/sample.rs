@@ -86,22 +86,27 @@ fn comment(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// The rows of the README's table of settings for one side, each ending in a newline, below the
-/// head `| setting | value | default | meaning |`.
+/// The rows of the README's table of the settings of one side that this version knows what to do
+/// with, each ending in a newline, below the head `| setting | value | default | meaning |`.
 pub fn readme_rows(side: Side) -> String {
+    rows_of(keys::rows(side).filter(|row| row.effect != Effect::NotYet))
+}
+
+/// The rows of the settings that are checked and wait for a later version.
+pub fn readme_rows_not_yet(side: Side) -> String {
+    rows_of(keys::rows(side).filter(|row| row.effect == Effect::NotYet))
+}
+
+fn rows_of(rows: impl Iterator<Item = &'static Key>) -> String {
     let mut out = String::new();
-    for row in keys::rows(side) {
-        let effect = match row.effect {
-            Effect::NotYet => " *Not used by this version yet.*",
-            Effect::Used | Effect::Ignored => "",
-        };
+    for row in rows {
         let default = match row.default {
             Default::Text(text) => format!("`{text}`"),
             Default::Unset | Default::Derived(_) => row.default_in_words().to_owned(),
         };
         let _ = writeln!(
             out,
-            "| `{}` | {} | {default} | {}{effect} |",
+            "| `{}` | {} | {default} | {} |",
             row.name,
             shape_in_words(row.shape),
             row.help
@@ -141,6 +146,8 @@ pub struct InitMaster {
     pub master_config: Option<PathBuf>,
     /// `master_bin`, if found.
     pub master_bin: Option<PathBuf>,
+    /// What could be set as `master_restart_cmd`.
+    pub restart_example: Option<String>,
 }
 
 /// What `init` knows on the standby.
@@ -168,7 +175,10 @@ pub fn master_ini(init: &InitMaster) -> Result<String> {
         Some(fingerprint) => file.text("slave_fingerprint", Some(fingerprint))?,
         None => file.hint("slave_fingerprint"),
     }
-    file.hint("master_restart_cmd");
+    match &init.restart_example {
+        Some(command) => file.example("master_restart_cmd", command)?,
+        None => file.hint("master_restart_cmd"),
+    }
     file.hint("compression");
     file.hint("logfile");
     Ok(file.finish())
@@ -236,9 +246,23 @@ impl Writer {
 
     /// A line that shows what could be set.
     fn hint(&mut self, name: &str) {
-        self.help(name);
         let example = keys::row(name, self.side).map_or("", |row| row.example);
-        let _ = writeln!(self.out, "#{name} = {example}");
+        self.commented(name, example);
+    }
+
+    /// The same with a value that fits this host.
+    fn example(&mut self, name: &str, value: &str) -> Result<()> {
+        let printed = ini::print_value(value).ok_or_else(|| inexpressible(name, &value))?;
+        self.commented(name, &printed);
+        Ok(())
+    }
+
+    fn commented(&mut self, name: &str, printed: &str) {
+        self.help(name);
+        if let Some(words) = keys::row(name, self.side).and_then(remark) {
+            comment(&mut self.out, &words);
+        }
+        let _ = writeln!(self.out, "#{name} = {printed}");
     }
 
     fn help(&mut self, name: &str) {

@@ -36,10 +36,12 @@ pub const KEYS: &[Key] = &[
     // Both sides.
     key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
         .derived("the ini file's name without .ini"),
-    key("logfile", Both, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error."),
+    key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error."),
+    key("logfile", Standby, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error; receiver -d without it logs beside the ini file, with .log."),
     key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon when it runs with -d.")
         .not_yet(),
-    key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver when it runs with -d."),
+    key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, with -d and without.")
+        .derived("the ini file's name with .pid"),
     key("use_skylog", Both, Integer(0, 9), "0", "Accepted for old files: there is no skylog.ini any more.")
         .defaults().ignored(),
 
@@ -89,7 +91,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added().not_yet(),
 
     // The standby's folders, in the master's file of old.
-    key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted for old files: the receiver has read its own ini file already.")
+    key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted for old files: the standby's commands are given their own ini file.")
         .ignored(),
     key("walmgr_data", Master, Text, "/var/lib/postgresql/walshipping", "Accepted for old files: folders are the standby's own.")
         .ignored(),

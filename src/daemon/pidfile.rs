@@ -50,7 +50,7 @@ impl PidFile {
                 // Someone who ended in between has removed the file: its name is free, or another's.
                 Ok(()) if !leads_to(path, &file) => continue,
                 Ok(()) => {
-                    write_own_id(&mut file).at(Kind::Config, "write pidfile", path)?;
+                    write_own_id(&mut file).at_setting("write pidfile", path)?;
                     return Ok(PidFile {
                         path: path.to_path_buf(),
                         file,
@@ -95,9 +95,8 @@ pub fn signal_running(path: &Path, control: Control, end_timeout: Duration) -> R
     };
     pidfd_send_signal(&process, signal).map_err(|error| match error {
         Errno::SRCH => not_running(path),
-        error => {
-            CommandError::retry(format!("signal process {pid}")).because(io::Error::from(error))
-        }
+        error => CommandError::retry(format!("send {control} to process {pid}"))
+            .because(io::Error::from(error)),
     })?;
     if control != Control::Reload {
         wait_for_end(path, pid, end_timeout)?;
@@ -180,7 +179,7 @@ fn open(options: &mut OpenOptions, path: &Path) -> Result<File> {
                     .hint("name the file it leads to"),
             );
         }
-        other => other.at(Kind::Config, "open pidfile", path)?,
+        other => other.at_setting("open pidfile", path)?,
     };
     if file
         .metadata()

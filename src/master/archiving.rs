@@ -1,11 +1,14 @@
 //! Turning PostgreSQL's archiving on and off: the edit of `postgresql.conf`, and making the server
 //! take it. Never claims that a parameter is in force without having asked the server.
 
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::names::SegmentName;
+
 use crate::config::MasterConfig;
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output;
 use crate::pg::conf;
 use crate::pg::sql::{Limits, Session};
@@ -13,6 +16,15 @@ use crate::pg::sql::{Limits, Session};
 /// How long a restarted server may take to accept connections, and a reloaded one to take a value.
 const TAKES_EFFECT: Duration = Duration::from_secs(60);
 const RELOAD_TAKES_EFFECT: Duration = Duration::from_secs(5);
+
+/// A restart with a long checkpoint and a long recovery fits; a command that waits for ever does not.
+const RESTART_LIMIT: Duration = Duration::from_secs(600);
+
+/// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
+pub const LETS_GO: &str = "/bin/true";
+
+/// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
+const DISABLED: &str = "(disabled)";
 
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -51,11 +63,96 @@ pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool)
     Ok(())
 }
 
-/// Sees that the server can be talked to.
-pub async fn reach(config: &MasterConfig) -> Result<()> {
-    Session::connect(&config.master_db, limits(config))
-        .await
-        .map(|_| ())
+/// What the server does with finished segments before anything is changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Archiving {
+    /// This ini file's `xarchive` gets them, or the server keeps them until it is given a command.
+    Ours,
+    /// They are archived nowhere and recycled.
+    Off,
+    /// This other command gets them.
+    Foreign(String),
+}
+
+/// What a server was found to do.
+pub struct Found {
+    /// With finished segments.
+    pub archiving: Archiving,
+    /// The segment it writes; those before it are finished.
+    pub segment: Option<SegmentName>,
+}
+
+/// Asks the server. One that cannot be asked must not find its file edited.
+pub async fn found(config: &MasterConfig) -> Result<Found> {
+    let session = Session::connect(&config.master_db, limits(config)).await?;
+    let mode = session.show("archive_mode").await?;
+    let mut command = session.show("archive_command").await?;
+    // A server in recovery has none.
+    let segment = match session.wal_position().await {
+        Ok(at) => {
+            let size = session.wal_segment_size().await?;
+            Some(SegmentName::containing(at.timeline, at.written, size))
+        }
+        Err(_) => None,
+    };
+    session.close().await;
+    let off = mode == "off";
+    if off {
+        // The server does not tell what it would run if the mode were on; its files do.
+        let name = "archive_command";
+        let setter = conf::last_setter(&config.master_config, &config.master_data, name);
+        command = setter.ok().flatten().map_or(String::new(), |s| s.value);
+    }
+    Ok(Found {
+        archiving: judge(off, &command, &ini_words(&config.path)?),
+        segment,
+    })
+}
+
+fn judge(off: bool, command: &str, ini_words: &[String]) -> Archiving {
+    let lets_go = matches!(command.trim(), LETS_GO | "/usr/bin/true" | "true" | ":");
+    let is_ours = |word: &String| command.contains(&format!(" {word} xarchive "));
+    match command.trim() {
+        "" if !off => Archiving::Ours,
+        "" => Archiving::Off,
+        _ if lets_go => Archiving::Off,
+        _ if !ini_words.iter().any(is_ours) => Archiving::Foreign(command.to_owned()),
+        _ if off => Archiving::Off,
+        _ => Archiving::Ours,
+    }
+}
+
+/// The ini file as an `archive_command` may name it: as it was typed, or without symlinks.
+fn ini_words(ini: &Path) -> Result<Vec<String>> {
+    let resolved = std::fs::canonicalize(ini).at(Kind::Config, "find", ini)?;
+    let words = [ini.to_path_buf(), resolved];
+    words.iter().map(|path| shell_word(path)).collect()
+}
+
+/// `walmgr INI xarchive %p %f` with absolute paths that survive the shell and `%` substitution.
+pub fn archive_command(config: &MasterConfig) -> Result<String> {
+    let program = std::env::current_exe()
+        .and_then(std::fs::canonicalize)
+        .map_err(|error| CommandError::retry("find this program's own path").because(error))?;
+    let words = [program, PathBuf::from(&config.path)];
+    let quoted: Result<Vec<String>> = words.iter().map(|path| shell_word(path)).collect();
+    Ok(format!("{} xarchive %p %f", quoted?.join(" ")))
+}
+
+fn shell_word(path: &Path) -> Result<String> {
+    let Some(text) = path.to_str().filter(|text| !text.contains('\n')) else {
+        return Err(CommandError::config(format!(
+            "{} cannot stand in archive_command: it is not plain text",
+            path.display()
+        ))
+        .hint("move it to a path of ordinary characters"));
+    };
+    let text = text.replace('%', "%%");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
+    if text.bytes().all(plain) {
+        return Ok(text);
+    }
+    Ok(format!("'{}'", text.replace('\'', "'\\''")))
 }
 
 fn limits(config: &MasterConfig) -> Limits {
@@ -105,7 +202,9 @@ async fn first_difference<'a>(
 ) -> Result<Option<(&'a str, &'a str, String)>> {
     for (name, value) in wanted {
         let found = session.show(name).await?;
-        if found != *value {
+        // With archive_mode off no command runs, and none is what was wanted.
+        let let_go = (*value, found.as_str()) == (LETS_GO, DISABLED);
+        if found != *value && !let_go {
             return Ok(Some((name, value, found)));
         }
     }
@@ -137,20 +236,43 @@ fn overridden(config: &MasterConfig, name: &str, value: &str, found: &str) -> Co
 
 fn restart(command: &str) -> Result<()> {
     let failed = || CommandError::retry(format!("run master_restart_cmd `{command}`"));
-    let status = Command::new("/bin/sh")
+    let mut child = Command::new("/bin/sh")
         .arg("-c")
         .arg(command)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .status()
+        .spawn()
         .map_err(|error| failed().because(error))?;
-    if status.success() {
-        return Ok(());
+    wait_for_restart(&mut child, command, RESTART_LIMIT)
+}
+
+/// A command that takes too long is left alone: a restart cut in the middle helps nobody.
+fn wait_for_restart(child: &mut Child, command: &str, limit: Duration) -> Result<()> {
+    let hint = "postgresql.conf is edited already; restart PostgreSQL and run this again";
+    let until = Instant::now() + limit;
+    loop {
+        let ended = child.try_wait().map_err(|error| {
+            CommandError::retry(format!("wait for master_restart_cmd `{command}`")).because(error)
+        })?;
+        match ended {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => {
+                return Err(CommandError::retry(format!(
+                    "master_restart_cmd `{command}` failed with {status}"
+                ))
+                .hint(hint));
+            }
+            None if Instant::now() > until => {
+                return Err(CommandError::retry(format!(
+                    "master_restart_cmd `{command}` has not ended within {limit:?}; it was left \
+                     running as process {}",
+                    child.id()
+                ))
+                .hint(hint));
+            }
+            None => std::thread::sleep(LOOK_AGAIN),
+        }
     }
-    Err(CommandError::retry(format!(
-        "master_restart_cmd `{command}` failed with {status}"
-    ))
-    .hint("postgresql.conf is edited already; restart PostgreSQL and run this again"))
 }
 
 async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Session> {
@@ -161,5 +283,56 @@ async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Sess
             Err(error) if Instant::now() > until => return Err(error),
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell_and_percent_substitution() {
+        let word = |text: &str| shell_word(Path::new(text)).unwrap();
+        assert_eq!(word("/usr/bin/walmgr"), "/usr/bin/walmgr");
+        assert_eq!(word("/srv/my files/100%.ini"), "'/srv/my files/100%%.ini'");
+        assert_eq!(word("/srv/it's"), "'/srv/it'\\''s'");
+        assert!(shell_word(Path::new("/srv/a\nb")).is_err());
+    }
+
+    #[test]
+    fn a_command_is_ours_only_with_this_ini_file() {
+        let ini = ["/etc/walmgr/master.ini".to_owned()];
+        let ours = "/usr/bin/walmgr /etc/walmgr/master.ini xarchive %p %f";
+        let other = "/usr/bin/walmgr /etc/walmgr/other-master.ini xarchive %p %f";
+        let foreign = |command: &str| Archiving::Foreign(command.to_owned());
+        for (off, command, found) in [
+            (false, ours, Archiving::Ours),
+            (true, ours, Archiving::Off),
+            (false, "", Archiving::Ours),
+            (true, "", Archiving::Off),
+            (false, LETS_GO, Archiving::Off),
+            (false, other, foreign(other)),
+            (true, other, foreign(other)),
+            (false, "cp %p /srv/%f", foreign("cp %p /srv/%f")),
+        ] {
+            assert_eq!(judge(off, command, &ini), found, "{off} {command}");
+        }
+    }
+
+    #[test]
+    fn a_restart_command_that_does_not_end_is_left_running_and_named() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let error = wait_for_restart(&mut child, "sleep 600", LOOK_AGAIN).unwrap_err();
+        let still_running = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(still_running);
+        assert_eq!(error.kind(), Kind::Retry);
+        let error = error.to_string();
+        assert!(error.contains("has not ended within 50ms"), "{error}");
+        assert!(
+            error.contains("; postgresql.conf is edited already"),
+            "{error}"
+        );
     }
 }

@@ -9,6 +9,9 @@ use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::{files, identity, output};
 
+/// Below it Debian keeps data directories as VERSION/NAME.
+const DEBIAN_DATA: &str = "/var/lib/postgresql";
+
 /// What was typed behind `init`.
 pub struct Typed<'a> {
     /// `--pgdata`.
@@ -59,7 +62,7 @@ fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
     let data = DataDirectory::open(&pgdata)?;
     let slave = typed.slave.ok_or_else(|| {
         CommandError::usage("init needs to know where the standby is")
-            .hint("add --slave HOST or --slave HOST:PORT")
+            .hint("add --slave HOST:PORT, with the port that its receiver listens on")
     })?;
     let conninfo = data.running()?.map(|server| {
         let host = server
@@ -78,8 +81,22 @@ fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
         master_db: conninfo,
         master_config: config_file(&pgdata),
         master_bin: None,
+        restart_example: Some(restart_example(&pgdata)),
         pgdata,
     })
+}
+
+/// Debian's servers are restarted by version and name, any other by its data directory.
+fn restart_example(pgdata: &Path) -> String {
+    let below = pgdata.strip_prefix(DEBIAN_DATA).ok();
+    let mut words = below.into_iter().flat_map(Path::iter);
+    match (words.next(), words.next(), words.next()) {
+        (Some(version), Some(name), None) => {
+            let (version, name) = (version.to_string_lossy(), name.to_string_lossy());
+            format!("pg_ctlcluster {version} {name} restart")
+        }
+        _ => format!("pg_ctl -D '{}' -w restart", pgdata.display()),
+    }
 }
 
 /// Debian keeps it below `/etc`, under the version and name of the data directory's path.
@@ -87,7 +104,7 @@ fn config_file(pgdata: &Path) -> Option<PathBuf> {
     if pgdata.join("postgresql.conf").exists() {
         return None;
     }
-    let below = pgdata.strip_prefix("/var/lib/postgresql").ok()?;
+    let below = pgdata.strip_prefix(DEBIAN_DATA).ok()?;
     let path = Path::new("/etc/postgresql")
         .join(below)
         .join("postgresql.conf");
@@ -101,7 +118,7 @@ fn find_pgdata() -> Result<PathBuf> {
     }
     let mut found = Vec::new();
     // Debian's layout: /var/lib/postgresql/VERSION/CLUSTER.
-    for version in subdirectories(Path::new("/var/lib/postgresql")) {
+    for version in subdirectories(Path::new(DEBIAN_DATA)) {
         found.extend(
             subdirectories(&version)
                 .into_iter()

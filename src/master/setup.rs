@@ -4,14 +4,15 @@
 
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::names::{SegmentName, WalSegmentSize};
+
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::archiving::{self, Activation};
+use crate::master::archiving::{self, Activation, Archiving, Found};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::options::Options;
 use crate::output;
-use crate::pg::command::walmgr_command;
 use crate::pg::conf;
 use crate::pg::sql::{Session, Switched};
 
@@ -27,10 +28,10 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
         return runtime.block_on(rehearse(config, &facts, &changes));
     }
     runtime.block_on(async {
-        bind(config, &facts).await?;
-        // A server that cannot be asked must not find its file edited.
-        archiving::reach(config).await?;
+        let newest = bind(config, &facts).await?;
+        let found = archiving::found(config).await?;
         archiving::edit(config, &changes, false)?;
+        warn_of_what_is_lost(&found, newest, facts.cluster.segment_size);
         let wanted: Vec<(&str, &str)> = changes
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
@@ -48,19 +49,25 @@ async fn rehearse(
     facts: &ClusterFacts,
     changes: &[(&str, String)],
 ) -> Result<()> {
-    Asking::connect(config, facts).await?.close().await;
+    let mut asking = Asking::connect(config, facts).await?;
+    let newest = newest_of(&mut asking).await;
+    asking.close().await;
     let cluster = facts.cluster;
     output::not_really(&format!(
         "bind the archive at {} to {cluster}",
         config.slave
     ))?;
     archiving::edit(config, changes, true)?;
-    archiving::reach(config).await
+    let found = archiving::found(config).await?;
+    warn_of_what_is_lost(&found, newest, cluster.segment_size);
+    Ok(())
 }
 
-async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
+/// Answers with the newest segment in the archive.
+async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<Option<SegmentName>> {
     let mut asking = Asking::connect(config, facts).await?;
     let done = asking.set_up().await?;
+    let newest = newest_of(&mut asking).await;
     asking.close().await;
     let how = if done.newly_bound {
         "is bound to"
@@ -73,7 +80,39 @@ async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
         done.completed_wals,
         config.slave
     );
-    Ok(())
+    Ok(newest)
+}
+
+/// A key without the right to read may set up as well, and is told nothing.
+async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
+    asking.status().await.ok()?.newest_segment
+}
+
+/// Says which command goes, and that WAL which nobody sent to this archive is missing in it.
+fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSegmentSize) {
+    let before = match &found.archiving {
+        Archiving::Ours => return,
+        Archiving::Off => "archiving was off",
+        Archiving::Foreign(command) => {
+            tracing::warn!("the archive_command `{command}` is replaced: it gets no more segments");
+            "segments went elsewhere"
+        }
+    };
+    let Some(newest) = newest else { return };
+    let hole = match (newest.next(size), found.segment) {
+        (Some(next), Some(at))
+            if found.archiving == Archiving::Off
+                && next.timeline() == at.timeline()
+                && next < at =>
+        {
+            format!("{next} is the first segment that is missing in it")
+        }
+        _ => "a segment finished since, or before archiving works, may be missing in it".to_owned(),
+    };
+    tracing::warn!(
+        "{before}, and the archive ends with {newest}: {hole}; no standby and no base backup from \
+         before gets across such a hole, so make a new base backup once archiving works"
+    );
 }
 
 /// What `postgresql.conf` has to say for archiving to work.
@@ -83,11 +122,12 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
         "read master_config,",
         &config.master_config,
     )?;
-    let mut changes = vec![("archive_mode", "on".to_owned())];
     // `always` also archives on a standby that this server may become.
-    if conf::value(&text, "archive_mode").as_deref() == Some("always") {
-        changes.clear();
-    }
+    let mode = match conf::value(&text, "archive_mode").as_deref() {
+        Some("always") => "always",
+        _ => "on",
+    };
+    let mut changes = vec![("archive_mode", mode.to_owned())];
     let level = conf::value(&text, "wal_level");
     // PostgreSQL reads both old names as `replica`, and `replica` is what it takes when nothing
     // is set; writing it out guards against an included file that says otherwise.
@@ -98,8 +138,7 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     if !enough {
         changes.push(("wal_level", "replica".to_owned()));
     }
-    let command = walmgr_command("archive_command", &config.path, "xarchive %p %f")?;
-    changes.push(("archive_command", command));
+    changes.push(("archive_command", archiving::archive_command(config)?));
     Ok(changes)
 }
 

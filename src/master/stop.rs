@@ -1,32 +1,37 @@
 //! `stop`: turns archiving off again.
-//! Never touches the archive, and never leaves an `archive_command` that fails for ever.
+//! Never touches the archive, never turns off what another program archives, and never leaves an
+//! `archive_command` that fails for ever.
 
 use crate::config::MasterConfig;
-use crate::error::Result;
-use crate::master::archiving::{self, Activation};
+use crate::error::{CommandError, Result};
+use crate::master::archiving::{self, Activation, Archiving, LETS_GO};
 use crate::options::Options;
 
 /// Deconfigures archiving.
 pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+    let runtime = crate::master::runtime()?;
+    if let Archiving::Foreign(command) = runtime.block_on(archiving::found(config))?.archiving {
+        return Err(foreign(config, &command));
+    }
     // Without a restart archive_mode stays on, and a command that always succeeds keeps
     // PostgreSQL from piling up segments.
     let change = match config.master_restart_cmd {
         Some(_) => ("archive_mode", "off"),
-        None => ("archive_command", "/bin/true"),
+        None => ("archive_command", LETS_GO),
     };
     archiving::edit(
         config,
         &[(change.0, change.1.to_owned())],
         options.not_really,
     )?;
-    let runtime = crate::master::runtime()?;
     if options.not_really {
-        return runtime.block_on(archiving::reach(config));
+        return Ok(());
     }
     match runtime.block_on(archiving::activate(config, &[change]))? {
         Activation::Done(_) => {
-            tracing::info!(
-                "{} = {}: nothing is archived from here on",
+            tracing::warn!(
+                "{} = {}: WAL written from now on will never be in the archive, so standbys and \
+                 base backups end here; after the next `setup` make a new base backup",
                 change.0,
                 change.1
             );
@@ -34,4 +39,13 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         Activation::RestartNeeded => {}
     }
     Ok(())
+}
+
+fn foreign(config: &MasterConfig, command: &str) -> CommandError {
+    CommandError::config(format!(
+        "the server's archive_command is `{command}`, which is not walmgr's with {}: nothing was \
+         changed",
+        config.path.display()
+    ))
+    .hint("run stop with the ini file it names, or take it out of postgresql.conf by hand")
 }

@@ -1,10 +1,17 @@
 //! Fuzz bodies for everything in this room that reads bytes it did not write.
 //! Never part of a command. Invariant: each takes any bytes and asserts what must hold for all.
 
+use aws_lc_rs::digest::{SHA256, digest};
+use walmgr_protocol::limits::SET_ENTRIES_MAX;
+use walmgr_protocol::names::SystemId;
+
+use super::backup_label::BackupLabel;
 use super::conf;
 use super::conninfo::{self, Environment};
 use super::control;
 use super::data_directory::Postmaster;
+use super::manifest::{FileEntry, Reader, Writer};
+use super::tablespace_map;
 
 /// Control files: no panic, and nothing behind the checksum matters.
 pub fn control_file(bytes: &[u8]) {
@@ -47,6 +54,69 @@ pub fn connection_string(bytes: &[u8]) {
     }
 }
 
+/// `backup_label`: what is accepted is written back byte for byte.
+pub fn backup_label(bytes: &[u8]) {
+    if let Ok(label) = BackupLabel::parse(bytes) {
+        assert_eq!(label.to_bytes(), bytes);
+    }
+}
+
+/// `tablespace_map`: the same tablespaces, each once, after the map has been written again.
+pub fn tablespace_map(bytes: &[u8]) {
+    for major in [13, 18] {
+        let Ok(map) = tablespace_map::parse(bytes, major) else {
+            continue;
+        };
+        let mut oids: Vec<u32> = map.iter().map(|tablespace| tablespace.oid).collect();
+        oids.sort_unstable();
+        oids.dedup();
+        assert_eq!(oids.len(), map.len());
+        // 13 cannot write a backslash before the end of a line.
+        if major > 13 {
+            let written = tablespace_map::to_bytes(&map, major);
+            assert_eq!(tablespace_map::parse(&written, major), Ok(map));
+        }
+    }
+}
+
+/// `backup_manifest`: no panic and no entry without a right checksum; the second time with one, so
+/// that what lies behind it is reached. What is read can be written and read again.
+pub fn manifest(bytes: &[u8]) {
+    read_manifest(bytes);
+    let digest = digest(&SHA256, bytes);
+    let digest: String = (digest.as_ref().iter())
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let line = format!("\"Manifest-Checksum\": \"{digest}\"}}\n");
+    read_manifest(&[bytes, line.as_bytes()].concat());
+}
+
+fn read_manifest(bytes: &[u8]) {
+    let Ok(reader) = Reader::new(bytes) else {
+        return;
+    };
+    let (system_id, ranges) = (reader.system_id(), reader.wal_ranges().to_vec());
+    let Ok(files) = reader.collect::<Result<Vec<FileEntry>, _>>() else {
+        return;
+    };
+    assert!(files.len() <= SET_ENTRIES_MAX);
+    let major = if system_id.is_some() { 17 } else { 16 };
+    let rewrite = || {
+        let mut writer = Writer::new(Vec::new(), major, system_id.unwrap_or(SystemId(0)))?;
+        files.iter().try_for_each(|file| writer.add(file))?;
+        writer.finish(&ranges)
+    };
+    let written: std::io::Result<Vec<u8>> = rewrite();
+    let written = written.expect("a vector takes everything");
+    let again = Reader::new(&written).expect("it was just written");
+    assert_eq!(
+        (again.system_id(), again.wal_ranges()),
+        (system_id, &ranges[..])
+    );
+    let again: Result<Vec<FileEntry>, _> = again.collect();
+    assert_eq!(again, Ok(files));
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{CONTROL_FILES, control_file as fixture};
@@ -83,6 +153,40 @@ mod tests {
         }
     }
 
+    const LABEL: &[u8] = b"START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n\
+        CHECKPOINT LOCATION: 0/2000060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
+        START TIME: now\nLABEL: x\nSTART TIMELINE: 1\n\
+        INCREMENTAL FROM LSN: 0/1000028\nINCREMENTAL FROM TLI: 1\n";
+    const MANIFEST: &[u8] = b"{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\
+        \"System-Identifier\": 7,\n\"Files\": [\n\
+        { \"Path\": \"a\\n\", \"Size\": 1, \"Last-Modified\": \"2026-01-02 03:04:05 GMT\", \
+        \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"01020304\" },\n\
+        { \"Encoded-Path\": \"61ff\", \"Size\": 2, \"Last-Modified\": \"1970-01-01 00:00:00 GMT\" }\n\
+        ],\n\"WAL-Ranges\": [\n\
+        { \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }\n],\n";
+
+    #[test]
+    fn damaged_files_of_a_backup_satisfy_the_fuzz_bodies() {
+        let map = b"16385 /srv/a\\\\b\n16390 /srv/line\\\nend\n";
+        for_every_damage(LABEL, backup_label);
+        for_every_damage(map, tablespace_map);
+        for_every_damage(MANIFEST, manifest);
+    }
+
+    fn for_every_damage(whole: &[u8], body: fn(&[u8])) {
+        body(whole);
+        for at in 0..whole.len() {
+            body(&whole[..at]);
+            for bit in 0..8 {
+                let mut damaged = whole.to_vec();
+                damaged[at] ^= 1 << bit;
+                body(&damaged);
+                damaged.remove(at);
+                body(&damaged);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_satisfy_the_fuzz_bodies(bytes: Vec<u8>, text in "[a-z'= \\\\\n#_0-9]{0,60}") {
@@ -91,6 +195,9 @@ mod tests {
                 postmaster_pid(bytes);
                 conf_edit(bytes);
                 connection_string(bytes);
+                backup_label(bytes);
+                tablespace_map(bytes);
+                manifest(bytes);
             }
         }
     }

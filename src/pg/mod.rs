@@ -11,9 +11,13 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod manifest;
 pub mod page;
 pub mod recovery;
 pub mod relation;
 pub mod sql;
 pub mod sql_backup;
 pub mod tablespace_map;
+pub mod walk;
+#[cfg(test)]
+mod walk_tests;

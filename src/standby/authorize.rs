@@ -1,12 +1,13 @@
 //! `authorize FPR NAME`: lets the owner of a key in.
-//! Never changes a line that is there; a running receiver is asked to read the list again.
+//! Never gives a known key another name, nor a name another key; a running receiver is asked to read
+//! the list again. Invariant: of two that change the list at once, none loses the other's line.
 
 use crate::config::StandbyConfig;
 use crate::daemon::{self, Control};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
-use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
+use crate::transport::authorized_keys::{Authorized, AuthorizedKeys, Rights};
 use crate::transport::identity::Fingerprint;
 
 /// Adds a line to `authorized_keys`.
@@ -29,18 +30,29 @@ pub fn run(
             .parse::<Rights>()
             .map_err(CommandError::usage)?,
     };
-    let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
-    keys.authorize(fingerprint, name, rights)?;
+    let path = &config.authorized_keys;
+    let _lock = AuthorizedKeys::lock(path)?;
+    let mut keys = AuthorizedKeys::load(path)?;
+    let became = keys.authorize(fingerprint, name, rights)?;
     if options.not_really {
-        let path = config.authorized_keys.display();
-        return output::not_really(&format!("add {fingerprint} as {name} to {path}"));
+        return output::not_really(&match became {
+            Authorized::New => format!("add {fingerprint} as {name} to {}", path.display()),
+            Authorized::Already => format!("leave {name} as it is: it may {rights}"),
+            Authorized::InsteadOf(before) => format!("give {name} {rights} instead of {before}"),
+        });
     }
-    keys.save(&config.authorized_keys)?;
-    tracing::info!("{name} may {rights}");
+    keys.save(path)?;
+    match became {
+        Authorized::New => tracing::info!("{name} may {rights}"),
+        Authorized::Already => tracing::info!("{name} may {rights} already"),
+        Authorized::InsteadOf(before) => {
+            tracing::info!("{name} may {rights} from now on; before it was {before}");
+        }
+    }
     tell_receiver(config)
 }
 
-/// A receiver that runs learns of the change at once; one that does not reads the list anyway.
+/// A receiver that runs learns of the change in a moment; one that does not reads the list anyway.
 ///
 /// One that runs and cannot be told is a failure: it still goes by the old list.
 pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
@@ -59,6 +71,6 @@ pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
             .hint("run `walmgr STANDBY.ini receiver --reload` as the receiver's user")
         },
     )?;
-    tracing::info!("the receiver (process {pid}) reads the list again");
+    tracing::info!("sent SIGHUP to the receiver, process {pid}: it reads the list in a moment");
     Ok(())
 }

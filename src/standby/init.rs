@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, sample};
+use crate::config::{self, Config, DEFAULT_PORT, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::{files, identity, output};
@@ -26,12 +26,14 @@ pub fn run(ini: &Path, options: &Options) -> Result<()> {
     };
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
     let ini = ini.display();
+    let port = config.listen.first().map_or(DEFAULT_PORT, |at| at.port);
     output::print(&format!(
         "Wrote {ini}: the archive goes to {}, the receiver listens on {}.\n\
-         Change both there if they are not right. Then type here:\n\n    \
+         Change both there if they are not right; where it listens the master has to reach it, and \
+         127.0.0.1 is for this host alone. Then type here:\n\n    \
          walmgr {ini} setup && walmgr {ini} receiver -d\n\n\
          and on the master (as the user that runs PostgreSQL):\n\n    \
-         walmgr master.ini init --pgdata DIR --slave THIS_HOST --slave-fingerprint {fingerprint}",
+         walmgr master.ini init --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint {fingerprint}",
         config.completed_wals.display(),
         config.listen_text(),
     ))

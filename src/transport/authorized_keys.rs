@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -19,6 +20,9 @@ const FILE_BYTES_MAX: u64 = 128 << 10;
 
 /// Longest name of a key: it stands in every line of the log about this peer.
 const NAME_BYTES_MAX: usize = 64;
+
+/// A change of the list takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the holder of a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +128,17 @@ pub struct BadLine {
     pub why: String,
 }
 
+/// What became of a key that was to be authorized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorized {
+    /// It has a line of its own now.
+    New,
+    /// Exactly this line was there.
+    Already,
+    /// It was there with these rights.
+    InsteadOf(Rights),
+}
+
 /// The whole list, comments and blank lines included.
 #[derive(Debug, Clone, Default)]
 pub struct AuthorizedKeys {
@@ -204,33 +219,44 @@ impl AuthorizedKeys {
         self.lines.iter().filter_map(|line| line.key.as_ref())
     }
 
-    /// Adds a key; `false` if exactly this entry is there already.
+    /// Adds a key, or gives a known one other rights.
     ///
-    /// A known fingerprint or name with anything else is an error: the operator revokes it first,
-    /// so that no old key stays behind unnoticed.
+    /// A fingerprint under another name, or a name of another key, is an error: the operator
+    /// revokes it first, so that no old key stays behind unnoticed.
     pub fn authorize(
         &mut self,
         fingerprint: Fingerprint,
         name: &str,
         rights: Rights,
-    ) -> Result<bool> {
+    ) -> Result<Authorized> {
         let name = parse_name(name).map_err(CommandError::usage)?;
         let key = AuthorizedKey {
             fingerprint,
             name,
             rights,
         };
-        if self.keys().any(|known| *known == key) {
-            return Ok(false);
+        for line in &mut self.lines {
+            let Some(known) = &line.key else { continue };
+            if (known.fingerprint, &known.name) == (key.fingerprint, &key.name) {
+                let before = known.rights;
+                if before == rights {
+                    return Ok(Authorized::Already);
+                }
+                line.text = key.to_string();
+                line.key = Some(key);
+                return Ok(Authorized::InsteadOf(before));
+            }
         }
         self.refuse_duplicate(&key).map_err(|why| {
-            CommandError::config(why).hint("run `walmgr INI revoke NAME` for the old entry first")
+            let known = self.keys().find(|known| known.fingerprint == fingerprint);
+            let old = known.map_or(&key.name, |known| &known.name);
+            CommandError::config(why).hint(format!("run `walmgr STANDBY.ini revoke {old}` first"))
         })?;
         self.lines.push(Line {
             text: key.to_string(),
             key: Some(key),
         });
-        Ok(true)
+        Ok(Authorized::New)
     }
 
     /// Removes the key of this name and returns it.
@@ -242,7 +268,13 @@ impl AuthorizedKeys {
 
     /// Writes the list in one step: a receiver that reads it meanwhile sees the old or the new.
     pub fn save(&self, path: &Path) -> Result<()> {
-        files::replace(path, self.to_string().as_bytes(), 0o600).at(Kind::Config, "write", path)
+        files::replace(path, self.to_string().as_bytes(), 0o600).at_setting("write", path)
+    }
+
+    /// Until the answer is dropped, nobody else who asks may change the list: of two who read it,
+    /// add a line and write it, one would lose the other's.
+    pub fn lock(path: &Path) -> Result<File> {
+        files::lock_folder_of(path, LOCK_PATIENCE)
     }
 
     fn refuse_duplicate(&self, key: &AuthorizedKey) -> Result<(), String> {
@@ -372,10 +404,8 @@ mod tests {
         );
         let mut list = AuthorizedKeys::parse(&before).unwrap();
         assert_eq!(list.to_string(), before);
-        assert!(
-            list.authorize(fingerprint(4), "db4", Rights::default())
-                .unwrap()
-        );
+        let added = list.authorize(fingerprint(4), "db4", Rights::default());
+        assert_eq!(added.unwrap(), Authorized::New);
         assert_eq!(list.revoke("db3").unwrap().fingerprint, fingerprint(3));
         let line = |byte| format!("{} db{byte}", fingerprint(byte));
         let after = before.replace(&format!("{} read\n", line(3)), "")
@@ -385,16 +415,26 @@ mod tests {
     }
 
     #[test]
-    fn authorizing_the_same_again_succeeds_and_anything_else_is_refused() {
-        let mut list = AuthorizedKeys::default();
+    fn authorizing_again_may_change_the_rights_and_nothing_else() {
+        let text = format!("# one\n{} db1\n# two\n", fingerprint(1));
+        let mut list = AuthorizedKeys::parse(&text).unwrap();
         let rights = Rights::default();
-        assert!(list.authorize(fingerprint(1), "db1", rights).unwrap());
-        assert!(!list.authorize(fingerprint(1), "db1", rights).unwrap());
-        assert!(list.authorize(fingerprint(1), "db2", rights).is_err());
+        let again = list.authorize(fingerprint(1), "db1", rights).unwrap();
+        assert_eq!(again, Authorized::Already);
+        assert_eq!(list.to_string(), text);
+        let renamed = list.authorize(fingerprint(1), "db2", rights).unwrap_err();
+        let renamed = renamed.to_string();
+        assert!(
+            renamed.contains("is authorized already, as db1"),
+            "{renamed}"
+        );
+        assert!(renamed.contains("revoke db1` first"), "{renamed}");
         assert!(list.authorize(fingerprint(2), "db1", rights).is_err());
-        assert!(list.authorize(fingerprint(1), "db1", Rights::NONE).is_err());
         assert!(list.authorize(fingerprint(2), "db 2", rights).is_err());
-        assert_eq!(list.keys().count(), 1);
+        let more = list.authorize(fingerprint(1), "db1", Rights::ALL).unwrap();
+        assert_eq!(more, Authorized::InsteadOf(rights));
+        let all = format!("# one\n{} db1 push,read,admin\n# two\n", fingerprint(1));
+        assert_eq!(list.to_string(), all);
     }
 
     #[test]

@@ -115,21 +115,15 @@ impl Identity {
         } else {
             let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)
                 .map_err(|error| CommandError::config("make a key").because(error))?;
-            files::create_new(key_path, key.serialize_pem().as_bytes(), 0o600).at(
-                Kind::Config,
-                "create",
-                key_path,
-            )?;
+            files::create_new(key_path, key.serialize_pem().as_bytes(), 0o600)
+                .at_setting("create", key_path)?;
             key
         };
         let certificate = certificate_parameters(common_name)
             .self_signed(&key)
             .map_err(|error| CommandError::config("make a certificate").because(error))?;
-        files::create_new(certificate_path, certificate.pem().as_bytes(), 0o644).at(
-            Kind::Config,
-            "create",
-            certificate_path,
-        )?;
+        files::create_new(certificate_path, certificate.pem().as_bytes(), 0o644)
+            .at_setting("create", certificate_path)?;
         Self::load(key_path, certificate_path)
     }
 

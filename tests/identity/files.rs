@@ -1,9 +1,9 @@
 //! Key, log and pid files in the wrong hands or of the wrong kind, and settings nobody can mean.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::support::place::give_to_server;
+use crate::support::place::{give_to_server, server_user};
 use crate::support::{Site, run};
 
 fn stopped() -> Site {
@@ -114,4 +114,78 @@ fn fault_96_settings_nobody_can_mean_end_with_2_and_name_the_key() {
     site.standby_set("listen", "0.0.0.0:0");
     let output = site.standby_command(&["receiver"]);
     assert!(output.fail(2).contains("allow_plaintext = 1"));
+}
+
+#[test]
+fn keys_that_are_authorized_and_revoked_at_once_do_not_lose_each_other() {
+    let site = stopped();
+    let key = |number: usize| {
+        let digit = char::from(b'A' + u8::try_from(number).unwrap());
+        format!("SHA256:{}A", digit.to_string().repeat(42))
+    };
+    site.standby_command(&["authorize", &key(20), "leaves"])
+        .succeed();
+    let mut commands: Vec<_> = (0..8)
+        .map(|number| site.standby_walmgr(&["authorize", &key(number), &format!("db{number}")]))
+        .collect();
+    commands.push(site.standby_walmgr(&["revoke", "leaves"]));
+    let running: Vec<_> = commands
+        .iter_mut()
+        .map(|command| command.stderr(Stdio::null()).spawn().unwrap())
+        .collect();
+    for mut child in running {
+        assert!(child.wait().unwrap().success());
+    }
+    let keys = site.standby_ini().with_file_name("authorized_keys");
+    let text = std::fs::read_to_string(keys).unwrap();
+    let mut names: Vec<&str> = text
+        .lines()
+        .map(|line| line.split(' ').nth(1).unwrap())
+        .collect();
+    names.sort_unstable();
+    let expected = "db0 db1 db2 db3 db4 db5 db6 db7 master";
+    assert_eq!(names.join(" "), expected);
+}
+
+#[test]
+fn authorizing_a_known_key_changes_its_rights_and_says_from_what() {
+    let site = stopped();
+    let key = site.master_fingerprint();
+    let words = ["authorize", &key, "master", "--rights", "read"];
+    let rehearsed = site.standby_command(&[&words[..], &["-n"]].concat());
+    assert!(
+        rehearsed
+            .succeed()
+            .contains("give master read instead of push,read")
+    );
+    let changed = site.standby_command(&words);
+    changed.succeed();
+    let said = "master may read from now on; before it was push,read";
+    assert!(changed.stderr.contains(said), "{}", changed.stderr);
+    let refused = site.standby_command(&["authorize", &key, "other"]);
+    let line = refused.fail(2);
+    assert!(line.contains("is authorized already, as master"), "{line}");
+    assert!(line.contains("revoke master` first"), "{line}");
+}
+
+#[test]
+fn an_ini_file_that_is_missing_or_closed_is_named_with_the_way_out() {
+    let site = stopped();
+    let mut absent = crate::support::walmgr();
+    absent.arg(site.home().join("absent.ini")).arg("identity");
+    let ended = crate::support::Output::of(&mut absent);
+    assert!(
+        ended.fail(2).contains("`walmgr INI init` writes"),
+        "{ended:?}"
+    );
+    if !matches!(server_user(), Ok(Some(_))) {
+        return;
+    }
+    let closed = site.home().create_dir("closed");
+    std::os::unix::fs::chown(&closed, Some(0), Some(0)).unwrap();
+    let mut init = crate::support::walmgr();
+    init.arg(closed.join("standby.ini")).arg("init");
+    let ended = crate::support::Output::of(&mut init);
+    let place = format!("the owner of {}", closed.display());
+    assert!(ended.fail(2).contains(&place), "{ended:?}");
 }

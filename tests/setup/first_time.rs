@@ -52,7 +52,7 @@ fn what_init_prints_leads_to_a_running_archive() {
     let data = cluster.data().display().to_string();
     let init_master = init_master
         .replace("DIR", &data)
-        .replace("THIS_HOST", &address);
+        .replace("THIS_HOST:7432", &address);
     let printed = Output::of(&mut walmgr_at(&master, &init_master)).succeed();
     let authorize =
         line_with(&printed, "authorize").replace("STANDBY.ini", &ini.display().to_string());

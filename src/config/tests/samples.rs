@@ -47,6 +47,7 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
         pgdata: PathBuf::from("/data/100% full"),
         slave: "db2:7500".to_owned(),
         master_db: Some("port=5433 dbname=postgres".to_owned()),
+        restart_example: Some("pg_ctl -D '/data/100% full' restart".to_owned()),
         ..InitMaster::default()
     };
     let text = sample::master_ini(&init).unwrap();
@@ -54,6 +55,7 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
     assert_eq!((config.master_data, config.slave.port), (init.pgdata, 7500));
     assert_eq!(config.master_db, "port=5433 dbname=postgres");
     assert!(text.lines().count() < 40 && config.notes.is_empty());
+    assert!(text.contains("\n#master_restart_cmd = pg_ctl -D '/data/100%% full' restart\n"));
 
     let init = InitStandby {
         walmgr_data: PathBuf::from("/archive"),
@@ -61,7 +63,9 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
         slave_data: Some(PathBuf::from("/data")),
         slave_bin: None,
     };
-    let config = standby(&sample::standby_ini(&init).unwrap());
+    let text = sample::standby_ini(&init).unwrap();
+    assert!(text.contains("\n# Default: authorized_keys beside the ini file.\n"));
+    let config = standby(&text);
     assert_eq!(config.completed_wals, Path::new("/archive/logs.complete"));
     assert_eq!(config.listen[0].to_string(), "0.0.0.0:7500");
     assert!(config.notes.is_empty());
@@ -78,7 +82,9 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
 
 #[test]
 fn the_readmes_rows_cover_the_table() {
-    let rows = sample::readme_rows(Side::Master) + &sample::readme_rows(Side::Standby);
+    let rows = [Side::Master, Side::Standby]
+        .map(|side| sample::readme_rows(side) + &sample::readme_rows_not_yet(side))
+        .concat();
     for key in KEYS {
         let row = format!("| `{}` | ", key.name);
         assert!(rows.contains(&row), "{}", key.name);

@@ -1,0 +1,3 @@
+//! Fuzzes backup_manifest files; the body and its promise are in the library.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::manifest(bytes));
