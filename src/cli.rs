@@ -83,6 +83,8 @@ pub enum Command {
     },
     /// Run `periodic_command` if its interval has passed.
     Periodic,
+    /// Make a base backup.
+    Backup,
     /// Receive on the standby.
     Receiver,
     /// Hand one WAL file to a recovering PostgreSQL: its `restore_command`.
@@ -139,6 +141,7 @@ impl Command {
             Command::Stop => "stop",
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
+            Command::Backup => "backup",
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
             Command::ListBackups => "listbackups",
@@ -176,10 +179,9 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 13] = [
+const ABSENT: [&str; 12] = [
     "sync",
     "syncdaemon",
-    "backup",
     "synch-standby",
     "bench",
     "cleanup",
@@ -308,6 +310,8 @@ enum Typed {
     },
     /// Master: run periodic_command if command_interval has passed
     Periodic,
+    /// Master: make a base backup
+    Backup,
     /// Standby: the daemon that receives
     Receiver,
     /// Hand one WAL file to PostgreSQL (the restore_command)
@@ -481,6 +485,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Stop => Command::Stop,
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
+        Typed::Backup => Command::Backup,
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::ListBackups => Command::ListBackups,

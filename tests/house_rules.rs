@@ -127,6 +127,10 @@ const PROOF_FILE: &str = "src/store/durable.rs";
 /// `fuzzing` proves with a private type that it wrote into a `Vec`.
 const PROOF_IMPLEMENTATIONS: [&str; 2] = [PROOF_FILE, "protocol/src/fuzzing.rs"];
 
+/// Who may say that a backup set is sealed: what sealed it, and the fuzzed receiver.
+const SEAL_IMPLEMENTATIONS: [&str; 2] =
+    ["src/store/sets/seal.rs", "protocol/src/fuzzing/backup.rs"];
+
 /// Each says at its top why no safe crate does what it needs.
 const UNSAFE_FILES: [&str; 2] = ["src/memory.rs", "src/store/durable.rs"];
 
@@ -361,6 +365,15 @@ fn proofs(tree: &Tree) -> Vec<String> {
                 && !PROOF_IMPLEMENTATIONS.contains(&source.path.as_str());
             if implements {
                 violations.push(format!("{place}: only {PROOF_FILE} may prove durability"));
+            }
+            let seals = word == "ProofOfSeal"
+                && words(behind).next() == Some((0, "for"))
+                && !SEAL_IMPLEMENTATIONS.contains(&source.path.as_str());
+            if seals {
+                let file = SEAL_IMPLEMENTATIONS[0];
+                violations.push(format!(
+                    "{place}: only {file} may prove that a set is sealed"
+                ));
             }
         }
     }

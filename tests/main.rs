@@ -13,6 +13,7 @@
 mod support;
 
 mod archive;
+mod backup;
 mod cli;
 mod crash_points;
 mod daemon;

@@ -80,6 +80,7 @@ fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) ->
         Command::Periodic => master::periodic::run(config, options),
         Command::ListBackups => master::listbackups::run(config, options),
         Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
+        Command::Backup => master::backup::run(config, options),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
 }

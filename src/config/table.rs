@@ -86,9 +86,9 @@ pub const KEYS: &[Key] = &[
     key("command_interval", Master, time(366 * DAY), "600", "Least time between two runs of periodic_command."),
     key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Run by periodic, and by xarchive when its time has come."),
     key("backup_jobs", Master, Integer(1, 64), "4", "Streams a backup sends side by side.")
-        .defaults().added().not_yet(),
+        .defaults().added(),
     key("backup_checkpoint", Master, Choice(&["fast", "spread"]), "fast", "How the checkpoint before a backup is made.")
-        .defaults().added().not_yet(),
+        .defaults().added(),
 
     // The standby's folders, in the master's file of old.
     key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted for old files: the standby's commands are given their own ini file.")
@@ -113,9 +113,8 @@ pub const KEYS: &[Key] = &[
     key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Where the WAL file that is being written is kept.")
         .derived("logs.partial in `walmgr_data`"),
     key("full_backup", Standby, Path, "%(walmgr_data)s/data.master", "The newest base backup; older ones get .0, .1 and so on.")
-        .derived("data.master in `walmgr_data`").not_yet(),
-    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept.")
-        .not_yet(),
+        .derived("data.master in `walmgr_data`"),
+    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept."),
 
     // The standby's receiver.
     key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses the receiver listens on, separated by commas.")
@@ -156,11 +155,10 @@ pub const KEYS: &[Key] = &[
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it.")
         .not_yet(),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
-        .defaults().not_yet(),
+        .defaults(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults().not_yet(),
-    key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed.")
-        .not_yet(),
+    key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
         .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "How long xrestore waits for a file before it says that there is none.")

@@ -5,6 +5,7 @@ use crate::error::{CommandError, Result};
 
 pub mod archiving;
 pub mod ask;
+pub mod backup;
 pub mod cluster;
 pub mod fetch;
 pub mod init;

@@ -2,6 +2,7 @@
 //! Never touches the archive itself. Invariant: at most one upload a channel, and a peer that
 //! breaks a rule is told which before it is hung up on.
 
+mod backup;
 mod fetch;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
+use crate::receiver::backup::Report as BackupReport;
 use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
@@ -54,6 +56,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
         fetching: fetch::Fetching::default(),
+        link: backup::Link::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
         stop_by: None,
@@ -68,11 +71,12 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         peer,
         mut wire,
         channels,
+        link,
         ..
     } = connection;
-    let cut_short = channels.iter().any(|channel| channel.upload.is_some());
+    let cut_short = channels.iter().any(|channel| channel.upload.is_some()) || link.is_busy();
     // Uploads under way end when their channel does, and remove what they wrote.
-    drop(channels);
+    drop((channels, link));
     match end {
         End::Gone(reason) if cut_short => {
             tracing::warn!("{peer} left in the middle of an upload: {reason}");
@@ -110,6 +114,7 @@ struct Connection {
     peer: Peer,
     wire: Wire,
     channels: Vec<Channel>,
+    link: backup::Link,
     reports: mpsc::Sender<(Slot, Report)>,
     fetching: fetch::Fetching,
     keepalive: Keepalive,
@@ -121,6 +126,7 @@ enum Happened {
     Arrived(Option<Frame>),
     Reported(Slot, Report),
     Fetched(FetchReport),
+    BackupReported(BackupReport),
     Reloaded,
     Stopping,
     Tick,
@@ -143,6 +149,7 @@ impl Connection {
             let happened = tokio::select! {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
                 report = self.fetching.next() => Happened::Fetched(report),
+                Some(report) = self.link.inbox.recv() => Happened::BackupReported(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -171,6 +178,7 @@ impl Connection {
             }
             Happened::Reported(slot, report) => self.reported(slot, report).await,
             Happened::Fetched(report) => self.fetch_reported(report).await,
+            Happened::BackupReported(report) => self.backup_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -226,6 +234,10 @@ impl Connection {
             (channel, message) if self.fetching.owns(channel) => {
                 self.fetch_message(channel, message).await
             }
+            (channel, message @ Message::Backup(_)) => self.backup_message(channel, message).await,
+            (channel, message) if self.link.owns(channel) => {
+                self.backup_message(channel, message).await
+            }
             (channel, message) => self.upload_message(channel, message).await,
         }
     }
@@ -254,7 +266,7 @@ impl Connection {
     async fn upload_message(&mut self, channel: u16, message: Message) -> Result<(), End> {
         let index = self.index(channel)?;
         if matches!(message, Message::Offer(_))
-            && let Some(refusal) = self.cannot_take()
+            && let Some(refusal) = self.cannot_take("an offer")
         {
             self.log_refusal(&refusal);
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
@@ -342,7 +354,7 @@ impl Connection {
         Err(ProtocolError::from(misbehaved).into())
     }
 
-    fn cannot_take(&self) -> Option<Error> {
+    fn cannot_take(&self, what: &str) -> Option<Error> {
         if self.stop_by.is_some() {
             let text = "the receiver is stopping";
             return Some(Error::channel(
@@ -352,7 +364,7 @@ impl Connection {
             ));
         }
         if !self.peer.rights.push {
-            return Some(self.lacks_right("an offer", "push"));
+            return Some(self.lacks_right(what, "push"));
         }
         if self.daemon.archive.binding().is_none() {
             return Some(Error::channel(
@@ -409,7 +421,7 @@ impl Connection {
     }
 
     fn busy(&self) -> bool {
-        self.channels.iter().any(|channel| channel.upload.is_some())
+        self.channels.iter().any(|channel| channel.upload.is_some()) || self.link.is_finishing()
     }
 
     fn heard(&mut self) {

@@ -4,9 +4,10 @@
 //! daemon stays up and the archive stays whole.
 //!
 //! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
-//! connection, [`upload`] writes one file, [`fetch`] reads what a master wants back, [`control`]
-//! answers questions, [`settings`] is what a reload may change.
+//! connection, [`upload`] writes one file, [`backup`] takes a base backup, [`fetch`] reads what a
+//! master wants back, [`control`] answers questions, [`settings`] is what a reload may change.
 
+pub mod backup;
 pub mod connection;
 pub mod control;
 pub mod fetch;
@@ -35,6 +36,15 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Time for threads that the drain left at work; what they wrote is a temporary, or whole.
 pub const THREADS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long a backup outlives the connection that controls it: enough for a link to come back, or
+/// for somebody to plug a cable in again.
+pub const BACKUP_LEASE: Duration = Duration::from_secs(BACKUP_LEASE_S as u64);
+/// The same as the wire has it.
+pub const BACKUP_LEASE_S: u32 = 60;
+
+/// Longest a sealed backup's client may make the receiver wait for WAL that is not archived yet.
+pub const WAL_WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Connections that may be in their handshake at once, from one address and in all: strangers
 /// take no slot from those who are known.

@@ -4,6 +4,7 @@
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::store::StoreError;
+use crate::store::sets::SetError;
 
 /// The refusal that tells the sender.
 pub fn of(error: &StoreError) -> Error {
@@ -43,6 +44,33 @@ pub fn of(error: &StoreError) -> Error {
         | StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }
         | StoreError::Marker { .. } => (
+            ErrorCode::Internal,
+            "look at the receiver's log on the standby",
+        ),
+    };
+    Error::channel(code, error.to_string(), hint)
+}
+
+/// The refusal that tells whoever makes a backup.
+pub fn of_set(error: &SetError) -> Error {
+    let (code, hint) = match error {
+        SetError::Store(error) => return of(error),
+        SetError::Tar(_) | SetError::Entry { .. } => (
+            ErrorCode::Malformed,
+            "the two sides may run versions too far apart",
+        ),
+        SetError::TooManyEntries { .. } => (ErrorCode::TooLarge, ""),
+        SetError::Manifest { .. } | SetError::NotComplete { .. } => (
+            ErrorCode::Mismatch,
+            "nothing was kept of it; start the backup again",
+        ),
+        SetError::GivenUp { .. } => (ErrorCode::Abandoned, "start the backup again"),
+        SetError::Busy { .. } => (ErrorCode::Busy, "wait for its end"),
+        SetError::InTheWay { .. } => (
+            ErrorCode::DiskFailed,
+            "look at the folder of `full_backup` on the standby",
+        ),
+        SetError::Absent { .. } | SetError::Unknown { .. } => (
             ErrorCode::Internal,
             "look at the receiver's log on the standby",
         ),

@@ -18,12 +18,13 @@ use crate::daemon::{self, Control, Notice, Notices, PidFile, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::receiver::backup::Backups;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
     ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
     THREADS_DEADLINE, connection, introduction,
 };
-use crate::store::{Archive, Health, Places, RealDisk, StoreError};
+use crate::store::{Archive, Disk, Health, Places, RealDisk, StoreError};
 
 /// A refusal from one address is logged at most this often; the rest is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ const REFUSAL_ADDRESSES_MAX: usize = 64;
 pub struct Daemon {
     /// Where files go.
     pub archive: Archive,
+    /// Where base backups go.
+    pub backups: Backups,
     /// Its folder, for people.
     pub completed_wals: PathBuf,
     /// Where the newest backup set is, if the settings say so.
@@ -105,10 +108,12 @@ impl Daemon {
     /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
     /// trusted, and a fresh start reads everything again.
     pub fn check_health(&self) {
-        if let Health::SyncFailed { why } = self.archive.health()
-            && !self.stopping.send_replace(true)
-        {
-            tracing::error!("the receiver ends because a sync failed: {why}");
+        for health in [self.archive.health(), self.backups.health()] {
+            if let Health::SyncFailed { why } = health
+                && !self.stopping.send_replace(true)
+            {
+                tracing::error!("the receiver ends because a sync failed: {why}");
+            }
         }
     }
 
@@ -214,11 +219,14 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     // Before the pidfile names this process: whoever reads it there may send a signal.
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let archive =
-        Archive::open(&Places::of(config), Arc::new(RealDisk)).map_err(|error| opening(&error))?;
+        Archive::open(&Places::of(config), Arc::clone(&disk)).map_err(|error| opening(&error))?;
+    let backups = Backups::open(config, &disk);
     let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
     let daemon = Arc::new(Daemon {
         archive,
+        backups,
         completed_wals: config.completed_wals.clone(),
         full_backup: config.full_backup.clone(),
         started: Instant::now(),
@@ -279,7 +287,9 @@ async fn serve(
         task.abort();
     }
     drain(daemon).await;
-    match daemon.archive.health() {
+    let failed = |health: &Health| matches!(health, Health::SyncFailed { .. });
+    let health = Some(daemon.backups.health()).filter(failed);
+    match health.unwrap_or_else(|| daemon.archive.health()) {
         Health::SyncFailed { why } => Err(CommandError::new(Kind::ReceiverDisk, why)
             .hint("the service manager starts it again; if this repeats, replace the disk")),
         Health::Good | Health::Impaired { .. } => {

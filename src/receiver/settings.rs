@@ -21,12 +21,23 @@ pub enum Protection {
     Authority(TlsAcceptor),
 }
 
+/// What becomes of old backup sets.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// Sets to keep; 0 for all.
+    pub keep_backups: u32,
+    /// Run before one is removed.
+    pub archive_command: Option<String>,
+}
+
 /// One good configuration.
 pub struct Settings {
     /// How connections are protected.
     pub protection: Protection,
     /// Connections open at once.
     pub connections_max: usize,
+    /// What becomes of old backup sets.
+    pub rotation: Rotation,
 }
 
 impl Settings {
@@ -50,6 +61,10 @@ impl Settings {
         Ok(Arc::new(Settings {
             protection,
             connections_max,
+            rotation: Rotation {
+                keep_backups: config.keep_backups,
+                archive_command: config.archive_command.clone(),
+            },
         }))
     }
 

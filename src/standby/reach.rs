@@ -15,11 +15,11 @@ use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use crate::error::{CommandError, Kind, Result};
 use crate::options::TargetWords;
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::pg::recovery::{Target, TargetAction, TargetTimeline, parse_time, time_text};
 use crate::standby::route::Route;
 use crate::store::Reader;
-use crate::store::sets::LabelFacts;
 use crate::wal::commit::{
     RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
     is_transaction_end, restore_point_name,
@@ -132,7 +132,7 @@ impl<'a> Reach<'a> {
     pub fn of(
         archive: &'a Reader,
         set: &Path,
-        label: &LabelFacts,
+        label: &BackupLabel,
         timeline: TargetTimeline,
     ) -> Result<Reach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
@@ -335,7 +335,7 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
 }
 
 /// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.
-fn stop_in_history(archive: &Reader, label: &LabelFacts) -> Option<Lsn> {
+fn stop_in_history(archive: &Reader, label: &BackupLabel) -> Option<Lsn> {
     let size: WalSegmentSize = archive.binding().segment_size;
     let offset_bytes = label.start.0 % size.bytes();
     let name = format!("{}.{offset_bytes:08X}.backup", label.first_segment);

@@ -2,10 +2,12 @@
 //! Never answers anything by itself. Invariant: [`Wire::receive`] may be dropped and called again
 //! without losing a byte.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use walmgr_protocol::codec::{Decoder, Encoder, Frame};
 use walmgr_protocol::compress::Block;
 use walmgr_protocol::error::{Malformed, ProtocolError};
@@ -21,6 +23,12 @@ use crate::transport::stream::Stream;
 /// Bytes asked of the socket at once: several TLS records, and a whole default block.
 const READ_BYTES: usize = 288 << 10;
 
+/// Bytes taken in at once beside sending; answers to blocks are short.
+const LISTEN_BYTES: usize = 4 << 10;
+
+/// Time a peer may take to read one block: its disk may be busy, but not for good.
+const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
+
 /// Time that closing in good order may take before the socket is simply dropped.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -35,7 +43,7 @@ pub enum WireFault {
     #[error("the other side closed the connection")]
     Closed,
     /// The other side takes no bytes.
-    #[error("the other side read nothing for {SEND_DEADLINE:?}")]
+    #[error("the other side reads nothing")]
     Deaf,
     /// The socket or TLS failed.
     #[error("the connection broke")]
@@ -202,6 +210,38 @@ impl Wire {
         Ok(self.stream.write_all(bytes).await?)
     }
 
+    /// The same while taking in what arrives: a peer that answers blocks would otherwise wait for
+    /// this side to read as long as this side waits for it.
+    pub async fn send_block_listening(
+        &mut self,
+        channel: u16,
+        block: &mut Block,
+    ) -> Result<(), WireFault> {
+        let mut left = self.encoder.encode_block(channel, block);
+        let (stream, inbox) = (&mut self.stream, &mut self.inbox);
+        let both = std::future::poll_fn(|context| {
+            while listen(stream, inbox, context)? {}
+            while !left.is_empty() {
+                match Pin::new(&mut *stream).poll_write(context, left) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(WireFault::Closed)),
+                    Poll::Ready(Ok(written)) => left = &left[written..],
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        match tokio::time::timeout(BLOCK_DEADLINE, both).await {
+            Ok(sent) => sent,
+            Err(_) => Err(WireFault::Deaf),
+        }
+    }
+
+    /// A frame that has arrived already.
+    pub fn arrived(&mut self) -> Result<Option<Frame>, WireFault> {
+        Ok(self.decoder.decode(&mut self.inbox)?)
+    }
+
     /// Ends the stream in good order, so that what was sent last arrives.
     pub async fn close(mut self) {
         close(&mut self.stream).await;
@@ -217,6 +257,29 @@ impl Wire {
             return Ok(());
         }
         Err(WireFault::Closed)
+    }
+}
+
+/// Takes in what has arrived; whether there may be more.
+fn listen(
+    stream: &mut Stream,
+    inbox: &mut BytesMut,
+    context: &mut Context<'_>,
+) -> Result<bool, WireFault> {
+    if inbox.len() >= READ_BYTES {
+        // Whoever sends takes these out before the next block.
+        return Ok(false);
+    }
+    let mut bytes = [0; LISTEN_BYTES];
+    let mut buffer = ReadBuf::new(&mut bytes);
+    match Pin::new(stream).poll_read(context, &mut buffer) {
+        Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(WireFault::Closed),
+        Poll::Ready(Ok(())) => {
+            inbox.extend_from_slice(buffer.filled());
+            Ok(true)
+        }
+        Poll::Ready(Err(error)) => Err(error.into()),
+        Poll::Pending => Ok(false),
     }
 }
 

@@ -285,6 +285,11 @@ impl Site {
         &self.standby_ini
     }
 
+    /// The folder of the archive, with the backup sets in it.
+    pub fn archive_folder(&self) -> &Path {
+        &self.archive
+    }
+
     /// `completed_wals`.
     pub fn completed_wals(&self) -> PathBuf {
         self.archive.join("logs.complete")

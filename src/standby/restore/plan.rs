@@ -17,12 +17,13 @@ use super::spaces::mapping;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Restoring;
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery::Recovery;
 use crate::standby::{gap, reach, sets};
-use crate::store::sets::{BackupSets, HeldSet, LabelFacts, SetSize};
+use crate::store::sets::{BackupSets, HeldSet, SetSize};
 use crate::store::{Reader, RealDisk};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
@@ -42,7 +43,7 @@ pub enum Source {
 pub struct Chosen {
     pub name: BackupName,
     pub path: PathBuf,
-    pub label: LabelFacts,
+    pub label: BackupLabel,
 }
 
 /// Everything that is decided.

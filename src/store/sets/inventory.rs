@@ -32,6 +32,8 @@ pub enum HeldFile {
     },
     /// All of it.
     Complete(FileDigest),
+    /// It is a directory, and an entry of its own has come.
+    Directory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,7 @@ impl Inventory {
                 held: *held,
                 len: *len,
             },
+            Some(Known::Directory { is_declared: true }) => HeldFile::Directory,
             _ => HeldFile::Absent,
         }
     }

@@ -62,7 +62,7 @@ pub use lock::Lease;
 pub use out::{Copying, SetSize};
 pub use purge::Purged;
 pub use rotate::{Expiry, SetsRecovery};
-pub use seal::{ExpectedFile, Parts};
+pub use seal::{ExpectedFile, Parts, SealedSet};
 pub use stream::{SetContent, Streamed, Tablespace};
 pub use unpack::{SealedFile, StreamWriter};
 

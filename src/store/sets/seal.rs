@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use walmgr_protocol::names::{BackupName, RelativePath};
+use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
 use super::incoming::{IncomingSet, SetShared, UNSEALED_LABEL};
@@ -63,10 +64,29 @@ pub struct Parts<'a> {
     pub wal: &'a DurableWal,
 }
 
+/// A set that was sealed: the proof without which nobody is told so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSet {
+    name: BackupName,
+}
+
+impl SealedSet {
+    /// The name it got.
+    pub const fn name(&self) -> &BackupName {
+        &self.name
+    }
+}
+
+impl ProofOfSeal for SealedSet {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+}
+
 impl IncomingSet {
     /// Seals the set and gives it its name. Sets that were there move one number up; none is
     /// removed: that is [`expire`](super::BackupSets::expire)'s.
-    pub fn seal(self, mut parts: Parts<'_>) -> Result<BackupName, SetError> {
+    pub fn seal(self, mut parts: Parts<'_>) -> Result<SealedSet, SetError> {
         let shared = &self.shared;
         shared.compare(&mut parts)?;
         shared.link_tablespaces()?;
@@ -92,7 +112,8 @@ impl IncomingSet {
             return Err(error);
         }
         shared.sets.finish_intent(shifted)?;
-        Ok(shared.sets.newest.clone())
+        let name = shared.sets.newest.clone();
+        Ok(SealedSet { name })
     }
 }
 

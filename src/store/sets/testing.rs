@@ -196,13 +196,14 @@ pub(crate) fn seal(
     version: u8,
     wal: &DurableWal,
 ) -> Result<BackupName, SetError> {
-    incoming.seal(Parts {
+    let sealed = incoming.seal(Parts {
         backup_label: &label(version),
         tablespace_map: None,
         manifest: &[version],
         files: &mut sample_manifest(version).into_iter(),
         wal,
-    })
+    });
+    sealed.map(|set| set.name().clone())
 }
 
 /// Receives and seals a version of the sample set.

@@ -1,0 +1,395 @@
+//! `backup`: a base backup of the running server, over as many streams as `backup_jobs` says.
+//! Never writes into the data directory, and never calls a set good that the receiver did not seal.
+//! Invariant: however it ends, the server's backup mode and the standby's lease end with it.
+//!
+//! [`control`] keeps the lease and has the set sealed, [`stream`] sends files, [`source`] makes tar
+//! streams of them, [`load`] knows what is waiting, on its way and there, [`contents`] lists what
+//! belongs to a backup, [`progress`] shows how far it is.
+
+pub mod contents;
+pub mod control;
+pub mod load;
+pub mod origin;
+pub mod progress;
+pub mod source;
+pub mod stream;
+pub mod tar;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use indicatif::HumanBytes;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use walmgr_protocol::limits::BLOCK_BYTES_MAX;
+use walmgr_protocol::message::backup::{Begin, Finish, PartName, Sealed};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
+
+use crate::config::{BackupCheckpoint, MasterConfig};
+use crate::error::{CommandError, Result};
+use crate::master::backup::contents::Contents;
+use crate::master::backup::control::{Control, Way};
+use crate::master::backup::load::{Item, Load};
+use crate::master::backup::origin::Origin;
+use crate::master::backup::progress::{Counters, Progress, per_second, ratio};
+use crate::master::backup::stream::Stream;
+use crate::master::cluster::ClusterFacts;
+use crate::master::push::Blocks;
+use crate::options::Options;
+use crate::output;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::sql::Session;
+
+/// What `backup_label` calls a backup, as it always did.
+const LABEL: &str = "FullBackup";
+
+/// A checkpoint that is spread takes `checkpoint_timeout`, which is a day at most.
+const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
+
+/// Threads that run connections: TLS and checksums are work, and a backup may use two cores for it.
+const CONNECTION_THREADS: usize = 2;
+
+/// PostgreSQL's pause before it tries again to archive a segment (`PGARCH_AUTOWAKE_INTERVAL`).
+const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
+
+/// Attempts of the archiver that the end of a backup waits for.
+const ARCHIVER_ATTEMPTS: u32 = 3;
+
+/// Makes a base backup.
+pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+    let facts = ClusterFacts::read(config)?;
+    let runtime = runtime(config)?;
+    if options.not_really {
+        return runtime.block_on(rehearse(config, facts));
+    }
+    let made = runtime.block_on(async {
+        let mut terminate = watched(SignalKind::terminate())?;
+        let mut interrupt = watched(SignalKind::interrupt())?;
+        let stopped = async {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        back_up(config, facts, options, stopped).await
+    });
+    // A reader that is stuck in a dead disk must not hold the exit back.
+    runtime.shutdown_background();
+    made
+}
+
+fn runtime(config: &MasterConfig) -> Result<tokio::runtime::Runtime> {
+    // A reader for each stream, and some for names of hosts.
+    let readers = usize::try_from(config.backup_jobs).unwrap_or(1);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONNECTION_THREADS)
+        .max_blocking_threads(readers + 4)
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::retry("start the event loop").because(error))
+}
+
+fn watched(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
+    signal(kind).map_err(|error| CommandError::retry("watch for signals").because(error))
+}
+
+/// Says what a real run would do, after asking whoever it would ask.
+async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
+    let session = connect(config).await?;
+    check_server(&session).await?;
+    let contents = Contents::list(config, &session).await?;
+    session.close().await;
+    let wire = Way::new(config, facts)?.connect().await;
+    wire.map_err(control::Lost::into_error)?.close().await;
+    output::not_really(&format!(
+        "back up {} files with {} of {} to {}, in {} streams",
+        contents.items.len(),
+        HumanBytes(contents.total_bytes),
+        config.master_data.display(),
+        config.slave,
+        config.backup_jobs
+    ))?;
+    for (name, path, _) in &contents.configs {
+        output::not_really(&format!("send {} as {name}", path.display()))?;
+    }
+    Ok(())
+}
+
+async fn connect(config: &MasterConfig) -> Result<Session> {
+    Session::connect(&config.master_db, crate::pg::sql::Limits::default())
+        .await
+        .map_err(|error| error.hint("check master_db in the ini file, and that PostgreSQL runs"))
+}
+
+/// What makes a backup senseless is found before anything begins.
+async fn check_server(session: &Session) -> Result<TimelineId> {
+    if session.is_in_recovery().await? {
+        return Err(CommandError::config(
+            "the server replays WAL, so it is a standby: back up its master",
+        )
+        .hint("check master_db in the ini file"));
+    }
+    let mode = session.show("archive_mode").await?;
+    if !matches!(mode.as_str(), "on" | "always") {
+        return Err(CommandError::config(format!(
+            "archive_mode is {mode}, so no backup can be completed"
+        ))
+        .hint("run `walmgr MASTER.ini setup` first"));
+    }
+    Ok(session.wal_position().await?.timeline)
+}
+
+async fn back_up(
+    config: &MasterConfig,
+    facts: ClusterFacts,
+    options: &Options,
+    stopped: impl Future<Output = &'static str>,
+) -> Result<()> {
+    let mut stopped = std::pin::pin!(stopped);
+    let way = Arc::new(Way::new(config, facts)?);
+    let origin = Origin::claim(&config.master_data)?;
+    let began = Instant::now();
+    let beginning = async {
+        let session = connect(config).await?;
+        let timeline = check_server(&session).await?;
+        let begin = Begin {
+            who: origin.who(&config.job_name),
+            origin: origin.text().to_owned(),
+            label: LABEL.to_owned(),
+            timeline,
+        };
+        let control = Control::begin(&way, begin).await?;
+        Ok::<_, CommandError>((session, timeline, control))
+    };
+    let (session, timeline, mut control) = tokio::select! {
+        begun = beginning => begun?,
+        signal = &mut stopped => return Err(stopped_by(signal)),
+    };
+    let work = Work {
+        config,
+        options,
+        way: &way,
+        timeline,
+    };
+    let made = tokio::select! {
+        made = work.make(&mut control, session) => made,
+        signal = &mut stopped => Err(stopped_by(signal)),
+    };
+    match made {
+        Ok(made) => made.report(config, began.elapsed()),
+        Err(error) => {
+            control.give_up(&error.to_string()).await;
+            Err(error)
+        }
+    }
+}
+
+fn stopped_by(signal: &str) -> CommandError {
+    CommandError::retry(format!(
+        "stopped by {signal} before the backup was complete"
+    ))
+}
+
+/// One backup, once the lease is taken.
+struct Work<'a> {
+    config: &'a MasterConfig,
+    options: &'a Options,
+    way: &'a Arc<Way>,
+    timeline: TimelineId,
+}
+
+/// A backup that was made.
+struct Made {
+    sealed: Sealed,
+    load: Arc<Load>,
+    total_bytes: u64,
+    sending: Duration,
+    start: Lsn,
+    stop: Lsn,
+    segments: (SegmentName, SegmentName),
+    notes: Vec<String>,
+}
+
+impl Work<'_> {
+    async fn make(&self, control: &mut Control<'_>, mut session: Session) -> Result<Made> {
+        tracing::info!("waiting for a checkpoint of the server");
+        session.set_statement_limit(CHECKPOINT_DEADLINE);
+        let fast = self.config.backup_checkpoint == BackupCheckpoint::Fast;
+        let running = control.during(session.backup_start(LABEL, fast)).await?;
+        let contents = control
+            .during(Contents::list(self.config, running.session()))
+            .await?;
+        let Contents {
+            roots,
+            items,
+            last,
+            configs,
+            total_bytes,
+            notes,
+        } = contents;
+        let data = DataDirectory::open(&self.config.master_data)?;
+        let load = Arc::new(Load::new(roots, running.start(), data.control()?, items));
+        let mut progress = Progress::begin(total_bytes, self.options);
+        tracing::info!(
+            "sending {} from {}",
+            HumanBytes(total_bytes),
+            running.start()
+        );
+        let began = Instant::now();
+        let sending = async {
+            tokio::select! {
+                sent = self.send(control, &load, last) => sent,
+                () = progress.show(&load.counters) => Ok(()),
+            }
+        };
+        sending.await?;
+        drop(progress);
+        let sending = began.elapsed();
+        let position = control.during(running.session().wal_position()).await?;
+        if position.timeline != self.timeline {
+            return Err(
+                CommandError::retry("the server was promoted during the backup")
+                    .hint("start the backup again"),
+            );
+        }
+        let finished = control.during(running.stop()).await?;
+        let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
+            CommandError::retry("understand the backup_label of PostgreSQL").because(error)
+        })?;
+        let manifest = contents::manifest(self.way.facts(), &load, &finished, &label)?;
+        let mut parts = vec![
+            (PartName::Label, Bytes::from(finished.backup_label)),
+            (PartName::Manifest, manifest),
+        ];
+        parts.extend(
+            finished
+                .tablespace_map
+                .map(|map| (PartName::TablespaceMap, map.into())),
+        );
+        parts.extend(
+            configs
+                .into_iter()
+                .map(|(name, _, content)| (PartName::Config(name), content)),
+        );
+        let finish = Finish {
+            start: label.start,
+            stop: finished.stop_lsn,
+            timeline: self.timeline,
+            wal_wait_s: self.wal_wait_s(),
+        };
+        let size = self.way.facts().cluster.segment_size;
+        let last_byte = Lsn(finished.stop_lsn.0.saturating_sub(1));
+        let last = SegmentName::containing(self.timeline, last_byte, size);
+        tracing::info!("all files are there; waiting until {last} is archived and the set sealed");
+        let sealed = control.finish(&parts, finish).await?;
+        Ok(Made {
+            sealed,
+            load,
+            total_bytes,
+            sending,
+            start: label.start,
+            stop: finished.stop_lsn,
+            segments: (label.first_segment, last),
+            notes,
+        })
+    }
+
+    /// Sends everything; the control file last, behind what it describes.
+    async fn send(&self, control: &mut Control<'_>, load: &Arc<Load>, last: Item) -> Result<()> {
+        let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
+        let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));
+        let mut streams = JoinSet::new();
+        for number in 0..jobs {
+            streams.spawn(self.stream(control, load, number).run());
+        }
+        control.during(all(streams)).await?;
+        load.put(last);
+        if let Some(note) = contents::note_of(&load.bad_blocks()) {
+            load.put(note);
+        }
+        let stream = self.stream(control, load, jobs);
+        control.during(stream.run()).await
+    }
+
+    fn stream(&self, control: &Control<'_>, load: &Arc<Load>, number: u16) -> Stream {
+        Stream {
+            way: Arc::clone(self.way),
+            load: Arc::clone(load),
+            granted: control.granted(),
+            number,
+            blocks: Blocks {
+                block_bytes: self.config.block_size.min(BLOCK_BYTES_MAX),
+                compression: self.config.compression,
+            },
+        }
+    }
+
+    fn wal_wait_s(&self) -> u32 {
+        let attempts = (self.config.push_timeout + ARCHIVER_PAUSE) * ARCHIVER_ATTEMPTS;
+        u32::try_from(attempts.as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Waits for all streams; the first that fails ends the others.
+async fn all(mut streams: JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = streams.join_next().await {
+        ended.map_err(|error| CommandError::retry("send a stream").because(error))??;
+    }
+    Ok(())
+}
+
+impl Made {
+    /// The closing summary, and what is wrong with the backup although it is complete.
+    fn report(self, config: &MasterConfig, elapsed: Duration) -> Result<()> {
+        let counters = &self.load.counters;
+        let read_bytes = Counters::of(&counters.read_bytes);
+        let sent_bytes = Counters::of(&counters.sent_bytes);
+        let elapsed_s = elapsed.as_secs_f32();
+        let (first, last) = self.segments;
+        output::print(&format!(
+            "{} files with {} in {elapsed_s:.1} s, {}/s; {} sent, ratio {:.2}",
+            Counters::of(&counters.files),
+            HumanBytes(read_bytes),
+            HumanBytes(per_second(read_bytes, self.sending)),
+            HumanBytes(sent_bytes),
+            ratio(read_bytes, sent_bytes)
+        ))?;
+        output::print(&format!(
+            "WAL from {} to {}, segments {first} to {last}",
+            self.start, self.stop
+        ))?;
+        let Sealed {
+            name,
+            path,
+            expired,
+            purged,
+            warnings,
+        } = self.sealed;
+        output::print(&format!("{name} is sealed: {path} on {}", config.slave))?;
+        if expired > 0 || purged > 0 {
+            output::print(&format!(
+                "{expired} old sets and {purged} WAL files were removed"
+            ))?;
+        }
+        let reconnections = Counters::of(&counters.reconnections);
+        if reconnections > 0 {
+            tracing::warn!("{reconnections} connections broke and were made again");
+        }
+        let vanished = self.load.vanished.load(Ordering::Relaxed);
+        tracing::debug!("{vanished} of {} bytes' files vanished", self.total_bytes);
+        for note in self.notes.iter().chain(&warnings) {
+            tracing::warn!("{note}");
+        }
+        for bad in self.load.bad_blocks() {
+            tracing::error!(
+                "{name} holds a damaged page as the master does: {} block {}",
+                bad.path,
+                bad.block
+            );
+        }
+        Ok(())
+    }
+}

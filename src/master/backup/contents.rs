@@ -1,0 +1,206 @@
+//! What belongs to a backup: the files of the data directory, in the order they are sent, and the
+//! configuration files beside it; and the manifest that lists what arrived.
+//! Never reads a file of the data directory. Invariant: the control file is the last to be sent.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use walmgr_protocol::limits::{CONFIG_FILE_BYTES_MAX, CONFIG_FILES_MAX};
+use walmgr_protocol::names::RelativePath;
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::backup::load::{BadBlock, Content, Item, Load};
+use crate::master::cluster::ClusterFacts;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
+use crate::pg::sql::Session;
+use crate::pg::sql_backup::FinishedBackup;
+use crate::pg::walk::{self, Roots};
+
+/// From this size on files are sent largest first, so that no stream is left with a large one at
+/// the end. Smaller ones keep their order, in which a directory's files follow one another.
+const LARGE_FILE_BYTES: u64 = 1 << 20;
+
+/// The note in a set that names its damaged pages. PostgreSQL does not look at it.
+const BAD_PAGES: &[u8] = b"walmgr_damaged_pages";
+
+/// Where PostgreSQL sees tablespaces, and where a set keeps them.
+const TABLESPACE_LINKS: &[u8] = b"pg_tblspc/";
+const TABLESPACES: &[u8] = b"tmpspc/";
+
+/// A configuration file beside the data directory: its name, where it is, and what is in it.
+pub type Config = (RelativePath, PathBuf, Bytes);
+
+/// See the module.
+pub struct Contents {
+    /// Where files are opened.
+    pub roots: Roots,
+    /// Directories, then files.
+    pub items: Vec<Item>,
+    /// The control file.
+    pub last: Item,
+    /// Configuration files that lie elsewhere.
+    pub configs: Vec<Config>,
+    /// What the files held when they were listed.
+    pub total_bytes: u64,
+    /// What is left out, and a person should know of.
+    pub notes: Vec<String>,
+}
+
+impl Contents {
+    /// Lists everything.
+    pub async fn list(config: &MasterConfig, session: &Session) -> Result<Contents> {
+        let data = DataDirectory::open(&config.master_data)?;
+        let listing = tokio::task::spawn_blocking(move || walk::walk(&data))
+            .await
+            .map_err(|error| CommandError::retry("list the data directory").because(error))??;
+        let passed_over = listing.passed_over.iter();
+        let mut notes: Vec<String> = passed_over
+            .map(|passed_over| format!("not in the backup: {passed_over}"))
+            .collect();
+        let configs = configs(config, session, &mut notes).await?;
+        let total_bytes = listing.files.iter().map(|file| file.size).sum();
+        let target = |path: &RelativePath| target(path, &listing.tablespaces);
+        let directories = listing.directories.iter().map(|path| Item {
+            target: target(path),
+            content: Content::Directory,
+        });
+        let mut items: Vec<Item> = directories.collect();
+        let (mut large, small): (Vec<_>, Vec<_>) =
+            (listing.files.into_iter()).partition(|file| file.size >= LARGE_FILE_BYTES);
+        large.sort_by_key(|file| std::cmp::Reverse(file.size));
+        let item = |file: walk::File| Item {
+            target: target(&file.path),
+            content: Content::File(file),
+        };
+        items.extend(large.into_iter().chain(small).map(item));
+        Ok(Contents {
+            last: item(listing.control.clone()),
+            roots: listing.roots,
+            items,
+            configs,
+            total_bytes,
+            notes,
+        })
+    }
+}
+
+/// Where a file goes: the content of a tablespace that is a link goes beside the links.
+fn target(path: &RelativePath, tablespaces: &[u32]) -> RelativePath {
+    let behind = path.as_bytes().strip_prefix(TABLESPACE_LINKS);
+    let oid = behind.and_then(|behind| behind.split(|byte| *byte == b'/').next());
+    let is_linked = oid.is_some_and(|oid| {
+        let is_it = |known: &u32| known.to_string().as_bytes() == oid;
+        tablespaces.iter().any(is_it)
+    });
+    let moved = behind.filter(|_| is_linked);
+    let moved = moved.map(|behind| RelativePath::new(&[TABLESPACES, behind].concat()));
+    match moved {
+        // It is shorter than the path it comes from.
+        Some(Ok(moved)) => moved,
+        _ => path.clone(),
+    }
+}
+
+/// The configuration files that the server reads and that are not in its data directory.
+async fn configs(
+    config: &MasterConfig,
+    session: &Session,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Config>> {
+    let data = std::fs::canonicalize(&config.master_data);
+    let data = data.at(Kind::Config, "look at", &config.master_data)?;
+    let mut configs: Vec<Config> = Vec::new();
+    for setting in ["config_file", "hba_file", "ident_file"] {
+        // Whoever may not see the setting is told what is missing.
+        let path = match session.show(setting).await {
+            Ok(path) => PathBuf::from(path),
+            Err(error) => {
+                notes.push(format!("{setting} is not backed up: {error}"));
+                continue;
+            }
+        };
+        if std::fs::canonicalize(&path).is_ok_and(|path| path.starts_with(&data)) {
+            continue;
+        }
+        match read_config(&path) {
+            Ok(found) if configs.len() < CONFIG_FILES_MAX => configs.push(found),
+            Ok(_) => {}
+            Err(error) => notes.push(format!("{setting} is not backed up: {error}")),
+        }
+    }
+    Ok(configs)
+}
+
+fn read_config(path: &Path) -> Result<Config> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = path.file_name().unwrap_or_default();
+    let name = RelativePath::new(name.as_bytes())
+        .map_err(|error| CommandError::config("name a configuration file").because(error))?;
+    let metadata = std::fs::metadata(path).at(Kind::Config, "look at", path)?;
+    if metadata.len() > CONFIG_FILE_BYTES_MAX {
+        let (path, most) = (path.display(), CONFIG_FILE_BYTES_MAX);
+        return Err(CommandError::config(format!(
+            "{path} has more than {most} bytes"
+        )));
+    }
+    let content = std::fs::read(path).at(Kind::Config, "read", path)?;
+    Ok((name, path.to_path_buf(), content.into()))
+}
+
+/// The note that marks a set with damaged pages; `None` when there are none.
+pub fn note_of(bad_blocks: &[BadBlock]) -> Option<Item> {
+    let line = |bad: &BadBlock| format!("{} block {}\n", bad.path, bad.block);
+    let text: String = bad_blocks.iter().map(line).collect();
+    let target = RelativePath::new(BAD_PAGES).ok();
+    target.filter(|_| !text.is_empty()).map(|target| Item {
+        target,
+        content: Content::Note(text.into()),
+    })
+}
+
+/// The manifest of what arrived, and of the files that only the seal writes.
+pub fn manifest(
+    facts: ClusterFacts,
+    load: &Load,
+    finished: &FinishedBackup,
+    label: &BackupLabel,
+) -> Result<Bytes> {
+    let own = [
+        ("backup_label", Some(&finished.backup_label)),
+        ("tablespace_map", finished.tablespace_map.as_ref()),
+    ];
+    let own = own.into_iter().filter_map(|(name, content)| {
+        let content = content?;
+        Some(FileEntry {
+            path: RelativePath::new(name.as_bytes()).ok()?,
+            size: content.len() as u64,
+            last_modified: jiff::Timestamp::now().as_second(),
+            checksum: Some(Checksum::Crc32c(crc32c::crc32c(content))),
+        })
+    });
+    let arrived = load.arrived().into_iter().map(|arrived| FileEntry {
+        path: arrived.path,
+        size: arrived.digest.len,
+        last_modified: arrived.modified_s,
+        checksum: Some(Checksum::Crc32c(arrived.digest.crc32c)),
+    });
+    let write = || -> std::io::Result<Vec<u8>> {
+        let major = u8::try_from(facts.cluster.postgres_major).unwrap_or(u8::MAX);
+        let mut writer = manifest::Writer::new(Vec::new(), major, facts.cluster.system_id)?;
+        for file in arrived.chain(own) {
+            writer.add(&file)?;
+        }
+        writer.finish(&[WalRange {
+            timeline: label.first_segment.timeline(),
+            start: label.start,
+            end: finished.stop_lsn,
+        }])
+    };
+    let written = write();
+    let written =
+        written.map_err(|error| CommandError::retry("write the backup_manifest").because(error))?;
+    Ok(written.into())
+}

@@ -1,0 +1,330 @@
+//! The control connection of a backup: it takes the lease, keeps it, and has the set sealed.
+//! Never gives a backup up because a connection broke: it comes back until the lease has run out.
+//! Invariant: `Sealed` is returned only when the receiver said so.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::time::timeout;
+use walmgr_protocol::compress::Packer;
+use walmgr_protocol::hello::FEATURE_BACKUP;
+use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
+use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, Kind, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::transport::connect::{Connection, Target, kind_of};
+use crate::transport::wire::{Wire, WireFault};
+
+/// The channel that everything of a backup's connection runs on.
+pub const CHANNEL: u16 = 1;
+
+/// Silence after which a connection counts as lost: the receiver asks after 10 s of it.
+pub const SILENCE_MAX: Duration = Duration::from_secs(40);
+
+/// Pause before a connection is made again.
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Time to say that the backup is given up.
+const GIVE_UP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Where the receiver is, and who asks.
+pub struct Way {
+    target: Target,
+    facts: ClusterFacts,
+    receiver: String,
+}
+
+/// What kept a connection from doing its work.
+pub enum Lost {
+    /// The link, or the receiver for the moment: another connection may fare better.
+    Link(CommandError),
+    /// Another one would end the same way.
+    Backup(CommandError),
+}
+
+impl Lost {
+    /// The error, whatever may become of another attempt.
+    pub fn into_error(self) -> CommandError {
+        match self {
+            Lost::Link(error) | Lost::Backup(error) => error,
+        }
+    }
+}
+
+impl From<WireFault> for Lost {
+    fn from(fault: WireFault) -> Self {
+        Lost::Link(fault.into())
+    }
+}
+
+impl Way {
+    /// The way to the receiver that the settings name.
+    pub fn new(config: &MasterConfig, facts: ClusterFacts) -> Result<Way> {
+        Ok(Way {
+            target: Target::from_config(config)?,
+            facts,
+            receiver: config.slave.to_string(),
+        })
+    }
+
+    /// Who asks.
+    pub const fn facts(&self) -> ClusterFacts {
+        self.facts
+    }
+
+    /// Connects; a receiver that takes no backups is refused here, in words.
+    pub async fn connect(&self) -> Result<Wire, Lost> {
+        let connecting = self.target.connect(self.facts.cluster, self.facts.timeline);
+        let Connection { wire, welcome } = match connecting.await {
+            Ok(connection) => connection,
+            Err(error) if error.kind() == Kind::Retry => return Err(Lost::Link(error)),
+            Err(error) => return Err(Lost::Backup(error)),
+        };
+        if welcome.features & FEATURE_BACKUP == 0 {
+            let text = format!(
+                "{} takes no backups: it runs walmgr {}",
+                self.receiver, welcome.software
+            );
+            let error = CommandError::retry(text);
+            return Err(Lost::Backup(error.hint("upgrade the receiver's walmgr")));
+        }
+        Ok(wire)
+    }
+
+    /// What a refusal means for the backup.
+    pub fn refused(&self, error: Error) -> Lost {
+        let refused = CommandError::new(
+            kind_of(error.code),
+            format!("{} refused: {}", self.receiver, error.message),
+        )
+        .hint(error.hint);
+        match error.code {
+            // A frame that was damaged on its way, or a receiver that is busy or restarting.
+            ErrorCode::Malformed | ErrorCode::TimedOut | ErrorCode::ShuttingDown
+                if error.scope == walmgr_protocol::message::Scope::Connection =>
+            {
+                Lost::Link(refused)
+            }
+            _ => Lost::Backup(refused),
+        }
+    }
+}
+
+/// The next message; pings are answered on the way, and silence is an end.
+pub async fn receive(wire: &mut Wire) -> Result<Message, WireFault> {
+    loop {
+        let frame = match timeout(SILENCE_MAX, wire.receive()).await {
+            Ok(received) => received?,
+            Err(_) => return Err(WireFault::Deaf),
+        };
+        match frame.message {
+            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
+            Message::Pong => {}
+            message => return Ok(message),
+        }
+    }
+}
+
+/// The right to make a backup, as long as this exists and its connection comes back in time.
+pub struct Control<'a> {
+    way: &'a Way,
+    wire: Option<Wire>,
+    session: Session,
+    granted: Granted,
+    /// When the connection was lost, if it is.
+    lost: Instant,
+}
+
+impl<'a> Control<'a> {
+    /// Asks for the right; it is refused while somebody else has it.
+    pub async fn begin(way: &'a Way, begin: Begin) -> Result<Control<'a>> {
+        let mut wire = way.connect().await.map_err(Lost::into_error)?;
+        let (mut session, message) = Session::begin(begin);
+        wire.send(CHANNEL, &message).await?;
+        let event = session.received(receive(&mut wire).await?);
+        match event.map_err(WireFault::from)? {
+            ControlEvent::Granted(granted) => Ok(Control {
+                way,
+                wire: Some(wire),
+                session,
+                granted,
+                lost: Instant::now(),
+            }),
+            ControlEvent::Refused(error) => Err(way.refused(error).into_error()),
+            ControlEvent::Sealed(_) => Err(CommandError::retry("nothing was to be sealed yet")),
+        }
+    }
+
+    /// What was granted.
+    pub const fn granted(&self) -> Granted {
+        self.granted
+    }
+
+    /// Does something else while the lease is kept; a refusal by the receiver ends it.
+    pub async fn during<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let wire = self.connected().await?;
+            let arrived = tokio::select! {
+                biased;
+                done = &mut work => return done,
+                arrived = timeout(SILENCE_MAX, wire.receive()) => arrived,
+            };
+            let arrived = match arrived {
+                Ok(Ok(frame)) => match frame.message {
+                    Message::Ping => wire.send(frame.channel, &Message::Pong).await,
+                    Message::Pong => Ok(()),
+                    message => {
+                        self.unasked(message)?;
+                        Ok(())
+                    }
+                },
+                Ok(Err(fault)) => Err(fault),
+                Err(_) => Err(WireFault::Deaf),
+            };
+            if let Err(fault) = arrived {
+                self.lose(&fault);
+            }
+        }
+    }
+
+    /// Has the set sealed; what is lost with a connection is said again on the next.
+    pub async fn finish(&mut self, parts: &[(PartName, Bytes)], finish: Finish) -> Result<Sealed> {
+        loop {
+            match self.try_finish(parts, finish).await {
+                Ok(sealed) => return Ok(sealed),
+                Err(Lost::Backup(error)) => return Err(error),
+                Err(Lost::Link(error)) => self.lose(&error),
+            }
+            if let Some(sealed) = self.reconnect().await? {
+                return Ok(sealed);
+            }
+        }
+    }
+
+    /// Tells the receiver that nothing more comes, so that others need not wait for the lease.
+    pub async fn give_up(mut self, why: &str) {
+        let Some(mut wire) = self.wire.take() else {
+            return;
+        };
+        let error = Error::channel(ErrorCode::Abandoned, why, "");
+        // It may be gone; then the lease ends by itself.
+        let telling = async {
+            let _ = wire.send(CHANNEL, &Message::Error(error)).await;
+            let _ = wire.send(0, &Message::Goodbye).await;
+            wire.close().await;
+        };
+        let _ = timeout(GIVE_UP_DEADLINE, telling).await;
+    }
+
+    async fn try_finish(
+        &mut self,
+        parts: &[(PartName, Bytes)],
+        finish: Finish,
+    ) -> Result<Sealed, Lost> {
+        let wire = match &mut self.wire {
+            Some(wire) => wire,
+            None => return Err(WireFault::Closed.into()),
+        };
+        for (name, content) in parts {
+            let (size, crc32) = (content.len() as u64, crc32fast::hash(content));
+            let part = self.session.part(name.clone(), size, crc32);
+            let part = part.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+            wire.send(CHANNEL, &part).await?;
+            send_content(wire, content).await?;
+        }
+        let finish = self.session.finish(finish);
+        let finish = finish.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+        wire.send(CHANNEL, &finish).await?;
+        let message = receive(wire).await?;
+        match self.session.received(message).map_err(WireFault::from)? {
+            ControlEvent::Sealed(sealed) => Ok(sealed),
+            ControlEvent::Refused(error) => Err(self.way.refused(error)),
+            ControlEvent::Granted(_) => Err(Lost::Backup(out_of_turn())),
+        }
+    }
+
+    /// The connection, made again if it was lost.
+    async fn connected(&mut self) -> Result<&mut Wire> {
+        if self.wire.is_none() && self.reconnect().await?.is_some() {
+            return Err(out_of_turn());
+        }
+        self.wire.as_mut().ok_or_else(out_of_turn)
+    }
+
+    /// Comes back within the lease; `Some` when the set was sealed meanwhile.
+    async fn reconnect(&mut self) -> Result<Option<Sealed>> {
+        let lease = Duration::from_secs(u64::from(self.granted.lease_s));
+        loop {
+            match self.try_resume().await {
+                Ok(sealed) => return Ok(sealed),
+                Err(Lost::Backup(error)) => return Err(error),
+                Err(Lost::Link(error)) if self.lost.elapsed() >= lease => {
+                    return Err(error);
+                }
+                Err(Lost::Link(error)) => tracing::debug!("{error}"),
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    async fn try_resume(&mut self) -> Result<Option<Sealed>, Lost> {
+        let mut wire = self.way.connect().await?;
+        let (mut session, message) = Session::resume(self.granted.token);
+        wire.send(CHANNEL, &message).await?;
+        let event = session.received(receive(&mut wire).await?);
+        let sealed = match event.map_err(WireFault::from)? {
+            ControlEvent::Granted(_) => None,
+            ControlEvent::Sealed(sealed) => Some(sealed),
+            ControlEvent::Refused(error) => return Err(self.way.refused(error)),
+        };
+        tracing::debug!("the backup's control connection is back");
+        (self.wire, self.session) = (Some(wire), session);
+        Ok(sealed)
+    }
+
+    fn unasked(&mut self, message: Message) -> Result<()> {
+        match self.session.received(message) {
+            Ok(ControlEvent::Refused(error)) => match self.way.refused(error) {
+                Lost::Backup(error) => Err(error),
+                Lost::Link(error) => {
+                    self.lose(&error);
+                    Ok(())
+                }
+            },
+            Ok(_) => Err(out_of_turn()),
+            Err(error) => Err(WireFault::from(error).into()),
+        }
+    }
+
+    fn lose(&mut self, why: &dyn std::fmt::Display) {
+        tracing::debug!("the backup's control connection is lost: {why}");
+        self.wire = None;
+        self.lost = Instant::now();
+    }
+}
+
+/// Sends the blocks of a part; it is small, or compresses well.
+async fn send_content(wire: &mut Wire, content: &Bytes) -> Result<(), WireFault> {
+    let mut packer = Packer::new(1);
+    let mut offset = 0_u64;
+    let block_bytes = walmgr_protocol::limits::BLOCK_BYTES_DEFAULT as usize;
+    for piece in content.chunks(block_bytes) {
+        let packed = packer.pack(Vec::new(), offset, |buffer| {
+            buffer.extend_from_slice(piece);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let Ok(mut block) = packed;
+        wire.send_block_listening(CHANNEL, &mut block).await?;
+        offset += piece.len() as u64;
+    }
+    Ok(())
+}
+
+fn out_of_turn() -> CommandError {
+    CommandError::retry("the receiver answered what was not asked")
+        .hint("the two sides may run versions too far apart")
+}

@@ -1,0 +1,317 @@
+//! What a backup has to send, what is on its way, and what has arrived; shared by all its streams.
+//! Never opens a file. Invariant: a file is in one of three places: waiting, on its way in one
+//! stream, or arrived with the checksum that both sides computed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use walmgr_protocol::message::backup::{FileDigest, FileDone, Held};
+use walmgr_protocol::names::{Lsn, RelativePath};
+
+use crate::error::{CommandError, Result};
+use crate::master::backup::progress::Counters;
+use crate::pg::control::ControlFile;
+use crate::pg::walk::{self, Roots};
+
+/// Blocks of a file whose checksums are remembered: a stream that was cut goes on behind one of
+/// them. More than a segment of 1 GiB has at the smallest useful block.
+const CHECKPOINTS_MAX: usize = 1 << 16;
+
+/// One thing to send.
+#[derive(Debug)]
+pub struct Item {
+    /// Where it goes inside the set.
+    pub target: RelativePath,
+    /// What it is.
+    pub content: Content,
+}
+
+/// What an [`Item`] is.
+#[derive(Debug)]
+pub enum Content {
+    /// A directory.
+    Directory,
+    /// A file of the data directory.
+    File(walk::File),
+    /// A file that only the backup has.
+    Note(Bytes),
+}
+
+impl Item {
+    /// What the manifest calls it; `None` for a directory.
+    pub const fn path(&self) -> Option<&RelativePath> {
+        match &self.content {
+            Content::Directory => None,
+            Content::File(file) => Some(&file.path),
+            Content::Note(_) => Some(&self.target),
+        }
+    }
+}
+
+/// A file that arrived, as the manifest has it.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    /// Its path in the data directory.
+    pub path: RelativePath,
+    /// When it was changed last, in seconds since 1970.
+    pub modified_s: i64,
+    /// What both sides hold for it.
+    pub digest: FileDigest,
+}
+
+/// A block of a file whose checksum does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadBlock {
+    /// The file, in the data directory.
+    pub path: RelativePath,
+    /// The block, counted from the beginning of the file.
+    pub block: u32,
+}
+
+/// See the module.
+pub struct Load {
+    /// Where files are opened.
+    pub roots: Roots,
+    /// Where the backup began: what is newer on a page, WAL writes again.
+    pub start: Lsn,
+    /// What the cluster's pages look like.
+    pub control: ControlFile,
+    /// How far everything is.
+    pub counters: Counters,
+    /// Files that were gone before they could be read.
+    pub vanished: AtomicU64,
+    waiting: Mutex<VecDeque<Arc<Item>>>,
+    arrived: Mutex<Vec<Arrived>>,
+    bad_blocks: Mutex<Vec<BadBlock>>,
+}
+
+impl Load {
+    /// Everything in `waiting` is to be sent, in that order.
+    pub fn new(
+        roots: Roots,
+        start: Lsn,
+        control: ControlFile,
+        waiting: impl IntoIterator<Item = Item>,
+    ) -> Load {
+        Load {
+            roots,
+            start,
+            control,
+            counters: Counters::default(),
+            vanished: AtomicU64::new(0),
+            waiting: Mutex::new(waiting.into_iter().map(Arc::new).collect()),
+            arrived: Mutex::default(),
+            bad_blocks: Mutex::default(),
+        }
+    }
+
+    /// The next thing that no stream has taken.
+    pub fn take(&self) -> Option<Arc<Item>> {
+        lock(&self.waiting).pop_front()
+    }
+
+    /// Adds one more thing behind the rest.
+    pub fn put(&self, item: Item) {
+        lock(&self.waiting).push_back(Arc::new(item));
+    }
+
+    /// Notes a block that stayed bad.
+    pub fn note_bad(&self, bad: BadBlock) {
+        lock(&self.bad_blocks).push(bad);
+    }
+
+    /// Every block that stayed bad.
+    pub fn bad_blocks(&self) -> Vec<BadBlock> {
+        let mut bad = lock(&self.bad_blocks).clone();
+        bad.sort_by(|one, other| (&one.path, one.block).cmp(&(&other.path, other.block)));
+        bad.dedup();
+        bad
+    }
+
+    /// Everything that arrived, by its path.
+    pub fn arrived(&self) -> Vec<Arrived> {
+        let mut arrived = lock(&self.arrived).clone();
+        arrived.sort_by(|one, other| one.path.cmp(&other.path));
+        arrived
+    }
+}
+
+/// What one stream has sent and not yet heard of.
+#[derive(Default)]
+pub struct OnItsWay(Mutex<HashMap<RelativePath, Sent>>);
+
+struct Sent {
+    item: Arc<Item>,
+    /// The length that was announced.
+    len: u64,
+    modified_s: i64,
+    /// CRC-32C of all of it, once all of it was read.
+    crc32c: Option<u32>,
+    /// Offsets behind blocks, and the CRC-32C up to there.
+    checkpoints: Vec<(u64, u32)>,
+    /// Bytes of it that the progress counts.
+    counted_bytes: u64,
+}
+
+/// Something that has to be sent again, or from where it was cut.
+#[derive(Debug)]
+pub struct Again {
+    /// What.
+    pub item: Arc<Item>,
+    /// The rest of it, if its beginning is there.
+    pub rest: Option<Rest>,
+}
+
+/// What is missing of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    /// Bytes that are there.
+    pub offset: u64,
+    /// CRC-32C of them.
+    pub crc32c: u32,
+    /// The length that was announced.
+    pub len: u64,
+    /// The time that was noted for it.
+    pub modified_s: i64,
+}
+
+impl OnItsWay {
+    /// Something is being sent from its beginning.
+    pub fn begin(&self, item: &Arc<Item>, len: u64, modified_s: i64) {
+        let sent = Sent {
+            item: Arc::clone(item),
+            len,
+            modified_s,
+            crc32c: None,
+            checkpoints: Vec::new(),
+            counted_bytes: 0,
+        };
+        lock(&self.0).insert(item.target.clone(), sent);
+    }
+
+    /// A block ends inside this file.
+    pub fn checkpoint(&self, item: &Item, offset: u64, crc32c: u32) {
+        if let Some(sent) = lock(&self.0).get_mut(&item.target)
+            && sent.checkpoints.len() < CHECKPOINTS_MAX
+        {
+            sent.checkpoints.push((offset, crc32c));
+        }
+    }
+
+    /// Bytes of this file were read.
+    pub fn count(&self, load: &Load, item: &Item, bytes: u64) {
+        if let Some(sent) = lock(&self.0).get_mut(&item.target) {
+            sent.counted_bytes += bytes;
+        }
+        Counters::add(&load.counters.read_bytes, bytes);
+    }
+
+    /// All of this file was read.
+    pub fn complete(&self, item: &Item, crc32c: u32) {
+        if let Some(sent) = lock(&self.0).get_mut(&item.target) {
+            sent.crc32c = Some(crc32c);
+        }
+    }
+
+    /// The receiver confirms a file.
+    pub fn done(&self, load: &Load, done: &FileDone) -> Result<()> {
+        let sent = lock(&self.0).remove(&done.path);
+        let digest = sent.as_ref().and_then(|sent| {
+            let (len, crc32c) = (sent.len, sent.crc32c?);
+            Some(FileDigest { len, crc32c })
+        });
+        match (sent, digest) {
+            (Some(sent), Some(digest)) if digest == done.digest => {
+                if let Some(path) = sent.item.path() {
+                    Counters::add(&load.counters.files, 1);
+                    lock(&load.arrived).push(Arrived {
+                        path: path.clone(),
+                        modified_s: sent.modified_s,
+                        digest,
+                    });
+                }
+                Ok(())
+            }
+            (_, sent) => Err(CommandError::retry(format!(
+                "the receiver confirms {} with {:?}, which was sent as {sent:?}",
+                done.path, done.digest
+            ))),
+        }
+    }
+
+    /// The stream was taken to its end; what it holds beside files needs no confirmation.
+    pub fn ended(&self) -> Result<()> {
+        let mut sent = lock(&self.0);
+        sent.retain(|_, sent| sent.item.path().is_some());
+        match sent.keys().next() {
+            None => Ok(()),
+            Some(path) => Err(CommandError::retry(format!(
+                "the receiver took a stream and did not confirm {path}"
+            ))),
+        }
+    }
+
+    /// What nobody has heard of.
+    pub fn unconfirmed(&self) -> Vec<RelativePath> {
+        lock(&self.0).keys().cloned().collect()
+    }
+
+    /// What has to be done about a path of which the receiver holds this.
+    pub fn settle(&self, load: &Load, path: &RelativePath, held: Held) -> Result<Option<Again>> {
+        if let Held::All(digest) = held
+            && self.is_complete(path)
+        {
+            let path = path.clone();
+            self.done(load, &FileDone { path, digest })?;
+            return Ok(None);
+        }
+        let mut on_its_way = lock(&self.0);
+        let Some(sent) = on_its_way.get_mut(path) else {
+            return Ok(None);
+        };
+        if held == Held::Directory {
+            on_its_way.remove(path);
+            return Ok(None);
+        }
+        let item = Arc::clone(&sent.item);
+        if let Held::Beginning { bytes, crc32c, len } = held
+            && len == sent.len
+            && sent.checkpoints.contains(&(bytes, crc32c))
+        {
+            let modified_s = sent.modified_s;
+            let rest = Some(Rest {
+                offset: bytes,
+                crc32c,
+                len,
+                modified_s,
+            });
+            sent.crc32c = None;
+            sent.checkpoints.retain(|(offset, _)| *offset <= bytes);
+            sent.uncount(load, bytes);
+            return Ok(Some(Again { item, rest }));
+        }
+        sent.uncount(load, 0);
+        on_its_way.remove(path);
+        Ok(Some(Again { item, rest: None }))
+    }
+
+    fn is_complete(&self, path: &RelativePath) -> bool {
+        let on_its_way = lock(&self.0);
+        (on_its_way.get(path)).is_some_and(|sent| sent.crc32c.is_some())
+    }
+}
+
+impl Sent {
+    /// Takes what will be sent again back from the progress.
+    fn uncount(&mut self, load: &Load, kept_bytes: u64) {
+        let again = self.counted_bytes.saturating_sub(kept_bytes);
+        self.counted_bytes -= again;
+        (load.counters.read_bytes).fetch_sub(again, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

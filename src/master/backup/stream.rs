@@ -1,0 +1,269 @@
+//! One stream of a backup: a connection that sends files, and comes back when it was cut.
+//! Never sends a file again that the receiver holds. Invariant: files pass from a reading thread to
+//! the socket through a bounded queue, and that thread has ended before another one begins.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use walmgr_protocol::compress::{Block, Packer};
+use walmgr_protocol::frame::HEADER_BYTES;
+use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
+use walmgr_protocol::message::Message;
+use walmgr_protocol::message::backup::{Granted, Join};
+use walmgr_protocol::session::backup::{Stream as Session, StreamEvent};
+
+use crate::error::{CommandError, Result};
+use crate::master::backup::control::{CHANNEL, Lost, RETRY_INTERVAL, SILENCE_MAX, Way, receive};
+use crate::master::backup::load::{Again, Load, OnItsWay};
+use crate::master::backup::progress::Counters;
+use crate::master::backup::source::Source;
+use crate::master::push::Blocks;
+use crate::transport::wire::{Wire, WireFault};
+
+/// Time to wait for the words behind a connection that takes nothing more.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
+
+/// One stream, from its first connection to its last.
+pub struct Stream {
+    /// The way to the receiver.
+    pub way: Arc<Way>,
+    /// What is to be sent.
+    pub load: Arc<Load>,
+    /// What the receiver granted.
+    pub granted: Granted,
+    /// Which of the streams.
+    pub number: u16,
+    /// How blocks are made.
+    pub blocks: Blocks,
+}
+
+impl Stream {
+    /// Sends until nothing is waiting; gives up when nothing got through for as long as the lease.
+    pub async fn run(self) -> Result<()> {
+        let on_its_way = Arc::new(OnItsWay::default());
+        let lease = Duration::from_secs(u64::from(self.granted.lease_s));
+        let mut got_on = Instant::now();
+        loop {
+            match self.carry(&on_its_way, &mut got_on).await {
+                Ok(()) => return on_its_way.ended(),
+                Err(Lost::Backup(error)) => return Err(error),
+                Err(Lost::Link(error)) if got_on.elapsed() >= lease => return Err(error),
+                Err(Lost::Link(error)) => {
+                    tracing::debug!("stream {} comes back: {error}", self.number);
+                    Counters::add(&self.load.counters.reconnections, 1);
+                }
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    async fn carry(&self, on_its_way: &Arc<OnItsWay>, got_on: &mut Instant) -> Result<(), Lost> {
+        let mut wire = self.way.connect().await?;
+        let (mut session, join) = Session::join(Join {
+            token: self.granted.token,
+            stream: self.number,
+        });
+        wire.send(CHANNEL, &join).await?;
+        match self.event(&mut wire, &mut session).await? {
+            StreamEvent::Granted => {}
+            _ => return Err(Lost::Backup(out_of_turn())),
+        }
+        let again = self.ask(&mut wire, &mut session, on_its_way).await?;
+        let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
+        let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
+        let source = Source::new(Arc::clone(&self.load), Arc::clone(on_its_way), again);
+        let blocks = self.blocks;
+        let reading =
+            tokio::task::spawn_blocking(move || read_blocks(source, blocks, &full, &reusable));
+        let sending = async {
+            while let Some(mut block) = self
+                .next(&mut wire, &mut session, &mut ready, on_its_way)
+                .await?
+            {
+                self.send(&mut wire, &mut session, &mut block, on_its_way)
+                    .await?;
+                *got_on = Instant::now();
+                // The reader may have ended; then nobody needs the buffer.
+                let _ = empty.send(block.into_buffer());
+            }
+            Ok(())
+        };
+        let sent: Result<(), Lost> = sending.await;
+        // Without anybody to take its blocks the reader ends, and has to before another begins.
+        drop(ready);
+        let read = reading.await.map_err(|error| {
+            Lost::Backup(CommandError::retry("read the data directory").because(error))
+        })?;
+        sent?;
+        read.map_err(Lost::Backup)?;
+        self.end(&mut wire, &mut session, on_its_way).await?;
+        let _ = wire.send(0, &Message::Goodbye).await;
+        wire.close().await;
+        Ok(())
+    }
+
+    /// Asks what is held of everything that was not confirmed.
+    async fn ask(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        on_its_way: &OnItsWay,
+    ) -> Result<Vec<Again>, Lost> {
+        let mut again = Vec::new();
+        for paths in on_its_way
+            .unconfirmed()
+            .chunks(usize::from(BACKUP_PATHS_MAX))
+        {
+            let question = session.ask(paths.to_vec());
+            let question = question.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+            wire.send(CHANNEL, &question).await?;
+            let StreamEvent::Held(held) = self.event(wire, session).await? else {
+                return Err(Lost::Backup(out_of_turn()));
+            };
+            for (path, held) in paths.iter().zip(held) {
+                let settled = on_its_way.settle(&self.load, path, held);
+                again.extend(settled.map_err(Lost::Backup)?);
+            }
+        }
+        Ok(again)
+    }
+
+    /// The next block, while confirmations are taken in; `None` at the end.
+    async fn next(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        ready: &mut mpsc::Receiver<Block>,
+        on_its_way: &OnItsWay,
+    ) -> Result<Option<Block>, Lost> {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                block = ready.recv() => return Ok(block),
+                frame = wire.receive() => frame?,
+            };
+            self.message(wire, session, frame.message, on_its_way)
+                .await?;
+        }
+    }
+
+    async fn send(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        block: &mut Block,
+        on_its_way: &OnItsWay,
+    ) -> Result<(), Lost> {
+        let bytes = (HEADER_BYTES + 12 + block.payload().len()) as u64;
+        if let Err(fault) = wire.send_block_listening(CHANNEL, block).await {
+            // The receiver may have said why before it stopped reading.
+            return Err(self.last_words(wire, session, fault).await);
+        }
+        session.block_sent(block.raw_bytes);
+        Counters::add(&self.load.counters.sent_bytes, bytes);
+        while let Some(frame) = wire.arrived()? {
+            self.message(wire, session, frame.message, on_its_way)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Says that this was all, and waits until it was taken.
+    async fn end(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        on_its_way: &OnItsWay,
+    ) -> Result<(), Lost> {
+        let end = session.end().ok_or_else(|| Lost::Backup(out_of_turn()))?;
+        wire.send(CHANNEL, &end).await?;
+        loop {
+            let message = receive(wire).await?;
+            if self.message(wire, session, message, on_its_way).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Deals with what arrived; `true` when the stream was taken.
+    async fn message(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        message: Message,
+        on_its_way: &OnItsWay,
+    ) -> Result<bool, Lost> {
+        match message {
+            Message::Ping => wire.send(CHANNEL, &Message::Pong).await?,
+            Message::Pong => {}
+            message => match session.received(message).map_err(WireFault::from)? {
+                StreamEvent::FilesDone(files) => {
+                    for file in &files {
+                        on_its_way.done(&self.load, file).map_err(Lost::Backup)?;
+                    }
+                }
+                StreamEvent::Taken => return Ok(true),
+                StreamEvent::Refused(error) => return Err(self.way.refused(error)),
+                StreamEvent::Granted | StreamEvent::Held(_) => {
+                    return Err(Lost::Backup(out_of_turn()));
+                }
+            },
+        }
+        Ok(false)
+    }
+
+    /// The next thing the receiver says, confirmations aside: none are due here.
+    async fn event(&self, wire: &mut Wire, session: &mut Session) -> Result<StreamEvent, Lost> {
+        let message = receive(wire).await?;
+        match session.received(message).map_err(WireFault::from)? {
+            StreamEvent::Refused(error) => Err(self.way.refused(error)),
+            event => Ok(event),
+        }
+    }
+
+    async fn last_words(&self, wire: &mut Wire, session: &mut Session, fault: WireFault) -> Lost {
+        let until = Instant::now() + LAST_WORDS_DEADLINE;
+        while let Some(left) = until.checked_duration_since(Instant::now())
+            && let Ok(Ok(frame)) = timeout(left.min(SILENCE_MAX), wire.receive()).await
+        {
+            if let message @ Message::Error(_) = frame.message
+                && let Ok(StreamEvent::Refused(error)) = session.received(message)
+            {
+                return self.way.refused(error);
+            }
+        }
+        fault.into()
+    }
+}
+
+/// Makes blocks of the stream until it ends, or nobody takes them any more.
+fn read_blocks(
+    mut source: Source,
+    blocks: Blocks,
+    full: &mpsc::Sender<Block>,
+    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
+) -> Result<()> {
+    let mut packer = Packer::new(blocks.compression);
+    let mut offset = 0;
+    loop {
+        let buffer = reusable.try_recv().unwrap_or_default();
+        let block = packer.pack(buffer, offset, |buffer| {
+            source.fill(buffer, blocks.block_bytes as usize)
+        })?;
+        if block.raw_bytes == 0 {
+            return Ok(());
+        }
+        offset += u64::from(block.raw_bytes);
+        if full.blocking_send(block).is_err() {
+            // The connection is gone; what was read is sent again, or asked for.
+            return Ok(());
+        }
+    }
+}
+
+fn out_of_turn() -> CommandError {
+    CommandError::retry("the receiver answered what was not asked")
+        .hint("the two sides may run versions too far apart")
+}

@@ -1,0 +1,251 @@
+//! The backup flow on the standby: at most one backup at a time, and everybody who takes part in it.
+//! Never lists a set that is not sealed. Invariant: a backup whose control connection is gone for
+//! longer than its lease is over, and what it brought is removed.
+//!
+//! [`Backups`] knows which backup runs, [`running`] is one of them, [`worker`] is the blocking
+//! thread behind each of its connections, [`finish`] seals, rotates and purges.
+
+pub mod finish;
+pub mod running;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::message::backup::{Begin, Sealed, Token};
+use walmgr_protocol::message::{Error, ErrorCode};
+
+use crate::config::StandbyConfig;
+use crate::receiver::refusal;
+use crate::store::sets::{BackupSets, Lease, SealedSet, SetError};
+use crate::store::{Disk, Health};
+use running::{Reports, Running};
+
+/// What a connection's worker, or the backup itself, tells the connection.
+pub enum Report {
+    /// It is part of the backup as long as it keeps this.
+    Admitted(running::Attachment),
+    /// The answer to a question what is held.
+    LookedUp(Vec<walmgr_protocol::message::backup::Held>),
+    /// Files have arrived.
+    FilesDone(Vec<walmgr_protocol::message::backup::FileDone>),
+    /// The stream was taken to its end.
+    StreamTaken,
+    /// The set is sealed.
+    Sealed(SealedSet, Sealed),
+    /// It failed, or the backup is over; nothing follows.
+    Failed(Error),
+}
+
+/// Time for the threads of a backup that gives way to let go of it.
+const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Pause between two looks whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The backups of this receiver.
+pub struct Backups {
+    sets: Result<BackupSets, String>,
+    places: finish::Places,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<Arc<Running>>,
+    /// The last one that was sealed, for a client that did not hear of it.
+    sealed: Option<(Token, SealedSet, Sealed)>,
+}
+
+/// What a client finds that comes back to a backup.
+pub enum Resumed {
+    /// It waits for more.
+    Running(Arc<Running>),
+    /// It was sealed meanwhile.
+    Sealed(SealedSet, Sealed),
+}
+
+impl Backups {
+    /// Sees to what an interrupted backup or rotation left. Archiving never waits for backups: when
+    /// something is wrong with their folder, only they are refused.
+    pub fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> Backups {
+        Backups {
+            sets: open(config, disk),
+            places: finish::Places::of(config),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Whether the disk below the sets can be trusted.
+    pub fn health(&self) -> Health {
+        match &self.sets {
+            Ok(sets) => sets.health(),
+            Err(_) => Health::Good,
+        }
+    }
+
+    /// Begins a backup; blocks while one of the same origin gives way.
+    pub fn begin(&self, begin: &Begin) -> Result<Arc<Running>, Error> {
+        let sets = self.sets()?;
+        self.make_way(begin)?;
+        let since = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %Z");
+        let holder = format!("{}, since {since}", begin.who);
+        let lease = Arc::new(self.lease(sets, &holder)?);
+        let set = sets
+            .begin(&lease)
+            .map_err(|error| refusal::of_set(&error))?;
+        let running = Arc::new(Running::new(set, holder, begin).map_err(internal)?);
+        self.state().running = Some(Arc::clone(&running));
+        Ok(running)
+    }
+
+    /// The backup with this token, for one of its streams.
+    pub fn find(&self, token: Token) -> Result<Arc<Running>, Error> {
+        let running = self.state().running.clone();
+        let running = running.filter(|running| running.token() == token && !running.is_over());
+        running.ok_or_else(unknown)
+    }
+
+    /// The backup with this token, for whoever controlled it; blocks while it is being finished for
+    /// the connection before.
+    pub fn resume(&self, token: Token) -> Result<Resumed, Error> {
+        loop {
+            if let Some((_, set, facts)) =
+                (self.state().sealed.as_ref()).filter(|(sealed, ..)| *sealed == token)
+            {
+                return Ok(Resumed::Sealed(set.clone(), facts.clone()));
+            }
+            let running = self.find(token)?;
+            if !running.is_finishing() {
+                return Ok(Resumed::Running(running));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Remembers that a backup is sealed, before it counts as over.
+    pub fn note_sealed(&self, token: Token, set: &SealedSet, facts: &Sealed) {
+        self.state().sealed = Some((token, set.clone(), facts.clone()));
+    }
+
+    /// Whether a backup runs, and who makes it.
+    pub fn holder(&self) -> Option<String> {
+        let running = self.state().running.clone();
+        let running = running.filter(|running| !running.is_over())?;
+        Some(running.holder().to_owned())
+    }
+
+    /// Ends a backup of the same origin, whose process must be dead; any other is in the way.
+    fn make_way(&self, begin: &Begin) -> Result<(), Error> {
+        let Some(running) = self.state().running.clone().filter(|one| !one.is_over()) else {
+            return Ok(());
+        };
+        let until = Instant::now() + GIVE_WAY_DEADLINE;
+        while running.origin() == begin.origin && Instant::now() < until {
+            let text = "the master began another backup, so this one's client is gone";
+            let ended = Error::connection(ErrorCode::Abandoned, text, "");
+            if running.end(&ended) || running.is_over() {
+                return Ok(());
+            }
+            // It is just being sealed.
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Err(busy(running.holder()))
+    }
+
+    /// Takes the lease; the threads of a backup that just ended may still hold it.
+    fn lease(&self, sets: &BackupSets, holder: &str) -> Result<Lease, Error> {
+        let until = Instant::now() + GIVE_WAY_DEADLINE;
+        loop {
+            match sets.lease(holder) {
+                Ok(lease) => return Ok(lease),
+                Err(SetError::Busy { holder, .. }) if Instant::now() >= until => {
+                    return Err(busy(&holder));
+                }
+                Err(SetError::Busy { holder, .. }) => {
+                    let running = self.state().running.clone();
+                    // Somebody else's, in this process or in another.
+                    if running.is_none_or(|running| !running.is_over()) {
+                        return Err(busy(&holder));
+                    }
+                }
+                Err(error) => return Err(refusal::of_set(&error)),
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn sets(&self) -> Result<&BackupSets, Error> {
+        self.sets.as_ref().map_err(|why| {
+            Error::channel(
+                ErrorCode::NotSetUp,
+                format!("the receiver takes no backups: {why}"),
+                "correct `full_backup` in the standby's ini file and restart the receiver",
+            )
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> Result<BackupSets, String> {
+    let full_backup: &PathBuf = match &config.full_backup {
+        Some(full_backup) => full_backup,
+        None => return Err("`full_backup` is not set".to_owned()),
+    };
+    let sets = BackupSets::open(full_backup, &config.completed_wals, disk);
+    let sets = sets.map_err(|error| error.to_string())?;
+    let recovered = sets
+        .lease("the receiver, which is starting")
+        .and_then(|lease| sets.recover(&lease));
+    match recovered {
+        Ok(report) => {
+            if report.finished_rotation {
+                tracing::info!("finished the rotation that an earlier receiver had begun");
+            }
+            if report.removed > 0 {
+                let count = report.removed;
+                tracing::info!("removed {count} backup sets that were incomplete or had expired");
+            }
+            Ok(sets)
+        }
+        // Whoever holds it sees to the rest.
+        Err(SetError::Busy { holder, .. }) => {
+            tracing::info!("backup sets are in use by {holder}");
+            Ok(sets)
+        }
+        Err(error) => {
+            tracing::warn!("no backups are taken: {error}");
+            Err(error.to_string())
+        }
+    }
+}
+
+/// The refusal that names who makes a backup.
+fn busy(holder: &str) -> Error {
+    Error::channel(
+        ErrorCode::Busy,
+        format!("a backup is running: {holder}"),
+        "wait for its end, or end it; a backup whose client is gone ends by itself",
+    )
+}
+
+fn unknown() -> Error {
+    Error::channel(
+        ErrorCode::Abandoned,
+        "no such backup is running: it ended, or the receiver was restarted",
+        "start the backup again",
+    )
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::channel(ErrorCode::Internal, error.to_string(), "")
+}
+
+/// Sends to a connection that may be gone.
+pub(super) fn report(reports: &Reports, report: Report) -> bool {
+    reports.send(report).is_ok()
+}

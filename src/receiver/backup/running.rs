@@ -1,0 +1,335 @@
+//! One backup that is being received: its set, its phase, and the connections that take part.
+//! Never touches the socket. Invariant: once it is over nothing is added to its set, and every
+//! connection of it has been told.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
+use walmgr_protocol::message::backup::{Begin, FileDigest, Granted, Held, Token};
+use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::names::{RelativePath, TimelineId};
+
+use super::Report;
+use crate::receiver::{BACKUP_LEASE, BACKUP_LEASE_S, refusal};
+use crate::store::sets::{HeldFile, IncomingSet, StreamWriter};
+
+/// The way to a connection. Without a bound: a report answers a job, and those are bounded.
+pub type Reports = mpsc::UnboundedSender<Report>;
+
+/// See the module.
+pub struct Running {
+    token: Token,
+    holder: String,
+    origin: String,
+    timeline: TimelineId,
+    inner: Mutex<Inner>,
+    /// Held by the thread that fills a stream, so that its successor waits for its end.
+    streams_at_work: Mutex<HashMap<u16, Arc<Mutex<()>>>>,
+}
+
+struct Inner {
+    phase: Phase,
+    set: Option<IncomingSet>,
+    control: Option<Member>,
+    /// The connection that controls it, or did so last.
+    last_control: u64,
+    streams: HashMap<u16, Member>,
+    members: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Streams bring files.
+    Receiving,
+    /// The client asked to seal; the WAL is being waited for, and everything can still be undone.
+    Waiting,
+    /// It is being sealed: nobody can end it any more.
+    Sealing,
+    Over,
+}
+
+struct Member {
+    id: u64,
+    reports: Reports,
+}
+
+/// Which part a connection has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It controls the backup.
+    Control,
+    /// It carries this stream.
+    Stream(u16),
+}
+
+/// A connection's part in a backup, from when it was let in until this is dropped.
+pub struct Attachment {
+    running: Arc<Running>,
+    place: Place,
+    id: u64,
+    runtime: Handle,
+}
+
+impl Running {
+    /// A backup that nobody takes part in yet.
+    pub fn new(set: IncomingSet, holder: String, begin: &Begin) -> crate::error::Result<Self> {
+        Ok(Running {
+            token: Token(crate::transport::connect::fresh_nonce()?),
+            holder,
+            origin: begin.origin.clone(),
+            timeline: begin.timeline,
+            inner: Mutex::new(Inner {
+                phase: Phase::Receiving,
+                set: Some(set),
+                control: None,
+                last_control: 0,
+                streams: HashMap::new(),
+                members: 0,
+            }),
+            streams_at_work: Mutex::default(),
+        })
+    }
+
+    /// What its connections show.
+    pub const fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Who makes it, since when.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// See [`Begin::origin`].
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The timeline it began on.
+    pub const fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        self.inner().phase == Phase::Over
+    }
+
+    /// Whether the client asked to have it sealed; that goes on without the client.
+    pub fn is_finishing(&self) -> bool {
+        matches!(self.inner().phase, Phase::Waiting | Phase::Sealing)
+    }
+
+    /// Lets a connection in; the one that had this part before is told to go.
+    pub fn attach(self: &Arc<Self>, place: Place, reports: &Reports) -> Result<Attachment, Error> {
+        if matches!(place, Place::Stream(number) if number >= BACKUP_STREAMS_MAX) {
+            let text = format!("a backup has at most {BACKUP_STREAMS_MAX} streams");
+            return Err(Error::channel(ErrorCode::Misbehaved, text, ""));
+        }
+        let mut inner = self.inner();
+        match inner.phase {
+            Phase::Receiving => {}
+            Phase::Waiting | Phase::Sealing | Phase::Over => return Err(super::unknown()),
+        }
+        inner.members += 1;
+        let id = inner.members;
+        let reports = reports.clone();
+        let member = Member { id, reports };
+        let before = match place {
+            Place::Control => {
+                inner.last_control = id;
+                inner.control.replace(member)
+            }
+            Place::Stream(number) => inner.streams.insert(number, member),
+        };
+        if let Some(before) = before {
+            let text = "another connection took this one's place in the backup";
+            let error = Error::connection(ErrorCode::Abandoned, text, "");
+            super::report(&before.reports, Report::Failed(error));
+        }
+        drop(inner);
+        Ok(Attachment {
+            running: Arc::clone(self),
+            place,
+            id,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// What a connection that was let in is told.
+    pub const fn granted(&self) -> Granted {
+        Granted {
+            token: self.token,
+            lease_s: BACKUP_LEASE_S,
+            streams_max: BACKUP_STREAMS_MAX,
+        }
+    }
+
+    /// The lock of one stream's thread.
+    pub fn stream_at_work(&self, number: u16) -> Arc<Mutex<()>> {
+        let streams = self.streams_at_work.lock();
+        let mut streams = streams.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(streams.entry(number).or_default())
+    }
+
+    /// A writer for a stream.
+    pub fn open_stream(&self) -> Result<StreamWriter, Error> {
+        match &self.inner().set {
+            Some(set) => set.stream().map_err(|error| refusal::of_set(&error)),
+            None => Err(super::unknown()),
+        }
+    }
+
+    /// What is held of each of these.
+    pub fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
+        match &self.inner().set {
+            Some(set) => Ok(paths.iter().map(|path| held(set.held(path))).collect()),
+            None => Err(super::unknown()),
+        }
+    }
+
+    /// The client wants the set sealed.
+    pub fn begin_waiting(&self) -> Result<(), Error> {
+        let mut inner = self.inner();
+        match inner.phase {
+            Phase::Receiving => {
+                inner.phase = Phase::Waiting;
+                Ok(())
+            }
+            Phase::Waiting | Phase::Sealing | Phase::Over => Err(super::unknown()),
+        }
+    }
+
+    /// Takes the set, to seal it: from here on nobody else ends the backup.
+    pub fn begin_sealing(&self) -> Result<IncomingSet, Error> {
+        let mut inner = self.inner();
+        match (inner.phase, inner.set.take()) {
+            (Phase::Waiting, Some(set)) => {
+                inner.phase = Phase::Sealing;
+                Ok(set)
+            }
+            (_, set) => {
+                inner.set = set;
+                Err(super::unknown())
+            }
+        }
+    }
+
+    /// The sealing came to an end, good or bad.
+    pub fn end_sealing(&self) {
+        self.inner().phase = Phase::Over;
+    }
+
+    /// Ends the backup, removes its set, and tells every connection why; `false` when it is being
+    /// sealed, or over. Blocks while files are removed.
+    pub fn end(&self, why: &Error) -> bool {
+        let mut inner = self.inner();
+        if matches!(inner.phase, Phase::Sealing | Phase::Over) {
+            return false;
+        }
+        inner.phase = Phase::Over;
+        let set = inner.set.take();
+        let streams = std::mem::take(&mut inner.streams);
+        let members: Vec<Member> = inner
+            .control
+            .take()
+            .into_iter()
+            .chain(streams.into_values())
+            .collect();
+        drop(inner);
+        tracing::warn!("the backup of {} is over: {}", self.holder, why.message);
+        for member in members {
+            super::report(&member.reports, Report::Failed(why.clone()));
+        }
+        // The last of it goes with the threads of its streams.
+        drop(set);
+        true
+    }
+
+    fn leave(self: &Arc<Self>, place: Place, id: u64, runtime: &Handle) {
+        let mut inner = self.inner();
+        match place {
+            Place::Stream(number) => {
+                if inner
+                    .streams
+                    .get(&number)
+                    .is_some_and(|member| member.id == id)
+                {
+                    inner.streams.remove(&number);
+                }
+            }
+            Place::Control => {
+                if inner.control.as_ref().is_none_or(|member| member.id != id) {
+                    return;
+                }
+                inner.control = None;
+                if inner.phase != Phase::Receiving {
+                    return;
+                }
+                let running = Arc::clone(self);
+                drop(inner);
+                tracing::info!(
+                    "the backup of {} lost its connection; it can come back within {BACKUP_LEASE:?}",
+                    self.holder
+                );
+                runtime.spawn(async move {
+                    tokio::time::sleep(BACKUP_LEASE).await;
+                    let _ = tokio::task::spawn_blocking(move || running.lease_ran_out(id)).await;
+                });
+            }
+        }
+    }
+
+    /// Ends the backup unless somebody has controlled it since `id` left.
+    fn lease_ran_out(&self, id: u64) {
+        let is_lost = {
+            let inner = self.inner();
+            inner.phase == Phase::Receiving && inner.last_control == id
+        };
+        if is_lost {
+            let text = format!("its client was gone for longer than {BACKUP_LEASE:?}");
+            self.end(&Error::connection(ErrorCode::Abandoned, text, ""));
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attachment {
+    /// The backup.
+    pub const fn running(&self) -> &Arc<Running> {
+        &self.running
+    }
+
+    /// The part the connection has.
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.running.leave(self.place, self.id, &self.runtime);
+    }
+}
+
+fn held(held: HeldFile) -> Held {
+    match held {
+        HeldFile::Absent => Held::Nothing,
+        HeldFile::Partial { held, len } => Held::Beginning {
+            bytes: held.len,
+            crc32c: held.crc32c,
+            len,
+        },
+        HeldFile::Complete(digest) => Held::All(FileDigest {
+            len: digest.len,
+            crc32c: digest.crc32c,
+        }),
+        HeldFile::Directory => Held::Directory,
+    }
+}
