@@ -74,7 +74,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
         "store",
         &["config", "files", "pg", "tar", "wal", "protocol"],
     ),
-    ("pg", &["config", "files", "wal", "protocol"]),
+    ("pg", &["config", "files", "options", "wal", "protocol"]),
     ("tar", &["protocol"]),
     ("wal", &["protocol"]),
     ("config", &["files", "protocol"]),

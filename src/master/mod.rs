@@ -12,6 +12,7 @@ pub mod init;
 pub mod listbackups;
 pub mod periodic;
 pub mod push;
+pub mod restore;
 pub mod setup;
 pub mod stop;
 pub mod xarchive;
