@@ -3,7 +3,9 @@
 //! server has the master's data, and what is refused or killed leaves everything as it was.
 
 mod kills;
+mod purge;
 mod refusals;
+mod streaming;
 mod targets;
 
 use std::fs;
@@ -224,21 +226,27 @@ fn not_really_says_what_it_would_do_and_changes_nothing() {
     assert_eq!(scene.listed(), ["data.master"]);
 }
 
-#[test]
-fn tablespaces_wal_and_configuration_go_where_the_settings_say() {
-    skip_unless!(Cluster::available(15));
-    let mut scene = Scene::new(15);
-    let spaces = ["kept", "mapped"].map(|name| scene.site.home().create_dir(name));
-    for (name, path) in ["kept", "mapped"].iter().zip(&spaces) {
+const SPACES: [&str; 2] = ["kept", "mapped"];
+
+/// Tablespaces of the master with a table in each, and where they are.
+fn make_spaces(scene: &Scene) -> [PathBuf; 2] {
+    SPACES.map(|name| {
+        let path = scene.site.home().create_dir(name);
         let cluster = scene.site.cluster();
-        let sql = format!("CREATE TABLESPACE {name} LOCATION '{}'", path.display());
-        cluster.psql(&sql);
+        let location = path.display();
+        cluster.psql(&format!("CREATE TABLESPACE {name} LOCATION '{location}'"));
         cluster.psql(&format!(
             "CREATE TABLE in_{name} TABLESPACE {name} AS SELECT generate_series(1, 1000) AS n"
         ));
-    }
-    let set = make_set(&scene.site, "data.master");
-    // As Debian has it: the files are not in the data directory.
+        path
+    })
+}
+
+/// How many rows the two tables have.
+const ROWS: &str = "SELECT (SELECT count(*) FROM in_kept) + (SELECT count(*) FROM in_mapped)";
+
+/// Takes the configuration files out of a set, as Debian has them elsewhere.
+fn configure_as_debian(scene: &mut Scene, set: &Path) {
     let saved = set_path(&scene.site, "config.backup");
     let config = scene.site.home().create_dir("config");
     fs::create_dir(&saved).unwrap();
@@ -246,34 +254,38 @@ fn tablespaces_wal_and_configuration_go_where_the_settings_say() {
         fs::rename(set.join(name), saved.join(name)).unwrap();
     }
     give_to_server(&saved);
+    let start = format!(
+        "{}/pg_ctl -D {data} -l {} -w start -o '-c config_file={config}/postgresql.conf \
+         -c hba_file={config}/pg_hba.conf -c ident_file={config}/pg_ident.conf \
+         -c data_directory={data} -c port={} -c unix_socket_directories={}'",
+        scene.standby.bin().display(),
+        scene.site.home().join("standby.log").display(),
+        scene.standby.port(),
+        scene.standby.home().display(),
+        data = scene.data().display(),
+        config = config.display(),
+    );
+    scene.site.standby_set("slave_start_cmd", &start);
+    for (key, path) in [("config_backup", saved), ("slave_config_dir", config)] {
+        scene.site.standby_set(key, path.to_str().unwrap());
+    }
+}
+
+#[test]
+fn tablespaces_wal_and_configuration_go_where_the_settings_say() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    let [_, mapped] = make_spaces(&scene);
+    let set = make_set(&scene.site, "data.master");
+    configure_as_debian(&mut scene, &set);
     let wal = scene.site.home().join("wal");
     scene
         .site
-        .standby_set("config_backup", saved.to_str().unwrap());
-    scene
-        .site
-        .standby_set("slave_config_dir", config.to_str().unwrap());
-    scene
-        .site
         .standby_set("slave_pg_xlog", wal.to_str().unwrap());
-    let start = format!(
-        "{}/pg_ctl -D {} -l {} -w start -o '-c config_file={}/postgresql.conf -c hba_file={}/pg_hba.conf \
-         -c ident_file={}/pg_ident.conf -c data_directory={} -c port={} -c unix_socket_directories={}'",
-        scene.standby.bin().display(),
-        scene.data().display(),
-        scene.site.home().join("standby.log").display(),
-        config.display(),
-        config.display(),
-        config.display(),
-        scene.data().display(),
-        scene.standby.port(),
-        scene.standby.home().display(),
-    );
-    scene.site.standby_set("slave_start_cmd", &start);
     let new = scene.site.home().join("new space");
     let mapping = format!(
         "--tablespace-mapping={}={}",
-        spaces[1].display(),
+        mapped.display(),
         new.display()
     );
     for set in [&["data.master"][..], &[]] {
@@ -286,10 +298,9 @@ fn tablespaces_wal_and_configuration_go_where_the_settings_say() {
         scene.restore(&[set, &[&mapping]].concat()).succeed();
         let content = scene.content();
         scene.wait_until_standby_has(&content);
-        let count = "SELECT (SELECT count(*) FROM in_kept) + (SELECT count(*) FROM in_mapped)";
-        assert_eq!(scene.standby.psql(count), "2000");
-        let location = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname ~ 'mapped' \
-                        OR spcname ~ 'kept' ORDER BY spcname";
+        assert_eq!(scene.standby.psql(ROWS), "2000");
+        let location = "SELECT pg_tablespace_location(oid) FROM pg_tablespace \
+                        WHERE spcname IN ('kept', 'mapped') ORDER BY spcname";
         let places = scene.standby.psql(location);
         let tmpspc = scene.data().join("tmpspc");
         assert!(places.starts_with(tmpspc.to_str().unwrap()), "{places}");
@@ -299,18 +310,15 @@ fn tablespaces_wal_and_configuration_go_where_the_settings_say() {
     assert_eq!(scene.standby.psql("SHOW archive_command"), "(disabled)");
     // The old directory has its own WAL and tablespace still.
     let old = scene.data().with_extension("1");
-    assert_eq!(
-        fs::read_link(old.join("pg_wal")).unwrap(),
-        wal.with_extension("1")
-    );
+    let old_wal = fs::read_link(old.join("pg_wal")).unwrap();
+    assert_eq!(old_wal, wal.with_extension("1"));
     let [link] = &names_in(&old.join("tmpspc"))[..] else {
         panic!("{old:?}");
     };
     let link = fs::read_link(old.join("pg_tblspc").join(link)).unwrap();
     assert!(link.starts_with(&old), "{link:?}");
     // Nothing of the master's own was touched.
-    let count = "SELECT (SELECT count(*) FROM in_kept) + (SELECT count(*) FROM in_mapped)";
-    assert_eq!(scene.site.cluster().psql(count), "2000");
+    assert_eq!(scene.site.cluster().psql(ROWS), "2000");
     scene.boot();
     scene.standby.psql("INSERT INTO in_mapped VALUES (1)");
 }

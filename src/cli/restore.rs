@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::abnormal::RESTORED_TO;
 use crate::error::{CommandError, Result};
 use crate::options::{Restoring, TargetWords};
 
@@ -44,6 +45,12 @@ pub(super) struct Typed {
 
 impl Typed {
     pub(super) fn into_restoring(self) -> Result<Restoring> {
+        // As a restore_command this would tell PostgreSQL that its archive has ended.
+        let restored_to = self.destination.as_ref().map(|path| path.to_string_lossy());
+        if restored_to.is_some_and(|path| RESTORED_TO.iter().any(|end| path.ends_with(end))) {
+            return Err(CommandError::usage("`restore` is no restore_command")
+                .hint("that is `xrestore %f %p %r`"));
+        }
         let tablespaces = self.tablespace_mapping.iter().map(|text| mapping(text));
         Ok(Restoring {
             set: self.backup_set,

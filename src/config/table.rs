@@ -144,20 +144,15 @@ pub const KEYS: &[Key] = &[
     key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
     key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
         .not_yet(),
-    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory.")
-        .not_yet(),
-    key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby.")
-        .not_yet(),
-    key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby.")
-        .not_yet(),
-    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory.")
-        .not_yet(),
-    key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it.")
-        .not_yet(),
+    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory."),
+    key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby."),
+    key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),
+    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory."),
+    key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
         .defaults(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
-        .defaults().not_yet(),
+        .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
         .defaults().added(),

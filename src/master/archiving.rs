@@ -1,7 +1,7 @@
 //! Turning PostgreSQL's archiving on and off: the edit of `postgresql.conf`, and making the server
 //! take it. Never claims that a parameter is in force without having asked the server.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use walmgr_protocol::names::SegmentName;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output;
+use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::sql::{Limits, Session};
 
@@ -126,33 +127,10 @@ fn judge(off: bool, command: &str, ini_words: &[String]) -> Archiving {
 fn ini_words(ini: &Path) -> Result<Vec<String>> {
     let resolved = std::fs::canonicalize(ini).at(Kind::Config, "find", ini)?;
     let words = [ini.to_path_buf(), resolved];
-    words.iter().map(|path| shell_word(path)).collect()
-}
-
-/// `walmgr INI xarchive %p %f` with absolute paths that survive the shell and `%` substitution.
-pub fn archive_command(config: &MasterConfig) -> Result<String> {
-    let program = std::env::current_exe()
-        .and_then(std::fs::canonicalize)
-        .map_err(|error| CommandError::retry("find this program's own path").because(error))?;
-    let words = [program, PathBuf::from(&config.path)];
-    let quoted: Result<Vec<String>> = words.iter().map(|path| shell_word(path)).collect();
-    Ok(format!("{} xarchive %p %f", quoted?.join(" ")))
-}
-
-fn shell_word(path: &Path) -> Result<String> {
-    let Some(text) = path.to_str().filter(|text| !text.contains('\n')) else {
-        return Err(CommandError::config(format!(
-            "{} cannot stand in archive_command: it is not plain text",
-            path.display()
-        ))
-        .hint("move it to a path of ordinary characters"));
-    };
-    let text = text.replace('%', "%%");
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
-    if text.bytes().all(plain) {
-        return Ok(text);
-    }
-    Ok(format!("'{}'", text.replace('\'', "'\\''")))
+    words
+        .iter()
+        .map(|path| shell_word("archive_command", path))
+        .collect()
 }
 
 fn limits(config: &MasterConfig) -> Limits {
@@ -289,15 +267,6 @@ async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Sess
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_survive_the_shell_and_percent_substitution() {
-        let word = |text: &str| shell_word(Path::new(text)).unwrap();
-        assert_eq!(word("/usr/bin/walmgr"), "/usr/bin/walmgr");
-        assert_eq!(word("/srv/my files/100%.ini"), "'/srv/my files/100%%.ini'");
-        assert_eq!(word("/srv/it's"), "'/srv/it'\\''s'");
-        assert!(shell_word(Path::new("/srv/a\nb")).is_err());
-    }
 
     #[test]
     fn a_command_is_ours_only_with_this_ini_file() {

@@ -13,6 +13,7 @@ use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::options::Options;
 use crate::output;
+use crate::pg::command::walmgr_command;
 use crate::pg::conf;
 use crate::pg::sql::{Session, Switched};
 
@@ -138,7 +139,8 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     if !enough {
         changes.push(("wal_level", "replica".to_owned()));
     }
-    changes.push(("archive_command", archiving::archive_command(config)?));
+    let command = walmgr_command("archive_command", &config.path, "xarchive %p %f")?;
+    changes.push(("archive_command", command));
     Ok(changes)
 }
 

@@ -154,9 +154,7 @@ impl Plan<'_> {
         let staging = self.place.staging();
         let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
         tracing::info!("copying {} ({total_bytes} bytes)", held.name());
-        for space in self.tablespaces.values() {
-            place::make_directory(space)?;
-        }
+        prepare::claim_tablespaces(self, &staging)?;
         let (mut copied_bytes, mut reported) = (0, Instant::now());
         let copying = Copying {
             to: &staging,

@@ -31,7 +31,6 @@ fn fault_80_a_restore_that_cannot_succeed_touches_nothing() {
         2,
         "expected the name of a backup set",
     );
-    // A place that is not empty, missing above, or the archive's own.
     let full = scene.site.home().create_dir("full");
     fs::write(full.join("precious"), "x").unwrap();
     refused(
@@ -47,6 +46,7 @@ fn fault_80_a_restore_that_cannot_succeed_touches_nothing() {
         2,
         "cannot be made",
     );
+    // A place of the archive's own.
     let archive = scene.site.completed_wals().join("x");
     refused(
         &scene,

@@ -32,12 +32,25 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
 }
 
+/// Links the tablespaces that go elsewhere before anything is put there, so that what a kill leaves
+/// in them is known to be from here.
+pub fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    let links = staging.join("pg_tblspc");
+    make_directory(staging)?;
+    make_directory(&links)?;
+    for (oid, space) in &plan.tablespaces {
+        let link = links.join(oid);
+        files::link(&link, space).at(Kind::Retry, "link", &link)?;
+        make_directory(space)?;
+    }
+    Ok(())
+}
+
 /// Leads the links to where the tablespaces are. PostgreSQL would make them anew, to the master's
 /// paths, as long as there is a `tablespace_map`.
 fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let kept = staging.join("tmpspc");
-    let links = staging.join("pg_tblspc");
-    make_directory(&links)?;
+    claim_tablespaces(plan, staging)?;
+    let (kept, links) = (staging.join("tmpspc"), staging.join("pg_tblspc"));
     let kept_oids = match kept.is_dir() {
         true => entries(&kept).at(Kind::Retry, "list", &kept)?,
         false => Vec::new(),
@@ -50,10 +63,6 @@ fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         }
     }
     for (oid, space) in &plan.tablespaces {
-        let link = links.join(oid);
-        make_directory(space)?;
-        // First, so that what is found there after a kill is known to be from here.
-        files::link(&link, space).at(Kind::Retry, "link", &link)?;
         let from = kept.join(oid);
         if from.is_dir() {
             transfer::move_entries(&from, space)?;

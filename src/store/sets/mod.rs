@@ -41,6 +41,8 @@ mod crash_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod out_tests;
+#[cfg(test)]
 mod purge_tests;
 #[cfg(test)]
 mod set_tests;

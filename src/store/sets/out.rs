@@ -42,7 +42,7 @@ pub struct SetSize {
 
 /// How a set is to be copied.
 pub struct Copying<'a> {
-    /// The directory to make.
+    /// The directory to make, unless it is there; no file of the set may be in it.
     pub to: &'a Path,
     /// What `global/pg_control` is called there.
     pub control_name: &'a str,
@@ -99,7 +99,7 @@ impl HeldSet {
     /// included. A copy that was interrupted is worth nothing and is for the caller to remove.
     pub fn copy<'a>(&'a self, copying: Copying<'a>) -> Result<(), SetError> {
         let disk = &self.sets.parent.disk;
-        let made = disk.create_directory(copying.to);
+        let made = unless_there(disk.create_directory(copying.to));
         let opened = made.and_then(|()| disk.open_directory(copying.to));
         let root = opened.map_err(|error| failure("create", copying.to, error))?;
         let mut copier = Copier {
@@ -153,6 +153,13 @@ impl BackupSets {
         self.set_aside(&taken.name().to_string())?;
         drop(taken);
         self.sweep().map(drop)
+    }
+}
+
+fn unless_there(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
     }
 }
 
@@ -225,7 +232,7 @@ impl Copier<'_> {
             self.spaces.push((space.clone(), open().map_err(failed)?));
             return open().map_err(failed);
         }
-        let made = disk.make_directory(to, name);
+        let made = unless_there(disk.make_directory(to, name));
         let made = made.and_then(|()| disk.enter(to, name));
         made.map_err(|error| self.failure("create", path, error))
     }
