@@ -2,11 +2,15 @@
 //! Never calls a set good because a file is there: pg_verifybackup, a start and pg_amcheck say so.
 //! Invariant: every test ends with what `full_backup` holds.
 
+mod churn;
+mod interrupted;
+mod rules;
 mod whole;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::support::{Cluster, Site, TempDir, run};
+use crate::support::{Cluster, Site, TempDir, run, wait_for};
 
 /// A master that archives to a standby.
 fn site() -> Site {
@@ -45,7 +49,9 @@ fn beside(site: &Site) -> Vec<String> {
 #[track_caller]
 fn verify(site: &Site, set: &Path) {
     let mut verify = site.cluster().command("pg_verifybackup");
-    run(verify.arg("-n").arg(set)).unwrap();
+    // Through the links it sees tablespaces where the manifest has them.
+    verify.args(["-n", "-i", "tmpspc"]);
+    run(verify.arg(set)).unwrap();
 }
 
 /// A server on a copy of a set, recovered from the archive as far as that goes, and open.
@@ -72,10 +78,10 @@ fn start_from(site: &Site, set: &Path) -> (Cluster, TempDir) {
     crate::support::place::give_to_server(&data.join("recovery.signal"));
     let mut server = Cluster::on_directory(site.cluster().major(), &data);
     server.start();
-    server.wait_for_log(
-        "database system is ready",
-        std::time::Duration::from_secs(60),
-    );
+    wait_for("the end of recovery", Duration::from_secs(120), || {
+        let is_open = server.try_psql("SELECT pg_is_in_recovery()").ok()? == "f";
+        is_open.then_some(())
+    });
     (server, home)
 }
 

@@ -43,7 +43,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use backup::Backup;
 pub use fetch::Fetch;
 
-use crate::compress::check_raw_bytes;
+use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
@@ -568,6 +568,7 @@ impl Message {
                 let (offset, raw_bytes) = (fields.u64()?, fields.u32()?);
                 check_raw_bytes(raw_bytes)?;
                 let bytes = fields.rest();
+                check_payload(bytes.len(), raw_bytes)?;
                 return Ok(Message::Data(Data {
                     offset,
                     raw_bytes,

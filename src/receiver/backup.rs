@@ -13,11 +13,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use walmgr_protocol::message::backup::{Begin, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::config::StandbyConfig;
-use crate::receiver::refusal;
+use crate::receiver::{BACKUP_THREADS_MAX, refusal};
 use crate::store::sets::{BackupSets, Lease, SealedSet, SetError};
 use crate::store::{Disk, Health};
 use running::{Reports, Running};
@@ -48,6 +49,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Backups {
     sets: Result<BackupSets, String>,
     places: finish::Places,
+    threads: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -73,6 +75,7 @@ impl Backups {
         Backups {
             sets: open(config, disk),
             places: finish::Places::of(config),
+            threads: Arc::new(Semaphore::new(BACKUP_THREADS_MAX)),
             state: Mutex::default(),
         }
     }
@@ -83,6 +86,12 @@ impl Backups {
             Ok(sets) => sets.health(),
             Err(_) => Health::Good,
         }
+    }
+
+    /// Takes a place among the threads of backups, kept for as long as the thread; `None` when all
+    /// are taken.
+    pub fn begin_thread(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.threads).try_acquire_owned().ok()
     }
 
     /// Begins a backup; blocks while one of the same origin gives way.

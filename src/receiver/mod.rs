@@ -21,6 +21,8 @@ pub use server::run;
 
 use std::time::Duration;
 
+use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
+
 /// TCP, TLS and hello together; a peer that needs longer is not known yet and not waited for.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,23 @@ pub const WAL_WAIT_MAX: Duration = Duration::from_secs(3_600);
 pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 /// See [`HANDSHAKES_PER_ADDRESS_MAX`].
 pub const HANDSHAKES_MAX: usize = 128;
+
+/// Time between two blocks of an upload, or from the last to its commit: as long as a frame may
+/// take. A peer that answers pings and sends nothing keeps no thread and no temporary for longer.
+pub const BLOCK_DEADLINE: Duration = FRAME_DEADLINE;
+
+/// Uploads at work at once, over all connections. Each has a thread, which waits for its blocks:
+/// enough for all channels of as many connections as `max_connections` allows by default.
+pub const UPLOADS_MAX: usize = 256;
+
+/// Threads for what connections ask beside their uploads; they are kept for it, so that a receiver
+/// full of uploads still answers. More requests than that wait their turn, which never waits for
+/// a peer.
+pub const REQUESTS_MAX: usize = 16;
+
+/// Threads of connections that are part of a backup: one for each stream, as many again while all
+/// of them come back, and some for whoever asks to begin another.
+pub const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);

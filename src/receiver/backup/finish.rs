@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::limits::BACKUP_WARNINGS_MAX;
 use walmgr_protocol::message::backup::{Finish, Part, PartName, Sealed};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::{BackupName, RelativePath, SegmentName};
+use walmgr_protocol::names::{BackupName, RelativePath, SegmentName, TimelineId};
 
 use super::running::Running;
 use crate::config::StandbyConfig;
@@ -99,9 +99,9 @@ pub fn finish(
     parts.check()?;
     let label = parts.need(&PartName::Label)?;
     let manifest = parts.need(&PartName::Manifest)?;
-    let parsed = check_label(running, label, asked)?;
+    let first = check_label(running.timeline(), label, asked)?;
     check_manifest(manifest)?;
-    let wal = wait_for_wal(daemon, running, parsed, asked)?;
+    let wal = wait_for_wal(daemon, running, first, asked)?;
     let mut facts = Sealed {
         name: String::new(),
         path: String::new(),
@@ -140,13 +140,13 @@ pub fn finish(
 }
 
 /// The first segment that the set needs, if its label says what the client says.
-fn check_label(running: &Running, label: &[u8], asked: &Finish) -> Result<SegmentName, Error> {
+fn check_label(began: TimelineId, label: &[u8], asked: &Finish) -> Result<SegmentName, Error> {
     let refuse = |text: String| Err(Error::channel(ErrorCode::Mismatch, text, ""));
-    if asked.timeline != running.timeline() {
+    if asked.timeline != began {
         return refuse(format!(
             "the backup began on timeline {} and ended on timeline {}: the server was promoted \
              meanwhile",
-            running.timeline().number(),
+            began.number(),
             asked.timeline.number()
         ));
     }
@@ -372,4 +372,61 @@ fn needed_by_the_standby(places: &Places) -> Result<Vec<SegmentName>, String> {
         needed.push(segment);
     }
     Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walmgr_protocol::names::Lsn;
+
+    const LABEL: &[u8] = b"START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n\
+        CHECKPOINT LOCATION: 0/300060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
+        START TIME: 2026-01-02 03:04:05 UTC\nLABEL: FullBackup\nSTART TIMELINE: 1\n";
+
+    fn asked(start: u64, timeline: u32) -> Finish {
+        Finish {
+            start: Lsn(start),
+            stop: Lsn(0x30_0100),
+            timeline: TimelineId::new(timeline).unwrap(),
+            wal_wait_s: 1,
+        }
+    }
+
+    #[test]
+    fn fault_71_a_backup_across_a_promotion_is_refused() {
+        let first = TimelineId::new(1).unwrap();
+        let segment = check_label(first, LABEL, &asked(0x30_0028, 1)).unwrap();
+        assert_eq!(segment.to_string(), "000000010000000000000003");
+        let refused = |began, label: &[u8], asked: Finish| {
+            let began = TimelineId::new(began).unwrap();
+            check_label(began, label, &asked).unwrap_err().message
+        };
+        let promoted = refused(1, LABEL, asked(0x30_0028, 2));
+        assert!(promoted.contains("the server was promoted"), "{promoted}");
+        let other = refused(2, LABEL, asked(0x30_0028, 2));
+        assert!(other.contains("begins at 0/300028"), "{other}");
+        assert!(refused(1, LABEL, asked(0x40_0028, 1)).contains("not at 0/400028"));
+        assert!(refused(1, b"LABEL: x", asked(0x30_0028, 1)).contains("is not one"));
+    }
+
+    #[test]
+    fn what_the_standbys_own_server_needs_is_kept_or_nothing_goes() {
+        let home = tempfile::TempDir::new().unwrap();
+        let places = |data: &Path| Places {
+            full_backup: None,
+            config_backup: None,
+            slave_data: Some(data.to_path_buf()),
+        };
+        let absent = places(&home.path().join("absent"));
+        assert_eq!(needed_by_the_standby(&absent), Ok(Vec::new()));
+        let here = places(home.path());
+        std::fs::write(home.path().join("backup_label"), LABEL).unwrap();
+        let needed = needed_by_the_standby(&here).unwrap();
+        assert_eq!(needed, ["000000010000000000000003".parse().unwrap()]);
+        std::fs::write(home.path().join("PG_VERSION"), "15\n").unwrap();
+        assert!(
+            needed_by_the_standby(&here).is_err(),
+            "there is no pg_control"
+        );
+    }
 }

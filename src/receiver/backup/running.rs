@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -15,6 +16,11 @@ use walmgr_protocol::names::{RelativePath, TimelineId};
 use super::Report;
 use crate::receiver::{BACKUP_LEASE, BACKUP_LEASE_S, refusal};
 use crate::store::sets::{HeldFile, IncomingSet, StreamWriter};
+
+/// How long a connection may still be read that another one is about to replace, and the pause
+/// between two looks whether it ended by itself.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The way to a connection. Without a bound: a report answers a job, and those are bounded.
 pub type Reports = mpsc::UnboundedSender<Report>;
@@ -157,6 +163,15 @@ impl Running {
             id,
             runtime: Handle::current(),
         })
+    }
+
+    /// Gives the connection that carried a stream before a moment to take in what had arrived when
+    /// it was cut, so that it need not be sent again.
+    pub fn let_drain(&self, stream: u16) {
+        let until = Instant::now() + DRAIN_PATIENCE;
+        while self.inner().streams.contains_key(&stream) && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// What a connection that was let in is told.

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT, CONFIG_FILES_MAX};
 use walmgr_protocol::message::backup::{FileDigest, FileDone, Finish, Join, Part, PartName};
@@ -43,9 +43,15 @@ pub struct Worker {
 impl Worker {
     /// Decides about the request and then does what comes. Dropping the value ends it; what it had
     /// taken of a file stays, for a stream that comes back.
-    pub fn start(daemon: Arc<Daemon>, request: Request, reports: Reports) -> Worker {
+    pub fn start(
+        daemon: Arc<Daemon>,
+        thread: OwnedSemaphorePermit,
+        request: Request,
+        reports: Reports,
+    ) -> Worker {
         let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
         tokio::task::spawn_blocking(move || {
+            let _thread = thread;
             let working = || work(&daemon, request, inbox, &reports);
             let ended = catch_unwind(AssertUnwindSafe(working)).unwrap_or_else(|_| Err(panicked()));
             if let Err(error) = ended {
@@ -116,6 +122,7 @@ fn stream(
     mut jobs: Jobs,
     reports: &Reports,
 ) -> Result<(), Error> {
+    running.let_drain(join.stream);
     let attachment = running.attach(Place::Stream(join.stream), reports)?;
     // The thread of the connection before keeps what it has of a file when it ends.
     let at_work = running.stream_at_work(join.stream);

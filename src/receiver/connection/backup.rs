@@ -137,8 +137,13 @@ impl Connection {
         match action {
             ReceiverAction::Admit(request) => {
                 let daemon = Arc::clone(&self.daemon);
+                let Some(thread) = daemon.backups.begin_thread() else {
+                    let text = "too many connections are part of backups";
+                    let error = Error::channel(ErrorCode::Busy, text, "try again later");
+                    return self.backup_failed(error).await;
+                };
                 let reports = self.link.reports.clone();
-                self.link.worker = Some(Worker::start(daemon, request, reports));
+                self.link.worker = Some(Worker::start(daemon, thread, request, reports));
                 Ok(())
             }
             ReceiverAction::LookUp(paths) => self.give_backup(Job::LookUp(paths)).await,

@@ -1,0 +1,169 @@
+//! Backups of servers that change while they are read, and of data directories with oddities.
+//! Never chooses the moment: the load runs all the time. Invariant: each set is started and checked.
+
+use std::os::unix::fs::{FileExt, symlink};
+use std::process::{Child, Stdio};
+
+use super::{amcheck, newest, site, site_of, start_from, verify};
+use crate::support::place::give_to_server;
+use crate::support::{Cluster, Site, TempDir, run, soak};
+
+/// Something that runs beside a test until it is dropped.
+struct Load(Child);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn load(site: &Site, script: &str, home: &TempDir) -> Load {
+    let path = home.write("load.sql", script);
+    let mut pgbench = site.cluster().command("pgbench");
+    pgbench
+        .args(["-n", "-c", "3", "-R", "60", "-T", "600", "-f"])
+        .arg(path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Load(pgbench.spawn().unwrap())
+}
+
+/// Tables come and go, grow and shrink; what is committed together stays together.
+const CHURN: &str = "\
+    \\set n random(1, 1000000)
+    \\set a random(1, 200000)
+    BEGIN;
+    UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :a;
+    UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = 1;
+    COMMIT;
+    CREATE TABLE churn_:client_id AS SELECT repeat('x', 500) FROM generate_series(1, 300);
+    INSERT INTO grown SELECT repeat('y', 500) FROM generate_series(1, 200);
+    DROP TABLE churn_:client_id;
+    TRUNCATE shrunk;
+    INSERT INTO shrunk SELECT repeat('z', 500) FROM generate_series(1, 400);
+    ";
+
+#[test]
+fn fault_55_56_tables_that_come_and_go_grow_and_shrink_cost_nothing() {
+    skip_unless!(Cluster::available(15));
+    let site = site_of(Cluster::builder().initdb_arg("--data-checksums"));
+    site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
+    site.cluster()
+        .psql("CREATE TABLE grown (t text); CREATE TABLE shrunk (t text)");
+    let home = TempDir::new();
+    give_to_server(home.path());
+    for _ in 0..(if soak() { 20 } else { 2 }) {
+        let load = load(&site, CHURN, &home);
+        site.master_command(&["backup"]).succeed();
+        // What it wrote has to be replayed below.
+        drop(load);
+        verify(&site, &newest(&site));
+        assert!(!newest(&site).join("walmgr_damaged_pages").exists());
+        let (server, _home) = start_from(&site, &newest(&site));
+        let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = \
+                    (SELECT bbalance FROM pgbench_branches WHERE bid = 1)";
+        assert_eq!(server.psql(sums), "t");
+        amcheck(&server);
+    }
+}
+
+#[test]
+fn fault_61_tablespaces_come_along_also_one_made_meanwhile() {
+    skip_unless!(Cluster::available(15));
+    let site = site();
+    let home = TempDir::new();
+    let make = |name: &str| {
+        let folder = home.create_dir(name);
+        let folder = folder.display();
+        site.cluster()
+            .psql(&format!("CREATE TABLESPACE {name} LOCATION '{folder}'"));
+        site.cluster().psql(&format!(
+            "CREATE TABLE in_{name} TABLESPACE {name} AS SELECT generate_series(1, 9999) AS n"
+        ));
+    };
+    make("first");
+    let backup = site.master_walmgr(&["backup"]).spawn().unwrap();
+    make("meanwhile");
+    let ended = backup.wait_with_output().unwrap();
+    assert!(ended.status.success());
+    let oid = site
+        .cluster()
+        .psql("SELECT oid FROM pg_tablespace WHERE spcname = 'first'");
+    let kept = newest(&site).join("tmpspc").join(&oid);
+    assert!(kept.read_dir().unwrap().next().is_some());
+    let link = newest(&site).join("pg_tblspc").join(&oid);
+    assert_eq!(std::fs::canonicalize(link).unwrap(), kept);
+    verify(&site, &newest(&site));
+    site.cluster().switch_wal();
+    site.master_command(&["backup"]).succeed();
+    verify(&site, &newest(&site));
+    let (server, _home) = start_from(&site, &newest(&site));
+    for name in ["first", "meanwhile"] {
+        assert_eq!(
+            server.psql(&format!("SELECT count(*) FROM in_{name}")),
+            "9999"
+        );
+    }
+    amcheck(&server);
+}
+
+#[test]
+fn fault_59_62_the_label_is_the_servers_and_links_are_no_content() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site();
+    let elsewhere = TempDir::new();
+    site.cluster_mut().stop(crate::support::StopMode::Fast);
+    let (wal, moved) = (site.data().join("pg_wal"), elsewhere.join("wal"));
+    run(site.cluster().command("mv").arg(&wal).arg(&moved)).unwrap();
+    symlink(&moved, &wal).unwrap();
+    give_to_server(&wal);
+    let linked = elsewhere.write("secret", "not the cluster's");
+    symlink(linked, site.data().join("a_link")).unwrap();
+    site.cluster_mut().start();
+    // What lies around is somebody else's.
+    for name in ["backup_label", "tablespace_map", "backup_manifest"] {
+        std::fs::write(site.data().join(name), "of another backup").unwrap();
+        give_to_server(&site.data().join(name));
+    }
+    let output = site.master_command(&["backup"]);
+    output.succeed();
+    assert!(
+        output.stderr.contains("a_link is a symbolic link"),
+        "{}",
+        output.stderr
+    );
+    for name in ["backup_label", "tablespace_map"] {
+        std::fs::remove_file(site.data().join(name)).unwrap();
+    }
+    let set = newest(&site);
+    verify(&site, &set);
+    let label = std::fs::read_to_string(set.join("backup_label")).unwrap();
+    assert!(label.starts_with("START WAL LOCATION: ") && label.contains("LABEL: FullBackup\n"));
+    assert!(!set.join("tablespace_map").exists() && !set.join("a_link").exists());
+    assert!(set.join("pg_wal").symlink_metadata().unwrap().is_dir());
+    let (server, _home) = start_from(&site, &set);
+    amcheck(&server);
+}
+
+#[test]
+fn fault_57_a_damaged_page_is_named_and_the_set_marked() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site_of(Cluster::builder().initdb_arg("--data-checksums"));
+    site.cluster()
+        .psql("CREATE TABLE rotten AS SELECT generate_series(1, 9999) AS n");
+    let file = site.cluster().psql("SELECT pg_relation_filepath('rotten')");
+    site.cluster_mut().stop(crate::support::StopMode::Fast);
+    let path = site.data().join(&file);
+    let damaged = std::fs::File::options().write(true).open(path).unwrap();
+    damaged.write_all_at(b"rot", 2 * 8192 + 4000).unwrap();
+    site.cluster_mut().start();
+    let output = site.master_command(&["backup"]);
+    output.succeed();
+    let expected = format!("{file} block 2");
+    assert!(output.stderr.contains(&expected), "{}", output.stderr);
+    let note = std::fs::read_to_string(newest(&site).join("walmgr_damaged_pages")).unwrap();
+    assert_eq!(note, format!("{expected}\n"));
+    // It is what the master has.
+    verify(&site, &newest(&site));
+}
