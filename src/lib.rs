@@ -28,6 +28,9 @@
 //! [`standby::xrestore`] reads it through [`store::reader`], past the receiver's lock, checks every
 //! record once more, and says that it is absent only where nothing is missing.
 //!
+//! The master gets it back, and whole backup sets, the way they came: [`receiver::fetch`] reads them on
+//! a thread of its own, [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].
+//!
 //! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.
 //!
 //! # The rooms, in reading order

@@ -60,6 +60,18 @@
 //! channel; answers come back in any order. Any answer may be an [`message::Error`] instead. An
 //! error of scope `channel` ends that upload only, one of scope `connection` is the last frame.
 //!
+//! # What comes back
+//!
+//! A client with the right to read asks for archived files and backup sets ([`session::fetch`]):
+//!
+//! ```text
+//! master                                        receiver
+//!   GetFile {name}  or  GetSet {label, offset} ->  looks for it
+//!                                         <-      NotFound {what that proves}    done
+//!                                         <-      Data {offset, raw length, bytes} …
+//!                                         <-      End {size, crc}                all of it, and good
+//! ```
+//!
 //! # Driving it
 //!
 //! Read bytes into a buffer, take frames out with [`codec::Decoder`], hand each to the

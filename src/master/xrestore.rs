@@ -40,8 +40,8 @@ pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &P
     };
     let runtime = super::runtime()?;
     let restored = match options.not_really {
-        true => runtime.block_on(restore.persist(|| Ok(Nowhere))),
-        false => runtime.block_on(restore.persist(|| Placing::begin(path))),
+        true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere))),
+        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path))),
     };
     // A writer that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -130,7 +130,7 @@ enum Failure {
 }
 
 impl Restore<'_> {
-    async fn persist<D: Destination>(&self, begin: impl Fn() -> Result<D>) -> Result<Whole> {
+    async fn keep_trying<D: Destination>(&self, begin: impl Fn() -> Result<D>) -> Result<Whole> {
         let mut was_said = false;
         loop {
             let left = (self.config.push_timeout).saturating_sub(self.begun.elapsed());
@@ -149,7 +149,8 @@ impl Restore<'_> {
                 return Err(error);
             }
             if !was_said {
-                tracing::warn!("{error}; trying again");
+                // No warning: what PostgreSQL's log gets is one line, and that only if it fails.
+                tracing::info!("{error}; trying again");
                 was_said = true;
             }
             tokio::time::sleep(PAUSE).await;

@@ -289,7 +289,7 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
 fn is_unfinished(path: &Path, data: &Path) -> Result<bool> {
     let mark = path.join(MARK);
     let marked = match std::fs::read(&mark) {
-        Ok(text) => PathBuf::from(std::ffi::OsString::from_vec(text)) == data,
+        Ok(text) => text == data.as_os_str().as_bytes(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error).at(Kind::Usage, "read", &mark),
     };

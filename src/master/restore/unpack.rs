@@ -288,7 +288,7 @@ fn is_free(path: &RelativePath) -> bool {
 
 fn refused(path: &RelativePath, why: &str) -> CommandError {
     CommandError::retry(format!("the backup set is refused: {path}: {why}"))
-        .hint("`verify` on the standby, or another set, may help")
+        .hint("look at the set on the standby, or restore another one; `listbackups` lists them")
 }
 
 fn failed(op: &str, path: &RelativePath, error: impl Into<std::io::Error>) -> CommandError {
