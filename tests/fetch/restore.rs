@@ -140,7 +140,7 @@ fn tablespaces_go_where_they_are_sent_or_stay_below() {
     let wrong = format!("{}={}", new.display(), new.display());
     scene
         .restore(&["--tablespace-mapping", &wrong])
-        .fail_last(2, &format!("its tablespaces were at"));
+        .fail_last(2, "its tablespaces were at");
     scene.restore(&["--tablespace-mapping", &mapping]).succeed();
     let links = scene.destination().join("pg_tblspc");
     let targets: Vec<PathBuf> = names_in(&links)

@@ -294,3 +294,95 @@ fn refused(path: &RelativePath, why: &str) -> CommandError {
 fn failed(op: &str, path: &RelativePath, error: impl Into<std::io::Error>) -> CommandError {
     CommandError::retry(format!("{op} {path}")).because(error.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tar::writer;
+    use std::path::Path;
+
+    fn unpack_into(root: &Path, space: Option<&Path>) -> Unpack {
+        let open = |path: &Path| Arc::new(OwnedFd::from(File::open(path).unwrap()));
+        Unpack {
+            root: open(root),
+            spaces: space
+                .map(|space| (16_385, open(space)))
+                .into_iter()
+                .collect(),
+            tar: TarReader::default(),
+            file: None,
+            directory: None,
+            expected: None,
+            counters: Arc::default(),
+        }
+    }
+
+    fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+        let mut tar = Vec::new();
+        for (path, content) in files {
+            let size = content.len() as u64;
+            writer::put_file(&mut tar, path.as_bytes(), size, 0);
+            tar.extend_from_slice(content.as_bytes());
+            tar.resize(tar.len() + writer::padding(size), 0);
+        }
+        tar.extend_from_slice(&writer::END);
+        tar
+    }
+
+    #[test]
+    fn files_go_where_they_belong_and_the_control_file_waits() {
+        let (root, space) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut unpack = unpack_into(root.path(), Some(space.path()));
+        let stream = tar(&[
+            ("tablespace_map", "16385 /srv/fast\n"),
+            ("base/1/1259", "one"),
+            ("standby.signal", ""),
+            ("tmpspc/16385/PG_15/5/1", "two"),
+            ("tmpspc/163850/PG_15/5/1", "three"),
+            ("global/pg_control", "control"),
+        ]);
+        for piece in stream.chunks(700) {
+            unpack.append(piece).unwrap();
+        }
+        assert_eq!(unpack.position(), stream.len() as u64);
+        assert!(!unpack.finish().unwrap().has_manifest);
+        let read = |path: &str| std::fs::read_to_string(root.path().join(path)).ok();
+        assert_eq!(read("base/1/1259").as_deref(), Some("one"));
+        assert_eq!(read("tmpspc/163850/PG_15/5/1").as_deref(), Some("three"));
+        let mapped = std::fs::read(space.path().join("PG_15/5/1")).unwrap();
+        assert_eq!(mapped, b"two");
+        assert!(!root.path().join("tmpspc/16385").exists());
+        assert_eq!(
+            read("global/pg_control.restoring").as_deref(),
+            Some("control")
+        );
+        assert!(read("tablespace_map.old").is_some());
+        for absent in ["global/pg_control", "tablespace_map", "standby.signal"] {
+            assert_eq!(read(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn fault_90_nothing_is_written_through_a_link_or_over_a_file() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path(), root.path().join("base")).unwrap();
+        std::fs::write(root.path().join("PG_VERSION"), "precious").unwrap();
+        for path in ["base/1", "PG_VERSION", MARK] {
+            let mut unpack = unpack_into(root.path(), None);
+            let error = unpack.append(&tar(&[(path, "x")])).unwrap_err();
+            assert!(error.to_string().contains(path), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        let kept = std::fs::read(root.path().join("PG_VERSION")).unwrap();
+        assert_eq!(kept, b"precious");
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_is_not_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let stream = tar(&[("PG_VERSION", "15\n")]);
+        let mut unpack = unpack_into(root.path(), None);
+        unpack.append(&stream[..stream.len() - 600]).unwrap();
+        assert!(unpack.finish().is_err());
+    }
+}
