@@ -127,6 +127,28 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
+/// [`tell_alive`] as often as the service manager wants to hear it, from the start to the end.
+#[derive(Debug)]
+pub struct Pulse(Option<tokio::time::Interval>);
+
+impl Pulse {
+    /// To be called inside a tokio runtime that has timers enabled.
+    pub fn start() -> Self {
+        let every = watchdog_interval().filter(|every| !every.is_zero());
+        Pulse(every.map(tokio::time::interval))
+    }
+
+    /// Waits for the next time and tells it; for ever if nobody watches. Safe to drop and call
+    /// again: the times stay.
+    pub async fn beat(&mut self) {
+        match &mut self.0 {
+            Some(interval) => interval.tick().await,
+            None => std::future::pending().await,
+        };
+        tell_alive();
+    }
+}
+
 /// Tells the service manager that the daemon is not stuck.
 pub fn tell_alive() {
     tell(&[NotifyState::Watchdog]);

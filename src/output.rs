@@ -57,13 +57,14 @@ pub enum Speaker {
 
 static LOGFILE: OnceLock<Logfile> = OnceLock::new();
 static STARTED: AtomicBool = AtomicBool::new(false);
+/// Whether lines that do not pass through the log are JSON like those that do.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging; to be called once, as soon as the settings are known.
 pub fn start(options: &Options, log: Log<'_>) -> Result<()> {
     let opened = log.logfile.map(Logfile::open).transpose();
     let (file, complaint) = match opened {
         Ok(file) => (file, None),
-        Err(error) if log.speaker == Speaker::Daemon => return Err(error),
         Err(error) => (None, Some(error)),
     };
     let file = file.map(|file| LOGFILE.get_or_init(|| file));
@@ -78,8 +79,14 @@ pub fn start(options: &Options, log: Log<'_>) -> Result<()> {
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         STARTED.store(true, Ordering::Release);
     }
-    if let Some(error) = complaint {
-        tracing::warn!("logging to stderr only: {error}");
+    if log.format == Format::Json {
+        JSON.store(true, Ordering::Release);
+    }
+    match complaint {
+        // Not before stderr is logged to: this error too is a line of the log.
+        Some(error) if log.speaker == Speaker::Daemon => return Err(error),
+        Some(error) => tracing::warn!("logging to stderr only: {error}"),
+        None => {}
     }
     Ok(())
 }
@@ -124,8 +131,12 @@ pub fn failure(error: &CommandError) {
 
 /// Says one line when the process may be in any state, a panicking logger included.
 pub fn last_words(line: &str) {
+    let json = JSON.load(Ordering::Acquire).then(|| json_line(line));
     let line = escaped(line);
-    to_stderr(&line);
+    match &json {
+        Some(json) => write_to_stderr(json),
+        None => to_stderr(&line),
+    }
     if let Some(logfile) = LOGFILE.get() {
         let mut file = match logfile.file.try_lock() {
             Ok(file) => file,
@@ -133,13 +144,30 @@ pub fn last_words(line: &str) {
             // This thread may be the one that holds it.
             Err(TryLockError::WouldBlock) => return,
         };
-        let _ = file.write_all(format!("{} ERROR {line}\n", stamp()).as_bytes());
+        let text = json.unwrap_or_else(|| format!("{} ERROR {line}\n", stamp()));
+        let _ = file.write_all(text.as_bytes());
     }
 }
 
+/// The same members that the log gives its lines.
+fn json_line(message: &str) -> String {
+    let timestamp = jiff::Timestamp::now().to_string();
+    let line = serde_json::json!({
+        "timestamp": timestamp,
+        "level": "ERROR",
+        "message": message,
+        "target": module_path!(),
+    });
+    format!("{line}\n")
+}
+
 fn to_stderr(line: &str) {
+    write_to_stderr(&format!("walmgr: {line}\n"));
+}
+
+fn write_to_stderr(text: &str) {
     // In one piece, and without the panic that `eprintln!` has for a closed stderr.
-    let _ = io::stderr().write_all(format!("walmgr: {line}\n").as_bytes());
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn stderr_level(options: &Options, speaker: Speaker) -> LevelFilter {

@@ -384,3 +384,27 @@ fn fault_36_a_pidfile_that_the_file_size_limit_forbids_is_1_and_no_wrong_setting
     assert!(line.contains("write pidfile"), "{line}");
     assert!(line.contains("; free some space there"), "{line}");
 }
+
+#[test]
+fn fault_85_with_a_json_log_the_reason_of_a_failed_start_is_json_too() {
+    let mut site = Site::start();
+    site.standby_set("log_format", "json");
+    let message = |words: &[&str]| {
+        let output = site.standby_command(words);
+        assert_eq!(output.code, Some(2), "{}", output.stderr);
+        let messages = output.stderr.lines().map(|line| {
+            let json: serde_json::Value = serde_json::from_str(line).expect(line);
+            json["message"].as_str().expect(line).to_owned()
+        });
+        let messages: Vec<String> = messages.collect();
+        messages.last().expect("a reason").clone()
+    };
+    for words in [&["receiver"][..], &["receiver", "-d"]] {
+        let said = message(words);
+        assert!(said.contains("already running as process"), "{said}");
+        assert!(!said.contains('{'), "{said}");
+    }
+    let nowhere = "logfile=/nonexistent/walmgr.log";
+    let said = message(&["receiver", "--set", nowhere]);
+    assert!(said.contains("open logfile"), "{said}");
+}

@@ -214,6 +214,7 @@ fn fault_33_a_failed_sync_or_close_refuses_and_ends_the_receiver() {
             .trace("openat,fsync,renameat2,unlinkat")
             .inject(&format!("{name}:error=EIO:{when}"));
         let attached = strace.attach(site.receiver.pid());
+        let said_before = site.receiver.log().matches("Input/output error").count();
         let output = archive(&site, number);
         let status = site.receiver.wait();
         drop(attached);
@@ -225,6 +226,11 @@ fn fault_33_a_failed_sync_or_close_refuses_and_ends_the_receiver() {
         assert!(
             last.contains("the service manager starts it again"),
             "{last}"
+        );
+        assert_eq!(
+            log.matches("Input/output error").count(),
+            1 + said_before,
+            "{log}"
         );
         assert_no_sync_after_failure(&strace.log());
         site.start_receiver();
@@ -356,7 +362,8 @@ fn fault_33_a_disk_that_loses_writes_at_the_sync_is_never_acknowledged() {
         number += 1;
     }
     let log = site.receiver.log();
-    assert!(log.contains("was not stored"), "{log}");
+    let said = log.contains("was not stored") || log.contains("the receiver ends");
+    assert!(said, "{log}");
     let ended = match site.receiver.is_running() {
         true => site.receiver.stop(),
         false => site.receiver.wait(),
@@ -399,6 +406,19 @@ fn fault_35_a_read_only_disk_refuses_and_serves_on_when_it_is_writable() {
         );
     }
     drop(attached);
+    assert_recovers(&mut site, 3);
+}
+
+#[test]
+fn fault_35_the_file_system_below_an_idle_receiver_can_be_made_read_only() {
+    let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 32));
+    let mut site = Site::builder()
+        .archive(&disk.path().join("archive"))
+        .build();
+    assert_stores(&site, 2);
+    disk.set_read_only(true);
+    archive(&site, 3).fail(6);
+    disk.set_read_only(false);
     assert_recovers(&mut site, 3);
 }
 

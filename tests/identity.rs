@@ -92,7 +92,10 @@ fn unchanged(_: &mut CertificateParams) {}
 
 /// Both sides trust this authority, and have certificates of it.
 fn with_authority() -> (Site, Authority) {
-    let mut site = Site::start();
+    authority_over(Site::start())
+}
+
+fn authority_over(mut site: Site) -> (Site, Authority) {
     let ours = authority(&site, "ours.ca");
     sign(site.standby_ini(), &ours, "127.0.0.1", unchanged);
     sign(site.master_ini(), &ours, "master.example", unchanged);
@@ -101,6 +104,16 @@ fn with_authority() -> (Site, Authority) {
     site.master_set("tls_ca", &path);
     site.restart_receiver();
     (site, ours)
+}
+
+#[test]
+fn a_peer_that_an_authority_vouches_for_is_logged_by_the_name_in_its_certificate() {
+    let (site, _authority) = authority_over(Site::builder().unbound().build());
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    site.archive(&name).fail(1);
+    site.receiver
+        .wait_for_log("refused master.example (127.0.0.1:");
 }
 
 #[test]

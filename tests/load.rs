@@ -7,10 +7,14 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::limits::{BLOCK_BYTES_MAX, CHANNELS_MAX};
+use walmgr_protocol::message::Message;
+
+use crate::support::peer::{Peer, data};
 use crate::support::place::server_user;
 use crate::support::proxy::{Direction, Fault};
 use crate::support::receiver::memory_kib;
-use crate::support::{Cluster, Site, wait_for};
+use crate::support::{Cluster, Site, soak, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -18,11 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RECEIVER_KIB: u64 = 32 << 10;
 const CONNECTION_KIB: u64 = 4 << 10;
 const CLIENT_KIB: u64 = 24 << 10;
-
-/// Whether the long runs are wanted.
-pub fn soak() -> bool {
-    std::env::var_os("WALMGR_SOAK").is_some()
-}
 
 /// Finishes the current segment and waits until everything finished is in the archive.
 pub fn drain(site: &Site) {
@@ -189,4 +188,46 @@ fn a_receiver_needs_at_most_4_mib_more_for_each_connection() {
         assert!(peak_kib <= RECEIVER_KIB + clients * CONNECTION_KIB);
         assert_eq!(u64::try_from(site.archived_names().len()).unwrap(), clients);
     }
+}
+
+/// More than any of our own clients does: all channels of every connection, the largest blocks,
+/// and more of them than the disk takes at once.
+#[test]
+fn a_receiver_needs_at_most_4_mib_more_for_a_connection_that_uses_all_it_may() {
+    let _user = skip_unless!(server_user());
+    let site = Site::builder().segment_size_mb(16).plain().build();
+    let idle_kib = site.receiver.memory_peak_kib();
+    let connections = 8_u16;
+    std::thread::scope(|scope| {
+        for connection in 0..connections {
+            let site = &site;
+            scope.spawn(move || {
+                let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
+                let first = u64::from(connection * CHANNELS_MAX) + 1;
+                let segments: Vec<_> = (1..=CHANNELS_MAX)
+                    .map(|channel| {
+                        let number = first + u64::from(channel);
+                        let content = site.segment(number, "walmgr");
+                        let name = site.segment_name(number).parse().unwrap();
+                        peer.offer(channel, name, &content);
+                        content
+                    })
+                    .collect();
+                for _ in &segments {
+                    let answer = peer.receive().unwrap().message;
+                    assert!(matches!(answer, Message::Have(_)), "{answer:?}");
+                }
+                let block_bytes = BLOCK_BYTES_MAX as usize;
+                for offset in (0..segments[0].len()).step_by(block_bytes) {
+                    for (channel, content) in (1..).zip(&segments) {
+                        let block = &content[offset..offset + block_bytes];
+                        peer.send(channel, &data(offset as u64, block));
+                    }
+                }
+            });
+        }
+    });
+    let peak_kib = site.receiver.memory_peak_kib();
+    println!("receiver: {idle_kib} KiB idle, {peak_kib} KiB with {connections} connections");
+    assert!(peak_kib <= RECEIVER_KIB + u64::from(connections) * CONNECTION_KIB);
 }

@@ -16,7 +16,7 @@ use walmgr_protocol::names::WalFileName;
 use crate::support::outcome::Output;
 use crate::support::peer::{Peer, commit, data};
 use crate::support::proxy::{Direction, Fault, Recording};
-use crate::support::{Site, wait_for};
+use crate::support::{Site, soak, wait_for};
 
 mod addresses;
 mod drain;
@@ -24,11 +24,6 @@ mod link;
 
 const HISTORY: &str = "00000002.history";
 const HISTORY_TEXT: &str = "1\t0/3000000\tno recovery target specified\n";
-
-/// Whether to run every case, not a sample.
-pub fn soak() -> bool {
-    std::env::var_os("WALMGR_SOAK").is_some()
-}
 
 /// A plain site behind a proxy, with a history file in `pg_wal`.
 fn plain_site() -> Site {

@@ -418,7 +418,7 @@ async fn a_session_answers_what_psql_answers() {
         let position = session.wal_position().await.unwrap();
         assert_eq!(position.timeline, control.timeline);
         assert!(position.flushed <= position.written && control.checkpoint < position.written);
-        assert!(session.current_wal_lsn().await.unwrap() >= position.written);
+        assert!(session.wal_position().await.unwrap().written >= position.written);
         conf::apply(&cluster.config_file(), &[("work_mem", "9MB")], false).unwrap();
         session.reload_conf().await.unwrap();
         let begin = Instant::now();

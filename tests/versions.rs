@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::load::{assert_archive_equals_master, drain, soak};
+use crate::load::{assert_archive_equals_master, drain};
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Site, StopMode, run, wait_for};
+use crate::support::{Cluster, Site, StopMode, run, soak, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

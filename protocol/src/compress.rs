@@ -165,6 +165,17 @@ pub(crate) fn check_raw_bytes(raw_bytes: u32) -> Result<(), Malformed> {
     }
 }
 
+/// Packing that does not shrink a block is left away, so a longer payload is only there to take
+/// memory while it waits.
+pub(crate) fn check_payload(payload_bytes: usize, raw_bytes: u32) -> Result<(), Malformed> {
+    match payload_bytes <= raw_bytes as usize {
+        true => Ok(()),
+        false => Err(Malformed::BadBlock {
+            why: format!("it states {raw_bytes} bytes and carries {payload_bytes}"),
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +233,21 @@ mod tests {
     }
 
     #[test]
+    fn fault_92_a_block_longer_than_what_it_unpacks_to_is_refused_before_it_waits() {
+        use crate::message::{Kind, Message};
+        let payload_of = |bytes: usize| {
+            let mut payload = vec![0; 8];
+            payload.extend_from_slice(&4096_u32.to_le_bytes());
+            payload.resize(8 + 4 + bytes, 7);
+            payload.into()
+        };
+        for (flags, bytes, taken) in [(0, 4096, true), (1, 4096, true), (1, 4097, false)] {
+            let decoded = Message::decode(Kind::Data as u8, flags, payload_of(bytes));
+            assert_eq!(decoded.is_ok(), taken, "{bytes} bytes, flags {flags}");
+        }
+    }
+
+    #[test]
     fn fault_92_a_block_that_wants_a_huge_window_is_refused() {
         use zstd::zstd_safe::{CCtx, CParameter};
         let mut context = CCtx::create();
@@ -230,14 +256,14 @@ mod tests {
             .set_parameter(CParameter::ContentSizeFlag(false))
             .unwrap();
         let mut huge = vec![0; 1 << 20];
-        let source = noise(1 << 19);
+        let source = noise(BLOCK_BYTES_MAX as usize);
         let mut out = zstd::zstd_safe::OutBuffer::around(&mut huge[..]);
         let mut input = zstd::zstd_safe::InBuffer::around(&source);
         context.compress_stream(&mut out, &mut input).unwrap();
         while context.end_stream(&mut out).unwrap() > 0 {}
         let len = out.pos();
         let mut unpacker = Unpacker::default();
-        let answer = unpacker.unpack(&huge[..len], 1 << 19, true);
+        let answer = unpacker.unpack(&huge[..len], BLOCK_BYTES_MAX, true);
         // One-shot decoding writes straight into the bounded output and keeps no window, so it
         // may also succeed; what it must not do is set aside 128 MiB or return other bytes.
         if let Ok(raw) = answer {

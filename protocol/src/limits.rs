@@ -14,8 +14,9 @@ pub const BLOCK_BYTES_DEFAULT: u32 = 256 << 10;
 /// Smallest `block_size`: below it the frame header and the system calls outweigh the data.
 pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
 
-/// Largest `block_size`: a raw block and its data header must fit the default payload.
-pub const BLOCK_BYTES_MAX: u32 = 512 << 10;
+/// Largest `block_size`, and the most a receiver takes, packed or not: every bound on memory below
+/// counts in blocks of this size.
+pub const BLOCK_BYTES_MAX: u32 = 256 << 10;
 
 /// Longest string in a message: room for a sentence and a path, none for a flood.
 pub const STRING_BYTES_MAX: usize = 4 << 10;
@@ -30,10 +31,11 @@ pub const HELLO_BODY_BYTES_MAX: u32 = 4 << 10;
 /// two so that neither waits for the other's acknowledgement.
 pub const CHANNELS_MAX: u16 = 4;
 
-/// Blocks of one upload that wait between the socket and the disk.
-pub const BLOCKS_IN_FLIGHT: usize = 4;
+/// Blocks of one upload between the socket and the disk: one that waits while one is written.
+pub const BLOCKS_IN_FLIGHT: usize = 2;
 
-/// What one connection may hold in memory: blocks in flight for every channel, raw.
+/// What one connection may hold in memory: for every channel the blocks in flight and one that
+/// is unpacked, and the frame that is being read.
 pub const CONNECTION_BYTES_MAX: u64 = 4 << 20;
 
 /// zstd window (log2) a block may ask for: 8 MiB, the most a decoder here will set aside.
@@ -82,6 +84,7 @@ const _: () = assert!(
     (LIST_ENTRIES_MAX as usize) * (2 + NAME_BYTES_MAX + 8) + 64 < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(
-    BLOCKS_IN_FLIGHT as u64 * BLOCK_BYTES_DEFAULT as u64 * CHANNELS_MAX as u64
+    (BLOCKS_IN_FLIGHT as u64 + 1) * BLOCK_BYTES_MAX as u64 * CHANNELS_MAX as u64
+        + FRAME_PAYLOAD_BYTES as u64
         <= CONNECTION_BYTES_MAX
 );

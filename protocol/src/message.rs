@@ -35,7 +35,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::compress::check_raw_bytes;
+use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
@@ -510,6 +510,7 @@ impl Message {
                 let (offset, raw_bytes) = (fields.u64()?, fields.u32()?);
                 check_raw_bytes(raw_bytes)?;
                 let bytes = fields.rest();
+                check_payload(bytes.len(), raw_bytes)?;
                 return Ok(Message::Data(Data {
                     offset,
                     raw_bytes,

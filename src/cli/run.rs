@@ -41,8 +41,21 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     }
     let config = config::load(ini, &options.overrides)?;
     // Before the log and before any thread, so that only the daemon has them.
-    let Some(readiness) = background(options)? else {
-        return Ok(());
+    let readiness = match background(options) {
+        Ok(Some(readiness)) => readiness,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            // Said in the form of the daemon's log; the logfile is the daemon's alone.
+            let log = log(Some(&config), command);
+            output::start(
+                options,
+                output::Log {
+                    logfile: None,
+                    ..log
+                },
+            )?;
+            return Err(error);
+        }
     };
     let beside = logfile_beside(&config, command, options);
     let mut log = log(Some(&config), command);

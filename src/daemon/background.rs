@@ -96,7 +96,7 @@ fn failure(status: ExitStatus, last: Option<&str>) -> CommandError {
         _ => Kind::Retry,
     };
     let reason = match (last, status.signal()) {
-        (Some(line), None) => line.strip_prefix("walmgr: ").unwrap_or(line).to_owned(),
+        (Some(line), None) => message_of(line),
         (Some(line), Some(signal)) => {
             format!("the daemon was ended by signal {signal} before it was ready, after: {line}")
         }
@@ -106,6 +106,15 @@ fn failure(status: ExitStatus, last: Option<&str>) -> CommandError {
         (None, None) => "the daemon ended before it was ready, and said nothing".to_owned(),
     };
     CommandError::new(kind, reason)
+}
+
+/// The message in a line of the daemon's log, whichever form that has.
+fn message_of(line: &str) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_str(line).ok();
+    match json.as_ref().and_then(|json| json.get("message")?.as_str()) {
+        Some(message) => message.to_owned(),
+        None => line.strip_prefix("walmgr: ").unwrap_or(line).to_owned(),
+    }
 }
 
 /// The right to say, once, that the daemon serves.
@@ -160,6 +169,9 @@ mod tests {
         let error = failure(status_of("exit 2"), Some("walmgr: pidfile x is locked"));
         assert_eq!(error.kind(), Kind::Config);
         assert_eq!(error.to_string(), "pidfile x is locked");
+        let json = r#"{"level":"ERROR","message":"pidfile \"x\" is locked"}"#;
+        let error = failure(status_of("exit 2"), Some(json));
+        assert_eq!(error.to_string(), "pidfile \"x\" is locked");
         assert_eq!(failure(status_of("exit 1"), None).kind(), Kind::Retry);
         let killed = failure(status_of("kill -9 $$"), None);
         assert!(killed.to_string().contains("signal 9"), "{killed}");

@@ -236,11 +236,6 @@ impl Session {
         })
     }
 
-    /// What a primary has handed to its operating system; an error on a standby.
-    pub async fn current_wal_lsn(&self) -> Result<Lsn> {
-        self.wal_position().await.map(|position| position.written)
-    }
-
     /// Writes a named restore point, so that a following switch has something to finish.
     pub async fn create_restore_point(&self, name: &str) -> Result<Lsn> {
         let sql = "SELECT pg_create_restore_point($1)::text";

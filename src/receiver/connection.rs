@@ -16,7 +16,7 @@ use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
-use crate::receiver::{DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
+use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
 use crate::transport::wire::{Wire, WireFault};
 
 /// Why a connection ends.
@@ -99,6 +99,8 @@ struct Channel {
     upload: Option<Upload>,
     /// Uploads begun on the channel so far.
     uploads: u64,
+    /// Since when the upload has waited for its peer.
+    waits_since: Option<Instant>,
 }
 
 struct Connection {
@@ -195,6 +197,8 @@ impl Connection {
                 )));
             }
             wait = wait.min(left);
+        } else if let Some(left) = self.end_idle_uploads(now).await? {
+            wait = wait.min(left);
         }
         loop {
             match self.keepalive.next(self.daemon.started.elapsed()) {
@@ -205,6 +209,31 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Ends uploads whose peer is there and sends no block; says how long the next one has left.
+    async fn end_idle_uploads(&mut self, now: Instant) -> Result<Option<Duration>, End> {
+        let mut soonest = None;
+        for channel in 1..=CHANNELS_MAX {
+            let index = self.index(channel)?;
+            let slot = &mut self.channels[index];
+            let Some(since) = slot.waits_since.filter(|_| slot.upload.is_some()) else {
+                continue;
+            };
+            let left = (since + BLOCK_DEADLINE).saturating_duration_since(now);
+            if !left.is_zero() {
+                soonest = Some(soonest.map_or(left, |other: Duration| other.min(left)));
+                continue;
+            }
+            slot.upload = None;
+            let text = format!("no block arrived for {BLOCK_DEADLINE:?}");
+            tracing::warn!("{}: an upload was ended: {text}", self.peer);
+            let answer = slot
+                .session
+                .failed(ErrorCode::TimedOut, text, String::new());
+            self.perform(channel, answer).await?;
+        }
+        Ok(soonest)
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<(), End> {
@@ -288,6 +317,7 @@ impl Connection {
             ReceiverAction::LookUp(offer) => {
                 let daemon = Arc::clone(&self.daemon);
                 let reports = self.reports.clone();
+                self.channels[index].waits_since = None;
                 let uploads = &mut self.channels[index].uploads;
                 *uploads += 1;
                 let slot = Slot {
@@ -302,9 +332,18 @@ impl Connection {
                 }
                 self.wire.send(channel, &message).await?;
             }
-            ReceiverAction::Begin(_, answer) => self.wire.send(channel, &answer).await?,
-            ReceiverAction::Write(data) => self.give(index, Job::Write(data)).await,
-            ReceiverAction::Seal(digest) => self.give(index, Job::Seal(digest)).await,
+            ReceiverAction::Begin(_, answer) => {
+                self.wire.send(channel, &answer).await?;
+                self.channels[index].waits_since = Some(Instant::now());
+            }
+            ReceiverAction::Write(data) => {
+                self.give(index, Job::Write(data)).await;
+                self.channels[index].waits_since = Some(Instant::now());
+            }
+            ReceiverAction::Seal(digest) => {
+                self.channels[index].waits_since = None;
+                self.give(index, Job::Seal(digest)).await;
+            }
             ReceiverAction::Discard => self.channels[index].upload = None,
         }
         Ok(())

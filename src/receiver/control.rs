@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use walmgr_protocol::limits::LIST_ENTRIES_MAX;
-use walmgr_protocol::message::{Cluster, List, ListRequest, Message, SetupDone, Status};
+use walmgr_protocol::message::{
+    Cluster, Error, ErrorCode, List, ListRequest, Message, SetupDone, Status,
+};
 
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
@@ -23,15 +25,16 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     match working.await {
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {
-            tracing::warn!("a request of {peer} failed: {error}");
             // Binding syncs too.
-            daemon.check_health();
+            if !daemon.check_health() {
+                tracing::warn!("a request of {peer} failed: {error}");
+            }
             Message::Error(refusal::of(&error))
         }
         Err(error) => {
             tracing::error!("a request of {peer} failed: {error}");
-            Message::Error(walmgr_protocol::message::Error::channel(
-                walmgr_protocol::message::ErrorCode::Internal,
+            Message::Error(Error::channel(
+                ErrorCode::Internal,
                 "the receiver failed on this request",
                 "look at its log on the standby",
             ))
@@ -43,11 +46,19 @@ fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreErr
     let Some(cluster) = cluster else {
         return Ok(unexpected(&Message::Setup));
     };
+    let Ok(postgres_major) = u8::try_from(cluster.postgres_major) else {
+        let found = format!("there is no PostgreSQL {}", cluster.postgres_major);
+        return Ok(Message::Error(Error::channel(
+            ErrorCode::ForeignCluster,
+            found,
+            "",
+        )));
+    };
     let newly_bound = daemon.archive.binding().is_none();
     daemon.archive.bind(&Binding {
         system_id: cluster.system_id,
         segment_size: cluster.segment_size,
-        postgres_major: u8::try_from(cluster.postgres_major).unwrap_or(u8::MAX),
+        postgres_major,
     })?;
     if newly_bound {
         tracing::info!("the archive belongs to {cluster} from here on");
@@ -63,7 +74,7 @@ fn status(daemon: &Daemon) -> Result<Message, StoreError> {
     Ok(Message::Status(Status {
         cluster: daemon.archive.binding().map(|binding| cluster_of(&binding)),
         newest_segment: daemon.newest_segment(),
-        free_bytes: free_bytes(&daemon.completed_wals)?,
+        free_bytes: daemon.archive.free_bytes()?,
         connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
         uptime_s: daemon.started.elapsed().as_secs(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -83,15 +94,6 @@ fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
     Ok(Message::List(List { entries, more }))
 }
 
-fn free_bytes(path: &std::path::Path) -> Result<u64, StoreError> {
-    let found = rustix::fs::statvfs(path).map_err(|error| StoreError::Disk {
-        op: "ask for the free space of",
-        path: path.to_path_buf(),
-        source: error.into(),
-    })?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 /// A binding in the words of the wire.
 pub fn cluster_of(binding: &Binding) -> Cluster {
     Cluster {
@@ -102,7 +104,7 @@ pub fn cluster_of(binding: &Binding) -> Cluster {
 }
 
 fn unexpected(message: &Message) -> Message {
-    Message::Error(walmgr_protocol::message::Error::connection(
+    Message::Error(Error::connection(
         walmgr_protocol::message::ErrorCode::Misbehaved,
         format!("{} has no place on channel 0", message.name()),
         "",

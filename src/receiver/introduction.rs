@@ -29,7 +29,7 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Its key, where TLS pins keys.
     pub fingerprint: Option<Fingerprint>,
-    /// Its name in `authorized_keys`, if it has one.
+    /// Its name in `authorized_keys`, or in the certificate that an authority vouches for.
     pub name: Option<String>,
     /// What it may do.
     pub rights: Rights,
@@ -53,18 +53,18 @@ pub async fn greet(
     stream: TcpStream,
     address: SocketAddr,
 ) -> Option<(Peer, Wire)> {
-    let (stream, fingerprint) = match secure(settings, stream).await {
+    let (stream, identified) = match secure(settings, stream).await {
         Ok(secured) => secured,
         Err(reason) => {
             daemon.refused(address.ip(), &format!("{address}: {reason}"));
             return None;
         }
     };
-    let key = fingerprint
+    let key = (identified.fingerprint)
         .map(|key| format!(" with key {key}"))
         .unwrap_or_default();
     let mut introduction = Introduction::new(stream);
-    match introduce(daemon, settings, &mut introduction, address, fingerprint).await {
+    match introduce(daemon, settings, &mut introduction, address, identified).await {
         Ok((peer, hello, welcome)) => {
             let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
             introduction.send_answer(&answer).await.ok()?;
@@ -97,12 +97,17 @@ enum Turned {
     Silent(String),
 }
 
-async fn secure(
-    settings: &Settings,
-    stream: TcpStream,
-) -> Result<(Stream, Option<Fingerprint>), String> {
+/// What TLS has proven of a peer; nothing on a plain connection.
+#[derive(Default)]
+struct Identified {
+    fingerprint: Option<Fingerprint>,
+    /// What its certificate calls it, where an authority vouches for that.
+    certified_name: Option<String>,
+}
+
+async fn secure(settings: &Settings, stream: TcpStream) -> Result<(Stream, Identified), String> {
     let acceptor = match &settings.protection {
-        Protection::Plain => return Ok((Stream::Plain(stream), None)),
+        Protection::Plain => return Ok((Stream::Plain(stream), Identified::default())),
         Protection::Pinned(acceptor, _) | Protection::Authority(acceptor) => acceptor,
     };
     let whom = "the client";
@@ -113,8 +118,14 @@ async fn secure(
     let agreed = stream.get_ref().1.alpn_protocol();
     tls::require_walmgr(agreed, whom).map_err(|fault| fault.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let fingerprint = tls::peer_fingerprint(certificates);
-    Ok((Stream::Tls(Box::new(stream.into())), fingerprint))
+    let identified = Identified {
+        fingerprint: tls::peer_fingerprint(certificates),
+        certified_name: match &settings.protection {
+            Protection::Authority(_) => tls::peer_name(certificates),
+            Protection::Plain | Protection::Pinned(..) => None,
+        },
+    };
+    Ok((Stream::Tls(Box::new(stream.into())), identified))
 }
 
 async fn introduce(
@@ -122,8 +133,9 @@ async fn introduce(
     settings: &Settings,
     introduction: &mut Introduction,
     address: SocketAddr,
-    fingerprint: Option<Fingerprint>,
+    identified: Identified,
 ) -> Result<(Peer, Hello, Welcome), Turned> {
+    let fingerprint = identified.fingerprint;
     let rights = authorize(settings, fingerprint.as_ref()).map_err(Turned::Away)?;
     let (versions, hello) = introduction
         .receive_hello()
@@ -149,7 +161,7 @@ async fn introduce(
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
     let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
-    let name = settings.name(fingerprint.as_ref());
+    let name = (settings.name(fingerprint.as_ref())).or(identified.certified_name);
     let peer = Peer {
         address,
         fingerprint,

@@ -41,6 +41,19 @@ pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 /// See [`HANDSHAKES_PER_ADDRESS_MAX`].
 pub const HANDSHAKES_MAX: usize = 128;
 
+/// Time between two blocks of an upload, or from the last to its commit: as long as a frame may
+/// take. A peer that answers pings and sends nothing keeps no thread and no temporary for longer.
+pub const BLOCK_DEADLINE: Duration = FRAME_DEADLINE;
+
+/// Uploads at work at once, over all connections. Each has a thread, which waits for its blocks:
+/// enough for all channels of as many connections as `max_connections` allows by default.
+pub const UPLOADS_MAX: usize = 256;
+
+/// Threads for what connections ask beside their uploads; they are kept for it, so that a receiver
+/// full of uploads still answers. More requests than that wait their turn, which never waits for
+/// a peer.
+pub const REQUESTS_MAX: usize = 16;
+
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 

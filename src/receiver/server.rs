@@ -10,18 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::{self, StandbyConfig};
-use crate::daemon::{self, Control, Notice, Notices, PidFile, Readiness};
+use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
     ACCEPT_BACKOFF, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
-    THREADS_DEADLINE, connection, introduction,
+    REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, connection, introduction,
 };
 use crate::store::{Archive, Health, Places, RealDisk, StoreError};
 
@@ -48,6 +48,7 @@ pub struct Daemon {
     handshakes: Mutex<Vec<Waiting>>,
     handshakes_begun: AtomicU64,
     refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
+    uploads: Arc<Semaphore>,
 }
 
 impl Daemon {
@@ -101,13 +102,20 @@ impl Daemon {
     }
 
     /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
-    /// trusted, and a fresh start reads everything again.
-    pub fn check_health(&self) {
-        if let Health::SyncFailed { why } = self.archive.health()
-            && !self.stopping.send_replace(true)
-        {
-            tracing::error!("the receiver ends because a sync failed: {why}");
+    /// trusted, and a fresh start reads everything again. Says whether it does; the daemon's last
+    /// line then tells why, and whoever saw the failure need not.
+    pub fn check_health(&self) -> bool {
+        let failed = matches!(self.archive.health(), Health::SyncFailed { .. });
+        if failed {
+            self.stopping.send_replace(true);
         }
+        failed
+    }
+
+    /// Takes a place among the uploads, kept for as long as the upload has its thread; `None`
+    /// when all are taken.
+    pub fn begin_upload(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.uploads).try_acquire_owned().ok()
     }
 
     /// Takes a handshake slot. When there is none the oldest handshake of the most crowded
@@ -206,6 +214,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(UPLOADS_MAX + REQUESTS_MAX)
         .enable_all()
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))?;
@@ -226,6 +235,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         handshakes: Mutex::default(),
         handshakes_begun: AtomicU64::new(0),
         refusals: Mutex::default(),
+        uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
     });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
@@ -239,7 +249,7 @@ fn control_running(pidfile: &Path, control: Control, options: &Options) -> Resul
         return output::not_really(&format!("send {control:?} to the receiver of {path}"));
     }
     let pid = daemon::signal_running(pidfile, control, daemon::END_TIMEOUT)?;
-    tracing::info!("{control:?}: receiver, process {pid}");
+    tracing::info!("sent {control} to the receiver, process {pid}");
     Ok(())
 }
 
@@ -258,27 +268,29 @@ async fn serve(
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    let alive_every = daemon::watchdog_interval();
+    let mut pulse = Pulse::start();
     let mut stopping = daemon.stopping.subscribe();
     loop {
-        let alive = tokio::time::sleep(alive_every.unwrap_or(Duration::from_secs(3_600)));
         tokio::select! {
             notice = notices.next() => match notice {
                 Notice::Reload => reload(config, options, daemon),
                 Notice::Drain => break,
             },
             _ = stopping.wait_for(|stop| *stop) => break,
-            () = alive => daemon::tell_alive(),
+            () = pulse.beat() => {}
         }
     }
     daemon::tell_stopping();
     for task in accepting {
         task.abort();
     }
-    drain(daemon).await;
+    drain(daemon, &mut pulse).await;
     match daemon.archive.health() {
-        Health::SyncFailed { why } => Err(CommandError::new(Kind::ReceiverDisk, why)
-            .hint("the service manager starts it again; if this repeats, replace the disk")),
+        Health::SyncFailed { why } => {
+            let ends = format!("the receiver ends because a sync failed: {why}");
+            Err(CommandError::new(Kind::ReceiverDisk, ends)
+                .hint("the service manager starts it again; if this repeats, replace the disk"))
+        }
         Health::Good | Health::Impaired { .. } => {
             tracing::info!("receiver stopped");
             Ok(())
@@ -321,12 +333,16 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
     }
 }
 
-/// Lets uploads under way finish, within a bound.
-async fn drain(daemon: &Arc<Daemon>) {
+/// Lets uploads under way finish, within a bound. The service manager goes on watching meanwhile,
+/// and would end a daemon that fell silent.
+async fn drain(daemon: &Arc<Daemon>, pulse: &mut Pulse) {
     daemon.stopping.send_replace(true);
     let until = Instant::now() + DRAIN_DEADLINE;
     while daemon.connections_open() > 0 && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            () = pulse.beat() => {}
+        }
     }
 }
 

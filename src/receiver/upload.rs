@@ -2,6 +2,7 @@
 //! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
 //! when it ends, however it ends.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -10,8 +11,8 @@ use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::session::push::{Held, Sealed};
 
-use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
+use crate::receiver::{UPLOADS_MAX, refusal};
 use crate::store::{self, Durable, Incoming, StoreError};
 
 /// What the connection asks of an upload.
@@ -56,21 +57,31 @@ impl Upload {
         offer: Offer,
         reports: mpsc::Sender<(Slot, Report)>,
     ) -> Upload {
-        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
+        // The one that is being written has left the channel.
+        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT - 1);
+        let Some(place) = daemon.begin_upload() else {
+            let busy = Error::channel(
+                ErrorCode::Busy,
+                format!("all {UPLOADS_MAX} uploads the receiver takes at once are under way"),
+                "it will be tried again",
+            );
+            tokio::spawn(async move { reports.send((slot, Report::Failed(busy))).await });
+            return Upload { jobs };
+        };
         tokio::task::spawn_blocking(move || {
             let report = |report| reports.blocking_send((slot, report)).is_ok();
-            let last = match attempt(&daemon, &offer, inbox, &report) {
-                Ok(last) => last,
-                Err(fault) => {
-                    tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+            let last =
+                contained(|| attempt(&daemon, &offer, inbox, &report)).unwrap_or_else(|fault| {
                     // Here, because the connection that would hear of it may be gone.
-                    daemon.check_health();
+                    if !daemon.check_health() {
+                        tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+                    }
                     Some(Report::Failed(fault))
-                }
-            };
+                });
             if let Some(last) = last {
                 report(last);
             }
+            drop(place);
         });
         Upload { jobs }
     }
@@ -80,6 +91,21 @@ impl Upload {
     pub async fn give(&self, job: Job) {
         let _ = self.jobs.send(job).await;
     }
+}
+
+/// Makes a panic a failure like any other: without a report the connection, and the client behind
+/// it, would wait for an answer until their deadlines.
+fn contained(
+    work: impl FnOnce() -> Result<Option<Report>, Error>,
+) -> Result<Option<Report>, Error> {
+    // What was on its way is a temporary, which the unwinding has removed.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::channel(
+            ErrorCode::Internal,
+            "the receiver failed on this upload",
+            "look at its log on the standby",
+        ))
+    })
 }
 
 /// Returns the last report, or `None` when the connection let go of the upload.
@@ -170,5 +196,17 @@ fn verify(offer: &Offer) -> crate::wal::segment::Verify {
         walmgr_protocol::message::Verify::Off => Verify::Off,
         walmgr_protocol::message::Verify::Headers => Verify::Headers,
         walmgr_protocol::message::Verify::Records => Verify::Records,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_that_panics_is_reported_as_an_internal_failure() {
+        let fault = contained(|| panic!("a bug")).err().expect("no answer");
+        assert_eq!(fault.code, ErrorCode::Internal);
+        assert!(matches!(contained(|| Ok(None)), Ok(None)));
     }
 }

@@ -270,6 +270,13 @@ impl Archive {
         Ok(proof.map_or(WalProof::Missing(last), WalProof::Durable))
     }
 
+    /// Bytes that can still be written to the file system of finished files.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let folder = &self.shared.completed;
+        (folder.disk.free_bytes(folder.handle()))
+            .map_err(|error| folder.failure("ask for the free space of", "", error))
+    }
+
     /// Syncs and reads a stored file; `None` when there is none.
     fn confirm(&self, name: WalFileName, verify: Verify) -> Result<Option<Durable>, StoreError> {
         self.shared.monitor.check()?;

@@ -59,6 +59,9 @@ pub trait Disk: Tree + Send + Sync {
     /// Opens a lock file for reading and writing, creating it if need be.
     fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
 
+    /// The same for reading only.
+    fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
+
     /// Takes an exclusive `flock` without waiting; `false` when another open file holds it.
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool>;
 

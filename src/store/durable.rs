@@ -659,6 +659,10 @@ impl Disk for RealDisk {
         open_below(directory, name, OFlags::RDWR | OFlags::CREATE)
     }
 
+    fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::CREATE)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(true),

@@ -117,7 +117,8 @@ pub enum StoreError {
     /// Nothing can be checked before the archive knows its cluster.
     #[error("the archive is not bound to a cluster yet")]
     NotBound,
-    /// An earlier write to the same file failed and its temporary is gone.
+    /// An earlier write to the same file failed and its temporary is gone, or its final name was
+    /// taken and free again too often while it was to be published.
     #[error("{name} was given up after an earlier failure")]
     GivenUp {
         /// The file.

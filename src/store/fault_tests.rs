@@ -257,6 +257,67 @@ fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
 }
 
 #[test]
+fn fault_20_a_lock_that_only_a_writable_file_can_hold_is_taken_all_the_same() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    disk.fail(Op::Lock, 0, 1, Errno::BADF);
+    let _archive = Archive::open(&places, disk).unwrap();
+    let second = Archive::open(&places, real());
+    assert!(matches!(second, Err(StoreError::Locked { .. })));
+}
+
+#[test]
+fn fault_19_a_newest_segment_that_cannot_be_read_is_reported_and_the_rest_served() {
+    type Spoil = fn(&Path, &FaultyDisk);
+    let ways: [(&str, Spoil); 3] = [
+        ("Input/output error", |_, disk| {
+            disk.fail_named(Op::Read, &segment(9, 1).name.to_string(), Errno::IO)
+        }),
+        ("symbolic links", |path, _| {
+            std::fs::rename(path, path.with_file_name("elsewhere")).unwrap();
+            symlink("elsewhere", path).unwrap();
+        }),
+        ("not a regular file", |path, _| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+        }),
+    ];
+    for (words, spoil) in ways {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let (older, newest) = (segment(8, 1), segment(9, 1));
+        for sample in [&older, &newest] {
+            assert_stored(&open(&places), sample);
+        }
+        let disk = FaultyDisk::over(real());
+        spoil(&places.completed_wals.join(newest.name.to_string()), &disk);
+        let archive = Archive::open(&places, disk).unwrap();
+        let recovery = archive.recovery();
+        assert_eq!(recovery.segments_checked, [older.name], "{words}");
+        let [(name, why)] = &recovery.unreadable[..] else {
+            panic!("{words}: {recovery:?}");
+        };
+        assert_eq!(*name, newest.name);
+        assert!(why.contains(words), "{why} lacks {words}");
+        assert_stored(&archive, &segment(10, 1));
+        assert_stored(&archive, &older);
+    }
+}
+
+#[test]
+fn fault_33_a_newest_segment_that_cannot_be_synced_keeps_the_archive_closed() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    assert_stored(&open(&places), &segment(9, 1));
+    for errno in [Errno::IO, Errno::NOSPC] {
+        let disk = FaultyDisk::over(real());
+        disk.fail(Op::SyncFile, 0, 1, errno);
+        assert!(Archive::open(&places, disk).is_err(), "{errno:?}");
+    }
+}
+
+#[test]
 fn fault_18_a_recovery_that_stops_anywhere_is_finished_by_the_next() {
     let newest = segment(9, 1);
     for stop_after in 0.. {

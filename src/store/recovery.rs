@@ -6,16 +6,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use walmgr_protocol::names::WalFileName;
 
 use super::archive::{Places, StoredCheck, finished_names, is_damage, set_aside};
-use super::binding::{MARKER_NAME, Marker, Role};
+use super::binding::{Binding, MARKER_NAME, Marker, Role};
 use super::disk::Disk;
 use super::durable::Existing;
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
-use crate::wal::segment::Verify;
+use crate::wal::segment::{SegmentFault, Verify};
 
 /// The lock file in `completed_wals`. It is never removed: a removed one could be locked twice.
 pub const LOCK_NAME: &str = ".walmgr-lock";
@@ -35,7 +36,7 @@ const LOCK_TEXT_BYTES_MAX: usize = 32;
 pub struct RecoveryReport {
     /// Temporaries that an earlier process left.
     pub temporaries_removed: usize,
-    /// The newest segments, all of them read and synced.
+    /// The newest segments that were read and synced.
     pub segments_checked: Vec<WalFileName>,
     /// Segments whose records do not hold; they stay, because they may have been let in so.
     pub damaged: Vec<(WalFileName, String)>,
@@ -43,6 +44,8 @@ pub struct RecoveryReport {
     pub set_aside: Vec<(WalFileName, String, String)>,
     /// Segments of another cluster, version or size; they stay.
     pub foreign: Vec<(WalFileName, String)>,
+    /// Segments that the disk does not give back, or whose name leads to no file; they stay.
+    pub unreadable: Vec<(WalFileName, String)>,
 }
 
 /// The two directories before anybody owns them.
@@ -107,13 +110,25 @@ impl Folders {
 }
 
 /// Takes the archive's lock and leaves the pid in it for people.
+///
+/// What is held is open for reading only, or the file system could not be remounted read-only
+/// below an idle receiver. NFS locks nothing through such a file (flock(2), `EBADF`).
 pub(super) fn lock(folder: &Folder) -> Result<OwnedFd, StoreError> {
     let failed = |op| move |error| folder.failure(op, LOCK_NAME, error);
     let disk = &folder.disk;
-    let file = disk
-        .open_lock(folder.handle(), LOCK_NAME)
+    let mut file = disk
+        .open_lock_to_hold(folder.handle(), LOCK_NAME)
         .map_err(failed("open lock"))?;
-    if !disk.lock(file.as_fd()).map_err(failed("lock"))? {
+    let taken = match disk.lock(file.as_fd()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BADF) => {
+            file = disk
+                .open_lock(folder.handle(), LOCK_NAME)
+                .map_err(failed("open lock"))?;
+            disk.lock(file.as_fd())
+        }
+        other => other,
+    };
+    if !taken.map_err(failed("lock"))? {
         let mut text = Vec::new();
         folder.read_through(file.as_fd(), LOCK_NAME, |bytes| {
             text.extend_from_slice(bytes);
@@ -130,11 +145,13 @@ pub(super) fn lock(folder: &Folder) -> Result<OwnedFd, StoreError> {
         });
     }
     // A full disk is no reason to refuse to serve what is stored.
-    let _ = note_pid(disk.as_ref(), &file);
+    let _ = note_pid(folder);
     Ok(file)
 }
 
-fn note_pid(disk: &dyn Disk, file: &OwnedFd) -> io::Result<()> {
+fn note_pid(folder: &Folder) -> io::Result<()> {
+    let disk = &folder.disk;
+    let file = disk.open_lock(folder.handle(), LOCK_NAME)?;
     disk.set_len(file.as_fd(), 0)?;
     let text = format!("{}\n", std::process::id());
     disk.write(file.as_fd(), text.as_bytes(), 0).map(drop)
@@ -181,21 +198,24 @@ fn check_newest_segments(
         .rev()
         .take(count);
     for name in segments.collect::<Vec<_>>() {
-        let Some(existing) = Existing::open(folder, name)? else {
-            continue;
+        let Faults { torn, records } = match read_segment(folder, name, binding) {
+            Ok(Some(faults)) => faults,
+            Ok(None) => continue,
+            // One bad sector is no reason to keep all the others from whoever recovers, or to
+            // let the master's disk fill up.
+            Err(error) if is_unreadable(folder, &error) => {
+                tracing::error!(file = %name, why = %error, "a stored segment cannot be read");
+                report.unreadable.push((name, error.to_string()));
+                continue;
+            }
+            Err(error) => return Err(error),
         };
-        let mut torn = StoredCheck::new(name, &binding.expected(), Verify::Off);
-        let mut records = StoredCheck::new(name, &binding.expected(), Verify::Records);
-        existing.read(|bytes| {
-            torn.update(bytes);
-            records.update(bytes);
-        })?;
         report.segments_checked.push(name);
-        match torn.finish() {
+        match torn {
             None => {
                 // It may have been let in with verify_wal = off, and it was acknowledged: it
                 // stays where it is, and whoever recovers from it looks again.
-                if let Some(fault) = records.finish() {
+                if let Some(fault) = records {
                     tracing::error!(file = %name, why = %fault, "a stored segment is damaged");
                     report.damaged.push((name, fault.to_string()));
                 }
@@ -211,4 +231,36 @@ fn check_newest_segments(
         }
     }
     Ok(())
+}
+
+/// What is wrong with a segment at first sight, and record by record.
+struct Faults {
+    torn: Option<SegmentFault>,
+    records: Option<SegmentFault>,
+}
+
+/// `None` when it is gone.
+fn read_segment(
+    folder: &Arc<Folder>,
+    name: WalFileName,
+    binding: &Binding,
+) -> Result<Option<Faults>, StoreError> {
+    let Some(existing) = Existing::open(folder, name)? else {
+        return Ok(None);
+    };
+    let mut torn = StoredCheck::new(name, &binding.expected(), Verify::Off);
+    let mut records = StoredCheck::new(name, &binding.expected(), Verify::Records);
+    existing.read(|bytes| {
+        torn.update(bytes);
+        records.update(bytes);
+    })?;
+    Ok(Some(Faults {
+        torn: torn.finish(),
+        records: records.finish(),
+    }))
+}
+
+/// Whether only this file is affected. After a failed sync nothing is known of any.
+fn is_unreadable(folder: &Folder, error: &StoreError) -> bool {
+    matches!(error, StoreError::Disk { .. }) && folder.monitor.check().is_ok()
 }

@@ -1,11 +1,11 @@
-//! The client's way to a receiver: TCP, TLS, introduction, each within its deadline.
+//! The client's way to a receiver: TCP, TLS, introduction, all within one deadline.
 //! Never retries; the caller, or PostgreSQL's archiver, knows when to.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
@@ -55,8 +55,8 @@ impl Target {
 
     /// Connects, and introduces this side as the master of `cluster`.
     pub async fn connect(&self, cluster: Cluster, timeline: TimelineId) -> Result<Connection> {
-        let stream = self.tcp().await?;
-        let deadline = self.connect_timeout;
+        let deadline = Instant::now() + self.connect_timeout;
+        let stream = self.tcp(deadline).await?;
         let hello = Hello {
             role: Role::Master,
             cluster: Some(cluster),
@@ -69,19 +69,20 @@ impl Target {
             let stream = self.secure(stream).await?;
             self.introduce(Introduction::new(stream), &hello).await
         };
-        timeout(deadline, introduce).await.unwrap_or_else(|_| {
+        timeout_at(deadline, introduce).await.unwrap_or_else(|_| {
+            let limit = self.connect_timeout;
             Err(CommandError::retry(format!(
-                "{self} accepted the connection but did not introduce itself within {deadline:?}"
+                "{self} accepted the connection but did not introduce itself within {limit:?}"
             ))
             .hint("look at the receiver's log on the standby"))
         })
     }
 
-    async fn tcp(&self) -> Result<TcpStream> {
+    async fn tcp(&self, deadline: Instant) -> Result<TcpStream> {
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
         let hint =
             "check `slave` in the ini file, and that `walmgr STANDBY.ini receiver` runs there";
-        let stream = match timeout(self.connect_timeout, connecting).await {
+        let stream = match timeout_at(deadline, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 let doing = format!("connect to {self}");
@@ -215,4 +216,44 @@ fn trust(config: &MasterConfig) -> Result<PeerTrust> {
             .because(error)
     })?;
     Ok(PeerTrust::Pinned(fingerprint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn fault_30_connecting_and_the_introduction_share_one_deadline() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Room for one that nobody accepts; whoever comes next tries again after a second.
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let first = std::net::TcpStream::connect(address).unwrap();
+        let target = Target {
+            host: address.ip().to_string(),
+            port: address.port(),
+            tls: None,
+            connect_timeout: Duration::from_millis(1_800),
+        };
+        let accepted = tokio::task::spawn_blocking(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            [(); 2].map(|()| listener.accept().unwrap())
+        });
+        let cluster = Cluster {
+            system_id: walmgr_protocol::names::SystemId(1),
+            postgres_major: 15,
+            segment_size: walmgr_protocol::names::WalSegmentSize::new(16 << 20).unwrap(),
+        };
+        let begin = Instant::now();
+        let connecting = target.connect(cluster, TimelineId::new(1).unwrap());
+        let refused = connecting.await.err().expect("nobody speaks there");
+        let took = begin.elapsed();
+        let text = refused.to_string();
+        assert!(
+            text.contains("did not introduce itself within 1.8s"),
+            "{text}"
+        );
+        assert!(took < Duration::from_millis(2_500), "{took:?}");
+        drop((first, accepted.await.unwrap()));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Site, wait_for};
+use crate::support::{Site, soak, wait_for};
 
 fn count(site: &Site, words: &str) -> usize {
     site.receiver.log().matches(words).count()
@@ -32,7 +32,7 @@ fn fault_97_a_reload_of_bad_files_keeps_the_old_settings_and_serves_on() {
         (keys.clone(), "SHA256:short master\n"),
         (keys, "\u{0}\u{1}"),
     ];
-    let rounds = if crate::network::soak() { 20 } else { 2 };
+    let rounds = if soak() { 20 } else { 2 };
     let mut number = 0;
     for _ in 0..rounds {
         for (path, content) in &broken {

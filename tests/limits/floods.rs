@@ -6,13 +6,14 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::message::ErrorCode;
+use walmgr::receiver::UPLOADS_MAX;
+use walmgr_protocol::limits::CHANNELS_MAX;
+use walmgr_protocol::message::{ErrorCode, Message};
 
 use super::{peer_of, still_serves};
-use crate::network::soak;
-use crate::support::peer::{dial, dial_from, hello, hello_bytes, rest_of};
+use crate::support::peer::{Peer, dial, dial_from, hello, hello_bytes, rest_of};
 use crate::support::place::as_server;
-use crate::support::{Site, have, wait_for};
+use crate::support::{Site, have, soak, wait_for};
 
 /// CPU time a process has used, in clock ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> u64 {
@@ -186,6 +187,40 @@ fn fault_94_one_connection_too_many_is_refused_in_words() {
     drop(held);
     archive_patiently(&site, 1, Duration::from_secs(5));
     site.receiver.wait_for_log("all 2 connections are in use");
+}
+
+#[test]
+fn fault_94_one_upload_too_many_is_refused_in_words_and_the_receiver_still_answers() {
+    let channels = usize::from(CHANNELS_MAX);
+    let connections = UPLOADS_MAX / channels;
+    let builder = Site::builder().standby_set("max_connections", "100");
+    let site = builder.plain().build();
+    let offer = |peer: &mut Peer, channel: u16, number: usize| {
+        let name = format!("{:08X}.history", number + 2).parse().unwrap();
+        peer.offer(channel, name, b"1\t0/3000000\tx\n");
+        peer.answer(channel)
+    };
+    let mut peers: Vec<Peer> = (0..connections).map(|_| peer_of(&site)).collect();
+    for (number, peer) in peers.iter_mut().enumerate() {
+        for channel in 1..=CHANNELS_MAX {
+            let number = number * channels + usize::from(channel);
+            let answer = offer(peer, channel, number);
+            assert!(matches!(answer, Message::Have(_)), "{answer:?}");
+        }
+    }
+    let mut late = peer_of(&site);
+    let answer = offer(&mut late, 1, 0);
+    let Message::Error(error) = &answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(error.code, ErrorCode::Busy);
+    // The late one and the one that asks.
+    let open = u32::try_from(connections + 2).unwrap();
+    assert_eq!(site.status().connections, open);
+    peers.pop();
+    wait_for("a place", Duration::from_secs(5), || {
+        matches!(offer(&mut late, 1, 0), Message::Have(_)).then_some(())
+    });
 }
 
 /// Numbers that look random and are the same every time.

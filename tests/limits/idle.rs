@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::message::{Kind, Message};
+use walmgr_protocol::message::{ErrorCode, Kind, Message, Scope};
 
-use super::{peer_of, plain_site, still_serves};
+use super::{peer_of, plain_site, still_serves, wait_for_no_temporary};
+use crate::support::peer::data;
 use crate::support::wait_for;
 
 #[test]
@@ -42,4 +43,36 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
         peer.stream().read_to_end(&mut rest).unwrap();
     }
     still_serves(&site, 1);
+}
+
+#[test]
+fn fault_24_an_upload_whose_peer_only_answers_pings_is_ended_and_its_temporary_removed() {
+    let site = plain_site();
+    let mut peer = peer_of(&site);
+    let segment = site.segment(1, "idle");
+    let name = site.segment_name(1).parse().unwrap();
+    peer.offer(1, name, &segment);
+    assert!(matches!(peer.answer(1), Message::Have(_)));
+    peer.send(1, &data(0, &segment[..8192]));
+    let begin = Instant::now();
+    let error = loop {
+        let frame = peer.receive().expect("the connection stays open");
+        match frame.message {
+            Message::Ping => peer.send(frame.channel, &Message::Pong),
+            Message::Error(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let took = begin.elapsed();
+    assert_eq!(error.code, ErrorCode::TimedOut);
+    assert_eq!(error.scope, Scope::Channel);
+    let bound = walmgr::receiver::BLOCK_DEADLINE;
+    let allowed = bound..bound + Duration::from_secs(8);
+    assert!(allowed.contains(&took), "{took:?}");
+    wait_for_no_temporary(&site);
+    // The connection is as good as before.
+    peer.offer(1, name, &segment);
+    assert!(matches!(peer.answer(1), Message::Have(_)));
+    peer.upload(1, &segment);
+    assert!(matches!(peer.answer(1), Message::Stored(_)));
 }

@@ -1,6 +1,7 @@
 //! A receiver that is asked to end while files are on their way, and two clients with one name.
 
 use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -9,7 +10,8 @@ use walmgr_protocol::names::WalFileName;
 
 use super::{Running, half_way};
 use crate::support::peer::Peer;
-use crate::support::{Site, wait_for};
+use crate::support::place::give_to_server;
+use crate::support::{Site, soak, wait_for};
 
 #[test]
 fn a_receiver_that_is_asked_to_end_completes_the_upload_under_way() {
@@ -82,9 +84,42 @@ fn a_peer_that_never_finishes_its_upload_holds_the_end_back_for_its_bound_only()
 }
 
 #[test]
+fn the_service_manager_goes_on_hearing_from_a_receiver_that_drains() {
+    let mut site = Site::builder().plain().build();
+    site.receiver.stop();
+    let path = site.home().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    give_to_server(&path);
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut command = site.receiver_walmgr();
+    command.env("NOTIFY_SOCKET", &path);
+    command.env("WATCHDOG_USEC", "1000000");
+    site.receiver.start(&mut command).unwrap();
+    let next = || {
+        let mut message = [0; 256];
+        let length = socket.recv(&mut message).unwrap();
+        let text = String::from_utf8_lossy(&message[..length]).into_owned();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
+    let name: WalFileName = site.segment_name(1).parse().unwrap();
+    peer.offer(1, name, &site.segment(1, "first"));
+    assert!(matches!(peer.answer(1), Message::Have(_)));
+    site.receiver.signal(Signal::TERM);
+    while next() != "STOPPING=1" {}
+    for _ in 0..3 {
+        assert_eq!(next(), "WATCHDOG=1");
+    }
+    drop(peer);
+    assert!(site.receiver.wait().success());
+}
+
+#[test]
 fn fault_83_two_clients_with_one_name_agree_or_the_second_conflicts() {
     let mut site = Site::start();
-    let rounds = if super::soak() { 50 } else { 6 };
+    let rounds = if soak() { 50 } else { 6 };
     for round in 0..rounds {
         let name = site.segment_name(round);
         site.write_segment(round);

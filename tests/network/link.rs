@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Running;
 use crate::support::place::server_user;
-use crate::support::{Site, have, run, wait_for};
+use crate::support::{Site, have, run, soak, wait_for};
 
 /// A network of its own that lives as long as the value.
 struct Namespace(Child);
@@ -96,7 +96,7 @@ fn fault_25_a_lossy_slow_link_with_a_deep_queue_completes() {
     site.receiver.stop();
     let mut receiver = namespace.wrap(&site.receiver_walmgr());
     site.receiver.start(&mut receiver).unwrap();
-    let segments = if super::soak() { 8 } else { 1 };
+    let segments = if soak() { 8 } else { 1 };
     for number in 0..segments {
         let name = site.segment_name(number);
         site.write_segment(number);

@@ -64,7 +64,7 @@ fn fault_96_wrong_values_say_what_was_expected_and_found() {
         ),
         (
             "block_size = 1MB",
-            "block_size: expected a size from 4kB to 512kB",
+            "block_size: expected a size from 4kB to 256kB",
         ),
         (
             "verify_wal = some",

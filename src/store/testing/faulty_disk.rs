@@ -57,6 +57,8 @@ pub(crate) enum Op {
 
 struct Fault {
     op: Op,
+    /// What the name has to begin with.
+    about: String,
     /// Calls of `op` that still go well before it fails.
     after: usize,
     /// How often it fails.
@@ -92,8 +94,21 @@ impl FaultyDisk {
     pub(crate) fn fail(&self, op: Op, after: usize, times: usize, errno: Errno) {
         let fault = Fault {
             op,
+            about: String::new(),
             after,
             times,
+            errno,
+        };
+        self.state.lock().unwrap().faults.push(fault);
+    }
+
+    /// Fails the first `op` on a file whose name begins so.
+    pub(crate) fn fail_named(&self, op: Op, about: &str, errno: Errno) {
+        let fault = Fault {
+            op,
+            about: about.to_owned(),
+            after: 0,
+            times: 1,
             errno,
         };
         self.state.lock().unwrap().faults.push(fault);
@@ -123,7 +138,8 @@ impl FaultyDisk {
             return Err(Errno::IO.into());
         }
         state.done += 1;
-        for fault in state.faults.iter_mut().filter(|fault| fault.op == op) {
+        let concerned = |fault: &&mut Fault| fault.op == op && name.starts_with(&fault.about);
+        for fault in state.faults.iter_mut().filter(concerned) {
             if fault.after > 0 {
                 fault.after -= 1;
             } else if fault.times > 0 {
@@ -198,6 +214,11 @@ impl Disk for FaultyDisk {
     fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
         self.before(Op::OpenLock, name)?;
         self.named(self.inner.open_lock(directory, name), name)
+    }
+
+    fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        self.before(Op::OpenLock, name)?;
+        self.named(self.inner.open_lock_to_hold(directory, name), name)
     }
 
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {

@@ -315,6 +315,15 @@ impl Disk for PowerCutDisk {
         Ok(file)
     }
 
+    fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        let is_new = RealDisk.stat_at(directory, name).is_err();
+        let file = RealDisk.open_lock_to_hold(directory, name)?;
+        if is_new {
+            self.track_new(directory, name.as_ref())?;
+        }
+        Ok(file)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         RealDisk.lock(file)
     }
