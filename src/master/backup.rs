@@ -28,7 +28,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::config::{BackupCheckpoint, MasterConfig};
 use crate::error::{CommandError, Result};
-use crate::master::backup::contents::Contents;
+use crate::master::backup::contents::{Config, Contents};
 use crate::master::backup::control::{Control, Way};
 use crate::master::backup::load::{Item, Load};
 use crate::master::backup::origin::Origin;
@@ -41,12 +41,16 @@ use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::Session;
+use crate::pg::sql_backup::{FinishedBackup, RunningBackup};
 
 /// What `backup_label` calls a backup, as it always did.
 const LABEL: &str = "FullBackup";
 
 /// A checkpoint that is spread takes `checkpoint_timeout`, which is a day at most.
 const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
+
+/// How often to see whether the server still knows of the backup.
+const SESSION_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Threads that run connections: TLS and checksums are work, and a backup may use two cores for it.
 const CONNECTION_THREADS: usize = 2;
@@ -204,12 +208,17 @@ struct Work<'a> {
 struct Made {
     sealed: Sealed,
     load: Arc<Load>,
-    total_bytes: u64,
     sending: Duration,
+    wal: Wal,
+    notes: Vec<String>,
+}
+
+/// The WAL that a backup needs.
+struct Wal {
     start: Lsn,
     stop: Lsn,
-    segments: (SegmentName, SegmentName),
-    notes: Vec<String>,
+    first: SegmentName,
+    last: SegmentName,
 }
 
 impl Work<'_> {
@@ -218,82 +227,90 @@ impl Work<'_> {
         session.set_statement_limit(CHECKPOINT_DEADLINE);
         let fast = self.config.backup_checkpoint == BackupCheckpoint::Fast;
         let running = control.during(session.backup_start(LABEL, fast)).await?;
-        let contents = control
-            .during(Contents::list(self.config, running.session()))
-            .await?;
-        let Contents {
-            roots,
-            items,
-            last,
-            configs,
-            total_bytes,
-            notes,
-        } = contents;
+        let listing = Contents::list(self.config, running.session());
+        let contents = control.during(listing).await?;
         let data = DataDirectory::open(&self.config.master_data)?;
+        let (roots, items) = (contents.roots, contents.items);
         let load = Arc::new(Load::new(roots, running.start(), data.control()?, items));
-        let mut progress = Progress::begin(total_bytes, self.options);
+        let began = Instant::now();
+        let total_bytes = contents.total_bytes;
         tracing::info!(
             "sending {} from {}",
             HumanBytes(total_bytes),
             running.start()
         );
-        let began = Instant::now();
-        let sending = async {
+        {
+            let mut progress = Progress::begin(total_bytes, self.options);
             tokio::select! {
-                sent = self.send(control, &load, last) => sent,
-                () = progress.show(&load.counters) => Ok(()),
+                sent = self.send(control, &load, contents.last) => sent?,
+                ended = until_closed(running.session()) => return Err(ended),
+                () = progress.show(&load.counters) => {}
             }
-        };
-        sending.await?;
-        drop(progress);
+        }
         let sending = began.elapsed();
-        let position = control.during(running.session().wal_position()).await?;
+        let ending = self.end(running);
+        let finished = control.during(ending).await?;
+        let (sealed, wal) = self
+            .seal(control, &load, finished, contents.configs)
+            .await?;
+        Ok(Made {
+            sealed,
+            load,
+            sending,
+            wal,
+            notes: contents.notes,
+        })
+    }
+
+    /// Ends the server's backup mode.
+    async fn end(&self, running: RunningBackup) -> Result<FinishedBackup> {
+        let position = running.session().wal_position().await?;
         if position.timeline != self.timeline {
             return Err(
                 CommandError::retry("the server was promoted during the backup")
                     .hint("start the backup again"),
             );
         }
-        let finished = control.during(running.stop()).await?;
+        running.stop().await
+    }
+
+    /// Sends what the server returned, and waits until the receiver has sealed the set.
+    async fn seal(
+        &self,
+        control: &mut Control<'_>,
+        load: &Load,
+        finished: FinishedBackup,
+        configs: Vec<Config>,
+    ) -> Result<(Sealed, Wal)> {
         let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
             CommandError::retry("understand the backup_label of PostgreSQL").because(error)
         })?;
-        let manifest = contents::manifest(self.way.facts(), &load, &finished, &label)?;
+        let manifest = contents::manifest(self.way.facts(), load, &finished, &label)?;
+        let size = self.way.facts().cluster.segment_size;
+        let last_byte = Lsn(finished.stop_lsn.0.saturating_sub(1));
+        let wal = Wal {
+            start: label.start,
+            stop: finished.stop_lsn,
+            first: label.first_segment,
+            last: SegmentName::containing(self.timeline, last_byte, size),
+        };
         let mut parts = vec![
             (PartName::Label, Bytes::from(finished.backup_label)),
             (PartName::Manifest, manifest),
         ];
-        parts.extend(
-            finished
-                .tablespace_map
-                .map(|map| (PartName::TablespaceMap, map.into())),
-        );
-        parts.extend(
-            configs
-                .into_iter()
-                .map(|(name, _, content)| (PartName::Config(name), content)),
-        );
+        let map = finished.tablespace_map.map(Bytes::from);
+        parts.extend(map.map(|map| (PartName::TablespaceMap, map)));
+        let configs = configs.into_iter();
+        parts.extend(configs.map(|(name, _, content)| (PartName::Config(name), content)));
         let finish = Finish {
-            start: label.start,
-            stop: finished.stop_lsn,
+            start: wal.start,
+            stop: wal.stop,
             timeline: self.timeline,
             wal_wait_s: self.wal_wait_s(),
         };
-        let size = self.way.facts().cluster.segment_size;
-        let last_byte = Lsn(finished.stop_lsn.0.saturating_sub(1));
-        let last = SegmentName::containing(self.timeline, last_byte, size);
+        let last = wal.last;
         tracing::info!("all files are there; waiting until {last} is archived and the set sealed");
-        let sealed = control.finish(&parts, finish).await?;
-        Ok(Made {
-            sealed,
-            load,
-            total_bytes,
-            sending,
-            start: label.start,
-            stop: finished.stop_lsn,
-            segments: (label.first_segment, last),
-            notes,
-        })
+        Ok((control.finish(&parts, finish).await?, wal))
     }
 
     /// Sends everything; the control file last, behind what it describes.
@@ -332,6 +349,15 @@ impl Work<'_> {
     }
 }
 
+/// Ends when the server has ended the session, and the backup with it.
+async fn until_closed(session: &Session) -> CommandError {
+    while !session.is_closed() {
+        tokio::time::sleep(SESSION_INTERVAL).await;
+    }
+    CommandError::retry("PostgreSQL ended the session of the backup")
+        .hint("look in its log, and start the backup again")
+}
+
 /// Waits for all streams; the first that fails ends the others.
 async fn all(mut streams: JoinSet<Result<()>>) -> Result<()> {
     while let Some(ended) = streams.join_next().await {
@@ -347,7 +373,12 @@ impl Made {
         let read_bytes = Counters::of(&counters.read_bytes);
         let sent_bytes = Counters::of(&counters.sent_bytes);
         let elapsed_s = elapsed.as_secs_f32();
-        let (first, last) = self.segments;
+        let Wal {
+            start,
+            stop,
+            first,
+            last,
+        } = self.wal;
         output::print(&format!(
             "{} files with {} in {elapsed_s:.1} s, {}/s; {} sent, ratio {:.2}",
             Counters::of(&counters.files),
@@ -357,8 +388,7 @@ impl Made {
             ratio(read_bytes, sent_bytes)
         ))?;
         output::print(&format!(
-            "WAL from {} to {}, segments {first} to {last}",
-            self.start, self.stop
+            "WAL from {start} to {stop}, segments {first} to {last}"
         ))?;
         let Sealed {
             name,
@@ -378,7 +408,7 @@ impl Made {
             tracing::warn!("{reconnections} connections broke and were made again");
         }
         let vanished = self.load.vanished.load(Ordering::Relaxed);
-        tracing::debug!("{vanished} of {} bytes' files vanished", self.total_bytes);
+        tracing::debug!("{vanished} files vanished before they were read");
         for note in self.notes.iter().chain(&warnings) {
             tracing::warn!("{note}");
         }

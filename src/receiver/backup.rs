@@ -138,13 +138,6 @@ impl Backups {
         self.state().sealed = Some((token, set.clone(), facts.clone()));
     }
 
-    /// Whether a backup runs, and who makes it.
-    pub fn holder(&self) -> Option<String> {
-        let running = self.state().running.clone();
-        let running = running.filter(|running| !running.is_over())?;
-        Some(running.holder().to_owned())
-    }
-
     /// Ends a backup of the same origin, whose process must be dead; any other is in the way.
     fn make_way(&self, begin: &Begin) -> Result<(), Error> {
         let Some(running) = self.state().running.clone().filter(|one| !one.is_over()) else {

@@ -67,7 +67,7 @@ fn moments(count: u32) -> impl Iterator<Item = Duration> {
 }
 
 fn kills() -> u32 {
-    if soak() { 17 } else { 2 }
+    if soak() { 25 } else { 2 }
 }
 
 /// The sets that are listed are whole, and the next backup is made without further ado.
@@ -205,4 +205,25 @@ fn fault_67_a_link_cut_ten_times_costs_a_tenth_at_most() {
     let first = said.lines().next().unwrap();
     let ratio: f64 = first.rsplit(' ').next().unwrap().parse().unwrap();
     assert!(ratio > 0.9, "{first}");
+}
+
+#[test]
+fn fault_58_a_client_that_stays_away_loses_its_backup() {
+    skip_unless!(Cluster::available(15));
+    if !soak() {
+        skip!("a lease takes a minute to run out: set WALMGR_SOAK");
+    }
+    let site = site();
+    site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
+    let backup = Backup::under_way(&site);
+    backup.signal(Signal::STOP);
+    // It is asked whether it is there, and then given up; the lease begins when it is.
+    let limit = Duration::from_secs(150);
+    wait_for("the end of the lease", limit, || {
+        beside(&site).is_empty().then_some(())
+    });
+    assert!(!site.completed_wals().join("BACKUPLOCK").exists());
+    backup.signal(Signal::CONT);
+    backup.end().fail_last(1, "no such backup is running");
+    assert_next_works(&site, 0);
 }

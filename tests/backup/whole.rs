@@ -1,8 +1,8 @@
 //! What a backup has to be: whole, startable, the master's data, whatever the master does meanwhile.
 //! Never trusts a count of files. Invariant: a set is looked at with PostgreSQL's own programs.
 
-use super::{amcheck, beside, newest, site, start_from, verify};
-use crate::support::Cluster;
+use super::{amcheck, archiving, beside, newest, site, site_of, start_from, verify};
+use crate::support::{Cluster, Site, soak};
 
 #[test]
 fn a_backup_verifies_starts_and_has_the_masters_data() {
@@ -21,4 +21,34 @@ fn a_backup_verifies_starts_and_has_the_masters_data() {
     let (server, _home) = start_from(&site, &newest(&site));
     assert_eq!(server.psql(sum), before);
     amcheck(&server);
+}
+
+#[test]
+fn backups_of_every_version_verify_and_start() {
+    for major in Cluster::available_majors() {
+        // The oldest has other functions, the newest another manifest.
+        if !soak() && !matches!(major, 13 | 18) {
+            continue;
+        }
+        let cluster = Cluster::builder().major(major);
+        let site = site_of(cluster);
+        site.cluster().pgbench(&["-i", "-q"]);
+        site.master_command(&["backup"]).succeed();
+        let (server, _home) = start_from(&site, &newest(&site));
+        let count = server.psql("SELECT count(*) FROM pgbench_accounts");
+        assert_eq!(count, "100000", "PostgreSQL {major}");
+    }
+}
+
+#[test]
+fn a_compressed_backup_sends_less_and_is_the_same() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let builder = Site::builder().cluster(cluster);
+    let site = archiving(builder.master_set("compression", "1").plain());
+    let said = site.master_command(&["backup"]).succeed();
+    let first = said.lines().next().unwrap();
+    let ratio: f64 = first.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(ratio > 2.0, "{first}");
+    verify(&site, &newest(&site));
 }
