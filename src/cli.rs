@@ -314,7 +314,7 @@ enum Typed {
     Backup,
     /// Standby: the daemon that receives
     Receiver,
-    /// Standby: hand one WAL file to PostgreSQL (the restore_command)
+    /// Hand one WAL file to PostgreSQL (the restore_command)
     Xrestore {
         /// %f
         #[arg(value_name = "NAME")]
@@ -330,7 +330,7 @@ enum Typed {
     /// List the backup sets
     #[command(name = "listbackups")]
     ListBackups,
-    /// Standby: bring a backup set back and have it replay
+    /// Bring a backup set back and have it replay
     Restore(restore::Typed),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,

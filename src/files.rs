@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -157,6 +158,50 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 /// Makes the names in a directory durable.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Makes everything below a directory durable that was written since it was opened.
+pub fn sync_tree(directory: BorrowedFd<'_>) -> io::Result<()> {
+    match sync_file_system(directory) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOSYS) => sync_each(directory),
+        other => other,
+    }
+}
+
+fn sync_each(directory: BorrowedFd<'_>) -> io::Result<()> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+            Ok(file) if File::from(file.try_clone()?).metadata()?.is_dir() => {
+                sync_each(file.as_fd())?;
+            }
+            Ok(file) => File::from(file).sync_all()?,
+            // A link has no content of its own.
+            Err(Errno::LOOP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    File::from(directory.try_clone_to_owned()?).sync_all()
+}
+
+/// `syncfs`, which reports failed write-backs since Linux 5.8 only.
+pub fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+    if !reports_write_back(rustix::system::uname().release()) {
+        return Err(Errno::NOSYS.into());
+    }
+    Ok(rustix::fs::syncfs(directory)?)
+}
+
+fn reports_write_back(release: &std::ffi::CStr) -> bool {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || -> Option<u32> { numbers.next()?.parse().ok() };
+    matches!((number(), number()), (Some(major), Some(minor)) if (major, minor) >= (5, 8))
 }
 
 /// A file that grows under a temporary name, for a program that takes it at once and makes it

@@ -28,6 +28,9 @@
 //! [`standby::xrestore`] reads it through [`store::reader`], past the receiver's lock, checks every
 //! record once more, and says that it is absent only where nothing is missing.
 //!
+//! The master gets it back, and whole backup sets, the way they came: [`receiver::fetch`] reads them on
+//! a thread of its own, [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].
+//!
 //! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.
 //!
 //! # The rooms, in reading order
@@ -38,6 +41,7 @@
 //! | [`wal`] | WAL bytes: headers, records, the scanner, whole segments; no IO |
 //! | [`store`] | what is kept on the standby; the on-disk format and its crash arguments |
 //! | [`pg`] | a cluster's own files and its SQL |
+//! | [`tar`] | the streams that backup sets travel in; no IO |
 //! | [`transport`] | keys, TLS, connecting, frames over sockets |
 //! | [`receiver`] | the standby's daemon |
 //! | [`master`] | one file a command that runs where PostgreSQL writes |
@@ -64,5 +68,6 @@ pub mod pg;
 pub mod receiver;
 pub mod standby;
 pub mod store;
+pub mod tar;
 pub mod transport;
 pub mod wal;

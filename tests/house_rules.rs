@@ -11,7 +11,7 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "options",
             "output",
             "pg",
+            "tar",
             "transport",
             "wal",
             "protocol",
@@ -61,6 +62,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "output",
             "pg",
             "store",
+            "tar",
             "transport",
             "wal",
             "protocol",
@@ -68,8 +70,12 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ),
     ("identity", &["config", "options", "output", "transport"]),
     ("transport", &["config", "files", "wal", "protocol"]),
-    ("store", &["config", "files", "pg", "wal", "protocol"]),
-    ("pg", &["config", "files", "wal", "protocol"]),
+    (
+        "store",
+        &["config", "files", "pg", "tar", "wal", "protocol"],
+    ),
+    ("pg", &["config", "files", "options", "wal", "protocol"]),
+    ("tar", &["protocol"]),
     ("wal", &["protocol"]),
     ("config", &["files", "protocol"]),
     ("daemon", &["options", "output"]),

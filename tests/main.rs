@@ -19,6 +19,7 @@ mod crash_points;
 mod daemon;
 mod disk;
 mod exit_codes;
+mod fetch;
 mod house_rules;
 mod identity;
 mod kills;

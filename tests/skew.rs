@@ -204,6 +204,26 @@ fn fault_98_a_receiver_that_refuses_the_version_is_tried_again_later() {
 }
 
 #[test]
+fn fault_98_a_receiver_that_cannot_send_back_is_named() {
+    let mut site = plain_site();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    site.route(listener.local_addr().unwrap());
+    let old = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            heard(&mut stream);
+            say(&mut stream, &Answer::Welcome(1, welcome()));
+            until_closed(stream);
+        }
+    });
+    for words in [&["listbackups"][..], &["restore", "data.master", "/tmp/x"]] {
+        let said = site.master_command(words);
+        said.fail_last(1, "runs walmgr 9.9, which cannot send backups");
+    }
+    old.join().unwrap();
+}
+
+#[test]
 fn fault_98_a_receiver_that_chooses_a_version_we_do_not_speak_is_left() {
     for version in [0, 2, 9] {
         let (output, _) = meet(false, move |mut stream| {

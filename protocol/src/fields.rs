@@ -22,6 +22,13 @@ pub(crate) fn put_path(out: &mut BytesMut, path: &RelativePath) {
     out.put_slice(bytes);
 }
 
+/// Appends bytes behind their length, cut at the bound.
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8], most: usize) {
+    let bytes = &bytes[..bytes.len().min(most)];
+    out.put_u16_le(u16::try_from(bytes.len()).unwrap_or(0));
+    out.put_slice(bytes);
+}
+
 /// Takes fields off the front of a payload, none of them longer than its bound.
 pub(crate) struct Fields {
     what: &'static str,
@@ -109,18 +116,10 @@ impl Fields {
     }
 
     pub(crate) fn path(&mut self) -> Result<RelativePath, Malformed> {
-        let len = usize::from(self.u16()?);
-        if len > PATH_BYTES_MAX {
-            return Err(Malformed::TooLong {
-                what: "a path",
-                most: PATH_BYTES_MAX as u64,
-                found: len as u64,
-            });
-        }
-        Ok(RelativePath::new(&self.take(len)?)?)
+        Ok(RelativePath::new(&self.bytes("a path", PATH_BYTES_MAX)?)?)
     }
 
-    fn bounded_string(&mut self, what: &'static str, most: usize) -> Result<String, Malformed> {
+    pub(crate) fn bytes(&mut self, what: &'static str, most: usize) -> Result<Bytes, Malformed> {
         let len = usize::from(self.u16()?);
         if len > most {
             return Err(Malformed::TooLong {
@@ -129,7 +128,11 @@ impl Fields {
                 found: len as u64,
             });
         }
-        let bytes = self.take(len)?;
+        self.take(len)
+    }
+
+    fn bounded_string(&mut self, what: &'static str, most: usize) -> Result<String, Malformed> {
+        let bytes = self.bytes(what, most)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::NotText { what })
     }
 

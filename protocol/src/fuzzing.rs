@@ -2,8 +2,10 @@
 //! Each panics when an invariant breaks and returns otherwise.
 
 mod backup;
+mod fetch;
 
 pub use backup::backup_session;
+pub use fetch::fetch_session;
 
 use bytes::{Bytes, BytesMut};
 
@@ -265,6 +267,7 @@ pub fn sample_messages() -> Vec<Message> {
         }));
     }
     messages.extend(backup::sample_messages());
+    messages.extend(fetch::sample_messages());
     messages
 }
 

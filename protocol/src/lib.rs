@@ -63,6 +63,19 @@
 //! A base backup runs on several connections, drawn in [`session::backup`]; whoever has the feature
 //! [`hello::FEATURE_BACKUP`] understands it.
 //!
+//! # What comes back
+//!
+//! A client with the right to read asks for archived files and backup sets ([`session::fetch`],
+//! feature [`hello::FEATURE_FETCH`]):
+//!
+//! ```text
+//! master                                        receiver
+//!   GetFile {name}  or  GetSet {label, offset} ->  looks for it
+//!                                         <-      NotFound {what that proves}    done
+//!                                         <-      Data {offset, raw length, bytes} …
+//!                                         <-      End {size, crc}                all of it, and good
+//! ```
+//!
 //! # Driving it
 //!
 //! Read bytes into a buffer, take frames out with [`codec::Decoder`], hand each to the

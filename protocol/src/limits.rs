@@ -91,6 +91,20 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Configuration files that a backup brings along: PostgreSQL has three, the rest is for includes.
 pub const CONFIG_FILES_MAX: usize = 16;
 
+/// Backup sets in one page of a list: three sentences of the longest for each fit a frame.
+pub const LISTED_BACKUPS_MAX: u16 = 64;
+
+/// Tablespaces in the description of a set: with the longest paths they fit a frame.
+pub const SET_TABLESPACES_MAX: u16 = 240;
+
+const _: () = assert!(
+    (LISTED_BACKUPS_MAX as usize) * (3 * (2 + STRING_BYTES_MAX) + NAME_BYTES_MAX + 16) + 64
+        < FRAME_PAYLOAD_BYTES as usize
+);
+const _: () = assert!(
+    (SET_TABLESPACES_MAX as usize) * (4 + 8 + 2 + PATH_BYTES_MAX) + 4 * STRING_BYTES_MAX
+        < FRAME_PAYLOAD_BYTES as usize
+);
 const _: () = assert!(
     (BACKUP_PATHS_MAX as usize) * (2 + PATH_BYTES_MAX + 8 + 4) + 64 < FRAME_PAYLOAD_BYTES as usize
 );

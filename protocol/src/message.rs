@@ -27,18 +27,21 @@
 //! | 15 | pong | both | nothing |
 //! | 16 | goodbye | both | nothing |
 //! | 20–31 | backup | both | see [`backup`] |
+//! | 32–39 | fetch | both | see [`fetch`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
 //! 16 to channel 0; an error belongs to the channel whose upload it ends.
 
 pub mod backup;
+pub mod fetch;
 
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use backup::Backup;
+pub use fetch::Fetch;
 
 use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
@@ -80,10 +83,18 @@ pub enum Kind {
     BackupPart = 29,
     BackupFinish = 30,
     BackupSealed = 31,
+    FetchListBackups = 32,
+    FetchBackups = 33,
+    FetchDescribeSet = 34,
+    FetchSet = 35,
+    FetchGetFile = 36,
+    FetchGetSet = 37,
+    FetchEnd = 38,
+    FetchNotFound = 39,
 }
 
 impl Kind {
-    const ALL: [Kind; 28] = [
+    const ALL: [Kind; 36] = [
         Kind::Setup,
         Kind::SetupDone,
         Kind::Offer,
@@ -112,6 +123,14 @@ impl Kind {
         Kind::BackupPart,
         Kind::BackupFinish,
         Kind::BackupSealed,
+        Kind::FetchListBackups,
+        Kind::FetchBackups,
+        Kind::FetchDescribeSet,
+        Kind::FetchSet,
+        Kind::FetchGetFile,
+        Kind::FetchGetSet,
+        Kind::FetchEnd,
+        Kind::FetchNotFound,
     ];
 
     fn from_number(number: u8) -> Option<Kind> {
@@ -392,6 +411,8 @@ pub enum Message {
     Goodbye,
     /// Something about a backup.
     Backup(Backup),
+    /// A message of fetching what is kept.
+    Fetch(Fetch),
 }
 
 /// The digest of a file that is durable. The only way to one on the sending side is
@@ -427,6 +448,7 @@ impl Message {
             Message::Pong => Kind::Pong,
             Message::Goodbye => Kind::Goodbye,
             Message::Backup(backup) => backup.kind(),
+            Message::Fetch(fetch) => fetch.kind(),
         }
     }
 
@@ -450,6 +472,7 @@ impl Message {
             Message::Pong => "a pong",
             Message::Goodbye => "a goodbye",
             Message::Backup(backup) => backup.name(),
+            Message::Fetch(fetch) => fetch.name(),
         }
     }
 
@@ -505,6 +528,7 @@ impl Message {
             }
             Message::List(list) => list.encode(out),
             Message::Backup(backup) => backup.encode(out),
+            Message::Fetch(fetch) => fetch.encode(out),
         }
         0
     }
@@ -573,12 +597,13 @@ impl Message {
             Kind::Goodbye => Message::Goodbye,
             kind => match Backup::decode(kind, &mut fields)? {
                 Some(backup) => Message::Backup(backup),
-                None => {
-                    return Err(ProtocolError::Incompatible {
-                        what: "frame kind",
-                        found: u64::from(kind as u8),
-                    });
-                }
+                None => match Fetch::decode(kind, &mut fields)? {
+                    Some(fetch) => Message::Fetch(fetch),
+                    None => {
+                        let (what, found) = ("frame kind", u64::from(kind as u8));
+                        return Err(ProtocolError::Incompatible { what, found });
+                    }
+                },
             },
         };
         fields.end()?;

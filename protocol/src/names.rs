@@ -47,6 +47,9 @@ impl FromStr for Lsn {
 pub struct TimelineId(NonZeroU32);
 
 impl TimelineId {
+    /// The one that every cluster begins on.
+    pub const FIRST: TimelineId = TimelineId(NonZeroU32::MIN);
+
     /// The timeline with this number, or `None` for 0.
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {

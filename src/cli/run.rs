@@ -91,6 +91,9 @@ fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) ->
         Command::Stop => master::stop::run(config, options),
         Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
         Command::Periodic => master::periodic::run(config, options),
+        Command::ListBackups => master::listbackups::run(config, options),
+        Command::Restore(restoring) => master::restore::run(config, options, restoring),
+        Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
         Command::Backup => master::backup::run(config, options),
         other => Err(wrong_side(other, "standby", &config.path)),
     }

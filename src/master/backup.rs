@@ -13,7 +13,6 @@ pub mod origin;
 pub mod progress;
 pub mod source;
 pub mod stream;
-pub mod tar;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

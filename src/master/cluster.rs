@@ -1,6 +1,8 @@
 //! What the master's data directory says about its cluster, without asking the server.
 //! Never needs PostgreSQL to run: segments are archived during its shutdown too.
 
+use std::path::Path;
+
 use walmgr_protocol::message::Cluster;
 use walmgr_protocol::names::TimelineId;
 
@@ -20,7 +22,12 @@ pub struct ClusterFacts {
 impl ClusterFacts {
     /// Reads `PG_VERSION` and `global/pg_control`.
     pub fn read(config: &MasterConfig) -> Result<ClusterFacts> {
-        let data = DataDirectory::open(&config.master_data)?;
+        ClusterFacts::of(&config.master_data)
+    }
+
+    /// The same of any data directory.
+    pub fn of(data: &Path) -> Result<ClusterFacts> {
+        let data = DataDirectory::open(data)?;
         let control = data.control()?;
         Ok(ClusterFacts {
             cluster: Cluster {

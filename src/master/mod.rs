@@ -7,12 +7,16 @@ pub mod archiving;
 pub mod ask;
 pub mod backup;
 pub mod cluster;
+pub mod fetch;
 pub mod init;
+pub mod listbackups;
 pub mod periodic;
 pub mod push;
+pub mod restore;
 pub mod setup;
 pub mod stop;
 pub mod xarchive;
+pub mod xrestore;
 
 /// A runtime for one client connection: one thread for sockets, two for files, and one more
 /// for looking up host names while those are busy.

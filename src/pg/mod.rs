@@ -21,3 +21,4 @@ pub mod tablespace_map;
 pub mod walk;
 #[cfg(test)]
 mod walk_tests;
+pub mod wanted;

@@ -3,6 +3,7 @@
 //! breaks a rule is told which before it is hung up on.
 
 mod backup;
+mod fetch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
 use crate::receiver::backup::Report as BackupReport;
+use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
@@ -53,6 +55,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
     let now = daemon.started.elapsed();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
+        fetching: fetch::Fetching::default(),
         link: backup::Link::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
@@ -115,6 +118,7 @@ struct Connection {
     channels: Vec<Channel>,
     link: backup::Link,
     reports: mpsc::Sender<(Slot, Report)>,
+    fetching: fetch::Fetching,
     keepalive: Keepalive,
     frame_began: Option<Instant>,
     stop_by: Option<Instant>,
@@ -123,6 +127,7 @@ struct Connection {
 enum Happened {
     Arrived(Option<Frame>),
     Reported(Slot, Report),
+    Fetched(FetchReport),
     BackupReported(BackupReport),
     Reloaded,
     Stopping,
@@ -145,6 +150,7 @@ impl Connection {
             let asked_to_stop = self.stop_by.is_some();
             let happened = tokio::select! {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
+                report = self.fetching.next() => Happened::Fetched(report),
                 Some(report) = self.link.inbox.recv() => Happened::BackupReported(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
@@ -173,6 +179,7 @@ impl Connection {
                 Ok(())
             }
             Happened::Reported(slot, report) => self.reported(slot, report).await,
+            Happened::Fetched(report) => self.fetch_reported(report).await,
             Happened::BackupReported(report) => self.backup_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
@@ -252,6 +259,10 @@ impl Connection {
             (0, Message::Goodbye) => Err(End::Gone("goodbye".to_owned())),
             (0, Message::Error(error)) => Err(End::Gone(error.message)),
             (0, request) => self.control(request).await,
+            (channel, message @ Message::Fetch(_)) => self.fetch_message(channel, message).await,
+            (channel, message) if self.fetching.owns(channel) => {
+                self.fetch_message(channel, message).await
+            }
             (channel, message @ Message::Backup(_)) => self.backup_message(channel, message).await,
             (channel, message) if self.link.owns(channel) => {
                 self.backup_message(channel, message).await

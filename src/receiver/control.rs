@@ -8,6 +8,7 @@ use walmgr_protocol::message::{
     Cluster, Error, ErrorCode, List, ListRequest, Message, SetupDone, Status,
 };
 
+use crate::receiver::fetch;
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
@@ -20,6 +21,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
         Message::Setup => set_up(&shared, cluster),
         Message::StatusRequest => status(&shared),
         Message::ListRequest(request) => list(&shared, &request),
+        Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
         other => Ok(unexpected(&other)),
     });
     match working.await {

@@ -41,6 +41,8 @@ pub struct Daemon {
     pub backups: Backups,
     /// Its folder, for people.
     pub completed_wals: PathBuf,
+    /// Where the newest backup set is, if the settings say so.
+    pub full_backup: Option<PathBuf>,
     /// The clock that deadlines count from.
     pub started: Instant,
     /// The configuration in force.
@@ -245,6 +247,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         archive,
         backups,
         completed_wals: config.completed_wals.clone(),
+        full_backup: config.full_backup.clone(),
         started: Instant::now(),
         settings: watch::Sender::new(settings),
         stopping: watch::Sender::new(false),

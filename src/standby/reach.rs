@@ -14,10 +14,9 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use crate::error::{CommandError, Kind, Result};
-use crate::options::TargetWords;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
-use crate::pg::recovery::{Target, TargetAction, TargetTimeline, parse_time, time_text};
+use crate::pg::recovery::{Target, TargetTimeline, time_text};
 use crate::standby::route::Route;
 use crate::store::Reader;
 use crate::wal::commit::{
@@ -33,64 +32,6 @@ const MANIFEST_TAIL_BYTES: u64 = 4 << 10;
 
 /// How many restore points a refusal names.
 const NAMES_SHOWN: usize = 5;
-
-/// Where a recovery is to end, what then, and along which timeline.
-pub type Wanted = (Option<(Target, TargetAction)>, TargetTimeline);
-
-/// Reads what was typed.
-pub fn parse(words: &TargetWords) -> Result<Wanted> {
-    let wrong = |option: &str, text: &str, expected: &str| {
-        CommandError::usage(format!("{option} {text}: expected {expected}"))
-    };
-    let target = if let Some(text) = &words.time {
-        Some(Target::Time(parse_time(text)?))
-    } else if let Some(text) = &words.lsn {
-        let lsn = text.parse();
-        let lsn = lsn.map_err(|_| wrong("--target-lsn", text, "a WAL location such as 0/3000060"));
-        Some(Target::Lsn(lsn?))
-    } else if let Some(text) = &words.xid {
-        // `pg_current_xact_id()` counts on where the number of a transaction begins again.
-        let xid = text
-            .parse::<u64>()
-            .ok()
-            .map(|xid| xid & u64::from(u32::MAX));
-        let xid = xid.and_then(|xid| u32::try_from(xid).ok());
-        let xid = xid.filter(|xid| *xid >= FIRST_NORMAL_XID);
-        let xid = xid.ok_or_else(|| wrong("--target-xid", text, "a transaction's number"));
-        Some(Target::Xid(xid?))
-    } else if let Some(text) = &words.name {
-        let fits = !text.is_empty() && text.len() < NAME_BYTES_MAX && !text.contains('\0');
-        let wrong = || wrong("--target-name", text, "a name of at most 63 bytes");
-        Some(Target::Name(fits.then(|| text.clone()).ok_or_else(wrong)?))
-    } else {
-        None
-    };
-    let timeline = match words.timeline.as_deref() {
-        None | Some("latest") => TargetTimeline::Latest,
-        Some("current") => TargetTimeline::Current,
-        Some(text) => {
-            let number = text
-                .parse()
-                .ok()
-                .and_then(walmgr_protocol::names::TimelineId::new);
-            let number = number
-                .ok_or_else(|| wrong("--target-timeline", text, "a number, latest or current"));
-            TargetTimeline::Number(number?)
-        }
-    };
-    let action = match words.action.as_deref() {
-        Some("promote") => TargetAction::Promote,
-        Some("shutdown") => TargetAction::Shutdown,
-        _ => TargetAction::Pause,
-    };
-    Ok((target.map(|target| (target, action)), timeline))
-}
-
-/// `MAXFNAMELEN`, with the zero at the end.
-const NAME_BYTES_MAX: usize = 64;
-
-/// `FirstNormalTransactionId`.
-const FIRST_NORMAL_XID: u32 = 3;
 
 /// Whether a target is in reach of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -543,21 +543,6 @@ impl Folder {
     }
 }
 
-/// `syncfs`, which reports failed write-backs since Linux 5.8 only.
-pub(super) fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
-    if !reports_write_back(rustix::system::uname().release()) {
-        return Err(Errno::NOSYS.into());
-    }
-    Ok(fs::syncfs(directory)?)
-}
-
-fn reports_write_back(release: &std::ffi::CStr) -> bool {
-    let release = release.to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || -> Option<u32> { numbers.next()?.parse().ok() };
-    matches!((number(), number()), (Some(major), Some(minor)) if (major, minor) >= (5, 8))
-}
-
 /// Makes the names in a directory durable that is not the archive's own.
 pub(super) fn sync_path(path: &Path, disk: &dyn Disk) -> io::Result<()> {
     let directory = disk.open_directory(path)?;

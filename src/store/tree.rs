@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::durable::{self, RealDisk};
+use super::durable::RealDisk;
+use crate::files;
 
 /// What a name in a tree is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +131,7 @@ impl Tree for RealDisk {
     }
 
     fn sync_everything(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        durable::sync_file_system(directory)
+        files::sync_file_system(directory)
     }
 }
 

@@ -55,11 +55,27 @@ impl Target {
 
     /// Connects, and introduces this side as the master of `cluster`.
     pub async fn connect(&self, cluster: Cluster, timeline: TimelineId) -> Result<Connection> {
+        let role = Role::Master;
+        self.connect_as(role, Some(cluster), timeline).await
+    }
+
+    /// The same for one who only reads, and may have lost the cluster's files.
+    pub async fn connect_to_read(&self, cluster: Option<Cluster>) -> Result<Connection> {
+        let timeline = TimelineId::FIRST;
+        self.connect_as(Role::Tool, cluster, timeline).await
+    }
+
+    async fn connect_as(
+        &self,
+        role: Role,
+        cluster: Option<Cluster>,
+        timeline: TimelineId,
+    ) -> Result<Connection> {
         let deadline = Instant::now() + self.connect_timeout;
         let stream = self.tcp(deadline).await?;
         let hello = Hello {
-            role: Role::Master,
-            cluster: Some(cluster),
+            role,
+            cluster,
             timeline,
             features: FEATURES,
             nonce: fresh_nonce()?,

@@ -470,13 +470,13 @@ impl Part {
 }
 
 /// Appends the number of entries, and returns those that are to follow it.
-fn bounded<'a, T>(out: &mut BytesMut, entries: &'a [T], most: u16) -> &'a [T] {
+pub(super) fn bounded<'a, T>(out: &mut BytesMut, entries: &'a [T], most: u16) -> &'a [T] {
     let count = entries.len().min(usize::from(most));
     out.put_u16_le(u16::try_from(count).unwrap_or(most));
     &entries[..count]
 }
 
-fn list<T>(
+pub(super) fn list<T>(
     fields: &mut Fields,
     what: &'static str,
     most: u16,

@@ -42,8 +42,11 @@ const ANSWER_REFUSED: u16 = 2;
 /// Feature: base backups (message kinds 20 to 31).
 pub const FEATURE_BACKUP: u64 = 1;
 
+/// Feature: fetching backup sets and archived files (message kinds 32 to 39).
+pub const FEATURE_FETCH: u64 = 2;
+
 /// Every feature of this program.
-pub const FEATURES: u64 = FEATURE_BACKUP;
+pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH;
 
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);

@@ -8,6 +8,7 @@
 //!   and close.
 
 pub mod backup;
+pub mod fetch;
 pub mod hello;
 pub mod keepalive;
 pub mod push;

@@ -15,9 +15,9 @@ use rustix::io::{pread, retry_on_intr};
 
 use crate::error::{CommandError, Result};
 use crate::master::backup::load::{Again, BadBlock, Content, Item, Load, OnItsWay, Rest};
-use crate::master::backup::tar;
 use crate::pg::page::{PAGE_BYTES, PageState, Pages};
 use crate::pg::walk;
+use crate::tar::writer as tar;
 
 /// How often a page is read again that may just be being written, and the pause before it.
 const REREADS_MAX: usize = 8;

@@ -22,7 +22,8 @@ use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery::Recovery;
-use crate::standby::{gap, reach, sets};
+use crate::pg::wanted;
+use crate::standby::{gap, sets};
 use crate::store::sets::{BackupSets, HeldSet, SetSize};
 use crate::store::{Reader, RealDisk};
 
@@ -65,7 +66,7 @@ impl<'a> Plan<'a> {
         let place = examine_place(config, restoring)?;
         let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
-        let (target, timeline) = reach::parse(&restoring.target)?;
+        let (target, timeline) = wanted::parse(&restoring.target)?;
         let recovery = Recovery {
             restore_command: restore_command(config)?,
             // Streaming goes on where a recovery has to end.

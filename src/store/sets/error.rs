@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::{BackupName, RelativePath};
 
-use super::tar::TarFault;
 use crate::error::Kind;
 use crate::store::StoreError;
+use crate::tar::TarFault;
 
 /// A failure of the backup sets.
 #[derive(Debug, thiserror::Error)]

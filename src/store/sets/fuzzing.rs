@@ -3,7 +3,7 @@
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, PATH_DEPTH_MAX};
 
-use super::tar::{EntryKind, Step, TarReader};
+use crate::tar::{EntryKind, Step, TarReader};
 
 /// What a reader said about a stream, with data put together.
 #[derive(Debug, PartialEq, Eq)]

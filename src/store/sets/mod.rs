@@ -33,7 +33,7 @@ pub mod purge;
 mod remove;
 pub mod rotate;
 pub mod seal;
-pub mod tar;
+pub mod stream;
 pub mod unpack;
 
 #[cfg(test)]
@@ -65,6 +65,7 @@ pub use out::{Copying, SetSize};
 pub use purge::Purged;
 pub use rotate::{Expiry, SetsRecovery};
 pub use seal::{ExpectedFile, Parts, SealedSet};
+pub use stream::{SetContent, Streamed, Tablespace};
 pub use unpack::{SealedFile, StreamWriter};
 
 use super::disk::Disk;

@@ -9,13 +9,13 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use walmgr_protocol::names::RelativePath;
 
-use super::tar::{Step, TarReader};
 use super::testing::{
     Tar, base_256, lease, leftovers, octal, path, prepare, real_sets, sample_files, sample_stream,
     seal, versions, wal_proof, write,
 };
 use super::{BackupSets, HeldFile, SetError};
 use crate::store::testing::scratch_folder;
+use crate::tar::{Step, TarReader};
 
 #[test]
 fn several_streams_fill_one_set_at_once() {

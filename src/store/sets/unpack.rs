@@ -14,7 +14,7 @@ use walmgr_protocol::names::RelativePath;
 use super::error::SetError;
 use super::incoming::{SetShared, is_reserved};
 use super::inventory::{Claim, FileDigest, Inventory, Known};
-use super::tar::{Entry, EntryKind, Step, TarReader};
+use crate::tar::{Entry, EntryKind, Step, TarReader};
 
 /// How much of a file is written before its write-back is started, so that the one sync at the end
 /// finds little left to do. Smaller files are left to the kernel.

@@ -1,9 +1,10 @@
-//! Headers of the tar streams that a backup sends: POSIX ustar, with pax where that is too small.
+//! Headers of the tar streams that travel between the two hosts: POSIX ustar, with pax where that is
+//! too small.
 //! Never reads a file. Invariant: what a header says of size and place is what the stream holds
 //! behind it, so any tar program can take a stream of whole files apart.
 //!
 //! IEEE Std 1003.1, `pax`, "ustar Interchange Format" and "pax Header Block". Owners and times are
-//! left out: a set belongs to whoever runs the receiver, and nothing decides by times.
+//! left out: a set belongs to whoever takes it apart, and nothing decides by times.
 
 use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD;
 
@@ -34,9 +35,8 @@ pub fn put_file(out: &mut Vec<u8>, path: &[u8], size: u64, offset: u64) {
 
 /// Zeros behind the content of a file of this size.
 pub fn padding(size: u64) -> usize {
-    let padding = size.wrapping_neg() % BLOCK_BYTES as u64;
-    // It is less than a block.
-    usize::try_from(padding).unwrap_or(0)
+    let missing = size.wrapping_neg() % BLOCK_BYTES as u64;
+    usize::try_from(missing).unwrap_or(0)
 }
 
 fn put_entry(out: &mut Vec<u8>, path: &[u8], size: u64, offset: u64, kind: u8) {

@@ -1,0 +1,367 @@
+//! The messages of fetching: what the standby keeps, on its way back; kinds 32 to 39.
+//! Never interprets one. Invariant: every list is bounded on both sides, and an answer that a file
+//! is not there says what that proves.
+//!
+//! # Payloads
+//!
+//! Fields as in [`crate::message`]; `lsn` is a `u64`. Kinds 32 to 35 belong to channel 0, the others to
+//! a channel from 1 on. What is fetched travels in data blocks (kind 5) from the receiver.
+//!
+//! | kind | message | sent by | payload |
+//! |-----:|---------|---------|---------|
+//! | 32 | list backups | client | `string` name of a set to begin behind, or empty; `u16` limit |
+//! | 33 | backups | receiver | `u16` count, then that many sets; `bool` more follow |
+//! | 34 | describe a set | client | `string` name |
+//! | 35 | a set described | receiver | `string` name, its label, `u64` length of its stream, `u64` bytes outside its tablespaces, `u16` count, then that many times `u32` OID, `u64` bytes, `u16` length and the path on the master |
+//! | 36 | get a file | client | `name`, `u8` zstd level, 0 for none |
+//! | 37 | get a set | client | `lsn` start and `string` timestamp of its label, `u64` offset in its stream, `u8` zstd level |
+//! | 38 | end | receiver | `u64` size, `u32` CRC-32 of what was sent |
+//! | 39 | not found | receiver | `u8` what that means (0 nothing later is there, 1 a gap, 2 only a damaged copy is there, 3 there is no such set) with, for 1, the `name` of the later file, and for 2, the `string` name of the copy |
+//!
+//! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
+//! not. A label is `string` timestamp, `string` label, `name` of the first segment, `lsn` start.
+//!
+//! The stream of a set is one tar archive. It is the same whenever it is asked for, so whoever lost
+//! the connection goes on at an offset.
+
+use bytes::{BufMut, BytesMut};
+
+use super::backup::{bounded, list};
+use super::{Digest, Kind};
+use crate::error::Malformed;
+use crate::fields::{Fields, put_bytes, put_string};
+use crate::limits::{LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, ZSTD_LEVEL_MAX};
+use crate::names::{Lsn, SegmentName, WalFileName};
+
+/// Asks which backup sets there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListBackups {
+    /// Only sets older than this one; empty for all.
+    pub after: String,
+    /// At most this many, and never more than [`LISTED_BACKUPS_MAX`].
+    pub limit: u16,
+}
+
+/// What the label of a set says (`backup_label`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetLabel {
+    /// `START TIME`, as the server wrote it.
+    pub timestamp: String,
+    /// `LABEL`.
+    pub label: String,
+    /// The first segment that a recovery of the set reads.
+    pub first_segment: SegmentName,
+    /// `START WAL LOCATION`.
+    pub start: Lsn,
+}
+
+/// A set in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedSet {
+    /// Its name.
+    pub name: String,
+    /// What its label says, or why nobody can tell.
+    pub label: Result<SetLabel, String>,
+}
+
+/// Sets, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backups {
+    /// At most [`LISTED_BACKUPS_MAX`].
+    pub sets: Vec<ListedSet>,
+    /// Whether sets follow behind the last.
+    pub more: bool,
+}
+
+/// A tablespace of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID, which is its name in the set.
+    pub oid: u32,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Where it was on the master.
+    pub path: Vec<u8>,
+}
+
+/// What has to be known of a set before it is fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetDescription {
+    /// Its name.
+    pub name: String,
+    /// What its label says: the set is known by this from here on, as its name may change.
+    pub label: SetLabel,
+    /// Length of its tar stream.
+    pub stream_bytes: u64,
+    /// Bytes outside its tablespaces.
+    pub bytes: u64,
+    /// Its tablespaces; at most [`SET_TABLESPACES_MAX`].
+    pub tablespaces: Vec<Tablespace>,
+}
+
+/// Asks for an archived file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GetFile {
+    /// Its name.
+    pub name: WalFileName,
+    /// zstd level of its blocks, 0 for none.
+    pub compression: u8,
+}
+
+/// Asks for the stream of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetSet {
+    /// The `start` of its label.
+    pub start: Lsn,
+    /// The `timestamp` of its label.
+    pub timestamp: String,
+    /// Where in its stream to begin, in bytes.
+    pub offset: u64,
+    /// zstd level of its blocks, 0 for none.
+    pub compression: u8,
+}
+
+/// Why there is nothing to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotFound {
+    /// It is proven that neither the file nor anything later on its timeline is there.
+    NothingLater,
+    /// It is not there, but this later one is, which shows that it should be.
+    Gap(WalFileName),
+    /// All there is of it is this damaged copy.
+    OnlyDamaged(String),
+    /// There is no such backup set.
+    NoSuchSet,
+}
+
+/// A message of fetching.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetch {
+    /// Which sets are there? Answered by [`Fetch::Backups`].
+    ListBackups(ListBackups),
+    /// These.
+    Backups(Backups),
+    /// What is there to know of the set of this name? Answered by [`Fetch::Set`] or
+    /// [`Fetch::NotFound`].
+    DescribeSet(String),
+    /// This.
+    Set(SetDescription),
+    /// Send this file; answered by data blocks and [`Fetch::End`], or [`Fetch::NotFound`].
+    GetFile(GetFile),
+    /// Send this set; answered as [`Fetch::GetFile`].
+    GetSet(GetSet),
+    /// That was all of it.
+    End(Digest),
+    /// There is no such thing.
+    NotFound(NotFound),
+}
+
+impl Fetch {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Fetch::ListBackups(_) => Kind::FetchListBackups,
+            Fetch::Backups(_) => Kind::FetchBackups,
+            Fetch::DescribeSet(_) => Kind::FetchDescribeSet,
+            Fetch::Set(_) => Kind::FetchSet,
+            Fetch::GetFile(_) => Kind::FetchGetFile,
+            Fetch::GetSet(_) => Kind::FetchGetSet,
+            Fetch::End(_) => Kind::FetchEnd,
+            Fetch::NotFound(_) => Kind::FetchNotFound,
+        }
+    }
+
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Fetch::ListBackups(_) => "a request for the list of backups",
+            Fetch::Backups(_) => "a list of backups",
+            Fetch::DescribeSet(_) => "a question about a backup set",
+            Fetch::Set(_) => "the description of a backup set",
+            Fetch::GetFile(_) => "a request for a file",
+            Fetch::GetSet(_) => "a request for a backup set",
+            Fetch::End(_) => "the end of what was fetched",
+            Fetch::NotFound(_) => "the answer that there is no such thing",
+        }
+    }
+
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Fetch::ListBackups(request) => {
+                put_string(out, &request.after);
+                out.put_u16_le(request.limit);
+            }
+            Fetch::Backups(backups) => backups.encode(out),
+            Fetch::DescribeSet(name) => put_string(out, name),
+            Fetch::Set(set) => set.encode(out),
+            Fetch::GetFile(request) => {
+                put_string(out, &request.name.to_string());
+                out.put_u8(request.compression);
+            }
+            Fetch::GetSet(request) => {
+                out.put_u64_le(request.start.0);
+                put_string(out, &request.timestamp);
+                out.put_u64_le(request.offset);
+                out.put_u8(request.compression);
+            }
+            Fetch::End(digest) => {
+                out.put_u64_le(digest.size);
+                out.put_u32_le(digest.crc32);
+            }
+            Fetch::NotFound(not_found) => not_found.encode(out),
+        }
+    }
+
+    /// The message of a kind that belongs to fetching.
+    pub(crate) fn decode(kind: Kind, fields: &mut Fields) -> Result<Option<Fetch>, Malformed> {
+        Ok(Some(match kind {
+            Kind::FetchListBackups => Fetch::ListBackups(ListBackups {
+                after: fields.string("name of a backup set")?,
+                limit: fields.u16()?,
+            }),
+            Kind::FetchBackups => Fetch::Backups(Backups::decode(fields)?),
+            Kind::FetchDescribeSet => Fetch::DescribeSet(fields.string("name of a backup set")?),
+            Kind::FetchSet => Fetch::Set(SetDescription::decode(fields)?),
+            Kind::FetchGetFile => Fetch::GetFile(GetFile {
+                name: fields.name()?.parse()?,
+                compression: level(fields)?,
+            }),
+            Kind::FetchGetSet => Fetch::GetSet(GetSet {
+                start: Lsn(fields.u64()?),
+                timestamp: fields.string("timestamp of a backup set")?,
+                offset: fields.u64()?,
+                compression: level(fields)?,
+            }),
+            Kind::FetchEnd => Fetch::End(Digest {
+                size: fields.u64()?,
+                crc32: fields.u32()?,
+            }),
+            Kind::FetchNotFound => Fetch::NotFound(NotFound::decode(fields)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+impl Backups {
+    fn encode(&self, out: &mut BytesMut) {
+        let sent = bounded(out, &self.sets, LISTED_BACKUPS_MAX);
+        for set in sent {
+            put_string(out, &set.name);
+            out.put_u8(u8::from(set.label.is_ok()));
+            match &set.label {
+                Ok(label) => label.encode(out),
+                Err(why) => put_string(out, why),
+            }
+        }
+        out.put_u8(u8::from(self.more || sent.len() < self.sets.len()));
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Backups, Malformed> {
+        let sets = list(fields, "a list of backups", LISTED_BACKUPS_MAX, |fields| {
+            let name = fields.string("name of a backup set")?;
+            let label = match fields.boolean("has a label")? {
+                true => Ok(SetLabel::decode(fields)?),
+                false => Err(fields.string("why a label cannot be read")?),
+            };
+            Ok(ListedSet { name, label })
+        })?;
+        let more = fields.boolean("more")?;
+        Ok(Backups { sets, more })
+    }
+}
+
+impl SetLabel {
+    fn encode(&self, out: &mut BytesMut) {
+        put_string(out, &self.timestamp);
+        put_string(out, &self.label);
+        put_string(out, &self.first_segment.to_string());
+        out.put_u64_le(self.start.0);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<SetLabel, Malformed> {
+        Ok(SetLabel {
+            timestamp: fields.string("timestamp of a backup set")?,
+            label: fields.string("label of a backup set")?,
+            first_segment: fields.name()?.parse()?,
+            start: Lsn(fields.u64()?),
+        })
+    }
+}
+
+impl SetDescription {
+    fn encode(&self, out: &mut BytesMut) {
+        put_string(out, &self.name);
+        self.label.encode(out);
+        out.put_u64_le(self.stream_bytes);
+        out.put_u64_le(self.bytes);
+        for space in bounded(out, &self.tablespaces, SET_TABLESPACES_MAX) {
+            out.put_u32_le(space.oid);
+            out.put_u64_le(space.bytes);
+            put_bytes(out, &space.path, PATH_BYTES_MAX);
+        }
+    }
+
+    fn decode(fields: &mut Fields) -> Result<SetDescription, Malformed> {
+        let tablespace = |fields: &mut Fields| {
+            Ok(Tablespace {
+                oid: fields.u32()?,
+                bytes: fields.u64()?,
+                path: fields
+                    .bytes("path of a tablespace", PATH_BYTES_MAX)?
+                    .to_vec(),
+            })
+        };
+        Ok(SetDescription {
+            name: fields.string("name of a backup set")?,
+            label: SetLabel::decode(fields)?,
+            stream_bytes: fields.u64()?,
+            bytes: fields.u64()?,
+            tablespaces: list(
+                fields,
+                "a list of tablespaces",
+                SET_TABLESPACES_MAX,
+                tablespace,
+            )?,
+        })
+    }
+}
+
+impl NotFound {
+    fn encode(&self, out: &mut BytesMut) {
+        match self {
+            NotFound::NothingLater => out.put_u8(0),
+            NotFound::Gap(later) => {
+                out.put_u8(1);
+                put_string(out, &later.to_string());
+            }
+            NotFound::OnlyDamaged(copy) => {
+                out.put_u8(2);
+                put_string(out, copy);
+            }
+            NotFound::NoSuchSet => out.put_u8(3),
+        }
+    }
+
+    fn decode(fields: &mut Fields) -> Result<NotFound, Malformed> {
+        match fields.u8()? {
+            0 => Ok(NotFound::NothingLater),
+            1 => Ok(NotFound::Gap(fields.name()?.parse()?)),
+            2 => Ok(NotFound::OnlyDamaged(
+                fields.string("name of a damaged copy")?,
+            )),
+            3 => Ok(NotFound::NoSuchSet),
+            found => Err(Malformed::BadValue {
+                what: "why something is not found",
+                found: u64::from(found),
+            }),
+        }
+    }
+}
+
+fn level(fields: &mut Fields) -> Result<u8, Malformed> {
+    match fields.u8()? {
+        level if level <= ZSTD_LEVEL_MAX => Ok(level),
+        found => Err(Malformed::BadValue {
+            what: "zstd level",
+            found: u64::from(found),
+        }),
+    }
+}

@@ -1,0 +1,251 @@
+//! The fetch flow from the master's side: questions about what the standby keeps, and getting it.
+//! Never holds more of it in memory than a few blocks: they pass from the socket to a writing thread
+//! through a bounded queue. Invariant: [`Outcome::Whole`] means that every byte reached the sink.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use walmgr_protocol::compress::Unpacker;
+use walmgr_protocol::hello::FEATURE_FETCH;
+use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
+use walmgr_protocol::message::fetch::{Fetch, ListBackups, ListedSet, NotFound, SetDescription};
+use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
+use walmgr_protocol::session::fetch::{Fetcher, FetcherAction, Outcome, Request};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::transport::connect::{Connection, Target, kind_of};
+use crate::transport::wire::{Wire, WireFault};
+
+/// The channel of a fetch that is alone on its connection.
+const CHANNEL: u16 = 1;
+
+/// Silence in the middle of a fetch after which the receiver counts as gone.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Takes what is fetched, in order, on a thread of its own.
+pub trait Sink: Send + 'static {
+    /// Takes the next bytes.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+}
+
+/// How a fetch went.
+pub struct Fetched<S> {
+    /// With everything that has arrived; `None` when its thread panicked.
+    pub sink: Option<S>,
+    /// What the receiver said, or how the connection broke.
+    pub outcome: Result<Outcome>,
+    /// Why the sink took no more.
+    pub refusal: Option<CommandError>,
+}
+
+/// A connection on which the standby's files are asked for.
+pub struct Fetching<'a> {
+    config: &'a MasterConfig,
+    connection: Connection,
+}
+
+impl<'a> Fetching<'a> {
+    /// Connects to the receiver that the settings name. The cluster is unknown when its files are
+    /// what was lost.
+    pub async fn connect(config: &'a MasterConfig, facts: Option<&ClusterFacts>) -> Result<Self> {
+        let connection = Target::from_config(config)?
+            .connect_to_read(facts.map(|facts| facts.cluster))
+            .await?;
+        if connection.welcome.features & FEATURE_FETCH == 0 {
+            let software = &connection.welcome.software;
+            return Err(CommandError::retry(format!(
+                "{} runs walmgr {software}, which cannot send backups and WAL back",
+                config.slave
+            ))
+            .hint("upgrade walmgr on the standby"));
+        }
+        Ok(Fetching { config, connection })
+    }
+
+    /// Every backup set, newest first.
+    pub async fn list_backups(&mut self) -> Result<Vec<ListedSet>> {
+        let mut sets: Vec<ListedSet> = Vec::new();
+        loop {
+            let after = sets.last().map_or_else(String::new, |set| set.name.clone());
+            let limit = walmgr_protocol::limits::LISTED_BACKUPS_MAX;
+            let question = Fetch::ListBackups(ListBackups { after, limit });
+            match self.ask(question).await? {
+                Fetch::Backups(page) => {
+                    let is_last = !page.more || page.sets.is_empty();
+                    sets.extend(page.sets);
+                    if is_last {
+                        return Ok(sets);
+                    }
+                }
+                other => return Err(self.unexpected(&Message::Fetch(other))),
+            }
+        }
+    }
+
+    /// What has to be known of a set before it is fetched.
+    pub async fn describe(&mut self, name: &str) -> Result<SetDescription> {
+        match self.ask(Fetch::DescribeSet(name.to_owned())).await? {
+            Fetch::Set(set) => Ok(set),
+            Fetch::NotFound(NotFound::NoSuchSet) => Err(CommandError::usage(format!(
+                "there is no backup set {name} on {}",
+                self.config.slave
+            ))
+            .hint("`listbackups` lists those that there are")),
+            other => Err(self.unexpected(&Message::Fetch(other))),
+        }
+    }
+
+    /// Gets something into a sink.
+    pub async fn get<S: Sink>(&mut self, request: Request, sink: S) -> Fetched<S> {
+        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
+        let writing = tokio::task::spawn_blocking(move || write(sink, inbox));
+        let (mut fetcher, message) = Fetcher::start(request);
+        let wire = &mut self.connection.wire;
+        let mut outcome = match wire.send(CHANNEL, &message).await {
+            Ok(()) => pass_on(wire, &mut fetcher, &jobs).await,
+            Err(fault) => Err(fault.into()),
+        };
+        drop(jobs);
+        let Ok((sink, found, refusal)) = writing.await else {
+            return Fetched {
+                sink: None,
+                outcome: Err(CommandError::retry("write what was fetched")),
+                refusal: None,
+            };
+        };
+        if let Ok(Passed::Checking) = outcome {
+            outcome = match fetcher.checked(found) {
+                Some(FetcherAction::Finish(outcome)) => Ok(Passed::Finished(outcome)),
+                _ => Err(CommandError::retry("check what was fetched")),
+            };
+        }
+        Fetched {
+            sink: Some(sink),
+            outcome: outcome.map(|passed| match passed {
+                Passed::Finished(outcome) => outcome,
+                Passed::Checking | Passed::Unwanted => {
+                    Outcome::Refused(Error::channel(ErrorCode::Abandoned, "nobody took it", ""))
+                }
+            }),
+            refusal,
+        }
+    }
+
+    /// What a receiver's refusal means to a command that was doing this.
+    pub fn refused(&self, doing: &str, error: Error) -> CommandError {
+        let text = format!("{} did not {doing}: {}", self.config.slave, error.message);
+        CommandError::new(kind_of(error.code), text).hint(error.hint)
+    }
+
+    /// Ends the connection in good order.
+    pub async fn close(mut self) {
+        // The receiver sees the connection end either way.
+        let _ = self.connection.wire.send(0, &Message::Goodbye).await;
+        self.connection.wire.close().await;
+    }
+
+    /// The answer within `push_timeout`: a receiver that is stuck must not hold a person up for good.
+    async fn ask(&mut self, question: Fetch) -> Result<Fetch> {
+        let (slave, deadline) = (&self.config.slave, self.config.push_timeout);
+        let question = Message::Fetch(question);
+        let name = question.name();
+        let answered = tokio::time::timeout(deadline, self.exchange(question)).await;
+        answered.unwrap_or_else(|_| {
+            Err(CommandError::retry(format!(
+                "{slave} did not answer {name} within push_timeout = {deadline:?}"
+            ))
+            .hint("look at the receiver's log on the standby"))
+        })
+    }
+
+    async fn exchange(&mut self, question: Message) -> Result<Fetch> {
+        self.connection.wire.send(0, &question).await?;
+        match answer(&mut self.connection.wire).await? {
+            Message::Fetch(answer) => Ok(answer),
+            Message::Error(error) => {
+                let text = format!("{} refused: {}", self.config.slave, error.message);
+                Err(CommandError::new(kind_of(error.code), text).hint(error.hint))
+            }
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    fn unexpected(&self, message: &Message) -> CommandError {
+        let (slave, found) = (&self.config.slave, message.name());
+        CommandError::retry(format!("{slave} answered with {found}"))
+            .hint("the two sides may run versions too far apart")
+    }
+}
+
+enum Passed {
+    /// Everything was handed over and is to be checked.
+    Checking,
+    Finished(Outcome),
+    /// The sink takes no more.
+    Unwanted,
+}
+
+/// Hands what arrives to the writing thread, until the receiver says that it is over.
+async fn pass_on(
+    wire: &mut Wire,
+    fetcher: &mut Fetcher,
+    jobs: &mpsc::Sender<Data>,
+) -> Result<Passed> {
+    loop {
+        let message = tokio::time::timeout(SILENCE, answer(wire)).await;
+        let message = message.unwrap_or_else(|_| {
+            Err(CommandError::retry(format!(
+                "nothing came from the receiver for {SILENCE:?}"
+            )))
+        })?;
+        match fetcher.received(message).map_err(WireFault::from)? {
+            FetcherAction::Append(data) => {
+                if jobs.send(data).await.is_err() {
+                    return Ok(Passed::Unwanted);
+                }
+            }
+            FetcherAction::Check => return Ok(Passed::Checking),
+            FetcherAction::Finish(outcome) => return Ok(Passed::Finished(outcome)),
+        }
+    }
+}
+
+/// The next message that is no ping; those are answered on the way.
+async fn answer(wire: &mut Wire) -> Result<Message> {
+    loop {
+        let frame = wire.receive().await?;
+        match frame.message {
+            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
+            Message::Pong => {}
+            message => return Ok(message),
+        }
+    }
+}
+
+/// Unpacks blocks into the sink; returns it with what it has taken.
+fn write<S: Sink>(
+    mut sink: S,
+    mut jobs: mpsc::Receiver<Data>,
+) -> (S, Digest, Option<CommandError>) {
+    let (mut unpacker, mut crc, mut size) = (Unpacker::default(), crc32fast::Hasher::new(), 0);
+    let mut refusal = None;
+    while let Some(data) = jobs.blocking_recv() {
+        let taken = unpacker
+            .unpack(&data.bytes, data.raw_bytes, data.zstd)
+            .map_err(|error| CommandError::retry("unpack what was fetched").because(error))
+            .and_then(|raw| {
+                sink.append(raw)?;
+                crc.update(raw);
+                size += raw.len() as u64;
+                Ok(())
+            });
+        if let Err(error) = taken {
+            refusal = Some(error);
+            break;
+        }
+    }
+    let crc32 = crc.finalize();
+    (sink, Digest { size, crc32 }, refusal)
+}

@@ -1,0 +1,328 @@
+//! `restore SET DST` on the master: brings a backup set back as a server that replays over the wire.
+//! Never touches a directory that holds anything, and never the running server's. Invariant: wherever
+//! it is killed, DST has no `global/pg_control` before all of it is there, checked and durable, and
+//! PostgreSQL does not start without one.
+//!
+//! ```text
+//! describe the set, look at DST         nothing is touched before all of that fits
+//! mark DST as unfinished
+//! fetch the stream, take it apart       every file compared with backup_manifest as it comes
+//! links, sync, settings, signal
+//! global/pg_control gets its name       from here on PostgreSQL starts
+//! take the mark away
+//! ```
+//!
+//! A broken connection is made again and goes on where it was. A run that was killed is not: the next
+//! one finds the mark, removes what there is and begins anew.
+
+mod place;
+mod unpack;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::HumanBytes;
+use walmgr_protocol::message::ErrorCode;
+use walmgr_protocol::message::fetch::{GetSet, SetDescription};
+use walmgr_protocol::session::fetch::{Outcome, Request};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::master::backup::progress::{Counters, Progress, per_second};
+use crate::master::cluster::ClusterFacts;
+use crate::master::fetch::Fetching;
+use crate::options::{Options, Restoring};
+use crate::output;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::command::walmgr_command;
+use crate::pg::control;
+use crate::pg::recovery::{Recovery, Target};
+use crate::pg::wanted;
+
+use place::Place;
+use unpack::{Layout, Unpack};
+
+/// What `global/pg_control` is called until everything is done.
+const CONTROL_ASIDE: &str = "pg_control.restoring";
+
+/// Pause before a connection that broke is made again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Restores, or says what would be done.
+pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> Result<()> {
+    let (Some(set), Some(destination)) = (&restoring.set, &restoring.destination) else {
+        return Err(
+            CommandError::usage("on the master restore needs a set and a new directory").hint(
+                "type: restore SET DST; `listbackups` lists the sets, and DST must not exist yet",
+            ),
+        );
+    };
+    let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
+    let recovery = recovery(config, restoring)?;
+    let runtime = super::runtime()?;
+    let restored = runtime.block_on(async {
+        let facts = ClusterFacts::read(config).ok();
+        let mut fetching = Fetching::connect(config, facts.as_ref()).await?;
+        let described = fetching.describe(set).await?;
+        check_target(&recovery, &described)?;
+        let mapping = &restoring.tablespaces;
+        let place = Place::examine(config, &destination, &described, mapping)?;
+        if options.not_really {
+            fetching.close().await;
+            return output::not_really(&place.in_words(&described, &recovery));
+        }
+        let restore = Restore {
+            config,
+            options,
+            facts,
+            described,
+            recovery,
+        };
+        restore.run(place, fetching).await
+    });
+    // A writer that is stuck in a dead disk must not hold the exit back.
+    runtime.shutdown_background();
+    restored
+}
+
+fn recovery(config: &MasterConfig, restoring: &Restoring) -> Result<Recovery> {
+    let (target, timeline) = wanted::parse(&restoring.target)?;
+    Ok(Recovery {
+        restore_command: walmgr_command("restore_command", &config.path, "xrestore %f %p")?,
+        primary_conninfo: None,
+        timeline,
+        target,
+    })
+}
+
+/// What the server would find out much later.
+fn check_target(recovery: &Recovery, described: &SetDescription) -> Result<()> {
+    match &recovery.target {
+        Some((Target::Lsn(lsn), _)) if *lsn < described.label.start => {
+            let (name, start) = (&described.name, described.label.start);
+            Err(
+                CommandError::usage(format!("{name} begins at {start}, behind the LSN {lsn}"))
+                    .hint("choose an older set; `listbackups` lists them"),
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One restore, once nothing speaks against it.
+struct Restore<'a> {
+    config: &'a MasterConfig,
+    options: &'a Options,
+    facts: Option<ClusterFacts>,
+    described: SetDescription,
+    recovery: Recovery,
+}
+
+impl<'a> Restore<'a> {
+    async fn run(&self, place: Place, fetching: Fetching<'a>) -> Result<()> {
+        let begun = Instant::now();
+        let place = place.begin()?;
+        let made = async {
+            let layout = self.fetch(&place, fetching).await?;
+            self.finish(&place, &layout)
+        };
+        if let Err(error) = made.await {
+            place.give_up();
+            return Err(error);
+        }
+        self.report(&place.data, begun.elapsed())
+    }
+
+    /// Gets the whole stream, over as many connections as that takes.
+    async fn fetch(&self, place: &Place, first: Fetching<'a>) -> Result<Layout> {
+        let (name, total_bytes) = (&self.described.name, self.described.stream_bytes);
+        tracing::info!("fetching {name}, {}", HumanBytes(total_bytes));
+        let counters = Arc::new(Counters::default());
+        let mut progress = Progress::begin(total_bytes, self.options);
+        let mut sink = Unpack::begin(place, Arc::clone(&counters))?;
+        let mut connected = Some(first);
+        let mut patience = Patience::new(self.config.push_timeout);
+        loop {
+            let before = sink.position();
+            let attempt = match connected.take() {
+                Some(fetching) => Ok(fetching),
+                None => Fetching::connect(self.config, self.facts.as_ref()).await,
+            };
+            let broken = match attempt {
+                Err(error) if error.kind() != Kind::Retry => return Err(error),
+                Err(error) => error,
+                Ok(mut fetching) => {
+                    let request = self.request(sink.position());
+                    let fetched = tokio::select! {
+                        fetched = fetching.get(request, sink) => fetched,
+                        () = progress.show(&counters) => return Err(CommandError::retry("show progress")),
+                    };
+                    let lost = || CommandError::retry("write what was fetched");
+                    sink = fetched.sink.ok_or_else(lost)?;
+                    if let Some(error) = fetched.refusal {
+                        return Err(error);
+                    }
+                    match self.judge(&fetching, fetched.outcome)? {
+                        None => {
+                            fetching.close().await;
+                            return sink.finish();
+                        }
+                        Some(error) => error,
+                    }
+                }
+            };
+            patience.broken(broken, sink.position() > before)?;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn request(&self, offset: u64) -> Request {
+        Request::Set(GetSet {
+            start: self.described.label.start,
+            timestamp: self.described.label.timestamp.clone(),
+            offset,
+            compression: self.config.compression,
+        })
+    }
+
+    /// `None` for a stream that is whole; otherwise what another connection may mend.
+    fn judge(
+        &self,
+        fetching: &Fetching<'_>,
+        outcome: Result<Outcome>,
+    ) -> Result<Option<CommandError>> {
+        let name = &self.described.name;
+        match outcome {
+            Ok(Outcome::Whole) => Ok(None),
+            Err(error) if error.kind() == Kind::Retry => Ok(Some(error)),
+            Err(error) => Err(error),
+            Ok(Outcome::NotFound(_)) => Err(CommandError::retry(format!(
+                "{name} is gone from {}: it was removed meanwhile",
+                self.config.slave
+            ))
+            .hint("`listbackups` lists the sets that there are")),
+            Ok(Outcome::Differs { .. }) => Err(CommandError::retry(format!(
+                "{name} arrived with other bytes than were sent"
+            ))),
+            Ok(Outcome::Refused(error)) => {
+                let is_passing = matches!(
+                    error.code,
+                    ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::TimedOut
+                );
+                let error = fetching.refused(&format!("send {name}"), error);
+                match is_passing {
+                    true => Ok(Some(error)),
+                    false => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Makes a data directory of the files.
+    fn finish(&self, place: &Place, layout: &Layout) -> Result<()> {
+        self.check_set(&place.data, layout)?;
+        place.link_tablespaces(&self.described)?;
+        place.make_wal_directory()?;
+        tracing::info!("making it durable");
+        place.sync()?;
+        self.recovery.write(&place.data)?;
+        let [aside, control] = [CONTROL_ASIDE, "pg_control"]
+            .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
+        files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
+        place.settle()
+    }
+
+    /// Whether what came is the set that was described, of the cluster that this master is of.
+    fn check_set(&self, data: &Path, layout: &Layout) -> Result<()> {
+        let wrong = |why: String| Err(CommandError::retry(format!("what was fetched {why}")));
+        let path = data.join("backup_label");
+        let label = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        match BackupLabel::parse(&label) {
+            Ok(label) if label.start == self.described.label.start => {}
+            Ok(label) => return wrong(format!("is another set: it begins at {}", label.start)),
+            Err(fault) => return wrong(format!("has no good backup_label: {fault}")),
+        }
+        let path = data.join(control::FILE_NAME).with_file_name(CONTROL_ASIDE);
+        let found = control::read_file(&path)?;
+        if let Some(facts) = self.facts
+            && found.system_id != facts.cluster.system_id
+        {
+            let (own, found) = (facts.cluster.system_id, found.system_id);
+            return Err(CommandError::new(
+                Kind::ForeignCluster,
+                format!("the set is of the cluster {found}, this master's is {own}"),
+            ));
+        }
+        if !layout.has_manifest {
+            tracing::warn!(
+                "{} has no backup_manifest, so its files could only be checked on their way",
+                self.described.name
+            );
+        }
+        Ok(())
+    }
+
+    fn report(&self, data: &Path, elapsed: Duration) -> Result<()> {
+        let (name, shown) = (&self.described.name, data.display());
+        let bytes = self.described.stream_bytes;
+        let config_note = match data.join("postgresql.conf").exists() {
+            true => "",
+            false => {
+                "\nIt has no postgresql.conf: put one there, or start it with -c config_file=..."
+            }
+        };
+        let next = match &self.recovery.target {
+            None => format!(
+                "`pg_ctl -D {shown} start` starts it as a standby that replays what the archive \
+                 has, and\n`pg_ctl -D {shown} promote` opens it."
+            ),
+            Some((target, action)) => {
+                format!("`pg_ctl -D {shown} start` recovers it up to {target}, then: {action}.")
+            }
+        };
+        output::print(&format!(
+            "{name} restored to {shown}: {} in {:.0} s, {}/s.\n{next}\nIts port is the \
+             master's until you change it; archiving is off in it.{config_note}",
+            HumanBytes(bytes),
+            elapsed.as_secs_f64(),
+            HumanBytes(per_second(bytes, elapsed)),
+        ))
+    }
+}
+
+/// How long broken connections are made again.
+struct Patience {
+    limit: Duration,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    const fn new(limit: Duration) -> Patience {
+        Patience { limit, since: None }
+    }
+
+    /// Fails when nothing has come for too long.
+    fn broken(&mut self, error: CommandError, has_come_further: bool) -> Result<()> {
+        if has_come_further {
+            self.since = None;
+        }
+        match self.since {
+            None => tracing::warn!("{error}; going on where it was"),
+            Some(since) if since.elapsed() >= self.limit => {
+                return Err(CommandError::retry(format!(
+                    "nothing more came within push_timeout = {:?}",
+                    self.limit
+                ))
+                .because(error));
+            }
+            Some(_) => {}
+        }
+        self.since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+}
+
+/// Where a tablespace goes, by its OID.
+type Spaces = std::collections::BTreeMap<u32, PathBuf>;

@@ -1,0 +1,389 @@
+//! Where a set is restored to: checked, marked as unfinished, completed or cleared again.
+//! Never removes anything that this command did not put there: what may go carries its mark.
+//! Invariant: a directory with the mark and without a control file is worthless.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use indicatif::HumanBytes;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use walmgr_protocol::message::fetch::SetDescription;
+
+use super::Spaces;
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::pg::control;
+use crate::pg::recovery::Recovery;
+
+/// Says that a directory is being restored; its text is where the set goes.
+pub const MARK: &str = "walmgr.restoring";
+
+/// Room for what PostgreSQL writes before it is up, on top of what is fetched.
+const SPARE_BYTES: u64 = 32 << 20;
+
+/// Where a tablespace stays that is mapped nowhere.
+const TABLESPACES: &str = "tmpspc";
+
+/// A place for a set.
+pub struct Place {
+    /// The data directory to be.
+    pub data: PathBuf,
+    /// Where tablespaces go that do not stay below it.
+    pub spaces: Spaces,
+    /// Whether the directory has to be made.
+    is_new: bool,
+    /// Held while it is filled.
+    opened: Option<Opened>,
+}
+
+struct Opened {
+    /// Locked, so that two restores do not take each other for leftovers.
+    root: File,
+    /// Opened before anything is written, so that the sync reports every failure.
+    spaces: Vec<(u32, OwnedFd)>,
+}
+
+impl Place {
+    /// Looks at a place; fails if the set cannot go there. Changes nothing.
+    pub fn examine(
+        config: &MasterConfig,
+        data: &Path,
+        described: &SetDescription,
+        mapping: &[(PathBuf, PathBuf)],
+    ) -> Result<Place> {
+        let data = resolved(data);
+        refuse_overlap(config, &data)?;
+        let place = Place {
+            is_new: examine_directory(&data, &data)?,
+            spaces: spaces(described, mapping)?,
+            data,
+            opened: None,
+        };
+        for space in place.spaces.values() {
+            refuse_overlap(config, space)?;
+            let others = place.spaces.values().filter(|other| *other == space);
+            if space.starts_with(&place.data) || place.data.starts_with(space) || others.count() > 1
+            {
+                return Err(CommandError::usage(format!(
+                    "{} has to lie apart from {} and from other tablespaces",
+                    space.display(),
+                    place.data.display()
+                )));
+            }
+            examine_directory(space, &place.data)?;
+        }
+        place.check_room(described)?;
+        Ok(place)
+    }
+
+    /// What would be done, as a verb phrase.
+    pub fn in_words(&self, described: &SetDescription, recovery: &Recovery) -> String {
+        let end = match &recovery.target {
+            None => "as a standby".to_owned(),
+            Some((target, action)) => format!("up to {target}, then {action}"),
+        };
+        format!(
+            "fetch {}, {}, into {}, to recover {end}",
+            described.name,
+            HumanBytes(described.stream_bytes),
+            self.data.display()
+        )
+    }
+
+    fn check_room(&self, described: &SetDescription) -> Result<()> {
+        let mut needed = std::collections::BTreeMap::new();
+        let mut need = |path: &Path, bytes: u64| -> Result<()> {
+            let existing = match path.exists() {
+                true => path,
+                false => path.parent().unwrap_or(path),
+            };
+            let device = existing.metadata().at(Kind::Usage, "examine", existing)?;
+            let entry = needed.entry(device.dev());
+            entry.or_insert_with(|| (0, existing.to_path_buf())).0 += bytes;
+            Ok(())
+        };
+        need(&self.data, described.bytes + SPARE_BYTES)?;
+        for space in &described.tablespaces {
+            need(
+                self.spaces.get(&space.oid).unwrap_or(&self.data),
+                space.bytes,
+            )?;
+        }
+        for (needed_bytes, path) in needed.values() {
+            let state = rustix::fs::statvfs(path).at(Kind::Usage, "examine", path)?;
+            let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
+            if free_bytes < *needed_bytes {
+                return Err(CommandError::retry(format!(
+                    "there is not enough room in {}: {} are needed, {} are free",
+                    path.display(),
+                    HumanBytes(*needed_bytes),
+                    HumanBytes(free_bytes)
+                ))
+                .hint("nothing was changed; free some space, or restore to another place"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes and marks the directories; what an interrupted restore left there goes.
+    pub fn begin(mut self) -> Result<Place> {
+        if self.is_new {
+            make_directory(&self.data)?;
+        }
+        let root = File::open(&self.data).at(Kind::Retry, "open", &self.data)?;
+        match flock(&root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let text = format!("another restore fills {}", self.data.display());
+                return Err(CommandError::retry(text));
+            }
+            Err(error) => return Err(error).at(Kind::Retry, "lock", &self.data),
+        }
+        // Somebody else may have come first.
+        examine_directory(&self.data, &self.data)?;
+        for space in self.spaces.values() {
+            if examine_directory(space, &self.data)? {
+                make_directory(space)?;
+            }
+            clear(space)?;
+        }
+        clear(&self.data)?;
+        let mut spaces = Vec::new();
+        for (oid, space) in &self.spaces {
+            self.mark(space)?;
+            spaces.push((*oid, open_directory(space)?));
+        }
+        self.mark(&self.data)?;
+        // PostgreSQL refuses a directory that others may look into.
+        for directory in self.spaces.values().chain([&self.data]) {
+            let mode = PermissionsExt::from_mode(0o700);
+            std::fs::set_permissions(directory, mode).at(Kind::Retry, "close", directory)?;
+        }
+        self.opened = Some(Opened { root, spaces });
+        Ok(self)
+    }
+
+    fn mark(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(MARK);
+        files::create_new(&path, self.data.as_os_str().as_bytes(), 0o600).at(
+            Kind::Retry,
+            "write",
+            &path,
+        )
+    }
+
+    /// The directory's handle, and those of its tablespaces elsewhere.
+    pub fn handles(&self) -> Result<(OwnedFd, Vec<(u32, OwnedFd)>)> {
+        let failed = |error: io::Error| CommandError::retry("copy a handle").because(error);
+        let Some(opened) = &self.opened else {
+            return Err(CommandError::retry("open the new directory"));
+        };
+        let root = opened.root.as_fd().try_clone_to_owned().map_err(failed)?;
+        let mut spaces = Vec::new();
+        for (oid, space) in &opened.spaces {
+            spaces.push((*oid, space.try_clone().map_err(failed)?));
+        }
+        Ok((root, spaces))
+    }
+
+    /// Leads the links to where the tablespaces are now.
+    pub fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
+        let links = self.data.join("pg_tblspc");
+        make_directory(&links)?;
+        for space in &described.tablespaces {
+            let kept = self.data.join(TABLESPACES).join(space.oid.to_string());
+            let link = links.join(space.oid.to_string());
+            let target = match self.spaces.get(&space.oid) {
+                Some(mapped) => mapped,
+                None if kept.is_dir() => &kept,
+                // It lies in the data directory itself.
+                None => continue,
+            };
+            files::link(&link, target).at(Kind::Retry, "link", &link)?;
+        }
+        Ok(())
+    }
+
+    /// An empty pg_wal, unless the set has one.
+    pub fn make_wal_directory(&self) -> Result<()> {
+        make_directory(&self.data.join("pg_wal"))
+    }
+
+    /// Makes everything durable that was written.
+    pub fn sync(&self) -> Result<()> {
+        let Some(opened) = &self.opened else {
+            return Ok(());
+        };
+        let sync = |directory: BorrowedFd<'_>, path: &Path| {
+            files::sync_tree(directory).at(Kind::Retry, "make durable", path)
+        };
+        sync(opened.root.as_fd(), &self.data)?;
+        for (oid, space) in &opened.spaces {
+            sync(space.as_fd(), self.spaces.get(oid).unwrap_or(&self.data))?;
+        }
+        files::sync_directory(self.above()).at(Kind::Retry, "sync", self.above())
+    }
+
+    /// Takes the marks away: the control file is in place.
+    pub fn settle(&self) -> Result<()> {
+        for directory in self.spaces.values().chain([&self.data]) {
+            let path = directory.join(MARK);
+            files::remove(&path).at(Kind::Retry, "remove", &path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a restore that failed has written.
+    pub fn give_up(&self) {
+        if self.data.join(control::FILE_NAME).exists() {
+            return;
+        }
+        for directory in self.spaces.values().chain([&self.data]) {
+            let mut cleared = clear(directory);
+            if cleared.is_ok() && *directory == self.data && self.is_new {
+                cleared = std::fs::remove_dir(directory).at(Kind::Retry, "remove", directory);
+            }
+            if let Err(error) = cleared {
+                tracing::warn!("{error}; the next restore to the same place removes it");
+            }
+        }
+    }
+
+    fn above(&self) -> &Path {
+        self.data.parent().unwrap_or(Path::new("/"))
+    }
+}
+
+/// Whether a directory has to be made; an error unless it can be, is empty, or is an unfinished
+/// restore to `data`.
+fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
+    let names = match std::fs::read_dir(path) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match path.parent() {
+                Some(above) if above.is_dir() => Ok(true),
+                _ => Err(CommandError::usage(format!(
+                    "{} cannot be made: there is no directory above it",
+                    path.display()
+                ))),
+            };
+        }
+        Err(error) => return Err(error).at(Kind::Usage, "list", path),
+    };
+    let is_free = names.count() == 0 || is_unfinished(path, data)?;
+    match is_free {
+        true => Ok(false),
+        false => Err(
+            CommandError::usage(format!("{} is not empty", path.display()))
+                .hint("name a directory that is not there yet, or is empty"),
+        ),
+    }
+}
+
+/// Whether what is there is the rest of an interrupted restore to `data`, and nothing else.
+fn is_unfinished(path: &Path, data: &Path) -> Result<bool> {
+    let mark = path.join(MARK);
+    let marked = match std::fs::read(&mark) {
+        Ok(text) => text == data.as_os_str().as_bytes(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error).at(Kind::Usage, "read", &mark),
+    };
+    Ok(marked && !data.join(control::FILE_NAME).exists())
+}
+
+/// Removes what a marked directory holds, the mark last.
+fn clear(directory: &Path) -> Result<()> {
+    let mark = directory.join(MARK);
+    if !mark.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(directory).at(Kind::Retry, "list", directory)? {
+        let path = entry.at(Kind::Retry, "list", directory)?.path();
+        if path == mark {
+            continue;
+        }
+        let kind = path.symlink_metadata().at(Kind::Retry, "examine", &path)?;
+        let removed = match kind.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        removed.at(Kind::Retry, "remove", &path)?;
+    }
+    files::remove(&mark).at(Kind::Retry, "remove", &mark)?;
+    Ok(())
+}
+
+/// Neither inside the master's data directory nor around it.
+fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
+    let own = resolved(&config.master_data);
+    // Lost with its host, it may be restored where it was.
+    let is_replacement = *path == own && !own.join("PG_VERSION").exists();
+    if is_replacement || !(path.starts_with(&own) || own.starts_with(path)) {
+        return Ok(());
+    }
+    Err(CommandError::usage(format!(
+        "{} and the master's data directory {} have to lie apart",
+        path.display(),
+        own.display()
+    ))
+    .hint("restore to a new directory, compare, and only then put it in the old one's place"))
+}
+
+/// Where a path leads, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let above = path.parent().and_then(|above| above.canonicalize().ok());
+    match (path.canonicalize(), above, path.file_name()) {
+        (Ok(resolved), ..) => resolved,
+        (Err(_), Some(above), Some(name)) => above.join(name),
+        _ => path.to_path_buf(),
+    }
+}
+
+/// Which tablespace goes where.
+fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<Spaces> {
+    let known = &described.tablespaces;
+    let location = |path: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
+    let mut spaces = Spaces::new();
+    for (old, new) in mapping {
+        let Some(space) = known.iter().find(|space| location(&space.path) == *old) else {
+            let paths = known.iter().map(|space| location(&space.path));
+            let paths: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+            let hint = match paths.is_empty() {
+                true => "the set has no tablespaces".to_owned(),
+                false => format!("its tablespaces were at {}", paths.join(", ")),
+            };
+            let text = format!("the set has no tablespace of {}", old.display());
+            return Err(CommandError::usage(text).hint(hint));
+        };
+        spaces.insert(space.oid, resolved(new));
+    }
+    for space in known
+        .iter()
+        .filter(|space| !spaces.contains_key(&space.oid))
+    {
+        tracing::info!(
+            "tablespace {} stays below the new directory, in {TABLESPACES}/{}",
+            location(&space.path).display(),
+            space.oid
+        );
+    }
+    Ok(spaces)
+}
+
+/// Makes a directory as PostgreSQL wants them, unless it is there.
+fn make_directory(path: &Path) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.at(Kind::Retry, "create", path),
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at(Kind::Retry, "open", path)
+}

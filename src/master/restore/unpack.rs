@@ -1,0 +1,392 @@
+//! The stream of a set, taken apart into a new directory as it arrives.
+//! Never follows a link and never opens a path of more than one component. Invariant: nothing
+//! outside the directories it was given is touched, and no file counts that is not the manifest's.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
+use walmgr_protocol::names::RelativePath;
+
+use super::CONTROL_ASIDE;
+use super::place::{MARK, Place};
+use crate::error::{CommandError, Result};
+use crate::master::backup::progress::Counters;
+use crate::master::fetch::Sink;
+use crate::pg::{control, manifest, tablespace_map};
+use crate::tar::{Entry, EntryKind, Step, TarReader};
+
+const MANIFEST: &str = "backup_manifest";
+const MAP: &str = "tablespace_map";
+
+/// What PostgreSQL calls a map that it has gone by: the links are made here, for where they lead now.
+const MAP_DONE: &str = "tablespace_map.old";
+
+/// Files of a server's life that a new one must not find.
+const LEFT_OUT: [&str; 5] = [
+    MAP_DONE,
+    "standby.signal",
+    "recovery.signal",
+    "postmaster.pid",
+    "postmaster.opts",
+];
+
+/// What a manifest does not list, or lists as it was once: `pg_verifybackup` passes these over too.
+const UNLISTED: [&str; 2] = [MANIFEST, "postgresql.auto.conf"];
+
+/// What was taken apart.
+pub struct Layout {
+    /// Whether the files were compared with one.
+    pub has_manifest: bool,
+}
+
+/// Takes a stream apart. Lives through as many connections as the stream needs.
+pub struct Unpack {
+    root: Arc<OwnedFd>,
+    spaces: Vec<(u32, Arc<OwnedFd>)>,
+    tar: TarReader,
+    file: Option<OpenFile>,
+    /// The directory that was used last: files come in the order of their directories.
+    directory: Option<(Vec<u8>, Arc<OwnedFd>)>,
+    /// Lengths and checksums of the files that have to come.
+    expected: Option<HashMap<RelativePath, (u64, Option<u32>)>>,
+    counters: Arc<Counters>,
+}
+
+struct OpenFile {
+    path: RelativePath,
+    /// `None` for one that is left out.
+    file: Option<File>,
+    len: u64,
+    crc32c: u32,
+    /// The manifest's own bytes.
+    kept: Option<Vec<u8>>,
+}
+
+impl Unpack {
+    /// Begins in a place that is empty but for its mark.
+    pub fn begin(place: &Place, counters: Arc<Counters>) -> Result<Unpack> {
+        let (root, spaces) = place.handles()?;
+        Ok(Unpack {
+            root: Arc::new(root),
+            spaces: (spaces.into_iter())
+                .map(|(oid, space)| (oid, Arc::new(space)))
+                .collect(),
+            tar: TarReader::default(),
+            file: None,
+            directory: None,
+            expected: None,
+            counters,
+        })
+    }
+
+    /// How much of the stream was taken.
+    pub const fn position(&self) -> u64 {
+        self.tar.position()
+    }
+
+    /// Ends the stream; fails if anything is missing.
+    pub fn finish(self) -> Result<Layout> {
+        self.tar
+            .finish()
+            .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;
+        let missing = self.expected.as_ref().and_then(|files| files.keys().min());
+        match missing {
+            Some(path) => Err(CommandError::retry(format!(
+                "the backup set lacks {path}, which its manifest lists"
+            ))),
+            None => Ok(Layout {
+                has_manifest: self.expected.is_some(),
+            }),
+        }
+    }
+
+    fn begin_entry(&mut self, entry: Entry) -> Result<()> {
+        let Entry { path, kind } = entry;
+        if path.as_bytes() == MARK.as_bytes() {
+            return Err(refused(&path, "its name is this command's own"));
+        }
+        match kind {
+            EntryKind::Directory => self.descend(path.as_bytes()).map(drop),
+            EntryKind::File { offset: 0, .. } => self.begin_file(path),
+            EntryKind::File { .. } => Err(refused(&path, "it begins in its middle")),
+        }
+    }
+
+    fn begin_file(&mut self, path: RelativePath) -> Result<()> {
+        let is = |name: &str| path.as_bytes() == name.as_bytes();
+        let file = match LEFT_OUT.into_iter().any(is) {
+            true => None,
+            false => {
+                let name = match () {
+                    () if is(control::FILE_NAME) => CONTROL_ASIDE.as_bytes(),
+                    () if is(MAP) => MAP_DONE.as_bytes(),
+                    () => path.file_name(),
+                };
+                let parent = path.parent();
+                let parent = parent.as_ref().map_or(&[][..], RelativePath::as_bytes);
+                let directory = self.descend(parent)?;
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mode = Mode::RUSR | Mode::WUSR;
+                let made = rustix::fs::openat(&directory, OsStr::from_bytes(name), flags, mode);
+                Some(File::from(
+                    made.map_err(|error| failed("create", &path, error))?,
+                ))
+            }
+        };
+        self.file = Some(OpenFile {
+            kept: is(MANIFEST).then(Vec::new),
+            path,
+            file,
+            len: 0,
+            crc32c: 0,
+        });
+        Ok(())
+    }
+
+    fn data(&mut self, data: &[u8]) -> Result<()> {
+        let Some(open) = &mut self.file else {
+            // The reader gives data only behind the entry of a file.
+            return Ok(());
+        };
+        if let Some(file) = &mut open.file {
+            let written = file.write_all(data);
+            written.map_err(|error| failed("write", &open.path, error))?;
+        }
+        open.len += data.len() as u64;
+        open.crc32c = crc32c::crc32c_append(open.crc32c, data);
+        if let Some(kept) = &mut open.kept {
+            if open.len > MANIFEST_BYTES_MAX {
+                return Err(refused(&open.path, "it is longer than a manifest can be"));
+            }
+            kept.extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    fn end_file(&mut self) -> Result<()> {
+        let Some(open) = self.file.take() else {
+            return Ok(());
+        };
+        Counters::add(&self.counters.files, 1);
+        if let Some(kept) = open.kept {
+            self.expected = Some(listed(&kept)?);
+            return Ok(());
+        }
+        let Some(expected) = &mut self.expected else {
+            return Ok(());
+        };
+        let is = |name: &str| open.path.as_bytes() == name.as_bytes();
+        match expected.remove(&listed_path(&open.path)) {
+            Some(_) if UNLISTED.into_iter().any(is) => Ok(()),
+            Some((len, _)) if len != open.len => Err(refused(
+                &open.path,
+                &format!("its manifest says {len} bytes, {} came", open.len),
+            )),
+            Some((_, Some(crc32c))) if crc32c != open.crc32c => {
+                Err(refused(&open.path, "its CRC-32C is not the manifest's"))
+            }
+            Some(_) => Ok(()),
+            None if is_free(&open.path) => Ok(()),
+            None => Err(refused(&open.path, "it is not in the manifest")),
+        }
+    }
+
+    /// The handle of a directory, made as far as it is not there.
+    fn descend(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>> {
+        if let Some((last, handle)) = &self.directory
+            && last == path
+        {
+            return Ok(Arc::clone(handle));
+        }
+        let (mut here, mut rest) = (Arc::clone(&self.root), path);
+        for (oid, space) in &self.spaces {
+            let prefix = format!("tmpspc/{oid}");
+            if let Some(below) = path.strip_prefix(prefix.as_bytes())
+                && (below.is_empty() || below[0] == b'/')
+            {
+                here = Arc::clone(space);
+                rest = below.strip_prefix(b"/").unwrap_or(below);
+            }
+        }
+        for component in rest.split(|byte| *byte == b'/').filter(|it| !it.is_empty()) {
+            let name = OsStr::from_bytes(component);
+            let failed = |op: &str, error: Errno| {
+                let shown = path.escape_ascii();
+                CommandError::retry(format!("{op} {shown}")).because(std::io::Error::from(error))
+            };
+            match rustix::fs::mkdirat(here.as_fd(), name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("create directory", error)),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let entered = rustix::fs::openat(here.as_fd(), name, flags, Mode::empty());
+            here = Arc::new(entered.map_err(|error| failed("enter directory", error))?);
+        }
+        self.directory = Some((path.to_vec(), Arc::clone(&here)));
+        Ok(here)
+    }
+}
+
+impl Sink for Unpack {
+    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        Counters::add(&self.counters.read_bytes, bytes.len() as u64);
+        loop {
+            let step = self
+                .tar
+                .next(&mut bytes)
+                .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;
+            match step {
+                Step::Entry(entry) => self.begin_entry(entry)?,
+                Step::Data(data) => self.data(data)?,
+                Step::FileEnd => self.end_file()?,
+                Step::NeedMore => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What a manifest lists.
+fn listed(bytes: &[u8]) -> Result<HashMap<RelativePath, (u64, Option<u32>)>> {
+    let wrong = |fault: manifest::ManifestFault| {
+        CommandError::retry("read the set's backup_manifest").because(fault)
+    };
+    let mut files = HashMap::new();
+    for file in manifest::Reader::new(bytes).map_err(wrong)? {
+        let file = file.map_err(wrong)?;
+        let crc32c = file.crc32c();
+        files.insert(file.path, (file.size, crc32c));
+    }
+    Ok(files)
+}
+
+/// A file's path as PostgreSQL and the manifest see it: tablespaces are below `pg_tblspc`.
+fn listed_path(path: &RelativePath) -> RelativePath {
+    let below = path.as_bytes().strip_prefix(b"tmpspc/");
+    let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
+    below
+        .filter(|_| oid.is_some_and(|oid| tablespace_map::oid_of(oid).is_some()))
+        .map(|below| [b"pg_tblspc/", below].concat())
+        .and_then(|path| RelativePath::new(&path).ok())
+        .unwrap_or_else(|| path.clone())
+}
+
+/// What a set may hold although its manifest does not list it.
+fn is_free(path: &RelativePath) -> bool {
+    let bytes = path.as_bytes();
+    let is = |name: &str| bytes == name.as_bytes();
+    bytes.starts_with(b"pg_wal/") || UNLISTED.into_iter().any(is) || LEFT_OUT.into_iter().any(is)
+}
+
+fn refused(path: &RelativePath, why: &str) -> CommandError {
+    CommandError::retry(format!("the backup set is refused: {path}: {why}"))
+        .hint("look at the set on the standby, or restore another one; `listbackups` lists them")
+}
+
+fn failed(op: &str, path: &RelativePath, error: impl Into<std::io::Error>) -> CommandError {
+    CommandError::retry(format!("{op} {path}")).because(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tar::writer;
+    use std::path::Path;
+
+    fn unpack_into(root: &Path, space: Option<&Path>) -> Unpack {
+        let open = |path: &Path| Arc::new(OwnedFd::from(File::open(path).unwrap()));
+        Unpack {
+            root: open(root),
+            spaces: space
+                .map(|space| (16_385, open(space)))
+                .into_iter()
+                .collect(),
+            tar: TarReader::default(),
+            file: None,
+            directory: None,
+            expected: None,
+            counters: Arc::default(),
+        }
+    }
+
+    fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+        let mut tar = Vec::new();
+        for (path, content) in files {
+            let size = content.len() as u64;
+            writer::put_file(&mut tar, path.as_bytes(), size, 0);
+            tar.extend_from_slice(content.as_bytes());
+            tar.resize(tar.len() + writer::padding(size), 0);
+        }
+        tar.extend_from_slice(&writer::END);
+        tar
+    }
+
+    #[test]
+    fn files_go_where_they_belong_and_the_control_file_waits() {
+        let (root, space) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut unpack = unpack_into(root.path(), Some(space.path()));
+        let stream = tar(&[
+            ("tablespace_map", "16385 /srv/fast\n"),
+            ("base/1/1259", "one"),
+            ("standby.signal", ""),
+            ("tmpspc/16385/PG_15/5/1", "two"),
+            ("tmpspc/163850/PG_15/5/1", "three"),
+            ("global/pg_control", "control"),
+        ]);
+        for piece in stream.chunks(700) {
+            unpack.append(piece).unwrap();
+        }
+        assert_eq!(unpack.position(), stream.len() as u64);
+        assert!(!unpack.finish().unwrap().has_manifest);
+        let read = |path: &str| std::fs::read_to_string(root.path().join(path)).ok();
+        assert_eq!(read("base/1/1259").as_deref(), Some("one"));
+        assert_eq!(read("tmpspc/163850/PG_15/5/1").as_deref(), Some("three"));
+        let mapped = std::fs::read(space.path().join("PG_15/5/1")).unwrap();
+        assert_eq!(mapped, b"two");
+        assert!(!root.path().join("tmpspc/16385").exists());
+        assert_eq!(
+            read("global/pg_control.restoring").as_deref(),
+            Some("control")
+        );
+        assert!(read("tablespace_map.old").is_some());
+        for absent in ["global/pg_control", "tablespace_map", "standby.signal"] {
+            assert_eq!(read(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn fault_90_nothing_is_written_through_a_link_or_over_a_file() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path(), root.path().join("base")).unwrap();
+        std::fs::write(root.path().join("PG_VERSION"), "precious").unwrap();
+        for (path, named) in [
+            ("base/1", "base"),
+            ("PG_VERSION", "PG_VERSION"),
+            (MARK, MARK),
+        ] {
+            let mut unpack = unpack_into(root.path(), None);
+            let error = unpack.append(&tar(&[(path, "x")])).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        let kept = std::fs::read(root.path().join("PG_VERSION")).unwrap();
+        assert_eq!(kept, b"precious");
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_is_not_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let stream = tar(&[("PG_VERSION", "15\n")]);
+        let mut unpack = unpack_into(root.path(), None);
+        unpack.append(&stream[..stream.len() - 600]).unwrap();
+        assert!(unpack.finish().is_err());
+    }
+}

@@ -1,0 +1,250 @@
+//! `xrestore NAME PATH` on the master: the `restore_command` of a server that `restore` made there.
+//! Never says 1 unless the standby has proven that its archive holds neither the file nor anything
+//! behind it. Invariant: PATH gets either the whole file, checked on the standby record by record and
+//! here against what was sent, or nothing, wherever the process is killed.
+//!
+//! The exit codes are the standby's: 0, 1 for proven absent, 254 for everything else. A connection
+//! that breaks is tried again for `push_timeout`, because 254 ends the server that asks.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::message::fetch::{GetFile, NotFound};
+use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::session::fetch::{Outcome, Request};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::HandedOver;
+use crate::master::cluster::ClusterFacts;
+use crate::master::fetch::{Fetched, Fetching, Sink};
+use crate::options::Options;
+use crate::output;
+
+/// Pause before the next attempt.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a file that is missing among others may be on its way.
+const GAP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Hands over one file.
+pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &Path) -> Result<()> {
+    let restore = Restore {
+        config,
+        name,
+        // PostgreSQL's working directory, and so ours, is its data directory.
+        facts: ClusterFacts::of(Path::new(".")).ok(),
+        begun: Instant::now(),
+    };
+    let runtime = super::runtime()?;
+    let restored = match options.not_really {
+        true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere))),
+        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path))),
+    };
+    // A writer that is stuck in a dead disk must not hold the exit back.
+    runtime.shutdown_background();
+    match restored? {
+        Whole::InPlace => {
+            tracing::info!("{name} restored to {}", path.display());
+            Ok(())
+        }
+        Whole::Seen => output::not_really(&format!("put {name} in place as {}", path.display())),
+    }
+}
+
+/// What became of a whole file.
+enum Whole {
+    InPlace,
+    Seen,
+}
+
+/// Where a file goes.
+trait Destination: Sink {
+    fn finish(self) -> Result<Whole>;
+}
+
+/// `-n`: it is looked at only.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn append(&mut self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Destination for Nowhere {
+    fn finish(self) -> Result<Whole> {
+        Ok(Whole::Seen)
+    }
+}
+
+struct Placing {
+    file: HandedOver,
+    path: std::path::PathBuf,
+}
+
+impl Placing {
+    fn begin(path: &Path) -> Result<Placing> {
+        let begun = HandedOver::begin(path);
+        Ok(Placing {
+            file: begun.at(Kind::Retry, "create a file beside", path)?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn writing(path: &Path, result: io::Result<()>) -> Result<()> {
+        result.at(Kind::Retry, "write", path)
+    }
+}
+
+impl Sink for Placing {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        Placing::writing(&self.path, self.file.append(bytes))
+    }
+}
+
+impl Destination for Placing {
+    fn finish(self) -> Result<Whole> {
+        Placing::writing(&self.path, self.file.put_in_place())?;
+        Ok(Whole::InPlace)
+    }
+}
+
+/// One call of the command.
+struct Restore<'a> {
+    config: &'a MasterConfig,
+    name: WalFileName,
+    facts: Option<ClusterFacts>,
+    begun: Instant,
+}
+
+/// Why an attempt led to no file.
+enum Failure {
+    /// It may be different in a moment.
+    Passing(CommandError),
+    /// It may be different for a moment only.
+    Gap(CommandError),
+    Final(CommandError),
+}
+
+impl Restore<'_> {
+    async fn keep_trying<D: Destination>(&self, begin: impl Fn() -> Result<D>) -> Result<Whole> {
+        let mut was_said = false;
+        loop {
+            let left = (self.config.push_timeout).saturating_sub(self.begun.elapsed());
+            let attempt = tokio::time::timeout(left.max(PAUSE), self.attempt(begin()?));
+            let failure = match attempt.await {
+                Ok(Ok(whole)) => return Ok(whole),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::Passing(self.late()),
+            };
+            let (error, patience) = match failure {
+                Failure::Passing(error) => (error, self.config.push_timeout),
+                Failure::Gap(error) => (error, GAP_PATIENCE),
+                Failure::Final(error) => return Err(error),
+            };
+            if self.begun.elapsed() + PAUSE > patience {
+                return Err(error);
+            }
+            if !was_said {
+                // No warning: what PostgreSQL's log gets is one line, and that only if it fails.
+                tracing::info!("{error}; trying again");
+                was_said = true;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt<D: Destination>(&self, destination: D) -> Result<Whole, Failure> {
+        let connected = Fetching::connect(self.config, self.facts.as_ref()).await;
+        let mut fetching = connected.map_err(passing)?;
+        let request = Request::File(GetFile {
+            name: self.name,
+            compression: self.config.compression,
+        });
+        let fetched = fetching.get(request, destination).await;
+        let Fetched {
+            sink,
+            outcome,
+            refusal,
+        } = fetched;
+        if let Some(error) = refusal {
+            return Err(Failure::Final(error));
+        }
+        let outcome = outcome.map_err(passing)?;
+        let doing = format!("send {}", self.name);
+        let ended = match (outcome, sink) {
+            (Outcome::Whole, Some(destination)) => destination.finish().map_err(Failure::Final),
+            (Outcome::NotFound(what), _) => Err(self.absent(what)),
+            (Outcome::Refused(error), _) => {
+                let is_passing = is_passing(&error);
+                let error = fetching.refused(&doing, error);
+                Err(match is_passing {
+                    true => Failure::Passing(error),
+                    false => Failure::Final(error),
+                })
+            }
+            (Outcome::Differs { .. } | Outcome::Whole, _) => {
+                Err(Failure::Passing(CommandError::retry(format!(
+                    "{} arrived with other bytes than were sent",
+                    self.name
+                ))))
+            }
+        };
+        fetching.close().await;
+        ended
+    }
+
+    fn absent(&self, what: NotFound) -> Failure {
+        let (name, slave) = (self.name, &self.config.slave);
+        match what {
+            NotFound::NothingLater => Failure::Final(CommandError::new(
+                Kind::Absent,
+                format!("{name} is not in the archive"),
+            )),
+            NotFound::Gap(later) => Failure::Gap(
+                CommandError::retry(format!(
+                    "{name} is missing on {slave} although {later} is there: the archive has a gap"
+                ))
+                .hint("put it into the standby's archive, or recover to a target before it"),
+            ),
+            NotFound::OnlyDamaged(copy) => Failure::Final(
+                CommandError::retry(format!(
+                    "{name} was found damaged on {slave} and set aside as {copy}; replaying \
+                     without it would lose what it holds"
+                ))
+                .hint("archive it again, or recover to a target before it"),
+            ),
+            NotFound::NoSuchSet => {
+                let text = format!("{slave} answered about a backup set");
+                Failure::Final(CommandError::retry(text))
+            }
+        }
+    }
+
+    fn late(&self) -> CommandError {
+        let (slave, deadline) = (&self.config.slave, self.config.push_timeout);
+        let name = self.name;
+        CommandError::retry(format!(
+            "{name} did not come from {slave} within push_timeout = {deadline:?}"
+        ))
+        .hint("look at the network and at the receiver's log on the standby")
+    }
+}
+
+/// A receiver that is down or a link that broke; nothing that a person has to mend.
+fn passing(error: CommandError) -> Failure {
+    match error.kind() {
+        Kind::Retry => Failure::Passing(error),
+        _ => Failure::Final(error),
+    }
+}
+
+fn is_passing(error: &Error) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::TimedOut | ErrorCode::Abandoned
+    )
+}

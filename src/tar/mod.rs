@@ -1,0 +1,8 @@
+//! The tar streams that backup sets travel in: read by whoever takes one apart, written by whoever
+//! sends one.
+//! Never touches a file. Invariant: what [`writer`] writes, [`reader`] reads, and any other tar too.
+
+pub mod reader;
+pub mod writer;
+
+pub use reader::{BLOCK_BYTES, Entry, EntryKind, Step, TarFault, TarReader};
