@@ -26,14 +26,19 @@
 //! | 14 | ping | both | nothing |
 //! | 15 | pong | both | nothing |
 //! | 16 | goodbye | both | nothing |
+//! | 48–54 | partial stream | both | see [`partial`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
 //! 16 to channel 0; an error belongs to the channel whose upload it ends.
 
+pub mod partial;
+
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
+
+pub use partial::Partial;
 
 use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
@@ -63,10 +68,17 @@ pub enum Kind {
     Ping = 14,
     Pong = 15,
     Goodbye = 16,
+    PartialBegin = 48,
+    PartialBegun = 49,
+    PartialOpen = 50,
+    PartialAt = 51,
+    PartialRewrite = 52,
+    PartialAppend = 53,
+    PartialDurable = 54,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 23] = [
         Kind::Setup,
         Kind::SetupDone,
         Kind::Offer,
@@ -83,6 +95,13 @@ impl Kind {
         Kind::Ping,
         Kind::Pong,
         Kind::Goodbye,
+        Kind::PartialBegin,
+        Kind::PartialBegun,
+        Kind::PartialOpen,
+        Kind::PartialAt,
+        Kind::PartialRewrite,
+        Kind::PartialAppend,
+        Kind::PartialDurable,
     ];
 
     fn from_number(number: u8) -> Option<Kind> {
@@ -266,6 +285,14 @@ error_codes! {
     Internal = 17,
     /// The other side gave this upload up.
     Abandoned = 18,
+    /// Another client writes the partial stream.
+    WriterActive = 32,
+    /// The WAL contradicts what is archived, or the archive has a newer timeline.
+    Diverged = 33,
+    /// The open partial segment was finished meanwhile: open it again.
+    Finished = 34,
+    /// The history of the timeline has to be archived first.
+    HistoryMissing = 35,
 }
 
 impl ErrorCode {
@@ -361,6 +388,8 @@ pub enum Message {
     Pong,
     /// Nothing follows; close without an error.
     Goodbye,
+    /// Something about the partial stream.
+    Partial(Partial),
 }
 
 /// The digest of a file that is durable. The only way to one on the sending side is
@@ -395,6 +424,7 @@ impl Message {
             Message::Ping => Kind::Ping,
             Message::Pong => Kind::Pong,
             Message::Goodbye => Kind::Goodbye,
+            Message::Partial(partial) => partial.kind(),
         }
     }
 
@@ -417,6 +447,7 @@ impl Message {
             Message::Ping => "a ping",
             Message::Pong => "a pong",
             Message::Goodbye => "a goodbye",
+            Message::Partial(partial) => partial.name(),
         }
     }
 
@@ -471,6 +502,7 @@ impl Message {
                 out.put_u16_le(request.limit);
             }
             Message::List(list) => list.encode(out),
+            Message::Partial(partial) => return partial.encode(out),
         }
         0
     }
@@ -481,7 +513,8 @@ impl Message {
             what: "frame kind",
             found: u64::from(kind),
         })?;
-        let known_flags = if kind == Kind::Data { FLAG_ZSTD } else { 0 };
+        let carries_block = matches!(kind, Kind::Data | Kind::PartialAppend);
+        let known_flags = if carries_block { FLAG_ZSTD } else { 0 };
         if flags & !known_flags != 0 {
             let found = u64::from(flags);
             return Err(ProtocolError::Incompatible {
@@ -537,6 +570,13 @@ impl Message {
             Kind::Ping => Message::Ping,
             Kind::Pong => Message::Pong,
             Kind::Goodbye => Message::Goodbye,
+            Kind::PartialBegin
+            | Kind::PartialBegun
+            | Kind::PartialOpen
+            | Kind::PartialAt
+            | Kind::PartialRewrite
+            | Kind::PartialAppend
+            | Kind::PartialDurable => Message::Partial(Partial::decode(kind, flags, &mut fields)?),
         };
         fields.end()?;
         Ok(message)

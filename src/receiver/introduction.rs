@@ -10,7 +10,7 @@ use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
-use walmgr_protocol::session::hello::choose_version;
+use walmgr_protocol::session::hello::{FEATURES, choose_version};
 use walmgr_protocol::version::VersionRange;
 
 use crate::receiver::control::cluster_of;
@@ -160,7 +160,8 @@ async fn introduce(
         ))
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
+    let mut welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
+    welcome.features = hello.features & FEATURES;
     let name = (settings.name(fingerprint.as_ref())).or(identified.certified_name);
     let peer = Peer {
         address,

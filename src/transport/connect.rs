@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Answer, FEATURES, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
@@ -61,7 +61,7 @@ impl Target {
             role: Role::Master,
             cluster: Some(cluster),
             timeline,
-            features: 0,
+            features: FEATURES,
             nonce: fresh_nonce()?,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -172,6 +172,7 @@ pub const fn kind_of(code: ErrorCode) -> Kind {
         ErrorCode::NotAuthorized | ErrorCode::RightMissing => Kind::Identity,
         ErrorCode::ForeignCluster | ErrorCode::ForeignFile => Kind::ForeignCluster,
         ErrorCode::DiskFull | ErrorCode::DiskFailed => Kind::ReceiverDisk,
+        ErrorCode::Diverged => Kind::Conflict,
         ErrorCode::Malformed
         | ErrorCode::Misbehaved
         | ErrorCode::Incompatible
@@ -183,7 +184,10 @@ pub const fn kind_of(code: ErrorCode) -> Kind {
         | ErrorCode::ShuttingDown
         | ErrorCode::TimedOut
         | ErrorCode::Internal
-        | ErrorCode::Abandoned => Kind::Retry,
+        | ErrorCode::Abandoned
+        | ErrorCode::WriterActive
+        | ErrorCode::Finished
+        | ErrorCode::HistoryMissing => Kind::Retry,
     }
 }
 

@@ -39,6 +39,12 @@ const CRC_BYTES: usize = 4;
 const ANSWER_WELCOME: u16 = 1;
 const ANSWER_REFUSED: u16 = 2;
 
+/// Feature: the partial stream (message kinds 48 to 54).
+pub const FEATURE_PARTIAL: u64 = 4;
+
+/// Every feature of this program.
+pub const FEATURES: u64 = FEATURE_PARTIAL;
+
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);
 
@@ -63,7 +69,7 @@ pub struct Hello {
     pub cluster: Option<Cluster>,
     /// The timeline its cluster is on.
     pub timeline: TimelineId,
-    /// Optional features it can use, one bit each; none is assigned.
+    /// Optional features it can use, one bit each, such as [`FEATURE_PARTIAL`].
     pub features: u64,
     /// Fresh random bytes.
     pub nonce: Nonce,

@@ -9,4 +9,5 @@
 
 pub mod hello;
 pub mod keepalive;
+pub mod partial;
 pub mod push;
