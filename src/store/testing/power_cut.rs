@@ -324,6 +324,10 @@ impl Disk for PowerCutDisk {
         Ok(file)
     }
 
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        RealDisk.reopen(directory, name)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         RealDisk.lock(file)
     }
@@ -365,6 +369,10 @@ impl Disk for PowerCutDisk {
         Ok(())
     }
 
+    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.sync_file(file)
+    }
+
     fn close(&self, file: OwnedFd) -> io::Result<()> {
         RealDisk.close(file)
     }
@@ -385,6 +393,18 @@ impl Disk for PowerCutDisk {
         let identity = RealDisk.stat_at(directory, from)?.identity;
         RealDisk.link(directory, from, to)?;
         self.change(directory, Change::Add(to.into(), identity))
+    }
+
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()> {
+        let identity = RealDisk.stat_at(directory, from)?.identity;
+        RealDisk.link_into(directory, from, other, to)?;
+        self.change(other, Change::Add(to.into(), identity))
     }
 
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
