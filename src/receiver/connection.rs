@@ -2,6 +2,8 @@
 //! Never touches the archive itself. Invariant: at most one upload a channel, and a peer that
 //! breaks a rule is told which before it is hung up on.
 
+mod partial;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
 use crate::receiver::introduction::{self, Peer};
+use crate::receiver::partial::Report as PartialReport;
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
@@ -50,6 +53,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
     let now = daemon.started.elapsed();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
+        stream: partial::Stream::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
         stop_by: None,
@@ -108,6 +112,7 @@ struct Connection {
     peer: Peer,
     wire: Wire,
     channels: Vec<Channel>,
+    stream: partial::Stream,
     reports: mpsc::Sender<(Slot, Report)>,
     keepalive: Keepalive,
     frame_began: Option<Instant>,
@@ -117,6 +122,7 @@ struct Connection {
 enum Happened {
     Arrived(Option<Frame>),
     Reported(Slot, Report),
+    PartialReported(PartialReport),
     Reloaded,
     Stopping,
     Tick,
@@ -138,6 +144,7 @@ impl Connection {
             let asked_to_stop = self.stop_by.is_some();
             let happened = tokio::select! {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
+                Some(report) = self.stream.inbox.recv() => Happened::PartialReported(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -165,6 +172,7 @@ impl Connection {
                 Ok(())
             }
             Happened::Reported(slot, report) => self.reported(slot, report).await,
+            Happened::PartialReported(report) => self.partial_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -243,6 +251,12 @@ impl Connection {
             (0, Message::Goodbye) => Err(End::Gone("goodbye".to_owned())),
             (0, Message::Error(error)) => Err(End::Gone(error.message)),
             (0, request) => self.control(request).await,
+            (channel, message @ Message::Partial(_)) => {
+                self.partial_message(channel, message).await
+            }
+            (channel, message) if self.stream.owns(channel) => {
+                self.partial_message(channel, message).await
+            }
             (channel, message) => self.upload_message(channel, message).await,
         }
     }
@@ -271,7 +285,7 @@ impl Connection {
     async fn upload_message(&mut self, channel: u16, message: Message) -> Result<(), End> {
         let index = self.index(channel)?;
         if matches!(message, Message::Offer(_))
-            && let Some(refusal) = self.cannot_take()
+            && let Some(refusal) = self.cannot_take("an offer")
         {
             self.log_refusal(&refusal);
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
@@ -369,7 +383,7 @@ impl Connection {
         Err(ProtocolError::from(misbehaved).into())
     }
 
-    fn cannot_take(&self) -> Option<Error> {
+    fn cannot_take(&self, what: &str) -> Option<Error> {
         if self.stop_by.is_some() {
             let text = "the receiver is stopping";
             return Some(Error::channel(
@@ -379,7 +393,7 @@ impl Connection {
             ));
         }
         if !self.peer.rights.push {
-            return Some(self.lacks_right("an offer", "push"));
+            return Some(self.lacks_right(what, "push"));
         }
         if self.daemon.archive.binding().is_none() {
             return Some(Error::channel(

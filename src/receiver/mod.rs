@@ -4,12 +4,14 @@
 //! daemon stays up and the archive stays whole.
 //!
 //! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
-//! connection, [`upload`] writes one file, [`control`] answers questions, [`settings`] is what a
+//! connection, [`upload`] writes one file, [`partial`] the records of the segment in
+//! progress, [`control`] answers questions, [`settings`] is what a
 //! reload may change.
 
 pub mod connection;
 pub mod control;
 pub mod introduction;
+pub mod partial;
 pub mod refusal;
 pub mod server;
 pub mod settings;
