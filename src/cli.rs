@@ -81,6 +81,10 @@ pub enum Command {
     },
     /// Run `periodic_command` if its interval has passed.
     Periodic,
+    /// Ship every whole record once.
+    Sync,
+    /// Ship them again and again.
+    Syncdaemon,
     /// Receive on the standby.
     Receiver,
     /// Hand one WAL file to a recovering PostgreSQL: its `restore_command`.
@@ -131,6 +135,8 @@ impl Command {
             Command::Stop => "stop",
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
+            Command::Sync => "sync",
+            Command::Syncdaemon => "syncdaemon",
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
             Command::Pause => "pause",
@@ -165,9 +171,7 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 16] = [
-    "sync",
-    "syncdaemon",
+const ABSENT: [&str; 14] = [
     "backup",
     "listbackups",
     "restore",
@@ -183,6 +187,9 @@ const ABSENT: [&str; 16] = [
     "xpartialsync",
     "status",
 ];
+
+/// Commands that `-d`, `-r`, `-s` and `-k` are for.
+const DAEMONS: [&str; 2] = ["receiver", "syncdaemon"];
 
 const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
 
@@ -230,13 +237,13 @@ struct Flags {
 
 #[derive(Args, Default)]
 struct DaemonFlags {
-    /// Go into the background once ready (receiver)
+    /// Go into the background once ready (receiver, syncdaemon)
     #[arg(short, long)]
     daemon: bool,
-    /// Send SIGHUP to the running receiver: it reads its settings and keys again
+    /// Send SIGHUP to the running daemon: it reads its settings and keys again
     #[arg(short, long)]
     reload: bool,
-    /// Send SIGINT to the running receiver, and wait: it finishes uploads under way and ends
+    /// Send SIGINT to the running daemon, and wait: it finishes what is under way and ends
     #[arg(short, long)]
     stop: bool,
     /// The same with SIGTERM
@@ -300,6 +307,10 @@ enum Typed {
     },
     /// Master: run periodic_command if command_interval has passed
     Periodic,
+    /// Master: ship the records that the standby lacks, those of the segment in progress too
+    Sync,
+    /// Master: the daemon that does so every loop_delay
+    Syncdaemon,
     /// Standby: the daemon that receives
     Receiver,
     /// Standby: hand one WAL file to PostgreSQL (the restore_command)
@@ -382,7 +393,7 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
     let daemon = [
         Some(line.daemon),
         behind
-            .filter(|_| word == "receiver")
+            .filter(|_| DAEMONS.contains(&word))
             .and_then(|behind| DaemonFlags::from_arg_matches(behind).ok()),
     ];
     let options = options_of(flags.into_iter().flatten(), daemon.into_iter().flatten())?;
@@ -410,7 +421,7 @@ fn grammar() -> clap::Command {
             .args_override_self(true)
             .override_usage(format!("{usage}{}", positionals.concat()));
         let command = match command.get_name() {
-            "receiver" => DaemonFlags::augment_args(command),
+            word if DAEMONS.contains(&word) => DaemonFlags::augment_args(command),
             _ => command,
         };
         Flags::augment_args(command)
@@ -466,6 +477,8 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Stop => Command::Stop,
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
+        Typed::Sync => Command::Sync,
+        Typed::Syncdaemon => Command::Syncdaemon,
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::Pause => Command::Pause,
@@ -532,7 +545,7 @@ fn check_together(command: &Command, options: &Options) -> Result<()> {
     .collect();
     match daemon[..] {
         [] => {}
-        [one] if *command != Command::Receiver => {
+        [one] if !DAEMONS.contains(&word) => {
             return Err(CommandError::usage(format!(
                 "`{word}` is no daemon, it has no {one}"
             )));

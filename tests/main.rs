@@ -24,6 +24,7 @@ mod kills;
 mod limits;
 mod load;
 mod network;
+mod partial;
 mod pg;
 mod power_cut;
 mod readme;

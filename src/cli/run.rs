@@ -68,7 +68,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         tracing::debug!("{note}");
     }
     match config {
-        Config::Master(config) => run_on_master(&config, command, options),
+        Config::Master(config) => run_on_master(&config, command, options, readiness),
         Config::Standby(config) => run_on_standby(&config, command, options, readiness),
     }
 }
@@ -84,13 +84,20 @@ fn background(options: &Options) -> Result<Option<Readiness>> {
     })
 }
 
-fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) -> Result<()> {
+fn run_on_master(
+    config: &MasterConfig,
+    command: &Command,
+    options: &Options,
+    readiness: Readiness,
+) -> Result<()> {
     match command {
         Command::Identity => identity::run(&config.tls, &config.job_name, options),
         Command::Setup { check } => master::setup::run(config, options, *check),
         Command::Stop => master::stop::run(config, options),
         Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
         Command::Periodic => master::periodic::run(config, options),
+        Command::Sync => master::sync::run(config, options),
+        Command::Syncdaemon => master::syncdaemon::run(config, options, readiness),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
 }
@@ -144,7 +151,7 @@ fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
     };
     let speaker = match command {
         Command::Xarchive { .. } | Command::Xrestore { .. } => output::Speaker::Archiver,
-        Command::Receiver => output::Speaker::Daemon,
+        Command::Receiver | Command::Syncdaemon => output::Speaker::Daemon,
         _ => output::Speaker::Person,
     };
     output::Log {

@@ -7,10 +7,15 @@ pub mod archiving;
 pub mod ask;
 pub mod cluster;
 pub mod init;
+pub mod partial;
 pub mod periodic;
+pub mod position;
 pub mod push;
 pub mod setup;
 pub mod stop;
+pub mod sync;
+pub mod syncdaemon;
+pub mod tail;
 pub mod xarchive;
 
 /// A runtime for one client connection: one thread for sockets, two for files, and one more
