@@ -142,7 +142,7 @@ impl Archive {
         let standing = Standing {
             newest_finished,
             oldest_partial,
-            newest_partial: unfinished.last().or(oldest_partial),
+            newest_partial: unfinished.next_back().or(oldest_partial),
         };
         let stream = PartialStream {
             shared: Arc::clone(shared),

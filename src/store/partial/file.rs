@@ -231,6 +231,8 @@ struct Search<'a> {
     segment: SegmentName,
     binding: &'a Binding,
     start: Lsn,
+    /// As it was at the segment's beginning.
+    first: Scanner,
     scanner: Scanner,
     last: Option<End>,
 }
@@ -241,6 +243,7 @@ impl<'a> Search<'a> {
             segment,
             binding,
             start: start_of(segment, binding),
+            first: scanner.clone(),
             scanner,
             last: None,
         }
@@ -302,7 +305,7 @@ impl<'a> Search<'a> {
         End {
             held_bytes: 0,
             lsn: tail_end,
-            scanner: scanner_at(self.segment, self.start, self.binding),
+            scanner: self.first,
             switched: None,
         }
     }
