@@ -133,13 +133,15 @@ fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
 
 /// A daemon in the background has no stderr: without a `logfile` its log goes beside the ini file.
 fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Option<PathBuf> {
-    let daemon = *command == Command::Receiver && options.daemon && !options.not_really;
-    match config {
-        Config::Standby(config) if daemon && config.logfile.is_none() => {
-            Some(config.path.with_extension("log"))
-        }
-        _ => None,
+    let is_daemon = matches!(command, Command::Receiver | Command::Syncdaemon);
+    if !is_daemon || !options.daemon || options.not_really || config.logfile().is_some() {
+        return None;
     }
+    let path = match config {
+        Config::Master(config) => &config.path,
+        Config::Standby(config) => &config.path,
+    };
+    Some(path.with_extension("log"))
 }
 
 fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {

@@ -55,6 +55,8 @@ pub struct Shipper {
     answer_within: Duration,
     block_bytes: u64,
     packer: Packer,
+    /// What is missing before the first segment of this connection.
+    gap: Option<String>,
     note: Option<String>,
 }
 
@@ -132,6 +134,7 @@ impl Shipper {
             answer_within: config.push_timeout,
             block_bytes: u64::from(blocks.block_bytes),
             packer: Packer::new(config.compression),
+            gap: None,
             note: None,
         };
         match shipper.begin(reach).await {
@@ -152,7 +155,7 @@ impl Shipper {
 
     /// Something that a person should know and that stops nobody.
     pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
+        self.note.as_deref().or(self.gap.as_deref())
     }
 
     /// Ships every whole record up to the bound and returns when all of them are durable.
@@ -208,6 +211,7 @@ impl Shipper {
         self.session = session;
         self.open = None;
         self.carried = None;
+        self.gap = None;
         self.note = None;
         self.wire.send(CHANNEL, &message).await?;
         let begun = loop {
@@ -252,7 +256,7 @@ impl Shipper {
             }
         }
         if first > wanted {
-            self.note = Some(format!(
+            self.gap = Some(format!(
                 "{wanted} is neither on the standby nor in pg_wal: there is a gap before {first} \
                  until it is archived"
             ));
@@ -262,19 +266,22 @@ impl Shipper {
 
     async fn try_pass(&mut self, bound: Lsn) -> Result<(), Broken> {
         loop {
-            let before = self.records.end();
             // A segment at a time, so that what is found is shipped while it is in memory.
-            let enough = Lsn(self.sent.0.saturating_add(self.files.segment_bytes()));
+            let size = self.files.segment_bytes();
+            let enough = Lsn((self.sent.0 - self.sent.0 % size).saturating_add(size));
             let stop = self.records.look_ahead(bound, enough).at(
                 Kind::Retry,
                 "read WAL in",
                 self.files.folder(),
             )?;
-            self.ship().await?;
-            if self.records.end() == before {
+            let end = self.records.end();
+            if stop != Stop::Enough {
+                self.ship(end).await?;
                 self.judge(stop, bound);
                 break;
             }
+            // How far the last segment goes is not known yet.
+            self.ship(Lsn(end.0 - end.0 % size)).await?;
         }
         while self.session.in_flight() > 0 {
             self.hear().await?;
@@ -298,12 +305,12 @@ impl Shipper {
         }
     }
 
-    async fn ship(&mut self) -> Result<(), Broken> {
-        while self.sent < self.records.end() {
+    async fn ship(&mut self, end: Lsn) -> Result<(), Broken> {
+        while self.sent < end {
             let segment = self.files.containing(self.sent);
             let start = self.files.start(segment);
             let segment_end = Lsn(start.0 + self.files.segment_bytes());
-            let to = self.records.end().min(segment_end);
+            let to = end.min(segment_end);
             let data_end = match to == segment_end {
                 true => self.records.data_end(segment_end),
                 false => to,
@@ -435,6 +442,7 @@ impl Shipper {
             let Some(message) = self.session.append(append) else {
                 return Err(unexpected("the stream takes nothing there").into());
             };
+            self.note = None;
             self.wire.send(CHANNEL, &message).await?;
         }
     }

@@ -147,8 +147,10 @@ impl WalFiles {
 /// Why a look ahead ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// At the bound, or far enough.
+    /// At the bound.
     Bound,
+    /// Far enough; there may be more.
+    Enough,
     /// This segment is not there.
     NoFile(SegmentName),
     /// Nothing was written behind the last record.
@@ -205,7 +207,10 @@ impl Records {
         let mut piece_bytes = PAGE_BYTES - scanner.position().0 % PAGE_BYTES;
         loop {
             let at = scanner.position();
-            if at >= bound || self.end >= enough {
+            if self.end >= enough {
+                return Ok(Stop::Enough);
+            }
+            if at >= bound {
                 return Ok(Stop::Bound);
             }
             self.buffer.clear();

@@ -90,7 +90,7 @@ pub trait Disk: Tree + Send + Sync {
     fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()>;
 
     /// Makes a file's content durable, and of the rest only what reading it back needs.
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()>;
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()>;
 
     /// Closes a file that was written; some file systems report a failed write only here.
     fn close(&self, file: OwnedFd) -> io::Result<()>;

@@ -72,6 +72,11 @@ pub struct Durable {
 }
 
 impl Durable {
+    /// For [`records`], which has synced content and name.
+    const fn under(name: WalFileName, len: u64, crc32: u32) -> Self {
+        Durable { name, len, crc32 }
+    }
+
     /// The file.
     pub const fn name(&self) -> WalFileName {
         self.name
@@ -673,7 +678,7 @@ impl Disk for RealDisk {
         Ok(fs::fsync(file)?)
     }
 
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         Ok(fs::fdatasync(file)?)
     }
 

@@ -19,7 +19,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::compress::check_raw_bytes;
+use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
@@ -202,12 +202,14 @@ impl Partial {
                 let (offset, end) = (fields.u64()?, Lsn(fields.u64()?));
                 let raw_bytes = fields.u32()?;
                 check_raw_bytes(raw_bytes)?;
+                let bytes = fields.rest();
+                check_payload(bytes.len(), raw_bytes)?;
                 Partial::Append(Append {
                     offset,
                     end,
                     raw_bytes,
                     zstd: flags & FLAG_ZSTD != 0,
-                    bytes: fields.rest(),
+                    bytes,
                 })
             }
             Kind::PartialDurable => Partial::Durable(DurableTo(Lsn(fields.u64()?))),

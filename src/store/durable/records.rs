@@ -98,7 +98,7 @@ impl Folder {
         end: Lsn,
     ) -> Result<DurableRecords, StoreError> {
         self.monitor.check()?;
-        (self.disk.sync_data(file))
+        (self.disk.sync_bytes(file))
             .map_err(|error| self.sync_failure(&segment.to_string(), error))?;
         self.ensure_in_place()?;
         Ok(DurableRecords { segment, end })
@@ -138,7 +138,7 @@ impl Folder {
         }
         self.remove(&text)?;
         let name = WalFileName::Segment(segment);
-        Ok(Linked::Durable(Durable { name, len, crc32 }))
+        Ok(Linked::Durable(Durable::under(name, len, crc32)))
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) enum Op {
     StartWriteback,
     ForgetCache,
     SyncFile,
-    SyncData,
+    SyncBytes,
     Close,
     RenameNew,
     RenameOver,
@@ -269,9 +269,9 @@ impl Disk for FaultyDisk {
         self.inner.sync_file(file)
     }
 
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        self.before_file(Op::SyncData, file)?;
-        self.inner.sync_data(file)
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.before_file(Op::SyncBytes, file)?;
+        self.inner.sync_bytes(file)
     }
 
     fn close(&self, file: OwnedFd) -> io::Result<()> {

@@ -397,7 +397,7 @@ impl Disk for PowerCutDisk {
         Ok(())
     }
 
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         self.sync_file(file)
     }
 
