@@ -13,8 +13,9 @@ fn segment_of(site: &Site, lsn: Lsn) -> String {
     site.segment_name(lsn.0 / site.facts().cluster.segment_size.bytes())
 }
 
-/// Where the segment of the first thing shipped begins.
+/// Ships for the first time, which begins with the current segment; where that one begins.
 fn begin_of(site: &Site) -> Lsn {
+    sync(site);
     let lsn = flushed(site);
     let size = site.facts().cluster.segment_size.bytes();
     Lsn(lsn.0 - lsn.0 % size)
