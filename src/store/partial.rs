@@ -16,8 +16,9 @@ mod finish;
 #[cfg(test)]
 mod tests;
 
+use finish::settle;
+
 pub use finish::Finishing;
-pub(super) use finish::settle;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -474,27 +475,58 @@ fn drop_later(folder: &Folder, segment: SegmentName) -> Result<(), StoreError> {
 }
 
 /// The segments in the folder, in their order.
-pub(super) fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
+fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
     let names = folder.names()?.into_iter();
     let mut segments: Vec<SegmentName> = names.filter_map(|name| name.parse().ok()).collect();
     segments.sort();
     Ok(segments)
 }
 
-/// Syncs each partial segment and finds where its records end.
-pub(super) fn ends(
-    folder: &Arc<Folder>,
+/// Clears away partial segments that are finished, and finds where the others end.
+///
+/// One that the disk does not give back is no reason not to serve the rest: it stays, and whoever
+/// opens it is told.
+pub(super) fn recover(
+    completed: &Arc<Folder>,
+    partial: &Arc<Folder>,
     binding: &Binding,
 ) -> Result<Vec<(SegmentName, Lsn)>, StoreError> {
+    for segment in partial_names(partial)? {
+        match settle(completed, partial, binding, segment) {
+            Err(error @ StoreError::Disk { .. }) if partial.monitor.check().is_ok() => {
+                tracing::error!("a partial segment stays as it is: {error}");
+            }
+            other => other?,
+        }
+    }
+    ends(partial, binding)
+}
+
+/// Syncs each partial segment and finds where its records end.
+fn ends(folder: &Arc<Folder>, binding: &Binding) -> Result<Vec<(SegmentName, Lsn)>, StoreError> {
     let mut found = Vec::new();
     for segment in partial_names(folder)? {
-        let size = binding.segment_size.bytes();
-        let Some(file) = PartialFile::open(folder, segment, size)? else {
-            continue;
-        };
-        folder.sync_content(file.handle(), &segment.to_string())?;
-        let scanner = scanner_at(segment, start_of(segment, binding), binding);
-        found.push((segment, file.find_end(binding, scanner)?.lsn));
+        match end_of(folder, binding, segment) {
+            Ok(end) => found.extend(end.map(|end| (segment, end))),
+            Err(error @ StoreError::Disk { .. }) if folder.monitor.check().is_ok() => {
+                tracing::error!("a partial segment cannot be read: {error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(found)
+}
+
+fn end_of(
+    folder: &Arc<Folder>,
+    binding: &Binding,
+    segment: SegmentName,
+) -> Result<Option<Lsn>, StoreError> {
+    let size = binding.segment_size.bytes();
+    let Some(file) = PartialFile::open(folder, segment, size)? else {
+        return Ok(None);
+    };
+    folder.sync_content(file.handle(), &segment.to_string())?;
+    let scanner = scanner_at(segment, start_of(segment, binding), binding);
+    Ok(Some(file.find_end(binding, scanner)?.lsn))
 }

@@ -176,10 +176,7 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
     }
     check_newest_segments(folders, marker, &mut report)?;
     if let Some(binding) = &marker.binding {
-        for segment in partial::partial_names(&folders.partial)? {
-            partial::settle(&folders.completed, &folders.partial, binding, segment)?;
-        }
-        report.partials = partial::ends(&folders.partial, binding)?;
+        report.partials = partial::recover(&folders.completed, &folders.partial, binding)?;
     }
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
