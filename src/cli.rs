@@ -85,6 +85,10 @@ pub enum Command {
     Periodic,
     /// Make a base backup.
     Backup,
+    /// Ship every whole record once.
+    Sync,
+    /// Ship them again and again.
+    Syncdaemon,
     /// Receive on the standby.
     Receiver,
     /// Hand one WAL file to a recovering PostgreSQL: its `restore_command`.
@@ -142,6 +146,8 @@ impl Command {
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
             Command::Backup => "backup",
+            Command::Sync => "sync",
+            Command::Syncdaemon => "syncdaemon",
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
             Command::ListBackups => "listbackups",
@@ -179,9 +185,7 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 12] = [
-    "sync",
-    "syncdaemon",
+const ABSENT: [&str; 10] = [
     "synch-standby",
     "bench",
     "cleanup",
@@ -193,6 +197,9 @@ const ABSENT: [&str; 12] = [
     "xpartialsync",
     "status",
 ];
+
+/// Commands that `-d`, `-r`, `-s` and `-k` are for.
+const DAEMONS: [&str; 2] = ["receiver", "syncdaemon"];
 
 const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
 
@@ -240,13 +247,13 @@ struct Flags {
 
 #[derive(Args, Default)]
 struct DaemonFlags {
-    /// Go into the background once ready (receiver)
+    /// Go into the background once ready (receiver, syncdaemon)
     #[arg(short, long)]
     daemon: bool,
-    /// Send SIGHUP to the running receiver: it reads its settings and keys again
+    /// Send SIGHUP to the running daemon: it reads its settings and keys again
     #[arg(short, long)]
     reload: bool,
-    /// Send SIGINT to the running receiver, and wait: it finishes uploads under way and ends
+    /// Send SIGINT to the running daemon, and wait: it finishes what is under way and ends
     #[arg(short, long)]
     stop: bool,
     /// The same with SIGTERM
@@ -312,6 +319,10 @@ enum Typed {
     Periodic,
     /// Master: make a base backup
     Backup,
+    /// Master: ship the records that the standby lacks, those of the segment in progress too
+    Sync,
+    /// Master: the daemon that does so every loop_delay
+    Syncdaemon,
     /// Standby: the daemon that receives
     Receiver,
     /// Hand one WAL file to PostgreSQL (the restore_command)
@@ -401,7 +412,7 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
     let daemon = [
         Some(line.daemon),
         behind
-            .filter(|_| word == "receiver")
+            .filter(|_| DAEMONS.contains(&word))
             .and_then(|behind| DaemonFlags::from_arg_matches(behind).ok()),
     ];
     let options = options_of(flags.into_iter().flatten(), daemon.into_iter().flatten())?;
@@ -429,7 +440,7 @@ fn grammar() -> clap::Command {
             .args_override_self(true)
             .override_usage(format!("{usage}{}", positionals.concat()));
         let command = match command.get_name() {
-            "receiver" => DaemonFlags::augment_args(command),
+            word if DAEMONS.contains(&word) => DaemonFlags::augment_args(command),
             _ => command,
         };
         Flags::augment_args(command)
@@ -486,6 +497,8 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
         Typed::Backup => Command::Backup,
+        Typed::Sync => Command::Sync,
+        Typed::Syncdaemon => Command::Syncdaemon,
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::ListBackups => Command::ListBackups,
@@ -555,7 +568,7 @@ fn check_together(command: &Command, options: &Options) -> Result<()> {
     .collect();
     match daemon[..] {
         [] => {}
-        [one] if *command != Command::Receiver => {
+        [one] if !DAEMONS.contains(&word) => {
             return Err(CommandError::usage(format!(
                 "`{word}` is no daemon, it has no {one}"
             )));

@@ -124,8 +124,13 @@ const DURABLE_FILES: [&str; 2] = ["src/store/durable.rs", "src/files.rs"];
 /// The one file that knows when a WAL file is durable.
 const PROOF_FILE: &str = "src/store/durable.rs";
 
-/// `fuzzing` proves with a private type that it wrote into a `Vec`.
-const PROOF_IMPLEMENTATIONS: [&str; 2] = [PROOF_FILE, "protocol/src/fuzzing.rs"];
+/// `fuzzing` proves with a private type that it wrote into a `Vec`, or nowhere.
+const PROOF_IMPLEMENTATIONS: [&str; 4] = [
+    PROOF_FILE,
+    "src/store/durable/records.rs",
+    "protocol/src/fuzzing.rs",
+    "protocol/src/fuzzing/partial.rs",
+];
 
 /// Who may say that a backup set is sealed: what sealed it, and the fuzzed receiver.
 const SEAL_IMPLEMENTATIONS: [&str; 2] =
@@ -360,7 +365,7 @@ fn proofs(tree: &Tree) -> Vec<String> {
                     "{place}: only {PROOF_FILE} may construct `Durable`"
                 ));
             }
-            let implements = word == "ProofOfDurability"
+            let implements = ["ProofOfDurability", "ProofOfRecords"].contains(&word)
                 && words(behind).next() == Some((0, "for"))
                 && !PROOF_IMPLEMENTATIONS.contains(&source.path.as_str());
             if implements {

@@ -26,6 +26,7 @@ mod kills;
 mod limits;
 mod load;
 mod network;
+mod partial;
 mod pg;
 mod pg_backup;
 mod power_cut;

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::message;
-use crate::names::InvalidName;
+use crate::names::{InvalidName, Lsn};
 
 /// Bytes that no correct program sends: line noise, an attack, or something else on the port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +138,22 @@ pub enum PeerMisbehaved {
         /// Size and CRC-32 found.
         found: (u64, u32),
     },
+    /// What is said to be held of a segment does not fit what was asked about.
+    Prefix {
+        /// Bytes that were asked about.
+        offered: u64,
+        /// Bytes said to be held.
+        held: u64,
+        /// Bytes said to be compared; it has to be the lesser of both.
+        common: u64,
+    },
+    /// Records are acknowledged that were never sent.
+    BeyondSent {
+        /// The end of what was sent.
+        sent: Lsn,
+        /// What was acknowledged.
+        found: Lsn,
+    },
     /// A channel number above what was agreed.
     Channel {
         /// Highest channel agreed.
@@ -176,6 +192,21 @@ impl fmt::Display for PeerMisbehaved {
                  with CRC-32 {:08X}",
                 offered.0, offered.1, found.0, found.1
             ),
+            PeerMisbehaved::Prefix {
+                offered,
+                held,
+                common,
+            } => write!(
+                out,
+                "the other side compares {common} bytes where {offered} were offered and {held} \
+                 are held"
+            ),
+            PeerMisbehaved::BeyondSent { sent, found } => {
+                write!(
+                    out,
+                    "WAL was acknowledged up to {found}, but sent up to {sent}"
+                )
+            }
             PeerMisbehaved::Channel { most, found } => {
                 write!(out, "channel {found} was used where {most} is the highest")
             }

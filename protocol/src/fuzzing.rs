@@ -6,6 +6,9 @@ mod fetch;
 
 pub use backup::backup_session;
 pub use fetch::fetch_session;
+mod partial;
+
+pub use partial::partial_session;
 
 use bytes::{Bytes, BytesMut};
 
@@ -268,6 +271,7 @@ pub fn sample_messages() -> Vec<Message> {
     }
     messages.extend(backup::sample_messages());
     messages.extend(fetch::sample_messages());
+    messages.extend(partial::sample_messages());
     messages
 }
 
@@ -291,6 +295,7 @@ fn sample_status(newest_segment: &str) -> crate::message::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Partial;
     use proptest::prelude::*;
 
     #[test]
@@ -311,7 +316,11 @@ mod tests {
             let payload = payload.freeze();
             for len in 0..payload.len() {
                 let cut = Message::decode(sample.kind() as u8, flags, payload.slice(..len));
-                let shorter_block = matches!(sample, Message::Data(_)) && len >= 12;
+                let shorter_block = match sample {
+                    Message::Data(_) => len >= 12,
+                    Message::Partial(Partial::Append(_)) => len >= 20,
+                    _ => false,
+                };
                 assert!(
                     cut.is_err() || shorter_block,
                     "{sample:?} cut at {len} was read"
@@ -320,7 +329,11 @@ mod tests {
             let mut longer = payload.to_vec();
             longer.push(0);
             let surplus = Message::decode(sample.kind() as u8, flags, longer.into());
-            assert!(surplus.is_err() || matches!(sample, Message::Data(_)));
+            let has_block = matches!(
+                sample,
+                Message::Data(_) | Message::Partial(Partial::Append(_))
+            );
+            assert!(surplus.is_err() || has_block);
         }
         let stream = sample_stream();
         for len in 0..stream.len().min(2_000) {

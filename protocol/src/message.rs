@@ -28,6 +28,7 @@
 //! | 16 | goodbye | both | nothing |
 //! | 20–31 | backup | both | see [`backup`] |
 //! | 32–39 | fetch | both | see [`fetch`] |
+//! | 48–54 | partial stream | both | see [`partial`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
@@ -35,6 +36,7 @@
 
 pub mod backup;
 pub mod fetch;
+pub mod partial;
 
 use std::fmt;
 
@@ -42,6 +44,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use backup::Backup;
 pub use fetch::Fetch;
+pub use partial::Partial;
 
 use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
@@ -91,10 +94,17 @@ pub enum Kind {
     FetchGetSet = 37,
     FetchEnd = 38,
     FetchNotFound = 39,
+    PartialBegin = 48,
+    PartialBegun = 49,
+    PartialOpen = 50,
+    PartialAt = 51,
+    PartialRewrite = 52,
+    PartialAppend = 53,
+    PartialDurable = 54,
 }
 
 impl Kind {
-    const ALL: [Kind; 36] = [
+    const ALL: [Kind; 43] = [
         Kind::Setup,
         Kind::SetupDone,
         Kind::Offer,
@@ -131,6 +141,13 @@ impl Kind {
         Kind::FetchGetSet,
         Kind::FetchEnd,
         Kind::FetchNotFound,
+        Kind::PartialBegin,
+        Kind::PartialBegun,
+        Kind::PartialOpen,
+        Kind::PartialAt,
+        Kind::PartialRewrite,
+        Kind::PartialAppend,
+        Kind::PartialDurable,
     ];
 
     fn from_number(number: u8) -> Option<Kind> {
@@ -314,6 +331,14 @@ error_codes! {
     Internal = 17,
     /// The other side gave this upload up.
     Abandoned = 18,
+    /// Another client writes the partial stream.
+    WriterActive = 32,
+    /// The WAL contradicts what is archived, or the archive has a newer timeline.
+    Diverged = 33,
+    /// The open partial segment was finished meanwhile: open it again.
+    Finished = 34,
+    /// The history of the timeline has to be archived first.
+    HistoryMissing = 35,
 }
 
 impl ErrorCode {
@@ -413,6 +438,8 @@ pub enum Message {
     Backup(Backup),
     /// A message of fetching what is kept.
     Fetch(Fetch),
+    /// Something about the partial stream.
+    Partial(Partial),
 }
 
 /// The digest of a file that is durable. The only way to one on the sending side is
@@ -449,6 +476,7 @@ impl Message {
             Message::Goodbye => Kind::Goodbye,
             Message::Backup(backup) => backup.kind(),
             Message::Fetch(fetch) => fetch.kind(),
+            Message::Partial(partial) => partial.kind(),
         }
     }
 
@@ -473,6 +501,7 @@ impl Message {
             Message::Goodbye => "a goodbye",
             Message::Backup(backup) => backup.name(),
             Message::Fetch(fetch) => fetch.name(),
+            Message::Partial(partial) => partial.name(),
         }
     }
 
@@ -529,6 +558,7 @@ impl Message {
             Message::List(list) => list.encode(out),
             Message::Backup(backup) => backup.encode(out),
             Message::Fetch(fetch) => fetch.encode(out),
+            Message::Partial(partial) => return partial.encode(out),
         }
         0
     }
@@ -539,7 +569,8 @@ impl Message {
             what: "frame kind",
             found: u64::from(kind),
         })?;
-        let known_flags = if kind == Kind::Data { FLAG_ZSTD } else { 0 };
+        let carries_block = matches!(kind, Kind::Data | Kind::PartialAppend);
+        let known_flags = if carries_block { FLAG_ZSTD } else { 0 };
         if flags & !known_flags != 0 {
             let found = u64::from(flags);
             return Err(ProtocolError::Incompatible {
@@ -595,6 +626,13 @@ impl Message {
             Kind::Ping => Message::Ping,
             Kind::Pong => Message::Pong,
             Kind::Goodbye => Message::Goodbye,
+            Kind::PartialBegin
+            | Kind::PartialBegun
+            | Kind::PartialOpen
+            | Kind::PartialAt
+            | Kind::PartialRewrite
+            | Kind::PartialAppend
+            | Kind::PartialDurable => Message::Partial(Partial::decode(kind, flags, &mut fields)?),
             kind => match Backup::decode(kind, &mut fields)? {
                 Some(backup) => Message::Backup(backup),
                 None => match Fetch::decode(kind, &mut fields)? {

@@ -68,7 +68,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         tracing::debug!("{note}");
     }
     match config {
-        Config::Master(config) => run_on_master(&config, command, options),
+        Config::Master(config) => run_on_master(&config, command, options, readiness),
         Config::Standby(config) => run_on_standby(&config, command, options, readiness),
     }
 }
@@ -84,7 +84,12 @@ fn background(options: &Options) -> Result<Option<Readiness>> {
     })
 }
 
-fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) -> Result<()> {
+fn run_on_master(
+    config: &MasterConfig,
+    command: &Command,
+    options: &Options,
+    readiness: Readiness,
+) -> Result<()> {
     match command {
         Command::Identity => identity::run(&config.tls, &config.job_name, options),
         Command::Setup { check } => master::setup::run(config, options, *check),
@@ -95,6 +100,8 @@ fn run_on_master(config: &MasterConfig, command: &Command, options: &Options) ->
         Command::Restore(restoring) => master::restore::run(config, options, restoring),
         Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
         Command::Backup => master::backup::run(config, options),
+        Command::Sync => master::sync::run(config, options),
+        Command::Syncdaemon => master::syncdaemon::run(config, options, readiness),
         other => Err(wrong_side(other, "standby", &config.path)),
     }
 }
@@ -133,13 +140,15 @@ fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
 
 /// A daemon in the background has no stderr: without a `logfile` its log goes beside the ini file.
 fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Option<PathBuf> {
-    let daemon = *command == Command::Receiver && options.daemon && !options.not_really;
-    match config {
-        Config::Standby(config) if daemon && config.logfile.is_none() => {
-            Some(config.path.with_extension("log"))
-        }
-        _ => None,
+    let is_daemon = matches!(command, Command::Receiver | Command::Syncdaemon);
+    if !is_daemon || !options.daemon || options.not_really || config.logfile().is_some() {
+        return None;
     }
+    let path = match config {
+        Config::Master(config) => &config.path,
+        Config::Standby(config) => &config.path,
+    };
+    Some(path.with_extension("log"))
 }
 
 fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
@@ -151,7 +160,7 @@ fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
     };
     let speaker = match command {
         Command::Xarchive { .. } | Command::Xrestore { .. } => output::Speaker::Archiver,
-        Command::Receiver => output::Speaker::Daemon,
+        Command::Receiver | Command::Syncdaemon => output::Speaker::Daemon,
         _ => output::Speaker::Person,
     };
     output::Log {

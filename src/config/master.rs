@@ -42,7 +42,7 @@ pub struct MasterConfig {
     pub job_name: String,
     /// Where to log.
     pub logfile: Option<PathBuf>,
-    /// Pid file of `syncdaemon -d`.
+    /// Pid file of `syncdaemon`.
     pub pidfile: Option<PathBuf>,
     /// Connection string, as libpq takes it.
     pub master_db: String,
@@ -155,6 +155,12 @@ impl MasterConfig {
         };
         config.check_files(settings)?;
         Ok(config)
+    }
+
+    /// The pidfile whose lock shows that a syncdaemon runs: `pidfile`, or one beside the ini file.
+    pub fn syncdaemon_pidfile(&self) -> PathBuf {
+        let beside = || self.path.with_extension("pid");
+        self.pidfile.clone().unwrap_or_else(beside)
     }
 
     fn check_files(&self, settings: &Settings) -> Result<(), Fault> {

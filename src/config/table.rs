@@ -36,10 +36,10 @@ pub const KEYS: &[Key] = &[
     // Both sides.
     key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
         .derived("the ini file's name without .ini"),
-    key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error."),
+    key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error; syncdaemon -d without it logs beside the ini file, with .log."),
     key("logfile", Standby, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error; receiver -d without it logs beside the ini file, with .log."),
-    key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon when it runs with -d.")
-        .not_yet(),
+    key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon, with -d and without.")
+        .derived("the ini file's name with .pid"),
     key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, with -d and without.")
         .derived("the ini file's name with .pid"),
     key("use_skylog", Both, Integer(0, 9), "0", "Accepted for old files: there is no skylog.ini any more.")
@@ -78,9 +78,9 @@ pub const KEYS: &[Key] = &[
 
     // The master's commands.
     key("loop_delay", Master, time(DAY), "10.0", "Pause between two passes of syncdaemon.")
-        .defaults().not_yet(),
+        .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
-        .defaults().not_yet(),
+        .defaults(),
     key("keep_symlinks", Master, Boolean, "0", "Keep symlinks for pg_wal and log when a backup is restored.")
         .defaults().not_yet(),
     key("command_interval", Master, time(366 * DAY), "600", "Least time between two runs of periodic_command."),

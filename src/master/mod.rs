@@ -10,11 +10,16 @@ pub mod cluster;
 pub mod fetch;
 pub mod init;
 pub mod listbackups;
+pub mod partial;
 pub mod periodic;
+pub mod position;
 pub mod push;
 pub mod restore;
 pub mod setup;
 pub mod stop;
+pub mod sync;
+pub mod syncdaemon;
+pub mod tail;
 pub mod xarchive;
 pub mod xrestore;
 

@@ -3,9 +3,11 @@
 //! `archive_command` that fails for ever.
 
 use crate::config::MasterConfig;
+use crate::daemon::{self, Control};
 use crate::error::{CommandError, Result};
 use crate::master::archiving::{self, Activation, Archiving, LETS_GO};
 use crate::options::Options;
+use crate::output;
 
 /// Deconfigures archiving.
 pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
@@ -24,6 +26,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         &[(change.0, change.1.to_owned())],
         options.not_really,
     )?;
+    stop_syncdaemon(config, options)?;
     if options.not_really {
         return Ok(());
     }
@@ -48,4 +51,18 @@ fn foreign(config: &MasterConfig, command: &str) -> CommandError {
         config.path.display()
     ))
     .hint("run stop with the ini file it names, or take it out of postgresql.conf by hand")
+}
+
+/// What is shipped record by record ends with the archiving.
+fn stop_syncdaemon(config: &MasterConfig, options: &Options) -> Result<()> {
+    let pidfile = config.syncdaemon_pidfile();
+    if !daemon::is_running(&pidfile)? {
+        return Ok(());
+    }
+    if options.not_really {
+        return output::not_really("stop the syncdaemon");
+    }
+    let pid = daemon::signal_running(&pidfile, Control::Stop, daemon::END_TIMEOUT)?;
+    tracing::info!("the syncdaemon, process {pid}, is stopped");
+    Ok(())
 }

@@ -238,15 +238,20 @@ impl Session {
         let sql = "SELECT substr(pg_walfile_name(written), 1, 8), written::text, flushed::text \
              FROM (SELECT pg_current_wal_flush_lsn() AS flushed, pg_current_wal_lsn() AS written) p";
         let row = self.row(sql, &[]).await?;
-        let timeline: String = column(&row, 0)?;
-        let timeline = u32::from_str_radix(&timeline, 16)
-            .ok()
-            .and_then(TimelineId::new);
-        Ok(WalPosition {
-            timeline: timeline.ok_or_else(|| answer("no timeline".to_owned()))?,
-            written: lsn(&row, 1)?,
-            flushed: lsn(&row, 2)?,
-        })
+        position(&row)
+    }
+
+    /// The same with one question, or `None` on a standby.
+    pub async fn primary_wal_position(&self) -> Result<Option<WalPosition>> {
+        let sql = "SELECT substr(pg_walfile_name(written), 1, 8), written::text, flushed::text \
+             FROM (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END \
+                 AS flushed, CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn() END \
+                 AS written) p";
+        let row = self.row(sql, &[]).await?;
+        match column::<Option<String>>(&row, 1)? {
+            Some(_) => position(&row).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Writes a named restore point, so that a following switch has something to finish.
@@ -321,6 +326,19 @@ pub(super) fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
     index: usize,
 ) -> Result<T> {
     row.try_get(index).map_err(unexpected)
+}
+
+/// Timeline, write and flush position, as [`Session::wal_position`] asks for them.
+fn position(row: &Row) -> Result<WalPosition> {
+    let timeline: String = column(row, 0)?;
+    let timeline = u32::from_str_radix(&timeline, 16)
+        .ok()
+        .and_then(TimelineId::new);
+    Ok(WalPosition {
+        timeline: timeline.ok_or_else(|| answer("no timeline".to_owned()))?,
+        written: lsn(row, 1)?,
+        flushed: lsn(row, 2)?,
+    })
 }
 
 pub(super) fn lsn(row: &Row, index: usize) -> Result<Lsn> {

@@ -4,6 +4,7 @@
 
 mod backup;
 mod fetch;
+mod partial;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 use crate::receiver::backup::Report as BackupReport;
 use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
+use crate::receiver::partial::Report as PartialReport;
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
@@ -57,6 +59,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
         fetching: fetch::Fetching::default(),
         link: backup::Link::default(),
+        stream: partial::Stream::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
         frame_began: None,
         stop_by: None,
@@ -117,6 +120,7 @@ struct Connection {
     wire: Wire,
     channels: Vec<Channel>,
     link: backup::Link,
+    stream: partial::Stream,
     reports: mpsc::Sender<(Slot, Report)>,
     fetching: fetch::Fetching,
     keepalive: Keepalive,
@@ -129,6 +133,7 @@ enum Happened {
     Reported(Slot, Report),
     Fetched(FetchReport),
     BackupReported(BackupReport),
+    PartialReported(PartialReport),
     Reloaded,
     Stopping,
     Tick,
@@ -152,6 +157,7 @@ impl Connection {
                 Some((slot, report)) = reports.recv() => Happened::Reported(slot, report),
                 report = self.fetching.next() => Happened::Fetched(report),
                 Some(report) = self.link.inbox.recv() => Happened::BackupReported(report),
+                Some(report) = self.stream.inbox.recv() => Happened::PartialReported(report),
                 step = self.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -181,6 +187,7 @@ impl Connection {
             Happened::Reported(slot, report) => self.reported(slot, report).await,
             Happened::Fetched(report) => self.fetch_reported(report).await,
             Happened::BackupReported(report) => self.backup_reported(report).await,
+            Happened::PartialReported(report) => self.partial_reported(report).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
@@ -266,6 +273,12 @@ impl Connection {
             (channel, message @ Message::Backup(_)) => self.backup_message(channel, message).await,
             (channel, message) if self.link.owns(channel) => {
                 self.backup_message(channel, message).await
+            }
+            (channel, message @ Message::Partial(_)) => {
+                self.partial_message(channel, message).await
+            }
+            (channel, message) if self.stream.owns(channel) => {
+                self.partial_message(channel, message).await
             }
             (channel, message) => self.upload_message(channel, message).await,
         }

@@ -4,14 +4,16 @@
 //! daemon stays up and the archive stays whole.
 //!
 //! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
-//! connection, [`upload`] writes one file, [`backup`] takes a base backup, [`fetch`] reads what a
-//! master wants back, [`control`] answers questions, [`settings`] is what a reload may change.
+//! connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
+//! [`backup`] takes a base backup, [`fetch`] reads what a master wants back, [`control`] answers
+//! questions, [`settings`] is what a reload may change.
 
 pub mod backup;
 pub mod connection;
 pub mod control;
 pub mod fetch;
 pub mod introduction;
+pub mod partial;
 pub mod refusal;
 pub mod server;
 pub mod settings;

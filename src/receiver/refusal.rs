@@ -40,6 +40,16 @@ pub fn of(error: &StoreError) -> Error {
             ErrorCode::DiskFailed,
             "the archive's folder was replaced on the standby: is its file system mounted?",
         ),
+        StoreError::Diverged { .. } => (
+            ErrorCode::Diverged,
+            "was this master restored, rewound or replaced? Give it an archive of its own, or move \
+             the standby's aside and make a new base backup",
+        ),
+        StoreError::Finished { .. } => (ErrorCode::Finished, ""),
+        StoreError::HistoryMissing { .. } => (
+            ErrorCode::HistoryMissing,
+            "it is archived first; it will be tried again",
+        ),
         StoreError::GivenUp { .. }
         | StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }

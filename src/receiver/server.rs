@@ -19,6 +19,7 @@ use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
 use crate::receiver::backup::Backups;
+use crate::receiver::partial::Seat;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
     ACCEPT_BACKOFF, BACKUP_THREADS_MAX, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX,
@@ -47,6 +48,8 @@ pub struct Daemon {
     pub started: Instant,
     /// The configuration in force.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Who ships records.
+    pub partial_writer: Seat,
     /// Set once, when the daemon is to end.
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
@@ -250,6 +253,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         full_backup: config.full_backup.clone(),
         started: Instant::now(),
         settings: watch::Sender::new(settings),
+        partial_writer: Seat::default(),
         stopping: watch::Sender::new(false),
         newest: Mutex::new(newest),
         open: AtomicUsize::new(0),
@@ -332,6 +336,9 @@ fn report_start(daemon: &Daemon, addresses: &str) {
     if recovery.temporaries_removed > 0 {
         let count = recovery.temporaries_removed;
         tracing::info!("removed {count} unfinished files of the receiver before this one");
+    }
+    for (segment, end) in &recovery.partials {
+        tracing::info!("{segment} is held up to {end}");
     }
     if matches!(daemon.settings.borrow().protection, Protection::Plain) {
         tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");

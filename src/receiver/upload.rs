@@ -13,6 +13,7 @@ use walmgr_protocol::session::push::{Held, Sealed};
 
 use crate::receiver::server::Daemon;
 use crate::receiver::{UPLOADS_MAX, refusal};
+use crate::store::partial::Finishing;
 use crate::store::{self, Durable, Incoming, StoreError};
 
 /// What the connection asks of an upload.
@@ -123,6 +124,7 @@ fn attempt(
     {
         store::Held::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
+            daemon.archive.settle_partial(offer.name).map_err(of)?;
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
@@ -138,15 +140,8 @@ fn attempt(
         }
         store::Held::Absent => {}
     }
-    let mut incoming = daemon
-        .archive
-        .begin(offer.name, offer.size, verify(offer))
-        .map_err(of)?;
-    let nothing = Have {
-        prefix_bytes: 0,
-        prefix_crc32: 0,
-    };
-    if !report(Report::LookedUp(Held::Prefix(nothing))) {
+    let mut target = Target::choose(daemon, offer).map_err(of)?;
+    if !report(Report::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
     }
     let mut unpacker = Unpacker::default();
@@ -157,37 +152,105 @@ fn attempt(
                 let raw = unpacker
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
-                incoming.write(raw).map_err(of)?;
+                if data.offset == 0 {
+                    target.restart(daemon, offer).map_err(of)?;
+                }
+                target.write(raw).map_err(of)?;
             }
             Some(Job::Seal(digest)) => {
-                return seal(daemon, incoming, offer, digest).map(Some).map_err(of);
+                let sealed = seal(daemon, target, offer, digest).map_err(of)?;
+                if let Err(error) = daemon.archive.settle_partial(offer.name) {
+                    // What was stored is stored; the next start clears away what is left.
+                    tracing::warn!("the partial {} stays: {error}", offer.name);
+                }
+                return Ok(Some(sealed));
             }
+        }
+    }
+}
+
+/// Where an upload goes.
+enum Target {
+    /// Into a file of its own.
+    Fresh(Incoming),
+    /// Behind what was shipped of it record by record.
+    InPlace(Finishing),
+}
+
+impl Target {
+    fn choose(daemon: &Daemon, offer: &Offer) -> Result<Target, StoreError> {
+        let archive = &daemon.archive;
+        if let Some(held) = archive.held_prefix(offer.name, verify(offer))? {
+            return Ok(Target::InPlace(held));
+        }
+        let fresh = archive.begin(offer.name, offer.size, verify(offer))?;
+        Ok(Target::Fresh(fresh))
+    }
+
+    fn prefix(&self) -> Have {
+        let (prefix_bytes, prefix_crc32) = match self {
+            Target::Fresh(_) => (0, 0),
+            Target::InPlace(held) => held.prefix(),
+        };
+        Have {
+            prefix_bytes,
+            prefix_crc32,
+        }
+    }
+
+    /// The sender found that what is held is not its file's beginning.
+    fn restart(&mut self, daemon: &Daemon, offer: &Offer) -> Result<(), StoreError> {
+        if let Target::InPlace(held) = self {
+            let (bytes, _) = held.prefix();
+            tracing::warn!(
+                "{} differs from the {bytes} bytes that were shipped of it record by record; it \
+                 is taken anew",
+                offer.name
+            );
+            *self = Target::Fresh(
+                daemon
+                    .archive
+                    .begin(offer.name, offer.size, verify(offer))?,
+            );
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, raw: &[u8]) -> Result<(), StoreError> {
+        match self {
+            Target::Fresh(incoming) => incoming.write(raw),
+            Target::InPlace(held) => held.write(raw),
+        }
+    }
+
+    fn seal(self, digest: Digest) -> Result<store::Sealed, StoreError> {
+        match self {
+            Target::Fresh(incoming) => incoming.seal(digest.size, digest.crc32),
+            Target::InPlace(held) => held.seal(digest.size, digest.crc32),
         }
     }
 }
 
 fn seal(
     daemon: &Daemon,
-    incoming: Incoming,
+    target: Target,
     offer: &Offer,
     digest: Digest,
 ) -> Result<Report, StoreError> {
-    Ok(Report::Sealed(
-        match incoming.seal(digest.size, digest.crc32)? {
-            store::Sealed::Stored(proof) => {
-                tracing::info!("{} stored, {} bytes", offer.name, digest.size);
-                daemon.note_stored(offer.name);
-                Sealed::Durable(proof)
-            }
-            store::Sealed::Conflict { len, crc32 } => {
-                tracing::error!(
-                    "CONFLICT: another {} was stored while this one was on its way; it was kept",
-                    offer.name
-                );
-                Sealed::Other(Digest { size: len, crc32 })
-            }
-        },
-    ))
+    Ok(Report::Sealed(match target.seal(digest)? {
+        store::Sealed::Stored(proof) => {
+            tracing::info!("{} stored, {} bytes", offer.name, digest.size);
+            daemon.note_stored(offer.name);
+            Sealed::Durable(proof)
+        }
+        store::Sealed::Conflict { len, crc32 } => {
+            tracing::error!(
+                "CONFLICT: another {} was stored while this one was on its way; it was kept",
+                offer.name
+            );
+            Sealed::Other(Digest { size: len, crc32 })
+        }
+    }))
 }
 
 fn verify(offer: &Offer) -> crate::wal::segment::Verify {

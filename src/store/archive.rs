@@ -19,6 +19,7 @@ use super::folder::Folder;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
 use super::name_lock::{NameGuard, NameLocks};
+use super::partial::Extents;
 use super::recovery::{self, RecoveryReport};
 use crate::config::StandbyConfig;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
@@ -45,7 +46,7 @@ impl Places {
 /// An open archive; clones share it, and the last one gives up the lock.
 #[derive(Clone)]
 pub struct Archive {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What the archive holds under a name that a client offers.
@@ -88,6 +89,7 @@ pub(super) struct Shared {
     pub(super) partial: Arc<Folder>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
+    pub(super) partials: Extents,
     marker: RwLock<Marker>,
     recovery: RecoveryReport,
     _lock: OwnedFd,
@@ -143,6 +145,7 @@ impl Archive {
                 partial: folders.partial,
                 monitor,
                 names: NameLocks::default(),
+                partials: Extents::default(),
                 marker: RwLock::new(marker),
                 recovery,
                 _lock: lock,

@@ -6,12 +6,17 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use walmgr_protocol::message::partial::Open;
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::session::partial::ProofOfRecords;
+
 use super::testing::{
     BINDING, FaultyDisk, Op, PowerCutDisk, Sample, history_file, new_archive, places, push,
     scratch_folder, segment,
 };
-use super::{Archive, Disk, Held, RealDisk, Sealed};
+use super::{Archive, Disk, Held, Places, RealDisk, Sealed, StoreError};
 use crate::wal::segment::Verify;
+use crate::wal::writer::Writer;
 
 /// What a run did before it was cut.
 #[derive(Debug, Default)]
@@ -20,6 +25,8 @@ struct Run {
     offered: Vec<Sample>,
     is_set_up: bool,
     is_bound: bool,
+    /// Bytes of the first file offered that were acknowledged record by record.
+    held_bytes: usize,
     /// Somebody else wrote under a final name, without our care.
     has_copied_files: bool,
 }
@@ -119,6 +126,7 @@ fn inspect(root: &Path, run: &Run) -> Result<(), String> {
         archive.bind(&BINDING).map_err(|error| error.to_string())?;
         everything_acknowledged_is_there(&archive, run)?;
     }
+    what_was_acknowledged_of_a_segment_is_there(&places, run)?;
     let archive = Archive::open(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
     for sample in &run.offered {
         match push(&archive, sample) {
@@ -154,6 +162,82 @@ fn everything_acknowledged_is_there(archive: &Archive, run: &Run) -> Result<(), 
             other => return Err(format!("{} was acknowledged: {other:?}", sample.name)),
         }
     }
+    Ok(())
+}
+
+fn what_was_acknowledged_of_a_segment_is_there(places: &Places, run: &Run) -> Result<(), String> {
+    let Some(sample) = run.offered.first().filter(|_| run.held_bytes > 0) else {
+        return Ok(());
+    };
+    let name = sample.name.to_string();
+    let found = std::fs::read(places.partial_wals.join(&name))
+        .or_else(|_| std::fs::read(places.completed_wals.join(&name)))
+        .map_err(|error| format!("{name} is gone: {error}"))?;
+    match found.get(..run.held_bytes) == sample.bytes.get(..run.held_bytes) {
+        true => Ok(()),
+        false => Err(format!("{name} lost records that were acknowledged")),
+    }
+}
+
+/// Three records shipped one by one, a restart, and the rest by a push that finishes in place.
+fn ship_and_finish(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let mut writer = Writer::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
+    let mut ends = Vec::new();
+    for body in [100, 9_000, 300] {
+        let end = writer.record(10, 0, &vec![7; body]).end;
+        ends.push(usize::try_from(end.0 % BINDING.segment_size.bytes()).unwrap());
+    }
+    writer.switch();
+    let sample = Sample {
+        name: WalFileName::Segment(segment_3()),
+        bytes: writer.bytes().to_vec(),
+    };
+    let mut run = Run {
+        offered: vec![sample.clone()],
+        is_set_up: true,
+        ..Run::default()
+    };
+    for end in ends {
+        let Ok(archive) = Archive::open(&places(root), disk.clone()) else {
+            return run;
+        };
+        if ship(&archive, &sample, end).is_err() {
+            return run;
+        }
+        run.held_bytes = end;
+    }
+    if let Ok(archive) = Archive::open(&places(root), disk)
+        && let Ok(Some(mut held)) = archive.held_prefix(sample.name, Verify::Records)
+    {
+        let prefix = usize::try_from(held.prefix().0).unwrap();
+        if held.write(&sample.bytes[prefix..]).is_ok()
+            && let Ok(Sealed::Stored(_)) = held.seal(sample.len(), sample.crc32())
+        {
+            run.acknowledged.push(sample);
+        }
+    }
+    run
+}
+
+fn segment_3() -> SegmentName {
+    let timeline = TimelineId::new(1).unwrap();
+    SegmentName::from_number(timeline, 3, BINDING.segment_size)
+}
+
+fn ship(archive: &Archive, sample: &Sample, end: usize) -> Result<(), StoreError> {
+    let segment = segment_3();
+    let (mut stream, _) = archive.partial_stream(segment.timeline())?;
+    let ours = &sample.bytes[..end];
+    let at = stream.open(&Open {
+        segment,
+        bytes: end as u64,
+        crc32: crc32fast::hash(ours),
+    })?;
+    let from = usize::try_from(at.held_bytes).unwrap();
+    assert_eq!(at.common_crc32, crc32fast::hash(&ours[..from]));
+    let lsn = Lsn(segment.start(BINDING.segment_size).unwrap().0 + end as u64);
+    stream.append(at.held_bytes, lsn, &ours[from..])?;
+    assert_eq!(stream.sync()?.end(), lsn);
     Ok(())
 }
 
@@ -274,6 +358,11 @@ fn fault_12_13_14_15_16_a_file_survives_a_power_cut_after_every_operation() {
 #[test]
 fn fault_17_a_segment_survives_a_power_cut_after_every_operation() {
     assert_survives("push", &prepare_bound, &push_all(vec![segment(3, 7)]));
+}
+
+#[test]
+fn fault_42_43_acknowledged_records_survive_a_power_cut_after_every_operation() {
+    assert_survives("partial", &prepare_bound, &ship_and_finish);
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub trait Disk: Tree + Send + Sync {
     /// The same for reading only.
     fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
 
+    /// Opens a file that exists for reading and writing, without changing it.
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
+
     /// Takes an exclusive `flock` without waiting; `false` when another open file holds it.
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool>;
 
@@ -86,6 +89,9 @@ pub trait Disk: Tree + Send + Sync {
     /// Makes a file's content durable.
     fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()>;
 
+    /// Makes a file's content durable, and of the rest only what reading it back needs.
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()>;
+
     /// Closes a file that was written; some file systems report a failed write only here.
     fn close(&self, file: OwnedFd) -> io::Result<()>;
 
@@ -98,6 +104,15 @@ pub trait Disk: Tree + Send + Sync {
 
     /// Gives a file a second name; `EEXIST` when it is taken.
     fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()>;
+
+    /// Gives a file a second name in another directory; `EEXIST` when it is taken.
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()>;
 
     /// Removes a name.
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()>;

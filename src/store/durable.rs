@@ -13,6 +13,8 @@
 //! A backup set is a tree of many small files, so its syncs are one `syncfs` and three more;
 //! their order is `sets::seal`'s.
 
+mod records;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::Path;
@@ -25,13 +27,16 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 use walmgr_protocol::message::Digest;
-use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::ProofOfDurability;
 
 use super::disk::{Disk, FileStat, Identity};
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::tree::Node;
+
+pub(super) use records::Linked;
+pub use records::{DurableRecords, DurableWal};
 
 /// How much is written before its write-back is started, so that the sync at the end finds
 /// little left to do.
@@ -67,6 +72,11 @@ pub struct Durable {
 }
 
 impl Durable {
+    /// For [`records`], which has synced content and name.
+    const fn under(name: WalFileName, len: u64, crc32: u32) -> Self {
+        Durable { name, len, crc32 }
+    }
+
     /// The file.
     pub const fn name(&self) -> WalFileName {
         self.name
@@ -97,44 +107,6 @@ impl ProofOfDurability for Durable {
             size: self.len,
             crc32: self.crc32,
         }
-    }
-}
-
-/// The proof that a stretch of WAL is in the archive, every segment of it: without one no backup
-/// set is sealed. It grows by the proofs of its segments.
-#[derive(Debug, PartialEq, Eq)]
-pub struct DurableWal {
-    first: SegmentName,
-    last: SegmentName,
-}
-
-impl DurableWal {
-    /// The stretch of one segment; `None` for any other file.
-    pub(super) const fn of(segment: &Durable) -> Option<Self> {
-        match segment.name {
-            WalFileName::Segment(name) => Some(DurableWal {
-                first: name,
-                last: name,
-            }),
-            _ => None,
-        }
-    }
-
-    /// Goes on with the segment behind it; `None` for any other file.
-    pub(super) fn and(self, segment: &Durable, size: WalSegmentSize) -> Option<Self> {
-        let follows = self.last.next(size).map(WalFileName::Segment) == Some(segment.name);
-        let last = Self::of(segment)?.last;
-        follows.then_some(DurableWal { last, ..self })
-    }
-
-    /// Its first segment.
-    pub const fn first(&self) -> SegmentName {
-        self.first
-    }
-
-    /// Its last segment.
-    pub const fn last(&self) -> SegmentName {
-        self.last
     }
 }
 
@@ -428,10 +400,15 @@ impl Folder {
 
     /// Keeps a damaged file for a person to look at, under a name nothing else looks at.
     pub(super) fn set_aside(&self, name: &str) -> Result<String, StoreError> {
+        self.set_aside_as(name, "damaged")
+    }
+
+    /// The same for what is wrong in another way.
+    pub(super) fn set_aside_as(&self, name: &str, what: &str) -> Result<String, StoreError> {
         for number in 0..SET_ASIDE_NAMES_MAX {
             let aside = match number {
-                0 => format!("{name}.damaged"),
-                number => format!("{name}.damaged.{number}"),
+                0 => format!("{name}.{what}"),
+                number => format!("{name}.{what}.{number}"),
             };
             match self.rename_to_absent(name, &aside) {
                 Ok(()) => return self.sync().map(|()| aside),
@@ -648,6 +625,10 @@ impl Disk for RealDisk {
         open_below(directory, name, OFlags::RDONLY | OFlags::CREATE)
     }
 
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDWR | OFlags::NONBLOCK)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(true),
@@ -704,6 +685,10 @@ impl Disk for RealDisk {
         Ok(fs::fsync(file)?)
     }
 
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fdatasync(file)?)
+    }
+
     #[allow(unsafe_code)] // Dropping the descriptor would swallow the error.
     fn close(&self, file: OwnedFd) -> io::Result<()> {
         // SAFETY: `into_raw_fd` gives up the only owner, so nobody uses or closes it after this;
@@ -736,6 +721,16 @@ impl Disk for RealDisk {
             to,
             AtFlags::empty(),
         )?)
+    }
+
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()> {
+        Ok(fs::linkat(directory, from, other, to, AtFlags::empty())?)
     }
 
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {

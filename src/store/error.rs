@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use crate::error::Kind;
 use crate::wal::segment::SegmentFault;
@@ -124,6 +124,24 @@ pub enum StoreError {
         /// The file.
         name: WalFileName,
     },
+    /// The WAL that is offered contradicts what is kept, or comes from a past the archive has left.
+    #[error("{why}")]
+    Diverged {
+        /// What contradicts what, as a sentence.
+        why: String,
+    },
+    /// An open partial segment was finished by a push.
+    #[error("{segment} was archived meanwhile")]
+    Finished {
+        /// The segment.
+        segment: SegmentName,
+    },
+    /// A timeline begins that the archive knows no history of.
+    #[error("the archive does not hold {} yet", WalFileName::History(*timeline))]
+    HistoryMissing {
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// A sync failed earlier; nothing more is acknowledged until a new process starts.
     #[error("nothing more is acknowledged after a failed sync: {why}")]
     SyncFailed {
@@ -141,6 +159,7 @@ impl StoreError {
             | StoreError::Moved { .. }
             | StoreError::SyncFailed { .. } => Kind::ReceiverDisk,
             StoreError::Foreign { .. } => Kind::ForeignCluster,
+            StoreError::Diverged { .. } => Kind::Conflict,
             StoreError::Locked { .. } => Kind::AlreadyRunning,
             StoreError::NotSetUp { .. }
             | StoreError::NewerFormat { .. }
@@ -149,6 +168,8 @@ impl StoreError {
             | StoreError::TooLarge { .. }
             | StoreError::Mismatch { .. }
             | StoreError::NotBound
+            | StoreError::Finished { .. }
+            | StoreError::HistoryMissing { .. }
             | StoreError::GivenUp { .. } => Kind::Retry,
         }
     }

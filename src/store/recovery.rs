@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::archive::{Places, StoredCheck, finished_names, is_damage, set_aside};
 use super::binding::{Binding, MARKER_NAME, Marker, Role};
@@ -16,6 +16,7 @@ use super::durable::Existing;
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
+use super::partial;
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// The lock file in `completed_wals`. It is never removed: a removed one could be locked twice.
@@ -46,6 +47,8 @@ pub struct RecoveryReport {
     pub foreign: Vec<(WalFileName, String)>,
     /// Segments that the disk does not give back, or whose name leads to no file; they stay.
     pub unreadable: Vec<(WalFileName, String)>,
+    /// The segments still being written, and where their records end.
+    pub partials: Vec<(SegmentName, Lsn)>,
 }
 
 /// The two directories before anybody owns them.
@@ -172,6 +175,9 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
         }
     }
     check_newest_segments(folders, marker, &mut report)?;
+    if let Some(binding) = &marker.binding {
+        report.partials = partial::recover(&folders.completed, &folders.partial, binding)?;
+    }
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
     folders.completed.sync()?;

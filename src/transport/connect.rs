@@ -188,6 +188,7 @@ pub const fn kind_of(code: ErrorCode) -> Kind {
         ErrorCode::NotAuthorized | ErrorCode::RightMissing => Kind::Identity,
         ErrorCode::ForeignCluster | ErrorCode::ForeignFile => Kind::ForeignCluster,
         ErrorCode::DiskFull | ErrorCode::DiskFailed => Kind::ReceiverDisk,
+        ErrorCode::Diverged => Kind::Conflict,
         ErrorCode::Malformed
         | ErrorCode::Misbehaved
         | ErrorCode::Incompatible
@@ -199,7 +200,10 @@ pub const fn kind_of(code: ErrorCode) -> Kind {
         | ErrorCode::ShuttingDown
         | ErrorCode::TimedOut
         | ErrorCode::Internal
-        | ErrorCode::Abandoned => Kind::Retry,
+        | ErrorCode::Abandoned
+        | ErrorCode::WriterActive
+        | ErrorCode::Finished
+        | ErrorCode::HistoryMissing => Kind::Retry,
     }
 }
 

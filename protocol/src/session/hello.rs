@@ -45,8 +45,11 @@ pub const FEATURE_BACKUP: u64 = 1;
 /// Feature: fetching backup sets and archived files (message kinds 32 to 39).
 pub const FEATURE_FETCH: u64 = 2;
 
+/// Feature: the partial stream (message kinds 48 to 54).
+pub const FEATURE_PARTIAL: u64 = 4;
+
 /// Every feature of this program.
-pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH;
+pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH | FEATURE_PARTIAL;
 
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);

@@ -11,4 +11,5 @@ pub mod backup;
 pub mod fetch;
 pub mod hello;
 pub mod keepalive;
+pub mod partial;
 pub mod push;

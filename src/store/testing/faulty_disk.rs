@@ -26,6 +26,7 @@ pub(crate) enum Op {
     Create,
     Open,
     OpenLock,
+    Reopen,
     Lock,
     Read,
     Allocate,
@@ -34,10 +35,12 @@ pub(crate) enum Op {
     StartWriteback,
     ForgetCache,
     SyncFile,
+    SyncBytes,
     Close,
     RenameNew,
     RenameOver,
     Link,
+    LinkInto,
     Remove,
     SyncDirectory,
     FreeBytes,
@@ -221,6 +224,11 @@ impl Disk for FaultyDisk {
         self.named(self.inner.open_lock_to_hold(directory, name), name)
     }
 
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        self.before(Op::Reopen, name)?;
+        self.named(self.inner.reopen(directory, name), name)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         self.before_file(Op::Lock, file)?;
         self.inner.lock(file)
@@ -261,6 +269,11 @@ impl Disk for FaultyDisk {
         self.inner.sync_file(file)
     }
 
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.before_file(Op::SyncBytes, file)?;
+        self.inner.sync_bytes(file)
+    }
+
     fn close(&self, file: OwnedFd) -> io::Result<()> {
         use std::os::fd::AsFd;
         self.before_file(Op::Close, file.as_fd())?;
@@ -280,6 +293,17 @@ impl Disk for FaultyDisk {
     fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
         self.before(Op::Link, to)?;
         self.inner.link(directory, from, to)
+    }
+
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()> {
+        self.before(Op::LinkInto, to)?;
+        self.inner.link_into(directory, from, other, to)
     }
 
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {

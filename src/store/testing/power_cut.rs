@@ -253,17 +253,45 @@ impl FileModel {
         if !self.is_dirty {
             return self.durable.clone();
         }
-        let mut current = self.current();
+        let current = self.current();
         match content {
             Content::Synced => self.durable.clone(),
             Content::Written => current,
-            Content::Zeros => vec![0; current.len()],
+            Content::Zeros => self.mixed(&current, 0),
             Content::Half => {
-                let half = current.len() / 2;
-                current[half..].fill(0);
-                current
+                let same = |(ours, theirs): &(&u8, &u8)| ours == theirs;
+                let first = current.iter().zip(&self.durable).take_while(same).count();
+                let last = match current.len() == self.durable.len() {
+                    true => {
+                        let behind = current.iter().rev().zip(self.durable.iter().rev());
+                        current.len() - behind.take_while(same).count()
+                    }
+                    false => current.len(),
+                };
+                self.mixed(&current, first + last.saturating_sub(first) / 2)
             }
         }
+    }
+
+    /// What changed below `arrived` as it is, and zeros where it changed behind that: what was
+    /// synced before is not lost because something beside it was written.
+    fn mixed(&self, current: &[u8], arrived: usize) -> Vec<u8> {
+        const PIECE_BYTES: usize = 4096;
+        let mut mixed = Vec::with_capacity(current.len());
+        for (index, piece) in current.chunks(PIECE_BYTES).enumerate() {
+            let begin = index * PIECE_BYTES;
+            let durable = self.durable.get(begin..begin + piece.len());
+            if durable == Some(piece) || begin + piece.len() <= arrived {
+                mixed.extend_from_slice(piece);
+                continue;
+            }
+            mixed.extend(piece.iter().enumerate().map(|(offset, byte)| {
+                let is_durable = self.durable.get(begin + offset) == Some(byte);
+                let stays = is_durable || begin + offset < arrived;
+                if stays { *byte } else { 0 }
+            }));
+        }
+        mixed
     }
 }
 
@@ -324,6 +352,10 @@ impl Disk for PowerCutDisk {
         Ok(file)
     }
 
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        RealDisk.reopen(directory, name)
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         RealDisk.lock(file)
     }
@@ -365,6 +397,10 @@ impl Disk for PowerCutDisk {
         Ok(())
     }
 
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.sync_file(file)
+    }
+
     fn close(&self, file: OwnedFd) -> io::Result<()> {
         RealDisk.close(file)
     }
@@ -385,6 +421,18 @@ impl Disk for PowerCutDisk {
         let identity = RealDisk.stat_at(directory, from)?.identity;
         RealDisk.link(directory, from, to)?;
         self.change(directory, Change::Add(to.into(), identity))
+    }
+
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()> {
+        let identity = RealDisk.stat_at(directory, from)?.identity;
+        RealDisk.link_into(directory, from, other, to)?;
+        self.change(other, Change::Add(to.into(), identity))
     }
 
     fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {

@@ -1,0 +1,557 @@
+//! The partial flow from the master's side: whole records from `pg_wal` to the receiver, in order.
+//! Never sends a record that it has not verified, nor one behind the bound of the caller.
+//! Invariant: bytes follow only what both sides were seen to have in common.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+use walmgr_protocol::compress::Packer;
+use walmgr_protocol::hello::FEATURE_PARTIAL;
+use walmgr_protocol::limits::{BLOCKS_IN_FLIGHT, SMALL_FILE_BYTES_MAX};
+use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
+use walmgr_protocol::message::{Error, ErrorCode, Message, Offer, Verify};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::session::partial::{Answer, Sender};
+use walmgr_protocol::session::push::Outcome;
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::master::push::{self, Blocks};
+use crate::master::tail::{Records, Stop, WalFiles};
+use crate::transport::connect::{Target, kind_of};
+use crate::transport::wire::{Wire, WireFault};
+use crate::wal::scan::Scanner;
+
+/// The channel of the stream; the history file of the timeline goes over the first.
+const CHANNEL: u16 = 2;
+
+/// How often the stream is begun anew because a segment was archived under it.
+const BEGINNINGS_MAX: u32 = 5;
+
+/// How far the master's WAL reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Nothing behind this may leave the master.
+    pub bound: Lsn,
+    /// About where its WAL ends, to know which segment is the current one.
+    pub near: Lsn,
+}
+
+/// One connection over which records are shipped.
+pub struct Shipper {
+    slave: String,
+    wire: Wire,
+    session: Sender,
+    files: WalFiles,
+    records: Records,
+    open: Option<OpenSegment>,
+    /// The scanner as it left the segment before the named one.
+    carried: Option<(SegmentName, Scanner)>,
+    sent: Lsn,
+    answer_within: Duration,
+    block_bytes: u64,
+    packer: Packer,
+    /// What is missing before the first segment of this connection.
+    gap: Option<String>,
+    note: Option<String>,
+}
+
+/// The segment that is being appended to.
+struct OpenSegment {
+    segment: SegmentName,
+    start: Lsn,
+    scanner: Scanner,
+}
+
+/// What one look at an answer led to.
+enum Heard {
+    Compare(At),
+    Begun(Begun),
+    Other,
+}
+
+/// Why a pass did not come to its end.
+enum Broken {
+    /// The stream was refused, and has to begin again.
+    Refused(Error),
+    /// The connection is of no use any more.
+    Failed(CommandError),
+}
+
+impl From<CommandError> for Broken {
+    fn from(error: CommandError) -> Self {
+        Broken::Failed(error)
+    }
+}
+
+impl From<WireFault> for Broken {
+    fn from(fault: WireFault) -> Self {
+        Broken::Failed(fault.into())
+    }
+}
+
+impl Shipper {
+    /// Connects and takes the stream of this timeline.
+    pub async fn connect(
+        config: &MasterConfig,
+        facts: &ClusterFacts,
+        files: WalFiles,
+        reach: Reach,
+    ) -> Result<Shipper> {
+        let slave = config.slave.to_string();
+        let mut connection = Target::from_config(config)?
+            .connect(facts.cluster, files.timeline())
+            .await?;
+        if connection.welcome.features & FEATURE_PARTIAL == 0 {
+            let software = &connection.welcome.software;
+            return Err(CommandError::retry(format!(
+                "receiver {slave} has version {software}, which takes finished segments only"
+            ))
+            .hint("upgrade walmgr on the standby"));
+        }
+        let blocks = Blocks {
+            block_bytes: config.block_size.min(connection.welcome.block_bytes_max),
+            compression: config.compression,
+        };
+        push_history(&mut connection.wire, &files, blocks, &slave).await?;
+        let first = files.containing(reach.near);
+        let (session, _) = Sender::begin(Begin {
+            timeline: files.timeline(),
+        });
+        let mut shipper = Shipper {
+            slave,
+            wire: connection.wire,
+            session,
+            records: Records::from(&files, first),
+            sent: files.start(first),
+            files,
+            open: None,
+            carried: None,
+            answer_within: config.push_timeout,
+            block_bytes: u64::from(blocks.block_bytes),
+            packer: Packer::new(config.compression),
+            gap: None,
+            note: None,
+        };
+        match shipper.begin(reach).await {
+            Ok(()) => Ok(shipper),
+            Err(broken) => Err(shipper.failure(broken)),
+        }
+    }
+
+    /// The files it ships.
+    pub const fn files(&self) -> &WalFiles {
+        &self.files
+    }
+
+    /// Up to where the standby holds every record, as far as this connection has seen to it.
+    pub const fn durable(&self) -> Lsn {
+        self.sent
+    }
+
+    /// Something that a person should know and that stops nobody.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref().or(self.gap.as_deref())
+    }
+
+    /// Ships every whole record up to the bound and returns when all of them are durable.
+    pub async fn pass(&mut self, reach: Reach) -> Result<()> {
+        let mut broken = self.try_pass(reach.bound).await;
+        for _ in 0..BEGINNINGS_MAX {
+            match broken {
+                Err(Broken::Refused(ref refusal)) if refusal.code == ErrorCode::Finished => {
+                    tracing::debug!("{}", refusal.message);
+                    broken = match self.begin(reach).await {
+                        Ok(()) => self.try_pass(reach.bound).await,
+                        Err(broken) => Err(broken),
+                    };
+                }
+                other => return other.map_err(|broken| self.failure(broken)),
+            }
+        }
+        broken.map_err(|broken| self.failure(broken))
+    }
+
+    /// Lets time pass without letting the receiver think that this side is gone.
+    pub async fn rest(&mut self, pause: Duration) -> Result<()> {
+        let until = tokio::time::Instant::now() + pause;
+        loop {
+            let Ok(frame) = tokio::time::timeout_at(until, self.wire.receive()).await else {
+                return Ok(());
+            };
+            let frame = frame?;
+            match frame.message {
+                Message::Ping => self.wire.send(frame.channel, &Message::Pong).await?,
+                Message::Pong => {}
+                Message::Error(error) => return Err(self.failure(Broken::Refused(error))),
+                other => {
+                    let answer = self.session.received(other).map_err(WireFault::from)?;
+                    if let Answer::Refused(error) = answer {
+                        return Err(self.failure(Broken::Refused(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the connection in good order.
+    pub async fn close(mut self) {
+        // The receiver sees the connection end either way.
+        let _ = self.wire.send(0, &Message::Goodbye).await;
+        self.wire.close().await;
+    }
+
+    async fn begin(&mut self, reach: Reach) -> Result<(), Broken> {
+        let timeline = self.files.timeline();
+        let (session, message) = Sender::begin(Begin { timeline });
+        self.session = session;
+        self.open = None;
+        self.carried = None;
+        self.gap = None;
+        self.note = None;
+        self.wire.send(CHANNEL, &message).await?;
+        let begun = loop {
+            if let Heard::Begun(begun) = self.hear().await? {
+                break begun;
+            }
+        };
+        let first = self.choose_first(&begun, reach);
+        self.records = Records::from(&self.files, first);
+        self.sent = self.files.start(first);
+        Ok(())
+    }
+
+    /// The first segment that is not known to be whole on the standby.
+    fn choose_first(&mut self, begun: &Begun, reach: Reach) -> SegmentName {
+        let files = &self.files;
+        let current = files.containing(reach.near);
+        let wanted = match (begun.newest_finished, begun.oldest_partial) {
+            (Some(finished), _) => files.next(finished),
+            (None, partial) => partial,
+        };
+        let Some(wanted) = wanted else {
+            // The standby has nothing of this timeline: what the server keeps for the archiver.
+            let mut first = current;
+            while let Some(before) = files.previous(first) {
+                if !(files.exists(before) && files.waits_for_archiver(before)) {
+                    break;
+                }
+                first = before;
+            }
+            return first;
+        };
+        if wanted > current {
+            // Either the current segment was just begun, or this master is behind the archive.
+            return current;
+        }
+        let mut first = wanted;
+        while first < current && !files.exists(first) {
+            match files.next(first) {
+                Some(next) => first = next,
+                None => break,
+            }
+        }
+        if first > wanted {
+            self.gap = Some(format!(
+                "{wanted} is neither on the standby nor in pg_wal: there is a gap before {first} \
+                 until it is archived"
+            ));
+        }
+        first
+    }
+
+    async fn try_pass(&mut self, bound: Lsn) -> Result<(), Broken> {
+        loop {
+            // A segment at a time, so that what is found is shipped while it is in memory.
+            let size = self.files.segment_bytes();
+            let enough = Lsn((self.sent.0 - self.sent.0 % size).saturating_add(size));
+            let stop = self.records.look_ahead(bound, enough).at(
+                Kind::Retry,
+                "read WAL in",
+                self.files.folder(),
+            )?;
+            let end = self.records.end();
+            if stop != Stop::Enough {
+                self.ship(end).await?;
+                self.judge(stop, bound);
+                break;
+            }
+            // How far the last segment goes is not known yet.
+            self.ship(Lsn(end.0 - end.0 % size)).await?;
+        }
+        while self.session.in_flight() > 0 {
+            self.hear().await?;
+        }
+        Ok(())
+    }
+
+    /// Says so when WAL that the server calls written cannot be read.
+    fn judge(&mut self, stop: Stop, bound: Lsn) {
+        match stop {
+            Stop::Invalid(lsn, why) if bound != Lsn(u64::MAX) => {
+                self.note = Some(format!("the master's WAL is damaged at {lsn}: {why}"));
+            }
+            Stop::NoFile(segment) if bound != Lsn(u64::MAX) => {
+                let start = self.files.start(segment);
+                if start < bound {
+                    self.note = Some(format!("{segment} is not in pg_wal"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn ship(&mut self, end: Lsn) -> Result<(), Broken> {
+        while self.sent < end {
+            let segment = self.files.containing(self.sent);
+            let start = self.files.start(segment);
+            let segment_end = Lsn(start.0 + self.files.segment_bytes());
+            let to = end.min(segment_end);
+            let data_end = match to == segment_end {
+                true => self.records.data_end(segment_end),
+                false => to,
+            };
+            let is_open = (self.open.as_ref()).is_some_and(|open| open.segment == segment);
+            if is_open || self.open_segment(segment, data_end).await? {
+                self.append(data_end).await?;
+            }
+            self.sent = to;
+            if to == segment_end {
+                self.leave(segment, data_end);
+            }
+        }
+        Ok(())
+    }
+
+    /// The open segment is complete; its scanner goes on in the next one.
+    fn leave(&mut self, segment: SegmentName, data_end: Lsn) {
+        self.records.forget(self.sent);
+        let Some(open) = self.open.take() else { return };
+        let whole = data_end == self.sent;
+        self.carried = match self.files.next(segment) {
+            // Behind a switch the look ahead has seen to the link already.
+            Some(next) if whole => Some((next, open.scanner)),
+            _ => None,
+        };
+    }
+
+    /// Compares what both sides have of a segment. Returns whether something can be appended:
+    /// not where the receiver holds all of it, or more of it than this master.
+    async fn open_segment(&mut self, segment: SegmentName, data_end: Lsn) -> Result<bool, Broken> {
+        let start = self.files.start(segment);
+        let bytes = data_end.0 - start.0;
+        let open = Open {
+            segment,
+            bytes,
+            crc32: self.checksum(segment, bytes)?,
+        };
+        self.open = None;
+        let Some(message) = self.session.open(open) else {
+            return Err(unexpected("the stream was not ready for another segment").into());
+        };
+        self.wire.send(CHANNEL, &message).await?;
+        let at = loop {
+            if let Heard::Compare(at) = self.hear().await? {
+                break at;
+            }
+        };
+        let same = self.checksum(segment, at.common_bytes)? == at.common_crc32;
+        let rewrite = self.session.compared(same);
+        let mut scanner = match self.carried.take() {
+            Some((next, scanner)) if next == segment => scanner,
+            _ => self.files.scanner(start),
+        };
+        if let Some(rewrite) = rewrite {
+            tracing::warn!(
+                "{segment} on {} is not what this master has; it is sent anew",
+                self.slave
+            );
+            self.wire.send(CHANNEL, &rewrite).await?;
+        } else if at.held_bytes > at.common_bytes {
+            if at.common_bytes == bytes && data_end < Lsn(start.0 + self.files.segment_bytes()) {
+                self.note = Some(format!(
+                    "{} holds {segment} beyond {data_end}, where this master's WAL ends: it lost \
+                     its tail, or is an old copy",
+                    self.slave
+                ));
+            }
+            return Ok(false);
+        } else {
+            let fed = self.files.read_through(segment, at.held_bytes, |piece| {
+                let mut rest = piece;
+                // Whatever it is, the receiver has the same.
+                while matches!(
+                    scanner.advance(&mut rest),
+                    crate::wal::scan::Step::Record(_)
+                ) {}
+            });
+            fed.at(Kind::Retry, "read WAL in", self.files.folder())?;
+        }
+        self.open = Some(OpenSegment {
+            segment,
+            start,
+            scanner,
+        });
+        Ok(true)
+    }
+
+    fn checksum(&self, segment: SegmentName, bytes: u64) -> Result<u32> {
+        let mut crc = crc32fast::Hasher::new();
+        self.files
+            .read_through(segment, bytes, |piece| crc.update(piece))
+            .at(Kind::Retry, "read WAL in", self.files.folder())?;
+        Ok(crc.finalize())
+    }
+
+    async fn append(&mut self, data_end: Lsn) -> Result<(), Broken> {
+        loop {
+            let Some(offset) = self.session.next_offset() else {
+                return Err(unexpected("the stream takes nothing").into());
+            };
+            while self.session.in_flight() >= BLOCKS_IN_FLIGHT {
+                self.hear().await?;
+            }
+            let Some(open) = &mut self.open else {
+                return Ok(());
+            };
+            let at = Lsn(open.start.0 + offset);
+            if at >= data_end {
+                return Ok(());
+            }
+            let most = (data_end.0 - at.0).min(self.block_bytes);
+            let files = &self.files;
+            let block = self
+                .packer
+                .pack(Vec::new(), offset, |buffer| {
+                    let headroom = buffer.len();
+                    files.read(at, most, buffer)?;
+                    verify(&mut open.scanner, &buffer[headroom..], most)
+                })
+                .at(Kind::Retry, "read WAL in", files.folder())?;
+            let append = Append {
+                offset,
+                end: open.scanner.valid_end(),
+                raw_bytes: block.raw_bytes,
+                zstd: block.zstd,
+                bytes: Bytes::copy_from_slice(block.payload()),
+            };
+            let Some(message) = self.session.append(append) else {
+                return Err(unexpected("the stream takes nothing there").into());
+            };
+            self.note = None;
+            self.wire.send(CHANNEL, &message).await?;
+        }
+    }
+
+    /// The next thing the receiver says about the stream; pings are answered on the way.
+    async fn hear(&mut self) -> Result<Heard, Broken> {
+        let frame = match timeout(self.answer_within, self.wire.receive()).await {
+            Ok(frame) => frame?,
+            Err(_) => {
+                let (slave, within) = (&self.slave, self.answer_within);
+                return Err(CommandError::retry(format!(
+                    "{slave} did not answer within push_timeout = {within:?}"
+                ))
+                .hint("look at the receiver's log on the standby")
+                .into());
+            }
+        };
+        let message = match frame.message {
+            Message::Ping => {
+                self.wire.send(frame.channel, &Message::Pong).await?;
+                return Ok(Heard::Other);
+            }
+            Message::Pong => return Ok(Heard::Other),
+            message => message,
+        };
+        match self.session.received(message).map_err(WireFault::from)? {
+            Answer::Begun(begun) => Ok(Heard::Begun(begun)),
+            Answer::Compare(at) => Ok(Heard::Compare(at)),
+            Answer::Durable(_) => Ok(Heard::Other),
+            Answer::Refused(error) => Err(Broken::Refused(error)),
+        }
+    }
+
+    fn failure(&self, broken: Broken) -> CommandError {
+        match broken {
+            Broken::Failed(error) => error,
+            Broken::Refused(error) => CommandError::new(
+                kind_of(error.code),
+                format!("{} refused: {}", self.slave, error.message),
+            )
+            .hint(error.hint),
+        }
+    }
+}
+
+/// The bytes that are about to be sent are records, as they were when they were looked at first:
+/// the server may have recycled the file in between.
+fn verify(scanner: &mut Scanner, bytes: &[u8], expected: u64) -> std::io::Result<()> {
+    use crate::wal::scan::Step;
+    let mut rest = bytes;
+    loop {
+        match scanner.advance(&mut rest) {
+            Step::Record(_) => {}
+            Step::NeedMore if bytes.len() as u64 == expected => return Ok(()),
+            Step::NeedMore => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Step::EndOfWal(lsn) | Step::Invalid { lsn, .. } => {
+                return Err(std::io::Error::other(format!(
+                    "the WAL at {lsn} changed while it was read"
+                )));
+            }
+        }
+    }
+}
+
+/// A timeline's history is archived before its records, whatever the archiver does meanwhile.
+async fn push_history(
+    wire: &mut Wire,
+    files: &WalFiles,
+    blocks: Blocks,
+    slave: &str,
+) -> Result<()> {
+    if files.timeline().number() == 1 {
+        return Ok(());
+    }
+    let name = WalFileName::History(files.timeline());
+    let path = files.folder().join(name.to_string());
+    let file = File::open(&path).at(Kind::Retry, "open", &path)?;
+    let size = file.metadata().at(Kind::Retry, "look at", &path)?.len();
+    if size > SMALL_FILE_BYTES_MAX {
+        return Err(CommandError::retry(format!(
+            "{} has {size} bytes",
+            path.display()
+        )));
+    }
+    let crc32 = push::digest(&file, size).at(Kind::Retry, "read", &path)?;
+    let offer = Offer {
+        name,
+        size,
+        crc32,
+        verify: Verify::Records,
+    };
+    match push::push(wire, Arc::new(file), offer, blocks).await? {
+        Outcome::Stored => Ok(()),
+        Outcome::Conflict(_) => Err(CommandError::new(
+            Kind::Conflict,
+            format!("{slave} holds another {name}: two servers were promoted to one timeline"),
+        )
+        .hint("give this cluster an archive of its own")),
+        Outcome::SourceChanged => Err(CommandError::retry(format!(
+            "{name} changed while it was read"
+        ))),
+        Outcome::Refused(error) => Err(CommandError::new(
+            kind_of(error.code),
+            format!("{slave} did not store {name}: {}", error.message),
+        )
+        .hint(error.hint)),
+    }
+}
+
+fn unexpected(what: &str) -> CommandError {
+    CommandError::retry(what)
+}

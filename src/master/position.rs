@@ -1,0 +1,166 @@
+//! How far the master's WAL reaches: asked of the server, or left to its files.
+//! Never asks a server that does not run, and never counts what a running one has not flushed.
+//! Invariant: one light question a look.
+
+use std::path::Path;
+
+use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
+
+use crate::config::MasterConfig;
+use crate::error::{IoContext, Kind, Result};
+use crate::master::cluster::ClusterFacts;
+use crate::master::partial::Reach;
+use crate::master::tail::WalFiles;
+use crate::pg::control::{ControlFile, State};
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::sql::{Limits, Session};
+use crate::wal::history::History;
+
+/// Where a master stands.
+pub struct Position {
+    /// The cluster.
+    pub facts: ClusterFacts,
+    /// Its WAL on the timeline that is being written.
+    pub files: WalFiles,
+    /// How far it reaches.
+    pub reach: Reach,
+    /// Whether it was read from the files because nobody could be asked.
+    pub unasked: bool,
+}
+
+/// What a look found.
+pub enum Look {
+    /// A master.
+    Master(Box<Position>),
+    /// A server that replays: its WAL is another's.
+    Standby,
+}
+
+/// Looks again and again; keeps the session with the server open in between.
+#[derive(Default)]
+pub struct Looker {
+    session: Option<Session>,
+}
+
+impl Looker {
+    /// Where the master stands now.
+    pub async fn look(&mut self, config: &MasterConfig) -> Result<Look> {
+        let data = DataDirectory::open(&config.master_data)?;
+        if config.use_xlog_functions {
+            match self.ask(config, &data).await {
+                Err(error) if data.running()?.is_some() => return Err(error),
+                // A server that is gone writes nothing more: its files say everything.
+                Err(error) => tracing::debug!("the files are read instead: {error}"),
+                Ok(look) => return Ok(look),
+            }
+        }
+        from_files(config, &data)
+    }
+
+    async fn ask(&mut self, config: &MasterConfig, data: &DataDirectory) -> Result<Look> {
+        let session = match self.session.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => {
+                let limits = Limits {
+                    connect: config.connect_timeout,
+                    ..Limits::default()
+                };
+                Session::connect(&config.master_db, limits).await?
+            }
+        };
+        let Some(found) = session.primary_wal_position().await? else {
+            return Ok(Look::Standby);
+        };
+        self.session = Some(session);
+        let facts = ClusterFacts::read(config)?;
+        Ok(Look::Master(Box::new(Position {
+            files: WalFiles::new(data.wal(), facts.cluster, found.timeline),
+            facts,
+            reach: Reach {
+                bound: found.flushed,
+                near: found.flushed,
+            },
+            unasked: false,
+        })))
+    }
+}
+
+fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<Look> {
+    let control = data.control()?;
+    if is_replaying(&control, data.path()) {
+        return Ok(Look::Standby);
+    }
+    let facts = ClusterFacts::read(config)?;
+    let files = WalFiles::new(data.wal(), facts.cluster, newest_timeline(&control, data)?);
+    let near = last_written(&files, control.checkpoint);
+    Ok(Look::Master(Box::new(Position {
+        files,
+        facts,
+        reach: Reach {
+            bound: Lsn(u64::MAX),
+            near,
+        },
+        unasked: true,
+    })))
+}
+
+/// Recovery that ends in a standby, or in a new timeline whose history is not written yet.
+fn is_replaying(control: &ControlFile, data: &Path) -> bool {
+    let asked = ["standby.signal", "recovery.signal"];
+    let state = matches!(
+        control.state,
+        State::InArchiveRecovery | State::ShutDownInRecovery
+    );
+    state || asked.iter().any(|name| data.join(name).exists())
+}
+
+/// The timeline of the last checkpoint, or the one that a promotion made of it since.
+fn newest_timeline(control: &ControlFile, data: &DataDirectory) -> Result<TimelineId> {
+    let mut newest = control.timeline;
+    let folder = data.wal();
+    for entry in std::fs::read_dir(&folder).at(Kind::Retry, "list", &folder)? {
+        let entry = entry.at(Kind::Retry, "list", &folder)?;
+        let name = entry
+            .file_name()
+            .to_str()
+            .and_then(|text| text.parse().ok());
+        let Some(WalFileName::History(timeline)) = name else {
+            continue;
+        };
+        if timeline <= newest {
+            continue;
+        }
+        let path = entry.path();
+        let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let ours = History::parse(timeline, &text).is_ok_and(|history| {
+            let mut ancestors = history.ancestors().iter();
+            ancestors.any(|ancestor| {
+                ancestor.timeline == control.timeline && control.checkpoint < ancestor.switch_point
+            })
+        });
+        if ours {
+            newest = timeline;
+        }
+    }
+    Ok(newest)
+}
+
+/// The newest segment that holds WAL of its own, as far as its first page tells. Those that were
+/// recycled for later have old pages.
+fn last_written(files: &WalFiles, checkpoint: Lsn) -> Lsn {
+    let mut newest = files.containing(checkpoint);
+    while let Some(next) = files.next(newest).filter(|next| files.exists(*next)) {
+        let start = files.start(next);
+        let mut first = Vec::new();
+        let long_header = crate::wal::page::LONG_HEADER_BYTES as u64;
+        if files.read(start, long_header, &mut first).is_err() {
+            break;
+        }
+        let mut rest = &first[..];
+        match files.scanner(start).advance(&mut rest) {
+            crate::wal::scan::Step::NeedMore => newest = next,
+            _ => break,
+        }
+    }
+    files.start(newest).max(checkpoint)
+}

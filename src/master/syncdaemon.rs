@@ -1,0 +1,298 @@
+//! `syncdaemon`: the partial flow for ever, one pass every `loop_delay`.
+//! Never gives up because something is down; it ends when it is told to, or when its server is a
+//! standby. Invariant: one line in the log for each change of state, none for a pass.
+
+use std::time::{Duration, Instant};
+
+use crate::config::{self, MasterConfig};
+use crate::daemon::{self, Control, Notice, Notices, PidFile, Readiness};
+use crate::error::{CommandError, Result};
+use crate::master::partial::Shipper;
+use crate::master::position::{Look, Looker};
+use crate::options::Options;
+use crate::output;
+use crate::transport::connect::fresh_nonce;
+
+/// The first pause after a failure; each further one doubles it.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest pause after a failure: a standby that is back is noticed within this.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// `syncdaemon`, or what `-r`, `-s` and `-k` make of it.
+pub fn run(config: &MasterConfig, options: &Options, readiness: Readiness) -> Result<()> {
+    let pidfile = config.syncdaemon_pidfile();
+    if let Some(control) = Control::asked_by(options) {
+        if options.not_really {
+            let path = pidfile.display();
+            return output::not_really(&format!("send {control:?} to the syncdaemon of {path}"));
+        }
+        let pid = daemon::signal_running(&pidfile, control, daemon::END_TIMEOUT)?;
+        tracing::info!("{control:?}: syncdaemon, process {pid}");
+        return Ok(());
+    }
+    if options.not_really {
+        return output::not_really(&format!(
+            "ship WAL to {} every {:?}",
+            config.slave, config.loop_delay
+        ));
+    }
+    let runtime = crate::master::runtime()?;
+    // Before the pidfile names this process: whoever reads it there may send a signal.
+    let notices = runtime.block_on(async { Notices::listen() })?;
+    let _lock = PidFile::acquire(&pidfile)?;
+    let ended = runtime.block_on(serve(config.clone(), options, notices, readiness));
+    // A reader that is stuck in a dead disk must not hold the exit back.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(
+    config: MasterConfig,
+    options: &Options,
+    mut notices: Notices,
+    readiness: Readiness,
+) -> Result<()> {
+    tracing::info!(
+        "syncdaemon {} ships to {} every {:?}",
+        env!("CARGO_PKG_VERSION"),
+        config.slave,
+        config.loop_delay
+    );
+    readiness.ready(&notices)?;
+    let mut ticker = Ticker::new(config);
+    let mut watchdog = Watchdog::new();
+    loop {
+        let mut reload_asked = false;
+        let pause = {
+            let mut tick = std::pin::pin!(ticker.tick());
+            loop {
+                tokio::select! {
+                    after = &mut tick => break after,
+                    notice = notices.next() => match notice {
+                        Notice::Drain => return ended(),
+                        Notice::Reload => reload_asked = true,
+                    },
+                    () = watchdog.due() => watchdog.bark(),
+                }
+            }
+        };
+        let Some(pause) = pause else {
+            return ended();
+        };
+        let until = Instant::now() + pause;
+        while !reload_asked && Instant::now() < until {
+            tokio::select! {
+                () = ticker.rest(until.saturating_duration_since(Instant::now())) => {}
+                notice = notices.next() => match notice {
+                    Notice::Drain => return ended(),
+                    Notice::Reload => reload_asked = true,
+                },
+                () = watchdog.due() => watchdog.bark(),
+            }
+        }
+        if reload_asked {
+            ticker.reload(options);
+        }
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is what the daemon ends with")]
+fn ended() -> Result<()> {
+    daemon::tell_stopping();
+    tracing::info!("syncdaemon stopped");
+    Ok(())
+}
+
+/// Tells the service manager now and then that the loop goes round.
+struct Watchdog {
+    interval: Option<Duration>,
+    next: tokio::time::Instant,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        Watchdog {
+            interval: daemon::watchdog_interval(),
+            next: tokio::time::Instant::now(),
+        }
+    }
+
+    async fn due(&self) {
+        match self.interval {
+            Some(_) => tokio::time::sleep_until(self.next).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn bark(&mut self) {
+        daemon::tell_alive();
+        self.next = tokio::time::Instant::now() + self.interval.unwrap_or(BACKOFF_MAX);
+    }
+}
+
+/// One pass after another, with what they have in common.
+struct Ticker {
+    config: MasterConfig,
+    looker: Looker,
+    shipper: Option<Shipper>,
+    /// What was said last, so that it is said once.
+    state: String,
+    failures: u32,
+}
+
+impl Ticker {
+    fn new(config: MasterConfig) -> Self {
+        Ticker {
+            config,
+            looker: Looker::default(),
+            shipper: None,
+            state: String::new(),
+            failures: 0,
+        }
+    }
+
+    /// One pass. Returns how long to rest after it, or `None` when there is nothing to do any more.
+    async fn tick(&mut self) -> Option<Duration> {
+        match self.pass().await {
+            Ok(true) => {
+                self.failures = 0;
+                Some(self.config.loop_delay)
+            }
+            Ok(false) => {
+                let text = "the server is a standby now; its master ships what there is to ship";
+                tracing::info!("{text}");
+                None
+            }
+            Err(error) => {
+                self.shipper = None;
+                self.failures = self.failures.saturating_add(1);
+                self.say(format!("{error}"), |text| tracing::warn!("{text}"));
+                Some(backoff(self.failures))
+            }
+        }
+    }
+
+    async fn pass(&mut self) -> Result<bool> {
+        let Look::Master(position) = self.looker.look(&self.config).await? else {
+            return Ok(false);
+        };
+        let timeline = position.files.timeline();
+        if (self.shipper.as_ref()).is_some_and(|shipper| shipper.files().timeline() != timeline) {
+            tracing::info!("the master is on timeline {timeline}");
+            self.shipper = None;
+        }
+        let mut shipper = match self.shipper.take() {
+            Some(shipper) => shipper,
+            None => {
+                let (facts, files) = (position.facts, position.files);
+                Shipper::connect(&self.config, &facts, files, position.reach).await?
+            }
+        };
+        shipper.pass(position.reach).await?;
+        let slave = &self.config.slave;
+        match shipper.note() {
+            Some(note) => {
+                let note = note.to_owned();
+                self.say(note, |text| tracing::warn!("{text}"));
+            }
+            None => {
+                let whence = match position.unasked && self.config.use_xlog_functions {
+                    true => ", from its files: the database is down",
+                    false => "",
+                };
+                let state = format!("timeline {timeline} is shipped to {slave}{whence}");
+                let durable = shipper.durable();
+                self.say(state, |text| {
+                    tracing::info!("{text}; it has all up to {durable}")
+                });
+            }
+        }
+        self.shipper = Some(shipper);
+        Ok(true)
+    }
+
+    /// Waits, and notices at once when the receiver goes.
+    async fn rest(&mut self, pause: Duration) {
+        let Some(shipper) = &mut self.shipper else {
+            return tokio::time::sleep(pause).await;
+        };
+        if let Err(error) = shipper.rest(pause).await {
+            self.shipper = None;
+            self.say(format!("{error}"), |text| tracing::warn!("{text}"));
+        }
+    }
+
+    fn say(&mut self, state: String, log: impl FnOnce(&str)) {
+        if state != self.state {
+            log(&state);
+            self.state = state;
+        }
+    }
+
+    fn reload(&mut self, options: &Options) {
+        daemon::tell_reloading();
+        let loaded = config::load(&self.config.path, &options.overrides)
+            .and_then(|fresh| fresh.into_master("syncdaemon"))
+            .and_then(|fresh| unchanged(&self.config, &fresh).map(|()| fresh));
+        match loaded {
+            Ok(fresh) => {
+                *self = Ticker::new(fresh);
+                tracing::info!("settings reloaded");
+            }
+            Err(error) => {
+                tracing::error!("reload failed, the old settings stay in force: {error}");
+            }
+        }
+        if let Err(error) = output::reopen_logfile() {
+            tracing::warn!("{error}");
+        }
+        daemon::tell_ready();
+    }
+}
+
+/// What a running daemon cannot change is refused rather than ignored.
+fn unchanged(old: &MasterConfig, new: &MasterConfig) -> Result<()> {
+    let changed = [
+        (
+            "pidfile",
+            old.syncdaemon_pidfile() != new.syncdaemon_pidfile(),
+        ),
+        ("logfile", old.logfile != new.logfile),
+    ];
+    match changed.into_iter().find(|(_, changed)| *changed) {
+        None => Ok(()),
+        Some((key, _)) => Err(
+            CommandError::config(format!("{key} cannot change by a reload"))
+                .hint("restart the syncdaemon"),
+        ),
+    }
+}
+
+/// Doubling, and never the same for two daemons that lost the same receiver.
+fn backoff(failures: u32) -> Duration {
+    let longest = BACKOFF_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(BACKOFF_MAX);
+    let random = fresh_nonce().map_or(0, |nonce| nonce[0]);
+    longest / 2 + longest.mul_f64(f64::from(random) / 512.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_differ() {
+        for failures in [1, 2, 5, 9, 40] {
+            let longest = BACKOFF_FIRST * (1 << (failures - 1).min(9));
+            let longest = longest.min(BACKOFF_MAX);
+            for _ in 0..20 {
+                let pause = backoff(failures);
+                assert!(pause >= longest / 2 && pause <= longest, "{pause:?}");
+            }
+        }
+        let pauses: std::collections::BTreeSet<_> = (0..40).map(|_| backoff(9)).collect();
+        assert!(pauses.len() > 5);
+    }
+}

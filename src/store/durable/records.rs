@@ -1,0 +1,153 @@
+//! The proofs about stretches of WAL and about records, and how a partial segment gets its final name.
+//! Never looks at the records themselves. Invariant: a [`DurableRecords`] exists only after the
+//! bytes it speaks of, the name of their file included, were synced without an error.
+//!
+//! ```text
+//! link to NAME in completed_wals   whole under NAME or not there, since the content is durable
+//! sync completed_wals              there for good, and under its old name too
+//! remove the old name              a crash before it is durable leaves both, of one file
+//! ```
+//!
+//! A rename between two directories would need both synced at once to never be in neither.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
+use walmgr_protocol::session::partial::ProofOfRecords;
+
+use super::Durable;
+use crate::store::error::StoreError;
+use crate::store::folder::Folder;
+
+/// The proof that a stretch of WAL is in the archive, every segment of it: without one no backup
+/// set is sealed. It grows by the proofs of its segments.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DurableWal {
+    first: SegmentName,
+    last: SegmentName,
+}
+
+impl DurableWal {
+    /// The stretch of one segment; `None` for any other file.
+    pub(in crate::store) const fn of(segment: &Durable) -> Option<Self> {
+        match segment.name() {
+            WalFileName::Segment(name) => Some(DurableWal {
+                first: name,
+                last: name,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Goes on with the segment behind it; `None` for any other file.
+    pub(in crate::store) fn and(self, segment: &Durable, size: WalSegmentSize) -> Option<Self> {
+        let follows = self.last.next(size).map(WalFileName::Segment) == Some(segment.name());
+        let last = Self::of(segment)?.last;
+        follows.then_some(DurableWal { last, ..self })
+    }
+
+    /// Its first segment.
+    pub const fn first(&self) -> SegmentName {
+        self.first
+    }
+
+    /// Its last segment.
+    pub const fn last(&self) -> SegmentName {
+        self.last
+    }
+}
+
+/// The proof that the records of a partial segment are on the standby's disk up to an LSN.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DurableRecords {
+    segment: SegmentName,
+    end: Lsn,
+}
+
+impl DurableRecords {
+    /// The segment that holds them, or the last of them.
+    pub const fn segment(&self) -> SegmentName {
+        self.segment
+    }
+}
+
+impl ProofOfRecords for DurableRecords {
+    fn end(&self) -> Lsn {
+        self.end
+    }
+}
+
+/// What a partial segment became.
+pub(in crate::store) enum Linked {
+    /// It is durable under its final name, and has its old one no longer.
+    Durable(Durable),
+    /// Another file has the final name.
+    Taken,
+    /// The file system cannot give a file of one folder a name in the other.
+    Impossible,
+}
+
+impl Folder {
+    /// Makes everything written to an open partial segment durable; its records end at `end`.
+    pub(in crate::store) fn sync_records(
+        &self,
+        file: BorrowedFd<'_>,
+        segment: SegmentName,
+        end: Lsn,
+    ) -> Result<DurableRecords, StoreError> {
+        self.monitor.check()?;
+        (self.disk.sync_bytes(file))
+            .map_err(|error| self.sync_failure(&segment.to_string(), error))?;
+        self.ensure_in_place()?;
+        Ok(DurableRecords { segment, end })
+    }
+
+    /// Makes the content and the length of an open partial segment durable.
+    pub(in crate::store) fn sync_content(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        self.monitor.check()?;
+        (self.disk.sync_file(file)).map_err(|error| self.sync_failure(name, error))
+    }
+
+    /// Gives a partial segment of this folder its final name in `completed`. Its content must
+    /// have been checked, and `crc32` be that of all its `len` bytes.
+    pub(in crate::store) fn finish_into(
+        &self,
+        completed: &Folder,
+        file: BorrowedFd<'_>,
+        segment: SegmentName,
+        (len, crc32): (u64, u32),
+    ) -> Result<Linked, StoreError> {
+        let text = segment.to_string();
+        self.sync_content(file, &text)?;
+        completed.ensure_in_place()?;
+        match (self.disk).link_into(self.handle(), &text, completed.handle(), &text) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Linked::Taken),
+            Err(error) if cannot_link(&error) => return Ok(Linked::Impossible),
+            Err(error) => return Err(completed.failure("link to", &text, error)),
+        }
+        if let Err(error) = completed.sync().and_then(|()| completed.ensure_in_place()) {
+            let _ = completed.disk.remove(completed.handle(), &text);
+            return Err(error);
+        }
+        self.remove(&text)?;
+        let name = WalFileName::Segment(segment);
+        Ok(Linked::Durable(Durable::under(name, len, crc32)))
+    }
+}
+
+/// Two file systems, or one without hard links.
+fn cannot_link(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK
+        )
+    })
+}

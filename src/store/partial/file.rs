@@ -1,0 +1,327 @@
+//! One partial segment as a file: fixed length, records from its beginning, zeros behind them.
+//! Never syncs by itself and never decides what may be written. Invariant: its end is found by
+//! reading records, and what is behind that end is worth nothing.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use walmgr_protocol::names::{Lsn, SegmentName};
+
+use crate::store::binding::Binding;
+use crate::store::disk::Identity;
+use crate::store::error::StoreError;
+use crate::store::folder::Folder;
+use crate::wal::scan::{Scanner, Step};
+
+/// Bytes read at once: some pages, so that small segments do not cost many calls.
+const READ_BYTES: usize = 256 << 10;
+
+/// An open partial segment.
+pub(super) struct PartialFile {
+    folder: Arc<Folder>,
+    segment: SegmentName,
+    name: String,
+    file: OwnedFd,
+    identity: Identity,
+    size: u64,
+}
+
+/// Where the records of a partial segment end.
+pub(super) struct End {
+    /// Bytes from the segment's beginning that are records, or the beginning of one that
+    /// continues in the next segment.
+    pub(super) held_bytes: u64,
+    /// The end of the last whole record.
+    pub(super) lsn: Lsn,
+    /// A scanner that has seen all of them.
+    pub(super) scanner: Scanner,
+    /// Whether the last record is a switch: the rest of the segment means nothing.
+    pub(super) switched: Option<Lsn>,
+}
+
+impl PartialFile {
+    /// Opens the file of a segment, or says `None` when there is none.
+    pub(super) fn open(
+        folder: &Arc<Folder>,
+        segment: SegmentName,
+        size: u64,
+    ) -> Result<Option<Self>, StoreError> {
+        let name = segment.to_string();
+        let file = match folder.disk.reopen(folder.handle(), &name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(folder.failure("open", &name, error)),
+        };
+        let stat = (folder.disk.stat(file.as_fd()))
+            .map_err(|error| folder.failure("examine", &name, error))?;
+        if !stat.is_file {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(folder.failure("open", &name, error));
+        }
+        let partial = PartialFile {
+            folder: Arc::clone(folder),
+            segment,
+            name,
+            file,
+            identity: stat.identity,
+            size,
+        };
+        // A crash while it was created leaves it short.
+        if stat.len != size {
+            partial.set_len(size)?;
+        }
+        Ok(Some(partial))
+    }
+
+    /// Creates the file of a segment that has none; a crash leaves nothing, or zeros.
+    pub(super) fn create(
+        folder: &Arc<Folder>,
+        segment: SegmentName,
+        size: u64,
+    ) -> Result<Self, StoreError> {
+        let name = segment.to_string();
+        folder.ensure_in_place()?;
+        // What creates a file opens it for writing only, and this one is read again.
+        drop(
+            (folder.disk.create(folder.handle(), &name))
+                .map_err(|error| folder.failure("create", &name, error))?,
+        );
+        let file = (folder.disk.reopen(folder.handle(), &name))
+            .map_err(|error| folder.failure("open", &name, error))?;
+        let identity = (folder.disk.stat(file.as_fd()))
+            .map_err(|error| folder.failure("examine", &name, error))?
+            .identity;
+        let partial = PartialFile {
+            folder: Arc::clone(folder),
+            segment,
+            name,
+            file,
+            identity,
+            size,
+        };
+        match partial.reserve() {
+            Ok(()) => Ok(partial),
+            Err(error) => {
+                // Its room is somebody else's chance; what stays is found empty later.
+                let _ = folder.remove(&partial.name);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn handle(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(super) fn folder(&self) -> &Arc<Folder> {
+        &self.folder
+    }
+
+    /// Whether the segment's name still leads to this file; a push may have finished it.
+    pub(super) fn is_in_place(&self) -> Result<bool, StoreError> {
+        let found = self.folder.stat_at(&self.name)?;
+        Ok(found.is_some_and(|stat| stat.identity == self.identity))
+    }
+
+    /// Writes bytes; whoever calls has found them to be WAL that belongs there.
+    pub(super) fn write(&self, mut offset: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            let written = match (self.folder.disk).write(self.handle(), bytes, offset) {
+                Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero)),
+                other => other,
+            }
+            .map_err(|error| self.folder.failure("write", &self.name, error))?;
+            offset += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Hands a part of the file to `each`, piece by piece, until it has seen enough.
+    pub(super) fn read(
+        &self,
+        range: Range<u64>,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut buffer = vec![0_u8; READ_BYTES];
+        let mut offset = range.start;
+        while offset < range.end {
+            let want = usize::try_from(range.end - offset)
+                .map_or(buffer.len(), |left| left.min(buffer.len()));
+            match (self.folder.disk).read(self.handle(), &mut buffer[..want], offset) {
+                Ok(0) => return Ok(()),
+                Ok(read_bytes) => {
+                    offset += read_bytes as u64;
+                    if !each(&buffer[..read_bytes]) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(self.folder.failure("read", &self.name, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// CRC-32 of the first `bytes` bytes.
+    pub(super) fn crc32(&self, bytes: u64) -> Result<u32, StoreError> {
+        let mut crc = crc32fast::Hasher::new();
+        self.read(0..bytes, |piece| {
+            crc.update(piece);
+            true
+        })?;
+        Ok(crc.finalize())
+    }
+
+    /// Reads records from the beginning with this scanner, which stands there.
+    pub(super) fn find_end(&self, binding: &Binding, scanner: Scanner) -> Result<End, StoreError> {
+        let mut search = Search::new(self.segment, binding, scanner);
+        self.read(0..self.size, |piece| search.feed(piece))?;
+        Ok(search.finish())
+    }
+
+    /// Makes everything behind `held_bytes` zeros.
+    pub(super) fn clear_behind(&self, held_bytes: u64) -> Result<(), StoreError> {
+        self.set_len(held_bytes)?;
+        self.reserve()
+    }
+
+    /// Whether something else than zeros is behind `held_bytes`.
+    pub(super) fn is_clear_behind(&self, held_bytes: u64) -> Result<bool, StoreError> {
+        let mut clear = true;
+        self.read(held_bytes..self.size, |piece| {
+            clear = piece.iter().all(|byte| *byte == 0);
+            clear
+        })?;
+        Ok(clear)
+    }
+
+    /// Sets the whole segment's space aside, so that a full disk is found before it is written.
+    fn reserve(&self) -> Result<(), StoreError> {
+        match self.folder.disk.allocate(self.handle(), self.size) {
+            Ok(()) => Ok(()),
+            // A file system that cannot do it finds out while writing.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.set_len(self.size),
+            Err(error) => Err(self.folder.failure("allocate", &self.name, error)),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), StoreError> {
+        (self.folder.disk.set_len(self.handle(), len))
+            .map_err(|error| self.folder.failure("set the length of", &self.name, error))
+    }
+}
+
+/// A scanner for a segment's beginning.
+pub(super) fn scanner_at(segment: SegmentName, lsn: Lsn, binding: &Binding) -> Scanner {
+    Scanner::new(lsn, binding.segment_size)
+        .of_cluster(binding.system_id)
+        .of_major(binding.postgres_major)
+        .up_to_timeline(segment.timeline())
+}
+
+/// The beginning of a segment; a name that no segment of this size has means the first.
+pub(super) fn start_of(segment: SegmentName, binding: &Binding) -> Lsn {
+    segment.start(binding.segment_size).unwrap_or_default()
+}
+
+/// Walks the records of a segment to their end.
+struct Search<'a> {
+    segment: SegmentName,
+    binding: &'a Binding,
+    start: Lsn,
+    /// As it was at the segment's beginning.
+    first: Scanner,
+    scanner: Scanner,
+    last: Option<End>,
+}
+
+impl<'a> Search<'a> {
+    fn new(segment: SegmentName, binding: &'a Binding, scanner: Scanner) -> Self {
+        Search {
+            segment,
+            binding,
+            start: start_of(segment, binding),
+            first: scanner.clone(),
+            scanner,
+            last: None,
+        }
+    }
+
+    /// Whether more bytes are wanted.
+    fn feed(&mut self, piece: &[u8]) -> bool {
+        let mut rest = piece;
+        loop {
+            match self.scanner.advance(&mut rest) {
+                Step::NeedMore => return true,
+                Step::EndOfWal(_) | Step::Invalid { .. } => return false,
+                Step::Record(record) => {
+                    let switched = record.is_switch();
+                    let end = match switched {
+                        true => aligned(self.scanner.position()),
+                        false => record.end,
+                    };
+                    let held_bytes = end.0.saturating_sub(self.start.0);
+                    self.last = Some(End {
+                        held_bytes,
+                        lsn: record.end,
+                        scanner: self.scanner.clone(),
+                        switched: switched.then_some(record.lsn),
+                    });
+                    if switched {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> End {
+        let size = self.binding.segment_size.bytes();
+        let at_the_end = self.scanner.position().0 == self.start.0.wrapping_add(size);
+        if at_the_end && self.scanner.in_record() {
+            return End {
+                held_bytes: size,
+                lsn: self.scanner.valid_end(),
+                scanner: self.scanner,
+                switched: None,
+            };
+        }
+        if let Some(mut last) = self.last {
+            pad(&mut last.scanner, self.start, last.held_bytes);
+            return last;
+        }
+        // No record is whole, but the rest of one that began in the segment before may be.
+        let tail_end = self.scanner.valid_end();
+        if tail_end > self.start {
+            return End {
+                held_bytes: tail_end.0 - self.start.0,
+                lsn: tail_end,
+                scanner: scanner_at(self.segment, tail_end, self.binding),
+                switched: None,
+            };
+        }
+        End {
+            held_bytes: 0,
+            lsn: tail_end,
+            scanner: self.first,
+            switched: None,
+        }
+    }
+}
+
+/// Brings a scanner that stands behind a record to where the next one begins.
+fn pad(scanner: &mut Scanner, start: Lsn, held_bytes: u64) {
+    let missing = (start.0.wrapping_add(held_bytes)).wrapping_sub(scanner.position().0);
+    if let Ok(missing) = usize::try_from(missing) {
+        let zeros = [0_u8; 8];
+        let mut padding = &zeros[..missing.min(zeros.len())];
+        // Padding holds nothing that could be said.
+        let _ = scanner.advance(&mut padding);
+    }
+}
+
+fn aligned(lsn: Lsn) -> Lsn {
+    Lsn(lsn.0.next_multiple_of(crate::wal::record::ALIGNMENT))
+}

@@ -1,0 +1,290 @@
+//! A partial segment becomes a finished one: a push brings the rest and has the whole checked.
+//! Never writes below what was acknowledged. Invariant: a final name is given only to a file whose
+//! every byte is what the push offered.
+
+use std::sync::Arc;
+
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+use super::file::{PartialFile, scanner_at, start_of};
+use crate::store::archive::{Archive, Held, Shared, StoredCheck};
+use crate::store::binding::Binding;
+use crate::store::durable::{Durable, Existing, Linked, Temporary};
+use crate::store::error::StoreError;
+use crate::store::folder::Folder;
+use crate::store::incoming::Sealed;
+use crate::wal::segment::Verify;
+
+/// How often the final name may turn out taken by a file that is then set aside or vanishes.
+const FINISH_ATTEMPTS_MAX: u32 = 3;
+
+/// A partial segment whose rest is arriving. Dropping it leaves it partial.
+pub struct Finishing {
+    shared: Arc<Shared>,
+    segment: SegmentName,
+    file: PartialFile,
+    verify: Verify,
+    prefix_bytes: u64,
+    prefix_crc32: u32,
+    next_offset: u64,
+}
+
+impl Archive {
+    /// What is held of a segment that a client offers and that is not finished, if it is worth
+    /// continuing.
+    pub fn held_prefix(
+        &self,
+        name: WalFileName,
+        verify: Verify,
+    ) -> Result<Option<Finishing>, StoreError> {
+        let WalFileName::Segment(segment) = name else {
+            return Ok(None);
+        };
+        let shared = Arc::clone(&self.shared);
+        shared.monitor.check()?;
+        let begun = Finishing::begin(&shared, segment, verify);
+        shared.monitor.watch(begun)
+    }
+
+    /// Clears away the partial segment of a file that is finished. One that is not its beginning
+    /// is kept under another name, with an alarm.
+    pub fn settle_partial(&self, name: WalFileName) -> Result<(), StoreError> {
+        let WalFileName::Segment(segment) = name else {
+            return Ok(());
+        };
+        let shared = &self.shared;
+        let _guard = shared.names.lock(WalFileName::Partial(segment));
+        let settled = settle(
+            &shared.completed,
+            &shared.partial,
+            &shared.binding()?,
+            segment,
+        );
+        shared.partials.forget(segment);
+        shared.monitor.watch(settled)
+    }
+}
+
+impl Finishing {
+    fn begin(
+        shared: &Arc<Shared>,
+        segment: SegmentName,
+        verify: Verify,
+    ) -> Result<Option<Self>, StoreError> {
+        let binding = shared.binding()?;
+        let size = binding.segment_size.bytes();
+        let _guard = shared.names.lock(WalFileName::Partial(segment));
+        let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
+            return Ok(None);
+        };
+        let scanner = scanner_at(segment, start_of(segment, &binding), &binding);
+        let end = file.find_end(&binding, scanner)?;
+        let prefix_bytes = match end.switched {
+            // The rest is zeros, as the server writes them behind a switch.
+            Some(_) => size,
+            None => end.held_bytes,
+        };
+        if prefix_bytes == 0 {
+            return Ok(None);
+        }
+        let prefix_crc32 = file.crc32(prefix_bytes)?;
+        Ok(Some(Finishing {
+            shared: Arc::clone(shared),
+            segment,
+            file,
+            verify,
+            prefix_bytes,
+            prefix_crc32,
+            next_offset: prefix_bytes,
+        }))
+    }
+
+    /// Bytes held from the segment's beginning, and their CRC-32.
+    pub const fn prefix(&self) -> (u64, u32) {
+        (self.prefix_bytes, self.prefix_crc32)
+    }
+
+    /// Writes bytes behind the prefix and the ones before. They are checked with the whole.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.try_write(bytes);
+        self.shared.monitor.watch(written)
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let name = WalFileName::Segment(self.segment);
+        let _guard = shared.names.lock(WalFileName::Partial(self.segment));
+        let limit = shared.binding()?.segment_size.bytes();
+        let len = self.next_offset.saturating_add(bytes.len() as u64);
+        if len > limit {
+            return Err(StoreError::TooLarge { name, len, limit });
+        }
+        if !self.file.is_in_place()? {
+            return Err(StoreError::GivenUp { name });
+        }
+        // The stream may have gone on meanwhile, and what it acknowledged nobody changes.
+        let held_bytes = shared.partials.of(self.segment).held_bytes;
+        let held = held_bytes.saturating_sub(self.next_offset);
+        let held = usize::try_from(held).map_or(bytes.len(), |held| held.min(bytes.len()));
+        let mut compared = 0;
+        let mut same = true;
+        let range = self.next_offset..self.next_offset + held as u64;
+        self.file.read(range, |piece| {
+            same &= bytes[compared..compared + piece.len()] == *piece;
+            compared += piece.len();
+            same
+        })?;
+        if !same {
+            let why = format!("{name} is not what was shipped of it record by record");
+            return Err(StoreError::Diverged { why });
+        }
+        shared
+            .partials
+            .change(self.segment, |extent| extent.disturbed = true);
+        (self.file).write(self.next_offset + held as u64, &bytes[held..])?;
+        self.next_offset = len;
+        Ok(())
+    }
+
+    /// Checks the whole segment and makes it durable under its final name.
+    pub fn seal(self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let sealed = self.try_seal(len, crc32);
+        shared.monitor.outcome(sealed)
+    }
+
+    fn try_seal(self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+        let (shared, name) = (&self.shared, WalFileName::Segment(self.segment));
+        let guard = shared.names.lock(name);
+        let _partial = shared.names.lock(WalFileName::Partial(self.segment));
+        shared.monitor.check()?;
+        if self.file.is_in_place()? {
+            self.check(len, crc32)?;
+        }
+        for _ in 0..FINISH_ATTEMPTS_MAX {
+            // Whoever was faster took the file with its name.
+            if self.file.is_in_place()? {
+                let (handle, digest) = (self.file.handle(), (len, crc32));
+                let linked = (shared.partial).finish_into(
+                    &shared.completed,
+                    handle,
+                    self.segment,
+                    digest,
+                )?;
+                match linked {
+                    Linked::Durable(durable) => {
+                        shared.partials.forget(self.segment);
+                        return Ok(Sealed::Stored(durable));
+                    }
+                    Linked::Impossible => {
+                        if let Some(durable) = self.copy()? {
+                            return Ok(Sealed::Stored(durable));
+                        }
+                    }
+                    Linked::Taken => {}
+                }
+            }
+            match shared.held(&guard, len, crc32, self.verify)? {
+                Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
+                Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
+                Held::Absent => {}
+            }
+        }
+        Err(StoreError::GivenUp { name })
+    }
+
+    /// The whole file, from its first byte: it was written by two connections.
+    fn check(&self, len: u64, crc32: u32) -> Result<(), StoreError> {
+        let name = WalFileName::Segment(self.segment);
+        let binding = self.shared.binding()?;
+        let mut check = StoredCheck::new(name, &binding.expected(), self.verify);
+        let mut found = crc32fast::Hasher::new();
+        let size = binding.segment_size.bytes();
+        self.file.read(0..size, |piece| {
+            found.update(piece);
+            check.update(piece);
+            true
+        })?;
+        let found = found.finalize();
+        let mismatch = |what, expected, found| StoreError::Mismatch {
+            name,
+            what,
+            expected,
+            found,
+        };
+        if len != size {
+            return Err(mismatch("length", len, size));
+        }
+        if found != crc32 {
+            return Err(mismatch("CRC-32", crc32.into(), found.into()));
+        }
+        match check.finish() {
+            None => Ok(()),
+            Some(fault) => Err(StoreError::of_fault(name, &fault)),
+        }
+    }
+
+    /// For two file systems: the bytes go over on this host at least.
+    fn copy(&self) -> Result<Option<Durable>, StoreError> {
+        let size = self.shared.binding()?.segment_size.bytes();
+        let text = self.segment.to_string();
+        let mut temporary = Temporary::create(&self.shared.completed, &text, size)?;
+        let mut copied = Ok(());
+        self.file.read(0..size, |piece| {
+            copied = temporary.append(piece);
+            copied.is_ok()
+        })?;
+        copied?;
+        let durable = temporary
+            .sync()?
+            .publish(WalFileName::Segment(self.segment))?;
+        if durable.is_some() {
+            self.shared.partial.remove(&text)?;
+            self.shared.partials.forget(self.segment);
+        }
+        Ok(durable)
+    }
+}
+
+/// Removes a partial segment that is finished under its final name, or keeps it under another one
+/// if it is not that file's beginning. The name must be locked, or nobody else be there.
+pub(in crate::store) fn settle(
+    completed: &Arc<Folder>,
+    partial: &Arc<Folder>,
+    binding: &Binding,
+    segment: SegmentName,
+) -> Result<(), StoreError> {
+    let (text, size) = (segment.to_string(), binding.segment_size.bytes());
+    let (Some(ours), Some(finished)) = (partial.stat_at(&text)?, completed.stat_at(&text)?) else {
+        return Ok(());
+    };
+    // A crash between the two names of one file.
+    if ours.identity == finished.identity {
+        return partial.remove(&text);
+    }
+    let Some(file) = PartialFile::open(partial, segment, size)? else {
+        return Ok(());
+    };
+    let scanner = scanner_at(segment, start_of(segment, binding), binding);
+    let held_bytes = file.find_end(binding, scanner)?.held_bytes;
+    let expected = file.crc32(held_bytes)?;
+    let name = WalFileName::Segment(segment);
+    let Some(existing) = Existing::open(completed, name)? else {
+        return Ok(());
+    };
+    let (mut crc, mut left) = (crc32fast::Hasher::new(), held_bytes);
+    existing.read(|piece| {
+        let counted = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+        crc.update(&piece[..counted]);
+        left -= counted as u64;
+    })?;
+    if left == 0 && crc.finalize() == expected {
+        return partial.remove(&text);
+    }
+    let aside = partial.set_aside_as(&text, "differs")?;
+    tracing::error!(
+        "ALARM: {segment} was finished with other bytes than were shipped of it record by record; \
+         those are kept as {aside}"
+    );
+    Ok(())
+}

@@ -1,0 +1,499 @@
+//! The partial stream against files, restarts and pushes, without a network.
+//! Never talks to a server. Invariant tested: what was acknowledged is there and is WAL, and what
+//! is behind it is zeros.
+
+use walmgr_protocol::message::partial::{At, Open};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::session::partial::ProofOfRecords;
+
+use crate::store::testing::{
+    BINDING, Sample, assert_stored, history_file, new_archive, open, push, scratch_folder,
+};
+use crate::store::{Archive, PartialStream, Places, Sealed, StoreError};
+use crate::wal::segment::Verify;
+use crate::wal::writer::Writer;
+
+const SIZE: u64 = 1 << 20;
+
+fn timeline(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn name(number: u64) -> SegmentName {
+    SegmentName::from_number(timeline(1), number, BINDING.segment_size)
+}
+
+/// WAL from segment 3 on, and where each of its records ends.
+struct Wal {
+    bytes: Vec<u8>,
+    ends: Vec<u64>,
+}
+
+impl Wal {
+    /// Records of these lengths; another `fill` gives other records.
+    fn of(bodies: &[usize], fill: u8) -> Wal {
+        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        let ends = bodies.iter().map(|body| {
+            let record = writer.record(10, 0, &vec![fill; *body]);
+            record.end.0 - 3 * SIZE
+        });
+        let ends = ends.collect();
+        Wal {
+            bytes: writer.bytes().to_vec(),
+            ends,
+        }
+    }
+
+    /// The whole segment: the records, a switch, zeros.
+    fn finished(bodies: &[usize], fill: u8) -> Sample {
+        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        for body in bodies {
+            writer.record(10, 0, &vec![fill; *body]);
+        }
+        writer.switch();
+        let name = WalFileName::Segment(name(3));
+        let bytes = writer.bytes().to_vec();
+        assert_eq!(bytes.len() as u64, SIZE);
+        Sample { name, bytes }
+    }
+}
+
+fn begin(archive: &Archive) -> PartialStream {
+    archive.partial_stream(timeline(1)).unwrap().0
+}
+
+fn open_with(stream: &mut PartialStream, ours: &[u8]) -> Result<At, StoreError> {
+    stream.open(&Open {
+        segment: name(3),
+        bytes: ours.len() as u64,
+        crc32: crc32fast::hash(ours),
+    })
+}
+
+/// Appends a range of the WAL and returns the end that was proven.
+fn append(stream: &mut PartialStream, wal: &Wal, from: u64, to: u64) -> Result<Lsn, StoreError> {
+    let range = usize::try_from(from).unwrap()..usize::try_from(to).unwrap();
+    let whole = wal.ends.iter().filter(|end| **end <= to).max();
+    let end = Lsn(3 * SIZE + whole.copied().unwrap_or(0));
+    stream.append(from, end, &wal.bytes[range])?;
+    Ok(stream.sync()?.end())
+}
+
+fn on_disk(places: &Places) -> Vec<u8> {
+    std::fs::read(places.partial_wals.join(name(3).to_string())).unwrap()
+}
+
+#[track_caller]
+fn assert_holds(places: &Places, wal: &Wal, to: u64) {
+    let found = on_disk(places);
+    let to = usize::try_from(to).unwrap();
+    assert_eq!(found.len() as u64, SIZE);
+    assert!(found[..to] == wal.bytes[..to], "other bytes");
+    assert!(found[to..].iter().all(|byte| *byte == 0), "no zeros behind");
+}
+
+#[test]
+fn fault_42_records_are_held_and_found_again_by_reading() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    // The third needs several pages, the last ends with its page.
+    let wal = Wal::of(&[8, 100, 30_000, 500, 9_000], 7);
+    let mut from = 0;
+    for end in wal.ends.clone() {
+        let archive = open(&places);
+        let mut stream = begin(&archive);
+        let at = open_with(&mut stream, &wal.bytes).unwrap();
+        assert_eq!((at.held_bytes, at.common_bytes), (from, from));
+        let held = &wal.bytes[..usize::try_from(from).unwrap()];
+        assert_eq!(at.common_crc32, crc32fast::hash(held));
+        let proven = append(&mut stream, &wal, from, end).unwrap();
+        assert_eq!(proven, Lsn(3 * SIZE + end));
+        assert_holds(&places, &wal, end);
+        drop((stream, archive));
+        let archive = open(&places);
+        assert_eq!(archive.recovery().partials, [(name(3), proven)]);
+        from = end;
+    }
+}
+
+#[test]
+fn a_record_longer_than_an_append_counts_when_its_last_byte_is_there() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let mut stream = begin(&archive);
+    let wal = Wal::of(&[100, 90_000], 7);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    let first = Lsn(3 * SIZE + wal.ends[0]);
+    let mut from = 0;
+    for to in [wal.ends[0] + 10, 40_000, 80_000] {
+        assert_eq!(append(&mut stream, &wal, from, to).unwrap(), first);
+        from = to;
+    }
+    let whole = append(&mut stream, &wal, from, wal.ends[1]).unwrap();
+    assert_eq!(whole, Lsn(3 * SIZE + wal.ends[1]));
+}
+
+#[test]
+fn fault_43_46_what_is_behind_the_last_record_is_cleared_before_the_next() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let wal = Wal::of(&[100, 200, 300, 400], 7);
+    append(
+        &mut {
+            let mut stream = begin(&open(&places));
+            open_with(&mut stream, &wal.bytes).unwrap();
+            stream
+        },
+        &wal,
+        0,
+        wal.ends[1],
+    )
+    .unwrap();
+    let path = places.partial_wals.join(name(3).to_string());
+    let end = usize::try_from(wal.ends[1]).unwrap();
+    let mut torn = on_disk(&places);
+    // Half a record, and something from nowhere far behind.
+    torn[end..end + 40].copy_from_slice(&wal.bytes[end..end + 40]);
+    torn[900_000..900_100].fill(0xAA);
+    std::fs::write(&path, &torn).unwrap();
+    let archive = open(&places);
+    let mut stream = begin(&archive);
+    assert_eq!(
+        open_with(&mut stream, &wal.bytes).unwrap().held_bytes,
+        wal.ends[1]
+    );
+    assert_holds(&places, &wal, wal.ends[1]);
+    append(&mut stream, &wal, wal.ends[1], wal.ends[3]).unwrap();
+    assert_holds(&places, &wal, wal.ends[3]);
+    // A crash while the file was created leaves it short, or of zeros.
+    drop(stream);
+    for empty in [&[][..], &[0; 100]] {
+        std::fs::write(&path, empty).unwrap();
+        let mut stream = begin(&archive);
+        assert_eq!(open_with(&mut stream, &wal.bytes).unwrap().held_bytes, 0);
+        append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+        assert_holds(&places, &wal, wal.ends[0]);
+    }
+}
+
+#[test]
+fn what_is_no_record_is_refused_and_never_held() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let wal = Wal::of(&[100, 200], 7);
+    let end = Lsn(3 * SIZE + wal.ends[0]);
+    let first = &wal.bytes[..usize::try_from(wal.ends[0]).unwrap()];
+    let mut flipped = first.to_vec();
+    flipped[60] ^= 1;
+    let mut foreign = first.to_vec();
+    foreign[24] ^= 1;
+    let zeros = vec![0; first.len()];
+    for wrong in [&flipped[..], &foreign, &zeros, &first[..60]] {
+        let mut stream = begin(&archive);
+        open_with(&mut stream, &wal.bytes).unwrap();
+        let error = stream.append(0, end, wrong).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert!(on_disk(&places).iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn fault_47_48_a_tail_that_was_written_anew_ends_what_was_held_of_the_old_one() {
+    let old = Wal::of(&[100, 200, 300, 400], 7);
+    let mut anew = Wal::of(&[100, 200, 350, 20, 20, 9_000], 7);
+    anew.bytes.truncate(usize::try_from(anew.ends[5]).unwrap());
+    // In one append, in two with the difference in the second, and with the difference cut.
+    for cuts in [
+        vec![anew.ends[5]],
+        vec![anew.ends[0], anew.ends[5]],
+        vec![anew.ends[1] + 30, anew.ends[5]],
+    ] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let mut stream = begin(&archive);
+        open_with(&mut stream, &old.bytes).unwrap();
+        append(&mut stream, &old, 0, old.ends[3]).unwrap();
+        let later = places.partial_wals.join(name(4).to_string());
+        std::fs::write(&later, "of the old tail").unwrap();
+        let mut stream = begin(&archive);
+        let at = open_with(&mut stream, &anew.bytes).unwrap();
+        assert_eq!(at.held_bytes, old.ends[3]);
+        let ours = &anew.bytes[..usize::try_from(at.common_bytes).unwrap()];
+        assert_ne!(at.common_crc32, crc32fast::hash(ours));
+        stream.rewrite().unwrap();
+        let mut from = 0;
+        for to in cuts {
+            append(&mut stream, &anew, from, to).unwrap();
+            from = to;
+        }
+        assert_holds(&places, &anew, anew.ends[5]);
+        assert!(!later.exists(), "what followed the old tail is aside");
+        assert!(later.with_extension("differs").exists());
+        let at = open_with(&mut stream, &anew.bytes).unwrap();
+        assert_eq!(at.common_crc32, crc32fast::hash(&anew.bytes));
+    }
+}
+
+#[test]
+fn a_rewrite_that_differs_nowhere_drops_nothing() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let wal = Wal::of(&[100, 200, 300], 7);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[1]).unwrap();
+    open_with(&mut stream, &wal.bytes).unwrap();
+    stream.rewrite().unwrap();
+    append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+    assert_holds(&places, &wal, wal.ends[1]);
+    append(&mut stream, &wal, wal.ends[0], wal.ends[2]).unwrap();
+    assert_holds(&places, &wal, wal.ends[2]);
+}
+
+#[test]
+fn fault_49_a_timeline_needs_its_history_and_ends_the_one_before() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let missing = archive.partial_stream(timeline(2)).err().unwrap();
+    assert!(matches!(missing, StoreError::HistoryMissing { .. }));
+    assert_stored(&archive, &history_file(2, "promoted"));
+    let (_, standing) = archive.partial_stream(timeline(2)).unwrap();
+    assert_eq!(standing.newest_partial, None);
+    let old = archive.partial_stream(timeline(1)).err().unwrap();
+    assert!(matches!(old, StoreError::Diverged { .. }), "{old}");
+    assert!(old.to_string().contains("timeline 2 already"));
+}
+
+#[test]
+fn fault_50_a_master_from_another_past_is_refused() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    assert_stored(&archive, &Wal::finished(&[100, 200], 7));
+    let mut stream = begin(&archive);
+    let same = Wal::of(&[100, 200], 7);
+    let at = open_with(&mut stream, &same.bytes).unwrap();
+    assert_eq!((at.held_bytes, at.common_bytes), (SIZE, same.ends[1]));
+    assert_eq!(at.common_crc32, crc32fast::hash(&same.bytes));
+    let other = Wal::of(&[100, 300], 7);
+    let at = open_with(&mut stream, &other.bytes).unwrap();
+    assert_ne!(at.common_crc32, crc32fast::hash(&other.bytes));
+    let refused = stream.rewrite().unwrap_err();
+    assert!(matches!(refused, StoreError::Diverged { .. }), "{refused}");
+}
+
+/// A push of this file by a client that sends what is asked for.
+fn finish(archive: &Archive, sample: &Sample) -> Result<Sealed, StoreError> {
+    let Some(mut held) = archive.held_prefix(sample.name, Verify::Records)? else {
+        return push(archive, sample);
+    };
+    let (bytes, crc32) = held.prefix();
+    let prefix = usize::try_from(bytes).unwrap();
+    if crc32 != crc32fast::hash(&sample.bytes[..prefix]) {
+        drop(held);
+        let sealed = push(archive, sample)?;
+        archive.settle_partial(sample.name)?;
+        return Ok(sealed);
+    }
+    for block in sample.bytes[prefix..].chunks(10_000) {
+        held.write(block)?;
+    }
+    held.seal(sample.len(), sample.crc32())
+}
+
+#[test]
+fn a_segment_is_finished_in_place_with_what_is_missing_of_it() {
+    let bodies = [100, 200, 30_000, 400];
+    let (wal, whole) = (Wal::of(&bodies, 7), Wal::finished(&bodies, 7));
+    for held in [wal.ends[0], wal.ends[2], wal.ends[3]] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let mut stream = begin(&archive);
+        open_with(&mut stream, &wal.bytes).unwrap();
+        append(&mut stream, &wal, 0, held).unwrap();
+        let prefix = archive.held_prefix(whole.name, Verify::Records).unwrap();
+        assert_eq!(prefix.unwrap().prefix().0, held);
+        let Sealed::Stored(proof) = finish(&archive, &whole).unwrap() else {
+            panic!("not stored");
+        };
+        assert_eq!((proof.len(), proof.crc32()), (whole.len(), whole.crc32()));
+        let path = places.completed_wals.join(whole.name.to_string());
+        assert!(std::fs::read(path).unwrap() == whole.bytes);
+        assert!(!places.partial_wals.join(name(3).to_string()).exists());
+        // The stream that was at it is told, and finds it complete.
+        let from = held;
+        if from < wal.ends[3] {
+            let error = append(&mut stream, &wal, from, wal.ends[3]).unwrap_err();
+            assert!(matches!(error, StoreError::Finished { .. }), "{error}");
+        }
+        let at = open_with(&mut begin(&archive), &whole.bytes).unwrap();
+        assert_eq!((at.held_bytes, at.common_crc32), (SIZE, whole.crc32()));
+    }
+}
+
+#[test]
+fn a_push_that_breaks_off_leaves_nothing_behind_what_was_acknowledged() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let wal = Wal::of(&[100, 200, 300], 7);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+    let whole = Wal::finished(&[100, 900, 300], 7);
+    let mut held = archive
+        .held_prefix(whole.name, Verify::Records)
+        .unwrap()
+        .unwrap();
+    let from = usize::try_from(wal.ends[0]).unwrap();
+    held.write(&whole.bytes[from..from + 2_000]).unwrap();
+    // It was another file; what the stream says next is what counts.
+    append(&mut stream, &wal, wal.ends[0], wal.ends[2]).unwrap();
+    assert_holds(&places, &wal, wal.ends[2]);
+    let again = &whole.bytes[from + 2_000..from + 4_000];
+    held.write(again).unwrap();
+    held.seal(whole.len(), whole.crc32()).unwrap_err();
+    assert!(!places.completed_wals.join(whole.name.to_string()).exists());
+    let wal = Wal::of(&[100, 200, 300, 50], 7);
+    append(&mut stream, &wal, wal.ends[2], wal.ends[3]).unwrap();
+    assert_holds(&places, &wal, wal.ends[3]);
+    let mut other = archive
+        .held_prefix(whole.name, Verify::Records)
+        .unwrap()
+        .unwrap();
+    let more = Wal::of(&[100, 200, 300, 50, 70], 7);
+    append(&mut stream, &more, wal.ends[3], more.ends[4]).unwrap();
+    let refused = other.write(&[9; 50]).unwrap_err();
+    assert!(matches!(refused, StoreError::Diverged { .. }), "{refused}");
+}
+
+#[test]
+fn fault_52_a_whole_segment_wins_over_other_records_which_are_kept_aside() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let wal = Wal::of(&[100, 200, 300], 7);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[2]).unwrap();
+    // A chain of records that is none wins over nothing.
+    let mut broken = Wal::finished(&[100, 250, 300], 7);
+    broken.bytes[70] ^= 1;
+    finish(&archive, &broken).unwrap_err();
+    assert_holds(&places, &wal, wal.ends[2]);
+    let whole = Wal::finished(&[100, 250, 300], 7);
+    assert!(matches!(finish(&archive, &whole), Ok(Sealed::Stored(_))));
+    let aside = places.partial_wals.join(format!("{}.differs", name(3)));
+    assert!(std::fs::read(aside).unwrap()[..wal.bytes.len()] == wal.bytes);
+}
+
+#[test]
+fn fault_83_two_pushes_that_finish_one_segment_both_hear_that_it_is_stored() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let (wal, whole) = (Wal::of(&[100, 200], 7), Wal::finished(&[100, 200], 7));
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+    let from = usize::try_from(wal.ends[0]).unwrap();
+    let mut pushes: Vec<_> = (0..2)
+        .map(|_| {
+            archive
+                .held_prefix(whole.name, Verify::Records)
+                .unwrap()
+                .unwrap()
+        })
+        .collect();
+    for held in &mut pushes {
+        held.write(&whole.bytes[from..]).unwrap();
+    }
+    for held in pushes {
+        let sealed = held.seal(whole.len(), whole.crc32()).unwrap();
+        assert!(matches!(sealed, Sealed::Stored(_)), "{sealed:?}");
+    }
+}
+
+#[test]
+fn a_start_clears_away_a_partial_segment_that_has_both_names() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let (wal, whole) = (Wal::of(&[100, 200], 7), Wal::finished(&[100, 200], 7));
+    let [finished, partial] = [&places.completed_wals, &places.partial_wals]
+        .map(|folder| folder.join(name(3).to_string()));
+    std::fs::write(&finished, &whole.bytes).unwrap();
+    let archive = open(&places);
+    let (from, to) = (&archive.shared.completed, &archive.shared.partial);
+    let text = name(3).to_string();
+    (from
+        .disk
+        .link_into(from.handle(), &text, to.handle(), &text))
+    .unwrap();
+    drop(archive);
+    assert_eq!(open(&places).recovery().partials, []);
+    assert!(finished.exists() && !partial.exists());
+    // And one that is a beginning of it.
+    let mut beginning = wal.bytes.clone();
+    beginning.resize(usize::try_from(SIZE).unwrap(), 0);
+    std::fs::write(&partial, &beginning).unwrap();
+    open(&places);
+    assert!(finished.exists() && !partial.exists());
+}
+
+#[test]
+fn a_stream_goes_on_over_segments_with_a_record_across_their_border() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+    let mut across = Lsn(0);
+    let mut lsn = Lsn(0);
+    while writer.position().0 < 4 * SIZE + 50_000 {
+        let record = writer.record(10, 0, &[5; 3_000]);
+        if record.lsn.0 < 4 * SIZE && record.end.0 > 4 * SIZE {
+            (across, lsn) = (record.end, record.lsn);
+        }
+    }
+    let end = writer.record(10, 0, &[5; 10]).end;
+    assert_ne!(across, Lsn(0), "a record lies across the border");
+    let (third, fourth) = writer.bytes().split_at(usize::try_from(SIZE).unwrap());
+    let mut stream = begin(&archive);
+    open_with(&mut stream, third).unwrap();
+    stream.append(0, lsn, &third[..500_000]).unwrap_err();
+    let mut stream = begin(&archive);
+    open_with(&mut stream, third).unwrap();
+    stream.append(0, lsn, third).unwrap();
+    assert_eq!(stream.sync().unwrap().end(), lsn);
+    let next = Open {
+        segment: name(4),
+        bytes: fourth.len() as u64,
+        crc32: crc32fast::hash(fourth),
+    };
+    assert_eq!(stream.open(&next).unwrap().held_bytes, 0);
+    let mut damaged = fourth.to_vec();
+    damaged[100] ^= 1;
+    let error = stream.append(0, end, &damaged).unwrap_err();
+    assert!(error.to_string().contains("checksum"), "{error}");
+    let mut stream = begin(&archive);
+    let at = open_with(&mut stream, third).unwrap();
+    assert_eq!(
+        (at.held_bytes, at.common_crc32),
+        (SIZE, crc32fast::hash(third))
+    );
+    assert_eq!(stream.open(&next).unwrap().held_bytes, 0);
+    stream.append(0, end, fourth).unwrap();
+    assert_eq!(stream.sync().unwrap().end(), end);
+    let standing = archive.partial_stream(timeline(1)).unwrap().1;
+    assert_eq!(standing.oldest_partial, Some(name(3)));
+    assert_eq!(standing.newest_partial, Some(name(4)));
+    assert_eq!(
+        archive.partial_ends().unwrap().last(),
+        Some(&(name(4), end))
+    );
+}
