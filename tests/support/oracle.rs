@@ -127,7 +127,7 @@ impl Oracle {
 
 /// Marker, lock and temporaries; a temporary is no final name.
 fn is_own(name: &str) -> bool {
-    matches!(name, ".walmgr-archive" | ".walmgr-lock") || name.starts_with(".in.")
+    matches!(name, ".walmgr-archive" | ".walmgr-lock" | "BACKUPLOCK") || name.starts_with(".in.")
 }
 
 /// The SHA-256 of this content in hexadecimal.
