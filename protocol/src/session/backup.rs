@@ -64,7 +64,7 @@ pub enum Request {
 /// What a receiver's driver does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverAction {
-    /// Decide about this and feed [`Receiver::admitted`], [`Receiver::over`] or
+    /// Decide about this and feed [`Receiver::admitted`], [`Receiver::sealed`] or
     /// [`Receiver::failed`].
     Admit(Request),
     /// Look these up, behind every block so far, and feed [`Receiver::looked_up`].
