@@ -115,7 +115,7 @@ fn fault_12_to_16_a_kill_at_any_step_of_an_upload_leaves_nothing_torn_and_a_retr
         kills.push(format!("{call} {}", reached.count()));
     }
     println!("receiver killed at: {}", kills.join(", "));
-    for at_least_once in ["openat 2", "pwrite64 4", "fsync 2", "renameat2 1"] {
+    for at_least_once in ["openat 3", "pwrite64 4", "fsync 2", "renameat2 1"] {
         assert!(
             kills.iter().any(|kill| kill == at_least_once),
             "{at_least_once} is missing: {kills:?}"

@@ -180,8 +180,13 @@ enum Target {
 impl Target {
     fn choose(daemon: &Daemon, offer: &Offer) -> Result<Target, StoreError> {
         let archive = &daemon.archive;
-        if let Some(held) = archive.held_prefix(offer.name, verify(offer))? {
-            return Ok(Target::InPlace(held));
+        match archive.held_prefix(offer.name, verify(offer)) {
+            Ok(Some(held)) => return Ok(Target::InPlace(held)),
+            Ok(None) => {}
+            // The whole file is offered: nothing depends on the part that was shipped before.
+            Err(error) => {
+                tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
+            }
         }
         let fresh = archive.begin(offer.name, offer.size, verify(offer))?;
         Ok(Target::Fresh(fresh))

@@ -25,7 +25,8 @@ fn fault_82_wal_that_a_listed_set_or_the_standby_needs_is_not_purged() {
     // Nothing says what is needed.
     let all = segments(&scene.site);
     purge(&scene);
-    assert_eq!(segments(&scene.site), all);
+    // The archiver may have brought one more.
+    assert!(segments(&scene.site).starts_with(&all));
     make_set(&scene.site, "data.master");
     let first = first_of(&scene, "data.master");
     scene.site.standby_command(&["xpurgewals", "-n"]).succeed();
