@@ -4,6 +4,9 @@
 # the master goes on to write, and is booted. Archive and data are compared with the master's.
 # Installs what is missing (Debian packages, as root or with sudo), builds, cleans up behind itself.
 # Exits with 0 only if everything was as it should be.
+#
+#   ./demo.sh [SECONDS]     how long pgbench runs (20)
+#   WALMGR_PROGRAM=PATH     shows this program instead of building one
 set -euo pipefail
 cd "$(dirname "$0")"
 export PATH="$PATH:$HOME/.cargo/bin"
@@ -25,14 +28,17 @@ if ((${#missing[@]})); then
 fi
 command -v cargo >/dev/null || fail 'cargo is missing; see https://rustup.rs'
 
-say 'Building'
-cargo build --release --locked
+program=${WALMGR_PROGRAM:-target/release/walmgr}
+if [[ -z ${WALMGR_PROGRAM:-} ]]; then
+    say 'Building'
+    cargo build --release --locked
+fi
 pg_bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
 
 # --- a place of our own --------------------------------------------------------------------------
 # PostgreSQL refuses to run as root, and Debian's user for it may not read this checkout.
 place=$(mktemp -d /tmp/walmgr-demo.XXXXXX)
-install -m 755 target/release/walmgr "$place/walmgr"
+install -m 755 "$program" "$place/walmgr"
 if ((EUID == 0)); then
     chown postgres: "$place"
     as_server() { (cd "$place" && runuser -u postgres -- env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }

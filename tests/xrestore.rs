@@ -241,12 +241,6 @@ fn fault_74_wrong_settings_and_unreadable_places_are_254() {
     fs::rename(&aside, &folder).unwrap();
     standby.site.standby_set("restore_wiat", "1s");
     standby.refuses(&absent, "restore_wait");
-    let master = standby.site.master_ini().to_path_buf();
-    let mut wrong_side = crate::support::walmgr();
-    wrong_side
-        .arg(master)
-        .args(["xrestore", &absent, "pg_wal/RECOVERYXLOG"]);
-    Output::of(wrong_side.current_dir(&standby.data)).fail(254);
 }
 
 #[test]
