@@ -179,9 +179,13 @@ impl Peer {
         }
     }
 
-    /// The next message on a channel, which must be the next frame.
+    /// The next message on a channel, which must be the next frame but for pings.
     pub fn answer(&mut self, channel: u16) -> Message {
-        let frame = self.receive().expect("an answer, not the end");
+        let mut frame = self.receive().expect("an answer, not the end");
+        while frame.message == Message::Ping {
+            self.send(frame.channel, &Message::Pong);
+            frame = self.receive().expect("an answer, not the end");
+        }
         assert_eq!(frame.channel, channel, "{:?}", frame.message);
         frame.message
     }
