@@ -49,6 +49,7 @@ pub fn prepare(table: ExitTable) {
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
         if matches!(table, ExitTable::Xarchive | ExitTable::Xrestore) {
+            memory::reason_is_said();
             exit(i32::from(table.abnormal()));
         }
     }));
@@ -108,6 +109,10 @@ async fn first_of(
 
 fn line_about(panic: &PanicHookInfo<'_>) -> String {
     let message = panic.payload_as_str().unwrap_or("no message");
+    // What tokio says when there is no memory, or no number, left for a thread.
+    if message.starts_with("OS can't spawn worker thread") {
+        return format!("{message}; raise the limits of this process on memory and threads");
+    }
     match panic.location() {
         Some(place) => format!(
             "internal error: {message} at {}:{}; please report it",

@@ -86,9 +86,17 @@ fn end() -> ! {
     end_saying(b"walmgr: out of memory; raise the memory limit of this process or free memory\n")
 }
 
+/// Whether this process has said why it ends.
+static SAID: AtomicBool = AtomicBool::new(false);
+
+/// For whoever has just printed the line with which this process ends: memory that runs out
+/// on the way to the exit adds none.
+pub fn reason_is_said() {
+    SAID.store(true, Ordering::Relaxed);
+}
+
 /// Two threads can get here at once; the first one has the word.
 fn end_saying(line: &[u8]) -> ! {
-    static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
         // A failed write changes nothing: the exit code still tells.
         let _ = rustix::io::write(rustix::stdio::stderr(), line);
