@@ -22,6 +22,7 @@ use bytes::Bytes;
 use indicatif::HumanBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use walmgr_protocol::limits::BLOCK_BYTES_MAX;
 use walmgr_protocol::message::backup::{Begin, Finish, PartName, Sealed};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
@@ -48,6 +49,9 @@ const LABEL: &str = "FullBackup";
 
 /// A checkpoint that is spread takes `checkpoint_timeout`, which is a day at most.
 const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
+
+/// How long a signal waits for the answer to a lease that was asked for.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often to see whether the server still knows of the backup.
 const SESSION_INTERVAL: Duration = Duration::from_millis(500);
@@ -155,7 +159,7 @@ async fn back_up(
     let way = Arc::new(Way::new(config, facts)?);
     let origin = Origin::claim(&config.master_data)?;
     let began = Instant::now();
-    let beginning = async {
+    let mut beginning = Box::pin(async {
         let session = connect(config).await?;
         let timeline = check_server(&session).await?;
         let begin = Begin {
@@ -166,10 +170,17 @@ async fn back_up(
         };
         let control = Control::begin(&way, begin).await?;
         Ok::<_, CommandError>((session, timeline, control))
-    };
+    });
     let (session, timeline, mut control) = tokio::select! {
-        begun = beginning => begun?,
-        signal = &mut stopped => return Err(stopped_by(signal)),
+        begun = &mut beginning => begun?,
+        signal = &mut stopped => {
+            let error = stopped_by(signal);
+            // The receiver may have granted the lease a moment ago; it must not outlive this.
+            if let Ok(Ok((_, _, control))) = timeout(BEGIN_DEADLINE, beginning).await {
+                control.give_up(&error.to_string()).await;
+            }
+            return Err(error);
+        }
     };
     let work = Work {
         config,
