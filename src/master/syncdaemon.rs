@@ -64,11 +64,11 @@ async fn serve(
     let mut watchdog = Watchdog::new();
     loop {
         let mut reload_asked = false;
-        let pause = {
+        let next = {
             let mut tick = std::pin::pin!(ticker.tick());
             loop {
                 tokio::select! {
-                    after = &mut tick => break after,
+                    next = &mut tick => break next,
                     notice = notices.next() => match notice {
                         Notice::Drain => return ended(),
                         Notice::Reload => reload_asked = true,
@@ -77,18 +77,21 @@ async fn serve(
                 }
             }
         };
-        let Some(pause) = pause else {
+        let Some(next) = next else {
             return ended();
         };
-        let until = Instant::now() + pause;
-        while !reload_asked && Instant::now() < until {
+        // Once at least: however long a pass takes, what the receiver says meanwhile is heard.
+        while !reload_asked {
             tokio::select! {
-                () = ticker.rest(until.saturating_duration_since(Instant::now())) => {}
+                () = ticker.rest(next.saturating_duration_since(Instant::now())) => {}
                 notice = notices.next() => match notice {
                     Notice::Drain => return ended(),
                     Notice::Reload => reload_asked = true,
                 },
                 () = watchdog.due() => watchdog.bark(),
+            }
+            if Instant::now() >= next {
+                break;
             }
         }
         if reload_asked {
@@ -152,12 +155,13 @@ impl Ticker {
         }
     }
 
-    /// One pass. Returns how long to rest after it, or `None` when there is nothing to do any more.
-    async fn tick(&mut self) -> Option<Duration> {
+    /// One pass. Returns when the next one is due, or `None` when there is nothing to do any more.
+    async fn tick(&mut self) -> Option<Instant> {
+        let begun = Instant::now();
         match self.pass().await {
             Ok(true) => {
                 self.failures = 0;
-                Some(self.config.loop_delay)
+                Some(begun + self.config.loop_delay)
             }
             Ok(false) => {
                 let text = "the server is a standby now; its master ships what there is to ship";
@@ -168,7 +172,7 @@ impl Ticker {
                 self.shipper = None;
                 self.failures = self.failures.saturating_add(1);
                 self.say(format!("{error}"), |text| tracing::warn!("{text}"));
-                Some(backoff(self.failures))
+                Some(Instant::now() + backoff(self.failures))
             }
         }
     }
@@ -189,7 +193,11 @@ impl Ticker {
                 Shipper::connect(&self.config, &facts, files, position.reach).await?
             }
         };
+        let had = shipper.durable();
         shipper.pass(position.reach).await?;
+        if shipper.durable() != had {
+            tracing::debug!("durable up to {}", shipper.durable());
+        }
         let slave = &self.config.slave;
         match shipper.note() {
             Some(note) => {
