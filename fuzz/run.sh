@@ -40,27 +40,46 @@ fi
 build --bins || exit 1
 
 [ $# -gt 0 ] || set -- $(cd src/bin && ls -- *.rs | sed 's/\.rs$//')
-failed=0
+# run_target NAME: for its seconds; says how it went.
+run_target() {
+    program=target/$host/release/$1
+    mkdir -p "corpus/$1" "artifacts/$1"
+    seeds=
+    [ -d "seeds/$1" ] && seeds=seeds/$1
+    log=artifacts/$1/log
+    # A slow input (10 s) or a hungry one (1 GiB) is a crash as well.
+    if "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
+        -artifact_prefix="artifacts/$1/" "corpus/$1" $seeds >"$log" 2>&1; then
+        echo "$1: $(grep '^Done' "$log"), no crash"
+        return 0
+    fi
+    input=$(sed -n 's/.*Test unit written to //p' "$log" | head -n 1)
+    echo "$1: CRASHED
+$(grep -E 'panicked at|SUMMARY|ERROR: libFuzzer' -A1 "$log" | head -n 12)
+again: fuzz/$program fuzz/${input:-corpus/$1}"
+    return 1
+}
+
 for target in "$@"; do
-    program=target/$host/release/$target
-    if [ ! -x "$program" ]; then
+    if [ ! -x "target/$host/release/$target" ]; then
         echo "there is no fuzz target $target" >&2
         exit 2
     fi
-    mkdir -p "corpus/$target" "artifacts/$target"
-    seeds=
-    [ -d "seeds/$target" ] && seeds=seeds/$target
-    log=artifacts/$target/log
-    # A slow input (10 s) or a hungry one (1 GiB) is a crash as well.
-    if "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
-        -artifact_prefix="artifacts/$target/" "corpus/$target" $seeds >"$log" 2>&1; then
-        echo "$target: $(grep '^Done' "$log"), no crash"
-    else
-        failed=1
-        echo "$target: CRASHED"
-        grep -E 'panicked at|SUMMARY|ERROR: libFuzzer' -A1 "$log" | head -n 12
-        input=$(sed -n 's/.*Test unit written to //p' "$log" | head -n 1)
-        echo "again: fuzz/$program fuzz/${input:-corpus/$target}"
-    fi
 done
+# As many at once as there are processors; all of them take the same time.
+failed=0
+running=
+at_once=$(nproc 2>/dev/null || echo 1)
+wait_for_running() {
+    for pid in $running; do
+        wait "$pid" || failed=1
+    done
+    running=
+}
+for target in "$@"; do
+    run_target "$target" &
+    running="$running $!"
+    [ "$(echo "$running" | wc -w)" -lt "$at_once" ] || wait_for_running
+done
+wait_for_running
 exit $failed
