@@ -79,7 +79,10 @@ pub async fn push(
     offer: Offer,
     blocks: Blocks,
 ) -> Result<Outcome> {
+    let whole = (offer.size, offer.crc32);
     let (mut sender, mut action) = Sender::start(offer);
+    // Of the part that the receiver holds.
+    let mut prefix_crc32 = 0;
     loop {
         let next = match action {
             SenderAction::Send(message) => {
@@ -87,12 +90,18 @@ pub async fn push(
                 None
             }
             SenderAction::HashPrefix(bytes) => {
-                let file = Arc::clone(&file);
-                let hashing = tokio::task::spawn_blocking(move || digest(&file, bytes));
-                sender.prefix_hashed(worked(hashing.await)?)
+                prefix_crc32 = match bytes == whole.0 {
+                    true => whole.1,
+                    false => start_digest(&file, bytes).await?,
+                };
+                sender.prefix_hashed(prefix_crc32)
             }
             SenderAction::SendFrom(offset) => {
-                match send_from(wire, &file, offset, blocks, &mut sender).await? {
+                let crc = crc32fast::Hasher::new_with_initial_len(
+                    if offset > 0 { prefix_crc32 } else { 0 },
+                    offset,
+                );
+                match send_from(wire, &file, (offset, crc), blocks, &mut sender).await? {
                     Sent::All(crc32) => sender.source_ended(crc32),
                     Sent::Interrupted(message) => Some(on_channel(sender.received(message))?),
                 }
@@ -134,7 +143,7 @@ enum Sent {
 async fn send_from(
     wire: &mut Wire,
     file: &Arc<File>,
-    offset: u64,
+    from: (u64, crc32fast::Hasher),
     blocks: Blocks,
     sender: &mut Sender,
 ) -> Result<Sent> {
@@ -142,7 +151,7 @@ async fn send_from(
     let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
     let source = Arc::clone(file);
     let reading =
-        tokio::task::spawn_blocking(move || read_blocks(&source, offset, blocks, &full, &reusable));
+        tokio::task::spawn_blocking(move || read_blocks(&source, from, blocks, &full, &reusable));
     while let Some(mut block) = ready.recv().await {
         let raw_bytes = block.raw_bytes;
         match wire.send_block(CHANNEL, &mut block).await {
@@ -168,18 +177,15 @@ async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
     }
 }
 
-/// Reads the file from `offset`, packs it block by block, and returns the CRC-32 of all of it.
+/// Reads the file from an offset, packs it block by block, and returns the CRC-32 of all of it,
+/// going on with that of what is before the offset.
 fn read_blocks(
     file: &File,
-    offset: u64,
+    (offset, mut crc): (u64, crc32fast::Hasher),
     blocks: Blocks,
     full: &mpsc::Sender<Block>,
     reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
 ) -> std::io::Result<u32> {
-    let mut crc = crc32fast::Hasher::new();
-    if offset > 0 {
-        crc = crc32fast::Hasher::new_with_initial_len(digest(file, offset)?, offset);
-    }
     let mut packer = Packer::new(blocks.compression);
     let mut at = offset;
     loop {

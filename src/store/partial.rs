@@ -41,6 +41,17 @@ pub(super) struct Extent {
     held_bytes: u64,
     /// Whether a push that did not come to its end may have left bytes behind them.
     disturbed: bool,
+    /// What is known of the acknowledged bytes without reading them again.
+    checked: Option<Checked>,
+}
+
+/// Bytes from a segment's beginning that this process has found to be records, and has synced.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Checked {
+    bytes: u64,
+    crc32: u32,
+    /// Whether the last record is a switch: what follows has to be zeros.
+    switched: bool,
 }
 
 /// The partial segments written to since the start.
@@ -98,6 +109,8 @@ struct OpenSegment {
     /// Where the next append begins.
     next_offset: u64,
     held_bytes: u64,
+    /// CRC-32 of everything before `next_offset`, if it was all seen.
+    crc: Option<crc32fast::Hasher>,
     /// Bytes below `held_bytes` are compared, not written.
     comparing: bool,
     last_switch: Option<Lsn>,
@@ -183,6 +196,7 @@ impl PartialStream {
         open.scanner = open.first_scanner.clone();
         open.end = open.scanner.valid_end();
         open.next_offset = 0;
+        open.crc = None;
         open.comparing = true;
         Ok(())
     }
@@ -212,8 +226,11 @@ impl PartialStream {
         open.folder_synced = true;
         if !open.comparing {
             open.held_bytes = open.next_offset;
-            let held_bytes = open.held_bytes;
-            (shared.partials).change(open.segment, |extent| extent.held_bytes = held_bytes);
+            let (held_bytes, checked) = (open.held_bytes, open.checked());
+            (shared.partials).change(open.segment, |extent| {
+                extent.held_bytes = held_bytes;
+                extent.checked = checked;
+            });
         }
         self.carry();
         Ok(proof)
@@ -266,11 +283,8 @@ impl PartialStream {
         }
         let common_bytes = end.held_bytes.min(open.bytes);
         let common_crc32 = file.crc32(common_bytes)?;
-        shared.partials.change(segment, |extent| {
-            extent.held_bytes = end.held_bytes;
-            extent.disturbed = false;
-        });
-        self.open = Some(OpenSegment {
+        let crc = crc32fast::Hasher::new_with_initial_len(common_crc32, common_bytes);
+        let opened = OpenSegment {
             segment,
             start,
             file: Some(file),
@@ -278,11 +292,20 @@ impl PartialStream {
             scanner: end.scanner,
             next_offset: end.held_bytes,
             held_bytes: end.held_bytes,
+            crc: (common_bytes == end.held_bytes).then_some(crc),
             comparing: false,
             last_switch: end.switched,
             end: end.lsn,
             folder_synced: true,
+        };
+        shared.partials.change(segment, |extent| {
+            *extent = Extent {
+                held_bytes: end.held_bytes,
+                disturbed: false,
+                checked: opened.checked(),
+            };
         });
+        self.open = Some(opened);
         self.carry();
         Ok(At {
             held_bytes: end.held_bytes,
@@ -324,6 +347,7 @@ impl PartialStream {
             scanner: first_scanner.clone(),
             next_offset: content.len,
             held_bytes: content.len,
+            crc: None,
             comparing: false,
             last_switch: None,
             end: start,
@@ -356,11 +380,17 @@ impl PartialStream {
                 if let Some(kept) = dropped {
                     shared.partials.change(segment, |extent| {
                         extent.held_bytes = kept;
+                        extent.checked = None;
                     });
                     drop_later(&shared.partial, segment)?;
                 }
             }
-            false => open.file()?.write(offset, bytes)?,
+            false => {
+                open.file()?.write(offset, bytes)?;
+                if let Some(crc) = &mut open.crc {
+                    crc.update(bytes);
+                }
+            }
         }
         open.next_offset = offset + bytes.len() as u64;
         Ok(())
@@ -387,6 +417,15 @@ impl OpenSegment {
     fn file(&self) -> Result<&PartialFile, StoreError> {
         let segment = self.segment;
         self.file.as_ref().ok_or(StoreError::Finished { segment })
+    }
+
+    /// What has been seen of the bytes before `next_offset`, all of them synced.
+    fn checked(&self) -> Option<Checked> {
+        self.crc.clone().map(|crc| Checked {
+            bytes: self.next_offset,
+            crc32: crc.finalize(),
+            switched: self.last_switch.is_some(),
+        })
     }
 
     /// Walks the records in `bytes` and returns the offsets where whole ones end.

@@ -115,16 +115,14 @@ impl Folder {
     }
 
     /// Gives a partial segment of this folder its final name in `completed`. Its content must
-    /// have been checked, and `crc32` be that of all its `len` bytes.
+    /// have been checked and synced, and `crc32` be that of all its `len` bytes.
     pub(in crate::store) fn finish_into(
         &self,
         completed: &Folder,
-        file: BorrowedFd<'_>,
         segment: SegmentName,
         (len, crc32): (u64, u32),
     ) -> Result<Linked, StoreError> {
         let text = segment.to_string();
-        self.sync_content(file, &text)?;
         completed.ensure_in_place()?;
         match (self.disk).link_into(self.handle(), &text, completed.handle(), &text) {
             Ok(()) => {}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
+use super::Checked;
 use super::file::{PartialFile, scanner_at, start_of};
 use crate::store::archive::{Archive, Held, Shared, StoredCheck};
 use crate::store::binding::Binding;
@@ -24,9 +25,59 @@ pub struct Finishing {
     segment: SegmentName,
     file: PartialFile,
     verify: Verify,
-    prefix_bytes: u64,
-    prefix_crc32: u32,
+    prefix: Prefix,
     next_offset: u64,
+}
+
+/// What is held of the segment.
+struct Prefix {
+    bytes: u64,
+    crc32: u32,
+    /// Whether it was found to be records while it was shipped, not by reading it now.
+    remembered: bool,
+}
+
+impl Prefix {
+    /// What this process checked and synced when it was shipped.
+    fn remembered(checked: Checked, size: u64) -> Prefix {
+        let Checked { bytes, crc32, .. } = checked;
+        let mut crc = crc32fast::Hasher::new_with_initial_len(crc32, bytes);
+        if checked.switched {
+            // The server writes zeros behind a switch; whether they are there the seal finds out.
+            let zeros = [0_u8; 16 << 10];
+            let mut left = size - bytes;
+            while left > 0 {
+                let counted =
+                    usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
+                crc.update(&zeros[..counted]);
+                left -= counted as u64;
+            }
+        }
+        Prefix {
+            bytes: if checked.switched { size } else { bytes },
+            crc32: crc.finalize(),
+            remembered: true,
+        }
+    }
+
+    /// What the file says.
+    fn read(
+        file: &PartialFile,
+        segment: SegmentName,
+        binding: &Binding,
+    ) -> Result<Prefix, StoreError> {
+        let scanner = scanner_at(segment, start_of(segment, binding), binding);
+        let end = file.find_end(binding, scanner)?;
+        let bytes = match end.switched {
+            Some(_) => binding.segment_size.bytes(),
+            None => end.held_bytes,
+        };
+        Ok(Prefix {
+            bytes,
+            crc32: file.crc32(bytes)?,
+            remembered: false,
+        })
+    }
 }
 
 impl Archive {
@@ -77,31 +128,23 @@ impl Finishing {
         let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
             return Ok(None);
         };
-        let scanner = scanner_at(segment, start_of(segment, &binding), &binding);
-        let end = file.find_end(&binding, scanner)?;
-        let prefix_bytes = match end.switched {
-            // The rest is zeros, as the server writes them behind a switch.
-            Some(_) => size,
-            None => end.held_bytes,
+        let prefix = match shared.partials.of(segment).checked {
+            Some(checked) => Prefix::remembered(checked, size),
+            None => Prefix::read(&file, segment, &binding)?,
         };
-        if prefix_bytes == 0 {
-            return Ok(None);
-        }
-        let prefix_crc32 = file.crc32(prefix_bytes)?;
-        Ok(Some(Finishing {
+        Ok((prefix.bytes > 0).then(|| Finishing {
             shared: Arc::clone(shared),
             segment,
             file,
             verify,
-            prefix_bytes,
-            prefix_crc32,
-            next_offset: prefix_bytes,
+            next_offset: prefix.bytes,
+            prefix,
         }))
     }
 
     /// Bytes held from the segment's beginning, and their CRC-32.
     pub const fn prefix(&self) -> (u64, u32) {
-        (self.prefix_bytes, self.prefix_crc32)
+        (self.prefix.bytes, self.prefix.crc32)
     }
 
     /// Writes bytes behind the prefix and the ones before. They are checked with the whole.
@@ -158,19 +201,19 @@ impl Finishing {
         let guard = shared.names.lock(name);
         let _partial = shared.names.lock(WalFileName::Partial(self.segment));
         shared.monitor.check()?;
+        let shipped = self.prefix.remembered && self.prefix.bytes == len;
         if self.file.is_in_place()? {
-            self.check(len, crc32)?;
+            self.check(len, crc32, shipped)?;
         }
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? {
                 let (handle, digest) = (self.file.handle(), (len, crc32));
-                let linked = (shared.partial).finish_into(
-                    &shared.completed,
-                    handle,
-                    self.segment,
-                    digest,
-                )?;
+                if !shipped {
+                    (shared.partial).sync_content(handle, &self.segment.to_string())?;
+                }
+                let (from, to) = (&shared.partial, &shared.completed);
+                let linked = from.finish_into(to, self.segment, digest)?;
                 match linked {
                     Linked::Durable(durable) => {
                         shared.partials.forget(self.segment);
@@ -193,11 +236,14 @@ impl Finishing {
         Err(StoreError::GivenUp { name })
     }
 
-    /// The whole file, from its first byte: it was written by two connections.
-    fn check(&self, len: u64, crc32: u32) -> Result<(), StoreError> {
+    /// The whole file, from its first byte: it was written by two connections. If all of it was
+    /// shipped, the CRC-32 of what is on the disk being that of what was shipped says that it is
+    /// the records that were checked then.
+    fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<(), StoreError> {
         let name = WalFileName::Segment(self.segment);
         let binding = self.shared.binding()?;
-        let mut check = StoredCheck::new(name, &binding.expected(), self.verify);
+        let verify = if shipped { Verify::Off } else { self.verify };
+        let mut check = StoredCheck::new(name, &binding.expected(), verify);
         let mut found = crc32fast::Hasher::new();
         let size = binding.segment_size.bytes();
         self.file.read(0..size, |piece| {
@@ -216,6 +262,8 @@ impl Finishing {
             return Err(mismatch("length", len, size));
         }
         if found != crc32 {
+            // What this process remembers is not what the disk has: the next attempt reads it.
+            (self.shared.partials).change(self.segment, |extent| extent.checked = None);
             return Err(mismatch("CRC-32", crc32.into(), found.into()));
         }
         match check.finish() {
