@@ -257,7 +257,8 @@ fn fault_67_a_link_cut_ten_times_costs_a_tenth_at_most() {
     verify(&site, &newest(&site));
     let first = said.lines().next().unwrap();
     let ratio: f64 = first.rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(ratio > 0.9, "{first}");
+    println!("ten cuts: {first}");
+    assert!(ratio > 1.0 / 1.1, "{first}");
 }
 
 #[test]
