@@ -37,4 +37,5 @@ mod setup;
 mod skew;
 mod versions;
 mod wal;
+mod walkthrough;
 mod xrestore;

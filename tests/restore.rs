@@ -3,6 +3,7 @@
 //! server has the master's data, and what is refused or killed leaves everything as it was.
 
 mod kills;
+mod power;
 mod purge;
 mod refusals;
 mod streaming;
@@ -35,14 +36,23 @@ impl Scene {
     }
 
     fn of(builder: crate::support::cluster::Builder) -> Scene {
+        Scene::placed(builder, None)
+    }
+
+    /// The same with archive and `slave_data` in this folder.
+    fn placed(builder: crate::support::cluster::Builder, folder: Option<&Path>) -> Scene {
         let cluster = builder
             .conf("archive_mode", "on")
             .conf("wal_level", "replica")
             .start();
-        let mut site = Site::with_cluster(cluster);
+        let mut builder = Site::builder().cluster(cluster);
+        if let Some(folder) = folder {
+            builder = builder.archive(&folder.join("archive"));
+        }
+        let mut site = builder.build();
         site.master_command(&["setup"]).succeed();
         site.cluster().pgbench(&["-i", "-q", "-s", "1"]);
-        let data = site.home().join("standby-data");
+        let data = folder.unwrap_or(site.home().path()).join("standby-data");
         let standby = Cluster::on_directory(site.cluster().major(), &data);
         site.standby_set("slave_data", &data.display().to_string());
         let scene = Scene { standby, site };

@@ -11,6 +11,7 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod listed;
 pub mod manifest;
 pub mod page;
 pub mod recovery;

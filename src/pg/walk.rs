@@ -1,5 +1,5 @@
 //! What a base backup takes of a data directory: the files that `pg_basebackup` takes, and no other.
-//! Never reads a file's content and never follows a link but those of tablespaces. Invariant:
+//! Never reads a file's content and never follows a link but `pg_tblspc` and those in it. Invariant:
 //! whatever lies in the directory, nothing outside it and its tablespaces is listed or opened.
 //!
 //! Which names are left out is `sendDir`'s rule (`src/backend/replication/basebackup.c` up to 14,
@@ -87,6 +87,8 @@ impl fmt::Display for PassedOver {
 /// The directory and its tablespaces, held open.
 pub struct Roots {
     data: OwnedFd,
+    /// `pg_tblspc`, which may be a link itself.
+    links: OwnedFd,
     tablespaces: BTreeMap<u32, OwnedFd>,
 }
 
@@ -119,8 +121,10 @@ impl Roots {
     fn tablespace_of(&self, path: &RelativePath) -> Option<(BorrowedFd<'_>, usize)> {
         let mut components = path.components();
         (components.next()? == TABLESPACE_LINKS.as_bytes()).then_some(())?;
-        let handle = self.tablespaces.get(&oid_of(components.next()?)?)?;
-        Some((handle.as_fd(), 2))
+        let oid = components.next().and_then(oid_of);
+        let handle = oid.and_then(|oid| self.tablespaces.get(&oid));
+        // Tablespaces in place are directories like any other.
+        Some(handle.map_or((self.links.as_fd(), 1), |handle| (handle.as_fd(), 2)))
     }
 }
 
@@ -155,10 +159,11 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         control: None,
         passed_over: Vec::new(),
     };
-    walker.open_tablespaces(root.as_fd())?;
+    let links = walker.open_tablespaces(root.as_fd())?;
     walker.directory(root.as_fd(), None)?;
     let roots = Roots {
         data: root,
+        links,
         tablespaces: std::mem::take(&mut walker.tablespaces),
     };
     for (oid, handle) in &roots.tablespaces {
@@ -223,11 +228,10 @@ enum Rule {
 }
 
 impl Walker<'_> {
-    fn open_tablespaces(&mut self, root: BorrowedFd<'_>) -> Result<()> {
+    fn open_tablespaces(&mut self, root: BorrowedFd<'_>) -> Result<OwnedFd> {
         let links = self.data.path().join(TABLESPACE_LINKS);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // No link here: tablespaces in place lie below it and would be missed.
-        let folder = enter(root, TABLESPACE_LINKS.as_bytes());
+        let folder = enter_linked(root, TABLESPACE_LINKS.as_bytes());
         let folder = folder.map_err(|error| failure(&links, error))?;
         for name in names(folder.as_fd()).map_err(|error| failure(&links, error))? {
             let Some(oid) = oid_of(&name) else { continue };
@@ -252,7 +256,7 @@ impl Walker<'_> {
                 Err(error) => return Err(failure(&links.join(oid.to_string()), error)),
             }
         }
-        Ok(())
+        Ok(folder)
     }
 
     /// Takes the content of a directory that is taken itself; the root has no path.
@@ -292,6 +296,12 @@ impl Walker<'_> {
         let file_type = FileType::from_raw_mode(stat.st_mode);
         match (file_type, rule) {
             (FileType::Directory | FileType::Symlink, Rule::Empty) => self.empty(path)?,
+            (FileType::Symlink, _) if is_links(&path) => {
+                let below = enter_linked(handle, name);
+                let below = below.map_err(|error| self.failure_at(Some(&path), error))?;
+                self.directories.push(path.clone());
+                self.directory(below.as_fd(), Some(&path))?;
+            }
             (FileType::Directory, _) => {
                 let is_tablespace = self.identities.contains(&identity(&stat));
                 match enter(handle, name) {
@@ -438,11 +448,15 @@ fn relation_rule(name: &[u8], unlogged: &HashSet<u32>) -> Rule {
     }
 }
 
+/// `pg_tblspc`.
+fn is_links(path: &RelativePath) -> bool {
+    path.as_bytes() == TABLESPACE_LINKS.as_bytes()
+}
+
 /// `pg_tblspc/OID`.
 fn is_tablespace_root(path: &RelativePath) -> bool {
     let above = path.parent();
-    above.is_some_and(|above| above.as_bytes() == TABLESPACE_LINKS.as_bytes())
-        && oid_of(path.file_name()).is_some()
+    above.as_ref().is_some_and(is_links) && oid_of(path.file_name()).is_some()
 }
 
 /// Every name in a directory, sorted, so that two listings can be compared.
@@ -461,6 +475,12 @@ fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
 
 fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    retry_on_intr(|| openat(directory, name, flags, Mode::empty()))
+}
+
+/// The same for `pg_tblspc`, which the server follows wherever an administrator moved it.
+fn enter_linked(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     retry_on_intr(|| openat(directory, name, flags, Mode::empty()))
 }
 

@@ -200,6 +200,28 @@ fn tablespaces_are_listed_once_wherever_they_are() {
 }
 
 #[test]
+fn tablespaces_are_found_where_their_links_were_moved_to() {
+    let home = make(15);
+    let data = home.path().join("data");
+    let (outside, links) = (home.path().join("outside"), home.path().join("links"));
+    write(&outside, &format!("{VERSION_DIRECTORY}/5/16390"));
+    std::fs::rename(data.join("pg_tblspc"), &links).unwrap();
+    symlink(&links, data.join("pg_tblspc")).unwrap();
+    symlink(&outside, links.join("16385")).unwrap();
+    write(&links, &format!("16387/{VERSION_DIRECTORY}/5/9"));
+    let listing = list(&home).unwrap();
+    assert_eq!(listing.tablespaces, [16385]);
+    assert_eq!(listing.passed_over, []);
+    let found = paths(&listing);
+    let below = |oid, number| format!("pg_tblspc/{oid}/{VERSION_DIRECTORY}/5/{number}");
+    assert_eq!(found[1..], [below(16387, 9), below(16385, 16390)]);
+    assert!(directories(&listing).iter().any(|it| it == "pg_tblspc"));
+    for file in &listing.files[1..] {
+        content(&listing, file).unwrap();
+    }
+}
+
+#[test]
 fn links_and_special_files_are_passed_over_and_named() {
     let home = make(15);
     let data = home.path().join("data");
@@ -301,7 +323,7 @@ fn fault_66_a_directory_that_cannot_be_read_fails_the_backup() {
     std::fs::remove_dir(data.join("pg_tblspc")).unwrap();
     let error = list(&home).err().unwrap();
     assert!(error.to_string().contains("/pg_tblspc: "), "{error}");
-    symlink(home.path(), data.join("pg_tblspc")).unwrap();
+    symlink("/nonexistent", data.join("pg_tblspc")).unwrap();
     assert!(list(&home).is_err());
     std::fs::remove_file(data.join("pg_tblspc")).unwrap();
     std::fs::create_dir(data.join("pg_tblspc")).unwrap();

@@ -5,17 +5,19 @@
 //! Whether an LSN or a time is in reach is told by the two ends of the WAL. A transaction and a
 //! restore point have to be found, record by record.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use crate::error::{CommandError, Kind, Result};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
+use crate::pg::listed::MANIFEST;
+use crate::pg::manifest::Reader as Manifest;
 use crate::pg::recovery::{Target, TargetTimeline, time_text};
 use crate::standby::route::Route;
 use crate::store::Reader;
@@ -26,9 +28,6 @@ use crate::wal::commit::{
 
 /// How long the end of a transaction is looked for where there are few of them.
 const PATIENCE: Duration = Duration::from_millis(600);
-
-/// The end of a manifest is short; this holds it with room to spare.
-const MANIFEST_TAIL_BYTES: u64 = 4 << 10;
 
 /// How many restore points a refusal names.
 const NAMES_SHOWN: usize = 5;
@@ -259,20 +258,16 @@ pub fn refused(target: &Target, range: &Range) -> CommandError {
         .hint("nothing was changed")
 }
 
-/// `WAL-Ranges` stand at the end of a `backup_manifest`; the last one ends where the backup did.
+/// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
 fn stop_in_manifest(set: &Path) -> Option<Lsn> {
-    let mut file = std::fs::File::open(set.join("backup_manifest")).ok()?;
-    let len = file.metadata().ok()?.len();
-    let tail = len.saturating_sub(MANIFEST_TAIL_BYTES);
-    file.seek(SeekFrom::Start(tail)).ok()?;
+    let file = std::fs::File::open(set.join(MANIFEST)).ok()?;
     let mut bytes = Vec::new();
-    file.take(MANIFEST_TAIL_BYTES)
-        .read_to_end(&mut bytes)
+    file.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let manifest = Manifest::new(&bytes);
+    let manifest = manifest
+        .inspect_err(|fault| tracing::warn!("{}: {fault}", set.join(MANIFEST).display()))
         .ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let (_, ranges) = text.rsplit_once("\"WAL-Ranges\"")?;
-    let (_, end) = ranges.rsplit_once("\"End-LSN\"")?;
-    end.split('"').nth(1)?.parse().ok()
+    manifest.wal_ranges().last().map(|range| range.end)
 }
 
 /// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.

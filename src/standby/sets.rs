@@ -29,6 +29,9 @@ pub fn failed(doing: &str, error: &SetError) -> CommandError {
     let hint = match error {
         SetError::Busy { .. } => "try again when that has ended",
         SetError::Absent { .. } => "`listbackups` lists those that there are",
+        SetError::Manifest { .. } => {
+            "the set is damaged: restore another one; `listbackups` lists them"
+        }
         _ => "",
     };
     CommandError::new(kind, doing).because(error).hint(hint)

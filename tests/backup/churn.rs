@@ -2,11 +2,17 @@
 //! Never chooses the moment: the load runs all the time. Invariant: each set is started and checked.
 
 use std::os::unix::fs::{FileExt, symlink};
+use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{amcheck, newest, site, site_of, start_from, verify};
+use crate::load::drain;
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Site, TempDir, run, soak};
+use crate::support::{Cluster, Site, TempDir, run, soak, wait_for};
+
+/// Hundreds of segments may have to be replayed.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Something that runs beside a test until it is dropped.
 struct Load(Child);
@@ -18,18 +24,22 @@ impl Drop for Load {
     }
 }
 
-fn load(site: &Site, script: &str, home: &TempDir) -> Load {
-    let path = home.write("load.sql", script);
+/// Runs each of these scripts all the time, with the weight before it.
+fn load(site: &Site, scripts: &[(u32, &str)], home: &TempDir) -> Load {
     let mut pgbench = site.cluster().command("pgbench");
-    pgbench
-        .args(["-n", "-c", "3", "-R", "60", "-T", "600", "-f"])
-        .arg(path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    pgbench.args(["-n", "-c", "3", "-R", "60", "-T", "600"]);
+    for (weight, script) in scripts {
+        let path = home.write(&format!("load-{weight}.sql"), script);
+        pgbench
+            .arg("-f")
+            .arg(format!("{}@{weight}", path.display()));
+    }
+    pgbench.stdout(Stdio::null()).stderr(Stdio::null());
     Load(pgbench.spawn().unwrap())
 }
 
-/// Tables come and go, grow and shrink; what is committed together stays together.
+/// Tables come and go, grow and shrink; what is committed together stays together. A load that was
+/// ended leaves a table behind, on which the next one must not stumble.
 const CHURN: &str = "\
     \\set n random(1, 1000000)
     \\set a random(1, 200000)
@@ -37,35 +47,88 @@ const CHURN: &str = "\
     UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :a;
     UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = 1;
     COMMIT;
+    DROP TABLE IF EXISTS churn_:client_id;
     CREATE TABLE churn_:client_id AS SELECT repeat('x', 500) FROM generate_series(1, 300);
     INSERT INTO grown SELECT repeat('y', 500) FROM generate_series(1, 200);
     DROP TABLE churn_:client_id;
     TRUNCATE shrunk;
     INSERT INTO shrunk SELECT repeat('z', 500) FROM generate_series(1, 400);
+    INSERT INTO spread SELECT :n;
     ";
 
+/// Tablespaces come and go. They lie in the data directory: a server that replays where one was
+/// elsewhere would take the master's own.
+const SPACES: &str = "\
+    DROP TABLE IF EXISTS in_space_:client_id;
+    DROP TABLESPACE IF EXISTS space_:client_id;
+    CREATE TABLESPACE space_:client_id LOCATION '';
+    CREATE TABLE in_space_:client_id TABLESPACE space_:client_id AS
+        SELECT repeat('s', 500) FROM generate_series(1, 300);
+    DROP TABLE in_space_:client_id;
+    DROP TABLESPACE space_:client_id;
+    ";
+
+const CONTENT: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), \
+     (SELECT count(*) FROM grown), (SELECT count(*) FROM shrunk), \
+     (SELECT sum(n) FROM spread), (SELECT count(*) FROM pg_class)";
+
 #[test]
-fn fault_55_56_tables_that_come_and_go_grow_and_shrink_cost_nothing() {
+fn fault_55_56_tables_and_tablespaces_that_come_and_go_grow_and_shrink_cost_nothing() {
     skip_unless!(Cluster::available(15));
-    let site = site_of(Cluster::builder().initdb_arg("--data-checksums"));
+    let cluster = Cluster::builder().initdb_arg("--data-checksums");
+    let site = site_of(cluster.conf("allow_in_place_tablespaces", "on"));
     site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
-    site.cluster()
-        .psql("CREATE TABLE grown (t text); CREATE TABLE shrunk (t text)");
     let home = TempDir::new();
     give_to_server(home.path());
-    for _ in 0..(if soak() { 20 } else { 2 }) {
-        let load = load(&site, CHURN, &home);
+    let space = home.create_dir("space");
+    for sql in [
+        "CREATE TABLE grown (t text)",
+        "CREATE TABLE shrunk (t text)",
+        &format!("CREATE TABLESPACE spread LOCATION '{}'", space.display()),
+        "CREATE TABLE spread (n bigint) TABLESPACE spread",
+    ] {
+        site.cluster().psql(sql);
+    }
+    for round in 0..(if soak() { 20 } else { 1 }) {
+        let load = load(&site, &[(19, CHURN), (1, SPACES)], &home);
         site.master_command(&["backup"]).succeed();
         // What it wrote has to be replayed below.
         drop(load);
         verify(&site, &newest(&site));
         assert!(!newest(&site).join("walmgr_damaged_pages").exists());
-        let (server, _home) = start_from(&site, &newest(&site));
+        let (server, copy) = start_from(&site, &newest(&site));
         let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = \
                     (SELECT bbalance FROM pgbench_branches WHERE bid = 1)";
         assert_eq!(server.psql(sums), "t");
         amcheck(&server);
+        drop((server, copy));
+        println!("set {round} verifies, starts and is sound");
+        assert_a_standby_follows(&site, &home.join(format!("standby-{round}")));
     }
+}
+
+/// A standby restored from the newest set gets to what the master has.
+#[track_caller]
+fn assert_a_standby_follows(site: &Site, data: &Path) {
+    let words = ["restore", "data.master", data.to_str().unwrap()];
+    site.standby_command(&words).succeed();
+    let mut standby = Cluster::on_directory(15, data);
+    standby.start();
+    wait_for("the end of the load", PATIENCE, || {
+        let others = "SELECT count(*) FROM pg_stat_activity \
+                      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        (site.cluster().psql(others) == "0").then_some(())
+    });
+    let content = site.cluster().psql(CONTENT);
+    drain(site);
+    let begun = Instant::now();
+    while standby.try_psql(CONTENT).ok().as_ref() != Some(&content) {
+        let log = || standby.log();
+        assert!(begun.elapsed() < PATIENCE, "it lags:\n{}", log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(standby);
+    std::fs::remove_dir_all(data).unwrap();
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn moments(count: u32) -> impl Iterator<Item = Duration> {
 }
 
 fn kills() -> u32 {
-    if soak() { 25 } else { 2 }
+    if soak() { 20 } else { 2 }
 }
 
 /// The sets that are listed are whole, and the next backup is made without further ado.
@@ -150,6 +150,49 @@ fn fault_58_a_session_that_the_server_ends_fails_the_backup_and_the_next_works()
 }
 
 #[test]
+fn fault_58_a_session_ended_at_any_moment_costs_nothing_and_the_next_works() {
+    skip_unless!(Cluster::available(15));
+    let site = site();
+    site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
+    site.master_command(&["backup"]).succeed();
+    for (sets, moment) in (1..).zip(moments(kills() / 2)) {
+        let backup = Backup::start(&site);
+        std::thread::sleep(moment);
+        site.cluster().psql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+        );
+        let output = backup.end();
+        assert!(matches!(output.code, Some(0 | 1)), "{}", output.stderr);
+        assert_next_works(&site, sets);
+    }
+}
+
+#[test]
+fn fault_71_a_promotion_during_a_backup_fails_it_and_the_next_works() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site();
+    site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
+    let backup = Backup::under_way(&site);
+    backup.signal(Signal::STOP);
+    // A master becomes a standby by a restart only, which ends the session that holds the backup.
+    let signal = site.data().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    crate::support::place::give_to_server(&signal);
+    site.cluster_mut().restart();
+    site.cluster().psql("SELECT pg_promote()");
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    site.cluster().psql("CHECKPOINT");
+    assert_eq!(site.cluster().psql(timeline), "2");
+    backup.signal(Signal::CONT);
+    let output = backup.end();
+    output.fail_last(1, "PostgreSQL");
+    assert_next_works(&site, 0);
+    let label = std::fs::read_to_string(newest(&site).join("backup_label")).unwrap();
+    assert!(label.contains("START TIMELINE: 2"), "{label}");
+}
+
+#[test]
 fn fault_58_a_signal_ends_a_backup_at_once_and_the_next_works() {
     skip_unless!(Cluster::available(15));
     let site = site();
@@ -214,7 +257,8 @@ fn fault_67_a_link_cut_ten_times_costs_a_tenth_at_most() {
     verify(&site, &newest(&site));
     let first = said.lines().next().unwrap();
     let ratio: f64 = first.rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(ratio > 0.9, "{first}");
+    println!("ten cuts: {first}");
+    assert!(ratio > 1.0 / 1.1, "{first}");
 }
 
 #[test]
@@ -230,9 +274,10 @@ fn fault_58_a_client_that_stays_away_loses_its_backup() {
     // It is asked whether it is there, and then given up; the lease begins when it is.
     let limit = Duration::from_secs(150);
     wait_for("the end of the lease", limit, || {
-        beside(&site).is_empty().then_some(())
+        // The lease goes last: nobody begins a backup beside the rest of this one.
+        let is_over = !site.completed_wals().join("BACKUPLOCK").exists();
+        (is_over && beside(&site).is_empty()).then_some(())
     });
-    assert!(!site.completed_wals().join("BACKUPLOCK").exists());
     backup.signal(Signal::CONT);
     backup.end().fail_last(1, "no such backup is running");
     assert_next_works(&site, 0);

@@ -52,3 +52,25 @@ fn a_compressed_backup_sends_less_and_is_the_same() {
     assert!(ratio > 2.0, "{first}");
     verify(&site, &newest(&site));
 }
+
+#[test]
+fn fault_68_a_bit_that_flipped_in_a_stored_set_is_found_before_a_server_has_it() {
+    skip_unless!(Cluster::available(15));
+    let site = site();
+    site.cluster().psql("CREATE TABLE t AS SELECT 1 AS n");
+    let file = site.cluster().psql("SELECT pg_relation_filepath('t')");
+    site.master_command(&["backup"]).succeed();
+    let path = newest(&site).join(&file);
+    let good = std::fs::read(&path).unwrap();
+    let mut rotten = good.clone();
+    rotten[100] ^= 4;
+    std::fs::write(&path, rotten).unwrap();
+    let to = site.home().join("restored");
+    let words = ["restore", "data.master", to.to_str().unwrap()];
+    let refused = site.standby_command(&words);
+    refused.fail_last(1, &format!("{file}: its CRC-32C is not the manifest's"));
+    assert!(!to.exists() && !to.with_extension("restoring").exists());
+    std::fs::write(&path, good).unwrap();
+    site.standby_command(&words).succeed();
+    assert!(to.join("global/pg_control").exists());
+}

@@ -9,7 +9,7 @@ use crate::support::soak;
 use crate::support::strace::Strace;
 
 /// The calls that change something.
-const CALLS: [&str; 10] = [
+pub const CALLS: [&str; 10] = [
     "/rename.*",
     "fsync",
     "syncfs",
@@ -24,16 +24,19 @@ const CALLS: [&str; 10] = [
 
 /// A data directory with tablespace that a set is made of without a server: what restore does with
 /// its content does not depend on it.
-struct Wreck {
-    scene: Scene,
+pub struct Wreck {
+    pub scene: Scene,
     /// Beside the archive, to begin anew with.
-    spare: PathBuf,
+    pub spare: PathBuf,
     old: PathBuf,
 }
 
 impl Wreck {
     fn new() -> Wreck {
-        let mut scene = Scene::new(15);
+        Wreck::of(Scene::new(15))
+    }
+
+    pub fn of(mut scene: Scene) -> Wreck {
         let space = scene.site.home().create_dir("space");
         let sql = format!("CREATE TABLESPACE s LOCATION '{}'", space.display());
         scene.site.cluster().psql(&sql);
@@ -41,7 +44,7 @@ impl Wreck {
         cluster.psql("CREATE TABLE in_space TABLESPACE s AS SELECT generate_series(1, 100) AS n");
         let set = make_set(&scene.site, "data.master");
         scene.site.standby_set("slave_start_cmd", "");
-        let wal = scene.site.home().join("wal");
+        let wal = scene.data().with_file_name("wal");
         scene
             .site
             .standby_set("slave_pg_xlog", wal.to_str().unwrap());
@@ -53,7 +56,7 @@ impl Wreck {
     }
 
     /// One set, an old directory, nothing else.
-    fn begin(&self) {
+    pub fn begin(&self) {
         let data = self.scene.data();
         let above = data.parent().unwrap();
         for name in names_in(above) {
@@ -75,7 +78,7 @@ impl Wreck {
     }
 
     /// Kills the command at this call; `false` when it has fewer and so has ended by itself.
-    fn killed_at(&self, words: &[&str], call: &str, count: u32) -> bool {
+    pub fn killed_at(&self, words: &[&str], call: &str, count: u32) -> bool {
         let strace = Strace::available().unwrap().unprivileged();
         let strace = strace.inject(&format!("{call}:signal=KILL:when={count}"));
         let command = self.scene.site.standby_walmgr(words);
@@ -96,7 +99,7 @@ impl Wreck {
         }
     }
 
-    fn assert_complete(&self, context: &str) {
+    pub fn assert_complete(&self, context: &str) {
         let data = self.scene.data();
         assert!(data.join("global/pg_control").exists(), "{context}");
         for name in [
@@ -137,6 +140,22 @@ impl Wreck {
         assert!(!data.with_extension("restoring").exists(), "{context}");
     }
 
+    /// The same command finishes what it was killed in.
+    pub fn finish(&self, words: &[&str], context: &str) {
+        let again = self.scene.site.standby_command(words);
+        let is_done = self.scene.data().join("global/pg_control").exists();
+        // All was in place already when the run was killed: the set is gone, or the tablespace's
+        // directory taken.
+        let refusals = ["there is no backup set", "new-space is not empty"];
+        let done_already = refusals.iter().any(|part| again.stderr.contains(part));
+        assert!(
+            again.code == Some(0) || (done_already && is_done),
+            "{context}: {}",
+            again.stderr
+        );
+        self.assert_complete(context);
+    }
+
     /// Kills the command once at each count of each call, and finishes it each time.
     fn kill_everywhere(&self, words: &[&str]) -> Vec<String> {
         let mut kills = Vec::new();
@@ -151,18 +170,7 @@ impl Wreck {
                     break;
                 }
                 self.judge(&context);
-                let again = self.scene.site.standby_command(words);
-                let is_done = self.scene.data().join("global/pg_control").exists();
-                // All was in place already when the run was killed: the set is gone, or the
-                // tablespace's directory taken.
-                let refusals = ["there is no backup set", "new-space is not empty"];
-                let done_already = refusals.iter().any(|part| again.stderr.contains(part));
-                assert!(
-                    again.code == Some(0) || (done_already && is_done),
-                    "{context}: {}",
-                    again.stderr
-                );
-                self.assert_complete(&context);
+                self.finish(words, &context);
                 let old = self.scene.data().with_extension("1");
                 assert!(
                     old.join("of-the-old").exists(),

@@ -2,7 +2,6 @@
 //! Never follows a link and never opens a path of more than one component. Invariant: nothing
 //! outside the directories it was given is touched, and no file counts that is not the manifest's.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -20,10 +19,10 @@ use super::place::{MARK, Place};
 use crate::error::{CommandError, Result};
 use crate::master::backup::progress::Counters;
 use crate::master::fetch::Sink;
-use crate::pg::{control, manifest, tablespace_map};
+use crate::pg::control;
+use crate::pg::listed::{Listed, MANIFEST};
 use crate::tar::{Entry, EntryKind, Step, TarReader};
 
-const MANIFEST: &str = "backup_manifest";
 const MAP: &str = "tablespace_map";
 
 /// What PostgreSQL calls a map that it has gone by: the links are made here, for where they lead now.
@@ -37,9 +36,6 @@ const LEFT_OUT: [&str; 5] = [
     "postmaster.pid",
     "postmaster.opts",
 ];
-
-/// What a manifest does not list, or lists as it was once: `pg_verifybackup` passes these over too.
-const UNLISTED: [&str; 2] = [MANIFEST, "postgresql.auto.conf"];
 
 /// What was taken apart.
 pub struct Layout {
@@ -55,8 +51,8 @@ pub struct Unpack {
     file: Option<OpenFile>,
     /// The directory that was used last: files come in the order of their directories.
     directory: Option<(Vec<u8>, Arc<OwnedFd>)>,
-    /// Lengths and checksums of the files that have to come.
-    expected: Option<HashMap<RelativePath, (u64, Option<u32>)>>,
+    /// The files that have to come.
+    expected: Option<Listed>,
     counters: Arc<Counters>,
 }
 
@@ -97,7 +93,7 @@ impl Unpack {
         self.tar
             .finish()
             .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;
-        let missing = self.expected.as_ref().and_then(|files| files.keys().min());
+        let missing = self.expected.as_ref().and_then(Listed::missing);
         match missing {
             Some(path) => Err(CommandError::retry(format!(
                 "the backup set lacks {path}, which its manifest lists"
@@ -178,26 +174,17 @@ impl Unpack {
         };
         Counters::add(&self.counters.files, 1);
         if let Some(kept) = open.kept {
-            self.expected = Some(listed(&kept)?);
+            let listed = Listed::parse(&kept).map_err(|fault| {
+                CommandError::retry("read the set's backup_manifest").because(fault)
+            })?;
+            self.expected = Some(listed);
             return Ok(());
         }
         let Some(expected) = &mut self.expected else {
             return Ok(());
         };
-        let is = |name: &str| open.path.as_bytes() == name.as_bytes();
-        match expected.remove(&listed_path(&open.path)) {
-            Some(_) if UNLISTED.into_iter().any(is) => Ok(()),
-            Some((len, _)) if len != open.len => Err(refused(
-                &open.path,
-                &format!("its manifest says {len} bytes, {} came", open.len),
-            )),
-            Some((_, Some(crc32c))) if crc32c != open.crc32c => {
-                Err(refused(&open.path, "its CRC-32C is not the manifest's"))
-            }
-            Some(_) => Ok(()),
-            None if is_free(&open.path) => Ok(()),
-            None => Err(refused(&open.path, "it is not in the manifest")),
-        }
+        let passed = expected.pass(&open.path, open.len, open.crc32c);
+        passed.map_err(|why| refused(&open.path, &why))
     }
 
     /// The handle of a directory, made as far as it is not there.
@@ -252,38 +239,6 @@ impl Sink for Unpack {
             }
         }
     }
-}
-
-/// What a manifest lists.
-fn listed(bytes: &[u8]) -> Result<HashMap<RelativePath, (u64, Option<u32>)>> {
-    let wrong = |fault: manifest::ManifestFault| {
-        CommandError::retry("read the set's backup_manifest").because(fault)
-    };
-    let mut files = HashMap::new();
-    for file in manifest::Reader::new(bytes).map_err(wrong)? {
-        let file = file.map_err(wrong)?;
-        let crc32c = file.crc32c();
-        files.insert(file.path, (file.size, crc32c));
-    }
-    Ok(files)
-}
-
-/// A file's path as PostgreSQL and the manifest see it: tablespaces are below `pg_tblspc`.
-fn listed_path(path: &RelativePath) -> RelativePath {
-    let below = path.as_bytes().strip_prefix(b"tmpspc/");
-    let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
-    below
-        .filter(|_| oid.is_some_and(|oid| tablespace_map::oid_of(oid).is_some()))
-        .map(|below| [b"pg_tblspc/", below].concat())
-        .and_then(|path| RelativePath::new(&path).ok())
-        .unwrap_or_else(|| path.clone())
-}
-
-/// What a set may hold although its manifest does not list it.
-fn is_free(path: &RelativePath) -> bool {
-    let bytes = path.as_bytes();
-    let is = |name: &str| bytes == name.as_bytes();
-    bytes.starts_with(b"pg_wal/") || UNLISTED.into_iter().any(is) || LEFT_OUT.into_iter().any(is)
 }
 
 fn refused(path: &RelativePath, why: &str) -> CommandError {

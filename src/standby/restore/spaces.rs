@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::control_path;
 use super::place::{COPIED, MOVED, Place};
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::tablespace_map;
 
 /// Which tablespace goes where.
 pub fn mapping(
@@ -90,33 +91,20 @@ fn check_space(space: &Path, place: &Place) -> Result<()> {
 
 /// The tablespaces of a set: their OIDs, and where they were on the master (`tablespace_map`).
 fn tablespaces(set: &Path) -> Result<BTreeMap<OsString, PathBuf>> {
-    let mut found = BTreeMap::new();
     for name in ["tablespace_map", "tablespace_map.old"] {
         let path = set.join(name);
-        let text = match std::fs::read(&path) {
+        let map = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.at(Kind::Config, "read", &path)?,
         };
-        // A backslash takes the meaning from what follows, a line end for example.
-        let mut line = Vec::new();
-        let mut bytes = text.into_iter();
-        while let Some(byte) = bytes.next() {
-            match byte {
-                b'\\' => line.extend(bytes.next()),
-                b'\n' => {
-                    let space = line.iter().position(|byte| *byte == b' ');
-                    if let Some(space) = space {
-                        let old = line.split_off(space + 1);
-                        line.truncate(space);
-                        let oid = OsString::from_vec(std::mem::take(&mut line));
-                        found.insert(oid, PathBuf::from(OsString::from_vec(old)));
-                    }
-                    line.clear();
-                }
-                byte => line.push(byte),
-            }
-        }
-        return Ok(found);
+        let major = DataDirectory::open(set)?.major();
+        let found = tablespace_map::parse(&map, major).map_err(|fault| {
+            CommandError::config(format!("read {}", path.display())).because(fault)
+        })?;
+        let found = found.into_iter();
+        return Ok(found
+            .map(|space| (OsString::from(space.oid.to_string()), space.location))
+            .collect());
     }
-    Ok(found)
+    Ok(BTreeMap::new())
 }

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use walmgr_protocol::names::BackupName;
+use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
+use walmgr_protocol::names::{BackupName, RelativePath};
 
 use super::BackupSets;
 use super::error::SetError;
@@ -18,6 +20,7 @@ use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
 use super::seal::{TABLESPACE_LINKS, TABLESPACES};
 use crate::pg::control;
+use crate::pg::listed::{Listed, MANIFEST};
 use crate::store::StoreError;
 use crate::store::durable::{self, TREE_DEPTH_MAX};
 use crate::store::tree::Node;
@@ -95,8 +98,9 @@ impl HeldSet {
         Ok(())
     }
 
-    /// Copies the set and makes the copy durable. Links stay behind, those of the tablespaces
-    /// included. A copy that was interrupted is worth nothing and is for the caller to remove.
+    /// Copies the set and makes the copy durable; fails if what was read is not what the set's
+    /// manifest lists. Links stay behind, those of the tablespaces included. A copy that failed is
+    /// worth nothing and is for the caller to remove.
     pub fn copy<'a>(&'a self, copying: Copying<'a>) -> Result<(), SetError> {
         let disk = &self.sets.parent.disk;
         let made = unless_there(disk.create_directory(copying.to));
@@ -105,10 +109,15 @@ impl HeldSet {
         let mut copier = Copier {
             set: self,
             copying,
+            listed: self.listed()?,
             spaces: Vec::new(),
             buffer: vec![0; PIECE_BYTES],
         };
         copier.directory(self.directory(), root.as_fd(), Path::new(""))?;
+        if let Some(path) = copier.listed.as_ref().and_then(Listed::missing) {
+            let (path, why) = (path.clone(), "the manifest lists it, and it is gone".into());
+            return Err(SetError::Manifest { path, why });
+        }
         let parent = &self.sets.parent;
         let shown = copier.copying.to.display().to_string();
         parent.sync_tree(root.as_fd(), &shown)?;
@@ -116,6 +125,32 @@ impl HeldSet {
             parent.sync_tree(space.as_fd(), &path.display().to_string())?;
         }
         Ok(())
+    }
+
+    /// What its manifest lists; `None` for a set without one, which somebody made by hand.
+    fn listed(&self) -> Result<Option<Listed>, SetError> {
+        let parent = &self.sets.parent;
+        let file = match parent.disk.open_file(self.directory(), MANIFEST.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!("{} has no manifest: it is copied unchecked", self.name());
+                return Ok(None);
+            }
+            other => other.map_err(|error| self.failure("open", MANIFEST.as_ref(), error))?,
+        };
+        let mut bytes = Vec::new();
+        parent.read_through(
+            file.as_fd(),
+            &format!("{}/{MANIFEST}", self.name()),
+            |piece| {
+                bytes.extend_from_slice(piece);
+                bytes.len() as u64 <= MANIFEST_BYTES_MAX
+            },
+        )?;
+        let listed = Listed::parse(&bytes);
+        listed.map(Some).map_err(|fault| SetError::InTheWay {
+            path: self.path().join(MANIFEST),
+            why: fault.to_string(),
+        })
     }
 
     /// Moves the set; hands it back when it would have to go to another file system. Take it first.
@@ -178,6 +213,8 @@ fn tablespace_of(path: &Path) -> Option<&OsStr> {
 struct Copier<'a> {
     set: &'a HeldSet,
     copying: Copying<'a>,
+    /// The files of the manifest that were not copied yet.
+    listed: Option<Listed>,
     /// The directories outside that tablespaces went to, opened before anything was written there.
     spaces: Vec<(PathBuf, OwnedFd)>,
     buffer: Vec<u8>,
@@ -253,7 +290,7 @@ impl Copier<'_> {
         let source = source.map_err(|error| self.set.failure("open", path, error))?;
         let file = disk.make_file(to, new_name);
         let file = file.map_err(|error| self.failure("create", path, error))?;
-        let (mut offset_bytes, mut writeback_bytes) = (0, 0);
+        let (mut offset_bytes, mut writeback_bytes, mut crc32c) = (0, 0, 0);
         loop {
             let read_bytes = disk.read(source.as_fd(), &mut self.buffer, offset_bytes);
             let read_bytes = read_bytes.map_err(|error| self.set.failure("read", path, error))?;
@@ -261,6 +298,7 @@ impl Copier<'_> {
                 break;
             }
             let mut piece = &self.buffer[..read_bytes];
+            crc32c = crc32c::crc32c_append(crc32c, piece);
             while !piece.is_empty() {
                 let written = match disk.write(file.as_fd(), piece, offset_bytes) {
                     Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -279,7 +317,22 @@ impl Copier<'_> {
             }
         }
         disk.close(file)
-            .map_err(|error| self.failure("close", path, error))
+            .map_err(|error| self.failure("close", path, error))?;
+        self.compare(path, offset_bytes, crc32c)
+    }
+
+    /// Refuses a file that is not the manifest's: PostgreSQL would not notice before it reads it.
+    fn compare(&mut self, path: &Path, len: u64, crc32c: u32) -> Result<(), SetError> {
+        let Some(listed) = &mut self.listed else {
+            return Ok(());
+        };
+        let path = RelativePath::new(path.as_os_str().as_bytes()).map_err(|error| {
+            let path = self.set.path().join(path);
+            let why = error.to_string();
+            SetError::InTheWay { path, why }
+        })?;
+        let passed = listed.pass(&path, len, crc32c);
+        passed.map_err(|why| SetError::Manifest { path, why })
     }
 
     fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {

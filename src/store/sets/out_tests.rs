@@ -61,6 +61,37 @@ fn a_copy_is_whole_but_for_the_name_of_its_control_file_and_the_set_stays() {
 }
 
 #[test]
+fn fault_68_a_copy_of_what_the_manifest_does_not_list_fails() {
+    let folder = scratch_folder();
+    let root = folder.path();
+    prepare(root);
+    let sets = real_sets(root);
+    back_up(&sets, &lease(&sets).unwrap(), 7, &wal_proof(root)).unwrap();
+    let held = newest(&sets).unwrap();
+    let space = "tmpspc/16385/PG_15_202209061/5/16390";
+    for (round, name) in ["base/1/1259", space, "backup_label", "backup_manifest"]
+        .into_iter()
+        .enumerate()
+    {
+        let path = held.path().join(name);
+        let good = std::fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        flipped[good.len() / 2] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        let said = copy(&held, &root.join(round.to_string())).unwrap_err();
+        assert!(said.to_string().contains(name), "{said}");
+        std::fs::write(&path, good).unwrap();
+    }
+    std::fs::rename(held.path().join("base/1/empty"), root.join("empty")).unwrap();
+    let said = copy(&held, &root.join("less")).unwrap_err();
+    assert!(said.to_string().contains("base/1/empty"), "{said}");
+    std::fs::rename(root.join("empty"), held.path().join("base/1/empty")).unwrap();
+    std::fs::write(held.path().join("base/1/more"), "").unwrap();
+    let said = copy(&held, &root.join("more")).unwrap_err();
+    assert!(said.to_string().contains("base/1/more"), "{said}");
+}
+
+#[test]
 fn a_tablespace_is_copied_to_where_it_is_mapped() {
     let folder = scratch_folder();
     let root = folder.path();

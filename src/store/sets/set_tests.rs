@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use walmgr_protocol::names::Lsn;
 
 use super::testing::{
-    back_up, label, lease, leftovers, path, prepare, real_sets, sample_files, sample_manifest,
-    sample_stream, seal, sets, versions, wal_proof, whole_version, write,
+    back_up, label, lease, leftovers, manifest, path, prepare, real_sets, sample_files,
+    sample_manifest, sample_stream, seal, sets, versions, wal_proof, whole_version, write,
 };
 use super::{ExpectedFile, FileDigest, HeldFile, Parts, SetError};
 use crate::store::testing::{FaultyDisk, Op, open, places, push, real, scratch_folder, segment};
@@ -140,7 +140,7 @@ fn fault_68_a_set_that_is_not_what_its_manifest_says_is_refused() {
         let error = incoming.seal(Parts {
             backup_label: &label(3),
             tablespace_map: None,
-            manifest: &[3],
+            manifest: &manifest(3),
             files: &mut files.into_iter(),
             wal: &wal,
         });
@@ -164,7 +164,7 @@ fn an_incremental_backup_is_not_sealed() {
     let error = incoming.seal(Parts {
         backup_label: &[&label(3)[..], lines].concat(),
         tablespace_map: None,
-        manifest: &[3],
+        manifest: &manifest(3),
         files: &mut std::iter::empty(),
         wal: &wal,
     });
@@ -190,7 +190,7 @@ fn fault_60_a_set_without_its_wal_is_not_sealed() {
         let error = incoming.seal(Parts {
             backup_label: label.as_bytes(),
             tablespace_map: None,
-            manifest: &[3],
+            manifest: &manifest(3),
             files: &mut std::iter::empty(),
             wal: &wal,
         });

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use walmgr_protocol::names::{BackupName, Lsn, RelativePath};
+use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 
 use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
+use crate::pg::manifest::{Checksum, FileEntry, Writer};
 use crate::store::archive::WalProof;
 use crate::store::testing::{new_archive, open, places, push, real, segment};
 use crate::store::{Disk, DurableWal};
@@ -153,6 +154,21 @@ pub(crate) fn sample_manifest(version: u8) -> Vec<ExpectedFile> {
     expected.collect()
 }
 
+/// The same as PostgreSQL writes it.
+pub(crate) fn manifest(version: u8) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), 15, SystemId(u64::from(version))).unwrap();
+    for file in sample_manifest(version) {
+        let entry = FileEntry {
+            path: file.path,
+            size: file.len,
+            last_modified: 0,
+            checksum: file.crc32c.map(Checksum::Crc32c),
+        };
+        writer.add(&entry).unwrap();
+    }
+    writer.finish(&[]).unwrap()
+}
+
 /// An archive with the WAL that every sample set needs, and no sets.
 pub(crate) fn prepare(root: &Path) {
     let places = new_archive(root);
@@ -199,7 +215,7 @@ pub(crate) fn seal(
     let sealed = incoming.seal(Parts {
         backup_label: &label(version),
         tablespace_map: None,
-        manifest: &[version],
+        manifest: &manifest(version),
         files: &mut sample_manifest(version).into_iter(),
         wal,
     });
@@ -224,9 +240,10 @@ pub(crate) fn whole_version(set: &Path) -> Result<u8, String> {
         let path = set.join(name);
         std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
     };
-    let version = *read("backup_manifest")?
-        .first()
-        .ok_or("an empty manifest")?;
+    let version = *read("PG_VERSION")?.first().ok_or("an empty PG_VERSION")?;
+    if read("backup_manifest")? != manifest(version) {
+        return Err("the manifest is another set's".to_owned());
+    }
     if read("backup_label")? != label(version) {
         return Err("the label is another set's".to_owned());
     }

@@ -1,0 +1,130 @@
+//! What a set's manifest lists, and its files compared with that one by one as they pass.
+//! Never reads a file. Invariant: a set is whole only if nothing is left when all its files have
+//! passed, and none of them was refused.
+
+use std::collections::HashMap;
+
+use walmgr_protocol::names::RelativePath;
+
+use super::manifest::{ManifestFault, Reader};
+use super::tablespace_map::oid_of;
+
+/// Where a set keeps its manifest.
+pub const MANIFEST: &str = "backup_manifest";
+
+/// What a manifest does not list, or lists as it was once: `pg_verifybackup` passes these over too.
+const UNLISTED: [&str; 2] = [MANIFEST, "postgresql.auto.conf"];
+
+/// Files of a server's life, which a set may have got since.
+const OF_A_SERVER: [&str; 5] = [
+    "tablespace_map.old",
+    "standby.signal",
+    "recovery.signal",
+    "postmaster.pid",
+    "postmaster.opts",
+];
+
+/// The files that still have to pass, with their lengths and CRC-32C.
+pub struct Listed {
+    files: HashMap<RelativePath, (u64, Option<u32>)>,
+}
+
+impl Listed {
+    /// Reads a manifest, the whole of it.
+    pub fn parse(manifest: &[u8]) -> Result<Listed, ManifestFault> {
+        let mut files = HashMap::new();
+        for file in Reader::new(manifest)? {
+            let file = file?;
+            let crc32c = file.crc32c();
+            files.insert(file.path, (file.size, crc32c));
+        }
+        Ok(Listed { files })
+    }
+
+    /// Compares a file that a set has at this path; the error says what differs.
+    pub fn pass(&mut self, path: &RelativePath, len: u64, crc32c: u32) -> Result<(), String> {
+        let is = |name: &&str| path.as_bytes() == name.as_bytes();
+        match self.files.remove(&listed_path(path)) {
+            Some(_) if UNLISTED.iter().any(is) => Ok(()),
+            Some((listed, _)) if listed != len => {
+                Err(format!("its manifest says {listed} bytes, it has {len}"))
+            }
+            Some((_, Some(listed))) if listed != crc32c => {
+                Err("its CRC-32C is not the manifest's".to_owned())
+            }
+            Some(_) => Ok(()),
+            None if path.as_bytes().starts_with(b"pg_wal/") => Ok(()),
+            None if UNLISTED.iter().chain(&OF_A_SERVER).any(is) => Ok(()),
+            None => Err("it is not in the manifest".to_owned()),
+        }
+    }
+
+    /// A listed file that has not passed.
+    pub fn missing(&self) -> Option<&RelativePath> {
+        self.files.keys().min()
+    }
+}
+
+/// A file's path as PostgreSQL and the manifest see it: tablespaces are below `pg_tblspc`.
+fn listed_path(path: &RelativePath) -> RelativePath {
+    let below = path.as_bytes().strip_prefix(b"tmpspc/");
+    let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
+    below
+        .filter(|_| oid.is_some_and(|oid| oid_of(oid).is_some()))
+        .map(|below| [b"pg_tblspc/", below].concat())
+        .and_then(|path| RelativePath::new(&path).ok())
+        .unwrap_or_else(|| path.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use walmgr_protocol::names::SystemId;
+
+    use super::*;
+    use crate::pg::manifest::{Checksum, FileEntry, Writer};
+
+    fn path(text: &str) -> RelativePath {
+        text.parse().unwrap()
+    }
+
+    fn listed(files: &[(&str, u64, u32)]) -> Listed {
+        let mut writer = Writer::new(Vec::new(), 15, SystemId(1)).unwrap();
+        for (name, size, crc32c) in files {
+            let entry = FileEntry {
+                path: path(name),
+                size: *size,
+                last_modified: 0,
+                checksum: Some(Checksum::Crc32c(*crc32c)),
+            };
+            writer.add(&entry).unwrap();
+        }
+        Listed::parse(&writer.finish(&[]).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fault_68_files_pass_as_they_are_listed_and_no_other_way() {
+        let mut listed = listed(&[
+            ("PG_VERSION", 3, 1),
+            ("base/1/1", 8192, 2),
+            ("pg_tblspc/16385/PG_15/5/1", 10, 3),
+            ("postgresql.auto.conf", 88, 4),
+        ]);
+        listed.pass(&path("PG_VERSION"), 3, 1).unwrap();
+        assert!(listed.pass(&path("PG_VERSION"), 3, 1).is_err(), "twice");
+        let moved = path("tmpspc/16385/PG_15/5/1");
+        listed.pass(&moved, 10, 3).unwrap();
+        for free in ["postgresql.auto.conf", "backup_manifest", "pg_wal/x"] {
+            listed.pass(&path(free), 1, 0).unwrap();
+        }
+        listed.pass(&path("postmaster.opts"), 1, 0).unwrap();
+        assert!(listed.pass(&path("base/1/2"), 1, 0).is_err());
+        assert_eq!(listed.missing(), Some(&path("base/1/1")));
+        for (len, crc32c, why) in [(8191, 2, "8192 bytes"), (8192, 3, "CRC-32C")] {
+            let mut again = self::listed(&[("base/1/1", 8192, 2)]);
+            let said = again.pass(&path("base/1/1"), len, crc32c).unwrap_err();
+            assert!(said.contains(why), "{said}");
+        }
+        listed.pass(&path("base/1/1"), 8192, 2).unwrap();
+        assert_eq!(listed.missing(), None);
+    }
+}
