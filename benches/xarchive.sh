@@ -22,74 +22,22 @@ case ${1:-} in
     -*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
-
-cargo build --release --locked --quiet
-pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
-[[ -n $pg_bin ]] || pg_bin=$(dirname "$(command -v postgres)") || fail 'PostgreSQL is not installed'
-
-# --- a place of our own, on a disk ---------------------------------------------------------------
-place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
-file_system=$(stat -f -c %T "$place")
-[[ $file_system != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
-install -m 755 target/release/walmgr "$place/walmgr"
+source benches/place.sh
 install -m 644 benches/stopwatch.pl "$place/stopwatch.pl"
+source=$place
 if [[ -n ${1:-} ]]; then
     mkdir -p "$1"
     source=$(realpath "$1")
-else
-    source=$place
+    ((EUID != 0)) || chown postgres: "$source"
 fi
-if ((EUID == 0)); then
-    chown postgres: "$place" "$source"
-    as_server() { (cd "$place" && runuser -u postgres -- env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
-else
-    as_server() { (cd "$place" && env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
-fi
-
-server_running= receiver_running=
-start_server() {
-    server_running=1
-    as_server pg_ctl -D "$source/pgdata" -l "$place/server.log" -w start >/dev/null \
-        -o "-c listen_addresses='' -c unix_socket_directories=$place" || fail 'the server did not start'
-}
-stop_server() {
-    as_server pg_ctl -D "$source/pgdata" -m immediate -w stop >/dev/null
-    server_running=
-}
-start_receiver() {
-    receiver_running=1
-    as_server ./walmgr standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
-}
-stop_receiver() {
-    as_server ./walmgr -q standby.ini receiver -s
-    receiver_running=
-}
-clean_up() {
-    local code=$?
-    trap - EXIT
-    [[ -z $server_running ]] || stop_server || true
-    [[ -z $receiver_running ]] || stop_receiver || true
-    ((code == 0)) || tail -n 15 "$place"/*.log >&2 || true
-    rm -rf "$place"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT TERM
-
-free_port() {
-    local port
-    while port=$((20000 + RANDOM % 20000)); do
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
-    done
-}
+pgdata=$source/pgdata
 
 # --- a cluster and its segments ------------------------------------------------------------------
-if [[ ! -f $source/pgdata/PG_VERSION ]]; then
+if [[ ! -f $pgdata/PG_VERSION ]]; then
     echo "making a cluster and $segments_wanted segments with pgbench"
-    as_server initdb -D "$source/pgdata" -A trust -N --no-instructions >/dev/null
+    as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
     as_server mkdir -p "$source/segments"
-    as_server tee -a "$source/pgdata/postgresql.conf" >/dev/null <<CONF
+    as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
 fsync = off
 max_wal_size = 256MB
 archive_mode = on
@@ -108,21 +56,12 @@ else
 fi
 
 # --- the two sides -------------------------------------------------------------------------------
-port=$(free_port)
-as_server ./walmgr -q standby.ini init >/dev/null
-as_server sed -i "s/^#*listen = .*/listen = 127.0.0.1:$port/" standby.ini
-as_server ./walmgr -q standby.ini setup
-start_receiver
-as_server ./walmgr -q master.ini init --pgdata "$source/pgdata" --slave "127.0.0.1:$port" \
-    --slave-fingerprint "$(as_server ./walmgr -q standby.ini identity)" >/dev/null
-as_server sed -i "s|^#*master_db = .*|master_db = host=$place dbname=postgres|" master.ini
-as_server ./walmgr -q standby.ini authorize "$(as_server ./walmgr -q master.ini identity)" bench
-as_server ./walmgr -q master.ini setup --no-check 2>>"$place/master.log" || fail 'setup'
+introduce
+as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
 stop_server
 mapfile -t segments < <(find "$source/segments" -maxdepth 1 -type f -size +1023k -printf '%f\n' |
     grep -E '^[0-9A-F]{24}$' | sort)
 ((${#segments[@]} > 0)) || fail "$source/segments has no segments"
-archive=$place/walshipping/logs.complete
 as_server mkdir "$place/floor"
 
 # --- the jobs ------------------------------------------------------------------------------------

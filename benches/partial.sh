@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# What shipping record by record costs and brings.
+#
+#   benches/partial.sh
+#
+#   MESSAGES=200  how many flushes are timed each way
+#   SEGMENTS=12   how many segments are archived after they were shipped
+#
+# Lag: from the moment a client sees its record flushed to the moment it is durable on the standby:
+# `syncdaemon` with loop_delay = 0.01 over TLS, and `pg_receivewal --synchronous` over a local socket
+# with a slot. They take turns of 50 messages; the messages come at random moments.
+# Wire: what syncdaemon sends without TLS under pgbench, against the WAL it ships.
+# Archive: `xarchive` of segments that syncdaemon has shipped, against the same without it, in turns;
+# bytes are those of the loopback device, both directions and their TCP/IP headers included.
+# Ends with 1 if a bound is broken: a median lag of 3 x pg_receivewal's, 2 % of the WAL and 256 bytes a
+# tick on the wire, 64 KiB or a quarter of the time for an archive.
+# Needs PostgreSQL's programs, perl and ss. As root it runs all of it as the user postgres.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin"
+messages=${MESSAGES:-200} segments_wanted=${SEGMENTS:-12}
+(($# == 0)) || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
+
+source benches/place.sh
+install -m 644 benches/stopwatch.pl benches/lag.pl "$place"
+sql() { as_server psql -XAtq -v ON_ERROR_STOP=1 -h "$place" -d postgres "$@"; }
+before_clean_up() {
+    as_server ./walmgr -q master.ini syncdaemon -s 2>/dev/null || true
+}
+
+# --- a master and its standby's receiver ---------------------------------------------------------
+as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
+start_server
+introduce
+as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
+# What is archived, and when, is this script's affair; the segments stay until then.
+as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
+archive_command = '/bin/false'
+log_min_messages = panic
+CONF
+stop_server
+start_server
+as_server pgbench -q -i -s 5 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
+sql -c CHECKPOINT
+as_server ./walmgr -q master.ini sync
+
+# --- lag -----------------------------------------------------------------------------------------
+echo "measuring lag: $messages messages each way, everything on $file_system"
+sql -c "SELECT pg_create_physical_replication_slot('bench', true)" >/dev/null
+as_server mkdir receivewal
+for ((done = 0; done < messages; done += 50)); do
+    as_server perl lag.pl "$place" receivewal 50 pg_receivewal -h "$place" -D receivewal -S bench --synchronous
+    as_server perl lag.pl "$place" walmgr 50 ./walmgr -v --set loop_delay=0.01 master.ini syncdaemon
+done >"$place/lags"
+sql -c "SELECT pg_drop_replication_slot('bench')" >/dev/null
+
+# --- wire ----------------------------------------------------------------------------------------
+echo 'measuring bytes on the wire: pgbench for 10 s, loop_delay = 0.1, without TLS'
+stop_receiver
+receiver_running=1
+as_server ./walmgr --set tls=off standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
+as_server perl lag.pl "$place" wire "$receiver_port" \
+    ./walmgr -v --set tls=off,loop_delay=0.1 master.ini syncdaemon >"$place/wire"
+stop_receiver
+start_receiver
+
+# --- archive -------------------------------------------------------------------------------------
+echo "measuring xarchive: $segments_wanted segments"
+as_server ./walmgr -q --set loop_delay=0.05 master.ini syncdaemon -d 2>>"$place/commands.log"
+on_loopback() { awk '$1 == "lo:" {print $2}' /proc/net/dev; }
+# one LABEL SEGMENT
+one() {
+    local before
+    before=$(on_loopback)
+    printf '%s\t./walmgr -q master.ini xarchive %s %s\n' "$1" "$pgdata/pg_wal/$2" "$2" |
+        as_server perl stopwatch.pl | tr '\n' '\t'
+    echo "$(($(on_loopback) - before))"
+}
+for ((made = 0; made < segments_wanted; made++)); do
+    # Nearly full, so that there is something to ship.
+    sql -c "SELECT count(pg_logical_emit_message(true, 'bench', repeat(md5(random()::text), 250)))
+            FROM generate_series(1, 1700)" >/dev/null
+    segment=$(sql -c 'SELECT pg_walfile_name(pg_current_wal_insert_lsn())')
+    sql -c 'SELECT pg_switch_wal()' -c "SELECT pg_logical_emit_message(true, 'bench', 'next')" >/dev/null
+    next=$(sql -c 'SELECT pg_walfile_name(pg_current_wal_insert_lsn())')
+    for ((tries = 0; ; tries++)); do
+        [[ ! -e $place/walshipping/logs.partial/$next ]] || break
+        ((tries < 200)) || fail "syncdaemon did not get to $next: $(ls -R "$place/walshipping")"
+        sleep 0.05
+    done
+    sleep 0.2
+    one shipped "$segment"
+    as_server rm "$archive/$segment"
+    one whole "$segment"
+done >"$place/archived"
+as_server ./walmgr -q master.ini syncdaemon -s
+
+# --- the report ----------------------------------------------------------------------------------
+awk -F '\t' '
+    function sort(label, count,   i, j, held) {
+        for (i = 2; i <= count; i++) {
+            held = value[label, i]
+            for (j = i - 1; j > 0 && value[label, j] > held; j--) value[label, j + 1] = value[label, j]
+            value[label, j + 1] = held
+        }
+    }
+    function rank(label, part,   at) {
+        at = int(n[label] * part + 0.999999)
+        return value[label, at < 1 ? 1 : at]
+    }
+    function row(text, label, floor) {
+        printf "%-44s %5d %10.2f %8.2f", text, n[label], rank(label, 0.5), rank(label, 0.99)
+        if (floor != "") printf " %8.2f", rank(label, 0.5) / rank(floor, 0.5)
+        print ""
+    }
+    function broken(text) { print "BROKEN: " text; failed = 1 }
+    $1 == "wire" { ticks = $2; sent = $3; wal = $4; next }
+    { value[$1, ++n[$1]] = $2 }
+    $4 != "" { if ($4 > bytes[$1]) bytes[$1] = $4 }
+    END {
+        for (label in n) sort(label, n[label])
+        printf "\n%-44s %5s %10s %8s %8s\n", "lag, flushed to durable on the standby", "n", "median ms", "p99 ms", "ratio"
+        row("pg_receivewal --synchronous", "receivewal")
+        row("syncdaemon, loop_delay = 0.01, TLS", "walmgr", "receivewal")
+        printf "\n%-44s %5s %10s %8s %8s\n", "archive of a segment of 16 MiB", "n", "median ms", "p99 ms", "ratio"
+        row("xarchive", "whole")
+        row("xarchive, shipped by syncdaemon before", "shipped", "whole")
+        printf "%-44s %16.1f KiB, bound 64 KiB\n", "  most bytes on the wire", bytes["shipped"] / 1024
+        over = (sent - wal) / ticks
+        printf "\n%-44s %.1f KiB of WAL in %d ticks, %.1f KiB sent\n", "wire, without TLS", wal / 1024, ticks, sent / 1024
+        printf "%-44s %.1f bytes a tick, %.2f %% of the WAL\n", "  beside the WAL itself", over, 100 * (sent - wal) / wal
+        if (rank("walmgr", 0.5) > 3 * rank("receivewal", 0.5)) broken("the median lag is above 3 x that of pg_receivewal")
+        if (rank("shipped", 0.5) > rank("whole", 0.5) / 4) broken("archiving a shipped segment takes more than a quarter")
+        if (bytes["shipped"] > 65536) broken("archiving a shipped segment sends more than 64 KiB")
+        if (sent > 1.02 * wal + 256 * ticks) broken("the wire carries more than 2 % and 256 bytes a tick beside the WAL")
+        exit failed
+    }' "$place/lags" "$place/wire" "$place/archived"

@@ -1,0 +1,80 @@
+# What the bench scripts have in common: a folder of their own on a disk, a throw-away server in it,
+# a receiver, the introduction of both sides. To be sourced from the root of the repository.
+# Never leaves anything behind. As root everything runs as the user postgres.
+# shellcheck shell=bash
+
+# The script may end inside a redirection.
+exec 9>&2
+fail() { printf 'FAILED: %s\n' "$*" >&9; exit 1; }
+
+cargo build --release --locked --quiet
+pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
+[[ -n $pg_bin ]] || pg_bin=$(dirname "$(command -v postgres)") || fail 'PostgreSQL is not installed'
+
+place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
+file_system=$(stat -f -c %T "$place")
+[[ $file_system != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
+install -m 755 target/release/walmgr "$place/walmgr"
+pgdata=$place/pgdata
+if ((EUID == 0)); then
+    chown postgres: "$place"
+    as_server() { (cd "$place" && exec runuser -u postgres -- env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
+else
+    as_server() { (cd "$place" && exec env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
+fi
+
+server_running= receiver_running=
+# start_server [OPTION...]: the cluster in $pgdata, which listens to a socket in $place only.
+start_server() {
+    server_running=1
+    as_server pg_ctl -D "$pgdata" -l "$place/server.log" -w start >/dev/null \
+        -o "-c listen_addresses='' -c unix_socket_directories=$place $*" || fail 'the server did not start'
+}
+stop_server() {
+    as_server pg_ctl -D "$pgdata" -m immediate -w stop >/dev/null
+    server_running=
+}
+start_receiver() {
+    receiver_running=1
+    as_server ./walmgr standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
+}
+stop_receiver() {
+    as_server ./walmgr -q standby.ini receiver -s
+    receiver_running=
+}
+# before_clean_up is for what a script started itself.
+before_clean_up() { :; }
+clean_up() {
+    local code=$?
+    trap '' INT TERM
+    trap - EXIT
+    before_clean_up
+    [[ -z $server_running ]] || stop_server || true
+    [[ -z $receiver_running ]] || stop_receiver || true
+    ((code == 0 || code == 130)) || tail -n 15 "$place"/*.log >&9 || true
+    rm -rf "$place"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+free_port() {
+    local port
+    while port=$((20000 + RANDOM % 20000)); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
+    done
+}
+
+# introduce: writes both ini files, starts the receiver and acquaints the sides; the server must run.
+introduce() {
+    receiver_port=$(free_port)
+    as_server ./walmgr -q standby.ini init >/dev/null
+    as_server sed -i "s/^#*listen = .*/listen = 127.0.0.1:$receiver_port/" standby.ini
+    as_server ./walmgr -q standby.ini setup
+    start_receiver
+    as_server ./walmgr -q master.ini init --pgdata "$pgdata" --slave "127.0.0.1:$receiver_port" \
+        --slave-fingerprint "$(as_server ./walmgr -q standby.ini identity)" >/dev/null
+    as_server sed -i "s|^#*master_db = .*|master_db = host=$place dbname=postgres|" master.ini
+    as_server ./walmgr -q standby.ini authorize "$(as_server ./walmgr -q master.ini identity)" bench
+    archive=$place/walshipping/logs.complete
+}
