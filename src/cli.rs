@@ -13,12 +13,13 @@ use crate::abnormal::RESTORED_TO;
 use crate::config::sample;
 use crate::error::{CommandError, ExitTable, Result};
 pub use crate::options::Options;
-use crate::options::Restoring;
+use crate::options::{Restoring, Thresholds};
 use crate::output;
 
 mod restore;
 mod run;
 mod set;
+mod status;
 
 pub use run::run;
 
@@ -100,6 +101,8 @@ pub enum Command {
     },
     /// List the backup sets.
     ListBackups,
+    /// Say how it all stands, for people and for monitoring.
+    Status(Thresholds),
     /// Bring a backup set back.
     Restore(Restoring),
     /// Remove WAL that no backup set needs.
@@ -151,6 +154,7 @@ impl Command {
             Command::Receiver => "receiver",
             Command::Xrestore { .. } => "xrestore",
             Command::ListBackups => "listbackups",
+            Command::Status(_) => "status",
             Command::Restore(_) => "restore",
             Command::Xpurgewals => "xpurgewals",
             Command::Pause => "pause",
@@ -185,7 +189,7 @@ pub fn print_sample() -> Result<()> {
 }
 
 /// Commands of the manual which this version does not have.
-const ABSENT: [&str; 10] = [
+const ABSENT: [&str; 9] = [
     "synch-standby",
     "bench",
     "cleanup",
@@ -195,7 +199,6 @@ const ABSENT: [&str; 10] = [
     "xrelease",
     "xrotate",
     "xpartialsync",
-    "status",
 ];
 
 /// Commands that `-d`, `-r`, `-s` and `-k` are for.
@@ -240,7 +243,7 @@ struct Flags {
     /// Settings that win over the file's
     #[arg(long, value_name = "param=val[,param=val]", action = ArgAction::Append)]
     set: Vec<OsString>,
-    /// Print for programs, not for people (identity, listbackups)
+    /// Print for programs, not for people (identity, listbackups, status)
     #[arg(long)]
     json: bool,
 }
@@ -341,6 +344,8 @@ enum Typed {
     /// List the backup sets
     #[command(name = "listbackups")]
     ListBackups,
+    /// Say how far the standby is behind, what it holds, and what is wrong: exit 0 fine, 1 warning, 2 critical
+    Status(status::Typed),
     /// Bring a backup set back and have it replay
     Restore(restore::Typed),
     /// Standby: remove the WAL that no backup set and no replay needs
@@ -502,6 +507,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Receiver => Command::Receiver,
         Typed::Xrestore { name, path, .. } => Command::Xrestore { name, path },
         Typed::ListBackups => Command::ListBackups,
+        Typed::Status(typed) => Command::Status(typed.into_thresholds()?),
         Typed::Restore(typed) => Command::Restore(typed.into_restoring()?),
         Typed::Xpurgewals => Command::Xpurgewals,
         Typed::Pause => Command::Pause,
@@ -580,7 +586,11 @@ fn check_together(command: &Command, options: &Options) -> Result<()> {
             )));
         }
     }
-    if options.json && !matches!(command, Command::Identity | Command::ListBackups) {
+    let has_json = matches!(
+        command,
+        Command::Identity | Command::ListBackups | Command::Status(_)
+    );
+    if options.json && !has_json {
         return Err(CommandError::usage(format!("`{word}` has no --json")));
     }
     if options.quiet && options.verbosity > 0 {

@@ -28,6 +28,10 @@ pub enum Kind {
     AlreadyRunning,
     /// The archive is proven not to have what was asked for: an answer rather than a failure.
     Absent,
+    /// `status` has something to warn of, which it has said: an answer too.
+    Warned,
+    /// `status` has an alarm, which it has said.
+    Alarmed,
 }
 
 /// Which command's table of exit codes applies.
@@ -49,8 +53,11 @@ impl ExitTable {
             (ExitTable::Xrestore, Kind::Absent) => 1,
             (ExitTable::Xrestore, _) => 254,
             (_, Kind::Usage | Kind::Config) => 2,
-            (ExitTable::Ordinary, Kind::AlreadyRunning) => 2,
-            (_, Kind::Retry | Kind::AlreadyRunning | Kind::Absent) => 1,
+            (ExitTable::Ordinary, Kind::AlreadyRunning | Kind::Alarmed) => 2,
+            (
+                _,
+                Kind::Retry | Kind::AlreadyRunning | Kind::Absent | Kind::Warned | Kind::Alarmed,
+            ) => 1,
             (ExitTable::Xarchive, Kind::Conflict) => 3,
             (ExitTable::Xarchive, Kind::Identity) => 4,
             (ExitTable::Xarchive, Kind::ForeignCluster) => 5,
@@ -130,6 +137,11 @@ impl CommandError {
         let hint = hint.into();
         self.hint = (!hint.is_empty()).then_some(hint);
         self
+    }
+
+    /// Whether it is an answer that was given already, rather than a failure to be told.
+    pub const fn is_answer(&self) -> bool {
+        matches!(self.kind, Kind::Absent | Kind::Warned | Kind::Alarmed)
     }
 
     /// Whose fault it is.
@@ -257,6 +269,8 @@ mod tests {
             assert!((1..=2).contains(&ExitTable::Ordinary.code(kind)));
             assert_eq!(ExitTable::Xrestore.code(kind), 254);
         }
+        assert_eq!(ExitTable::Ordinary.code(Warned), 1);
+        assert_eq!(ExitTable::Ordinary.code(Alarmed), 2);
         assert_eq!(ExitTable::Xarchive.abnormal(), 1);
         assert_eq!(ExitTable::Xarchive.code(Absent), 1);
         assert_eq!(ExitTable::Xrestore.code(Absent), 1);

@@ -48,7 +48,7 @@
 //! | [`standby`] | one file a command that runs on the standby's host |
 //! | [`config`] | the ini dialect and every setting |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around them |
-//! | [`error`], [`files`], [`identity`] | read by all: failures and exit codes, small durable files, the command both sides have |
+//! | [`error`], [`files`], [`identity`], [`status`] | read by all: failures and exit codes, small durable files, the commands both sides have |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
 //! protocol`. `tests/house_rules.rs` holds them to it.
@@ -67,6 +67,7 @@ pub mod output;
 pub mod pg;
 pub mod receiver;
 pub mod standby;
+pub mod status;
 pub mod store;
 pub mod tar;
 pub mod transport;

@@ -3,6 +3,7 @@
 //! command may rely on it (`reload`, `stop`, `kill` and `daemon` exclude each other, for example).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What stood before the command's own arguments, wherever it was typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +26,23 @@ pub struct Options {
     pub overrides: Vec<(String, String)>,
     /// `--json`: print for programs, not for people.
     pub json: bool,
+}
+
+/// From where on `status` warns and alarms, as far as it was typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    /// `--warning-lag`: seconds of transactions that would be lost.
+    pub warning_lag: Option<Duration>,
+    /// `--critical-lag`.
+    pub critical_lag: Option<Duration>,
+    /// `--warning-backup-age`: time since the newest backup began.
+    pub warning_backup_age: Option<Duration>,
+    /// `--critical-backup-age`.
+    pub critical_backup_age: Option<Duration>,
+    /// `--warning-free`: bytes left for the archive.
+    pub warning_free: Option<u64>,
+    /// `--critical-free`.
+    pub critical_free: Option<u64>,
 }
 
 /// What stood behind `restore`, which both sides have.

@@ -118,9 +118,10 @@ pub fn not_really(doing: &str) -> Result<()> {
 }
 
 /// Reports the failure that ends a command. That a file does not exist is an answer to whoever
-/// asked, several times a second perhaps, and no line in PostgreSQL's log.
+/// asked, several times a second perhaps, and no line in PostgreSQL's log; what `status` found is on
+/// stdout.
 pub fn failure(error: &CommandError) {
-    if error.kind() == Kind::Absent {
+    if error.is_answer() {
         tracing::debug!("{error}");
     } else if STARTED.load(Ordering::Acquire) {
         tracing::error!("{error}");
@@ -281,7 +282,7 @@ where
 }
 
 /// Control characters made visible, so that nobody can forge a line.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() {

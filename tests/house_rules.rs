@@ -11,7 +11,7 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "options",
             "output",
             "pg",
+            "status",
             "tar",
             "transport",
             "wal",
@@ -46,6 +47,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "options",
             "output",
             "pg",
+            "status",
             "store",
             "transport",
             "wal",
@@ -69,6 +71,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
         ],
     ),
     ("identity", &["config", "options", "output", "transport"]),
+    ("status", &["options", "output", "protocol"]),
     ("transport", &["config", "files", "wal", "protocol"]),
     (
         "store",

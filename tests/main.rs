@@ -35,6 +35,7 @@ mod replay;
 mod restore;
 mod setup;
 mod skew;
+mod status;
 mod versions;
 mod wal;
 mod walkthrough;

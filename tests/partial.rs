@@ -8,7 +8,7 @@ use walmgr_protocol::names::Lsn;
 
 use crate::support::{Cluster, Output, Site};
 
-mod daemon;
+pub mod daemon;
 mod faults;
 mod flow;
 
@@ -58,7 +58,7 @@ fn assert_ships(site: &Site, from: Lsn, to: Lsn) {
     }
 }
 
-fn flushed(site: &Site) -> Lsn {
+pub fn flushed(site: &Site) -> Lsn {
     let lsn = site.cluster().psql("SELECT pg_current_wal_flush_lsn()");
     lsn.parse().unwrap()
 }

@@ -3,6 +3,7 @@
 
 mod backup;
 mod fetch;
+mod overview;
 
 pub use backup::backup_session;
 pub use fetch::fetch_session;
@@ -272,6 +273,7 @@ pub fn sample_messages() -> Vec<Message> {
     messages.extend(backup::sample_messages());
     messages.extend(fetch::sample_messages());
     messages.extend(partial::sample_messages());
+    messages.extend(overview::sample_messages());
     messages
 }
 

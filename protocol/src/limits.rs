@@ -97,6 +97,20 @@ pub const LISTED_BACKUPS_MAX: u16 = 64;
 /// Tablespaces in the description of a set: with the longest paths they fit a frame.
 pub const SET_TABLESPACES_MAX: u16 = 240;
 
+/// Masters that an overview names: what fits a screen; the others are counted.
+pub const OVERVIEW_MASTERS_MAX: u16 = 16;
+
+/// Backup sets that an overview describes: with the longest sentences they and the masters fit a
+/// frame; the others are counted.
+pub const OVERVIEW_SETS_MAX: u16 = 64;
+
+const _: () = assert!(
+    (OVERVIEW_SETS_MAX as usize) * (2 * (2 + STRING_BYTES_MAX) + 32)
+        + (OVERVIEW_MASTERS_MAX as usize + 5) * (2 + STRING_BYTES_MAX)
+        + 4 * NAME_BYTES_MAX
+        + 256
+        < FRAME_PAYLOAD_BYTES as usize
+);
 const _: () = assert!(
     (LISTED_BACKUPS_MAX as usize) * (3 * (2 + STRING_BYTES_MAX) + NAME_BYTES_MAX + 16) + 64
         < FRAME_PAYLOAD_BYTES as usize

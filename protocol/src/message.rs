@@ -26,16 +26,18 @@
 //! | 14 | ping | both | nothing |
 //! | 15 | pong | both | nothing |
 //! | 16 | goodbye | both | nothing |
+//! | 17–18 | overview | both | see [`overview`] |
 //! | 20–31 | backup | both | see [`backup`] |
 //! | 32–39 | fetch | both | see [`fetch`] |
 //! | 48–54 | partial stream | both | see [`partial`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
-//! 16 to channel 0; an error belongs to the channel whose upload it ends.
+//! 16 to 18 to channel 0; an error belongs to the channel whose upload it ends.
 
 pub mod backup;
 pub mod fetch;
+pub mod overview;
 pub mod partial;
 
 use std::fmt;
@@ -44,6 +46,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use backup::Backup;
 pub use fetch::Fetch;
+pub use overview::Overview;
 pub use partial::Partial;
 
 use crate::compress::{check_payload, check_raw_bytes};
@@ -74,6 +77,8 @@ pub enum Kind {
     Ping = 14,
     Pong = 15,
     Goodbye = 16,
+    OverviewRequest = 17,
+    Overview = 18,
     BackupBegin = 20,
     BackupGranted = 21,
     BackupResume = 22,
@@ -104,7 +109,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 43] = [
+    const ALL: [Kind; 45] = [
         Kind::Setup,
         Kind::SetupDone,
         Kind::Offer,
@@ -121,6 +126,8 @@ impl Kind {
         Kind::Ping,
         Kind::Pong,
         Kind::Goodbye,
+        Kind::OverviewRequest,
+        Kind::Overview,
         Kind::BackupBegin,
         Kind::BackupGranted,
         Kind::BackupResume,
@@ -434,6 +441,10 @@ pub enum Message {
     Pong,
     /// Nothing follows; close without an error.
     Goodbye,
+    /// Asks for [`Message::Overview`].
+    OverviewRequest,
+    /// What the standby holds and how it fares.
+    Overview(Box<Overview>),
     /// Something about a backup.
     Backup(Backup),
     /// A message of fetching what is kept.
@@ -474,6 +485,8 @@ impl Message {
             Message::Ping => Kind::Ping,
             Message::Pong => Kind::Pong,
             Message::Goodbye => Kind::Goodbye,
+            Message::OverviewRequest => Kind::OverviewRequest,
+            Message::Overview(_) => Kind::Overview,
             Message::Backup(backup) => backup.kind(),
             Message::Fetch(fetch) => fetch.kind(),
             Message::Partial(partial) => partial.kind(),
@@ -499,6 +512,8 @@ impl Message {
             Message::Ping => "a ping",
             Message::Pong => "a pong",
             Message::Goodbye => "a goodbye",
+            Message::OverviewRequest => "an overview request",
+            Message::Overview(_) => "an overview",
             Message::Backup(backup) => backup.name(),
             Message::Fetch(fetch) => fetch.name(),
             Message::Partial(partial) => partial.name(),
@@ -512,7 +527,8 @@ impl Message {
             | Message::StatusRequest
             | Message::Ping
             | Message::Pong
-            | Message::Goodbye => {}
+            | Message::Goodbye
+            | Message::OverviewRequest => {}
             Message::SetupDone(done) => {
                 out.put_u8(u8::from(done.newly_bound));
                 put_string(out, &done.completed_wals);
@@ -556,6 +572,7 @@ impl Message {
                 out.put_u16_le(request.limit);
             }
             Message::List(list) => list.encode(out),
+            Message::Overview(overview) => overview.encode(out),
             Message::Backup(backup) => backup.encode(out),
             Message::Fetch(fetch) => fetch.encode(out),
             Message::Partial(partial) => return partial.encode(out),
@@ -626,6 +643,8 @@ impl Message {
             Kind::Ping => Message::Ping,
             Kind::Pong => Message::Pong,
             Kind::Goodbye => Message::Goodbye,
+            Kind::OverviewRequest => Message::OverviewRequest,
+            Kind::Overview => Message::Overview(Box::new(Overview::decode(&mut fields)?)),
             Kind::PartialBegin
             | Kind::PartialBegun
             | Kind::PartialOpen

@@ -8,7 +8,8 @@ use std::fmt;
 /// | version | since  | what it brought                                        |
 /// |---------|--------|--------------------------------------------------------|
 /// | 1       | 4.0.0  | hello, setup, push, status, list of files, ping, bye;  |
-/// |         |        | backup and fetch where both sides have the feature     |
+/// |         |        | backup, fetch, partial stream and overview where both  |
+/// |         |        | sides have the feature                                 |
 pub const HIGHEST: u16 = 1;
 
 /// The lowest version this program speaks: a receiver serves the last two, so that either side

@@ -34,6 +34,7 @@ use value::Surroundings;
 
 pub use address::{DEFAULT_PORT, ListenAddress, SlaveAddress};
 pub use master::{BackupCheckpoint, MasterConfig, VerifyWal};
+pub use quantity::{duration as read_duration, size as read_size};
 pub use standby::{LogFormat, OnCorrupt, StandbyConfig};
 pub use tls::TlsSettings;
 

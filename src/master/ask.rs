@@ -1,7 +1,8 @@
 //! Requests about the archive that are answered at once: setup, status, list.
 //! Never uploads. Each call is one connection, introduced, asked, and closed.
 
-use walmgr_protocol::message::{List, ListRequest, Message, SetupDone, Status};
+use walmgr_protocol::hello::FEATURE_OVERVIEW;
+use walmgr_protocol::message::{List, ListRequest, Message, Overview, SetupDone, Status};
 use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 
 use crate::config::MasterConfig;
@@ -24,6 +25,17 @@ impl<'a> Asking<'a> {
         Ok(Asking { config, connection })
     }
 
+    /// The same for one who only asks, and may have lost the cluster's files.
+    pub async fn connect_to_read(
+        config: &'a MasterConfig,
+        facts: Option<&ClusterFacts>,
+    ) -> Result<Self> {
+        let connection = Target::from_config(config)?
+            .connect_to_read(facts.map(|facts| facts.cluster))
+            .await?;
+        Ok(Asking { config, connection })
+    }
+
     /// Binds the archive to the cluster of the introduction.
     pub async fn set_up(&mut self) -> Result<SetupDone> {
         match self.ask(&Message::Setup).await? {
@@ -36,6 +48,22 @@ impl<'a> Asking<'a> {
     pub async fn status(&mut self) -> Result<Status> {
         match self.ask(&Message::StatusRequest).await? {
             Message::Status(status) => Ok(status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// What the standby holds and how it fares.
+    pub async fn overview(&mut self) -> Result<Overview> {
+        if self.connection.welcome.features & FEATURE_OVERVIEW == 0 {
+            let software = &self.connection.welcome.software;
+            return Err(CommandError::retry(format!(
+                "{} runs walmgr {software}, which cannot tell what it holds",
+                self.config.slave
+            ))
+            .hint("upgrade walmgr on the standby"));
+        }
+        match self.ask(&Message::OverviewRequest).await? {
+            Message::Overview(overview) => Ok(*overview),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use walmgr_protocol::message::Cluster;
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
 use crate::wal::page::PAGE_BYTES;
 use crate::wal::record::ALIGNMENT;
@@ -38,6 +38,11 @@ impl WalFiles {
     /// The timeline.
     pub const fn timeline(&self) -> TimelineId {
         self.timeline
+    }
+
+    /// `wal_segment_size`.
+    pub const fn segment_size(&self) -> WalSegmentSize {
+        self.cluster.segment_size
     }
 
     /// Bytes of a segment.

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use walmgr_protocol::limits::LIST_ENTRIES_MAX;
+use walmgr_protocol::limits::{LIST_ENTRIES_MAX, OVERVIEW_MASTERS_MAX};
 use walmgr_protocol::message::{
-    Cluster, Error, ErrorCode, List, ListRequest, Message, SetupDone, Status,
+    Cluster, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone, Status,
 };
 
 use crate::receiver::fetch;
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
-use crate::store::{Binding, StoreError};
+use crate::store::survey::survey;
+use crate::store::{Binding, Disk, RealDisk, StoreError};
 
 /// The answer to a request, which may be a refusal.
 pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Message {
@@ -20,6 +21,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     let working = tokio::task::spawn_blocking(move || match request {
         Message::Setup => set_up(&shared, cluster),
         Message::StatusRequest => status(&shared),
+        Message::OverviewRequest => overview(&shared),
         Message::ListRequest(request) => list(&shared, &request),
         Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
         other => Ok(unexpected(&other)),
@@ -82,6 +84,22 @@ fn status(daemon: &Daemon) -> Result<Message, StoreError> {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         completed_wals: daemon.completed_wals.display().to_string(),
     }))
+}
+
+fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let full_backup = daemon.full_backup.as_deref();
+    let found = survey(&daemon.places, full_backup, &disk, daemon.partial_end())?;
+    let (masters, masters_count) = daemon.masters.some(usize::from(OVERVIEW_MASTERS_MAX));
+    Ok(Message::Overview(Box::new(Overview {
+        trouble: daemon.trouble(),
+        shipped_by: daemon.partial_writer.taken_by().unwrap_or_default(),
+        masters,
+        masters_count,
+        uptime_s: daemon.started.elapsed().as_secs(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        ..found
+    })))
 }
 
 fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::session::hello::{FEATURES, choose_version};
 use walmgr_protocol::version::VersionRange;
@@ -33,6 +33,8 @@ pub struct Peer {
     pub name: Option<String>,
     /// What it may do.
     pub rights: Rights,
+    /// What it wants to be taken for.
+    pub role: Role,
     /// The cluster it speaks for.
     pub cluster: Option<Cluster>,
 }
@@ -168,6 +170,7 @@ async fn introduce(
         fingerprint,
         name,
         rights,
+        role: hello.role,
         cluster: hello.cluster,
     };
     Ok((peer, hello, welcome))

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod control;
 pub mod fetch;
 pub mod introduction;
+pub mod masters;
 pub mod partial;
 pub mod refusal;
 pub mod server;

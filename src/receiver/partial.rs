@@ -24,6 +24,11 @@ struct Seated {
 }
 
 impl Seat {
+    /// Who has it.
+    pub fn taken_by(&self) -> Option<String> {
+        self.holder().clone()
+    }
+
     fn take(daemon: &Arc<Daemon>, who: &str) -> Result<Seated, Error> {
         let mut holder = daemon.partial_writer.holder();
         if let Some(holder) = &*holder {

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use walmgr_protocol::names::{SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::session::partial::ProofOfRecords;
 
 use crate::config::{self, StandbyConfig};
 use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
@@ -19,6 +20,7 @@ use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
 use crate::receiver::backup::Backups;
+use crate::receiver::masters::Masters;
 use crate::receiver::partial::Seat;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
@@ -26,7 +28,7 @@ use crate::receiver::{
     HANDSHAKES_PER_ADDRESS_MAX, REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, connection,
     introduction,
 };
-use crate::store::{Archive, Disk, Health, Places, RealDisk, StoreError};
+use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
 /// A refusal from one address is logged at most this often; the rest is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +42,8 @@ pub struct Daemon {
     pub archive: Archive,
     /// Where base backups go.
     pub backups: Backups,
+    /// Where its folders are.
+    pub places: Places,
     /// Its folder, for people.
     pub completed_wals: PathBuf,
     /// Where the newest backup set is, if the settings say so.
@@ -50,9 +54,12 @@ pub struct Daemon {
     pub settings: watch::Sender<Arc<Settings>>,
     /// Who ships records.
     pub partial_writer: Seat,
+    /// The masters that are connected.
+    pub masters: Masters,
     /// Set once, when the daemon is to end.
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
+    partial_end: Mutex<Option<(SegmentName, Lsn)>>,
     open: AtomicUsize,
     handshakes: Mutex<Vec<Waiting>>,
     handshakes_begun: AtomicU64,
@@ -69,6 +76,26 @@ impl Daemon {
     /// The highest finished segment stored.
     pub fn newest_segment(&self) -> Option<SegmentName> {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Up to where the last partial segment that was written to is durable.
+    pub fn partial_end(&self) -> Option<(SegmentName, Lsn)> {
+        *(self.partial_end.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers records that became durable.
+    pub fn note_records(&self, proof: &DurableRecords) {
+        let mut end = (self.partial_end.lock()).unwrap_or_else(PoisonError::into_inner);
+        *end = Some((proof.segment(), proof.end()));
+    }
+
+    /// What is known of the disk, in words; empty if it works.
+    pub fn trouble(&self) -> String {
+        match self.health() {
+            Health::Good => String::new(),
+            Health::Impaired { why } => why,
+            Health::SyncFailed { why } => format!("a sync failed: {why}"),
+        }
     }
 
     /// Remembers a file that became durable.
@@ -246,14 +273,18 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         Archive::open(&Places::of(config), Arc::clone(&disk)).map_err(|error| opening(&error))?;
     let backups = Backups::open(config, &disk);
     let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
+    let partial_end = archive.recovery().partials.iter().max().copied();
     let daemon = Arc::new(Daemon {
         archive,
         backups,
+        places: Places::of(config),
         completed_wals: config.completed_wals.clone(),
         full_backup: config.full_backup.clone(),
         started: Instant::now(),
         settings: watch::Sender::new(settings),
         partial_writer: Seat::default(),
+        partial_end: Mutex::new(partial_end),
+        masters: Masters::default(),
         stopping: watch::Sender::new(false),
         newest: Mutex::new(newest),
         open: AtomicUsize::new(0),
@@ -393,6 +424,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
         match greeted {
             Ok(Some((peer, wire))) => match daemon.begin_connection(settings.connections_max) {
                 Some(open) => {
+                    let _noted = daemon.masters.note(&peer);
                     connection::serve(Arc::clone(&daemon), peer, wire).await;
                     drop(open);
                 }

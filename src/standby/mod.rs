@@ -3,6 +3,7 @@
 
 pub mod authorize;
 pub mod boot;
+mod connected;
 pub mod continue_;
 mod gap;
 pub mod init;
@@ -16,5 +17,6 @@ pub mod revoke;
 mod route;
 mod sets;
 pub mod setup;
+pub mod status;
 pub mod xpurgewals;
 pub mod xrestore;

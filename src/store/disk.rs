@@ -26,6 +26,8 @@ pub struct FileStat {
     pub len: u64,
     /// Whether it is a regular file.
     pub is_file: bool,
+    /// When it or its name changed last, in milliseconds since 1970.
+    pub changed_ms: i64,
 }
 
 /// The operations; [`RealDisk`](super::durable::RealDisk) is the one that runs in production.

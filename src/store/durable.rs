@@ -762,5 +762,13 @@ fn file_stat(stat: &Stat) -> FileStat {
         },
         len: u64::try_from(stat.st_size).unwrap_or(0),
         is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+        changed_ms: changed_ms(stat),
     }
+}
+
+fn changed_ms(stat: &Stat) -> i64 {
+    let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
+    (stat.st_ctime)
+        .saturating_mul(1_000)
+        .saturating_add(nanoseconds / 1_000_000)
 }

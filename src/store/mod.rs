@@ -51,6 +51,7 @@ pub mod partial;
 pub mod reader;
 pub mod recovery;
 pub mod sets;
+pub mod survey;
 pub mod tree;
 
 #[cfg(test)]

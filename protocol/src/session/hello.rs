@@ -48,8 +48,11 @@ pub const FEATURE_FETCH: u64 = 2;
 /// Feature: the partial stream (message kinds 48 to 54).
 pub const FEATURE_PARTIAL: u64 = 4;
 
+/// Feature: the overview of what the standby holds (message kinds 17 and 18).
+pub const FEATURE_OVERVIEW: u64 = 8;
+
 /// Every feature of this program.
-pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH | FEATURE_PARTIAL;
+pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH | FEATURE_PARTIAL | FEATURE_OVERVIEW;
 
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);

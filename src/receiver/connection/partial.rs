@@ -72,7 +72,10 @@ impl Connection {
                 None => None,
             },
             Report::Opened(at) => session.opened(at),
-            Report::Durable(proof) => session.durable(&proof),
+            Report::Durable(proof) => {
+                self.daemon.note_records(&proof);
+                session.durable(&proof)
+            }
             Report::Failed(error) => Some(session.failed(error)),
         };
         match action {

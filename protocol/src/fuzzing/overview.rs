@@ -1,0 +1,57 @@
+//! Samples of the overview, for golden bytes and corpora.
+//! Never decodes anything. Invariant: each optional field is once present and once absent.
+
+use crate::message::Message;
+use crate::message::overview::{Overview, SetReach, SetStanding};
+use crate::names::{Lsn, TimelineId};
+
+/// A request, an overview of an empty archive, and one of a full one.
+pub(super) fn sample_messages() -> Vec<Message> {
+    vec![
+        Message::OverviewRequest,
+        Message::Overview(Box::default()),
+        Message::Overview(Box::new(full())),
+    ]
+}
+
+fn full() -> Overview {
+    let timeline = TimelineId::FIRST;
+    let reach = SetReach {
+        timestamp: "2011-09-21 17:00:17 CEST".into(),
+        age_ms: 3_600_000,
+        timeline,
+        start: Lsn(0x2_9000_0028),
+        reaches: Lsn(0x2_9A00_2000),
+    };
+    Overview {
+        cluster: super::sample_status("").cluster,
+        newest_segment: "000000010000000200000099".parse().ok(),
+        newest_age_ms: 61_000,
+        partial_segment: "00000001000000020000009A".parse().ok(),
+        partial_end: Lsn(0x2_9A00_2000),
+        held: Some((timeline, Lsn(0x2_9A00_2000))),
+        missing: "000000010000000200000098".parse().ok(),
+        damaged_count: 1,
+        damaged: "000000010000000200000098.damaged".into(),
+        received_age_ms: 20,
+        free_bytes: 1 << 40,
+        trouble: "read-only file system".into(),
+        shipped_by: "alpha (192.0.2.1:4711)".into(),
+        masters: vec!["alpha (192.0.2.1:4711)".into()],
+        masters_count: 1,
+        uptime_s: 86_400,
+        software: "4.0.0".into(),
+        completed_wals: "/srv/walshipping/logs.complete".into(),
+        sets: vec![
+            SetStanding {
+                name: "data.master".into(),
+                reach: Ok(reach),
+            },
+            SetStanding {
+                name: "data.master.0".into(),
+                reach: Err("it has no LABEL".into()),
+            },
+        ],
+        sets_count: 2,
+    }
+}

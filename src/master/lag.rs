@@ -1,0 +1,107 @@
+//! How old the first transaction is that the standby does not hold.
+//! Never asks anybody and never changes anything. Invariant: the age comes from the record that ends
+//! the transaction; a file's time stands in for it only where no such record is found in time.
+//!
+//! What the standby lacks begins at the LSN that it holds, and is still in the master's `pg_wal`. The first
+//! commit or abort there carries its time: that transaction, and what came after it, would be lost.
+//! Where there is none, nothing that anybody was promised is missing, however many bytes are. This is
+//! the same whether records are shipped one by one or segments when they are full.
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use walmgr_protocol::names::Lsn;
+
+use crate::master::tail::WalFiles;
+use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_transaction_end};
+use crate::wal::page::{PAGE_BYTES, header_bytes};
+use crate::wal::scan::Step;
+
+/// Bytes read at once.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// How long a transaction's end is looked for: one load of data can fill a hundred segments.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What was found of the WAL that the standby lacks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Oldest {
+    /// No transaction ended in it.
+    Nothing,
+    /// The first one that ended, so many seconds ago.
+    Seconds(f64),
+    /// It is not in `pg_wal` any more, or not to be read.
+    Unknown,
+}
+
+/// The age of the first transaction that ended between what is held and what is flushed.
+pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<Oldest> {
+    let (begun, mut scanner) = (Instant::now(), files.scanner(held));
+    let mut piece = Vec::new();
+    while scanner.position() < flushed {
+        let at = scanner.position();
+        piece.clear();
+        files.read(at, PIECE_BYTES.min(flushed.0 - at.0), &mut piece)?;
+        if piece.is_empty() {
+            return Ok(Oldest::Unknown);
+        }
+        if begun.elapsed() > PATIENCE {
+            return written_last(files, held);
+        }
+        let mut rest = &piece[..];
+        loop {
+            match scanner.advance(&mut rest) {
+                Step::NeedMore => break,
+                Step::Record(record) if is_transaction_end(&record) => {
+                    return Ok(match time_us(files, record.lsn)? {
+                        Some(time_us) => Oldest::Seconds(seconds_since(time_us)),
+                        None => Oldest::Unknown,
+                    });
+                }
+                Step::Record(record) if record.is_switch() => {
+                    // Nothing behind it means anything.
+                    scanner = files.scanner(record.end).following(record.lsn);
+                    break;
+                }
+                Step::Record(_) => {}
+                Step::EndOfWal(_) | Step::Invalid { .. } => return written_last(files, held),
+            }
+        }
+    }
+    Ok(Oldest::Nothing)
+}
+
+/// Seconds since a time in microseconds since 1970.
+#[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
+pub fn seconds_since(time_us: i64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_us = now.map_or(0, |now| i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
+    now_us.saturating_sub(time_us).max(0) as f64 / 1e6
+}
+
+/// What was held at the time when the segment was written last, at least.
+fn written_last(files: &WalFiles, held: Lsn) -> io::Result<Oldest> {
+    let path = files.folder().join(files.containing(held).to_string());
+    let written = std::fs::metadata(path)?.modified()?;
+    let age = SystemTime::now().duration_since(written);
+    Ok(Oldest::Seconds(age.unwrap_or_default().as_secs_f64()))
+}
+
+/// When the transaction ended whose record is there.
+fn time_us(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
+    let (mut record, mut position) = (Vec::new(), lsn.0);
+    while record.len() < TIME_BYTES_MAX {
+        if position.is_multiple_of(PAGE_BYTES) {
+            position += header_bytes(Lsn(position), files.segment_size()) as u64;
+        }
+        let left = PAGE_BYTES - position % PAGE_BYTES;
+        let before = record.len();
+        let most = left.min((TIME_BYTES_MAX - before) as u64);
+        files.read(Lsn(position), most, &mut record)?;
+        if record.len() == before {
+            break;
+        }
+        position += (record.len() - before) as u64;
+    }
+    Ok(commit_time_us(&record))
+}

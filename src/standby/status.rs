@@ -1,0 +1,54 @@
+//! `status` on the standby: what its folders hold and who works on them.
+//! Never needs the receiver or the master, and changes nothing. Invariant: how far the standby is behind
+//! is never claimed to be known here; the age of what arrived last is an upper bound.
+
+use std::sync::Arc;
+
+use crate::config::StandbyConfig;
+use crate::daemon;
+use crate::error::Result;
+use crate::options::{Options, Thresholds};
+use crate::pg::data_directory::DataDirectory;
+use crate::standby::connected;
+use crate::standby::replay::ControlFiles;
+use crate::status::{self, Facts, Here, Lag, Standby};
+use crate::store::survey::survey;
+use crate::store::{Disk, Places, RealDisk};
+
+/// Prints how it stands.
+pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let full_backup = config.full_backup.as_deref();
+    // A running receiver knows what is synced; from outside the records in the file have to do.
+    let found = survey(&Places::of(config), full_backup, &disk, None);
+    let standby = found.map(|mut overview| {
+        let masters = connected::peers(config);
+        overview.masters_count = masters.len() as u64;
+        overview.masters = masters;
+        overview
+    });
+    let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
+    let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
+    let arrived = arrived.map(|found| std::time::Duration::from_millis(found.received_age_ms));
+    let facts = Facts {
+        lag: Lag {
+            seconds_at_most: arrived.map(|age| age.as_secs_f64()),
+            ..Lag::default()
+        },
+        standby,
+        here: Here::Standby(Standby {
+            receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
+            paused: ControlFiles::of(config).is_paused().unwrap_or(false),
+            server_runs: server_runs(config),
+        }),
+    };
+    status::finish(&facts, thresholds, options)
+}
+
+/// Whether the server runs that is to replay; `None` when there is none.
+fn server_runs(config: &StandbyConfig) -> Option<bool> {
+    let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
+    let replays = data.path().join("standby.signal").exists();
+    let runs = data.running().ok()?.is_some();
+    (replays || runs).then_some(runs)
+}

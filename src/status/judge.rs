@@ -1,0 +1,351 @@
+//! What of the facts is a reason to warn or to wake somebody up.
+//! Never looks at anything but the facts. Invariant: what cannot be found out is a finding, never
+//! silence.
+
+use std::time::Duration;
+
+use walmgr_protocol::message::Overview;
+use walmgr_protocol::message::overview::SetReach;
+
+use super::page::{ago, size_text};
+use super::{Archiving, Facts, Here, Lag, Master, Standby, Syncdaemon};
+use crate::options::Thresholds;
+
+const WARNING_LAG: Duration = Duration::from_secs(60);
+const CRITICAL_LAG: Duration = Duration::from_secs(300);
+const WARNING_BACKUP_AGE: Duration = Duration::from_secs(8 * 86_400);
+const CRITICAL_BACKUP_AGE: Duration = Duration::from_secs(30 * 86_400);
+const WARNING_FREE: u64 = 1 << 30;
+const CRITICAL_FREE: u64 = 128 << 20;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Exit code 1.
+    Warning,
+    /// Exit code 2.
+    Critical,
+}
+
+impl Level {
+    /// For people and programs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Level::Warning => "warning",
+            Level::Critical => "critical",
+        }
+    }
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        /// What a finding is about, for programs; the words never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// The word in `--json`.
+            pub const fn word(self) -> &'static str {
+                match self { $(Code::$name => $word,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The receiver does not answer, or refuses.
+    Receiver = "receiver",
+    /// No receiver runs on the standby.
+    NoReceiver = "no_receiver",
+    /// PostgreSQL cannot be asked.
+    Server = "server",
+    /// The master's server is a standby.
+    IsStandby = "is_standby",
+    /// The archive is bound to no cluster.
+    NotSetUp = "not_set_up",
+    /// The archive has a newer timeline than the master.
+    Timeline = "timeline",
+    /// The standby is behind.
+    Lag = "lag",
+    /// Nobody can tell how far it is behind.
+    LagUnknown = "lag_unknown",
+    /// Finished segments are archived nowhere.
+    ArchivingOff = "archiving_off",
+    /// Finished segments go to another program.
+    ArchivingForeign = "archiving_foreign",
+    /// The last file could not be archived.
+    ArchivingFails = "archiving_fails",
+    /// WAL is missing in the archive.
+    Gap = "gap",
+    /// Files were found damaged.
+    Damaged = "damaged",
+    /// There is no backup set.
+    NoBackup = "no_backup",
+    /// The newest backup set is old.
+    BackupAge = "backup_age",
+    /// A backup set cannot be read, or not be recovered to the end.
+    Backup = "backup",
+    /// Little space is left.
+    Free = "free",
+    /// The disk refused something.
+    Disk = "disk",
+    /// The syncdaemon died.
+    Syncdaemon = "syncdaemon",
+    /// Replay is held.
+    Paused = "paused",
+    /// The standby's server does not run.
+    StandbyServer = "standby_server",
+}
+
+/// Something that a person should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What it is about.
+    pub code: Code,
+    /// One sentence.
+    pub text: String,
+}
+
+/// The findings so far.
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, level: Level, code: Code, text: impl Into<String>) {
+        let text = text.into();
+        self.0.push(Finding { level, code, text });
+    }
+
+    fn warn(&mut self, code: Code, text: impl Into<String>) {
+        self.add(Level::Warning, code, text);
+    }
+
+    fn alarm(&mut self, code: Code, text: impl Into<String>) {
+        self.add(Level::Critical, code, text);
+    }
+}
+
+/// What is wrong, the worst first.
+pub(super) fn findings(facts: &Facts, thresholds: &Thresholds) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    if let Err(why) = &facts.standby {
+        found.alarm(Code::Receiver, why);
+    }
+    match &facts.here {
+        Here::Master(master) => judge_master(&mut found, master, facts, thresholds),
+        Here::Standby(standby) => judge_standby(&mut found, standby, facts.lag, thresholds),
+    }
+    if let Ok(overview) = &facts.standby {
+        judge_archive(&mut found, overview, thresholds);
+    }
+    found
+        .0
+        .sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    found.0
+}
+
+fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds: &Thresholds) {
+    if let Some(why) = &master.unasked {
+        found.alarm(Code::Server, format!("the server cannot be asked: {why}"));
+    }
+    if master.is_standby {
+        let text = "the server is a standby: its master ships what there is to ship";
+        found.warn(Code::IsStandby, text);
+        return;
+    }
+    judge_lag_of_master(found, master, facts, thresholds);
+    match &master.archiving {
+        Some(Archiving::Off) => {
+            let text = "archiving is off: finished segments are thrown away; run `setup`";
+            found.alarm(Code::ArchivingOff, text);
+        }
+        Some(Archiving::Foreign(command)) => {
+            let text = format!("archive_command is `{command}`, which is not walmgr's");
+            found.warn(Code::ArchivingForeign, text);
+        }
+        Some(Archiving::On) | None => {}
+    }
+    if let Some(archiver) = &master.archiver
+        && archiver.fails()
+        && let Some((name, age_s)) = &archiver.last_failed
+    {
+        let text = format!(
+            "{name} could not be archived {}; PostgreSQL's log tells why",
+            ago(*age_s)
+        );
+        found.warn(Code::ArchivingFails, text);
+    }
+    if master.syncdaemon == Syncdaemon::Died {
+        let text = "the syncdaemon ended without a farewell: its pidfile is there, it is not";
+        found.warn(Code::Syncdaemon, text);
+    }
+}
+
+fn judge_lag_of_master(
+    found: &mut Findings,
+    master: &Master,
+    facts: &Facts,
+    thresholds: &Thresholds,
+) {
+    let held = facts
+        .standby
+        .as_ref()
+        .ok()
+        .and_then(|overview| overview.held);
+    if let (Some((ours, _)), Some((theirs, _))) = (master.flushed, held)
+        && theirs > ours
+    {
+        let text = format!("the archive has timeline {theirs}, this master writes {ours}");
+        return found.alarm(Code::Timeline, text);
+    }
+    if let Some(segment) = &master.gone {
+        let text = format!("{segment} is neither on the standby nor in pg_wal: make a new backup");
+        found.alarm(Code::Gap, text);
+    }
+    let warning = thresholds.warning_lag.unwrap_or(WARNING_LAG);
+    let critical = thresholds.critical_lag.unwrap_or(CRITICAL_LAG.max(warning));
+    match facts.lag.seconds {
+        Some(seconds) => judge_seconds(found, seconds, Some(warning), Some(critical)),
+        // Whatever keeps it from being known is an alarm of its own.
+        None if found
+            .0
+            .iter()
+            .any(|finding| finding.level == Level::Critical) => {}
+        None => found.alarm(
+            Code::LagUnknown,
+            "how far the standby is behind is not known",
+        ),
+    }
+}
+
+fn judge_seconds(
+    found: &mut Findings,
+    seconds: f64,
+    warning: Option<Duration>,
+    critical: Option<Duration>,
+) {
+    let beyond = |limit: Option<Duration>| limit.filter(|limit| seconds > limit.as_secs_f64());
+    let (level, limit) = match (beyond(critical), beyond(warning)) {
+        (Some(limit), _) => (Level::Critical, limit),
+        (None, Some(limit)) => (Level::Warning, limit),
+        (None, None) => return,
+    };
+    let text = format!("the standby is {seconds:.1} s behind, more than {limit:?}");
+    found.add(level, Code::Lag, text);
+}
+
+fn judge_standby(found: &mut Findings, standby: &Standby, lag: Lag, thresholds: &Thresholds) {
+    if !standby.receiver_runs {
+        let text = "no receiver runs: start it with `walmgr STANDBY.ini receiver -d`";
+        found.alarm(Code::NoReceiver, text);
+    }
+    // A master that writes nothing looks the same as one that is gone, so only who asks for it.
+    if let Some(seconds) = lag.seconds_at_most {
+        let (warning, critical) = (thresholds.warning_lag, thresholds.critical_lag);
+        judge_seconds(found, seconds, warning, critical);
+    }
+    if standby.paused {
+        found.warn(Code::Paused, "replay is held: `continue` lets it go on");
+    }
+    if standby.server_runs == Some(false) {
+        found.warn(Code::StandbyServer, "the standby's server does not run");
+    }
+}
+
+fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresholds) {
+    if overview.cluster.is_none() {
+        let text = "the archive is bound to no cluster yet: run `walmgr MASTER.ini setup`";
+        found.alarm(Code::NotSetUp, text);
+    }
+    if !overview.trouble.is_empty() {
+        let text = format!(
+            "the standby's disk refused the last file: {}",
+            overview.trouble
+        );
+        found.alarm(Code::Disk, text);
+    }
+    if overview.damaged_count > 0 {
+        let (count, first) = (overview.damaged_count, &overview.damaged);
+        let text = format!("{count} archived files are damaged, the first is {first}");
+        found.alarm(Code::Damaged, text);
+    }
+    judge_gap(found, overview);
+    judge_free(found, overview.free_bytes, thresholds);
+    if overview.cluster.is_some() {
+        judge_backups(found, overview, thresholds);
+    }
+}
+
+fn judge_gap(found: &mut Findings, overview: &Overview) {
+    let Some(missing) = overview.missing else {
+        return;
+    };
+    match newest(overview) {
+        Some((name, _)) => found.alarm(
+            Code::Gap,
+            format!("{missing} is missing in the archive: {name} cannot be recovered beyond it"),
+        ),
+        None => found.warn(
+            Code::Gap,
+            format!("{missing} is missing in the archive: backups from before are cut there"),
+        ),
+    }
+}
+
+fn judge_free(found: &mut Findings, free_bytes: u64, thresholds: &Thresholds) {
+    let warning = thresholds.warning_free.unwrap_or(WARNING_FREE);
+    let critical = thresholds
+        .critical_free
+        .unwrap_or(CRITICAL_FREE.min(warning));
+    let level = match free_bytes {
+        free if free < critical => Level::Critical,
+        free if free < warning => Level::Warning,
+        _ => return,
+    };
+    let text = format!("{} are free for the archive", size_text(free_bytes));
+    found.add(level, Code::Free, text);
+}
+
+fn judge_backups(found: &mut Findings, overview: &Overview, thresholds: &Thresholds) {
+    if overview.sets.is_empty() {
+        let text = "there is no backup: run `walmgr MASTER.ini backup`";
+        return found.warn(Code::NoBackup, text);
+    }
+    let end = overview.held.map(|(_, end)| end);
+    for set in &overview.sets {
+        let name = &set.name;
+        match &set.reach {
+            Err(why) => found.warn(Code::Backup, format!("{name} cannot be read: {why}")),
+            Ok(reach) if Some(reach.reaches) < end => {
+                let (reaches, text) = (reach.reaches, "can be recovered only up to");
+                found.warn(Code::Backup, format!("{name} {text} {reaches}"));
+            }
+            Ok(_) => {}
+        }
+    }
+    let Some((name, reach)) = newest(overview) else {
+        return;
+    };
+    let warning = (thresholds.warning_backup_age).unwrap_or(WARNING_BACKUP_AGE);
+    let critical = thresholds.critical_backup_age;
+    let critical = critical.unwrap_or(CRITICAL_BACKUP_AGE.max(warning));
+    let age = Duration::from_millis(reach.age_ms);
+    let level = match age {
+        age if age > critical => Level::Critical,
+        age if age > warning => Level::Warning,
+        _ => return,
+    };
+    let text = format!(
+        "the newest backup, {name}, began {}",
+        ago(age.as_secs_f64())
+    );
+    found.add(level, Code::BackupAge, text);
+}
+
+/// The newest set that can be read.
+pub(super) fn newest(overview: &Overview) -> Option<(&str, &SetReach)> {
+    let mut readable = (overview.sets.iter())
+        .filter_map(|set| Some((set.name.as_str(), set.reach.as_ref().ok()?)));
+    readable.next()
+}

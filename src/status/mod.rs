@@ -1,0 +1,153 @@
+//! `status`, the command both sides have: what was found out, what is wrong with it, how it is told.
+//! Never asks anybody; the two sides do. Invariant: the recovery point stands first, and the exit code
+//! is that of the worst finding.
+
+mod judge;
+mod page;
+
+pub use judge::{Code, Finding, Level};
+
+use walmgr_protocol::message::Overview;
+use walmgr_protocol::names::{Lsn, TimelineId};
+
+use crate::error::{CommandError, Kind, Result};
+use crate::options::{Options, Thresholds};
+use crate::output;
+
+/// Everything that was found out.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// What would be lost.
+    pub lag: Lag,
+    /// What the standby holds, or why nobody can tell.
+    pub standby: std::result::Result<Overview, String>,
+    /// The side that was asked.
+    pub here: Here,
+}
+
+/// What only this side knows.
+#[derive(Debug, Clone)]
+pub enum Here {
+    /// Where PostgreSQL writes.
+    Master(Box<Master>),
+    /// Where WAL is kept.
+    Standby(Standby),
+}
+
+/// How far the standby is behind the master.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Lag {
+    /// Seconds of transactions that would be lost: the age of the first one that ended on the master
+    /// and that the standby does not hold; 0 when it holds all. `None` if that cannot be told.
+    pub seconds: Option<f64>,
+    /// No more than this, where the exact number is not known.
+    pub seconds_at_most: Option<f64>,
+    /// Bytes of flushed WAL that the standby does not hold.
+    pub bytes: Option<u64>,
+}
+
+/// What the master knows.
+#[derive(Debug, Clone, Default)]
+pub struct Master {
+    /// The receiver's address.
+    pub receiver: String,
+    /// Why the server could not be asked.
+    pub unasked: Option<String>,
+    /// Whether the server replays another's WAL.
+    pub is_standby: bool,
+    /// The timeline it writes, and up to where its disk holds it; read from its files where the
+    /// server could not be asked.
+    pub flushed: Option<(TimelineId, Lsn)>,
+    /// Whether finished segments come to walmgr.
+    pub archiving: Option<Archiving>,
+    /// `pg_stat_archiver`.
+    pub archiver: Option<Archiver>,
+    /// Whether a syncdaemon runs.
+    pub syncdaemon: Syncdaemon,
+    /// A segment that the standby lacks and that is not in `pg_wal` any more.
+    pub gone: Option<String>,
+}
+
+/// Where finished segments go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Archiving {
+    /// To walmgr, with this ini file.
+    On,
+    /// Nowhere.
+    Off,
+    /// To another command.
+    Foreign(String),
+}
+
+/// `pg_stat_archiver`, its times as ages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Archiver {
+    /// The file archived last, and seconds since.
+    pub last_archived: Option<(String, f64)>,
+    /// Failures since the statistics were reset.
+    pub failed_count: i64,
+    /// The file that failed last, and seconds since.
+    pub last_failed: Option<(String, f64)>,
+}
+
+impl Archiver {
+    /// Whether the last thing it did was to fail.
+    pub fn fails(&self) -> bool {
+        match (&self.last_failed, &self.last_archived) {
+            (Some((_, failed)), Some((_, archived))) => failed < archived,
+            (failed, None) => failed.is_some(),
+            (None, _) => false,
+        }
+    }
+}
+
+/// Whether records are shipped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Syncdaemon {
+    /// It runs.
+    Running,
+    /// None runs, and none was left running.
+    #[default]
+    Stopped,
+    /// Its pidfile is there, and nobody holds it: it ended without a farewell.
+    Died,
+}
+
+/// What the standby's host knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standby {
+    /// Whether a receiver runs on this ini file.
+    pub receiver_runs: bool,
+    /// Whether PAUSE holds replay.
+    pub paused: bool,
+    /// Whether the server in `slave_data` runs; `None` if there is none to replay.
+    pub server_runs: Option<bool>,
+}
+
+impl Facts {
+    /// What is wrong, the worst first.
+    pub fn findings(&self, thresholds: &Thresholds) -> Vec<Finding> {
+        judge::findings(self, thresholds)
+    }
+}
+
+/// Prints it, and ends with the code that monitoring expects.
+pub fn finish(facts: &Facts, thresholds: &Thresholds, options: &Options) -> Result<()> {
+    let findings = facts.findings(thresholds);
+    let level = findings.first().map(|finding| finding.level);
+    if options.json {
+        output::print(&page::json(facts, &findings))?;
+    } else if !options.quiet {
+        output::print(&page::text(facts, &findings))?;
+    } else if level.is_some() {
+        output::print(&page::brief(facts, &findings))?;
+    }
+    match level {
+        None => Ok(()),
+        Some(Level::Warning) => Err(CommandError::new(Kind::Warned, "status: warning")),
+        Some(Level::Critical) => Err(CommandError::new(Kind::Alarmed, "status: critical")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

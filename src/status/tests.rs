@@ -1,0 +1,325 @@
+//! Judgements and pages, from facts that nobody had to find out.
+
+use std::time::Duration;
+
+use walmgr_protocol::message::Cluster;
+use walmgr_protocol::message::overview::{SetReach, SetStanding};
+use walmgr_protocol::names::{SystemId, WalSegmentSize};
+
+use super::*;
+
+const DAY_MS: u64 = 86_400_000;
+
+fn well() -> Facts {
+    let timeline = TimelineId::FIRST;
+    let end = Lsn(0x500_0148);
+    let reach = SetReach {
+        timestamp: "2011-09-21 17:00:17 CEST".into(),
+        age_ms: DAY_MS,
+        timeline,
+        start: Lsn(0x300_0028),
+        reaches: end,
+    };
+    let set = |name: &str, age_ms| SetStanding {
+        name: name.into(),
+        reach: Ok(SetReach {
+            age_ms,
+            ..reach.clone()
+        }),
+    };
+    let overview = Overview {
+        cluster: Some(Cluster {
+            system_id: SystemId(7),
+            postgres_major: 15,
+            segment_size: WalSegmentSize::DEFAULT,
+        }),
+        newest_segment: "000000010000000000000004".parse().ok(),
+        newest_age_ms: 12_000,
+        partial_segment: "000000010000000000000005".parse().ok(),
+        partial_end: end,
+        held: Some((timeline, end)),
+        received_age_ms: 250,
+        free_bytes: 42 << 30,
+        shipped_by: "alpha (192.0.2.1:4711)".into(),
+        masters: vec!["alpha (192.0.2.1:4711)".into()],
+        masters_count: 1,
+        completed_wals: "/srv/logs.complete".into(),
+        sets: vec![set("data.master", DAY_MS), set("data.master.0", 3 * DAY_MS)],
+        sets_count: 2,
+        ..Overview::default()
+    };
+    let master = Master {
+        receiver: "standby:7432".into(),
+        flushed: Some((timeline, end)),
+        archiving: Some(Archiving::On),
+        archiver: Some(Archiver {
+            last_archived: Some(("000000010000000000000004".into(), 12.0)),
+            ..Archiver::default()
+        }),
+        syncdaemon: Syncdaemon::Running,
+        ..Master::default()
+    };
+    Facts {
+        lag: Lag {
+            seconds: Some(0.0),
+            seconds_at_most: None,
+            bytes: Some(0),
+        },
+        standby: Ok(overview),
+        here: Here::Master(Box::new(master)),
+    }
+}
+
+fn on_standby(standby: Standby) -> Facts {
+    let lag = Lag {
+        seconds_at_most: Some(400.0),
+        ..Lag::default()
+    };
+    Facts {
+        lag,
+        here: Here::Standby(standby),
+        ..well()
+    }
+}
+
+/// The findings after a change, as `level code`.
+fn found(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+    let mut facts = well();
+    change(&mut facts);
+    words(&facts, &Thresholds::default())
+}
+
+fn words(facts: &Facts, thresholds: &Thresholds) -> Vec<String> {
+    let findings = facts.findings(thresholds);
+    let word = |finding: &Finding| format!("{} {}", finding.level.word(), finding.code.word());
+    findings.iter().map(word).collect()
+}
+
+fn overview(facts: &mut Facts) -> &mut Overview {
+    facts.standby.as_mut().unwrap()
+}
+
+fn master(facts: &mut Facts) -> &mut Master {
+    match &mut facts.here {
+        Here::Master(master) => master,
+        Here::Standby(_) => panic!("not the master's"),
+    }
+}
+
+#[test]
+fn nothing_is_wrong_where_everything_is_well() {
+    assert_eq!(found(|_| ()), [""; 0]);
+}
+
+#[test]
+fn each_fault_is_a_finding_of_its_own() {
+    type Change = fn(&mut Facts);
+    let cases: [(Change, &str); 18] = [
+        (
+            |facts| facts.standby = Err("gone".into()),
+            "critical receiver",
+        ),
+        (
+            |facts| master(facts).unasked = Some("gone".into()),
+            "critical server",
+        ),
+        (
+            |facts| master(facts).is_standby = true,
+            "warning is_standby",
+        ),
+        (
+            |facts| overview(facts).cluster = None,
+            "critical not_set_up",
+        ),
+        (
+            |facts| overview(facts).held = Some((TimelineId::new(2).unwrap(), Lsn(1))),
+            "critical timeline",
+        ),
+        (|facts| facts.lag.seconds = Some(61.0), "warning lag"),
+        (|facts| facts.lag.seconds = Some(301.0), "critical lag"),
+        (|facts| facts.lag.seconds = None, "critical lag_unknown"),
+        (
+            |facts| master(facts).archiving = Some(Archiving::Off),
+            "critical archiving_off",
+        ),
+        (
+            |facts| master(facts).archiving = Some(Archiving::Foreign("cp".into())),
+            "warning archiving_foreign",
+        ),
+        (
+            |facts| overview(facts).missing = "000000010000000000000004".parse().ok(),
+            "critical gap",
+        ),
+        (
+            |facts| overview(facts).damaged_count = 1,
+            "critical damaged",
+        ),
+        (|facts| overview(facts).sets.clear(), "warning no_backup"),
+        (
+            |facts| overview(facts).sets[1].reach = Err("no label".into()),
+            "warning backup",
+        ),
+        (|facts| overview(facts).free_bytes = 1 << 29, "warning free"),
+        (
+            |facts| overview(facts).free_bytes = 1 << 20,
+            "critical free",
+        ),
+        (
+            |facts| overview(facts).trouble = "read-only".into(),
+            "critical disk",
+        ),
+        (
+            |facts| master(facts).syncdaemon = Syncdaemon::Died,
+            "warning syncdaemon",
+        ),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(found(change), [expected]);
+    }
+}
+
+#[test]
+fn an_old_backup_warns_and_then_alarms() {
+    let aged = |days: u64| {
+        found(|facts| {
+            for set in &mut overview(facts).sets {
+                set.reach.as_mut().unwrap().age_ms = days * DAY_MS;
+            }
+        })
+    };
+    assert_eq!(aged(7), [""; 0]);
+    assert_eq!(aged(9), ["warning backup_age"]);
+    assert_eq!(aged(31), ["critical backup_age"]);
+}
+
+#[test]
+fn archiving_fails_while_the_last_thing_was_a_failure() {
+    let failed = |age_s: f64| {
+        found(|facts| {
+            let archiver = master(facts).archiver.as_mut().unwrap();
+            archiver.failed_count = 3;
+            archiver.last_failed = Some(("000000010000000000000005".into(), age_s));
+        })
+    };
+    assert_eq!(failed(5.0), ["warning archiving_fails"]);
+    assert_eq!(failed(50.0), [""; 0]);
+}
+
+#[test]
+fn thresholds_typed_win_and_the_worst_stands_first() {
+    let mut facts = well();
+    facts.lag.seconds = Some(10.0);
+    overview(&mut facts).sets.clear();
+    let lag = |warning, critical| Thresholds {
+        warning_lag: Some(Duration::from_secs(warning)),
+        critical_lag: critical,
+        ..Thresholds::default()
+    };
+    assert_eq!(
+        words(&facts, &lag(9, None)),
+        ["warning lag", "warning no_backup"]
+    );
+    let critical = lag(5, Some(Duration::from_secs(9)));
+    assert_eq!(
+        words(&facts, &critical),
+        ["critical lag", "warning no_backup"]
+    );
+    // A warning beyond the alarm's default moves that with it.
+    facts.lag.seconds = Some(1_000.0);
+    assert_eq!(words(&facts, &lag(2_000, None)), ["warning no_backup"]);
+}
+
+#[test]
+fn the_standby_alarms_by_age_only_if_asked() {
+    let runs = Standby {
+        receiver_runs: true,
+        ..Standby::default()
+    };
+    let facts = on_standby(runs.clone());
+    assert_eq!(words(&facts, &Thresholds::default()), [""; 0]);
+    let thresholds = Thresholds {
+        warning_lag: Some(Duration::from_secs(300)),
+        ..Thresholds::default()
+    };
+    assert_eq!(words(&facts, &thresholds), ["warning lag"]);
+    let facts = on_standby(Standby {
+        receiver_runs: false,
+        paused: true,
+        server_runs: Some(false),
+    });
+    let expected = [
+        "critical no_receiver",
+        "warning paused",
+        "warning standby_server",
+    ];
+    assert_eq!(words(&facts, &Thresholds::default()), expected);
+}
+
+#[test]
+fn the_screen_begins_with_the_recovery_point() {
+    let text = page::text(&well(), &[]);
+    insta::assert_snapshot!(text, @r"
+    RPO 0.0 s, the standby holds everything: ok
+      master     timeline 1, flushed 0/5000148
+      receiver   standby:7432
+      archiver   000000010000000000000004 12 s ago
+      syncdaemon running
+      archived   000000010000000000000004 12 s ago
+      partial    000000010000000000000005 up to 0/5000148, shipped by alpha (192.0.2.1:4711)
+      held       up to 0/5000148 of timeline 1, received 0 s ago
+      masters    alpha (192.0.2.1:4711)
+      backups    2, the newest is data.master, begun 24.0 h ago
+      window     from 3.0 d ago (data.master.0) to 0/5000148
+      disk       42.00 GiB free at /srv/logs.complete
+    ");
+}
+
+#[test]
+fn a_screen_of_trouble_tells_it_first() {
+    let mut facts = well();
+    facts.lag = Lag {
+        seconds: Some(75.25),
+        seconds_at_most: None,
+        bytes: Some(3 << 20),
+    };
+    overview(&mut facts).sets.clear();
+    let text = page::brief(&facts, &facts.findings(&Thresholds::default()));
+    insta::assert_snapshot!(text, @r"
+    RPO 75.2 s, 3.00 MiB behind: warning
+    warning: the standby is 75.2 s behind, more than 60s
+    warning: there is no backup: run `walmgr MASTER.ini backup`
+    ");
+    facts.lag = Lag {
+        seconds: None,
+        seconds_at_most: Some(9.0),
+        bytes: None,
+    };
+    facts.standby = Err("connect to receiver:\nrefused".into());
+    let text = page::brief(&facts, &facts.findings(&Thresholds::default()));
+    insta::assert_snapshot!(text, @r"
+    RPO at most 9.0 s: critical
+    critical: connect to receiver:\nrefused
+    ");
+}
+
+#[test]
+fn the_json_is_one_line_that_begins_with_the_recovery_point() {
+    let mut facts = well();
+    facts.lag.seconds = Some(1.2341);
+    let text = page::json(&facts, &facts.findings(&Thresholds::default()));
+    assert!(text.starts_with("{\"rpo_seconds\":1.234,"), "{text}");
+    assert_eq!(text.lines().count(), 1);
+    let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(parsed["state"], "ok");
+    assert_eq!(parsed["archive"]["held_lsn"], "0/5000148");
+    assert_eq!(parsed["backups"][1]["set"], "data.master.0");
+    assert_eq!(parsed["recovery_window"]["set"], "data.master.0");
+    assert_eq!(parsed["master"]["archiver"]["failed_count"], 0);
+    facts.standby = Err("gone".into());
+    facts.lag = Lag::default();
+    let text = page::json(&facts, &facts.findings(&Thresholds::default()));
+    let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(parsed["rpo_seconds"].is_null() && parsed["archive"].is_null());
+    assert_eq!(parsed["findings"][0]["code"], "receiver");
+    assert_eq!(parsed["receiver_reachable"], false);
+}
