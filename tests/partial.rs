@@ -11,6 +11,7 @@ use crate::support::{Cluster, Output, Site};
 pub mod daemon;
 mod faults;
 mod flow;
+mod manners;
 
 /// A master that archives nothing by itself, and its receiver.
 fn site_of(cluster: Cluster, asked: bool) -> Site {

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::{self, MasterConfig};
-use crate::daemon::{self, Control, Notice, Notices, PidFile, Readiness};
+use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
 use crate::master::partial::Shipper;
 use crate::master::position::{Look, Looker};
@@ -61,7 +61,7 @@ async fn serve(
     );
     readiness.ready(&notices)?;
     let mut ticker = Ticker::new(config);
-    let mut watchdog = Watchdog::new();
+    let mut pulse = Pulse::start();
     loop {
         let mut reload_asked = false;
         let next = {
@@ -73,7 +73,7 @@ async fn serve(
                         Notice::Drain => return ended(),
                         Notice::Reload => reload_asked = true,
                     },
-                    () = watchdog.due() => watchdog.bark(),
+                    () = pulse.beat() => {}
                 }
             }
         };
@@ -88,7 +88,7 @@ async fn serve(
                     Notice::Drain => return ended(),
                     Notice::Reload => reload_asked = true,
                 },
-                () = watchdog.due() => watchdog.bark(),
+                () = pulse.beat() => {}
             }
             if Instant::now() >= next {
                 break;
@@ -105,33 +105,6 @@ fn ended() -> Result<()> {
     daemon::tell_stopping();
     tracing::info!("syncdaemon stopped");
     Ok(())
-}
-
-/// Tells the service manager now and then that the loop goes round.
-struct Watchdog {
-    interval: Option<Duration>,
-    next: tokio::time::Instant,
-}
-
-impl Watchdog {
-    fn new() -> Self {
-        Watchdog {
-            interval: daemon::watchdog_interval(),
-            next: tokio::time::Instant::now(),
-        }
-    }
-
-    async fn due(&self) {
-        match self.interval {
-            Some(_) => tokio::time::sleep_until(self.next).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn bark(&mut self) {
-        daemon::tell_alive();
-        self.next = tokio::time::Instant::now() + self.interval.unwrap_or(BACKOFF_MAX);
-    }
 }
 
 /// One pass after another, with what they have in common.

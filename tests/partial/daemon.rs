@@ -1,7 +1,7 @@
 //! `syncdaemon` as a process: started, stopped, killed, refused.
 //! Never signals a process it did not start. Invariant tested: whatever dies, shipping goes on.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -20,13 +20,17 @@ pub struct Syncdaemon {
 
 impl Syncdaemon {
     pub fn start(site: &Site) -> Syncdaemon {
+        Syncdaemon::start_as(site, &mut site.master_walmgr(&["syncdaemon"]))
+    }
+
+    /// The same with a command of the caller's, which may have an environment of its own.
+    pub fn start_as(site: &Site, command: &mut Command) -> Syncdaemon {
         let log = site.home().join("syncdaemon.log");
         let file = std::fs::File::options()
             .create(true)
             .append(true)
             .open(&log);
         let file = file.unwrap();
-        let mut command = site.master_walmgr(&["syncdaemon"]);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

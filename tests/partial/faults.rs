@@ -7,7 +7,7 @@ use std::process::Command;
 use walmgr_protocol::names::Lsn;
 
 use super::{assert_ships, flushed, in_pg_wal, site_of, sync};
-use crate::support::{Cluster, Site, StopMode, run};
+use crate::support::{Cluster, Site, StopMode, run, soak};
 
 fn segment_of(site: &Site, lsn: Lsn) -> String {
     site.segment_name(lsn.0 / site.facts().cluster.segment_size.bytes())
@@ -127,9 +127,25 @@ fn fault_50_a_master_that_was_restored_is_refused() {
     assert_eq!(site.archived(&name), before);
 }
 
+/// `status` says that the standby holds everything up to there.
+#[track_caller]
+fn assert_held(site: &Site, durable: Lsn) {
+    let output = site.master_command(&["status", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    let held: Lsn = said["archive"]["held_lsn"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(held >= durable, "{durable} in {said}");
+}
+
 #[test]
 fn fault_44_46_51_old_and_new_versions_of_all_segment_sizes_ship_recycled_segments_too() {
-    for (major, size_mb) in [(13, 1), (15, 16), (17, 64), (18, 1)] {
+    let all = [13, 15, 17, 18].into_iter();
+    let all = all.flat_map(|major| [1, 16, 64].map(|size_mb| (major, size_mb)));
+    let few = |pair: &(u8, u32)| [(13, 1), (15, 16), (17, 64), (18, 1)].contains(pair);
+    for (major, size_mb) in all.filter(|pair| soak() || few(pair)) {
         if Cluster::available(major).is_err() {
             crate::support::report_skip(&format!("PostgreSQL {major} is not installed here"));
             continue;
@@ -156,6 +172,15 @@ fn fault_44_46_51_old_and_new_versions_of_all_segment_sizes_ship_recycled_segmen
                 "{major} {size_mb}: {durable} of {wanted}"
             );
             assert_ships(&site, first, durable);
+            if round == 1 {
+                assert_held(&site, durable);
+            }
+            if round == 1 && (soak() || size_mb < 64) {
+                let finished = segment_of(&site, Lsn(durable.0 - 1));
+                site.archive(&finished).succeed();
+                let ours = std::fs::read(in_pg_wal(&site, &finished)).unwrap();
+                assert!(site.archived(&finished) == ours, "{major} {size_mb}");
+            }
             // What is on the standby may go from the master, and come back under another name.
             first = Lsn(durable.0 - durable.0 % (u64::from(size_mb) << 20));
             site.cluster().psql("CHECKPOINT");
