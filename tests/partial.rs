@@ -12,6 +12,7 @@ pub mod daemon;
 mod faults;
 mod flow;
 mod manners;
+mod sizes;
 
 /// A master that archives nothing by itself, and its receiver.
 fn site_of(cluster: Cluster, asked: bool) -> Site {

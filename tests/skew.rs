@@ -90,7 +90,7 @@ fn fault_98_unknown_kinds_and_flags_in_a_session_are_refused_in_words() {
     let site = plain_site();
     for (kind, flags) in [
         (0, 0),
-        (17, 0),
+        (19, 0),
         (255, 0),
         (Kind::Ping as u8, 1),
         (Kind::Offer as u8, 4),

@@ -1,11 +1,11 @@
-//! How old the first transaction is that the standby does not hold.
-//! Never asks anybody and never changes anything. Invariant: the age comes from the record that ends
-//! the transaction; a file's time stands in for it only where no such record is found in time.
+//! How old the first commit is that the standby does not hold.
+//! Never asks anybody and never changes anything. Invariant: the age comes from the record of the commit;
+//! a file's time stands in for it only where no such record is found in time.
 //!
 //! What the standby lacks begins at the LSN that it holds, and is still in the master's `pg_wal`. The first
-//! commit or abort there carries its time: that transaction, and what came after it, would be lost.
-//! Where there is none, nothing that anybody was promised is missing, however many bytes are. This is
-//! the same whether records are shipped one by one or segments when they are full.
+//! commit there carries its time: that transaction, and what came after it, would be lost. Where there is
+//! none, nothing that anybody was promised is missing, however many bytes are. This is the same whether
+//! records are shipped one by one or segments when they are full.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,28 +13,28 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use walmgr_protocol::names::Lsn;
 
 use crate::master::tail::WalFiles;
-use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_transaction_end};
+use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::page::{PAGE_BYTES, header_bytes};
 use crate::wal::scan::Step;
 
 /// Bytes read at once.
 const PIECE_BYTES: u64 = 256 << 10;
 
-/// How long a transaction's end is looked for: one load of data can fill a hundred segments.
+/// How long a commit is looked for: one load of data can fill a hundred segments.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was found of the WAL that the standby lacks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Oldest {
-    /// No transaction ended in it.
+    /// No commit is among it.
     Nothing,
-    /// The first one that ended, so many seconds ago.
+    /// The first commit, so many seconds ago.
     Seconds(f64),
     /// It is not in `pg_wal` any more, or not to be read.
     Unknown,
 }
 
-/// The age of the first transaction that ended between what is held and what is flushed.
+/// The age of the first commit between what is held and what is flushed.
 pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<Oldest> {
     let (begun, mut scanner) = (Instant::now(), files.scanner(held));
     let mut piece = Vec::new();
@@ -52,7 +52,7 @@ pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<O
         loop {
             match scanner.advance(&mut rest) {
                 Step::NeedMore => break,
-                Step::Record(record) if is_transaction_end(&record) => {
+                Step::Record(record) if is_commit(&record) => {
                     return Ok(match time_us(files, record.lsn)? {
                         Some(time_us) => Oldest::Seconds(seconds_since(time_us)),
                         None => Oldest::Unknown,
@@ -87,7 +87,7 @@ fn written_last(files: &WalFiles, held: Lsn) -> io::Result<Oldest> {
     Ok(Oldest::Seconds(age.unwrap_or_default().as_secs_f64()))
 }
 
-/// When the transaction ended whose record is there.
+/// When the commit was made whose record is there.
 fn time_us(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
     let (mut record, mut position) = (Vec::new(), lsn.0);
     while record.len() < TIME_BYTES_MAX {

@@ -212,6 +212,7 @@ fn judge_lag_of_master(
             .0
             .iter()
             .any(|finding| finding.level == Level::Critical) => {}
+        None if held.is_none() => found.alarm(Code::LagUnknown, "the standby holds no WAL yet"),
         None => found.alarm(
             Code::LagUnknown,
             "how far the standby is behind is not known",

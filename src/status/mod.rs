@@ -37,8 +37,8 @@ pub enum Here {
 /// How far the standby is behind the master.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Lag {
-    /// Seconds of transactions that would be lost: the age of the first one that ended on the master
-    /// and that the standby does not hold; 0 when it holds all. `None` if that cannot be told.
+    /// Seconds of transactions that would be lost: the age of the first one that was committed on the
+    /// master and that the standby does not hold; 0 when it holds all. `None` if that cannot be told.
     pub seconds: Option<f64>,
     /// No more than this, where the exact number is not known.
     pub seconds_at_most: Option<f64>,

@@ -7,7 +7,7 @@
 //!
 //! | member | is |
 //! |---|---|
-//! | `rpo_seconds` | age of the first transaction that ended on the master and is not on the standby; 0 if there is none |
+//! | `rpo_seconds` | age of the first transaction that was committed on the master and is not on the standby; 0 if there is none |
 //! | `rpo_seconds_at_most` | an upper bound where the exact number is not known |
 //! | `bytes_behind` | flushed WAL that is not on the standby |
 //! | `state` | `ok`, `warning` or `critical`, as the exit code |

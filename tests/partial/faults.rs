@@ -7,14 +7,14 @@ use std::process::Command;
 use walmgr_protocol::names::Lsn;
 
 use super::{assert_ships, flushed, in_pg_wal, site_of, sync};
-use crate::support::{Cluster, Site, StopMode, run, soak};
+use crate::support::{Cluster, Site, StopMode, run};
 
-fn segment_of(site: &Site, lsn: Lsn) -> String {
+pub fn segment_of(site: &Site, lsn: Lsn) -> String {
     site.segment_name(lsn.0 / site.facts().cluster.segment_size.bytes())
 }
 
 /// Ships for the first time, which begins with the current segment; where that one begins.
-fn begin_of(site: &Site) -> Lsn {
+pub fn begin_of(site: &Site) -> Lsn {
     sync(site);
     let lsn = flushed(site);
     let size = site.facts().cluster.segment_size.bytes();
@@ -125,65 +125,4 @@ fn fault_50_a_master_that_was_restored_is_refused() {
     refused.fail_last(1, "is not the one that was archived");
     refused.fail_last(1, "restored, rewound or replaced");
     assert_eq!(site.archived(&name), before);
-}
-
-/// `status` says that the standby holds everything up to there.
-#[track_caller]
-fn assert_held(site: &Site, durable: Lsn) {
-    let output = site.master_command(&["status", "--json"]);
-    let said: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
-    let held: Lsn = said["archive"]["held_lsn"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(held >= durable, "{durable} in {said}");
-}
-
-#[test]
-fn fault_44_46_51_old_and_new_versions_of_all_segment_sizes_ship_recycled_segments_too() {
-    let all = [13, 15, 17, 18].into_iter();
-    let all = all.flat_map(|major| [1, 16, 64].map(|size_mb| (major, size_mb)));
-    let few = |pair: &(u8, u32)| [(13, 1), (15, 16), (17, 64), (18, 1)].contains(pair);
-    for (major, size_mb) in all.filter(|pair| soak() || few(pair)) {
-        if Cluster::available(major).is_err() {
-            crate::support::report_skip(&format!("PostgreSQL {major} is not installed here"));
-            continue;
-        }
-        let cluster = Cluster::builder().major(major).wal_segment_size_mb(size_mb);
-        let cluster = cluster
-            .conf("min_wal_size", "256MB")
-            .conf("max_wal_size", "512MB");
-        let site = site_of(cluster.start(), major % 2 == 1);
-        let begin = begin_of(&site);
-        site.cluster().psql("CREATE TABLE t (n int)");
-        let mut first = begin;
-        for round in 0..4 {
-            let insert = format!("INSERT INTO t SELECT generate_series(1, {})", 900 * round);
-            site.cluster().psql(&insert);
-            if round % 2 == 1 {
-                // Exactly on the border, with a segment behind it that was recycled.
-                site.cluster().switch_wal();
-            }
-            let wanted = flushed(&site);
-            let durable = sync(&site);
-            assert!(
-                durable >= wanted,
-                "{major} {size_mb}: {durable} of {wanted}"
-            );
-            assert_ships(&site, first, durable);
-            if round == 1 {
-                assert_held(&site, durable);
-            }
-            if round == 1 && (soak() || size_mb < 64) {
-                let finished = segment_of(&site, Lsn(durable.0 - 1));
-                site.archive(&finished).succeed();
-                let ours = std::fs::read(in_pg_wal(&site, &finished)).unwrap();
-                assert!(site.archived(&finished) == ours, "{major} {size_mb}");
-            }
-            // What is on the standby may go from the master, and come back under another name.
-            first = Lsn(durable.0 - durable.0 % (u64::from(size_mb) << 20));
-            site.cluster().psql("CHECKPOINT");
-        }
-    }
 }
