@@ -209,7 +209,7 @@ fn fault_98_a_receiver_that_cannot_send_back_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     site.route(listener.local_addr().unwrap());
     let old = std::thread::spawn(move || {
-        for _ in 0..2 {
+        for _ in 0..3 {
             let (mut stream, _) = listener.accept().unwrap();
             heard(&mut stream);
             say(&mut stream, &Answer::Welcome(1, welcome()));
@@ -220,6 +220,10 @@ fn fault_98_a_receiver_that_cannot_send_back_is_named() {
         let said = site.master_command(words);
         said.fail_last(1, "runs walmgr 9.9, which cannot send backups");
     }
+    let said = site.master_command(&["status"]);
+    assert_eq!(said.code, Some(2), "{said:?}");
+    let named = "runs walmgr 9.9, which cannot tell what it holds";
+    assert!(said.stdout.contains(named), "{}", said.stdout);
     old.join().unwrap();
 }
 

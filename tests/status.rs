@@ -182,12 +182,20 @@ fn whoever_is_down_is_an_alarm_and_not_waited_for() {
         );
         output
     };
-    // A receiver that hangs.
-    let pid = Pid::from_raw(i32::try_from(site.receiver.pid()).unwrap()).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
-    let hung = timely(&site);
-    kill_process(pid, Signal::CONT).unwrap();
-    expect(&hung, 2, &["critical receiver"]);
+    // One that hangs, for both sides.
+    let hung = |pid: u32| {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        let hung = timely(&site);
+        kill_process(pid, Signal::CONT).unwrap();
+        hung
+    };
+    expect(
+        &hung(site.cluster().pid().unwrap()),
+        2,
+        &["critical server"],
+    );
+    expect(&hung(site.receiver.pid()), 2, &["critical receiver"]);
     site.receiver.stop();
     let found = expect(&timely(&site), 2, &["critical receiver"]);
     // What PostgreSQL heard is durable.
