@@ -4,9 +4,10 @@
 
 mod boot;
 mod damage;
+mod shipped;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
