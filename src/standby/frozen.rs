@@ -68,15 +68,11 @@ impl Partials {
         })?;
         let segments = segments.unwrap_or_default();
         let end = segments.iter().map(|segment| segment.end).max();
-        match end {
-            Some(end) => tracing::info!(
-                "the stream of timeline {timeline} is frozen at {end}, {} segments in progress",
-                segments.len()
-            ),
-            None => tracing::info!(
-                "the stream of timeline {timeline} is frozen; no segment is in progress"
-            ),
-        }
+        let place = end.map_or_else(String::new, |end| format!(" at {end}"));
+        tracing::info!(
+            "the stream of timeline {timeline} is frozen{place}; segments in progress: {}",
+            segments.len()
+        );
         Ok(end)
     }
 

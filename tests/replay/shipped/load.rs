@@ -7,7 +7,6 @@ use std::process::{Child, Stdio};
 use std::time::SystemTime;
 
 use super::*;
-use crate::support::soak;
 
 /// How old the durable LSN may be beside one pass. A machine that runs other tests at the same
 /// time is late for everything.
@@ -83,12 +82,16 @@ fn fault_76_every_commit_up_to_the_durable_lsn_outlives_a_master_killed_under_lo
 
 fn killed_under_load(round: u32) {
     let (mut site, mut standby) = shipping(round.is_multiple_of(2));
-    site.cluster().psql("CREATE TABLE t (n int)");
+    site.cluster()
+        .psql("CREATE TABLE t (n int); CREATE TABLE u (n int)");
     let mut command = site.master_walmgr(&["syncdaemon", "-v", "-v"]);
     let mut daemon = Syncdaemon::start_as(&site, &mut command);
     daemon.wait_for_log("is shipped to");
+    let others = "INSERT INTO u SELECT generate_series(1, 20); UPDATE u SET n = 0 WHERE n = 7;\n";
+    let others = site.home().write("others.sql", others);
     let mut load = site.cluster().command("pgbench");
-    load.args(["-n", "-c", "2", "-T", "60"])
+    load.args(["-n", "-c", "2", "-T", "60", "-f"])
+        .arg(others)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut load = load.spawn().unwrap();
