@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Shows walmgr's main job on this machine: a throw-away PostgreSQL under load archives through a
-# throw-away receiver, over TLS; a backup is made meanwhile; a standby is restored from it, replays what
-# the master goes on to write, and is booted. Archive and data are compared with the master's.
+# throw-away receiver, over TLS; a backup is made meanwhile; a standby is restored from it and replays what
+# the master goes on to write. Archive and data are compared with the master's. Then the master ships
+# record by record, is killed under load, and the standby is booted with all that it acknowledged.
 # Installs what is missing (Debian packages, as root or with sudo), builds, cleans up behind itself.
 # Exits with 0 only if everything was as it should be.
 #
@@ -46,18 +47,19 @@ else
     as_server() { (cd "$place" && env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
 fi
 
-receiver_running= server_running= standby_running=
+receiver_running= server_running= standby_running= syncdaemon_running=
 clean_up() {
     local code=$?
     # A second Ctrl-C must not leave a server behind.
     trap '' INT TERM
     trap - EXIT
+    [[ -z $syncdaemon_running ]] || as_server ./walmgr -q master.ini syncdaemon -k || true
     [[ -z $standby_running ]] || as_server pg_ctl -D "$place/standby" -m immediate -w stop >/dev/null 2>&1 || true
     [[ -z $server_running ]] || as_server pg_ctl -D "$place/master" -m immediate -w stop >/dev/null 2>&1 || true
     [[ -z $receiver_running ]] || as_server ./walmgr -q standby.ini receiver -k || true
     if ((code && code != 130)) && [[ -f $place/master.log ]]; then
         printf '\nThe last lines of the logs:\n'
-        tail -n 15 "$place/master.log" "$place/receiver.log" "$place/standby.log" 2>/dev/null || true
+        tail -n 15 "$place/master.log" "$place/receiver.log" "$place/sync.log" "$place/standby.log" 2>/dev/null || true
     fi
     rm -rf "$place"
     exit "$code"
@@ -172,13 +174,20 @@ slave_stop_cmd = $pg_bin/pg_ctl -D $place/standby -m fast -w stop
 CONF
 standby_running=1
 as_server ./walmgr standby.ini restore
-say 'The master goes on for 5 s, then the standby is booted'
-load 5
+say 'The master goes on for 3 s; then the data of both, compared'
+load 3
+written=$(sql 'SELECT pg_current_wal_insert_lsn()')
 archive_the_rest
-as_server ./walmgr standby.ini boot
-
-say 'The data of both, compared'
-as_server pg_amcheck --install-missing -h "$place" -p "$standby_port" -d postgres || fail 'pg_amcheck found damage'
+# Waits until a server answers this with t.
+until_true() {
+    local tries
+    for ((tries = 0; tries < 300; tries++)); do
+        [[ $(on "$1" "$2" 2>/dev/null) != t ]] || return 0
+        sleep 0.2
+    done
+    fail "not within 60 s: $2"
+}
+until_true "$standby_port" "SELECT pg_last_wal_replay_lsn() >= '$written'"
 tables='accounts branches history tellers'
 for table in $tables; do
     content="SELECT count(*), sum(hashtextextended(t::text, 0)) FROM pgbench_$table t"
@@ -187,12 +196,61 @@ for table in $tables; do
 done
 transactions=$(on "$standby_port" 'SELECT count(*) FROM pgbench_history')
 
+# --- the master dies -----------------------------------------------------------------------------
+say 'syncdaemon ships each record; kill -9 of the master under load, after 4 s'
+sql 'CREATE TABLE noted (n int)'
+syncdaemon_running=1
+as_server ./walmgr -v -v --set "logfile=$place/sync.log,use_xlog_functions=1,loop_delay=0.05" master.ini syncdaemon -d
+# A client that notes each of its commits, and where in the WAL it was.
+seq 100000 | sed 's/.*/INSERT INTO noted VALUES (&);\nSELECT &, pg_current_wal_lsn();/' |
+    as_server tee commits.sql >/dev/null
+as_server pgbench -n -c 4 -j 2 -T 60 -h "$place" -p "$server_port" postgres >/dev/null 2>&1 &
+loader=$!
+as_server psql -XAtq -h "$place" -p "$server_port" -d postgres -f commits.sql >"$place/client" 2>/dev/null &
+client=$!
+sleep 4
+# As if the host were gone: the files of a dead server would still be shipped.
+kill -9 "$(head -1 "$place/master/postmaster.pid")" "$(cat "$place/master.pid")"
+syncdaemon_running= server_running=
+wait "$loader" "$client" || true
+acknowledged=$(sed -n 's/.*durable up to //p' "$place/sync.log" | tail -1)
+echo "the standby acknowledged all records up to $acknowledged"
+say 'boot'
+as_server ./walmgr standby.ini boot
+
+say 'The commits that were acknowledged, looked for on the standby'
+grep -E '^[0-9]+\|[0-9A-F]+/[0-9A-F]+$' "$place/client" >"$place/noted" || fail 'no commit was noted'
+counts=$(as_server psql -XAtq -h "$place" -p "$standby_port" -d postgres <<SQL
+CREATE TEMP TABLE client (n int, lsn pg_lsn);
+\copy client FROM '$place/noted' (DELIMITER '|')
+SELECT count(*), count(*) FILTER (WHERE lsn <= '$acknowledged'),
+       count(*) FILTER (WHERE lsn <= '$acknowledged' AND noted.n IS NULL)
+FROM client LEFT JOIN noted USING (n);
+SQL
+)
+IFS='|' read -r commits promised lost <<<"$counts"
+((promised > 0)) || fail "of $commits commits none was acknowledged"
+((lost == 0)) || fail "$lost of $promised acknowledged commits are missing on the standby"
+as_server pg_amcheck --install-missing -h "$place" -p "$standby_port" -d postgres || fail 'pg_amcheck found damage'
+# The dead master once more, to see what it had.
+for ((tries = 0; tries < 50; tries++)); do
+    ! as_server pg_ctl -D "$place/master" -l "$place/master.log" -w start >/dev/null 2>&1 || break
+    sleep 0.2   # its children may not have noticed yet
+done
+server_running=1
+all="SELECT (SELECT count(*) FROM noted), (SELECT count(*) FROM pgbench_history)"
+IFS='|' read -r noted_here history_here < <(sql "$all")
+IFS='|' read -r noted_there history_there < <(on "$standby_port" "$all")
+((noted_there <= noted_here && history_there <= history_here)) || fail 'the standby has more than the master'
+
 say 'What happened'
 cat <<REPORT
   files archived             $compared, $((bytes >> 20)) MiB, all identical to the master's
   WAL records in them        $records, read from end to end by pg_waldump
   failed archive attempts    $failed
-  backup, restored           replayed and booted; $transactions transactions on both, all tables the same
+  backup, restored           replayed; $transactions transactions on both, all tables the same
+  master killed under load   $promised of a client's $commits commits acknowledged, none of those missing
+  rows on master, standby    $((noted_here + history_here)), $((noted_there + history_there)): what is not there was not acknowledged
   pg_amcheck                 found nothing
   receiver's memory, peak    $memory MiB
   connection                 TLS 1.3, both keys pinned

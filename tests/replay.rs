@@ -4,9 +4,10 @@
 
 mod boot;
 mod damage;
+mod shipped;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,13 @@ const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid))
 
 /// A master that archives, with pgbench's tables.
 fn master(major: u8) -> Site {
+    let site = bare_master(major);
+    site.cluster().pgbench(&["-i", "-q", "-s", "1"]);
+    site
+}
+
+/// A master that archives.
+fn bare_master(major: u8) -> Site {
     let cluster = Cluster::builder()
         .major(major)
         .conf("archive_mode", "on")
@@ -30,7 +38,6 @@ fn master(major: u8) -> Site {
         .start();
     let site = Site::with_cluster(cluster);
     site.master_command(&["setup"]).succeed();
-    site.cluster().pgbench(&["-i", "-q", "-s", "1"]);
     site
 }
 

@@ -45,6 +45,11 @@ pub fn of(error: &StoreError) -> Error {
             "was this master restored, rewound or replaced? Give it an archive of its own, or move \
              the standby's aside and make a new base backup",
         ),
+        StoreError::Frozen { .. } => (
+            ErrorCode::Diverged,
+            "stop this server: the standby is the master now. If it is not, type `restore` on the \
+             standby",
+        ),
         StoreError::Finished { .. } => (ErrorCode::Finished, ""),
         StoreError::HistoryMissing { .. } => (
             ErrorCode::HistoryMissing,

@@ -1,6 +1,15 @@
-//! `boot`: replays everything the archive has, then opens the database.
+//! `boot`: replays everything that was archived or shipped, then opens the database.
 //! Never asks for the promotion before STOP is written: it could win the race against the last
 //! segments. Invariant: whatever happens, STOP speaks to no other server than the one booted here.
+//!
+//! ```text
+//! look for gaps            nothing was touched
+//! freeze the stream        the master is refused, what was acknowledged is copied (see `frozen`)
+//! write STOP               xrestore serves the copies, to this server
+//! remove PAUSE, promote
+//! wait                     a server that ends while it is closed still replays: the stream goes on
+//! remove STOP and the copies    the freeze stays: this master is one of the past
+//! ```
 //!
 //! Promotion is asked for the way `pg_ctl promote` does, with the file `promote` and SIGUSR1: that
 //! needs neither PostgreSQL's programs nor a connection, which a standby with `hot_standby = off`
@@ -22,6 +31,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::last_commit::Replayed;
 use crate::standby::replay::{ControlFiles, TICK};
@@ -32,23 +42,33 @@ use crate::{files, output};
 /// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
 const PROMOTE_FILE: &str = "promote";
 
+/// With it a server never opens by itself.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
 /// How often a long replay is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
     let standby = Standby::find(config)?;
-    standby.refuse_gap(force)?;
+    let partials = or_forced(force, Partials::open(config))?;
+    standby.refuse_gap(partials.as_ref(), force)?;
     let data = standby.data.path().display();
     if options.not_really {
         return output::not_really(&format!(
-            "write STOP, remove PAUSE if it is there, and promote the server in {data}"
+            "freeze the incoming stream, write STOP, remove PAUSE if it is there, and promote the \
+             server in {data}"
         ));
     }
     let control = ControlFiles::of(config);
-    control.stop(&standby.server, force)?;
-    if let Err(error) = control.resume().and_then(|_| standby.promote()) {
+    let frozen = standby.freeze(partials.as_ref(), force)?;
+    let asked = control
+        .stop(&standby.server, force)
+        .and_then(|()| control.resume())
+        .and_then(|_| standby.promote());
+    if let Err(error) = asked {
         control.unstop()?;
+        thaw(partials.as_ref());
         return Err(error);
     }
     if !wait {
@@ -58,8 +78,48 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let opened = standby.wait_until_open();
     // In every case: what is not being booted any more must not be treated so.
     control.unstop()?;
-    opened?;
-    output::print(&standby.report()?)
+    if let Outcome::Ended = opened? {
+        // Without the signal its next start would open it.
+        if standby.data.path().join(STANDBY_SIGNAL).exists() {
+            thaw(partials.as_ref());
+        }
+        return Err(ended());
+    }
+    if let Some(partials) = &partials {
+        partials.remove_copies();
+    }
+    output::print(&standby.report(frozen)?)
+}
+
+/// Whether a server that was told to open did.
+enum Outcome {
+    Open,
+    Ended,
+}
+
+/// What `--force` goes on without.
+fn or_forced<T>(force: bool, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if force => {
+            tracing::warn!("{error}; the segments in progress are left out");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// The server goes on replaying, so the stream may go on too.
+fn thaw(partials: Option<&Partials>) {
+    if let Some(Err(error)) = partials.map(Partials::thaw) {
+        tracing::warn!("{error}");
+    }
+}
+
+fn ended() -> CommandError {
+    CommandError::retry("the server ended before it was open; its log says why").hint(
+        "after a damaged segment: mend it, or start the server with on_corrupt = stall and type \
+         boot --force to open without it",
+    )
 }
 
 /// A server that replays, and the archive it replays from.
@@ -114,9 +174,13 @@ impl Standby {
         }
     }
 
-    fn refuse_gap(&self, force: bool) -> Result<()> {
+    fn refuse_gap(&self, partials: Option<&Partials>, force: bool) -> Result<()> {
         let (timeline, from) = self.replayed();
-        let gap = gap::find(&self.archive, timeline, from)
+        let ends = match partials.map(Partials::ends) {
+            Some(ends) => or_forced(force, ends)?.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let gap = gap::find(&self.archive, &ends, timeline, from)
             .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
         let Some(gap) = gap else { return Ok(()) };
         let lost = describe(&gap);
@@ -128,6 +192,19 @@ impl Standby {
             "put the segment into completed_wals, or type boot --force to open without what is \
              behind it",
         ))
+    }
+
+    /// Says where the segments in progress end.
+    fn freeze(&self, partials: Option<&Partials>, force: bool) -> Result<Option<Lsn>> {
+        let (timeline, _) = self.replayed();
+        let Some(partials) = partials else {
+            return Ok(None);
+        };
+        let frozen = partials.freeze(&self.archive, timeline, &self.server);
+        if frozen.is_err() && !force {
+            thaw(Some(partials));
+        }
+        or_forced(force, frozen).map(Option::flatten)
     }
 
     fn promote(&self) -> Result<()> {
@@ -150,14 +227,14 @@ impl Standby {
         })
     }
 
-    fn wait_until_open(&self) -> Result<()> {
+    fn wait_until_open(&self) -> Result<Outcome> {
         let mut reported = Instant::now();
         loop {
+            let running = self.data.running()?;
             let control = self.data.control()?;
             if control.state == State::InProduction {
-                return Ok(());
+                return Ok(Outcome::Open);
             }
-            let running = self.data.running()?;
             if running.is_none_or(|server| server.pid != self.server.pid) {
                 // What was not answered before the end would open the next start.
                 files::remove(&self.data.path().join(PROMOTE_FILE)).at(
@@ -165,13 +242,7 @@ impl Standby {
                     "remove promote in",
                     self.data.path(),
                 )?;
-                return Err(CommandError::retry(
-                    "the server ended before it was open; its log says why",
-                )
-                .hint(
-                    "after a damaged segment: mend it, or start the server with on_corrupt = \
-                     stall and type boot --force to open without it",
-                ));
+                return Ok(Outcome::Ended);
             }
             if reported.elapsed() >= REPORT_INTERVAL {
                 reported = Instant::now();
@@ -182,7 +253,7 @@ impl Standby {
     }
 
     /// What the promotion brought back.
-    fn report(&self) -> Result<String> {
+    fn report(&self, frozen: Option<Lsn>) -> Result<String> {
         let history = self.newest_history()?;
         let ended = history
             .ancestors()
@@ -202,6 +273,9 @@ impl Standby {
             Ok(None) => "its last segments hold no commit".to_owned(),
             Err(error) => format!("the time of the last commit is unknown: {error}"),
         };
+        if let Some(frozen) = frozen.filter(|frozen| *frozen > end) {
+            tracing::warn!("recovery ended at {end}, although records up to {frozen} were shipped");
+        }
         Ok(format!(
             "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
             history.timeline()
@@ -249,6 +323,9 @@ fn read_small(path: &Path) -> Result<Vec<u8>> {
 
 fn describe(gap: &Gap) -> String {
     let missing = match &gap.damaged_copy {
+        _ if gap.is_partly_there => {
+            format!("{} is there only up to {}", gap.missing, gap.lost_from)
+        }
         Some(copy) => format!("{} is there only damaged, as {copy}", gap.missing),
         None => format!("{} is missing", gap.missing),
     };

@@ -5,6 +5,7 @@ pub mod authorize;
 pub mod boot;
 mod connected;
 pub mod continue_;
+mod frozen;
 mod gap;
 pub mod init;
 mod last_commit;

@@ -80,8 +80,7 @@ impl ControlFiles {
     pub fn stop(&self, server: &Postmaster, force: bool) -> Result<()> {
         let path = self.path("STOP");
         let how = if force { " force" } else { "" };
-        let started_s = server.started_s.unwrap_or_default();
-        let text = format!("{} {started_s}{how}\n", server.pid);
+        let text = format!("{}{how}\n", server_text(server));
         files::replace(&path, text.as_bytes(), 0o600).at(Kind::Retry, "write", &path)
     }
 
@@ -126,6 +125,11 @@ impl ControlFiles {
             (!gone).then(|| name.to_owned())
         }))
     }
+}
+
+/// What names a server in `STOP` and in a freeze: no other one has ever had both.
+pub fn server_text(server: &Postmaster) -> String {
+    format!("{} {}", server.pid, server.started_s.unwrap_or_default())
 }
 
 fn read_control(path: &Path) -> io::Result<Option<String>> {

@@ -37,6 +37,7 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
 use crate::pg::control;
+use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::{files, output};
@@ -89,9 +90,19 @@ impl Plan<'_> {
         let data = &self.place.data;
         files::move_to(&staging, data).at(Kind::Retry, "move into place", data)?;
         place::show_control(data)?;
+        self.thaw();
         self.place.settle(aside)?;
         self.discard(copied_from)?;
         self.start_server()
+    }
+
+    /// The server that was booted, if one was, is out of the way: the master's stream may go on.
+    fn thaw(&self) {
+        if self.place.is_slave_data
+            && let Err(error) = Partials::open(self.config).and_then(|partials| partials.thaw())
+        {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Removes what an interrupted copy left, and brings a moved set back to where it is prepared.

@@ -24,6 +24,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::HandedOver;
 use crate::options::Options;
 use crate::output;
+use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
 use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
 
@@ -132,6 +133,9 @@ impl Restore<'_> {
     }
 
     fn look(&self, stop: Option<Stop>) -> Result<Look> {
+        if let Some(look) = self.look_at_frozen(stop)? {
+            return Ok(look);
+        }
         let stored = match self.archive.find(self.name) {
             Ok(Some(stored)) => stored,
             Ok(None) => return self.look_at_absence(),
@@ -143,6 +147,42 @@ impl Restore<'_> {
             return Ok(Look::Held);
         }
         self.serve(&stored)
+    }
+
+    /// While its server is booted, what was frozen of a segment comes before a finished one of the
+    /// same name: the old master may still archive, and PostgreSQL asks twice.
+    fn look_at_frozen(&self, stop: Option<Stop>) -> Result<Option<Look>> {
+        let (Some(stop), Some(server)) = (stop, self.asker.server()) else {
+            return Ok(None);
+        };
+        if !matches!(self.name, WalFileName::Segment(_)) {
+            return Ok(None);
+        }
+        let found = Partials::open(self.config).and_then(|partials| {
+            Ok(partials
+                .serving(self.name, server)?
+                .map(|it| (partials, it)))
+        });
+        let (partials, serving) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) if stop.force => {
+                tracing::error!("{error}; the boot goes on without, as boot --force asked");
+                return Ok(None);
+            }
+            Err(error) => return Ok(Some(Look::Unfit(error))),
+        };
+        Ok(Some(match serving {
+            Serving::Copy(copy) => self.hand_over(|each| partials.read(&copy, each))?,
+            Serving::Own => {
+                tracing::info!(
+                    "the server has more of {} than was shipped of it",
+                    self.name
+                );
+                Look::Absent
+            }
+            Serving::Other(error) => Look::Unfit(error),
+        }))
     }
 
     fn look_at_absence(&self) -> Result<Look> {
@@ -173,11 +213,18 @@ impl Restore<'_> {
     }
 
     fn serve(&self, stored: &Stored) -> Result<Look> {
+        self.hand_over(|each| stored.read_verified(each))
+    }
+
+    fn hand_over(
+        &self,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> std::result::Result<(), StoreError>,
+    ) -> Result<Look> {
         let writing = |result: io::Result<()>| result.at(Kind::Retry, "write", self.path);
         let begun = HandedOver::begin(self.path);
         let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
         let mut written = Ok(());
-        let verified = stored.read_verified(|bytes| {
+        let verified = read(&mut |bytes| {
             written = copy.append(bytes);
             written.is_ok()
         });

@@ -130,6 +130,12 @@ pub enum StoreError {
         /// What contradicts what, as a sentence.
         why: String,
     },
+    /// The standby was booted, and has taken what it had of this timeline for all there is.
+    #[error("timeline {timeline} is frozen: the standby was booted with what it had of it")]
+    Frozen {
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// An open partial segment was finished by a push.
     #[error("{segment} was archived meanwhile")]
     Finished {
@@ -159,7 +165,7 @@ impl StoreError {
             | StoreError::Moved { .. }
             | StoreError::SyncFailed { .. } => Kind::ReceiverDisk,
             StoreError::Foreign { .. } => Kind::ForeignCluster,
-            StoreError::Diverged { .. } => Kind::Conflict,
+            StoreError::Diverged { .. } | StoreError::Frozen { .. } => Kind::Conflict,
             StoreError::Locked { .. } => Kind::AlreadyRunning,
             StoreError::NotSetUp { .. }
             | StoreError::NewerFormat { .. }

@@ -18,6 +18,9 @@
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
+//!   000000010000000000000002       a segment in progress: records from its beginning, then zeros
+//!   FROZEN                         the standby was booted (see `partial::freeze`)
+//!   NAME.frozen                    what is replayed of NAME while it is
 //! ```
 //!
 //! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
@@ -70,6 +73,8 @@ pub use durable::{Durable, DurableRecords, DurableWal, RealDisk};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};
-pub use partial::{PartialStream, Standing};
+pub use partial::{
+    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
+};
 pub use reader::{Absence, Reader, Stored};
 pub use recovery::RecoveryReport;

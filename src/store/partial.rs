@@ -9,16 +9,19 @@
 //!                          is found before it, and what is behind is cleared before the next write
 //! sync the data            from here on the records are acknowledged
 //! sync the folder          once, before the first acknowledgement of a new file
+//! look for a freeze        behind one nothing is acknowledged any more
 //! ```
 
 mod file;
 mod finish;
+mod freeze;
 #[cfg(test)]
 mod tests;
 
 use finish::settle;
 
 pub use finish::Finishing;
+pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -122,14 +125,16 @@ struct OpenSegment {
 impl Archive {
     /// Begins the stream of a timeline.
     ///
-    /// Refused when the archive has a newer timeline: then this master is one of the past. A
-    /// timeline that came from another one needs its history in the archive first.
+    /// Refused when the archive has a newer timeline: then this master is one of the past, and when
+    /// the timeline is frozen. One that came from another one needs its history in the archive
+    /// first.
     pub fn partial_stream(
         &self,
         timeline: TimelineId,
     ) -> Result<(PartialStream, Standing), StoreError> {
         let shared = &self.shared;
         shared.monitor.check()?;
+        freeze::refuse(&shared.partial, timeline)?;
         let finished = finished_names(&shared.completed)?;
         let partials = partial_names(&shared.partial)?;
         let timelines = finished.keys().map(|name| name.timeline());
@@ -223,6 +228,8 @@ impl PartialStream {
                 Ok(proof)
             });
         let proof = shared.monitor.outcome(synced)?;
+        // Behind the sync: whoever freezes copies what was written before it did.
+        freeze::refuse(&shared.partial, open.segment.timeline())?;
         open.folder_synced = true;
         if !open.comparing {
             open.held_bytes = open.next_offset;
@@ -252,6 +259,7 @@ impl PartialStream {
         }
         self.open = None;
         self.shared.monitor.check()?;
+        freeze::refuse(&self.shared.partial, self.timeline)?;
         let start = start_of(segment, &binding);
         let first_scanner = match &self.carried {
             Some((next, scanner)) if *next == segment => scanner.clone(),
@@ -365,6 +373,7 @@ impl PartialStream {
         if !open.file()?.is_in_place()? {
             return Err(StoreError::Finished { segment });
         }
+        freeze::refuse(&shared.partial, segment.timeline())?;
         if shared.partials.of(segment).disturbed {
             // What was appended and not synced yet is not held, and is still wanted.
             let wanted_bytes = open.held_bytes.max(open.next_offset);

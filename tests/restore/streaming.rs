@@ -54,4 +54,12 @@ fn a_hot_standby_streams_falls_back_to_the_archive_and_boots() {
     scene.boot();
     assert_eq!(scene.standby.psql("SELECT count(*) FROM streamed"), "2");
     assert_eq!(scene.standby.psql(CONTENT), content);
+
+    // The old master is to be the master again: it is refused until the standby is made anew.
+    scene.site.cluster_mut().start();
+    let refused = scene.site.master_command(&["sync"]);
+    refused.fail_last(1, "timeline 1 is frozen: the standby was booted");
+    make_set(&scene.site, "data.master");
+    scene.restore(&[]).succeed();
+    scene.site.master_command(&["sync"]).succeed();
 }

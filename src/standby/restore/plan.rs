@@ -295,7 +295,7 @@ fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<
 
 fn warn_of_gap(archive: &Reader, held: &HeldSet) -> Result<()> {
     let label = held.label();
-    let gap = gap::find(archive, label.first_segment.timeline(), label.start)
+    let gap = gap::find(archive, &[], label.first_segment.timeline(), label.start)
         .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
     if let Some(gap) = gap {
         tracing::warn!(

@@ -227,7 +227,7 @@ pub(super) fn start_of(segment: SegmentName, binding: &Binding) -> Lsn {
 }
 
 /// Walks the records of a segment to their end.
-struct Search<'a> {
+pub(super) struct Search<'a> {
     segment: SegmentName,
     binding: &'a Binding,
     start: Lsn,
@@ -238,7 +238,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(segment: SegmentName, binding: &'a Binding, scanner: Scanner) -> Self {
+    pub(super) fn new(segment: SegmentName, binding: &'a Binding, scanner: Scanner) -> Self {
         Search {
             segment,
             binding,
@@ -250,7 +250,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether more bytes are wanted.
-    fn feed(&mut self, piece: &[u8]) -> bool {
+    pub(super) fn feed(&mut self, piece: &[u8]) -> bool {
         let mut rest = piece;
         loop {
             match self.scanner.advance(&mut rest) {
@@ -277,7 +277,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn finish(self) -> End {
+    pub(super) fn finish(self) -> End {
         let size = self.binding.segment_size.bytes();
         let at_the_end = self.scanner.position().0 == self.start.0.wrapping_add(size);
         if at_the_end && self.scanner.in_record() {

@@ -8,6 +8,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::Checked;
 use super::file::{PartialFile, scanner_at, start_of};
+use super::freeze::is_frozen;
 use crate::store::archive::{Archive, Held, Shared, StoredCheck};
 use crate::store::binding::Binding;
 use crate::store::durable::{Durable, Existing, Linked, Temporary};
@@ -82,7 +83,7 @@ impl Prefix {
 
 impl Archive {
     /// What is held of a segment that a client offers and that is not finished, if it is worth
-    /// continuing.
+    /// continuing. What is frozen stays as it is.
     pub fn held_prefix(
         &self,
         name: WalFileName,
@@ -124,6 +125,9 @@ impl Finishing {
     ) -> Result<Option<Self>, StoreError> {
         let binding = shared.binding()?;
         let size = binding.segment_size.bytes();
+        if is_frozen(&shared.partial, segment.timeline())? {
+            return Ok(None);
+        }
         let _guard = shared.names.lock(WalFileName::Partial(segment));
         let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
             return Ok(None);

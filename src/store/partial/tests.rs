@@ -2,6 +2,8 @@
 //! Never talks to a server. Invariant tested: what was acknowledged is there and is WAL, and what
 //! is behind it is zeros.
 
+mod freeze;
+
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;

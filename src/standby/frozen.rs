@@ -1,0 +1,141 @@
+//! What a boot does with the segments in progress: freezes them, and later hands them to replay.
+//! Never changes a partial segment. Invariant: replay gets a frozen segment only under the `STOP` of
+//! the server it was frozen for, and never in place of more that this server has itself.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::pg::data_directory::Postmaster;
+use crate::standby::gap;
+use crate::standby::replay::server_text;
+use crate::store::{
+    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals, Reader, RealDisk, StoreError,
+};
+
+/// The partial segments of an archive.
+pub struct Partials(PartialWals);
+
+/// What PostgreSQL shall have of a segment.
+pub enum Serving {
+    /// The frozen copy.
+    Copy(FrozenSegment),
+    /// Its own: it has more of it.
+    Own,
+    /// Neither: this contradicts the other.
+    Other(CommandError),
+}
+
+impl Partials {
+    /// Opens those of the settings.
+    pub fn open(config: &StandbyConfig) -> Result<Partials> {
+        PartialWals::open(&config.partial_wals, Arc::new(RealDisk))
+            .map(Partials)
+            .map_err(|error| failed("open partial_wals", &error))
+    }
+
+    /// How far each of them goes.
+    pub fn ends(&self) -> Result<Vec<PartialEnd>> {
+        (self.0.ends()).map_err(|error| failed("read partial_wals", &error))
+    }
+
+    /// Freezes the stream for this server, which stands on the timeline; says where it ends.
+    pub fn freeze(
+        &self,
+        archive: &Reader,
+        timeline: TimelineId,
+        server: &Postmaster,
+    ) -> Result<Option<Lsn>> {
+        let frozen = gap::newest_timeline(archive, timeline).and_then(|newest| {
+            self.0
+                .freeze(newest, &server_text(server), |segment: SegmentName| {
+                    let finished = archive.find(WalFileName::Segment(segment))?;
+                    Ok(segment.timeline() <= newest && finished.is_none())
+                })
+        });
+        let Freeze {
+            timeline, segments, ..
+        } = frozen.map_err(|error| {
+            failed("freeze the incoming stream", &error).hint(
+                "boot --force opens without the segments in progress, and so without what was \
+                 committed last",
+            )
+        })?;
+        let segments = segments.unwrap_or_default();
+        let end = segments.iter().map(|segment| segment.end).max();
+        let place = end.map_or_else(String::new, |end| format!(" at {end}"));
+        tracing::info!(
+            "the stream of timeline {timeline} is frozen{place}; segments in progress: {}",
+            segments.len()
+        );
+        Ok(end)
+    }
+
+    /// Lets the stream go on.
+    pub fn thaw(&self) -> Result<()> {
+        let thawed = (self.0.thaw()).map_err(|error| failed("let the stream go on", &error))?;
+        if thawed {
+            tracing::info!("the stream of the master may go on");
+        }
+        Ok(())
+    }
+
+    /// Removes the copies that were replayed; a failure is only worth a word.
+    pub fn remove_copies(&self) {
+        if let Err(error) = self.0.remove_copies() {
+            tracing::warn!("copies of partial segments stay: {error}");
+        }
+    }
+
+    /// What a server that is being booted shall have of a segment; `None` if it is not frozen.
+    pub fn serving(&self, name: WalFileName, server: &Postmaster) -> Result<Option<Serving>> {
+        let failed = |error: StoreError| failed(&format!("look for {name}"), &error);
+        let Some(freeze) = self.0.frozen().map_err(failed)? else {
+            return Ok(None);
+        };
+        let WalFileName::Segment(segment) = name else {
+            return Ok(None);
+        };
+        let ours = freeze.server == server_text(server);
+        let mut segments = freeze.segments.unwrap_or_default().into_iter();
+        let Some(copy) = segments.find(|copy| ours && copy.segment == segment) else {
+            return Ok(None);
+        };
+        // PostgreSQL puts what it gets in the place of what it has.
+        let path = Path::new("pg_wal").join(name.to_string());
+        let own = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Some(Serving::Copy(copy)));
+            }
+            other => other.at(Kind::Retry, "open", &path)?,
+        };
+        Ok(Some(match self.0.compare(&copy, &own).map_err(failed)? {
+            OwnSegment::NoMore => Serving::Copy(copy),
+            OwnSegment::Further => Serving::Own,
+            OwnSegment::Other => Serving::Other(
+                CommandError::retry(format!(
+                    "{name} in this server's pg_wal is not what was shipped of it record by record"
+                ))
+                .hint("boot --force opens with what this server has"),
+            ),
+        }))
+    }
+
+    /// Hands a frozen segment to `each`, zeros behind its records up to its length.
+    pub fn read(
+        &self,
+        copy: &FrozenSegment,
+        each: impl FnMut(&[u8]) -> bool,
+    ) -> std::result::Result<(), StoreError> {
+        self.0.read_copy(copy, each)
+    }
+}
+
+fn failed(doing: &str, error: &StoreError) -> CommandError {
+    CommandError::new(error.kind(), doing).because(error)
+}

@@ -1,0 +1,424 @@
+//! The freeze: nothing more of a timeline is taken, and what is held of it can be replayed.
+//! Never takes the archive's lock and never waits for who has it: a standby is booted whether its
+//! receiver runs, hangs or is gone. Invariant: every record that was or will be acknowledged is in
+//! the frozen copies, and those do not change.
+//!
+//! ```text
+//! write FROZEN, sync            from here on the receiver refuses the timeline, also after a restart
+//! copy NAME to NAME.frozen, sync   a crash leaves copies that nobody reads; they are made again
+//! write the list to FROZEN, sync   they count: these bytes, and zeros to the segment's length
+//! ```
+//!
+//! The receiver looks for FROZEN after it has synced records and before it acknowledges them. If it
+//! finds none, they were in the file before the copies were made. If it finds one, it acknowledges
+//! nothing, whether the copies have them or not. So there is no lock that a receiver which
+//! hangs could keep from whoever boots.
+//!
+//! The partial segments themselves stay as they are. A freeze ends with [`PartialWals::thaw`], and
+//! never concerned a newer timeline.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use super::file::{End, Search, scanner_at, start_of};
+use super::partial_names;
+use crate::store::binding::{Binding, Marker, Role};
+use crate::store::disk::Disk;
+use crate::store::error::StoreError;
+use crate::store::folder::Folder;
+use crate::store::health::Monitor;
+
+/// The file that says so.
+const FROZEN_NAME: &str = "FROZEN";
+
+/// What a copy is called behind its segment's name.
+const COPY_SUFFIX: &str = ".frozen";
+
+/// Some hundred bytes a segment, and more of them than a master can have ahead of its archive.
+const FROZEN_BYTES_MAX: usize = 16 << 20;
+
+/// A receiver that starts clears what looks like its own temporaries.
+const WRITE_ATTEMPTS_MAX: u32 = 3;
+
+/// What FROZEN says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freeze {
+    /// This timeline and every older one are frozen.
+    pub timeline: TimelineId,
+    /// The server that is booted with the copies, as `STOP` names it.
+    pub server: String,
+    /// The copies; `None` while they are being made.
+    pub segments: Option<Vec<FrozenSegment>>,
+}
+
+/// A copy that is replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrozenSegment {
+    /// Of which segment.
+    pub segment: SegmentName,
+    /// Where its records end.
+    pub end: Lsn,
+    /// CRC-32 of the whole segment, the zeros included.
+    pub crc32: u32,
+}
+
+/// How far a partial segment goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartialEnd {
+    /// The segment.
+    pub segment: SegmentName,
+    /// The end of its last whole record.
+    pub end: Lsn,
+    /// Whether replay goes on in the next segment.
+    pub is_whole: bool,
+}
+
+/// What a server has of a frozen segment by itself, against the copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnSegment {
+    /// The same, or less of it.
+    NoMore,
+    /// More: it was streamed.
+    Further,
+    /// Other records.
+    Other,
+}
+
+/// The partial segments as those see them who boot: beside a receiver, and without its lock.
+pub struct PartialWals {
+    folder: Arc<Folder>,
+    binding: Binding,
+}
+
+/// Fails if the timeline is frozen.
+pub(super) fn refuse(folder: &Folder, timeline: TimelineId) -> Result<(), StoreError> {
+    match is_frozen(folder, timeline)? {
+        true => Err(StoreError::Frozen { timeline }),
+        false => Ok(()),
+    }
+}
+
+/// Whether the timeline is frozen.
+pub(super) fn is_frozen(folder: &Folder, timeline: TimelineId) -> Result<bool, StoreError> {
+    let freeze = Freeze::read(folder)?;
+    Ok(freeze.is_some_and(|freeze| timeline <= freeze.timeline))
+}
+
+impl PartialWals {
+    /// Opens `partial_wals`; it has to be set up and bound to a cluster.
+    pub fn open(partial_wals: &Path, disk: Arc<dyn Disk>) -> Result<PartialWals, StoreError> {
+        let folder = Folder::open(partial_wals, disk, Arc::new(Monitor::new()))?;
+        let marker = Marker::read(&folder, Role::Partial)?;
+        let marker = marker.ok_or_else(|| StoreError::NotSetUp {
+            path: partial_wals.to_path_buf(),
+        })?;
+        Ok(PartialWals {
+            folder: Arc::new(folder),
+            binding: marker.binding.ok_or(StoreError::NotBound)?,
+        })
+    }
+
+    /// Where each partial segment ends that holds anything; reads all of them.
+    pub fn ends(&self) -> Result<Vec<PartialEnd>, StoreError> {
+        let mut ends = Vec::new();
+        for segment in partial_names(&self.folder)? {
+            let name = segment.to_string();
+            // One that a push has finished meanwhile is in the other folder.
+            let Some(file) = self.folder.open_file(&name)? else {
+                continue;
+            };
+            let mut search = self.search(segment);
+            self.folder
+                .read_through(file.as_fd(), &name, |piece| search.feed(piece))?;
+            let end = search.finish();
+            if end.held_bytes > 0 {
+                ends.push(self.end_of(segment, &end));
+            }
+        }
+        Ok(ends)
+    }
+
+    /// What is frozen, if anything.
+    pub fn frozen(&self) -> Result<Option<Freeze>, StoreError> {
+        Freeze::read(&self.folder)
+    }
+
+    /// Freezes this timeline and the older ones for a server, and copies what it is to replay:
+    /// the partial segments for which `wanted` holds. Done again for the same server it changes
+    /// nothing.
+    pub fn freeze(
+        &self,
+        timeline: TimelineId,
+        server: &str,
+        mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
+    ) -> Result<Freeze, StoreError> {
+        if let Some(frozen) = self.frozen()?
+            && (frozen.timeline, frozen.server.as_str()) == (timeline, server)
+            && frozen.segments.is_some()
+        {
+            return Ok(frozen);
+        }
+        let mut freeze = Freeze {
+            timeline,
+            server: server.to_owned(),
+            segments: None,
+        };
+        freeze.write(&self.folder)?;
+        self.remove_copies()?;
+        let mut segments = Vec::new();
+        for segment in partial_names(&self.folder)? {
+            if wanted(segment)? {
+                segments.extend(self.copy(segment)?);
+            }
+        }
+        self.folder.sync()?;
+        freeze.segments = Some(segments);
+        freeze.write(&self.folder)?;
+        Ok(freeze)
+    }
+
+    /// Removes the copies: nobody replays them any more. The freeze stays.
+    pub fn remove_copies(&self) -> Result<(), StoreError> {
+        for name in self.folder.names()? {
+            let of = name.strip_suffix(COPY_SUFFIX);
+            if of.is_some_and(|segment| segment.parse::<SegmentName>().is_ok()) {
+                self.folder.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the freeze; `false` when there was none.
+    pub fn thaw(&self) -> Result<bool, StoreError> {
+        let there = self.folder.stat_at(FROZEN_NAME)?.is_some();
+        self.folder.remove(FROZEN_NAME)?;
+        self.remove_copies()?;
+        self.folder.sync()?;
+        Ok(there)
+    }
+
+    /// Hands a copy to `each` piece by piece, to its end or until `each` has seen enough.
+    ///
+    /// # Errors
+    /// What is wrong with it. What was handed over by then is worth nothing.
+    pub fn read_copy(
+        &self,
+        frozen: &FrozenSegment,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let (name, file) = self.open_copy(frozen)?;
+        let (mut crc, mut enough) = (crc32fast::Hasher::new(), false);
+        self.folder.read_through(file.as_fd(), &name, |piece| {
+            crc.update(piece);
+            enough = !each(piece);
+            !enough
+        })?;
+        match enough || crc.finalize() == frozen.crc32 {
+            true => Ok(()),
+            false => Err(Self::damaged("it is not what was frozen", frozen)),
+        }
+    }
+
+    /// Compares a copy with the same segment in a server's own `pg_wal`.
+    pub fn compare(&self, frozen: &FrozenSegment, own: &File) -> Result<OwnSegment, StoreError> {
+        let (name, copy) = self.open_copy(frozen)?;
+        let mut search = self.search(frozen.segment);
+        let failed = |error| self.folder.failure("read pg_wal's", &name, error);
+        let mut buffer = vec![0; 256 << 10];
+        let mut offset_bytes = 0;
+        loop {
+            let read_bytes = own.read_at(&mut buffer, offset_bytes).map_err(failed)?;
+            offset_bytes += read_bytes as u64;
+            if read_bytes == 0 || !search.feed(&buffer[..read_bytes]) {
+                break;
+            }
+        }
+        let own_end = search.finish().lsn;
+        let start = start_of(frozen.segment, &self.binding);
+        let common_bytes = own_end.min(frozen.end).0.saturating_sub(start.0);
+        let (mut at, mut same) = (0, Ok(true));
+        self.folder.read_through(copy.as_fd(), &name, |piece| {
+            let left = usize::try_from(common_bytes - at).unwrap_or(usize::MAX);
+            let piece = &piece[..left.min(piece.len())];
+            let ours = &mut buffer[..piece.len()];
+            same = own.read_exact_at(ours, at).map(|()| *ours == *piece);
+            at += piece.len() as u64;
+            matches!(same, Ok(true)) && at < common_bytes
+        })?;
+        Ok(match same.map_err(failed)? {
+            false => OwnSegment::Other,
+            true if own_end > frozen.end => OwnSegment::Further,
+            true => OwnSegment::NoMore,
+        })
+    }
+
+    fn open_copy(&self, frozen: &FrozenSegment) -> Result<(String, OwnedFd), StoreError> {
+        let name = format!("{}{COPY_SUFFIX}", frozen.segment);
+        match self.folder.open_file(&name)? {
+            Some(file) => Ok((name, file)),
+            None => Err(Self::damaged("the frozen copy is gone", frozen)),
+        }
+    }
+
+    fn damaged(why: &str, frozen: &FrozenSegment) -> StoreError {
+        StoreError::Damaged {
+            name: WalFileName::Partial(frozen.segment),
+            why: why.to_owned(),
+        }
+    }
+
+    /// Copies the records of a segment; `None` when it has none, or a push has finished it.
+    ///
+    /// It is read once, as the receiver may be writing to it behind them.
+    fn copy(&self, segment: SegmentName) -> Result<Option<FrozenSegment>, StoreError> {
+        let (folder, size) = (&self.folder, self.binding.segment_size.bytes());
+        let (name, copied) = (segment.to_string(), format!("{segment}{COPY_SUFFIX}"));
+        let Some(file) = folder.open_file(&name)? else {
+            return Ok(None);
+        };
+        let failed =
+            |op| move |error| folder.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
+        let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
+        let mut search = self.search(segment);
+        let (mut offset, mut written) = (0, Ok(()));
+        folder.read_through(file.as_fd(), &name, |piece| {
+            written = write_all(folder, &copy, piece, offset);
+            offset += piece.len() as u64;
+            search.feed(piece) && written.is_ok()
+        })?;
+        written.map_err(failed("write"))?;
+        let end = search.finish();
+        for len in [end.held_bytes, size] {
+            (folder.disk.set_len(copy.as_fd(), len)).map_err(failed("set the length of"))?;
+        }
+        folder.sync_content(copy.as_fd(), &copied)?;
+        if end.held_bytes == 0 {
+            folder.remove(&copied)?;
+            return Ok(None);
+        }
+        let mut crc = crc32fast::Hasher::new();
+        let copy = folder.open_file(&copied)?.unwrap_or(copy);
+        folder.read_through(copy.as_fd(), &copied, |piece| {
+            crc.update(piece);
+            true
+        })?;
+        Ok(Some(FrozenSegment {
+            segment,
+            end: end.lsn,
+            crc32: crc.finalize(),
+        }))
+    }
+
+    fn search(&self, segment: SegmentName) -> Search<'_> {
+        let start = start_of(segment, &self.binding);
+        Search::new(
+            segment,
+            &self.binding,
+            scanner_at(segment, start, &self.binding),
+        )
+    }
+
+    fn end_of(&self, segment: SegmentName, end: &End) -> PartialEnd {
+        let size = self.binding.segment_size.bytes();
+        PartialEnd {
+            segment,
+            end: end.lsn,
+            is_whole: end.switched.is_some() || end.held_bytes >= size,
+        }
+    }
+}
+
+fn write_all(folder: &Folder, file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match folder.disk.write(file.as_fd(), bytes, at)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => {
+                at += written as u64;
+                bytes = &bytes[written..];
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Freeze {
+    fn read(folder: &Folder) -> Result<Option<Freeze>, StoreError> {
+        let Some(file) = folder.open_file(FROZEN_NAME)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        folder.read_through(file.as_fd(), FROZEN_NAME, |bytes| {
+            content.extend_from_slice(bytes);
+            content.len() <= FROZEN_BYTES_MAX
+        })?;
+        let value = serde_json::from_slice(&content).ok();
+        let freeze = value.as_ref().and_then(Freeze::parse);
+        // Whoever wrote it meant the stream to stop, so nothing passes.
+        let freeze = freeze.ok_or_else(|| StoreError::Marker {
+            path: folder.path().join(FROZEN_NAME),
+            why: "it is not what boot writes".to_owned(),
+        })?;
+        Ok(Some(freeze))
+    }
+
+    fn parse(value: &Value) -> Option<Freeze> {
+        let timeline = value.get("timeline")?.as_u64()?;
+        let segments = match value.get("segments") {
+            None => None,
+            Some(list) => {
+                let parsed: Option<Vec<_>> = (list.as_array()?.iter())
+                    .map(FrozenSegment::parse)
+                    .collect();
+                Some(parsed?)
+            }
+        };
+        Some(Freeze {
+            timeline: TimelineId::new(u32::try_from(timeline).ok()?)?,
+            server: value.get("server")?.as_str()?.to_owned(),
+            segments,
+        })
+    }
+
+    fn write(&self, folder: &Arc<Folder>) -> Result<(), StoreError> {
+        let mut value = json!({
+            "timeline": self.timeline.number(),
+            "server": self.server,
+        });
+        if let Some(segments) = &self.segments {
+            value["segments"] = segments.iter().map(FrozenSegment::value).collect();
+        }
+        let text = format!("{value:#}\n");
+        let mut written = folder.write_small(FROZEN_NAME, text.as_bytes());
+        for _ in 1..WRITE_ATTEMPTS_MAX {
+            if written.is_err() && folder.monitor.check().is_ok() {
+                written = folder.write_small(FROZEN_NAME, text.as_bytes());
+            }
+        }
+        written
+    }
+}
+
+impl FrozenSegment {
+    fn parse(value: &Value) -> Option<FrozenSegment> {
+        Some(FrozenSegment {
+            segment: value.get("segment")?.as_str()?.parse().ok()?,
+            end: value.get("end")?.as_str()?.parse().ok()?,
+            crc32: u32::try_from(value.get("crc32")?.as_u64()?).ok()?,
+        })
+    }
+
+    fn value(&self) -> Value {
+        json!({
+            "segment": self.segment.to_string(),
+            "end": self.end.to_string(),
+            "crc32": self.crc32,
+        })
+    }
+}
