@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -99,24 +100,35 @@ pub fn signal_running(path: &Path, control: Control, end_timeout: Duration) -> R
             .because(io::Error::from(error)),
     })?;
     if control != Control::Reload {
-        wait_for_end(path, pid, end_timeout)?;
+        wait_for_end(&process, pid, end_timeout)?;
     }
     Ok(pid)
 }
 
-fn wait_for_end(path: &Path, pid: i32, timeout: Duration) -> Result<()> {
+/// Waits for the process itself: a daemon gives its lock up a moment before it ends.
+fn wait_for_end(process: &OwnedFd, pid: i32, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    while holder(path)?.is_some_and(|text| text.trim() == pid.to_string()) {
-        if Instant::now() >= deadline {
-            return Err(CommandError::retry(format!(
-                "process {pid} is still running {} s after the signal",
-                timeout.as_secs()
-            ))
-            .hint("it may be finishing an upload; its log tells"));
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        // Readable once it has ended (pidfd_open(2)), reaped or not.
+        let mut ends = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut ends, left.as_ref()) {
+            Ok(0) => {
+                return Err(CommandError::retry(format!(
+                    "process {pid} is still running {} s after the signal",
+                    timeout.as_secs()
+                ))
+                .hint("it may be finishing an upload; its log tells"));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                let doing = format!("wait for the end of process {pid}");
+                return Err(CommandError::retry(doing).because(io::Error::from(error)));
+            }
         }
-        sleep(POLL_INTERVAL);
     }
-    Ok(())
 }
 
 /// The process that holds the lock. Its id is checked after the handle is open, so that the handle
