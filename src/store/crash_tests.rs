@@ -14,7 +14,7 @@ use super::testing::{
     BINDING, FaultyDisk, Op, PowerCutDisk, Sample, history_file, new_archive, places, push,
     scratch_folder, segment,
 };
-use super::{Archive, Disk, Held, Places, RealDisk, Sealed, StoreError};
+use super::{Archive, Disk, Freeze, Held, PartialWals, Places, RealDisk, Sealed, StoreError};
 use crate::wal::segment::Verify;
 use crate::wal::writer::Writer;
 
@@ -27,6 +27,8 @@ struct Run {
     is_bound: bool,
     /// Bytes of the first file offered that were acknowledged record by record.
     held_bytes: usize,
+    /// What was frozen of it, and said to be.
+    frozen: Option<Freeze>,
     /// Somebody else wrote under a final name, without our care.
     has_copied_files: bool,
 }
@@ -127,6 +129,7 @@ fn inspect(root: &Path, run: &Run) -> Result<(), String> {
         everything_acknowledged_is_there(&archive, run)?;
     }
     what_was_acknowledged_of_a_segment_is_there(&places, run)?;
+    what_was_frozen_is_served(&places, run)?;
     let archive = Archive::open(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
     for sample in &run.offered {
         match push(&archive, sample) {
@@ -177,6 +180,41 @@ fn what_was_acknowledged_of_a_segment_is_there(places: &Places, run: &Run) -> Re
         true => Ok(()),
         false => Err(format!("{name} lost records that were acknowledged")),
     }
+}
+
+fn what_was_frozen_is_served(places: &Places, run: &Run) -> Result<(), String> {
+    let Some(frozen) = &run.frozen else {
+        return Ok(());
+    };
+    let said = |error: StoreError| error.to_string();
+    let partials = PartialWals::open(&places.partial_wals, Arc::new(RealDisk)).map_err(said)?;
+    if partials.frozen().map_err(said)?.as_ref() != Some(frozen) {
+        return Err("the freeze is gone".to_owned());
+    }
+    let mut copies = frozen.segments.iter().flatten();
+    copies.try_for_each(|copy| partials.read_copy(copy, |_| true).map_err(said))
+}
+
+/// A record is shipped, and the stream then frozen.
+fn ship_and_freeze(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let mut run = Run {
+        is_set_up: true,
+        ..Run::default()
+    };
+    let mut writer = Writer::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
+    let end = writer.record(10, 0, &[7; 9_000]).end.0 % BINDING.segment_size.bytes();
+    let sample = Sample {
+        name: WalFileName::Segment(segment_3()),
+        bytes: writer.bytes().to_vec(),
+    };
+    let end = usize::try_from(end).unwrap();
+    let shipped = Archive::open(&places(root), disk.clone())
+        .is_ok_and(|archive| ship(&archive, &sample, end).is_ok());
+    if shipped && let Ok(partials) = PartialWals::open(&places(root).partial_wals, disk) {
+        let frozen = partials.freeze(segment_3().timeline(), "41 1700", |_| Ok(true));
+        run.frozen = frozen.ok();
+    }
+    run
 }
 
 /// Three records shipped one by one, a restart, and the rest by a push that finishes in place.
@@ -363,6 +401,11 @@ fn fault_17_a_segment_survives_a_power_cut_after_every_operation() {
 #[test]
 fn fault_42_43_acknowledged_records_survive_a_power_cut_after_every_operation() {
     assert_survives("partial", &prepare_bound, &ship_and_finish);
+}
+
+#[test]
+fn fault_76_a_freeze_survives_a_power_cut_after_every_operation() {
+    assert_survives("freeze", &prepare_bound, &ship_and_freeze);
 }
 
 #[test]

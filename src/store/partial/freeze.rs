@@ -159,7 +159,8 @@ impl PartialWals {
         server: &str,
         mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
     ) -> Result<Freeze, StoreError> {
-        if let Some(frozen) = self.frozen()?
+        // One that cannot be read stops the stream as well, and is replaced.
+        if let Ok(Some(frozen)) = self.frozen()
             && (frozen.timeline, frozen.server.as_str()) == (timeline, server)
             && frozen.segments.is_some()
         {

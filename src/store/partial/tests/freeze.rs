@@ -127,6 +127,9 @@ fn fault_76_the_copy_stays_the_same_and_the_stream_refused_until_it_is_thawed() 
     assert_eq!(copy(&partials, &frozen), padded(&wal, wal.ends[2]));
     std::fs::write(places.partial_wals.join("FROZEN"), "nonsense").unwrap();
     assert!(open_with(&mut stream, &[]).is_err() && partials.frozen().is_err());
+    let frozen = freeze(&partials);
+    assert_eq!(copy(&partials, &frozen), padded(&wal, wal.ends[2]));
+    assert!(is_refused(open_with(&mut stream, &[])));
 }
 
 #[test]
