@@ -2,7 +2,6 @@
 //! Never stops the load before the kill. Invariant tested: every commit at or below the last durable
 //! LSN is there, and that LSN is never older than a pass and a moment.
 
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::SystemTime;
 
@@ -21,9 +20,11 @@ struct Commit {
     at_s: f64,
 }
 
-/// A client that commits one row after another and notes the end of each.
+/// A client that commits one row after another and notes the end of each, in a file: a pipe that
+/// nobody empties would stop it.
 struct Client {
     psql: Child,
+    notes: PathBuf,
 }
 
 impl Client {
@@ -33,21 +34,23 @@ impl Client {
             .map(|number| format!("INSERT INTO t VALUES ({number});\n\\echo {number}\n{noting}"))
             .collect();
         let script = site.home().write("client.sql", script);
+        let notes = site.home().join("client.notes");
         let mut psql = site.cluster().command("psql");
         psql.args(["-X", "-A", "-t", "-q", "-f"])
             .arg(script)
-            .stdout(Stdio::piped())
+            .stdout(fs::File::create(&notes).unwrap())
             .stderr(Stdio::null());
         Client {
             psql: psql.spawn().unwrap(),
+            notes,
         }
     }
 
     /// Once the server is gone.
     fn commits(mut self) -> Vec<Commit> {
-        let lines = BufReader::new(self.psql.stdout.take().unwrap()).lines();
-        let lines: Vec<String> = lines.map_while(Result::ok).collect();
         self.psql.wait().unwrap();
+        let notes = fs::read_to_string(&self.notes).unwrap();
+        let lines: Vec<&str> = notes.lines().collect();
         let commits = lines.chunks_exact(2).filter_map(|pair| {
             let (lsn, at_s) = pair[1].split_once('|')?;
             Some(Commit {
@@ -127,8 +130,11 @@ fn killed_under_load(round: u32) {
         .iter()
         .filter(|commit| commit.at_s < killed_at_s - age_s);
     let late = due.filter(|commit| commit.lsn > durable).count();
+    let oldest = commits.iter().find(|commit| commit.lsn > durable);
+    let oldest_ms = oldest.map_or(0.0, |commit| 1_000.0 * (killed_at_s - commit.at_s));
     println!(
-        "round {round}: {} commits, {kept} acknowledged up to {durable}, {} in the database",
+        "round {round}: {} commits, {kept} acknowledged up to {durable}, the first that was not \
+         {oldest_ms:.0} ms before the end, {} in the database",
         commits.len(),
         rows.len()
     );
