@@ -444,10 +444,8 @@ mod tests {
         for name in sample_files(1).keys() {
             assert_eq!(names.iter().filter(|found| *found == name).count(), 1);
         }
-        let small = std::fs::metadata(set.path().join("backup_label"))
-            .unwrap()
-            .len()
-            + 1;
+        let length = |name| std::fs::metadata(set.path().join(name)).unwrap().len();
+        let small = length("backup_label") + length("backup_manifest");
         let sizes = sample_files(1)
             .values()
             .map(|content| content.len() as u64)
