@@ -233,11 +233,11 @@ IFS='|' read -r commits promised lost <<<"$counts"
 ((lost == 0)) || fail "$lost of $promised acknowledged commits are missing on the standby"
 as_server pg_amcheck --install-missing -h "$place" -p "$standby_port" -d postgres || fail 'pg_amcheck found damage'
 # The dead master once more, to see what it had.
+server_running=1
 for ((tries = 0; tries < 50; tries++)); do
     ! as_server pg_ctl -D "$place/master" -l "$place/master.log" -w start >/dev/null 2>&1 || break
     sleep 0.2   # its children may not have noticed yet
 done
-server_running=1
 all="SELECT (SELECT count(*) FROM noted), (SELECT count(*) FROM pgbench_history)"
 IFS='|' read -r noted_here history_here < <(sql "$all")
 IFS='|' read -r noted_there history_there < <(on "$standby_port" "$all")

@@ -11,8 +11,11 @@ use strict;
 use warnings;
 use IO::Select;
 use IPC::Open2;
+use POSIX ();
 use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
 
+# So that what it runs ends with it.
+$SIG{$_} = sub { exit 130 } for qw(INT TERM HUP);
 my ($host, $way, $number, @program) = @ARGV;
 my $patience_s = 20;
 
@@ -95,7 +98,7 @@ if ($way eq 'wire') {
     if ($pgbench == 0) {
         open STDOUT, '>', '/dev/null';
         open STDERR, '>', '/dev/null';
-        exec qw(pgbench -n -c 2 -T 10 -h), $host, 'postgres';
+        exec qw(pgbench -n -c 2 -T 10 -h), $host, 'postgres' or POSIX::_exit(127);
     }
     until (waitpid($pgbench, 1)) { listen_to_it(0.1) }
     wait_for(emit());

@@ -49,7 +49,7 @@ echo "measuring lag: $messages messages each way, everything on $file_system"
 sql -c "SELECT pg_create_physical_replication_slot('bench', true)" >/dev/null
 as_server mkdir receivewal
 for ((done = 0; done < messages; done += 50)); do
-    as_server perl lag.pl "$place" receivewal 50 pg_receivewal -h "$place" -D receivewal -S bench --synchronous
+    as_server perl lag.pl "$place" receivewal 50 pg_receivewal -h "$place" -D receivewal -S bench --synchronous --no-loop
     as_server perl lag.pl "$place" walmgr 50 ./walmgr -v --set loop_delay=0.01 master.ini syncdaemon
 done >"$place/lags"
 sql -c "SELECT pg_drop_replication_slot('bench')" >/dev/null
@@ -57,8 +57,7 @@ sql -c "SELECT pg_drop_replication_slot('bench')" >/dev/null
 # --- wire ----------------------------------------------------------------------------------------
 echo 'measuring bytes on the wire: pgbench for 10 s, loop_delay = 0.1, without TLS'
 stop_receiver
-receiver_running=1
-as_server ./walmgr --set tls=off standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
+start_receiver --set tls=off
 as_server perl lag.pl "$place" wire "$receiver_port" \
     ./walmgr -v --set tls=off,loop_delay=0.1 master.ini syncdaemon >"$place/wire"
 stop_receiver

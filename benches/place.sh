@@ -12,6 +12,7 @@ pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
 [[ -n $pg_bin ]] || pg_bin=$(dirname "$(command -v postgres)") || fail 'PostgreSQL is not installed'
 
 place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
+trap 'rm -rf "$place"' EXIT
 file_system=$(stat -f -c %T "$place")
 [[ $file_system != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
 install -m 755 target/release/walmgr "$place/walmgr"
@@ -34,9 +35,10 @@ stop_server() {
     as_server pg_ctl -D "$pgdata" -m immediate -w stop >/dev/null
     server_running=
 }
+# start_receiver [OPTION...]
 start_receiver() {
     receiver_running=1
-    as_server ./walmgr standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
+    as_server ./walmgr "$@" standby.ini receiver -d 2>>"$place/receiver.log" || fail 'the receiver did not start'
 }
 stop_receiver() {
     as_server ./walmgr -q standby.ini receiver -s

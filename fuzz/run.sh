@@ -48,8 +48,11 @@ run_target() {
     [ -d "seeds/$1" ] && seeds=seeds/$1
     log=artifacts/$1/log
     # A slow input (10 s) or a hungry one (1 GiB) is a crash as well.
-    if "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
-        -artifact_prefix="artifacts/$1/" "corpus/$1" $seeds >"$log" 2>&1; then
+    "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
+        -artifact_prefix="artifacts/$1/" "corpus/$1" $seeds >"$log" 2>&1 &
+    program_pid=$!
+    trap 'kill "$program_pid" 2>/dev/null; exit 130' TERM
+    if wait "$program_pid"; then
         echo "$1: $(grep '^Done' "$log"), no crash"
         return 0
     fi
@@ -69,6 +72,14 @@ done
 # As many at once as there are processors; all of them take the same time.
 failed=0
 running=
+# Whoever ends this script ends its targets.
+stop() {
+    trap '' INT TERM
+    for pid in $running; do kill "$pid" 2>/dev/null; done
+    wait
+    exit 130
+}
+trap stop INT TERM
 at_once=$(nproc 2>/dev/null || echo 1)
 wait_for_running() {
     for pid in $running; do

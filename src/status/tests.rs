@@ -1,4 +1,6 @@
 //! Judgements and pages, from facts that nobody had to find out.
+//! Never starts a process. Invariant tested: each fault is a finding of its own, and the page and the
+//! JSON say the same.
 
 use std::time::Duration;
 

@@ -306,13 +306,7 @@ impl PartialStream {
             end: end.lsn,
             folder_synced: true,
         };
-        shared.partials.change(segment, |extent| {
-            *extent = Extent {
-                held_bytes: end.held_bytes,
-                disturbed: false,
-                checked: opened.checked(),
-            };
-        });
+        (shared.partials).change(segment, |extent| *extent = opened.extent());
         self.open = Some(opened);
         self.carry();
         Ok(At {
@@ -426,6 +420,15 @@ impl OpenSegment {
     fn file(&self) -> Result<&PartialFile, StoreError> {
         let segment = self.segment;
         self.file.as_ref().ok_or(StoreError::Finished { segment })
+    }
+
+    /// What is known after it was opened.
+    fn extent(&self) -> Extent {
+        Extent {
+            held_bytes: self.held_bytes,
+            disturbed: false,
+            checked: self.checked(),
+        }
     }
 
     /// What has been seen of the bytes before `next_offset`, all of them synced.

@@ -125,13 +125,13 @@ impl Finishing {
     ) -> Result<Option<Self>, StoreError> {
         let binding = shared.binding()?;
         let size = binding.segment_size.bytes();
-        if is_frozen(&shared.partial, segment.timeline())? {
-            return Ok(None);
-        }
         let _guard = shared.names.lock(WalFileName::Partial(segment));
         let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
             return Ok(None);
         };
+        if is_frozen(&shared.partial, segment.timeline())? {
+            return Ok(None);
+        }
         let prefix = match shared.partials.of(segment).checked {
             Some(checked) => Prefix::remembered(checked, size),
             None => Prefix::read(&file, segment, &binding)?,

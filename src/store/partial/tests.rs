@@ -340,6 +340,42 @@ fn a_segment_is_finished_in_place_with_what_is_missing_of_it() {
 }
 
 #[test]
+fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed_it() {
+    let (wal, whole) = (Wal::of(&[100, 200], 7), Wal::finished(&[100, 200], 7));
+    // The switch is a record of 24 bytes, and all that the server has to say of this segment.
+    let shipped_bytes = wal.ends[1].next_multiple_of(8) + 24;
+    let shipped = &whole.bytes[..usize::try_from(shipped_bytes).unwrap()];
+    for rotten in [false, true] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let mut stream = begin(&archive);
+        open_with(&mut stream, shipped).unwrap();
+        stream
+            .append(0, Lsn(3 * SIZE + shipped_bytes), shipped)
+            .unwrap();
+        stream.sync().unwrap();
+        let held = archive.held_prefix(whole.name, Verify::Records).unwrap();
+        assert_eq!(held.unwrap().prefix(), (SIZE, whole.crc32()));
+        let path = places.completed_wals.join(whole.name.to_string());
+        if rotten {
+            let mut found = on_disk(&places);
+            found[50] ^= 1;
+            std::fs::write(places.partial_wals.join(name(3).to_string()), found).unwrap();
+            let refused = finish(&archive, &whole).unwrap_err();
+            assert!(matches!(refused, StoreError::Mismatch { .. }), "{refused}");
+            assert!(!path.exists());
+        }
+        // The attempt after a refusal reads what is there, and takes the whole file.
+        assert!(matches!(
+            finish(&archive, &whole).unwrap(),
+            Sealed::Stored(_)
+        ));
+        assert!(std::fs::read(path).unwrap() == whole.bytes);
+    }
+}
+
+#[test]
 fn a_push_that_breaks_off_leaves_nothing_behind_what_was_acknowledged() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
