@@ -16,12 +16,14 @@
 //! does not accept. What was recovered is read from the history file that the promotion writes and
 //! from the WAL itself; the server has forgotten the time of the last commit by then.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
@@ -61,24 +63,31 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         ));
     }
     let control = ControlFiles::of(config);
-    let frozen = standby.freeze(partials.as_ref(), force)?;
+    let alone = standby.alone()?;
+    // A promotion that was asked for before goes on, whatever becomes of this call.
+    let under_way = control.stop_for(Some(&standby.server))?.is_some();
+    let frozen = standby.freeze(partials.as_ref(), force, under_way)?;
     let asked = control
         .stop(&standby.server, force)
         .and_then(|()| control.resume())
         .and_then(|_| standby.promote());
     if let Err(error) = asked {
-        control.unstop()?;
-        thaw(partials.as_ref());
+        if !under_way {
+            control.unstop()?;
+            thaw(partials.as_ref());
+        }
         return Err(error);
     }
+    drop(alone);
     if !wait {
         tracing::info!("the server in {data} was told to open once it has replayed everything");
         return Ok(());
     }
-    let opened = standby.wait_until_open();
-    // In every case: what is not being booted any more must not be treated so.
+    // If looking fails the server goes on replaying under its STOP, which speaks to no other.
+    let opened = standby.wait_until_open()?;
+    // What is not being booted any more must not be treated so.
     control.unstop()?;
-    if let Outcome::Ended = opened? {
+    if let Outcome::Ended = opened {
         // Without the signal its next start would open it.
         if standby.data.path().join(STANDBY_SIGNAL).exists() {
             thaw(partials.as_ref());
@@ -194,14 +203,33 @@ impl Standby {
         ))
     }
 
+    /// Keeps another boot of this server from freezing and promoting meanwhile.
+    fn alone(&self) -> Result<File> {
+        let data = self.data.path();
+        let file = File::open(data).at(Kind::Retry, "open", data)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
+                "another boot of the server in {} is going on",
+                data.display()
+            ))),
+            Err(error) => Err(io::Error::from(error)).at(Kind::Retry, "lock", data),
+        }
+    }
+
     /// Says where the segments in progress end.
-    fn freeze(&self, partials: Option<&Partials>, force: bool) -> Result<Option<Lsn>> {
+    fn freeze(
+        &self,
+        partials: Option<&Partials>,
+        force: bool,
+        under_way: bool,
+    ) -> Result<Option<Lsn>> {
         let (timeline, _) = self.replayed();
         let Some(partials) = partials else {
             return Ok(None);
         };
         let frozen = partials.freeze(&self.archive, timeline, &self.server);
-        if frozen.is_err() && !force {
+        if frozen.is_err() && !force && !under_way {
             thaw(Some(partials));
         }
         or_forced(force, frozen).map(Option::flatten)

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use self::file::{PartialFile, scanner_at, start_of};
+use self::file::{End, PartialFile, scanner_at, start_of};
 use super::archive::{Archive, Shared, finished_names};
 use super::binding::Binding;
 use super::durable::{DurableRecords, Existing};
@@ -266,6 +266,7 @@ impl PartialStream {
             _ => scanner_at(segment, start, &binding),
         };
         if let Some((opened, at)) = self.open_finished(open, &first_scanner)? {
+            freeze::refuse(&self.shared.partial, self.timeline)?;
             self.open = Some(opened);
             return Ok(at);
         }
@@ -276,19 +277,7 @@ impl PartialStream {
             Some(file) => file,
             None => PartialFile::create(&shared.partial, segment, size)?,
         };
-        // What is read next may be in memory only; it is about to be called durable.
-        shared
-            .partial
-            .sync_content(file.handle(), &segment.to_string())?;
-        shared.partial.sync()?;
-        let end = file.find_end(&binding, first_scanner.clone())?;
-        if !file.is_clear_behind(end.held_bytes)? {
-            tracing::info!(
-                "{segment}: what is behind its last record, which ends at {}, is cleared",
-                end.lsn
-            );
-            file.clear_behind(end.held_bytes)?;
-        }
+        let end = self.settled_end(&file, segment, first_scanner.clone())?;
         let common_bytes = end.held_bytes.min(open.bytes);
         let common_crc32 = file.crc32(common_bytes)?;
         let crc = crc32fast::Hasher::new_with_initial_len(common_crc32, common_bytes);
@@ -307,6 +296,8 @@ impl PartialStream {
             folder_synced: true,
         };
         (shared.partials).change(segment, |extent| *extent = opened.extent());
+        // A push may have written behind what was frozen while this one waited for the name.
+        freeze::refuse(&shared.partial, self.timeline)?;
         self.open = Some(opened);
         self.carry();
         Ok(At {
@@ -314,6 +305,29 @@ impl PartialStream {
             common_bytes,
             common_crc32,
         })
+    }
+
+    /// Where the records of a segment end, with all of them durable and zeros behind them.
+    fn settled_end(
+        &self,
+        file: &PartialFile,
+        segment: SegmentName,
+        scanner: Scanner,
+    ) -> Result<End, StoreError> {
+        let (folder, name) = (&self.shared.partial, segment.to_string());
+        // What is read next may be in memory only; it is about to be called durable.
+        folder.sync_content(file.handle(), &name)?;
+        folder.sync()?;
+        let end = file.find_end(&self.binding, scanner)?;
+        if !file.is_clear_behind(end.held_bytes)? {
+            tracing::info!(
+                "{segment}: what is behind its last record, which ends at {}, is cleared",
+                end.lsn
+            );
+            file.clear_behind(end.held_bytes)?;
+            folder.sync_content(file.handle(), &name)?;
+        }
+        Ok(end)
     }
 
     /// A segment that was archived already is compared, so that a master from another past is

@@ -205,7 +205,7 @@ impl Finishing {
         let guard = shared.names.lock(name);
         let _partial = shared.names.lock(WalFileName::Partial(self.segment));
         shared.monitor.check()?;
-        let shipped = self.prefix.remembered && self.prefix.bytes == len;
+        let shipped = self.is_shipped(len, crc32)?;
         if self.file.is_in_place()? {
             self.check(len, crc32, shipped)?;
         }
@@ -238,6 +238,20 @@ impl Finishing {
             }
         }
         Err(StoreError::GivenUp { name })
+    }
+
+    /// Whether all of it was shipped, checked and synced, and nothing has changed it since.
+    fn is_shipped(&self, len: u64, crc32: u32) -> Result<bool, StoreError> {
+        let size = self.shared.binding()?.segment_size.bytes();
+        let extent = self.shared.partials.of(self.segment);
+        let known = extent
+            .checked
+            .map(|checked| Prefix::remembered(checked, size));
+        let is_this = |prefix: &Prefix| (prefix.bytes, prefix.crc32) == (len, crc32);
+        Ok(self.prefix.remembered
+            && is_this(&self.prefix)
+            && !extent.disturbed
+            && known.as_ref().is_some_and(is_this))
     }
 
     /// The whole file, from its first byte: it was written by two connections. If all of it was

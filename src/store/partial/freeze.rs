@@ -151,8 +151,8 @@ impl PartialWals {
     }
 
     /// Freezes this timeline and the older ones for a server, and copies what it is to replay:
-    /// the partial segments for which `wanted` holds. Done again for the same server it changes
-    /// nothing.
+    /// the partial segments for which `wanted` holds. Done again for the same server it only takes
+    /// those off the list that are wanted no longer: what was finished since goes further.
     pub fn freeze(
         &self,
         timeline: TimelineId,
@@ -160,10 +160,23 @@ impl PartialWals {
         mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
     ) -> Result<Freeze, StoreError> {
         // One that cannot be read stops the stream as well, and is replaced.
-        if let Ok(Some(frozen)) = self.frozen()
+        if let Ok(Some(mut frozen)) = self.frozen()
             && (frozen.timeline, frozen.server.as_str()) == (timeline, server)
-            && frozen.segments.is_some()
+            && let Some(segments) = frozen.segments.take()
         {
+            let before = segments.len();
+            let mut kept = Vec::new();
+            for copy in segments {
+                if wanted(copy.segment)? {
+                    kept.push(copy);
+                }
+            }
+            let changed = kept.len() != before;
+            frozen.segments = Some(kept);
+            if changed {
+                // At once and not by way of an empty list: a promotion may be under way.
+                frozen.write(&self.folder)?;
+            }
             return Ok(frozen);
         }
         let mut freeze = Freeze {

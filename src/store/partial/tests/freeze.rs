@@ -156,6 +156,26 @@ fn fault_79_83_what_is_frozen_is_never_finished_in_place() {
 }
 
 #[test]
+fn fault_76_a_boot_that_is_asked_for_again_replays_what_was_finished_since() {
+    let wal = Wal::of(&[100, 200, 300], 1);
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &[]).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+    let partials = booting(&places);
+    assert_eq!(freeze(&partials).segments.unwrap().len(), 1);
+    assert_stored(&archive, &Wal::finished(&[100, 200, 300], 1));
+    let again = partials.freeze(timeline(1), "41 1700", |_| Ok(false));
+    assert_eq!(again.unwrap().segments, Some(Vec::new()));
+    assert_eq!(
+        partials.frozen().unwrap().unwrap().segments,
+        Some(Vec::new())
+    );
+}
+
+#[test]
 fn a_server_that_has_more_by_itself_is_told_from_one_that_has_less_or_other() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
