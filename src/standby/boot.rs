@@ -6,7 +6,9 @@
 //! look for gaps            nothing was touched
 //! freeze the stream        the master is refused, what was acknowledged is copied (see `frozen`)
 //! write STOP               xrestore serves the copies, to this server
-//! remove PAUSE, promote
+//! remove PAUSE
+//! wait                     the server may have heard of before STOP that a segment is absent (see `answers`)
+//! promote
 //! wait                     a server that ends while it is closed still replays: the stream goes on
 //! remove STOP and the copies    the freeze stays: this master is one of the past
 //! ```
@@ -33,6 +35,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::standby::answers::Answers;
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::last_commit::Replayed;
@@ -49,6 +52,9 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// How often a long replay is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a server that is about to ask is looked at.
+const ASKED_TICK: Duration = Duration::from_millis(10);
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
@@ -70,7 +76,8 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let asked = control
         .stop(&standby.server, force)
         .and_then(|()| control.resume())
-        .and_then(|_| standby.promote());
+        .and_then(|_| standby.wait_until_it_asks());
+    let asked = asked.and_then(|()| standby.promote());
     if let Err(error) = asked {
         if !under_way {
             control.unstop()?;
@@ -94,10 +101,28 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         }
         return Err(ended());
     }
-    if let Some(partials) = &partials {
-        partials.remove_copies();
+    let (report, end) = standby.report()?;
+    output::print(&report)?;
+    match frozen.filter(|frozen| *frozen > end) {
+        Some(frozen) if !force => Err(too_early(end, frozen)),
+        missed => {
+            if let Some(frozen) = missed {
+                tracing::warn!("{}", too_early(end, frozen));
+            }
+            if let Some(partials) = &partials {
+                partials.remove_copies();
+            }
+            Ok(())
+        }
     }
-    output::print(&standby.report(frozen)?)
+}
+
+/// Nothing else tells that records are missing, and a client that writes here buries them.
+fn too_early(end: Lsn, frozen: Lsn) -> CommandError {
+    CommandError::retry(format!(
+        "recovery ended at {end}, although records up to {frozen} were shipped"
+    ))
+    .hint("partial_wals still has them: let nobody write here; restore and boot once more")
 }
 
 /// Whether a server that was told to open did.
@@ -235,6 +260,19 @@ impl Standby {
         or_forced(force, frozen).map(Option::flatten)
     }
 
+    /// Waits until the server can no longer act on what it was told before STOP was there.
+    fn wait_until_it_asks(&self) -> Result<()> {
+        let answers = Answers::of(self.data.path());
+        while answers.count() {
+            let running = self.data.running()?;
+            if running.is_none_or(|server| server.pid != self.server.pid) {
+                break;
+            }
+            std::thread::sleep(ASKED_TICK);
+        }
+        Ok(())
+    }
+
     fn promote(&self) -> Result<()> {
         let path = self.data.path().join(PROMOTE_FILE);
         match files::create_new(&path, b"", 0o600) {
@@ -280,8 +318,8 @@ impl Standby {
         }
     }
 
-    /// What the promotion brought back.
-    fn report(&self, frozen: Option<Lsn>) -> Result<String> {
+    /// What the promotion brought back, and up to where.
+    fn report(&self) -> Result<(String, Lsn)> {
         let history = self.newest_history()?;
         let ended = history
             .ancestors()
@@ -301,13 +339,11 @@ impl Standby {
             Ok(None) => "its last segments hold no commit".to_owned(),
             Err(error) => format!("the time of the last commit is unknown: {error}"),
         };
-        if let Some(frozen) = frozen.filter(|frozen| *frozen > end) {
-            tracing::warn!("recovery ended at {end}, although records up to {frozen} were shipped");
-        }
-        Ok(format!(
+        let report = format!(
             "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
             history.timeline()
-        ))
+        );
+        Ok((report, end))
     }
 
     /// A promotion begins the highest timeline there is (`findNewestTimeLine`).

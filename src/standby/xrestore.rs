@@ -17,13 +17,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::{OnCorrupt, StandbyConfig};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::HandedOver;
 use crate::options::Options;
 use crate::output;
+use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
 use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
@@ -51,6 +52,8 @@ pub fn run(
         config,
         archive,
         control: ControlFiles::of(config),
+        // PostgreSQL's working directory, and so ours, is its data directory.
+        answers: Answers::of(Path::new(".")),
         asker: Asker::of_this_process(),
         name,
         path,
@@ -66,6 +69,7 @@ struct Restore<'a> {
     config: &'a StandbyConfig,
     archive: Reader,
     control: ControlFiles,
+    answers: Answers,
     asker: Asker,
     name: WalFileName,
     path: &'a Path,
@@ -102,6 +106,7 @@ impl Restore<'_> {
             alarmed: None,
             paused: false,
         };
+        self.note(Answers::asked);
         loop {
             let stop = self.control.stop_for(self.asker.server())?;
             let look = match self.is_held(stop)? {
@@ -109,12 +114,16 @@ impl Restore<'_> {
                 false => self.look(stop)?,
             };
             match look {
-                Look::Served => return Ok(()),
+                Look::Served => {
+                    self.note(|answers, _| answers.served());
+                    return Ok(());
+                }
                 Look::Held => self.wait_out_pause(&mut patience)?,
                 Look::Absent | Look::Gap(_) if self.may_still_come(stop, &patience) => {
                     let left = patience.deadline.duration_since(Instant::now());
                     self.wait(&patience, left)?;
                 }
+                Look::Absent if self.is_overtaken(stop)? => {}
                 Look::Absent => return Err(absent(self.name)),
                 Look::Gap(error) | Look::Unfit(error) => {
                     self.unfit(stop, error, &mut patience)?;
@@ -126,6 +135,26 @@ impl Restore<'_> {
     /// History files are served and missed at once: PostgreSQL asks for many that do not exist.
     fn is_history(&self) -> bool {
         matches!(self.name, WalFileName::History(_))
+    }
+
+    /// Tells a boot what our PostgreSQL was told about a segment.
+    fn note(&self, note: impl FnOnce(&Answers, SegmentName)) {
+        if let (WalFileName::Segment(segment), Some(_)) = (self.name, self.asker.server()) {
+            note(&self.answers, segment);
+        }
+    }
+
+    /// Whether a boot began since we looked, so that what is absent may be there now.
+    fn is_overtaken(&self, stop: Option<Stop>) -> Result<bool> {
+        if stop.is_some() {
+            return Ok(false);
+        }
+        self.note(Answers::absent);
+        let overtaken = self.control.stop_for(self.asker.server())?.is_some();
+        if overtaken {
+            self.note(Answers::asked);
+        }
+        Ok(overtaken)
     }
 
     fn is_held(&self, stop: Option<Stop>) -> Result<bool> {

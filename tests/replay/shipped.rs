@@ -10,6 +10,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::*;
 use crate::partial::daemon::Syncdaemon;
+use crate::support::strace::Strace;
 
 /// A master that archives and ships, and its standby.
 fn shipping(hot: bool) -> (Site, Cluster) {
@@ -117,6 +118,79 @@ fn xrestored(site: &Site, standby: &Cluster, name: &str) -> Vec<u8> {
     command.arg(&path).current_dir(standby.data());
     run(&mut command).unwrap();
     fs::read(path).unwrap()
+}
+
+/// Makes a standby's `restore_command` go through `$1`, a shell script with the command behind it.
+fn restore_through(site: &Site, standby: &Cluster, script: &str) {
+    let path = site.home().write("through.sh", script);
+    let command = restore_command(site);
+    standby.psql(&format!(
+        "ALTER SYSTEM SET restore_command = 'sh {} {command}'",
+        path.display()
+    ));
+    standby.reload();
+}
+
+/// A master that died with records only shipped, and its standby, which asks for them in vain.
+fn asking_in_vain(script: &str) -> (Site, Cluster) {
+    let (mut site, standby) = shipping(true);
+    restore_through(&site, &standby, script);
+    site.cluster().psql("CREATE TABLE t (n int)");
+    let last = finish(&site);
+    wait_until_restored(&standby, &last);
+    site.cluster().psql("INSERT INTO t VALUES (1)");
+    site.master_command(&["sync"]).succeed();
+    site.cluster_mut().kill9();
+    (site, standby)
+}
+
+/// Boots while the script waits, and lets it go on half a second after STOP was written.
+fn boot_while_it_waits(site: &Site, standby: &Cluster) {
+    let (hold, held) = (site.home().join("hold"), site.home().join("held"));
+    fs::write(&hold, "").unwrap();
+    wait_for("an answer that is late", PATIENCE, || {
+        held.exists().then_some(())
+    });
+    std::thread::scope(|scope| {
+        let boot = scope.spawn(|| site.standby_command(&["boot"]));
+        wait_for("STOP", PATIENCE, || site.holds("STOP").then_some(()));
+        std::thread::sleep(Duration::from_millis(500));
+        fs::remove_file(&hold).unwrap();
+        boot.join().unwrap().succeed();
+    });
+    assert_eq!(count(standby), 1);
+}
+
+#[test]
+fn fault_76_what_was_said_before_the_boot_does_not_end_recovery_after_it() {
+    skip_unless!(Cluster::available(15));
+    // `xrestore` has ended, and PostgreSQL does not know yet.
+    let (site, standby) = asking_in_vain(
+        "home=${0%/*}; \"$@\"; code=$?\n\
+         case $4 in *.history) exit $code;; esac\n\
+         if [ $code = 1 ] && [ -e $home/hold ]; then\n\
+         touch $home/held; while [ -e $home/hold ]; do sleep 0.05; done; fi\n\
+         exit $code\n",
+    );
+    boot_while_it_waits(&site, &standby);
+}
+
+#[test]
+fn fault_76_an_answer_that_the_boot_overtakes_is_looked_up_again() {
+    skip_unless!(Cluster::available(15));
+    skip_unless!(Strace::available());
+    // `xrestore` has looked, and not said so yet: the boot sees nothing of it.
+    let (site, standby) = asking_in_vain(
+        "home=${0%/*}\n\
+         case $4 in *.history) exec \"$@\";; esac\n\
+         [ -e $home/hold ] || exec \"$@\"\n\
+         (sleep 1; touch $home/held) &\n\
+         walmgr=$1; name=$4; shift\n\
+         exec strace -f -qq -o /dev/null -P ./pg_stat_tmp/walmgr.absent.$name \
+         -e trace=openat -e inject=openat:delay_enter=4000000 \
+         $walmgr --set restore_wait=1ms \"$@\"\n",
+    );
+    boot_while_it_waits(&site, &standby);
 }
 
 #[test]
