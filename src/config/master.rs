@@ -60,7 +60,8 @@ pub struct MasterConfig {
     pub slave_fingerprint: Option<String>,
     /// Whether the file asks for a hot standby's WAL.
     pub hot_standby: bool,
-    /// Time from the beginning of one pass of `syncdaemon` to that of the next.
+    /// Time from the beginning of one pass of `syncdaemon` to that of the next, and between two
+    /// that written WAL called for.
     pub loop_delay: Duration,
     /// Whether the end of WAL is asked of the database.
     pub use_xlog_functions: bool,

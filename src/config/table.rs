@@ -77,7 +77,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added().not_yet(),
 
     // The master's commands.
-    key("loop_delay", Master, time(DAY), "10.0", "Time from the beginning of one pass of syncdaemon to that of the next.")
+    key("loop_delay", Master, time(DAY), "10.0", "Time from the beginning of one pass of syncdaemon to that of the next, if no written WAL calls for one before, as it does once in that time.")
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
         .defaults(),

@@ -7,6 +7,7 @@ pub mod archiving;
 pub mod ask;
 pub mod backup;
 pub mod cluster;
+mod early;
 pub mod fetch;
 pub mod init;
 mod lag;

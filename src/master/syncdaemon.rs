@@ -1,12 +1,15 @@
-//! `syncdaemon`: the partial flow for ever, one pass every `loop_delay`.
+//! `syncdaemon`: the partial flow for ever, one pass every `loop_delay`, and one when WAL is written.
 //! Never gives up because something is down; it ends when it is told to, or when its server is a
 //! standby. Invariant: one line in the log for each change of state, none for a pass.
 
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::names::Lsn;
+
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
+use crate::master::early::Early;
 use crate::master::partial::Shipper;
 use crate::master::position::{Look, Looker};
 use crate::options::Options;
@@ -62,8 +65,11 @@ async fn serve(
     readiness.ready(&notices)?;
     let mut ticker = Ticker::new(config);
     let mut pulse = Pulse::start();
+    let mut early = ticker.early();
     loop {
         let mut reload_asked = false;
+        early.pass_begins();
+        let (begun, had) = (Instant::now(), ticker.durable());
         let next = {
             let mut tick = std::pin::pin!(ticker.tick());
             loop {
@@ -80,6 +86,8 @@ async fn serve(
         let Some(next) = next else {
             return ended();
         };
+        let durable = ticker.durable();
+        early.pass_ended(begun, ticker.config.loop_delay, durable != had);
         // Once at least: however long a pass takes, what the receiver says meanwhile is heard.
         while !reload_asked {
             tokio::select! {
@@ -88,6 +96,7 @@ async fn serve(
                     Notice::Drain => return ended(),
                     Notice::Reload => reload_asked = true,
                 },
+                () = early.is_due(), if durable.is_some() => break,
                 () = pulse.beat() => {}
             }
             if Instant::now() >= next {
@@ -96,6 +105,7 @@ async fn serve(
         }
         if reload_asked {
             ticker.reload(options);
+            early = ticker.early();
         }
     }
 }
@@ -126,6 +136,15 @@ impl Ticker {
             state: String::new(),
             failures: 0,
         }
+    }
+
+    fn early(&self) -> Early {
+        Early::watch(&self.config.master_data.join("pg_wal"))
+    }
+
+    /// Up to where the standby has all; `None` while there is no connection.
+    fn durable(&self) -> Option<Lsn> {
+        self.shipper.as_ref().map(Shipper::durable)
     }
 
     /// One pass. Returns when the next one is due, or `None` when there is nothing to do any more.

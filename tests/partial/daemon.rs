@@ -130,6 +130,19 @@ fn fault_45_an_archiver_that_hangs_over_five_switches_leaves_no_gap() {
 }
 
 #[test]
+fn written_wal_is_shipped_long_before_the_next_pass_is_due() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site_of(Cluster::builder().start(), true);
+    site.master_set("loop_delay", "1h");
+    site.cluster().psql("CREATE TABLE t (n int)");
+    let begin = flushed(&site);
+    let daemon = Syncdaemon::start(&site);
+    daemon.wait_for_log("is shipped to");
+    site.cluster().psql("INSERT INTO t VALUES (1)");
+    wait_until_shipped(&site, begin);
+}
+
+#[test]
 fn fault_53_a_second_writer_is_refused_while_the_first_one_lives() {
     skip_unless!(Cluster::available(15));
     let mut site = site_of(Cluster::builder().start(), true);

@@ -1,0 +1,170 @@
+//! When a pass of the syncdaemon may begin before it is due: PostgreSQL has written WAL.
+//! Never more often than once every `loop_delay`, however much is written, and never instead of
+//! the pass that is due: a file system that tells nothing costs only the delay.
+//! Invariant: what a pass has already looked at brings about no further one.
+//!
+//! The kernel tells of a write, not of the flush behind it, so the first look comes a moment
+//! later. Where it finds nothing flushed the disk is slow, and it is repeated after twice the time.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::net::unix::pipe::Receiver;
+
+/// How long a fast disk takes to flush what was just written.
+const FLUSH_FIRST: Duration = Duration::from_millis(2);
+
+/// The passes that begin early.
+#[derive(Debug)]
+pub struct Early {
+    writes: Option<Receiver>,
+    not_before: Instant,
+    /// What the next early look waits for the flush, if one comes without a further write.
+    again: Option<Duration>,
+    waited: Option<Duration>,
+}
+
+impl Early {
+    /// Watches the folder with the segments.
+    pub fn watch(pg_wal: &Path) -> Early {
+        let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+        let writes = inotify::init(flags)
+            .and_then(|writes| {
+                inotify::add_watch(&writes, pg_wal, WatchFlags::MODIFY).map(|_| writes)
+            })
+            .map_err(io::Error::from)
+            // It is read like a pipe, and Tokio has no safe way that knows it by name.
+            .and_then(Receiver::from_owned_fd_unchecked);
+        if let Err(error) = &writes {
+            tracing::debug!("watch {}: {error}", pg_wal.display());
+        }
+        Early {
+            writes: writes.ok(),
+            not_before: Instant::now(),
+            again: None,
+            waited: None,
+        }
+    }
+
+    /// A pass begins; it sees whatever was written by now.
+    pub fn pass_begins(&mut self) {
+        if let Some(writes) = &self.writes {
+            forget(writes);
+        }
+    }
+
+    /// The pass that began then is over.
+    pub fn pass_ended(&mut self, begun: Instant, loop_delay: Duration, shipped: bool) {
+        let waited = self.waited.take();
+        self.again = match waited {
+            Some(waited) if !shipped => Some(waited * 2).filter(|again| *again < loop_delay),
+            _ => None,
+        };
+        if waited.is_some() {
+            self.not_before = begun + loop_delay;
+        }
+    }
+
+    /// Returns when a pass should begin, if one should. Nothing is lost when it is dropped: the
+    /// next pass that is due finds the same.
+    pub async fn is_due(&mut self) {
+        let Some(writes) = &self.writes else {
+            return std::future::pending().await;
+        };
+        let wait = match self.again {
+            Some(again) => again,
+            None => {
+                tokio::time::sleep_until(self.not_before.into()).await;
+                written(writes).await;
+                FLUSH_FIRST
+            }
+        };
+        tokio::time::sleep(wait).await;
+        self.waited = Some(wait);
+    }
+}
+
+/// Enough for many writes; those to the same segment are told once.
+const EVENTS_BYTES: usize = 4 << 10;
+
+/// Takes what the kernel has told so far.
+fn forget(writes: &Receiver) {
+    let mut events = [0_u8; EVENTS_BYTES];
+    while matches!(rustix::io::read(writes, &mut events), Ok(1..)) {}
+}
+
+/// Returns when the kernel tells of a write.
+async fn written(writes: &Receiver) {
+    let mut events = [0_u8; EVENTS_BYTES];
+    loop {
+        let told = match writes.readable().await {
+            Ok(()) => writes.try_read(&mut events),
+            Err(error) => Err(error),
+        };
+        match told {
+            Ok(1..) => return,
+            // It was forgotten before anybody could look.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOP_DELAY: Duration = Duration::from_millis(50);
+
+    async fn comes(early: &mut Early, within: Duration) -> bool {
+        tokio::time::timeout(within, early.is_due()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_write_brings_one_pass_and_not_more_often_than_asked() {
+        let pg_wal = tempfile::tempdir().unwrap();
+        let write = || std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
+        let mut early = Early::watch(pg_wal.path());
+        let long = Duration::from_secs(5);
+        assert!(!comes(&mut early, LOOP_DELAY).await, "nothing was written");
+        write();
+        assert!(comes(&mut early, long).await);
+        // Written before the pass, and so seen by it.
+        write();
+        let begun = Instant::now();
+        early.pass_begins();
+        early.pass_ended(begun, LOOP_DELAY, true);
+        assert!(!comes(&mut early, LOOP_DELAY * 2).await);
+        write();
+        assert!(comes(&mut early, long).await);
+        let begun = Instant::now();
+        early.pass_begins();
+        early.pass_ended(begun, LOOP_DELAY, true);
+        write();
+        assert!(comes(&mut early, long).await);
+        assert!(begun.elapsed() >= LOOP_DELAY);
+    }
+
+    #[tokio::test]
+    async fn a_slow_flush_is_looked_for_again_until_the_next_pass_is_due() {
+        let pg_wal = tempfile::tempdir().unwrap();
+        let mut early = Early::watch(pg_wal.path());
+        std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
+        let mut passes = 0;
+        while comes(&mut early, Duration::from_secs(2)).await {
+            early.pass_begins();
+            early.pass_ended(Instant::now(), LOOP_DELAY, false);
+            passes += 1;
+        }
+        // After 2, 4, 8, 16 and 32 ms.
+        assert_eq!(passes, 5);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_watched_brings_none() {
+        let mut early = Early::watch(Path::new("/nowhere"));
+        assert!(!comes(&mut early, LOOP_DELAY).await);
+    }
+}
