@@ -18,6 +18,9 @@ use crate::wal::scan::{Scanner, Step};
 /// Bytes read at once: some pages, so that small segments do not cost many calls.
 const READ_BYTES: usize = 256 << 10;
 
+/// From here on a second thread is worth its start.
+const HALVES_BYTES_MIN: u64 = 4 << 20;
+
 /// An open partial segment.
 pub(super) struct PartialFile {
     folder: Arc<Folder>,
@@ -164,14 +167,33 @@ impl PartialFile {
         Ok(())
     }
 
-    /// CRC-32 of the first `bytes` bytes.
+    /// CRC-32 of the first `bytes` bytes. Two threads read a large part, one each half: a push
+    /// waits for it, and so does the `archive_command` behind that.
     pub(super) fn crc32(&self, bytes: u64) -> Result<u32, StoreError> {
+        if bytes < HALVES_BYTES_MIN {
+            return Ok(self.hash(0..bytes)?.finalize());
+        }
+        let half = bytes / 2;
+        std::thread::scope(|scope| {
+            let begun = std::thread::Builder::new().spawn_scoped(scope, || self.hash(half..bytes));
+            let mut crc = self.hash(0..half)?;
+            let second = match begun.ok().map(std::thread::ScopedJoinHandle::join) {
+                Some(Ok(second)) => second?,
+                // No thread was to be had.
+                _ => self.hash(half..bytes)?,
+            };
+            crc.combine(&second);
+            Ok(crc.finalize())
+        })
+    }
+
+    fn hash(&self, range: Range<u64>) -> Result<crc32fast::Hasher, StoreError> {
         let mut crc = crc32fast::Hasher::new();
-        self.read(0..bytes, |piece| {
+        self.read(range, |piece| {
             crc.update(piece);
             true
         })?;
-        Ok(crc.finalize())
+        Ok(crc)
     }
 
     /// Reads records from the beginning with this scanner, which stands there.

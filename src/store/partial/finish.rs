@@ -15,7 +15,7 @@ use crate::store::durable::{Durable, Existing, Linked, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::incoming::Sealed;
-use crate::wal::segment::Verify;
+use crate::wal::segment::{SegmentFault, Verify};
 
 /// How often the final name may turn out taken by a file that is then set aside or vanishes.
 const FINISH_ATTEMPTS_MAX: u32 = 3;
@@ -259,17 +259,11 @@ impl Finishing {
     /// the records that were checked then.
     fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<(), StoreError> {
         let name = WalFileName::Segment(self.segment);
-        let binding = self.shared.binding()?;
-        let verify = if shipped { Verify::Off } else { self.verify };
-        let mut check = StoredCheck::new(name, &binding.expected(), verify);
-        let mut found = crc32fast::Hasher::new();
-        let size = binding.segment_size.bytes();
-        self.file.read(0..size, |piece| {
-            found.update(piece);
-            check.update(piece);
-            true
-        })?;
-        let found = found.finalize();
+        let size = self.shared.binding()?.segment_size.bytes();
+        let (found, fault) = match shipped {
+            true => (self.file.crc32(size)?, None),
+            false => self.read_records(size)?,
+        };
         let mismatch = |what, expected, found| StoreError::Mismatch {
             name,
             what,
@@ -284,10 +278,24 @@ impl Finishing {
             (self.shared.partials).change(self.segment, |extent| extent.checked = None);
             return Err(mismatch("CRC-32", crc32.into(), found.into()));
         }
-        match check.finish() {
+        match fault {
             None => Ok(()),
             Some(fault) => Err(StoreError::of_fault(name, &fault)),
         }
+    }
+
+    /// The CRC-32 of the file, and what is wrong with its records.
+    fn read_records(&self, size: u64) -> Result<(u32, Option<SegmentFault>), StoreError> {
+        let name = WalFileName::Segment(self.segment);
+        let expected = self.shared.binding()?.expected();
+        let mut check = StoredCheck::new(name, &expected, self.verify);
+        let mut crc = crc32fast::Hasher::new();
+        self.file.read(0..size, |piece| {
+            crc.update(piece);
+            check.update(piece);
+            true
+        })?;
+        Ok((crc.finalize(), check.finish()))
     }
 
     /// For two file systems: the bytes go over on this host at least.
