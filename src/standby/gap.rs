@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::store::reader::Listing;
 use crate::store::{PartialEnd, Reader, StoreError};
@@ -24,8 +24,8 @@ pub struct Gap {
 }
 
 /// The first gap on the way of a server that stands on `timeline` and needs the WAL from `from`
-/// on; it will follow the newest timeline that came from its own. `partials` has to be older than
-/// this look at the archive, where a segment may be finished any moment.
+/// on; it will follow the newest timeline that came from its own behind `from`. `partials` has to be
+/// older than this look at the archive, where a segment may be finished any moment.
 pub fn find(
     archive: &Reader,
     partials: &[PartialEnd],
@@ -33,88 +33,64 @@ pub fn find(
     from: Lsn,
 ) -> Result<Option<Gap>, StoreError> {
     let listing = archive.listing()?;
-    let size = archive.binding().segment_size;
-    let lineage = lineage(archive, &listing, timeline)?;
-    // Each with where its records end, if that is not where it ends itself.
-    let mut segments = BTreeMap::new();
-    for name in &listing.finished {
-        if let WalFileName::Segment(segment) = name
-            && lineage.contains(&segment.timeline())
-            && let Some(number) = segment.number(size)
-        {
-            segments.insert(number, (segment.timeline(), None));
-        }
-    }
-    for partial in wanted(partials, &listing, &lineage) {
-        let timeline = partial.segment.timeline();
-        let Some(number) = partial.segment.number(size) else {
-            continue;
-        };
-        let known = segments.get(&number);
-        if known.is_none_or(|(known, _)| *known < timeline) {
-            let end = (!partial.is_whole).then_some(partial.end);
-            segments.insert(number, (timeline, end));
-        }
-    }
-    let damaged = listing.damaged.iter().filter_map(|(name, copy)| {
-        let WalFileName::Segment(segment) = name else {
-            return None;
-        };
-        let ours = lineage.contains(&segment.timeline());
-        Some((segment.number(size).filter(|_| ours)?, copy))
+    let way = Way {
+        size: archive.binding().segment_size,
+        legs: legs(archive, &listing, timeline, from)?,
+    };
+    let segments = way.segments(&listing, partials);
+    let damaged = listing.damaged.iter().filter_map(|(name, _)| match name {
+        WalFileName::Segment(segment) => way.part_of(*segment),
+        _ => None,
     });
-    let damaged: BTreeMap<u64, &String> = damaged.collect();
-    let first = from.0 / size.bytes();
+    let damaged: BTreeMap<u64, Lsn> = damaged.collect();
+    let first = from.0 / way.size.bytes();
     let last = segments.keys().chain(damaged.keys()).max().copied();
     let Some(last) = last.filter(|last| *last >= first) else {
         return Ok(None);
     };
     let ends_early = |number: &u64| match segments.get(number) {
         None => true,
-        Some((_, end)) => end.is_some() && *number < last,
+        Some((_, end)) => *number < last && *end < way.start_of(*number + 1),
     };
-    let Some(missing) = (first..=last).find(ends_early) else {
+    let Some(number) = (first..=last).find(ends_early) else {
         return Ok(None);
     };
-    // On its own timeline, or on that of the segment before it.
-    let before = segments.range(..=missing).next_back();
-    let timeline = before.map_or(timeline, |(_, (timeline, _))| *timeline);
-    let end_of = |number: u64| segments.get(&number).and_then(|(_, end)| *end);
-    let lost_from = end_of(missing).unwrap_or(Lsn(missing * size.bytes()));
+    let missing = way.name(number);
+    let there = segments.get(&number);
+    let lost_from = there.map_or(way.start_of(number), |(_, end)| *end);
+    let last_end = segments.get(&last).map(|(_, end)| *end);
+    let copies = |(name, _): &&(WalFileName, String)| *name == WalFileName::Segment(missing);
     Ok(Some(Gap {
-        missing: SegmentName::from_number(timeline, missing, size),
-        damaged_copy: damaged.get(&missing).map(|copy| (*copy).clone()),
-        is_partly_there: segments.contains_key(&missing),
+        missing,
+        damaged_copy: (listing.damaged.iter().rfind(copies)).map(|(_, copy)| copy.clone()),
+        is_partly_there: there.is_some_and(|(timeline, _)| *timeline == missing.timeline()),
         lost_from: lost_from.max(from),
-        lost_to: end_of(last).unwrap_or(Lsn((last + 1) * size.bytes())),
+        lost_to: last_end.or(damaged.get(&last).copied()).unwrap_or(from),
     }))
 }
 
 /// The timeline that a server on `timeline` ends on.
 pub fn newest_timeline(archive: &Reader, timeline: TimelineId) -> Result<TimelineId, StoreError> {
-    let lineage = lineage(archive, &archive.listing()?, timeline)?;
-    Ok(lineage.into_iter().max().unwrap_or(timeline))
+    let legs = legs(archive, &archive.listing()?, timeline, Lsn(0))?;
+    Ok(legs.first().map_or(timeline, |leg| leg.timeline))
 }
 
-/// The partial segments that replay can use: those on the way that are not finished.
-fn wanted<'a>(
-    partials: &'a [PartialEnd],
-    listing: &Listing,
-    lineage: &[TimelineId],
-) -> impl Iterator<Item = &'a PartialEnd> {
-    partials.iter().filter(|partial| {
-        let segment = partial.segment;
-        let finished = listing.finished.contains(&WalFileName::Segment(segment));
-        !finished && lineage.contains(&segment.timeline())
-    })
+/// The part of a timeline that a server replays.
+struct Leg {
+    timeline: TimelineId,
+    begin: Lsn,
+    /// Where the next one leaves it.
+    end: Lsn,
 }
 
-/// The timelines a server on `timeline` reads: those of the newest that came from it.
-fn lineage(
+/// The timelines a server on `timeline` reads: those of the newest that came from it at `from` or
+/// behind, newest first. One that left earlier is none that it could go over to.
+fn legs(
     archive: &Reader,
     listing: &Listing,
     timeline: TimelineId,
-) -> Result<Vec<TimelineId>, StoreError> {
+    from: Lsn,
+) -> Result<Vec<Leg>, StoreError> {
     for name in listing.finished.iter().rev() {
         let WalFileName::History(newest) = name else {
             continue;
@@ -125,13 +101,87 @@ fn lineage(
         let Some(history) = archive.history(*newest)? else {
             continue;
         };
-        let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-        let lineage: Vec<TimelineId> = ancestors.chain([*newest]).collect();
-        if lineage.contains(&timeline) {
-            return Ok(lineage);
+        let mut end = Lsn(u64::MAX);
+        let timelines = history.timelines().into_iter();
+        let legs = timelines.map(|(timeline, begin)| Leg {
+            timeline,
+            begin,
+            end: std::mem::replace(&mut end, begin),
+        });
+        let legs: Vec<Leg> = legs.collect();
+        let own = legs.iter().find(|leg| leg.timeline == timeline);
+        if own.is_some_and(|own| own.end >= from) {
+            return Ok(legs);
         }
     }
-    Ok(vec![timeline])
+    Ok(vec![Leg {
+        timeline,
+        begin: Lsn(0),
+        end: Lsn(u64::MAX),
+    }])
+}
+
+/// What a server reads on its way.
+struct Way {
+    size: WalSegmentSize,
+    legs: Vec<Leg>,
+}
+
+impl Way {
+    /// A segment's number, and where what the way needs of it ends; `None` if that is nothing.
+    fn part_of(&self, segment: SegmentName) -> Option<(u64, Lsn)> {
+        let number = segment.number(self.size)?;
+        let timeline = segment.timeline();
+        let leg = self.legs.iter().find(|leg| leg.timeline == timeline)?;
+        let (start, end) = (self.start_of(number), self.start_of(number + 1));
+        (end > leg.begin && start < leg.end).then_some((number, end.min(leg.end)))
+    }
+
+    /// The segment on the newest timeline that has one of this number.
+    fn name(&self, number: u64) -> SegmentName {
+        let end = self.start_of(number + 1);
+        let leg = self.legs.iter().find(|leg| leg.begin < end);
+        let timeline = leg.map_or(TimelineId::FIRST, |leg| leg.timeline);
+        SegmentName::from_number(timeline, number, self.size)
+    }
+
+    fn start_of(&self, number: u64) -> Lsn {
+        Lsn(number.saturating_mul(self.size.bytes()))
+    }
+
+    /// What there is of each number, on the newest timeline that has it, and where that ends.
+    fn segments(
+        &self,
+        listing: &Listing,
+        partials: &[PartialEnd],
+    ) -> BTreeMap<u64, (TimelineId, Lsn)> {
+        let mut segments: BTreeMap<u64, (TimelineId, Lsn)> = BTreeMap::new();
+        let mut add = |segment: SegmentName, end: Lsn| {
+            let Some((number, wanted)) = self.part_of(segment) else {
+                return;
+            };
+            let found = (segment.timeline(), end.min(wanted));
+            let known = segments.entry(number).or_insert(found);
+            // A finished one comes before its beginning.
+            if known.0 < found.0 {
+                *known = found;
+            }
+        };
+        for name in &listing.finished {
+            if let WalFileName::Segment(segment) = name {
+                add(*segment, Lsn(u64::MAX));
+            }
+        }
+        for partial in partials {
+            let end = if partial.is_whole {
+                Lsn(u64::MAX)
+            } else {
+                partial.end
+            };
+            add(partial.segment, end);
+        }
+        segments
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +198,11 @@ mod tests {
 
     /// The same beside partial segments, each with where its records end.
     fn missing_with(names: &[&str], partials: &[(&str, u64)]) -> Option<Gap> {
+        missing_from(3 * MIB + 100, names, partials)
+    }
+
+    /// The same for a server elsewhere on timeline 1.
+    fn missing_from(from: u64, names: &[&str], partials: &[(&str, u64)]) -> Option<Gap> {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         for name in names {
@@ -167,7 +222,7 @@ mod tests {
         });
         let partials: Vec<PartialEnd> = partials.collect();
         let timeline = TimelineId::new(1).unwrap();
-        find(&archive, &partials, timeline, Lsn(3 * MIB + 100)).unwrap()
+        find(&archive, &partials, timeline, Lsn(from)).unwrap()
     }
 
     #[test]
@@ -236,5 +291,61 @@ mod tests {
         assert_eq!(gap.missing.to_string(), "000000020000000000000006");
         let gap = missing_in(&[ours[0], first, history]).unwrap();
         assert_eq!(gap.missing.to_string(), ours[1]);
+    }
+
+    /// Timeline 2 leaves timeline 1 in the middle of segment 5.
+    #[test]
+    fn fault_78_what_a_timeline_has_behind_its_end_is_neither_lost_nor_in_place_of_the_next_one() {
+        let old = |number: u64| format!("{:024X}", (1_u128 << 64) + u128::from(number));
+        let new = |number: u64| format!("{:024X}", (2_u128 << 64) + u128::from(number));
+        let there = |names: &[String]| -> Vec<String> {
+            let before = [old(3), old(4), "00000002.history".to_owned()];
+            before.iter().chain(names).cloned().collect()
+        };
+        let gap = |names: &[String], partials: &[(String, u64)]| {
+            let names = there(names);
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let partials = partials.iter().map(|(name, end)| (name.as_str(), *end));
+            missing_with(&names, &partials.collect::<Vec<_>>())
+        };
+        let told = |gap: Gap| {
+            let range = (gap.lost_from.0, gap.lost_to.0);
+            (gap.missing.to_string(), gap.is_partly_there, range)
+        };
+        let switch = 5 * MIB + MIB / 2;
+        // What the old master went on to write.
+        assert_eq!(gap(&[new(5), old(7)], &[]), None);
+        assert_eq!(gap(&[new(5)], &[(old(7), 7 * MIB + 9)]), None);
+        assert_eq!(gap(&[new(5), format!("{}.damaged", old(7))], &[]), None);
+        assert_eq!(gap(&[], &[(old(5), 6 * MIB), (old(7), 7 * MIB + 9)]), None);
+        // It fills no hole in the new one either.
+        let found = gap(&[new(5), old(6), new(7)], &[]).map(told);
+        assert_eq!(found, Some((new(6), false, (6 * MIB, 8 * MIB))));
+        for partials in [&[][..], &[(old(5), 6 * MIB)]] {
+            let whole = partials.is_empty().then(|| old(5));
+            let names = [Vec::from_iter(whole), vec![new(6)]].concat();
+            let found = gap(&names, partials).map(told);
+            assert_eq!(found, Some((new(5), false, (switch, 7 * MIB))));
+        }
+        let found = gap(&[new(6)], &[(old(5), 5 * MIB + 9)]).map(told);
+        assert_eq!(found, Some((new(5), false, (5 * MIB + 9, 7 * MIB))));
+        // The end of what would be lost is that of what is needed.
+        let history = "00000002.history";
+        let found = missing_with(&[&old(3), history], &[(&old(5), 5 * MIB + 700_000)]);
+        let lost = (4 * MIB, switch);
+        assert_eq!(found.map(told), Some((old(4), false, lost)));
+    }
+
+    #[test]
+    fn fault_78_a_server_that_is_past_the_switch_stays_on_its_timeline() {
+        let [sixth, eighth] = ["000000010000000000000006", "000000010000000000000008"];
+        let others = ["00000002.history", "000000020000000000000005"];
+        let names = [&others[..], &[sixth, eighth]].concat();
+        let gap = missing_from(6 * MIB + 100, &names, &[]).unwrap();
+        assert_eq!(gap.missing.to_string(), "000000010000000000000007");
+        assert_eq!((gap.lost_from, gap.lost_to), (Lsn(7 * MIB), Lsn(9 * MIB)));
+        let names = [&others[..], &["000000020000000000000009"]].concat();
+        let partial = (sixth, 6 * MIB + 500);
+        assert_eq!(missing_from(6 * MIB + 100, &names, &[partial]), None);
     }
 }

@@ -237,17 +237,9 @@ fn newest_after(archive: &Reader, timeline: TimelineId) -> Result<TimelineId> {
 /// A timeline and those it came from, each with where it begins, newest first.
 fn lineage(archive: &Reader, newest: TimelineId) -> Result<Vec<(TimelineId, Lsn)>> {
     let history = archive.history(newest).map_err(|error| failed(&error))?;
-    let history = history.ok_or_else(|| {
+    history.map(|history| history.timelines()).ok_or_else(|| {
         CommandError::retry(format!("the archive has no history of timeline {newest}"))
-    })?;
-    let mut timelines = Vec::new();
-    let mut next = newest;
-    for ancestor in history.ancestors().iter().rev() {
-        timelines.push((next, ancestor.switch_point));
-        next = ancestor.timeline;
-    }
-    timelines.push((next, Lsn(0)));
-    Ok(timelines)
+    })
 }
 
 fn failed(error: &StoreError) -> CommandError {

@@ -233,14 +233,11 @@ impl<'a> Files<'a> {
             name,
             why: fault.to_string(),
         })?;
-        let (mut timelines, mut next) = (Vec::new(), newest);
-        for ancestor in history.ancestors().iter().rev() {
-            let begins_in = ancestor.switch_point.0 / self.binding.segment_size.bytes();
-            timelines.push((next, begins_in));
-            next = ancestor.timeline;
-        }
-        timelines.push((next, 0));
-        Ok(timelines)
+        let size = self.binding.segment_size.bytes();
+        let timelines = history.timelines().into_iter();
+        Ok(timelines
+            .map(|(timeline, begin)| (timeline, begin.0 / size))
+            .collect())
     }
 }
 

@@ -72,6 +72,17 @@ impl History {
         &self.ancestors
     }
 
+    /// It and the timelines it came from, newest first, each with where it begins.
+    pub fn timelines(&self) -> Vec<(TimelineId, Lsn)> {
+        let (mut timelines, mut next) = (Vec::new(), self.timeline);
+        for ancestor in self.ancestors.iter().rev() {
+            timelines.push((next, ancestor.switch_point));
+            next = ancestor.timeline;
+        }
+        timelines.push((next, Lsn(0)));
+        timelines
+    }
+
     /// Whose WAL holds the byte at `lsn`, on the way to this timeline
     /// (`tliOfPointInHistory`).
     pub fn timeline_at(&self, lsn: Lsn) -> TimelineId {
@@ -175,6 +186,9 @@ mod tests {
             history.ancestors()[0].reason,
             "no recovery target specified"
         );
+        let begins = [(3, 0x500_0000), (2, 0x300_0158), (1, 0)];
+        let begins = begins.map(|(number, begin)| (timeline(number), Lsn(begin)));
+        assert_eq!(history.timelines(), begins);
         assert_eq!(history.timeline_at(Lsn(0x300_0157)), timeline(1));
         assert_eq!(history.timeline_at(Lsn(0x300_0158)), timeline(2));
         assert_eq!(history.timeline_at(Lsn(0x500_0000)), timeline(3));

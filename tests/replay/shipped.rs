@@ -329,6 +329,7 @@ fn fault_79_83_the_old_master_goes_on_and_its_timeline_is_kept_apart() {
             promoted.conninfo()
         ),
     ];
+    promoted.psql("INSERT INTO t VALUES (4)");
     let mut sync = site.master_walmgr(&["sync"]);
     run(sync.args(shipping)).unwrap();
     follower.start();
@@ -336,6 +337,18 @@ fn fault_79_83_the_old_master_goes_on_and_its_timeline_is_kept_apart() {
         let rows = follower.try_psql("SELECT string_agg(n::text, ',') FROM t");
         (rows.ok()? == "1,3").then_some(())
     });
+    // What the old master goes on to write has no place before or behind that.
+    let mut last = String::new();
+    for row in [5, 6] {
+        let insert = format!("INSERT INTO t VALUES ({row})");
+        site.cluster().psql(&insert);
+        last = site
+            .cluster()
+            .psql("SELECT pg_walfile_name(pg_switch_wal())");
+    }
+    wait_for(&last, PATIENCE, || site.holds(&last).then_some(()));
+    site.standby_set("slave_data", &follower.data().display().to_string());
+    site.standby_command(&["boot", "-n"]).succeed();
 }
 
 #[test]
