@@ -247,6 +247,13 @@ fn fault_78_a_gap_and_archiving_that_is_off_are_alarms() {
     assert_eq!(found["archive"]["missing_segment"], missing.as_str());
     let found = expect(&on_standby(&site, &["--json"]), 2, &["critical gap"]);
     assert_eq!(found["archive"]["missing_segment"], missing.as_str());
+    let marker = site.partial_wals().join("FROZEN");
+    std::fs::write(&marker, "timeline 1").unwrap();
+    let found = on_standby(&site, &["--json"]);
+    let expected = ["critical frozen", "critical gap"];
+    let found = expect(&found, 2, &expected);
+    assert!(found["standby"]["frozen_timeline"].is_null(), "{found}");
+    std::fs::remove_file(&marker).unwrap();
     std::fs::remove_dir_all(set_path(&site, "data.master")).unwrap();
     site.master_command(&["stop"]).succeed();
     let found = parsed(&status(&site, &["--json"]));

@@ -11,9 +11,9 @@ use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
 use crate::standby::connected;
 use crate::standby::replay::ControlFiles;
-use crate::status::{self, Facts, Here, Lag, Standby};
+use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
-use crate::store::{Disk, Places, RealDisk};
+use crate::store::{Disk, PartialWals, Places, RealDisk, StoreError};
 
 /// Prints how it stands.
 pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
@@ -40,9 +40,21 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
             server_runs: server_runs(config),
+            stream: stream(config, disk),
         }),
     };
     status::finish(&facts, thresholds, options)
+}
+
+/// Whether a boot froze the master's stream.
+fn stream(config: &StandbyConfig, disk: Arc<dyn Disk>) -> Stream {
+    let frozen = PartialWals::open(&config.partial_wals, disk).and_then(|wals| wals.frozen());
+    match frozen {
+        Ok(Some(freeze)) => Stream::Frozen(freeze.timeline),
+        // Such an archive is a finding by itself.
+        Ok(None) | Err(StoreError::NotSetUp { .. } | StoreError::NotBound) => Stream::Open,
+        Err(error) => Stream::Unknown(error.to_string()),
+    }
 }
 
 /// Whether the server runs that is to replay; `None` when there is none.

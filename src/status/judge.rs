@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::SetReach;
+use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
-use super::{Archiving, Facts, Here, Lag, Master, Standby, Syncdaemon};
+use super::{Archiving, Facts, Here, Master, Standby, Stream, Syncdaemon};
 use crate::options::Thresholds;
 
 const WARNING_LAG: Duration = Duration::from_secs(60);
@@ -95,6 +96,8 @@ codes! {
     Paused = "paused",
     /// The standby's server does not run.
     StandbyServer = "standby_server",
+    /// The stream of the newest timeline is refused.
+    Frozen = "frozen",
 }
 
 /// Something that a person should know.
@@ -134,7 +137,7 @@ pub(super) fn findings(facts: &Facts, thresholds: &Thresholds) -> Vec<Finding> {
     }
     match &facts.here {
         Here::Master(master) => judge_master(&mut found, master, facts, thresholds),
-        Here::Standby(standby) => judge_standby(&mut found, standby, facts.lag, thresholds),
+        Here::Standby(standby) => judge_standby(&mut found, standby, facts, thresholds),
     }
     if let Ok(overview) = &facts.standby {
         judge_archive(&mut found, overview, thresholds);
@@ -236,13 +239,13 @@ fn judge_seconds(
     found.add(level, Code::Lag, text);
 }
 
-fn judge_standby(found: &mut Findings, standby: &Standby, lag: Lag, thresholds: &Thresholds) {
+fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresholds: &Thresholds) {
     if !standby.receiver_runs {
         let text = "no receiver runs: start it with `walmgr STANDBY.ini receiver -d`";
         found.alarm(Code::NoReceiver, text);
     }
     // A master that writes nothing looks the same as one that is gone, so only who asks for it.
-    if let Some(seconds) = lag.seconds_at_most {
+    if let Some(seconds) = facts.lag.seconds_at_most {
         let (warning, critical) = (thresholds.warning_lag, thresholds.critical_lag);
         judge_seconds(found, seconds, warning, critical);
     }
@@ -252,6 +255,27 @@ fn judge_standby(found: &mut Findings, standby: &Standby, lag: Lag, thresholds: 
     if standby.server_runs == Some(false) {
         found.warn(Code::StandbyServer, "the standby's server does not run");
     }
+    match &standby.stream {
+        Stream::Open => {}
+        // The booted server ships by now, on a timeline that was never frozen.
+        Stream::Frozen(timeline) if newest_held(facts) > Some(*timeline) => {}
+        Stream::Frozen(timeline) => found.warn(
+            Code::Frozen,
+            format!(
+                "timeline {timeline} is frozen: the standby was booted, and records of its old master \
+                 are refused; if that one is to stay the master, `restore` the standby"
+            ),
+        ),
+        Stream::Unknown(why) => {
+            let text = format!("no records are taken, as what a boot left cannot be read: {why}");
+            found.alarm(Code::Frozen, text);
+        }
+    }
+}
+
+fn newest_held(facts: &Facts) -> Option<TimelineId> {
+    let (timeline, _) = facts.standby.as_ref().ok()?.held?;
+    Some(timeline)
 }
 
 fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresholds) {

@@ -122,6 +122,20 @@ pub struct Standby {
     pub paused: bool,
     /// Whether the server in `slave_data` runs; `None` if there is none to replay.
     pub server_runs: Option<bool>,
+    /// Whether a boot froze the master's stream.
+    pub stream: Stream,
+}
+
+/// Whether the receiver may take records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Stream {
+    /// Of every timeline.
+    #[default]
+    Open,
+    /// Not of this timeline or an older one: the standby was booted.
+    Frozen(TimelineId),
+    /// What a boot wrote cannot be read, so of none.
+    Unknown(String),
 }
 
 impl Facts {

@@ -14,7 +14,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`) |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs` |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs`, `frozen_timeline` |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
-use super::{Archiver, Archiving, Facts, Finding, Here, Master, Standby, Syncdaemon};
+use super::{Archiver, Archiving, Facts, Finding, Here, Master, Standby, Stream, Syncdaemon};
 
 /// The screen.
 pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
@@ -35,7 +35,13 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
     let mut row = |name: &str, value: String| lines.push(format!("  {name:10} {value}"));
     match &facts.here {
         Here::Master(master) => master_rows(master, &mut row),
-        Here::Standby(standby) => row("receiver", standby_text(standby)),
+        Here::Standby(standby) => {
+            row("receiver", standby_text(standby));
+            if let Stream::Frozen(timeline) = standby.stream {
+                let text = format!("timeline {timeline} is frozen: the standby was booted");
+                row("stream", text);
+            }
+        }
     }
     if let Ok(overview) = &facts.standby {
         archive_rows(overview, &mut row);
@@ -269,6 +275,10 @@ fn standby_json(standby: &Standby) -> Value {
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
         "server_runs": standby.server_runs,
+        "frozen_timeline": match standby.stream {
+            Stream::Frozen(timeline) => Some(timeline.number()),
+            Stream::Open | Stream::Unknown(_) => None,
+        },
     })
 }
 

@@ -248,6 +248,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         receiver_runs: false,
         paused: true,
         server_runs: Some(false),
+        stream: Stream::Open,
     });
     let expected = [
         "critical no_receiver",
@@ -255,6 +256,40 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "warning standby_server",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);
+}
+
+#[test]
+fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
+    let frozen = |stream: Stream| {
+        let receiver_runs = true;
+        on_standby(Standby {
+            receiver_runs,
+            stream,
+            ..Standby::default()
+        })
+    };
+    let mut facts = frozen(Stream::Frozen(TimelineId::FIRST));
+    let found = facts.findings(&Thresholds::default());
+    insta::assert_snapshot!(page::brief(&facts, &found), @r"
+    RPO at most 400.0 s: warning
+    warning: timeline 1 is frozen: the standby was booted, and records of its old master are refused; if that one is to stay the master, `restore` the standby
+    ");
+    let line = "\n  stream     timeline 1 is frozen: the standby was booted\n";
+    let told = |facts: &Facts| {
+        let parsed: serde_json::Value = serde_json::from_str(&page::json(facts, &[])).unwrap();
+        let is_shown = page::text(facts, &[]).contains(line);
+        (is_shown, parsed["standby"]["frozen_timeline"].as_u64())
+    };
+    assert_eq!(told(&facts), (true, Some(1)));
+    overview(&mut facts).held = Some((TimelineId::new(2).unwrap(), Lsn(0x600_0000)));
+    // The sets lead to the end of timeline 1 only.
+    overview(&mut facts).sets.clear();
+    assert_eq!(words(&facts, &Thresholds::default()), ["warning no_backup"]);
+    assert_eq!(told(&facts), (true, Some(1)));
+    let unknown = frozen(Stream::Unknown("it is not what boot writes".into()));
+    assert_eq!(words(&unknown, &Thresholds::default()), ["critical frozen"]);
+    assert_eq!(told(&unknown), (false, None));
+    assert_eq!(told(&frozen(Stream::Open)), (false, None));
 }
 
 #[test]

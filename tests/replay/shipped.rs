@@ -218,6 +218,13 @@ fn fault_77_a_delta_in_flight_is_refused_while_the_receiver_hangs() {
     assert_eq!(count(&standby), 0, "nothing of it was acknowledged");
     standby.psql("INSERT INTO t VALUES (3)");
     assert_eq!(standby.psql("TABLE t"), "3");
+    let status = site.standby_command(&["status", "--json"]).stdout;
+    let warned = r#""code":"frozen","level":"warning""#;
+    let shown = r#""frozen_timeline":1"#;
+    assert!(
+        status.contains(warned) && status.contains(shown),
+        "{status}"
+    );
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), Some(0));
     // The records of after the freeze are nowhere.
@@ -337,6 +344,9 @@ fn fault_79_83_the_old_master_goes_on_and_its_timeline_is_kept_apart() {
         let rows = follower.try_psql("SELECT string_agg(n::text, ',') FROM t");
         (rows.ok()? == "1,3").then_some(())
     });
+    let status = site.standby_command(&["status", "--json"]).stdout;
+    assert!(status.contains(r#""frozen_timeline":1"#), "{status}");
+    assert!(!status.contains(r#""code":"frozen""#), "{status}");
     // What the old master goes on to write has no place before or behind that.
     let mut last = String::new();
     for row in [5, 6] {
