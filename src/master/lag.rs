@@ -14,7 +14,7 @@ use walmgr_protocol::names::Lsn;
 
 use crate::master::tail::WalFiles;
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
-use crate::wal::page::{PAGE_BYTES, header_bytes};
+use crate::wal::record::read_record;
 use crate::wal::scan::Step;
 
 /// Bytes read at once.
@@ -89,19 +89,13 @@ fn written_last(files: &WalFiles, held: Lsn) -> io::Result<Oldest> {
 
 /// When the commit was made whose record is there.
 fn time_us(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
-    let (mut record, mut position) = (Vec::new(), lsn.0);
-    while record.len() < TIME_BYTES_MAX {
-        if position.is_multiple_of(PAGE_BYTES) {
-            position += header_bytes(Lsn(position), files.segment_size()) as u64;
-        }
-        let left = PAGE_BYTES - position % PAGE_BYTES;
-        let before = record.len();
-        let most = left.min((TIME_BYTES_MAX - before) as u64);
-        files.read(Lsn(position), most, &mut record)?;
-        if record.len() == before {
-            break;
-        }
-        position += (record.len() - before) as u64;
-    }
-    Ok(commit_time_us(&record))
+    let mut record = [0; TIME_BYTES_MAX];
+    let read_at = |lsn: Lsn, piece: &mut [u8]| -> io::Result<usize> {
+        let mut bytes = Vec::new();
+        files.read(lsn, piece.len() as u64, &mut bytes)?;
+        piece[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    };
+    let read_bytes = read_record(lsn, files.segment_size(), &mut record, read_at)?;
+    Ok(commit_time_us(&record[..read_bytes]))
 }

@@ -12,13 +12,11 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 use crate::store::Reader;
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::history::History;
-use crate::wal::page::header_bytes;
-use crate::wal::record::RecordInfo;
+use crate::wal::record::{RecordInfo, read_record};
 use crate::wal::scan::{Scanner, Step};
 
 /// How far back a commit is looked for.
 const SEGMENTS_MAX: u64 = 64;
-const PAGE_BYTES: u64 = 8192;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The WAL that a server has replayed: in the archive, or else in its `pg_wal`.
@@ -45,8 +43,9 @@ impl Replayed<'_> {
                 continue;
             };
             let mut record = [0; TIME_BYTES_MAX];
-            self.read_record(commit.lsn, &mut record)?;
-            return Ok(commit_time_us(&record));
+            let read_at = |lsn: Lsn, piece: &mut [u8]| self.read_at(lsn, piece);
+            let read_bytes = read_record(commit.lsn, self.size, &mut record, read_at)?;
+            return Ok(commit_time_us(&record[..read_bytes]));
         }
         Ok(None)
     }
@@ -78,27 +77,6 @@ impl Replayed<'_> {
                 }
             }
         }
-    }
-
-    /// The record's first bytes, with the headers of the pages they lie on left out.
-    fn read_record(&self, lsn: Lsn, record: &mut [u8]) -> io::Result<()> {
-        let mut position = lsn.0;
-        let mut filled = 0;
-        while filled < record.len() {
-            if position.is_multiple_of(PAGE_BYTES) {
-                position += header_bytes(Lsn(position), self.size) as u64;
-            }
-            let left = PAGE_BYTES - position % PAGE_BYTES;
-            let wanted = (record.len() - filled).min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read_bytes = self.read_at(Lsn(position), &mut record[filled..filled + wanted])?;
-            if read_bytes == 0 {
-                // The rest of the buffer lies behind the end; a short commit does not need it.
-                return Ok(());
-            }
-            filled += read_bytes;
-            position += read_bytes as u64;
-        }
-        Ok(())
     }
 
     /// Reads within one segment; 0 where there is none.
@@ -136,6 +114,7 @@ impl Replayed<'_> {
 mod tests {
     use super::*;
     use crate::store::testing::{BINDING, new_archive, real, scratch_folder};
+    use crate::wal::page::PAGE_BYTES;
     use crate::wal::record::{RM_XLOG, XLOG_NOOP};
     use crate::wal::writer::Writer;
     use walmgr_protocol::names::TimelineId;

@@ -12,11 +12,9 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
 use crate::store::{Reader, StoreError};
-use crate::wal::page::header_bytes;
-use crate::wal::record::RecordInfo;
+use crate::wal::record::{self, RecordInfo};
 use crate::wal::scan::{Scanner, Step};
 
-const PAGE_BYTES: u64 = 8192;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A route through an archive.
@@ -177,25 +175,10 @@ impl<'a> Route<'a> {
         Ok(None)
     }
 
-    /// The record's first bytes, with the headers of the pages they lie on left out.
+    /// The record's first bytes; what lies behind the end of the route stays as it is.
     pub fn read_record(&self, lsn: Lsn, record: &mut [u8]) -> io::Result<()> {
-        let mut position = lsn.0;
-        let mut filled = 0;
-        while filled < record.len() {
-            if position.is_multiple_of(PAGE_BYTES) {
-                position += header_bytes(Lsn(position), self.size) as u64;
-            }
-            let left = PAGE_BYTES - position % PAGE_BYTES;
-            let wanted = (record.len() - filled).min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read_bytes = self.read_at(Lsn(position), &mut record[filled..filled + wanted])?;
-            if read_bytes == 0 {
-                // The rest of the buffer lies behind the end; a short record does not need it.
-                return Ok(());
-            }
-            filled += read_bytes;
-            position += read_bytes as u64;
-        }
-        Ok(())
+        let read_at = |lsn: Lsn, piece: &mut [u8]| self.read_at(lsn, piece);
+        record::read_record(lsn, self.size, record, read_at).map(drop)
     }
 
     fn start_of(&self, number: u64) -> Lsn {

@@ -13,7 +13,9 @@
 //! 20  u32 xl_crc       CRC-32C of what follows the header, then of bytes 0 to 19
 //! ```
 
-use walmgr_protocol::names::Lsn;
+use walmgr_protocol::names::{Lsn, WalSegmentSize};
+
+use super::page::{PAGE_BYTES, header_bytes};
 
 /// `SizeOfXLogRecord`.
 pub const RECORD_HEADER_BYTES: usize = 24;
@@ -123,6 +125,31 @@ impl RecordHeader {
     pub const fn is_xlog(&self, info: u8) -> bool {
         self.rmid == RM_XLOG && self.info & RMGR_INFO_MASK == info
     }
+}
+
+/// Reads the first bytes of the record at `lsn`, the headers of the pages they lie on left out, and
+/// says how many there were. `read_at` may read less than it is asked for; 0 ends it.
+pub fn read_record<E>(
+    lsn: Lsn,
+    size: WalSegmentSize,
+    record: &mut [u8],
+    mut read_at: impl FnMut(Lsn, &mut [u8]) -> Result<usize, E>,
+) -> Result<usize, E> {
+    let (mut position, mut filled) = (lsn.0, 0);
+    while filled < record.len() {
+        if position.is_multiple_of(PAGE_BYTES) {
+            position += header_bytes(Lsn(position), size) as u64;
+        }
+        let left = PAGE_BYTES - position % PAGE_BYTES;
+        let wanted = (record.len() - filled).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read_bytes = read_at(Lsn(position), &mut record[filled..filled + wanted])?;
+        if read_bytes == 0 {
+            break;
+        }
+        filled += read_bytes;
+        position += read_bytes as u64;
+    }
+    Ok(filled)
 }
 
 /// A record that the scanner has seen whole.
