@@ -79,6 +79,21 @@ pub trait Disk: Tree + Send + Sync {
     /// Writes at an offset and says how much of it.
     fn write(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
+    /// Writes all of it.
+    fn write_all(&self, file: BorrowedFd<'_>, mut bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut offset = offset;
+        while !bytes.is_empty() {
+            match self.write(file, bytes, offset)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => {
+                    offset += written as u64;
+                    bytes = &bytes[written..];
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Cuts or extends a file to this length.
     fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
 

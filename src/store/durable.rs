@@ -172,21 +172,13 @@ impl Temporary {
     }
 
     /// Writes these bytes behind the ones before.
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let folder = &self.name.folder;
         self.crc32.update(bytes);
-        while !bytes.is_empty() {
-            let written = match folder
-                .disk
-                .write(self.file.as_fd(), bytes, self.written_bytes)
-            {
-                Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero)),
-                other => other,
-            }
+        (folder.disk)
+            .write_all(self.file.as_fd(), bytes, self.written_bytes)
             .map_err(|error| folder.failure("write", &self.name.name, error))?;
-            self.written_bytes += written as u64;
-            bytes = &bytes[written..];
-        }
+        self.written_bytes += bytes.len() as u64;
         let waiting_bytes = self.written_bytes - self.writeback_bytes;
         if waiting_bytes >= WRITEBACK_BYTES {
             match (folder.disk).start_writeback(

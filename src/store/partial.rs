@@ -21,6 +21,7 @@ mod tests;
 use finish::settle;
 
 pub use finish::Finishing;
+pub(super) use freeze::partial_end;
 pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals};
 
 use std::collections::HashMap;

@@ -22,10 +22,10 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::partial::partial_end;
 use super::sets::{BackupSets, SetEntry, SetError};
 use crate::pg::control;
 use crate::wal::history::History;
-use crate::wal::scan::{Scanner, Step};
 
 /// Looks at an archive and its backup sets.
 ///
@@ -162,32 +162,9 @@ impl<'a> Files<'a> {
 
     /// Where the whole records of a partial segment end.
     fn end_of_partial(&self, segment: SegmentName) -> Result<Lsn, StoreError> {
-        let (binding, name) = (self.binding, segment.to_string());
-        let start = segment.start(binding.segment_size).unwrap_or_default();
-        let Some(file) = self.partial.open_file(&name)? else {
-            // It was finished this very moment.
-            return Ok(start);
-        };
-        let mut scanner = Scanner::new(start, binding.segment_size)
-            .of_cluster(binding.system_id)
-            .of_major(binding.postgres_major)
-            .up_to_timeline(segment.timeline());
-        let mut switched = None;
-        self.partial.read_through(file.as_fd(), &name, |piece| {
-            let mut rest = piece;
-            loop {
-                match scanner.advance(&mut rest) {
-                    Step::NeedMore => return true,
-                    Step::Record(record) if record.is_switch() => {
-                        switched = Some(record.end);
-                        return false;
-                    }
-                    Step::Record(_) => {}
-                    Step::EndOfWal(_) | Step::Invalid { .. } => return false,
-                }
-            }
-        })?;
-        Ok(switched.unwrap_or_else(|| scanner.valid_end()).max(start))
+        let start = segment.start(self.binding.segment_size).unwrap_or_default();
+        let found = partial_end(self.partial, self.binding, segment)?;
+        Ok(found.map_or(start, |found| found.end.max(start)))
     }
 
     /// The way that a recovery takes along the newest timeline.

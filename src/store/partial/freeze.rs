@@ -18,7 +18,6 @@
 //! never concerned a newer timeline.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -27,7 +26,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::file::{End, Search, scanner_at, start_of};
+use super::file::{Search, scanner_at, start_of};
 use super::partial_names;
 use crate::store::binding::{Binding, Marker, Role};
 use crate::store::disk::Disk;
@@ -129,18 +128,7 @@ impl PartialWals {
     pub fn ends(&self) -> Result<Vec<PartialEnd>, StoreError> {
         let mut ends = Vec::new();
         for segment in partial_names(&self.folder)? {
-            let name = segment.to_string();
-            // One that a push has finished meanwhile is in the other folder.
-            let Some(file) = self.folder.open_file(&name)? else {
-                continue;
-            };
-            let mut search = self.search(segment);
-            self.folder
-                .read_through(file.as_fd(), &name, |piece| search.feed(piece))?;
-            let end = search.finish();
-            if end.held_bytes > 0 {
-                ends.push(self.end_of(segment, &end));
-            }
+            ends.extend(partial_end(&self.folder, &self.binding, segment)?);
         }
         Ok(ends)
     }
@@ -243,7 +231,7 @@ impl PartialWals {
     /// Compares a copy with the same segment in a server's own `pg_wal`.
     pub fn compare(&self, frozen: &FrozenSegment, own: &File) -> Result<OwnSegment, StoreError> {
         let (name, copy) = self.open_copy(frozen)?;
-        let mut search = self.search(frozen.segment);
+        let mut search = search(&self.binding, frozen.segment);
         let failed = |error| self.folder.failure("read pg_wal's", &name, error);
         let mut buffer = vec![0; 256 << 10];
         let mut offset_bytes = 0;
@@ -300,10 +288,10 @@ impl PartialWals {
         let failed =
             |op| move |error| folder.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
         let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
-        let mut search = self.search(segment);
+        let mut search = search(&self.binding, segment);
         let (mut offset, mut written) = (0, Ok(()));
         folder.read_through(file.as_fd(), &name, |piece| {
-            written = write_all(folder, &copy, piece, offset);
+            written = folder.disk.write_all(copy.as_fd(), piece, offset);
             offset += piece.len() as u64;
             search.feed(piece) && written.is_ok()
         })?;
@@ -329,37 +317,31 @@ impl PartialWals {
             crc32: crc.finalize(),
         }))
     }
-
-    fn search(&self, segment: SegmentName) -> Search<'_> {
-        let start = start_of(segment, &self.binding);
-        Search::new(
-            segment,
-            &self.binding,
-            scanner_at(segment, start, &self.binding),
-        )
-    }
-
-    fn end_of(&self, segment: SegmentName, end: &End) -> PartialEnd {
-        let size = self.binding.segment_size.bytes();
-        PartialEnd {
-            segment,
-            end: end.lsn,
-            is_whole: end.switched.is_some() || end.held_bytes >= size,
-        }
-    }
 }
 
-fn write_all(folder: &Folder, file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match folder.disk.write(file.as_fd(), bytes, at)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            written => {
-                at += written as u64;
-                bytes = &bytes[written..];
-            }
-        }
-    }
-    Ok(())
+/// Where a partial segment ends; `None` if it holds nothing, or a push has finished it meanwhile.
+pub(in crate::store) fn partial_end(
+    folder: &Folder,
+    binding: &Binding,
+    segment: SegmentName,
+) -> Result<Option<PartialEnd>, StoreError> {
+    let name = segment.to_string();
+    let Some(file) = folder.open_file(&name)? else {
+        return Ok(None);
+    };
+    let mut search = search(binding, segment);
+    folder.read_through(file.as_fd(), &name, |piece| search.feed(piece))?;
+    let end = search.finish();
+    Ok((end.held_bytes > 0).then(|| PartialEnd {
+        segment,
+        end: end.lsn,
+        is_whole: end.switched.is_some() || end.held_bytes >= binding.segment_size.bytes(),
+    }))
+}
+
+fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {
+    let scanner = scanner_at(segment, start_of(segment, binding), binding);
+    Search::new(segment, binding, scanner)
 }
 
 impl Freeze {

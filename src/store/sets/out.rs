@@ -297,17 +297,11 @@ impl Copier<'_> {
             if read_bytes == 0 {
                 break;
             }
-            let mut piece = &self.buffer[..read_bytes];
+            let piece = &self.buffer[..read_bytes];
             crc32c = crc32c::crc32c_append(crc32c, piece);
-            while !piece.is_empty() {
-                let written = match disk.write(file.as_fd(), piece, offset_bytes) {
-                    Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-                    other => other,
-                };
-                let written = written.map_err(|error| self.failure("write", path, error))?;
-                offset_bytes += written as u64;
-                piece = &piece[written..];
-            }
+            disk.write_all(file.as_fd(), piece, offset_bytes)
+                .map_err(|error| self.failure("write", path, error))?;
+            offset_bytes += read_bytes as u64;
             (self.copying.progress)(read_bytes as u64);
             if offset_bytes - writeback_bytes >= WRITEBACK_BYTES {
                 // Advice only: the sync at the end is what counts.

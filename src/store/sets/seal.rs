@@ -211,15 +211,8 @@ impl SetShared {
             let file = disk
                 .make_file(root, name.as_ref())
                 .map_err(|error| ("create", error))?;
-            let mut offset_bytes = 0;
-            while offset_bytes < content.len() {
-                let rest = &content[offset_bytes..];
-                match disk.write(file.as_fd(), rest, offset_bytes as u64) {
-                    Ok(0) => return Err(("write", io::ErrorKind::WriteZero.into())),
-                    Ok(written) => offset_bytes += written,
-                    Err(error) => return Err(("write", error)),
-                }
-            }
+            disk.write_all(file.as_fd(), content, 0)
+                .map_err(|error| ("write", error))?;
             Ok(file)
         };
         let file = write().map_err(|(op, error)| parent.failure(op, &shown, error))?;

@@ -171,20 +171,14 @@ impl StreamWriter {
             let is_hole = piece.len() == HOLE_BYTES
                 && piece == ZEROS
                 && open.arrived.len >= open.stored_bytes;
-            let taken = if is_hole {
-                piece.len()
-            } else {
-                let written = match disk.write(open.file.as_fd(), piece, open.arrived.len) {
-                    Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero)),
-                    other => other,
-                };
-                written.map_err(|error| shared.failure("write", &open.path, error))?
-            };
-            open.arrived.len += taken as u64;
+            let end = open.arrived.len + piece.len() as u64;
             if !is_hole {
-                open.stored_bytes = open.stored_bytes.max(open.arrived.len);
+                disk.write_all(open.file.as_fd(), piece, open.arrived.len)
+                    .map_err(|error| shared.failure("write", &open.path, error))?;
+                open.stored_bytes = open.stored_bytes.max(end);
             }
-            data = &data[taken..];
+            open.arrived.len = end;
+            data = &data[piece.len()..];
         }
         open.arrived.crc32c = crc32c;
         let waiting_bytes = open.stored_bytes.saturating_sub(open.writeback_bytes);
