@@ -13,6 +13,7 @@ use crate::output;
 use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::sql::{Limits, Session};
+use crate::status::Archiving;
 
 /// How long a restarted server may take to accept connections, and a reloaded one to take a value.
 const TAKES_EFFECT: Duration = Duration::from_secs(60);
@@ -64,20 +65,9 @@ pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool)
     Ok(())
 }
 
-/// What the server does with finished segments before anything is changed.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Archiving {
-    /// This ini file's `xarchive` gets them, or the server keeps them until it is given a command.
-    Ours,
-    /// They are archived nowhere and recycled.
-    Off,
-    /// This other command gets them.
-    Foreign(String),
-}
-
 /// What a server was found to do.
 pub struct Found {
-    /// With finished segments.
+    /// With finished segments, before anything is changed.
     pub archiving: Archiving,
     /// The segment it writes; those before it are finished.
     pub segment: Option<SegmentName>,
@@ -114,12 +104,12 @@ fn judge(off: bool, command: &str, ini_words: &[String]) -> Archiving {
     let lets_go = matches!(command.trim(), LETS_GO | "/usr/bin/true" | "true" | ":");
     let is_ours = |word: &String| command.contains(&format!(" {word} xarchive "));
     match command.trim() {
-        "" if !off => Archiving::Ours,
+        "" if !off => Archiving::On,
         "" => Archiving::Off,
         _ if lets_go => Archiving::Off,
         _ if !ini_words.iter().any(is_ours) => Archiving::Foreign(command.to_owned()),
         _ if off => Archiving::Off,
-        _ => Archiving::Ours,
+        _ => Archiving::On,
     }
 }
 
@@ -275,9 +265,9 @@ mod tests {
         let other = "/usr/bin/walmgr /etc/walmgr/other-master.ini xarchive %p %f";
         let foreign = |command: &str| Archiving::Foreign(command.to_owned());
         for (off, command, found) in [
-            (false, ours, Archiving::Ours),
+            (false, ours, Archiving::On),
             (true, ours, Archiving::Off),
-            (false, "", Archiving::Ours),
+            (false, "", Archiving::On),
             (true, "", Archiving::Off),
             (false, LETS_GO, Archiving::Off),
             (false, other, foreign(other)),

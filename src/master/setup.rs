@@ -8,7 +8,7 @@ use walmgr_protocol::names::{SegmentName, WalSegmentSize};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::archiving::{self, Activation, Archiving, Found};
+use crate::master::archiving::{self, Activation, Found};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::options::Options;
@@ -16,6 +16,7 @@ use crate::output;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf;
 use crate::pg::sql::{Session, Switched};
+use crate::status::Archiving;
 
 /// Pause between two looks whether the test segment has arrived.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -92,7 +93,7 @@ async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.
 fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSegmentSize) {
     let before = match &found.archiving {
-        Archiving::Ours => return,
+        Archiving::On => return,
         Archiving::Off => "archiving was off",
         Archiving::Foreign(command) => {
             tracing::warn!("the archive_command `{command}` is replaced: it gets no more segments");

@@ -11,7 +11,7 @@ use walmgr_protocol::names::{Lsn, TimelineId};
 use crate::config::MasterConfig;
 use crate::daemon;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::archiving::{self, Archiving};
+use crate::master::archiving;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::lag::{Oldest, oldest_missing, seconds_since};
@@ -20,7 +20,7 @@ use crate::master::tail::{Records, WalFiles};
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::{ArchiverStatistics, Limits, Session};
-use crate::status::{self, Archiver, Facts, Here, Lag, Master, Syncdaemon};
+use crate::status::{self, Archiver, Archiving, Facts, Here, Lag, Master, Syncdaemon};
 
 /// How long either side may take to answer: monitoring gives up on a check after a minute or less.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -102,7 +102,7 @@ async fn ask_standby(config: &MasterConfig) -> Result<Overview> {
 /// What the server says.
 struct Server {
     position: Option<Found>,
-    archiving: status::Archiving,
+    archiving: Archiving,
     archiver: Archiver,
 }
 
@@ -125,14 +125,9 @@ async fn ask_server(config: &MasterConfig) -> Result<Server> {
     };
     let archiver = archiver_of(&session.archiver_statistics().await?);
     session.close().await;
-    let archiving = match archiving::found(config).await?.archiving {
-        Archiving::Ours => status::Archiving::On,
-        Archiving::Off => status::Archiving::Off,
-        Archiving::Foreign(command) => status::Archiving::Foreign(command),
-    };
     Ok(Server {
         position: Some(position),
-        archiving,
+        archiving: archiving::found(config).await?.archiving,
         archiver,
     })
 }

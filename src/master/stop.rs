@@ -5,9 +5,10 @@
 use crate::config::MasterConfig;
 use crate::daemon::{self, Control};
 use crate::error::{CommandError, Result};
-use crate::master::archiving::{self, Activation, Archiving, LETS_GO};
+use crate::master::archiving::{self, Activation, LETS_GO};
 use crate::options::Options;
 use crate::output;
+use crate::status::Archiving;
 
 /// Deconfigures archiving.
 pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {

@@ -71,7 +71,7 @@ pub struct Master {
 /// Where finished segments go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archiving {
-    /// To walmgr, with this ini file.
+    /// To walmgr, with this ini file, or nowhere yet: the server keeps them until it has a command.
     On,
     /// Nowhere.
     Off,

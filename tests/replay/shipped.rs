@@ -10,6 +10,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::*;
 use crate::partial::daemon::Syncdaemon;
+use crate::partial::flushed;
 use crate::support::strace::Strace;
 
 /// A master that archives and ships, and its standby.
@@ -23,11 +24,6 @@ fn shipping_version(major: u8, hot: bool) -> (Site, Cluster) {
     site.master_set("loop_delay", "0.05");
     let standby = standby_of(&mut site, hot);
     (site, standby)
-}
-
-fn flushed(site: &Site) -> Lsn {
-    let lsn = site.cluster().psql("SELECT pg_current_wal_flush_lsn()");
-    lsn.parse().unwrap()
 }
 
 /// The segment that holds the byte before an LSN.
