@@ -106,7 +106,7 @@ pub const OVERVIEW_SETS_MAX: u16 = 64;
 
 const _: () = assert!(
     (OVERVIEW_SETS_MAX as usize) * (2 * (2 + STRING_BYTES_MAX) + 32)
-        + (OVERVIEW_MASTERS_MAX as usize + 5) * (2 + STRING_BYTES_MAX)
+        + (OVERVIEW_MASTERS_MAX as usize + 4) * (2 + STRING_BYTES_MAX)
         + 4 * NAME_BYTES_MAX
         + 256
         < FRAME_PAYLOAD_BYTES as usize

@@ -96,8 +96,6 @@ fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
         shipped_by: daemon.partial_writer.taken_by().unwrap_or_default(),
         masters,
         masters_count,
-        uptime_s: daemon.started.elapsed().as_secs(),
-        software: env!("CARGO_PKG_VERSION").to_owned(),
         ..found
     })))
 }

@@ -39,8 +39,6 @@ fn full() -> Overview {
         shipped_by: "alpha (192.0.2.1:4711)".into(),
         masters: vec!["alpha (192.0.2.1:4711)".into()],
         masters_count: 1,
-        uptime_s: 86_400,
-        software: "4.0.0".into(),
         completed_wals: "/srv/walshipping/logs.complete".into(),
         sets: vec![
             SetStanding {

@@ -10,7 +10,7 @@
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
 //! | 17 | overview request | client | nothing |
-//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `u64` uptime in seconds, `string` version, `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets |
+//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets |
 //!
 //! A backup set is `string` name, `bool` it can be read, and then `string` timestamp, `age`, `u32`
 //! timeline, `lsn` start, `lsn` up to where it can be recovered; or `string` why it cannot be read.
@@ -59,10 +59,6 @@ pub struct Overview {
     pub masters: Vec<String>,
     /// How many there are.
     pub masters_count: u64,
-    /// Seconds since the receiver started.
-    pub uptime_s: u64,
-    /// Its version.
-    pub software: String,
     /// Where the archive is on the receiver's host, for people.
     pub completed_wals: String,
     /// Backup sets, newest first; at most [`OVERVIEW_SETS_MAX`].
@@ -121,8 +117,6 @@ impl Overview {
             put_string(out, master);
         }
         out.put_u64_le(self.masters_count);
-        out.put_u64_le(self.uptime_s);
-        put_string(out, &self.software);
         put_string(out, &self.completed_wals);
         for set in bounded(out, &self.sets, OVERVIEW_SETS_MAX) {
             set.encode(out);
@@ -150,8 +144,6 @@ impl Overview {
                 fields.string("a master")
             })?,
             masters_count: fields.u64()?,
-            uptime_s: fields.u64()?,
-            software: fields.string("software version")?,
             completed_wals: fields.string("path of the archive")?,
             sets: list(
                 fields,
