@@ -249,11 +249,10 @@ impl Standby {
         force: bool,
         under_way: bool,
     ) -> Result<Option<Lsn>> {
-        let (timeline, _) = self.replayed();
         let Some(partials) = partials else {
             return Ok(None);
         };
-        let frozen = partials.freeze(&self.archive, timeline, &self.server);
+        let frozen = partials.freeze(&self.archive, self.replayed(), &self.server);
         if frozen.is_err() && !force && !under_way {
             thaw(Some(partials));
         }

@@ -12,10 +12,10 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
-use crate::standby::gap;
+use crate::standby::gap::Way;
 use crate::standby::replay::server_text;
 use crate::store::{
-    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals, Reader, RealDisk, StoreError,
+    FrozenSegment, OwnSegment, PartialEnd, PartialWals, Reader, RealDisk, StoreError,
 };
 
 /// The partial segments of an archive.
@@ -44,33 +44,38 @@ impl Partials {
         (self.0.ends()).map_err(|error| failed("read partial_wals", &error))
     }
 
-    /// Freezes the stream for this server, which stands on the timeline; says where it ends.
+    /// Freezes the stream for this server, which stands there; says up to where replay can go with
+    /// what was frozen.
     pub fn freeze(
         &self,
         archive: &Reader,
-        timeline: TimelineId,
+        (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
     ) -> Result<Option<Lsn>> {
-        let frozen = gap::newest_timeline(archive, timeline).and_then(|newest| {
-            self.0
-                .freeze(newest, &server_text(server), |segment: SegmentName| {
-                    let finished = archive.find(WalFileName::Segment(segment))?;
-                    Ok(segment.timeline() <= newest && finished.is_none())
-                })
+        let frozen = Way::of(archive, timeline, from).and_then(|way| {
+            let newest = way.newest_timeline().unwrap_or(timeline);
+            let wanted = |segment: SegmentName| {
+                let finished = archive.find(WalFileName::Segment(segment))?;
+                Ok(finished.is_none() && way.led_to(segment, from).is_some())
+            };
+            let freeze = self.0.freeze(newest, &server_text(server), wanted)?;
+            Ok((freeze, way))
         });
-        let Freeze {
-            timeline, segments, ..
-        } = frozen.map_err(|error| {
+        let (freeze, way) = frozen.map_err(|error| {
             failed("freeze the incoming stream", &error).hint(
                 "boot --force opens without the segments in progress, and so without what was \
                  committed last",
             )
         })?;
-        let segments = segments.unwrap_or_default();
-        let end = segments.iter().map(|segment| segment.end).max();
+        let segments = freeze.segments.unwrap_or_default();
+        let ends = segments.iter();
+        let end = ends
+            .filter_map(|copy| way.led_to(copy.segment, copy.end))
+            .max();
         let place = end.map_or_else(String::new, |end| format!(" at {end}"));
         tracing::info!(
-            "the stream of timeline {timeline} is frozen{place}; segments in progress: {}",
+            "the stream of timeline {} is frozen{place}; segments in progress: {}",
+            freeze.timeline,
             segments.len()
         );
         Ok(end)

@@ -33,10 +33,7 @@ pub fn find(
     from: Lsn,
 ) -> Result<Option<Gap>, StoreError> {
     let listing = archive.listing()?;
-    let way = Way {
-        size: archive.binding().segment_size,
-        legs: legs(archive, &listing, timeline, from)?,
-    };
+    let way = Way::along(archive, &listing, timeline, from)?;
     let segments = way.segments(&listing, partials);
     let damaged = listing.damaged.iter().filter_map(|(name, _)| match name {
         WalFileName::Segment(segment) => way.part_of(*segment),
@@ -67,12 +64,6 @@ pub fn find(
         lost_from: lost_from.max(from),
         lost_to: last_end.or(damaged.get(&last).copied()).unwrap_or(from),
     }))
-}
-
-/// The timeline that a server on `timeline` ends on.
-pub fn newest_timeline(archive: &Reader, timeline: TimelineId) -> Result<TimelineId, StoreError> {
-    let legs = legs(archive, &archive.listing()?, timeline, Lsn(0))?;
-    Ok(legs.first().map_or(timeline, |leg| leg.timeline))
 }
 
 /// The part of a timeline that a server replays.
@@ -122,12 +113,40 @@ fn legs(
 }
 
 /// What a server reads on its way.
-struct Way {
+pub struct Way {
     size: WalSegmentSize,
     legs: Vec<Leg>,
 }
 
 impl Way {
+    /// That of a server that stands on `timeline` and needs the WAL from `from` on.
+    pub fn of(archive: &Reader, timeline: TimelineId, from: Lsn) -> Result<Way, StoreError> {
+        Way::along(archive, &archive.listing()?, timeline, from)
+    }
+
+    fn along(
+        archive: &Reader,
+        listing: &Listing,
+        timeline: TimelineId,
+        from: Lsn,
+    ) -> Result<Way, StoreError> {
+        Ok(Way {
+            size: archive.binding().segment_size,
+            legs: legs(archive, listing, timeline, from)?,
+        })
+    }
+
+    /// The timeline that it ends on.
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.legs.first().map(|leg| leg.timeline)
+    }
+
+    /// How far records of this segment that end there lead; `None` if it is not read.
+    pub fn led_to(&self, segment: SegmentName, end: Lsn) -> Option<Lsn> {
+        let (_, last) = self.part_of(segment)?;
+        Some(end.min(last))
+    }
+
     /// A segment's number, and where what the way needs of it ends; `None` if that is nothing.
     fn part_of(&self, segment: SegmentName) -> Option<(u64, Lsn)> {
         let number = segment.number(self.size)?;
