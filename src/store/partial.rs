@@ -15,6 +15,7 @@
 mod file;
 mod finish;
 mod freeze;
+mod read_back;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use self::file::{End, PartialFile, scanner_at, start_of};
+use self::read_back::ReadBack;
 use super::archive::{Archive, Shared, finished_names};
 use super::binding::Binding;
 use super::durable::{DurableRecords, Existing};
@@ -47,6 +49,8 @@ pub(super) struct Extent {
     disturbed: bool,
     /// What is known of the acknowledged bytes without reading them again.
     checked: Option<Checked>,
+    /// What the whole file was when it was read back.
+    read_back: Option<ReadBack>,
 }
 
 /// Bytes from a segment's beginning that this process has found to be records, and has synced.
@@ -58,9 +62,19 @@ pub(super) struct Checked {
     switched: bool,
 }
 
+impl Checked {
+    /// Whether nothing of the segment is missing.
+    const fn is_whole(&self, size: u64) -> bool {
+        self.switched || self.bytes == size
+    }
+}
+
 /// The partial segments written to since the start.
 #[derive(Debug, Default)]
-pub(super) struct Extents(Mutex<HashMap<SegmentName, Extent>>);
+pub(super) struct Extents {
+    extents: Mutex<HashMap<SegmentName, Extent>>,
+    reading_back: read_back::Busy,
+}
 
 impl Extents {
     fn of(&self, segment: SegmentName) -> Extent {
@@ -71,13 +85,20 @@ impl Extents {
         change(self.map().entry(segment).or_default());
     }
 
+    /// The same, unless nothing is known of it any more.
+    fn change_known(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
+        if let Some(extent) = self.map().get_mut(&segment) {
+            change(extent);
+        }
+    }
+
     fn forget(&self, segment: SegmentName) {
         self.map().remove(&segment);
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<SegmentName, Extent>> {
         // Each change is one assignment, so a panic elsewhere cannot have left half of one.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -217,6 +238,7 @@ impl PartialStream {
     /// Makes everything appended durable.
     pub fn sync(&mut self) -> Result<DurableRecords, StoreError> {
         let shared = Arc::clone(&self.shared);
+        let size = self.binding.segment_size.bytes();
         let open = self.opened()?;
         let file = open.file()?;
         let synced = file
@@ -238,7 +260,11 @@ impl PartialStream {
             (shared.partials).change(open.segment, |extent| {
                 extent.held_bytes = held_bytes;
                 extent.checked = checked;
+                extent.read_back = None;
             });
+            if checked.is_some_and(|checked| checked.is_whole(size)) {
+                read_back::begin(&shared.partial, &shared.partials, open.segment, size);
+            }
         }
         self.carry();
         Ok(proof)
@@ -443,6 +469,7 @@ impl OpenSegment {
             held_bytes: self.held_bytes,
             disturbed: false,
             checked: self.checked(),
+            read_back: None,
         }
     }
 

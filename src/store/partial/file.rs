@@ -10,13 +10,13 @@ use std::sync::Arc;
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use crate::store::binding::Binding;
-use crate::store::disk::Identity;
+use crate::store::disk::{FileStat, Identity};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::wal::scan::{Scanner, Step};
 
 /// Bytes read at once: some pages, so that small segments do not cost many calls.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 64 << 10;
 
 /// From here on a second thread is worth its start.
 const HALVES_BYTES_MIN: u64 = 4 << 20;
@@ -118,6 +118,12 @@ impl PartialFile {
         self.file.as_fd()
     }
 
+    /// What the file is now.
+    pub(super) fn stat(&self) -> Result<FileStat, StoreError> {
+        (self.folder.disk.stat(self.handle()))
+            .map_err(|error| self.folder.failure("examine", &self.name, error))
+    }
+
     pub(super) fn folder(&self) -> &Arc<Folder> {
         &self.folder
     }
@@ -187,7 +193,7 @@ impl PartialFile {
         })
     }
 
-    fn hash(&self, range: Range<u64>) -> Result<crc32fast::Hasher, StoreError> {
+    pub(super) fn hash(&self, range: Range<u64>) -> Result<crc32fast::Hasher, StoreError> {
         let mut crc = crc32fast::Hasher::new();
         self.read(range, |piece| {
             crc.update(piece);

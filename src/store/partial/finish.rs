@@ -256,12 +256,12 @@ impl Finishing {
 
     /// The whole file, from its first byte: it was written by two connections. If all of it was
     /// shipped, the CRC-32 of what is on the disk being that of what was shipped says that it is
-    /// the records that were checked then.
+    /// the records that were checked then; it may have been read for that before (see `read_back`).
     fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<(), StoreError> {
         let name = WalFileName::Segment(self.segment);
         let size = self.shared.binding()?.segment_size.bytes();
         let (found, fault) = match shipped {
-            true => (self.file.crc32(size)?, None),
+            true => (self.shipped_crc32(size)?, None),
             false => self.read_records(size)?,
         };
         let mismatch = |what, expected, found| StoreError::Mismatch {
@@ -282,6 +282,16 @@ impl Finishing {
             None => Ok(()),
             Some(fault) => Err(StoreError::of_fault(name, &fault)),
         }
+    }
+
+    /// The CRC-32 of the file, which may have been read already.
+    fn shipped_crc32(&self, size: u64) -> Result<u32, StoreError> {
+        if let Some(read_back) = self.shared.partials.of(self.segment).read_back
+            && read_back.is_of(&self.file)?
+        {
+            return Ok(read_back.crc32);
+        }
+        self.file.crc32(size)
     }
 
     /// The CRC-32 of the file, and what is wrong with its records.

@@ -339,13 +339,25 @@ fn a_segment_is_finished_in_place_with_what_is_missing_of_it() {
     }
 }
 
+/// Waits for the thread that reads a whole segment, and returns what it found.
+fn wait_until_read_back(archive: &Archive) -> u32 {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(read_back) = archive.shared.partials.of(name(3)).read_back {
+            return read_back.crc32;
+        }
+        assert!(begun.elapsed().as_secs() < 20, "it was not read back");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed_it() {
     let (wal, whole) = (Wal::of(&[100, 200], 7), Wal::finished(&[100, 200], 7));
     // The switch is a record of 24 bytes, and all that the server has to say of this segment.
     let shipped_bytes = wal.ends[1].next_multiple_of(8) + 24;
     let shipped = &whole.bytes[..usize::try_from(shipped_bytes).unwrap()];
-    for rotten in [false, true] {
+    for (rotten, read_back) in [(false, false), (true, false), (false, true), (true, true)] {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open(&places);
@@ -357,6 +369,9 @@ fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed
         stream.sync().unwrap();
         let held = archive.held_prefix(whole.name, Verify::Records).unwrap();
         assert_eq!(held.unwrap().prefix(), (SIZE, whole.crc32()));
+        if read_back {
+            assert_eq!(wait_until_read_back(&archive), whole.crc32());
+        }
         let path = places.completed_wals.join(whole.name.to_string());
         if rotten {
             let mut found = on_disk(&places);
