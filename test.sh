@@ -12,10 +12,11 @@ cd "$(dirname "$0")"
 
 quick=0
 fuzz_seconds=5
+nextest_profile=default
 for argument in "$@"; do
     case $argument in
         --quick) quick=1 ;;
-        --soak) export WALMGR_SOAK=1 fuzz_seconds=60 ;;
+        --soak) export WALMGR_SOAK=1 fuzz_seconds=60 nextest_profile=soak ;;
         *)
             sed -n '2,9s/^# \{0,1\}//p' "$0"
             [[ $argument == --help || $argument == -h ]] && exit 0
@@ -126,7 +127,7 @@ document() {
 
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --locked --workspace
+        cargo nextest run --locked --workspace --profile "$nextest_profile"
     else
         cargo test --locked --workspace --lib --bins --tests
     fi
