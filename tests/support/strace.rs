@@ -111,8 +111,12 @@ impl Strace {
     /// Attaches to all threads of a process that the test started, until the result is dropped or
     /// the process ends. Counts of calls begin here.
     pub fn attach(&self, pid: u32) -> Attached {
-        self.try_attach(pid)
-            .unwrap_or_else(|reason| panic!("{reason}"))
+        // A thread that ends just then makes strace give up on the whole process.
+        let mut attempts = (0..3).map(|_| self.try_attach(pid));
+        let attached = attempts.find(Result::is_ok);
+        attached
+            .unwrap_or_else(|| panic!("strace cannot attach to {pid}"))
+            .unwrap()
     }
 
     fn try_attach(&self, pid: u32) -> Result<Attached, String> {
