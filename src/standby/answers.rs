@@ -5,8 +5,10 @@
 //!
 //! A standby that is told that a segment is absent looks whether it is to be promoted, and only
 //! then tries again (`WaitForWALToBecomeAvailable`, `src/backend/access/transam/xlogrecovery.c`).
-//! An answer of before `STOP` that it gets after the promotion therefore makes it open without the
-//! segments in progress. The two sides exclude that between them:
+//! An answer of before `STOP` that it acts on after the promotion therefore makes it open without
+//! the segments in progress. It may act on one much later: it asks ahead of what it replays, and
+//! `pg_wal_replay_pause()` or a query that conflicts holds it up in between. The two sides exclude
+//! that between them:
 //!
 //! ```text
 //! xrestore    write the note, look for STOP: if it is there, look for the segment again
@@ -14,15 +16,19 @@
 //! ```
 //!
 //! Whichever comes second sees what the other wrote. There is a note for each name, because a
-//! standby asks for a segment on several timelines before it gives up. The notes lie in
-//! `pg_stat_tmp`, which PostgreSQL leaves out of backups; none of them has to survive a crash.
+//! standby asks for a segment on several timelines before it gives up. Any other segment that it
+//! asks for says that it has gone on. So does a walreceiver: when that ends, the archive is asked
+//! before anything else. The notes lie in `pg_stat_tmp`, which PostgreSQL leaves out of backups;
+//! none of them has to survive a crash.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use walmgr_protocol::names::SegmentName;
+
+use crate::pg::data_directory::Postmaster;
+use crate::standby::replay::server_text;
 
 /// The folder in the data directory.
 const FOLDER: &str = "pg_stat_tmp";
@@ -30,63 +36,76 @@ const FOLDER: &str = "pg_stat_tmp";
 /// What the notes' names begin with.
 const PREFIX: &str = "walmgr.absent.";
 
-/// How long a note counts. A server that asks nobody for so long, twice its default
-/// `wal_retrieve_retry_interval`, has passed that point long ago: it streams, or it waits.
-const COUNTS_FOR: Duration = Duration::from_secs(10);
+/// The timeline in a segment's name; what follows is its number.
+const TIMELINE_DIGITS: usize = 8;
 
 /// The notes about one server.
 #[derive(Debug)]
-pub struct Answers(PathBuf);
+pub struct Answers {
+    folder: PathBuf,
+    server: String,
+}
 
 impl Answers {
-    /// Those of the server in this data directory.
-    pub fn of(data: &Path) -> Answers {
-        Answers(data.join(FOLDER))
+    /// Those of this server, whose data directory that is.
+    pub fn of(data: &Path, server: &Postmaster) -> Answers {
+        Answers {
+            folder: data.join(FOLDER),
+            server: server_text(server),
+        }
     }
 
     fn path(&self, segment: SegmentName) -> PathBuf {
-        self.0.join(format!("{PREFIX}{segment}"))
+        self.folder.join(format!("{PREFIX}{segment}"))
     }
 
-    /// The server asks for it, so what it was told before is settled.
+    /// The server asks for this one. What it was told of that, and of segments of other numbers,
+    /// is settled.
     pub fn asked(&self, segment: SegmentName) {
-        unnoted(fs::remove_file(self.path(segment)));
+        let asked = segment.to_string();
+        for name in self.notes() {
+            if name == asked || name[TIMELINE_DIGITS..] != asked[TIMELINE_DIGITS..] {
+                self.remove(&name);
+            }
+        }
     }
 
     /// The server is about to hear that there is no such segment.
     pub fn absent(&self, segment: SegmentName) {
-        let path = self.path(segment);
-        // As old as this answer, even if a note is there.
-        unnoted(fs::remove_file(&path));
-        unnoted(File::create_new(path).map(drop));
+        let written = File::create(self.path(segment));
+        unnoted(written.and_then(|mut note| note.write_all(self.server.as_bytes())));
     }
 
     /// The server gets a segment, so it has found what it looked for.
     pub fn served(&self) {
-        for (path, _) in self.notes() {
-            unnoted(fs::remove_file(path));
+        for name in self.notes() {
+            self.remove(&name);
         }
     }
 
-    /// Whether the server may still act on what it was told.
-    pub fn count(&self) -> bool {
-        let now = SystemTime::now();
-        (self.notes().iter()).any(|(_, since)| {
-            // One from the future is of a clock that was set back; it ends nowhere else.
-            now.duration_since(*since).unwrap_or_default() < COUNTS_FOR
+    /// A segment that the server was told to be absent, and may still act on.
+    pub fn pending(&self) -> Option<String> {
+        self.notes().into_iter().find(|name| {
+            // Half of one is of a call that has not ended.
+            match fs::read_to_string(self.folder.join(format!("{PREFIX}{name}"))) {
+                Ok(server) => server.is_empty() || server == self.server,
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            }
         })
     }
 
-    fn notes(&self) -> Vec<(PathBuf, SystemTime)> {
-        let found = fs::read_dir(&self.0).map(|entries| {
-            let notes = entries.flatten().filter(|entry| {
-                let name = entry.file_name();
-                name.to_str().is_some_and(|name| name.starts_with(PREFIX))
-            });
-            let dated = notes.map(|entry| Ok((entry.path(), entry.metadata()?.modified()?)));
-            dated.filter_map(io::Result::ok).collect()
-        });
-        found.unwrap_or_default()
+    fn remove(&self, name: &str) {
+        unnoted(fs::remove_file(self.folder.join(format!("{PREFIX}{name}"))));
+    }
+
+    /// The segments that there are notes of.
+    fn notes(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let noted = names.filter_map(|name| name.strip_prefix(PREFIX).map(ToOwned::to_owned));
+        noted
+            .filter(|name| name.parse::<SegmentName>().is_ok())
+            .collect()
     }
 }
 
@@ -100,47 +119,77 @@ fn unnoted(result: io::Result<()>) {
     }
 }
 
+/// Whether a walreceiver of this server runs.
+pub fn streams(server: &Postmaster) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut folders = processes.map(|process| process.path());
+    folders.any(|folder| {
+        let of_server = fs::read_to_string(folder.join("stat"))
+            .is_ok_and(|stat| parent_in(&stat) == Some(server.pid));
+        of_server
+            && fs::read(folder.join("cmdline"))
+                .is_ok_and(|title| String::from_utf8_lossy(&title).contains("walreceiver"))
+    })
+}
+
+/// The fourth field of `/proc/PID/stat`; the second is a name in brackets that may hold anything.
+fn parent_in(stat: &str) -> Option<i32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn server(pid: i32) -> Postmaster {
+        Postmaster::parse(&format!("{pid}\n/data\n1700\n")).unwrap()
+    }
+
     #[test]
-    fn an_answer_counts_until_it_is_settled_or_old() {
+    fn an_answer_counts_until_the_server_has_gone_on() {
         let data = tempfile::tempdir().unwrap();
-        let answers = Answers::of(data.path());
-        let segments: [SegmentName; 2] = ["000000010000000000000031", "000000020000000000000031"]
-            .map(|name| name.parse().unwrap());
+        let answers = Answers::of(data.path(), &server(41));
+        let [first, same_number, next] = [
+            "000000010000000000000031",
+            "000000020000000000000031",
+            "000000020000000000000032",
+        ]
+        .map(|name| name.parse::<SegmentName>().unwrap());
+        let pending = |answers: &Answers| answers.pending().is_some();
         // A server without the folder is none whose answers count.
-        answers.absent(segments[0]);
-        assert!(!answers.count());
+        answers.absent(first);
+        assert!(!pending(&answers));
 
-        fs::create_dir(data.path().join(FOLDER)).unwrap();
-        fs::write(data.path().join(FOLDER).join("global.stat"), b"").unwrap();
-        assert!(!answers.count());
-        for segment in segments {
-            answers.absent(segment);
-        }
-        answers.asked(segments[0]);
-        assert!(answers.count(), "the other one was not asked for again");
-        answers.asked(segments[1]);
-        assert!(!answers.count());
+        let folder = data.path().join(FOLDER);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("global.stat"), b"").unwrap();
+        assert!(!pending(&answers));
+        answers.absent(first);
+        answers.absent(same_number);
+        assert!(!pending(&Answers::of(data.path(), &server(42))));
+        answers.asked(first);
+        assert!(pending(&answers), "the other was not asked for again");
+        answers.asked(same_number);
+        assert!(!pending(&answers));
 
-        for segment in segments {
-            answers.absent(segment);
-        }
+        answers.absent(first);
+        answers.absent(same_number);
+        answers.asked(next);
+        assert!(!pending(&answers), "it asks for what comes behind them");
+
+        answers.absent(next);
         answers.served();
-        assert!(!answers.count());
+        assert!(!pending(&answers));
 
-        answers.absent(segments[0]);
-        let note = File::options()
-            .write(true)
-            .open(answers.path(segments[0]))
-            .unwrap();
-        let long_ago = SystemTime::now() - COUNTS_FOR;
-        note.set_modified(long_ago).unwrap();
-        assert!(!answers.count());
-        answers.absent(segments[0]);
-        assert!(answers.count());
-        assert!(data.path().join(FOLDER).join("global.stat").exists());
+        fs::write(answers.path(next), b"").unwrap();
+        assert!(pending(&answers), "it is being written");
+        assert!(folder.join("global.stat").exists());
+    }
+
+    #[test]
+    fn a_parent_is_found_behind_any_name() {
+        assert_eq!(parent_in("7 (a) b) (c) S 41 7 7 0"), Some(41));
+        assert_eq!(parent_in("7 (postgres) S"), None);
     }
 }

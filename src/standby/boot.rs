@@ -35,7 +35,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::standby::answers::Answers;
+use crate::standby::answers::{self, Answers};
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::last_commit::Replayed;
@@ -76,7 +76,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let asked = control
         .stop(&standby.server, force)
         .and_then(|()| control.resume())
-        .and_then(|_| standby.wait_until_it_asks());
+        .and_then(|_| standby.wait_until_it_asks(force));
     let asked = asked.and_then(|()| standby.promote());
     if let Err(error) = asked {
         if !under_way {
@@ -260,12 +260,33 @@ impl Standby {
     }
 
     /// Waits until the server can no longer act on what it was told before STOP was there.
-    fn wait_until_it_asks(&self) -> Result<()> {
-        let answers = Answers::of(self.data.path());
-        while answers.count() {
+    fn wait_until_it_asks(&self, force: bool) -> Result<()> {
+        // At a recovery target a server opens with what it has.
+        if !self.data.path().join(STANDBY_SIGNAL).exists() {
+            return Ok(());
+        }
+        let answers = Answers::of(self.data.path(), &self.server);
+        let (begun, mut reported) = (Instant::now(), Instant::now());
+        while let Some(segment) = answers.pending() {
             let running = self.data.running()?;
-            if running.is_none_or(|server| server.pid != self.server.pid) {
+            let gone = running.is_none_or(|server| server.pid != self.server.pid);
+            if gone || answers::streams(&self.server) {
                 break;
+            }
+            if force && begun.elapsed() >= REPORT_INTERVAL {
+                tracing::warn!(
+                    "the server does not ask for {segment} again; it is promoted all the same, as \
+                     boot --force asked"
+                );
+                break;
+            }
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::warn!(
+                    "the server has to ask for {segment} again before it can be promoted, but does \
+                     not: is replay paused (SELECT pg_wal_replay_resume()), or held up by a query? \
+                     boot --force opens it without what was shipped last"
+                );
             }
             std::thread::sleep(ASKED_TICK);
         }

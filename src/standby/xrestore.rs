@@ -52,8 +52,6 @@ pub fn run(
         config,
         archive,
         control: ControlFiles::of(config),
-        // PostgreSQL's working directory, and so ours, is its data directory.
-        answers: Answers::of(Path::new(".")),
         asker: Asker::of_this_process(),
         name,
         path,
@@ -69,7 +67,6 @@ struct Restore<'a> {
     config: &'a StandbyConfig,
     archive: Reader,
     control: ControlFiles,
-    answers: Answers,
     asker: Asker,
     name: WalFileName,
     path: &'a Path,
@@ -139,8 +136,9 @@ impl Restore<'_> {
 
     /// Tells a boot what our PostgreSQL was told about a segment.
     fn note(&self, note: impl FnOnce(&Answers, SegmentName)) {
-        if let (WalFileName::Segment(segment), Some(_)) = (self.name, self.asker.server()) {
-            note(&self.answers, segment);
+        if let (WalFileName::Segment(segment), Some(server)) = (self.name, self.asker.server()) {
+            // PostgreSQL's working directory, and so ours, is its data directory.
+            note(&Answers::of(Path::new("."), server), segment);
         }
     }
 

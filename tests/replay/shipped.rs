@@ -172,6 +172,31 @@ fn fault_76_what_was_said_before_the_boot_does_not_end_recovery_after_it() {
 }
 
 #[test]
+fn fault_76_a_server_whose_replay_is_paused_is_promoted_when_it_asks_again() {
+    skip_unless!(Cluster::available(15));
+    let (mut site, standby) = shipping(true);
+    site.cluster().psql("CREATE TABLE t (n int)");
+    let last = finish(&site);
+    wait_until_restored(&standby, &last);
+    standby.psql("SELECT pg_wal_replay_pause()");
+    wait_for("the pause", PATIENCE, || {
+        let state = standby.psql("SELECT pg_get_wal_replay_pause_state()");
+        (state == "paused").then_some(())
+    });
+    site.cluster().psql("INSERT INTO t VALUES (1)");
+    site.master_command(&["sync"]).succeed();
+    site.cluster_mut().kill9();
+    std::thread::scope(|scope| {
+        let boot = scope.spawn(|| site.standby_command(&["boot"]));
+        wait_for("STOP", PATIENCE, || site.holds("STOP").then_some(()));
+        std::thread::sleep(Duration::from_millis(500));
+        standby.psql("SELECT pg_wal_replay_resume()");
+        boot.join().unwrap().succeed();
+    });
+    assert_eq!(count(&standby), 1);
+}
+
+#[test]
 fn fault_76_an_answer_that_the_boot_overtakes_is_looked_up_again() {
     skip_unless!(Cluster::available(15));
     skip_unless!(Strace::available());
