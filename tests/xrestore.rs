@@ -414,6 +414,22 @@ fn pause_holds_segments_but_no_history_until_continue() {
 }
 
 #[test]
+fn a_call_of_a_server_that_crashed_just_before_ends_although_replay_is_paused() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let name = standby.store(7);
+    standby.site.standby_command(&["pause"]).succeed();
+    fs::write(standby.data.join("PG_VERSION"), "15\n").unwrap();
+    // Nobody has this number, and its children may outlive it.
+    let left = format!("{}\n{}\n1700000000\n", i32::MAX, standby.data.display());
+    fs::write(standby.data.join("postmaster.pid"), left).unwrap();
+    let mut asking = standby.spawn(&name);
+    wait_for("its end", PATIENCE, || asking.try_wait().unwrap());
+    code(asking).fail_last(254, "the PostgreSQL that asked is gone");
+    assert!(!standby.restored().exists());
+}
+
+#[test]
 fn pause_waits_for_the_segment_that_is_being_restored() {
     let _user = skip_unless!(server_user());
     let standby = Standby::new();

@@ -81,6 +81,13 @@ impl DataDirectory {
     /// A `postmaster.pid` that a crash left does not count, also not when its number belongs to
     /// another program by now. One that cannot be read is an error, as it may be of a server.
     pub fn running(&self) -> Result<Option<Postmaster>> {
+        let last = self.last_server()?;
+        Ok(last.filter(|postmaster| self.is_alive(postmaster)))
+    }
+
+    /// The server that runs on it, or that crashed and left its `postmaster.pid`; children of it may
+    /// still be there.
+    pub fn last_server(&self) -> Result<Option<Postmaster>> {
         let path = self.path.join("postmaster.pid");
         let text = match read_small(&path) {
             Ok(text) => text,
@@ -92,7 +99,7 @@ impl DataDirectory {
             let doing = format!("{} does not begin with a process id", path.display());
             return Err(CommandError::retry(doing));
         };
-        Ok(self.is_alive(&postmaster).then_some(postmaster))
+        Ok(Some(postmaster))
     }
 
     fn is_alive(&self, postmaster: &Postmaster) -> bool {

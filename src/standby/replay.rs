@@ -172,10 +172,11 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Whoever runs this process. The server is absent when a person typed the command.
+    /// Whoever runs this process. The server is absent when a person typed the command. One that
+    /// has crashed since it asked is still the one, and gone.
     pub fn of_this_process() -> Asker {
         let data = DataDirectory::open(Path::new(".")).ok();
-        let server = data.as_ref().and_then(|data| data.running().ok()).flatten();
+        let server = (data.as_ref()).and_then(|data| data.last_server().ok().flatten());
         Asker {
             parent: getppid(),
             data,
