@@ -1,10 +1,11 @@
 //! When a pass of the syncdaemon may begin before it is due: PostgreSQL has written WAL.
-//! Never more often than once every `loop_delay`, however much is written, and never instead of
+//! Never for more than one write in `loop_delay`, however much is written, and never instead of
 //! the pass that is due: a file system that tells nothing costs only the delay.
 //! Invariant: what a pass has already looked at brings about no further one.
 //!
 //! The kernel tells of a write, not of the flush behind it, so the first look comes a moment
-//! later. Where it finds nothing flushed the disk is slow, and it is repeated after twice the time.
+//! later. Where it finds nothing flushed the disk is slow, and it is repeated after twice the time,
+//! again and again until that time is `loop_delay`.
 
 use std::io;
 use std::path::Path;

@@ -135,17 +135,9 @@ impl PartialFile {
     }
 
     /// Writes bytes; whoever calls has found them to be WAL that belongs there.
-    pub(super) fn write(&self, mut offset: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
-        while !bytes.is_empty() {
-            let written = match (self.folder.disk).write(self.handle(), bytes, offset) {
-                Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero)),
-                other => other,
-            }
-            .map_err(|error| self.folder.failure("write", &self.name, error))?;
-            offset += written as u64;
-            bytes = &bytes[written..];
-        }
-        Ok(())
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        (self.folder.disk.write_all(self.handle(), bytes, offset))
+            .map_err(|error| self.folder.failure("write", &self.name, error))
     }
 
     /// Hands a part of the file to `each`, piece by piece, until it has seen enough.
