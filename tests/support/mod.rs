@@ -30,6 +30,7 @@ macro_rules! skip_unless {
 
 pub mod backup_set;
 pub mod cluster;
+pub mod hostile;
 pub mod imitation;
 pub mod loopfs;
 pub mod oracle;

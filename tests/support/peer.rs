@@ -1,11 +1,14 @@
-//! A client written by hand, without TLS: it says whatever a test wants a receiver to hear.
+//! A client written by hand, with TLS or without: it says whatever a test wants a receiver to hear.
 //! Never keeps a rule by itself but the framing. Invariant: every wait for the receiver ends.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use walmgr_protocol::codec::{Decoder, Frame};
 use walmgr_protocol::frame::{Direction, HEADER_BYTES, Header, first_sequence};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
@@ -17,9 +20,63 @@ use walmgr_protocol::version::VersionRange;
 /// How long an answer may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What the frames travel over.
+pub enum Line {
+    /// The bare socket.
+    Plain(TcpStream),
+    /// TLS over it.
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Line {
+    /// Completes the handshake of TLS over a connected socket.
+    pub fn secured(stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<Line> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        let mut stream = StreamOwned::new(session, stream);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(Line::Tls(Box::new(stream)))
+    }
+
+    /// The socket below.
+    pub fn socket(&mut self) -> &mut TcpStream {
+        match self {
+            Line::Plain(stream) => stream,
+            Line::Tls(stream) => &mut stream.sock,
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Line::Plain(stream) => stream.read(buffer),
+            Line::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Line::Plain(stream) => stream.write(bytes),
+            Line::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Line::Plain(stream) => stream.flush(),
+            Line::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A connection that was welcomed.
 pub struct Peer {
-    stream: TcpStream,
+    line: Line,
     inbox: BytesMut,
     sequence: u32,
     decoder: Decoder,
@@ -88,31 +145,38 @@ impl Peer {
 
     /// Connects and introduces itself.
     pub fn try_connect(address: SocketAddr, cluster: Option<Cluster>) -> Result<Peer, Refusal> {
-        let mut stream = dial(address);
-        let hello = hello(cluster);
-        stream.write_all(&hello_bytes(&hello, 1, 1)).unwrap();
+        let line = Line::Plain(dial(address));
+        Peer::introduce(line, &hello(cluster)).unwrap()
+    }
+
+    /// Introduces itself over a line; the error is the line's, or that of a receiver that hangs up.
+    pub fn introduce(mut line: Line, hello: &Hello) -> io::Result<Result<Peer, Refusal>> {
+        line.write_all(&hello_bytes(hello, 1, 1))?;
+        line.flush()?;
         let mut inbox = BytesMut::new();
         let welcome = loop {
-            match Answer::decode(&mut inbox).unwrap() {
+            match Answer::decode(&mut inbox).map_err(io::Error::other)? {
                 Some(Answer::Welcome(_, welcome)) => break welcome,
-                Some(Answer::Refused(refusal)) => return Err(refusal),
+                Some(Answer::Refused(refusal)) => return Ok(Err(refusal)),
                 None => {}
             }
-            assert!(read_some(&mut stream, &mut inbox).unwrap(), "no answer");
+            if !read_some(&mut line, &mut inbox)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         };
         let first = |direction| first_sequence(&hello.nonce, &welcome.nonce, direction);
-        Ok(Peer {
-            stream,
+        Ok(Ok(Peer {
+            line,
             inbox,
             sequence: first(Direction::FromClient),
             decoder: Decoder::new(first(Direction::FromReceiver), welcome.payload_bytes_max),
             welcome,
-        })
+        }))
     }
 
     /// The socket below.
     pub fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+        self.line.socket()
     }
 
     /// The bytes of the next frame; it counts as sent.
@@ -156,7 +220,8 @@ impl Peer {
     /// Sends bytes as they are.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         // A receiver that hung up already is found by what is received.
-        let _ = self.stream.write_all(bytes);
+        let _ = self.line.write_all(bytes);
+        let _ = self.line.flush();
     }
 
     /// Sends one message.
@@ -171,7 +236,7 @@ impl Peer {
             if let Some(frame) = self.decoder.decode(&mut self.inbox).unwrap() {
                 return Some(frame);
             }
-            match read_some(&mut self.stream, &mut self.inbox) {
+            match read_some(&mut self.line, &mut self.inbox) {
                 Ok(true) => {}
                 Err(error) if would_wait(&error) => panic!("no answer within {PATIENCE:?}"),
                 Ok(false) | Err(_) => return None,
@@ -251,7 +316,7 @@ pub fn commit(content: &[u8]) -> Message {
 }
 
 /// Whether anything arrived; `false` at the end.
-fn read_some(stream: &mut TcpStream, inbox: &mut BytesMut) -> io::Result<bool> {
+fn read_some(stream: &mut impl Read, inbox: &mut BytesMut) -> io::Result<bool> {
     let mut buffer = [0; 16 << 10];
     let count = stream.read(&mut buffer)?;
     inbox.extend_from_slice(&buffer[..count]);
