@@ -60,7 +60,7 @@ pub enum Command {
         fingerprint: String,
         /// What the log calls this peer.
         name: String,
-        /// Some of `push`, `read`, `admin`; empty when `--rights` was not given.
+        /// Some of `push`, `backup`, `read`; empty when `--rights` was not given.
         rights: Vec<String>,
     },
     /// Let a peer in no longer.
@@ -291,8 +291,8 @@ enum Typed {
         /// What the log calls this peer
         #[arg(value_name = "NAME")]
         name: String,
-        /// What it may do
-        #[arg(long, value_delimiter = ',', value_parser = ["push", "read", "admin"])]
+        /// What it may do: add WAL, add backups, fetch; all three unless given
+        #[arg(long, value_delimiter = ',', value_parser = ["push", "backup", "read"])]
         rights: Vec<String>,
     },
     /// Standby: let a peer in no longer

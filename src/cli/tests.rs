@@ -238,7 +238,7 @@ fn mistakes_are_answered_with_the_way_out() {
         ),
         (
             "s.ini authorize SHA256:abc alpha --rights root",
-            "push, read, admin",
+            "push, backup, read",
         ),
         ("m.ini xarchive pg_wal/x y", "a WAL file name"),
         ("m.ini xarchive pg_wal/x", "<NAME>"),

@@ -24,6 +24,7 @@ use crate::receiver::partial::Report as PartialReport;
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
+use crate::transport::authorized_keys::Right;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Why a connection ends.
@@ -287,8 +288,9 @@ impl Connection {
     async fn control(&mut self, request: Message) -> Result<(), End> {
         let rights = self.peer.rights;
         let (allowed, needed) = match request {
-            Message::Setup => (rights.push, "push"),
-            _ => (rights.read || rights.admin, "read"),
+            Message::Setup => (rights.push, Right::Push),
+            Message::Fetch(_) => (rights.read, Right::Read),
+            _ => (rights.any(), Right::Read),
         };
         if !allowed {
             let refusal = self.lacks_right(request.name(), needed);
@@ -308,7 +310,7 @@ impl Connection {
     async fn upload_message(&mut self, channel: u16, message: Message) -> Result<(), End> {
         let index = self.index(channel)?;
         if matches!(message, Message::Offer(_))
-            && let Some(refusal) = self.cannot_take("an offer")
+            && let Some(refusal) = self.cannot_take("an offer", Right::Push)
         {
             self.log_refusal(&refusal);
             return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
@@ -406,7 +408,7 @@ impl Connection {
         Err(ProtocolError::from(misbehaved).into())
     }
 
-    fn cannot_take(&self, what: &str) -> Option<Error> {
+    fn cannot_take(&self, what: &str, right: Right) -> Option<Error> {
         if self.stop_by.is_some() {
             let text = "the receiver is stopping";
             return Some(Error::channel(
@@ -415,8 +417,8 @@ impl Connection {
                 "it will be tried again",
             ));
         }
-        if !self.peer.rights.push {
-            return Some(self.lacks_right(what, "push"));
+        if !self.peer.rights.has(right) {
+            return Some(self.lacks_right(what, right));
         }
         if self.daemon.archive.binding().is_none() {
             return Some(Error::channel(
@@ -447,7 +449,7 @@ impl Connection {
         self.daemon.refused(self.peer.address.ip(), &reason);
     }
 
-    fn lacks_right(&self, what: &str, right: &str) -> Error {
+    fn lacks_right(&self, what: &str, right: Right) -> Error {
         let name = self.peer.name.as_deref().unwrap_or("this key");
         Error::channel(
             ErrorCode::RightMissing,
@@ -460,6 +462,12 @@ impl Connection {
     fn still_welcome(&mut self) -> Result<(), End> {
         let settings = self.daemon.settings.borrow().clone();
         match settings.rights(self.peer.fingerprint.as_ref()) {
+            // What was begun by a right that is gone would go on otherwise.
+            Some(rights) if !rights.cover(self.peer.rights) => Err(End::Hangup(Error::connection(
+                ErrorCode::NotAuthorized,
+                "rights of the key were taken back on the standby",
+                "it comes in again with those that are left",
+            ))),
             Some(rights) => {
                 self.peer.rights = rights;
                 Ok(())

@@ -24,53 +24,90 @@ const NAME_BYTES_MAX: usize = 64;
 /// A change of the list takes milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Every right, in the order they are written in.
+const RIGHTS: [Right; 3] = [Right::Push, Right::Backup, Right::Read];
+
+/// One thing that a holder of a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Add WAL files and records.
+    Push,
+    /// Add backup sets.
+    Backup,
+    /// Fetch WAL and backup sets.
+    Read,
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Right::Push => "push",
+            Right::Backup => "backup",
+            Right::Read => "read",
+        })
+    }
+}
+
 /// What the holder of a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
-    /// Store WAL and base backups.
+    /// Add WAL files and records.
     pub push: bool,
-    /// Read WAL, backups and status.
+    /// Add backup sets.
+    pub backup: bool,
+    /// Fetch WAL and backup sets.
     pub read: bool,
-    /// Rotate and purge; `setup` needs `push` only.
-    pub admin: bool,
 }
 
 impl Default for Rights {
     /// What a master needs from day to day.
     fn default() -> Self {
-        Rights {
-            push: true,
-            read: true,
-            admin: false,
-        }
+        Rights::ALL
     }
 }
 
 impl Rights {
-    /// What a peer has where no list of keys decides: plaintext, or an authority's certificate.
+    /// What a master needs from day to day, and what a peer has on a plain connection.
     pub const ALL: Rights = Rights {
         push: true,
+        backup: true,
         read: true,
-        admin: true,
     };
 
     const NONE: Rights = Rights {
         push: false,
+        backup: false,
         read: false,
-        admin: false,
     };
+
+    /// Whether its holder may ask how the archive stands. Whoever adds something has to know that
+    /// as well as whoever fetches.
+    pub const fn any(self) -> bool {
+        self.push || self.backup || self.read
+    }
+
+    /// Whether this right is among them.
+    pub const fn has(self, right: Right) -> bool {
+        match right {
+            Right::Push => self.push,
+            Right::Backup => self.backup,
+            Right::Read => self.read,
+        }
+    }
+
+    /// Whether these are all there are in `others`, or more.
+    pub fn cover(self, others: Rights) -> bool {
+        RIGHTS
+            .iter()
+            .all(|right| self.has(*right) || !others.has(*right))
+    }
 }
 
 impl fmt::Display for Rights {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = [
-            (self.push, "push"),
-            (self.read, "read"),
-            (self.admin, "admin"),
-        ];
         let mut separator = "";
-        for (_, word) in words.iter().filter(|(granted, _)| *granted) {
-            write!(out, "{separator}{word}")?;
+        for right in RIGHTS.iter().filter(|right| self.has(**right)) {
+            write!(out, "{separator}{right}")?;
             separator = ",";
         }
         Ok(())
@@ -85,11 +122,11 @@ impl FromStr for Rights {
         for word in text.split(',') {
             let granted = match word {
                 "push" => &mut rights.push,
+                "backup" => &mut rights.backup,
                 "read" => &mut rights.read,
-                "admin" => &mut rights.admin,
                 _ => {
                     return Err(format!(
-                        "{word:?} is no right; rights are push, read and admin, separated by commas without spaces"
+                        "{word:?} is no right; rights are push, backup and read, separated by commas without spaces"
                     ));
                 }
             };
@@ -174,7 +211,7 @@ impl AuthorizedKeys {
         }
         Self::parse_bytes(&content).map_err(|bad| {
             let place = format!("{}, line {}: {}", path.display(), bad.line, bad.why);
-            CommandError::config(place).hint("a line is: SHA256:... NAME [push,read,admin]")
+            CommandError::config(place).hint("a line is: SHA256:... NAME [push,backup,read]")
         })
     }
 
@@ -382,8 +419,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_rights_may_push_and_read() {
-        let text = format!("{} db1\n{} ops admin", fingerprint(1), fingerprint(2));
+    fn a_line_without_rights_may_push_back_up_and_read() {
+        let text = format!("{} db1\n{} ops backup", fingerprint(1), fingerprint(2));
         let list = AuthorizedKeys::parse(&text).unwrap();
         let master = list.lookup(&fingerprint(1)).unwrap();
         assert_eq!(
@@ -391,7 +428,7 @@ mod tests {
             ("db1", Rights::default())
         );
         let ops = list.lookup(&fingerprint(2)).unwrap().rights;
-        assert_eq!(ops.to_string(), "admin");
+        assert_eq!(ops.to_string(), "backup");
         assert!(list.lookup(&fingerprint(3)).is_none());
     }
 
@@ -409,7 +446,7 @@ mod tests {
         assert_eq!(list.revoke("db3").unwrap().fingerprint, fingerprint(3));
         let line = |byte| format!("{} db{byte}", fingerprint(byte));
         let after = before.replace(&format!("{} read\n", line(3)), "")
-            + &format!("{} push,read\n", line(4));
+            + &format!("{} push,backup,read\n", line(4));
         assert_eq!(list.to_string(), after);
         assert!(list.revoke("db3").is_none());
     }
@@ -431,10 +468,11 @@ mod tests {
         assert!(renamed.contains("revoke db1` first"), "{renamed}");
         assert!(list.authorize(fingerprint(2), "db1", rights).is_err());
         assert!(list.authorize(fingerprint(2), "db 2", rights).is_err());
-        let more = list.authorize(fingerprint(1), "db1", Rights::ALL).unwrap();
-        assert_eq!(more, Authorized::InsteadOf(rights));
-        let all = format!("# one\n{} db1 push,read,admin\n# two\n", fingerprint(1));
-        assert_eq!(list.to_string(), all);
+        let fewer = "push,read".parse().unwrap();
+        let changed = list.authorize(fingerprint(1), "db1", fewer).unwrap();
+        assert_eq!(changed, Authorized::InsteadOf(rights));
+        let after = format!("# one\n{} db1 push,read\n# two\n", fingerprint(1));
+        assert_eq!(list.to_string(), after);
     }
 
     #[test]
@@ -447,7 +485,7 @@ mod tests {
         assert!(
             why(&format!("{one} db1 write"))
                 .why
-                .contains("push, read and admin")
+                .contains("push, backup and read")
         );
         assert!(
             why(&format!("{one} db1 push,,read"))

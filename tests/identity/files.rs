@@ -156,11 +156,11 @@ fn authorizing_a_known_key_changes_its_rights_and_says_from_what() {
     assert!(
         rehearsed
             .succeed()
-            .contains("give master read instead of push,read")
+            .contains("give master read instead of push,backup,read")
     );
     let changed = site.standby_command(&words);
     changed.succeed();
-    let said = "master may read from now on; before it was push,read";
+    let said = "master may read from now on; before it was push,backup,read";
     assert!(changed.stderr.contains(said), "{}", changed.stderr);
     let refused = site.standby_command(&["authorize", &key, "other"]);
     let line = refused.fail(2);

@@ -40,6 +40,21 @@ fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
 }
 
 #[test]
+fn fault_120_an_upload_ends_when_the_right_to_it_is_taken_back() {
+    let site = Site::builder().proxied().build();
+    let key = site.master_fingerprint();
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    let running = half_way(&site, &name, Duration::from_secs(4));
+    site.standby_command(&["authorize", &key, "master", "--rights", "read"])
+        .succeed();
+    let output = running.end(Duration::from_secs(10));
+    let line = output.fail(4);
+    assert!(line.contains("rights of the key were taken back"), "{line}");
+    assert_eq!(site.archived_names(), [""; 0]);
+}
+
+#[test]
 fn fault_86_revoking_fails_when_the_running_receiver_cannot_be_told() {
     let site = Site::start();
     let pidfile = site.standby_ini().with_extension("pid");

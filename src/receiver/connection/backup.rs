@@ -13,6 +13,7 @@ use super::{Connection, End};
 use crate::receiver::backup::Report;
 use crate::receiver::backup::running::{Attachment, Place, Reports};
 use crate::receiver::backup::worker::{Job, Worker};
+use crate::transport::authorized_keys::Right;
 
 /// A connection's part in a backup, if it has one.
 pub(super) struct Link {
@@ -68,7 +69,7 @@ impl Connection {
             Message::Backup(Backup::Begin(_) | Backup::Resume(_) | Backup::Join(_))
         );
         if asks && self.link.session.is_idle() {
-            if let Some(refusal) = self.cannot_take("a backup") {
+            if let Some(refusal) = self.cannot_take("a backup", Right::Backup) {
                 self.log_refusal(&refusal);
                 return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
             }

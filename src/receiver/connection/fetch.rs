@@ -12,6 +12,7 @@ use walmgr_protocol::session::fetch::{Provider, ProviderAction};
 use super::{Connection, End};
 use crate::receiver::FRAME_DEADLINE;
 use crate::receiver::fetch::{Reading, Report};
+use crate::transport::authorized_keys::Right;
 
 /// What is fetched on a connection.
 #[derive(Default)]
@@ -127,7 +128,6 @@ impl Connection {
             let (text, hint) = ("the receiver is stopping", "it will be tried again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
         }
-        let may_read = self.peer.rights.read || self.peer.rights.admin;
-        (!may_read).then(|| self.lacks_right(what, "read"))
+        (!self.peer.rights.read).then(|| self.lacks_right(what, Right::Read))
     }
 }

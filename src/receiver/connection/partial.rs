@@ -11,6 +11,7 @@ use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
 
 use super::{Connection, End};
 use crate::receiver::partial::{Job, Report, Worker};
+use crate::transport::authorized_keys::Right;
 
 /// A connection's partial stream, if it has one.
 pub(super) struct Stream {
@@ -51,7 +52,7 @@ impl Connection {
     ) -> Result<(), End> {
         self.index(channel)?;
         if matches!(message, Message::Partial(Partial::Begin(_))) {
-            if let Some(refusal) = self.cannot_take("a partial stream") {
+            if let Some(refusal) = self.cannot_take("a partial stream", Right::Push) {
                 self.log_refusal(&refusal);
                 return Ok(self.wire.send(channel, &Message::Error(refusal)).await?);
             }
