@@ -11,7 +11,8 @@ use crate::load::drain;
 use crate::partial::daemon::{Syncdaemon, wait_until_shipped};
 use crate::partial::flushed;
 use crate::support::backup_set::{make_set, set_path};
-use crate::support::{Cluster, Output, Site, StopMode, wait_for};
+use crate::support::place::server_user;
+use crate::support::{Cluster, Output, Site, StopMode, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -259,4 +260,45 @@ fn fault_78_a_gap_and_archiving_that_is_off_are_alarms() {
     let found = parsed(&status(&site, &["--json"]));
     let expected = ["critical archiving_off", "warning gap", "warning no_backup"];
     assert_eq!(findings(&found), expected, "{found}");
+}
+
+/// A library that sets the clock of a process back by an hour.
+fn clock_set_back(site: &Site) -> Result<std::path::PathBuf, String> {
+    let source = site.home().write(
+        "clock.c",
+        "#define _GNU_SOURCE\n#include <time.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+         int clock_gettime(clockid_t id, struct timespec *at) {\n\
+         int code = syscall(SYS_clock_gettime, id, at);\n\
+         if (id == CLOCK_REALTIME) at->tv_sec -= 3600;\n return code; }\n",
+    );
+    let library = site.home().join("clock.so");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]);
+    run(compiler.arg(&library).arg(source)).map(|_| library)
+}
+
+#[test]
+fn fault_109_a_clock_that_stands_behind_is_no_rpo_of_zero() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    site.write_segment(7);
+    site.archive(&site.segment_name(7)).succeed();
+    let library = skip_unless!(clock_set_back(&site));
+    let words = [&["--json", "status"], &SPACE[..]].concat();
+    let with_clock =
+        |mut command: std::process::Command| Output::of(command.env("LD_PRELOAD", &library));
+    let there = with_clock(site.standby_walmgr(&words));
+    let json = parsed(&there);
+    assert!(json["rpo_seconds_at_most"].is_null(), "{json}");
+    assert!(
+        findings(&json).contains(&"critical clock".to_owned()),
+        "{json}"
+    );
+    assert_eq!(there.code, Some(2));
+    // On the master only its own clock is wrong: both differ.
+    let here = parsed(&with_clock(site.master_walmgr(&words)));
+    assert!(
+        findings(&here).contains(&"warning clock".to_owned()),
+        "{here}"
+    );
 }

@@ -71,6 +71,10 @@ impl Fields {
         self.array().map(u64::from_le_bytes)
     }
 
+    pub(crate) fn i64(&mut self) -> Result<i64, Malformed> {
+        self.array().map(i64::from_le_bytes)
+    }
+
     pub(crate) fn boolean(&mut self, what: &'static str) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),

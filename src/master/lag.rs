@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub enum Oldest {
     /// No commit is among it.
     Nothing,
-    /// The first commit, so many seconds ago.
+    /// The first commit, so many seconds ago; below 0 where this host's clock was set back since.
     Seconds(f64),
     /// It is not in `pg_wal` any more, or not to be read.
     Unknown,
@@ -71,20 +71,23 @@ pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<O
     Ok(Oldest::Nothing)
 }
 
-/// Seconds since a time in microseconds since 1970.
+/// Seconds since a time in microseconds since 1970; below 0 for one that is still to come.
 #[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
 pub fn seconds_since(time_us: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_us = now.map_or(0, |now| i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
-    now_us.saturating_sub(time_us).max(0) as f64 / 1e6
+    now_us.saturating_sub(time_us) as f64 / 1e6
 }
 
 /// What was held at the time when the segment was written last, at least.
 fn written_last(files: &WalFiles, held: Lsn) -> io::Result<Oldest> {
     let path = files.folder().join(files.containing(held).to_string());
     let written = std::fs::metadata(path)?.modified()?;
-    let age = SystemTime::now().duration_since(written);
-    Ok(Oldest::Seconds(age.unwrap_or_default().as_secs_f64()))
+    let seconds = match SystemTime::now().duration_since(written) {
+        Ok(age) => age.as_secs_f64(),
+        Err(ahead) => -ahead.duration().as_secs_f64(),
+    };
+    Ok(Oldest::Seconds(seconds))
 }
 
 /// When the commit was made whose record is there.
@@ -98,4 +101,16 @@ fn time_us(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
     };
     let read_bytes = read_record(lsn, files.segment_size(), &mut record, read_at)?;
     Ok(commit_time_us(&record[..read_bytes]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_109_a_commit_from_the_future_has_a_negative_age() {
+        let far_us = i64::MAX / 2;
+        assert!(seconds_since(far_us) < -1.0);
+        assert!(seconds_since(0) > 1.0);
+    }
 }

@@ -2,7 +2,7 @@
 //! Never changes anything, and never waits longer than its limit for either side. Invariant: a side
 //! that does not answer is a finding; the other side's facts are shown all the same.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use walmgr_protocol::message::Overview;
@@ -57,6 +57,10 @@ async fn look(config: &MasterConfig) -> Facts {
         }
     };
     let standby = standby.map_err(|error| error.to_string());
+    let standby = standby.map(|(overview, clock_ahead)| {
+        master.clock_ahead = Some(clock_ahead);
+        overview
+    });
     let lag = match position {
         Some(Found::Master(files, flushed)) => {
             master.flushed = Some((files.timeline(), flushed));
@@ -91,12 +95,16 @@ async fn within<T>(whom: &str, asking: impl Future<Output = Result<T>>) -> Resul
     })
 }
 
-async fn ask_standby(config: &MasterConfig) -> Result<Overview> {
+/// What the standby holds, and how far its clock is ahead of this one's.
+async fn ask_standby(config: &MasterConfig) -> Result<(Overview, f64)> {
     let facts = ClusterFacts::read(config).ok();
     let mut asking = Asking::connect_to_read(config, facts.as_ref()).await?;
-    let overview = asking.overview().await?;
+    let (asked, overview) = (Instant::now(), asking.overview().await?);
+    // It looked at its clock between the question and the answer.
+    let since_s = seconds_since(overview.clock_ms.saturating_mul(1_000));
+    let clock_ahead = (asked.elapsed().as_secs_f64() / 2.0) - since_s;
     asking.close().await;
-    Ok(overview)
+    Ok((overview, clock_ahead))
 }
 
 /// What the server says.

@@ -29,10 +29,9 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
-    let arrived = arrived.map(|found| std::time::Duration::from_millis(found.received_age_ms));
     let facts = Facts {
         lag: Lag {
-            seconds_at_most: arrived.map(|age| age.as_secs_f64()),
+            seconds_at_most: arrived.map(|found| status::seconds(found.received_age_ms)),
             ..Lag::default()
         },
         standby,

@@ -9,7 +9,7 @@ use walmgr_protocol::message::overview::SetReach;
 use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
-use super::{Archiving, Facts, Here, Master, Standby, Stream, Syncdaemon};
+use super::{Archiving, Facts, Here, Master, Standby, Stream, Syncdaemon, ahead, seconds};
 use crate::options::Thresholds;
 
 const WARNING_LAG: Duration = Duration::from_secs(60);
@@ -18,6 +18,9 @@ const WARNING_BACKUP_AGE: Duration = Duration::from_secs(8 * 86_400);
 const CRITICAL_BACKUP_AGE: Duration = Duration::from_secs(30 * 86_400);
 const WARNING_FREE: u64 = 1 << 30;
 const CRITICAL_FREE: u64 = 128 << 20;
+
+/// How far the clocks of the two hosts may differ, the time of a question and its answer included.
+const CLOCKS_DIFFER_S: f64 = 60.0;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +101,8 @@ codes! {
     StandbyServer = "standby_server",
     /// The stream of the newest timeline is refused.
     Frozen = "frozen",
+    /// A time lies ahead of the clock, or the two hosts' clocks differ: ages mean nothing.
+    Clock = "clock",
 }
 
 /// Something that a person should know.
@@ -139,6 +144,7 @@ pub(super) fn findings(facts: &Facts, thresholds: &Thresholds) -> Vec<Finding> {
         Here::Master(master) => judge_master(&mut found, master, facts, thresholds),
         Here::Standby(standby) => judge_standby(&mut found, standby, facts, thresholds),
     }
+    judge_clocks(&mut found, facts);
     if let Ok(overview) = &facts.standby {
         judge_archive(&mut found, overview, thresholds);
     }
@@ -208,9 +214,10 @@ fn judge_lag_of_master(
     }
     let warning = thresholds.warning_lag.unwrap_or(WARNING_LAG);
     let critical = thresholds.critical_lag.unwrap_or(CRITICAL_LAG.max(warning));
-    match facts.lag.seconds {
+    match facts.lag.known().seconds {
         Some(seconds) => judge_seconds(found, seconds, Some(warning), Some(critical)),
         // Whatever keeps it from being known is an alarm of its own.
+        None if facts.lag.is_contradicted() => {}
         None if found
             .0
             .iter()
@@ -245,7 +252,7 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
         found.alarm(Code::NoReceiver, text);
     }
     // A master that writes nothing looks the same as one that is gone, so only who asks for it.
-    if let Some(seconds) = facts.lag.seconds_at_most {
+    if let Some(seconds) = facts.lag.known().seconds_at_most {
         let (warning, critical) = (thresholds.warning_lag, thresholds.critical_lag);
         judge_seconds(found, seconds, warning, critical);
     }
@@ -270,6 +277,43 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
             let text = format!("no records are taken, as what a boot left cannot be read: {why}");
             found.alarm(Code::Frozen, text);
         }
+    }
+}
+
+/// A clock that was set back makes old things young: a negative age is never taken for 0.
+fn judge_clocks(found: &mut Findings, facts: &Facts) {
+    if facts.lag.is_contradicted() {
+        let text = "how far the standby is behind is not known: what is looked at was written after the \
+                    time that this host's clock shows, so the clock was set back; set it right";
+        found.alarm(Code::Clock, text);
+    }
+    if let Here::Master(master) = &facts.here
+        && let Some(ahead) = master.clock_ahead
+        && ahead.abs() > CLOCKS_DIFFER_S
+    {
+        let side = if ahead > 0.0 { "ahead of" } else { "behind" };
+        let text = format!(
+            "the standby's clock is {:.0} s {side} the master's",
+            ahead.abs()
+        );
+        return found.warn(Code::Clock, text);
+    }
+    let Ok(overview) = &facts.standby else {
+        return;
+    };
+    // The time of a set is the master's, the others are the standby's own.
+    let held = overview.held.map(|_| seconds(overview.received_age_ms));
+    let sets = overview
+        .sets
+        .iter()
+        .filter_map(|set| set.reach.as_ref().ok());
+    let youngest = sets.map(|reach| seconds(reach.age_ms)).reduce(f64::min);
+    if ahead(held) && !facts.lag.is_contradicted() {
+        let text = "the newest WAL was received after the time that the standby's clock shows";
+        found.warn(Code::Clock, text);
+    } else if youngest.is_some_and(|age| age < -CLOCKS_DIFFER_S) {
+        let text = "a backup set began after the time that the standby's clock shows";
+        found.warn(Code::Clock, text);
     }
 }
 
@@ -355,7 +399,8 @@ fn judge_backups(found: &mut Findings, overview: &Overview, thresholds: &Thresho
     let warning = (thresholds.warning_backup_age).unwrap_or(WARNING_BACKUP_AGE);
     let critical = thresholds.critical_backup_age;
     let critical = critical.unwrap_or(CRITICAL_BACKUP_AGE.max(warning));
-    let age = Duration::from_millis(reach.age_ms);
+    // One that lies ahead of the clock is a finding of its own.
+    let age = Duration::from_millis(reach.age_ms.max(0).cast_unsigned());
     let level = match age {
         age if age > critical => Level::Critical,
         age if age > warning => Level::Warning,

@@ -34,7 +34,8 @@ pub enum Here {
     Standby(Standby),
 }
 
-/// How far the standby is behind the master.
+/// How far the standby is behind the master. An age below 0 says that a clock was set back: judged
+/// as [`Code::Clock`] and shown as unknown, never as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Lag {
     /// Seconds of transactions that would be lost: the age of the first one that was committed on the
@@ -44,6 +45,37 @@ pub struct Lag {
     pub seconds_at_most: Option<f64>,
     /// Bytes of flushed WAL that the standby does not hold.
     pub bytes: Option<u64>,
+}
+
+impl Lag {
+    /// What can be told of it: an age that a clock contradicts is not known.
+    fn known(self) -> Lag {
+        let told = |seconds: Option<f64>| Some(seconds?.max(0.0)).filter(|_| !ahead(seconds));
+        Lag {
+            seconds: told(self.seconds),
+            seconds_at_most: told(self.seconds_at_most),
+            bytes: self.bytes,
+        }
+    }
+
+    /// Whether a clock contradicts an age in it.
+    fn is_contradicted(self) -> bool {
+        ahead(self.seconds) || ahead(self.seconds_at_most)
+    }
+}
+
+/// How far a time that this host wrote may lie ahead of its clock: clocks are slewed, and a file's
+/// time is that of the last tick.
+const CLOCK_TOLERANCE_S: f64 = 1.0;
+
+fn ahead(seconds: Option<f64>) -> bool {
+    seconds.is_some_and(|seconds| seconds < -CLOCK_TOLERANCE_S)
+}
+
+/// An age of the overview in seconds.
+#[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
+pub fn seconds(age_ms: i64) -> f64 {
+    age_ms as f64 / 1e3
 }
 
 /// What the master knows.
@@ -66,6 +98,8 @@ pub struct Master {
     pub syncdaemon: Syncdaemon,
     /// A segment that the standby lacks and that is not in `pg_wal` any more.
     pub gone: Option<String>,
+    /// How far the standby's clock is ahead of this host's, in seconds; below 0 if it is behind.
+    pub clock_ahead: Option<f64>,
 }
 
 /// Where finished segments go.

@@ -3,7 +3,8 @@
 //!
 //! # Members of the JSON
 //!
-//! A number or an object that nobody can tell is `null`; times are seconds, LSNs are text.
+//! A number or an object that nobody can tell is `null`; times are seconds, LSNs are text. An age below 0
+//! is a time ahead of the clock.
 //!
 //! | member | is |
 //! |---|---|
@@ -13,7 +14,7 @@
 //! | `state` | `ok`, `warning` or `critical`, as the exit code |
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
-//! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`) |
+//! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
 //! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs`, `frozen_timeline` |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `free_bytes`, `path` |
@@ -27,7 +28,9 @@ use serde_json::{Value, json};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
-use super::{Archiver, Archiving, Facts, Finding, Here, Master, Standby, Stream, Syncdaemon};
+use super::{
+    Archiver, Archiving, Facts, Finding, Here, Master, Standby, Stream, Syncdaemon, seconds,
+};
 
 /// The screen.
 pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
@@ -67,7 +70,7 @@ fn state(findings: &[Finding]) -> &'static str {
 }
 
 fn lag_text(facts: &Facts) -> String {
-    let lag = facts.lag;
+    let lag = facts.lag.known();
     let seconds = match (lag.seconds, lag.seconds_at_most) {
         (Some(seconds), _) => format!("{seconds:.1} s"),
         (None, Some(most)) => format!("at most {most:.1} s"),
@@ -193,7 +196,7 @@ pub(super) fn json(facts: &Facts, findings: &[Finding]) -> String {
             "text": finding.text,
         })
     });
-    let overview = facts.standby.as_ref().ok();
+    let (overview, lag) = (facts.standby.as_ref().ok(), facts.lag.known());
     let (side, master, standby) = match &facts.here {
         Here::Master(master) => ("master", master_json(master), Value::Null),
         Here::Standby(standby) => ("standby", Value::Null, standby_json(standby)),
@@ -204,12 +207,9 @@ pub(super) fn json(facts: &Facts, findings: &[Finding]) -> String {
     };
     // A map of serde_json would sort them.
     let members = [
-        ("rpo_seconds", json!(rounded(facts.lag.seconds))),
-        (
-            "rpo_seconds_at_most",
-            json!(rounded(facts.lag.seconds_at_most)),
-        ),
-        ("bytes_behind", json!(facts.lag.bytes)),
+        ("rpo_seconds", json!(rounded(lag.seconds))),
+        ("rpo_seconds_at_most", json!(rounded(lag.seconds_at_most))),
+        ("bytes_behind", json!(lag.bytes)),
         ("state", json!(state(findings))),
         ("findings", Value::Array(listed.collect())),
         ("side", json!(side)),
@@ -267,6 +267,7 @@ fn master_json(master: &Master) -> Value {
         "archiving": archiving,
         "archiver": archiver,
         "syncdaemon": syncdaemon,
+        "standby_clock_ahead_seconds": master.clock_ahead,
     })
 }
 
@@ -330,11 +331,6 @@ fn window_json(overview: &Overview) -> Value {
     })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
-fn seconds(age_ms: u64) -> f64 {
-    age_ms as f64 / 1e3
-}
-
 /// Bytes for people.
 pub(super) fn size_text(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
@@ -343,7 +339,8 @@ pub(super) fn size_text(bytes: u64) -> String {
 /// An age for people.
 pub(super) fn ago(age_s: f64) -> String {
     match age_s {
-        age if age < 120.0 => format!("{age:.0} s ago"),
+        age if age <= -0.5 => format!("{:.0} s ahead of the clock", -age),
+        age if age < 120.0 => format!("{:.0} s ago", age.max(0.0)),
         age if age < 7_200.0 => format!("{:.0} min ago", age / 60.0),
         age if age < 172_800.0 => format!("{:.1} h ago", age / 3_600.0),
         age => format!("{:.1} d ago", age / 86_400.0),

@@ -10,7 +10,7 @@ use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
 use super::*;
 
-const DAY_MS: u64 = 86_400_000;
+const DAY_MS: i64 = 86_400_000;
 
 fn well() -> Facts {
     let timeline = TimelineId::FIRST;
@@ -182,7 +182,7 @@ fn each_fault_is_a_finding_of_its_own() {
 
 #[test]
 fn an_old_backup_warns_and_then_alarms() {
-    let aged = |days: u64| {
+    let aged = |days: i64| {
         found(|facts| {
             for set in &mut overview(facts).sets {
                 set.reach.as_mut().unwrap().age_ms = days * DAY_MS;
@@ -359,4 +359,63 @@ fn the_json_is_one_line_that_begins_with_the_recovery_point() {
     assert!(parsed["rpo_seconds"].is_null() && parsed["archive"].is_null());
     assert_eq!(parsed["findings"][0]["code"], "receiver");
     assert_eq!(parsed["receiver_reachable"], false);
+}
+
+#[test]
+fn fault_109_an_age_that_a_clock_contradicts_is_a_finding_and_never_zero() {
+    // The standby's clock was set back behind the time when WAL arrived.
+    let mut facts = on_standby(Standby {
+        receiver_runs: true,
+        ..Standby::default()
+    });
+    facts.lag.seconds_at_most = Some(-3_600.0);
+    overview(&mut facts).received_age_ms = -3_600_000;
+    assert_eq!(words(&facts, &Thresholds::default()), ["critical clock"]);
+    let text = page::text(&facts, &facts.findings(&Thresholds::default()));
+    assert!(text.starts_with("RPO unknown: critical\n"), "{text}");
+    assert!(
+        text.contains("received 3600 s ahead of the clock"),
+        "{text}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&page::json(&facts, &[])).unwrap();
+    assert!(json["rpo_seconds_at_most"].is_null(), "{json}");
+    // A tick is no contradiction.
+    facts.lag.seconds_at_most = Some(-0.02);
+    overview(&mut facts).received_age_ms = -20;
+    assert_eq!(words(&facts, &Thresholds::default()), [""; 0]);
+    let text = page::text(&facts, &[]);
+    assert!(text.starts_with("RPO at most 0.0 s: ok"), "{text}");
+}
+
+#[test]
+fn fault_109_every_other_clock_that_lies_is_a_finding() {
+    // The master's own clock was set back behind the time of a commit that the standby lacks.
+    assert_eq!(
+        found(|facts| facts.lag.seconds = Some(-5.0)),
+        ["critical clock"]
+    );
+    // The two hosts differ; a minute may be the way of the question.
+    for (ahead, expected) in [
+        (61.0, &["warning clock"][..]),
+        (-61.0, &["warning clock"]),
+        (30.0, &[]),
+    ] {
+        let differing = found(|facts| master(facts).clock_ahead = Some(ahead));
+        assert_eq!(differing, expected);
+    }
+    // WAL or a backup set from the future.
+    let late_wal = found(|facts| overview(facts).received_age_ms = -5_000);
+    assert_eq!(late_wal, ["warning clock"]);
+    let late_set = found(|facts| {
+        overview(facts).sets[0].reach.as_mut().unwrap().age_ms = -DAY_MS;
+    });
+    assert_eq!(late_set, ["warning clock"]);
+    // A failure behind the last success is one whatever the clock says.
+    let failing = found(|facts| {
+        let archiver = master(facts).archiver.as_mut().unwrap();
+        archiver.last_archived = Some(("000000010000000000000004".into(), -3_600.0));
+        archiver.last_failed = Some(("000000010000000000000005".into(), -3_605.0));
+        archiver.failed_count = 1;
+    });
+    assert_eq!(failing, ["warning archiving_fails"]);
 }

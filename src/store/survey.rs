@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walmgr_protocol::limits::{OVERVIEW_SETS_MAX, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::message::Cluster;
@@ -43,6 +43,7 @@ pub fn survey(
         free_bytes: (disk.free_bytes(completed.handle()))
             .map_err(|error| completed.failure("ask for the free space of", "", error))?,
         completed_wals: places.completed_wals.display().to_string(),
+        clock_ms: clock_ms(),
         ..Overview::default()
     };
     let marker = Marker::read(&completed, Role::Completed)?;
@@ -74,11 +75,18 @@ pub fn survey(
     Ok(overview)
 }
 
-/// Milliseconds from a time since 1970 to this moment; 0 for one that is still to come.
-fn age_ms(since_ms: i64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-    u64::try_from(now_ms.saturating_sub(since_ms)).unwrap_or(0)
+/// This host's clock in milliseconds since 1970; below 0 where it stands before that.
+fn clock_ms() -> i64 {
+    let ms = |since: Duration| i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => ms(since),
+        Err(before) => -ms(before.duration()),
+    }
+}
+
+/// Milliseconds from a time since 1970 to this moment; below 0 for one that is still to come.
+fn age_ms(since_ms: i64) -> i64 {
+    clock_ms().saturating_sub(since_ms)
 }
 
 /// The names in the two folders.
@@ -403,7 +411,9 @@ mod tests {
         assert!(read.partial_end > Lsn(4 * MIB), "{read:?}");
         let end = Lsn(4 * MIB + 8192);
         assert_eq!(look(Some((name, end))).partial_end, end);
-        assert!(read.received_age_ms < 60_000 && read.newest_age_ms < 60_000);
+        for age_ms in [read.received_age_ms, read.newest_age_ms] {
+            assert!((-1_000..60_000).contains(&age_ms), "{age_ms}");
+        }
         assert!(read.free_bytes > 0);
     }
 

@@ -310,7 +310,7 @@ impl ForgedSet {
         for (path, content) in &self.files {
             for (at, _) in path.match_indices('/') {
                 if made.insert(&path[..at]) {
-                    put_directory(&mut out, path[..at].as_bytes());
+                    put_directory(&mut out, &path.as_bytes()[..at]);
                 }
             }
             put_file(&mut out, path.as_bytes(), content.len() as u64, 0);

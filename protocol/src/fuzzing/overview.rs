@@ -33,7 +33,7 @@ fn full() -> Overview {
         missing: "000000010000000200000098".parse().ok(),
         damaged_count: 1,
         damaged: "000000010000000200000098.damaged".into(),
-        received_age_ms: 20,
+        received_age_ms: -20,
         free_bytes: 1 << 40,
         trouble: "read-only file system".into(),
         shipped_by: "alpha (192.0.2.1:4711)".into(),
@@ -51,5 +51,6 @@ fn full() -> Overview {
             },
         ],
         sets_count: 2,
+        clock_ms: 1_316_617_217_000,
     }
 }

@@ -1,16 +1,17 @@
 //! The overview: what a standby holds and how it fares, for `status`; kinds 17 and 18.
 //! Never interprets one. Invariant: every list is bounded on both sides, and times are ages, so that
-//! two hosts need not agree on the clock.
+//! two hosts need not agree on the clock; that they do not is for whoever compares the clocks to say.
 //!
 //! # Payloads
 //!
-//! Fields as in [`crate::message`]; `lsn` is a `u64`, `age` a `u64` of milliseconds. Both kinds belong
+//! Fields as in [`crate::message`]; `lsn` is a `u64`, `age` an `i64` of milliseconds, below 0 for a
+//! time that is still to come by the standby's clock. Both kinds belong
 //! to channel 0 and to the feature [`crate::hello::FEATURE_OVERVIEW`].
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
 //! | 17 | overview request | client | nothing |
-//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets |
+//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets; `i64` the standby's clock, milliseconds since 1970 |
 //!
 //! A backup set is `string` name, `bool` it can be read, and then `string` timestamp, `age`, `u32`
 //! timeline, `lsn` start, `lsn` up to where it can be recovered; or `string` why it cannot be read.
@@ -32,7 +33,7 @@ pub struct Overview {
     /// The newest finished segment of the newest timeline.
     pub newest_segment: Option<SegmentName>,
     /// Milliseconds since it got its name.
-    pub newest_age_ms: u64,
+    pub newest_age_ms: i64,
     /// The newest partial segment.
     pub partial_segment: Option<SegmentName>,
     /// Where its records end.
@@ -48,7 +49,7 @@ pub struct Overview {
     /// The first of them; empty if there is none.
     pub damaged: String,
     /// Milliseconds since WAL arrived, partial or finished.
-    pub received_age_ms: u64,
+    pub received_age_ms: i64,
     /// Bytes free for the receiver's user where the archive is.
     pub free_bytes: u64,
     /// What the disk said when it refused last; empty if it works.
@@ -65,6 +66,8 @@ pub struct Overview {
     pub sets: Vec<SetStanding>,
     /// How many there are.
     pub sets_count: u64,
+    /// The standby's clock, in milliseconds since 1970.
+    pub clock_ms: i64,
 }
 
 /// A backup set and what it is good for.
@@ -82,7 +85,7 @@ pub struct SetReach {
     /// `START TIME` of its label, as the server wrote it.
     pub timestamp: String,
     /// Milliseconds since the checkpoint that it began with.
-    pub age_ms: u64,
+    pub age_ms: i64,
     /// The timeline it was made on.
     pub timeline: TimelineId,
     /// Where the WAL begins that it needs.
@@ -98,7 +101,7 @@ impl Overview {
             cluster.encode(out);
         }
         put_segment(out, self.newest_segment);
-        out.put_u64_le(self.newest_age_ms);
+        out.put_i64_le(self.newest_age_ms);
         put_segment(out, self.partial_segment);
         out.put_u64_le(self.partial_end.0);
         let (timeline, end) = self
@@ -109,7 +112,7 @@ impl Overview {
         put_segment(out, self.missing);
         out.put_u64_le(self.damaged_count);
         put_string(out, &self.damaged);
-        out.put_u64_le(self.received_age_ms);
+        out.put_i64_le(self.received_age_ms);
         out.put_u64_le(self.free_bytes);
         put_string(out, &self.trouble);
         put_string(out, &self.shipped_by);
@@ -122,6 +125,7 @@ impl Overview {
             set.encode(out);
         }
         out.put_u64_le(self.sets_count);
+        out.put_i64_le(self.clock_ms);
     }
 
     pub(super) fn decode(fields: &mut Fields) -> Result<Overview, Malformed> {
@@ -129,14 +133,14 @@ impl Overview {
         Ok(Overview {
             cluster: bound.then(|| Cluster::decode(fields)).transpose()?,
             newest_segment: fields.optional_segment()?,
-            newest_age_ms: fields.u64()?,
+            newest_age_ms: fields.i64()?,
             partial_segment: fields.optional_segment()?,
             partial_end: Lsn(fields.u64()?),
             held: held(fields)?,
             missing: fields.optional_segment()?,
             damaged_count: fields.u64()?,
             damaged: fields.string("a damaged file")?,
-            received_age_ms: fields.u64()?,
+            received_age_ms: fields.i64()?,
             free_bytes: fields.u64()?,
             trouble: fields.string("trouble with the disk")?,
             shipped_by: fields.string("who ships records")?,
@@ -152,6 +156,7 @@ impl Overview {
                 SetStanding::decode,
             )?,
             sets_count: fields.u64()?,
+            clock_ms: fields.i64()?,
         })
     }
 }
@@ -163,7 +168,7 @@ impl SetStanding {
         match &self.reach {
             Ok(reach) => {
                 put_string(out, &reach.timestamp);
-                out.put_u64_le(reach.age_ms);
+                out.put_i64_le(reach.age_ms);
                 out.put_u32_le(reach.timeline.number());
                 out.put_u64_le(reach.start.0);
                 out.put_u64_le(reach.reaches.0);
@@ -177,7 +182,7 @@ impl SetStanding {
         let reach = match fields.boolean("can be read")? {
             true => Ok(SetReach {
                 timestamp: fields.string("timestamp")?,
-                age_ms: fields.u64()?,
+                age_ms: fields.i64()?,
                 timeline: fields.timeline()?,
                 start: Lsn(fields.u64()?),
                 reaches: Lsn(fields.u64()?),
