@@ -11,6 +11,8 @@ use crate::support::peer::Peer;
 use crate::support::place::give_to_server;
 use crate::support::{Site, wait_for};
 
+mod authority;
+mod clock;
 mod files;
 mod reload;
 mod revoked;
@@ -102,8 +104,16 @@ fn authority_over(mut site: Site) -> (Site, Authority) {
     let path = site.home().join("ours.ca").display().to_string();
     site.standby_set("tls_ca", &path);
     site.master_set("tls_ca", &path);
+    authorize_names(&site, "master.example\n");
     site.restart_receiver();
     (site, ours)
+}
+
+/// Writes the list of certificates that may come in.
+fn authorize_names(site: &Site, text: &str) {
+    let list = site.standby_ini().with_file_name("authorized_names");
+    std::fs::write(&list, text).unwrap();
+    give_to_server(&list);
 }
 
 #[test]

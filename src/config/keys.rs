@@ -316,7 +316,7 @@ mod tests {
         let standby = "job_name logfile use_skylog slave_data slave_bin slave_config_dir \
             slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
             partial_wals full_backup config_backup keep_backups backup_datadir archive_command \
-            primary_conninfo listen tls tls_key tls_cert tls_ca authorized_keys max_connections \
+            primary_conninfo listen tls tls_key tls_cert tls_ca authorized_keys authorized_names max_connections \
             on_corrupt restore_wait log_format metrics_listen";
         for (names, side) in [(master, Side::Master), (standby, Side::Standby)] {
             for name in names.split_whitespace() {

@@ -204,6 +204,7 @@ pub fn standby_ini(init: &InitStandby) -> Result<String> {
     file.path("slave_data", init.slave_data.as_deref())?;
     file.path("slave_bin", init.slave_bin.as_deref())?;
     file.hint("authorized_keys");
+    file.hint("authorized_names");
     file.hint("keep_backups");
     file.hint("logfile");
     Ok(file.finish())

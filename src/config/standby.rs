@@ -78,6 +78,8 @@ pub struct StandbyConfig {
     pub tls: TlsSettings,
     /// The masters that may connect.
     pub authorized_keys: PathBuf,
+    /// `authorized_names`: whom the receiver lets in where `tls_ca` vouches for names.
+    pub authorized_names: PathBuf,
     /// Connections served at once.
     pub max_connections: u32,
     /// What `xrestore` does about a damaged file.
@@ -150,6 +152,9 @@ impl StandbyConfig {
             authorized_keys: settings
                 .path("authorized_keys")
                 .unwrap_or_else(|| settings.file.with_file_name("authorized_keys")),
+            authorized_names: settings
+                .path("authorized_names")
+                .unwrap_or_else(|| settings.file.with_file_name("authorized_names")),
             max_connections: settings.number("max_connections")?,
             on_corrupt: match settings.choice("on_corrupt")? {
                 "stall" => OnCorrupt::Stall,
@@ -201,6 +206,7 @@ impl StandbyConfig {
             named("tls_key", &self.tls.key),
             named("tls_cert", &self.tls.certificate),
             named("authorized_keys", &self.authorized_keys),
+            named("authorized_names", &self.authorized_names),
         ];
         files.extend(optional("logfile", &self.logfile));
         files.extend(optional("pidfile", &self.pidfile));

@@ -121,6 +121,8 @@ pub const KEYS: &[Key] = &[
         .defaults().added(),
     key("authorized_keys", Standby, Path, "/etc/walmgr/authorized_keys", "The masters that may connect: a fingerprint and a name a line.")
         .derived("authorized_keys beside the ini file").added(),
+    key("authorized_names", Standby, Path, "/etc/walmgr/authorized_names", "With tls_ca, the certificates that may connect: a name and its rights a line.")
+        .derived("authorized_names beside the ini file").added(),
     key("max_connections", Standby, Integer(1, 10_000), "64", "Connections the receiver serves at once.")
         .defaults().added(),
     key("log_format", Standby, Choice(&["text", "json"]), "text", "How the receiver's log lines look.")

@@ -25,6 +25,7 @@ use crate::receiver::server::Daemon;
 use crate::receiver::upload::{Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
 use crate::transport::authorized_keys::Right;
+use crate::transport::tls::unix_now;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Why a connection ends.
@@ -62,6 +63,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         link: backup::Link::default(),
         stream: partial::Stream::default(),
         keepalive: Keepalive::new(now, IDLE_DEADLINE),
+        certificate_ends: (peer.certificate.as_ref()).and_then(|shown| shown.next_end(unix_now())),
         frame_began: None,
         stop_by: None,
         daemon,
@@ -90,9 +92,7 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
             if error.code == ErrorCode::ShuttingDown {
                 tracing::debug!("{peer}: {}", error.message);
             } else {
-                let key = (peer.fingerprint.as_ref())
-                    .map(|key| format!(" with key {key}"))
-                    .unwrap_or_default();
+                let key = introduction::with_key(peer.certificate.as_ref());
                 let reason = format!("{peer}{key}: {}", error.message);
                 daemon.refused(peer.address.ip(), &reason);
             }
@@ -125,6 +125,8 @@ struct Connection {
     reports: mpsc::Sender<(Slot, Report)>,
     fetching: fetch::Fetching,
     keepalive: Keepalive,
+    /// See [`PeerCertificate::next_end`](crate::transport::tls::PeerCertificate::next_end).
+    certificate_ends: Option<u64>,
     frame_began: Option<Instant>,
     stop_by: Option<Instant>,
 }
@@ -213,6 +215,10 @@ impl Connection {
             )));
         }
         let mut wait = self.stop_by.map_or(IDLE_DEADLINE, |stop_by| stop_by - now);
+        // The clock may be set meanwhile; no wait is longer than the deadline for silence.
+        if let Some(left) = self.still_valid()? {
+            wait = wait.min(left);
+        }
         if let Some(began) = self.frame_began {
             let left = (began + FRAME_DEADLINE).saturating_duration_since(now);
             if left.is_zero() {
@@ -441,10 +447,7 @@ impl Connection {
         if refusal.code == ErrorCode::ShuttingDown {
             return;
         }
-        let key = self.peer.fingerprint;
-        let key = key
-            .map(|key| format!(" with key {key}"))
-            .unwrap_or_default();
+        let key = introduction::with_key(self.peer.certificate.as_ref());
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
         self.daemon.refused(self.peer.address.ip(), &reason);
     }
@@ -454,30 +457,52 @@ impl Connection {
         Error::channel(
             ErrorCode::RightMissing,
             format!("{name} lacks the right `{right}` that {what} needs"),
-            "change its line in authorized_keys on the standby and reload the receiver",
+            "change its line in authorized_keys (with tls_ca: authorized_names) on the standby and \
+             reload the receiver",
         )
     }
 
     /// After a reload a revoked key is shown the door; what it sent before is kept.
     fn still_welcome(&mut self) -> Result<(), End> {
         let settings = self.daemon.settings.borrow().clone();
-        match settings.rights(self.peer.fingerprint.as_ref()) {
+        let gone = |why: String, hint: &str| {
+            let code = ErrorCode::NotAuthorized;
+            Err(End::Hangup(Error::connection(code, why, hint)))
+        };
+        match settings.know(self.peer.certificate.as_ref()) {
+            Err(unknown) => {
+                let why = format!("the key was revoked on the standby: {}", unknown.why);
+                gone(why, &unknown.hint)
+            }
             // What was begun by a right that is gone would go on otherwise.
-            Some(rights) if !rights.cover(self.peer.rights) => Err(End::Hangup(Error::connection(
-                ErrorCode::NotAuthorized,
-                "rights of the key were taken back on the standby",
+            Ok(known) if !known.rights.cover(self.peer.rights) => gone(
+                "rights of the key were taken back on the standby".to_owned(),
                 "it comes in again with those that are left",
-            ))),
-            Some(rights) => {
-                self.peer.rights = rights;
+            ),
+            Ok(known) => {
+                self.peer.rights = known.rights;
                 Ok(())
             }
-            None => Err(End::Hangup(Error::connection(
-                ErrorCode::NotAuthorized,
-                "the key was revoked on the standby",
-                "",
-            ))),
         }
+    }
+
+    /// Ends a connection whose certificate has ended; says how long until the next look.
+    fn still_valid(&mut self) -> Result<Option<Duration>, End> {
+        let Some(certificate) = &self.peer.certificate else {
+            return Ok(None);
+        };
+        let now = unix_now();
+        if self.certificate_ends.is_some_and(|end| now > end) {
+            let settings = self.daemon.settings.borrow().clone();
+            if let Err(unknown) = settings.know(Some(certificate)) {
+                let code = ErrorCode::NotAuthorized;
+                let error = Error::connection(code, unknown.why, unknown.hint);
+                return Err(End::Hangup(error));
+            }
+            self.certificate_ends = certificate.next_end(now);
+        }
+        let left = |end: u64| Duration::from_secs(end.saturating_sub(now) + 1);
+        Ok(self.certificate_ends.map(left))
     }
 
     fn busy(&self) -> bool {

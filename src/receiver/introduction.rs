@@ -18,18 +18,17 @@ use crate::receiver::server::Daemon;
 use crate::receiver::settings::{Protection, Settings};
 use crate::transport::authorized_keys::Rights;
 use crate::transport::connect::fresh_nonce;
-use crate::transport::identity::Fingerprint;
 use crate::transport::stream::{Stream, buffered};
-use crate::transport::tls::{self, TlsFault};
+use crate::transport::tls::{self, PeerCertificate, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
 
 /// A peer that was let in.
 pub struct Peer {
     /// Where it connects from.
     pub address: SocketAddr,
-    /// Its key, where TLS pins keys.
-    pub fingerprint: Option<Fingerprint>,
-    /// Its name in `authorized_keys`, or in the certificate that an authority vouches for.
+    /// Its certificate; none on a plain connection.
+    pub certificate: Option<PeerCertificate>,
+    /// Its name in `authorized_keys` or `authorized_names`.
     pub name: Option<String>,
     /// What it may do.
     pub rights: Rights,
@@ -55,18 +54,16 @@ pub async fn greet(
     stream: TcpStream,
     address: SocketAddr,
 ) -> Option<(Peer, Wire)> {
-    let (stream, identified) = match secure(settings, stream).await {
+    let (stream, certificate) = match secure(settings, stream).await {
         Ok(secured) => secured,
         Err(reason) => {
             daemon.refused(address.ip(), &format!("{address}: {reason}"));
             return None;
         }
     };
-    let key = (identified.fingerprint)
-        .map(|key| format!(" with key {key}"))
-        .unwrap_or_default();
+    let key = with_key(certificate.as_ref());
     let mut introduction = Introduction::new(stream);
-    match introduce(daemon, settings, &mut introduction, address, identified).await {
+    match introduce(daemon, settings, &mut introduction, address, certificate).await {
         Ok((peer, hello, welcome)) => {
             let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
             introduction.send_answer(&answer).await.ok()?;
@@ -99,18 +96,19 @@ enum Turned {
     Silent(String),
 }
 
-/// What TLS has proven of a peer; nothing on a plain connection.
-#[derive(Default)]
-struct Identified {
-    fingerprint: Option<Fingerprint>,
-    /// What its certificate calls it, where an authority vouches for that.
-    certified_name: Option<String>,
+/// A key for the log; nothing on a plain connection.
+pub fn with_key(certificate: Option<&PeerCertificate>) -> String {
+    certificate.map_or_else(String::new, |certificate| {
+        format!(" with key {}", certificate.fingerprint())
+    })
 }
 
-async fn secure(settings: &Settings, stream: TcpStream) -> Result<(Stream, Identified), String> {
-    let acceptor = match &settings.protection {
-        Protection::Plain => return Ok((Stream::Plain(stream), Identified::default())),
-        Protection::Pinned(acceptor, _) | Protection::Authority(acceptor) => acceptor,
+async fn secure(
+    settings: &Settings,
+    stream: TcpStream,
+) -> Result<(Stream, Option<PeerCertificate>), String> {
+    let Protection::Tls { acceptor, .. } = &settings.protection else {
+        return Ok((Stream::Plain(stream), None));
     };
     let whom = "the client";
     let stream = acceptor
@@ -120,14 +118,8 @@ async fn secure(settings: &Settings, stream: TcpStream) -> Result<(Stream, Ident
     let agreed = stream.get_ref().1.alpn_protocol();
     tls::require_walmgr(agreed, whom).map_err(|fault| fault.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let identified = Identified {
-        fingerprint: tls::peer_fingerprint(certificates),
-        certified_name: match &settings.protection {
-            Protection::Authority(_) => tls::peer_name(certificates),
-            Protection::Plain | Protection::Pinned(..) => None,
-        },
-    };
-    Ok((Stream::Tls(Box::new(stream.into())), identified))
+    let certificate = PeerCertificate::of(certificates);
+    Ok((Stream::Tls(Box::new(stream.into())), certificate))
 }
 
 async fn introduce(
@@ -135,10 +127,11 @@ async fn introduce(
     settings: &Settings,
     introduction: &mut Introduction,
     address: SocketAddr,
-    identified: Identified,
+    certificate: Option<PeerCertificate>,
 ) -> Result<(Peer, Hello, Welcome), Turned> {
-    let fingerprint = identified.fingerprint;
-    let rights = authorize(settings, fingerprint.as_ref()).map_err(Turned::Away)?;
+    let known = settings.know(certificate.as_ref()).map_err(|unknown| {
+        Turned::Away(refusal(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
+    })?;
     let (versions, hello) = introduction
         .receive_hello()
         .await
@@ -164,27 +157,15 @@ async fn introduce(
     let software = env!("CARGO_PKG_VERSION").to_owned();
     let mut welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
     welcome.features = hello.features & FEATURES;
-    let name = (settings.name(fingerprint.as_ref())).or(identified.certified_name);
     let peer = Peer {
         address,
-        fingerprint,
-        name,
-        rights,
+        certificate,
+        name: known.name,
+        rights: known.rights,
         role: hello.role,
         cluster: hello.cluster,
     };
     Ok((peer, hello, welcome))
-}
-
-fn authorize(settings: &Settings, key: Option<&Fingerprint>) -> Result<Rights, Refusal> {
-    settings.rights(key).ok_or_else(|| {
-        let shown = key.map_or_else(|| "none".to_owned(), ToString::to_string);
-        refusal(
-            ErrorCode::NotAuthorized,
-            format!("key {shown} is not in the receiver's authorized_keys"),
-            format!("on the standby run `walmgr STANDBY.ini authorize {shown} NAME`"),
-        )
-    })
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.

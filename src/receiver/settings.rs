@@ -3,22 +3,55 @@
 
 use std::sync::Arc;
 
+use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::standby::StandbyConfig;
 use crate::error::Result;
 use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
-use crate::transport::identity::{Fingerprint, Identity};
-use crate::transport::tls;
+use crate::transport::authorized_names::AuthorizedNames;
+use crate::transport::identity::Identity;
+use crate::transport::tls::{self, PeerCertificate};
 
 /// How connections are protected.
 pub enum Protection {
     /// `tls = off`: loopback, or the operator means it.
     Plain,
-    /// TLS with keys pinned in `authorized_keys`.
-    Pinned(TlsAcceptor, AuthorizedKeys),
-    /// TLS with certificates of an authority.
-    Authority(TlsAcceptor),
+    /// TLS.
+    Tls {
+        /// Greets peers.
+        acceptor: TlsAcceptor,
+        /// Judges their certificates.
+        verifier: Arc<dyn ClientCertVerifier>,
+        /// Whom it lets in.
+        known: KnownPeers,
+    },
+}
+
+/// Whom the receiver knows.
+pub enum KnownPeers {
+    /// By their keys.
+    Keys(AuthorizedKeys),
+    /// By the names that an authority certifies.
+    Names(AuthorizedNames),
+}
+
+/// A peer that may come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// What the operator calls it; on a plain connection nothing.
+    pub name: Option<String>,
+    /// What it may do.
+    pub rights: Rights,
+}
+
+/// Why a peer may not come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// In words.
+    pub why: String,
+    /// What an operator can do.
+    pub hint: String,
 }
 
 /// What becomes of old backup sets.
@@ -43,19 +76,9 @@ pub struct Settings {
 impl Settings {
     /// Reads everything the settings name.
     pub fn load(config: &StandbyConfig) -> Result<Arc<Settings>> {
-        let protection = if !config.tls.enabled {
-            Protection::Plain
-        } else {
-            let identity = Identity::load(&config.tls.key, &config.tls.certificate)?;
-            let authority = config.tls.authority.as_deref();
-            let acceptor = TlsAcceptor::from(tls::server_config(&identity, authority)?);
-            match authority {
-                Some(_) => Protection::Authority(acceptor),
-                None => {
-                    let keys = AuthorizedKeys::load(&config.authorized_keys)?;
-                    Protection::Pinned(acceptor, keys)
-                }
-            }
+        let protection = match config.tls.enabled {
+            true => secured(config)?,
+            false => Protection::Plain,
         };
         let connections_max = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
         Ok(Arc::new(Settings {
@@ -68,24 +91,77 @@ impl Settings {
         }))
     }
 
-    /// What a peer with this key may do, `None` when it may not even come in.
-    pub fn rights(&self, fingerprint: Option<&Fingerprint>) -> Option<Rights> {
-        match (&self.protection, fingerprint) {
-            (Protection::Plain | Protection::Authority(_), _) => Some(Rights::ALL),
-            (Protection::Pinned(_, keys), Some(fingerprint)) => {
-                keys.lookup(fingerprint).map(|key| key.rights)
+    /// Whom a peer with this certificate is taken for.
+    pub fn know(&self, certificate: Option<&PeerCertificate>) -> Result<KnownPeer, Unknown> {
+        let (verifier, known) = match &self.protection {
+            Protection::Plain => {
+                return Ok(KnownPeer {
+                    name: None,
+                    rights: Rights::ALL,
+                });
             }
-            (Protection::Pinned(..), None) => None,
+            Protection::Tls {
+                verifier, known, ..
+            } => (verifier, known),
+        };
+        let Some(certificate) = certificate else {
+            return Err(Unknown {
+                why: "it came without a certificate".to_owned(),
+                hint: String::new(),
+            });
+        };
+        certificate.check(&**verifier).map_err(|fault| Unknown {
+            why: fault.sentence,
+            hint: fault.hint,
+        })?;
+        match known {
+            KnownPeers::Keys(keys) => {
+                let fingerprint = certificate.fingerprint();
+                let key = keys.lookup(fingerprint).ok_or_else(|| Unknown {
+                    why: format!("key {fingerprint} is not in the receiver's authorized_keys"),
+                    hint: format!(
+                        "on the standby run `walmgr STANDBY.ini authorize {fingerprint} NAME`"
+                    ),
+                })?;
+                Ok(KnownPeer {
+                    name: Some(key.name.clone()),
+                    rights: key.rights,
+                })
+            }
+            KnownPeers::Names(names) => {
+                let entry = names.lookup(&certificate.names()).ok_or_else(|| {
+                    let shown = certificate.shown_name().unwrap_or_default();
+                    Unknown {
+                        why: format!(
+                            "the certificate is for {shown:?}, which is not in the receiver's \
+                             authorized_names"
+                        ),
+                        hint: "on the standby add the name to authorized_names and run `walmgr \
+                               STANDBY.ini receiver --reload`"
+                            .to_owned(),
+                    }
+                })?;
+                Ok(KnownPeer {
+                    name: Some(entry.name.clone()),
+                    rights: entry.rights,
+                })
+            }
         }
     }
+}
 
-    /// What the operator calls the holder of this key.
-    pub fn name(&self, fingerprint: Option<&Fingerprint>) -> Option<String> {
-        match (&self.protection, fingerprint) {
-            (Protection::Pinned(_, keys), Some(fingerprint)) => {
-                keys.lookup(fingerprint).map(|key| key.name.clone())
-            }
-            _ => None,
-        }
-    }
+fn secured(config: &StandbyConfig) -> Result<Protection> {
+    let identity = Identity::load(&config.tls.key, &config.tls.certificate)?;
+    let authority = config.tls.authority.as_deref();
+    let verifier = tls::client_verifier(authority)?;
+    let acceptor = TlsAcceptor::from(tls::server_config(&identity, Arc::clone(&verifier))?);
+    let known = match authority {
+        Some(_) => KnownPeers::Names(AuthorizedNames::load(&config.authorized_names)?),
+        None => KnownPeers::Keys(AuthorizedKeys::load(&config.authorized_keys)?),
+    };
+    Ok(Protection::Tls {
+        acceptor,
+        verifier,
+        known,
+    })
 }

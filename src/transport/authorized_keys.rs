@@ -165,6 +165,13 @@ pub struct BadLine {
     pub why: String,
 }
 
+impl BadLine {
+    pub(super) fn of(&self, path: &Path) -> CommandError {
+        let place = format!("{}, line {}: {}", path.display(), self.line, self.why);
+        CommandError::config(place)
+    }
+}
+
 /// What became of a key that was to be authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authorized {
@@ -193,25 +200,12 @@ impl AuthorizedKeys {
     ///
     /// Refuses a file that belongs to another user or that group or others can write.
     pub fn load(path: &Path) -> Result<Self> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(error).at(Kind::Config, "open", path),
+        let Some(content) = read_list(path)? else {
+            return Ok(Self::default());
         };
-        refuse_foreign_hands(&file, path)?;
-        let mut content = Vec::new();
-        file.take(FILE_BYTES_MAX + 1)
-            .read_to_end(&mut content)
-            .at(Kind::Config, "read", path)?;
-        if content.len() as u64 > FILE_BYTES_MAX {
-            return Err(CommandError::config(format!(
-                "{} is longer than {FILE_BYTES_MAX} bytes",
-                path.display()
-            )));
-        }
-        Self::parse_bytes(&content).map_err(|bad| {
-            let place = format!("{}, line {}: {}", path.display(), bad.line, bad.why);
-            CommandError::config(place).hint("a line is: SHA256:... NAME [push,backup,read]")
+        text_of(&content).and_then(Self::parse).map_err(|bad| {
+            bad.of(path)
+                .hint("a line is: SHA256:... NAME [push,backup,read]")
         })
     }
 
@@ -233,17 +227,6 @@ impl AuthorizedKeys {
             });
         }
         Ok(list)
-    }
-
-    fn parse_bytes(content: &[u8]) -> Result<Self, BadLine> {
-        let text = std::str::from_utf8(content).map_err(|error| {
-            let before = &content[..error.valid_up_to()];
-            BadLine {
-                line: before.split(|byte| *byte == b'\n').count(),
-                why: "not UTF-8 text".to_owned(),
-            }
-        })?;
-        Self::parse(text)
     }
 
     /// The entry of this key.
@@ -339,6 +322,40 @@ impl fmt::Display for AuthorizedKeys {
     }
 }
 
+/// The bytes of a list of peers; `None` for a file that is not there.
+///
+/// Refuses a file that belongs to another user or that group or others can write.
+pub(super) fn read_list(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).at(Kind::Config, "open", path),
+    };
+    refuse_foreign_hands(&file, path)?;
+    let mut content = Vec::new();
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut content)
+        .at(Kind::Config, "read", path)?;
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(CommandError::config(format!(
+            "{} is longer than {FILE_BYTES_MAX} bytes",
+            path.display()
+        )));
+    }
+    Ok(Some(content))
+}
+
+/// A list as text, or the line that is none.
+pub(super) fn text_of(content: &[u8]) -> Result<&str, BadLine> {
+    std::str::from_utf8(content).map_err(|error| {
+        let before = &content[..error.valid_up_to()];
+        BadLine {
+            line: before.split(|byte| *byte == b'\n').count(),
+            why: "not UTF-8 text".to_owned(),
+        }
+    })
+}
+
 fn parse_line(text: &str) -> Result<Option<AuthorizedKey>, String> {
     let text = text.trim_ascii();
     if text.is_empty() || text.starts_with('#') {
@@ -375,7 +392,7 @@ fn parse_name(name: &str) -> Result<String, String> {
     ))
 }
 
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     text.chars().take(NAME_BYTES_MAX).collect()
 }
 

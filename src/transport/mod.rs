@@ -3,6 +3,7 @@
 //! holds the key its fingerprint names, or the connection is loopback by configuration.
 
 pub mod authorized_keys;
+pub mod authorized_names;
 pub mod connect;
 pub mod fuzzing;
 pub mod identity;

@@ -2,6 +2,7 @@
 //! Never opens a socket and never decides what a known peer may do. Invariant: a finished
 //! handshake means that the peer holds the key of the valid certificate it showed.
 
+mod certificate;
 mod fault;
 mod pinned;
 #[cfg(test)]
@@ -14,24 +15,22 @@ use std::sync::{Arc, LazyLock};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::error::{CommandError, Result};
 
 use super::identity::{Fingerprint, Identity, load_certificates};
+pub use certificate::{PeerCertificate, SystemClock, unix_now};
 pub use fault::{TlsFault, looks_like_tls};
 use pinned::{AnyKey, OneKey};
 
 /// The protocol name both sides must agree on (ALPN, RFC 7301).
 pub const ALPN: &[u8] = b"walmgr/1";
-
-/// Longest name of a peer that goes into a log.
-const PEER_NAME_CHARS_MAX: usize = 64;
 
 /// How the master knows its receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +43,7 @@ pub enum PeerTrust {
 
 /// What the connecting side uses.
 pub fn client_config(identity: &Identity, trust: &PeerTrust) -> Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(SystemClock))
         .with_protocol_versions(&[&TLS13])
         .map_err(unusable)?;
     let builder = match trust {
@@ -74,26 +73,32 @@ pub fn client_config(identity: &Identity, trust: &PeerTrust) -> Result<Arc<Clien
     Ok(Arc::new(config))
 }
 
-/// What the listening side uses.
+/// How the listening side checks certificates.
 ///
 /// Without `authority` every valid certificate passes: who its fingerprint belongs to is decided
 /// after the handshake, where a refusal can be said in words. With it only certificates which
 /// that authority signed pass.
-pub fn server_config(identity: &Identity, authority: Option<&Path>) -> Result<Arc<ServerConfig>> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(unusable)?;
-    let builder = match authority {
+pub fn client_verifier(authority: Option<&Path>) -> Result<Arc<dyn ClientCertVerifier>> {
+    match authority {
         None => {
             let algorithms = provider().signature_verification_algorithms;
-            builder.with_client_cert_verifier(Arc::new(AnyKey::new(algorithms)))
+            Ok(Arc::new(AnyKey::new(algorithms)))
         }
-        Some(path) => builder.with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(authorities(path)?, provider())
-                .build()
-                .map_err(unusable)?,
-        ),
-    };
+        Some(path) => WebPkiClientVerifier::builder_with_provider(authorities(path)?, provider())
+            .build()
+            .map_err(unusable),
+    }
+}
+
+/// What the listening side uses.
+pub fn server_config(
+    identity: &Identity,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(SystemClock))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(unusable)?
+        .with_client_cert_verifier(verifier);
     let certificate = SingleCertAndKey::from(identity.certified_key());
     let mut config = builder.with_cert_resolver(Arc::new(certificate));
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -117,48 +122,6 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>> {
         CommandError::config(format!("{host:?} is neither a host name nor an address"))
             .hint("check the `slave` setting")
     })
-}
-
-/// The fingerprint of the key the peer has proven to hold; of its chain the first counts.
-pub fn peer_fingerprint(chain: &[CertificateDer<'_>]) -> Option<Fingerprint> {
-    chain.first().and_then(Fingerprint::of_certificate)
-}
-
-/// What the peer's certificate calls it: its first DNS name, else its common name.
-///
-/// Only worth logging where an authority vouches for it: anybody can sign any name for himself.
-pub fn peer_name(chain: &[CertificateDer<'_>]) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let dns = alternative.and_then(|names| {
-        names
-            .value
-            .general_names
-            .iter()
-            .find_map(|name| match name {
-                GeneralName::DNSName(name) => Some(*name),
-                _ => None,
-            })
-    });
-    let common = || {
-        certificate
-            .subject()
-            .iter_common_name()
-            .next()?
-            .as_str()
-            .ok()
-    };
-    let printable = |character: char| match character.is_control() {
-        true => '?',
-        false => character,
-    };
-    let name: String = dns
-        .or_else(common)?
-        .chars()
-        .take(PEER_NAME_CHARS_MAX)
-        .map(printable)
-        .collect();
-    (!name.is_empty()).then_some(name)
 }
 
 /// Refuses a peer that finished the handshake without saying [`ALPN`]: TLS lets a client leave

@@ -19,6 +19,10 @@ const CLIENT: &str = "the client 10.0.0.1:50000";
 
 struct Folder(tempfile::TempDir);
 
+fn listening(identity: &Identity, authority: Option<&Path>) -> Result<Arc<ServerConfig>> {
+    server_config(identity, client_verifier(authority)?)
+}
+
 /// An authority that signs for a test.
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -144,13 +148,14 @@ fn year(year: i32) -> impl Fn(&mut CertificateParams) {
 fn fault_86_the_right_keys_meet_and_each_side_knows_the_other() {
     let folder = Folder::new();
     let (master, standby) = (folder.identity("master"), folder.identity("standby"));
-    let server = server_config(&standby, None).unwrap();
+    let server = listening(&standby, None).unwrap();
     for host in ["standby", "10.0.0.2", "[::1]", "fe80::1%eth0"] {
         let (mut ends, outcome) = handshake(pinned(&master, &standby), Arc::clone(&server), host);
         assert_eq!(outcome, (Ok(()), Ok(())));
         let chain = ends.server.peer_certificates().unwrap();
-        assert_eq!(peer_fingerprint(chain), Some(master.fingerprint()));
-        assert_eq!(peer_name(chain).as_deref(), Some("master"));
+        let shown = PeerCertificate::of(chain).unwrap();
+        assert_eq!(*shown.fingerprint(), master.fingerprint());
+        assert_eq!(shown.shown_name().as_deref(), Some("master"));
         assert_eq!(ends.server.server_name(), None);
         assert!(require_walmgr(ends.server.alpn_protocol(), CLIENT).is_ok());
         assert!(require_walmgr(ends.client.alpn_protocol(), RECEIVER).is_ok());
@@ -176,7 +181,7 @@ fn fault_86_a_receiver_with_another_key_is_refused_with_both_fingerprints() {
     let folder = Folder::new();
     let (master, standby) = (folder.identity("master"), folder.identity("standby"));
     let impostor = folder.identity("impostor");
-    let server = server_config(&impostor, None).unwrap();
+    let server = listening(&impostor, None).unwrap();
     let (_, (client, server)) = handshake(pinned(&master, &standby), server, "standby");
     let expected = format!("expected {}", standby.fingerprint());
     let presented = format!("presented {}", impostor.fingerprint());
@@ -192,12 +197,12 @@ fn fault_86_an_expired_certificate_is_refused_on_either_side() {
     let folder = Folder::new();
     let good = folder.identity("good");
     let expired = folder.self_signed("expired", year(2001));
-    let server = server_config(&expired, None).unwrap();
+    let server = listening(&expired, None).unwrap();
     let (_, (client, server)) = handshake(pinned(&good, &expired), server, "standby");
     refused(client, &["expired on 2001-12-31 00:00:00 UTC", "clock"]);
     refused(server, &["rejected our certificate", "expired"]);
 
-    let server = server_config(&good, None).unwrap();
+    let server = listening(&good, None).unwrap();
     let (_, (client, server)) = handshake(pinned(&expired, &good), server, "standby");
     refused(server, &[CLIENT, "expired on 2001-12-31"]);
     refused(client, &[RECEIVER, "rejected our certificate"]);
@@ -208,10 +213,10 @@ fn fault_86_a_certificate_of_the_future_is_refused_on_either_side() {
     let folder = Folder::new();
     let good = folder.identity("good");
     let future = folder.self_signed("future", year(2999));
-    let server = server_config(&future, None).unwrap();
+    let server = listening(&future, None).unwrap();
     let (_, (client, _)) = handshake(pinned(&good, &future), server, "standby");
     refused(client, &["not valid before 2999-01-01"]);
-    let server = server_config(&good, None).unwrap();
+    let server = listening(&good, None).unwrap();
     let (_, (client, server)) = handshake(pinned(&future, &good), server, "standby");
     refused(server, &[CLIENT, "not valid before 2999-01-01"]);
     refused(client, &["rejected our certificate"]);
@@ -226,7 +231,7 @@ fn fault_86_a_client_without_a_certificate_is_refused() {
     for (identity, authority) in [(&standby, None), (&signed, Some(ca.as_path()))] {
         let mut anonymous = ClientConfig::clone(&pinned(identity, identity));
         anonymous.client_auth_cert_resolver = Arc::new(Nobody);
-        let server = server_config(identity, authority).unwrap();
+        let server = listening(identity, authority).unwrap();
         let (_, (client, server)) = handshake(Arc::new(anonymous), server, "standby");
         refused(server, &[CLIENT, "no certificate", "walmgr INI identity"]);
         refused(client, &["rejected our certificate", "got none"]);
@@ -240,11 +245,11 @@ fn fault_86_a_stolen_certificate_without_its_key_is_refused_on_either_side() {
     let thief = Arc::new(SingleCertAndKey::from(thief_of(&master)));
     let mut stolen = ClientConfig::clone(&pinned(&master, &standby));
     stolen.client_auth_cert_resolver = thief;
-    let server = server_config(&standby, None).unwrap();
+    let server = listening(&standby, None).unwrap();
     let (_, (_, server)) = handshake(Arc::new(stolen), server, "standby");
     refused(server, &[CLIENT, "not its own"]);
 
-    let mut stolen = ServerConfig::clone(&server_config(&standby, None).unwrap());
+    let mut stolen = ServerConfig::clone(&listening(&standby, None).unwrap());
     stolen.cert_resolver = Arc::new(SingleCertAndKey::from(thief_of(&standby)));
     let (_, (client, _)) = handshake(pinned(&master, &standby), Arc::new(stolen), "standby");
     refused(client, &[RECEIVER, "not its own"]);
@@ -260,11 +265,16 @@ fn fault_86_an_authority_vouches_for_both_sides_and_their_names() {
     );
     let ca = folder.path("ca.ca");
     let client = client_config(&master, &PeerTrust::Authority(ca.clone())).unwrap();
-    let server = server_config(&standby, Some(&ca)).unwrap();
+    let server = listening(&standby, Some(&ca)).unwrap();
     let (ends, outcome) = handshake(Arc::clone(&client), Arc::clone(&server), "standby");
     assert_eq!(outcome, (Ok(()), Ok(())));
     let chain = ends.server.peer_certificates().unwrap();
-    assert_eq!(peer_name(chain).as_deref(), Some("master"));
+    let shown = PeerCertificate::of(chain).unwrap();
+    assert_eq!(shown.shown_name().as_deref(), Some("master"));
+    assert!(shown.check(&*client_verifier(Some(&ca)).unwrap()).is_ok());
+    folder.authority("theirs");
+    let theirs = client_verifier(Some(&folder.path("theirs.ca"))).unwrap();
+    assert!(shown.check(&*theirs).is_err());
     for host in ["other", "10.0.0.2"] {
         let (_, (refusal, _)) = handshake(Arc::clone(&client), Arc::clone(&server), host);
         refused(
@@ -284,12 +294,12 @@ fn fault_86_a_wrong_authority_is_refused_on_either_side() {
     );
     let our_ca = folder.path("ours.ca");
     let client = client_config(&master, &PeerTrust::Authority(our_ca.clone())).unwrap();
-    let server = server_config(&standby, None).unwrap();
+    let server = listening(&standby, None).unwrap();
     let (_, (client, server)) = handshake(client, server, "standby");
     refused(client, &["not signed by an authority in tls_ca"]);
     refused(server, &["rejected our certificate", "tls_ca"]);
 
-    let server = server_config(&standby, Some(&folder.path("theirs.ca"))).unwrap();
+    let server = listening(&standby, Some(&folder.path("theirs.ca"))).unwrap();
     for stranger in [&master, &folder.identity("selfmade")] {
         let (_, (client, server)) =
             handshake(pinned(stranger, &standby), Arc::clone(&server), "standby");
@@ -311,7 +321,7 @@ fn fault_86_an_older_tls_is_refused_on_either_side() {
             provider().signature_verification_algorithms,
         )))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(master.certified_key())));
-    let server = server_config(&standby, None).unwrap();
+    let server = listening(&standby, None).unwrap();
     let (_, (client, server)) = handshake(Arc::new(old), server, "standby");
     assert!(server.unwrap_err().sentence.contains("TLS 1.3"));
     assert!(client.unwrap_err().sentence.contains("TLS 1.3"));
@@ -330,7 +340,7 @@ fn fault_86_an_older_tls_is_refused_on_either_side() {
 fn fault_86_another_protocol_over_tls_is_refused_and_a_missing_one_is_noticed() {
     let folder = Folder::new();
     let (master, standby) = (folder.identity("master"), folder.identity("standby"));
-    let server = server_config(&standby, None).unwrap();
+    let server = listening(&standby, None).unwrap();
     let mut other = ClientConfig::clone(&pinned(&master, &standby));
     other.alpn_protocols = vec![b"h2".to_vec()];
     let (_, (client, refusal)) = handshake(Arc::new(other.clone()), Arc::clone(&server), "standby");
@@ -385,7 +395,7 @@ fn a_self_signed_authority_as_openssl_makes_it_can_be_pinned() {
         folder.self_signed("one", authority_like),
         folder.self_signed("other", authority_like),
     );
-    let server = server_config(&one, None).unwrap();
+    let server = listening(&one, None).unwrap();
     let (_, outcome) = handshake(pinned(&other, &one), server, "anything");
     assert_eq!(outcome, (Ok(()), Ok(())));
 }
@@ -395,9 +405,9 @@ fn an_unusable_authority_file_is_named() {
     let folder = Folder::new();
     let identity = folder.identity("standby");
     let path = folder.path("ca.pem");
-    assert!(server_config(&identity, Some(&path)).is_err());
+    assert!(listening(&identity, Some(&path)).is_err());
     std::fs::write(&path, "no certificate").unwrap();
-    let error = server_config(&identity, Some(&path)).unwrap_err();
+    let error = listening(&identity, Some(&path)).unwrap_err();
     assert!(error.to_string().contains("ca.pem"), "{error}");
     assert_eq!(error.kind(), Kind::Config);
     assert!(server_name("no host").is_err());
