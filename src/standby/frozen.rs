@@ -12,7 +12,6 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
-use crate::standby::gap::Way;
 use crate::standby::replay::server_text;
 use crate::store::{
     FrozenSegment, OwnSegment, PartialEnd, PartialWals, Reader, RealDisk, StoreError,
@@ -52,8 +51,9 @@ impl Partials {
         (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
     ) -> Result<Option<Lsn>> {
-        let frozen = Way::of(archive, timeline, from).and_then(|way| {
-            let newest = way.newest_timeline().unwrap_or(timeline);
+        let way = (archive.lineage(&[])).and_then(|lineage| Ok(lineage.line_from(timeline, from)?));
+        let frozen = way.and_then(|way| {
+            let newest = way.newest_timeline();
             let wanted = |segment: SegmentName| {
                 let finished = archive.find(WalFileName::Segment(segment))?;
                 Ok(finished.is_none() && way.led_to(segment, from).is_some())

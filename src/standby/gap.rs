@@ -1,11 +1,8 @@
 //! Whether replay can go from where it stands to the end of the archive and of what is partly there.
 //! Never reads a record. Invariant: a gap that is named is one that replay would stop at.
 
-use std::collections::BTreeMap;
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
-
-use crate::store::reader::Listing;
 use crate::store::{PartialEnd, Reader, StoreError};
 
 /// A segment that is not there although later ones are.
@@ -32,175 +29,20 @@ pub fn find(
     timeline: TimelineId,
     from: Lsn,
 ) -> Result<Option<Gap>, StoreError> {
-    let listing = archive.listing()?;
-    let way = Way::along(archive, &listing, timeline, from)?;
-    let segments = way.segments(&listing, partials);
-    let damaged = listing.damaged.iter().filter_map(|(name, _)| match name {
-        WalFileName::Segment(segment) => way.part_of(*segment),
-        _ => None,
-    });
-    let damaged: BTreeMap<u64, Lsn> = damaged.collect();
-    let first = from.0 / way.size.bytes();
-    let last = segments.keys().chain(damaged.keys()).max().copied();
-    let Some(last) = last.filter(|last| *last >= first) else {
+    let lineage = archive.lineage(partials)?;
+    let line = lineage.line_from(timeline, from)?;
+    let Some(gap) = lineage.gap(&line, from) else {
         return Ok(None);
     };
-    let ends_early = |number: &u64| match segments.get(number) {
-        None => true,
-        Some((_, end)) => *number < last && *end < way.start_of(*number + 1),
-    };
-    let Some(number) = (first..=last).find(ends_early) else {
-        return Ok(None);
-    };
-    let missing = way.name(number);
-    let there = segments.get(&number);
-    let lost_from = there.map_or(way.start_of(number), |(_, end)| *end);
-    let last_end = segments.get(&last).map(|(_, end)| *end);
-    let copies = |(name, _): &&(WalFileName, String)| *name == WalFileName::Segment(missing);
+    let copies = archive.listing()?.damaged.into_iter();
+    let mut copies = copies.filter(|(name, _)| *name == WalFileName::Segment(gap.missing));
     Ok(Some(Gap {
-        missing,
-        damaged_copy: (listing.damaged.iter().rfind(copies)).map(|(_, copy)| copy.clone()),
-        is_partly_there: there.is_some_and(|(timeline, _)| *timeline == missing.timeline()),
-        lost_from: lost_from.max(from),
-        lost_to: last_end.or(damaged.get(&last).copied()).unwrap_or(from),
+        missing: gap.missing,
+        damaged_copy: copies.next_back().map(|(_, copy)| copy),
+        is_partly_there: gap.is_partly_there,
+        lost_from: gap.lost_from,
+        lost_to: gap.lost_to,
     }))
-}
-
-/// The part of a timeline that a server replays.
-struct Leg {
-    timeline: TimelineId,
-    begin: Lsn,
-    /// Where the next one leaves it.
-    end: Lsn,
-}
-
-/// The timelines a server on `timeline` reads: those of the newest that came from it at `from` or
-/// behind, newest first. One that left earlier is none that it could go over to.
-fn legs(
-    archive: &Reader,
-    listing: &Listing,
-    timeline: TimelineId,
-    from: Lsn,
-) -> Result<Vec<Leg>, StoreError> {
-    for name in listing.finished.iter().rev() {
-        let WalFileName::History(newest) = name else {
-            continue;
-        };
-        if *newest < timeline {
-            continue;
-        }
-        let Some(history) = archive.history(*newest)? else {
-            continue;
-        };
-        let mut end = Lsn(u64::MAX);
-        let timelines = history.timelines().into_iter();
-        let legs = timelines.map(|(timeline, begin)| Leg {
-            timeline,
-            begin,
-            end: std::mem::replace(&mut end, begin),
-        });
-        let legs: Vec<Leg> = legs.collect();
-        let own = legs.iter().find(|leg| leg.timeline == timeline);
-        if own.is_some_and(|own| own.end >= from) {
-            return Ok(legs);
-        }
-    }
-    Ok(vec![Leg {
-        timeline,
-        begin: Lsn(0),
-        end: Lsn(u64::MAX),
-    }])
-}
-
-/// What a server reads on its way.
-pub struct Way {
-    size: WalSegmentSize,
-    legs: Vec<Leg>,
-}
-
-impl Way {
-    /// That of a server that stands on `timeline` and needs the WAL from `from` on.
-    pub fn of(archive: &Reader, timeline: TimelineId, from: Lsn) -> Result<Way, StoreError> {
-        Way::along(archive, &archive.listing()?, timeline, from)
-    }
-
-    fn along(
-        archive: &Reader,
-        listing: &Listing,
-        timeline: TimelineId,
-        from: Lsn,
-    ) -> Result<Way, StoreError> {
-        Ok(Way {
-            size: archive.binding().segment_size,
-            legs: legs(archive, listing, timeline, from)?,
-        })
-    }
-
-    /// The timeline that it ends on.
-    pub fn newest_timeline(&self) -> Option<TimelineId> {
-        self.legs.first().map(|leg| leg.timeline)
-    }
-
-    /// How far records of this segment that end there lead; `None` if it is not read.
-    pub fn led_to(&self, segment: SegmentName, end: Lsn) -> Option<Lsn> {
-        let (_, last) = self.part_of(segment)?;
-        Some(end.min(last))
-    }
-
-    /// A segment's number, and where what the way needs of it ends; `None` if that is nothing.
-    fn part_of(&self, segment: SegmentName) -> Option<(u64, Lsn)> {
-        let number = segment.number(self.size)?;
-        let timeline = segment.timeline();
-        let leg = self.legs.iter().find(|leg| leg.timeline == timeline)?;
-        let (start, end) = (self.start_of(number), self.start_of(number + 1));
-        (end > leg.begin && start < leg.end).then_some((number, end.min(leg.end)))
-    }
-
-    /// The segment on the newest timeline that has one of this number.
-    fn name(&self, number: u64) -> SegmentName {
-        let end = self.start_of(number + 1);
-        let leg = self.legs.iter().find(|leg| leg.begin < end);
-        let timeline = leg.map_or(TimelineId::FIRST, |leg| leg.timeline);
-        SegmentName::from_number(timeline, number, self.size)
-    }
-
-    fn start_of(&self, number: u64) -> Lsn {
-        Lsn(number.saturating_mul(self.size.bytes()))
-    }
-
-    /// What there is of each number, on the newest timeline that has it, and where that ends.
-    fn segments(
-        &self,
-        listing: &Listing,
-        partials: &[PartialEnd],
-    ) -> BTreeMap<u64, (TimelineId, Lsn)> {
-        let mut segments: BTreeMap<u64, (TimelineId, Lsn)> = BTreeMap::new();
-        let mut add = |segment: SegmentName, end: Lsn| {
-            let Some((number, wanted)) = self.part_of(segment) else {
-                return;
-            };
-            let found = (segment.timeline(), end.min(wanted));
-            let known = segments.entry(number).or_insert(found);
-            // A finished one comes before its beginning.
-            if known.0 < found.0 {
-                *known = found;
-            }
-        };
-        for name in &listing.finished {
-            if let WalFileName::Segment(segment) = name {
-                add(*segment, Lsn(u64::MAX));
-            }
-        }
-        for partial in partials {
-            let end = if partial.is_whole {
-                Lsn(u64::MAX)
-            } else {
-                partial.end
-            };
-            add(partial.segment, end);
-        }
-        segments
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! Never checks checksums: `xrestore` does before PostgreSQL sees a byte. Invariant: a segment of the
 //! route is the one that PostgreSQL would ask for, and the route ends at the first that is missing.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -11,7 +10,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
-use crate::store::{Reader, StoreError};
+use crate::store::{Line, Lineage, Reader, StoreError};
 use crate::wal::record::{self, RecordInfo};
 use crate::wal::scan::{Scanner, Step};
 
@@ -21,9 +20,8 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct Route<'a> {
     archive: &'a Reader,
     size: WalSegmentSize,
-    /// The timelines with where each begins, newest first.
-    timelines: Vec<(TimelineId, Lsn)>,
-    present: BTreeSet<SegmentName>,
+    lineage: Lineage,
+    line: Line,
 }
 
 impl<'a> Route<'a> {
@@ -34,52 +32,42 @@ impl<'a> Route<'a> {
         wanted: TargetTimeline,
     ) -> Result<Route<'a>> {
         let (timeline, start) = from;
+        let lineage = archive.lineage(&[]).map_err(|error| failed(&error))?;
         let newest = match wanted {
             TargetTimeline::Current => timeline,
             TargetTimeline::Number(number) => number,
-            TargetTimeline::Latest => newest_after(archive, timeline)?,
+            TargetTimeline::Latest => {
+                (lineage.newest_for(timeline)).map_err(|error| failed(&StoreError::from(error)))?
+            }
         };
-        let mut timelines = vec![(timeline, Lsn(0))];
+        let line = lineage.line_to(newest);
         if newest != timeline {
-            timelines = lineage(archive, newest)?;
-            let own = timelines.iter().position(|(number, _)| *number == timeline);
-            let left_at = own.and_then(|own| own.checked_sub(1));
-            let left_at = left_at.map(|next| timelines[next].1);
-            if left_at.is_none_or(|left_at| left_at < start) {
+            let is_known = lineage.facts().histories.contains_key(&newest);
+            if !is_known {
+                let damaged = archive.history(newest).map_err(|error| failed(&error));
+                damaged?;
+                return Err(CommandError::retry(format!(
+                    "the archive has no history of timeline {newest}"
+                )));
+            }
+            if line.leg(timeline).is_none_or(|own| own.end < start) {
                 return Err(CommandError::retry(format!(
                     "timeline {newest} does not come from timeline {timeline} behind {start}"
                 ))
                 .hint("choose another set, or another --target-timeline"));
             }
         }
-        let listing = archive.listing().map_err(|error| failed(&error))?;
-        let present = listing.finished.iter().filter_map(|name| match name {
-            WalFileName::Segment(segment) => Some(*segment),
-            _ => None,
-        });
         Ok(Route {
             archive,
             size: archive.binding().segment_size,
-            timelines,
-            present: present.collect(),
+            lineage,
+            line,
         })
     }
 
     /// The segment that PostgreSQL reads for this number: it tries the newest timeline first.
     fn segment(&self, number: u64) -> Option<SegmentName> {
-        let segment_bytes = self.size.bytes();
-        let mut end = u64::MAX;
-        for (timeline, begin) in &self.timelines {
-            let first = begin.0 / segment_bytes;
-            if (first..=end).contains(&number) {
-                let name = SegmentName::from_number(*timeline, number, self.size);
-                if self.present.contains(&name) {
-                    return Some(name);
-                }
-            }
-            end = first;
-        }
-        None
+        self.lineage.segment(&self.line, number)
     }
 
     fn number(&self, lsn: Lsn) -> u64 {
@@ -201,28 +189,6 @@ impl<'a> Route<'a> {
             None => Ok(0),
         }
     }
-}
-
-/// `findNewestTimeLine`: the last of those whose histories follow each other without a hole.
-fn newest_after(archive: &Reader, timeline: TimelineId) -> Result<TimelineId> {
-    let mut newest = timeline;
-    while let Some(next) = newest.number().checked_add(1).and_then(TimelineId::new)
-        && archive
-            .history(next)
-            .map_err(|error| failed(&error))?
-            .is_some()
-    {
-        newest = next;
-    }
-    Ok(newest)
-}
-
-/// A timeline and those it came from, each with where it begins, newest first.
-fn lineage(archive: &Reader, newest: TimelineId) -> Result<Vec<(TimelineId, Lsn)>> {
-    let history = archive.history(newest).map_err(|error| failed(&error))?;
-    history.map(|history| history.timelines()).ok_or_else(|| {
-        CommandError::retry(format!("the archive has no history of timeline {newest}"))
-    })
 }
 
 fn failed(error: &StoreError) -> CommandError {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
+use super::lineage::Unreadable;
 use crate::error::Kind;
 use crate::wal::segment::SegmentFault;
 
@@ -191,6 +192,15 @@ impl StoreError {
             SegmentFault::Damaged { .. }
             | SegmentFault::Text { .. }
             | SegmentFault::WrongLength { .. } => StoreError::Damaged { name, why },
+        }
+    }
+}
+
+impl From<Unreadable> for StoreError {
+    fn from(unreadable: Unreadable) -> Self {
+        StoreError::Damaged {
+            name: WalFileName::History(unreadable.timeline),
+            why: unreadable.why,
         }
     }
 }

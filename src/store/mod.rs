@@ -49,6 +49,7 @@ pub mod error;
 mod folder;
 pub mod health;
 pub mod incoming;
+pub mod lineage;
 mod name_lock;
 pub mod partial;
 pub mod reader;
@@ -73,6 +74,7 @@ pub use durable::{Durable, DurableRecords, DurableWal, RealDisk};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};
+pub use lineage::{Line, Lineage};
 pub use partial::{
     Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };

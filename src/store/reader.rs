@@ -2,13 +2,13 @@
 //! Never takes the lock, never changes or sets aside anything, so it works beside a running
 //! receiver. Invariant: what it hands out was checked record by record on the way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{TimelineId, WalFileName};
+use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::archive::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
@@ -16,13 +16,15 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::lineage::{Facts, Lineage, Missing, Progress};
+use super::partial::PartialEnd;
 use crate::wal::history::History;
 use crate::wal::segment::{SegmentCheck, Verify};
 
 /// An archive that is open for reading.
 pub struct Reader {
-    completed: Arc<Folder>,
-    binding: Binding,
+    pub(super) completed: Arc<Folder>,
+    pub(super) binding: Binding,
 }
 
 /// A stored file that is open; what its name leads to later makes no difference.
@@ -98,6 +100,56 @@ impl Reader {
         Ok(listing)
     }
 
+    /// What leads from where to where, with these segments in progress.
+    pub fn lineage(&self, partials: &[PartialEnd]) -> Result<Lineage, StoreError> {
+        let partials = partials.iter().map(|partial| {
+            let (end, is_whole) = (partial.end, partial.is_whole);
+            (partial.segment, Some(Progress { end, is_whole }))
+        });
+        self.lineage_of(&self.listing()?, partials.collect())
+    }
+
+    /// The same from a listing that was made before.
+    pub fn lineage_of(
+        &self,
+        listing: &Listing,
+        partials: BTreeMap<SegmentName, Option<Progress>>,
+    ) -> Result<Lineage, StoreError> {
+        let mut facts = Facts {
+            size: self.binding.segment_size,
+            segments: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            partials,
+            histories: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        };
+        for name in &listing.finished {
+            match name {
+                WalFileName::Segment(segment) => {
+                    facts.segments.insert(*segment);
+                }
+                WalFileName::History(timeline) => match self.history(*timeline) {
+                    Ok(Some(history)) => {
+                        facts.histories.insert(*timeline, history);
+                    }
+                    Ok(None) => {}
+                    Err(StoreError::Damaged { why, .. }) => {
+                        facts.unreadable.insert(*timeline, why);
+                    }
+                    Err(error) => return Err(error),
+                },
+                WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {}
+            }
+        }
+        let damaged = listing.damaged.iter().filter_map(|(name, _)| match name {
+            WalFileName::Segment(segment) => Some(*segment),
+            _ => None,
+        });
+        facts.damaged = damaged.collect();
+        Ok(Lineage::of(facts))
+    }
+
     /// What it means that [`Reader::find`] found nothing.
     pub fn absence(&self, name: WalFileName) -> Result<Absence, StoreError> {
         let listing = self.listing()?;
@@ -110,27 +162,13 @@ impl Reader {
         let WalFileName::Segment(segment) = name else {
             return Ok(Absence::Proven);
         };
-        let timeline = segment.timeline();
-        // Within a timeline the names sort as the segments do.
-        let names = (listing.finished.iter()).chain(listing.damaged.iter().map(|(name, _)| name));
-        let later = names.filter_map(|name| Some((name.segment()?, *name)));
-        let later = later.filter(|(other, _)| other.timeline() == timeline && *other > segment);
-        match later.min() {
-            Some((_, later)) if !self.begins_behind(timeline, name)? => Ok(Absence::Gap(later)),
-            _ => Ok(Absence::Proven),
+        match self
+            .lineage_of(&listing, BTreeMap::new())?
+            .missing(segment)?
+        {
+            Missing::Later(later) => Ok(Absence::Gap(WalFileName::Segment(later))),
+            Missing::Nothing => Ok(Absence::Proven),
         }
-    }
-
-    /// Whether the timeline began only after this segment: PostgreSQL asks for each segment on
-    /// the newest timeline first, and finds the early ones on an older one.
-    fn begins_behind(&self, timeline: TimelineId, name: WalFileName) -> Result<bool, StoreError> {
-        let size = self.binding.segment_size;
-        let number = name.segment().and_then(|segment| segment.number(size));
-        let (Some(number), Some(history)) = (number, self.history(timeline)?) else {
-            return Ok(false);
-        };
-        let parent = history.ancestors().last();
-        Ok(parent.is_some_and(|parent| number < parent.switch_point.0 / size.bytes()))
     }
 
     /// A timeline's history, if it is there; a damaged one is an error.

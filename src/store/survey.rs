@@ -6,15 +6,14 @@
 //! through finished segments into the partial ones. Without a set it begins behind the last gap.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use walmgr_protocol::limits::{OVERVIEW_SETS_MAX, SMALL_FILE_BYTES_MAX};
+use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::Cluster;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::archive::{Places, damaged_copy_of};
 use super::binding::{Binding, Marker, Role};
@@ -22,10 +21,11 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::lineage::{Led, Line, Lineage, Progress};
 use super::partial::partial_end;
+use super::reader::Reader;
 use super::sets::{BackupSets, SetEntry, SetError};
 use crate::pg::control;
-use crate::wal::history::History;
 
 /// Looks at an archive and its backup sets.
 ///
@@ -38,7 +38,7 @@ pub fn survey(
     acknowledged: Option<(SegmentName, Lsn)>,
 ) -> Result<Overview, StoreError> {
     let open = |path: &Path| Folder::open(path, Arc::clone(disk), Arc::new(Monitor::new()));
-    let completed = open(&places.completed_wals)?;
+    let completed = Arc::new(open(&places.completed_wals)?);
     let mut overview = Overview {
         free_bytes: (disk.free_bytes(completed.handle()))
             .map_err(|error| completed.failure("ask for the free space of", "", error))?,
@@ -58,7 +58,12 @@ pub fn survey(
     let partial = open(&places.partial_wals)?;
     let files = Files::read(&completed, &partial, &binding)?;
     files.describe(&mut overview, acknowledged)?;
-    let way = files.way(overview.partial_segment.zip(Some(overview.partial_end)))?;
+    let reader = Reader {
+        completed: Arc::clone(&completed),
+        binding,
+    };
+    let known = overview.partial_segment.zip(Some(overview.partial_end));
+    let way = Way::find(&reader, &files.partials, known)?;
     let sets = full_backup.map_or_else(Vec::new, |path| {
         standings(path, &places.completed_wals, disk, &way)
     });
@@ -67,7 +72,7 @@ pub fn survey(
         Some(start) => way.from(start),
         None => way.behind_last_gap(),
     };
-    overview.held = files.newest_timeline().zip(led.map(|led| led.end));
+    overview.held = way.newest_timeline().zip(led.map(|led| led.end));
     overview.missing = led.and_then(|led| led.missing);
     overview.sets_count = sets.len() as u64;
     overview.sets = sets;
@@ -133,12 +138,6 @@ impl<'a> Files<'a> {
         })
     }
 
-    fn newest_timeline(&self) -> Option<TimelineId> {
-        let finished = self.finished.iter().map(|name| name.timeline());
-        let partials = self.partials.iter().map(|name| name.timeline());
-        finished.chain(partials).max()
-    }
-
     fn describe(
         &self,
         overview: &mut Overview,
@@ -174,130 +173,52 @@ impl<'a> Files<'a> {
         let found = partial_end(self.partial, self.binding, segment)?;
         Ok(found.map_or(start, |found| found.end.max(start)))
     }
-
-    /// The way that a recovery takes along the newest timeline.
-    fn way(&self, partial: Option<(SegmentName, Lsn)>) -> Result<Way, StoreError> {
-        let size = self.binding.segment_size;
-        let mut way = Way {
-            size,
-            timelines: Vec::new(),
-            runs: Vec::new(),
-            partial: None,
-        };
-        let Some(newest) = self.newest_timeline() else {
-            return Ok(way);
-        };
-        way.timelines = self.lineage(newest)?;
-        let whole = self.segments().filter_map(|name| way.number_of(name));
-        let mut numbers: BTreeSet<u64> = whole.collect();
-        way.partial = partial
-            .and_then(|(segment, end)| Some((way.number_of(segment)?, end)))
-            .filter(|(number, _)| !numbers.contains(number));
-        numbers.extend(self.partials.iter().filter_map(|name| way.number_of(*name)));
-        for number in numbers {
-            match way.runs.last_mut() {
-                Some((_, last)) if *last + 1 == number => *last = number,
-                _ => way.runs.push((number, number)),
-            }
-        }
-        Ok(way)
-    }
-
-    /// The newest timeline and those it came from, with the number of the segment each begins in.
-    fn lineage(&self, newest: TimelineId) -> Result<Vec<(TimelineId, u64)>, StoreError> {
-        let name = WalFileName::History(newest);
-        let Some(file) = self.completed.open_file(&name.to_string())? else {
-            return Ok(vec![(newest, 0)]);
-        };
-        let mut text = Vec::new();
-        (self.completed).read_through(file.as_fd(), &name.to_string(), |bytes| {
-            text.extend_from_slice(bytes);
-            text.len() as u64 <= SMALL_FILE_BYTES_MAX
-        })?;
-        let history = History::parse(newest, &text).map_err(|fault| StoreError::Damaged {
-            name,
-            why: fault.to_string(),
-        })?;
-        let size = self.binding.segment_size.bytes();
-        let timelines = history.timelines().into_iter();
-        Ok(timelines
-            .map(|(timeline, begin)| (timeline, begin.0 / size))
-            .collect())
-    }
 }
 
-/// Up to where WAL leads, and what is missing there although more follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Led {
-    end: Lsn,
-    missing: Option<SegmentName>,
-}
-
-/// The segments on the way, as runs without a gap.
+/// The way that a recovery takes along the newest timeline.
 struct Way {
-    size: WalSegmentSize,
-    /// Newest first, with the number of the segment each begins in.
-    timelines: Vec<(TimelineId, u64)>,
-    /// First and last number of each.
-    runs: Vec<(u64, u64)>,
-    /// The newest partial segment's number, and where its records end.
-    partial: Option<(u64, Lsn)>,
+    lineage: Lineage,
+    line: Option<Line>,
 }
 
 impl Way {
-    /// A segment's number if it is on the way. Where a timeline leaves another within a segment,
-    /// either's file will do.
-    fn number_of(&self, name: SegmentName) -> Option<u64> {
-        let number = name.number(self.size)?;
-        let mut ends_in = u64::MAX;
-        for (timeline, begins_in) in &self.timelines {
-            if *timeline == name.timeline() {
-                return (*begins_in..=ends_in).contains(&number).then_some(number);
-            }
-            ends_in = *begins_in;
-        }
-        None
-    }
-
-    /// Up to where WAL leads from here.
-    fn from(&self, start: Lsn) -> Option<Led> {
-        let number = start.0 / self.size.bytes();
-        let run = self.runs.partition_point(|(_, last)| *last < number);
-        match self.runs.get(run) {
-            Some((first, _)) if *first <= number => Some(self.end_of(run)),
-            // Not even its first segment is there.
-            later => Some(Led {
-                end: start,
-                missing: Some(self.name(number)).filter(|_| later.is_some()),
-            }),
-        }
-    }
-
-    /// The last run, and the gap before it.
-    fn behind_last_gap(&self) -> Option<Led> {
-        let last = self.runs.len().checked_sub(1)?;
-        let before = last.checked_sub(1);
-        Some(Led {
-            missing: before.and_then(|before| self.end_of(before).missing),
-            ..self.end_of(last)
+    /// Where `known` ends is known; of the other segments in progress nobody needs to read more
+    /// than the name.
+    fn find(
+        reader: &Reader,
+        partials: &BTreeSet<SegmentName>,
+        known: Option<(SegmentName, Lsn)>,
+    ) -> Result<Way, StoreError> {
+        let progress = |segment: &SegmentName| {
+            let (_, end) = known.filter(|(known, _)| known == segment)?;
+            let is_whole = false;
+            Some(Progress { end, is_whole })
+        };
+        let partials = partials.iter().map(|segment| (*segment, progress(segment)));
+        let lineage = reader.lineage_of(&reader.listing()?, partials.collect())?;
+        let newest = lineage.newest();
+        Ok(Way {
+            line: newest.map(|newest| lineage.line_to(newest)),
+            lineage,
         })
     }
 
-    fn end_of(&self, run: usize) -> Led {
-        let (_, last) = self.runs[run];
-        let end = match self.partial {
-            Some((number, end)) if number == last => end,
-            _ => Lsn((last + 1).saturating_mul(self.size.bytes())),
-        };
-        let missing = (run + 1 < self.runs.len()).then(|| self.name(last + 1));
-        Led { end, missing }
+    fn newest_timeline(&self) -> Option<TimelineId> {
+        self.line.as_ref().map(Line::newest_timeline)
     }
 
-    fn name(&self, number: u64) -> SegmentName {
-        let mut timelines = self.timelines.iter();
-        let timeline = timelines.find(|(_, begins_in)| *begins_in <= number);
-        let timeline = timeline.map_or(TimelineId::FIRST, |(timeline, _)| *timeline);
-        SegmentName::from_number(timeline, number, self.size)
+    fn has(&self, segment: SegmentName) -> bool {
+        let line = self.line.as_ref();
+        line.is_some_and(|line| line.part_of(segment).is_some())
+    }
+
+    fn from(&self, start: Lsn) -> Option<Led> {
+        let line = self.line.as_ref()?;
+        Some(self.lineage.led(line, start))
+    }
+
+    fn behind_last_gap(&self) -> Option<Led> {
+        self.lineage.led_behind_last_gap(self.line.as_ref()?)
     }
 }
 
@@ -327,7 +248,7 @@ fn standing(entry: SetEntry, folder: &Path, way: &Way) -> SetStanding {
     let reach = entry.label.and_then(|label| {
         // The label has the time in words, in the server's time zone; this is the same moment.
         let control = control::read(&folder.join(&name)).map_err(|error| error.to_string())?;
-        let on_the_way = way.number_of(label.first_segment).is_some();
+        let on_the_way = way.has(label.first_segment);
         let led = way.from(label.start).filter(|_| on_the_way);
         Ok(SetReach {
             timestamp: label.start_time,

@@ -1,0 +1,373 @@
+//! Which timelines there are, what leads from where to where, and what nobody follows: one model.
+//! Never reads a file, and never asks for the time. Invariant: it chooses the timeline that PostgreSQL
+//! would choose, and what is set apart changes none of its answers about what is not.
+//!
+//! # Which timeline counts
+//!
+//! PostgreSQL asks for the histories of the next timelines one after the other until one is missing
+//! (`findNewestTimeLine`), and reads the last (`readTimeLineHistory`). So a history counts here when
+//! every timeline between it and the one it came from is in the archive under some name, its ancestors are those that
+//! its parent's own history names, and its parent counts. The lowest timeline that has WAL counts
+//! without any history: an archive may begin on any timeline.
+//!
+//! # What is set apart
+//!
+//! The key of a master may add WAL and histories. Everything it sends can be forged: a history is plain text, a
+//! record's checksum has no secret. So no content proves that a failover took place. What cannot
+//! be forged is what this host itself wrote (`boot` puts the history of the timeline that it
+//! opened into the archive, `choose` what the administrator decided) and the order in which files
+//! came. Hence a file is judged when it arrives ([`Lineage::judge`]), before it has its name, and the verdict stays
+//! beside it as a note (`apart`) until something connects it ([`Lineage::joined`]):
+//!
+//! - A *history* is joined when its timeline begins exactly where its parent ends: no acknowledged
+//!   byte of the parent lies behind the switch point, the parent's WAL leads to the segment of the
+//!   switch point, and the new timeline has that segment, finished or in progress. That is how a failover
+//!   elsewhere looks, in whatever order its files come. A thief can forge it too. He then appends
+//!   to the end of the archive's WAL, as he also could by the parent's next segment; nothing that was
+//!   acknowledged before becomes unreachable by it. A switch point before acknowledged WAL would make
+//!   that WAL unreachable, so only `boot` and `choose` join such a timeline.
+//! - A *segment* far ahead of its run is joined when the one before it is there.
+//! - A segment *behind* the point where a timeline that counts has left its own is what the old master went on to
+//!   write. Nothing joins it but `choose`.
+//!
+//! A file without a note that lies in the archive was there before, or an administrator put it there: it counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+
+use crate::wal::history::History;
+
+mod judge;
+mod line;
+#[cfg(test)]
+mod tests;
+
+pub use judge::Apart;
+pub use line::{Gap, Led, Leg, Line};
+
+/// Why a file has a note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A segment without anything before it that it could belong to.
+    Ahead,
+    /// A segment behind the end of its timeline.
+    Behind,
+    /// A segment of a timeline that does not count; the note only says who brought it.
+    Timeline,
+    /// A history that does not count.
+    History,
+}
+
+/// How far a segment in progress goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The end of its last whole record.
+    pub end: Lsn,
+    /// Whether replay goes on in the next segment.
+    pub is_whole: bool,
+}
+
+/// What is known of an archive.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// `wal_segment_size`.
+    pub size: WalSegmentSize,
+    /// Finished segments.
+    pub segments: BTreeSet<SegmentName>,
+    /// Segments of which only a damaged copy is there.
+    pub damaged: BTreeSet<SegmentName>,
+    /// Segments in progress; `None` for one that nobody has read, which counts as whole.
+    pub partials: BTreeMap<SegmentName, Option<Progress>>,
+    /// Histories that could be read.
+    pub histories: BTreeMap<TimelineId, History>,
+    /// Why the others could not.
+    pub unreadable: BTreeMap<TimelineId, String>,
+    /// What has a note.
+    pub notes: BTreeMap<WalFileName, Kind>,
+}
+
+/// A history that would be needed cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the history of timeline {timeline} cannot be read: {why}")]
+pub struct Unreadable {
+    /// Whose.
+    pub timeline: TimelineId,
+    /// Why.
+    pub why: String,
+}
+
+/// The model of an archive.
+#[derive(Debug, Clone)]
+pub struct Lineage {
+    facts: Facts,
+    /// The timelines that count.
+    counting: BTreeSet<TimelineId>,
+    /// Every timeline that has a file of any kind.
+    taken: BTreeSet<TimelineId>,
+}
+
+/// What the archive says about a segment that it does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Nothing behind it on its timeline is there, or it is from before that timeline.
+    Nothing,
+    /// This is there, which shows that it should be.
+    Later(SegmentName),
+}
+
+/// What a server that asks for a history is to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The file.
+    File,
+    /// Something that PostgreSQL takes for a history and never follows: it asks one number after
+    /// the other, and a newer one counts.
+    Placeholder,
+    /// Nothing.
+    Nothing,
+}
+
+impl Lineage {
+    /// Draws the conclusions.
+    pub fn of(facts: Facts) -> Lineage {
+        let segments = facts.segments.iter().chain(facts.partials.keys());
+        let taken = segments.map(|segment| segment.timeline());
+        let taken = taken.chain(facts.damaged.iter().map(|segment| segment.timeline()));
+        let taken = taken.chain(facts.histories.keys().copied());
+        let taken = taken.chain(facts.unreadable.keys().copied());
+        let mut lineage = Lineage {
+            taken: taken.collect(),
+            counting: BTreeSet::new(),
+            facts,
+        };
+        lineage.counting.extend(lineage.lowest());
+        // A parent is older than its child, so one pass in this order sees every parent first.
+        let histories: Vec<TimelineId> = lineage.facts.histories.keys().copied().collect();
+        for timeline in histories {
+            let noted = lineage.note(WalFileName::History(timeline)).is_some();
+            if !noted && lineage.chain(timeline).is_ok() {
+                lineage.counting.insert(timeline);
+            }
+        }
+        lineage
+    }
+
+    /// What it was made from.
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether readers follow this timeline.
+    pub fn counts(&self, timeline: TimelineId) -> bool {
+        self.counting.contains(&timeline)
+    }
+
+    /// Whether readers pass this segment over, wherever they come from.
+    pub fn is_apart(&self, segment: SegmentName) -> bool {
+        !self.counts(segment.timeline()) || !self.is_plain(segment)
+    }
+
+    /// The newest timeline that counts; `None` in an archive without WAL.
+    pub fn newest(&self) -> Option<TimelineId> {
+        self.counting.last().copied()
+    }
+
+    /// The newest that a server on `timeline` finds (`findNewestTimeLine`).
+    pub fn newest_for(&self, timeline: TimelineId) -> Result<TimelineId, Unreadable> {
+        let mut newest = timeline;
+        for next in (self.counting.iter()).filter(|next| **next > timeline) {
+            if self.taken_between(timeline, *next).is_none() {
+                newest = *next;
+            }
+        }
+        // One that nobody can read might be the one that PostgreSQL would read.
+        let mut unreadable = self.facts.unreadable.iter();
+        let above = unreadable.find(|(damaged, _)| {
+            **damaged > newest && self.taken_between(newest, **damaged).is_none()
+        });
+        match above {
+            Some((timeline, why)) => Err(Unreadable {
+                timeline: *timeline,
+                why: why.clone(),
+            }),
+            None => Ok(newest),
+        }
+    }
+
+    /// The line that ends on this timeline, as its history says; of one without history, it alone.
+    pub fn line_to(&self, timeline: TimelineId) -> Line {
+        let size = self.facts.size;
+        match self.past(timeline) {
+            Some(history) => Line::of(history, size),
+            None => Line::alone(timeline, size),
+        }
+    }
+
+    /// The line of a server that stands on `timeline` and needs the WAL from `from` on: that of
+    /// the newest timeline, if it came from its own at `from` or behind. Else the server stays.
+    pub fn line_from(&self, timeline: TimelineId, from: Lsn) -> Result<Line, Unreadable> {
+        let newest = self.line_to(self.newest_for(timeline)?);
+        match newest.leg(timeline) {
+            Some(own) if own.end >= from => Ok(newest),
+            _ => Ok(self.line_to(timeline)),
+        }
+    }
+
+    /// What it means that a segment is not there.
+    pub fn missing(&self, segment: SegmentName) -> Result<Missing, Unreadable> {
+        let timeline = segment.timeline();
+        // Within a timeline the names sort as the segments do.
+        let names = self.facts.segments.iter().chain(&self.facts.damaged);
+        let later = names.filter(|other| other.timeline() == timeline && **other > segment);
+        let later = later.filter(|other| self.is_plain(**other)).min();
+        match later {
+            Some(later) if !self.is_before(segment)? => Ok(Missing::Later(*later)),
+            _ => Ok(Missing::Nothing),
+        }
+    }
+
+    /// What a server gets that asks for this history. A server that is about to open (`opens`) asks
+    /// in order to find a number that no timeline has.
+    pub fn asked(&self, timeline: TimelineId, opens: bool) -> Asked {
+        let damaged = self.facts.unreadable.contains_key(&timeline);
+        let newer = self.newest().is_some_and(|newest| newest > timeline);
+        match self.counts(timeline) && self.past(timeline).is_some() {
+            true => Asked::File,
+            // Whoever reads it hears what is wrong with it.
+            false if damaged => Asked::File,
+            _ if newer || (opens && self.taken.contains(&timeline)) => Asked::Placeholder,
+            _ => Asked::Nothing,
+        }
+    }
+
+    /// The segments of a line in order, from the one that holds `from` to the last before the first gap.
+    pub fn gapless(&self, line: &Line, from: Lsn) -> Vec<SegmentName> {
+        let size = self.facts.size;
+        let (pieces, end) = (self.pieces(line), self.led(line, from).end);
+        let first = from.0 / size.bytes();
+        let before_end = pieces.range(first..);
+        let before_end = before_end.take_while(|(number, _)| **number * size.bytes() < end.0);
+        before_end
+            .map(|(number, (timeline, _))| SegmentName::from_number(*timeline, *number, size))
+            .collect()
+    }
+
+    /// Where the acknowledged WAL of a timeline ends, without what is set apart.
+    pub fn end_of(&self, timeline: TimelineId) -> Option<Lsn> {
+        let size = self.facts.size;
+        let mine =
+            |segment: &&SegmentName| segment.timeline() == timeline && self.is_plain(**segment);
+        let end = |segment: SegmentName| Some(Lsn(segment.start(size)?.0 + size.bytes()));
+        let finished = self.facts.segments.iter().rfind(mine);
+        let finished = finished.and_then(|segment| end(*segment));
+        let mut partial = self.facts.partials.iter();
+        let partial = partial.rfind(|(segment, _)| mine(segment));
+        let partial = partial.and_then(|(segment, progress)| match progress {
+            Some(progress) if !progress.is_whole => Some(progress.end),
+            _ => end(*segment),
+        });
+        finished.max(partial)
+    }
+
+    /// Whether no note keeps readers from a segment.
+    fn is_plain(&self, segment: SegmentName) -> bool {
+        let note = self.note(WalFileName::Segment(segment));
+        !matches!(note, Some(Kind::Ahead | Kind::Behind))
+    }
+
+    /// The history that tells where a timeline comes from. One that is set apart tells it only to
+    /// those who ask for that very timeline, not about one that counts without it.
+    fn past(&self, timeline: TimelineId) -> Option<&History> {
+        let noted = self.note(WalFileName::History(timeline)).is_some();
+        let history = self.facts.histories.get(&timeline);
+        history.filter(|_| !(noted && self.counts(timeline)))
+    }
+
+    fn note(&self, name: WalFileName) -> Option<Kind> {
+        self.facts.notes.get(&name).copied()
+    }
+
+    /// The lowest timeline that has WAL.
+    fn lowest(&self) -> Option<TimelineId> {
+        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
+        // One whose note says no more than that its timeline does not count proves no beginning.
+        let plain =
+            segments.filter(|segment| (self.note(WalFileName::Segment(**segment))).is_none());
+        plain.map(|segment| segment.timeline()).min()
+    }
+
+    /// The first timeline that no file speaks of between these two, both excluded.
+    fn taken_between(&self, older: TimelineId, newer: TimelineId) -> Option<TimelineId> {
+        let mut expected = older.number().checked_add(1)?;
+        for taken in self
+            .taken
+            .range(older..newer)
+            .filter(|taken| **taken > older)
+        {
+            if taken.number() != expected {
+                break;
+            }
+            expected = expected.saturating_add(1);
+        }
+        let hole = TimelineId::new(expected)?;
+        (hole < newer).then_some(hole)
+    }
+
+    /// Whether a timeline's history leads back to WAL that is there.
+    fn chain(&self, timeline: TimelineId) -> Result<(), Apart> {
+        let Some(history) = self.facts.histories.get(&timeline) else {
+            return Err(Apart::UnknownTimeline { timeline });
+        };
+        self.chain_of(history)
+    }
+
+    fn chain_of(&self, history: &History) -> Result<(), Apart> {
+        let timeline = history.timeline();
+        if self.lowest().is_none_or(|lowest| lowest >= timeline) {
+            return Ok(());
+        }
+        let Some((parent, before)) = history.ancestors().split_last() else {
+            return Err(Apart::UnknownTimeline { timeline });
+        };
+        if let Some(missing) = self.taken_between(parent.timeline, timeline) {
+            return Err(Apart::Hole { timeline, missing });
+        }
+        let own = self.facts.histories.get(&parent.timeline);
+        let same = own.is_none_or(|own| {
+            let pairs = own.ancestors().iter().zip(before);
+            own.ancestors().len() == before.len()
+                && pairs.into_iter().all(|(ours, theirs)| {
+                    (ours.timeline, ours.switch_point) == (theirs.timeline, theirs.switch_point)
+                })
+        });
+        if !same {
+            let parent = parent.timeline;
+            return Err(Apart::OtherPast { timeline, parent });
+        }
+        match self.counts(parent.timeline) {
+            true => Ok(()),
+            false => Err(Apart::Hole {
+                timeline,
+                missing: parent.timeline,
+            }),
+        }
+    }
+
+    /// Whether the timeline began only after this segment: PostgreSQL asks for each segment on
+    /// the newest timeline first, and finds the early ones on an older one.
+    fn is_before(&self, segment: SegmentName) -> Result<bool, Unreadable> {
+        let timeline = segment.timeline();
+        if let Some(why) = self.facts.unreadable.get(&timeline) {
+            let why = why.clone();
+            return Err(Unreadable { timeline, why });
+        }
+        let (Some(number), Some(history)) = (segment.number(self.facts.size), self.past(timeline))
+        else {
+            return Ok(false);
+        };
+        let parent = history.ancestors().last();
+        let first = parent.map(|parent| parent.switch_point.0 / self.facts.size.bytes());
+        Ok(first.is_some_and(|first| number < first))
+    }
+}

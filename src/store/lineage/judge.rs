@@ -1,0 +1,221 @@
+//! What becomes of a file that arrives: it counts, or it is set apart until something connects it.
+//! Never changes what was decided about another file but to join it. Invariant: no file that arrives
+//! makes anything unreachable that was acknowledged before.
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use super::{Kind, Lineage};
+use crate::wal::history::History;
+
+/// Why a file is set apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Apart {
+    /// A segment too far beyond the end of its run.
+    #[error("it is {segments} segments beyond {end}, where the WAL before it ends")]
+    Ahead {
+        /// Where the run before it ends.
+        end: Lsn,
+        /// How far beyond.
+        segments: u64,
+    },
+    /// A segment of a timeline older than any that has WAL here.
+    #[error("the archive begins on timeline {lowest}, which is newer")]
+    Older {
+        /// The lowest that has WAL.
+        lowest: TimelineId,
+    },
+    /// A segment that holds WAL behind the end of its timeline.
+    #[error("timeline {newer} has left its timeline at {switch} already")]
+    Behind {
+        /// The timeline that counts.
+        newer: TimelineId,
+        /// Where it left.
+        switch: Lsn,
+    },
+    /// A segment of a timeline that does not count.
+    #[error("nothing says where timeline {timeline} comes from")]
+    UnknownTimeline {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// A segment of a timeline whose history is set apart.
+    #[error("the history of timeline {timeline} is set apart")]
+    TimelineApart {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// The chain of a history has a hole.
+    #[error("PostgreSQL would not find timeline {timeline}: there is no history of {missing}")]
+    Hole {
+        /// Whose history.
+        timeline: TimelineId,
+        /// The first that is missing.
+        missing: TimelineId,
+    },
+    /// A history that contradicts that of its parent.
+    #[error("it tells another past of timeline {parent} than that one's own history")]
+    OtherPast {
+        /// Whose history.
+        timeline: TimelineId,
+        /// Its parent.
+        parent: TimelineId,
+    },
+    /// The switch point lies before acknowledged WAL.
+    #[error(
+        "it leaves timeline {parent} at {switch}, but WAL of that one was acknowledged up to {end}"
+    )]
+    BeforeAcknowledged {
+        /// The timeline it leaves.
+        parent: TimelineId,
+        /// Where.
+        switch: Lsn,
+        /// Where that one's WAL ends.
+        end: Lsn,
+    },
+    /// Nothing of the timeline is there yet, or its parent does not lead to where it begins.
+    #[error("no WAL leads to {switch}, where it begins, and on from there")]
+    Unconnected {
+        /// Where it leaves its parent.
+        switch: Lsn,
+    },
+    /// The timeline has WAL from before the switch point.
+    #[error("the timeline has WAL from before {switch}, where it would begin")]
+    Contradicts {
+        /// Where it leaves its parent.
+        switch: Lsn,
+    },
+}
+
+impl Apart {
+    /// What the note says.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Apart::Ahead { .. } | Apart::Older { .. } => Kind::Ahead,
+            Apart::Behind { .. } => Kind::Behind,
+            Apart::UnknownTimeline { .. } | Apart::TimelineApart { .. } => Kind::Timeline,
+            _ => Kind::History,
+        }
+    }
+}
+
+impl Lineage {
+    /// What becomes of a segment that arrives; `None`: it counts.
+    pub fn judge(&self, segment: SegmentName, ahead_max: u64) -> Option<Apart> {
+        let timeline = segment.timeline();
+        let Some(lowest) = self.lowest() else {
+            // The first one there is: the archive begins with it.
+            return None;
+        };
+        if !self.counts(timeline) {
+            let known = self.facts.histories.contains_key(&timeline);
+            return Some(match known {
+                _ if timeline < lowest => Apart::Older { lowest },
+                true => Apart::TimelineApart { timeline },
+                false => Apart::UnknownTimeline { timeline },
+            });
+        }
+        if let Some((newer, switch)) = self.left_at(timeline)
+            && self.end(segment) > switch
+        {
+            return Some(Apart::Behind { newer, switch });
+        }
+        self.ahead(segment, ahead_max)
+    }
+
+    /// What becomes of a history that arrives; `None`: it counts.
+    pub fn judge_history(&self, history: &History) -> Option<Apart> {
+        let timeline = history.timeline();
+        let parent = history.ancestors().last()?;
+        let (parent, switch) = (parent.timeline, parent.switch_point);
+        let size = self.facts.size.bytes();
+        let first = switch.0 / size;
+        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
+        let own = segments.filter(|name| name.timeline() == timeline);
+        let own = own.filter(|name| self.is_plain(**name));
+        let numbers: Vec<u64> = own
+            .filter_map(|name| name.number(self.facts.size))
+            .collect();
+        if numbers.iter().any(|number| *number < first) {
+            return Some(Apart::Contradicts { switch });
+        }
+        if self.lowest() == Some(timeline) {
+            return None;
+        }
+        if let Err(apart) = self.chain_of(history) {
+            return Some(apart);
+        }
+        let end = self.end_of(parent);
+        if let Some(end) = end.filter(|end| *end > switch) {
+            return Some(Apart::BeforeAcknowledged {
+                parent,
+                switch,
+                end,
+            });
+        }
+        let reached = end.is_some_and(|end| end.0 >= first * size);
+        match reached && numbers.contains(&first) {
+            true => None,
+            false => Some(Apart::Unconnected { switch }),
+        }
+    }
+
+    /// A note that is no longer right, and what it is about.
+    pub fn joined(&self) -> Option<WalFileName> {
+        let mut notes = self.facts.notes.iter();
+        let joins = |(name, kind): &(&WalFileName, &Kind)| match (name, kind) {
+            (WalFileName::History(timeline), _) => {
+                let history = self.facts.histories.get(timeline);
+                history.is_none_or(|history| self.judge_history(history).is_none())
+            }
+            (WalFileName::Segment(segment), Kind::Timeline) => self.counts(segment.timeline()),
+            (WalFileName::Segment(segment), Kind::Ahead) => {
+                self.counts(segment.timeline()) && self.follows(*segment)
+            }
+            _ => false,
+        };
+        notes.find(joins).map(|(name, _)| *name)
+    }
+
+    /// Takes a note away.
+    #[must_use]
+    pub fn without_note(mut self, name: WalFileName) -> Lineage {
+        self.facts.notes.remove(&name);
+        Lineage::of(self.facts)
+    }
+
+    /// Where a timeline that counts has left this one, the earliest of them.
+    fn left_at(&self, timeline: TimelineId) -> Option<(TimelineId, Lsn)> {
+        let newer = self.counting.iter().filter(|newer| **newer > timeline);
+        let left = newer.filter_map(|newer| {
+            let history = self.past(*newer)?;
+            let mut ancestors = history.ancestors().iter();
+            let own = ancestors.find(|ancestor| ancestor.timeline == timeline)?;
+            Some((*newer, own.switch_point))
+        });
+        // Two may have left it, as after a boot from an older set: what leads to either stays.
+        left.max_by_key(|(_, switch)| *switch)
+    }
+
+    /// Whether the segment before this one is there.
+    fn follows(&self, segment: SegmentName) -> bool {
+        let line = self.line_to(segment.timeline());
+        let number = segment.number(self.facts.size);
+        let before = number.and_then(|number| number.checked_sub(1));
+        before.is_some_and(|before| self.pieces(&line).contains_key(&before))
+    }
+
+    fn ahead(&self, segment: SegmentName, ahead_max: u64) -> Option<Apart> {
+        let number = segment.number(self.facts.size)?;
+        let pieces = self.pieces(&self.line_to(segment.timeline()));
+        // What is older than everything else sets nothing apart, and is in nobody's way.
+        let (before, _) = pieces.range(..=number).next_back()?;
+        let segments = number - before;
+        let end = Lsn((before + 1).saturating_mul(self.facts.size.bytes()));
+        (segments > ahead_max).then_some(Apart::Ahead { end, segments })
+    }
+
+    fn end(&self, segment: SegmentName) -> Lsn {
+        let start = segment.start(self.facts.size).unwrap_or_default();
+        Lsn(start.0.saturating_add(self.facts.size.bytes()))
+    }
+}

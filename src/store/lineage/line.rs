@@ -1,0 +1,259 @@
+//! One line of timelines: what a server reads on its way, where it leads, and what it lacks.
+//! Never looks at a timeline that is not on the line. Invariant: a gap that is named is one that replay
+//! would stop at, and no segment counts for more than the line needs of it.
+
+use std::collections::BTreeMap;
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
+
+use super::Lineage;
+use crate::wal::history::History;
+
+/// The part of a timeline that is on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leg {
+    /// Which.
+    pub timeline: TimelineId,
+    /// Where it leaves the one before; 0 for the first.
+    pub begin: Lsn,
+    /// Where the next one leaves it; the highest LSN for the last.
+    pub end: Lsn,
+}
+
+/// A timeline and those it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    size: WalSegmentSize,
+    /// Newest first.
+    legs: Vec<Leg>,
+}
+
+/// A segment that is not there although later ones are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first segment that is missing.
+    pub missing: SegmentName,
+    /// Whether its beginning is there.
+    pub is_partly_there: bool,
+    /// Where replay would end.
+    pub lost_from: Lsn,
+    /// Up to where there is WAL.
+    pub lost_to: Lsn,
+}
+
+/// Up to where WAL leads, and what is missing there although more follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Led {
+    /// The first byte that is not there.
+    pub end: Lsn,
+    /// The segment that it would be in, if there are later ones.
+    pub missing: Option<SegmentName>,
+}
+
+/// What there is of each number: on which timeline, and where that ends.
+pub(super) type Pieces = BTreeMap<u64, (TimelineId, Lsn)>;
+
+impl Line {
+    pub(super) fn alone(timeline: TimelineId, size: WalSegmentSize) -> Line {
+        let (begin, end) = (Lsn(0), Lsn(u64::MAX));
+        Line {
+            size,
+            legs: vec![Leg {
+                timeline,
+                begin,
+                end,
+            }],
+        }
+    }
+
+    pub(super) fn of(history: &History, size: WalSegmentSize) -> Line {
+        let mut end = Lsn(u64::MAX);
+        let timelines = history.timelines().into_iter();
+        let legs = timelines.map(|(timeline, begin)| Leg {
+            timeline,
+            begin,
+            end: std::mem::replace(&mut end, begin),
+        });
+        Line {
+            size,
+            legs: legs.collect(),
+        }
+    }
+
+    /// Its parts, the newest first; never empty.
+    pub fn legs(&self) -> &[Leg] {
+        &self.legs
+    }
+
+    /// The part of a timeline.
+    pub fn leg(&self, timeline: TimelineId) -> Option<&Leg> {
+        self.legs.iter().find(|leg| leg.timeline == timeline)
+    }
+
+    /// The timeline that it ends on.
+    pub fn newest_timeline(&self) -> TimelineId {
+        let newest = self.legs.first();
+        newest.map_or(TimelineId::FIRST, |leg| leg.timeline)
+    }
+
+    /// How far records of this segment that end there lead; `None` if it is not read.
+    pub fn led_to(&self, segment: SegmentName, end: Lsn) -> Option<Lsn> {
+        let (_, last) = self.part_of(segment)?;
+        Some(end.min(last))
+    }
+
+    /// A segment's number, and where what the line needs of it ends; `None` if that is nothing.
+    pub fn part_of(&self, segment: SegmentName) -> Option<(u64, Lsn)> {
+        let number = segment.number(self.size)?;
+        let leg = self.leg(segment.timeline())?;
+        let (start, end) = (self.start_of(number), self.start_of(number + 1));
+        (end > leg.begin && start < leg.end).then_some((number, end.min(leg.end)))
+    }
+
+    /// The segment on the newest timeline that has one of this number.
+    pub fn name(&self, number: u64) -> SegmentName {
+        let end = self.start_of(number + 1);
+        let leg = self.legs.iter().find(|leg| leg.begin < end);
+        let timeline = leg.map_or(TimelineId::FIRST, |leg| leg.timeline);
+        SegmentName::from_number(timeline, number, self.size)
+    }
+
+    fn start_of(&self, number: u64) -> Lsn {
+        Lsn(number.saturating_mul(self.size.bytes()))
+    }
+}
+
+impl Lineage {
+    /// The finished segment that a server on this line reads for a number: the newest timeline's.
+    pub fn segment(&self, line: &Line, number: u64) -> Option<SegmentName> {
+        let mut legs = line.legs.iter();
+        legs.find_map(|leg| {
+            let name = SegmentName::from_number(leg.timeline, number, line.size);
+            let read = line.part_of(name).is_some() && self.is_read(name);
+            (read && self.facts.segments.contains(&name)).then_some(name)
+        })
+    }
+
+    /// The first gap on the line of a server that needs the WAL from `from` on.
+    pub fn gap(&self, line: &Line, from: Lsn) -> Option<Gap> {
+        let pieces = self.pieces(line);
+        let damaged = self
+            .facts
+            .damaged
+            .iter()
+            .filter(|name| self.is_read(**name));
+        let damaged = damaged.filter_map(|name| line.part_of(*name));
+        let damaged: BTreeMap<u64, Lsn> = damaged.collect();
+        let first = from.0 / line.size.bytes();
+        let last = pieces.keys().chain(damaged.keys()).max().copied();
+        let last = last.filter(|last| *last >= first)?;
+        let number = self.first_short(line, &pieces, first, last)?;
+        let missing = line.name(number);
+        let there = pieces.get(&number);
+        let lost_from = there.map_or(line.start_of(number), |(_, end)| *end);
+        let last_end = pieces.get(&last).map(|(_, end)| *end);
+        Some(Gap {
+            missing,
+            is_partly_there: there.is_some_and(|(timeline, _)| *timeline == missing.timeline()),
+            lost_from: lost_from.max(from),
+            lost_to: last_end.or(damaged.get(&last).copied()).unwrap_or(from),
+        })
+    }
+
+    /// Up to where WAL leads from here. Damaged copies do not count as more that follows.
+    pub fn led(&self, line: &Line, start: Lsn) -> Led {
+        let pieces = self.pieces(line);
+        let first = start.0 / line.size.bytes();
+        let end = match pieces.contains_key(&first) {
+            true => self.end_of_run(line, &pieces, first),
+            false => start,
+        };
+        let number = end.0 / line.size.bytes();
+        let more = pieces.range(number + 1..).next().is_some();
+        Led {
+            end,
+            missing: more.then(|| line.name(number)),
+        }
+    }
+
+    /// Up to where the last run leads, and the gap before it.
+    pub fn led_behind_last_gap(&self, line: &Line) -> Option<Led> {
+        let pieces = self.pieces(line);
+        let (last, _) = pieces.last_key_value()?;
+        let mut first = *last;
+        while first > 0 && self.first_short(line, &pieces, first - 1, first).is_none() {
+            first -= 1;
+        }
+        let before = (pieces.range(..first).next_back()).map(|(number, _)| *number);
+        let missing = before.and_then(|before| {
+            let number = self.first_short(line, &pieces, before, first)?;
+            Some(line.name(number))
+        });
+        Some(Led {
+            end: self.end_of_run(line, &pieces, first),
+            missing,
+        })
+    }
+
+    /// The first number of these that is not there to its end; the last one may be in progress.
+    fn first_short(&self, line: &Line, pieces: &Pieces, first: u64, last: u64) -> Option<u64> {
+        let ends_early = |number: u64| match pieces.get(&number) {
+            None => true,
+            Some((_, end)) => number < last && *end < line.start_of(number + 1),
+        };
+        // Far-away names must not make this walk through every number between.
+        let mut expected = first;
+        for (number, _) in pieces.range(first..=last) {
+            if *number != expected || ends_early(*number) {
+                return Some(expected);
+            }
+            expected = number + 1;
+        }
+        (expected <= last).then_some(expected)
+    }
+
+    /// Where the run ends that this number, which is there, belongs to.
+    fn end_of_run(&self, line: &Line, pieces: &Pieces, first: u64) -> Lsn {
+        let mut end = line.start_of(first);
+        for (number, (_, ends)) in pieces.range(first..) {
+            if line.start_of(*number) != end {
+                break;
+            }
+            end = *ends;
+        }
+        end
+    }
+
+    /// What there is of each number, on the newest timeline that has it.
+    pub(super) fn pieces(&self, line: &Line) -> Pieces {
+        let mut pieces = Pieces::new();
+        let mut add = |segment: SegmentName, end: Lsn| {
+            if !self.is_read(segment) {
+                return;
+            }
+            let Some((number, wanted)) = line.part_of(segment) else {
+                return;
+            };
+            let found = (segment.timeline(), end.min(wanted));
+            let known = pieces.entry(number).or_insert(found);
+            // A finished one comes before its beginning.
+            if known.0 < found.0 {
+                *known = found;
+            }
+        };
+        for segment in &self.facts.segments {
+            add(*segment, Lsn(u64::MAX));
+        }
+        for (segment, progress) in &self.facts.partials {
+            let progress = progress.filter(|progress| !progress.is_whole);
+            add(*segment, progress.map_or(Lsn(u64::MAX), |known| known.end));
+        }
+        pieces
+    }
+
+    /// Whether a reader whose line has this segment takes it. Its timeline is on the line, whether
+    /// it counts or not: who wants that line said so.
+    fn is_read(&self, segment: SegmentName) -> bool {
+        self.is_plain(segment)
+    }
+}

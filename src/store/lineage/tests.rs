@@ -1,0 +1,325 @@
+//! The model against a slow one that walks as PostgreSQL does, and what may arrive against what is there.
+//! Never touches a disk. Invariant: the slow model knows no runs and no legs, only single steps.
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// Switch points and ends lie on these.
+const STEP: u64 = MIB / 4;
+
+const AHEAD_MAX: u64 = 3;
+
+fn timeline(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn segment((number_of_timeline, number): (u32, u64)) -> SegmentName {
+    let size = WalSegmentSize::new(1 << 20).unwrap();
+    SegmentName::from_number(timeline(number_of_timeline), number, size)
+}
+
+fn history(number: u32, ancestors: &[(u32, u64)]) -> History {
+    let lines = ancestors.iter();
+    let text: String = lines
+        .map(|(parent, step)| format!("{parent}\t{}\twhy\n", Lsn(step * STEP)))
+        .collect();
+    History::parse(timeline(number), text.as_bytes()).unwrap()
+}
+
+fn facts(segments: &[(u32, u64)], histories: &[History]) -> Facts {
+    let histories = histories.iter();
+    Facts {
+        size: WalSegmentSize::new(1 << 20).unwrap(),
+        segments: segments.iter().map(|name| segment(*name)).collect(),
+        damaged: BTreeSet::new(),
+        partials: BTreeMap::new(),
+        histories: histories
+            .map(|history| (history.timeline(), history.clone()))
+            .collect(),
+        unreadable: BTreeMap::new(),
+        notes: BTreeMap::new(),
+    }
+}
+
+/// Lets a file in as the receiver does: judged, noted, and whatever it connects joined.
+fn arrive(lineage: Lineage, name: WalFileName, content: Option<&History>) -> Lineage {
+    let apart = match (name, content) {
+        (WalFileName::Segment(segment), _) => lineage.judge(segment, AHEAD_MAX),
+        (_, Some(history)) => lineage.judge_history(history),
+        _ => None,
+    };
+    let mut facts = lineage.facts;
+    let is_new = match (name, content) {
+        (WalFileName::Segment(segment), _) => facts.segments.insert(segment),
+        (_, Some(history)) if facts.histories.contains_key(&history.timeline()) => false,
+        (_, Some(history)) => {
+            facts.histories.insert(history.timeline(), history.clone());
+            true
+        }
+        _ => false,
+    };
+    if !is_new {
+        return Lineage::of(facts);
+    }
+    if let Some(apart) = apart {
+        facts.notes.insert(name, apart.kind());
+    }
+    let mut lineage = Lineage::of(facts);
+    while let Some(joined) = lineage.joined() {
+        lineage = lineage.without_note(joined);
+    }
+    lineage
+}
+
+/// Which segment PostgreSQL reads for a number: it tries the timelines of its history, newest first.
+fn slow_segment(
+    facts: &Facts,
+    history: Option<&History>,
+    own: u32,
+    number: u64,
+) -> Option<SegmentName> {
+    let mut timelines = vec![(own, 0, u64::MAX)];
+    if let Some(history) = history {
+        timelines.clear();
+        let mut begin = 0;
+        for ancestor in history.ancestors() {
+            let end = ancestor.switch_point.0;
+            timelines.insert(0, (ancestor.timeline.number(), begin, end));
+            begin = end;
+        }
+        timelines.insert(0, (own, begin, u64::MAX));
+    }
+    let (start, end) = (number * MIB, (number + 1) * MIB);
+    for (timeline, begins, ends) in timelines {
+        let name = segment((timeline, number));
+        if start < ends && end > begins && facts.segments.contains(&name) {
+            return Some(name);
+        }
+    }
+    None
+}
+
+fn slow_newest(facts: &Facts, from: u32) -> u32 {
+    let mut newest = from;
+    while facts.histories.contains_key(&timeline(newest + 1)) {
+        newest += 1;
+    }
+    newest
+}
+
+prop_compose! {
+    /// Histories in which each timeline came from the one before, and any segments.
+    fn archives()(
+        segments in btree_set((1_u32..4, 1_u64..12), 1..30),
+        second in 1_u64..44, third in 0_u64..20,
+        there in (any::<bool>(), any::<bool>()),
+    ) -> (Vec<(u32, u64)>, Vec<History>) {
+        let mut histories = Vec::new();
+        if there.0 {
+            histories.push(history(2, &[(1, second)]));
+        }
+        if there.1 {
+            histories.push(history(3, &[(1, second), (2, second + third)]));
+        }
+        let mut segments: Vec<_> = segments.into_iter().collect();
+        // Timeline 1 is where the archive begins.
+        segments.push((1, 1));
+        (segments, histories)
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_route_is_the_one_that_postgresql_takes((segments, histories) in archives(), from in 1_u64..12) {
+        let lineage = Lineage::of(facts(&segments, &histories));
+        let facts = lineage.facts();
+        let newest = lineage.newest_for(timeline(1)).unwrap();
+        // Here, without notes, a timeline counts if PostgreSQL finds it. It finds one whose only
+        // sign is a segment as soon as it gets a placeholder for it.
+        let slow = slow_newest(facts, 1);
+        let own_name = |number| segments.iter().any(|(timeline, _)| *timeline == number);
+        let passed = slow == 1 && histories.iter().any(|one| one.timeline() == timeline(3)) && own_name(2);
+        prop_assert!(newest == timeline(slow) || (passed && newest != timeline(2)));
+        let line = lineage.line_to(newest);
+        let history = facts.histories.get(&newest);
+        for number in 0..14 {
+            let slow = slow_segment(facts, history, newest.number(), number);
+            prop_assert_eq!(lineage.segment(&line, number), slow);
+        }
+        let there = |number: u64| slow_segment(facts, history, newest.number(), number).is_some();
+        let mut end = from;
+        while there(end) {
+            end += 1;
+        }
+        let led = lineage.led(&line, Lsn(from * MIB));
+        let short = |number| {
+            let name = slow_segment(facts, history, newest.number(), number);
+            let own = name.and_then(|name| line.leg(name.timeline()).copied());
+            own.is_some_and(|own| own.end.0 < (number + 1) * MIB)
+        };
+        let cut = (from..end).find(|number| short(*number));
+        let expected = match cut {
+            Some(number) => {
+                let name = slow_segment(facts, history, newest.number(), number).unwrap();
+                line.leg(name.timeline()).unwrap().end
+            }
+            None => Lsn(end * MIB),
+        };
+        prop_assert_eq!(led.end, expected);
+        let number = led.end.0 / MIB;
+        let more = (number + 1..14).any(there);
+        prop_assert_eq!(led.missing.is_some(), more);
+        prop_assert_eq!(lineage.gap(&line, Lsn(from * MIB)).map(|gap| gap.missing), led.missing);
+        let gapless = lineage.gapless(&line, Lsn(from * MIB));
+        let last = cut.map_or(end, |number| number + 1);
+        prop_assert_eq!(gapless.len() as u64, last - from);
+    }
+
+    /// Whoever may add files may make nothing unreachable, in whatever order he adds them.
+    #[test]
+    fn what_arrives_takes_nothing_away(
+        genuine in 1_u64..8,
+        forged in vec((any::<bool>(), 1_u32..5, 0_u64..40, btree_map(1_u32..4, 0_u64..60, 1..3)), 0..12),
+    ) {
+        let mut lineage = Lineage::of(facts(&[], &[]));
+        for number in 0..=genuine {
+            lineage = arrive(lineage, WalFileName::Segment(segment((1, number))), None);
+        }
+        for (is_history, number, at, ancestors) in forged {
+            let before = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+            let led = lineage.led(&before, Lsn(MIB));
+            let name = segment((number, at));
+            let ahead = lineage.segment(&before, at).is_none();
+            lineage = if is_history {
+                let ancestors: Vec<_> = ancestors.into_iter().filter(|(one, _)| *one < number).collect();
+                if ancestors.is_empty() {
+                    continue;
+                }
+                let forged = history(number, &ancestors);
+                arrive(lineage, WalFileName::History(timeline(number)), Some(&forged))
+            } else {
+                arrive(lineage, WalFileName::Segment(name), None)
+            };
+            let after = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+            let now = lineage.led(&after, Lsn(MIB));
+            prop_assert!(now.end >= led.end, "{led:?} became {now:?}");
+            // Only a segment that the archive may expect next shows a gap.
+            if let (Some(missing), None) = (now.missing, led.missing) {
+                let far = at.saturating_sub(led.end.0 / MIB);
+                prop_assert!(!is_history && ahead && far <= AHEAD_MAX, "{missing} {at}");
+            }
+        }
+    }
+}
+
+/// What becomes of these, arriving one after the other behind segments 1 to 5 of timeline 1.
+fn after(arrivals: &[(WalFileName, Option<History>)]) -> Lineage {
+    let segments: Vec<_> = (1..=5).map(|number| (1, number)).collect();
+    let mut lineage = Lineage::of(facts(&segments, &[]));
+    for (name, content) in arrivals {
+        lineage = arrive(lineage, *name, content.as_ref());
+    }
+    lineage
+}
+
+fn named(number: u32, ancestors: &[(u32, u64)]) -> (WalFileName, Option<History>) {
+    let name = WalFileName::History(timeline(number));
+    (name, Some(history(number, ancestors)))
+}
+
+fn whole(number_of_timeline: u32, number: u64) -> (WalFileName, Option<History>) {
+    (
+        WalFileName::Segment(segment((number_of_timeline, number))),
+        None,
+    )
+}
+
+#[test]
+fn a_history_that_postgresql_would_not_find_does_not_count() {
+    let forged = named(0x7FFF_FFF0, &[(1, 4)]);
+    let lineage = after(&[forged]);
+    assert_eq!(lineage.newest(), Some(timeline(1)));
+    assert_eq!(
+        lineage.asked(timeline(0x7FFF_FFF0), true),
+        Asked::Placeholder
+    );
+    assert_eq!(lineage.asked(timeline(0x7FFF_FFF0), false), Asked::Nothing);
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(6 * MIB));
+}
+
+#[test]
+fn a_switch_point_before_acknowledged_wal_is_followed_by_nobody() {
+    for early in [1, 4 * 4, 6 * 4 - 1] {
+        let lineage = after(&[named(2, &[(1, early)]), whole(2, early / 4)]);
+        assert_eq!(lineage.newest(), Some(timeline(1)));
+        assert_eq!(lineage.asked(timeline(2), false), Asked::Nothing);
+        // A server that opens takes another number.
+        assert_eq!(lineage.asked(timeline(2), true), Asked::Placeholder);
+        assert_eq!(lineage.asked(timeline(3), true), Asked::Nothing);
+    }
+    // One that lies far ahead does not stop the master that goes on before it.
+    let lineage = after(&[named(2, &[(1, 400)]), whole(1, 6), whole(1, 7)]);
+    assert_eq!(lineage.newest(), Some(timeline(1)));
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(8 * MIB));
+}
+
+#[test]
+fn a_failover_elsewhere_joins_in_whatever_order_its_files_come() {
+    let arrivals = [named(2, &[(1, 25)]), whole(2, 6), whole(2, 7)];
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+        let arrivals = order.map(|index| arrivals[index].clone());
+        let lineage = after(&arrivals);
+        assert_eq!(lineage.newest(), Some(timeline(2)), "{order:?}");
+        assert_eq!(lineage.facts().notes, BTreeMap::new(), "{order:?}");
+        let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+        assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(8 * MIB));
+        // What the old master goes on to write is nobody's.
+        let lineage = arrive(lineage, whole(1, 6).0, None);
+        let behind = WalFileName::Segment(segment((1, 6)));
+        assert_eq!(lineage.facts().notes.get(&behind), Some(&Kind::Behind));
+        assert_eq!(lineage.newest(), Some(timeline(2)));
+    }
+}
+
+#[test]
+fn a_segment_far_ahead_shows_no_gap_until_its_run_leads_to_it() {
+    let lineage = after(&[whole(1, 30), whole(7, 3), whole(7, 6)]);
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    assert_eq!(lineage.gap(&line, Lsn(MIB)), None);
+    assert_eq!(lineage.missing(segment((1, 6))).unwrap(), Missing::Nothing);
+    let mut lineage = lineage;
+    for number in 6..29 {
+        lineage = arrive(lineage, whole(1, number).0, None);
+        let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+        assert_eq!(lineage.gap(&line, Lsn(MIB)), None);
+    }
+    lineage = arrive(lineage, whole(1, 29).0, None);
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(31 * MIB));
+    // One that the archive may expect is a gap, as it always was.
+    let lineage = after(&[whole(1, 8)]);
+    let later = Missing::Later(segment((1, 8)));
+    assert_eq!(lineage.missing(segment((1, 6))).unwrap(), later);
+}
+
+#[test]
+fn older_wal_than_the_archive_begins_with_does_not_move_its_beginning() {
+    let segments = [(5, 8), (5, 9)];
+    let lineage = Lineage::of(facts(&segments, &[history(5, &[(4, 20)])]));
+    let lineage = arrive(lineage, whole(1, 2).0, None);
+    assert_eq!(lineage.newest(), Some(timeline(5)));
+    // A history that contradicts the WAL that is there is not handed to anybody either.
+    let lineage = Lineage::of(facts(&segments, &[]));
+    let (name, forged) = named(5, &[(4, 4 * 100)]);
+    let lineage = arrive(lineage, name, forged.as_ref());
+    assert_eq!(lineage.newest(), Some(timeline(5)));
+    assert_eq!(lineage.asked(timeline(5), false), Asked::Nothing);
+    let line = lineage.line_to(timeline(5));
+    assert_eq!(lineage.led(&line, Lsn(8 * MIB)).end, Lsn(10 * MIB));
+}
