@@ -10,6 +10,7 @@ use walmgr_protocol::names::WalFileName;
 use crate::support::peer::{Peer, commit, data, offer_of};
 use crate::support::{Site, wait_for};
 
+mod admission;
 mod floods;
 mod idle;
 

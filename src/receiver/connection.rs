@@ -9,7 +9,7 @@ mod partial;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use walmgr_protocol::codec::Frame;
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
 use walmgr_protocol::limits::CHANNELS_MAX;
@@ -17,6 +17,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
+use crate::receiver::admission::Open;
 use crate::receiver::backup::Report as BackupReport;
 use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
@@ -54,7 +55,12 @@ impl From<ProtocolError> for End {
 }
 
 /// Serves a peer until either side ends it.
-pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
+pub async fn serve(
+    daemon: Arc<Daemon>,
+    peer: Peer,
+    wire: Wire,
+    (slot, gives_way): (Open, oneshot::Receiver<()>),
+) {
     let (reports, inbox) = mpsc::channel(usize::from(CHANNELS_MAX) * 2);
     let now = daemon.started.elapsed();
     let mut connection = Connection {
@@ -69,6 +75,8 @@ pub async fn serve(daemon: Arc<Daemon>, peer: Peer, wire: Wire) {
         daemon,
         peer,
         wire,
+        slot,
+        gives_way,
         reports,
     };
     let end = connection.run(inbox).await;
@@ -119,6 +127,9 @@ struct Connection {
     daemon: Arc<Daemon>,
     peer: Peer,
     wire: Wire,
+    slot: Open,
+    /// Ends when the slot is somebody else's.
+    gives_way: oneshot::Receiver<()>,
     channels: Vec<Channel>,
     link: backup::Link,
     stream: partial::Stream,
@@ -139,6 +150,7 @@ enum Happened {
     PartialReported(PartialReport),
     Reloaded,
     Stopping,
+    GivesWay,
     Tick,
 }
 
@@ -167,6 +179,7 @@ impl Connection {
                 },
                 Ok(()) = reloads.changed() => Happened::Reloaded,
                 _ = stopping.wait_for(|stop| *stop), if !asked_to_stop => Happened::Stopping,
+                _ = &mut self.gives_way => Happened::GivesWay,
                 () = tokio::time::sleep(wait) => Happened::Tick,
             };
             if let Err(end) = self.handle(happened).await {
@@ -196,6 +209,11 @@ impl Connection {
                 self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
                 Ok(())
             }
+            Happened::GivesWay => Err(End::Hangup(Error::connection(
+                ErrorCode::Busy,
+                "a peer with fewer connections needs this one's place",
+                "it will be tried again",
+            ))),
             Happened::Tick => Ok(()),
         }
     }

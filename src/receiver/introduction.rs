@@ -5,14 +5,17 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
-use walmgr_protocol::session::hello::{FEATURES, choose_version};
+use walmgr_protocol::session::hello::{FEATURES, HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
+use crate::receiver::admission::Holder;
 use crate::receiver::control::cluster_of;
 use crate::receiver::server::Daemon;
 use crate::receiver::settings::{Protection, Settings};
@@ -21,6 +24,9 @@ use crate::transport::connect::fresh_nonce;
 use crate::transport::stream::{Stream, buffered};
 use crate::transport::tls::{self, PeerCertificate, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
+
+/// Most that is looked at of a first message; a ClientHello of walmgr's has less than 2 KiB.
+const FIRST_WORDS_BYTES: usize = 4 << 10;
 
 /// A peer that was let in.
 pub struct Peer {
@@ -38,6 +44,16 @@ pub struct Peer {
     pub cluster: Option<Cluster>,
 }
 
+impl Peer {
+    /// Whose its connections are.
+    pub fn holder(&self) -> Holder {
+        match &self.name {
+            Some(name) => Holder::Named(name.clone()),
+            None => Holder::At(self.address.ip().into()),
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
@@ -45,6 +61,55 @@ impl fmt::Display for Peer {
             None => write!(out, "{}", self.address),
         }
     }
+}
+
+/// Waits until a client has sent its first message, the ClientHello or without TLS the hello, and
+/// leaves it where it is. Allocates nothing.
+pub async fn first_words(stream: &TcpStream, secured: bool) -> std::io::Result<()> {
+    loop {
+        let ready = stream.ready(Interest::READABLE).await?;
+        // An answer that more is needed makes the next turn wait for more.
+        let looked = stream.try_io(Interest::READABLE, || {
+            let mut bytes = [0; FIRST_WORDS_BYTES];
+            let (_, count) = rustix::net::recv(stream, &mut bytes, RecvFlags::PEEK)?;
+            match is_whole(&bytes[..count], secured) {
+                true => Ok(()),
+                false => Err(std::io::ErrorKind::WouldBlock.into()),
+            }
+        });
+        match looked {
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error),
+            Ok(()) => return Ok(()),
+            Err(_) if ready.is_read_closed() => {
+                let text = "it closed the connection before it had said anything";
+                return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether a first message is there to its end, or something that cannot become one. Its own words
+/// on its length are enough: what it is the handshake finds out.
+fn is_whole(bytes: &[u8], secured: bool) -> bool {
+    let add = |sum: usize, byte: &u8| (sum << 8) | usize::from(*byte);
+    let needed = match (bytes, secured) {
+        ([], _) => 1,
+        // RFC 8446, sections 5.1 and 4: a record with a handshake message in it.
+        ([22, _, _, high, low, _, sizes @ ..], true) if sizes.len() >= 3 => {
+            let record = 5 + [high, low].into_iter().fold(0, add);
+            record.max(9 + sizes[..3].iter().fold(0, add))
+        }
+        ([22, ..], true) => 9,
+        (other, false) if HELLO_MAGIC.starts_with(&other[..other.len().min(HELLO_MAGIC.len())]) => {
+            match other.get(12..16) {
+                None => 16,
+                Some(size) => 20 + size.iter().rev().fold(0, add),
+            }
+        }
+        _ => 0,
+    };
+    bytes.len() >= needed.min(FIRST_WORDS_BYTES)
 }
 
 /// Greets a connection; `None` when it was refused, which has been logged and said.
@@ -213,4 +278,32 @@ fn in_full(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_118_a_first_message_is_whole_when_its_own_length_says_so() {
+        let mut hello = vec![22, 3, 1, 0, 204, 1, 0, 0, 200];
+        hello.resize(5 + 204, 0);
+        for cut in 0..hello.len() {
+            assert!(!is_whole(&hello[..cut], true), "{cut}");
+        }
+        assert!(is_whole(&hello, true));
+        // A record that ends before its message does, a length beyond all reason, something else.
+        hello[4] = 4;
+        assert!(!is_whole(&hello[..9], true));
+        assert!(!is_whole(&[22; FIRST_WORDS_BYTES - 1], true));
+        assert!(is_whole(&[22; FIRST_WORDS_BYTES], true));
+        assert!(is_whole(b"GET", true));
+        let mut plain = HELLO_MAGIC.to_vec();
+        plain.extend_from_slice(&[1, 0, 1, 0, 2, 0, 0, 0, 9, 9, 1, 2, 3, 4]);
+        for cut in 0..plain.len() {
+            assert!(!is_whole(&plain[..cut], false), "{cut}");
+        }
+        assert!(is_whole(&plain, false));
+        assert!(is_whole(&[22, 3, 1], false));
+    }
 }

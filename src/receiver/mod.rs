@@ -3,11 +3,12 @@
 //! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
 //!
-//! Reading order: [`server`] accepts, [`introduction`] greets, [`connection`] is the loop of one
+//! Reading order: [`server`] accepts, [`admission`] decides who may stay, [`introduction`] greets, [`connection`] is the loop of one
 //! connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
 //! [`backup`] takes a base backup, [`fetch`] reads what a master wants back, [`control`] answers
 //! questions, [`settings`] is what a reload may change.
 
+pub mod admission;
 pub mod backup;
 pub mod connection;
 pub mod control;
@@ -51,11 +52,29 @@ pub const BACKUP_LEASE_S: u32 = 60;
 /// Longest a sealed backup's client may make the receiver wait for WAL that is not archived yet.
 pub const WAL_WAIT_MAX: Duration = Duration::from_secs(3_600);
 
-/// Connections that may be in their handshake at once, from one address and in all: strangers
-/// take no slot from those who are known.
-pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
-/// See [`HANDSHAKES_PER_ADDRESS_MAX`].
-pub const HANDSHAKES_MAX: usize = 128;
+/// Sockets that may be silent at once. Each holds a descriptor and some kilobytes of the kernel's:
+/// at 2,000 new ones a second each has two seconds to speak, which is enough on any link.
+pub const SILENT_MAX: usize = 4096;
+
+/// Handshakes at once. Each has buffers of some 100 KiB, and a genuine one takes a few round trips;
+/// a hundred honest clients that come together fit.
+pub const HANDSHAKES_MAX: usize = 192;
+
+/// How long an address that authenticated is preferred to strangers, and how many are remembered.
+pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
+/// See [`KNOWN_FOR`].
+pub const KNOWN_ADDRESSES_MAX: usize = 1024;
+
+/// How long a known peer waits for a connection slot before it is told that there is none: a backup's
+/// streams come all at once, and take their seats a moment later.
+pub const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Descriptors that the receiver would like to open: four times [`SILENT_MAX`], of which silence
+/// gets a quarter; a connection, an upload and a stream of a backup need some each.
+pub const DESCRIPTORS_WANTED: usize = 4 * SILENT_MAX;
+
+/// Connections that the kernel holds ready while the daemon is busy: those of two seconds.
+pub const ACCEPT_QUEUE: u32 = 4096;
 
 /// Time between two blocks of an upload, or from the last to its commit: as long as a frame may
 /// take. A peer that answers pings and sends nothing keeps no thread and no temporary for longer.
@@ -77,7 +96,6 @@ pub const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
-const _: () = assert!(HANDSHAKES_PER_ADDRESS_MAX <= HANDSHAKES_MAX);
 // Whoever types `--stop` waits until a full drain is over.
 const _: () = assert!(
     DRAIN_DEADLINE.as_secs() + THREADS_DEADLINE.as_secs() < crate::daemon::END_TIMEOUT.as_secs()

@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::timeout_at;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
@@ -19,14 +19,14 @@ use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::receiver::admission::{Admission, Arrival};
 use crate::receiver::backup::Backups;
 use crate::receiver::masters::Masters;
 use crate::receiver::partial::Seat;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::{
-    ACCEPT_BACKOFF, BACKUP_THREADS_MAX, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS_MAX, REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, connection,
-    introduction,
+    ACCEPT_BACKOFF, ACCEPT_QUEUE, BACKUP_THREADS_MAX, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
+    REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, admission, connection, introduction,
 };
 use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
@@ -35,6 +35,9 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Addresses whose refusals are remembered; beyond it they share one entry.
 const REFUSAL_ADDRESSES_MAX: usize = 64;
+
+/// Time for a silent socket that gives way to be closed.
+const GIVING_WAY: Duration = Duration::from_millis(5);
 
 /// What all connections share.
 pub struct Daemon {
@@ -56,13 +59,12 @@ pub struct Daemon {
     pub partial_writer: Seat,
     /// The masters that are connected.
     pub masters: Masters,
+    /// Who may come in.
+    pub admission: Arc<Admission>,
     /// Set once, when the daemon is to end.
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
     partial_end: Mutex<Option<(SegmentName, Lsn)>>,
-    open: AtomicUsize,
-    handshakes: Mutex<Vec<Waiting>>,
-    handshakes_begun: AtomicU64,
     refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
     uploads: Arc<Semaphore>,
 }
@@ -70,7 +72,7 @@ pub struct Daemon {
 impl Daemon {
     /// Connections open, handshakes not counted.
     pub fn connections_open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.admission.connections()
     }
 
     /// The highest finished segment stored.
@@ -164,84 +166,6 @@ impl Daemon {
     pub fn begin_upload(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.uploads).try_acquire_owned().ok()
     }
-
-    /// Takes a handshake slot. When there is none the oldest handshake of the most crowded
-    /// address gives way: a real peer is through in milliseconds, and whoever keeps slots
-    /// occupied loses his own. The receiver returned ends when this one has to give way.
-    fn begin_handshake(self: &Arc<Self>, address: IpAddr) -> (Handshake, oneshot::Receiver<()>) {
-        let (slot, evicted) = oneshot::channel();
-        let id = self.handshakes_begun.fetch_add(1, Ordering::Relaxed);
-        let mut waiting = self.waiting();
-        let count = |of: IpAddr| waiting.iter().filter(|one| one.address == of).count();
-        let crowded = if count(address) >= HANDSHAKES_PER_ADDRESS_MAX {
-            Some(address)
-        } else if waiting.len() >= HANDSHAKES_MAX {
-            // Of equals the last is taken, and that is the oldest here.
-            let addresses = waiting.iter().rev().map(|one| one.address);
-            addresses.max_by_key(|of| count(*of))
-        } else {
-            None
-        };
-        let oldest = waiting.iter().position(|one| Some(one.address) == crowded);
-        if let Some(oldest) = oldest {
-            waiting.remove(oldest);
-        }
-        waiting.push(Waiting {
-            id,
-            address,
-            _slot: slot,
-        });
-        drop(waiting);
-        let daemon = Arc::clone(self);
-        (Handshake { daemon, id }, evicted)
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
-        self.handshakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin_connection(self: &Arc<Self>, most: usize) -> Option<Open> {
-        let open = |count: usize| (count < most).then_some(count + 1);
-        let counted = self
-            .open
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, open);
-        counted.is_ok().then(|| Open {
-            daemon: Arc::clone(self),
-        })
-    }
-}
-
-/// A peer in its handshake; they are kept in the order they came.
-struct Waiting {
-    id: u64,
-    address: IpAddr,
-    /// Dropped with this value, which the task that greets the peer notices.
-    _slot: oneshot::Sender<()>,
-}
-
-/// A handshake slot, given back when dropped.
-struct Handshake {
-    daemon: Arc<Daemon>,
-    id: u64,
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.daemon.waiting().retain(|one| one.id != self.id);
-    }
-}
-
-/// A connection slot, given back when dropped.
-struct Open {
-    daemon: Arc<Daemon>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.daemon.open.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
@@ -285,11 +209,9 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         partial_writer: Seat::default(),
         partial_end: Mutex::new(partial_end),
         masters: Masters::default(),
+        admission: Admission::new(admission::raise_descriptors()),
         stopping: watch::Sender::new(false),
         newest: Mutex::new(newest),
-        open: AtomicUsize::new(0),
-        handshakes: Mutex::default(),
-        handshakes_begun: AtomicU64::new(0),
         refusals: Mutex::default(),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
     });
@@ -386,7 +308,11 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
                     IpAddr::from([0, 0, 0, 0]),
                     &format!("a connection: {error}"),
                 );
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                let pause = match daemon.admission.make_room() {
+                    true => GIVING_WAY,
+                    false => ACCEPT_BACKOFF,
+                };
+                tokio::time::sleep(pause).await;
             }
         }
     }
@@ -405,46 +331,92 @@ async fn drain(daemon: &Arc<Daemon>, pulse: &mut Pulse) {
     }
 }
 
+/// Waits for the first words of a stranger, and then greets it.
 fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
-    let (handshake, evicted) = daemon.begin_handshake(address.ip());
+    let until = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
+    let (arrival, mut gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
         let settings = daemon.settings.borrow().clone();
-        let refused = |why: &str| daemon.refused(address.ip(), &format!("{address}: {why}"));
-        // Answers are small and waited for.
-        if let Err(error) = stream.set_nodelay(true) {
-            return refused(&error.to_string());
-        }
-        let greeting = introduction::greet(&daemon, &settings, stream, address);
-        let greeted = tokio::select! {
-            greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeting) => greeted,
-            _ = evicted => return refused("too many handshakes at once"),
-        };
-        drop(handshake);
-        match greeted {
-            Ok(Some((peer, wire))) => match daemon.begin_connection(settings.connections_max) {
-                Some(open) => {
-                    let _noted = daemon.masters.note(&peer);
-                    connection::serve(Arc::clone(&daemon), peer, wire).await;
-                    drop(open);
-                }
-                None => turn_away(&daemon, &settings, wire, address).await,
+        let secured = matches!(settings.protection, Protection::Tls { .. });
+        let spoken = timeout_at(until, introduction::first_words(&stream, secured));
+        let refusal = tokio::select! {
+            spoken = spoken => match spoken {
+                Ok(Ok(())) if arrival.speak() => None,
+                Ok(Ok(())) => Some("too many handshakes at once".to_owned()),
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
             },
-            Ok(None) => {}
-            Err(_) => refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
+            _ = &mut gives_way => Some("it said nothing, and others came".to_owned()),
+        };
+        let stranger = Stranger {
+            stream,
+            address,
+            arrival,
+            gives_way,
+            until,
+        };
+        match refusal {
+            Some(why) => daemon.refused(address.ip(), &format!("{address}: {why}")),
+            // A task of its own: one that waits for silence has no room for a connection.
+            None => drop(tokio::spawn(welcome(daemon, settings, stranger))),
         }
     });
 }
 
+/// A peer that speaks, and of which nothing is known.
+struct Stranger {
+    stream: TcpStream,
+    address: SocketAddr,
+    arrival: Arrival,
+    gives_way: oneshot::Receiver<()>,
+    until: tokio::time::Instant,
+}
+
+async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: Stranger) {
+    let Stranger {
+        stream,
+        address,
+        arrival,
+        gives_way,
+        until,
+    } = stranger;
+    let refused = |why: &str| daemon.refused(address.ip(), &format!("{address}: {why}"));
+    // Answers are small and waited for.
+    if let Err(error) = stream.set_nodelay(true) {
+        return refused(&error.to_string());
+    }
+    let greeting = introduction::greet(&daemon, &settings, stream, address);
+    let greeted = tokio::select! {
+        greeted = timeout_at(until, greeting) => greeted,
+        _ = gives_way => return refused("too many handshakes at once"),
+    };
+    let (peer, wire) = match greeted {
+        Ok(Some(greeted)) => greeted,
+        Ok(None) => return,
+        Err(_) => return refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
+    };
+    arrival.is_known();
+    let most = settings.connections_max;
+    let (holder, may_push) = (peer.holder(), peer.rights.push);
+    let slot = daemon.admission.connect(&holder, may_push, most).await;
+    match slot {
+        Ok(slot) => {
+            drop(arrival);
+            let _noted = daemon.masters.note(&peer);
+            connection::serve(Arc::clone(&daemon), peer, wire, slot).await;
+        }
+        Err(why) => turn_away(&daemon, &why, wire, address).await,
+    }
+}
+
 async fn turn_away(
     daemon: &Daemon,
-    settings: &Settings,
+    text: &str,
     mut wire: crate::transport::wire::Wire,
     address: SocketAddr,
 ) {
     use walmgr_protocol::message::{Error, ErrorCode, Message};
-    let most = settings.connections_max;
-    let text = format!("all {most} connections are in use");
     daemon.refused(address.ip(), &format!("{address}: {text}"));
     let error = Error::connection(
         ErrorCode::Busy,
@@ -459,7 +431,7 @@ async fn turn_away(
 async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for address in &config.listen {
-        let bound = TcpListener::bind((address.host.as_str(), address.port)).await;
+        let bound = listen_on(&address.host, address.port).await;
         listeners.push(bound.map_err(|error| {
             CommandError::retry(format!("listen on {address}"))
                 .because(error)
@@ -467,6 +439,26 @@ async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
         })?);
     }
     Ok(listeners)
+}
+
+/// As the library does it, with a longer queue.
+async fn listen_on(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        match socket
+            .bind(address)
+            .and_then(|()| socket.listen(ACCEPT_QUEUE))
+        {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn addresses(listeners: &[TcpListener]) -> String {

@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -99,6 +99,7 @@ struct Shared {
     server: SocketAddr,
     stopping: AtomicBool,
     stalled: AtomicBool,
+    latency_ms: AtomicU64,
     faults: Mutex<Vec<(Direction, Fault)>>,
     connections: Mutex<Vec<Arc<Connection>>>,
 }
@@ -118,6 +119,7 @@ impl Proxy {
             server,
             stopping: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            latency_ms: AtomicU64::new(0),
             faults: Mutex::default(),
             connections: Mutex::default(),
         });
@@ -137,6 +139,12 @@ impl Proxy {
     /// Replaces the faults of all connections that begin from here on.
     pub fn set_faults(&self, faults: impl IntoIterator<Item = (Direction, Fault)>) {
         *lock(&self.shared.faults) = faults.into_iter().collect();
+    }
+
+    /// Whatever arrives is passed on so much later, in both directions: a long link.
+    pub fn set_latency(&self, latency: Duration) {
+        let latency_ms = u64::try_from(latency.as_millis()).unwrap();
+        self.shared.latency_ms.store(latency_ms, Ordering::SeqCst);
     }
 
     /// Stops passing anything on in all connections, present and future, without closing them.
@@ -272,6 +280,8 @@ impl Pump {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let count = (&*self.from).read(&mut buffer).unwrap_or(0);
+            let latency_ms = self.shared.latency_ms.load(Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(latency_ms));
             self.wait_while_stalled();
             if count == 0 {
                 let _ = self.to.shutdown(Shutdown::Write);

@@ -92,6 +92,7 @@ impl Connection {
             Report::Admitted(attachment) => {
                 let granted = attachment.running().granted();
                 self.link.attachment = Some(attachment);
+                self.slot.is_of_backup(true);
                 session.admitted(granted)
             }
             Report::LookedUp(held) => session.looked_up(held),
@@ -101,10 +102,12 @@ impl Connection {
             }
             Report::StreamTaken => {
                 self.link.worker = None;
+                self.slot.is_of_backup(false);
                 session.stream_taken()
             }
             Report::Sealed(set, facts) => {
                 self.link.worker = None;
+                self.slot.is_of_backup(false);
                 session.sealed(acknowledge(&set, facts))
             }
             Report::Failed(error) => return self.backup_failed(error).await,
@@ -118,6 +121,7 @@ impl Connection {
     async fn backup_failed(&mut self, error: Error) -> Result<(), End> {
         self.link.worker = None;
         self.link.attachment = None;
+        self.slot.is_of_backup(false);
         if error.scope == Scope::Connection {
             return Err(End::Hangup(error));
         }
@@ -155,6 +159,7 @@ impl Connection {
             ReceiverAction::Finish(finish) => self.give_backup(Job::Finish(finish)).await,
             ReceiverAction::Abort(why) => {
                 self.link.worker = None;
+                self.slot.is_of_backup(false);
                 self.give_up_backup(why);
                 Ok(())
             }
