@@ -16,7 +16,7 @@ nextest_profile=default
 for argument in "$@"; do
     case $argument in
         --quick) quick=1 ;;
-        --soak) export WALMGR_SOAK=1 fuzz_seconds=60 nextest_profile=soak ;;
+        --soak) export WALMGR_SOAK=1 fuzz_seconds=--soak nextest_profile=soak ;;
         *)
             sed -n '2,9s/^# \{0,1\}//p' "$0"
             [[ $argument == --help || $argument == -h ]] && exit 0

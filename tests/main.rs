@@ -36,6 +36,7 @@ mod restore;
 mod setup;
 mod skew;
 mod status;
+mod stored_inputs;
 mod versions;
 mod wal;
 mod walkthrough;

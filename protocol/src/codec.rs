@@ -69,7 +69,7 @@ impl Decoder {
         self.sequence = self.sequence.wrapping_add(1);
         let payload = buffer.split_to(payload_len).freeze();
         let found = crc32fast::hash(&payload);
-        if found != header.payload_crc32 {
+        if found != header.payload_crc32 && !cfg!(fuzzing) {
             let stated = header.payload_crc32;
             return Err(Malformed::Checksum {
                 of: "frame payload",

@@ -81,7 +81,8 @@ impl Header {
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
         let stated = u32_at(bytes, HEADER_CRC_AT);
         let found = crc32fast::hash(&bytes[..HEADER_CRC_AT]);
-        if stated != found {
+        // A fuzzer cannot guess checksums: built for one, what lies behind them is reached.
+        if stated != found && !cfg!(fuzzing) {
             return Err(Malformed::Checksum {
                 of: "frame header",
                 stated,

@@ -269,7 +269,7 @@ pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFault> {
     };
     let expected = fields.u32(crc_at)?;
     let found = crc32c::crc32c(&bytes[..crc_at]);
-    if found != expected {
+    if found != expected && !cfg!(fuzzing) {
         return Err(ControlFault::Checksum { expected, found });
     }
     let segment_bytes = fields.u32(SIZES + 12)?;

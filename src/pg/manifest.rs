@@ -241,7 +241,7 @@ fn checked(bytes: &[u8]) -> Result<&[u8], ManifestFault> {
     let expected = expected.ok_or(ManifestFault::End)?;
     let mut digest = Context::new(&SHA256);
     digest.update(checked);
-    match digest.finish().as_ref() == expected {
+    match digest.finish().as_ref() == expected || cfg!(fuzzing) {
         true => Ok(checked),
         false => Err(ManifestFault::Checksum),
     }

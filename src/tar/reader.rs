@@ -389,7 +389,7 @@ fn check_sum(header: &[u8; BLOCK_BYTES]) -> Result<(), String> {
     let sum = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
     // The checksum counts as spaces while it is computed.
     let found = sum(&header[..148]) + 8 * u64::from(b' ') + sum(&header[156..]);
-    match found == expected {
+    match found == expected || cfg!(fuzzing) {
         true => Ok(()),
         false => Err(format!("its checksum is {found}, expected {expected}")),
     }

@@ -2,11 +2,13 @@
 //! Never catch anything: a broken claim is a failed assertion.
 //! Invariant: each body is bounded by the length of its input.
 
-use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
+use super::commit;
 use super::history::History;
 use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
 use super::scan::{Scanner, Step};
+use super::segment::{Expected, SegmentCheck, SegmentSummary, Verify};
 use super::writer::Writer;
 
 /// The scanner on arbitrary bytes: the steps do not depend on the pieces, positions only grow,
@@ -78,6 +80,77 @@ pub fn written_wal(data: &[u8]) {
     );
 }
 
+/// The check of a whole file on its way into the archive: the answer does not depend on the pieces,
+/// and what passes is what its name says. A segment is filled up with zeros.
+pub fn segment(data: &[u8]) {
+    let Some((&[kind, major, cut, verify], content)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    let Some(size) = WalSegmentSize::new(1 << 20) else {
+        return;
+    };
+    // The first page says whose it is and where it belongs; the file is taken for that.
+    let field = |at: usize| {
+        content
+            .get(at..at + 8)
+            .and_then(|bytes| bytes.first_chunk())
+    };
+    let field = |at| u64::from_le_bytes(*field(at).unwrap_or(&[0; 8]));
+    let timeline = TimelineId::new(1 + u32::from(kind >> 6)).unwrap_or(TimelineId::FIRST);
+    let named = SegmentName::from_number(timeline, field(8) / size.bytes(), size);
+    let name = match kind % 8 {
+        0 => WalFileName::History(timeline),
+        1 => WalFileName::BackupHistory(named, u32::from(cut)),
+        2 => WalFileName::Partial(named),
+        _ => WalFileName::Segment(named),
+    };
+    let expected = Expected {
+        system_id: SystemId(field(24)),
+        segment_size: size,
+        postgres_major: (major % 7 != 0).then_some(12 + major % 7),
+    };
+    let verify = [Verify::Records, Verify::Headers, Verify::Off][usize::from(verify % 3)];
+    let mut whole = content.to_vec();
+    if matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_)) && cut % 8 != 7 {
+        whole.resize(1 << 20, 0);
+    }
+    let check = |pieces: &[&[u8]]| {
+        let mut check = SegmentCheck::new(name, &expected, verify);
+        pieces.iter().try_for_each(|piece| check.update(piece))?;
+        check.finish()
+    };
+    let summary = check(&[&whole]);
+    // Behind the content everything is zero; one piece of that is as good as many.
+    let (content, zeros) = whole.split_at(content.len());
+    let mut pieces = pieces_of(content, cut);
+    pieces.push(zeros);
+    assert_eq!(summary, check(&pieces));
+    if let Ok(summary) = summary {
+        assert_summary(&summary, whole.len(), named.start(size));
+    }
+}
+
+fn assert_summary(summary: &SegmentSummary, bytes: usize, start: Option<Lsn>) {
+    assert_eq!(summary.bytes, bytes as u64);
+    let (Some(wal), Some(start)) = (&summary.wal, start) else {
+        return;
+    };
+    assert!(wal.valid_end >= start && wal.valid_end.0 - start.0 <= summary.bytes);
+    assert_eq!(wal.records == 0, wal.first_record.is_none());
+    assert!(wal.first_record <= wal.last_record);
+    assert!((13..=18).contains(&wal.postgres_major));
+}
+
+/// The begin of a record's content: a time or a name is found in it, or nothing.
+pub fn commit_record(data: &[u8]) {
+    if let Some(name) = commit::restore_point_name(data) {
+        assert!(!name.contains(&0) && name.len() < data.len());
+    }
+    if commit::commit_time_us(data).is_some() {
+        assert!(data.len() > 24);
+    }
+}
+
 /// The history parser on arbitrary bytes: what it accepts is ordered.
 pub fn history(data: &[u8]) {
     let Some((number, text)) = data.split_first_chunk::<4>() else {
@@ -95,6 +168,12 @@ pub fn history(data: &[u8]) {
                 .is_sorted_by(|a, b| a.timeline < b.timeline)
         );
         assert!(ancestors.iter().all(|one| one.timeline < timeline));
+        let newest = history.timelines();
+        assert_eq!(newest.len(), ancestors.len() + 1);
+        for ancestor in ancestors {
+            let holder = history.timeline_at(ancestor.switch_point);
+            assert!(newest.iter().any(|(timeline, _)| *timeline == holder));
+        }
     }
 }
 
@@ -149,6 +228,29 @@ mod tests {
             scanner(&vec![0; length]);
             scanner(&vec![0xFF; length]);
             history(&vec![b'1'; length]);
+            segment(&vec![0xFF; length]);
+            commit_record(&vec![0xFF; length]);
+        }
+    }
+
+    /// A segment that ends with a switch, made to be of the size that the body expects.
+    #[test]
+    fn whole_segments_and_damaged_ones_pass() {
+        let size = WalSegmentSize::new(1 << 20).unwrap();
+        let name = SegmentName::from_number(TimelineId::FIRST, 3, size);
+        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        for length in [1, 500, 9_000] {
+            writer.record(RM_XLOG, 0x20, &vec![7; length]);
+        }
+        writer.switch();
+        let wal = &writer.bytes()[..24_576];
+        for (kind, verify) in [(3, 0), (3, 1), (3, 2), (2, 0), (0, 0), (1, 0)] {
+            segment(&[&[kind, 3, 0, verify], wal].concat());
+            for at in (0..wal.len()).step_by(331) {
+                let mut damaged = wal.to_vec();
+                damaged[at] ^= 0x11;
+                segment(&[&[kind, 3, 0, verify], &damaged[..]].concat());
+            }
         }
     }
 

@@ -381,7 +381,7 @@ impl Scanner {
         if self.checksums {
             let checked = &self.record_header[..CHECKED_HEADER_BYTES];
             let computed = crc32c::crc32c_append(self.crc, checked);
-            if computed != header.crc {
+            if computed != header.crc && !cfg!(fuzzing) {
                 let why = Why::Checksum {
                     computed,
                     found: header.crc,

@@ -1,3 +1,4 @@
 //! Fuzzes the list of authorized keys; the body and its promise are in the library.
+//! Parser: src/transport/authorized_keys.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::transport::fuzzing::authorized_keys(bytes));
+walmgr_fuzz::target!(walmgr::transport::fuzzing::authorized_keys);

@@ -1,3 +1,4 @@
 //! Fuzzes backup_label files; the body and its promise are in the library.
+//! Parser: src/pg/backup_label.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::backup_label(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::backup_label);

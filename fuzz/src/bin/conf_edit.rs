@@ -1,3 +1,4 @@
 //! Fuzzes edits of postgresql.conf; the body and its promise are in the library.
+//! Parser: src/pg/conf
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::conf_edit(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::conf_edit);

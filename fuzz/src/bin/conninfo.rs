@@ -1,3 +1,4 @@
 //! Fuzzes connection strings; the body and its promise are in the library.
+//! Parser: src/pg/conninfo.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::connection_string(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::connection_string);

@@ -1,3 +1,4 @@
 //! Fuzzes both ends of a fetch; the body and its promise are in the library.
+//! Parser: protocol/src/session/fetch.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::fetch_session(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::fetch_session);

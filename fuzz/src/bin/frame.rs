@@ -1,3 +1,4 @@
 //! Fuzzes frames, however the stream is cut; the body and its promise are in the library.
+//! Parser: protocol/src/frame.rs protocol/src/codec.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::frame(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::frame);

@@ -1,3 +1,4 @@
 //! Fuzzes hellos and their answers; the body and its promise are in the library.
+//! Parser: protocol/src/session/hello.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::hello(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::hello);

@@ -1,3 +1,4 @@
 //! Fuzzes timeline history files; the body and its promise are in the library.
+//! Parser: src/wal/history.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::wal::fuzzing::history(bytes));
+walmgr_fuzz::target!(walmgr::wal::fuzzing::history);

@@ -1,3 +1,4 @@
 //! Fuzzes ini files; the body and its promise are in the library.
+//! Parser: src/config
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::config::fuzzing::ini_file(bytes));
+walmgr_fuzz::target!(walmgr::config::fuzzing::ini_file);

@@ -1,3 +1,4 @@
 //! Fuzzes backup_manifest files; the body and its promise are in the library.
+//! Parser: src/pg/manifest.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::manifest(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::manifest);

@@ -1,3 +1,4 @@
 //! Fuzzes messages and data blocks; the body and its promise are in the library.
+//! Parser: protocol/src/message protocol/src/message.rs protocol/src/fields.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::message(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::message);

@@ -1,3 +1,4 @@
 //! Fuzzes names of WAL files; the body and its promise are in the library.
+//! Parser: protocol/src/names.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::names(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::names);

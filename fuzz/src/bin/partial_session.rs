@@ -1,3 +1,4 @@
 //! Fuzzes the receiver's end of a partial stream; the body and its promise are in the library.
+//! Parser: protocol/src/session/partial.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr_protocol::fuzzing::partial_session(bytes));
+walmgr_fuzz::target!(walmgr_protocol::fuzzing::partial_session);

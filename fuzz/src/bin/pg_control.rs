@@ -1,3 +1,4 @@
 //! Fuzzes pg_control files; the body and its promise are in the library.
+//! Parser: src/pg/control.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::control_file(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::control_file);

@@ -1,3 +1,4 @@
 //! Fuzzes postmaster.pid files; the body and its promise are in the library.
+//! Parser: src/pg/data_directory.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::postmaster_pid(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::postmaster_pid);

@@ -1,3 +1,4 @@
 //! Fuzzes tablespace_map files; the body and its promise are in the library.
+//! Parser: src/pg/tablespace_map.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::pg::fuzzing::tablespace_map(bytes));
+walmgr_fuzz::target!(walmgr::pg::fuzzing::tablespace_map);

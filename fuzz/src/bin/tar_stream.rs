@@ -1,3 +1,4 @@
 //! Fuzzes the tar streams of backups; the body and its promise are in the library.
+//! Parser: src/tar/reader.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::store::sets::fuzzing::tar_stream(bytes));
+walmgr_fuzz::target!(walmgr::store::sets::fuzzing::tar_stream);

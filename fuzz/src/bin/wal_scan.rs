@@ -1,3 +1,4 @@
 //! Fuzzes the WAL scanner; the body and its promise are in the library.
+//! Parser: src/wal/scan.rs src/wal/page.rs src/wal/record.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::wal::fuzzing::scanner(bytes));
+walmgr_fuzz::target!(walmgr::wal::fuzzing::scanner);

@@ -1,3 +1,4 @@
 //! Fuzzes the WAL scanner on WAL that was valid once; the body and its promise are in the library.
+//! Parser: src/wal/scan.rs src/wal/page.rs src/wal/record.rs
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| walmgr::wal::fuzzing::written_wal(bytes));
+walmgr_fuzz::target!(walmgr::wal::fuzzing::written_wal);

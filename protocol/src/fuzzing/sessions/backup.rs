@@ -1,0 +1,333 @@
+//! A connection of a backup, whether it controls or carries a stream, between both of its ends.
+//! Never holds content. Invariant: the receiver never seals on a stream's connection or with a part
+//! cut short, and a stream's blocks have no hole.
+
+use std::collections::VecDeque;
+
+use arbitrary::Unstructured;
+
+use super::messages;
+use super::{Ends, Over, run};
+use crate::message::Message;
+use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, Sealed};
+use crate::session::backup::{
+    Control, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent, acknowledge,
+};
+
+/// What the fuzzed receiver shows as proof: that it was asked to finish.
+struct AskedTo(Finish);
+
+impl ProofOfSeal for AskedTo {
+    fn name(&self) -> String {
+        self.0.stop.to_string()
+    }
+}
+
+/// Both ends of a connection of a backup.
+pub fn backup_session(input: &[u8]) {
+    run(input, &mut Connection::default());
+}
+
+#[derive(Default)]
+enum Client {
+    #[default]
+    None,
+    Control(Control),
+    Stream {
+        stream: Stream,
+        /// How many files were asked for without an answer.
+        asked: Option<usize>,
+        /// Between the grant and the end, and not while files are looked up.
+        may_send: bool,
+    },
+}
+
+#[derive(Default)]
+struct Connection {
+    receiver: Receiver,
+    controls: Option<bool>,
+    stream_bytes: u64,
+    part_bytes: u64,
+    part_size: u64,
+    client: Client,
+    to_receiver: VecDeque<Message>,
+    to_client: VecDeque<Message>,
+    /// Somebody else spoke on this connection.
+    is_tapped: bool,
+}
+
+impl Ends for Connection {
+    fn arrive(&mut self, message: Message, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        let Some(action) = self.receiver.received(message)? else {
+            return Ok(());
+        };
+        if choices.ratio(1, 16)? && !matches!(action, ReceiverAction::Abort(_)) {
+            let failed = self.receiver.failed(messages::error(choices)?);
+            self.send(failed);
+            assert!(self.receiver.is_idle());
+            return Ok(());
+        }
+        match action {
+            ReceiverAction::Admit(request) => self.admit(&request, choices)?,
+            ReceiverAction::LookUp(paths) => {
+                assert_eq!(self.controls, Some(false));
+                let one_more = vec![Held::Nothing; paths.len() + 1];
+                assert!(self.receiver.looked_up(one_more).is_none());
+                let held = paths.iter().map(|_| messages::held(choices));
+                let held = held.collect::<Result<Vec<_>, _>>()?;
+                let answer = self.receiver.looked_up(held);
+                self.send(answer.expect("what was asked for was looked up"));
+            }
+            ReceiverAction::Write(data) => {
+                assert_eq!(self.controls, Some(false));
+                assert_eq!(data.offset, self.stream_bytes, "a hole or an overlap");
+                self.stream_bytes += u64::from(data.raw_bytes);
+                if choices.ratio(1, 4)? {
+                    let done = Backup::FilesDone(files_done(choices)?);
+                    self.to_client.push_back(Message::Backup(done));
+                }
+            }
+            ReceiverAction::EndStream(bytes) => {
+                assert_eq!((self.controls, bytes), (Some(false), self.stream_bytes));
+                let taken = self.receiver.stream_taken();
+                self.send(taken.expect("the stream came to its end"));
+                assert!(self.receiver.stream_taken().is_none() && self.receiver.is_idle());
+            }
+            ReceiverAction::BeginPart(part) => {
+                self.assert_whole();
+                (self.part_bytes, self.part_size) = (0, part.size);
+            }
+            ReceiverAction::WritePart(data) => {
+                assert_eq!(data.offset, self.part_bytes, "a hole or an overlap");
+                self.part_bytes += u64::from(data.raw_bytes);
+                assert!(self.part_bytes <= self.part_size);
+            }
+            ReceiverAction::Finish(finish) => {
+                self.assert_whole();
+                assert!(self.receiver.is_finishing());
+                let sealed = acknowledge(&AskedTo(finish), sealed());
+                let answer = self.receiver.sealed(sealed);
+                self.send(answer.expect("it was asked to be sealed"));
+                assert!(self.receiver.is_idle());
+            }
+            ReceiverAction::Abort(_) => assert!(self.receiver.is_idle()),
+            send @ ReceiverAction::Send(_) => self.send(send),
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        match choices.int_in_range(0_u8..=17)? {
+            0 => self.connect(choices)?,
+            1..=3 => self.control(choices)?,
+            4..=8 => self.stream(choices)?,
+            9..=11 => {
+                if let Some(message) = self.to_receiver.pop_front()
+                    && self.arrive(message, choices).is_err()
+                {
+                    assert!(
+                        self.is_tapped || choices.is_empty(),
+                        "an honest client was refused"
+                    );
+                    self.break_link();
+                }
+            }
+            12..=14 => {
+                if let Some(message) = self.to_client.pop_front() {
+                    self.answer(message);
+                }
+            }
+            15 => {
+                self.is_tapped = true;
+                let message = messages::any(choices)?;
+                if self.arrive(message, choices).is_err() {
+                    self.break_link();
+                }
+            }
+            16 => {
+                self.is_tapped = true;
+                let message = messages::any(choices)?;
+                self.answer(message);
+            }
+            _ => self.break_link(),
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    fn send(&mut self, action: ReceiverAction) {
+        match action {
+            ReceiverAction::Send(message) => self.to_client.push_back(message),
+            other => unreachable!("{other:?} is no answer"),
+        }
+    }
+
+    fn assert_whole(&self) {
+        let state = (self.controls, self.part_bytes);
+        assert_eq!(state, (Some(true), self.part_size), "a part is cut short");
+    }
+
+    fn admit(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        assert!(self.receiver.looked_up(Vec::new()).is_none());
+        if let Request::Resume(_) = request
+            && choices.ratio(1, 4)?
+        {
+            let asked = messages::finish(choices)?;
+            let answer = self.receiver.sealed(acknowledge(&AskedTo(asked), sealed()));
+            self.send(answer.expect("a backup that is over may be resumed"));
+            return Ok(());
+        }
+        self.controls = Some(!matches!(request, Request::Join(_)));
+        let granted = messages::granted(choices)?;
+        let answer = self.receiver.admitted(granted);
+        self.send(answer.expect("it was asked for"));
+        assert!(self.receiver.admitted(granted).is_none());
+        Ok(())
+    }
+
+    fn connect(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        self.break_link();
+        let message = match choices.int_in_range(0_u8..=3)? {
+            0 => {
+                let (control, message) = Control::begin(messages::begin(choices)?);
+                self.client = Client::Control(control);
+                message
+            }
+            1 => {
+                let (control, message) = Control::resume(messages::token(choices)?);
+                self.client = Client::Control(control);
+                message
+            }
+            _ => {
+                let (stream, message) = Stream::join(messages::join(choices)?);
+                self.client = Client::Stream {
+                    stream,
+                    asked: None,
+                    may_send: false,
+                };
+                message
+            }
+        };
+        self.to_receiver.push_back(message);
+        Ok(())
+    }
+
+    /// A part with all of its blocks, or the end.
+    fn control(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        let Client::Control(control) = &mut self.client else {
+            return Ok(());
+        };
+        if choices.ratio(1, 5)? {
+            let finish = messages::finish(choices)?;
+            self.to_receiver.extend(control.finish(finish));
+            return Ok(());
+        }
+        let (name, size) = (
+            messages::part_name(choices)?,
+            choices.int_in_range(0_u32..=100)?,
+        );
+        let Some(part) = control.part(name, u64::from(size), choices.arbitrary()?) else {
+            return Ok(());
+        };
+        self.to_receiver.push_back(part);
+        let mut offset = 0;
+        while offset < size {
+            let bytes = messages::length(choices)?.min(size - offset);
+            let data = messages::data(u64::from(offset), bytes, choices)?;
+            self.to_receiver.push_back(Message::Data(data));
+            offset += bytes;
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        let Client::Stream {
+            stream,
+            asked,
+            may_send,
+        } = &mut self.client
+        else {
+            return Ok(());
+        };
+        match choices.int_in_range(0_u8..=4)? {
+            0 => {
+                let paths = messages::paths(choices)?;
+                let count = paths.len();
+                if let Some(message) = stream.ask(paths) {
+                    (*asked, *may_send) = (Some(count), false);
+                    self.to_receiver.push_back(message);
+                }
+            }
+            1 => {
+                let end = stream.end();
+                *may_send &= end.is_none();
+                self.to_receiver.extend(end);
+            }
+            _ if *may_send => {
+                let bytes = messages::length(choices)?;
+                let data = messages::data(stream.next_offset(), bytes, choices)?;
+                stream.block_sent(bytes);
+                self.to_receiver.push_back(Message::Data(data));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, message: Message) {
+        let is_refused = match &mut self.client {
+            Client::None => false,
+            Client::Control(control) => control.received(message).is_err(),
+            Client::Stream {
+                stream,
+                asked,
+                may_send,
+            } => match stream.received(message) {
+                Ok(StreamEvent::Granted) => {
+                    *may_send = true;
+                    false
+                }
+                Ok(StreamEvent::Held(held)) => {
+                    let answered = asked.take();
+                    assert_eq!(Some(held.len()), answered, "another number than asked for");
+                    *may_send = true;
+                    false
+                }
+                Ok(StreamEvent::Refused(_)) => {
+                    *may_send = false;
+                    false
+                }
+                Ok(_) => false,
+                Err(_) => true,
+            },
+        };
+        if is_refused {
+            assert!(self.is_tapped, "an honest receiver was refused");
+            self.break_link();
+        }
+    }
+
+    fn break_link(&mut self) {
+        *self = Connection::default();
+    }
+}
+
+fn files_done(choices: &mut Unstructured<'_>) -> Result<Vec<FileDone>, Over> {
+    let digest = FileDigest {
+        len: messages::number(choices)?,
+        crc32c: choices.arbitrary()?,
+    };
+    let paths = messages::paths(choices)?.into_iter();
+    Ok(paths.map(|path| FileDone { path, digest }).collect())
+}
+
+fn sealed() -> Sealed {
+    Sealed {
+        name: "data.master".into(),
+        path: "/srv/walshipping/data.master".into(),
+        expired: 1,
+        purged: 42,
+        warnings: vec!["data.master.3 is being read and was kept".into()],
+    }
+}

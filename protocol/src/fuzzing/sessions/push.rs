@@ -1,0 +1,301 @@
+//! An upload between a sender and a receiver, over an archive that is a few bytes of memory.
+//! Never seals what was not offered. Invariant: what the receiver writes has no hole, and what an
+//! honest sender believes stored is its source.
+
+use std::collections::VecDeque;
+
+use arbitrary::Unstructured;
+
+use super::messages;
+use super::{Ends, Over, run};
+use crate::message::{Digest, Error, ErrorCode, Have, Message, Offer, Verify};
+use crate::names::WalFileName;
+use crate::session::push::{
+    Held, Outcome, ProofOfDurability, Receiver, ReceiverAction, Sealed, Sender, SenderAction,
+};
+
+/// What the fuzzed receiver shows as proof: exactly the bytes that were written.
+struct WrittenBytes(WalFileName, Digest);
+
+impl ProofOfDurability for WrittenBytes {
+    fn name(&self) -> WalFileName {
+        self.0
+    }
+
+    fn digest(&self) -> Digest {
+        self.1
+    }
+}
+
+/// Both ends of an upload.
+pub fn push_session(input: &[u8]) {
+    run(input, &mut Upload::default());
+}
+
+#[derive(Default)]
+struct Upload {
+    receiver: Receiver,
+    offered: Option<Offer>,
+    written: Vec<u8>,
+    /// What is durable, for every name.
+    stored: Option<Vec<u8>>,
+    sender: Option<Sender>,
+    source: Vec<u8>,
+    to_receiver: VecDeque<Message>,
+    to_sender: VecDeque<Message>,
+    /// Somebody else spoke on this connection.
+    is_tapped: bool,
+}
+
+impl Ends for Upload {
+    fn arrive(&mut self, message: Message, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        let mut next = self.receiver.received(message)?;
+        while let Some(action) = next.take() {
+            match action {
+                ReceiverAction::LookUp(offer) => next = self.look_up(offer, choices)?,
+                ReceiverAction::Begin(_, answer) => self.to_sender.push_back(answer),
+                ReceiverAction::Write(data) => {
+                    // The first block says whether the sender goes on or begins again.
+                    if data.offset == 0 {
+                        self.written.clear();
+                    }
+                    let written = self.written.len() as u64;
+                    assert_eq!(data.offset, written, "a hole or an overlap");
+                    let bytes = data.bytes.iter().chain(std::iter::repeat(&0));
+                    let bytes = bytes.take(data.raw_bytes.min(1 << 10) as usize);
+                    self.written.extend(bytes);
+                    if data.raw_bytes > 1 << 10 {
+                        return Err(Over);
+                    }
+                }
+                ReceiverAction::Seal(digest) => next = Some(self.seal(digest, choices)?),
+                ReceiverAction::Discard => self.written.clear(),
+                ReceiverAction::Send(message) => self.to_sender.push_back(message),
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        match choices.int_in_range(0_u8..=11)? {
+            0 | 1 => self.offer(choices)?,
+            2..=4 => {
+                if let Some(message) = self.to_receiver.pop_front()
+                    && self.arrive(message, choices).is_err()
+                {
+                    assert!(self.is_tapped, "an honest sender was refused");
+                    self.break_link();
+                }
+            }
+            5..=7 => {
+                if let Some(message) = self.to_sender.pop_front() {
+                    self.answer(message, choices)?;
+                }
+            }
+            8 => {
+                self.is_tapped = true;
+                let message = messages::any(choices)?;
+                if self.arrive(message, choices).is_err() {
+                    self.break_link();
+                }
+            }
+            9 => {
+                self.is_tapped = true;
+                let message = messages::any(choices)?;
+                self.answer(message, choices)?;
+            }
+            10 => {
+                let stopped = ErrorCode::Abandoned;
+                let error = Message::Error(Error::channel(stopped, "", ""));
+                self.to_receiver.push_back(error);
+                // What is still on its way is an answer to nobody.
+                self.is_tapped |= self.sender.take().is_some();
+            }
+            _ => self.break_link(),
+        }
+        Ok(())
+    }
+}
+
+impl Upload {
+    fn look_up(
+        &mut self,
+        offer: Offer,
+        choices: &mut Unstructured<'_>,
+    ) -> Result<Option<ReceiverAction>, Over> {
+        self.offered = Some(offer);
+        if choices.ratio(1, 8)? {
+            let refused = self.receiver.failed(ErrorCode::Busy, "".into(), "".into());
+            assert!(
+                self.receiver
+                    .looked_up(&Held::<WrittenBytes>::Other(zero()))
+                    .is_none()
+            );
+            return Ok(Some(refused));
+        }
+        let held = match &self.stored {
+            Some(stored) if digest_of(stored) == digest(&offer) => {
+                Held::Same(WrittenBytes(offer.name, digest(&offer)))
+            }
+            Some(stored) => Held::Other(digest_of(stored)),
+            None => {
+                let most = self
+                    .written
+                    .len()
+                    .min(usize::try_from(offer.size).unwrap_or(0));
+                let prefix_bytes = choices.int_in_range(0..=most)?;
+                self.written.truncate(prefix_bytes);
+                Held::Prefix(Have {
+                    prefix_bytes: prefix_bytes as u64,
+                    prefix_crc32: crc32fast::hash(&self.written),
+                })
+            }
+        };
+        let is_prefix = matches!(held, Held::Prefix(_));
+        let next = self.receiver.looked_up(&held);
+        assert_eq!(is_prefix, !self.receiver.is_idle());
+        assert!(self.receiver.looked_up(&held).is_none(), "answered twice");
+        Ok(next)
+    }
+
+    fn seal(
+        &mut self,
+        stated: Digest,
+        choices: &mut Unstructured<'_>,
+    ) -> Result<ReceiverAction, Over> {
+        let offer = self.offered.ok_or(Over)?;
+        assert_eq!(stated, digest(&offer));
+        assert_eq!(self.written.len() as u64, stated.size);
+        let found = digest_of(&self.written);
+        let sealed = match choices.int_in_range(0_u8..=7)? {
+            6 => Sealed::Other(messages::digest(choices)?),
+            7 => {
+                return Ok(self
+                    .receiver
+                    .failed(ErrorCode::DiskFull, "".into(), "".into()));
+            }
+            _ if found != stated => {
+                let (code, text) = (ErrorCode::Mismatch, String::new());
+                return Ok(self.receiver.failed(code, text.clone(), text));
+            }
+            _ => {
+                self.stored = Some(std::mem::take(&mut self.written));
+                Sealed::Durable(WrittenBytes(offer.name, found))
+            }
+        };
+        let action = self.receiver.sealed(&sealed);
+        assert!(self.receiver.is_idle());
+        action.ok_or(Over)
+    }
+
+    /// A source is offered, mostly one that is not stored.
+    fn offer(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        if self.sender.is_some() {
+            return Ok(());
+        }
+        if choices.ratio(2, 3)? {
+            self.stored = None;
+        }
+        let size = choices.int_in_range(0_u8..=200)?;
+        let byte: u8 = choices.arbitrary()?;
+        self.source = (0..size).map(|at| at ^ byte).collect();
+        let Digest { size, crc32 } = digest_of(&self.source);
+        let (name, verify) = (messages::file_name(choices)?, Verify::Records);
+        let (sender, action) = Sender::start(Offer {
+            name,
+            size,
+            crc32,
+            verify,
+        });
+        self.sender = Some(sender);
+        self.perform(action, choices)
+    }
+
+    fn answer(&mut self, message: Message, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+        let Some(sender) = &mut self.sender else {
+            return Ok(());
+        };
+        match sender.received(message) {
+            Ok(action) => self.perform(action, choices),
+            Err(_) => {
+                assert!(self.is_tapped, "an honest receiver was refused");
+                self.break_link();
+                Ok(())
+            }
+        }
+    }
+
+    fn perform(
+        &mut self,
+        action: SenderAction,
+        choices: &mut Unstructured<'_>,
+    ) -> Result<(), Over> {
+        let mut next = Some(action);
+        while let (Some(action), Some(sender)) = (next.take(), &mut self.sender) {
+            match action {
+                SenderAction::Send(message) => self.to_receiver.push_back(message),
+                SenderAction::HashPrefix(bytes) => {
+                    let held = usize::try_from(bytes).map_err(|_| Over)?;
+                    let prefix = self.source.get(..held);
+                    let prefix = prefix.expect("no more is hashed than there is");
+                    next = sender.prefix_hashed(crc32fast::hash(prefix));
+                }
+                SenderAction::SendFrom(offset) => {
+                    let mut at = usize::try_from(offset).map_err(|_| Over)?;
+                    while at < self.source.len() {
+                        let most = self.source.len() - at;
+                        let bytes = (messages::length(choices)? as usize).min(most);
+                        let raw_bytes = u32::try_from(bytes).unwrap_or(1);
+                        let mut data = messages::data(at as u64, raw_bytes, choices)?;
+                        data.bytes = self.source[at..at + bytes].to_vec().into();
+                        self.to_receiver.push_back(Message::Data(data));
+                        sender.block_sent(raw_bytes);
+                        at += bytes;
+                    }
+                    // The source may have changed while it was read.
+                    let changed = u32::from(choices.ratio(1, 8)?);
+                    next = sender.source_ended(crc32fast::hash(&self.source) ^ changed);
+                }
+                SenderAction::Finish(outcome) => {
+                    if outcome == Outcome::Stored && !self.is_tapped {
+                        assert_eq!(self.stored.as_ref(), Some(&self.source));
+                    }
+                    if outcome == Outcome::SourceChanged {
+                        let code = ErrorCode::Abandoned;
+                        let error = Message::Error(Error::channel(code, "", ""));
+                        self.to_receiver.push_back(error);
+                    }
+                    self.sender = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection ends; what was written of a file stays for the next offer.
+    fn break_link(&mut self) {
+        self.receiver = Receiver::default();
+        self.sender = None;
+        self.to_receiver.clear();
+        self.to_sender.clear();
+        self.is_tapped = false;
+    }
+}
+
+fn zero() -> Digest {
+    Digest { size: 0, crc32: 0 }
+}
+
+fn digest(offer: &Offer) -> Digest {
+    Digest {
+        size: offer.size,
+        crc32: offer.crc32,
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    Digest {
+        size: bytes.len() as u64,
+        crc32: crc32fast::hash(bytes),
+    }
+}
