@@ -3,6 +3,7 @@
 //! bytes a peer or a file put into it.
 
 pub mod backups;
+mod shown;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -22,6 +23,9 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
+
+use shown::Shown;
+pub(crate) use shown::escaped;
 
 /// What the settings say about the log.
 #[derive(Debug, Clone, Copy)]
@@ -104,9 +108,10 @@ pub fn reopen_logfile() -> Result<()> {
     Ok(())
 }
 
-/// Prints a command's result, one line or more, on stdout.
+/// Prints a command's result, one line or more, on stdout. Where a peer's words are a part of a line,
+/// the caller [`escaped`] them: here a new line is taken for the program's own.
 pub fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let (text, mut out) = (shown::lines(text), io::stdout().lock());
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|error| CommandError::retry("write the result to stdout").because(error))
@@ -159,7 +164,7 @@ fn json_line(message: &str) -> String {
         "message": message,
         "target": module_path!(),
     });
-    format!("{line}\n")
+    shown::lines(&format!("{line}\n"))
 }
 
 fn to_stderr(line: &str) {
@@ -203,12 +208,17 @@ where
 {
     // The layer's own complaints would go through `eprintln!`, which panics when stderr is gone.
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
         .with_ansi(false)
         .log_internal_errors(false);
     match format {
-        Format::Text => layer.event_format(text).with_filter(level).boxed(),
-        Format::Json => layer.json().flatten_event(true).with_filter(level).boxed(),
+        Format::Text => {
+            let layer = layer.with_writer(writer).event_format(text);
+            layer.with_filter(level).boxed()
+        }
+        Format::Json => {
+            let layer = layer.with_writer(Shown(writer)).json();
+            layer.flatten_event(true).with_filter(level).boxed()
+        }
     }
 }
 
@@ -279,19 +289,6 @@ where
     }
     context.format_fields(Writer::new(&mut text), event)?;
     Ok(escaped(&text))
-}
-
-/// Control characters made visible, so that nobody can forge a line.
-pub(crate) fn escaped(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
 }
 
 fn stamp() -> String {

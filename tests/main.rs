@@ -20,6 +20,7 @@ mod daemon;
 mod disk;
 mod exit_codes;
 mod fetch;
+mod hostile_receiver;
 mod house_rules;
 mod identity;
 mod kills;

@@ -408,7 +408,8 @@ impl Made {
             purged,
             warnings,
         } = self.sealed;
-        output::print(&format!("{name} is sealed: {path} on {}", config.slave))?;
+        let sealed = output::escaped(&format!("{name} is sealed: {path} on {}", config.slave));
+        output::print(&sealed)?;
         if expired > 0 || purged > 0 {
             output::print(&format!(
                 "{expired} old sets and {purged} WAL files were removed"

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::hello::FEATURE_FETCH;
-use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
+use walmgr_protocol::limits::{BACKUP_NUMBER_MAX, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::fetch::{Fetch, ListBackups, ListedSet, NotFound, SetDescription};
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
 use walmgr_protocol::session::fetch::{Fetcher, FetcherAction, Outcome, Request};
@@ -23,6 +23,12 @@ const CHANNEL: u16 = 1;
 
 /// Silence in the middle of a fetch after which the receiver counts as gone.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// Sets in a list: the newest, and one for each number.
+const SETS_MAX: usize = BACKUP_NUMBER_MAX as usize + 2;
+
+/// Bytes of text in a list: a label of ordinary length for each of the sets.
+const LIST_BYTES_MAX: usize = 8 << 20;
 
 /// Takes what is fetched, in order, on a thread of its own.
 pub trait Sink: Send + 'static {
@@ -66,7 +72,7 @@ impl<'a> Fetching<'a> {
 
     /// Every backup set, newest first.
     pub async fn list_backups(&mut self) -> Result<Vec<ListedSet>> {
-        let mut sets: Vec<ListedSet> = Vec::new();
+        let (mut sets, mut bytes) = (Vec::<ListedSet>::new(), 0);
         loop {
             let after = sets.last().map_or_else(String::new, |set| set.name.clone());
             let limit = walmgr_protocol::limits::LISTED_BACKUPS_MAX;
@@ -74,7 +80,15 @@ impl<'a> Fetching<'a> {
             match self.ask(question).await? {
                 Fetch::Backups(page) => {
                     let is_last = !page.more || page.sets.is_empty();
+                    bytes += page.sets.iter().map(text_bytes).sum::<usize>();
                     sets.extend(page.sets);
+                    if sets.len() > SETS_MAX || bytes > LIST_BYTES_MAX {
+                        let slave = &self.config.slave;
+                        let text = format!("{slave} lists more backup sets than there can be");
+                        return Err(CommandError::retry(text).hint(
+                            "look at `full_backup` on the standby, and who its receiver is",
+                        ));
+                    }
                     if is_last {
                         return Ok(sets);
                     }
@@ -87,7 +101,11 @@ impl<'a> Fetching<'a> {
     /// What has to be known of a set before it is fetched.
     pub async fn describe(&mut self, name: &str) -> Result<SetDescription> {
         match self.ask(Fetch::DescribeSet(name.to_owned())).await? {
-            Fetch::Set(set) => Ok(set),
+            Fetch::Set(set) if set.name == name => Ok(set),
+            Fetch::Set(_) => Err(CommandError::retry(format!(
+                "{} was asked about {name} and described another set",
+                self.config.slave
+            ))),
             Fetch::NotFound(NotFound::NoSuchSet) => Err(CommandError::usage(format!(
                 "there is no backup set {name} on {}",
                 self.config.slave
@@ -177,6 +195,14 @@ impl<'a> Fetching<'a> {
         CommandError::retry(format!("{slave} answered with {found}"))
             .hint("the two sides may run versions too far apart")
     }
+}
+
+fn text_bytes(set: &ListedSet) -> usize {
+    let words = match &set.label {
+        Ok(label) => label.timestamp.len() + label.label.len(),
+        Err(why) => why.len(),
+    };
+    set.name.len() + words
 }
 
 enum Passed {

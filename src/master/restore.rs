@@ -141,7 +141,7 @@ impl<'a> Restore<'a> {
         tracing::info!("fetching {name}, {}", HumanBytes(total_bytes));
         let counters = Arc::new(Counters::default());
         let mut progress = Progress::begin(total_bytes, self.options);
-        let mut sink = Unpack::begin(place, Arc::clone(&counters))?;
+        let mut sink = Unpack::begin(place, &self.described, Arc::clone(&counters))?;
         let mut connected = Some(first);
         let mut patience = Patience::new(self.config.push_timeout);
         loop {

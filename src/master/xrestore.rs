@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::fetch::{GetFile, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::WalFileName;
@@ -26,6 +27,9 @@ use crate::output;
 /// Pause before the next attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The largest segment of any cluster, for a restore where the cluster is not known.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
 /// How long a file that is missing among others may be on its way.
 const GAP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -38,10 +42,11 @@ pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &P
         facts: ClusterFacts::of(Path::new(".")).ok(),
         begun: Instant::now(),
     };
+    let room = Room::of(name, restore.facts.as_ref());
     let runtime = super::runtime()?;
     let restored = match options.not_really {
-        true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere))),
-        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path))),
+        true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere { room }))),
+        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path, room))),
     };
     // A writer that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -66,11 +71,52 @@ trait Destination: Sink {
 }
 
 /// `-n`: it is looked at only.
-struct Nowhere;
+struct Nowhere {
+    room: Room,
+}
 
 impl Sink for Nowhere {
-    fn append(&mut self, _: &[u8]) -> Result<()> {
-        Ok(())
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.room.take(bytes)
+    }
+}
+
+/// What a file may be long: a receiver that sends without end fills no disk here.
+#[derive(Clone, Copy)]
+struct Room {
+    name: WalFileName,
+    most_bytes: u64,
+    left_bytes: u64,
+}
+
+impl Room {
+    fn of(name: WalFileName, facts: Option<&ClusterFacts>) -> Room {
+        let segment = facts.map_or(SEGMENT_BYTES_MAX, |facts| {
+            facts.cluster.segment_size.bytes()
+        });
+        let most_bytes = match name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => segment,
+            _ => SMALL_FILE_BYTES_MAX,
+        };
+        Room {
+            name,
+            most_bytes,
+            left_bytes: most_bytes,
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.left_bytes.checked_sub(bytes.len() as u64) {
+            Some(left_bytes) => {
+                self.left_bytes = left_bytes;
+                Ok(())
+            }
+            None => Err(CommandError::retry(format!(
+                "what was sent for {} is longer than the {} bytes that such a file can have",
+                self.name, self.most_bytes
+            ))
+            .hint("look at the file on the standby, and who its receiver is")),
+        }
     }
 }
 
@@ -81,14 +127,16 @@ impl Destination for Nowhere {
 }
 
 struct Placing {
+    room: Room,
     file: HandedOver,
     path: std::path::PathBuf,
 }
 
 impl Placing {
-    fn begin(path: &Path) -> Result<Placing> {
+    fn begin(path: &Path, room: Room) -> Result<Placing> {
         let begun = HandedOver::begin(path);
         Ok(Placing {
+            room,
             file: begun.at(Kind::Retry, "create a file beside", path)?,
             path: path.to_path_buf(),
         })
@@ -101,6 +149,7 @@ impl Placing {
 
 impl Sink for Placing {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.room.take(bytes)?;
         Placing::writing(&self.path, self.file.append(bytes))
     }
 }

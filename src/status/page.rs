@@ -35,7 +35,11 @@ use super::{
 /// The screen.
 pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
     let mut lines = vec![brief(facts, findings)];
-    let mut row = |name: &str, value: String| lines.push(format!("  {name:10} {value}"));
+    // Paths, names and words of the other side: each row stays one.
+    let mut row = |name: &str, value: String| {
+        let value = crate::output::escaped(&value);
+        lines.push(format!("  {name:10} {value}"));
+    };
     match &facts.here {
         Here::Master(master) => master_rows(master, &mut row),
         Here::Standby(standby) => {
@@ -143,7 +147,7 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
     if let Some(partial) = overview.partial_segment {
         let by = match overview.shipped_by.as_str() {
             "" => String::new(),
-            who => format!(", shipped by {}", crate::output::escaped(who)),
+            who => format!(", shipped by {who}"),
         };
         row(
             "partial",
@@ -159,7 +163,7 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
     }
     let masters = match overview.masters_count {
         0 => "none".to_owned(),
-        _ => crate::output::escaped(&overview.masters.join(", ")),
+        _ => overview.masters.join(", "),
     };
     row("masters", masters);
     let newest = super::judge::newest(overview);

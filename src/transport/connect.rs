@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, FEATURES, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::limits::BLOCK_BYTES_MIN;
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
@@ -146,6 +147,14 @@ impl Target {
                 ))
                 .hint("upgrade the older of the two"))
             }
+            Ok(Answer::Welcome(_, welcome)) if !is_sensible(&welcome) => {
+                Err(CommandError::retry(format!(
+                    "{self} welcomes us within bounds that no receiver of walmgr offers: blocks of {} \
+                     bytes, frames of {}, {} channels",
+                    welcome.block_bytes_max, welcome.payload_bytes_max, welcome.channels_max
+                ))
+                .hint("see that `slave` leads to the standby's receiver"))
+            }
             Ok(Answer::Welcome(_, welcome)) => {
                 let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
                 Ok(Connection { wire, welcome })
@@ -180,6 +189,13 @@ impl std::fmt::Display for Target {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "receiver {}:{}", self.host, self.port)
     }
+}
+
+/// Whether a client can work within what it was offered: a block of nothing would never end.
+const fn is_sensible(welcome: &Welcome) -> bool {
+    welcome.block_bytes_max >= BLOCK_BYTES_MIN
+        && welcome.payload_bytes_max >= BLOCK_BYTES_MIN
+        && welcome.channels_max > 0
 }
 
 /// Whose fault a refusal is, for the exit code.

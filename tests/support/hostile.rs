@@ -106,7 +106,8 @@ impl Key {
     }
 }
 
-fn fingerprint_of(identity: &Identity) -> Fingerprint {
+/// The fingerprint of its key.
+pub fn fingerprint_of(identity: &Identity) -> Fingerprint {
     let text = format!("{identity:?}");
     let text = text.trim_start_matches("Identity(").trim_end_matches(')');
     text.parse().unwrap()
@@ -132,6 +133,8 @@ pub enum Refused {
     InWords(Error),
     /// It hung up.
     HungUp,
+    /// It says nothing.
+    Silent,
     /// It answered something else.
     Otherwise(Box<Message>),
 }
@@ -142,6 +145,7 @@ impl Refused {
         match self {
             Refused::InWords(error) => error.message.clone(),
             Refused::HungUp => "hung up".to_owned(),
+            Refused::Silent => "said nothing".to_owned(),
             Refused::Otherwise(message) => format!("answered {message:?}"),
         }
     }
@@ -150,7 +154,8 @@ impl Refused {
 /// The next message that is no ping, whatever its channel.
 pub fn next(peer: &mut Peer) -> Answered<Message> {
     loop {
-        let frame = peer.receive().ok_or(Refused::HungUp)?;
+        let frame = peer.listen().map_err(|_| Refused::Silent)?;
+        let frame = frame.ok_or(Refused::HungUp)?;
         match frame.message {
             Message::Ping => peer.send(frame.channel, &Message::Pong),
             Message::Error(error) => return Err(Refused::InWords(error)),

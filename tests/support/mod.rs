@@ -30,7 +30,9 @@ macro_rules! skip_unless {
 
 pub mod backup_set;
 pub mod cluster;
+pub mod dice;
 pub mod hostile;
+pub mod hostile_receiver;
 pub mod imitation;
 pub mod loopfs;
 pub mod oracle;

@@ -232,14 +232,22 @@ impl Peer {
 
     /// The next frame; `None` when the receiver closed. Pings are left to the caller.
     pub fn receive(&mut self) -> Option<Frame> {
+        match self.listen() {
+            Ok(frame) => frame,
+            Err(_) => panic!("no answer within {PATIENCE:?}"),
+        }
+    }
+
+    /// The same; an error when nothing came for as long as the socket waits.
+    pub fn listen(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.decoder.decode(&mut self.inbox).unwrap() {
-                return Some(frame);
+                return Ok(Some(frame));
             }
             match read_some(&mut self.line, &mut self.inbox) {
                 Ok(true) => {}
-                Err(error) if would_wait(&error) => panic!("no answer within {PATIENCE:?}"),
-                Ok(false) | Err(_) => return None,
+                Err(error) if would_wait(&error) => return Err(error),
+                Ok(false) | Err(_) => return Ok(None),
             }
         }
     }

@@ -19,10 +19,20 @@ pub struct TempDir(tempfile::TempDir);
 impl TempDir {
     /// A new, empty folder.
     pub fn new() -> TempDir {
+        TempDir::below("/tmp")
+    }
+
+    /// The same where syncing costs nothing, if there is such a place.
+    pub fn in_memory() -> TempDir {
+        let memory = Path::new("/dev/shm");
+        TempDir::below(if memory.is_dir() { "/dev/shm" } else { "/tmp" })
+    }
+
+    fn below(place: &str) -> TempDir {
         let folder = tempfile::Builder::new()
             .prefix("wm-")
-            .tempdir_in("/tmp")
-            .expect("create a folder below /tmp");
+            .tempdir_in(place)
+            .expect("create a folder for a test");
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         give_to_server(folder.path());
         TempDir(folder)

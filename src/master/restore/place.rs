@@ -27,7 +27,7 @@ pub const MARK: &str = "walmgr.restoring";
 const SPARE_BYTES: u64 = 32 << 20;
 
 /// Where a tablespace stays that is mapped nowhere.
-const TABLESPACES: &str = "tmpspc";
+pub const TABLESPACES: &str = "tmpspc";
 
 /// A place for a set.
 pub struct Place {
@@ -104,10 +104,11 @@ impl Place {
             };
             let device = existing.metadata().at(Kind::Usage, "examine", existing)?;
             let entry = needed.entry(device.dev());
-            entry.or_insert_with(|| (0, existing.to_path_buf())).0 += bytes;
+            let (sum, _) = entry.or_insert_with(|| (0_u64, existing.to_path_buf()));
+            *sum = sum.saturating_add(bytes);
             Ok(())
         };
-        need(&self.data, described.bytes + SPARE_BYTES)?;
+        need(&self.data, described.bytes.saturating_add(SPARE_BYTES))?;
         for space in &described.tablespaces {
             need(
                 self.spaces.get(&space.oid).unwrap_or(&self.data),
@@ -348,6 +349,14 @@ fn resolved(path: &Path) -> PathBuf {
 fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<Spaces> {
     let known = &described.tablespaces;
     let location = |path: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
+    let twice = known.iter().enumerate().find(|(index, space)| {
+        let before = &known[..*index];
+        before.iter().any(|other| other.oid == space.oid)
+    });
+    if let Some((_, space)) = twice {
+        let text = format!("the set was described with tablespace {} twice", space.oid);
+        return Err(CommandError::retry(text));
+    }
     let mut spaces = Spaces::new();
     for (old, new) in mapping {
         let Some(space) = known.iter().find(|space| location(&space.path) == *old) else {

@@ -2,6 +2,7 @@
 //! Never follows a link and never opens a path of more than one component. Invariant: nothing
 //! outside the directories it was given is touched, and no file counts that is not the manifest's.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -11,16 +12,18 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
+use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SET_ENTRIES_MAX};
+use walmgr_protocol::message::fetch::SetDescription;
 use walmgr_protocol::names::RelativePath;
 
 use super::CONTROL_ASIDE;
-use super::place::{MARK, Place};
+use super::place::{MARK, Place, TABLESPACES};
 use crate::error::{CommandError, Result};
 use crate::master::backup::progress::Counters;
 use crate::master::fetch::Sink;
 use crate::pg::control;
 use crate::pg::listed::{Listed, MANIFEST};
+use crate::pg::tablespace_map;
 use crate::tar::{Entry, EntryKind, Step, TarReader};
 
 const MAP: &str = "tablespace_map";
@@ -53,11 +56,43 @@ pub struct Unpack {
     directory: Option<(Vec<u8>, Arc<OwnedFd>)>,
     /// The files that have to come.
     expected: Option<Listed>,
+    /// What may still come, as the set was described.
+    left: Left,
     counters: Arc<Counters>,
+}
+
+/// What a set was said to hold; a receiver that sends more fills no disk.
+struct Left {
+    stream_bytes: u64,
+    entries: usize,
+    /// Bytes in each tablespace, and under `None` outside of them.
+    bytes: BTreeMap<Option<u32>, u64>,
+}
+
+impl Left {
+    fn of(described: &SetDescription) -> Left {
+        let spaces = described.tablespaces.iter();
+        let spaces = spaces.map(|space| (Some(space.oid), space.bytes));
+        Left {
+            stream_bytes: described.stream_bytes,
+            entries: SET_ENTRIES_MAX,
+            bytes: spaces.chain([(None, described.bytes)]).collect(),
+        }
+    }
+
+    /// Takes bytes of a file in a tablespace off, or of one elsewhere.
+    fn take(&mut self, space: Option<u32>, bytes: u64) -> Option<()> {
+        let key = space.filter(|_| self.bytes.contains_key(&space));
+        let left = self.bytes.get_mut(&key)?;
+        *left = left.checked_sub(bytes)?;
+        Some(())
+    }
 }
 
 struct OpenFile {
     path: RelativePath,
+    /// The tablespace it is in.
+    space: Option<u32>,
     /// `None` for one that is left out.
     file: Option<File>,
     len: u64,
@@ -68,7 +103,11 @@ struct OpenFile {
 
 impl Unpack {
     /// Begins in a place that is empty but for its mark.
-    pub fn begin(place: &Place, counters: Arc<Counters>) -> Result<Unpack> {
+    pub fn begin(
+        place: &Place,
+        described: &SetDescription,
+        counters: Arc<Counters>,
+    ) -> Result<Unpack> {
         let (root, spaces) = place.handles()?;
         Ok(Unpack {
             root: Arc::new(root),
@@ -79,6 +118,7 @@ impl Unpack {
             file: None,
             directory: None,
             expected: None,
+            left: Left::of(described),
             counters,
         })
     }
@@ -109,6 +149,8 @@ impl Unpack {
         if path.as_bytes() == MARK.as_bytes() {
             return Err(refused(&path, "its name is this command's own"));
         }
+        let entries = self.left.entries.checked_sub(1);
+        self.left.entries = entries.ok_or_else(more_than_said)?;
         match kind {
             EntryKind::Directory => self.descend(path.as_bytes()).map(drop),
             EntryKind::File { offset: 0, .. } => self.begin_file(path),
@@ -140,6 +182,7 @@ impl Unpack {
         };
         self.file = Some(OpenFile {
             kept: is(MANIFEST).then(Vec::new),
+            space: space_of(&path),
             path,
             file,
             len: 0,
@@ -153,6 +196,8 @@ impl Unpack {
             // The reader gives data only behind the entry of a file.
             return Ok(());
         };
+        let taken = self.left.take(open.space, data.len() as u64);
+        taken.ok_or_else(more_than_said)?;
         if let Some(file) = &mut open.file {
             let written = file.write_all(data);
             written.map_err(|error| failed("write", &open.path, error))?;
@@ -226,6 +271,8 @@ impl Unpack {
 impl Sink for Unpack {
     fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         Counters::add(&self.counters.read_bytes, bytes.len() as u64);
+        let left = self.left.stream_bytes.checked_sub(bytes.len() as u64);
+        self.left.stream_bytes = left.ok_or_else(more_than_said)?;
         loop {
             let step = self
                 .tar
@@ -239,6 +286,19 @@ impl Sink for Unpack {
             }
         }
     }
+}
+
+/// The OID of the tablespace that a path is in.
+fn space_of(path: &RelativePath) -> Option<u32> {
+    let mut components = path.components();
+    let is_below = components.next() == Some(TABLESPACES.as_bytes());
+    let oid = components.next().filter(|_| is_below)?;
+    tablespace_map::oid_of(oid)
+}
+
+fn more_than_said() -> CommandError {
+    CommandError::retry("the backup set is refused: more than was said of it is sent")
+        .hint("look at the set on the standby, and who its receiver is")
 }
 
 fn refused(path: &RelativePath, why: &str) -> CommandError {
@@ -268,6 +328,11 @@ mod tests {
             file: None,
             directory: None,
             expected: None,
+            left: Left {
+                stream_bytes: 1 << 20,
+                entries: 100,
+                bytes: [(None, 1_000)].into(),
+            },
             counters: Arc::default(),
         }
     }
