@@ -51,6 +51,15 @@ pub fn of(error: &StoreError) -> Error {
              standby",
         ),
         StoreError::Finished { .. } => (ErrorCode::Finished, ""),
+        StoreError::PartialDamaged(_) => (
+            ErrorCode::DamagedFile,
+            "nothing was cleared; look at the disk on the standby. It heals as soon as the master \
+             has that WAL to send again, or archives the whole segment",
+        ),
+        StoreError::Rotten { .. } => (
+            ErrorCode::DamagedFile,
+            "look at the disk on the standby; the next attempt sends the whole file",
+        ),
         StoreError::HistoryMissing { .. } => (
             ErrorCode::HistoryMissing,
             "it is archived first; it will be tried again",

@@ -252,7 +252,7 @@ impl Standby {
         let Some(partials) = partials else {
             return Ok(None);
         };
-        let frozen = partials.freeze(&self.archive, self.replayed(), &self.server);
+        let frozen = partials.freeze(&self.archive, self.replayed(), &self.server, force);
         if frozen.is_err() && !force && !under_way {
             thaw(Some(partials));
         }

@@ -44,12 +44,13 @@ impl Partials {
     }
 
     /// Freezes the stream for this server, which stands there; says up to where replay can go with
-    /// what was frozen.
+    /// what was frozen. `force` takes of a damaged segment what is before the damage.
     pub fn freeze(
         &self,
         archive: &Reader,
         (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
+        force: bool,
     ) -> Result<Option<Lsn>> {
         let way = (archive.lineage(&[])).and_then(|lineage| Ok(lineage.line_from(timeline, from)?));
         let frozen = way.and_then(|way| {
@@ -58,7 +59,7 @@ impl Partials {
                 let finished = archive.find(WalFileName::Segment(segment))?;
                 Ok(finished.is_none() && way.led_to(segment, from).is_some())
             };
-            let freeze = self.0.freeze(newest, &server_text(server), wanted)?;
+            let freeze = self.0.freeze(newest, &server_text(server), force, wanted)?;
             Ok((freeze, way))
         });
         let (freeze, way) = frozen.map_err(|error| {

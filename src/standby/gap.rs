@@ -80,6 +80,7 @@ mod tests {
             segment: name.parse().unwrap(),
             end: Lsn(*end),
             is_whole: *end % MIB == 0,
+            damage: None,
         });
         let partials: Vec<PartialEnd> = partials.collect();
         let timeline = TimelineId::new(1).unwrap();

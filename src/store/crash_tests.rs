@@ -10,11 +10,14 @@ use walmgr_protocol::message::partial::Open;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
+use super::partial::acknowledged::write_under_another_boot;
 use super::testing::{
     BINDING, FaultyDisk, Op, PowerCutDisk, Sample, history_file, new_archive, places, push,
     scratch_folder, segment,
 };
-use super::{Archive, Disk, Freeze, Held, PartialWals, Places, RealDisk, Sealed, StoreError};
+use super::{
+    Archive, Damage, Disk, Freeze, Held, PartialWals, Places, RealDisk, Sealed, StoreError,
+};
 use crate::wal::segment::Verify;
 use crate::wal::writer::Writer;
 
@@ -87,6 +90,10 @@ fn cut_once(prepare: &dyn Fn(&Path), scenario: &Scenario, cut: Cut, verdict: &mu
         verdict.cuts += 1;
         let after = scratch_folder();
         power.cut(outcome, after.path());
+        if run.is_set_up {
+            // The model cannot boot the kernel anew.
+            write_under_another_boot(&places(after.path()).partial_wals);
+        }
         if let Err(what) = inspect(after.path(), &run) {
             verdict
                 .violations
@@ -124,6 +131,10 @@ fn inspect(root: &Path, run: &Run) -> Result<(), String> {
         let report = archive.recovery();
         if !report.set_aside.is_empty() || !report.damaged.is_empty() {
             return Err(format!("damaged: {report:?}"));
+        }
+        let ahead = |damage: &&Damage| damage.acknowledged().is_some();
+        if let Some(damage) = report.damaged_partials.iter().find(ahead) {
+            return Err(format!("noted before it was durable: {damage}"));
         }
         archive.bind(&BINDING).map_err(|error| error.to_string())?;
         everything_acknowledged_is_there(&archive, run)?;
@@ -211,7 +222,7 @@ fn ship_and_freeze(root: &Path, disk: Arc<dyn Disk>) -> Run {
     let shipped = Archive::open(&places(root), disk.clone())
         .is_ok_and(|archive| ship(&archive, &sample, end).is_ok());
     if shipped && let Ok(partials) = PartialWals::open(&places(root).partial_wals, disk) {
-        let frozen = partials.freeze(segment_3().timeline(), "41 1700", |_| Ok(true));
+        let frozen = partials.freeze(segment_3().timeline(), "41 1700", false, |_| Ok(true));
         run.frozen = frozen.ok();
     }
     run

@@ -397,19 +397,27 @@ impl Folder {
 
     /// The same for what is wrong in another way.
     pub(super) fn set_aside_as(&self, name: &str, what: &str) -> Result<String, StoreError> {
-        for number in 0..SET_ASIDE_NAMES_MAX {
-            let aside = match number {
-                0 => format!("{name}.{what}"),
-                number => format!("{name}.{what}.{number}"),
-            };
+        for aside in Self::names_aside(name, what) {
             match self.rename_to_absent(name, &aside) {
                 Ok(()) => return self.sync().map(|()| aside),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.failure("set aside", name, error)),
             }
         }
+        Err(self.too_many_aside(name))
+    }
+
+    /// What a file that is set aside may be called, in the order in which they are tried.
+    fn names_aside(name: &str, what: &str) -> impl Iterator<Item = String> {
+        (0..SET_ASIDE_NAMES_MAX).map(move |number| match number {
+            0 => format!("{name}.{what}"),
+            number => format!("{name}.{what}.{number}"),
+        })
+    }
+
+    fn too_many_aside(&self, name: &str) -> StoreError {
         let error = io::Error::new(io::ErrorKind::AlreadyExists, "too many damaged copies");
-        Err(self.failure("set aside", name, error))
+        self.failure("set aside", name, error)
     }
 
     /// Removes a temporary that a crash left behind.

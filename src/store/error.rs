@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::lineage::Unreadable;
+use super::partial::Damage;
 use crate::error::Kind;
 use crate::wal::segment::SegmentFault;
 
@@ -143,6 +144,17 @@ pub enum StoreError {
         /// The segment.
         segment: SegmentName,
     },
+    /// The disk gives back other bytes of a partial segment than were shipped and synced.
+    #[error(
+        "the standby's disk has other bytes of {segment} than were shipped of it record by record"
+    )]
+    Rotten {
+        /// The segment.
+        segment: SegmentName,
+    },
+    /// A partial segment ends before what is known to have been in it.
+    #[error("{0}")]
+    PartialDamaged(Damage),
     /// A timeline begins that the archive knows no history of.
     #[error("the archive does not hold {} yet", WalFileName::History(*timeline))]
     HistoryMissing {
@@ -176,6 +188,8 @@ impl StoreError {
             | StoreError::Mismatch { .. }
             | StoreError::NotBound
             | StoreError::Finished { .. }
+            | StoreError::Rotten { .. }
+            | StoreError::PartialDamaged(_)
             | StoreError::HistoryMissing { .. }
             | StoreError::GivenUp { .. } => Kind::Retry,
         }

@@ -116,10 +116,20 @@ impl Folder {
         &self,
         file: BorrowedFd<'_>,
         name: &str,
+        each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.read_on(file, name, 0, each)
+    }
+
+    /// The same from an offset on.
+    pub(super) fn read_on(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &str,
+        mut offset_bytes: u64,
         mut each: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let mut buffer = vec![0_u8; 256 << 10];
-        let mut offset_bytes = 0;
         loop {
             match self.disk.read(file, &mut buffer, offset_bytes) {
                 Ok(0) => return Ok(()),

@@ -76,7 +76,7 @@ pub use health::Health;
 pub use incoming::{Incoming, Sealed};
 pub use lineage::{Line, Lineage};
 pub use partial::{
-    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
+    Damage, Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };
 pub use reader::{Absence, Reader, Stored};
 pub use recovery::RecoveryReport;

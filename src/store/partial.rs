@@ -1,21 +1,25 @@
 //! The segments that are still being written on the master, record by record: `partial_wals`.
 //! Never acknowledges before the records are durable, and never gives a partial segment its final
 //! name but for a push that brought the rest. Invariant: what is durable of one is found by
-//! reading its records; there is no state beside the file.
+//! reading its records, and an end before what was acknowledged is damage (see `proven`).
 //!
 //! ```text
 //! create, allocate         a crash leaves nothing, or a file of zeros: no records
 //! check, write behind the end    a crash leaves whole records, or the beginning of one: the end
 //!                          is found before it, and what is behind is cleared before the next write
-//! sync the data            from here on the records are acknowledged
+//! sync the data            from here on the records are durable
 //! sync the folder          once, before the first acknowledgement of a new file
 //! look for a freeze        behind one nothing is acknowledged any more
+//! write NAME.acknowledged  not synced: a crash leaves the one before, a power cut any or none
 //! ```
 
+pub(super) mod acknowledged;
 mod file;
 mod finish;
 mod freeze;
+mod proven;
 mod read_back;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +28,7 @@ use finish::settle;
 pub use finish::Finishing;
 pub(super) use freeze::partial_end;
 pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals};
+pub use proven::{Damage, Known};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +36,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use self::file::{End, PartialFile, scanner_at, start_of};
+use self::acknowledged::Note;
+use self::file::{PartialFile, scanner_at, start_of};
+use self::proven::Proven;
 use self::read_back::ReadBack;
+use self::rewrite::{DIFFERS, Rewriting};
 use super::archive::{Archive, Shared, finished_names};
 use super::binding::Binding;
 use super::durable::{DurableRecords, Existing};
@@ -43,10 +51,6 @@ use crate::wal::scan::{Scanner, Step};
 /// What this process knows of a partial segment that it has written to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Extent {
-    /// Bytes that were acknowledged; nobody may write other bytes there.
-    held_bytes: u64,
-    /// Whether a push that did not come to its end may have left bytes behind them.
-    disturbed: bool,
     /// What is known of the acknowledged bytes without reading them again.
     checked: Option<Checked>,
     /// What the whole file was when it was read back.
@@ -138,6 +142,16 @@ struct OpenSegment {
     crc: Option<crc32fast::Hasher>,
     /// Bytes below `held_bytes` are compared, not written.
     comparing: bool,
+    /// Whether a whole record was the same while they were compared.
+    has_common_record: bool,
+    /// Where they differ, what the master has instead.
+    rewriting: Option<Rewriting>,
+    /// Whether its records end before what was acknowledged, and its file is still as it was found.
+    is_damaged: bool,
+    /// Up to where it was acknowledged, at least.
+    acknowledged: Lsn,
+    /// Where that is noted; opened by the first append.
+    note: Option<Note>,
     last_switch: Option<Lsn>,
     /// The end of the last whole record, as far as the sender states it too.
     end: Lsn,
@@ -198,7 +212,7 @@ impl Archive {
     /// Every partial segment and where its records end; reads all of them.
     pub fn partial_ends(&self) -> Result<Vec<(SegmentName, Lsn)>, StoreError> {
         let binding = self.shared.binding()?;
-        ends(&self.shared.partial, &binding)
+        Ok(ends(&self.shared.partial, &binding)?.ends)
     }
 }
 
@@ -225,6 +239,8 @@ impl PartialStream {
         open.next_offset = 0;
         open.crc = None;
         open.comparing = true;
+        open.has_common_record = false;
+        open.rewriting = None;
         Ok(())
     }
 
@@ -239,6 +255,8 @@ impl PartialStream {
     pub fn sync(&mut self) -> Result<DurableRecords, StoreError> {
         let shared = Arc::clone(&self.shared);
         let size = self.binding.segment_size.bytes();
+        let adopted = self.adopt();
+        shared.monitor.outcome(adopted)?;
         let open = self.opened()?;
         let file = open.file()?;
         let synced = file
@@ -254,13 +272,18 @@ impl PartialStream {
         // Behind the sync: whoever freezes copies what was written before it did.
         freeze::refuse(&shared.partial, open.segment.timeline())?;
         open.folder_synced = true;
+        if let Some(note) = &mut open.note {
+            note.raise(&shared.partial, open.end)?;
+            open.acknowledged = open.acknowledged.max(open.end);
+        }
         if !open.comparing {
             open.held_bytes = open.next_offset;
-            let (held_bytes, checked) = (open.held_bytes, open.checked());
+            let checked = open.checked();
             (shared.partials).change(open.segment, |extent| {
-                extent.held_bytes = held_bytes;
-                extent.checked = checked;
-                extent.read_back = None;
+                *extent = Extent {
+                    checked,
+                    read_back: None,
+                };
             });
             if checked.is_some_and(|checked| checked.is_whole(size)) {
                 read_back::begin(&shared.partial, &shared.partials, open.segment, size);
@@ -304,24 +327,28 @@ impl PartialStream {
             Some(file) => file,
             None => PartialFile::create(&shared.partial, segment, size)?,
         };
-        let end = self.settled_end(&file, segment, first_scanner.clone())?;
+        let proven = self.settled_end(&file, segment, first_scanner.clone())?;
+        let is_damaged = self.can_heal(&proven, open, start)?;
+        let (end, known) = (proven.end, proven.acknowledged.map(|known| known.end));
         let common_bytes = end.held_bytes.min(open.bytes);
         let common_crc32 = file.crc32(common_bytes)?;
         let crc = crc32fast::Hasher::new_with_initial_len(common_crc32, common_bytes);
-        let opened = OpenSegment {
-            segment,
-            start,
+        let mut opened = OpenSegment {
             file: Some(file),
-            first_scanner,
             scanner: end.scanner,
             next_offset: end.held_bytes,
             held_bytes: end.held_bytes,
             crc: (common_bytes == end.held_bytes).then_some(crc),
-            comparing: false,
             last_switch: end.switched,
             end: end.lsn,
-            folder_synced: true,
+            is_damaged,
+            acknowledged: known.unwrap_or_default(),
+            ..OpenSegment::of(segment, start, first_scanner)
         };
+        if !is_damaged && end.held_bytes > 0 {
+            // The answer says that all of it is held.
+            opened.note_acknowledged(&shared.partial)?;
+        }
         (shared.partials).change(segment, |extent| *extent = opened.extent());
         // A push may have written behind what was frozen while this one waited for the name.
         freeze::refuse(&shared.partial, self.timeline)?;
@@ -334,19 +361,21 @@ impl PartialStream {
         })
     }
 
-    /// Where the records of a segment end, with all of them durable and zeros behind them.
+    /// Where the records of a segment end, with all of them durable and, unless it is damaged,
+    /// zeros behind them.
     fn settled_end(
         &self,
         file: &PartialFile,
         segment: SegmentName,
         scanner: Scanner,
-    ) -> Result<End, StoreError> {
+    ) -> Result<Proven, StoreError> {
         let (folder, name) = (&self.shared.partial, segment.to_string());
         // What is read next may be in memory only; it is about to be called durable.
         folder.sync_content(file.handle(), &name)?;
         folder.sync()?;
-        let end = file.find_end(&self.binding, scanner)?;
-        if !file.is_clear_behind(end.held_bytes)? {
+        let proven = file.find_end(&self.binding, scanner)?;
+        let end = &proven.end;
+        if proven.damage.is_none() && !file.is_clear_behind(end.held_bytes)? {
             tracing::info!(
                 "{segment}: what is behind its last record, which ends at {}, is cleared",
                 end.lsn
@@ -354,7 +383,25 @@ impl PartialStream {
             file.clear_behind(end.held_bytes)?;
             folder.sync_content(file.handle(), &name)?;
         }
-        Ok(end)
+        Ok(proven)
+    }
+
+    /// Whether a segment is damaged and its master can send again what is missing. One that cannot
+    /// is refused, and nothing is cleared for it.
+    fn can_heal(&self, proven: &Proven, open: &Open, start: Lsn) -> Result<bool, StoreError> {
+        let Some(damage) = &proven.damage else {
+            return Ok(false);
+        };
+        let known_bytes = damage.known_to().0.saturating_sub(start.0);
+        // A segment that a switch ended is acknowledged to its end, and its records end before.
+        let is_whole = known_bytes >= self.binding.segment_size.bytes();
+        let has_less = open.bytes < known_bytes && !is_whole;
+        if has_less || open.bytes <= proven.end.held_bytes {
+            tracing::error!("ALARM: {damage}; the master has no more of it to send again");
+            return Err(StoreError::PartialDamaged(*damage));
+        }
+        tracing::error!("ALARM: {damage}; the master is asked to send it again");
+        Ok(true)
     }
 
     /// A segment that was archived already is compared, so that a master from another past is
@@ -383,18 +430,9 @@ impl PartialStream {
         };
         let start = start_of(open.segment, &self.binding);
         let opened = OpenSegment {
-            segment: open.segment,
-            start,
-            file: None,
-            first_scanner: first_scanner.clone(),
-            scanner: first_scanner.clone(),
             next_offset: content.len,
             held_bytes: content.len,
-            crc: None,
-            comparing: false,
-            last_switch: None,
-            end: start,
-            folder_synced: true,
+            ..OpenSegment::of(open.segment, start, first_scanner.clone())
         };
         Ok(Some((opened, at)))
     }
@@ -409,27 +447,15 @@ impl PartialStream {
             return Err(StoreError::Finished { segment });
         }
         freeze::refuse(&shared.partial, segment.timeline())?;
-        if shared.partials.of(segment).disturbed {
-            // What was appended and not synced yet is not held, and is still wanted.
-            let wanted_bytes = open.held_bytes.max(open.next_offset);
-            open.file()?.clear_behind(wanted_bytes)?;
-            shared
-                .partials
-                .change(segment, |extent| extent.disturbed = false);
+        if open.note.is_none() {
+            // While the name is locked and in place: a push that finishes the segment removes it.
+            open.note = Some(Note::open(&shared.partial, segment)?);
         }
         let boundaries = open.check(bytes, end)?;
         match open.comparing {
-            true => {
-                let dropped = open.compare(offset, bytes, &boundaries)?;
-                if let Some(kept) = dropped {
-                    shared.partials.change(segment, |extent| {
-                        extent.held_bytes = kept;
-                        extent.checked = None;
-                    });
-                    drop_later(&shared.partial, segment)?;
-                }
-            }
+            true => open.compare(offset, bytes, &boundaries)?,
             false => {
+                open.make_way()?;
                 open.file()?.write(offset, bytes)?;
                 if let Some(crc) = &mut open.crc {
                     crc.update(bytes);
@@ -458,6 +484,38 @@ impl PartialStream {
 }
 
 impl OpenSegment {
+    /// A segment of which nothing is known yet.
+    fn of(segment: SegmentName, start: Lsn, first_scanner: Scanner) -> Self {
+        OpenSegment {
+            segment,
+            start,
+            file: None,
+            scanner: first_scanner.clone(),
+            first_scanner,
+            next_offset: 0,
+            held_bytes: 0,
+            crc: None,
+            comparing: false,
+            has_common_record: false,
+            rewriting: None,
+            is_damaged: false,
+            acknowledged: Lsn(0),
+            note: None,
+            last_switch: None,
+            end: start,
+            folder_synced: true,
+        }
+    }
+
+    /// Notes that everything held is acknowledged.
+    fn note_acknowledged(&mut self, folder: &Folder) -> Result<(), StoreError> {
+        let mut note = Note::open(folder, self.segment)?;
+        note.raise(folder, self.end)?;
+        self.acknowledged = self.acknowledged.max(self.end);
+        self.note = Some(note);
+        Ok(())
+    }
+
     fn file(&self) -> Result<&PartialFile, StoreError> {
         let segment = self.segment;
         self.file.as_ref().ok_or(StoreError::Finished { segment })
@@ -466,8 +524,6 @@ impl OpenSegment {
     /// What is known after it was opened.
     fn extent(&self) -> Extent {
         Extent {
-            held_bytes: self.held_bytes,
-            disturbed: false,
             checked: self.checked(),
             read_back: None,
         }
@@ -511,49 +567,6 @@ impl OpenSegment {
         self.end = stated.min(found);
         Ok(boundaries)
     }
-
-    /// Compares bytes with what is held, and writes from the first difference on. Returns how
-    /// much of what was held stays if there is one.
-    fn compare(
-        &mut self,
-        offset: u64,
-        bytes: &[u8],
-        boundaries: &[u64],
-    ) -> Result<Option<u64>, StoreError> {
-        let file = self.file.as_ref();
-        let file = file.ok_or(StoreError::Finished {
-            segment: self.segment,
-        })?;
-        let end = offset + bytes.len() as u64;
-        let mut same = 0_usize;
-        file.read(offset..end.min(self.held_bytes), |piece| {
-            let ours = &bytes[same..same + piece.len()];
-            let equal = ours.iter().zip(piece).take_while(|(a, b)| a == b).count();
-            same += equal;
-            equal == piece.len()
-        })?;
-        if same == bytes.len() {
-            return Ok(None);
-        }
-        self.comparing = false;
-        let differs_at = offset + same as u64;
-        if differs_at < self.held_bytes {
-            let whole = (boundaries.iter().copied()).filter(|end| *end <= differs_at);
-            let last_common = whole.max().map_or(offset, |end| end.max(offset));
-            tracing::warn!(
-                "{}: the master wrote its WAL anew behind {}; {} bytes behind it that were held \
-                 are dropped",
-                self.segment,
-                Lsn(self.start.0 + last_common),
-                self.held_bytes - last_common
-            );
-            file.clear_behind(differs_at)?;
-        }
-        file.write(differs_at, &bytes[same..])?;
-        let shrunk = differs_at < self.held_bytes;
-        self.held_bytes = differs_at;
-        Ok(shrunk.then_some(differs_at))
-    }
 }
 
 /// What was held behind a segment whose end was rewritten continues nothing any more.
@@ -561,7 +574,8 @@ fn drop_later(folder: &Folder, segment: SegmentName) -> Result<(), StoreError> {
     let timeline = segment.timeline();
     let later = partial_names(folder)?.into_iter();
     for name in later.filter(|name| name.timeline() == timeline && *name > segment) {
-        let aside = folder.set_aside_as(&name.to_string(), "differs")?;
+        acknowledged::remove(folder, name)?;
+        let aside = folder.set_aside_as(&name.to_string(), DIFFERS)?;
         tracing::warn!("{name} follows what was dropped; it is kept as {aside}");
     }
     Ok(())
@@ -575,6 +589,15 @@ fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
     Ok(segments)
 }
 
+/// What the partial segments hold.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    /// Where the records of each end.
+    pub(super) ends: Vec<(SegmentName, Lsn)>,
+    /// Those that end before what is known to have been there.
+    pub(super) damaged: Vec<Damage>,
+}
+
 /// Clears away partial segments that are finished, and finds where the others end.
 ///
 /// One that the disk does not give back is no reason not to serve the rest: it stays, and whoever
@@ -583,7 +606,7 @@ pub(super) fn recover(
     completed: &Arc<Folder>,
     partial: &Arc<Folder>,
     binding: &Binding,
-) -> Result<Vec<(SegmentName, Lsn)>, StoreError> {
+) -> Result<Ends, StoreError> {
     for segment in partial_names(partial)? {
         match settle(completed, partial, binding, segment) {
             Err(error @ StoreError::Disk { .. }) if partial.monitor.check().is_ok() => {
@@ -592,15 +615,34 @@ pub(super) fn recover(
             other => other?,
         }
     }
-    ends(partial, binding)
+    forget_finished(completed, partial)?;
+    let mut found = ends(partial, binding)?;
+    (found.damaged).extend(proven::vanished(completed, partial, binding)?);
+    Ok(found)
+}
+
+/// Removes what is noted of segments that were finished just before the last process died.
+fn forget_finished(completed: &Folder, partial: &Folder) -> Result<(), StoreError> {
+    let names = partial.names()?;
+    for segment in (names.iter()).filter_map(|name| acknowledged::segment_of(name)) {
+        let name = segment.to_string();
+        if partial.stat_at(&name)?.is_none() && completed.stat_at(&name)?.is_some() {
+            acknowledged::remove(partial, segment)?;
+        }
+    }
+    Ok(())
 }
 
 /// Syncs each partial segment and finds where its records end.
-fn ends(folder: &Arc<Folder>, binding: &Binding) -> Result<Vec<(SegmentName, Lsn)>, StoreError> {
-    let mut found = Vec::new();
+fn ends(folder: &Arc<Folder>, binding: &Binding) -> Result<Ends, StoreError> {
+    let mut found = Ends::default();
     for segment in partial_names(folder)? {
         match end_of(folder, binding, segment) {
-            Ok(end) => found.extend(end.map(|end| (segment, end))),
+            Ok(Some(proven)) => {
+                found.ends.push((segment, proven.end.lsn));
+                found.damaged.extend(proven.damage);
+            }
+            Ok(None) => {}
             Err(error @ StoreError::Disk { .. }) if folder.monitor.check().is_ok() => {
                 tracing::error!("a partial segment cannot be read: {error}");
             }
@@ -614,12 +656,12 @@ fn end_of(
     folder: &Arc<Folder>,
     binding: &Binding,
     segment: SegmentName,
-) -> Result<Option<Lsn>, StoreError> {
+) -> Result<Option<Proven>, StoreError> {
     let size = binding.segment_size.bytes();
     let Some(file) = PartialFile::open(folder, segment, size)? else {
         return Ok(None);
     };
     folder.sync_content(file.handle(), &segment.to_string())?;
     let scanner = scanner_at(segment, start_of(segment, binding), binding);
-    Ok(Some(file.find_end(binding, scanner)?.lsn))
+    file.find_end(binding, scanner).map(Some)
 }

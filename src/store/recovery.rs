@@ -16,7 +16,7 @@ use super::durable::Existing;
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
-use super::partial;
+use super::partial::{self, Damage};
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// The lock file in `completed_wals`. It is never removed: a removed one could be locked twice.
@@ -49,6 +49,8 @@ pub struct RecoveryReport {
     pub unreadable: Vec<(WalFileName, String)>,
     /// The segments still being written, and where their records end.
     pub partials: Vec<(SegmentName, Lsn)>,
+    /// Those whose records end before what is known to have been there; they stay.
+    pub damaged_partials: Vec<Damage>,
 }
 
 /// The two directories before anybody owns them.
@@ -176,7 +178,8 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
     }
     check_newest_segments(folders, marker, &mut report)?;
     if let Some(binding) = &marker.binding {
-        report.partials = partial::recover(&folders.completed, &folders.partial, binding)?;
+        let found = partial::recover(&folders.completed, &folders.partial, binding)?;
+        (report.partials, report.damaged_partials) = (found.ends, found.damaged);
     }
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.

@@ -5,6 +5,7 @@
 //! WAL is little-endian here, as every platform walmgr runs on writes it, and its pages have the
 //! 8 KiB that every packaged PostgreSQL is built with.
 
+pub mod behind;
 pub mod commit;
 pub mod fault;
 pub mod fuzzing;

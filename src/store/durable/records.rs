@@ -12,12 +12,13 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
-use super::Durable;
+use super::{Durable, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 
@@ -137,6 +138,81 @@ impl Folder {
         self.remove(&text)?;
         let name = WalFileName::Segment(segment);
         Ok(Linked::Durable(Durable::under(name, len, crc32)))
+    }
+}
+
+impl Folder {
+    /// Puts the file `anew`, complete and of this segment, in the place of the segment's own, for
+    /// good. What it replaces is kept under another name first if `keep` says what to call it.
+    ///
+    /// ```text
+    /// sync `anew`                  a crash leaves the old file, and a temporary
+    /// link NAME to NAME.keep, sync the old file under both names
+    /// rename `anew` to NAME, sync  the new one, and the old one beside it
+    /// ```
+    pub(in crate::store) fn replace_partial(
+        self: &Arc<Self>,
+        (anew, anew_name): (BorrowedFd<'_>, &str),
+        (old, segment): (BorrowedFd<'_>, SegmentName),
+        keep: Option<&str>,
+    ) -> Result<Option<String>, StoreError> {
+        let name = segment.to_string();
+        self.sync_content(anew, anew_name)?;
+        self.ensure_in_place()?;
+        let kept = match keep {
+            Some(what) => Some(self.keep(old, &name, what)?),
+            None => None,
+        };
+        (self.disk.rename_over(self.handle(), anew_name, &name))
+            .map_err(|error| self.failure("rename to", &name, error))?;
+        self.sync()?;
+        Ok(kept)
+    }
+
+    /// Gives a file another name beside its own, for good; where that cannot be, to a copy of it.
+    fn keep(
+        self: &Arc<Self>,
+        file: BorrowedFd<'_>,
+        name: &str,
+        what: &str,
+    ) -> Result<String, StoreError> {
+        for aside in Self::names_aside(name, what) {
+            match self.disk.link(self.handle(), name, &aside) {
+                Ok(()) => return self.sync().map(|()| aside),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if cannot_link(&error) => return self.keep_copy(file, name, what),
+                Err(error) => return Err(self.failure("set aside", name, error)),
+            }
+        }
+        Err(self.too_many_aside(name))
+    }
+
+    /// Copies an open file to `NAME.what`, or with a number behind it, for good.
+    pub(in crate::store) fn keep_copy(
+        self: &Arc<Self>,
+        file: BorrowedFd<'_>,
+        name: &str,
+        what: &str,
+    ) -> Result<String, StoreError> {
+        let mut copy = Temporary::create(self, name, 0)?;
+        let mut copied = Ok(());
+        self.read_through(file, name, |piece| {
+            copied = copy.append(piece);
+            copied.is_ok()
+        })?;
+        copied?;
+        let mut synced = copy.sync()?;
+        for aside in Self::names_aside(name, what) {
+            match self.rename_to_absent(&synced.name.name, &aside) {
+                Ok(()) => {
+                    synced.name.exists = false;
+                    return self.sync().map(|()| aside);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(self.failure("set aside", name, error)),
+            }
+        }
+        Err(self.too_many_aside(name))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One partial segment as a file: fixed length, records from its beginning, zeros behind them.
 //! Never syncs by itself and never decides what may be written. Invariant: its end is found by
-//! reading records, and what is behind that end is worth nothing.
+//! reading records, and proven before anybody calls what is behind it worth nothing.
 
 use std::io;
 use std::ops::Range;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{Lsn, SegmentName};
 
+use super::proven::{self, Proven};
 use crate::store::binding::Binding;
 use crate::store::disk::{FileStat, Identity};
 use crate::store::error::StoreError;
@@ -84,7 +85,16 @@ impl PartialFile {
         segment: SegmentName,
         size: u64,
     ) -> Result<Self, StoreError> {
-        let name = segment.to_string();
+        Self::create_as(folder, segment, segment.to_string(), size)
+    }
+
+    /// The same under another name, for a file that is to replace the segment's.
+    pub(super) fn create_as(
+        folder: &Arc<Folder>,
+        segment: SegmentName,
+        name: String,
+        size: u64,
+    ) -> Result<Self, StoreError> {
         folder.ensure_in_place()?;
         // What creates a file opens it for writing only, and this one is read again.
         drop(
@@ -126,6 +136,22 @@ impl PartialFile {
 
     pub(super) fn folder(&self) -> &Arc<Folder> {
         &self.folder
+    }
+
+    /// The name that it was opened or created under.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its length in bytes.
+    pub(super) const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The same file once it has the segment's own name.
+    pub(super) fn renamed(mut self) -> Self {
+        self.name = self.segment.to_string();
+        self
     }
 
     /// Whether the segment's name still leads to this file; a push may have finished it.
@@ -194,11 +220,14 @@ impl PartialFile {
         Ok(crc)
     }
 
-    /// Reads records from the beginning with this scanner, which stands there.
-    pub(super) fn find_end(&self, binding: &Binding, scanner: Scanner) -> Result<End, StoreError> {
-        let mut search = Search::new(self.segment, binding, scanner);
-        self.read(0..self.size, |piece| search.feed(piece))?;
-        Ok(search.finish())
+    /// Reads records from the beginning with this scanner, which stands there, and proves their
+    /// end.
+    pub(super) fn find_end(
+        &self,
+        binding: &Binding,
+        scanner: Scanner,
+    ) -> Result<Proven, StoreError> {
+        proven::find(&self.folder, self.handle(), binding, self.segment, scanner)
     }
 
     /// Makes everything behind `held_bytes` zeros.
@@ -267,6 +296,10 @@ impl<'a> Search<'a> {
             scanner,
             last: None,
         }
+    }
+
+    pub(super) const fn segment(&self) -> SegmentName {
+        self.segment
     }
 
     /// Whether more bytes are wanted.

@@ -1,20 +1,31 @@
 //! A partial segment becomes a finished one: a push brings the rest and has the whole checked.
-//! Never writes below what was acknowledged. Invariant: a final name is given only to a file whose
-//! every byte is what the push offered.
+//! Never writes to a partial segment: that is the stream's alone. Invariant: a final name is given
+//! only to a file whose every byte is what the push offered.
+//!
+//! | of the segment was shipped | the push |
+//! |---|---|
+//! | all | writes nothing; the partial segment itself gets the final name |
+//! | the beginning | writes a file of its own: the beginning copied, then what the client sends |
+//! | other bytes, or none | is a push like any other |
+//!
+//! A push that wrote into the stream's file would change bytes that the stream has appended and not
+//! synced yet, whose sync would then acknowledge them unseen; and the stream, which clears what
+//! stands behind its own bytes, would take from the push what it has counted already.
 
 use std::sync::Arc;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-use super::Checked;
 use super::file::{PartialFile, scanner_at, start_of};
 use super::freeze::is_frozen;
+use super::rewrite::DIFFERS;
+use super::{Checked, Extent, acknowledged};
 use crate::store::archive::{Archive, Held, Shared, StoredCheck};
 use crate::store::binding::Binding;
 use crate::store::durable::{Durable, Existing, Linked, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
-use crate::store::incoming::Sealed;
+use crate::store::incoming::{Incoming, Sealed};
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// How often the final name may turn out taken by a file that is then set aside or vanishes.
@@ -27,7 +38,8 @@ pub struct Finishing {
     file: PartialFile,
     verify: Verify,
     prefix: Prefix,
-    next_offset: u64,
+    /// The file of the push itself, from the first byte that the client sent.
+    own: Option<Incoming>,
 }
 
 /// What is held of the segment.
@@ -68,7 +80,8 @@ impl Prefix {
         binding: &Binding,
     ) -> Result<Prefix, StoreError> {
         let scanner = scanner_at(segment, start_of(segment, binding), binding);
-        let end = file.find_end(binding, scanner)?;
+        // What is missing behind damage the client sends.
+        let end = file.find_end(binding, scanner)?.end;
         let bytes = match end.switched {
             Some(_) => binding.segment_size.bytes(),
             None => end.held_bytes,
@@ -141,8 +154,8 @@ impl Finishing {
             segment,
             file,
             verify,
-            next_offset: prefix.bytes,
             prefix,
+            own: None,
         }))
     }
 
@@ -153,48 +166,54 @@ impl Finishing {
 
     /// Writes bytes behind the prefix and the ones before. They are checked with the whole.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let written = self.try_write(bytes);
-        self.shared.monitor.watch(written)
-    }
-
-    fn try_write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let shared = Arc::clone(&self.shared);
-        let name = WalFileName::Segment(self.segment);
-        let _guard = shared.names.lock(WalFileName::Partial(self.segment));
-        let limit = shared.binding()?.segment_size.bytes();
-        let len = self.next_offset.saturating_add(bytes.len() as u64);
-        if len > limit {
-            return Err(StoreError::TooLarge { name, len, limit });
-        }
-        if !self.file.is_in_place()? {
-            return Err(StoreError::GivenUp { name });
-        }
-        // The stream may have gone on meanwhile, and what it acknowledged nobody changes.
-        let held_bytes = shared.partials.of(self.segment).held_bytes;
-        let held = held_bytes.saturating_sub(self.next_offset);
-        let held = usize::try_from(held).map_or(bytes.len(), |held| held.min(bytes.len()));
-        let mut compared = 0;
-        let mut same = true;
-        let range = self.next_offset..self.next_offset + held as u64;
-        self.file.read(range, |piece| {
-            same &= bytes[compared..compared + piece.len()] == *piece;
-            compared += piece.len();
-            same
-        })?;
-        if !same {
-            let why = format!("{name} is not what was shipped of it record by record");
-            return Err(StoreError::Diverged { why });
-        }
-        shared
-            .partials
-            .change(self.segment, |extent| extent.disturbed = true);
-        (self.file).write(self.next_offset + held as u64, &bytes[held..])?;
-        self.next_offset = len;
+        let mut own = match self.own.take() {
+            Some(own) => own,
+            None => {
+                let copied = self.copy_prefix();
+                self.shared.monitor.watch(copied)?
+            }
+        };
+        own.write(bytes)?;
+        self.own = Some(own);
         Ok(())
     }
 
+    /// A file of its own that begins with the prefix. Its records are checked whatever the client
+    /// asked for: where the stream has shipped other bytes, only records that hold win.
+    fn copy_prefix(&self) -> Result<Incoming, StoreError> {
+        let (shared, name) = (&self.shared, WalFileName::Segment(self.segment));
+        let size = shared.binding()?.segment_size.bytes();
+        let mut own = Incoming::begin(Arc::clone(shared), name, size, Verify::Records)?;
+        let (mut crc, mut copied) = (crc32fast::Hasher::new(), Ok(()));
+        self.file.read(0..self.prefix.bytes, |piece| {
+            crc.update(piece);
+            copied = own.write(piece);
+            copied.is_ok()
+        })?;
+        if copied.is_ok() && crc.finalize() == self.prefix.crc32 {
+            return Ok(own);
+        }
+        // The next attempt reads what is there.
+        self.forget_checked();
+        Err(self.not_what_was_shipped())
+    }
+
+    fn forget_checked(&self) {
+        let forget = |extent: &mut Extent| extent.checked = None;
+        self.shared.partials.change_known(self.segment, forget);
+    }
+
+    fn not_what_was_shipped(&self) -> StoreError {
+        StoreError::Rotten {
+            segment: self.segment,
+        }
+    }
+
     /// Checks the whole segment and makes it durable under its final name.
-    pub fn seal(self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+    pub fn seal(mut self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+        if let Some(own) = self.own.take() {
+            return own.seal(len, crc32);
+        }
         let shared = Arc::clone(&self.shared);
         let sealed = self.try_seal(len, crc32);
         shared.monitor.outcome(sealed)
@@ -221,6 +240,7 @@ impl Finishing {
                 match linked {
                     Linked::Durable(durable) => {
                         shared.partials.forget(self.segment);
+                        acknowledged::remove(&shared.partial, self.segment)?;
                         return Ok(Sealed::Stored(durable));
                     }
                     Linked::Impossible => {
@@ -248,13 +268,10 @@ impl Finishing {
             .checked
             .map(|checked| Prefix::remembered(checked, size));
         let is_this = |prefix: &Prefix| (prefix.bytes, prefix.crc32) == (len, crc32);
-        Ok(self.prefix.remembered
-            && is_this(&self.prefix)
-            && !extent.disturbed
-            && known.as_ref().is_some_and(is_this))
+        Ok(self.prefix.remembered && is_this(&self.prefix) && known.as_ref().is_some_and(is_this))
     }
 
-    /// The whole file, from its first byte: it was written by two connections. If all of it was
+    /// The whole file, from its first byte. If all of it was
     /// shipped, the CRC-32 of what is on the disk being that of what was shipped says that it is
     /// the records that were checked then; it may have been read for that before (see `read_back`).
     fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<(), StoreError> {
@@ -273,9 +290,12 @@ impl Finishing {
         if len != size {
             return Err(mismatch("length", len, size));
         }
-        if found != crc32 {
+        if found != crc32 && shipped {
             // What this process remembers is not what the disk has: the next attempt reads it.
-            (self.shared.partials).change(self.segment, |extent| extent.checked = None);
+            self.forget_checked();
+            return Err(self.not_what_was_shipped());
+        }
+        if found != crc32 {
             return Err(mismatch("CRC-32", crc32.into(), found.into()));
         }
         match fault {
@@ -325,6 +345,7 @@ impl Finishing {
         if durable.is_some() {
             self.shared.partial.remove(&text)?;
             self.shared.partials.forget(self.segment);
+            acknowledged::remove(&self.shared.partial, self.segment)?;
         }
         Ok(durable)
     }
@@ -344,13 +365,19 @@ pub(in crate::store) fn settle(
     };
     // A crash between the two names of one file.
     if ours.identity == finished.identity {
-        return partial.remove(&text);
+        partial.remove(&text)?;
+        return acknowledged::remove(partial, segment);
     }
     let Some(file) = PartialFile::open(partial, segment, size)? else {
         return Ok(());
     };
     let scanner = scanner_at(segment, start_of(segment, binding), binding);
-    let held_bytes = file.find_end(binding, scanner)?.held_bytes;
+    let proven = file.find_end(binding, scanner)?;
+    let start = start_of(segment, binding);
+    // Of a damaged one as much as is known to have been there counts.
+    let known = proven.damage.map_or(start, |damage| damage.known_to());
+    let known_bytes = known.0.saturating_sub(start.0).min(size);
+    let held_bytes = proven.end.held_bytes.max(known_bytes);
     let expected = file.crc32(held_bytes)?;
     let name = WalFileName::Segment(segment);
     let Some(existing) = Existing::open(completed, name)? else {
@@ -362,13 +389,15 @@ pub(in crate::store) fn settle(
         crc.update(&piece[..counted]);
         left -= counted as u64;
     })?;
+    // First, as a partial segment without one is believed no less.
+    acknowledged::remove(partial, segment)?;
     if left == 0 && crc.finalize() == expected {
         return partial.remove(&text);
     }
-    let aside = partial.set_aside_as(&text, "differs")?;
+    let aside = partial.set_aside_as(&text, DIFFERS)?;
     tracing::error!(
-        "ALARM: {segment} was finished with other bytes than were shipped of it record by record; \
-         those are kept as {aside}"
+        "ALARM: {segment} was finished with other bytes than the partial segment has; that is kept \
+         as {aside}"
     );
     Ok(())
 }

@@ -26,8 +26,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
+use super::acknowledged::Acknowledged;
 use super::file::{Search, scanner_at, start_of};
 use super::partial_names;
+use super::proven::{self, Damage};
 use crate::store::binding::{Binding, Marker, Role};
 use crate::store::disk::Disk;
 use crate::store::error::StoreError;
@@ -77,6 +79,8 @@ pub struct PartialEnd {
     pub end: Lsn,
     /// Whether replay goes on in the next segment.
     pub is_whole: bool,
+    /// Set when there was more of it.
+    pub damage: Option<Damage>,
 }
 
 /// What a server has of a frozen segment by itself, against the copy.
@@ -141,10 +145,14 @@ impl PartialWals {
     /// Freezes this timeline and the older ones for a server, and copies what it is to replay:
     /// the partial segments for which `wanted` holds. Done again for the same server it only takes
     /// those off the list that are wanted no longer: what was finished since goes further.
+    ///
+    /// A segment that is damaged ends it with an error, unless `damaged_too`: then what is before
+    /// the damage is copied.
     pub fn freeze(
         &self,
         timeline: TimelineId,
         server: &str,
+        damaged_too: bool,
         mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
     ) -> Result<Freeze, StoreError> {
         // One that cannot be read stops the stream as well, and is replaced.
@@ -177,7 +185,7 @@ impl PartialWals {
         let mut segments = Vec::new();
         for segment in partial_names(&self.folder)? {
             if wanted(segment)? {
-                segments.extend(self.copy(segment)?);
+                segments.extend(self.copy(segment, damaged_too)?);
             }
         }
         self.folder.sync()?;
@@ -279,7 +287,11 @@ impl PartialWals {
     /// Copies the records of a segment; `None` when it has none, or a push has finished it.
     ///
     /// It is read once, as the receiver may be writing to it behind them.
-    fn copy(&self, segment: SegmentName) -> Result<Option<FrozenSegment>, StoreError> {
+    fn copy(
+        &self,
+        segment: SegmentName,
+        damaged_too: bool,
+    ) -> Result<Option<FrozenSegment>, StoreError> {
         let (folder, size) = (&self.folder, self.binding.segment_size.bytes());
         let (name, copied) = (segment.to_string(), format!("{segment}{COPY_SUFFIX}"));
         let Some(file) = folder.open_file(&name)? else {
@@ -287,6 +299,7 @@ impl PartialWals {
         };
         let failed =
             |op| move |error| folder.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
+        let acknowledged = Acknowledged::read(folder, segment)?;
         let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
         let mut search = search(&self.binding, segment);
         let (mut offset, mut written) = (0, Ok(()));
@@ -296,7 +309,14 @@ impl PartialWals {
             search.feed(piece) && written.is_ok()
         })?;
         written.map_err(failed("write"))?;
-        let end = search.finish();
+        let source = (folder.as_ref(), file.as_fd());
+        let proven = proven::prove(source.0, source.1, &self.binding, search, acknowledged)?;
+        match proven.damage {
+            Some(damage) if !damaged_too => return Err(StoreError::PartialDamaged(damage)),
+            Some(damage) => tracing::warn!("{damage}; it is replayed up to there"),
+            None => {}
+        }
+        let end = proven.end;
         for len in [end.held_bytes, size] {
             (folder.disk.set_len(copy.as_fd(), len)).map_err(failed("set the length of"))?;
         }
@@ -325,18 +345,18 @@ pub(in crate::store) fn partial_end(
     binding: &Binding,
     segment: SegmentName,
 ) -> Result<Option<PartialEnd>, StoreError> {
-    let name = segment.to_string();
-    let Some(file) = folder.open_file(&name)? else {
+    let Some(proven) = proven::by_name(folder, binding, segment)? else {
         return Ok(None);
     };
-    let mut search = search(binding, segment);
-    folder.read_through(file.as_fd(), &name, |piece| search.feed(piece))?;
-    let end = search.finish();
-    Ok((end.held_bytes > 0).then(|| PartialEnd {
-        segment,
-        end: end.lsn,
-        is_whole: end.switched.is_some() || end.held_bytes >= binding.segment_size.bytes(),
-    }))
+    let (end, damage) = (proven.end, proven.damage);
+    Ok(
+        (end.held_bytes > 0 || damage.is_some()).then(|| PartialEnd {
+            segment,
+            end: end.lsn,
+            is_whole: end.switched.is_some() || end.held_bytes >= binding.segment_size.bytes(),
+            damage,
+        }),
+    )
 }
 
 fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {

@@ -3,13 +3,16 @@
 //! is behind it is zeros.
 
 mod freeze;
+mod proven;
 
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
+use crate::store::partial::Finishing;
 use crate::store::testing::{
-    BINDING, Sample, assert_stored, history_file, new_archive, open, push, scratch_folder,
+    BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, scratch_folder,
+    stored_bytes,
 };
 use crate::store::{Archive, PartialStream, Places, Sealed, StoreError};
 use crate::wal::segment::Verify;
@@ -305,7 +308,9 @@ fn finish(archive: &Archive, sample: &Sample) -> Result<Sealed, StoreError> {
     for block in sample.bytes[prefix..].chunks(10_000) {
         held.write(block)?;
     }
-    held.seal(sample.len(), sample.crc32())
+    let sealed = held.seal(sample.len(), sample.crc32())?;
+    archive.settle_partial(sample.name)?;
+    Ok(sealed)
 }
 
 #[test]
@@ -378,7 +383,7 @@ fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed
             found[50] ^= 1;
             std::fs::write(places.partial_wals.join(name(3).to_string()), found).unwrap();
             let refused = finish(&archive, &whole).unwrap_err();
-            assert!(matches!(refused, StoreError::Mismatch { .. }), "{refused}");
+            assert!(matches!(refused, StoreError::Rotten { .. }), "{refused}");
             assert!(!path.exists());
         }
         // The attempt after a refusal reads what is there, and takes the whole file.
@@ -390,8 +395,16 @@ fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed
     }
 }
 
+/// A push of a whole segment of which a beginning was shipped, and where its rest begins.
+fn begin_push(archive: &Archive, whole: &Sample) -> (Finishing, usize) {
+    let held = archive.held_prefix(whole.name, Verify::Records).unwrap();
+    let held = held.expect("a beginning is held");
+    let from = usize::try_from(held.prefix().0).unwrap();
+    (held, from)
+}
+
 #[test]
-fn a_push_that_breaks_off_leaves_nothing_behind_what_was_acknowledged() {
+fn fault_102_a_push_never_changes_what_the_stream_appended() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);
@@ -399,31 +412,81 @@ fn a_push_that_breaks_off_leaves_nothing_behind_what_was_acknowledged() {
     let mut stream = begin(&archive);
     open_with(&mut stream, &wal.bytes).unwrap();
     append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
-    let whole = Wal::finished(&[100, 900, 300], 7);
-    let mut held = archive
-        .held_prefix(whole.name, Verify::Records)
-        .unwrap()
+    let other = Wal::finished(&[100, 900, 300], 7);
+    let (mut held, from) = begin_push(&archive, &other);
+    // Appended and not synced yet when the push brings its own bytes.
+    let range = from..usize::try_from(wal.ends[2]).unwrap();
+    let end = Lsn(3 * SIZE + wal.ends[2]);
+    stream
+        .append(wal.ends[0], end, &wal.bytes[range.clone()])
         .unwrap();
-    let from = usize::try_from(wal.ends[0]).unwrap();
-    held.write(&whole.bytes[from..from + 2_000]).unwrap();
-    // It was another file; what the stream says next is what counts.
-    append(&mut stream, &wal, wal.ends[0], wal.ends[2]).unwrap();
+    held.write(&other.bytes[from..from + 4_000]).unwrap();
+    assert_eq!(stream.sync().unwrap().end(), end);
     assert_holds(&places, &wal, wal.ends[2]);
-    let again = &whole.bytes[from + 2_000..from + 4_000];
-    held.write(again).unwrap();
-    held.seal(whole.len(), whole.crc32()).unwrap_err();
-    assert!(!places.completed_wals.join(whole.name.to_string()).exists());
-    let wal = Wal::of(&[100, 200, 300, 50], 7);
-    append(&mut stream, &wal, wal.ends[2], wal.ends[3]).unwrap();
-    assert_holds(&places, &wal, wal.ends[3]);
-    let mut other = archive
-        .held_prefix(whole.name, Verify::Records)
-        .unwrap()
-        .unwrap();
-    let more = Wal::of(&[100, 200, 300, 50, 70], 7);
-    append(&mut stream, &more, wal.ends[3], more.ends[4]).unwrap();
-    let refused = other.write(&[9; 50]).unwrap_err();
-    assert!(matches!(refused, StoreError::Diverged { .. }), "{refused}");
+    // One that breaks off leaves nothing, one that is no WAL neither.
+    drop(held);
+    let (mut held, _) = begin_push(&archive, &other);
+    held.write(&[9; 50]).unwrap_err();
+    assert_holds(&places, &wal, wal.ends[2]);
+    assert_eq!(names(&places), Vec::<String>::new());
+}
+
+#[test]
+fn fault_108_a_push_beside_the_stream_is_stored_at_the_first_try() {
+    let bodies = [100, 9_000, 300, 20_000];
+    let (wal, whole) = (Wal::of(&bodies, 7), Wal::finished(&bodies, 7));
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &wal.bytes).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[0]).unwrap();
+    let (mut held, from) = begin_push(&archive, &whole);
+    let (middle, end) = (from + 15_000, whole.bytes.len());
+    held.write(&whole.bytes[from..middle]).unwrap();
+    // The stream goes on while the push is between two of its blocks.
+    append(&mut stream, &wal, wal.ends[0], wal.ends[1]).unwrap();
+    held.write(&whole.bytes[middle..end]).unwrap();
+    append(&mut stream, &wal, wal.ends[1], wal.ends[2]).unwrap();
+    let sealed = held.seal(whole.len(), whole.crc32());
+    assert!(matches!(sealed, Ok(Sealed::Stored(_))), "{sealed:?}");
+    archive.settle_partial(whole.name).unwrap();
+    assert!(stored_bytes(&places, &whole) == whole.bytes);
+    let aside = places.partial_wals.join(format!("{}.differs", name(3)));
+    assert!(!aside.exists(), "nothing differs");
+    let late = append(&mut stream, &wal, wal.ends[2], wal.ends[3]).unwrap_err();
+    assert!(matches!(late, StoreError::Finished { .. }), "{late}");
+}
+
+#[test]
+fn fault_103_a_whole_segment_wins_over_a_copy_that_the_disk_changed() {
+    let bodies = [100, 9_000, 300];
+    let (wal, whole) = (Wal::of(&bodies, 7), Wal::finished(&bodies, 7));
+    for known in [true, false] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let mut archive = open(&places);
+        let mut stream = begin(&archive);
+        open_with(&mut stream, &wal.bytes).unwrap();
+        append(&mut stream, &wal, 0, wal.ends[2]).unwrap();
+        let mut found = on_disk(&places);
+        found[5_000] ^= 1;
+        std::fs::write(places.partial_wals.join(name(3).to_string()), &found).unwrap();
+        if known {
+            // What this process remembers is not on the disk: that is the reason it gives.
+            let (mut held, from) = begin_push(&archive, &whole);
+            let rotten = held.write(&whole.bytes[from..]).unwrap_err();
+            assert!(matches!(rotten, StoreError::Rotten { .. }), "{rotten}");
+        } else {
+            drop((stream, archive));
+            archive = open(&places);
+        }
+        assert!(matches!(finish(&archive, &whole), Ok(Sealed::Stored(_))));
+        archive.settle_partial(whole.name).unwrap();
+        assert!(stored_bytes(&places, &whole) == whole.bytes);
+        let aside = places.partial_wals.join(format!("{}.differs", name(3)));
+        assert!(std::fs::read(aside).unwrap() == found, "it is kept");
+    }
 }
 
 #[test]
