@@ -56,6 +56,8 @@ pub struct Restoring {
     pub target: TargetWords,
     /// `--tablespace-mapping OLD=NEW`: where tablespaces go.
     pub tablespaces: Vec<(PathBuf, PathBuf)>,
+    /// `--trust-settings`: what the set's settings order is obeyed.
+    pub trusts_settings: bool,
 }
 
 /// `--target-…`, as typed; at most one of the first four is given.

@@ -6,6 +6,7 @@ mod kills;
 mod power;
 mod purge;
 mod refusals;
+mod settings;
 mod streaming;
 mod targets;
 

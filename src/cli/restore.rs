@@ -41,6 +41,9 @@ pub(super) struct Typed {
     /// Where a tablespace goes: OLD is its path on the master
     #[arg(long, value_name = "OLD=NEW")]
     tablespace_mapping: Vec<OsString>,
+    /// Keep settings of the set that run commands, load libraries or write elsewhere
+    #[arg(long)]
+    trust_settings: bool,
 }
 
 impl Typed {
@@ -64,6 +67,7 @@ impl Typed {
                 action: self.target_action,
             },
             tablespaces: tablespaces.collect::<Result<_>>()?,
+            trusts_settings: self.trust_settings,
         })
     }
 }

@@ -315,7 +315,7 @@ mod tests {
             backup_checkpoint archive_batch verify_wal";
         let standby = "job_name logfile use_skylog slave_data slave_bin slave_config_dir \
             slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
-            partial_wals full_backup config_backup keep_backups backup_datadir archive_command \
+            partial_wals full_backup config_backup keep_backups keep_minimum_age backup_datadir archive_command \
             primary_conninfo listen tls tls_key tls_cert tls_ca authorized_keys authorized_names max_connections \
             on_corrupt restore_wait log_format metrics_listen";
         for (names, side) in [(master, Side::Master), (standby, Side::Standby)] {

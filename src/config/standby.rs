@@ -66,6 +66,8 @@ pub struct StandbyConfig {
     pub config_backup: Option<PathBuf>,
     /// Base backups to keep; 0 for all.
     pub keep_backups: u32,
+    /// How old what a backup makes go is at least.
+    pub keep_minimum_age: Duration,
     /// Whether a restore keeps the old data directory.
     pub backup_datadir: bool,
     /// Run before the oldest backup is removed.
@@ -144,6 +146,7 @@ impl StandbyConfig {
             walmgr_data: base.clone(),
             config_backup: settings.path("config_backup"),
             keep_backups: settings.number("keep_backups")?,
+            keep_minimum_age: settings.duration("keep_minimum_age")?,
             backup_datadir: settings.boolean("backup_datadir")?,
             archive_command: settings.text("archive_command")?,
             primary_conninfo: settings.text("primary_conninfo")?,

@@ -17,6 +17,11 @@ const fn time(max_seconds: u64) -> super::keys::Shape {
     super::keys::Shape::Duration(Duration::from_millis(1), Duration::from_secs(max_seconds))
 }
 
+/// A time that may be none at all.
+const fn ages(max_seconds: u64) -> super::keys::Shape {
+    super::keys::Shape::Duration(Duration::ZERO, Duration::from_secs(max_seconds))
+}
+
 const HOUR: u64 = 3_600;
 const DAY: u64 = 24 * HOUR;
 
@@ -153,6 +158,8 @@ pub const KEYS: &[Key] = &[
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
         .defaults(),
+    key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "No backup makes a base backup or WAL go that is younger, and a base backup that is younger makes no older one go.")
+        .defaults().added(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),

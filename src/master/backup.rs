@@ -424,13 +424,20 @@ impl Made {
         for note in self.notes.iter().chain(&warnings) {
             tracing::warn!("{note}");
         }
-        for bad in self.load.bad_blocks() {
+        let bad_blocks = self.load.bad_blocks();
+        for bad in &bad_blocks {
             tracing::error!(
                 "{name} holds a damaged page as the master does: {} block {}",
                 bad.path,
                 bad.block
             );
         }
-        Ok(())
+        match bad_blocks.len() {
+            0 => Ok(()),
+            count => Err(CommandError::retry(format!(
+                "{name} is complete and holds {count} damaged pages, as the master does"
+            ))
+            .hint("repair or restore the relation; older good backup sets stay until there is a newer one")),
+        }
     }
 }

@@ -37,7 +37,9 @@ use crate::options::{Options, Restoring};
 use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
+use crate::pg::conf::foreign::Host;
 use crate::pg::control;
+use crate::pg::hba;
 use crate::pg::recovery::{Recovery, Target};
 use crate::pg::wanted;
 
@@ -61,6 +63,7 @@ pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> R
     };
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
     let recovery = recovery(config, restoring)?;
+    let trusts_settings = restoring.trusts_settings;
     let runtime = super::runtime()?;
     let restored = runtime.block_on(async {
         let facts = ClusterFacts::read(config).ok();
@@ -79,6 +82,7 @@ pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> R
             facts,
             described,
             recovery,
+            trusts_settings,
         };
         restore.run(place, fetching).await
     });
@@ -118,6 +122,7 @@ struct Restore<'a> {
     facts: Option<ClusterFacts>,
     described: SetDescription,
     recovery: Recovery,
+    trusts_settings: bool,
 }
 
 impl<'a> Restore<'a> {
@@ -227,11 +232,41 @@ impl<'a> Restore<'a> {
         place.make_wal_directory()?;
         tracing::info!("making it durable");
         place.sync()?;
+        self.settle_settings(&place.data)?;
         self.recovery.write(&place.data)?;
         let [aside, control] = [CONTROL_ASIDE, "pg_control"]
             .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         place.settle()
+    }
+
+    /// What came from another host gives no orders here that the master's own file does not give.
+    fn settle_settings(&self, data: &Path) -> Result<()> {
+        let own = std::fs::read(&self.config.master_config).unwrap_or_default();
+        let own_hba = std::fs::read(self.config.master_config.with_file_name("pg_hba.conf"));
+        if let Ok(foreign) = std::fs::read(data.join("pg_hba.conf")) {
+            for line in hba::wider(&foreign, own_hba.ok().as_deref()) {
+                let line = line.escape_debug();
+                tracing::warn!("the set's pg_hba.conf lets in more than this host's own: {line}");
+            }
+        }
+        if self.trusts_settings {
+            return Ok(());
+        }
+        let host = Host { own: &own, data };
+        let replaced = self.recovery.settings();
+        for (path, off) in host.neutralise_directory(data)? {
+            if !replaced.iter().any(|(name, _)| *name == off.name) {
+                tracing::warn!(
+                    "{} = '{}' in {} was switched off: {}; --trust-settings keeps it",
+                    off.name,
+                    off.value.escape_debug(),
+                    path.display(),
+                    off.why
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether what came is the set that was described, of the cluster that this master is of.

@@ -71,7 +71,7 @@ fn row(backup: &BackupLine) -> [String; 4] {
     let cells = match &backup.label {
         Ok(facts) => [set, &facts.timestamp, &facts.label, &facts.first_wal],
         Err(why) => {
-            unreadable = format!("unreadable: {why}");
+            unreadable = format!("damaged: {why}");
             [set, "", &unreadable, ""]
         }
     };
@@ -116,7 +116,7 @@ mod tests {
     fn a_set_nobody_can_read_is_a_line_too() {
         let text = table(&backups());
         let last = text.lines().last().unwrap();
-        assert!(last.ends_with(r"unreadable: it has no\nLABEL"), "{text}");
+        assert!(last.ends_with(r"damaged: it has no\nLABEL"), "{text}");
         assert_eq!(text.lines().count(), 6);
         let parsed: Value = serde_json::from_str(&json(&backups())).unwrap();
         assert_eq!(parsed[0]["first_wal"], "000000010000000200000092");

@@ -12,8 +12,14 @@ use super::tablespace_map::oid_of;
 /// Where a set keeps its manifest.
 pub const MANIFEST: &str = "backup_manifest";
 
-/// What a manifest does not list, or lists as it was once: `pg_verifybackup` passes these over too.
-const UNLISTED: [&str; 2] = [MANIFEST, "postgresql.auto.conf"];
+/// What `pg_basebackup -R` changes behind the manifest, when it adds a signal file.
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// What a manifest need not list.
+const UNLISTED: [&str; 2] = [MANIFEST, AUTO_CONF];
+
+/// Files that say that somebody prepared the set for a recovery.
+const SIGNALS: [&str; 2] = ["standby.signal", "recovery.signal"];
 
 /// Files of a server's life, which a set may have got since.
 const OF_A_SERVER: [&str; 5] = [
@@ -27,6 +33,9 @@ const OF_A_SERVER: [&str; 5] = [
 /// The files that still have to pass, with their lengths and CRC-32C.
 pub struct Listed {
     files: HashMap<RelativePath, (u64, Option<u32>)>,
+    /// Why the settings of `ALTER SYSTEM` are not the manifest's.
+    changed_settings: Option<String>,
+    is_prepared: bool,
 }
 
 impl Listed {
@@ -38,30 +47,54 @@ impl Listed {
             let crc32c = file.crc32c();
             files.insert(file.path, (file.size, crc32c));
         }
-        Ok(Listed { files })
+        Ok(Listed {
+            files,
+            changed_settings: None,
+            is_prepared: false,
+        })
     }
 
     /// Compares a file that a set has at this path; the error says what differs.
     pub fn pass(&mut self, path: &RelativePath, len: u64, crc32c: u32) -> Result<(), String> {
         let is = |name: &&str| path.as_bytes() == name.as_bytes();
-        match self.files.remove(&listed_path(path)) {
-            Some(_) if UNLISTED.iter().any(is) => Ok(()),
-            Some((listed, _)) if listed != len => {
-                Err(format!("its manifest says {listed} bytes, it has {len}"))
+        self.is_prepared |= SIGNALS.iter().any(is);
+        let listed = self.files.remove(&listed_path(path));
+        let differs = listed.and_then(|(listed_len, listed_crc32c)| {
+            if listed_len != len {
+                return Some(format!(
+                    "its manifest says {listed_len} bytes, it has {len}"
+                ));
             }
-            Some((_, Some(listed))) if listed != crc32c => {
-                Err("its CRC-32C is not the manifest's".to_owned())
-            }
-            Some(_) => Ok(()),
-            None if path.as_bytes().starts_with(b"pg_wal/") => Ok(()),
-            None if UNLISTED.iter().chain(&OF_A_SERVER).any(is) => Ok(()),
-            None => Err("it is not in the manifest".to_owned()),
+            let is_other = listed_crc32c.is_some_and(|listed| listed != crc32c);
+            is_other.then(|| "its CRC-32C is not the manifest's".to_owned())
+        });
+        match differs {
+            // Whether that is damage the whole of the set says.
+            Some(why) if is(&AUTO_CONF) => self.changed_settings = Some(why),
+            Some(why) => return Err(why),
+            None if listed.is_some() || path.as_bytes().starts_with(b"pg_wal/") => {}
+            None if UNLISTED.iter().chain(&OF_A_SERVER).any(is) => {}
+            None => return Err("it is not in the manifest".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Behind the last file: a file that is not as it is listed, and why.
+    pub fn finish(&self) -> Result<(), (RelativePath, String)> {
+        if let Some(path) = self.missing() {
+            let why = "the manifest lists it, and it is gone".to_owned();
+            return Err((path.clone(), why));
+        }
+        match (&self.changed_settings, AUTO_CONF.parse()) {
+            (Some(why), Ok(path)) if !self.is_prepared => Err((path, why.clone())),
+            _ => Ok(()),
         }
     }
 
     /// A listed file that has not passed.
-    pub fn missing(&self) -> Option<&RelativePath> {
-        self.files.keys().min()
+    fn missing(&self) -> Option<&RelativePath> {
+        let is_needed = |path: &&RelativePath| path.as_bytes() != AUTO_CONF.as_bytes();
+        self.files.keys().filter(is_needed).min()
     }
 }
 
@@ -113,7 +146,7 @@ mod tests {
         assert!(listed.pass(&path("PG_VERSION"), 3, 1).is_err(), "twice");
         let moved = path("tmpspc/16385/PG_15/5/1");
         listed.pass(&moved, 10, 3).unwrap();
-        for free in ["postgresql.auto.conf", "backup_manifest", "pg_wal/x"] {
+        for free in ["backup_manifest", "pg_wal/x"] {
             listed.pass(&path(free), 1, 0).unwrap();
         }
         listed.pass(&path("postmaster.opts"), 1, 0).unwrap();
@@ -126,5 +159,21 @@ mod tests {
         }
         listed.pass(&path("base/1/1"), 8192, 2).unwrap();
         assert_eq!(listed.missing(), None);
+    }
+
+    #[test]
+    fn fault_107_changed_settings_are_damage_unless_the_set_was_prepared() {
+        let settings = path("postgresql.auto.conf");
+        let again = || listed(&[("postgresql.auto.conf", 88, 4)]);
+        let mut same = again();
+        same.pass(&settings, 88, 4).unwrap();
+        assert_eq!(same.finish(), Ok(()));
+        assert_eq!(again().finish(), Ok(()), "removed by hand");
+        let mut flipped = again();
+        flipped.pass(&settings, 88, 5).unwrap();
+        assert_eq!(flipped.finish().unwrap_err().0, settings);
+        // As pg_basebackup -R leaves a set.
+        flipped.pass(&path("standby.signal"), 0, 0).unwrap();
+        assert_eq!(flipped.finish(), Ok(()));
     }
 }

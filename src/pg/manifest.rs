@@ -6,6 +6,8 @@
 //! an entry each, is `src/backend/backup/backup_manifest.c` (`replication/` up to 14). Only that
 //! layout is read, because all servers write it and a line has a bound.
 
+mod scan;
+
 use std::io::{self, Write};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -15,6 +17,8 @@ use serde_json::{Map, Value};
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::names::{Lsn, RelativePath, SystemId, TimelineId};
+
+pub use scan::Scan;
 
 /// Longest line of an entry: the longest path with every byte as `\u0000`, and the other fields.
 const LINE_BYTES_MAX: usize = 6 * PATH_BYTES_MAX + 1024;

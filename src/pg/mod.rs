@@ -11,8 +11,10 @@ pub mod data_directory;
 #[cfg(test)]
 mod fixtures;
 pub mod fuzzing;
+pub mod hba;
 pub mod listed;
 pub mod manifest;
+pub mod needs;
 pub mod page;
 pub mod recovery;
 pub mod relation;

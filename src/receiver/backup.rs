@@ -3,9 +3,13 @@
 //! longer than its lease is over, and what it brought is removed.
 //!
 //! [`Backups`] knows which backup runs, [`running`] is one of them, [`worker`] is the blocking
-//! thread behind each of its connections, [`finish`] seals, rotates and purges.
+//! thread behind each of its connections, [`finish`] seals what [`fits`], with its [`configs`], and [`after`]
+//! that rotates and purges.
 
+pub mod after;
+pub mod configs;
 pub mod finish;
+pub mod fits;
 pub mod running;
 pub mod worker;
 

@@ -251,7 +251,7 @@ fn list(daemon: &Daemon, request: &ListBackups) -> Result<Fetch, Error> {
     let more = listed.len() > limit;
     let listed = listed.into_iter().take(limit).map(|set| ListedSet {
         name: set.name.to_string(),
-        label: set.label.as_ref().map(label).map_err(String::clone),
+        label: set.readable_label().map(|it| label(&it)),
     });
     let sets = listed.collect();
     Ok(Fetch::Backups(Backups { sets, more }))

@@ -94,7 +94,7 @@ pub fn of_set(error: &SetError) -> Error {
             ErrorCode::DiskFailed,
             "look at the folder of `full_backup` on the standby",
         ),
-        SetError::Absent { .. } | SetError::Unknown { .. } => (
+        SetError::Absent { .. } | SetError::Damaged { .. } | SetError::Unknown { .. } => (
             ErrorCode::Internal,
             "look at the receiver's log on the standby",
         ),

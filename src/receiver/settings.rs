@@ -8,6 +8,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::standby::StandbyConfig;
 use crate::error::Result;
+use crate::store::sets::Keeping;
 use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
 use crate::transport::authorized_names::AuthorizedNames;
 use crate::transport::identity::Identity;
@@ -57,8 +58,8 @@ pub struct Unknown {
 /// What becomes of old backup sets.
 #[derive(Debug, Clone)]
 pub struct Rotation {
-    /// Sets to keep; 0 for all.
-    pub keep_backups: u32,
+    /// Which sets stay, and from which age on WAL may go.
+    pub keeping: Keeping,
     /// Run before one is removed.
     pub archive_command: Option<String>,
 }
@@ -85,7 +86,10 @@ impl Settings {
             protection,
             connections_max,
             rotation: Rotation {
-                keep_backups: config.keep_backups,
+                keeping: Keeping {
+                    sets: config.keep_backups,
+                    minimum_age: config.keep_minimum_age,
+                },
                 archive_command: config.archive_command.clone(),
             },
         }))

@@ -12,13 +12,14 @@ use crate::standby::sets;
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let listed = sets::open(config)?.list();
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
-    let lines = listed.into_iter().map(|entry| BackupLine {
-        set: entry.name.to_string(),
-        label: entry.label.map(|label| BackupFacts {
+    let lines = listed.into_iter().map(|entry| {
+        let set = entry.name.to_string();
+        let label = entry.readable_label().map(|label| BackupFacts {
             timestamp: label.start_time,
             label: label.label,
             first_wal: label.first_segment.to_string(),
-        }),
+        });
+        BackupLine { set, label }
     });
     let lines: Vec<BackupLine> = lines.collect();
     output::print(&match options.json {

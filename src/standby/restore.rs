@@ -4,7 +4,8 @@
 //! one, and the new one has no `global/pg_control` until all of it is durable.
 //!
 //! ```text
-//! the set, moved or copied to DST.restoring   the server goes on running
+//! the set, compared with its manifest         the server goes on running
+//! moved or copied to DST.restoring            the server goes on running
 //! stop the server
 //! global/pg_control out of the way            a copy never had it
 //! tablespaces, pg_wal, settings, signal       each step can be done twice
@@ -24,6 +25,7 @@ mod place;
 mod plan;
 mod prepare;
 mod server;
+mod settings;
 mod spaces;
 mod transfer;
 
@@ -84,7 +86,7 @@ impl Plan<'_> {
         place::hide_control(&staging)?;
         prepare::run(&self, &staging)?;
         if self.place.is_slave_data {
-            config_files::restore(self.config, &staging, &self.place.data)?;
+            config_files::restore(&self, &staging)?;
         }
         let aside = self.place.make_way(self.config.backup_datadir)?;
         let data = &self.place.data;
@@ -134,6 +136,8 @@ impl Plan<'_> {
             Source::Copy(set) => set,
             Source::Move(set) => {
                 self.finish_rotation();
+                // The server goes on running, and everybody may read the list of sets.
+                self.verify(&same(set, self.sets.hold(&set.name))?)?;
                 let taken = same(set, self.sets.take(&set.name))?;
                 let moved = taken.move_to(&staging);
                 match moved.map_err(|error| sets::failed(&format!("move {}", set.name), &error))? {
@@ -159,6 +163,24 @@ impl Plan<'_> {
         if let Err(error) = finished {
             tracing::debug!("no interrupted rotation is finished here: {error}");
         }
+    }
+
+    /// What moves is not copied, and so is read by itself before anything is touched.
+    fn verify(&self, held: &HeldSet) -> Result<()> {
+        let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
+        tracing::info!(
+            "comparing {} ({total_bytes} bytes) with its manifest",
+            held.name()
+        );
+        let (mut read_bytes, mut reported) = (0, Instant::now());
+        let verified = held.verify(&mut |bytes| {
+            read_bytes += bytes;
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::info!("compared {read_bytes} of {total_bytes} bytes");
+            }
+        });
+        verified.map_err(|error| sets::failed(&format!("restore {}", held.name()), &error))
     }
 
     fn copy(&self, held: HeldSet) -> Result<HeldSet> {

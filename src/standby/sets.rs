@@ -29,7 +29,7 @@ pub fn failed(doing: &str, error: &SetError) -> CommandError {
     let hint = match error {
         SetError::Busy { .. } => "try again when that has ended",
         SetError::Absent { .. } => "`listbackups` lists those that there are",
-        SetError::Manifest { .. } => {
+        SetError::Manifest { .. } | SetError::Damaged { .. } => {
             "the set is damaged: restore another one; `listbackups` lists them"
         }
         _ => "",

@@ -24,7 +24,7 @@ use super::health::Monitor;
 use super::lineage::{Led, Line, Lineage, Progress};
 use super::partial::partial_end;
 use super::reader::Reader;
-use super::sets::{BackupSets, SetEntry, SetError};
+use super::sets::{BackupSets, Condition, SetEntry, SetError};
 use crate::pg::control;
 
 /// Looks at an archive and its backup sets.
@@ -231,15 +231,36 @@ fn standings(
     let folder = full_backup.parent().unwrap_or(full_backup);
     let listed = BackupSets::open(full_backup, completed_wals, disk).and_then(|sets| sets.list());
     match listed {
-        Ok(listed) => (listed.into_iter())
-            .map(|entry| standing(entry, folder, way))
-            .collect(),
+        Ok(listed) => {
+            let mut has_good = false;
+            let standing = |mut entry: SetEntry| {
+                entry.label = fit_to_recover(&entry, has_good).and(entry.label);
+                has_good |= entry.condition == Condition::Good;
+                standing(entry, folder, way)
+            };
+            listed.into_iter().map(standing).collect()
+        }
         // A place without a directory has no sets either.
         Err(SetError::Store(StoreError::NotSetUp { .. })) => Vec::new(),
         Err(error) => vec![SetStanding {
             name: full_backup.display().to_string(),
             reach: Err(error.to_string()),
         }],
+    }
+}
+
+/// Why a set cannot stand for a good backup. One with damaged pages is named until there is a newer
+/// good one.
+fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> {
+    match &entry.condition {
+        Condition::Damaged(why) | Condition::Unreadable(why) => {
+            Err(format!("it is damaged: {why}"))
+        }
+        Condition::DamagedPages if !has_newer_good => Err(
+            "it holds damaged pages, as the master did: `walmgr_damaged_pages` in it names them"
+                .to_owned(),
+        ),
+        Condition::Good | Condition::DamagedPages => Ok(()),
     }
 }
 

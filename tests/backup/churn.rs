@@ -226,7 +226,7 @@ fn fault_57_a_damaged_page_is_named_and_the_set_marked() {
     damaged.write_all_at(b"rot", 2 * 8192 + 4000).unwrap();
     site.cluster_mut().start();
     let output = site.master_command(&["backup"]);
-    output.succeed();
+    assert_eq!(output.code, Some(1), "{}", output.stderr);
     let expected = format!("{file} block 2");
     assert!(output.stderr.contains(&expected), "{}", output.stderr);
     let note = std::fs::read_to_string(newest(&site).join("walmgr_damaged_pages")).unwrap();

@@ -53,7 +53,8 @@ fn old_sets_are_shown_to_archive_command_and_go_with_their_wal() {
     let cluster = Cluster::builder().conf("archive_mode", "on").start();
     let builder = Site::builder()
         .cluster(cluster)
-        .standby_set("keep_backups", "2");
+        .standby_set("keep_backups", "2")
+        .standby_set("keep_minimum_age", "0");
     let mut site = archiving(builder.standby_set("archive_command", &command));
     for _ in 0..2 {
         site.cluster().switch_wal();

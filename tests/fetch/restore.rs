@@ -291,7 +291,12 @@ fn fault_68_a_set_that_is_not_its_manifests_is_refused_and_removed() {
 #[test]
 fn a_set_is_not_removed_while_it_is_fetched() {
     let _user = skip_unless!(crate::support::place::server_user());
-    let scene = Scene::of(Site::builder().proxied().standby_set("keep_backups", "1"));
+    let scene = Scene::of(
+        Site::builder()
+            .proxied()
+            .standby_set("keep_backups", "1")
+            .standby_set("keep_minimum_age", "0"),
+    );
     let delay = Fault::Blackhole { at_byte: 3 << 20 };
     scene
         .site

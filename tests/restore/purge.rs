@@ -72,3 +72,97 @@ fn fault_82_wal_that_a_listed_set_or_the_standby_needs_is_not_purged() {
     assert_eq!(segments(&scene.site)[0], second);
     scene.boot();
 }
+
+/// A set that a restore has taken is neither listed nor in `slave_data`; a backup ends meanwhile.
+#[test]
+fn fault_104_a_backup_keeps_the_wal_of_a_restore_whose_stop_command_is_slow() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    scene.site.standby_set("keep_backups", "1");
+    scene.site.standby_set("keep_minimum_age", "0");
+    scene.site.restart_receiver();
+    make_set(&scene.site, "data.master");
+    scene.restore(&[]).succeed();
+    make_set(&scene.site, "data.master");
+    let needed = first_of(&scene, "data.master");
+    // The server that runs needs less than the set that is to take its place.
+    scene.work("200");
+    let content = scene.content();
+    scene.wait_until_standby_has(&content);
+    scene.site.cluster().psql("CHECKPOINT");
+    drain(&scene.site);
+    wait_for("the restartpoint", PATIENCE, || {
+        scene.standby.psql("CHECKPOINT");
+        let redo = "SELECT redo_wal_file FROM pg_control_checkpoint()";
+        (scene.standby.psql(redo) > needed).then_some(())
+    });
+    let gate = scene.site.home().join("gate");
+    fs::write(&gate, "").unwrap();
+    let stop = format!(
+        "while test -e {}; do sleep 0.1; done; {} -D {} -m fast -w stop",
+        gate.display(),
+        scene.standby.bin().join("pg_ctl").display(),
+        scene.data().display()
+    );
+    scene.site.standby_set("slave_stop_cmd", &stop);
+    let mut restore = scene.site.standby_walmgr(&["restore"]);
+    let restore = restore
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let staging = scene.data().with_extension("restoring");
+    wait_for("the set that is taken", PATIENCE, || {
+        staging.join("backup_label").exists().then_some(())
+    });
+    scene.work("200");
+    scene.site.master_command(&["backup"]).succeed();
+    assert_eq!(segments(&scene.site)[0], needed);
+    let purged = scene.site.standby_command(&["xpurgewals"]);
+    purged.succeed();
+    assert_eq!(segments(&scene.site)[0], needed);
+    fs::remove_file(&gate).unwrap();
+    let output: Output = restore.wait_with_output().unwrap().into();
+    output.succeed();
+    scene.wait_until_standby_has(&scene.content());
+    scene.boot();
+}
+
+#[test]
+fn fault_104_a_backup_keeps_the_wal_of_a_restore_that_was_interrupted() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    scene.site.standby_set("keep_backups", "1");
+    scene.site.standby_set("keep_minimum_age", "0");
+    scene.site.standby_set("slave_start_cmd", "");
+    scene.site.restart_receiver();
+    make_set(&scene.site, "data.master");
+    let needed = first_of(&scene, "data.master");
+    scene.restore(&[]).succeed();
+    // Killed behind the preparation; `slave_data` was a symlink, which leads nowhere meanwhile.
+    let (data, real) = (scene.data(), scene.site.home().join("real"));
+    let hidden = data.join("global/pg_control.moved");
+    fs::rename(data.join("global/pg_control"), hidden).unwrap();
+    fs::rename(&data, real.with_extension("restoring")).unwrap();
+    std::os::unix::fs::symlink(&real, &data).unwrap();
+    for _ in 0..2 {
+        scene.work("200");
+        scene.site.master_command(&["backup"]).succeed();
+        scene.site.standby_command(&["xpurgewals"]).succeed();
+        assert_eq!(segments(&scene.site)[0], needed);
+    }
+    // What nobody can read keeps everything.
+    fs::write(
+        real.with_extension("restoring").join("backup_label"),
+        "torn",
+    )
+    .unwrap();
+    let output = scene.site.master_command(&["backup"]);
+    output.succeed();
+    assert!(
+        output.stderr.contains("nobody can say which WAL"),
+        "{}",
+        output.stderr
+    );
+    assert_eq!(scene.site.standby_command(&["xpurgewals"]).code, Some(1));
+    assert_eq!(segments(&scene.site)[0], needed);
+}

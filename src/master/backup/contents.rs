@@ -13,6 +13,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::backup::load::{BadBlock, Content, Item, Load};
 use crate::master::cluster::ClusterFacts;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
 use crate::pg::sql::Session;
@@ -123,6 +124,14 @@ async fn configs(
             }
         };
         if std::fs::canonicalize(&path).is_ok_and(|path| path.starts_with(&data)) {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_outside_postgresql(&name) {
+            let path = path.display();
+            notes.push(format!(
+                "{setting} is not backed up: {path} is not named *.conf"
+            ));
             continue;
         }
         match read_config(&path) {

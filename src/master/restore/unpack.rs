@@ -133,15 +133,13 @@ impl Unpack {
         self.tar
             .finish()
             .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;
-        let missing = self.expected.as_ref().and_then(Listed::missing);
-        match missing {
-            Some(path) => Err(CommandError::retry(format!(
-                "the backup set lacks {path}, which its manifest lists"
-            ))),
-            None => Ok(Layout {
-                has_manifest: self.expected.is_some(),
-            }),
+        if let Some(expected) = &self.expected {
+            let finished = expected.finish();
+            finished.map_err(|(path, why)| refused(&path, &why))?;
         }
+        Ok(Layout {
+            has_manifest: self.expected.is_some(),
+        })
     }
 
     fn begin_entry(&mut self, entry: Entry) -> Result<()> {

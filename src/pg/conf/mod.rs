@@ -3,6 +3,7 @@
 //! out as they went in, comments in any encoding included.
 
 mod effective;
+pub mod foreign;
 mod line;
 
 use std::ffi::OsString;

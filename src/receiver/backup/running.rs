@@ -206,6 +206,19 @@ impl Running {
         }
     }
 
+    /// The content of a small file of the set; empty if it has not arrived.
+    pub fn read_small(&self, path: &str) -> Result<Vec<u8>, Error> {
+        let Ok(path) = path.parse::<RelativePath>() else {
+            return Ok(Vec::new());
+        };
+        match &self.inner().set {
+            Some(set) => set
+                .read_small(&path)
+                .map_err(|error| refusal::of_set(&error)),
+            None => Err(super::unknown()),
+        }
+    }
+
     /// The client wants the set sealed.
     pub fn begin_waiting(&self) -> Result<(), Error> {
         let mut inner = self.inner();

@@ -2,15 +2,18 @@
 //! Never removes a file. Invariant: what belongs to this host and not to the cluster stays as the
 //! standby's own `postgresql.conf` has it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 
+use super::plan::Plan;
+use super::settings;
 use super::transfer::entries;
-use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf;
+use crate::pg::conf::foreign::{Host, is_outside_postgresql};
 
 const MAIN_FILE: &str = "postgresql.conf";
 
@@ -31,7 +34,8 @@ const OF_THE_HOST: [&str; 9] = [
 const DEPTH_MAX: usize = 3;
 
 /// Copies the files to `slave_config_dir`, or into the new data directory if it has none of its own.
-pub fn restore(config: &StandbyConfig, staging: &Path, data: &Path) -> Result<()> {
+pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    let (config, data) = (plan.config, &plan.place.data);
     let target = match &config.slave_config_dir {
         Some(folder) => folder.clone(),
         None if !staging.join(MAIN_FILE).exists() => staging.to_path_buf(),
@@ -58,6 +62,7 @@ pub fn restore(config: &StandbyConfig, staging: &Path, data: &Path) -> Result<()
         &Settings {
             target: &target,
             data,
+            trusts: plan.trusts_settings,
         },
         DEPTH_MAX,
     )
@@ -67,6 +72,8 @@ pub fn restore(config: &StandbyConfig, staging: &Path, data: &Path) -> Result<()
 struct Settings<'a> {
     target: &'a Path,
     data: &'a Path,
+    /// Whether the files are taken as they are.
+    trusts: bool,
 }
 
 fn copy_folder(
@@ -81,6 +88,11 @@ fn copy_folder(
         let found = from.symlink_metadata().at(Kind::Retry, "examine", &from)?;
         if found.is_dir() && depth_left > 1 {
             copy_folder(&from, &to, settings, depth_left - 1)?;
+        } else if is_outside_postgresql(&name.to_string_lossy()) {
+            tracing::warn!(
+                "{} is left out: it has an effect outside PostgreSQL",
+                from.display()
+            );
         } else if found.is_file() && found.len() <= SMALL_FILE_BYTES_MAX {
             copy_file(&from, &to, settings)?;
         } else {
@@ -96,6 +108,7 @@ fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
     if to == settings.target.join(MAIN_FILE) {
         text = settings.edit(&text, old.as_deref().unwrap_or_default())?;
     }
+    text = settings.settle(text, to, old.as_deref());
     match old {
         Some(old) if old == text => return Ok(()),
         Some(old) => {
@@ -110,6 +123,29 @@ fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
 }
 
 impl Settings<'_> {
+    /// The text without orders, which are named; or what it lets in that the old one did not.
+    fn settle(&self, text: Vec<u8>, to: &Path, old: Option<&[u8]>) -> Vec<u8> {
+        match to.file_name().and_then(OsStr::to_str) {
+            Some("pg_hba.conf") => {
+                settings::tell_wider(to, &text, old);
+                text
+            }
+            Some("pg_ident.conf") => text,
+            _ if self.trusts => text,
+            _ => {
+                let host = Host {
+                    own: old.unwrap_or_default(),
+                    data: self.data,
+                };
+                let (kept, off) = host.neutralise(&text, self.target);
+                for off in &off {
+                    settings::tell_off(to, off);
+                }
+                kept
+            }
+        }
+    }
+
     fn edit(&self, text: &[u8], old: &[u8]) -> Result<Vec<u8>> {
         let mut changes = vec![
             ("archive_mode", "off".to_owned()),
@@ -162,6 +198,7 @@ mod tests {
         let settings = Settings {
             target: Path::new("/etc/standby"),
             data: Path::new("/data/standby"),
+            trusts: false,
         };
         let master = b"data_directory = '/data/main'\nport = 5432\nwork_mem = 5MB\n\
             hba_file = '/etc/main/pg_hba.conf'\nexternal_pid_file = '/run/15-main.pid'\n\

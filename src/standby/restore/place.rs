@@ -12,17 +12,18 @@ use super::transfer::{self, entries};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::needs;
 
 /// What the control file of a copied set is called until everything is done.
-pub const COPIED: &str = "pg_control.copied";
+pub const COPIED: &str = needs::CONTROL_COPIED;
 
 /// The same for a set that was moved, and so exists nowhere else.
-pub const MOVED: &str = "pg_control.moved";
+pub const MOVED: &str = needs::CONTROL_MOVED;
 
 const CONTROL: &str = "pg_control";
 
 /// What is appended to the directory's name while a set is prepared beside it.
-const STAGING: &str = "restoring";
+const STAGING: &str = needs::RESTORING_SUFFIX;
 
 /// What is appended while an old directory is removed.
 const REMOVING: &str = "removing";

@@ -58,6 +58,8 @@ pub struct Plan<'a> {
     /// Where tablespaces go that do not stay below the data directory, by OID.
     pub tablespaces: BTreeMap<OsString, PathBuf>,
     pub recovery: Recovery,
+    /// Whether the set's settings are taken as they are.
+    pub trusts_settings: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -98,6 +100,7 @@ impl<'a> Plan<'a> {
                 place,
                 size: SetSize::default(),
                 recovery,
+                trusts_settings: restoring.trusts_settings,
             });
         }
         let held = match &recovery.target {
@@ -127,6 +130,7 @@ impl<'a> Plan<'a> {
             sets,
             place,
             recovery,
+            trusts_settings: restoring.trusts_settings,
         };
         plan.check_room()?;
         plan.check_wal_directory()?;

@@ -28,6 +28,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     }
     place_tablespaces(plan, staging)?;
     place_wal(plan, staging)?;
+    super::settings::settle(plan, staging)?;
     plan.recovery.write(staging)?;
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::testing::{
-    back_up, lease, leftovers, prepare, real_sets, sets, versions, wal_proof, whole_version,
+    back_up, keep, lease, leftovers, prepare, real_sets, sets, versions, wal_proof, whole_version,
 };
 use crate::store::testing::{FaultyDisk, PowerCutDisk, scratch_folder};
 use crate::store::{Disk, DurableWal};
@@ -57,7 +57,7 @@ fn third_backup(root: &Path, wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
 fn expiry(root: &Path, _wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
     let expired = sets(root, disk).and_then(|sets| {
         let lease = lease(&sets)?;
-        sets.expire(&lease, 1, &mut |_| Ok(()))
+        sets.expire(&lease, keep(1), &mut |_| Ok(()))
     });
     match expired {
         Ok(_) => run(&[2], &[2]),

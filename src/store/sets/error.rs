@@ -66,6 +66,14 @@ pub enum SetError {
         /// Its name.
         name: BackupName,
     },
+    /// The set is not what was sealed.
+    #[error("{name} is damaged: {why}")]
+    Damaged {
+        /// Its name.
+        name: BackupName,
+        /// What is wrong.
+        why: String,
+    },
     /// A name that a set or the rotation needs is taken by something else.
     #[error("{}: {why}", path.display())]
     InTheWay {
@@ -94,6 +102,7 @@ impl SetError {
             | SetError::Entry { .. }
             | SetError::TooManyEntries { .. }
             | SetError::Manifest { .. }
+            | SetError::Damaged { .. }
             | SetError::GivenUp { .. }
             | SetError::NotComplete { .. }
             | SetError::Unknown { .. } => Kind::Retry,

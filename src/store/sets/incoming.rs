@@ -5,18 +5,21 @@
 //! A connection may break and come back: what each file has is kept here in memory. A receiver
 //! that dies takes the backup along, because the master's session that made it is bound to it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
 use super::inventory::{HeldFile, Inventory, Known};
 use super::lock::Lease;
-use super::unpack::{SealedFile, StreamWriter};
+use super::unpack::{SealedFile, StreamWriter, descend};
 use crate::store::disk::Identity;
 
 /// The files of a set that only sealing writes. The rest are the names that would tell PostgreSQL,
@@ -92,6 +95,27 @@ impl IncomingSet {
     /// What is held of a file, for a sender that comes back.
     pub fn held(&self, path: &RelativePath) -> HeldFile {
         self.shared.inventory().held(path)
+    }
+
+    /// The content of a small file that is complete; empty for any other.
+    pub fn read_small(&self, path: &RelativePath) -> Result<Vec<u8>, SetError> {
+        let shared = &self.shared;
+        let known = shared.inventory().known(path);
+        let Some(Known::Complete(digest)) = known else {
+            return Ok(Vec::new());
+        };
+        if digest.len > SMALL_FILE_BYTES_MAX {
+            return Ok(Vec::new());
+        }
+        let (sets, name) = (&shared.sets, shared.sets.incoming_name());
+        let file_name = OsStr::from_bytes(path.file_name()).to_string_lossy();
+        match path.parent() {
+            None => Ok(sets.read_small(shared.root.as_fd(), &name, &file_name)?),
+            Some(parent) => {
+                let directory = descend(shared, &parent)?;
+                Ok(sets.read_small(directory.as_fd(), &name, &file_name)?)
+            }
+        }
     }
 
     /// Every file that is complete, in no order.

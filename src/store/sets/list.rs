@@ -10,11 +10,18 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
+use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
 use crate::pg::backup_label::BackupLabel;
 use crate::store::StoreError;
 use crate::store::tree::Node;
+
+/// What a set is listed by.
+pub(super) const LABEL: &str = "backup_label";
+
+/// How often sets are listed anew because one was removed meanwhile.
+const LIST_ATTEMPTS: u32 = 5;
 
 /// One backup set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +30,23 @@ pub struct SetEntry {
     pub name: BackupName,
     /// What its `backup_label` says, or why nobody can tell.
     pub label: Result<BackupLabel, String>,
+    /// When it got its label here, which seals it, in milliseconds since 1970 by this host's clock.
+    pub sealed_ms: i64,
+    /// Whether it is good, as far as that is seen without reading all of it.
+    pub condition: Condition,
+}
+
+impl SetEntry {
+    /// The label as a list shows it, or what is wrong with the set.
+    pub fn readable_label(self) -> Result<BackupLabel, String> {
+        let mut label = match self.condition {
+            Condition::Damaged(why) | Condition::Unreadable(why) => return Err(why),
+            Condition::Good => return self.label,
+            Condition::DamagedPages => self.label?,
+        };
+        label.label.push_str(" (damaged pages)");
+        Ok(label)
+    }
 }
 
 /// A set that stays where it is and as it is while this exists; its name may change.
@@ -36,8 +60,13 @@ pub struct HeldSet {
     _names: Option<NamesLock>,
 }
 
-/// The directory of a set and what its label says, or why nobody can tell.
-type OpenedSet = (OwnedFd, Result<BackupLabel, String>);
+/// The directory of a set, and its label.
+struct OpenedSet {
+    root: OwnedFd,
+    /// What it says, or why nobody can tell.
+    label: Result<BackupLabel, String>,
+    sealed_ms: i64,
+}
 
 impl HeldSet {
     /// The name under which it was found.
@@ -65,35 +94,92 @@ impl HeldSet {
 impl BackupSets {
     /// Every set, newest first.
     pub fn list(&self) -> Result<Vec<SetEntry>, SetError> {
-        let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
-        self.list_locked()
+        let mut attempt = 1;
+        loop {
+            let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
+            let opened = self.open_all()?;
+            // Whoever wants to change a name does not wait for this.
+            drop(names);
+            let (entries, all_in_place) = self.look_at(opened)?;
+            if all_in_place || attempt == LIST_ATTEMPTS {
+                return Ok(entries);
+            }
+            attempt += 1;
+        }
     }
 
     /// The same for somebody who has the names locked.
     pub(super) fn list_locked(&self) -> Result<Vec<SetEntry>, SetError> {
+        Ok(self.look_at(self.open_all()?)?.0)
+    }
+
+    fn open_all(&self) -> Result<Vec<(BackupName, OpenedSet)>, SetError> {
         let mut sets = Vec::new();
         for text in self.parent.names()? {
             if let Ok(name) = self.newest.parse_sibling(&text)
-                && let Some((_, label)) = self.read_set(&name)?
+                && let Some(opened) = self.read_set(&name)?
             {
-                sets.push(SetEntry { name, label });
+                sets.push((name, opened));
             }
         }
-        sets.sort_by(|one, other| one.name.cmp(&other.name));
+        sets.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(sets)
+    }
+
+    /// What the sets are like, and whether those that something speaks against still have their
+    /// names: one that is being removed looks damaged.
+    fn look_at(
+        &self,
+        opened: Vec<(BackupName, OpenedSet)>,
+    ) -> Result<(Vec<SetEntry>, bool), SetError> {
+        let mut all_in_place = true;
+        let mut entries = Vec::with_capacity(opened.len());
+        for (name, set) in opened {
+            let text = name.to_string();
+            let condition = self.condition(set.root.as_fd(), &text, &set.label);
+            if condition.refusal().is_some() {
+                let opened = self.parent.disk.stat(set.root.as_fd());
+                let opened =
+                    opened.map_err(|error| self.parent.failure("examine", &text, error))?;
+                let named = self.parent.stat_at(&text)?;
+                all_in_place &= named.is_some_and(|named| named.identity == opened.identity);
+            }
+            entries.push(SetEntry {
+                name,
+                label: set.label,
+                sealed_ms: set.sealed_ms,
+                condition,
+            });
+        }
+        Ok((entries, all_in_place))
     }
 
     /// Holds a set for reading: no expiry removes it meanwhile.
     pub fn hold(&self, name: &BackupName) -> Result<HeldSet, SetError> {
-        let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
-        self.hold_locked(name, Mode::Shared, None)
+        let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
+        let held = self.hold_locked(name, Mode::Shared, None)?;
+        drop(names);
+        self.refuse_damaged(held)
     }
 
     /// Holds a set alone, to take it away: nobody reads it, and no name changes meanwhile.
     pub fn take(&self, name: &BackupName) -> Result<HeldSet, SetError> {
         let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
         self.ensure_no_intent()?;
-        self.hold_locked(name, Mode::Alone, Some(names))
+        let held = self.hold_locked(name, Mode::Alone, Some(names))?;
+        self.refuse_damaged(held)
+    }
+
+    fn refuse_damaged(&self, held: HeldSet) -> Result<HeldSet, SetError> {
+        let text = held.name.to_string();
+        let label = Ok(held.label.clone());
+        match self.condition(held.directory(), &text, &label).refusal() {
+            None => Ok(held),
+            Some(why) => {
+                let (name, why) = (held.name.clone(), why.to_owned());
+                Err(SetError::Damaged { name, why })
+            }
+        }
     }
 
     /// The steps of a rotation count on the names that are there.
@@ -115,9 +201,10 @@ impl BackupSets {
     ) -> Result<HeldSet, SetError> {
         let text = name.to_string();
         let absent = || SetError::Absent { name: name.clone() };
-        let (directory, label) = self.read_set(name)?.ok_or_else(absent)?;
+        let opened = self.read_set(name)?.ok_or_else(absent)?;
         let path = self.path_of(&text);
-        let label = label.map_err(|why| SetError::InTheWay {
+        let directory = opened.root;
+        let label = opened.label.map_err(|why| SetError::InTheWay {
             path: path.clone(),
             why: format!("its backup_label is not one: {why}"),
         })?;
@@ -154,27 +241,43 @@ impl BackupSets {
         }
         let root = parent.disk.enter(parent.handle(), text.as_ref());
         let root = root.map_err(|error| failed("open set", error))?;
-        match parent.disk.node(root.as_fd(), "backup_label".as_ref()) {
-            Ok(Node::File(len)) if len > SMALL_FILE_BYTES_MAX => {
-                return Ok(Some((root, Err(format!("it has {len} bytes")))));
-            }
-            Ok(Node::File(_)) => {}
-            Ok(_) => return Ok(Some((root, Err("it is no regular file".to_owned())))),
+        let len = match parent.disk.node(root.as_fd(), LABEL.as_ref()) {
+            Ok(Node::File(len)) => Ok(len),
+            Ok(_) => Err("it is no regular file".to_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("examine the label of", error).into()),
-        }
-        let label = self.read_label(root.as_fd(), &text)?;
-        let label = BackupLabel::parse(&label).map_err(|fault| fault.to_string());
-        Ok(Some((root, label)))
+        };
+        let (label, sealed_ms) = match len {
+            Err(why) => (Err(why), i64::MAX),
+            Ok(len) if len > SMALL_FILE_BYTES_MAX => (Err(format!("it has {len} bytes")), i64::MAX),
+            Ok(_) => {
+                let stat = parent.disk.stat_at(root.as_fd(), LABEL);
+                let stat = stat.map_err(|error| failed("examine the label of", error))?;
+                let bytes = self.read_small(root.as_fd(), &text, LABEL)?;
+                let label = BackupLabel::parse(&bytes).map_err(|fault| fault.to_string());
+                (label, stat.changed_ms)
+            }
+        };
+        Ok(Some(OpenedSet {
+            root,
+            label,
+            sealed_ms,
+        }))
     }
 
-    fn read_label(&self, root: BorrowedFd<'_>, set: &str) -> Result<Vec<u8>, StoreError> {
+    /// A file in the root of a set, or the beginning of one that is longer than any small file is.
+    pub(super) fn read_small(
+        &self,
+        directory: BorrowedFd<'_>,
+        set: &str,
+        name: &str,
+    ) -> Result<Vec<u8>, StoreError> {
         let parent = &self.parent;
-        let name = format!("{set}/backup_label");
-        let file = parent.disk.open_file(root, "backup_label".as_ref());
-        let file = file.map_err(|error| parent.failure("open", &name, error))?;
+        let shown = format!("{set}/{name}");
+        let file = parent.disk.open_file(directory, name.as_ref());
+        let file = file.map_err(|error| parent.failure("open", &shown, error))?;
         let mut bytes = Vec::new();
-        parent.read_through(file.as_fd(), &name, |piece| {
+        parent.read_through(file.as_fd(), &shown, |piece| {
             bytes.extend_from_slice(piece);
             bytes.len() as u64 <= SMALL_FILE_BYTES_MAX
         })?;

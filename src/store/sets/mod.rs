@@ -22,6 +22,7 @@
 //! There is no list: a set that an administrator copies here under a free name is a set, and one
 //! that is moved away is none any more.
 
+pub mod condition;
 pub mod error;
 pub mod fuzzing;
 pub mod incoming;
@@ -56,6 +57,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::BackupName;
 
+pub use condition::Condition;
 pub use error::SetError;
 pub use incoming::IncomingSet;
 pub use inventory::{FileDigest, HeldFile};
@@ -63,7 +65,7 @@ pub use list::{HeldSet, SetEntry};
 pub use lock::Lease;
 pub use out::{Copying, SetSize};
 pub use purge::Purged;
-pub use rotate::{Expiry, SetsRecovery};
+pub use rotate::{Expiry, Keeping, SetsRecovery};
 pub use seal::{ExpectedFile, Parts, SealedSet};
 pub use stream::{SetContent, Streamed, Tablespace};
 pub use unpack::{SealedFile, StreamWriter};

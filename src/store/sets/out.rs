@@ -114,9 +114,9 @@ impl HeldSet {
             buffer: vec![0; PIECE_BYTES],
         };
         copier.directory(self.directory(), root.as_fd(), Path::new(""))?;
-        if let Some(path) = copier.listed.as_ref().and_then(Listed::missing) {
-            let (path, why) = (path.clone(), "the manifest lists it, and it is gone".into());
-            return Err(SetError::Manifest { path, why });
+        if let Some(listed) = &copier.listed {
+            let finished = listed.finish();
+            finished.map_err(|(path, why)| SetError::Manifest { path, why })?;
         }
         let parent = &self.sets.parent;
         let shown = copier.copying.to.display().to_string();
@@ -127,12 +127,28 @@ impl HeldSet {
         Ok(())
     }
 
+    /// Reads the set and fails if it is not what its manifest lists. Nothing is written.
+    pub fn verify<'a>(&'a self, progress: &'a mut dyn FnMut(u64)) -> Result<(), SetError> {
+        let Some(listed) = self.listed()? else {
+            return Ok(());
+        };
+        let mut verifier = Verifier {
+            set: self,
+            listed,
+            progress,
+            buffer: vec![0; PIECE_BYTES],
+        };
+        verifier.directory(self.directory(), Path::new(""))?;
+        let finished = verifier.listed.finish();
+        finished.map_err(|(path, why)| SetError::Manifest { path, why })
+    }
+
     /// What its manifest lists; `None` for a set without one, which somebody made by hand.
     fn listed(&self) -> Result<Option<Listed>, SetError> {
         let parent = &self.sets.parent;
         let file = match parent.disk.open_file(self.directory(), MANIFEST.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!("{} has no manifest: it is copied unchecked", self.name());
+                tracing::warn!("{} has no manifest: it is taken unchecked", self.name());
                 return Ok(None);
             }
             other => other.map_err(|error| self.failure("open", MANIFEST.as_ref(), error))?,
@@ -317,19 +333,80 @@ impl Copier<'_> {
 
     /// Refuses a file that is not the manifest's: PostgreSQL would not notice before it reads it.
     fn compare(&mut self, path: &Path, len: u64, crc32c: u32) -> Result<(), SetError> {
-        let Some(listed) = &mut self.listed else {
-            return Ok(());
-        };
-        let path = RelativePath::new(path.as_os_str().as_bytes()).map_err(|error| {
-            let path = self.set.path().join(path);
-            let why = error.to_string();
-            SetError::InTheWay { path, why }
-        })?;
-        let passed = listed.pass(&path, len, crc32c);
-        passed.map_err(|why| SetError::Manifest { path, why })
+        match &mut self.listed {
+            Some(listed) => compare(self.set, listed, path, len, crc32c),
+            None => Ok(()),
+        }
     }
 
     fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
         failure(op, &self.copying.to.join(path), error)
+    }
+}
+
+fn compare(
+    set: &HeldSet,
+    listed: &mut Listed,
+    path: &Path,
+    len: u64,
+    crc32c: u32,
+) -> Result<(), SetError> {
+    let path = RelativePath::new(path.as_os_str().as_bytes()).map_err(|error| {
+        let path = set.path().join(path);
+        let why = error.to_string();
+        SetError::InTheWay { path, why }
+    })?;
+    let passed = listed.pass(&path, len, crc32c);
+    passed.map_err(|why| SetError::Manifest { path, why })
+}
+
+struct Verifier<'a> {
+    set: &'a HeldSet,
+    /// The files of the manifest that were not read yet.
+    listed: Listed,
+    /// Hears how many bytes more were read.
+    progress: &'a mut dyn FnMut(u64),
+    buffer: Vec<u8>,
+}
+
+impl Verifier<'_> {
+    fn directory(&mut self, here: BorrowedFd<'_>, path: &Path) -> Result<(), SetError> {
+        if path.components().count() > TREE_DEPTH_MAX {
+            return Err(self.set.failure("read", path, Errno::LOOP.into()));
+        }
+        let disk = &self.set.sets.parent.disk;
+        let names = disk.entries(here);
+        for name in names.map_err(|error| self.set.failure("list", path, error))? {
+            let path = path.join(&name);
+            let node = disk.node(here, &name);
+            match node.map_err(|error| self.set.failure("examine", &path, error))? {
+                Node::File(_) => self.file(here, &path)?,
+                Node::Directory => {
+                    let below = disk.enter(here, &name);
+                    let below = below.map_err(|error| self.set.failure("open", &path, error))?;
+                    self.directory(below.as_fd(), &path)?;
+                }
+                Node::Link | Node::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, here: BorrowedFd<'_>, path: &Path) -> Result<(), SetError> {
+        let disk = &self.set.sets.parent.disk;
+        let failed = |op, error| self.set.failure(op, path, error);
+        let file = disk.open_file(here, path.file_name().unwrap_or_default());
+        let file = file.map_err(|error| failed("open", error))?;
+        let (mut len, mut crc32c) = (0, 0);
+        loop {
+            let read_bytes = disk.read(file.as_fd(), &mut self.buffer, len);
+            let read_bytes = read_bytes.map_err(|error| failed("read", error))?;
+            if read_bytes == 0 {
+                return compare(self.set, &mut self.listed, path, len, crc32c);
+            }
+            crc32c = crc32c::crc32c_append(crc32c, &self.buffer[..read_bytes]);
+            len += read_bytes as u64;
+            (self.progress)(read_bytes as u64);
+        }
     }
 }

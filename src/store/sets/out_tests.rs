@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::testing::{
-    back_up, lease, leftovers, prepare, real_sets, versions, wal_proof, whole_version,
+    back_up, keep, lease, leftovers, prepare, real_sets, versions, wal_proof, whole_version,
 };
 use super::{BackupSets, Copying, HeldSet, SetError};
 use crate::store::testing::scratch_folder;
@@ -165,7 +165,7 @@ fn fault_84_copies_and_moves_beside_backups_and_expiries_are_whole() {
             for version in 1..=ROUNDS {
                 let made = lease(&sets).and_then(|lease| {
                     back_up(&sets, &lease, version, &wal)?;
-                    sets.expire(&lease, 2, &mut |_| Ok(()))
+                    sets.expire(&lease, keep(2), &mut |_| Ok(()))
                 });
                 if made.is_err() {
                     done.store(1, Ordering::SeqCst);

@@ -9,6 +9,7 @@
 //! wrong for a set from which another branch can be reached.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
@@ -33,10 +34,16 @@ pub struct Purged {
 type Position = String;
 
 impl BackupSets {
-    /// Removes what neither a listed set nor anything in `needed` can ask for. `needed` names the
-    /// oldest segment that each server recovering from this archive may still read: a set that was
-    /// moved into place is not listed any more.
-    pub fn purge_wal(&self, lease: &Lease, needed: &[SegmentName]) -> Result<Purged, SetError> {
+    /// Removes what neither a listed set nor anything that `needed` names can ask for, and that lies
+    /// here for `minimum_age` at least. `needed` is asked for the oldest segment that each server
+    /// recovering from this archive may still read, while no set can be taken from the list: a set
+    /// that was moved into place is not listed any more.
+    pub fn purge_wal(
+        &self,
+        lease: &Lease,
+        minimum_age: Duration,
+        needed: &dyn Fn() -> Result<Vec<SegmentName>, String>,
+    ) -> Result<Purged, SetError> {
         self.recover(lease)?;
         // Nobody takes a set away between the list and the removal.
         let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
@@ -44,8 +51,13 @@ impl BackupSets {
         let segment_size = marker
             .and_then(|marker| marker.binding)
             .map(|binding| binding.segment_size);
-        let mut oldest: Vec<SegmentName> = needed.to_vec();
+        let mut oldest = needed().map_err(|why| SetError::Unknown { why })?;
         for set in self.list_locked()? {
+            if let Some(why) = set.condition.refusal() {
+                return Err(SetError::Unknown {
+                    why: format!("{} is damaged: {why}", set.name),
+                });
+            }
             let label = set.label.map_err(|why| SetError::Unknown {
                 why: format!("the backup_label of {} is not one: {why}", set.name),
             })?;
@@ -61,11 +73,11 @@ impl BackupSets {
         };
         Ok(Purged {
             oldest_needed: Some(oldest_needed),
-            files: self.remove_before(&position(oldest_needed))?,
+            files: self.remove_before(&position(oldest_needed), minimum_age)?,
         })
     }
 
-    fn remove_before(&self, oldest: &Position) -> Result<usize, SetError> {
+    fn remove_before(&self, oldest: &Position, minimum_age: Duration) -> Result<usize, SetError> {
         let completed = &self.completed;
         // Oldest first: a purge that is interrupted leaves no gap.
         let mut found: BTreeMap<(Position, WalFileName), String> = BTreeMap::new();
@@ -76,7 +88,7 @@ impl BackupSets {
         }
         let mut files = 0;
         for ((at, _), text) in &found {
-            if at >= oldest {
+            if at >= oldest || !self.is_older_than(text, minimum_age)? {
                 break;
             }
             completed.remove(text)?;
@@ -87,6 +99,20 @@ impl BackupSets {
         }
         Ok(files)
     }
+
+    /// Whether a file has lain here that long, by this host's own record.
+    fn is_older_than(&self, name: &str, minimum_age: Duration) -> Result<bool, SetError> {
+        let stat = self.completed.stat_at(name)?;
+        Ok(stat.is_some_and(|stat| is_older_than(stat.changed_ms, minimum_age)))
+    }
+}
+
+/// Whether this many milliseconds since 1970 are that long ago. A clock that stands behind makes nothing
+/// old.
+pub(super) fn is_older_than(since_ms: i64, minimum_age: Duration) -> bool {
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let minimum_ms = i64::try_from(minimum_age.as_millis()).unwrap_or(i64::MAX);
+    minimum_age.is_zero() || now_ms.saturating_sub(since_ms) >= minimum_ms
 }
 
 fn position(segment: SegmentName) -> Position {

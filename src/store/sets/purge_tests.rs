@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use super::SetError;
-use super::testing::{back_up, lease, prepare, real_sets, wal_proof, whole_version};
+use super::testing::{back_up, keep, lease, prepare, real_sets, wal_proof, whole_version};
 use crate::store::testing::{names, places, scratch_folder};
 
 const SIZE: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
@@ -65,7 +66,9 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
     }
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
-    let purged = sets.purge_wal(&lease, &[]).unwrap();
+    let purged = sets
+        .purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+        .unwrap();
     assert_eq!(purged.oldest_needed, Some(segment_name(1, 20)));
     // The prepared segment too.
     assert_eq!(purged.files, gone.len() + 1);
@@ -81,7 +84,12 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
     let before = stored(folder.path());
-    assert_eq!(sets.purge_wal(&lease, &[]).unwrap().oldest_needed, None);
+    assert_eq!(
+        sets.purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+            .unwrap()
+            .oldest_needed,
+        None
+    );
     plant_set(folder.path(), "data.master", 1, 9);
     for label in [
         "",
@@ -90,13 +98,17 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     ] {
         std::fs::create_dir_all(folder.path().join("data.master.0")).unwrap();
         std::fs::write(folder.path().join("data.master.0/backup_label"), label).unwrap();
-        let error = sets.purge_wal(&lease, &[]).unwrap_err();
+        let error = sets
+            .purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+            .unwrap_err();
         assert!(matches!(error, SetError::Unknown { .. }), "{error}");
     }
     assert_eq!(stored(folder.path()), before);
     // A server that was restored from a set that is gone still reads the third segment.
     std::fs::remove_dir_all(folder.path().join("data.master.0")).unwrap();
-    let purged = sets.purge_wal(&lease, &[segment_name(1, 3)]).unwrap();
+    let purged = sets
+        .purge_wal(&lease, Duration::ZERO, &|| Ok(vec![segment_name(1, 3)]))
+        .unwrap();
     assert_eq!(
         (purged.oldest_needed, purged.files),
         (Some(segment_name(1, 3)), 0)
@@ -177,7 +189,7 @@ proptest! {
         }
         let before = stored(folder.path());
         let sets = real_sets(folder.path());
-        sets.purge_wal(&lease(&sets).unwrap(), &[]).unwrap();
+        sets.purge_wal(&lease(&sets).unwrap(), Duration::ZERO, &|| Ok(Vec::new())).unwrap();
         let after = stored(folder.path());
         for name in needed {
             let name = name.to_string();
@@ -233,14 +245,16 @@ fn fault_84_backup_rotation_restore_and_purge_do_not_disturb_each_other() {
                     }
                 };
                 back_up(&sets, &lease, round % 9 + 1, &wal).unwrap();
-                sets.expire(&lease, 2, &mut |_| Ok(())).unwrap();
+                sets.expire(&lease, keep(2), &mut |_| Ok(())).unwrap();
             }
             is_done.store(true, Ordering::SeqCst);
         });
         scope.spawn(|| {
             let sets = real_sets(root);
             while !is_done.load(Ordering::SeqCst) {
-                match lease(&sets).and_then(|lease| sets.purge_wal(&lease, &[])) {
+                match lease(&sets)
+                    .and_then(|lease| sets.purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new())))
+                {
                     Ok(purged) => assert_eq!(purged.files, 0),
                     Err(SetError::Busy { .. }) => {}
                     Err(error) => panic!("{error}"),
@@ -270,6 +284,6 @@ fn fault_84_backup_rotation_restore_and_purge_do_not_disturb_each_other() {
         }
     });
     // The last expiry may have left what was being read.
-    (first.expire(&lease(&first).unwrap(), 2, &mut |_| Ok(()))).unwrap();
+    (first.expire(&lease(&first).unwrap(), keep(2), &mut |_| Ok(()))).unwrap();
     assert_eq!(first.list().unwrap().len(), 2);
 }

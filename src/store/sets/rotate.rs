@@ -10,15 +10,19 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use walmgr_protocol::limits::BACKUP_NUMBER_MAX;
 use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
+use super::condition::Condition;
 use super::error::SetError;
 use super::incoming::UNSEALED_LABEL;
+use super::list::SetEntry;
 use super::lock::{Lease, Mode, NamesLock, lock};
+use super::purge;
 use crate::store::StoreError;
 use crate::store::durable::random_suffix;
 use crate::store::folder::TEMPORARY_PREFIX;
@@ -48,6 +52,41 @@ pub struct Expiry {
     pub in_use: Vec<BackupName>,
     /// Why `archive_command` stopped the expiry, and for which set.
     pub refused: Option<(BackupName, String)>,
+}
+
+/// Which sets stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    /// How many; 0 for all.
+    pub sets: u32,
+    /// One that was sealed more recently neither goes nor counts: whoever makes sets one after the
+    /// other makes no older one go.
+    pub minimum_age: Duration,
+}
+
+impl Keeping {
+    /// The sets that go, newest first. A set goes when as many newer ones are there that are as good
+    /// as it is: one with damaged pages never makes a good one go, and one that is damaged itself
+    /// counts for nothing and stays for a person to look at.
+    fn given_up(self, listed: Vec<SetEntry>) -> Vec<SetEntry> {
+        let (mut good, mut any) = (0, 0);
+        let mut goes = |set: &SetEntry| {
+            let is_damaged = set.condition.refusal().is_some();
+            if is_damaged || !purge::is_older_than(set.sealed_ms, self.minimum_age) {
+                return false;
+            }
+            let newer = match set.condition {
+                Condition::Good => {
+                    good += 1;
+                    good
+                }
+                _ => any + 1,
+            };
+            any += 1;
+            newer > self.sets
+        };
+        listed.into_iter().filter(|set| goes(set)).collect()
+    }
 }
 
 impl BackupSets {
@@ -83,24 +122,27 @@ impl BackupSets {
         Ok(report)
     }
 
-    /// Removes the oldest sets until `keep` are left; 0 keeps all. Each is shown to `archive`
-    /// first, with the path it has; when that fails, it stays, and so do the ones after it.
+    /// Removes the sets that `keeping` gives up, oldest first. Each is shown to `archive` first,
+    /// with the path it has; when that fails, it stays, and so do the ones after it.
     pub fn expire(
         &self,
         lease: &Lease,
-        keep: u32,
+        keeping: Keeping,
         archive: &mut dyn FnMut(&Path) -> Result<(), String>,
     ) -> Result<Expiry, SetError> {
         self.recover(lease)?;
         let mut expiry = Expiry::default();
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
-        if keep == 0 {
+        if keeping.sets == 0 {
             return Ok(expiry);
         }
-        let mut sets = self.list()?;
-        // Nobody can say how old a set without a readable label is.
-        sets.retain(|set| set.label.is_ok());
-        for set in sets.into_iter().skip(keep).rev() {
+        let listed = self.list()?;
+        for set in &listed {
+            if let Condition::Unreadable(why) = &set.condition {
+                let (name, why) = (set.name.clone(), why.clone());
+                return Err(SetError::Damaged { name, why });
+            }
+        }
+        for set in keeping.given_up(listed).into_iter().rev() {
             let name = set.name;
             let text = name.to_string();
             let parent = &self.parent;

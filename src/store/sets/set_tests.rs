@@ -3,12 +3,13 @@
 //! was sent, byte for byte, and nothing else.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use walmgr_protocol::names::Lsn;
 
 use super::testing::{
-    back_up, label, lease, leftovers, manifest, path, prepare, real_sets, sample_files,
+    back_up, keep, label, lease, leftovers, manifest, path, prepare, real_sets, sample_files,
     sample_manifest, sample_stream, seal, sets, versions, wal_proof, whole_version, write,
 };
 use super::{ExpectedFile, FileDigest, HeldFile, Parts, SetError};
@@ -239,11 +240,16 @@ fn older_sets_move_up_and_the_oldest_expire() {
         ("data.master.2", 1),
     ]);
     assert_eq!(versions(folder.path()).unwrap(), all);
-    assert_eq!(sets.expire(&lease, 0, &mut no_archive).unwrap().removed, []);
+    assert_eq!(
+        sets.expire(&lease, keep(0), &mut no_archive)
+            .unwrap()
+            .removed,
+        []
+    );
 
     // archive_command sees the set under its name, and can stop the expiry.
     let refuse = |set: &Path| Err(format!("{} is not on tape", set.display()));
-    let expiry = sets.expire(&lease, 2, &mut { refuse }).unwrap();
+    let expiry = sets.expire(&lease, keep(2), &mut { refuse }).unwrap();
     let (name, why) = expiry.refused.unwrap();
     let oldest = folder.path().join("data.master.2");
     assert_eq!(name.to_string(), "data.master.2");
@@ -253,14 +259,14 @@ fn older_sets_move_up_and_the_oldest_expire() {
     // A set that is being read stays, and so does one without a label.
     let held = sets.hold(&sets.newest().numbered(1).unwrap()).unwrap();
     std::fs::create_dir(folder.path().join("data.master.9")).unwrap();
-    let expiry = sets.expire(&lease, 2, &mut no_archive).unwrap();
+    let expiry = sets.expire(&lease, keep(2), &mut no_archive).unwrap();
     assert_eq!(
         (expiry.removed.len(), expiry.in_use),
         (1, vec![held.name().clone()])
     );
     assert!(matches!(sets.take(held.name()), Err(SetError::Busy { .. })));
     drop(held);
-    sets.expire(&lease, 2, &mut no_archive).unwrap();
+    sets.expire(&lease, keep(2), &mut no_archive).unwrap();
     assert_eq!(versions(folder.path()).unwrap(), all[..2]);
     assert!(folder.path().join("data.master.9").exists());
 
@@ -287,8 +293,11 @@ fn a_rotation_or_a_second_set_never_touches_the_one_that_is_arriving() {
     let busy = |error: SetError| assert!(matches!(error, SetError::Busy { .. }), "{error}");
     busy(sets.begin(&lease).map(drop).unwrap_err());
     busy(sets.recover(&lease).unwrap_err());
-    busy(sets.expire(&lease, 1, &mut no_archive).unwrap_err());
-    busy(sets.purge_wal(&lease, &[]).unwrap_err());
+    busy(sets.expire(&lease, keep(1), &mut no_archive).unwrap_err());
+    busy(
+        sets.purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+            .unwrap_err(),
+    );
     seal(incoming, 1, &wal).unwrap();
     assert_eq!(
         sets.recover(&lease).unwrap(),
@@ -366,7 +375,7 @@ fn removing_a_set_follows_no_link_out_of_it() {
     std::os::unix::fs::symlink(&outside, links.join("16400")).unwrap();
     std::os::unix::fs::symlink("..", links.join("up")).unwrap();
     back_up(&sets, &lease, 2, &wal).unwrap();
-    let expiry = sets.expire(&lease, 1, &mut no_archive).unwrap();
+    let expiry = sets.expire(&lease, keep(1), &mut no_archive).unwrap();
     assert_eq!(expiry.removed.len(), 1);
     assert_eq!(std::fs::read(outside.join("16390")).unwrap(), b"rows");
     assert_eq!(

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 
+use super::Keeping;
 use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
 use crate::pg::manifest::{Checksum, FileEntry, Writer};
 use crate::store::archive::WalProof;
@@ -301,4 +303,12 @@ pub(crate) fn leftovers(root: &Path) -> Vec<String> {
             passing.iter().any(|part| name.contains(part))
         })
         .collect()
+}
+
+/// Keeps this many sets, however young they are.
+pub fn keep(sets: u32) -> Keeping {
+    Keeping {
+        sets,
+        minimum_age: Duration::ZERO,
+    }
 }

@@ -1,0 +1,349 @@
+//! Settings that came from another host: data, not orders. One table says what each may do here.
+//! Never removes a byte: a line that is switched off stays as a comment. Invariant: a server that is
+//! started on the result runs no command, loads no library and writes to no place that this host's
+//! own file does not name.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use super::line::{self, Setting};
+use super::{lines, value};
+use crate::error::{IoContext, Kind, Result};
+use crate::files;
+
+/// What stands in front of a line that was switched off.
+const MARK: &[u8] = b"#walmgr restore: ";
+
+/// Files that one restore looks into; a data directory has two or three.
+const FILES_MAX: usize = 1_000;
+
+/// A file of settings is far smaller.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// What a value has to be to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// Empty: anything else is run, written or obeyed.
+    Empty,
+    /// Libraries of the installation: plain names, or `$libdir/NAME`.
+    Libraries,
+    /// A search path of this element only.
+    Only(&'static str),
+    /// A place inside the data directory.
+    Inside,
+    /// A file's name without a directory.
+    PlainName,
+}
+
+/// The settings of PostgreSQL 13 to 18 that reach beyond the server's data, with the reason.
+///
+/// Left alone on purpose: `hba_file`, `ident_file`, `ssl_*_file`, `krb_server_keyfile` (they are read,
+/// and what they say decides who comes in, which a restore shows), `listen_addresses`, `port` and
+/// `unix_socket_directories` (nothing is run or overwritten by them).
+const TABLE: [(&str, Rule, &str); 30] = [
+    ("archive_cleanup_command", Rule::Empty, "it runs a command"),
+    ("archive_command", Rule::Empty, "it runs a command"),
+    ("archive_library", Rule::Empty, "it loads a library"),
+    ("recovery_end_command", Rule::Empty, "it runs a command"),
+    ("restore_command", Rule::Empty, "it runs a command"),
+    ("ssl_passphrase_command", Rule::Empty, "it runs a command"),
+    (
+        "shared_preload_libraries",
+        Rule::Libraries,
+        "it loads a library from elsewhere",
+    ),
+    (
+        "session_preload_libraries",
+        Rule::Libraries,
+        "it loads a library from elsewhere",
+    ),
+    (
+        "local_preload_libraries",
+        Rule::Libraries,
+        "it loads a library from elsewhere",
+    ),
+    (
+        "jit_provider",
+        Rule::Libraries,
+        "it loads a library from elsewhere",
+    ),
+    (
+        "oauth_validator_libraries",
+        Rule::Libraries,
+        "it loads a library from elsewhere",
+    ),
+    (
+        "dynamic_library_path",
+        Rule::Only("$libdir"),
+        "libraries come from elsewhere",
+    ),
+    (
+        "extension_control_path",
+        Rule::Only("$system"),
+        "extensions come from elsewhere",
+    ),
+    ("data_directory", Rule::Empty, "it names another directory"),
+    ("external_pid_file", Rule::Empty, "it overwrites a file"),
+    ("log_directory", Rule::Inside, "it writes files elsewhere"),
+    ("log_filename", Rule::PlainName, "it writes files elsewhere"),
+    (
+        "stats_temp_directory",
+        Rule::Inside,
+        "it writes files elsewhere",
+    ),
+    (
+        "primary_conninfo",
+        Rule::Empty,
+        "it names a server to follow",
+    ),
+    ("primary_slot_name", Rule::Empty, "it names another's slot"),
+    (
+        "recovery_min_apply_delay",
+        Rule::Empty,
+        "it holds replay back",
+    ),
+    ("promote_trigger_file", Rule::Empty, "it opens the server"),
+    (
+        "recovery_target",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_action",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_inclusive",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_lsn",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_name",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_time",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_timeline",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+    (
+        "recovery_target_xid",
+        Rule::Empty,
+        "it is another recovery's end",
+    ),
+];
+
+/// Last parts of an extension's settings (`basebackup_to_shell.command`, `plperl.on_init`,
+/// `pgsodium.getkey_script`, `pljava.libjvm_location`, `basic_archive.archive_directory`) that run or
+/// load something, or write somewhere. Nobody knows all extensions; these are their words.
+const EXTENSION_WORDS: [&str; 14] = [
+    "command",
+    "script",
+    "program",
+    "executable",
+    "library",
+    "libraries",
+    "start_proc",
+    "on_init",
+    "on_plperl_init",
+    "on_plperlu_init",
+    "libjvm_location",
+    "vmoptions",
+    "path",
+    "directory",
+];
+
+/// A line that is without effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchedOff {
+    /// The setting.
+    pub name: String,
+    /// What it said.
+    pub value: String,
+    /// Why it may not say that here.
+    pub why: &'static str,
+}
+
+/// The host that foreign settings come to.
+pub struct Host<'a> {
+    /// The text of its own `postgresql.conf`; empty if it has none.
+    pub own: &'a [u8],
+    /// Where the server's data lies, or will.
+    pub data: &'a Path,
+}
+
+impl Host<'_> {
+    /// The text with every line commented out that reaches beyond the data, and those lines.
+    ///
+    /// `folder` is where the file will lie: what it includes has to lie there too.
+    pub fn neutralise(&self, text: &[u8], folder: &Path) -> (Vec<u8>, Vec<SwitchedOff>) {
+        let (mut kept, mut off) = (Vec::with_capacity(text.len()), Vec::new());
+        for line in lines(text) {
+            if let Some(setting) = line::setting(line)
+                && let Some(why) = self.objection(&setting, folder)
+            {
+                kept.extend_from_slice(MARK);
+                off.push(SwitchedOff {
+                    value: String::from_utf8_lossy(&setting.value).into_owned(),
+                    name: setting.name,
+                    why,
+                });
+            }
+            kept.extend_from_slice(line);
+        }
+        (kept, off)
+    }
+
+    /// Why a setting may not stand; `None` if it may.
+    fn objection(&self, setting: &Setting, folder: &Path) -> Option<&'static str> {
+        let name = setting.name.as_str();
+        let Ok(text) = std::str::from_utf8(&setting.value) else {
+            return is_known(name).then_some("it is no text");
+        };
+        if matches!(name, "include" | "include_if_exists" | "include_dir") {
+            let is_inside = is_inside(text, folder);
+            return (!is_inside).then_some("it includes files of the host");
+        }
+        let (rule, why) = rule_of(name)?;
+        let fits = match rule {
+            Rule::Empty => text.is_empty() || self.is_own_data_directory(name, text),
+            Rule::Libraries => elements(text, ',').all(is_of_installation),
+            Rule::Only(element) => elements(text, ':').all(|it| it == element),
+            Rule::Inside => is_inside(text, self.data),
+            Rule::PlainName => !text.contains('/'),
+        };
+        let is_own = || value(self.own, name).is_some_and(|own| own == text);
+        (!fits && !is_own()).then_some(why)
+    }
+
+    fn is_own_data_directory(&self, name: &str, text: &str) -> bool {
+        name == "data_directory" && Path::new(text) == self.data
+    }
+
+    /// Neutralises `postgresql.conf`, `postgresql.auto.conf` and what they include, in a directory on
+    /// which no server runs. The lines are told with the file that they stand in.
+    pub fn neutralise_directory(&self, folder: &Path) -> Result<Vec<(PathBuf, SwitchedOff)>> {
+        let mut waiting: Vec<PathBuf> = ["postgresql.conf", "postgresql.auto.conf"]
+            .map(|name| folder.join(name))
+            .to_vec();
+        let (mut seen, mut all) = (BTreeSet::new(), Vec::new());
+        while let Some(path) = waiting.pop() {
+            if seen.len() == FILES_MAX || !seen.insert(path.clone()) {
+                continue;
+            }
+            let found = match path.symlink_metadata() {
+                Ok(found) => found,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).at(Kind::Retry, "examine", &path),
+            };
+            if found.is_dir() {
+                let names = std::fs::read_dir(&path).at(Kind::Retry, "list", &path)?;
+                for entry in names {
+                    waiting.push(entry.at(Kind::Retry, "list", &path)?.path());
+                }
+                continue;
+            }
+            if !found.is_file() || found.len() > FILE_BYTES_MAX {
+                // Whatever it leads to is not of the set, and may not be read with it.
+                std::fs::remove_file(&path).at(Kind::Retry, "remove", &path)?;
+                tracing::warn!("{} is no small file and was removed", path.display());
+                continue;
+            }
+            let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+            let (kept, off) = self.neutralise(&text, folder);
+            let above = path.parent().unwrap_or(folder);
+            waiting.extend(included(&kept).map(|name| above.join(name)));
+            if kept != text {
+                files::replace(&path, &kept, 0o600).at(Kind::Retry, "write", &path)?;
+            }
+            all.extend(off.into_iter().map(|off| (path.clone(), off)));
+        }
+        Ok(all)
+    }
+}
+
+/// Whether a file in a folder of settings has an effect outside PostgreSQL: Debian's `environment`
+/// (`LD_PRELOAD`), `start.conf` and `pg_ctl.conf`, files of a shell or of ssh. Settings, and who may
+/// come in, lie in `*.conf`.
+pub fn is_outside_postgresql(name: &str) -> bool {
+    let debians = [
+        "start.conf",
+        "pg_ctl.conf",
+        "createcluster.conf",
+        "pg_service.conf",
+    ];
+    !name.ends_with(".conf") || name.starts_with('.') || debians.contains(&name)
+}
+
+/// The files and folders that a text includes.
+fn included(text: &[u8]) -> impl Iterator<Item = PathBuf> {
+    let settings = lines(text).filter_map(line::setting);
+    settings
+        .filter(|setting| setting.name.starts_with("include"))
+        .filter_map(|setting| String::from_utf8(setting.value).ok().map(PathBuf::from))
+}
+
+fn is_known(name: &str) -> bool {
+    rule_of(name).is_some() || name.starts_with("include")
+}
+
+fn rule_of(name: &str) -> Option<(Rule, &'static str)> {
+    if let Some((_, rule, why)) = TABLE.iter().find(|(known, ..)| *known == name) {
+        return Some((*rule, why));
+    }
+    let (_, word) = name.rsplit_once('.')?;
+    let is_word = |known: &&str| {
+        let before = word.strip_suffix(*known);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
+    };
+    let found = EXTENSION_WORDS.into_iter().find(is_word);
+    found.map(|_| (Rule::Empty, "it runs or loads what an extension is given"))
+}
+
+/// The elements of a list, without blanks and quotes.
+fn elements(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let elements = text.split(separator).map(|element| {
+        let element = element.trim_matches(|letter: char| letter.is_ascii_whitespace());
+        element.trim_matches('"')
+    });
+    elements.filter(|element| !element.is_empty())
+}
+
+/// A name that PostgreSQL looks for among the installed libraries, and nowhere else.
+fn is_of_installation(library: &str) -> bool {
+    let name = library.strip_prefix("$libdir/").unwrap_or(library);
+    let name = name.strip_prefix("plugins/").unwrap_or(name);
+    !name.contains('/') && !name.contains('\\') && name != ".."
+}
+
+/// Whether a path, relative to `folder` or absolute, stays below it.
+fn is_inside(path: &str, folder: &Path) -> bool {
+    let path = Path::new(path);
+    let climbs = |part: Component<'_>| part == Component::ParentDir;
+    if path.components().any(climbs) {
+        return false;
+    }
+    let path = folder.join(path);
+    // A link on the way may lead elsewhere.
+    let leads_out = match (std::fs::canonicalize(&path), std::fs::canonicalize(folder)) {
+        (Ok(path), Ok(folder)) => !path.starts_with(folder),
+        _ => false,
+    };
+    path.starts_with(folder) && !leads_out
+}
+
+#[cfg(test)]
+#[path = "foreign_tests.rs"]
+mod tests;

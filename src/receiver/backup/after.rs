@@ -1,0 +1,96 @@
+//! Behind a sealed set: what the standby's own settings no longer keep goes.
+//! Never removes what a master asks to have removed, nor before the new set is listed. Invariant: a
+//! failure is a warning, because the set is good.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use walmgr_protocol::message::backup::Sealed;
+use walmgr_protocol::names::BackupName;
+
+use super::finish::Places;
+use crate::pg::needs;
+use crate::receiver::server::Daemon;
+use crate::receiver::settings::Rotation;
+use crate::store::sets::{BackupSets, Lease};
+
+/// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
+pub fn clear_away(daemon: &Daemon, facts: &mut Sealed) {
+    let rotation = daemon.settings.borrow().rotation.clone();
+    let Ok(sets) = daemon.backups.sets() else {
+        return;
+    };
+    if rotation.keeping.sets == 0 {
+        // All of them, and nobody knows which sets were moved elsewhere and need which WAL.
+        return;
+    }
+    let lease = match sets.lease("the rotation behind a backup") {
+        Ok(lease) => lease,
+        Err(error) => {
+            return facts
+                .warnings
+                .push(format!("no old set is removed: {error}"));
+        }
+    };
+    expire(sets, &lease, &rotation, facts);
+    purge(sets, &lease, &daemon.backups.places, &rotation, facts);
+}
+
+fn expire(sets: &BackupSets, lease: &Lease, rotation: &Rotation, facts: &mut Sealed) {
+    let mut archive = |set: &Path| match &rotation.archive_command {
+        Some(command) => archive_set(command, set),
+        None => Ok(()),
+    };
+    match sets.expire(lease, rotation.keeping, &mut archive) {
+        Ok(expiry) => {
+            facts.expired = u32::try_from(expiry.removed.len()).unwrap_or(u32::MAX);
+            let in_use = |name: &BackupName| format!("{name} is being read and was kept");
+            facts.warnings.extend(expiry.in_use.iter().map(in_use));
+            facts.warnings.extend(expiry.refused.map(|(name, why)| {
+                format!("{name} was kept, because archive_command failed: {why}")
+            }));
+        }
+        Err(error) => {
+            let text = format!("old sets were not removed: {error}");
+            facts.warnings.push(text);
+        }
+    }
+}
+
+/// Runs `archive_command` with `$BACKUPDIR`.
+fn archive_set(command: &str, set: &Path) -> Result<(), String> {
+    tracing::info!("archive_command runs for {}", set.display());
+    let output = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command)
+        .env("BACKUPDIR", set)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("start it: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.trim_end().lines().last().unwrap_or_default();
+    Err(format!("{}: {last}", output.status))
+}
+
+fn purge(
+    sets: &BackupSets,
+    lease: &Lease,
+    places: &Places,
+    rotation: &Rotation,
+    facts: &mut Sealed,
+) {
+    let needed = || match &places.slave_data {
+        Some(slave_data) => needs::of_servers(slave_data).map_err(|error| error.to_string()),
+        None => Ok(Vec::new()),
+    };
+    let purged = sets.purge_wal(lease, rotation.keeping.minimum_age, &needed);
+    match purged {
+        Ok(purged) => facts.purged = u32::try_from(purged.files).unwrap_or(u32::MAX),
+        Err(why) => facts
+            .warnings
+            .push(format!("old WAL was not removed: {why}")),
+    }
+}

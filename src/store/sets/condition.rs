@@ -1,0 +1,166 @@
+//! Whether a set is good, as far as that is seen without reading all of it.
+//! Never changes anything and never reads a relation. Invariant: a flipped bit in the label, the map,
+//! the manifest, the control file or `postgresql.auto.conf` of a set that has a manifest is seen.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
+
+use super::BackupSets;
+use super::list::LABEL;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::control;
+use crate::pg::listed::MANIFEST;
+use crate::pg::manifest::{FileEntry, Scan};
+use crate::store::StoreError;
+use crate::store::tree::Node;
+
+/// The note in a set that names its damaged pages. PostgreSQL does not look at it.
+pub const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
+
+/// What `ALTER SYSTEM` writes.
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// The small files that a recovery goes by, which are read whenever sets are listed.
+const SMALL_FILES: [&str; 5] = [
+    LABEL,
+    "tablespace_map",
+    AUTO_CONF,
+    "PG_VERSION",
+    control::FILE_NAME,
+];
+
+/// How a set is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing speaks against it.
+    Good,
+    /// It holds damaged pages, as the master did when it was made.
+    DamagedPages,
+    /// It is not what was sealed, and why.
+    Damaged(String),
+    /// The disk did not let anybody see.
+    Unreadable(String),
+}
+
+impl Condition {
+    /// Why nobody may recover from the set.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Condition::Good | Condition::DamagedPages => None,
+            Condition::Damaged(why) | Condition::Unreadable(why) => Some(why),
+        }
+    }
+}
+
+impl BackupSets {
+    /// Looks at the set in this directory.
+    pub(super) fn condition(
+        &self,
+        root: BorrowedFd<'_>,
+        set: &str,
+        label: &Result<BackupLabel, String>,
+    ) -> Condition {
+        if let Err(why) = label {
+            return Condition::Damaged(format!("its backup_label: {why}"));
+        }
+        match self.damage(root, set) {
+            Ok(Some(why)) => return Condition::Damaged(why),
+            Ok(None) => {}
+            Err(error) => return Condition::Unreadable(error.to_string()),
+        }
+        match self.node(root, set, DAMAGED_PAGES) {
+            Ok(None) => Condition::Good,
+            Ok(Some(_)) => Condition::DamagedPages,
+            Err(error) => Condition::Unreadable(error.to_string()),
+        }
+    }
+
+    fn damage(&self, root: BorrowedFd<'_>, set: &str) -> Result<Option<String>, StoreError> {
+        let entries = match self.scan_manifest(root, set)? {
+            None => Vec::new(),
+            Some(Ok(entries)) => entries,
+            Some(Err(why)) => return Ok(Some(format!("its {MANIFEST}: {why}"))),
+        };
+        for name in SMALL_FILES {
+            let listed = (entries.iter()).find(|file| file.path.as_bytes() == name.as_bytes());
+            if name == AUTO_CONF && self.is_prepared(root, set)? {
+                continue;
+            }
+            let Some(node) = self.node(root, set, name)? else {
+                if listed.is_some() && name != AUTO_CONF {
+                    return Ok(Some(format!("its {name} is gone")));
+                }
+                continue;
+            };
+            if !matches!(node, Node::File(len) if len <= SMALL_FILE_BYTES_MAX) {
+                return Ok(Some(format!("its {name} is no small file")));
+            }
+            let bytes = self.read_small(root, set, name)?;
+            if listed.is_none()
+                && name == control::FILE_NAME
+                && let Err(fault) = control::parse(&bytes)
+            {
+                return Ok(Some(format!("its {name}: {fault}")));
+            }
+            if listed.is_some_and(|listed| !fits(listed, &bytes)) {
+                return Ok(Some(format!("its {name} is not what its manifest lists")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The manifest's entries of the small files, or what is wrong with it; `None` if there is none.
+    fn scan_manifest(
+        &self,
+        root: BorrowedFd<'_>,
+        set: &str,
+    ) -> Result<Option<Result<Vec<FileEntry>, String>>, StoreError> {
+        let parent = &self.parent;
+        let shown = format!("{set}/{MANIFEST}");
+        let file = match parent.disk.open_file(root, MANIFEST.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| parent.failure("open", &shown, error))?,
+        };
+        let mut scan = Scan::new(&SMALL_FILES);
+        let (mut fed, mut read_bytes) = (Ok(()), 0);
+        parent.read_through(file.as_fd(), &shown, |piece| {
+            read_bytes += piece.len() as u64;
+            fed = scan.feed(piece);
+            fed.is_ok() && read_bytes <= MANIFEST_BYTES_MAX
+        })?;
+        let found = fed.and_then(|()| scan.finish());
+        Ok(Some(found.map_err(|fault| fault.to_string())))
+    }
+
+    /// Whether somebody gave the set a signal file, as `pg_basebackup -R` does, which changes the
+    /// settings behind the manifest.
+    fn is_prepared(&self, root: BorrowedFd<'_>, set: &str) -> Result<bool, StoreError> {
+        for signal in ["standby.signal", "recovery.signal"] {
+            if self.node(root, set, signal)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn node(
+        &self,
+        root: BorrowedFd<'_>,
+        set: &str,
+        name: &str,
+    ) -> Result<Option<Node>, StoreError> {
+        let parent = &self.parent;
+        match parent.disk.node(root, name.as_ref()) {
+            Ok(node) => Ok(Some(node)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(parent.failure("examine", &format!("{set}/{name}"), error)),
+        }
+    }
+}
+
+fn fits(listed: &FileEntry, bytes: &[u8]) -> bool {
+    let is_same = |crc32c| crc32c::crc32c(bytes) == crc32c;
+    listed.size == bytes.len() as u64 && listed.crc32c().is_none_or(is_same)
+}
