@@ -25,6 +25,7 @@ fn orders(set: &Path, marker: &Path) {
         &format!("recovery_end_command='touch {marker}.end'\ninclude_dir 'more'\n"),
     );
     fs::create_dir(set.join("more")).unwrap();
+    give_to_server(&set.join("more"));
     append(
         &set.join("more/a.conf"),
         &format!("external_pid_file = '{marker}.pid'\n"),
@@ -125,6 +126,12 @@ fn fault_112_config_backup_brings_no_orders_and_no_environment() {
         .site
         .standby_set("slave_config_dir", &own.display().to_string());
     scene.site.standby_set("slave_start_cmd", "");
+    for folder in [&kept, &own] {
+        for name in names_in(folder) {
+            give_to_server(&folder.join(name));
+        }
+        give_to_server(folder);
+    }
     let output = scene.restore(&[]);
     output.succeed();
     let conf = fs::read_to_string(own.join("postgresql.conf")).unwrap();

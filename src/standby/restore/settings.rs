@@ -37,7 +37,8 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     remove_leftovers(staging)?;
     let own_hba = own_file(plan.config, "pg_hba.conf");
     let hba = staging.join("pg_hba.conf");
-    if let Ok(foreign) = std::fs::read(&hba) {
+    let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
+    if !has_other_files && let Ok(foreign) = std::fs::read(&hba) {
         tell_wider(
             &plan.place.data.join("pg_hba.conf"),
             &foreign,
