@@ -14,6 +14,7 @@ mod support;
 
 mod archive;
 mod backup;
+mod chaos;
 mod cli;
 mod crash_points;
 mod daemon;
