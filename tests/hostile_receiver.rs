@@ -446,3 +446,50 @@ fn fault_123_whatever_a_receiver_answers_no_command_panics_or_hangs() {
         assert!(peak < 64 << 10, "{words:?}: {peak} KiB");
     }
 }
+
+#[test]
+fn fault_123_the_settings_of_a_set_order_nothing_where_it_is_restored() {
+    let _user = skip_unless!(server_user());
+    let marker = crate::support::TempDir::new();
+    let owned = format!("touch {}", marker.join("owned").display());
+    let mut tar = Vec::new();
+    let site = Site::builder().stopped().build();
+    let control = fs::read(site.data().join("global/pg_control")).unwrap();
+    drop(site);
+    let label = "START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n\
+        CHECKPOINT LOCATION: 0/300060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
+        START TIME: 2026-01-02 03:04:05 UTC\nLABEL: x\nSTART TIMELINE: 1\n";
+    let auto = format!(
+        "archive_cleanup_command = '{owned}'\nrecovery_end_command = '{owned}'\n\
+         shared_preload_libraries = '/tmp/evil'\narchive_mode = always\narchive_command = '{owned}'\n"
+    );
+    let conf = format!("include '/tmp/evil.conf'\nssl_passphrase_command = '{owned}'\n");
+    for (path, content) in [
+        ("PG_VERSION", &b"15\n"[..]),
+        ("backup_label", label.as_bytes()),
+        ("postgresql.auto.conf", auto.as_bytes()),
+        ("postgresql.conf", conf.as_bytes()),
+        ("global/pg_control", &control),
+    ] {
+        file(&mut tar, path, content);
+    }
+    tar.extend_from_slice(&END);
+    let length = tar.len() as u64;
+    let (site, _receiver) = offering(described(1 << 20, length), tar);
+    let destination = site.home().join("restored");
+    let (output, _) = restore(&site, &destination);
+    output.succeed();
+    for name in ["postgresql.auto.conf", "postgresql.conf"] {
+        let text = fs::read_to_string(destination.join(name)).unwrap();
+        let active = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        for line in active {
+            assert!(
+                !line.contains("owned") && !line.contains("evil"),
+                "{name}: {line}"
+            );
+        }
+    }
+    assert!(!marker.join("owned").exists());
+}

@@ -285,6 +285,21 @@ impl ForgedSet {
         }
     }
 
+    /// One that a receiver takes for a backup of the site's cluster: the files that each cluster has,
+    /// as the master has them, and these.
+    pub fn likely(site: &Site, segment: SegmentName, more: Vec<(String, Vec<u8>)>) -> ForgedSet {
+        let own = [
+            "PG_VERSION",
+            "global/pg_control",
+            "global/pg_filenode.map",
+            "base/1/PG_VERSION",
+            "base/1/pg_filenode.map",
+        ];
+        let read = |path: &str| std::fs::read(site.data().join(path)).unwrap_or_default();
+        let own = own.map(|path| (path.to_owned(), read(path)));
+        ForgedSet::at(site, segment, own.into_iter().chain(more).collect())
+    }
+
     /// The manifest that fits the files, sent on its own or in another's place.
     pub fn fitting_manifest(&self, site: &Site) -> Vec<u8> {
         let cluster = site.facts().cluster;
