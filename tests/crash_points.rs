@@ -115,7 +115,7 @@ fn fault_12_to_16_a_kill_at_any_step_of_an_upload_leaves_nothing_torn_and_a_retr
         kills.push(format!("{call} {}", reached.count()));
     }
     println!("receiver killed at: {}", kills.join(", "));
-    for at_least_once in ["openat 3", "pwrite64 4", "fsync 2", "renameat2 1"] {
+    for at_least_once in ["openat 7", "pwrite64 5", "fsync 2", "renameat2 1"] {
         assert!(
             kills.iter().any(|kill| kill == at_least_once),
             "{at_least_once} is missing: {kills:?}"
@@ -150,16 +150,18 @@ fn wreck(site: &Site) {
     plant(&completed.join(site.segment_name(99)), b"");
     let marker = partial.join(".walmgr-archive");
     let text = std::fs::read_to_string(&marker).unwrap();
-    let lines = text.lines().map(str::trim);
-    let bound = [
-        "\"system_identifier\"",
-        "\"wal_segment_size\"",
-        "\"postgres_major\"",
-    ];
-    let kept: Vec<&str> = lines
-        .filter(|line| !bound.iter().any(|key| line.starts_with(key)))
-        .collect();
-    let text = kept.join("\n").replace(",\n}", "\n}");
+    let mut unbound: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for bound in [
+        "system_identifier",
+        "wal_segment_size",
+        "postgres_major",
+        "checksum",
+    ] {
+        unbound.as_object_mut().unwrap().remove(bound).unwrap();
+    }
+    let checksum = crc32fast::hash(unbound.to_string().as_bytes());
+    unbound["checksum"] = format!("{checksum:08X}").into();
+    let text = unbound.to_string();
     plant(&marker, text.as_bytes());
 }
 
@@ -239,9 +241,9 @@ fn fault_19_nobody_is_listened_to_before_the_archive_is_cleaned_read_and_synced(
     let order: [&[&str]; 7] = [
         &["flock(", ".walmgr-lock>"],
         &["unlinkat(", &temporary],
+        &["fsync(", &folder(&completed)],
         &["fsync(", &newest],
         &["pread64(", &newest],
-        &["fsync(", &folder(&completed)],
         &["fsync(", &folder(&partial)],
         &["listen("],
     ];

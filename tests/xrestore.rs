@@ -211,6 +211,71 @@ fn fault_73_a_file_that_is_not_what_was_archived_is_254() {
 }
 
 #[test]
+fn fault_107_a_flip_that_nothing_else_shows_is_254_and_status_says_so() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let segment = standby.store(7);
+    let history = "00000002.history".to_owned();
+    let backup = format!("{segment}.00000028.backup");
+    let location = format!("START WAL LOCATION: 0/700028 (file {segment})\nLABEL: weekly\n");
+    for (name, text) in [
+        (&history, "1\t0/800000\tpromoted\n"),
+        (&backup, location.as_str()),
+    ] {
+        standby.site.write_wal(name, text);
+        standby.site.archive(name).succeed();
+        standby.serves(name);
+    }
+    for (name, from, to) in [
+        (&history, "0/800000", "0/800200"),
+        (&backup, "weekly", "veekly"),
+    ] {
+        let good = standby.site.archived(name);
+        let text = String::from_utf8(good.clone()).unwrap();
+        standby.plant(name, text.replace(from, to).as_bytes());
+        standby.refuses(name, "when it was acknowledged");
+        let status = standby.site.standby_command(&["status"]);
+        if *name == history {
+            assert_eq!(status.code, Some(2), "{}{}", status.stdout, status.stderr);
+            assert!(status.stdout.contains(&history), "{}", status.stdout);
+        }
+        // What the master has is what was acknowledged.
+        standby.site.archive(name).succeed();
+        standby.serves(name);
+        assert!(standby.site.archived(name) == good);
+        assert!(standby.site.holds(&format!("{name}.damaged")));
+    }
+}
+
+#[test]
+fn fault_107_a_flipped_marker_is_found_by_everybody_and_mended_by_setup() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    let name = standby.store(7);
+    let marker = standby.site.completed_wals().join(".walmgr-archive");
+    let good = fs::read_to_string(&marker).unwrap();
+    let digit = good.find("\"system_identifier\": \"").unwrap() + 24;
+    let mut flipped = good.clone().into_bytes();
+    flipped[digit] ^= 1;
+    standby.site.receiver.stop();
+    fs::write(&marker, &flipped).unwrap();
+    standby.refuses(&name, "is damaged: its checksum is");
+    for word in ["receiver", "status"] {
+        let output = standby.site.standby_command(&[word]);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert!(
+            said.contains(".walmgr-archive is damaged"),
+            "{word}: {said}"
+        );
+        assert_ne!(output.code, Some(0), "{word}: {said}");
+    }
+    assert_eq!(fs::read(&marker).unwrap(), flipped);
+    standby.site.standby_command(&["setup"]).succeed();
+    assert_eq!(fs::read_to_string(&marker).unwrap(), good);
+    standby.serves(&name);
+}
+
+#[test]
 fn fault_74_wrong_settings_and_unreadable_places_are_254() {
     let _user = skip_unless!(server_user());
     let mut standby = Standby::new();

@@ -67,6 +67,7 @@ pub fn of(error: &StoreError) -> Error {
         StoreError::GivenUp { .. }
         | StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }
+        | StoreError::DamagedMarker { .. }
         | StoreError::Marker { .. } => (
             ErrorCode::Internal,
             "look at the receiver's log on the standby",

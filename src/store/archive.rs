@@ -12,16 +12,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::binding::{Binding, Marker, Role};
+use super::checksums::Checksums;
 use super::disk::Disk;
-use super::durable::{Durable, DurableWal, Existing};
+use super::durable::{Durable, DurableWal, Existing, ExistingContent};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
+use super::joints::{Carried, Joints, Verdict};
 use super::name_lock::{NameGuard, NameLocks};
 use super::partial::Extents;
 use super::recovery::{self, RecoveryReport};
 use crate::config::StandbyConfig;
+use crate::wal::scan::Scanner;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
 
 /// Where an archive lives.
@@ -90,6 +93,8 @@ pub(super) struct Shared {
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
     pub(super) partials: Arc<Extents>,
+    pub(super) checksums: Checksums,
+    pub(super) carried: Carried,
     marker: RwLock<Marker>,
     recovery: RecoveryReport,
     _lock: OwnedFd,
@@ -97,13 +102,17 @@ pub(super) struct Shared {
 
 impl Archive {
     /// Makes the two directories and their markers, durably. What exists already stays, so an
-    /// interrupted set-up is finished by the next one.
+    /// interrupted set-up is finished by the next one; one damaged marker is written anew from the other.
     pub fn create(places: &Places, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
         for path in [&places.completed_wals, &places.partial_wals] {
             make_directory(path, disk.as_ref())?;
         }
         let monitor = Arc::new(Monitor::new());
         let folders = recovery::open_folders(places, &disk, &monitor)?;
+        if let Err(StoreError::DamagedMarker { .. }) = folders.read_markers() {
+            let _lock = recovery::lock(&folders.completed)?;
+            folders.mend_marker()?;
+        }
         let found = folders.read_markers()?;
         if found.iter().any(Option::is_none) {
             let _lock = recovery::lock(&folders.completed)?;
@@ -138,7 +147,8 @@ impl Archive {
         folders.check_markers()?;
         let lock = recovery::lock(&folders.completed)?;
         let marker = folders.check_markers()?;
-        let recovery = recovery::recover(&folders, &marker)?;
+        let checksums = Checksums::open_or_create(&folders.completed);
+        let recovery = recovery::recover(&folders, &marker, &checksums)?;
         Ok(Archive {
             shared: Arc::new(Shared {
                 completed: folders.completed,
@@ -146,6 +156,8 @@ impl Archive {
                 monitor,
                 names: NameLocks::default(),
                 partials: Arc::default(),
+                checksums,
+                carried: Carried::default(),
                 marker: RwLock::new(marker),
                 recovery,
                 _lock: lock,
@@ -198,7 +210,8 @@ impl Archive {
     /// Compares what is stored under a name with what a client offers.
     ///
     /// The same bytes are synced again before they count. A stored file that differs and is no
-    /// valid WAL, looked at as closely as `verify` says, is set aside as `NAME.damaged`.
+    /// valid WAL, looked at as closely as `verify` says, is set aside as `NAME.damaged`, and so is one that
+    /// is not what was acknowledged if what is offered is.
     pub fn lookup(
         &self,
         name: &WalFileName,
@@ -244,7 +257,8 @@ impl Archive {
     }
 
     /// Proves that the segments from `first` to the one that holds the last byte before `stop` are
-    /// here, whole and durable. Says which one is missing if they are not.
+    /// here, whole and durable, and that each goes on with the one before. Says which one is missing if
+    /// they are not.
     pub fn prove_wal(
         &self,
         first: SegmentName,
@@ -260,10 +274,13 @@ impl Archive {
         }
         let mut proof: Option<DurableWal> = None;
         let mut next = Some(first);
+        let walked = Carried::default();
         while let Some(name) = next.filter(|name| proof.is_none() || *name <= last) {
-            let Some(segment) = self.confirm(WalFileName::Segment(name), verify)? else {
+            let before = proof.is_some().then_some(&walked);
+            let Some((segment, scanner)) = self.confirm(name, verify, before)? else {
                 return Ok(WalProof::Missing(name));
             };
+            walked.put(name, verify, scanner);
             proof = match proof {
                 None => DurableWal::of(&segment),
                 Some(proof) => proof.and(&segment, size),
@@ -280,11 +297,16 @@ impl Archive {
             .map_err(|error| folder.failure("ask for the free space of", "", error))
     }
 
-    /// Syncs and reads a stored file; `None` when there is none.
-    fn confirm(&self, name: WalFileName, verify: Verify) -> Result<Option<Durable>, StoreError> {
+    /// Syncs and reads a stored segment; `None` when there is none.
+    fn confirm(
+        &self,
+        segment: SegmentName,
+        verify: Verify,
+        before: Option<&Carried>,
+    ) -> Result<Option<(Durable, Option<Scanner>)>, StoreError> {
         self.shared.monitor.check()?;
-        let guard = self.shared.names.lock(name);
-        let confirmed = self.shared.confirmed(&guard, verify);
+        let _guard = self.shared.names.lock(WalFileName::Segment(segment));
+        let confirmed = self.shared.confirmed(segment, verify, before);
         self.shared.monitor.watch(confirmed)
     }
 
@@ -327,8 +349,23 @@ impl Shared {
         let content = existing.read(|bytes| check.update(bytes))?;
         let mut fault = check.finish();
         let identical = (content.len, content.crc32) == (len, crc32);
+        let kept = self.checksums.read(name);
+        if let Some(kept) = &kept
+            && let Some(why) = kept.contradicts(content.len, content.crc32)
+        {
+            // The one that was acknowledged takes its place again, and no other.
+            if kept.contradicts(len, crc32).is_none() {
+                set_aside(&self.completed, name, &why)?;
+                return Ok(Held::Absent);
+            }
+            let why = format!("{why}; what is offered is not that file either");
+            return Err(StoreError::Damaged { name, why });
+        }
         if identical && !fault.as_ref().is_some_and(is_damage) {
-            return Ok(Held::Identical(content.confirm()?));
+            return match kept {
+                Some(_) => Ok(Held::Identical(content.confirm()?)),
+                None => Ok(Held::Identical(self.confirm_unkept(name, content, verify)?)),
+            };
         }
         let (len, crc32) = (content.len, content.crc32);
         if fault.is_none() {
@@ -344,24 +381,64 @@ impl Shared {
             }
         }
     }
-}
 
-impl Shared {
+    /// Acknowledges a stored file of which nothing is kept: its neighbours count again, and it is
+    /// kept from here on.
+    fn confirm_unkept(
+        &self,
+        name: WalFileName,
+        content: ExistingContent,
+        verify: Verify,
+    ) -> Result<Durable, StoreError> {
+        let mut check = StoredCheck::new(name, &self.binding()?.expected(), verify);
+        let content = content.read_again(|bytes| check.update(bytes))?;
+        let joined = match check.finish_at_end() {
+            Ok(scanner) => self.join(name, verify, scanner, |each| content.read_pages(each))?,
+            // It may have been let in with another `verify_wal`.
+            Err(_) => self.join(name, Verify::Off, None, |_| Ok(()))?,
+        };
+        let durable = content.confirm()?;
+        self.keep(&durable, joined);
+        Ok(durable)
+    }
+
     fn confirmed(
         &self,
-        name: &NameGuard<'_>,
+        segment: SegmentName,
         verify: Verify,
-    ) -> Result<Option<Durable>, StoreError> {
-        let name = name.name();
+        before: Option<&Carried>,
+    ) -> Result<Option<(Durable, Option<Scanner>)>, StoreError> {
+        let name = WalFileName::Segment(segment);
         let Some(existing) = Existing::open(&self.completed, name)? else {
             return Ok(None);
         };
-        let mut check = StoredCheck::new(name, &self.binding()?.expected(), verify);
+        let binding = self.binding()?;
+        let mut check = StoredCheck::new(name, &binding.expected(), verify);
         let content = existing.read(|bytes| check.update(bytes))?;
-        match check.finish() {
-            None => content.confirm().map(Some),
-            Some(fault) => Err(StoreError::of_fault(name, &fault)),
+        let mut scanner =
+            (check.finish_at_end()).map_err(|fault| StoreError::of_fault(name, &fault))?;
+        let kept = self.checksums.read(name);
+        let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
+        if let Some(why) = differs {
+            return Err(StoreError::Damaged { name, why });
         }
+        if before.is_some() {
+            let joints = Joints {
+                completed: &self.completed,
+                checksums: &self.checksums,
+                binding,
+                verify,
+            };
+            match joints.check(segment, before, |each| content.read_pages(each))? {
+                Verdict::Joined => {}
+                Verdict::Inside(through) => scanner = Some(*through),
+                Verdict::Unjoined(before, why) => {
+                    let why = format!("{why}; {before} or this one is damaged");
+                    return Err(StoreError::Damaged { name, why });
+                }
+            }
+        }
+        Ok(Some((content.confirm()?, scanner)))
     }
 }
 
@@ -389,8 +466,16 @@ impl StoredCheck {
     }
 
     pub(super) fn finish(self) -> Option<SegmentFault> {
-        self.fault
-            .or_else(|| self.check.and_then(|check| check.finish().err()))
+        self.finish_at_end().err()
+    }
+
+    /// The same, with the scanner at the end of a segment that was walked through.
+    pub(super) fn finish_at_end(self) -> Result<Option<Scanner>, SegmentFault> {
+        match (self.fault, self.check) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(check)) => check.finish_at_end().map(|(_, scanner)| scanner),
+            (None, None) => Ok(None),
+        }
     }
 }
 
@@ -404,14 +489,15 @@ pub(super) const fn is_damage(fault: &SegmentFault) -> bool {
     }
 }
 
-/// Renames a damaged file away and says so where people look.
+/// Renames a damaged file away and says so where people look. What is kept of it stays until another one
+/// gets its name: a crash before the rename must not make an honest file of it.
 pub(super) fn set_aside(
     folder: &Folder,
     name: WalFileName,
-    fault: &SegmentFault,
+    why: &dyn fmt::Display,
 ) -> Result<String, StoreError> {
     let aside = folder.set_aside(&name.to_string())?;
-    tracing::warn!(file = %name, kept_as = %aside, why = %fault, "a stored WAL file is damaged");
+    tracing::warn!(file = %name, kept_as = %aside, why = %why, "a stored WAL file is damaged");
     Ok(aside)
 }
 

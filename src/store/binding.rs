@@ -63,6 +63,13 @@ pub(super) enum Role {
 }
 
 impl Role {
+    const fn other(self) -> Role {
+        match self {
+            Role::Completed => Role::Partial,
+            Role::Partial => Role::Completed,
+        }
+    }
+
     const fn text(self) -> &'static str {
         match self {
             Role::Completed => "completed_wals",
@@ -102,11 +109,16 @@ impl Marker {
             path: folder.path().join(MARKER_NAME),
             why,
         };
+        let damaged = |why: String| StoreError::DamagedMarker {
+            path: folder.path().join(MARKER_NAME),
+            why,
+            other: role.other().text(),
+        };
         if content.len() > MARKER_BYTES_MAX {
             return Err(wrong(format!("it is longer than {MARKER_BYTES_MAX} bytes")));
         }
-        let value: Value = serde_json::from_slice(&content)
-            .map_err(|error| wrong(format!("it is not the JSON that set-up writes: {error}")))?;
+        let mut value: Value = serde_json::from_slice(&content)
+            .map_err(|error| damaged(format!("it is not JSON: {error}")))?;
         let format = value.get("format").and_then(Value::as_u64);
         if let Some(found) = format.filter(|format| *format > FORMAT) {
             return Err(StoreError::NewerFormat {
@@ -117,6 +129,9 @@ impl Marker {
         }
         if format != Some(FORMAT) {
             return Err(wrong(format!("its `format` should be {FORMAT}")));
+        }
+        if let Some(why) = contradiction(&mut value) {
+            return Err(damaged(why));
         }
         Self::parse(&value, role).map(Some).map_err(wrong)
     }
@@ -174,6 +189,23 @@ impl Marker {
             value["wal_segment_size"] = json!(binding.segment_size.bytes());
             value["postgres_major"] = json!(binding.postgres_major);
         }
+        value["checksum"] = json!(checksum(&value));
         folder.write_small(MARKER_NAME, format!("{value:#}\n").as_bytes())
     }
+}
+
+/// Over the other fields, as they stand in the file but for white space.
+fn checksum(value: &Value) -> String {
+    format!("{:08X}", crc32fast::hash(value.to_string().as_bytes()))
+}
+
+/// Takes the checksum out, and says why it is not that of the other fields. Then no field is believed: a
+/// wrong binding would refuse the right WAL and take another's.
+fn contradiction(value: &mut Value) -> Option<String> {
+    let stated = value.as_object_mut()?.remove("checksum");
+    let Some(stated) = stated.as_ref().and_then(Value::as_str) else {
+        return Some("it has no text `checksum`".to_owned());
+    };
+    let computed = checksum(value);
+    (stated != computed).then(|| format!("its checksum is {stated}, its fields give {computed}"))
 }

@@ -256,6 +256,15 @@ impl SyncedTemporary {
         }))
     }
 
+    /// Shows its content from its first byte on until `each` has seen enough; it is still in memory.
+    pub(super) fn read_pages(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        let TemporaryName { folder, name, .. } = &self.name;
+        match folder.open_file(name)? {
+            Some(file) => folder.read_pages(file.as_fd(), name, 0, each),
+            None => Ok(()),
+        }
+    }
+
     /// Replaces whatever has this name, for good: old or new after any crash, never a mixture.
     fn replace(mut self, final_name: &str) -> Result<(), StoreError> {
         let folder = Arc::clone(&self.name.folder);
@@ -337,6 +346,12 @@ impl ExistingContent {
     /// Reads it once more, for a check that the first reading did not run.
     pub(super) fn read_again(self, each: impl FnMut(&[u8])) -> Result<Self, StoreError> {
         self.existing.read(each)
+    }
+
+    /// Shows its content from its first byte on until `each` has seen enough.
+    pub(super) fn read_pages(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        let Existing { folder, name, file } = &self.existing;
+        folder.read_pages(file.as_fd(), &name.to_string(), 0, each)
     }
 
     /// Syncs the directory entry too, which completes the proof.

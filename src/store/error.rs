@@ -110,6 +110,20 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// A marker is not what was written.
+    #[error(
+        "{} is damaged: {why}; `walmgr STANDBY.ini setup` writes it anew from the marker in {other}, if that \
+         is whole",
+        path.display()
+    )]
+    DamagedMarker {
+        /// The marker file.
+        path: PathBuf,
+        /// What shows it.
+        why: String,
+        /// The setting whose folder has the other marker.
+        other: &'static str,
+    },
     /// The configured path leads to another directory than the one that was opened.
     #[error("{} was moved or replaced while in use", path.display())]
     Moved {
@@ -182,6 +196,7 @@ impl StoreError {
             StoreError::Locked { .. } => Kind::AlreadyRunning,
             StoreError::NotSetUp { .. }
             | StoreError::NewerFormat { .. }
+            | StoreError::DamagedMarker { .. }
             | StoreError::Marker { .. } => Kind::Config,
             StoreError::Damaged { .. }
             | StoreError::TooLarge { .. }

@@ -9,10 +9,10 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::testing::{
-    FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push, real,
-    scratch_folder, segment, stored_bytes,
+    BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
+    real, scratch_folder, segment, stored_bytes,
 };
-use super::{Archive, Health, Held, Places, Sealed, StoreError};
+use super::{Archive, Health, Held, Places, Reader, Sealed, StoreError};
 use crate::error::Kind;
 use crate::wal::segment::Verify;
 
@@ -231,7 +231,7 @@ fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
     assert_eq!(archive.recovery().temporaries_removed, 2);
     assert_eq!(
         archive.recovery().segments_checked,
-        [newest.name, segment(8, 1).name]
+        [segment(8, 1).name, newest.name]
     );
     let log = disk.log();
     let position = |op: Op, name: &str| {
@@ -243,9 +243,9 @@ fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
     let order = [
         position(Op::Lock, ".walmgr-lock"),
         position(Op::Remove, &temporary),
+        position(Op::SyncDirectory, "logs.complete"),
         position(Op::SyncFile, &newest.name.to_string()),
         position(Op::Read, &newest.name.to_string()),
-        position(Op::SyncDirectory, "logs.complete"),
         position(Op::SyncDirectory, "logs.partial"),
     ];
     assert!(order.is_sorted(), "{order:?}");
@@ -437,7 +437,10 @@ fn markers_that_make_no_sense_are_refused() {
         std::fs::write(&path, text).unwrap();
         let error = Archive::open(&places, real()).unwrap_err();
         assert!(
-            matches!(error, StoreError::Marker { .. }),
+            matches!(
+                error,
+                StoreError::Marker { .. } | StoreError::DamagedMarker { .. }
+            ),
             "{text}: {error}"
         );
     }
@@ -446,6 +449,35 @@ fn markers_that_make_no_sense_are_refused() {
         Archive::open(&places, real()),
         Err(StoreError::Marker { .. })
     ));
+}
+
+#[test]
+fn fault_107_no_flipped_bit_in_a_marker_is_believed_and_set_up_mends_it() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    for broken in [&places.completed_wals, &places.partial_wals] {
+        let path = broken.join(".walmgr-archive");
+        let good = std::fs::read(&path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut flipped = good.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            // White space may become other white space; everything else is noticed.
+            let opened = Archive::open(&places, real()).map(|archive| archive.binding());
+            assert!(
+                matches!(opened, Err(_) | Ok(Some(BINDING))),
+                "bit {bit}: {opened:?}"
+            );
+            let read = Reader::open(broken, real()).map(|reader| reader.binding());
+            assert!(matches!(read, Err(_) | Ok(BINDING)), "bit {bit}: {read:?}");
+            if let Err(StoreError::DamagedMarker { .. }) = opened {
+                Archive::create(&places, real()).unwrap();
+                assert_eq!(open(&places).binding(), Some(BINDING));
+                assert_eq!(std::fs::read(&path).unwrap(), good);
+            }
+        }
+        std::fs::write(&path, &good).unwrap();
+    }
 }
 
 #[test]

@@ -144,6 +144,30 @@ impl Folder {
         }
     }
 
+    /// Hands a file to `each` from an offset on, a page at a time, until `each` has seen enough: for those
+    /// who want only some of it.
+    pub(super) fn read_pages(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &str,
+        from_bytes: u64,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let (mut page, mut offset_bytes) = ([0_u8; 8 << 10], from_bytes);
+        loop {
+            match self.disk.read(file, &mut page, offset_bytes) {
+                Ok(0) => return Ok(()),
+                Ok(read_bytes) => {
+                    offset_bytes += read_bytes as u64;
+                    if !each(&page[..read_bytes]) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(self.failure("read", name, error)),
+            }
+        }
+    }
+
     /// The error of an operation on a name in this directory, or on itself for the empty name.
     pub(super) fn failure(&self, op: &'static str, name: &str, source: io::Error) -> StoreError {
         let path = if name.is_empty() {

@@ -11,6 +11,7 @@ use super::archive::{Held, Shared};
 use super::binding::Binding;
 use super::durable::{Durable, Temporary};
 use super::error::StoreError;
+use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify};
 
 /// How often the final name may turn out taken by a file that is then set aside or vanishes.
@@ -102,26 +103,46 @@ impl Incoming {
         expect_same(name, "length", len, temporary.written_bytes())?;
         expect_same(name, "length", self.len, len)?;
         expect_same(name, "CRC-32", crc32.into(), temporary.crc32().into())?;
-        check
-            .finish()
+        let (_, scanner) = check
+            .finish_at_end()
             .map_err(|fault| StoreError::of_fault(name, &fault))?;
-        let sealed = seal_checked(&self.shared, name, self.verify, temporary, (len, crc32));
+        let checked = Checked {
+            name,
+            verify: self.verify,
+            scanner,
+            digest: (len, crc32),
+        };
+        let sealed = seal_checked(&self.shared, checked, temporary);
         self.shared.monitor.outcome(sealed)
     }
 }
 
-fn seal_checked(
-    shared: &Shared,
+/// A file whose own bytes were found good.
+struct Checked {
     name: WalFileName,
     verify: Verify,
+    scanner: Option<Scanner>,
+    digest: (u64, u32),
+}
+
+fn seal_checked(
+    shared: &Shared,
+    checked: Checked,
     temporary: Temporary,
-    (len, crc32): (u64, u32),
 ) -> Result<Sealed, StoreError> {
+    let Checked { name, verify, .. } = checked;
+    let (len, crc32) = checked.digest;
     shared.monitor.check()?;
     let mut synced = temporary.sync()?;
-    let guard = shared.names.lock(name);
+    let (guard, _next) = shared.lock_with_next(name);
+    let joined = shared.join(name, verify, checked.scanner, |each| {
+        synced.read_pages(each)
+    })?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
-        if let Some(durable) = synced.publish(name)? {
+        if shared.make_way(name)?
+            && let Some(durable) = synced.publish(name)?
+        {
+            shared.keep(&durable, joined);
             return Ok(Sealed::Stored(durable));
         }
         match shared.held(&guard, len, crc32, verify)? {

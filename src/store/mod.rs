@@ -9,6 +9,7 @@
 //!   .walmgr-archive                the marker, JSON (see `binding`)
 //!   .walmgr-lock                   flock of the process that has the archive open; its text, a
 //!                                  process id, is for people
+//!   .checksums/NAME                what the file of this name was when it was acknowledged (see `checksums`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
@@ -25,12 +26,13 @@
 //!
 //! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
 //!
-//! There is no index, no journal and no state beside the files: what a directory listing shows is
-//! what there is. An administrator may copy finished files out with `cp` at any time.
+//! There is no index and no journal: what a directory listing shows is what there is. A checksum tells
+//! whether a file is still what was acknowledged; without it the file counts as what it holds. An administrator may copy finished files out with `cp` at any time.
 //!
 //! The marker holds `format` (1), `archive_id` (32 hexadecimal digits, the same in both
 //! directories), `role`, and once bound `system_identifier` (decimal, as a string),
-//! `wal_segment_size` (bytes) and `postgres_major`. It tells a directory that was set up from an
+//! `wal_segment_size` (bytes) and `postgres_major`; then `checksum`, the CRC-32 of the other fields as JSON
+//! without white space. A marker whose fields give another one is not believed in any of them. It tells a directory that was set up from an
 //! empty mount point, so a receiver never starts to fill the wrong file system. A marker with a
 //! higher format is refused untouched.
 //!
@@ -38,17 +40,21 @@
 //!
 //! Each step of the write sequence and what a crash behind it leaves is argued in [`durable`]. At
 //! the start ([`recovery`]): take the lock, compare the markers, remove temporaries, sync both
-//! directories (a rename may be visible and not yet durable), read the newest segments and set a
-//! damaged one aside, and only then let anybody in. Doing it twice does nothing the second time.
+//! directories (a rename may be visible and not yet durable), read the newest segments and every history
+//! and backup history file, set a torn segment aside and report what is not what was acknowledged, keep the
+//! checksums that are missing, and only then let anybody in. Doing it twice does nothing the second time.
 
 pub mod archive;
 pub mod binding;
+pub mod checksums;
 pub mod disk;
 pub mod durable;
 pub mod error;
 mod folder;
 pub mod health;
 pub mod incoming;
+mod joined;
+mod joints;
 pub mod lineage;
 mod name_lock;
 pub mod partial;
@@ -64,6 +70,8 @@ mod archive_tests;
 mod crash_tests;
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod joint_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 

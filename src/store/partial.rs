@@ -47,6 +47,7 @@ use super::durable::{DurableRecords, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
 use crate::wal::scan::{Scanner, Step};
+use crate::wal::segment::Verify;
 
 /// What this process knows of a partial segment that it has written to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -474,12 +475,15 @@ impl PartialStream {
             return;
         };
         let end = start_of(next, &self.binding);
-        if let Some(switch) = open.last_switch {
-            let scanner = scanner_at(next, end, &self.binding).following(switch);
-            self.carried = Some((next, scanner));
-        } else if open.scanner.position() == end {
-            self.carried = Some((next, open.scanner.clone()));
-        }
+        let scanner = match open.last_switch {
+            Some(switch) => scanner_at(next, end, &self.binding).following(switch),
+            None if open.scanner.position() == end => open.scanner.clone(),
+            None => return,
+        };
+        // A push that finishes the segment does not walk through it again.
+        let carried = &self.shared.carried;
+        carried.put(open.segment, Verify::Records, Some(scanner.clone()));
+        self.carried = Some((next, scanner));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The archive as those see it who only read: a recovering PostgreSQL's commands.
 //! Never takes the lock, never changes or sets aside anything, so it works beside a running
-//! receiver. Invariant: what it hands out was checked record by record on the way.
+//! receiver. Invariant: what it hands out was checked record by record on the way, is what was
+//! acknowledged, and goes on with the segment before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,10 +13,12 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::archive::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
+use super::checksums::Checksums;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::joints::{Joints, Verdict};
 use super::lineage::{Facts, Lineage, Missing, Progress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
@@ -23,13 +26,15 @@ use crate::wal::segment::{SegmentCheck, Verify};
 
 /// An archive that is open for reading.
 pub struct Reader {
-    pub(super) completed: Arc<Folder>,
-    pub(super) binding: Binding,
+    completed: Arc<Folder>,
+    checksums: Arc<Checksums>,
+    binding: Binding,
 }
 
 /// A stored file that is open; what its name leads to later makes no difference.
 pub struct Stored {
     folder: Arc<Folder>,
+    checksums: Arc<Checksums>,
     binding: Binding,
     name: WalFileName,
     file: OwnedFd,
@@ -65,10 +70,17 @@ impl Reader {
             path: completed_wals.to_path_buf(),
         };
         let marker = Marker::read(&folder, Role::Completed)?.ok_or_else(not_set_up)?;
-        Ok(Reader {
-            completed: Arc::new(folder),
-            binding: marker.binding.ok_or(StoreError::NotBound)?,
-        })
+        let binding = marker.binding.ok_or(StoreError::NotBound)?;
+        Ok(Reader::of(Arc::new(folder), binding))
+    }
+
+    /// The archive in a folder that is open and bound to a cluster.
+    pub(super) fn of(completed: Arc<Folder>, binding: Binding) -> Reader {
+        Reader {
+            checksums: Arc::new(Checksums::open(&completed)),
+            completed,
+            binding,
+        }
     }
 
     /// The cluster whose WAL is kept here.
@@ -81,6 +93,7 @@ impl Reader {
         let file = self.completed.open_file(&name.to_string())?;
         Ok(file.map(|file| Stored {
             folder: Arc::clone(&self.completed),
+            checksums: Arc::clone(&self.checksums),
             binding: self.binding,
             name,
             file,
@@ -198,14 +211,54 @@ impl Stored {
     pub fn read_verified(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
         let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
         let mut fault = None;
+        let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
         let name = self.name.to_string();
         (self.folder).read_through(self.file.as_fd(), &name, |bytes| {
+            crc.update(bytes);
+            len += bytes.len() as u64;
             fault = check.update(bytes).err();
             fault.is_none() && each(bytes)
         })?;
-        fault
-            .map_or_else(|| check.finish().map(drop), Err)
-            .map_err(|fault| StoreError::of_fault(self.name, &fault))
+        let checked = fault.map_or_else(|| check.finish(), Err);
+        let summary = checked.map_err(|fault| StoreError::of_fault(self.name, &fault))?;
+        let kept = self.checksums.read(self.name);
+        let differs = kept.and_then(|kept| kept.contradicts(len, crc.finalize()));
+        if let Some(why) = differs {
+            let name = self.name;
+            return Err(StoreError::Damaged { name, why });
+        }
+        match (self.name, summary.wal) {
+            // What one record fills is checked where that ends.
+            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => Ok(()),
+            (WalFileName::Segment(segment), _) => self.check_joint(segment, kept.is_some()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the segment goes on with the one before it. `is_as_kept` says that it is what was
+    /// acknowledged: then it is handed out although the other one is not, for a recovery that begins with
+    /// it. One that comes from the other was refused there.
+    fn check_joint(&self, segment: SegmentName, is_as_kept: bool) -> Result<(), StoreError> {
+        let joints = Joints {
+            completed: &self.folder,
+            checksums: &self.checksums,
+            binding: self.binding,
+            verify: Verify::Records,
+        };
+        let text = self.name.to_string();
+        let verdict = joints.check(segment, None, |each| {
+            self.folder.read_pages(self.file.as_fd(), &text, 0, each)
+        })?;
+        let Verdict::Unjoined(before, why) = verdict else {
+            return Ok(());
+        };
+        if is_as_kept && joints.is_as_kept(before)? == Some(false) {
+            tracing::warn!("{before} is not what was acknowledged; {segment} is");
+            return Ok(());
+        }
+        let name = self.name;
+        let why = format!("{why}; {before} or this one is damaged");
+        Err(StoreError::Damaged { name, why })
     }
 
     /// The bare file, for a caller that has it checked already or checks it itself.

@@ -1,4 +1,5 @@
-//! What happens before a receiver may listen: lock, markers, temporaries, the newest segments.
+//! What happens before a receiver may listen: lock, markers, temporaries, the newest segments, and the small
+//! files that tell where timelines part.
 //! Never trusts a pid or a file's time. Invariant: running it again, or after it was killed at
 //! any point, leaves the same archive.
 
@@ -11,12 +12,16 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::archive::{Places, StoredCheck, finished_names, is_damage, set_aside};
 use super::binding::{Binding, MARKER_NAME, Marker, Role};
+use super::checksums::{Checksums, Kept};
 use super::disk::Disk;
-use super::durable::Existing;
+use super::durable::{Existing, ExistingContent};
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
+use super::joints::{Joints, Verdict};
 use super::partial::{self, Damage};
+use crate::wal::joint::SegmentEnd;
+use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// The lock file in `completed_wals`. It is never removed: a removed one could be locked twice.
@@ -39,7 +44,8 @@ pub struct RecoveryReport {
     pub temporaries_removed: usize,
     /// The newest segments that were read and synced.
     pub segments_checked: Vec<WalFileName>,
-    /// Segments whose records do not hold; they stay, because they may have been let in so.
+    /// Files that are not what was acknowledged, and segments whose records do not hold or do not go on
+    /// with the segment before; they stay, because they may have been let in so.
     pub damaged: Vec<(WalFileName, String)>,
     /// Segments that were torn, what they are called since, and what was wrong.
     pub set_aside: Vec<(WalFileName, String, String)>,
@@ -84,6 +90,29 @@ impl Folders {
             Marker::read(&self.completed, Role::Completed)?,
             Marker::read(&self.partial, Role::Partial)?,
         ])
+    }
+
+    /// Writes a damaged marker anew from the one in the other directory; the lock must be held. One
+    /// that names no cluster is no pattern for `completed_wals`, which learns its cluster first.
+    pub(super) fn mend_marker(&self) -> Result<(), StoreError> {
+        let [(completed, _), (partial, _)] = self.each();
+        let read = (
+            Marker::read(completed, Role::Completed),
+            Marker::read(partial, Role::Partial),
+        );
+        let (folder, role, marker, error) = match read {
+            (Ok(Some(marker)), Err(error @ StoreError::DamagedMarker { .. })) => {
+                (partial, Role::Partial, marker, error)
+            }
+            (Err(error @ StoreError::DamagedMarker { .. }), Ok(Some(marker)))
+                if marker.binding.is_some() =>
+            {
+                (completed, Role::Completed, marker, error)
+            }
+            _ => return Ok(()),
+        };
+        tracing::warn!("written anew from the other marker: {error}");
+        marker.write(folder, role)
     }
 
     /// The archive's marker, when both directories carry one and they belong together.
@@ -163,7 +192,11 @@ fn note_pid(folder: &Folder) -> io::Result<()> {
 }
 
 /// Brings both directories into a state that can be served; the lock must be held.
-pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryReport, StoreError> {
+pub(super) fn recover(
+    folders: &Folders,
+    marker: &Marker,
+    checksums: &Checksums,
+) -> Result<RecoveryReport, StoreError> {
     let mut report = RecoveryReport::default();
     for (folder, role) in folders.each() {
         for name in folder.names()? {
@@ -176,97 +209,165 @@ pub(super) fn recover(folders: &Folders, marker: &Marker) -> Result<RecoveryRepo
             marker.write(folder, role)?;
         }
     }
-    check_newest_segments(folders, marker, &mut report)?;
-    if let Some(binding) = &marker.binding {
-        let found = partial::recover(&folders.completed, &folders.partial, binding)?;
-        (report.partials, report.damaged_partials) = (found.ends, found.damaged);
-    }
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
     folders.completed.sync()?;
+    if let Some(binding) = &marker.binding {
+        let check = FinishedCheck {
+            folder: &folders.completed,
+            checksums,
+            binding,
+        };
+        check.run(&mut report)?;
+        let found = partial::recover(&folders.completed, &folders.partial, binding)?;
+        (report.partials, report.damaged_partials) = (found.ends, found.damaged);
+    }
     folders.partial.sync()?;
     Ok(report)
 }
 
-fn check_newest_segments(
-    folders: &Folders,
-    marker: &Marker,
-    report: &mut RecoveryReport,
-) -> Result<(), StoreError> {
-    let Some(binding) = &marker.binding else {
-        return Ok(());
-    };
-    let fitting = CHECKED_BYTES_MAX / binding.segment_size.bytes();
-    let count = usize::try_from(fitting)
-        .unwrap_or(1)
-        .clamp(1, CHECKED_SEGMENTS_MAX);
-    let folder = &folders.completed;
-    let segments = finished_names(folder)?
-        .into_keys()
-        .filter(|name| matches!(name, WalFileName::Segment(_)))
-        .rev()
-        .take(count);
-    for name in segments.collect::<Vec<_>>() {
-        let Faults { torn, records } = match read_segment(folder, name, binding) {
-            Ok(Some(faults)) => faults,
-            Ok(None) => continue,
-            // One bad sector is no reason to keep all the others from whoever recovers, or to
-            // let the master's disk fill up.
-            Err(error) if is_unreadable(folder, &error) => {
-                tracing::error!(file = %name, why = %error, "a stored segment cannot be read");
-                report.unreadable.push((name, error.to_string()));
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        report.segments_checked.push(name);
-        match torn {
-            None => {
-                // It may have been let in with verify_wal = off, and it was acknowledged: it
-                // stays where it is, and whoever recovers from it looks again.
-                if let Some(fault) = records {
-                    tracing::error!(file = %name, why = %fault, "a stored segment is damaged");
-                    report.damaged.push((name, fault.to_string()));
-                }
-            }
-            Some(fault) if is_damage(&fault) => {
-                let aside = set_aside(folder, name, &fault)?;
-                report.set_aside.push((name, aside, fault.to_string()));
-            }
-            Some(fault) => {
-                tracing::warn!(file = %name, why = %fault, "a stored WAL file belongs elsewhere");
-                report.foreign.push((name, fault.to_string()));
+/// Reads finished files whose names are durable, and keeps the checksums of those that have none.
+struct FinishedCheck<'a> {
+    folder: &'a Arc<Folder>,
+    checksums: &'a Checksums,
+    binding: &'a Binding,
+}
+
+/// What a file was found to be.
+struct Found {
+    content: ExistingContent,
+    /// What is wrong with it at first sight.
+    torn: Option<SegmentFault>,
+    /// What is wrong with it record by record, or where that led.
+    walked: Result<Option<Scanner>, SegmentFault>,
+}
+
+impl FinishedCheck<'_> {
+    fn run(&self, report: &mut RecoveryReport) -> Result<(), StoreError> {
+        let fitting = CHECKED_BYTES_MAX / self.binding.segment_size.bytes();
+        let count = usize::try_from(fitting)
+            .unwrap_or(1)
+            .clamp(1, CHECKED_SEGMENTS_MAX);
+        let (mut segments, mut texts) = (Vec::new(), Vec::new());
+        for name in finished_names(self.folder)?.into_keys() {
+            match name {
+                WalFileName::Segment(_) => segments.push(name),
+                WalFileName::History(_) | WalFileName::BackupHistory(..) => texts.push(name),
+                WalFileName::Partial(_) => {}
             }
         }
+        // The oldest first: what is kept of one says where the next one looks back to.
+        let newest = segments.split_off(segments.len().saturating_sub(count));
+        for name in newest.into_iter().chain(texts) {
+            match self.look(name) {
+                Ok(Some(found)) => self.judge(name, &found, report)?,
+                Ok(None) => {}
+                // One bad sector is no reason to keep all the others from whoever recovers, or to
+                // let the master's disk fill up.
+                Err(error) if is_unreadable(self.folder, &error) => {
+                    tracing::error!(file = %name, why = %error, "a stored file cannot be read");
+                    report.unreadable.push((name, error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// What is wrong with a segment at first sight, and record by record.
-struct Faults {
-    torn: Option<SegmentFault>,
-    records: Option<SegmentFault>,
-}
+    /// `None` when it is gone.
+    fn look(&self, name: WalFileName) -> Result<Option<Found>, StoreError> {
+        let Some(existing) = Existing::open(self.folder, name)? else {
+            return Ok(None);
+        };
+        let expected = self.binding.expected();
+        let mut torn = StoredCheck::new(name, &expected, Verify::Off);
+        let mut records = StoredCheck::new(name, &expected, Verify::Records);
+        let content = existing.read(|bytes| {
+            torn.update(bytes);
+            records.update(bytes);
+        })?;
+        Ok(Some(Found {
+            content,
+            torn: torn.finish(),
+            walked: records.finish_at_end(),
+        }))
+    }
 
-/// `None` when it is gone.
-fn read_segment(
-    folder: &Arc<Folder>,
-    name: WalFileName,
-    binding: &Binding,
-) -> Result<Option<Faults>, StoreError> {
-    let Some(existing) = Existing::open(folder, name)? else {
-        return Ok(None);
-    };
-    let mut torn = StoredCheck::new(name, &binding.expected(), Verify::Off);
-    let mut records = StoredCheck::new(name, &binding.expected(), Verify::Records);
-    existing.read(|bytes| {
-        torn.update(bytes);
-        records.update(bytes);
-    })?;
-    Ok(Some(Faults {
-        torn: torn.finish(),
-        records: records.finish(),
-    }))
+    fn judge(
+        &self,
+        name: WalFileName,
+        found: &Found,
+        report: &mut RecoveryReport,
+    ) -> Result<(), StoreError> {
+        let is_segment = matches!(name, WalFileName::Segment(_));
+        if is_segment {
+            report.segments_checked.push(name);
+        }
+        match &found.torn {
+            Some(fault) if is_segment && is_damage(fault) => {
+                let aside = set_aside(self.folder, name, fault)?;
+                report.set_aside.push((name, aside, fault.to_string()));
+                return Ok(());
+            }
+            Some(fault) if is_segment => {
+                tracing::warn!(file = %name, why = %fault, "a stored WAL file belongs elsewhere");
+                report.foreign.push((name, fault.to_string()));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let content = &found.content;
+        let kept = self.checksums.read(name);
+        let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
+        let fault = match (&found.walked, differs) {
+            (Err(fault), _) => Some((name, fault.to_string())),
+            (Ok(_), Some(why)) => Some((name, why)),
+            (Ok(_), None) => self.unjoined(name, content)?,
+        };
+        // It may have been let in with verify_wal = off, and it was acknowledged: it stays where it is,
+        // and whoever recovers from it looks again.
+        if let Some((damaged, why)) = fault {
+            tracing::error!(file = %damaged, why, "ALARM: a stored file is damaged");
+            report.damaged.push((damaged, why));
+        } else if kept.is_none() {
+            let scanner = found.walked.as_ref().ok().and_then(Option::as_ref);
+            let found = Kept {
+                len: content.len,
+                crc32: content.crc32,
+                end: scanner.map(SegmentEnd::of),
+                is_found: true,
+            };
+            self.checksums.keep(name, &found);
+        }
+        Ok(())
+    }
+
+    /// Which of two segments is damaged that do not go together, if this one and the one before do not.
+    fn unjoined(
+        &self,
+        name: WalFileName,
+        content: &ExistingContent,
+    ) -> Result<Option<(WalFileName, String)>, StoreError> {
+        let WalFileName::Segment(segment) = name else {
+            return Ok(None);
+        };
+        let joints = Joints {
+            completed: self.folder,
+            checksums: self.checksums,
+            binding: *self.binding,
+            verify: Verify::Records,
+        };
+        let verdict = joints.check(segment, None, |each| content.read_pages(each))?;
+        let Verdict::Unjoined(before, why) = verdict else {
+            return Ok(None);
+        };
+        let name_before = WalFileName::Segment(before);
+        Ok(Some(match joints.is_as_kept(before)? {
+            Some(false) => (name_before, "it is not what was acknowledged".to_owned()),
+            Some(true) => (name, why.to_string()),
+            None => (name, format!("{why}; {before} or this one is damaged")),
+        }))
+    }
 }
 
 /// Whether only this file is affected. After a failed sync nothing is known of any.

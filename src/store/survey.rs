@@ -58,12 +58,16 @@ pub fn survey(
     let partial = open(&places.partial_wals)?;
     let files = Files::read(&completed, &partial, &binding)?;
     files.describe(&mut overview, acknowledged)?;
-    let reader = Reader {
-        completed: Arc::clone(&completed),
-        binding,
-    };
+    let reader = Reader::of(Arc::clone(&completed), binding);
     let known = overview.partial_segment.zip(Some(overview.partial_end));
     let way = Way::find(&reader, &files.partials, known)?;
+    // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
+    for timeline in way.lineage.facts().unreadable.keys() {
+        overview.damaged_count += 1;
+        if overview.damaged.is_empty() {
+            overview.damaged = WalFileName::History(*timeline).to_string();
+        }
+    }
     let sets = full_backup.map_or_else(Vec::new, |path| {
         standings(path, &places.completed_wals, disk, &way)
     });

@@ -10,6 +10,7 @@ pub mod commit;
 pub mod fault;
 pub mod fuzzing;
 pub mod history;
+pub mod joint;
 pub mod page;
 pub mod record;
 pub mod scan;

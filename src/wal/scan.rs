@@ -191,6 +191,27 @@ impl Scanner {
         matches!(self.state, State::Tail | State::Header { .. } | State::Body)
     }
 
+    /// The record that has begun and has not ended, if its beginning was seen: where that is, and the
+    /// record before it if that was seen too.
+    pub fn open_record(&self) -> Option<(Lsn, Option<Lsn>)> {
+        let is_open = matches!(self.state, State::Header { .. } | State::Body);
+        is_open.then(|| (self.record_start, self.last_record()))
+    }
+
+    /// Where the last whole record begins.
+    pub fn last_record(&self) -> Option<Lsn> {
+        match self.previous {
+            Previous::Is(lsn) => Some(lsn),
+            Previous::Before(_) => None,
+        }
+    }
+
+    /// Whether it has checked the header of a record that begins at `lsn` or behind it, and is in that
+    /// record.
+    pub fn is_in_body_from(&self, lsn: Lsn) -> bool {
+        matches!(self.state, State::Body) && self.record_start >= lsn
+    }
+
     /// Uses up bytes from the front of `input` until there is something to say.
     ///
     /// After [`Step::EndOfWal`] and [`Step::Invalid`] nothing more is used up and the answer

@@ -217,11 +217,24 @@ impl SegmentCheck {
     /// # Errors
     /// Why the file may not enter the archive.
     pub fn finish(self) -> Result<SegmentSummary, SegmentFault> {
+        self.finish_at_end().map(|(summary, _)| summary)
+    }
+
+    /// The same, with the scanner that walked through a segment to its last byte: it can go on into the
+    /// next. There is none where nothing was walked through.
+    ///
+    /// # Errors
+    /// Why the file may not enter the archive.
+    pub fn finish_at_end(self) -> Result<(SegmentSummary, Option<Scanner>), SegmentFault> {
         if let Some(fault) = self.failed {
             return Err(fault);
         }
+        let mut scanner = None;
         let wal = match self.content {
-            Content::Wal(check) => Some(check.finish(self.bytes)?),
+            Content::Wal(check) => {
+                scanner = (!check.stopped).then(|| check.scanner.clone());
+                Some(check.finish(self.bytes)?)
+            }
             Content::Text {
                 expected,
                 verify,
@@ -233,10 +246,11 @@ impl SegmentCheck {
                 None
             }
         };
-        Ok(SegmentSummary {
+        let summary = SegmentSummary {
             bytes: self.bytes,
             wal,
-        })
+        };
+        Ok((summary, scanner))
     }
 }
 

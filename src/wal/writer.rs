@@ -46,6 +46,13 @@ impl Writer {
         }
     }
 
+    /// Makes the first record follow the one that begins at `previous`, in the segment before.
+    #[must_use]
+    pub fn following(mut self, previous: Lsn) -> Self {
+        self.previous = previous;
+        self
+    }
+
     /// Everything written so far, from the beginning of the first segment.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

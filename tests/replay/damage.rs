@@ -180,6 +180,61 @@ fn fault_73_no_damaged_archive_ever_opens_a_database_with_data_missing() {
     assert_eq!(opened, Some(recovery.content), "mended:\n{log}");
 }
 
+/// Two segments with a record across their boundary, by their place in the list.
+fn crossed_boundary(recovery: &Recovery) -> usize {
+    let crosses = |name: &String| {
+        let second = fs::read(recovery.path(name)).unwrap();
+        // XLP_FIRST_IS_CONTRECORD, and more of it than is flipped.
+        second[2] & 1 == 1 && u32::from_le_bytes(second[16..20].try_into().unwrap()) > 8
+    };
+    let found = recovery.segments.iter().skip(1).position(crosses);
+    found.expect("a record that crosses a boundary")
+}
+
+/// `xrestore`'s exit code for a segment.
+fn restores(recovery: &Recovery, name: &str) -> Option<i32> {
+    let folder = recovery.site.home().join("by-hand");
+    fs::create_dir_all(&folder).unwrap();
+    give_to_server(&folder);
+    let to = folder.join("RECOVERYXLOG");
+    let to = to.to_str().unwrap();
+    recovery.site.standby_command(&["xrestore", name, to]).code
+}
+
+#[test]
+fn fault_100_a_flip_in_a_record_across_a_boundary_never_opens_a_database() {
+    skip_unless!(Cluster::available(15));
+    let recovery = Recovery::prepare();
+    let first = crossed_boundary(&recovery);
+    let pair = [&recovery.segments[first], &recovery.segments[first + 1]];
+    for with_checksums in [true, false] {
+        if !with_checksums {
+            fs::remove_dir_all(recovery.path(".checksums")).unwrap();
+        }
+        for (half, name) in pair.into_iter().enumerate() {
+            let path = recovery.path(name);
+            let good = fs::read(&path).unwrap();
+            let mut flipped = good.clone();
+            let at = if half == 0 { good.len() - 5 } else { 43 };
+            flipped[at] ^= 0x10;
+            fs::write(&path, &flipped).unwrap();
+            let codes = pair.map(|name| restores(&recovery, name));
+            let (opened, log) = recovery.recover();
+            fs::write(&path, good).unwrap();
+            let what = format!("half {half}, checksums {with_checksums}");
+            assert!(codes.contains(&Some(254)), "{what}: {codes:?}");
+            assert!(
+                codes.iter().all(|code| matches!(code, Some(0 | 254))),
+                "{codes:?}"
+            );
+            assert_eq!(opened, None, "{what}:\n{log}");
+            assert!(!log.contains("archive recovery complete"), "{what}:\n{log}");
+        }
+    }
+    let (opened, log) = recovery.recover();
+    assert_eq!(opened, Some(recovery.content), "mended:\n{log}");
+}
+
 #[test]
 fn fault_75_a_kill_at_the_rename_ends_the_recovery_and_the_next_start_goes_on() {
     skip_unless!(Cluster::available(15));

@@ -6,7 +6,7 @@ use std::path::Path;
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
 use walmgr::wal::writer::Writer;
 use walmgr_protocol::message::Cluster as Facts;
-use walmgr_protocol::names::{SegmentName, TimelineId};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use super::place::give_to_server;
 
@@ -40,16 +40,28 @@ fn control_file(major: u8, facts: &Facts, timeline: u32) -> Vec<u8> {
     file
 }
 
-/// A whole segment of valid WAL of such a cluster.
+/// A whole segment of valid WAL of such a cluster. It follows the one before, whatever salt that has: the
+/// last record of each begins at the same place.
 pub fn segment_of(facts: &Facts, timeline: TimelineId, number: u64, salt: &str) -> Vec<u8> {
+    const PAGE: usize = 8192;
+    const HEADER: usize = 24;
     let size = facts.segment_size;
+    let segment_bytes = usize::try_from(size.bytes()).unwrap();
     let name = SegmentName::from_number(timeline, number, size);
     let major = u8::try_from(facts.postgres_major).unwrap();
-    let mut writer = Writer::new(name, size, facts.system_id, major);
+    let last_begins = segment_bytes - 2 * PAGE;
+    let start = name.start(size).unwrap();
+    let previous = Lsn((start.0 + HEADER as u64).saturating_sub(2 * PAGE as u64));
+    let mut writer = Writer::new(name, size, facts.system_id, major).following(previous);
     let words = format!("{salt} {number} ").repeat(40);
-    while writer.bytes().len() + 32_768 < usize::try_from(size.bytes()).unwrap() {
+    while writer.bytes().len() + 4 * PAGE < segment_bytes {
         writer.record(RM_XLOG, XLOG_NOOP, words.as_bytes());
     }
+    let begins = writer.bytes().len();
+    let headers = last_begins / PAGE - begins.div_ceil(PAGE);
+    let body = last_begins - begins - HEADER * (headers + 1);
+    writer.record(RM_XLOG, XLOG_NOOP, &vec![0x5A; body]);
+    assert_eq!(writer.bytes().len(), last_begins);
     writer.fill_segment();
     writer.bytes().to_vec()
 }

@@ -125,9 +125,15 @@ impl Oracle {
     }
 }
 
-/// Marker, lock and temporaries; a temporary is no final name.
+/// Marker, lock, checksums and temporaries; a temporary is no final name.
 fn is_own(name: &str) -> bool {
-    matches!(name, ".walmgr-archive" | ".walmgr-lock" | "BACKUPLOCK") || name.starts_with(".in.")
+    let own = [
+        ".walmgr-archive",
+        ".walmgr-lock",
+        ".checksums",
+        "BACKUPLOCK",
+    ];
+    own.contains(&name) || name.starts_with(".in.")
 }
 
 /// The SHA-256 of this content in hexadecimal.

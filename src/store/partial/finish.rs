@@ -26,6 +26,8 @@ use crate::store::durable::{Durable, Existing, Linked, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::incoming::{Incoming, Sealed};
+use crate::store::joined::Joined;
+use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// How often the final name may turn out taken by a file that is then set aside or vanishes.
@@ -221,16 +223,19 @@ impl Finishing {
 
     fn try_seal(self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
         let (shared, name) = (&self.shared, WalFileName::Segment(self.segment));
-        let guard = shared.names.lock(name);
+        let (guard, _next) = shared.lock_with_next(name);
         let _partial = shared.names.lock(WalFileName::Partial(self.segment));
         shared.monitor.check()?;
         let shipped = self.is_shipped(len, crc32)?;
+        let mut joined = Joined::default();
         if self.file.is_in_place()? {
-            self.check(len, crc32, shipped)?;
+            let scanner = self.check(len, crc32, shipped)?;
+            let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
+            joined = shared.join(name, self.verify, scanner, read)?;
         }
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
-            if self.file.is_in_place()? {
+            if self.file.is_in_place()? && shared.make_way(name)? {
                 let (handle, digest) = (self.file.handle(), (len, crc32));
                 if !shipped {
                     (shared.partial).sync_content(handle, &self.segment.to_string())?;
@@ -239,12 +244,14 @@ impl Finishing {
                 let linked = from.finish_into(to, self.segment, digest)?;
                 match linked {
                     Linked::Durable(durable) => {
+                        shared.keep(&durable, joined);
                         shared.partials.forget(self.segment);
                         acknowledged::remove(&shared.partial, self.segment)?;
                         return Ok(Sealed::Stored(durable));
                     }
                     Linked::Impossible => {
                         if let Some(durable) = self.copy()? {
+                            shared.keep(&durable, joined);
                             return Ok(Sealed::Stored(durable));
                         }
                     }
@@ -274,11 +281,13 @@ impl Finishing {
     /// The whole file, from its first byte. If all of it was
     /// shipped, the CRC-32 of what is on the disk being that of what was shipped says that it is
     /// the records that were checked then; it may have been read for that before (see `read_back`).
-    fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<(), StoreError> {
+    ///
+    /// Returns the scanner that walked to its end, if one did.
+    fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<Option<Scanner>, StoreError> {
         let name = WalFileName::Segment(self.segment);
         let size = self.shared.binding()?.segment_size.bytes();
-        let (found, fault) = match shipped {
-            true => (self.shipped_crc32(size)?, None),
+        let (found, walked) = match shipped {
+            true => (self.shipped_crc32(size)?, Ok(None)),
             false => self.read_records(size)?,
         };
         let mismatch = |what, expected, found| StoreError::Mismatch {
@@ -298,10 +307,7 @@ impl Finishing {
         if found != crc32 {
             return Err(mismatch("CRC-32", crc32.into(), found.into()));
         }
-        match fault {
-            None => Ok(()),
-            Some(fault) => Err(StoreError::of_fault(name, &fault)),
-        }
+        walked.map_err(|fault| StoreError::of_fault(name, &fault))
     }
 
     /// The CRC-32 of the file, which may have been read already.
@@ -314,8 +320,11 @@ impl Finishing {
         self.file.crc32(size)
     }
 
-    /// The CRC-32 of the file, and what is wrong with its records.
-    fn read_records(&self, size: u64) -> Result<(u32, Option<SegmentFault>), StoreError> {
+    /// The CRC-32 of the file, and what is wrong with its records or where they led.
+    fn read_records(
+        &self,
+        size: u64,
+    ) -> Result<(u32, Result<Option<Scanner>, SegmentFault>), StoreError> {
         let name = WalFileName::Segment(self.segment);
         let expected = self.shared.binding()?.expected();
         let mut check = StoredCheck::new(name, &expected, self.verify);
@@ -325,7 +334,7 @@ impl Finishing {
             check.update(piece);
             true
         })?;
-        Ok((crc.finalize(), check.finish()))
+        Ok((crc.finalize(), check.finish_at_end()))
     }
 
     /// For two file systems: the bytes go over on this host at least.

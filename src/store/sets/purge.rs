@@ -18,6 +18,7 @@ use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
 use crate::store::archive::finished_names;
 use crate::store::binding::{Marker, Role};
+use crate::store::checksums::remove_finished;
 
 /// What a purge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,18 +87,15 @@ impl BackupSets {
                 found.insert((position(segment), name), text);
             }
         }
-        let mut files = 0;
-        for ((at, _), text) in &found {
-            if at >= oldest || !self.is_older_than(text, minimum_age)? {
+        let mut names = Vec::new();
+        for ((at, _), text) in found {
+            if at >= *oldest || !self.is_older_than(&text, minimum_age)? {
                 break;
             }
-            completed.remove(text)?;
-            files += 1;
+            names.push(text);
         }
-        if files > 0 {
-            completed.sync()?;
-        }
-        Ok(files)
+        remove_finished(completed, &names)?;
+        Ok(names.len())
     }
 
     /// Whether a file has lain here that long, by this host's own record.

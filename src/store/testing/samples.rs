@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use walmgr_protocol::names::{SystemId, WalFileName, WalSegmentSize};
 
+use crate::store::checksums::CHECKSUMS_NAME;
 use crate::store::{Archive, Binding, Disk, Places, RealDisk, Sealed, StoreError};
 use crate::wal::segment::Verify;
 
@@ -59,7 +60,9 @@ pub(crate) fn segment(number: u64, filler: u8) -> Sample {
     // XLogRecord, src/include/access/xlogrecord.h: an XLOG_SWITCH without data.
     let record = &mut bytes[LONG_HEADER_BYTES..LONG_HEADER_BYTES + RECORD_HEADER_BYTES];
     record[0..4].copy_from_slice(&24_u32.to_le_bytes());
-    record[8..16].copy_from_slice(&(start - 64).to_le_bytes());
+    // The switch of the segment before.
+    let previous = start - (1 << 20) + LONG_HEADER_BYTES as u64;
+    record[8..16].copy_from_slice(&previous.to_le_bytes());
     record[16] = 0x40;
     let crc = crc32c::crc32c(&record[..20]);
     record[20..24].copy_from_slice(&crc.to_le_bytes());
@@ -137,12 +140,12 @@ pub(crate) fn stored_bytes(places: &Places, sample: &Sample) -> Vec<u8> {
     std::fs::read(places.completed_wals.join(sample.name.to_string())).unwrap()
 }
 
-/// The names that are neither the marker nor the lock.
+/// The names that are neither the marker nor the lock nor the checksums.
 pub(crate) fn names(places: &Places) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !name.starts_with(".walmgr"))
+        .filter(|name| !name.starts_with(".walmgr") && name != CHECKSUMS_NAME)
         .collect();
     names.sort();
     names

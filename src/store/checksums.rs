@@ -1,0 +1,334 @@
+//! What each finished file was when it was acknowledged: `completed_wals/.checksums/NAME`.
+//! Never needed to serve a file, and never synced on the way of an acknowledgement. Invariant: a sound
+//! one is of the file that has its name, or of one that is gone.
+//!
+//! # Format
+//!
+//! Lines of text, the last of them over the ones before:
+//!
+//! ```text
+//! name 000000010000000000000002
+//! length 16777216
+//! crc32 89ABCDEF                      CRC-32 (zlib) of the whole file
+//! end open 0/2FFFFA8 after 0/2FFFF38  how a segment ends (`SegmentEnd`): here a record that begins at
+//!                                     0/2FFFFA8, behind the one at 0/2FFFF38, runs on into the next.
+//!                                     `end open LSN`, `end closed LSN`, `end inside`; no line if unknown
+//! found                               only if a start of the receiver found the file without a checksum
+//! check 01234567                      CRC-32 of the lines above
+//! ```
+//!
+//! One that is absent, torn, unreadable or of another name says nothing: the file is then judged by what
+//! it holds, as if there were no checksums.
+//!
+//! # What a crash leaves
+//!
+//! A checksum is written once, when its file's content and name have been synced, and before the file is
+//! acknowledged. It is not synced: after a power cut it is whole, torn or absent, and the last two say
+//! nothing. It is there only if its file is, because the file was durable before.
+//!
+//! What would be wrong is an older checksum beside a newer file. A name gets a newer file only when the
+//! older one is gone: set aside as damaged, taken away by hand, or lost with its disk. Its checksum is left
+//! behind then. [`Checksums::clear`] removes that and syncs the removal before the name is given away again, so
+//! no power cut brings it back. A file that is set aside keeps its checksum until then, because a crash
+//! before the rename would leave the damaged file without the only thing that tells it from an honest one.
+//!
+//! A purge removes the checksums first and syncs that: a crash leaves files without checksums, and the
+//! next purge takes them.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use walmgr_protocol::names::{Lsn, WalFileName};
+
+use super::error::StoreError;
+use super::folder::Folder;
+use crate::wal::joint::SegmentEnd;
+
+/// The folder in `completed_wals`.
+pub const CHECKSUMS_NAME: &str = ".checksums";
+
+/// More than any of them has.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// A finished file as it was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its length in bytes.
+    pub len: u64,
+    /// The CRC-32 of its content.
+    pub crc32: u32,
+    /// How it ends, if it is a segment whose records were looked at.
+    pub end: Option<SegmentEnd>,
+    /// Whether this is how a start found it, without a checksum. Then it says that the file has not changed
+    /// since, and not that it is what was acknowledged.
+    pub is_found: bool,
+}
+
+impl Kept {
+    /// What is wrong with a file of this length and CRC-32, as a sentence; `None` if it is the one.
+    pub(super) fn contradicts(&self, len: u64, crc32: u32) -> Option<String> {
+        if self.len != len {
+            let expected = self.len;
+            return Some(format!(
+                "it has {len} bytes, but had {expected} when it was acknowledged"
+            ));
+        }
+        let expected = self.crc32;
+        (expected != crc32).then(|| {
+            format!(
+                "its CRC-32 is {crc32:08X}, but was {expected:08X} when it was acknowledged \
+                 (kept in {CHECKSUMS_NAME})"
+            )
+        })
+    }
+
+    fn text(&self, name: WalFileName) -> String {
+        let (len, crc32) = (self.len, self.crc32);
+        let mut text = format!("name {name}\nlength {len}\ncrc32 {crc32:08X}\n");
+        match self.end {
+            None => {}
+            Some(SegmentEnd::Closed { last }) => text += &format!("end closed {last}\n"),
+            Some(SegmentEnd::Open { begins, previous }) => {
+                text += &format!("end open {begins}");
+                if let Some(previous) = previous {
+                    text += &format!(" after {previous}");
+                }
+                text += "\n";
+            }
+            Some(SegmentEnd::Inside) => text += "end inside\n",
+        }
+        if self.is_found {
+            text += "found\n";
+        }
+        let check = crc32fast::hash(text.as_bytes());
+        text + &format!("check {check:08X}\n")
+    }
+
+    fn parse(name: WalFileName, text: &[u8]) -> Option<Kept> {
+        let text = std::str::from_utf8(text).ok()?;
+        let at = text.find("check ")?;
+        let (above, check) = text.split_at(at);
+        let check = hexadecimal(check.strip_prefix("check ")?.strip_suffix('\n')?)?;
+        if crc32fast::hash(above.as_bytes()) != check {
+            return None;
+        }
+        let mut lines = above.lines();
+        if lines.next()?.strip_prefix("name ")? != name.to_string() {
+            return None;
+        }
+        let len = lines.next()?.strip_prefix("length ")?.parse().ok()?;
+        let crc32 = hexadecimal(lines.next()?.strip_prefix("crc32 ")?)?;
+        let mut rest = lines.peekable();
+        let end = match rest.next_if(|line| line.starts_with("end ")) {
+            Some(line) => Some(parse_end(line.strip_prefix("end ")?)?),
+            None => None,
+        };
+        let is_found = rest.next_if_eq(&"found").is_some();
+        rest.next().is_none().then_some(Kept {
+            len,
+            crc32,
+            end,
+            is_found,
+        })
+    }
+}
+
+fn parse_end(text: &str) -> Option<SegmentEnd> {
+    let lsn = |text: &str| text.parse::<Lsn>().ok();
+    let words: Vec<&str> = text.split(' ').collect();
+    Some(match words[..] {
+        ["closed", last] => SegmentEnd::Closed { last: lsn(last)? },
+        ["open", begins] => SegmentEnd::Open {
+            begins: lsn(begins)?,
+            previous: None,
+        },
+        ["open", begins, "after", previous] => SegmentEnd::Open {
+            begins: lsn(begins)?,
+            previous: Some(lsn(previous)?),
+        },
+        ["inside"] => SegmentEnd::Inside,
+        _ => return None,
+    })
+}
+
+fn hexadecimal(text: &str) -> Option<u32> {
+    let is_plain = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_plain
+        .then(|| u32::from_str_radix(text, 16).ok())
+        .flatten()
+}
+
+/// The checksums of an archive; without their folder nothing is known of any file.
+pub(super) struct Checksums {
+    folder: Option<Arc<Folder>>,
+}
+
+impl Checksums {
+    /// Those of a folder of finished files, to read them.
+    pub(super) fn open(completed: &Folder) -> Checksums {
+        let path = completed.path().join(CHECKSUMS_NAME);
+        let (disk, monitor) = (Arc::clone(&completed.disk), Arc::clone(&completed.monitor));
+        let folder = Folder::open(&path, disk, monitor);
+        Checksums {
+            folder: folder.ok().map(Arc::new),
+        }
+    }
+
+    /// The same, to write them. An archive without them is served too: a full disk is no reason to refuse
+    /// what is stored.
+    pub(super) fn open_or_create(completed: &Folder) -> Checksums {
+        let path = completed.path().join(CHECKSUMS_NAME);
+        let created = match completed.stat_at(CHECKSUMS_NAME) {
+            Ok(None) => completed.disk.create_directory(&path),
+            _ => Ok(()),
+        };
+        let checksums = Checksums::open(completed);
+        if checksums.folder.is_none() {
+            let why = created
+                .err()
+                .map_or_else(String::new, |why| format!(": {why}"));
+            tracing::warn!(
+                "{} cannot be used, so no checksums are kept{why}",
+                path.display()
+            );
+        }
+        checksums
+    }
+
+    /// What is kept of a file; `None` when that is unknown, for whatever reason.
+    pub(super) fn read(&self, name: WalFileName) -> Option<Kept> {
+        let folder = self.folder.as_ref()?;
+        let text_name = name.to_string();
+        let file = folder.open_file(&text_name).ok()??;
+        let mut text = Vec::new();
+        let read = folder.read_pages(file.as_fd(), &text_name, 0, |piece| {
+            text.extend_from_slice(piece);
+            text.len() <= TEXT_BYTES_MAX
+        });
+        read.ok().and_then(|()| Kept::parse(name, &text))
+    }
+
+    /// Keeps what a file is whose content and name are durable. A failure costs nothing but the checksum.
+    pub(super) fn keep(&self, name: WalFileName, kept: &Kept) {
+        let Some(folder) = &self.folder else { return };
+        let text = kept.text(name);
+        let (disk, text_name) = (&folder.disk, name.to_string());
+        let create = || disk.create(folder.handle(), &text_name);
+        let created = match create() {
+            // One that says nothing; a sound one is not written again.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => disk
+                .remove(folder.handle(), &text_name)
+                .and_then(|()| create()),
+            other => other,
+        };
+        let written = created.and_then(|file| disk.write_all(file.as_fd(), text.as_bytes(), 0));
+        if let Err(error) = written {
+            tracing::warn!("the checksum of {name} is not kept: {error}");
+        }
+    }
+
+    /// Removes a checksum that was left behind, before its name is given to a file. Nothing is left
+    /// behind in the ordinary way, so the sync is rare.
+    pub(super) fn clear(&self, name: WalFileName) -> Result<(), StoreError> {
+        self.remove(&[name.to_string()])
+    }
+
+    /// Removes the checksums of files that are about to lose their names, for good.
+    pub(super) fn remove(&self, names: &[String]) -> Result<(), StoreError> {
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
+        let mut removed = false;
+        for name in names {
+            if folder.stat_at(name)?.is_some() {
+                folder.remove(name)?;
+                removed = true;
+            }
+        }
+        match removed {
+            true => folder.sync(),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Removes finished files with what is kept of them, in this order and for good.
+pub(super) fn remove_finished(completed: &Folder, names: &[String]) -> Result<(), StoreError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    Checksums::open(completed).remove(names)?;
+    for name in names {
+        completed.remove(name)?;
+    }
+    completed.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name() -> WalFileName {
+        "000000010000000000000002".parse().unwrap()
+    }
+
+    fn ends() -> Vec<Option<SegmentEnd>> {
+        let (begins, previous) = (Lsn(0x2F_FFA8), Some(Lsn(0x2F_FF38)));
+        let open = |previous| Some(SegmentEnd::Open { begins, previous });
+        let closed = Some(SegmentEnd::Closed { last: begins });
+        let inside = Some(SegmentEnd::Inside);
+        vec![None, closed, open(None), open(previous), inside]
+    }
+
+    fn kept(end: Option<SegmentEnd>) -> Kept {
+        Kept {
+            len: 1 << 20,
+            crc32: 0x89AB_CDEF,
+            end,
+            is_found: end == Some(SegmentEnd::Inside),
+        }
+    }
+
+    #[test]
+    fn a_checksum_reads_as_it_was_written() {
+        for end in ends() {
+            let text = kept(end).text(name());
+            assert!(text.len() < TEXT_BYTES_MAX, "{text}");
+            assert_eq!(
+                Kept::parse(name(), text.as_bytes()),
+                Some(kept(end)),
+                "{text}"
+            );
+            let other = "000000010000000000000003".parse().unwrap();
+            assert_eq!(Kept::parse(other, text.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn fault_107_a_torn_or_flipped_checksum_says_nothing() {
+        for end in ends() {
+            let text = kept(end).text(name()).into_bytes();
+            for len in 0..text.len() {
+                assert_eq!(Kept::parse(name(), &text[..len]), None);
+                let mut zeroed = text.clone();
+                zeroed[len..].fill(0);
+                assert_eq!(Kept::parse(name(), &zeroed), None);
+            }
+            for bit in 0..text.len() * 8 {
+                let mut flipped = text.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                // The case of a hexadecimal digit in the last line changes nothing.
+                let read = Kept::parse(name(), &flipped);
+                assert!(read.is_none_or(|read| read == kept(end)), "bit {bit}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Kept::parse(name(), &text);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What a finished file goes through right before it is acknowledged, whichever way it came: the check
+//! against its neighbours, and its checksum. Never syncs on that way. Invariant: both happen while
+//! the names of the file and of the one behind it are locked, so two neighbours that arrive at once see
+//! each other.
+
+use walmgr_protocol::names::WalFileName;
+
+use super::archive::Shared;
+use super::checksums::Kept;
+use super::durable::Durable;
+use super::error::StoreError;
+use super::joints::{Joints, Verdict};
+use super::name_lock::NameGuard;
+use crate::wal::joint::SegmentEnd;
+use crate::wal::scan::Scanner;
+use crate::wal::segment::Verify;
+
+/// A file that may be acknowledged as far as its neighbours go.
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    end: Option<SegmentEnd>,
+    /// Stands at the segment's end and can go on.
+    scanner: Option<Scanner>,
+    verify: Verify,
+}
+
+impl Shared {
+    /// Takes the names of a file and of the segment behind it, in this order.
+    pub(super) fn lock_with_next(
+        &self,
+        name: WalFileName,
+    ) -> (NameGuard<'_>, Option<NameGuard<'_>>) {
+        let guard = self.names.lock(name);
+        let next = match (name, self.binding()) {
+            (WalFileName::Segment(segment), Ok(binding)) => segment.next(binding.segment_size),
+            _ => None,
+        };
+        (
+            guard,
+            next.map(|next| self.names.lock(WalFileName::Segment(next))),
+        )
+    }
+
+    /// Checks a file against its neighbours. `scanner` walked to its end; `None` if nobody walked through
+    /// it now, and then what the stream of records left counts. `read` hands out the file's bytes
+    /// until they are wanted no longer.
+    ///
+    /// # Errors
+    /// `Damaged` if the segment before is what was acknowledged and this one does not go on with it. If the
+    /// segment before is not, or nobody knows, there is an alarm: what the master has is all there is. So it
+    /// is with the segment behind: it came first, and whoever sent it may not be who sends this one. A
+    /// reader is given neither of two that do not go together.
+    pub(super) fn join(
+        &self,
+        name: WalFileName,
+        verify: Verify,
+        scanner: Option<Scanner>,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
+    ) -> Result<Joined, StoreError> {
+        let WalFileName::Segment(segment) = name else {
+            return Ok(Joined::default());
+        };
+        let binding = self.binding()?;
+        let start = segment.start(binding.segment_size).unwrap_or_default();
+        let scanner = scanner.or_else(|| self.carried.of(segment, verify));
+        let end = scanner
+            .as_ref()
+            .map(|scanner| match SegmentEnd::of(scanner) {
+                SegmentEnd::Open { begins, .. } if begins < start => SegmentEnd::Inside,
+                end => end,
+            });
+        let joints = Joints {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding,
+            verify,
+        };
+        let scanner = match joints.check(segment, Some(&self.carried), read)? {
+            Verdict::Inside(scanner) => Some(*scanner),
+            Verdict::Joined => scanner,
+            Verdict::Unjoined(before, why) => {
+                match joints.is_as_kept(before)? {
+                    Some(true) => {
+                        let why = format!("{why}, and {before} is what was acknowledged");
+                        return Err(StoreError::Damaged { name, why });
+                    }
+                    Some(false) => tracing::error!(
+                        "ALARM: {before} is damaged, it is not what was acknowledged: {segment} is stored \
+                         although {why}"
+                    ),
+                    None => tracing::error!(
+                        "ALARM: {before} or {segment} is damaged; both are stored although {why}"
+                    ),
+                }
+                scanner
+            }
+        };
+        if let Some(scanner) = &scanner
+            && SegmentEnd::of(scanner) != SegmentEnd::Inside
+            && let Some((next, why)) = joints.check_next(segment, scanner)?
+        {
+            tracing::error!(
+                "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of the \
+                 two is damaged or not of this cluster, both are stored"
+            );
+        }
+        Ok(Joined {
+            end,
+            scanner,
+            verify,
+        })
+    }
+
+    /// Whether the locked name can be given to a file: then nothing is left of an earlier one that had it.
+    pub(super) fn make_way(&self, name: WalFileName) -> Result<bool, StoreError> {
+        let is_free = self.completed.stat_at(&name.to_string())?.is_none();
+        if is_free {
+            self.checksums.clear(name)?;
+        }
+        Ok(is_free)
+    }
+
+    /// Keeps what a durable file is, before it is acknowledged. Its name must be locked, and have been
+    /// given after [`Shared::make_way`].
+    pub(super) fn keep(&self, durable: &Durable, joined: Joined) {
+        let kept = Kept {
+            len: durable.len(),
+            crc32: durable.crc32(),
+            end: joined.end,
+            is_found: false,
+        };
+        self.checksums.keep(durable.name(), &kept);
+        if let WalFileName::Segment(segment) = durable.name() {
+            self.carried.put(segment, joined.verify, joined.scanner);
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Checks what joins a finished segment to its neighbours in the archive.
+//! Never changes anything. Invariant: it reads no more of a neighbour than the record that crosses the
+//! boundary, unless nothing is kept of it.
+//!
+//! The segment before is the one that replay comes from: of the same timeline, or of the one that this
+//! timeline left, where it begins. Its checksum says where its last record begins; a scanner goes from there
+//! over the boundary. A receiver that stored it a moment ago still has that scanner.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use super::binding::Binding;
+use super::checksums::Checksums;
+use super::error::StoreError;
+use super::folder::Folder;
+use crate::wal::history::History;
+use crate::wal::joint::{Joint, SegmentEnd, Unjoined};
+use crate::wal::record::record_bytes_max;
+use crate::wal::scan::{Scanner, Step};
+use crate::wal::segment::Verify;
+
+/// How many scanners are remembered: as many as a stream of records may be ahead of the archiver without
+/// a segment having to be walked through again.
+const CARRIED_MAX: usize = 32;
+
+/// The archive around a segment.
+#[derive(Clone, Copy)]
+pub(super) struct Joints<'a> {
+    pub(super) completed: &'a Folder,
+    pub(super) checksums: &'a Checksums,
+    pub(super) binding: Binding,
+    /// How closely: as `verify_wal` says, `off` checks nothing.
+    pub(super) verify: Verify,
+}
+
+/// What was found before a segment.
+pub(super) enum Before {
+    /// Nothing that it could be checked against.
+    Nothing,
+    /// A segment with a scanner that walked to its end.
+    Walked(SegmentName, Box<Scanner>),
+    /// A segment whose own records do not hold, which says nothing about the next.
+    Broken(SegmentName),
+}
+
+/// How a segment and the one before it go together.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// They do, or there is nothing to compare.
+    Joined,
+    /// One record fills the segment; the scanner goes on into the next.
+    Inside(Box<Scanner>),
+    /// They do not, and this is the segment before.
+    Unjoined(SegmentName, Unjoined),
+}
+
+impl Joints<'_> {
+    /// Whether a segment goes on where the one before it ends. `read` hands out the segment's bytes
+    /// until they are wanted no longer.
+    pub(super) fn check(
+        &self,
+        segment: SegmentName,
+        carried: Option<&Carried>,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
+    ) -> Result<Verdict, StoreError> {
+        if self.verify == Verify::Off {
+            return Ok(Verdict::Joined);
+        }
+        let before = match self.before(segment, carried) {
+            // One bad sector is no reason to refuse what comes behind it.
+            Err(error @ StoreError::Disk { .. }) => {
+                tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
+                return Ok(Verdict::Joined);
+            }
+            other => other?,
+        };
+        let (before, scanner) = match before {
+            Before::Walked(before, scanner) => (before, scanner),
+            Before::Broken(before) => {
+                tracing::error!(
+                    "ALARM: {before} is damaged, so that nobody can tell whether {segment} goes on with it"
+                );
+                return Ok(Verdict::Joined);
+            }
+            Before::Nothing => return Ok(Verdict::Joined),
+        };
+        self.walk(*scanner, segment, before, read)
+    }
+
+    /// Whether the segment behind goes on where `scanner` has come to, if it is there.
+    pub(super) fn check_next(
+        &self,
+        segment: SegmentName,
+        scanner: &Scanner,
+    ) -> Result<Option<(SegmentName, Unjoined)>, StoreError> {
+        let Some(next) = segment.next(self.binding.segment_size) else {
+            return Ok(None);
+        };
+        let text = next.to_string();
+        let walked = self.completed.open_file(&text).and_then(|file| {
+            let Some(file) = file else {
+                return Ok(Verdict::Joined);
+            };
+            self.walk(scanner.clone(), next, segment, |each| {
+                self.completed.read_pages(file.as_fd(), &text, 0, each)
+            })
+        });
+        match walked {
+            Ok(Verdict::Joined | Verdict::Inside(_)) => Ok(None),
+            Ok(Verdict::Unjoined(_, why)) => Ok(Some((next, why))),
+            Err(error @ StoreError::Disk { .. }) => {
+                tracing::error!("ALARM: {segment} is not checked against the one behind: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn walk(
+        &self,
+        scanner: Scanner,
+        segment: SegmentName,
+        before: SegmentName,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
+    ) -> Result<Verdict, StoreError> {
+        let mut joint = Joint::new(scanner, segment);
+        read(&mut |bytes| joint.update(bytes))?;
+        Ok(match joint.finish(self.binding.segment_size) {
+            Ok(None) => Verdict::Joined,
+            Ok(Some(scanner)) => Verdict::Inside(Box::new(scanner)),
+            Err(why) => Verdict::Unjoined(before, why),
+        })
+    }
+
+    /// Whether a stored segment is what was acknowledged, read to its end; `None` if nobody knows, as where
+    /// a start found it without a checksum.
+    pub(super) fn is_as_kept(&self, segment: SegmentName) -> Result<Option<bool>, StoreError> {
+        let Some(kept) = self.checksums.read(WalFileName::Segment(segment)) else {
+            return Ok(None);
+        };
+        let text = segment.to_string();
+        let file = match self.completed.open_file(&text) {
+            Ok(Some(file)) => file,
+            Ok(None) | Err(StoreError::Disk { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
+        self.completed.read_through(file.as_fd(), &text, |piece| {
+            crc.update(piece);
+            len += piece.len() as u64;
+            true
+        })?;
+        Ok(match kept.contradicts(len, crc.finalize()) {
+            Some(_) => Some(false),
+            None => (!kept.is_found).then_some(true),
+        })
+    }
+
+    /// A scanner that stands at the beginning of a segment and comes from what is before it.
+    fn before(
+        &self,
+        segment: SegmentName,
+        carried: Option<&Carried>,
+    ) -> Result<Before, StoreError> {
+        let size = self.binding.segment_size;
+        let Some(last) = self.name_before(segment)? else {
+            return Ok(Before::Nothing);
+        };
+        // Segments that one record fills, the last first.
+        let mut filled: Vec<SegmentName> = Vec::new();
+        let record_bytes = u64::from(record_bytes_max(Some(self.binding.postgres_major)));
+        let mut before = last;
+        let mut scanner = loop {
+            if let Some(scanner) = carried.and_then(|carried| carried.of(before, self.verify)) {
+                break scanner;
+            }
+            match self.walk_out_of(before)? {
+                Ended::Walked(scanner) => break *scanner,
+                Ended::Broken => return Ok(Before::Broken(before)),
+                Ended::Inside if filled.len() as u64 * size.bytes() > record_bytes => {
+                    return Ok(Before::Broken(before));
+                }
+                Ended::Inside => {
+                    filled.push(before);
+                    match self.name_before(before)? {
+                        Some(earlier) => before = earlier,
+                        None => return Ok(Before::Nothing),
+                    }
+                }
+            }
+        };
+        while let Some(next) = filled.pop() {
+            scanner = scanner.up_to_timeline(next.timeline());
+            if !self.walk_to_end(&mut scanner, next, Lsn(0))? {
+                return Ok(Before::Broken(next));
+            }
+        }
+        Ok(Before::Walked(last, Box::new(scanner)))
+    }
+
+    /// The segment that replay reads before this one, if it is there.
+    fn name_before(&self, segment: SegmentName) -> Result<Option<SegmentName>, StoreError> {
+        let size = self.binding.segment_size;
+        let number = segment.number(size);
+        let Some(number) = number.and_then(|number| number.checked_sub(1)) else {
+            return Ok(None);
+        };
+        let last_byte = Lsn((number + 1) * size.bytes() - 1);
+        let timeline = self.timeline_at(segment.timeline(), last_byte)?;
+        let name = SegmentName::from_number(timeline, number, size);
+        Ok((self.completed.stat_at(&name.to_string())?)
+            .filter(|stat| stat.is_file)
+            .map(|_| name))
+    }
+
+    /// Whose segment replay reads for a byte on its way to a timeline. Where a timeline begins within a
+    /// segment, its own file has the beginning too. A history that is absent or damaged leads nowhere;
+    /// whoever asks for it is told.
+    fn timeline_at(&self, timeline: TimelineId, lsn: Lsn) -> Result<TimelineId, StoreError> {
+        if timeline == TimelineId::FIRST {
+            return Ok(timeline);
+        }
+        let name = WalFileName::History(timeline);
+        let Some(file) = self.completed.open_file(&name.to_string())? else {
+            return Ok(timeline);
+        };
+        let mut text = Vec::new();
+        (self.completed).read_pages(file.as_fd(), &name.to_string(), 0, |piece| {
+            text.extend_from_slice(piece);
+            text.len() as u64 <= SMALL_FILE_BYTES_MAX
+        })?;
+        let kept = self.checksums.read(name);
+        let differs =
+            kept.and_then(|kept| kept.contradicts(text.len() as u64, crc32fast::hash(&text)));
+        let history = History::parse(timeline, &text)
+            .ok()
+            .filter(|_| differs.is_none());
+        let size = self.binding.segment_size.bytes();
+        let begins = history.as_ref().map(History::timelines).unwrap_or_default();
+        let newest = (begins.into_iter()).find(|(_, begin)| begin.0 / size <= lsn.0 / size);
+        Ok(newest.map_or(timeline, |(timeline, _)| timeline))
+    }
+
+    /// Where a scanner stands that walked to the end of a segment.
+    fn walk_out_of(&self, segment: SegmentName) -> Result<Ended, StoreError> {
+        let size = self.binding.segment_size;
+        let start = segment.start(size).unwrap_or_default();
+        let inside = |lsn: Lsn| lsn >= start && lsn.0 - start.0 < size.bytes();
+        let kept = self.checksums.read(WalFileName::Segment(segment));
+        let (mut scanner, from) = match kept.and_then(|kept| kept.end) {
+            Some(SegmentEnd::Inside) => return Ok(Ended::Inside),
+            Some(SegmentEnd::Closed { last }) => {
+                let end = Lsn(start.0.wrapping_add(size.bytes()));
+                let scanner = self.scanner(end, segment).following(last);
+                return Ok(Ended::Walked(Box::new(scanner)));
+            }
+            Some(SegmentEnd::Open { begins, previous }) if inside(begins) => {
+                let scanner = self.scanner(begins, segment);
+                let scanner = match previous {
+                    Some(previous) => scanner.following(previous),
+                    None => scanner,
+                };
+                (scanner, begins)
+            }
+            Some(SegmentEnd::Open { .. }) | None => (self.scanner(start, segment), start),
+        };
+        if !self.walk_to_end(&mut scanner, segment, from)? {
+            return Ok(Ended::Broken);
+        }
+        Ok(match SegmentEnd::of(&scanner) {
+            SegmentEnd::Inside => Ended::Inside,
+            _ => Ended::Walked(Box::new(scanner)),
+        })
+    }
+
+    /// Feeds a segment from `from` on to its end; whether that went well.
+    fn walk_to_end(
+        &self,
+        scanner: &mut Scanner,
+        segment: SegmentName,
+        from: Lsn,
+    ) -> Result<bool, StoreError> {
+        let size = self.binding.segment_size;
+        let start = segment.start(size).unwrap_or_default();
+        let text = segment.to_string();
+        let Some(file) = self.completed.open_file(&text)? else {
+            return Ok(false);
+        };
+        let mut is_valid = true;
+        let from_bytes = from.0.saturating_sub(start.0);
+        (self.completed).read_pages(file.as_fd(), &text, from_bytes, |piece| {
+            let mut rest = piece;
+            is_valid = loop {
+                match scanner.advance(&mut rest) {
+                    Step::NeedMore => break true,
+                    Step::Record(_) => {}
+                    Step::EndOfWal(_) | Step::Invalid { .. } => break false,
+                }
+            };
+            is_valid
+        })?;
+        Ok(is_valid && scanner.position().0 == start.0.wrapping_add(size.bytes()))
+    }
+
+    fn scanner(&self, lsn: Lsn, segment: SegmentName) -> Scanner {
+        let scanner = Scanner::new(lsn, self.binding.segment_size)
+            .of_cluster(self.binding.system_id)
+            .of_major(self.binding.postgres_major)
+            .up_to_timeline(segment.timeline());
+        match self.verify {
+            Verify::Headers => scanner.without_checksums(),
+            Verify::Records | Verify::Off => scanner,
+        }
+    }
+}
+
+/// How a walk to a segment's end went.
+enum Ended {
+    Walked(Box<Scanner>),
+    Inside,
+    Broken,
+}
+
+/// The scanners that walked to the ends of the last segments that were stored.
+#[derive(Debug, Default)]
+pub(super) struct Carried(Mutex<VecDeque<(SegmentName, Verify, Scanner)>>);
+
+impl Carried {
+    /// Remembers the scanner at a segment's end, or that there is none. One that has seen no record begin
+    /// cannot check what it is in.
+    pub(super) fn put(&self, segment: SegmentName, verify: Verify, scanner: Option<Scanner>) {
+        let mut carried = self.entries();
+        carried.retain(|(of, ..)| *of != segment);
+        let scanner = scanner.filter(|scanner| SegmentEnd::of(scanner) != SegmentEnd::Inside);
+        let Some(scanner) = scanner else { return };
+        if carried.len() == CARRIED_MAX {
+            carried.pop_front();
+        }
+        carried.push_back((segment, verify, scanner));
+    }
+
+    pub(super) fn of(&self, segment: SegmentName, verify: Verify) -> Option<Scanner> {
+        let carried = self.entries();
+        let mut found = carried.iter();
+        let found = found.find(|(of, level, _)| *of == segment && *level == verify);
+        found.map(|(.., scanner)| scanner.clone())
+    }
+
+    fn entries(&self) -> MutexGuard<'_, VecDeque<(SegmentName, Verify, Scanner)>> {
+        // Each change leaves whole entries, so a panic elsewhere cannot have torn one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
