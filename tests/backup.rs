@@ -4,6 +4,7 @@
 
 mod churn;
 mod interrupted;
+mod keeping;
 mod rules;
 mod whole;
 
