@@ -9,9 +9,12 @@ binaries=${WALMGR_FUZZ_BINARIES:-target/$(rustc -vV | sed -n 's/^host: //p')/rel
 corpus=${WALMGR_FUZZ_CORPUS:-corpus}
 root=${WALMGR_FUZZ_ROOT:-$(cd .. && pwd)}
 if command -v llvm-symbolizer >/dev/null; then
-    symbolize() { llvm-symbolizer --output-style=GNU --inlines --addresses --functions=none -e "$1"; }
+    symbolize() {
+        llvm-symbolizer --output-style=GNU --inlines --addresses --functions=linkage \
+            --no-demangle -e "$1"
+    }
 elif command -v addr2line >/dev/null; then
-    symbolize() { addr2line -i -a -e "$1"; }
+    symbolize() { addr2line -f -i -a -e "$1"; }
 else
     echo "SKIP: there is neither llvm-symbolizer nor addr2line"
     exit 0
@@ -31,24 +34,31 @@ for target in "$@"; do
     WALMGR_FUZZ_EDGES=1 "$program" "$@" >"$listing" 2>/dev/null
     # An edge belongs to the innermost line of walmgr's own code that it was compiled from: what
     # the standard library and other crates have inlined there counts for whoever called it.
+    # `Debug` is left out: only a failed assertion prints with it.
     sed 's/ .*//; s/^/0x/' "$listing" | symbolize "$program" | awk \
         -v listing="$listing" -v root="$root/" -v target="$target" -v parser="$parser" '
         BEGIN {
             while ((getline line < listing) > 0) { split(line, part, " "); hit[++edges] = part[2] }
             count = split(parser, path, " ")
         }
-        /^0x[0-9a-f]+$/ { edge++; owner = ""; next }
-        owner == "" {
+        function count_edge() {
+            if (owner == "" || debug) return
+            all_linked++; all_reached += hit[edge]
+            for (at = 1; at <= count; at++)
+                if (index(owner, path[at]) == 1) { linked++; reached += hit[edge]; return }
+        }
+        /^0x[0-9a-f]+$/ { count_edge(); edge++; owner = ""; debug = 0; is_name = 1; next }
+        is_name { if ($0 ~ /Debug(\$GT\$)?3fmt/) debug = 1; is_name = 0; next }
+        {
+            is_name = 1
+            if (owner != "") next
             file = $1
             if (index(file, root) == 1) file = substr(file, length(root) + 1)
             sub(/^\.\.\//, "", file)
-            if (file !~ /^(protocol\/)?src\// || file ~ /fuzzing/) next
-            owner = file
-            all_linked++; all_reached += hit[edge]
-            for (at = 1; at <= count; at++)
-                if (index(file, path[at]) == 1) { linked++; reached += hit[edge]; break }
+            if (file ~ /^(protocol\/)?src\// && file !~ /fuzzing/) owner = file
         }
         END {
+            count_edge()
             printf "%-16s %9d %9d %5.0f%%   %9d %9d\n", target, reached, linked,
                 linked ? 100 * reached / linked : 0, all_reached, all_linked
         }'

@@ -8,7 +8,14 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 18] = [
+const BODIES: [(&str, Body); 22] = [
+    ("acknowledged_end", walmgr::store::fuzzing::acknowledged_end),
+    (
+        "authorized_names",
+        walmgr::transport::fuzzing::authorized_names,
+    ),
+    ("certificate", walmgr::transport::fuzzing::certificate),
+    ("wal_behind", walmgr::wal::fuzzing::behind),
     (
         "authorized_keys",
         walmgr::transport::fuzzing::authorized_keys,

@@ -17,6 +17,10 @@ use walmgr_protocol::version::VersionRange;
 
 const INPUT_BYTES_MAX: usize = 32 << 10;
 
+/// As a receiver writes it.
+const ACKNOWLEDGED: &[u8] = b"000000010000000000000003 00000000/0312A4C8 boot \
+    b9cf12a3-27be-4bb7-bd5c-0a81b0ba5c70 crc 00000000\n";
+
 /// A page of WAL, and the segments that `collect.sh` has servers write.
 const PAGE_BYTES: usize = 8192;
 const SEGMENT_BYTES: u64 = 1 << 20;
@@ -243,6 +247,22 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
     for (at, text) in connections.iter().enumerate() {
         seeds.put("conninfo", &at.to_string(), text.as_bytes())?;
     }
+    let list = "# hosts\ndb1.example.org push,read\n\nspiffe://example.org/db2 backup\n";
+    seeds.put("authorized_names", "two", list.as_bytes())?;
+    seeds.put("acknowledged_end", "whole", ACKNOWLEDGED)?;
+    // A time behind the header and the mark of short content, and a restore point's name.
+    let header = [0; 24];
+    seeds.put(
+        "commit_record",
+        "time",
+        &[&header[..], &[255, 8, 1, 2, 3, 4, 5, 6, 7, 0]].concat(),
+    )?;
+    seeds.put(
+        "commit_record",
+        "name",
+        &[&header[..], &[254, 9, 0, 0, 0], &[0; 8], b"x\0"].concat(),
+    )?;
+    certificates(seeds)?;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/config/testdata");
     for entry in fs::read_dir(files)? {
         let path = entry?.path();
@@ -250,6 +270,24 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             seeds.put("ini", &name, &fs::read(&path)?)?;
         }
+    }
+    Ok(())
+}
+
+/// One with names, one with a common name alone.
+fn certificates(seeds: &Seeds) -> io::Result<()> {
+    let key = rcgen::KeyPair::generate().map_err(io::Error::other)?;
+    let uri = "spiffe://example.org/db1".try_into();
+    let uri = rcgen::SanType::URI(uri.map_err(io::Error::other)?);
+    for (name, names, uris) in [
+        ("names", vec!["db1.example.org".to_owned()], vec![uri]),
+        ("common", Vec::new(), Vec::new()),
+    ] {
+        let parameters = rcgen::CertificateParams::new(names);
+        let mut parameters = parameters.map_err(io::Error::other)?;
+        parameters.subject_alt_names.extend(uris);
+        let certificate = parameters.self_signed(&key).map_err(io::Error::other)?;
+        seeds.put("certificate", name, certificate.der())?;
     }
     Ok(())
 }
@@ -353,6 +391,11 @@ fn wal(seeds: &Seeds, label: &str, major: u8, name: &str, content: &[u8]) -> io:
         let slice = &content[from..to.min(content.len())];
         let input = [&[0, 7, 0, 1], &start.to_le_bytes()[..], slice].concat();
         seeds.put("wal_scan", &format!("{label}_{place}"), &input)?;
+        let offset = u16::try_from(from / 8 % (1 << 16))
+            .unwrap_or(0)
+            .to_le_bytes();
+        let input = [&[9, major - 12], &offset[..], slice].concat();
+        seeds.put("wal_behind", &format!("{label}_{place}"), &input)?;
     }
     let begin = &content[..(2 * PAGE_BYTES).min(content.len())];
     let whole = &content[..written];

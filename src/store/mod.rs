@@ -51,6 +51,7 @@ pub mod disk;
 pub mod durable;
 pub mod error;
 mod folder;
+pub mod fuzzing;
 pub mod health;
 pub mod incoming;
 mod joined;

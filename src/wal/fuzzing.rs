@@ -4,6 +4,7 @@
 
 use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
+use super::behind::Behind;
 use super::commit;
 use super::history::History;
 use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
@@ -141,6 +142,37 @@ fn assert_summary(summary: &SegmentSummary, bytes: usize, start: Option<Lsn>) {
     assert!((13..=18).contains(&wal.postgres_major));
 }
 
+/// The look behind an end of WAL: the answer does not depend on the pieces, zeros are nothing, and
+/// what is found lies in what was looked at.
+pub fn behind(data: &[u8]) {
+    let Some((&[seed, major, offset @ ..], bytes)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    let size = WalSegmentSize::DEFAULT;
+    let end = Lsn(size.bytes() * 3 + u64::from(u16::from_le_bytes(offset)) * 8);
+    let look = |pieces: &[&[u8]]| {
+        let scanner_at = |lsn| {
+            let scanner = Scanner::new(lsn, size);
+            match major % 7 {
+                0 => scanner,
+                known => scanner.of_major(12 + known),
+            }
+        };
+        let mut behind = Behind::new(end, scanner_at);
+        for piece in pieces {
+            if !behind.feed(piece) {
+                break;
+            }
+        }
+        behind.finish()
+    };
+    let found = look(&[bytes]);
+    assert_eq!(found, look(&pieces_of(bytes, seed)));
+    if let Some(found) = found {
+        assert!(found > end && bytes.iter().any(|byte| *byte != 0));
+    }
+}
+
 /// The begin of a record's content: a time or a name is found in it, or nothing.
 pub fn commit_record(data: &[u8]) {
     if let Some(name) = commit::restore_point_name(data) {
@@ -230,6 +262,8 @@ mod tests {
             history(&vec![b'1'; length]);
             segment(&vec![0xFF; length]);
             commit_record(&vec![0xFF; length]);
+            behind(&vec![0; length]);
+            behind(&vec![0xFF; length]);
         }
     }
 
@@ -251,6 +285,21 @@ mod tests {
                 damaged[at] ^= 0x11;
                 segment(&[&[kind, 3, 0, verify], &damaged[..]].concat());
             }
+        }
+    }
+
+    #[test]
+    fn wal_behind_a_hole_passes_however_it_is_cut() {
+        let size = WalSegmentSize::DEFAULT;
+        let name = SegmentName::from_number(TimelineId::FIRST, 3, size);
+        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        for length in [100, 9_000, 30, 700] {
+            writer.record(10, 0, &vec![7; length]);
+        }
+        for from in [0, 40, 8_192, 8_240, 9_000] {
+            let offset = u16::try_from(from / 8).unwrap().to_le_bytes();
+            let settings = [5, 3, offset[0], offset[1]];
+            behind(&[&settings, &writer.bytes()[from..]].concat());
         }
     }
 

@@ -121,14 +121,14 @@ fn name_of(segment: SegmentName) -> String {
     format!("{segment}{SUFFIX}")
 }
 
-fn text_of(segment: SegmentName, end: Lsn, boot: &str) -> String {
+pub(in crate::store) fn text_of(segment: SegmentName, end: Lsn, boot: &str) -> String {
     let (high, low) = (end.0 >> 32, end.0 & 0xFFFF_FFFF);
     let said = format!("{segment} {high:08X}/{low:08X} boot {boot:-<BOOT_BYTES$.BOOT_BYTES$}");
     let crc32 = crc32fast::hash(said.as_bytes());
     format!("{said} crc {crc32:08X}\n")
 }
 
-fn parse(segment: SegmentName, text: &[u8]) -> Option<Acknowledged> {
+pub(in crate::store) fn parse(segment: SegmentName, text: &[u8]) -> Option<Acknowledged> {
     let text = std::str::from_utf8(text).ok()?;
     let mut words = text.split(' ');
     let (high, low) = words.nth(1)?.split_once('/')?;

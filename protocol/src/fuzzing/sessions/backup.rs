@@ -9,9 +9,10 @@ use arbitrary::Unstructured;
 use super::messages;
 use super::{Ends, Over, run};
 use crate::message::Message;
-use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, Sealed};
+use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName, Sealed};
 use crate::session::backup::{
-    Control, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent, acknowledge,
+    Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
+    acknowledge,
 };
 
 /// What the fuzzed receiver shows as proof: that it was asked to finish.
@@ -278,7 +279,15 @@ impl Connection {
     fn answer(&mut self, message: Message) {
         let is_refused = match &mut self.client {
             Client::None => false,
-            Client::Control(control) => control.received(message).is_err(),
+            Client::Control(control) => match control.received(message) {
+                Ok(ControlEvent::Granted(_)) => false,
+                Ok(ControlEvent::Sealed(_) | ControlEvent::Refused(_)) => {
+                    assert!(control.received(Message::Ping).is_err(), "it goes on");
+                    assert_eq!(control.part(PartName::Label, 0, 0), None);
+                    false
+                }
+                Err(_) => true,
+            },
             Client::Stream {
                 stream,
                 asked,
@@ -294,11 +303,12 @@ impl Connection {
                     *may_send = true;
                     false
                 }
-                Ok(StreamEvent::Refused(_)) => {
+                Ok(StreamEvent::Refused(_) | StreamEvent::Taken) => {
+                    assert!(stream.received(Message::Ping).is_err(), "it goes on");
                     *may_send = false;
                     false
                 }
-                Ok(_) => false,
+                Ok(StreamEvent::FilesDone(_)) => false,
                 Err(_) => true,
             },
         };

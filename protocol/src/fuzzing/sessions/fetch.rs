@@ -215,6 +215,7 @@ impl Exchange {
                 if !self.is_tapped {
                     assert_eq!(stated.map(|stated| stated.size), Some(self.fetched));
                 }
+                assert!(fetcher.received(Message::Ping).is_err(), "it goes on");
                 self.fetcher = None;
             }
             FetcherAction::Finish(outcome) => {

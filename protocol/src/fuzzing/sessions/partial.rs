@@ -201,7 +201,12 @@ impl Stream {
             }
             Ok(Answer::Durable(end)) => assert!(end <= self.sent_end, "believed more than it sent"),
             Ok(Answer::Begun(_)) => {}
-            Ok(Answer::Refused(_)) => self.sender = None,
+            Ok(Answer::Refused(_)) => {
+                let (open, append) = (messages::open(choices)?, sender.next_offset());
+                assert_eq!((sender.open(open), append), (None, None));
+                assert!(sender.received(Message::Ping).is_err(), "it goes on");
+                self.sender = None;
+            }
             Err(_) => {
                 assert!(self.is_tapped, "an honest receiver was refused");
                 self.break_link();

@@ -265,6 +265,9 @@ impl Upload {
                         let error = Message::Error(Error::channel(code, "", ""));
                         self.to_receiver.push_back(error);
                     }
+                    assert_eq!(sender.prefix_hashed(0), None);
+                    assert_eq!(sender.source_ended(0), None);
+                    assert!(sender.received(Message::Ping).is_err(), "it goes on");
                     self.sender = None;
                 }
             }

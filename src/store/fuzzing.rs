@@ -1,0 +1,75 @@
+//! Fuzz bodies of the small files that the archive keeps about itself.
+//! Never touches the disk. Invariant: each takes any bytes and asserts what must hold for all.
+
+use walmgr_protocol::names::SegmentName;
+
+use super::partial::acknowledged;
+
+/// What stands before the checksum of the end that was acknowledged.
+const CRC: &str = " crc ";
+
+/// The note of an acknowledged end: torn, flipped or another segment's, it says nothing. The second
+/// time its checksum is made right, so that what lies behind it is reached.
+pub fn acknowledged_end(bytes: &[u8]) {
+    read_acknowledged(bytes);
+    let said = String::from_utf8_lossy(bytes);
+    let said = said.split_once(CRC).map_or(&*said, |(said, _)| said);
+    let crc32 = crc32fast::hash(said.as_bytes());
+    read_acknowledged(format!("{said}{CRC}{crc32:08X}\n").as_bytes());
+}
+
+fn read_acknowledged(bytes: &[u8]) {
+    let name = bytes
+        .get(..24)
+        .and_then(|name| std::str::from_utf8(name).ok());
+    let Some(segment) = name.and_then(|name| name.parse::<SegmentName>().ok()) else {
+        return;
+    };
+    let Some(found) = acknowledged::parse(segment, bytes) else {
+        return;
+    };
+    // Of all texts that say this, the one that is written is the only one that is believed.
+    let text = String::from_utf8_lossy(bytes);
+    let boot = text.split(' ').nth(3).unwrap_or_default();
+    assert_eq!(acknowledged::text_of(segment, found.end, boot), text);
+    let other = segment.next(walmgr_protocol::names::WalSegmentSize::DEFAULT);
+    assert_eq!(
+        other.and_then(|other| acknowledged::parse(other, bytes)),
+        None
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use walmgr_protocol::names::Lsn;
+
+    fn sound() -> Vec<u8> {
+        let segment = "000000010000000000000003".parse().unwrap();
+        let boot = "b9cf12a3-27be-4bb7-bd5c-0a81b0ba5c70";
+        acknowledged::text_of(segment, Lsn(0x0312_A4C8), boot).into_bytes()
+    }
+
+    #[test]
+    fn notes_cut_or_flipped_anywhere_pass() {
+        let note = sound();
+        acknowledged_end(&note);
+        for at in 0..note.len() {
+            acknowledged_end(&note[..at]);
+            for bit in 0..8 {
+                let mut damaged = note.clone();
+                damaged[at] ^= 1 << bit;
+                acknowledged_end(&damaged);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_pass(bytes: Vec<u8>, text in "[0-9A-F]{24} [0-9A-F]{1,9}/[+0-9A-F]{1,9} boot .{0,40}") {
+            acknowledged_end(&bytes);
+            acknowledged_end(text.as_bytes());
+        }
+    }
+}
