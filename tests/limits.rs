@@ -13,6 +13,8 @@ use crate::support::{Site, wait_for};
 mod admission;
 mod floods;
 mod idle;
+mod memory;
+mod shares;
 
 fn plain_site() -> Site {
     Site::builder().plain().build()

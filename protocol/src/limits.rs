@@ -68,6 +68,18 @@ pub const BACKUP_NUMBER_MAX: u32 = 10_000;
 /// until the set is complete, so this bounds its memory, and the inodes a peer can take.
 pub const SET_ENTRIES_MAX: usize = 2 << 20;
 
+/// Bytes of all paths in one backup set, directories included: thirty for each of
+/// [`SET_ENTRIES_MAX`], where PostgreSQL's have twenty. The standby remembers them until the set is
+/// complete, and a set of few files with the longest paths may not cost more.
+pub const SET_PATH_BYTES_MAX: usize = 64 << 20;
+
+/// Longest line of a `backup_manifest` without its path: the names of the fields, a size, a time, and
+/// the longest checksum.
+pub const MANIFEST_ENTRY_BYTES_MAX: u64 = 320;
+
+/// Bytes of a `backup_manifest` beside its files: its head, and a line for each timeline that passed.
+pub const MANIFEST_FRAME_BYTES_MAX: u64 = 128 << 10;
+
 /// Longest extended header of a tar entry: one path, one size, and the times and owners that
 /// some programs add.
 pub const TAR_EXTENDED_BYTES_MAX: usize = 16 << 10;
@@ -82,7 +94,8 @@ pub const BACKUP_PATHS_MAX: u16 = 128;
 pub const BACKUP_WARNINGS_MAX: u16 = 16;
 
 /// Longest `backup_manifest`: what a set of [`SET_ENTRIES_MAX`] files with ordinary names needs.
-/// The standby holds it in memory while it compares it with what has arrived.
+/// The standby holds it in memory while it compares it with what has arrived, so it also takes no
+/// longer one than the files that have arrived can have.
 pub const MANIFEST_BYTES_MAX: u64 = 512 << 20;
 
 /// Longest configuration file that a backup brings along.

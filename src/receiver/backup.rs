@@ -17,12 +17,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use walmgr_protocol::message::backup::{Begin, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::config::StandbyConfig;
-use crate::receiver::{BACKUP_THREADS_MAX, refusal};
+use crate::receiver::shares::Shares;
+use crate::receiver::{BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, refusal};
 use crate::store::sets::{BackupSets, Lease, SealedSet, SetError};
 use crate::store::{Disk, Health};
 use running::{Reports, Running};
@@ -53,7 +53,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Backups {
     sets: Result<BackupSets, String>,
     places: finish::Places,
-    threads: Arc<Semaphore>,
+    /// Threads of its connections.
+    pub threads: Arc<Shares>,
     state: Mutex<State>,
 }
 
@@ -79,7 +80,7 @@ impl Backups {
         Backups {
             sets: open(config, disk),
             places: finish::Places::of(config),
-            threads: Arc::new(Semaphore::new(BACKUP_THREADS_MAX)),
+            threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
             state: Mutex::default(),
         }
     }
@@ -90,12 +91,6 @@ impl Backups {
             Ok(sets) => sets.health(),
             Err(_) => Health::Good,
         }
-    }
-
-    /// Takes a place among the threads of backups, kept for as long as the thread; `None` when all
-    /// are taken.
-    pub fn begin_thread(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.threads).try_acquire_owned().ok()
     }
 
     /// Begins a backup; blocks while one of the same origin gives way.
@@ -142,14 +137,19 @@ impl Backups {
         self.state().sealed = Some((token, set.clone(), facts.clone()));
     }
 
-    /// Ends a backup of the same origin, whose process must be dead; any other is in the way.
+    /// Ends a backup of the same origin, whose process must be dead, and one that has been idle for too
+    /// long; any other is in the way.
     fn make_way(&self, begin: &Begin) -> Result<(), Error> {
         let Some(running) = self.state().running.clone().filter(|one| !one.is_over()) else {
             return Ok(());
         };
         let until = Instant::now() + GIVE_WAY_DEADLINE;
-        while running.origin() == begin.origin && Instant::now() < until {
-            let text = "the master began another backup, so this one's client is gone";
+        let is_idle = running.is_idle();
+        while (running.origin() == begin.origin || is_idle) && Instant::now() < until {
+            let text = match is_idle {
+                true => "nothing came for too long, and another backup begins",
+                false => "the master began another backup, so this one's client is gone",
+            };
             let ended = Error::connection(ErrorCode::Abandoned, text, "");
             if running.end(&ended) || running.is_over() {
                 return Ok(());

@@ -23,7 +23,7 @@ use crate::receiver::fetch::Report as FetchReport;
 use crate::receiver::introduction::{self, Peer};
 use crate::receiver::partial::Report as PartialReport;
 use crate::receiver::server::Daemon;
-use crate::receiver::upload::{Job, Report, Slot, Upload};
+use crate::receiver::upload::{self, Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
 use crate::transport::authorized_keys::Right;
 use crate::transport::tls::unix_now;
@@ -387,7 +387,9 @@ impl Connection {
                     channel,
                     upload: *uploads,
                 };
-                self.channels[index].upload = Some(Upload::start(daemon, slot, offer, reports));
+                let holder = self.peer.holder();
+                let begun = upload::start(daemon, &holder, slot, offer, reports);
+                self.channels[index].upload = Some(begun);
             }
             ReceiverAction::Send(message) => {
                 if self.channels[index].session.is_idle() {

@@ -12,13 +12,14 @@ use crate::receiver::fetch;
 use crate::receiver::introduction::Peer;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
+use crate::receiver::worker;
 use crate::store::survey::survey;
 use crate::store::{Binding, Disk, RealDisk, StoreError};
 
 /// The answer to a request, which may be a refusal.
 pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Message {
     let (shared, cluster) = (Arc::clone(daemon), peer.cluster);
-    let working = tokio::task::spawn_blocking(move || match request {
+    let working = worker::once("request", move || match request {
         Message::Setup => set_up(&shared, cluster),
         Message::StatusRequest => status(&shared),
         Message::OverviewRequest => overview(&shared),
@@ -35,14 +36,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
             }
             Message::Error(refusal::of(&error))
         }
-        Err(error) => {
-            tracing::error!("a request of {peer} failed: {error}");
-            Message::Error(Error::channel(
-                ErrorCode::Internal,
-                "the receiver failed on this request",
-                "look at its log on the standby",
-            ))
-        }
+        Err(error) => Message::Error(error),
     }
 }
 

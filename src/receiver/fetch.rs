@@ -2,7 +2,7 @@
 //! Never changes anything and never talks to the socket. Invariant: an archived file is checked
 //! record by record on its way out, and its end is said only when all of it was found good.
 //!
-//! A blocking thread reads and packs; the connection takes a few blocks at a time from it, so a slow
+//! A worker reads and packs; the connection takes a few blocks at a time from it, so a slow
 //! master costs no memory. A backup set is held by a shared lock as long as its thread reads, so that no
 //! rotation removes it meanwhile.
 
@@ -20,8 +20,10 @@ use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::fetch::Request;
 
 use crate::pg::backup_label::BackupLabel;
-use crate::receiver::refusal;
+use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
+use crate::receiver::worker::{self, Worker};
+use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::sets::{BackupSets, SetError, Streamed};
 use crate::store::{Absence, Disk, Reader, RealDisk, StoreError};
 
@@ -42,50 +44,78 @@ pub enum Report {
     Failed(Error),
 }
 
+impl worker::Report for Report {
+    fn failed(error: Error) -> Self {
+        Report::Failed(error)
+    }
+}
+
 /// The connection's end of a fetch under way.
 pub struct Reading {
-    /// What its thread says.
+    /// What its worker says.
     pub reports: mpsc::Receiver<Report>,
-    /// Buffers that were sent and can be filled again.
-    empty: std::sync::mpsc::Sender<Vec<u8>>,
+    /// Gets buffers that were sent and can be filled again.
+    worker: Worker<Vec<u8>>,
 }
 
 impl Reading {
-    /// Starts a thread for what was asked for. Dropping the returned value ends it.
-    pub fn start(daemon: Arc<Daemon>, request: Request) -> Reading {
+    /// Starts a worker for what was asked for. Dropping the returned value ends it.
+    pub fn start(daemon: Arc<Daemon>, holder: &Holder, request: Request) -> Reading {
         let (full, reports) = mpsc::channel(BLOCKS_IN_FLIGHT);
-        let (empty, reusable) = std::sync::mpsc::channel();
-        tokio::task::spawn_blocking(move || {
-            let compression = match &request {
-                Request::File(file) => file.compression,
-                Request::Set(set) => set.compression,
-            };
-            let mut blocks = Blocks {
-                packer: Packer::new(compression),
-                raw: Vec::new(),
-                offset: 0,
-                crc: crc32fast::Hasher::new(),
-                full,
-                reusable,
-            };
-            let ended = match &request {
-                Request::File(file) => send_file(&daemon, file.name, &mut blocks),
-                Request::Set(set) => {
-                    blocks.offset = set.offset;
-                    let wanted = (set.start, set.timestamp.as_str());
-                    send_set(&daemon, wanted, set.offset, &mut blocks)
-                }
-            };
-            blocks.end(ended);
+        let Some(place) = daemon.fetches.take(holder) else {
+            let text = format!(
+                "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all \
+                 {FETCHES_MAX} there are, are under way"
+            );
+            let busy = Error::channel(ErrorCode::Busy, text, "try again later");
+            // There is room: the channel is new.
+            let _ = full.try_send(Report::Failed(busy));
+            let worker = Worker::none();
+            return Reading { reports, worker };
+        };
+        let say = move |report| full.blocking_send(report).is_ok();
+        let worker = Worker::start("fetch", BLOCKS_IN_FLIGHT, say, move |reusable, say| {
+            let _place = place;
+            work(&daemon, &request, reusable, say);
+            Ok(())
         });
-        Reading { reports, empty }
+        Reading { reports, worker }
     }
 
     /// Hands back a block that was sent.
     pub fn sent(&self, block: Block) {
-        // The thread may have ended; then nobody needs the buffer.
-        let _ = self.empty.send(block.into_buffer());
+        // The worker may have ended; then nobody needs the buffer.
+        self.worker.offer(block.into_buffer());
     }
+}
+
+fn work(
+    daemon: &Daemon,
+    request: &Request,
+    reusable: mpsc::Receiver<Vec<u8>>,
+    say: &dyn Fn(Report) -> bool,
+) {
+    let compression = match request {
+        Request::File(file) => file.compression,
+        Request::Set(set) => set.compression,
+    };
+    let mut blocks = Blocks {
+        packer: Packer::new(compression),
+        raw: Vec::new(),
+        offset: 0,
+        crc: crc32fast::Hasher::new(),
+        say,
+        reusable,
+    };
+    let ended = match request {
+        Request::File(file) => send_file(daemon, file.name, &mut blocks),
+        Request::Set(set) => {
+            blocks.offset = set.offset;
+            let wanted = (set.start, set.timestamp.as_str());
+            send_set(daemon, wanted, set.offset, &mut blocks)
+        }
+    };
+    blocks.end(ended);
 }
 
 /// How reading ended that did not fail.
@@ -97,20 +127,20 @@ enum Ended {
 }
 
 /// The blocks of a fetch on their way to the connection.
-struct Blocks {
+struct Blocks<'a> {
     packer: Packer,
     /// Bytes for the next block.
     raw: Vec<u8>,
     /// Where it begins.
     offset: u64,
     crc: crc32fast::Hasher,
-    full: mpsc::Sender<Report>,
-    reusable: std::sync::mpsc::Receiver<Vec<u8>>,
+    say: &'a dyn Fn(Report) -> bool,
+    reusable: mpsc::Receiver<Vec<u8>>,
 }
 
-impl Blocks {
+impl Blocks<'_> {
     fn report(&self, report: Report) -> bool {
-        self.full.blocking_send(report).is_ok()
+        (self.say)(report)
     }
 
     /// Takes bytes; `false` when nobody wants them.
@@ -158,7 +188,7 @@ impl Blocks {
     }
 }
 
-fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks) -> Result<Ended, Error> {
+fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Result<Ended, Error> {
     let of = |error: StoreError| of_store(&error);
     let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).map_err(of)?;
     for _ in 0..LOOKS_MAX {
@@ -195,7 +225,7 @@ fn send_set(
     daemon: &Daemon,
     (start, timestamp): (walmgr_protocol::names::Lsn, &str),
     offset: u64,
-    blocks: &mut Blocks,
+    blocks: &mut Blocks<'_>,
 ) -> Result<Ended, Error> {
     let sets = open_sets(daemon)?;
     let held = sets.hold_labelled(start, timestamp);

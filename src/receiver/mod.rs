@@ -6,7 +6,8 @@
 //! Reading order: [`server`] accepts, [`admission`] decides who may stay, [`introduction`] greets, [`connection`] is the loop of one
 //! connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
 //! [`backup`] takes a base backup, [`fetch`] reads what a master wants back, [`control`] answers
-//! questions, [`settings`] is what a reload may change.
+//! questions, [`settings`] is what a reload may change. [`worker`] starts their threads, of which
+//! [`shares`] gives each peer its part.
 
 pub mod admission;
 pub mod backup;
@@ -19,7 +20,9 @@ pub mod partial;
 pub mod refusal;
 pub mod server;
 pub mod settings;
+pub mod shares;
 pub mod upload;
+pub mod worker;
 
 pub use server::run;
 
@@ -84,6 +87,29 @@ pub const BLOCK_DEADLINE: Duration = FRAME_DEADLINE;
 /// enough for all channels of as many connections as `max_connections` allows by default.
 pub const UPLOADS_MAX: usize = 256;
 
+/// Of those, the most for one peer: what is left is enough for the channels of sixteen connections.
+pub const UPLOADS_PER_PEER_MAX: usize = 192;
+
+/// Fetches at work at once, over all connections, and the most for one peer. Each has a thread, which
+/// waits for its master to take blocks.
+pub const FETCHES_MAX: usize = 64;
+/// See [`FETCHES_MAX`].
+pub const FETCHES_PER_PEER_MAX: usize = 48;
+
+/// Connections with a thread for a stream of records, over all and for one peer. One of them has the
+/// stream, another may be on its way to take it over; the rest only ask for it.
+pub const STREAMS_MAX: usize = 16;
+/// See [`STREAMS_MAX`].
+pub const STREAMS_PER_PEER_MAX: usize = 4;
+
+/// Silence after which whoever has the stream of records loses it to one that asks. A master that has
+/// nothing to ship loses nothing by that: it takes the stream again when it has.
+pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Silence of a backup after which it gives way to one of another origin: longer than the spread
+/// checkpoint that it may begin with.
+pub const BACKUP_IDLE_MAX: Duration = Duration::from_secs(1_800);
+
 /// Threads for what connections ask beside their uploads; they are kept for it, so that a receiver
 /// full of uploads still answers. More requests than that wait their turn, which never waits for
 /// a peer.
@@ -92,6 +118,12 @@ pub const REQUESTS_MAX: usize = 16;
 /// Threads of connections that are part of a backup: one for each stream, as many again while all
 /// of them come back, and some for whoever asks to begin another.
 pub const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
+/// Of those, the most for one peer.
+pub const BACKUP_THREADS_PER_PEER_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize;
+
+/// All threads that may wait for a disk or a peer.
+pub const THREADS_MAX: usize =
+    UPLOADS_MAX + FETCHES_MAX + STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);

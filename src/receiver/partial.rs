@@ -1,57 +1,115 @@
-//! The partial flow from the receiver's side: one stream of records, on a blocking thread.
+//! The partial flow from the receiver's side: one stream of records, on a worker of its own.
 //! Never talks to the socket. Invariant: one client writes the stream at a time, and appends that
 //! wait together are synced together.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::names::TimelineId;
 
-use crate::receiver::refusal;
+use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
+use crate::receiver::worker::{self, Worker};
+use crate::receiver::{STREAM_IDLE_MAX, STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
 /// The one place a writer of the partial stream can have.
 #[derive(Default)]
-pub struct Seat(Mutex<Option<String>>);
+pub struct Seat(Mutex<Holding>);
+
+#[derive(Default)]
+struct Holding {
+    /// Counts those who had the place.
+    number: u64,
+    writer: Option<Writer>,
+}
+
+struct Writer {
+    who: String,
+    timeline: TimelineId,
+    /// Whether its thread is doing a job.
+    at_work: bool,
+    /// When it began or ended its last job.
+    since: Instant,
+}
 
 /// Who has the place; it is free again when this is dropped.
 struct Seated {
     daemon: Arc<Daemon>,
+    number: u64,
 }
 
 impl Seat {
     /// Who has it.
     pub fn taken_by(&self) -> Option<String> {
-        self.holder().clone()
+        let holding = self.holding();
+        holding.writer.as_ref().map(|writer| writer.who.clone())
     }
 
-    fn take(daemon: &Arc<Daemon>, who: &str) -> Result<Seated, Error> {
-        let mut holder = daemon.partial_writer.holder();
-        if let Some(holder) = &*holder {
-            return Err(Error::channel(
-                ErrorCode::WriterActive,
-                format!("{holder} ships the same WAL record by record already"),
-                "one syncdaemon is enough; if its host died, it is given up after 30 s",
-            ));
+    /// Takes the place. Whoever has it loses it to a newer timeline, for the archive follows that one,
+    /// and by doing nothing for [`STREAM_IDLE_MAX`].
+    fn take(&self, who: &str, timeline: TimelineId, now: Instant) -> Result<u64, Error> {
+        let mut holding = self.holding();
+        if let Some(writer) = &holding.writer {
+            let is_idle = now.duration_since(writer.since) >= STREAM_IDLE_MAX;
+            if writer.at_work || (!is_idle && timeline <= writer.timeline) {
+                return Err(active(&writer.who));
+            }
+            tracing::info!("{who} takes over the stream of records from {}", writer.who);
         }
-        *holder = Some(who.to_owned());
-        Ok(Seated {
-            daemon: Arc::clone(daemon),
-        })
+        holding.number += 1;
+        holding.writer = Some(Writer {
+            who: who.to_owned(),
+            timeline,
+            at_work: false,
+            since: now,
+        });
+        Ok(holding.number)
     }
 
-    fn holder(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+    /// Whoever took the place with this number begins or ends a job; fails when it is another's.
+    fn work(&self, number: u64, at_work: bool, now: Instant) -> Result<(), Error> {
+        let mut holding = self.holding();
+        let is_his = holding.number == number;
+        match &mut holding.writer {
+            Some(writer) if is_his => {
+                (writer.at_work, writer.since) = (at_work, now);
+                Ok(())
+            }
+            Some(writer) => Err(active(&writer.who)),
+            None => Err(not_begun()),
+        }
+    }
+
+    fn leave(&self, number: u64) {
+        let mut holding = self.holding();
+        if holding.number == number {
+            holding.writer = None;
+        }
+    }
+
+    fn holding(&self) -> MutexGuard<'_, Holding> {
+        // Each change is complete before the next can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn active(who: &str) -> Error {
+    Error::channel(
+        ErrorCode::WriterActive,
+        format!("{who} ships the same WAL record by record already"),
+        "one syncdaemon is enough; if its host died, it is given up after 30 s",
+    )
+}
+
 impl Drop for Seated {
     fn drop(&mut self) {
-        *self.daemon.partial_writer.holder() = None;
+        self.daemon.partial_writer.leave(self.number);
     }
 }
 
@@ -77,35 +135,45 @@ pub enum Report {
     Durable(DurableRecords),
     /// It failed; jobs up to the next `Begin` or `Open` are dropped.
     Failed(Error),
+    /// It failed, and its thread has ended.
+    Over(Error),
+}
+
+impl worker::Report for Report {
+    fn failed(error: Error) -> Self {
+        Report::Over(error)
+    }
 }
 
 /// The connection's end of the stream.
-pub struct Worker {
-    jobs: mpsc::Sender<Job>,
-}
+pub type StreamWorker = Worker<Job>;
 
-impl Worker {
-    /// Starts the thread; dropping the returned value ends it once its last job is done.
-    pub fn start(daemon: Arc<Daemon>, who: String, reports: mpsc::Sender<Report>) -> Worker {
-        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
-        tokio::task::spawn_blocking(move || {
-            let mut stream = Stream {
-                daemon,
-                who,
-                unpacker: Unpacker::default(),
-                begun: None,
-                failed: false,
-            };
-            stream.work(inbox, &|report| reports.blocking_send(report).is_ok());
-        });
-        Worker { jobs }
-    }
-
-    /// Hands over a job, waiting while the disk is behind.
-    pub async fn give(&self, job: Job) {
-        // A thread that panicked takes none; the connection's reports then end too.
-        let _ = self.jobs.send(job).await;
-    }
+/// Starts the worker; dropping the returned value ends it once its last job is done.
+pub fn start(
+    daemon: Arc<Daemon>,
+    holder: &Holder,
+    who: String,
+    reports: mpsc::Sender<Report>,
+) -> Result<StreamWorker, Error> {
+    let Some(place) = daemon.streams.take(holder) else {
+        let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
+        let hint = "one syncdaemon is enough";
+        return Err(Error::channel(ErrorCode::WriterActive, text, hint));
+    };
+    let say = move |report| reports.blocking_send(report).is_ok();
+    let worker = Worker::start("stream", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
+        let _place = place;
+        let mut stream = Stream {
+            daemon,
+            who,
+            unpacker: Unpacker::default(),
+            begun: None,
+            failed: false,
+        };
+        stream.work(inbox, say);
+        Ok(())
+    });
+    Ok(worker)
 }
 
 struct Stream {
@@ -121,8 +189,13 @@ impl Stream {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
             let dropped = self.failed && matches!(job, Job::Append(_) | Job::Rewrite);
+            let lost = match job {
+                Job::Begin(_) => None,
+                _ => self.seat(true).err(),
+            };
             let done = match job {
                 _ if dropped => continue,
+                _ if lost.is_some() => Err(lost.unwrap_or_else(not_begun)),
                 Job::Begin(begin) => self.begin(&begin).map(Report::Begun).map(Some),
                 Job::Open(open) => self.open(&open).map(Report::Opened).map(Some),
                 Job::Rewrite => self.rewrite().map(|()| None),
@@ -133,6 +206,10 @@ impl Stream {
                 }
             };
             self.failed = done.is_err();
+            if self.begun.is_some() && self.seat(false).is_err() {
+                // The archive is another's to write to.
+                self.begun = None;
+            }
             let said = match done {
                 Ok(None) => true,
                 Ok(Some(done)) => report(done),
@@ -155,10 +232,16 @@ impl Stream {
 
     fn begin(&mut self, begin: &Begin) -> Result<Begun, Error> {
         self.begun = None;
-        let seated = Seat::take(&self.daemon, &self.who)?;
+        // A claim to a newer timeline is one that the archive agrees with.
         let (stream, standing) = (self.daemon.archive)
             .partial_stream(begin.timeline)
             .map_err(of)?;
+        let seat = &self.daemon.partial_writer;
+        let number = seat.take(&self.who, begin.timeline, Instant::now())?;
+        let seated = Seated {
+            daemon: Arc::clone(&self.daemon),
+            number,
+        };
         self.begun = Some((stream, seated));
         tracing::info!(
             "{} ships timeline {} record by record",
@@ -170,6 +253,12 @@ impl Stream {
             oldest_partial: standing.oldest_partial,
             newest_partial: standing.newest_partial,
         })
+    }
+
+    /// A job begins or ends; an error when the place was lost meanwhile.
+    fn seat(&self, at_work: bool) -> Result<(), Error> {
+        let (_, seated) = self.begun.as_ref().ok_or_else(not_begun)?;
+        (self.daemon.partial_writer).work(seated.number, at_work, Instant::now())
     }
 
     fn open(&mut self, open: &Open) -> Result<At, Error> {
@@ -230,4 +319,35 @@ fn not_begun() -> Error {
 )]
 fn of(error: StoreError) -> Error {
     refusal::of(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_116_an_idle_writer_loses_the_stream_and_a_busy_one_does_not() {
+        let seat = Seat::default();
+        let [one, two] = [1, 2].map(|number| TimelineId::new(number).unwrap());
+        let begin = Instant::now();
+        let first = seat.take("first", one, begin).unwrap();
+        let soon = begin + STREAM_IDLE_MAX / 2;
+        assert!(seat.take("second", one, soon).is_err());
+        seat.work(first, true, soon).unwrap();
+        let late = soon + STREAM_IDLE_MAX * 2;
+        let refused = seat.take("second", two, late).unwrap_err();
+        assert!(refused.message.contains("first ships"), "{refused}");
+        seat.work(first, false, late).unwrap();
+        assert!(seat.take("second", one, late).is_err());
+        let second = seat.take("second", one, late + STREAM_IDLE_MAX).unwrap();
+        assert!(seat.work(first, true, late + STREAM_IDLE_MAX).is_err());
+        // Whoever lost the place does not free it by leaving.
+        seat.leave(first);
+        assert_eq!(seat.taken_by().as_deref(), Some("second"));
+        // A newer timeline does not wait.
+        let third = seat.take("third", two, late + STREAM_IDLE_MAX).unwrap();
+        assert!(seat.work(second, true, late).is_err());
+        seat.leave(third);
+        assert_eq!(seat.taken_by(), None);
+    }
 }

@@ -84,7 +84,10 @@ pub fn of_set(error: &SetError) -> Error {
             ErrorCode::Malformed,
             "the two sides may run versions too far apart",
         ),
-        SetError::TooManyEntries { .. } => (ErrorCode::TooLarge, ""),
+        SetError::TooManyEntries { .. } | SetError::PathsTooLong { .. } => (
+            ErrorCode::TooLarge,
+            "move what is no part of the cluster out of its data directory",
+        ),
         SetError::Manifest { .. } | SetError::NotComplete { .. } => (
             ErrorCode::Mismatch,
             "nothing was kept of it; start the backup again",

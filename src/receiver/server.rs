@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
@@ -24,9 +24,11 @@ use crate::receiver::backup::Backups;
 use crate::receiver::masters::Masters;
 use crate::receiver::partial::Seat;
 use crate::receiver::settings::{Protection, Settings};
+use crate::receiver::shares::Shares;
 use crate::receiver::{
-    ACCEPT_BACKOFF, ACCEPT_QUEUE, BACKUP_THREADS_MAX, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
-    REQUESTS_MAX, THREADS_DEADLINE, UPLOADS_MAX, admission, connection, introduction,
+    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, FETCHES_MAX, FETCHES_PER_PEER_MAX,
+    HANDSHAKE_DEADLINE, STREAMS_MAX, STREAMS_PER_PEER_MAX, THREADS_DEADLINE, THREADS_MAX,
+    UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection, introduction,
 };
 use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
@@ -61,12 +63,17 @@ pub struct Daemon {
     pub masters: Masters,
     /// Who may come in.
     pub admission: Arc<Admission>,
+    /// Threads of uploads.
+    pub uploads: Arc<Shares>,
+    /// Threads of fetches.
+    pub fetches: Arc<Shares>,
+    /// Threads of streams of records.
+    pub streams: Arc<Shares>,
     /// Set once, when the daemon is to end.
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
     partial_end: Mutex<Option<(SegmentName, Lsn)>>,
     refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
-    uploads: Arc<Semaphore>,
 }
 
 impl Daemon {
@@ -160,12 +167,6 @@ impl Daemon {
         }
         failed
     }
-
-    /// Takes a place among the uploads, kept for as long as the upload has its thread; `None`
-    /// when all are taken.
-    pub fn begin_upload(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.uploads).try_acquire_owned().ok()
-    }
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
@@ -185,7 +186,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(UPLOADS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX)
+        .max_blocking_threads(THREADS_MAX)
         .enable_all()
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))?;
@@ -213,7 +214,9 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         stopping: watch::Sender::new(false),
         newest: Mutex::new(newest),
         refusals: Mutex::default(),
-        uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+        uploads: Shares::new(UPLOADS_MAX, UPLOADS_PER_PEER_MAX),
+        fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
+        streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
     });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.

@@ -1,8 +1,7 @@
-//! The push flow from the receiver's side: one file, on a blocking thread of its own.
+//! The push flow from the receiver's side: one file, on a worker of its own.
 //! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
 //! when it ends, however it ends.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -11,8 +10,10 @@ use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::session::push::{Held, Sealed};
 
+use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
-use crate::receiver::{UPLOADS_MAX, refusal};
+use crate::receiver::worker::{self, Worker};
+use crate::receiver::{UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Durable, Incoming, StoreError};
 
@@ -43,69 +44,58 @@ pub enum Report {
     Failed(Error),
 }
 
-/// The connection's end of an upload under way.
-pub struct Upload {
-    jobs: mpsc::Sender<Job>,
-}
-
-impl Upload {
-    /// Looks an offer up and, unless that settles it, waits for its blocks.
-    ///
-    /// Dropping the returned value throws away what was not sealed.
-    pub fn start(
-        daemon: Arc<Daemon>,
-        slot: Slot,
-        offer: Offer,
-        reports: mpsc::Sender<(Slot, Report)>,
-    ) -> Upload {
-        // The one that is being written has left the channel.
-        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT - 1);
-        let Some(place) = daemon.begin_upload() else {
-            let busy = Error::channel(
-                ErrorCode::Busy,
-                format!("all {UPLOADS_MAX} uploads the receiver takes at once are under way"),
-                "it will be tried again",
-            );
-            tokio::spawn(async move { reports.send((slot, Report::Failed(busy))).await });
-            return Upload { jobs };
+impl worker::Report for (Slot, Report) {
+    /// The worker knows no slot; [`start`] fills it in.
+    fn failed(error: Error) -> Self {
+        let nowhere = Slot {
+            channel: 0,
+            upload: 0,
         };
-        tokio::task::spawn_blocking(move || {
-            let report = |report| reports.blocking_send((slot, report)).is_ok();
-            let last =
-                contained(|| attempt(&daemon, &offer, inbox, &report)).unwrap_or_else(|fault| {
-                    // Here, because the connection that would hear of it may be gone.
-                    if !daemon.check_health() {
-                        tracing::warn!("{} was not stored: {}", offer.name, fault.message);
-                    }
-                    Some(Report::Failed(fault))
-                });
-            if let Some(last) = last {
-                report(last);
-            }
-            drop(place);
-        });
-        Upload { jobs }
-    }
-
-    /// Hands over a job, waiting while the disk is behind. An upload that failed takes none; its
-    /// report is on the way.
-    pub async fn give(&self, job: Job) {
-        let _ = self.jobs.send(job).await;
+        (nowhere, Report::Failed(error))
     }
 }
 
-/// Makes a panic a failure like any other: without a report the connection, and the client behind
-/// it, would wait for an answer until their deadlines.
-fn contained(
-    work: impl FnOnce() -> Result<Option<Report>, Error>,
-) -> Result<Option<Report>, Error> {
-    // What was on its way is a temporary, which the unwinding has removed.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        Err(Error::channel(
-            ErrorCode::Internal,
-            "the receiver failed on this upload",
-            "look at its log on the standby",
-        ))
+/// The connection's end of an upload under way.
+pub type Upload = Worker<Job>;
+
+/// Looks an offer up and, unless that settles it, waits for its blocks.
+///
+/// Dropping the returned value throws away what was not sealed.
+pub fn start(
+    daemon: Arc<Daemon>,
+    holder: &Holder,
+    slot: Slot,
+    offer: Offer,
+    reports: mpsc::Sender<(Slot, Report)>,
+) -> Upload {
+    let Some(place) = daemon.uploads.take(holder) else {
+        let busy = Error::channel(
+            ErrorCode::Busy,
+            format!(
+                "all {UPLOADS_PER_PEER_MAX} uploads that a peer may have at once, or all \
+                 {UPLOADS_MAX} there are, are under way"
+            ),
+            "it will be tried again",
+        );
+        tokio::spawn(async move { reports.send((slot, Report::Failed(busy))).await });
+        return Worker::none();
+    };
+    let say = move |(_, report)| reports.blocking_send((slot, report)).is_ok();
+    // The job that is being done has left the queue.
+    Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
+        let report = |report| say((slot, report));
+        let ended = attempt(&daemon, &offer, inbox, &report);
+        drop(place);
+        let last = ended.inspect_err(|fault| {
+            // Here, because the connection that would hear of it may be gone.
+            if !daemon.check_health() {
+                tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+            }
+        })?;
+        if let Some(last) = last {
+            report(last);
+        }
+        Ok(())
     })
 }
 
@@ -262,17 +252,5 @@ fn verify(offer: &Offer) -> crate::wal::segment::Verify {
         walmgr_protocol::message::Verify::Off => Verify::Off,
         walmgr_protocol::message::Verify::Headers => Verify::Headers,
         walmgr_protocol::message::Verify::Records => Verify::Records,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_upload_that_panics_is_reported_as_an_internal_failure() {
-        let fault = contained(|| panic!("a bug")).err().expect("no answer");
-        assert_eq!(fault.code, ErrorCode::Internal);
-        assert!(matches!(contained(|| Ok(None)), Ok(None)));
     }
 }

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use walmgr::receiver::UPLOADS_MAX;
+use walmgr::receiver::UPLOADS_PER_PEER_MAX;
 use walmgr_protocol::limits::CHANNELS_MAX;
 use walmgr_protocol::message::{ErrorCode, Message};
 
@@ -207,7 +207,7 @@ fn fault_94_one_connection_too_many_is_refused_in_words() {
 #[test]
 fn fault_94_one_upload_too_many_is_refused_in_words_and_the_receiver_still_answers() {
     let channels = usize::from(CHANNELS_MAX);
-    let connections = UPLOADS_MAX / channels;
+    let connections = UPLOADS_PER_PEER_MAX / channels;
     let builder = Site::builder().standby_set("max_connections", "100");
     let site = builder.plain().build();
     let offer = |peer: &mut Peer, channel: u16, number: usize| {

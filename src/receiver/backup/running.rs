@@ -14,7 +14,7 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
 use super::Report;
-use crate::receiver::{BACKUP_LEASE, BACKUP_LEASE_S, refusal};
+use crate::receiver::{BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, refusal, worker};
 use crate::store::sets::{HeldFile, IncomingSet, StreamWriter};
 
 /// How long a connection may still be read that another one is about to replace, and the pause
@@ -44,6 +44,8 @@ struct Inner {
     last_control: u64,
     streams: HashMap<u16, Member>,
     members: u64,
+    /// When one of its connections brought something last.
+    active: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,7 @@ impl Running {
                 last_control: 0,
                 streams: HashMap::new(),
                 members: 0,
+                active: Instant::now(),
             }),
             streams_at_work: Mutex::default(),
         })
@@ -117,6 +120,16 @@ impl Running {
     /// The timeline it began on.
     pub const fn timeline(&self) -> TimelineId {
         self.timeline
+    }
+
+    /// A connection of it brought something.
+    pub fn note_activity(&self) {
+        self.inner().active = Instant::now();
+    }
+
+    /// Whether nothing has come for so long that another backup may take its place.
+    pub fn is_idle(&self) -> bool {
+        self.inner().active.elapsed() >= BACKUP_IDLE_MAX
     }
 
     /// Whether nothing more comes of it.
@@ -219,6 +232,14 @@ impl Running {
         }
     }
 
+    /// The longest that the manifest of what has arrived can be.
+    pub fn manifest_bytes_max(&self) -> Result<u64, Error> {
+        match &self.inner().set {
+            Some(set) => Ok(set.manifest_bytes_max()),
+            None => Err(super::unknown()),
+        }
+    }
+
     /// The client wants the set sealed.
     pub fn begin_waiting(&self) -> Result<(), Error> {
         let mut inner = self.inner();
@@ -305,7 +326,7 @@ impl Running {
                 );
                 runtime.spawn(async move {
                     tokio::time::sleep(BACKUP_LEASE).await;
-                    let _ = tokio::task::spawn_blocking(move || running.lease_ran_out(id)).await;
+                    worker::aside("backup", move || running.lease_ran_out(id));
                 });
             }
         }

@@ -1,14 +1,13 @@
-//! The blocking thread behind one connection of a backup.
+//! The worker behind one connection of a backup.
 //! Never talks to the socket, and holds no more than the blocks that wait for it. Invariant: when it
 //! fails or panics the whole backup is over, and its client is told in words.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
-use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT, CONFIG_FILES_MAX};
-use walmgr_protocol::message::backup::{FileDigest, FileDone, Finish, Join, Part, PartName};
+use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
+use walmgr_protocol::message::backup::{FileDigest, FileDone, Finish, Join, Part};
 use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::session::backup::Request;
@@ -17,6 +16,8 @@ use super::running::{Place, Reports, Running};
 use super::{Report, Resumed, finish, report};
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
+use crate::receiver::shares::Share;
+use crate::receiver::worker::{self, Worker};
 use crate::store::sets::SealedFile;
 
 /// What the connection asks of its worker.
@@ -35,39 +36,34 @@ pub enum Job {
     Finish(Finish),
 }
 
-/// The connection's end of a worker.
-pub struct Worker {
-    jobs: mpsc::Sender<Job>,
+impl worker::Report for Report {
+    fn failed(error: Error) -> Self {
+        Report::Failed(error)
+    }
 }
 
-impl Worker {
-    /// Decides about the request and then does what comes. Dropping the value ends it; what it had
-    /// taken of a file stays, for a stream that comes back.
-    pub fn start(
-        daemon: Arc<Daemon>,
-        thread: OwnedSemaphorePermit,
-        request: Request,
-        reports: Reports,
-    ) -> Worker {
-        let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
-        tokio::task::spawn_blocking(move || {
-            let _thread = thread;
-            let working = || work(&daemon, request, inbox, &reports);
-            let ended = catch_unwind(AssertUnwindSafe(working)).unwrap_or_else(|_| Err(panicked()));
-            if let Err(error) = ended {
-                tracing::warn!("a connection of a backup ends: {}", error.message);
-                daemon.check_health();
-                report(&reports, Report::Failed(error));
-            }
-        });
-        Worker { jobs }
-    }
+/// The connection's end of a worker.
+pub type BackupWorker = Worker<Job>;
 
-    /// Hands over a job, waiting while the disk is behind. A worker that failed takes none; its
-    /// report is on the way.
-    pub async fn give(&self, job: Job) {
-        let _ = self.jobs.send(job).await;
-    }
+/// Decides about the request and then does what comes. Dropping the value ends it; what it had taken
+/// of a file stays, for a stream that comes back.
+pub fn start(
+    daemon: Arc<Daemon>,
+    place: Share,
+    request: Request,
+    reports: Reports,
+) -> BackupWorker {
+    let say = {
+        let reports = reports.clone();
+        move |said| report(&reports, said)
+    };
+    Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, _| {
+        let _place = place;
+        work(&daemon, request, inbox, &reports).inspect_err(|error| {
+            tracing::warn!("a connection of a backup ends: {}", error.message);
+            daemon.check_health();
+        })
+    })
 }
 
 type Jobs = mpsc::Receiver<Job>;
@@ -102,18 +98,18 @@ fn over_on_failure(
     running: &Running,
     work: impl FnOnce() -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()));
-    ended.inspect_err(|error| {
+    struct OverOnPanic<'a>(&'a Running);
+    impl Drop for OverOnPanic<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.end(&worker::failed_on("backup"));
+            }
+        }
+    }
+    let _guard = OverOnPanic(running);
+    work().inspect_err(|error| {
         running.end(error);
     })
-}
-
-fn panicked() -> Error {
-    Error::channel(
-        ErrorCode::Internal,
-        "the receiver failed on this backup",
-        "look at its log on the standby",
-    )
 }
 
 fn stream(
@@ -131,6 +127,7 @@ fn stream(
     report(reports, Report::Admitted(attachment));
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
+        running.note_activity();
         match job {
             Job::LookUp(paths) => {
                 report(reports, Report::LookedUp(running.held(&paths)?));
@@ -165,19 +162,13 @@ fn control(
     let mut parts = finish::Received::default();
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
+        running.note_activity();
         match job {
-            Job::BeginPart(part) => {
-                let configs = (parts.0.iter()).filter(|(part, _)| is_config(part)).count();
-                if is_config(&part) && configs >= CONFIG_FILES_MAX {
-                    let text = format!("more than {CONFIG_FILES_MAX} configuration files");
-                    return Err(Error::channel(ErrorCode::TooLarge, text, ""));
-                }
-                parts.0.push((part, Vec::new()));
-            }
+            Job::BeginPart(part) => parts.begin(part, running)?,
             Job::WritePart(data) => {
-                let raw = unpack(&mut unpacker, &data)?;
-                let (_, content) = parts.0.last_mut().ok_or_else(out_of_place)?;
-                content.extend_from_slice(raw);
+                if !parts.append(unpack(&mut unpacker, &data)?) {
+                    return Err(out_of_place());
+                }
             }
             Job::Finish(asked) => {
                 let (set, facts) = finish::finish(daemon, running, &parts, &asked)?;
@@ -188,10 +179,6 @@ fn control(
         }
     }
     Ok(())
-}
-
-fn is_config(part: &Part) -> bool {
-    matches!(part.name, PartName::Config(_))
 }
 
 fn unpack<'a>(unpacker: &'a mut Unpacker, data: &'a Data) -> Result<&'a [u8], Error> {

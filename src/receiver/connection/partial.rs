@@ -10,14 +10,15 @@ use walmgr_protocol::message::partial::Partial;
 use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
 
 use super::{Connection, End};
-use crate::receiver::partial::{Job, Report, Worker};
+use crate::receiver::partial::{self, Job, Report, StreamWorker};
+use crate::receiver::worker;
 use crate::transport::authorized_keys::Right;
 
 /// A connection's partial stream, if it has one.
 pub(super) struct Stream {
     session: Receiver,
     channel: u16,
-    worker: Option<Worker>,
+    worker: Option<StreamWorker>,
     reports: mpsc::Sender<Report>,
     /// What the thread says.
     pub(super) inbox: mpsc::Receiver<Report>,
@@ -78,6 +79,10 @@ impl Connection {
                 session.durable(&proof)
             }
             Report::Failed(error) => Some(session.failed(error)),
+            Report::Over(error) => {
+                self.stream.worker = None;
+                Some(session.failed(error))
+            }
         };
         match action {
             Some(action) => self.perform_partial(action).await,
@@ -92,7 +97,13 @@ impl Connection {
                     let daemon = Arc::clone(&self.daemon);
                     let reports = self.stream.reports.clone();
                     let who = self.peer.to_string();
-                    self.stream.worker = Some(Worker::start(daemon, who, reports));
+                    match partial::start(daemon, &self.peer.holder(), who, reports) {
+                        Ok(worker) => self.stream.worker = Some(worker),
+                        Err(refusal) => {
+                            let failed = Report::Failed(refusal);
+                            return Box::pin(self.partial_reported(failed)).await;
+                        }
+                    }
                 }
                 self.give_partial(Job::Begin(begin)).await
             }
@@ -111,8 +122,13 @@ impl Connection {
             // It ends with something to send, never with another job.
             Box::pin(self.partial_reported(report)).await?;
         }
-        if let Some(worker) = &self.stream.worker {
-            worker.give(job).await;
+        match &self.stream.worker {
+            Some(worker) => worker.give(job).await,
+            // The one there was ended; what it was to do is done by none.
+            None => {
+                let failed = Report::Failed(worker::failed_on("stream"));
+                Box::pin(self.partial_reported(failed)).await?;
+            }
         }
         // While the disk was slow the peer may well have spoken; it just was not read.
         self.heard();

@@ -32,6 +32,12 @@ pub enum SetError {
         /// How many it may have.
         limit: usize,
     },
+    /// Longer paths than those of a set may be together.
+    #[error("the paths of the backup are longer than {limit} bytes together")]
+    PathsTooLong {
+        /// How many bytes they may have.
+        limit: usize,
+    },
     /// What was received is not what the manifest says.
     #[error("{path}: {why}")]
     Manifest {
@@ -101,6 +107,7 @@ impl SetError {
             SetError::Tar(_)
             | SetError::Entry { .. }
             | SetError::TooManyEntries { .. }
+            | SetError::PathsTooLong { .. }
             | SetError::Manifest { .. }
             | SetError::Damaged { .. }
             | SetError::GivenUp { .. }

@@ -118,6 +118,11 @@ impl IncomingSet {
         }
     }
 
+    /// The longest that a manifest of what has arrived can be.
+    pub fn manifest_bytes_max(&self) -> u64 {
+        self.shared.inventory().manifest_bytes_max()
+    }
+
     /// Every file that is complete, in no order.
     pub fn complete_files(&self) -> Vec<SealedFile> {
         let inventory = self.shared.inventory();

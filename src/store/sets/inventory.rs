@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 
-use walmgr_protocol::limits::SET_ENTRIES_MAX;
+use walmgr_protocol::limits::{
+    MANIFEST_ENTRY_BYTES_MAX, MANIFEST_FRAME_BYTES_MAX, SET_ENTRIES_MAX, SET_PATH_BYTES_MAX,
+};
 use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
@@ -61,10 +63,27 @@ pub(super) enum Claim {
     Continue(FileDigest),
 }
 
+/// How long the line of a file can be: its path in hexadecimal digits, or as a string of JSON.
+fn manifest_bytes(path: &RelativePath) -> u64 {
+    let in_json = |byte: &u8| match byte {
+        b'"' | b'\\' => 2,
+        // As `\u0000`.
+        0..=31 | 127 => 6,
+        _ => 1,
+    };
+    let bytes = path.as_bytes();
+    let json: u64 = bytes.iter().map(in_json).sum();
+    MANIFEST_ENTRY_BYTES_MAX + json.max(2 * bytes.len() as u64)
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     known: HashMap<RelativePath, Known>,
+    /// Bytes of all paths.
+    path_bytes: usize,
+    /// Bytes that the lines of all files can have in a manifest.
+    manifest_bytes: u64,
     /// Streams that are open.
     pub(super) streams: usize,
     /// Why nothing more is taken.
@@ -110,8 +129,22 @@ impl Inventory {
             let limit = SET_ENTRIES_MAX;
             return Err(SetError::TooManyEntries { limit });
         }
+        let path_bytes = self.path_bytes + path.as_bytes().len();
+        if path_bytes > SET_PATH_BYTES_MAX {
+            let limit = SET_PATH_BYTES_MAX;
+            return Err(SetError::PathsTooLong { limit });
+        }
+        self.path_bytes = path_bytes;
+        if !matches!(known, Known::Directory { .. }) {
+            self.manifest_bytes += manifest_bytes(path);
+        }
         self.known.insert(path.clone(), known);
         Ok(())
+    }
+
+    /// The longest that a manifest of the files so far can be.
+    pub(super) fn manifest_bytes_max(&self) -> u64 {
+        MANIFEST_FRAME_BYTES_MAX + self.manifest_bytes
     }
 
     /// Claims a file for one stream.

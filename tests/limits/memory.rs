@@ -1,0 +1,109 @@
+//! What a key with the right to make backups can make the receiver remember.
+//! Never sends more than the receiver takes. Invariant: its memory stays within 32 MiB, 4 MiB more for
+//! each connection, and what the backup's own files cost.
+
+use walmgr::tar::writer::put_directory;
+use walmgr_protocol::limits::{BLOCK_BYTES_MAX, SET_PATH_BYTES_MAX};
+use walmgr_protocol::message::backup::{Backup, Join, Part, PartName};
+use walmgr_protocol::message::{ErrorCode, Message};
+
+use super::still_serves;
+use crate::support::Site;
+use crate::support::hostile::{Answered, ForgedSet, Key, Refused, ask, next, send_part};
+use crate::support::peer::{Peer, data};
+
+/// What the receiver may have: its own, and that of so many connections.
+fn bound_kib(connections: u64) -> u64 {
+    (32 << 10) + connections * (4 << 10)
+}
+
+fn set_of_nothing(site: &Site) -> ForgedSet {
+    still_serves(site, 1);
+    ForgedSet::at(site, site.segment_name(1).parse().unwrap(), Vec::new())
+}
+
+fn code<T: std::fmt::Debug>(answered: &Answered<T>) -> ErrorCode {
+    match answered {
+        Err(Refused::InWords(error)) => error.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Announces a part and sends as much of it as the receiver takes.
+fn announce(control: &mut Peer, name: PartName, size: u64) -> Answered<()> {
+    let part = Part {
+        name,
+        size,
+        crc32: 0,
+    };
+    control.send(1, &Message::Backup(Backup::Part(part)));
+    let zeros = vec![0; BLOCK_BYTES_MAX as usize];
+    for offset in (0..size).step_by(zeros.len()) {
+        control.send(1, &data(offset, &zeros));
+    }
+    next(control).map(drop)
+}
+
+#[test]
+fn fault_115_a_manifest_is_no_longer_than_what_arrived_and_no_part_repeats() {
+    let site = Site::start();
+    let set = set_of_nothing(&site);
+    let key = Key::stolen(&site);
+    let mut control = key.connect(&site);
+    set.begin(&mut control).unwrap();
+    let refused = announce(&mut control, PartName::Manifest, 16 << 20);
+    assert_eq!(code(&refused), ErrorCode::TooLarge);
+    let mut control = key.connect(&site);
+    set.begin(&mut control).unwrap();
+    for _ in 0..3 {
+        send_part(&mut control, PartName::Label, &set.label);
+    }
+    assert_eq!(code(&next(&mut control)), ErrorCode::Misbehaved);
+    let peak = site.receiver.memory_peak_kib();
+    println!("{peak} KiB");
+    assert!(peak < bound_kib(2), "{peak} KiB");
+    // What fits is taken.
+    let sent = set.send(&site, &key).map_err(|refused| refused.words());
+    assert!(!format!("{sent:?}").contains("manifest has"), "{sent:?}");
+    still_serves(&site, 2);
+}
+
+#[test]
+fn fault_115_the_paths_of_a_set_are_bounded_together() {
+    let site = Site::start();
+    let set = set_of_nothing(&site);
+    let key = Key::stolen(&site);
+    let mut control = key.connect(&site);
+    let token = set.begin(&mut control).unwrap();
+    let mut stream = key.connect(&site);
+    ask(
+        &mut stream,
+        1,
+        &Message::Backup(Backup::Join(Join { token, stream: 0 })),
+    )
+    .unwrap();
+    let mut tar = Vec::new();
+    let mut offset = 0;
+    for number in 0..30_000 {
+        // Sixteen directories deep, none of them known before.
+        let component = format!("{number:0250}");
+        let path = [component.as_str(); 15].join("/");
+        put_directory(&mut tar, path.as_bytes());
+        if tar.len() >= 128 << 10 {
+            stream.send(1, &data(offset, &tar));
+            offset += tar.len() as u64;
+            tar.clear();
+        }
+        if offset > 64 << 20 {
+            break;
+        }
+    }
+    let refused = next(&mut stream);
+    assert_eq!(code(&refused), ErrorCode::TooLarge, "{refused:?}");
+    let peak = site.receiver.memory_peak_kib();
+    println!("{peak} KiB");
+    // Each path once, and what it costs to find it.
+    let paths_kib = (SET_PATH_BYTES_MAX as u64 * 5 / 4) >> 10;
+    assert!(peak < bound_kib(2) + paths_kib, "{peak} KiB");
+    still_serves(&site, 2);
+}
