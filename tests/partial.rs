@@ -8,6 +8,7 @@ use walmgr_protocol::names::Lsn;
 
 use crate::support::{Cluster, Output, Site};
 
+mod beside;
 pub mod daemon;
 mod faults;
 mod flow;

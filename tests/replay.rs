@@ -4,6 +4,7 @@
 
 mod boot;
 mod damage;
+mod ends;
 mod shipped;
 
 use std::fs;

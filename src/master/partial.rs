@@ -58,6 +58,8 @@ pub struct Shipper {
     /// What is missing before the first segment of this connection.
     gap: Option<String>,
     note: Option<String>,
+    /// The newest segment that the standby had of the timeline when the stream began.
+    newest_held: Option<SegmentName>,
 }
 
 /// The segment that is being appended to.
@@ -136,9 +138,13 @@ impl Shipper {
             packer: Packer::new(config.compression),
             gap: None,
             note: None,
+            newest_held: None,
         };
         match shipper.begin(reach).await {
-            Ok(()) => Ok(shipper),
+            Ok(()) => {
+                shipper.note_later_segments(first);
+                Ok(shipper)
+            }
             Err(broken) => Err(shipper.failure(broken)),
         }
     }
@@ -220,9 +226,22 @@ impl Shipper {
             }
         };
         let first = self.choose_first(&begun, reach);
+        self.newest_held = begun.newest_finished.max(begun.newest_partial);
         self.records = Records::from(&self.files, first);
         self.sent = self.files.start(first);
         Ok(())
+    }
+
+    /// Says so when the standby has segments that this master's WAL, which was just looked at, does
+    /// not reach.
+    fn note_later_segments(&mut self, current: SegmentName) {
+        if let Some(newest) = self.newest_held.filter(|newest| *newest > current) {
+            self.note = Some(format!(
+                "{} holds {newest}, and this master's WAL ends in {current}: it lost its tail, or \
+                 is an old copy",
+                self.slave
+            ));
+        }
     }
 
     /// The first segment that is not known to be whole on the standby.
@@ -372,7 +391,10 @@ impl Shipper {
             );
             self.wire.send(CHANNEL, &rewrite).await?;
         } else if at.held_bytes > at.common_bytes {
-            if at.common_bytes == bytes && data_end < Lsn(start.0 + self.files.segment_bytes()) {
+            let segment_end = Lsn(start.0 + self.files.segment_bytes());
+            // All of a segment holds nothing more than this: behind a switch, or in the beginning
+            // of a record whose end a crash took, for which nobody waits.
+            if at.common_bytes == bytes && !self.records.reach_end_of(segment_end) {
                 self.note = Some(format!(
                     "{} holds {segment} beyond {data_end}, where this master's WAL ends: it lost \
                      its tail, or is an old copy",

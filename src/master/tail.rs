@@ -171,6 +171,8 @@ pub struct Records {
     /// Behind the last whole record.
     base: Scanner,
     end: Lsn,
+    /// Up to where the bytes belong to records, the last one whole or not.
+    seen: Lsn,
     /// Segments that a switch ended early: where they end, and where their records do.
     switches: Vec<(Lsn, Lsn)>,
     buffer: Vec<u8>,
@@ -184,6 +186,7 @@ impl Records {
             files: files.clone(),
             base: files.scanner(start),
             end: start,
+            seen: start,
             switches: Vec::new(),
             buffer: Vec::new(),
         }
@@ -192,6 +195,12 @@ impl Records {
     /// The end of the last whole record found.
     pub const fn end(&self) -> Lsn {
         self.end
+    }
+
+    /// Whether the segment that ends at `segment_end` was seen to its last byte, though its last
+    /// record may go on in the next one.
+    pub fn reach_end_of(&self, segment_end: Lsn) -> bool {
+        self.seen >= segment_end
     }
 
     /// Where the bytes end that belong to records of the segment that ends at `segment_end`.
@@ -225,7 +234,9 @@ impl Records {
             if self.buffer.is_empty() {
                 return Ok(Stop::NoFile(self.files.containing(at)));
             }
-            if let Some(stop) = self.walk(&mut scanner) {
+            let stop = self.walk(&mut scanner);
+            self.seen = self.seen.max(scanner.position());
+            if let Some(stop) = stop {
                 return Ok(stop);
             }
         }

@@ -293,6 +293,9 @@ fn report_start(daemon: &Daemon, addresses: &str) {
         let count = recovery.temporaries_removed;
         tracing::info!("removed {count} unfinished files of the receiver before this one");
     }
+    for damage in &recovery.damaged_partials {
+        tracing::error!("ALARM: {damage}; nothing of it is cleared");
+    }
     for (segment, end) in &recovery.partials {
         tracing::info!("{segment} is held up to {end}");
     }

@@ -3,14 +3,15 @@
 //! segments. Invariant: whatever happens, STOP speaks to no other server than the one booted here.
 //!
 //! ```text
-//! look for gaps            nothing was touched
+//! look for gaps and damage nothing was touched
 //! freeze the stream        the master is refused, what was acknowledged is copied (see `frozen`)
 //! write STOP               xrestore serves the copies, to this server
 //! remove PAUSE
 //! wait                     the server may have heard of before STOP that a segment is absent (see `answers`)
 //! promote
 //! wait                     a server that ends while it is closed still replays: the stream goes on
-//! remove STOP and the copies    the freeze stays: this master is one of the past
+//! remove STOP              the freeze stays: this master is one of the past
+//! compare                  the copies go if the database has all that was acknowledged (see `verdict`)
 //! ```
 //!
 //! Promotion is asked for the way `pg_ctl promote` does, with the file `promote` and SIGUSR1: that
@@ -40,6 +41,7 @@ use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::last_commit::Replayed;
 use crate::standby::replay::{ControlFiles, TICK};
+use crate::standby::verdict::{self, Acknowledged, InProgress};
 use crate::store::{Reader, RealDisk};
 use crate::wal::history::History;
 use crate::{files, output};
@@ -60,7 +62,7 @@ const ASKED_TICK: Duration = Duration::from_millis(10);
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
     let standby = Standby::find(config)?;
     let partials = or_forced(force, Partials::open(config))?;
-    standby.refuse_gap(partials.as_ref(), force)?;
+    let acknowledged = standby.refuse_loss(partials.as_ref(), force)?;
     let data = standby.data.path().display();
     if options.not_really {
         return output::not_really(&format!(
@@ -101,28 +103,13 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         }
         return Err(ended());
     }
-    let (report, end) = standby.report()?;
+    let (report, history) = standby.report()?;
     output::print(&report)?;
-    match frozen.filter(|frozen| *frozen > end) {
-        Some(frozen) if !force => Err(too_early(end, frozen)),
-        missed => {
-            if let Some(frozen) = missed {
-                tracing::warn!("{}", too_early(end, frozen));
-            }
-            if let Some(partials) = &partials {
-                partials.remove_copies();
-            }
-            Ok(())
-        }
+    standby.judge(acknowledged.with(frozen), &history)?;
+    if let Some(partials) = &partials {
+        partials.remove_copies();
     }
-}
-
-/// Nothing else tells that records are missing, and a client that writes here buries them.
-fn too_early(end: Lsn, frozen: Lsn) -> CommandError {
-    CommandError::retry(format!(
-        "recovery ended at {end}, although records up to {frozen} were shipped"
-    ))
-    .hint("partial_wals still has them: let nobody write here; restore and boot once more")
+    Ok(())
 }
 
 /// Whether a server that was told to open did.
@@ -162,6 +149,8 @@ struct Standby {
     server: Postmaster,
     before: ControlFile,
     archive: Reader,
+    /// Whether its recovery ends at a target, and not where WAL ends.
+    at_target: bool,
 }
 
 impl Standby {
@@ -189,7 +178,9 @@ impl Standby {
         }
         let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
+        let is_standby = data.path().join(STANDBY_SIGNAL).exists();
         Ok(Standby {
+            at_target: !is_standby && verdict::has_target(data.path()),
             data,
             server,
             before,
@@ -208,24 +199,42 @@ impl Standby {
         }
     }
 
-    fn refuse_gap(&self, partials: Option<&Partials>, force: bool) -> Result<()> {
+    /// Refuses to open without what is missing or damaged; returns up to where it was acknowledged.
+    fn refuse_loss(&self, partials: Option<&Partials>, force: bool) -> Result<Acknowledged> {
         let (timeline, from) = self.replayed();
-        let ends = match partials.map(Partials::ends) {
-            Some(ends) => or_forced(force, ends)?.unwrap_or_default(),
-            None => Vec::new(),
+        let found = match partials.map(Partials::in_progress) {
+            Some(found) => or_forced(force, found)?.unwrap_or_default(),
+            None => InProgress::default(),
         };
-        let gap = gap::find(&self.archive, &ends, timeline, from)
+        let gap = gap::find(&self.archive, &found.ends, timeline, from)
             .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
-        let Some(gap) = gap else { return Ok(()) };
-        let lost = describe(&gap);
-        if force {
-            tracing::warn!("{lost}");
-            return Ok(());
+        let found = verdict::find(&self.archive, &found, (timeline, from))?;
+        let lost = match (gap, &found.damage) {
+            (Some(gap), _) => CommandError::retry(describe(&gap)).hint(
+                "put the segment into completed_wals, or type boot --force to open without what is \
+                 behind it",
+            ),
+            (None, Some(damage)) => verdict::refusal(damage),
+            (None, None) => return Ok(found.acknowledged),
+        };
+        if !force {
+            return Err(lost);
         }
-        Err(CommandError::retry(lost).hint(
-            "put the segment into completed_wals, or type boot --force to open without what is \
-             behind it",
-        ))
+        tracing::warn!("{lost}");
+        Ok(found.acknowledged)
+    }
+
+    /// Whether the server opened with all that was acknowledged. At a recovery target it has what
+    /// its administrator wanted.
+    fn judge(&self, acknowledged: Acknowledged, history: &History) -> Result<()> {
+        let verdict = acknowledged.judge(history);
+        match verdict {
+            Err(error) if self.at_target => {
+                tracing::info!("the recovery ended at its target: {error}");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Keeps another boot of this server from freezing and promoting meanwhile.
@@ -339,7 +348,7 @@ impl Standby {
     }
 
     /// What the promotion brought back, and up to where.
-    fn report(&self) -> Result<(String, Lsn)> {
+    fn report(&self) -> Result<(String, History)> {
         let history = self.newest_history()?;
         let ended = history
             .ancestors()
@@ -363,7 +372,7 @@ impl Standby {
             "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
             history.timeline()
         );
-        Ok((report, end))
+        Ok((report, history))
     }
 
     /// A promotion begins the highest timeline there is (`findNewestTimeLine`).

@@ -13,9 +13,8 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
 use crate::standby::replay::server_text;
-use crate::store::{
-    FrozenSegment, OwnSegment, PartialEnd, PartialWals, Reader, RealDisk, StoreError,
-};
+use crate::standby::verdict::InProgress;
+use crate::store::{FrozenSegment, OwnSegment, PartialWals, Reader, RealDisk, StoreError};
 
 /// The partial segments of an archive.
 pub struct Partials(PartialWals);
@@ -38,9 +37,13 @@ impl Partials {
             .map_err(|error| failed("open partial_wals", &error))
     }
 
-    /// How far each of them goes.
-    pub fn ends(&self) -> Result<Vec<PartialEnd>> {
-        (self.0.ends()).map_err(|error| failed("read partial_wals", &error))
+    /// How far each of them goes, and which are gone.
+    pub fn in_progress(&self) -> Result<InProgress> {
+        let found = (self.0.vanished()).and_then(|vanished| {
+            let ends = self.0.ends()?;
+            Ok(InProgress { ends, vanished })
+        });
+        found.map_err(|error| failed("read partial_wals", &error))
     }
 
     /// Freezes the stream for this server, which stands there; says up to where replay can go with

@@ -20,5 +20,6 @@ mod route;
 mod sets;
 pub mod setup;
 pub mod status;
+mod verdict;
 pub mod xpurgewals;
 pub mod xrestore;

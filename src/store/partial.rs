@@ -28,6 +28,7 @@ use finish::settle;
 pub use finish::Finishing;
 pub(super) use freeze::partial_end;
 pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals};
+pub(super) use proven::vanished;
 pub use proven::{Damage, Known};
 
 use std::collections::HashMap;
@@ -621,7 +622,7 @@ pub(super) fn recover(
     }
     forget_finished(completed, partial)?;
     let mut found = ends(partial, binding)?;
-    (found.damaged).extend(proven::vanished(completed, partial, binding)?);
+    (found.damaged).extend(proven::vanished(Some(completed), partial, binding)?);
     Ok(found)
 }
 

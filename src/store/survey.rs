@@ -22,10 +22,14 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::lineage::{Led, Line, Lineage, Progress};
-use super::partial::partial_end;
+use super::partial::{Damage, partial_end, vanished};
 use super::reader::Reader;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
 use crate::pg::control;
+
+/// How many segments in progress are read for damage: an archiver that hangs leaves hundreds, and
+/// somebody may ask every second.
+const PARTIALS_READ_MAX: usize = 4;
 
 /// Looks at an archive and its backup sets.
 ///
@@ -165,10 +169,33 @@ impl<'a> Files<'a> {
                 None => self.end_of_partial(partial)?,
             };
         }
+        let damages = self.damaged_partials()?;
+        if let Some(damage) = damages
+            .iter()
+            .rfind(|it| Some(it.segment) == overview.partial_segment)
+        {
+            overview.partial_end = damage.end;
+        }
         overview.received_age_ms = arrived_ms.map_or(0, age_ms);
-        overview.damaged_count = self.damaged.len() as u64;
-        overview.damaged = self.damaged.first().cloned().unwrap_or_default();
+        overview.damaged_count = (self.damaged.len() + damages.len()) as u64;
+        let first = damages.first().map(ToString::to_string);
+        let first = first.or_else(|| self.damaged.first().cloned());
+        overview.damaged = first.unwrap_or_default();
         Ok(())
+    }
+
+    /// The damage in what is in progress. Of many segments only the last are read.
+    fn damaged_partials(&self) -> Result<Vec<Damage>, StoreError> {
+        let mut damages = vanished(Some(self.completed), self.partial, self.binding)?;
+        let unfinished =
+            |segment: &&SegmentName| !(self.finished).contains(&WalFileName::Segment(**segment));
+        let last = (self.partials.iter().rev()).filter(unfinished);
+        for segment in last.take(PARTIALS_READ_MAX) {
+            let found = partial_end(self.partial, self.binding, *segment)?;
+            damages.extend(found.and_then(|found| found.damage));
+        }
+        damages.sort_by_key(|damage| damage.segment);
+        Ok(damages)
     }
 
     /// Where the whole records of a partial segment end.

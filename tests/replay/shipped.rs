@@ -305,7 +305,7 @@ fn fault_78_a_gap_before_the_partial_segment_is_refused_with_what_would_be_lost(
     );
 
     let forced = site.standby_command(&["boot", "--force"]);
-    forced.succeed();
+    forced.fail_last(1, &format!("was acknowledged up to {end}"));
     assert!(forced.stderr.contains("would be lost"), "{}", forced.stderr);
     let rows = standby.psql("SELECT max(n) FROM t");
     assert!(["2", "3"].contains(&rows.as_str()), "{rows}");

@@ -137,6 +137,12 @@ impl PartialWals {
         Ok(ends)
     }
 
+    /// The segments of which something was acknowledged and no file is left here. A finished one
+    /// may be elsewhere.
+    pub fn vanished(&self) -> Result<Vec<Damage>, StoreError> {
+        proven::vanished(None, &self.folder, &self.binding)
+    }
+
     /// What is frozen, if anything.
     pub fn frozen(&self) -> Result<Option<Freeze>, StoreError> {
         Freeze::read(&self.folder)
@@ -376,10 +382,11 @@ impl Freeze {
         })?;
         let value = serde_json::from_slice(&content).ok();
         let freeze = value.as_ref().and_then(Freeze::parse);
+        let freeze = freeze.filter(|freeze| freeze.text().as_bytes() == content);
         // Whoever wrote it meant the stream to stop, so nothing passes.
         let freeze = freeze.ok_or_else(|| StoreError::Marker {
             path: folder.path().join(FROZEN_NAME),
-            why: "it is not what boot writes".to_owned(),
+            why: "it is damaged, or not what boot writes".to_owned(),
         })?;
         Ok(Some(freeze))
     }
@@ -402,7 +409,9 @@ impl Freeze {
         })
     }
 
-    fn write(&self, folder: &Arc<Folder>) -> Result<(), StoreError> {
+    /// The file: JSON with the CRC-32 of itself without that. It is sound only if every byte of it is
+    /// what would be written.
+    fn text(&self) -> String {
         let mut value = json!({
             "timeline": self.timeline.number(),
             "server": self.server,
@@ -410,7 +419,13 @@ impl Freeze {
         if let Some(segments) = &self.segments {
             value["segments"] = segments.iter().map(FrozenSegment::value).collect();
         }
-        let text = format!("{value:#}\n");
+        let crc32 = crc32fast::hash(value.to_string().as_bytes());
+        value["crc32"] = json!(crc32);
+        format!("{value:#}\n")
+    }
+
+    fn write(&self, folder: &Arc<Folder>) -> Result<(), StoreError> {
+        let text = self.text();
         let mut written = folder.write_small(FROZEN_NAME, text.as_bytes());
         for _ in 1..WRITE_ATTEMPTS_MAX {
             if written.is_err() && folder.monitor.check().is_ok() {

@@ -174,9 +174,10 @@ pub(super) fn by_name(
     }
 }
 
-/// The segments of which something was acknowledged and no file is left, finished or not.
-pub(super) fn vanished(
-    completed: &Folder,
+/// The segments of which something was acknowledged and no file is left, neither in progress nor,
+/// where `completed` is given, finished.
+pub(in crate::store) fn vanished(
+    completed: Option<&Folder>,
     partial: &Folder,
     binding: &Binding,
 ) -> Result<Vec<Damage>, StoreError> {
@@ -191,7 +192,12 @@ pub(super) fn vanished(
         };
         let name = segment.to_string();
         // In this order: a push may finish it meanwhile.
-        if partial.stat_at(&name)?.is_none() && completed.stat_at(&name)?.is_none() {
+        let is_gone = partial.stat_at(&name)?.is_none();
+        let finished = match completed.filter(|_| is_gone) {
+            Some(completed) => completed.stat_at(&name)?,
+            None => None,
+        };
+        if is_gone && finished.is_none() {
             vanished.push(Damage {
                 segment,
                 end: start_of(segment, binding),

@@ -202,3 +202,27 @@ fn a_server_that_has_more_by_itself_is_told_from_one_that_has_less_or_other() {
     let other = Wal::of(&[100, 20_000, 300], 2);
     assert_eq!(compared(&padded(&other, wal.ends[2])), OwnSegment::Other);
 }
+
+#[test]
+fn fault_76_a_freeze_with_a_flipped_bit_is_found_and_nothing_passes() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let wal = Wal::of(&[100, 200], 1);
+    let mut stream = begin(&archive);
+    open_with(&mut stream, &[]).unwrap();
+    append(&mut stream, &wal, 0, wal.ends[1]).unwrap();
+    let partials = booting(&places);
+    let frozen = freeze(&partials);
+    let path = places.partial_wals.join("FROZEN");
+    let text = std::fs::read(&path).unwrap();
+    for at in 0..text.len() {
+        let mut flipped = text.clone();
+        flipped[at] ^= 1 << (at % 7);
+        std::fs::write(&path, flipped).unwrap();
+        assert!(partials.frozen().is_err(), "byte {at}");
+        assert!(archive.partial_stream(timeline(1)).is_err(), "byte {at}");
+    }
+    std::fs::write(&path, text).unwrap();
+    assert_eq!(partials.frozen().unwrap(), Some(frozen));
+}

@@ -1,0 +1,227 @@
+//! Up to where WAL was acknowledged on the line that a server follows, and whether it opened there.
+//! Never changes anything. Invariant: the end is a lower bound, so a server that opened before it
+//! lacks something for certain.
+//!
+//! A segment in progress counts to its acknowledged end, a finished one to the end of its last whole
+//! record: one that only begins there is in nobody's hands yet. A finished one that is damaged
+//! counts to its last byte, as all of it was acknowledged.
+
+use std::io::Read;
+use std::path::Path;
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use crate::error::{CommandError, Kind, Result};
+use crate::pg::conf;
+use crate::store::lineage::{Gap, Line};
+use crate::store::{Damage, PartialEnd, Reader, StoreError};
+use crate::wal::history::History;
+use crate::wal::scan::{Scanner, Step};
+
+const PIECE_BYTES: usize = 1 << 20;
+
+/// With one of these a server ends its recovery where its administrator said.
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_time",
+    "recovery_target_lsn",
+    "recovery_target_xid",
+    "recovery_target_name",
+];
+
+/// What a server has to open with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The timeline of the last record.
+    pub timeline: TimelineId,
+    /// Where that record ends, at least.
+    pub end: Lsn,
+}
+
+/// What is known of the segments in progress.
+#[derive(Debug, Default)]
+pub struct InProgress {
+    /// Where they end.
+    pub ends: Vec<PartialEnd>,
+    /// Those of which no file is left.
+    pub vanished: Vec<Damage>,
+}
+
+/// What there is on the way of a server.
+#[derive(Debug)]
+pub struct Found {
+    /// Up to where it was acknowledged.
+    pub acknowledged: Acknowledged,
+    /// The first damage in what is in progress.
+    pub damage: Option<Damage>,
+}
+
+/// Looks along the line of a server that stands on `timeline` and needs the WAL from `from` on.
+/// `partials` has to be older than this look at the archive.
+pub fn find(
+    archive: &Reader,
+    partials: &InProgress,
+    (timeline, from): (TimelineId, Lsn),
+) -> Result<Found> {
+    let failed =
+        |error: StoreError| CommandError::new(error.kind(), "look for the end").because(error);
+    let lineage = archive.lineage(&partials.ends).map_err(failed)?;
+    let line = lineage
+        .line_from(timeline, from)
+        .map_err(|error| failed(error.into()))?;
+    let finished = |segment: SegmentName| lineage.facts().segments.contains(&segment);
+    let mut acknowledged = Acknowledged {
+        timeline,
+        end: from,
+    };
+    for segment in lineage.gapless(&line, from).into_iter().rev() {
+        let end = match finished(segment) {
+            true => finished_end(archive, &line, segment)
+                .map_err(|error| CommandError::retry("read the archive").because(error))?,
+            false => partial_end(&partials.ends, segment),
+        };
+        if let Some(end) = end {
+            acknowledged.raise(&line, segment, end);
+            break;
+        }
+    }
+    let damages = partials.ends.iter().filter_map(|partial| partial.damage);
+    let mut damages: Vec<Damage> = damages.chain(partials.vanished.iter().copied()).collect();
+    let is_missed = |damage: &Damage| {
+        let led = line.led_to(damage.segment, damage.known_to());
+        !finished(damage.segment) && led.is_some_and(|led| led > from)
+    };
+    damages.retain(is_missed);
+    damages.sort_by_key(|damage| damage.segment);
+    for damage in &damages {
+        acknowledged.raise(&line, damage.segment, damage.known_to());
+    }
+    if let Some(Gap {
+        missing, lost_to, ..
+    }) = lineage.gap(&line, from)
+    {
+        let timeline = missing.timeline().max(acknowledged.timeline);
+        acknowledged = Acknowledged {
+            timeline,
+            end: acknowledged.end.max(lost_to),
+        };
+    }
+    Ok(Found {
+        acknowledged,
+        damage: damages.first().copied(),
+    })
+}
+
+impl Acknowledged {
+    /// The same when what was frozen leads further.
+    #[must_use]
+    pub fn with(self, frozen: Option<Lsn>) -> Acknowledged {
+        let end = frozen.map_or(self.end, |frozen| frozen.max(self.end));
+        Acknowledged { end, ..self }
+    }
+
+    fn raise(&mut self, line: &Line, segment: SegmentName, end: Lsn) {
+        if let Some(led) = line.led_to(segment, end).filter(|led| *led > self.end) {
+            *self = Acknowledged {
+                timeline: segment.timeline(),
+                end: led,
+            };
+        }
+    }
+
+    /// Decides about a server that opened with this history.
+    pub fn judge(&self, history: &History) -> Result<()> {
+        let ancestors = history.ancestors();
+        let ours = (ancestors.iter()).find(|ancestor| ancestor.timeline == self.timeline);
+        let Acknowledged { timeline, end } = self;
+        let opened = match (ours, ancestors.last()) {
+            (Some(ours), _) if ours.switch_point >= *end => return Ok(()),
+            (Some(ours), _) => (ours.timeline, ours.switch_point),
+            (None, Some(last)) => (last.timeline, last.switch_point),
+            (None, None) => (*timeline, Lsn(0)),
+        };
+        Err(CommandError::retry(format!(
+            "the database is open, but lacks WAL that was acknowledged: it followed timeline {} up \
+             to {}, and timeline {timeline} was acknowledged up to {end}",
+            opened.0, opened.1
+        ))
+        .hint(
+            "let nobody write here if that is missed; the archive and partial_wals have what they \
+             had: restore, and boot once more",
+        ))
+    }
+}
+
+/// The refusal of a boot that would open with less.
+pub fn refusal(damage: &Damage) -> CommandError {
+    CommandError::new(
+        Kind::Retry,
+        format!(
+            "{damage}: the WAL from {} to {} would be lost",
+            damage.end,
+            damage.known_to()
+        ),
+    )
+    .hint(
+        "let the master send it again (syncdaemon, or xarchive of the segment), or type \
+         boot --force to open without it",
+    )
+}
+
+/// Whether a server ends its recovery at a target, and not where WAL ends.
+pub fn has_target(data: &Path) -> bool {
+    let files = ["postgresql.auto.conf", "postgresql.conf"];
+    let texts: Vec<Vec<u8>> = (files.iter())
+        .filter_map(|name| std::fs::read(data.join(name)).ok())
+        .collect();
+    TARGETS.iter().any(|name| {
+        let values = texts.iter().filter_map(|text| conf::value(text, name));
+        values.into_iter().any(|value| !value.is_empty())
+    })
+}
+
+fn partial_end(partials: &[PartialEnd], segment: SegmentName) -> Option<Lsn> {
+    let found = partials.iter().find(|partial| partial.segment == segment);
+    found.map(|partial| partial.end)
+}
+
+/// Where the last whole record of a finished segment ends; `None` if it has none.
+fn finished_end(
+    archive: &Reader,
+    line: &Line,
+    segment: SegmentName,
+) -> std::io::Result<Option<Lsn>> {
+    let stored = archive.find(WalFileName::Segment(segment));
+    let Some(stored) = stored.map_err(std::io::Error::other)? else {
+        return Ok(None);
+    };
+    let binding = archive.binding();
+    let size = binding.segment_size;
+    let start = segment.start(size).unwrap_or_default();
+    let segment_end = Lsn(start.0.saturating_add(size.bytes()));
+    let mut scanner = Scanner::new(start, size)
+        .of_cluster(binding.system_id)
+        .of_major(binding.postgres_major)
+        .up_to_timeline(segment.timeline());
+    let (mut file, mut buffer) = (stored.into_file(), vec![0; PIECE_BYTES]);
+    loop {
+        let read_bytes = file.read(&mut buffer)?;
+        let mut rest = &buffer[..read_bytes];
+        let step = loop {
+            match scanner.advance(&mut rest) {
+                Step::Record(record) if record.is_switch() => return Ok(Some(record.end)),
+                Step::Record(_) => {}
+                other => break other,
+            }
+        };
+        let needed = line.led_to(segment, segment_end).unwrap_or(segment_end);
+        let is_damaged = step != Step::NeedMore && scanner.valid_end() < needed;
+        if is_damaged {
+            return Ok(Some(segment_end));
+        }
+        if read_bytes == 0 || step != Step::NeedMore {
+            let end = scanner.valid_end();
+            return Ok(Some(end).filter(|end| *end > start));
+        }
+    }
+}
