@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::line::{self, Setting};
 use super::{lines, value};
-use crate::error::{IoContext, Kind, Result};
+use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
 /// What stands in front of a line that was switched off.
@@ -249,17 +249,21 @@ impl Host<'_> {
                 Err(error) => return Err(error).at(Kind::Retry, "examine", &path),
             };
             if found.is_dir() {
-                let names = std::fs::read_dir(&path).at(Kind::Retry, "list", &path)?;
-                for entry in names {
-                    waiting.push(entry.at(Kind::Retry, "list", &path)?.path());
-                }
+                waiting.extend(conf_files(&path)?);
+                continue;
+            }
+            if found.is_symlink() {
+                // What it leads to is not of the set, and may not be read with it.
+                std::fs::remove_file(&path).at(Kind::Retry, "remove", &path)?;
+                tracing::warn!("{} is a symlink and was removed", path.display());
                 continue;
             }
             if !found.is_file() || found.len() > FILE_BYTES_MAX {
-                // Whatever it leads to is not of the set, and may not be read with it.
-                std::fs::remove_file(&path).at(Kind::Retry, "remove", &path)?;
-                tracing::warn!("{} is no small file and was removed", path.display());
-                continue;
+                let path = path.display();
+                return Err(
+                    CommandError::config(format!("{path} is no file of settings"))
+                        .hint("look at what includes it; --trust-settings restores it as it is"),
+                );
             }
             let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
             let (kept, off) = self.neutralise(&text, folder);
@@ -285,6 +289,21 @@ pub fn is_outside_postgresql(name: &str) -> bool {
         "pg_service.conf",
     ];
     !name.ends_with(".conf") || name.starts_with('.') || debians.contains(&name)
+}
+
+/// What `include_dir` reads of a folder: files named `*.conf`, and what may be one.
+fn conf_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).at(Kind::Retry, "list", folder)? {
+        let entry = entry.at(Kind::Retry, "list", folder)?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_folder && name.ends_with(b".conf") && !name.starts_with(b".") {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
 }
 
 /// The files and folders that a text includes.

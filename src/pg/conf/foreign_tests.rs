@@ -183,6 +183,31 @@ fn fault_112_included_files_of_a_set_are_neutralised_too() {
     assert_eq!(host.neutralise_directory(set.path()).unwrap(), []);
 }
 
+#[test]
+fn fault_112_an_included_data_directory_loses_no_file() {
+    let set = tempfile::tempdir().unwrap();
+    std::fs::create_dir(set.path().join("base")).unwrap();
+    let relation = set.path().join("base/16384");
+    std::fs::write(&relation, "restore_command = 'x'\n").unwrap();
+    let large = std::fs::File::create(set.path().join("large")).unwrap();
+    large.set_len(FILE_BYTES_MAX + 1).unwrap();
+    let host = Host {
+        own: b"",
+        data: set.path(),
+    };
+    let conf = set.path().join("postgresql.conf");
+    std::fs::write(&conf, "include_dir '.'\ninclude_dir 'base'\n").unwrap();
+    assert_eq!(host.neutralise_directory(set.path()).unwrap(), []);
+    assert_eq!(
+        std::fs::read(&relation).unwrap(),
+        b"restore_command = 'x'\n"
+    );
+    // One that is too long to be looked through is refused, not obeyed and not removed.
+    std::fs::write(&conf, "include 'large'\n").unwrap();
+    assert!(host.neutralise_directory(set.path()).is_err());
+    assert!(set.path().join("large").exists());
+}
+
 proptest! {
     #[test]
     fn fault_112_no_text_keeps_an_order(

@@ -115,6 +115,26 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     );
 }
 
+#[test]
+fn fault_111_wal_younger_than_the_minimum_age_stays() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    plant_set(folder.path(), "data.master", 1, 40);
+    plant_wal(folder.path(), "000000010000000000000013");
+    let sets = real_sets(folder.path());
+    let lease = lease(&sets).unwrap();
+    let purge = |minimum_age| {
+        sets.purge_wal(&lease, minimum_age, &|| Ok(Vec::new()))
+            .unwrap()
+    };
+    assert_eq!(purge(Duration::from_secs(60)).files, 0);
+    assert!(stored(folder.path()).contains("000000010000000000000013"));
+    assert!(purge(Duration::ZERO).files > 0);
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let is_old = |since_ms| super::purge::is_older_than(since_ms, Duration::from_secs(1));
+    assert!(is_old(now_ms - 2_000) && !is_old(now_ms + 3_600_000));
+}
+
 /// A tree of timelines: each but the first leaves an older one at a segment.
 #[derive(Debug, Clone)]
 struct Branch {

@@ -334,3 +334,57 @@ impl BackupSets {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: i64 = 3_600_000;
+
+    /// Which of these go, by their place; each is its age in hours and its condition.
+    fn gone(sets: u32, hours: &[(i64, Condition)]) -> Vec<usize> {
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let newest = BackupName::newest("data.master").unwrap();
+        let entry = |(place, (age, condition)): (usize, &(i64, Condition))| SetEntry {
+            name: newest.numbered(u32::try_from(place).unwrap()).unwrap(),
+            label: Err(place.to_string()),
+            sealed_ms: now_ms - age * HOUR_MS,
+            condition: condition.clone(),
+        };
+        let keeping = Keeping {
+            sets,
+            minimum_age: Duration::from_secs(24 * 3_600),
+        };
+        let gone = keeping.given_up(hours.iter().enumerate().map(entry).collect());
+        let places = gone.into_iter();
+        places
+            .map(|set| set.label.unwrap_err().parse().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn fault_111_a_young_set_neither_goes_nor_makes_one_go() {
+        let good = |hours: &[i64]| -> Vec<(i64, Condition)> {
+            hours.iter().map(|age| (*age, Condition::Good)).collect()
+        };
+        assert_eq!(gone(2, &good(&[1, 23, 25, 49, 73])), [4]);
+        assert_eq!(gone(2, &good(&[0, 0, 0, 0, 0, 25, 49])), [0; 0]);
+        assert_eq!(gone(1, &good(&[25, 26, 27])), [1, 2]);
+        // A clock that stands behind makes every set young.
+        assert_eq!(gone(1, &good(&[-1, -25, -49])), [0; 0]);
+    }
+
+    #[test]
+    fn fault_121_a_set_goes_only_for_newer_ones_as_good_as_it_is() {
+        let (good, pages) = (Condition::Good, Condition::DamagedPages);
+        let broken = Condition::Damaged("its label".to_owned());
+        let old = |conditions: &[&Condition]| -> Vec<(i64, Condition)> {
+            conditions.iter().map(|it| (99, (*it).clone())).collect()
+        };
+        assert_eq!(gone(1, &old(&[&pages, &good])), [0; 0]);
+        assert_eq!(gone(1, &old(&[&pages, &pages, &good])), [1]);
+        assert_eq!(gone(1, &old(&[&good, &pages, &good])), [1, 2]);
+        assert_eq!(gone(1, &old(&[&broken, &broken, &good])), [0; 0]);
+        assert_eq!(gone(2, &old(&[&pages, &pages, &good, &good, &good])), [4]);
+    }
+}
