@@ -7,8 +7,8 @@ use std::fs;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::testing::{
-    BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, real,
-    scratch_folder, stored_bytes,
+    BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, names, new_archive, open, push,
+    real, scratch_folder, stored_bytes,
 };
 use super::{Archive, Held, Places, Reader, Sealed, StoreError, WalProof};
 use crate::wal::page::PAGE_BYTES;
@@ -155,6 +155,42 @@ fn fault_100_a_flip_at_a_boundary_is_never_handed_out() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn fault_100_a_push_reads_and_syncs_no_more_than_it_needs() {
+    let samples = crossed();
+    let (_folder, places) = stored(&samples[..1]);
+    for remembered in [false, true] {
+        let sample = &samples[1 + usize::from(remembered)];
+        let disk = FaultyDisk::over(real());
+        let archive = Archive::open(&places, disk.clone()).unwrap();
+        if remembered {
+            // What was stored a moment ago is not looked at again.
+            fs::remove_file(places.completed_wals.join(samples[1].name.to_string())).unwrap();
+            assert_stored(&archive, &samples[1]);
+        }
+        let before = disk.log().len();
+        assert_stored(&archive, sample);
+        let log = disk.log().split_off(before);
+        let count = |op: Op, about: &str| {
+            let found = log
+                .iter()
+                .filter(|(found, name)| *found == op && name.starts_with(about));
+            found.count()
+        };
+        let (all, own) = (count(Op::Read, ""), count(Op::Read, ".in."));
+        let earlier = count(Op::Read, &samples[0].name.to_string());
+        // Two pages of 8 KiB at most; of the one before its checksum and the record that is open.
+        assert!((1..=2).contains(&own), "{log:?}");
+        match remembered {
+            true => assert_eq!(all, own, "{log:?}"),
+            false => assert!(earlier <= 6 && all == own + earlier, "{log:?}"),
+        }
+        assert_eq!(count(Op::SyncFile, ""), 1);
+        assert_eq!(count(Op::SyncDirectory, ""), 1);
+        assert_eq!(count(Op::SyncBytes, ""), 0);
     }
 }
 

@@ -122,3 +122,92 @@ impl Joint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use walmgr_protocol::names::{SystemId, TimelineId, WalFileName};
+
+    use super::*;
+    use crate::wal::segment::{Expected, SegmentCheck, Verify};
+    use crate::wal::writer::Writer;
+
+    const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
+    const SIZE: usize = 1 << 20;
+    const EXPECTED: Expected = Expected {
+        system_id: SystemId(7),
+        segment_size: MIB,
+        postgres_major: Some(15),
+    };
+
+    fn name(number: u64) -> SegmentName {
+        SegmentName::from_number(TimelineId::FIRST, number, MIB)
+    }
+
+    /// Two segments with a record across their boundary, and how long that is on either side.
+    fn pair(before: usize, behind: usize) -> Vec<u8> {
+        let mut writer = Writer::new(name(3), MIB, SystemId(7), 15);
+        writer.record(10, 0, &[1; 500]);
+        let record = SIZE - before - writer.bytes().len();
+        // A record of all the pages up to there; their headers are none of its bytes.
+        let headers = 24 * ((SIZE - before) / 8192);
+        writer.record(10, 0, &vec![2; record - headers - 24]);
+        writer.record(10, 0, &vec![3; before + behind - 24]);
+        while writer.bytes().len() < 2 * SIZE {
+            writer.record(10, 0, &[4; 3_000]);
+        }
+        writer.bytes()[..2 * SIZE].to_vec()
+    }
+
+    fn alone(number: u64, bytes: &[u8]) -> Option<Scanner> {
+        let name = WalFileName::Segment(name(number));
+        let mut check = SegmentCheck::new(name, &EXPECTED, Verify::Records);
+        check.update(bytes).ok()?;
+        check.finish_at_end().ok()?.1
+    }
+
+    fn joined(before: Scanner, second: &[u8], piece: usize) -> Result<bool, Unjoined> {
+        let mut joint = Joint::new(before, name(4));
+        let mut pieces = second.chunks(piece);
+        while pieces.next().is_some_and(|piece| joint.update(piece)) {}
+        joint.finish(MIB).map(|scanner| scanner.is_some())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn fault_100_no_flip_in_a_record_across_a_boundary_goes_unnoticed(
+            before in 1_usize..900, behind in 100_usize..9_000, at: prop::sample::Index, bit in 0..8,
+        ) {
+            let before = before * 8;
+            let good = pair(before, behind);
+            let first = alone(3, &good[..SIZE]).unwrap();
+            let end = SegmentEnd::of(&first);
+            prop_assert!(matches!(end, SegmentEnd::Open { previous: Some(_), .. }), "{end:?}");
+            prop_assert_eq!(joined(first, &good[SIZE..], SIZE), Ok(false));
+            // Both halves of it, and the page header between them.
+            let at = SIZE - before + at.index(before + 40 + behind.min(8_000));
+            let mut flipped = good;
+            flipped[at] ^= 1_u8 << bit;
+            let first = alone(3, &flipped[..SIZE]);
+            let second = alone(4, &flipped[SIZE..]);
+            let whole = first.map(|first| joined(first, &flipped[SIZE..], SIZE));
+            // Some bits of a page header mean nothing.
+            let in_header = at.checked_sub(SIZE).is_some_and(|at| at < 40);
+            let noticed = second.is_none() || whole != Some(Ok(false));
+            prop_assert!(noticed || in_header, "byte {at}");
+        }
+
+        #[test]
+        fn the_pieces_change_nothing(before in 1_usize..900, behind in 100_usize..9_000,
+                                     piece in 1_usize..20_000, damaged: bool) {
+            let mut bytes = pair(before * 8, behind);
+            bytes[SIZE + 60] ^= u8::from(damaged);
+            let first = alone(3, &bytes[..SIZE]).unwrap();
+            let at_once = joined(first.clone(), &bytes[SIZE..], SIZE);
+            prop_assert_eq!(at_once.is_err(), damaged);
+            prop_assert_eq!(joined(first, &bytes[SIZE..], piece), at_once);
+        }
+    }
+}
