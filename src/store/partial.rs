@@ -132,8 +132,11 @@ pub struct PartialStream {
 struct OpenSegment {
     segment: SegmentName,
     start: Lsn,
-    /// `None` for a finished one, which can only be compared.
+    /// `None` for a finished one, which can only be compared, and for a new one.
     file: Option<PartialFile>,
+    /// Whether nothing is held of it: the first records make its file, so that asking for segments
+    /// costs no room.
+    is_new: bool,
     /// The scanner at the segment's beginning, for a rewrite.
     first_scanner: Scanner,
     scanner: Scanner,
@@ -229,7 +232,7 @@ impl PartialStream {
     /// held: the first difference ends what counts.
     pub fn rewrite(&mut self) -> Result<(), StoreError> {
         let open = self.opened()?;
-        if open.file.is_none() {
+        if open.file.is_none() && !open.is_new {
             let why = format!(
                 "the master's {} is not the one that was archived",
                 open.segment
@@ -325,9 +328,19 @@ impl PartialStream {
         let shared = Arc::clone(&self.shared);
         let _guard = shared.names.lock(WalFileName::Partial(segment));
         let size = binding.segment_size.bytes();
-        let file = match PartialFile::open(&shared.partial, segment, size)? {
-            Some(file) => file,
-            None => PartialFile::create(&shared.partial, segment, size)?,
+        let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
+            self.open = Some(OpenSegment {
+                is_new: true,
+                end: first_scanner.valid_end(),
+                crc: Some(crc32fast::Hasher::new()),
+                ..OpenSegment::of(segment, start, first_scanner)
+            });
+            self.carry();
+            return Ok(At {
+                held_bytes: 0,
+                common_bytes: 0,
+                common_crc32: 0,
+            });
         };
         let proven = self.settled_end(&file, segment, first_scanner.clone())?;
         let is_damaged = self.can_heal(&proven, open, start)?;
@@ -442,18 +455,22 @@ impl PartialStream {
     fn try_append(&mut self, offset: u64, end: Lsn, bytes: &[u8]) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         shared.monitor.check()?;
+        let size = self.binding.segment_size.bytes();
         let open = self.opened()?;
         let segment = open.segment;
         let _guard = shared.names.lock(WalFileName::Partial(segment));
-        if !open.file()?.is_in_place()? {
+        if !open.is_new && !open.file()?.is_in_place()? {
             return Err(StoreError::Finished { segment });
         }
         freeze::refuse(&shared.partial, segment.timeline())?;
+        let boundaries = open.check(bytes, end)?;
+        if open.is_new {
+            open.make_file(&shared, size)?;
+        }
         if open.note.is_none() {
             // While the name is locked and in place: a push that finishes the segment removes it.
             open.note = Some(Note::open(&shared.partial, segment)?);
         }
-        let boundaries = open.check(bytes, end)?;
         match open.comparing {
             true => open.compare(offset, bytes, &boundaries)?,
             false => {
@@ -495,6 +512,7 @@ impl OpenSegment {
             segment,
             start,
             file: None,
+            is_new: false,
             scanner: first_scanner.clone(),
             first_scanner,
             next_offset: 0,
@@ -518,6 +536,18 @@ impl OpenSegment {
         note.raise(folder, self.end)?;
         self.acknowledged = self.acknowledged.max(self.end);
         self.note = Some(note);
+        Ok(())
+    }
+
+    /// Makes the file of a new segment, while its name is locked. Its name is synced before its first
+    /// records are acknowledged.
+    fn make_file(&mut self, shared: &Shared, size: u64) -> Result<(), StoreError> {
+        let segment = self.segment;
+        if Existing::open(&shared.completed, WalFileName::Segment(segment))?.is_some() {
+            return Err(StoreError::Finished { segment });
+        }
+        self.file = Some(PartialFile::create(&shared.partial, segment, size)?);
+        (self.is_new, self.folder_synced) = (false, false);
         Ok(())
     }
 
