@@ -225,3 +225,35 @@ fn finished_end(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_101_a_boot_is_judged_by_the_line_and_the_end_that_were_acknowledged() {
+        let timeline = |number| TimelineId::new(number).unwrap();
+        let history = |text: &str| History::parse(timeline(3), text.as_bytes()).unwrap();
+        let acknowledged = |number, end| Acknowledged {
+            timeline: timeline(number),
+            end: Lsn(end),
+        };
+        let opened = history("1\t0/3000000\tpromoted\n2\t0/5000000\tpromoted\n");
+        assert!(acknowledged(2, 0x500_0000).judge(&opened).is_ok());
+        assert!(acknowledged(2, 0x400_0000).judge(&opened).is_ok());
+        assert!(acknowledged(1, 0x300_0000).judge(&opened).is_ok());
+        for less in [acknowledged(2, 0x500_0008), acknowledged(1, 0x300_0008)] {
+            let told = less.judge(&opened).unwrap_err().to_string();
+            assert!(told.contains(&less.end.to_string()), "{told}");
+        }
+        // It followed another timeline.
+        let foreign = history("1\t0/9000000\tpromoted\n");
+        let told = acknowledged(2, 0x500_0000).judge(&foreign).unwrap_err();
+        assert!(
+            told.to_string().contains("timeline 1 up to 0/9000000"),
+            "{told}"
+        );
+        let frozen = acknowledged(2, 0x100).with(Some(Lsn(0x200)));
+        assert_eq!(frozen.end, Lsn(0x200));
+    }
+}

@@ -20,6 +20,8 @@
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
 //!   000000010000000000000002       a segment in progress: records from its beginning, then zeros
+//!   NAME.acknowledged              up to where NAME was acknowledged (see `partial::acknowledged`)
+//!   NAME.damaged, NAME.differs     NAME as it was before its master sent it again, or other WAL
 //!   FROZEN                         the standby was booted (see `partial::freeze`)
 //!   NAME.frozen                    what is replayed of NAME while it is
 //! ```
