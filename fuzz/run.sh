@@ -98,6 +98,12 @@ if [ -n "$store" ]; then
         rm -rf "seeds/$target"
         mkdir -p seeds
         mv "target/stored/$target" "seeds/$target"
+        # The longest go where a target has more than 96 KiB, so that all have less than 1 MiB.
+        bytes=0
+        for input in $(ls -rS "seeds/$target"); do
+            bytes=$((bytes + $(wc -c <"seeds/$target/$input")))
+            [ "$bytes" -le 98304 ] || rm "seeds/$target/$input"
+        done
         # What servers wrote stays whole beside its parts, if it is small.
         find "target/made/$target" -type f -name 'pg*' -size -16 -exec cp {} "seeds/$target/" \; 2>/dev/null
         echo "$target: $(ls "seeds/$target" | wc -l) inputs," \

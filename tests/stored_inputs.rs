@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 22] = [
+const BODIES: [(&str, Body); 25] = [
+    ("kept_checksum", walmgr::store::fuzzing::kept_checksum),
+    ("foreign_settings", walmgr::pg::fuzzing::foreign_settings),
+    ("wal_joint", walmgr::wal::fuzzing::joint),
     ("acknowledged_end", walmgr::store::fuzzing::acknowledged_end),
     (
         "authorized_names",

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use walmgr::tar::{BLOCK_BYTES, writer};
+use walmgr::wal::writer::Writer;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::{raw_messages, sample_messages, sample_stream};
 use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial};
-use walmgr_protocol::names::TimelineId;
+use walmgr_protocol::names::{SegmentName, SystemId, TimelineId, WalSegmentSize};
 use walmgr_protocol::session::hello::{Answer, Hello, Role, Welcome};
 use walmgr_protocol::version::VersionRange;
 
@@ -31,6 +32,7 @@ pub fn write(folder: &Path, collected: Option<&Path>) -> io::Result<()> {
     wire(&seeds)?;
     sessions(&seeds)?;
     tar_streams(&seeds)?;
+    joints(&seeds)?;
     texts(&seeds)?;
     let Some(collected) = collected else {
         return Ok(());
@@ -262,6 +264,24 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
         "name",
         &[&header[..], &[254, 9, 0, 0, 0], &[0; 8], b"x\0"].concat(),
     )?;
+    for (at, end) in [
+        "end closed 0/9\n",
+        "end open 0/9 after 0/7\n",
+        "end inside\nfound\n",
+        "",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let lines =
+            format!("name 000000010000000000000003\nlength 16777216\ncrc32 00000007\n{end}");
+        let text = format!("{lines}check 00000000\n");
+        seeds.put("kept_checksum", &at.to_string(), text.as_bytes())?;
+    }
+    let settings = "archive_command = 'cp %p /x'\ninclude '../y'\nport=1 # z\n\
+        shared_preload_libraries = '$libdir/a,/tmp/b'\nlog_directory 'log'\n\
+        host all all 0.0.0.0/0 trust\nlocal all all peer\n";
+    seeds.put("foreign_settings", "orders", settings.as_bytes())?;
     certificates(seeds)?;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/config/testdata");
     for entry in fs::read_dir(files)? {
@@ -314,6 +334,7 @@ fn of_server(seeds: &Seeds, major: u8, server: &Path) -> io::Result<()> {
                 let length = content.len().min(4 << 10);
                 let last = &content[content.len().saturating_sub(1 << 10)..];
                 seeds.put("conf_edit", &named("begin"), &content[..length])?;
+                seeds.put("foreign_settings", &named("begin"), &content[..length])?;
                 seeds.put("conf_edit", &named("end"), last)?;
             }
             "backup_manifest" => {
@@ -339,6 +360,28 @@ fn of_server(seeds: &Seeds, major: u8, server: &Path) -> io::Result<()> {
             _ if name.len() == 24 => wal(seeds, &named(&name[16..]), major, &name, &content)?,
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// The last page of a segment and the first two of the next: a record runs over the boundary, ends at
+/// it, or goes on for longer than there are pages.
+fn joints(seeds: &Seeds) -> io::Result<()> {
+    let size = WalSegmentSize::DEFAULT;
+    let name = SegmentName::from_number(TimelineId::FIRST, 2, size);
+    let boundary = 16_usize << 20;
+    for (what, lengths) in [
+        ("over", [boundary - 30_000, 9_000, 30_000, 700]),
+        ("short", [boundary - 12_000, 3_000, 12_000, 700]),
+        ("long", [boundary - 30_000, 90_000, 100, 700]),
+    ] {
+        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        for length in lengths {
+            writer.record(10, 0, &vec![7; length]);
+        }
+        let end = (boundary + 2 * PAGE_BYTES).min(writer.bytes().len());
+        let both = &writer.bytes()[boundary - PAGE_BYTES..end];
+        seeds.put("wal_joint", what, &[&[7, 0], both].concat())?;
     }
     Ok(())
 }

@@ -6,11 +6,12 @@ use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::SystemId;
 
 use super::backup_label::BackupLabel;
-use super::conf;
+use super::conf::{self, foreign};
 use super::conninfo::{self, Environment};
 use super::control;
 use super::data_directory::Postmaster;
-use super::manifest::{FileEntry, Reader, Writer};
+use super::hba;
+use super::manifest::{FileEntry, Reader, Scan, Writer};
 use super::tablespace_map;
 
 /// Control files: no panic, and nothing behind the checksum matters.
@@ -43,6 +44,31 @@ pub fn conf_edit(bytes: &[u8]) {
     assert!(made.len() <= changes.len());
     let (again, nothing) = edit(&edited);
     assert!(nothing.is_empty() && again == edited);
+}
+
+/// Settings and access rules from another host: what is left runs nothing and includes nothing from
+/// elsewhere, looking again finds nothing more, and no line of a foreign file is wider than itself.
+pub fn foreign_settings(bytes: &[u8]) {
+    let data = std::path::Path::new("/srv/data");
+    let host = foreign::Host { own: b"", data };
+    let (kept, off) = host.neutralise(bytes, data);
+    assert!(kept.len() >= bytes.len());
+    for name in ["archive_command", "restore_command", "archive_library"] {
+        let left = conf::value(&kept, name).unwrap_or_default();
+        assert_eq!(left, "", "{name} is left");
+    }
+    let (again, nothing) = host.neutralise(&kept, data);
+    assert!(
+        nothing.is_empty() && again == kept,
+        "{off:?}, then {nothing:?}"
+    );
+    assert!(hba::wider(bytes, Some(bytes)).is_empty());
+    let all = hba::wider(bytes, Some(b""));
+    assert!(
+        hba::wider(bytes, None)
+            .iter()
+            .all(|line| all.contains(line))
+    );
 }
 
 /// Connection strings: no panic, and never a session with TLS silently left out.
@@ -92,6 +118,16 @@ pub fn manifest(bytes: &[u8]) {
 }
 
 fn read_manifest(bytes: &[u8]) {
+    let scan = |piece_bytes: usize| {
+        let mut scan = Scan::new(&["PG_VERSION", "a"]);
+        (bytes.chunks(piece_bytes)).try_for_each(|piece| scan.feed(piece))?;
+        scan.finish()
+    };
+    let is_equal = match (scan(bytes.len().max(1)), scan(7)) {
+        (Ok(whole), Ok(pieces)) => whole == pieces,
+        (whole, pieces) => whole.is_err() && pieces.is_err(),
+    };
+    assert!(is_equal, "entries depend on the pieces");
     let Ok(reader) = Reader::new(bytes) else {
         return;
     };
@@ -168,6 +204,9 @@ mod tests {
     #[test]
     fn damaged_files_of_a_backup_satisfy_the_fuzz_bodies() {
         let map = b"16385 /srv/a\\\\b\n16390 /srv/line\\\nend\n";
+        let settings = b"archive_command = 'cp %p /x'\ninclude '../y'\nport=1 # z\n\
+            shared_preload_libraries = '$libdir/a,/tmp/b'\nlog_directory 'log'\n";
+        for_every_damage(settings, foreign_settings);
         for_every_damage(LABEL, backup_label);
         for_every_damage(map, tablespace_map);
         for_every_damage(MANIFEST, manifest);
@@ -194,6 +233,7 @@ mod tests {
                 control_file(bytes);
                 postmaster_pid(bytes);
                 conf_edit(bytes);
+                foreign_settings(bytes);
                 connection_string(bytes);
                 backup_label(bytes);
                 tablespace_map(bytes);

@@ -82,7 +82,7 @@ impl Kept {
         })
     }
 
-    fn text(&self, name: WalFileName) -> String {
+    pub(super) fn text(&self, name: WalFileName) -> String {
         let (len, crc32) = (self.len, self.crc32);
         let mut text = format!("name {name}\nlength {len}\ncrc32 {crc32:08X}\n");
         match self.end {
@@ -104,12 +104,12 @@ impl Kept {
         text + &format!("check {check:08X}\n")
     }
 
-    fn parse(name: WalFileName, text: &[u8]) -> Option<Kept> {
+    pub(super) fn parse(name: WalFileName, text: &[u8]) -> Option<Kept> {
         let text = std::str::from_utf8(text).ok()?;
         let at = text.find("check ")?;
         let (above, check) = text.split_at(at);
         let check = hexadecimal(check.strip_prefix("check ")?.strip_suffix('\n')?)?;
-        if crc32fast::hash(above.as_bytes()) != check {
+        if crc32fast::hash(above.as_bytes()) != check && !cfg!(fuzzing) {
             return None;
         }
         let mut lines = above.lines();

@@ -1,8 +1,9 @@
 //! Fuzz bodies of the small files that the archive keeps about itself.
 //! Never touches the disk. Invariant: each takes any bytes and asserts what must hold for all.
 
-use walmgr_protocol::names::SegmentName;
+use walmgr_protocol::names::{SegmentName, WalFileName};
 
+use super::checksums::Kept;
 use super::partial::acknowledged;
 
 /// What stands before the checksum of the end that was acknowledged.
@@ -39,9 +40,27 @@ fn read_acknowledged(bytes: &[u8]) {
     );
 }
 
+/// The checksum that is kept of a finished file: what is read can be written and read again, and says
+/// nothing of another file.
+pub fn kept_checksum(bytes: &[u8]) {
+    let first = bytes.split(|byte| *byte == b'\n').next();
+    let name = first.and_then(|line| std::str::from_utf8(line.strip_prefix(b"name ")?).ok());
+    let Some(name) = name.and_then(|name| name.parse::<WalFileName>().ok()) else {
+        return;
+    };
+    let Some(kept) = Kept::parse(name, bytes) else {
+        return;
+    };
+    let text = kept.text(name);
+    assert_eq!(Kept::parse(name, text.as_bytes()), Some(kept));
+    let other = WalFileName::History(walmgr_protocol::names::TimelineId::FIRST);
+    assert!(name == other || Kept::parse(other, text.as_bytes()).is_none());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::joint::SegmentEnd;
     use proptest::prelude::*;
     use walmgr_protocol::names::Lsn;
 
@@ -65,11 +84,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn kept_checksums_cut_or_flipped_anywhere_pass() {
+        let name: WalFileName = "000000010000000000000003".parse().unwrap();
+        let ends = [
+            SegmentEnd::Closed { last: Lsn(9) },
+            SegmentEnd::Open {
+                begins: Lsn(9),
+                previous: Some(Lsn(7)),
+            },
+            SegmentEnd::Inside,
+        ];
+        for end in ends {
+            let kept = Kept {
+                len: 1 << 24,
+                crc32: 7,
+                end: Some(end),
+                is_found: end == SegmentEnd::Inside,
+            };
+            let text = kept.text(name).into_bytes();
+            for at in 0..text.len() {
+                kept_checksum(&text[..at]);
+                let mut damaged = text.clone();
+                damaged[at] ^= 3;
+                kept_checksum(&damaged);
+            }
+            kept_checksum(&text);
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_pass(bytes: Vec<u8>, text in "[0-9A-F]{24} [0-9A-F]{1,9}/[+0-9A-F]{1,9} boot .{0,40}") {
             acknowledged_end(&bytes);
             acknowledged_end(text.as_bytes());
+            kept_checksum(&bytes);
         }
     }
 }

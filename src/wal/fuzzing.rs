@@ -7,6 +7,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName
 use super::behind::Behind;
 use super::commit;
 use super::history::History;
+use super::joint::Joint;
 use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
 use super::scan::{Scanner, Step};
 use super::segment::{Expected, SegmentCheck, SegmentSummary, Verify};
@@ -173,6 +174,40 @@ pub fn behind(data: &[u8]) {
     }
 }
 
+/// Whether one segment goes on with the one before: the end of the first and the begin of the second,
+/// with the boundary one to four pages in. The answer does not depend on the pieces.
+pub fn joint(data: &[u8]) {
+    let Some((&[seed, pages], bytes)) = data.split_first_chunk::<2>() else {
+        return;
+    };
+    let (size, page_bytes) = (WalSegmentSize::DEFAULT, 8_192);
+    let first_bytes = (usize::from(pages % 4) + 1) * page_bytes;
+    let Some((mut first, second)) = bytes.split_at_checked(first_bytes) else {
+        return;
+    };
+    let boundary = Lsn(size.bytes() * 3);
+    let mut scanner = Scanner::new(Lsn(boundary.0 - first_bytes as u64), size);
+    while let Step::Record(_) = scanner.advance(&mut first) {}
+    if !first.is_empty() {
+        return;
+    }
+    let segment = SegmentName::containing(TimelineId::FIRST, boundary, size);
+    let join = |pieces: &[&[u8]]| {
+        let mut joint = Joint::new(scanner.clone(), segment);
+        for piece in pieces {
+            if !joint.update(piece) {
+                break;
+            }
+        }
+        let joined = joint.finish(size);
+        joined.map(|goes_on| goes_on.map(|scanner| scanner.position()))
+    };
+    let joined = join(&[second]);
+    assert_eq!(joined, join(&pieces_of(second, seed)));
+    // Less than a segment cannot be filled by one record.
+    assert!(!matches!(joined, Ok(Some(_))) || second.len() as u64 >= size.bytes());
+}
+
 /// The begin of a record's content: a time or a name is found in it, or nothing.
 pub fn commit_record(data: &[u8]) {
     if let Some(name) = commit::restore_point_name(data) {
@@ -262,6 +297,7 @@ mod tests {
             history(&vec![b'1'; length]);
             segment(&vec![0xFF; length]);
             commit_record(&vec![0xFF; length]);
+            joint(&vec![0; length]);
             behind(&vec![0; length]);
             behind(&vec![0xFF; length]);
         }
@@ -285,6 +321,25 @@ mod tests {
                 damaged[at] ^= 0x11;
                 segment(&[&[kind, 3, 0, verify], &damaged[..]].concat());
             }
+        }
+    }
+
+    #[test]
+    fn segments_that_join_and_damaged_ones_pass() {
+        let size = WalSegmentSize::DEFAULT;
+        let name = SegmentName::from_number(TimelineId::FIRST, 2, size);
+        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        for length in [(16 << 20) - 30_000, 9_000, 30_000, 700] {
+            writer.record(10, 0, &vec![7; length]);
+        }
+        let boundary = 16 << 20;
+        let (from, to) = (boundary - 8_192, boundary + 16_384);
+        let both = &writer.bytes()[from..to.min(writer.bytes().len())];
+        joint(&[&[5, 0], both].concat());
+        for at in (0..both.len()).step_by(509) {
+            let mut damaged = both.to_vec();
+            damaged[at] ^= 0x21;
+            joint(&[&[5, 0], &damaged[..]].concat());
         }
     }
 

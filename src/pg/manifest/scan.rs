@@ -69,7 +69,7 @@ impl<'a> Scan<'a> {
         if let Some(rest) = line.strip_prefix(CHECKSUM_KEY) {
             let expected = rest.strip_suffix(b"\"}\n").ok_or(ManifestFault::End)?;
             let found = hexadecimal(self.digest.clone().finish().as_ref());
-            self.is_sound = Some(found.as_bytes() == expected);
+            self.is_sound = Some(found.as_bytes() == expected || cfg!(fuzzing));
             return Ok(());
         }
         self.digest.update(line);
