@@ -102,7 +102,9 @@ fn beside_a_flood(hosts: usize) -> (usize, usize) {
         assert!(ended.iter().all(Result::is_ok));
     });
     let lines = site.receiver.log().lines().count();
-    assert!(lines < 300, "{lines} lines in the log");
+    // One for each stored file; refusals are bounded by address and time.
+    let lines_max = 200 + 5 * names.len();
+    assert!(lines < lines_max, "{lines} lines in the log");
     let peak = site.receiver.memory_peak_kib();
     println!("the receiver had {peak} KiB at most");
     assert!(peak < 32 << 10, "{peak} KiB");
