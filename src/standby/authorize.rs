@@ -49,6 +49,12 @@ pub fn run(
             tracing::info!("{name} may {rights} from now on; before it was {before}");
         }
     }
+    if config.tls.authority.is_some() {
+        tracing::warn!(
+            "with tls_ca the receiver lets in names of certificates, and no keys: add the name to {}",
+            config.authorized_names.display()
+        );
+    }
     tell_receiver(config)
 }
 
