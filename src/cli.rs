@@ -107,6 +107,13 @@ pub enum Command {
     Restore(Restoring),
     /// Remove WAL that no backup set needs.
     Xpurgewals,
+    /// Show what is kept of a name besides what readers follow, and take it.
+    Choose {
+        /// The name.
+        name: WalFileName,
+        /// Whether it is taken.
+        take: bool,
+    },
     /// Hold replay.
     Pause,
     /// Let replay go on.
@@ -157,6 +164,7 @@ impl Command {
             Command::Status(_) => "status",
             Command::Restore(_) => "restore",
             Command::Xpurgewals => "xpurgewals",
+            Command::Choose { .. } => "choose",
             Command::Pause => "pause",
             Command::Continue => "continue",
             Command::Boot { .. } => "boot",
@@ -350,6 +358,15 @@ enum Typed {
     Restore(restore::Typed),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
+    /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
+    Choose {
+        /// Of which WAL file
+        #[arg(value_name = "NAME")]
+        name: WalFileName,
+        /// Put it in its place; what was there is kept
+        #[arg(long)]
+        take: bool,
+    },
     /// Standby: hold replay once the segment under way is restored
     Pause,
     /// Standby: let replay go on
@@ -510,6 +527,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Status(typed) => Command::Status(typed.into_thresholds()?),
         Typed::Restore(typed) => Command::Restore(typed.into_restoring()?),
         Typed::Xpurgewals => Command::Xpurgewals,
+        Typed::Choose { name, take } => Command::Choose { name, take },
         Typed::Pause => Command::Pause,
         Typed::Continue => Command::Continue,
         Typed::Boot { no_wait, force } => Command::Boot {

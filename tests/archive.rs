@@ -2,6 +2,7 @@
 //! Never trusts an exit code alone: each test also looks at what the archive holds.
 //! Invariant: whatever fails, no file of the archive changes and none appears under a final name.
 
+mod choose;
 mod interrupted;
 mod server;
 mod sources;
@@ -133,7 +134,8 @@ fn fault_2_another_file_of_the_same_name_is_refused_for_ever() {
     assert_eq!(alarms, 3, "{}", site.receiver.log());
     assert_eq!(identity_of(&site.completed_wals().join(&name)), stored);
     assert_eq!(site.archived(&name), site.segment(5, "walmgr"));
-    assert_eq!(site.archived_names(), [name]);
+    let differs = format!("{name}.differs");
+    assert_eq!(site.archived_names(), [name, differs]);
     assert_eq!(site.temporaries(), Vec::<String>::new());
 }
 

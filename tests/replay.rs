@@ -6,6 +6,7 @@ mod boot;
 mod damage;
 mod ends;
 mod shipped;
+mod timelines;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -132,10 +132,7 @@ fn a_stored_file_is_put_in_place_whatever_was_there_before() {
     give_to_server(&standby.restored());
     standby.serves(&name);
     // With %r, beside a stopped receiver, and of any kind of name.
-    standby
-        .site
-        .write_wal("00000002.history", "1\t0/800000\tpromoted\n");
-    standby.site.archive("00000002.history").succeed();
+    standby.plant("00000002.history", b"1\t0/800000\tpromoted\n");
     standby.serves("00000002.history");
     Output::of(standby.command(&name).arg(&name)).succeed();
     let mut site = standby.site;
@@ -172,8 +169,16 @@ fn fault_72_absent_is_1_at_once_but_a_gap_is_254_and_named() {
     );
     // Not on another timeline.
     standby.lacks_at_once(&missing.replacen("00000001", "00000002", 1));
+    // A standby never opens by itself, so it may wait.
     standby.signal_file("standby.signal");
-    standby.refuses(&missing, "the archive has a gap");
+    let said = Output::of(&mut standby.command(&missing));
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains("the archive has a gap"),
+        "{}",
+        said.stderr
+    );
+    assert!(!standby.restored().exists());
     standby.control_file("STOP", "");
     standby.refuses(&missing, "the archive has a gap");
     standby.store(4);

@@ -23,6 +23,16 @@ pub enum VerifyWal {
     Off,
 }
 
+impl VerifyWal {
+    pub(super) fn read(settings: &Settings, name: &str) -> Result<VerifyWal, Fault> {
+        Ok(match settings.choice(name)? {
+            "off" => VerifyWal::Off,
+            "headers" => VerifyWal::Headers,
+            _ => VerifyWal::Records,
+        })
+    }
+}
+
 /// How the checkpoint before a backup is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackupCheckpoint {
@@ -146,11 +156,7 @@ impl MasterConfig {
                 _ => BackupCheckpoint::Fast,
             },
             archive_batch: settings.number("archive_batch")?,
-            verify_wal: match settings.choice("verify_wal")? {
-                "off" => VerifyWal::Off,
-                "headers" => VerifyWal::Headers,
-                _ => VerifyWal::Records,
-            },
+            verify_wal: VerifyWal::read(settings, "verify_wal")?,
             ignored_folders,
             notes,
         };

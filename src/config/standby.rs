@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::address::ListenAddress;
 use super::fault::Fault;
+use super::master::VerifyWal;
 use super::overlap::{Named, check_directories, check_files, check_rotation};
 use super::settings::{Settings, default_job_name};
 use super::tls::TlsSettings;
@@ -84,6 +85,10 @@ pub struct StandbyConfig {
     pub authorized_names: PathBuf,
     /// Connections served at once.
     pub max_connections: u32,
+    /// How closely WAL is checked at least.
+    pub verify_wal_min: VerifyWal,
+    /// How many segments beyond the end of its run one may be that is not set apart.
+    pub archive_ahead_max: u64,
     /// What `xrestore` does about a damaged file.
     pub on_corrupt: OnCorrupt,
     /// How long `xrestore` waits for a file.
@@ -159,6 +164,8 @@ impl StandbyConfig {
                 .path("authorized_names")
                 .unwrap_or_else(|| settings.file.with_file_name("authorized_names")),
             max_connections: settings.number("max_connections")?,
+            verify_wal_min: VerifyWal::read(settings, "verify_wal_min")?,
+            archive_ahead_max: settings.number("archive_ahead_max")?,
             on_corrupt: match settings.choice("on_corrupt")? {
                 "stall" => OnCorrupt::Stall,
                 _ => OnCorrupt::Stop,

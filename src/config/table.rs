@@ -163,6 +163,10 @@ pub const KEYS: &[Key] = &[
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
+    key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked at least, whatever the master asks for.")
+        .defaults().added(),
+    key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "Segments beyond the end of the WAL before it after which one is set apart, so that no reader waits for those between.")
+        .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
         .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "How long xrestore waits for a file before it says that there is none.")

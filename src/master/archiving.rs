@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::names::SegmentName;
+use walmgr_protocol::names::{SegmentName, TimelineId};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -65,12 +65,40 @@ pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool)
     Ok(())
 }
 
+/// Takes `archive_mode = off` out of `postgresql.auto.conf`, which beats `master_config`: `restore`
+/// wrote it for the time in which the server replays. Whatever else stands there somebody typed.
+pub async fn reset_automatic(
+    config: &MasterConfig,
+    changes: &[(&str, String)],
+    not_really: bool,
+) -> Result<()> {
+    let name = "archive_mode";
+    let automatic = config.master_data.join("postgresql.auto.conf");
+    let wanted = (changes.iter()).any(|(changed, value)| *changed == name && value != "off");
+    let setter = conf::last_setter(&config.master_config, &config.master_data, name)?;
+    let is_off = |setter: &conf::Setter| setter.file == automatic && setter.value == "off";
+    if !wanted || !setter.as_ref().is_some_and(is_off) {
+        return Ok(());
+    }
+    let doing = "take archive_mode = 'off' out of postgresql.auto.conf";
+    if not_really {
+        return output::not_really(doing);
+    }
+    let session = Session::connect(&config.master_db, limits(config)).await?;
+    (session.query("ALTER SYSTEM RESET archive_mode", &[])).await?;
+    session.close().await;
+    tracing::info!("{doing}: done");
+    Ok(())
+}
+
 /// What a server was found to do.
 pub struct Found {
     /// With finished segments, before anything is changed.
     pub archiving: Archiving,
     /// The segment it writes; those before it are finished.
     pub segment: Option<SegmentName>,
+    /// The timeline it writes.
+    pub timeline: Option<TimelineId>,
 }
 
 /// Asks the server. One that cannot be asked must not find its file edited.
@@ -79,12 +107,13 @@ pub async fn found(config: &MasterConfig) -> Result<Found> {
     let mode = session.show("archive_mode").await?;
     let mut command = session.show("archive_command").await?;
     // A server in recovery has none.
-    let segment = match session.wal_position().await {
+    let (segment, timeline) = match session.wal_position().await {
         Ok(at) => {
             let size = session.wal_segment_size().await?;
-            Some(SegmentName::containing(at.timeline, at.written, size))
+            let segment = SegmentName::containing(at.timeline, at.written, size);
+            (Some(segment), Some(at.timeline))
         }
-        Err(_) => None,
+        Err(_) => (None, None),
     };
     session.close().await;
     let off = mode == "off";
@@ -97,6 +126,7 @@ pub async fn found(config: &MasterConfig) -> Result<Found> {
     Ok(Found {
         archiving: judge(off, &command, &ini_words(&config.path)?),
         segment,
+        timeline,
     })
 }
 

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod cluster;
 mod early;
 pub mod fetch;
+pub mod histories;
 pub mod init;
 mod lag;
 pub mod listbackups;

@@ -2,25 +2,23 @@
 //! Never sends a record that it has not verified, nor one behind the bound of the caller.
 //! Invariant: bytes follow only what both sides were seen to have in common.
 
-use std::fs::File;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::hello::FEATURE_PARTIAL;
-use walmgr_protocol::limits::{BLOCKS_IN_FLIGHT, SMALL_FILE_BYTES_MAX};
+use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
-use walmgr_protocol::message::{Error, ErrorCode, Message, Offer, Verify};
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::names::{Lsn, SegmentName};
 use walmgr_protocol::session::partial::{Answer, Sender};
-use walmgr_protocol::session::push::Outcome;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::master::push::{self, Blocks};
+use crate::master::histories;
+use crate::master::push::Blocks;
 use crate::master::tail::{Records, Stop, WalFiles};
 use crate::transport::connect::{Target, kind_of};
 use crate::transport::wire::{Wire, WireFault};
@@ -119,7 +117,14 @@ impl Shipper {
             block_bytes: config.block_size.min(connection.welcome.block_bytes_max),
             compression: config.compression,
         };
-        push_history(&mut connection.wire, &files, blocks, &slave).await?;
+        let (folder, timeline) = (files.folder(), files.timeline());
+        let wire = &mut connection.wire;
+        if !histories::push_chain(wire, folder, timeline, blocks, &slave).await? {
+            return Err(CommandError::retry(format!(
+                "{} has no history of timeline {timeline}",
+                folder.display()
+            )));
+        }
         let first = files.containing(reach.near);
         let (session, _) = Sender::begin(Begin {
             timeline: files.timeline(),
@@ -526,51 +531,6 @@ fn verify(scanner: &mut Scanner, bytes: &[u8], expected: u64) -> std::io::Result
                 )));
             }
         }
-    }
-}
-
-/// A timeline's history is archived before its records, whatever the archiver does meanwhile.
-async fn push_history(
-    wire: &mut Wire,
-    files: &WalFiles,
-    blocks: Blocks,
-    slave: &str,
-) -> Result<()> {
-    if files.timeline().number() == 1 {
-        return Ok(());
-    }
-    let name = WalFileName::History(files.timeline());
-    let path = files.folder().join(name.to_string());
-    let file = File::open(&path).at(Kind::Retry, "open", &path)?;
-    let size = file.metadata().at(Kind::Retry, "look at", &path)?.len();
-    if size > SMALL_FILE_BYTES_MAX {
-        return Err(CommandError::retry(format!(
-            "{} has {size} bytes",
-            path.display()
-        )));
-    }
-    let crc32 = push::digest(&file, size).at(Kind::Retry, "read", &path)?;
-    let offer = Offer {
-        name,
-        size,
-        crc32,
-        verify: Verify::Records,
-    };
-    match push::push(wire, Arc::new(file), offer, blocks).await? {
-        Outcome::Stored => Ok(()),
-        Outcome::Conflict(_) => Err(CommandError::new(
-            Kind::Conflict,
-            format!("{slave} holds another {name}: two servers were promoted to one timeline"),
-        )
-        .hint("give this cluster an archive of its own")),
-        Outcome::SourceChanged => Err(CommandError::retry(format!(
-            "{name} changed while it was read"
-        ))),
-        Outcome::Refused(error) => Err(CommandError::new(
-            kind_of(error.code),
-            format!("{slave} did not store {name}: {}", error.message),
-        )
-        .hint(error.hint)),
     }
 }
 

@@ -4,13 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::names::{SegmentName, WalSegmentSize};
+use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::archiving::{self, Activation, Found};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
+use crate::master::histories;
 use crate::options::Options;
 use crate::output;
 use crate::pg::command::walmgr_command;
@@ -32,7 +33,12 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
     runtime.block_on(async {
         let newest = bind(config, &facts).await?;
         let found = archiving::found(config).await?;
+        // Before WAL of its timeline: it was begun while archiving was off.
+        if facts.timeline != TimelineId::FIRST || found.timeline != Some(TimelineId::FIRST) {
+            histories::push_newest(config, &facts).await?;
+        }
         archiving::edit(config, &changes, false)?;
+        archiving::reset_automatic(config, &changes, false).await?;
         warn_of_what_is_lost(&found, newest, facts.cluster.segment_size);
         let wanted: Vec<(&str, &str)> = changes
             .iter()
@@ -60,6 +66,7 @@ async fn rehearse(
         config.slave
     ))?;
     archiving::edit(config, changes, true)?;
+    archiving::reset_automatic(config, changes, true).await?;
     let found = archiving::found(config).await?;
     warn_of_what_is_lost(&found, newest, cluster.segment_size);
     Ok(())

@@ -17,6 +17,7 @@ use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
+use crate::master::histories;
 use crate::master::periodic;
 use crate::master::push::{self, Blocks};
 use crate::options::Options;
@@ -162,6 +163,10 @@ impl Source {
             .connect(self.facts.cluster, self.facts.timeline)
             .await?;
         let crc32 = crc32.await?;
+        if let WalFileName::Segment(_) | WalFileName::Partial(_) = self.name {
+            let (wire, most) = (&mut connection.wire, connection.welcome.block_bytes_max);
+            histories::push_once(config, wire, self.name.timeline(), most).await;
+        }
         let block_bytes = config.block_size.min(connection.welcome.block_bytes_max);
         let blocks = Blocks {
             block_bytes,

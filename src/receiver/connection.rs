@@ -388,7 +388,8 @@ impl Connection {
                     upload: *uploads,
                 };
                 let holder = self.peer.holder();
-                let begun = upload::start(daemon, &holder, slot, offer, reports);
+                let offered = (offer, self.peer.to_string());
+                let begun = upload::start(daemon, &holder, slot, offered, reports);
                 self.channels[index].upload = Some(begun);
             }
             ReceiverAction::Send(message) => {

@@ -24,6 +24,7 @@ use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
+use crate::store::lineage::Asked;
 use crate::store::sets::{BackupSets, SetError, Streamed};
 use crate::store::{Absence, Disk, Reader, RealDisk, StoreError};
 
@@ -191,6 +192,11 @@ impl Blocks<'_> {
 fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Result<Ended, Error> {
     let of = |error: StoreError| of_store(&error);
     let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).map_err(of)?;
+    if let WalFileName::History(timeline) = name
+        && archive.asked(timeline, false).map_err(of)? == Asked::Nothing
+    {
+        return Ok(Ended::NotFound(NotFound::NothingLater));
+    }
     for _ in 0..LOOKS_MAX {
         if let Some(stored) = archive.find(name).map_err(of)? {
             if !blocks.report(Report::Found) {

@@ -109,7 +109,9 @@ impl Daemon {
 
     /// Remembers a file that became durable.
     pub fn note_stored(&self, name: WalFileName) {
-        if let WalFileName::Segment(segment) = name {
+        if let WalFileName::Segment(segment) = name
+            && !self.archive.is_noted(name)
+        {
             let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
             *newest = (*newest).max(Some(segment));
         }
@@ -197,6 +199,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     let archive =
         Archive::open(&Places::of(config), Arc::clone(&disk)).map_err(|error| opening(&error))?;
     let backups = Backups::open(config, &disk);
+    archive.set_ahead_max(settings.ahead_max);
     let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
     let partial_end = archive.recovery().partials.iter().max().copied();
     let daemon = Arc::new(Daemon {
@@ -482,6 +485,7 @@ fn reload(config: &StandbyConfig, options: &Options, daemon: &Daemon) {
         .and_then(|fresh| Settings::load(&fresh));
     match loaded {
         Ok(settings) => {
+            daemon.archive.set_ahead_max(settings.ahead_max);
             daemon.settings.send_replace(settings);
             tracing::info!("settings and keys reloaded");
         }
@@ -533,8 +537,11 @@ fn opening(error: &StoreError) -> CommandError {
 /// The highest finished segment there is when the daemon starts.
 fn newest_segment(archive: &Archive) -> Result<Option<SegmentName>, StoreError> {
     let names = archive.list(None, usize::MAX)?;
-    Ok(names
+    let noted = archive.noted()?;
+    let names = names
         .into_iter()
+        .filter(|entry| !noted.contains(&entry.name));
+    Ok(names
         .filter_map(|entry| match entry.name {
             WalFileName::Segment(segment) => Some(segment),
             _ => None,

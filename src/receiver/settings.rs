@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
+use crate::config::VerifyWal;
 use crate::config::standby::StandbyConfig;
 use crate::error::Result;
 use crate::store::sets::Keeping;
@@ -13,6 +14,7 @@ use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
 use crate::transport::authorized_names::AuthorizedNames;
 use crate::transport::identity::Identity;
 use crate::transport::tls::{self, PeerCertificate};
+use crate::wal::segment::Verify;
 
 /// How connections are protected.
 pub enum Protection {
@@ -70,6 +72,10 @@ pub struct Settings {
     pub protection: Protection,
     /// Connections open at once.
     pub connections_max: usize,
+    /// How closely WAL is checked at least.
+    pub verify_min: Verify,
+    /// How far beyond the end of its run a segment may be that is not set apart.
+    pub ahead_max: u64,
     /// What becomes of old backup sets.
     pub rotation: Rotation,
 }
@@ -85,6 +91,12 @@ impl Settings {
         Ok(Arc::new(Settings {
             protection,
             connections_max,
+            verify_min: match config.verify_wal_min {
+                VerifyWal::Off => Verify::Off,
+                VerifyWal::Headers => Verify::Headers,
+                VerifyWal::Records => Verify::Records,
+            },
+            ahead_max: config.archive_ahead_max,
             rotation: Rotation {
                 keeping: Keeping {
                     sets: config.keep_backups,

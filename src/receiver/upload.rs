@@ -16,6 +16,7 @@ use crate::receiver::worker::{self, Worker};
 use crate::receiver::{UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Durable, Incoming, StoreError};
+use crate::wal::segment::Verify;
 
 /// What the connection asks of an upload.
 pub enum Job {
@@ -65,7 +66,7 @@ pub fn start(
     daemon: Arc<Daemon>,
     holder: &Holder,
     slot: Slot,
-    offer: Offer,
+    (offer, by): (Offer, String),
     reports: mpsc::Sender<(Slot, Report)>,
 ) -> Upload {
     let Some(place) = daemon.uploads.take(holder) else {
@@ -84,7 +85,7 @@ pub fn start(
     // The job that is being done has left the queue.
     Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
         let report = |report| say((slot, report));
-        let ended = attempt(&daemon, &offer, inbox, &report);
+        let ended = attempt(&daemon, (&offer, &by), inbox, &report);
         drop(place);
         let last = ended.inspect_err(|fault| {
             // Here, because the connection that would hear of it may be gone.
@@ -102,14 +103,15 @@ pub fn start(
 /// Returns the last report, or `None` when the connection let go of the upload.
 fn attempt(
     daemon: &Daemon,
-    offer: &Offer,
+    (offer, by): (&Offer, &str),
     mut jobs: mpsc::Receiver<Job>,
     report: &dyn Fn(Report) -> bool,
 ) -> Result<Option<Report>, Error> {
     let of = |error: StoreError| refusal::of(&error);
+    let verify = verify(daemon, offer);
     match daemon
         .archive
-        .lookup(&offer.name, offer.size, offer.crc32, verify(offer))
+        .lookup(&offer.name, offer.size, offer.crc32, verify)
         .map_err(of)?
     {
         store::Held::Identical(proof) => {
@@ -118,19 +120,17 @@ fn attempt(
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
-            tracing::error!(
-                "CONFLICT: {} was offered with {} bytes and CRC-32 {:08X}, but is stored with \
-                 {len} bytes and CRC-32 {crc32:08X}; the stored file was kept",
-                offer.name,
-                offer.size,
-                offer.crc32
-            );
-            let stored = Digest { size: len, crc32 };
-            return Ok(Some(Report::LookedUp(Held::Other(stored))));
+            // The first other one is taken, and kept beside; the alarm comes when it is whole.
+            if daemon.archive.keeps_differing(offer.name).map_err(of)? {
+                alarm(offer, len, crc32);
+                let stored = Digest { size: len, crc32 };
+                return Ok(Some(Report::LookedUp(Held::Other(stored))));
+            }
         }
         store::Held::Absent => {}
     }
-    let mut target = Target::choose(daemon, offer).map_err(of)?;
+    let source = Source { offer, by, verify };
+    let mut target = Target::choose(daemon, &source).map_err(of)?;
     if !report(Report::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
     }
@@ -143,7 +143,7 @@ fn attempt(
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
                 if data.offset == 0 {
-                    target.restart(daemon, offer).map_err(of)?;
+                    target.restart(daemon, &source).map_err(of)?;
                 }
                 target.write(raw).map_err(of)?;
             }
@@ -159,6 +159,21 @@ fn attempt(
     }
 }
 
+/// What is offered, by whom, and how closely it is looked at.
+struct Source<'a> {
+    offer: &'a Offer,
+    by: &'a str,
+    verify: Verify,
+}
+
+impl Source<'_> {
+    fn fresh(&self, daemon: &Daemon) -> Result<Incoming, StoreError> {
+        let Offer { name, size, .. } = *self.offer;
+        let begun = daemon.archive.begin(name, size, self.verify)?;
+        Ok(begun.brought_by(self.by))
+    }
+}
+
 /// Where an upload goes.
 enum Target {
     /// Into a file of its own.
@@ -168,18 +183,17 @@ enum Target {
 }
 
 impl Target {
-    fn choose(daemon: &Daemon, offer: &Offer) -> Result<Target, StoreError> {
-        let archive = &daemon.archive;
-        match archive.held_prefix(offer.name, verify(offer)) {
-            Ok(Some(held)) => return Ok(Target::InPlace(held)),
+    fn choose(daemon: &Daemon, source: &Source<'_>) -> Result<Target, StoreError> {
+        let (archive, offer) = (&daemon.archive, source.offer);
+        match archive.held_prefix(offer.name, source.verify) {
+            Ok(Some(held)) => return Ok(Target::InPlace(held.brought_by(source.by))),
             Ok(None) => {}
             // The whole file is offered: nothing depends on the part that was shipped before.
             Err(error) => {
                 tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
             }
         }
-        let fresh = archive.begin(offer.name, offer.size, verify(offer))?;
-        Ok(Target::Fresh(fresh))
+        source.fresh(daemon).map(Target::Fresh)
     }
 
     fn prefix(&self) -> Have {
@@ -194,17 +208,20 @@ impl Target {
     }
 
     /// The sender found that what is held is not its file's beginning.
-    fn restart(&mut self, daemon: &Daemon, offer: &Offer) -> Result<(), StoreError> {
+    fn restart(&mut self, daemon: &Daemon, source: &Source<'_>) -> Result<(), StoreError> {
         if let Target::InPlace(held) = self {
             let (bytes, _) = held.prefix();
             tracing::warn!(
                 "{} differs from the {bytes} bytes that were shipped of it record by record; it \
                  is taken anew",
-                offer.name
+                source.offer.name
             );
             // Where something else was shipped and acknowledged, only records that hold win.
-            let verify = crate::wal::segment::Verify::Records;
-            *self = Target::Fresh(daemon.archive.begin(offer.name, offer.size, verify)?);
+            let strict = Source {
+                verify: Verify::Records,
+                ..*source
+            };
+            *self = Target::Fresh(strict.fresh(daemon)?);
         }
         Ok(())
     }
@@ -237,20 +254,29 @@ fn seal(
             Sealed::Durable(proof)
         }
         store::Sealed::Conflict { len, crc32 } => {
-            tracing::error!(
-                "CONFLICT: another {} was stored while this one was on its way; it was kept",
-                offer.name
-            );
+            alarm(offer, len, crc32);
             Sealed::Other(Digest { size: len, crc32 })
         }
     }))
 }
 
-fn verify(offer: &Offer) -> crate::wal::segment::Verify {
-    use crate::wal::segment::Verify;
-    match offer.verify {
-        walmgr_protocol::message::Verify::Off => Verify::Off,
-        walmgr_protocol::message::Verify::Headers => Verify::Headers,
-        walmgr_protocol::message::Verify::Records => Verify::Records,
+fn alarm(offer: &Offer, len: u64, crc32: u32) {
+    tracing::error!(
+        "CONFLICT: {} was offered with {} bytes and CRC-32 {:08X}, but is stored with {len} bytes and \
+         CRC-32 {crc32:08X}; the stored file was kept",
+        offer.name,
+        offer.size,
+        offer.crc32
+    );
+}
+
+/// What the master asks for, but no less than the standby's settings demand.
+fn verify(daemon: &Daemon, offer: &Offer) -> Verify {
+    use walmgr_protocol::message::Verify as Asked;
+    let least = daemon.settings.borrow().verify_min;
+    match (offer.verify, least) {
+        (Asked::Records, _) | (_, Verify::Records) => Verify::Records,
+        (Asked::Headers, _) | (_, Verify::Headers) => Verify::Headers,
+        (Asked::Off, Verify::Off) => Verify::Off,
     }
 }

@@ -12,6 +12,7 @@
 //! wait                     a server that ends while it is closed still replays: the stream goes on
 //! remove STOP              the freeze stays: this master is one of the past
 //! compare                  the copies go if the database has all that was acknowledged (see `verdict`)
+//! archive the new history  from here on a standby and the next boot follow the new timeline
 //! ```
 //!
 //! Promotion is asked for the way `pg_ctl promote` does, with the file `promote` and SIGUSR1: that
@@ -42,6 +43,7 @@ use crate::standby::gap::{self, Gap};
 use crate::standby::last_commit::Replayed;
 use crate::standby::replay::{ControlFiles, TICK};
 use crate::standby::verdict::{self, Acknowledged, InProgress};
+use crate::store::differs::keep_history;
 use crate::store::{Reader, RealDisk};
 use crate::wal::history::History;
 use crate::{files, output};
@@ -106,6 +108,8 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let (report, history) = standby.report()?;
     output::print(&report)?;
     standby.judge(acknowledged.with(frozen), &history)?;
+    // Behind the verdict: nobody is to follow a timeline that left acknowledged records behind.
+    standby.archive_history(config, history.timeline())?;
     if let Some(partials) = &partials {
         partials.remove_copies();
     }
@@ -373,6 +377,25 @@ impl Standby {
             history.timeline()
         );
         Ok((report, history))
+    }
+
+    /// Before anybody archives WAL of the new timeline: its server has archiving off as a rule, and
+    /// without its history nobody finds that WAL.
+    fn archive_history(&self, config: &StandbyConfig, timeline: TimelineId) -> Result<()> {
+        let name = WalFileName::History(timeline);
+        let text = read_small(&self.data.wal().join(name.to_string()))?;
+        let kept = keep_history(&config.completed_wals, Arc::new(RealDisk), name, &text);
+        let kept = kept.map_err(|error| {
+            CommandError::new(error.kind(), format!("put {name} into the archive"))
+                .because(error)
+                .hint("the database is open; `setup` on it sends the history as well")
+        })?;
+        if kept {
+            tracing::info!(
+                "{name} is in the archive; `setup` with a master.ini on this server turns archiving on"
+            );
+        }
+        Ok(())
     }
 
     /// A promotion begins the highest timeline there is (`findNewestTimeLine`).

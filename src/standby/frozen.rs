@@ -60,7 +60,9 @@ impl Partials {
             let newest = way.newest_timeline();
             let wanted = |segment: SegmentName| {
                 let finished = archive.find(WalFileName::Segment(segment))?;
-                Ok(finished.is_none() && way.led_to(segment, from).is_some())
+                // What an old master archived since goes further than it may.
+                let absent = finished.is_none() || archive.is_behind(segment)?;
+                Ok(absent && way.led_to(segment, from).is_some())
             };
             let freeze = self.0.freeze(newest, &server_text(server), force, wanted)?;
             Ok((freeze, way))

@@ -4,6 +4,7 @@
 mod answers;
 pub mod authorize;
 pub mod boot;
+pub mod choose;
 mod connected;
 pub mod continue_;
 mod frozen;

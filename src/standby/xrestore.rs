@@ -6,7 +6,7 @@
 //! | exit | PostgreSQL then | said when |
 //! |---|---|---|
 //! | 0 | replays the file | it is in place |
-//! | 1 | ends recovery, or as a standby asks again | there is no such file, nor a later one |
+//! | 1 | ends recovery, or as a standby asks again | there is no such file, nor a later one; to a standby that waits also at a gap |
 //! | 254 | ends with an error, the database stays closed | everything else |
 //!
 //! The copy is not synced: PostgreSQL does so itself before it keeps a restored file
@@ -21,12 +21,14 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::{OnCorrupt, StandbyConfig};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::HandedOver;
+use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
+use crate::pg::conf;
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
+use crate::store::lineage::Asked;
 use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
 
 /// How often the alarm about a standby that is held up is repeated.
@@ -38,6 +40,10 @@ const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How soon at the earliest, as each look reads a segment and the receiver changes the directory
 /// all the time.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// What stands for a timeline that is taken and that nobody follows: it leaves timeline 1 before any
+/// record, so PostgreSQL counts it and finds that it is none of its own.
+const PLACEHOLDER: &[u8] = b"1\t0/1\twalmgr: set apart, nothing leads to this timeline\n";
 
 /// Hands over one file.
 pub fn run(
@@ -122,6 +128,12 @@ impl Restore<'_> {
                 }
                 Look::Absent if self.is_overtaken(stop)? => {}
                 Look::Absent => return Err(absent(self.name)),
+                // It asks again, and opens for nobody but a boot, which looks for gaps itself.
+                Look::Gap(_) if self.is_waiting_standby(stop) && self.is_overtaken(stop)? => {}
+                Look::Gap(error) if self.is_waiting_standby(stop) => {
+                    tracing::warn!("the standby waits: {error}");
+                    return Err(absent(self.name));
+                }
                 Look::Gap(error) | Look::Unfit(error) => {
                     self.unfit(stop, error, &mut patience)?;
                 }
@@ -162,6 +174,12 @@ impl Restore<'_> {
     fn look(&self, stop: Option<Stop>) -> Result<Look> {
         if let Some(look) = self.look_at_frozen(stop)? {
             return Ok(look);
+        }
+        if let Some(look) = self.look_at_history(stop)? {
+            return Ok(look);
+        }
+        if self.is_passed_over()? {
+            return Ok(Look::Absent);
         }
         let stored = match self.archive.find(self.name) {
             Ok(Some(stored)) => stored,
@@ -210,6 +228,52 @@ impl Restore<'_> {
             }
             Serving::Other(error) => Look::Unfit(error),
         }))
+    }
+
+    /// A history that does not count is none for PostgreSQL, which would follow it, or not start.
+    /// `None`: the file is served if it is there.
+    fn look_at_history(&self, stop: Option<Stop>) -> Result<Option<Look>> {
+        let WalFileName::History(timeline) = self.name else {
+            return Ok(None);
+        };
+        let asked = self.archive.asked(timeline, stop.is_some());
+        match asked.map_err(|error| failed("read the histories", &error))? {
+            Asked::File => Ok(None),
+            Asked::Placeholder => {
+                let served = self.hand_over(|each| {
+                    each(PLACEHOLDER);
+                    Ok(())
+                });
+                served.map(Some)
+            }
+            Asked::Nothing => {
+                self.remove_placeholder();
+                Ok(Some(Look::Absent))
+            }
+        }
+    }
+
+    /// PostgreSQL keeps a history that it has read, and takes it where we have none.
+    fn remove_placeholder(&self) {
+        let kept = Path::new("pg_wal").join(self.name.to_string());
+        if std::fs::read(&kept).is_ok_and(|text| text == PLACEHOLDER) {
+            // What stays is asked for again.
+            let _ = files::remove(&kept);
+        }
+    }
+
+    /// What an old master wrote behind the end of its timeline is nothing for a standby that
+    /// follows the newest one.
+    fn is_passed_over(&self) -> Result<bool> {
+        let WalFileName::Segment(segment) = self.name else {
+            return Ok(false);
+        };
+        let follows = Path::new("standby.signal").exists() && !names_its_timeline();
+        let behind = follows && {
+            let looked = self.archive.is_behind(segment);
+            looked.map_err(|error| failed(&format!("look for {segment}"), &error))?
+        };
+        Ok(behind)
     }
 
     fn look_at_absence(&self) -> Result<Look> {
@@ -361,6 +425,13 @@ impl Restore<'_> {
         }
         output::not_really(&format!("put {name} in place as {}", self.path.display()))
     }
+}
+
+/// Whether the server's settings name another timeline to follow than the newest.
+fn names_its_timeline() -> bool {
+    let text = std::fs::read("postgresql.auto.conf").unwrap_or_default();
+    let named = conf::value(&text, "recovery_target_timeline");
+    named.is_some_and(|named| named != "latest")
 }
 
 /// Whether somebody has asked our PostgreSQL to open (`PROMOTE_SIGNAL_FILE`,

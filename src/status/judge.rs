@@ -11,6 +11,7 @@ use walmgr_protocol::names::TimelineId;
 use super::page::{ago, size_text};
 use super::{Archiving, Facts, Here, Master, Standby, Stream, Syncdaemon, ahead, seconds};
 use crate::options::Thresholds;
+use crate::output::escaped;
 
 const WARNING_LAG: Duration = Duration::from_secs(60);
 const CRITICAL_LAG: Duration = Duration::from_secs(300);
@@ -83,6 +84,10 @@ codes! {
     Gap = "gap",
     /// Files were found damaged.
     Damaged = "damaged",
+    /// Files are set apart, so that no reader follows them.
+    Apart = "apart",
+    /// Another file of a stored name was offered.
+    Differs = "differs",
     /// There is no backup set.
     NoBackup = "no_backup",
     /// The newest backup set is old.
@@ -317,9 +322,11 @@ fn judge_clocks(found: &mut Findings, facts: &Facts) {
     }
 }
 
+/// The newest timeline that there is WAL of; its history comes earlier.
 fn newest_held(facts: &Facts) -> Option<TimelineId> {
-    let (timeline, _) = facts.standby.as_ref().ok()?.held?;
-    Some(timeline)
+    let overview = facts.standby.as_ref().ok()?;
+    let newest = overview.newest_segment.max(overview.partial_segment)?;
+    Some(newest.timeline())
 }
 
 fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresholds) {
@@ -338,6 +345,21 @@ fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresho
         let (count, first) = (overview.damaged_count, &overview.damaged);
         let text = format!("{count} archived files are damaged, the first is {first}");
         found.alarm(Code::Damaged, text);
+    }
+    if overview.apart_count > 0 {
+        let (count, first) = (overview.apart_count, escaped(&overview.apart));
+        let text = format!(
+            "{count} archived files are set apart and followed by nobody, the first is {first}"
+        );
+        found.warn(Code::Apart, text);
+    }
+    if overview.differing_count > 0 {
+        let (count, first) = (overview.differing_count, escaped(&overview.differing));
+        let text = format!(
+            "{count} files were offered with other content than is stored, the first is {first}: \
+             `choose` on the standby shows both"
+        );
+        found.alarm(Code::Differs, text);
     }
     judge_gap(found, overview);
     judge_free(found, overview.free_bytes, thresholds);

@@ -17,7 +17,7 @@
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
 //! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs`, `frozen_timeline` |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
-//! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `free_bytes`, `path` |
+//! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
 //! | `connected_masters` | array of text |
 //! | `backups` | array of `set`, `timestamp`, `age_seconds`, `timeline`, `start_lsn`, `reaches_lsn`, or `set` and `error` |
@@ -303,6 +303,8 @@ fn archive_json(overview: &Overview) -> Value {
         "received_age_seconds": overview.held.map(|_| seconds(overview.received_age_ms)),
         "missing_segment": text(overview.missing),
         "damaged_files": overview.damaged_count,
+        "files_apart": overview.apart_count,
+        "differing_files": overview.differing_count,
         "free_bytes": overview.free_bytes,
         "path": overview.completed_wals,
     })

@@ -281,7 +281,7 @@ fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
         (is_shown, parsed["standby"]["frozen_timeline"].as_u64())
     };
     assert_eq!(told(&facts), (true, Some(1)));
-    overview(&mut facts).held = Some((TimelineId::new(2).unwrap(), Lsn(0x600_0000)));
+    overview(&mut facts).newest_segment = "000000020000000000000006".parse().ok();
     // The sets lead to the end of timeline 1 only.
     overview(&mut facts).sets.clear();
     assert_eq!(words(&facts, &Thresholds::default()), ["warning no_backup"]);

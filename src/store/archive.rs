@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
@@ -26,6 +27,9 @@ use super::recovery::{self, RecoveryReport};
 use crate::config::StandbyConfig;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
+
+/// Unless the settings say otherwise (`archive_ahead_max`).
+const AHEAD_MAX: u64 = 1024;
 
 /// Where an archive lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +99,14 @@ pub(super) struct Shared {
     pub(super) partials: Arc<Extents>,
     pub(super) checksums: Checksums,
     pub(super) carried: Carried,
+    /// Held alone by whoever judges a file, and with others by whoever only goes on.
+    pub(super) order: RwLock<()>,
+    /// Whether anything may be set apart.
+    pub(super) has_notes: AtomicBool,
+    /// The highest timeline that a name was seen of.
+    pub(super) newest_timeline: AtomicU32,
+    /// How far beyond the end of its run a segment may be that counts.
+    pub(super) ahead_max: AtomicU64,
     marker: RwLock<Marker>,
     recovery: RecoveryReport,
     _lock: OwnedFd,
@@ -149,7 +161,7 @@ impl Archive {
         let marker = folders.check_markers()?;
         let checksums = Checksums::open_or_create(&folders.completed);
         let recovery = recovery::recover(&folders, &marker, &checksums)?;
-        Ok(Archive {
+        let archive = Archive {
             shared: Arc::new(Shared {
                 completed: folders.completed,
                 partial: folders.partial,
@@ -158,11 +170,17 @@ impl Archive {
                 partials: Arc::default(),
                 checksums,
                 carried: Carried::default(),
+                order: RwLock::default(),
+                has_notes: AtomicBool::new(true),
+                newest_timeline: AtomicU32::new(0),
+                ahead_max: AtomicU64::new(AHEAD_MAX),
                 marker: RwLock::new(marker),
                 recovery,
                 _lock: lock,
             }),
-        })
+        };
+        archive.shared.recover_notes()?;
+        Ok(archive)
     }
 
     /// What the start-up recovery did.

@@ -61,7 +61,15 @@ fn fault_2_other_bytes_under_the_same_name_conflict_and_change_nothing() {
         assert!(matches!(sealed, Sealed::Conflict { crc32, .. } if crc32 == first.crc32()));
     }
     assert_eq!(stored_bytes(&places, &first), first.bytes);
-    assert_eq!(names(&places), [first.name.to_string()]);
+    // The other one is kept once, whoever offers what behind it.
+    let third = segment(3, 3);
+    assert!(archive.keeps_differing(third.name).unwrap());
+    let sealed = push(&archive, &third).unwrap();
+    assert!(matches!(sealed, Sealed::Conflict { .. }));
+    let differs = format!("{}.differs", first.name);
+    assert_eq!(names(&places), [first.name.to_string(), differs.clone()]);
+    let kept = std::fs::read(places.completed_wals.join(differs)).unwrap();
+    assert_eq!(kept, second.bytes);
 }
 
 #[test]
@@ -196,7 +204,8 @@ fn fault_7_small_files_keep_the_rules_and_their_limit() {
     let segment = segment(3, 1);
     let huge = archive.begin(segment.name, segment.len() + 1, Verify::Records);
     assert!(matches!(huge, Err(StoreError::TooLarge { .. })));
-    assert_eq!(names(&places), [first.name.to_string()]);
+    let kept = [first.name.to_string(), format!("{}.differs", first.name)];
+    assert_eq!(names(&places), kept);
 }
 
 #[test]
@@ -322,7 +331,8 @@ fn fault_83_of_two_clients_with_one_name_one_wins() {
             .count();
         assert_eq!(stored, if other == 1 { 2 } else { 1 });
     }
-    assert_eq!(names(&places).len(), 2);
+    // Both names, and the one that lost.
+    assert_eq!(names(&places).len(), 3);
 }
 
 #[test]

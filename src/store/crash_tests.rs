@@ -336,9 +336,17 @@ fn prepare_unbound(root: &Path) {
     Archive::create(&places(root), Arc::new(RealDisk)).unwrap();
 }
 
+/// A small file that is never set apart.
+fn backup_history() -> Sample {
+    Sample {
+        name: "000000010000000000000003.00000028.backup".parse().unwrap(),
+        bytes: b"START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n".to_vec(),
+    }
+}
+
 /// A kill between rename and directory sync, then a start that says it is ready.
 fn restart_after_rename(root: &Path, disk: Arc<dyn Disk>) -> Run {
-    let sample = history_file(2, "no recovery target specified");
+    let sample = backup_history();
     let mut run = Run {
         offered: vec![sample.clone()],
         is_set_up: true,
@@ -497,7 +505,7 @@ fn needed_syncs(prepare: &dyn Fn(&Path), scenario: &Scenario) -> Vec<usize> {
 
 #[test]
 fn the_cuts_notice_each_sync_missing_from_a_push() {
-    let samples = vec![history_file(2, "one")];
+    let samples = vec![backup_history()];
     // 0 and 1 are recovery's, which has nothing to do here; then the file and the directory.
     assert_eq!(needed_syncs(&prepare_bound, &push_all(samples)), [2, 3]);
 }

@@ -266,7 +266,7 @@ impl SyncedTemporary {
     }
 
     /// Replaces whatever has this name, for good: old or new after any crash, never a mixture.
-    fn replace(mut self, final_name: &str) -> Result<(), StoreError> {
+    pub(super) fn replace(mut self, final_name: &str) -> Result<(), StoreError> {
         let folder = Arc::clone(&self.name.folder);
         (folder.disk)
             .rename_over(folder.handle(), &self.name.name, final_name)
@@ -433,6 +433,14 @@ impl Folder {
     fn too_many_aside(&self, name: &str) -> StoreError {
         let error = io::Error::new(io::ErrorKind::AlreadyExists, "too many damaged copies");
         self.failure("set aside", name, error)
+    }
+
+    /// Has two files change names, for good.
+    pub(super) fn exchange(&self, one: &str, other: &str) -> Result<(), StoreError> {
+        let (from, flags) = (self.handle(), RenameFlags::EXCHANGE);
+        retry_on_intr(|| fs::renameat_with(from, one, from, other, flags))
+            .map_err(|errno| self.failure("exchange with", other, errno.into()))?;
+        self.sync()
     }
 
     /// Removes a temporary that a crash left behind.

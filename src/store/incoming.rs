@@ -23,6 +23,10 @@ pub struct Incoming {
     name: WalFileName,
     len: u64,
     verify: Verify,
+    /// Who sends it.
+    by: String,
+    /// The text of a history, which says where a timeline begins.
+    text: Vec<u8>,
     /// `None` after a failure.
     writing: Option<Writing>,
 }
@@ -68,8 +72,17 @@ impl Incoming {
             name,
             len,
             verify,
+            by: String::new(),
+            text: Vec::new(),
             writing: Some(Writing { temporary, check }),
         })
+    }
+
+    /// Remembers who sends it, for the note that it may get.
+    #[must_use]
+    pub fn brought_by(mut self, by: &str) -> Self {
+        by.clone_into(&mut self.by);
+        self
     }
 
     /// Appends bytes and checks them on the way. After an error the upload is over.
@@ -86,6 +99,9 @@ impl Incoming {
             return Err(StoreError::TooLarge { name, len, limit });
         }
         (writing.check.update(bytes)).map_err(|fault| StoreError::of_fault(self.name, &fault))?;
+        if matches!(self.name, WalFileName::History(_)) {
+            self.text.extend_from_slice(bytes);
+        }
         let written = writing.temporary.append(bytes);
         if let Err(error) = written {
             return self.shared.monitor.watch(Err(error));
@@ -112,7 +128,8 @@ impl Incoming {
             scanner,
             digest: (len, crc32),
         };
-        let sealed = seal_checked(&self.shared, checked, temporary);
+        let origin = (self.text.as_slice(), self.by.as_str());
+        let sealed = seal_checked(&self.shared, checked, temporary, origin);
         self.shared.monitor.outcome(sealed)
     }
 }
@@ -129,6 +146,7 @@ fn seal_checked(
     shared: &Shared,
     checked: Checked,
     temporary: Temporary,
+    (text, by): (&[u8], &str),
 ) -> Result<Sealed, StoreError> {
     let Checked { name, verify, .. } = checked;
     let (len, crc32) = checked.digest;
@@ -138,16 +156,22 @@ fn seal_checked(
     let joined = shared.join(name, verify, checked.scanner, |each| {
         synced.read_pages(each)
     })?;
+    let admission = shared.admit(name, text, by)?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
         if shared.make_way(name)?
             && let Some(durable) = synced.publish(name)?
         {
             shared.keep(&durable, joined);
+            shared.admitted(&admission, name);
             return Ok(Sealed::Stored(durable));
         }
         match shared.held(&guard, len, crc32, verify)? {
             Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
-            Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
+            Held::Different { len, crc32 } => {
+                drop(admission);
+                shared.keep_differing(name, synced, by)?;
+                return Ok(Sealed::Conflict { len, crc32 });
+            }
             Held::Absent => {}
         }
     }

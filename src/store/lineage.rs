@@ -53,7 +53,7 @@ pub enum Kind {
     Ahead,
     /// A segment behind the end of its timeline.
     Behind,
-    /// A segment of a timeline that does not count; the note only says who brought it.
+    /// A segment of a timeline that does not count.
     Timeline,
     /// A history that does not count.
     History,
@@ -230,14 +230,22 @@ impl Lineage {
     /// What a server gets that asks for this history. A server that is about to open (`opens`) asks
     /// in order to find a number that no timeline has.
     pub fn asked(&self, timeline: TimelineId, opens: bool) -> Asked {
-        let damaged = self.facts.unreadable.contains_key(&timeline);
-        let newer = self.newest().is_some_and(|newest| newest > timeline);
-        match self.counts(timeline) && self.past(timeline).is_some() {
-            true => Asked::File,
+        if self.facts.unreadable.contains_key(&timeline) {
             // Whoever reads it hears what is wrong with it.
-            false if damaged => Asked::File,
-            _ if newer || (opens && self.taken.contains(&timeline)) => Asked::Placeholder,
-            _ => Asked::Nothing,
+            return Asked::File;
+        }
+        if self.counts(timeline) {
+            // The past of the next timeline is copied from this file, so nothing else may stand for it.
+            return match self.past(timeline) {
+                Some(_) => Asked::File,
+                None => Asked::Nothing,
+            };
+        }
+        let newer = self.newest().is_some_and(|newest| newest > timeline);
+        let stands_between = newer && timeline > TimelineId::FIRST;
+        match stands_between || (opens && self.taken.contains(&timeline)) {
+            true => Asked::Placeholder,
+            false => Asked::Nothing,
         }
     }
 
@@ -256,10 +264,10 @@ impl Lineage {
     /// Where the acknowledged WAL of a timeline ends, without what is set apart.
     pub fn end_of(&self, timeline: TimelineId) -> Option<Lsn> {
         let size = self.facts.size;
-        let mine =
-            |segment: &&SegmentName| segment.timeline() == timeline && self.is_plain(**segment);
+        let mine = |segment: &SegmentName| segment.timeline() == timeline;
         let end = |segment: SegmentName| Some(Lsn(segment.start(size)?.0 + size.bytes()));
-        let finished = self.facts.segments.iter().rfind(mine);
+        let mut finished = self.facts.segments.iter();
+        let finished = finished.rfind(|segment| mine(segment) && self.is_plain(**segment));
         let finished = finished.and_then(|segment| end(*segment));
         let mut partial = self.facts.partials.iter();
         let partial = partial.rfind(|(segment, _)| mine(segment));
@@ -270,10 +278,10 @@ impl Lineage {
         finished.max(partial)
     }
 
-    /// Whether no note keeps readers from a segment.
-    fn is_plain(&self, segment: SegmentName) -> bool {
-        let note = self.note(WalFileName::Segment(segment));
-        !matches!(note, Some(Kind::Ahead | Kind::Behind))
+    /// Whether no note keeps readers from a finished segment. What is in progress has none: where an old
+    /// master has finished a segment that a boot froze, the part that was frozen goes on to count.
+    pub fn is_plain(&self, segment: SegmentName) -> bool {
+        self.note(WalFileName::Segment(segment)).is_none()
     }
 
     /// The history that tells where a timeline comes from. One that is set apart tells it only to
@@ -290,11 +298,11 @@ impl Lineage {
 
     /// The lowest timeline that has WAL.
     fn lowest(&self) -> Option<TimelineId> {
-        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
         // One whose note says no more than that its timeline does not count proves no beginning.
-        let plain =
-            segments.filter(|segment| (self.note(WalFileName::Segment(**segment))).is_none());
-        plain.map(|segment| segment.timeline()).min()
+        let finished = self.facts.segments.iter();
+        let finished = finished.filter(|segment| self.is_plain(**segment));
+        let segments = finished.chain(self.facts.partials.keys());
+        segments.map(|segment| segment.timeline()).min()
     }
 
     /// The first timeline that no file speaks of between these two, both excluded.

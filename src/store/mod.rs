@@ -16,6 +16,7 @@
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
 //!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
+//!   .apart/                        notes beside what no reader follows (see `lineage`)
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
@@ -46,9 +47,11 @@
 //! and backup history file, set a torn segment aside and report what is not what was acknowledged, keep the
 //! checksums that are missing, and only then let anybody in. Doing it twice does nothing the second time.
 
+mod apart;
 pub mod archive;
 pub mod binding;
 pub mod checksums;
+pub mod differs;
 pub mod disk;
 pub mod durable;
 pub mod error;
@@ -78,6 +81,7 @@ mod joint_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use apart::Told;
 pub use archive::{Archive, Entry, Held, Places, WalProof};
 pub use binding::Binding;
 pub use disk::Disk;

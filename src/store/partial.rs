@@ -178,10 +178,9 @@ impl Archive {
         freeze::refuse(&shared.partial, timeline)?;
         let finished = finished_names(&shared.completed)?;
         let partials = partial_names(&shared.partial)?;
-        let timelines = finished.keys().map(|name| name.timeline());
-        let newest = timelines
-            .chain(partials.iter().map(|name| name.timeline()))
-            .max();
+        let lineage = shared.lineage()?;
+        // What is set apart is no reason to refuse a master.
+        let newest = lineage.newest();
         if let Some(newest) = newest.filter(|newest| *newest > timeline) {
             let why = format!(
                 "the master is on timeline {timeline}, but the archive has timeline {newest} already"
@@ -195,6 +194,7 @@ impl Archive {
             WalFileName::Segment(segment) => Some(*segment),
             _ => None,
         });
+        let segments = segments.filter(|segment| lineage.is_plain(*segment));
         let newest_finished = segments.filter(|name| name.timeline() == timeline).max();
         let mut unfinished = (partials.into_iter())
             .filter(|name| name.timeline() == timeline && Some(*name) > newest_finished);
@@ -276,10 +276,13 @@ impl PartialStream {
         let proof = shared.monitor.outcome(synced)?;
         // Behind the sync: whoever freezes copies what was written before it did.
         freeze::refuse(&shared.partial, open.segment.timeline())?;
-        open.folder_synced = true;
+        let is_first = !std::mem::replace(&mut open.folder_synced, true);
         if let Some(note) = &mut open.note {
             note.raise(&shared.partial, open.end)?;
             open.acknowledged = open.acknowledged.max(open.end);
+        }
+        if is_first {
+            shared.joined_by_partial(open.segment);
         }
         if !open.comparing {
             open.held_bytes = open.next_offset;
@@ -617,7 +620,7 @@ fn drop_later(folder: &Folder, segment: SegmentName) -> Result<(), StoreError> {
 }
 
 /// The segments in the folder, in their order.
-fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
+pub(super) fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
     let names = folder.names()?.into_iter();
     let mut segments: Vec<SegmentName> = names.filter_map(|name| name.parse().ok()).collect();
     segments.sort();

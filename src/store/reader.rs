@@ -11,6 +11,7 @@ use std::sync::Arc;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
+use super::apart::{self, Told};
 use super::archive::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
 use super::checksums::Checksums;
@@ -19,14 +20,14 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{Joints, Verdict};
-use super::lineage::{Facts, Lineage, Missing, Progress};
+use super::lineage::{Asked, Facts, Lineage, Missing, Progress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
 use crate::wal::segment::{SegmentCheck, Verify};
 
 /// An archive that is open for reading.
 pub struct Reader {
-    completed: Arc<Folder>,
+    pub(super) completed: Arc<Folder>,
     checksums: Arc<Checksums>,
     binding: Binding,
 }
@@ -113,6 +114,21 @@ impl Reader {
         Ok(listing)
     }
 
+    /// Whether a segment lies behind the end of its timeline: what an old master went on to write.
+    pub fn is_behind(&self, segment: SegmentName) -> Result<bool, StoreError> {
+        apart::is_behind(&self.completed, segment)
+    }
+
+    /// What is set apart, and who brought it.
+    pub fn apart(&self) -> Result<Vec<Told>, StoreError> {
+        apart::told(&self.completed)
+    }
+
+    /// What a server gets that asks for a timeline's history; see [`Lineage::asked`].
+    pub fn asked(&self, timeline: TimelineId, opens: bool) -> Result<Asked, StoreError> {
+        Ok(self.lineage(&[])?.asked(timeline, opens))
+    }
+
     /// What leads from where to where, with these segments in progress.
     pub fn lineage(&self, partials: &[PartialEnd]) -> Result<Lineage, StoreError> {
         let partials = partials.iter().map(|partial| {
@@ -135,7 +151,7 @@ impl Reader {
             partials,
             histories: BTreeMap::new(),
             unreadable: BTreeMap::new(),
-            notes: BTreeMap::new(),
+            notes: apart::notes(&self.completed)?,
         };
         for name in &listing.finished {
             match name {

@@ -61,8 +61,11 @@ pub fn survey(
     });
     let partial = open(&places.partial_wals)?;
     let files = Files::read(&completed, &partial, &binding)?;
-    files.describe(&mut overview, acknowledged)?;
     let reader = Reader::of(Arc::clone(&completed), binding);
+    describe_apart(&reader, &mut overview)?;
+    let names = files.partials.iter().map(|segment| (*segment, None));
+    let lineage = reader.lineage_of(&reader.listing()?, names.collect())?;
+    files.describe(&lineage, &mut overview, acknowledged)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
     let way = Way::find(&reader, &files.partials, known)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
@@ -100,6 +103,25 @@ fn clock_ms() -> i64 {
 /// Milliseconds from a time since 1970 to this moment; below 0 for one that is still to come.
 fn age_ms(since_ms: i64) -> i64 {
     clock_ms().saturating_sub(since_ms)
+}
+
+/// What no reader follows, and what a person has to choose from.
+fn describe_apart(reader: &Reader, overview: &mut Overview) -> Result<(), StoreError> {
+    let apart = reader.apart()?;
+    overview.apart_count = apart.len() as u64;
+    // A history decides about more than a segment does.
+    let first = apart.iter().max_by_key(|told| told.kind);
+    overview.apart = first.map_or_else(String::new, |told| {
+        format!("{} of {}: {}", told.name, told.by, told.why)
+    });
+    let differing = reader.differing()?;
+    overview.differing_count = differing.len() as u64;
+    if let Some(name) = differing.first() {
+        let by = reader.differing_by(*name)?;
+        let by = if by.is_empty() { "somebody" } else { &by };
+        overview.differing = format!("{name} of {by}");
+    }
+    Ok(())
 }
 
 /// The names in the two folders.
@@ -148,18 +170,21 @@ impl<'a> Files<'a> {
 
     fn describe(
         &self,
+        lineage: &Lineage,
         overview: &mut Overview,
         acknowledged: Option<(SegmentName, Lsn)>,
     ) -> Result<(), StoreError> {
         let mut arrived_ms = None;
-        overview.newest_segment = self.segments().max();
+        let followed = |segment: &SegmentName| !lineage.is_apart(*segment);
+        overview.newest_segment = self.segments().filter(followed).max();
         if let Some(newest) = overview.newest_segment
             && let Some(stat) = self.completed.stat_at(&newest.to_string())?
         {
             overview.newest_age_ms = age_ms(stat.changed_ms);
             arrived_ms = Some(stat.changed_ms);
         }
-        let behind = |partial: &&SegmentName| Some(**partial) > overview.newest_segment;
+        let behind =
+            |partial: &&SegmentName| Some(**partial) > overview.newest_segment && followed(partial);
         overview.partial_segment = self.partials.iter().rfind(behind).copied();
         if let Some(partial) = overview.partial_segment {
             let stat = self.partial.stat_at(&partial.to_string())?;

@@ -18,7 +18,7 @@ fn shipping(hot: bool) -> (Site, Cluster) {
     shipping_version(15, hot)
 }
 
-fn shipping_version(major: u8, hot: bool) -> (Site, Cluster) {
+pub(super) fn shipping_version(major: u8, hot: bool) -> (Site, Cluster) {
     let mut site = bare_master(major);
     site.master_set("use_xlog_functions", "1");
     site.master_set("loop_delay", "0.05");
@@ -27,7 +27,7 @@ fn shipping_version(major: u8, hot: bool) -> (Site, Cluster) {
 }
 
 /// The segment that holds the byte before an LSN.
-fn segment_before(lsn: Lsn) -> (SegmentName, usize) {
+pub(super) fn segment_before(lsn: Lsn) -> (SegmentName, usize) {
     let size = WalSegmentSize::new(1 << 20).unwrap();
     let timeline = walmgr_protocol::names::TimelineId::new(1).unwrap();
     let last = Lsn(lsn.0 - 1);
@@ -52,7 +52,7 @@ fn open_again(standby: &Cluster) {
     });
 }
 
-fn count(server: &Cluster) -> u32 {
+pub(super) fn count(server: &Cluster) -> u32 {
     server.psql("SELECT count(*) FROM t").parse().unwrap()
 }
 
@@ -346,6 +346,9 @@ fn fault_79_83_the_old_master_goes_on_and_its_timeline_is_kept_apart() {
     }
     let ours = fs::read(site.data().join("pg_wal").join(&name)).unwrap();
     assert!(site.archived(&name) == ours && ours != partial);
+    // What counts of the segment stays, beside what the old master made of it.
+    let kept = fs::read(site.partial_wals().join(&name)).ok();
+    assert!(kept == Some(partial), "{}", site.receiver.log());
     assert!(theirs.starts_with("00000002"), "{theirs}");
     is_refused_as_frozen(&site);
     // The new one ships too; what it holds leads a follower along its timeline.

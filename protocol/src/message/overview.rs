@@ -11,7 +11,7 @@
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
 //! | 17 | overview request | client | nothing |
-//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets; `i64` the standby's clock, milliseconds since 1970 |
+//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `u64` files set apart, `string` the first of them; `u64` files of which another is kept, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets; `i64` the standby's clock, milliseconds since 1970 |
 //!
 //! A backup set is `string` name, `bool` it can be read, and then `string` timestamp, `age`, `u32`
 //! timeline, `lsn` start, `lsn` up to where it can be recovered; or `string` why it cannot be read.
@@ -48,6 +48,14 @@ pub struct Overview {
     pub damaged_count: u64,
     /// The first of them; empty if there is none.
     pub damaged: String,
+    /// Files that are set apart, so that no reader follows them.
+    pub apart_count: u64,
+    /// The first of them, who brought it and why; empty if there is none.
+    pub apart: String,
+    /// Files of which another one of the same name is kept beside.
+    pub differing_count: u64,
+    /// The first of them, and who brought the other; empty if there is none.
+    pub differing: String,
     /// Milliseconds since WAL arrived, partial or finished.
     pub received_age_ms: i64,
     /// Bytes free for the receiver's user where the archive is.
@@ -112,6 +120,10 @@ impl Overview {
         put_segment(out, self.missing);
         out.put_u64_le(self.damaged_count);
         put_string(out, &self.damaged);
+        out.put_u64_le(self.apart_count);
+        put_string(out, &self.apart);
+        out.put_u64_le(self.differing_count);
+        put_string(out, &self.differing);
         out.put_i64_le(self.received_age_ms);
         out.put_u64_le(self.free_bytes);
         put_string(out, &self.trouble);
@@ -140,6 +152,10 @@ impl Overview {
             missing: fields.optional_segment()?,
             damaged_count: fields.u64()?,
             damaged: fields.string("a damaged file")?,
+            apart_count: fields.u64()?,
+            apart: fields.string("a file that is set apart")?,
+            differing_count: fields.u64()?,
+            differing: fields.string("a file that differs")?,
             received_age_ms: fields.i64()?,
             free_bytes: fields.u64()?,
             trouble: fields.string("trouble with the disk")?,

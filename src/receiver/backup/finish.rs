@@ -171,6 +171,9 @@ pub fn finish(
     if let Some(staged) = staged {
         staged.swap_in(&mut facts.warnings);
     }
+    if let Err(error) = daemon.archive.begin_run(first) {
+        tracing::warn!("whether {first} was set apart is not known: {error}");
+    }
     after::clear_away(daemon, &mut facts);
     for warning in &facts.warnings {
         tracing::warn!("{warning}");

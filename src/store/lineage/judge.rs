@@ -129,9 +129,12 @@ impl Lineage {
         let (parent, switch) = (parent.timeline, parent.switch_point);
         let size = self.facts.size.bytes();
         let first = switch.0 / size;
-        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
+        let finished = self.facts.segments.iter().filter(|name| {
+            let note = self.note(WalFileName::Segment(**name));
+            matches!(note, None | Some(Kind::Timeline))
+        });
+        let segments = finished.chain(self.facts.partials.keys());
         let own = segments.filter(|name| name.timeline() == timeline);
-        let own = own.filter(|name| self.is_plain(**name));
         let numbers: Vec<u64> = own
             .filter_map(|name| name.number(self.facts.size))
             .collect();
@@ -160,14 +163,16 @@ impl Lineage {
     }
 
     /// A note that is no longer right, and what it is about.
-    pub fn joined(&self) -> Option<WalFileName> {
+    pub fn joined(&self, ahead_max: u64) -> Option<WalFileName> {
         let mut notes = self.facts.notes.iter();
         let joins = |(name, kind): &(&WalFileName, &Kind)| match (name, kind) {
             (WalFileName::History(timeline), _) => {
                 let history = self.facts.histories.get(timeline);
                 history.is_none_or(|history| self.judge_history(history).is_none())
             }
-            (WalFileName::Segment(segment), Kind::Timeline) => self.counts(segment.timeline()),
+            (WalFileName::Segment(segment), Kind::Timeline) => {
+                self.counts(segment.timeline()) && self.judge(*segment, ahead_max).is_none()
+            }
             (WalFileName::Segment(segment), Kind::Ahead) => {
                 self.counts(segment.timeline()) && self.follows(*segment)
             }

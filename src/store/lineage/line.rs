@@ -228,9 +228,6 @@ impl Lineage {
     pub(super) fn pieces(&self, line: &Line) -> Pieces {
         let mut pieces = Pieces::new();
         let mut add = |segment: SegmentName, end: Lsn| {
-            if !self.is_read(segment) {
-                return;
-            }
             let Some((number, wanted)) = line.part_of(segment) else {
                 return;
             };
@@ -241,7 +238,8 @@ impl Lineage {
                 *known = found;
             }
         };
-        for segment in &self.facts.segments {
+        let finished = self.facts.segments.iter();
+        for segment in finished.filter(|segment| self.is_read(**segment)) {
             add(*segment, Lsn(u64::MAX));
         }
         for (segment, progress) in &self.facts.partials {

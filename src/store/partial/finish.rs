@@ -20,6 +20,7 @@ use super::file::{PartialFile, scanner_at, start_of};
 use super::freeze::is_frozen;
 use super::rewrite::DIFFERS;
 use super::{Checked, Extent, acknowledged};
+use crate::store::apart;
 use crate::store::archive::{Archive, Held, Shared, StoredCheck};
 use crate::store::binding::Binding;
 use crate::store::durable::{Durable, Existing, Linked, Temporary};
@@ -39,6 +40,8 @@ pub struct Finishing {
     segment: SegmentName,
     file: PartialFile,
     verify: Verify,
+    /// Who sends the rest.
+    by: String,
     prefix: Prefix,
     /// The file of the push itself, from the first byte that the client sent.
     own: Option<Incoming>,
@@ -144,7 +147,8 @@ impl Finishing {
         let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
             return Ok(None);
         };
-        if is_frozen(&shared.partial, segment.timeline())? {
+        // What an old master goes on to write stays apart from what counts of the segment.
+        if is_frozen(&shared.partial, segment.timeline())? || shared.is_left(segment.timeline())? {
             return Ok(None);
         }
         let prefix = match shared.partials.of(segment).checked {
@@ -156,9 +160,17 @@ impl Finishing {
             segment,
             file,
             verify,
+            by: String::new(),
             prefix,
             own: None,
         }))
+    }
+
+    /// Remembers who sends the rest, for the note that it may get.
+    #[must_use]
+    pub fn brought_by(mut self, by: &str) -> Self {
+        by.clone_into(&mut self.by);
+        self
     }
 
     /// Bytes held from the segment's beginning, and their CRC-32.
@@ -185,7 +197,8 @@ impl Finishing {
     fn copy_prefix(&self) -> Result<Incoming, StoreError> {
         let (shared, name) = (&self.shared, WalFileName::Segment(self.segment));
         let size = shared.binding()?.segment_size.bytes();
-        let mut own = Incoming::begin(Arc::clone(shared), name, size, Verify::Records)?;
+        let own = Incoming::begin(Arc::clone(shared), name, size, Verify::Records)?;
+        let mut own = own.brought_by(&self.by);
         let (mut crc, mut copied) = (crc32fast::Hasher::new(), Ok(()));
         self.file.read(0..self.prefix.bytes, |piece| {
             crc.update(piece);
@@ -233,6 +246,7 @@ impl Finishing {
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
             joined = shared.join(name, self.verify, scanner, read)?;
         }
+        let admission = shared.admit(name, &[], &self.by)?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name)? {
@@ -247,11 +261,13 @@ impl Finishing {
                         shared.keep(&durable, joined);
                         shared.partials.forget(self.segment);
                         acknowledged::remove(&shared.partial, self.segment)?;
+                        shared.admitted(&admission, name);
                         return Ok(Sealed::Stored(durable));
                     }
                     Linked::Impossible => {
                         if let Some(durable) = self.copy()? {
                             shared.keep(&durable, joined);
+                            shared.admitted(&admission, name);
                             return Ok(Sealed::Stored(durable));
                         }
                     }
@@ -368,6 +384,10 @@ pub(in crate::store) fn settle(
     binding: &Binding,
     segment: SegmentName,
 ) -> Result<(), StoreError> {
+    // What an old master finished goes further than the timeline does; the part that counts stays.
+    if apart::is_behind(completed, segment)? {
+        return Ok(());
+    }
     let (text, size) = (segment.to_string(), binding.segment_size.bytes());
     let (Some(ours), Some(finished)) = (partial.stat_at(&text)?, completed.stat_at(&text)?) else {
         return Ok(());

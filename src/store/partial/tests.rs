@@ -270,6 +270,17 @@ fn fault_49_a_timeline_needs_its_history_and_ends_the_one_before() {
     assert_stored(&archive, &history_file(2, "promoted"));
     let (_, standing) = archive.partial_stream(timeline(2)).unwrap();
     assert_eq!(standing.newest_partial, None);
+    // A history alone ends nothing: it leaves timeline 1 where that one has not come yet.
+    archive.partial_stream(timeline(1)).unwrap();
+    for (number_of_timeline, number) in [(1, 0x2F), (2, 0x30)] {
+        let timeline = timeline(number_of_timeline);
+        let name = SegmentName::from_number(timeline, number, BINDING.segment_size);
+        let mut writer = Writer::new(name, BINDING.segment_size, BINDING.system_id, 15);
+        writer.record(10, 0, b"a record");
+        writer.fill_segment();
+        let (name, bytes) = (WalFileName::Segment(name), writer.bytes().to_vec());
+        assert_stored(&archive, &Sample { name, bytes });
+    }
     let old = archive.partial_stream(timeline(1)).err().unwrap();
     assert!(matches!(old, StoreError::Diverged { .. }), "{old}");
     assert!(old.to_string().contains("timeline 2 already"));

@@ -16,6 +16,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 use super::BackupSets;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
+use crate::store::apart;
 use crate::store::archive::finished_names;
 use crate::store::binding::{Marker, Role};
 use crate::store::checksums::remove_finished;
@@ -87,14 +88,19 @@ impl BackupSets {
                 found.insert((position(segment), name), text);
             }
         }
-        let mut names = Vec::new();
-        for ((at, _), text) in found {
+        let (mut names, mut noted) = (Vec::new(), Vec::new());
+        for ((at, name), text) in found {
             if at >= *oldest || !self.is_older_than(&text, minimum_age)? {
                 break;
             }
+            noted.push(name);
             names.push(text);
         }
         remove_finished(completed, &names)?;
+        // Behind the files: one without its note would count.
+        for name in noted {
+            apart::remove(completed, name)?;
+        }
         Ok(names.len())
     }
 

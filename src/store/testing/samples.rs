@@ -145,7 +145,7 @@ pub(crate) fn names(places: &Places) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !name.starts_with(".walmgr") && name != CHECKSUMS_NAME)
+        .filter(|name| !name.starts_with(".walmgr") && name != CHECKSUMS_NAME && name != ".apart")
         .collect();
     names.sort();
     names

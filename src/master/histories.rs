@@ -1,0 +1,168 @@
+//! The histories of a timeline and of those it came from, which the archive gets before any WAL of it.
+//! Never holds WAL back: a history that cannot be sent is a warning. Invariant: WAL is not the first thing
+//! that the archive hears of a timeline, as long as `pg_wal` has its history.
+//!
+//! PostgreSQL archives the history of the timeline that it begins, but only if archiving is on at that
+//! moment. On a standby that is booted it is off.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::message::{Offer, Verify};
+use walmgr_protocol::names::{TimelineId, WalFileName};
+use walmgr_protocol::session::push::Outcome;
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::master::cluster::ClusterFacts;
+use crate::master::push::{self, Blocks};
+use crate::transport::connect::{Target, kind_of};
+use crate::transport::wire::Wire;
+use crate::wal::history::History;
+
+/// Sends those of a timeline, the oldest first; `false` if its own is not in `pg_wal`.
+pub async fn push_chain(
+    wire: &mut Wire,
+    pg_wal: &Path,
+    timeline: TimelineId,
+    blocks: Blocks,
+    slave: &str,
+) -> Result<bool> {
+    if timeline == TimelineId::FIRST {
+        return Ok(true);
+    }
+    let Some(own) = read(pg_wal, timeline)? else {
+        return Ok(false);
+    };
+    // One that nobody can read is refused by the receiver, in better words.
+    let history = History::parse(timeline, &own).ok();
+    let ancestors = history.iter().flat_map(History::ancestors);
+    let older: Vec<TimelineId> = ancestors.map(|ancestor| ancestor.timeline).collect();
+    for timeline in older {
+        if timeline != TimelineId::FIRST && read(pg_wal, timeline)?.is_some() {
+            push_one(wire, pg_wal, timeline, blocks, slave).await?;
+        }
+    }
+    push_one(wire, pg_wal, timeline, blocks, slave).await?;
+    Ok(true)
+}
+
+/// Sends those of the newest timeline that the server has, over a connection of their own.
+pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
+    let pg_wal = config.master_data.join("pg_wal");
+    let entries = std::fs::read_dir(&pg_wal).at(Kind::Retry, "list", &pg_wal)?;
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let timelines = names.filter_map(|name| match name.parse() {
+        Ok(WalFileName::History(timeline)) => Some(timeline),
+        _ => None,
+    });
+    let Some(newest) = timelines.max() else {
+        return Ok(());
+    };
+    let mut connection = Target::from_config(config)?
+        .connect(facts.cluster, facts.timeline)
+        .await?;
+    let blocks = blocks(config, connection.welcome.block_bytes_max);
+    let slave = config.slave.to_string();
+    push_chain(&mut connection.wire, &pg_wal, newest, blocks, &slave).await?;
+    tracing::info!("the history of timeline {newest} is on {slave}");
+    Ok(())
+}
+
+/// Sends those of a segment's timeline if this host has not sent them to this standby before.
+pub async fn push_once(
+    config: &MasterConfig,
+    wire: &mut Wire,
+    timeline: TimelineId,
+    block_bytes_max: u32,
+) {
+    let slave = config.slave.to_string();
+    let remembered = format!("{timeline} {slave}\n");
+    let memory = config.path.with_extension("timeline");
+    let known = timeline == TimelineId::FIRST
+        || std::fs::read(&memory).is_ok_and(|text| text == remembered.as_bytes());
+    if known {
+        return;
+    }
+    let pg_wal = Path::new(&config.master_data).join("pg_wal");
+    let blocks = blocks(config, block_bytes_max);
+    match push_chain(wire, &pg_wal, timeline, blocks, &slave).await {
+        Ok(true) => {
+            if let Err(error) = files::replace(&memory, remembered.as_bytes(), 0o600) {
+                tracing::debug!("{} is not written: {error}", memory.display());
+            }
+        }
+        Ok(false) => tracing::warn!(
+            "pg_wal has no history of timeline {timeline}: the standby sets its WAL apart until it has one"
+        ),
+        Err(error) => tracing::warn!("{error}"),
+    }
+}
+
+fn blocks(config: &MasterConfig, block_bytes_max: u32) -> Blocks {
+    Blocks {
+        block_bytes: config.block_size.min(block_bytes_max),
+        compression: config.compression,
+    }
+}
+
+fn read(pg_wal: &Path, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
+    use std::io::Read;
+    let path = pg_wal.join(WalFileName::History(timeline).to_string());
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.at(Kind::Retry, "open", &path)?,
+    };
+    let mut text = Vec::new();
+    file.take(SMALL_FILE_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .at(Kind::Retry, "read", &path)?;
+    Ok(Some(text))
+}
+
+async fn push_one(
+    wire: &mut Wire,
+    pg_wal: &Path,
+    timeline: TimelineId,
+    blocks: Blocks,
+    slave: &str,
+) -> Result<()> {
+    let name = WalFileName::History(timeline);
+    let path = pg_wal.join(name.to_string());
+    let file = File::open(&path).at(Kind::Retry, "open", &path)?;
+    let size = file.metadata().at(Kind::Retry, "look at", &path)?.len();
+    if size > SMALL_FILE_BYTES_MAX {
+        return Err(CommandError::retry(format!(
+            "{} has {size} bytes",
+            path.display()
+        )));
+    }
+    let crc32 = push::digest(&file, size).at(Kind::Retry, "read", &path)?;
+    let offer = Offer {
+        name,
+        size,
+        crc32,
+        verify: Verify::Records,
+    };
+    match push::push(wire, Arc::new(file), offer, blocks).await? {
+        Outcome::Stored => Ok(()),
+        Outcome::Conflict(_) => Err(CommandError::new(
+            Kind::Conflict,
+            format!("{slave} holds another {name}: two servers were promoted to one timeline"),
+        )
+        .hint("on the standby `choose` shows both; or give this cluster an archive of its own")),
+        Outcome::SourceChanged => Err(CommandError::retry(format!(
+            "{name} changed while it was read"
+        ))),
+        Outcome::Refused(error) => Err(CommandError::new(
+            kind_of(error.code),
+            format!("{slave} did not store {name}: {}", error.message),
+        )
+        .hint(error.hint)),
+    }
+}

@@ -1,0 +1,166 @@
+//! Another valid file of a stored name: kept beside the stored one until a person has chosen.
+//! Never serves it and never replaces one by another. Invariant: there is at most one for each name, so
+//! whoever offers many fills no disk.
+//!
+//! `NAME.differs` lies in `completed_wals`, and `.apart/NAME.differs` says who brought it. A crash
+//! leaves the note without the file, which means nothing.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use walmgr_protocol::names::WalFileName;
+
+use super::apart;
+use super::archive::{Archive, Shared};
+use super::binding::{Marker, Role};
+use super::checksums::Checksums;
+use super::disk::Disk;
+use super::durable::{SyncedTemporary, Temporary};
+use super::error::StoreError;
+use super::folder::Folder;
+use super::health::Monitor;
+use super::reader::Reader;
+use super::recovery;
+
+/// What another file of a stored name is called behind that name.
+pub const DIFFERS_SUFFIX: &str = ".differs";
+
+/// How often a receiver that starts may clear what looks like its own temporary.
+const WRITE_ATTEMPTS_MAX: u32 = 3;
+
+impl Archive {
+    /// Whether there is another file of this name beside the stored one already.
+    pub fn keeps_differing(&self, name: WalFileName) -> Result<bool, StoreError> {
+        let kept = format!("{name}{DIFFERS_SUFFIX}");
+        Ok(self.shared.completed.stat_at(&kept)?.is_some())
+    }
+}
+
+impl Shared {
+    /// Keeps a checked file whose name another one has. The name must be locked.
+    pub(super) fn keep_differing(
+        &self,
+        name: WalFileName,
+        synced: SyncedTemporary,
+        by: &str,
+    ) -> Result<(), StoreError> {
+        let kept = format!("{name}{DIFFERS_SUFFIX}");
+        if self.completed.stat_at(&kept)?.is_some() {
+            return Ok(());
+        }
+        apart::note_differing(&self.completed, name, by)?;
+        synced.replace(&kept)?;
+        tracing::error!(
+            "ALARM: {by} offered another {name} than the stored one, which stays; the offered one is \
+             kept as {kept}. `choose {name}` shows both"
+        );
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// Names of which another file is kept.
+    pub fn differing(&self) -> Result<Vec<WalFileName>, StoreError> {
+        let names = self.completed.names()?.into_iter();
+        let mut names: Vec<WalFileName> = names
+            .filter_map(|name| name.strip_suffix(DIFFERS_SUFFIX)?.parse().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Who brought the other file of a name, if that is known.
+    pub fn differing_by(&self, name: WalFileName) -> Result<String, StoreError> {
+        apart::differing_by(&self.completed, name)
+    }
+}
+
+/// Puts the history of a timeline that was opened on this host into the archive, beside a running
+/// receiver. It counts: no key of a master had to do with it. `false`: it was there already.
+pub fn keep_history(
+    completed_wals: &Path,
+    disk: Arc<dyn Disk>,
+    name: WalFileName,
+    text: &[u8],
+) -> Result<bool, StoreError> {
+    let folder = Arc::new(Folder::open(
+        completed_wals,
+        disk,
+        Arc::new(Monitor::new()),
+    )?);
+    Marker::read(&folder, Role::Completed)?.ok_or_else(|| StoreError::NotSetUp {
+        path: completed_wals.to_path_buf(),
+    })?;
+    let mut failure = StoreError::GivenUp { name };
+    for _ in 0..WRITE_ATTEMPTS_MAX {
+        let published = Temporary::create(&folder, &name.to_string(), text.len() as u64).and_then(
+            |mut temporary| {
+                temporary.append(text)?;
+                temporary.sync()?.publish(name)
+            },
+        );
+        match published {
+            Ok(Some(_)) => return Ok(true),
+            Ok(None) => return same_or_diverged(&folder, name, text).map(|()| false),
+            Err(StoreError::Disk { op, path, source })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                failure = StoreError::Disk { op, path, source };
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failure)
+}
+
+/// The stored history of that name says the same; then it counts too, whoever brought it.
+fn same_or_diverged(
+    folder: &Arc<Folder>,
+    name: WalFileName,
+    text: &[u8],
+) -> Result<(), StoreError> {
+    let mut stored = Vec::new();
+    if let Some(file) = folder.open_file(&name.to_string())? {
+        use std::os::fd::AsFd;
+        folder.read_through(file.as_fd(), &name.to_string(), |bytes| {
+            stored.extend_from_slice(bytes);
+            stored.len() <= text.len()
+        })?;
+    }
+    if stored == text {
+        folder.sync()?;
+        return apart::remove(folder, name);
+    }
+    let why = format!("the archive has another {name} than the server that opened here");
+    Err(StoreError::Diverged { why })
+}
+
+/// Has readers follow a file that was set apart.
+pub fn take_apart(
+    completed_wals: &Path,
+    disk: Arc<dyn Disk>,
+    name: WalFileName,
+) -> Result<(), StoreError> {
+    let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
+    apart::remove(&folder, name)
+}
+
+/// Puts the other file of a name in the place of the stored one, which is kept instead. The archive has to be
+/// closed, or a receiver would acknowledge the one that goes as stored under its name.
+///
+/// The two change names in one step, so a crash leaves them as they were or exchanged, without a
+/// checksum, which then means nothing.
+pub fn take_differing(
+    completed_wals: &Path,
+    disk: Arc<dyn Disk>,
+    name: WalFileName,
+) -> Result<(), StoreError> {
+    let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
+    let _lock = recovery::lock(&folder)?;
+    let (stored, kept) = (name.to_string(), format!("{name}{DIFFERS_SUFFIX}"));
+    // What was kept of the one that goes is not true of the other.
+    Checksums::open(&folder).remove(std::slice::from_ref(&stored))?;
+    folder.exchange(&stored, &kept)?;
+    apart::remove_differing(&folder, name)
+}

@@ -1,0 +1,107 @@
+//! Two valid files of one name: which one is served, which one is kept, and who decides.
+//! Never takes a file without `--take`. Invariant: neither of the two is ever lost.
+
+use std::fs;
+
+use crate::support::Site;
+use crate::support::hostile::{self, Key};
+use crate::support::place::server_user;
+
+use walmgr_protocol::message::Verify;
+
+/// A forged segment is stored under the name that the master then offers.
+fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
+    let site = Site::start();
+    let name = site.segment_name(3);
+    let forged = site.segment(3, "forged");
+    let thief = Key::authorized(&site, "thief", "push");
+    let mut peer = thief.connect(&site);
+    hostile::store(&mut peer, name.parse().unwrap(), &forged, Verify::Records).unwrap();
+    site.write_segment(3);
+    let genuine = site.segment(3, "walmgr");
+    for _ in 0..2 {
+        site.archive(&name)
+            .fail_last(3, "already holds another file");
+    }
+    (site, name, forged, genuine)
+}
+
+#[test]
+fn fault_113_another_file_of_a_name_is_kept_once_and_the_stored_one_served() {
+    let _user = skip_unless!(server_user());
+    let (site, name, forged, genuine) = contested();
+    let differs = format!("{name}.differs");
+    assert_eq!(site.archived(&name), forged);
+    assert_eq!(site.archived(&differs), genuine);
+    // Whoever offers more fills no disk.
+    site.write_wal(&name, site.segment(3, "a third one"));
+    site.archive(&name)
+        .fail_last(3, "already holds another file");
+    assert_eq!(site.archived(&differs), genuine);
+    let status = site.standby_command(&["status", "--json"]).stdout;
+    assert!(status.contains(r#""code":"differs""#), "{status}");
+}
+
+#[test]
+fn fault_113_a_person_chooses_which_of_two_files_is_served() {
+    let _user = skip_unless!(server_user());
+    let (mut site, name, forged, genuine) = contested();
+    let differs = format!("{name}.differs");
+    let said = site.standby_command(&["choose", &name]).succeed();
+    for part in ["the two differ from byte", "offered by master", "--take"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    site.standby_command(&["-n", "choose", &name, "--take"])
+        .succeed();
+    // A receiver might be acknowledging the one that goes.
+    let refused = site.standby_command(&["choose", &name, "--take"]);
+    assert_ne!(refused.code, Some(0));
+    assert!(
+        refused.stderr.contains("stop the receiver first"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(site.archived(&name), forged);
+    site.receiver.kill9();
+    site.standby_command(&["choose", &name, "--take"]).succeed();
+    assert_eq!(
+        (site.archived(&name), site.archived(&differs)),
+        (genuine, forged.clone())
+    );
+    site.start_receiver();
+    site.archive(&name).succeed();
+    // And back.
+    site.receiver.kill9();
+    site.standby_command(&["choose", &name, "--take"]).succeed();
+    assert_eq!(site.archived(&name), forged);
+    let other = site.segment_name(9);
+    let refused = site.standby_command(&["choose", &other]);
+    assert!(refused.fail(1).contains("nothing to choose"));
+}
+
+#[test]
+fn fault_110_a_person_may_have_readers_follow_what_was_set_apart() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 3..6 {
+        site.write_segment(number);
+        site.archive(&site.segment_name(number)).succeed();
+    }
+    // A failover elsewhere to a server that lacked what was acknowledged here.
+    site.write_wal("00000002.history", "1\t0/480000\tasynchronous\n");
+    site.archive("00000002.history").succeed();
+    let note = site
+        .completed_wals()
+        .join(".apart/00000002.history.history");
+    assert!(fs::read_to_string(&note).unwrap().starts_with("master"));
+    let said = site
+        .standby_command(&["choose", "00000002.history"])
+        .succeed();
+    assert!(
+        said.contains("but WAL of that one was acknowledged up to"),
+        "{said}"
+    );
+    site.standby_command(&["choose", "00000002.history", "--take"])
+        .succeed();
+    assert!(!note.exists());
+}
