@@ -69,7 +69,10 @@ pub(super) enum Admission<'a> {
         _with_others: RwLockReadGuard<'a, ()>,
     },
     /// It was looked at with everything that is there.
-    Judged { _alone: RwLockWriteGuard<'a, ()> },
+    Judged {
+        _alone: RwLockWriteGuard<'a, ()>,
+        noted: bool,
+    },
     /// Readers follow no file of this kind.
     Free,
 }
@@ -271,11 +274,13 @@ impl Shared {
             }
         }
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = false;
         if self.completed.stat_at(&name.to_string())?.is_none() {
             match self.judge(name, text)? {
                 Some(apart) => {
                     write(&self.completed, name, &apart, by)?;
                     self.has_notes.store(true, Ordering::Relaxed);
+                    noted = true;
                     tracing::error!(
                         "ALARM: {name} of {by} is stored but set apart, so no reader follows it: {apart}"
                     );
@@ -284,7 +289,10 @@ impl Shared {
                 None => {}
             }
         }
-        Ok(Admission::Judged { _alone: alone })
+        Ok(Admission::Judged {
+            _alone: alone,
+            noted,
+        })
     }
 
     /// Joins what the file that has its name connects.
@@ -293,6 +301,20 @@ impl Shared {
         if matches!(admission, Admission::Judged { .. }) {
             self.join_or_warn();
         }
+    }
+
+    /// Somebody on this host put the same file there meanwhile, as a boot does with its history: it
+    /// counts, and what was noted for it is void.
+    pub(super) fn overtaken(
+        &self,
+        admission: &Admission<'_>,
+        name: WalFileName,
+    ) -> Result<(), StoreError> {
+        if matches!(admission, Admission::Judged { noted: true, .. }) {
+            remove(&self.completed, name)?;
+            self.join_or_warn();
+        }
+        Ok(())
     }
 
     /// Joins what a segment in progress connects.

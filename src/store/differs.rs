@@ -101,7 +101,8 @@ pub fn keep_history(
             },
         );
         match published {
-            Ok(Some(_)) => return Ok(true),
+            // The server's own archiver may just be sending it, and have left a note.
+            Ok(Some(_)) => return apart::remove(&folder, name).map(|()| true),
             Ok(None) => return same_or_diverged(&folder, name, text).map(|()| false),
             Err(StoreError::Disk { op, path, source })
                 if source.kind() == io::ErrorKind::NotFound =>

@@ -166,7 +166,10 @@ fn seal_checked(
             return Ok(Sealed::Stored(durable));
         }
         match shared.held(&guard, len, crc32, verify)? {
-            Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
+            Held::Identical(durable) => {
+                shared.overtaken(&admission, name)?;
+                return Ok(Sealed::Stored(durable));
+            }
             Held::Different { len, crc32 } => {
                 drop(admission);
                 shared.keep_differing(name, synced, by)?;
