@@ -107,9 +107,12 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     }
     let (report, history) = standby.report()?;
     output::print(&report)?;
-    standby.judge(acknowledged.with(frozen), &history)?;
-    // Behind the verdict: nobody is to follow a timeline that left acknowledged records behind.
-    standby.archive_history(config, history.timeline())?;
+    let verdict = standby.judge(acknowledged.with(frozen), &history);
+    // Nobody is to follow a timeline that left acknowledged records behind, unless a person said so.
+    if verdict.is_ok() || force {
+        standby.archive_history(config, history.timeline())?;
+    }
+    verdict?;
     if let Some(partials) = &partials {
         partials.remove_copies();
     }
