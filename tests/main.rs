@@ -39,6 +39,7 @@ mod restore;
 mod setup;
 mod skew;
 mod status;
+mod stolen_key;
 mod stored_inputs;
 mod versions;
 mod wal;

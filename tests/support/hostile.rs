@@ -38,8 +38,12 @@ impl Key {
         let key = Key::unknown(site, name);
         let fingerprint = key.fingerprint.to_string();
         let words = ["authorize", &fingerprint, name, "--rights", rights];
+        let reloads = || site.receiver.log().matches("keys reloaded").count();
+        let before = reloads();
         site.standby_command(&words).succeed();
-        site.receiver.wait_for_log("settings and keys reloaded");
+        super::wait_for("the new key", peer::PATIENCE, || {
+            (reloads() > before).then_some(())
+        });
         key
     }
 
