@@ -133,4 +133,10 @@ fn a_stolen_key_with_every_right_replaces_nothing_that_was_acknowledged() {
         assert!(stored.is_err());
         assert_eq!(site.archived(&name), genuine);
     }
+    // Less is not checked because the thief asks for it.
+    let mut peer = key.connect(&site);
+    let noise = vec![b'w'; 1 << 20];
+    let next = WalFileName::Segment(segment(&site, 8));
+    assert!(store(&mut peer, next, &noise, Verify::Off).is_err());
+    assert!(!site.holds(&site.segment_name(8)));
 }
