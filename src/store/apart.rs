@@ -275,7 +275,7 @@ impl Shared {
         }
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let mut noted = false;
-        if self.completed.stat_at(&name.to_string())?.is_none() {
+        if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name)? {
             match self.judge(name, text)? {
                 Some(apart) => {
                     write(&self.completed, name, &apart, by)?;
@@ -293,6 +293,16 @@ impl Shared {
             _alone: alone,
             noted,
         })
+    }
+
+    /// Whether a file of this name counted until the disk changed it: what heals it counts too, although
+    /// what once connected it may be purged.
+    fn counted(&self, name: WalFileName) -> Result<bool, StoreError> {
+        let damaged = self
+            .completed
+            .stat_at(&format!("{name}.damaged"))?
+            .is_some();
+        Ok(damaged && !notes(&self.completed)?.contains_key(&name))
     }
 
     /// Joins what the file that has its name connects.
