@@ -10,7 +10,8 @@
 //! master's host                                  standby's host
 //!
 //! cli → master::xarchive                         receiver::server      accepts
-//!         │ looks at the file (pg, wal)          receiver::introduction  TLS, hello
+//!         │ looks at the file (pg, wal)          receiver::admission   who may stay
+//!         │                                      receiver::introduction  TLS, hello
 //!         ▼                                               │
 //!       master::push ── transport ═══ TLS ═══ transport ── receiver::connection
 //!         blocks, CRC, zstd    walmgr_protocol            │
@@ -26,7 +27,8 @@
 //!
 //! A recovering PostgreSQL on the standby's host gets it back by `restore_command`:
 //! [`standby::xrestore`] reads it through [`store::reader`], past the receiver's lock, checks every
-//! record once more, and says that it is absent only where nothing is missing.
+//! record once more, and tells a recovery that it is absent only where nothing is missing. What leads
+//! where, and what nobody follows, [`store::lineage`] decides for all who ask.
 //!
 //! The master gets it back, and whole backup sets, the way they came: [`receiver::fetch`] reads them on
 //! a thread of its own, [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].

@@ -158,14 +158,14 @@ pub const KEYS: &[Key] = &[
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
         .defaults(),
-    key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "No backup makes a base backup or WAL go that is younger, and a base backup that is younger makes no older one go.")
+    key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "A backup removes nothing younger than this, and base backups younger than this do not count for keep_backups.")
         .defaults().added(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
     key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked at least, whatever the master asks for.")
         .defaults().added(),
-    key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "Segments beyond the end of the WAL before it after which one is set apart, so that no reader waits for those between.")
+    key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "How many segments a segment may lie beyond the WAL before it; one further ahead is set apart.")
         .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
         .defaults().added(),

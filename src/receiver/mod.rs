@@ -3,8 +3,8 @@
 //! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
 //!
-//! Reading order: [`server`] accepts, [`admission`] decides who may stay, [`introduction`] greets, [`connection`] is the loop of one
-//! connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
+//! Reading order: [`server`] accepts, [`admission`] decides who may stay, [`introduction`] greets,
+//! [`connection`] is the loop of one connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
 //! [`backup`] takes a base backup, [`fetch`] reads what a master wants back, [`control`] answers
 //! questions, [`settings`] is what a reload may change. [`worker`] starts their threads, of which
 //! [`shares`] gives each peer its part.

@@ -9,18 +9,22 @@
 //!   .walmgr-archive                the marker, JSON (see `binding`)
 //!   .walmgr-lock                   flock of the process that has the archive open; its text, a
 //!                                  process id, is for people
-//!   .checksums/NAME                what the file of this name was when it was acknowledged (see `checksums`)
+//!   .checksums/NAME                what the file of this name was when it was acknowledged (see
+//!                                  `checksums`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
 //!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
-//!   .apart/                        notes beside what no reader follows (see `lineage`)
+//!   NAME.differs                   another valid file that was offered as NAME (see `differs`)
+//!   .apart/                        notes beside what no reader follows (see `lineage`), and who brought
+//!                                  a NAME.differs
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
 //!   000000010000000000000002       a segment in progress: records from its beginning, then zeros
+//!   .in.NAME.anew, .in.NAME.RANDOM what is to take its place (see `partial`), or a copy on its way
 //!   NAME.acknowledged              up to where NAME was acknowledged (see `partial::acknowledged`)
 //!   NAME.damaged, NAME.differs     NAME as it was before its master sent it again, or other WAL
 //!   FROZEN                         the standby was booted (see `partial::freeze`)
@@ -30,14 +34,15 @@
 //! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
 //!
 //! There is no index and no journal: what a directory listing shows is what there is. A checksum tells
-//! whether a file is still what was acknowledged; without it the file counts as what it holds. An administrator may copy finished files out with `cp` at any time.
+//! whether a file is still what was acknowledged; without it the file counts as what it holds. An
+//! administrator may copy finished files out with `cp` at any time.
 //!
 //! The marker holds `format` (1), `archive_id` (32 hexadecimal digits, the same in both
 //! directories), `role`, and once bound `system_identifier` (decimal, as a string),
 //! `wal_segment_size` (bytes) and `postgres_major`; then `checksum`, the CRC-32 of the other fields as JSON
-//! without white space. A marker whose fields give another one is not believed in any of them. It tells a directory that was set up from an
-//! empty mount point, so a receiver never starts to fill the wrong file system. A marker with a
-//! higher format is refused untouched.
+//! without white space. A marker whose fields give another one is not believed in any of them. It
+//! tells a directory that was set up from an empty mount point, so a receiver never starts to fill
+//! the wrong file system. A marker with a higher format is refused untouched.
 //!
 //! # What a crash leaves
 //!
