@@ -3,7 +3,6 @@
 //! `completed_wals` learns its cluster before `partial_wals` does.
 
 use std::fmt;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -97,14 +96,9 @@ impl Marker {
 
     /// Reads the marker of a directory; `None` when it has none.
     pub(super) fn read(folder: &Folder, role: Role) -> Result<Option<Self>, StoreError> {
-        let Some(file) = folder.open_file(MARKER_NAME)? else {
+        let Some(content) = folder.read_small(MARKER_NAME, MARKER_BYTES_MAX)? else {
             return Ok(None);
         };
-        let mut content = Vec::new();
-        folder.read_through(file.as_fd(), MARKER_NAME, |bytes| {
-            content.extend_from_slice(bytes);
-            content.len() <= MARKER_BYTES_MAX
-        })?;
         let wrong = |why: String| StoreError::Marker {
             path: folder.path().join(MARKER_NAME),
             why,

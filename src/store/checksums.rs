@@ -198,14 +198,10 @@ impl Checksums {
     /// What is kept of a file; `None` when that is unknown, for whatever reason.
     pub(super) fn read(&self, name: WalFileName) -> Option<Kept> {
         let folder = self.folder.as_ref()?;
-        let text_name = name.to_string();
-        let file = folder.open_file(&text_name).ok()??;
-        let mut text = Vec::new();
-        let read = folder.read_pages(file.as_fd(), &text_name, 0, |piece| {
-            text.extend_from_slice(piece);
-            text.len() <= TEXT_BYTES_MAX
-        });
-        read.ok().and_then(|()| Kept::parse(name, &text))
+        let text = folder
+            .read_small(&name.to_string(), TEXT_BYTES_MAX)
+            .ok()??;
+        Kept::parse(name, &text)
     }
 
     /// Keeps what a file is whose content and name are durable. A failure costs nothing but the checksum.

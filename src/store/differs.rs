@@ -121,15 +121,8 @@ fn same_or_diverged(
     name: WalFileName,
     text: &[u8],
 ) -> Result<(), StoreError> {
-    let mut stored = Vec::new();
-    if let Some(file) = folder.open_file(&name.to_string())? {
-        use std::os::fd::AsFd;
-        folder.read_through(file.as_fd(), &name.to_string(), |bytes| {
-            stored.extend_from_slice(bytes);
-            stored.len() <= text.len()
-        })?;
-    }
-    if stored == text {
+    let stored = folder.read_small(&name.to_string(), text.len())?;
+    if stored.as_deref() == Some(text) {
         folder.sync()?;
         return apart::remove(folder, name);
     }

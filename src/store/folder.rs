@@ -168,6 +168,24 @@ impl Folder {
         }
     }
 
+    /// The content of a small file, or the beginning of one that has more than `bytes_max`, which is
+    /// then longer than that; `None` when the name does not exist.
+    pub(super) fn read_small(
+        &self,
+        name: &str,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(file) = self.open_file(name)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        self.read_pages(file.as_fd(), name, 0, |page| {
+            content.extend_from_slice(page);
+            content.len() <= bytes_max
+        })?;
+        Ok(Some(content))
+    }
+
     /// The error of an operation on a name in this directory, or on itself for the empty name.
     pub(super) fn failure(&self, op: &'static str, name: &str, source: io::Error) -> StoreError {
         let path = if name.is_empty() {

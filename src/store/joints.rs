@@ -225,14 +225,10 @@ impl Joints<'_> {
             return Ok(timeline);
         }
         let name = WalFileName::History(timeline);
-        let Some(file) = self.completed.open_file(&name.to_string())? else {
+        let bytes_max = usize::try_from(SMALL_FILE_BYTES_MAX).unwrap_or(usize::MAX);
+        let Some(text) = (self.completed).read_small(&name.to_string(), bytes_max)? else {
             return Ok(timeline);
         };
-        let mut text = Vec::new();
-        (self.completed).read_pages(file.as_fd(), &name.to_string(), 0, |piece| {
-            text.extend_from_slice(piece);
-            text.len() as u64 <= SMALL_FILE_BYTES_MAX
-        })?;
         let kept = self.checksums.read(name);
         let differs =
             kept.and_then(|kept| kept.contradicts(text.len() as u64, crc32fast::hash(&text)));

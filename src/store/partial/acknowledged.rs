@@ -94,16 +94,8 @@ impl Acknowledged {
         folder: &Folder,
         segment: SegmentName,
     ) -> Result<Option<Acknowledged>, StoreError> {
-        let name = name_of(segment);
-        let Some(file) = folder.open_file(&name)? else {
-            return Ok(None);
-        };
-        let mut text = Vec::new();
-        folder.read_through(file.as_fd(), &name, |bytes| {
-            text.extend_from_slice(bytes);
-            text.len() <= FILE_BYTES
-        })?;
-        Ok(parse(segment, &text))
+        let text = folder.read_small(&name_of(segment), FILE_BYTES)?;
+        Ok(text.and_then(|text| parse(segment, &text)))
     }
 }
 

@@ -372,14 +372,9 @@ fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {
 
 impl Freeze {
     fn read(folder: &Folder) -> Result<Option<Freeze>, StoreError> {
-        let Some(file) = folder.open_file(FROZEN_NAME)? else {
+        let Some(content) = folder.read_small(FROZEN_NAME, FROZEN_BYTES_MAX)? else {
             return Ok(None);
         };
-        let mut content = Vec::new();
-        folder.read_through(file.as_fd(), FROZEN_NAME, |bytes| {
-            content.extend_from_slice(bytes);
-            content.len() <= FROZEN_BYTES_MAX
-        })?;
         let value = serde_json::from_slice(&content).ok();
         let freeze = value.as_ref().and_then(Freeze::parse);
         let freeze = freeze.filter(|freeze| freeze.text().as_bytes() == content);

@@ -205,14 +205,9 @@ impl BackupSets {
 
     pub(super) fn read_intent(&self) -> Result<Option<u32>, SetError> {
         let name = self.intent_name();
-        let Some(file) = self.parent.open_file(&name)? else {
+        let Some(content) = self.parent.read_small(&name, INTENT_BYTES_MAX)? else {
             return Ok(None);
         };
-        let mut content = Vec::new();
-        self.parent.read_through(file.as_fd(), &name, |bytes| {
-            content.extend_from_slice(bytes);
-            content.len() <= INTENT_BYTES_MAX
-        })?;
         let path = || self.parent.path().join(&name);
         let value: Value = serde_json::from_slice(&content).unwrap_or_default();
         let format = value.get("format").and_then(Value::as_u64);
