@@ -257,13 +257,7 @@ impl<'a> Restore<'a> {
         let replaced = self.recovery.settings();
         for (path, off) in host.neutralise_directory(data)? {
             if !replaced.iter().any(|(name, _)| *name == off.name) {
-                tracing::warn!(
-                    "{} = '{}' in {} was switched off: {}; --trust-settings keeps it",
-                    off.name,
-                    off.value.escape_debug(),
-                    path.display(),
-                    off.why
-                );
+                tracing::warn!("{}", off.sentence(&path));
             }
         }
         Ok(())

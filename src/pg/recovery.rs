@@ -23,7 +23,7 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 
 /// The settings of which one at most may say something.
-const TARGETS: [&str; 5] = [
+pub const TARGETS: [&str; 5] = [
     "recovery_target",
     "recovery_target_time",
     "recovery_target_lsn",

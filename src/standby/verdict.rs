@@ -13,21 +13,13 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::error::{CommandError, Kind, Result};
 use crate::pg::conf;
+use crate::pg::recovery::TARGETS;
 use crate::store::lineage::{Gap, Line};
 use crate::store::{Damage, PartialEnd, Reader, StoreError};
 use crate::wal::history::History;
 use crate::wal::scan::{Scanner, Step};
 
 const PIECE_BYTES: usize = 1 << 20;
-
-/// With one of these a server ends its recovery where its administrator said.
-const TARGETS: [&str; 5] = [
-    "recovery_target",
-    "recovery_target_time",
-    "recovery_target_lsn",
-    "recovery_target_xid",
-    "recovery_target_name",
-];
 
 /// What a server has to open with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_101_a_boot_is_judged_by_the_line_and_the_end_that_were_acknowledged() {
+    fn fault_101_a_boot_is_judged_by_the_acknowledged_line_and_end() {
         let timeline = |number| TimelineId::new(number).unwrap();
         let history = |text: &str| History::parse(timeline(3), text.as_bytes()).unwrap();
         let acknowledged = |number, end| Acknowledged {

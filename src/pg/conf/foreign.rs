@@ -176,6 +176,15 @@ pub struct SwitchedOff {
     pub why: &'static str,
 }
 
+impl SwitchedOff {
+    /// The line as a restore names it; `path` is the file that it stands in.
+    pub fn sentence(&self, path: &Path) -> String {
+        let (name, value, why) = (&self.name, self.value.escape_debug(), self.why);
+        let path = path.display();
+        format!("{name} = '{value}' in {path} was switched off: {why}; --trust-settings keeps it")
+    }
+}
+
 /// The host that foreign settings come to.
 pub struct Host<'a> {
     /// The text of its own `postgresql.conf`; empty if it has none.

@@ -95,13 +95,7 @@ fn own_file(config: &StandbyConfig, name: &str) -> Option<Vec<u8>> {
 
 /// Names a line that was switched off.
 pub fn tell_off(path: &Path, off: &SwitchedOff) {
-    tracing::warn!(
-        "{} = '{}' in {} was switched off: {}; --trust-settings keeps it",
-        off.name,
-        off.value.escape_debug(),
-        path.display(),
-        off.why
-    );
+    tracing::warn!("{}", off.sentence(path));
 }
 
 /// Names the lines that let in whom this host's own file does not.
