@@ -131,6 +131,7 @@ impl World {
             .cluster(cluster)
             .archive(&place.join("archive"))
             .standby_set("keep_backups", "2")
+            .standby_set("keep_minimum_age", "0")
             .master_set("use_xlog_functions", "1")
             .master_set("loop_delay", "0.05")
             .master_set("connect_timeout", "2s")
