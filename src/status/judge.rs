@@ -49,6 +49,9 @@ macro_rules! codes {
         pub enum Code { $($(#[$doc])* $name,)* }
 
         impl Code {
+            #[cfg(test)]
+            pub(super) const ALL: &'static [Code] = &[$(Code::$name,)*];
+
             /// The word in `--json`.
             pub const fn word(self) -> &'static str {
                 match self { $(Code::$name => $word,)* }
