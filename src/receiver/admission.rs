@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_118_the_newest_speaker_is_refused_unless_another_address_is_more_crowded() {
+    fn fault_118_the_newest_speaker_of_the_most_crowded_address_gives_way() {
         let admission = small(100, 4);
         let mut old: Vec<_> = (0..4).map(|_| admission.arrive(address(1))).collect();
         assert!(old.iter().all(|(arrival, _)| arrival.speak()));

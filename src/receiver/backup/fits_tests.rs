@@ -95,7 +95,7 @@ fn manifest(system_id: u64, files: &[(&str, Option<Checksum>)], end: u64) -> Vec
 }
 
 #[test]
-fn fault_111_a_manifest_lists_a_whole_cluster_with_checksums_and_nothing_else() {
+fn fault_111_a_manifest_lists_a_whole_cluster_and_nothing_else() {
     let crc = Some(Checksum::Crc32c(1));
     let whole: Vec<(&str, Option<Checksum>)> =
         NEEDED.iter().map(|name| (*name, crc.clone())).collect();
