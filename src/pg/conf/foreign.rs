@@ -31,7 +31,7 @@ enum Rule {
     Only(&'static str),
     /// A place inside the data directory.
     Inside,
-    /// A file's name without a directory.
+    /// A file's name without a directory, also after `strftime` has filled it in.
     PlainName,
 }
 
@@ -148,7 +148,7 @@ const TABLE: [(&str, Rule, &str); 30] = [
 /// Last parts of an extension's settings (`basebackup_to_shell.command`, `plperl.on_init`,
 /// `pgsodium.getkey_script`, `pljava.libjvm_location`, `basic_archive.archive_directory`) that run or
 /// load something, or write somewhere. Nobody knows all extensions; these are their words.
-const EXTENSION_WORDS: [&str; 14] = [
+const EXTENSION_WORDS: [&str; 15] = [
     "command",
     "script",
     "program",
@@ -163,7 +163,16 @@ const EXTENSION_WORDS: [&str; 14] = [
     "vmoptions",
     "path",
     "directory",
+    "filename",
 ];
+
+/// Conversions of `log_filename` that give digits, names of days and months, and nothing else. `%Z`
+/// gives what `log_timezone` says, and that may be `<../../NAME>0`.
+const TIME_CONVERSIONS: &[u8] = b"%aAbBCdeFgGhHIjklmMpRsSTuUVwWyYz";
+
+/// Folders of a data directory into which the server itself writes, so that what lies there later is
+/// not what was looked at.
+const SERVERS_FOLDERS: [&str; 2] = ["base", "global"];
 
 /// A line that is without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,7 +210,8 @@ impl Host<'_> {
         let (mut kept, mut off) = (Vec::with_capacity(text.len()), Vec::new());
         for line in lines(text) {
             if let Some(setting) = line::setting(line)
-                && let Some(why) = self.objection(&setting, folder)
+                && let Some(why) =
+                    objection_to_line(line).or_else(|| self.objection(&setting, folder))
             {
                 kept.extend_from_slice(MARK);
                 off.push(SwitchedOff {
@@ -222,8 +232,10 @@ impl Host<'_> {
             return is_known(name).then_some("it is no text");
         };
         if matches!(name, "include" | "include_if_exists" | "include_dir") {
-            let is_inside = is_inside(text, folder);
-            return (!is_inside).then_some("it includes files of the host");
+            if !is_inside(text, folder) {
+                return Some("it includes files of the host");
+            }
+            return is_servers(text, folder).then_some("it includes what the server writes");
         }
         let (rule, why) = rule_of(name)?;
         let fits = match rule {
@@ -231,7 +243,7 @@ impl Host<'_> {
             Rule::Libraries => elements(text, ',').all(is_of_installation),
             Rule::Only(element) => elements(text, ':').all(|it| it == element),
             Rule::Inside => is_inside(text, self.data),
-            Rule::PlainName => !text.contains('/'),
+            Rule::PlainName => is_plain_name(text),
         };
         let is_own = || value(self.own, name).is_some_and(|own| own == text);
         (!fits && !is_own()).then_some(why)
@@ -249,8 +261,15 @@ impl Host<'_> {
             .to_vec();
         let (mut seen, mut all) = (BTreeSet::new(), Vec::new());
         while let Some(path) = waiting.pop() {
-            if seen.len() == FILES_MAX || !seen.insert(path.clone()) {
+            if !seen.insert(path.clone()) {
                 continue;
+            }
+            if seen.len() > FILES_MAX {
+                let folder = folder.display();
+                return Err(CommandError::config(format!(
+                    "the settings in {folder} include more than {FILES_MAX} files"
+                ))
+                .hint("look at what includes them; --trust-settings restores them as they are"));
             }
             let found = match path.symlink_metadata() {
                 Ok(found) => found,
@@ -323,6 +342,12 @@ fn included(text: &[u8]) -> impl Iterator<Item = PathBuf> {
         .filter_map(|setting| String::from_utf8(setting.value).ok().map(PathBuf::from))
 }
 
+/// PostgreSQL's scanner goes on behind a NUL byte, and what reads the value does not: where such a
+/// value ends is not the same for both.
+fn objection_to_line(line: &[u8]) -> Option<&'static str> {
+    line.contains(&0).then_some("it holds a NUL byte")
+}
+
 fn is_known(name: &str) -> bool {
     rule_of(name).is_some() || name.starts_with("include")
 }
@@ -351,9 +376,45 @@ fn elements(text: &str, separator: char) -> impl Iterator<Item = &str> {
 
 /// A name that PostgreSQL looks for among the installed libraries, and nowhere else.
 fn is_of_installation(library: &str) -> bool {
-    let name = library.strip_prefix("$libdir/").unwrap_or(library);
-    let name = name.strip_prefix("plugins/").unwrap_or(name);
+    // `plugins/NAME` without `$libdir` is a path, below the data directory.
+    let name = match library.strip_prefix("$libdir/") {
+        Some(name) => name.strip_prefix("plugins/").unwrap_or(name),
+        None => library,
+    };
     !name.contains('/') && !name.contains('\\') && name != ".."
+}
+
+/// Whether a pattern of a file's name gives one without a directory, whatever the time zone.
+fn is_plain_name(pattern: &str) -> bool {
+    let mut parts = pattern.as_bytes().split(|byte| *byte == b'%').peekable();
+    let Some(first) = parts.next() else {
+        return true;
+    };
+    let mut is_plain = !first.contains(&b'/');
+    while let Some(part) = parts.next() {
+        is_plain &= !part.contains(&b'/');
+        match part.first() {
+            Some(conversion) => is_plain &= TIME_CONVERSIONS.contains(conversion),
+            // `%%`: what follows is text.
+            None => is_plain &= parts.next().is_some_and(|text| !text.contains(&b'/')),
+        }
+    }
+    is_plain
+}
+
+/// Whether a path that is inside a folder of settings leads to where a server writes: relations,
+/// WAL, tablespaces.
+fn is_servers(path: &str, folder: &Path) -> bool {
+    let path = folder.join(path);
+    let below = path.strip_prefix(folder).unwrap_or(&path);
+    let mut parts = below
+        .components()
+        .filter(|part| !matches!(part, Component::CurDir));
+    let first = parts.next().map(|part| part.as_os_str().to_string_lossy());
+    first.is_some_and(|first| {
+        let is_pg_folder = first.starts_with("pg_") && parts.next().is_some();
+        is_pg_folder || SERVERS_FOLDERS.contains(&&*first)
+    })
 }
 
 /// Whether a path, relative to `folder` or absolute, stays below it.

@@ -85,6 +85,12 @@ fn fault_112_what_runs_loads_or_writes_elsewhere_is_switched_off() {
         ),
         ("jit_provider", "../../../tmp/evil", "llvmjit"),
         ("oauth_validator_libraries", "/x", "mine"),
+        // A file of the set: only with `$libdir` in front it is the installation's.
+        (
+            "session_preload_libraries",
+            "plugins/evil",
+            "$libdir/plugins/auto_explain",
+        ),
         ("dynamic_library_path", "/tmp:$libdir", "$libdir"),
         ("extension_control_path", "$system:/tmp", "$system"),
         ("data_directory", "/elsewhere", "/data/standby"),
@@ -100,6 +106,10 @@ fn fault_112_what_runs_loads_or_writes_elsewhere_is_switched_off() {
         ),
         ("log_directory", "../..", "log"),
         ("log_filename", "../.profile", "postgresql-%a.log"),
+        ("log_filename", "%Z", "%Y-%m-%d_%H%M%S.log"),
+        ("log_filename", "a%EZ", "100%%.log"),
+        ("log_filename", "%+", "%%Z"),
+        ("log_filename", "%%/x", "plain"),
         ("stats_temp_directory", "/run/x", "pg_stat_tmp"),
         ("primary_conninfo", "host=evil", ""),
         ("recovery_min_apply_delay", "1d", ""),
@@ -108,6 +118,9 @@ fn fault_112_what_runs_loads_or_writes_elsewhere_is_switched_off() {
         ("include", "/etc/x.conf", "conf.d/a.conf"),
         ("include_if_exists", "../x.conf", "x.conf"),
         ("include_dir", "/etc/x", "conf.d"),
+        // A tablespace, WAL and relations are what the server writes, or are linked later.
+        ("include", "pg_tblspc/16384/x.conf", "pg_settings.conf"),
+        ("include_if_exists", "./base/1/x", "my/base"),
         ("basebackup_to_shell.command", "sh", ""),
         ("plperl.on_init", "system q(x)", ""),
         ("pgsodium.getkey_script", "/x", ""),
@@ -184,6 +197,45 @@ fn fault_112_included_files_of_a_set_are_neutralised_too() {
 }
 
 #[test]
+fn fault_112_what_the_scanner_reads_otherwise_orders_nothing() {
+    // PostgreSQL reads `evil` here: it ends at the NUL byte, and the last byte goes as a quote.
+    let (kept, off) = neutralised(b"include_if_exists 'evilX\0'\nwork_mem = 1MB\n");
+    assert_eq!(off.len(), 1);
+    assert!(kept.starts_with(MARK));
+    // A lone point is a value.
+    let set = tempfile::tempdir().unwrap();
+    std::fs::create_dir(set.path().join("sub")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(set.path().join(name), text).unwrap();
+    write("postgresql.conf", "include 'sub/a'\n");
+    write("sub/a", "include_dir .\n");
+    write("sub/evil.conf", "archive_cleanup_command = 'x'\n");
+    let host = Host {
+        own: b"",
+        data: set.path(),
+    };
+    let off = host.neutralise_directory(set.path()).unwrap();
+    assert_eq!(off.len(), 1);
+    assert_eq!(off[0].1.name, "archive_cleanup_command");
+}
+
+#[test]
+fn fault_112_too_many_included_files_are_refused_not_skipped() {
+    let set = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(set.path().join(name), text).unwrap();
+    std::fs::create_dir(set.path().join("d")).unwrap();
+    for number in 0..FILES_MAX {
+        write(&format!("d/{number}.conf"), "");
+    }
+    write("postgresql.auto.conf", "include_dir 'd'\n");
+    write("postgresql.conf", "restore_command = 'x'\n");
+    let host = Host {
+        own: b"",
+        data: set.path(),
+    };
+    assert!(host.neutralise_directory(set.path()).is_err());
+}
+
+#[test]
 fn fault_112_an_included_data_directory_loses_no_file() {
     let set = tempfile::tempdir().unwrap();
     std::fs::create_dir(set.path().join("base")).unwrap();
@@ -197,6 +249,9 @@ fn fault_112_an_included_data_directory_loses_no_file() {
     };
     let conf = set.path().join("postgresql.conf");
     std::fs::write(&conf, "include_dir '.'\ninclude_dir 'base'\n").unwrap();
+    let off = host.neutralise_directory(set.path()).unwrap();
+    assert_eq!(off.len(), 1, "the server writes there: {off:?}");
+    assert_eq!(off[0].1.value, "base");
     assert_eq!(host.neutralise_directory(set.path()).unwrap(), []);
     assert_eq!(
         std::fs::read(&relation).unwrap(),

@@ -180,7 +180,7 @@ impl Cursor<'_> {
         Some(self.line[begin..self.at].to_vec())
     }
 
-    /// `INTEGER` and `REAL`: `-1`, `0x10`, `16MB`, `0.5`, `.5e-3`, but not `1e3`.
+    /// `INTEGER` and `REAL`: `-1`, `0x10`, `16MB`, `0.5`, `.5e-3`, also `.`, but not `1e3`.
     fn number(&mut self) -> Option<()> {
         if matches!(self.peek(), Some(b'+' | b'-')) {
             self.at += 1;
@@ -194,12 +194,12 @@ impl Cursor<'_> {
         }
         let whole = self.skip_while(|byte| byte.is_ascii_digit());
         let real = self.peek() == Some(b'.');
-        let mut fraction = 0;
         if real {
             self.at += 1;
-            fraction = self.skip_while(|byte| byte.is_ascii_digit());
+            self.skip_while(|byte| byte.is_ascii_digit());
         }
-        if whole + fraction == 0 {
+        // The scanner takes a lone point for a `REAL`, and `include_dir .` for what it says.
+        if whole == 0 && !real {
             return None;
         }
         if real {
@@ -255,6 +255,8 @@ mod tests {
             ("a = 0x1F", "a", "0x1F"),
             ("a = .5e-3", "a", ".5e-3"),
             ("a = en_US.UTF-8", "a", "en_US.UTF-8"),
+            ("include_dir .", "include_dir", "."),
+            ("include -.", "include", "-."),
             ("include 'other.conf'", "include", "other.conf"),
         ] {
             assert_eq!(read(line), Some((name.into(), value.into())), "{line}");
