@@ -26,7 +26,8 @@ fn entries(text: &[u8]) -> impl Iterator<Item = String> {
     let entries: Vec<String> = (text.lines())
         .map(|line| line.split('#').next().unwrap_or_default())
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-        .filter(|line| !line.is_empty() && !line.split(' ').any(|word| word == REJECT))
+        // The method is the last word of a line that refuses; anywhere else it is somebody's name.
+        .filter(|line| !line.is_empty() && line.rsplit(' ').next() != Some(REJECT))
         .collect();
     entries.into_iter()
 }
@@ -36,7 +37,8 @@ fn is_of_this_host(entry: &str) -> bool {
     let local = ["127.0.0.1/32", "::1/128", "samehost", "localhost"];
     match words.first() {
         Some(&"local") => true,
-        Some(kind) if kind.starts_with("host") => {
+        // A list may go on behind a blank: then the address is not where it seems to be.
+        Some(kind) if kind.starts_with("host") && !entry.contains(',') => {
             words.get(3).is_some_and(|address| local.contains(address))
         }
         _ => false,
@@ -58,5 +60,13 @@ mod tests {
             b"local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all ::/0 md5\n";
         assert_eq!(wider(first, None), ["host all all ::/0 md5"]);
         assert_eq!(wider(b"", None), [""; 0]);
+        for disguised in [
+            "host all all, reject 0.0.0.0/0 trust",
+            "host reject all ::/0 md5",
+            "host all all, 127.0.0.1/32 0.0.0.0/0 trust",
+        ] {
+            assert_eq!(wider(disguised.as_bytes(), Some(own)), [disguised]);
+            assert_eq!(wider(disguised.as_bytes(), None), [disguised]);
+        }
     }
 }
