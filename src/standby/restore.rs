@@ -85,7 +85,7 @@ impl Plan<'_> {
         }
         place::hide_control(&staging)?;
         prepare::run(&self, &staging)?;
-        if self.place.is_slave_data {
+        if self.place.is_slave_data && self.config.slave_config_dir.is_some() {
             config_files::restore(&self, &staging)?;
         }
         let aside = self.place.make_way(self.config.backup_datadir)?;

@@ -149,3 +149,30 @@ fn fault_112_config_backup_brings_no_orders_and_no_environment() {
         assert!(output.stderr.contains(said), "{said}: {}", output.stderr);
     }
 }
+
+#[test]
+fn fault_112_config_backup_includes_nothing_of_the_set_that_gives_orders() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    let kept = scene.site.home().path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    let set = make_set(&scene.site, "data.master");
+    // As on Debian: the data directory has no settings of its own.
+    fs::rename(set.join("postgresql.conf"), kept.join("postgresql.conf")).unwrap();
+    append(&kept.join("postgresql.conf"), "\ninclude 'more'\n");
+    append(&set.join("more"), "recovery_end_command = '/evil'\n");
+    give_to_server(&kept);
+    scene
+        .site
+        .standby_set("config_backup", &kept.display().to_string());
+    scene.site.standby_set("slave_start_cmd", "");
+    scene.restore(&[]).succeed();
+    let read = |name: &str| fs::read_to_string(scene.data().join(name)).unwrap();
+    assert!(read("postgresql.conf").ends_with("\ninclude 'more'\n"));
+    assert_eq!(
+        read("more"),
+        "#walmgr restore: recovery_end_command = '/evil'\n"
+    );
+    let auto = read("postgresql.auto.conf");
+    assert!(auto.contains("\nrestore_command = "), "{auto}");
+}

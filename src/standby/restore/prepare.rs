@@ -28,6 +28,10 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     }
     place_tablespaces(plan, staging)?;
     place_wal(plan, staging)?;
+    if plan.place.is_slave_data && plan.config.slave_config_dir.is_none() {
+        // Before they are settled: they may include what the set brought.
+        super::config_files::restore(plan, staging)?;
+    }
     super::settings::settle(plan, staging)?;
     plan.recovery.write(staging)?;
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
