@@ -37,9 +37,13 @@ const EMPTIED: [&str; 8] = [
     "pg_wal/",
 ];
 
-/// Files of another life of the server, which no backup has either.
-const UNWANTED: [&str; 5] = [
+/// Files of another life of the server, which no backup has either, and the names that a restore gives
+/// the control file until it is done: whoever looks what WAL a server needs reads those first.
+const UNWANTED: [&str; 8] = [
     "backup_manifest",
+    "global/pg_control.copied",
+    "global/pg_control.moved",
+    "global/pg_control.restoring",
     "postmaster.opts",
     "postmaster.pid",
     "recovery.signal",

@@ -126,6 +126,8 @@ fn fault_111_a_manifest_lists_a_whole_cluster_and_nothing_else() {
     }
     for unwanted in [
         "standby.signal",
+        "global/pg_control.copied",
+        "global/pg_control.moved",
         "pg_wal/000000010000000000000003",
         "pg_stat_tmp/walmgr.absent.x",
     ] {
