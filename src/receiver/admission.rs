@@ -313,29 +313,32 @@ impl Tables {
         let readers_max = (most - most.div_ceil(8)).max(1);
         let readers = counted().filter(|(_, one)| !one.may_push).count();
         if !may_push && readers >= readers_max {
-            return Err(format!(
-                "all {readers_max} connections for peers that do not push are in use"
-            ));
+            let newest = self.newest_of_largest(holder, |one| !one.may_push);
+            return newest.map(Some).ok_or_else(|| {
+                format!("all {readers_max} connections for peers that do not push are in use")
+            });
         }
         if counted().count() < most {
             return Ok(None);
         }
+        let newest = self.newest_of_largest(holder, |_| true);
+        newest
+            .map(Some)
+            .ok_or_else(|| format!("all {most} connections are in use"))
+    }
+
+    /// The newest connection of whoever has most of these, if that is more than this holder would
+    /// have with one more.
+    fn newest_of_largest(&self, holder: &Holder, of: impl Fn(&Connection) -> bool) -> Option<u64> {
+        let counted = || (self.connections.iter()).filter(|(_, one)| !one.of_backup && of(one));
         let mut shares: BTreeMap<&Holder, usize> = BTreeMap::new();
         for (_, one) in counted() {
             *shares.entry(&one.holder).or_default() += 1;
         }
         let own = shares.get(holder).copied().unwrap_or(0);
-        let largest = shares.into_iter().max_by_key(|(_, count)| *count);
-        let newest = largest
-            .filter(|(_, count)| *count >= own + 2)
-            .and_then(|(largest, _)| {
-                let mut newest_first = counted().collect::<Vec<_>>().into_iter().rev();
-                newest_first.find(|(_, one)| one.holder == *largest)
-            });
-        match newest {
-            Some((id, _)) => Ok(Some(*id)),
-            None => Err(format!("all {most} connections are in use")),
-        }
+        let (largest, count) = shares.into_iter().max_by_key(|(_, count)| *count)?;
+        let newest = counted().filter(|(_, one)| one.holder == *largest).last();
+        newest.filter(|_| count >= own + 2).map(|(id, _)| *id)
     }
 }
 
@@ -504,13 +507,21 @@ mod tests {
     fn fault_116_peers_that_only_read_leave_room_for_those_who_archive() {
         let admission = Admission::new(1024);
         let connect = |name: &str, push| admission.try_connect(&named(name), push, 64);
-        let readers: Vec<_> = (0..80)
+        let mut readers: Vec<_> = (0..80)
             .filter_map(|_| connect("reader", false).ok())
             .collect();
         assert_eq!(readers.len(), 56);
-        assert!(connect("other reader", false).is_err());
+        // Nor does one of them keep another out.
+        let others: Vec<_> = (0..80)
+            .filter_map(|_| connect("other reader", false).ok())
+            .collect();
+        assert_eq!(others.len(), 28);
+        let lost = readers
+            .iter_mut()
+            .filter_map(|(_, lost)| gives_way(lost).then_some(()));
+        assert_eq!(lost.count(), 28);
         let masters: Vec<_> = (0..8).map(|_| connect("db1", true).unwrap()).collect();
-        drop((readers, masters));
+        drop((readers, others, masters));
         assert_eq!(admission.connections(), 0);
     }
 
