@@ -61,7 +61,8 @@ pub async fn serve(
     wire: Wire,
     (slot, gives_way): (Open, oneshot::Receiver<()>),
 ) {
-    let (reports, inbox) = mpsc::channel(usize::from(CHANNELS_MAX) * 2);
+    // Without a bound: an upload says two things at most, and those are bounded.
+    let (reports, inbox) = mpsc::unbounded_channel();
     let now = daemon.started.elapsed();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
@@ -133,7 +134,7 @@ struct Connection {
     channels: Vec<Channel>,
     link: backup::Link,
     stream: partial::Stream,
-    reports: mpsc::Sender<(Slot, Report)>,
+    reports: mpsc::UnboundedSender<(Slot, Report)>,
     fetching: fetch::Fetching,
     keepalive: Keepalive,
     /// See [`PeerCertificate::next_end`](crate::transport::tls::PeerCertificate::next_end).
@@ -155,7 +156,7 @@ enum Happened {
 }
 
 impl Connection {
-    async fn run(&mut self, mut reports: mpsc::Receiver<(Slot, Report)>) -> End {
+    async fn run(&mut self, mut reports: mpsc::UnboundedReceiver<(Slot, Report)>) -> End {
         let mut reloads = self.daemon.settings.subscribe();
         let mut stopping = self.daemon.stopping.subscribe();
         // The keys may have been read again while this peer was being greeted.

@@ -67,7 +67,7 @@ pub fn start(
     holder: &Holder,
     slot: Slot,
     (offer, by): (Offer, String),
-    reports: mpsc::Sender<(Slot, Report)>,
+    reports: mpsc::UnboundedSender<(Slot, Report)>,
 ) -> Upload {
     let Some(place) = daemon.uploads.take(holder) else {
         let busy = Error::channel(
@@ -78,10 +78,12 @@ pub fn start(
             ),
             "it will be tried again",
         );
-        tokio::spawn(async move { reports.send((slot, Report::Failed(busy))).await });
+        let _ = reports.send((slot, Report::Failed(busy)));
         return Worker::none();
     };
-    let say = move |(_, report)| reports.blocking_send((slot, report)).is_ok();
+    // It never waits to be heard: the connection may be waiting for it to take a block, while what
+    // uploads that were given up have said is still to be read.
+    let say = move |(_, report)| reports.send((slot, report)).is_ok();
     // The job that is being done has left the queue.
     Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
         let report = |report| say((slot, report));
