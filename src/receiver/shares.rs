@@ -50,6 +50,13 @@ impl Shares {
     }
 }
 
+impl Share {
+    /// Whose it is.
+    pub const fn holder(&self) -> &Holder {
+        &self.holder
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.of.taken();

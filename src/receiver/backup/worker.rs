@@ -14,6 +14,7 @@ use walmgr_protocol::session::backup::Request;
 
 use super::running::{Place, Reports, Running};
 use super::{Report, Resumed, finish, report};
+use crate::receiver::admission::Holder;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
 use crate::receiver::shares::Share;
@@ -58,12 +59,20 @@ pub fn start(
         move |said| report(&reports, said)
     };
     Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, _| {
-        let _place = place;
+        let request = said_by(place.holder(), request);
         work(&daemon, request, inbox, &reports).inspect_err(|error| {
             tracing::warn!("a connection of a backup ends: {}", error.message);
             daemon.check_health();
         })
     })
+}
+
+/// An origin counts for the peer that names it: whoever learned another's may not end its backup.
+fn said_by(holder: &Holder, mut request: Request) -> Request {
+    if let Request::Begin(begin) = &mut request {
+        begin.origin = format!("{holder:?} {}", begin.origin);
+    }
+    request
 }
 
 type Jobs = mpsc::Receiver<Job>;
@@ -204,4 +213,30 @@ fn out_of_place() -> Error {
         "a message out of place in a backup",
         "",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walmgr_protocol::message::backup::Begin;
+    use walmgr_protocol::names::TimelineId;
+
+    #[test]
+    fn fault_116_an_origin_that_another_peer_names_is_another_origin() {
+        let named = |holder: &str| {
+            let begin = Begin {
+                who: "db1".to_owned(),
+                origin: "the same".to_owned(),
+                label: String::new(),
+                timeline: TimelineId::FIRST,
+            };
+            let holder = Holder::Named(holder.to_owned());
+            match said_by(&holder, Request::Begin(begin)) {
+                Request::Begin(begin) => begin.origin,
+                _ => String::new(),
+            }
+        };
+        assert_eq!(named("db1"), named("db1"));
+        assert_ne!(named("db1"), named("stolen"));
+    }
 }
