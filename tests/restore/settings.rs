@@ -159,7 +159,10 @@ fn fault_112_config_backup_includes_nothing_of_the_set_that_gives_orders() {
     let set = make_set(&scene.site, "data.master");
     // As on Debian: the data directory has no settings of its own.
     fs::rename(set.join("postgresql.conf"), kept.join("postgresql.conf")).unwrap();
-    append(&kept.join("postgresql.conf"), "\ninclude 'more'\n");
+    append(
+        &kept.join("postgresql.conf"),
+        "\nhba_file = '/etc/main/pg_hba.conf'\ninclude 'more'\n",
+    );
     append(&set.join("more"), "recovery_end_command = '/evil'\n");
     give_to_server(&kept);
     scene
@@ -168,7 +171,10 @@ fn fault_112_config_backup_includes_nothing_of_the_set_that_gives_orders() {
     scene.site.standby_set("slave_start_cmd", "");
     scene.restore(&[]).succeed();
     let read = |name: &str| fs::read_to_string(scene.data().join(name)).unwrap();
-    assert!(read("postgresql.conf").ends_with("\ninclude 'more'\n"));
+    let hba = scene.data().join("pg_hba.conf");
+    let end = format!("\nhba_file = '{}'\ninclude 'more'\n", hba.display());
+    let conf = read("postgresql.conf");
+    assert!(conf.ends_with(&end), "{conf}");
     assert_eq!(
         read("more"),
         "#walmgr restore: recovery_end_command = '/evil'\n"

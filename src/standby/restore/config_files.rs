@@ -61,6 +61,7 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         &target,
         &Settings {
             target: &target,
+            home: config.slave_config_dir.as_deref().unwrap_or(data),
             data,
             trusts: plan.trusts_settings,
         },
@@ -71,6 +72,8 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// What the edit of `postgresql.conf` needs.
 struct Settings<'a> {
     target: &'a Path,
+    /// Where the files will lie: what is prepared beside the data directory moves there.
+    home: &'a Path,
     data: &'a Path,
     /// Whether the files are taken as they are.
     trusts: bool,
@@ -177,7 +180,7 @@ impl Settings<'_> {
     fn on_this_host(&self, name: &str, theirs: String) -> Option<String> {
         let beside = || {
             let name = PathBuf::from(&theirs);
-            let path = self.target.join(name.file_name()?);
+            let path = self.home.join(name.file_name()?);
             Some(path.display().to_string())
         };
         match name {
@@ -196,7 +199,8 @@ mod tests {
     #[test]
     fn the_hosts_own_settings_stay_and_archiving_is_off() {
         let settings = Settings {
-            target: Path::new("/etc/standby"),
+            target: Path::new("/data/standby.restoring"),
+            home: Path::new("/etc/standby"),
             data: Path::new("/data/standby"),
             trusts: false,
         };
