@@ -33,14 +33,16 @@ enum Rule {
     Inside,
     /// A file's name without a directory, also after `strftime` has filled it in.
     PlainName,
+    /// This file beside the settings, or in the data directory.
+    Beside(&'static str),
 }
 
 /// The settings of PostgreSQL 13 to 18 that reach beyond the server's data, with the reason.
 ///
-/// Left alone on purpose: `hba_file`, `ident_file`, `ssl_*_file`, `krb_server_keyfile` (they are read,
-/// and what they say decides who comes in, which a restore shows), `listen_addresses`, `port` and
-/// `unix_socket_directories` (nothing is run or overwritten by them).
-const TABLE: [(&str, Rule, &str); 30] = [
+/// Left alone on purpose: `ssl_*_file`, `krb_server_keyfile` (they are read and let nobody in by
+/// themselves), `listen_addresses`, `port` and `unix_socket_directories` (nothing is run or overwritten
+/// by them). A restore shows what `pg_hba.conf` lets in, so no other file may stand in its place.
+const TABLE: [(&str, Rule, &str); 32] = [
     ("archive_cleanup_command", Rule::Empty, "it runs a command"),
     ("archive_command", Rule::Empty, "it runs a command"),
     ("archive_library", Rule::Empty, "it loads a library"),
@@ -84,6 +86,16 @@ const TABLE: [(&str, Rule, &str); 30] = [
     ),
     ("data_directory", Rule::Empty, "it names another directory"),
     ("external_pid_file", Rule::Empty, "it overwrites a file"),
+    (
+        "hba_file",
+        Rule::Beside("pg_hba.conf"),
+        "another file says who comes in",
+    ),
+    (
+        "ident_file",
+        Rule::Beside("pg_ident.conf"),
+        "another file says who is who",
+    ),
     ("log_directory", Rule::Inside, "it writes files elsewhere"),
     ("log_filename", Rule::PlainName, "it writes files elsewhere"),
     (
@@ -244,6 +256,9 @@ impl Host<'_> {
             Rule::Only(element) => elements(text, ':').all(|it| it == element),
             Rule::Inside => is_inside(text, self.data),
             Rule::PlainName => is_plain_name(text),
+            Rule::Beside(file) => [folder, self.data]
+                .map(|folder| folder.join(file))
+                .contains(&PathBuf::from(text)),
         };
         let is_own = || value(self.own, name).is_some_and(|own| own == text);
         (!fits && !is_own()).then_some(why)

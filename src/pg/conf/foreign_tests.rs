@@ -279,3 +279,17 @@ proptest! {
         prop_assert_ne!(value(&kept, &name), Some("/x/../y".to_owned()));
     }
 }
+
+#[test]
+fn fault_112_no_other_file_stands_in_the_place_of_pg_hba_conf() {
+    let host = Host {
+        own: b"ident_file = '/etc/own/ident'\n",
+        data: Path::new("/data"),
+    };
+    let text = b"hba_file = '/data/more/hba'\nident_file = '/etc/own/ident'\n\
+        hba_file = 'other'\nhba_file = '/data/pg_hba.conf'\nhba_file = '/conf/pg_hba.conf'\n\
+        ident_file = '/data/pg_hba.conf'\n";
+    let (_, off) = host.neutralise(text, Path::new("/conf"));
+    let off: Vec<&str> = off.iter().map(|off| off.value.as_str()).collect();
+    assert_eq!(off, ["/data/more/hba", "other", "/data/pg_hba.conf"]);
+}
