@@ -31,6 +31,7 @@ mod transfer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -38,10 +39,12 @@ use rustix::fs::{FlockOperation, flock};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
+use crate::store::{Reader, RealDisk, StoreError};
 use crate::{files, output};
 
 use place::{COPIED, Occupant, Origin, Place};
@@ -100,11 +103,39 @@ impl Plan<'_> {
 
     /// The server that was booted, if one was, is out of the way: the master's stream may go on.
     fn thaw(&self) {
-        if self.place.is_slave_data
-            && let Err(error) = Partials::open(self.config).and_then(|partials| partials.thaw())
-        {
+        if !self.place.is_slave_data {
+            return;
+        }
+        let thawed = Partials::open(self.config).and_then(|partials| {
+            self.clear_the_way(&partials)?;
+            partials.thaw()
+        });
+        if let Err(error) = thawed {
             tracing::warn!("{error}");
         }
+    }
+
+    /// A timeline that a boot opened, and that archived nothing, would keep the server from the WAL of
+    /// a master that went on without it.
+    fn clear_the_way(&self, partials: &Partials) -> Result<()> {
+        let path = self.place.data.join("backup_label");
+        let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let label = BackupLabel::parse(&text)
+            .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;
+        let failed = |error: StoreError| {
+            CommandError::new(error.kind(), "look for timelines that give way").because(error)
+        };
+        let archive = Reader::open(&self.config.completed_wals, Arc::new(RealDisk));
+        let ends = partials.in_progress()?.ends;
+        let (timeline, start) = (label.first_segment.timeline(), label.start);
+        let gave_way = archive.and_then(|archive| archive.give_way(&ends, timeline, start));
+        for newer in gave_way.map_err(failed)? {
+            tracing::warn!(
+                "timeline {newer} left timeline {timeline} before this set and has no WAL here; it is \
+                 set apart, so that the server follows timeline {timeline}"
+            );
+        }
+        Ok(())
     }
 
     /// Removes what an interrupted copy left, and brings a moved set back to where it is prepared.

@@ -31,8 +31,18 @@ impl<'a> Route<'a> {
         from: (TimelineId, Lsn),
         wanted: TargetTimeline,
     ) -> Result<Route<'a>> {
-        let (timeline, start) = from;
         let lineage = archive.lineage(&[]).map_err(|error| failed(&error))?;
+        Route::within(archive, lineage, from, wanted)
+    }
+
+    /// The same in an archive as it will be.
+    pub fn within(
+        archive: &'a Reader,
+        lineage: Lineage,
+        from: (TimelineId, Lsn),
+        wanted: TargetTimeline,
+    ) -> Result<Route<'a>> {
+        let (timeline, start) = from;
         let newest = match wanted {
             TargetTimeline::Current => timeline,
             TargetTimeline::Number(number) => number,

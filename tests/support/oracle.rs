@@ -125,12 +125,13 @@ impl Oracle {
     }
 }
 
-/// Marker, lock, checksums and temporaries; a temporary is no final name.
+/// Marker, lock, checksums, notes and temporaries; a temporary is no final name.
 fn is_own(name: &str) -> bool {
     let own = [
         ".walmgr-archive",
         ".walmgr-lock",
         ".checksums",
+        ".apart",
         "BACKUPLOCK",
     ];
     own.contains(&name) || name.starts_with(".in.")

@@ -9,23 +9,32 @@ use crate::pg::recovery::{Target, TargetTimeline};
 use crate::standby::reach::{self, Range, Reach, Verdict};
 use crate::standby::route::Route;
 use crate::standby::sets;
-use crate::store::Reader;
 use crate::store::sets::{BackupSets, HeldSet};
+use crate::store::{PartialEnd, Reader};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
-/// its own.
+/// its own; with `partials` those without WAL that left it before give way (see `Plan::thaw`).
 pub fn choose(
     archive: &Reader,
     sets: &BackupSets,
     restoring: &Restoring,
     timeline: TargetTimeline,
+    partials: Option<&[PartialEnd]>,
 ) -> Result<HeldSet> {
     let names = names(sets, restoring)?;
     let newest = names.first().ok_or_else(no_set)?;
     let held = hold(sets, newest)?;
     let label = held.label();
     let from = (label.first_segment.timeline(), label.start);
-    Route::find(archive, from, timeline)?;
+    let lineage = archive.lineage(partials.unwrap_or_default());
+    let mut lineage = lineage
+        .map_err(|error| CommandError::new(error.kind(), "read the archive").because(error))?;
+    if partials.is_some() {
+        for newer in lineage.giving_way_to(from.0, from.1) {
+            lineage = lineage.with_history_apart(newer);
+        }
+    }
+    Route::within(archive, lineage, from, timeline)?;
     Ok(held)
 }
 

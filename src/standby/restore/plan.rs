@@ -23,6 +23,7 @@ use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery::Recovery;
 use crate::pg::wanted;
+use crate::standby::frozen::Partials;
 use crate::standby::{gap, sets};
 use crate::store::sets::{BackupSets, HeldSet, SetSize};
 use crate::store::{Reader, RealDisk};
@@ -105,7 +106,13 @@ impl<'a> Plan<'a> {
         }
         let held = match &recovery.target {
             Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
-            None => choose(&archive, &sets, restoring, timeline)?,
+            None => {
+                // Where they cannot be read, nothing gives way.
+                let partials = Partials::open(config).and_then(|partials| partials.in_progress());
+                let partials = (partials.ok()).filter(|_| place.is_slave_data);
+                let partials = partials.map(|found| found.ends);
+                choose(&archive, &sets, restoring, timeline, partials.as_deref())?
+            }
         };
         let control = control::read(held.path())?;
         DataDirectory::open(held.path())?;

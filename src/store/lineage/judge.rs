@@ -176,6 +176,11 @@ impl Lineage {
             (WalFileName::Segment(segment), Kind::Ahead) => {
                 self.counts(segment.timeline()) && self.follows(*segment)
             }
+            // What has left its timeline gave way (see `giving_way_to`).
+            (WalFileName::Segment(segment), Kind::Behind) => {
+                let left = self.left_at(segment.timeline());
+                left.is_none_or(|(_, switch)| self.end(*segment) <= switch)
+            }
             _ => false,
         };
         notes.find(joins).map(|(name, _)| *name)
@@ -185,6 +190,41 @@ impl Lineage {
     #[must_use]
     pub fn without_note(mut self, name: WalFileName) -> Lineage {
         self.facts.notes.remove(&name);
+        Lineage::of(self.facts)
+    }
+
+    /// The timelines that left this one before `start` and give way when a server goes on there: none of
+    /// them has WAL here, so nothing that was acknowledged becomes unreachable. None does where one has.
+    ///
+    /// A boot that was a trial leaves such a timeline, once its old master is the master again.
+    pub fn giving_way_to(&self, timeline: TimelineId, start: Lsn) -> Vec<TimelineId> {
+        let left_before = |newer: &TimelineId| {
+            let ancestors = self
+                .past(*newer)
+                .map(History::ancestors)
+                .unwrap_or_default();
+            let own = ancestors
+                .iter()
+                .find(|ancestor| ancestor.timeline == timeline);
+            own.is_some_and(|own| own.switch_point < start)
+        };
+        let newer = self.counting.iter().filter(|newer| **newer > timeline);
+        let leaving: Vec<TimelineId> = newer.copied().filter(left_before).collect();
+        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
+        match segments
+            .map(|name| name.timeline())
+            .any(|own| leaving.contains(&own))
+        {
+            true => Vec::new(),
+            false => leaving,
+        }
+    }
+
+    /// The same archive with the history of a timeline set apart.
+    #[must_use]
+    pub fn with_history_apart(mut self, timeline: TimelineId) -> Lineage {
+        let name = WalFileName::History(timeline);
+        self.facts.notes.insert(name, Kind::History);
         Lineage::of(self.facts)
     }
 
