@@ -118,7 +118,7 @@ fn attempt(
     {
         store::Held::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
-            daemon.archive.settle_partial(offer.name).map_err(of)?;
+            settle_partial(daemon, offer);
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
@@ -151,13 +151,17 @@ fn attempt(
             }
             Some(Job::Seal(digest)) => {
                 let sealed = seal(daemon, target, offer, digest).map_err(of)?;
-                if let Err(error) = daemon.archive.settle_partial(offer.name) {
-                    // What was stored is stored; the next start clears away what is left.
-                    tracing::warn!("the partial {} stays: {error}", offer.name);
-                }
+                settle_partial(daemon, offer);
                 return Ok(Some(sealed));
             }
         }
+    }
+}
+
+/// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
+fn settle_partial(daemon: &Daemon, offer: &Offer) {
+    if let Err(error) = daemon.archive.settle_partial(offer.name) {
+        tracing::warn!("the partial {} stays: {error}", offer.name);
     }
 }
 

@@ -31,7 +31,7 @@ use super::differs::DIFFERS_SUFFIX;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::lineage::{Apart, Kind, Lineage, Progress};
-use super::partial::{partial_end, partial_names};
+use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reader::Reader;
 use crate::wal::history::History;
 
@@ -384,10 +384,18 @@ impl Shared {
         let reader = Reader::of(Arc::clone(&self.completed), binding);
         let mut partials = BTreeMap::new();
         for segment in partial_names(&self.partial)? {
-            // One that holds no record proves nothing.
-            if let Some(end) = partial_end(&self.partial, &binding, segment)? {
-                let (end, is_whole) = (end.end, end.is_whole);
-                partials.insert(segment, Some(Progress { end, is_whole }));
+            match partial_end(&self.partial, &binding, segment) {
+                Ok(Some(PartialEnd { end, is_whole, .. })) => {
+                    partials.insert(segment, Some(Progress { end, is_whole }));
+                }
+                // One that holds no record proves nothing.
+                Ok(None) => {}
+                // One bad sector is no reason to refuse every other file.
+                Err(error @ StoreError::Disk { .. }) => {
+                    tracing::error!("a partial segment counts as whole: {error}");
+                    partials.insert(segment, None);
+                }
+                Err(error) => return Err(error),
             }
         }
         reader.lineage_of(&reader.listing()?, partials)

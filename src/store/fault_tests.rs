@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use rustix::io::Errno;
+use walmgr_protocol::names::TimelineId;
 
 use super::testing::{
     BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
@@ -489,4 +490,25 @@ fn an_error_names_operation_and_path() {
         source: io::Error::from(Errno::IO),
     };
     assert!(error.to_string().starts_with("sync /a/b: "));
+}
+
+#[test]
+fn fault_37_what_the_disk_does_not_give_back_keeps_no_other_file_out() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    assert_stored(&archive, &segment(3, 1));
+    // Whoever reads them gets an error, as from a bad sector.
+    let lost = places.partial_wals.join(segment(9, 1).name.to_string());
+    std::fs::create_dir(&lost).unwrap();
+    std::fs::create_dir(lost.with_extension("acknowledged")).unwrap();
+    std::fs::create_dir(places.completed_wals.join("00000002.history")).unwrap();
+    for number in [5, 4] {
+        assert_stored(&archive, &segment(number, 1));
+    }
+    archive.partial_stream(TimelineId::FIRST).unwrap();
+    drop(archive);
+    let archive = open(&places);
+    assert_stored(&archive, &segment(6, 1));
+    archive.partial_stream(TimelineId::FIRST).unwrap();
 }

@@ -177,6 +177,10 @@ impl Reader {
                     Err(StoreError::Damaged { why, .. }) => {
                         facts.unreadable.insert(*timeline, why);
                     }
+                    // One bad sector keeps nobody from the other timelines.
+                    Err(error @ StoreError::Disk { .. }) => {
+                        facts.unreadable.insert(*timeline, error.to_string());
+                    }
                     Err(error) => return Err(error),
                 },
                 WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {}

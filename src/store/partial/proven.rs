@@ -187,9 +187,15 @@ pub(in crate::store) fn vanished(
         .iter()
         .filter_map(|name| acknowledged::segment_of(name))
     {
-        let Some(known) = Acknowledged::read(partial, segment)? else {
-            continue;
+        let known = match Acknowledged::read(partial, segment) {
+            // Of what the disk does not give back nothing is known, and the others are not worse for it.
+            Err(error @ StoreError::Disk { .. }) => {
+                tracing::error!("what was acknowledged of {segment} is unknown: {error}");
+                continue;
+            }
+            other => other?,
         };
+        let Some(known) = known else { continue };
         let name = segment.to_string();
         // In this order: a push may finish it meanwhile.
         let is_gone = partial.stat_at(&name)?.is_none();
