@@ -12,6 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use walmgr::abnormal;
 use walmgr::error::ExitTable;
+use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
+use walmgr::wal::writer::Writer;
+use walmgr_protocol::names::SegmentName;
 
 use crate::support::place::{give_to_server, server_user};
 use crate::support::strace::Strace;
@@ -213,6 +216,36 @@ fn fault_73_a_file_that_is_not_what_was_archived_is_254() {
     standby.refuses(&name, &format!("set aside as {name}.damaged"));
     standby.plant(&name, &good);
     standby.serves(&name);
+}
+
+#[test]
+fn fault_113_what_lies_before_the_first_segment_keeps_no_restore_from_it() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let first = standby.store(5);
+    standby.store(6);
+    standby.serves(&first);
+    // What a key can make up: sound by itself, and leading nowhere.
+    let facts = standby.site.facts();
+    let cluster = facts.cluster;
+    let before = SegmentName::from_number(facts.timeline, 4, cluster.segment_size);
+    let major = u8::try_from(cluster.postgres_major).unwrap();
+    let mut forged = Writer::new(before, cluster.segment_size, cluster.system_id, major);
+    forged.record(RM_XLOG, XLOG_NOOP, b"forged");
+    forged.switch();
+    forged.zeros_to_segment_end();
+    let before = before.to_string();
+    standby.site.write_wal(&before, forged.bytes());
+    standby.site.archive(&before).succeed();
+    // Who comes from the one would end at the other.
+    standby.serves(&before);
+    standby.refuses(&first, "or this one is damaged");
+    let label = format!(
+        "START WAL LOCATION: 0/500028 (file {first})\nCHECKPOINT LOCATION: 0/500060\n\
+         START TIME: 2026-01-02 03:04:05 UTC\nLABEL: x\n"
+    );
+    fs::write(standby.data.join("backup_label"), label).unwrap();
+    standby.serves(&first);
 }
 
 #[test]

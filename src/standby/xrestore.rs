@@ -24,7 +24,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
-use crate::pg::conf;
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::{conf, control};
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
@@ -304,7 +305,24 @@ impl Restore<'_> {
     }
 
     fn serve(&self, stored: &Stored) -> Result<Look> {
-        self.hand_over(|each| stored.read_verified(each))
+        match self.begins_here() {
+            true => self.hand_over(|each| stored.read_first(each)),
+            false => self.hand_over(|each| stored.read_verified(each)),
+        }
+    }
+
+    /// Whether our PostgreSQL's recovery begins within this segment, so that it reads none before.
+    /// Its label says so until the control file does.
+    fn begins_here(&self) -> bool {
+        let WalFileName::Segment(segment) = self.name else {
+            return false;
+        };
+        let begin = match std::fs::read("backup_label") {
+            Ok(text) => BackupLabel::parse(&text).ok().map(|label| label.start),
+            Err(_) => control::read(Path::new(".")).ok().map(|it| it.redo),
+        };
+        let size = self.archive.binding().segment_size;
+        begin.is_some_and(|begin| segment.number(size) == Some(begin.0 / size.bytes()))
     }
 
     fn hand_over(

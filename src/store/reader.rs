@@ -23,7 +23,7 @@ use super::joints::{Joints, Verdict};
 use super::lineage::{Asked, Facts, Lineage, Missing, Progress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
-use crate::wal::segment::{SegmentCheck, Verify};
+use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
 
 /// An archive that is open for reading.
 pub struct Reader {
@@ -239,7 +239,30 @@ impl Stored {
     ///
     /// # Errors
     /// What is wrong with the file. What was handed over by then is worth nothing.
-    pub fn read_verified(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+    pub fn read_verified(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        let (wal, is_as_kept) = self.read_alone(each)?;
+        match (self.name, wal) {
+            // What one record fills is checked where that ends.
+            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => Ok(()),
+            (WalFileName::Segment(segment), _) => self.check_joint(segment, is_as_kept),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a recovery that begins within this segment: nobody comes from the one before, and
+    /// what was stored under that name since makes this one no worse.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_first(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        self.read_alone(each).map(drop)
+    }
+
+    /// Also says whether it was compared with what was kept.
+    fn read_alone(
+        &self,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(Option<WalSummary>, bool), StoreError> {
         let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
         let mut fault = None;
         let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
@@ -258,12 +281,7 @@ impl Stored {
             let name = self.name;
             return Err(StoreError::Damaged { name, why });
         }
-        match (self.name, summary.wal) {
-            // What one record fills is checked where that ends.
-            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => Ok(()),
-            (WalFileName::Segment(segment), _) => self.check_joint(segment, kept.is_some()),
-            _ => Ok(()),
-        }
+        Ok((summary.wal, kept.is_some()))
     }
 
     /// Whether the segment goes on with the one before it. `is_as_kept` says that it is what was
