@@ -16,8 +16,8 @@
 //! The name of a note is what counts. Its text is for people: who brought the file, and in the second line
 //! why it is set apart. So a flipped bit in a note lets nothing in.
 //!
-//! What a crash leaves: behind the note, a note without a file, which the next file of that name
-//! replaces or removes; behind a file that joins others, notes that the next start takes away.
+//! What a crash leaves: behind the note, a note without a file, which the next start takes away;
+//! behind a file that joins others, notes that it takes away too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,7 +26,7 @@ use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::archive::{Archive, Shared, finished_names};
+use super::archive::{Archive, Shared, damaged_copy_of, finished_names};
 use super::differs::DIFFERS_SUFFIX;
 use super::error::StoreError;
 use super::folder::Folder;
@@ -370,6 +370,15 @@ impl Shared {
         for segment in partial_names(&self.partial)? {
             self.note_timeline(segment.timeline());
         }
+        // One without its file, as a purge that was cut leaves it. A damaged copy is still apart.
+        let texts = self.completed.names()?.into_iter();
+        let there = texts.filter_map(|text| text.parse().ok().or_else(|| damaged_copy_of(&text)));
+        let there: BTreeSet<WalFileName> = there.collect();
+        for name in notes(&self.completed)?.into_keys() {
+            if !there.contains(&name) {
+                remove(&self.completed, name)?;
+            }
+        }
         let noted = !notes(&self.completed)?.is_empty();
         self.has_notes.store(noted, Ordering::Relaxed);
         if noted && self.binding().is_ok() {
@@ -548,6 +557,26 @@ mod tests {
             .begin_run(segment(12, 1).name.segment().unwrap())
             .unwrap();
         assert_eq!(note_names(&places), [""; 0]);
+    }
+
+    #[test]
+    fn fault_113_a_start_takes_away_notes_whose_files_are_gone() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open_archive(&places);
+        archive.set_ahead_max(2);
+        for number in [3, 7, 12] {
+            assert_stored(&archive, &segment(number, 1));
+        }
+        drop(archive);
+        // A purge that was killed between the files and their notes.
+        let gone = places.completed_wals.join(segment(7, 1).name.to_string());
+        std::fs::remove_file(gone).unwrap();
+        let last = places.completed_wals.join(segment(12, 1).name.to_string());
+        std::fs::rename(&last, last.with_extension("damaged")).unwrap();
+        drop(open_archive(&places));
+        let left = format!("{}.ahead", segment(12, 1).name);
+        assert_eq!(note_names(&places), [left]);
     }
 
     #[test]
