@@ -232,12 +232,16 @@ impl Stream {
 
     fn begin(&mut self, begin: &Begin) -> Result<Begun, Error> {
         self.begun = None;
-        // A claim to a newer timeline is one that the archive agrees with.
         let (stream, standing) = (self.daemon.archive)
             .partial_stream(begin.timeline)
             .map_err(of)?;
         let seat = &self.daemon.partial_writer;
-        let number = seat.take(&self.who, begin.timeline, Instant::now())?;
+        // A newer timeline is a claim only where the archive follows it: a history can be made up.
+        let claim = match standing.counts {
+            true => begin.timeline,
+            false => TimelineId::FIRST,
+        };
+        let number = seat.take(&self.who, claim, Instant::now())?;
         let seated = Seated {
             daemon: Arc::clone(&self.daemon),
             number,

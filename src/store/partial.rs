@@ -117,6 +117,8 @@ pub struct Standing {
     pub oldest_partial: Option<SegmentName>,
     /// The highest partial segment behind it.
     pub newest_partial: Option<SegmentName>,
+    /// Whether readers follow the timeline; one whose history is set apart has no claim on anything yet.
+    pub counts: bool,
 }
 
 /// The one stream of records into the archive; whoever has it makes sure that there is no other.
@@ -203,6 +205,7 @@ impl Archive {
             newest_finished,
             oldest_partial,
             newest_partial: unfinished.next_back().or(oldest_partial),
+            counts: lineage.counts(timeline),
         };
         let stream = PartialStream {
             shared: Arc::clone(shared),
