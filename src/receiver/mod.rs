@@ -102,7 +102,7 @@ pub const STREAMS_MAX: usize = 16;
 /// See [`STREAMS_MAX`].
 pub const STREAMS_PER_PEER_MAX: usize = 4;
 
-/// Silence after which whoever has the stream of records loses it to one that asks. A master that has
+/// Time without records after which whoever has their stream loses it to one that asks. A master that has
 /// nothing to ship loses nothing by that: it takes the stream again when it has.
 pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
 

@@ -34,8 +34,17 @@ struct Writer {
     timeline: TimelineId,
     /// Whether its thread is doing a job.
     at_work: bool,
-    /// When it began or ended its last job.
+    /// When it took the place, or its last records became durable.
     since: Instant,
+}
+
+/// What whoever has the place is doing. Only records renew its claim: questions cost nothing.
+#[derive(Clone, Copy)]
+enum Work {
+    Begins,
+    Ends,
+    /// A job ends, and records became durable by it.
+    Shipped,
 }
 
 /// Who has the place; it is free again when this is dropped.
@@ -52,7 +61,7 @@ impl Seat {
     }
 
     /// Takes the place. Whoever has it loses it to a newer timeline, for the archive follows that one,
-    /// and by doing nothing for [`STREAM_IDLE_MAX`].
+    /// and by shipping nothing for [`STREAM_IDLE_MAX`].
     fn take(&self, who: &str, timeline: TimelineId, now: Instant) -> Result<u64, Error> {
         let mut holding = self.holding();
         if let Some(writer) = &holding.writer {
@@ -73,12 +82,15 @@ impl Seat {
     }
 
     /// Whoever took the place with this number begins or ends a job; fails when it is another's.
-    fn work(&self, number: u64, at_work: bool, now: Instant) -> Result<(), Error> {
+    fn work(&self, number: u64, work: Work, now: Instant) -> Result<(), Error> {
         let mut holding = self.holding();
         let is_his = holding.number == number;
         match &mut holding.writer {
             Some(writer) if is_his => {
-                (writer.at_work, writer.since) = (at_work, now);
+                writer.at_work = matches!(work, Work::Begins);
+                if let Work::Shipped = work {
+                    writer.since = now;
+                }
                 Ok(())
             }
             Some(writer) => Err(active(&writer.who)),
@@ -188,13 +200,14 @@ impl Stream {
     fn work(&mut self, mut jobs: mpsc::Receiver<Job>, report: &dyn Fn(Report) -> bool) {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
-            let dropped = self.failed && matches!(job, Job::Append(_) | Job::Rewrite);
+            if self.failed && matches!(job, Job::Append(_) | Job::Rewrite) {
+                continue;
+            }
             let lost = match job {
                 Job::Begin(_) => None,
-                _ => self.seat(true).err(),
+                _ => self.seat(Work::Begins).err(),
             };
             let done = match job {
-                _ if dropped => continue,
                 _ if lost.is_some() => Err(lost.unwrap_or_else(not_begun)),
                 Job::Begin(begin) => self.begin(&begin).map(Report::Begun).map(Some),
                 Job::Open(open) => self.open(&open).map(Report::Opened).map(Some),
@@ -206,7 +219,11 @@ impl Stream {
                 }
             };
             self.failed = done.is_err();
-            if self.begun.is_some() && self.seat(false).is_err() {
+            let work = match done {
+                Ok(Some(Report::Durable(_))) => Work::Shipped,
+                _ => Work::Ends,
+            };
+            if self.begun.is_some() && self.seat(work).is_err() {
                 // The archive is another's to write to.
                 self.begun = None;
             }
@@ -260,9 +277,9 @@ impl Stream {
     }
 
     /// A job begins or ends; an error when the place was lost meanwhile.
-    fn seat(&self, at_work: bool) -> Result<(), Error> {
+    fn seat(&self, work: Work) -> Result<(), Error> {
         let (_, seated) = self.begun.as_ref().ok_or_else(not_begun)?;
-        (self.daemon.partial_writer).work(seated.number, at_work, Instant::now())
+        (self.daemon.partial_writer).work(seated.number, work, Instant::now())
     }
 
     fn open(&mut self, open: &Open) -> Result<At, Error> {
@@ -337,21 +354,31 @@ mod tests {
         let first = seat.take("first", one, begin).unwrap();
         let soon = begin + STREAM_IDLE_MAX / 2;
         assert!(seat.take("second", one, soon).is_err());
-        seat.work(first, true, soon).unwrap();
+        seat.work(first, Work::Begins, soon).unwrap();
         let late = soon + STREAM_IDLE_MAX * 2;
         let refused = seat.take("second", two, late).unwrap_err();
         assert!(refused.message.contains("first ships"), "{refused}");
-        seat.work(first, false, late).unwrap();
+        seat.work(first, Work::Shipped, late).unwrap();
         assert!(seat.take("second", one, late).is_err());
         let second = seat.take("second", one, late + STREAM_IDLE_MAX).unwrap();
-        assert!(seat.work(first, true, late + STREAM_IDLE_MAX).is_err());
+        assert!(
+            seat.work(first, Work::Begins, late + STREAM_IDLE_MAX)
+                .is_err()
+        );
         // Whoever lost the place does not free it by leaving.
         seat.leave(first);
         assert_eq!(seat.taken_by().as_deref(), Some("second"));
         // A newer timeline does not wait.
         let third = seat.take("third", two, late + STREAM_IDLE_MAX).unwrap();
-        assert!(seat.work(second, true, late).is_err());
+        assert!(seat.work(second, Work::Begins, late).is_err());
+        // A job that ships nothing renews no claim.
+        let (taken, later) = (late + STREAM_IDLE_MAX, late + STREAM_IDLE_MAX * 2);
+        seat.work(third, Work::Begins, taken).unwrap();
+        seat.work(third, Work::Ends, later).unwrap();
+        let fourth = seat.take("fourth", two, later).unwrap();
         seat.leave(third);
+        assert_eq!(seat.taken_by().as_deref(), Some("fourth"));
+        seat.leave(fourth);
         assert_eq!(seat.taken_by(), None);
     }
 }
