@@ -109,7 +109,7 @@ pub fn reopen_logfile() -> Result<()> {
 }
 
 /// Prints a command's result, one line or more, on stdout. Where a peer's words are a part of a line,
-/// the caller [`escaped`] them: here a new line is taken for the program's own.
+/// the caller `escaped` them: here a new line is taken for the program's own.
 pub fn print(text: &str) -> Result<()> {
     let (text, mut out) = (shown::lines(text), io::stdout().lock());
     writeln!(out, "{text}")

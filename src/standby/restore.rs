@@ -41,6 +41,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
+use crate::pg::recovery::TargetTimeline;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
@@ -118,6 +119,9 @@ impl Plan<'_> {
     /// A timeline that a boot opened, and that archived nothing, would keep the server from the WAL of
     /// a master that went on without it.
     fn clear_the_way(&self, partials: &Partials) -> Result<()> {
+        if self.recovery.timeline != TargetTimeline::Latest {
+            return Ok(());
+        }
         let path = self.place.data.join("backup_label");
         let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
         let label = BackupLabel::parse(&text)
@@ -127,12 +131,12 @@ impl Plan<'_> {
         };
         let archive = Reader::open(&self.config.completed_wals, Arc::new(RealDisk));
         let ends = partials.in_progress()?.ends;
-        let (timeline, start) = (label.first_segment.timeline(), label.start);
-        let gave_way = archive.and_then(|archive| archive.give_way(&ends, timeline, start));
+        let timeline = label.first_segment.timeline();
+        let gave_way = archive.and_then(|archive| archive.give_way(&ends, timeline));
         for newer in gave_way.map_err(failed)? {
             tracing::warn!(
-                "timeline {newer} left timeline {timeline} before this set and has no WAL here; it is \
-                 set apart, so that the server follows timeline {timeline}"
+                "timeline {newer} came from timeline {timeline} and has no WAL here; it is set apart, so \
+                 that the server follows timeline {timeline}"
             );
         }
         Ok(())

@@ -24,7 +24,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::archive::{Archive, Shared, damaged_copy_of, finished_names};
 use super::differs::DIFFERS_SUFFIX;
@@ -124,22 +124,21 @@ fn write(completed: &Folder, name: WalFileName, apart: &Apart, by: &str) -> Resu
     Ok(())
 }
 
-/// Sets the histories apart that give way to a server that goes on at `start` of an older timeline,
-/// and joins what was behind them. For this host's own commands: the receiver, which may run meanwhile,
+/// Sets the histories apart that give way to a server that goes on along an older timeline, and joins
+/// what was behind them. For this host's own commands: the receiver, which may run meanwhile,
 /// comes to the same notes.
 pub(super) fn give_way(
     completed: &Folder,
     lineage: Lineage,
     timeline: TimelineId,
-    start: Lsn,
 ) -> Result<Vec<TimelineId>, StoreError> {
-    let deserted = lineage.giving_way_to(timeline, start);
+    let deserted = lineage.giving_way_to(timeline);
     let mut lineage = lineage;
     for newer in &deserted {
         make(completed)?;
         if let Some(folder) = open(completed)? {
             let name = text_of(WalFileName::History(*newer), Kind::History);
-            let why = format!("a set was restored that begins on timeline {timeline} at {start}");
+            let why = format!("a set of timeline {timeline} was restored, and it has no WAL here");
             let text = one_line("restore on this host") + &one_line(&why);
             folder.write_small(&name, text.as_bytes())?;
         }

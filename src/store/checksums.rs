@@ -28,7 +28,7 @@
 //!
 //! What would be wrong is an older checksum beside a newer file. A name gets a newer file only when the
 //! older one is gone: set aside as damaged, taken away by hand, or lost with its disk. Its checksum is left
-//! behind then. [`Checksums::clear`] removes that and syncs the removal before the name is given away again, so
+//! behind then. `Checksums::clear` removes that and syncs the removal before the name is given away again, so
 //! no power cut brings it back. A file that is set aside keeps its checksum until then, because a crash
 //! before the rename would leave the damaged file without the only thing that tells it from an honest one.
 //!

@@ -28,8 +28,8 @@
 //!   that WAL unreachable, so only `boot` and `choose` join such a timeline.
 //! - A *segment* far ahead of its run is joined when the one before it is there.
 //! - A segment *behind* the point where a timeline that counts has left its own is what the old master went on to
-//!   write. `choose` joins it, and a `restore` of a set that begins behind that point, if the newer
-//!   timeline has no WAL here ([`Lineage::giving_way_to`]).
+//!   write. `choose` joins it, and a `restore` into `slave_data`, if the newer timeline has no WAL
+//!   here ([`Lineage::giving_way_to`]).
 //!
 //! A file without a note that lies in the archive was there before, or an administrator put it there: it counts.
 

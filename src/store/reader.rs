@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::apart::{self, Told};
 use super::archive::damaged_copy_of;
@@ -119,15 +119,14 @@ impl Reader {
         apart::is_behind(&self.completed, segment)
     }
 
-    /// Lets the timelines give way that left this one before `start` and have no WAL here; see
+    /// Lets the timelines give way that came from this one and have no WAL here; see
     /// [`Lineage::giving_way_to`]. Says which.
     pub fn give_way(
         &self,
         partials: &[PartialEnd],
         timeline: TimelineId,
-        start: Lsn,
     ) -> Result<Vec<TimelineId>, StoreError> {
-        apart::give_way(&self.completed, self.lineage(partials)?, timeline, start)
+        apart::give_way(&self.completed, self.lineage(partials)?, timeline)
     }
 
     /// What is set apart, and who brought it.

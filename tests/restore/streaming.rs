@@ -63,3 +63,33 @@ fn a_hot_standby_streams_falls_back_to_the_archive_and_boots() {
     scene.restore(&[]).succeed();
     scene.site.master_command(&["sync"]).succeed();
 }
+
+/// The set is from before the boot, so the timeline that the boot opened comes from it too.
+#[test]
+fn fault_79_a_restore_undoes_a_boot_that_was_a_trial() {
+    skip_unless!(Cluster::available(15));
+    let scene = Scene::new(15);
+    make_set(&scene.site, "data.master");
+    scene.restore(&["data.master"]).succeed();
+    scene.work("20");
+    let content = scene.content();
+    scene.wait_until_standby_has(&content);
+    scene.boot();
+    scene.standby.psql("CREATE TABLE trial AS SELECT 1 AS n");
+
+    // The master went on all the time, and its standby is to be one again.
+    scene.work("20");
+    let content = scene.content();
+    scene.restore(&["data.master"]).succeed();
+    scene.wait_until_standby_has(&content);
+    scene.work("20");
+    let content = scene.content();
+    scene.wait_until_standby_has(&content);
+    scene.site.master_command(&["sync"]).succeed();
+    // It is booted in earnest, on a timeline that the trial did not have.
+    scene.boot();
+    assert_eq!(scene.standby.psql(CONTENT), content);
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    scene.standby.psql("CHECKPOINT");
+    assert_eq!(scene.standby.psql(timeline), "3");
+}

@@ -13,7 +13,7 @@ use crate::store::sets::{BackupSets, HeldSet};
 use crate::store::{PartialEnd, Reader};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
-/// its own; with `partials` those without WAL that left it before give way (see `Plan::thaw`).
+/// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
 pub fn choose(
     archive: &Reader,
     sets: &BackupSets,
@@ -30,7 +30,7 @@ pub fn choose(
     let mut lineage = lineage
         .map_err(|error| CommandError::new(error.kind(), "read the archive").because(error))?;
     if partials.is_some() {
-        for newer in lineage.giving_way_to(from.0, from.1) {
+        for newer in lineage.giving_way_to(from.0) {
             lineage = lineage.with_history_apart(newer);
         }
     }

@@ -21,7 +21,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
-use crate::pg::recovery::Recovery;
+use crate::pg::recovery::{Recovery, TargetTimeline};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
 use crate::standby::{gap, sets};
@@ -109,7 +109,8 @@ impl<'a> Plan<'a> {
             None => {
                 // Where they cannot be read, nothing gives way.
                 let partials = Partials::open(config).and_then(|partials| partials.in_progress());
-                let partials = (partials.ok()).filter(|_| place.is_slave_data);
+                let partials = (partials.ok())
+                    .filter(|_| place.is_slave_data && timeline == TargetTimeline::Latest);
                 let partials = partials.map(|found| found.ends);
                 choose(&archive, &sets, restoring, timeline, partials.as_deref())?
             }

@@ -2,6 +2,8 @@
 //! Never changes what was decided about another file but to join it. Invariant: no file that arrives
 //! makes anything unreachable that was acknowledged before.
 
+use std::collections::BTreeSet;
+
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::{Kind, Lineage};
@@ -193,31 +195,27 @@ impl Lineage {
         Lineage::of(self.facts)
     }
 
-    /// The timelines that left this one before `start` and give way when a server goes on there: none of
-    /// them has WAL here, so nothing that was acknowledged becomes unreachable. None does where one has.
+    /// The timelines that came from this one and give way when it goes on: neither they nor what came
+    /// from them have WAL here, so nothing that was acknowledged becomes unreachable.
     ///
     /// A boot that was a trial leaves such a timeline, once its old master is the master again.
-    pub fn giving_way_to(&self, timeline: TimelineId, start: Lsn) -> Vec<TimelineId> {
-        let left_before = |newer: &TimelineId| {
-            let ancestors = self
-                .past(*newer)
-                .map(History::ancestors)
-                .unwrap_or_default();
-            let own = ancestors
-                .iter()
-                .find(|ancestor| ancestor.timeline == timeline);
-            own.is_some_and(|own| own.switch_point < start)
-        };
-        let newer = self.counting.iter().filter(|newer| **newer > timeline);
-        let leaving: Vec<TimelineId> = newer.copied().filter(left_before).collect();
+    pub fn giving_way_to(&self, timeline: TimelineId) -> Vec<TimelineId> {
         let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
-        match segments
-            .map(|name| name.timeline())
-            .any(|own| leaving.contains(&own))
-        {
-            true => Vec::new(),
-            false => leaving,
+        let has_wal: BTreeSet<TimelineId> = segments.map(|name| name.timeline()).collect();
+        let mut staying = BTreeSet::new();
+        let mut giving_way = Vec::new();
+        // The newest first: nothing comes from it.
+        for newer in self.counting.iter().rev() {
+            let ancestors = self.past(*newer).map(History::ancestors);
+            let past = ancestors.unwrap_or_default().iter();
+            let past: Vec<TimelineId> = past.map(|ancestor| ancestor.timeline).collect();
+            if has_wal.contains(newer) || staying.contains(newer) {
+                staying.extend(past);
+            } else if past.contains(&timeline) {
+                giving_way.push(*newer);
+            }
         }
+        giving_way
     }
 
     /// The same archive with the history of a timeline set apart.
