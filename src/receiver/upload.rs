@@ -122,8 +122,9 @@ fn attempt(
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
-            // The first other one is taken, and kept beside; the alarm comes when it is whole.
-            if daemon.archive.keeps_differing(offer.name).map_err(of)? {
+            // Another one is taken, and kept beside; the alarm comes when it is whole.
+            let (archive, offered) = (&daemon.archive, (offer.size, offer.crc32));
+            if (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)? {
                 alarm(offer, len, crc32);
                 let stored = Digest { size: len, crc32 };
                 return Ok(Some(Report::LookedUp(Held::Other(stored))));

@@ -1,11 +1,14 @@
 //! Another valid file of a stored name: kept beside the stored one until a person has chosen.
-//! Never serves it and never replaces one by another. Invariant: there is at most one for each name, so
-//! whoever offers many fills no disk.
+//! Never serves it. Invariant: there is at most one for each name, so whoever offers many fills no disk.
+//!
+//! It is the one that was offered last: a master offers its file again and again, so the genuine one
+//! is among the two whatever a stolen key has stored and offered before.
 //!
 //! `NAME.differs` lies in `completed_wals`, and `.apart/NAME.differs` says who brought it. A crash
 //! leaves the note without the file, which means nothing.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,10 +33,14 @@ pub const DIFFERS_SUFFIX: &str = ".differs";
 const WRITE_ATTEMPTS_MAX: u32 = 3;
 
 impl Archive {
-    /// Whether there is another file of this name beside the stored one already.
-    pub fn keeps_differing(&self, name: WalFileName) -> Result<bool, StoreError> {
-        let kept = format!("{name}{DIFFERS_SUFFIX}");
-        Ok(self.shared.completed.stat_at(&kept)?.is_some())
+    /// Whether the file that is kept beside the stored one of this name has these bytes.
+    pub fn keeps_differing(
+        &self,
+        name: WalFileName,
+        len: u64,
+        crc32: u32,
+    ) -> Result<bool, StoreError> {
+        Ok(self.shared.differing(name)? == Some((len, crc32)))
     }
 }
 
@@ -46,7 +53,7 @@ impl Shared {
         by: &str,
     ) -> Result<(), StoreError> {
         let kept = format!("{name}{DIFFERS_SUFFIX}");
-        if self.completed.stat_at(&kept)?.is_some() {
+        if self.differing(name)? == Some((synced.len, synced.crc32)) {
             return Ok(());
         }
         apart::note_differing(&self.completed, name, by)?;
@@ -56,6 +63,23 @@ impl Shared {
              kept as {kept}. `choose {name}` shows both"
         );
         Ok(())
+    }
+}
+
+impl Shared {
+    /// Length and CRC-32 of the file that is kept beside the stored one.
+    fn differing(&self, name: WalFileName) -> Result<Option<(u64, u32)>, StoreError> {
+        let kept = format!("{name}{DIFFERS_SUFFIX}");
+        let Some(file) = self.completed.open_file(&kept)? else {
+            return Ok(None);
+        };
+        let (mut len, mut crc) = (0, crc32fast::Hasher::new());
+        self.completed.read_through(file.as_fd(), &kept, |piece| {
+            len += piece.len() as u64;
+            crc.update(piece);
+            true
+        })?;
+        Ok(Some((len, crc.finalize())))
     }
 }
 

@@ -122,8 +122,8 @@ pub(super) struct Temporary {
 /// A temporary whose content is durable and closed; all it lacks is its final name.
 pub(super) struct SyncedTemporary {
     name: TemporaryName,
-    len: u64,
-    crc32: u32,
+    pub(super) len: u64,
+    pub(super) crc32: u32,
 }
 
 /// The name of a temporary, removed when it is dropped unless a rename took it away.

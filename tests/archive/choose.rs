@@ -27,17 +27,20 @@ fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn fault_113_another_file_of_a_name_is_kept_once_and_the_stored_one_served() {
+fn fault_113_the_other_file_offered_last_is_kept_and_the_stored_one_served() {
     let _user = skip_unless!(server_user());
     let (site, name, forged, genuine) = contested();
     let differs = format!("{name}.differs");
     assert_eq!(site.archived(&name), forged);
     assert_eq!(site.archived(&differs), genuine);
-    // Whoever offers more fills no disk.
-    site.write_wal(&name, site.segment(3, "a third one"));
-    site.archive(&name)
-        .fail_last(3, "already holds another file");
-    assert_eq!(site.archived(&differs), genuine);
+    // Whoever offers more fills no disk, and a master offers its file again.
+    let third = site.segment(3, "a third one");
+    for offered in [&third, &genuine] {
+        site.write_wal(&name, offered.clone());
+        site.archive(&name)
+            .fail_last(3, "already holds another file");
+        assert!(site.archived(&differs) == *offered);
+    }
     let status = site.standby_command(&["status", "--json"]).stdout;
     assert!(status.contains(r#""code":"differs""#), "{status}");
 }

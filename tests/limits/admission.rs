@@ -60,6 +60,9 @@ fn flood(address: SocketAddr, hosts: usize, over: &AtomicBool) -> usize {
     made
 }
 
+/// Genuine clients beside a flood.
+const CLIENTS: u64 = 5;
+
 /// Lets genuine clients archive beside a flood; how many of how many got through at first.
 fn beside_a_flood(hosts: usize) -> (usize, usize) {
     let site = Site::builder().proxied().build();
@@ -81,7 +84,7 @@ fn beside_a_flood(hosts: usize) -> (usize, usize) {
         let flooding = scope.spawn(|| flood(site.address(), hosts, &over));
         // Until the tables are as full as they get.
         std::thread::sleep(Duration::from_secs(3));
-        let clients: Vec<_> = (0..5)
+        let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 scope.spawn(|| {
                     while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -107,7 +110,8 @@ fn beside_a_flood(hosts: usize) -> (usize, usize) {
     assert!(lines < lines_max, "{lines} lines in the log");
     let peak = site.receiver.memory_peak_kib();
     println!("the receiver had {peak} KiB at most");
-    assert!(peak < 32 << 10, "{peak} KiB");
+    // What README says for so many connections that are let in; the flood adds nothing.
+    assert!(peak < (32 + 4 * CLIENTS) << 10, "{peak} KiB");
     (through.into_inner(), names.len())
 }
 
