@@ -196,6 +196,26 @@ fn fault_73_a_damaged_file_reaches_no_server_on_the_master() {
 }
 
 #[test]
+fn fault_113_what_lies_before_the_oldest_set_keeps_no_master_from_it() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let scene = Scene::new();
+    let first = scene.store(3);
+    scene.store(4);
+    let before = scene.site.segment_name(2);
+    let forged = scene.site.forged_segment(2);
+    scene.site.write_wal(&before, forged);
+    scene.site.archive(&before).succeed();
+    scene.refuses(&first, "or this one is damaged");
+    scene.plant_set("data.master", &label(5));
+    scene.serves(&first);
+    // An older set needs what lies before it.
+    let older = label(4).replace("0/3000", "0/2000");
+    let older = older.replace("000000010000000000000003", &before);
+    scene.plant_set("data.master.0", &older);
+    scene.refuses(&first, "or this one is damaged");
+}
+
+#[test]
 fn fault_74_whatever_else_goes_wrong_is_254() {
     let _user = skip_unless!(crate::support::place::server_user());
     let site = Site::builder().master_set("push_timeout", "2").build();

@@ -12,9 +12,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use walmgr::abnormal;
 use walmgr::error::ExitTable;
-use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
-use walmgr::wal::writer::Writer;
-use walmgr_protocol::names::SegmentName;
 
 use crate::support::place::{give_to_server, server_user};
 use crate::support::strace::Strace;
@@ -226,16 +223,10 @@ fn fault_113_what_lies_before_the_first_segment_keeps_no_restore_from_it() {
     standby.store(6);
     standby.serves(&first);
     // What a key can make up: sound by itself, and leading nowhere.
-    let facts = standby.site.facts();
-    let cluster = facts.cluster;
-    let before = SegmentName::from_number(facts.timeline, 4, cluster.segment_size);
-    let major = u8::try_from(cluster.postgres_major).unwrap();
-    let mut forged = Writer::new(before, cluster.segment_size, cluster.system_id, major);
-    forged.record(RM_XLOG, XLOG_NOOP, b"forged");
-    forged.switch();
-    forged.zeros_to_segment_end();
-    let before = before.to_string();
-    standby.site.write_wal(&before, forged.bytes());
+    let before = standby.site.segment_name(4);
+    standby
+        .site
+        .write_wal(&before, standby.site.forged_segment(4));
     standby.site.archive(&before).succeed();
     // Who comes from the one would end at the other.
     standby.serves(&before);

@@ -16,7 +16,7 @@ use walmgr_protocol::message::fetch::{
     Backups, Fetch, ListBackups, ListedSet, NotFound, SetDescription, SetLabel, Tablespace,
 };
 use walmgr_protocol::message::{Error, ErrorCode, Message};
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
 use crate::pg::backup_label::BackupLabel;
@@ -203,7 +203,8 @@ fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Res
                 return Ok(Ended::Abandoned);
             }
             let mut is_wanted = true;
-            let read = stored.read_verified(|bytes| {
+            let begins = |segment| recoveries_begin_with(daemon, &archive, segment);
+            let read = stored.read_for(begins, |bytes| {
                 is_wanted = blocks.take(bytes);
                 is_wanted
             });
@@ -225,6 +226,21 @@ fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Res
     let text = format!("{name} comes and goes in the archive");
     let hint = "look at the archive's folder on the standby";
     Err(Error::channel(ErrorCode::DiskFailed, text, hint))
+}
+
+/// Whether no listed set needs the segment before this one: whatever is stored there is on nobody's way.
+fn recoveries_begin_with(daemon: &Daemon, archive: &Reader, segment: SegmentName) -> bool {
+    let size = archive.binding().segment_size;
+    let Ok(Ok(listed)) = open_sets(daemon).map(|sets| sets.list()) else {
+        return false;
+    };
+    let firsts: Option<Vec<Option<u64>>> = (listed.into_iter())
+        .map(|set| Some(set.label.ok()?.first_segment.number(size)))
+        .collect();
+    let oldest = firsts.and_then(|firsts| firsts.into_iter().min());
+    oldest
+        .flatten()
+        .is_some_and(|oldest| Some(oldest) == segment.number(size))
 }
 
 fn send_set(

@@ -239,11 +239,30 @@ impl Stored {
     /// # Errors
     /// What is wrong with the file. What was handed over by then is worth nothing.
     pub fn read_verified(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        self.read_for(|_| false, each)
+    }
+
+    /// The same for somebody who need not come from the segment before. If this one does not go on with
+    /// that, `begins` is asked whether a recovery can only begin here.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_for(
+        &self,
+        begins: impl FnOnce(SegmentName) -> bool,
+        each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
         let (wal, is_as_kept) = self.read_alone(each)?;
         match (self.name, wal) {
             // What one record fills is checked where that ends.
             (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => Ok(()),
-            (WalFileName::Segment(segment), _) => self.check_joint(segment, is_as_kept),
+            (WalFileName::Segment(segment), _) => match self.check_joint(segment, is_as_kept) {
+                Err(StoreError::Damaged { why, .. }) if begins(segment) => {
+                    tracing::warn!("{segment} is handed out, as recoveries begin with it: {why}");
+                    Ok(())
+                }
+                other => other,
+            },
             _ => Ok(()),
         }
     }

@@ -9,6 +9,8 @@ use std::process::Command;
 use walmgr::config;
 use walmgr::master::ask::Asking;
 use walmgr::master::cluster::ClusterFacts;
+use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
+use walmgr::wal::writer::Writer;
 use walmgr_protocol::message::{Cluster as Facts, SetupDone, Status};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
@@ -418,6 +420,19 @@ impl Site {
     pub fn segment(&self, number: u64, salt: &str) -> Vec<u8> {
         let ClusterFacts { cluster, timeline } = self.facts();
         segment_of(&cluster, timeline, number, salt)
+    }
+
+    /// What somebody with a key can make up: sound by itself, and leading nowhere.
+    pub fn forged_segment(&self, number: u64) -> Vec<u8> {
+        let ClusterFacts { cluster, timeline } = self.facts();
+        let size = cluster.segment_size;
+        let segment = SegmentName::from_number(timeline, number, size);
+        let major = u8::try_from(cluster.postgres_major).unwrap();
+        let mut forged = Writer::new(segment, size, cluster.system_id, major);
+        forged.record(RM_XLOG, XLOG_NOOP, b"forged");
+        forged.switch();
+        forged.zeros_to_segment_end();
+        forged.bytes().to_vec()
     }
 
     /// Writes valid WAL into `pg_wal` and returns its path.
