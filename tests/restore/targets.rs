@@ -102,7 +102,8 @@ fn make_mark(cluster: &Cluster, number: usize) -> Mark {
     ));
     let behind = line("SELECT pg_current_wal_insert_lsn()");
     let time = line(&format!(
-        "SELECT pg_xact_commit_timestamp('{xid}'::text::xid) AT TIME ZONE 'UTC'"
+        "SELECT to_char(pg_xact_commit_timestamp('{xid}'::text::xid) AT TIME ZONE 'UTC', \
+         'YYYY-MM-DD HH24:MI:SS.US')"
     ));
     line(&format!("SELECT pg_create_restore_point('after {number}')"));
     Mark {
