@@ -83,7 +83,7 @@ fn finish() -> Option<Finish> {
     })
 }
 
-fn sealed() -> Sealed {
+pub(super) fn sealed() -> Sealed {
     Sealed {
         name: "data.master".into(),
         path: "/srv/walshipping/data.master".into(),

@@ -8,8 +8,9 @@ use arbitrary::Unstructured;
 
 use super::messages;
 use super::{Ends, Over, run};
+use crate::fuzzing::backup::sealed;
 use crate::message::Message;
-use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName, Sealed};
+use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName};
 use crate::session::backup::{
     Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
     acknowledge,
@@ -330,14 +331,4 @@ fn files_done(choices: &mut Unstructured<'_>) -> Result<Vec<FileDone>, Over> {
     };
     let paths = messages::paths(choices)?.into_iter();
     Ok(paths.map(|path| FileDone { path, digest }).collect())
-}
-
-fn sealed() -> Sealed {
-    Sealed {
-        name: "data.master".into(),
-        path: "/srv/walshipping/data.master".into(),
-        expired: 1,
-        purged: 42,
-        warnings: vec!["data.master.3 is being read and was kept".into()],
-    }
 }
