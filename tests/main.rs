@@ -21,6 +21,7 @@ mod daemon;
 mod disk;
 mod exit_codes;
 mod fetch;
+mod field;
 mod flips;
 mod hostile_receiver;
 mod house_rules;

@@ -1,0 +1,3 @@
+//! Clusters as administrators have them: links, mounts, old settings, odd connection strings.
+//! Never a tidy cluster: each file is named for what its clusters look like. Invariant: whatever is
+//! found is either served as it lies or named before anything is touched.
