@@ -20,45 +20,33 @@
 //! does not accept. What was recovered is read from the history file that the promotion writes and
 //! from the WAL itself; the server has forgotten the time of the last commit by then.
 
+mod ending;
+mod promote;
+
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
-use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
+use crate::output;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::standby::answers::{self, Answers};
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
-use crate::standby::last_commit::Replayed;
-use crate::standby::replay::{ControlFiles, TICK};
+use crate::standby::replay::ControlFiles;
 use crate::standby::verdict::{self, Acknowledged, InProgress};
-use crate::store::differs::keep_history;
 use crate::store::{Reader, RealDisk};
 use crate::wal::history::History;
-use crate::{files, output};
 
-/// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
-const PROMOTE_FILE: &str = "promote";
+use promote::Outcome;
 
 /// With it a server never opens by itself.
 const STANDBY_SIGNAL: &str = "standby.signal";
-
-/// How often a long replay is reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How often a server that is about to ask is looked at.
-const ASKED_TICK: Duration = Duration::from_millis(10);
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
@@ -117,12 +105,6 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         partials.remove_copies();
     }
     Ok(())
-}
-
-/// Whether a server that was told to open did.
-enum Outcome {
-    Open,
-    Ended,
 }
 
 /// What `--force` goes on without.
@@ -274,170 +256,6 @@ impl Standby {
         }
         or_forced(force, frozen).map(Option::flatten)
     }
-
-    /// Waits until the server can no longer act on what it was told before STOP was there.
-    fn wait_until_it_asks(&self, force: bool) -> Result<()> {
-        // At a recovery target a server opens with what it has.
-        if !self.data.path().join(STANDBY_SIGNAL).exists() {
-            return Ok(());
-        }
-        let answers = Answers::of(self.data.path(), &self.server);
-        let (begun, mut reported) = (Instant::now(), Instant::now());
-        while let Some(segment) = answers.pending() {
-            let running = self.data.running()?;
-            let gone = running.is_none_or(|server| server.pid != self.server.pid);
-            if gone || answers::streams(&self.server) {
-                break;
-            }
-            if force && begun.elapsed() >= REPORT_INTERVAL {
-                tracing::warn!(
-                    "the server does not ask for {segment} again; it is promoted all the same, as \
-                     boot --force asked"
-                );
-                break;
-            }
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
-                tracing::warn!(
-                    "the server has to ask for {segment} again before it can be promoted, but does \
-                     not: is replay paused (SELECT pg_wal_replay_resume()), or held up by a query? \
-                     boot --force opens it without what was shipped last"
-                );
-            }
-            std::thread::sleep(ASKED_TICK);
-        }
-        Ok(())
-    }
-
-    fn promote(&self) -> Result<()> {
-        let path = self.data.path().join(PROMOTE_FILE);
-        match files::create_new(&path, b"", 0o600) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.at(Kind::Retry, "write", &path)?,
-        }
-        let told = match Pid::from_raw(self.server.pid) {
-            Some(pid) => kill_process(pid, Signal::USR1),
-            None => Err(rustix::io::Errno::SRCH),
-        };
-        told.map_err(|error| {
-            // The next start of the server would otherwise open it.
-            let _ = files::remove(&path);
-            let doing = format!("signal the server (process {})", self.server.pid);
-            CommandError::retry(doing)
-                .because(io::Error::from(error))
-                .hint("type this as the user that runs the server")
-        })
-    }
-
-    fn wait_until_open(&self) -> Result<Outcome> {
-        let mut reported = Instant::now();
-        loop {
-            let running = self.data.running()?;
-            let control = self.data.control()?;
-            if control.state == State::InProduction {
-                return Ok(Outcome::Open);
-            }
-            if running.is_none_or(|server| server.pid != self.server.pid) {
-                // What was not answered before the end would open the next start.
-                files::remove(&self.data.path().join(PROMOTE_FILE)).at(
-                    Kind::Retry,
-                    "remove promote in",
-                    self.data.path(),
-                )?;
-                return Ok(Outcome::Ended);
-            }
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
-                tracing::info!("replaying; checkpoint at {}", control.checkpoint);
-            }
-            std::thread::sleep(TICK);
-        }
-    }
-
-    /// What the promotion brought back, and up to where.
-    fn report(&self) -> Result<(String, History)> {
-        let history = self.newest_history()?;
-        let ended = history
-            .ancestors()
-            .last()
-            .map(|parent| (parent.timeline, parent.switch_point));
-        let Some((timeline, end)) = ended else {
-            return Err(CommandError::retry("the new timeline has no history"));
-        };
-        let replayed = Replayed {
-            archive: &self.archive,
-            pg_wal: self.data.wal(),
-            history: &history,
-            size: self.before.segment_size,
-        };
-        let commit = match replayed.last_commit_us(end) {
-            Ok(Some(time_us)) => format!("the last commit was at {}", time_text(time_us)),
-            Ok(None) => "its last segments hold no commit".to_owned(),
-            Err(error) => format!("the time of the last commit is unknown: {error}"),
-        };
-        let report = format!(
-            "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
-            history.timeline()
-        );
-        Ok((report, history))
-    }
-
-    /// Before anybody archives WAL of the new timeline: its server has archiving off as a rule, and
-    /// without its history nobody finds that WAL.
-    fn archive_history(&self, config: &StandbyConfig, timeline: TimelineId) -> Result<()> {
-        let name = WalFileName::History(timeline);
-        let text = read_small(&self.data.wal().join(name.to_string()))?;
-        let kept = keep_history(&config.completed_wals, Arc::new(RealDisk), name, &text);
-        let kept = kept.map_err(|error| {
-            CommandError::new(error.kind(), format!("put {name} into the archive"))
-                .because(error)
-                .hint("the database is open; `setup` on it sends the history as well")
-        })?;
-        if kept {
-            tracing::info!(
-                "{name} is in the archive; `setup` with a master.ini on this server turns archiving on"
-            );
-        }
-        Ok(())
-    }
-
-    /// A promotion begins the highest timeline there is (`findNewestTimeLine`).
-    fn newest_history(&self) -> Result<History> {
-        let pg_wal = self.data.wal();
-        let reading = |result: io::Result<_>| result.at(Kind::Retry, "list", &pg_wal);
-        let mut newest = None;
-        for entry in reading(std::fs::read_dir(&pg_wal))? {
-            let name = reading_entry(entry, &pg_wal)?;
-            if let Some(Ok(WalFileName::History(timeline))) = name.map(|name| name.parse()) {
-                newest = newest.max(Some(timeline));
-            }
-        }
-        let Some(timeline) = newest else {
-            return Err(CommandError::retry(format!(
-                "{} has no history of a new timeline",
-                pg_wal.display()
-            )));
-        };
-        let path = pg_wal.join(WalFileName::History(timeline).to_string());
-        let text = read_small(&path)?;
-        History::parse(timeline, &text)
-            .map_err(|fault| CommandError::retry(format!("read {}", path.display())).because(fault))
-    }
-}
-
-fn reading_entry(entry: io::Result<std::fs::DirEntry>, folder: &Path) -> Result<Option<String>> {
-    let entry = entry.at(Kind::Retry, "list", folder)?;
-    Ok(entry.file_name().into_string().ok())
-}
-
-fn read_small(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut text = Vec::new();
-    let file = std::fs::File::open(path).at(Kind::Retry, "open", path)?;
-    file.take(SMALL_FILE_BYTES_MAX)
-        .read_to_end(&mut text)
-        .at(Kind::Retry, "read", path)?;
-    Ok(text)
 }
 
 fn describe(gap: &Gap) -> String {
@@ -452,14 +270,4 @@ fn describe(gap: &Gap) -> String {
         "{missing}: the WAL from {} to {} would be lost",
         gap.lost_from, gap.lost_to
     )
-}
-
-fn time_text(time_us: i64) -> String {
-    match Timestamp::from_microsecond(time_us) {
-        Ok(time) => {
-            let local = time.to_zoned(jiff::tz::TimeZone::system());
-            local.strftime("%Y-%m-%d %H:%M:%S%.6f %Z").to_string()
-        }
-        Err(_) => format!("{time_us} microseconds since 1970"),
-    }
 }

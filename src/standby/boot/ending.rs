@@ -1,0 +1,119 @@
+//! What follows the promotion: what was recovered is told, and the new timeline's history archived.
+//! Never changes the server. Invariant: whatever is read here outlives the promotion, so it can be read again.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::names::{TimelineId, WalFileName};
+
+use super::Standby;
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::standby::last_commit::Replayed;
+use crate::store::RealDisk;
+use crate::store::differs::keep_history;
+use crate::wal::history::History;
+
+impl Standby {
+    /// What the promotion brought back, and up to where.
+    pub(super) fn report(&self) -> Result<(String, History)> {
+        let history = self.newest_history()?;
+        let ended = history
+            .ancestors()
+            .last()
+            .map(|parent| (parent.timeline, parent.switch_point));
+        let Some((timeline, end)) = ended else {
+            return Err(CommandError::retry("the new timeline has no history"));
+        };
+        let replayed = Replayed {
+            archive: &self.archive,
+            pg_wal: self.data.wal(),
+            history: &history,
+            size: self.before.segment_size,
+        };
+        let commit = match replayed.last_commit_us(end) {
+            Ok(Some(time_us)) => format!("the last commit was at {}", time_text(time_us)),
+            Ok(None) => "its last segments hold no commit".to_owned(),
+            Err(error) => format!("the time of the last commit is unknown: {error}"),
+        };
+        let report = format!(
+            "The database is open on timeline {}. It has timeline {timeline} up to {end}; {commit}.",
+            history.timeline()
+        );
+        Ok((report, history))
+    }
+
+    /// Before anybody archives WAL of the new timeline: its server has archiving off as a rule, and
+    /// without its history nobody finds that WAL.
+    pub(super) fn archive_history(
+        &self,
+        config: &StandbyConfig,
+        timeline: TimelineId,
+    ) -> Result<()> {
+        let name = WalFileName::History(timeline);
+        let text = read_small(&self.data.wal().join(name.to_string()))?;
+        let kept = keep_history(&config.completed_wals, Arc::new(RealDisk), name, &text);
+        let kept = kept.map_err(|error| {
+            CommandError::new(error.kind(), format!("put {name} into the archive"))
+                .because(error)
+                .hint("the database is open; `setup` on it sends the history as well")
+        })?;
+        if kept {
+            tracing::info!(
+                "{name} is in the archive; `setup` with a master.ini on this server turns archiving on"
+            );
+        }
+        Ok(())
+    }
+
+    /// A promotion begins the highest timeline there is (`findNewestTimeLine`).
+    fn newest_history(&self) -> Result<History> {
+        let pg_wal = self.data.wal();
+        let reading = |result: io::Result<_>| result.at(Kind::Retry, "list", &pg_wal);
+        let mut newest = None;
+        for entry in reading(std::fs::read_dir(&pg_wal))? {
+            let name = reading_entry(entry, &pg_wal)?;
+            if let Some(Ok(WalFileName::History(timeline))) = name.map(|name| name.parse()) {
+                newest = newest.max(Some(timeline));
+            }
+        }
+        let Some(timeline) = newest else {
+            return Err(CommandError::retry(format!(
+                "{} has no history of a new timeline",
+                pg_wal.display()
+            )));
+        };
+        let path = pg_wal.join(WalFileName::History(timeline).to_string());
+        let text = read_small(&path)?;
+        History::parse(timeline, &text)
+            .map_err(|fault| CommandError::retry(format!("read {}", path.display())).because(fault))
+    }
+}
+
+fn reading_entry(entry: io::Result<std::fs::DirEntry>, folder: &Path) -> Result<Option<String>> {
+    let entry = entry.at(Kind::Retry, "list", folder)?;
+    Ok(entry.file_name().into_string().ok())
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).at(Kind::Retry, "open", path)?;
+    file.take(SMALL_FILE_BYTES_MAX)
+        .read_to_end(&mut text)
+        .at(Kind::Retry, "read", path)?;
+    Ok(text)
+}
+
+fn time_text(time_us: i64) -> String {
+    match Timestamp::from_microsecond(time_us) {
+        Ok(time) => {
+            let local = time.to_zoned(jiff::tz::TimeZone::system());
+            local.strftime("%Y-%m-%d %H:%M:%S%.6f %Z").to_string()
+        }
+        Err(_) => format!("{time_us} microseconds since 1970"),
+    }
+}

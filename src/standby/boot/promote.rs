@@ -1,0 +1,112 @@
+//! How a boot tells its server to open: once it can no longer act on what it heard before, and until it did.
+//! Never reads or changes the archive. Invariant: the file `promote` outlives no server that it was for.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{STANDBY_SIGNAL, Standby};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::pg::control::State;
+use crate::standby::answers::{self, Answers};
+use crate::standby::replay::TICK;
+
+/// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
+const PROMOTE_FILE: &str = "promote";
+
+/// How often a long replay is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a server that is about to ask is looked at.
+const ASKED_TICK: Duration = Duration::from_millis(10);
+
+/// Whether a server that was told to open did.
+pub enum Outcome {
+    /// It opened.
+    Open,
+    /// It ended before.
+    Ended,
+}
+
+impl Standby {
+    /// Waits until the server can no longer act on what it was told before STOP was there.
+    pub(super) fn wait_until_it_asks(&self, force: bool) -> Result<()> {
+        // At a recovery target a server opens with what it has.
+        if !self.data.path().join(STANDBY_SIGNAL).exists() {
+            return Ok(());
+        }
+        let answers = Answers::of(self.data.path(), &self.server);
+        let (begun, mut reported) = (Instant::now(), Instant::now());
+        while let Some(segment) = answers.pending() {
+            let running = self.data.running()?;
+            let gone = running.is_none_or(|server| server.pid != self.server.pid);
+            if gone || answers::streams(&self.server) {
+                break;
+            }
+            if force && begun.elapsed() >= REPORT_INTERVAL {
+                tracing::warn!(
+                    "the server does not ask for {segment} again; it is promoted all the same, as \
+                     boot --force asked"
+                );
+                break;
+            }
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::warn!(
+                    "the server has to ask for {segment} again before it can be promoted, but does \
+                     not: is replay paused (SELECT pg_wal_replay_resume()), or held up by a query? \
+                     boot --force opens it without what was shipped last"
+                );
+            }
+            std::thread::sleep(ASKED_TICK);
+        }
+        Ok(())
+    }
+
+    pub(super) fn promote(&self) -> Result<()> {
+        let path = self.data.path().join(PROMOTE_FILE);
+        match files::create_new(&path, b"", 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.at(Kind::Retry, "write", &path)?,
+        }
+        let told = match Pid::from_raw(self.server.pid) {
+            Some(pid) => kill_process(pid, Signal::USR1),
+            None => Err(rustix::io::Errno::SRCH),
+        };
+        told.map_err(|error| {
+            // The next start of the server would otherwise open it.
+            let _ = files::remove(&path);
+            let doing = format!("signal the server (process {})", self.server.pid);
+            CommandError::retry(doing)
+                .because(io::Error::from(error))
+                .hint("type this as the user that runs the server")
+        })
+    }
+
+    pub(super) fn wait_until_open(&self) -> Result<Outcome> {
+        let mut reported = Instant::now();
+        loop {
+            let running = self.data.running()?;
+            let control = self.data.control()?;
+            if control.state == State::InProduction {
+                return Ok(Outcome::Open);
+            }
+            if running.is_none_or(|server| server.pid != self.server.pid) {
+                // What was not answered before the end would open the next start.
+                files::remove(&self.data.path().join(PROMOTE_FILE)).at(
+                    Kind::Retry,
+                    "remove promote in",
+                    self.data.path(),
+                )?;
+                return Ok(Outcome::Ended);
+            }
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::info!("replaying; checkpoint at {}", control.checkpoint);
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+}
