@@ -7,6 +7,7 @@ mod damage;
 mod ends;
 mod shipped;
 mod timelines;
+mod unfinished;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,14 +5,17 @@
 //! ```text
 //! look for gaps and damage nothing was touched
 //! freeze the stream        the master is refused, what was acknowledged is copied (see `frozen`)
+//! write BOOT               from here on a boot typed again can tell how this one ended (see `begun`)
 //! write STOP               xrestore serves the copies, to this server
 //! remove PAUSE
 //! wait                     the server may have heard of before STOP that a segment is absent (see `answers`)
 //! promote
 //! wait                     a server that ends while it is closed still replays: the stream goes on
 //! remove STOP              the freeze stays: this master is one of the past
-//! compare                  the copies go if the database has all that was acknowledged (see `verdict`)
+//! compare                  with what was acknowledged (see `verdict`)
 //! archive the new history  from here on a standby and the next boot follow the new timeline
+//! remove the copies        if the database has all of it
+//! finish BOOT              until then `status` names the boot, and `boot` does the last five steps
 //! ```
 //!
 //! Promotion is asked for the way `pg_ctl promote` does, with the file `promote` and SIGUSR1: that
@@ -20,6 +23,7 @@
 //! does not accept. What was recovered is read from the history file that the promotion writes and
 //! from the WAL itself; the server has forgotten the time of the last commit by then.
 
+pub mod begun;
 mod ending;
 mod promote;
 
@@ -38,11 +42,12 @@ use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
-use crate::standby::replay::ControlFiles;
+use crate::standby::replay::{ControlFiles, server_text};
 use crate::standby::verdict::{self, Acknowledged, InProgress};
 use crate::store::{Reader, RealDisk};
-use crate::wal::history::History;
 
+use begun::Begun;
+use ending::Opened;
 use promote::Outcome;
 
 /// With it a server never opens by itself.
@@ -50,7 +55,13 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
-    let standby = Standby::find(config)?;
+    let data = data_directory(config)?;
+    if let Some(begun) = Begun::read(config, &data)?
+        && begun::has_opened(&data)?
+    {
+        return finish(config, options, &data, &begun, force);
+    }
+    let standby = Standby::find(config, data)?;
     let partials = or_forced(force, Partials::open(config))?;
     let acknowledged = standby.refuse_loss(partials.as_ref(), force)?;
     let data = standby.data.path().display();
@@ -61,50 +72,74 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         ));
     }
     let control = ControlFiles::of(config);
-    let alone = standby.alone()?;
+    let alone = alone(&standby.data)?;
     // A promotion that was asked for before goes on, whatever becomes of this call.
     let under_way = control.stop_for(Some(&standby.server))?.is_some();
     let frozen = standby.freeze(partials.as_ref(), force, under_way)?;
-    let asked = control
-        .stop(&standby.server, force)
+    let begun = standby.begun(acknowledged.with(frozen))?;
+    let asked = begun
+        .write(config)
+        .and_then(|()| control.stop(&standby.server, force))
         .and_then(|()| control.resume())
         .and_then(|_| standby.wait_until_it_asks(force));
     let asked = asked.and_then(|()| standby.promote());
     if let Err(error) = asked {
         if !under_way {
             control.unstop()?;
-            thaw(partials.as_ref());
+            call_off(config, partials.as_ref());
         }
         return Err(error);
     }
     drop(alone);
     if !wait {
-        tracing::info!("the server in {data} was told to open once it has replayed everything");
+        tracing::info!(
+            "the server in {data} was told to open once it has replayed everything; `boot` typed again \
+             says how that ended and puts the new timeline's history into the archive"
+        );
         return Ok(());
     }
     // If looking fails the server goes on replaying under its STOP, which speaks to no other.
     let opened = standby.wait_until_open()?;
-    // What is not being booted any more must not be treated so.
-    control.unstop()?;
     if let Outcome::Ended = opened {
+        control.unstop()?;
         // Without the signal its next start would open it.
         if standby.data.path().join(STANDBY_SIGNAL).exists() {
-            thaw(partials.as_ref());
+            call_off(config, partials.as_ref());
         }
         return Err(ended());
     }
-    let (report, history) = standby.report()?;
-    output::print(&report)?;
-    let verdict = standby.judge(acknowledged.with(frozen), &history);
-    // Nobody is to follow a timeline that left acknowledged records behind, unless a person said so.
-    if verdict.is_ok() || force {
-        standby.archive_history(config, history.timeline())?;
+    let opened = Opened {
+        config,
+        data: &standby.data,
+        archive: &standby.archive,
+        begun: &begun,
+    };
+    opened.finish(force)
+}
+
+/// Does what is left of a boot whose server has opened.
+fn finish(
+    config: &StandbyConfig,
+    options: &Options,
+    data: &DataDirectory,
+    begun: &Begun,
+    force: bool,
+) -> Result<()> {
+    if options.not_really {
+        return output::not_really(&format!(
+            "say how the boot of the server in {} ended, and put its history into the archive",
+            data.path().display()
+        ));
     }
-    verdict?;
-    if let Some(partials) = &partials {
-        partials.remove_copies();
-    }
-    Ok(())
+    let _alone = alone(data)?;
+    let archive = &archive(config)?;
+    let opened = Opened {
+        config,
+        data,
+        archive,
+        begun,
+    };
+    opened.finish(force)
 }
 
 /// What `--force` goes on without.
@@ -118,10 +153,46 @@ fn or_forced<T>(force: bool, result: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// The server goes on replaying: nothing was booted.
+fn call_off(config: &StandbyConfig, partials: Option<&Partials>) {
+    thaw(partials);
+    if let Err(error) = begun::forget(config) {
+        tracing::warn!("{error}");
+    }
+}
+
 /// The server goes on replaying, so the stream may go on too.
 fn thaw(partials: Option<&Partials>) {
     if let Some(Err(error)) = partials.map(Partials::thaw) {
         tracing::warn!("{error}");
+    }
+}
+
+/// The one that the settings name.
+fn data_directory(config: &StandbyConfig) -> Result<DataDirectory> {
+    let slave_data = config.slave_data.as_deref().ok_or_else(|| {
+        CommandError::config("boot needs the setting `slave_data`")
+            .hint("it is the standby's data directory")
+    })?;
+    DataDirectory::open(slave_data)
+}
+
+fn archive(config: &StandbyConfig) -> Result<Reader> {
+    Reader::open(&config.completed_wals, Arc::new(RealDisk))
+        .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))
+}
+
+/// Keeps another boot of this server from doing the same meanwhile.
+fn alone(data: &DataDirectory) -> Result<File> {
+    let data = data.path();
+    let file = File::open(data).at(Kind::Retry, "open", data)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
+            "another boot of the server in {} is going on",
+            data.display()
+        ))),
+        Err(error) => Err(io::Error::from(error)).at(Kind::Retry, "lock", data),
     }
 }
 
@@ -144,13 +215,8 @@ struct Standby {
 
 impl Standby {
     /// The server of the settings; it has to run and to be in recovery.
-    fn find(config: &StandbyConfig) -> Result<Standby> {
-        let slave_data = config.slave_data.as_deref().ok_or_else(|| {
-            CommandError::config("boot needs the setting `slave_data`")
-                .hint("it is the standby's data directory")
-        })?;
-        let data = DataDirectory::open(slave_data)?;
-        let place = slave_data.display();
+    fn find(config: &StandbyConfig, data: DataDirectory) -> Result<Standby> {
+        let place = data.path().display();
         let server = data.running()?.filter(|server| !server.single_user);
         let Some(server) = server else {
             return Err(CommandError::retry(format!(
@@ -165,8 +231,7 @@ impl Standby {
                 before.state
             )));
         }
-        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
-            .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
+        let archive = archive(config)?;
         let is_standby = data.path().join(STANDBY_SIGNAL).exists();
         Ok(Standby {
             at_target: !is_standby && verdict::has_target(data.path()),
@@ -213,31 +278,9 @@ impl Standby {
         Ok(found.acknowledged)
     }
 
-    /// Whether the server opened with all that was acknowledged. At a recovery target it has what
-    /// its administrator wanted.
-    fn judge(&self, acknowledged: Acknowledged, history: &History) -> Result<()> {
-        let verdict = acknowledged.judge(history);
-        match verdict {
-            Err(error) if self.at_target => {
-                tracing::info!("the recovery ended at its target: {error}");
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Keeps another boot of this server from freezing and promoting meanwhile.
-    fn alone(&self) -> Result<File> {
-        let data = self.data.path();
-        let file = File::open(data).at(Kind::Retry, "open", data)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
-                "another boot of the server in {} is going on",
-                data.display()
-            ))),
-            Err(error) => Err(io::Error::from(error)).at(Kind::Retry, "lock", data),
-        }
+    fn begun(&self, acknowledged: Acknowledged) -> Result<Begun> {
+        let server = server_text(&self.server);
+        Begun::of(&self.data, server, acknowledged, self.at_target)
     }
 
     /// Says where the segments in progress end.

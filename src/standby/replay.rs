@@ -91,6 +91,17 @@ impl ControlFiles {
         Ok(())
     }
 
+    /// Removes STOP if it is this server's.
+    pub fn unstop_of(&self, server: &str) -> Result<()> {
+        let path = self.path("STOP");
+        let text = read_control(&path).at(Kind::Retry, "read", &path)?;
+        let rest = text.as_deref().and_then(|text| text.strip_prefix(server));
+        if rest.is_some_and(|rest| rest.starts_with([' ', '\n'])) {
+            return self.unstop();
+        }
+        Ok(())
+    }
+
     /// What STOP says to this server, or `None` when there is none or it is another server's.
     pub fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<Stop>> {
         let path = self.path("STOP");

@@ -42,6 +42,7 @@ use crate::options::{Options, Restoring};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::pg::recovery::TargetTimeline;
+use crate::standby::boot::begun;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
@@ -111,8 +112,10 @@ impl Plan<'_> {
             self.clear_the_way(&partials)?;
             partials.thaw()
         });
-        if let Err(error) = thawed {
-            tracing::warn!("{error}");
+        for result in [thawed.map(|_| ()), begun::forget(self.config)] {
+            if let Err(error) = result {
+                tracing::warn!("{error}");
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use crate::daemon;
 use crate::error::Result;
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
+use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::replay::ControlFiles;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
@@ -40,6 +41,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
             server_runs: server_runs(config),
             stream: stream(config, disk),
+            unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
     };
     status::finish(&facts, thresholds, options)

@@ -109,6 +109,8 @@ codes! {
     StandbyServer = "standby_server",
     /// The stream of the newest timeline is refused.
     Frozen = "frozen",
+        /// A boot opened the server without coming to its end.
+        Boot = "boot",
     /// A time lies ahead of the clock, or the two hosts' clocks differ: ages mean nothing.
     Clock = "clock",
 }
@@ -269,6 +271,13 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
     }
     if standby.server_runs == Some(false) {
         found.warn(Code::StandbyServer, "the standby's server does not run");
+    }
+    if let Some(data) = &standby.unfinished_boot {
+        let text = format!(
+            "the server in {data} was booted, but nobody has said whether it has everything, and the history \
+             of its timeline may be missing in the archive: type `boot` once more"
+        );
+        found.warn(Code::Boot, text);
     }
     match &standby.stream {
         Stream::Open => {}

@@ -158,6 +158,8 @@ pub struct Standby {
     pub server_runs: Option<bool>,
     /// Whether a boot froze the master's stream.
     pub stream: Stream,
+    /// The data directory of a server that a boot opened without coming to its end.
+    pub unfinished_boot: Option<String>,
 }
 
 /// Whether the receiver may take records.

@@ -284,6 +284,7 @@ fn standby_json(standby: &Standby) -> Value {
             Stream::Frozen(timeline) => Some(timeline.number()),
             Stream::Open | Stream::Unknown(_) => None,
         },
+        "unfinished_boot": standby.unfinished_boot,
     })
 }
 

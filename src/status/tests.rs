@@ -249,11 +249,13 @@ fn the_standby_alarms_by_age_only_if_asked() {
         paused: true,
         server_runs: Some(false),
         stream: Stream::Open,
+        unfinished_boot: Some("/data".into()),
     });
     let expected = [
         "critical no_receiver",
         "warning paused",
         "warning standby_server",
+        "warning boot",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);
 }

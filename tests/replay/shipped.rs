@@ -117,7 +117,7 @@ fn xrestored(site: &Site, standby: &Cluster, name: &str) -> Vec<u8> {
 }
 
 /// Makes a standby's `restore_command` go through `$1`, a shell script with the command behind it.
-fn restore_through(site: &Site, standby: &Cluster, script: &str) {
+pub(super) fn restore_through(site: &Site, standby: &Cluster, script: &str) {
     let path = site.home().write("through.sh", script);
     let command = restore_command(site);
     standby.psql(&format!(

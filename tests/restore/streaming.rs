@@ -80,7 +80,12 @@ fn fault_79_a_restore_undoes_a_boot_that_was_a_trial() {
     // The master went on all the time, and its standby is to be one again.
     scene.work("20");
     let content = scene.content();
+    assert!(scene.site.holds("BOOT"));
     scene.restore(&["data.master"]).succeed();
+    assert!(
+        !scene.site.holds("BOOT"),
+        "it speaks of a server that is gone"
+    );
     scene.wait_until_standby_has(&content);
     scene.work("20");
     let content = scene.content();

@@ -1,5 +1,6 @@
 //! What follows the promotion: what was recovered is told, and the new timeline's history archived.
-//! Never changes the server. Invariant: whatever is read here outlives the promotion, so it can be read again.
+//! Never changes the server. Invariant: whatever is read here outlives the promotion, and each step can be done
+//! twice: a boot that was killed among them, or did not wait for them, is finished by the next.
 
 use std::io;
 use std::path::Path;
@@ -9,17 +10,66 @@ use jiff::Timestamp;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{TimelineId, WalFileName};
 
-use super::Standby;
+use super::begun::Begun;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::output;
+use crate::pg::data_directory::DataDirectory;
+use crate::standby::frozen::Partials;
 use crate::standby::last_commit::Replayed;
-use crate::store::RealDisk;
+use crate::standby::replay::ControlFiles;
 use crate::store::differs::keep_history;
+use crate::store::{Reader, RealDisk};
 use crate::wal::history::History;
 
-impl Standby {
+/// A server that opened.
+pub(super) struct Opened<'a> {
+    pub(super) config: &'a StandbyConfig,
+    pub(super) data: &'a DataDirectory,
+    pub(super) archive: &'a Reader,
+    /// With what it was to open.
+    pub(super) begun: &'a Begun,
+}
+
+impl Opened<'_> {
+    /// Says how the boot ended, and does what is left of it.
+    pub(super) fn finish(&self, force: bool) -> Result<()> {
+        // What is not being booted any more must not be treated so.
+        ControlFiles::of(self.config).unstop_of(&self.begun.server)?;
+        let (report, history) = self.report()?;
+        output::print(&report)?;
+        let verdict = self.judge(&history);
+        // Nobody is to follow a timeline that left acknowledged records behind, unless a person said so.
+        if verdict.is_ok() || force {
+            self.archive_history(history.timeline())?;
+        }
+        if verdict.is_ok() {
+            match Partials::open(self.config) {
+                Ok(partials) => partials.remove_copies(),
+                Err(error) => tracing::warn!("copies of partial segments stay: {error}"),
+            }
+        }
+        if verdict.is_ok() || force {
+            self.begun.finish(self.config)?;
+        }
+        verdict
+    }
+
+    /// Whether the server opened with all that was acknowledged. At a recovery target it has what
+    /// its administrator wanted.
+    fn judge(&self, history: &History) -> Result<()> {
+        let verdict = self.begun.acknowledged.judge(history);
+        match verdict {
+            Err(error) if self.begun.at_target => {
+                tracing::info!("the recovery ended at its target: {error}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// What the promotion brought back, and up to where.
-    pub(super) fn report(&self) -> Result<(String, History)> {
+    fn report(&self) -> Result<(String, History)> {
         let history = self.newest_history()?;
         let ended = history
             .ancestors()
@@ -29,10 +79,10 @@ impl Standby {
             return Err(CommandError::retry("the new timeline has no history"));
         };
         let replayed = Replayed {
-            archive: &self.archive,
+            archive: self.archive,
             pg_wal: self.data.wal(),
             history: &history,
-            size: self.before.segment_size,
+            size: self.archive.binding().segment_size,
         };
         let commit = match replayed.last_commit_us(end) {
             Ok(Some(time_us)) => format!("the last commit was at {}", time_text(time_us)),
@@ -48,14 +98,10 @@ impl Standby {
 
     /// Before anybody archives WAL of the new timeline: its server has archiving off as a rule, and
     /// without its history nobody finds that WAL.
-    pub(super) fn archive_history(
-        &self,
-        config: &StandbyConfig,
-        timeline: TimelineId,
-    ) -> Result<()> {
+    fn archive_history(&self, timeline: TimelineId) -> Result<()> {
         let name = WalFileName::History(timeline);
         let text = read_small(&self.data.wal().join(name.to_string()))?;
-        let kept = keep_history(&config.completed_wals, Arc::new(RealDisk), name, &text);
+        let kept = keep_history(&self.config.completed_wals, Arc::new(RealDisk), name, &text);
         let kept = kept.map_err(|error| {
             CommandError::new(error.kind(), format!("put {name} into the archive"))
                 .because(error)

@@ -1,0 +1,218 @@
+//! `completed_wals/BOOT`: what a boot set out to do, so that a later one can tell how it ended.
+//! Never decides anything about a server. Invariant: a sound one names the data directory it is about, and
+//! speaks of no other.
+//!
+//! ```json
+//! {
+//!   "acknowledged": "0/5000148",    up to where it was acknowledged, at least
+//!   "at_target": false,             whether the recovery ends where its administrator wants
+//!   "crc32": 2309737967,            of the compact form of the rest
+//!   "directory": 131085,            the inode of the data directory: what a restore puts there is another
+//!   "finished": true,               whether a verdict was given and the new history archived
+//!   "server": "41 1700",            as STOP names it
+//!   "timeline": 1
+//! }
+//! ```
+//!
+//! It is written before STOP, durably, and finished behind the last step. A crash leaves an older one, or one
+//! of a boot that has not begun: `boot` typed again writes it anew, and a restore takes it away.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use walmgr_protocol::names::{Lsn, TimelineId};
+
+use crate::config::StandbyConfig;
+use crate::error::{IoContext, Kind, Result};
+use crate::files;
+use crate::pg::control::State;
+use crate::pg::data_directory::DataDirectory;
+use crate::standby::verdict::Acknowledged;
+
+/// Its name beside STOP.
+const NAME: &str = "BOOT";
+
+/// More than it ever has.
+const BYTES_MAX: u64 = 4096;
+
+/// The signs of a directory that is about to recover, whatever its control file says of the time before.
+const RECOVERY_SIGNS: [&str; 3] = ["standby.signal", "recovery.signal", "backup_label"];
+
+/// A boot that was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// With what the server has to open.
+    pub acknowledged: Acknowledged,
+    /// Whether its recovery ends at a target.
+    pub at_target: bool,
+    /// The server it promotes.
+    pub server: String,
+    /// Whether nothing of it is left to do.
+    pub is_finished: bool,
+    directory: u64,
+}
+
+impl Begun {
+    /// One of the server on this directory.
+    pub fn of(
+        data: &DataDirectory,
+        server: String,
+        acknowledged: Acknowledged,
+        at_target: bool,
+    ) -> Result<Begun> {
+        Ok(Begun {
+            acknowledged,
+            at_target,
+            server,
+            is_finished: false,
+            directory: inode(data.path())?,
+        })
+    }
+
+    /// The last one, if it is of this directory. One that says nothing is told and passed over.
+    pub fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<Begun>> {
+        let path = path(config);
+        let text = match read_small(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.at(Kind::Retry, "read", &path)?,
+        };
+        let Some(begun) = Begun::parse(&text) else {
+            tracing::warn!("{} is damaged, or not what boot writes", path.display());
+            return Ok(None);
+        };
+        let directory = inode(data.path())?;
+        Ok(Some(begun).filter(|begun| begun.directory == directory))
+    }
+
+    /// Writes it durably.
+    pub fn write(&self, config: &StandbyConfig) -> Result<()> {
+        let path = path(config);
+        files::replace(&path, self.text().as_bytes(), 0o600).at(Kind::Retry, "write", &path)
+    }
+
+    /// Says that nothing is left to do.
+    pub fn finish(&self, config: &StandbyConfig) -> Result<()> {
+        let is_finished = true;
+        Begun {
+            is_finished,
+            ..self.clone()
+        }
+        .write(config)
+    }
+
+    fn text(&self) -> String {
+        let mut value = json!({
+            "server": self.server,
+            "directory": self.directory,
+            "timeline": self.acknowledged.timeline.number(),
+            "acknowledged": self.acknowledged.end.to_string(),
+            "at_target": self.at_target,
+            "finished": self.is_finished,
+        });
+        let crc32 = crc32fast::hash(value.to_string().as_bytes());
+        value["crc32"] = json!(crc32);
+        format!("{value:#}\n")
+    }
+
+    /// Sound only if every byte of it is what would be written.
+    fn parse(text: &[u8]) -> Option<Begun> {
+        let value: Value = serde_json::from_slice(text).ok()?;
+        let timeline = u32::try_from(value.get("timeline")?.as_u64()?).ok()?;
+        let begun = Begun {
+            acknowledged: Acknowledged {
+                timeline: TimelineId::new(timeline)?,
+                end: value.get("acknowledged")?.as_str()?.parse::<Lsn>().ok()?,
+            },
+            at_target: value.get("at_target")?.as_bool()?,
+            server: value.get("server")?.as_str()?.to_owned(),
+            is_finished: value.get("finished")?.as_bool()?,
+            directory: value.get("directory")?.as_u64()?,
+        };
+        (begun.text().as_bytes() == text).then_some(begun)
+    }
+}
+
+/// Takes it away: the server it speaks of did not open, or is no longer there.
+pub fn forget(config: &StandbyConfig) -> Result<()> {
+    let path = path(config);
+    files::remove(&path).at(Kind::Retry, "remove", &path)?;
+    Ok(())
+}
+
+/// The server that a boot opened without finishing, for `status`.
+pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
+    let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
+    let begun = Begun::read(config, &data).ok()??;
+    let is_left = !begun.is_finished && has_opened(&data).ok()?;
+    is_left.then(|| data.path().to_path_buf())
+}
+
+/// Whether the server on this directory has ended its recovery; it may have ended since.
+pub fn has_opened(data: &DataDirectory) -> Result<bool> {
+    let is_primary = match data.control()?.state {
+        State::ShutDown | State::ShuttingDown | State::InCrashRecovery | State::InProduction => {
+            true
+        }
+        State::Startup | State::ShutDownInRecovery | State::InArchiveRecovery => false,
+    };
+    let recovers = (RECOVERY_SIGNS.iter()).any(|name| data.path().join(name).exists());
+    Ok(is_primary && !recovers)
+}
+
+fn path(config: &StandbyConfig) -> PathBuf {
+    config.completed_wals.join(NAME)
+}
+
+fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(BYTES_MAX).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn inode(data: &Path) -> Result<u64> {
+    let found = std::fs::metadata(data).at(Kind::Retry, "look at", data);
+    found.map(|found| found.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn begun() -> Begun {
+        Begun {
+            acknowledged: Acknowledged {
+                timeline: TimelineId::FIRST,
+                end: Lsn(0x500_0148),
+            },
+            at_target: false,
+            server: "41 1700".to_owned(),
+            is_finished: true,
+            directory: 131_085,
+        }
+    }
+
+    #[test]
+    fn fault_105_a_note_reads_as_it_was_written_and_with_a_flipped_bit_says_nothing() {
+        let text = begun().text().into_bytes();
+        assert_eq!(Begun::parse(&text), Some(begun()));
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Begun::parse(&flipped), None, "bit {bit}");
+        }
+        for len in 0..text.len() {
+            assert_eq!(Begun::parse(&text[..len]), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Begun::parse(&text);
+        }
+    }
+}
