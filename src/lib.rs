@@ -50,7 +50,7 @@
 //! | [`standby`] | one file a command that runs on the standby's host |
 //! | [`config`] | the ini dialect and every setting |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around them |
-//! | [`error`], [`files`], [`identity`], [`status`] | read by all: failures and exit codes, small durable files, the commands both sides have |
+//! | [`error`], [`files`], [`identity`], [`status`], [`shell`] | read by all: failures and exit codes, small durable files, the commands both sides have, an administrator's own commands |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
 //! protocol`. `tests/house_rules.rs` holds them to it.
@@ -68,6 +68,7 @@ pub mod options;
 pub mod output;
 pub mod pg;
 pub mod receiver;
+pub mod shell;
 pub mod standby;
 pub mod status;
 pub mod store;

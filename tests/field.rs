@@ -1,3 +1,6 @@
 //! Clusters as administrators have them: links, mounts, old settings, odd connection strings.
 //! Never a tidy cluster: each file is named for what its clusters look like. Invariant: whatever is
 //! found is either served as it lies or named before anything is touched.
+
+mod pg_rewind;
+mod servers_that_do_not_start;

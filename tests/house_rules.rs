@@ -11,7 +11,7 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "options",
             "output",
             "pg",
+            "shell",
             "status",
             "tar",
             "transport",
@@ -47,6 +48,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "options",
             "output",
             "pg",
+            "shell",
             "status",
             "store",
             "transport",
@@ -85,6 +87,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("output", &["options"]),
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
+    ("shell", &[]),
     ("options", &[]),
     ("memory", &[]),
     ("error", &[]),

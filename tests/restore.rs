@@ -19,29 +19,29 @@ use crate::support::backup_set::{make_set, set_path};
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, Output, Site, StopMode, wait_for};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid)) FROM pgbench_accounts a), \
+pub const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid)) FROM pgbench_accounts a), \
      (SELECT md5(string_agg(h::text, ',' ORDER BY h::text)) FROM pgbench_history h), \
      (SELECT sum(tbalance) FROM pgbench_tellers)";
 
 /// A master with pgbench's tables that archives, and the server that will be restored.
-struct Scene {
-    standby: Cluster,
-    site: Site,
+pub struct Scene {
+    pub standby: Cluster,
+    pub site: Site,
 }
 
 impl Scene {
-    fn new(major: u8) -> Scene {
+    pub fn new(major: u8) -> Scene {
         Scene::of(Cluster::builder().major(major))
     }
 
-    fn of(builder: crate::support::cluster::Builder) -> Scene {
+    pub fn of(builder: crate::support::cluster::Builder) -> Scene {
         Scene::placed(builder, None)
     }
 
     /// The same with archive and `slave_data` in this folder.
-    fn placed(builder: crate::support::cluster::Builder, folder: Option<&Path>) -> Scene {
+    pub fn placed(builder: crate::support::cluster::Builder, folder: Option<&Path>) -> Scene {
         let cluster = builder
             .conf("archive_mode", "on")
             .conf("wal_level", "replica")
@@ -61,7 +61,17 @@ impl Scene {
     }
 
     /// The commands that stop and start the standby, by pg_ctl.
-    fn with_commands(mut self) -> Scene {
+    pub fn with_commands(mut self) -> Scene {
+        let start = self.start_command();
+        let (pg_ctl, data) = (self.standby.bin().join("pg_ctl"), self.standby.data());
+        let stop = format!("{} -D {} -m fast -w stop", pg_ctl.display(), data.display());
+        self.site.standby_set("slave_start_cmd", &start);
+        self.site.standby_set("slave_stop_cmd", &stop);
+        self
+    }
+
+    /// What starts the standby.
+    pub fn start_command(&self) -> String {
         let pg_ctl = self.standby.bin().join("pg_ctl");
         let (pg_ctl, data) = (pg_ctl.display(), self.standby.data().display());
         let log = self.site.home().join("standby.log");
@@ -70,17 +80,13 @@ impl Scene {
             self.standby.port(),
             self.standby.home().display()
         );
-        let start = format!(
+        format!(
             "{pg_ctl} -D {data} -l {} -o '{options}' -w start",
             log.display()
-        );
-        let stop = format!("{pg_ctl} -D {data} -m fast -w stop");
-        self.site.standby_set("slave_start_cmd", &start);
-        self.site.standby_set("slave_stop_cmd", &stop);
-        self
+        )
     }
 
-    fn restore(&self, words: &[&str]) -> Output {
+    pub fn restore(&self, words: &[&str]) -> Output {
         let words = [&["restore"], words].concat();
         let output = self.site.standby_command(&words);
         if output.code != Some(0) {
@@ -89,37 +95,37 @@ impl Scene {
         output
     }
 
-    fn standby_log(&self) -> String {
+    pub fn standby_log(&self) -> String {
         fs::read_to_string(self.site.home().join("standby.log")).unwrap_or_default()
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.standby.data().to_path_buf()
     }
 
-    fn work(&self, transactions: &str) {
+    pub fn work(&self, transactions: &str) {
         self.site.cluster().pgbench(&["-n", "-t", transactions]);
     }
 
     /// What the master has now, all of it archived.
-    fn content(&self) -> String {
+    pub fn content(&self) -> String {
         let content = self.site.cluster().psql(CONTENT);
         drain(&self.site);
         content
     }
 
-    fn wait_until_standby_has(&self, content: &str) {
+    pub fn wait_until_standby_has(&self, content: &str) {
         wait_for("the master's data", PATIENCE, || {
             let found = self.standby.try_psql(CONTENT).ok()?;
             (found == content).then_some(())
         });
     }
 
-    fn boot(&self) -> String {
+    pub fn boot(&self) -> String {
         self.site.standby_command(&["boot"]).succeed()
     }
 
-    fn listed(&self) -> Vec<String> {
+    pub fn listed(&self) -> Vec<String> {
         let json = self.site.standby_command(&["listbackups", "--json"]);
         let sets: serde_json::Value = serde_json::from_str(&json.succeed()).unwrap();
         let sets = sets.as_array().unwrap().iter();
@@ -129,7 +135,7 @@ impl Scene {
 }
 
 /// Names in a directory, sorted.
-fn names_in(path: &Path) -> Vec<String> {
+pub fn names_in(path: &Path) -> Vec<String> {
     let names = fs::read_dir(path).unwrap();
     let mut names: Vec<String> = names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -52,7 +52,7 @@ impl Typed {
         let restored_to = self.destination.as_ref().map(|path| path.to_string_lossy());
         if restored_to.is_some_and(|path| RESTORED_TO.iter().any(|end| path.ends_with(end))) {
             return Err(CommandError::usage("`restore` is no restore_command")
-                .hint("that is `xrestore %f %p %r`"));
+                .hint("that is `xrestore %f %p`"));
         }
         let tablespaces = self.tablespace_mapping.iter().map(|text| mapping(text));
         Ok(Restoring {

@@ -2,7 +2,6 @@
 //! take it. Never claims that a parameter is in force without having asked the server.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::names::{SegmentName, TimelineId};
@@ -13,6 +12,7 @@ use crate::output;
 use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::sql::{Limits, Session};
+use crate::shell::SettingsCommand;
 use crate::status::Archiving;
 
 /// How long a restarted server may take to accept connections, and a reloaded one to take a value.
@@ -233,44 +233,13 @@ fn overridden(config: &MasterConfig, name: &str, value: &str, found: &str) -> Co
 }
 
 fn restart(command: &str) -> Result<()> {
-    let failed = || CommandError::retry(format!("run master_restart_cmd `{command}`"));
-    let mut child = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(command)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|error| failed().because(error))?;
-    wait_for_restart(&mut child, command, RESTART_LIMIT)
-}
-
-/// A command that takes too long is left alone: a restart cut in the middle helps nobody.
-fn wait_for_restart(child: &mut Child, command: &str, limit: Duration) -> Result<()> {
+    let restart = SettingsCommand {
+        setting: "master_restart_cmd",
+        command,
+        limit: RESTART_LIMIT,
+    };
     let hint = "postgresql.conf is edited already; restart PostgreSQL and run this again";
-    let until = Instant::now() + limit;
-    loop {
-        let ended = child.try_wait().map_err(|error| {
-            CommandError::retry(format!("wait for master_restart_cmd `{command}`")).because(error)
-        })?;
-        match ended {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => {
-                return Err(CommandError::retry(format!(
-                    "master_restart_cmd `{command}` failed with {status}"
-                ))
-                .hint(hint));
-            }
-            None if Instant::now() > until => {
-                return Err(CommandError::retry(format!(
-                    "master_restart_cmd `{command}` has not ended within {limit:?}; it was left \
-                     running as process {}",
-                    child.id()
-                ))
-                .hint(hint));
-            }
-            None => std::thread::sleep(LOOK_AGAIN),
-        }
-    }
+    restart.run().map_err(|error| error.hint(hint))
 }
 
 async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Session> {
@@ -306,22 +275,5 @@ mod tests {
         ] {
             assert_eq!(judge(off, command, &ini), found, "{off} {command}");
         }
-    }
-
-    #[test]
-    fn a_restart_command_that_does_not_end_is_left_running_and_named() {
-        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        let error = wait_for_restart(&mut child, "sleep 600", LOOK_AGAIN).unwrap_err();
-        let still_running = child.try_wait().unwrap().is_none();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(still_running);
-        assert_eq!(error.kind(), Kind::Retry);
-        let error = error.to_string();
-        assert!(error.contains("has not ended within 50ms"), "{error}");
-        assert!(
-            error.contains("; postgresql.conf is edited already"),
-            "{error}"
-        );
     }
 }

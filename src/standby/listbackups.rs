@@ -6,12 +6,19 @@ use crate::error::Result;
 use crate::options::Options;
 use crate::output;
 use crate::output::backups::{self, BackupFacts, BackupLine};
+use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 
 /// Prints the list.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let listed = sets::open(config)?.list();
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
+    let taken = config.slave_data.as_deref().and_then(|data| {
+        let taken = TakenSet::of(data)?;
+        let mut labels = listed.iter().filter_map(|entry| entry.label.as_ref().ok());
+        let is_replaced = labels.any(|label| taken.is_older_than(label));
+        (!is_replaced).then(|| taken.sentence(data))
+    });
     let lines = listed.into_iter().map(|entry| {
         let set = entry.name.to_string();
         let label = entry.readable_label().map(|label| BackupFacts {
@@ -25,5 +32,12 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     output::print(&match options.json {
         true => backups::json(&lines),
         false => backups::table(&lines),
-    })
+    })?;
+    match taken {
+        // A program counts on a list of sets alone.
+        Some(sentence) if options.json => tracing::info!("{sentence}"),
+        Some(sentence) => output::print(&output::escaped(&sentence))?,
+        None => {}
+    }
+    Ok(())
 }

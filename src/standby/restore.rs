@@ -10,10 +10,11 @@
 //! global/pg_control out of the way            a copy never had it
 //! tablespaces, pg_wal, settings, signal       each step can be done twice
 //! configuration files
-//! DST to DST.1                                the old directory is kept, or removed in the end
+//! DST to DST.1                                the old directory
 //! DST.restoring to DST
 //! global/pg_control back                      from here on PostgreSQL starts
 //! start the server
+//! remove what is not to be kept               the old directory, a set that had to be copied
 //! ```
 //!
 //! What a killed run leaves is told by what the control file is called. A copy is removed and made
@@ -27,7 +28,9 @@ mod prepare;
 mod server;
 mod settings;
 mod spaces;
+pub mod taken;
 mod transfer;
+mod undo;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -83,24 +86,48 @@ impl Plan<'_> {
     fn run(self) -> Result<()> {
         self.clear_leftovers()?;
         let copied_from = self.bring()?;
+        let was_running = match self.stop_server() {
+            Ok(was_running) => was_running,
+            Err(error) => {
+                self.take_back(copied_from.is_some());
+                return Err(error);
+            }
+        };
+        let aside = match self.put_in_place(copied_from.is_some()) {
+            Ok(aside) => aside,
+            Err(error) => {
+                self.tell_where_it_stands(was_running);
+                return Err(error);
+            }
+        };
+        self.thaw();
+        // What went before is given up once the server runs on what came instead.
+        self.start_server()
+            .map_err(|error| self.after_failed_start(error, aside.as_deref()))?;
+        self.place.settle(aside)?;
+        self.discard(copied_from)
+    }
+
+    /// Turns what was brought into the data directory; where the old one lies, if there was one.
+    fn put_in_place(&self, is_copy: bool) -> Result<Option<PathBuf>> {
         let staging = self.place.staging();
-        if let Err(error) = self.stop_server() {
-            self.take_back(copied_from.is_some());
-            return Err(error);
-        }
         place::hide_control(&staging)?;
-        prepare::run(&self, &staging)?;
+        prepare::run(self, &staging)?;
         if self.place.is_slave_data && self.config.slave_config_dir.is_some() {
-            config_files::restore(&self, &staging)?;
+            config_files::restore(self, &staging)?;
+        }
+        match &self.source {
+            Source::Move(set) if self.place.is_slave_data && !is_copy => {
+                taken::write(&staging, Some(set.name.to_string()))?;
+            }
+            Source::Taken if self.place.is_slave_data => taken::write(&staging, None)?,
+            _ => {}
         }
         let aside = self.place.make_way(self.config.backup_datadir)?;
         let data = &self.place.data;
         files::move_to(&staging, data).at(Kind::Retry, "move into place", data)?;
         place::show_control(data)?;
-        self.thaw();
-        self.place.settle(aside)?;
-        self.discard(copied_from)?;
-        self.start_server()
+        Ok(aside)
     }
 
     /// The server that was booted, if one was, is out of the way: the master's stream may go on.

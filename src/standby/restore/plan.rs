@@ -289,7 +289,7 @@ fn moved_leftover(place: &Place) -> Result<Option<PathBuf>> {
 }
 
 fn restore_command(config: &StandbyConfig) -> Result<String> {
-    walmgr_command("restore_command", &config.path, "xrestore %f %p %r")
+    walmgr_command("restore_command", &config.path, "xrestore %f %p")
 }
 
 fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<()> {

@@ -2,14 +2,14 @@
 //! Never signals a server itself. Invariant: when `stop_server` returns 0, no server runs on the
 //! directory that is about to be moved.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::place::Occupant;
 use super::plan::Plan;
 use crate::error::{CommandError, Result};
+use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
+use crate::shell::SettingsCommand;
 use crate::standby::replay::TICK;
 
 /// A shutdown waits for its checkpoint, a start may wait for replay to get consistent.
@@ -18,16 +18,20 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a server may outlive the command that stopped it, or come up after its start.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a server that is not ready yet has to live to count as started: one that finds nothing
+/// wrong with its settings and its directory within that time replays.
+const SETTLING: Duration = Duration::from_secs(3);
+
 impl Plan<'_> {
-    /// Stops the server on the old directory, if one runs.
-    pub fn stop_server(&self) -> Result<()> {
+    /// Stops the server on the old directory; whether one ran.
+    pub fn stop_server(&self) -> Result<bool> {
         let data = &self.place.data;
         if !self.place.is_slave_data || self.place.occupant != Occupant::Old {
-            return Ok(());
+            return Ok(false);
         }
         let old = DataDirectory::open(data)?;
         if old.running()?.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let Some(command) = &self.config.slave_stop_cmd else {
             return Err(
@@ -36,7 +40,14 @@ impl Plan<'_> {
             );
         };
         tracing::info!("stopping the server: {command}");
-        run("slave_stop_cmd", command)?;
+        if let Err(error) = command_of("slave_stop_cmd", command).run() {
+            let now = match old.running() {
+                Ok(Some(_)) => "the server runs on, and nothing was changed",
+                Ok(None) => "but the server has ended: start it again; nothing else was changed",
+                Err(_) => "nothing was changed",
+            };
+            return Err(error.hint(now));
+        }
         let begun = Instant::now();
         while old.running()?.is_some() {
             if begun.elapsed() > SERVER_TIMEOUT {
@@ -47,68 +58,66 @@ impl Plan<'_> {
             }
             std::thread::sleep(TICK);
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Starts the server on the new directory, or says that it has to be started.
-    pub fn start_server(&self) -> Result<()> {
+    /// Starts the server on the new directory, or says that it has to be started; whether it runs.
+    pub fn start_server(&self) -> Result<bool> {
         let data = self.place.data.display();
         let command = (self.config.slave_start_cmd.as_ref()).filter(|_| self.place.is_slave_data);
         let Some(command) = command else {
             tracing::info!("{data} is ready: start PostgreSQL on it");
-            return Ok(());
+            return Ok(false);
         };
         tracing::info!("{data} is ready, starting the server: {command}");
-        let hint = "the data directory is complete; PostgreSQL's log says why it does not start";
-        run("slave_start_cmd", command).map_err(|error| error.hint(hint))?;
-        wait_until_running(&self.place.data).map_err(|error| error.hint(hint))
+        command_of("slave_start_cmd", command).run()?;
+        self.wait_until_running()?;
+        Ok(true)
+    }
+
+    fn wait_until_running(&self) -> Result<()> {
+        let data = DataDirectory::open(&self.place.data)?;
+        let shown = data.path().display();
+        let begun = Instant::now();
+        let mut seen_at: Option<Instant> = None;
+        loop {
+            // A file that is being written proves nothing yet.
+            match (data.running(), seen_at) {
+                (Ok(Some(server)), _) if server.ready => return Ok(()),
+                (Ok(Some(_)), Some(seen_at)) if seen_at.elapsed() > SETTLING => return Ok(()),
+                (Ok(Some(_)), _) => drop(seen_at.get_or_insert_with(Instant::now)),
+                _ if self.has_ended_at_target(&data) => return Ok(()),
+                (Ok(None), Some(_)) => {
+                    return Err(CommandError::retry(format!(
+                        "slave_start_cmd succeeded, but the server in {shown} ended right after it \
+                         was started"
+                    ))
+                    .hint("PostgreSQL's log says why"));
+                }
+                _ if begun.elapsed() > SERVER_TIMEOUT => {
+                    return Err(CommandError::retry(format!(
+                        "slave_start_cmd succeeded, but no server runs in {shown}"
+                    ))
+                    .hint("does it start the server of another directory?"));
+                }
+                _ => {}
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// A recovery to a target may be over before anybody has looked.
+    fn has_ended_at_target(&self, data: &DataDirectory) -> bool {
+        let is_down = || data.control().map(|control| control.state);
+        self.recovery.target.is_some() && is_down().is_ok_and(|it| it == State::ShutDownInRecovery)
     }
 }
 
-fn wait_until_running(data: &Path) -> Result<()> {
-    let data = DataDirectory::open(data)?;
-    let begun = Instant::now();
-    // A file that is being written proves nothing yet.
-    while !matches!(data.running(), Ok(Some(_))) {
-        if begun.elapsed() > SERVER_TIMEOUT {
-            return Err(CommandError::retry(format!(
-                "slave_start_cmd succeeded, but no server runs in {}",
-                data.path().display()
-            )));
-        }
-        std::thread::sleep(TICK);
-    }
-    Ok(())
-}
-
-/// Runs a command of the settings to its end. Its output goes nowhere: a server that it starts
-/// keeps it open.
-fn run(setting: &str, command: &str) -> Result<()> {
-    let failed = || CommandError::retry(format!("run {setting} `{command}`"));
-    let mut child = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(command)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| failed().because(error))?;
-    let begun = Instant::now();
-    loop {
-        match child.try_wait().map_err(|error| failed().because(error))? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => {
-                return Err(CommandError::retry(format!(
-                    "{setting} `{command}` failed with {status}"
-                )));
-            }
-            None if begun.elapsed() > COMMAND_TIMEOUT => {
-                return Err(CommandError::retry(format!(
-                    "{setting} `{command}` has not ended within {} s",
-                    COMMAND_TIMEOUT.as_secs()
-                )));
-            }
-            None => std::thread::sleep(TICK / 4),
-        }
+/// A command of the settings that stops or starts the server.
+pub fn command_of<'a>(setting: &'a str, command: &'a str) -> SettingsCommand<'a> {
+    SettingsCommand {
+        setting,
+        command,
+        limit: COMMAND_TIMEOUT,
     }
 }

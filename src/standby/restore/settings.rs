@@ -12,7 +12,7 @@ use crate::pg::hba;
 
 /// Files by which a server or an administrator was told something, and which no set is to bring:
 /// they promote, rotate, end the start, or stand for another life of the server.
-const LEFTOVERS: [&str; 7] = [
+const LEFTOVERS: [&str; 8] = [
     "promote",
     "fallback_promote",
     "logrotate",
@@ -20,6 +20,7 @@ const LEFTOVERS: [&str; 7] = [
     "recovery.done",
     "current_logfiles",
     "backup_label.unsealed",
+    super::taken::NOTE,
 ];
 
 /// Folders whose content belongs to a running server. `pg_stat_tmp` may hold what `boot` would take

@@ -1,0 +1,270 @@
+//! Commands of the settings that stop, start and restart a server: run to their end, with what they say.
+//! Never ends a command and never waits for a server that keeps its output open. Invariant: what went
+//! wrong is told in the words of what failed, which is the shell before it is PostgreSQL.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use crate::error::{CommandError, Result};
+
+/// How often a command that runs is looked at.
+const TICK: Duration = Duration::from_millis(25);
+
+/// How long what an ended command said may be on its way. What a server it started says later is the
+/// server's log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Lines that are shown: what went wrong stands at the end.
+const LINES_MAX: usize = 20;
+
+/// Bytes of them that are kept; a command may say something for ever.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
+/// How many pieces of output wait to be looked at.
+const PIECES_MAX: usize = 16;
+
+/// A command of the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct SettingsCommand<'a> {
+    /// The setting it stands in.
+    pub setting: &'a str,
+    /// What the shell runs.
+    pub command: &'a str,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+impl fmt::Display for SettingsCommand<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} `{}`", self.setting, self.command)
+    }
+}
+
+impl SettingsCommand<'_> {
+    /// Runs it to its end and logs its last lines, whatever becomes of it. One that takes too long is
+    /// left alone: a stop or a start that is cut in the middle helps nobody.
+    pub fn run(&self) -> Result<()> {
+        let failed = |error: io::Error| CommandError::retry(format!("run {self}")).because(error);
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(self.command).stdin(Stdio::null());
+        shell.stdout(writer.try_clone().map_err(failed)?);
+        let child = shell.stderr(writer).spawn().map_err(failed)?;
+        // It holds the writing ends; what is read would never end.
+        drop(shell);
+        let (sender, pieces) = sync_channel(PIECES_MAX);
+        let reading = std::thread::Builder::new().name("output".to_owned());
+        reading
+            .spawn(move || forward(reader, &sender))
+            .map_err(failed)?;
+        let mut said = Said::default();
+        let ended = self.wait(child, &pieces, &mut said);
+        said.show(self.setting, ended.is_err());
+        ended
+    }
+
+    fn wait(&self, mut child: Child, pieces: &Receiver<Vec<u8>>, said: &mut Said) -> Result<()> {
+        let begun = Instant::now();
+        let mut is_silent = false;
+        loop {
+            let ended = child.try_wait();
+            let ended = ended
+                .map_err(|error| CommandError::retry(format!("wait for {self}")).because(error))?;
+            if let Some(status) = ended {
+                if !said.last_words(pieces, is_silent) && status.success() {
+                    tracing::warn!(
+                        "something that {} started keeps its output open, and what that says from here \
+                         on is lost: if it is the server, have it log to a file (`pg_ctl -l FILE`, or \
+                         logging_collector = on)",
+                        self.setting
+                    );
+                }
+                return match status.success() {
+                    true => Ok(()),
+                    false => Err(self.failure(status, said)),
+                };
+            }
+            if begun.elapsed() > self.limit {
+                let (seconds, process) = (self.limit.as_secs_f32(), child.id());
+                return Err(CommandError::retry(format!(
+                    "{self} has not ended within {seconds} s; it was left running as process {process}"
+                )));
+            }
+            match pieces.recv_timeout(TICK) {
+                Ok(piece) => said.take(&piece),
+                Err(RecvTimeoutError::Timeout) => {}
+                // It closed its output and goes on.
+                Err(RecvTimeoutError::Disconnected) => {
+                    is_silent = true;
+                    std::thread::sleep(TICK);
+                }
+            }
+        }
+    }
+
+    fn failure(&self, status: ExitStatus, said: &Said) -> CommandError {
+        let how = in_words(status);
+        let last = match said.last_line() {
+            Some(line) => format!(": {line}"),
+            None => "; it said nothing".to_owned(),
+        };
+        CommandError::retry(format!("{self} {how}{last}"))
+    }
+}
+
+/// What an exit status says, and of whom.
+fn in_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(127), _) => "was not found by the shell (exit status 127), so nothing ran".to_owned(),
+        (Some(126), _) => {
+            "may not be executed (exit status 126 of the shell), so nothing ran".to_owned()
+        }
+        (Some(code), _) => format!("failed with exit status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => format!("failed with {status}"),
+    }
+}
+
+/// Reads until nobody can write any more, or nobody listens.
+fn forward(mut reader: io::PipeReader, sender: &SyncSender<Vec<u8>>) {
+    let mut buffer = [0; 4 << 10];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read_bytes) => {
+                if sender.send(buffer[..read_bytes].to_vec()).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The end of what a command said.
+#[derive(Debug, Default)]
+struct Said {
+    kept: VecDeque<u8>,
+    /// Whether there was more before it.
+    is_cut: bool,
+}
+
+impl Said {
+    fn take(&mut self, piece: &[u8]) {
+        self.kept.extend(piece);
+        let over = self.kept.len().saturating_sub(KEPT_BYTES_MAX);
+        self.is_cut |= over > 0;
+        self.kept.drain(..over);
+    }
+
+    /// What is on its way when the command has ended; whether that was all there ever will be.
+    fn last_words(&mut self, pieces: &Receiver<Vec<u8>>, is_silent: bool) -> bool {
+        let until = Instant::now() + LAST_WORDS;
+        while !is_silent {
+            match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(piece) if Instant::now() < until => self.take(&piece),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+        true
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let bytes: Vec<u8> = self.kept.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let lines = text.lines().map(str::trim_end);
+        lines
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn last_line(&self) -> Option<String> {
+        self.lines().pop()
+    }
+
+    /// Logs the last lines: a failed command's always, another one's for whoever looks into the log.
+    fn show(&self, setting: &str, has_failed: bool) {
+        let lines = self.lines();
+        let left_out = lines.len().saturating_sub(LINES_MAX);
+        if left_out > 0 || self.is_cut {
+            tracing::info!("{setting} said more; its last lines are:");
+        }
+        for line in &lines[left_out..] {
+            match has_failed {
+                true => tracing::warn!("{setting}: {line}"),
+                false => tracing::info!("{setting}: {line}"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(command: &str, limit: Duration) -> Result<()> {
+        SettingsCommand {
+            setting: "slave_start_cmd",
+            command,
+            limit,
+        }
+        .run()
+    }
+
+    #[test]
+    fn fault_134_what_failed_is_named_and_not_something_else() {
+        let long = Duration::from_secs(60);
+        run("echo fine; echo fine >&2", long).unwrap();
+        for (command, part) in [
+            ("no-such-program -x", "was not found by the shell"),
+            ("/etc/passwd", "may not be executed"),
+            (
+                "echo one; echo two >&2; exit 3",
+                "failed with exit status 3: two",
+            ),
+            ("exit 1", "failed with exit status 1; it said nothing"),
+            ("kill -9 $$", "was ended by signal 9"),
+            (
+                "seq 100000; echo over >&2; exit 1",
+                "failed with exit status 1: over",
+            ),
+        ] {
+            let error = run(command, long).unwrap_err().to_string();
+            assert!(error.contains(part), "{command}: {error}");
+            assert!(
+                error.starts_with(&format!("slave_start_cmd `{command}` ")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_left_running_and_named() {
+        let error = run("exec sleep 600", Duration::from_millis(50)).unwrap_err();
+        let error = error.to_string();
+        let pid = error.rsplit(' ').next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        assert!(error.contains("has not ended within 0.05 s"), "{error}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_server_that_keeps_the_output_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid_file = folder.path().join("pid");
+        let command = format!("sleep 600 & echo $! >{}", pid_file.display());
+        run(&command, Duration::from_secs(60)).unwrap();
+        let pid = std::fs::read_to_string(pid_file).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        // It would be gone if anybody had waited for it.
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+}

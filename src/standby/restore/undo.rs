@@ -1,0 +1,115 @@
+//! What a restore says when it cannot go on: where everything lies, and the line that undoes it.
+//! Never changes anything. Invariant: a line that is shown can be typed as it stands.
+
+use std::path::{Path, PathBuf};
+
+use super::plan::{Plan, Source};
+use super::transfer::entries;
+use crate::error::CommandError;
+
+impl Plan<'_> {
+    /// The hint for a server that does not start on the new directory; `aside` is the old one.
+    pub fn after_failed_start(&self, error: CommandError, aside: Option<&Path>) -> CommandError {
+        let data = &self.place.data;
+        let complete = format!("{} is complete: start PostgreSQL on it", data.display());
+        let whence = match &self.source {
+            Source::Copy(_) => String::new(),
+            Source::Move(set) if set.path.exists() => String::new(),
+            Source::Move(set) => format!(
+                "; {} was moved there and is listed no more, so make another backup once it runs",
+                set.name
+            ),
+            Source::Taken => "; the set that it was made of is listed no more".to_owned(),
+        };
+        let undo = match aside {
+            Some(aside) => {
+                format!(
+                    "; to have the old directory back: {}",
+                    undo_line(data, aside)
+                )
+            }
+            None => String::new(),
+        };
+        error.hint(format!("{complete}{whence}{undo}"))
+    }
+
+    /// What is said before the error of a restore that ended between the server's stop and its start.
+    pub fn tell_where_it_stands(&self, was_stopped: bool) {
+        let staging = self.place.staging();
+        let left = match staging.exists() {
+            true => staging,
+            false => self.place.data.clone(),
+        };
+        let server = match was_stopped {
+            true => "; the server was stopped",
+            false => "",
+        };
+        let left = left.display();
+        tracing::warn!("what was restored so far is in {left}{server}: `restore` goes on with it");
+    }
+}
+
+/// Puts the old directory back. Its links below itself were led to where it lies aside.
+fn undo_line(data: &Path, aside: &Path) -> String {
+    let mut failed = data.as_os_str().to_owned();
+    failed.push(".failed");
+    let mut words = vec![
+        format!("mv -T {} {}", shown(data), shown(Path::new(&failed))),
+        format!("mv -T {} {}", shown(aside), shown(data)),
+    ];
+    let links = aside.join("pg_tblspc");
+    let names = entries(&links).unwrap_or_default();
+    let links = names
+        .iter()
+        .map(|name| PathBuf::from("pg_tblspc").join(name));
+    for link in links.chain([PathBuf::from("pg_wal")]) {
+        let target = std::fs::read_link(aside.join(&link)).ok();
+        if let Some(below) = target.as_ref().and_then(|it| it.strip_prefix(aside).ok()) {
+            let (target, link) = (data.join(below), data.join(&link));
+            words.push(format!("ln -sfn {} {}", shown(&target), shown(&link)));
+        }
+    }
+    words.join(" && ")
+}
+
+/// A path as a word for a shell.
+fn shown(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
+    match text.bytes().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_134_the_line_puts_the_old_directory_back_with_its_tablespaces() {
+        let home = tempfile::tempdir().unwrap();
+        let (data, aside) = (home.path().join("it's data"), home.path().join("old"));
+        for made in [
+            &data,
+            &aside,
+            &aside.join("pg_tblspc"),
+            &aside.join("tmpspc/1"),
+        ] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        std::fs::write(aside.join("tmpspc/1/kept"), "").unwrap();
+        let link = |name: &str, target: &Path| {
+            std::os::unix::fs::symlink(target, aside.join("pg_tblspc").join(name)).unwrap();
+        };
+        link("1", &aside.join("tmpspc/1"));
+        link("2", Path::new("/elsewhere"));
+        let mut shell = std::process::Command::new("/bin/sh");
+        let done = shell.arg("-c").arg(undo_line(&data, &aside)).status();
+        assert!(done.unwrap().success());
+        assert!(!aside.exists() && home.path().join("it's data.failed").is_dir());
+        assert!(data.join("pg_tblspc/1/kept").exists());
+        let elsewhere = std::fs::read_link(data.join("pg_tblspc/2")).unwrap();
+        assert_eq!(elsewhere, Path::new("/elsewhere"));
+    }
+}
