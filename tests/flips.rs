@@ -27,7 +27,7 @@ const WEIGHTS: [(Kind, u64); 9] = [
     (Kind::Frozen, 10),
     (Kind::SetWord, 10),
     (Kind::SetData, 5),
-    (Kind::Config, 1),
+    (Kind::Config, 2),
 ];
 
 fn throw<'a>(template: &'a Template, dice: &mut Dice) -> (&'a Target, u64) {

@@ -14,7 +14,7 @@ use crate::standby::connected;
 use crate::standby::replay::ControlFiles;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
-use crate::store::{Disk, PartialWals, Places, RealDisk, StoreError};
+use crate::store::{ConfigCopies, Disk, PartialWals, Places, RealDisk, StoreError};
 
 /// Prints how it stands.
 pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
@@ -26,6 +26,13 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
         let masters = connected::peers(config);
         overview.masters_count = masters.len() as u64;
         overview.masters = masters;
+        let copies = config.config_backup.as_deref().map(ConfigCopies::read);
+        if let Some(why) = copies.and_then(|copies| copies.damage()) {
+            overview.damaged_count += 1;
+            overview.damaged = Some(overview.damaged)
+                .filter(|told| !told.is_empty())
+                .unwrap_or(why);
+        }
         overview
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));

@@ -3,10 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use walmgr::store::LIST_NAME;
 use walmgr_protocol::hello::{Answer, Welcome};
 
 use super::{archiving, beside, newest, site, verify};
@@ -97,7 +99,7 @@ fn configuration_files_beside_the_data_directory_are_kept() {
     let cluster = cluster.conf("hba_file", &hba.display().to_string()).start();
     let kept = elsewhere.create_dir("kept");
     let builder = Site::builder().cluster(cluster);
-    let site = archiving(builder.standby_set("config_backup", &kept.display().to_string()));
+    let mut site = archiving(builder.standby_set("config_backup", &kept.display().to_string()));
     let listed = site.master_command(&["-n", "backup"]).succeed();
     assert!(
         listed.contains(&format!("would send {} as pg_hba.conf", hba.display())),
@@ -110,6 +112,31 @@ fn configuration_files_beside_the_data_directory_are_kept() {
     assert!(
         !kept.join("postgresql.conf").exists() && newest(&site).join("postgresql.conf").exists()
     );
+    fault_107_a_changed_copy_is_named_and_not_restored(&mut site, &kept);
+}
+
+/// The copies are those of the newest backup.
+fn fault_107_a_changed_copy_is_named_and_not_restored(site: &mut Site, kept: &Path) {
+    let path = kept.join("pg_hba.conf");
+    let mut spoilt = std::fs::read(&path).unwrap();
+    spoilt[3] ^= 0x20;
+    std::fs::write(&path, &spoilt).unwrap();
+    let (data, own) = (site.home().join("replaying"), site.home().join("own"));
+    site.standby_set("slave_data", &data.display().to_string());
+    site.standby_set("slave_config_dir", &own.display().to_string());
+    site.standby_set("slave_start_cmd", "");
+    let refused = site.standby_command(&["restore", "data.master"]);
+    refused.fail_last(1, "pg_hba.conf is not what its backup brought");
+    assert!(!data.exists() && !own.exists());
+    let status = site.standby_command(&["status"]);
+    assert!(
+        status.stdout.contains("is not what its backup brought"),
+        "{}",
+        status.stdout
+    );
+    site.master_command(&["backup"]).succeed();
+    site.standby_command(&["restore", "data.master"]).succeed();
+    assert!(own.join("pg_hba.conf").exists() && !own.join(LIST_NAME).exists());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use walmgr::options::Options;
 use walmgr::standby::xrestore;
 use walmgr::store::sets::{BackupSets, Copying};
-use walmgr::store::{Disk, Freeze, PartialEnd, PartialWals, RealDisk};
+use walmgr::store::{ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, RealDisk};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::WalFileName;
 
@@ -61,7 +61,7 @@ fn ask(lab: &Lab, expected: &Expected, target: &Target) -> Result<(), String> {
         Kind::Partial => partial(lab, expected)?,
         Kind::Frozen => frozen(lab, expected)?,
         Kind::SetWord | Kind::SetData => copied(lab, &target.path)?,
-        Kind::Config => {}
+        Kind::Config => configured(lab, target)?,
     }
     if matches!(
         target.kind,
@@ -249,6 +249,17 @@ fn listed(lab: &Lab, expected: &Expected) -> Result<(), String> {
         _ if found.len() != expected.labels.len() => Err(format!("listed are {found:?}")),
         Some((found, before)) => Err(format!("listed as {found}, not {before}")),
         None => Ok(()),
+    }
+}
+
+/// A copy of a configuration file is what its backup brought, or `restore` and `status` hear of it.
+fn configured(lab: &Lab, target: &Target) -> Result<(), String> {
+    let folder = lab.archive.join("config");
+    let is_list = target.path.ends_with(LIST_NAME);
+    match ConfigCopies::read(&folder).damage() {
+        None if !is_list => Err("config_backup is handed on as it is not".to_owned()),
+        Some(why) if is_list => Err(format!("a list that says nothing says {why}")),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,6 @@
 //! Never takes a file that has an effect outside PostgreSQL. Invariant: a backup that is refused or
 //! ends early leaves `config_backup` as it was.
 
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use super::finish::Received;
 use crate::files;
 use crate::pg::conf::foreign::is_outside_postgresql;
+use crate::store::{ConfigCopies, LIST_NAME};
 
 /// Mode of a configuration file that was not there before: they may hold passwords.
 const CONFIG_MODE: u32 = 0o600;
@@ -22,7 +22,7 @@ const STAGING: &str = ".incoming";
 pub struct Staged {
     folder: PathBuf,
     staging: PathBuf,
-    names: Vec<OsString>,
+    names: Vec<String>,
 }
 
 /// Refuses files that no master's backup sends.
@@ -30,7 +30,8 @@ pub fn check(parts: &Received) -> Result<(), Error> {
     for (name, _) in parts.configs() {
         // A name of one component cannot lead out of the folder.
         let text = name.to_string();
-        if name.parent().is_some() || is_outside_postgresql(&text) {
+        let is_ours = text == LIST_NAME;
+        if name.parent().is_some() || is_ours || is_outside_postgresql(&text) {
             let text = format!("{name} is not the name of a configuration file that is kept");
             return Err(Error::channel(ErrorCode::Misbehaved, text, ""));
         }
@@ -68,7 +69,7 @@ pub fn stage(
         .map_err(|error| failed(&staged.staging, &error))?;
     std::fs::create_dir_all(&staged.staging).map_err(|error| failed(&staged.staging, &error))?;
     for (name, content) in configs {
-        let name = OsString::from(name.to_string());
+        let name = name.to_string();
         let path = staged.staging.join(&name);
         files::create_new(&path, content, CONFIG_MODE).map_err(|error| failed(&path, &error))?;
         staged.names.push(name);
@@ -79,18 +80,15 @@ pub fn stage(
 impl Staged {
     /// Puts the files in place of the older ones. The set is sealed, so what fails is a warning.
     pub fn swap_in(self, warnings: &mut Vec<String>) {
+        let mut copies = ConfigCopies::read(&self.folder);
         for name in &self.names {
-            if let Err(error) = self.swap(name) {
+            let staged = std::fs::read(self.staging.join(name));
+            let swapped = staged.and_then(|content| copies.swap_in(name, &content));
+            if let Err(error) = swapped {
                 let path = self.folder.join(name);
                 warnings.push(format!("{} was not replaced: {error}", path.display()));
             }
         }
-    }
-
-    fn swap(&self, name: &OsStr) -> io::Result<()> {
-        std::fs::create_dir_all(&self.folder)?;
-        let content = std::fs::read(self.staging.join(name))?;
-        files::replace(&self.folder.join(name), &content, CONFIG_MODE)
     }
 
     fn clear(&self) -> io::Result<()> {

@@ -10,12 +10,17 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use super::plan::Plan;
 use super::settings;
 use super::transfer::entries;
-use crate::error::{IoContext, Kind, Result};
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, is_outside_postgresql};
+use crate::store::{ConfigCopies, LIST_NAME};
 
 const MAIN_FILE: &str = "postgresql.conf";
+
+/// What a person can do about a copy that is not what it was.
+const HINT: &str = "the next backup replaces it; if somebody changed it on purpose, remove .walmgr-checksums beside it";
 
 /// Settings that are about the host: the standby's own win over the master's.
 const OF_THE_HOST: [&str; 9] = [
@@ -60,23 +65,36 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         source,
         &target,
         &Settings {
+            source,
             target: &target,
             home: config.slave_config_dir.as_deref().unwrap_or(data),
             data,
             trusts: plan.trusts_settings,
+            copies: ConfigCopies::read(source),
         },
         DEPTH_MAX,
     )
 }
 
+/// Refuses copies that are not what their backup brought, before anything is touched.
+pub fn check(config: &StandbyConfig) -> Result<()> {
+    let copies = config.config_backup.as_deref().map(ConfigCopies::read);
+    match copies.and_then(|copies| copies.damage()) {
+        Some(why) => Err(CommandError::retry(why).hint(HINT)),
+        None => Ok(()),
+    }
+}
+
 /// What the edit of `postgresql.conf` needs.
 struct Settings<'a> {
+    source: &'a Path,
     target: &'a Path,
     /// Where the files will lie: what is prepared beside the data directory moves there.
     home: &'a Path,
     data: &'a Path,
     /// Whether the files are taken as they are.
     trusts: bool,
+    copies: ConfigCopies,
 }
 
 fn copy_folder(
@@ -87,6 +105,9 @@ fn copy_folder(
 ) -> Result<()> {
     super::place::make_directory(target)?;
     for name in entries(source).at(Kind::Retry, "list", source)? {
+        if name == LIST_NAME {
+            continue;
+        }
         let (from, to) = (source.join(&name), target.join(&name));
         let found = from.symlink_metadata().at(Kind::Retry, "examine", &from)?;
         if found.is_dir() && depth_left > 1 {
@@ -107,6 +128,12 @@ fn copy_folder(
 
 fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
     let mut text = std::fs::read(from).at(Kind::Retry, "read", from)?;
+    let name = from.file_name().unwrap_or_default().to_string_lossy();
+    if from.parent() == Some(settings.source)
+        && let Some(why) = settings.copies.contradicts(&name, &text)
+    {
+        return Err(CommandError::retry(why).hint(HINT));
+    }
     let old = std::fs::read(to).ok();
     if to == settings.target.join(MAIN_FILE) {
         text = settings.edit(&text, old.as_deref().unwrap_or_default())?;
@@ -203,6 +230,8 @@ mod tests {
             home: Path::new("/etc/standby"),
             data: Path::new("/data/standby"),
             trusts: false,
+            source: Path::new("/archive/config.backup"),
+            copies: ConfigCopies::read(Path::new("/archive/config.backup")),
         };
         let master = b"data_directory = '/data/main'\nport = 5432\nwork_mem = 5MB\n\
             hba_file = '/etc/main/pg_hba.conf'\nexternal_pid_file = '/run/15-main.pid'\n\

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use walmgr_protocol::names::BackupName;
 
 use super::choose::{choose, choose_for};
-use super::control_path;
 use super::place::{self, MOVED, Occupant, Origin, Place};
 use super::spaces::mapping;
+use super::{config_files, control_path};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Restoring;
@@ -77,6 +77,9 @@ impl<'a> Plan<'a> {
             timeline,
             target,
         };
+        if place.is_slave_data && config.slave_config_dir.is_some() {
+            config_files::check(config)?;
+        }
         let sets = sets::open(config)?;
         if let Some(left) = moved_leftover(&place)? {
             if restoring.set.is_some() || recovery.target.is_some() {
