@@ -4,3 +4,4 @@
 
 mod pg_rewind;
 mod servers_that_do_not_start;
+mod unreplayable_wal;

@@ -221,6 +221,13 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
         streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
     });
+    let walking = Arc::clone(&daemon);
+    runtime.spawn_blocking(move || {
+        let stops = || *walking.stopping.borrow();
+        if let Err(error) = walking.archive.note_older_obstacles(&stops) {
+            tracing::warn!("what replay may not get past in older WAL is not noted: {error}");
+        }
+    });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
     runtime.shutdown_timeout(THREADS_DEADLINE);

@@ -1,6 +1,7 @@
 //! The back room: one file a command that runs on the standby's host.
 //! Never listens: that is the receiver's.
 
+pub mod ahead;
 mod answers;
 pub mod authorize;
 pub mod boot;

@@ -415,6 +415,7 @@ impl Shared {
             // It may have been let in with another `verify_wal`.
             Err(_) => self.join(name, Verify::Off, None, |_| Ok(()))?,
         };
+        self.note_obstacles(name, &joined)?;
         let durable = content.confirm()?;
         self.keep(&durable, joined);
         Ok(durable)
@@ -448,7 +449,7 @@ impl Shared {
                 verify,
             };
             match joints.check(segment, before, |each| content.read_pages(each))? {
-                Verdict::Joined => {}
+                Verdict::Joined(_) => {}
                 Verdict::Inside(through) => scanner = Some(*through),
                 Verdict::Unjoined(before, why) => {
                     let why = format!("{why}; {before} or this one is damaged");

@@ -42,6 +42,7 @@ use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::error::StoreError;
 use super::folder::Folder;
+use super::obstacles;
 use crate::wal::joint::SegmentEnd;
 
 /// The folder in `completed_wals`.
@@ -257,7 +258,8 @@ pub(super) fn remove_finished(completed: &Folder, names: &[String]) -> Result<()
     for name in names {
         completed.remove(name)?;
     }
-    completed.sync()
+    completed.sync()?;
+    obstacles::remove(completed, names)
 }
 
 #[cfg(test)]

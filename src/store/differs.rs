@@ -23,6 +23,7 @@ use super::durable::{SyncedTemporary, Temporary};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::obstacles;
 use super::reader::Reader;
 use super::recovery;
 
@@ -180,5 +181,10 @@ pub fn take_differing(
     // What was kept of the one that goes is not true of the other.
     Checksums::open(&folder).remove(std::slice::from_ref(&stored))?;
     folder.exchange(&stored, &kept)?;
+    if let WalFileName::Segment(segment) = name
+        && let Some(binding) = Marker::read(&folder, Role::Completed)?.and_then(|it| it.binding)
+    {
+        obstacles::renew(&folder, segment, binding.segment_size)?;
+    }
     apart::remove_differing(&folder, name)
 }

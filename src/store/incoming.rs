@@ -158,7 +158,7 @@ fn seal_checked(
     })?;
     let admission = shared.admit(name, text, by)?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
-        if shared.make_way(name)?
+        if shared.make_way(name, &joined)?
             && let Some(durable) = synced.publish(name)?
         {
             shared.keep(&durable, joined);

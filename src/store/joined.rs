@@ -3,7 +3,7 @@
 //! the names of the file and of the one behind it are locked, so two neighbours that arrive at once see
 //! each other.
 
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::archive::Shared;
 use super::checksums::Kept;
@@ -11,7 +11,9 @@ use super::durable::Durable;
 use super::error::StoreError;
 use super::joints::{Joints, Verdict};
 use super::name_lock::NameGuard;
+use super::obstacles;
 use crate::wal::joint::SegmentEnd;
+use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 
@@ -22,6 +24,8 @@ pub(super) struct Joined {
     /// Stands at the segment's end and can go on.
     scanner: Option<Scanner>,
     verify: Verify,
+    /// What replay may not get past in it, and in the records that cross its ends.
+    obstacles: Obstacles,
 }
 
 impl Shared {
@@ -75,9 +79,16 @@ impl Shared {
             binding,
             verify,
         };
+        let mut obstacles = Obstacles::default();
+        if let Some(scanner) = &scanner {
+            obstacles.add_before(scanner.obstacles(), Lsn(u64::MAX));
+        }
         let scanner = match joints.check(segment, Some(&self.carried), read)? {
             Verdict::Inside(scanner) => Some(*scanner),
-            Verdict::Joined => scanner,
+            Verdict::Joined(crossing) => {
+                obstacles.add_before(&crossing, start);
+                scanner
+            }
             Verdict::Unjoined(before, why) => {
                 match joints.is_as_kept(before)? {
                     Some(true) => {
@@ -97,27 +108,47 @@ impl Shared {
         };
         if let Some(scanner) = &scanner
             && SegmentEnd::of(scanner) != SegmentEnd::Inside
-            && let Some((next, why)) = joints.check_next(segment, scanner)?
         {
-            tracing::error!(
-                "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of the \
-                 two is damaged or not of this cluster, both are stored"
-            );
+            match joints.check_next(segment, scanner)? {
+                Verdict::Joined(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
+                Verdict::Inside(_) => {}
+                Verdict::Unjoined(next, why) => tracing::error!(
+                    "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
+                     the two is damaged or not of this cluster, both are stored"
+                ),
+            }
         }
         Ok(Joined {
             end,
-            scanner,
+            scanner: scanner.map(Scanner::forgetting),
             verify,
+            obstacles,
         })
     }
 
-    /// Whether the locked name can be given to a file: then nothing is left of an earlier one that had it.
-    pub(super) fn make_way(&self, name: WalFileName) -> Result<bool, StoreError> {
+    /// Whether the locked name can be given to a file: then nothing is left of an earlier one that had it,
+    /// and what replay may not get past in this one is noted.
+    pub(super) fn make_way(&self, name: WalFileName, joined: &Joined) -> Result<bool, StoreError> {
         let is_free = self.completed.stat_at(&name.to_string())?.is_none();
         if is_free {
             self.checksums.clear(name)?;
+            self.note_obstacles(name, joined)?;
         }
         Ok(is_free)
+    }
+
+    /// Notes what replay may not get past in a segment, before anybody hears that it is stored.
+    pub(super) fn note_obstacles(
+        &self,
+        name: WalFileName,
+        joined: &Joined,
+    ) -> Result<(), StoreError> {
+        match name {
+            WalFileName::Segment(segment) => {
+                obstacles::note(&self.completed, segment, &joined.obstacles)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps what a durable file is, before it is acknowledged. Its name must be locked, and have been

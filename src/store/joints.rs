@@ -19,6 +19,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use crate::wal::history::History;
 use crate::wal::joint::{Joint, SegmentEnd, Unjoined};
+use crate::wal::obstacle::Obstacles;
 use crate::wal::record::record_bytes_max;
 use crate::wal::scan::{Scanner, Step};
 use crate::wal::segment::Verify;
@@ -50,8 +51,8 @@ pub(super) enum Before {
 /// How a segment and the one before it go together.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// They do, or there is nothing to compare.
-    Joined,
+    /// They do, or there is nothing to compare; with what the record is that crosses the boundary.
+    Joined(Obstacles),
     /// One record fills the segment; the scanner goes on into the next.
     Inside(Box<Scanner>),
     /// They do not, and this is the segment before.
@@ -68,13 +69,13 @@ impl Joints<'_> {
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
     ) -> Result<Verdict, StoreError> {
         if self.verify == Verify::Off {
-            return Ok(Verdict::Joined);
+            return Ok(Verdict::Joined(Obstacles::default()));
         }
         let before = match self.before(segment, carried) {
             // One bad sector is no reason to refuse what comes behind it.
             Err(error @ StoreError::Disk { .. }) => {
                 tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
-                return Ok(Verdict::Joined);
+                return Ok(Verdict::Joined(Obstacles::default()));
             }
             other => other?,
         };
@@ -84,42 +85,43 @@ impl Joints<'_> {
                 tracing::error!(
                     "ALARM: {before} is damaged, so that nobody can tell whether {segment} goes on with it"
                 );
-                return Ok(Verdict::Joined);
+                return Ok(Verdict::Joined(Obstacles::default()));
             }
-            Before::Nothing => return Ok(Verdict::Joined),
+            Before::Nothing => return Ok(Verdict::Joined(Obstacles::default())),
         };
         self.walk(*scanner, segment, before, read)
     }
 
-    /// Whether the segment behind goes on where `scanner` has come to, if it is there.
+    /// Whether the segment behind goes on where `scanner` has come to, if it is there; the segment at
+    /// fault otherwise.
     pub(super) fn check_next(
         &self,
         segment: SegmentName,
         scanner: &Scanner,
-    ) -> Result<Option<(SegmentName, Unjoined)>, StoreError> {
+    ) -> Result<Verdict, StoreError> {
+        let nothing = || Verdict::Joined(Obstacles::default());
         let Some(next) = segment.next(self.binding.segment_size) else {
-            return Ok(None);
+            return Ok(nothing());
         };
         let text = next.to_string();
         let walked = self.completed.open_file(&text).and_then(|file| {
             let Some(file) = file else {
-                return Ok(Verdict::Joined);
+                return Ok(nothing());
             };
-            self.walk(scanner.clone(), next, segment, |each| {
+            self.walk(scanner.clone(), next, next, |each| {
                 self.completed.read_pages(file.as_fd(), &text, 0, each)
             })
         });
         match walked {
-            Ok(Verdict::Joined | Verdict::Inside(_)) => Ok(None),
-            Ok(Verdict::Unjoined(_, why)) => Ok(Some((next, why))),
             Err(error @ StoreError::Disk { .. }) => {
                 tracing::error!("ALARM: {segment} is not checked against the one behind: {error}");
-                Ok(None)
+                Ok(nothing())
             }
-            Err(error) => Err(error),
+            other => other,
         }
     }
 
+    /// `before` is the segment that is named if they do not go together.
     fn walk(
         &self,
         scanner: Scanner,
@@ -129,8 +131,9 @@ impl Joints<'_> {
     ) -> Result<Verdict, StoreError> {
         let mut joint = Joint::new(scanner, segment);
         read(&mut |bytes| joint.update(bytes))?;
+        let crossing = joint.crossing();
         Ok(match joint.finish(self.binding.segment_size) {
-            Ok(None) => Verdict::Joined,
+            Ok(None) => Verdict::Joined(crossing),
             Ok(Some(scanner)) => Verdict::Inside(Box::new(scanner)),
             Err(why) => Verdict::Unjoined(before, why),
         })

@@ -11,6 +11,7 @@
 //!                                  process id, is for people
 //!   .checksums/NAME                what the file of this name was when it was acknowledged (see
 //!                                  `checksums`)
+//!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacles`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
@@ -69,6 +70,7 @@ mod joined;
 mod joints;
 pub mod lineage;
 mod name_lock;
+pub mod obstacles;
 pub mod partial;
 pub mod reader;
 pub mod recovery;

@@ -500,14 +500,17 @@ impl PartialStream {
         };
         let end = start_of(next, &self.binding);
         let scanner = match open.last_switch {
-            Some(switch) => scanner_at(next, end, &self.binding).following(switch),
+            Some(switch) => {
+                let scanner = scanner_at(next, end, &self.binding).following(switch);
+                scanner.having_met(open.scanner.obstacles())
+            }
             None if open.scanner.position() == end => open.scanner.clone(),
             None => return,
         };
         // A push that finishes the segment does not walk through it again.
         let carried = &self.shared.carried;
         carried.put(open.segment, Verify::Records, Some(scanner.clone()));
-        self.carried = Some((next, scanner));
+        self.carried = Some((next, scanner.forgetting()));
     }
 }
 

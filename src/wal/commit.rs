@@ -75,7 +75,8 @@ pub fn commit_time_us(record: &[u8]) -> Option<i64> {
     time_at(main_data(record)?)
 }
 
-fn main_data(record: &[u8]) -> Option<&[u8]> {
+/// A record's main data, if it has no blocks; `record` may be its first bytes only.
+pub(super) fn main_data(record: &[u8]) -> Option<&[u8]> {
     let mut rest = record.get(RECORD_HEADER_BYTES..)?;
     loop {
         let (id, behind) = rest.split_first()?;

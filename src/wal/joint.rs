@@ -8,6 +8,7 @@
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
+use super::obstacle::Obstacles;
 use super::page::PAGE_BYTES;
 use super::scan::{Scanner, Step, Why};
 
@@ -74,7 +75,7 @@ impl Joint {
     pub fn new(before: Scanner, segment: SegmentName) -> Joint {
         Joint {
             boundary: before.position(),
-            scanner: before.up_to_timeline(segment.timeline()),
+            scanner: before.up_to_timeline(segment.timeline()).forgetting(),
             decided: None,
         }
     }
@@ -105,6 +106,13 @@ impl Joint {
             };
         }
         self.decided.is_none()
+    }
+
+    /// The obstacle that a record is which crosses the boundary.
+    pub fn crossing(&self) -> Obstacles {
+        let mut crossing = Obstacles::default();
+        crossing.add_before(self.scanner.obstacles(), self.boundary);
+        crossing
     }
 
     /// Decides, when the segment has been looked at or no more of it is wanted. The scanner is returned if

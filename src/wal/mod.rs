@@ -11,6 +11,7 @@ pub mod fault;
 pub mod fuzzing;
 pub mod history;
 pub mod joint;
+pub mod obstacle;
 pub mod page;
 pub mod record;
 pub mod scan;

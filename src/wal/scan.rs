@@ -1,5 +1,5 @@
 //! Walks WAL record by record as bytes arrive, and says where valid WAL ends.
-//! Never holds a record: checksums grow piece by piece, only headers are gathered.
+//! Never holds a record: checksums grow piece by piece, only headers and suspects' beginnings are gathered.
 //! Invariant: the steps depend on the bytes alone, never on the pieces they arrive in.
 //!
 //! ```text
@@ -26,6 +26,7 @@ use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 pub use super::fault::Why;
 
+use super::obstacle::{self, Met, OBSTACLE_BYTES_MAX, Obstacles};
 use super::page::{
     FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageFault,
     PageHeader, PageRules, header_bytes,
@@ -71,6 +72,9 @@ pub struct Scanner {
     previous: Previous,
     valid_end: Lsn,
     overwrite_announced: bool,
+    /// The beginning of the open record if it may be an obstacle, else empty.
+    suspect: Vec<u8>,
+    obstacles: Obstacles,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +127,8 @@ impl Scanner {
             previous: Previous::Before(start),
             valid_end: start,
             overwrite_announced: false,
+            suspect: Vec::new(),
+            obstacles: Obstacles::default(),
         }
     }
 
@@ -161,6 +167,25 @@ impl Scanner {
     #[must_use]
     pub fn without_checksums(mut self) -> Self {
         self.checksums = false;
+        self
+    }
+
+    /// Has met these obstacles already.
+    #[must_use]
+    pub fn having_met(mut self, obstacles: &Obstacles) -> Self {
+        self.obstacles = obstacles.clone();
+        self
+    }
+
+    /// What it has met so far that replay may not get past, in whole records whose beginning it saw.
+    pub const fn obstacles(&self) -> &Obstacles {
+        &self.obstacles
+    }
+
+    /// Forgets what it has met, behind the end of a segment.
+    #[must_use]
+    pub fn forgetting(mut self) -> Self {
+        self.obstacles = Obstacles::default();
         self
     }
 
@@ -363,6 +388,10 @@ impl Scanner {
         }
         self.overwrite_announced = false;
         self.crc = 0;
+        self.suspect.clear();
+        if obstacle::is_suspect(&header) {
+            self.suspect.extend_from_slice(&self.record_header);
+        }
         self.state = State::Body;
         (self.remaining_bytes == 0)
             .then(|| self.finish_record())
@@ -392,6 +421,11 @@ impl Scanner {
         if self.checksums {
             self.crc = crc32c::crc32c_append(self.crc, piece);
         }
+        if !self.suspect.is_empty() {
+            let room = OBSTACLE_BYTES_MAX.saturating_sub(self.suspect.len());
+            let kept = &piece[..room.min(piece.len())];
+            self.suspect.extend_from_slice(kept);
+        }
         (self.remaining_bytes == 0)
             .then(|| self.finish_record())
             .flatten()
@@ -418,7 +452,7 @@ impl Scanner {
         }
         self.previous = Previous::Is(self.record_start);
         self.valid_end = end;
-        Some(Step::Record(RecordInfo {
+        let record = RecordInfo {
             lsn: self.record_start,
             end,
             prev: header.prev,
@@ -426,7 +460,22 @@ impl Scanner {
             tot_len: header.total_bytes,
             rmid: header.rmid,
             info: header.info,
-        }))
+        };
+        if !self.suspect.is_empty() {
+            self.meet(&record);
+        }
+        Some(Step::Record(record))
+    }
+
+    /// Remembers a record that replay may not get past.
+    fn meet(&mut self, record: &RecordInfo) {
+        // initdb's first record is the first of segment 1.
+        let first = self.rules.segment_size.bytes() + LONG_HEADER_BYTES as u64;
+        if let Some(obstacle) = obstacle::read(record, &self.suspect, Lsn(first)) {
+            let lsn = record.lsn;
+            self.obstacles.add(Met { lsn, obstacle });
+        }
+        self.suspect.clear();
     }
 
     /// `lsn` itself if a segment ends there: a switch that fills its segment wastes no other.

@@ -249,7 +249,7 @@ impl Finishing {
         let admission = shared.admit(name, &[], &self.by)?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
-            if self.file.is_in_place()? && shared.make_way(name)? {
+            if self.file.is_in_place()? && shared.make_way(name, &joined)? {
                 let (handle, digest) = (self.file.handle(), (len, crc32));
                 if !shipped {
                     (shared.partial).sync_content(handle, &self.segment.to_string())?;

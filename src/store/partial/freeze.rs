@@ -35,6 +35,7 @@ use crate::store::disk::Disk;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::health::Monitor;
+use crate::wal::obstacle::Obstacles;
 
 /// The file that says so.
 const FROZEN_NAME: &str = "FROZEN";
@@ -135,6 +136,17 @@ impl PartialWals {
             ends.extend(partial_end(&self.folder, &self.binding, segment)?);
         }
         Ok(ends)
+    }
+
+    /// What replay may not get past in each partial segment, as far as its records go; reads all of them.
+    pub fn obstacles(&self) -> Result<Vec<(SegmentName, Obstacles)>, StoreError> {
+        let mut found = Vec::new();
+        for segment in partial_names(&self.folder)? {
+            if let Some(proven) = proven::by_name(&self.folder, &self.binding, segment)? {
+                found.push((segment, proven.end.scanner.obstacles().clone()));
+            }
+        }
+        Ok(found)
     }
 
     /// The segments of which something was acknowledged and no file is left here. A finished one

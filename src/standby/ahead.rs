@@ -1,0 +1,50 @@
+//! What lies ahead of a server that replays and may keep it from going on, in all WAL that is here.
+//! Never looks at the server. Invariant: nothing is named that the server does not read on its way.
+
+use walmgr_protocol::names::{Lsn, TimelineId};
+
+use crate::store::{PartialWals, Reader, StoreError};
+use crate::wal::obstacle::{Demands, Met, Obstacle};
+
+/// The obstacles ahead of a server that stands on `timeline` and needs the WAL from `from` on, in the order
+/// of the WAL: those noted beside finished segments, and those in the records of `partials`, which are read.
+/// It will follow the newest timeline that came from its own.
+///
+/// Where the server stands is where it stands for certain (`pg_control`), so it may be past some of them.
+pub fn find(
+    archive: &Reader,
+    partials: Option<&PartialWals>,
+    (timeline, from): (TimelineId, Lsn),
+) -> Result<Vec<Met>, StoreError> {
+    // Older than the look at the archive, where a segment may be finished any moment.
+    let partials = match partials {
+        Some(partials) => partials.obstacles()?,
+        None => Vec::new(),
+    };
+    let lineage = archive.lineage(&[])?;
+    let line = lineage.line_from(timeline, from)?;
+    let mut found = archive.obstacles_on(&lineage, &line, from)?;
+    for (segment, obstacles) in partials {
+        if let Some((_, end)) = line.part_of(segment) {
+            let ahead = obstacles.all().iter();
+            let ahead = ahead.filter(|met| met.lsn >= from && met.lsn < end);
+            found.extend(ahead.cloned());
+        }
+    }
+    found.sort_by_key(|met| met.lsn);
+    found.dedup();
+    Ok(found)
+}
+
+/// The settings that a hot standby needs to replay the obstacles before `to`: of each the highest value
+/// that a `XLOG_PARAMETER_CHANGE` among them has. `None` if there is none: then what `pg_control`
+/// says (`ControlFile::max_connections` and the next four) is all that is needed. PostgreSQL compares
+/// with each of both: at its start with the control file, later with each record.
+pub fn demands(met: &[Met], to: Lsn) -> Option<Demands> {
+    let before = met.iter().filter(|met| met.lsn < to);
+    let each = before.filter_map(|met| match met.obstacle {
+        Obstacle::Settings(demands) => Some(demands),
+        _ => None,
+    });
+    each.reduce(Demands::or)
+}
