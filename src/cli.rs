@@ -85,7 +85,10 @@ pub enum Command {
     /// Run `periodic_command` if its interval has passed.
     Periodic,
     /// Make a base backup.
-    Backup,
+    Backup {
+        /// `--allow-left-out`: whether it may lack what cannot be taken.
+        allow_left_out: bool,
+    },
     /// Ship every whole record once.
     Sync,
     /// Ship them again and again.
@@ -155,7 +158,7 @@ impl Command {
             Command::Stop => "stop",
             Command::Xarchive { .. } => "xarchive",
             Command::Periodic => "periodic",
-            Command::Backup => "backup",
+            Command::Backup { .. } => "backup",
             Command::Sync => "sync",
             Command::Syncdaemon => "syncdaemon",
             Command::Receiver => "receiver",
@@ -329,7 +332,11 @@ enum Typed {
     /// Master: run periodic_command if command_interval has passed
     Periodic,
     /// Master: make a base backup
-    Backup,
+    Backup {
+        /// End with 0 although something in the data directory cannot be taken
+        #[arg(long)]
+        allow_left_out: bool,
+    },
     /// Master: ship the records that the standby lacks, those of the segment in progress too
     Sync,
     /// Master: the daemon that does so every loop_delay
@@ -518,7 +525,7 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
         Typed::Stop => Command::Stop,
         Typed::Xarchive { path, name } => Command::Xarchive { path, name },
         Typed::Periodic => Command::Periodic,
-        Typed::Backup => Command::Backup,
+        Typed::Backup { allow_left_out } => Command::Backup { allow_left_out },
         Typed::Sync => Command::Sync,
         Typed::Syncdaemon => Command::Syncdaemon,
         Typed::Receiver => Command::Receiver,

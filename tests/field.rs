@@ -2,6 +2,7 @@
 //! Never a tidy cluster: each file is named for what its clusters look like. Invariant: whatever is
 //! found is either served as it lies or named before anything is touched.
 
+mod linked_directories;
 mod pg_rewind;
 mod servers_that_do_not_start;
 mod unreplayable_wal;

@@ -100,7 +100,7 @@ fn run_on_master(
         Command::Status(thresholds) => master::status::run(config, options, thresholds),
         Command::Restore(restoring) => master::restore::run(config, options, restoring),
         Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
-        Command::Backup => master::backup::run(config, options),
+        Command::Backup { allow_left_out } => master::backup::run(config, options, *allow_left_out),
         Command::Sync => master::sync::run(config, options),
         Command::Syncdaemon => master::syncdaemon::run(config, options, readiness),
         other => Err(wrong_side(other, "standby", &config.path)),

@@ -77,8 +77,6 @@ pub struct MasterConfig {
     pub use_xlog_functions: bool,
     /// zstd level, 0 for none.
     pub compression: u8,
-    /// Whether a restore keeps symlinks of WAL and log directory.
-    pub keep_symlinks: bool,
     /// Least time between two runs of `periodic_command`.
     pub command_interval: Option<Duration>,
     /// What `periodic` runs.
@@ -143,7 +141,6 @@ impl MasterConfig {
             loop_delay: settings.duration("loop_delay")?,
             use_xlog_functions: settings.boolean("use_xlog_functions")?,
             compression: settings.number("compression")?,
-            keep_symlinks: settings.boolean("keep_symlinks")?,
             command_interval: settings.optional_duration("command_interval")?,
             periodic_command: settings.text("periodic_command")?,
             tls,

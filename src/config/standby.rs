@@ -71,6 +71,8 @@ pub struct StandbyConfig {
     pub keep_minimum_age: Duration,
     /// Whether a restore keeps the old data directory.
     pub backup_datadir: bool,
+    /// Whether a restore links pg_wal and the log as the old data directory does.
+    pub keep_symlinks: bool,
     /// Run before the oldest backup is removed.
     pub archive_command: Option<String>,
     /// Connection string for streaming replication.
@@ -153,6 +155,7 @@ impl StandbyConfig {
             keep_backups: settings.number("keep_backups")?,
             keep_minimum_age: settings.duration("keep_minimum_age")?,
             backup_datadir: settings.boolean("backup_datadir")?,
+            keep_symlinks: settings.boolean("keep_symlinks")?,
             archive_command: settings.text("archive_command")?,
             primary_conninfo: settings.text("primary_conninfo")?,
             listen,

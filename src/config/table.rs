@@ -86,8 +86,8 @@ pub const KEYS: &[Key] = &[
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
         .defaults(),
-    key("keep_symlinks", Master, Boolean, "0", "Keep symlinks for pg_wal and log when a backup is restored.")
-        .defaults().not_yet(),
+    key("keep_symlinks", Master, Boolean, "1", "Accepted for old files: the standby's own file says it for its restore.")
+        .defaults().ignored(),
     key("command_interval", Master, time(366 * DAY), "600", "Least time between two runs of periodic_command."),
     key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Run by periodic, and by xarchive when its time has come."),
     key("backup_jobs", Master, Integer(1, 64), "4", "Streams a backup sends side by side.")
@@ -161,6 +161,8 @@ pub const KEYS: &[Key] = &[
     key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "A backup removes nothing younger than this, and base backups younger than this do not count for keep_backups.")
         .defaults().added(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
+        .defaults(),
+    key("keep_symlinks", Standby, Boolean, "yes", "When a backup is restored, pg_wal and log are links again if they are in the standby's old data directory; slave_pg_xlog counts more.")
         .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
     key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked at least, whatever the master asks for.")

@@ -41,6 +41,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::left_out::PassedOver;
 use crate::pg::sql::Session;
 use crate::pg::sql_backup::{FinishedBackup, RunningBackup};
 
@@ -65,8 +66,8 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 /// Attempts of the archiver that the end of a backup waits for.
 const ARCHIVER_ATTEMPTS: u32 = 3;
 
-/// Makes a base backup.
-pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+/// Makes a base backup; one that lacks something fails in the end unless that is allowed.
+pub fn run(config: &MasterConfig, options: &Options, allows_left_out: bool) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let runtime = runtime(config)?;
     if options.not_really {
@@ -81,7 +82,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        back_up(config, facts, options, stopped).await
+        back_up(config, facts, options, allows_left_out, stopped).await
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -153,6 +154,7 @@ async fn back_up(
     config: &MasterConfig,
     facts: ClusterFacts,
     options: &Options,
+    allows_left_out: bool,
     stopped: impl Future<Output = &'static str>,
 ) -> Result<()> {
     let mut stopped = std::pin::pin!(stopped);
@@ -187,6 +189,7 @@ async fn back_up(
         options,
         way: &way,
         timeline,
+        allows_left_out,
     };
     let made = tokio::select! {
         made = work.make(&mut control, session) => made,
@@ -213,6 +216,7 @@ struct Work<'a> {
     options: &'a Options,
     way: &'a Arc<Way>,
     timeline: TimelineId,
+    allows_left_out: bool,
 }
 
 /// A backup that was made.
@@ -222,6 +226,8 @@ struct Made {
     sending: Duration,
     wal: Wal,
     notes: Vec<String>,
+    left_out: Vec<PassedOver>,
+    allows_left_out: bool,
 }
 
 /// The WAL that a backup needs.
@@ -252,8 +258,9 @@ impl Work<'_> {
         );
         {
             let mut progress = Progress::begin(total_bytes, self.options);
+            let left_out = contents::note_of_left_out(&contents.left_out, self.allows_left_out);
             tokio::select! {
-                sent = self.send(control, &load, contents.last) => sent?,
+                sent = self.send(control, &load, [Some(contents.last), left_out]) => sent?,
                 ended = until_closed(running.session()) => return Err(ended),
                 () = progress.show(&load.counters) => {}
             }
@@ -270,6 +277,8 @@ impl Work<'_> {
             sending,
             wal,
             notes: contents.notes,
+            left_out: contents.left_out,
+            allows_left_out: self.allows_left_out,
         })
     }
 
@@ -324,8 +333,13 @@ impl Work<'_> {
         Ok((control.finish(&parts, finish).await?, wal))
     }
 
-    /// Sends everything; the control file last, behind what it describes.
-    async fn send(&self, control: &mut Control<'_>, load: &Arc<Load>, last: Item) -> Result<()> {
+    /// Sends everything; `last` behind the rest, as the control file may not be older than that.
+    async fn send(
+        &self,
+        control: &mut Control<'_>,
+        load: &Arc<Load>,
+        last: [Option<Item>; 2],
+    ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
         let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));
         let mut streams = JoinSet::new();
@@ -333,9 +347,9 @@ impl Work<'_> {
             streams.spawn(self.stream(control, load, number).run());
         }
         control.during(all(streams)).await?;
-        load.put(last);
-        if let Some(note) = contents::note_of(&load.bad_blocks()) {
-            load.put(note);
+        let note = contents::note_of_pages(&load.bad_blocks());
+        for item in last.into_iter().chain([note]).flatten() {
+            load.put(item);
         }
         let stream = self.stream(control, load, jobs);
         control.during(stream.run()).await
@@ -432,12 +446,34 @@ impl Made {
                 bad.block
             );
         }
+        let left_out = report_left_out(&name, &self.left_out, self.allows_left_out);
         match bad_blocks.len() {
-            0 => Ok(()),
+            0 => left_out,
             count => Err(CommandError::retry(format!(
                 "{name} is complete and holds {count} damaged pages, as the master does"
             ))
             .hint("repair or restore the relation; older good backup sets stay until there is a newer one")),
         }
+    }
+}
+
+/// Names what the set lacks, and fails unless that is allowed.
+fn report_left_out(name: &str, left_out: &[PassedOver], is_allowed: bool) -> Result<()> {
+    for lost in left_out {
+        match is_allowed {
+            true => tracing::warn!("not in the backup: {lost}"),
+            false => tracing::error!("not in the backup: {lost}"),
+        }
+    }
+    match left_out.len() {
+        0 => Ok(()),
+        _ if is_allowed => Ok(()),
+        count => Err(CommandError::retry(format!(
+            "{name} is sealed without {count} of the names in the data directory"
+        ))
+        .hint(
+            "mend or remove them on the master, or say that the backup may lack them: \
+             walmgr MASTER.ini backup --allow-left-out",
+        )),
     }
 }

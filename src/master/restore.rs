@@ -40,6 +40,7 @@ use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
 use crate::pg::control;
 use crate::pg::hba;
+use crate::pg::left_out;
 use crate::pg::recovery::{Recovery, Target};
 use crate::pg::wanted;
 
@@ -228,6 +229,10 @@ impl<'a> Restore<'a> {
     /// Makes a data directory of the files.
     fn finish(&self, place: &Place, layout: &Layout) -> Result<()> {
         self.check_set(&place.data, layout)?;
+        for line in left_out::named_in(&place.data) {
+            let name = &self.described.name;
+            tracing::warn!("{name} lacks what the master had: {line}");
+        }
         place.link_tablespaces(&self.described)?;
         place.make_wal_directory()?;
         tracing::info!("making it durable");

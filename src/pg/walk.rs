@@ -1,27 +1,30 @@
 //! What a base backup takes of a data directory: the files that `pg_basebackup` takes, and no other.
-//! Never reads a file's content and never follows a link but `pg_tblspc` and those in it. Invariant:
-//! whatever lies in the directory, nothing outside it and its tablespaces is listed or opened.
+//! Never reads a file's content. Invariant: what the server reaches by a symbolic link is listed as if it
+//! lay there, and whatever of it is not is named.
 //!
-//! Which names are left out is `sendDir`'s rule (`src/backend/replication/basebackup.c` up to 14,
+//! `pg_basebackup` leaves links out, and so a database that an administrator moved behind one. Which names are left out is `sendDir`'s rule (`src/backend/replication/basebackup.c` up to 14,
 //! `src/backend/backup/basebackup.c` from 15 on). Of files that come and go meanwhile WAL knows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet};
-use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fstat, openat, statat,
+};
+use rustix::io::Errno;
 
 use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::RelativePath;
 
 use super::control;
 use super::data_directory::DataDirectory;
+use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, WhyNot};
 use super::relation::{Fork, RelationFile, TABLESPACE_LINKS, is_database};
+use super::roots::{Followed, Identity, Roots, enter, enter_linked, identity, is, names};
 use super::tablespace_map::oid_of;
 use crate::error::{CommandError, Kind, Result};
 
@@ -49,97 +52,8 @@ pub struct Listing {
     pub files: Vec<File>,
     /// `global/pg_control`, which is read last: what it says must not be older than the files.
     pub control: File,
-    /// What is no file and no directory, and so in no backup.
+    /// What is in no backup.
     pub passed_over: Vec<PassedOver>,
-}
-
-/// Something that a person put into the data directory, and might miss in a backup.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PassedOver {
-    /// Where it is.
-    pub path: RelativePath,
-    /// Why it is not taken.
-    pub why: WhyNot,
-}
-
-/// Why something is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhyNot {
-    /// A symbolic link that is no tablespace.
-    Link,
-    /// A tablespace whose directory does not exist.
-    Dangling,
-    /// A socket, FIFO or device.
-    Special,
-}
-
-impl fmt::Display for PassedOver {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = match self.why {
-            WhyNot::Link => "a symbolic link",
-            WhyNot::Dangling => "a link to a directory that does not exist",
-            WhyNot::Special => "neither a file nor a directory",
-        };
-        write!(out, "{} is {why}", self.path)
-    }
-}
-
-/// The directory and its tablespaces, held open.
-pub struct Roots {
-    data: OwnedFd,
-    /// `pg_tblspc`, which may be a link itself.
-    links: OwnedFd,
-    tablespaces: BTreeMap<u32, OwnedFd>,
-}
-
-impl Roots {
-    /// Opens a listed file for reading. `NotFound` when it has been removed since.
-    pub fn open_file(&self, file: &File) -> io::Result<std::fs::File> {
-        let mut components = file.path.components().peekable();
-        let mut here = Entered::Root(self.data.as_fd());
-        if let Some((handle, skipped)) = self.tablespace_of(&file.path) {
-            here = Entered::Root(handle);
-            components.by_ref().take(skipped).for_each(drop);
-        }
-        while let Some(component) = components.next() {
-            if components.peek().is_some() {
-                here = Entered::Below(enter(here.as_fd(), component)?);
-                continue;
-            }
-            // Without waiting: a FIFO that took the name must not hold up a backup.
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let opened = retry_on_intr(|| openat(here.as_fd(), component, flags, Mode::empty()))?;
-            if !is(&fstat(&opened)?, FileType::RegularFile) {
-                return Err(io::Error::other("it is no longer a file"));
-            }
-            return Ok(opened.into());
-        }
-        Err(io::ErrorKind::NotFound.into())
-    }
-
-    /// The root that a path begins in and how many of its components lead there.
-    fn tablespace_of(&self, path: &RelativePath) -> Option<(BorrowedFd<'_>, usize)> {
-        let mut components = path.components();
-        (components.next()? == TABLESPACE_LINKS.as_bytes()).then_some(())?;
-        let oid = components.next().and_then(oid_of);
-        let handle = oid.and_then(|oid| self.tablespaces.get(&oid));
-        // Tablespaces in place are directories like any other.
-        Some(handle.map_or((self.links.as_fd(), 1), |handle| (handle.as_fd(), 2)))
-    }
-}
-
-enum Entered<'a> {
-    Root(BorrowedFd<'a>),
-    Below(OwnedFd),
-}
-
-impl AsFd for Entered<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Entered::Root(handle) => *handle,
-            Entered::Below(handle) => handle.as_fd(),
-        }
-    }
 }
 
 /// Lists what a backup takes. What vanishes while it looks is left out; what cannot be read is an
@@ -154,6 +68,9 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         version_directory: format!("PG_{}_{catalog_version}", data.major()),
         tablespaces: BTreeMap::new(),
         identities: HashSet::new(),
+        followed: Followed::new(),
+        behind_links: 0,
+        above: around(data.path()),
         directories: Vec::new(),
         files: Vec::new(),
         control: None,
@@ -161,16 +78,18 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
     };
     let links = walker.open_tablespaces(root.as_fd())?;
     walker.directory(root.as_fd(), None)?;
-    let roots = Roots {
+    let mut roots = Roots {
         data: root,
         links,
         tablespaces: std::mem::take(&mut walker.tablespaces),
+        followed: Followed::new(),
     };
     for (oid, handle) in &roots.tablespaces {
         let path = walker.path(None, format!("{TABLESPACE_LINKS}/{oid}").as_bytes())?;
         walker.directories.push(path.clone());
         walker.directory(handle.as_fd(), Some(&path))?;
     }
+    roots.followed = std::mem::take(&mut walker.followed);
     Ok(Listing {
         tablespaces: roots.tablespaces.keys().copied().collect(),
         roots,
@@ -205,13 +124,21 @@ pub fn balance(mut files: Vec<File>, jobs: NonZeroUsize) -> Vec<Vec<File>> {
     streams
 }
 
+/// What `mkfs` makes for the superuser alone, in the root of a file system.
+const LOST_AND_FOUND: &[u8] = b"lost+found";
+
 struct Walker<'a> {
     data: &'a DataDirectory,
     /// `TABLESPACE_VERSION_DIRECTORY`: a tablespace may hold clusters of other versions too.
     version_directory: String,
     tablespaces: BTreeMap<u32, OwnedFd>,
-    /// Device and inode of each: one inside the data directory is not taken twice.
-    identities: HashSet<(u64, u64)>,
+    /// One inside the data directory is not taken twice.
+    identities: HashSet<Identity>,
+    followed: Followed,
+    /// How many links lead to where the walk is.
+    behind_links: usize,
+    /// The directories that the walk is in, and those that the data directory lies in.
+    above: Vec<Identity>,
     directories: Vec<RelativePath>,
     files: Vec<File>,
     control: Option<File>,
@@ -246,12 +173,12 @@ impl Walker<'_> {
                     self.identities.insert(identity(&stat));
                     self.tablespaces.insert(oid, handle);
                 }
-                // Dropped while we look, or never there: the server goes on as well.
+                Err(Errno::NOENT) if is_gone(folder.as_fd(), &name) => {}
+                // The server goes on as well, as long as nobody asks for what was there.
                 Err(Errno::NOENT) => {
                     let path = format!("{TABLESPACE_LINKS}/{oid}");
                     let path = self.path(None, path.as_bytes())?;
-                    let why = WhyNot::Dangling;
-                    self.passed_over.push(PassedOver { path, why });
+                    self.pass_over(path, WhyNot::Dangling);
                 }
                 Err(error) => return Err(failure(&links.join(oid.to_string()), error)),
             }
@@ -261,13 +188,16 @@ impl Walker<'_> {
 
     /// Takes the content of a directory that is taken itself; the root has no path.
     fn directory(&mut self, handle: BorrowedFd<'_>, path: Option<&RelativePath>) -> Result<()> {
-        let names = names(handle).map_err(|error| self.failure_at(path, error))?;
+        let failed = |error| self.failure_at(path, error);
+        let names = names(handle).map_err(failed)?;
+        let own = fstat(handle).map_err(failed)?;
         let relations = path.is_some_and(is_database);
         let unlogged: HashSet<u32> = (names.iter().filter(|_| relations))
             .filter_map(|name| RelationFile::named(name))
             .filter(|file| file.fork == Fork::Init)
             .map(|file| file.number)
             .collect();
+        self.above.push(identity(&own));
         for name in &names {
             let rule = match self.rule(path, name) {
                 Rule::Take if relations => relation_rule(name, &unlogged),
@@ -277,6 +207,7 @@ impl Walker<'_> {
                 self.entry(handle, path, name, rule)?;
             }
         }
+        self.above.pop();
         Ok(())
     }
 
@@ -293,8 +224,7 @@ impl Walker<'_> {
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(self.failure_at(Some(&path), error)),
         };
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        match (file_type, rule) {
+        match (FileType::from_raw_mode(stat.st_mode), rule) {
             (FileType::Directory | FileType::Symlink, Rule::Empty) => self.empty(path)?,
             (FileType::Symlink, _) if is_links(&path) => {
                 let below = enter_linked(handle, name);
@@ -302,19 +232,52 @@ impl Walker<'_> {
                 self.directories.push(path.clone());
                 self.directory(below.as_fd(), Some(&path))?;
             }
-            (FileType::Directory, _) => {
-                let is_tablespace = self.identities.contains(&identity(&stat));
-                match enter(handle, name) {
-                    Ok(_) if is_tablespace => self.directories.push(path),
-                    Ok(below) => {
-                        self.directories.push(path.clone());
-                        self.directory(below.as_fd(), Some(&path))?;
-                    }
-                    Err(Errno::NOENT) => {}
-                    Err(error) => return Err(self.failure_at(Some(&path), error)),
-                }
+            (FileType::Symlink, _) if self.is_tablespace(&path) => {}
+            (FileType::Symlink, _) if is_log(&path) => {
+                self.directories.push(path.clone());
+                self.pass_over(path, WhyNot::Log);
             }
-            (FileType::RegularFile, _) => {
+            (FileType::Symlink, _) => self.link(handle, path, name)?,
+            _ => self.found(handle, path, name, &stat)?,
+        }
+        self.ensure_bounded()
+    }
+
+    /// Takes what a link leads to, as the server does.
+    fn link(&mut self, handle: BorrowedFd<'_>, path: RelativePath, name: &[u8]) -> Result<()> {
+        let why = match statat(handle, name, AtFlags::empty()) {
+            Ok(stat) => {
+                let led_to = identity(&stat);
+                self.followed.insert(path.as_bytes().to_vec(), led_to);
+                self.behind_links += 1;
+                let taken = self.found(handle, path, name, &stat);
+                self.behind_links -= 1;
+                return taken;
+            }
+            Err(Errno::NOENT) if is_gone(handle, name) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => WhyNot::Dangling,
+            Err(Errno::LOOP) => WhyNot::Loop,
+            Err(Errno::ACCESS) => WhyNot::Unreadable,
+            Err(error) => return Err(self.failure_at(Some(&path), error)),
+        };
+        self.pass_over(path, why);
+        Ok(())
+    }
+
+    /// Takes what is no link, or what one leads to.
+    fn found(
+        &mut self,
+        handle: BorrowedFd<'_>,
+        path: RelativePath,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<()> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return self.below(handle, path, name, stat),
+            FileType::RegularFile if self.may_not_read(handle, name) => {
+                self.pass_over(path, WhyNot::Unreadable);
+            }
+            FileType::RegularFile => {
                 let file = File {
                     size: u64::try_from(stat.st_size).unwrap_or_default(),
                     modified_s: stat.st_mtime,
@@ -325,17 +288,55 @@ impl Walker<'_> {
                     false => self.files.push(file),
                 }
             }
-            (FileType::Symlink, _) if self.is_tablespace(&path) => {}
-            (FileType::Symlink, _) => {
-                let why = WhyNot::Link;
-                self.passed_over.push(PassedOver { path, why });
-            }
-            _ => {
-                let why = WhyNot::Special;
-                self.passed_over.push(PassedOver { path, why });
-            }
+            FileType::Socket => self.pass_over(path, WhyNot::Socket),
+            _ => self.pass_over(path, WhyNot::Special),
         }
-        self.ensure_bounded()
+        Ok(())
+    }
+
+    fn below(
+        &mut self,
+        handle: BorrowedFd<'_>,
+        path: RelativePath,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<()> {
+        let is_linked = self.followed.contains_key(path.as_bytes());
+        let is_tablespace = self.identities.contains(&identity(stat));
+        if self.behind_links > 0 && self.above.contains(&identity(stat)) {
+            self.pass_over(path, WhyNot::Around);
+            return Ok(());
+        }
+        let entered = match is_linked {
+            true => enter_linked(handle, name),
+            false => enter(handle, name),
+        };
+        match entered {
+            Ok(_) if is_tablespace => self.directories.push(path),
+            Ok(below) => {
+                self.directories.push(path.clone());
+                self.directory(below.as_fd(), Some(&path))?;
+            }
+            Err(Errno::NOENT) if !is_linked => {}
+            // The file system's own, where somebody mounted one.
+            Err(Errno::ACCESS) if name == LOST_AND_FOUND => {}
+            Err(Errno::ACCESS) if self.behind_links > 0 => {
+                self.pass_over(path, WhyNot::Unreadable);
+            }
+            Err(error) => return Err(self.failure_at(Some(&path), error)),
+        }
+        Ok(())
+    }
+
+    /// Of what lies in the directory itself this is found when it is read, and ends the backup.
+    fn may_not_read(&self, handle: BorrowedFd<'_>, name: &[u8]) -> bool {
+        let flags = AtFlags::EACCESS;
+        self.behind_links > 0
+            && accessat(handle, name, Access::READ_OK, flags) == Err(Errno::ACCESS)
+    }
+
+    fn pass_over(&mut self, path: RelativePath, why: WhyNot) {
+        self.passed_over.push(PassedOver { path, why });
     }
 
     /// A directory without its content; `pg_wal` keeps those the server expects in it.
@@ -367,7 +368,13 @@ impl Walker<'_> {
             b"postmaster.opts",
         ];
         /// What the server renames them to; of a backup from which this cluster was restored.
-        const OMITTED_IN_ROOT: [&[u8]; 2] = [b"backup_label.old", b"tablespace_map.old"];
+        const OMITTED_IN_ROOT: [&[u8]; 5] = [
+            b"backup_label.old",
+            b"tablespace_map.old",
+            DAMAGED_PAGES.as_bytes(),
+            LEFT_OUT.as_bytes(),
+            LEFT_OUT_ALLOWED.as_bytes(),
+        ];
         /// What a server that starts clears anyway, or what belongs to one server alone.
         const EMPTIED: [&[u8]; 7] = [
             b"pg_stat_tmp",
@@ -453,43 +460,29 @@ fn is_links(path: &RelativePath) -> bool {
     path.as_bytes() == TABLESPACE_LINKS.as_bytes()
 }
 
+/// Where the server logs, as PostgreSQL and the packages of old call it.
+fn is_log(path: &RelativePath) -> bool {
+    matches!(path.as_bytes(), b"log" | b"pg_log")
+}
+
 /// `pg_tblspc/OID`.
 fn is_tablespace_root(path: &RelativePath) -> bool {
     let above = path.parent();
     above.as_ref().is_some_and(is_links) && oid_of(path.file_name()).is_some()
 }
 
-/// Every name in a directory, sorted, so that two listings can be compared.
-fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
+/// The directories that the data directory lies in: a link to one of them would take the whole host.
+fn around(data: &Path) -> Vec<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let data = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+    let above = data.ancestors().skip(1);
+    let found = above.filter_map(|path| path.metadata().ok());
+    found.map(|found| (found.dev(), found.ino())).collect()
 }
 
-fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    retry_on_intr(|| openat(directory, name, flags, Mode::empty()))
-}
-
-/// The same for `pg_tblspc`, which the server follows wherever an administrator moved it.
-fn enter_linked(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    retry_on_intr(|| openat(directory, name, flags, Mode::empty()))
-}
-
-fn is(stat: &Stat, file_type: FileType) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == file_type
-}
-
-fn identity(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
+/// Whether a name that was listed is no more.
+fn is_gone(directory: BorrowedFd<'_>, name: &[u8]) -> bool {
+    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
 }
 
 fn failure(path: &Path, error: Errno) -> CommandError {

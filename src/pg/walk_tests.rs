@@ -9,9 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use rustix::fs::FileType;
+
 use super::data_directory::DataDirectory;
 use super::fixtures::control_file;
-use super::walk::{File, Listing, PassedOver, WhyNot, balance, walk};
+use super::left_out::{PassedOver, WhyNot};
+use super::walk::{File, Listing, balance, walk};
 use crate::error::{Kind, Result};
 
 const VERSION_DIRECTORY: &str = "PG_15_202209061";
@@ -113,6 +116,7 @@ fn fault_63_what_a_server_makes_anew_is_left_out() {
     for path in taken.iter().chain(&left) {
         write(&data, path);
     }
+    write(&data, "walmgr_left_out");
     let listing = list(&home).unwrap();
     let mut expected: Vec<&str> = [&taken[..], &["PG_VERSION"]].concat();
     expected.sort_unstable();
@@ -180,19 +184,14 @@ fn tablespaces_are_listed_once_wherever_they_are() {
     let times = |path: &str| found.iter().filter(|it| *it == path).count();
     assert_eq!(times("nested"), 1);
     assert_eq!(times("pg_tblspc/16385"), 1);
+    assert_eq!(times("pg_tblspc/mine"), 1);
     assert_eq!(times(&format!("pg_tblspc/16385/{VERSION_DIRECTORY}/5")), 1);
     assert_eq!(times(&format!("nested/{VERSION_DIRECTORY}")), 0);
-    let passed = |path: &str, why| PassedOver {
-        path: path.parse().unwrap(),
-        why,
+    let dangling = PassedOver {
+        path: "pg_tblspc/16388".parse().unwrap(),
+        why: WhyNot::Dangling,
     };
-    assert_eq!(
-        listing.passed_over,
-        [
-            passed("pg_tblspc/16388", WhyNot::Dangling),
-            passed("pg_tblspc/mine", WhyNot::Link),
-        ]
-    );
+    assert_eq!(listing.passed_over, [dangling]);
     for file in &listing.files[1..] {
         let read = content(&listing, file).unwrap();
         assert!(file.path.as_bytes().ends_with(&read[read.len() - 3..]));
@@ -221,40 +220,148 @@ fn tablespaces_are_found_where_their_links_were_moved_to() {
     }
 }
 
+/// Moves a name of the data directory out of it and leaves a link; where it is now.
+fn move_behind_link(home: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
+    let (from, to) = (
+        home.path().join("data").join(name),
+        home.path().join("moved"),
+    );
+    std::fs::create_dir_all(&to).unwrap();
+    let to = to.join(name.replace('/', "-"));
+    std::fs::rename(&from, &to).unwrap();
+    symlink(&to, &from).unwrap();
+    to
+}
+
+fn passed(listing: &Listing) -> Vec<String> {
+    let passed = listing.passed_over.iter();
+    passed.map(ToString::to_string).collect()
+}
+
 #[test]
-fn links_and_special_files_are_passed_over_and_named() {
+fn fault_125_what_was_moved_behind_links_is_listed_where_the_server_sees_it() {
+    let moved: [&[&str]; 3] = [
+        &[
+            "base/5",
+            "pg_xact",
+            "global",
+            "PG_VERSION",
+            "pg_multixact/offsets",
+            "base/6/7",
+        ],
+        &["base", "pg_multixact"],
+        &["pg_tblspc/16385/PG_15_202209061/5", "global/pg_control"],
+    ];
+    for names in moved {
+        let home = make(15);
+        let data = home.path().join("data");
+        let outside = home.path().join("outside");
+        symlink(&outside, data.join("pg_tblspc/16385")).unwrap();
+        write(&outside, &format!("{VERSION_DIRECTORY}/5/16390"));
+        for path in [
+            "base/5/1",
+            "base/6/7",
+            "pg_xact/0000",
+            "pg_multixact/offsets/0000",
+        ] {
+            write(&data, path);
+        }
+        let plain = list(&home).unwrap();
+        for name in names {
+            move_behind_link(&home, name);
+        }
+        // A chain of links leads there as well.
+        let last = data.join(names[0]);
+        std::fs::rename(&last, home.path().join("chain")).unwrap();
+        symlink(home.path().join("chain"), &last).unwrap();
+        let listing = list(&home).unwrap();
+        assert_eq!(paths(&listing), paths(&plain), "{names:?}");
+        assert_eq!(directories(&listing), directories(&plain), "{names:?}");
+        assert_eq!(listing.passed_over, []);
+        for file in listing.files.iter().chain([&listing.control]) {
+            let read = content(&listing, file).unwrap();
+            assert_eq!(read.len() as u64, file.size, "{}", file.path);
+        }
+    }
+}
+
+#[test]
+fn fault_125_what_a_link_does_not_lead_to_is_named() {
+    let home = make(15);
+    let data = home.path().join("data");
+    let link = |to: &str, name: &str| symlink(to, data.join(name)).unwrap();
+    link("/nonexistent", "base/7");
+    link("itself", "itself");
+    link("..", "around");
+    link("/", "host");
+    link("../base", "base/round");
+    link("../../PG_VERSION/x", "base/5/8");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    for (name, kind) in [("pipe", FileType::Fifo), ("socket", FileType::Socket)] {
+        rustix::fs::mknodat(rustix::fs::CWD, data.join(name), kind, mode, 0).unwrap();
+    }
+    write(home.path(), "logs/of the server");
+    symlink(home.path().join("logs"), data.join("log")).unwrap();
+    let listing = list(&home).unwrap();
+    assert_eq!(paths(&listing), ["PG_VERSION"]);
+    assert!(directories(&listing).iter().any(|it| it == "log"));
+    assert_eq!(
+        passed(&listing),
+        [
+            "around is a symbolic link to a directory that it lies in",
+            "base/5/8 is a symbolic link to what does not exist",
+            "base/7 is a symbolic link to what does not exist",
+            "base/round is a symbolic link to a directory that it lies in",
+            "host is a symbolic link to a directory that it lies in",
+            "itself is a symbolic link that leads to itself",
+            "log is a symbolic link to the server's log",
+            "pipe is neither a file nor a directory",
+            "socket is a socket",
+        ]
+    );
+    let losses = listing.passed_over.iter().filter(|it| it.why.is_loss());
+    assert_eq!(losses.count(), 7);
+}
+
+#[test]
+fn a_link_of_what_is_emptied_anyway_is_a_directory() {
     let home = make(15);
     let data = home.path().join("data");
     write(home.path(), "elsewhere/secret");
-    std::fs::remove_dir_all(data.join("pg_wal")).unwrap();
-    std::fs::create_dir(home.path().join("wal")).unwrap();
-    write(home.path(), "wal/000000010000000000000001");
-    symlink(home.path().join("wal"), data.join("pg_wal")).unwrap();
+    write(&data, "pg_wal/000000010000000000000001");
+    move_behind_link(&home, "pg_wal");
     symlink(home.path().join("elsewhere"), data.join("pg_replslot")).unwrap();
-    symlink(home.path().join("elsewhere"), data.join("log")).unwrap();
-    symlink(home.path().join("elsewhere/secret"), data.join("base/5/7")).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let fifo = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, data.join("pipe"), fifo, mode, 0).unwrap();
     let listing = list(&home).unwrap();
     assert_eq!(paths(&listing), ["PG_VERSION"]);
-    let found = directories(&listing);
     for directory in ["pg_wal", "pg_wal/archive_status", "pg_replslot"] {
+        let found = directories(&listing);
         assert!(found.iter().any(|it| it == directory), "{directory}");
     }
-    let passed: Vec<String> = listing
-        .passed_over
+    assert_eq!(listing.passed_over, []);
+}
+
+#[test]
+fn fault_125_a_link_that_leads_elsewhere_meanwhile_is_no_vanished_file() {
+    let home = make(15);
+    let data = home.path().join("data");
+    write(&data, "base/6/1");
+    let moved = move_behind_link(&home, "base/6");
+    let listing = list(&home).unwrap();
+    let file = listing
+        .files
         .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        passed,
-        [
-            "base/5/7 is a symbolic link",
-            "log is a symbolic link",
-            "pipe is neither a file nor a directory",
-        ]
-    );
+        .find(|file| file.path.to_string() == "base/6/1")
+        .unwrap();
+    assert_eq!(content(&listing, file).unwrap(), b"base/6/1");
+    // As an unmounted file system leaves it: there, and empty.
+    std::fs::rename(&moved, moved.with_extension("gone")).unwrap();
+    for make_anew in [false, true] {
+        if make_anew {
+            std::fs::create_dir(&moved).unwrap();
+        }
+        let error = content(&listing, file).unwrap_err();
+        assert_ne!(error.kind(), io::ErrorKind::NotFound, "{error}");
+    }
 }
 
 #[test]

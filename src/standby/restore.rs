@@ -22,6 +22,7 @@
 
 mod choose;
 mod config_files;
+mod keep;
 mod place;
 mod plan;
 mod prepare;

@@ -291,7 +291,7 @@ fn standings(
             let mut has_good = false;
             let standing = |mut entry: SetEntry| {
                 entry.label = fit_to_recover(&entry, has_good).and(entry.label);
-                has_good |= entry.condition == Condition::Good;
+                has_good |= entry.condition.is_good();
                 standing(entry, folder, way)
             };
             listed.into_iter().map(standing).collect()
@@ -305,7 +305,7 @@ fn standings(
     }
 }
 
-/// Why a set cannot stand for a good backup. One with damaged pages is named until there is a newer
+/// Why a set cannot stand for a good backup. One with damaged pages, or without something, is named until there is a newer
 /// good one.
 fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> {
     match &entry.condition {
@@ -316,7 +316,10 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
             "it holds damaged pages, as the master did: `walmgr_damaged_pages` in it names them"
                 .to_owned(),
         ),
-        Condition::Good | Condition::DamagedPages => Ok(()),
+        Condition::LeftOut if !has_newer_good => Err(
+            "it lacks something that the master has: `walmgr_left_out` in it names that".to_owned(),
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -96,7 +96,7 @@ fn the_walkthroughs_master_file_loads_unchanged() {
     assert_eq!(config.slave.ignored_path, None);
     assert_eq!(config.ignored_folders.len(), 5);
     assert_eq!(config.compression, 0);
-    assert!(config.keep_symlinks && !config.use_xlog_functions && !config.hot_standby);
+    assert!(!config.use_xlog_functions && !config.hot_standby);
     assert_eq!(
         (config.command_interval, config.periodic_command),
         (None, None)
@@ -174,7 +174,7 @@ fn a_short_standby_file_gets_the_defaults() {
         (config.on_corrupt, config.log_format),
         (OnCorrupt::Stop, LogFormat::Text)
     );
-    assert!(config.backup_datadir && config.metrics_listen.is_empty());
+    assert!(config.keep_symlinks && config.backup_datadir && config.metrics_listen.is_empty());
 }
 
 #[test]

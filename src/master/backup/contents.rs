@@ -15,17 +15,16 @@ use crate::master::cluster::ClusterFacts;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::left_out::{self, PassedOver};
 use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
+use crate::pg::roots::Roots;
 use crate::pg::sql::Session;
 use crate::pg::sql_backup::FinishedBackup;
-use crate::pg::walk::{self, Roots};
+use crate::pg::walk;
 
 /// From this size on files are sent largest first, so that no stream is left with a large one at
 /// the end. Smaller ones keep their order, in which a directory's files follow one another.
 const LARGE_FILE_BYTES: u64 = 1 << 20;
-
-/// The note in a set that names its damaged pages. PostgreSQL does not look at it.
-const BAD_PAGES: &[u8] = b"walmgr_damaged_pages";
 
 /// Where PostgreSQL sees tablespaces, and where a set keeps them.
 const TABLESPACE_LINKS: &[u8] = b"pg_tblspc/";
@@ -48,6 +47,8 @@ pub struct Contents {
     pub total_bytes: u64,
     /// What is left out, and a person should know of.
     pub notes: Vec<String>,
+    /// What a server that is restored from the set may lack.
+    pub left_out: Vec<PassedOver>,
 }
 
 impl Contents {
@@ -57,8 +58,10 @@ impl Contents {
         let listing = tokio::task::spawn_blocking(move || walk::walk(&data))
             .await
             .map_err(|error| CommandError::retry("list the data directory").because(error))??;
-        let passed_over = listing.passed_over.iter();
-        let mut notes: Vec<String> = passed_over
+        let (left_out, harmless): (Vec<PassedOver>, Vec<_>) =
+            (listing.passed_over.into_iter()).partition(|passed_over| passed_over.why.is_loss());
+        let harmless = harmless.iter();
+        let mut notes: Vec<String> = harmless
             .map(|passed_over| format!("not in the backup: {passed_over}"))
             .collect();
         let configs = configs(config, session, &mut notes).await?;
@@ -84,6 +87,7 @@ impl Contents {
             configs,
             total_bytes,
             notes,
+            left_out,
         })
     }
 }
@@ -160,10 +164,24 @@ fn read_config(path: &Path) -> Result<Config> {
 }
 
 /// The note that marks a set with damaged pages; `None` when there are none.
-pub fn note_of(bad_blocks: &[BadBlock]) -> Option<Item> {
+pub fn note_of_pages(bad_blocks: &[BadBlock]) -> Option<Item> {
     let line = |bad: &BadBlock| format!("{} block {}\n", bad.path, bad.block);
     let text: String = bad_blocks.iter().map(line).collect();
-    let target = RelativePath::new(BAD_PAGES).ok();
+    note(left_out::DAMAGED_PAGES, text)
+}
+
+/// The note that marks a set which lacks something; `None` when it lacks nothing.
+pub fn note_of_left_out(left_out: &[PassedOver], is_allowed: bool) -> Option<Item> {
+    let line = |left_out: &PassedOver| format!("{left_out}\n");
+    let name = match is_allowed {
+        true => left_out::LEFT_OUT_ALLOWED,
+        false => left_out::LEFT_OUT,
+    };
+    note(name, left_out.iter().map(line).collect())
+}
+
+fn note(name: &str, text: String) -> Option<Item> {
+    let target = RelativePath::new(name.as_bytes()).ok();
     target.filter(|_| !text.is_empty()).map(|target| Item {
         target,
         content: Content::Note(text.into()),

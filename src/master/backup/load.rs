@@ -13,7 +13,8 @@ use walmgr_protocol::names::{Lsn, RelativePath};
 use crate::error::{CommandError, Result};
 use crate::master::backup::progress::Counters;
 use crate::pg::control::ControlFile;
-use crate::pg::walk::{self, Roots};
+use crate::pg::roots::Roots;
+use crate::pg::walk;
 
 /// Blocks of a file whose checksums are remembered: a stream that was cut goes on behind one of
 /// them. More than a segment of 1 GiB has at the smallest useful block.

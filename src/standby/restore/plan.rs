@@ -11,6 +11,7 @@ use std::sync::Arc;
 use walmgr_protocol::names::BackupName;
 
 use super::choose::{choose, choose_for};
+use super::keep::Kept;
 use super::place::{self, MOVED, Occupant, Origin, Place};
 use super::spaces::mapping;
 use super::{config_files, control_path};
@@ -21,6 +22,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::left_out;
 use crate::pg::recovery::{Recovery, TargetTimeline};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
@@ -59,6 +61,8 @@ pub struct Plan<'a> {
     /// Where tablespaces go that do not stay below the data directory, by OID.
     pub tablespaces: BTreeMap<OsString, PathBuf>,
     pub recovery: Recovery,
+    /// What stays behind links.
+    pub kept: Kept,
     /// Whether the set's settings are taken as they are.
     pub trusts_settings: bool,
 }
@@ -101,6 +105,7 @@ impl<'a> Plan<'a> {
                 config,
                 sets,
                 source: Source::Taken,
+                kept: kept(config, &place),
                 place,
                 size: SetSize::default(),
                 recovery,
@@ -122,6 +127,9 @@ impl<'a> Plan<'a> {
         DataDirectory::open(held.path())?;
         check_cluster(&archive, &control, held.path())?;
         warn_of_gap(&archive, &held)?;
+        for line in left_out::named_in(held.path()) {
+            tracing::warn!("{} lacks what the master had: {line}", held.name());
+        }
         let chosen = Chosen {
             name: held.name().clone(),
             path: held.path().clone(),
@@ -139,6 +147,7 @@ impl<'a> Plan<'a> {
             },
             config,
             sets,
+            kept: kept(config, &place),
             place,
             recovery,
             trusts_settings: restoring.trusts_settings,
@@ -223,7 +232,7 @@ impl<'a> Plan<'a> {
         let above_device = device(above).at(Kind::Config, "find the directory above", wal)?;
         match device(wal) {
             Ok(own) if own != above_device => Err(CommandError::config(format!(
-                "slave_pg_xlog {} is a mount point, which cannot be moved aside",
+                "{}, where pg_wal goes, is a mount point, which cannot be moved aside",
                 wal.display()
             ))
             .hint("name a directory below it")),
@@ -234,6 +243,7 @@ impl<'a> Plan<'a> {
     /// Where pg_wal goes, if not into the data directory.
     pub fn wal_directory(&self) -> Option<&Path> {
         let wal = self.config.slave_pg_xlog.as_deref();
+        let wal = wal.or(self.kept.wal.as_deref());
         wal.filter(|_| self.place.is_slave_data)
     }
 }
@@ -289,6 +299,13 @@ fn moved_leftover(place: &Place) -> Result<Option<PathBuf>> {
     }
     let in_place = place.occupant == Occupant::Unfinished(Origin::Moved);
     Ok(in_place.then(|| place.data.clone()))
+}
+
+fn kept(config: &StandbyConfig, place: &Place) -> Kept {
+    match config.keep_symlinks && place.is_slave_data {
+        true => Kept::find(place),
+        false => Kept::default(),
+    }
 }
 
 fn restore_command(config: &StandbyConfig) -> Result<String> {

@@ -33,6 +33,8 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         super::config_files::restore(plan, staging)?;
     }
     super::settings::settle(plan, staging)?;
+    // Behind it, as it removes links that a set may have brought.
+    plan.kept.link_logs(staging)?;
     plan.recovery.write(staging)?;
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
 }

@@ -11,13 +11,11 @@ use super::BackupSets;
 use super::list::LABEL;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
+use crate::pg::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED};
 use crate::pg::listed::MANIFEST;
 use crate::pg::manifest::{FileEntry, Scan};
 use crate::store::StoreError;
 use crate::store::tree::Node;
-
-/// The note in a set that names its damaged pages. PostgreSQL does not look at it.
-pub const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
 
 /// What `ALTER SYSTEM` writes.
 const AUTO_CONF: &str = "postgresql.auto.conf";
@@ -38,6 +36,10 @@ pub enum Condition {
     Good,
     /// It holds damaged pages, as the master did when it was made.
     DamagedPages,
+    /// It lacks something that was in the data directory, and nobody said that it may.
+    LeftOut,
+    /// It lacks something, as whoever made it had allowed.
+    LeftOutAllowed,
     /// It is not what was sealed, and why.
     Damaged(String),
     /// The disk did not let anybody see.
@@ -48,8 +50,23 @@ impl Condition {
     /// Why nobody may recover from the set.
     pub fn refusal(&self) -> Option<&str> {
         match self {
-            Condition::Good | Condition::DamagedPages => None,
             Condition::Damaged(why) | Condition::Unreadable(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Whether the set may take the place of an older good one.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Condition::Good | Condition::LeftOutAllowed)
+    }
+
+    /// What a list says beside the label of a set that holds all it was sealed with.
+    pub const fn remark(&self) -> Option<&'static str> {
+        match self {
+            Condition::DamagedPages => Some("damaged pages"),
+            Condition::LeftOut => Some("something left out"),
+            Condition::LeftOutAllowed => Some("something left out, as allowed"),
+            _ => None,
         }
     }
 }
@@ -70,11 +87,19 @@ impl BackupSets {
             Ok(None) => {}
             Err(error) => return Condition::Unreadable(error.to_string()),
         }
-        match self.node(root, set, DAMAGED_PAGES) {
-            Ok(None) => Condition::Good,
-            Ok(Some(_)) => Condition::DamagedPages,
-            Err(error) => Condition::Unreadable(error.to_string()),
+        let marks = [
+            (DAMAGED_PAGES, Condition::DamagedPages),
+            (LEFT_OUT, Condition::LeftOut),
+            (LEFT_OUT_ALLOWED, Condition::LeftOutAllowed),
+        ];
+        for (name, condition) in marks {
+            match self.node(root, set, name) {
+                Ok(None) => {}
+                Ok(Some(_)) => return condition,
+                Err(error) => return Condition::Unreadable(error.to_string()),
+            }
         }
+        Condition::Good
     }
 
     fn damage(&self, root: BorrowedFd<'_>, set: &str) -> Result<Option<String>, StoreError> {

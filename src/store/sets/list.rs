@@ -39,12 +39,13 @@ pub struct SetEntry {
 impl SetEntry {
     /// The label as a list shows it, or what is wrong with the set.
     pub fn readable_label(self) -> Result<BackupLabel, String> {
-        let mut label = match self.condition {
-            Condition::Damaged(why) | Condition::Unreadable(why) => return Err(why),
-            Condition::Good => return self.label,
-            Condition::DamagedPages => self.label?,
-        };
-        label.label.push_str(" (damaged pages)");
+        if let Condition::Damaged(why) | Condition::Unreadable(why) = self.condition {
+            return Err(why);
+        }
+        let mut label = self.label?;
+        if let Some(remark) = self.condition.remark() {
+            label.label.push_str(&format!(" ({remark})"));
+        }
         Ok(label)
     }
 }

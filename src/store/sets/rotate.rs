@@ -66,7 +66,7 @@ pub struct Keeping {
 
 impl Keeping {
     /// The sets that go, newest first. A set goes when as many newer ones are there that are as good
-    /// as it is: one with damaged pages never makes a good one go, and one that is damaged itself
+    /// as it is: one with damaged pages, or without something that was there, never makes a good one go, and one that is damaged itself
     /// counts for nothing and stays for a person to look at.
     fn given_up(self, listed: Vec<SetEntry>) -> Vec<SetEntry> {
         let (mut good, mut any) = (0, 0);
@@ -75,12 +75,12 @@ impl Keeping {
             if is_damaged || !purge::is_older_than(set.sealed_ms, self.minimum_age) {
                 return false;
             }
-            let newer = match set.condition {
-                Condition::Good => {
+            let newer = match set.condition.is_good() {
+                true => {
                     good += 1;
                     good
                 }
-                _ => any + 1,
+                false => any + 1,
             };
             any += 1;
             newer > self.sets
@@ -372,6 +372,7 @@ mod tests {
     #[test]
     fn fault_121_a_set_goes_only_for_newer_ones_as_good_as_it_is() {
         let (good, pages) = (Condition::Good, Condition::DamagedPages);
+        let (lacks, may_lack) = (Condition::LeftOut, Condition::LeftOutAllowed);
         let broken = Condition::Damaged("its label".to_owned());
         let old = |conditions: &[&Condition]| -> Vec<(i64, Condition)> {
             conditions.iter().map(|it| (99, (*it).clone())).collect()
@@ -380,6 +381,8 @@ mod tests {
         assert_eq!(gone(1, &old(&[&pages, &pages, &good])), [1]);
         assert_eq!(gone(1, &old(&[&good, &pages, &good])), [1, 2]);
         assert_eq!(gone(1, &old(&[&broken, &broken, &good])), [0; 0]);
+        assert_eq!(gone(1, &old(&[&lacks, &good])), [0; 0]);
+        assert_eq!(gone(1, &old(&[&may_lack, &lacks, &good])), [1, 2]);
         assert_eq!(gone(2, &old(&[&pages, &pages, &good, &good, &good])), [4]);
     }
 }
