@@ -21,6 +21,17 @@ use crate::error::{CommandError, IoContext, Result};
 /// How often a wait for a lock looks again.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The name of a user in `/etc/passwd`; those that only a directory service knows have none here.
+pub fn user_name(uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
+}
+
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()

@@ -5,4 +5,5 @@
 mod linked_directories;
 mod pg_rewind;
 mod servers_that_do_not_start;
+mod standing_replay;
 mod unreplayable_wal;

@@ -35,7 +35,7 @@ mod pg;
 mod pg_backup;
 mod power_cut;
 mod readme;
-mod replay;
+pub mod replay;
 mod restore;
 mod setup;
 mod skew;

@@ -18,7 +18,7 @@ use crate::load::drain;
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, StopMode, run, soak, wait_for, walmgr_binary};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What tells whether two servers hold the same.
 const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid)) FROM pgbench_accounts a), \
@@ -26,14 +26,14 @@ const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid))
      (SELECT sum(tbalance) FROM pgbench_tellers)";
 
 /// A master that archives, with pgbench's tables.
-fn master(major: u8) -> Site {
+pub(crate) fn master(major: u8) -> Site {
     let site = bare_master(major);
     site.cluster().pgbench(&["-i", "-q", "-s", "1"]);
     site
 }
 
 /// A master that archives.
-fn bare_master(major: u8) -> Site {
+pub(crate) fn bare_master(major: u8) -> Site {
     let cluster = Cluster::builder()
         .major(major)
         .conf("archive_mode", "on")
@@ -45,7 +45,7 @@ fn bare_master(major: u8) -> Site {
 }
 
 /// A copy of the master as it is, not started, that restores from the archive.
-fn copy_of_master(site: &mut Site, name: &str, settings: &[&str]) -> Cluster {
+pub(crate) fn copy_of_master(site: &mut Site, name: &str, settings: &[&str]) -> Cluster {
     drain(site);
     let major = site.cluster().major();
     site.cluster_mut().stop(StopMode::Fast);
@@ -74,14 +74,14 @@ fn copy_directory(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to)).unwrap();
 }
 
-fn signal_file(standby: &Cluster, name: &str) {
+pub(crate) fn signal_file(standby: &Cluster, name: &str) {
     let path = standby.data().join(name);
     fs::write(&path, "").unwrap();
     give_to_server(&path);
 }
 
 /// A standby that replays, known to the settings as `slave_data`.
-fn standby_of(site: &mut Site, hot: bool) -> Cluster {
+pub(crate) fn standby_of(site: &mut Site, hot: bool) -> Cluster {
     let hot = format!("hot_standby = {}", if hot { "on" } else { "off" });
     let mut standby = copy_of_master(site, "replaying", &[&hot]);
     signal_file(&standby, "standby.signal");
@@ -90,28 +90,28 @@ fn standby_of(site: &mut Site, hot: bool) -> Cluster {
     standby
 }
 
-fn has_restored(standby: &Cluster, name: &str) -> bool {
+pub(crate) fn has_restored(standby: &Cluster, name: &str) -> bool {
     let line = format!("restored log file \"{name}\" from archive");
     standby.log().contains(&line)
 }
 
-fn wait_until_restored(standby: &Cluster, name: &str) {
+pub(crate) fn wait_until_restored(standby: &Cluster, name: &str) {
     wait_for(name, PATIENCE, || has_restored(standby, name).then_some(()));
 }
 
 /// How many files the standby has restored so far.
-fn restored_count(standby: &Cluster) -> usize {
+pub(crate) fn restored_count(standby: &Cluster) -> usize {
     standby.log().matches("restored log file").count()
 }
 
-fn newest_segment(site: &Site) -> String {
+pub(crate) fn newest_segment(site: &Site) -> String {
     let mut names = site.archived_names();
     names.retain(|name| name.len() == 24);
     names.pop().unwrap()
 }
 
 /// Everything the master has written is archived; the name of the last segment.
-fn finish(site: &Site) -> String {
+pub(crate) fn finish(site: &Site) -> String {
     drain(site);
     newest_segment(site)
 }

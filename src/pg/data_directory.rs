@@ -8,6 +8,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::control::{self, ControlFile};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// The oldest and the newest major version walmgr supports.
 pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
@@ -69,6 +70,12 @@ impl DataDirectory {
     /// The folder of its WAL, which may be a symlink.
     pub fn wal(&self) -> PathBuf {
         self.path.join("pg_wal")
+    }
+
+    /// The name of the user it belongs to, as the server has to.
+    pub fn owner_name(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        files::user_name(std::fs::metadata(&self.path).ok()?.uid())
     }
 
     /// Its control file.

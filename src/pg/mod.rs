@@ -22,6 +22,8 @@ pub mod relation;
 pub mod roots;
 pub mod sql;
 pub mod sql_backup;
+pub mod sql_replay;
+pub mod sql_settings;
 pub mod tablespace_map;
 pub mod walk;
 #[cfg(test)]

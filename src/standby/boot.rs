@@ -25,6 +25,7 @@
 
 pub mod begun;
 mod ending;
+mod holds;
 mod promote;
 
 use std::fs::File;
@@ -43,11 +44,14 @@ use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::replay::{ControlFiles, server_text};
+use crate::standby::standing;
+use crate::standby::too_low::ServerFiles;
 use crate::standby::verdict::{self, Acknowledged, InProgress};
 use crate::store::{Reader, RealDisk};
 
 use begun::Begun;
 use ending::Opened;
+use holds::Attendance;
 use promote::Outcome;
 
 /// With it a server never opens by itself.
@@ -64,6 +68,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let standby = Standby::find(config, data)?;
     let partials = or_forced(force, Partials::open(config))?;
     let acknowledged = standby.refuse_loss(partials.as_ref(), force)?;
+    standby.refuse_holds()?;
     let data = standby.data.path().display();
     if options.not_really {
         return output::not_really(&format!(
@@ -77,11 +82,12 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let under_way = control.stop_for(Some(&standby.server))?.is_some();
     let frozen = standby.freeze(partials.as_ref(), force, under_way)?;
     let begun = standby.begun(acknowledged.with(frozen))?;
+    let mut attendance = Attendance::of(&standby, force);
     let asked = begun
         .write(config)
         .and_then(|()| control.stop(&standby.server, force))
         .and_then(|()| control.resume())
-        .and_then(|_| standby.wait_until_it_asks(force));
+        .and_then(|_| standby.wait_until_it_asks(force, &mut attendance));
     let asked = asked.and_then(|()| standby.promote());
     if let Err(error) = asked {
         if !under_way {
@@ -99,14 +105,20 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         return Ok(());
     }
     // If looking fails the server goes on replaying under its STOP, which speaks to no other.
-    let opened = standby.wait_until_open()?;
-    if let Outcome::Ended = opened {
+    let opened = standby.wait_until_open(&mut attendance)?;
+    drop(attendance);
+    let failed = match opened {
+        Outcome::Open => None,
+        Outcome::Ended => Some(standby.ended()),
+        Outcome::Stands(error) => Some(error),
+    };
+    if let Some(error) = failed {
         control.unstop()?;
         // Without the signal its next start would open it.
         if standby.data.path().join(STANDBY_SIGNAL).exists() {
             call_off(config, partials.as_ref());
         }
-        return Err(ended());
+        return Err(error);
     }
     let opened = Opened {
         config,
@@ -196,19 +208,13 @@ fn alone(data: &DataDirectory) -> Result<File> {
     }
 }
 
-fn ended() -> CommandError {
-    CommandError::retry("the server ended before it was open; its log says why").hint(
-        "after a damaged segment: mend it, or start the server with on_corrupt = stall and type \
-         boot --force to open without it",
-    )
-}
-
 /// A server that replays, and the archive it replays from.
 struct Standby {
     data: DataDirectory,
     server: Postmaster,
     before: ControlFile,
     archive: Reader,
+    files: ServerFiles,
     /// Whether its recovery ends at a target, and not where WAL ends.
     at_target: bool,
 }
@@ -219,10 +225,7 @@ impl Standby {
         let place = data.path().display();
         let server = data.running()?.filter(|server| !server.single_user);
         let Some(server) = server else {
-            return Err(CommandError::retry(format!(
-                "no server runs in {place}, so none can be booted"
-            ))
-            .hint("start it; it has to replay before it can open"));
+            return Err(holds::not_running(&data, &ServerFiles::of(config, &data)));
         };
         let before = data.control()?;
         if before.state != State::InArchiveRecovery {
@@ -235,6 +238,7 @@ impl Standby {
         let is_standby = data.path().join(STANDBY_SIGNAL).exists();
         Ok(Standby {
             at_target: !is_standby && verdict::has_target(data.path()),
+            files: ServerFiles::of(config, &data),
             data,
             server,
             before,
@@ -244,13 +248,7 @@ impl Standby {
 
     /// Where replay certainly stands; it may be further.
     fn replayed(&self) -> (TimelineId, Lsn) {
-        let control = &self.before;
-        match control.min_recovery_timeline {
-            Some(timeline) if control.min_recovery_point > control.redo => {
-                (timeline, control.min_recovery_point)
-            }
-            _ => (control.timeline, control.redo),
-        }
+        standing::replayed(&self.before)
     }
 
     /// Refuses to open without what is missing or damaged; returns up to where it was acknowledged.

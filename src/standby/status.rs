@@ -12,6 +12,7 @@ use crate::pg::data_directory::DataDirectory;
 use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::replay::ControlFiles;
+use crate::standby::standing;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
 use crate::store::{ConfigCopies, Disk, PartialWals, Places, RealDisk, StoreError};
@@ -37,6 +38,8 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
+    let held = standby.as_ref().ok().and_then(|found| found.held);
+    let replay = standing::of_standby(config, held);
     let facts = Facts {
         lag: Lag {
             seconds_at_most: arrived.map(|found| status::seconds(found.received_age_ms)),
@@ -47,6 +50,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
             server_runs: server_runs(config),
+            replay,
             stream: stream(config, disk),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),

@@ -105,6 +105,8 @@ codes! {
     Syncdaemon = "syncdaemon",
     /// Replay is held.
     Paused = "paused",
+    /// Replay stands still, or is far behind what is held.
+    Replay = "replay",
     /// The standby's server does not run.
     StandbyServer = "standby_server",
     /// The stream of the newest timeline is refused.
@@ -127,19 +129,19 @@ pub struct Finding {
 }
 
 /// The findings so far.
-struct Findings(Vec<Finding>);
+pub(super) struct Findings(pub(super) Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, level: Level, code: Code, text: impl Into<String>) {
+    pub(super) fn add(&mut self, level: Level, code: Code, text: impl Into<String>) {
         let text = text.into();
         self.0.push(Finding { level, code, text });
     }
 
-    fn warn(&mut self, code: Code, text: impl Into<String>) {
+    pub(super) fn warn(&mut self, code: Code, text: impl Into<String>) {
         self.add(Level::Warning, code, text);
     }
 
-    fn alarm(&mut self, code: Code, text: impl Into<String>) {
+    pub(super) fn alarm(&mut self, code: Code, text: impl Into<String>) {
         self.add(Level::Critical, code, text);
     }
 }
@@ -278,6 +280,9 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
              of its timeline may be missing in the archive: type `boot` once more"
         );
         found.warn(Code::Boot, text);
+    }
+    if let Some(replay) = &standby.replay {
+        super::replay::judge(found, replay);
     }
     match &standby.stream {
         Stream::Open => {}

@@ -4,8 +4,10 @@
 
 mod judge;
 mod page;
+mod replay;
 
 pub use judge::{Code, Finding, Level};
+pub use replay::{Hold, Replay, TooLow};
 
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, TimelineId};
@@ -148,7 +150,7 @@ pub enum Syncdaemon {
 }
 
 /// What the standby's host knows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Standby {
     /// Whether a receiver runs on this ini file.
     pub receiver_runs: bool,
@@ -156,6 +158,8 @@ pub struct Standby {
     pub paused: bool,
     /// Whether the server in `slave_data` runs; `None` if there is none to replay.
     pub server_runs: Option<bool>,
+    /// Where that server stands; `None` if there is none that replays.
+    pub replay: Option<Replay>,
     /// Whether a boot froze the master's stream.
     pub stream: Stream,
     /// The data directory of a server that a boot opened without coming to its end.

@@ -250,6 +250,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         server_runs: Some(false),
         stream: Stream::Open,
         unfinished_boot: Some("/data".into()),
+        replay: None,
     });
     let expected = [
         "critical no_receiver",

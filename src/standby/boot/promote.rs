@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::holds::Attendance;
 use super::{STANDBY_SIGNAL, Standby};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -28,17 +29,23 @@ pub enum Outcome {
     Open,
     /// It ended before.
     Ended,
+    /// It runs, and will not open before an administrator has done what this says.
+    Stands(CommandError),
 }
 
 impl Standby {
     /// Waits until the server can no longer act on what it was told before STOP was there.
-    pub(super) fn wait_until_it_asks(&self, force: bool) -> Result<()> {
+    pub(super) fn wait_until_it_asks(
+        &self,
+        force: bool,
+        attendance: &mut Attendance<'_>,
+    ) -> Result<()> {
         // At a recovery target a server opens with what it has.
         if !self.data.path().join(STANDBY_SIGNAL).exists() {
             return Ok(());
         }
         let answers = Answers::of(self.data.path(), &self.server);
-        let (begun, mut reported) = (Instant::now(), Instant::now());
+        let begun = Instant::now();
         while let Some(segment) = answers.pending() {
             let running = self.data.running()?;
             let gone = running.is_none_or(|server| server.pid != self.server.pid);
@@ -52,14 +59,9 @@ impl Standby {
                 );
                 break;
             }
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
-                tracing::warn!(
-                    "the server has to ask for {segment} again before it can be promoted, but does \
-                     not: is replay paused (SELECT pg_wal_replay_resume()), or held up by a query? \
-                     boot --force opens it without what was shipped last"
-                );
-            }
+            attendance.attend(&format!(
+                "the server has to ask for {segment} again before it can be promoted"
+            ))?;
             std::thread::sleep(ASKED_TICK);
         }
         Ok(())
@@ -85,8 +87,8 @@ impl Standby {
         })
     }
 
-    pub(super) fn wait_until_open(&self) -> Result<Outcome> {
-        let mut reported = Instant::now();
+    pub(super) fn wait_until_open(&self, attendance: &mut Attendance<'_>) -> Result<Outcome> {
+        attendance.promoted();
         loop {
             let running = self.data.running()?;
             let control = self.data.control()?;
@@ -102,9 +104,9 @@ impl Standby {
                 )?;
                 return Ok(Outcome::Ended);
             }
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
-                tracing::info!("replaying; checkpoint at {}", control.checkpoint);
+            let what = format!("replaying; checkpoint at {}", control.checkpoint);
+            if let Err(error) = attendance.attend(&what) {
+                return Ok(Outcome::Stands(error));
             }
             std::thread::sleep(TICK);
         }

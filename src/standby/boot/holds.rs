@@ -1,0 +1,288 @@
+//! What holds the replay of a server up that is to open: refused before anything is touched, or ended.
+//! Never resumes a replay that ends the server, and never opens one that has more to replay. Invariant:
+//! what is said to help does.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Standby;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::pg::conf;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::sql_replay::Holder;
+use crate::pg::sql_settings::COMMAND_LINE;
+use crate::standby::answers::Answers;
+use crate::standby::own_server;
+use crate::standby::standing::{self, Looked};
+use crate::standby::too_low::ServerFiles;
+use crate::status::{Hold, TooLow};
+
+/// How often the server is asked what holds it up.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a wait is told.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+const DELAY: &str = "recovery_min_apply_delay";
+
+impl Standby {
+    fn look(&self) -> Result<Looked> {
+        let control = self.data.control()?;
+        let server = Some(&self.server);
+        Ok(standing::look(&self.data, server, &control, &self.files))
+    }
+
+    /// Refuses what no boot can end, while nothing has been touched.
+    pub(super) fn refuse_holds(&self) -> Result<()> {
+        for hold in self.look()?.holds {
+            match hold {
+                Hold::TooLow(list) => return Err(too_low(&list)),
+                // Promoted, it would act on an answer of before: see `answers`.
+                Hold::Delay(delay, place)
+                    if place == COMMAND_LINE
+                        && Answers::of(self.data.path(), &self.server)
+                            .pending()
+                            .is_some() =>
+                {
+                    return Err(CommandError::retry(format!(
+                        "replay waits for {DELAY} = {delay}, which is given on the server's command line, \
+                         so no file ends it"
+                    ))
+                    .hint("start the server again without it, and type boot again"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Standby {
+    /// Why a server that was told to open ended.
+    pub(super) fn ended(&self) -> CommandError {
+        let control = self.data.control();
+        let holds = control
+            .map(|control| standing::look(&self.data, None, &control, &self.files).holds)
+            .unwrap_or_default();
+        if let [Hold::TooLow(list), ..] = &holds[..] {
+            return too_low(list);
+        }
+        CommandError::retry("the server ended before it was open; its log says why").hint(
+            "after a damaged segment: mend it, or start the server with on_corrupt = stall and type \
+             boot --force to open without it",
+        )
+    }
+}
+
+/// Why a server does not run, as far as a start would not show the same.
+pub(super) fn not_running(data: &DataDirectory, files: &ServerFiles) -> CommandError {
+    let place = data.path().display();
+    let doing = format!("no server runs in {place}, so none can be booted");
+    let looked = data
+        .control()
+        .map(|control| standing::look(data, None, &control, files));
+    match looked.map(|looked| looked.holds).as_deref() {
+        Ok([Hold::TooLow(list), ..]) => CommandError::retry(format!(
+            "{doing}, and it does not start, as parameters are lower than on the master: {}",
+            TooLow::sentence(list)
+        ))
+        .hint(format!("{}; then type boot again", TooLow::remedy(list))),
+        _ => CommandError::retry(doing).hint("start it; it has to replay before it can open"),
+    }
+}
+
+/// Why a server cannot be booted as it is.
+pub(super) fn too_low(list: &[TooLow]) -> CommandError {
+    CommandError::retry(format!(
+        "replay stops before its end, as parameters are lower than on the master: {}",
+        TooLow::sentence(list)
+    ))
+    .hint(format!(
+        "{}; once it replays again, type boot again",
+        TooLow::remedy(list)
+    ))
+}
+
+/// Looks after a server's replay while a boot waits for it.
+pub(super) struct Attendance<'a> {
+    standby: &'a Standby,
+    force: bool,
+    promoted: bool,
+    looked: Option<Instant>,
+    told: Instant,
+    delay: Option<LiftedDelay<'a>>,
+}
+
+impl<'a> Attendance<'a> {
+    pub(super) fn of(standby: &'a Standby, force: bool) -> Attendance<'a> {
+        Attendance {
+            standby,
+            force,
+            promoted: false,
+            looked: None,
+            told: Instant::now(),
+            delay: None,
+        }
+    }
+
+    /// The server was told to open, which by itself ends pauses and delays.
+    pub(super) fn promoted(&mut self) {
+        self.promoted = true;
+    }
+
+    /// Ends what holds replay up, and from time to time says what it waits for: `what`. An error is a
+    /// hold that only an administrator can end.
+    pub(super) fn attend(&mut self, what: &str) -> Result<()> {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let looked = self.standby.look()?;
+        let mut known = Vec::new();
+        for hold in &looked.holds {
+            match hold {
+                Hold::TooLow(list) => return Err(too_low(list)),
+                Hold::Paused | Hold::Delay(..) if self.promoted => {}
+                Hold::Paused => self.or_forced(self.resume())?,
+                Hold::Delay(delay, place) => self.lift(delay, place)?,
+                Hold::Sessions(..) if self.force => {
+                    self.or_forced(self.terminate(&looked.sessions))?;
+                }
+                Hold::Sessions(..) => known.push(format!(
+                    "replay is {}{}",
+                    hold.text(),
+                    how_to_end(&looked.sessions)
+                )),
+                _ => {}
+            }
+        }
+        if self.told.elapsed() >= REPORT_INTERVAL {
+            self.told = Instant::now();
+            if let Err(why) = &looked.said {
+                known.push(format!(
+                    "whether replay is paused or held up by a query is not known, as the server cannot be \
+                     asked: {why}"
+                ));
+            }
+            match known.is_empty() {
+                true => tracing::info!("{what}"),
+                false => tracing::warn!("{what}: {}", known.join("; ")),
+            }
+        }
+        Ok(())
+    }
+
+    /// A boot that is forced goes on without what it cannot end.
+    fn or_forced(&self, result: Result<()>) -> Result<()> {
+        match result {
+            Err(error) if self.force => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn resume(&self) -> Result<()> {
+        let standby = self.standby;
+        own_server::ask(&standby.data, &standby.server, async |session| {
+            session.resume_replay().await
+        })
+        .map_err(|error| {
+            error.hint("SELECT pg_wal_replay_resume() as a superuser lets replay go on")
+        })?;
+        tracing::info!("replay was paused by pg_wal_replay_pause(), and goes on");
+        Ok(())
+    }
+
+    fn terminate(&self, sessions: &[Holder]) -> Result<()> {
+        let standby = self.standby;
+        for session in sessions {
+            tracing::warn!(
+                "{} holds replay up, and is ended, as boot --force asked",
+                session.who
+            );
+        }
+        own_server::ask(&standby.data, &standby.server, async |server| {
+            for session in sessions {
+                server.terminate(session).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn lift(&mut self, delay: &str, place: &str) -> Result<()> {
+        if self.delay.is_some() || place == COMMAND_LINE {
+            return Ok(());
+        }
+        tracing::info!("{DELAY} = {delay}, set in {place}, does not count for this boot");
+        self.delay = Some(LiftedDelay::lift(self.standby)?);
+        Ok(())
+    }
+}
+
+/// The line to type.
+fn how_to_end(sessions: &[Holder]) -> String {
+    match sessions {
+        [] => String::new(),
+        [first, ..] => format!(
+            "; SELECT pg_terminate_backend({}) ends it now, and boot --force does so",
+            first.pid
+        ),
+    }
+}
+
+/// A delay that does not count until this is dropped. A promotion ends it too, but there may be something
+/// to ask for before (see `answers`), and the server asks for nothing while it waits.
+struct LiftedDelay<'a> {
+    standby: &'a Standby,
+    path: PathBuf,
+    before: Vec<u8>,
+    during: Vec<u8>,
+}
+
+impl<'a> LiftedDelay<'a> {
+    /// The last file that PostgreSQL reads says so, in the place of whichever said otherwise.
+    fn lift(standby: &'a Standby) -> Result<LiftedDelay<'a>> {
+        let path = standby.files.automatic();
+        let before = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.at(Kind::Retry, "read", &path)?,
+        };
+        let (during, _) = conf::edit(&before, &[(DELAY, "0")])?;
+        files::replace(&path, &during, 0o600).at(Kind::Retry, "write", &path)?;
+        let lifted = LiftedDelay {
+            standby,
+            path,
+            before,
+            during,
+        };
+        lifted.reload();
+        Ok(lifted)
+    }
+
+    fn reload(&self) {
+        if let Some(pid) = Pid::from_raw(self.standby.server.pid) {
+            // One that is gone reads its files when it starts.
+            let _ = kill_process(pid, Signal::HUP);
+        }
+    }
+}
+
+impl Drop for LiftedDelay<'_> {
+    fn drop(&mut self) {
+        // Whoever wrote there since meant what is there now.
+        if std::fs::read(&self.path).is_ok_and(|found| found == self.during) {
+            match files::replace(&self.path, &self.before, 0o600) {
+                Ok(()) => self.reload(),
+                Err(error) => {
+                    tracing::warn!("{} still says {DELAY} = 0: {error}", self.path.display())
+                }
+            }
+        }
+    }
+}

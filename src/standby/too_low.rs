@@ -1,0 +1,151 @@
+//! The parameters that a hot standby must not have lower than its master: replay stops at them.
+//! Never looks at them where `hot_standby` is off, as PostgreSQL does not. Invariant: each is named with
+//! what to set it to and where it is set now.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::StandbyConfig;
+use crate::error::Result;
+use crate::pg::conf;
+use crate::pg::control::ControlFile;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::sql::Session;
+use crate::status::TooLow;
+
+/// Their names, and what each is where nobody sets it (`src/backend/utils/misc/guc_tables.c`).
+const PARAMETERS: [(&str, i64); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
+];
+
+/// What WAL demands of them, in the order of [`PARAMETERS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demanded([i64; 5]);
+
+impl Demanded {
+    /// What was replayed last demanded; replay writes it into the control file before it stops.
+    pub fn by(control: &ControlFile) -> Demanded {
+        Demanded(
+            [
+                control.max_connections,
+                control.max_worker_processes,
+                control.max_wal_senders,
+                control.max_prepared_transactions,
+                control.max_locks_per_transaction,
+            ]
+            .map(i64::from),
+        )
+    }
+
+    fn compare(self, found: impl Fn(&str, i64) -> Option<(i64, String)>) -> Vec<TooLow> {
+        let pairs = PARAMETERS.into_iter().zip(self.0);
+        let low = pairs.filter_map(|((name, default), needed)| {
+            let (here, place) = found(name, default)?;
+            (here < needed).then_some(TooLow {
+                name,
+                here,
+                needed,
+                place,
+            })
+        });
+        low.collect()
+    }
+
+    /// Those that are too low in a server that answers, and so is a hot standby.
+    pub async fn too_low_in(self, session: &Session) -> Result<Vec<TooLow>> {
+        let names = PARAMETERS.map(|(name, _)| name);
+        let settings = session.in_force(&names).await?;
+        Ok(self.compare(|name, _| {
+            let found = settings.iter().find(|setting| setting.name == name)?;
+            Some((found.value.parse().ok()?, found.place()))
+        }))
+    }
+
+    /// Those that are too low in the files of a server that does not answer.
+    pub fn too_low_in_files(self, files: &ServerFiles) -> Vec<TooLow> {
+        if matches!(
+            files.value("hot_standby").as_deref(),
+            Some("off" | "false" | "no" | "0")
+        ) {
+            return Vec::new();
+        }
+        self.compare(|name, default| match files.setter(name) {
+            Some(setter) => {
+                let place = format!("{}, line {}", setter.file.display(), setter.line);
+                Some((setter.value.trim().parse().ok()?, place))
+            }
+            None => Some((default, "no file, so this is its default".to_owned())),
+        })
+    }
+}
+
+/// The files that a server reads when it starts.
+#[derive(Debug, Clone)]
+pub struct ServerFiles {
+    config_file: PathBuf,
+    data: PathBuf,
+}
+
+impl ServerFiles {
+    /// Those of the standby's server.
+    pub fn of(config: &StandbyConfig, data: &DataDirectory) -> ServerFiles {
+        let elsewhere = (config.slave_config_dir.as_deref()).map(|dir| dir.join("postgresql.conf"));
+        let inside = || data.path().join("postgresql.conf");
+        ServerFiles {
+            config_file: elsewhere
+                .filter(|path| path.exists())
+                .unwrap_or_else(inside),
+            data: data.path().to_path_buf(),
+        }
+    }
+
+    /// Where `ALTER SYSTEM` writes.
+    pub fn automatic(&self) -> PathBuf {
+        self.data.join("postgresql.auto.conf")
+    }
+
+    /// The line that decides what a parameter is, if a file says so and can be read.
+    pub fn setter(&self, name: &str) -> Option<conf::Setter> {
+        let found = conf::last_setter(&self.config_file, Path::new(&self.data), name);
+        found.unwrap_or_else(|error| {
+            tracing::debug!("{name} is not known: {error}");
+            None
+        })
+    }
+
+    fn value(&self, name: &str) -> Option<String> {
+        Some(self.setter(name)?.value.trim().to_ascii_lowercase())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_counts_and_a_warm_standby_needs_nothing() {
+        let data = tempfile::tempdir().unwrap();
+        let files = ServerFiles {
+            config_file: data.path().join("postgresql.conf"),
+            data: data.path().to_path_buf(),
+        };
+        let write = |text: &str| std::fs::write(&files.config_file, text).unwrap();
+        let demanded = Demanded([120, 8, 10, 4, 64]);
+        write("max_connections = 50\nmax_connections = 110\n");
+        let low = demanded.too_low_in_files(&files);
+        let told: Vec<_> = low.iter().map(|it| (it.name, it.here, it.needed)).collect();
+        assert_eq!(
+            told,
+            [
+                ("max_connections", 110, 120),
+                ("max_prepared_transactions", 0, 4)
+            ]
+        );
+        assert!(low[0].place.ends_with("postgresql.conf, line 2"), "{low:?}");
+        write("hot_standby = off\n");
+        assert_eq!(demanded.too_low_in_files(&files), []);
+    }
+}
