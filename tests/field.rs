@@ -2,8 +2,11 @@
 //! Never a tidy cluster: each file is named for what its clusters look like. Invariant: whatever is
 //! found is either served as it lies or named before anything is touched.
 
+mod configuration_in_pieces;
+mod hot_standby_off;
 mod linked_directories;
 mod pg_rewind;
 mod servers_that_do_not_start;
 mod standing_replay;
+mod travelling_settings;
 mod unreplayable_wal;

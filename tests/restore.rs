@@ -122,7 +122,11 @@ impl Scene {
     }
 
     pub fn boot(&self) -> String {
-        self.site.standby_command(&["boot"]).succeed()
+        let output = self.site.standby_command(&["boot"]);
+        if output.code != Some(0) {
+            println!("{}\n{}", output.stderr, self.standby_log());
+        }
+        output.succeed()
     }
 
     pub fn listed(&self) -> Vec<String> {

@@ -38,9 +38,11 @@ use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
+use crate::pg::conf::{self, brought};
 use crate::pg::control;
 use crate::pg::hba;
 use crate::pg::left_out;
+use crate::pg::leftovers;
 use crate::pg::recovery::{Recovery, Target};
 use crate::pg::wanted;
 
@@ -235,14 +237,29 @@ impl<'a> Restore<'a> {
         }
         place.link_tablespaces(&self.described)?;
         place.make_wal_directory()?;
+        leftovers::remove(&place.data)?;
+        for path in brought::put_in_place(&place.data, &place.data)? {
+            tracing::info!("{} is the one that the set brought", path.display());
+        }
         tracing::info!("making it durable");
         place.sync()?;
         self.settle_settings(&place.data)?;
+        let read = ["postgresql.conf", "postgresql.auto.conf"].map(|name| place.data.join(name));
+        if let Some(note) = self.recovery.note(&read) {
+            tracing::info!("{note}");
+        }
         self.recovery.write(&place.data)?;
         let [aside, control] = [CONTROL_ASIDE, "pg_control"]
             .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
-        place.settle()
+        place.settle()?;
+        let main = place.data.join("postgresql.conf");
+        for piece in conf::pieces(&main, &place.data)? {
+            if piece.is_missing() {
+                tracing::warn!("the server will need {piece}, which is not there");
+            }
+        }
+        Ok(())
     }
 
     /// What came from another host gives no orders here that the master's own file does not give.

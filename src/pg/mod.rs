@@ -13,6 +13,7 @@ mod fixtures;
 pub mod fuzzing;
 pub mod hba;
 pub mod left_out;
+pub mod leftovers;
 pub mod listed;
 pub mod manifest;
 pub mod needs;

@@ -8,7 +8,7 @@
 //! | `recovery.signal` | opens, or ends with an error when its target was not reached |
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::{Lsn, TimelineId};
 
@@ -114,6 +114,23 @@ impl Recovery {
         files::replace(&wanted, b"", 0o600).at(Kind::Retry, "write", &wanted)
     }
 
+    /// What is to be said of a setting that is not as these files had it, in the order they are read.
+    pub fn note(&self, files: &[PathBuf]) -> Option<String> {
+        self.settings()
+            .iter()
+            .find(|(name, _)| *name == "hot_standby")?;
+        let texts = files.iter().filter_map(|path| std::fs::read(path).ok());
+        let value = texts
+            .filter_map(|text| conf::value(&text, "hot_standby"))
+            .last()?;
+        (!conf::is_on(&value)).then(|| {
+            format!(
+                "hot_standby = on is written, not {value}: without it the server would end at its target \
+                 rather than wait there"
+            )
+        })
+    }
+
     /// The settings, those included that have to be without effect.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let mut settings = vec![
@@ -139,6 +156,10 @@ impl Recovery {
             settings.push((target.setting(), target.value()));
             settings.push(("recovery_target_inclusive", "on".to_owned()));
             settings.push(("recovery_target_action", action.to_string()));
+            if *action == TargetAction::Pause {
+                // Where nobody can be answered PostgreSQL ends instead.
+                settings.push(("hot_standby", "on".to_owned()));
+            }
         }
         settings
     }
@@ -262,7 +283,9 @@ mod tests {
         let data = folder.path();
         let before = "# Do not edit\nwork_mem = '5MB'\nrecovery_target_name = 'old'\n";
         std::fs::write(data.join(AUTO_CONF), before).unwrap();
-        to(Target::Lsn(Lsn(0x1_0000_0028))).write(data).unwrap();
+        let promoted = to(Target::Lsn(Lsn(0x1_0000_0028)));
+        promoted.write(data).unwrap();
+        assert_eq!(value_in(data, "hot_standby"), None);
         assert!(data.join(RECOVERY_SIGNAL).exists() && !data.join(STANDBY_SIGNAL).exists());
         for (name, value) in [
             ("recovery_target_lsn", "1/28"),
@@ -288,6 +311,31 @@ mod tests {
         }
         assert_eq!(value_in(data, "recovery_target_lsn").as_deref(), Some(""));
         assert_eq!(value_in(data, "work_mem").as_deref(), Some("5MB"));
+    }
+
+    #[test]
+    fn fault_132_a_server_that_is_to_wait_at_its_target_can_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let files = [file("a", "hot_standby = off\n"), file("b", "port = 1\n")];
+        let paused = Recovery {
+            target: Some((Target::Xid(7), TargetAction::Pause)),
+            ..standby()
+        };
+        assert!(paused.note(&files).unwrap().contains("not off"));
+        assert_eq!(paused.note(&files[1..]), None);
+        for other in [standby(), to(Target::Xid(7))] {
+            assert_eq!(other.note(&files), None);
+        }
+        paused.write(folder.path()).unwrap();
+        assert_eq!(
+            value_in(folder.path(), "hot_standby").as_deref(),
+            Some("on")
+        );
     }
 
     #[test]

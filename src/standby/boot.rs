@@ -23,6 +23,7 @@
 //! does not accept. What was recovered is read from the history file that the promotion writes and
 //! from the WAL itself; the server has forgotten the time of the last commit by then.
 
+mod at_target;
 pub mod begun;
 mod ending;
 mod holds;
@@ -64,6 +65,9 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         && begun::has_opened(&data)?
     {
         return finish(config, options, &data, &begun, force);
+    }
+    if at_target::stands(&data)? {
+        return at_target::open(config, options, data, wait, force);
     }
     let standby = Standby::find(config, data)?;
     let partials = or_forced(force, Partials::open(config))?;

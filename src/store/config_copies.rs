@@ -93,7 +93,8 @@ impl ConfigCopies {
 
     /// Puts a file in the place of its older copy.
     pub fn swap_in(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
-        std::fs::create_dir_all(&self.folder)?;
+        let path = self.folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
         let line = Line::of(name, content);
         // A name that could not be read back has no line.
         let is_plain = !name.chars().any(char::is_control);
@@ -102,7 +103,7 @@ impl ConfigCopies {
             self.lines.push(line.clone());
             self.write()?;
         }
-        files::replace(&self.folder.join(name), content, MODE)?;
+        files::replace(&path, content, MODE)?;
         self.lines.retain(settled);
         if is_plain {
             self.lines.push(line);

@@ -2,6 +2,7 @@
 //! configuration files beside it; and the manifest that lists what arrived.
 //! Never reads a file of the data directory. Invariant: the control file is the last to be sent.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::master::backup::load::{BadBlock, Content, Item, Load};
 use crate::master::cluster::ClusterFacts;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::is_outside_postgresql;
+use crate::pg::conf::{self, PieceKind, brought};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::left_out::{self, PassedOver};
 use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
@@ -55,9 +57,16 @@ impl Contents {
     /// Lists everything.
     pub async fn list(config: &MasterConfig, session: &Session) -> Result<Contents> {
         let data = DataDirectory::open(&config.master_data)?;
-        let listing = tokio::task::spawn_blocking(move || walk::walk(&data))
+        let mut listing = tokio::task::spawn_blocking(move || walk::walk(&data))
             .await
             .map_err(|error| CommandError::retry("list the data directory").because(error))??;
+        // What a restore by hand has left is made anew.
+        let is_brought = |path: &RelativePath| {
+            let below = path.as_bytes().strip_prefix(brought::FOLDER.as_bytes());
+            below.is_some_and(|below| below.is_empty() || below.starts_with(b"/"))
+        };
+        listing.files.retain(|file| !is_brought(&file.path));
+        listing.directories.retain(|path| !is_brought(path));
         let (left_out, harmless): (Vec<PassedOver>, Vec<_>) =
             (listing.passed_over.into_iter()).partition(|passed_over| passed_over.why.is_loss());
         let harmless = harmless.iter();
@@ -79,6 +88,7 @@ impl Contents {
             target: target(&file.path),
             content: Content::File(file),
         };
+        items.extend(brought_items(&configs));
         items.extend(large.into_iter().chain(small).map(item));
         Ok(Contents {
             last: item(listing.control.clone()),
@@ -90,6 +100,35 @@ impl Contents {
             left_out,
         })
     }
+}
+
+/// The configuration files as the set itself has them, whole and of its own time.
+fn brought_items(configs: &[Config]) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut folders = BTreeSet::new();
+    for (name, _, content) in configs {
+        let target = |name: &[u8]| {
+            RelativePath::new(&[brought::FOLDER.as_bytes(), b"/", name].concat()).ok()
+        };
+        let Some(path) = target(name.as_bytes()) else {
+            continue;
+        };
+        let above = name.parent().and_then(|above| target(above.as_bytes()));
+        let root = RelativePath::new(brought::FOLDER.as_bytes()).ok();
+        for folder in [root, above].into_iter().flatten() {
+            if folders.insert(folder.as_bytes().to_vec()) {
+                items.push(Item {
+                    target: folder,
+                    content: Content::Directory,
+                });
+            }
+        }
+        items.push(Item {
+            target: path,
+            content: Content::Note(content.clone()),
+        });
+    }
+    items
 }
 
 /// Where a file goes: the content of a tablespace that is a link goes beside the links.
@@ -109,7 +148,8 @@ fn target(path: &RelativePath, tablespaces: &[u32]) -> RelativePath {
     }
 }
 
-/// The configuration files that the server reads and that are not in its data directory.
+/// The configuration files that the server reads and that are not in its data directory. What cannot be
+/// taken along is named.
 async fn configs(
     config: &MasterConfig,
     session: &Session,
@@ -117,7 +157,9 @@ async fn configs(
 ) -> Result<Vec<Config>> {
     let data = std::fs::canonicalize(&config.master_data);
     let data = data.at(Kind::Config, "look at", &config.master_data)?;
+    let is_inside = |path: &Path| std::fs::canonicalize(path).is_ok_and(|it| it.starts_with(&data));
     let mut configs: Vec<Config> = Vec::new();
+    let mut main = None;
     for setting in ["config_file", "hba_file", "ident_file"] {
         // Whoever may not see the setting is told what is missing.
         let path = match session.show(setting).await {
@@ -127,30 +169,67 @@ async fn configs(
                 continue;
             }
         };
-        if std::fs::canonicalize(&path).is_ok_and(|path| path.starts_with(&data)) {
+        if !is_inside(&path) {
+            let name = PathBuf::from(path.file_name().unwrap_or_default());
+            take(&mut configs, &path, &name, setting, notes);
+        }
+        if setting == "config_file" {
+            main = Some(path);
+        }
+    }
+    let Some(main) = main else {
+        return Ok(configs);
+    };
+    for piece in conf::pieces(&main, &config.master_data)? {
+        let is_known = configs.iter().any(|(_, path, _)| *path == piece.path);
+        if is_known || is_inside(&piece.path) || !piece.path.exists() {
             continue;
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if is_outside_postgresql(&name) {
-            let path = path.display();
-            notes.push(format!(
-                "{setting} is not backed up: {path} is not named *.conf"
-            ));
-            continue;
-        }
-        match read_config(&path) {
-            Ok(found) if configs.len() < CONFIG_FILES_MAX => configs.push(found),
-            Ok(_) => {}
-            Err(error) => notes.push(format!("{setting} is not backed up: {error}")),
+        let home = main.parent().unwrap_or(&data);
+        match (piece.kind, piece.path.strip_prefix(home)) {
+            // A folder such as `conf.d`, and no deeper: the standby makes no others.
+            (PieceKind::Settings | PieceKind::Access, Ok(name)) if name.components().count() <= 2 => {
+                take(&mut configs, &piece.path, name, &piece.setting, notes);
+            }
+            (PieceKind::Key, _) => notes.push(format!(
+                "not in the backup: {piece}: no key is; put one there by hand where this is restored"
+            )),
+            _ => notes.push(format!(
+                "not in the backup: {piece}: copy it by hand to where this is restored"
+            )),
         }
     }
     Ok(configs)
 }
 
-fn read_config(path: &Path) -> Result<Config> {
+/// Takes a file along under this name, or notes why not.
+fn take(
+    configs: &mut Vec<Config>,
+    path: &Path,
+    name: &Path,
+    setting: &str,
+    notes: &mut Vec<String>,
+) {
+    let file_name = name.file_name().unwrap_or_default().to_string_lossy();
+    let shown = path.display();
+    if is_outside_postgresql(&file_name) {
+        let why = format!("{setting} is not backed up: {shown} is not named *.conf");
+        notes.push(why);
+    } else if configs.len() >= CONFIG_FILES_MAX {
+        notes.push(format!(
+            "{setting} is not backed up: {shown} is behind the first {CONFIG_FILES_MAX} files"
+        ));
+    } else {
+        match read_config(path, name) {
+            Ok(found) => configs.push(found),
+            Err(error) => notes.push(format!("{setting} is not backed up: {error}")),
+        }
+    }
+}
+
+fn read_config(path: &Path, name: &Path) -> Result<Config> {
     use std::os::unix::ffi::OsStrExt;
-    let name = path.file_name().unwrap_or_default();
-    let name = RelativePath::new(name.as_bytes())
+    let name = RelativePath::new(name.as_os_str().as_bytes())
         .map_err(|error| CommandError::config("name a configuration file").because(error))?;
     let metadata = std::fs::metadata(path).at(Kind::Config, "look at", path)?;
     if metadata.len() > CONFIG_FILE_BYTES_MAX {

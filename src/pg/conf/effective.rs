@@ -98,7 +98,7 @@ impl Search<'_> {
 }
 
 /// `*.conf` without hidden files, sorted by bytes (`GetConfFilesInDir`).
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).at(Kind::Config, "read", folder)? {
         let entry = entry.at(Kind::Config, "read", folder)?;

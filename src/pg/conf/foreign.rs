@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use super::line::{self, Setting};
-use super::{lines, value};
+use super::{is_on, lines, value};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
@@ -25,6 +25,8 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 enum Rule {
     /// Empty: anything else is run, written or obeyed.
     Empty,
+    /// Off.
+    Off,
     /// Libraries of the installation: plain names, or `$libdir/NAME`.
     Libraries,
     /// A search path of this element only.
@@ -37,12 +39,13 @@ enum Rule {
     Beside(&'static str),
 }
 
-/// The settings of PostgreSQL 13 to 18 that reach beyond the server's data, with the reason.
+/// The settings of PostgreSQL 13 to 18 that reach beyond the server's data, or were about another life of
+/// it, with the reason.
 ///
 /// Left alone on purpose: `ssl_*_file`, `krb_server_keyfile` (they are read and let nobody in by
 /// themselves), `listen_addresses`, `port` and `unix_socket_directories` (nothing is run or overwritten
 /// by them). A restore shows what `pg_hba.conf` lets in, so no other file may stand in its place.
-const TABLE: [(&str, Rule, &str); 32] = [
+const TABLE: [(&str, Rule, &str); 39] = [
     ("archive_cleanup_command", Rule::Empty, "it runs a command"),
     ("archive_command", Rule::Empty, "it runs a command"),
     ("archive_library", Rule::Empty, "it loads a library"),
@@ -115,6 +118,33 @@ const TABLE: [(&str, Rule, &str); 32] = [
         "it holds replay back",
     ),
     ("promote_trigger_file", Rule::Empty, "it opens the server"),
+    (
+        "synchronous_standby_names",
+        Rule::Empty,
+        "every commit would wait for another server's standbys",
+    ),
+    (
+        "synchronized_standby_slots",
+        Rule::Empty,
+        "logical replication would wait for another server's standbys",
+    ),
+    (
+        "sync_replication_slots",
+        Rule::Off,
+        "it copies another server's slots",
+    ),
+    ("cluster_name", Rule::Empty, "it is another server's name"),
+    (
+        "ignore_invalid_pages",
+        Rule::Off,
+        "it has replay pass over damage",
+    ),
+    (
+        "ignore_checksum_failure",
+        Rule::Off,
+        "it has damage pass for data",
+    ),
+    ("zero_damaged_pages", Rule::Off, "it clears what is damaged"),
     (
         "recovery_target",
         Rule::Empty,
@@ -252,6 +282,7 @@ impl Host<'_> {
         let (rule, why) = rule_of(name)?;
         let fits = match rule {
             Rule::Empty => text.is_empty() || self.is_own_data_directory(name, text),
+            Rule::Off => !is_on(text),
             Rule::Libraries => elements(text, ',').all(is_of_installation),
             Rule::Only(element) => elements(text, ':').all(|it| it == element),
             Rule::Inside => is_inside(text, self.data),
@@ -260,7 +291,9 @@ impl Host<'_> {
                 .map(|folder| folder.join(file))
                 .contains(&PathBuf::from(text)),
         };
-        let is_own = || value(self.own, name).is_some_and(|own| own == text);
+        // The same as this host's own is another server's where the copy goes elsewhere.
+        let is_own =
+            || name != "data_directory" && value(self.own, name).is_some_and(|own| own == text);
         (!fits && !is_own()).then_some(why)
     }
 

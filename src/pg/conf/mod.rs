@@ -2,9 +2,11 @@
 //! Never reorders, reformats or re-encodes. Invariant: lines that a change does not concern come
 //! out as they went in, comments in any encoding included.
 
+pub mod brought;
 mod effective;
 pub mod foreign;
 mod line;
+mod pieces;
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -12,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use effective::{Setter, last_setter};
+pub use pieces::{Piece, PieceKind, pieces};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -35,6 +38,14 @@ pub fn value(text: &[u8], name: &str) -> Option<String> {
         .filter(|setting| setting.name == name)
         .last()
         .map(|setting| String::from_utf8_lossy(&setting.value).into_owned())
+}
+
+/// Whether a value of a Boolean parameter is one of PostgreSQL's words for "on", or the beginning of one
+/// (`parse_bool`).
+pub fn is_on(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    begins("true", 1) || begins("yes", 1) || value == "on" || value == "1"
 }
 
 /// The text with these parameters set, and what is different for it.

@@ -28,10 +28,13 @@ pub struct Staged {
 /// Refuses files that no master's backup sends.
 pub fn check(parts: &Received) -> Result<(), Error> {
     for (name, _) in parts.configs() {
-        // A name of one component cannot lead out of the folder.
-        let text = name.to_string();
-        let is_ours = text == LIST_NAME;
-        if name.parent().is_some() || is_ours || is_outside_postgresql(&text) {
+        // A relative path cannot lead out of the folder; one step down is `conf.d`.
+        let file_name = String::from_utf8_lossy(name.file_name()).into_owned();
+        let is_deep = name
+            .parent()
+            .is_some_and(|above| above.parent().is_some() || above.as_bytes().starts_with(b"."));
+        let is_ours = file_name == LIST_NAME;
+        if is_deep || is_ours || is_outside_postgresql(&file_name) {
             let text = format!("{name} is not the name of a configuration file that is kept");
             return Err(Error::channel(ErrorCode::Misbehaved, text, ""));
         }
@@ -71,6 +74,8 @@ pub fn stage(
     for (name, content) in configs {
         let name = name.to_string();
         let path = staged.staging.join(&name);
+        let above = path.parent().unwrap_or(&staged.staging);
+        std::fs::create_dir_all(above).map_err(|error| failed(above, &error))?;
         files::create_new(&path, content, CONFIG_MODE).map_err(|error| failed(&path, &error))?;
         staged.names.push(name);
     }

@@ -128,10 +128,9 @@ fn copy_folder(
 
 fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
     let mut text = std::fs::read(from).at(Kind::Retry, "read", from)?;
-    let name = from.file_name().unwrap_or_default().to_string_lossy();
-    if from.parent() == Some(settings.source)
-        && let Some(why) = settings.copies.contradicts(&name, &text)
-    {
+    // One step down lies what `include_dir` reads.
+    let name = from.strip_prefix(settings.source).unwrap_or(from);
+    if let Some(why) = settings.copies.contradicts(&name.to_string_lossy(), &text) {
         return Err(CommandError::retry(why).hint(HINT));
     }
     let old = std::fs::read(to).ok();

@@ -10,6 +10,7 @@ use super::plan::Plan;
 use super::transfer::{self, entries};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::conf::brought;
 
 /// What PostgreSQL calls a map that it has gone by.
 const MAP_DONE: &str = "tablespace_map.old";
@@ -28,6 +29,10 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     }
     place_tablespaces(plan, staging)?;
     place_wal(plan, staging)?;
+    for path in brought::put_in_place(staging, &plan.place.data)? {
+        let path = path.strip_prefix(staging).unwrap_or(&path);
+        tracing::info!("{} is the one that the set brought", path.display());
+    }
     if plan.place.is_slave_data && plan.config.slave_config_dir.is_none() {
         // Before they are settled: they may include what the set brought.
         super::config_files::restore(plan, staging)?;

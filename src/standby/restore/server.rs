@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::place::Occupant;
 use super::plan::Plan;
 use crate::error::{CommandError, Result};
+use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
 use crate::shell::SettingsCommand;
@@ -64,15 +65,43 @@ impl Plan<'_> {
     /// Starts the server on the new directory, or says that it has to be started; whether it runs.
     pub fn start_server(&self) -> Result<bool> {
         let data = self.place.data.display();
+        let missing = self.missing_pieces()?;
+        for piece in &missing {
+            tracing::warn!("the server needs {piece}, which is not there");
+        }
         let command = (self.config.slave_start_cmd.as_ref()).filter(|_| self.place.is_slave_data);
         let Some(command) = command else {
             tracing::info!("{data} is ready: start PostgreSQL on it");
             return Ok(false);
         };
         tracing::info!("{data} is ready, starting the server: {command}");
-        command_of("slave_start_cmd", command).run()?;
+        let started = command_of("slave_start_cmd", command).run();
+        let started = started.map_err(|error| match missing.is_empty() {
+            true => error,
+            false => error.because(std::io::Error::other(format!(
+                "its configuration names what is not there: {}",
+                missing.join(", ")
+            ))),
+        });
+        if started.is_err() && self.has_ended_at_target(&DataDirectory::open(&self.place.data)?) {
+            // That is what `pg_ctl -w` calls a server that could not be started.
+            tracing::info!("the server has reached its target and ended there; `boot` opens it");
+            return Ok(true);
+        }
+        started?;
         self.wait_until_running()?;
         Ok(true)
+    }
+
+    /// Files that the configuration names and that are not there. The command that starts the server may
+    /// give it others, so they are told and do not end the restore.
+    fn missing_pieces(&self) -> Result<Vec<String>> {
+        let data = &self.place.data;
+        let own = (self.config.slave_config_dir.as_ref()).filter(|_| self.place.is_slave_data);
+        let main = own.unwrap_or(data).join("postgresql.conf");
+        let pieces = conf::pieces(&main, data)?.into_iter();
+        let missing = pieces.filter(|piece| piece.is_missing());
+        Ok(missing.map(|piece| piece.to_string()).collect())
     }
 
     fn wait_until_running(&self) -> Result<()> {

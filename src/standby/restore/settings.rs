@@ -8,34 +8,20 @@ use super::transfer::{self, entries};
 use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::pg::conf::foreign::{Host, SwitchedOff};
-use crate::pg::hba;
-
-/// Files by which a server or an administrator was told something, and which no set is to bring:
-/// they promote, rotate, end the start, or stand for another life of the server.
-const LEFTOVERS: [&str; 8] = [
-    "promote",
-    "fallback_promote",
-    "logrotate",
-    "recovery.conf",
-    "recovery.done",
-    "current_logfiles",
-    "backup_label.unsealed",
-    super::taken::NOTE,
-];
-
-/// Folders whose content belongs to a running server. `pg_stat_tmp` may hold what `boot` would take
-/// for an answer that this host's `xrestore` gave.
-const EMPTIED: [&str; 5] = [
-    "pg_stat_tmp",
-    "pg_replslot",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_snapshots",
-];
+use crate::pg::{hba, leftovers};
 
 /// Settles what lies in `staging`; every step can be done twice.
 pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     remove_leftovers(staging)?;
+    let own = plan.config.slave_config_dir.as_deref();
+    let folder = own.filter(|_| plan.place.is_slave_data).unwrap_or(staging);
+    let read = [
+        folder.join("postgresql.conf"),
+        staging.join("postgresql.auto.conf"),
+    ];
+    if let Some(note) = plan.recovery.note(&read) {
+        tracing::info!("{note}");
+    }
     let own_hba = own_file(plan.config, "pg_hba.conf");
     let hba = staging.join("pg_hba.conf");
     let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
@@ -67,16 +53,7 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 }
 
 fn remove_leftovers(staging: &Path) -> Result<()> {
-    for name in LEFTOVERS {
-        transfer::remove(&staging.join(name))?;
-    }
-    for name in EMPTIED {
-        let folder = staging.join(name);
-        match folder.symlink_metadata() {
-            Ok(found) if found.is_dir() => transfer::remove_entries(&folder)?,
-            _ => {}
-        }
-    }
+    leftovers::remove(staging)?;
     for name in entries(staging).at(Kind::Retry, "list", staging)? {
         let path = staging.join(&name);
         if path.is_symlink() && name != "pg_wal" {

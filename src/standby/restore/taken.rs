@@ -10,9 +10,7 @@ use walmgr_protocol::names::Lsn;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
-
-/// The note's name.
-pub const NOTE: &str = "walmgr_restored_set";
+use crate::pg::leftovers::RESTORED_SET;
 
 /// A set that became a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +34,14 @@ pub fn write(staging: &Path, name: Option<String>) -> Result<()> {
         "timeline": label.first_segment.timeline().number(),
         "start": label.start.0,
     });
-    let path = staging.join(NOTE);
+    let path = staging.join(RESTORED_SET);
     files::replace(&path, format!("{note}\n").as_bytes(), 0o600).at(Kind::Retry, "write", &path)
 }
 
 impl TakenSet {
     /// What the note in this data directory says, if there is one that can be read.
     pub fn of(slave_data: &Path) -> Option<TakenSet> {
-        let path = slave_data.join(NOTE);
+        let path = slave_data.join(RESTORED_SET);
         let is_small = path.metadata().ok()?.len() <= SMALL_FILE_BYTES_MAX;
         let text = is_small.then(|| std::fs::read(&path).ok())??;
         let note: Value = serde_json::from_slice(&text).ok()?;
@@ -95,7 +93,7 @@ mod tests {
         assert!(!taken.is_older_than(&label(LABEL)));
         assert!(taken.is_older_than(&label(&LABEL.replace("0/300028", "0/300030"))));
         for damaged in ["", "{}", "{\"set\":1}", "\u{1b}"] {
-            std::fs::write(data.join(NOTE), damaged).unwrap();
+            std::fs::write(data.join(RESTORED_SET), damaged).unwrap();
             assert_eq!(TakenSet::of(data), None, "{damaged:?}");
         }
     }

@@ -1,0 +1,63 @@
+//! What lies in a set, or in any copied data directory, and tells a server what is not meant for it.
+//! Never looks below the folders that are named here. Invariant: every step can be done twice.
+
+use std::io;
+use std::path::Path;
+
+use crate::error::{IoContext, Kind, Result};
+
+/// Notes that `slave_data` was a backup set (`standby::restore::taken`).
+pub const RESTORED_SET: &str = "walmgr_restored_set";
+
+/// Files by which a server or an administrator was told something, and which no set is to bring:
+/// they promote, rotate, end the start, or stand for another life of the server. PostgreSQL does not start
+/// where there is a `recovery.conf`. The signals a restore writes itself, the one that it wants.
+const FILES: [&str; 8] = [
+    "promote",
+    "fallback_promote",
+    "logrotate",
+    "recovery.conf",
+    "recovery.done",
+    "current_logfiles",
+    "backup_label.unsealed",
+    RESTORED_SET,
+];
+
+/// Folders whose content belongs to a running server. A slot keeps WAL for a client that never comes;
+/// `pg_stat_tmp` may hold what `boot` would take for an answer that this host's `xrestore` gave.
+const EMPTIED: [&str; 5] = [
+    "pg_stat_tmp",
+    "pg_replslot",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_snapshots",
+];
+
+/// Removes all of it from a data directory on which no server runs.
+pub fn remove(data: &Path) -> Result<()> {
+    for name in FILES {
+        remove_any(&data.join(name))?;
+    }
+    for name in EMPTIED {
+        let folder = data.join(name);
+        if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).at(Kind::Retry, "list", &folder)? {
+            remove_any(&entry.at(Kind::Retry, "list", &folder)?.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_any(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at(Kind::Retry, "remove", path),
+    }
+}

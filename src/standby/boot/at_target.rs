@@ -1,0 +1,185 @@
+//! A server that stands shut down at its recovery target, and that no promotion can reach: it is started so
+//! that it opens there. Never moves a target, and never touches a standby. Invariant: if it does not open, its
+//! settings are again what they were, and the stream goes on.
+//!
+//! PostgreSQL ends at its target with `recovery_target_action = shutdown`, with `pause` where
+//! `hot_standby = off` (`validateRecoveryParameters`), and when its administrator or its host stops it while
+//! it waits there. Started as it is it would replay to the same target, and end or wait again.
+
+use std::time::{Duration, Instant};
+
+use super::ending::Opened;
+use super::{STANDBY_SIGNAL, Standby, alone, archive, call_off, or_forced};
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::options::Options;
+use crate::output;
+use crate::pg::conf;
+use crate::pg::control::State;
+use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::shell::SettingsCommand;
+use crate::standby::frozen::Partials;
+use crate::standby::replay::TICK;
+use crate::standby::too_low::ServerFiles;
+use crate::standby::verdict::{self, InProgress};
+
+/// With it a server recovers up to a target.
+const RECOVERY_SIGNAL: &str = "recovery.signal";
+
+/// What beats every other file of settings.
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+const ACTION: &str = "recovery_target_action";
+
+/// A start may wait for replay up to the target.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a server may take to appear after the command that started it.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a long replay is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Whether no server runs there, and one that is started recovers up to a target.
+pub fn stands(data: &DataDirectory) -> Result<bool> {
+    let there = |name: &str| data.path().join(name).exists();
+    if !there(RECOVERY_SIGNAL) || there(STANDBY_SIGNAL) || data.running()?.is_some() {
+        return Ok(false);
+    }
+    let state = data.control()?.state;
+    let has_replayed = matches!(state, State::ShutDownInRecovery | State::InArchiveRecovery);
+    Ok(has_replayed && verdict::has_target(data.path()))
+}
+
+/// Starts the server so that it opens at its target, and does what a boot does.
+pub fn open(
+    config: &StandbyConfig,
+    options: &Options,
+    data: DataDirectory,
+    wait: bool,
+    force: bool,
+) -> Result<()> {
+    let place = data.path().display().to_string();
+    let Some(command) = &config.slave_start_cmd else {
+        return Err(CommandError::config(format!(
+            "the server in {place} stands shut down at its recovery target, and boot does not know how to \
+             start it"
+        ))
+        .hint(format!(
+            "set slave_start_cmd, or start it yourself so that it opens: `pg_ctl -D {place} -o '-c \
+             {ACTION}=promote' start`"
+        )));
+    };
+    if options.not_really {
+        return output::not_really(&format!(
+            "freeze the incoming stream, and start the server in {place}, which stands shut down at its \
+             recovery target, so that it opens there"
+        ));
+    }
+    tracing::info!("the server in {place} stands shut down at its recovery target");
+    let alone = alone(&data)?;
+    let standby = Standby {
+        before: data.control()?,
+        files: ServerFiles::of(config, &data),
+        archive: archive(config)?,
+        at_target: true,
+        // No server knows of the freeze: up to a target none is given what was frozen.
+        server: this_process()?,
+        data,
+    };
+    let partials = or_forced(force, Partials::open(config))?;
+    let found = match partials.as_ref().map(Partials::in_progress) {
+        Some(found) => or_forced(force, found)?.unwrap_or_default(),
+        None => InProgress::default(),
+    };
+    let acknowledged = verdict::find(&standby.archive, &found, standby.replayed())?.acknowledged;
+    let frozen = standby.freeze(partials.as_ref(), force, false)?;
+    let begun = standby.begun(acknowledged.with(frozen))?;
+    let opened = begun
+        .write(config)
+        .and_then(|()| standby.start_and_open(command, wait));
+    let has_opened = match opened {
+        Ok(has_opened) => has_opened,
+        Err(error) => {
+            call_off(config, partials.as_ref());
+            return Err(error);
+        }
+    };
+    drop(alone);
+    if !has_opened {
+        tracing::info!(
+            "the server in {place} was told to open at its target; `boot` typed again says \
+             how that ended"
+        );
+        return Ok(());
+    }
+    let opened = Opened {
+        config,
+        data: &standby.data,
+        archive: &standby.archive,
+        begun: &begun,
+    };
+    opened.finish(force)
+}
+
+fn this_process() -> Result<Postmaster> {
+    let parsed = Postmaster::parse(&format!("{}\n", std::process::id()));
+    parsed.ok_or_else(|| CommandError::retry("find this process's own id"))
+}
+
+impl Standby {
+    /// Whether the server opened, if that was waited for.
+    fn start_and_open(&self, command: &str, wait: bool) -> Result<bool> {
+        let path = self.data.path().join(AUTO_CONF);
+        let before = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let (edited, _) = conf::edit(&before, &[(ACTION, "promote")])?;
+        let write = |text: &[u8]| files::replace(&path, text, 0o600);
+        write(&edited).at(Kind::Retry, "write", &path)?;
+        tracing::info!("starting the server: {command}");
+        let start = SettingsCommand {
+            setting: "slave_start_cmd",
+            command,
+            limit: COMMAND_TIMEOUT,
+        };
+        let started = start.run().and_then(|()| match wait {
+            true => self.wait_until_it_opened().map(|()| true),
+            false => Ok(false),
+        });
+        if started.is_err() && matches!(self.data.running(), Ok(None)) {
+            write(&before).at(Kind::Retry, "write", &path)?;
+        }
+        started
+    }
+
+    fn wait_until_it_opened(&self) -> Result<()> {
+        let (begun, mut reported) = (Instant::now(), Instant::now());
+        let mut was_seen = false;
+        loop {
+            let is_running = self.data.running()?.is_some();
+            let control = self.data.control()?;
+            if is_running && control.state == State::InProduction {
+                return Ok(());
+            }
+            if !is_running && (was_seen || begun.elapsed() > SERVER_TIMEOUT) {
+                return Err(CommandError::retry(format!(
+                    "the server in {} ended before it was open; its log says why",
+                    self.data.path().display()
+                ))
+                .hint(format!(
+                    "is its target in the archive? Does slave_start_cmd give it {ACTION}, which wins over \
+                     what boot writes?"
+                )));
+            }
+            was_seen |= is_running;
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                tracing::info!(
+                    "replaying to the target; checkpoint at {}",
+                    control.checkpoint
+                );
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+}
