@@ -282,6 +282,32 @@ fn fault_107_a_flip_that_nothing_else_shows_is_254_and_status_says_so() {
 }
 
 #[test]
+fn fault_107_a_round_finds_what_nobody_reads_and_status_names_it() {
+    let _user = skip_unless!(server_user());
+    let mut standby = Standby::new();
+    let names: Vec<String> = (3..10).map(|number| standby.store(number)).collect();
+    let good = standby.site.archived(&names[1]);
+    let mut spoilt = good.clone();
+    spoilt[700_000] ^= 1;
+    standby.plant(&names[1], &spoilt);
+    let told = |standby: &Standby| {
+        let status = standby.site.standby_command(&["status"]);
+        let line = format!("1 archived files are damaged, the first is {}", names[1]);
+        status.stdout.contains(&line)
+    };
+    assert!(!told(&standby), "nobody has read it");
+    standby.site.standby_set("recheck_rate", "1024MB");
+    standby.site.receiver.kill9();
+    standby.site.start_receiver();
+    wait_for("the round", PATIENCE, || told(&standby).then_some(()));
+    standby.refuses(&names[1], "is damaged");
+    // What the master has takes its place, and nothing is said of that.
+    standby.site.archive(&names[1]).succeed();
+    assert!(!told(&standby));
+    assert!(standby.site.archived(&names[1]) == good);
+}
+
+#[test]
 fn fault_107_a_flipped_marker_is_found_by_everybody_and_mended_by_setup() {
     let _user = skip_unless!(server_user());
     let mut standby = Standby::new();

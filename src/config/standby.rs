@@ -91,6 +91,8 @@ pub struct StandbyConfig {
     pub verify_wal_min: VerifyWal,
     /// How many segments beyond the end of its run one may be that is not set apart.
     pub archive_ahead_max: u64,
+    /// Bytes a second that are read to find what the disk changed.
+    pub recheck_rate: u64,
     /// What `xrestore` does about a damaged file.
     pub on_corrupt: OnCorrupt,
     /// How long `xrestore` waits for a file.
@@ -169,6 +171,7 @@ impl StandbyConfig {
             max_connections: settings.number("max_connections")?,
             verify_wal_min: VerifyWal::read(settings, "verify_wal_min")?,
             archive_ahead_max: settings.number("archive_ahead_max")?,
+            recheck_rate: settings.number("recheck_rate")?,
             on_corrupt: match settings.choice("on_corrupt")? {
                 "stall" => OnCorrupt::Stall,
                 _ => OnCorrupt::Stop,

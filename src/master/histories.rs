@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::{Offer, Verify};
@@ -22,6 +23,9 @@ use crate::master::push::{self, Blocks};
 use crate::transport::connect::{Target, kind_of};
 use crate::transport::wire::Wire;
 use crate::wal::history::History;
+
+/// How long an answer counts: asking again costs an archiver that is busy one round trip a minute.
+const ASKED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sends those of a timeline, the oldest first; `false` if its own is not in `pg_wal`.
 pub async fn push_chain(
@@ -74,7 +78,8 @@ pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<
     Ok(())
 }
 
-/// Sends those of a segment's timeline if this host has not sent them to this standby before.
+/// Sends those of a segment's timeline, unless the standby said a moment ago that it has them. It may have
+/// lost them since, or be another one under the old address, so what is remembered is only when it was asked.
 pub async fn push_once(
     config: &MasterConfig,
     wire: &mut Wire,
@@ -84,9 +89,11 @@ pub async fn push_once(
     let slave = config.slave.to_string();
     let remembered = format!("{timeline} {slave}\n");
     let memory = config.path.with_extension("timeline");
-    let known = timeline == TimelineId::FIRST
-        || std::fs::read(&memory).is_ok_and(|text| text == remembered.as_bytes());
-    if known {
+    let said_lately = || {
+        asked_lately(&memory)
+            && std::fs::read(&memory).is_ok_and(|text| text == remembered.as_bytes())
+    };
+    if timeline == TimelineId::FIRST || said_lately() {
         return;
     }
     let pg_wal = Path::new(&config.master_data).join("pg_wal");
@@ -102,6 +109,13 @@ pub async fn push_once(
         ),
         Err(error) => tracing::warn!("{error}"),
     }
+}
+
+/// Whether the memory was written within the last minute. A clock that was set back proves nothing.
+fn asked_lately(memory: &Path) -> bool {
+    let written = std::fs::metadata(memory).and_then(|found| found.modified());
+    let age = written.ok().and_then(|written| written.elapsed().ok());
+    age.is_some_and(|age| age < ASKED_INTERVAL)
 }
 
 fn blocks(config: &MasterConfig, block_bytes_max: u32) -> Blocks {

@@ -28,7 +28,7 @@ use crate::receiver::shares::Shares;
 use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, FETCHES_MAX, FETCHES_PER_PEER_MAX,
     HANDSHAKE_DEADLINE, STREAMS_MAX, STREAMS_PER_PEER_MAX, THREADS_DEADLINE, THREADS_MAX,
-    UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection, introduction,
+    UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection, introduction, rounds,
 };
 use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
@@ -259,6 +259,7 @@ async fn serve(
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
+    let rounds = tokio::spawn(rounds::run(Arc::clone(daemon)));
     let mut pulse = Pulse::start();
     let mut stopping = daemon.stopping.subscribe();
     loop {
@@ -272,7 +273,7 @@ async fn serve(
         }
     }
     daemon::tell_stopping();
-    for task in accepting {
+    for task in accepting.into_iter().chain([rounds]) {
         task.abort();
     }
     drain(daemon, &mut pulse).await;

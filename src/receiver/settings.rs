@@ -76,6 +76,8 @@ pub struct Settings {
     pub verify_min: Verify,
     /// How far beyond the end of its run a segment may be that is not set apart.
     pub ahead_max: u64,
+    /// Bytes a second that are read to find what the disk changed.
+    pub recheck_rate: u64,
     /// What becomes of old backup sets.
     pub rotation: Rotation,
 }
@@ -97,6 +99,7 @@ impl Settings {
                 VerifyWal::Records => Verify::Records,
             },
             ahead_max: config.archive_ahead_max,
+            recheck_rate: config.recheck_rate,
             rotation: Rotation {
                 keeping: Keeping {
                     sets: config.keep_backups,

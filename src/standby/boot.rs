@@ -291,7 +291,7 @@ impl Standby {
         partials: Option<&Partials>,
         force: bool,
         under_way: bool,
-    ) -> Result<Option<Lsn>> {
+    ) -> Result<Option<Acknowledged>> {
         let Some(partials) = partials else {
             return Ok(None);
         };

@@ -101,7 +101,10 @@ impl Choice<'_> {
             "" => "nobody knows who brought it; the receiver's log may".to_owned(),
             by => format!("offered by {}", output::escaped(by)),
         };
-        let stored_by = "it was there first; the receiver's log tells who brought it";
+        let stored_by = match self.archive.brought_by(self.name) {
+            Some(by) => format!("brought by {}, and there first", output::escaped(&by)),
+            None => "it was there first; the receiver's log tells who brought it".to_owned(),
+        };
         text.push_str(&format!(
             "  stored   {}: {stored_by}{}\n",
             self.name,

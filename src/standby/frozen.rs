@@ -13,7 +13,7 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
 use crate::standby::replay::server_text;
-use crate::standby::verdict::InProgress;
+use crate::standby::verdict::{Acknowledged, InProgress};
 use crate::store::{FrozenSegment, OwnSegment, PartialWals, Reader, RealDisk, StoreError};
 
 /// The partial segments of an archive.
@@ -46,15 +46,15 @@ impl Partials {
         found.map_err(|error| failed("read partial_wals", &error))
     }
 
-    /// Freezes the stream for this server, which stands there; says up to where replay can go with
-    /// what was frozen. `force` takes of a damaged segment what is before the damage.
+    /// Freezes the stream for this server, which stands there; says up to where, and on which timeline,
+    /// replay can go with what was frozen. `force` takes of a damaged segment what is before the damage.
     pub fn freeze(
         &self,
         archive: &Reader,
         (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
         force: bool,
-    ) -> Result<Option<Lsn>> {
+    ) -> Result<Option<Acknowledged>> {
         let way = (archive.lineage(&[])).and_then(|lineage| Ok(lineage.line_from(timeline, from)?));
         let frozen = way.and_then(|way| {
             let newest = way.newest_timeline();
@@ -64,7 +64,9 @@ impl Partials {
                 let absent = finished.is_none() || archive.is_behind(segment)?;
                 Ok(absent && way.led_to(segment, from).is_some())
             };
-            let freeze = self.0.freeze(newest, &server_text(server), force, wanted)?;
+            let before = |segment| archive.scanner_before(segment);
+            let server = server_text(server);
+            let freeze = self.0.freeze(newest, &server, force, wanted, &before)?;
             Ok((freeze, way))
         });
         let (freeze, way) = frozen.map_err(|error| {
@@ -75,10 +77,13 @@ impl Partials {
         })?;
         let segments = freeze.segments.unwrap_or_default();
         let ends = segments.iter();
-        let end = ends
-            .filter_map(|copy| way.led_to(copy.segment, copy.end))
-            .max();
-        let place = end.map_or_else(String::new, |end| format!(" at {end}"));
+        let ends = ends.filter_map(|copy| {
+            let end = way.led_to(copy.segment, copy.end)?;
+            let timeline = copy.segment.timeline();
+            Some(Acknowledged { timeline, end })
+        });
+        let end = ends.max_by_key(|acknowledged| acknowledged.end);
+        let place = end.map_or_else(String::new, |found| format!(" at {}", found.end));
         tracing::info!(
             "the stream of timeline {} is frozen{place}; segments in progress: {}",
             freeze.timeline,

@@ -107,9 +107,11 @@ pub fn find(
 impl Acknowledged {
     /// The same when what was frozen leads further.
     #[must_use]
-    pub fn with(self, frozen: Option<Lsn>) -> Acknowledged {
-        let end = frozen.map_or(self.end, |frozen| frozen.max(self.end));
-        Acknowledged { end, ..self }
+    pub fn with(self, frozen: Option<Acknowledged>) -> Acknowledged {
+        // Its timeline goes with it: a stream may have changed to a newer one since the look.
+        frozen
+            .filter(|frozen| frozen.end > self.end)
+            .unwrap_or(self)
     }
 
     fn raise(&mut self, line: &Line, segment: SegmentName, end: Lsn) {
@@ -245,7 +247,13 @@ mod tests {
             told.to_string().contains("timeline 1 up to 0/9000000"),
             "{told}"
         );
-        let frozen = acknowledged(2, 0x100).with(Some(Lsn(0x200)));
-        assert_eq!(frozen.end, Lsn(0x200));
+        let frozen = acknowledged(2, 0x100).with(Some(acknowledged(3, 0x200)));
+        assert_eq!(frozen, acknowledged(3, 0x200));
+        assert_eq!(frozen.with(Some(acknowledged(2, 0x180))), frozen);
+        assert_eq!(frozen.with(None), frozen);
+        // What was frozen of the timeline that replay came to, and not of the one it left.
+        let opened = history("1\t0/3000000\tpromoted\n2\t0/5000000\tpromoted\n");
+        let with_frozen = acknowledged(1, 0x300_0000).with(Some(acknowledged(2, 0x500_0000)));
+        assert!(with_frozen.judge(&opened).is_ok());
     }
 }

@@ -417,7 +417,7 @@ impl Shared {
         };
         self.note_obstacles(name, &joined)?;
         let durable = content.confirm()?;
-        self.keep(&durable, joined);
+        self.keep(&durable, joined, "");
         Ok(durable)
     }
 

@@ -14,6 +14,7 @@
 //!                                     0/2FFFFA8, behind the one at 0/2FFFF38, runs on into the next.
 //!                                     `end open LSN`, `end closed LSN`, `end inside`; no line if unknown
 //! found                               only if a start of the receiver found the file without a checksum
+//! by master (192.0.2.7:51234)         who brought it, if that is known; no line where nobody did
 //! check 01234567                      CRC-32 of the lines above
 //! ```
 //!
@@ -49,7 +50,10 @@ use crate::wal::joint::SegmentEnd;
 pub const CHECKSUMS_NAME: &str = ".checksums";
 
 /// More than any of them has.
-const TEXT_BYTES_MAX: usize = 512;
+const TEXT_BYTES_MAX: usize = 512 + BY_CHARS_MAX * 4;
+
+/// How much is kept of who brought a file: a name that a person gave, and an address.
+const BY_CHARS_MAX: usize = 200;
 
 /// A finished file as it was acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +71,14 @@ pub struct Kept {
 
 impl Kept {
     /// What is wrong with a file of this length and CRC-32, as a sentence; `None` if it is the one.
+    ///
+    /// Of a segment that a start found, whose records hold by themselves, its length is all that counts:
+    /// nobody acknowledged those bytes, and a person may have put a better copy there since.
     pub(super) fn contradicts(&self, len: u64, crc32: u32) -> Option<String> {
+        let is_judged_by_its_records = self.is_found && self.end.is_some();
+        if is_judged_by_its_records && self.len == len {
+            return None;
+        }
         if self.len != len {
             let expected = self.len;
             return Some(format!(
@@ -83,7 +94,7 @@ impl Kept {
         })
     }
 
-    pub(super) fn text(&self, name: WalFileName) -> String {
+    pub(super) fn text(&self, name: WalFileName, by: &str) -> String {
         let (len, crc32) = (self.len, self.crc32);
         let mut text = format!("name {name}\nlength {len}\ncrc32 {crc32:08X}\n");
         match self.end {
@@ -101,13 +112,16 @@ impl Kept {
         if self.is_found {
             text += "found\n";
         }
+        if !by.is_empty() {
+            text += &format!("by {by}\n");
+        }
         let check = crc32fast::hash(text.as_bytes());
         text + &format!("check {check:08X}\n")
     }
 
     pub(super) fn parse(name: WalFileName, text: &[u8]) -> Option<Kept> {
         let text = std::str::from_utf8(text).ok()?;
-        let at = text.find("check ")?;
+        let at = text.rfind("check ")?;
         let (above, check) = text.split_at(at);
         let check = hexadecimal(check.strip_prefix("check ")?.strip_suffix('\n')?)?;
         if crc32fast::hash(above.as_bytes()) != check && !cfg!(fuzzing) {
@@ -125,6 +139,7 @@ impl Kept {
             None => None,
         };
         let is_found = rest.next_if_eq(&"found").is_some();
+        let _ = rest.next_if(|line| line.starts_with("by "));
         rest.next().is_none().then_some(Kept {
             len,
             crc32,
@@ -205,10 +220,25 @@ impl Checksums {
         Kept::parse(name, &text)
     }
 
-    /// Keeps what a file is whose content and name are durable. A failure costs nothing but the checksum.
-    pub(super) fn keep(&self, name: WalFileName, kept: &Kept) {
+    /// Who brought a file, if that was kept.
+    pub(super) fn brought_by(&self, name: WalFileName) -> Option<String> {
+        let folder = self.folder.as_ref()?;
+        let text = folder
+            .read_small(&name.to_string(), TEXT_BYTES_MAX)
+            .ok()??;
+        Kept::parse(name, &text)?;
+        let text = String::from_utf8(text).ok()?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("by ").map(str::to_owned))
+    }
+
+    /// Keeps what a file is whose content and name are durable, and who brought it. A failure costs nothing
+    /// but the checksum.
+    pub(super) fn keep(&self, name: WalFileName, kept: &Kept, by: &str) {
         let Some(folder) = &self.folder else { return };
-        let text = kept.text(name);
+        let plain = |char: char| if char.is_control() { ' ' } else { char };
+        let by: String = by.chars().take(BY_CHARS_MAX).map(plain).collect();
+        let text = kept.text(name, &by);
         let (disk, text_name) = (&folder.disk, name.to_string());
         let create = || disk.create(folder.handle(), &text_name);
         let created = match create() {
@@ -291,7 +321,7 @@ mod tests {
     #[test]
     fn a_checksum_reads_as_it_was_written() {
         for end in ends() {
-            let text = kept(end).text(name());
+            let text = kept(end).text(name(), "master (192.0.2.7:51234)");
             assert!(text.len() < TEXT_BYTES_MAX, "{text}");
             assert_eq!(
                 Kept::parse(name(), text.as_bytes()),
@@ -306,7 +336,7 @@ mod tests {
     #[test]
     fn fault_107_a_torn_or_flipped_checksum_says_nothing() {
         for end in ends() {
-            let text = kept(end).text(name()).into_bytes();
+            let text = kept(end).text(name(), "db1 check 01234567").into_bytes();
             for len in 0..text.len() {
                 assert_eq!(Kept::parse(name(), &text[..len]), None);
                 let mut zeroed = text.clone();

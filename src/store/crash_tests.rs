@@ -224,7 +224,13 @@ fn ship_and_freeze(root: &Path, disk: Arc<dyn Disk>) -> Run {
     let shipped = Archive::open(&places(root), disk.clone())
         .is_ok_and(|archive| ship(&archive, &sample, end).is_ok());
     if shipped && let Ok(partials) = PartialWals::open(&places(root).partial_wals, disk) {
-        let frozen = partials.freeze(segment_3().timeline(), "41 1700", false, |_| Ok(true));
+        let frozen = partials.freeze(
+            segment_3().timeline(),
+            "41 1700",
+            false,
+            |_| Ok(true),
+            &|_| Ok(None),
+        );
         run.frozen = frozen.ok();
     }
     run

@@ -178,13 +178,20 @@ pub fn take_differing(
     let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
     let _lock = recovery::lock(&folder)?;
     let (stored, kept) = (name.to_string(), format!("{name}{DIFFERS_SUFFIX}"));
-    // What was kept of the one that goes is not true of the other.
-    Checksums::open(&folder).remove(std::slice::from_ref(&stored))?;
+    let checksums = Checksums::open(&folder);
+    let stored_by = checksums.brought_by(name);
+    // What was kept of the one that goes is not true of the other. A crash leaves nobody named rather than
+    // somebody else.
+    checksums.remove(std::slice::from_ref(&stored))?;
+    apart::remove_differing(&folder, name)?;
     folder.exchange(&stored, &kept)?;
     if let WalFileName::Segment(segment) = name
         && let Some(binding) = Marker::read(&folder, Role::Completed)?.and_then(|it| it.binding)
     {
         obstacles::renew(&folder, segment, binding.segment_size)?;
     }
-    apart::remove_differing(&folder, name)
+    match stored_by {
+        Some(by) => apart::note_differing(&folder, name, &by),
+        None => Ok(()),
+    }
 }

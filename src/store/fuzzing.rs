@@ -51,7 +51,7 @@ pub fn kept_checksum(bytes: &[u8]) {
     let Some(kept) = Kept::parse(name, bytes) else {
         return;
     };
-    let text = kept.text(name);
+    let text = kept.text(name, "db1 check 0");
     assert_eq!(Kept::parse(name, text.as_bytes()), Some(kept));
     let other = WalFileName::History(walmgr_protocol::names::TimelineId::FIRST);
     assert!(name == other || Kept::parse(other, text.as_bytes()).is_none());
@@ -102,7 +102,7 @@ mod tests {
                 end: Some(end),
                 is_found: end == SegmentEnd::Inside,
             };
-            let text = kept.text(name).into_bytes();
+            let text = kept.text(name, "db1").into_bytes();
             for at in 0..text.len() {
                 kept_checksum(&text[..at]);
                 let mut damaged = text.clone();

@@ -161,7 +161,7 @@ fn seal_checked(
         if shared.make_way(name, &joined)?
             && let Some(durable) = synced.publish(name)?
         {
-            shared.keep(&durable, joined);
+            shared.keep(&durable, joined, by);
             shared.admitted(&admission, name);
             return Ok(Sealed::Stored(durable));
         }

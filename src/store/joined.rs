@@ -92,7 +92,11 @@ impl Shared {
             Verdict::Unjoined(before, why) => {
                 match joints.is_as_kept(before)? {
                     Some(true) => {
-                        let why = format!("{why}, and {before} is what was acknowledged");
+                        let why = format!(
+                            "{why}, and {before} is what was acknowledged. If pg_resetwal was run on the \
+                             master, its WAL begins anew here: move {before} out of completed_wals, and \
+                             make a backup"
+                        );
                         return Err(StoreError::Damaged { name, why });
                     }
                     Some(false) => tracing::error!(
@@ -151,16 +155,17 @@ impl Shared {
         }
     }
 
-    /// Keeps what a durable file is, before it is acknowledged. Its name must be locked, and have been
+    /// Keeps what a durable file is and who brought it, before it is acknowledged. Its name must be locked,
+    /// and have been
     /// given after [`Shared::make_way`].
-    pub(super) fn keep(&self, durable: &Durable, joined: Joined) {
+    pub(super) fn keep(&self, durable: &Durable, joined: Joined, by: &str) {
         let kept = Kept {
             len: durable.len(),
             crc32: durable.crc32(),
             end: joined.end,
             is_found: false,
         };
-        self.checksums.keep(durable.name(), &kept);
+        self.checksums.keep(durable.name(), &kept, by);
         if let WalFileName::Segment(segment) = durable.name() {
             self.carried.put(segment, joined.verify, joined.scanner);
         }

@@ -8,9 +8,9 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, names, new_archive, open, push,
-    real, scratch_folder, stored_bytes,
+    real, scratch_folder, segment, stored_bytes,
 };
-use super::{Archive, Held, Places, Reader, Sealed, StoreError, WalProof};
+use super::{Archive, Held, PartialWals, Places, Reader, Sealed, StoreError, WalProof};
 use crate::wal::page::PAGE_BYTES;
 use crate::wal::segment::Verify;
 use crate::wal::writer::Writer;
@@ -219,6 +219,8 @@ fn refuses(archive: &Archive, damaged: &Sample, good: &Sample) {
     let error = push(archive, damaged).unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     assert!(error.to_string().contains("does not go on with"), "{error}");
+    // Genuine WAL looks the same where its server began anew.
+    assert!(error.to_string().contains("pg_resetwal"), "{error}");
     assert_stored(archive, good);
 }
 
@@ -479,6 +481,22 @@ fn fault_107_a_start_keeps_what_is_not_kept_yet() {
 }
 
 #[test]
+fn fault_107_a_copy_that_a_person_put_there_is_judged_by_what_it_holds() {
+    let (first, better) = (segment(3, 1), segment(3, 2));
+    let (_folder, places) = stored(&[first.clone(), segment(4, 1)]);
+    forget_checksums(&places);
+    drop(open(&places));
+    plant(&places, &first, &better.bytes);
+    assert_eq!(read(&places, better.name).unwrap(), better.bytes);
+    let archive = open(&places);
+    assert_eq!(archive.recovery().damaged, []);
+    assert!(matches!(push(&archive, &better), Ok(Sealed::Stored(_))));
+    // One whose records do not hold is damaged all the same.
+    plant(&places, &first, &flipped(&better, 60 * 8).bytes);
+    assert!(read(&places, better.name).is_err());
+}
+
+#[test]
 fn fault_107_what_was_acknowledged_takes_the_place_of_what_became_of_it() {
     for sample in [history_file(2, "promoted"), crossed().remove(0)] {
         let (_folder, places) = stored(std::slice::from_ref(&sample));
@@ -518,4 +536,47 @@ fn fault_107_a_checksum_that_was_left_behind_condemns_no_other_file() {
     assert_eq!(read(&places, second.name).unwrap(), second.bytes);
     drop(archive);
     assert_eq!(open(&places).recovery().damaged, []);
+}
+
+/// Freezes what is shipped as a boot does; the frozen segments.
+fn frozen(places: &Places, force: bool) -> Result<Vec<SegmentName>, StoreError> {
+    let reader = Reader::open(&places.completed_wals, real())?;
+    let partials = PartialWals::open(&places.partial_wals, real())?;
+    let before = |segment| reader.scanner_before(segment);
+    let freeze = partials.freeze(timeline(1), "41 1700", force, |_| Ok(true), &before);
+    partials.thaw()?;
+    let segments = freeze?.segments.unwrap_or_default();
+    Ok(segments.into_iter().map(|copy| copy.segment).collect())
+}
+
+#[test]
+fn fault_100_a_flip_in_what_crosses_into_a_segment_in_progress_is_refused_by_a_freeze() {
+    let samples = crossed();
+    // The one before is finished, or in progress as well.
+    for finished in [1, 0] {
+        let (_folder, places) = stored(&samples[..finished]);
+        if finished == 0 {
+            assert_stored(&open(&places), &history_file(2, "binds the archive"));
+        }
+        let ship = |number: usize, bytes: &[u8]| {
+            let path = places.partial_wals.join(samples[number].name.to_string());
+            fs::write(path, bytes).unwrap();
+        };
+        let mut shipped = samples[1].bytes[..SIZE / 2].to_vec();
+        shipped.resize(SIZE, 0);
+        if finished == 0 {
+            ship(0, &samples[0].bytes);
+        }
+        ship(1, &shipped);
+        let all: Vec<SegmentName> = (finished..2).map(|at| name(1, 3 + at as u64)).collect();
+        assert_eq!(frozen(&places, false).unwrap(), all);
+        // Behind the page header lies the rest of a record that begins in the segment before.
+        shipped[60] ^= 4;
+        ship(1, &shipped);
+        let refused = frozen(&places, false).unwrap_err();
+        let is_told =
+            matches!(refused, StoreError::PartialDamaged(damage) if damage.segment == name(1, 4));
+        assert!(is_told, "{refused}");
+        assert_eq!(frozen(&places, true).unwrap(), all[..all.len() - 1]);
+    }
 }

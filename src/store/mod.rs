@@ -12,6 +12,7 @@
 //!   .checksums/NAME                what the file of this name was when it was acknowledged (see
 //!                                  `checksums`)
 //!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacles`)
+//!   .rounds                        what was found damaged while all of it was read (see `rounds`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
@@ -74,6 +75,7 @@ pub mod obstacles;
 pub mod partial;
 pub mod reader;
 pub mod recovery;
+pub mod rounds;
 pub mod sets;
 pub mod survey;
 pub mod tree;

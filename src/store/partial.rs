@@ -614,12 +614,15 @@ impl OpenSegment {
 }
 
 /// What was held behind a segment whose end was rewritten continues nothing any more.
-fn drop_later(folder: &Folder, segment: SegmentName) -> Result<(), StoreError> {
-    let timeline = segment.timeline();
+fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
+    let (folder, timeline) = (&shared.partial, segment.timeline());
     let later = partial_names(folder)?.into_iter();
     for name in later.filter(|name| name.timeline() == timeline && *name > segment) {
         acknowledged::remove(folder, name)?;
         let aside = folder.set_aside_as(&name.to_string(), DIFFERS)?;
+        // What is remembered of it is not true of what comes under its name.
+        shared.partials.forget(name);
+        shared.carried.put(name, Verify::Records, None);
         tracing::warn!("{name} follows what was dropped; it is kept as {aside}");
     }
     Ok(())

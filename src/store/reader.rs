@@ -23,6 +23,7 @@ use super::joints::{Joints, Verdict};
 use super::lineage::{Asked, Facts, Lineage, Missing, Progress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
+use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
 
 /// An archive that is open for reading.
@@ -99,6 +100,23 @@ impl Reader {
             name,
             file,
         }))
+    }
+
+    /// Who brought a finished file, if that was kept.
+    pub fn brought_by(&self, name: WalFileName) -> Option<String> {
+        self.checksums.brought_by(name)
+    }
+
+    /// A scanner that comes out of the finished segment before this one; `None` if there is none, or its
+    /// own records do not hold.
+    pub fn scanner_before(&self, segment: SegmentName) -> Result<Option<Scanner>, StoreError> {
+        let joints = Joints {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding: self.binding,
+            verify: Verify::Records,
+        };
+        joints.scanner_before(segment)
     }
 
     /// Everything that is there, as far as WAL files go.

@@ -227,14 +227,14 @@ pub(super) fn recover(
 }
 
 /// Reads finished files whose names are durable, and keeps the checksums of those that have none.
-struct FinishedCheck<'a> {
-    folder: &'a Arc<Folder>,
-    checksums: &'a Checksums,
-    binding: &'a Binding,
+pub(super) struct FinishedCheck<'a> {
+    pub(super) folder: &'a Arc<Folder>,
+    pub(super) checksums: &'a Checksums,
+    pub(super) binding: &'a Binding,
 }
 
 /// What a file was found to be.
-struct Found {
+pub(super) struct Found {
     content: ExistingContent,
     /// What is wrong with it at first sight.
     torn: Option<SegmentFault>,
@@ -275,7 +275,7 @@ impl FinishedCheck<'_> {
     }
 
     /// `None` when it is gone.
-    fn look(&self, name: WalFileName) -> Result<Option<Found>, StoreError> {
+    pub(super) fn look(&self, name: WalFileName) -> Result<Option<Found>, StoreError> {
         let Some(existing) = Existing::open(self.folder, name)? else {
             return Ok(None);
         };
@@ -316,20 +316,14 @@ impl FinishedCheck<'_> {
             }
             _ => {}
         }
-        let content = &found.content;
-        let kept = self.checksums.read(name);
-        let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
-        let fault = match (&found.walked, differs) {
-            (Err(fault), _) => Some((name, fault.to_string())),
-            (Ok(_), Some(why)) => Some((name, why)),
-            (Ok(_), None) => self.unjoined(name, content)?,
-        };
+        let fault = self.fault(name, found)?;
         // It may have been let in with verify_wal = off, and it was acknowledged: it stays where it is,
         // and whoever recovers from it looks again.
         if let Some((damaged, why)) = fault {
             tracing::error!(file = %damaged, why, "ALARM: a stored file is damaged");
             report.damaged.push((damaged, why));
-        } else if kept.is_none() {
+        } else if self.checksums.read(name).is_none() {
+            let content = &found.content;
             let scanner = found.walked.as_ref().ok().and_then(Option::as_ref);
             let found = Kept {
                 len: content.len,
@@ -337,9 +331,25 @@ impl FinishedCheck<'_> {
                 end: scanner.map(SegmentEnd::of),
                 is_found: true,
             };
-            self.checksums.keep(name, &found);
+            self.checksums.keep(name, &found, "");
         }
         Ok(())
+    }
+
+    /// Which file is damaged, and why, if this one is not what was acknowledged.
+    pub(super) fn fault(
+        &self,
+        name: WalFileName,
+        found: &Found,
+    ) -> Result<Option<(WalFileName, String)>, StoreError> {
+        let content = &found.content;
+        let kept = self.checksums.read(name);
+        let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
+        match (&found.walked, differs) {
+            (Err(fault), _) => Ok(Some((name, fault.to_string()))),
+            (Ok(_), Some(why)) => Ok(Some((name, why))),
+            (Ok(_), None) => self.unjoined(name, content),
+        }
     }
 
     /// Which of two segments is damaged that do not go together, if this one and the one before do not.

@@ -24,6 +24,7 @@ use super::health::Monitor;
 use super::lineage::{Led, Line, Lineage, Progress};
 use super::partial::{Damage, partial_end, vanished};
 use super::reader::Reader;
+use super::rounds;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
 use crate::pg::control;
 
@@ -65,7 +66,8 @@ pub fn survey(
     describe_apart(&reader, &mut overview)?;
     let names = files.partials.iter().map(|segment| (*segment, None));
     let lineage = reader.lineage_of(&reader.listing()?, names.collect())?;
-    files.describe(&lineage, &mut overview, acknowledged)?;
+    let (noted, noted_partials) = rounds::noted(&completed, &partial)?;
+    files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
     let way = Way::find(&reader, &files.partials, known)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
@@ -73,6 +75,16 @@ pub fn survey(
         overview.damaged_count += 1;
         if overview.damaged.is_empty() {
             overview.damaged = WalFileName::History(*timeline).to_string();
+        }
+    }
+    let unreadable = &way.lineage.facts().unreadable;
+    for (name, why) in noted {
+        if matches!(name, WalFileName::History(timeline) if unreadable.contains_key(&timeline)) {
+            continue;
+        }
+        overview.damaged_count += 1;
+        if overview.damaged.is_empty() {
+            overview.damaged = format!("{name}: {why}");
         }
     }
     let sets = full_backup.map_or_else(Vec::new, |path| {
@@ -173,6 +185,7 @@ impl<'a> Files<'a> {
         lineage: &Lineage,
         overview: &mut Overview,
         acknowledged: Option<(SegmentName, Lsn)>,
+        noted: &BTreeSet<SegmentName>,
     ) -> Result<(), StoreError> {
         let mut arrived_ms = None;
         let followed = |segment: &SegmentName| !lineage.is_apart(*segment);
@@ -194,7 +207,7 @@ impl<'a> Files<'a> {
                 None => self.end_of_partial(partial)?,
             };
         }
-        let damages = self.damaged_partials()?;
+        let damages = self.damaged_partials(noted)?;
         if let Some(damage) = damages
             .iter()
             .rfind(|it| Some(it.segment) == overview.partial_segment)
@@ -209,14 +222,18 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// The damage in what is in progress. Of many segments only the last are read.
-    fn damaged_partials(&self) -> Result<Vec<Damage>, StoreError> {
+    /// The damage in what is in progress. Of many segments only the last are read, and some that a round
+    /// found damaged.
+    fn damaged_partials(&self, noted: &BTreeSet<SegmentName>) -> Result<Vec<Damage>, StoreError> {
         let mut damages = vanished(Some(self.completed), self.partial, self.binding)?;
         let unfinished =
             |segment: &&SegmentName| !(self.finished).contains(&WalFileName::Segment(**segment));
         let last = (self.partials.iter().rev()).filter(unfinished);
-        for segment in last.take(PARTIALS_READ_MAX) {
-            let found = partial_end(self.partial, self.binding, *segment)?;
+        let last = last.take(PARTIALS_READ_MAX);
+        let noted = noted.iter().filter(unfinished).take(PARTIALS_READ_MAX);
+        let read: BTreeSet<SegmentName> = last.chain(noted).copied().collect();
+        for segment in read {
+            let found = partial_end(self.partial, self.binding, segment)?;
             damages.extend(found.and_then(|found| found.damage));
         }
         damages.sort_by_key(|damage| damage.segment);

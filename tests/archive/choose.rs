@@ -2,10 +2,12 @@
 //! Never takes a file without `--take`. Invariant: neither of the two is ever lost.
 
 use std::fs;
+use std::process::Stdio;
 
 use crate::support::Site;
 use crate::support::hostile::{self, Key};
 use crate::support::place::server_user;
+use crate::support::strace::Strace;
 
 use walmgr_protocol::message::Verify;
 
@@ -51,7 +53,13 @@ fn fault_113_a_person_chooses_which_of_two_files_is_served() {
     let (mut site, name, forged, genuine) = contested();
     let differs = format!("{name}.differs");
     let said = site.standby_command(&["choose", &name]).succeed();
-    for part in ["the two differ from byte", "offered by master", "--take"] {
+    let parts = [
+        "the two differ from byte",
+        "brought by thief (",
+        "offered by master",
+        "--take",
+    ];
+    for part in parts {
         assert!(said.contains(part), "{part} is not in: {said}");
     }
     site.standby_command(&["-n", "choose", &name, "--take"])
@@ -71,6 +79,8 @@ fn fault_113_a_person_chooses_which_of_two_files_is_served() {
         (site.archived(&name), site.archived(&differs)),
         (genuine, forged.clone())
     );
+    let said = site.standby_command(&["choose", &name]).succeed();
+    assert!(said.contains("offered by thief ("), "{said}");
     site.start_receiver();
     site.archive(&name).succeed();
     // And back.
@@ -107,4 +117,41 @@ fn fault_110_a_person_may_have_readers_follow_what_was_set_apart() {
     site.standby_command(&["choose", "00000002.history", "--take"])
         .succeed();
     assert!(!note.exists());
+}
+
+#[test]
+fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
+    let _user = skip_unless!(server_user());
+    skip_unless!(Strace::available());
+    let (mut site, name, forged, genuine) = contested();
+    let differs = format!("{name}.differs");
+    site.receiver.kill9();
+    let mut kills = 0;
+    for call in ["/^rename", "/^unlink", "fsync", "write"] {
+        for count in 1..20 {
+            let strace = Strace::available().unwrap().unprivileged();
+            let strace = strace.inject(&format!("{call}:signal=KILL:when={count}"));
+            let mut choose = strace.wrap(&site.standby_walmgr(&["choose", &name, "--take"]));
+            choose
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let killed = !choose.status().unwrap().success();
+            let two = (site.archived(&name), site.archived(&differs));
+            let is_either = two == (forged.clone(), genuine.clone())
+                || two == (genuine.clone(), forged.clone());
+            assert!(is_either, "{call} {count}");
+            if !killed {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills >= 4, "{kills}");
+    if site.archived(&name) != genuine {
+        site.standby_command(&["choose", &name, "--take"]).succeed();
+    }
+    site.start_receiver();
+    site.archive(&name).succeed();
+    assert_eq!(site.archived(&differs), forged);
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use walmgr::options::Options;
 use walmgr::standby::xrestore;
 use walmgr::store::sets::{BackupSets, Copying};
-use walmgr::store::{ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, RealDisk};
+use walmgr::store::{
+    ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, Reader, RealDisk,
+};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::WalFileName;
 
@@ -131,7 +133,12 @@ fn partial(lab: &Lab, expected: &Expected) -> Result<(), String> {
         at_least(&ends, &expected.ends, "the ends that boot looks at")?;
     }
     let (timeline, _) = expected.overview.held.unwrap();
-    let freeze = wals.freeze(timeline, SERVER, false, |_| Ok(true));
+    let archive = Reader::open(&lab.config.completed_wals, Arc::new(RealDisk));
+    let before = |segment| match &archive {
+        Ok(archive) => archive.scanner_before(segment),
+        Err(_) => Ok(None),
+    };
+    let freeze = wals.freeze(timeline, SERVER, false, |_| Ok(true), &before);
     let thawed = wals.thaw();
     if let Ok(freeze) = freeze {
         for wanted in expected.freeze.segments.iter().flatten() {

@@ -139,7 +139,8 @@ impl Template {
         run(Command::new("cp").arg("-a").arg(&from).arg(&to)).unwrap();
         let wals = PartialWals::open(&to, Arc::new(RealDisk)).unwrap();
         let (timeline, _) = self.overview.held.unwrap();
-        wals.freeze(timeline, SERVER, false, |_| Ok(true)).unwrap();
+        wals.freeze(timeline, SERVER, false, |_| Ok(true), &|_| Ok(None))
+            .unwrap();
         give_to_server(&to);
     }
 

@@ -306,6 +306,20 @@ fn fault_105_a_history_that_is_missing_goes_before_the_first_segment() {
         .args(["xarchive", &format!("pg_wal/{segment}"), &segment]);
     crate::support::Output::of(xarchive.current_dir(promoted.data())).succeed();
     assert!(site.holds("00000002.history") && site.holds(&segment));
+    // What the standby had once it may have lost, so it is asked again in time.
+    fs::remove_file(site.completed_wals().join("00000002.history")).unwrap();
+    let memory = ini.with_extension("timeline");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(61);
+    let memory = fs::File::options().write(true).open(memory).unwrap();
+    memory.set_modified(long_ago).unwrap();
+    promoted.psql("INSERT INTO t VALUES (2)");
+    let next = promoted.psql("SELECT pg_walfile_name(pg_switch_wal())");
+    let mut xarchive = crate::support::walmgr();
+    xarchive
+        .arg(&ini)
+        .args(["xarchive", &format!("pg_wal/{next}"), &next]);
+    crate::support::Output::of(xarchive.current_dir(promoted.data())).succeed();
+    assert!(site.holds("00000002.history") && site.holds(&next));
     let notes = fs::read_dir(site.completed_wals().join(".apart"));
     let left: Vec<_> = notes.into_iter().flatten().flatten().collect();
     assert!(left.is_empty(), "{left:?}");

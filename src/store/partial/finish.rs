@@ -258,7 +258,7 @@ impl Finishing {
                 let linked = from.finish_into(to, self.segment, digest)?;
                 match linked {
                     Linked::Durable(durable) => {
-                        shared.keep(&durable, joined);
+                        shared.keep(&durable, joined, &self.by);
                         shared.partials.forget(self.segment);
                         acknowledged::remove(&shared.partial, self.segment)?;
                         shared.admitted(&admission, name);
@@ -266,7 +266,7 @@ impl Finishing {
                     }
                     Linked::Impossible => {
                         if let Some(durable) = self.copy()? {
-                            shared.keep(&durable, joined);
+                            shared.keep(&durable, joined, &self.by);
                             shared.admitted(&admission, name);
                             return Ok(Sealed::Stored(durable));
                         }

@@ -29,13 +29,14 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use super::acknowledged::Acknowledged;
 use super::file::{Search, scanner_at, start_of};
 use super::partial_names;
-use super::proven::{self, Damage};
+use super::proven::{self, Damage, LOOKS_MAX};
 use crate::store::binding::{Binding, Marker, Role};
 use crate::store::disk::Disk;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::health::Monitor;
 use crate::wal::obstacle::Obstacles;
+use crate::wal::scan::Scanner;
 
 /// The file that says so.
 const FROZEN_NAME: &str = "FROZEN";
@@ -94,6 +95,9 @@ pub enum OwnSegment {
     /// Other records.
     Other,
 }
+
+/// A copy, and a scanner at the beginning of the next segment if replay goes on there.
+type Copied = (FrozenSegment, Option<Scanner>);
 
 /// The partial segments as those see them who boot: beside a receiver, and without its lock.
 pub struct PartialWals {
@@ -164,6 +168,9 @@ impl PartialWals {
     /// the partial segments for which `wanted` holds. Done again for the same server it only takes
     /// those off the list that are wanted no longer: what was finished since goes further.
     ///
+    /// `before` has a scanner that comes out of the finished segment before one, so that the record that
+    /// crosses into it is checked too.
+    ///
     /// A segment that is damaged ends it with an error, unless `damaged_too`: then what is before
     /// the damage is copied.
     pub fn freeze(
@@ -172,6 +179,7 @@ impl PartialWals {
         server: &str,
         damaged_too: bool,
         mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
+        before: &dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>,
     ) -> Result<Freeze, StoreError> {
         // One that cannot be read stops the stream as well, and is replaced.
         if let Ok(Some(mut frozen)) = self.frozen()
@@ -201,10 +209,20 @@ impl PartialWals {
         freeze.write(&self.folder)?;
         self.remove_copies()?;
         let mut segments = Vec::new();
+        let mut carried: Option<(SegmentName, Scanner)> = None;
         for segment in partial_names(&self.folder)? {
-            if wanted(segment)? {
-                segments.extend(self.copy(segment, damaged_too)?);
+            if !wanted(segment)? {
+                continue;
             }
+            let scanner = match carried.take().filter(|(next, _)| *next == segment) {
+                Some((_, scanner)) => Some(scanner),
+                None => before(segment)?,
+            };
+            let Some((copy, behind)) = self.copy(segment, scanner, damaged_too)? else {
+                continue;
+            };
+            segments.push(copy);
+            carried = segment.next(self.binding.segment_size).zip(behind);
         }
         self.folder.sync()?;
         freeze.segments = Some(segments);
@@ -304,12 +322,34 @@ impl PartialWals {
 
     /// Copies the records of a segment; `None` when it has none, or a push has finished it.
     ///
-    /// It is read once, as the receiver may be writing to it behind them.
+    /// Each look reads it once, as the receiver may be writing to it behind them. What is read while it is
+    /// being written may look like anything, so damage is looked at again.
     fn copy(
         &self,
         segment: SegmentName,
+        before: Option<Scanner>,
         damaged_too: bool,
-    ) -> Result<Option<FrozenSegment>, StoreError> {
+    ) -> Result<Option<Copied>, StoreError> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            // By the last look what is damaged is what is there.
+            let damaged_too = damaged_too && looks >= LOOKS_MAX;
+            match self.copy_once(segment, before.clone(), damaged_too) {
+                Err(StoreError::PartialDamaged(_)) if looks < LOOKS_MAX => {
+                    self.folder.remove(&format!("{segment}{COPY_SUFFIX}"))?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn copy_once(
+        &self,
+        segment: SegmentName,
+        before: Option<Scanner>,
+        damaged_too: bool,
+    ) -> Result<Option<Copied>, StoreError> {
         let (folder, size) = (&self.folder, self.binding.segment_size.bytes());
         let (name, copied) = (segment.to_string(), format!("{segment}{COPY_SUFFIX}"));
         let Some(file) = folder.open_file(&name)? else {
@@ -319,7 +359,9 @@ impl PartialWals {
             |op| move |error| folder.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
         let acknowledged = Acknowledged::read(folder, segment)?;
         let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
-        let mut search = search(&self.binding, segment);
+        let first = before.map(|before| before.up_to_timeline(segment.timeline()));
+        let first = first.unwrap_or_else(|| first_scanner(&self.binding, segment));
+        let mut search = Search::new(segment, &self.binding, first);
         let (mut offset, mut written) = (0, Ok(()));
         folder.read_through(file.as_fd(), &name, |piece| {
             written = folder.disk.write_all(copy.as_fd(), piece, offset);
@@ -349,11 +391,17 @@ impl PartialWals {
             crc.update(piece);
             true
         })?;
-        Ok(Some(FrozenSegment {
+        let frozen = FrozenSegment {
             segment,
             end: end.lsn,
             crc32: crc.finalize(),
-        }))
+        };
+        let behind = Lsn(start_of(segment, &self.binding).0.wrapping_add(size));
+        let behind = match end.switched {
+            Some(switch) => Some(scanner_at(segment, behind, &self.binding).following(switch)),
+            None => Some(end.scanner).filter(|scanner| scanner.position() == behind),
+        };
+        Ok(Some((frozen, behind)))
     }
 }
 
@@ -378,8 +426,11 @@ pub(in crate::store) fn partial_end(
 }
 
 fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {
-    let scanner = scanner_at(segment, start_of(segment, binding), binding);
-    Search::new(segment, binding, scanner)
+    Search::new(segment, binding, first_scanner(binding, segment))
+}
+
+fn first_scanner(binding: &Binding, segment: SegmentName) -> Scanner {
+    scanner_at(segment, start_of(segment, binding), binding)
 }
 
 impl Freeze {

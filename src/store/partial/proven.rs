@@ -27,7 +27,7 @@ use crate::wal::behind::Behind;
 use crate::wal::scan::Scanner;
 
 /// How often a segment is looked at that somebody may be writing to meanwhile.
-const LOOKS_MAX: u32 = 3;
+pub(super) const LOOKS_MAX: u32 = 3;
 
 /// Why an end of records is none of WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,6 +27,7 @@ use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::folder::{Folder, TEMPORARY_PREFIX};
 use crate::wal::scan::{Scanner, Step};
+use crate::wal::segment::Verify;
 
 /// What a copy of records that a master wrote anew is called behind its segment's name.
 pub(super) const DIFFERS: &str = "differs";
@@ -194,7 +195,9 @@ impl PartialStream {
         open.is_damaged = false;
         open.acknowledged = Lsn(0);
         open.crc = None;
-        drop_later(folder, segment)
+        // A scanner that came through what is dropped leads nowhere.
+        shared.carried.put(segment, Verify::Records, None);
+        drop_later(&shared, segment)
     }
 }
 

@@ -621,3 +621,32 @@ fn a_stream_goes_on_over_segments_with_a_record_across_their_border() {
         Some(&(name(4), end))
     );
 }
+
+#[test]
+fn what_follows_a_rewritten_segment_is_forgotten_with_its_file() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let bodies = vec![7_000; 160];
+    let wal = Wal::of(&bodies, 7);
+    let mut stream = begin(&archive);
+    let size = usize::try_from(SIZE).unwrap();
+    for (number, bytes) in (3..).zip(wal.bytes.chunks(size)) {
+        stream
+            .open(&Open {
+                segment: name(number),
+                bytes: bytes.len() as u64,
+                crc32: crc32fast::hash(bytes),
+            })
+            .unwrap();
+        stream.append(0, Lsn(number * SIZE), bytes).unwrap();
+        stream.sync().unwrap();
+    }
+    let shared = &archive.shared;
+    assert!(shared.partials.of(name(4)).checked.is_some());
+    super::drop_later(shared, name(3)).unwrap();
+    assert!(shared.partials.of(name(4)).checked.is_none());
+    assert!(shared.partials.of(name(3)).checked.is_some());
+    let aside = places.partial_wals.join(format!("{}.differs", name(4)));
+    assert!(aside.exists());
+}

@@ -12,7 +12,7 @@ fn booting(places: &Places) -> PartialWals {
 
 fn freeze(partials: &PartialWals) -> Freeze {
     partials
-        .freeze(timeline(1), "41 1700", false, |_| Ok(true))
+        .freeze(timeline(1), "41 1700", false, |_| Ok(true), &|_| Ok(None))
         .unwrap()
 }
 
@@ -167,7 +167,7 @@ fn fault_76_a_boot_that_is_asked_for_again_replays_what_was_finished_since() {
     let partials = booting(&places);
     assert_eq!(freeze(&partials).segments.unwrap().len(), 1);
     assert_stored(&archive, &Wal::finished(&[100, 200, 300], 1));
-    let again = partials.freeze(timeline(1), "41 1700", false, |_| Ok(false));
+    let again = partials.freeze(timeline(1), "41 1700", false, |_| Ok(false), &|_| Ok(None));
     assert_eq!(again.unwrap().segments, Some(Vec::new()));
     assert_eq!(
         partials.frozen().unwrap().unwrap().segments,

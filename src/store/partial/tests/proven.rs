@@ -75,7 +75,8 @@ fn fault_101_damage_is_told_from_an_end_by_everybody_and_heals_from_the_master()
         };
         assert_eq!(shipped.end().unwrap().damage, Some(damage));
         let partials = PartialWals::open(&places.partial_wals, real()).unwrap();
-        let freeze = |force| partials.freeze(timeline(1), "41 1700", force, |_| Ok(true));
+        let freeze =
+            |force| partials.freeze(timeline(1), "41 1700", force, |_| Ok(true), &|_| Ok(None));
         let refused = freeze(false).unwrap_err();
         assert!(matches!(refused, StoreError::PartialDamaged(found) if found == damage));
         let frozen = freeze(true).unwrap().segments.unwrap();

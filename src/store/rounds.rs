@@ -1,0 +1,509 @@
+//! Reads all of an archive, file after file, round after round, and notes what is not what was acknowledged.
+//! Never moves, locks or changes a file of the archive, and never decides how fast it goes. Invariant: a note
+//! counts only as long as its file is the one that was read.
+//!
+//! # `completed_wals/.rounds`
+//!
+//! ```text
+//! next 000000010000000000000042                  where a receiver that is started goes on
+//! damaged 131085 1767225600123 00000001…07 its CRC-32 is …
+//! partial 131090 0 00000001…0A                   its records end before what was acknowledged
+//! check 01234567                                 CRC-32 of the lines above
+//! ```
+//!
+//! The numbers are a file's inode and, of a finished one, the time of its last change in milliseconds since
+//! 1970: whatever takes its place is another file, and has no note. A segment in progress changes all the
+//! time; whoever reads its note looks at it again. One that is absent, torn or flipped says nothing, and a
+//! round begins anew.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+use super::archive::{Archive, finished_names};
+use super::binding::Binding;
+use super::checksums::Checksums;
+use super::disk::FileStat;
+use super::error::StoreError;
+use super::folder::Folder;
+use super::health::Monitor;
+use super::partial::{partial_end, partial_names};
+use super::recovery::FinishedCheck;
+
+/// The note's name.
+const NOTE_NAME: &str = ".rounds";
+
+/// How many damaged files are noted: one is enough to have somebody look.
+const NOTED_MAX: usize = 128;
+
+/// How much is said about one.
+const WHY_CHARS_MAX: usize = 240;
+
+/// Its lines at their longest.
+const NOTE_BYTES_MAX: usize = (NOTED_MAX + 2) * (WHY_CHARS_MAX * 4 + 128);
+
+/// How many names are taken from one listing of a folder, which may hold hundreds of thousands.
+const LISTED_MAX: usize = 256;
+
+/// One file that a round reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Finished(WalFileName),
+    Partial(SegmentName),
+}
+
+/// What is known to be damaged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Note {
+    next: Option<WalFileName>,
+    damaged: BTreeMap<Place, Noted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Noted {
+    inode: u64,
+    changed_ms: i64,
+    why: String,
+}
+
+/// What reading one file came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stride {
+    /// How much was read.
+    pub read_bytes: u64,
+    /// Whether the round ends here.
+    pub is_round_done: bool,
+}
+
+/// A round that goes on.
+pub struct Rounds {
+    archive: Archive,
+    completed: Arc<Folder>,
+    partial: Arc<Folder>,
+    note: Note,
+    pending: VecDeque<Place>,
+    left: Left,
+}
+
+/// What a round has not listed yet.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    /// Finished files from this one on.
+    Finished(Option<WalFileName>),
+    Partials,
+    Nothing,
+}
+
+impl Archive {
+    /// Goes on with the round that an earlier process left.
+    pub fn rounds(&self) -> Result<Rounds, StoreError> {
+        let shared = &self.shared;
+        // What fails here says nothing about what is stored.
+        let open = |folder: &Folder| {
+            let disk = Arc::clone(&folder.disk);
+            Folder::open(folder.path(), disk, Arc::new(Monitor::new())).map(Arc::new)
+        };
+        let completed = open(&shared.completed)?;
+        let note = Note::read(&completed);
+        Ok(Rounds {
+            archive: self.clone(),
+            left: Left::Finished(note.next),
+            note,
+            partial: open(&shared.partial)?,
+            completed,
+            pending: VecDeque::new(),
+        })
+    }
+}
+
+impl Rounds {
+    /// Reads the next file. An archive that belongs to nobody yet is read in no time.
+    pub fn step(&mut self) -> Result<Stride, StoreError> {
+        let done = Stride {
+            read_bytes: 0,
+            is_round_done: true,
+        };
+        let Some(binding) = self.archive.binding() else {
+            return Ok(done);
+        };
+        self.list()?;
+        let Some(place) = self.pending.pop_front() else {
+            self.left = Left::Finished(None);
+            self.note.next = None;
+            self.forget_what_is_gone()?;
+            self.write();
+            return Ok(done);
+        };
+        let (read_bytes, faults) = match place {
+            Place::Finished(name) => self.finished(name, &binding)?,
+            Place::Partial(segment) => self.in_progress(segment, &binding)?,
+        };
+        self.settle(place, faults)?;
+        Ok(Stride {
+            read_bytes,
+            is_round_done: false,
+        })
+    }
+
+    /// The next names of the round; none when it is over.
+    fn list(&mut self) -> Result<(), StoreError> {
+        while self.pending.is_empty() {
+            match self.left {
+                Left::Finished(from) => {
+                    let names = finished_names(&self.completed)?.into_keys();
+                    let mut names = names.filter(|name| from.is_none_or(|from| *name >= from));
+                    self.pending = names
+                        .by_ref()
+                        .take(LISTED_MAX)
+                        .map(Place::Finished)
+                        .collect();
+                    self.left = names
+                        .next()
+                        .map_or(Left::Partials, |next| Left::Finished(Some(next)));
+                    self.note.next = match self.pending.front() {
+                        Some(Place::Finished(first)) => Some(*first),
+                        _ => None,
+                    };
+                    self.write();
+                }
+                Left::Partials => {
+                    let partials = partial_names(&self.partial)?.into_iter();
+                    self.pending = partials.map(Place::Partial).collect();
+                    self.left = Left::Nothing;
+                }
+                Left::Nothing => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(&self, name: WalFileName, binding: &Binding) -> Result<(u64, Faults), StoreError> {
+        let text = name.to_string();
+        let Some(before) = self.completed.stat_at(&text)? else {
+            return Ok((0, Faults::new()));
+        };
+        let check = FinishedCheck {
+            folder: &self.completed,
+            checksums: &Checksums::open(&self.completed),
+            binding,
+        };
+        let looked = check.look(name).and_then(|found| match found {
+            Some(found) => check.fault(name, &found),
+            None => Ok(None),
+        });
+        let fault = match looked {
+            Ok(fault) => fault,
+            // The disk does not give it back.
+            Err(error @ StoreError::Disk { .. }) => Some((name, error.to_string())),
+            Err(error) => return Err(error),
+        };
+        // What was replaced while it was read is looked at in the next round.
+        let is_same = self.completed.stat_at(&text)? == Some(before);
+        let fault = fault.filter(|_| is_same);
+        let faults = fault.map(|(name, why)| (Place::Finished(name), why));
+        Ok((before.len, faults.into_iter().collect()))
+    }
+
+    fn in_progress(
+        &self,
+        segment: SegmentName,
+        binding: &Binding,
+    ) -> Result<(u64, Faults), StoreError> {
+        let found = match partial_end(&self.partial, binding, segment) {
+            Ok(found) => found
+                .and_then(|found| found.damage)
+                .map(|damage| damage.to_string()),
+            Err(error @ StoreError::Disk { .. }) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        let faults = found.map(|why| (Place::Partial(segment), why));
+        Ok((binding.segment_size.bytes(), faults.into_iter().collect()))
+    }
+
+    /// Notes what was found of a file, and forgets what was found of it before.
+    fn settle(&mut self, place: Place, faults: Faults) -> Result<(), StoreError> {
+        let mut found = BTreeMap::new();
+        for (place, why) in faults {
+            let Some(stat) = stat_of(&self.completed, &self.partial, place)? else {
+                continue;
+            };
+            found.insert(place, Noted::of(place, &stat, &why));
+        }
+        let before = self.note.damaged.clone();
+        if !found.contains_key(&place) {
+            self.note.damaged.remove(&place);
+        }
+        for (place, noted) in found {
+            let is_known = before.get(&place) == Some(&noted);
+            if !is_known {
+                let (what, why) = (place.text(), &noted.why);
+                tracing::error!(file = %what, why, "ALARM: a stored file is damaged");
+            }
+            if is_known || self.note.damaged.len() < NOTED_MAX {
+                self.note.damaged.insert(place, noted);
+            }
+        }
+        if self.note.damaged != before {
+            self.write();
+        }
+        Ok(())
+    }
+
+    fn forget_what_is_gone(&mut self) -> Result<(), StoreError> {
+        let mut kept = BTreeMap::new();
+        for (place, noted) in std::mem::take(&mut self.note.damaged) {
+            let stat = stat_of(&self.completed, &self.partial, place)?;
+            if stat.is_some_and(|stat| noted.is_of(place, &stat)) {
+                kept.insert(place, noted);
+            }
+        }
+        self.note.damaged = kept;
+        Ok(())
+    }
+
+    /// A note that cannot be written costs the next start its place, and `status` a word.
+    fn write(&self) {
+        let text = self.note.text();
+        if let Err(error) = self.completed.write_small(NOTE_NAME, text.as_bytes()) {
+            tracing::debug!("{NOTE_NAME} is not written: {error}");
+        }
+    }
+}
+
+/// What is wrong with which files.
+type Faults = BTreeMap<Place, String>;
+
+/// The finished files that are known to be damaged, and the segments in progress that were.
+pub(super) fn noted(
+    completed: &Folder,
+    partial: &Folder,
+) -> Result<(BTreeMap<WalFileName, String>, BTreeSet<SegmentName>), StoreError> {
+    let (mut finished, mut partials) = (BTreeMap::new(), BTreeSet::new());
+    for (place, noted) in Note::read(completed).damaged {
+        let stat = stat_of(completed, partial, place)?;
+        if stat.is_none_or(|stat| !noted.is_of(place, &stat)) {
+            continue;
+        }
+        match place {
+            Place::Finished(name) => drop(finished.insert(name, noted.why)),
+            Place::Partial(segment) => drop(partials.insert(segment)),
+        }
+    }
+    Ok((finished, partials))
+}
+
+fn stat_of(
+    completed: &Folder,
+    partial: &Folder,
+    place: Place,
+) -> Result<Option<FileStat>, StoreError> {
+    match place {
+        Place::Finished(name) => completed.stat_at(&name.to_string()),
+        Place::Partial(segment) => partial.stat_at(&segment.to_string()),
+    }
+}
+
+impl Place {
+    fn text(self) -> String {
+        match self {
+            Place::Finished(name) => name.to_string(),
+            Place::Partial(segment) => segment.to_string(),
+        }
+    }
+}
+
+impl Noted {
+    fn of(place: Place, stat: &FileStat, why: &str) -> Noted {
+        let why = why.chars().take(WHY_CHARS_MAX);
+        Noted {
+            inode: stat.identity.inode,
+            changed_ms: match place {
+                Place::Finished(_) => stat.changed_ms,
+                Place::Partial(_) => 0,
+            },
+            why: why
+                .map(|char| if char.is_control() { ' ' } else { char })
+                .collect(),
+        }
+    }
+
+    fn is_of(&self, place: Place, stat: &FileStat) -> bool {
+        let found = Noted::of(place, stat, "");
+        (found.inode, found.changed_ms) == (self.inode, self.changed_ms)
+    }
+}
+
+impl Note {
+    fn read(completed: &Folder) -> Note {
+        let text = completed
+            .read_small(NOTE_NAME, NOTE_BYTES_MAX)
+            .ok()
+            .flatten();
+        text.and_then(|text| Note::parse(&text)).unwrap_or_default()
+    }
+
+    fn text(&self) -> String {
+        let mut text = self
+            .next
+            .map_or_else(String::new, |next| format!("next {next}\n"));
+        for (
+            place,
+            Noted {
+                inode,
+                changed_ms,
+                why,
+            },
+        ) in &self.damaged
+        {
+            let word = match place {
+                Place::Finished(_) => "damaged",
+                Place::Partial(_) => "partial",
+            };
+            text += &format!("{word} {inode} {changed_ms} {} {why}\n", place.text());
+        }
+        let check = crc32fast::hash(text.as_bytes());
+        text + &format!("check {check:08X}\n")
+    }
+
+    /// Sound only if every byte of it is what would be written.
+    fn parse(content: &[u8]) -> Option<Note> {
+        let told = std::str::from_utf8(content).ok()?;
+        let (above, _) = told.rsplit_once("check ")?;
+        let mut note = Note::default();
+        for line in above.lines() {
+            let mut words = line.splitn(5, ' ');
+            let word = words.next()?;
+            if word == "next" {
+                note.next = Some(words.next()?.parse().ok()?);
+                continue;
+            }
+            let (inode, changed_ms) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            let name = words.next()?;
+            let place = match word {
+                "damaged" => Place::Finished(name.parse().ok()?),
+                "partial" => Place::Partial(name.parse().ok()?),
+                _ => return None,
+            };
+            let why = words.next()?.to_owned();
+            let noted = Noted {
+                inode,
+                changed_ms,
+                why,
+            };
+            note.damaged.insert(place, noted);
+        }
+        (note.text() == told).then_some(note)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::survey::survey;
+    use crate::store::testing::{
+        assert_stored, history_file, new_archive, open, real, scratch_folder, segment,
+    };
+    use proptest::prelude::*;
+
+    fn round(rounds: &mut Rounds) -> u64 {
+        let mut read_bytes = 0;
+        loop {
+            let stride = rounds.step().unwrap();
+            read_bytes += stride.read_bytes;
+            if stride.is_round_done {
+                return read_bytes;
+            }
+        }
+    }
+
+    #[test]
+    fn fault_107_a_round_notes_what_changed_in_any_file_and_forgets_what_was_mended() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let files: Vec<_> = (3..12).map(|number| segment(number, 1)).collect();
+        for file in &files {
+            assert_stored(&archive, file);
+        }
+        assert_stored(&archive, &history_file(2, "promoted"));
+        let look = || survey(&places, None, &real(), None).unwrap();
+        let mut rounds = archive.rounds().unwrap();
+        assert!(round(&mut rounds) > 9 << 20);
+        assert_eq!(look().damaged_count, 0);
+
+        let spoilt = &files[1];
+        let path = places.completed_wals.join(spoilt.name.to_string());
+        let mut bytes = spoilt.bytes.clone();
+        bytes[700_000] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(look().damaged_count, 0, "nobody has read it");
+        round(&mut rounds);
+        let told = look();
+        assert_eq!(told.damaged_count, 1);
+        assert!(
+            told.damaged.starts_with(&spoilt.name.to_string()),
+            "{}",
+            told.damaged
+        );
+        // The next process knows too, and goes on where this one was.
+        assert_eq!(archive.rounds().unwrap().note, rounds.note);
+        // Whatever takes its place has no note.
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(look().damaged_count, 0);
+        std::fs::write(&path, &spoilt.bytes).unwrap();
+        assert_eq!(look().damaged_count, 0);
+        round(&mut rounds);
+        assert!(rounds.note.damaged.is_empty());
+        assert_eq!(look().damaged_count, 0);
+    }
+
+    #[test]
+    fn a_round_goes_on_where_the_one_before_was_cut() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        for number in 3..7 {
+            assert_stored(&archive, &segment(number, 1));
+        }
+        let mut rounds = archive.rounds().unwrap();
+        rounds.note.next = Some(segment(5, 1).name);
+        rounds.write();
+        let mut rounds = archive.rounds().unwrap();
+        assert_eq!(round(&mut rounds), 2 << 20);
+        assert_eq!(round(&mut rounds), 4 << 20);
+    }
+
+    #[test]
+    fn fault_107_a_note_with_a_flipped_bit_says_nothing() {
+        let name: WalFileName = "000000010000000000000002".parse().unwrap();
+        let segment = "000000010000000000000003".parse().unwrap();
+        let noted = |why: &str| Noted {
+            inode: 7,
+            changed_ms: -3,
+            why: why.to_owned(),
+        };
+        let damaged = [
+            (Place::Finished(name), noted("its CRC-32 is wrong")),
+            (Place::Partial(segment), noted("")),
+        ];
+        let note = Note {
+            next: Some(name),
+            damaged: damaged.into_iter().collect(),
+        };
+        let text = note.text().into_bytes();
+        assert_eq!(Note::parse(&text), Some(note));
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Note::parse(&flipped), None, "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Note::parse(&text);
+        }
+    }
+}
