@@ -33,11 +33,9 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         true => backups::json(&lines),
         false => backups::table(&lines),
     })?;
-    match taken {
-        // A program counts on a list of sets alone.
-        Some(sentence) if options.json => tracing::info!("{sentence}"),
-        Some(sentence) => output::print(&output::escaped(&sentence))?,
-        None => {}
+    if let Some(sentence) = taken {
+        // Beside the list: a program, and whoever knows the list from the manual, counts on it alone.
+        tracing::info!("{sentence}");
     }
     Ok(())
 }
