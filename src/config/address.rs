@@ -43,7 +43,8 @@ impl SlaveAddress {
         is_loopback(&self.host)
     }
 
-    /// Reads `host`, `host:port`, `host:/path`, and IPv6 addresses, in brackets before a port.
+    /// Reads `host`, `host:port`, `host:path`, and IPv6 addresses, in brackets before a port. What
+    /// stands behind a colon and has a slash in it, or begins with no digit, is a path.
     pub(super) fn parse(text: &str) -> Result<Self, Expected> {
         let expected = || Expected::new("HOST or HOST:PORT");
         if text.starts_with(['/', '~', '.']) {
@@ -51,13 +52,10 @@ impl SlaveAddress {
                 .hint("in the master's file `slave` names the standby's host, not a directory"));
         }
         let (user, text) = match text.split_once('@') {
-            Some((user, text)) => (Some(user.to_owned()), text),
-            None => (None, text),
+            Some((user, text)) if !user.contains([':', '/']) => (Some(user.to_owned()), text),
+            _ => (None, text),
         };
-        let (text, path) = match text.find(":/").or_else(|| text.find(":~")) {
-            Some(at) => (&text[..at], Some(text[at + 1..].to_owned())),
-            None => (text, None),
-        };
+        let (text, path) = split_path(text);
         let (host, port) = host_and_port(text).ok_or_else(expected)?;
         if port == Some(0) {
             return Err(Expected::new("a port from 1 to 65535"));
@@ -101,6 +99,30 @@ impl ListenAddress {
         }
         Ok(addresses)
     }
+}
+
+/// Takes the directory of an old file off the address before it.
+fn split_path(text: &str) -> (&str, Option<String>) {
+    let is_path = |path: &str| {
+        let begins = path.starts_with(|c: char| c.is_alphabetic() || "/~._".contains(c));
+        begins || path.contains('/')
+    };
+    // The colons of an IPv6 address come before its bracket, or it has no path.
+    let first = match text.rfind(']') {
+        _ if is_ipv6(text) => return (text, None),
+        Some(bracket) => bracket,
+        None => 0,
+    };
+    for (at, _) in text[first..].match_indices(':').take(2) {
+        let (address, path) = (&text[..first + at], &text[first + at + 1..]);
+        let port_follows = path
+            .split_once(':')
+            .is_some_and(|(port, _)| port_number(port).is_some());
+        if is_path(path) && !port_follows {
+            return (address, Some(path.to_owned()));
+        }
+    }
+    (text, None)
 }
 
 /// Splits `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
@@ -190,6 +212,21 @@ mod tests {
             slave("db2:7500:~/b"),
             ("db2".into(), 7500, Some("~/b".into()))
         );
+        for (text, host, port, path) in [
+            ("db2:walshipping", "db2", 7432, "walshipping"),
+            ("db2:9.1/main", "db2", 7432, "9.1/main"),
+            ("db2:7500:9.1/main", "db2", 7500, "9.1/main"),
+            ("db2:./a:b", "db2", 7432, "./a:b"),
+            ("db2:a@b/c", "db2", 7432, "a@b/c"),
+            ("[::1]:archive", "::1", 7432, "archive"),
+            ("[::1]:7500:/a", "::1", 7500, "/a"),
+        ] {
+            assert_eq!(
+                slave(text),
+                (host.into(), port, Some(path.into())),
+                "{text}"
+            );
+        }
         assert_eq!(slave("::1"), ("::1".into(), 7432, None));
         assert_eq!(slave("[::1]:7500"), ("::1".into(), 7500, None));
         assert_eq!(slave("fe80::1%eth0").0, "fe80::1%eth0");
@@ -203,7 +240,8 @@ mod tests {
     #[test]
     fn what_is_no_host_is_refused() {
         for text in [
-            "/var/lib", "~/x", "a b", "a:b", "a:0", "a:70000", "a:", "[::1", "[a]:1", "-x",
+            "/var/lib", "~/x", "a b", "a:0", "a:70000", "a:", "a:74x2", "[::1", "[a]:1", "-x",
+            ":b", "b c:/a", "[::1]:",
         ] {
             assert!(SlaveAddress::parse(text).is_err(), "{text}");
         }

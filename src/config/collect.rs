@@ -1,20 +1,93 @@
-//! The keys of a file and of `--set`: known, written once, and all of one side.
-//! Never looks at a value. Invariant: what is returned is under canonical names, the spelling of
-//! the writer kept for messages.
+//! The keys of a file and of `--set`: known or referred to, each with one value, and whose file it is.
+//! Never looks at a value but for the names it refers to. Invariant: what is returned is under
+//! canonical names, the spelling of the writer kept for messages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::fault::{Fault, Place, shown};
-use super::ini::{self, Section};
-use super::interpolate::Raw;
+use super::ini::{self, Entry, Section};
+use super::interpolate::{self, Raw};
 use super::keys::{self, Side};
 
-/// The keys of a file under their canonical names.
-pub fn from_file(section: &Section) -> Result<HashMap<String, Raw>, Fault> {
-    let mut found: HashMap<String, Raw> = HashMap::new();
-    for entry in &section.entries {
+/// Sections that Skytools before version 3 read on one side only.
+const SIDED_SECTIONS: [(&str, Side); 2] =
+    [("wal-master", Side::Master), ("wal-slave", Side::Standby)];
+
+/// Keys under their canonical names; a variable of the writer's own keeps its name.
+pub type Keys = HashMap<String, Raw>;
+
+/// The keys of a file and of `--set`, and notes about the file's with their places.
+pub struct Collected {
+    /// Those of the file.
+    pub of_file: Keys,
+    /// Those of the command line.
+    pub of_command_line: Keys,
+    /// Things worth saying that stop nobody.
+    pub notes: Vec<(Place, String)>,
+}
+
+/// Collects and checks all keys.
+pub fn collect(section: &Section, overrides: &[(String, String)]) -> Result<Collected, Fault> {
+    let referred = Referred::new(section, overrides);
+    let line = |(line, says): &(u32, String)| (Place::Line(*line), says.clone());
+    let mut notes: Vec<(Place, String)> = section.notes.iter().map(line).collect();
+    let mut of_file = from_entries(&section.defaults, &referred, &mut notes)?;
+    // As a whole after the defaults: what they say twice is none of the section's business.
+    of_file.extend(from_entries(&section.entries, &referred, &mut notes)?);
+    Ok(Collected {
+        of_file,
+        of_command_line: from_command_line(overrides, &referred)?,
+        notes,
+    })
+}
+
+/// For each name that some value refers to, the key whose value that is; `None` if several are.
+struct Referred(HashMap<String, Option<String>>);
+
+impl Referred {
+    fn new(section: &Section, overrides: &[(String, String)]) -> Self {
+        let mut referred = Referred(HashMap::new());
+        let sources = [&section.defaults, &section.entries, &section.unread];
+        for entry in sources.into_iter().flatten() {
+            for line in &entry.lines {
+                referred.add(&entry.key, &line.text);
+            }
+        }
+        for (key, text) in overrides {
+            referred.add(&ini::blank_trimmed(key).to_ascii_lowercase(), text);
+        }
+        referred
+    }
+
+    fn add(&mut self, key: &str, text: &str) {
+        let names: HashSet<String> = interpolate::references(text).into_iter().collect();
+        for name in names {
+            self.0
+                .entry(name)
+                .and_modify(|by| {
+                    if by.as_deref() != Some(key) {
+                        *by = None;
+                    }
+                })
+                .or_insert_with(|| Some(key.to_owned()));
+        }
+    }
+
+    /// Whether another key's value refers to this one.
+    fn by_another(&self, key: &str) -> bool {
+        self.0.get(key).is_some_and(|by| by.as_deref() != Some(key))
+    }
+}
+
+fn from_entries(
+    entries: &[Entry],
+    referred: &Referred,
+    notes: &mut Vec<(Place, String)>,
+) -> Result<Keys, Fault> {
+    let mut found = Keys::new();
+    for entry in entries {
         let place = Place::Line(entry.line);
-        let name = known(&entry.key, place)?;
+        let name = known(&entry.key, place, referred)?;
         for line in &entry.lines[1..] {
             check_swallowed(&entry.key, &line.text, line.line)?;
         }
@@ -23,17 +96,28 @@ pub fn from_file(section: &Section) -> Result<HashMap<String, Raw>, Fault> {
             text: entry.value(),
             place,
         };
+        if let Some(first) = found
+            .get(&name)
+            .filter(|first| first.spelled == raw.spelled)
+        {
+            let where_first = first.place.in_words();
+            let says = format!(
+                "{} stands twice, first on {where_first}: this line counts",
+                raw.spelled
+            );
+            notes.push((place, says));
+            found.remove(&name);
+        }
         add(&mut found, name, raw)?;
     }
     Ok(found)
 }
 
-/// The keys of `--set` under their canonical names.
-pub fn from_command_line(overrides: &[(String, String)]) -> Result<HashMap<String, Raw>, Fault> {
-    let mut found = HashMap::new();
+fn from_command_line(overrides: &[(String, String)], referred: &Referred) -> Result<Keys, Fault> {
+    let mut found = Keys::new();
     for (key, text) in overrides {
         let spelled = ini::blank_trimmed(key).to_ascii_lowercase();
-        let name = known(&spelled, Place::Set)?;
+        let name = known(&spelled, Place::Set, referred)?;
         if let Some(character) = ini::forbidden_character(text) {
             let says = format!(
                 "expected text, found the control character U+{:04X}",
@@ -52,11 +136,7 @@ pub fn from_command_line(overrides: &[(String, String)]) -> Result<HashMap<Strin
 }
 
 /// Whose file it is, and the key that shows it.
-pub fn decide_side(
-    section: &Section,
-    from_file: &HashMap<String, Raw>,
-    from_command_line: &HashMap<String, Raw>,
-) -> Result<(Side, String), Fault> {
+pub fn decide_side(section: &Section, collected: &Collected) -> Result<(Side, String), Fault> {
     const FOLDERS: [&str; 5] = [
         "completed_wals",
         "partial_wals",
@@ -64,7 +144,11 @@ pub fn decide_side(
         "full_backup",
         "config_backup",
     ];
-    for source in [from_file, from_command_line] {
+    let known = |(name, _): &&(&str, Side)| *name == section.name;
+    if let Some((name, side)) = SIDED_SECTIONS.iter().find(known) {
+        return Ok((*side, format!("[{name}] on line {}", section.line)));
+    }
+    for source in [&collected.of_file, &collected.of_command_line] {
         let of_side = |side| {
             let mut names: Vec<&str> = source
                 .keys()
@@ -94,7 +178,7 @@ pub fn decide_side(
         }
     }
     // The folders are the standby's own, so a file that names only them is the standby's.
-    if let Some(folder) = FOLDERS.iter().find_map(|name| from_file.get(*name)) {
+    if let Some(folder) = FOLDERS.iter().find_map(|name| collected.of_file.get(*name)) {
         return Ok((Side::Standby, describe(folder)));
     }
     Err(Fault::new(
@@ -108,9 +192,9 @@ fn describe(raw: &Raw) -> String {
     format!("{} on {}", raw.spelled, raw.place.in_words())
 }
 
-fn add(found: &mut HashMap<String, Raw>, name: &str, raw: Raw) -> Result<(), Fault> {
-    let Some(first) = found.get(name) else {
-        found.insert(name.to_owned(), raw);
+fn add(found: &mut Keys, name: String, raw: Raw) -> Result<(), Fault> {
+    let Some(first) = found.get(&name) else {
+        found.insert(name, raw);
         return Ok(());
     };
     let where_first = first.place.in_words();
@@ -125,17 +209,26 @@ fn add(found: &mut HashMap<String, Raw>, name: &str, raw: Raw) -> Result<(), Fau
     Err(Fault::of_key(raw.place, &raw.spelled, says).hint("remove one of the two"))
 }
 
-fn known(key: &str, place: Place) -> Result<&'static str, Fault> {
-    keys::canonical(key).ok_or_else(|| {
-        let near = keys::suggestions(key);
-        let hint = if near.is_empty() {
-            "walmgr --ini prints every setting".to_owned()
-        } else {
-            format!("did you mean {}?", near.join(" or "))
-        };
-        let says = "expected a known setting, found an unknown one";
-        Fault::of_key(place, &shown(key), says).hint(hint)
-    })
+/// The canonical name of a key that is known, or that another one's value refers to.
+fn known(key: &str, place: Place, referred: &Referred) -> Result<String, Fault> {
+    if let Some(name) = keys::canonical(key) {
+        return Ok(name.to_owned());
+    }
+    if keys::is_of_framework(key) || referred.by_another(key) {
+        return Ok(key.to_owned());
+    }
+    let near = keys::suggestions(key);
+    let instead = match place {
+        Place::Set => "walmgr --ini prints every setting",
+        Place::Line(_) | Place::File => "nothing refers to it, so the line can be deleted",
+    };
+    let hint = match near.as_slice() {
+        [] if place == Place::Set => instead.to_owned(),
+        [] => format!("{instead}; walmgr --ini prints every setting"),
+        near => format!("did you mean {}? If not, {instead}", near.join(" or ")),
+    };
+    let says = "expected a known setting, found an unknown one";
+    Err(Fault::of_key(place, &shown(key), says).hint(hint))
 }
 
 /// A setting indented by accident would silently become part of the value above it.

@@ -2,10 +2,14 @@
 //! Never knows what a key means, never reads a file. Invariant: time and memory grow no faster
 //! than the file, and the file is at most [`FILE_BYTES_MAX`].
 //!
-//! - `[section]`: any name, exactly one.
-//! - `key = value` or `key: value`; keys in any case; spaces around both are not part of them.
-//! - Lines that begin with `#` or `;`, after any spaces, are comments.
-//! - Behind a value, ` ;` (with the space) starts a comment; ` #` does not, it belongs to the value.
+//! - `[section]`: any name. Of several, `[walmgr]` is read, else the one that is `[wal-master]` or
+//!   `[wal-slave]`, and the others are named in a note. A section that stands twice is one.
+//! - `[DEFAULT]`: what the section does not set itself.
+//! - `key = value` or `key: value`; keys in any case; spaces around both are not part of them. Of a
+//!   key that stands twice the last one counts.
+//! - Lines that begin with `#` or `;`, after any spaces, or with the word `rem`, are comments.
+//! - Behind a value, ` ;` (with the space) starts a comment, if that is the line's first semicolon;
+//!   ` #` does not, it belongs to the value.
 //! - A line indented deeper than its key continues the value (taken whole, comments included); the
 //!   parts are joined by newlines. Blank lines and comment lines do not end a value.
 //! - `""` alone is the empty value.
@@ -19,7 +23,13 @@ pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// Most keys in a file: many times the number that exist.
 const ENTRIES_MAX: usize = 1_000;
 
-/// The one section of a file.
+/// Sections that Skytools read, the newest name first.
+const KNOWN_SECTIONS: [&str; 3] = ["walmgr", "wal-master", "wal-slave"];
+
+/// The section whose keys every other section has too, in Python's spelling.
+const DEFAULTS: &str = "DEFAULT";
+
+/// The section that is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// What stands between the brackets.
@@ -28,6 +38,12 @@ pub struct Section {
     pub line: u32,
     /// The keys in the order of the file, duplicates included.
     pub entries: Vec<Entry>,
+    /// The keys of `[DEFAULT]`.
+    pub defaults: Vec<Entry>,
+    /// The keys of sections that are not read.
+    pub unread: Vec<Entry>,
+    /// Things worth saying of the file's form, with their lines.
+    pub notes: Vec<(u32, String)>,
 }
 
 /// One key of the section.
@@ -114,17 +130,51 @@ pub fn print_value(value: &str) -> Option<String> {
     expressible.then(|| value.replace('%', "%%"))
 }
 
-/// Where a comment behind a value starts.
+/// Where a comment behind a value starts. Only the first semicolon can start one, as in Python: a
+/// shell command with semicolons of its own stays whole.
 fn inline_comment(text: &str) -> Option<usize> {
-    let bytes = text.as_bytes();
-    (1..bytes.len()).find(|&at| bytes[at] == b';' && matches!(bytes[at - 1], b' ' | b'\t'))
+    let at = text.find(';')?;
+    text[..at].ends_with([' ', '\t']).then_some(at)
+}
+
+/// Whether a line is a comment of DOS's kind.
+fn is_remark(text: &str) -> bool {
+    let word = text.split([' ', '\t']).next().unwrap_or_default();
+    word.eq_ignore_ascii_case("rem")
+}
+
+/// What a line says before the comment behind it, where only the comment is not UTF-8.
+fn readable(bytes: &[u8]) -> Result<&str, std::str::Utf8Error> {
+    let error = match std::str::from_utf8(bytes) {
+        Ok(text) => return Ok(text),
+        Err(error) => error,
+    };
+    let before = std::str::from_utf8(&bytes[..error.valid_up_to()])?;
+    let comment = match before.trim_start_matches([' ', '\t']).strip_prefix('[') {
+        // A header's comment needs no semicolon.
+        Some(_) => before.find(']').map(|at| at + 1),
+        None => split_key(before)
+            .and_then(|(_, value)| Some(before.len() - value.len() + inline_comment(value)?)),
+    };
+    comment.map(|at| &before[..at]).ok_or(error)
+}
+
+/// A section as it stands in the file.
+struct Found {
+    name: String,
+    line: u32,
+    entries: Vec<Entry>,
 }
 
 #[derive(Default)]
 struct Parser {
-    section: Option<Section>,
+    sections: Vec<Found>,
+    /// Which of them the next key belongs to.
+    current: usize,
+    entries: usize,
     /// Indentation of the key that a deeper line would continue, in bytes.
     open_indent: Option<usize>,
+    notes: Vec<(u32, String)>,
 }
 
 impl Parser {
@@ -133,8 +183,18 @@ impl Parser {
         if start.is_empty() || start[0] == b'#' || start[0] == b';' {
             return Ok(());
         }
+        let indent = bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t'));
+        let indent = indent.count();
+        let continues = self.open_indent.is_some_and(|open| indent > open);
+        if !continues && is_remark(&String::from_utf8_lossy(start)) {
+            return Ok(());
+        }
         let place = Place::Line(number);
-        let text = std::str::from_utf8(bytes).map_err(|error| {
+        let text = match continues {
+            true => std::str::from_utf8(bytes),
+            false => readable(bytes),
+        };
+        let text = text.map_err(|error| {
             let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
             Fault::new(
                 place,
@@ -149,9 +209,8 @@ impl Parser {
             );
             return Err(Fault::new(place, says).hint("type the line again"));
         }
-        let indent = text.len() - text.trim_start_matches([' ', '\t']).len();
         let text = blank_trimmed(text);
-        if self.open_indent.is_some_and(|open| indent > open) {
+        if continues {
             self.continuation(number, text);
             return Ok(());
         }
@@ -164,11 +223,8 @@ impl Parser {
     }
 
     fn continuation(&mut self, number: u32, text: &str) {
-        let last = self
-            .section
-            .as_mut()
-            .and_then(|section| section.entries.last_mut());
-        if let Some(entry) = last {
+        let section = self.sections.get_mut(self.current);
+        if let Some(entry) = section.and_then(|section| section.entries.last_mut()) {
             entry.lines.push(ValueLine {
                 line: number,
                 text: text.to_owned(),
@@ -177,31 +233,29 @@ impl Parser {
     }
 
     fn header(&mut self, number: u32, text: &str) -> Result<(), Fault> {
-        let place = Place::Line(number);
         let (name, rest) = text[1..].split_once(']').unwrap_or_default();
         let rest = blank_trimmed(rest);
-        if name.is_empty() || !(rest.is_empty() || rest.starts_with(['#', ';'])) {
+        let is_setting = !rest.starts_with(['#', ';']) && split_key(rest).is_some();
+        if name.is_empty() || is_setting {
             let says = format!(
                 "expected a section such as [walmgr], found `{}`",
                 shown(text)
             );
-            return Err(Fault::new(place, says).hint("write [walmgr] alone on the line"));
+            let hint = "write [walmgr] alone on the line";
+            return Err(Fault::new(Place::Line(number), says).hint(hint));
         }
-        if let Some(first) = &self.section {
-            let says = format!(
-                "expected one section, found a second, [{}], after [{}] on line {}",
-                shown(name),
-                shown(&first.name),
-                first.line
-            );
-            return Err(Fault::new(place, says)
-                .hint("keep the settings of master and standby in a file each"));
+        let found = self
+            .sections
+            .iter()
+            .position(|section| section.name == name);
+        self.current = found.unwrap_or(self.sections.len());
+        if found.is_none() {
+            self.sections.push(Found {
+                name: name.to_owned(),
+                line: number,
+                entries: Vec::new(),
+            });
         }
-        self.section = Some(Section {
-            name: name.to_owned(),
-            line: number,
-            entries: Vec::new(),
-        });
         Ok(())
     }
 
@@ -212,15 +266,16 @@ impl Parser {
             return Err(Fault::new(place, says).hint("a comment starts with # or ;"));
         };
         let key = key.to_ascii_lowercase();
-        let Some(section) = &mut self.section else {
+        let Some(section) = self.sections.get_mut(self.current) else {
             let says = "expected a section before the first key";
             return Err(Fault::of_key(place, &shown(&key), says)
                 .hint("put a line [walmgr] above the first key"));
         };
-        if section.entries.len() == ENTRIES_MAX {
+        if self.entries == ENTRIES_MAX {
             let says = format!("expected at most {ENTRIES_MAX} keys, found more");
             return Err(Fault::new(place, says).hint("check the path on the command line"));
         }
+        self.entries += 1;
         let value = match inline_comment(rest) {
             Some(at) => &rest[..at],
             None => rest,
@@ -240,14 +295,67 @@ impl Parser {
         Ok(())
     }
 
-    fn finish(self) -> Result<Section, Fault> {
-        self.section.ok_or_else(|| {
-            Fault::new(
-                Place::File,
-                "expected a section such as [walmgr], found no line but comments",
-            )
-            .hint("start from the sample that walmgr --ini prints")
+    fn finish(mut self) -> Result<Section, Fault> {
+        let defaults = self
+            .sections
+            .iter()
+            .position(|section| section.name == DEFAULTS)
+            .map(|at| self.sections.remove(at));
+        let read = self.read_section(defaults.as_ref())?;
+        let section = self.sections.remove(read);
+        let mut unread = Vec::new();
+        for other in self.sections {
+            let says = format!(
+                "[{}] is ignored: the settings are in [{}]",
+                shown(&other.name),
+                shown(&section.name)
+            );
+            self.notes.push((other.line, says));
+            unread.extend(other.entries);
+        }
+        Ok(Section {
+            name: section.name,
+            line: section.line,
+            entries: section.entries,
+            defaults: defaults.map(|found| found.entries).unwrap_or_default(),
+            unread,
+            notes: self.notes,
         })
+    }
+
+    /// Which of the sections, those of `[DEFAULT]` taken out, has the settings.
+    fn read_section(&self, defaults: Option<&Found>) -> Result<usize, Fault> {
+        let sections = &self.sections;
+        let (Some(first), second) = (sections.first(), sections.get(1)) else {
+            let (place, found) = match defaults {
+                Some(defaults) => (Place::Line(defaults.line), "[DEFAULT] alone"),
+                None => (Place::File, "no line but comments"),
+            };
+            let says = format!("expected a section such as [walmgr], found {found}");
+            return Err(Fault::new(place, says).hint(match defaults {
+                Some(_) => "write [walmgr] above the settings",
+                None => "start from the sample that walmgr --ini prints",
+            }));
+        };
+        let Some(second) = second else {
+            return Ok(0);
+        };
+        let named = |name: &str| sections.iter().position(|section| section.name == name);
+        let [newest, older @ ..] = KNOWN_SECTIONS;
+        let older: Vec<usize> = older.into_iter().filter_map(named).collect();
+        match (named(newest), older.as_slice()) {
+            (Some(at), _) | (None, &[at]) => Ok(at),
+            _ => {
+                let says = format!(
+                    "expected one section, found a second, [{}], after [{}] on line {}",
+                    shown(&second.name),
+                    shown(&first.name),
+                    first.line
+                );
+                Err(Fault::new(Place::Line(second.line), says)
+                    .hint("keep the settings of master and standby in a file each"))
+            }
+        }
     }
 }
 
@@ -288,7 +396,11 @@ mod tests {
     #[test]
     fn comments_stand_on_their_own_line_or_behind_space_and_semicolon() {
         assert_eq!(pairs("# a\n ; b\n[s] ; c\n#k = v\n  # d\n"), vec![]);
-        assert_eq!(one("k = a;b ; comment"), "a;b");
+        assert_eq!(pairs("rem a\nREM\n[s] c\n rem\td = e\nrem = f\n"), vec![]);
+        assert_eq!(one("k = a\nRem b\n  rem c"), "a\nrem c");
+        assert_eq!(pairs("[s]\nremote = a")[0].0, "remote");
+        assert_eq!(one("k = a ; b ; c"), "a");
+        assert_eq!(one("k = a;b ; c"), "a;b ; c");
         assert_eq!(one("k = a # part"), "a # part");
         assert_eq!(one("k = ;all comment"), "");
         assert_eq!(one("k = \"\""), "");
@@ -310,7 +422,11 @@ mod tests {
 
     #[test]
     fn foreign_bytes_are_named_with_their_line_but_pass_in_comments() {
-        assert!(parse(b"[s]\n# caf\xE9\nk = v\n").is_ok());
+        assert!(parse(b"[s]\n# caf\xE9\nk = v\nrem caf\xE9\n").is_ok());
+        let behind = parse(b"[s] ; caf\xE9\nk = v=w ; caf\xE9\nl : m ;\xE9\n").unwrap();
+        assert_eq!(behind.entries[0].value(), "v=w");
+        assert_eq!(behind.entries[1].value(), "m");
+        assert!(fault(b"[s]\nk = v\n  w ; caf\xE9\n").starts_with("f.ini:3: expected UTF-8"));
         assert!(
             fault(b"[s]\nk = caf\xE9\n")
                 .starts_with("f.ini:2: expected UTF-8, found the byte 0xE9")
@@ -330,9 +446,36 @@ mod tests {
         assert!(fault(b"[s]\n= v\n").starts_with("f.ini:2: expected `key = value`"));
         assert!(fault(b"[s\n").starts_with("f.ini:1: expected a section"));
         assert!(fault(b"[]\n").starts_with("f.ini:1: expected a section"));
+        assert!(fault(b"[s] k = v\n").starts_with("f.ini:1: expected a section"));
+        assert!(fault(b"[DEFAULT]\nk = v\n").starts_with("f.ini:1: expected a section"));
+        let both = fault(b"[wal-master]\nk = v\n[wal-slave]\nk = v\n");
+        assert!(both.contains("keep the settings of master and standby in a file each"));
         let second = fault(b"[s]\nk = v\n[t]\n");
         assert!(
             second.starts_with("f.ini:3: expected one section, found a second, [t], after [s]")
+        );
+    }
+
+    #[test]
+    fn of_several_sections_the_one_that_skytools_read_is_read() {
+        for name in KNOWN_SECTIONS {
+            let text = format!("[a]\nk = 1\n[{name}]\nk = 2\n[b]\nk = 3\n[{name}]\nl = 4\n");
+            let section = parse(text.as_bytes()).unwrap();
+            let keys: Vec<&str> = section.entries.iter().map(|e| e.key.as_str()).collect();
+            assert_eq!((section.name.as_str(), section.line), (name, 3));
+            assert_eq!((keys, section.unread.len()), (vec!["k", "l"], 2));
+            assert_eq!(section.notes.len(), 2);
+            assert_eq!(
+                section.notes[0],
+                (1, format!("[a] is ignored: the settings are in [{name}]"))
+            );
+        }
+        let defaults = parse(b"[DEFAULT]\nd = 1\n[s]\nk = 2\n[DEFAULT]\ne = 3\n").unwrap();
+        assert_eq!((defaults.defaults.len(), defaults.entries.len()), (2, 1));
+        assert_eq!(defaults.notes, vec![]);
+        assert_eq!(
+            parse(b"[wal-slave]\nk = 1\n[walmgr]\n").unwrap().name,
+            "walmgr"
         );
     }
 

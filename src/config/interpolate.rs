@@ -41,11 +41,11 @@ struct Expanded {
 }
 
 impl<'a> Interpolator<'a> {
-    /// For these settings, with `job_name` known even where it is not set.
-    pub fn new(raw: &'a HashMap<String, Raw>, job_name: &str) -> Self {
+    /// For these settings, with names that are known even where they are not set.
+    pub fn new(raw: &'a HashMap<String, Raw>, builtin: HashMap<&'static str, String>) -> Self {
         Interpolator {
             raw,
-            builtin: HashMap::from([("job_name", job_name.to_owned())]),
+            builtin,
             done: HashMap::new(),
         }
     }
@@ -134,14 +134,33 @@ impl<'a> Interpolator<'a> {
     }
 }
 
+/// The names in lower case that a text refers to, as far as it can be read.
+pub fn references(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('%') {
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            rest = after;
+        } else if let Some((name, after)) = inside(rest) {
+            names.push(name.to_ascii_lowercase());
+            rest = after;
+        }
+    }
+    names
+}
+
+/// The name in `(name)s` and the rest.
+fn inside(text: &str) -> Option<(&str, &str)> {
+    let (name, after) = text.strip_prefix('(')?.split_once(')')?;
+    let after = after.strip_prefix('s')?;
+    (!name.is_empty()).then_some((name, after))
+}
+
 /// Splits what follows a single `%` into the name in `(name)s` and the rest.
 fn reference<'t>(raw: &Raw, text: &'t str) -> Result<(&'t str, &'t str), Fault> {
-    let inside = text.strip_prefix('(').and_then(|text| text.split_once(')'));
-    if let Some((name, after)) = inside
-        && let Some(after) = after.strip_prefix('s')
-        && !name.is_empty()
-    {
-        return Ok((name, after));
+    if let Some(found) = inside(text) {
+        return Ok(found);
     }
     // The text around it may be a password, so only the reference itself is quoted.
     let end = text.char_indices().nth(1).map_or(text.len(), |(at, _)| at);
@@ -188,13 +207,17 @@ mod tests {
         (1..).zip(pairs).map(raw).collect()
     }
 
+    fn builtin() -> HashMap<&'static str, String> {
+        HashMap::from([("job_name", "main".to_owned())])
+    }
+
     fn expand(pairs: &[(&str, &str)], key: &str) -> Result<String, String> {
         let owned: Vec<_> = pairs
             .iter()
             .map(|(key, text)| (*key, (*text).to_owned()))
             .collect();
         let raw = settings(&owned);
-        let mut interpolator = Interpolator::new(&raw, "main");
+        let mut interpolator = Interpolator::new(&raw, builtin());
         interpolator
             .expand(key)
             .map(|text| text.to_string())
@@ -222,6 +245,15 @@ mod tests {
             "f.ini:2: a: %(walmgr_dta)s is a setting that this file does not set; \
              did you mean %(walmgr_data)s?"
         );
+    }
+
+    #[test]
+    fn references_are_found_as_they_are_expanded() {
+        assert_eq!(
+            references("%(A)s%%(b)s%(c)s/%(d)x%(%(e)s%"),
+            ["a", "c", "%(e"]
+        );
+        assert_eq!(references("%(a)s%()s%"), ["a"]);
     }
 
     #[test]
@@ -255,7 +287,7 @@ mod tests {
         pairs.push((&names[12], "end".to_owned()));
         let raw = settings(&pairs);
         for order in [false, true] {
-            let mut interpolator = Interpolator::new(&raw, "main");
+            let mut interpolator = Interpolator::new(&raw, builtin());
             let mut keys: Vec<&String> = names.iter().collect();
             if order {
                 keys.reverse();
@@ -282,7 +314,7 @@ mod tests {
             }
             pairs.push((&names[8], end.to_owned()));
             let raw = settings(&pairs);
-            let result = Interpolator::new(&raw, "main").expand("k0");
+            let result = Interpolator::new(&raw, builtin()).expand("k0");
             assert_eq!(result.is_ok(), end.is_empty());
         }
     }

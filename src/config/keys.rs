@@ -3,6 +3,7 @@
 //! every row can be found under its `slave_` and its `standby_` spelling.
 
 pub use super::table::KEYS;
+use super::table::{FRAMEWORK, FRAMEWORK_SUFFIX};
 
 use std::time::Duration;
 
@@ -47,8 +48,8 @@ pub enum Shape {
     Command,
     /// A file or directory; relative to the ini file's directory, `~` expands.
     Path,
-    /// As [`Shape::Path`], but written from the root or a home directory.
-    AbsolutePath,
+    /// As [`Shape::Path`], but never a name alone or with a colon, which would be a host.
+    BasePath,
     /// 1/0, true/false, yes/no, on/off.
     Boolean,
     /// A whole number within these bounds.
@@ -219,6 +220,11 @@ pub fn only_side(name: &str) -> Option<Side> {
         (None, Some(_)) => Some(Side::Standby),
         _ => None,
     }
+}
+
+/// Whether Skytools' framework knew this name in lower case, and walmgr does not.
+pub fn is_of_framework(name: &str) -> bool {
+    FRAMEWORK.contains(&name) || name.ends_with(FRAMEWORK_SUFFIX)
 }
 
 /// Longest unknown name that is compared with the known ones.

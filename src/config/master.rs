@@ -77,7 +77,7 @@ pub struct MasterConfig {
     pub use_xlog_functions: bool,
     /// zstd level, 0 for none.
     pub compression: u8,
-    /// Least time between two runs of `periodic_command`.
+    /// Least time between two runs of `periodic_command`; zero is never.
     pub command_interval: Option<Duration>,
     /// What `periodic` runs.
     pub periodic_command: Option<String>,
@@ -102,6 +102,10 @@ pub struct MasterConfig {
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
 }
+
+/// What `loop_delay = 0` means, which was no pause at all: a pass that looks at the directory a
+/// hundred times a second costs little, and nobody notices the difference.
+const LOOP_DELAY_LEAST: Duration = Duration::from_millis(10);
 
 /// Settings of the standby's folders that old master files carry.
 const FOLDERS: [&str; 5] = [
@@ -138,7 +142,10 @@ impl MasterConfig {
             slave,
             slave_fingerprint: settings.text("slave_fingerprint")?,
             hot_standby: settings.boolean("hot_standby")?,
-            loop_delay: settings.duration("loop_delay")?,
+            loop_delay: match settings.duration("loop_delay")? {
+                Duration::ZERO => LOOP_DELAY_LEAST,
+                delay => delay,
+            },
             use_xlog_functions: settings.boolean("use_xlog_functions")?,
             compression: settings.number("compression")?,
             command_interval: settings.optional_duration("command_interval")?,

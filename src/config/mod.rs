@@ -76,7 +76,10 @@ fn load_bytes(
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let hint = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "check the path on the command line; `walmgr INI init` writes a first file".to_owned()
+            format!(
+                "check the path on the command line; `walmgr {} init` writes a first file",
+                path.display()
+            )
         }
         std::io::ErrorKind::PermissionDenied => {
             let user = rustix::process::geteuid().as_raw();
@@ -130,6 +133,14 @@ impl Config {
         match self {
             Config::Master(config) => config.logfile.as_deref(),
             Config::Standby(config) => config.logfile.as_deref(),
+        }
+    }
+
+    /// The running daemon's pid file, if one is set.
+    pub fn pidfile(&self) -> Option<&Path> {
+        match self {
+            Config::Master(config) => config.pidfile.as_deref(),
+            Config::Standby(config) => config.pidfile.as_deref(),
         }
     }
 

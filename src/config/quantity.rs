@@ -95,9 +95,15 @@ fn number_and_unit(text: &str) -> (&str, &str) {
 
 /// `number`, a decimal such as `1.5`, times `unit`, if that is whole and fits.
 fn scaled(number: &str, unit: u64) -> Option<u64> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    // `5.` and `.5` too, as Python has it, but not the point alone.
+    let (whole, fraction) = match number.split_once('.') {
+        Some(("", "")) => return None,
+        Some(("", fraction)) => ("0", fraction),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (number, "0"),
+    };
     let fraction = match fraction.trim_end_matches('0') {
-        "" if !fraction.is_empty() => "0",
+        "" => "0",
         fraction => fraction,
     };
     let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -142,6 +148,8 @@ mod tests {
             ("10", 10_000),
             ("10.0", 10_000),
             ("0.25", 250),
+            (".5", 500),
+            ("5.", 5_000),
             ("500ms", 500),
             ("10s", 10_000),
             ("10 s", 10_000),
@@ -156,7 +164,7 @@ mod tests {
             assert_eq!(found.as_millis(), milliseconds, "{text}");
         }
         for text in [
-            "", "ten", "1e3", "-1", ".5", "1.", "1.2.3", "2d", "10 sec", "1m", "inf",
+            "", "ten", "1e3", "-1", ".", ".s", "1.2.3", "2d", "10 sec", "1m", "inf",
         ] {
             assert!(
                 read(TIME, text)

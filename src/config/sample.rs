@@ -119,7 +119,7 @@ fn shape_in_words(shape: Shape) -> String {
     match shape {
         Shape::Text | Shape::Name => "text".to_owned(),
         Shape::Command => "shell command".to_owned(),
-        Shape::Path | Shape::AbsolutePath => "path".to_owned(),
+        Shape::Path | Shape::BasePath => "path".to_owned(),
         Shape::Boolean => "yes or no".to_owned(),
         Shape::Integer(min, max) => format!("{min} to {max}"),
         Shape::Duration(..) => "time (seconds, or `500ms`, `10s`, `5min`)".to_owned(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::address::{ListenAddress, SlaveAddress};
-use super::collect;
+use super::collect::{self, Keys};
 use super::fault::{Fault, Place, shown};
 use super::ini::Section;
 use super::interpolate::{Interpolator, Raw};
@@ -48,38 +48,49 @@ impl Settings {
         overrides: &[(String, String)],
         around: Surroundings,
     ) -> Result<Settings, Fault> {
-        let from_file = collect::from_file(section)?;
-        let from_command_line = collect::from_command_line(overrides)?;
-        let (side, witness) = collect::decide_side(section, &from_file, &from_command_line)?;
-        let mut raw = from_file;
-        raw.extend(from_command_line);
+        let collected = collect::collect(section, overrides)?;
+        let (side, witness) = collect::decide_side(section, &collected)?;
+        let note = |(place, says): &(Place, String)| format!("{}: {says}", place.in_file(file));
         let mut settings = Settings {
             side,
             file: file.to_path_buf(),
             around,
             section_line: section.line,
             given: BTreeMap::new(),
-            notes: Vec::new(),
+            notes: collected.notes.iter().map(note).collect(),
         };
-        settings.read_values(&raw, &witness)?;
+        let mut raw = collected.of_file;
+        raw.extend(collected.of_command_line);
+        settings.read_values(&raw, section, &witness)?;
         settings.check_required()?;
         settings.note_ineffective();
         Ok(settings)
     }
 
-    fn read_values(&mut self, raw: &HashMap<String, Raw>, witness: &str) -> Result<(), Fault> {
-        let default_job_name = default_job_name(&self.file);
-        let mut interpolator = Interpolator::new(raw, &default_job_name);
+    fn read_values(&mut self, raw: &Keys, section: &Section, witness: &str) -> Result<(), Fault> {
+        let mut interpolator = Interpolator::new(raw, self.builtin(section));
         let mut names: Vec<&String> = raw.keys().collect();
         // In the order of the file, so that the first mistake is the one that is reported.
         names.sort_by_key(|name| match raw[*name].place {
             Place::Line(number) => (number, name.as_str()),
             Place::Set | Place::File => (u32::MAX, name.as_str()),
         });
+        let mut of_framework = Vec::new();
+        let mut of_other_side = Vec::new();
         for name in names {
             let written = &raw[name];
             let Some(row) = keys::row(name, self.side) else {
-                return Err(other_side(written, name, self.side, witness));
+                if keys::canonical(name).is_none() {
+                    // Otherwise a variable of the writer's own: it counts where it is referred to.
+                    if keys::is_of_framework(name) {
+                        of_framework.push(written);
+                    }
+                } else if written.place == Place::Set {
+                    return Err(other_side(written, name, self.side, witness));
+                } else {
+                    of_other_side.push(written);
+                }
+                continue;
             };
             let text = interpolator.expand(name)?;
             if text.is_empty() && unset_by_empty(row) {
@@ -96,7 +107,39 @@ impl Settings {
                 },
             );
         }
+        self.note_ignored(&of_framework, "it was Skytools' own");
+        let other = match self.side {
+            Side::Standby => "master",
+            Side::Master | Side::Both => "standby",
+        };
+        let why = format!(
+            "a setting of the {other}, and this is a {}'s file because of {witness}",
+            self.side.word()
+        );
+        self.note_ignored(&of_other_side, &why);
         Ok(())
+    }
+
+    /// The names that Skytools knew without their being set.
+    fn builtin(&self, section: &Section) -> HashMap<&'static str, String> {
+        let directory = self.file.parent().unwrap_or(Path::new("/"));
+        let host = rustix::system::uname();
+        HashMap::from([
+            ("job_name", default_job_name(&self.file)),
+            ("service_name", section.name.clone()),
+            ("__name__", section.name.clone()),
+            ("host_name", host.nodename().to_string_lossy().into_owned()),
+            ("config_dir", directory.to_string_lossy().into_owned()),
+            ("config_file", self.file.to_string_lossy().into_owned()),
+        ])
+    }
+
+    fn note_ignored(&mut self, ignored: &[&Raw], why: &str) {
+        for raw in ignored {
+            let place = raw.place.in_file(&self.file);
+            self.notes
+                .push(format!("{place}: {} is ignored: {why}", raw.spelled));
+        }
     }
 
     fn check_required(&self) -> Result<(), Fault> {

@@ -7,7 +7,7 @@ use walmgr_protocol::limits;
 
 use super::keys::Key;
 use super::keys::Shape::{
-    AbsolutePath, Boolean, Choice, Command, Fingerprint, Integer, Listen, Name, Path, Size,
+    BasePath, Boolean, Choice, Command, Fingerprint, Integer, Listen, Name, Path, Size,
     SlaveAddress, Text,
 };
 use super::keys::Side::{Both, Master, Standby};
@@ -34,6 +34,21 @@ const fn key(
 ) -> Key {
     Key::new(name, side, shape, example, help)
 }
+
+/// Settings of Skytools' framework, which its walmgr took as every script did. They load and mean
+/// nothing; those of the last line were known without being set.
+#[rustfmt::skip]
+pub const FRAMEWORK: &[&str] = &[
+    "log_size", "log_count", "skylog_locations", "skylog_name",
+    "logfmt_console", "logfmt_file", "logdatefmt_console", "logdatefmt_file",
+    "exception_sleep", "exception_quiet", "exception_grace", "exception_reset",
+    "connection_lifetime", "sql_retry", "sql_retry_max_count", "sql_retry_max_time",
+    "sql_retry_formula_a", "sql_retry_formula_b", "sql_retry_formula_cap",
+    "service_name", "host_name", "config_dir", "config_file",
+];
+
+/// How the framework's settings end that have a name of their user's before it.
+pub const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
 
 /// The table; samples and README keep its order.
 #[rustfmt::skip]
@@ -64,7 +79,7 @@ pub const KEYS: &[Key] = &[
         .defaults(),
 
     // The way to the standby.
-    key("slave", Master, SlaveAddress, "standby.example:7432", "The standby's receiver, HOST or HOST:PORT; the manual's HOST:/PATH is taken, without the path.")
+    key("slave", Master, SlaveAddress, "standby.example:7432", "The standby's receiver, HOST or HOST:PORT; the manual's HOST:PATH is taken, without the path.")
         .required(),
     key("slave_fingerprint", Master, Fingerprint, "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "Fingerprint of the receiver's key, as `identity` prints it on the standby.")
         .added(),
@@ -82,13 +97,13 @@ pub const KEYS: &[Key] = &[
         .defaults().added().not_yet(),
 
     // The master's commands.
-    key("loop_delay", Master, time(DAY), "10.0", "Time from the beginning of one pass of syncdaemon to that of the next, if no written WAL calls for one before, as it does once in that time.")
+    key("loop_delay", Master, ages(DAY), "10.0", "Time from the beginning of one pass of syncdaemon to that of the next, if no written WAL calls for one before, as it does once in that time; 0 is taken as 10ms.")
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
         .defaults(),
     key("keep_symlinks", Master, Boolean, "1", "Accepted for old files: the standby's own file says it for its restore.")
         .defaults().ignored(),
-    key("command_interval", Master, time(366 * DAY), "600", "Least time between two runs of periodic_command."),
+    key("command_interval", Master, ages(366 * DAY), "600", "Least time between two runs of periodic_command; 0 means never."),
     key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Run by periodic, and by xarchive when its time has come."),
     key("backup_jobs", Master, Integer(1, 64), "4", "Streams a backup sends side by side.")
         .defaults().added(),
@@ -112,7 +127,7 @@ pub const KEYS: &[Key] = &[
     // The standby's folders.
     key("walmgr_data", Standby, Path, "/var/lib/postgresql/walshipping", "Base directory of the archive.")
         .derived("`slave`"),
-    key("slave", Standby, AbsolutePath, "/var/lib/postgresql/walshipping", "Base directory of the archive, by its older name."),
+    key("slave", Standby, BasePath, "/var/lib/postgresql/walshipping", "Base directory of the archive, by its older name."),
     key("completed_wals", Standby, Path, "%(walmgr_data)s/logs.complete", "Where finished WAL files are kept, and the control files PAUSE, STOP and BACKUPLOCK.")
         .derived("logs.complete in `walmgr_data`"),
     key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Where the WAL file that is being written is kept.")

@@ -90,8 +90,10 @@ pub fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<Value, E
     match shape {
         Shape::Text | Shape::Command | Shape::Name => Ok(Value::Text(text.to_owned())),
         Shape::Path => path(text, around).map(Value::Path),
-        Shape::AbsolutePath if text.starts_with(['/', '~']) => path(text, around).map(Value::Path),
-        Shape::AbsolutePath => Err(Expected::new("an absolute path")),
+        Shape::BasePath if text.contains(':') || !text.contains(['/', '~']) => {
+            Err(Expected::new("a directory, with a slash in it"))
+        }
+        Shape::BasePath => path(text, around).map(Value::Path),
         Shape::Boolean => boolean(text).map(Value::Boolean),
         Shape::Integer(min, max) => integer(text, min, max).map(Value::Integer),
         Shape::Duration(min, max) => quantity::duration(text, min, max).map(Value::Duration),
@@ -229,8 +231,13 @@ mod tests {
                 .hint
                 .contains("write the path out")
         );
-        assert!(read(Shape::AbsolutePath, "a").is_err());
-        assert!(read(Shape::AbsolutePath, "~/a").is_ok());
+        assert!(read(Shape::BasePath, "a").is_err());
+        assert!(read(Shape::BasePath, "db2:/a").is_err());
+        assert!(read(Shape::BasePath, "~/a").is_ok());
+        assert_eq!(
+            read(Shape::BasePath, "a/b").unwrap().to_string(),
+            "/etc/walmgr/a/b"
+        );
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         tracing::info!("periodic_command is not set, nothing to do");
         return Ok(());
     };
+    if never(config) {
+        tracing::info!("command_interval is 0, which means never");
+        return Ok(());
+    }
     if options.not_really {
         return output::not_really(&format!("run periodic_command if it is due: {command}"));
     }
@@ -42,7 +46,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
 
 /// Starts the command if it is due, as a process of its own that nobody waits for.
 pub fn start(config: &MasterConfig) {
-    let Some(command) = &config.periodic_command else {
+    let Some(command) = config.periodic_command.as_ref().filter(|_| !never(config)) else {
         return;
     };
     let started = Stamp::take_if_due(config).and_then(|stamp| {
@@ -64,6 +68,11 @@ pub fn start(config: &MasterConfig) {
     if let Err(error) = started {
         tracing::warn!("{error}");
     }
+}
+
+/// Without an interval the command runs every time, as an interval of 0 never made it do.
+fn never(config: &MasterConfig) -> bool {
+    config.command_interval == Some(Duration::ZERO)
 }
 
 fn shell(command: &str) -> Command {

@@ -5,6 +5,7 @@
 mod loads;
 mod refusals;
 mod samples;
+mod skytools;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -8,21 +8,19 @@ fn fault_96_an_unknown_key_is_named_with_the_nearest() {
     assert_eq!(
         refused(&format!("{MASTER}compresion = 1\n")),
         "main.ini:4: compresion: expected a known setting, found an unknown one; \
-         did you mean compression?"
+         did you mean compression? If not, nothing refers to it, so the line can be deleted"
     );
-    assert!(refused(&format!("{STANDBY}standby_bn = /x\n")).ends_with("did you mean standby_bin?"));
+    let near = refused(&format!("{STANDBY}standby_bn = /x\n"));
+    assert!(near.contains("did you mean standby_bin?"), "{near}");
+    let far = refused(&format!("{MASTER}colour = red\n"));
     assert!(
-        refused(&format!("{MASTER}colour = red\n")).ends_with("walmgr --ini prints every setting")
+        far.ends_with("so the line can be deleted; walmgr --ini prints every setting"),
+        "{far}"
     );
 }
 
 #[test]
-fn fault_96_a_duplicate_key_is_named_with_both_lines() {
-    assert_eq!(
-        refused(&format!("{MASTER}SLAVE = other\n")),
-        "main.ini:4: slave: expected each key once, found it a second time (first on line 3); \
-         remove one of the two"
-    );
+fn fault_96_a_key_under_two_spellings_is_named_with_both_lines() {
     assert_eq!(
         refused(&format!("{STANDBY}standby_data = /data\n")),
         "main.ini:4: standby_data: expected each key once, found it under two spellings \
@@ -57,7 +55,10 @@ fn fault_96_wrong_values_say_what_was_expected_and_found() {
             "connect_timeout = 0s",
             "connect_timeout: expected more than zero",
         ),
-        ("loop_delay = 0.0", "loop_delay: expected more than zero"),
+        (
+            "loop_delay = 2d",
+            "loop_delay: expected a time from 0s to 1d",
+        ),
         (
             "loop_delay = 10 # seconds",
             "a comment starts with a space and a semicolon",
@@ -106,7 +107,7 @@ fn fault_96_wrong_values_of_the_standby_say_what_was_expected_and_found() {
         ("restore_wait = 0", "restore_wait: expected more than zero"),
         (
             "slave = db2:/archive",
-            "slave: expected an absolute path, found `db2:/archive`",
+            "slave: expected a directory, with a slash in it, found `db2:/archive`",
         ),
     ] {
         let error = refused(&format!("{STANDBY}{line}\n"));
@@ -115,27 +116,6 @@ fn fault_96_wrong_values_of_the_standby_say_what_was_expected_and_found() {
             "{error}"
         );
     }
-}
-
-#[test]
-fn fault_96_a_key_of_the_other_side_is_named_as_such() {
-    assert_eq!(
-        refused(&format!("{MASTER}keep_backups = 5\n")),
-        "main.ini:4: keep_backups: expected a master's setting, found one of the standby; this is \
-         a master's file because of master_data on line 2; move it to the standby's ini file, or \
-         remove it"
-    );
-    let error = refused(&format!("{STANDBY}loop_delay = 5\n"));
-    assert!(
-        error.contains("expected a standby's setting, found one of the master"),
-        "{error}"
-    );
-    assert!(error.contains("because of slave_data on line 3"), "{error}");
-    let both = refused(&format!("{MASTER}standby_data = /x\n"));
-    assert!(
-        both.starts_with("main.ini:4: standby_data: expected a master's setting"),
-        "{both}"
-    );
 }
 
 #[test]
@@ -282,7 +262,8 @@ fn fault_96_wrong_overrides_name_the_option() {
         ),
         (
             &[("keep_backups", "1")],
-            "--set: keep_backups: expected a master's setting",
+            "--set: keep_backups: expected a master's setting, found one of the standby; this is a \
+             master's file because of master_data on line 2; move it to the standby's ini file",
         ),
         (
             &[("push_timeout", "0")],
