@@ -20,14 +20,16 @@ as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
 # --- what is missing ---------------------------------------------------------------------------
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(postgresql postgresql-contrib)
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
+[[ -n ${WALMGR_PROGRAM:-} ]] || command -v cc >/dev/null || missing+=(gcc)
+# Debian only recommends it to the compiler.
+[[ -n ${WALMGR_PROGRAM:-} || -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
 if ((${#missing[@]})); then
     command -v apt-get >/dev/null || fail "please install first: ${missing[*]}"
     say "Installing ${missing[*]}"
     as_root apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
 fi
-command -v cargo >/dev/null || fail 'cargo is missing; see https://rustup.rs'
+[[ -n ${WALMGR_PROGRAM:-} ]] || command -v cargo >/dev/null || fail 'cargo is missing; see https://rustup.rs'
 
 program=${WALMGR_PROGRAM:-target/release/walmgr}
 if [[ -z ${WALMGR_PROGRAM:-} ]]; then

