@@ -691,12 +691,13 @@ fn misplaced_word(error: &clap::Error, arguments: &[OsString]) -> Option<Command
         return None;
     }
     absent_or_late(OsStr::new(&word)).or_else(|| {
-        let mut message = format!("there is no command `{word}`");
-        if let Some(near) = text_of(error, ContextKind::SuggestedSubcommand) {
-            message.push_str(&format!(", did you mean `{near}`?"));
-        }
+        let message = format!("there is no command `{word}`");
         let hint = format!("the commands are: {}", words().join(", "));
-        Some(CommandError::usage(message).hint(hint))
+        let unknown = CommandError::usage(message).hint(hint);
+        Some(match text_of(error, ContextKind::SuggestedSubcommand) {
+            Some(near) => unknown.with_tip(format!("did you mean `{near}`?")),
+            None => unknown,
+        })
     })
 }
 
@@ -713,16 +714,23 @@ fn text_of(error: &clap::Error, kind: ContextKind) -> Option<String> {
 fn complaint(error: &clap::Error) -> CommandError {
     let text = error.render().to_string();
     let mut parts: Vec<&str> = Vec::new();
+    let mut tip = None;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
             break;
         }
-        // clap's tip to put `--` in front of a mistyped option helps nobody.
-        if !line.starts_with("tip: to pass") {
-            parts.push(line.trim_start_matches("error: "));
+        match line.strip_prefix("tip: ") {
+            // To put `--` in front of a mistyped option helps nobody.
+            Some(text) if !text.starts_with("to pass") => tip = Some(text.to_owned()),
+            Some(_) => {}
+            None => parts.push(line.trim_start_matches("error: ")),
         }
     }
-    CommandError::usage(parts.join(" ")).hint("see walmgr --help")
+    let complaint = CommandError::usage(parts.join(" ")).hint("see walmgr --help");
+    match tip {
+        Some(tip) => complaint.with_tip(tip),
+        None => complaint,
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! What a command fails with, and the one place that turns a failure into an exit code.
 //! Never prints. Invariant: no exit code above 125 leaves `xarchive`, whatever went wrong.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
@@ -85,6 +87,36 @@ pub struct CommandError {
     doing: String,
     causes: Vec<String>,
     hint: Option<String>,
+    tip: Option<String>,
+}
+
+/// The words that stand in messages for an ini file, of which this process has read one.
+const ANY_INI: &str = "`walmgr INI ";
+
+/// The placeholder for this side's ini file, and what is typed for it.
+static OWN_INI: OnceLock<(&str, String)> = OnceLock::new();
+
+/// From here on lines to type have this side's ini file in them, not a word that stands for it.
+/// `side` is `STANDBY.ini` or `MASTER.ini`, as messages to both sides have it.
+pub fn name_own_ini(side: &'static str, path: &Path) {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    // Anything else would have to be quoted for the shell, and once more where it is JSON.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@".contains(&byte);
+    if let Some(text) = path.to_str().filter(|text| text.bytes().all(is_plain)) {
+        let _ = OWN_INI.set((side, text.to_owned()));
+    }
+}
+
+/// `text` with this side's ini file in the lines to type, where it is known.
+pub fn with_own_ini(text: &str) -> Cow<'_, str> {
+    match OWN_INI.get() {
+        Some((side, path)) if text.contains("`walmgr ") => {
+            let own = format!("`walmgr {path} ");
+            let side = format!("`walmgr {side} ");
+            Cow::Owned(text.replace(ANY_INI, &own).replace(&side, &own))
+        }
+        _ => Cow::Borrowed(text),
+    }
 }
 
 /// What every command returns.
@@ -98,6 +130,7 @@ impl CommandError {
             doing: doing.into(),
             causes: Vec::new(),
             hint: None,
+            tip: None,
         }
     }
 
@@ -139,6 +172,18 @@ impl CommandError {
         self
     }
 
+    /// A guess at what was meant, for a line of its own below the error's.
+    #[must_use]
+    pub fn with_tip(mut self, tip: impl Into<String>) -> Self {
+        self.tip = Some(tip.into());
+        self
+    }
+
+    /// The guess, if there is one.
+    pub fn tip(&self) -> Option<&str> {
+        self.tip.as_deref()
+    }
+
     /// Whether it is an answer that was given already, rather than a failure to be told.
     pub const fn is_answer(&self) -> bool {
         matches!(self.kind, Kind::Absent | Kind::Warned | Kind::Alarmed)
@@ -162,6 +207,7 @@ impl fmt::Display for CommandError {
             line.push_str("; ");
             line.push_str(hint);
         }
+        let line = with_own_ini(&line);
         let parts = line.split(['\n', '\r']).map(str::trim);
         for (index, part) in parts.filter(|part| !part.is_empty()).enumerate() {
             out.write_str(if index == 0 { "" } else { " " })?;
@@ -209,6 +255,9 @@ impl<T, E: Into<std::io::Error>> IoContext<T> for std::result::Result<T, E> {
                          folder to the user that is to run walmgr"
                     );
                     (Kind::Config, hint)
+                }
+                ErrorKind::NotFound => {
+                    (Kind::Config, format!("make its folder: mkdir -p {folder}"))
                 }
                 _ => (Kind::Config, String::new()),
             };

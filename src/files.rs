@@ -32,6 +32,23 @@ pub fn user_name(uid: u32) -> Option<String> {
     })
 }
 
+/// What `mkfs` leaves at the root of a file system, for root alone to read.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// What to do about a directory that is taken only because it is the root of a file system; empty if
+/// there is more in it.
+pub fn lost_and_found_hint(directory: &Path) -> String {
+    let mut names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    match (names.next(), names.next()) {
+        (Some(only), None) if only.file_name() == LOST_AND_FOUND => format!(
+            "{LOST_AND_FOUND} alone is in it, as it is the root of a file system: use a directory below \
+             it, which root makes with `install -d -o postgres -m 700 {}/data`",
+            directory.display()
+        ),
+        _ => String::new(),
+    }
+}
+
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
 pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()

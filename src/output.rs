@@ -21,7 +21,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{CommandError, IoContext, Kind, Result, with_own_ini};
 use crate::options::Options;
 
 use shown::Shown;
@@ -111,7 +111,7 @@ pub fn reopen_logfile() -> Result<()> {
 /// Prints a command's result, one line or more, on stdout. Where a peer's words are a part of a line,
 /// the caller `escaped` them: here a new line is taken for the program's own.
 pub fn print(text: &str) -> Result<()> {
-    let (text, mut out) = (shown::lines(text), io::stdout().lock());
+    let (text, mut out) = (shown::lines(&with_own_ini(text)), io::stdout().lock());
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|error| CommandError::retry("write the result to stdout").because(error))
@@ -132,6 +132,9 @@ pub fn failure(error: &CommandError) {
         tracing::error!("{error}");
     } else {
         to_stderr(&escaped(&error.to_string()));
+        if let Some(tip) = error.tip() {
+            to_stderr(&escaped(&format!("tip: {tip}")));
+        }
     }
 }
 

@@ -147,7 +147,8 @@ fn a_receiver_that_is_down_is_1_and_one_that_is_not_bound_or_busy_too() {
         .build();
     let name = site.segment_name(1);
     site.write_segment(1);
-    told(&site.archive(&name), 1, &["walmgr MASTER.ini setup"]);
+    let setup = format!("walmgr {} setup", site.master_ini().display());
+    told(&site.archive(&name), 1, &[&setup]);
     site.bind();
     site.receiver.stop();
     let address = site.address().to_string();

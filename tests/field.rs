@@ -5,8 +5,11 @@
 mod configuration_in_pieces;
 mod hot_standby_off;
 mod linked_directories;
+mod odd_shells;
+mod old_ini_files;
 mod pg_rewind;
 mod servers_that_do_not_start;
+mod small_words;
 mod standing_replay;
 mod travelling_settings;
 mod unreplayable_wal;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Command, Init, Invocation};
 use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
 use crate::daemon::{self, Readiness, Role};
-use crate::error::{CommandError, Result};
+use crate::error::{self, CommandError, Result};
 use crate::options::Options;
 use crate::{abnormal, identity, master, output, receiver, standby};
 
@@ -40,6 +40,13 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         abnormal::exit_on_signals(command.exit_table())?;
     }
     let config = config::load(ini, &options.overrides)?;
+    error::name_own_ini(
+        match &config {
+            Config::Master(_) => "MASTER.ini",
+            Config::Standby(_) => "STANDBY.ini",
+        },
+        ini,
+    );
     // Before the log and before any thread, so that only the daemon has them.
     let readiness = match background(options) {
         Ok(Some(readiness)) => readiness,
@@ -57,6 +64,10 @@ pub fn run(invocation: &Invocation) -> Result<()> {
             return Err(error);
         }
     };
+    let is_setup = matches!(command, Command::Setup { .. });
+    if is_setup && !options.not_really {
+        make_folders(&config);
+    }
     let beside = logfile_beside(&config, command, options);
     let mut log = log(Some(&config), command);
     log.logfile = log.logfile.or(beside.as_deref());
@@ -65,7 +76,11 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         tracing::info!("no logfile is set: the log goes to {}", path.display());
     }
     for note in config.notes() {
-        tracing::debug!("{note}");
+        // Said by default where somebody has just edited the file, and nowhere else.
+        match is_setup {
+            true => tracing::info!("{note}"),
+            false => tracing::debug!("{note}"),
+        }
     }
     match config {
         Config::Master(config) => run_on_master(&config, command, options, readiness),
@@ -152,6 +167,14 @@ fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Opti
         Config::Standby(config) => &config.path,
     };
     Some(path.with_extension("log"))
+}
+
+/// Makes the folders of log and pid file, as the old walmgr did: its own ini files name some below
+/// the home directory. Whoever opens the files says what is wrong.
+fn make_folders(config: &Config) {
+    for path in [config.logfile(), config.pidfile()].into_iter().flatten() {
+        let _ = path.parent().map(std::fs::create_dir_all);
+    }
 }
 
 fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {

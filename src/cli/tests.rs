@@ -24,7 +24,7 @@ fn complaint_about(line: &str) -> String {
         Parsed::Usage(error, table) => {
             let expected = if table == ExitTable::Xrestore { 254 } else { 2 };
             assert_eq!(table.code(error.kind()), expected, "`{line}`");
-            let text = error.to_string();
+            let text = format!("{error} {}", error.tip().unwrap_or_default());
             assert!(
                 !text.contains('\n'),
                 "`{line}` answers in several lines: {text}"

@@ -11,8 +11,9 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output;
 use crate::pg::command::shell_word;
 use crate::pg::conf;
+use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::{Limits, Session};
-use crate::shell::SettingsCommand;
+use crate::shell::{SettingsCommand, check_log_of};
 use crate::status::Archiving;
 
 /// How long a restarted server may take to accept connections, and a reloaded one to take a value.
@@ -183,7 +184,7 @@ pub async fn activate(config: &MasterConfig, wanted: &[(&str, &str)]) -> Result<
             tracing::info!("restarting PostgreSQL: {command}");
             // A smart shutdown would wait for this very session to end.
             session.close().await;
-            restart(command)?;
+            restart(command, &config.master_data)?;
             session = connect_patiently(config, limits).await?;
             restarted = true;
             until = Instant::now() + RELOAD_TAKES_EFFECT;
@@ -232,14 +233,18 @@ fn overridden(config: &MasterConfig, name: &str, value: &str, found: &str) -> Co
     .hint(hint)
 }
 
-fn restart(command: &str) -> Result<()> {
+fn restart(command: &str, data: &Path) -> Result<()> {
     let restart = SettingsCommand {
         setting: "master_restart_cmd",
         command,
         limit: RESTART_LIMIT,
     };
     let hint = "postgresql.conf is edited already; restart PostgreSQL and run this again";
-    restart.run().map_err(|error| error.hint(hint))
+    restart.run().map_err(|error| error.hint(hint))?;
+    if let Ok(Some(server)) = DataDirectory::open(data).and_then(|data| data.running()) {
+        check_log_of("master_restart_cmd", server.pid);
+    }
+    Ok(())
 }
 
 async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Session> {

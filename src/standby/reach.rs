@@ -229,6 +229,23 @@ impl Range {
     }
 }
 
+impl Range {
+    /// The option for the last target that is in reach.
+    fn last(&self) -> Option<String> {
+        Some(match self {
+            Range::Lsns(_, last) => format!("--target-lsn {last}"),
+            // A microsecond before what is excluded.
+            Range::Times(_, last) => format!("--target-time '{}'", time_text(last - 1)),
+            Range::Xids(_, last) => format!("--target-xid {last}"),
+            Range::Names(names, _) => {
+                let name = names.last()?.replace('\'', "'\\''");
+                format!("--target-name '{name}'")
+            }
+            Range::Nothing => return None,
+        })
+    }
+}
+
 impl std::fmt::Display for Range {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -252,10 +269,14 @@ impl std::fmt::Display for Range {
     }
 }
 
-/// The refusal of a target.
-pub fn refused(target: &Target, range: &Range) -> CommandError {
-    CommandError::new(Kind::Retry, format!("{target} is out of reach: {range}"))
-        .hint("nothing was changed")
+/// The refusal of a target, with what to type instead: `typed` is the command without its target.
+pub fn refused(target: &Target, range: &Range, typed: &str) -> CommandError {
+    let all = format!("nothing was changed; `{typed}` recovers all there is");
+    let hint = match range.last() {
+        Some(option) => format!("{all}, `{typed} {option}` up to the end of that"),
+        None => all,
+    };
+    CommandError::new(Kind::Retry, format!("{target} is out of reach: {range}")).hint(hint)
 }
 
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.

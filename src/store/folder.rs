@@ -37,13 +37,15 @@ impl Folder {
         disk: Arc<dyn Disk>,
         monitor: Arc<Monitor>,
     ) -> Result<Self, StoreError> {
+        // For messages: without the `.` that a path to the directory behind a link ends with.
+        let shown: PathBuf = path.components().collect();
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => StoreError::NotSetUp {
-                path: path.to_path_buf(),
+                path: shown.clone(),
             },
             _ => StoreError::Disk {
                 op: "open directory",
-                path: path.to_path_buf(),
+                path: shown.clone(),
                 source,
             },
         };
@@ -52,7 +54,7 @@ impl Folder {
         Ok(Folder {
             disk,
             monitor,
-            path: path.to_path_buf(),
+            path: shown,
             handle,
             identity,
             syncs_asked: AtomicU64::new(0),

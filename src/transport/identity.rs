@@ -60,7 +60,7 @@ impl fmt::Debug for Fingerprint {
 /// A text that is not a fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected a fingerprint: SHA256: and 43 base64 characters, as `walmgr INI identity` prints"
+    "expected a fingerprint: SHA256: and 43 base64 characters, as `identity` prints on the other side"
 )]
 pub struct InvalidFingerprint;
 

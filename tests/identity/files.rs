@@ -175,7 +175,7 @@ fn an_ini_file_that_is_missing_or_closed_is_named_with_the_way_out() {
     absent.arg(site.home().join("absent.ini")).arg("identity");
     let ended = crate::support::Output::of(&mut absent);
     assert!(
-        ended.fail(2).contains("`walmgr INI init` writes"),
+        ended.fail(2).contains(" init` writes a first file"),
         "{ended:?}"
     );
     if !matches!(server_user(), Ok(Some(_))) {

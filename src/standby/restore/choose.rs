@@ -72,10 +72,37 @@ pub fn choose_for(
         }
     }
     Err(match (in_reach, astray) {
-        (Some(range), _) => reach::refused(target, &range),
+        (Some(range), _) => reach::refused(target, &range, &typed_again(restoring)),
         (None, Some(error)) => error,
         (None, None) => no_set(),
     })
+}
+
+/// The command as it was typed, less its target.
+fn typed_again(restoring: &Restoring) -> String {
+    let mut typed = "walmgr STANDBY.ini restore".to_owned();
+    let mut add = |word: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@".contains(&byte);
+        match !word.is_empty() && word.bytes().all(plain) {
+            true => typed.push_str(&format!(" {word}")),
+            false => typed.push_str(&format!(" '{}'", word.replace('\'', "'\\''"))),
+        }
+    };
+    restoring.set.iter().for_each(|set| add(set));
+    let destination = restoring.destination.iter();
+    destination.for_each(|path| add(&path.display().to_string()));
+    for (old, new) in &restoring.tablespaces {
+        add("--tablespace-mapping");
+        add(&format!("{}={}", old.display(), new.display()));
+    }
+    if restoring.trusts_settings {
+        add("--trust-settings");
+    }
+    if let Some(timeline) = &restoring.target.timeline {
+        add("--target-timeline");
+        add(timeline);
+    }
+    typed
 }
 
 /// The sets that come into question, newest first.

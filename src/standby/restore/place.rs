@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::control_path;
 use super::transfer::{self, entries};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
+use crate::files::{self, lost_and_found_hint};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::needs;
 
@@ -164,7 +164,9 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
     }
     // Fails for a directory of something else, which is not ours to move.
     DataDirectory::open(data).map_err(|error| {
-        CommandError::config(format!("{} is not empty", data.display())).because(error)
+        CommandError::config(format!("{} is not empty", data.display()))
+            .because(error)
+            .hint(lost_and_found_hint(data))
     })?;
     Ok(Occupant::Old)
 }

@@ -10,7 +10,7 @@ use crate::error::{CommandError, Result};
 use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
-use crate::shell::SettingsCommand;
+use crate::shell::{SettingsCommand, check_log_of};
 use crate::standby::replay::TICK;
 
 /// A shutdown waits for its checkpoint, a start may wait for replay to get consistent.
@@ -90,6 +90,10 @@ impl Plan<'_> {
         }
         started?;
         self.wait_until_running()?;
+        let server = DataDirectory::open(&self.place.data).and_then(|data| data.running());
+        if let Ok(Some(server)) = server {
+            check_log_of("slave_start_cmd", server.pid);
+        }
         Ok(true)
     }
 

@@ -127,7 +127,7 @@ fn of_certificate(refusal: &CertificateError, whom: &str) -> TlsFault {
                 format!(
                     "{whom} holds another key: expected {expected} (slave_fingerprint), presented {presented}"
                 ),
-                "if it was set up anew, check the fingerprint that `walmgr INI identity` prints there and set slave_fingerprint to it",
+                "if it was set up anew, check the fingerprint that `walmgr STANDBY.ini identity` prints there and set slave_fingerprint to it",
             ),
             None => {
                 TlsFault::identity(format!("the certificate of {whom} is refused: {other}"), "")
