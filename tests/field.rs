@@ -3,13 +3,18 @@
 //! found is either served as it lies or named before anything is touched.
 
 mod configuration_in_pieces;
+mod connection_strings;
 mod hot_standby_off;
 mod linked_directories;
 mod odd_shells;
 mod old_ini_files;
 mod pg_rewind;
+mod roles_without_superuser;
+mod server_timeouts;
 mod servers_that_do_not_start;
 mod small_words;
 mod standing_replay;
+mod template_databases;
+mod tls_only;
 mod travelling_settings;
 mod unreplayable_wal;

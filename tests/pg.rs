@@ -538,12 +538,16 @@ async fn the_environment_leads_to_the_server_as_it_leads_libpq() {
         .query("SELECT current_database()::text", &[])
         .await
         .unwrap();
-    assert_eq!(rows[0].get::<_, String>(0), "template1");
+    // Nobody makes a database while somebody is in a template.
+    assert_eq!(rows[0].get::<_, String>(0), "postgres");
     Session::connect(&cluster.conninfo_tcp(), limits)
         .await
         .unwrap();
     let nobody = Session::connect(&format!("{} user=nobody_", cluster.conninfo()), limits).await;
     assert_eq!(nobody.err().unwrap().kind(), Kind::Config);
+    cluster.psql("CREATE DATABASE other");
+    let drop = ["-d", "other", "-c", "DROP DATABASE postgres WITH (FORCE)"];
+    crate::support::run(cluster.command("psql").args(drop)).unwrap();
     let nowhere = Session::connect_from("dbname=none_", &environment, limits)
         .await
         .err()

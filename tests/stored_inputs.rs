@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 25] = [
+const BODIES: [(&str, Body); 26] = [
     ("kept_checksum", walmgr::store::fuzzing::kept_checksum),
     ("foreign_settings", walmgr::pg::fuzzing::foreign_settings),
     ("wal_joint", walmgr::wal::fuzzing::joint),
@@ -36,6 +36,10 @@ const BODIES: [(&str, Body); 25] = [
     ("pg_control", walmgr::pg::fuzzing::control_file),
     ("postmaster_pid", walmgr::pg::fuzzing::postmaster_pid),
     ("segment", walmgr::wal::fuzzing::segment),
+    (
+        "server_certificate",
+        walmgr::pg::fuzzing::server_certificate,
+    ),
     ("tablespace_map", walmgr::pg::fuzzing::tablespace_map),
     ("tar_stream", walmgr::store::sets::fuzzing::tar_stream),
     ("wal_scan", walmgr::wal::fuzzing::scanner),

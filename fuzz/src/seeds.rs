@@ -308,6 +308,11 @@ fn certificates(seeds: &Seeds) -> io::Result<()> {
         parameters.subject_alt_names.extend(uris);
         let certificate = parameters.self_signed(&key).map_err(io::Error::other)?;
         seeds.put("certificate", name, certificate.der())?;
+        // As a server's that is its own authority.
+        let der: &[u8] = certificate.der();
+        let length = u16::try_from(der.len()).map_err(io::Error::other)?;
+        let both = [&length.to_be_bytes()[..], der, der].concat();
+        seeds.put("server_certificate", name, &both)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::output;
 use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::grants::Task;
 use crate::pg::sql::{Limits, Session};
 use crate::shell::{SettingsCommand, check_log_of};
 use crate::status::Archiving;
@@ -73,23 +74,33 @@ pub async fn reset_automatic(
     changes: &[(&str, String)],
     not_really: bool,
 ) -> Result<()> {
-    let name = "archive_mode";
-    let automatic = config.master_data.join("postgresql.auto.conf");
-    let wanted = (changes.iter()).any(|(changed, value)| *changed == name && value != "off");
-    let setter = conf::last_setter(&config.master_config, &config.master_data, name)?;
-    let is_off = |setter: &conf::Setter| setter.file == automatic && setter.value == "off";
-    if !wanted || !setter.as_ref().is_some_and(is_off) {
+    if !resets_automatic(config, changes)? {
         return Ok(());
     }
     let doing = "take archive_mode = 'off' out of postgresql.auto.conf";
     if not_really {
         return output::not_really(doing);
     }
-    let session = Session::connect(&config.master_db, limits(config)).await?;
+    let session = connect_for(config, Task::SetupWithReset).await?;
     (session.query("ALTER SYSTEM RESET archive_mode", &[])).await?;
     session.close().await;
     tracing::info!("{doing}: done");
     Ok(())
+}
+
+/// Whether [`reset_automatic`] has something to do.
+pub fn resets_automatic(config: &MasterConfig, changes: &[(&str, String)]) -> Result<bool> {
+    let name = "archive_mode";
+    let automatic = config.master_data.join("postgresql.auto.conf");
+    let wanted = (changes.iter()).any(|(changed, value)| *changed == name && value != "off");
+    let setter = conf::last_setter(&config.master_config, &config.master_data, name)?;
+    let is_off = |setter: &conf::Setter| setter.file == automatic && setter.value == "off";
+    Ok(wanted && setter.as_ref().is_some_and(is_off))
+}
+
+/// A session of a role that may do what the command needs, or an error with the grants to type.
+pub async fn connect_for(config: &MasterConfig, task: Task) -> Result<Session> {
+    Session::connect_for(&config.master_db, limits(config), task).await
 }
 
 /// What a server was found to do.
@@ -163,9 +174,12 @@ fn limits(config: &MasterConfig) -> Limits {
 
 /// Makes the server take these values, with no more disturbance than they need, and sees that it
 /// did.
-pub async fn activate(config: &MasterConfig, wanted: &[(&str, &str)]) -> Result<Activation> {
-    let limits = limits(config);
-    let mut session = Session::connect(&config.master_db, limits).await?;
+pub async fn activate(
+    config: &MasterConfig,
+    wanted: &[(&str, &str)],
+    task: Task,
+) -> Result<Activation> {
+    let mut session = connect_for(config, task).await?;
     session.reload_conf().await?;
     let mut until = Instant::now() + RELOAD_TAKES_EFFECT;
     let mut restarted = false;
@@ -185,7 +199,7 @@ pub async fn activate(config: &MasterConfig, wanted: &[(&str, &str)]) -> Result<
             // A smart shutdown would wait for this very session to end.
             session.close().await;
             restart(command, &config.master_data)?;
-            session = connect_patiently(config, limits).await?;
+            session = connect_patiently(config, task).await?;
             restarted = true;
             until = Instant::now() + RELOAD_TAKES_EFFECT;
         } else if Instant::now() > until {
@@ -247,10 +261,10 @@ fn restart(command: &str, data: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn connect_patiently(config: &MasterConfig, limits: Limits) -> Result<Session> {
+async fn connect_patiently(config: &MasterConfig, task: Task) -> Result<Session> {
     let until = Instant::now() + TAKES_EFFECT;
     loop {
-        match Session::connect(&config.master_db, limits).await {
+        match connect_for(config, task).await {
             Ok(session) => return Ok(session),
             Err(error) if Instant::now() > until => return Err(error),
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,

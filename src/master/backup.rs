@@ -28,7 +28,7 @@ use walmgr_protocol::message::backup::{Begin, Finish, PartName, Sealed};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::config::{BackupCheckpoint, MasterConfig};
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, Kind, Result};
 use crate::master::backup::contents::{Config, Contents};
 use crate::master::backup::control::{Control, Way};
 use crate::master::backup::load::{Item, Load};
@@ -41,8 +41,9 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::grants::Task;
 use crate::pg::left_out::PassedOver;
-use crate::pg::sql::Session;
+use crate::pg::sql::{Limits, Session};
 use crate::pg::sql_backup::{FinishedBackup, RunningBackup};
 
 /// What `backup_label` calls a backup, as it always did.
@@ -127,9 +128,13 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
 }
 
 async fn connect(config: &MasterConfig) -> Result<Session> {
-    Session::connect(&config.master_db, crate::pg::sql::Limits::default())
+    Session::connect_for(&config.master_db, Limits::default(), Task::Backup)
         .await
-        .map_err(|error| error.hint("check master_db in the ini file, and that PostgreSQL runs"))
+        .map_err(|error| match error.kind() {
+            Kind::Retry => error.hint("check master_db in the ini file, and that PostgreSQL runs"),
+            // What is refused says itself what to do.
+            _ => error,
+        })
 }
 
 /// What makes a backup senseless is found before anything begins.

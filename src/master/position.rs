@@ -36,7 +36,7 @@ pub enum Look {
     Standby,
 }
 
-/// Looks again and again; keeps the session with the server open in between.
+/// Looks again and again; keeps the session with the server open in between where that harms nobody.
 #[derive(Default)]
 pub struct Looker {
     session: Option<Session>,
@@ -65,13 +65,19 @@ impl Looker {
                     connect: config.connect_timeout,
                     ..Limits::default()
                 };
-                Session::connect(&config.master_db, limits).await?
+                let session = Session::connect(&config.master_db, limits).await?;
+                session.ask_quietly().await;
+                session
             }
         };
         let Some(found) = session.primary_wal_position().await? else {
             return Ok(Look::Standby);
         };
-        self.session = Some(session);
+        // `CREATE DATABASE` waits five seconds for the last session to leave its template.
+        match session.is_harmless() {
+            true => self.session = Some(session),
+            false => session.close().await,
+        }
         let facts = ClusterFacts::read(config)?;
         Ok(Look::Master(Box::new(Position {
             files: WalFiles::new(data.wal(), facts.cluster, found.timeline),

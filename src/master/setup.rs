@@ -16,6 +16,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf;
+use crate::pg::grants::Task;
 use crate::pg::sql::{Session, Switched};
 use crate::status::Archiving;
 
@@ -31,7 +32,7 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
         return runtime.block_on(rehearse(config, &facts, &changes));
     }
     runtime.block_on(async {
-        let newest = bind(config, &facts).await?;
+        let newest = bind(config, &facts, &changes).await?;
         let found = archiving::found(config).await?;
         // Before WAL of its timeline: it was begun while archiving was off.
         if facts.timeline != TimelineId::FIRST || found.timeline != Some(TimelineId::FIRST) {
@@ -44,7 +45,7 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        match archiving::activate(config, &wanted).await? {
+        match archiving::activate(config, &wanted, Task::Setup).await? {
             Activation::Done(session) if check => prove(config, &facts, &session).await,
             Activation::Done(_) | Activation::RestartNeeded => Ok(()),
         }
@@ -58,6 +59,7 @@ async fn rehearse(
     changes: &[(&str, String)],
 ) -> Result<()> {
     let mut asking = Asking::connect(config, facts).await?;
+    check_grants(config, changes).await?;
     let newest = newest_of(&mut asking).await;
     asking.close().await;
     let cluster = facts.cluster;
@@ -72,9 +74,33 @@ async fn rehearse(
     Ok(())
 }
 
+/// A role that may not do all of it must not begin, and hears at once what else it will lack.
+async fn check_grants(config: &MasterConfig, changes: &[(&str, String)]) -> Result<()> {
+    let task = match archiving::resets_automatic(config, changes)? {
+        true => Task::SetupWithReset,
+        false => Task::Setup,
+    };
+    let session = archiving::connect_for(config, task).await?;
+    let missing = Task::Backup.missing(&session).await?;
+    if !missing.is_empty() {
+        tracing::warn!(
+            "backup will need, typed as a superuser in database {}: {};",
+            session.database(),
+            missing.join("; ")
+        );
+    }
+    session.close().await;
+    Ok(())
+}
+
 /// Answers with the newest segment in the archive.
-async fn bind(config: &MasterConfig, facts: &ClusterFacts) -> Result<Option<SegmentName>> {
+async fn bind(
+    config: &MasterConfig,
+    facts: &ClusterFacts,
+    changes: &[(&str, String)],
+) -> Result<Option<SegmentName>> {
     let mut asking = Asking::connect(config, facts).await?;
+    check_grants(config, changes).await?;
     let done = asking.set_up().await?;
     let newest = newest_of(&mut asking).await;
     asking.close().await;

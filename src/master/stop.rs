@@ -8,6 +8,7 @@ use crate::error::{CommandError, Result};
 use crate::master::archiving::{self, Activation, LETS_GO};
 use crate::options::Options;
 use crate::output;
+use crate::pg::grants::Task;
 use crate::status::Archiving;
 
 /// Deconfigures archiving.
@@ -31,7 +32,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     if options.not_really {
         return Ok(());
     }
-    match runtime.block_on(archiving::activate(config, &[change]))? {
+    match runtime.block_on(archiving::activate(config, &[change], Task::Stop))? {
         Activation::Done(_) => {
             tracing::warn!(
                 "{} = {}: WAL written from now on will never be in the archive, so standbys and \

@@ -10,6 +10,7 @@ use super::conf::{self, foreign};
 use super::conninfo::{self, Environment};
 use super::control;
 use super::data_directory::Postmaster;
+use super::encryption::{self, settings::SslMode};
 use super::hba;
 use super::manifest::{FileEntry, Reader, Scan, Writer};
 use super::tablespace_map;
@@ -71,12 +72,62 @@ pub fn foreign_settings(bytes: &[u8]) {
     );
 }
 
-/// Connection strings: no panic, and never a session with TLS silently left out.
+/// Connection strings: no panic, never less TLS than was asked for, and no secret in an error. The
+/// environment has a user and nothing else. Behind a zero byte each follow `pg_service.conf` and
+/// `.pgpass`.
 pub fn connection_string(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    if let Ok(config) = conninfo::parse(&text, &Environment::default()) {
-        assert!(config.get_user().is_some());
-        assert!(!config.get_ports().is_empty());
+    let all = String::from_utf8_lossy(bytes);
+    let mut parts = all.splitn(3, '\0');
+    let mut next = || parts.next().unwrap_or_default();
+    let (text, services, passwords) = (next(), next(), next());
+    let served = conninfo::service_in(services, passwords);
+    assert!(
+        served
+            .iter()
+            .all(|name| conninfo::options::find(name).is_some() && *name != "service")
+    );
+    let environment = Environment::default().with_variable("USER", "u");
+    if let Ok(info) = conninfo::parse(text, &environment) {
+        assert!(!info.places.is_empty() && !info.user.is_empty());
+        let mode = info.encryption.mode;
+        assert!(!info.encryption.direct || mode >= SslMode::Require);
+        for (word, least) in [
+            ("require", SslMode::Require),
+            ("verify-full", SslMode::VerifyFull),
+        ] {
+            let again = format!("{text} sslmode={word}");
+            // Behind an address or an open value the words belong to what is before them.
+            if let (false, Ok(again)) =
+                (text.contains("://"), conninfo::parse(&again, &environment))
+                && !text.trim_end().ends_with(['=', '\\'])
+            {
+                assert!(again.encryption.mode >= least, "{text:?}");
+            }
+        }
+    }
+    for secret in ["password=", "x='y' sslpassword=", "postgres://u:"] {
+        let end = if secret.ends_with(':') { "@h/%" } else { " =" };
+        let text = format!("{secret}Zq7{end}");
+        let error = conninfo::parse(&text, &environment)
+            .err()
+            .map(|error| error.to_string());
+        assert!(!error.unwrap_or_default().contains("Zq7"), "{text}");
+    }
+}
+
+/// What a PostgreSQL server shows as its certificate, and an authority, the first one's length before
+/// them: no panic, and nothing leads to an authority where there is none.
+pub fn server_certificate(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let length = usize::from(u16::from_be_bytes(*length));
+    let (shown, authority) = rest.split_at(rest.len().min(length));
+    // The beginning of 2027: the seeds are valid then.
+    let now_s = 1_800_000_000;
+    assert!(!encryption::judged(shown, &[], "localhost", now_s));
+    if encryption::judged(shown, &[authority], "db.example", now_s) {
+        assert!(!authority.is_empty());
     }
 }
 
@@ -212,6 +263,31 @@ mod tests {
         for_every_damage(MANIFEST, manifest);
     }
 
+    #[test]
+    fn certificates_of_servers_hold_when_damaged() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        let der: &[u8] = certificate.der();
+        let length = u16::try_from(der.len()).unwrap();
+        let whole = [&length.to_be_bytes()[..], der, der].concat();
+        server_certificate(&whole);
+        let now_s = 1_800_000_000;
+        assert!(encryption::judged(der, &[der], "localhost", now_s));
+        // Damage to the one that is shown makes it another one, which nobody has signed.
+        for at in (0..whole.len()).step_by(3) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            server_certificate(&damaged);
+            let shown = &damaged[2..2 + der.len()];
+            assert_eq!(
+                encryption::judged(shown, &[der], "localhost", now_s),
+                shown == der,
+                "{at}"
+            );
+        }
+    }
+
     fn for_every_damage(whole: &[u8], body: fn(&[u8])) {
         body(whole);
         for at in 0..whole.len() {
@@ -235,6 +311,7 @@ mod tests {
                 conf_edit(bytes);
                 foreign_settings(bytes);
                 connection_string(bytes);
+                server_certificate(bytes);
                 backup_label(bytes);
                 tablespace_map(bytes);
                 manifest(bytes);

@@ -9,14 +9,23 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, Row};
 
 use walmgr_protocol::names::{
     InvalidName, Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize,
 };
 
-use super::conninfo::{self, Environment};
+use super::conninfo::{self, Conninfo, Environment, Place};
+use super::dial::{self, Opened, Refusal, Way};
+use super::grants::Task;
+use super::settle;
 use crate::error::{CommandError, Kind, Result};
+
+/// The database that `initdb` makes to be connected to.
+const HARMLESS_DATABASE: &str = "postgres";
+
+/// Asking for the end of a statement is a courtesy: who waits has given up already.
+const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long to wait for a server.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +50,10 @@ pub struct Session {
     client: Client,
     connection: JoinHandle<()>,
     statement_limit: Duration,
+    /// Boxed, as a session is held where little else is.
+    info: Box<Conninfo>,
+    way: Box<Way>,
+    database: String,
 }
 
 impl Drop for Session {
@@ -110,32 +123,141 @@ impl Session {
         environment: &Environment,
         limits: Limits,
     ) -> Result<Session> {
-        let config = conninfo::parse(conninfo, environment)?;
-        let whom = describe(&config);
-        let connecting = Box::pin(config.connect(NoTls));
-        let (client, connection) = match timeout(limits.connect, connecting).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => {
-                let kind = kind_of(&error);
-                return Err(CommandError::new(kind, format!("connect to {whom}")).because(error));
+        Box::pin(Self::connect_where(conninfo, environment, limits, None)).await
+    }
+
+    /// The same, in a database where the role may do what a command needs; otherwise the error
+    /// names what to type.
+    pub async fn connect_for(conninfo: &str, limits: Limits, task: Task) -> Result<Session> {
+        let environment = Environment::of_process();
+        Box::pin(Self::connect_where(
+            conninfo,
+            &environment,
+            limits,
+            Some(task),
+        ))
+        .await
+    }
+
+    /// `postgres` comes first, whatever the string says: nobody makes, moves or drops a database
+    /// from which somebody hangs, and every published ini file says `dbname=template1`. The
+    /// string's is for servers that have no other, or do not let this role into it.
+    async fn connect_where(
+        conninfo: &str,
+        environment: &Environment,
+        limits: Limits,
+        task: Option<Task>,
+    ) -> Result<Session> {
+        let info = conninfo::parse(conninfo, environment)?;
+        let mut databases = vec![HARMLESS_DATABASE];
+        if info.database != HARMLESS_DATABASE {
+            databases.push(&info.database);
+        }
+        let mut lacking = None;
+        while !databases.is_empty() {
+            let database = databases.remove(0);
+            let opened = match dial::open(&info, database, limits.connect).await {
+                Ok(opened) => opened,
+                Err(refusals) if databases.is_empty() || !is_of_the_database(&info, &refusals) => {
+                    return Err(lacking.unwrap_or_else(|| not_connected(&info, &refusals)));
+                }
+                Err(_) => continue,
+            };
+            let session = Self::begin(opened, &info, database, limits).await?;
+            let session = match database == HARMLESS_DATABASE {
+                true => session,
+                false => session.out_of_a_template(limits).await,
+            };
+            let Some(task) = task else {
+                return Ok(session);
+            };
+            match task.check(&session).await? {
+                None => return Ok(session),
+                // The first database is where a grant helps all commands.
+                Some(found) => lacking = lacking.or(Some(found)),
             }
-            Err(_) => {
-                let limit_s = limits.connect.as_secs_f32();
-                let doing = format!("connect to {whom}: no answer within {limit_s} s");
-                return Err(CommandError::retry(doing));
-            }
-        };
+        }
+        Err(lacking.unwrap_or_else(|| not_connected(&info, &[])))
+    }
+
+    async fn begin(
+        opened: Opened,
+        info: &Conninfo,
+        database: &str,
+        limits: Limits,
+    ) -> Result<Session> {
+        let connection = opened.connection;
         let connection = tokio::spawn(async move {
             // Whoever waits for an answer gets this error from the client's side too.
             if let Err(error) = connection.await {
                 tracing::debug!("the session with PostgreSQL ended: {error}");
             }
         });
-        Ok(Session {
-            client,
+        let session = Session {
+            client: opened.client,
             connection,
             statement_limit: limits.statement,
-        })
+            info: Box::new(info.clone()),
+            way: Box::new(opened.way),
+            database: database.to_owned(),
+        };
+        session.batch(settle::FOR_ALL).await?;
+        Ok(session)
+    }
+
+    /// A session in a template keeps everybody from making databases, so any other one is better.
+    async fn out_of_a_template(self, limits: Limits) -> Session {
+        let sql = "SELECT other.datname::text FROM pg_database here, pg_database other \
+             WHERE here.datname = current_database() AND here.datistemplate \
+                 AND other.datallowconn AND NOT other.datistemplate \
+                 AND has_database_privilege(other.oid, 'CONNECT') ORDER BY other.oid LIMIT 1";
+        let found = self.query(sql, &[]).await.unwrap_or_default();
+        let Some(other) = found.first().and_then(|row| column::<String>(row, 0).ok()) else {
+            return self;
+        };
+        let Ok(opened) = dial::open(&self.info, &other, limits.connect).await else {
+            return self;
+        };
+        let info = self.info.clone();
+        match Self::begin(opened, &info, &other, limits).await {
+            Ok(session) => {
+                self.close().await;
+                session
+            }
+            Err(_) => self,
+        }
+    }
+
+    /// Whether it may be kept while there is nothing to ask: it is in nobody's way.
+    pub fn is_harmless(&self) -> bool {
+        self.database == HARMLESS_DATABASE
+    }
+
+    /// The database it is in.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Whether no grant matters.
+    pub async fn is_superuser(&self) -> Result<bool> {
+        Ok(self.show("is_superuser").await? == "on")
+    }
+
+    /// Keeps the questions of this session out of the server's log where the role may decide that:
+    /// many a second would drown what others say.
+    pub async fn ask_quietly(&self) {
+        if let Err(error) = self.batch(settle::QUIETLY).await {
+            tracing::debug!("the server logs our questions: {error}");
+        }
+    }
+
+    async fn batch(&self, sql: &str) -> Result<()> {
+        let doing = || "settle the session with PostgreSQL".to_owned();
+        match timeout(self.statement_limit, self.client.batch_execute(sql)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(CommandError::new(kind_of(&error), doing()).because(error)),
+            Err(_) => Err(CommandError::retry(format!("{}: no answer", doing()))),
+        }
     }
 
     /// Gives the following statements another limit: a checkpoint takes its time.
@@ -167,7 +289,8 @@ impl Session {
                 let limit_s = self.statement_limit.as_secs_f32();
                 // Without this the server would finish a statement that nobody waits for.
                 let cancel = self.client.cancel_token();
-                let _ = timeout(Duration::from_secs(1), cancel.cancel_query(NoTls)).await;
+                let cancelling = Box::pin(dial::cancel(&self.info, &self.way, cancel));
+                let _ = timeout(CANCEL_LIMIT, cancelling).await;
                 let doing = format!("{}: no answer within {limit_s} s", doing());
                 Err(CommandError::retry(doing))
             }
@@ -368,27 +491,75 @@ fn kind_of(error: &tokio_postgres::Error) -> Kind {
     }
 }
 
-fn describe(config: &tokio_postgres::Config) -> String {
-    use tokio_postgres::config::Host;
-    let mut places: Vec<String> = config
-        .get_hosts()
-        .iter()
-        .map(|host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(folder) => folder.display().to_string(),
-        })
-        .collect();
-    if places.is_empty() {
-        places.extend(config.get_hostaddrs().iter().map(ToString::to_string));
+/// Whether another database of the same server may let us in.
+fn is_of_the_database(info: &Conninfo, refusals: &[(Place, Refusal)]) -> bool {
+    let of_databases = [
+        SqlState::INVALID_CATALOG_NAME,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SqlState::TOO_MANY_CONNECTIONS,
+        // What poolers answer for a database that they do not know.
+        SqlState::PROTOCOL_VIOLATION,
+    ];
+    refusals.iter().any(|(_, refusal)| match refusal.code() {
+        // A password that is wrong once is wrong everywhere, and each attempt counts against us.
+        Some(code) if *code == SqlState::INVALID_PASSWORD => !info.has_own_password(),
+        Some(code) => of_databases.contains(code),
+        // A password file may have a line for one database only.
+        None => lacks_password(refusal),
+    })
+}
+
+fn lacks_password(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Server(error) => {
+            error.code().is_none() && refusal.to_string() == "password missing"
+        }
+        Refusal::Both { with, without } => lacks_password(with) || lacks_password(without),
+        _ => false,
     }
-    let ports: Vec<String> = config.get_ports().iter().map(ToString::to_string).collect();
-    format!(
-        "PostgreSQL at {} port {}, database {}, user {}",
-        places.join(","),
-        ports.join(","),
-        config.get_dbname().unwrap_or_default(),
-        config.get_user().unwrap_or_default(),
-    )
+}
+
+/// Whether trying again cannot help.
+fn is_lasting(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Server(error) => {
+            kind_of(error) == Kind::Config || error.to_string().starts_with("authentication error")
+        }
+        Refusal::Unfit(_) => true,
+        Refusal::Both { with, without } => is_lasting(with) && is_lasting(without),
+        _ => false,
+    }
+}
+
+/// What every server answered, in the order in which they were tried.
+fn not_connected(info: &Conninfo, refusals: &[(Place, Refusal)]) -> CommandError {
+    let places: Vec<String> = info.places.iter().map(ToString::to_string).collect();
+    let (database, user) = (&info.database, &info.user);
+    let mut doing = format!(
+        "connect to PostgreSQL at {}, database {database}, user {user}",
+        places.join(", ")
+    );
+    for (place, refusal) in refusals {
+        match info.places.len() {
+            1 => doing.push_str(&format!(": {refusal}")),
+            _ => doing.push_str(&format!("; {place}: {refusal}")),
+        }
+    }
+    let without = refusals.iter().any(|(_, refusal)| lacks_password(refusal));
+    let kind = match without || refusals.iter().any(|(_, refusal)| is_lasting(refusal)) {
+        true => Kind::Config,
+        false => Kind::Retry,
+    };
+    let error = CommandError::new(kind, doing);
+    match without {
+        true => error.hint(format!(
+            "the server asks for a password: write HOST:PORT:*:{user}:PASSWORD into ~/.pgpass, and \
+             type `chmod 600 ~/.pgpass`"
+        )),
+        false => error,
+    }
 }
 
 #[cfg(test)]
@@ -430,6 +601,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_string_that_cannot_be_honoured_is_a_configuration_error() {
-        assert_eq!(refused_by("sslmode=verify-full").await.kind(), Kind::Config);
+        assert_eq!(refused_by("sslmode=verify-ful").await.kind(), Kind::Config);
     }
 }

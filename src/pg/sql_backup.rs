@@ -42,13 +42,6 @@ impl Session {
             )));
         }
         let major = self.server_version().await?.major();
-        // A copy takes hours while this session has nothing to say.
-        for limit in ["statement_timeout", "lock_timeout", "idle_session_timeout"] {
-            if self.show_if_known(limit).await?.is_some() {
-                let sql = "SELECT set_config($1, '0', false)";
-                self.row(sql, &[&limit]).await?;
-            }
-        }
         let has_new_names = major >= 15;
         let sql = match has_new_names {
             true => "SELECT pg_backup_start($1, $2)::text",

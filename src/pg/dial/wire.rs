@@ -1,0 +1,243 @@
+//! A connection to a server as the driver gets it: a socket, encrypted or not.
+//! Never decides whether to encrypt. Invariant: of a server that asks for a proof which
+//! `require_auth` forbids, the driver hears an error and no question, so that it answers nothing.
+
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_rustls::TlsConnector;
+
+use super::Refusal;
+use crate::pg::conninfo::Authentication;
+use crate::pg::encryption;
+
+/// A socket, encrypted or not.
+pub struct Wire {
+    socket: Socket,
+    gate: Option<Gate>,
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    /// Over the network, in the clear.
+    pub fn tcp(stream: TcpStream) -> Wire {
+        Wire {
+            socket: Socket::Tcp(stream),
+            gate: None,
+        }
+    }
+
+    /// Within this host.
+    pub fn unix(stream: UnixStream) -> Wire {
+        Wire {
+            socket: Socket::Unix(stream),
+            gate: None,
+        }
+    }
+
+    /// The same with its first message looked at.
+    pub fn gated(self, gate: Gate) -> Wire {
+        Wire {
+            gate: Some(gate),
+            ..self
+        }
+    }
+
+    /// Sends these bytes.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes).await
+    }
+
+    /// The next byte, and not one more: what follows may be TLS.
+    pub async fn receive_byte(&mut self) -> io::Result<u8> {
+        self.read_u8().await
+    }
+
+    /// The same after a handshake.
+    pub async fn encrypted(
+        self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<Wire, Refusal> {
+        let Socket::Tcp(stream) = self.socket else {
+            return Err(Refusal::Unfit(
+                "TLS is for connections over the network".to_owned(),
+            ));
+        };
+        match TlsConnector::from(config).connect(name, stream).await {
+            Ok(stream) => Ok(Wire {
+                socket: Socket::Tls(Box::new(stream)),
+                gate: None,
+            }),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    /// The protocol that both sides agreed on in the handshake.
+    pub fn agreed(&self) -> Option<&[u8]> {
+        match &self.socket {
+            Socket::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            _ => None,
+        }
+    }
+}
+
+/// What rustls refused, without its preface.
+fn refused(error: io::Error) -> Refusal {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::General(text)) => Refusal::Unfit(text.clone()),
+        Some(inner) => Refusal::Unfit(format!("TLS: {inner}")),
+        None => Refusal::Network(error),
+    }
+}
+
+/// Reads along until the server has said how we are to prove who we are.
+pub struct Gate {
+    allowed: Authentication,
+    seen: Vec<u8>,
+}
+
+impl Gate {
+    /// Type, length and code of a message of authentication.
+    const BYTES: usize = 9;
+
+    /// Lets these ways pass.
+    pub fn new(allowed: &Authentication) -> Gate {
+        Gate {
+            allowed: allowed.clone(),
+            seen: Vec::with_capacity(Gate::BYTES),
+        }
+    }
+
+    /// Whether the decision is made; an error is one against the server.
+    fn look(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let missing = Gate::BYTES - self.seen.len();
+        self.seen.extend(bytes.iter().take(missing));
+        let is_question = self.seen.first().is_some_and(|kind| *kind == b'R');
+        if !is_question {
+            return Ok(!self.seen.is_empty());
+        }
+        if self.seen.len() < Gate::BYTES {
+            return Ok(false);
+        }
+        // `AUTH_REQ_...`, src/include/libpq/protocol.h
+        let method = match self.seen[5..] {
+            [0, 0, 0, 0] => "none",
+            [0, 0, 0, 3] => "password",
+            [0, 0, 0, 5] => "md5",
+            [0, 0, 0, 7] => "gss",
+            [0, 0, 0, 9] => "sspi",
+            // The driver knows no other of this family.
+            [0, 0, 0, 10] => "scram-sha-256",
+            _ => "an unknown method",
+        };
+        match self.allowed.allows(method) {
+            true => Ok(true),
+            false => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "the server asks for authentication by {method}, which require_auth forbids"
+                ),
+            )),
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+        };
+        if let (Some(gate), Poll::Ready(Ok(()))) = (&mut self.gate, &polled) {
+            match gate.look(&buffer.filled()[before..]) {
+                Ok(false) => {}
+                Ok(true) => self.gate = None,
+                Err(error) => {
+                    buffer.set_filled(before);
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Socket::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+        }
+    }
+}
+
+impl TlsStream for Wire {
+    fn channel_binding(&self) -> ChannelBinding {
+        let Socket::Tls(stream) = &self.socket else {
+            return ChannelBinding::none();
+        };
+        let certificates = stream.get_ref().1.peer_certificates();
+        let first = certificates.and_then(<[_]>::first);
+        match first.and_then(|certificate| encryption::end_point(certificate)) {
+            Some(digest) => ChannelBinding::tls_server_end_point(digest),
+            None => ChannelBinding::none(),
+        }
+    }
+}
+
+/// Tells the driver that there is nothing left to negotiate.
+pub struct Established;
+
+impl TlsConnect<Wire> for Established {
+    type Stream = Wire;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Wire>>;
+
+    fn connect(self, stream: Wire) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
