@@ -9,6 +9,7 @@ mod linked_directories;
 mod odd_shells;
 mod old_ini_files;
 mod pg_rewind;
+mod replayed_tablespaces;
 mod roles_without_superuser;
 mod server_timeouts;
 mod servers_that_do_not_start;

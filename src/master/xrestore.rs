@@ -23,6 +23,9 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::{Fetched, Fetching, Sink};
 use crate::options::Options;
 use crate::output;
+use crate::pg::location;
+use crate::wal::obstacle::Walk;
+use crate::wal::scan::Scanner;
 
 /// Pause before the next attempt.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -46,7 +49,8 @@ pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &P
     let runtime = super::runtime()?;
     let restored = match options.not_really {
         true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere { room }))),
-        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path, room))),
+        false => runtime
+            .block_on(restore.keep_trying(|| Placing::begin(path, room, restore.facts.as_ref()))),
     };
     // A writer that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -130,15 +134,27 @@ struct Placing {
     room: Room,
     file: HandedOver,
     path: std::path::PathBuf,
+    /// What replay may not get past in it; this host has the master's tablespaces.
+    walk: Option<(Walk, u8)>,
 }
 
 impl Placing {
-    fn begin(path: &Path, room: Room) -> Result<Placing> {
+    fn begin(path: &Path, room: Room, facts: Option<&ClusterFacts>) -> Result<Placing> {
         let begun = HandedOver::begin(path);
+        let walk = match (room.name, facts) {
+            (WalFileName::Segment(segment), Some(facts)) => {
+                let size = facts.cluster.segment_size;
+                let scanner = Scanner::new(segment.start(size).unwrap_or_default(), size);
+                let major = u8::try_from(facts.cluster.postgres_major).unwrap_or_default();
+                Some((Walk::from(scanner.without_checksums()), major))
+            }
+            _ => None,
+        };
         Ok(Placing {
             room,
             file: begun.at(Kind::Retry, "create a file beside", path)?,
             path: path.to_path_buf(),
+            walk,
         })
     }
 
@@ -150,12 +166,23 @@ impl Placing {
 impl Sink for Placing {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.room.take(bytes)?;
+        if let Some((walk, _)) = &mut self.walk {
+            walk.update(bytes);
+        }
         Placing::writing(&self.path, self.file.append(bytes))
     }
 }
 
 impl Destination for Placing {
     fn finish(self) -> Result<Whole> {
+        // PostgreSQL's working directory, and so ours, is its data directory.
+        let held = (self.walk.as_ref()).and_then(|(walk, major)| {
+            location::held_back(Path::new("."), *major, walk.obstacles())
+        });
+        if let Some(held) = held {
+            let doing = format!("{} is held back", self.room.name);
+            return Err(CommandError::retry(doing).because(held));
+        }
         Placing::writing(&self.path, self.file.put_in_place())?;
         Ok(Whole::InPlace)
     }

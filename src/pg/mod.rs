@@ -18,6 +18,7 @@ pub mod hba;
 pub mod left_out;
 pub mod leftovers;
 pub mod listed;
+pub mod location;
 pub mod manifest;
 pub mod needs;
 pub mod page;

@@ -210,7 +210,7 @@ fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Res
             });
             return match (is_wanted, read) {
                 (false, _) => Ok(Ended::Abandoned),
-                (true, Ok(())) => Ok(Ended::Whole),
+                (true, Ok(_)) => Ok(Ended::Whole),
                 (true, Err(error)) => Err(of(error)),
             };
         }
@@ -301,9 +301,16 @@ fn list(daemon: &Daemon, request: &ListBackups) -> Result<Fetch, Error> {
     }
     let limit = usize::from(request.limit.min(LISTED_BACKUPS_MAX));
     let more = listed.len() > limit;
-    let listed = listed.into_iter().take(limit).map(|set| ListedSet {
-        name: set.name.to_string(),
-        label: set.readable_label().map(|it| label(&it)),
+    let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).ok();
+    let listed = listed.into_iter().take(limit).map(|set| {
+        let end = archive.as_ref().zip(set.label.as_ref().ok());
+        let end = end.and_then(|(archive, label)| archive.recovery_end(label).ok()?);
+        ListedSet {
+            name: set.name.to_string(),
+            label: set
+                .readable_label(end.map(|met| met.lsn))
+                .map(|it| label(&it)),
+        }
     });
     let sets = listed.collect();
     Ok(Fetch::Backups(Backups { sets, more }))

@@ -1,8 +1,12 @@
 //! What lies ahead of a server that replays and may keep it from going on, in all WAL that is here.
 //! Never looks at the server. Invariant: nothing is named that the server does not read on its way.
 
+use std::path::Path;
+
 use walmgr_protocol::names::{Lsn, TimelineId};
 
+use crate::error::{CommandError, Kind};
+use crate::pg::location;
 use crate::store::{PartialWals, Reader, StoreError};
 use crate::wal::obstacle::{Demands, Met, Obstacle};
 
@@ -34,6 +38,30 @@ pub fn find(
     found.sort_by_key(|met| met.lsn);
     found.dedup();
     Ok(found)
+}
+
+/// Why a server with this data directory does not get past these, or must not; the first of them.
+pub fn refusal(data: &Path, major: u8, met: &[Met]) -> Option<CommandError> {
+    let end = met.iter().find(|met| met.obstacle.is_end());
+    let before = |met: &&Met| end.is_none_or(|end| met.lsn < end.lsn);
+    let held = location::refusal(data, major, met.iter().filter(before));
+    let shared = || location::shared(data);
+    held.or_else(shared).or_else(|| end.map(end_of_recovery))
+}
+
+/// The refusal of a recovery that would have to get past this.
+pub fn end_of_recovery(met: &Met) -> CommandError {
+    CommandError::new(Kind::Retry, end_text(met))
+        .hint("make a new backup on the master; older sets can be recovered up to there")
+}
+
+/// Why nobody gets past an obstacle.
+pub fn end_text(met: &Met) -> String {
+    let why = match met.obstacle {
+        Obstacle::Reset => "pg_resetwal was run on the master: no WAL leads there",
+        _ => "the master ran with wal_level = minimal: what it wrote then is not in the WAL",
+    };
+    format!("no recovery gets past {}, where {why}", met.lsn)
 }
 
 /// The settings that a hot standby needs to replay the obstacles before `to`: of each the highest value

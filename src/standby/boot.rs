@@ -42,6 +42,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::standby::ahead;
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
 use crate::standby::replay::{ControlFiles, server_text};
@@ -271,13 +272,27 @@ impl Standby {
                  behind it",
             ),
             (None, Some(damage)) => verdict::refusal(damage),
-            (None, None) => return Ok(found.acknowledged),
+            (None, None) => match self.obstacle(partials)? {
+                Some(obstacle) => obstacle,
+                None => return Ok(found.acknowledged),
+            },
         };
         if !force {
             return Err(lost);
         }
         tracing::warn!("{lost}");
         Ok(found.acknowledged)
+    }
+
+    /// What replay does not get past, or must not.
+    fn obstacle(&self, partials: Option<&Partials>) -> Result<Option<CommandError>> {
+        let Some(partials) = partials else {
+            return Ok(None);
+        };
+        let ahead = partials.ahead(&self.archive, self.replayed())?;
+        let (data, major) = (self.data.path(), self.data.major());
+        let found = ahead::refusal(data, major, &ahead);
+        Ok(found.map(|error| CommandError::retry("nothing was changed").because(error)))
     }
 
     fn begun(&self, acknowledged: Acknowledged) -> Result<Begun> {

@@ -12,9 +12,11 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
+use crate::standby::ahead;
 use crate::standby::replay::server_text;
 use crate::standby::verdict::{Acknowledged, InProgress};
 use crate::store::{FrozenSegment, OwnSegment, PartialWals, Reader, RealDisk, StoreError};
+use crate::wal::obstacle::Met;
 
 /// The partial segments of an archive.
 pub struct Partials(PartialWals);
@@ -44,6 +46,12 @@ impl Partials {
             Ok(InProgress { ends, vanished })
         });
         found.map_err(|error| failed("read partial_wals", &error))
+    }
+
+    /// What may keep a server that stands there from going on, in finished segments and in these.
+    pub fn ahead(&self, archive: &Reader, at: (TimelineId, Lsn)) -> Result<Vec<Met>> {
+        let found = ahead::find(archive, Some(&self.0), at);
+        found.map_err(|error| failed("look at what is ahead", &error))
     }
 
     /// Freezes the stream for this server, which stands there; says up to where, and on which timeline,

@@ -1,6 +1,8 @@
 //! `listbackups`: which base backups there are.
 //! Never shows one that is not complete. Invariant: the newest stands first.
 
+use std::sync::Arc;
+
 use crate::config::StandbyConfig;
 use crate::error::Result;
 use crate::options::Options;
@@ -8,6 +10,7 @@ use crate::output;
 use crate::output::backups::{self, BackupFacts, BackupLine};
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
+use crate::store::{Reader, RealDisk};
 
 /// Prints the list.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -19,13 +22,19 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         let is_replaced = labels.any(|label| taken.is_older_than(label));
         (!is_replaced).then(|| taken.sentence(data))
     });
+    // Without an archive there are sets all the same.
+    let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
     let lines = listed.into_iter().map(|entry| {
         let set = entry.name.to_string();
-        let label = entry.readable_label().map(|label| BackupFacts {
-            timestamp: label.start_time,
-            label: label.label,
-            first_wal: label.first_segment.to_string(),
-        });
+        let end = archive.as_ref().zip(entry.label.as_ref().ok());
+        let end = end.and_then(|(archive, label)| archive.recovery_end(label).ok()?);
+        let label = entry
+            .readable_label(end.map(|met| met.lsn))
+            .map(|label| BackupFacts {
+                timestamp: label.start_time,
+                label: label.label,
+                first_wal: label.first_segment.to_string(),
+            });
         BackupLine { set, label }
     });
     let lines: Vec<BackupLine> = lines.collect();

@@ -19,12 +19,14 @@ use crate::pg::control;
 use crate::pg::listed::MANIFEST;
 use crate::pg::manifest::Reader as Manifest;
 use crate::pg::recovery::{Target, TargetTimeline, time_text};
+use crate::standby::ahead;
 use crate::standby::route::Route;
 use crate::store::Reader;
 use crate::wal::commit::{
     RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
     is_transaction_end, restore_point_name,
 };
+use crate::wal::obstacle::Met;
 
 /// How long the end of a transaction is looked for where there are few of them.
 const PATIENCE: Duration = Duration::from_millis(600);
@@ -63,6 +65,8 @@ pub struct Reach<'a> {
     /// Where the backup ended, if anything says so.
     stop: Lsn,
     end: Lsn,
+    /// What ends it before the archive does.
+    ended_by: Option<Met>,
     /// When the checkpoint was made that the set's control file names, in seconds since 1970.
     checkpoint_s: i64,
 }
@@ -78,13 +82,21 @@ impl<'a> Reach<'a> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
         let stop = stop_in_manifest(set).or_else(|| stop_in_history(archive, label));
+        let ended_by = route.recovery_end(label.start)?;
+        let end = route.end(label.start);
         Ok(Reach {
-            end: route.end(label.start),
+            end: ended_by.as_ref().map_or(end, |met| met.lsn.min(end)),
+            ended_by,
             route,
             start: label.start,
             stop: stop.unwrap_or(label.start),
             checkpoint_s: control::read(set)?.checkpoint_time_s,
         })
+    }
+
+    /// What ends a recovery although there is more WAL.
+    pub const fn ended_by(&self) -> Option<&Met> {
+        self.ended_by.as_ref()
     }
 
     /// Whether a recovery of the set gets to this target.
@@ -269,9 +281,19 @@ impl std::fmt::Display for Range {
     }
 }
 
-/// The refusal of a target, with what to type instead: `typed` is the command without its target.
-pub fn refused(target: &Target, range: &Range, typed: &str) -> CommandError {
-    let all = format!("nothing was changed; `{typed}` recovers all there is");
+/// The refusal of a target, with what to type instead: `typed` is the command without its target, and
+/// `ended_by` what is in the way.
+pub fn refused(
+    target: &Target,
+    range: &Range,
+    typed: &str,
+    ended_by: Option<&Met>,
+) -> CommandError {
+    // Without a target it would be refused too where something ends the way.
+    let all = match ended_by {
+        Some(met) => format!("{}; nothing was changed", ahead::end_text(met)),
+        None => format!("nothing was changed; `{typed}` recovers all there is"),
+    };
     let hint = match range.last() {
         Some(option) => format!("{all}, `{typed} {option}` up to the end of that"),
         None => all,

@@ -11,6 +11,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
 use crate::store::{Line, Lineage, Reader, StoreError};
+use crate::wal::obstacle::Met;
 use crate::wal::record::{self, RecordInfo};
 use crate::wal::scan::{Scanner, Step};
 
@@ -91,6 +92,13 @@ impl<'a> Route<'a> {
         Lsn(missing
             .unwrap_or(u64::MAX)
             .saturating_mul(self.size.bytes()))
+    }
+
+    /// Where a recovery from `from` on ends, whatever is set, although the route goes on.
+    pub fn recovery_end(&self, from: Lsn) -> Result<Option<Met>> {
+        let met = (self.archive.obstacles_on(&self.lineage, &self.line, from))
+            .map_err(|error| failed(&error))?;
+        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
     }
 
     /// Where WAL begins from which the route leads to `from` without a gap.

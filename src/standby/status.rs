@@ -9,13 +9,16 @@ use crate::daemon;
 use crate::error::Result;
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::location;
+use crate::standby::ahead;
 use crate::standby::boot::begun;
 use crate::standby::connected;
+use crate::standby::frozen::Partials;
 use crate::standby::replay::ControlFiles;
 use crate::standby::standing;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
-use crate::store::{ConfigCopies, Disk, PartialWals, Places, RealDisk, StoreError};
+use crate::store::{ConfigCopies, Disk, PartialWals, Places, Reader, RealDisk, StoreError};
 
 /// Prints how it stands.
 pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
@@ -37,6 +40,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
         overview
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
+    let (tablespace, unreplayable) = ahead(config);
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
     let held = standby.as_ref().ok().and_then(|found| found.held);
     let replay = standing::of_standby(config, held);
@@ -52,10 +56,41 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             server_runs: server_runs(config),
             replay,
             stream: stream(config, disk),
+            tablespace,
+            unreplayable,
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
     };
     status::finish(&facts, thresholds, options)
+}
+
+/// What the server in `slave_data` is not to replay, and what it cannot.
+fn ahead(config: &StandbyConfig) -> (Option<String>, Option<String>) {
+    let found = || -> Option<_> {
+        let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
+        let signals = ["standby.signal", "recovery.signal"];
+        if !signals.iter().any(|name| data.path().join(name).exists()) {
+            return None;
+        }
+        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
+        let at = (
+            data.control().ok()?.timeline,
+            location::recovery_begin(data.path())?,
+        );
+        let partials = Partials::open(config).ok()?;
+        Some((partials.ahead(&archive, at).ok()?, data))
+    };
+    let Some((met, data)) = found() else {
+        return (None, None);
+    };
+    let end = met.iter().find(|met| met.obstacle.is_end());
+    let before = met
+        .iter()
+        .filter(|met| end.is_none_or(|end| met.lsn < end.lsn));
+    let held = location::refusal(data.path(), data.major(), before);
+    let held = held.or_else(|| location::shared(data.path()));
+    let ended = end.map(|met| ahead::end_of_recovery(met).to_string());
+    (held.map(|error| error.to_string()), ended)
 }
 
 /// Whether a boot froze the master's stream.

@@ -24,13 +24,14 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
-use crate::pg::backup_label::BackupLabel;
-use crate::pg::{conf, control};
+use crate::pg::{conf, location};
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
 use crate::store::lineage::Asked;
 use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
+use crate::wal::obstacle::{Obstacles, Walk};
+use crate::wal::scan::Scanner;
 
 /// How often the alarm about a standby that is held up is repeated.
 const ALARM_INTERVAL: Duration = Duration::from_secs(60);
@@ -219,7 +220,18 @@ impl Restore<'_> {
             Err(error) => return Ok(Some(Look::Unfit(error))),
         };
         Ok(Some(match serving {
-            Serving::Copy(copy) => self.hand_over(|each| partials.read(&copy, each))?,
+            Serving::Copy(copy) => self.hand_over(|each| {
+                let before = self.archive.scanner_before(copy.segment)?;
+                let size = self.archive.binding().segment_size;
+                let start = copy.segment.start(size).unwrap_or_default();
+                let before = before.unwrap_or_else(|| Scanner::new(start, size));
+                let mut walk = Walk::from(before.up_to_timeline(copy.segment.timeline()));
+                partials.read(&copy, |bytes| {
+                    walk.update(bytes);
+                    each(bytes)
+                })?;
+                Ok(walk.obstacles().clone())
+            })?,
             Serving::Own => {
                 tracing::info!(
                     "the server has more of {} than was shipped of it",
@@ -243,7 +255,7 @@ impl Restore<'_> {
             Asked::Placeholder => {
                 let served = self.hand_over(|each| {
                     each(PLACEHOLDER);
-                    Ok(())
+                    Ok(Obstacles::default())
                 });
                 served.map(Some)
             }
@@ -312,22 +324,29 @@ impl Restore<'_> {
     }
 
     /// Whether our PostgreSQL's recovery begins within this segment, so that it reads none before.
-    /// Its label says so until the control file does.
     fn begins_here(&self) -> bool {
         let WalFileName::Segment(segment) = self.name else {
             return false;
         };
-        let begin = match std::fs::read("backup_label") {
-            Ok(text) => BackupLabel::parse(&text).ok().map(|label| label.start),
-            Err(_) => control::read(Path::new(".")).ok().map(|it| it.redo),
-        };
         let size = self.archive.binding().segment_size;
-        begin.is_some_and(|begin| segment.number(size) == Some(begin.0 / size.bytes()))
+        location::recovery_begin(Path::new("."))
+            .is_some_and(|begin| segment.number(size) == Some(begin.0 / size.bytes()))
+    }
+
+    /// PostgreSQL would act outside its data directory, where somebody else has files, or end.
+    fn held_back(&self, obstacles: &Obstacles) -> Option<CommandError> {
+        if !matches!(self.name, WalFileName::Segment(_)) {
+            return None;
+        }
+        let major = self.archive.binding().postgres_major;
+        // PostgreSQL's working directory, and so ours, is its data directory.
+        let held = location::held_back(Path::new("."), major, obstacles)?;
+        Some(CommandError::retry(format!("{} is held back", self.name)).because(held))
     }
 
     fn hand_over(
         &self,
-        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> std::result::Result<(), StoreError>,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> std::result::Result<Obstacles, StoreError>,
     ) -> Result<Look> {
         let writing = |result: io::Result<()>| result.at(Kind::Retry, "write", self.path);
         let begun = HandedOver::begin(self.path);
@@ -338,8 +357,12 @@ impl Restore<'_> {
             written.is_ok()
         });
         writing(written)?;
-        if let Err(error) = verified {
-            return Ok(Look::Unfit(self.unreadable(&error)));
+        let obstacles = match verified {
+            Ok(obstacles) => obstacles,
+            Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
+        };
+        if let Some(error) = self.held_back(&obstacles) {
+            return Ok(Look::Unfit(error));
         }
         writing(copy.put_in_place())?;
         tracing::info!("{} restored to {}", self.name, self.path.display());
@@ -430,9 +453,13 @@ impl Restore<'_> {
     fn rehearse(&self) -> Result<()> {
         let name = self.name;
         match self.archive.find(name) {
-            Ok(Some(stored)) => stored
-                .read_verified(|_| true)
-                .map_err(|error| self.unreadable(&error))?,
+            Ok(Some(stored)) => {
+                let read = stored.read_verified(|_| true);
+                let obstacles = read.map_err(|error| self.unreadable(&error))?;
+                if let Some(error) = self.held_back(&obstacles) {
+                    return Err(error);
+                }
+            }
             Ok(None) => {
                 return Err(match self.look_at_absence()? {
                     Look::Gap(error) | Look::Unfit(error) => error,

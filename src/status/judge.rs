@@ -109,6 +109,10 @@ codes! {
     Replay = "replay",
     /// The standby's server does not run.
     StandbyServer = "standby_server",
+    /// Replay may not make a tablespace where the WAL says.
+    Tablespace = "tablespace",
+    /// WAL that is here and whole cannot be replayed.
+    Unreplayable = "unreplayable",
     /// The stream of the newest timeline is refused.
     Frozen = "frozen",
         /// A boot opened the server without coming to its end.
@@ -273,6 +277,12 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
     }
     if standby.server_runs == Some(false) {
         found.warn(Code::StandbyServer, "the standby's server does not run");
+    }
+    if let Some(text) = &standby.tablespace {
+        found.alarm(Code::Tablespace, text);
+    }
+    if let Some(text) = &standby.unreplayable {
+        found.alarm(Code::Unreplayable, text);
     }
     if let Some(data) = &standby.unfinished_boot {
         let text = format!(

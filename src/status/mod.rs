@@ -29,6 +29,7 @@ pub struct Facts {
 
 /// What only this side knows.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Here {
     /// Where PostgreSQL writes.
     Master(Box<Master>),
@@ -162,6 +163,10 @@ pub struct Standby {
     pub replay: Option<Replay>,
     /// Whether a boot froze the master's stream.
     pub stream: Stream,
+    /// Why its server is not given the next tablespace, or shares one.
+    pub tablespace: Option<String>,
+    /// Where no recovery gets past that begins where its server stands.
+    pub unreplayable: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
 }

@@ -288,6 +288,8 @@ fn standby_json(standby: &Standby) -> Value {
             Stream::Frozen(timeline) => Some(timeline.number()),
             Stream::Open | Stream::Unknown(_) => None,
         },
+        "tablespace": standby.tablespace,
+        "unreplayable": standby.unreplayable,
         "unfinished_boot": standby.unfinished_boot,
     })
 }

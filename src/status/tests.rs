@@ -249,11 +249,15 @@ fn the_standby_alarms_by_age_only_if_asked() {
         paused: true,
         server_runs: Some(false),
         stream: Stream::Open,
+        tablespace: Some("the WAL at 0/3000028 creates one".into()),
+        unreplayable: Some("no recovery gets past 0/3000028".into()),
         unfinished_boot: Some("/data".into()),
         replay: None,
     });
     let expected = [
         "critical no_receiver",
+        "critical tablespace",
+        "critical unreplayable",
         "warning paused",
         "warning standby_server",
         "warning boot",

@@ -44,6 +44,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::lineage::{Line, Lineage};
 use super::reader::Reader;
+use crate::pg::backup_label::BackupLabel;
 use crate::wal::obstacle::{Demands, Met, OBSTACLES_MAX, Obstacle, Obstacles};
 use crate::wal::scan::{Scanner, Step};
 
@@ -150,6 +151,17 @@ impl Reader {
             found.insert(segment, obstacles);
         }
         Ok(found)
+    }
+
+    /// Where a recovery ends that begins with this label, whatever is set, if it does before the WAL does.
+    pub fn recovery_end(&self, label: &BackupLabel) -> Result<Option<Met>, StoreError> {
+        if self.obstacles()?.is_empty() {
+            return Ok(None);
+        }
+        let lineage = self.lineage(&[])?;
+        let line = lineage.line_from(label.first_segment.timeline(), label.start)?;
+        let met = self.obstacles_on(&lineage, &line, label.start)?;
+        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
     }
 
     /// Those that a server meets which reads along this line from `from` on, in the order of the WAL.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::apart::{self, Told};
 use super::archive::damaged_copy_of;
@@ -23,6 +23,7 @@ use super::joints::{Joints, Verdict};
 use super::lineage::{Asked, Facts, Lineage, Missing, Progress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
+use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
 
@@ -40,6 +41,15 @@ pub struct Stored {
     binding: Binding,
     name: WalFileName,
     file: OwnedFd,
+}
+
+/// What a file turned out to be that was looked at by itself.
+struct Alone {
+    wal: Option<WalSummary>,
+    /// Whether it was compared with what was kept.
+    is_as_kept: bool,
+    /// What replay may not get past in it.
+    obstacles: Obstacles,
 }
 
 /// What a listing of the archive says about a file that it does not hold.
@@ -252,11 +262,11 @@ impl Reader {
 
 impl Stored {
     /// Hands the file to `each` piece by piece, each piece checked before it is handed on; ends
-    /// early, with an error, when `each` has seen enough.
+    /// early, with an error, when `each` has seen enough. Says what replay may not get past in it.
     ///
     /// # Errors
     /// What is wrong with the file. What was handed over by then is worth nothing.
-    pub fn read_verified(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+    pub fn read_verified(&self, each: impl FnMut(&[u8]) -> bool) -> Result<Obstacles, StoreError> {
         self.read_for(|_| false, each)
     }
 
@@ -269,20 +279,25 @@ impl Stored {
         &self,
         begins: impl FnOnce(SegmentName) -> bool,
         each: impl FnMut(&[u8]) -> bool,
-    ) -> Result<(), StoreError> {
-        let (wal, is_as_kept) = self.read_alone(each)?;
+    ) -> Result<Obstacles, StoreError> {
+        let Alone {
+            wal,
+            is_as_kept,
+            mut obstacles,
+        } = self.read_alone(each)?;
         match (self.name, wal) {
             // What one record fills is checked where that ends.
-            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => Ok(()),
+            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => {}
             (WalFileName::Segment(segment), _) => match self.check_joint(segment, is_as_kept) {
                 Err(StoreError::Damaged { why, .. }) if begins(segment) => {
                     tracing::warn!("{segment} is handed out, as recoveries begin with it: {why}");
-                    Ok(())
                 }
-                other => other,
+                Ok(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
+                Err(error) => return Err(error),
             },
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(obstacles)
     }
 
     /// The same for a recovery that begins within this segment: nobody comes from the one before, and
@@ -290,15 +305,11 @@ impl Stored {
     ///
     /// # Errors
     /// As above.
-    pub fn read_first(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
-        self.read_alone(each).map(drop)
+    pub fn read_first(&self, each: impl FnMut(&[u8]) -> bool) -> Result<Obstacles, StoreError> {
+        self.read_alone(each).map(|alone| alone.obstacles)
     }
 
-    /// Also says whether it was compared with what was kept.
-    fn read_alone(
-        &self,
-        mut each: impl FnMut(&[u8]) -> bool,
-    ) -> Result<(Option<WalSummary>, bool), StoreError> {
+    fn read_alone(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<Alone, StoreError> {
         let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
         let mut fault = None;
         let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
@@ -309,21 +320,26 @@ impl Stored {
             fault = check.update(bytes).err();
             fault.is_none() && each(bytes)
         })?;
-        let checked = fault.map_or_else(|| check.finish(), Err);
-        let summary = checked.map_err(|fault| StoreError::of_fault(self.name, &fault))?;
+        let checked = fault.map_or_else(|| check.finish_at_end(), Err);
+        let (summary, scanner) =
+            checked.map_err(|fault| StoreError::of_fault(self.name, &fault))?;
         let kept = self.checksums.read(self.name);
         let differs = kept.and_then(|kept| kept.contradicts(len, crc.finalize()));
         if let Some(why) = differs {
             let name = self.name;
             return Err(StoreError::Damaged { name, why });
         }
-        Ok((summary.wal, kept.is_some()))
+        Ok(Alone {
+            wal: summary.wal,
+            is_as_kept: kept.is_some(),
+            obstacles: scanner.map_or_else(Obstacles::default, |it| it.obstacles().clone()),
+        })
     }
 
     /// Whether the segment goes on with the one before it. `is_as_kept` says that it is what was
     /// acknowledged: then it is handed out although the other one is not, for a recovery that begins with
     /// it. One that comes from the other was refused there.
-    fn check_joint(&self, segment: SegmentName, is_as_kept: bool) -> Result<(), StoreError> {
+    fn check_joint(&self, segment: SegmentName, is_as_kept: bool) -> Result<Obstacles, StoreError> {
         let joints = Joints {
             completed: &self.folder,
             checksums: &self.checksums,
@@ -334,12 +350,14 @@ impl Stored {
         let verdict = joints.check(segment, None, |each| {
             self.folder.read_pages(self.file.as_fd(), &text, 0, each)
         })?;
-        let Verdict::Unjoined(before, why) = verdict else {
-            return Ok(());
+        let (before, why) = match verdict {
+            Verdict::Unjoined(before, why) => (before, why),
+            Verdict::Joined(crossing) => return Ok(crossing),
+            Verdict::Inside(_) => return Ok(Obstacles::default()),
         };
         if is_as_kept && joints.is_as_kept(before)? == Some(false) {
             tracing::warn!("{before} is not what was acknowledged; {segment} is");
-            return Ok(());
+            return Ok(Obstacles::default());
         }
         let name = self.name;
         let why = format!("{why}; {before} or this one is damaged");

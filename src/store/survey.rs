@@ -252,6 +252,8 @@ impl<'a> Files<'a> {
 struct Way {
     lineage: Lineage,
     line: Option<Line>,
+    /// Where recoveries end that begin before, whatever is set.
+    ends: Vec<Lsn>,
 }
 
 impl Way {
@@ -270,8 +272,15 @@ impl Way {
         let partials = partials.iter().map(|segment| (*segment, progress(segment)));
         let lineage = reader.lineage_of(&reader.listing()?, partials.collect())?;
         let newest = lineage.newest();
+        let line = newest.map(|newest| lineage.line_to(newest));
+        let met = match &line {
+            Some(line) => reader.obstacles_on(&lineage, line, Lsn(0))?,
+            None => Vec::new(),
+        };
+        let ends = met.iter().filter(|met| met.obstacle.is_end());
         Ok(Way {
-            line: newest.map(|newest| lineage.line_to(newest)),
+            ends: ends.map(|met| met.lsn).collect(),
+            line,
             lineage,
         })
     }
@@ -288,6 +297,12 @@ impl Way {
     fn from(&self, start: Lsn) -> Option<Led> {
         let line = self.line.as_ref()?;
         Some(self.lineage.led(line, start))
+    }
+
+    /// Up to where a recovery gets that begins at `start`, of the WAL up to `end`.
+    fn reaches(&self, start: Lsn, end: Lsn) -> Lsn {
+        let first = self.ends.iter().find(|at| **at >= start);
+        first.map_or(end, |first| end.min(*first))
     }
 
     fn behind_last_gap(&self) -> Option<Led> {
@@ -352,7 +367,7 @@ fn standing(entry: SetEntry, folder: &Path, way: &Way) -> SetStanding {
             age_ms: age_ms(control.checkpoint_time_s.saturating_mul(1_000)),
             timeline: label.first_segment.timeline(),
             start: label.start,
-            reaches: led.map_or(label.start, |led| led.end),
+            reaches: led.map_or(label.start, |led| way.reaches(label.start, led.end)),
         })
     });
     SetStanding { name, reach }

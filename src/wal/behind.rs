@@ -74,7 +74,7 @@ impl<F: Fn(Lsn) -> Scanner> Behind<F> {
         let begun = (self.open.take()).or_else(|| whole.then(|| (self.scanner_at)(at)));
         match begun.map(|scanner| walk(scanner, &page)) {
             Some(Walk::Record(end)) => self.found = Some(end),
-            Some(Walk::Open(scanner)) => self.open = Some(scanner),
+            Some(Walk::Open(scanner)) => self.open = Some(*scanner),
             Some(Walk::Stopped) | None => self.found = self.within(at, &page),
         }
         self.page = page;
@@ -111,14 +111,14 @@ enum Walk {
     /// A record is whole, and ends there.
     Record(Lsn),
     /// All bytes belong to a record that goes on.
-    Open(Scanner),
+    Open(Box<Scanner>),
     Stopped,
 }
 
 fn walk(mut scanner: Scanner, mut bytes: &[u8]) -> Walk {
     match scanner.advance(&mut bytes) {
         Step::Record(record) => Walk::Record(record.end),
-        Step::NeedMore => Walk::Open(scanner),
+        Step::NeedMore => Walk::Open(Box::new(scanner)),
         Step::EndOfWal(_) | Step::Invalid { .. } => Walk::Stopped,
     }
 }

@@ -29,6 +29,7 @@ use super::commit::main_data;
 use super::record::{
     RECORD_HEADER_BYTES, RM_XLOG, RecordHeader, RecordInfo, XLOG_CHECKPOINT_SHUTDOWN,
 };
+use super::scan::{Scanner, Step};
 
 /// This many bytes of a record are enough to tell what obstacle it is: headers, an OID and
 /// `MAXPGPATH`.
@@ -62,6 +63,9 @@ pub struct Demands {
 }
 
 impl Demands {
+    /// What PostgreSQL has where nothing is set.
+    pub const DEFAULTS: Demands = Demands::of([100, 8, 10, 0, 64]);
+
     /// Each setting with the value that is needed, in the order in which PostgreSQL looks at them.
     pub const fn each(&self) -> [(&'static str, i32); 5] {
         [
@@ -177,6 +181,28 @@ impl Obstacles {
     }
 }
 
+/// Walks through WAL that somebody else has checked, for its obstacles.
+#[derive(Debug, Clone)]
+pub struct Walk(Scanner);
+
+impl Walk {
+    /// From a segment's beginning, or on from where a scanner stands.
+    pub fn from(scanner: Scanner) -> Walk {
+        Walk(scanner.forgetting())
+    }
+
+    /// Walks on; behind the end of the records it does nothing.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Step::Record(_) = self.0.advance(&mut rest) {}
+    }
+
+    /// What was met.
+    pub const fn obstacles(&self) -> &Obstacles {
+        self.0.obstacles()
+    }
+}
+
 /// Whether a record may be an obstacle, and so its first bytes are worth keeping.
 pub const fn is_suspect(header: &RecordHeader) -> bool {
     match header.rmid {
@@ -227,7 +253,6 @@ mod tests {
     use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
     use super::*;
-    use crate::wal::scan::{Scanner, Step};
     use crate::wal::writer::Writer;
 
     const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");

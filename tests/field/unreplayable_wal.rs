@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::load::drain;
 
+use crate::support::backup_set::{make_set, set_path};
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Site, wait_for};
+use crate::support::{Cluster, Site, StopMode, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -127,4 +128,132 @@ fn fault_127_they_are_noted_of_records_that_were_streamed_and_of_older_archives(
         walked.exists().then_some(())
     });
     assert_eq!(notes(&site), noted);
+}
+
+#[test]
+fn fault_127_a_restore_beyond_the_end_of_the_way_is_refused_before_it_touches_anything() {
+    for major in [15, 18] {
+        skip_unless!(Cluster::available(major));
+        let mut site = master(major);
+        make_set(&site, "data.master");
+        let before = site
+            .cluster()
+            .psql("SELECT pg_create_restore_point('before')");
+        write_minimally(&mut site);
+        site.cluster()
+            .psql("SELECT pg_create_restore_point('behind')");
+        drain(&site);
+        let refused = site.standby_command(&["restore"]);
+        let line = refused.fail(1);
+        assert!(
+            line.contains("wal_level = minimal") && line.contains("new backup"),
+            "{line}"
+        );
+        let behind = site.standby_command(&["restore", "--target-name", "behind"]);
+        let line = behind.fail(1);
+        assert!(
+            line.contains("out of reach") && line.contains("wal_level = minimal"),
+            "{line}"
+        );
+        assert!(
+            !site.home().join("standby-data").exists() && set_path(&site, "data.master").is_dir()
+        );
+        let listed = site.standby_command(&["listbackups"]).succeed();
+        assert!(listed.contains("(recoverable up to "), "{listed}");
+        let listed = site.master_command(&["listbackups"]).succeed();
+        assert!(listed.contains("(recoverable up to "), "{listed}");
+        for status in [
+            site.standby_command(&["status"]),
+            site.master_command(&["status"]),
+        ] {
+            assert!(
+                status.stdout.contains("can be recovered only up to"),
+                "{}",
+                status.stdout
+            );
+        }
+        // What lies before it is in reach as ever.
+        let copy = site.home().join("copy");
+        let words = [
+            "restore",
+            "data.master",
+            copy.to_str().unwrap(),
+            "--target-name",
+            "before",
+        ];
+        site.standby_command(&words).succeed();
+        let mut server = Cluster::on_directory(major, &copy);
+        server.start();
+        assert_eq!(
+            server
+                .psql("SELECT pg_last_wal_replay_lsn() >= '0/0'")
+                .trim(),
+            "t",
+            "{before}"
+        );
+        server.stop(StopMode::Fast);
+        // A set from behind it is as good as any.
+        fs::remove_dir_all(&copy).unwrap();
+        make_set(&site, "data.master.0");
+        site.standby_command(&["restore", "data.master.0", copy.to_str().unwrap()])
+            .succeed();
+        let mut server = Cluster::on_directory(major, &copy);
+        server.start();
+        assert_eq!(server.psql("SELECT count(*) FROM bulk").trim(), "1");
+    }
+}
+
+#[test]
+fn fault_127_a_standby_is_not_booted_at_the_end_of_the_way() {
+    skip_unless!(Cluster::available(15));
+    let mut site = master(15);
+    make_set(&site, "data.master");
+    site.standby_command(&["restore", "data.master"]).succeed();
+    let mut standby = Cluster::on_directory(15, &site.home().join("standby-data"));
+    standby.start();
+    site.standby_command(&["pause"]).succeed();
+    write_minimally(&mut site);
+    drain(&site);
+    let boot = site.standby_command(&["boot"]);
+    let line = boot.fail(1);
+    assert!(
+        line.contains("wal_level = minimal") && line.contains("nothing was changed"),
+        "{line}"
+    );
+    assert!(!site.partial_wals().join("FROZEN").exists());
+    let status = site.standby_command(&["status", "--json"]);
+    assert!(
+        status.stdout.contains("\"unreplayable\""),
+        "{}",
+        status.stdout
+    );
+}
+
+#[test]
+fn fault_127_settings_that_the_master_raised_after_the_backup_are_raised_by_the_restore() {
+    for major in [15, 18] {
+        skip_unless!(Cluster::available(major));
+        let mut site = master(major);
+        make_set(&site, "data.master");
+        restart_with(
+            &mut site,
+            &["max_connections = 150", "max_worker_processes = 12"],
+        );
+        site.cluster().psql("CREATE TABLE behind AS SELECT 1");
+        drain(&site);
+        let data = site.home().join("standby-data");
+        site.standby_command(&["restore", "data.master"]).succeed();
+        let written = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+        let has = |line: &str| written.lines().any(|it| it.replace(' ', "") == line);
+        assert!(
+            has("max_connections=150") && has("max_worker_processes=12"),
+            "{written}"
+        );
+        assert!(!written.contains("max_wal_senders"), "{written}");
+        let mut standby = Cluster::on_directory(major, &data);
+        standby.start();
+        wait_for("the table", PATIENCE, || {
+            standby.try_psql("TABLE behind").ok()
+        });
+    }
 }

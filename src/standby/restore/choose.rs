@@ -6,6 +6,7 @@ use walmgr_protocol::names::BackupName;
 use crate::error::{CommandError, Result};
 use crate::options::Restoring;
 use crate::pg::recovery::{Target, TargetTimeline};
+use crate::standby::ahead;
 use crate::standby::reach::{self, Range, Reach, Verdict};
 use crate::standby::route::Route;
 use crate::standby::sets;
@@ -34,7 +35,16 @@ pub fn choose(
             lineage = lineage.with_history_apart(newer);
         }
     }
-    Route::within(archive, lineage, from, timeline)?;
+    let route = Route::within(archive, lineage, from, timeline)?;
+    if let Some(met) = route.recovery_end(from.1)? {
+        let doing = format!("restore {}, which is older", held.name());
+        return Err(CommandError::retry(doing)
+            .because(ahead::end_of_recovery(&met))
+            .hint(
+                "make a new backup on the master, or restore up to before it: --target-time or \
+                 --target-lsn; nothing was changed",
+            ));
+    }
     Ok(held)
 }
 
@@ -47,7 +57,7 @@ pub fn choose_for(
     timeline: TargetTimeline,
 ) -> Result<HeldSet> {
     let mut in_reach: Option<Range> = None;
-    let mut astray = None;
+    let (mut astray, mut ended_by) = (None, None);
     for name in names(sets, restoring)? {
         let held = hold(sets, &name)?;
         let reach = match Reach::of(archive, held.path(), held.label(), timeline) {
@@ -64,6 +74,7 @@ pub fn choose_for(
                 return Ok(held);
             }
             Verdict::OutOfReach(range) => {
+                ended_by = ended_by.or(reach.ended_by().cloned());
                 in_reach = Some(match in_reach {
                     Some(newer) => newer.and(range),
                     None => range,
@@ -72,7 +83,9 @@ pub fn choose_for(
         }
     }
     Err(match (in_reach, astray) {
-        (Some(range), _) => reach::refused(target, &range, &typed_again(restoring)),
+        (Some(range), _) => {
+            reach::refused(target, &range, &typed_again(restoring), ended_by.as_ref())
+        }
         (None, Some(error)) => error,
         (None, None) => no_set(),
     })

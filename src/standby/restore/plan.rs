@@ -13,7 +13,7 @@ use walmgr_protocol::names::BackupName;
 use super::choose::{choose, choose_for};
 use super::keep::Kept;
 use super::place::{self, MOVED, Occupant, Origin, Place};
-use super::spaces::mapping;
+use super::spaces::{later, mapping};
 use super::{config_files, control_path};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -28,7 +28,7 @@ use crate::pg::wanted;
 use crate::standby::frozen::Partials;
 use crate::standby::{gap, sets};
 use crate::store::sets::{BackupSets, HeldSet, SetSize};
-use crate::store::{Reader, RealDisk};
+use crate::store::{PartialEnd, Reader, RealDisk};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
 const SPARE_BYTES: u64 = 32 << 20;
@@ -60,6 +60,8 @@ pub struct Plan<'a> {
     pub size: SetSize,
     /// Where tablespaces go that do not stay below the data directory, by OID.
     pub tablespaces: BTreeMap<OsString, PathBuf>,
+    /// Where tablespaces go that the master makes later, by their place on the master.
+    pub later: Vec<(PathBuf, PathBuf)>,
     pub recovery: Recovery,
     /// What stays behind links.
     pub kept: Kept,
@@ -86,22 +88,10 @@ impl<'a> Plan<'a> {
         }
         let sets = sets::open(config)?;
         if let Some(left) = moved_leftover(&place)? {
-            if restoring.set.is_some() || recovery.target.is_some() {
-                return Err(CommandError::config(format!(
-                    "a restore was interrupted, and {} holds the set that it took",
-                    left.display()
-                ))
-                .hint("type `restore` without a set and a target to finish that one"));
-            }
-            let control = [MOVED, "pg_control"].map(|name| control_path(&left, name));
-            let control = control.iter().find(|path| path.exists());
-            check_cluster(
-                &archive,
-                &control::read_file(control.unwrap_or(&left))?,
-                &left,
-            )?;
+            check_interrupted(&left, restoring, recovery.target.is_some(), &archive)?;
             return Ok(Plan {
                 tablespaces: mapping(&left, &restoring.tablespaces, &place)?,
+                later: later(&left, &restoring.tablespaces, &place)?,
                 config,
                 sets,
                 source: Source::Taken,
@@ -115,11 +105,7 @@ impl<'a> Plan<'a> {
         let held = match &recovery.target {
             Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
             None => {
-                // Where they cannot be read, nothing gives way.
-                let partials = Partials::open(config).and_then(|partials| partials.in_progress());
-                let partials = (partials.ok())
-                    .filter(|_| place.is_slave_data && timeline == TargetTimeline::Latest);
-                let partials = partials.map(|found| found.ends);
+                let partials = giving_way(config, &place, timeline);
                 choose(&archive, &sets, restoring, timeline, partials.as_deref())?
             }
         };
@@ -137,6 +123,7 @@ impl<'a> Plan<'a> {
         };
         let plan = Plan {
             tablespaces: mapping(held.path(), &restoring.tablespaces, &place)?,
+            later: later(held.path(), &restoring.tablespaces, &place)?,
             size: held
                 .size()
                 .map_err(|error| sets::failed("measure the set", &error))?,
@@ -289,6 +276,39 @@ fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place>
         }
     }
     Ok(place)
+}
+
+/// The segments in progress, where timelines without WAL give way to the set's. Where they cannot be read,
+/// nothing gives way.
+fn giving_way(
+    config: &StandbyConfig,
+    place: &Place,
+    timeline: TargetTimeline,
+) -> Option<Vec<PartialEnd>> {
+    let gives_way = place.is_slave_data && timeline == TargetTimeline::Latest;
+    let partials = Partials::open(config).and_then(|partials| partials.in_progress());
+    let partials = partials.ok().filter(|_| gives_way)?;
+    Some(partials.ends)
+}
+
+/// Whether an interrupted restore, whose set lies there, is what is to be finished.
+fn check_interrupted(
+    left: &Path,
+    restoring: &Restoring,
+    has_target: bool,
+    archive: &Reader,
+) -> Result<()> {
+    if restoring.set.is_some() || has_target {
+        return Err(CommandError::config(format!(
+            "a restore was interrupted, and {} holds the set that it took",
+            left.display()
+        ))
+        .hint("type `restore` without a set and a target to finish that one"));
+    }
+    let control = [MOVED, "pg_control"].map(|name| control_path(left, name));
+    let control = control.iter().find(|path| path.exists());
+    let control = control::read_file(control.map_or(left, PathBuf::as_path))?;
+    check_cluster(archive, &control, left)
 }
 
 /// Where a set lies that an interrupted restore took.

@@ -28,6 +28,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         files::remove(&path).at(Kind::Retry, "remove", &path)?;
     }
     place_tablespaces(plan, staging)?;
+    super::spaces::lead_later(&plan.later)?;
     place_wal(plan, staging)?;
     for path in brought::put_in_place(staging, &plan.place.data)? {
         let path = path.strip_prefix(staging).unwrap_or(&path);
@@ -41,6 +42,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     // Behind it, as it removes links that a set may have brought.
     plan.kept.link_logs(staging)?;
     plan.recovery.write(staging)?;
+    super::settings::raise(plan, staging)?;
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
 }
 

@@ -2,13 +2,22 @@
 //! Never trusts a set, unless it is told to. Invariant: what was switched off is named once.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use walmgr_protocol::names::Lsn;
 
 use super::plan::Plan;
 use super::transfer::{self, entries};
 use crate::config::StandbyConfig;
-use crate::error::{IoContext, Kind, Result};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
+use crate::pg::conf::{self, last_setter};
 use crate::pg::{hba, leftovers};
+use crate::standby::ahead;
+use crate::store::{Reader, RealDisk, StoreError};
+use crate::wal::obstacle::Demands;
 
 /// Settles what lies in `staging`; every step can be done twice.
 pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
@@ -50,6 +59,49 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         tell_off(&plan.place.data.join(path), off);
     }
     Ok(())
+}
+
+/// Raises the settings that the master raised behind the backup: a hot standby with less pauses there, or
+/// ends. What is set higher stays.
+pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+    let text = std::fs::read(staging.join("backup_label")).unwrap_or_default();
+    let Ok(label) = BackupLabel::parse(&text) else {
+        return Ok(());
+    };
+    let failed =
+        |error: StoreError| CommandError::new(error.kind(), "look at what is ahead").because(error);
+    let archive = Reader::open(&plan.config.completed_wals, Arc::new(RealDisk)).map_err(failed)?;
+    let at = (label.first_segment.timeline(), label.start);
+    let met = ahead::find(&archive, None, at).map_err(failed)?;
+    let Some(demands) = ahead::demands(&met, Lsn(u64::MAX)) else {
+        return Ok(());
+    };
+    let folder = plan.config.slave_config_dir.as_deref();
+    let folder = folder
+        .filter(|_| plan.place.is_slave_data)
+        .unwrap_or(staging);
+    let config_file = folder.join("postgresql.conf");
+    let mut raised = Vec::new();
+    for ((name, needed), (_, default)) in demands.each().into_iter().zip(Demands::DEFAULTS.each()) {
+        // What cannot be read is PostgreSQL's to complain about.
+        let setter = last_setter(&config_file, staging, name).ok().flatten();
+        let set = setter.and_then(|setter| setter.value.parse().ok());
+        let set: i32 = set.unwrap_or(default);
+        if set < needed {
+            tracing::info!(
+                "{name} is {needed} here, not {set}: the master raised it after the backup"
+            );
+            raised.push((name, needed.to_string()));
+        }
+    }
+    let raised: Vec<(&str, &str)> = raised
+        .iter()
+        .map(|(name, value)| (*name, &**value))
+        .collect();
+    let path = staging.join("postgresql.auto.conf");
+    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let (edited, _) = conf::edit(&text, &raised)?;
+    files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)
 }
 
 fn remove_leftovers(staging: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::BackupName;
+use walmgr_protocol::names::{BackupName, Lsn};
 
 use super::BackupSets;
 use super::condition::Condition;
@@ -37,14 +37,20 @@ pub struct SetEntry {
 }
 
 impl SetEntry {
-    /// The label as a list shows it, or what is wrong with the set.
-    pub fn readable_label(self) -> Result<BackupLabel, String> {
+    /// The label as a list shows it, or what is wrong with the set. `end` is where its recovery ends
+    /// although there is more WAL.
+    pub fn readable_label(self, end: Option<Lsn>) -> Result<BackupLabel, String> {
         if let Condition::Damaged(why) | Condition::Unreadable(why) = self.condition {
             return Err(why);
         }
         let mut label = self.label?;
         if let Some(remark) = self.condition.remark() {
             label.label.push_str(&format!(" ({remark})"));
+        }
+        if let Some(end) = end {
+            label
+                .label
+                .push_str(&format!(" (recoverable up to {end} only)"));
         }
         Ok(label)
     }
