@@ -122,7 +122,7 @@ impl Recovery {
         let texts = files.iter().filter_map(|path| std::fs::read(path).ok());
         let value = texts
             .filter_map(|text| conf::value(&text, "hot_standby"))
-            .last()?;
+            .next_back()?;
         (!conf::is_on(&value)).then(|| {
             format!(
                 "hot_standby = on is written, not {value}: without it the server would end at its target \

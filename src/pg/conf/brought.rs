@@ -151,10 +151,10 @@ mod tests {
         assert_eq!(read("pg_hba.conf"), "# theirs\n");
         assert_eq!(read("conf.d/a.conf"), "port = 1\n");
         assert!(!data.join("conf.d/environment").exists() && !data.join(FOLDER).exists());
-        assert_eq!(again(), [PathBuf::new(); 0]);
+        assert!(again().is_empty());
         // One with settings of its own keeps them.
         write(data, "walmgr_config/postgresql.conf", "port = 2\n");
-        assert_eq!(again(), [PathBuf::new(); 0]);
+        assert!(again().is_empty());
         assert_eq!(read("postgresql.conf"), conf);
     }
 }
