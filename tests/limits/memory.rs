@@ -2,15 +2,20 @@
 //! Never sends more than the receiver takes. Invariant: its memory stays within 32 MiB, 4 MiB more for
 //! each connection, and what the backup's own files cost.
 
+use std::time::Duration;
+
 use walmgr::tar::writer::put_directory;
-use walmgr_protocol::limits::{BLOCK_BYTES_MAX, SET_PATH_BYTES_MAX};
+use walmgr_protocol::limits::{BLOCK_BYTES_MAX, MANIFEST_FRAME_BYTES_MAX, SET_PATH_BYTES_MAX};
 use walmgr_protocol::message::backup::{Backup, Join, Part, PartName};
 use walmgr_protocol::message::{ErrorCode, Message};
 
 use super::still_serves;
-use crate::support::Site;
 use crate::support::hostile::{Answered, ForgedSet, Key, Refused, ask, next, send_part};
 use crate::support::peer::{Peer, data};
+use crate::support::{Site, soak, wait_for};
+
+/// What it remembers of a file or directory beside its path, as README says.
+const ENTRY_BYTES: u64 = 200;
 
 /// What the receiver may have: its own, and that of so many connections.
 fn bound_kib(connections: u64) -> u64 {
@@ -105,5 +110,56 @@ fn fault_115_the_paths_of_a_set_are_bounded_together() {
     // Each path once, and what it costs to find it.
     let paths_kib = (SET_PATH_BYTES_MAX as u64 * 5 / 4) >> 10;
     assert!(peak < bound_kib(2) + paths_kib, "{peak} KiB");
+    still_serves(&site, 2);
+}
+
+/// Directories in all: at most as many as a large cluster has files.
+fn entries() -> u64 {
+    if soak() { 30_000 } else { 5_000 }
+}
+
+#[test]
+fn fault_115_a_session_of_six_connections_takes_what_its_entries_paths_and_manifest_may() {
+    let site = Site::start();
+    let set = set_of_nothing(&site);
+    let key = Key::stolen(&site);
+    let mut control = key.connect(&site);
+    let token = set.begin(&mut control).unwrap();
+    let mut streams = Vec::new();
+    let mut path_bytes = 0;
+    for stream in 0..5_u16 {
+        let mut peer = key.connect(&site);
+        let join = Join { token, stream };
+        ask(&mut peer, 1, &Message::Backup(Backup::Join(join))).unwrap();
+        let (mut tar, mut offset) = (Vec::new(), 0);
+        for number in 0..entries() / 5 {
+            let path = format!("{stream}{number:0199}");
+            path_bytes += path.len() as u64;
+            put_directory(&mut tar, path.as_bytes());
+            if tar.len() >= 128 << 10 {
+                peer.send(1, &data(offset, &tar));
+                offset += tar.len() as u64;
+                tar.clear();
+            }
+        }
+        peer.send(1, &data(offset, &tar));
+        streams.push(peer);
+    }
+    let incoming = site.archive_folder().join("data.master.incoming");
+    wait_for("the entries", Duration::from_secs(120), || {
+        let made = std::fs::read_dir(&incoming).ok()?.count() as u64;
+        (made >= entries()).then_some(())
+    });
+    // Directories have no line in a manifest.
+    let refused = announce(&mut control, PartName::Manifest, 16 << 20);
+    assert_eq!(code(&refused), ErrorCode::TooLarge);
+    drop(streams);
+    let peak = site.receiver.memory_peak_kib();
+    println!("{peak} KiB, {path_bytes} bytes of paths");
+    let entries_kib = (entries() * ENTRY_BYTES) >> 10;
+    let paths_kib = (path_bytes * 5 / 4) >> 10;
+    let manifest_kib = MANIFEST_FRAME_BYTES_MAX >> 10;
+    let bound = bound_kib(6) + entries_kib + paths_kib + manifest_kib;
+    assert!(peak < bound, "{peak} of {bound} KiB");
     still_serves(&site, 2);
 }
