@@ -161,6 +161,18 @@ pub fn move_to(from: &Path, to: &Path) -> io::Result<()> {
     sync_directory_of(from)
 }
 
+/// Has a directory change places with the link to it, for good, and removes the link where it is then;
+/// fails where the two lie on different file systems. Killed in between, it leaves a link to itself
+/// where the directory was, and nothing else.
+pub fn bring_home(link: &Path, target: &Path) -> io::Result<()> {
+    let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+    rustix::fs::renameat_with(cwd, link, cwd, target, flags)?;
+    sync_directory_of(link)?;
+    sync_directory_of(target)?;
+    std::fs::remove_file(target)?;
+    sync_directory_of(target)
+}
+
 /// Makes a symlink for good, in the place of one that is there.
 pub fn link(path: &Path, target: &Path) -> io::Result<()> {
     if std::fs::read_link(path).is_ok_and(|found| found == target) {

@@ -4,8 +4,11 @@
 
 mod configuration_in_pieces;
 mod connection_strings;
+mod group_access;
 mod hot_standby_off;
+mod linked_archive;
 mod linked_directories;
+mod mounted_directories;
 mod odd_shells;
 mod old_ini_files;
 mod pg_rewind;

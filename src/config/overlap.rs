@@ -50,7 +50,17 @@ pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
 
 /// `rotated` is moved aside to names like its own with a number behind; nobody may live there.
 pub fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
-    let base = resolved(&rotated.path);
+    // A link in its place is renamed itself; what it leads to may be, too.
+    let above = rotated.path.parent().map(resolved);
+    let own = above.zip(rotated.path.file_name());
+    let own = own.map(|(above, name)| above.join(name));
+    for base in [Some(resolved(&rotated.path)), own].into_iter().flatten() {
+        check_names(&base, rotated, others)?;
+    }
+    Ok(())
+}
+
+fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fault> {
     let Some(name) = base
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())

@@ -265,7 +265,7 @@ impl Work<'_> {
             let mut progress = Progress::begin(total_bytes, self.options);
             let left_out = contents::note_of_left_out(&contents.left_out, self.allows_left_out);
             tokio::select! {
-                sent = self.send(control, &load, [Some(contents.last), left_out]) => sent?,
+                sent = self.send(control, &load, [Some(contents.last), left_out, contents.group_note]) => sent?,
                 ended = until_closed(running.session()) => return Err(ended),
                 () = progress.show(&load.counters) => {}
             }
@@ -343,7 +343,7 @@ impl Work<'_> {
         &self,
         control: &mut Control<'_>,
         load: &Arc<Load>,
-        last: [Option<Item>; 2],
+        last: [Option<Item>; 3],
     ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
         let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));

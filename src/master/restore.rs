@@ -40,6 +40,7 @@ use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
 use crate::pg::conf::{self, brought};
 use crate::pg::control;
+use crate::pg::group_access;
 use crate::pg::hba;
 use crate::pg::left_out;
 use crate::pg::leftovers;
@@ -237,6 +238,9 @@ impl<'a> Restore<'a> {
         }
         place.link_tablespaces(&self.described)?;
         place.make_wal_directory()?;
+        let spaces: Vec<PathBuf> = place.spaces.values().cloned().collect();
+        let modes = group_access::apply(&place.data, &spaces);
+        modes.at(Kind::Retry, "change the modes of", &place.data)?;
         leftovers::remove(&place.data)?;
         for path in brought::put_in_place(&place.data, &place.data)? {
             tracing::info!("{} is the one that the set brought", path.display());

@@ -22,6 +22,12 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 /// What is appended to the name of a data directory while a restore prepares one beside it.
 pub const RESTORING_SUFFIX: &str = "restoring";
 
+/// What such names begin with within a data directory that is a mount point; the one in which a set is
+/// prepared there, and what that is called while it moves into place.
+pub const WITHIN_PREFIX: &str = "walmgr.";
+pub const RESTORING_WITHIN: &str = "walmgr.restoring";
+pub const ENTERING_WITHIN: &str = "walmgr.entering";
+
 /// What a restore calls `global/pg_control` until everything is done: of a copied set, of a moved one.
 pub const CONTROL_COPIED: &str = "pg_control.copied";
 pub const CONTROL_MOVED: &str = "pg_control.moved";
@@ -42,6 +48,9 @@ pub fn of_servers(slave_data: &Path) -> Result<Vec<SegmentName>> {
         staging.push(".");
         staging.push(RESTORING_SUFFIX);
         needed.extend(of_directory(&PathBuf::from(staging))?);
+        for within in [RESTORING_WITHIN, ENTERING_WITHIN] {
+            needed.extend(of_directory(&data.join(within))?);
+        }
         needed.extend(of_directory(&data)?);
     }
     Ok(needed)

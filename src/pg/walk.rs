@@ -22,7 +22,10 @@ use walmgr_protocol::names::RelativePath;
 
 use super::control;
 use super::data_directory::DataDirectory;
+use super::group_access;
 use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, WhyNot};
+use super::mounts::LOST_AND_FOUND;
+use super::needs::WITHIN_PREFIX;
 use super::relation::{Fork, RelationFile, TABLESPACE_LINKS, is_database};
 use super::roots::{Followed, Identity, Roots, enter, enter_linked, identity, is, names};
 use super::tablespace_map::oid_of;
@@ -52,6 +55,8 @@ pub struct Listing {
     pub files: Vec<File>,
     /// `global/pg_control`, which is read last: what it says must not be older than the files.
     pub control: File,
+    /// The files that the group may not read, of a cluster to which it has access otherwise.
+    pub private: Option<Vec<RelativePath>>,
     /// What is in no backup.
     pub passed_over: Vec<PassedOver>,
 }
@@ -75,7 +80,10 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         files: Vec::new(),
         control: None,
         passed_over: Vec::new(),
+        private: None,
     };
+    let mode = fstat(&root).map_err(at_root)?.st_mode;
+    walker.private = group_access::is_granted(mode).then(Vec::new);
     let links = walker.open_tablespaces(root.as_fd())?;
     walker.directory(root.as_fd(), None)?;
     let mut roots = Roots {
@@ -99,6 +107,7 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
             let path = data.path().join(control::FILE_NAME);
             failure(&path, Errno::NOENT)
         })?,
+        private: walker.private,
         passed_over: walker.passed_over,
     })
 }
@@ -124,9 +133,6 @@ pub fn balance(mut files: Vec<File>, jobs: NonZeroUsize) -> Vec<Vec<File>> {
     streams
 }
 
-/// What `mkfs` makes for the superuser alone, in the root of a file system.
-const LOST_AND_FOUND: &[u8] = b"lost+found";
-
 struct Walker<'a> {
     data: &'a DataDirectory,
     /// `TABLESPACE_VERSION_DIRECTORY`: a tablespace may hold clusters of other versions too.
@@ -143,6 +149,7 @@ struct Walker<'a> {
     files: Vec<File>,
     control: Option<File>,
     passed_over: Vec<PassedOver>,
+    private: Option<Vec<RelativePath>>,
 }
 
 /// What becomes of a name.
@@ -283,6 +290,7 @@ impl Walker<'_> {
                     modified_s: stat.st_mtime,
                     path,
                 };
+                self.note_mode(&file.path, stat);
                 match file.path.as_bytes() == control::FILE_NAME.as_bytes() {
                     true => self.control = Some(file),
                     false => self.files.push(file),
@@ -319,7 +327,7 @@ impl Walker<'_> {
             }
             Err(Errno::NOENT) if !is_linked => {}
             // The file system's own, where somebody mounted one.
-            Err(Errno::ACCESS) if name == LOST_AND_FOUND => {}
+            Err(Errno::ACCESS) if name == LOST_AND_FOUND.as_bytes() => {}
             Err(Errno::ACCESS) if self.behind_links > 0 => {
                 self.pass_over(path, WhyNot::Unreadable);
             }
@@ -333,6 +341,20 @@ impl Walker<'_> {
         let flags = AtFlags::EACCESS;
         self.behind_links > 0
             && accessat(handle, name, Access::READ_OK, flags) == Err(Errno::ACCESS)
+    }
+
+    /// PostgreSQL's own files are the group's to read, as initdb and the server make them; what a person
+    /// put beside them may be a key.
+    fn note_mode(&mut self, path: &RelativePath, stat: &Stat) {
+        let top = path.components().next().unwrap_or_default();
+        let is_own = path.parent().is_some()
+            && (top == b"base" || top == b"global" || top.starts_with(b"pg_"));
+        if let Some(private) = &mut self.private
+            && !is_own
+            && stat.st_mode & Mode::RGRP.bits() == 0
+        {
+            private.push(path.clone());
+        }
     }
 
     fn pass_over(&mut self, path: RelativePath, why: WhyNot) {
@@ -368,11 +390,12 @@ impl Walker<'_> {
             b"postmaster.opts",
         ];
         /// What the server renames them to; of a backup from which this cluster was restored.
-        const OMITTED_IN_ROOT: [&[u8]; 5] = [
+        const OMITTED_IN_ROOT: [&[u8]; 6] = [
             b"backup_label.old",
             b"tablespace_map.old",
             DAMAGED_PAGES.as_bytes(),
             LEFT_OUT.as_bytes(),
+            group_access::NOTE.as_bytes(),
             LEFT_OUT_ALLOWED.as_bytes(),
         ];
         /// What a server that starts clears anyway, or what belongs to one server alone.
@@ -391,6 +414,8 @@ impl Walker<'_> {
                 .iter()
                 .any(|prefix| name.starts_with(prefix))
             || is_root && OMITTED_IN_ROOT.contains(&name)
+            // What a restore left beside the cluster, where the directory is a mount point.
+            || is_root && name.starts_with(WITHIN_PREFIX.as_bytes())
         {
             return Rule::Omit;
         }

@@ -32,6 +32,7 @@ mod spaces;
 pub mod taken;
 mod transfer;
 mod undo;
+mod within;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -43,15 +44,16 @@ use rustix::fs::{FlockOperation, flock};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
+use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
+use crate::pg::mounts;
 use crate::pg::recovery::TargetTimeline;
 use crate::standby::boot::begun;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::store::{Reader, RealDisk, StoreError};
-use crate::{files, output};
 
 use place::{COPIED, Occupant, Origin, Place};
 use plan::{Chosen, Plan, Source};
@@ -61,6 +63,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Restores, or says what would be done.
 pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
+    if !options.not_really {
+        gather(config, restoring)?;
+    }
     let plan = Plan::make(config, restoring)?;
     if options.not_really {
         return output::not_really(&plan.in_words());
@@ -69,9 +74,28 @@ pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> 
     plan.run()
 }
 
+/// A set whose names were moving into a mount point is in two places, and has to be in one to be looked at.
+fn gather(config: &StandbyConfig, restoring: &Restoring) -> Result<()> {
+    let data = restoring
+        .destination
+        .as_ref()
+        .or(config.slave_data.as_ref());
+    let Some(data) = data.and_then(|data| data.canonicalize().ok()) else {
+        return Ok(());
+    };
+    if !mounts::is_mount_point(&data)? || !within::was_entering(&data)? {
+        return Ok(());
+    }
+    let _alone = alone_in(data.parent().unwrap_or(&data))?;
+    within::retreat(&data)
+}
+
 /// Two restores to one place would take each other's directories for leftovers.
 fn alone_at(place: &Place) -> Result<File> {
-    let above = place.above();
+    alone_in(place.above())
+}
+
+fn alone_in(above: &Path) -> Result<File> {
     let file = File::open(above).at(Kind::Config, "open", above)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
@@ -126,7 +150,7 @@ impl Plan<'_> {
         }
         let aside = self.place.make_way(self.config.backup_datadir)?;
         let data = &self.place.data;
-        files::move_to(&staging, data).at(Kind::Retry, "move into place", data)?;
+        self.place.move_in()?;
         place::show_control(data)?;
         Ok(aside)
     }
@@ -180,10 +204,12 @@ impl Plan<'_> {
             place::remove_copy(&staging, data)?;
         }
         match self.place.occupant {
-            Occupant::Unfinished(Origin::Copied) => place::remove_copy(data, data),
-            Occupant::Unfinished(Origin::Moved) => {
-                files::move_to(data, &staging).at(Kind::Retry, "move", data)
+            Occupant::Unfinished(Origin::Copied) if self.place.is_mount => {
+                self.place.move_back()?;
+                place::remove_copy(&staging, data)
             }
+            Occupant::Unfinished(Origin::Copied) => place::remove_copy(data, data),
+            Occupant::Unfinished(Origin::Moved) => self.place.move_back(),
             _ => Ok(()),
         }
     }

@@ -538,6 +538,16 @@ pub(super) fn finished_names(folder: &Folder) -> Result<BTreeMap<WalFileName, St
         .collect())
 }
 
+/// A name that cannot be made although nothing is found there is a link to nothing.
+fn ensure_it_leads_somewhere(path: &Path, disk: &dyn Disk) -> io::Result<()> {
+    match disk.identity_at(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::other(
+            "it is a symbolic link to what does not exist; make that directory first",
+        )),
+        other => other.map(drop),
+    }
+}
+
 /// Makes a directory and whatever is missing above it. The directory above is synced even when
 /// nothing was missing: an earlier run may have been cut between the two.
 fn make_directory(path: &Path, disk: &dyn Disk) -> Result<(), StoreError> {
@@ -558,15 +568,16 @@ fn make_directory(path: &Path, disk: &dyn Disk) -> Result<(), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             make_directory(parent, disk)?;
             match disk.create_directory(path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    ensure_it_leads_somewhere(path, disk).map_err(failed("follow"))?;
+                }
                 other => other.map_err(failed("create directory"))?,
             }
             true
         }
         Err(error) => return Err(failed("find directory")(error)),
     };
-    // The directory above may be reached through a link; the archive's own may not.
-    match super::durable::sync_path(&parent.join("."), disk) {
+    match super::durable::sync_path(parent, disk) {
         Err(error) if !made && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         other => other.map_err(failed("sync the directory above")),
     }

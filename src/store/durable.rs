@@ -598,12 +598,12 @@ impl Disk for RealDisk {
     }
 
     fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?)
     }
 
     fn identity_at(&self, path: &Path) -> io::Result<Identity> {
-        Ok(file_stat(&fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?).identity)
+        Ok(file_stat(&fs::statat(CWD, path, AtFlags::empty())?).identity)
     }
 
     fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat> {

@@ -207,14 +207,22 @@ fn fault_38_a_replaced_directory_gets_no_proof() {
 }
 
 #[test]
-fn fault_38_a_link_in_place_of_the_directory_is_refused() {
+fn fault_38_a_link_to_another_directory_is_refused() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let aside = folder.path().join("elsewhere");
     std::fs::rename(&places.completed_wals, &aside).unwrap();
     symlink(&aside, &places.completed_wals).unwrap();
-    let error = Archive::open(&places, real()).unwrap_err();
-    assert!(matches!(error, StoreError::Disk { .. }), "{error}");
+    let archive = open(&places);
+    assert_stored(&archive, &segment(8, 1));
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::remove_file(&places.completed_wals).unwrap();
+    symlink(&other, &places.completed_wals).unwrap();
+    let error = push(&archive, &segment(9, 1)).unwrap_err();
+    assert!(matches!(error, StoreError::Moved { .. }), "{error}");
+    drop(archive);
+    assert!(Archive::open(&places, real()).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The system calls on directory trees whose names are any bytes: backup sets.
 //! Never decides anything. Invariant: every call works below an open directory, on one component,
-//! and never follows a symbolic link in it, so a chain of them cannot leave the tree.
+//! and only `enter_linked` follows a symbolic link, so a chain of them cannot leave the tree.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -33,6 +33,10 @@ pub trait Tree {
 
     /// Opens a directory below another one.
     fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
+
+    /// Opens a directory or what a symbolic link to one leads to: for the name of a set, which an
+    /// administrator may have moved to another disk, and for nothing in it.
+    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
 
     /// Creates a file that must not exist, mode 0600, for writing.
     fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
@@ -73,6 +77,13 @@ impl Tree for RealDisk {
 
     fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         open_below(directory, name, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| {
+            fs::openat(directory, name, flags, Mode::empty())
+        })?)
     }
 
     fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {

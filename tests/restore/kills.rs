@@ -28,11 +28,11 @@ pub struct Wreck {
     pub scene: Scene,
     /// Beside the archive, to begin anew with.
     pub spare: PathBuf,
-    old: PathBuf,
+    pub old: PathBuf,
 }
 
 impl Wreck {
-    fn new() -> Wreck {
+    pub fn new() -> Wreck {
         Wreck::of(Scene::new(15))
     }
 
@@ -90,7 +90,7 @@ impl Wreck {
     }
 
     /// PostgreSQL starts from the place only if everything is there.
-    fn judge(&self, context: &str) {
+    pub fn judge(&self, context: &str) {
         let data = self.scene.data();
         let startable = data.join("global/pg_control").exists();
         let is_old = data.join("of-the-old").exists();
@@ -196,7 +196,7 @@ fn make_small(set: &Path) {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let mut cp = std::process::Command::new("cp");
     crate::support::run(cp.arg("-a").arg(from).arg(to)).unwrap();
 }

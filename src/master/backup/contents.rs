@@ -17,6 +17,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::pg::conf::{self, PieceKind, brought};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::group_access;
 use crate::pg::left_out::{self, PassedOver};
 use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
 use crate::pg::roots::Roots;
@@ -51,6 +52,8 @@ pub struct Contents {
     pub notes: Vec<String>,
     /// What a server that is restored from the set may lack.
     pub left_out: Vec<PassedOver>,
+    /// The note that the group has access, if it has.
+    pub group_note: Option<Item>,
 }
 
 impl Contents {
@@ -98,6 +101,7 @@ impl Contents {
             total_bytes,
             notes,
             left_out,
+            group_note: listing.private.as_deref().and_then(note_of_group_access),
         })
     }
 }
@@ -257,6 +261,13 @@ pub fn note_of_left_out(left_out: &[PassedOver], is_allowed: bool) -> Option<Ite
         false => left_out::LEFT_OUT,
     };
     note(name, left_out.iter().map(line).collect())
+}
+
+fn note_of_group_access(private: &[RelativePath]) -> Option<Item> {
+    Some(Item {
+        target: RelativePath::new(group_access::NOTE.as_bytes()).ok()?,
+        content: Content::Note(group_access::note(private)?.into()),
+    })
 }
 
 fn note(name: &str, text: String) -> Option<Item> {

@@ -2,6 +2,7 @@
 //! Never removes anything that this command did not put there: what may go carries its mark.
 //! Invariant: a directory with the mark and without a control file is worthless.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,7 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, lost_and_found_hint};
 use crate::pg::control;
+use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
 
 /// Says that a directory is being restored; its text is where the set goes.
@@ -276,7 +278,10 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
         }
         Err(error) => return Err(error).at(Kind::Usage, "list", path),
     };
-    let is_free = names.count() == 0 || is_unfinished(path, data)?;
+    mounts::refuse_foreign(path)?;
+    let names = names.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let is_free = names.filter(|name| name != LOST_AND_FOUND).count() == 0;
+    let is_free = is_free || is_unfinished(path, data)?;
     match is_free {
         true => Ok(false),
         false => Err(
@@ -311,7 +316,7 @@ fn clear(directory: &Path) -> Result<()> {
     }
     for entry in std::fs::read_dir(directory).at(Kind::Retry, "list", directory)? {
         let path = entry.at(Kind::Retry, "list", directory)?.path();
-        if path == mark {
+        if path == mark || path.file_name() == Some(OsStr::new(LOST_AND_FOUND)) {
             continue;
         }
         let kind = path.symlink_metadata().at(Kind::Retry, "examine", &path)?;

@@ -4,15 +4,16 @@
 //! control file has another name meanwhile.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::control_path;
 use super::transfer::{self, entries};
+use super::within;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, lost_and_found_hint};
 use crate::pg::data_directory::DataDirectory;
-use crate::pg::needs;
+use crate::pg::{mounts, needs};
 
 /// What the control file of a copied set is called until everything is done.
 pub const COPIED: &str = needs::CONTROL_COPIED;
@@ -61,6 +62,8 @@ pub struct Place {
     pub is_slave_data: bool,
     /// What is there.
     pub occupant: Occupant,
+    /// Whether it is a mount point, whose content has to change places within it.
+    pub is_mount: bool,
 }
 
 impl Place {
@@ -68,10 +71,15 @@ impl Place {
     pub fn examine(data: &Path, is_slave_data: bool) -> Result<Place> {
         // A link leads to where the administrator wants it; only what it leads to is replaced.
         let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+        let is_mount = mounts::is_mount_point(&resolved)?;
         let place = Place {
-            occupant: occupant_of(&resolved)?,
+            occupant: match is_mount {
+                true => within::occupant(&resolved)?,
+                false => occupant_of(&resolved)?,
+            },
             data: resolved,
             is_slave_data,
+            is_mount,
         };
         let shown = place.data.display();
         if place.data.file_name().is_none() || !place.above().is_dir() {
@@ -80,12 +88,11 @@ impl Place {
                 place.above().display()
             )));
         }
-        if place.is_mount_point()? {
-            return Err(CommandError::config(format!(
-                "{shown} is a mount point, which cannot be moved aside or replaced"
-            ))
-            .hint("use a directory below it"));
-        }
+        mounts::refuse_below(
+            &place.data,
+            "mount it elsewhere and let a link or slave_pg_xlog lead there; or unmount it: umount MOUNT",
+        )?;
+        mounts::refuse_foreign(&place.data)?;
         if !is_slave_data && place.occupant == Occupant::Old {
             return Err(CommandError::usage(format!("{shown} is not empty"))
                 .hint("only slave_data is moved aside; name a directory that is not there yet"));
@@ -100,21 +107,44 @@ impl Place {
 
     /// Where the set is prepared, on the same file system.
     pub fn staging(&self) -> PathBuf {
-        beside(&self.data, STAGING)
+        match self.is_mount {
+            true => within::staging(&self.data),
+            false => beside(&self.data, STAGING),
+        }
     }
 
-    fn is_mount_point(&self) -> Result<bool> {
-        let device = |path: &Path| path.metadata().map(|found| found.dev());
-        match (device(&self.data), device(self.above())) {
-            (Ok(own), Ok(above)) => Ok(own != above),
-            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            (Err(error), _) | (_, Err(error)) => Err(error).at(Kind::Config, "examine", &self.data),
+    /// The directory in which that is.
+    pub fn staging_above(&self) -> &Path {
+        match self.is_mount {
+            true => &self.data,
+            false => self.above(),
+        }
+    }
+
+    /// Puts what was prepared in place; the name is free.
+    pub fn move_in(&self) -> Result<()> {
+        let data = &self.data;
+        match self.is_mount {
+            true => within::enter(data),
+            false => files::move_to(&self.staging(), data).at(Kind::Retry, "move into place", data),
+        }
+    }
+
+    /// Has what an interrupted restore put in place where it was prepared.
+    pub fn move_back(&self) -> Result<()> {
+        let data = &self.data;
+        match self.is_mount {
+            true => within::retreat(data),
+            false => files::move_to(data, &self.staging()).at(Kind::Retry, "move", data),
         }
     }
 
     /// Frees the name; the old directory's new one, if there was one.
     pub fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
         let data = &self.data;
+        if self.is_mount {
+            return within::make_way(data, keep_old);
+        }
         match std::fs::remove_dir(data) {
             Ok(()) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -138,7 +168,10 @@ impl Place {
 
     /// Removes an old directory that is not to be kept, also one that a killed restore left.
     pub fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
-        let removing = beside(&self.data, REMOVING);
+        let removing = match self.is_mount {
+            true => within::removing(&self.data),
+            false => beside(&self.data, REMOVING),
+        };
         match aside {
             Some(aside) if aside != removing => Ok(()),
             _ => remove_old(&removing),
@@ -169,6 +202,18 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
             .hint(lost_and_found_hint(data))
     })?;
     Ok(Occupant::Old)
+}
+
+/// Whether any of these directories has the control file under the names of a set that was moved, of one
+/// that was copied, and its own.
+pub fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
+    let mut found = [false; 3];
+    for place in places {
+        for (found, name) in found.iter_mut().zip([MOVED, COPIED, CONTROL]) {
+            *found |= exists(&control_path(place, name))?;
+        }
+    }
+    Ok(found)
 }
 
 /// How what is being prepared came there; `None` if nothing is.
@@ -246,7 +291,7 @@ pub fn free_name(path: &Path) -> Result<PathBuf> {
 }
 
 /// Removes a directory, of which PostgreSQL cannot start once the first file of it is gone.
-fn remove_old(path: &Path) -> Result<()> {
+pub fn remove_old(path: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at(Kind::Retry, "remove", path),
@@ -262,7 +307,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn exists(path: &Path) -> Result<bool> {
+pub fn exists(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

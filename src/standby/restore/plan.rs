@@ -23,6 +23,7 @@ use crate::pg::command::walmgr_command;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::left_out;
+use crate::pg::mounts;
 use crate::pg::recovery::{Recovery, TargetTimeline};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
@@ -170,7 +171,15 @@ impl<'a> Plan<'a> {
         match &self.source {
             Source::Taken => true,
             Source::Copy(_) => false,
-            Source::Move(set) => device(&set.path) == device(self.place.above()),
+            Source::Move(set) => {
+                // One that lies elsewhere comes home first.
+                let homes = [Some(set.path.as_path()), set.path.parent()];
+                let above = device(self.place.staging_above());
+                homes
+                    .into_iter()
+                    .flatten()
+                    .all(|home| device(home) == above)
+            }
         }
     }
 
@@ -182,7 +191,7 @@ impl<'a> Plan<'a> {
             entry.or_insert_with(|| (0, path.to_path_buf())).0 += bytes;
             Ok(())
         };
-        let above = self.place.above();
+        let above = self.place.staging_above();
         if !self.is_renamed() {
             need(above, self.size.bytes + SPARE_BYTES)?;
         }
@@ -209,22 +218,16 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// `slave_pg_xlog` has to be a directory that can be made, or moved aside.
+    /// `slave_pg_xlog` has to be a directory that can be made, or whose content can be moved aside.
     fn check_wal_directory(&self) -> Result<()> {
         let Some(wal) = self.wal_directory() else {
             return Ok(());
         };
         let above = wal.parent().unwrap_or(wal);
-        let device = |path: &Path| path.metadata().map(|found| found.dev());
-        let above_device = device(above).at(Kind::Config, "find the directory above", wal)?;
-        match device(wal) {
-            Ok(own) if own != above_device => Err(CommandError::config(format!(
-                "{}, where pg_wal goes, is a mount point, which cannot be moved aside",
-                wal.display()
-            ))
-            .hint("name a directory below it")),
-            _ => Ok(()),
-        }
+        above
+            .metadata()
+            .at(Kind::Config, "find the directory above", wal)?;
+        mounts::refuse_below(wal, "unmount it: umount MOUNT")
     }
 
     /// Where pg_wal goes, if not into the data directory.

@@ -3,14 +3,16 @@
 //! can be done twice, and what it leaves is durable.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::place::{free_name, make_directory};
 use super::plan::Plan;
 use super::transfer::{self, entries};
+use super::within;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf::brought;
+use crate::pg::{group_access, mounts};
 
 /// What PostgreSQL calls a map that it has gone by.
 const MAP_DONE: &str = "tablespace_map.old";
@@ -30,6 +32,10 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     place_tablespaces(plan, staging)?;
     super::spaces::lead_later(&plan.later)?;
     place_wal(plan, staging)?;
+    // Before anything comes that may be a key: that stays closed.
+    let spaces: Vec<PathBuf> = plan.tablespaces.values().cloned().collect();
+    let modes = group_access::apply(staging, &spaces);
+    modes.at(Kind::Retry, "change the modes of", staging)?;
     for path in brought::put_in_place(staging, &plan.place.data)? {
         let path = path.strip_prefix(staging).unwrap_or(&path);
         tracing::info!("{} is the one that the set brought", path.display());
@@ -122,6 +128,16 @@ fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
     if !place.is_dir() || std::fs::remove_dir(place).is_ok() {
         return Ok(());
+    }
+    if mounts::is_mount_point(place)? {
+        let aside = within::make_way(place, plan.config.backup_datadir)?;
+        return match aside {
+            Some(aside) if !plan.config.backup_datadir => transfer::remove(&aside),
+            Some(aside) if plan.place.data.is_dir() => {
+                transfer::relink(&plan.place.data, place, &aside)
+            }
+            _ => Ok(()),
+        };
     }
     if !plan.config.backup_datadir {
         return transfer::remove(place);

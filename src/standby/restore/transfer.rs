@@ -10,14 +10,17 @@ use rustix::io::Errno;
 
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::mounts::LOST_AND_FOUND;
 
 /// What is appended to the name of an entry while it is being copied.
 const COPYING: &str = ".restoring";
 
-/// The names in a directory.
+/// The names in a directory, but for what belongs to the file system that is mounted there.
 pub fn entries(directory: &Path) -> io::Result<Vec<OsString>> {
     let names = std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
-    names.collect()
+    let mut names: Vec<OsString> = names.collect::<io::Result<_>>()?;
+    names.retain(|name| name != LOST_AND_FOUND);
+    Ok(names)
 }
 
 /// Moves every entry of one directory into another one.

@@ -25,7 +25,10 @@ impl Plan<'_> {
             Some(aside) => {
                 format!(
                     "; to have the old directory back: {}",
-                    undo_line(data, aside)
+                    match self.place.is_mount {
+                        true => undo_line_within(data, aside),
+                        false => undo_line(data, aside),
+                    }
                 )
             }
             None => String::new(),
@@ -57,11 +60,31 @@ fn undo_line(data: &Path, aside: &Path) -> String {
         format!("mv -T {} {}", shown(data), shown(Path::new(&failed))),
         format!("mv -T {} {}", shown(aside), shown(data)),
     ];
-    let links = aside.join("pg_tblspc");
-    let names = entries(&links).unwrap_or_default();
+    words.extend(relinks(data, aside));
+    words.join(" && ")
+}
+
+/// The same within a mount point: what is there goes to a directory in it, and what was there comes out.
+fn undo_line_within(mount: &Path, aside: &Path) -> String {
+    let find = "find . -mindepth 1 -maxdepth 1 ! -name 'walmgr.*' ! -name lost+found";
+    let old = shown(aside.file_name().map_or(aside, Path::new));
+    let mut words = vec![
+        format!("cd {}", shown(mount)),
+        "mkdir walmgr.failed".to_owned(),
+        format!("{find} -exec mv -t walmgr.failed {{}} +"),
+        format!("find {old} -mindepth 1 -maxdepth 1 -exec mv -t . {{}} +"),
+    ];
+    words.extend(relinks(mount, aside));
+    words.join(" && ")
+}
+
+/// What leads the links below an old directory back; they are read from where it lies now.
+fn relinks(data: &Path, aside: &Path) -> Vec<String> {
+    let names = entries(&aside.join("pg_tblspc")).unwrap_or_default();
     let links = names
         .iter()
         .map(|name| PathBuf::from("pg_tblspc").join(name));
+    let mut words = Vec::new();
     for link in links.chain([PathBuf::from("pg_wal")]) {
         let target = std::fs::read_link(aside.join(&link)).ok();
         if let Some(below) = target.as_ref().and_then(|it| it.strip_prefix(aside).ok()) {
@@ -69,7 +92,7 @@ fn undo_line(data: &Path, aside: &Path) -> String {
             words.push(format!("ln -sfn {} {}", shown(&target), shown(&link)));
         }
     }
-    words.join(" && ")
+    words
 }
 
 /// A path as a word for a shell.

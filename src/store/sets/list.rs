@@ -1,5 +1,5 @@
 //! Which sets there are, and holding one while it is read.
-//! Never lists what was not sealed: only a sealed set has a `backup_label`. Invariant: what is said
+//! Never calls good what was not sealed: only a sealed set has a `backup_label`. Invariant: what is said
 //! of a set was read from its directory, under the lock on the names.
 
 use std::io;
@@ -67,6 +67,9 @@ pub struct HeldSet {
     _names: Option<NamesLock>,
 }
 
+/// A name of a set, with its directory and label, or what is wrong with it.
+type Found = (BackupName, Result<OpenedSet, Condition>);
+
 /// The directory of a set, and its label.
 struct OpenedSet {
     root: OwnedFd,
@@ -120,11 +123,12 @@ impl BackupSets {
         Ok(self.look_at(self.open_all()?)?.0)
     }
 
-    fn open_all(&self) -> Result<Vec<(BackupName, OpenedSet)>, SetError> {
+    /// Whatever has a set's name is listed: a set that cannot be read may still need its WAL.
+    fn open_all(&self) -> Result<Vec<Found>, SetError> {
         let mut sets = Vec::new();
         for text in self.parent.names()? {
             if let Ok(name) = self.newest.parse_sibling(&text)
-                && let Some(opened) = self.read_set(&name)?
+                && let Some(opened) = self.read_set(&name).transpose()
             {
                 sets.push((name, opened));
             }
@@ -135,21 +139,27 @@ impl BackupSets {
 
     /// What the sets are like, and whether those that something speaks against still have their
     /// names: one that is being removed looks damaged.
-    fn look_at(
-        &self,
-        opened: Vec<(BackupName, OpenedSet)>,
-    ) -> Result<(Vec<SetEntry>, bool), SetError> {
+    fn look_at(&self, opened: Vec<Found>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
         let mut entries = Vec::with_capacity(opened.len());
         for (name, set) in opened {
             let text = name.to_string();
+            let set = match set {
+                Ok(set) => set,
+                Err(condition) => {
+                    let why = condition.refusal().unwrap_or_default().to_owned();
+                    entries.push(SetEntry {
+                        name,
+                        label: Err(why),
+                        sealed_ms: i64::MAX,
+                        condition,
+                    });
+                    continue;
+                }
+            };
             let condition = self.condition(set.root.as_fd(), &text, &set.label);
             if condition.refusal().is_some() {
-                let opened = self.parent.disk.stat(set.root.as_fd());
-                let opened =
-                    opened.map_err(|error| self.parent.failure("examine", &text, error))?;
-                let named = self.parent.stat_at(&text)?;
-                all_in_place &= named.is_some_and(|named| named.identity == opened.identity);
+                all_in_place &= self.is_at(&text, &set.root)?;
             }
             entries.push(SetEntry {
                 name,
@@ -159,6 +169,19 @@ impl BackupSets {
             });
         }
         Ok((entries, all_in_place))
+    }
+
+    /// Whether a name still leads to the directory that was opened.
+    pub(super) fn is_at(&self, name: &str, opened: &OwnedFd) -> Result<bool, SetError> {
+        let parent = &self.parent;
+        let failed = |error| parent.failure("examine", name, error);
+        let opened = parent.disk.stat(opened.as_fd()).map_err(failed)?;
+        let named = match parent.disk.enter_linked(parent.handle(), name.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(failed)?,
+        };
+        let named = parent.disk.stat(named.as_fd()).map_err(failed)?;
+        Ok(named.identity == opened.identity)
     }
 
     /// Holds a set for reading: no expiry removes it meanwhile.
@@ -208,7 +231,14 @@ impl BackupSets {
     ) -> Result<HeldSet, SetError> {
         let text = name.to_string();
         let absent = || SetError::Absent { name: name.clone() };
-        let opened = self.read_set(name)?.ok_or_else(absent)?;
+        let opened = match self.read_set(name) {
+            Ok(opened) => opened.ok_or_else(absent)?,
+            Err(condition) => {
+                let why = condition.refusal().unwrap_or_default().to_owned();
+                let name = name.clone();
+                return Err(SetError::Damaged { name, why });
+            }
+        };
         let path = self.path_of(&text);
         let directory = opened.root;
         let label = opened.label.map_err(|why| SetError::InTheWay {
@@ -235,32 +265,46 @@ impl BackupSets {
         })
     }
 
-    /// Opens a set and reads its label; `None` when there is no directory with a label.
-    fn read_set(&self, name: &BackupName) -> Result<Option<OpenedSet>, SetError> {
+    /// Opens a set and reads its label; `None` when nothing has the name.
+    fn read_set(&self, name: &BackupName) -> Result<Option<OpenedSet>, Condition> {
         let text = name.to_string();
         let parent = &self.parent;
-        let failed = |op, error| parent.failure(op, &text, error);
-        match parent.disk.node(parent.handle(), text.as_ref()) {
-            Ok(Node::Directory) => {}
-            Ok(_) => return Ok(None),
+        let damaged = |why: &str| Err(Condition::Damaged(why.to_owned()));
+        let unreadable = |op, error| {
+            let failure = parent.failure(op, &text, error);
+            Condition::Unreadable(failure.to_string())
+        };
+        let node = match parent.disk.node(parent.handle(), text.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("examine", error).into()),
-        }
-        let root = parent.disk.enter(parent.handle(), text.as_ref());
-        let root = root.map_err(|error| failed("open set", error))?;
+            other => other.map_err(|error| unreadable("examine", error))?,
+        };
+        let root = match parent.disk.enter_linked(parent.handle(), text.as_ref()) {
+            Ok(root) => root,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && node == Node::Link => {
+                return damaged("it is a symbolic link to what does not exist");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return damaged("it is no directory, and has the name of a backup set");
+            }
+            Err(error) => return Err(unreadable("open set", error)),
+        };
         let len = match parent.disk.node(root.as_fd(), LABEL.as_ref()) {
             Ok(Node::File(len)) => Ok(len),
             Ok(_) => Err("it is no regular file".to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("examine the label of", error).into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return damaged("it has the name of a backup set, and no backup_label");
+            }
+            Err(error) => return Err(unreadable("examine the label of", error)),
         };
         let (label, sealed_ms) = match len {
             Err(why) => (Err(why), i64::MAX),
             Ok(len) if len > SMALL_FILE_BYTES_MAX => (Err(format!("it has {len} bytes")), i64::MAX),
             Ok(_) => {
                 let stat = parent.disk.stat_at(root.as_fd(), LABEL);
-                let stat = stat.map_err(|error| failed("examine the label of", error))?;
-                let bytes = self.read_small(root.as_fd(), &text, LABEL)?;
+                let stat = stat.map_err(|error| unreadable("examine the label of", error))?;
+                let bytes = self.read_small(root.as_fd(), &text, LABEL);
+                let bytes = bytes.map_err(|error| Condition::Unreadable(error.to_string()))?;
                 let label = BackupLabel::parse(&bytes).map_err(|fault| fault.to_string());
                 (label, stat.changed_ms)
             }

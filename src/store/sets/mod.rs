@@ -104,8 +104,7 @@ impl BackupSets {
         let monitor = Arc::new(Monitor::new());
         let open = |path| Folder::open(path, Arc::clone(disk), Arc::clone(&monitor)).map(Arc::new);
         Ok(BackupSets {
-            // It may be reached through a link; the sets themselves may not.
-            parent: open(&above.join("."))?,
+            parent: open(above)?,
             completed: open(completed_wals)?,
             newest,
         })
@@ -134,9 +133,7 @@ impl BackupSets {
 
     /// Where a name beside the sets is, for people and their programs.
     fn path_of(&self, name: &str) -> PathBuf {
-        // Without the dot that lets the directory be reached through a link.
-        let above: PathBuf = self.parent.path().components().collect();
-        above.join(name)
+        self.parent.path().join(name)
     }
 
     fn incoming_name(&self) -> String {

@@ -19,6 +19,7 @@ use super::error::SetError;
 use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
 use super::seal::{TABLESPACE_LINKS, TABLESPACES};
+use crate::files;
 use crate::pg::control;
 use crate::pg::listed::{Listed, MANIFEST};
 use crate::store::StoreError;
@@ -169,10 +170,20 @@ impl HeldSet {
         })
     }
 
-    /// Moves the set; hands it back when it would have to go to another file system. Take it first.
+    /// Moves the set; hands it back when it would have to go to another file system, or lies on another
+    /// one with a link in its place. Take it first.
     pub fn move_to(self, to: &Path) -> Result<Option<HeldSet>, SetError> {
         let name = self.name().to_string();
         let parent = &self.sets.parent;
+        let node = parent.disk.node(parent.handle(), name.as_ref());
+        if node.is_ok_and(|node| node == Node::Link) {
+            let target = std::fs::canonicalize(self.path());
+            let home = target.and_then(|target| files::bring_home(self.path(), &target));
+            if let Err(error) = home {
+                tracing::debug!("{name} is copied, as it lies elsewhere: {error}");
+                return Ok(Some(self));
+            }
+        }
         match durable::move_directory(parent.handle(), &name, to) {
             Ok(()) => Ok(None),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => Ok(Some(self)),

@@ -17,7 +17,22 @@ pub(super) fn tree(disk: &dyn Disk, above: BorrowedFd<'_>, name: &str) -> io::Re
     remove(disk, above, name.as_ref(), TREE_DEPTH_MAX)
 }
 
+/// Removes everything in the directory `name`, which stays.
+pub(super) fn content(disk: &dyn Disk, above: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    empty(disk, above, name.as_ref(), TREE_DEPTH_MAX)
+}
+
 fn remove(
+    disk: &dyn Disk,
+    above: BorrowedFd<'_>,
+    name: &OsStr,
+    depth_left: usize,
+) -> io::Result<()> {
+    empty(disk, above, name, depth_left)?;
+    disk.remove_directory(above, name)
+}
+
+fn empty(
     disk: &dyn Disk,
     above: BorrowedFd<'_>,
     name: &OsStr,
@@ -31,5 +46,5 @@ fn remove(
             Node::File(_) | Node::Link | Node::Other => disk.remove_name(here.as_fd(), &name)?,
         }
     }
-    disk.remove_directory(above, name)
+    Ok(())
 }

@@ -7,6 +7,7 @@
 //! to `data.master`. Every target is free when its turn comes, so a target that exists tells that
 //! its step was done, and the steps can be gone through again from the first.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -146,7 +147,7 @@ impl BackupSets {
             let name = set.name;
             let text = name.to_string();
             let parent = &self.parent;
-            let entered = parent.disk.enter(parent.handle(), text.as_ref());
+            let entered = parent.disk.enter_linked(parent.handle(), text.as_ref());
             let handle = match entered {
                 // Somebody took it away.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -162,11 +163,8 @@ impl BackupSets {
                 break;
             }
             let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
-            let opened = parent.disk.stat(handle.as_fd());
-            let opened = opened.map_err(|error| parent.failure("examine", &text, error))?;
             // While the names were not locked, somebody may have taken it away.
-            let named = parent.stat_at(&text)?;
-            if named.is_some_and(|named| named.identity == opened.identity) {
+            if self.is_at(&text, &handle)? {
                 self.set_aside(&text)?;
                 expiry.removed.push(name);
             }
@@ -317,7 +315,9 @@ impl BackupSets {
         let parent = &self.parent;
         let removed = match parent.disk.node(parent.handle(), name.as_ref()) {
             Ok(Node::Directory) => super::remove::tree(parent.disk.as_ref(), parent.handle(), name),
-            // Not ours, and whatever a link leads to is not either.
+            // A set that lies elsewhere.
+            Ok(Node::Link) => self.remove_linked(name),
+            // Not ours.
             Ok(_) => parent.disk.remove_name(parent.handle(), name.as_ref()),
             Err(error) => Err(error),
         };
@@ -327,6 +327,24 @@ impl BackupSets {
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+}
+
+impl BackupSets {
+    /// Removes a set that lies elsewhere: the link last, so that a kill leaves the way to the rest.
+    fn remove_linked(&self, name: &str) -> io::Result<()> {
+        let parent = &self.parent;
+        if let Ok(target) = std::fs::canonicalize(parent.path().join(name)) {
+            let (above, last) = (target.parent(), target.file_name().and_then(OsStr::to_str));
+            if let (Some(above), Some(last)) = (above, last) {
+                let above = parent.disk.open_directory(above)?;
+                super::remove::content(parent.disk.as_ref(), above.as_fd(), last)?;
+                // A mount point stays, empty.
+                let _ = parent.disk.remove_directory(above.as_fd(), last.as_ref());
+                parent.disk.sync_directory(above.as_fd())?;
+            }
+        }
+        parent.disk.remove_name(parent.handle(), name.as_ref())
     }
 }
 

@@ -3,7 +3,7 @@
 //! being, the rename of the intent, and everything the set holds is durable before it.
 //!
 //! ```text
-//! compare with the manifest             a crash up to the intent leaves an incoming set without a
+//! compare with the manifest, and modes  a crash up to the intent leaves an incoming set without a
 //! links of the tablespaces              label, which the next start removes
 //! syncfs                                every file, as it was received
 //! map, manifest, label (other name)     each with a sync of its own
@@ -29,6 +29,7 @@ use super::inventory::{FileDigest, Inventory, Known};
 use super::lock::NamesLock;
 use super::unpack::descend;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::group_access;
 use crate::pg::tablespace_map::oid_of;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
@@ -92,6 +93,8 @@ impl IncomingSet {
         shared.link_tablespaces()?;
         let parent = &shared.sets.parent;
         let name = shared.sets.incoming_name();
+        let modes = group_access::apply(&parent.path().join(&name), &[]);
+        modes.map_err(|error| parent.failure("change the modes of", &name, error))?;
         parent.sync_tree(shared.root.as_fd(), &name)?;
         shared.write_part("backup_manifest", parts.manifest)?;
         if let Some(map) = parts.tablespace_map {

@@ -343,6 +343,11 @@ impl Tree for FaultyDisk {
         self.opened(self.inner.enter(directory, name), name)
     }
 
+    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        self.before_name(Op::Enter, name)?;
+        self.opened(self.inner.enter_linked(directory, name), name)
+    }
+
     fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         self.before_name(Op::MakeFile, name)?;
         self.opened(self.inner.make_file(directory, name), name)

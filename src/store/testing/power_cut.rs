@@ -478,6 +478,10 @@ impl Tree for PowerCutDisk {
         RealDisk.enter(directory, name)
     }
 
+    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        RealDisk.enter_linked(directory, name)
+    }
+
     fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         let file = RealDisk.make_file(directory, name)?;
         self.track_new(directory, name)?;
