@@ -16,6 +16,7 @@ pub use crate::options::Options;
 use crate::options::{Restoring, Thresholds};
 use crate::output;
 
+mod owner;
 mod restore;
 mod run;
 mod set;

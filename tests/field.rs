@@ -4,6 +4,7 @@
 
 mod configuration_in_pieces;
 mod connection_strings;
+mod foreign_archiver;
 mod group_access;
 mod hot_standby_off;
 mod linked_archive;
@@ -22,3 +23,4 @@ mod template_databases;
 mod tls_only;
 mod travelling_settings;
 mod unreplayable_wal;
+mod wrong_user;

@@ -16,8 +16,8 @@ const ARROWS: [(&str, &[&str]); 21] = [
     (
         "cli",
         &[
-            "abnormal", "config", "daemon", "identity", "master", "options", "output", "receiver",
-            "standby", "protocol",
+            "abnormal", "config", "daemon", "files", "identity", "master", "options", "output",
+            "receiver", "standby", "protocol",
         ],
     ),
     (

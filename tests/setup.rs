@@ -8,11 +8,10 @@ mod periodic;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 use std::time::Duration;
 
-use crate::support::place::{server_user, walmgr_binary};
-use crate::support::{Cluster, Output, Site, wait_for};
+use crate::support::place::walmgr_binary;
+use crate::support::{Cluster, Site, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -194,32 +193,6 @@ fn setup_with_the_archive_of_another_cluster_is_refused_before_any_edit() {
     assert_eq!(fs::read(&conf).unwrap(), before);
     assert!(!conf.with_file_name("postgresql.conf.old").exists());
     assert_eq!(site.cluster().psql("SHOW archive_mode"), "off");
-}
-
-#[test]
-fn setup_says_why_when_the_server_cannot_read_the_key() {
-    skip_unless!(Cluster::available(15));
-    if !matches!(server_user(), Ok(Some(_))) {
-        skip!("only root can own a key that the server's user cannot read");
-    }
-    let site = Site::with_cluster(Cluster::builder().conf("archive_mode", "on").start());
-    let key = site.master_ini().with_extension("key");
-    std::os::unix::fs::chown(&key, Some(0), Some(0)).unwrap();
-    let mut as_root = Command::new(walmgr_binary());
-    let ended = Output::of(as_root.arg(site.master_ini()).arg("setup"));
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    let line = ended.stderr.lines().last().unwrap();
-    assert!(line.contains("did not arrive"), "{line}");
-    assert!(
-        line.contains("; the reason stands in PostgreSQL's log"),
-        "{line}"
-    );
-    assert!(line.contains("must be able to read"), "{line}");
-    let log = site.cluster().log();
-    assert!(log.contains(&key.display().to_string()), "{log}");
-    assert!(log.contains("archive command failed with exit code 2"));
-    let owner = fs::metadata(site.cluster().config_file()).unwrap().uid();
-    assert_ne!(owner, 0, "postgresql.conf stays the server's");
 }
 
 #[test]

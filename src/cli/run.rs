@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Command, Init, Invocation};
+use super::{Command, Init, Invocation, owner};
 use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
 use crate::daemon::{self, Readiness, Role};
 use crate::error::{self, CommandError, Result};
@@ -19,6 +19,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         options,
     } = invocation;
     if let Command::Init(side) = command {
+        owner::check_init(ini, side)?;
         output::start(options, log(None, command))?;
         return match side {
             Init::Standby => standby::init::run(ini, options),
@@ -39,6 +40,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     if matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. }) {
         abnormal::exit_on_signals(command.exit_table())?;
     }
+    owner::check_readable(ini, command)?;
     let config = config::load(ini, &options.overrides)?;
     error::name_own_ini(
         match &config {
@@ -47,6 +49,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         },
         ini,
     );
+    owner::check_command(&config, command)?;
     // Before the log and before any thread, so that only the daemon has them.
     let readiness = match background(options) {
         Ok(Some(readiness)) => readiness,

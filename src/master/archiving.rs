@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::names::{SegmentName, TimelineId};
 
 use crate::config::MasterConfig;
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{CommandError, Result};
+use crate::master::archiver::{Archives, LETS_GO};
 use crate::output;
-use crate::pg::command::shell_word;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
 use crate::pg::sql::{Limits, Session};
 use crate::shell::{SettingsCommand, check_log_of};
-use crate::status::Archiving;
 
 /// How long a restarted server may take to accept connections, and a reloaded one to take a value.
 const TAKES_EFFECT: Duration = Duration::from_secs(60);
@@ -23,9 +22,6 @@ const RELOAD_TAKES_EFFECT: Duration = Duration::from_secs(5);
 
 /// A restart with a long checkpoint and a long recovery fits; a command that waits for ever does not.
 const RESTART_LIMIT: Duration = Duration::from_secs(600);
-
-/// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
-pub const LETS_GO: &str = "/bin/true";
 
 /// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
 const DISABLED: &str = "(disabled)";
@@ -106,7 +102,7 @@ pub async fn connect_for(config: &MasterConfig, task: Task) -> Result<Session> {
 /// What a server was found to do.
 pub struct Found {
     /// With finished segments, before anything is changed.
-    pub archiving: Archiving,
+    pub archives: Archives,
     /// The segment it writes; those before it are finished.
     pub segment: Option<SegmentName>,
     /// The timeline it writes.
@@ -116,8 +112,7 @@ pub struct Found {
 /// Asks the server. One that cannot be asked must not find its file edited.
 pub async fn found(config: &MasterConfig) -> Result<Found> {
     let session = Session::connect(&config.master_db, limits(config)).await?;
-    let mode = session.show("archive_mode").await?;
-    let mut command = session.show("archive_command").await?;
+    let archives = Archives::ask(config, &session).await?;
     // A server in recovery has none.
     let (segment, timeline) = match session.wal_position().await {
         Ok(at) => {
@@ -128,41 +123,11 @@ pub async fn found(config: &MasterConfig) -> Result<Found> {
         Err(_) => (None, None),
     };
     session.close().await;
-    let off = mode == "off";
-    if off {
-        // The server does not tell what it would run if the mode were on; its files do.
-        let name = "archive_command";
-        let setter = conf::last_setter(&config.master_config, &config.master_data, name);
-        command = setter.ok().flatten().map_or(String::new(), |s| s.value);
-    }
     Ok(Found {
-        archiving: judge(off, &command, &ini_words(&config.path)?),
+        archives,
         segment,
         timeline,
     })
-}
-
-fn judge(off: bool, command: &str, ini_words: &[String]) -> Archiving {
-    let lets_go = matches!(command.trim(), LETS_GO | "/usr/bin/true" | "true" | ":");
-    let is_ours = |word: &String| command.contains(&format!(" {word} xarchive "));
-    match command.trim() {
-        "" if !off => Archiving::On,
-        "" => Archiving::Off,
-        _ if lets_go => Archiving::Off,
-        _ if !ini_words.iter().any(is_ours) => Archiving::Foreign(command.to_owned()),
-        _ if off => Archiving::Off,
-        _ => Archiving::On,
-    }
-}
-
-/// The ini file as an `archive_command` may name it: as it was typed, or without symlinks.
-fn ini_words(ini: &Path) -> Result<Vec<String>> {
-    let resolved = std::fs::canonicalize(ini).at(Kind::Config, "find", ini)?;
-    let words = [ini.to_path_buf(), resolved];
-    words
-        .iter()
-        .map(|path| shell_word("archive_command", path))
-        .collect()
 }
 
 fn limits(config: &MasterConfig) -> Limits {
@@ -268,31 +233,6 @@ async fn connect_patiently(config: &MasterConfig, task: Task) -> Result<Session>
             Ok(session) => return Ok(session),
             Err(error) if Instant::now() > until => return Err(error),
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_ours_only_with_this_ini_file() {
-        let ini = ["/etc/walmgr/master.ini".to_owned()];
-        let ours = "/usr/bin/walmgr /etc/walmgr/master.ini xarchive %p %f";
-        let other = "/usr/bin/walmgr /etc/walmgr/other-master.ini xarchive %p %f";
-        let foreign = |command: &str| Archiving::Foreign(command.to_owned());
-        for (off, command, found) in [
-            (false, ours, Archiving::On),
-            (true, ours, Archiving::Off),
-            (false, "", Archiving::On),
-            (true, "", Archiving::Off),
-            (false, LETS_GO, Archiving::Off),
-            (false, other, foreign(other)),
-            (true, other, foreign(other)),
-            (false, "cp %p /srv/%f", foreign("cp %p /srv/%f")),
-        ] {
-            assert_eq!(judge(off, command, &ini), found, "{off} {command}");
         }
     }
 }

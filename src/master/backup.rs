@@ -29,6 +29,8 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::config::{BackupCheckpoint, MasterConfig};
 use crate::error::{CommandError, Kind, Result};
+use crate::master::archiver::{self, Archives};
+use crate::master::ask::Asking;
 use crate::master::backup::contents::{Config, Contents};
 use crate::master::backup::control::{Control, Way};
 use crate::master::backup::load::{Item, Load};
@@ -109,6 +111,7 @@ fn watched(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
     let session = connect(config).await?;
     check_server(&session).await?;
+    check_archiving(config, &facts, &session).await?;
     let contents = Contents::list(config, &session).await?;
     session.close().await;
     let wire = Way::new(config, facts)?.connect().await;
@@ -155,6 +158,24 @@ async fn check_server(session: &Session) -> Result<TimelineId> {
     Ok(session.wal_position().await?.timeline)
 }
 
+/// A backup whose WAL goes elsewhere would wait for it in vain.
+async fn check_archiving(
+    config: &MasterConfig,
+    facts: &ClusterFacts,
+    session: &Session,
+) -> Result<()> {
+    let archives = Archives::ask(config, session).await?;
+    let arrives = async |segment| {
+        let Ok(mut asking) = Asking::connect(config, facts).await else {
+            return false;
+        };
+        let held = asking.holds(segment, facts.cluster.segment_size).await;
+        asking.close().await;
+        held.unwrap_or(false)
+    };
+    archives.refuse_elsewhere(session, arrives).await
+}
+
 async fn back_up(
     config: &MasterConfig,
     facts: ClusterFacts,
@@ -169,6 +190,7 @@ async fn back_up(
     let mut beginning = Box::pin(async {
         let session = connect(config).await?;
         let timeline = check_server(&session).await?;
+        check_archiving(config, &way.facts(), &session).await?;
         let begin = Begin {
             who: origin.who(&config.job_name),
             origin: origin.text().to_owned(),
@@ -335,7 +357,11 @@ impl Work<'_> {
         };
         let last = wal.last;
         tracing::info!("all files are there; waiting until {last} is archived and the set sealed");
-        Ok((control.finish(&parts, finish).await?, wal))
+        let sealed = tokio::select! {
+            sealed = control.finish(&parts, finish) => sealed?,
+            never = archiver::tell_while_waiting(self.config, last) => match never {},
+        };
+        Ok((sealed, wal))
     }
 
     /// Sends everything; `last` behind the rest, as the control file may not be older than that.

@@ -3,6 +3,7 @@
 
 use crate::error::{CommandError, Result};
 
+mod archiver;
 pub mod archiving;
 pub mod ask;
 pub mod backup;

@@ -8,6 +8,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::archiver;
 use crate::master::archiving::{self, Activation, Found};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
@@ -22,6 +23,9 @@ use crate::status::Archiving;
 
 /// Pause between two looks whether the test segment has arrived.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often a wait is told.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Configures archiving.
 pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
@@ -38,6 +42,8 @@ pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> 
         if facts.timeline != TimelineId::FIRST || found.timeline != Some(TimelineId::FIRST) {
             histories::push_newest(config, &facts).await?;
         }
+        let resets = resets(config, &changes)?;
+        (found.archives).refuse_overridden(config, &changes, resets)?;
         archiving::edit(config, &changes, false)?;
         archiving::reset_automatic(config, &changes, false).await?;
         warn_of_what_is_lost(&found, newest, facts.cluster.segment_size);
@@ -67,9 +73,11 @@ async fn rehearse(
         "bind the archive at {} to {cluster}",
         config.slave
     ))?;
+    let found = archiving::found(config).await?;
+    let resets = resets(config, changes)?;
+    (found.archives).refuse_overridden(config, changes, resets)?;
     archiving::edit(config, changes, true)?;
     archiving::reset_automatic(config, changes, true).await?;
-    let found = archiving::found(config).await?;
     warn_of_what_is_lost(&found, newest, cluster.segment_size);
     Ok(())
 }
@@ -125,10 +133,11 @@ async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
 
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.
 fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSegmentSize) {
-    let before = match &found.archiving {
-        Archiving::On => return,
-        Archiving::Off => "archiving was off",
-        Archiving::Foreign(command) => {
+    let before = match &found.archives.archiving {
+        Archiving::On | Archiving::Kept(_) => return,
+        Archiving::Off(_) => "archiving was off",
+        Archiving::Foreign(_) => {
+            let command = &found.archives.command;
             tracing::warn!("the archive_command `{command}` is replaced: it gets no more segments");
             "segments went elsewhere"
         }
@@ -136,7 +145,7 @@ fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSeg
     let Some(newest) = newest else { return };
     let hole = match (newest.next(size), found.segment) {
         (Some(next), Some(at))
-            if found.archiving == Archiving::Off
+            if matches!(found.archives.archiving, Archiving::Off(_))
                 && next.timeline() == at.timeline()
                 && next < at =>
         {
@@ -173,7 +182,11 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     if !enough {
         changes.push(("wal_level", "replica".to_owned()));
     }
-    let command = walmgr_command("archive_command", &config.path, "xarchive %p %f")?;
+    let command = match conf::value(&text, "archive_command") {
+        // What is around our line was put there for a reason.
+        Some(found) if archiver::is_script_of_ours(&found) => found,
+        _ => walmgr_command("archive_command", &config.path, "xarchive %p %f")?,
+    };
     changes.push(("archive_command", command));
     Ok(changes)
 }
@@ -191,21 +204,23 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
     let Switched { segment, .. } = session.switch_wal().await?;
     tracing::info!("waiting for {segment} to arrive");
     let began = Instant::now();
-    let failed_before = session.archiver_statistics().await?.failed_count;
+    let before = session.archiver_statistics().await?;
+    let mut told = began;
     let mut asking = Asking::connect(config, facts).await?;
     while !asking.holds(segment, facts.cluster.segment_size).await? {
-        let statistics = session.archiver_statistics().await?;
-        if statistics.failed_count > failed_before + 1 || began.elapsed() > config.push_timeout {
-            return Err(CommandError::retry(format!(
-                "{segment} did not arrive within {:.0?}; PostgreSQL counts {} failed attempts",
-                began.elapsed(),
-                statistics.failed_count - failed_before
-            ))
-            .hint(
-                "the reason stands in PostgreSQL's log, in the line before `archive command \
-                 failed`; archive_command runs as the server's user, who must be able to read the \
-                 ini file and the key",
-            ));
+        let now = session.archiver_statistics().await?;
+        let since = archiver::since(&before, &now, segment);
+        let fails = now.failed_count > before.failed_count;
+        if now.failed_count > before.failed_count + 1 || began.elapsed() > config.push_timeout {
+            let doing = format!(
+                "{segment} did not arrive within {:.0?}; {since}",
+                began.elapsed()
+            );
+            return Err(CommandError::retry(doing).hint(did_not_arrive(fails)));
+        }
+        if told.elapsed() > TELL_INTERVAL {
+            told = Instant::now();
+            tracing::info!("still waiting for {segment}: {since}");
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -215,4 +230,26 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
         began.elapsed()
     );
     Ok(())
+}
+
+/// What to look at when a segment does not arrive.
+fn did_not_arrive(fails: bool) -> &'static str {
+    match fails {
+        true => {
+            "the reason stands in PostgreSQL's log, in the line before `archive command failed`; \
+             archive_command runs as the server's user, who must be able to read the ini file and the key"
+        }
+        false => {
+            "`ps` shows what the archiver runs, and PostgreSQL's log what it said; once it has gone on, \
+             type setup again"
+        }
+    }
+}
+
+/// The parameters that `setup` takes out of `postgresql.auto.conf` itself.
+fn resets(config: &MasterConfig, changes: &[(&str, String)]) -> Result<&'static [&'static str]> {
+    Ok(match archiving::resets_automatic(config, changes)? {
+        true => &["archive_mode"],
+        false => &[],
+    })
 }

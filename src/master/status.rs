@@ -11,7 +11,7 @@ use walmgr_protocol::names::{Lsn, TimelineId};
 use crate::config::MasterConfig;
 use crate::daemon;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::archiving;
+use crate::master::archiver::Archives;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::lag::{Oldest, oldest_missing, seconds_since};
@@ -20,7 +20,7 @@ use crate::master::tail::{Records, WalFiles};
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::{ArchiverStatistics, Limits, Session};
-use crate::status::{self, Archiver, Archiving, Facts, Here, Lag, Master, Syncdaemon};
+use crate::status::{self, Archiver, Facts, Here, Lag, Master, Syncdaemon};
 
 /// How long either side may take to answer: monitoring gives up on a check after a minute or less.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +47,8 @@ async fn look(config: &MasterConfig) -> Facts {
     };
     let position = match server {
         Ok(server) => {
-            master.archiving = Some(server.archiving);
+            master.archiving = Some(server.archives.archiving);
+            master.archiving_pending = server.archives.pending;
             master.archiver = Some(server.archiver);
             server.position
         }
@@ -110,7 +111,7 @@ async fn ask_standby(config: &MasterConfig) -> Result<(Overview, f64)> {
 /// What the server says.
 struct Server {
     position: Option<Found>,
-    archiving: Archiving,
+    archives: Archives,
     archiver: Archiver,
 }
 
@@ -132,10 +133,11 @@ async fn ask_server(config: &MasterConfig) -> Result<Server> {
         None => Found::Standby,
     };
     let archiver = archiver_of(&session.archiver_statistics().await?);
+    let archives = Archives::ask(config, &session).await?;
     session.close().await;
     Ok(Server {
         position: Some(position),
-        archiving: archiving::found(config).await?.archiving,
+        archives,
         archiver,
     })
 }

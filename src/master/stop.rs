@@ -5,7 +5,8 @@
 use crate::config::MasterConfig;
 use crate::daemon::{self, Control};
 use crate::error::{CommandError, Result};
-use crate::master::archiving::{self, Activation, LETS_GO};
+use crate::master::archiver::LETS_GO;
+use crate::master::archiving::{self, Activation};
 use crate::options::Options;
 use crate::output;
 use crate::pg::grants::Task;
@@ -14,8 +15,9 @@ use crate::status::Archiving;
 /// Deconfigures archiving.
 pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let runtime = crate::master::runtime()?;
-    if let Archiving::Foreign(command) = runtime.block_on(archiving::found(config))?.archiving {
-        return Err(foreign(config, &command));
+    let archives = runtime.block_on(archiving::found(config))?.archives;
+    if let Archiving::Foreign(what) = archives.archiving {
+        return Err(foreign(config, &what));
     }
     // Without a restart archive_mode stays on, and a command that always succeeds keeps
     // PostgreSQL from piling up segments.
@@ -46,10 +48,9 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn foreign(config: &MasterConfig, command: &str) -> CommandError {
+fn foreign(config: &MasterConfig, what: &str) -> CommandError {
     CommandError::config(format!(
-        "the server's archive_command is `{command}`, which is not walmgr's with {}: nothing was \
-         changed",
+        "the server's {what}, which is not walmgr's with {}: nothing was changed",
         config.path.display()
     ))
     .hint("run stop with the ini file it names, or take it out of postgresql.conf by hand")

@@ -41,6 +41,12 @@ impl InForce {
 }
 
 impl Session {
+    /// When the server read its settings last, in milliseconds since 1970.
+    pub async fn settings_read_ms(&self) -> Result<i64> {
+        let sql = "SELECT (extract(epoch FROM pg_conf_load_time()) * 1000)::bigint";
+        column(&self.row(sql, &[]).await?, 0)
+    }
+
     /// These parameters; one that the server does not know is left out.
     pub async fn in_force(&self, names: &[&str]) -> Result<Vec<InForce>> {
         let sql = "SELECT name, current_setting(name), source, sourcefile, sourceline, \

@@ -73,7 +73,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let standby = Standby::find(config, data)?;
     let partials = or_forced(force, Partials::open(config))?;
     let acknowledged = standby.refuse_loss(partials.as_ref(), force)?;
-    standby.refuse_holds()?;
+    standby.refuse_holds(config, force)?;
     let data = standby.data.path().display();
     if options.not_really {
         return output::not_really(&format!(

@@ -59,10 +59,9 @@ pub fn replayed(control: &ControlFile) -> (TimelineId, Lsn) {
 pub fn look(
     data: &DataDirectory,
     server: Option<&Postmaster>,
-    control: &ControlFile,
+    demanded: Demanded,
     files: &ServerFiles,
 ) -> Looked {
-    let demanded = Demanded::by(control);
     let Some(server) = server else {
         let low = demanded.too_low_in_files(files);
         return Looked {
@@ -144,7 +143,7 @@ pub fn of_standby(config: &StandbyConfig, held: Option<(TimelineId, Lsn)>) -> Op
     let looked = look(
         &data,
         server.as_ref(),
-        &control,
+        Demanded::by(&control),
         &ServerFiles::of(config, &data),
     );
     let (timeline, known) = replayed(&control);

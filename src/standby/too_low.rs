@@ -11,8 +11,9 @@ use crate::pg::control::ControlFile;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::Session;
 use crate::status::TooLow;
+use crate::wal::obstacle::Demands;
 
-/// Their names, and what each is where nobody sets it (`src/backend/utils/misc/guc_tables.c`).
+/// Their names, in the order of [`Demands::each`], and what each is where nobody sets it (`src/backend/utils/misc/guc_tables.c`).
 const PARAMETERS: [(&str, i64); 5] = [
     ("max_connections", 100),
     ("max_worker_processes", 8),
@@ -21,28 +22,32 @@ const PARAMETERS: [(&str, i64); 5] = [
     ("max_locks_per_transaction", 64),
 ];
 
-/// What WAL demands of them, in the order of [`PARAMETERS`].
+/// What WAL demands of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Demanded([i64; 5]);
+pub struct Demanded(Demands);
 
 impl Demanded {
     /// What was replayed last demanded; replay writes it into the control file before it stops.
     pub fn by(control: &ControlFile) -> Demanded {
-        Demanded(
-            [
-                control.max_connections,
-                control.max_worker_processes,
-                control.max_wal_senders,
-                control.max_prepared_transactions,
-                control.max_locks_per_transaction,
-            ]
-            .map(i64::from),
-        )
+        Demanded(Demands::of([
+            control.max_connections,
+            control.max_worker_processes,
+            control.max_wal_senders,
+            control.max_prepared_transactions,
+            control.max_locks_per_transaction,
+        ]))
+    }
+
+    /// The same with what is still to be replayed.
+    #[must_use]
+    pub fn and(self, ahead: Option<Demands>) -> Demanded {
+        Demanded(self.0.or(ahead.unwrap_or_default()))
     }
 
     fn compare(self, found: impl Fn(&str, i64) -> Option<(i64, String)>) -> Vec<TooLow> {
-        let pairs = PARAMETERS.into_iter().zip(self.0);
-        let low = pairs.filter_map(|((name, default), needed)| {
+        let pairs = PARAMETERS.into_iter().zip(self.0.each());
+        let low = pairs.filter_map(|((name, default), (_, needed))| {
+            let needed = i64::from(needed);
             let (here, place) = found(name, default)?;
             (here < needed).then_some(TooLow {
                 name,
@@ -133,7 +138,7 @@ mod tests {
             data: data.path().to_path_buf(),
         };
         let write = |text: &str| std::fs::write(&files.config_file, text).unwrap();
-        let demanded = Demanded([120, 8, 10, 4, 64]);
+        let demanded = Demanded(Demands::of([120, 8, 10, 4, 64]));
         write("max_connections = 50\nmax_connections = 110\n");
         let low = demanded.too_low_in_files(&files);
         let told: Vec<_> = low.iter().map(|it| (it.name, it.here, it.needed)).collect();

@@ -181,15 +181,18 @@ fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds
     }
     judge_lag_of_master(found, master, facts, thresholds);
     match &master.archiving {
-        Some(Archiving::Off) => {
-            let text = "archiving is off: finished segments are thrown away; run `setup`";
+        Some(Archiving::Off(what) | Archiving::Kept(what)) => {
+            let text = format!("archiving is off: {what}; run `setup`");
             found.alarm(Code::ArchivingOff, text);
         }
-        Some(Archiving::Foreign(command)) => {
-            let text = format!("archive_command is `{command}`, which is not walmgr's");
+        Some(Archiving::Foreign(what)) => {
+            let text = format!("{what}, which is not walmgr's with this ini file");
             found.warn(Code::ArchivingForeign, text);
         }
         Some(Archiving::On) | None => {}
+    }
+    if let Some(pending) = &master.archiving_pending {
+        found.warn(Code::ArchivingForeign, pending);
     }
     if let Some(archiver) = &master.archiver
         && archiver.fails()

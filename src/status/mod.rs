@@ -95,6 +95,8 @@ pub struct Master {
     pub flushed: Option<(TimelineId, Lsn)>,
     /// Whether finished segments come to walmgr.
     pub archiving: Option<Archiving>,
+    /// What the next reload or restart changes for the worse.
+    pub archiving_pending: Option<String>,
     /// `pg_stat_archiver`.
     pub archiver: Option<Archiver>,
     /// Whether a syncdaemon runs.
@@ -108,11 +110,13 @@ pub struct Master {
 /// Where finished segments go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archiving {
-    /// To walmgr, with this ini file, or nowhere yet: the server keeps them until it has a command.
+    /// To walmgr, with this ini file.
     On,
-    /// Nowhere.
-    Off,
-    /// To another command.
+    /// Nowhere, and why: they are thrown away.
+    Off(String),
+    /// Nowhere, and why: they pile up.
+    Kept(String),
+    /// To another program, and which.
     Foreign(String),
 }
 

@@ -246,7 +246,7 @@ pub(super) fn json(facts: &Facts, findings: &[Finding]) -> String {
 fn master_json(master: &Master) -> Value {
     let archiving = master.archiving.as_ref().map(|archiving| match archiving {
         Archiving::On => "on",
-        Archiving::Off => "off",
+        Archiving::Off(_) | Archiving::Kept(_) => "off",
         Archiving::Foreign(_) => "foreign",
     });
     let syncdaemon = match master.syncdaemon {

@@ -141,7 +141,7 @@ fn each_fault_is_a_finding_of_its_own() {
         (|facts| facts.lag.seconds = Some(301.0), "critical lag"),
         (|facts| facts.lag.seconds = None, "critical lag_unknown"),
         (
-            |facts| master(facts).archiving = Some(Archiving::Off),
+            |facts| master(facts).archiving = Some(Archiving::Off("archive_mode is off".into())),
             "critical archiving_off",
         ),
         (

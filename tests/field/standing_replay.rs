@@ -323,6 +323,29 @@ fn fault_131_a_parameter_that_is_too_low_is_refused_before_anything_is_touched()
 }
 
 #[test]
+fn fault_131_a_parameter_is_too_low_before_its_record_is_replayed() {
+    on_versions(|major| {
+        let mut site = bare_master(major);
+        let mut standby = standby_of(&mut site, true);
+        wait_until_restored(&standby, &archive_table(&site, "before"));
+        site.standby_command(&["pause"]).succeed();
+        site.cluster_mut().append_conf("max_worker_processes = 20");
+        site.cluster_mut().restart();
+        finish(&site);
+        let refused = site.standby_command(&["boot"]);
+        let line = refused.fail(1);
+        let low = "max_worker_processes is 8, and 20 on the master";
+        assert!(line.contains(low), "{line}");
+        assert!(site.holds("PAUSE") && !site.holds("STOP"));
+        standby.stop(StopMode::Fast);
+        standby.append_conf("max_worker_processes = 20");
+        site.standby_command(&["continue"]).succeed();
+        standby.start();
+        site.standby_command(&["boot"]).succeed();
+    });
+}
+
+#[test]
 fn fault_131_a_warm_standby_is_asked_nothing_and_its_position_is_a_lower_bound() {
     on_versions(|major| {
         let mut site = bare_master(major);

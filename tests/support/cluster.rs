@@ -280,6 +280,11 @@ impl Cluster {
         writeln!(file, "{line}").unwrap();
     }
 
+    /// Gives `name=value` on the command line from the next start on.
+    pub fn add_option(&mut self, option: &str) {
+        self.options.push(option.to_owned());
+    }
+
     /// Starts it, and panics with its log when that fails.
     pub fn start(&mut self) {
         if let Err(log) = self.try_start() {

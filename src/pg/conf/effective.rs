@@ -27,9 +27,29 @@ pub struct Setter {
 ///
 /// A server started with `-c name=value` obeys that instead; only it can tell.
 pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option<Setter>> {
+    search(config_file, None, data, name)
+}
+
+/// The same once `config_file` has this text.
+pub fn last_setter_after(
+    config_file: &Path,
+    text: &[u8],
+    data: &Path,
+    name: &str,
+) -> Result<Option<Setter>> {
+    search(config_file, Some(text), data, name)
+}
+
+fn search(
+    config_file: &Path,
+    text: Option<&[u8]>,
+    data: &Path,
+    name: &str,
+) -> Result<Option<Setter>> {
     let mut search = Search {
         name: name.to_ascii_lowercase(),
         data,
+        edited: text.map(|text| (config_file, text)),
         found: None,
     };
     search.file(config_file, 0)?;
@@ -43,6 +63,7 @@ pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option
 struct Search<'a> {
     name: String,
     data: &'a Path,
+    edited: Option<(&'a Path, &'a [u8])>,
     found: Option<Setter>,
 }
 
@@ -52,7 +73,10 @@ impl Search<'_> {
             let doing = format!("{} is included more than {DEPTH_MAX} deep", path.display());
             return Err(CommandError::config(doing));
         }
-        let text = std::fs::read(path).at(Kind::Config, "read", path)?;
+        let text = match self.edited {
+            Some((edited, text)) if edited == path => text.to_vec(),
+            _ => std::fs::read(path).at(Kind::Config, "read", path)?,
+        };
         for (index, text) in lines(&text).enumerate() {
             let Some(setting) = line::setting(text) else {
                 continue;

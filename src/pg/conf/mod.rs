@@ -13,7 +13,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-pub use effective::{Setter, last_setter};
+pub use effective::{Setter, last_setter, last_setter_after};
 pub use pieces::{Piece, PieceKind, pieces};
 
 use crate::error::{CommandError, IoContext, Kind, Result};

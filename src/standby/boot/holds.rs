@@ -4,22 +4,29 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use walmgr_protocol::names::Lsn;
+
 use super::Standby;
+use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql_replay::Holder;
 use crate::pg::sql_settings::COMMAND_LINE;
+use crate::standby::ahead;
 use crate::standby::answers::Answers;
 use crate::standby::own_server;
 use crate::standby::standing::{self, Looked};
-use crate::standby::too_low::ServerFiles;
+use crate::standby::too_low::{Demanded, ServerFiles};
 use crate::status::{Hold, TooLow};
+use crate::store::{PartialWals, RealDisk, StoreError};
+use crate::wal::obstacle::Demands;
 
 /// How often the server is asked what holds it up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,15 +37,39 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 const DELAY: &str = "recovery_min_apply_delay";
 
 impl Standby {
-    fn look(&self) -> Result<Looked> {
-        let control = self.data.control()?;
+    fn look(&self, ahead: Option<Demands>) -> Result<Looked> {
+        let demanded = Demanded::by(&self.data.control()?).and(ahead);
         let server = Some(&self.server);
-        Ok(standing::look(&self.data, server, &control, &self.files))
+        Ok(standing::look(&self.data, server, demanded, &self.files))
+    }
+
+    /// What the WAL that is still to be replayed demands of a hot standby's settings.
+    fn demands_ahead(&self, config: &StandbyConfig) -> Result<Option<Demands>> {
+        let failed = |error: StoreError| {
+            CommandError::new(error.kind(), "look at what is still to be replayed").because(error)
+        };
+        let partials = match PartialWals::open(&config.partial_wals, Arc::new(RealDisk)) {
+            Ok(partials) => Some(partials),
+            // What is wrong with them has been told, and is gone without.
+            Err(error) => {
+                tracing::debug!("{error}");
+                None
+            }
+        };
+        let met = ahead::find(&self.archive, partials.as_ref(), self.replayed()).map_err(failed)?;
+        Ok(ahead::demands(&met, Lsn(u64::MAX)))
     }
 
     /// Refuses what no boot can end, while nothing has been touched.
-    pub(super) fn refuse_holds(&self) -> Result<()> {
-        for hold in self.look()?.holds {
+    pub(super) fn refuse_holds(&self, config: &StandbyConfig, force: bool) -> Result<()> {
+        let ahead = match self.demands_ahead(config) {
+            Err(error) if force => {
+                tracing::warn!("{error}");
+                None
+            }
+            other => other?,
+        };
+        for hold in self.look(ahead)?.holds {
             match hold {
                 Hold::TooLow(list) => return Err(too_low(&list)),
                 // Promoted, it would act on an answer of before: see `answers`.
@@ -66,7 +97,9 @@ impl Standby {
     pub(super) fn ended(&self) -> CommandError {
         let control = self.data.control();
         let holds = control
-            .map(|control| standing::look(&self.data, None, &control, &self.files).holds)
+            .map(|control| {
+                standing::look(&self.data, None, Demanded::by(&control), &self.files).holds
+            })
             .unwrap_or_default();
         if let [Hold::TooLow(list), ..] = &holds[..] {
             return too_low(list);
@@ -84,7 +117,7 @@ pub(super) fn not_running(data: &DataDirectory, files: &ServerFiles) -> CommandE
     let doing = format!("no server runs in {place}, so none can be booted");
     let looked = data
         .control()
-        .map(|control| standing::look(data, None, &control, files));
+        .map(|control| standing::look(data, None, Demanded::by(&control), files));
     match looked.map(|looked| looked.holds).as_deref() {
         Ok([Hold::TooLow(list), ..]) => CommandError::retry(format!(
             "{doing}, and it does not start, as parameters are lower than on the master: {}",
@@ -141,7 +174,7 @@ impl<'a> Attendance<'a> {
             return Ok(());
         }
         self.looked = Some(Instant::now());
-        let looked = self.standby.look()?;
+        let looked = self.standby.look(None)?;
         let mut known = Vec::new();
         for hold in &looked.holds {
             match hold {

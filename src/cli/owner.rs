@@ -1,0 +1,230 @@
+//! Who has to type a command: the owner of what it writes, root included.
+//! Never looks at commands that only read, nor at those that PostgreSQL runs. Invariant: a refusal comes before
+//! anything is touched, and ends with the line to type.
+//!
+//! What a command of another user leaves is nobody's: PostgreSQL cannot read what root wrote, and the next
+//! `archive_command` fails. Where the owner is the caller there is nothing to say, so that a container in which
+//! all belongs to root works. What belongs to root and is written by somebody else is left to the file
+//! system, and a folder that a group may write is enough, but for a data directory.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use rustix::process::geteuid;
+
+use super::{Command, Init};
+use crate::config::{Config, MasterConfig, StandbyConfig};
+use crate::error::{CommandError, Result};
+use crate::files;
+
+/// A place that a command writes to.
+struct Written {
+    path: PathBuf,
+    /// PostgreSQL starts only for its owner.
+    is_data_directory: bool,
+}
+
+impl Written {
+    fn data(path: &Path) -> Written {
+        Written {
+            path: path.to_path_buf(),
+            is_data_directory: true,
+        }
+    }
+
+    fn folder(path: &Path) -> Written {
+        Written {
+            path: path.to_path_buf(),
+            is_data_directory: false,
+        }
+    }
+}
+
+/// Refuses `init` for anybody but the owner of where it writes, or of the data directory it is told.
+pub fn check_init(ini: &Path, side: &Init) -> Result<()> {
+    let told = match side {
+        Init::Master {
+            pgdata: Some(pgdata),
+            ..
+        } => vec![Written::data(pgdata)],
+        _ => Vec::new(),
+    };
+    check(&told, &[Written::folder(folder_of(ini))])
+}
+
+/// Refuses a file of settings that only its owner may read, with the line to type.
+pub fn check_readable(ini: &Path, command: &Command) -> Result<()> {
+    let by_postgresql = matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. });
+    if by_postgresql || access(ini, Access::READ_OK) != Err(rustix::io::Errno::ACCESS) {
+        return Ok(());
+    }
+    match nearest(ini) {
+        Ok((path, owner)) if owner != geteuid().as_raw() && owner != 0 => {
+            Err(refusal(&path, owner))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a command for anybody but the owner of what it writes.
+pub fn check_command(config: &Config, command: &Command) -> Result<()> {
+    let (places, beside) = match config {
+        Config::Master(config) => of_master(config, command),
+        Config::Standby(config) => of_standby(config, command),
+    };
+    check(&places, &beside)
+}
+
+/// What decides, and what does where none of that is there yet.
+type Places = (Vec<Written>, Vec<Written>);
+
+fn of_master(config: &MasterConfig, command: &Command) -> Places {
+    let data = Written::data(&config.master_data);
+    match command {
+        Command::Setup { .. }
+        | Command::Stop
+        | Command::Periodic
+        | Command::Backup { .. }
+        | Command::Sync
+        | Command::Syncdaemon => (vec![data], Vec::new()),
+        Command::Restore(restoring) => {
+            let place = restoring.destination.as_deref().map(Written::data);
+            (vec![data], place.into_iter().collect())
+        }
+        Command::Identity if !config.tls.key.exists() => (
+            vec![data],
+            vec![Written::folder(folder_of(&config.tls.key))],
+        ),
+        _ => (Vec::new(), Vec::new()),
+    }
+}
+
+fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
+    let archive = || Written::folder(&config.completed_wals);
+    let server = || config.slave_data.as_deref().map(Written::data);
+    match command {
+        Command::Setup { .. } => (vec![archive()], vec![archive()]),
+        Command::Receiver
+        | Command::Authorize { .. }
+        | Command::Revoke { .. }
+        | Command::Xpurgewals
+        | Command::Choose { .. }
+        | Command::Pause
+        | Command::Continue => (
+            vec![archive()],
+            vec![Written::folder(folder_of(&config.path))],
+        ),
+        Command::Boot { .. } | Command::Restore(_) => (
+            server().into_iter().chain([archive()]).collect(),
+            Vec::new(),
+        ),
+        Command::Identity if !config.tls.key.exists() => (
+            vec![archive()],
+            vec![Written::folder(folder_of(&config.tls.key))],
+        ),
+        _ => (Vec::new(), Vec::new()),
+    }
+}
+
+fn check(places: &[Written], otherwise: &[Written]) -> Result<()> {
+    // What may not be looked at is there.
+    let is_there = |place: &&Written| place.path.try_exists().unwrap_or(true);
+    let there: Vec<_> = places.iter().filter(is_there).collect();
+    let looked_at = match there.is_empty() {
+        true => otherwise.iter().collect(),
+        false => there,
+    };
+    for place in looked_at {
+        // What cannot be looked at is told by whoever opens it.
+        let Ok((path, owner)) = nearest(&place.path) else {
+            continue;
+        };
+        let user = geteuid().as_raw();
+        let shared = user != 0
+            && !(place.is_data_directory && path == place.path)
+            && access(&path, Access::WRITE_OK).is_ok();
+        if owner != user && owner != 0 && !shared {
+            return Err(refusal(&path, owner));
+        }
+    }
+    Ok(())
+}
+
+/// The path, or the nearest folder above it that can be looked at; and its owner.
+fn nearest(path: &Path) -> io::Result<(PathBuf, u32)> {
+    let mut looked = Err(io::ErrorKind::NotFound.into());
+    for path in path.ancestors() {
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        looked = std::fs::metadata(path).map(|found| (path.to_path_buf(), found.uid()));
+        if looked.is_ok() {
+            break;
+        }
+    }
+    looked
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn refusal(path: &Path, owner: u32) -> CommandError {
+    let (user, owner) = (user_text(geteuid().as_raw()), user_text(owner));
+    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
+    let typed: Vec<String> = words.collect();
+    CommandError::config(format!(
+        "this runs as {user}, but {} belongs to {owner}, who could not use what is written; nothing was touched",
+        path.display()
+    ))
+    .hint(format!("type: sudo -u {} {}", quoted(&owner), typed.join(" ")))
+}
+
+/// A user as `sudo -u` takes it.
+fn user_text(uid: u32) -> String {
+    files::user_name(uid).unwrap_or_else(|| format!("#{uid}"))
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte);
+    match !word.is_empty() && word.bytes().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expected) in [
+            ("setup", "setup"),
+            ("/srv/my files/a.ini", "'/srv/my files/a.ini'"),
+            ("it's", "'it'\\''s'"),
+            ("#1001", "'#1001'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_belongs_to_whoever_has_the_folder_above() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, owner) = nearest(&folder.path().join("a/b")).unwrap();
+        assert_eq!(path, folder.path());
+        assert_eq!(owner, geteuid().as_raw());
+        assert!(check(&[Written::data(folder.path())], &[]).is_ok());
+        assert_eq!(folder_of(Path::new("master.ini")), Path::new("."));
+    }
+}

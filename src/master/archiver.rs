@@ -1,0 +1,425 @@
+//! Who gets the server's finished segments, who says so and where, and what its archiver is at.
+//! Never changes anything. Invariant: a sentence about the server is true of what it answered, and names
+//! the file and line if anybody knows them.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::time::Duration;
+
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+use crate::config::MasterConfig;
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::pg::command::shell_word;
+use crate::pg::conf;
+use crate::pg::sql::{ArchiverStatistics, Limits, Session};
+use crate::pg::sql_settings::{COMMAND_LINE, InForce};
+use crate::status::Archiving;
+
+/// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
+pub const LETS_GO: &str = "/bin/true";
+
+/// What decides where segments go. 13 and 14 have no libraries.
+const PARAMETERS: [&str; 3] = ["archive_command", "archive_library", "archive_mode"];
+
+/// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
+const DISABLED: &str = "(disabled)";
+
+/// How often a wait is told.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A script is read this far for a call of ours.
+const SCRIPT_BYTES_MAX: usize = 64 << 10;
+
+/// A server's settings of archiving.
+pub struct Archives {
+    /// Where segments go now.
+    pub archiving: Archiving,
+    /// The command that is called, or would be if the mode were on.
+    pub command: String,
+    /// What a reload or a restart changes for the worse.
+    pub pending: Option<String>,
+    settings: Vec<InForce>,
+    ini_words: Vec<String>,
+}
+
+impl Archives {
+    /// Asks the server, and its files for what it does not tell.
+    pub async fn ask(config: &MasterConfig, session: &Session) -> Result<Archives> {
+        let mut settings = session.in_force(&PARAMETERS).await?;
+        for setting in &mut settings {
+            // Only some roles are told; a file that says the same is the one.
+            if setting.line.is_none()
+                && setting.source == "configuration file"
+                && let Some(setter) = last_setter(config, &setting.name)
+                && setter.value == setting.value
+            {
+                let line = i32::try_from(setter.line).unwrap_or(i32::MAX);
+                setting.line = Some((setter.file, line));
+            }
+        }
+        let mut archives = Archives {
+            archiving: Archiving::On,
+            command: String::new(),
+            pending: None,
+            settings,
+            ini_words: ini_words(&config.path)?,
+        };
+        archives.command = match archives.value("archive_command") {
+            // The server does not tell what it would run if the mode were on; its files do.
+            DISABLED => last_setter(config, "archive_command").map_or(String::new(), |it| it.value),
+            command => command.to_owned(),
+        };
+        archives.archiving = archives.judge();
+        archives.pending = archives.pending(config);
+        Ok(archives)
+    }
+
+    fn setting(&self, name: &str) -> Option<&InForce> {
+        self.settings.iter().find(|setting| setting.name == name)
+    }
+
+    fn value(&self, name: &str) -> &str {
+        self.setting(name).map_or("", |it| it.value.as_str())
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.setting(name).map_or(String::new(), InForce::place)
+    }
+
+    fn judge(&self) -> Archiving {
+        let library = self.value("archive_library");
+        if !library.is_empty() {
+            return Archiving::Foreign(format!(
+                "archive_library is `{library}` (set in {}), so archive_command is not called",
+                self.place("archive_library")
+            ));
+        }
+        let off = self.value("archive_mode") == "off";
+        let place = self.place("archive_command");
+        match destination(&self.command, &self.ini_words) {
+            Destination::Other => Archiving::Foreign(format!(
+                "archive_command is `{}` (set in {place})",
+                self.command
+            )),
+            _ if off => {
+                let restart = match self.setting("archive_mode") {
+                    Some(mode) if mode.pending_restart => {
+                        ", though a file says otherwise by now: restart PostgreSQL"
+                    }
+                    _ => "",
+                };
+                let place = self.place("archive_mode");
+                Archiving::Off(format!("archive_mode is off (set in {place}){restart}"))
+            }
+            Destination::Nobody => Archiving::Off(format!(
+                "archive_command is `{}` (set in {place}), so finished segments are thrown away",
+                self.command
+            )),
+            Destination::Kept => Archiving::Kept(format!(
+                "archive_command is empty (set in {place}), so finished segments pile up in pg_wal"
+            )),
+            Destination::Here => Archiving::On,
+        }
+    }
+
+    /// A file that the server has not read yet, or reads only when it starts.
+    fn pending(&self, config: &MasterConfig) -> Option<String> {
+        if self.archiving != Archiving::On {
+            return None;
+        }
+        PARAMETERS.iter().find_map(|name| {
+            let setting = self.setting(name)?;
+            let setter = last_setter(config, name)?;
+            let worse = match *name {
+                "archive_mode" => matches!(setter.value.as_str(), "off" | "false" | "no" | "0"),
+                "archive_library" => !setter.value.is_empty(),
+                _ => !matches!(
+                    destination(&setter.value, &self.ini_words),
+                    Destination::Here
+                ),
+            };
+            let from_file = setting.place() != COMMAND_LINE && setter.value != setting.value;
+            let when = if *name == "archive_mode" {
+                "restart"
+            } else {
+                "reload"
+            };
+            (worse && from_file).then(|| {
+                format!(
+                    "{name} becomes `{}` with the next {when}: {}, line {}, says so",
+                    setter.value,
+                    setter.file.display(),
+                    setter.line
+                )
+            })
+        })
+    }
+
+    /// Refuses what `setup` cannot change: a library, the server's command line, and files that are read
+    /// behind `master_config` once that has the text that is to be written.
+    pub fn refuse_overridden(
+        &self,
+        config: &MasterConfig,
+        changes: &[(&str, String)],
+        resets: &[&str],
+    ) -> Result<()> {
+        let library = self.value("archive_library");
+        if !library.is_empty() {
+            return Err(CommandError::config(format!(
+                "archive_library is `{library}`, so PostgreSQL does not call archive_command"
+            ))
+            .hint(format!(
+                "it is set in {}: take it out there if walmgr is to archive, and type setup again",
+                self.place("archive_library")
+            )));
+        }
+        for (name, value) in changes {
+            let on_line = self.setting(name).filter(|it| it.place() == COMMAND_LINE);
+            if let Some(setting) = on_line.filter(|it| it.value != *value) {
+                return Err(CommandError::config(format!(
+                    "{name} is {} in the running server, not {value}",
+                    setting.value
+                ))
+                .hint(format!(
+                    "it is set in {COMMAND_LINE}: start the server without it, and type setup again"
+                )));
+            }
+        }
+        let text = std::fs::read(&config.master_config).at(
+            Kind::Config,
+            "read master_config,",
+            &config.master_config,
+        )?;
+        let pairs: Vec<_> = changes
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let (edited, _) = conf::edit(&text, &pairs)?;
+        for (name, value) in pairs.iter().filter(|(name, _)| !resets.contains(name)) {
+            let (file, data) = (&config.master_config, &config.master_data);
+            let Ok(Some(setter)) = conf::last_setter_after(file, &edited, data, name) else {
+                continue;
+            };
+            if setter.value == *value {
+                continue;
+            }
+            let is_now = self
+                .setting(name)
+                .is_some_and(|it| it.value == setter.value);
+            let when = match is_now {
+                true => "is",
+                false => "will be",
+            };
+            return Err(CommandError::config(format!(
+                "{name} {when} {} in the running server, not {value}",
+                setter.value
+            ))
+            .hint(format!(
+                "{}, line {}, sets it last: take it out there, and type setup again; nothing was changed",
+                setter.file.display(),
+                setter.line
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a backup that would wait in vain for its WAL. `arrives` is asked whether the archive has
+    /// the segment that PostgreSQL archived last with these settings: then a program that we do not know calls ours.
+    pub async fn refuse_elsewhere(
+        &self,
+        session: &Session,
+        arrives: impl AsyncFnOnce(SegmentName) -> bool,
+    ) -> Result<()> {
+        let what = match &self.archiving {
+            Archiving::On => return Ok(()),
+            Archiving::Foreign(what) if self.value("archive_library").is_empty() => {
+                let statistics = session.archiver_statistics().await?;
+                // What went before the settings were read was another command's.
+                if let Some(WalFileName::Segment(segment)) = statistics.last_archived
+                    && statistics.last_archived_ms > Some(session.settings_read_ms().await?)
+                    && arrives(segment).await
+                {
+                    return Ok(());
+                }
+                what
+            }
+            Archiving::Foreign(what) | Archiving::Off(what) | Archiving::Kept(what) => what,
+        };
+        Err(CommandError::config(format!(
+            "finished segments do not come to this archive, so no backup can be completed: {what}"
+        ))
+        .hint(
+            "take that out, run `setup`, and start the backup again; a program that calls walmgr is known by \
+             the next segment that arrives",
+        ))
+    }
+}
+
+fn last_setter(config: &MasterConfig, name: &str) -> Option<conf::Setter> {
+    let found = conf::last_setter(&config.master_config, &config.master_data, name);
+    found.ok().flatten()
+}
+
+/// Where an `archive_command` sends segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Destination {
+    Here,
+    Nobody,
+    /// PostgreSQL keeps them until there is a command.
+    Kept,
+    Other,
+}
+
+fn destination(command: &str, ini_words: &[String]) -> Destination {
+    let trimmed = command.trim();
+    let lets_go = trimmed.is_empty()
+        || trimmed.starts_with('#')
+        || matches!(
+            trimmed,
+            LETS_GO | "/usr/bin/true" | "true" | ":" | "exit 0" | "exit" | "test 1" | "cd ."
+        );
+    match command {
+        "" => Destination::Kept,
+        _ if lets_go => Destination::Nobody,
+        _ if calls_us(trimmed, ini_words) || is_script_of_ours(trimmed) => Destination::Here,
+        _ => Destination::Other,
+    }
+}
+
+fn calls_us(command: &str, ini_words: &[String]) -> bool {
+    let is_ours = |word: &String| {
+        let padded = format!(" {command}");
+        let behind = padded.split_once(&format!(" {word} "));
+        behind.is_some_and(|(_, behind)| format!(" {behind}").contains(" xarchive "))
+    };
+    ini_words.iter().any(is_ours)
+}
+
+/// Whether the first word is a script that calls `walmgr … xarchive`: a wrapper around our line.
+pub fn is_script_of_ours(command: &str) -> bool {
+    use std::io::Read;
+    let script = command
+        .split_whitespace()
+        .find(|word| word.starts_with('/'));
+    let Some(file) = script.and_then(|path| std::fs::File::open(path).ok()) else {
+        return false;
+    };
+    let mut text = Vec::new();
+    let read = file.take(SCRIPT_BYTES_MAX as u64).read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text);
+    read.is_ok() && text.starts_with("#!") && text.contains("xarchive")
+}
+
+/// The ini file as an `archive_command` may name it: as it was typed, or without symlinks.
+fn ini_words(ini: &Path) -> Result<Vec<String>> {
+    let resolved = std::fs::canonicalize(ini).at(Kind::Config, "find", ini)?;
+    let words = [ini.to_path_buf(), resolved];
+    words
+        .iter()
+        .map(|path| shell_word("archive_command", path))
+        .collect()
+}
+
+/// Says every now and then what keeps a segment from arriving, for as long as it is polled.
+pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> Infallible {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(TELL_INTERVAL).await;
+        let looked = async {
+            let session = Session::connect(&config.master_db, Limits::default()).await?;
+            let now = session.archiver_statistics().await?;
+            let archives = Archives::ask(config, &session).await?;
+            session.close().await;
+            Ok::<_, CommandError>((now, archives.archiving))
+        };
+        match looked.await {
+            Ok((now, archiving)) => {
+                let since = since(before.get_or_insert_with(|| now.clone()), &now, wanted);
+                match archiving {
+                    Archiving::On => tracing::info!("still waiting for {wanted}: {since}"),
+                    Archiving::Off(what) | Archiving::Kept(what) | Archiving::Foreign(what) => {
+                        tracing::warn!("still waiting for {wanted}: {since}; {what}");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!("still waiting for {wanted}: {error}"),
+        }
+    }
+}
+
+/// What PostgreSQL's archiver has done since `before`, for one who waits for a segment.
+pub fn since(before: &ArchiverStatistics, now: &ArchiverStatistics, wanted: SegmentName) -> String {
+    let failures = now.failed_count - before.failed_count;
+    let name = |file: &Option<WalFileName>| match file {
+        Some(file) => file.to_string(),
+        None => "nothing".to_owned(),
+    };
+    let last = name(&now.last_archived);
+    let has_passed = matches!(now.last_archived, Some(WalFileName::Segment(at)) if at >= wanted);
+    match (failures, now.archived_count - before.archived_count) {
+        (1.., _) => format!(
+            "PostgreSQL counts {failures} failed attempts since, the last with {}",
+            name(&now.last_failed)
+        ),
+        _ if has_passed => {
+            format!("PostgreSQL counts {last} as archived, but it did not come to this archive")
+        }
+        (_, 1..) => format!("PostgreSQL has archived up to {last}, and goes on in order"),
+        _ => format!(
+            "PostgreSQL has archived nothing since, nor failed ({last} was the last): its archiver does not \
+             run, or archive_command does not end"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_ours_only_with_this_ini_file() {
+        let ini = ["/etc/walmgr/master.ini".to_owned()];
+        for (command, found) in [
+            (
+                "/usr/bin/walmgr /etc/walmgr/master.ini xarchive %p %f",
+                Destination::Here,
+            ),
+            (
+                "walmgr /etc/walmgr/master.ini -q xarchive %p %f",
+                Destination::Here,
+            ),
+            (
+                "nice walmgr --set a=b /etc/walmgr/master.ini xarchive %p %f",
+                Destination::Here,
+            ),
+            (
+                "cp %p /srv && walmgr /etc/walmgr/master.ini xarchive %p %f",
+                Destination::Here,
+            ),
+            (
+                "/usr/bin/walmgr /etc/walmgr/other-master.ini xarchive %p %f",
+                Destination::Other,
+            ),
+            ("cp %p /srv/%f", Destination::Other),
+            ("", Destination::Kept),
+            (" ", Destination::Nobody),
+            (LETS_GO, Destination::Nobody),
+            ("# later", Destination::Nobody),
+            ("exit 0", Destination::Nobody),
+        ] {
+            assert_eq!(destination(command, &ini), found, "{command}");
+        }
+    }
+
+    #[test]
+    fn a_script_around_our_line_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("archive.sh");
+        let command = format!("{} %p %f", script.display());
+        std::fs::write(&script, "#!/bin/sh\nwalmgr /m.ini xarchive \"$@\"\n").unwrap();
+        assert_eq!(destination(&command, &[]), Destination::Here);
+        std::fs::write(&script, "#!/bin/sh\ncp \"$1\" /srv\n").unwrap();
+        assert_eq!(destination(&command, &[]), Destination::Other);
+    }
+}
