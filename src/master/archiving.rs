@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// What became of a change.
 pub enum Activation {
     /// The server runs with it.
-    Done(Session),
+    Done(Box<Session>),
     /// The server has to be restarted by hand; that was said.
     RestartNeeded,
 }
@@ -150,7 +150,7 @@ pub async fn activate(
     let mut restarted = false;
     loop {
         let Some((name, value, found)) = first_difference(&session, wanted).await? else {
-            return Ok(Activation::Done(session));
+            return Ok(Activation::Done(Box::new(session)));
         };
         if needs_restart(name) && !restarted {
             let Some(command) = &config.master_restart_cmd else {

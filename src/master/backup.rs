@@ -85,7 +85,7 @@ pub fn run(config: &MasterConfig, options: &Options, allows_left_out: bool) -> R
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        back_up(config, facts, options, allows_left_out, stopped).await
+        Box::pin(back_up(config, facts, options, allows_left_out, stopped)).await
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
