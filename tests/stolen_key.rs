@@ -6,6 +6,8 @@
 //! `WALMGR_SOAK=1` makes five thousand sequences instead of a hundred; `WALMGR_SEED` repeats a run.
 //! A sequence that fails is printed as a list of moves, to be pasted into a test of its own.
 
+mod advance;
+mod failover;
 mod moves;
 mod scene;
 mod table;

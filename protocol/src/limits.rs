@@ -44,6 +44,23 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Highest zstd level `compression` accepts; beyond 19 windows grow past the bound above.
 pub const ZSTD_LEVEL_MAX: u8 = 19;
 
+/// What one key may have stored that no reader follows: segments and histories that are set apart,
+/// `.partial` and `.backup` files. It is more than a master leaves that catches up a thousand segments of 16 MiB
+/// behind a hole, so only a flood meets it. Then the oldest of them go, of that key's own: a refusal
+/// would stop a master's archiving, and what is followed does not count.
+pub const UNFOLLOWED_BYTES_PER_KEY_MAX: u64 = 32 << 30;
+
+/// What each of those counts for at least, so that small ones use up no inodes.
+pub const UNFOLLOWED_FILE_BYTES_MIN: u64 = 1 << 20;
+
+/// Segments in progress that a stream may leave behind without a whole one before them. A master
+/// leaves one, where a hole in the archive ends.
+pub const STRAY_SEGMENTS_MAX: usize = 16;
+
+/// Segments for which room is kept on the standby's disk: a boot freezes what is in progress, and writes
+/// a history. The last of it is for small files, so that a full disk loses no failover.
+pub const RESERVED_SEGMENTS: u64 = 4;
+
 /// Longest file a history, backup-history or other non-segment upload may be: PostgreSQL writes
 /// some hundred bytes; a cluster that was promoted a thousand times stays below this.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;

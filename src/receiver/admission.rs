@@ -322,7 +322,11 @@ impl Tables {
             return Ok(None);
         }
         let newest = self.newest_of_largest(holder, |_| true);
+        // Where there is one slot alone there is none that readers could leave free.
+        let only_readers = may_push && counted().all(|(_, one)| !one.may_push);
+        let reader = counted().filter(|_| only_readers).last();
         newest
+            .or_else(|| reader.map(|(id, _)| *id))
             .map(Some)
             .ok_or_else(|| format!("all {most} connections are in use"))
     }
@@ -386,6 +390,14 @@ pub struct Open {
 }
 
 impl Open {
+    /// What the holder may do changed.
+    pub fn may_push(&self, may_push: bool) {
+        let mut tables = self.admission.tables();
+        if let Some(connection) = tables.connections.get_mut(&self.id) {
+            connection.may_push = may_push;
+        }
+    }
+
     /// Whether the connection is part of a backup: then it has one of the backup's seats, and its
     /// slot is free for another.
     pub fn is_of_backup(&self, of_backup: bool) {
@@ -523,6 +535,32 @@ mod tests {
         let masters: Vec<_> = (0..8).map(|_| connect("db1", true).unwrap()).collect();
         drop((readers, others, masters));
         assert_eq!(admission.connections(), 0);
+    }
+
+    #[test]
+    fn fault_116_a_reader_gives_the_only_connection_up_to_one_who_archives() {
+        let admission = Admission::new(1024);
+        let connect = |name: &str, push| admission.try_connect(&named(name), push, 1);
+        let (_reader, mut slot) = connect("reader", false).unwrap();
+        assert!(connect("other reader", false).is_err());
+        assert!(!gives_way(&mut slot));
+        let (_master, mut masters) = connect("db1", true).unwrap();
+        assert!(gives_way(&mut slot));
+        assert!(connect("reader", false).is_err());
+        assert!(connect("db2", true).is_err());
+        assert!(!gives_way(&mut masters));
+    }
+
+    #[test]
+    fn fault_116_a_reader_that_may_push_from_now_on_counts_as_one_who_archives() {
+        let admission = Admission::new(1024);
+        let connect = |push| admission.try_connect(&named("db1"), push, 8);
+        let held: Vec<_> = (0..7).map(|_| connect(false).unwrap()).collect();
+        assert!(connect(false).is_err());
+        held[0].0.may_push(true);
+        let more = connect(false).unwrap();
+        assert!(connect(false).is_err());
+        drop((held, more));
     }
 
     #[test]

@@ -503,6 +503,7 @@ impl Connection {
             ),
             Ok(known) => {
                 self.peer.rights = known.rights;
+                self.slot.may_push(known.rights.push);
                 Ok(())
             }
         }

@@ -91,6 +91,10 @@ pub const UPLOADS_MAX: usize = 256;
 /// Of those, the most for one peer: what is left is enough for the channels of sixteen connections.
 pub const UPLOADS_PER_PEER_MAX: usize = 192;
 
+/// What one peer's uploads may take together before they are sealed, as each has room set aside for all of its
+/// file: 64 segments of 16 MiB. A few have room whatever their size, and whoever is refused comes again.
+pub const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
+
 /// Fetches at work at once, over all connections, and the most for one peer. Each has a thread, which
 /// waits for its master to take blocks.
 pub const FETCHES_MAX: usize = 64;
@@ -107,9 +111,18 @@ pub const STREAMS_PER_PEER_MAX: usize = 4;
 /// nothing to ship loses nothing by that: it takes the stream again when it has.
 pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// How long a peer gives way to every other that asks for the stream, once an archived segment has
+/// contradicted the records that it shipped. A genuine master that lost its tail loses nothing by that: nobody
+/// else asks.
+pub const STREAM_DOUBTED_FOR: Duration = Duration::from_secs(3_600);
+
 /// Silence of a backup after which it gives way to one of another origin: longer than the spread
 /// checkpoint that it may begin with.
 pub const BACKUP_IDLE_MAX: Duration = Duration::from_secs(1_800);
+
+/// What has to come within [`BACKUP_IDLE_MAX`], or a backup counts as silent: 600 bytes a second, less than any link
+/// that a backup is made over. Waiting for WAL brings nothing, and gives way as well.
+pub const BACKUP_PROGRESS_BYTES_MIN: usize = 1 << 20;
 
 /// Threads for what connections ask beside their uploads; they are kept for it, so that a receiver
 /// full of uploads still answers. More requests than that wait their turn, which never waits for

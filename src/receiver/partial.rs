@@ -2,6 +2,7 @@
 //! Never talks to the socket. Invariant: one client writes the stream at a time, and appends that
 //! wait together are synced together.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,12 +11,12 @@ use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::TimelineId;
+use walmgr_protocol::names::{SegmentName, TimelineId};
 
 use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
-use crate::receiver::{STREAM_IDLE_MAX, STREAMS_PER_PEER_MAX, refusal};
+use crate::receiver::{STREAM_DOUBTED_FOR, STREAM_IDLE_MAX, STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
 /// The one place a writer of the partial stream can have.
@@ -27,7 +28,15 @@ struct Holding {
     /// Counts those who had the place.
     number: u64,
     writer: Option<Writer>,
+    /// Who shipped the last of the segments that are in progress.
+    shippers: BTreeMap<SegmentName, String>,
+    /// Whose records an archived segment contradicted, and when.
+    doubted: BTreeMap<String, Instant>,
 }
+
+/// For how many segments it is remembered who shipped them, and how many are doubted at once: more than a master
+/// is ahead of its archiver when that works.
+const REMEMBERED_MAX: usize = 256;
 
 struct Writer {
     who: String,
@@ -61,12 +70,14 @@ impl Seat {
     }
 
     /// Takes the place. Whoever has it loses it to a newer timeline, for the archive follows that one,
-    /// and by shipping nothing for [`STREAM_IDLE_MAX`].
+    /// by shipping nothing for [`STREAM_IDLE_MAX`], and when the archive contradicts what he shipped.
     fn take(&self, who: &str, timeline: TimelineId, now: Instant) -> Result<u64, Error> {
         let mut holding = self.holding();
         if let Some(writer) = &holding.writer {
             let is_idle = now.duration_since(writer.since) >= STREAM_IDLE_MAX;
-            if writer.at_work || (!is_idle && timeline <= writer.timeline) {
+            let is_better = timeline > writer.timeline
+                || (holding.is_doubted(&writer.who, now) && !holding.is_doubted(who, now));
+            if writer.at_work || (!is_idle && !is_better) {
                 return Err(active(&writer.who));
             }
             tracing::info!("{who} takes over the stream of records from {}", writer.who);
@@ -79,6 +90,38 @@ impl Seat {
             since: now,
         });
         Ok(holding.number)
+    }
+
+    /// Whoever has the place with this number shipped records of a segment.
+    fn shipped(&self, number: u64, segment: SegmentName) {
+        let mut holding = self.holding();
+        let who = holding.writer.as_ref().map(|writer| writer.who.clone());
+        if let Some(who) = who.filter(|_| holding.number == number) {
+            holding.shippers.insert(segment, who);
+            while holding.shippers.len() > REMEMBERED_MAX {
+                holding.shippers.pop_first();
+            }
+        }
+    }
+
+    /// An archived segment is another than what was shipped of it.
+    pub fn doubt(&self, segment: SegmentName) {
+        self.doubt_at(segment, Instant::now());
+    }
+
+    fn doubt_at(&self, segment: SegmentName, now: Instant) {
+        let mut holding = self.holding();
+        let Some(who) = holding.shippers.remove(&segment) else {
+            return;
+        };
+        tracing::warn!(
+            "what {who} shipped of {segment} is not what was archived: it gives way to any other that ships"
+        );
+        let doubted = &mut holding.doubted;
+        doubted.retain(|_, since| now.duration_since(*since) < STREAM_DOUBTED_FOR);
+        if doubted.len() < REMEMBERED_MAX {
+            doubted.insert(place_of(&who).to_owned(), now);
+        }
     }
 
     /// Whoever took the place with this number begins or ends a job; fails when it is another's.
@@ -109,6 +152,18 @@ impl Seat {
         // Each change is complete before the next can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Holding {
+    fn is_doubted(&self, who: &str, now: Instant) -> bool {
+        let since = self.doubted.get(place_of(who));
+        since.is_some_and(|since| now.duration_since(*since) < STREAM_DOUBTED_FOR)
+    }
+}
+
+/// A peer with its address, whatever port it comes from.
+fn place_of(who: &str) -> &str {
+    who.rsplit_once(':').map_or(who, |(place, _)| place)
 }
 
 fn active(who: &str) -> Error {
@@ -219,8 +274,13 @@ impl Stream {
                 }
             };
             self.failed = done.is_err();
-            let work = match done {
-                Ok(Some(Report::Durable(_))) => Work::Shipped,
+            let work = match &done {
+                Ok(Some(Report::Durable(records))) => {
+                    if let Some((_, seated)) = &self.begun {
+                        (self.daemon.partial_writer).shipped(seated.number, records.segment());
+                    }
+                    Work::Shipped
+                }
                 _ => Work::Ends,
             };
             if self.begun.is_some() && self.seat(work).is_err() {
@@ -254,7 +314,7 @@ impl Stream {
             .map_err(of)?;
         let seat = &self.daemon.partial_writer;
         // A newer timeline is a claim only where the archive follows it: a history can be made up.
-        let claim = match standing.counts {
+        let claim = match standing.is_settled {
             true => begin.timeline,
             false => TimelineId::FIRST,
         };
@@ -345,6 +405,31 @@ fn of(error: StoreError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fault_116_a_writer_whom_the_archive_contradicts_loses_the_stream() {
+        let seat = Seat::default();
+        let one = TimelineId::FIRST;
+        let [segment, other] = ["000000010000000000000005", "000000010000000000000006"]
+            .map(|name| name.parse().unwrap());
+        let now = Instant::now();
+        let thief = seat.take("db1 (192.0.2.9:1)", one, now).unwrap();
+        seat.shipped(thief, segment);
+        assert!(seat.take("db1 (192.0.2.1:7)", one, now).is_err());
+        // Somebody else's segment is no reason.
+        seat.doubt_at(other, now);
+        assert!(seat.take("db1 (192.0.2.1:7)", one, now).is_err());
+        seat.doubt_at(segment, now);
+        // Nor does it get the place back, from whatever port it comes; but where nobody else is, it may ship.
+        let genuine = seat.take("db1 (192.0.2.1:7)", one, now).unwrap();
+        assert!(seat.take("db1 (192.0.2.9:2)", one, now).is_err());
+        seat.leave(genuine);
+        seat.take("db1 (192.0.2.9:3)", one, now).unwrap();
+        seat.take("db1 (192.0.2.1:8)", one, now).unwrap();
+        let later = now + STREAM_DOUBTED_FOR;
+        seat.take("db1 (192.0.2.9:4)", one, later).unwrap();
+        assert!(seat.take("db1 (192.0.2.1:9)", one, later).is_err());
+    }
 
     #[test]
     fn fault_116_an_idle_writer_loses_the_stream_and_a_busy_one_does_not() {

@@ -28,7 +28,8 @@ use crate::receiver::shares::Shares;
 use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, FETCHES_MAX, FETCHES_PER_PEER_MAX,
     HANDSHAKE_DEADLINE, STREAMS_MAX, STREAMS_PER_PEER_MAX, THREADS_DEADLINE, THREADS_MAX,
-    UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection, introduction, rounds,
+    UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection,
+    introduction, rounds,
 };
 use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
@@ -217,7 +218,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         stopping: watch::Sender::new(false),
         newest: Mutex::new(newest),
         refusals: Mutex::default(),
-        uploads: Shares::new(UPLOADS_MAX, UPLOADS_PER_PEER_MAX),
+        uploads: Shares::of_bytes(UPLOADS_MAX, UPLOADS_PER_PEER_MAX, UPLOAD_BYTES_PER_PEER_MAX),
         fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
         streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
     });

@@ -10,41 +10,72 @@ use crate::receiver::admission::Holder;
 pub struct Shares {
     most: usize,
     most_for_one: usize,
-    taken: Mutex<HashMap<Holder, usize>>,
+    bytes_for_one: u64,
+    taken: Mutex<HashMap<Holder, Taken>>,
 }
+
+/// What a peer has.
+#[derive(Default)]
+struct Taken {
+    places: usize,
+    bytes: u64,
+}
+
+/// As many places as a peer may always have, however much each of them takes.
+const PLACES_OF_ANY_SIZE: usize = 4;
 
 /// A place, given back when dropped.
 pub struct Share {
     of: Arc<Shares>,
     holder: Holder,
+    bytes: u64,
 }
 
 impl Shares {
     /// So many places in all, and so many of them for one peer.
     pub fn new(most: usize, most_for_one: usize) -> Arc<Self> {
+        Shares::of_bytes(most, most_for_one, u64::MAX)
+    }
+
+    /// The same, with so many bytes of room for one peer.
+    pub fn of_bytes(most: usize, most_for_one: usize, bytes_for_one: u64) -> Arc<Self> {
         Arc::new(Shares {
             most,
             most_for_one,
+            bytes_for_one,
             taken: Mutex::default(),
         })
     }
 
     /// Takes a place; `None` when all are taken, or all that this peer may have.
     pub fn take(self: &Arc<Self>, holder: &Holder) -> Option<Share> {
+        self.take_for(holder, 0)
+    }
+
+    /// Takes a place for what needs so many bytes of room.
+    pub fn take_for(self: &Arc<Self>, holder: &Holder, bytes: u64) -> Option<Share> {
         let mut taken = self.taken();
-        let own = taken.get(holder).copied().unwrap_or(0);
-        if own >= self.most_for_one || taken.values().sum::<usize>() >= self.most {
+        let (places, own) = taken
+            .get(holder)
+            .map_or((0, 0), |own| (own.places, own.bytes));
+        let all: usize = taken.values().map(|one| one.places).sum();
+        let has_room =
+            places < PLACES_OF_ANY_SIZE || own.saturating_add(bytes) <= self.bytes_for_one;
+        if places >= self.most_for_one || all >= self.most || !has_room {
             return None;
         }
-        taken.insert(holder.clone(), own + 1);
+        let own = taken.entry(holder.clone()).or_default();
+        own.places += 1;
+        own.bytes = own.bytes.saturating_add(bytes);
         drop(taken);
         Some(Share {
             of: Arc::clone(self),
             holder: holder.clone(),
+            bytes,
         })
     }
 
-    fn taken(&self) -> MutexGuard<'_, HashMap<Holder, usize>> {
+    fn taken(&self) -> MutexGuard<'_, HashMap<Holder, Taken>> {
         // Each change is one call, so a panic elsewhere cannot have left half of one.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,9 +91,10 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.of.taken();
-        if let Some(count) = taken.get_mut(&self.holder) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(own) = taken.get_mut(&self.holder) {
+            own.places -= 1;
+            own.bytes = own.bytes.saturating_sub(self.bytes);
+            if own.places == 0 {
                 taken.remove(&self.holder);
             }
         }
@@ -72,6 +104,20 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fault_116_the_room_of_one_peer_is_bounded_and_a_few_places_always_fit() {
+        let shares = Shares::of_bytes(64, 48, 100);
+        let take = |name: &str, bytes| shares.take_for(&Holder::Named(name.to_owned()), bytes);
+        let mut large: Vec<_> = (0..6).filter_map(|_| take("stolen", 1_000)).collect();
+        assert_eq!(large.len(), 4);
+        let small: Vec<_> = (0..20).filter_map(|_| take("db1", 10)).collect();
+        assert_eq!(small.len(), 10);
+        large.clear();
+        assert!(take("stolen", 1_000).is_some());
+        drop(small);
+        assert!(shares.taken().is_empty());
+    }
 
     #[test]
     fn fault_116_one_peer_cannot_take_the_places_of_all() {

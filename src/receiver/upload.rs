@@ -8,12 +8,13 @@ use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
+use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{Held, Sealed};
 
 use crate::receiver::admission::Holder;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
-use crate::receiver::{UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
+use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Durable, Incoming, StoreError};
 use crate::wal::segment::Verify;
@@ -69,12 +70,13 @@ pub fn start(
     (offer, by): (Offer, String),
     reports: mpsc::UnboundedSender<(Slot, Report)>,
 ) -> Upload {
-    let Some(place) = daemon.uploads.take(holder) else {
+    let Some(place) = daemon.uploads.take_for(holder, offer.size) else {
         let busy = Error::channel(
             ErrorCode::Busy,
             format!(
-                "all {UPLOADS_PER_PEER_MAX} uploads that a peer may have at once, or all \
-                 {UPLOADS_MAX} there are, are under way"
+                "all {UPLOADS_PER_PEER_MAX} uploads that a peer may have at once, or {} MiB of them, or all \
+                 {UPLOADS_MAX} there are, are under way",
+                UPLOAD_BYTES_PER_PEER_MAX >> 20
             ),
             "it will be tried again",
         );
@@ -124,7 +126,9 @@ fn attempt(
         store::Held::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
             let (archive, offered) = (&daemon.archive, (offer.size, offer.crc32));
-            if (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)? {
+            if !archive.is_unproven(offer.name).map_err(of)?
+                && (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)?
+            {
                 alarm(offer, len, crc32);
                 let stored = Digest { size: len, crc32 };
                 return Ok(Some(Report::LookedUp(Held::Other(stored))));
@@ -161,8 +165,10 @@ fn attempt(
 
 /// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
 fn settle_partial(daemon: &Daemon, offer: &Offer) {
-    if let Err(error) = daemon.archive.settle_partial(offer.name) {
-        tracing::warn!("the partial {} stays: {error}", offer.name);
+    match (daemon.archive.settle_partial(offer.name), offer.name) {
+        (Ok(true), WalFileName::Segment(segment)) => daemon.partial_writer.doubt(segment),
+        (Ok(_), _) => {}
+        (Err(error), _) => tracing::warn!("the partial {} stays: {error}", offer.name),
     }
 }
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | another file, `NAME.differs` | exchanges the two in one step. The receiver has to be stopped: it might be telling a master that the one that goes is stored |
 //! | a file that is set apart | has readers follow it. The receiver may run |
+//! | a history that counts only because a key brought it | settles that: its parent's stream is refused from here on |
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -61,6 +62,11 @@ pub fn run(config: &StandbyConfig, options: &Options, name: WalFileName, take: b
     }
     let told = archive.apart().map_err(choosing)?;
     let Some(told) = told.into_iter().find(|told| told.name == name) else {
+        if let WalFileName::History(timeline) = name
+            && let Some(by) = archive.claims().map_err(choosing)?.remove(&timeline)
+        {
+            return settle(folder, options, timeline, &by, take);
+        }
         return Err(CommandError::retry(format!(
             "there is nothing to choose about {name}: it is not set apart, and no other one is kept"
         )));
@@ -74,6 +80,31 @@ pub fn run(config: &StandbyConfig, options: &Options, name: WalFileName, take: b
     }
     take_apart(folder, Arc::new(RealDisk), name).map_err(choosing)?;
     output::print(&format!("{name} counts from here on"))
+}
+
+/// A timeline that readers follow, and nobody but a key says that there is one.
+fn settle(
+    folder: &Path,
+    options: &Options,
+    timeline: TimelineId,
+    by: &str,
+    take: bool,
+) -> Result<()> {
+    let name = WalFileName::History(timeline);
+    output::print(&format!(
+        "{name} is followed because {} brought it: no boot on this host opened timeline {timeline}. Readers \
+         leave it if the timeline that it left goes on further.",
+        output::escaped(by)
+    ))?;
+    if !take {
+        return output::print(&format!("choose {name} --take has them stay"));
+    }
+    if options.not_really {
+        return output::not_really(&format!("settle timeline {timeline}"));
+    }
+    take_apart(folder, Arc::new(RealDisk), name)
+        .map_err(|error| failed(&format!("choose {name}"), &error))?;
+    output::print(&format!("timeline {timeline} is settled from here on"))
 }
 
 fn apart_text(told: &Told) -> String {

@@ -69,7 +69,7 @@ impl Partials {
             let wanted = |segment: SegmentName| {
                 let finished = archive.find(WalFileName::Segment(segment))?;
                 // What an old master archived since goes further than it may.
-                let absent = finished.is_none() || archive.is_behind(segment)?;
+                let absent = finished.is_none() || archive.is_passed_over(segment)?;
                 Ok(absent && way.led_to(segment, from).is_some())
             };
             let before = |segment| archive.scanner_before(segment);

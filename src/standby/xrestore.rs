@@ -283,7 +283,7 @@ impl Restore<'_> {
         };
         let follows = Path::new("standby.signal").exists() && !names_its_timeline();
         let behind = follows && {
-            let looked = self.archive.is_behind(segment);
+            let looked = self.archive.is_passed_over(segment);
             looked.map_err(|error| failed(&format!("look for {segment}"), &error))?
         };
         Ok(behind)

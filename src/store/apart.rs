@@ -11,6 +11,9 @@
 //!   NAME.timeline      a segment of a timeline that does not count
 //!   NAME.history       a history that does not count
 //!   NAME.differs       who brought another file of a stored name (see `differs`)
+//!   NAME.claimed       a history that counts, but only because of what a key brought; its text is who
+//!   NAME.unread        a `.partial` or `.backup` file; its text is who brought it
+//!   NAME.early         a segment that counts and had a hole before it when it came; its text is who brought it
 //! ```
 //!
 //! The name of a note is what counts. Its text is for people: who brought the file, and in the second line
@@ -21,6 +24,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
@@ -30,18 +34,27 @@ use super::archive::{Archive, Shared, damaged_copy_of, finished_names};
 use super::differs::DIFFERS_SUFFIX;
 use super::error::StoreError;
 use super::folder::Folder;
-use super::lineage::{Apart, Kind, Lineage, Progress};
+use super::lineage::{Apart, Kind, Lineage, Outgrown, Progress};
 use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reader::Reader;
 use crate::wal::history::History;
 
 /// The folder of the notes.
-const APART_NAME: &str = ".apart";
+pub(super) const APART_NAME: &str = ".apart";
 
 /// Two lines.
 const NOTE_BYTES_MAX: usize = 4096;
 
-const KINDS: [(Kind, &str); 4] = [
+/// Behind the name of a history that only a key claims.
+const CLAIMED_SUFFIX: &str = ".claimed";
+
+/// Behind the name of a file that no reader ever follows, `.partial` or `.backup`.
+pub(super) const UNREAD_SUFFIX: &str = ".unread";
+
+/// Behind the name of a segment that came before the one before it.
+const EARLY_SUFFIX: &str = ".early";
+
+pub(super) const KINDS: [(Kind, &str); 4] = [
     (Kind::Ahead, "ahead"),
     (Kind::Behind, "behind"),
     (Kind::Timeline, "timeline"),
@@ -106,20 +119,166 @@ pub(super) fn told(completed: &Folder) -> Result<Vec<Told>, StoreError> {
     Ok(told)
 }
 
-/// Whether a segment lies behind the end of its timeline.
-pub(super) fn is_behind(completed: &Folder, segment: SegmentName) -> Result<bool, StoreError> {
-    let name = text_of(WalFileName::Segment(segment), Kind::Behind);
-    let path = format!("{APART_NAME}/{name}");
+/// The timelines that only keys claim, and who brought the history of each.
+pub(super) fn claims(completed: &Folder) -> Result<BTreeMap<TimelineId, String>, StoreError> {
+    let mut claims = BTreeMap::new();
+    let Some(folder) = open(completed)? else {
+        return Ok(claims);
+    };
+    for text in folder.names()? {
+        let name = text.strip_suffix(CLAIMED_SUFFIX).map(str::parse);
+        if let Some(Ok(WalFileName::History(timeline))) = name {
+            let by = read(&folder, &text)?;
+            let by = by.lines().next().unwrap_or_default().to_owned();
+            claims.insert(timeline, by);
+        }
+    }
+    Ok(claims)
+}
+
+/// Every file that has a mark.
+pub(super) fn marked(completed: &Folder) -> Result<BTreeSet<WalFileName>, StoreError> {
+    let Some(folder) = open(completed)? else {
+        return Ok(BTreeSet::new());
+    };
+    let names = folder.names()?.into_iter();
+    let marked = names.filter_map(|text| {
+        let name =
+            [CLAIMED_SUFFIX, EARLY_SUFFIX, UNREAD_SUFFIX].map(|suffix| text.strip_suffix(suffix));
+        name.into_iter()
+            .flatten()
+            .find_map(|name| name.parse().ok())
+    });
+    Ok(marked.collect())
+}
+
+/// Says that a history counts because of what a key brought.
+fn claim(completed: &Folder, timeline: TimelineId, by: &str) -> Result<(), StoreError> {
+    write_mark(
+        completed,
+        WalFileName::History(timeline),
+        CLAIMED_SUFFIX,
+        by,
+    )
+}
+
+/// Says who brought a file, under a name that is no note.
+pub(super) fn write_mark(
+    completed: &Folder,
+    name: WalFileName,
+    suffix: &str,
+    by: &str,
+) -> Result<(), StoreError> {
+    make(completed)?;
+    match open(completed)? {
+        Some(folder) => folder.write_small(&format!("{name}{suffix}"), one_line(by).as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// Notes who brought a file that no reader follows, without a sync: what a power cut takes away counts for nobody.
+fn note_unread(completed: &Folder, name: WalFileName, by: &str) {
+    // One that is there already is no failure, and without the folder the next call fails.
+    let _ = (completed.disk).create_directory(&completed.path().join(APART_NAME));
+    let Ok(Some(folder)) = open(completed) else {
+        return;
+    };
+    let text = format!("{name}{UNREAD_SUFFIX}");
+    let written = (folder.disk.create(folder.handle(), &text))
+        .and_then(|file| (folder.disk).write_all(file.as_fd(), one_line(by).as_bytes(), 0));
+    if let Err(error) = written {
+        tracing::debug!("who brought {name} is not noted: {error}");
+    }
+}
+
+/// Whether a segment came before the one before it.
+pub(super) fn is_early(completed: &Folder, segment: SegmentName) -> Result<bool, StoreError> {
+    let path = format!("{APART_NAME}/{segment}{EARLY_SUFFIX}");
     Ok(completed.stat_at(&path)?.is_some())
 }
 
-/// Sets a file apart.
-fn write(completed: &Folder, name: WalFileName, apart: &Apart, by: &str) -> Result<(), StoreError> {
-    make(completed)?;
+/// The segments that came before those before them.
+pub(super) fn early(completed: &Folder) -> Result<BTreeSet<SegmentName>, StoreError> {
+    let Some(folder) = open(completed)? else {
+        return Ok(BTreeSet::new());
+    };
+    let names = folder.names()?.into_iter();
+    let early = names.filter_map(|text| text.strip_suffix(EARLY_SUFFIX)?.parse().ok());
+    Ok(early.collect())
+}
+
+/// Who brought the stored file of a name, if a note or a mark tells.
+pub(super) fn brought_by(completed: &Folder, name: WalFileName) -> Result<String, StoreError> {
+    let Some(folder) = open(completed)? else {
+        return Ok(String::new());
+    };
+    let notes = KINDS.iter().map(|(kind, _)| text_of(name, *kind));
+    let marks =
+        [CLAIMED_SUFFIX, EARLY_SUFFIX, UNREAD_SUFFIX].map(|suffix| format!("{name}{suffix}"));
+    for text in notes.chain(marks) {
+        let text = read(&folder, &text)?;
+        if let Some(by) = text.lines().next().filter(|by| !by.is_empty()) {
+            return Ok(by.to_owned());
+        }
+    }
+    Ok(String::new())
+}
+
+/// Forgets every reason why a file counts or does not: it is gone, or this host or a person vouches
+/// for it.
+pub(super) fn settle(completed: &Folder, name: WalFileName) -> Result<(), StoreError> {
     remove(completed, name)?;
+    let Some(folder) = open(completed)? else {
+        return Ok(());
+    };
+    let mut removed = false;
+    for suffix in [CLAIMED_SUFFIX, EARLY_SUFFIX, UNREAD_SUFFIX] {
+        let text = format!("{name}{suffix}");
+        if folder.stat_at(&text)?.is_some() {
+            folder.remove(&text)?;
+            removed = true;
+        }
+    }
+    if removed { folder.sync() } else { Ok(()) }
+}
+
+/// Whether a standby passes a segment over that it comes to: one behind the end of its timeline, or one that does
+/// not go on with the segment before it.
+pub(super) fn is_passed_over(completed: &Folder, segment: SegmentName) -> Result<bool, StoreError> {
+    for kind in [Kind::Behind, Kind::Ahead] {
+        let name = text_of(WalFileName::Segment(segment), kind);
+        if completed
+            .stat_at(&format!("{APART_NAME}/{name}"))?
+            .is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Sets a file apart.
+pub(super) fn write(
+    completed: &Folder,
+    name: WalFileName,
+    apart: &Apart,
+    by: &str,
+) -> Result<(), StoreError> {
+    remove(completed, name)?;
+    write_text(completed, name, apart.kind(), by, &apart.to_string())
+}
+
+pub(super) fn write_text(
+    completed: &Folder,
+    name: WalFileName,
+    kind: Kind,
+    by: &str,
+    why: &str,
+) -> Result<(), StoreError> {
+    make(completed)?;
     if let Some(folder) = open(completed)? {
-        let text = one_line(by) + &one_line(&apart.to_string());
-        folder.write_small(&text_of(name, apart.kind()), text.as_bytes())?;
+        let text = one_line(by) + &one_line(why);
+        folder.write_small(&text_of(name, kind), text.as_bytes())?;
     }
     Ok(())
 }
@@ -216,7 +375,7 @@ fn make(completed: &Folder) -> Result<(), StoreError> {
     }
 }
 
-fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError> {
+pub(super) fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError> {
     let path = completed.path().join(APART_NAME);
     let (disk, monitor) = (Arc::clone(&completed.disk), Arc::clone(&completed.monitor));
     match Folder::open(&path, disk, monitor) {
@@ -226,7 +385,7 @@ fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError> {
     }
 }
 
-fn text_of(name: WalFileName, kind: Kind) -> String {
+pub(super) fn text_of(name: WalFileName, kind: Kind) -> String {
     let mut kinds = KINDS.iter().filter(|(known, _)| *known == kind);
     let word = kinds.next().map_or("", |(_, word)| *word);
     format!("{name}.{word}")
@@ -255,8 +414,11 @@ impl Archive {
         let shared = &self.shared;
         let _alone = shared.order.write().unwrap_or_else(PoisonError::into_inner);
         let name = WalFileName::Segment(segment);
-        if notes(&shared.completed)?.get(&name) == Some(&Kind::Ahead) {
-            remove(&shared.completed, name)?;
+        let was_ahead = notes(&shared.completed)?.get(&name) == Some(&Kind::Ahead);
+        if was_ahead || is_early(&shared.completed, segment)? {
+            settle(&shared.completed, name)?;
+        }
+        if was_ahead {
             shared.join_all()?;
         }
         Ok(())
@@ -295,29 +457,55 @@ impl Shared {
             }
             WalFileName::History(_) => {}
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {
+                let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
+                if self.completed.stat_at(&name.to_string())?.is_none() {
+                    self.make_room(name, by)?;
+                    note_unread(&self.completed, name, by);
+                }
+                drop(alone);
                 return Ok(Admission::Free);
             }
         }
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let mut noted = false;
         if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name)? {
-            match self.judge(name, text)? {
-                Some(apart) => {
-                    write(&self.completed, name, &apart, by)?;
-                    self.has_notes.store(true, Ordering::Relaxed);
-                    noted = true;
-                    tracing::error!(
-                        "ALARM: {name} of {by} is stored but set apart, so no reader follows it: {apart}"
-                    );
-                }
-                None if self.has_notes.load(Ordering::Relaxed) => remove(&self.completed, name)?,
-                None => {}
-            }
+            noted = self.note(name, text, by)?;
         }
         Ok(Admission::Judged {
             _alone: alone,
             noted,
         })
+    }
+
+    /// Writes the note of a file that is set apart; `false` if it counts.
+    fn note(&self, name: WalFileName, text: &[u8], by: &str) -> Result<bool, StoreError> {
+        let lineage = self.lineage()?;
+        if let Some(apart) = self.judge(&lineage, name, text)? {
+            self.make_room(name, by)?;
+            write(&self.completed, name, &apart, by)?;
+            self.has_notes.store(true, Ordering::Relaxed);
+            tracing::error!(
+                "ALARM: {name} of {by} is stored but set apart, so no reader follows it: {apart}"
+            );
+            return Ok(true);
+        }
+        match name {
+            // It counts once it has its name, and its first records were found to go on with its parent's.
+            WalFileName::History(timeline) if lineage.lowest() != Some(timeline) => {
+                let why = "what connects it is being looked at";
+                write_text(&self.completed, name, Kind::History, by, why)?;
+                self.has_notes.store(true, Ordering::Relaxed);
+                return Ok(true);
+            }
+            WalFileName::Segment(segment) if lineage.is_early(segment) => {
+                write_mark(&self.completed, name, EARLY_SUFFIX, by)?;
+            }
+            _ => {}
+        }
+        if self.has_notes.load(Ordering::Relaxed) {
+            remove(&self.completed, name)?;
+        }
+        Ok(false)
     }
 
     /// Whether a file of this name counted until the disk changed it: what heals it counts too, although
@@ -333,7 +521,9 @@ impl Shared {
     /// Joins what the file that has its name connects.
     pub(super) fn admitted(&self, admission: &Admission<'_>, name: WalFileName) {
         self.note_timeline(name.timeline());
-        if matches!(admission, Admission::Judged { .. }) {
+        let may_change =
+            self.has_notes.load(Ordering::Relaxed) || self.has_newer_than(name.timeline());
+        if matches!(admission, Admission::Judged { .. }) && may_change {
             self.join_or_warn();
         }
     }
@@ -346,7 +536,7 @@ impl Shared {
         name: WalFileName,
     ) -> Result<(), StoreError> {
         if matches!(admission, Admission::Judged { noted: true, .. }) {
-            remove(&self.completed, name)?;
+            settle(&self.completed, name)?;
             self.join_or_warn();
         }
         Ok(())
@@ -355,10 +545,15 @@ impl Shared {
     /// Joins what a segment in progress connects.
     pub(super) fn joined_by_partial(&self, segment: SegmentName) {
         self.note_timeline(segment.timeline());
-        if self.has_notes.load(Ordering::Relaxed) {
+        if self.has_notes.load(Ordering::Relaxed) || self.has_newer_than(segment.timeline()) {
             let _alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
             self.join_or_warn();
         }
+    }
+
+    /// Whether a name was seen of a timeline above this one.
+    pub(super) fn has_newer_than(&self, timeline: TimelineId) -> bool {
+        self.newest_timeline.load(Ordering::Relaxed) > timeline.number()
     }
 
     /// What an earlier process left undone.
@@ -378,9 +573,15 @@ impl Shared {
                 remove(&self.completed, name)?;
             }
         }
+        for name in marked(&self.completed)? {
+            if !there.contains(&name) {
+                settle(&self.completed, name)?;
+            }
+        }
+        let claims = claims(&self.completed)?;
         let noted = !notes(&self.completed)?.is_empty();
         self.has_notes.store(noted, Ordering::Relaxed);
-        if noted && self.binding().is_ok() {
+        if (noted || !claims.is_empty()) && self.binding().is_ok() {
             self.join_all()?;
         }
         Ok(())
@@ -411,14 +612,15 @@ impl Shared {
 
     /// Whether a newer timeline counts.
     pub(super) fn is_left(&self, timeline: TimelineId) -> Result<bool, StoreError> {
-        Ok(
-            self.newest_timeline.load(Ordering::Relaxed) > timeline.number()
-                && self.lineage()?.newest() > Some(timeline),
-        )
+        Ok(self.has_newer_than(timeline) && self.lineage()?.newest() > Some(timeline))
     }
 
-    fn judge(&self, name: WalFileName, text: &[u8]) -> Result<Option<Apart>, StoreError> {
-        let lineage = self.lineage()?;
+    pub(super) fn judge(
+        &self,
+        lineage: &Lineage,
+        name: WalFileName,
+        text: &[u8],
+    ) -> Result<Option<Apart>, StoreError> {
         match name {
             WalFileName::Segment(segment) => {
                 Ok(lineage.judge(segment, self.ahead_max.load(Ordering::Relaxed)))
@@ -467,142 +669,84 @@ impl Shared {
     }
 
     fn join_or_warn(&self) {
-        if self.has_notes.load(Ordering::Relaxed)
-            && let Err(error) = self.join_all()
-        {
+        if let Err(error) = self.join_all() {
             // The file is stored; the next one, or the next start, joins what is connected.
             tracing::warn!("what is set apart was not looked at again: {error}");
         }
     }
 
+    /// Joins what is connected, and gives up the claims that their parents outgrew.
     fn join_all(&self) -> Result<(), StoreError> {
         let mut lineage = self.lineage()?;
         let ahead_max = self.ahead_max.load(Ordering::Relaxed);
-        while let Some(name) = lineage.joined(ahead_max) {
-            remove(&self.completed, name)?;
-            tracing::warn!("{name} was set apart and is joined: what connects it has arrived");
-            lineage = lineage.without_note(name);
+        let mut unled = BTreeSet::new();
+        loop {
+            if let Some(outgrown) = lineage.outgrown() {
+                lineage = self.give_up(lineage, &outgrown)?;
+            } else if let Some(name) = lineage.joined_but(ahead_max, &unled) {
+                // Neither a name nor a text connects anything; records do.
+                if !self.is_led(name)? {
+                    unled.insert(name);
+                    continue;
+                }
+                if let WalFileName::History(timeline) = name {
+                    claim(
+                        &self.completed,
+                        timeline,
+                        &brought_by(&self.completed, name)?,
+                    )?;
+                    lineage = lineage.with_claim(timeline);
+                }
+                remove(&self.completed, name)?;
+                tracing::warn!("{name} was set apart and is joined: what connects it has arrived");
+                lineage = lineage.without_note(name);
+            } else {
+                break;
+            }
         }
         let left = !lineage.facts().notes.is_empty();
         self.has_notes.store(left, Ordering::Relaxed);
         Ok(())
     }
+
+    /// Sets the history of a claim apart, which had readers follow it until now, and what it had them read.
+    fn give_up(&self, lineage: Lineage, outgrown: &Outgrown) -> Result<Lineage, StoreError> {
+        let Outgrown {
+            timeline, parent, ..
+        } = *outgrown;
+        let name = WalFileName::History(timeline);
+        let by = claims(&self.completed)?
+            .remove(&timeline)
+            .unwrap_or_default();
+        let mut notes = told(&self.completed)?.into_iter();
+        let of_parent = notes.find(|told| {
+            told.kind == Kind::Behind && told.name.timeline() == parent && !told.by.is_empty()
+        });
+        let gone_on =
+            of_parent.map_or_else(String::new, |told| format!(", brought by {}", told.by));
+        let why = format!("{}{gone_on}", outgrown.apart());
+        write_text(&self.completed, name, Kind::History, &by, &why)?;
+        self.has_notes.store(true, Ordering::Relaxed);
+        tracing::error!(
+            "ALARM: {name} of {by} is set apart, and readers follow timeline {parent} again: {why}. \
+             If timeline {timeline} is the right one, `choose {name} --take`"
+        );
+        let (lineage, segments) = lineage.given_up(timeline);
+        for segment in segments {
+            let apart = Apart::TimelineApart {
+                timeline: segment.timeline(),
+            };
+            let name = WalFileName::Segment(segment);
+            write_text(&self.completed, name, apart.kind(), &by, &apart.to_string())?;
+        }
+        // Behind the notes: a crash in between leaves those, which count for more.
+        if let Some(folder) = open(&self.completed)? {
+            folder.remove(&format!("{name}{CLAIMED_SUFFIX}"))?;
+            folder.sync()?;
+        }
+        Ok(lineage)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::testing::{
-        assert_stored, history_file, new_archive, open as open_archive, scratch_folder, segment,
-    };
-    use crate::store::{Places, Sealed};
-    use crate::wal::segment::Verify;
-
-    fn note_names(places: &Places) -> Vec<String> {
-        let entries = std::fs::read_dir(places.completed_wals.join(APART_NAME));
-        let names = entries.into_iter().flatten().flatten();
-        let mut names: Vec<String> = names
-            .map(|entry| entry.file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn fault_113_a_far_segment_stays_apart_until_its_run_arrives() {
-        let folder = scratch_folder();
-        let places = new_archive(folder.path());
-        let archive = open_archive(&places);
-        archive.set_ahead_max(2);
-        assert_stored(&archive, &segment(3, 1));
-        assert_stored(&archive, &segment(7, 1));
-        let note = format!("{}.ahead", segment(7, 1).name);
-        assert_eq!(note_names(&places), [note.as_str()]);
-        assert!(archive.is_noted(segment(7, 1).name));
-        drop(archive);
-        let archive = open_archive(&places);
-        for number in 4..6 {
-            assert_stored(&archive, &segment(number, 1));
-            assert_eq!(note_names(&places), [note.as_str()]);
-        }
-        assert_stored(&archive, &segment(6, 1));
-        assert_eq!(note_names(&places), [""; 0]);
-        // Nothing is looked up any more for the next one.
-        assert!(!archive.shared.has_notes.load(Ordering::Relaxed));
-    }
-
-    #[test]
-    fn fault_113_a_start_joins_what_a_crash_left_apart() {
-        let folder = scratch_folder();
-        let places = new_archive(folder.path());
-        let archive = open_archive(&places);
-        archive.set_ahead_max(2);
-        for number in [3, 7, 12] {
-            assert_stored(&archive, &segment(number, 1));
-        }
-        assert_eq!(note_names(&places).len(), 2);
-        drop(archive);
-        // Published, and killed before the note was taken away.
-        for number in 4..7 {
-            let sample = segment(number, 1);
-            let path = places.completed_wals.join(sample.name.to_string());
-            std::fs::write(path, sample.bytes).unwrap();
-        }
-        let archive = open_archive(&places);
-        let left = format!("{}.ahead", segment(12, 1).name);
-        assert_eq!(note_names(&places), [left]);
-        // A run begins where a backup set does.
-        archive
-            .begin_run(segment(12, 1).name.segment().unwrap())
-            .unwrap();
-        assert_eq!(note_names(&places), [""; 0]);
-    }
-
-    #[test]
-    fn fault_113_a_start_takes_away_notes_whose_files_are_gone() {
-        let folder = scratch_folder();
-        let places = new_archive(folder.path());
-        let archive = open_archive(&places);
-        archive.set_ahead_max(2);
-        for number in [3, 7, 12] {
-            assert_stored(&archive, &segment(number, 1));
-        }
-        drop(archive);
-        // A purge that was killed between the files and their notes.
-        let gone = places.completed_wals.join(segment(7, 1).name.to_string());
-        std::fs::remove_file(gone).unwrap();
-        let last = places.completed_wals.join(segment(12, 1).name.to_string());
-        std::fs::rename(&last, last.with_extension("damaged")).unwrap();
-        drop(open_archive(&places));
-        let left = format!("{}.ahead", segment(12, 1).name);
-        assert_eq!(note_names(&places), [left]);
-    }
-
-    #[test]
-    fn fault_110_a_note_names_who_brought_a_history_and_why_it_waits() {
-        let folder = scratch_folder();
-        let places = new_archive(folder.path());
-        let archive = open_archive(&places);
-        assert_stored(&archive, &segment(3, 1));
-        let sample = history_file(9, "forged");
-        let begun = archive.begin(sample.name, sample.len(), Verify::Records);
-        let mut incoming = begun.unwrap().brought_by("thief\n(192.0.2.1:1)");
-        incoming.write(&sample.bytes).unwrap();
-        let sealed = incoming.seal(sample.len(), sample.crc32()).unwrap();
-        assert!(matches!(sealed, Sealed::Stored(_)));
-        let told = told(&archive.shared.completed).unwrap();
-        assert_eq!((told.len(), told[0].kind), (1, Kind::History));
-        assert_eq!(told[0].by, "thief (192.0.2.1:1)");
-        assert!(told[0].why.contains("there is no history of 2"), "{told:?}");
-        // A note that a bit flipped in keeps its file apart all the same.
-        let path = places
-            .completed_wals
-            .join(APART_NAME)
-            .join("00000009.history.history");
-        std::fs::write(path, [0xFF; 9]).unwrap();
-        assert_eq!(
-            archive.shared.lineage().unwrap().newest().unwrap().number(),
-            1
-        );
-    }
-}
+mod tests;

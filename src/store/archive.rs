@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use walmgr_protocol::limits::UNFOLLOWED_BYTES_PER_KEY_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::binding::{Binding, Marker, Role};
@@ -107,6 +108,8 @@ pub(super) struct Shared {
     pub(super) newest_timeline: AtomicU32,
     /// How far beyond the end of its run a segment may be that counts.
     pub(super) ahead_max: AtomicU64,
+    /// What one key may have stored that nobody follows.
+    pub(super) unfollowed_bytes_max: AtomicU64,
     marker: RwLock<Marker>,
     recovery: RecoveryReport,
     _lock: OwnedFd,
@@ -174,6 +177,7 @@ impl Archive {
                 has_notes: AtomicBool::new(true),
                 newest_timeline: AtomicU32::new(0),
                 ahead_max: AtomicU64::new(AHEAD_MAX),
+                unfollowed_bytes_max: AtomicU64::new(UNFOLLOWED_BYTES_PER_KEY_MAX),
                 marker: RwLock::new(marker),
                 recovery,
                 _lock: lock,
@@ -449,7 +453,7 @@ impl Shared {
                 verify,
             };
             match joints.check(segment, before, |each| content.read_pages(each))? {
-                Verdict::Joined(_) => {}
+                Verdict::Joined(_) | Verdict::Unchecked => {}
                 Verdict::Inside(through) => scanner = Some(*through),
                 Verdict::Unjoined(before, why) => {
                     let why = format!("{why}; {before} or this one is damaged");

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::WalFileName;
 
+use super::advance::is_unproven;
 use super::apart;
 use super::archive::{Archive, Shared};
 use super::binding::{Marker, Role};
@@ -127,7 +128,7 @@ pub fn keep_history(
         );
         match published {
             // The server's own archiver may just be sending it, and have left a note.
-            Ok(Some(_)) => return apart::remove(&folder, name).map(|()| true),
+            Ok(Some(_)) => return apart::settle(&folder, name).map(|()| true),
             Ok(None) => return same_or_diverged(&folder, name, text).map(|()| false),
             Err(StoreError::Disk { op, path, source })
                 if source.kind() == io::ErrorKind::NotFound =>
@@ -149,7 +150,17 @@ fn same_or_diverged(
     let stored = folder.read_small(&name.to_string(), text.len())?;
     if stored.as_deref() == Some(text) {
         folder.sync()?;
-        return apart::remove(folder, name);
+        return apart::settle(folder, name);
+    }
+    if is_unproven(folder, name)? {
+        // Nobody followed it, and a server that opened here needs its name.
+        let kept = format!("{name}{DIFFERS_SUFFIX}");
+        apart::note_differing(folder, name, &apart::brought_by(folder, name)?)?;
+        Checksums::open(folder).remove(&[name.to_string()])?;
+        let mut temporary = Temporary::create(folder, &name.to_string(), text.len() as u64)?;
+        temporary.append(text)?;
+        temporary.sync()?.publish_over(name, &kept)?;
+        return apart::settle(folder, name);
     }
     let why = format!("the archive has another {name} than the server that opened here");
     Err(StoreError::Diverged { why })
@@ -162,7 +173,7 @@ pub fn take_apart(
     name: WalFileName,
 ) -> Result<(), StoreError> {
     let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
-    apart::remove(&folder, name)
+    apart::settle(&folder, name)
 }
 
 /// Puts the other file of a name in the place of the stored one, which is kept instead. The archive has to be

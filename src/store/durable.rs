@@ -13,6 +13,7 @@
 //! A backup set is a tree of many small files, so its syncs are one `syncfs` and three more;
 //! their order is `sets::seal`'s.
 
+mod over;
 mod records;
 
 use std::io;

@@ -188,6 +188,27 @@ impl Folder {
         Ok(Some(content))
     }
 
+    /// Fails unless so many bytes stay free when a file of this length is there. A file system that does not say
+    /// how many are free finds out while writing.
+    pub(super) fn keep_free(&self, name: &str, len: u64, reserved: u64) -> Result<(), StoreError> {
+        let Ok(free_bytes) = self.disk.free_bytes(self.handle()) else {
+            return Ok(());
+        };
+        if free_bytes >= len.saturating_add(reserved) {
+            return Ok(());
+        }
+        let why = format!(
+            "{} MiB are kept free for a boot",
+            reserved.div_ceil(1 << 20)
+        );
+        Err(StoreError::NoSpace {
+            what: name.to_owned(),
+            directory: self.path.clone(),
+            free_bytes: Some(free_bytes),
+            source: io::Error::new(io::ErrorKind::StorageFull, why),
+        })
+    }
+
     /// The error of an operation on a name in this directory, or on itself for the empty name.
     pub(super) fn failure(&self, op: &'static str, name: &str, source: io::Error) -> StoreError {
         let path = if name.is_empty() {

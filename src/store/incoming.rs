@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::limits::{RESERVED_SEGMENTS, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::names::WalFileName;
 
 use super::archive::{Held, Shared};
@@ -64,6 +64,10 @@ impl Incoming {
         }
         shared.monitor.check()?;
         let opened = (shared.completed.ensure_in_place())
+            .and_then(|()| {
+                let reserved = reserved_bytes(name, &binding);
+                (shared.completed).keep_free(&name.to_string(), len, reserved)
+            })
             .and_then(|()| Temporary::create(&shared.completed, &name.to_string(), len));
         let temporary = shared.monitor.watch(opened)?;
         let check = SegmentCheck::new(name, &binding.expected(), verify);
@@ -170,6 +174,13 @@ fn seal_checked(
                 shared.overtaken(&admission, name)?;
                 return Ok(Sealed::Stored(durable));
             }
+            Held::Different { .. } if shared.gives_way(name, text, joined.is_led)? => {
+                shared.note_obstacles(name, &joined)?;
+                let durable = shared.take_place(name, synced, &admission, (text, by))?;
+                shared.keep(&durable, joined, by);
+                shared.admitted(&admission, name);
+                return Ok(Sealed::Stored(durable));
+            }
             Held::Different { len, crc32 } => {
                 drop(admission);
                 shared.keep_differing(name, synced, by)?;
@@ -196,6 +207,15 @@ fn expect_same(
         expected,
         found,
     })
+}
+
+/// What stays free behind a file. Small ones may use half of what others leave.
+const fn reserved_bytes(name: WalFileName, binding: &Binding) -> u64 {
+    let reserved = RESERVED_SEGMENTS * binding.segment_size.bytes();
+    match name {
+        WalFileName::Segment(_) | WalFileName::Partial(_) => reserved,
+        WalFileName::History(_) | WalFileName::BackupHistory(..) => reserved / 2,
+    }
 }
 
 /// Known before a byte is written, so that nobody fills the disk with a file that cannot be.

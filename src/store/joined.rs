@@ -5,6 +5,7 @@
 
 use walmgr_protocol::names::{Lsn, WalFileName};
 
+use super::advance::is_unproven;
 use super::archive::Shared;
 use super::checksums::Kept;
 use super::durable::Durable;
@@ -26,6 +27,8 @@ pub(super) struct Joined {
     verify: Verify,
     /// What replay may not get past in it, and in the records that cross its ends.
     obstacles: Obstacles,
+    /// Whether the segment before is there and leads to it.
+    pub(super) is_led: bool,
 }
 
 impl Shared {
@@ -83,10 +86,22 @@ impl Shared {
         if let Some(scanner) = &scanner {
             obstacles.add_before(scanner.obstacles(), Lsn(u64::MAX));
         }
+        let mut is_led = true;
         let scanner = match joints.check(segment, Some(&self.carried), read)? {
             Verdict::Inside(scanner) => Some(*scanner),
             Verdict::Joined(crossing) => {
                 obstacles.add_before(&crossing, start);
+                scanner
+            }
+            Verdict::Unchecked => {
+                is_led = false;
+                scanner
+            }
+            // What nobody follows says nothing about what comes behind it.
+            Verdict::Unjoined(before, _)
+                if is_unproven(&self.completed, WalFileName::Segment(before))? =>
+            {
+                is_led = false;
                 scanner
             }
             Verdict::Unjoined(before, why) => {
@@ -107,6 +122,7 @@ impl Shared {
                         "ALARM: {before} or {segment} is damaged; both are stored although {why}"
                     ),
                 }
+                is_led = false;
                 scanner
             }
         };
@@ -115,11 +131,16 @@ impl Shared {
         {
             match joints.check_next(segment, scanner)? {
                 Verdict::Joined(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
-                Verdict::Inside(_) => {}
-                Verdict::Unjoined(next, why) => tracing::error!(
-                    "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
-                     the two is damaged or not of this cluster, both are stored"
-                ),
+                Verdict::Inside(_) | Verdict::Unchecked => {}
+                Verdict::Unjoined(next, why) => {
+                    if is_led {
+                        self.set_apart_unled(segment, next, &why.to_string())?;
+                    }
+                    tracing::error!(
+                        "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
+                         the two is damaged or not of this cluster, both are stored"
+                    );
+                }
             }
         }
         Ok(Joined {
@@ -127,6 +148,7 @@ impl Shared {
             scanner: scanner.map(Scanner::forgetting),
             verify,
             obstacles,
+            is_led,
         })
     }
 

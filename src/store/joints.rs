@@ -51,8 +51,10 @@ pub(super) enum Before {
 /// How a segment and the one before it go together.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// They do, or there is nothing to compare; with what the record is that crosses the boundary.
+    /// They do; with what the record is that crosses the boundary.
     Joined(Obstacles),
+    /// There is nothing that could be compared.
+    Unchecked,
     /// One record fills the segment; the scanner goes on into the next.
     Inside(Box<Scanner>),
     /// They do not, and this is the segment before.
@@ -69,13 +71,13 @@ impl Joints<'_> {
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
     ) -> Result<Verdict, StoreError> {
         if self.verify == Verify::Off {
-            return Ok(Verdict::Joined(Obstacles::default()));
+            return Ok(Verdict::Unchecked);
         }
         let before = match self.before(segment, carried) {
             // One bad sector is no reason to refuse what comes behind it.
             Err(error @ StoreError::Disk { .. }) => {
                 tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
-                return Ok(Verdict::Joined(Obstacles::default()));
+                return Ok(Verdict::Unchecked);
             }
             other => other?,
         };
@@ -85,9 +87,9 @@ impl Joints<'_> {
                 tracing::error!(
                     "ALARM: {before} is damaged, so that nobody can tell whether {segment} goes on with it"
                 );
-                return Ok(Verdict::Joined(Obstacles::default()));
+                return Ok(Verdict::Unchecked);
             }
-            Before::Nothing => return Ok(Verdict::Joined(Obstacles::default())),
+            Before::Nothing => return Ok(Verdict::Unchecked),
         };
         self.walk(*scanner, segment, before, read)
     }

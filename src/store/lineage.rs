@@ -31,6 +31,16 @@
 //!   write. `choose` joins it, and a `restore` into `slave_data`, if the newer timeline has no WAL
 //!   here ([`Lineage::giving_way_to`]).
 //!
+//! # A timeline that only keys claim
+//!
+//! A history that was joined like that is *claimed*, and stays so until a `boot` of this host or `choose`
+//! settles it. A claim keeps no stream of the parent out, and it holds only while its own WAL leads at least
+//! as far as the parent's that goes on without a gap ([`Lineage::outgrown`]): a master that was
+//! declared dead by a forgery outgrows it, while one that really is past writes a little more and then no more.
+//! Meanwhile readers follow the claim, and what the parent writes is stored as what lies behind the end of its
+//! timeline. Then they follow the parent again, and the history is set apart for good. The one that
+//! leads further wins in either direction, so no arrival makes readers end earlier.
+//!
 //! A file without a note that lies in the archive was there before, or an administrator put it there: it counts.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,11 +49,13 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 
 use crate::wal::history::History;
 
+mod claim;
 mod judge;
 mod line;
 #[cfg(test)]
 mod tests;
 
+pub use claim::Outgrown;
 pub use judge::Apart;
 pub use line::{Gap, Led, Leg, Line};
 
@@ -86,6 +98,8 @@ pub struct Facts {
     pub unreadable: BTreeMap<TimelineId, String>,
     /// What has a note.
     pub notes: BTreeMap<WalFileName, Kind>,
+    /// Whose histories were joined by what keys brought, and not by this host or a person.
+    pub claimed: BTreeSet<TimelineId>,
 }
 
 /// A history that would be needed cannot be read.
@@ -298,7 +312,7 @@ impl Lineage {
     }
 
     /// The lowest timeline that has WAL.
-    fn lowest(&self) -> Option<TimelineId> {
+    pub fn lowest(&self) -> Option<TimelineId> {
         // One whose note says no more than that its timeline does not count proves no beginning.
         let finished = self.facts.segments.iter();
         let finished = finished.filter(|segment| self.is_plain(**segment));

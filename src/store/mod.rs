@@ -54,6 +54,7 @@
 //! and backup history file, set a torn segment aside and report what is not what was acknowledged, keep the
 //! checksums that are missing, and only then let anybody in. Doing it twice does nothing the second time.
 
+mod advance;
 mod apart;
 pub mod archive;
 pub mod binding;
@@ -79,6 +80,7 @@ pub mod rounds;
 pub mod sets;
 pub mod survey;
 pub mod tree;
+mod unfollowed;
 
 #[cfg(test)]
 mod archive_tests;

@@ -34,6 +34,12 @@ impl NameLocks {
         NameGuard { locks: self, name }
     }
 
+    /// The name, if nobody has it: for whoever holds another one.
+    pub(super) fn try_lock(&self, name: WalFileName) -> Option<NameGuard<'_>> {
+        let is_free = self.taken().insert(name);
+        is_free.then(|| NameGuard { locks: self, name })
+    }
+
     fn taken(&self) -> MutexGuard<'_, HashSet<WalFileName>> {
         // The set is changed by single inserts and removes, so a panic cannot have torn it.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)

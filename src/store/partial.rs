@@ -33,7 +33,9 @@ pub use proven::{Damage, Known};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use walmgr_protocol::limits::{RESERVED_SEGMENTS, STRAY_SEGMENTS_MAX};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
@@ -47,8 +49,13 @@ use super::binding::Binding;
 use super::durable::{DurableRecords, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
+use super::{advance, apart};
 use crate::wal::scan::{Scanner, Step};
 use crate::wal::segment::Verify;
+
+/// How often the records of a timeline that another one claims to have left are weighed against it: all
+/// segments in progress are read for that.
+const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What this process knows of a partial segment that it has written to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -117,8 +124,8 @@ pub struct Standing {
     pub oldest_partial: Option<SegmentName>,
     /// The highest partial segment behind it.
     pub newest_partial: Option<SegmentName>,
-    /// Whether readers follow the timeline; one whose history is set apart has no claim on anything yet.
-    pub counts: bool,
+    /// Whether readers follow the timeline, and not only because of what a key brought.
+    pub is_settled: bool,
 }
 
 /// The one stream of records into the archive; whoever has it makes sure that there is no other.
@@ -129,6 +136,8 @@ pub struct PartialStream {
     open: Option<OpenSegment>,
     /// The scanner as it left the segment before the named one.
     carried: Option<(SegmentName, Scanner)>,
+    /// When what is shipped was last weighed against a newer timeline.
+    weighed: Option<Instant>,
 }
 
 struct OpenSegment {
@@ -181,9 +190,8 @@ impl Archive {
         let finished = finished_names(&shared.completed)?;
         let partials = partial_names(&shared.partial)?;
         let lineage = shared.lineage()?;
-        // What is set apart is no reason to refuse a master.
-        let newest = lineage.newest();
-        if let Some(newest) = newest.filter(|newest| *newest > timeline) {
+        // What is set apart is no reason to refuse a master, nor is what only a key claims.
+        if let Some(newest) = lineage.fencing(timeline) {
             let why = format!(
                 "the master is on timeline {timeline}, but the archive has timeline {newest} already"
             );
@@ -196,7 +204,9 @@ impl Archive {
             WalFileName::Segment(segment) => Some(*segment),
             _ => None,
         });
-        let segments = segments.filter(|segment| lineage.is_plain(*segment));
+        let early = apart::early(&shared.completed)?;
+        let segments =
+            segments.filter(|segment| lineage.is_plain(*segment) && !early.contains(segment));
         let newest_finished = segments.filter(|name| name.timeline() == timeline).max();
         let mut unfinished = (partials.into_iter())
             .filter(|name| name.timeline() == timeline && Some(*name) > newest_finished);
@@ -205,7 +215,7 @@ impl Archive {
             newest_finished,
             oldest_partial,
             newest_partial: unfinished.next_back().or(oldest_partial),
-            counts: lineage.counts(timeline),
+            is_settled: lineage.counts(timeline) && !lineage.is_claimed(timeline),
         };
         let stream = PartialStream {
             shared: Arc::clone(shared),
@@ -213,6 +223,7 @@ impl Archive {
             timeline,
             open: None,
             carried: None,
+            weighed: None,
         };
         Ok((stream, standing))
     }
@@ -284,9 +295,15 @@ impl PartialStream {
             note.raise(&shared.partial, open.end)?;
             open.acknowledged = open.acknowledged.max(open.end);
         }
-        if is_first {
-            shared.joined_by_partial(open.segment);
+        let segment = open.segment;
+        // Where a newer timeline is claimed, what this one ships decides whether it is followed.
+        let is_claimed_away = shared.has_newer_than(segment.timeline())
+            && (self.weighed).is_none_or(|weighed| weighed.elapsed() >= WEIGH_INTERVAL);
+        if is_first || is_claimed_away {
+            self.weighed = Some(Instant::now());
+            shared.joined_by_partial(segment);
         }
+        let open = self.opened()?;
         if !open.comparing {
             open.held_bytes = open.next_offset;
             let checked = open.checked();
@@ -434,6 +451,10 @@ impl PartialStream {
     ) -> Result<Option<(OpenSegment, At)>, StoreError> {
         let name = WalFileName::Segment(open.segment);
         let _guard = self.shared.names.lock(name);
+        // One that nobody follows gives way to what goes on with the segment before it.
+        if advance::is_unproven(&self.shared.completed, name)? {
+            return Ok(None);
+        }
         let Some(existing) = Existing::open(&self.shared.completed, name)? else {
             return Ok(None);
         };
@@ -552,9 +573,14 @@ impl OpenSegment {
     /// records are acknowledged.
     fn make_file(&mut self, shared: &Shared, size: u64) -> Result<(), StoreError> {
         let segment = self.segment;
-        if Existing::open(&shared.completed, WalFileName::Segment(segment))?.is_some() {
+        let name = WalFileName::Segment(segment);
+        if Existing::open(&shared.completed, name)?.is_some()
+            && !advance::is_unproven(&shared.completed, name)?
+        {
             return Err(StoreError::Finished { segment });
         }
+        refuse_more_strays(shared, segment)?;
+        (shared.partial).keep_free(&segment.to_string(), size, RESERVED_SEGMENTS * size)?;
         self.file = Some(PartialFile::create(&shared.partial, segment, size)?);
         (self.is_new, self.folder_synced) = (false, false);
         Ok(())
@@ -613,6 +639,43 @@ impl OpenSegment {
     }
 }
 
+/// Fails when a segment has no whole one before it, and as many like it are there as may be. A master's stream
+/// goes from one to the next.
+fn refuse_more_strays(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
+    let size = shared.binding()?.segment_size;
+    let partials = partial_names(&shared.partial)?;
+    let is_led = |name: SegmentName| -> Result<bool, StoreError> {
+        let before = name.number(size).and_then(|number| number.checked_sub(1));
+        let Some(before) = before else {
+            return Ok(true);
+        };
+        let before = SegmentName::from_number(name.timeline(), before, size);
+        if partials.contains(&before) {
+            let checked = shared.partials.of(before).checked;
+            // Of one that this process has not written to nobody knows it without reading it.
+            return Ok(checked.is_none_or(|checked| checked.is_whole(size.bytes())));
+        }
+        Ok(shared.completed.stat_at(&before.to_string())?.is_some())
+    };
+    if is_led(segment)? {
+        return Ok(());
+    }
+    let mut strays = 0;
+    for name in &partials {
+        strays += usize::from(!is_led(*name)?);
+    }
+    if strays < STRAY_SEGMENTS_MAX {
+        return Ok(());
+    }
+    Err(StoreError::Diverged {
+        why: format!(
+            "{segment} goes on with nothing that is here, and {} holds {strays} segments like that: somebody \
+             has to look at them and move them away first",
+            shared.partial.path().display()
+        ),
+    })
+}
+
 /// What was held behind a segment whose end was rewritten continues nothing any more.
 fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
     let (folder, timeline) = (&shared.partial, segment.timeline());
@@ -659,7 +722,9 @@ pub(super) fn recover(
             Err(error @ StoreError::Disk { .. }) if partial.monitor.check().is_ok() => {
                 tracing::error!("a partial segment stays as it is: {error}");
             }
-            other => other?,
+            other => {
+                other?;
+            }
         }
     }
     forget_finished(completed, partial)?;

@@ -142,9 +142,10 @@ impl Reader {
         Ok(listing)
     }
 
-    /// Whether a segment lies behind the end of its timeline: what an old master went on to write.
-    pub fn is_behind(&self, segment: SegmentName) -> Result<bool, StoreError> {
-        apart::is_behind(&self.completed, segment)
+    /// Whether a standby passes a segment over that it comes to: what an old master went on to write, or one
+    /// that does not go on with the segment before it.
+    pub fn is_passed_over(&self, segment: SegmentName) -> Result<bool, StoreError> {
+        apart::is_passed_over(&self.completed, segment)
     }
 
     /// Lets the timelines give way that came from this one and have no WAL here; see
@@ -160,6 +161,11 @@ impl Reader {
     /// What is set apart, and who brought it.
     pub fn apart(&self) -> Result<Vec<Told>, StoreError> {
         apart::told(&self.completed)
+    }
+
+    /// The timelines that only keys claim, and who brought the history of each.
+    pub fn claims(&self) -> Result<BTreeMap<TimelineId, String>, StoreError> {
+        apart::claims(&self.completed)
     }
 
     /// What a server gets that asks for a timeline's history; see [`Lineage::asked`].
@@ -190,6 +196,7 @@ impl Reader {
             histories: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             notes: apart::notes(&self.completed)?,
+            claimed: apart::claims(&self.completed)?.into_keys().collect(),
         };
         for name in &listing.finished {
             match name {

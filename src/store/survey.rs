@@ -21,7 +21,7 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::lineage::{Led, Line, Lineage, Progress};
+use super::lineage::{Kind, Led, Line, Lineage, Progress};
 use super::partial::{Damage, partial_end, vanished};
 use super::reader::Reader;
 use super::rounds;
@@ -70,6 +70,7 @@ pub fn survey(
     files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
     let way = Way::find(&reader, &files.partials, known)?;
+    describe_claims(&reader, &way.lineage, &mut overview)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
     for timeline in way.lineage.facts().unreadable.keys() {
         overview.damaged_count += 1;
@@ -133,6 +134,33 @@ fn describe_apart(reader: &Reader, overview: &mut Overview) -> Result<(), StoreE
         let by = if by.is_empty() { "somebody" } else { &by };
         overview.differing = format!("{name} of {by}");
     }
+    Ok(())
+}
+
+/// A timeline that is followed because a key claims it, although the one that it left goes on: names both.
+fn describe_claims(
+    reader: &Reader,
+    lineage: &Lineage,
+    overview: &mut Overview,
+) -> Result<(), StoreError> {
+    let Some(contested) = lineage.contested().into_iter().next() else {
+        return Ok(());
+    };
+    let (history, parent) = (WalFileName::History(contested.timeline), contested.parent);
+    let by = reader.claims()?.remove(&contested.timeline);
+    let by = by.unwrap_or_else(|| "somebody".to_owned());
+    let mut apart = reader.apart()?.into_iter();
+    let of_parent = apart.find(|told| told.kind == Kind::Behind && told.name.timeline() == parent);
+    let what = match of_parent {
+        Some(told) => format!("{} of {}", told.name, told.by),
+        None => format!("what is in progress on timeline {parent}"),
+    };
+    overview.apart_count = overview.apart_count.max(1);
+    overview.apart = format!(
+        "{what}, as timeline {} is followed, which {history} of {by} claims to have left {parent} at {} while \
+         {parent} goes on to {}; see `choose {history}`",
+        contested.timeline, contested.switch, contested.end
+    );
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! What one key can take from others: connections, the stream of records, room for segments.
 //! Never lets a key have more than it takes. Invariant: the genuine master archives at its first try.
 
+use std::time::Duration;
 use walmgr_protocol::message::partial::{Begin, Open, Partial};
+
+use walmgr_protocol::limits::STRAY_SEGMENTS_MAX;
 use walmgr_protocol::message::{ErrorCode, Message};
+use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::still_serves;
-use crate::support::hostile::{Key, Refused, ask, next};
-use crate::support::{Site, soak};
+use crate::support::hostile::{Key, Refused, ask, next, ship, ship_on};
+use crate::support::{Site, soak, wait_for};
 
 #[test]
 fn fault_116_a_key_that_only_reads_cannot_hold_all_connections() {
@@ -39,6 +43,101 @@ fn fault_116_a_key_that_holds_all_connections_gives_one_up() {
     }
     let answer = ask(&mut held[0], 0, &Message::StatusRequest);
     assert!(matches!(answer, Ok(Message::Status(_))), "{answer:?}");
+}
+
+#[test]
+fn fault_116_segments_in_progress_that_follow_nothing_are_bounded() {
+    let site = Site::start();
+    still_serves(&site, 1);
+    let thief = Key::authorized(&site, "thief", "push");
+    let timeline = site.facts().timeline;
+    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    // A moment after a refused one has left, the place is free.
+    let connect = |key: &Key| {
+        wait_for("the place", Duration::from_secs(60), || {
+            let mut peer = key.connect(&site);
+            ask(&mut peer, 1, &begin).ok().map(|_| peer)
+        })
+    };
+    // One record each, one behind the other and with holes between.
+    let mut refused = String::new();
+    let mut peer = connect(&thief);
+    for number in (20..40).chain((50..70).step_by(2)) {
+        let segment: SegmentName = site.segment_name(number).parse().unwrap();
+        let content = site.segment(number, "forged");
+        let shipped = ship_on(
+            &mut peer,
+            segment,
+            &content[..9_000],
+            Lsn(number << 20),
+            false,
+        );
+        if let Err(error) = shipped {
+            refused = error.words();
+            drop(peer);
+            peer = connect(&thief);
+        }
+    }
+    assert!(
+        refused.contains("goes on with nothing that is here"),
+        "{refused}"
+    );
+    drop(peer);
+    let held = std::fs::read_dir(site.partial_wals()).unwrap().flatten();
+    let held = held.filter(|entry| entry.file_name().len() == 24).count();
+    assert!(held <= STRAY_SEGMENTS_MAX + 1, "{held}");
+    // The genuine stream goes on behind what is archived, as far as it likes.
+    let mut peer = connect(&Key::stolen(&site));
+    for number in 2..20 {
+        let segment = site.segment_name(number).parse().unwrap();
+        let content = site.segment(number, "walmgr");
+        let shipped = ship_on(&mut peer, segment, &content, Lsn(number << 20), false);
+        shipped.unwrap_or_else(|error| panic!("{number}: {}", error.words()));
+    }
+    still_serves(&site, 2);
+}
+
+#[test]
+fn fault_116_a_stream_that_the_archive_contradicts_gives_its_place_up() {
+    let site = Site::start();
+    still_serves(&site, 1);
+    let thief = Key::authorized(&site, "thief", "push");
+    let mut peer = thief.connect(&site);
+    let timeline = site.facts().timeline;
+    let name = |number| site.segment_name(number).parse::<SegmentName>().unwrap();
+    let forged = site.segment(2, "forged");
+    ship(
+        &mut peer,
+        name(2),
+        timeline,
+        &forged[..9_000],
+        Lsn(2 << 20),
+        false,
+    )
+    .unwrap();
+    let master = Key::stolen(&site);
+    let genuine = |number: u64| {
+        let content = site.segment(number, "walmgr");
+        let mut peer = master.connect(&site);
+        ship(
+            &mut peer,
+            name(number),
+            timeline,
+            &content,
+            Lsn(number << 20),
+            false,
+        )
+    };
+    assert!(genuine(3).unwrap_err().words().contains("thief"));
+    // The archiver brings what the thief said to be something else.
+    still_serves(&site, 2);
+    genuine(3).unwrap_or_else(|error| panic!("{}", error.words()));
+    let open = Message::Partial(Partial::Open(Open {
+        segment: name(4),
+        bytes: 0,
+        crc32: 0,
+    }));
+    assert!(ask(&mut peer, 1, &open).is_err());
 }
 
 #[test]

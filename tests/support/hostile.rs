@@ -192,7 +192,7 @@ pub fn store(peer: &mut Peer, name: WalFileName, content: &[u8], verify: Verify)
     }
 }
 
-/// Opens a segment of the partial stream and appends these bytes from its beginning on; with
+/// Begins the partial stream, opens a segment of it and appends these bytes from its beginning on; with
 /// `rewrite` it replaces what is held. The answer is up to where it is durable.
 pub fn ship(
     peer: &mut Peer,
@@ -203,16 +203,34 @@ pub fn ship(
     rewrite: bool,
 ) -> Answered<Lsn> {
     use partial::Partial;
+    let begin = Message::Partial(Partial::Begin(partial::Begin { timeline }));
+    ask(peer, 1, &begin)?;
+    ship_on(peer, segment, bytes, end, rewrite)
+}
+
+/// The same over a connection that has the stream.
+pub fn ship_on(
+    peer: &mut Peer,
+    segment: SegmentName,
+    bytes: &[u8],
+    end: Lsn,
+    rewrite: bool,
+) -> Answered<Lsn> {
+    use partial::Partial;
     let say = |message| Message::Partial(message);
-    ask(peer, 1, &say(Partial::Begin(partial::Begin { timeline })))?;
     let open = partial::Open {
         segment,
         bytes: bytes.len() as u64,
         crc32: crc32fast::hash(bytes),
     };
-    let held = match ask(peer, 1, &say(Partial::Open(open)))? {
-        Message::Partial(Partial::At(at)) => at.held_bytes,
-        other => return Err(Refused::Otherwise(Box::new(other))),
+    peer.send(1, &say(Partial::Open(open)));
+    let held = loop {
+        match next(peer)? {
+            Message::Partial(Partial::At(at)) => break at.held_bytes,
+            // What was said of the segment before.
+            Message::Partial(Partial::Durable(_)) => {}
+            other => return Err(Refused::Otherwise(Box::new(other))),
+        }
     };
     let from = match rewrite {
         true => {

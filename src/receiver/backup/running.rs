@@ -14,7 +14,9 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
 use super::Report;
-use crate::receiver::{BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, refusal, worker};
+use crate::receiver::{
+    BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal, worker,
+};
 use crate::store::sets::{HeldFile, IncomingSet, StreamWriter};
 
 /// How long a connection may still be read that another one is about to replace, and the pause
@@ -44,8 +46,10 @@ struct Inner {
     last_control: u64,
     streams: HashMap<u16, Member>,
     members: u64,
-    /// When one of its connections brought something last.
+    /// When its connections had last brought enough for it to count as progress.
     active: Instant,
+    /// What they brought since.
+    bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +101,7 @@ impl Running {
                 streams: HashMap::new(),
                 members: 0,
                 active: Instant::now(),
+                bytes: 0,
             }),
             streams_at_work: Mutex::default(),
         })
@@ -122,12 +127,16 @@ impl Running {
         self.timeline
     }
 
-    /// A connection of it brought something.
-    pub fn note_activity(&self) {
-        self.inner().active = Instant::now();
+    /// A connection of it brought so many bytes of files. A message now and then renews no claim.
+    pub fn note_progress(&self, bytes: usize) {
+        let mut inner = self.inner();
+        inner.bytes = inner.bytes.saturating_add(bytes);
+        if inner.bytes >= BACKUP_PROGRESS_BYTES_MIN {
+            (inner.active, inner.bytes) = (Instant::now(), 0);
+        }
     }
 
-    /// Whether nothing has come for so long that another backup may take its place.
+    /// Whether so little has come for so long that another backup may take its place.
     pub fn is_idle(&self) -> bool {
         self.inner().active.elapsed() >= BACKUP_IDLE_MAX
     }

@@ -136,13 +136,13 @@ fn stream(
     report(reports, Report::Admitted(attachment));
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
-        running.note_activity();
         match job {
             Job::LookUp(paths) => {
                 report(reports, Report::LookedUp(running.held(&paths)?));
             }
             Job::Write(data) => {
                 let raw = unpack(&mut unpacker, &data)?;
+                running.note_progress(raw.len());
                 let files = writer.write(raw).map_err(|error| refusal::of_set(&error))?;
                 for files in files.chunks(usize::from(BACKUP_PATHS_MAX)) {
                     let done = files.iter().map(done).collect();
@@ -171,11 +171,12 @@ fn control(
     let mut parts = finish::Received::default();
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
-        running.note_activity();
         match job {
             Job::BeginPart(part) => parts.begin(part, running)?,
             Job::WritePart(data) => {
-                if !parts.append(unpack(&mut unpacker, &data)?) {
+                let raw = unpack(&mut unpacker, &data)?;
+                running.note_progress(raw.len());
+                if !parts.append(raw) {
                     return Err(out_of_place());
                 }
             }

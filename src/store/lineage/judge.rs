@@ -74,6 +74,18 @@ pub enum Apart {
         /// Where that one's WAL ends.
         end: Lsn,
     },
+    /// The parent went on further than the timeline did.
+    #[error(
+        "it leaves timeline {parent} at {switch}, but that one goes on to {end}, which is more"
+    )]
+    Outgrown {
+        /// The timeline it leaves.
+        parent: TimelineId,
+        /// Where.
+        switch: Lsn,
+        /// Up to where the parent goes on.
+        end: Lsn,
+    },
     /// Nothing of the timeline is there yet, or its parent does not lead to where it begins.
     #[error("no WAL leads to {switch}, where it begins, and on from there")]
     Unconnected {
@@ -140,10 +152,13 @@ impl Lineage {
         let numbers: Vec<u64> = own
             .filter_map(|name| name.number(self.facts.size))
             .collect();
-        if numbers.iter().any(|number| *number < first) {
+        let is_lowest = self.lowest() == Some(timeline);
+        // What nobody follows contradicts nothing: it can be made up to have a number in advance.
+        let is_followed = is_lowest || self.counts(timeline);
+        if is_followed && numbers.iter().any(|number| *number < first) {
             return Some(Apart::Contradicts { switch });
         }
-        if self.lowest() == Some(timeline) {
+        if is_lowest {
             return None;
         }
         if let Err(apart) = self.chain_of(history) {
@@ -157,6 +172,16 @@ impl Lineage {
                 end,
             });
         }
+        // What was set apart because of another claim counts against this one as well.
+        if let Some(end) = self.goes_on_to(parent, switch)
+            && end > self.raw_end(timeline, switch)
+        {
+            return Some(Apart::Outgrown {
+                parent,
+                switch,
+                end,
+            });
+        }
         let reached = end.is_some_and(|end| end.0 >= first * size);
         match reached && numbers.contains(&first) {
             true => None,
@@ -164,9 +189,22 @@ impl Lineage {
         }
     }
 
+    /// Whether a segment that counts has a hole before it, so that nothing shows yet that it belongs there.
+    pub fn is_early(&self, segment: SegmentName) -> bool {
+        let pieces = self.pieces(&self.line_to(segment.timeline()));
+        let number = segment.number(self.facts.size).unwrap_or_default();
+        let before = pieces.range(..number).next_back();
+        before.is_some_and(|(before, _)| before + 1 < number)
+    }
+
     /// A note that is no longer right, and what it is about.
     pub fn joined(&self, ahead_max: u64) -> Option<WalFileName> {
-        let mut notes = self.facts.notes.iter();
+        self.joined_but(ahead_max, &BTreeSet::new())
+    }
+
+    /// The same, without those that are known not to go on with what is before them.
+    pub fn joined_but(&self, ahead_max: u64, unled: &BTreeSet<WalFileName>) -> Option<WalFileName> {
+        let mut notes = (self.facts.notes.iter()).filter(|(name, _)| !unled.contains(name));
         let joins = |(name, kind): &(&WalFileName, &Kind)| match (name, kind) {
             (WalFileName::History(timeline), _) => {
                 let history = self.facts.histories.get(timeline);
@@ -182,6 +220,7 @@ impl Lineage {
             (WalFileName::Segment(segment), Kind::Behind) => {
                 let left = self.left_at(segment.timeline());
                 left.is_none_or(|(_, switch)| self.end(*segment) <= switch)
+                    && self.judge(*segment, ahead_max).is_none()
             }
             _ => false,
         };
@@ -257,7 +296,8 @@ impl Lineage {
         (segments > ahead_max).then_some(Apart::Ahead { end, segments })
     }
 
-    fn end(&self, segment: SegmentName) -> Lsn {
+    /// Where a segment ends.
+    pub(super) fn end(&self, segment: SegmentName) -> Lsn {
         let start = segment.start(self.facts.size).unwrap_or_default();
         Lsn(start.0.saturating_add(self.facts.size.bytes()))
     }

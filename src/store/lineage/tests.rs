@@ -42,6 +42,7 @@ fn facts(segments: &[(u32, u64)], histories: &[History]) -> Facts {
             .collect(),
         unreadable: BTreeMap::new(),
         notes: BTreeMap::new(),
+        claimed: BTreeSet::new(),
     }
 }
 
@@ -65,14 +66,32 @@ fn arrive(lineage: Lineage, name: WalFileName, content: Option<&History>) -> Lin
     if !is_new {
         return Lineage::of(facts);
     }
-    if let Some(apart) = apart {
-        facts.notes.insert(name, apart.kind());
+    match apart {
+        Some(apart) => {
+            facts.notes.insert(name, apart.kind());
+        }
+        None if content.is_some() => {
+            facts.claimed.insert(name.timeline());
+        }
+        None => {}
     }
-    let mut lineage = Lineage::of(facts);
-    while let Some(joined) = lineage.joined(AHEAD_MAX) {
-        lineage = lineage.without_note(joined);
+    settled(Lineage::of(facts))
+}
+
+/// Joins and gives up as the receiver does.
+fn settled(mut lineage: Lineage) -> Lineage {
+    loop {
+        if let Some(outgrown) = lineage.outgrown() {
+            (lineage, _) = lineage.given_up(outgrown.timeline);
+        } else if let Some(joined) = lineage.joined(AHEAD_MAX) {
+            if let WalFileName::History(timeline) = joined {
+                lineage = lineage.with_claim(timeline);
+            }
+            lineage = lineage.without_note(joined);
+        } else {
+            return lineage;
+        }
     }
-    lineage
 }
 
 /// Which segment PostgreSQL reads for a number: it tries the timelines of its history, newest first.
@@ -183,11 +202,20 @@ proptest! {
     #[test]
     fn fault_110_what_arrives_takes_nothing_away(
         genuine in 1_u64..8,
-        forged in vec((any::<bool>(), 1_u32..5, 0_u64..40, btree_map(1_u32..4, 0_u64..60, 1..3)), 0..12),
+        forged in vec((any::<bool>(), 1_u32..5, 0_u64..40, btree_map(1_u32..4, 0_u64..60, 1..3)), 0..24),
+        on_the_end in any::<bool>(),
     ) {
         let mut lineage = Lineage::of(facts(&[], &[]));
         for number in 0..=genuine {
             lineage = arrive(lineage, WalFileName::Segment(segment((1, number))), None);
+        }
+        if on_the_end {
+            // A forgery that connects, so that what follows is weighed against it.
+            let switch = (genuine + 1) * 4;
+            let forged = history(2, &[(1, switch)]);
+            lineage = arrive(lineage, WalFileName::History(timeline(2)), Some(&forged));
+            lineage = arrive(lineage, whole(2, genuine + 1).0, None);
+            prop_assert_eq!(lineage.newest(), Some(timeline(2)));
         }
         for (is_history, number, at, ancestors) in forged {
             let before = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
@@ -287,6 +315,80 @@ fn fault_105_a_failover_elsewhere_joins_in_whatever_order_its_files_come() {
         let behind = WalFileName::Segment(segment((1, 6)));
         assert_eq!(lineage.facts().notes.get(&behind), Some(&Kind::Behind));
         assert_eq!(lineage.newest(), Some(timeline(2)));
+    }
+}
+
+#[test]
+fn fault_110_a_connected_forgery_gives_way_to_the_parent_that_goes_on() {
+    let forged = [named(2, &[(1, 24)]), whole(2, 6), whole(2, 7)];
+    let lineage = after(&forged);
+    assert_eq!(lineage.newest(), Some(timeline(2)));
+    assert_eq!(lineage.fencing(timeline(1)), None);
+    // The parent goes on. As long as it leads less far it waits.
+    let mut lineage = lineage;
+    for number in [6, 7] {
+        lineage = arrive(lineage, whole(1, number).0, None);
+        assert_eq!(lineage.newest(), Some(timeline(2)));
+        let contested = lineage.contested();
+        assert_eq!(
+            (contested[0].parent, contested[0].end),
+            (timeline(1), Lsn((number + 1) * MIB))
+        );
+    }
+    let both = lineage.clone();
+    let lineage = arrive(lineage, whole(1, 8).0, None);
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(9 * MIB));
+    let history = WalFileName::History(timeline(2));
+    assert_eq!(lineage.facts().notes.get(&history), Some(&Kind::History));
+    assert_eq!(lineage.facts().notes.len(), 3);
+    // More forged WAL does not bring it back.
+    let lineage = (8..14).fold(lineage, |lineage, number| {
+        arrive(lineage, whole(2, number).0, None)
+    });
+    assert_eq!(lineage.newest(), Some(timeline(1)));
+    // A person may decide earlier, either way.
+    let chosen = settled(both.clone().without_note(whole(1, 6).0));
+    assert_eq!(chosen.newest(), Some(timeline(1)));
+    let mut facts = both.facts.clone();
+    facts.claimed.clear();
+    let lineage = arrive(Lineage::of(facts), whole(1, 8).0, None);
+    assert_eq!(lineage.newest(), Some(timeline(2)));
+    assert_eq!(lineage.fencing(timeline(1)), Some(timeline(2)));
+}
+
+#[test]
+fn fault_110_records_in_progress_outgrow_a_forgery_as_segments_do() {
+    let lineage = after(&[named(2, &[(1, 24)]), whole(2, 6)]);
+    let with = |end: u64| {
+        let mut facts = lineage.facts.clone();
+        let (end, is_whole) = (Lsn(end), false);
+        let progress = Some(Progress { end, is_whole });
+        facts.partials.insert(
+            segment((1, 6)),
+            Some(Progress {
+                end: Lsn(7 * MIB),
+                is_whole: true,
+            }),
+        );
+        facts.partials.insert(segment((1, 7)), progress);
+        settled(Lineage::of(facts)).newest()
+    };
+    assert_eq!(with(7 * MIB), Some(timeline(2)));
+    assert_eq!(with(7 * MIB + 8), Some(timeline(1)));
+}
+
+#[test]
+fn fault_110_what_a_boot_opened_stands_and_so_does_what_it_came_from() {
+    // A failover elsewhere, and then a boot on this host, whose history no key brought.
+    let mut facts = after(&[named(2, &[(1, 24)]), whole(2, 6)]).facts;
+    let (booted, history) = named(3, &[(1, 24), (2, 28)]);
+    facts.histories.insert(booted.timeline(), history.unwrap());
+    let mut lineage = Lineage::of(facts);
+    assert_eq!(lineage.fencing(timeline(1)), Some(timeline(3)));
+    for number in 6..12 {
+        lineage = arrive(lineage, whole(1, number).0, None);
+        assert_eq!(lineage.newest(), Some(timeline(3)));
     }
 }
 

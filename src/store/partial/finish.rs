@@ -20,10 +20,10 @@ use super::file::{PartialFile, scanner_at, start_of};
 use super::freeze::is_frozen;
 use super::rewrite::DIFFERS;
 use super::{Checked, Extent, acknowledged};
-use crate::store::apart;
+use crate::store::advance;
 use crate::store::archive::{Archive, Held, Shared, StoredCheck};
 use crate::store::binding::Binding;
-use crate::store::durable::{Durable, Existing, Linked, Temporary};
+use crate::store::durable::{Existing, Linked, SyncedTemporary, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::incoming::{Incoming, Sealed};
@@ -117,10 +117,10 @@ impl Archive {
     }
 
     /// Clears away the partial segment of a file that is finished. One that is not its beginning
-    /// is kept under another name, with an alarm.
-    pub fn settle_partial(&self, name: WalFileName) -> Result<(), StoreError> {
+    /// is kept under another name, with an alarm; then `true`: what was shipped is contradicted.
+    pub fn settle_partial(&self, name: WalFileName) -> Result<bool, StoreError> {
         let WalFileName::Segment(segment) = name else {
-            return Ok(());
+            return Ok(false);
         };
         let shared = &self.shared;
         let _guard = shared.names.lock(WalFileName::Partial(segment));
@@ -265,7 +265,8 @@ impl Finishing {
                         return Ok(Sealed::Stored(durable));
                     }
                     Linked::Impossible => {
-                        if let Some(durable) = self.copy()? {
+                        if let Some(durable) = self.copy()?.publish(name)? {
+                            self.remove_partial()?;
                             shared.keep(&durable, joined, &self.by);
                             shared.admitted(&admission, name);
                             return Ok(Sealed::Stored(durable));
@@ -276,6 +277,18 @@ impl Finishing {
             }
             match shared.held(&guard, len, crc32, self.verify)? {
                 Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
+                Held::Different { .. }
+                    if self.file.is_in_place()?
+                        && shared.gives_way(name, &[], joined.is_led)? =>
+                {
+                    shared.note_obstacles(name, &joined)?;
+                    let (text, by) = (&[], self.by.as_str());
+                    let durable = shared.take_place(name, self.copy()?, &admission, (text, by))?;
+                    self.remove_partial()?;
+                    shared.keep(&durable, joined, &self.by);
+                    shared.admitted(&admission, name);
+                    return Ok(Sealed::Stored(durable));
+                }
                 Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
                 Held::Absent => {}
             }
@@ -353,8 +366,8 @@ impl Finishing {
         Ok((crc.finalize(), check.finish_at_end()))
     }
 
-    /// For two file systems: the bytes go over on this host at least.
-    fn copy(&self) -> Result<Option<Durable>, StoreError> {
+    /// For two file systems, and where another file has to make way: the bytes go over on this host at least.
+    fn copy(&self) -> Result<SyncedTemporary, StoreError> {
         let size = self.shared.binding()?.segment_size.bytes();
         let text = self.segment.to_string();
         let mut temporary = Temporary::create(&self.shared.completed, &text, size)?;
@@ -364,41 +377,41 @@ impl Finishing {
             copied.is_ok()
         })?;
         copied?;
-        let durable = temporary
-            .sync()?
-            .publish(WalFileName::Segment(self.segment))?;
-        if durable.is_some() {
-            self.shared.partial.remove(&text)?;
-            self.shared.partials.forget(self.segment);
-            acknowledged::remove(&self.shared.partial, self.segment)?;
-        }
-        Ok(durable)
+        temporary.sync()
+    }
+
+    /// Behind the proof that the finished one is there.
+    fn remove_partial(&self) -> Result<(), StoreError> {
+        self.shared.partial.remove(&self.segment.to_string())?;
+        self.shared.partials.forget(self.segment);
+        acknowledged::remove(&self.shared.partial, self.segment)
     }
 }
 
 /// Removes a partial segment that is finished under its final name, or keeps it under another one
-/// if it is not that file's beginning. The name must be locked, or nobody else be there.
+/// if it is not that file's beginning, and says so. The name must be locked, or nobody else be there.
 pub(in crate::store) fn settle(
     completed: &Arc<Folder>,
     partial: &Arc<Folder>,
     binding: &Binding,
     segment: SegmentName,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     // What an old master finished goes further than the timeline does; the part that counts stays.
-    if apart::is_behind(completed, segment)? {
-        return Ok(());
+    // One that nobody follows may be forged, and says nothing about what was shipped.
+    if advance::is_unproven(completed, WalFileName::Segment(segment))? {
+        return Ok(false);
     }
     let (text, size) = (segment.to_string(), binding.segment_size.bytes());
     let (Some(ours), Some(finished)) = (partial.stat_at(&text)?, completed.stat_at(&text)?) else {
-        return Ok(());
+        return Ok(false);
     };
     // A crash between the two names of one file.
     if ours.identity == finished.identity {
         partial.remove(&text)?;
-        return acknowledged::remove(partial, segment);
+        return acknowledged::remove(partial, segment).map(|()| false);
     }
     let Some(file) = PartialFile::open(partial, segment, size)? else {
-        return Ok(());
+        return Ok(false);
     };
     let scanner = scanner_at(segment, start_of(segment, binding), binding);
     let proven = file.find_end(binding, scanner)?;
@@ -410,7 +423,7 @@ pub(in crate::store) fn settle(
     let expected = file.crc32(held_bytes)?;
     let name = WalFileName::Segment(segment);
     let Some(existing) = Existing::open(completed, name)? else {
-        return Ok(());
+        return Ok(false);
     };
     let (mut crc, mut left) = (crc32fast::Hasher::new(), held_bytes);
     existing.read(|piece| {
@@ -421,12 +434,12 @@ pub(in crate::store) fn settle(
     // First, as a partial segment without one is believed no less.
     acknowledged::remove(partial, segment)?;
     if left == 0 && crc.finalize() == expected {
-        return partial.remove(&text);
+        return partial.remove(&text).map(|()| false);
     }
     let aside = partial.set_aside_as(&text, DIFFERS)?;
     tracing::error!(
         "ALARM: {segment} was finished with other bytes than the partial segment has; that is kept \
          as {aside}"
     );
-    Ok(())
+    Ok(true)
 }

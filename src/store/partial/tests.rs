@@ -271,7 +271,7 @@ fn fault_49_a_timeline_needs_its_history_and_ends_the_one_before() {
     let (_, standing) = archive.partial_stream(timeline(2)).unwrap();
     assert_eq!(standing.newest_partial, None);
     // Its history is apart as long as no WAL leads there, and nobody has to give way to it.
-    assert!(!standing.counts);
+    assert!(!standing.is_settled);
     // A history alone ends nothing: it leaves timeline 1 where that one has not come yet.
     archive.partial_stream(timeline(1)).unwrap();
     // That of a boot does, which no key brought.

@@ -99,7 +99,7 @@ impl BackupSets {
         remove_finished(completed, &names)?;
         // Behind the files: one without its note would count.
         for name in noted {
-            apart::remove(completed, name)?;
+            apart::settle(completed, name)?;
         }
         Ok(names.len())
     }

@@ -1,0 +1,168 @@
+//! Timelines that only keys claim: whether one holds against a parent that goes on.
+//! Never asks who brought what. Invariant: a claim that is given up leads less far than what is followed
+//! instead of it, and nothing that this host opened or a person chose is ever given up.
+
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+
+use super::{Apart, Kind, Lineage};
+use crate::wal::history::History;
+
+/// A claim that its parent contradicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgrown {
+    /// Which timeline is claimed.
+    pub timeline: TimelineId,
+    /// The one that it would have left.
+    pub parent: TimelineId,
+    /// Where.
+    pub switch: Lsn,
+    /// Up to where the parent goes on.
+    pub end: Lsn,
+}
+
+impl Outgrown {
+    /// Why its history is set apart.
+    pub const fn apart(&self) -> Apart {
+        Apart::Outgrown {
+            parent: self.parent,
+            switch: self.switch,
+            end: self.end,
+        }
+    }
+}
+
+impl Lineage {
+    /// The newest timeline because of which a stream of this one is refused. A claim is none: its parent
+    /// may be written to by the genuine master.
+    pub fn fencing(&self, timeline: TimelineId) -> Option<TimelineId> {
+        let mut newer = self.counting.range(timeline..).rev();
+        let is_settled = |newer: &&TimelineId| {
+            **newer > timeline && (!self.is_claimed(**newer) || self.lowest() == Some(**newer))
+        };
+        newer.find(is_settled).copied()
+    }
+
+    /// Whether only what keys brought says that there is such a timeline.
+    pub fn is_claimed(&self, timeline: TimelineId) -> bool {
+        self.facts.claimed.contains(&timeline)
+    }
+
+    /// The same archive with the history of a timeline claimed.
+    #[must_use]
+    pub fn with_claim(mut self, timeline: TimelineId) -> Lineage {
+        self.facts.claimed.insert(timeline);
+        self
+    }
+
+    /// Takes a history out as if it had not come yet.
+    pub fn without_history(&mut self, timeline: TimelineId) -> Option<History> {
+        let history = self.facts.histories.remove(&timeline)?;
+        self.facts.notes.remove(&WalFileName::History(timeline));
+        *self = Lineage::of(self.facts.clone());
+        Some(history)
+    }
+
+    /// Claims that count although their parent goes on behind the point where they leave it.
+    pub fn contested(&self) -> Vec<Outgrown> {
+        let claims = self
+            .counting
+            .iter()
+            .filter(|one| self.is_only_claimed(**one));
+        let contested = claims.filter_map(|timeline| {
+            let parent = self.past(*timeline)?.ancestors().last()?;
+            let (parent, switch) = (parent.timeline, parent.switch_point);
+            Some(Outgrown {
+                timeline: *timeline,
+                parent,
+                switch,
+                end: self.goes_on_to(parent, switch)?,
+            })
+        });
+        contested.collect()
+    }
+
+    /// The first of them that leads less far than its parent does, or against which a person chose.
+    pub fn outgrown(&self) -> Option<Outgrown> {
+        let mut contested = self.contested().into_iter();
+        contested.find(|claim| {
+            let own = self.descendants(claim.timeline);
+            let own = own.map(|one| self.led(&self.line_to(one), claim.switch).end);
+            let is_longer = own.max().is_none_or(|own| claim.end > own);
+            // What arrives there gets a note, so one without it is what `choose` took.
+            let mut chosen = self
+                .facts
+                .segments
+                .iter()
+                .filter(|name| self.is_plain(**name));
+            is_longer
+                || chosen
+                    .any(|name| name.timeline() == claim.parent && self.end(*name) > claim.switch)
+        })
+    }
+
+    /// The same archive without the claim: neither its history nor any segment of it or of what came from it
+    /// is followed. Names those segments.
+    #[must_use]
+    pub fn given_up(mut self, timeline: TimelineId) -> (Lineage, Vec<SegmentName>) {
+        let timelines: Vec<TimelineId> = self.descendants(timeline).collect();
+        let own = self
+            .facts
+            .segments
+            .iter()
+            .filter(|name| timelines.contains(&name.timeline()) && self.is_plain(**name));
+        let own: Vec<SegmentName> = own.copied().collect();
+        for name in &own {
+            let name = WalFileName::Segment(*name);
+            self.facts.notes.insert(name, Kind::Timeline);
+        }
+        (self.with_history_apart(timeline), own)
+    }
+
+    /// Up to where the WAL of a timeline goes on without a gap behind a point where another left it; `None` if it
+    /// ends there.
+    pub(super) fn goes_on_to(&self, timeline: TimelineId, switch: Lsn) -> Option<Lsn> {
+        let end = self.run_end(timeline, switch, Kind::Behind);
+        (end > switch).then_some(end)
+    }
+
+    /// Up to where a timeline leads from where it begins, whether it counts or not.
+    pub(super) fn raw_end(&self, timeline: TimelineId, switch: Lsn) -> Lsn {
+        self.run_end(timeline, switch, Kind::Timeline)
+    }
+
+    /// Up to where segments of a timeline lead that have no note, or this one.
+    fn run_end(&self, timeline: TimelineId, from: Lsn, kind: Kind) -> Lsn {
+        let size = self.facts.size;
+        let (mut end, mut number) = (from, from.0 / size.bytes());
+        loop {
+            let name = SegmentName::from_number(timeline, number, size);
+            let note = self.note(WalFileName::Segment(name));
+            let is_there =
+                self.facts.segments.contains(&name) && note.is_none_or(|noted| noted == kind);
+            let partial = self.facts.partials.get(&name);
+            match partial {
+                _ if is_there => {}
+                Some(Some(progress)) if !progress.is_whole => return end.max(progress.end),
+                Some(_) => {}
+                None => return end,
+            }
+            number += 1;
+            end = Lsn(number.saturating_mul(size.bytes()));
+        }
+    }
+
+    /// Whether nothing settled stands on it.
+    fn is_only_claimed(&self, timeline: TimelineId) -> bool {
+        self.lowest() != Some(timeline)
+            && self.descendants(timeline).all(|one| self.is_claimed(one))
+    }
+
+    /// A timeline that counts, and those that came from it.
+    fn descendants(&self, timeline: TimelineId) -> impl Iterator<Item = TimelineId> {
+        let counting = self.counting.range(timeline..).copied();
+        counting.filter(move |one| {
+            let ancestors = self.past(*one).map(History::ancestors).unwrap_or_default();
+            *one == timeline || ancestors.iter().any(|other| other.timeline == timeline)
+        })
+    }
+}
