@@ -54,7 +54,7 @@ impl Shared {
         (text, by): (&[u8], &str),
     ) -> Result<Durable, StoreError> {
         let kept = format!("{name}{DIFFERS_SUFFIX}");
-        let stored_by = apart::brought_by(&self.completed, name)?;
+        let stored_by = self.origin_of(name)?;
         apart::note_differing(&self.completed, name, &stored_by)?;
         self.checksums.clear(name)?;
         let durable = synced.publish_over(name, &kept)?;
@@ -111,7 +111,7 @@ impl Shared {
             return Ok(());
         }
         let name = WalFileName::Segment(segment);
-        let by = brought_by(&self.completed, name)?;
+        let by = self.origin_of(name)?;
         apart::write_text(&self.completed, name, Kind::Ahead, &by, why)?;
         self.has_notes.store(true, Ordering::Relaxed);
         tracing::error!("ALARM: {name} of {by} is set apart, so no reader follows it: {why}");
@@ -133,6 +133,10 @@ impl Shared {
             WalFileName::Segment(_) => Ok(is_led && !self.is_led(name)?),
             WalFileName::History(timeline) => {
                 let mut lineage = self.lineage()?;
+                if lineage.lowest().is_none() {
+                    // Without any WAL there is nothing to judge them by.
+                    return Ok(false);
+                }
                 let Some(stored) = lineage.without_history(timeline) else {
                     return Ok(true);
                 };
@@ -144,6 +148,15 @@ impl Shared {
             }
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(false),
         }
+    }
+
+    /// Who brought a stored file, by its note, or by its checksum if it counts without one.
+    fn origin_of(&self, name: WalFileName) -> Result<String, StoreError> {
+        let noted = brought_by(&self.completed, name)?;
+        if !noted.is_empty() {
+            return Ok(noted);
+        }
+        Ok(self.checksums.brought_by(name).unwrap_or_default())
     }
 
     /// Whether a stored file goes on with what is before it, as far as anybody can tell.

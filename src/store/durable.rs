@@ -73,7 +73,7 @@ pub struct Durable {
 }
 
 impl Durable {
-    /// For [`records`], which has synced content and name.
+    /// For [`records`] and [`over`], which have synced content and name.
     const fn under(name: WalFileName, len: u64, crc32: u32) -> Self {
         Durable { name, len, crc32 }
     }

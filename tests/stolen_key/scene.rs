@@ -197,6 +197,11 @@ impl Scene {
         }
         self.peak_kib = self.peak_kib.max(self.site.receiver.memory_peak_kib());
         self.site.receiver.stop();
+        if self.site.archived(name) == genuine {
+            // It got its name before the receiver had ended, as what goes on with the archive does.
+            self.site.start_receiver();
+            return Ok(true);
+        }
         let chosen = self.site.standby_command(&["choose", name, "--take"]);
         self.site.start_receiver();
         self.chosen += 1;

@@ -29,10 +29,6 @@ impl SyncedTemporary {
             .map_err(|error| folder.failure("rename to", &final_name, error))?;
         self.name.exists = false;
         folder.sync().and_then(|()| folder.ensure_in_place())?;
-        Ok(Durable {
-            name,
-            len: self.len,
-            crc32: self.crc32,
-        })
+        Ok(Durable::under(name, self.len, self.crc32))
     }
 }
