@@ -360,7 +360,7 @@ impl Stored {
         let (before, why) = match verdict {
             Verdict::Unjoined(before, why) => (before, why),
             Verdict::Joined(crossing) => return Ok(crossing),
-            Verdict::Inside(_) => return Ok(Obstacles::default()),
+            Verdict::Inside(_) | Verdict::Unchecked => return Ok(Obstacles::default()),
         };
         if is_as_kept && joints.is_as_kept(before)? == Some(false) {
             tracing::warn!("{before} is not what was acknowledged; {segment} is");
