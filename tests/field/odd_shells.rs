@@ -48,7 +48,7 @@ fn fault_143_a_daemon_ends_when_told_though_its_shell_ignored_the_signal() {
 fn fault_143_commands_are_waited_for_though_the_starter_ignores_the_ends_of_children() {
     let mut site = Site::builder().stopped().build();
     site.master_set("periodic_command", "sleep 0.1; exit 9");
-    let mut command = ignoring("CHLD", &["periodic"], &site.master_ini().to_path_buf());
+    let mut command = ignoring("CHLD", &["periodic"], site.master_ini());
     Output::of(&mut command).fail_last(1, "failed with exit status: 9");
 }
 

@@ -160,8 +160,8 @@ impl Killed {
                 return Some(None);
             }
             let log = self.strace.log();
-            let sleeping = log.iter().filter(|line| line.contains("clock_nanosleep"));
-            let pid = sleeping.last()?.split(' ').next()?.parse().ok()?;
+            let mut sleeping = log.iter().filter(|line| line.contains("clock_nanosleep"));
+            let pid = sleeping.next_back()?.split(' ').next()?.parse().ok()?;
             Some(Pid::from_raw(pid))
         });
         if let Some(pid) = waiting {

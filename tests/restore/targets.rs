@@ -219,14 +219,14 @@ fn fault_80_a_target_out_of_reach_is_refused_within_a_second_with_the_range() {
             .standby_command(&[&["restore"][..], &words].concat());
         let line = refused.fail(1);
         assert!(line.contains(part), "{part:?}: {line}");
-        assert_typed(&scene, line);
+        assert_typed(scene, line);
     }
     // What an older set reaches, a newer one does not.
     let between = story.marks[3].xid.as_str();
     let refused =
         (scene.site).standby_command(&["restore", "data.master", "--target-xid", between]);
     assert!(refused.fail(1).contains("out of reach"));
-    assert_typed(&scene, refused.fail(1));
+    assert_typed(scene, refused.fail(1));
     assert!(scene.standby.is_running());
     assert_eq!(names_in(&scene.data()), before);
     assert_eq!(scene.listed(), ["data.master", "data.master.0"]);
