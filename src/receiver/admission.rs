@@ -324,7 +324,7 @@ impl Tables {
         let newest = self.newest_of_largest(holder, |_| true);
         // Where there is one slot alone there is none that readers could leave free.
         let only_readers = may_push && counted().all(|(_, one)| !one.may_push);
-        let reader = counted().filter(|_| only_readers).next_back();
+        let reader = counted().rfind(|_| only_readers);
         newest
             .or_else(|| reader.map(|(id, _)| *id))
             .map(Some)

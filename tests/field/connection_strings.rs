@@ -145,8 +145,10 @@ async fn fault_140_a_service_a_password_file_and_the_peer_of_a_socket_are_heeded
         connect(&format!("{socket} sslmode=verify-full"), &environment)
             .await
             .unwrap();
-        let mut slow = Limits::default();
-        slow.statement = std::time::Duration::from_millis(200);
+        let slow = Limits {
+            statement: std::time::Duration::from_millis(200),
+            ..Limits::default()
+        };
         let session = Session::connect_from(&socket, &environment, slow)
             .await
             .unwrap();

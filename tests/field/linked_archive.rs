@@ -158,7 +158,7 @@ fn fault_126_no_name_of_a_set_is_overlooked_when_wal_is_removed() {
         blocked("a loop", "symbolic links");
         fs::remove_file(&set).unwrap();
         fs::create_dir(&set).unwrap();
-        fs::set_permissions(&set, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&set, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
         blocked("a closed directory", "ermission denied");
         fs::remove_dir(&set).unwrap();
         fs::rename(&aside, &set).unwrap();
