@@ -18,6 +18,7 @@ pub mod introduction;
 pub mod masters;
 pub mod partial;
 pub mod refusal;
+pub mod refusal_log;
 pub mod rounds;
 pub mod server;
 pub mod settings;

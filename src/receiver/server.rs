@@ -2,8 +2,7 @@
 //! Never accepts a connection before recovery is complete. Invariant: strangers in their
 //! handshake take no slot from peers that are known.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use crate::receiver::admission::{Admission, Arrival};
 use crate::receiver::backup::Backups;
 use crate::receiver::masters::Masters;
 use crate::receiver::partial::Seat;
+use crate::receiver::refusal_log::RefusalLog;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::shares::Shares;
 use crate::receiver::{
@@ -32,12 +32,6 @@ use crate::receiver::{
     introduction, rounds,
 };
 use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
-
-/// A refusal from one address is logged at most this often; the rest is counted.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Addresses whose refusals are remembered; beyond it they share one entry.
-const REFUSAL_ADDRESSES_MAX: usize = 64;
 
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
@@ -74,7 +68,7 @@ pub struct Daemon {
     pub stopping: watch::Sender<bool>,
     newest: Mutex<Option<SegmentName>>,
     partial_end: Mutex<Option<(SegmentName, Lsn)>>,
-    refusals: Mutex<HashMap<IpAddr, (Instant, u64)>>,
+    refusals: Mutex<RefusalLog>,
 }
 
 impl Daemon {
@@ -119,33 +113,12 @@ impl Daemon {
     }
 
     /// Logs a refusal, but not every one of a flood.
-    pub fn refused(&self, mut address: IpAddr, reason: &str) {
+    pub fn refused(&self, address: IpAddr, reason: &str) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if refusals.len() >= REFUSAL_ADDRESSES_MAX && !refusals.contains_key(&address) {
-            refusals.retain(|_, (last, _)| now.duration_since(*last) < REFUSAL_LOG_INTERVAL);
-            if refusals.len() >= REFUSAL_ADDRESSES_MAX {
-                address = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-            }
-        }
-        match refusals.get_mut(&address) {
-            Some((last, unsaid)) if now.duration_since(*last) < REFUSAL_LOG_INTERVAL => {
-                *unsaid += 1
-            }
-            Some((last, unsaid)) => {
-                let more = std::mem::take(unsaid);
-                *last = now;
-                let others = if more > 0 {
-                    format!(" ({more} more since)")
-                } else {
-                    String::new()
-                };
-                tracing::warn!("refused {reason}{others}");
-            }
-            None => {
-                refusals.insert(address, (now, 0));
-                tracing::warn!("refused {reason}");
-            }
+        match refusals.note(address, Instant::now()) {
+            None => {}
+            Some(0) => tracing::warn!("refused {reason}"),
+            Some(more) => tracing::warn!("refused {reason} ({more} more since)"),
         }
     }
 

@@ -1,0 +1,111 @@
+//! Which refusals get a line in the log, so that a flood of strangers does not fill it.
+//! Never hides that there were more: what is not said is counted, and the count is said later. Invariant: in
+//! any [`REFUSAL_LOG_INTERVAL`] there are at most [`REFUSAL_LOG_LINES_MAX`] lines.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// A refusal of one address is logged at most this often; the rest is counted.
+pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Addresses whose refusals are remembered; beyond it the others share one line.
+const ADDRESSES_MAX: usize = 64;
+
+/// One for each address that is remembered, and that of the others.
+pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
+
+/// What was said lately; one a receiver.
+#[derive(Default)]
+pub struct RefusalLog {
+    addresses: HashMap<IpAddr, Said>,
+    others: Option<Said>,
+}
+
+#[derive(Clone, Copy)]
+struct Said {
+    last: Instant,
+    unsaid: u64,
+}
+
+impl RefusalLog {
+    /// Whether a refusal of this address is logged, and how many were not since the last that was.
+    pub fn note(&mut self, address: IpAddr, now: Instant) -> Option<u64> {
+        if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&address) {
+            self.forget(now);
+        }
+        let has_room = self.addresses.len() < ADDRESSES_MAX;
+        let said = match self.addresses.get_mut(&address) {
+            Some(said) => said,
+            None if has_room => {
+                let first = Said {
+                    last: now,
+                    unsaid: 0,
+                };
+                self.addresses.insert(address, first);
+                return Some(0);
+            }
+            None => match &mut self.others {
+                Some(said) => said,
+                others @ None => {
+                    *others = Some(Said {
+                        last: now,
+                        unsaid: 0,
+                    });
+                    return Some(0);
+                }
+            },
+        };
+        if now.duration_since(said.last) < REFUSAL_LOG_INTERVAL {
+            said.unsaid += 1;
+            return None;
+        }
+        said.last = now;
+        Some(std::mem::take(&mut said.unsaid))
+    }
+
+    /// Forgets addresses that were silent for long enough; what was not said of them the others say.
+    fn forget(&mut self, now: Instant) {
+        let mut unsaid = 0;
+        self.addresses.retain(|_, said| {
+            let stays = now.duration_since(said.last) < REFUSAL_LOG_INTERVAL;
+            unsaid += if stays { 0 } else { said.unsaid };
+            stays
+        });
+        if let Some(others) = &mut self.others {
+            others.unsaid += unsaid;
+        } else if unsaid > 0 {
+            // As if it had been said long ago: the next one may say it.
+            let last = now.checked_sub(REFUSAL_LOG_INTERVAL).unwrap_or(now);
+            self.others = Some(Said { last, unsaid });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_118_a_flood_of_refusals_has_a_bounded_number_of_lines_and_loses_no_count() {
+        for hosts in [1, 50, 64, 65, 1_000] {
+            let (mut log, begin) = (RefusalLog::default(), Instant::now());
+            let (mut lines, mut told) = (Vec::new(), 0);
+            // 2,000 a second for a minute, and a last one of each address when all is quiet again.
+            for number in 0..120_000_u32 {
+                let host = IpAddr::from((0x7F00_0000 + number % hosts).to_be_bytes());
+                let now = begin + Duration::from_micros(500) * number;
+                if let Some(more) = log.note(host, now) {
+                    lines.push(now);
+                    told += more + 1;
+                }
+            }
+            for window in lines.windows(REFUSAL_LOG_LINES_MAX + 1) {
+                let (first, last) = (window[0], window[REFUSAL_LOG_LINES_MAX]);
+                assert!(last - first >= REFUSAL_LOG_INTERVAL, "{hosts} addresses");
+            }
+            let left = (log.addresses.values().chain(&log.others)).map(|said| said.unsaid);
+            assert_eq!(told + left.sum::<u64>(), 120_000, "{hosts} addresses");
+        }
+    }
+}
