@@ -16,12 +16,7 @@ use crate::store::{Reader, RealDisk};
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let listed = sets::open(config)?.list();
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
-    let taken = config.slave_data.as_deref().and_then(|data| {
-        let taken = TakenSet::of(data)?;
-        let mut labels = listed.iter().filter_map(|entry| entry.label.as_ref().ok());
-        let is_replaced = labels.any(|label| taken.is_older_than(label));
-        (!is_replaced).then(|| taken.sentence(data))
-    });
+    let taken = TakenSet::newest_of(config, &listed);
     // Without an archive there are sets all the same.
     let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
     let lines = listed.into_iter().map(|entry| {

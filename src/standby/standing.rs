@@ -21,6 +21,7 @@ use crate::standby::verdict;
 use crate::status::{Hold, Replay};
 use crate::store::{Reader, RealDisk};
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
+use crate::wal::obstacle::Demands;
 use crate::wal::record::read_record;
 use crate::wal::scan::{Scanner, Step};
 
@@ -128,8 +129,13 @@ fn delay_in(files: &ServerFiles) -> Option<Hold> {
     (!is_none).then(|| Hold::Delay(value.to_owned(), place))
 }
 
-/// Where the server in `slave_data` stands; `None` where none replays.
-pub fn of_standby(config: &StandbyConfig, held: Option<(TimelineId, Lsn)>) -> Option<Replay> {
+/// Where the server in `slave_data` stands, and whether it will get past what the WAL ahead demands of its
+/// settings; `None` where none replays.
+pub fn of_standby(
+    config: &StandbyConfig,
+    held: Option<(TimelineId, Lsn)>,
+    ahead: Option<Demands>,
+) -> Option<Replay> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
     let control = data.control().ok()?;
     let replays = matches!(
@@ -140,12 +146,27 @@ pub fn of_standby(config: &StandbyConfig, held: Option<(TimelineId, Lsn)>) -> Op
         return None;
     }
     let server = data.running().ok()?;
-    let looked = look(
-        &data,
-        server.as_ref(),
-        Demanded::by(&control),
-        &ServerFiles::of(config, &data),
-    );
+    let (demanded, files) = (Demanded::by(&control), ServerFiles::of(config, &data));
+    let looked = look(&data, server.as_ref(), demanded, &files);
+    let too_low = |looked: Looked| {
+        let lists = looked.holds.into_iter().filter_map(|hold| match hold {
+            Hold::TooLow(list) => Some(list),
+            _ => None,
+        });
+        lists.flatten().collect::<Vec<_>>()
+    };
+    let stands_already = looked
+        .holds
+        .iter()
+        .any(|hold| matches!(hold, Hold::TooLow(_)));
+    let too_low_ahead = ahead.filter(|_| !stands_already).map(|ahead| {
+        too_low(look(
+            &data,
+            server.as_ref(),
+            demanded.and(Some(ahead)),
+            &files,
+        ))
+    });
     let (timeline, known) = replayed(&control);
     let said = looked.said.as_ref().ok();
     let replayed = (said.and_then(|said| said.replayed)).map_or(known, |lsn| lsn.max(known));
@@ -158,6 +179,7 @@ pub fn of_standby(config: &StandbyConfig, held: Option<(TimelineId, Lsn)>) -> Op
         lag_bytes: end.map(|end| end.0.saturating_sub(replayed.0)),
         lag_seconds: None,
         holds: looked.holds,
+        too_low_ahead: too_low_ahead.unwrap_or_default(),
         cancelled_queries: said.map(|said| said.cancelled_queries),
     };
     if let Some((newest, end)) = held

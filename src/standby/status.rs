@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use walmgr_protocol::names::Lsn;
+
 use crate::config::StandbyConfig;
 use crate::daemon;
 use crate::error::Result;
@@ -15,10 +17,13 @@ use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::frozen::Partials;
 use crate::standby::replay::ControlFiles;
+use crate::standby::restore::taken::TakenSet;
+use crate::standby::sets;
 use crate::standby::standing;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
 use crate::store::{ConfigCopies, Disk, PartialWals, Places, Reader, RealDisk, StoreError};
+use crate::wal::obstacle::Demands;
 
 /// Prints how it stands.
 pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
@@ -40,10 +45,14 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
         overview
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
-    let (tablespace, unreplayable) = ahead(config);
+    let Ahead {
+        tablespace,
+        unreplayable,
+        demands,
+    } = ahead(config);
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
     let held = standby.as_ref().ok().and_then(|found| found.held);
-    let replay = standing::of_standby(config, held);
+    let replay = standing::of_standby(config, held, demands);
     let facts = Facts {
         lag: Lag {
             seconds_at_most: arrived.map(|found| status::seconds(found.received_age_ms)),
@@ -58,14 +67,31 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             stream: stream(config, disk),
             tablespace,
             unreplayable,
+            moved_set: moved_set(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
     };
     status::finish(&facts, thresholds, options)
 }
 
-/// What the server in `slave_data` is not to replay, and what it cannot.
-fn ahead(config: &StandbyConfig) -> (Option<String>, Option<String>) {
+/// The set that became the server in `slave_data` and is the newest that was made.
+fn moved_set(config: &StandbyConfig) -> Option<String> {
+    let listed = sets::open(config).ok()?.list().ok()?;
+    TakenSet::newest_of(config, &listed)
+}
+
+/// What lies ahead of the server in `slave_data`.
+#[derive(Default)]
+struct Ahead {
+    /// What it is not to replay.
+    tablespace: Option<String>,
+    /// What it cannot.
+    unreplayable: Option<String>,
+    /// What its settings have to be.
+    demands: Option<Demands>,
+}
+
+fn ahead(config: &StandbyConfig) -> Ahead {
     let found = || -> Option<_> {
         let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
         let signals = ["standby.signal", "recovery.signal"];
@@ -81,7 +107,7 @@ fn ahead(config: &StandbyConfig) -> (Option<String>, Option<String>) {
         Some((partials.ahead(&archive, at).ok()?, data))
     };
     let Some((met, data)) = found() else {
-        return (None, None);
+        return Ahead::default();
     };
     let end = met.iter().find(|met| met.obstacle.is_end());
     let before = met
@@ -90,7 +116,11 @@ fn ahead(config: &StandbyConfig) -> (Option<String>, Option<String>) {
     let held = location::refusal(data.path(), data.major(), before);
     let held = held.or_else(|| location::shared(data.path()));
     let ended = end.map(|met| ahead::end_of_recovery(met).to_string());
-    (held.map(|error| error.to_string()), ended)
+    Ahead {
+        tablespace: held.map(|error| error.to_string()),
+        unreplayable: ended,
+        demands: ahead::demands(&met, end.map_or(Lsn(u64::MAX), |end| end.lsn)),
+    }
 }
 
 /// Whether a boot froze the master's stream.

@@ -171,6 +171,8 @@ pub struct Standby {
     pub tablespace: Option<String>,
     /// Where no recovery gets past that begins where its server stands.
     pub unreplayable: Option<String>,
+    /// The newest set, where a restore made it the server by moving it.
+    pub moved_set: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
 }

@@ -24,6 +24,8 @@ pub struct Replay {
     pub lag_seconds: Option<f64>,
     /// What holds it up.
     pub holds: Vec<Hold>,
+    /// Parameters that are too low for WAL that it has not replayed yet.
+    pub too_low_ahead: Vec<TooLow>,
     /// Queries that were cancelled because of replay, since the statistics were reset.
     pub cancelled_queries: Option<i64>,
 }
@@ -177,6 +179,14 @@ pub(super) fn json(replay: &Replay) -> serde_json::Value {
 }
 
 pub(super) fn judge(found: &mut Findings, replay: &Replay) {
+    if !replay.too_low_ahead.is_empty() {
+        let list = &replay.too_low_ahead;
+        let (what, remedy) = (TooLow::sentence(list), TooLow::remedy(list));
+        found.warn(
+            Code::Replay,
+            format!("replay will stand still: {what}; {remedy}"),
+        );
+    }
     for hold in &replay.holds {
         match hold {
             Hold::Paused => found.warn(
@@ -219,6 +229,7 @@ mod tests {
             lag_bytes: Some(3 << 20),
             lag_seconds: Some(4_000.04),
             holds,
+            too_low_ahead: Vec::new(),
             cancelled_queries: Some(2),
         }
     }

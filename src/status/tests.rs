@@ -251,6 +251,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         stream: Stream::Open,
         tablespace: Some("the WAL at 0/3000028 creates one".into()),
         unreplayable: Some("no recovery gets past 0/3000028".into()),
+        moved_set: None,
         unfinished_boot: Some("/data".into()),
         replay: None,
     });

@@ -53,6 +53,8 @@ fn start_fails_and_is_undone(major: u8) {
     assert_eq!(listed.succeed(), "There are no backups.");
     let said = &listed.stderr;
     assert!(said.contains("`restore` moved it to"), "{said}");
+    let status = || scene.site.standby_command(&["status"]).stdout;
+    assert!(status().contains("`restore` moved it to"), "{}", status());
     assert!(scene.listed().is_empty());
 
     let mut shell = scene.standby.command("/bin/sh");
@@ -75,6 +77,8 @@ fn start_fails_and_is_undone(major: u8) {
     scene.work("20");
     make_set(&scene.site, "data.master");
     assert!(!listed().contains("moved it to"), "{}", listed());
+    let status = scene.site.standby_command(&["status", "--json"]).stdout;
+    assert!(status.contains("\"moved_set\":null"), "{status}");
     assert_eq!(scene.boot().lines().count(), 1);
     assert_eq!(scene.standby.psql(CONTENT), scene.content());
 }

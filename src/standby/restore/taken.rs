@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::Lsn;
 
+use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::leftovers::RESTORED_SET;
+use crate::store::sets::SetEntry;
 
 /// A set that became a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub fn write(staging: &Path, name: Option<String>) -> Result<()> {
 
 impl TakenSet {
     /// What the note in this data directory says, if there is one that can be read.
-    pub fn of(slave_data: &Path) -> Option<TakenSet> {
+    fn of(slave_data: &Path) -> Option<TakenSet> {
         let path = slave_data.join(RESTORED_SET);
         let is_small = path.metadata().ok()?.len() <= SMALL_FILE_BYTES_MAX;
         let text = is_small.then(|| std::fs::read(&path).ok())??;
@@ -54,14 +56,22 @@ impl TakenSet {
         })
     }
 
+    /// The line for a person about the set that became the server in `slave_data`, if none of these is newer.
+    pub fn newest_of(config: &StandbyConfig, listed: &[SetEntry]) -> Option<String> {
+        let data = config.slave_data.as_deref()?;
+        let taken = TakenSet::of(data)?;
+        let mut labels = listed.iter().filter_map(|entry| entry.label.as_ref().ok());
+        let is_replaced = labels.any(|label| taken.is_older_than(label));
+        (!is_replaced).then(|| taken.sentence(data))
+    }
+
     /// Whether this set was made later.
-    pub fn is_older_than(&self, label: &BackupLabel) -> bool {
+    fn is_older_than(&self, label: &BackupLabel) -> bool {
         let other = (label.first_segment.timeline().number(), label.start);
         (self.timeline, self.start) < other
     }
 
-    /// The line for a person.
-    pub fn sentence(&self, slave_data: &Path) -> String {
+    fn sentence(&self, slave_data: &Path) -> String {
         let name = self.name.as_deref().unwrap_or("A set");
         let (begun, data) = (&self.start_time, slave_data.display());
         format!(
