@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::replay::{copy_of_master, signal_file};
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, walmgr_binary};
 
@@ -142,6 +143,58 @@ fn all_refuse_after_reload(site: &Site, place: &str) {
         command.starts_with("cp ").then_some(())
     });
     all_refuse(site, &["cp %p /srv/%f", place]);
+}
+
+#[test]
+fn fault_137_archive_mode_always_is_kept_and_looked_at_like_on() {
+    on_versions(|major| {
+        let cluster = Cluster::builder()
+            .major(major)
+            .conf("archive_mode", "always")
+            .start();
+        let site = Site::with_cluster(cluster);
+        site.master_command(&["setup"]).succeed();
+        assert_eq!(site.cluster().psql("SHOW archive_mode"), "always");
+        site.master_command(&["backup"]).succeed();
+        let told = site.master_command(&["status", "--json"]).stdout;
+        assert!(told.contains("\"archiving\":\"on\""), "{told}");
+        site.cluster()
+            .psql("ALTER SYSTEM SET archive_command = 'cp %p /srv/%f'");
+        site.cluster().reload();
+        let automatic = site.data().join("postgresql.auto.conf");
+        all_refuse_after_reload(&site, &automatic.display().to_string());
+    });
+}
+
+#[test]
+fn fault_137_a_standby_with_archive_mode_on_is_called_a_standby_and_archives_nothing() {
+    on_versions(|major| {
+        let mut site = archiving_site(major);
+        let settings = ["hot_standby = on", "archive_mode = on"];
+        let mut standby = copy_of_master(&mut site, "replaying", &settings);
+        signal_file(&standby, "standby.signal");
+        standby.start();
+        for (setting, value) in [
+            ("master_db", standby.conninfo()),
+            ("master_data", standby.data().display().to_string()),
+            ("master_config", standby.config_file().display().to_string()),
+        ] {
+            site.master_set(setting, &value);
+        }
+        assert_eq!(standby.psql("SHOW archive_mode"), "on");
+        let told = site.master_command(&["status", "--json"]).stdout;
+        assert!(told.contains("\"is_standby\":true"), "{told}");
+        assert!(!told.contains("archiving_"), "{told}");
+        let set_up = site.master_command(&["setup"]);
+        set_up.succeed();
+        assert!(
+            set_up.stderr.contains("is in recovery"),
+            "{}",
+            set_up.stderr
+        );
+        let refused = site.master_command(&["backup"]);
+        refused.fail_last(2, "so it is a standby: back up its master");
+    });
 }
 
 #[test]

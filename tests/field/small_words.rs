@@ -4,8 +4,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::restore::Scene;
+use crate::support::backup_set::make_set;
 use crate::support::place::walmgr;
-use crate::support::{Cluster, Output, Site};
+use crate::support::{Cluster, Output, Site, StopMode};
 
 #[test]
 fn fault_144_a_guess_at_a_mistyped_word_stands_on_its_own_line() {
@@ -149,6 +151,28 @@ fn restarted_into_nowhere(major: u8) {
     let said = site.master_command(&["setup"]);
     said.succeed();
     assert!(!said.stderr.contains(warned), "{}", said.stderr);
+}
+
+#[test]
+fn fault_144_a_log_that_a_restored_server_loses_is_noticed() {
+    for major in [15, 18] {
+        skip_unless!(Cluster::available(major));
+        let mut scene = Scene::new(major);
+        make_set(&scene.site, "data.master");
+        let kept = scene.start_command();
+        let log = scene.site.home().join("standby.log");
+        let lost = kept.replace(&format!(" -l {}", log.display()), "");
+        assert_ne!(lost, kept);
+        let warned = "that slave_start_cmd started leads to /dev/null";
+        for (line, is_warned) in [(lost, true), (kept, false)] {
+            let line = format!("{line} >/dev/null 2>&1");
+            scene.site.standby_set("slave_start_cmd", &line);
+            let said = scene.restore(&["data.master"]);
+            said.succeed();
+            assert_eq!(said.stderr.contains(warned), is_warned, "{}", said.stderr);
+        }
+        scene.standby.stop(StopMode::Fast);
+    }
 }
 
 #[test]

@@ -225,6 +225,40 @@ fn fault_131_a_delay_is_named_and_ends_with_a_boot_without_a_record_lost() {
 }
 
 #[test]
+fn fault_131_a_delay_on_the_command_line_is_named_and_refused_or_ended_as_a_promotion_ends_it() {
+    on_versions(|major| {
+        let mut site = bare_master(major);
+        let mut standby = copy_of_master(&mut site, "replaying", &["hot_standby = on"]);
+        signal_file(&standby, "standby.signal");
+        site.standby_set("slave_data", &standby.data().display().to_string());
+        let delay = "recovery_min_apply_delay=1h";
+        standby.add_option(delay);
+        standby.start();
+        wait_until_restored(&standby, &archive_table(&site, "during"));
+        let told = wait_for_reason(&site, "recovery_min_apply_delay = 1h");
+        assert!(has_reason(&told, "the server's command line"), "{told}");
+        let boot = site.standby_command(&["boot"]);
+        if boot.code == Some(0) {
+            // It had heard of nothing absent, so the promotion ends the delay and loses nothing.
+            assert!(has_table(&standby, "during"));
+            return;
+        }
+        let line = boot.fail(1);
+        assert!(
+            line.contains("command line") && line.contains("start the server again without it"),
+            "{line}"
+        );
+        assert!(!site.holds("STOP") && !site.partial_wals().join("FROZEN").exists());
+        // What it says helps.
+        standby.stop(StopMode::Fast);
+        standby.remove_option(delay);
+        standby.start();
+        site.standby_command(&["boot"]).succeed();
+        assert!(has_table(&standby, "during"));
+    });
+}
+
+#[test]
 fn fault_131_a_query_that_holds_replay_up_is_named_and_ended_only_with_force() {
     on_versions(|major| {
         for force in [false, true] {
@@ -332,9 +366,14 @@ fn fault_131_a_parameter_is_too_low_before_its_record_is_replayed() {
         site.cluster_mut().append_conf("max_worker_processes = 20");
         site.cluster_mut().restart();
         finish(&site);
+        let low = "max_worker_processes is 8, and 20 on the master";
+        let told = screen(&site);
+        assert!(
+            told.contains(&format!("warning: replay will stand still: {low}")),
+            "{told}"
+        );
         let refused = site.standby_command(&["boot"]);
         let line = refused.fail(1);
-        let low = "max_worker_processes is 8, and 20 on the master";
         assert!(line.contains(low), "{line}");
         assert!(site.holds("PAUSE") && !site.holds("STOP"));
         standby.stop(StopMode::Fast);

@@ -5,9 +5,11 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use walmgr::pg::grants::Task;
 use walmgr::pg::sql::{Limits, Session};
 
+use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -95,6 +97,42 @@ fn fault_138_databases_are_made_moved_and_dropped_while_a_syncdaemon_runs() {
         psql_in(cluster, "template1", "DROP DATABASE postgres").unwrap();
         psql_in(cluster, "uno", "CREATE DATABASE five").unwrap();
         wait_for_shipping(&site, "uno");
+    }
+}
+
+#[test]
+fn fault_138_databases_are_made_and_moved_to_another_tablespace_while_a_backup_runs() {
+    for major in [15, 18] {
+        skip_unless!(Cluster::available(major));
+        let site = site(major, "template1");
+        let cluster = site.cluster();
+        let space = site.home().create_dir("space");
+        give_to_server(&space);
+        cluster.psql(&format!(
+            "CREATE TABLESPACE other LOCATION '{}'",
+            space.display()
+        ));
+        cluster.psql("CREATE DATABASE moved");
+        let sessions = "SELECT string_agg(DISTINCT datname, ',') FROM pg_stat_activity \
+             WHERE application_name = 'walmgr'";
+        let mut command = site.master_walmgr(&["backup"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut backup = Running(command.spawn().unwrap());
+        wait_for("the backup's session", PATIENCE, || {
+            (cluster.psql(sessions) == "postgres").then_some(())
+        });
+        // However fast it is, it is there while all of this happens.
+        let pid = Pid::from_child(&backup.0);
+        kill_process(pid, Signal::STOP).unwrap();
+        assert_eq!(cluster.psql(sessions), "postgres");
+        cluster.psql("CREATE DATABASE made");
+        cluster.psql("ALTER DATABASE moved SET TABLESPACE other");
+        cluster.psql("ALTER DATABASE made SET TABLESPACE other");
+        cluster.psql("ALTER DATABASE made SET TABLESPACE pg_default");
+        kill_process(pid, Signal::CONT).unwrap();
+        assert!(backup.0.wait().unwrap().success());
+        let listed = site.standby_command(&["listbackups"]).succeed();
+        assert!(listed.contains("data.master"), "{listed}");
     }
 }
 

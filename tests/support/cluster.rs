@@ -285,6 +285,11 @@ impl Cluster {
         self.options.push(option.to_owned());
     }
 
+    /// Takes one of them off the command line again.
+    pub fn remove_option(&mut self, option: &str) {
+        self.options.retain(|one| one != option);
+    }
+
     /// Starts it, and panics with its log when that fails.
     pub fn start(&mut self) {
         if let Err(log) = self.try_start() {
