@@ -18,12 +18,12 @@ pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
 /// What was said lately; one a receiver.
 #[derive(Default)]
 pub struct RefusalLog {
-    addresses: HashMap<IpAddr, Said>,
-    others: Option<Said>,
+    addresses: HashMap<IpAddr, Mention>,
+    others: Option<Mention>,
 }
 
 #[derive(Clone, Copy)]
-struct Said {
+struct Mention {
     last: Instant,
     unsaid: u64,
 }
@@ -38,7 +38,7 @@ impl RefusalLog {
         let said = match self.addresses.get_mut(&address) {
             Some(said) => said,
             None if has_room => {
-                let first = Said {
+                let first = Mention {
                     last: now,
                     unsaid: 0,
                 };
@@ -48,7 +48,7 @@ impl RefusalLog {
             None => match &mut self.others {
                 Some(said) => said,
                 others @ None => {
-                    *others = Some(Said {
+                    *others = Some(Mention {
                         last: now,
                         unsaid: 0,
                     });
@@ -77,7 +77,7 @@ impl RefusalLog {
         } else if unsaid > 0 {
             // As if it had been said long ago: the next one may say it.
             let last = now.checked_sub(REFUSAL_LOG_INTERVAL).unwrap_or(now);
-            self.others = Some(Said { last, unsaid });
+            self.others = Some(Mention { last, unsaid });
         }
     }
 }

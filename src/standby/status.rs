@@ -45,7 +45,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
         overview
     });
     let standby = standby.map_err(|error| format!("the archive cannot be read: {error}"));
-    let Ahead {
+    let Facing {
         tablespace,
         unreplayable,
         demands,
@@ -82,7 +82,7 @@ fn moved_set(config: &StandbyConfig) -> Option<String> {
 
 /// What lies ahead of the server in `slave_data`.
 #[derive(Default)]
-struct Ahead {
+struct Facing {
     /// What it is not to replay.
     tablespace: Option<String>,
     /// What it cannot.
@@ -91,7 +91,7 @@ struct Ahead {
     demands: Option<Demands>,
 }
 
-fn ahead(config: &StandbyConfig) -> Ahead {
+fn ahead(config: &StandbyConfig) -> Facing {
     let found = || -> Option<_> {
         let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
         let signals = ["standby.signal", "recovery.signal"];
@@ -107,7 +107,7 @@ fn ahead(config: &StandbyConfig) -> Ahead {
         Some((partials.ahead(&archive, at).ok()?, data))
     };
     let Some((met, data)) = found() else {
-        return Ahead::default();
+        return Facing::default();
     };
     let end = met.iter().find(|met| met.obstacle.is_end());
     let before = met
@@ -116,7 +116,7 @@ fn ahead(config: &StandbyConfig) -> Ahead {
     let held = location::refusal(data.path(), data.major(), before);
     let held = held.or_else(|| location::shared(data.path()));
     let ended = end.map(|met| ahead::end_of_recovery(met).to_string());
-    Ahead {
+    Facing {
         tablespace: held.map(|error| error.to_string()),
         unreplayable: ended,
         demands: ahead::demands(&met, end.map_or(Lsn(u64::MAX), |end| end.lsn)),

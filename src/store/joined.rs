@@ -3,7 +3,7 @@
 //! the names of the file and of the one behind it are locked, so two neighbours that arrive at once see
 //! each other.
 
-use walmgr_protocol::names::{Lsn, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::advance::is_unproven;
 use super::archive::Shared;
@@ -105,23 +105,7 @@ impl Shared {
                 scanner
             }
             Verdict::Unjoined(before, why) => {
-                match joints.is_as_kept(before)? {
-                    Some(true) => {
-                        let why = format!(
-                            "{why}, and {before} is what was acknowledged. If pg_resetwal was run on the \
-                             master, its WAL begins anew here: move {before} out of completed_wals, and \
-                             make a backup"
-                        );
-                        return Err(StoreError::Damaged { name, why });
-                    }
-                    Some(false) => tracing::error!(
-                        "ALARM: {before} is damaged, it is not what was acknowledged: {segment} is stored \
-                         although {why}"
-                    ),
-                    None => tracing::error!(
-                        "ALARM: {before} or {segment} is damaged; both are stored although {why}"
-                    ),
-                }
+                joints.admit_unjoined(segment, before, &why.to_string())?;
                 is_led = false;
                 scanner
             }
@@ -129,19 +113,8 @@ impl Shared {
         if let Some(scanner) = &scanner
             && SegmentEnd::of(scanner) != SegmentEnd::Inside
         {
-            match joints.check_next(segment, scanner)? {
-                Verdict::Joined(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
-                Verdict::Inside(_) | Verdict::Unchecked => {}
-                Verdict::Unjoined(next, why) => {
-                    if is_led {
-                        self.set_apart_unled(segment, next, &why.to_string())?;
-                    }
-                    tracing::error!(
-                        "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
-                         the two is damaged or not of this cluster, both are stored"
-                    );
-                }
-            }
+            let crossing = self.join_next(&joints, segment, scanner, is_led)?;
+            obstacles.add_before(&crossing, Lsn(u64::MAX));
         }
         Ok(Joined {
             end,
@@ -150,6 +123,31 @@ impl Shared {
             obstacles,
             is_led,
         })
+    }
+
+    /// Checks a file against the segment behind it, which came first; returns what is in the record that
+    /// crosses into that.
+    fn join_next(
+        &self,
+        joints: &Joints<'_>,
+        segment: SegmentName,
+        scanner: &Scanner,
+        is_led: bool,
+    ) -> Result<Obstacles, StoreError> {
+        match joints.check_next(segment, scanner)? {
+            Verdict::Joined(crossing) => return Ok(crossing),
+            Verdict::Inside(_) | Verdict::Unchecked => {}
+            Verdict::Unjoined(next, why) => {
+                if is_led {
+                    self.set_apart_unled(segment, next, &why.to_string())?;
+                }
+                tracing::error!(
+                    "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
+                     the two is damaged or not of this cluster, both are stored"
+                );
+            }
+        }
+        Ok(Obstacles::default())
     }
 
     /// Whether the locked name can be given to a file: then nothing is left of an earlier one that had it,

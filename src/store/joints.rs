@@ -157,6 +157,34 @@ impl Joints<'_> {
         })
     }
 
+    /// Lets a segment be stored that does not go on with the one before it, with an alarm, unless that one is what
+    /// was acknowledged.
+    pub(super) fn admit_unjoined(
+        &self,
+        segment: SegmentName,
+        before: SegmentName,
+        why: &str,
+    ) -> Result<(), StoreError> {
+        match self.is_as_kept(before)? {
+            Some(true) => {
+                let name = WalFileName::Segment(segment);
+                let why = format!(
+                    "{why}, and {before} is what was acknowledged. If pg_resetwal was run on the master, its \
+                     WAL begins anew here: move {before} out of completed_wals, and make a backup"
+                );
+                return Err(StoreError::Damaged { name, why });
+            }
+            Some(false) => tracing::error!(
+                "ALARM: {before} is damaged, it is not what was acknowledged: {segment} is stored although \
+                 {why}"
+            ),
+            None => tracing::error!(
+                "ALARM: {before} or {segment} is damaged; both are stored although {why}"
+            ),
+        }
+        Ok(())
+    }
+
     /// Whether a stored segment is what was acknowledged, read to its end; `None` if nobody knows, as where
     /// a start found it without a checksum.
     pub(super) fn is_as_kept(&self, segment: SegmentName) -> Result<Option<bool>, StoreError> {
