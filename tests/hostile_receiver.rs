@@ -239,6 +239,7 @@ fn described(bytes: u64, stream_bytes: u64) -> SetDescription {
         label: label("2026-01-02 03:04:05 UTC"),
         stream_bytes,
         bytes,
+        recovery_end: None,
         tablespaces: Vec::new(),
     }
 }

@@ -44,7 +44,7 @@ use crate::pg::group_access;
 use crate::pg::hba;
 use crate::pg::left_out;
 use crate::pg::leftovers;
-use crate::pg::recovery::{Recovery, Target};
+use crate::pg::recovery::{Recovery, Target, TargetTimeline};
 use crate::pg::wanted;
 
 use place::Place;
@@ -107,6 +107,7 @@ fn recovery(config: &MasterConfig, restoring: &Restoring) -> Result<Recovery> {
 
 /// What the server would find out much later.
 fn check_target(recovery: &Recovery, described: &SetDescription) -> Result<()> {
+    check_end(recovery, described)?;
     match &recovery.target {
         Some((Target::Lsn(lsn), _)) if *lsn < described.label.start => {
             let (name, start) = (&described.name, described.label.start);
@@ -116,6 +117,34 @@ fn check_target(recovery: &Recovery, described: &SetDescription) -> Result<()> {
             )
         }
         _ => Ok(()),
+    }
+}
+
+/// No recovery from the set gets past WAL that ends the way for all of them.
+fn check_end(recovery: &Recovery, described: &SetDescription) -> Result<()> {
+    let Some(end) = described.recovery_end else {
+        return Ok(());
+    };
+    let name = &described.name;
+    let text = format!(
+        "no recovery of {name} gets past {end}: wal_level was minimal there, or pg_resetwal was run"
+    );
+    match &recovery.target {
+        Some((Target::Lsn(lsn), _)) if *lsn < end => Ok(()),
+        // Where that lies only PostgreSQL finds out.
+        Some((Target::Time(_) | Target::Xid(_) | Target::Name(_), _)) => {
+            tracing::warn!("{text}; a target behind it is not reached");
+            Ok(())
+        }
+        // Another timeline may not lead there.
+        _ if recovery.timeline != TargetTimeline::Latest => {
+            tracing::warn!("{text}, if it follows the newest timeline");
+            Ok(())
+        }
+        _ => Err(CommandError::retry(text).hint(
+            "make a new backup, or restore up to before it: --target-time or --target-lsn; nothing was \
+             changed",
+        )),
     }
 }
 

@@ -335,11 +335,14 @@ fn describe(daemon: &Daemon, name: &str) -> Result<Fetch, Error> {
         let (bytes, path) = (space.bytes, space.location.into_os_string().into_vec());
         Tablespace { oid, bytes, path }
     });
+    let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).ok();
+    let end = archive.and_then(|archive| archive.recovery_end(held.label()).ok()?);
     Ok(Fetch::Set(SetDescription {
         name: name.to_string(),
         label: label(held.label()),
         stream_bytes: content.stream_bytes,
         bytes: content.bytes,
+        recovery_end: end.map(|met| met.lsn),
         tablespaces: tablespaces.collect(),
     }))
 }

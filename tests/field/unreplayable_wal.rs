@@ -172,6 +172,7 @@ fn fault_127_a_restore_beyond_the_end_of_the_way_is_refused_before_it_touches_an
                 status.stdout
             );
         }
+        the_master_refuses_as_well(&site, major);
         // What lies before it is in reach as ever.
         let copy = site.home().join("copy");
         let words = [
@@ -201,6 +202,29 @@ fn fault_127_a_restore_beyond_the_end_of_the_way_is_refused_before_it_touches_an
         server.start();
         assert_eq!(server.psql("SELECT count(*) FROM bulk").trim(), "1");
     }
+}
+
+fn the_master_refuses_as_well(site: &Site, major: u8) {
+    let place = site.home().join("on-the-master");
+    let restore = |target: &[&str]| {
+        let words = ["restore", "data.master", place.to_str().unwrap()];
+        site.master_command(&[&words[..], target].concat())
+    };
+    for target in [&[][..], &["--target-lsn", "FF/0"]] {
+        let refused = restore(target);
+        let line = refused.fail(1);
+        assert!(
+            line.contains("wal_level was minimal") && line.contains("new backup"),
+            "{line}"
+        );
+        assert!(!place.exists());
+    }
+    let told = restore(&["--target-name", "before"]);
+    told.succeed();
+    assert!(told.stderr.contains("is not reached"), "{}", told.stderr);
+    let mut server = Cluster::on_directory(major, &place);
+    server.start();
+    server.stop(StopMode::Fast);
 }
 
 #[test]

@@ -43,19 +43,22 @@ pub(super) fn sample_messages() -> Vec<Message> {
             more: true,
         })
     }));
-    messages.extend(label().map(|label| {
-        Fetch::Set(SetDescription {
-            name: "data.master".into(),
-            label,
-            stream_bytes: 3 << 30,
-            bytes: 2 << 30,
-            tablespaces: vec![Tablespace {
-                oid: 16_384,
-                bytes: 1 << 30,
-                path: b"/srv/fast".to_vec(),
-            }],
-        })
-    }));
+    for recovery_end in [None, Some(Lsn(0x2_9A00_0028))] {
+        messages.extend(label().map(|label| {
+            Fetch::Set(SetDescription {
+                name: "data.master".into(),
+                label,
+                stream_bytes: 3 << 30,
+                bytes: 2 << 30,
+                recovery_end,
+                tablespaces: vec![Tablespace {
+                    oid: 16_384,
+                    bytes: 1 << 30,
+                    path: b"/srv/fast".to_vec(),
+                }],
+            })
+        }));
+    }
     messages.into_iter().map(Message::Fetch).collect()
 }
 

@@ -95,6 +95,8 @@ pub struct SetDescription {
     pub stream_bytes: u64,
     /// Bytes outside its tablespaces.
     pub bytes: u64,
+    /// Where the WAL ends that a recovery from it gets past; none if nothing is known that ends it.
+    pub recovery_end: Option<Lsn>,
     /// Its tablespaces; at most [`SET_TABLESPACES_MAX`].
     pub tablespaces: Vec<Tablespace>,
 }
@@ -292,6 +294,8 @@ impl SetDescription {
         self.label.encode(out);
         out.put_u64_le(self.stream_bytes);
         out.put_u64_le(self.bytes);
+        // No record begins at 0.
+        out.put_u64_le(self.recovery_end.unwrap_or_default().0);
         for space in bounded(out, &self.tablespaces, SET_TABLESPACES_MAX) {
             out.put_u32_le(space.oid);
             out.put_u64_le(space.bytes);
@@ -314,6 +318,7 @@ impl SetDescription {
             label: SetLabel::decode(fields)?,
             stream_bytes: fields.u64()?,
             bytes: fields.u64()?,
+            recovery_end: Some(Lsn(fields.u64()?)).filter(|end| *end != Lsn(0)),
             tablespaces: list(
                 fields,
                 "a list of tablespaces",
