@@ -25,6 +25,7 @@
 
 mod at_target;
 pub mod begun;
+mod changed;
 mod ending;
 mod holds;
 mod promote;
@@ -62,7 +63,14 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
     let data = data_directory(config)?;
-    if let Some(begun) = Begun::read(config, &data)?
+    let mut begun = Begun::read(config, &data)?;
+    if let Some(begun) = begun.as_mut().filter(|it| it.changed.is_some())
+        && !options.not_really
+    {
+        let _alone = alone(&data)?;
+        begun.put_back(config, &data)?;
+    }
+    if let Some(begun) = begun
         && begun::has_opened(&data)?
     {
         return finish(config, options, &data, &begun, force);
@@ -87,7 +95,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     let under_way = control.stop_for(Some(&standby.server))?.is_some();
     let frozen = standby.freeze(partials.as_ref(), force, under_way)?;
     let begun = standby.begun(acknowledged.with(frozen))?;
-    let mut attendance = Attendance::of(&standby, force);
+    let mut attendance = Attendance::of(&standby, (&begun, config), force);
     let asked = begun
         .write(config)
         .and_then(|()| control.stop(&standby.server, force))
@@ -95,6 +103,8 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         .and_then(|_| standby.wait_until_it_asks(force, &mut attendance));
     let asked = asked.and_then(|()| standby.promote());
     if let Err(error) = asked {
+        // What it set is put back while BOOT tells of it.
+        drop(attendance);
         if !under_way {
             control.unstop()?;
             call_off(config, partials.as_ref());

@@ -68,6 +68,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             tablespace,
             unreplayable,
             moved_set: moved_set(config),
+            changed_by_boot: begun::changed(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
     };

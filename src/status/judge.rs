@@ -287,6 +287,9 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
     if let Some(text) = &standby.unreplayable {
         found.alarm(Code::Unreplayable, text);
     }
+    if let Some(text) = &standby.changed_by_boot {
+        found.warn(Code::Boot, text);
+    }
     if let Some(data) = &standby.unfinished_boot {
         let text = format!(
             "the server in {data} was booted, but nobody has said whether it has everything, and the history \

@@ -173,6 +173,8 @@ pub struct Standby {
     pub unreplayable: Option<String>,
     /// The newest set, where a restore made it the server by moving it.
     pub moved_set: Option<String>,
+    /// What a boot that was killed, or goes on, set for itself alone.
+    pub changed_by_boot: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
 }

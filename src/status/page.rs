@@ -294,6 +294,7 @@ fn standby_json(standby: &Standby) -> Value {
         "tablespace": standby.tablespace,
         "unreplayable": standby.unreplayable,
         "moved_set": standby.moved_set,
+        "changed_by_boot": standby.changed_by_boot,
         "unfinished_boot": standby.unfinished_boot,
     })
 }

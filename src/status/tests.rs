@@ -252,6 +252,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         tablespace: Some("the WAL at 0/3000028 creates one".into()),
         unreplayable: Some("no recovery gets past 0/3000028".into()),
         moved_set: None,
+        changed_by_boot: Some("/data/postgresql.auto.conf has a = 0 for a boot".into()),
         unfinished_boot: Some("/data".into()),
         replay: None,
     });
@@ -261,6 +262,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "critical unreplayable",
         "warning paused",
         "warning standby_server",
+        "warning boot",
         "warning boot",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);

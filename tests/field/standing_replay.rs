@@ -259,6 +259,66 @@ fn fault_131_a_delay_on_the_command_line_is_named_and_refused_or_ended_as_a_prom
 }
 
 #[test]
+fn fault_131_a_delay_that_a_killed_boot_lifted_is_named_and_put_back_by_the_next() {
+    on_versions(|major| {
+        let mut site = bare_master(major);
+        site.cluster()
+            .psql("CREATE TABLE seen AS SELECT generate_series(1, 10) AS n");
+        let settings = ["hot_standby = on", "max_standby_archive_delay = -1"];
+        let mut standby = copy_of_master(&mut site, "replaying", &settings);
+        signal_file(&standby, "standby.signal");
+        site.standby_set("slave_data", &standby.data().display().to_string());
+        let automatic = standby.data().join("postgresql.auto.conf");
+        let mut text = fs::read_to_string(&automatic).unwrap();
+        text.push_str("recovery_min_apply_delay = '1h'\n");
+        fs::write(&automatic, &text).unwrap();
+        standby.start();
+        let snapshot = Snapshot::take(&standby, "SELECT count(*) FROM seen");
+        site.cluster().psql("DELETE FROM seen");
+        site.cluster().psql("VACUUM (FREEZE) seen");
+        wait_until_restored(&standby, &finish(&site));
+        wait_for_reason(&site, "recovery_min_apply_delay = 1h");
+        // PostgreSQL reads ahead, and has to ask for the next segment again before it may open.
+        let answers = standby.data().join("pg_stat_tmp");
+        wait_for("an answer", PATIENCE, || {
+            let mut names = fs::read_dir(&answers).unwrap().flatten();
+            names.find(|entry| {
+                entry
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("walmgr.absent.")
+            })
+        });
+
+        // Without the delay the query holds replay up.
+        let booting = Booting::start(&site, &["boot"]);
+        booting.wait_for("SELECT pg_terminate_backend(");
+        let during = fs::read_to_string(&automatic).unwrap();
+        assert!(
+            during.contains("recovery_min_apply_delay = '0'"),
+            "{during}"
+        );
+        drop(booting);
+        let named =
+            "recovery_min_apply_delay = 0 for a boot that has not come to its end; it was '1h'";
+        assert!(screen(&site).contains(named), "{}", screen(&site));
+        // Somebody else's line is nothing to put back over.
+        standby.psql("ALTER SYSTEM SET work_mem = '5MB'");
+
+        let booting = Booting::start(&site, &["boot"]);
+        let said = booting.wait_for("SELECT pg_terminate_backend(");
+        assert!(said.contains("it is again what it was"), "{said}");
+        drop(snapshot);
+        booting.succeed();
+        assert_eq!(standby.psql("SELECT count(*) FROM seen"), "0");
+        let left = fs::read_to_string(&automatic).unwrap();
+        assert!(left.contains("recovery_min_apply_delay = '1h'"), "{left}");
+        assert!(left.contains("work_mem = '5MB'"), "{left}");
+        assert!(!screen(&site).contains("recovery_min_apply_delay"));
+    });
+}
+
+#[test]
 fn fault_131_a_query_that_holds_replay_up_is_named_and_ended_only_with_force() {
     on_versions(|major| {
         for force in [false, true] {

@@ -8,14 +8,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::begun::Begun;
+use super::changed::Changed;
 use super::ending::Opened;
 use super::{STANDBY_SIGNAL, Standby, alone, archive, call_off, or_forced};
 use crate::config::StandbyConfig;
-use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
+use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
-use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::shell::SettingsCommand;
@@ -98,7 +98,7 @@ pub fn open(
     let begun = standby.begun(acknowledged.with(frozen))?;
     let opened = begun
         .write(config)
-        .and_then(|()| standby.start_and_open(command, wait));
+        .and_then(|()| standby.start_and_open(command, wait, (&begun, config)));
     let has_opened = match opened {
         Ok(has_opened) => has_opened,
         Err(error) => {
@@ -130,12 +130,16 @@ fn this_process() -> Result<Postmaster> {
 
 impl Standby {
     /// Whether the server opened, if that was waited for.
-    fn start_and_open(&self, command: &str, wait: bool) -> Result<bool> {
+    fn start_and_open(
+        &self,
+        command: &str,
+        wait: bool,
+        (begun, config): (&Begun, &StandbyConfig),
+    ) -> Result<bool> {
         let path = self.data.path().join(AUTO_CONF);
-        let before = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
-        let (edited, _) = conf::edit(&before, &[(ACTION, "promote")])?;
-        let write = |text: &[u8]| files::replace(&path, text, 0o600);
-        write(&edited).at(Kind::Retry, "write", &path)?;
+        let changed = Changed::of(&path, ACTION, "promote")?;
+        begun.with(Some(changed.clone()), config)?;
+        changed.make(&path)?;
         tracing::info!("starting the server: {command}");
         let start = SettingsCommand {
             setting: "slave_start_cmd",
@@ -147,7 +151,7 @@ impl Standby {
             false => Ok(false),
         });
         if started.is_err() && matches!(self.data.running(), Ok(None)) {
-            write(&before).at(Kind::Retry, "write", &path)?;
+            changed.put_back(&path)?;
         }
         started
     }

@@ -6,6 +6,7 @@
 //! {
 //!   "acknowledged": "0/5000148",    up to where it was acknowledged, at least
 //!   "at_target": false,             whether the recovery ends where its administrator wants
+//!   "changed": ["name", "1h", "0"], only while a setting in postgresql.auto.conf has not its own value, or null
 //!   "crc32": 2309737967,            of the compact form of the rest
 //!   "directory": 131085,            the inode of the data directory: what a restore puts there is another
 //!   "finished": true,               whether a verdict was given and the new history archived
@@ -22,14 +23,17 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use walmgr_protocol::names::{Lsn, TimelineId};
 
+use super::changed::Changed;
 use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
+use crate::standby::too_low::ServerFiles;
 use crate::standby::verdict::Acknowledged;
 
 /// Its name beside STOP.
@@ -52,6 +56,8 @@ pub struct Begun {
     pub server: String,
     /// Whether nothing of it is left to do.
     pub is_finished: bool,
+    /// What it set for as long as it goes on.
+    pub changed: Option<Changed>,
     directory: u64,
 }
 
@@ -68,6 +74,7 @@ impl Begun {
             at_target,
             server,
             is_finished: false,
+            changed: None,
             directory: inode(data.path())?,
         })
     }
@@ -93,6 +100,35 @@ impl Begun {
         files::replace(&path, self.text().as_bytes(), 0o600).at(Kind::Retry, "write", &path)
     }
 
+    /// Says durably what is about to be set until the boot is over, or that nothing is.
+    pub fn with(&self, changed: Option<Changed>, config: &StandbyConfig) -> Result<()> {
+        Begun {
+            changed,
+            ..self.clone()
+        }
+        .write(config)
+    }
+
+    /// Puts back what a boot set that was killed. No other boot may be going on.
+    pub(super) fn put_back(&mut self, config: &StandbyConfig, data: &DataDirectory) -> Result<()> {
+        let Some(changed) = self.changed.take() else {
+            return Ok(());
+        };
+        let path = ServerFiles::of(config, data).automatic();
+        if changed.put_back(&path)? {
+            tracing::warn!(
+                "a boot that did not come to its end had set {} = {} in {}; it is again what it was",
+                changed.name,
+                changed.during,
+                path.display()
+            );
+            let server = data.running()?.and_then(|server| Pid::from_raw(server.pid));
+            // One that is gone reads its files when it starts.
+            let _ = server.map(|pid| kill_process(pid, Signal::HUP));
+        }
+        self.write(config)
+    }
+
     /// Says that nothing is left to do.
     pub fn finish(&self, config: &StandbyConfig) -> Result<()> {
         let is_finished = true;
@@ -112,6 +148,9 @@ impl Begun {
             "at_target": self.at_target,
             "finished": self.is_finished,
         });
+        if let Some(changed) = &self.changed {
+            value["changed"] = json!([changed.name, changed.before, changed.during]);
+        }
         let crc32 = crc32fast::hash(value.to_string().as_bytes());
         value["crc32"] = json!(crc32);
         format!("{value:#}\n")
@@ -129,10 +168,20 @@ impl Begun {
             at_target: value.get("at_target")?.as_bool()?,
             server: value.get("server")?.as_str()?.to_owned(),
             is_finished: value.get("finished")?.as_bool()?,
+            changed: value.get("changed").and_then(parse_changed),
             directory: value.get("directory")?.as_u64()?,
         };
         (begun.text().as_bytes() == text).then_some(begun)
     }
+}
+
+fn parse_changed(value: &Value) -> Option<Changed> {
+    let text = |index: usize| Some(value.get(index)?.as_str()?.to_owned());
+    Some(Changed {
+        name: text(0)?,
+        before: text(1),
+        during: text(2)?,
+    })
 }
 
 /// Takes it away: the server it speaks of did not open, or is no longer there.
@@ -148,6 +197,13 @@ pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
     let begun = Begun::read(config, &data).ok()??;
     let is_left = !begun.is_finished && has_opened(&data).ok()?;
     is_left.then(|| data.path().to_path_buf())
+}
+
+/// What the file of a server has only because of a boot that goes on, or was killed, for `status`.
+pub fn changed(config: &StandbyConfig) -> Option<String> {
+    let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
+    let changed = Begun::read(config, &data).ok()??.changed?;
+    Some(changed.text(&ServerFiles::of(config, &data).automatic()))
 }
 
 /// Whether the server on this directory has ended its recovery; it may have ended since.
@@ -191,14 +247,33 @@ mod tests {
             at_target: false,
             server: "41 1700".to_owned(),
             is_finished: true,
+            changed: None,
             directory: 131_085,
+        }
+    }
+
+    fn changed(before: Option<&str>) -> Begun {
+        let changed = Changed {
+            name: "recovery_min_apply_delay".to_owned(),
+            before: before.map(str::to_owned),
+            during: "0".to_owned(),
+        };
+        Begun {
+            changed: Some(changed),
+            ..begun()
         }
     }
 
     #[test]
     fn fault_105_a_note_reads_as_it_was_written_and_with_a_flipped_bit_says_nothing() {
-        let text = begun().text().into_bytes();
-        assert_eq!(Begun::parse(&text), Some(begun()));
+        for begun in [begun(), changed(None), changed(Some("1h"))] {
+            reads_only_as_written(&begun);
+        }
+    }
+
+    fn reads_only_as_written(begun: &Begun) {
+        let text = begun.text().into_bytes();
+        assert_eq!(Begun::parse(&text).as_ref(), Some(begun));
         for bit in 0..text.len() * 8 {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);

@@ -2,7 +2,6 @@
 //! Never resumes a replay that ends the server, and never opens one that has more to replay. Invariant:
 //! what is said to help does.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +11,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use walmgr_protocol::names::Lsn;
 
 use super::Standby;
+use super::begun::Begun;
+use super::changed::Changed;
 use crate::config::StandbyConfig;
-use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
-use crate::pg::conf;
+use crate::error::{CommandError, Result};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql_replay::Holder;
 use crate::pg::sql_settings::COMMAND_LINE;
@@ -143,6 +142,7 @@ pub(super) fn too_low(list: &[TooLow]) -> CommandError {
 /// Looks after a server's replay while a boot waits for it.
 pub(super) struct Attendance<'a> {
     standby: &'a Standby,
+    note: Note<'a>,
     force: bool,
     promoted: bool,
     looked: Option<Instant>,
@@ -151,9 +151,10 @@ pub(super) struct Attendance<'a> {
 }
 
 impl<'a> Attendance<'a> {
-    pub(super) fn of(standby: &'a Standby, force: bool) -> Attendance<'a> {
+    pub(super) fn of(standby: &'a Standby, note: Note<'a>, force: bool) -> Attendance<'a> {
         Attendance {
             standby,
+            note,
             force,
             promoted: false,
             looked: None,
@@ -253,7 +254,7 @@ impl<'a> Attendance<'a> {
             return Ok(());
         }
         tracing::info!("{DELAY} = {delay}, set in {place}, does not count for this boot");
-        self.delay = Some(LiftedDelay::lift(self.standby)?);
+        self.delay = Some(LiftedDelay::lift(self.standby, self.note)?);
         Ok(())
     }
 }
@@ -273,26 +274,26 @@ fn how_to_end(sessions: &[Holder]) -> String {
 /// to ask for before (see `answers`), and the server asks for nothing while it waits.
 struct LiftedDelay<'a> {
     standby: &'a Standby,
+    note: Note<'a>,
     path: PathBuf,
-    before: Vec<u8>,
-    during: Vec<u8>,
+    changed: Changed,
 }
+
+/// Where a boot tells of what it sets.
+type Note<'a> = (&'a Begun, &'a StandbyConfig);
 
 impl<'a> LiftedDelay<'a> {
     /// The last file that PostgreSQL reads says so, in the place of whichever said otherwise.
-    fn lift(standby: &'a Standby) -> Result<LiftedDelay<'a>> {
+    fn lift(standby: &'a Standby, note: Note<'a>) -> Result<LiftedDelay<'a>> {
         let path = standby.files.automatic();
-        let before = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other.at(Kind::Retry, "read", &path)?,
-        };
-        let (during, _) = conf::edit(&before, &[(DELAY, "0")])?;
-        files::replace(&path, &during, 0o600).at(Kind::Retry, "write", &path)?;
+        let changed = Changed::of(&path, DELAY, "0")?;
+        note.0.with(Some(changed.clone()), note.1)?;
+        changed.make(&path)?;
         let lifted = LiftedDelay {
             standby,
+            note,
             path,
-            before,
-            during,
+            changed,
         };
         lifted.reload();
         Ok(lifted)
@@ -308,14 +309,13 @@ impl<'a> LiftedDelay<'a> {
 
 impl Drop for LiftedDelay<'_> {
     fn drop(&mut self) {
-        // Whoever wrote there since meant what is there now.
-        if std::fs::read(&self.path).is_ok_and(|found| found == self.during) {
-            match files::replace(&self.path, &self.before, 0o600) {
-                Ok(()) => self.reload(),
-                Err(error) => {
-                    tracing::warn!("{} still says {DELAY} = 0: {error}", self.path.display())
-                }
-            }
+        let (begun, config) = self.note;
+        let put_back = self.changed.put_back(&self.path);
+        if matches!(put_back, Ok(true)) {
+            self.reload();
+        }
+        if let Err(error) = put_back.and_then(|_| begun.with(None, config)) {
+            tracing::warn!("{}: {error}", self.changed.text(&self.path));
         }
     }
 }
