@@ -11,10 +11,10 @@ use walmgr_protocol::session::partial::ProofOfRecords;
 
 use crate::store::partial::Finishing;
 use crate::store::testing::{
-    BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, scratch_folder,
-    stored_bytes,
+    BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, real,
+    scratch_folder, stored_bytes,
 };
-use crate::store::{Archive, PartialStream, Places, Sealed, StoreError};
+use crate::store::{Archive, PartialStream, Places, Reader, Sealed, StoreError};
 use crate::wal::segment::Verify;
 use crate::wal::writer::Writer;
 
@@ -400,6 +400,52 @@ fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed
             Sealed::Stored(_)
         ));
         assert!(std::fs::read(path).unwrap() == whole.bytes);
+    }
+}
+
+#[test]
+fn fault_127_what_replay_may_not_get_past_is_noted_of_a_shipped_segment_whose_scanner_is_forgotten()
+{
+    let writer = |switched: bool| {
+        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        writer.record(10, 0, &[7; 100]);
+        writer.record(130, 0, &[7; 40]);
+        if switched {
+            writer.switch();
+        }
+        writer.bytes().to_vec()
+    };
+    let (shipped_bytes, bytes) = (writer(false).len().next_multiple_of(8) + 24, writer(true));
+    let whole = Sample {
+        name: WalFileName::Segment(name(3)),
+        bytes,
+    };
+    for (verify, is_forgotten) in [
+        (Verify::Records, false),
+        (Verify::Records, true),
+        (Verify::Headers, false),
+    ] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let mut stream = begin(&archive);
+        let shipped = &whole.bytes[..shipped_bytes];
+        open_with(&mut stream, shipped).unwrap();
+        let end = Lsn(3 * SIZE + shipped_bytes as u64);
+        stream.append(0, end, shipped).unwrap();
+        stream.sync().unwrap();
+        if is_forgotten {
+            (archive.shared.carried).put(name(3), Verify::Records, None);
+        }
+        let held = archive.held_prefix(whole.name, verify).unwrap().unwrap();
+        assert_eq!(held.prefix(), (SIZE, whole.crc32()));
+        assert!(matches!(
+            held.seal(SIZE, whole.crc32()).unwrap(),
+            Sealed::Stored(_)
+        ));
+        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let found = reader.obstacles().unwrap();
+        assert_eq!(found[&name(3)].all().len(), 1, "{verify:?} {is_forgotten}");
     }
 }
 
