@@ -2,6 +2,7 @@
 //! Never changes it. Invariant: a `DataDirectory` is of a major version that walmgr supports.
 
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, test_kill_process};
@@ -117,11 +118,13 @@ impl DataDirectory {
             Ok(()) | Err(rustix::io::Errno::PERM) => {}
             Err(_) => return false,
         }
-        // A server works in its data directory. Another user's process cannot be looked at, and
-        // then a wrong yes is less harmful than a wrong no.
-        let works_in = std::fs::canonicalize(format!("/proc/{}/cwd", postmaster.pid));
-        match (works_in, std::fs::canonicalize(&self.path)) {
-            (Ok(works_in), Ok(data)) => works_in == data,
+        // A server works in its data directory, under whatever name: a bind mount gives it several. Another
+        // user's process cannot be looked at, and then a wrong yes is less harmful than a wrong no.
+        let works_in = std::fs::metadata(format!("/proc/{}/cwd", postmaster.pid));
+        match (works_in, std::fs::metadata(&self.path)) {
+            (Ok(works_in), Ok(data)) => {
+                (works_in.dev(), works_in.ino()) == (data.dev(), data.ino())
+            }
             (Err(error), _) if error.kind() == io::ErrorKind::NotFound => false,
             _ => true,
         }

@@ -123,7 +123,7 @@ fn fault(data: &Path, major: u8, location: &Path) -> Option<(String, String)> {
         );
         return Some((why, NEW_BACKUP.to_owned()));
     }
-    if links(data).contains(&place) {
+    if has_link_to(data, &place) {
         return None;
     }
     if let Some(version) = version_directory(&place, major) {
@@ -166,17 +166,30 @@ fn links(data: &Path) -> BTreeSet<PathBuf> {
 /// The data directory of another running server that has a tablespace in this place. PostgreSQL's processes
 /// work in their data directory.
 fn server_at(data: &Path, place: &Path) -> Option<PathBuf> {
-    let own = data.canonicalize().ok();
-    let mut seen: BTreeSet<PathBuf> = own.into_iter().collect();
+    let mut seen: BTreeSet<(u64, u64)> = identity(data).into_iter().collect();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let processes = processes.filter(|entry| {
         let name = entry.file_name();
         name.as_bytes().iter().all(u8::is_ascii_digit)
     });
-    processes
-        .filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
+    let folders = processes.map(|entry| entry.path().join("cwd"));
+    folders
         .filter(|folder| folder.join("PG_VERSION").exists())
-        .find(|folder| seen.insert(folder.clone()) && links(folder).contains(place))
+        .filter(|folder| identity(folder).is_some_and(|it| seen.insert(it)))
+        .find(|folder| has_link_to(folder, place))
+        .and_then(|folder| std::fs::read_link(folder).ok())
+}
+
+/// Whether a tablespace of this data directory lies there, whatever the place is called.
+fn has_link_to(data: &Path, place: &Path) -> bool {
+    let place = identity(place);
+    place.is_some() && links(data).iter().any(|to| identity(to) == place)
+}
+
+/// What is the same of a directory under each of its names: a bind mount gives it several.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    let found = folder.metadata().ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 #[cfg(test)]

@@ -17,10 +17,10 @@ use crate::support::{Cluster, StopMode, run};
 const MAJORS: [u8; 2] = [15, 18];
 
 /// A directory that is mounted on another one of the same disk.
-struct Bound(PathBuf);
+pub struct Bound(PathBuf);
 
 impl Bound {
-    fn new(from: &Path, to: &Path) -> Result<Bound, String> {
+    pub fn new(from: &Path, to: &Path) -> Result<Bound, String> {
         for path in [from, to] {
             fs::create_dir_all(path).unwrap();
             give_to_server(path);

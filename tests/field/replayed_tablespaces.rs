@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::mounted_directories::Bound;
 use crate::load::drain;
 use crate::support::backup_set::make_set;
 use crate::support::cluster::Builder;
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Site, StopMode, wait_for};
+use crate::support::{Cluster, Site, StopMode, report_skip, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -230,6 +231,33 @@ fn fault_124_on_another_host_a_missing_directory_is_named_and_its_own_is_replaye
             (Scene::rows(&scene.standby, "beside")? == "20000").then_some(())
         });
         assert_eq!(version_directories(&new), 1);
+    }
+}
+
+#[test]
+fn fault_124_a_server_whose_directory_has_two_names_is_no_other_server() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15, &[]);
+    let space = scene.tablespace("beside");
+    drain(&scene.site);
+    scene.site.cluster_mut().stop(StopMode::Fast);
+    fs::rename(&space, scene.site.home().join("of the master")).unwrap();
+    fs::create_dir(&space).unwrap();
+    give_to_server(&space);
+    scene.standby.start();
+    wait_for("the rows", PATIENCE, || {
+        (Scene::rows(&scene.standby, "beside")? == "20000").then_some(())
+    });
+    assert_eq!(scene.status(), "");
+    let other = scene.site.home().join("other-name");
+    match Bound::new(scene.standby.data(), &other) {
+        Ok(_bound) => {
+            let other = other.display().to_string();
+            scene.site.standby_set("slave_data", &other);
+            assert_eq!(scene.status(), "");
+            scene.site.standby_command(&["boot"]).succeed();
+        }
+        Err(reason) => report_skip(&reason),
     }
 }
 
