@@ -195,6 +195,9 @@ pub fn take_differing(
     // somebody else.
     checksums.remove(std::slice::from_ref(&stored))?;
     apart::remove_differing(&folder, name)?;
+    if let WalFileName::Segment(segment) = name {
+        obstacles::doubt(&folder, segment)?;
+    }
     folder.exchange(&stored, &kept)?;
     if let WalFileName::Segment(segment) = name
         && let Some(binding) = Marker::read(&folder, Role::Completed)?.and_then(|it| it.binding)

@@ -90,6 +90,16 @@ pub(super) fn remove(completed: &Folder, names: &[String]) -> Result<(), StoreEr
     if removed { folder.sync() } else { Ok(()) }
 }
 
+/// Has nobody believe what is noted of a segment whose file is about to be another one: until it is renewed, whoever
+/// asks reads the file.
+pub(super) fn doubt(completed: &Folder, segment: SegmentName) -> Result<(), StoreError> {
+    make(completed)?;
+    match open(completed)? {
+        Some(folder) => folder.write_small(&segment.to_string(), b""),
+        None => Ok(()),
+    }
+}
+
 /// Reads a stored segment for its obstacles and notes them.
 pub(super) fn renew(
     completed: &Folder,
@@ -338,6 +348,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::testing::{
+        BINDING, Sample, assert_stored, new_archive, open as open_archive, real, scratch_folder,
+    };
+    use crate::wal::writer::Writer;
 
     fn segment() -> SegmentName {
         "000000010000000000000003".parse().unwrap()
@@ -383,6 +397,27 @@ mod tests {
             let other = "000000010000000000000004".parse().unwrap();
             assert_eq!(parse(other, &text), None);
         }
+    }
+
+    #[test]
+    fn fault_127_a_segment_whose_note_is_doubted_is_read_itself() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open_archive(&places);
+        let mut writer = Writer::new(segment(), BINDING.segment_size, BINDING.system_id, 15);
+        writer.record(130, 0, &[7; 40]);
+        writer.switch();
+        let name = WalFileName::Segment(segment());
+        let bytes = writer.bytes().to_vec();
+        assert_stored(&archive, &Sample { name, bytes });
+        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let noted = reader.obstacles().unwrap();
+        assert_eq!(noted[&segment()].all().len(), 1);
+        // As a crash leaves it between the doubt and what the new file says.
+        doubt(&archive.shared.completed, segment()).unwrap();
+        assert_eq!(reader.obstacles().unwrap(), noted);
+        renew(&archive.shared.completed, segment(), BINDING.segment_size).unwrap();
+        assert_eq!(reader.obstacles().unwrap(), noted);
     }
 
     proptest! {
