@@ -35,9 +35,11 @@ impl Trusted {
         roots: Vec<CertificateDer<'static>>,
         lists: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<Trusted, String> {
-        // One of a system's bundle may be odd; one that cannot be read signs for nobody.
+        // One of a system's bundle may be odd; one that cannot be read signs for nobody. Nor does a
+        // server's own that stands there to be known itself, which webpki does not look at.
         let anchors = roots
             .iter()
+            .filter(|root| parsed(root).is_ok_and(|root| may_sign(&root, true, 0)))
             .filter_map(|root| anchor_from_trusted_cert(root).ok());
         let anchors = anchors.map(|anchor| anchor.to_owned()).collect();
         let revoked = lists.iter().map(|list| {
@@ -69,6 +71,9 @@ impl Trusted {
             webpki::Error::CertRevoked => "the server's certificate is revoked".to_owned(),
             error => format!("the server's certificate is not accepted: {error}"),
         };
+        if self.roots.contains(end_entity) {
+            return self.by_hand(end_entity, intermediates, algorithms, now);
+        }
         let found = self.by_webpki(end_entity, intermediates, algorithms, now);
         match found {
             Ok(()) => Ok(()),
@@ -131,8 +136,12 @@ impl Trusted {
         let mut der: &[u8] = end_entity;
         for below in 0..CHAIN_MAX {
             check_one(&current, now)?;
-            if self.roots.iter().any(|root| root.as_ref() == der) {
-                return Ok(());
+            let is_own = current.subject().as_raw() == current.issuer().as_raw();
+            // With lists it is for whoever signed it to say that it is not revoked.
+            if self.roots.iter().any(|root| root.as_ref() == der)
+                && (is_own || self.lists.is_empty())
+            {
+                return self.check_revoked(&current, &current, algorithms, now);
             }
             let signed = |issuer: &&X509Certificate<'_>| {
                 issuer.subject().as_raw() == current.issuer().as_raw()
@@ -156,6 +165,8 @@ impl Trusted {
                 .or_else(other)
                 .ok_or("the server's certificate is not signed by an authority in sslrootcert")?;
             self.check_revoked(&current, issuer, algorithms, now)?;
+            // An authority for clients alone is none for servers.
+            may_serve(issuer)?;
             if root.is_some() {
                 return check_one(issuer, now);
             }
@@ -181,7 +192,10 @@ impl Trusted {
         }
         let lists = self.lists.iter().filter_map(|list| {
             let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+            // What is critical in a list says that it does not speak of every certificate.
             let ours = list.issuer().as_raw() == issuer.subject().as_raw()
+                && may_revoke(issuer)
+                && !list.extensions().iter().any(|it| it.critical)
                 && list.next_update().is_some_and(|next| next > now)
                 && list.last_update() <= now
                 && is_signed(
@@ -285,18 +299,26 @@ fn may_sign(certificate: &X509Certificate<'_>, is_root: bool, below: usize) -> b
     if certificate.version() == X509Version::V1 {
         return is_root;
     }
+    let usage = certificate.key_usage();
     let constraints = match certificate.basic_constraints() {
         Ok(Some(constraints)) => constraints.value,
-        _ => return false,
+        // OpenSSL takes a root of old that says it by what its key is for.
+        Ok(None) => {
+            return is_root && matches!(usage, Ok(Some(usage)) if usage.value.key_cert_sign());
+        }
+        Err(_) => return false,
     };
     let long_enough = constraints
         .path_len_constraint
         .is_none_or(|longest| usize::try_from(longest).is_ok_and(|longest| longest >= below));
-    let may = match certificate.key_usage() {
-        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
-        Err(_) => false,
-    };
+    let may = usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
     constraints.ca && long_enough && may
+}
+
+/// Whether it may say what is revoked.
+fn may_revoke(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.key_usage();
+    usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
 }
 
 #[cfg(test)]
@@ -311,7 +333,8 @@ mod tests {
     const NOW_S: u64 = 1_800_000_000;
 
     struct Authority {
-        issuer: Issuer<'static, KeyPair>,
+        parameters: CertificateParams,
+        key: KeyPair,
         der: CertificateDer<'static>,
     }
 
@@ -330,26 +353,33 @@ mod tests {
         let parameters = parameters(name, change);
         let key = KeyPair::generate().unwrap();
         let der = parameters.self_signed(&key).unwrap().der().clone();
-        let issuer = Issuer::new(parameters, key);
-        Authority { issuer, der }
+        Authority {
+            parameters,
+            key,
+            der,
+        }
     }
 
     impl Authority {
         fn signs(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> Authority {
             let parameters = parameters(name, change);
             let key = KeyPair::generate().unwrap();
-            let der = parameters
-                .signed_by(&key, &self.issuer)
-                .unwrap()
-                .der()
-                .clone();
-            let issuer = Issuer::new(parameters, key);
-            Authority { issuer, der }
+            let issuer = Issuer::from_params(&self.parameters, &self.key);
+            let der = parameters.signed_by(&key, &issuer).unwrap().der().clone();
+            Authority {
+                parameters,
+                key,
+                der,
+            }
         }
     }
 
     fn check(shown: &[&Authority], root: &Authority) -> Result<(), String> {
         let trusted = Trusted::new(vec![root.der.clone()], Vec::new()).unwrap();
+        judge(&trusted, shown)
+    }
+
+    fn judge(trusted: &Trusted, shown: &[&Authority]) -> Result<(), String> {
         let between: Vec<_> = shown[1..].iter().map(|other| other.der.clone()).collect();
         let algorithms =
             rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
@@ -376,6 +406,11 @@ mod tests {
             it.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         });
         let too_deep = short.signs("deep", authority);
+        let for_clients = top.signs("clients", |it| {
+            authority(it);
+            it.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+        let server_itself = root("itself", |_| {});
         let bounded = root("bounded", |it| {
             authority(it);
             let permitted_subtrees = vec![GeneralSubtree::DnsName("else.where".to_owned())];
@@ -415,6 +450,8 @@ mod tests {
                 false,
             ),
             ("over an expired one", &[&expired], &top, plain, false),
+            ("over one for clients", &[&for_clients], &top, plain, false),
+            ("of a server's own", &[], &server_itself, plain, false),
             ("of a root that bounds names", &[], &bounded, plain, false),
         ] {
             // The first of the chain signs; where there is none, the root that is true for this name.
@@ -433,6 +470,44 @@ mod tests {
                 // webpki does not look at what an authority's key is for.
                 let holds = holds || (what.contains("may not sign") && !marked);
                 assert_eq!(found.is_ok(), holds, "{what}, marked: {marked}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_its_own_authority_can_be_revoked() {
+        for may_sign_lists in [true, false] {
+            let server = root("db", |it| {
+                authority(it);
+                let lists = may_sign_lists.then_some(KeyUsagePurpose::CrlSign);
+                it.key_usages = [KeyUsagePurpose::KeyCertSign]
+                    .into_iter()
+                    .chain(lists)
+                    .collect();
+            });
+            let (_, own) = X509Certificate::from_der(&server.der).unwrap();
+            let serial = rcgen::SerialNumber::from_slice(own.raw_serial());
+            for (revoked, holds) in [(None, may_sign_lists), (Some(serial), false)] {
+                let revoked = revoked.map(|serial_number| rcgen::RevokedCertParams {
+                    serial_number,
+                    revocation_time: rcgen::date_time_ymd(2026, 1, 2),
+                    reason_code: None,
+                    invalidity_date: None,
+                });
+                let list = rcgen::CertificateRevocationListParams {
+                    this_update: rcgen::date_time_ymd(2026, 1, 1),
+                    next_update: rcgen::date_time_ymd(2030, 1, 1),
+                    crl_number: rcgen::SerialNumber::from(1),
+                    issuing_distribution_point: None,
+                    revoked_certs: revoked.into_iter().collect(),
+                    key_identifier_method: rcgen::KeyIdMethod::Sha256,
+                };
+                // What rcgen would not sign for a key that may not is signed as for one that may.
+                let signer = Issuer::new(parameters("db", authority), &server.key);
+                let list = list.signed_by(&signer).unwrap().der().clone();
+                let trusted = Trusted::new(vec![server.der.clone()], vec![list]).unwrap();
+                let found = judge(&trusted, &[&server]);
+                assert_eq!(found.is_ok(), holds, "{found:?}");
             }
         }
     }

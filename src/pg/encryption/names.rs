@@ -41,7 +41,7 @@ pub fn check(certificate: &[u8], host: &str) -> Result<(), String> {
         }
     }
     if common_name_counts {
-        let common = certificate.subject().iter_common_name().last();
+        let common = certificate.subject().iter_common_name().next();
         if let Some(name) = common.and_then(|name| name.as_str().ok()) {
             found.push(name.to_owned());
             if fits(name, host, address.is_some()) {
