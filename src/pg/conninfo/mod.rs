@@ -398,7 +398,13 @@ fn places(given: &Given, environment: &Environment) -> Result<Vec<Place>, String
         {
             Some(text) => (text.parse::<u16>().ok())
                 .filter(|port| *port > 0)
-                .ok_or_else(|| format!("port={text} is not a number from 1 to 65535"))?,
+                .ok_or_else(|| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+                    true => format!("port={text} is not a number from 1 to 65535"),
+                    // An address whose password has a slash in it reads as if it were the port.
+                    false => "port is not a number from 1 to 65535; in an address a slash of the \
+                              password is written %2F"
+                        .to_owned(),
+                })?,
             None => 5432,
         };
         let host = part(&hosts);

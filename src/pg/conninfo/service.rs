@@ -101,10 +101,9 @@ pub(super) fn section(
             return Err(at("a service that LDAP knows is not supported".to_owned()));
         }
         let Some((name, value)) = line.split_once('=') else {
-            return Err(at(format!(
-                "expected name=value, found {:?}",
-                super::text::blotted(line)
-            )));
+            // Behind the first word may be a password.
+            let word = line.split([' ', '\t', ':']).next().unwrap_or_default();
+            return Err(at(format!("expected name=value, found {word:?} without =")));
         };
         if matches!(name, "service" | "servicefile") {
             return Err(at(format!("{name} does not work inside of a service")));

@@ -390,6 +390,10 @@ fn malformed_text_is_an_error_without_the_password() {
         "passwort=secret",
         "password = 'se\\'secret' x",
         "postgresql://u:secret@h:x/",
+        "postgresql://u:secret",
+        "postgresql://u:secret/1@h/d",
+        "password=a secret x",
+        "password: secret",
         "postgresql://u:secret@h/?password=secret&x",
     ] {
         assert!(!error(text).contains("secret"), "{}", error(text));

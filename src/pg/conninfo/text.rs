@@ -169,7 +169,7 @@ pub fn blotted(text: &str) -> String {
                 Some((user, _)) => format!("{scheme}://{user}:***@{place}"),
                 None => text.to_owned(),
             },
-            None => text.to_owned(),
+            None => format!("{scheme}://{}", without_odd_port(rest)),
         },
         _ => text.to_owned(),
     };
@@ -178,10 +178,64 @@ pub fn blotted(text: &str) -> String {
         shown.replace_range(begin..end, "***");
         from = begin + 3;
     }
+    if !is_address {
+        shown = without_loose_secrets(&shown);
+    }
     match shown.char_indices().nth(SHOWN_MAX) {
         Some((end, _)) => format!("{}…", &shown[..end]),
         None => shown,
     }
+}
+
+/// What stands where a port belongs and is none may be a password whose `@` is missing.
+fn without_odd_port(text: &str) -> String {
+    let hosts = text.split(['/', '?']).next().unwrap_or_default();
+    let mut from = 0;
+    for host in hosts.split(',') {
+        let port = host.rfind(':').filter(|_| !host.ends_with(']'));
+        let port = port.map(|at| from + at + 1);
+        from += host.len() + 1;
+        if let Some(at) = port.filter(|at| {
+            !text[*at..from - 1]
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+        }) {
+            return format!("{}***", &text[..at]);
+        }
+    }
+    text.to_owned()
+}
+
+/// What follows a name that promises a secret and has no equals sign.
+fn without_loose_secrets(text: &str) -> String {
+    let words: Vec<&str> = text.split_inclusive(char::is_whitespace).collect();
+    let mut shown = String::new();
+    let mut is_hidden = false;
+    for (at, word) in words.iter().enumerate() {
+        let next = words.get(at + 1).copied().unwrap_or_default();
+        if word.contains('=') || next.starts_with('=') {
+            is_hidden = false;
+        } else if is_hidden && !word.trim().is_empty() {
+            shown.push_str("*** ");
+            continue;
+        } else if promises_secret(word) {
+            is_hidden = true;
+        }
+        shown.push_str(word);
+    }
+    shown
+}
+
+fn promises_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let words = ["pass", "pw", "secret", "scram"];
+    words.iter().any(|word| name.contains(word)) && !name.contains("passfile")
+}
+
+/// Whether this begins with an option that is known, and its value.
+fn begins_option(text: &str) -> bool {
+    let name = text.split_once('=').map(|(name, _)| name.trim_end());
+    name.is_some_and(|name| super::options::find(name).is_some())
 }
 
 /// Where the next value of a name that promises a secret lies, misspelt ones included.
@@ -192,13 +246,8 @@ fn secret(text: &str, from: usize, is_address: bool) -> Option<(usize, usize)> {
         let ends_name = |letter: char| letter.is_whitespace() || matches!(letter, '&' | '?' | '\'');
         let before = text[..equals].trim_end();
         let name = before.rsplit(ends_name).next().unwrap_or_default();
-        let name = name.to_ascii_lowercase();
         at = equals + 1;
-        if !["pass", "pw", "secret", "scram"]
-            .iter()
-            .any(|word| name.contains(word))
-            || name.contains("passfile")
-        {
+        if !promises_secret(name) {
             continue;
         }
         let value = &text[at..];
@@ -207,9 +256,14 @@ fn secret(text: &str, from: usize, is_address: bool) -> Option<(usize, usize)> {
             return Some((at, at + end));
         }
         let begin = at + (value.len() - value.trim_start().len());
-        // A quote that is open hides all of the rest.
-        let left = option_value(&text[begin..]).map_or(0, |(_, after)| after.len());
-        return Some((begin, text.len() - left));
+        // A quote that is open hides all of the rest, and a blank that should have been quoted
+        // what follows up to the next option.
+        let mut left = option_value(&text[begin..]).map_or("", |(_, after)| after);
+        while !left.trim_start().is_empty() && !begins_option(left.trim_start()) {
+            let word = left.trim_start();
+            left = word.find(char::is_whitespace).map_or("", |at| &word[at..]);
+        }
+        return Some((begin, text.len() - left.len()));
     }
 }
 
@@ -249,7 +303,19 @@ mod tests {
     #[test]
     fn no_secret_is_shown_however_the_text_is_misspelt() {
         for (text, shown) in [
-            ("host=h password=secret x", "host=h password=*** x"),
+            ("host=h password=secret x", "host=h password=***"),
+            ("password=se cr et = port = 1", "password=*** port = 1"),
+            ("postgres://u:secret", "postgres://u:***"),
+            ("postgres://u:se/cret", "postgres://u:***"),
+            ("postgres://h,u:1a,b", "postgres://h,u:***"),
+            (
+                "user=u password: se cret port=1",
+                "user=u password: *** *** port=1",
+            ),
+            (
+                "postgres://h:1,[::1]:2,[::1]/d",
+                "postgres://h:1,[::1]:2,[::1]/d",
+            ),
             ("password='se cret' port=1", "password=*** port=1"),
             ("password = se\\ cret port=1", "password = *** port=1"),
             ("password='secret port=1", "password=***"),
