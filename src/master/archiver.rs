@@ -296,9 +296,13 @@ fn calls_us(command: &str, ini_words: &[String]) -> bool {
     ini_words.iter().any(is_ours)
 }
 
-/// Whether the first word is a script that calls `walmgr … xarchive`: a wrapper around our line.
+/// Whether the first word is a script that calls `walmgr … xarchive`: a wrapper around our line. Skytools'
+/// program is a script that knows the word as well, and is given it.
 pub fn is_script_of_ours(command: &str) -> bool {
     use std::io::Read;
+    if command.split_whitespace().any(|word| word == "xarchive") {
+        return false;
+    }
     let script = command
         .split_whitespace()
         .find(|word| word.starts_with('/'));
@@ -419,6 +423,8 @@ mod tests {
         let command = format!("{} %p %f", script.display());
         std::fs::write(&script, "#!/bin/sh\nwalmgr /m.ini xarchive \"$@\"\n").unwrap();
         assert_eq!(destination(&command, &[]), Destination::Here);
+        let skytools = format!("{} /old.ini xarchive %p %f", script.display());
+        assert_eq!(destination(&skytools, &[]), Destination::Other);
         std::fs::write(&script, "#!/bin/sh\ncp \"$1\" /srv\n").unwrap();
         assert_eq!(destination(&command, &[]), Destination::Other);
     }
