@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 26] = [
+const BODIES: [(&str, Body); 27] = [
     ("kept_checksum", walmgr::store::fuzzing::kept_checksum),
     ("foreign_settings", walmgr::pg::fuzzing::foreign_settings),
     ("wal_joint", walmgr::wal::fuzzing::joint),
@@ -26,6 +26,7 @@ const BODIES: [(&str, Body); 26] = [
     ("backup_label", walmgr::pg::fuzzing::backup_label),
     ("commit_record", walmgr::wal::fuzzing::commit_record),
     ("conf_edit", walmgr::pg::fuzzing::conf_edit),
+    ("conf_pieces", walmgr::pg::fuzzing::conf_pieces),
     ("conninfo", walmgr::pg::fuzzing::connection_string),
     ("frame", walmgr_protocol::fuzzing::frame),
     ("history", walmgr::wal::fuzzing::history),

@@ -282,6 +282,18 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
         shared_preload_libraries = '$libdir/a,/tmp/b'\nlog_directory 'log'\n\
         host all all 0.0.0.0/0 trust\nlocal all all peer\n";
     seeds.put("foreign_settings", "orders", settings.as_bytes())?;
+    let included = "include 'b'\ninclude_dir 'd'\ninclude_if_exists 'c/b'\nssl = on\n\
+        ssl_ca_file = '/x/ca'\nkrb_server_keyfile 'FILE:/x/tab'\n";
+    let access =
+        "hba_file = 'hba'\ninclude \"more\"\ninclude_dir d\nlocal all @users,\"x\" peer # y\n";
+    for (name, texts) in [
+        ("settings", vec![included]),
+        ("access", vec![access]),
+        ("both", vec![included, access]),
+        ("round", vec![access, included, access]),
+    ] {
+        seeds.put("conf_pieces", name, texts.join("\0").as_bytes())?;
+    }
     certificates(seeds)?;
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/config/testdata");
     for entry in fs::read_dir(files)? {
@@ -314,7 +326,21 @@ fn certificates(seeds: &Seeds) -> io::Result<()> {
         let both = [&length.to_be_bytes()[..], der, der].concat();
         seeds.put("server_certificate", name, &both)?;
     }
-    Ok(())
+    // One that is marked as an authority's, which webpki leaves to us, and the authority above it.
+    let marked = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut parameters = rcgen::CertificateParams::new(names).map_err(io::Error::other)?;
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(1));
+        io::Result::Ok(parameters)
+    };
+    let (above, below) = (marked(&["above"])?, marked(&["db1.example.org", "::1"])?);
+    let of_below = rcgen::KeyPair::generate().map_err(io::Error::other)?;
+    let below = below.signed_by(&of_below, &rcgen::Issuer::from_params(&above, &key));
+    let below = below.map_err(io::Error::other)?;
+    let above = above.self_signed(&key).map_err(io::Error::other)?;
+    let length = u16::try_from(below.der().len()).map_err(io::Error::other)?;
+    let both = [&length.to_be_bytes()[..], below.der(), above.der()].concat();
+    seeds.put("server_certificate", "marked", &both)
 }
 
 /// What `collect.sh` took from one server.

@@ -1,6 +1,8 @@
 //! Fuzz bodies for everything in this room that reads bytes it did not write.
 //! Never part of a command. Invariant: each takes any bytes and asserts what must hold for all.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::SystemId;
@@ -70,6 +72,20 @@ pub fn foreign_settings(bytes: &[u8]) {
             .iter()
             .all(|line| all.contains(line))
     );
+}
+
+/// Configurations in pieces, a text each behind a zero byte: an end, also where files include each other or
+/// all that there are; each file once, with what names it.
+pub fn conf_pieces(bytes: &[u8]) {
+    let Ok(found) = conf::pieces_in_texts(bytes) else {
+        return;
+    };
+    let paths: BTreeSet<_> = found.iter().map(|piece| &piece.path).collect();
+    assert_eq!(paths.len(), found.len(), "a file is named twice");
+    for piece in &found {
+        assert!(piece.path.is_absolute() && piece.named_in.is_absolute());
+        assert!(!piece.setting.is_empty());
+    }
 }
 
 /// Connection strings: no panic, never less TLS than was asked for, and no secret in an error. The
@@ -252,12 +268,28 @@ mod tests {
         ],\n\"WAL-Ranges\": [\n\
         { \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }\n],\n";
 
+    const PIECES: &[u8] = b"include 'b'\ninclude_dir 'd'\nssl=on\nssl_ca_file '/x/y'\n\0\
+        include_if_exists 'c/b'\nhba_file 'hba'\0include \"more\"\nlocal all @users,x peer # y\n";
+
+    #[test]
+    fn files_that_include_many_others_come_to_an_end() {
+        let names = (0..40).map(|at| format!("include '{at}/d'\n"));
+        let settings: String = names.collect();
+        let every_file = format!("{settings}\0{settings}\0{settings}");
+        conf_pieces(every_file.as_bytes());
+        assert_eq!(
+            conf::pieces_in_texts(every_file.as_bytes()).unwrap().len(),
+            1000
+        );
+    }
+
     #[test]
     fn damaged_files_of_a_backup_satisfy_the_fuzz_bodies() {
         let map = b"16385 /srv/a\\\\b\n16390 /srv/line\\\nend\n";
         let settings = b"archive_command = 'cp %p /x'\ninclude '../y'\nport=1 # z\n\
             shared_preload_libraries = '$libdir/a,/tmp/b'\nlog_directory 'log'\n";
         for_every_damage(settings, foreign_settings);
+        for_every_damage(PIECES, conf_pieces);
         for_every_damage(LABEL, backup_label);
         for_every_damage(map, tablespace_map);
         for_every_damage(MANIFEST, manifest);
@@ -310,6 +342,7 @@ mod tests {
                 postmaster_pid(bytes);
                 conf_edit(bytes);
                 foreign_settings(bytes);
+                conf_pieces(bytes);
                 connection_string(bytes);
                 server_certificate(bytes);
                 backup_label(bytes);

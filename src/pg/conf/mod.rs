@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use effective::{Setter, last_setter, last_setter_after};
+pub(in crate::pg) use pieces::pieces_in_texts;
 pub use pieces::{Piece, PieceKind, pieces};
 
 use crate::error::{CommandError, IoContext, Kind, Result};

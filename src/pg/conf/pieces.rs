@@ -16,7 +16,7 @@ use crate::error::Result;
 /// `CONF_FILE_MAX_DEPTH`, of settings and of lists of users alike.
 const DEPTH_MAX: usize = 10;
 
-/// Files of one configuration; more are not looked for.
+/// Files of one configuration; more are neither listed nor read.
 const PIECES_MAX: usize = 1_000;
 
 /// A file of settings is far smaller.
@@ -86,7 +86,12 @@ const DEFAULTS: [(&str, &str); 4] = [
 
 /// The files that a server with this `config_file` reads, but for that one itself.
 pub fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
+    pieces_in(&Disk, config_file, data)
+}
+
+fn pieces_in(source: &dyn PieceSource, config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
     let mut search = Pieces {
+        source,
         data,
         found: Vec::new(),
         seen: BTreeSet::new(),
@@ -99,7 +104,72 @@ pub fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
     Ok(search.found)
 }
 
+/// Where files are looked for: a fuzzer must not read this host's.
+trait PieceSource {
+    /// The text of a file that can be read.
+    fn text(&self, path: &Path) -> Option<Vec<u8>>;
+    /// The files of a folder, in the order in which they are included; `None` where there is no folder.
+    fn folder(&self, path: &Path) -> Option<Result<Vec<PathBuf>>>;
+    /// Where it really is.
+    fn resolved(&self, path: &Path) -> PathBuf;
+}
+
+struct Disk;
+
+impl PieceSource for Disk {
+    fn text(&self, path: &Path) -> Option<Vec<u8>> {
+        let mut text = Vec::new();
+        let is_file = path.is_file();
+        let file = is_file.then(|| File::open(path).ok()).flatten()?;
+        file.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
+        Some(text)
+    }
+
+    fn folder(&self, path: &Path) -> Option<Result<Vec<PathBuf>>> {
+        path.is_dir().then(|| files_of(path))
+    }
+
+    fn resolved(&self, path: &Path) -> PathBuf {
+        std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+    }
+}
+
+/// Texts in place of files, which of them depends on the name; folders begin with `d`.
+struct Texts<'a>(Vec<&'a [u8]>);
+
+impl PieceSource for Texts<'_> {
+    fn text(&self, path: &Path) -> Option<Vec<u8>> {
+        let name = path.file_name()?.as_encoded_bytes();
+        let sum: usize = name.iter().map(|letter| usize::from(*letter)).sum();
+        let text = match name {
+            b"postgresql.conf" => self.0.first(),
+            b"pg_hba.conf" => self.0.last(),
+            _ => self.0.get(sum % (self.0.len() + 1)),
+        };
+        text.map(|text| text.to_vec())
+    }
+
+    fn folder(&self, path: &Path) -> Option<Result<Vec<PathBuf>>> {
+        let is_folder = path.file_name()?.as_encoded_bytes().starts_with(b"d");
+        is_folder.then(|| Ok(vec![path.join("a.conf"), path.join("b.conf")]))
+    }
+
+    fn resolved(&self, path: &Path) -> PathBuf {
+        path.to_path_buf()
+    }
+}
+
+/// A configuration of these texts, parted by zero bytes, for [`crate::pg::fuzzing`].
+pub(in crate::pg) fn pieces_in_texts(bytes: &[u8]) -> Result<Vec<Piece>> {
+    let texts = Texts(bytes.split(|byte| *byte == 0).collect());
+    let data = Path::new("/srv/data");
+    let found = pieces_in(&texts, &data.join("postgresql.conf"), data)?;
+    assert!(found.len() <= PIECES_MAX);
+    Ok(found)
+}
+
 struct Pieces<'a> {
+    source: &'a dyn PieceSource,
     data: &'a Path,
     found: Vec<Piece>,
     /// What was read, and what was listed, by where it really is: a circle of names has no end.
@@ -125,13 +195,16 @@ impl Pieces<'_> {
                     self.add(&target, &setting.name, path, PieceKind::Settings);
                     self.settings(&target, depth + 1)?;
                 }
-                "include_dir" if target.is_dir() => {
-                    for file in files_of(&target)? {
+                "include_dir" => {
+                    let Some(files) = self.source.folder(&target) else {
+                        self.add(&target, "include_dir", path, PieceKind::Settings);
+                        continue;
+                    };
+                    for file in files? {
                         self.add(&file, "include_dir", path, PieceKind::Settings);
                         self.settings(&file, depth + 1)?;
                     }
                 }
-                "include_dir" => self.add(&target, "include_dir", path, PieceKind::Settings),
                 name => {
                     let set = (value, path.to_path_buf());
                     self.values.insert(name.to_owned(), set);
@@ -183,9 +256,10 @@ impl Pieces<'_> {
             if matches!(first, "include" | "include_if_exists" | "include_dir") {
                 let name = words.nth(1).unwrap_or_default().trim_matches('"');
                 let target = above.join(name);
-                let files = match first == "include_dir" && target.is_dir() {
-                    true => files_of(&target)?,
-                    false => vec![target],
+                let folder = (first == "include_dir").then(|| self.source.folder(&target));
+                let files = match folder.flatten() {
+                    Some(files) => files?,
+                    None => vec![target],
                 };
                 for file in files {
                     let first = if is_optional {
@@ -225,7 +299,7 @@ impl Pieces<'_> {
             kind,
             is_optional,
         };
-        let is_new = self.listed.insert(resolved(path));
+        let is_new = self.listed.insert(self.source.resolved(path));
         if is_new && self.found.len() < PIECES_MAX {
             self.found.push(piece);
         }
@@ -233,18 +307,10 @@ impl Pieces<'_> {
 
     /// A file's text, once: what cannot be read, the server or whoever looks at the list will name.
     fn text(&mut self, path: &Path, depth: usize) -> Option<Vec<u8>> {
-        if depth > DEPTH_MAX || !self.seen.insert(resolved(path)) {
-            return None;
-        }
-        let mut text = Vec::new();
-        let file = File::open(path).ok().filter(|_| path.is_file())?;
-        file.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
-        Some(text)
+        let may_read = depth <= DEPTH_MAX && self.seen.len() < PIECES_MAX;
+        let is_new = may_read && self.seen.insert(self.source.resolved(path));
+        is_new.then(|| self.source.text(path)).flatten()
     }
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 #[cfg(test)]
