@@ -1,6 +1,6 @@
 //! TLS as PostgreSQL's clients speak it, with rustls: which servers are believed, and which
-//! certificate is shown. Never opens a socket. Invariant: with `verify-ca` and more, and wherever a
-//! file of authorities is at hand, a server that cannot be verified gets nothing, not a password.
+//! certificate is shown. Never opens a socket. Invariant: with `verify-ca` and more, and with `require` where
+//! a file of authorities is at hand, a server that cannot be verified gets nothing, not a password.
 
 mod chain;
 mod names;
