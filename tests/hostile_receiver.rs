@@ -240,6 +240,7 @@ fn described(bytes: u64, stream_bytes: u64) -> SetDescription {
         stream_bytes,
         bytes,
         recovery_end: None,
+        demands: [0; 5],
         tablespaces: Vec::new(),
     }
 }

@@ -46,6 +46,7 @@ use crate::pg::left_out;
 use crate::pg::leftovers;
 use crate::pg::recovery::{Recovery, Target, TargetTimeline};
 use crate::pg::wanted;
+use crate::wal::obstacle::Demands;
 
 use place::Place;
 use unpack::{Layout, Unpack};
@@ -282,6 +283,13 @@ impl<'a> Restore<'a> {
             tracing::info!("{note}");
         }
         self.recovery.write(&place.data)?;
+        let demands = self.described.demands;
+        let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
+        conf::raise(
+            &place.data.join("postgresql.conf"),
+            &place.data,
+            Demands::of(demands),
+        )?;
         let [aside, control] = [CONTROL_ASIDE, "pg_control"]
             .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;

@@ -27,6 +27,7 @@ use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::{BackupSets, SetError, Streamed};
 use crate::store::{Absence, Disk, Reader, RealDisk, StoreError};
+use crate::wal::obstacle::{Demands, Obstacle};
 
 /// How often an archive that changes at the wrong moment is looked at again.
 const LOOKS_MAX: usize = 10;
@@ -336,13 +337,23 @@ fn describe(daemon: &Daemon, name: &str) -> Result<Fetch, Error> {
         Tablespace { oid, bytes, path }
     });
     let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).ok();
-    let end = archive.and_then(|archive| archive.recovery_end(held.label()).ok()?);
+    let met = archive.and_then(|archive| archive.ahead_of(held.label()).ok());
+    let met = met.unwrap_or_default();
+    let end = met.iter().find(|met| met.obstacle.is_end());
+    let demands = met.iter().filter_map(|met| match met.obstacle {
+        Obstacle::Settings(demands) => Some(demands),
+        _ => None,
+    });
+    let demands = demands.fold(Demands::default(), Demands::or);
     Ok(Fetch::Set(SetDescription {
         name: name.to_string(),
         label: label(held.label()),
         stream_bytes: content.stream_bytes,
         bytes: content.bytes,
         recovery_end: end.map(|met| met.lsn),
+        demands: demands
+            .each()
+            .map(|(_, needed)| u32::try_from(needed).unwrap_or_default()),
         tablespaces: tablespaces.collect(),
     }))
 }

@@ -165,13 +165,18 @@ impl Reader {
 
     /// Where a recovery ends that begins with this label, whatever is set, if it does before the WAL does.
     pub fn recovery_end(&self, label: &BackupLabel) -> Result<Option<Met>, StoreError> {
+        let met = self.ahead_of(label)?;
+        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
+    }
+
+    /// Those that a recovery meets which begins with this label and follows the newest timeline.
+    pub fn ahead_of(&self, label: &BackupLabel) -> Result<Vec<Met>, StoreError> {
         if self.obstacles()?.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let lineage = self.lineage(&[])?;
         let line = lineage.line_from(label.first_segment.timeline(), label.start)?;
-        let met = self.obstacles_on(&lineage, &line, label.start)?;
-        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
+        self.obstacles_on(&lineage, &line, label.start)
     }
 
     /// Those that a server meets which reads along this line from `from` on, in the order of the WAL.

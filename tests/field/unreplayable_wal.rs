@@ -265,19 +265,25 @@ fn fault_127_settings_that_the_master_raised_after_the_backup_are_raised_by_the_
         );
         site.cluster().psql("CREATE TABLE behind AS SELECT 1");
         drain(&site);
-        let data = site.home().join("standby-data");
+        let on_the_master = site.home().join("on-the-master");
+        let there = on_the_master.to_str().unwrap();
+        site.master_command(&["restore", "data.master", there])
+            .succeed();
         site.standby_command(&["restore", "data.master"]).succeed();
-        let written = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
-        let has = |line: &str| written.lines().any(|it| it.replace(' ', "") == line);
-        assert!(
-            has("max_connections=150") && has("max_worker_processes=12"),
-            "{written}"
-        );
-        assert!(!written.contains("max_wal_senders"), "{written}");
-        let mut standby = Cluster::on_directory(major, &data);
-        standby.start();
-        wait_for("the table", PATIENCE, || {
-            standby.try_psql("TABLE behind").ok()
-        });
+        for data in [on_the_master, site.home().join("standby-data")] {
+            let written = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+            let has = |line: &str| written.lines().any(|it| it.replace(' ', "") == line);
+            assert!(
+                has("max_connections=150") && has("max_worker_processes=12"),
+                "{written}"
+            );
+            assert!(!written.contains("max_wal_senders"), "{written}");
+            let mut standby = Cluster::on_directory(major, &data);
+            standby.start();
+            wait_for("the table", PATIENCE, || {
+                standby.try_psql("TABLE behind").ok()
+            });
+            standby.stop(StopMode::Fast);
+        }
     }
 }

@@ -51,6 +51,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
                 stream_bytes: 3 << 30,
                 bytes: 2 << 30,
                 recovery_end,
+                demands: [150, 8, 10, 0, 64],
                 tablespaces: vec![Tablespace {
                     oid: 16_384,
                     bytes: 1 << 30,

@@ -97,6 +97,9 @@ pub struct SetDescription {
     pub bytes: u64,
     /// Where the WAL ends that a recovery from it gets past; none if nothing is known that ends it.
     pub recovery_end: Option<Lsn>,
+    /// What the WAL behind it demands of a hot standby at least, of `max_connections`, `max_worker_processes`,
+    /// `max_wal_senders`, `max_prepared_transactions` and `max_locks_per_transaction`; 0 for nothing.
+    pub demands: [u32; 5],
     /// Its tablespaces; at most [`SET_TABLESPACES_MAX`].
     pub tablespaces: Vec<Tablespace>,
 }
@@ -296,6 +299,9 @@ impl SetDescription {
         out.put_u64_le(self.bytes);
         // No record begins at 0.
         out.put_u64_le(self.recovery_end.unwrap_or_default().0);
+        for demand in self.demands {
+            out.put_u32_le(demand);
+        }
         for space in bounded(out, &self.tablespaces, SET_TABLESPACES_MAX) {
             out.put_u32_le(space.oid);
             out.put_u64_le(space.bytes);
@@ -319,6 +325,13 @@ impl SetDescription {
             stream_bytes: fields.u64()?,
             bytes: fields.u64()?,
             recovery_end: Some(Lsn(fields.u64()?)).filter(|end| *end != Lsn(0)),
+            demands: [
+                fields.u32()?,
+                fields.u32()?,
+                fields.u32()?,
+                fields.u32()?,
+                fields.u32()?,
+            ],
             tablespaces: list(
                 fields,
                 "a list of tablespaces",

@@ -7,6 +7,7 @@ mod effective;
 pub mod foreign;
 mod line;
 mod pieces;
+mod raise;
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use effective::{Setter, last_setter, last_setter_after};
 pub(in crate::pg) use pieces::pieces_in_texts;
 pub use pieces::{Piece, PieceKind, pieces};
+pub use raise::raise;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;

@@ -10,14 +10,12 @@ use super::plan::Plan;
 use super::transfer::{self, entries};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
-use crate::pg::conf::{self, last_setter};
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;
 use crate::store::{Reader, RealDisk, StoreError};
-use crate::wal::obstacle::Demands;
 
 /// Settles what lies in `staging`; every step can be done twice.
 pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
@@ -80,28 +78,7 @@ pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let folder = folder
         .filter(|_| plan.place.is_slave_data)
         .unwrap_or(staging);
-    let config_file = folder.join("postgresql.conf");
-    let mut raised = Vec::new();
-    for ((name, needed), (_, default)) in demands.each().into_iter().zip(Demands::DEFAULTS.each()) {
-        // What cannot be read is PostgreSQL's to complain about.
-        let setter = last_setter(&config_file, staging, name).ok().flatten();
-        let set = setter.and_then(|setter| setter.value.parse().ok());
-        let set: i32 = set.unwrap_or(default);
-        if set < needed {
-            tracing::info!(
-                "{name} is {needed} here, not {set}: the master raised it after the backup"
-            );
-            raised.push((name, needed.to_string()));
-        }
-    }
-    let raised: Vec<(&str, &str)> = raised
-        .iter()
-        .map(|(name, value)| (*name, &**value))
-        .collect();
-    let path = staging.join("postgresql.auto.conf");
-    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
-    let (edited, _) = conf::edit(&text, &raised)?;
-    files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)
+    conf::raise(&folder.join("postgresql.conf"), staging, demands)
 }
 
 fn remove_leftovers(staging: &Path) -> Result<()> {
