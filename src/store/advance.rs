@@ -98,18 +98,23 @@ impl Shared {
         Ok(())
     }
 
-    /// Sets the segment behind one apart that it does not go on with, if it came early, or after one that
-    /// is about to give way. Both names must be locked.
-    pub(super) fn set_apart_unled(
+    /// Whether a segment that does not go on with the one before it is set apart: if it came early, or after one
+    /// that is about to give way.
+    pub(super) fn is_set_apart_unled(
         &self,
         before: SegmentName,
         segment: SegmentName,
+    ) -> Result<bool, StoreError> {
+        let (completed, before) = (&self.completed, WalFileName::Segment(before));
+        Ok(is_early(completed, segment)? || is_unproven(completed, before)?)
+    }
+
+    /// Sets it apart. Its name must be locked.
+    pub(super) fn set_apart_unled(
+        &self,
+        segment: SegmentName,
         why: &str,
     ) -> Result<(), StoreError> {
-        let (completed, before) = (&self.completed, WalFileName::Segment(before));
-        if !is_early(completed, segment)? && !is_unproven(completed, before)? {
-            return Ok(());
-        }
         let name = WalFileName::Segment(segment);
         let by = self.origin_of(name)?;
         apart::write_text(&self.completed, name, Kind::Ahead, &by, why)?;

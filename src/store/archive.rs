@@ -419,7 +419,7 @@ impl Shared {
             // It may have been let in with another `verify_wal`.
             Err(_) => self.join(name, Verify::Off, None, |_| Ok(()))?,
         };
-        self.note_obstacles(name, &joined)?;
+        self.note_joined(name, &joined)?;
         let durable = content.confirm()?;
         self.keep(&durable, joined, "");
         Ok(durable)

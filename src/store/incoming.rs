@@ -175,7 +175,7 @@ fn seal_checked(
                 return Ok(Sealed::Stored(durable));
             }
             Held::Different { .. } if shared.gives_way(name, text, joined.is_led)? => {
-                shared.note_obstacles(name, &joined)?;
+                shared.note_joined(name, &joined)?;
                 let durable = shared.take_place(name, synced, &admission, (text, by))?;
                 shared.keep(&durable, joined, by);
                 shared.admitted(&admission, name);

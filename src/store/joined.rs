@@ -29,6 +29,8 @@ pub(super) struct Joined {
     obstacles: Obstacles,
     /// Whether the segment before is there and leads to it.
     pub(super) is_led: bool,
+    /// The segment behind, and why it is set apart once this one has its name.
+    unled: Option<(SegmentName, String)>,
 }
 
 impl Shared {
@@ -110,11 +112,17 @@ impl Shared {
                 scanner
             }
         };
+        let mut unled = None;
         if let Some(scanner) = &scanner
             && SegmentEnd::of(scanner) != SegmentEnd::Inside
         {
-            let crossing = self.join_next(&joints, segment, scanner, is_led)?;
-            obstacles.add_before(&crossing, Lsn(u64::MAX));
+            match self.join_next(&joints, segment, scanner)? {
+                Ok(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
+                Err((next, why)) => {
+                    let gives_way = is_led && self.is_set_apart_unled(segment, next)?;
+                    unled = gives_way.then_some((next, why));
+                }
+            }
         }
         Ok(Joined {
             end,
@@ -122,32 +130,29 @@ impl Shared {
             verify,
             obstacles,
             is_led,
+            unled,
         })
     }
 
     /// Checks a file against the segment behind it, which came first; returns what is in the record that
-    /// crosses into that.
+    /// crosses into that, or why they do not go together.
     fn join_next(
         &self,
         joints: &Joints<'_>,
         segment: SegmentName,
         scanner: &Scanner,
-        is_led: bool,
-    ) -> Result<Obstacles, StoreError> {
-        match joints.check_next(segment, scanner)? {
-            Verdict::Joined(crossing) => return Ok(crossing),
-            Verdict::Inside(_) | Verdict::Unchecked => {}
+    ) -> Result<Result<Obstacles, (SegmentName, String)>, StoreError> {
+        Ok(match joints.check_next(segment, scanner)? {
+            Verdict::Joined(crossing) => Ok(crossing),
+            Verdict::Inside(_) | Verdict::Unchecked => Ok(Obstacles::default()),
             Verdict::Unjoined(next, why) => {
-                if is_led {
-                    self.set_apart_unled(segment, next, &why.to_string())?;
-                }
                 tracing::error!(
                     "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
                      the two is damaged or not of this cluster, both are stored"
                 );
+                Err((next, why.to_string()))
             }
-        }
-        Ok(Obstacles::default())
+        })
     }
 
     /// Whether the locked name can be given to a file: then nothing is left of an earlier one that had it,
@@ -156,19 +161,19 @@ impl Shared {
         let is_free = self.completed.stat_at(&name.to_string())?.is_none();
         if is_free {
             self.checksums.clear(name)?;
-            self.note_obstacles(name, joined)?;
+            self.note_joined(name, joined)?;
         }
         Ok(is_free)
     }
 
-    /// Notes what replay may not get past in a segment, before anybody hears that it is stored.
-    pub(super) fn note_obstacles(
-        &self,
-        name: WalFileName,
-        joined: &Joined,
-    ) -> Result<(), StoreError> {
+    /// Notes what replay may not get past in a segment, before anybody hears that it is stored, and which one
+    /// does not go on with it. One that does not get its name changes nothing.
+    pub(super) fn note_joined(&self, name: WalFileName, joined: &Joined) -> Result<(), StoreError> {
         match name {
             WalFileName::Segment(segment) => {
+                if let Some((next, why)) = &joined.unled {
+                    self.set_apart_unled(*next, why)?;
+                }
                 obstacles::note(&self.completed, segment, &joined.obstacles)
             }
             _ => Ok(()),

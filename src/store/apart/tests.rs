@@ -3,10 +3,12 @@
 
 use super::*;
 use crate::store::testing::{
-    assert_stored, history_file, new_archive, open as open_archive, scratch_folder, segment,
+    BINDING, Sample, assert_stored, history_file, new_archive, open as open_archive, push,
+    scratch_folder, segment,
 };
 use crate::store::{Places, Sealed};
 use crate::wal::segment::Verify;
+use crate::wal::writer::Writer;
 
 fn note_names(places: &Places) -> Vec<String> {
     let entries = std::fs::read_dir(places.completed_wals.join(APART_NAME));
@@ -192,4 +194,37 @@ fn fault_116_the_last_room_is_kept_for_a_boot() {
         refused.to_string().contains("are kept free for a boot"),
         "{refused}"
     );
+}
+
+#[test]
+fn fault_113_what_is_refused_sets_nothing_apart() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open_archive(&places);
+    // Three segments of records that cross into the next one; the other fills begin within the second.
+    let of = |fill: u8| -> Vec<Sample> {
+        let first = segment(3, 1).name.segment().unwrap();
+        let mut writer = Writer::new(first, BINDING.segment_size, BINDING.system_id, 15);
+        while writer.bytes().len() < 3 << 20 {
+            let is_common = writer.bytes().len() < (1 << 20) + 9_000;
+            writer.record(10, 0, &[if is_common { 7 } else { fill }; 7_000]);
+        }
+        let pieces = (3..).zip(writer.bytes().chunks_exact(1 << 20));
+        let samples = pieces.map(|(number, bytes)| Sample {
+            name: segment(number, 1).name,
+            bytes: bytes.to_vec(),
+        });
+        samples.take(3).collect()
+    };
+    let (genuine, forged) = (of(7), of(8));
+    assert!(genuine[0].bytes == forged[0].bytes && genuine[1].bytes != forged[1].bytes);
+    for number in [0, 2, 1] {
+        assert_stored(&archive, &genuine[number]);
+    }
+    let early = format!("{}.early", genuine[2].name);
+    assert_eq!(note_names(&places), [early.as_str()]);
+    let refused = push(&archive, &forged[1]).unwrap();
+    assert!(matches!(refused, Sealed::Conflict { .. }));
+    let differs = format!("{}.differs", genuine[1].name);
+    assert_eq!(note_names(&places), [differs.as_str(), early.as_str()]);
 }

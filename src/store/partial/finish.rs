@@ -284,7 +284,7 @@ impl Finishing {
                     if self.file.is_in_place()?
                         && shared.gives_way(name, &[], joined.is_led)? =>
                 {
-                    shared.note_obstacles(name, &joined)?;
+                    shared.note_joined(name, &joined)?;
                     let (text, by) = (&[], self.by.as_str());
                     let durable = shared.take_place(name, self.copy()?, &admission, (text, by))?;
                     self.remove_partial()?;
