@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::Cluster;
 use crate::support::loopfs::{FileSystem, LoopFs, TmpFs};
 use crate::support::outcome::Output;
 use crate::support::place::{as_server, give_to_server};
@@ -304,7 +305,8 @@ fn fault_33_a_sync_that_fails_when_the_client_has_left_ends_the_receiver_too() {
 fn fault_33_a_sync_that_fails_while_the_archive_is_bound_ends_the_receiver() {
     skip_unless!(Strace::attachable());
     for when in 1..5 {
-        let mut site = Site::builder().unbound().build();
+        let cluster = Cluster::builder().conf("archive_mode", "on").start();
+        let mut site = Site::builder().cluster(cluster).unbound().build();
         let strace = Strace::available().unwrap();
         let strace = strace.inject(&format!("fsync:error=EIO:when={when}"));
         let attached = strace.attach(site.receiver.pid());

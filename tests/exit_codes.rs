@@ -184,7 +184,8 @@ fn a_receiver_that_is_down_is_1_and_one_that_is_not_bound_or_busy_too() {
 #[test]
 fn a_full_disk_is_6_until_there_is_room() {
     let _user = skip_unless!(server_user());
-    let disk = skip_unless!(TmpFs::create(3_000, 100));
+    // Room for two segments of 1 MiB, and for the four that are kept free.
+    let disk = skip_unless!(TmpFs::create(7_100, 100));
     give_to_server(disk.path());
     let site = Site::builder()
         .archive(&disk.path().join("archive"))
@@ -219,7 +220,7 @@ fn fault_96_a_wrong_setting_is_2_and_the_line_names_file_line_and_key() {
         ("slave_fingerprnt = x", "slave_fingerprint"),
         ("push_timeout = 0", "push_timeout"),
         ("push_timeout = soon", "push_timeout"),
-        ("slave = elsewhere", "slave"),
+        ("slave = elsewhere:0", "slave"),
     ];
     for (text, key) in wrong {
         fs::write(site.master_ini(), format!("{good}{text}\n")).unwrap();

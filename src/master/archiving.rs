@@ -145,8 +145,13 @@ pub async fn activate(
     task: Task,
 ) -> Result<Activation> {
     let mut session = connect_for(config, task).await?;
+    let read_before_ms = session.settings_read_ms().await?;
     session.reload_conf().await?;
     let mut until = Instant::now() + RELOAD_TAKES_EFFECT;
+    // The archiver is told when this session is: before that it may run a command of before.
+    while session.settings_read_ms().await? == read_before_ms && Instant::now() < until {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
     let mut restarted = false;
     loop {
         let Some((name, value, found)) = first_difference(&session, wanted).await? else {

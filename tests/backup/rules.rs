@@ -13,6 +13,7 @@ use walmgr_protocol::hello::{Answer, Welcome};
 
 use super::{archiving, beside, newest, site, verify};
 use crate::support::loopfs::{FileSystem, LoopFs};
+use crate::support::walmgr_binary;
 use crate::support::{Cluster, Output, Site, TempDir, wait_for};
 
 #[test]
@@ -20,8 +21,10 @@ fn fault_60_a_set_is_not_sealed_before_its_wal_is_in_the_archive() {
     skip_unless!(Cluster::available(15));
     let site = site();
     let command = site.cluster().psql("SHOW archive_command");
+    let gate = site.home().join("gate");
+    let gated = format!("test -e {} && {command}", gate.display()).replace('\'', "''");
     site.cluster()
-        .psql("ALTER SYSTEM SET archive_command = '/bin/false'");
+        .psql(&format!("ALTER SYSTEM SET archive_command = '{gated}'"));
     site.cluster().reload();
     let mut backup = site.master_walmgr(&["backup"]);
     backup.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -34,10 +37,7 @@ fn fault_60_a_set_is_not_sealed_before_its_wal_is_in_the_archive() {
     });
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(beside(&site), ["data.master.incoming"]);
-    let quoted = command.replace('\'', "''");
-    site.cluster()
-        .psql(&format!("ALTER SYSTEM SET archive_command = '{quoted}'"));
-    site.cluster().reload();
+    std::fs::write(&gate, "").unwrap();
     let output: Output = backup.wait_with_output().unwrap().into();
     output.succeed();
     verify(&site, &newest(&site));
@@ -178,6 +178,11 @@ fn fault_98_a_receiver_that_knows_no_backups_is_told_from_one_that_does() {
     skip_unless!(Cluster::available(15));
     let cluster = Cluster::builder().conf("archive_mode", "on").start();
     let mut site = Site::builder().cluster(cluster).plain().build();
+    let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());
+    site.cluster().psql(&format!(
+        "ALTER SYSTEM SET archive_command = '{walmgr} {ini} xarchive %p %f'"
+    ));
+    site.cluster().reload();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     site.route(listener.local_addr().unwrap());
     let answering = std::thread::spawn(move || {

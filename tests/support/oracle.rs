@@ -132,6 +132,7 @@ fn is_own(name: &str) -> bool {
         ".walmgr-lock",
         ".checksums",
         ".apart",
+        ".obstacles",
         "BACKUPLOCK",
     ];
     own.contains(&name) || name.starts_with(".in.")

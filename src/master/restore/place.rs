@@ -17,7 +17,7 @@ use walmgr_protocol::message::fetch::SetDescription;
 use super::Spaces;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::{self, lost_and_found_hint};
+use crate::files;
 use crate::pg::control;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
@@ -285,14 +285,8 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
     match is_free {
         true => Ok(false),
         false => Err(
-            CommandError::usage(format!("{} is not empty", path.display())).hint(
-                match lost_and_found_hint(path) {
-                    hint if hint.is_empty() => {
-                        "name a directory that is not there yet, or is empty".to_owned()
-                    }
-                    hint => hint,
-                },
-            ),
+            CommandError::usage(format!("{} is not empty", path.display()))
+                .hint("name a directory that is not there yet, or is empty"),
         ),
     }
 }
