@@ -112,7 +112,12 @@ fn own(lab: &Lab, expected: &Expected, target: &Target) -> Result<(), String> {
         // Something kept beside a finished file: not known, and not damage.
         Some(name) if target.path.starts_with("logs.complete") => {
             if !restored(lab, *name)? {
-                let again = xrestore::run(&lab.config, &Options::default(), *name, &lab.home.join("restored"));
+                let again = xrestore::run(
+                    &lab.config,
+                    &Options::default(),
+                    *name,
+                    &lab.home.join("restored"),
+                );
                 return Err(format!(
                     "{beside} has a flipped bit, and {name} is refused for it: {again:?}"
                 ));

@@ -117,6 +117,11 @@ impl Template {
         }
         site.cluster_mut().stop(StopMode::Immediate);
         site.receiver.stop();
+        // Else the WAL that makes the tablespace would be held back, flipped or not.
+        let space = home.join("space");
+        fs::remove_dir_all(&space).unwrap();
+        fs::create_dir(&space).unwrap();
+        give_to_server(&space);
         let archive = site.archive_folder().to_path_buf();
         let overview = overview_of(&standby_config(site.standby_ini())).unwrap();
         let mut template = Template {
