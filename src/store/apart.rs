@@ -305,7 +305,7 @@ pub(super) fn give_way(
     }
     // Behind those: a crash in between leaves what the next start of the receiver joins.
     while !deserted.is_empty()
-        && let Some(name) = lineage.joined(0)
+        && let Some(name) = lineage.joined(u64::MAX)
     {
         remove(completed, name)?;
         lineage = lineage.without_note(name);
