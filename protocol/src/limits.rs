@@ -46,8 +46,9 @@ pub const ZSTD_LEVEL_MAX: u8 = 19;
 
 /// What one key may have stored that no reader follows: segments and histories that are set apart,
 /// `.partial` and `.backup` files. It is more than a master leaves that catches up a thousand segments of 16 MiB
-/// behind a hole, so only a flood meets it. Then the oldest of them go, of that key's own: a refusal
-/// would stop a master's archiving, and what is followed does not count.
+/// behind a hole, so only a flood meets it, or a timeline that nobody has looked at for long. Then no more of
+/// that key is set apart, and of `.partial` and `.backup` files, which count by themselves, its oldest go.
+/// What is followed does not count.
 pub const UNFOLLOWED_BYTES_PER_KEY_MAX: u64 = 32 << 30;
 
 /// What each of those counts for at least, so that small ones use up no inodes.

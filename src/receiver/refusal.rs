@@ -32,6 +32,11 @@ pub fn of(error: &StoreError) -> Error {
             ErrorCode::DiskFull,
             "free space on the standby; archiving goes on by itself afterwards",
         ),
+        StoreError::Unfollowed { .. } => (
+            ErrorCode::DiskFull,
+            "type `status` on the standby: it names what is set apart, and `choose NAME` shows it; \
+             archiving goes on by itself once readers follow this line, or that is gone",
+        ),
         StoreError::Disk { .. } | StoreError::SyncFailed { .. } => (
             ErrorCode::DiskFailed,
             "look at the receiver's log and at the disk on the standby",

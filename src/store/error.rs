@@ -175,6 +175,19 @@ pub enum StoreError {
         /// The timeline.
         timeline: TimelineId,
     },
+    /// A key has as much that nobody follows as one may have.
+    #[error(
+        "{name} would be set apart, and what {key} brought that nobody follows takes {mib_max} MiB already, \
+         the most that one key may have"
+    )]
+    Unfollowed {
+        /// The file.
+        name: WalFileName,
+        /// Whose it would be.
+        key: String,
+        /// What one key may have.
+        mib_max: u64,
+    },
     /// A sync failed earlier; nothing more is acknowledged until a new process starts.
     #[error("nothing more is acknowledged after a failed sync: {why}")]
     SyncFailed {
@@ -190,6 +203,7 @@ impl StoreError {
             StoreError::Disk { .. }
             | StoreError::NoSpace { .. }
             | StoreError::Moved { .. }
+            | StoreError::Unfollowed { .. }
             | StoreError::SyncFailed { .. } => Kind::ReceiverDisk,
             StoreError::Foreign { .. } => Kind::ForeignCluster,
             StoreError::Diverged { .. } | StoreError::Frozen { .. } => Kind::Conflict,

@@ -1,9 +1,10 @@
-//! What each key has stored that no reader follows, and how much of that stays.
-//! Never removes what is followed, or what another key brought. Invariant: what one key can make the disk
-//! hold in vain is bounded in bytes.
+//! What each key has stored that no reader follows, and how much of that may be.
+//! Never removes WAL or a history, nor what another key brought. Invariant: what one key can make the disk
+//! hold in vain is bounded in bytes, and what was acknowledged and could be chosen later stays.
 //!
-//! A master's key may always store WAL: refusing genuine WAL fills the master's disk. So where the bound is met,
-//! the oldest of the same key's go. The key is the peer's name in the note, without its address.
+//! Where the bound is met, no more is set apart of that key: PostgreSQL keeps what is refused. Of what no
+//! reader ever asks for (`.partial`, `.backup`) the oldest goes instead, since a refusal would hold up the WAL
+//! behind it. The key is the peer's name in the note, without its address.
 
 use std::sync::atomic::Ordering;
 
@@ -19,58 +20,81 @@ fn key_of(by: &str) -> &str {
     by.rsplit_once(" (").map_or(by, |(key, _)| key)
 }
 
+/// What no reader asks for, whatever becomes of the timelines.
+fn is_never_read(name: WalFileName) -> bool {
+    matches!(
+        name,
+        WalFileName::Partial(_) | WalFileName::BackupHistory(..)
+    )
+}
+
 impl Shared {
-    /// Removes what this key brought first, until there is room for one more that nobody follows. Only one
-    /// may do so at a time.
+    /// Sees to it that this key has room for one more that nobody follows, or refuses it. Only one may do so at
+    /// a time.
     pub(super) fn make_room(&self, name: WalFileName, by: &str) -> Result<(), StoreError> {
-        let most = self.unfollowed_bytes_max.load(Ordering::Relaxed);
-        let mut own = Vec::new();
-        let mut names = marked(&self.completed)?;
-        // One that is early only counts, as far as anybody knows.
-        names.retain(|one| {
-            matches!(
-                one,
-                WalFileName::Partial(_) | WalFileName::BackupHistory(..)
-            )
-        });
-        names.extend(notes(&self.completed)?.into_keys());
-        if (names.len() as u64 + 1).saturating_mul(self.file_bytes()) <= most {
+        let bytes_max = self.unfollowed_bytes_max.load(Ordering::Relaxed);
+        let names = if is_never_read(name) {
+            marked(&self.completed)?
+        } else {
+            notes(&self.completed)?.into_keys().collect()
+        };
+        if (names.len() as u64 + 1).saturating_mul(self.file_bytes()) <= bytes_max {
             // The most that they can have together.
             return Ok(());
         }
-        for one in names.into_iter().filter(|one| *one != name) {
+        let mut own = Vec::new();
+        // One that is early only counts, as far as anybody knows.
+        let names = names.into_iter().filter(|one| *one != name);
+        for one in names.filter(|one| is_never_read(*one) == is_never_read(name)) {
             let Some(stat) = self.completed.stat_at(&one.to_string())? else {
                 continue;
             };
             if key_of(&brought_by(&self.completed, one)?) == key_of(by) {
-                own.push((
-                    stat.changed_ms,
-                    one,
-                    stat.len.max(UNFOLLOWED_FILE_BYTES_MIN),
-                ));
+                let bytes = stat.len.max(UNFOLLOWED_FILE_BYTES_MIN);
+                own.push((stat.changed_ms, one, bytes));
             }
         }
-        let mut sum = own.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + self.file_bytes();
+        let sum = own.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + self.file_bytes();
+        if sum <= bytes_max {
+            return Ok(());
+        }
+        if !is_never_read(name) {
+            let key = key_of(by).to_owned();
+            return Err(StoreError::Unfollowed {
+                name,
+                key,
+                mib_max: bytes_max >> 20,
+            });
+        }
         own.sort();
+        self.remove_oldest(own, sum, bytes_max, key_of(by))
+    }
+
+    /// Removes what nobody reads, the oldest first, until no more is left than may be.
+    fn remove_oldest(
+        &self,
+        own: Vec<(i64, WalFileName, u64)>,
+        mut sum: u64,
+        bytes_max: u64,
+        key: &str,
+    ) -> Result<(), StoreError> {
         for (_, oldest, bytes) in own {
-            if sum <= most {
+            if sum <= bytes_max {
                 break;
             }
             // Whoever has the name may be telling its sender that it is stored.
             let Some(_guard) = self.names.try_lock(oldest) else {
                 continue;
             };
-            let text = oldest.to_string();
             self.checksums.clear(oldest)?;
-            self.completed.remove(&text)?;
+            self.completed.remove(&oldest.to_string())?;
             self.completed.sync()?;
             settle(&self.completed, oldest)?;
             sum -= bytes;
             tracing::error!(
-                "ALARM: {oldest} is removed: nobody follows it, it is the oldest of what {} brought in \
-                 vain, and all of that would take more than {} MiB",
-                key_of(by),
-                most >> 20
+                "ALARM: {oldest} is removed: nobody reads it, it is the oldest of those that {key} brought, \
+                 and all of them would take more than {} MiB",
+                bytes_max >> 20
             );
         }
         Ok(())
