@@ -295,9 +295,15 @@ impl<'a> Restore<'a> {
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         place.settle()?;
         let main = place.data.join("postgresql.conf");
-        for piece in conf::pieces(&main, &place.data)? {
-            if piece.is_missing() {
-                tracing::warn!("the server will need {piece}, which is not there");
+        // The restore is done: what the server then needs can only be told.
+        match conf::pieces(&main, &place.data) {
+            Ok(pieces) => {
+                for piece in pieces.iter().filter(|piece| piece.is_missing()) {
+                    tracing::warn!("the server will need {piece}, which is not there");
+                }
+            }
+            Err(error) => {
+                tracing::warn!("whether every file of the configuration is there: {error}")
             }
         }
         Ok(())

@@ -307,6 +307,12 @@ fn read(text: &str, environment: &Environment) -> Result<Conninfo, String> {
             .or_insert_with(|| "require".to_owned());
     }
     options::check(&given)?;
+    // These two never fall back to less than the environment asks for; libpq refuses them as well.
+    for name in ["sslmode", "channel_binding"] {
+        if given.get(name).is_some_and(String::is_empty) {
+            return Err(format!("{name} is empty; give it a value, or leave it out"));
+        }
+    }
     // An empty value is as good as none, once it has kept the environment's out.
     given.retain(|_, value| !value.is_empty());
     complete(&given, environment)

@@ -188,11 +188,14 @@ fn the_text_beats_the_environment() {
     assert_eq!(info.password.as_deref(), Some("a 'b\\"));
     assert_eq!(info.application_name, "x");
     assert_eq!(info.encryption.mode, SslMode::Allow);
-    // Whoever writes an empty value wants the default, whatever the environment says.
-    assert_eq!(
-        read("sslmode=''", &variables).encryption.mode,
-        SslMode::Prefer
-    );
+    // An empty one does not let through what the environment forbids.
+    for name in ["sslmode", "channel_binding"] {
+        let said = parse(&format!("{name}=''"), &environment(&variables)).unwrap_err();
+        assert!(
+            said.to_string().contains(&format!("{name} is empty")),
+            "{said}"
+        );
+    }
     assert_eq!(
         read("", &[("PGREQUIRESSL", "1")]).encryption.mode,
         SslMode::Require
