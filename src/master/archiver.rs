@@ -352,6 +352,11 @@ pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> I
     }
 }
 
+/// Whether PostgreSQL counts this segment as archived.
+pub fn has_passed(now: &ArchiverStatistics, wanted: SegmentName) -> bool {
+    matches!(now.last_archived, Some(WalFileName::Segment(at)) if at >= wanted)
+}
+
 /// What PostgreSQL's archiver has done since `before`, for one who waits for a segment.
 pub fn since(before: &ArchiverStatistics, now: &ArchiverStatistics, wanted: SegmentName) -> String {
     let failures = now.failed_count - before.failed_count;
@@ -360,13 +365,12 @@ pub fn since(before: &ArchiverStatistics, now: &ArchiverStatistics, wanted: Segm
         None => "nothing".to_owned(),
     };
     let last = name(&now.last_archived);
-    let has_passed = matches!(now.last_archived, Some(WalFileName::Segment(at)) if at >= wanted);
     match (failures, now.archived_count - before.archived_count) {
         (1.., _) => format!(
             "PostgreSQL counts {failures} failed attempts since, the last with {}",
             name(&now.last_failed)
         ),
-        _ if has_passed => {
+        _ if has_passed(now, wanted) => {
             format!("PostgreSQL counts {last} as archived, but it did not come to this archive")
         }
         (_, 1..) => format!("PostgreSQL has archived up to {last}, and goes on in order"),

@@ -199,16 +199,28 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
         );
         return Ok(());
     }
-    // Something to finish: a switch right after another one does nothing.
-    session.create_restore_point("walmgr setup").await?;
-    let Switched { segment, .. } = session.switch_wal().await?;
+    let mut segment = force_out(session).await?;
     tracing::info!("waiting for {segment} to arrive");
     let began = Instant::now();
     let before = session.archiver_statistics().await?;
     let mut told = began;
     let mut asking = Asking::connect(config, facts).await?;
+    let mut passed_once = false;
     while !asking.holds(segment, facts.cluster.segment_size).await? {
         let now = session.archiver_statistics().await?;
+        let passed = !passed_once
+            && archiver::has_passed(&now, segment)
+            && !asking.holds(segment, facts.cluster.segment_size).await?;
+        if passed {
+            // Nothing tells when the archiver has read its settings again.
+            passed_once = true;
+            let next = force_out(session).await?;
+            tracing::info!(
+                "PostgreSQL counts {segment} as archived, but it did not come: its archiver may have run the \
+                 command of before; waiting for {next}"
+            );
+            segment = next;
+        }
         let since = archiver::since(&before, &now, segment);
         let fails = now.failed_count > before.failed_count;
         if now.failed_count > before.failed_count + 1 || began.elapsed() > config.push_timeout {
@@ -230,6 +242,14 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
         began.elapsed()
     );
     Ok(())
+}
+
+/// Ends the segment in progress.
+async fn force_out(session: &Session) -> Result<SegmentName> {
+    // Something to finish: a switch right after another one does nothing.
+    session.create_restore_point("walmgr setup").await?;
+    let Switched { segment, .. } = session.switch_wal().await?;
+    Ok(segment)
 }
 
 /// What to look at when a segment does not arrive.

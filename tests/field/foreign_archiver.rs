@@ -283,3 +283,27 @@ fn fault_137_a_wait_says_what_the_archiver_is_at() {
         assert!(!line.contains("failed attempts"), "{line}");
     });
 }
+
+#[test]
+fn fault_137_setup_forces_out_another_segment_when_the_first_went_elsewhere() {
+    on_versions(|major| {
+        let site = archiving_site(major);
+        let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());
+        // Lets one segment go, as the command of before does if the archiver is late to read its settings.
+        let text = format!(
+            "#!/bin/sh\nmkdir {} 2>/dev/null && exit 0\nexec {walmgr} {ini} xarchive \"$1\" \"$2\"\n",
+            site.home().join("let-go").display()
+        );
+        let script = site.home().write("archive.sh", text);
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        fs::set_permissions(site.home().path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let conf = site.cluster().config_file();
+        let mut lines = fs::read_to_string(&conf).unwrap();
+        lines.push_str(&format!("archive_command = '{} %p %f'\n", script.display()));
+        fs::write(&conf, lines).unwrap();
+        let said = site.master_command(&["setup"]);
+        said.succeed();
+        let told = "its archiver may have run the command of before; waiting for 0000";
+        assert!(said.stderr.contains(told), "{}", said.stderr);
+    });
+}
