@@ -30,9 +30,7 @@ pub fn find(
     let mut found = archive.obstacles_on(&lineage, &line, from)?;
     for (segment, obstacles) in partials {
         if let Some((_, end)) = line.part_of(segment) {
-            let ahead = obstacles.all().iter();
-            let ahead = ahead.filter(|met| met.lsn >= from && met.lsn < end);
-            found.extend(ahead.cloned());
+            found.extend(obstacles.between(from, end).cloned());
         }
     }
     found.sort_by_key(|met| met.lsn);

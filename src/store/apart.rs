@@ -23,7 +23,6 @@
 //! behind a file that joins others, notes that it takes away too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
@@ -169,7 +168,7 @@ pub(super) fn write_mark(
     suffix: &str,
     by: &str,
 ) -> Result<(), StoreError> {
-    make(completed)?;
+    completed.make_below(APART_NAME)?;
     match open(completed)? {
         Some(folder) => folder.write_small(&format!("{name}{suffix}"), one_line(by).as_bytes()),
         None => Ok(()),
@@ -228,18 +227,11 @@ pub(super) fn brought_by(completed: &Folder, name: WalFileName) -> Result<String
 /// for it.
 pub(super) fn settle(completed: &Folder, name: WalFileName) -> Result<(), StoreError> {
     remove(completed, name)?;
-    let Some(folder) = open(completed)? else {
-        return Ok(());
-    };
-    let mut removed = false;
-    for suffix in [CLAIMED_SUFFIX, EARLY_SUFFIX, UNREAD_SUFFIX] {
-        let text = format!("{name}{suffix}");
-        if folder.stat_at(&text)?.is_some() {
-            folder.remove(&text)?;
-            removed = true;
-        }
+    let suffixes = [CLAIMED_SUFFIX, EARLY_SUFFIX, UNREAD_SUFFIX];
+    match open(completed)? {
+        Some(folder) => folder.remove_present(suffixes.map(|suffix| format!("{name}{suffix}"))),
+        None => Ok(()),
     }
-    if removed { folder.sync() } else { Ok(()) }
 }
 
 /// Whether a standby passes a segment over that it comes to: one behind the end of its timeline, or one that does
@@ -275,7 +267,7 @@ pub(super) fn write_text(
     by: &str,
     why: &str,
 ) -> Result<(), StoreError> {
-    make(completed)?;
+    completed.make_below(APART_NAME)?;
     if let Some(folder) = open(completed)? {
         let text = one_line(by) + &one_line(why);
         folder.write_small(&text_of(name, kind), text.as_bytes())?;
@@ -294,7 +286,7 @@ pub(super) fn give_way(
     let deserted = lineage.giving_way_to(timeline);
     let mut lineage = lineage;
     for newer in &deserted {
-        make(completed)?;
+        completed.make_below(APART_NAME)?;
         if let Some(folder) = open(completed)? {
             let name = text_of(WalFileName::History(*newer), Kind::History);
             let why = format!("a set of timeline {timeline} was restored, and it has no WAL here");
@@ -315,18 +307,10 @@ pub(super) fn give_way(
 
 /// Takes the notes about a file away.
 pub(super) fn remove(completed: &Folder, name: WalFileName) -> Result<(), StoreError> {
-    let Some(folder) = open(completed)? else {
-        return Ok(());
-    };
-    let mut removed = false;
-    for (kind, _) in KINDS {
-        let text = text_of(name, kind);
-        if folder.stat_at(&text)?.is_some() {
-            folder.remove(&text)?;
-            removed = true;
-        }
+    match open(completed)? {
+        Some(folder) => folder.remove_present(KINDS.map(|(kind, _)| text_of(name, kind))),
+        None => Ok(()),
     }
-    if removed { folder.sync() } else { Ok(()) }
 }
 
 /// Says who brought another file of a stored name.
@@ -335,7 +319,7 @@ pub(super) fn note_differing(
     name: WalFileName,
     by: &str,
 ) -> Result<(), StoreError> {
-    make(completed)?;
+    completed.make_below(APART_NAME)?;
     if let Some(folder) = open(completed)? {
         folder.write_small(&format!("{name}{DIFFERS_SUFFIX}"), one_line(by).as_bytes())?;
     }
@@ -364,25 +348,8 @@ fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ") + "\n"
 }
 
-fn make(completed: &Folder) -> Result<(), StoreError> {
-    let path = completed.path().join(APART_NAME);
-    match completed.disk.create_directory(&path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => {
-            other.map_err(|error| completed.failure("create", APART_NAME, error))?;
-            completed.sync()
-        }
-    }
-}
-
 pub(super) fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError> {
-    let path = completed.path().join(APART_NAME);
-    let (disk, monitor) = (Arc::clone(&completed.disk), Arc::clone(&completed.monitor));
-    match Folder::open(&path, disk, monitor) {
-        Ok(folder) => Ok(Some(Arc::new(folder))),
-        Err(StoreError::NotSetUp { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+    completed.below(APART_NAME)
 }
 
 pub(super) fn text_of(name: WalFileName, kind: Kind) -> String {

@@ -182,11 +182,8 @@ pub(super) struct Checksums {
 impl Checksums {
     /// Those of a folder of finished files, to read them.
     pub(super) fn open(completed: &Folder) -> Checksums {
-        let path = completed.path().join(CHECKSUMS_NAME);
-        let (disk, monitor) = (Arc::clone(&completed.disk), Arc::clone(&completed.monitor));
-        let folder = Folder::open(&path, disk, monitor);
         Checksums {
-            folder: folder.ok().map(Arc::new),
+            folder: completed.below(CHECKSUMS_NAME).ok().flatten(),
         }
     }
 
@@ -262,19 +259,9 @@ impl Checksums {
 
     /// Removes the checksums of files that are about to lose their names, for good.
     pub(super) fn remove(&self, names: &[String]) -> Result<(), StoreError> {
-        let Some(folder) = &self.folder else {
-            return Ok(());
-        };
-        let mut removed = false;
-        for name in names {
-            if folder.stat_at(name)?.is_some() {
-                folder.remove(name)?;
-                removed = true;
-            }
-        }
-        match removed {
-            true => folder.sync(),
-            false => Ok(()),
+        match &self.folder {
+            Some(folder) => folder.remove_present(names),
+            None => Ok(()),
         }
     }
 }

@@ -57,6 +57,7 @@
 mod advance;
 mod apart;
 pub mod archive;
+mod below;
 pub mod binding;
 pub mod checksums;
 mod config_copies;

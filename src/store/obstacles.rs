@@ -33,7 +33,6 @@
 //! flipped is not believed: the segment itself is read instead.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -68,7 +67,7 @@ pub(super) fn note(
     if obstacles.all().is_empty() {
         return remove(completed, &[segment.to_string()]);
     }
-    make(completed)?;
+    completed.make_below(OBSTACLES_NAME)?;
     if let Some(folder) = open(completed)? {
         folder.write_small(&segment.to_string(), text_of(segment, obstacles).as_bytes())?;
     }
@@ -77,23 +76,16 @@ pub(super) fn note(
 
 /// Removes the notes about files.
 pub(super) fn remove(completed: &Folder, names: &[String]) -> Result<(), StoreError> {
-    let Some(folder) = open(completed)? else {
-        return Ok(());
-    };
-    let mut removed = false;
-    for name in names {
-        if folder.stat_at(name)?.is_some() {
-            folder.remove(name)?;
-            removed = true;
-        }
+    match open(completed)? {
+        Some(folder) => folder.remove_present(names),
+        None => Ok(()),
     }
-    if removed { folder.sync() } else { Ok(()) }
 }
 
 /// Has nobody believe what is noted of a segment whose file is about to be another one: until it is renewed, whoever
 /// asks reads the file.
 pub(super) fn doubt(completed: &Folder, segment: SegmentName) -> Result<(), StoreError> {
-    make(completed)?;
+    completed.make_below(OBSTACLES_NAME)?;
     match open(completed)? {
         Some(folder) => folder.write_small(&segment.to_string(), b""),
         None => Ok(()),
@@ -116,7 +108,7 @@ impl Archive {
         let Ok(binding) = self.shared.binding() else {
             return Ok(());
         };
-        make(completed)?;
+        completed.make_below(OBSTACLES_NAME)?;
         let Some(folder) = open(completed)? else {
             return Ok(());
         };
@@ -171,12 +163,13 @@ impl Reader {
 
     /// Those that a recovery meets which begins with this label and follows the newest timeline.
     pub fn ahead_of(&self, label: &BackupLabel) -> Result<Vec<Met>, StoreError> {
-        if self.obstacles()?.is_empty() {
+        let noted = self.obstacles()?;
+        if noted.is_empty() {
             return Ok(Vec::new());
         }
         let lineage = self.lineage(&[])?;
         let line = lineage.line_from(label.first_segment.timeline(), label.start)?;
-        self.obstacles_on(&lineage, &line, label.start)
+        Ok(along(noted, &lineage, &line, label.start))
     }
 
     /// Those that a server meets which reads along this line from `from` on, in the order of the WAL.
@@ -186,21 +179,28 @@ impl Reader {
         line: &Line,
         from: Lsn,
     ) -> Result<Vec<Met>, StoreError> {
-        let mut found: Vec<Met> = Vec::new();
-        for (segment, obstacles) in self.obstacles()? {
-            let Some((number, end)) = line.part_of(segment) else {
-                continue;
-            };
-            if lineage.segment(line, number) == Some(segment) {
-                let ahead = obstacles.all().iter();
-                let ahead = ahead.filter(|met| met.lsn >= from && met.lsn < end);
-                found.extend(ahead.cloned());
-            }
-        }
-        found.sort_by_key(|met| met.lsn);
-        found.dedup();
-        Ok(found)
+        Ok(along(self.obstacles()?, lineage, line, from))
     }
+}
+
+fn along(
+    noted: BTreeMap<SegmentName, Obstacles>,
+    lineage: &Lineage,
+    line: &Line,
+    from: Lsn,
+) -> Vec<Met> {
+    let mut found: Vec<Met> = Vec::new();
+    for (segment, obstacles) in noted {
+        let Some((number, end)) = line.part_of(segment) else {
+            continue;
+        };
+        if lineage.segment(line, number) == Some(segment) {
+            found.extend(obstacles.between(from, end).cloned());
+        }
+    }
+    found.sort_by_key(|met| met.lsn);
+    found.dedup();
+    found
 }
 
 /// What the records of a stored segment are, without their checksums. One that crosses its end counts
@@ -240,25 +240,8 @@ fn walk(
     Ok(obstacles)
 }
 
-fn make(completed: &Folder) -> Result<(), StoreError> {
-    let path = completed.path().join(OBSTACLES_NAME);
-    match completed.disk.create_directory(&path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => {
-            other.map_err(|error| completed.failure("create", OBSTACLES_NAME, error))?;
-            completed.sync()
-        }
-    }
-}
-
 fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError> {
-    let path = completed.path().join(OBSTACLES_NAME);
-    let (disk, monitor) = (Arc::clone(&completed.disk), Arc::clone(&completed.monitor));
-    match Folder::open(&path, disk, monitor) {
-        Ok(folder) => Ok(Some(Arc::new(folder))),
-        Err(StoreError::NotSetUp { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+    completed.below(OBSTACLES_NAME)
 }
 
 fn text_of(segment: SegmentName, obstacles: &Obstacles) -> String {

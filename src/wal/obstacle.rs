@@ -146,6 +146,13 @@ impl Obstacles {
         &self.met
     }
 
+    /// Those that begin at `from` or behind, and before `end`.
+    pub fn between(&self, from: Lsn, end: Lsn) -> impl Iterator<Item = &Met> {
+        self.met
+            .iter()
+            .filter(move |met| met.lsn >= from && met.lsn < end)
+    }
+
     /// Whether there were more than are remembered.
     pub const fn is_cut(&self) -> bool {
         self.is_cut
