@@ -16,7 +16,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-use crate::error::{CommandError, IoContext, Result};
+use crate::error::{CommandError, IoContext, Kind, Result};
 
 /// How often a wait for a lock looks again.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -32,20 +32,16 @@ pub fn user_name(uid: u32) -> Option<String> {
     })
 }
 
-/// What `mkfs` leaves at the root of a file system, for root alone to read.
-const LOST_AND_FOUND: &str = "lost+found";
-
-/// What to do about a directory that is taken only because it is the root of a file system; empty if
-/// there is more in it.
-pub fn lost_and_found_hint(directory: &Path) -> String {
-    let mut names = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    match (names.next(), names.next()) {
-        (Some(only), None) if only.file_name() == LOST_AND_FOUND => format!(
-            "{LOST_AND_FOUND} alone is in it, as it is the root of a file system: use a directory below \
-             it, which root makes with `install -d -o postgres -m 700 {}/data`",
-            directory.display()
-        ),
-        _ => String::new(),
+/// Removes a file, a link, or a directory with everything in it, if there is one.
+pub fn remove_any(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at(Kind::Retry, "remove", path),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What lies in a set, or in any copied data directory, and tells a server what is not meant for it.
 //! Never looks below the folders that are named here. Invariant: every step can be done twice.
 
-use std::io;
 use std::path::Path;
 
 use crate::error::{IoContext, Kind, Result};
+use crate::files;
 
 /// Notes that `slave_data` was a backup set (`standby::restore::taken`).
 pub const RESTORED_SET: &str = "walmgr_restored_set";
@@ -36,7 +36,7 @@ const EMPTIED: [&str; 5] = [
 /// Removes all of it from a data directory on which no server runs.
 pub fn remove(data: &Path) -> Result<()> {
     for name in FILES {
-        remove_any(&data.join(name))?;
+        files::remove_any(&data.join(name))?;
     }
     for name in EMPTIED {
         let folder = data.join(name);
@@ -44,20 +44,8 @@ pub fn remove(data: &Path) -> Result<()> {
             continue;
         }
         for entry in std::fs::read_dir(&folder).at(Kind::Retry, "list", &folder)? {
-            remove_any(&entry.at(Kind::Retry, "list", &folder)?.path())?;
+            files::remove_any(&entry.at(Kind::Retry, "list", &folder)?.path())?;
         }
     }
     Ok(())
-}
-
-fn remove_any(path: &Path) -> Result<()> {
-    let removed = match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.at(Kind::Retry, "remove", path),
-    }
 }

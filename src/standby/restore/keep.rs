@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::place::Place;
-use super::transfer::{self, entries};
+use super::transfer::entries;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 
@@ -54,7 +54,7 @@ impl Kept {
                 let names = entries(&link).at(Kind::Retry, "list", &link)?;
                 let aside = staging.join(format!("{name}.{LOG_OF_THE_SET}"));
                 match names.is_empty() {
-                    true => transfer::remove(&link)?,
+                    true => files::remove_any(&link)?,
                     false => files::move_to(&link, &aside).at(Kind::Retry, "rename", &link)?,
                 }
             }

@@ -11,7 +11,7 @@ use super::control_path;
 use super::transfer::{self, entries};
 use super::within;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::{self, lost_and_found_hint};
+use crate::files;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::{mounts, needs};
 
@@ -197,9 +197,7 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
     }
     // Fails for a directory of something else, which is not ours to move.
     DataDirectory::open(data).map_err(|error| {
-        CommandError::config(format!("{} is not empty", data.display()))
-            .because(error)
-            .hint(lost_and_found_hint(data))
+        CommandError::config(format!("{} is not empty", data.display())).because(error)
     })?;
     Ok(Occupant::Old)
 }

@@ -86,12 +86,12 @@ fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         let from = kept.join(oid);
         if from.is_dir() {
             transfer::move_entries(&from, space)?;
-            transfer::remove(&from)?;
+            files::remove_any(&from)?;
         }
     }
     let (map, done) = (staging.join("tablespace_map"), staging.join(MAP_DONE));
     if map.exists() {
-        transfer::remove(&done)?;
+        files::remove_any(&done)?;
         files::move_to(&map, &done).at(Kind::Retry, "rename", &map)?;
     }
     Ok(())
@@ -103,7 +103,7 @@ fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let old_wal = staging.join(OLD_WAL);
     let Some(place) = plan.wal_directory() else {
         if wal.is_symlink() {
-            transfer::remove(&wal)?;
+            files::remove_any(&wal)?;
         }
         return make_directory(&wal);
     };
@@ -118,7 +118,7 @@ fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     make_directory(place)?;
     if old_wal.is_dir() {
         transfer::move_entries(&old_wal, place)?;
-        transfer::remove(&old_wal)?;
+        files::remove_any(&old_wal)?;
     }
     Ok(())
 }
@@ -132,7 +132,7 @@ fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
     if mounts::is_mount_point(place)? {
         let aside = within::make_way(place, plan.config.backup_datadir)?;
         return match aside {
-            Some(aside) if !plan.config.backup_datadir => transfer::remove(&aside),
+            Some(aside) if !plan.config.backup_datadir => files::remove_any(&aside),
             Some(aside) if plan.place.data.is_dir() => {
                 transfer::relink(&plan.place.data, place, &aside)
             }
@@ -140,7 +140,7 @@ fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
         };
     }
     if !plan.config.backup_datadir {
-        return transfer::remove(place);
+        return files::remove_any(place);
     }
     let aside = free_name(place)?;
     files::move_to(place, &aside).at(Kind::Retry, "move aside", place)?;

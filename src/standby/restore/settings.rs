@@ -7,9 +7,10 @@ use std::sync::Arc;
 use walmgr_protocol::names::Lsn;
 
 use super::plan::Plan;
-use super::transfer::{self, entries};
+use super::transfer::entries;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
@@ -87,7 +88,7 @@ fn remove_leftovers(staging: &Path) -> Result<()> {
         let path = staging.join(&name);
         if path.is_symlink() && name != "pg_wal" {
             tracing::warn!("{} is a symlink and was removed", path.display());
-            transfer::remove(&path)?;
+            files::remove_any(&path)?;
         }
     }
     Ok(())

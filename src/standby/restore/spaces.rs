@@ -10,7 +10,7 @@ use super::control_path;
 use super::place::{COPIED, MOVED, Place};
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::{self, lost_and_found_hint};
+use crate::files;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::tablespace_map;
 
@@ -130,12 +130,7 @@ fn check_space(space: &Path, place: &Place) -> Result<()> {
     }
     match entries(space) {
         Ok(names) if names.is_empty() => Ok(()),
-        Ok(_) => match lost_and_found_hint(space) {
-            hint if hint.is_empty() => {
-                refuse("is not empty; a tablespace goes into a directory of its own")
-            }
-            hint => refuse(&format!("is not empty; {hint}")),
-        },
+        Ok(_) => refuse("is not empty; a tablespace goes into a directory of its own"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             match space.parent().is_some_and(Path::is_dir) {
                 true => Ok(()),

@@ -33,7 +33,7 @@ pub fn move_entries(from: &Path, to: &Path) -> Result<()> {
 
 fn move_entry(from: &Path, to: &Path) -> Result<()> {
     // What is there is from an attempt that was killed before it had removed the original.
-    remove(to)?;
+    files::remove_any(to)?;
     match files::move_to(from, to) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => {}
         other => return other.at(Kind::Retry, "move", from),
@@ -41,10 +41,10 @@ fn move_entry(from: &Path, to: &Path) -> Result<()> {
     let mut copy = to.as_os_str().to_owned();
     copy.push(COPYING);
     let copy = PathBuf::from(copy);
-    remove(&copy)?;
+    files::remove_any(&copy)?;
     copy_durably(from, &copy)?;
     files::move_to(&copy, to).at(Kind::Retry, "move into place", to)?;
-    remove(from)
+    files::remove_any(from)
 }
 
 fn copy_durably(from: &Path, to: &Path) -> Result<()> {
@@ -66,22 +66,9 @@ pub fn remove_entries(directory: &Path) -> Result<()> {
         other => other.at(Kind::Retry, "list", directory)?,
     };
     for name in names {
-        remove(&directory.join(name))?;
+        files::remove_any(&directory.join(name))?;
     }
     Ok(())
-}
-
-/// Removes a file, a link, or a directory with everything in it, if there is one.
-pub fn remove(path: &Path) -> Result<()> {
-    let removed = match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.at(Kind::Retry, "remove", path),
-    }
 }
 
 /// Where the links in a directory lead; none if there is no such directory.

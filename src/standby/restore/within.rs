@@ -114,7 +114,7 @@ pub fn enter(mount: &Path) -> Result<()> {
         let from = entering.join(&name);
         files::move_to(&from, &mount.join(&name)).at(Kind::Retry, "move into place", &from)?;
     }
-    transfer::remove(&entering)?;
+    files::remove_any(&entering)?;
     std::fs::set_permissions(mount, mode).at(Kind::Retry, "change the mode of", mount)?;
     files::sync_directory(mount).at(Kind::Retry, "sync", mount)
 }
