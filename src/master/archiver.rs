@@ -23,10 +23,10 @@ pub const LETS_GO: &str = "/bin/true";
 const PARAMETERS: [&str; 3] = ["archive_command", "archive_library", "archive_mode"];
 
 /// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
-const DISABLED: &str = "(disabled)";
+pub const DISABLED: &str = "(disabled)";
 
 /// How often a wait is told.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
+pub const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A script is read this far for a call of ours.
 const SCRIPT_BYTES_MAX: usize = 64 << 10;

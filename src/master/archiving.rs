@@ -8,7 +8,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
-use crate::master::archiver::{Archives, LETS_GO};
+use crate::master::archiver::{Archives, DISABLED, LETS_GO};
 use crate::output;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
@@ -22,9 +22,6 @@ const RELOAD_TAKES_EFFECT: Duration = Duration::from_secs(5);
 
 /// A restart with a long checkpoint and a long recovery fits; a command that waits for ever does not.
 const RESTART_LIMIT: Duration = Duration::from_secs(600);
-
-/// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
-const DISABLED: &str = "(disabled)";
 
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

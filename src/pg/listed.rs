@@ -6,16 +6,14 @@ use std::collections::HashMap;
 
 use walmgr_protocol::names::RelativePath;
 
+use super::conf::AUTO_CONF;
 use super::manifest::{ManifestFault, Reader};
 use super::tablespace_map::oid_of;
 
 /// Where a set keeps its manifest.
 pub const MANIFEST: &str = "backup_manifest";
 
-/// What `pg_basebackup -R` changes behind the manifest, when it adds a signal file.
-const AUTO_CONF: &str = "postgresql.auto.conf";
-
-/// What a manifest need not list.
+/// What a manifest need not list: itself, and what `pg_basebackup -R` changes when it adds a signal file.
 const UNLISTED: [&str; 2] = [MANIFEST, AUTO_CONF];
 
 /// Files that say that somebody prepared the set for a recovery.

@@ -12,15 +12,14 @@ use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::{Lsn, TimelineId};
 
-use super::conf;
+use super::conf::{self, AUTO_CONF};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
-/// What `ALTER SYSTEM` writes; it beats every other file of settings.
-const AUTO_CONF: &str = "postgresql.auto.conf";
-
-const STANDBY_SIGNAL: &str = "standby.signal";
-const RECOVERY_SIGNAL: &str = "recovery.signal";
+/// With it a server never opens by itself.
+pub const STANDBY_SIGNAL: &str = "standby.signal";
+/// With it a server recovers up to a target.
+pub const RECOVERY_SIGNAL: &str = "recovery.signal";
 
 /// The settings of which one at most may say something.
 pub const TARGETS: [&str; 5] = [

@@ -43,6 +43,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::pg::recovery::STANDBY_SIGNAL;
 use crate::standby::ahead;
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
@@ -56,9 +57,6 @@ use begun::Begun;
 use ending::Opened;
 use holds::Attendance;
 use promote::Outcome;
-
-/// With it a server never opens by itself.
-const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
@@ -135,13 +133,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
         }
         return Err(error);
     }
-    let opened = Opened {
-        config,
-        data: &standby.data,
-        archive: &standby.archive,
-        begun: &begun,
-    };
-    opened.finish(force)
+    standby.opened(config, &begun).finish(force)
 }
 
 /// Does what is left of a boot whose server has opened.

@@ -20,6 +20,12 @@ use crate::pg::data_directory::{DataDirectory, Postmaster};
 /// How long anything here sleeps at most before it looks around.
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// A shutdown waits for its checkpoint, a start for replay to get consistent, or up to its target.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a server may outlive the command that stopped it, or come up after its start.
+pub const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Enough for any control file.
 const CONTROL_BYTES_MAX: usize = 256;
 

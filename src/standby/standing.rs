@@ -14,6 +14,7 @@ use crate::config::StandbyConfig;
 use crate::error::Result;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::pg::recovery::STANDBY_SIGNAL;
 use crate::pg::sql_replay::{Holder, Replaying};
 use crate::standby::own_server;
 use crate::standby::too_low::{Demanded, ServerFiles};
@@ -24,9 +25,6 @@ use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::obstacle::Demands;
 use crate::wal::record::read_record;
 use crate::wal::scan::{Scanner, Step};
-
-/// With it a server never opens by itself.
-const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// How long the archive is read for a reason or a commit: monitoring gives up on a check.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -109,7 +109,7 @@ impl ServerFiles {
 
     /// Where `ALTER SYSTEM` writes.
     pub fn automatic(&self) -> PathBuf {
-        self.data.join("postgresql.auto.conf")
+        self.data.join(conf::AUTO_CONF)
     }
 
     /// The line that decides what a parameter is, if a file says so and can be read.

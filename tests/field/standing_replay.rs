@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 use crate::replay::{
@@ -143,6 +144,23 @@ impl Drop for Snapshot {
     }
 }
 
+/// A copy of the master, not started, that replays for ever and is the `slave_data` of the site.
+fn replaying(site: &mut Site, settings: &[&str]) -> Cluster {
+    let standby = copy_of_master(site, "replaying", settings);
+    signal_file(&standby, "standby.signal");
+    site.standby_set("slave_data", &standby.data().display().to_string());
+    standby
+}
+
+/// Has it replay each commit an hour late. What its `postgresql.auto.conf` then says.
+fn delay(standby: &Cluster) -> (PathBuf, String) {
+    let automatic = standby.data().join("postgresql.auto.conf");
+    let mut text = fs::read_to_string(&automatic).unwrap();
+    text.push_str("recovery_min_apply_delay = '1h'\n");
+    fs::write(&automatic, &text).unwrap();
+    (automatic, text)
+}
+
 #[test]
 fn fault_131_a_pause_by_sql_is_named_and_a_boot_resumes_it() {
     on_versions(|major| {
@@ -190,13 +208,8 @@ fn fault_131_a_delay_is_named_and_ends_with_a_boot_without_a_record_lost() {
             } else {
                 "hot_standby = off"
             };
-            let mut standby = copy_of_master(&mut site, "replaying", &[hot_standby]);
-            signal_file(&standby, "standby.signal");
-            site.standby_set("slave_data", &standby.data().display().to_string());
-            let automatic = standby.data().join("postgresql.auto.conf");
-            let mut text = fs::read_to_string(&automatic).unwrap();
-            text.push_str("recovery_min_apply_delay = '1h'\n");
-            fs::write(&automatic, &text).unwrap();
+            let mut standby = replaying(&mut site, &[hot_standby]);
+            let (automatic, text) = delay(&standby);
             standby.start();
             let first = archive_table(&site, "during");
             archive_table(&site, "behind");
@@ -228,9 +241,7 @@ fn fault_131_a_delay_is_named_and_ends_with_a_boot_without_a_record_lost() {
 fn fault_131_a_delay_on_the_command_line_is_named_and_refused_or_ended_as_a_promotion_ends_it() {
     on_versions(|major| {
         let mut site = bare_master(major);
-        let mut standby = copy_of_master(&mut site, "replaying", &["hot_standby = on"]);
-        signal_file(&standby, "standby.signal");
-        site.standby_set("slave_data", &standby.data().display().to_string());
+        let mut standby = replaying(&mut site, &["hot_standby = on"]);
         let delay = "recovery_min_apply_delay=1h";
         standby.add_option(delay);
         standby.start();
@@ -265,13 +276,8 @@ fn fault_131_a_delay_that_a_killed_boot_lifted_is_named_and_put_back_by_the_next
         site.cluster()
             .psql("CREATE TABLE seen AS SELECT generate_series(1, 10) AS n");
         let settings = ["hot_standby = on", "max_standby_archive_delay = -1"];
-        let mut standby = copy_of_master(&mut site, "replaying", &settings);
-        signal_file(&standby, "standby.signal");
-        site.standby_set("slave_data", &standby.data().display().to_string());
-        let automatic = standby.data().join("postgresql.auto.conf");
-        let mut text = fs::read_to_string(&automatic).unwrap();
-        text.push_str("recovery_min_apply_delay = '1h'\n");
-        fs::write(&automatic, &text).unwrap();
+        let mut standby = replaying(&mut site, &settings);
+        let (automatic, _) = delay(&standby);
         standby.start();
         let snapshot = Snapshot::take(&standby, "SELECT count(*) FROM seen");
         site.cluster().psql("DELETE FROM seen");
@@ -326,9 +332,7 @@ fn fault_131_a_query_that_holds_replay_up_is_named_and_ended_only_with_force() {
             site.cluster()
                 .psql("CREATE TABLE seen AS SELECT generate_series(1, 1000) AS n");
             let settings = ["hot_standby = on", "max_standby_archive_delay = -1"];
-            let mut standby = copy_of_master(&mut site, "replaying", &settings);
-            signal_file(&standby, "standby.signal");
-            site.standby_set("slave_data", &standby.data().display().to_string());
+            let mut standby = replaying(&mut site, &settings);
             standby.start();
             let snapshot = Snapshot::take(&standby, "SELECT count(*) FROM seen");
             site.cluster().psql("DELETE FROM seen");

@@ -8,8 +8,8 @@ use super::line::{self, Setting};
 use super::lines;
 use crate::error::{CommandError, IoContext, Kind, Result};
 
-/// `CONF_FILE_MAX_DEPTH`.
-const DEPTH_MAX: usize = 10;
+/// `CONF_FILE_MAX_DEPTH`, of settings and of lists of users alike.
+pub(super) const DEPTH_MAX: usize = 10;
 
 /// The line that decides what a parameter is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ fn search(
         found: None,
     };
     search.file(config_file, 0)?;
-    let automatic = data.join("postgresql.auto.conf");
+    let automatic = data.join(super::AUTO_CONF);
     if automatic.exists() {
         search.file(&automatic, 0)?;
     }

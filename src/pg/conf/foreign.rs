@@ -18,7 +18,7 @@ const MARK: &[u8] = b"#walmgr restore: ";
 const FILES_MAX: usize = 1_000;
 
 /// A file of settings is far smaller.
-const FILE_BYTES_MAX: u64 = 16 << 20;
+pub(super) const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// What a value has to be to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

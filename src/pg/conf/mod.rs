@@ -22,6 +22,9 @@ pub use raise::raise;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
+/// What `ALTER SYSTEM` writes, in the data directory; it beats every other file of settings.
+pub const AUTO_CONF: &str = "postgresql.auto.conf";
+
 /// One parameter that a change gives another value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {

@@ -8,19 +8,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::effective::files_of;
+use super::effective::{DEPTH_MAX, files_of};
+use super::foreign::FILE_BYTES_MAX;
 use super::line::{self};
-use super::{is_on, lines};
+use super::{AUTO_CONF, is_on, lines};
 use crate::error::Result;
-
-/// `CONF_FILE_MAX_DEPTH`, of settings and of lists of users alike.
-const DEPTH_MAX: usize = 10;
 
 /// Files of one configuration; more are neither listed nor read.
 const PIECES_MAX: usize = 1_000;
-
-/// A file of settings is far smaller.
-const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// What a file is to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +94,7 @@ fn pieces_in(source: &dyn PieceSource, config_file: &Path, data: &Path) -> Resul
         values: BTreeMap::new(),
     };
     search.settings(config_file, 0)?;
-    search.settings(&data.join("postgresql.auto.conf"), 0)?;
+    search.settings(&data.join(AUTO_CONF), 0)?;
     search.named_by_path(config_file)?;
     Ok(search.found)
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{edit, last_setter};
+use super::{AUTO_CONF, edit, last_setter};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::wal::obstacle::Demands;
@@ -31,7 +31,7 @@ pub fn raise(config_file: &Path, data: &Path, demands: Demands) -> Result<()> {
         .iter()
         .map(|(name, value)| (*name, &**value))
         .collect();
-    let path = data.join("postgresql.auto.conf");
+    let path = data.join(AUTO_CONF);
     let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
     let (edited, _) = edit(&text, &raised)?;
     files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)

@@ -10,33 +10,22 @@ use std::time::{Duration, Instant};
 
 use super::begun::Begun;
 use super::changed::Changed;
-use super::ending::Opened;
 use super::{STANDBY_SIGNAL, Standby, alone, archive, call_off, or_forced};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
+use crate::pg::conf::AUTO_CONF;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::pg::recovery::RECOVERY_SIGNAL;
 use crate::shell::SettingsCommand;
 use crate::standby::frozen::Partials;
-use crate::standby::replay::TICK;
+use crate::standby::replay::{COMMAND_TIMEOUT, SERVER_TIMEOUT, TICK};
 use crate::standby::too_low::ServerFiles;
 use crate::standby::verdict::{self, InProgress};
 
-/// With it a server recovers up to a target.
-const RECOVERY_SIGNAL: &str = "recovery.signal";
-
-/// What beats every other file of settings.
-const AUTO_CONF: &str = "postgresql.auto.conf";
-
 const ACTION: &str = "recovery_target_action";
-
-/// A start may wait for replay up to the target.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// How long a server may take to appear after the command that started it.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a long replay is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -114,13 +103,7 @@ pub fn open(
         );
         return Ok(());
     }
-    let opened = Opened {
-        config,
-        data: &standby.data,
-        archive: &standby.archive,
-        begun: &begun,
-    };
-    opened.finish(force)
+    standby.opened(config, &begun).finish(force)
 }
 
 fn this_process() -> Result<Postmaster> {

@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn fault_131_what_a_boot_changed_is_put_back_unless_somebody_set_it_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("postgresql.auto.conf");
+        let path = folder.path().join(conf::AUTO_CONF);
         for before in ["a = 1\n", "delay = '1h'\na = 1\n", "delay = 0\n", ""] {
             std::fs::write(&path, before).unwrap();
             let changed = Changed::of(&path, "delay", "0").unwrap();

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{TimelineId, WalFileName};
 
+use super::Standby;
 use super::begun::Begun;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -29,6 +30,18 @@ pub(super) struct Opened<'a> {
     pub(super) archive: &'a Reader,
     /// With what it was to open.
     pub(super) begun: &'a Begun,
+}
+
+impl Standby {
+    /// This server once it has opened.
+    pub(super) fn opened<'a>(&'a self, config: &'a StandbyConfig, begun: &'a Begun) -> Opened<'a> {
+        Opened {
+            config,
+            data: &self.data,
+            archive: &self.archive,
+            begun,
+        }
+    }
 }
 
 impl Opened<'_> {

@@ -11,13 +11,7 @@ use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
 use crate::shell::{SettingsCommand, check_log_of};
-use crate::standby::replay::TICK;
-
-/// A shutdown waits for its checkpoint, a start may wait for replay to get consistent.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// How long a server may outlive the command that stopped it, or come up after its start.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::standby::replay::{COMMAND_TIMEOUT, SERVER_TIMEOUT, TICK};
 
 /// How long a server that is not ready yet has to live to count as started: one that finds nothing
 /// wrong with its settings and its directory within that time replays.

@@ -10,15 +10,13 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
 use super::BackupSets;
 use super::list::LABEL;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::conf::AUTO_CONF;
 use crate::pg::control;
 use crate::pg::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED};
 use crate::pg::listed::MANIFEST;
 use crate::pg::manifest::{FileEntry, Scan};
 use crate::store::StoreError;
 use crate::store::tree::Node;
-
-/// What `ALTER SYSTEM` writes.
-const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// The small files that a recovery goes by, which are read whenever sets are listed.
 const SMALL_FILES: [&str; 5] = [
