@@ -109,6 +109,7 @@ fn alone_in(above: &Path) -> Result<File> {
 
 impl Plan<'_> {
     fn run(self) -> Result<()> {
+        self.tell_purges()?;
         self.clear_leftovers()?;
         let copied_from = self.bring()?;
         let was_running = match self.stop_server() {
@@ -131,6 +132,17 @@ impl Plan<'_> {
             .map_err(|error| self.after_failed_start(error, aside.as_deref()))?;
         self.place.settle(aside)?;
         self.discard(copied_from)
+    }
+
+    /// From here on a purge asks what the server in this directory needs, whatever the settings of the
+    /// receiver say.
+    fn tell_purges(&self) -> Result<()> {
+        let data =
+            std::path::absolute(&self.place.data).at(Kind::Config, "find", &self.place.data)?;
+        let archive = Reader::open(&self.config.completed_wals, Arc::new(RealDisk));
+        let noted = archive.and_then(|archive| archive.note_server(&data));
+        let noting = "note in the archive who reads from it";
+        noted.map_err(|error| CommandError::new(error.kind(), noting).because(error))
     }
 
     /// Turns what was brought into the data directory; where the old one lies, if there was one.

@@ -2,9 +2,8 @@
 //! Never removes what a listed set, a set that is being restored or the standby's own server still
 //! needs. Invariant: where that cannot be told, nothing is removed.
 
+use std::path::Path;
 use std::time::Duration;
-
-use walmgr_protocol::names::SegmentName;
 
 use crate::config::StandbyConfig;
 use crate::error::Result;
@@ -16,7 +15,7 @@ use crate::standby::sets;
 /// Purges.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let sets = sets::open(config)?;
-    let needed = || needs(config).map_err(|error| error.to_string());
+    let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
     if options.not_really {
         return output::not_really("remove the WAL that neither a set nor the standby needs");
     }
@@ -24,18 +23,8 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let failed = |error| sets::failed("purge WAL", &error);
     let lease = sets.lease(&owner).map_err(failed)?;
     // Whoever types this says what goes, whatever its age.
-    let purged = sets.purge_wal(&lease, Duration::ZERO, &needed);
-    let purged = purged.map_err(failed)?;
-    match purged.oldest_needed {
-        Some(oldest) => tracing::info!("{} files removed, all before {oldest}", purged.files),
-        None => tracing::info!("nothing says which WAL is needed, so all of it stays"),
-    }
+    let slave_data = config.slave_data.as_deref();
+    let purged = sets.purge_wal(&lease, Duration::ZERO, slave_data, &needed);
+    tracing::info!("{}", purged.map_err(failed)?);
     Ok(())
-}
-
-fn needs(config: &StandbyConfig) -> Result<Vec<SegmentName>> {
-    match &config.slave_data {
-        Some(slave_data) => needs::of_servers(slave_data),
-        None => Ok(Vec::new()),
-    }
 }

@@ -1,6 +1,6 @@
 //! `xrestore NAME PATH [%r]`: PostgreSQL's `restore_command`.
 //! Never says 1 unless the archive is proven to hold neither the file nor anything behind it, and
-//! never changes the archive. Invariant: PATH gets either the whole file, checked record by record,
+//! never changes what the archive holds. Invariant: PATH gets either the whole file, checked record by record,
 //! or nothing, wherever the process is killed.
 //!
 //! | exit | PostgreSQL then | said when |
@@ -103,6 +103,19 @@ struct Patience {
 }
 
 impl Restore<'_> {
+    /// A purge has to know who reads from here, whatever the settings say.
+    fn note_server(&self) {
+        let (Some(_), Ok(data)) = (self.asker.server(), std::env::current_dir()) else {
+            return;
+        };
+        if let Err(error) = self.archive.note_server(&data) {
+            tracing::warn!(
+                "a purge will not know what the server in {} needs: {error}",
+                data.display()
+            );
+        }
+    }
+
     fn run(&self) -> Result<()> {
         let mut patience = Patience {
             // Before the first look, so that no change falls between the two.
@@ -112,6 +125,7 @@ impl Restore<'_> {
             paused: false,
         };
         self.note(Answers::asked);
+        self.note_server();
         loop {
             let stop = self.control.stop_for(self.asker.server())?;
             let look = match self.is_held(stop)? {

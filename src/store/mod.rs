@@ -12,6 +12,7 @@
 //!   .checksums/NAME                what the file of this name was when it was acknowledged (see
 //!                                  `checksums`)
 //!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacles`)
+//!   .servers/                      the data directories whose servers read from here (see `servers`)
 //!   .rounds                        what was found damaged while all of it was read (see `rounds`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
@@ -78,6 +79,7 @@ pub mod partial;
 pub mod reader;
 pub mod recovery;
 pub mod rounds;
+mod servers;
 pub mod sets;
 pub mod survey;
 pub mod tree;

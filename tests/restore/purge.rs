@@ -166,3 +166,55 @@ fn fault_104_a_backup_keeps_the_wal_of_a_restore_that_was_interrupted() {
     assert_eq!(scene.site.standby_command(&["xpurgewals"]).code, Some(1));
     assert_eq!(segments(&scene.site)[0], needed);
 }
+
+/// The settings of a receiver are older than its ini, or a second ini leads to the same archive, or a restore
+/// went elsewhere, or somebody typed `restore_command` by hand.
+#[test]
+fn fault_104_a_server_that_no_setting_names_keeps_its_wal() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    scene.site.standby_set("keep_backups", "1");
+    scene.site.standby_set("keep_minimum_age", "0");
+    scene.site.restart_receiver();
+    make_set(&scene.site, "data.master");
+    let needed = first_of(&scene, "data.master");
+    let beside = scene.site.home().join("beside");
+    let words = ["restore", "data.master", &beside.display().to_string()];
+    scene.site.standby_command(&words).succeed();
+    let two_backups = || {
+        for _ in 0..2 {
+            scene.work("200");
+            scene.site.master_command(&["backup"]).succeed();
+        }
+        let purged = scene.site.standby_command(&["xpurgewals"]);
+        purged.succeed();
+        let holder = format!("which the server in {} needs", beside.display());
+        assert!(purged.stderr.contains(&holder), "{}", purged.stderr);
+        assert_eq!(segments(&scene.site)[0], needed);
+    };
+    two_backups();
+    // Whoever asks for WAL is known from then on.
+    let notes = scene.site.completed_wals().join(".servers");
+    fs::remove_dir_all(&notes).unwrap();
+    let mut server = Cluster::on_directory(15, &beside);
+    server.start();
+    assert!(notes.exists());
+    two_backups();
+    // A note that is not what was written stops a purge, and not the archive.
+    drop(server);
+    let note = fs::read_dir(&notes)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::write(&note, "/elsewhere").unwrap();
+    let refused = scene.site.standby_command(&["xpurgewals"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains(&note.display().to_string()),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(segments(&scene.site)[0], needed);
+}

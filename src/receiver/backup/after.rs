@@ -82,13 +82,13 @@ fn purge(
     rotation: &Rotation,
     facts: &mut Sealed,
 ) {
-    let needed = || match &places.slave_data {
-        Some(slave_data) => needs::of_servers(slave_data).map_err(|error| error.to_string()),
-        None => Ok(Vec::new()),
-    };
-    let purged = sets.purge_wal(lease, rotation.keeping.minimum_age, &needed);
-    match purged {
-        Ok(purged) => facts.purged = u32::try_from(purged.files).unwrap_or(u32::MAX),
+    let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
+    let slave_data = places.slave_data.as_deref();
+    match sets.purge_wal(lease, rotation.keeping.minimum_age, slave_data, &needed) {
+        Ok(purged) => {
+            tracing::info!("{purged}");
+            facts.purged = u32::try_from(purged.files).unwrap_or(u32::MAX);
+        }
         Err(why) => facts
             .warnings
             .push(format!("old WAL was not removed: {why}")),

@@ -9,6 +9,8 @@
 //! wrong for a set from which another branch can be reached.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
@@ -20,6 +22,7 @@ use crate::store::apart;
 use crate::store::archive::finished_names;
 use crate::store::binding::{Marker, Role};
 use crate::store::checksums::remove_finished;
+use crate::store::servers::{self, Noted};
 
 /// What a purge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +32,21 @@ pub struct Purged {
     pub oldest_needed: Option<SegmentName>,
     /// How many files are gone.
     pub files: usize,
+    /// The server that keeps more than the sets do and that the settings do not name.
+    pub held_by: Option<PathBuf>,
+}
+
+impl fmt::Display for Purged {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(oldest) = self.oldest_needed else {
+            return out.write_str("nothing says which WAL is needed, so all of it stays");
+        };
+        write!(out, "{} files removed, all before {oldest}", self.files)?;
+        match &self.held_by {
+            Some(data) => write!(out, ", which the server in {} needs", data.display()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where a segment stands in the WAL, without its timeline: names of one size sort like their
@@ -36,15 +54,16 @@ pub struct Purged {
 type Position = String;
 
 impl BackupSets {
-    /// Removes what neither a listed set nor anything that `needed` names can ask for, and that lies
-    /// here for `minimum_age` at least. `needed` is asked for the oldest segment that each server
-    /// recovering from this archive may still read, while no set can be taken from the list: a set
-    /// that was moved into place is not listed any more.
+    /// Removes what neither a listed set nor a server on this host can ask for, and that lies here for
+    /// `minimum_age` at least. `needed` is asked for the oldest segments that the server in a directory may
+    /// still read: of `slave_data`, and of each one that is noted as reading from this archive. It is
+    /// asked while no set can be taken from the list: a set that was moved into place is not listed any more.
     pub fn purge_wal(
         &self,
         lease: &Lease,
         minimum_age: Duration,
-        needed: &dyn Fn() -> Result<Vec<SegmentName>, String>,
+        slave_data: Option<&Path>,
+        needed: &dyn Fn(&Path) -> Result<Vec<SegmentName>, String>,
     ) -> Result<Purged, SetError> {
         self.recover(lease)?;
         // Nobody takes a set away between the list and the removal.
@@ -53,7 +72,11 @@ impl BackupSets {
         let segment_size = marker
             .and_then(|marker| marker.binding)
             .map(|binding| binding.segment_size);
-        let mut oldest = needed().map_err(|why| SetError::Unknown { why })?;
+        let unknown = |why| SetError::Unknown { why };
+        let mut oldest = match slave_data {
+            Some(data) => needed(data).map_err(unknown)?,
+            None => Vec::new(),
+        };
         for set in self.list_locked()? {
             if let Some(why) = set.condition.refusal() {
                 return Err(SetError::Unknown {
@@ -70,13 +93,40 @@ impl BackupSets {
                 segment_size.map(|size| SegmentName::containing(timeline, label.start, size)),
             );
         }
-        let Some(oldest_needed) = oldest.into_iter().min_by_key(|name| position(*name)) else {
+        let mut oldest = oldest.into_iter().min_by_key(|name| position(*name));
+        let mut held_by = None;
+        for data in self.noted_servers()? {
+            let of_server = needed(&data).map_err(unknown)?;
+            let of_server = of_server.into_iter().min_by_key(|name| position(*name));
+            let is_older = |name| oldest.is_none_or(|oldest| position(name) < position(oldest));
+            if of_server.is_some_and(is_older) {
+                (oldest, held_by) = (of_server, Some(data));
+            }
+        }
+        let Some(oldest_needed) = oldest else {
             return Ok(Purged::default());
         };
         Ok(Purged {
             oldest_needed: Some(oldest_needed),
             files: self.remove_before(&position(oldest_needed), minimum_age)?,
+            held_by,
         })
+    }
+
+    /// The directories of the servers that read from this archive.
+    fn noted_servers(&self) -> Result<Vec<PathBuf>, SetError> {
+        let noted = servers::noted(&self.completed)?.into_iter();
+        let path_of = |note| match note {
+            Noted::Directory(path) => Ok(path),
+            Noted::Damaged(note) => Err(SetError::Unknown {
+                why: format!(
+                    "{} should name the data directory of a server that reads from this archive, and is \
+                     damaged; remove it once that server has asked for a file",
+                    note.display()
+                ),
+            }),
+        };
+        noted.map(path_of).collect()
     }
 
     fn remove_before(&self, oldest: &Position, minimum_age: Duration) -> Result<usize, SetError> {

@@ -67,7 +67,7 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
     let purged = sets
-        .purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+        .purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
         .unwrap();
     assert_eq!(purged.oldest_needed, Some(segment_name(1, 20)));
     // The prepared segment too.
@@ -85,7 +85,7 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     let lease = lease(&sets).unwrap();
     let before = stored(folder.path());
     assert_eq!(
-        sets.purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+        sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
             .unwrap()
             .oldest_needed,
         None
@@ -99,7 +99,7 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
         std::fs::create_dir_all(folder.path().join("data.master.0")).unwrap();
         std::fs::write(folder.path().join("data.master.0/backup_label"), label).unwrap();
         let error = sets
-            .purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new()))
+            .purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
             .unwrap_err();
         assert!(matches!(error, SetError::Unknown { .. }), "{error}");
     }
@@ -107,7 +107,9 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     // A server that was restored from a set that is gone still reads the third segment.
     std::fs::remove_dir_all(folder.path().join("data.master.0")).unwrap();
     let purged = sets
-        .purge_wal(&lease, Duration::ZERO, &|| Ok(vec![segment_name(1, 3)]))
+        .purge_wal(&lease, Duration::ZERO, Some(Path::new("/pg")), &|_| {
+            Ok(vec![segment_name(1, 3)])
+        })
         .unwrap();
     assert_eq!(
         (purged.oldest_needed, purged.files),
@@ -124,7 +126,7 @@ fn fault_111_wal_younger_than_the_minimum_age_stays() {
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
     let purge = |minimum_age| {
-        sets.purge_wal(&lease, minimum_age, &|| Ok(Vec::new()))
+        sets.purge_wal(&lease, minimum_age, None, &|_| Ok(Vec::new()))
             .unwrap()
     };
     assert_eq!(purge(Duration::from_secs(60)).files, 0);
@@ -209,7 +211,7 @@ proptest! {
         }
         let before = stored(folder.path());
         let sets = real_sets(folder.path());
-        sets.purge_wal(&lease(&sets).unwrap(), Duration::ZERO, &|| Ok(Vec::new())).unwrap();
+        sets.purge_wal(&lease(&sets).unwrap(), Duration::ZERO, None, &|_| Ok(Vec::new())).unwrap();
         let after = stored(folder.path());
         for name in needed {
             let name = name.to_string();
@@ -272,9 +274,9 @@ fn fault_84_backup_rotation_restore_and_purge_do_not_disturb_each_other() {
         scope.spawn(|| {
             let sets = real_sets(root);
             while !is_done.load(Ordering::SeqCst) {
-                match lease(&sets)
-                    .and_then(|lease| sets.purge_wal(&lease, Duration::ZERO, &|| Ok(Vec::new())))
-                {
+                match lease(&sets).and_then(|lease| {
+                    sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
+                }) {
                     Ok(purged) => assert_eq!(purged.files, 0),
                     Err(SetError::Busy { .. }) => {}
                     Err(error) => panic!("{error}"),
