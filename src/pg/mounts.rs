@@ -18,13 +18,16 @@ const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 /// What lies in the root of a file system and belongs to it: `fsck` puts there what it finds.
 pub const LOST_AND_FOUND: &str = "lost+found";
 
-/// Whether this directory is a mount point.
+/// Whether this directory is a mount point. The root counts as one, also of a `chroot`: nobody renames it.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     let path = match path.canonicalize() {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).at(Kind::Config, "examine", path),
     };
+    if path.parent().is_none() {
+        return Ok(true);
+    }
     let is_root = StatxAttributes::MOUNT_ROOT;
     if let Ok(found) = statx(CWD, &path, AtFlags::empty(), StatxFlags::BASIC_STATS)
         && found.stx_attributes_mask.contains(is_root)
