@@ -17,6 +17,7 @@ mod replayed_tablespaces;
 mod roles_without_superuser;
 mod server_timeouts;
 mod servers_that_do_not_start;
+mod settings_elsewhere;
 mod small_words;
 mod standing_replay;
 mod template_databases;

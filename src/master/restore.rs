@@ -38,7 +38,7 @@ use crate::output;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
-use crate::pg::conf::{self, brought};
+use crate::pg::conf::{self, ServerSettings, brought};
 use crate::pg::control;
 use crate::pg::group_access;
 use crate::pg::hba;
@@ -278,25 +278,21 @@ impl<'a> Restore<'a> {
         tracing::info!("making it durable");
         place.sync()?;
         self.settle_settings(&place.data)?;
-        let read = ["postgresql.conf", "postgresql.auto.conf"].map(|name| place.data.join(name));
-        if let Some(note) = self.recovery.note(&read) {
+        let own = (self.config.master_data == place.data).then_some(&*self.config.master_config);
+        let server = ServerSettings::of_next(&place.data, &place.data, own);
+        if let Some(note) = self.recovery.note(&server) {
             tracing::info!("{note}");
         }
         self.recovery.write(&place.data)?;
         let demands = self.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
-        conf::raise(
-            &place.data.join("postgresql.conf"),
-            &place.data,
-            Demands::of(demands),
-        )?;
+        conf::raise(&server, Demands::of(demands))?;
         let [aside, control] = [CONTROL_ASIDE, "pg_control"]
             .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         place.settle()?;
-        let main = place.data.join("postgresql.conf");
         // The restore is done: what the server then needs can only be told.
-        match conf::pieces(&main, &place.data) {
+        match conf::pieces(server.config_file(), &place.data) {
             Ok(pieces) => {
                 for piece in pieces.iter().filter(|piece| piece.is_missing()) {
                     tracing::warn!("the server will need {piece}, which is not there");

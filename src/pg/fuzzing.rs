@@ -8,7 +8,7 @@ use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::SystemId;
 
 use super::backup_label::BackupLabel;
-use super::conf::{self, foreign};
+use super::conf::{self, CommandLine, foreign};
 use super::conninfo::{self, Environment};
 use super::control;
 use super::data_directory::Postmaster;
@@ -26,8 +26,15 @@ pub fn control_file(bytes: &[u8]) {
     }
 }
 
-/// `postmaster.pid`: no panic, and no process group or "every process" as an id to signal.
+/// `postmaster.pid` and `postmaster.opts`: no panic, no process group or "every process" as an id to signal, and
+/// an option is not lost for one behind it.
 pub fn postmaster_pid(bytes: &[u8]) {
+    let line = CommandLine::parse(bytes);
+    let longer = [bytes, b" \"-c\" \"port=7\"\n"].concat();
+    let is_known = line.value("port").is_some() && bytes.ends_with(b"\"");
+    if is_known && !bytes.contains(&b'\n') {
+        assert!(CommandLine::parse(&longer).value("port").is_some());
+    }
     if let Some(postmaster) = Postmaster::parse(&String::from_utf8_lossy(bytes)) {
         assert!(postmaster.pid > 0);
     }

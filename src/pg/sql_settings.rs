@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use super::recovery::{self, TARGETS};
 use super::sql::{Session, column};
 use crate::error::Result;
 
@@ -45,6 +46,13 @@ impl Session {
     pub async fn settings_read_ms(&self) -> Result<i64> {
         let sql = "SELECT (extract(epoch FROM pg_conf_load_time()) * 1000)::bigint";
         column(&self.row(sql, &[]).await?, 0)
+    }
+
+    /// Whether the server's recovery ends at a target.
+    pub async fn has_target(&self) -> Result<bool> {
+        let found = self.in_force(&TARGETS).await?;
+        let value = |name: &str| Some(found.iter().find(|it| it.name == name)?.value.clone());
+        Ok(recovery::has_target(value))
     }
 
     /// These parameters; one that the server does not know is left out.

@@ -41,15 +41,16 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::pg::conf::ServerSettings;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::recovery::STANDBY_SIGNAL;
 use crate::standby::ahead;
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
+use crate::standby::own_server;
 use crate::standby::replay::{ControlFiles, server_text};
 use crate::standby::standing;
-use crate::standby::too_low::ServerFiles;
 use crate::standby::verdict::{self, Acknowledged, InProgress};
 use crate::store::{Reader, RealDisk};
 
@@ -73,7 +74,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     {
         return finish(config, options, &data, &begun, force);
     }
-    if at_target::stands(&data)? {
+    if at_target::stands(config, &data)? {
         return at_target::open(config, options, data, wait, force);
     }
     let standby = Standby::find(config, data)?;
@@ -221,7 +222,8 @@ struct Standby {
     server: Postmaster,
     before: ControlFile,
     archive: Reader,
-    files: ServerFiles,
+    /// What the server is set to, as far as it is not asked.
+    settings: ServerSettings,
     /// Whether its recovery ends at a target, and not where WAL ends.
     at_target: bool,
 }
@@ -232,7 +234,10 @@ impl Standby {
         let place = data.path().display();
         let server = data.running()?.filter(|server| !server.single_user);
         let Some(server) = server else {
-            return Err(holds::not_running(&data, &ServerFiles::of(config, &data)));
+            return Err(holds::not_running(
+                &data,
+                &own_server::settings(config, &data),
+            ));
         };
         let before = data.control()?;
         if before.state != State::InArchiveRecovery {
@@ -242,10 +247,10 @@ impl Standby {
             )));
         }
         let archive = archive(config)?;
-        let is_standby = data.path().join(STANDBY_SIGNAL).exists();
+        let settings = own_server::settings(config, &data);
         Ok(Standby {
-            at_target: !is_standby && verdict::has_target(data.path()),
-            files: ServerFiles::of(config, &data),
+            at_target: own_server::has_target(&data, Some(&server), &settings),
+            settings,
             data,
             server,
             before,

@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
+use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
+use crate::pg::conf::{MAIN_FILE, ServerSettings};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::pg::recovery::{self, STANDBY_SIGNAL};
 use crate::pg::sql::{Limits, Session};
 
 /// A server on this host answers at once or is in trouble.
@@ -36,6 +39,31 @@ pub fn ask<T>(
     // A name that is still being looked up must not hold the exit back.
     runtime.shutdown_background();
     answer
+}
+
+/// What the server on this data directory is set to as far as it is not asked.
+pub fn settings(config: &StandbyConfig, data: &DataDirectory) -> ServerSettings {
+    let own = config.slave_data.as_deref() == Some(data.path());
+    let folder = config.slave_config_dir.as_ref().filter(|_| own);
+    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    ServerSettings::of(data.path(), main.as_deref())
+}
+
+/// Whether a server's recovery ends at a target, and not where WAL ends. One that runs says what it was started
+/// with, whatever its files say by now.
+pub fn has_target(
+    data: &DataDirectory,
+    server: Option<&Postmaster>,
+    settings: &ServerSettings,
+) -> bool {
+    if data.path().join(STANDBY_SIGNAL).exists() {
+        return false;
+    }
+    let said = server.map(|server| ask(data, server, async |session| session.has_target().await));
+    match said {
+        Some(Ok(said)) => said,
+        _ => recovery::has_target(|name| settings.value(name)),
+    }
 }
 
 /// As whoever types this is in PostgreSQL, as the owner of the directory, or as the usual one.

@@ -12,13 +12,13 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 
 use crate::config::StandbyConfig;
 use crate::error::Result;
+use crate::pg::conf::ServerSettings;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::recovery::STANDBY_SIGNAL;
 use crate::pg::sql_replay::{Holder, Replaying};
 use crate::standby::own_server;
-use crate::standby::too_low::{Demanded, ServerFiles};
-use crate::standby::verdict;
+use crate::standby::too_low::Demanded;
 use crate::status::{Hold, Replay};
 use crate::store::{Reader, RealDisk};
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
@@ -59,7 +59,7 @@ pub fn look(
     data: &DataDirectory,
     server: Option<&Postmaster>,
     demanded: Demanded,
-    files: &ServerFiles,
+    files: &ServerSettings,
 ) -> Looked {
     let Some(server) = server else {
         let low = demanded.too_low_in_files(files);
@@ -72,11 +72,12 @@ pub fn look(
             sessions: Vec::new(),
         };
     };
-    let at_target = !data.path().join(STANDBY_SIGNAL).exists() && verdict::has_target(data.path());
+    let is_standby = data.path().join(STANDBY_SIGNAL).exists();
     let asked = own_server::ask(data, server, async |session| {
         let Some(said) = session.replaying().await? else {
             return Ok(None);
         };
+        let at_target = !is_standby && session.has_target().await?;
         let mut holds = Vec::new();
         let low = demanded.too_low_in(session).await?;
         if !low.is_empty() {
@@ -118,13 +119,12 @@ pub fn look(
     }
 }
 
-/// The delay that the files of a server say which does not answer.
-fn delay_in(files: &ServerFiles) -> Option<Hold> {
-    let setter = files.setter("recovery_min_apply_delay")?;
-    let value = setter.value.trim();
+/// The delay that a server is set to which does not answer.
+fn delay_in(files: &ServerSettings) -> Option<Hold> {
+    let set = files.get("recovery_min_apply_delay")?;
+    let value = set.value.trim();
     let is_none = value.is_empty() || value.trim_end_matches(char::is_alphabetic).trim() == "0";
-    let place = format!("{}, line {}", setter.file.display(), setter.line);
-    (!is_none).then(|| Hold::Delay(value.to_owned(), place))
+    (!is_none).then(|| Hold::Delay(value.to_owned(), set.place))
 }
 
 /// Where the server in `slave_data` stands, and whether it will get past what the WAL ahead demands of its
@@ -144,7 +144,7 @@ pub fn of_standby(
         return None;
     }
     let server = data.running().ok()?;
-    let (demanded, files) = (Demanded::by(&control), ServerFiles::of(config, &data));
+    let (demanded, files) = (Demanded::by(&control), own_server::settings(config, &data));
     let looked = look(&data, server.as_ref(), demanded, &files);
     let too_low = |looked: Looked| {
         let lists = looked.holds.into_iter().filter_map(|hold| match hold {

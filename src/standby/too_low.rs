@@ -2,13 +2,9 @@
 //! Never looks at them where `hot_standby` is off, as PostgreSQL does not. Invariant: each is named with
 //! what to set it to and where it is set now.
 
-use std::path::{Path, PathBuf};
-
-use crate::config::StandbyConfig;
 use crate::error::Result;
-use crate::pg::conf;
+use crate::pg::conf::{self, ServerSettings};
 use crate::pg::control::ControlFile;
-use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::Session;
 use crate::status::TooLow;
 use crate::wal::obstacle::Demands;
@@ -70,59 +66,15 @@ impl Demanded {
     }
 
     /// Those that are too low in the files of a server that does not answer.
-    pub fn too_low_in_files(self, files: &ServerFiles) -> Vec<TooLow> {
-        if matches!(
-            files.value("hot_standby").as_deref(),
-            Some("off" | "false" | "no" | "0")
-        ) {
+    pub fn too_low_in_files(self, settings: &ServerSettings) -> Vec<TooLow> {
+        let hot = settings.value("hot_standby");
+        if hot.is_some_and(|value| !conf::is_on(&value)) {
             return Vec::new();
         }
-        self.compare(|name, default| match files.setter(name) {
-            Some(setter) => {
-                let place = format!("{}, line {}", setter.file.display(), setter.line);
-                Some((setter.value.trim().parse().ok()?, place))
-            }
+        self.compare(|name, default| match settings.get(name) {
+            Some(set) => Some((set.value.trim().parse().ok()?, set.place)),
             None => Some((default, "no file, so this is its default".to_owned())),
         })
-    }
-}
-
-/// The files that a server reads when it starts.
-#[derive(Debug, Clone)]
-pub struct ServerFiles {
-    config_file: PathBuf,
-    data: PathBuf,
-}
-
-impl ServerFiles {
-    /// Those of the standby's server.
-    pub fn of(config: &StandbyConfig, data: &DataDirectory) -> ServerFiles {
-        let elsewhere = (config.slave_config_dir.as_deref()).map(|dir| dir.join("postgresql.conf"));
-        let inside = || data.path().join("postgresql.conf");
-        ServerFiles {
-            config_file: elsewhere
-                .filter(|path| path.exists())
-                .unwrap_or_else(inside),
-            data: data.path().to_path_buf(),
-        }
-    }
-
-    /// Where `ALTER SYSTEM` writes.
-    pub fn automatic(&self) -> PathBuf {
-        self.data.join(conf::AUTO_CONF)
-    }
-
-    /// The line that decides what a parameter is, if a file says so and can be read.
-    pub fn setter(&self, name: &str) -> Option<conf::Setter> {
-        let found = conf::last_setter(&self.config_file, Path::new(&self.data), name);
-        found.unwrap_or_else(|error| {
-            tracing::debug!("{name} is not known: {error}");
-            None
-        })
-    }
-
-    fn value(&self, name: &str) -> Option<String> {
-        Some(self.setter(name)?.value.trim().to_ascii_lowercase())
     }
 }
 
@@ -133,11 +85,8 @@ mod tests {
     #[test]
     fn a_default_counts_and_a_warm_standby_needs_nothing() {
         let data = tempfile::tempdir().unwrap();
-        let files = ServerFiles {
-            config_file: data.path().join("postgresql.conf"),
-            data: data.path().to_path_buf(),
-        };
-        let write = |text: &str| std::fs::write(&files.config_file, text).unwrap();
+        let files = ServerSettings::of(data.path(), None);
+        let write = |text: &str| std::fs::write(files.config_file(), text).unwrap();
         let demanded = Demanded(Demands::of([120, 8, 10, 4, 64]));
         write("max_connections = 50\nmax_connections = 110\n");
         let low = demanded.too_low_in_files(&files);

@@ -7,13 +7,10 @@
 //! counts to its last byte, as all of it was acknowledged.
 
 use std::io::Read;
-use std::path::Path;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::error::{CommandError, Kind, Result};
-use crate::pg::conf;
-use crate::pg::recovery::TARGETS;
 use crate::store::lineage::{Gap, Line};
 use crate::store::{Damage, PartialEnd, Reader, StoreError};
 use crate::wal::history::History;
@@ -160,18 +157,6 @@ pub fn refusal(damage: &Damage) -> CommandError {
         "let the master send it again (syncdaemon, or xarchive of the segment), or type \
          boot --force to open without it",
     )
-}
-
-/// Whether a server ends its recovery at a target, and not where WAL ends.
-pub fn has_target(data: &Path) -> bool {
-    let files = ["postgresql.auto.conf", "postgresql.conf"];
-    let texts: Vec<Vec<u8>> = (files.iter())
-        .filter_map(|name| std::fs::read(data.join(name)).ok())
-        .collect();
-    TARGETS.iter().any(|name| {
-        let values = texts.iter().filter_map(|text| conf::value(text, name));
-        values.into_iter().any(|value| !value.is_empty())
-    })
 }
 
 fn partial_end(partials: &[PartialEnd], segment: SegmentName) -> Option<Lsn> {

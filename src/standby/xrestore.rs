@@ -24,7 +24,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
-use crate::pg::{conf, location};
+use crate::pg::conf::{MAIN_FILE, ServerSettings};
+use crate::pg::location;
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
@@ -295,7 +296,7 @@ impl Restore<'_> {
         let WalFileName::Segment(segment) = self.name else {
             return Ok(false);
         };
-        let follows = Path::new("standby.signal").exists() && !names_its_timeline();
+        let follows = Path::new("standby.signal").exists() && !self.names_its_timeline();
         let behind = follows && {
             let looked = self.archive.is_passed_over(segment);
             looked.map_err(|error| failed(&format!("look for {segment}"), &error))?
@@ -463,6 +464,16 @@ impl Restore<'_> {
         Ok(changed)
     }
 
+    /// Whether the server's settings name another timeline to follow than the newest. It runs in its data
+    /// directory, and so does what it calls.
+    fn names_its_timeline(&self) -> bool {
+        let folder = self.config.slave_config_dir.as_ref();
+        let main = folder.map(|folder| folder.join(MAIN_FILE));
+        let settings = ServerSettings::of(Path::new("."), main.as_deref());
+        let named = settings.value("recovery_target_timeline");
+        named.is_some_and(|named| !matches!(named.as_str(), "" | "latest"))
+    }
+
     /// `-n`: everything but the copy, and without waiting.
     fn rehearse(&self) -> Result<()> {
         let name = self.name;
@@ -484,13 +495,6 @@ impl Restore<'_> {
         }
         output::not_really(&format!("put {name} in place as {}", self.path.display()))
     }
-}
-
-/// Whether the server's settings name another timeline to follow than the newest.
-fn names_its_timeline() -> bool {
-    let text = std::fs::read("postgresql.auto.conf").unwrap_or_default();
-    let named = conf::value(&text, "recovery_target_timeline");
-    named.is_some_and(|named| named != "latest")
 }
 
 /// Whether somebody has asked our PostgreSQL to open (`PROMOTE_SIGNAL_FILE`,

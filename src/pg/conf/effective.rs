@@ -25,7 +25,7 @@ pub struct Setter {
 /// The last line that sets `name` in `config_file`, in the files it includes, or in
 /// `postgresql.auto.conf` of the data directory, which `ALTER SYSTEM` writes and which beats all.
 ///
-/// A server started with `-c name=value` obeys that instead; only it can tell.
+/// A server started with `-c name=value` obeys that instead: see [`super::ServerSettings`].
 pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option<Setter>> {
     search(config_file, None, data, name)
 }

@@ -3,21 +3,25 @@
 //! out as they went in, comments in any encoding included.
 
 pub mod brought;
+mod command_line;
 mod effective;
 pub mod foreign;
 mod line;
 mod pieces;
 mod raise;
+mod server;
 
 use std::ffi::OsString;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub(in crate::pg) use command_line::CommandLine;
 pub use effective::{Setter, last_setter, last_setter_after};
 pub(in crate::pg) use pieces::pieces_in_texts;
 pub use pieces::{Piece, PieceKind, pieces};
 pub use raise::raise;
+pub use server::{MAIN_FILE, ServerSettings, SetTo};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;

@@ -1,28 +1,48 @@
 //! Raises the settings that a hot standby must not have lower than its master had them.
-//! Never lowers one that the files it is told of set, and touches `postgresql.auto.conf` alone. Invariant: each that is raised is named.
+//! Never lowers one that the server's files set, wherever they lie, and touches `postgresql.auto.conf` alone.
+//! Invariant: each that is raised is named.
 
-use std::path::Path;
-
-use super::{AUTO_CONF, edit, last_setter};
+use super::edit;
+use super::server::ServerSettings;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::sql_settings::COMMAND_LINE;
 use crate::wal::obstacle::Demands;
 
-/// Raises them in a data directory whose server reads `config_file`: with less it pauses where the master
-/// raised them, or ends. What is set higher stays.
-pub fn raise(config_file: &Path, data: &Path, demands: Demands) -> Result<()> {
+/// Raises them for the server with these settings: with less it pauses where the master raised them, or ends.
+/// What is set higher stays.
+pub fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
     let mut raised = Vec::new();
     for ((name, needed), (_, default)) in demands.each().into_iter().zip(Demands::DEFAULTS.each()) {
-        // What cannot be read is PostgreSQL's to complain about.
-        let setter = last_setter(config_file, data, name).ok().flatten();
-        let set = setter.and_then(|setter| setter.value.parse().ok());
-        let set: i32 = set.unwrap_or(default);
-        if set < needed {
-            tracing::info!(
-                "{name} is {needed} here, not {set}: the master raised it after the backup"
-            );
-            raised.push((name, needed.to_string()));
+        let set = match settings.read(name) {
+            Ok(set) => set,
+            // What the master had is enough, and a server that stands still is worse than one with less than its
+            // own files may say.
+            Err(error) if needed > default => {
+                tracing::warn!(
+                    "{name} is {needed} here, as the master raised it after the backup; whether the server's own \
+                     files say more is not known: {error}"
+                );
+                raised.push((name, needed.to_string()));
+                continue;
+            }
+            Err(_) => None,
+        };
+        let value = (set.as_ref()).and_then(|set| set.value.trim().parse().ok());
+        let value: i32 = value.unwrap_or(default);
+        if value >= needed {
+            continue;
         }
+        match set {
+            Some(set) if set.place == COMMAND_LINE => tracing::warn!(
+                "{name} has to be {needed} here, as the master raised it after the backup, and the server was last \
+                 started with {value} on its command line, which wins over every file"
+            ),
+            _ => tracing::info!(
+                "{name} is {needed} here, not {value}: the master raised it after the backup"
+            ),
+        }
+        raised.push((name, needed.to_string()));
     }
     if raised.is_empty() {
         return Ok(());
@@ -31,7 +51,7 @@ pub fn raise(config_file: &Path, data: &Path, demands: Demands) -> Result<()> {
         .iter()
         .map(|(name, value)| (*name, &**value))
         .collect();
-    let path = data.join(AUTO_CONF);
+    let path = settings.automatic();
     let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
     let (edited, _) = edit(&text, &raised)?;
     files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)

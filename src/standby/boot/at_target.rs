@@ -15,14 +15,15 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
-use crate::pg::conf::AUTO_CONF;
+use crate::pg::conf::ServerSettings;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::recovery::RECOVERY_SIGNAL;
+use crate::pg::recovery::{RECOVERY_SIGNAL, TARGETS};
+use crate::pg::sql_settings::COMMAND_LINE;
 use crate::shell::SettingsCommand;
 use crate::standby::frozen::Partials;
+use crate::standby::own_server;
 use crate::standby::replay::{COMMAND_TIMEOUT, SERVER_TIMEOUT, TICK};
-use crate::standby::too_low::ServerFiles;
 use crate::standby::verdict::{self, InProgress};
 
 const ACTION: &str = "recovery_target_action";
@@ -31,14 +32,15 @@ const ACTION: &str = "recovery_target_action";
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Whether no server runs there, and one that is started recovers up to a target.
-pub fn stands(data: &DataDirectory) -> Result<bool> {
+pub fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
     let there = |name: &str| data.path().join(name).exists();
     if !there(RECOVERY_SIGNAL) || there(STANDBY_SIGNAL) || data.running()?.is_some() {
         return Ok(false);
     }
     let state = data.control()?.state;
     let has_replayed = matches!(state, State::ShutDownInRecovery | State::InArchiveRecovery);
-    Ok(has_replayed && verdict::has_target(data.path()))
+    let settings = own_server::settings(config, data);
+    Ok(has_replayed && own_server::has_target(data, None, &settings))
 }
 
 /// Starts the server so that it opens at its target, and does what a boot does.
@@ -50,16 +52,18 @@ pub fn open(
     force: bool,
 ) -> Result<()> {
     let place = data.path().display().to_string();
+    let settings = own_server::settings(config, &data);
     let Some(command) = &config.slave_start_cmd else {
         return Err(CommandError::config(format!(
             "the server in {place} stands shut down at its recovery target, and boot does not know how to \
              start it"
         ))
         .hint(format!(
-            "set slave_start_cmd, or start it yourself so that it opens: `pg_ctl -D {place} -o '-c \
-             {ACTION}=promote' start`"
+            "set slave_start_cmd, or start it yourself so that it opens: {}",
+            start_by_hand(&place, &settings)
         )));
     };
+    refuse_lost_target(&place, command, &settings)?;
     if options.not_really {
         return output::not_really(&format!(
             "freeze the incoming stream, and start the server in {place}, which stands shut down at its \
@@ -70,7 +74,7 @@ pub fn open(
     let alone = alone(&data)?;
     let standby = Standby {
         before: data.control()?,
-        files: ServerFiles::of(config, &data),
+        settings,
         archive: archive(config)?,
         at_target: true,
         // No server knows of the freeze: up to a target none is given what was frozen.
@@ -106,6 +110,58 @@ pub fn open(
     standby.opened(config, &begun).finish(force)
 }
 
+/// The parameters of the target that the server was given on its command line.
+fn target_on_line(settings: &ServerSettings) -> impl Iterator<Item = (&'static str, String)> {
+    let names = TARGETS.into_iter().chain(["recovery_target_inclusive"]);
+    let given = names.filter_map(|name| Some((name, settings.get(name)?)));
+    let given = given.filter(|(_, set)| set.place == COMMAND_LINE && !set.value.is_empty());
+    given.map(|(name, set)| (name, set.value))
+}
+
+/// The line that opens it at its target.
+fn start_by_hand(place: &str, settings: &ServerSettings) -> String {
+    let given = target_on_line(settings);
+    let given: String = given
+        .map(|(name, value)| format!(" -c {name}={}", escaped(&value)))
+        .collect();
+    format!("`pg_ctl -D {place} -o '-c {ACTION}=promote{given}' start`")
+}
+
+/// A value as the words of `pg_ctl -o '…'` take it: a shell reads them twice.
+fn escaped(value: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:+".contains(letter);
+    if value.chars().all(is_plain) {
+        return value.to_owned();
+    }
+    let mut quoted = String::from("\"");
+    for letter in value.chars() {
+        match letter {
+            '\'' => quoted.push_str("'\\''"),
+            '"' | '\\' | '$' | '`' => quoted.extend(['\\', letter]),
+            letter => quoted.push(letter),
+        }
+    }
+    quoted + "\""
+}
+
+/// Started without the target that its command line had, the server would replay all there is, and open there.
+fn refuse_lost_target(place: &str, command: &str, settings: &ServerSettings) -> Result<()> {
+    let mut given = target_on_line(settings).filter(|(name, _)| !command.contains(name));
+    let Some((name, value)) = given.next() else {
+        return Ok(());
+    };
+    Err(CommandError::config(format!(
+        "the server in {place} stands shut down at its recovery target, {name} = {value}, which it was given on \
+         its command line, and slave_start_cmd does not say that: the server would go past it"
+    ))
+    .hint(format!(
+        "put {name} = '{}' into {}, or start it yourself so that it opens: {}",
+        value.replace('\'', "''"),
+        settings.automatic().display(),
+        start_by_hand(place, settings)
+    )))
+}
+
 fn this_process() -> Result<Postmaster> {
     let parsed = Postmaster::parse(&format!("{}\n", std::process::id()));
     parsed.ok_or_else(|| CommandError::retry("find this process's own id"))
@@ -119,7 +175,7 @@ impl Standby {
         wait: bool,
         (begun, config): (&Begun, &StandbyConfig),
     ) -> Result<bool> {
-        let path = self.data.path().join(AUTO_CONF);
+        let path = self.settings.automatic();
         let changed = Changed::of(&path, ACTION, "promote")?;
         begun.with(Some(changed.clone()), config)?;
         changed.make(&path)?;

@@ -33,7 +33,7 @@ use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
-use crate::standby::too_low::ServerFiles;
+use crate::standby::own_server;
 use crate::standby::verdict::Acknowledged;
 
 /// Its name beside STOP.
@@ -114,7 +114,7 @@ impl Begun {
         let Some(changed) = self.changed.take() else {
             return Ok(());
         };
-        let path = ServerFiles::of(config, data).automatic();
+        let path = own_server::settings(config, data).automatic();
         if changed.put_back(&path)? {
             tracing::warn!(
                 "a boot that did not come to its end had set {} = {} in {}; it is again what it was",
@@ -203,7 +203,7 @@ pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
 pub fn changed(config: &StandbyConfig) -> Option<String> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
     let changed = Begun::read(config, &data).ok()??.changed?;
-    Some(changed.text(&ServerFiles::of(config, &data).automatic()))
+    Some(changed.text(&own_server::settings(config, &data).automatic()))
 }
 
 /// Whether the server on this directory has ended its recovery; it may have ended since.

@@ -15,6 +15,7 @@ use super::begun::Begun;
 use super::changed::Changed;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
+use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql_replay::Holder;
 use crate::pg::sql_settings::COMMAND_LINE;
@@ -22,7 +23,7 @@ use crate::standby::ahead;
 use crate::standby::answers::Answers;
 use crate::standby::own_server;
 use crate::standby::standing::{self, Looked};
-use crate::standby::too_low::{Demanded, ServerFiles};
+use crate::standby::too_low::Demanded;
 use crate::status::{Hold, TooLow};
 use crate::store::{PartialWals, RealDisk, StoreError};
 use crate::wal::obstacle::Demands;
@@ -39,7 +40,7 @@ impl Standby {
     fn look(&self, ahead: Option<Demands>) -> Result<Looked> {
         let demanded = Demanded::by(&self.data.control()?).and(ahead);
         let server = Some(&self.server);
-        Ok(standing::look(&self.data, server, demanded, &self.files))
+        Ok(standing::look(&self.data, server, demanded, &self.settings))
     }
 
     /// What the WAL that is still to be replayed demands of a hot standby's settings.
@@ -97,7 +98,7 @@ impl Standby {
         let control = self.data.control();
         let holds = control
             .map(|control| {
-                standing::look(&self.data, None, Demanded::by(&control), &self.files).holds
+                standing::look(&self.data, None, Demanded::by(&control), &self.settings).holds
             })
             .unwrap_or_default();
         if let [Hold::TooLow(list), ..] = &holds[..] {
@@ -111,12 +112,12 @@ impl Standby {
 }
 
 /// Why a server does not run, as far as a start would not show the same.
-pub(super) fn not_running(data: &DataDirectory, files: &ServerFiles) -> CommandError {
+pub(super) fn not_running(data: &DataDirectory, settings: &ServerSettings) -> CommandError {
     let place = data.path().display();
     let doing = format!("no server runs in {place}, so none can be booted");
     let looked = data
         .control()
-        .map(|control| standing::look(data, None, Demanded::by(&control), files));
+        .map(|control| standing::look(data, None, Demanded::by(&control), settings));
     match looked.map(|looked| looked.holds).as_deref() {
         Ok([Hold::TooLow(list), ..]) => CommandError::retry(format!(
             "{doing}, and it does not start, as parameters are lower than on the master: {}",
@@ -285,7 +286,7 @@ type Note<'a> = (&'a Begun, &'a StandbyConfig);
 impl<'a> LiftedDelay<'a> {
     /// The last file that PostgreSQL reads says so, in the place of whichever said otherwise.
     fn lift(standby: &'a Standby, note: Note<'a>) -> Result<LiftedDelay<'a>> {
-        let path = standby.files.automatic();
+        let path = standby.settings.automatic();
         let changed = Changed::of(&path, DELAY, "0")?;
         note.0.with(Some(changed.clone()), note.1)?;
         changed.make(&path)?;

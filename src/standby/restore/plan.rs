@@ -20,6 +20,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Restoring;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
+use crate::pg::conf::{MAIN_FILE, ServerSettings};
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::left_out;
@@ -64,6 +65,8 @@ pub struct Plan<'a> {
     /// Where tablespaces go that the master makes later, by their place on the master.
     pub later: Vec<(PathBuf, PathBuf)>,
     pub recovery: Recovery,
+    /// What the server will be set to that is started on it.
+    pub server: ServerSettings,
     /// What stays behind links.
     pub kept: Kept,
     /// Whether the set's settings are taken as they are.
@@ -88,60 +91,31 @@ impl<'a> Plan<'a> {
             config_files::check(config)?;
         }
         let sets = sets::open(config)?;
-        if let Some(left) = moved_leftover(&place)? {
-            check_interrupted(&left, restoring, recovery.target.is_some(), &archive)?;
-            return Ok(Plan {
-                tablespaces: mapping(&left, &restoring.tablespaces, &place)?,
-                later: later(&left, &restoring.tablespaces, &place)?,
-                config,
-                sets,
-                source: Source::Taken,
-                kept: kept(config, &place),
-                place,
-                size: SetSize::default(),
-                recovery,
-                trusts_settings: restoring.trusts_settings,
-            });
-        }
-        let held = match &recovery.target {
-            Some((target, _)) => choose_for(target, &archive, &sets, restoring, timeline)?,
-            None => {
-                let partials = giving_way(config, &place, timeline);
-                choose(&archive, &sets, restoring, timeline, partials.as_deref())?
+        let set = match moved_leftover(&place)? {
+            Some(left) => {
+                check_interrupted(&left, restoring, recovery.target.is_some(), &archive)?;
+                SetInHand::taken(left)
             }
+            None => SetInHand::choose(config, restoring, &recovery, &place, &archive, &sets)?,
         };
-        let control = control::read(held.path())?;
-        DataDirectory::open(held.path())?;
-        check_cluster(&archive, &control, held.path())?;
-        warn_of_gap(&archive, &held)?;
-        for line in left_out::named_in(held.path()) {
-            tracing::warn!("{} lacks what the master had: {line}", held.name());
-        }
-        let chosen = Chosen {
-            name: held.name().clone(),
-            path: held.path().clone(),
-            label: held.label().clone(),
-        };
+        let is_taken = matches!(set.source, Source::Taken);
         let plan = Plan {
-            tablespaces: mapping(held.path(), &restoring.tablespaces, &place)?,
-            later: later(held.path(), &restoring.tablespaces, &place)?,
-            size: held
-                .size()
-                .map_err(|error| sets::failed("measure the set", &error))?,
-            // A recovery to a target is tried more than once, as a rule.
-            source: match restoring.set.is_none() && recovery.target.is_none() {
-                true => Source::Move(chosen),
-                false => Source::Copy(chosen),
-            },
+            tablespaces: mapping(&set.path, &restoring.tablespaces, &place)?,
+            later: later(&set.path, &restoring.tablespaces, &place)?,
+            size: set.size,
+            source: set.source,
+            server: server_of(config, &place),
+            kept: kept(config, &place),
             config,
             sets,
-            kept: kept(config, &place),
             place,
             recovery,
             trusts_settings: restoring.trusts_settings,
         };
-        plan.check_room()?;
-        plan.check_wal_directory()?;
+        if !is_taken {
+            plan.check_room()?;
+            plan.check_wal_directory()?;
+        }
         Ok(plan)
     }
 
@@ -236,6 +210,72 @@ impl<'a> Plan<'a> {
         let wal = wal.or(self.kept.wal.as_deref());
         wal.filter(|_| self.place.is_slave_data)
     }
+}
+
+/// The set that a plan is about.
+struct SetInHand {
+    source: Source,
+    path: PathBuf,
+    size: SetSize,
+}
+
+impl SetInHand {
+    /// One that an interrupted restore took: it is where it is needed.
+    fn taken(path: PathBuf) -> SetInHand {
+        SetInHand {
+            source: Source::Taken,
+            path,
+            size: SetSize::default(),
+        }
+    }
+
+    /// One of the sets that there are.
+    fn choose(
+        config: &StandbyConfig,
+        restoring: &Restoring,
+        recovery: &Recovery,
+        place: &Place,
+        archive: &Reader,
+        sets: &BackupSets,
+    ) -> Result<SetInHand> {
+        let timeline = recovery.timeline;
+        let held = match &recovery.target {
+            Some((target, _)) => choose_for(target, archive, sets, restoring, timeline)?,
+            None => {
+                let partials = giving_way(config, place, timeline);
+                choose(archive, sets, restoring, timeline, partials.as_deref())?
+            }
+        };
+        let control = control::read(held.path())?;
+        DataDirectory::open(held.path())?;
+        check_cluster(archive, &control, held.path())?;
+        warn_of_gap(archive, &held)?;
+        for line in left_out::named_in(held.path()) {
+            tracing::warn!("{} lacks what the master had: {line}", held.name());
+        }
+        let chosen = Chosen {
+            name: held.name().clone(),
+            path: held.path().clone(),
+            label: held.label().clone(),
+        };
+        let size = held.size();
+        Ok(SetInHand {
+            path: chosen.path.clone(),
+            size: size.map_err(|error| sets::failed("measure the set", &error))?,
+            // A recovery to a target is tried more than once, as a rule.
+            source: match restoring.set.is_none() && recovery.target.is_none() {
+                true => Source::Move(chosen),
+                false => Source::Copy(chosen),
+            },
+        })
+    }
+}
+
+/// What the server will be set to, as far as the one before it shows: its directory is there now.
+fn server_of(config: &StandbyConfig, place: &Place) -> ServerSettings {
+    let folder = (config.slave_config_dir.as_ref()).filter(|_| place.is_slave_data);
+    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    ServerSettings::of_next(&place.staging(), &place.data, main.as_deref())
 }
 
 fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place> {

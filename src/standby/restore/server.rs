@@ -95,9 +95,8 @@ impl Plan<'_> {
     /// give it others, so they are told and do not end the restore.
     fn missing_pieces(&self) -> Result<Vec<String>> {
         let data = &self.place.data;
-        let own = (self.config.slave_config_dir.as_ref()).filter(|_| self.place.is_slave_data);
-        let main = own.unwrap_or(data).join("postgresql.conf");
-        let pieces = conf::pieces(&main, data)?.into_iter();
+        let server = self.server.moved(&self.place.staging(), data);
+        let pieces = conf::pieces(server.config_file(), data)?.into_iter();
         let missing = pieces.filter(|piece| piece.is_missing());
         Ok(missing.map(|piece| piece.to_string()).collect())
     }

@@ -21,13 +21,7 @@ use crate::store::{Reader, RealDisk, StoreError};
 /// Settles what lies in `staging`; every step can be done twice.
 pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     remove_leftovers(staging)?;
-    let own = plan.config.slave_config_dir.as_deref();
-    let folder = own.filter(|_| plan.place.is_slave_data).unwrap_or(staging);
-    let read = [
-        folder.join("postgresql.conf"),
-        staging.join("postgresql.auto.conf"),
-    ];
-    if let Some(note) = plan.recovery.note(&read) {
+    if let Some(note) = plan.recovery.note(&plan.server) {
         tracing::info!("{note}");
     }
     let own_hba = own_file(plan.config, "pg_hba.conf");
@@ -75,11 +69,7 @@ pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let Some(demands) = ahead::demands(&met, Lsn(u64::MAX)) else {
         return Ok(());
     };
-    let folder = plan.config.slave_config_dir.as_deref();
-    let folder = folder
-        .filter(|_| plan.place.is_slave_data)
-        .unwrap_or(staging);
-    conf::raise(&folder.join("postgresql.conf"), staging, demands)
+    conf::raise(&plan.server, demands)
 }
 
 fn remove_leftovers(staging: &Path) -> Result<()> {

@@ -1,0 +1,293 @@
+//! What a server is set to, without asking it: by its command line, its files and what they include.
+//! Never asks it: one that answers is asked instead, by whoever can. Invariant: everybody who needs a setting of a
+//! server that does not answer gets it here, so nobody looks at fewer files than PostgreSQL does.
+//!
+//! | where the main file is, the first that holds | |
+//! |---|---|
+//! | `config_file`, or the `-D` of another directory, on its last command line | `postmaster.opts` |
+//! | the folder that walmgr's own settings name | `slave_config_dir`, `master_config` |
+//! | the file below `/etc/postgresql` that has this `data_directory` | Debian and its kin, before a first start |
+//! | the data directory | |
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::command_line::CommandLine;
+use super::{AUTO_CONF, last_setter, value};
+use crate::error::Result;
+use crate::pg::sql_settings::COMMAND_LINE;
+
+/// The file that a server reads first.
+pub const MAIN_FILE: &str = "postgresql.conf";
+
+/// What a server was started with, in its data directory.
+const OPTIONS_FILE: &str = "postmaster.opts";
+
+/// No system takes a longer command line.
+const OPTIONS_BYTES_MAX: u64 = 2 << 20;
+
+/// Where Debian's `pg_createcluster` puts settings: `VERSION/NAME/postgresql.conf`.
+const DEBIAN: &str = "/etc/postgresql";
+
+/// What a parameter is set to, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetTo {
+    /// Its value.
+    pub value: String,
+    /// The file and line, or the command line, for a sentence.
+    pub place: String,
+}
+
+/// What a server that is not asked is set to.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    config_file: PathBuf,
+    data: PathBuf,
+    line: CommandLine,
+}
+
+impl ServerSettings {
+    /// Those of the server on this data directory. `configured` is its main file by walmgr's own settings.
+    pub fn of(data: &Path, configured: Option<&Path>) -> ServerSettings {
+        let line = read_line(data);
+        let given = elsewhere_by_line(data, &line);
+        let is_told = given.is_some() || starts_inside(data, &line);
+        let config_file = given
+            .or_else(|| {
+                configured
+                    .filter(|path| !is_told && path.exists())
+                    .map(Path::to_path_buf)
+            })
+            .or_else(|| in_debian(Path::new(DEBIAN), data).filter(|_| !is_told));
+        ServerSettings {
+            config_file: config_file.unwrap_or_else(|| data.join(MAIN_FILE)),
+            data: data.to_path_buf(),
+            line,
+        }
+    }
+
+    /// Those that a server will have on a directory that is being prepared in `staging` and goes to `home`, where
+    /// another may have been: what that one was started with, the next is likely to be.
+    pub fn of_next(staging: &Path, home: &Path, configured: Option<&Path>) -> ServerSettings {
+        let line = read_line(home);
+        let config_file = (configured.map(Path::to_path_buf))
+            .or_else(|| elsewhere_by_line(home, &line))
+            .or_else(|| in_debian(Path::new(DEBIAN), home).filter(|_| !starts_inside(home, &line)));
+        ServerSettings {
+            config_file: config_file.unwrap_or_else(|| staging.join(MAIN_FILE)),
+            data: staging.to_path_buf(),
+            line,
+        }
+    }
+
+    /// The same once what is in `staging` lies at `home`.
+    #[must_use]
+    pub fn moved(&self, staging: &Path, home: &Path) -> ServerSettings {
+        let inside = self.config_file.strip_prefix(staging);
+        ServerSettings {
+            config_file: inside.map_or_else(|_| self.config_file.clone(), |name| home.join(name)),
+            data: home.to_path_buf(),
+            line: self.line.clone(),
+        }
+    }
+
+    /// The file that it reads first.
+    pub fn config_file(&self) -> &Path {
+        &self.config_file
+    }
+
+    /// Where `ALTER SYSTEM` writes.
+    pub fn automatic(&self) -> PathBuf {
+        self.data.join(AUTO_CONF)
+    }
+
+    /// What a parameter is set to; `None` where it has its default. A file that cannot be read is an error, as
+    /// the server would not start with it either.
+    pub fn read(&self, name: &str) -> Result<Option<SetTo>> {
+        if let Some(value) = self.line.value(name) {
+            return Ok(Some(SetTo {
+                value: value.to_owned(),
+                place: COMMAND_LINE.to_owned(),
+            }));
+        }
+        let setter = last_setter(&self.config_file, &self.data, name)?;
+        Ok(setter.map(|setter| SetTo {
+            place: format!("{}, line {}", setter.file.display(), setter.line),
+            value: setter.value,
+        }))
+    }
+
+    /// The same; where a file cannot be read, as if it set nothing.
+    pub fn get(&self, name: &str) -> Option<SetTo> {
+        self.read(name).unwrap_or_else(|error| {
+            tracing::debug!("{name} is not known: {error}");
+            None
+        })
+    }
+
+    /// The value alone.
+    pub fn value(&self, name: &str) -> Option<String> {
+        self.get(name).map(|set| set.value)
+    }
+}
+
+fn read_line(data: &Path) -> CommandLine {
+    let mut text = Vec::new();
+    let file = File::open(data.join(OPTIONS_FILE));
+    let read = file.and_then(|file| file.take(OPTIONS_BYTES_MAX).read_to_end(&mut text));
+    read.map(|_| CommandLine::parse(&text)).unwrap_or_default()
+}
+
+/// A main file outside the data directory that the command line leads to. A relative one is not known: nobody
+/// wrote down where the server was started.
+fn elsewhere_by_line(data: &Path, line: &CommandLine) -> Option<PathBuf> {
+    let by_file = line.value("config_file").map(PathBuf::from);
+    let by_folder = line
+        .directory
+        .as_ref()
+        .map(|folder| Path::new(folder).join(MAIN_FILE));
+    let path = by_file
+        .or(by_folder)
+        .filter(|path| path.is_absolute() && path.exists())?;
+    (!is_same(path.parent()?, data)).then_some(path)
+}
+
+/// Whether the command line says that the main file is in the data directory.
+fn starts_inside(data: &Path, line: &CommandLine) -> bool {
+    let folder = line
+        .directory
+        .as_deref()
+        .filter(|_| line.value("config_file").is_none());
+    folder.is_some_and(|folder| is_same(Path::new(folder), data))
+}
+
+fn in_debian(root: &Path, data: &Path) -> Option<PathBuf> {
+    let folders = |path: &Path| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    let clusters = folders(root)
+        .into_iter()
+        .flat_map(|version| folders(&version));
+    let mut files = clusters.map(|cluster| cluster.join(MAIN_FILE));
+    files.find(|file| {
+        let text = std::fs::read(file).unwrap_or_default();
+        let home = value(&text, "data_directory");
+        home.is_some_and(|home| is_same(Path::new(&home), data))
+    })
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    resolved(one) == resolved(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(home: &Path, name: &str, text: &str) -> PathBuf {
+        let path = home.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_command_line_wins_and_the_last_file_after_it() {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        write(&data, MAIN_FILE, "a = inside\n");
+        let main = write(
+            home.path(),
+            "etc/postgresql.conf",
+            "a = outside\nb = 1\ninclude_dir 'conf.d'\n",
+        );
+        let included = write(home.path(), "etc/conf.d/x.conf", "b = 2\nc = 3\n");
+        write(&data, AUTO_CONF, "c = 4\n");
+        let options = format!(
+            "postgres \"-D\" \"{}\" \"-c\" \"config_file={}\" \"--d=5\"\n",
+            data.display(),
+            main.display()
+        );
+        write(&data, OPTIONS_FILE, &options);
+        let settings = ServerSettings::of(&data, None);
+        assert_eq!(settings.config_file(), main);
+        for (name, value, place) in [
+            ("a", "outside", format!("{}, line 1", main.display())),
+            ("b", "2", format!("{}, line 1", included.display())),
+            (
+                "c",
+                "4",
+                format!("{}, line 1", settings.automatic().display()),
+            ),
+            ("d", "5", COMMAND_LINE.to_owned()),
+        ] {
+            let value = value.to_owned();
+            assert_eq!(settings.get(name), Some(SetTo { value, place }), "{name}");
+        }
+        assert_eq!(settings.get("e"), None);
+        std::fs::remove_file(&included).unwrap();
+        write(home.path(), "etc/postgresql.conf", "include 'none'\n");
+        assert!(settings.read("a").is_err() && settings.get("a").is_none());
+    }
+
+    #[test]
+    fn the_main_file_is_where_the_server_was_led() {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        let inside = write(&data, MAIN_FILE, "");
+        let configured = write(home.path(), "own/postgresql.conf", "");
+        let folder = write(home.path(), "etc/postgresql.conf", "");
+        let main = |line: &str, configured: Option<&Path>| {
+            write(&data, OPTIONS_FILE, line);
+            ServerSettings::of(&data, configured).config_file
+        };
+        let by_folder = |path: &Path| format!("postgres \"-D\" \"{}\"\n", path.display());
+        assert_eq!(main("", None), inside);
+        assert_eq!(main("", Some(&configured)), configured);
+        assert_eq!(main(&by_folder(&data), Some(&configured)), inside);
+        assert_eq!(
+            main(&by_folder(folder.parent().unwrap()), Some(&configured)),
+            folder
+        );
+        assert_eq!(
+            main(&by_folder(Path::new("etc")), None),
+            inside,
+            "nobody knows from where"
+        );
+
+        write(&data, OPTIONS_FILE, &by_folder(&data));
+        let staging = home.path().join("staging");
+        let next = |configured| ServerSettings::of_next(&staging, &data, configured).config_file;
+        assert_eq!(next(None), staging.join(MAIN_FILE));
+        let moved = ServerSettings::of_next(&staging, &data, None).moved(&staging, &data);
+        assert_eq!(
+            (moved.config_file(), moved.automatic()),
+            (&*inside, data.join(AUTO_CONF))
+        );
+        assert_eq!(next(Some(&configured)), configured);
+        write(&data, OPTIONS_FILE, &by_folder(folder.parent().unwrap()));
+        assert_eq!(next(None), folder);
+    }
+
+    #[test]
+    fn debians_file_is_the_one_with_this_data_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("main");
+        std::fs::create_dir(&data).unwrap();
+        let etc = home.path().join("etc");
+        assert_eq!(in_debian(&etc, &data), None);
+        write(
+            &etc,
+            "15/other/postgresql.conf",
+            "data_directory = '/srv/other'\n",
+        );
+        let line = format!("data_directory = '{}/.'\n", data.display());
+        let main = write(&etc, "15/main/postgresql.conf", &line);
+        assert_eq!(in_debian(&etc, &data), Some(main));
+    }
+}
