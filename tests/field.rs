@@ -12,6 +12,7 @@ mod linked_directories;
 mod mounted_directories;
 mod odd_shells;
 mod old_ini_files;
+mod password_files;
 mod pg_rewind;
 mod replayed_tablespaces;
 mod roles_without_superuser;

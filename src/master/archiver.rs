@@ -3,21 +3,18 @@
 //! the file and line if anybody knows them.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::pg::command::shell_word;
+use crate::pg::archive_command::{self, Destination, Ours};
 use crate::pg::conf;
 use crate::pg::sql::{ArchiverStatistics, Limits, Session};
 use crate::pg::sql_settings::{COMMAND_LINE, InForce};
 use crate::status::Archiving;
-
-/// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
-pub const LETS_GO: &str = "/bin/true";
 
 /// What decides where segments go. 13 and 14 have no libraries.
 const PARAMETERS: [&str; 3] = ["archive_command", "archive_library", "archive_mode"];
@@ -28,9 +25,6 @@ pub const DISABLED: &str = "(disabled)";
 /// How often a wait is told.
 pub const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A script is read this far for a call of ours.
-const SCRIPT_BYTES_MAX: usize = 64 << 10;
-
 /// A server's settings of archiving.
 pub struct Archives {
     /// Where segments go now.
@@ -40,7 +34,7 @@ pub struct Archives {
     /// What a reload or a restart changes for the worse.
     pub pending: Option<String>,
     settings: Vec<InForce>,
-    ini_words: Vec<String>,
+    ours: (PathBuf, PathBuf),
 }
 
 impl Archives {
@@ -63,7 +57,7 @@ impl Archives {
             command: String::new(),
             pending: None,
             settings,
-            ini_words: ini_words(&config.path)?,
+            ours: (config.path.clone(), config.master_data.clone()),
         };
         archives.command = match archives.value("archive_command") {
             // The server does not tell what it would run if the mode were on; its files do.
@@ -87,6 +81,11 @@ impl Archives {
         self.setting(name).map_or(String::new(), InForce::place)
     }
 
+    fn destination(&self, command: &str) -> Destination {
+        let (ini, data) = &self.ours;
+        archive_command::destination(command, &Ours { ini, data })
+    }
+
     fn judge(&self) -> Archiving {
         let library = self.value("archive_library");
         if !library.is_empty() {
@@ -97,7 +96,12 @@ impl Archives {
         }
         let off = self.value("archive_mode") == "off";
         let place = self.place("archive_command");
-        match destination(&self.command, &self.ini_words) {
+        match self.destination(&self.command) {
+            Destination::Unheard => Archiving::Unheard(format!(
+                "archive_command is `{}` (set in {place}), which ends without an error also where walmgr fails, \
+                 so PostgreSQL removes segments that did not arrive",
+                self.command
+            )),
             Destination::Other => Archiving::Foreign(format!(
                 "archive_command is `{}` (set in {place})",
                 self.command
@@ -134,10 +138,7 @@ impl Archives {
             let worse = match *name {
                 "archive_mode" => matches!(setter.value.as_str(), "off" | "false" | "no" | "0"),
                 "archive_library" => !setter.value.is_empty(),
-                _ => !matches!(
-                    destination(&setter.value, &self.ini_words),
-                    Destination::Here
-                ),
+                _ => self.destination(&setter.value) != Destination::Here,
             };
             let from_file = setting.place() != COMMAND_LINE && setter.value != setting.value;
             let when = if *name == "archive_mode" {
@@ -233,6 +234,11 @@ impl Archives {
     ) -> Result<()> {
         let what = match &self.archiving {
             Archiving::On => return Ok(()),
+            // What walmgr stored arrives all the same.
+            Archiving::Unheard(what) => {
+                tracing::warn!("{what}; `setup` puts it right");
+                return Ok(());
+            }
             Archiving::Foreign(what) if self.value("archive_library").is_empty() => {
                 let statistics = session.archiver_statistics().await?;
                 // What went before the settings were read was another command's.
@@ -261,70 +267,6 @@ fn last_setter(config: &MasterConfig, name: &str) -> Option<conf::Setter> {
     found.ok().flatten()
 }
 
-/// Where an `archive_command` sends segments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Destination {
-    Here,
-    Nobody,
-    /// PostgreSQL keeps them until there is a command.
-    Kept,
-    Other,
-}
-
-fn destination(command: &str, ini_words: &[String]) -> Destination {
-    let trimmed = command.trim();
-    let lets_go = trimmed.is_empty()
-        || trimmed.starts_with('#')
-        || matches!(
-            trimmed,
-            LETS_GO | "/usr/bin/true" | "true" | ":" | "exit 0" | "exit" | "test 1" | "cd ."
-        );
-    match command {
-        "" => Destination::Kept,
-        _ if lets_go => Destination::Nobody,
-        _ if calls_us(trimmed, ini_words) || is_script_of_ours(trimmed) => Destination::Here,
-        _ => Destination::Other,
-    }
-}
-
-fn calls_us(command: &str, ini_words: &[String]) -> bool {
-    let is_ours = |word: &String| {
-        let padded = format!(" {command}");
-        let behind = padded.split_once(&format!(" {word} "));
-        behind.is_some_and(|(_, behind)| format!(" {behind}").contains(" xarchive "))
-    };
-    ini_words.iter().any(is_ours)
-}
-
-/// Whether the first word is a script that calls `walmgr … xarchive`: a wrapper around our line. Skytools'
-/// program is a script that knows the word as well, and is given it.
-pub fn is_script_of_ours(command: &str) -> bool {
-    use std::io::Read;
-    if command.split_whitespace().any(|word| word == "xarchive") {
-        return false;
-    }
-    let script = command
-        .split_whitespace()
-        .find(|word| word.starts_with('/'));
-    let Some(file) = script.and_then(|path| std::fs::File::open(path).ok()) else {
-        return false;
-    };
-    let mut text = Vec::new();
-    let read = file.take(SCRIPT_BYTES_MAX as u64).read_to_end(&mut text);
-    let text = String::from_utf8_lossy(&text);
-    read.is_ok() && text.starts_with("#!") && text.contains("xarchive")
-}
-
-/// The ini file as an `archive_command` may name it: as it was typed, or without symlinks.
-fn ini_words(ini: &Path) -> Result<Vec<String>> {
-    let resolved = std::fs::canonicalize(ini).at(Kind::Config, "find", ini)?;
-    let words = [ini.to_path_buf(), resolved];
-    words
-        .iter()
-        .map(|path| shell_word("archive_command", path))
-        .collect()
-}
-
 /// Says every now and then what keeps a segment from arriving, for as long as it is polled.
 pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> Infallible {
     let mut before = None;
@@ -342,7 +284,10 @@ pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> I
                 let since = since(before.get_or_insert_with(|| now.clone()), &now, wanted);
                 match archiving {
                     Archiving::On => tracing::info!("still waiting for {wanted}: {since}"),
-                    Archiving::Off(what) | Archiving::Kept(what) | Archiving::Foreign(what) => {
+                    Archiving::Off(what)
+                    | Archiving::Kept(what)
+                    | Archiving::Unheard(what)
+                    | Archiving::Foreign(what) => {
                         tracing::warn!("still waiting for {wanted}: {since}; {what}");
                     }
                 }
@@ -378,58 +323,5 @@ pub fn since(before: &ArchiverStatistics, now: &ArchiverStatistics, wanted: Segm
             "PostgreSQL has archived nothing since, nor failed ({last} was the last): its archiver does not \
              run, or archive_command does not end"
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_ours_only_with_this_ini_file() {
-        let ini = ["/etc/walmgr/master.ini".to_owned()];
-        for (command, found) in [
-            (
-                "/usr/bin/walmgr /etc/walmgr/master.ini xarchive %p %f",
-                Destination::Here,
-            ),
-            (
-                "walmgr /etc/walmgr/master.ini -q xarchive %p %f",
-                Destination::Here,
-            ),
-            (
-                "nice walmgr --set a=b /etc/walmgr/master.ini xarchive %p %f",
-                Destination::Here,
-            ),
-            (
-                "cp %p /srv && walmgr /etc/walmgr/master.ini xarchive %p %f",
-                Destination::Here,
-            ),
-            (
-                "/usr/bin/walmgr /etc/walmgr/other-master.ini xarchive %p %f",
-                Destination::Other,
-            ),
-            ("cp %p /srv/%f", Destination::Other),
-            ("", Destination::Kept),
-            (" ", Destination::Nobody),
-            (LETS_GO, Destination::Nobody),
-            ("# later", Destination::Nobody),
-            ("exit 0", Destination::Nobody),
-        ] {
-            assert_eq!(destination(command, &ini), found, "{command}");
-        }
-    }
-
-    #[test]
-    fn a_script_around_our_line_is_ours() {
-        let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("archive.sh");
-        let command = format!("{} %p %f", script.display());
-        std::fs::write(&script, "#!/bin/sh\nwalmgr /m.ini xarchive \"$@\"\n").unwrap();
-        assert_eq!(destination(&command, &[]), Destination::Here);
-        let skytools = format!("{} /old.ini xarchive %p %f", script.display());
-        assert_eq!(destination(&skytools, &[]), Destination::Other);
-        std::fs::write(&script, "#!/bin/sh\ncp \"$1\" /srv\n").unwrap();
-        assert_eq!(destination(&command, &[]), Destination::Other);
     }
 }

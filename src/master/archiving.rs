@@ -8,8 +8,9 @@ use walmgr_protocol::names::{SegmentName, TimelineId};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
-use crate::master::archiver::{Archives, DISABLED, LETS_GO};
+use crate::master::archiver::{Archives, DISABLED};
 use crate::output;
+use crate::pg::archive_command::LETS_GO;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;

@@ -15,6 +15,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::options::Options;
 use crate::output;
+use crate::pg::archive_command::{Ours, is_worth_keeping};
 use crate::pg::command::walmgr_command;
 use crate::pg::conf;
 use crate::pg::grants::Task;
@@ -136,6 +137,10 @@ fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSeg
     let before = match &found.archives.archiving {
         Archiving::On | Archiving::Kept(_) => return,
         Archiving::Off(_) => "archiving was off",
+        Archiving::Unheard(what) => {
+            tracing::warn!("{what}: it is replaced");
+            "segments that did not arrive were removed"
+        }
         Archiving::Foreign(_) => {
             let command = &found.archives.command;
             tracing::warn!("the archive_command `{command}` is replaced: it gets no more segments");
@@ -182,9 +187,13 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     if !enough {
         changes.push(("wal_level", "replica".to_owned()));
     }
+    let ours = Ours {
+        ini: &config.path,
+        data: &config.master_data,
+    };
     let command = match conf::value(&text, "archive_command") {
         // What is around our line was put there for a reason.
-        Some(found) if archiver::is_script_of_ours(&found) => found,
+        Some(found) if is_worth_keeping(&found, &ours) => found,
         _ => walmgr_command("archive_command", &config.path, "xarchive %p %f")?,
     };
     changes.push(("archive_command", command));

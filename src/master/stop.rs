@@ -5,10 +5,10 @@
 use crate::config::MasterConfig;
 use crate::daemon::{self, Control};
 use crate::error::{CommandError, Result};
-use crate::master::archiver::LETS_GO;
 use crate::master::archiving::{self, Activation};
 use crate::options::Options;
 use crate::output;
+use crate::pg::archive_command::LETS_GO;
 use crate::pg::grants::Task;
 use crate::status::Archiving;
 

@@ -16,7 +16,7 @@ pub fn walmgr_command(setting: &str, ini: &Path, words: &str) -> Result<String> 
 }
 
 /// A path as a word of the command in `setting`.
-pub fn shell_word(setting: &str, path: &Path) -> Result<String> {
+fn shell_word(setting: &str, path: &Path) -> Result<String> {
     let Some(text) = path.to_str().filter(|text| !text.contains('\n')) else {
         return Err(CommandError::config(format!(
             "{} cannot stand in {setting}: it is not plain text",

@@ -7,6 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::SystemId;
 
+use super::archive_command;
 use super::backup_label::BackupLabel;
 use super::conf::{self, CommandLine, foreign};
 use super::conninfo::{self, Environment};
@@ -54,6 +55,15 @@ pub fn conf_edit(bytes: &[u8]) {
     assert!(made.len() <= changes.len());
     let (again, nothing) = edit(&edited);
     assert!(nothing.is_empty() && again == edited);
+    if let Some(command) = conf::value(bytes, "archive_command") {
+        let ours = archive_command::Ours {
+            ini: std::path::Path::new("/srv/m.ini"),
+            data: std::path::Path::new("/srv/data"),
+        };
+        let kept = archive_command::is_worth_keeping(&command, &ours);
+        let destination = archive_command::destination(&command, &ours);
+        assert!(!kept || destination == archive_command::Destination::Here);
+    }
 }
 
 /// Settings and access rules from another host: what is left runs nothing and includes nothing from

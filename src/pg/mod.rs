@@ -2,6 +2,7 @@
 //! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
+pub mod archive_command;
 pub mod backup_label;
 pub mod command;
 pub mod conf;

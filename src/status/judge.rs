@@ -79,6 +79,8 @@ codes! {
     LagUnknown = "lag_unknown",
     /// Finished segments are archived nowhere.
     ArchivingOff = "archiving_off",
+    /// PostgreSQL does not hear that a segment did not arrive.
+    ArchivingUnheard = "archiving_unheard",
     /// Finished segments go to another program.
     ArchivingForeign = "archiving_foreign",
     /// The last file could not be archived.
@@ -188,6 +190,9 @@ fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds
         Some(Archiving::Foreign(what)) => {
             let text = format!("{what}, which is not walmgr's with this ini file");
             found.warn(Code::ArchivingForeign, text);
+        }
+        Some(Archiving::Unheard(what)) => {
+            found.alarm(Code::ArchivingUnheard, format!("{what}; run `setup`"));
         }
         Some(Archiving::On) | None => {}
     }

@@ -116,6 +116,8 @@ pub enum Archiving {
     Off(String),
     /// Nowhere, and why: they pile up.
     Kept(String),
+    /// To walmgr, which PostgreSQL does not hear fail, and why.
+    Unheard(String),
     /// To another program, and which.
     Foreign(String),
 }

@@ -250,6 +250,7 @@ fn master_json(master: &Master) -> Value {
     let archiving = master.archiving.as_ref().map(|archiving| match archiving {
         Archiving::On => "on",
         Archiving::Off(_) | Archiving::Kept(_) => "off",
+        Archiving::Unheard(_) => "unheard",
         Archiving::Foreign(_) => "foreign",
     });
     let syncdaemon = match master.syncdaemon {

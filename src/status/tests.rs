@@ -116,7 +116,7 @@ fn nothing_is_wrong_where_everything_is_well() {
 #[test]
 fn each_fault_is_a_finding_of_its_own() {
     type Change = fn(&mut Facts);
-    let cases: [(Change, &str); 18] = [
+    let cases: [(Change, &str); 19] = [
         (
             |facts| facts.standby = Err("gone".into()),
             "critical receiver",
@@ -147,6 +147,10 @@ fn each_fault_is_a_finding_of_its_own() {
         (
             |facts| master(facts).archiving = Some(Archiving::Foreign("cp".into())),
             "warning archiving_foreign",
+        ),
+        (
+            |facts| master(facts).archiving = Some(Archiving::Unheard("a".into())),
+            "critical archiving_unheard",
         ),
         (
             |facts| overview(facts).missing = "000000010000000000000004".parse().ok(),

@@ -307,3 +307,94 @@ fn fault_137_setup_forces_out_another_segment_when_the_first_went_elsewhere() {
         assert!(said.stderr.contains(told), "{}", said.stderr);
     });
 }
+
+fn set_command(site: &Site, command: &str) {
+    let conf = site.cluster().config_file();
+    let mut lines = fs::read_to_string(&conf).unwrap();
+    lines.push_str(&format!(
+        "archive_command = '{}'\n",
+        command.replace('\'', "''")
+    ));
+    fs::write(&conf, lines).unwrap();
+    site.cluster().reload();
+    crate::support::wait_for("the reload", crate::replay::PATIENCE, || {
+        (site.cluster().psql("SHOW archive_command") == command).then_some(())
+    });
+}
+
+#[test]
+fn fault_137_a_program_whose_name_begins_alike_is_another_with_the_same_ini_file() {
+    on_versions(|major| {
+        let site = archiving_site(major);
+        let ini = site.master_ini().display();
+        for (name, text) in [
+            ("walmgr3", "#!/bin/sh\nexit 0\n"),
+            ("walmgr", "#!/usr/bin/python3\nimport skytools\n"),
+        ] {
+            let program = site.home().write(name, text);
+            set_command(
+                &site,
+                &format!("{} {ini} xarchive %p %f", program.display()),
+            );
+            let said = format!("archive_command is `{}", program.display());
+            status_says(&site, &[&said, "not walmgr's with this ini file"]);
+            site.master_command(&["stop"])
+                .fail_last(2, "nothing was changed");
+            site.master_command(&["backup"]).fail_last(2, &said);
+        }
+        let replaced = site.master_command(&["setup"]);
+        replaced.succeed();
+        assert!(
+            replaced.stderr.contains("is replaced: it gets no more"),
+            "{}",
+            replaced.stderr
+        );
+    });
+}
+
+#[test]
+fn fault_137_what_stands_around_our_line_stays_and_archives() {
+    let site = match Cluster::available(15) {
+        Ok(()) => archiving_site(15),
+        Err(reason) => skip!("{reason}"),
+    };
+    let walmgr = walmgr_binary().display();
+    let ini = site.master_ini().display();
+    for command in [
+        format!("nice -n 5 {walmgr} {ini} xarchive \"%p\" \"%f\""),
+        format!("LC_ALL=C env A=b '{walmgr}' \"{ini}\" xarchive %p %f"),
+        format!("test ! -f /nonexistent/stop && {walmgr} {ini} xarchive %p %f"),
+        format!("sh -c 'exec {walmgr} {ini} xarchive \"%p\" %f' 2>&1"),
+        format!("if [ -d pg_wal ]; then {walmgr} {ini} xarchive %p %f; else exit 1; fi"),
+    ] {
+        set_command(&site, &command);
+        let told = site.master_command(&["status"]).stdout;
+        assert!(!told.contains("archive_command"), "{command}: {told}");
+        site.master_command(&["setup"]).succeed();
+        assert_eq!(site.cluster().psql("SHOW archive_command"), command);
+    }
+}
+
+#[test]
+fn fault_137_a_command_whose_failure_postgresql_does_not_hear_is_an_alarm_and_replaced() {
+    on_versions(|major| {
+        let site = archiving_site(major);
+        let line = site.cluster().psql("SHOW archive_command");
+        for behind in [" || true", " 2>&1 | cat", "; exit 0"] {
+            set_command(&site, &format!("{line}{behind}"));
+            status_says(
+                &site,
+                &[
+                    "critical: archive_command is",
+                    "segments that did not arrive",
+                ],
+            );
+            // It is ours all the same, and what arrives can be waited for.
+            site.master_command(&["-n", "backup"]).succeed();
+            let said = site.master_command(&["setup"]);
+            said.succeed();
+            assert!(said.stderr.contains("it is replaced"), "{}", said.stderr);
+            assert_eq!(site.cluster().psql("SHOW archive_command"), line);
+        }
+    });
+}

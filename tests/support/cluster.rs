@@ -551,6 +551,16 @@ fn binaries(major: u8) -> Result<PathBuf, String> {
     })
 }
 
+/// The library of clients that belongs to a version. Debian has one for all, of the newest version.
+pub fn library(major: u8) -> Result<PathBuf, String> {
+    let bin = binaries(major)?;
+    let beside = bin.with_file_name("lib").join("libpq.so.5");
+    Ok(match beside.exists() {
+        true => beside,
+        false => PathBuf::from("libpq.so.5"),
+    })
+}
+
 /// psql and pgbench talk to every server version, so any installed one will do.
 fn client_program(program: &str) -> Result<PathBuf, String> {
     let on_path = std::env::var_os("PATH").unwrap_or_default();

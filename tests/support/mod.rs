@@ -34,6 +34,7 @@ pub mod dice;
 pub mod hostile;
 pub mod hostile_receiver;
 pub mod imitation;
+pub mod libpq;
 pub mod loopfs;
 pub mod oracle;
 pub mod outcome;

@@ -205,9 +205,9 @@ impl Conninfo {
     }
 
     /// The password for a place and a database: the string's, or that of the password file.
-    pub fn password(&self, place: &Place, database: &str) -> Option<String> {
-        if self.password.is_some() {
-            return self.password.clone();
+    pub fn password(&self, place: &Place, database: &str) -> Option<Vec<u8>> {
+        if let Some(password) = &self.password {
+            return Some(password.clone().into_bytes());
         }
         let hosts = match (&place.listener, &place.host) {
             // Which folder is the default one depends on who built libpq.
@@ -519,7 +519,7 @@ pub(super) fn service_in(services: &str, passwords: &str) -> Vec<&'static str> {
     let wanted = [any(), any(), any(), any()];
     let found = passwords
         .lines()
-        .find_map(|line| password::of_line(line, &wanted));
+        .find_map(|line| password::of_line(line.as_bytes(), &wanted));
     assert!(found.is_none_or(|found| passwords.len() >= found.len()));
     let mut given = Given::new();
     match service::section(services, "main", &mut given) {

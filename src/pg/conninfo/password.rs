@@ -1,5 +1,6 @@
 //! `~/.pgpass`: the password of a host, port, database and user.
-//! Never uses a file that others may read. Invariant: the first line that fits counts.
+//! Never uses a file that others may read. Invariant: the first line that fits counts, and a line
+//! fits where libpq (`passwordFromFile`, `src/interfaces/libpq/fe-connect.c`) finds that it does.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 pub type Wanted = [Vec<String>; 4];
 
 /// The password in this file, if it is private and has one.
-pub fn from_file(file: &Path, wanted: &Wanted) -> Option<String> {
+pub fn from_file(file: &Path, wanted: &Wanted) -> Option<Vec<u8>> {
     let metadata = std::fs::metadata(file).ok()?;
     if !metadata.is_file() {
         tracing::warn!("ignored {}: it is not a file", file.display());
@@ -21,30 +22,63 @@ pub fn from_file(file: &Path, wanted: &Wanted) -> Option<String> {
         );
         return None;
     }
-    let text = super::read_file(file).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    text.lines().find_map(|line| of_line(line, wanted))
+    match super::read_file(file) {
+        Ok(text) => text
+            .split(|byte| *byte == b'\n')
+            .find_map(|line| of_line(line, wanted)),
+        Err(error) => {
+            tracing::warn!("ignored {}: {error}", file.display());
+            None
+        }
+    }
 }
 
 /// `host:port:database:user:password`, each may be `*`; colons and backslashes are escaped by a
 /// backslash.
-pub(super) fn of_line(line: &str, wanted: &Wanted) -> Option<String> {
-    if line.starts_with('#') {
+pub(super) fn of_line(line: &[u8], wanted: &Wanted) -> Option<Vec<u8>> {
+    if line.starts_with(b"#") {
         return None;
     }
-    let mut fields = vec![String::new()];
-    let mut letters = line.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            ':' if fields.len() < 5 => {
-                fields.push(String::new());
-                continue;
+    let ends = line.iter().rposition(|byte| !b"\r\n".contains(byte))?;
+    let mut rest = &line[..=ends];
+    for spellings in wanted {
+        rest = spellings
+            .iter()
+            .find_map(|it| behind(rest, it.as_bytes()))?;
+    }
+    let mut password = Vec::new();
+    while let [first, left @ ..] = rest {
+        rest = left;
+        match first {
+            // What follows a fifth colon is for fields that nobody has thought of yet.
+            b':' => break,
+            b'\\' if let [escaped, left @ ..] = rest => {
+                password.push(*escaped);
+                rest = left;
             }
-            '\\' => fields.last_mut()?.extend(letters.next()),
-            letter => fields.last_mut()?.push(letter),
+            byte => password.push(*byte),
         }
     }
-    let password = fields.get(4)?.clone();
-    let fits = |(field, wanted): (&String, &Vec<String>)| field == "*" || wanted.contains(field);
-    fields.iter().zip(wanted).all(fits).then_some(password)
+    Some(password)
+}
+
+/// What follows the field, if it fits: `pwdfMatchesString`. Only a bare `*` stands for everything,
+/// and a colon of what is wanted, as in `::1`, needs no backslash.
+fn behind<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    if let Some(rest) = line.strip_prefix(b"*:") {
+        return Some(rest);
+    }
+    let (mut line, mut wanted) = (line, wanted);
+    loop {
+        if wanted.is_empty() {
+            return line.strip_prefix(b":");
+        }
+        let escaped = line.strip_prefix(b"\\").unwrap_or(line);
+        let (found, left) = escaped.split_first()?;
+        let (expected, to_come) = wanted.split_first()?;
+        if found != expected {
+            return None;
+        }
+        (line, wanted) = (left, to_come);
+    }
 }

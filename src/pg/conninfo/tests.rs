@@ -412,7 +412,7 @@ fn passwords_come_from_a_private_file() {
     let file = folder.path().join(".pgpass");
     std::fs::write(
         &file,
-        "# comment\nh:1:d:u:one\nlocalhost:*:*:wal:two\n*:*:*:a\\:b:th\\\\ree:4\nb:*:*:wal:of b\n",
+        "# comment\nh:1:d:u:one\nlocalhost:*:*:wal:two\n*:*:*:a\\:b:th\\\\ree:4:5\nb:*:*:wal:of b\n",
     )
     .unwrap();
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
@@ -432,7 +432,7 @@ fn passwords_come_from_a_private_file() {
     assert_eq!(password("host=h port=2 dbname=d user=u"), None);
     assert_eq!(password("host=h port=1 dbname=e user=u"), None);
     assert_eq!(password("dbname=template1"), Some("two".into()));
-    assert_eq!(password("host=x user=a:b"), Some("th\\ree:4".into()));
+    assert_eq!(password("host=x user=a:b"), Some("th\\ree".into()));
     assert_eq!(password("host=a,b"), Some("of b".into()));
     assert_eq!(password("password=own"), Some("own".into()));
     assert_eq!(password("passfile=/nonexistent"), None);
