@@ -4,6 +4,7 @@
 
 mod configuration_in_pieces;
 mod connection_strings;
+mod crossing_records;
 mod foreign_archiver;
 mod group_access;
 mod hot_standby_off;

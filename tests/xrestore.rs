@@ -235,6 +235,7 @@ fn fault_113_what_lies_before_the_first_segment_keeps_no_restore_from_it() {
          START TIME: 2026-01-02 03:04:05 UTC\nLABEL: x\n"
     );
     fs::write(standby.data.join("backup_label"), label).unwrap();
+    fs::write(standby.data.join("PG_VERSION"), "15\n").unwrap();
     standby.serves(&first);
 }
 

@@ -267,6 +267,7 @@ impl<'a> Restore<'a> {
             tracing::warn!("{name} lacks what the master had: {line}");
         }
         place.link_tablespaces(&self.described)?;
+        place.later.lead()?;
         place.make_wal_directory()?;
         let spaces: Vec<PathBuf> = place.spaces.values().cloned().collect();
         let modes = group_access::apply(&place.data, &spaces);

@@ -7,13 +7,13 @@
 //! that breaks is tried again for `push_timeout`, because 254 ends the server that asks.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::fetch::{GetFile, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::{Outcome, Request};
 
 use crate::config::MasterConfig;
@@ -23,7 +23,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::{Fetched, Fetching, Sink};
 use crate::options::Options;
 use crate::output;
-use crate::pg::location;
+use crate::pg::{crossing, location};
 use crate::wal::obstacle::Walk;
 use crate::wal::scan::Scanner;
 
@@ -38,19 +38,33 @@ const GAP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Hands over one file.
 pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &Path) -> Result<()> {
+    let data = location::data_directory_of(path);
+    let facts = data.as_deref().map(ClusterFacts::of);
+    let look = match (name, &data, &facts) {
+        (WalFileName::Segment(segment), Some(data), Some(Ok(facts))) => {
+            Some(Look::begin(data, segment, facts))
+        }
+        // Whatever may be replayed is looked at.
+        (WalFileName::Segment(_), Some(_), Some(Err(error))) => {
+            let doing = format!("{name} is held back, as nobody can tell whose server asks");
+            return Err(CommandError::retry(doing).because(error));
+        }
+        _ => None,
+    };
     let restore = Restore {
         config,
         name,
-        // PostgreSQL's working directory, and so ours, is its data directory.
-        facts: ClusterFacts::of(Path::new(".")).ok(),
+        facts: facts.and_then(Result::ok),
         begun: Instant::now(),
     };
     let room = Room::of(name, restore.facts.as_ref());
     let runtime = super::runtime()?;
     let restored = match options.not_really {
-        true => runtime.block_on(restore.keep_trying(|| Ok(Nowhere { room }))),
-        false => runtime
-            .block_on(restore.keep_trying(|| Placing::begin(path, room, restore.facts.as_ref()))),
+        true => runtime.block_on(restore.keep_trying(|| {
+            let look = look.clone();
+            Ok(Nowhere { room, look })
+        })),
+        false => runtime.block_on(restore.keep_trying(|| Placing::begin(path, room, look.clone()))),
     };
     // A writer that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -77,11 +91,58 @@ trait Destination: Sink {
 /// `-n`: it is looked at only.
 struct Nowhere {
     room: Room,
+    look: Option<Look>,
 }
 
 impl Sink for Nowhere {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.room.take(bytes)
+        self.room.take(bytes)?;
+        self.look.iter_mut().for_each(|look| look.update(bytes));
+        Ok(())
+    }
+}
+
+/// A look for what replay may not get past in a segment; this host has the master's tablespaces.
+#[derive(Clone)]
+struct Look {
+    data: PathBuf,
+    major: u8,
+    segment: SegmentName,
+    walk: Walk,
+    /// From within the record that the segment before did not end.
+    crossing: Option<Walk>,
+}
+
+impl Look {
+    fn begin(data: &Path, segment: SegmentName, facts: &ClusterFacts) -> Look {
+        let size = facts.cluster.segment_size;
+        let scanner = Scanner::new(segment.start(size).unwrap_or_default(), size);
+        Look {
+            data: data.to_path_buf(),
+            major: u8::try_from(facts.cluster.postgres_major).unwrap_or_default(),
+            segment,
+            walk: Walk::from(scanner.without_checksums()),
+            crossing: crossing::before(data, segment, size),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.walk.update(bytes);
+        self.crossing.iter_mut().for_each(|walk| walk.update(bytes));
+    }
+
+    fn judge(&self) -> Result<()> {
+        let mut obstacles = self.walk.obstacles().clone();
+        if let Some(crossing) = &self.crossing {
+            obstacles.add_before(crossing.obstacles(), Lsn(u64::MAX));
+        }
+        match location::held_back(&self.data, self.major, &obstacles) {
+            Some(held) => {
+                let doing = format!("{} is held back", self.segment);
+                Err(CommandError::retry(doing).because(held))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -126,6 +187,7 @@ impl Room {
 
 impl Destination for Nowhere {
     fn finish(self) -> Result<Whole> {
+        self.look.as_ref().map_or(Ok(()), Look::judge)?;
         Ok(Whole::Seen)
     }
 }
@@ -133,28 +195,18 @@ impl Destination for Nowhere {
 struct Placing {
     room: Room,
     file: HandedOver,
-    path: std::path::PathBuf,
-    /// What replay may not get past in it; this host has the master's tablespaces.
-    walk: Option<(Walk, u8)>,
+    path: PathBuf,
+    look: Option<Look>,
 }
 
 impl Placing {
-    fn begin(path: &Path, room: Room, facts: Option<&ClusterFacts>) -> Result<Placing> {
+    fn begin(path: &Path, room: Room, look: Option<Look>) -> Result<Placing> {
         let begun = HandedOver::begin(path);
-        let walk = match (room.name, facts) {
-            (WalFileName::Segment(segment), Some(facts)) => {
-                let size = facts.cluster.segment_size;
-                let scanner = Scanner::new(segment.start(size).unwrap_or_default(), size);
-                let major = u8::try_from(facts.cluster.postgres_major).unwrap_or_default();
-                Some((Walk::from(scanner.without_checksums()), major))
-            }
-            _ => None,
-        };
         Ok(Placing {
             room,
             file: begun.at(Kind::Retry, "create a file beside", path)?,
             path: path.to_path_buf(),
-            walk,
+            look,
         })
     }
 
@@ -166,23 +218,14 @@ impl Placing {
 impl Sink for Placing {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.room.take(bytes)?;
-        if let Some((walk, _)) = &mut self.walk {
-            walk.update(bytes);
-        }
+        self.look.iter_mut().for_each(|look| look.update(bytes));
         Placing::writing(&self.path, self.file.append(bytes))
     }
 }
 
 impl Destination for Placing {
     fn finish(self) -> Result<Whole> {
-        // PostgreSQL's working directory, and so ours, is its data directory.
-        let held = (self.walk.as_ref()).and_then(|(walk, major)| {
-            location::held_back(Path::new("."), *major, walk.obstacles())
-        });
-        if let Some(held) = held {
-            let doing = format!("{} is held back", self.room.name);
-            return Err(CommandError::retry(doing).because(held));
-        }
+        self.look.as_ref().map_or(Ok(()), Look::judge)?;
         Placing::writing(&self.path, self.file.put_in_place())?;
         Ok(Whole::InPlace)
     }

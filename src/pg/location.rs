@@ -54,6 +54,15 @@ pub fn refusal<'a>(
     })
 }
 
+/// The data directory of whoever asks for a file to be put there. PostgreSQL works in it; a script in between
+/// may work elsewhere, and `pg_rewind` asks for the server that it rewinds. `None`: nobody who replays.
+pub fn data_directory_of(path: &Path) -> Option<PathBuf> {
+    let is_one = |folder: &Path| folder.join("PG_VERSION").exists();
+    let above = path.parent().and_then(Path::parent).map(Path::to_path_buf);
+    let above = above.filter(|above| !above.as_os_str().is_empty() && is_one(above));
+    above.or_else(|| Some(PathBuf::from(".")).filter(|folder| is_one(folder)))
+}
+
 /// Where the recovery of the server in `data` begins: its label says so until the control file does.
 pub fn recovery_begin(data: &Path) -> Option<Lsn> {
     match std::fs::read(data.join("backup_label")) {

@@ -13,11 +13,11 @@
 //! (`KeepFileRestoredFromArchive`), and the archive has it anyway.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::names::{SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use crate::config::{OnCorrupt, StandbyConfig};
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -25,7 +25,7 @@ use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
 use crate::pg::conf::{MAIN_FILE, ServerSettings};
-use crate::pg::location;
+use crate::pg::{crossing, location};
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
@@ -64,6 +64,7 @@ pub fn run(
         asker: Asker::of_this_process(),
         name,
         path,
+        data: location::data_directory_of(path),
     };
     if options.not_really {
         return restore.rehearse();
@@ -79,6 +80,8 @@ struct Restore<'a> {
     asker: Asker,
     name: WalFileName,
     path: &'a Path,
+    /// Of the server that replays what is put there, if there is one.
+    data: Option<PathBuf>,
 }
 
 /// What one look at the archive led to.
@@ -344,8 +347,8 @@ impl Restore<'_> {
             return false;
         };
         let size = self.archive.binding().segment_size;
-        location::recovery_begin(Path::new("."))
-            .is_some_and(|begin| segment.number(size) == Some(begin.0 / size.bytes()))
+        let begin = self.data.as_deref().and_then(location::recovery_begin);
+        begin.is_some_and(|begin| segment.number(size) == Some(begin.0 / size.bytes()))
     }
 
     /// PostgreSQL would act outside its data directory, where somebody else has files, or end.
@@ -354,9 +357,18 @@ impl Restore<'_> {
             return None;
         }
         let major = self.archive.binding().postgres_major;
-        // PostgreSQL's working directory, and so ours, is its data directory.
-        let held = location::held_back(Path::new("."), major, obstacles)?;
+        let held = location::held_back(self.data.as_deref()?, major, obstacles)?;
         Some(CommandError::retry(format!("{} is held back", self.name)).because(held))
+    }
+
+    /// From within the record that the server has begun in the segment before: that may have been streamed
+    /// and never archived.
+    fn crossing(&self) -> Option<Walk> {
+        let WalFileName::Segment(segment) = self.name else {
+            return None;
+        };
+        let size = self.archive.binding().segment_size;
+        crossing::before(self.data.as_deref()?, segment, size)
     }
 
     fn hand_over(
@@ -367,15 +379,20 @@ impl Restore<'_> {
         let begun = HandedOver::begin(self.path);
         let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
         let mut written = Ok(());
+        let mut crossing = self.crossing();
         let verified = read(&mut |bytes| {
+            crossing.iter_mut().for_each(|walk| walk.update(bytes));
             written = copy.append(bytes);
             written.is_ok()
         });
         writing(written)?;
-        let obstacles = match verified {
+        let mut obstacles = match verified {
             Ok(obstacles) => obstacles,
             Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
         };
+        if let Some(crossing) = crossing {
+            obstacles.add_before(crossing.obstacles(), Lsn(u64::MAX));
+        }
         if let Some(error) = self.held_back(&obstacles) {
             return Ok(Look::Unfit(error));
         }

@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAJORS: [u8; 2] = [15, 18];
 
 /// A master, and a standby restored from it that was not started yet.
-struct Scene {
-    site: Site,
-    standby: Cluster,
+pub(super) struct Scene {
+    pub(super) site: Site,
+    pub(super) standby: Cluster,
 }
 
 impl Scene {
-    fn new(major: u8, settings: &[(&str, &str)]) -> Scene {
+    pub(super) fn new(major: u8, settings: &[(&str, &str)]) -> Scene {
         Scene::of(Cluster::builder().major(major), settings)
     }
 
@@ -48,7 +48,7 @@ impl Scene {
     }
 
     /// A tablespace on the master with 20,000 rows in it; where it is.
-    fn tablespace(&self, name: &str) -> PathBuf {
+    pub(super) fn tablespace(&self, name: &str) -> PathBuf {
         let space = self.site.home().create_dir(name);
         give_to_server(&space);
         let master = self.site.cluster();
@@ -59,19 +59,19 @@ impl Scene {
         space
     }
 
-    fn rows(server: &Cluster, name: &str) -> Option<String> {
+    pub(super) fn rows(server: &Cluster, name: &str) -> Option<String> {
         let count = format!("SELECT count(*) FROM in_{name}");
         server.try_psql(&count).ok().map(|it| it.trim().to_owned())
     }
 
     /// What is on the master's disk, and not in its memory only.
-    fn master_rows(&mut self, name: &str) -> Option<String> {
+    pub(super) fn master_rows(&mut self, name: &str) -> Option<String> {
         self.site.cluster_mut().stop(StopMode::Fast);
         self.site.cluster_mut().start();
         Scene::rows(self.site.cluster(), name)
     }
 
-    fn status(&self) -> String {
+    pub(super) fn status(&self) -> String {
         let status = self.site.standby_command(&["status", "--json"]);
         let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
         let findings = status["findings"].as_array().unwrap();
@@ -83,7 +83,7 @@ impl Scene {
     }
 
     /// Waits until a server that asked for the WAL has ended.
-    fn wait_until_ended(&self) -> String {
+    pub(super) fn wait_until_ended(&self) -> String {
         wait_for("the server to end", PATIENCE, || {
             (self.standby.log().contains("is held back") && !self.standby.is_running())
                 .then_some(())
@@ -231,7 +231,37 @@ fn fault_124_on_another_host_a_missing_directory_is_named_and_its_own_is_replaye
             (Scene::rows(&scene.standby, "beside")? == "20000").then_some(())
         });
         assert_eq!(version_directories(&new), 1);
+        the_master_leads_there_as_well(scene, &space, &new);
     }
+}
+
+/// On the master's new host, say.
+fn the_master_leads_there_as_well(mut scene: Scene, space: &Path, taken: &Path) {
+    scene.standby.stop(StopMode::Fast);
+    let place = scene.site.home().join("new host");
+    let restore = |new: &Path| {
+        let mapping = format!("--tablespace-mapping={}={}", space.display(), new.display());
+        let place = place.to_str().unwrap();
+        let words = ["restore", "data.master", place, &mapping];
+        scene.site.master_command(&words)
+    };
+    let new = scene.site.home().join("mapped-again");
+    restore(&new).fail_last(2, "is there on this host");
+    fs::remove_file(space).unwrap();
+    restore(taken).fail_last(2, "is not empty");
+    restore(&place.join("within")).fail_last(2, "has to lie apart");
+    assert!(!place.exists() && !space.exists());
+    restore(&new).succeed();
+    assert_eq!(fs::read_link(space).unwrap(), new);
+    let mut server = Cluster::on_directory(scene.site.cluster().major(), &place);
+    server.start();
+    wait_for("the rows", PATIENCE, || {
+        (Scene::rows(&server, "beside")? == "20000").then_some(())
+    });
+    assert_eq!(
+        (version_directories(&new), version_directories(taken)),
+        (1, 1)
+    );
 }
 
 #[test]

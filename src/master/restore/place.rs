@@ -19,6 +19,7 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control;
+use crate::pg::later_tablespaces::Later;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
 
@@ -37,6 +38,8 @@ pub struct Place {
     pub data: PathBuf,
     /// Where tablespaces go that do not stay below it.
     pub spaces: Spaces,
+    /// Where those go that the master makes later.
+    pub later: Later,
     /// Whether the directory has to be made.
     is_new: bool,
     /// Held while it is filled.
@@ -60,27 +63,37 @@ impl Place {
     ) -> Result<Place> {
         let data = resolved(data);
         refuse_overlap(config, &data)?;
-        let place = Place {
+        let mut place = Place {
             is_new: examine_directory(&data, &data)?,
             spaces: spaces(described, mapping)?,
+            later: Later::default(),
             data,
             opened: None,
         };
         for space in place.spaces.values() {
-            refuse_overlap(config, space)?;
             let others = place.spaces.values().filter(|other| *other == space);
-            if space.starts_with(&place.data) || place.data.starts_with(space) || others.count() > 1
-            {
-                return Err(CommandError::usage(format!(
-                    "{} has to lie apart from {} and from other tablespaces",
-                    space.display(),
-                    place.data.display()
-                )));
-            }
-            examine_directory(space, &place.data)?;
+            place.examine_space(config, space, others.count() > 1)?;
         }
+        let known = described.tablespaces.iter();
+        let known: Vec<PathBuf> = known.map(|space| location(&space.path)).collect();
+        place.later = Later::examine(&known, mapping, |new| {
+            let is_taken = place.spaces.values().any(|space| *space == resolved(new));
+            place.examine_space(config, &resolved(new), is_taken)
+        })?;
         place.check_room(described)?;
         Ok(place)
+    }
+
+    fn examine_space(&self, config: &MasterConfig, space: &Path, is_taken: bool) -> Result<()> {
+        refuse_overlap(config, space)?;
+        if space.starts_with(&self.data) || self.data.starts_with(space) || is_taken {
+            return Err(CommandError::usage(format!(
+                "{} has to lie apart from {} and from other tablespaces",
+                space.display(),
+                self.data.display()
+            )));
+        }
+        examine_directory(space, &self.data).map(|_| ())
     }
 
     /// What would be done, as a verb phrase.
@@ -350,10 +363,13 @@ fn resolved(path: &Path) -> PathBuf {
     }
 }
 
+fn location(path: &[u8]) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))
+}
+
 /// Which tablespace goes where.
 fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<Spaces> {
     let known = &described.tablespaces;
-    let location = |path: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
     let twice = known.iter().enumerate().find(|(index, space)| {
         let before = &known[..*index];
         before.iter().any(|other| other.oid == space.oid)
@@ -364,17 +380,9 @@ fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<
     }
     let mut spaces = Spaces::new();
     for (old, new) in mapping {
-        let Some(space) = known.iter().find(|space| location(&space.path) == *old) else {
-            let paths = known.iter().map(|space| location(&space.path));
-            let paths: Vec<String> = paths.map(|path| path.display().to_string()).collect();
-            let hint = match paths.is_empty() {
-                true => "the set has no tablespaces".to_owned(),
-                false => format!("its tablespaces were at {}", paths.join(", ")),
-            };
-            let text = format!("the set has no tablespace of {}", old.display());
-            return Err(CommandError::usage(text).hint(hint));
-        };
-        spaces.insert(space.oid, resolved(new));
+        if let Some(space) = known.iter().find(|space| location(&space.path) == *old) {
+            spaces.insert(space.oid, resolved(new));
+        }
     }
     for space in known
         .iter()

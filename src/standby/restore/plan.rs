@@ -23,6 +23,7 @@ use crate::pg::command::walmgr_command;
 use crate::pg::conf::{MAIN_FILE, ServerSettings};
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::later_tablespaces::Later;
 use crate::pg::left_out;
 use crate::pg::mounts;
 use crate::pg::recovery::{Recovery, TargetTimeline};
@@ -62,8 +63,8 @@ pub struct Plan<'a> {
     pub size: SetSize,
     /// Where tablespaces go that do not stay below the data directory, by OID.
     pub tablespaces: BTreeMap<OsString, PathBuf>,
-    /// Where tablespaces go that the master makes later, by their place on the master.
-    pub later: Vec<(PathBuf, PathBuf)>,
+    /// Where tablespaces go that the master makes later.
+    pub later: Later,
     pub recovery: Recovery,
     /// What the server will be set to that is started on it.
     pub server: ServerSettings,

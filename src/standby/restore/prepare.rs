@@ -30,7 +30,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         files::remove(&path).at(Kind::Retry, "remove", &path)?;
     }
     place_tablespaces(plan, staging)?;
-    super::spaces::lead_later(&plan.later)?;
+    plan.later.lead()?;
     place_wal(plan, staging)?;
     // Before anything comes that may be a key: that stays closed.
     let spaces: Vec<PathBuf> = plan.tablespaces.values().cloned().collect();

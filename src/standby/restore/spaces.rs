@@ -1,6 +1,6 @@
 //! Where the tablespaces of a set go: below the data directory, or where a mapping says.
-//! Never changes anything but for `lead_later`. Invariant: a tablespace goes to no directory that has anything in it, so
-//! never to where a server on this host has one.
+//! Never changes anything. Invariant: a tablespace goes to no directory that has anything in it, so never to
+//! where a server on this host has one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,8 +10,8 @@ use super::control_path;
 use super::place::{COPIED, MOVED, Place};
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::later_tablespaces::Later;
 use crate::pg::tablespace_map;
 
 /// Which tablespace goes where.
@@ -50,64 +50,10 @@ pub fn mapping(
     Ok(mapping)
 }
 
-/// The mappings for tablespaces that the set does not have and that the master may have made later. Replay
-/// goes to where the master has them, whatever link is in `pg_tblspc`, so the only way elsewhere is a link
-/// at that place; on a host where something is there already, as on the master's own, there is none.
-pub fn later(
-    set: &Path,
-    asked: &[(PathBuf, PathBuf)],
-    place: &Place,
-) -> Result<Vec<(PathBuf, PathBuf)>> {
-    let known = tablespaces(set)?;
-    let is_later = |old: &PathBuf| known.values().all(|path| path != old);
-    let mut later = Vec::new();
-    for (old, new) in asked.iter().filter(|(old, _)| is_later(old)) {
-        let refuse = |why: &str| {
-            let paths: Vec<String> = (known.values())
-                .map(|path| path.display().to_string())
-                .collect();
-            let known = match paths.is_empty() {
-                true => "it has no tablespaces".to_owned(),
-                false => format!("its tablespaces were at {}", paths.join(", ")),
-            };
-            let doing = format!("the set has no tablespace of {}", old.display());
-            Err(CommandError::usage(doing).hint(format!(
-                "{known}; one that is made later is made there by PostgreSQL, and can be led elsewhere by a \
-                 link only, but {} {why}",
-                old.display()
-            )))
-        };
-        if std::fs::read_link(old).is_ok_and(|to| to == *new) {
-            continue;
-        }
-        if old.symlink_metadata().is_ok() {
-            return refuse("is there on this host");
-        }
-        if !old.is_absolute() || !old.parent().is_some_and(Path::is_dir) {
-            return refuse("cannot be made: the directory above is missing");
-        }
-        check_space(new, place)?;
-        later.push((old.clone(), new.clone()));
-    }
-    Ok(later)
-}
-
-/// Makes the links for what comes later.
-pub fn lead_later(later: &[(PathBuf, PathBuf)]) -> Result<()> {
-    for (old, new) in later {
-        if !new.is_dir() {
-            std::fs::create_dir(new).at(Kind::Retry, "create", new)?;
-        }
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        std::fs::set_permissions(new, mode).at(Kind::Retry, "change the mode of", new)?;
-        files::link(old, new).at(Kind::Retry, "link", old)?;
-        tracing::info!(
-            "the set has no tablespace of {}: it is a link to {} now, for one that the master makes later",
-            old.display(),
-            new.display()
-        );
-    }
-    Ok(())
+/// The mappings for tablespaces that the set does not have.
+pub fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &Place) -> Result<Later> {
+    let known: Vec<PathBuf> = tablespaces(set)?.into_values().collect();
+    Later::examine(&known, asked, |new| check_space(new, place))
 }
 
 /// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
