@@ -651,7 +651,8 @@ fn absent_or_late(word: &OsStr) -> Option<CommandError> {
     })
 }
 
-fn words() -> Vec<String> {
+/// The commands there are, as they are typed.
+pub fn words() -> Vec<String> {
     Line::command()
         .get_subcommands()
         .map(|command| command.get_name().to_owned())

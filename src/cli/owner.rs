@@ -1,6 +1,6 @@
 //! Who has to type a command: the owner of what it writes, root included.
-//! Never looks at commands that only read, nor at those that PostgreSQL runs. Invariant: a refusal comes before
-//! anything is touched, and ends with the line to type.
+//! Never looks at commands that only read. Invariant: a refusal comes before anything is touched, and ends with the
+//! line to type; a new command does not compile before it is decided here what it writes.
 //!
 //! What a command of another user leaves is nobody's: PostgreSQL cannot read what root wrote, and the next
 //! `archive_command` fails. Where the owner is the caller there is nothing to say, so that a container in which
@@ -70,15 +70,36 @@ pub fn check_readable(ini: &Path, command: &Command) -> Result<()> {
 
 /// Refuses a command for anybody but the owner of what it writes.
 pub fn check_command(config: &Config, command: &Command) -> Result<()> {
-    let (places, beside) = match config {
+    let (places, beside) = places(config, command);
+    check(&places, &beside)
+}
+
+fn places(config: &Config, command: &Command) -> Places {
+    match config {
         Config::Master(config) => of_master(config, command),
         Config::Standby(config) => of_standby(config, command),
+    }
+}
+
+/// Whether a command may make the logfile, if there is none yet: what somebody makes who only looks, or root for a
+/// file elsewhere, is closed to the owner's daemon, which does not start without its log.
+pub fn may_make_log(config: &Config, command: &Command) -> bool {
+    let (places, beside) = places(config, command);
+    let path = match config {
+        Config::Master(config) => &config.master_data,
+        Config::Standby(config) => &config.completed_wals,
     };
-    check(&places, &beside)
+    let is_owner = || nearest(path).is_ok_and(|(_, owner)| owner == geteuid().as_raw());
+    let only_looks = places.is_empty() && beside.is_empty();
+    let by_root = matches!(command, Command::Xrestore { .. }) && geteuid().is_root();
+    !(only_looks || by_root) || is_owner()
 }
 
 /// What decides, and what does where none of that is there yet.
 type Places = (Vec<Written>, Vec<Written>);
+
+/// Nothing is written.
+const NOTHING: Places = (Vec::new(), Vec::new());
 
 fn of_master(config: &MasterConfig, command: &Command) -> Places {
     let data = Written::data(&config.master_data);
@@ -88,7 +109,10 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Periodic
         | Command::Backup { .. }
         | Command::Sync
-        | Command::Syncdaemon => (vec![data], Vec::new()),
+        | Command::Syncdaemon
+        // It remembers in pg_wal which histories are archived.
+        | Command::Xarchive { .. } => (vec![data], Vec::new()),
+        Command::Xrestore { path, .. } => handed_over(path),
         Command::Restore(restoring) => {
             let place = restoring.destination.as_deref().map(Written::data);
             (vec![data], place.into_iter().collect())
@@ -97,8 +121,23 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
             vec![data],
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
-        _ => (Vec::new(), Vec::new()),
+        Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
+        // Those of the standby are refused as such.
+        Command::Init(_)
+        | Command::Authorize { .. }
+        | Command::Revoke { .. }
+        | Command::Receiver
+        | Command::Xpurgewals
+        | Command::Choose { .. }
+        | Command::Pause
+        | Command::Continue
+        | Command::Boot { .. } => NOTHING,
     }
+}
+
+/// A file that PostgreSQL is going to read and remove.
+fn handed_over(path: &Path) -> Places {
+    (vec![Written::folder(folder_of(path))], Vec::new())
 }
 
 fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
@@ -124,7 +163,16 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![archive()],
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
-        _ => (Vec::new(), Vec::new()),
+        Command::Xrestore { path, .. } => handed_over(path),
+        Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
+        // Those of the master are refused as such.
+        Command::Init(_)
+        | Command::Stop
+        | Command::Xarchive { .. }
+        | Command::Periodic
+        | Command::Backup { .. }
+        | Command::Sync
+        | Command::Syncdaemon => NOTHING,
     }
 }
 

@@ -21,21 +21,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     if let Command::Init(side) = command {
         owner::check_init(ini, side)?;
         output::start(options, log(None, command))?;
-        return match side {
-            Init::Standby => standby::init::run(ini, options),
-            Init::Master {
-                pgdata,
-                slave,
-                slave_fingerprint,
-            } => {
-                let typed = master::init::Typed {
-                    pgdata: pgdata.as_deref(),
-                    slave: slave.as_deref(),
-                    slave_fingerprint: slave_fingerprint.as_deref(),
-                };
-                master::init::run(ini, options, &typed)
-            }
-        };
+        return init(ini, side, options);
     }
     if matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. }) {
         abnormal::exit_on_signals(command.exit_table())?;
@@ -67,13 +53,42 @@ pub fn run(invocation: &Invocation) -> Result<()> {
             return Err(error);
         }
     };
+    start_log(&config, command, options)?;
+    match config {
+        Config::Master(config) => run_on_master(&config, command, options, readiness),
+        Config::Standby(config) => run_on_standby(&config, command, options, readiness),
+    }
+}
+
+/// The one command that has no file of settings yet.
+fn init(ini: &Path, side: &Init, options: &Options) -> Result<()> {
+    match side {
+        Init::Standby => standby::init::run(ini, options),
+        Init::Master {
+            pgdata,
+            slave,
+            slave_fingerprint,
+        } => {
+            let typed = master::init::Typed {
+                pgdata: pgdata.as_deref(),
+                slave: slave.as_deref(),
+                slave_fingerprint: slave_fingerprint.as_deref(),
+            };
+            master::init::run(ini, options, &typed)
+        }
+    }
+}
+
+/// Has the log go where the settings say, and says there what they are noted for.
+fn start_log(config: &Config, command: &Command, options: &Options) -> Result<()> {
     let is_setup = matches!(command, Command::Setup { .. });
     if is_setup && !options.not_really {
-        make_folders(&config);
+        make_folders(config);
     }
-    let beside = logfile_beside(&config, command, options);
-    let mut log = log(Some(&config), command);
-    log.logfile = log.logfile.or(beside.as_deref());
+    let beside = logfile_beside(config, command, options);
+    let mut log = log(Some(config), command);
+    let may_make = |path: &&Path| path.exists() || owner::may_make_log(config, command);
+    log.logfile = log.logfile.filter(may_make).or(beside.as_deref());
     output::start(options, log)?;
     if let Some(path) = &beside {
         tracing::info!("no logfile is set: the log goes to {}", path.display());
@@ -85,10 +100,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
             false => tracing::debug!("{note}"),
         }
     }
-    match config {
-        Config::Master(config) => run_on_master(&config, command, options, readiness),
-        Config::Standby(config) => run_on_standby(&config, command, options, readiness),
-    }
+    Ok(())
 }
 
 /// `None` for the process that was typed with `-d`, once the daemon is ready.

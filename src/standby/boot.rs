@@ -88,53 +88,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
              server in {data}"
         ));
     }
-    let control = ControlFiles::of(config);
-    let alone = alone(&standby.data)?;
-    // A promotion that was asked for before goes on, whatever becomes of this call.
-    let under_way = control.stop_for(Some(&standby.server))?.is_some();
-    let frozen = standby.freeze(partials.as_ref(), force, under_way)?;
-    let begun = standby.begun(acknowledged.with(frozen))?;
-    let mut attendance = Attendance::of(&standby, (&begun, config), force);
-    let asked = begun
-        .write(config)
-        .and_then(|()| control.stop(&standby.server, force))
-        .and_then(|()| control.resume())
-        .and_then(|_| standby.wait_until_it_asks(force, &mut attendance));
-    let asked = asked.and_then(|()| standby.promote());
-    if let Err(error) = asked {
-        // What it set is put back while BOOT tells of it.
-        drop(attendance);
-        if !under_way {
-            control.unstop()?;
-            call_off(config, partials.as_ref());
-        }
-        return Err(error);
-    }
-    drop(alone);
-    if !wait {
-        tracing::info!(
-            "the server in {data} was told to open once it has replayed everything; `boot` typed again \
-             says how that ended and puts the new timeline's history into the archive"
-        );
-        return Ok(());
-    }
-    // If looking fails the server goes on replaying under its STOP, which speaks to no other.
-    let opened = standby.wait_until_open(&mut attendance)?;
-    drop(attendance);
-    let failed = match opened {
-        Outcome::Open => None,
-        Outcome::Ended => Some(standby.ended()),
-        Outcome::Stands(error) => Some(error),
-    };
-    if let Some(error) = failed {
-        control.unstop()?;
-        // Without the signal its next start would open it.
-        if standby.data.path().join(STANDBY_SIGNAL).exists() {
-            call_off(config, partials.as_ref());
-        }
-        return Err(error);
-    }
-    standby.opened(config, &begun).finish(force)
+    standby.boot(config, partials.as_ref(), acknowledged, wait, force)
 }
 
 /// Does what is left of a boot whose server has opened.
@@ -229,6 +183,63 @@ struct Standby {
 }
 
 impl Standby {
+    /// Has the server open, and waits for that unless it is told not to. Whatever fails on the way, a server that
+    /// goes on replaying is again as it was before.
+    fn boot(
+        &self,
+        config: &StandbyConfig,
+        partials: Option<&Partials>,
+        acknowledged: Acknowledged,
+        wait: bool,
+        force: bool,
+    ) -> Result<()> {
+        let control = ControlFiles::of(config);
+        let alone = alone(&self.data)?;
+        // A promotion that was asked for before goes on, whatever becomes of this call.
+        let under_way = control.stop_for(Some(&self.server))?.is_some();
+        let frozen = self.freeze(partials, force, under_way)?;
+        let begun = self.begun(acknowledged.with(frozen))?;
+        let mut attendance = Attendance::of(self, (&begun, config), force);
+        let asked = begun
+            .write(config)
+            .and_then(|()| control.stop(&self.server, force))
+            .and_then(|()| control.resume())
+            .and_then(|_| self.wait_until_it_asks(force, &mut attendance));
+        let asked = asked.and_then(|()| self.promote());
+        if let Err(error) = asked {
+            // What it set is put back while BOOT tells of it.
+            drop(attendance);
+            if !under_way {
+                control.unstop()?;
+                call_off(config, partials);
+            }
+            return Err(error);
+        }
+        drop(alone);
+        if !wait {
+            let data = self.data.path().display();
+            tracing::info!(
+                "the server in {data} was told to open once it has replayed everything; `boot` typed again \
+                 says how that ended and puts the new timeline's history into the archive"
+            );
+            return Ok(());
+        }
+        // If looking fails the server goes on replaying under its STOP, which speaks to no other.
+        let opened = self.wait_until_open(&mut attendance)?;
+        drop(attendance);
+        let failed = match opened {
+            Outcome::Open => return self.opened(config, &begun).finish(force),
+            Outcome::Ended => self.ended(),
+            Outcome::Stands(error) => error,
+        };
+        control.unstop()?;
+        // Without the signal its next start would open it.
+        if self.data.path().join(STANDBY_SIGNAL).exists() {
+            call_off(config, partials);
+        }
+        Err(failed)
+    }
+
     /// The server of the settings; it has to run and to be in recovery.
     fn find(config: &StandbyConfig, data: DataDirectory) -> Result<Standby> {
         let place = data.path().display();

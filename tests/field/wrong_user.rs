@@ -36,59 +36,126 @@ fn owners(folder: &Path) -> Vec<(std::path::PathBuf, u32)> {
     found
 }
 
+/// What a command does for somebody who does not own what it would write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It names the line to type, and ends.
+    Refuses,
+    /// It does what it does: it only reads.
+    Looks,
+    /// It belongs to the other side.
+    IsElsewhere,
+}
+use Then::{IsElsewhere, Looks, Refuses};
+
+/// A command with its words, what it does with a master's file, and with a standby's.
+const COMMANDS: [(&[&str], Then, Then); 20] = [
+    // Without a key: it would make one.
+    (&["identity"], Refuses, Refuses),
+    (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
+    (&["revoke", "it's me"], IsElsewhere, Refuses),
+    (&["setup"], Refuses, Refuses),
+    (&["stop"], Refuses, IsElsewhere),
+    (
+        &["xarchive", "pg_wal/NAME", "000000010000000000000001"],
+        Refuses,
+        IsElsewhere,
+    ),
+    (&["periodic"], Refuses, IsElsewhere),
+    (&["backup"], Refuses, IsElsewhere),
+    (&["sync"], Refuses, IsElsewhere),
+    (&["syncdaemon", "-d"], Refuses, IsElsewhere),
+    (&["receiver", "-d"], IsElsewhere, Refuses),
+    (
+        &["xrestore", "000000010000000000000001", "PGDATA/pg_wal/x"],
+        Refuses,
+        Refuses,
+    ),
+    (&["listbackups"], Looks, Looks),
+    (&["status"], Looks, Looks),
+    (&["restore", "data.master", "PGDATA/new"], Refuses, Refuses),
+    (&["xpurgewals"], IsElsewhere, Refuses),
+    (
+        &["choose", "000000010000000000000001", "--take"],
+        IsElsewhere,
+        Refuses,
+    ),
+    (&["pause"], IsElsewhere, Refuses),
+    (&["continue"], IsElsewhere, Refuses),
+    (&["boot", "--force"], IsElsewhere, Refuses),
+];
+
+/// `init` writes the file that the others read: it has a test of its own.
+const WITHOUT_FILE: &str = "init";
+
+#[test]
+fn every_command_has_its_row_among_those_that_are_typed_as_somebody_else() {
+    let mut rows: Vec<&str> = COMMANDS.iter().map(|(words, ..)| words[0]).collect();
+    rows.push(WITHOUT_FILE);
+    rows.sort_unstable();
+    let mut commands = walmgr::cli::words();
+    commands.sort_unstable();
+    assert_eq!(rows, commands);
+}
+
 #[test]
 fn fault_130_whoever_is_not_the_owner_is_told_the_line_to_type() {
     let Ok(Some((owner, _))) = server_user() else {
         skip!("only root can type a command as somebody else");
     };
-    let site = Site::start();
+    let mut site = Site::start();
     crate::support::place::give_to_server(site.data());
+    let log = site.home().join("walmgr.log").display().to_string();
+    site.master_set("logfile", &log);
+    site.standby_set("logfile", &log);
+    for ini in [site.master_ini(), site.standby_ini()] {
+        std::fs::remove_file(ini.with_extension("key")).unwrap();
+    }
     let before = owners(site.home().path());
-    let master = site.master_ini().display().to_string();
-    let standby = site.standby_ini().display().to_string();
+    let [master, standby] =
+        [site.master_ini(), site.standby_ini()].map(|ini| ini.display().to_string());
+    let pgdata = site.data().display().to_string();
     for user in [0, NOBODY] {
-        for (ini, words) in [
-            (&master, &["setup"][..]),
-            (&master, &["-n", "setup"]),
-            (&master, &["stop"]),
-            (&master, &["backup"]),
-            (&master, &["sync"]),
-            (&master, &["syncdaemon", "-d"]),
-            (&standby, &["setup"]),
-            (&standby, &["receiver", "-d"]),
-            (&standby, &["authorize", "SHA256:x", "it's me"]),
-            (&standby, &["pause"]),
-            (&standby, &["boot", "--force"]),
-            (&standby, &["restore"]),
-            (&standby, &["xpurgewals"]),
-        ] {
-            let words: Vec<&str> = [ini.as_str()]
-                .into_iter()
-                .chain(words.iter().copied())
-                .collect();
-            let refused = walmgr_as(user, Path::new("/"), &words);
-            let line = refused.fail(2);
-            let program = walmgr_binary().display();
+        for (words, on_master, on_standby) in COMMANDS {
+            for (ini, then) in [(&master, on_master), (&standby, on_standby)] {
+                let words = words.iter().map(|word| word.replace("PGDATA", &pgdata));
+                let words: Vec<String> = [ini.clone()].into_iter().chain(words).collect();
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                behaves(user, &words, then);
+                if then == Refuses {
+                    behaves(user, &[&["-n"], &words[..]].concat(), then);
+                }
+            }
+        }
+    }
+    assert_eq!(owners(site.home().path()), before);
+    assert!(before.iter().any(|(_, uid)| *uid == owner));
+}
+
+/// Types a command from `/`, and holds what it says against what it has to.
+fn behaves(user: u32, words: &[&str], then: Then) {
+    let output = walmgr_as(user, Path::new("/"), words);
+    let said = format!("{user} {words:?}: {}{}", output.stdout, output.stderr);
+    let tail = output.stderr.trim_end();
+    match then {
+        Looks => assert!(!said.contains("sudo"), "{said}"),
+        IsElsewhere => {
+            assert_eq!(output.code, Some(2), "{said}");
+            assert!(tail.ends_with("is the other side's file"), "{said}");
+        }
+        Refuses => {
+            let code = if words.contains(&"xrestore") { 254 } else { 2 };
+            assert_eq!(output.code, Some(code), "{said}");
             let typed = words.iter().map(|word| match *word {
                 "it's me" => "'it'\\''s me'",
                 word => word,
             });
             let typed: Vec<&str> = typed.collect();
+            let program = walmgr_binary().display();
             let hint = format!("type: sudo -u postgres {program} {}", typed.join(" "));
-            assert!(line.ends_with(&hint), "{user} {words:?}: {line}");
+            assert!(tail.ends_with(&hint) && tail.lines().count() == 1, "{said}");
         }
     }
-    assert_eq!(owners(site.home().path()), before);
-    assert!(before.iter().any(|(_, uid)| *uid == owner));
-    // Who only looks may be anybody that can read.
-    let looked = walmgr_as(0, Path::new("/"), &[&standby, "status"]);
-    assert_ne!(looked.code, None);
-    assert!(
-        looked.stdout.contains("RPO"),
-        "{}{}",
-        looked.stdout,
-        looked.stderr
-    );
 }
 
 #[test]
