@@ -23,3 +23,21 @@ fn the_readme_describes_every_setting() {
         );
     }
 }
+
+/// A row's width in letters, beyond which nobody reads a table.
+const ROW_LETTERS_MAX: usize = 160;
+
+#[test]
+fn a_row_of_the_readme_is_one_that_people_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with('|'));
+    let wide: Vec<&str> = rows
+        .filter(|row| row.chars().count() > ROW_LETTERS_MAX)
+        .collect();
+    assert!(
+        wide.is_empty(),
+        "say the rest below the table: {}",
+        wide.join("\n")
+    );
+}

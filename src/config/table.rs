@@ -97,7 +97,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added().not_yet(),
 
     // The master's commands.
-    key("loop_delay", Master, ages(DAY), "10.0", "Time from the beginning of one pass of syncdaemon to that of the next, if no written WAL calls for one before, as it does once in that time; 0 is taken as 10ms.")
+    key("loop_delay", Master, ages(DAY), "10.0", "Time from one pass of syncdaemon to the next; written WAL calls for one before, once in that time; 0 is taken as 10ms.")
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
         .defaults(),
@@ -177,7 +177,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults(),
-    key("keep_symlinks", Standby, Boolean, "yes", "When a backup is restored, pg_wal and log are links again if they are in the standby's old data directory; slave_pg_xlog counts more.")
+    key("keep_symlinks", Standby, Boolean, "yes", "Whether a restore makes pg_wal and log links again that are links in the old data directory; slave_pg_xlog wins.")
         .defaults(),
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
     key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked at least, whatever the master asks for.")
