@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use walmgr::tar::writer::{END, padding, put_file};
 use walmgr_protocol::fuzzing::sample_messages;
-use walmgr_protocol::hello::{FEATURES, Welcome};
+use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::message::fetch::{
     Backups, Fetch, ListedSet, SetDescription, SetLabel, Tablespace,
 };
@@ -366,7 +366,6 @@ fn fault_123_a_senseless_welcome_is_refused() {
         (1 << 18, u32::MAX, 0),
     ] {
         let welcome = Welcome {
-            features: FEATURES,
             block_bytes_max,
             payload_bytes_max,
             channels_max,

@@ -500,8 +500,8 @@ fn fault_29_answers_from_an_earlier_connection_are_refused() {
     let clean = clean_session(&site, HISTORY);
     let parts = parts(&clean.to_client);
     let mut fresh_welcome = clean.to_client[parts[0].clone()].to_vec();
-    // The nonce is behind 8 bytes of features; the checksum covers it.
-    fresh_welcome[24] ^= 1;
+    // The nonce comes first; the checksum covers it.
+    fresh_welcome[16] ^= 1;
     let end = fresh_welcome.len() - 4;
     let crc = crc32fast::hash(&fresh_welcome[..end]).to_le_bytes();
     fresh_welcome[end..].copy_from_slice(&crc);

@@ -76,7 +76,6 @@ fn wire(seeds: &Seeds) -> io::Result<()> {
         role: Role::Master,
         cluster: None,
         timeline: TimelineId::FIRST,
-        features: 15,
         nonce: [7; 16],
         software: "4.0.0".into(),
     };

@@ -107,18 +107,12 @@ pub fn sample_stream() -> Vec<u8> {
 
 /// One message of every kind, with every optional field once present and once absent.
 pub fn sample_messages() -> Vec<Message> {
-    use crate::message::{Acknowledgement, List, ListRequest, SetupDone, Status};
+    use crate::message::{Acknowledgement, List, ListRequest, SetupDone};
     let digest = Digest {
         size: 16 << 20,
         crc32: 0xCAFE_F00D,
     };
     let segment = "00000001000000020000009A";
-    let status = sample_status(segment);
-    let unbound = Status {
-        cluster: None,
-        newest_segment: None,
-        ..status.clone()
-    };
     let mut messages = vec![
         Message::Setup,
         Message::SetupDone(SetupDone {
@@ -143,9 +137,6 @@ pub fn sample_messages() -> Vec<Message> {
             "no space left",
             "free some",
         )),
-        Message::StatusRequest,
-        Message::Status(status),
-        Message::Status(unbound),
         Message::ListRequest(ListRequest {
             after: segment.parse().ok(),
             limit: 100,
@@ -175,23 +166,6 @@ pub fn sample_messages() -> Vec<Message> {
     messages.extend(partial::sample_messages());
     messages.extend(overview::sample_messages());
     messages
-}
-
-fn sample_status(newest_segment: &str) -> crate::message::Status {
-    use crate::names::{SystemId, WalSegmentSize};
-    crate::message::Status {
-        cluster: Some(crate::message::Cluster {
-            system_id: SystemId(7_123_456_789_012_345_678),
-            postgres_major: 15,
-            segment_size: WalSegmentSize::DEFAULT,
-        }),
-        newest_segment: newest_segment.parse().ok(),
-        free_bytes: 1 << 40,
-        connections: 3,
-        uptime_s: 86_400,
-        software: "4.0.0".into(),
-        completed_wals: "/srv/walshipping/logs.complete".into(),
-    }
 }
 
 #[cfg(test)]

@@ -60,13 +60,11 @@
 //! channel; answers come back in any order. Any answer may be an [`message::Error`] instead. An
 //! error of scope `channel` ends that upload only, one of scope `connection` is the last frame.
 //!
-//! A base backup runs on several connections, drawn in [`session::backup`]; whoever has the feature
-//! [`hello::FEATURE_BACKUP`] understands it.
+//! A base backup runs on several connections, drawn in [`session::backup`].
 //!
 //! # What comes back
 //!
-//! A client with the right to read asks for archived files and backup sets ([`session::fetch`],
-//! feature [`hello::FEATURE_FETCH`]):
+//! A client with the right to read asks for archived files and backup sets ([`session::fetch`]):
 //!
 //! ```text
 //! master                                        receiver

@@ -10,33 +10,32 @@
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 1 | setup | client | nothing |
-//! | 2 | setup done | receiver | `bool` newly bound, `string` path of the archive |
-//! | 3 | offer | client | `name`, `u64` size, `u32` CRC-32, `u8` verify (0 off, 1 headers, 2 records) |
-//! | 4 | have | receiver | `u64` bytes held from the beginning, `u32` CRC-32 of them |
-//! | 5 | data | client | `u64` offset, `u32` raw length, then the block, raw or (flag bit 0) one zstd frame |
-//! | 6 | commit | client | `u64` size, `u32` CRC-32 |
-//! | 7 | stored | receiver | `u64` size, `u32` CRC-32 of what is durable |
-//! | 8 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
-//! | 9 | error | both | `u16` [`ErrorCode`], `u8` scope (0 connection, 1 channel), `string` message, `string` hint |
-//! | 10 | status request | client | nothing |
-//! | 11 | status | receiver | `bool` bound, then if so a cluster; `name` newest segment or empty, `u64` free bytes, `u32` connections, `u64` uptime in seconds, `string` version, `string` path of the archive |
-//! | 12 | list request | client | `name` to begin behind, or empty; `u16` limit |
-//! | 13 | list | receiver | `u16` count, then that many times `name` and `u64` size; `bool` more follow |
-//! | 14 | ping | both | nothing |
-//! | 15 | pong | both | nothing |
-//! | 16 | goodbye | both | nothing |
-//! | 17–18 | overview | both | see [`overview`] |
-//! | 20–31 | backup | both | see [`backup`] |
-//! | 32–39 | fetch | both | see [`fetch`] |
-//! | 48–54 | partial stream | both | see [`partial`] |
+//! | 1 | error | both | `u16` [`ErrorCode`], `u8` scope (0 connection, 1 channel), `string` message, `string` hint |
+//! | 2 | ping | both | nothing |
+//! | 3 | pong | both | nothing |
+//! | 4 | goodbye | both | nothing |
+//! | 5 | data | both | `u64` offset, `u32` raw length, then the block, raw or (flag bit 0) one zstd frame |
+//! | 16 | setup | client | nothing |
+//! | 17 | setup done | receiver | `bool` newly bound, `string` path of the archive |
+//! | 18 | list request | client | `name` to begin behind, or empty; `u16` limit |
+//! | 19 | list | receiver | `u16` count, then that many times `name` and `u64` size; `bool` more follow |
+//! | 20–21 | overview | both | see [`overview`] |
+//! | 32 | offer | client | `name`, `u64` size, `u32` CRC-32, `u8` verify (0 off, 1 headers, 2 records) |
+//! | 33 | have | receiver | `u64` bytes held from the beginning, `u32` CRC-32 of them |
+//! | 34 | commit | client | `u64` size, `u32` CRC-32 |
+//! | 35 | stored | receiver | `u64` size, `u32` CRC-32 of what is durable |
+//! | 36 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
+//! | 48–59 | backup | both | see [`backup`] |
+//! | 64–71 | fetch | both | see [`fetch`] |
+//! | 80–86 | partial stream | both | see [`partial`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
-//! CRC-32 is zlib's throughout. Kinds 3 to 8 belong to a channel from 1 on, kinds 1, 2, 10 to 13 and
-//! 16 to 18 to channel 0; an error belongs to the channel whose upload it ends.
+//! CRC-32 is zlib's throughout. Each flow has sixteen numbers ([`kind`]). Those of [`Flow::Control`] belong to
+//! channel 0, as does a goodbye; those of the other flows to a channel from 1 on; an error to the channel whose upload it ends.
 
 pub mod backup;
 pub mod fetch;
+pub mod kind;
 pub mod overview;
 pub mod partial;
 
@@ -46,6 +45,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use backup::Backup;
 pub use fetch::Fetch;
+pub use kind::{Flow, Kind};
 pub use overview::Overview;
 pub use partial::Partial;
 
@@ -54,113 +54,7 @@ use crate::error::{Malformed, ProtocolError};
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
 use crate::limits::LIST_ENTRIES_MAX;
-use crate::names::{SegmentName, SystemId, WalFileName, WalSegmentSize};
-
-/// The number a frame carries to say which message its payload is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs)] // Each is documented at the message it stands for.
-pub enum Kind {
-    Setup = 1,
-    SetupDone = 2,
-    Offer = 3,
-    Have = 4,
-    Data = 5,
-    Commit = 6,
-    Stored = 7,
-    Conflict = 8,
-    Error = 9,
-    StatusRequest = 10,
-    Status = 11,
-    ListRequest = 12,
-    List = 13,
-    Ping = 14,
-    Pong = 15,
-    Goodbye = 16,
-    OverviewRequest = 17,
-    Overview = 18,
-    BackupBegin = 20,
-    BackupGranted = 21,
-    BackupResume = 22,
-    BackupJoin = 23,
-    BackupHeldRequest = 24,
-    BackupHeld = 25,
-    BackupFilesDone = 26,
-    BackupStreamEnd = 27,
-    BackupStreamTaken = 28,
-    BackupPart = 29,
-    BackupFinish = 30,
-    BackupSealed = 31,
-    FetchListBackups = 32,
-    FetchBackups = 33,
-    FetchDescribeSet = 34,
-    FetchSet = 35,
-    FetchGetFile = 36,
-    FetchGetSet = 37,
-    FetchEnd = 38,
-    FetchNotFound = 39,
-    PartialBegin = 48,
-    PartialBegun = 49,
-    PartialOpen = 50,
-    PartialAt = 51,
-    PartialRewrite = 52,
-    PartialAppend = 53,
-    PartialDurable = 54,
-}
-
-impl Kind {
-    const ALL: [Kind; 45] = [
-        Kind::Setup,
-        Kind::SetupDone,
-        Kind::Offer,
-        Kind::Have,
-        Kind::Data,
-        Kind::Commit,
-        Kind::Stored,
-        Kind::Conflict,
-        Kind::Error,
-        Kind::StatusRequest,
-        Kind::Status,
-        Kind::ListRequest,
-        Kind::List,
-        Kind::Ping,
-        Kind::Pong,
-        Kind::Goodbye,
-        Kind::OverviewRequest,
-        Kind::Overview,
-        Kind::BackupBegin,
-        Kind::BackupGranted,
-        Kind::BackupResume,
-        Kind::BackupJoin,
-        Kind::BackupHeldRequest,
-        Kind::BackupHeld,
-        Kind::BackupFilesDone,
-        Kind::BackupStreamEnd,
-        Kind::BackupStreamTaken,
-        Kind::BackupPart,
-        Kind::BackupFinish,
-        Kind::BackupSealed,
-        Kind::FetchListBackups,
-        Kind::FetchBackups,
-        Kind::FetchDescribeSet,
-        Kind::FetchSet,
-        Kind::FetchGetFile,
-        Kind::FetchGetSet,
-        Kind::FetchEnd,
-        Kind::FetchNotFound,
-        Kind::PartialBegin,
-        Kind::PartialBegun,
-        Kind::PartialOpen,
-        Kind::PartialAt,
-        Kind::PartialRewrite,
-        Kind::PartialAppend,
-        Kind::PartialDurable,
-    ];
-
-    fn from_number(number: u8) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| *kind as u8 == number)
-    }
-}
+use crate::names::{SystemId, WalFileName, WalSegmentSize};
 
 /// How closely the receiver looks at a WAL file before it acknowledges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,25 +119,6 @@ pub struct Digest {
 pub struct SetupDone {
     /// Whether this request bound it, rather than an earlier one.
     pub newly_bound: bool,
-    /// Where the archive is on the receiver's host, for people.
-    pub completed_wals: String,
-}
-
-/// What a receiver says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// The cluster the archive is bound to, once `setup` ran.
-    pub cluster: Option<Cluster>,
-    /// The highest finished segment it holds durably.
-    pub newest_segment: Option<SegmentName>,
-    /// Bytes free for this user where the archive is.
-    pub free_bytes: u64,
-    /// Connections open, this one included.
-    pub connections: u32,
-    /// Seconds since it started.
-    pub uptime_s: u64,
-    /// Its version.
-    pub software: String,
     /// Where the archive is on the receiver's host, for people.
     pub completed_wals: String,
 }
@@ -427,10 +302,6 @@ pub enum Message {
     Conflict(Digest),
     /// A refusal.
     Error(Error),
-    /// Asks for [`Message::Status`].
-    StatusRequest,
-    /// What the receiver says of itself.
-    Status(Status),
     /// Asks for [`Message::List`].
     ListRequest(ListRequest),
     /// Names in the archive.
@@ -478,8 +349,6 @@ impl Message {
             Message::Stored(_) => Kind::Stored,
             Message::Conflict(_) => Kind::Conflict,
             Message::Error(_) => Kind::Error,
-            Message::StatusRequest => Kind::StatusRequest,
-            Message::Status(_) => Kind::Status,
             Message::ListRequest(_) => Kind::ListRequest,
             Message::List(_) => Kind::List,
             Message::Ping => Kind::Ping,
@@ -493,38 +362,10 @@ impl Message {
         }
     }
 
-    /// Its name, for people.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Message::Setup => "a setup request",
-            Message::SetupDone(_) => "the answer to a setup request",
-            Message::Offer(_) => "an offer",
-            Message::Have(_) => "the answer to an offer",
-            Message::Data(_) => "a data block",
-            Message::Commit(_) => "a commit",
-            Message::Stored(_) => "an acknowledgement",
-            Message::Conflict(_) => "a conflict",
-            Message::Error(_) => "an error",
-            Message::StatusRequest => "a status request",
-            Message::Status(_) => "a status",
-            Message::ListRequest(_) => "a list request",
-            Message::List(_) => "a list",
-            Message::Ping => "a ping",
-            Message::Pong => "a pong",
-            Message::Goodbye => "a goodbye",
-            Message::OverviewRequest => "an overview request",
-            Message::Overview(_) => "an overview",
-            Message::Backup(backup) => backup.name(),
-            Message::Fetch(fetch) => fetch.name(),
-            Message::Partial(partial) => partial.name(),
-        }
-    }
-
     /// Appends the payload to `out` and returns the header's flags.
     pub fn encode(&self, out: &mut BytesMut) -> u8 {
         match self {
             Message::Setup
-            | Message::StatusRequest
             | Message::Ping
             | Message::Pong
             | Message::Goodbye
@@ -561,7 +402,6 @@ impl Message {
                 put_string(out, &error.message);
                 put_string(out, &error.hint);
             }
-            Message::Status(status) => status.encode(out),
             Message::ListRequest(request) => {
                 put_string(
                     out,
@@ -633,8 +473,6 @@ impl Message {
                 message: fields.string("error message")?,
                 hint: fields.string("hint")?,
             }),
-            Kind::StatusRequest => Message::StatusRequest,
-            Kind::Status => Message::Status(Status::decode(&mut fields)?),
             Kind::ListRequest => Message::ListRequest(ListRequest {
                 after: fields.optional_name()?,
                 limit: fields.u16()?,
@@ -645,59 +483,22 @@ impl Message {
             Kind::Goodbye => Message::Goodbye,
             Kind::OverviewRequest => Message::OverviewRequest,
             Kind::Overview => Message::Overview(Box::new(Overview::decode(&mut fields)?)),
-            Kind::PartialBegin
-            | Kind::PartialBegun
-            | Kind::PartialOpen
-            | Kind::PartialAt
-            | Kind::PartialRewrite
-            | Kind::PartialAppend
-            | Kind::PartialDurable => Message::Partial(Partial::decode(kind, flags, &mut fields)?),
             kind => match Backup::decode(kind, &mut fields)? {
                 Some(backup) => Message::Backup(backup),
                 None => match Fetch::decode(kind, &mut fields)? {
                     Some(fetch) => Message::Fetch(fetch),
-                    None => {
-                        let (what, found) = ("frame kind", u64::from(kind as u8));
-                        return Err(ProtocolError::Incompatible { what, found });
-                    }
+                    None => match Partial::decode(kind, flags, &mut fields)? {
+                        Some(partial) => Message::Partial(partial),
+                        None => {
+                            let (what, found) = ("frame kind", u64::from(kind as u8));
+                            return Err(ProtocolError::Incompatible { what, found });
+                        }
+                    },
                 },
             },
         };
         fields.end()?;
         Ok(message)
-    }
-}
-
-impl Status {
-    fn encode(&self, out: &mut BytesMut) {
-        out.put_u8(u8::from(self.cluster.is_some()));
-        if let Some(cluster) = self.cluster {
-            cluster.encode(out);
-        }
-        put_string(
-            out,
-            &self
-                .newest_segment
-                .map_or_else(String::new, |name| name.to_string()),
-        );
-        out.put_u64_le(self.free_bytes);
-        out.put_u32_le(self.connections);
-        out.put_u64_le(self.uptime_s);
-        put_string(out, &self.software);
-        put_string(out, &self.completed_wals);
-    }
-
-    fn decode(fields: &mut Fields) -> Result<Status, Malformed> {
-        let bound = fields.boolean("bound")?;
-        Ok(Status {
-            cluster: bound.then(|| Cluster::decode(fields)).transpose()?,
-            newest_segment: fields.optional_segment()?,
-            free_bytes: fields.u64()?,
-            connections: fields.u32()?,
-            uptime_s: fields.u64()?,
-            software: fields.string("software version")?,
-            completed_wals: fields.string("path of the archive")?,
-        })
     }
 }
 

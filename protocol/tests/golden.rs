@@ -23,7 +23,6 @@ fn hello() -> Hello {
             segment_size: WalSegmentSize::DEFAULT,
         }),
         timeline: TimelineId::new(2).unwrap(),
-        features: 0,
         nonce: *b"0123456789abcdef",
         software: "4.0.0".into(),
     }
@@ -58,7 +57,6 @@ fn the_hello_of_version_1_is_frozen() {
             "0f00",             // PostgreSQL 15
             "00000001",         // 16 MiB
             "02000000",         // timeline
-            "0000000000000000", // features
             "30313233343536373839616263646566",
             "0500342e302e30", // software
             "43ad10e1"
@@ -70,7 +68,6 @@ fn the_hello_of_version_1_is_frozen() {
 fn the_welcome_of_version_1_is_frozen() {
     // The layout is frozen, what a receiver says in it is its own affair: no bound of ours here.
     let welcome = Welcome {
-        features: 0,
         nonce: *b"fedcba9876543210",
         payload_bytes_max: 1 << 20,
         block_bytes_max: 512 << 10,
@@ -85,7 +82,6 @@ fn the_welcome_of_version_1_is_frozen() {
             "0100",             // welcome
             "0100",             // version chosen
             "43000000",         // body
-            "0000000000000000", // features
             "66656463626139383736353433323130",
             "00001000", // payload
             "00000800", // block

@@ -1,8 +1,7 @@
 //! Requests about the archive that are answered at once: setup, status, list.
 //! Never uploads. Each call is one connection, introduced, asked, and closed.
 
-use walmgr_protocol::hello::FEATURE_OVERVIEW;
-use walmgr_protocol::message::{List, ListRequest, Message, Overview, SetupDone, Status};
+use walmgr_protocol::message::{List, ListRequest, Message, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 
 use crate::config::MasterConfig;
@@ -44,24 +43,8 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// What the receiver says of itself.
-    pub async fn status(&mut self) -> Result<Status> {
-        match self.ask(&Message::StatusRequest).await? {
-            Message::Status(status) => Ok(status),
-            other => Err(self.unexpected(&other)),
-        }
-    }
-
     /// What the standby holds and how it fares.
     pub async fn overview(&mut self) -> Result<Overview> {
-        if self.connection.welcome.features & FEATURE_OVERVIEW == 0 {
-            let software = &self.connection.welcome.software;
-            return Err(CommandError::retry(format!(
-                "{} runs walmgr {software}, which cannot tell what it holds",
-                self.config.slave
-            ))
-            .hint("upgrade walmgr on the standby"));
-        }
         match self.ask(&Message::OverviewRequest).await? {
             Message::Overview(overview) => Ok(*overview),
             other => Err(self.unexpected(&other)),

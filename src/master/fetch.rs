@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
-use walmgr_protocol::hello::FEATURE_FETCH;
 use walmgr_protocol::limits::{BACKUP_NUMBER_MAX, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::fetch::{Fetch, ListBackups, ListedSet, NotFound, SetDescription};
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
@@ -59,14 +58,6 @@ impl<'a> Fetching<'a> {
         let connection = Target::from_config(config)?
             .connect_to_read(facts.map(|facts| facts.cluster))
             .await?;
-        if connection.welcome.features & FEATURE_FETCH == 0 {
-            let software = &connection.welcome.software;
-            return Err(CommandError::retry(format!(
-                "{} runs walmgr {software}, which cannot send backups and WAL back",
-                config.slave
-            ))
-            .hint("upgrade walmgr on the standby"));
-        }
         Ok(Fetching { config, connection })
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
-use walmgr_protocol::hello::FEATURE_PARTIAL;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
@@ -106,13 +105,6 @@ impl Shipper {
         let mut connection = Target::from_config(config)?
             .connect(facts.cluster, files.timeline())
             .await?;
-        if connection.welcome.features & FEATURE_PARTIAL == 0 {
-            let software = &connection.welcome.software;
-            return Err(CommandError::retry(format!(
-                "receiver {slave} has version {software}, which takes finished segments only"
-            ))
-            .hint("upgrade walmgr on the standby"));
-        }
         let blocks = Blocks {
             block_bytes: config.block_size.min(connection.welcome.block_bytes_max),
             compression: config.compression,

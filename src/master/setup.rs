@@ -129,7 +129,7 @@ async fn bind(
 
 /// A key without the right to read may set up as well, and is told nothing.
 async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
-    asking.status().await.ok()?.newest_segment
+    asking.overview().await.ok()?.newest_segment
 }
 
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.

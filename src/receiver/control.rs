@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::limits::{LIST_ENTRIES_MAX, OVERVIEW_MASTERS_MAX};
 use walmgr_protocol::message::{
-    Cluster, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone, Status,
+    Cluster, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone,
 };
 
 use crate::receiver::fetch;
@@ -21,7 +21,6 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     let (shared, cluster) = (Arc::clone(daemon), peer.cluster);
     let working = worker::once("request", move || match request {
         Message::Setup => set_up(&shared, cluster),
-        Message::StatusRequest => status(&shared),
         Message::OverviewRequest => overview(&shared),
         Message::ListRequest(request) => list(&shared, &request),
         Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
@@ -68,18 +67,6 @@ fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreErr
     }))
 }
 
-fn status(daemon: &Daemon) -> Result<Message, StoreError> {
-    Ok(Message::Status(Status {
-        cluster: daemon.archive.binding().map(|binding| cluster_of(&binding)),
-        newest_segment: daemon.newest_segment(),
-        free_bytes: daemon.archive.free_bytes()?,
-        connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
-        uptime_s: daemon.started.elapsed().as_secs(),
-        software: env!("CARGO_PKG_VERSION").to_owned(),
-        completed_wals: daemon.completed_wals.display().to_string(),
-    }))
-}
-
 fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = daemon.full_backup.as_deref();
@@ -90,6 +77,7 @@ fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
         shipped_by: daemon.partial_writer.taken_by().unwrap_or_default(),
         masters,
         masters_count,
+        connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
         ..found
     })))
 }

@@ -12,7 +12,7 @@ use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::message::{Cluster, ErrorCode};
-use walmgr_protocol::session::hello::{FEATURES, HELLO_MAGIC, choose_version};
+use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
 use crate::receiver::admission::Holder;
@@ -220,8 +220,7 @@ async fn introduce(
         ))
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let mut welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
-    welcome.features = hello.features & FEATURES;
+    let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
     let peer = Peer {
         address,
         certificate,

@@ -45,6 +45,7 @@ fn well() -> Facts {
         shipped_by: "alpha (192.0.2.1:4711)".into(),
         masters: vec!["alpha (192.0.2.1:4711)".into()],
         masters_count: 1,
+        connections: 1,
         completed_wals: "/srv/logs.complete".into(),
         sets: vec![set("data.master", DAY_MS), set("data.master.0", 3 * DAY_MS)],
         sets_count: 2,

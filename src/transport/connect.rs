@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, FEATURES, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_MIN;
 use walmgr_protocol::message::{Cluster, ErrorCode};
 use walmgr_protocol::names::TimelineId;
@@ -78,7 +78,6 @@ impl Target {
             role,
             cluster,
             timeline,
-            features: FEATURES,
             nonce: fresh_nonce()?,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };

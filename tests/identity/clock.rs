@@ -91,7 +91,7 @@ fn fault_119_a_plain_receiver_before_1970_stores_ships_and_answers() {
     site.write_segment(1);
     site.archive(&site.segment_name(1)).succeed();
     assert!(site.holds(&site.segment_name(1)));
-    assert_eq!(site.status().connections, 1);
+    assert_eq!(site.overview().connections, 1);
     // It judges the ages of what it holds.
     let mut status = site.master_walmgr(&["status"]);
     let said = crate::support::Output::of(&mut status);

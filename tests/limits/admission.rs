@@ -156,7 +156,7 @@ fn fault_118_a_hundred_honest_clients_at_once_are_all_served() {
                         .map_err(|refusal| refusal.to_string())?;
                     // All of them are there before the first goes.
                     together.wait();
-                    let answer = ask(&mut peer, 0, &Message::StatusRequest);
+                    let answer = ask(&mut peer, 0, &Message::OverviewRequest);
                     answer.map(drop).map_err(|refused| refused.words())
                 })
             })

@@ -231,7 +231,7 @@ fn fault_94_one_upload_too_many_is_refused_in_words_and_the_receiver_still_answe
     assert_eq!(error.code, ErrorCode::Busy);
     // The late one and the one that asks.
     let open = u32::try_from(connections + 2).unwrap();
-    assert_eq!(site.status().connections, open);
+    assert_eq!(site.overview().connections, open);
     peers.pop();
     wait_for("a place", Duration::from_secs(5), || {
         matches!(offer(&mut late, 1, 0), Message::Have(_)).then_some(())

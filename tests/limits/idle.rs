@@ -32,10 +32,10 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
     });
     assert!(stuck, "the receiver goes on answering");
     let begin = Instant::now();
-    assert_eq!(site.status().connections, 4);
+    assert_eq!(site.overview().connections, 4);
     let bound = walmgr::receiver::IDLE_DEADLINE + Duration::from_secs(8);
     wait_for("the slots", bound, || {
-        (site.status().connections == 1).then_some(())
+        (site.overview().connections == 1).then_some(())
     });
     println!("three slots came back after {:?}", begin.elapsed());
     for mut peer in [silent, torn] {

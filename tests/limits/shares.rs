@@ -27,8 +27,8 @@ fn fault_116_a_key_that_only_reads_cannot_hold_all_connections() {
     }
     still_serves(&site, 1);
     // Those that it may have are as good as before.
-    let answer = ask(&mut held[55], 0, &Message::StatusRequest);
-    assert!(matches!(answer, Ok(Message::Status(_))), "{answer:?}");
+    let answer = ask(&mut held[55], 0, &Message::OverviewRequest);
+    assert!(matches!(answer, Ok(Message::Overview(_))), "{answer:?}");
 }
 
 #[test]
@@ -41,8 +41,8 @@ fn fault_116_a_key_that_holds_all_connections_gives_one_up() {
         Err(Refused::InWords(error)) => assert_eq!(error.code, ErrorCode::Busy),
         other => panic!("{other:?}"),
     }
-    let answer = ask(&mut held[0], 0, &Message::StatusRequest);
-    assert!(matches!(answer, Ok(Message::Status(_))), "{answer:?}");
+    let answer = ask(&mut held[0], 0, &Message::OverviewRequest);
+    assert!(matches!(answer, Ok(Message::Overview(_))), "{answer:?}");
 }
 
 #[test]

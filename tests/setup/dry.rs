@@ -136,5 +136,5 @@ fn setup_and_stop_on_a_server_are_only_shown() {
     let after = (fs::read(&conf).unwrap(), tree(site.home().path()));
     assert_eq!(after, before);
     assert!(!conf.with_file_name("postgresql.conf.old").exists());
-    assert!(site.status().cluster.is_none(), "nothing was bound");
+    assert!(site.overview().cluster.is_none(), "nothing was bound");
 }

@@ -368,7 +368,7 @@ impl<'a> Attacker<'a> {
                     limit: 9,
                 }),
             ),
-            Move::Status(who) => (who, Message::StatusRequest),
+            Move::Status(who) => (who, Message::OverviewRequest),
             Move::Backups(who) => {
                 let list = ListBackups {
                     after: String::new(),

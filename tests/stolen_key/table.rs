@@ -74,7 +74,7 @@ fn tried(site: &Site, key: &Key, what: Use) -> Answered<()> {
             };
             ask(&mut peer, 0, &Message::Fetch(Fetch::ListBackups(list))).map(|_| ())
         }
-        Use::Status => ask(&mut peer, 0, &Message::StatusRequest).map(|_| ()),
+        Use::Status => ask(&mut peer, 0, &Message::OverviewRequest).map(|_| ()),
         Use::ListNames => {
             let list = ListRequest {
                 after: None,

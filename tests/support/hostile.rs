@@ -12,7 +12,7 @@ use walmgr::pg::manifest::{Checksum, FileEntry, WalRange, Writer};
 use walmgr::tar::writer::{END, padding, put_directory, put_file};
 use walmgr::transport::identity::{Fingerprint, Identity};
 use walmgr::transport::tls::{self, PeerTrust};
-use walmgr_protocol::hello::{FEATURES, Hello, Refusal};
+use walmgr_protocol::hello::{Hello, Refusal};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::backup::{
     Backup, Begin, Finish, Join, Part, PartName, Sealed, Token,
@@ -117,12 +117,11 @@ pub fn fingerprint_of(identity: &Identity) -> Fingerprint {
     text.parse().unwrap()
 }
 
-/// The hello of a master of the site's cluster that can do everything.
+/// The hello of a master of the site's cluster.
 pub fn hello_of(site: &Site) -> Hello {
     let facts = site.facts();
     Hello {
         timeline: facts.timeline,
-        features: FEATURES,
         ..peer::hello(Some(facts.cluster))
     }
 }

@@ -14,7 +14,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use walmgr::transport::identity::Identity;
 use walmgr::transport::tls;
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, FEATURES, Hello, Welcome, coders};
+use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
 use walmgr_protocol::message::Message;
 
 use super::Site;
@@ -49,7 +49,6 @@ impl HostileReceiver {
         script: impl Fn(&Message) -> Vec<Reply> + Send + Sync + 'static,
     ) -> HostileReceiver {
         let welcome = Welcome {
-            features: FEATURES,
             ..Welcome::with_our_limits([7; 16], None, "4.0.0".to_owned())
         };
         HostileReceiver::welcoming(welcome, script)

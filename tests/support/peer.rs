@@ -90,7 +90,6 @@ pub fn hello(cluster: Option<Cluster>) -> Hello {
         role: Role::Master,
         cluster,
         timeline: TimelineId::new(1).unwrap(),
-        features: 0,
         nonce: *b"never the same!!",
         software: "a test".to_owned(),
     }

@@ -11,7 +11,7 @@ use walmgr::master::ask::Asking;
 use walmgr::master::cluster::ClusterFacts;
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
 use walmgr::wal::writer::Writer;
-use walmgr_protocol::message::{Cluster as Facts, SetupDone, Status};
+use walmgr_protocol::message::{Cluster as Facts, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
 use super::imitation::{segment_of, write_data_directory};
@@ -453,9 +453,9 @@ impl Site {
         self.ask(async |asking| asking.set_up().await.unwrap())
     }
 
-    /// What the receiver says of itself.
-    pub fn status(&self) -> Status {
-        self.ask(async |asking| asking.status().await.unwrap())
+    /// What the receiver holds and how it fares.
+    pub fn overview(&self) -> Overview {
+        self.ask(async |asking| asking.overview().await.unwrap())
     }
 
     fn ask<T>(&self, question: impl AsyncFnOnce(&mut Asking<'_>) -> T) -> T {

@@ -1,9 +1,9 @@
 //! Samples of the overview, for golden bytes and corpora.
 //! Never decodes anything. Invariant: each optional field is once present and once absent.
 
-use crate::message::Message;
 use crate::message::overview::{Overview, SetReach, SetStanding};
-use crate::names::{Lsn, TimelineId};
+use crate::message::{Cluster, Message};
+use crate::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 /// A request, an overview of an empty archive, and one of a full one.
 pub(super) fn sample_messages() -> Vec<Message> {
@@ -24,7 +24,11 @@ fn full() -> Overview {
         reaches: Lsn(0x2_9A00_2000),
     };
     Overview {
-        cluster: super::sample_status("").cluster,
+        cluster: Some(Cluster {
+            system_id: SystemId(7_123_456_789_012_345_678),
+            postgres_major: 15,
+            segment_size: WalSegmentSize::DEFAULT,
+        }),
         newest_segment: "000000010000000200000099".parse().ok(),
         newest_age_ms: 61_000,
         partial_segment: "00000001000000020000009A".parse().ok(),
@@ -43,6 +47,7 @@ fn full() -> Overview {
         shipped_by: "alpha (192.0.2.1:4711)".into(),
         masters: vec!["alpha (192.0.2.1:4711)".into()],
         masters_count: 1,
+        connections: 3,
         completed_wals: "/srv/walshipping/logs.complete".into(),
         sets: vec![
             SetStanding {

@@ -1,4 +1,4 @@
-//! The messages of a backup, each struct beside its encoding; kinds 20 to 31.
+//! The messages of a backup, each struct beside its encoding; kinds 48 to 59.
 //! Never interprets one. Invariant: every list is bounded on both sides, and no path leads out of
 //! the set.
 //!
@@ -9,18 +9,18 @@
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 20 | begin | client | `string` who, `string` origin, `string` label, `u32` timeline |
-//! | 21 | granted | receiver | `token`, `u32` lease in seconds, `u16` streams |
-//! | 22 | resume | client | `token` |
-//! | 23 | join | client | `token`, `u16` number of the stream, from 0 |
-//! | 24 | held request | client | `u16` count, then that many `path` |
-//! | 25 | held | receiver | `u16` count, then in the same order `u8` what (0 nothing, 1 its beginning, 2 all of it, 3 a directory) with, for 1, `u64` bytes, `u32` CRC-32C of them, `u64` length, and for 2, `u64` length, `u32` CRC-32C |
-//! | 26 | files done | receiver | `u16` count, then that many times `path`, `u64` length, `u32` CRC-32C |
-//! | 27 | end of a stream | client | `u64` length of the stream |
-//! | 28 | stream taken | receiver | `u64` length of the stream |
-//! | 29 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
-//! | 30 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
-//! | 31 | sealed | receiver | `string` name, `string` where it is, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
+//! | 48 | begin | client | `string` who, `string` origin, `string` label, `u32` timeline |
+//! | 49 | granted | receiver | `token`, `u32` lease in seconds, `u16` streams |
+//! | 50 | resume | client | `token` |
+//! | 51 | join | client | `token`, `u16` number of the stream, from 0 |
+//! | 52 | held request | client | `u16` count, then that many `path` |
+//! | 53 | held | receiver | `u16` count, then in the same order `u8` what (0 nothing, 1 its beginning, 2 all of it, 3 a directory) with, for 1, `u64` bytes, `u32` CRC-32C of them, `u64` length, and for 2, `u64` length, `u32` CRC-32C |
+//! | 54 | files done | receiver | `u16` count, then that many times `path`, `u64` length, `u32` CRC-32C |
+//! | 55 | end of a stream | client | `u64` length of the stream |
+//! | 56 | stream taken | receiver | `u64` length of the stream |
+//! | 57 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
+//! | 58 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
+//! | 59 | sealed | receiver | `string` name, `string` where it is, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
 
 use bytes::{BufMut, BytesMut};
 
@@ -233,23 +233,6 @@ impl Backup {
             Backup::Part(_) => Kind::BackupPart,
             Backup::Finish(_) => Kind::BackupFinish,
             Backup::Sealed(_) => Kind::BackupSealed,
-        }
-    }
-
-    pub(crate) const fn name(&self) -> &'static str {
-        match self {
-            Backup::Begin(_) => "a request for a backup",
-            Backup::Granted(_) => "the grant of a backup",
-            Backup::Resume(_) => "a request to resume a backup",
-            Backup::Join(_) => "a stream's request to join a backup",
-            Backup::HeldRequest(_) => "a question what is held",
-            Backup::Held(_) => "the answer what is held",
-            Backup::FilesDone(_) => "a confirmation of files",
-            Backup::StreamEnd(_) => "the end of a stream",
-            Backup::StreamTaken(_) => "the confirmation of a stream",
-            Backup::Part(_) => "a part of a backup set",
-            Backup::Finish(_) => "a request to seal a backup set",
-            Backup::Sealed(_) => "the confirmation of a backup set",
         }
     }
 

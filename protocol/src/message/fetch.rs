@@ -1,4 +1,4 @@
-//! The messages of fetching: what the standby keeps, on its way back; kinds 32 to 39.
+//! The messages of fetching: what the standby keeps, on its way back; kinds 64 to 71.
 //! Never interprets one. Invariant: every list is bounded on both sides, and an answer that a file
 //! is not there says what that proves.
 //!
@@ -9,14 +9,14 @@
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 32 | list backups | client | `string` name of a set to begin behind, or empty; `u16` limit |
-//! | 33 | backups | receiver | `u16` count, then that many sets; `bool` more follow |
-//! | 34 | describe a set | client | `string` name |
-//! | 35 | a set described | receiver | `string` name, its label, `u64` length of its stream, `u64` bytes outside its tablespaces, `u16` count, then that many times `u32` OID, `u64` bytes, `u16` length and the path on the master |
-//! | 36 | get a file | client | `name`, `u8` zstd level, 0 for none |
-//! | 37 | get a set | client | `lsn` start and `string` timestamp of its label, `u64` offset in its stream, `u8` zstd level |
-//! | 38 | end | receiver | `u64` size, `u32` CRC-32 of what was sent |
-//! | 39 | not found | receiver | `u8` what that means (0 nothing later is there, 1 a gap, 2 only a damaged copy is there, 3 there is no such set) with, for 1, the `name` of the later file, and for 2, the `string` name of the copy |
+//! | 64 | list backups | client | `string` name of a set to begin behind, or empty; `u16` limit |
+//! | 65 | backups | receiver | `u16` count, then that many sets; `bool` more follow |
+//! | 66 | describe a set | client | `string` name |
+//! | 67 | a set described | receiver | `string` name, its label, `u64` length of its stream, `u64` bytes outside its tablespaces, `u16` count, then that many times `u32` OID, `u64` bytes, `u16` length and the path on the master |
+//! | 68 | get a file | client | `name`, `u8` zstd level, 0 for none |
+//! | 69 | get a set | client | `lsn` start and `string` timestamp of its label, `u64` offset in its stream, `u8` zstd level |
+//! | 70 | end | receiver | `u64` size, `u32` CRC-32 of what was sent |
+//! | 71 | not found | receiver | `u8` what that means (0 nothing later is there, 1 a gap, 2 only a damaged copy is there, 3 there is no such set) with, for 1, the `name` of the later file, and for 2, the `string` name of the copy |
 //!
 //! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
 //! not. A label is `string` timestamp, `string` label, `name` of the first segment, `lsn` start.
@@ -172,19 +172,6 @@ impl Fetch {
             Fetch::GetSet(_) => Kind::FetchGetSet,
             Fetch::End(_) => Kind::FetchEnd,
             Fetch::NotFound(_) => Kind::FetchNotFound,
-        }
-    }
-
-    pub(crate) const fn name(&self) -> &'static str {
-        match self {
-            Fetch::ListBackups(_) => "a request for the list of backups",
-            Fetch::Backups(_) => "a list of backups",
-            Fetch::DescribeSet(_) => "a question about a backup set",
-            Fetch::Set(_) => "the description of a backup set",
-            Fetch::GetFile(_) => "a request for a file",
-            Fetch::GetSet(_) => "a request for a backup set",
-            Fetch::End(_) => "the end of what was fetched",
-            Fetch::NotFound(_) => "the answer that there is no such thing",
         }
     }
 

@@ -1,4 +1,4 @@
-//! The overview: what a standby holds and how it fares, for `status`; kinds 17 and 18.
+//! The overview: what a standby holds and how it fares, for `status`; kinds 20 and 21.
 //! Never interprets one. Invariant: every list is bounded on both sides, and times are ages, so that
 //! two hosts need not agree on the clock; that they do not is for whoever compares the clocks to say.
 //!
@@ -6,12 +6,12 @@
 //!
 //! Fields as in [`crate::message`]; `lsn` is a `u64`, `age` an `i64` of milliseconds, below 0 for a
 //! time that is still to come by the standby's clock. Both kinds belong
-//! to channel 0 and to the feature [`crate::hello::FEATURE_OVERVIEW`].
+//! to channel 0.
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 17 | overview request | client | nothing |
-//! | 18 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `u64` files set apart, `string` the first of them; `u64` files of which another is kept, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets; `i64` the standby's clock, milliseconds since 1970 |
+//! | 20 | overview request | client | nothing |
+//! | 21 | overview | receiver | `bool` bound, then if so a cluster; `name` newest finished segment or empty, `age` since it was stored; `name` newest partial segment or empty, `lsn` end of its records; `u32` timeline of what is held, 0 for nothing, `lsn` its end; `name` first missing segment or empty; `u64` damaged files, `string` the first of them; `u64` files set apart, `string` the first of them; `u64` files of which another is kept, `string` the first of them; `age` since WAL arrived, `u64` free bytes, `string` trouble with the disk, `string` who ships records, `u16` count, then that many `string` masters; `u64` all masters, `u32` connections; `string` path of the archive; `u16` count, then that many backup sets; `u64` all sets; `i64` the standby's clock, milliseconds since 1970 |
 //!
 //! A backup set is `string` name, `bool` it can be read, and then `string` timestamp, `age`, `u32`
 //! timeline, `lsn` start, `lsn` up to where it can be recovered; or `string` why it cannot be read.
@@ -68,6 +68,8 @@ pub struct Overview {
     pub masters: Vec<String>,
     /// How many there are.
     pub masters_count: u64,
+    /// Connections open, the one that asks included.
+    pub connections: u32,
     /// Where the archive is on the receiver's host, for people.
     pub completed_wals: String,
     /// Backup sets, newest first; at most [`OVERVIEW_SETS_MAX`].
@@ -132,6 +134,7 @@ impl Overview {
             put_string(out, master);
         }
         out.put_u64_le(self.masters_count);
+        out.put_u32_le(self.connections);
         put_string(out, &self.completed_wals);
         for set in bounded(out, &self.sets, OVERVIEW_SETS_MAX) {
             set.encode(out);
@@ -164,6 +167,7 @@ impl Overview {
                 fields.string("a master")
             })?,
             masters_count: fields.u64()?,
+            connections: fields.u32()?,
             completed_wals: fields.string("path of the archive")?,
             sets: list(
                 fields,

@@ -1,4 +1,4 @@
-//! The messages of the partial stream, each struct beside its encoding; kinds 48 to 54.
+//! The messages of the partial stream, each struct beside its encoding; kinds 80 to 86.
 //! Never interprets one. Invariant: an append states where the whole records in it end, and only a
 //! proof makes the answer to it.
 //!
@@ -9,13 +9,13 @@
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 48 | begin | client | `u32` timeline |
-//! | 49 | begun | receiver | `segment` newest finished or empty, `segment` oldest partial behind it or empty, `segment` newest partial or empty; all of the timeline |
-//! | 50 | open | client | `segment`, `u64` bytes of it that the client has, `u32` CRC-32 of them |
-//! | 51 | at | receiver | `u64` bytes held, `u64` the lesser of both lengths, `u32` CRC-32 of that many bytes held |
-//! | 52 | rewrite | client | nothing |
-//! | 53 | append | client | `u64` offset, `lsn` end of the last whole record, `u32` raw length, then the block, raw or (flag bit 0) one zstd frame |
-//! | 54 | durable | receiver | `lsn` |
+//! | 80 | begin | client | `u32` timeline |
+//! | 81 | begun | receiver | `segment` newest finished or empty, `segment` oldest partial behind it or empty, `segment` newest partial or empty; all of the timeline |
+//! | 82 | open | client | `segment`, `u64` bytes of it that the client has, `u32` CRC-32 of them |
+//! | 83 | at | receiver | `u64` bytes held, `u64` the lesser of both lengths, `u32` CRC-32 of that many bytes held |
+//! | 84 | rewrite | client | nothing |
+//! | 85 | append | client | `u64` offset, `lsn` end of the last whole record, `u32` raw length, then the block, raw or (flag bit 0) one zstd frame |
+//! | 86 | durable | receiver | `lsn` |
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -126,18 +126,6 @@ impl Partial {
         }
     }
 
-    pub(super) const fn name(&self) -> &'static str {
-        match self {
-            Partial::Begin(_) => "the beginning of a partial stream",
-            Partial::Begun(_) => "the answer to the beginning of a partial stream",
-            Partial::Open(_) => "the opening of a partial segment",
-            Partial::At(_) => "the answer to the opening of a partial segment",
-            Partial::Rewrite => "a rewrite of a partial segment",
-            Partial::Append(_) => "an append",
-            Partial::Durable(_) => "the acknowledgement of an append",
-        }
-    }
-
     /// Appends the payload and returns the header's flags.
     pub(super) fn encode(&self, out: &mut BytesMut) -> u8 {
         match self {
@@ -177,9 +165,13 @@ impl Partial {
         0
     }
 
-    /// The message of this kind that a payload holds, which the caller has found to be one of ours.
-    pub(super) fn decode(kind: Kind, flags: u8, fields: &mut Fields) -> Result<Partial, Malformed> {
-        Ok(match kind {
+    /// The message of this kind that a payload holds; `None` for a kind of another flow.
+    pub(super) fn decode(
+        kind: Kind,
+        flags: u8,
+        fields: &mut Fields,
+    ) -> Result<Option<Partial>, Malformed> {
+        Ok(Some(match kind {
             Kind::PartialBegin => Partial::Begin(Begin {
                 timeline: fields.timeline()?,
             }),
@@ -213,7 +205,8 @@ impl Partial {
                 })
             }
             Kind::PartialDurable => Partial::Durable(DurableTo(Lsn(fields.u64()?))),
-            _ => Partial::Rewrite,
-        })
+            Kind::PartialRewrite => Partial::Rewrite,
+            _ => return Ok(None),
+        }))
     }
 }

@@ -9,8 +9,8 @@
 //!
 //! | | body |
 //! |---|---|
-//! | hello | `u8` role (1 master, 2 standby, 3 tool), `bool` a cluster follows, the cluster, `u32` timeline, `u64` features, 16 bytes nonce, `string` version |
-//! | welcome | `u64` features, 16 bytes nonce, `u32` longest payload, `u32` longest raw block, `u16` channels, `string` newest segment or empty, `string` version |
+//! | hello | `u8` role (1 master, 2 tool), `bool` a cluster follows, the cluster, `u32` timeline, 16 bytes nonce, `string` version |
+//! | welcome | 16 bytes nonce, `u32` longest payload, `u32` longest raw block, `u16` channels, `string` newest segment or empty, `string` version |
 //! | refusal | `u16` [`ErrorCode`], `string` message, `string` hint |
 //!
 //! A later version appends fields; whoever does not know them skips them.
@@ -39,21 +39,6 @@ const CRC_BYTES: usize = 4;
 const ANSWER_WELCOME: u16 = 1;
 const ANSWER_REFUSED: u16 = 2;
 
-/// Feature: base backups (message kinds 20 to 31).
-pub const FEATURE_BACKUP: u64 = 1;
-
-/// Feature: fetching backup sets and archived files (message kinds 32 to 39).
-pub const FEATURE_FETCH: u64 = 2;
-
-/// Feature: the partial stream (message kinds 48 to 54).
-pub const FEATURE_PARTIAL: u64 = 4;
-
-/// Feature: the overview of what the standby holds (message kinds 17 and 18).
-pub const FEATURE_OVERVIEW: u64 = 8;
-
-/// Every feature of this program.
-pub const FEATURES: u64 = FEATURE_BACKUP | FEATURE_FETCH | FEATURE_PARTIAL | FEATURE_OVERVIEW;
-
 /// The versions a client speaks, and its hello if the body could be read.
 pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);
 
@@ -63,10 +48,8 @@ pub type ReceivedHello = (VersionRange, Result<Hello, Malformed>);
 pub enum Role {
     /// The host where PostgreSQL writes.
     Master = 1,
-    /// A host where PostgreSQL replays.
-    Standby = 2,
     /// A person's tool that belongs to neither.
-    Tool = 3,
+    Tool = 2,
 }
 
 /// What a client says first.
@@ -78,8 +61,6 @@ pub struct Hello {
     pub cluster: Option<Cluster>,
     /// The timeline its cluster is on.
     pub timeline: TimelineId,
-    /// Optional features it can use, one bit each, such as [`FEATURE_BACKUP`].
-    pub features: u64,
     /// Fresh random bytes.
     pub nonce: Nonce,
     /// Its version, for people.
@@ -89,8 +70,6 @@ pub struct Hello {
 /// What a receiver answers when it will talk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
-    /// Optional features both can use.
-    pub features: u64,
     /// Fresh random bytes.
     pub nonce: Nonce,
     /// Longest payload of a frame, in bytes.
@@ -113,7 +92,6 @@ impl Welcome {
         software: String,
     ) -> Self {
         Welcome {
-            features: 0,
             nonce,
             payload_bytes_max: FRAME_PAYLOAD_BYTES,
             block_bytes_max: BLOCK_BYTES_MAX,
@@ -193,7 +171,6 @@ impl Hello {
             cluster.encode(&mut body);
         }
         body.put_u32_le(self.timeline.number());
-        body.put_u64_le(self.features);
         body.put_slice(&self.nonce);
         put_string(&mut body, &self.software);
         seal(HELLO_MAGIC, versions.lowest, versions.highest, &body, out);
@@ -217,8 +194,7 @@ impl Hello {
         let mut fields = Fields::new("a hello", body);
         let role = match fields.u8()? {
             1 => Role::Master,
-            2 => Role::Standby,
-            3 => Role::Tool,
+            2 => Role::Tool,
             found => {
                 return Err(Malformed::BadValue {
                     what: "role",
@@ -233,7 +209,6 @@ impl Hello {
                 .then(|| Cluster::decode(&mut fields))
                 .transpose()?,
             timeline: fields.timeline()?,
-            features: fields.u64()?,
             nonce: fields.array()?,
             software: fields.string("software version")?,
         })
@@ -246,7 +221,6 @@ impl Answer {
         let mut body = BytesMut::new();
         match self {
             Answer::Welcome(version, welcome) => {
-                body.put_u64_le(welcome.features);
                 body.put_slice(&welcome.nonce);
                 body.put_u32_le(welcome.payload_bytes_max);
                 body.put_u32_le(welcome.block_bytes_max);
@@ -294,7 +268,6 @@ impl Answer {
 impl Welcome {
     fn decode(fields: &mut Fields) -> Result<Welcome, Malformed> {
         Ok(Welcome {
-            features: fields.u64()?,
             nonce: fields.array()?,
             payload_bytes_max: fields.u32()?,
             block_bytes_max: fields.u32()?,
@@ -389,7 +362,6 @@ mod tests {
             role: Role::Master,
             cluster: None,
             timeline: TimelineId::FIRST,
-            features: FEATURES,
             nonce: [9; 16],
             software: "4.0.0".into(),
         }
@@ -423,7 +395,6 @@ mod tests {
             role: Role::Tool,
             cluster: None,
             timeline: TimelineId::new(1).unwrap(),
-            features: 0,
             nonce: [9; 16],
             software: "9.9".into(),
         };

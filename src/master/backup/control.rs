@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
-use walmgr_protocol::hello::FEATURE_BACKUP;
 use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
@@ -15,7 +14,7 @@ use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Connection, Target, kind_of};
+use crate::transport::connect::{Target, kind_of};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel that everything of a backup's connection runs on.
@@ -75,23 +74,14 @@ impl Way {
         self.facts
     }
 
-    /// Connects; a receiver that takes no backups is refused here, in words.
+    /// Connects.
     pub async fn connect(&self) -> Result<Wire, Lost> {
         let connecting = self.target.connect(self.facts.cluster, self.facts.timeline);
-        let Connection { wire, welcome } = match connecting.await {
-            Ok(connection) => connection,
-            Err(error) if error.kind() == Kind::Retry => return Err(Lost::Link(error)),
-            Err(error) => return Err(Lost::Backup(error)),
-        };
-        if welcome.features & FEATURE_BACKUP == 0 {
-            let text = format!(
-                "{} takes no backups: it runs walmgr {}",
-                self.receiver, welcome.software
-            );
-            let error = CommandError::retry(text);
-            return Err(Lost::Backup(error.hint("upgrade the receiver's walmgr")));
+        match connecting.await {
+            Ok(connection) => Ok(connection.wire),
+            Err(error) if error.kind() == Kind::Retry => Err(Lost::Link(error)),
+            Err(error) => Err(Lost::Backup(error)),
         }
-        Ok(wire)
     }
 
     /// What a refusal means for the backup.

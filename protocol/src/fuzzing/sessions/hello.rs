@@ -135,13 +135,12 @@ fn range(choices: &mut Unstructured<'_>) -> Result<VersionRange, Over> {
 
 fn any_hello(choices: &mut Unstructured<'_>) -> Result<Hello, Over> {
     Ok(Hello {
-        role: *choices.choose(&[Role::Master, Role::Standby, Role::Tool])?,
+        role: *choices.choose(&[Role::Master, Role::Tool])?,
         cluster: match choices.arbitrary()? {
             true => Some(cluster(choices)?),
             false => None,
         },
         timeline: messages::timeline(choices)?,
-        features: choices.arbitrary()?,
         nonce: choices.arbitrary()?,
         software: software(choices)?,
     })
@@ -165,7 +164,6 @@ fn welcome(choices: &mut Unstructured<'_>) -> Result<Welcome, Over> {
     Ok(match choices.arbitrary()? {
         true => welcome,
         false => Welcome {
-            features: choices.arbitrary()?,
             payload_bytes_max: choices.arbitrary()?,
             ..welcome
         },

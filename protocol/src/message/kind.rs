@@ -1,0 +1,143 @@
+//! The numbers of the messages: one table, a range of sixteen for each flow.
+//! Never says what a payload holds. Invariant: a number is in the range of its flow, and no number of a
+//! released version is ever used again for another message.
+
+use crate::message::Message;
+
+/// Which conversation a message is part of; its kinds begin at sixteen times this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Flow {
+    /// Any of them, or the connection itself.
+    Any = 0,
+    /// Questions about the archive, on channel 0.
+    Control = 1,
+    /// A finished file on its way into the archive.
+    Push = 2,
+    /// A base backup on its way into the archive.
+    Backup = 3,
+    /// Something that is kept on its way back.
+    Fetch = 4,
+    /// The records of the segment in progress.
+    Partial = 5,
+}
+
+macro_rules! kinds {
+    ($($flow:ident { $($name:ident = $number:literal, $words:literal;)* })*) => {
+        /// The number that a frame carries to say which message its payload is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Kind {
+            $($(#[doc = $words] $name = $number,)*)*
+        }
+
+        impl Kind {
+            /// Every kind there is.
+            pub const ALL: &'static [Kind] = &[$($(Kind::$name,)*)*];
+
+            /// The kind with this number.
+            pub const fn from_number(number: u8) -> Option<Kind> {
+                match number {
+                    $($($number => Some(Kind::$name),)*)*
+                    _ => None,
+                }
+            }
+
+            /// What a message of this kind is called.
+            pub const fn words(self) -> &'static str {
+                match self {
+                    $($(Kind::$name => $words,)*)*
+                }
+            }
+
+            /// The conversation it is part of.
+            pub const fn flow(self) -> Flow {
+                match self {
+                    $($(Kind::$name => Flow::$flow,)*)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    Any {
+        Error = 1, "an error";
+        Ping = 2, "a ping";
+        Pong = 3, "a pong";
+        Goodbye = 4, "a goodbye";
+        Data = 5, "a data block";
+    }
+    Control {
+        Setup = 16, "a setup request";
+        SetupDone = 17, "the answer to a setup request";
+        ListRequest = 18, "a list request";
+        List = 19, "a list";
+        OverviewRequest = 20, "an overview request";
+        Overview = 21, "an overview";
+    }
+    Push {
+        Offer = 32, "an offer";
+        Have = 33, "the answer to an offer";
+        Commit = 34, "a commit";
+        Stored = 35, "an acknowledgement";
+        Conflict = 36, "a conflict";
+    }
+    Backup {
+        BackupBegin = 48, "a request for a backup";
+        BackupGranted = 49, "the grant of a backup";
+        BackupResume = 50, "a request to resume a backup";
+        BackupJoin = 51, "a stream's request to join a backup";
+        BackupHeldRequest = 52, "a question what is held";
+        BackupHeld = 53, "the answer what is held";
+        BackupFilesDone = 54, "a confirmation of files";
+        BackupStreamEnd = 55, "the end of a stream";
+        BackupStreamTaken = 56, "the confirmation of a stream";
+        BackupPart = 57, "a part of a backup set";
+        BackupFinish = 58, "a request to seal a backup set";
+        BackupSealed = 59, "the confirmation of a backup set";
+    }
+    Fetch {
+        FetchListBackups = 64, "a request for the list of backups";
+        FetchBackups = 65, "a list of backups";
+        FetchDescribeSet = 66, "a question about a backup set";
+        FetchSet = 67, "the description of a backup set";
+        FetchGetFile = 68, "a request for a file";
+        FetchGetSet = 69, "a request for a backup set";
+        FetchEnd = 70, "the end of what was fetched";
+        FetchNotFound = 71, "the answer that there is no such thing";
+    }
+    Partial {
+        PartialBegin = 80, "the beginning of a partial stream";
+        PartialBegun = 81, "the answer to the beginning of a partial stream";
+        PartialOpen = 82, "the opening of a partial segment";
+        PartialAt = 83, "the answer to the opening of a partial segment";
+        PartialRewrite = 84, "a rewrite of a partial segment";
+        PartialAppend = 85, "an append";
+        PartialDurable = 86, "the acknowledgement of an append";
+    }
+}
+
+impl Message {
+    /// Its name, for people.
+    pub const fn name(&self) -> &'static str {
+        self.kind().words()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_in_the_range_of_its_flow_and_has_words_of_its_own() {
+        let mut words = std::collections::BTreeSet::new();
+        for kind in Kind::ALL {
+            assert_eq!(*kind as u8 / 16, kind.flow() as u8, "{kind:?}");
+            assert_eq!(Kind::from_number(*kind as u8), Some(*kind));
+            assert!(words.insert(kind.words()), "{kind:?}");
+        }
+        let known = (0..=u8::MAX).filter_map(Kind::from_number).count();
+        assert_eq!(known, Kind::ALL.len());
+    }
+}
