@@ -17,7 +17,7 @@ use walmgr::master::push::{self, Blocks};
 use walmgr::store::{Archive, Binding, Places, RealDisk};
 use walmgr::transport::connect::{Connection, Target};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
-use walmgr_protocol::message::{Cluster, Offer, Verify};
+use walmgr_protocol::message::{ClusterIdentity, Offer, Verify};
 use walmgr_protocol::names::{TimelineId, WalFileName, WalSegmentSize};
 use walmgr_protocol::session::push::Outcome;
 
@@ -109,7 +109,7 @@ impl Site {
         let Ok(Config::Master(master)) = loaded else {
             unreachable!("the settings were written for a master: {loaded:?}")
         };
-        let cluster = Cluster {
+        let cluster = ClusterIdentity {
             system_id: wal_like::SYSTEM_ID,
             postgres_major: wal_like::MAJOR.into(),
             segment_size: WalSegmentSize::DEFAULT,

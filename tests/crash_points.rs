@@ -106,7 +106,7 @@ impl Scene {
 }
 
 #[test]
-fn fault_12_to_16_a_kill_at_any_step_of_an_upload_leaves_nothing_torn_and_a_retry_succeeds() {
+fn fault_12_to_16_kill_at_any_upload_step_tears_nothing() {
     skip_unless!(Strace::attachable());
     let mut scene = Scene::new();
     let mut kills = Vec::new();
@@ -178,7 +178,7 @@ fn assert_repaired(site: &mut Site) {
 }
 
 #[test]
-fn fault_18_a_receiver_killed_at_any_step_of_its_start_again_and_again_recovers_in_the_end() {
+fn fault_18_receiver_killed_at_every_step_of_its_start_recovers() {
     skip_unless!(Strace::available());
     let mut site = Site::start();
     let oracle = Oracle::new();
@@ -220,7 +220,7 @@ fn fault_18_a_receiver_killed_at_any_step_of_its_start_again_and_again_recovers_
 }
 
 #[test]
-fn fault_19_nobody_is_listened_to_before_the_archive_is_cleaned_read_and_synced() {
+fn fault_19_no_connection_is_accepted_before_recovery_is_complete() {
     skip_unless!(Strace::available());
     let mut site = Site::start();
     for number in 2..9 {

@@ -320,7 +320,7 @@ fn a_background_daemon_outlives_its_starter_and_stops_when_told() {
 }
 
 #[test]
-fn fault_85_a_daemon_that_fails_to_start_reports_its_reason_and_code_through_the_starter() {
+fn fault_85_failed_start_reaches_the_starter_with_reason_and_code() {
     let folder = tempfile::tempdir().unwrap();
     let pidfile = folder.path().join("walmgr.pid");
     let held = PidFile::acquire(&pidfile).unwrap();
@@ -351,7 +351,7 @@ impl Drop for InBackground<'_> {
 }
 
 #[test]
-fn a_receiver_in_the_background_without_a_logfile_logs_beside_the_ini_file_and_says_so() {
+fn background_receiver_without_logfile_logs_beside_the_ini_file() {
     let _user = skip_unless!(server_user());
     let site = Site::builder().stopped().build();
     let receiver = InBackground(&site);
@@ -373,7 +373,7 @@ fn a_receiver_in_the_background_without_a_logfile_logs_beside_the_ini_file_and_s
 }
 
 #[test]
-fn fault_36_a_pidfile_that_the_file_size_limit_forbids_is_1_and_no_wrong_setting() {
+fn fault_36_pidfile_over_size_limit_exits_1() {
     let _user = skip_unless!(server_user());
     let site = Site::builder().stopped().build();
     let mut limited = Command::new("sh");

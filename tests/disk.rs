@@ -288,7 +288,7 @@ fn fault_34_a_sync_that_fails_once_and_then_succeeds_refuses_for_good() {
 }
 
 #[test]
-fn fault_33_a_sync_that_fails_when_the_client_has_left_ends_the_receiver_too() {
+fn fault_33_failed_sync_after_the_client_left_ends_the_receiver() {
     skip_unless!(Strace::attachable());
     let mut site = Site::builder().master_set("push_timeout", "500ms").build();
     let strace = Strace::available().unwrap();
@@ -302,7 +302,7 @@ fn fault_33_a_sync_that_fails_when_the_client_has_left_ends_the_receiver_too() {
 }
 
 #[test]
-fn fault_33_a_sync_that_fails_while_the_archive_is_bound_ends_the_receiver() {
+fn fault_33_failed_sync_while_binding_ends_the_receiver() {
     skip_unless!(Strace::attachable());
     for when in 1..5 {
         let cluster = Cluster::builder().conf("archive_mode", "on").start();
@@ -435,7 +435,7 @@ fn fault_35_the_file_system_below_an_idle_receiver_can_be_made_read_only() {
 }
 
 #[test]
-fn fault_35_a_file_system_that_went_read_only_refuses_until_it_is_mounted_again() {
+fn fault_35_read_only_file_system_refuses_until_mounted_again() {
     let mut disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 32));
     let mut site = Site::builder()
         .archive(&disk.path().join("archive"))
@@ -462,7 +462,7 @@ fn fault_35_a_file_system_that_went_read_only_refuses_until_it_is_mounted_again(
 }
 
 #[test]
-fn fault_38_a_directory_that_was_moved_or_replaced_refuses_until_it_is_back() {
+fn fault_38_moved_or_replaced_directory_refuses_until_it_is_back() {
     let mut site = Site::start();
     assert_stores(&site, 2);
     let (folder, aside) = (site.completed_wals(), site.home().join("aside"));

@@ -117,7 +117,7 @@ fn authorize_names(site: &Site, text: &str) {
 }
 
 #[test]
-fn a_peer_that_an_authority_vouches_for_is_logged_by_the_name_in_its_certificate() {
+fn certified_peer_is_logged_by_the_name_in_its_certificate() {
     let (site, _authority) = authority_over(Site::builder().unbound().build());
     let name = site.segment_name(1);
     site.write_segment(1);
@@ -330,7 +330,7 @@ fn fault_87_a_master_of_another_cluster_is_refused_with_both_identifiers() {
 }
 
 #[test]
-fn fault_87_a_client_that_came_before_the_archive_was_bound_to_another_cluster_is_refused() {
+fn fault_87_early_client_is_refused_once_another_cluster_is_bound() {
     let site = Site::builder().plain().unbound().build();
     let ours = site.facts().cluster;
     let mut theirs = ours;
@@ -369,7 +369,7 @@ fn a_key_without_the_right_to_push_is_refused_in_words() {
 }
 
 #[test]
-fn fault_85_a_second_receiver_on_the_archive_ends_with_2_and_the_first_serves_on() {
+fn fault_85_second_receiver_exits_2_and_the_first_serves_on() {
     let site = Site::start();
     let output = site.standby_command(&["receiver"]);
     let line = output.fail(2);

@@ -204,7 +204,7 @@ fn a_receiver_needs_at_most_4_mib_more_for_each_connection() {
 /// More than any of our own clients does: all channels of every connection, the largest blocks,
 /// and more of them than the disk takes at once.
 #[test]
-fn a_receiver_needs_at_most_4_mib_more_for_a_connection_that_uses_all_it_may() {
+fn busy_connection_costs_the_receiver_at_most_4_mib() {
     let _user = skip_unless!(server_user());
     let site = Site::builder().segment_size_mb(16).plain().build();
     let idle_kib = site.receiver.memory_peak_kib();

@@ -146,7 +146,7 @@ fn cut_everywhere(site: &Site, name: &str) -> usize {
 }
 
 #[test]
-fn fault_21_a_session_cut_at_any_byte_leaves_nothing_wrong_and_is_repeated() {
+fn fault_21_session_cut_at_any_byte_is_repeated_without_harm() {
     let mut site = plain_site();
     let begin = Instant::now();
     let mut cuts = cut_everywhere(&site, HISTORY);
@@ -159,7 +159,7 @@ fn fault_21_a_session_cut_at_any_byte_leaves_nothing_wrong_and_is_repeated() {
 }
 
 #[test]
-fn fault_21_a_tls_session_cut_at_a_byte_leaves_nothing_wrong_and_is_repeated() {
+fn fault_21_tls_session_cut_at_any_byte_is_repeated_without_harm() {
     let site = Site::builder().proxied().build();
     site.write_wal(HISTORY, HISTORY_TEXT);
     site.archive(HISTORY).succeed();
@@ -298,7 +298,7 @@ fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
 }
 
 #[test]
-fn fault_26_a_reset_before_the_acknowledgement_is_retried_and_finds_the_same_file() {
+fn fault_26_retry_after_a_lost_acknowledgement_finds_the_same_file() {
     for tls in [false, true] {
         let builder = Site::builder().proxied();
         let site = if tls { builder } else { builder.plain() }.build();
@@ -444,7 +444,7 @@ pub fn half_way(site: &Site, name: &str, by: Duration) -> Running {
 }
 
 #[test]
-fn fault_28_a_stopped_receiver_costs_the_client_its_deadline_and_nothing_else() {
+fn fault_28_stopped_receiver_costs_the_client_its_deadline_only() {
     for tls in [false, true] {
         let builder = Site::builder()
             .proxied()

@@ -257,12 +257,12 @@ fn at_each_step(kind: FileSystem) {
 }
 
 #[test]
-fn fault_13_to_17_a_power_cut_at_any_step_loses_nothing_acknowledged_on_ext4() {
+fn fault_13_to_17_power_cut_loses_nothing_acknowledged_on_ext4() {
     at_each_step(FileSystem::Ext4);
 }
 
 #[test]
-fn fault_13_to_17_a_power_cut_at_any_step_loses_nothing_acknowledged_on_xfs() {
+fn fault_13_to_17_power_cut_loses_nothing_acknowledged_on_xfs() {
     at_each_step(FileSystem::Xfs);
 }
 
@@ -396,13 +396,13 @@ const FILE_SYNCS: &str = "fsync:retval=0:when=1+2";
 const FOLDER_SYNCS: &str = "fsync:retval=0";
 
 #[test]
-fn control_without_the_sync_of_the_file_power_cuts_tear_acknowledged_files() {
+fn control_without_file_sync_power_cuts_tear_acknowledged_files() {
     control(FileSystem::Ext4, FILE_SYNCS, false, Before::UnrelatedSync);
     control(FileSystem::Xfs, FILE_SYNCS, false, Before::UnrelatedSync);
 }
 
 #[test]
-fn control_without_the_sync_of_the_directory_power_cuts_lose_acknowledged_files() {
+fn control_without_directory_sync_power_cuts_lose_acknowledged_files() {
     control(FileSystem::Ext4, FOLDER_SYNCS, true, Before::Nothing);
     control(FileSystem::Xfs, FOLDER_SYNCS, true, Before::Nothing);
 }

@@ -149,7 +149,7 @@ pub fn names_in(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_newest_set_is_moved_replays_pauses_goes_on_and_boots_on_every_version() {
+fn newest_set_moves_replays_pauses_and_boots_on_every_version() {
     for major in Cluster::available_majors() {
         let scene = Scene::new(major);
         let set = make_set(&scene.site, "data.master");

@@ -116,7 +116,7 @@ fn setup_raises_a_wal_level_that_is_too_low() {
 }
 
 #[test]
-fn without_a_restart_command_setup_asks_for_a_restart_and_the_next_setup_proves_arrival() {
+fn setup_without_a_restart_command_asks_for_a_restart() {
     skip_unless!(Cluster::available(15));
     let mut site = Site::with_cluster(Cluster::builder().start());
     let asked = site.master_command(&["setup"]);
@@ -284,7 +284,7 @@ fn stop_of_a_server_that_does_not_archive_succeeds() {
 }
 
 #[test]
-fn stop_refuses_another_archive_command_and_setup_says_that_it_is_replaced() {
+fn stop_refuses_a_foreign_archive_command_and_setup_names_it() {
     skip_unless!(Cluster::available(15));
     let foreign = "cp %p /srv/%f";
     let cluster = Cluster::builder()

@@ -44,12 +44,12 @@ fn fault_51_wal_of_postgresql_15_reads_as_its_server_wrote_it() {
 }
 
 #[test]
-fn fault_51_wal_of_postgresql_15_in_small_segments_reads_as_its_server_wrote_it() {
+fn fault_51_postgresql_15_wal_reads_back_from_small_segments() {
     check_version(15, 1);
 }
 
 #[test]
-fn fault_51_wal_of_postgresql_15_in_large_segments_reads_as_its_server_wrote_it() {
+fn fault_51_postgresql_15_wal_reads_back_from_large_segments() {
     check_version(15, 64);
 }
 

@@ -532,7 +532,7 @@ fn pause_holds_segments_but_no_history_until_continue() {
 }
 
 #[test]
-fn a_call_of_a_server_that_crashed_just_before_ends_although_replay_is_paused() {
+fn call_of_a_crashed_server_ends_although_replay_is_paused() {
     let _user = skip_unless!(server_user());
     let standby = Standby::new();
     let name = standby.store(7);
@@ -577,7 +577,7 @@ fn pause_waits_for_the_segment_that_is_being_restored() {
 }
 
 #[test]
-fn a_stalled_standby_waits_with_an_alarm_until_the_file_is_mended_or_it_is_booted() {
+fn stalled_standby_alarms_until_the_file_is_mended_or_it_boots() {
     let _user = skip_unless!(server_user());
     let mut standby = Standby::new();
     standby.site.standby_set("on_corrupt", "stall");

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_92_a_block_longer_than_what_it_unpacks_to_is_refused_before_it_waits() {
+    fn fault_92_block_longer_than_its_unpacked_length_is_refused_at_once() {
         use crate::message::{Kind, Message};
         let payload_of = |bytes: usize| {
             let mut payload = vec![0; 8];

@@ -125,7 +125,7 @@ pub struct SetupDone {
 
 /// What identifies a cluster and its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cluster {
+pub struct ClusterIdentity {
     /// `system_identifier` of `pg_control`.
     pub system_id: SystemId,
     /// PostgreSQL's major version.
@@ -502,14 +502,14 @@ impl Message {
     }
 }
 
-impl Cluster {
+impl ClusterIdentity {
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         out.put_u64_le(self.system_id.0);
         out.put_u16_le(self.postgres_major);
         out.put_u32_le(self.segment_size.bytes_u32());
     }
 
-    pub(crate) fn decode(fields: &mut Fields) -> Result<Cluster, Malformed> {
+    pub(crate) fn decode(fields: &mut Fields) -> Result<ClusterIdentity, Malformed> {
         let system_id = SystemId(fields.u64()?);
         let postgres_major = fields.u16()?;
         let size_bytes = fields.u32()?;
@@ -517,7 +517,7 @@ impl Cluster {
             what: "wal_segment_size",
             found: u64::from(size_bytes),
         })?;
-        Ok(Cluster {
+        Ok(ClusterIdentity {
             system_id,
             postgres_major,
             segment_size,
@@ -525,7 +525,7 @@ impl Cluster {
     }
 }
 
-impl fmt::Display for Cluster {
+impl fmt::Display for ClusterIdentity {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,

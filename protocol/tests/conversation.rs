@@ -425,7 +425,7 @@ fn fault_88_a_recorded_session_says_nothing_to_another_connection() {
 }
 
 #[test]
-fn fault_29_an_acknowledgement_of_another_file_or_connection_is_not_believed() {
+fn fault_29_acknowledgement_of_another_file_is_not_believed() {
     let nonce: Nonce = [5; 16];
     let earlier = Welcome::with_our_limits([1; 16], None, String::new());
     let this = Welcome::with_our_limits([2; 16], None, String::new());

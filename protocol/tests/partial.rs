@@ -173,7 +173,7 @@ fn a_stream_that_breaks_at_every_frame_goes_on_where_it_was() {
 }
 
 #[test]
-fn fault_41_48_another_tail_replaces_the_old_one_from_the_first_difference_on() {
+fn fault_41_48_another_tail_replaces_the_old_from_the_first_difference() {
     let old = wal(5_000, 0);
     let mut anew = old.clone();
     anew.truncate(3_000);

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use walmgr_protocol::message::Cluster;
+use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::names::TimelineId;
 
 use crate::config::MasterConfig;
@@ -14,7 +14,7 @@ use crate::pg::data_directory::DataDirectory;
 #[derive(Debug, Clone, Copy)]
 pub struct ClusterFacts {
     /// Its identity, as the hello says it.
-    pub cluster: Cluster,
+    pub cluster: ClusterIdentity,
     /// The timeline of its last checkpoint.
     pub timeline: TimelineId,
 }
@@ -30,7 +30,7 @@ impl ClusterFacts {
         let data = DataDirectory::open(data)?;
         let control = data.control()?;
         Ok(ClusterFacts {
-            cluster: Cluster {
+            cluster: ClusterIdentity {
                 system_id: control.system_id,
                 postgres_major: u16::from(data.major()),
                 segment_size: control.segment_size,

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use walmgr_protocol::message::Cluster;
+use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
 use crate::wal::page::PAGE_BYTES;
@@ -21,13 +21,13 @@ const READ_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub struct WalFiles {
     folder: PathBuf,
-    cluster: Cluster,
+    cluster: ClusterIdentity,
     timeline: TimelineId,
 }
 
 impl WalFiles {
     /// The files of this cluster and timeline in this folder.
-    pub const fn new(folder: PathBuf, cluster: Cluster, timeline: TimelineId) -> Self {
+    pub const fn new(folder: PathBuf, cluster: ClusterIdentity, timeline: TimelineId) -> Self {
         WalFiles {
             folder,
             cluster,

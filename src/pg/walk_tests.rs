@@ -239,7 +239,7 @@ fn passed(listing: &Listing) -> Vec<String> {
 }
 
 #[test]
-fn fault_125_what_was_moved_behind_links_is_listed_where_the_server_sees_it() {
+fn fault_125_moved_behind_links_is_listed_where_the_server_sees_it() {
     let moved: [&[&str]; 3] = [
         &[
             "base/5",

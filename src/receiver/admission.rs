@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_116_a_reader_that_may_push_from_now_on_counts_as_one_who_archives() {
+    fn fault_116_reader_that_gains_push_counts_as_an_archiver() {
         let admission = Admission::new(1024);
         let connect = |push| admission.try_connect(&named("db1"), push, 8);
         let held: Vec<_> = (0..7).map(|_| connect(false).unwrap()).collect();

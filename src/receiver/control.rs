@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::limits::{LIST_ENTRIES_MAX, OVERVIEW_MASTERS_MAX};
 use walmgr_protocol::message::{
-    Cluster, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone,
+    ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone,
 };
 
 use crate::receiver::fetch;
@@ -39,7 +39,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     }
 }
 
-fn set_up(daemon: &Daemon, cluster: Option<Cluster>) -> Result<Message, StoreError> {
+fn set_up(daemon: &Daemon, cluster: Option<ClusterIdentity>) -> Result<Message, StoreError> {
     let Some(cluster) = cluster else {
         return Ok(unexpected(&Message::Setup));
     };
@@ -92,15 +92,6 @@ fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
         .map(|entry| (entry.name, entry.len))
         .collect();
     Ok(Message::List(List { entries, more }))
-}
-
-/// A binding in the words of the wire.
-pub fn cluster_of(binding: &Binding) -> Cluster {
-    Cluster {
-        system_id: binding.system_id,
-        postgres_major: u16::from(binding.postgres_major),
-        segment_size: binding.segment_size,
-    }
 }
 
 fn unexpected(message: &Message) -> Message {

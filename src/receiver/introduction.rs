@@ -11,12 +11,11 @@ use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
-use walmgr_protocol::message::{Cluster, ErrorCode};
+use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
 use crate::receiver::admission::Holder;
-use crate::receiver::control::cluster_of;
 use crate::receiver::server::Daemon;
 use crate::receiver::settings::{Protection, Settings};
 use crate::transport::authorized_keys::Rights;
@@ -41,7 +40,7 @@ pub struct Peer {
     /// What it wants to be taken for.
     pub role: Role,
     /// The cluster it speaks for.
-    pub cluster: Option<Cluster>,
+    pub cluster: Option<ClusterIdentity>,
 }
 
 impl Peer {
@@ -233,8 +232,8 @@ async fn introduce(
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
-pub fn foreign(daemon: &Daemon, theirs: Cluster) -> Option<Refusal> {
-    let bound = cluster_of(&daemon.archive.binding()?);
+pub fn foreign(daemon: &Daemon, theirs: ClusterIdentity) -> Option<Refusal> {
+    let bound = ClusterIdentity::from(daemon.archive.binding()?);
     if bound == theirs {
         return None;
     }

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_118_a_flood_of_refusals_has_a_bounded_number_of_lines_and_loses_no_count() {
+    fn fault_118_flood_of_refusals_has_bounded_lines_and_a_full_count() {
         for hosts in [1, 50, 64, 65, 1_000] {
             let (mut log, begin) = (RefusalLog::default(), Instant::now());
             let (mut lines, mut told) = (Vec::new(), 0);

@@ -157,7 +157,7 @@ mod tests {
 
     /// Timeline 2 leaves timeline 1 in the middle of segment 5.
     #[test]
-    fn fault_78_what_a_timeline_has_behind_its_end_is_neither_lost_nor_in_place_of_the_next_one() {
+    fn fault_78_wal_behind_the_end_of_a_timeline_is_neither_lost_nor_read() {
         let old = |number: u64| format!("{:024X}", (1_u128 << 64) + u128::from(number));
         let new = |number: u64| format!("{:024X}", (2_u128 << 64) + u128::from(number));
         let there = |names: &[String]| -> Vec<String> {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use walmgr_protocol::message::Cluster;
+use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
@@ -30,7 +30,7 @@ fn well() -> Facts {
         }),
     };
     let overview = Overview {
-        cluster: Some(Cluster {
+        cluster: Some(ClusterIdentity {
             system_id: SystemId(7),
             postgres_major: 15,
             segment_size: WalSegmentSize::DEFAULT,

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
 use super::durable::random_suffix;
@@ -40,6 +41,16 @@ impl Binding {
             system_id: self.system_id,
             segment_size: self.segment_size,
             postgres_major: Some(self.postgres_major),
+        }
+    }
+}
+
+impl From<Binding> for ClusterIdentity {
+    fn from(binding: Binding) -> Self {
+        ClusterIdentity {
+            system_id: binding.system_id,
+            postgres_major: u16::from(binding.postgres_major),
+            segment_size: binding.segment_size,
         }
     }
 }

@@ -453,7 +453,7 @@ fn fault_17_a_segment_survives_a_power_cut_after_every_operation() {
 }
 
 #[test]
-fn fault_42_43_acknowledged_records_survive_a_power_cut_after_every_operation() {
+fn fault_42_43_acknowledged_records_survive_a_power_cut_at_any_step() {
     assert_survives("partial", &prepare_bound, &ship_and_finish);
 }
 

@@ -226,7 +226,7 @@ fn fault_38_a_link_to_another_directory_is_refused() {
 }
 
 #[test]
-fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
+fn fault_12_18_19_open_clears_temporaries_and_checks_segments() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let newest = segment(9, 1);
@@ -267,7 +267,7 @@ fn fault_12_18_19_temporaries_and_segments_are_seen_to_before_open_returns() {
 }
 
 #[test]
-fn fault_20_a_lock_that_only_a_writable_file_can_hold_is_taken_all_the_same() {
+fn fault_20_lock_that_needs_a_writable_file_is_taken() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let disk = FaultyDisk::over(real());
@@ -278,7 +278,7 @@ fn fault_20_a_lock_that_only_a_writable_file_can_hold_is_taken_all_the_same() {
 }
 
 #[test]
-fn fault_19_a_newest_segment_that_cannot_be_read_is_reported_and_the_rest_served() {
+fn fault_19_unreadable_newest_segment_is_reported_and_the_rest_served() {
     type Spoil = fn(&Path, &FaultyDisk);
     let ways: [(&str, Spoil); 3] = [
         ("Input/output error", |_, disk| {
@@ -316,7 +316,7 @@ fn fault_19_a_newest_segment_that_cannot_be_read_is_reported_and_the_rest_served
 }
 
 #[test]
-fn fault_33_a_newest_segment_that_cannot_be_synced_keeps_the_archive_closed() {
+fn fault_33_newest_segment_that_fails_to_sync_keeps_the_archive_closed() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     assert_stored(&open(&places), &segment(9, 1));

@@ -550,7 +550,7 @@ fn frozen(places: &Places, force: bool) -> Result<Vec<SegmentName>, StoreError> 
 }
 
 #[test]
-fn fault_100_a_flip_in_what_crosses_into_a_segment_in_progress_is_refused_by_a_freeze() {
+fn fault_100_freeze_refuses_a_flip_that_crosses_into_the_partial_segment() {
     let samples = crossed();
     // The one before is finished, or in progress as well.
     for finished in [1, 0] {

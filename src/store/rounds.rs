@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_107_a_round_notes_what_changed_in_any_file_and_forgets_what_was_mended() {
+    fn fault_107_round_notes_changed_files_and_forgets_mended_ones() {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open(&places);

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
-use walmgr_protocol::message::Cluster;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
@@ -55,11 +54,7 @@ pub fn survey(
     let Some(binding) = marker.and_then(|marker| marker.binding) else {
         return Ok(overview);
     };
-    overview.cluster = Some(Cluster {
-        system_id: binding.system_id,
-        postgres_major: u16::from(binding.postgres_major),
-        segment_size: binding.segment_size,
-    });
+    overview.cluster = Some(binding.into());
     let partial = open(&places.partial_wals)?;
     let files = Files::read(&completed, &partial, &binding)?;
     let reader = Reader::of(Arc::clone(&completed), binding);

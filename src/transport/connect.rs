@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_MIN;
-use walmgr_protocol::message::{Cluster, ErrorCode};
+use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
 
@@ -55,13 +55,17 @@ impl Target {
     }
 
     /// Connects, and introduces this side as the master of `cluster`.
-    pub async fn connect(&self, cluster: Cluster, timeline: TimelineId) -> Result<Connection> {
+    pub async fn connect(
+        &self,
+        cluster: ClusterIdentity,
+        timeline: TimelineId,
+    ) -> Result<Connection> {
         let role = Role::Master;
         self.connect_as(role, Some(cluster), timeline).await
     }
 
     /// The same for one who only reads, and may have lost the cluster's files.
-    pub async fn connect_to_read(&self, cluster: Option<Cluster>) -> Result<Connection> {
+    pub async fn connect_to_read(&self, cluster: Option<ClusterIdentity>) -> Result<Connection> {
         let timeline = TimelineId::FIRST;
         self.connect_as(Role::Tool, cluster, timeline).await
     }
@@ -69,7 +73,7 @@ impl Target {
     async fn connect_as(
         &self,
         role: Role,
-        cluster: Option<Cluster>,
+        cluster: Option<ClusterIdentity>,
         timeline: TimelineId,
     ) -> Result<Connection> {
         let deadline = Instant::now() + self.connect_timeout;
@@ -274,7 +278,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(3_500));
             [(); 2].map(|()| listener.accept().unwrap())
         });
-        let cluster = Cluster {
+        let cluster = ClusterIdentity {
             system_id: walmgr_protocol::names::SystemId(1),
             postgres_major: 15,
             segment_size: walmgr_protocol::names::WalSegmentSize::new(16 << 20).unwrap(),

@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_95_a_fifo_a_folder_or_garbage_in_place_of_the_key_is_refused_at_once() {
+    fn fault_95_fifo_folder_or_garbage_as_key_is_refused_at_once() {
         let pair = Pair::new();
         pair.create().unwrap();
         std::fs::remove_file(pair.key()).unwrap();

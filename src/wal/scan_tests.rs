@@ -263,7 +263,7 @@ fn records_run_on_into_the_next_segment() {
 }
 
 #[test]
-fn a_scan_can_begin_in_a_segment_whose_first_bytes_belong_to_an_older_record() {
+fn scan_begins_behind_the_rest_of_an_older_record() {
     let mut writer = writer(MIB);
     writer.tail(&[8; 20_001]);
     let record = writer.record(HEAP, 0, &[1; 50]);

@@ -29,7 +29,7 @@ fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn fault_113_the_other_file_offered_last_is_kept_and_the_stored_one_served() {
+fn fault_113_differing_file_offered_last_is_kept_and_the_stored_served() {
     let _user = skip_unless!(server_user());
     let (site, name, forged, genuine) = contested();
     let differs = format!("{name}.differs");

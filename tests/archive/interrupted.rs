@@ -45,7 +45,7 @@ impl Drop for Client {
 }
 
 #[test]
-fn fault_4_a_client_that_is_signalled_mid_push_leaves_nothing_and_the_next_run_succeeds() {
+fn fault_4_client_signalled_mid_push_leaves_nothing_and_a_retry_succeeds() {
     let _user = skip_unless!(server_user());
     let site = Site::builder().proxied().build();
     let name = site.segment_name(9);
@@ -138,7 +138,7 @@ fn fault_5_a_push_that_runs_out_of_memory_ends_with_1() {
 }
 
 #[test]
-fn fault_6_a_receiver_that_falls_silent_costs_no_more_than_the_push_timeout() {
+fn fault_6_silent_receiver_costs_no_more_than_the_push_timeout() {
     let _user = skip_unless!(server_user());
     let mut site = Site::builder()
         .proxied()

@@ -44,7 +44,7 @@ fn fault_6_a_silent_receiver_does_not_hold_up_the_shutdown_of_postgresql() {
 }
 
 #[test]
-fn fault_11_what_was_written_while_the_receiver_was_down_arrives_when_it_is_back() {
+fn fault_11_wal_written_while_the_receiver_was_down_arrives_later() {
     skip_unless!(Cluster::available(15));
     let cluster = Cluster::builder()
         .conf("archive_mode", "on")

@@ -73,7 +73,7 @@ const CONTENT: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), \
      (SELECT sum(n) FROM spread), (SELECT count(*) FROM pg_class)";
 
 #[test]
-fn fault_55_56_tables_and_tablespaces_that_come_and_go_grow_and_shrink_cost_nothing() {
+fn fault_55_56_changing_tables_and_tablespaces_cost_nothing() {
     skip_unless!(Cluster::available(15));
     let cluster = Cluster::builder().initdb_arg("--data-checksums");
     let site = site_of(cluster.conf("allow_in_place_tablespaces", "on"));

@@ -100,7 +100,7 @@ fn assert_next_works(site: &Site, sets: usize) {
 }
 
 #[test]
-fn fault_58_a_client_killed_at_any_moment_costs_nothing_and_the_next_works() {
+fn fault_58_client_killed_at_any_moment_leaves_the_next_backup_working() {
     skip_unless!(Cluster::available(15));
     let site = site();
     site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
@@ -117,7 +117,7 @@ fn fault_58_a_client_killed_at_any_moment_costs_nothing_and_the_next_works() {
 }
 
 #[test]
-fn fault_58_a_receiver_killed_at_any_moment_costs_nothing_and_the_next_works() {
+fn fault_58_receiver_killed_at_any_moment_leaves_the_next_working() {
     skip_unless!(Cluster::available(15));
     let mut site = site();
     site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
@@ -134,7 +134,7 @@ fn fault_58_a_receiver_killed_at_any_moment_costs_nothing_and_the_next_works() {
 }
 
 #[test]
-fn fault_58_a_session_that_the_server_ends_fails_the_backup_and_the_next_works() {
+fn fault_58_session_ended_by_the_server_fails_the_backup_only() {
     skip_unless!(Cluster::available(15));
     let site = site();
     site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
@@ -150,7 +150,7 @@ fn fault_58_a_session_that_the_server_ends_fails_the_backup_and_the_next_works()
 }
 
 #[test]
-fn fault_58_a_session_ended_at_any_moment_costs_nothing_and_the_next_works() {
+fn fault_58_session_ended_at_any_moment_leaves_the_next_working() {
     skip_unless!(Cluster::available(15));
     let site = site();
     site.cluster().pgbench(&["-i", "-q", "-s", "2"]);

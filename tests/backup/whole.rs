@@ -54,7 +54,7 @@ fn a_compressed_backup_sends_less_and_is_the_same() {
 }
 
 #[test]
-fn fault_68_a_bit_that_flipped_in_a_stored_set_is_found_before_a_server_has_it() {
+fn fault_68_flipped_bit_in_a_stored_set_is_found_before_a_server_starts() {
     skip_unless!(Cluster::available(15));
     let site = site();
     site.cluster().psql("CREATE TABLE t AS SELECT 1 AS n");

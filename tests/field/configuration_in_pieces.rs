@@ -210,7 +210,7 @@ fn both_sides(major: u8) {
 }
 
 #[test]
-fn fault_135_a_configuration_in_pieces_comes_back_on_both_sides_or_is_named() {
+fn fault_135_configuration_in_pieces_is_restored_or_named() {
     for major in [15, 18] {
         match Cluster::available(major) {
             Ok(_) => both_sides(major),

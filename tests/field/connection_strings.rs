@@ -90,7 +90,7 @@ async fn fault_140_of_several_servers_the_first_that_will_do_is_taken() {
 }
 
 #[tokio::test]
-async fn fault_140_a_service_a_password_file_and_the_peer_of_a_socket_are_heeded() {
+async fn fault_140_service_password_file_and_socket_peer_are_heeded() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();

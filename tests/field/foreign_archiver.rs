@@ -167,7 +167,7 @@ fn fault_137_archive_mode_always_is_kept_and_looked_at_like_on() {
 }
 
 #[test]
-fn fault_137_a_standby_with_archive_mode_on_is_called_a_standby_and_archives_nothing() {
+fn fault_137_standby_with_archive_mode_on_archives_nothing() {
     on_versions(|major| {
         let mut site = archiving_site(major);
         let settings = ["hot_standby = on", "archive_mode = on"];
@@ -198,7 +198,7 @@ fn fault_137_a_standby_with_archive_mode_on_is_called_a_standby_and_archives_not
 }
 
 #[test]
-fn fault_137_a_command_that_keeps_or_throws_away_is_an_alarm_and_refuses_a_backup() {
+fn fault_137_archive_command_that_discards_is_an_alarm() {
     on_versions(|major| {
         for (command, part) in [
             ("", "pile up in pg_wal"),
@@ -285,7 +285,7 @@ fn fault_137_a_wait_says_what_the_archiver_is_at() {
 }
 
 #[test]
-fn fault_137_setup_forces_out_another_segment_when_the_first_went_elsewhere() {
+fn fault_137_setup_forces_another_segment_when_the_first_went_elsewhere() {
     on_versions(|major| {
         let site = archiving_site(major);
         let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());

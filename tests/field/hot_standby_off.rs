@@ -105,7 +105,7 @@ fn fault_132_shutdown_at_the_target_is_no_end_for_boot() {
 }
 
 #[test]
-fn fault_132_a_server_that_was_stopped_or_killed_while_it_waited_is_opened() {
+fn fault_132_server_stopped_or_killed_while_waiting_is_opened() {
     skip_unless!(Cluster::available(15));
     for kill in [false, true] {
         let (mut scene, content) = scene(15);

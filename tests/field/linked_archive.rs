@@ -70,7 +70,7 @@ fn fault_126_folders_that_lie_elsewhere_serve_as_if_they_lay_there() {
 }
 
 #[test]
-fn fault_126_sets_that_lie_elsewhere_are_listed_rotated_restored_and_removed() {
+fn fault_126_sets_behind_links_are_listed_rotated_restored_and_removed() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major);

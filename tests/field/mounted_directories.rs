@@ -112,7 +112,7 @@ fn fault_129_bind_mounts_for_data_and_wal_are_restored_into() {
 }
 
 #[test]
-fn fault_129_a_mount_within_the_data_directory_is_refused_before_anything_stops() {
+fn fault_129_mount_in_the_data_directory_is_refused_before_any_stop() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let scene = Scene::new(major);

@@ -45,7 +45,7 @@ fn fault_143_a_daemon_ends_when_told_though_its_shell_ignored_the_signal() {
 }
 
 #[test]
-fn fault_143_commands_are_waited_for_though_the_starter_ignores_the_ends_of_children() {
+fn fault_143_commands_are_waited_for_when_sigchld_is_ignored() {
     let mut site = Site::builder().stopped().build();
     site.master_set("periodic_command", "sleep 0.1; exit 9");
     let mut command = ignoring("CHLD", &["periodic"], site.master_ini());
@@ -110,7 +110,7 @@ fn fetched(home: &TempDir, package: &str, environment: &[(&str, &str)]) -> (Stri
 }
 
 #[test]
-fn fault_143_servers_are_fetched_without_npm_from_the_registry_that_npm_knows() {
+fn fault_143_test_servers_are_fetched_without_npm() {
     let home = TempDir::new();
     let broken = "echo 'curl: (6) no such host' >&2; exit 6";
     let (printed, asked) = fetched(&home, broken, &[]);

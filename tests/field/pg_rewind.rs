@@ -74,7 +74,7 @@ fn segment(server: &Cluster) -> String {
 }
 
 #[test]
-fn fault_133_an_old_master_is_rewound_with_the_line_of_the_masters_restore() {
+fn fault_133_old_master_is_rewound_with_the_masters_restore_line() {
     skip_unless!(Cluster::available(15));
     let mut scene = scene();
     let tried = scene.site.home().join("tried");
@@ -115,7 +115,7 @@ fn fault_133_an_old_master_is_rewound_with_the_line_of_the_masters_restore() {
 }
 
 #[test]
-fn fault_133_a_standby_that_was_opened_is_rewound_with_the_line_of_its_restore() {
+fn fault_133_opened_standby_is_rewound_with_its_restore_line() {
     skip_unless!(Cluster::available(15));
     let mut scene = scene();
     let line = line_of(&scene.data());

@@ -143,7 +143,7 @@ fn fault_124_a_tablespace_of_the_master_on_this_host_is_not_replayed_into() {
 }
 
 #[test]
-fn fault_124_a_boot_is_refused_before_streamed_records_make_a_tablespace_of_the_masters() {
+fn fault_124_boot_is_refused_before_records_make_the_masters_tablespace() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         // What is made here fills no segment, so none is archived.
@@ -171,7 +171,7 @@ fn fault_124_a_boot_is_refused_before_streamed_records_make_a_tablespace_of_the_
 }
 
 #[test]
-fn fault_124_on_another_host_a_missing_directory_is_named_and_its_own_is_replayed_again() {
+fn fault_124_missing_tablespace_directory_is_named_on_another_host() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major, &[]);
@@ -312,7 +312,7 @@ fn fault_124_tablespaces_in_place_are_replayed() {
 }
 
 #[test]
-fn fault_124_a_server_restored_on_the_masters_host_does_not_replay_into_its_tablespaces() {
+fn fault_124_restored_server_leaves_the_masters_tablespaces_alone() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major, &[]);

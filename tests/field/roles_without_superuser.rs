@@ -112,7 +112,7 @@ fn fault_142_what_restore_left_in_auto_conf_needs_one_more_grant() {
 }
 
 #[test]
-fn fault_142_grants_that_were_made_in_the_database_of_the_ini_file_still_count() {
+fn fault_142_grants_in_the_database_of_the_ini_file_still_count() {
     skip_unless!(Cluster::available(15));
     let mut site = site(15);
     site.cluster().psql("CREATE DATABASE own");

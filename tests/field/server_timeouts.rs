@@ -16,7 +16,7 @@ const SESSION_TIMEOUTS: &str = "SELECT name FROM pg_settings WHERE name LIKE '%\
      AND min_val::bigint <= 0 ORDER BY name";
 
 #[tokio::test]
-async fn fault_139_every_timeout_of_a_server_a_role_or_a_database_is_off_in_our_sessions() {
+async fn fault_139_timeouts_of_server_role_and_database_are_off() {
     for major in [13, 15, 18] {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();
@@ -96,7 +96,7 @@ fn fault_139_neither_other_defaults_nor_other_functions_change_an_answer() {
 }
 
 #[test]
-fn fault_139_a_log_of_every_statement_is_not_filled_by_looking_at_the_position() {
+fn fault_139_position_queries_do_not_fill_the_statement_log() {
     skip_unless!(Cluster::available(15));
     let cluster = Cluster::builder()
         .conf("log_statement", "all")

@@ -84,7 +84,7 @@ fn start_fails_and_is_undone(major: u8) {
 }
 
 #[test]
-fn fault_134_a_start_command_that_is_missing_is_not_postgresqls_fault_and_is_undone() {
+fn fault_134_missing_start_command_is_named_and_undone() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         start_fails_and_is_undone(major);

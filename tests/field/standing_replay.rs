@@ -301,7 +301,7 @@ fn fault_131_a_delay_on_the_command_line_of_a_server_that_does_not_read_ahead_en
 }
 
 #[test]
-fn fault_131_a_delay_that_a_killed_boot_lifted_is_named_and_put_back_by_the_next() {
+fn fault_131_delay_lifted_by_a_killed_boot_is_named_and_put_back() {
     on_versions(|major| {
         let mut site = bare_master(major);
         site.cluster()
@@ -356,7 +356,7 @@ fn fault_131_a_delay_that_a_killed_boot_lifted_is_named_and_put_back_by_the_next
 }
 
 #[test]
-fn fault_131_a_query_that_holds_replay_up_is_named_and_ended_only_with_force() {
+fn fault_131_query_that_blocks_replay_is_named_and_ended_by_force() {
     on_versions(|major| {
         for force in [false, true] {
             let mut site = bare_master(major);
@@ -391,7 +391,7 @@ fn fault_131_a_query_that_holds_replay_up_is_named_and_ended_only_with_force() {
 }
 
 #[test]
-fn fault_131_a_parameter_that_is_too_low_is_refused_before_anything_is_touched() {
+fn fault_131_too_low_parameter_is_refused_before_any_change() {
     on_versions(|major| {
         let mut site = bare_master(major);
         let mut standby = standby_of(&mut site, true);
@@ -480,7 +480,7 @@ fn fault_131_a_parameter_is_too_low_before_its_record_is_replayed() {
 }
 
 #[test]
-fn fault_131_a_warm_standby_is_asked_nothing_and_its_position_is_a_lower_bound() {
+fn fault_131_warm_standby_position_is_a_lower_bound() {
     on_versions(|major| {
         let mut site = bare_master(major);
         let standby = standby_of(&mut site, false);

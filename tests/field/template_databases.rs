@@ -101,7 +101,7 @@ fn fault_138_databases_are_made_moved_and_dropped_while_a_syncdaemon_runs() {
 }
 
 #[test]
-fn fault_138_databases_are_made_and_moved_to_another_tablespace_while_a_backup_runs() {
+fn fault_138_databases_are_made_and_moved_during_a_backup() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let site = site(major, "template1");
@@ -137,7 +137,7 @@ fn fault_138_databases_are_made_and_moved_to_another_tablespace_while_a_backup_r
 }
 
 #[tokio::test]
-async fn fault_138_a_database_of_the_ini_file_is_renamed_and_dropped_while_a_session_is_open() {
+async fn fault_138_database_of_the_ini_file_is_renamed_and_dropped() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();

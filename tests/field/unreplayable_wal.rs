@@ -108,7 +108,7 @@ fn fault_127_obstacles_are_noted_on_arrival_with_every_version() {
 }
 
 #[test]
-fn fault_127_they_are_noted_of_records_that_were_streamed_and_of_older_archives() {
+fn fault_127_obstacles_are_noted_of_streamed_records_and_old_archives() {
     skip_unless!(Cluster::available(15));
     let mut site = master(15);
     site.master_set("use_xlog_functions", "1");
@@ -131,7 +131,7 @@ fn fault_127_they_are_noted_of_records_that_were_streamed_and_of_older_archives(
 }
 
 #[test]
-fn fault_127_a_restore_beyond_the_end_of_the_way_is_refused_before_it_touches_anything() {
+fn fault_127_restore_beyond_an_obstacle_is_refused_before_any_change() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let mut site = master(major);
@@ -254,7 +254,7 @@ fn fault_127_a_standby_is_not_booted_at_the_end_of_the_way() {
 }
 
 #[test]
-fn fault_127_settings_that_the_master_raised_after_the_backup_are_raised_by_the_restore() {
+fn fault_127_restore_raises_settings_raised_since_the_backup() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let mut site = master(major);

@@ -159,7 +159,7 @@ fn behaves(user: u32, words: &[&str], then: Then) {
 }
 
 #[test]
-fn fault_130_init_and_identity_leave_nothing_that_is_roots_in_another_users_folder() {
+fn fault_130_init_and_identity_leave_no_root_files_in_a_users_folder() {
     if !matches!(server_user(), Ok(Some(_))) {
         skip!("only root can type a command as somebody else");
     }

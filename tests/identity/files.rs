@@ -57,7 +57,7 @@ fn fault_95_a_key_that_is_a_link_a_pipe_or_missing_is_refused_at_once() {
 }
 
 #[test]
-fn fault_95_a_log_or_a_pidfile_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched() {
+fn fault_95_linked_log_or_pidfile_is_refused_and_its_target_untouched() {
     for setting in ["logfile", "pidfile"] {
         let mut site = stopped();
         let precious = site.home().write("precious", "precious");

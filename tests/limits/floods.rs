@@ -44,7 +44,7 @@ fn archive_patiently(site: &Site, number: u64, limit: Duration) -> Duration {
 }
 
 #[test]
-fn fault_93_sockets_that_drip_or_say_nothing_are_dropped_and_a_master_gets_through() {
+fn fault_93_slow_and_silent_sockets_are_dropped_and_a_master_served() {
     let site = Site::start();
     let count = if soak() { 1_000 } else { 200 };
     let begin = Instant::now();
@@ -205,7 +205,7 @@ fn fault_94_one_connection_too_many_is_refused_in_words() {
 }
 
 #[test]
-fn fault_94_one_upload_too_many_is_refused_in_words_and_the_receiver_still_answers() {
+fn fault_94_upload_over_the_bound_is_refused_in_words() {
     let channels = usize::from(CHANNELS_MAX);
     let connections = UPLOADS_PER_PEER_MAX / channels;
     let builder = Site::builder().standby_set("max_connections", "100");

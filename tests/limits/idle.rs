@@ -46,7 +46,7 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
 }
 
 #[test]
-fn fault_24_an_upload_whose_peer_only_answers_pings_is_ended_and_its_temporary_removed() {
+fn fault_24_upload_of_a_peer_that_only_pings_is_ended_and_removed() {
     let site = plain_site();
     let mut peer = peer_of(&site);
     let segment = site.segment(1, "idle");

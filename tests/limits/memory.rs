@@ -50,7 +50,7 @@ fn announce(control: &mut Peer, name: PartName, size: u64) -> Answered<()> {
 }
 
 #[test]
-fn fault_115_a_manifest_is_no_longer_than_what_arrived_and_no_part_repeats() {
+fn fault_115_manifest_is_bounded_by_what_arrived_and_parts_are_unique() {
     let site = Site::start();
     let set = set_of_nothing(&site);
     let key = Key::stolen(&site);
@@ -119,7 +119,7 @@ fn entries() -> u64 {
 }
 
 #[test]
-fn fault_115_a_session_of_six_connections_takes_what_its_entries_paths_and_manifest_may() {
+fn fault_115_backup_memory_is_bounded_by_entries_paths_and_manifest() {
     let site = Site::start();
     let set = set_of_nothing(&site);
     let key = Key::stolen(&site);

@@ -64,7 +64,7 @@ fn an_offer_to_a_receiver_that_is_ending_is_refused_in_words() {
 }
 
 #[test]
-fn a_peer_that_never_finishes_its_upload_holds_the_end_back_for_its_bound_only() {
+fn unfinished_upload_delays_the_end_for_its_bound_only() {
     let mut site = Site::builder().plain().build();
     let segment = site.segment(1, "first");
     let name: WalFileName = site.segment_name(1).parse().unwrap();

@@ -22,7 +22,7 @@ pub fn begin_of(site: &Site) -> Lsn {
 }
 
 #[test]
-fn fault_47_48_a_tail_that_the_master_lost_is_kept_until_it_is_written_anew() {
+fn fault_47_48_tail_lost_by_the_master_is_kept_until_rewritten() {
     skip_unless!(Cluster::available(15));
     let mut site = site_of(Cluster::builder().start(), true);
     let begin = begin_of(&site);
@@ -61,7 +61,7 @@ fn fault_47_48_a_tail_that_the_master_lost_is_kept_until_it_is_written_anew() {
 }
 
 #[test]
-fn fault_49_54_a_standby_ships_nothing_and_a_promoted_one_its_own_timeline() {
+fn fault_49_54_standby_ships_nothing_until_it_is_promoted() {
     skip_unless!(Cluster::available(15));
     for asked in [true, false] {
         let mut site = site_of(Cluster::builder().start(), asked);

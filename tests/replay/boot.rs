@@ -150,7 +150,7 @@ fn a_server_that_ends_while_it_is_booted_is_a_failure_and_stays_closed() {
 }
 
 #[test]
-fn a_standby_that_stalls_on_a_damaged_segment_is_booted_without_it_by_force() {
+fn standby_stalled_by_a_damaged_segment_boots_by_force() {
     skip_unless!(Cluster::available(15));
     let mut site = master(15);
     site.standby_set("on_corrupt", "stall");

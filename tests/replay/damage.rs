@@ -236,7 +236,7 @@ fn fault_100_a_flip_in_a_record_across_a_boundary_never_opens_a_database() {
 }
 
 #[test]
-fn fault_75_a_kill_at_the_rename_ends_the_recovery_and_the_next_start_goes_on() {
+fn fault_75_kill_at_the_rename_ends_recovery_and_the_next_start_resumes() {
     skip_unless!(Cluster::available(15));
     let _strace = skip_unless!(Strace::available());
     let mut site = master(15);

@@ -172,7 +172,7 @@ fn fault_76_what_was_said_before_the_boot_does_not_end_recovery_after_it() {
 }
 
 #[test]
-fn fault_76_a_server_whose_replay_is_paused_is_resumed_and_asks_before_it_opens() {
+fn fault_76_paused_replay_is_resumed_and_asks_before_it_opens() {
     skip_unless!(Cluster::available(15));
     let (mut site, standby) = shipping(true);
     site.cluster().psql("CREATE TABLE t (n int)");
@@ -252,7 +252,7 @@ fn fault_77_a_delta_in_flight_is_refused_while_the_receiver_hangs() {
 }
 
 #[test]
-fn fault_78_a_gap_before_the_partial_segment_is_refused_with_what_would_be_lost() {
+fn fault_78_gap_before_the_partial_segment_is_refused_with_the_loss() {
     skip_unless!(Cluster::available(15));
     let (mut site, standby) = shipping(false);
     site.cluster().psql("CREATE TABLE t (n int)");

@@ -80,7 +80,7 @@ fn boot_is_finished(site: &Site, context: &str) {
 }
 
 #[test]
-fn fault_105_a_boot_that_did_not_wait_is_finished_by_the_next_and_named_until_then() {
+fn fault_105_boot_without_waiting_is_named_until_the_next_finishes_it() {
     skip_unless!(Cluster::available(15));
     let (mut site, mut standby) = dead_master();
     site.cluster_mut().kill9();
@@ -102,7 +102,7 @@ fn fault_105_a_boot_that_did_not_wait_is_finished_by_the_next_and_named_until_th
 }
 
 #[test]
-fn fault_105_a_boot_that_left_something_says_so_each_time_and_archives_by_force_only() {
+fn fault_105_boot_with_leftovers_says_so_and_archives_by_force_only() {
     skip_unless!(Cluster::available(15));
     let (mut site, standby) = dead_master();
     site.cluster_mut().kill9();

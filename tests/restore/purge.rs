@@ -75,7 +75,7 @@ fn fault_82_wal_that_a_listed_set_or_the_standby_needs_is_not_purged() {
 
 /// A set that a restore has taken is neither listed nor in `slave_data`; a backup ends meanwhile.
 #[test]
-fn fault_104_a_backup_keeps_the_wal_of_a_restore_whose_stop_command_is_slow() {
+fn fault_104_backup_keeps_the_wal_of_a_slow_restore() {
     skip_unless!(Cluster::available(15));
     let mut scene = Scene::new(15);
     scene.site.standby_set("keep_backups", "1");

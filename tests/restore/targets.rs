@@ -158,7 +158,7 @@ fn each_kind_of_target_lands_where_the_master_and_pg_waldump_say() {
 }
 
 #[test]
-fn each_kind_of_target_is_found_in_the_wal_of_the_oldest_and_the_newest_version() {
+fn each_kind_of_target_is_found_in_oldest_and_newest_wal() {
     let majors = Cluster::available_majors();
     for major in [majors.first(), majors.last()].into_iter().flatten() {
         each_kind_of_target(*major, false);
@@ -187,7 +187,7 @@ fn a_target_pauses_unless_it_is_told_otherwise_and_boot_opens_it() {
 }
 
 #[test]
-fn fault_80_a_target_out_of_reach_is_refused_within_a_second_with_the_range() {
+fn fault_80_target_out_of_reach_is_refused_at_once_with_the_range() {
     skip_unless!(Cluster::available(15));
     let story = Story::new(15);
     let scene = &story.scene;

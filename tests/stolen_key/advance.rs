@@ -40,7 +40,7 @@ fn took_its_place(site: &Site, number: u64) {
 }
 
 #[test]
-fn fault_113_a_name_taken_in_advance_is_given_to_what_goes_on_with_the_archive() {
+fn fault_113_name_taken_in_advance_goes_to_what_continues_the_archive() {
     let _user = skip_unless!(server_user());
     let site = Site::builder()
         .standby_set("archive_ahead_max", "8")
@@ -80,7 +80,7 @@ fn fault_113_a_name_taken_in_advance_is_given_to_what_goes_on_with_the_archive()
 }
 
 #[test]
-fn fault_113_a_segment_that_was_shipped_gets_a_name_that_was_taken_in_advance() {
+fn fault_113_shipped_segment_gets_the_name_taken_in_advance() {
     let _user = skip_unless!(server_user());
     let site = Site::start();
     genuine(&site, 3..5);
@@ -132,7 +132,7 @@ fn fault_113_the_stream_is_not_told_of_segments_that_came_in_advance() {
 }
 
 #[test]
-fn fault_110_a_history_that_was_forged_in_advance_gives_way_to_the_genuine_one() {
+fn fault_110_history_forged_in_advance_gives_way_to_the_genuine_one() {
     let _user = skip_unless!(server_user());
     let site = Site::start();
     genuine(&site, 3..6);

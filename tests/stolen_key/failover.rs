@@ -156,7 +156,7 @@ fn fault_110_a_person_settles_a_failover_either_way() {
 }
 
 #[test]
-fn fault_110_a_forged_failover_whose_records_do_not_chain_is_followed_by_nobody() {
+fn fault_110_forged_failover_without_chained_records_is_not_followed() {
     let _user = skip_unless!(server_user());
     let (site, thief) = forged_failover(0..0);
     let mut forged = site.forged_segment(5);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
 use walmgr::wal::writer::Writer;
-use walmgr_protocol::message::Cluster as Facts;
+use walmgr_protocol::message::ClusterIdentity as Facts;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use super::place::give_to_server;

@@ -13,7 +13,7 @@ use walmgr_protocol::codec::{Decoder, Frame};
 use walmgr_protocol::frame::{Direction, HEADER_BYTES, Header, first_sequence};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
-use walmgr_protocol::message::{Cluster, Data, Digest, Error, Message, Offer, Verify};
+use walmgr_protocol::message::{ClusterIdentity, Data, Digest, Error, Message, Offer, Verify};
 use walmgr_protocol::names::{TimelineId, WalFileName};
 use walmgr_protocol::version::VersionRange;
 
@@ -85,7 +85,7 @@ pub struct Peer {
 }
 
 /// A hello of a master of this cluster.
-pub fn hello(cluster: Option<Cluster>) -> Hello {
+pub fn hello(cluster: Option<ClusterIdentity>) -> Hello {
     Hello {
         role: Role::Master,
         cluster,
@@ -138,12 +138,15 @@ pub fn answer_to(address: SocketAddr, first_bytes: &[u8]) -> Option<Answer> {
 
 impl Peer {
     /// Connects and introduces itself; panics when it is refused.
-    pub fn connect(address: SocketAddr, cluster: Option<Cluster>) -> Peer {
+    pub fn connect(address: SocketAddr, cluster: Option<ClusterIdentity>) -> Peer {
         Peer::try_connect(address, cluster).unwrap_or_else(|refusal| panic!("refused: {refusal}"))
     }
 
     /// Connects and introduces itself.
-    pub fn try_connect(address: SocketAddr, cluster: Option<Cluster>) -> Result<Peer, Refusal> {
+    pub fn try_connect(
+        address: SocketAddr,
+        cluster: Option<ClusterIdentity>,
+    ) -> Result<Peer, Refusal> {
         let line = Line::Plain(dial(address));
         Peer::introduce(line, &hello(cluster)).unwrap()
     }

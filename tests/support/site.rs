@@ -11,7 +11,7 @@ use walmgr::master::ask::Asking;
 use walmgr::master::cluster::ClusterFacts;
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
 use walmgr::wal::writer::Writer;
-use walmgr_protocol::message::{Cluster as Facts, Overview, SetupDone};
+use walmgr_protocol::message::{ClusterIdentity as Facts, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
 use super::imitation::{segment_of, write_data_directory};

@@ -2,7 +2,7 @@
 //! Never decodes anything. Invariant: each optional field is once present and once absent.
 
 use crate::message::overview::{Overview, SetReach, SetStanding};
-use crate::message::{Cluster, Message};
+use crate::message::{ClusterIdentity, Message};
 use crate::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 /// A request, an overview of an empty archive, and one of a full one.
@@ -24,7 +24,7 @@ fn full() -> Overview {
         reaches: Lsn(0x2_9A00_2000),
     };
     Overview {
-        cluster: Some(Cluster {
+        cluster: Some(ClusterIdentity {
             system_id: SystemId(7_123_456_789_012_345_678),
             postgres_major: 15,
             segment_size: WalSegmentSize::DEFAULT,

@@ -18,7 +18,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::Cluster;
+use super::ClusterIdentity;
 use super::backup::{bounded, list};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
@@ -29,7 +29,7 @@ use crate::names::{Lsn, SegmentName, TimelineId};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Overview {
     /// The cluster the archive is bound to, once `setup` ran.
-    pub cluster: Option<Cluster>,
+    pub cluster: Option<ClusterIdentity>,
     /// The newest finished segment of the newest timeline.
     pub newest_segment: Option<SegmentName>,
     /// Milliseconds since it got its name.
@@ -146,7 +146,7 @@ impl Overview {
     pub(super) fn decode(fields: &mut Fields) -> Result<Overview, Malformed> {
         let bound = fields.boolean("bound")?;
         Ok(Overview {
-            cluster: bound.then(|| Cluster::decode(fields)).transpose()?,
+            cluster: bound.then(|| ClusterIdentity::decode(fields)).transpose()?,
             newest_segment: fields.optional_segment()?,
             newest_age_ms: fields.i64()?,
             partial_segment: fields.optional_segment()?,

@@ -24,7 +24,7 @@ use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
 use crate::frame::{Direction, Nonce, first_sequence};
 use crate::limits::{BLOCK_BYTES_MAX, CHANNELS_MAX, FRAME_PAYLOAD_BYTES, HELLO_BODY_BYTES_MAX};
-use crate::message::{Cluster, ErrorCode};
+use crate::message::{ClusterIdentity, ErrorCode};
 use crate::names::{SegmentName, TimelineId};
 use crate::version::VersionRange;
 
@@ -58,7 +58,7 @@ pub struct Hello {
     /// What it wants to be taken for.
     pub role: Role,
     /// Its cluster; a tool may have none.
-    pub cluster: Option<Cluster>,
+    pub cluster: Option<ClusterIdentity>,
     /// The timeline its cluster is on.
     pub timeline: TimelineId,
     /// Fresh random bytes.
@@ -206,7 +206,7 @@ impl Hello {
         Ok(Hello {
             role,
             cluster: has_cluster
-                .then(|| Cluster::decode(&mut fields))
+                .then(|| ClusterIdentity::decode(&mut fields))
                 .transpose()?,
             timeline: fields.timeline()?,
             nonce: fields.array()?,

@@ -128,7 +128,7 @@ fn of_a_key_that_stands_twice_the_last_line_counts() {
 }
 
 #[test]
-fn a_setting_of_the_other_side_is_noted_with_what_makes_the_file_this_ones() {
+fn setting_of_the_other_side_is_noted_with_the_key_that_decides() {
     assert_eq!(
         notes(&format!("{MASTER}keep_backups = many\n")),
         [

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_105_a_note_reads_as_it_was_written_and_with_a_flipped_bit_says_nothing() {
+    fn fault_105_note_reads_back_and_says_nothing_with_a_flipped_bit() {
         for begun in [begun(), changed(None), changed(Some("1h"))] {
             reads_only_as_written(&begun);
         }

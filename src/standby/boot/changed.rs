@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_131_what_a_boot_changed_is_put_back_unless_somebody_set_it_meanwhile() {
+    fn fault_131_boot_changes_are_put_back_unless_set_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(conf::AUTO_CONF);
         for before in ["a = 1\n", "delay = '1h'\na = 1\n", "delay = 0\n", ""] {

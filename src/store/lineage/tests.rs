@@ -414,7 +414,7 @@ fn fault_113_a_segment_far_ahead_shows_no_gap_until_its_run_leads_to_it() {
 }
 
 #[test]
-fn fault_113_older_wal_than_the_archive_begins_with_does_not_move_its_beginning() {
+fn fault_113_wal_older_than_the_archive_does_not_move_its_beginning() {
     let segments = [(5, 8), (5, 9)];
     let lineage = Lineage::of(facts(&segments, &[history(5, &[(4, 20)])]));
     let lineage = arrive(lineage, whole(1, 2).0, None);

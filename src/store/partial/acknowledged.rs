@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_101_a_note_that_is_torn_flipped_or_of_another_segment_says_nothing() {
+    fn fault_101_torn_flipped_or_foreign_note_says_nothing() {
         let name = segment("000000010000000A00000003");
         let end = Lsn(0xA_0312_A4C8);
         for written_under in [boot(), "", "another-boot-0000-0000-000000000000a"] {

@@ -206,7 +206,7 @@ fn what_is_no_record_is_refused_and_never_held() {
 }
 
 #[test]
-fn fault_47_48_a_tail_that_was_written_anew_ends_what_was_held_of_the_old_one() {
+fn fault_47_48_rewritten_tail_ends_what_was_held_of_the_old_one() {
     let old = Wal::of(&[100, 200, 300, 400], 7);
     let mut anew = Wal::of(&[100, 200, 350, 20, 20, 9_000], 7);
     anew.bytes.truncate(usize::try_from(anew.ends[5]).unwrap());
@@ -365,7 +365,7 @@ fn wait_until_read_back(archive: &Archive) -> u32 {
 }
 
 #[test]
-fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed_it() {
+fn fault_37_segment_shipped_whole_is_finished_unless_the_disk_changed_it() {
     let (wal, whole) = (Wal::of(&[100, 200], 7), Wal::finished(&[100, 200], 7));
     // The switch is a record of 24 bytes, and all that the server has to say of this segment.
     let shipped_bytes = wal.ends[1].next_multiple_of(8) + 24;
@@ -404,8 +404,7 @@ fn fault_37_a_segment_that_was_shipped_whole_is_finished_unless_the_disk_changed
 }
 
 #[test]
-fn fault_127_what_replay_may_not_get_past_is_noted_of_a_shipped_segment_whose_scanner_is_forgotten()
-{
+fn fault_127_obstacles_of_a_shipped_segment_are_noted_without_its_scanner() {
     let writer = |switched: bool| {
         let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
         writer.record(10, 0, &[7; 100]);
@@ -564,7 +563,7 @@ fn fault_52_a_whole_segment_wins_over_other_records_which_are_kept_aside() {
 }
 
 #[test]
-fn fault_83_two_pushes_that_finish_one_segment_both_hear_that_it_is_stored() {
+fn fault_83_two_pushes_that_finish_one_segment_both_hear_stored() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);

@@ -239,7 +239,7 @@ fn fault_86_a_client_without_a_certificate_is_refused() {
 }
 
 #[test]
-fn fault_86_a_stolen_certificate_without_its_key_is_refused_on_either_side() {
+fn fault_86_certificate_without_its_key_is_refused_on_either_side() {
     let folder = Folder::new();
     let (master, standby) = (folder.identity("master"), folder.identity("standby"));
     let thief = Arc::new(SingleCertAndKey::from(thief_of(&master)));
@@ -337,7 +337,7 @@ fn fault_86_an_older_tls_is_refused_on_either_side() {
 }
 
 #[test]
-fn fault_86_another_protocol_over_tls_is_refused_and_a_missing_one_is_noticed() {
+fn fault_86_other_or_missing_protocol_over_tls_is_refused() {
     let folder = Folder::new();
     let (master, standby) = (folder.identity("master"), folder.identity("standby"));
     let server = listening(&standby, None).unwrap();

@@ -76,7 +76,7 @@ fn acknowledged(daemon: &Syncdaemon) -> Lsn {
 }
 
 #[test]
-fn fault_76_every_commit_up_to_the_durable_lsn_outlives_a_master_killed_under_load() {
+fn fault_76_commits_up_to_the_durable_lsn_outlive_a_killed_master() {
     skip_unless!(Cluster::available(15));
     for round in 0..if soak() { 100 } else { 2 } {
         killed_under_load(round);
@@ -152,7 +152,7 @@ fn check(standby: &Cluster) {
 }
 
 #[test]
-fn fault_76_an_archiver_that_hangs_over_five_switches_costs_a_boot_nothing() {
+fn fault_76_hanging_archiver_costs_a_boot_nothing() {
     skip_unless!(Cluster::available(15));
     let (mut site, standby) = shipping(false);
     site.cluster().psql("CREATE TABLE t (n int)");

@@ -9,7 +9,7 @@ use super::Over;
 use super::messages;
 use crate::error::ProtocolError;
 use crate::frame::Direction;
-use crate::message::{Cluster, Error, ErrorCode};
+use crate::message::{ClusterIdentity, Error, ErrorCode};
 use crate::names::{SystemId, WalSegmentSize};
 use crate::session::hello::{Answer, Hello, Refusal, Role, Welcome, choose_version, coders};
 use crate::version::VersionRange;
@@ -146,9 +146,9 @@ fn any_hello(choices: &mut Unstructured<'_>) -> Result<Hello, Over> {
     })
 }
 
-fn cluster(choices: &mut Unstructured<'_>) -> Result<Cluster, Over> {
+fn cluster(choices: &mut Unstructured<'_>) -> Result<ClusterIdentity, Over> {
     let shift = choices.int_in_range(20_u32..=30)?;
-    Ok(Cluster {
+    Ok(ClusterIdentity {
         system_id: SystemId(choices.arbitrary()?),
         postgres_major: choices.int_in_range(13..=18)?,
         segment_size: WalSegmentSize::new(1 << shift).ok_or(Over)?,

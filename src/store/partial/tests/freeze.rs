@@ -80,7 +80,7 @@ fn fault_77_a_delta_in_flight_is_refused_or_in_the_copy() {
 }
 
 #[test]
-fn fault_76_the_copy_stays_the_same_and_the_stream_refused_until_it_is_thawed() {
+fn fault_76_frozen_copy_stays_and_the_stream_is_refused_until_thawed() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);
@@ -156,7 +156,7 @@ fn fault_79_83_what_is_frozen_is_never_finished_in_place() {
 }
 
 #[test]
-fn fault_76_a_boot_that_is_asked_for_again_replays_what_was_finished_since() {
+fn fault_76_repeated_boot_replays_what_was_finished_since() {
     let wal = Wal::of(&[100, 200, 300], 1);
     let folder = scratch_folder();
     let places = new_archive(folder.path());
@@ -176,7 +176,7 @@ fn fault_76_a_boot_that_is_asked_for_again_replays_what_was_finished_since() {
 }
 
 #[test]
-fn a_server_that_has_more_by_itself_is_told_from_one_that_has_less_or_other() {
+fn server_with_more_wal_is_told_from_one_with_less_or_other() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);

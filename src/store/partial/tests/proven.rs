@@ -55,7 +55,7 @@ impl Shipped {
 }
 
 #[test]
-fn fault_101_damage_is_told_from_an_end_by_everybody_and_heals_from_the_master() {
+fn fault_101_damage_is_told_from_an_end_and_heals_from_the_master() {
     for noted in [true, false] {
         let shipped = Shipped::new();
         let (places, wal) = (&shipped.places, &shipped.wal);
