@@ -12,7 +12,7 @@ use walmgr_protocol::message::{ErrorCode, Kind, Message};
 use walmgr_protocol::version::VersionRange;
 
 use crate::network::Running;
-use crate::support::peer::{Peer, answer_to, hello, hello_bytes};
+use crate::support::peer::{Peer, answer_to, hello, hello_bytes, read_arrived};
 use crate::support::{Output, Site};
 
 /// Many times what an end takes that does not hang.
@@ -66,7 +66,7 @@ fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
             break answer;
         }
         let mut buffer = [0; 1024];
-        let count = socket.read(&mut buffer).unwrap();
+        let count = read_arrived(&mut socket, &mut buffer).unwrap();
         assert!(count > 0);
         inbox.extend_from_slice(&buffer[..count]);
     };
@@ -149,7 +149,7 @@ fn heard(stream: &mut TcpStream) -> Hello {
             return hello.unwrap();
         }
         let mut buffer = [0; 1024];
-        let count = stream.read(&mut buffer).unwrap();
+        let count = read_arrived(stream, &mut buffer).unwrap();
         assert!(count > 0);
         inbox.extend_from_slice(&buffer[..count]);
     }

@@ -18,6 +18,7 @@ use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
 use walmgr_protocol::message::Message;
 
 use super::Site;
+use super::peer::read_arrived;
 use super::place::TempDir;
 
 /// How long a client may keep silent before its connection is dropped.
@@ -158,7 +159,7 @@ fn serve(
 
 fn read_some(stream: &mut impl Read, inbox: &mut BytesMut) -> io::Result<()> {
     let mut buffer = [0; 16 << 10];
-    match stream.read(&mut buffer)? {
+    match read_arrived(stream, &mut buffer)? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         count => {
             inbox.extend_from_slice(&buffer[..count]);

@@ -326,9 +326,20 @@ pub fn commit(content: &[u8]) -> Message {
 }
 
 /// Whether anything arrived; `false` at the end.
+/// What has arrived. A signal to the process, as when one of its children ends, interrupts a socket that has a
+/// timeout, and says nothing about the peer.
+pub fn read_arrived(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 fn read_some(stream: &mut impl Read, inbox: &mut BytesMut) -> io::Result<bool> {
     let mut buffer = [0; 16 << 10];
-    let count = stream.read(&mut buffer)?;
+    let count = read_arrived(stream, &mut buffer)?;
     inbox.extend_from_slice(&buffer[..count]);
     Ok(count > 0)
 }

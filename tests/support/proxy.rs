@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::peer::read_arrived;
+
 /// Who receives the bytes that are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -279,7 +281,7 @@ impl Pump {
     fn run(mut self) {
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let count = (&*self.from).read(&mut buffer).unwrap_or(0);
+            let count = read_arrived(&mut &*self.from, &mut buffer).unwrap_or(0);
             let latency_ms = self.shared.latency_ms.load(Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(latency_ms));
             self.wait_while_stalled();
