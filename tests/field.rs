@@ -23,6 +23,7 @@ mod settings_elsewhere;
 mod small_words;
 mod standing_replay;
 mod template_databases;
+mod tls_as_libpq;
 mod tls_only;
 mod travelling_settings;
 mod unreplayable_wal;

@@ -270,6 +270,14 @@ async fn open_way(
     let (established, encrypted) = reach(info, way).await?;
     // What was agreed on is what a later connection to the same server does.
     way.encrypted = encrypted;
+    let is_bound = encrypted == Encrypted::No || established.end_point().is_some();
+    if info.encryption.channel_binding == Demand::Require && !is_bound {
+        return Err(Refusal::Unfit(
+            "channel_binding=require: the server's certificate is signed without a hash of its own, as with \
+             Ed25519, and nothing can be bound to it"
+                .to_owned(),
+        ));
+    }
     let mut config = Config::new();
     config
         .user(&info.user)

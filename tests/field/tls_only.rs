@@ -18,10 +18,10 @@ use crate::support::{Cluster, Site, TempDir, have, run};
 const MAJORS: [u8; 2] = [15, 18];
 
 /// Keys and certificates: an authority, a server, a client, and an authority of somebody else.
-struct Keys(TempDir);
+pub(super) struct Keys(TempDir);
 
 impl Keys {
-    fn make() -> Keys {
+    pub(super) fn make() -> Keys {
         let keys = Keys(TempDir::new());
         for (authority, name) in [("root", "/CN=root.example"), ("other", "/CN=other.example")] {
             keys.openssl(&format!(
@@ -56,24 +56,31 @@ impl Keys {
         keys
     }
 
-    fn openssl(&self, words: &str) {
+    pub(super) fn openssl(&self, words: &str) {
         let mut openssl = Command::new("openssl");
-        openssl.args(words.split(' ')).current_dir(self.0.path());
+        openssl
+            .args(words.split_whitespace())
+            .current_dir(self.0.path());
         run(&mut openssl).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// The option that names one of them.
-    fn option(&self, option: &str, name: &str) -> String {
+    pub(super) fn option(&self, option: &str, name: &str) -> String {
         format!("{option}={} ", self.path(name).display())
     }
 }
 
 /// A server that takes TLS only over the network, and these lines of `pg_hba.conf` for it.
-fn cluster(major: u8, keys: &Keys, certificate: &str, hba: &str) -> Result<Cluster, String> {
+pub(super) fn cluster(
+    major: u8,
+    keys: &Keys,
+    certificate: &str,
+    hba: &str,
+) -> Result<Cluster, String> {
     if !have("openssl") {
         return Err("openssl is not installed".to_owned());
     }
@@ -101,10 +108,10 @@ fn cluster(major: u8, keys: &Keys, certificate: &str, hba: &str) -> Result<Clust
     Ok(cluster)
 }
 
-const PASSWORD_ONLY: &str = "hostssl all all all scram-sha-256";
+pub(super) const PASSWORD_ONLY: &str = "hostssl all all all scram-sha-256";
 
 /// Connects with these options, and says what came of it.
-async fn outcome(cluster: &Cluster, options: &str) -> Result<String, (Kind, String)> {
+pub(super) async fn outcome(cluster: &Cluster, options: &str) -> Result<String, (Kind, String)> {
     let home = TempDir::new();
     let environment = Environment::default()
         .with_variable("HOME", &home.path().display().to_string())

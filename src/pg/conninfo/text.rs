@@ -22,20 +22,25 @@ pub fn options(text: &str) -> Result<Given, String> {
 /// backslashes; a later option replaces an earlier one.
 fn pairs(text: &str) -> Result<Given, String> {
     let mut given = Given::new();
-    let mut rest = text.trim_start();
+    let mut rest = text.trim_start_matches(is_blank);
     while !rest.is_empty() {
         let wrong = || "expected name=value, names without blanks".to_owned();
         let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
-        let name = name.trim_end();
-        if name.is_empty() || name.contains(char::is_whitespace) {
+        let name = name.trim_end_matches(is_blank);
+        if name.is_empty() || name.contains(is_blank) {
             return Err(wrong());
         }
-        let (value, after) = option_value(after.trim_start())
+        let (value, after) = option_value(after.trim_start_matches(is_blank))
             .ok_or_else(|| format!("the quote of {name} is open"))?;
         give(&mut given, name, value)?;
-        rest = after.trim_start();
+        rest = after.trim_start_matches(is_blank);
     }
     Ok(given)
+}
+
+/// `isspace` in every locale: other blanks are letters.
+fn is_blank(letter: char) -> bool {
+    letter.is_ascii_whitespace() || letter == '\u{b}'
 }
 
 /// The value at the beginning and what follows it; `None` for a quote without an end.
@@ -48,7 +53,7 @@ fn option_value(text: &str) -> Option<(String, &str)> {
         match letter {
             '\\' => value.extend(letters.next().map(|(_, escaped)| escaped)),
             '\'' if quoted => return Some((value, &body[at + 1..])),
-            letter if !quoted && letter.is_ascii_whitespace() => return Some((value, &body[at..])),
+            letter if !quoted && is_blank(letter) => return Some((value, &body[at..])),
             letter => value.push(letter),
         }
     }
@@ -93,10 +98,10 @@ fn address(text: &str) -> Result<Given, String> {
         "dbname",
         &decoded(path.strip_prefix('/').unwrap_or(path))?,
     )?;
-    for pair in query.into_iter().flat_map(|query| query.split('&')) {
-        if pair.is_empty() && query == Some("") {
-            continue;
-        }
+    let mut query = query.unwrap_or_default();
+    while !query.is_empty() {
+        let (pair, behind) = query.split_once('&').unwrap_or((query, ""));
+        query = behind;
         let (name, value) = pair
             .split_once('=')
             .filter(|(_, value)| !value.contains('='))

@@ -86,6 +86,15 @@ impl Wire {
         }
     }
 
+    /// What a proof can be bound to: none without TLS, nor where a signature names no hash.
+    pub fn end_point(&self) -> Option<Vec<u8>> {
+        let Socket::Tls(stream) = &self.socket else {
+            return None;
+        };
+        let certificates = stream.get_ref().1.peer_certificates();
+        encryption::end_point(certificates?.first()?)
+    }
+
     /// The protocol that both sides agreed on in the handshake.
     pub fn agreed(&self) -> Option<&[u8]> {
         match &self.socket {
@@ -102,6 +111,12 @@ fn refused(error: io::Error) -> Refusal {
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::General(text)) => Refusal::Unfit(text.clone()),
+        // No common cipher, or a key of a sort that rustls does not know.
+        Some(rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure)) => Refusal::Unfit(
+            "TLS: the server finds nothing in common: its key has to be RSA, ECDSA (P-256, P-384 or P-521) or Ed25519, and \
+             its TLS 1.2 or 1.3"
+                .to_owned(),
+        ),
         Some(inner) => Refusal::Unfit(format!("TLS: {inner}")),
         None => Refusal::Network(error),
     }
@@ -217,12 +232,7 @@ impl AsyncWrite for Wire {
 
 impl TlsStream for Wire {
     fn channel_binding(&self) -> ChannelBinding {
-        let Socket::Tls(stream) = &self.socket else {
-            return ChannelBinding::none();
-        };
-        let certificates = stream.get_ref().1.peer_certificates();
-        let first = certificates.and_then(<[_]>::first);
-        match first.and_then(|certificate| encryption::end_point(certificate)) {
+        match self.end_point() {
             Some(digest) => ChannelBinding::tls_server_end_point(digest),
             None => ChannelBinding::none(),
         }

@@ -20,11 +20,15 @@ use super::parsed;
 /// Certificates between a server's and an authority's: a few are common, OpenSSL stops at 100.
 const CHAIN_MAX: usize = 10;
 
+/// It, or one of those that lead to it.
+const REVOKED: &str = "the server's certificate is revoked";
+
 /// What servers have to lead to.
 #[derive(Debug)]
 pub struct Trusted {
     roots: Vec<CertificateDer<'static>>,
-    anchors: Vec<TrustAnchor<'static>>,
+    /// With the place of each among the roots.
+    anchors: Vec<(usize, TrustAnchor<'static>)>,
     lists: Vec<CertificateRevocationListDer<'static>>,
     revoked: Vec<CertRevocationList<'static>>,
 }
@@ -39,9 +43,12 @@ impl Trusted {
         // server's own that stands there to be known itself, which webpki does not look at.
         let anchors = roots
             .iter()
-            .filter(|root| parsed(root).is_ok_and(|root| may_sign(&root, true, 0)))
-            .filter_map(|root| anchor_from_trusted_cert(root).ok());
-        let anchors = anchors.map(|anchor| anchor.to_owned()).collect();
+            .enumerate()
+            .filter(|(_, root)| parsed(root).is_ok_and(|root| may_sign(&root, true, 0)))
+            .filter_map(|(at, root)| Some((at, anchor_from_trusted_cert(root).ok()?)));
+        let anchors = anchors
+            .map(|(at, anchor)| (at, anchor.to_owned()))
+            .collect();
         let revoked = lists.iter().map(|list| {
             let read = OwnedCertRevocationList::from_der(list);
             read.map(CertRevocationList::Owned)
@@ -64,12 +71,20 @@ impl Trusted {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
     ) -> Result<(), String> {
-        let refused = |error: webpki::Error| match error {
+        let refused = |error: webpki::Error| {
+            match error {
             webpki::Error::UnknownIssuer => {
                 "the server's certificate is not signed by an authority in sslrootcert".to_owned()
             }
-            webpki::Error::CertRevoked => "the server's certificate is revoked".to_owned(),
+            webpki::Error::CertRevoked => REVOKED.to_owned(),
+            // Debug text of a dozen lines otherwise.
+            webpki::Error::UnsupportedSignatureAlgorithmContext(_) => {
+                "the server's certificate is signed in a way that is not supported: RSA-PSS needs a salt as \
+                 long as its hash (openssl: -sigopt rsa_pss_saltlen:digest)"
+                    .to_owned()
+            }
             error => format!("the server's certificate is not accepted: {error}"),
+        }
         };
         if self.roots.contains(end_entity) {
             return self.by_hand(end_entity, intermediates, algorithms, now);
@@ -99,10 +114,14 @@ impl Trusted {
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
+        let anchors: Vec<_> = (self.anchors.iter())
+            .filter(|(at, _)| !self.has_revoked_itself(&self.roots[*at], algorithms, now))
+            .map(|(_, anchor)| anchor.clone())
+            .collect();
         EndEntityCert::try_from(end_entity)?
             .verify_for_usage(
                 algorithms,
-                &self.anchors,
+                &anchors,
                 intermediates,
                 now,
                 KeyUsage::server_auth(),
@@ -110,6 +129,12 @@ impl Trusted {
                 None,
             )
             .map(|_| ())
+            .map_err(|error| match error {
+                webpki::Error::UnknownIssuer if anchors.len() < self.anchors.len() => {
+                    webpki::Error::CertRevoked
+                }
+                error => error,
+            })
     }
 
     fn by_hand(
@@ -168,7 +193,12 @@ impl Trusted {
             // An authority for clients alone is none for servers.
             may_serve(issuer)?;
             if root.is_some() {
-                return check_one(issuer, now);
+                check_one(issuer, now)?;
+                let is_own = issuer.subject().as_raw() == issuer.issuer().as_raw();
+                return match is_own {
+                    true => self.check_revoked(issuer, issuer, algorithms, now),
+                    false => Ok(()),
+                };
             }
             let index = between.iter().position(|other| std::ptr::eq(other, issuer));
             der = index.map_or(&[][..], |_| issuer.as_raw());
@@ -177,6 +207,23 @@ impl Trusted {
         Err(format!(
             "more than {CHAIN_MAX} certificates lead to the server's"
         ))
+    }
+
+    /// webpki does not ask whether an authority still stands for itself; OpenSSL does.
+    fn has_revoked_itself(
+        &self,
+        root: &CertificateDer<'_>,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+        now: UnixTime,
+    ) -> bool {
+        let now = i64::try_from(now.as_secs()).ok();
+        let now = now.and_then(|now| ASN1Time::from_timestamp(now).ok());
+        match (parsed(root), now) {
+            (Ok(root), Some(now)) if root.subject().as_raw() == root.issuer().as_raw() => {
+                self.check_revoked(&root, &root, algorithms, now) == Err(REVOKED.to_owned())
+            }
+            _ => false,
+        }
     }
 
     /// As OpenSSL does once there is a list: whatever no list speaks of is refused.
@@ -218,7 +265,7 @@ impl Trusted {
             revoked.any(|revoked| revoked.raw_serial() == certificate.raw_serial())
         };
         match lists.iter().any(revokes) {
-            true => Err("the server's certificate is revoked".to_owned()),
+            true => Err(REVOKED.to_owned()),
             false => Ok(()),
         }
     }

@@ -20,6 +20,7 @@ use rustls::pki_types::{
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::signature_algorithm::SignatureAlgorithm;
 
 use super::conninfo::read_file;
 use chain::Trusted;
@@ -244,12 +245,21 @@ fn parsed<'a>(certificate: &'a [u8]) -> Result<X509Certificate<'a>, String> {
 /// is signed with, and SHA-256 for what is too weak. `None` where there is no such hash.
 pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     use ::aws_lc_rs::digest::{SHA224, SHA256, SHA384, SHA512, digest};
-    let signature = parsed(certificate)
-        .ok()?
-        .signature_algorithm
-        .algorithm
-        .to_id_string();
+    let certificate_read = parsed(certificate).ok()?;
+    let named = &certificate_read.signature_algorithm;
+    let signature = match SignatureAlgorithm::try_from(named) {
+        // It says with which hash, as the others do by their names.
+        Ok(SignatureAlgorithm::RSASSA_PSS(parameters)) => {
+            parameters.hash_algorithm_oid().to_id_string()
+        }
+        _ => named.algorithm.to_id_string(),
+    };
     let algorithm = match signature.as_str() {
+        // SHA-1, SHA-256, SHA-384, SHA-512 and SHA-224 themselves.
+        "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => &SHA256,
+        "2.16.840.1.101.3.4.2.2" => &SHA384,
+        "2.16.840.1.101.3.4.2.3" => &SHA512,
+        "2.16.840.1.101.3.4.2.4" => &SHA224,
         // MD5 and SHA-1 with RSA, SHA-1 with ECDSA; SHA-256 with both.
         "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" => &SHA256,
         "1.2.840.113549.1.1.11" | "1.2.840.10045.4.3.2" => &SHA256,

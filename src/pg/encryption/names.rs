@@ -37,6 +37,11 @@ pub fn check(certificate: &[u8], host: &str) -> Result<(), String> {
                     return Ok(());
                 }
             }
+            // What cannot be read is a name all the same: dNSName is 2, iPAddress 7.
+            GeneralName::Invalid(tag, _) => {
+                let is_address = address.is_some();
+                common_name_counts &= tag.0 != if is_address { 7 } else { 2 };
+            }
             _ => {}
         }
     }
