@@ -15,6 +15,7 @@ use crate::error::{CommandError, ExitTable, Result};
 pub use crate::options::Options;
 use crate::options::{Restoring, Thresholds};
 use crate::output;
+use crate::standby::choose::ChosenFile;
 
 mod owner;
 mod restore;
@@ -114,7 +115,7 @@ pub enum Command {
     /// Show what is kept of a name besides what readers follow, and take it.
     Choose {
         /// The name.
-        name: WalFileName,
+        name: ChosenFile,
         /// Whether it is taken.
         take: bool,
     },
@@ -368,9 +369,9 @@ enum Typed {
     Xpurgewals,
     /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
     Choose {
-        /// Of which WAL file
+        /// Of which WAL file; or the name of what is kept beside it
         #[arg(value_name = "NAME")]
-        name: WalFileName,
+        name: ChosenFile,
         /// Put it in its place; what was there is kept
         #[arg(long)]
         take: bool,

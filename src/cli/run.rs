@@ -158,7 +158,7 @@ fn run_on_standby(
         Command::Status(thresholds) => standby::status::run(config, options, thresholds),
         Command::Restore(restoring) => standby::restore::run(config, options, restoring),
         Command::Xpurgewals => standby::xpurgewals::run(config, options),
-        Command::Choose { name, take } => standby::choose::run(config, options, *name, *take),
+        Command::Choose { name, take } => standby::choose::run(config, options, name, *take),
         Command::Pause => standby::pause::run(config, options),
         Command::Continue => standby::continue_::run(config, options),
         Command::Boot { wait, force } => standby::boot::run(config, options, *wait, *force),

@@ -202,7 +202,8 @@ fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> Result<BackupSets, Stri
         Some(full_backup) => full_backup,
         None => return Err("`full_backup` is not set".to_owned()),
     };
-    let sets = BackupSets::open(full_backup, &config.completed_wals, disk);
+    let sets = BackupSets::open(full_backup, &config.completed_wals, disk)
+        .and_then(|sets| sets.with_partials(&config.partial_wals));
     let sets = sets.map_err(|error| error.to_string())?;
     let recovered = sets
         .lease("the receiver, which is starting")

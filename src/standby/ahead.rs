@@ -22,7 +22,7 @@ pub fn find(
 ) -> Result<Vec<Met>, StoreError> {
     // Older than the look at the archive, where a segment may be finished any moment.
     let partials = match partials {
-        Some(partials) => partials.obstacles()?,
+        Some(partials) => partials.obstacles(&|segment| archive.scanner_before(segment))?,
         None => Vec::new(),
     };
     let lineage = archive.lineage(&[])?;

@@ -4,7 +4,7 @@
 //!
 //! | of NAME there is | `--take` |
 //! |---|---|
-//! | another file, `NAME.differs` | exchanges the two in one step. The receiver has to be stopped: it might be telling a master that the one that goes is stored |
+//! | another file, `NAME.differs` or `NAME.displaced` | puts it in the place of the stored one, which is kept as `NAME.displaced`. Of several, the one whose own name is typed. The receiver has to be stopped: it might be telling a master that the one that goes is stored |
 //! | a file that is set apart | has readers follow it. The receiver may run |
 //! | a history that counts only because a key brought it | settles that: its parent's stream is refused from here on |
 
@@ -12,53 +12,74 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::{
+    InvalidName, Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize,
+};
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::output;
-use crate::store::differs::{DIFFERS_SUFFIX, take_apart, take_differing};
+use crate::store::beside::{Beside, CopyName};
+use crate::store::differs::take_apart;
+use crate::store::displaced::take_copy;
 use crate::store::{Reader, RealDisk, StoreError, Told};
-use crate::wal::record::RecordInfo;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::joint::Joint;
+use crate::wal::scan::Scanner;
+use crate::wal::through::Through;
 
 const PIECE_BYTES: usize = 256 << 10;
 
+/// A WAL file, or one of the files that are kept beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChosenFile {
+    /// By its name alone.
+    File(WalFileName),
+    /// One that is kept beside it, by its own name.
+    Copy(CopyName),
+}
+
+impl FromStr for ChosenFile {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> std::result::Result<Self, InvalidName> {
+        match CopyName::parse(text) {
+            Some(copy) if copy.kind != Beside::Damaged => Ok(ChosenFile::Copy(copy)),
+            _ => text.parse().map(ChosenFile::File),
+        }
+    }
+}
+
 /// Shows what there is, and takes it.
-pub fn run(config: &StandbyConfig, options: &Options, name: WalFileName, take: bool) -> Result<()> {
+pub fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    chosen: &ChosenFile,
+    take: bool,
+) -> Result<()> {
     let folder = &config.completed_wals;
     let archive = Reader::open(folder, Arc::new(RealDisk))
         .map_err(|error| failed("open the archive", &error))?;
+    let name = match chosen {
+        ChosenFile::File(name) => *name,
+        ChosenFile::Copy(copy) => copy.name,
+    };
     let choosing = |error: StoreError| failed(&format!("choose {name}"), &error);
-    if archive.differing().map_err(choosing)?.contains(&name) {
+    let copies = archive.beside().map_err(choosing)?.remove(&name);
+    if let Some(copies) = copies {
         let choice = Choice {
             archive: &archive,
             folder,
             name,
         };
-        output::print(&choice.describe()?)?;
-        if !take {
-            return output::print(&format!("choose {name} --take exchanges them"));
-        }
-        if options.not_really {
-            return output::not_really(&format!("exchange {name} and {name}{DIFFERS_SUFFIX}"));
-        }
-        take_differing(folder, Arc::new(RealDisk), name).map_err(|error| {
-            let is_locked = matches!(error, StoreError::Locked { .. });
-            let hint = "stop the receiver first (`receiver -s`) and start it again behind this";
-            let refused = choosing(error);
-            if is_locked {
-                refused.hint(hint)
-            } else {
-                refused
-            }
-        })?;
-        return output::print(&format!(
-            "{name} is what was offered; what was stored is {name}{DIFFERS_SUFFIX} now"
-        ));
+        output::print(&choice.describe(&copies)?)?;
+        return take_one(folder, options, (chosen, &copies), take);
+    }
+    if let ChosenFile::Copy(copy) = chosen {
+        return Err(CommandError::retry(format!("there is no {copy}")));
     }
     let told = archive.apart().map_err(choosing)?;
     let Some(told) = told.into_iter().find(|told| told.name == name) else {
@@ -80,6 +101,53 @@ pub fn run(config: &StandbyConfig, options: &Options, name: WalFileName, take: b
     }
     take_apart(folder, Arc::new(RealDisk), name).map_err(choosing)?;
     output::print(&format!("{name} counts from here on"))
+}
+
+/// Puts one of several files in the place of the stored one, if a person said which.
+fn take_one(
+    folder: &Path,
+    options: &Options,
+    (chosen, copies): (&ChosenFile, &[CopyName]),
+    take: bool,
+) -> Result<()> {
+    let copy = match (chosen, copies) {
+        (ChosenFile::Copy(copy), _) if copies.contains(copy) => copy,
+        (ChosenFile::Copy(copy), _) => {
+            return Err(CommandError::retry(format!("there is no {copy}")));
+        }
+        (ChosenFile::File(_), [only]) => only,
+        (ChosenFile::File(name), _) => {
+            let lines = copies.iter().map(|copy| format!("choose {copy} --take"));
+            let lines = lines.collect::<Vec<_>>().join("`, `");
+            let said = format!("{} files are kept beside {name}", copies.len());
+            return match take {
+                true => Err(CommandError::usage(said).hint(format!("say which one: `{lines}`"))),
+                false => output::print(&format!("{said}; `{lines}` puts that one in its place")),
+            };
+        }
+    };
+    let name = copy.name;
+    if !take {
+        return output::print(&format!(
+            "choose {copy} --take puts it in the place of {name}, which is kept"
+        ));
+    }
+    if options.not_really {
+        return output::not_really(&format!("put {copy} in the place of {name}"));
+    }
+    let kept = take_copy(folder, Arc::new(RealDisk), copy).map_err(|error| {
+        let is_locked = matches!(error, StoreError::Locked { .. });
+        let hint = "stop the receiver first (`receiver -s`) and start it again behind this";
+        let refused = failed(&format!("choose {name}"), &error);
+        if is_locked {
+            refused.hint(hint)
+        } else {
+            refused
+        }
+    })?;
+    output::print(&format!(
+        "{name} is what was {copy}; what was stored is {kept} now"
+    ))
 }
 
 /// A timeline that readers follow, and nobody but a key says that there is one.
@@ -123,34 +191,44 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    fn describe(&self) -> Result<String> {
-        let (stored, offered) = (self.path(""), self.path(DIFFERS_SUFFIX));
-        let mut text = format!("{}: {}\n", self.name, self.difference(&stored, &offered)?);
-        let by = self.archive.differing_by(self.name);
-        let by = by.map_err(|error| failed("read who brought it", &error))?;
-        let by = match by.as_str() {
-            "" => "nobody knows who brought it; the receiver's log may".to_owned(),
-            by => format!("offered by {}", output::escaped(by)),
-        };
+    fn describe(&self, copies: &[CopyName]) -> Result<String> {
+        let stored = self.path(&self.name.to_string());
         let stored_by = match self.archive.brought_by(self.name) {
-            Some(by) => format!("brought by {}, and there first", output::escaped(&by)),
-            None => "it was there first; the receiver's log tells who brought it".to_owned(),
+            Some(by) => format!("brought by {}", output::escaped(&by)),
+            None => "the receiver's log tells who brought it".to_owned(),
         };
-        text.push_str(&format!(
-            "  stored   {}: {stored_by}{}\n",
+        let mut text = format!(
+            "  stored     {}: {stored_by}{}",
             self.name,
             self.chains(&stored)?
-        ));
-        text.push_str(&format!(
-            "  offered  {}{DIFFERS_SUFFIX}: {by}{}",
-            self.name,
-            self.chains(&offered)?
-        ));
+        );
+        for copy in copies {
+            let path = self.path(&copy.to_string());
+            let by = self.archive.copy_by(copy);
+            let by = by.map_err(|error| failed("read who brought it", &error))?;
+            let (what, verb) = match copy.kind {
+                Beside::Differs => ("offered  ", "offered"),
+                Beside::Displaced | Beside::Damaged => ("displaced", "brought"),
+            };
+            let by = match by.as_str() {
+                "" => "nobody knows who brought it; the receiver's log may".to_owned(),
+                by => format!("{verb} by {}", output::escaped(by)),
+            };
+            let changed = match self.archive.copy_is_changed(copy) {
+                Ok(Some(why)) => format!("; it is not what was acknowledged: {why}"),
+                _ => String::new(),
+            };
+            text.push_str(&format!(
+                "\n  {what}  {copy}: {by}; {}{}{changed}",
+                self.difference(&stored, &path)?,
+                self.chains(&path)?
+            ));
+        }
         Ok(text)
     }
 
-    fn path(&self, suffix: &str) -> PathBuf {
-        self.folder.join(format!("{}{suffix}", self.name))
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
     }
 
     /// Where two files begin to differ.
@@ -202,50 +280,33 @@ impl Choice<'_> {
         if let Some((name, before)) = number.checked_sub(1).map(neighbour)
             && before.exists()
         {
-            let chains = self.chain((number - 1, &before), path)?;
+            let chains = self.chain((name, &before), (segment, path))?;
             text.push_str(&format!("; {name} does {}lead to it", not(chains)));
         }
         let (name, behind) = neighbour(number + 1);
         if behind.exists() {
-            let chains = self.chain((number, path), &behind)?;
+            let chains = self.chain((segment, path), (name, &behind))?;
             text.push_str(&format!("; it does {}lead to {name}", not(chains)));
         }
         Ok(text)
     }
 
     /// Whether the records of one segment go on in the next.
-    fn chain(&self, (number, first): (u64, &Path), second: &Path) -> Result<bool> {
+    fn chain(
+        &self,
+        (first, path): (SegmentName, &Path),
+        (second, next): (SegmentName, &Path),
+    ) -> Result<bool> {
         let size = self.size();
-        let boundary = Lsn((number + 1) * size.bytes());
-        let mut scanner = Scanner::new(Lsn(number * size.bytes()), size);
-        for path in [first, second] {
-            let file = open(path)?;
-            let mut piece = vec![0; PIECE_BYTES];
-            let mut offset = 0;
-            'file: loop {
-                let read = read_full(&file, &mut piece, offset).at(Kind::Retry, "read", path)?;
-                offset += read as u64;
-                if read == 0 {
-                    break;
-                }
-                let mut input = &piece[..read];
-                loop {
-                    match scanner.advance(&mut input) {
-                        Step::Record(RecordInfo { lsn, .. }) if lsn >= boundary => return Ok(true),
-                        Step::Record(record) if record.is_switch() => {
-                            // Nothing behind it means anything.
-                            scanner = Scanner::new(boundary, size).following(record.lsn);
-                            break 'file;
-                        }
-                        Step::Record(_) => {}
-                        Step::NeedMore => break,
-                        Step::EndOfWal(_) | Step::Invalid { .. } => return Ok(false),
-                    }
-                }
-            }
-        }
-        // One record fills all of the second.
-        Ok(true)
+        let scanner = Scanner::new(first.start(size).unwrap_or_default(), size);
+        let mut through = Through::new(scanner, first, size);
+        each_piece(path, |piece| through.update(piece))?;
+        let Some(scanner) = through.finish().out() else {
+            return Ok(false);
+        };
+        let mut joint = Joint::new(scanner, second);
+        each_piece(next, |piece| joint.update(piece))?;
+        Ok(joint.finish(size).is_ok())
     }
 
     fn segment(&self) -> Option<SegmentName> {
@@ -262,6 +323,18 @@ impl Choice<'_> {
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).at(Kind::Retry, "open", path)
+}
+
+/// Hands a file to `each` piece by piece, until it has seen enough.
+fn each_piece(path: &Path, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
+    let (file, mut piece, mut offset) = (open(path)?, vec![0; PIECE_BYTES], 0);
+    loop {
+        let read = read_full(&file, &mut piece, offset).at(Kind::Retry, "read", path)?;
+        if read == 0 || !each(&piece[..read]) {
+            return Ok(());
+        }
+        offset += read as u64;
+    }
 }
 
 fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -17,6 +17,7 @@ use crate::standby::replay::server_text;
 use crate::standby::verdict::{Acknowledged, InProgress};
 use crate::store::{FrozenSegment, OwnSegment, PartialWals, Reader, RealDisk, StoreError};
 use crate::wal::obstacle::Met;
+use crate::wal::scan::Scanner;
 
 /// The partial segments of an archive.
 pub struct Partials(PartialWals);
@@ -148,6 +149,16 @@ impl Partials {
                 .hint("boot --force opens with what this server has"),
             ),
         }))
+    }
+
+    /// A scanner that comes out of what is replayed before a frozen segment; `None` where nothing can be said.
+    pub fn scanner_before(
+        &self,
+        segment: SegmentName,
+        archive: &Reader,
+    ) -> std::result::Result<Option<Scanner>, StoreError> {
+        let before = |segment| archive.scanner_before(segment);
+        self.0.scanner_before_copy(segment, &before)
     }
 
     /// Hands a frozen segment to `each`, zeros behind its records up to its length.

@@ -16,6 +16,7 @@ pub fn open(config: &StandbyConfig) -> Result<BackupSets> {
     })?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     BackupSets::open(full_backup, &config.completed_wals, &disk)
+        .and_then(|sets| sets.with_partials(&config.partial_wals))
         .map_err(|error| failed("open the backup sets", &error))
 }
 

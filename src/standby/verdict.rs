@@ -14,7 +14,8 @@ use crate::error::{CommandError, Kind, Result};
 use crate::store::lineage::{Gap, Line};
 use crate::store::{Damage, PartialEnd, Reader, StoreError};
 use crate::wal::history::History;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::Scanner;
+use crate::wal::through::Through;
 
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -178,31 +179,24 @@ fn finished_end(
     let size = binding.segment_size;
     let start = segment.start(size).unwrap_or_default();
     let segment_end = Lsn(start.0.saturating_add(size.bytes()));
-    let mut scanner = Scanner::new(start, size)
+    let scanner = Scanner::new(start, size)
         .of_cluster(binding.system_id)
         .of_major(binding.postgres_major)
         .up_to_timeline(segment.timeline());
+    let mut through = Through::new(scanner, segment, size);
     let (mut file, mut buffer) = (stored.into_file(), vec![0; PIECE_BYTES]);
     loop {
         let read_bytes = file.read(&mut buffer)?;
-        let mut rest = &buffer[..read_bytes];
-        let step = loop {
-            match scanner.advance(&mut rest) {
-                Step::Record(record) if record.is_switch() => return Ok(Some(record.end)),
-                Step::Record(_) => {}
-                other => break other,
-            }
-        };
-        let needed = line.led_to(segment, segment_end).unwrap_or(segment_end);
-        let is_damaged = step != Step::NeedMore && scanner.valid_end() < needed;
-        if is_damaged {
-            return Ok(Some(segment_end));
-        }
-        if read_bytes == 0 || step != Step::NeedMore {
-            let end = scanner.valid_end();
-            return Ok(Some(end).filter(|end| *end > start));
+        if read_bytes == 0 || !through.update(&buffer[..read_bytes]) {
+            break;
         }
     }
+    let end = through.records_end();
+    let needed = line.led_to(segment, segment_end).unwrap_or(segment_end);
+    if through.is_broken() && end < needed {
+        return Ok(Some(segment_end));
+    }
+    Ok(Some(end).filter(|end| *end > start))
 }
 
 #[cfg(test)]

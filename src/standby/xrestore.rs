@@ -239,7 +239,7 @@ impl Restore<'_> {
         };
         Ok(Some(match serving {
             Serving::Copy(copy) => self.hand_over(|each| {
-                let before = self.archive.scanner_before(copy.segment)?;
+                let before = partials.scanner_before(copy.segment, &self.archive)?;
                 let size = self.archive.binding().segment_size;
                 let start = copy.segment.start(size).unwrap_or_default();
                 let before = before.unwrap_or_else(|| Scanner::new(start, size));

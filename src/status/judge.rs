@@ -394,8 +394,8 @@ fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresho
     if overview.differing_count > 0 {
         let (count, first) = (overview.differing_count, escaped(&overview.differing));
         let text = format!(
-            "{count} files were offered with other content than is stored, the first is {first}: \
-             `choose` on the standby shows both"
+            "beside {count} stored files others of the same name are kept, the first is {first}: \
+             `choose` on the standby shows them"
         );
         found.alarm(Code::Differs, text);
     }

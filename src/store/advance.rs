@@ -4,17 +4,19 @@
 //!
 //! Whoever has a key may store a file under a name that the genuine master will need. If that file has a note
 //! (`apart`), or is early, and does not go on with the segment before it, it gives way to one that does: its
-//! place goes to the newcomer, and it is kept as `NAME.differs`. A history that has a note gives way to any that
+//! place goes to the newcomer, and it is kept as `NAME.displaced`. A history that has a note gives way to any that
 //! stands no worse. Nobody followed them, so nobody loses them.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-use walmgr_protocol::names::{SegmentName, WalFileName};
+use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
-use super::apart::{self, APART_NAME, Admission, KINDS, brought_by, is_early, settle, text_of};
+use super::apart::{self, Admission, brought_by, is_early, settle};
 use super::archive::{Archive, Shared};
-use super::differs::DIFFERS_SUFFIX;
+use super::beside::{Beside, CopyName};
+use super::displaced;
 use super::durable::{Durable, SyncedTemporary};
 use super::error::StoreError;
 use super::folder::Folder;
@@ -31,11 +33,8 @@ impl Archive {
 
 /// Whether the file that has this name may have to give way: nothing has shown that it belongs there.
 pub(super) fn is_unproven(completed: &Folder, name: WalFileName) -> Result<bool, StoreError> {
-    for (kind, _) in KINDS {
-        let path = format!("{APART_NAME}/{}", text_of(name, kind));
-        if completed.stat_at(&path)?.is_some() {
-            return Ok(true);
-        }
+    if apart::is_noted(completed, name)? {
+        return Ok(true);
     }
     match name {
         WalFileName::Segment(segment) => is_early(completed, segment),
@@ -53,18 +52,33 @@ impl Shared {
         _alone: &Admission<'_>,
         (text, by): (&[u8], &str),
     ) -> Result<Durable, StoreError> {
-        let kept = format!("{name}{DIFFERS_SUFFIX}");
         let stored_by = self.origin_of(name)?;
-        apart::note_differing(&self.completed, name, &stored_by)?;
-        self.checksums.clear(name)?;
-        let durable = synced.publish_over(name, &kept)?;
+        let origin = (name, stored_by.as_str());
+        let put = |kept: &str| synced.publish_over(name, kept);
+        let (durable, kept) = displaced::displace(&self.completed, &self.checksums, origin, put)?;
         tracing::error!(
             "ALARM: {name} of {stored_by} was stored in advance and nobody followed it; the {name} that {by} \
              brought takes its place, and the old one is kept as {kept}"
         );
         // Behind the exchange, so that a crash leaves what counts for less.
         self.judge_anew(name, text, by)?;
+        self.forget_offered(name, &durable)?;
         Ok(durable)
+    }
+
+    /// Removes the copy that was kept when this file was offered before: it is stored now.
+    fn forget_offered(&self, name: WalFileName, stored: &Durable) -> Result<(), StoreError> {
+        let copy = CopyName {
+            name,
+            kind: Beside::Differs,
+            number: 0,
+        };
+        let text = copy.to_string();
+        if self.has_content(&text, (stored.len(), stored.crc32()))? {
+            self.completed.remove_present([&text])?;
+            apart::remove_copy_note(&self.completed, &text)?;
+        }
+        Ok(())
     }
 
     /// What becomes of a file that has taken another's place.
@@ -134,25 +148,93 @@ impl Shared {
         if !is_unproven(&self.completed, name)? {
             return Ok(false);
         }
-        match name {
-            WalFileName::Segment(_) => Ok(is_led && !self.is_led(name)?),
-            WalFileName::History(timeline) => {
-                let mut lineage = self.lineage()?;
-                if lineage.lowest().is_none() {
-                    // Without any WAL there is nothing to judge them by.
-                    return Ok(false);
-                }
-                let Some(stored) = lineage.without_history(timeline) else {
-                    return Ok(true);
-                };
-                // Neither has WAL that leads to it, or only the new one may have.
-                let is_open =
-                    |apart: Option<Apart>| matches!(apart, None | Some(Apart::Unconnected { .. }));
-                let stored = is_open(lineage.judge_history(&stored));
-                Ok(!stored || is_open(self.judge(&lineage, name, text)?))
-            }
-            WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(false),
+        let gives_way = match name {
+            WalFileName::Segment(_) => is_led && !self.is_led(name)?,
+            WalFileName::History(timeline) => self.history_gives_way(timeline, text)?,
+            WalFileName::Partial(_) | WalFileName::BackupHistory(..) => false,
+        };
+        Ok(gives_way && self.may_displace(name)?)
+    }
+
+    fn history_gives_way(&self, timeline: TimelineId, text: &[u8]) -> Result<bool, StoreError> {
+        let name = WalFileName::History(timeline);
+        let mut lineage = self.lineage()?;
+        if lineage.lowest().is_none() {
+            // Without any WAL there is nothing to judge them by.
+            return Ok(false);
         }
+        let Some(stored) = lineage.without_history(timeline) else {
+            return Ok(true);
+        };
+        // Neither has WAL that leads to it, or only the new one may have.
+        let is_open =
+            |apart: Option<Apart>| matches!(apart, None | Some(Apart::Unconnected { .. }));
+        let stored = is_open(lineage.judge_history(&stored));
+        Ok(!stored || is_open(self.judge(&lineage, name, text)?))
+    }
+
+    /// Takes the marks away of segments that came early and go on with what is before them by now. Of those behind
+    /// `arrived` only, if that is known. Returns them in the order of the WAL.
+    pub(super) fn settle_early(
+        &self,
+        arrived: Option<SegmentName>,
+    ) -> Result<Vec<SegmentName>, StoreError> {
+        let mut early: Vec<SegmentName> = apart::early(&self.completed)?.into_iter().collect();
+        if early.is_empty() {
+            return Ok(early);
+        }
+        let size = self.binding()?.segment_size;
+        let number = |segment: SegmentName| segment.number(size).unwrap_or_default();
+        early.sort_by_key(|segment| number(*segment));
+        let mut led: BTreeSet<u64> = match arrived {
+            Some(arrived) => BTreeSet::from([number(arrived) + 1]),
+            None => early.iter().map(|segment| number(*segment)).collect(),
+        };
+        let mut settled = Vec::new();
+        for segment in early {
+            if !led.contains(&number(segment)) {
+                continue;
+            }
+            let _guard = self.names.lock(WalFileName::Segment(segment));
+            if self.is_proven_by_now(segment)? {
+                apart::remove_early(&self.completed, segment)?;
+                led.insert(number(segment) + 1);
+                settled.push(segment);
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Whether a segment that came early goes on with the one before it, which has shown itself that it belongs
+    /// there.
+    fn is_proven_by_now(&self, segment: SegmentName) -> Result<bool, StoreError> {
+        let completed = &self.completed;
+        let joints = self.joints()?;
+        let Some(before) = joints.name_before(segment)? else {
+            return Ok(false);
+        };
+        if apart::is_noted(completed, WalFileName::Segment(segment))?
+            || is_unproven(completed, WalFileName::Segment(before))?
+        {
+            return Ok(false);
+        }
+        let text = segment.to_string();
+        let Some(file) = completed.open_file(&text)? else {
+            return Ok(false);
+        };
+        let verdict = joints.check(segment, Some(&self.carried), |each| {
+            completed.read_pages(file.as_fd(), &text, 0, each)
+        })?;
+        Ok(matches!(verdict, Verdict::Joined(_) | Verdict::Inside(_)))
+    }
+
+    fn joints(&self) -> Result<Joints<'_>, StoreError> {
+        Ok(Joints {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding: self.binding()?,
+            verify: Verify::Records,
+        })
     }
 
     /// Who brought a stored file, by its note, or by its checksum if it counts without one.
@@ -166,12 +248,7 @@ impl Shared {
 
     /// Whether a stored file goes on with what is before it, as far as anybody can tell.
     pub(super) fn is_led(&self, name: WalFileName) -> Result<bool, StoreError> {
-        let joints = Joints {
-            completed: &self.completed,
-            checksums: &self.checksums,
-            binding: self.binding()?,
-            verify: Verify::Records,
-        };
+        let joints = self.joints()?;
         let segment = match name {
             WalFileName::Segment(segment) => segment,
             WalFileName::History(timeline) => {

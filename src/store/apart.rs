@@ -11,9 +11,11 @@
 //!   NAME.timeline      a segment of a timeline that does not count
 //!   NAME.history       a history that does not count
 //!   NAME.differs       who brought another file of a stored name (see `differs`)
+//!   NAME.displaced     who brought the file that has this name beside the stored one (see `displaced`)
 //!   NAME.claimed       a history that counts, but only because of what a key brought; its text is who
 //!   NAME.unread        a `.partial` or `.backup` file; its text is who brought it
-//!   NAME.early         a segment that counts and had a hole before it when it came; its text is who brought it
+//!   NAME.early         a segment that counts and had a hole before it when it came; its text is who brought it.
+//!                      Removed when what arrives before it leads to it
 //! ```
 //!
 //! The name of a note is what counts. Its text is for people: who brought the file, and in the second line
@@ -29,8 +31,8 @@ use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
-use super::archive::{Archive, Shared, damaged_copy_of, finished_names};
-use super::differs::DIFFERS_SUFFIX;
+use super::archive::{Archive, Shared, finished_names};
+use super::beside::damaged_copy_of;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::lineage::{Apart, Kind, Lineage, Outgrown, Progress};
@@ -196,6 +198,25 @@ pub(super) fn is_early(completed: &Folder, segment: SegmentName) -> Result<bool,
     Ok(completed.stat_at(&path)?.is_some())
 }
 
+/// What was before it has arrived, and leads to it.
+pub(super) fn remove_early(completed: &Folder, segment: SegmentName) -> Result<(), StoreError> {
+    match open(completed)? {
+        Some(folder) => folder.remove_present([format!("{segment}{EARLY_SUFFIX}")]),
+        None => Ok(()),
+    }
+}
+
+/// Whether a note says to pass a file over.
+pub(super) fn is_noted(completed: &Folder, name: WalFileName) -> Result<bool, StoreError> {
+    for (kind, _) in KINDS {
+        let path = format!("{APART_NAME}/{}", text_of(name, kind));
+        if completed.stat_at(&path)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The segments that came before those before them.
 pub(super) fn early(completed: &Folder) -> Result<BTreeSet<SegmentName>, StoreError> {
     let Some(folder) = open(completed)? else {
@@ -313,32 +334,28 @@ pub(super) fn remove(completed: &Folder, name: WalFileName) -> Result<(), StoreE
     }
 }
 
-/// Says who brought another file of a stored name.
-pub(super) fn note_differing(
-    completed: &Folder,
-    name: WalFileName,
-    by: &str,
-) -> Result<(), StoreError> {
+/// Says who brought a copy that is kept beside the stored file of a name.
+pub(super) fn note_copy(completed: &Folder, copy: &str, by: &str) -> Result<(), StoreError> {
     completed.make_below(APART_NAME)?;
-    if let Some(folder) = open(completed)? {
-        folder.write_small(&format!("{name}{DIFFERS_SUFFIX}"), one_line(by).as_bytes())?;
+    match open(completed)? {
+        Some(folder) => folder.write_small(copy, one_line(by).as_bytes()),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Who brought it; empty if nobody knows.
-pub(super) fn differing_by(completed: &Folder, name: WalFileName) -> Result<String, StoreError> {
+pub(super) fn copy_by(completed: &Folder, copy: &str) -> Result<String, StoreError> {
     let Some(folder) = open(completed)? else {
         return Ok(String::new());
     };
-    let text = read(&folder, &format!("{name}{DIFFERS_SUFFIX}"))?;
+    let text = read(&folder, copy)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Forgets who brought it: the two have changed places.
-pub(super) fn remove_differing(completed: &Folder, name: WalFileName) -> Result<(), StoreError> {
+/// Forgets who brought it: it is gone, or has another name.
+pub(super) fn remove_copy_note(completed: &Folder, copy: &str) -> Result<(), StoreError> {
     match open(completed)? {
-        Some(folder) => folder.remove(&format!("{name}{DIFFERS_SUFFIX}")),
+        Some(folder) => folder.remove_present([copy]),
         None => Ok(()),
     }
 }
@@ -384,6 +401,7 @@ impl Archive {
         let was_ahead = notes(&shared.completed)?.get(&name) == Some(&Kind::Ahead);
         if was_ahead || is_early(&shared.completed, segment)? {
             settle(&shared.completed, name)?;
+            shared.settle_shipped(&[segment])?;
         }
         if was_ahead {
             shared.join_all()?;
@@ -405,11 +423,11 @@ impl Archive {
 }
 
 impl Shared {
-    /// Judges a file that is about to get its name; `text` is that of a history. What is set
-    /// apart has its note when this returns.
+    /// Judges a file that is about to get its name, by its length and CRC-32 too; `text` is that of a history.
+    /// What is set apart has its note when this returns.
     pub(super) fn admit(
         &self,
-        name: WalFileName,
+        (name, digest): (WalFileName, (u64, u32)),
         text: &[u8],
         by: &str,
     ) -> Result<Admission<'_>, StoreError> {
@@ -435,7 +453,7 @@ impl Shared {
         }
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let mut noted = false;
-        if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name)? {
+        if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name, digest)? {
             noted = self.note(name, text, by)?;
         }
         Ok(Admission::Judged {
@@ -476,13 +494,15 @@ impl Shared {
     }
 
     /// Whether a file of this name counted until the disk changed it: what heals it counts too, although
-    /// what once connected it may be purged.
-    fn counted(&self, name: WalFileName) -> Result<bool, StoreError> {
+    /// what once connected it may be purged. Where a checksum tells what it was, no other file heals it.
+    fn counted(&self, name: WalFileName, (len, crc32): (u64, u32)) -> Result<bool, StoreError> {
         let damaged = self
             .completed
             .stat_at(&format!("{name}.damaged"))?
             .is_some();
-        Ok(damaged && !notes(&self.completed)?.contains_key(&name))
+        let kept = self.checksums.read(name);
+        let heals = kept.is_none_or(|kept| kept.contradicts(len, crc32).is_none());
+        Ok(damaged && heals && !notes(&self.completed)?.contains_key(&name))
     }
 
     /// Joins what the file that has its name connects.
@@ -548,10 +568,14 @@ impl Shared {
         let claims = claims(&self.completed)?;
         let noted = !notes(&self.completed)?.is_empty();
         self.has_notes.store(noted, Ordering::Relaxed);
-        if (noted || !claims.is_empty()) && self.binding().is_ok() {
+        if self.binding().is_err() {
+            return Ok(());
+        }
+        if noted || !claims.is_empty() {
             self.join_all()?;
         }
-        Ok(())
+        let proven = self.settle_early(None)?;
+        self.settle_shipped(&proven)
     }
 
     /// What leads from where to where.

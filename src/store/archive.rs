@@ -524,16 +524,6 @@ pub(super) fn set_aside(
     Ok(aside)
 }
 
-/// The file that this name in the directory is a damaged copy of: `NAME.damaged`, or with a
-/// number behind it. A segment of which only such a copy exists is not "absent" for a
-/// recovering PostgreSQL, which would end its recovery there.
-pub fn damaged_copy_of(text: &str) -> Option<WalFileName> {
-    let (name, rest) = text.split_once(".damaged")?;
-    let number = rest.strip_prefix('.').unwrap_or("0");
-    let is_copy = (rest.is_empty() || rest.starts_with('.')) && number.parse::<u32>().is_ok();
-    is_copy.then(|| name.parse().ok()).flatten()
-}
-
 /// Every name in the directory that is a WAL file's, sorted.
 pub(super) fn finished_names(folder: &Folder) -> Result<BTreeMap<WalFileName, String>, StoreError> {
     let names = folder.names()?.into_iter();

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use walmgr_protocol::names::{SystemId, WalFileName};
 
-use super::archive::damaged_copy_of;
+use super::beside::damaged_copy_of;
 use super::testing::{
     BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
     real, scratch_folder, segment, stored_bytes,

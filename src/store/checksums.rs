@@ -235,20 +235,36 @@ impl Checksums {
         let Some(folder) = &self.folder else { return };
         let plain = |char: char| if char.is_control() { ' ' } else { char };
         let by: String = by.chars().take(BY_CHARS_MAX).map(plain).collect();
-        let text = kept.text(name, &by);
-        let (disk, text_name) = (&folder.disk, name.to_string());
-        let create = || disk.create(folder.handle(), &text_name);
-        let created = match create() {
-            // One that says nothing; a sound one is not written again.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => disk
-                .remove(folder.handle(), &text_name)
-                .and_then(|()| create()),
-            other => other,
-        };
-        let written = created.and_then(|file| disk.write_all(file.as_fd(), text.as_bytes(), 0));
-        if let Err(error) = written {
-            tracing::warn!("the checksum of {name} is not kept: {error}");
+        write(folder, &name.to_string(), kept.text(name, &by).as_bytes());
+    }
+
+    /// What is kept of the file that has this name in the directory, whatever it was stored as, to hand it on.
+    pub(super) fn text(&self, file: &str) -> Option<Vec<u8>> {
+        let folder = self.folder.as_ref()?;
+        folder.read_small(file, TEXT_BYTES_MAX).ok()?
+    }
+
+    /// Keeps that of a file under this name.
+    pub(super) fn put(&self, file: &str, text: Option<Vec<u8>>) {
+        if let (Some(folder), Some(text)) = (&self.folder, text) {
+            write(folder, file, &text);
         }
+    }
+
+    /// What is kept of a file goes with it to another name, for good.
+    pub(super) fn hand_on(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        match &self.folder {
+            Some(folder) => {
+                folder.remove_present([to])?;
+                folder.hand_on(from, to)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a copy is what was acknowledged under the name that it had; `None` if nobody knows.
+    pub(super) fn read_copy(&self, name: WalFileName, copy: &str) -> Option<Kept> {
+        Kept::parse(name, &self.text(copy)?)
     }
 
     /// Removes a checksum that was left behind, before its name is given to a file. Nothing is left
@@ -263,6 +279,22 @@ impl Checksums {
             Some(folder) => folder.remove_present(names),
             None => Ok(()),
         }
+    }
+}
+
+fn write(folder: &Folder, name: &str, text: &[u8]) {
+    let disk = &folder.disk;
+    let create = || disk.create(folder.handle(), name);
+    let created = match create() {
+        // One that says nothing; a sound one is not written again.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            disk.remove(folder.handle(), name).and_then(|()| create())
+        }
+        other => other,
+    };
+    let written = created.and_then(|file| disk.write_all(file.as_fd(), text, 0));
+    if let Err(error) = written {
+        tracing::warn!("the checksum of {name} is not kept: {error}");
     }
 }
 

@@ -160,7 +160,7 @@ fn seal_checked(
     let joined = shared.join(name, verify, checked.scanner, |each| {
         synced.read_pages(each)
     })?;
-    let admission = shared.admit(name, text, by)?;
+    let admission = shared.admit((name, checked.digest), text, by)?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
         if shared.make_way(name, &joined)?
             && let Some(durable) = synced.publish(name)?

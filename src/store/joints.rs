@@ -21,8 +21,9 @@ use crate::wal::history::History;
 use crate::wal::joint::{Joint, SegmentEnd, Unjoined};
 use crate::wal::obstacle::Obstacles;
 use crate::wal::record::record_bytes_max;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
+use crate::wal::through::{Reached, Through};
 
 /// How many scanners are remembered: as many as a stream of records may be ahead of the archiver without
 /// a segment having to be walked through again.
@@ -230,10 +231,10 @@ impl Joints<'_> {
             match self.walk_out_of(before)? {
                 Ended::Walked(scanner) => break *scanner,
                 Ended::Broken => return Ok(Before::Broken(before)),
-                Ended::Inside if filled.len() as u64 * size.bytes() > record_bytes => {
+                Ended::Inside(_) if filled.len() as u64 * size.bytes() > record_bytes => {
                     return Ok(Before::Broken(before));
                 }
-                Ended::Inside => {
+                Ended::Inside(_) => {
                     filled.push(before);
                     match self.name_before(before)? {
                         Some(earlier) => before = earlier,
@@ -244,15 +245,19 @@ impl Joints<'_> {
         };
         while let Some(next) = filled.pop() {
             scanner = scanner.up_to_timeline(next.timeline());
-            if !self.walk_to_end(&mut scanner, next, Lsn(0))? {
-                return Ok(Before::Broken(next));
-            }
+            scanner = match self.walk_to_end(scanner, next, Lsn(0))? {
+                Ended::Walked(scanner) | Ended::Inside(Some(scanner)) => *scanner,
+                Ended::Inside(None) | Ended::Broken => return Ok(Before::Broken(next)),
+            };
         }
         Ok(Before::Walked(last, Box::new(scanner)))
     }
 
     /// The segment that replay reads before this one, if it is there.
-    fn name_before(&self, segment: SegmentName) -> Result<Option<SegmentName>, StoreError> {
+    pub(super) fn name_before(
+        &self,
+        segment: SegmentName,
+    ) -> Result<Option<SegmentName>, StoreError> {
         let size = self.binding.segment_size;
         let number = segment.number(size);
         let Some(number) = number.and_then(|number| number.checked_sub(1)) else {
@@ -298,8 +303,8 @@ impl Joints<'_> {
         // Whoever replaced by hand what a start found has not told where its last record begins.
         let kept = self.checksums.read(WalFileName::Segment(segment));
         let kept = kept.filter(|kept| !kept.is_found);
-        let (mut scanner, from) = match kept.and_then(|kept| kept.end) {
-            Some(SegmentEnd::Inside) => return Ok(Ended::Inside),
+        let (scanner, from) = match kept.and_then(|kept| kept.end) {
+            Some(SegmentEnd::Inside) => return Ok(Ended::Inside(None)),
             Some(SegmentEnd::Closed { last }) => {
                 let end = Lsn(start.0.wrapping_add(size.bytes()));
                 let scanner = self.scanner(end, segment).following(last);
@@ -315,42 +320,32 @@ impl Joints<'_> {
             }
             Some(SegmentEnd::Open { .. }) | None => (self.scanner(start, segment), start),
         };
-        if !self.walk_to_end(&mut scanner, segment, from)? {
-            return Ok(Ended::Broken);
-        }
-        Ok(match SegmentEnd::of(&scanner) {
-            SegmentEnd::Inside => Ended::Inside,
-            _ => Ended::Walked(Box::new(scanner)),
-        })
+        self.walk_to_end(scanner, segment, from)
     }
 
-    /// Feeds a segment from `from` on to its end; whether that went well.
+    /// Feeds a segment from `from` on to its end.
     fn walk_to_end(
         &self,
-        scanner: &mut Scanner,
+        scanner: Scanner,
         segment: SegmentName,
         from: Lsn,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Ended, StoreError> {
         let size = self.binding.segment_size;
         let start = segment.start(size).unwrap_or_default();
         let text = segment.to_string();
         let Some(file) = self.completed.open_file(&text)? else {
-            return Ok(false);
+            return Ok(Ended::Broken);
         };
-        let mut is_valid = true;
+        let mut through = Through::new(scanner, segment, size);
         let from_bytes = from.0.saturating_sub(start.0);
         (self.completed).read_pages(file.as_fd(), &text, from_bytes, |piece| {
-            let mut rest = piece;
-            is_valid = loop {
-                match scanner.advance(&mut rest) {
-                    Step::NeedMore => break true,
-                    Step::Record(_) => {}
-                    Step::EndOfWal(_) | Step::Invalid { .. } => break false,
-                }
-            };
-            is_valid
+            through.update(piece)
         })?;
-        Ok(is_valid && scanner.position().0 == start.0.wrapping_add(size.bytes()))
+        Ok(match through.finish() {
+            Reached::Next(scanner) => Ended::Walked(scanner),
+            Reached::Inside(scanner) => Ended::Inside(Some(scanner)),
+            Reached::Short(_) => Ended::Broken,
+        })
     }
 
     fn scanner(&self, lsn: Lsn, segment: SegmentName) -> Scanner {
@@ -368,7 +363,8 @@ impl Joints<'_> {
 /// How a walk to a segment's end went.
 enum Ended {
     Walked(Box<Scanner>),
-    Inside,
+    /// With the scanner, if somebody walked.
+    Inside(Option<Box<Scanner>>),
     Broken,
 }
 

@@ -21,8 +21,10 @@
 //!   0000...0001.partial
 //!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
 //!   NAME.differs                   another valid file that was offered as NAME (see `differs`)
+//!   NAME.displaced, .displaced.1   what was stored as NAME and acknowledged until another file got the name (see
+//!                                  `displaced`)
 //!   .apart/                        notes beside what no reader follows (see `lineage`), and who brought
-//!                                  a NAME.differs
+//!                                  a NAME.differs or NAME.displaced
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
 //!   .walmgr-archive                the same archive id, role partial_wals
@@ -59,11 +61,13 @@ mod advance;
 mod apart;
 pub mod archive;
 mod below;
+pub mod beside;
 pub mod binding;
 pub mod checksums;
 mod config_copies;
 pub mod differs;
 pub mod disk;
+pub mod displaced;
 pub mod durable;
 pub mod error;
 mod folder;

@@ -14,6 +14,7 @@
 //! ```
 
 pub(super) mod acknowledged;
+mod crossing;
 mod file;
 mod finish;
 mod freeze;

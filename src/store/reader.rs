@@ -12,7 +12,7 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::apart::{self, Told};
-use super::archive::damaged_copy_of;
+use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
 use super::checksums::Checksums;
 use super::disk::Disk;

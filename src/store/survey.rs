@@ -14,7 +14,8 @@ use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::archive::{Places, damaged_copy_of};
+use super::archive::Places;
+use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
 use super::disk::Disk;
 use super::error::StoreError;
@@ -122,12 +123,12 @@ fn describe_apart(reader: &Reader, overview: &mut Overview) -> Result<(), StoreE
     overview.apart = first.map_or_else(String::new, |told| {
         format!("{} of {}: {}", told.name, told.by, told.why)
     });
-    let differing = reader.differing()?;
-    overview.differing_count = differing.len() as u64;
-    if let Some(name) = differing.first() {
-        let by = reader.differing_by(*name)?;
+    let beside = reader.beside()?;
+    overview.differing_count = beside.len() as u64;
+    if let Some(copy) = beside.values().flatten().next() {
+        let by = reader.copy_by(copy)?;
         let by = if by.is_empty() { "somebody" } else { &by };
-        overview.differing = format!("{name} of {by}");
+        overview.differing = format!("{copy} of {by}");
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use std::sync::atomic::Ordering;
 use walmgr_protocol::limits::UNFOLLOWED_FILE_BYTES_MIN;
 use walmgr_protocol::names::WalFileName;
 
-use super::apart::{brought_by, marked, notes, settle};
+use super::apart::{brought_by, copy_by, marked, notes, settle};
 use super::archive::Shared;
+use super::beside::{Beside, CopyName};
 use super::error::StoreError;
 
 /// Whoever brought a file, wherever it came from.
@@ -33,12 +34,14 @@ impl Shared {
     /// a time.
     pub(super) fn make_room(&self, name: WalFileName, by: &str) -> Result<(), StoreError> {
         let bytes_max = self.unfollowed_bytes_max.load(Ordering::Relaxed);
-        let names = if is_never_read(name) {
-            marked(&self.completed)?
+        let (names, displaced) = if is_never_read(name) {
+            (marked(&self.completed)?, Vec::new())
         } else {
-            notes(&self.completed)?.into_keys().collect()
+            let notes = notes(&self.completed)?.into_keys().collect();
+            (notes, self.displaced()?)
         };
-        if (names.len() as u64 + 1).saturating_mul(self.file_bytes()) <= bytes_max {
+        let count = (names.len() + displaced.len()) as u64 + 1;
+        if count.saturating_mul(self.file_bytes()) <= bytes_max {
             // The most that they can have together.
             return Ok(());
         }
@@ -54,7 +57,14 @@ impl Shared {
                 own.push((stat.changed_ms, one, bytes));
             }
         }
-        let sum = own.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + self.file_bytes();
+        let mut sum = own.iter().map(|(_, _, bytes)| bytes).sum::<u64>() + self.file_bytes();
+        // What gave way stays, so it counts on for whoever brought it.
+        for copy in displaced {
+            let stat = self.completed.stat_at(&copy)?;
+            if key_of(&copy_by(&self.completed, &copy)?) == key_of(by) {
+                sum += stat.map_or(0, |stat| stat.len.max(UNFOLLOWED_FILE_BYTES_MIN));
+            }
+        }
         if sum <= bytes_max {
             return Ok(());
         }
@@ -68,6 +78,15 @@ impl Shared {
         }
         own.sort();
         self.remove_oldest(own, sum, bytes_max, key_of(by))
+    }
+
+    /// What gave way to another file of its name.
+    fn displaced(&self) -> Result<Vec<String>, StoreError> {
+        let names = self.completed.names()?.into_iter();
+        let is_displaced = |copy: CopyName| copy.kind == Beside::Displaced;
+        Ok(names
+            .filter(|text| CopyName::parse(text).is_some_and(is_displaced))
+            .collect())
     }
 
     /// Removes what nobody reads, the oldest first, until no more is left than may be.

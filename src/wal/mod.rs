@@ -16,6 +16,7 @@ pub mod page;
 pub mod record;
 pub mod scan;
 pub mod segment;
+pub mod through;
 pub mod writer;
 
 #[cfg(test)]

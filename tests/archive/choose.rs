@@ -75,18 +75,39 @@ fn fault_113_a_person_chooses_which_of_two_files_is_served() {
     assert_eq!(site.archived(&name), forged);
     site.receiver.kill9();
     site.standby_command(&["choose", &name, "--take"]).succeed();
+    // What was stored was acknowledged: no later offer writes over it.
+    let displaced = format!("{name}.displaced");
     assert_eq!(
-        (site.archived(&name), site.archived(&differs)),
-        (genuine, forged.clone())
+        (site.archived(&name), site.archived(&displaced)),
+        (genuine.clone(), forged.clone())
     );
     let said = site.standby_command(&["choose", &name]).succeed();
-    assert!(said.contains("offered by thief ("), "{said}");
+    assert!(said.contains("brought by thief ("), "{said}");
     site.start_receiver();
     site.archive(&name).succeed();
-    // And back.
+    let third = site.segment(3, "a third one");
+    site.write_wal(&name, third.clone());
+    site.archive(&name)
+        .fail_last(3, "already holds another file");
+    assert_eq!(site.archived(&displaced), forged);
+    assert_eq!(site.archived(&differs), third);
+    let status = site.standby_command(&["status", "--json"]).stdout;
+    assert!(status.contains(r#""differing_files":1"#), "{status}");
+    // And back: of several, the one that is typed.
     site.receiver.kill9();
-    site.standby_command(&["choose", &name, "--take"]).succeed();
+    let refused = site.standby_command(&["choose", &name, "--take"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    for line in [&differs, &displaced] {
+        let line = format!("choose {line} --take");
+        assert!(refused.stderr.contains(&line), "{}", refused.stderr);
+    }
+    site.standby_command(&["choose", &displaced, "--take"])
+        .succeed();
     assert_eq!(site.archived(&name), forged);
+    assert_eq!(site.archived(&displaced), genuine);
+    assert_eq!(site.archived(&differs), third);
+    let refused = site.standby_command(&["choose", &format!("{name}.displaced.7"), "--take"]);
+    assert!(refused.fail(1).contains("there is no"));
     let other = site.segment_name(9);
     let refused = site.standby_command(&["choose", &other]);
     assert!(refused.fail(1).contains("nothing to choose"));
@@ -125,6 +146,7 @@ fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
     skip_unless!(Strace::available());
     let (mut site, name, forged, genuine) = contested();
     let differs = format!("{name}.differs");
+    let displaced = format!("{name}.displaced");
     site.receiver.kill9();
     let mut kills = 0;
     for call in ["/^rename", "/^unlink", "fsync", "write"] {
@@ -137,9 +159,15 @@ fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
             let killed = !choose.status().unwrap().success();
-            let two = (site.archived(&name), site.archived(&differs));
-            let is_either = two == (forged.clone(), genuine.clone())
-                || two == (genuine.clone(), forged.clone());
+            // Whoever has the name now, each of them is in some file.
+            let kept = |content: &Vec<u8>| {
+                let names = [&name, &differs, &displaced];
+                let found = names.map(|name| fs::read(site.completed_wals().join(name)).ok());
+                found.iter().flatten().any(|found| found == content)
+            };
+            let stored = site.archived(&name);
+            let is_either = stored == forged || stored == genuine;
+            assert!(kept(&forged) && kept(&genuine), "{call} {count}");
             assert!(is_either, "{call} {count}");
             if !killed {
                 break;
@@ -153,5 +181,8 @@ fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
     }
     site.start_receiver();
     site.archive(&name).succeed();
-    assert_eq!(site.archived(&differs), forged);
+    assert_eq!(site.archived(&displaced), forged);
+    // However often it was killed, there is one copy of it.
+    let second = format!("{displaced}.1");
+    assert!(!site.completed_wals().join(second).exists());
 }

@@ -30,7 +30,7 @@ fn took_its_place(site: &Site, number: u64) {
         site.archived(&name) == site.segment(number, "walmgr"),
         "{name}"
     );
-    let kept = format!("{name}.differs");
+    let kept = format!("{name}.displaced");
     assert!(
         site.archived(&kept) == site.forged_segment(number),
         "{kept}"
@@ -76,6 +76,9 @@ fn fault_113_name_taken_in_advance_goes_to_what_continues_the_archive() {
         assert!(store(&mut peer, name, &content, Verify::Records).is_err());
         let stored = site.archived(&site.segment_name(number));
         assert!(stored == site.segment(number, "walmgr"));
+        // Nor is what gave way lost to what is offered then.
+        let kept = format!("{}.displaced", site.segment_name(number));
+        assert!(number == 5 || site.archived(&kept) == site.forged_segment(number));
     }
 }
 

@@ -237,3 +237,23 @@ fn fault_113_what_is_refused_sets_nothing_apart() {
     let differs = format!("{}.differs", genuine[1].name);
     assert_eq!(note_names(&places), [differs.as_str(), early.as_str()]);
 }
+
+#[test]
+fn fault_113_only_what_was_acknowledged_heals_a_damaged_file_without_being_judged() {
+    for (filler, is_genuine) in [(1, true), (2, false)] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open_archive(&places);
+        archive.set_ahead_max(2);
+        assert_stored(&archive, &segment(3, 1));
+        let far = segment(100, 1);
+        assert_stored(&archive, &far);
+        archive.begin_run(far.name.segment().unwrap()).unwrap();
+        assert_eq!(note_names(&places), [""; 0]);
+        // The disk changed it, and it was set aside; its checksum stays.
+        let path = places.completed_wals.join(far.name.to_string());
+        std::fs::rename(&path, path.with_extension("damaged")).unwrap();
+        assert_stored(&archive, &segment(100, filler));
+        assert_eq!(archive.is_noted(far.name), !is_genuine, "{filler}");
+    }
+}

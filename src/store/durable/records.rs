@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
-use super::{Durable, Temporary};
+use super::{Durable, SyncedTemporary, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 
@@ -177,14 +177,46 @@ impl Folder {
         what: &str,
     ) -> Result<String, StoreError> {
         for aside in Self::names_aside(name, what) {
-            match self.disk.link(self.handle(), name, &aside) {
-                Ok(()) => return self.sync().map(|()| aside),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) if cannot_link(&error) => return self.keep_copy(file, name, what),
-                Err(error) => return Err(self.failure("set aside", name, error)),
+            if self.keep_as(file, name, &aside)? {
+                return Ok(aside);
             }
         }
         Err(self.too_many_aside(name))
+    }
+
+    /// The same under a certain name; `false` if another file has it.
+    pub(super) fn keep_as(
+        self: &Arc<Self>,
+        file: BorrowedFd<'_>,
+        name: &str,
+        aside: &str,
+    ) -> Result<bool, StoreError> {
+        match self.disk.link(self.handle(), name, aside) {
+            Ok(()) => self.sync().map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // A crash between the second name and what it was made for leaves the file under both.
+                let is_same = self.is_same_file(name, aside)?;
+                if is_same {
+                    self.sync()?;
+                }
+                Ok(is_same)
+            }
+            Err(error) if cannot_link(&error) => {
+                let mut copied = self.copied(file, name)?;
+                self.publish_copy(&mut copied, name, aside)
+            }
+            Err(error) => Err(self.failure("set aside", name, error)),
+        }
+    }
+
+    /// Whether two names lead to one file.
+    pub(in crate::store) fn is_same_file(
+        &self,
+        one: &str,
+        other: &str,
+    ) -> Result<bool, StoreError> {
+        let (one, other) = (self.stat_at(one)?, self.stat_at(other)?);
+        Ok(one.is_some() && one.map(|stat| stat.identity) == other.map(|stat| stat.identity))
     }
 
     /// Copies an open file to `NAME.what`, or with a number behind it, for good.
@@ -194,6 +226,21 @@ impl Folder {
         name: &str,
         what: &str,
     ) -> Result<String, StoreError> {
+        let mut copied = self.copied(file, name)?;
+        for aside in Self::names_aside(name, what) {
+            if self.publish_copy(&mut copied, name, &aside)? {
+                return Ok(aside);
+            }
+        }
+        Err(self.too_many_aside(name))
+    }
+
+    /// A durable copy of an open file that has no name of its own yet.
+    fn copied(
+        self: &Arc<Self>,
+        file: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<SyncedTemporary, StoreError> {
         let mut copy = Temporary::create(self, name, 0)?;
         let mut copied = Ok(());
         self.read_through(file, name, |piece| {
@@ -201,18 +248,24 @@ impl Folder {
             copied.is_ok()
         })?;
         copied?;
-        let mut synced = copy.sync()?;
-        for aside in Self::names_aside(name, what) {
-            match self.rename_to_absent(&synced.name.name, &aside) {
-                Ok(()) => {
-                    synced.name.exists = false;
-                    return self.sync().map(|()| aside);
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(self.failure("set aside", name, error)),
+        copy.sync()
+    }
+
+    /// Gives it one; `false` if another file has that.
+    fn publish_copy(
+        &self,
+        copied: &mut SyncedTemporary,
+        name: &str,
+        aside: &str,
+    ) -> Result<bool, StoreError> {
+        match self.rename_to_absent(&copied.name.name, aside) {
+            Ok(()) => {
+                copied.name.exists = false;
+                self.sync().map(|()| true)
             }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(self.failure("set aside", name, error)),
         }
-        Err(self.too_many_aside(name))
     }
 }
 

@@ -123,15 +123,35 @@ impl Archive {
             return Ok(false);
         };
         let shared = &self.shared;
-        let _guard = shared.names.lock(WalFileName::Partial(segment));
-        let settled = settle(
-            &shared.completed,
-            &shared.partial,
-            &shared.binding()?,
-            segment,
-        );
-        shared.partials.forget(segment);
+        let settled = shared.settle_one(segment);
+        // Those behind it that came before it did count from here on, and what was shipped of them is finished.
+        let settled = settled.and_then(|differs| {
+            let proven = shared.settle_early(Some(segment))?;
+            shared.settle_shipped(&proven)?;
+            Ok(differs)
+        });
         shared.monitor.watch(settled)
+    }
+}
+
+impl Shared {
+    /// Clears away the partial segments of files that are known by now to belong where they are.
+    pub(in crate::store) fn settle_shipped(
+        &self,
+        segments: &[SegmentName],
+    ) -> Result<(), StoreError> {
+        for segment in segments {
+            self.settle_one(*segment)?;
+        }
+        Ok(())
+    }
+
+    fn settle_one(&self, segment: SegmentName) -> Result<bool, StoreError> {
+        let _guard = self.names.lock(WalFileName::Partial(segment));
+        let binding = self.binding()?;
+        let settled = settle(&self.completed, &self.partial, &binding, segment);
+        self.partials.forget(segment);
+        settled
     }
 }
 
@@ -249,7 +269,7 @@ impl Finishing {
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
             joined = shared.join(name, self.verify, scanner, read)?;
         }
-        let admission = shared.admit(name, &[], &self.by)?;
+        let admission = shared.admit((name, (len, crc32)), &[], &self.by)?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name, &joined)? {

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::acknowledged::Acknowledged;
+use super::crossing::{Before, out_of};
 use super::file::{Search, scanner_at, start_of};
 use super::partial_names;
 use super::proven::{self, Damage, LOOKS_MAX};
@@ -35,7 +36,6 @@ use crate::store::disk::Disk;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::health::Monitor;
-use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 
 /// The file that says so.
@@ -101,8 +101,8 @@ type Copied = (FrozenSegment, Option<Scanner>);
 
 /// The partial segments as those see them who boot: beside a receiver, and without its lock.
 pub struct PartialWals {
-    folder: Arc<Folder>,
-    binding: Binding,
+    pub(super) folder: Arc<Folder>,
+    pub(super) binding: Binding,
 }
 
 /// Fails if the timeline is frozen.
@@ -142,17 +142,6 @@ impl PartialWals {
         Ok(ends)
     }
 
-    /// What replay may not get past in each partial segment, as far as its records go; reads all of them.
-    pub fn obstacles(&self) -> Result<Vec<(SegmentName, Obstacles)>, StoreError> {
-        let mut found = Vec::new();
-        for segment in partial_names(&self.folder)? {
-            if let Some(proven) = proven::by_name(&self.folder, &self.binding, segment)? {
-                found.push((segment, proven.end.scanner.obstacles().clone()));
-            }
-        }
-        Ok(found)
-    }
-
     /// The segments of which something was acknowledged and no file is left here. A finished one
     /// may be elsewhere.
     pub fn vanished(&self) -> Result<Vec<Damage>, StoreError> {
@@ -179,7 +168,7 @@ impl PartialWals {
         server: &str,
         damaged_too: bool,
         mut wanted: impl FnMut(SegmentName) -> Result<bool, StoreError>,
-        before: &dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>,
+        before: Before<'_>,
     ) -> Result<Freeze, StoreError> {
         // One that cannot be read stops the stream as well, and is replaced.
         if let Ok(Some(mut frozen)) = self.frozen()
@@ -396,11 +385,7 @@ impl PartialWals {
             end: end.lsn,
             crc32: crc.finalize(),
         };
-        let behind = Lsn(start_of(segment, &self.binding).0.wrapping_add(size));
-        let behind = match end.switched {
-            Some(switch) => Some(scanner_at(segment, behind, &self.binding).following(switch)),
-            None => Some(end.scanner).filter(|scanner| scanner.position() == behind),
-        };
+        let behind = out_of(end, segment, &self.binding);
         Ok(Some((frozen, behind)))
     }
 }
@@ -411,7 +396,7 @@ pub(in crate::store) fn partial_end(
     binding: &Binding,
     segment: SegmentName,
 ) -> Result<Option<PartialEnd>, StoreError> {
-    let Some(proven) = proven::by_name(folder, binding, segment)? else {
+    let Some(proven) = proven::by_name(folder, binding, segment, None)? else {
         return Ok(None);
     };
     let (end, damage) = (proven.end, proven.damage);

@@ -153,18 +153,22 @@ fn look(
     Ok(behind.finish())
 }
 
-/// The same by name, beside a receiver that may be writing; `None` where there is no such file.
+/// The same by name, beside a receiver that may be writing; `None` where there is no such file. Without a scanner
+/// that comes from the segment before, it begins with this one.
 pub(super) fn by_name(
     folder: &Folder,
     binding: &Binding,
     segment: SegmentName,
+    scanner: Option<Scanner>,
 ) -> Result<Option<Proven>, StoreError> {
     let mut looks = 0;
     loop {
         let Some(file) = folder.open_file(&segment.to_string())? else {
             return Ok(None);
         };
-        let scanner = scanner_at(segment, start_of(segment, binding), binding);
+        let scanner = scanner.clone();
+        let scanner =
+            scanner.unwrap_or_else(|| scanner_at(segment, start_of(segment, binding), binding));
         let proven = find(folder, file.as_fd(), binding, segment, scanner)?;
         looks += 1;
         // What was read while it was being written may look like anything.

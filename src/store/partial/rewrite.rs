@@ -26,8 +26,9 @@ use crate::store::archive::Shared;
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::folder::{Folder, TEMPORARY_PREFIX};
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
+use crate::wal::through::Through;
 
 /// What a copy of records that a master wrote anew is called behind its segment's name.
 pub(super) const DIFFERS: &str = "differs";
@@ -246,27 +247,10 @@ fn scanner_behind_previous(
         let Some(file) = folder.open_file(&name)? else {
             continue;
         };
-        let mut scanner = scanner_at(before, start_of(before, binding), binding);
-        let mut switch = None;
-        folder.read_through(file.as_fd(), &name, |piece| {
-            let mut rest = piece;
-            loop {
-                match scanner.advance(&mut rest) {
-                    Step::Record(record) if record.is_switch() => {
-                        switch = Some(record.lsn);
-                        return false;
-                    }
-                    Step::Record(_) => {}
-                    Step::NeedMore => return true,
-                    Step::EndOfWal(_) | Step::Invalid { .. } => return false,
-                }
-            }
-        })?;
-        let start = start_of(segment, binding);
-        if let Some(switch) = switch {
-            return Ok(Some(scanner_at(segment, start, binding).following(switch)));
-        }
-        if scanner.position() == start {
+        let scanner = scanner_at(before, start_of(before, binding), binding);
+        let mut through = Through::new(scanner, before, size);
+        folder.read_through(file.as_fd(), &name, |piece| through.update(piece))?;
+        if let Some(scanner) = through.finish().out() {
             return Ok(Some(scanner));
         }
     }

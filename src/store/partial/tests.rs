@@ -2,6 +2,7 @@
 //! Never talks to a server. Invariant tested: what was acknowledged is there and is WAL, and what
 //! is behind it is zeros.
 
+mod crossing;
 mod freeze;
 mod proven;
 

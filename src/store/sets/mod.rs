@@ -80,6 +80,8 @@ pub struct BackupSets {
     /// The directory that `full_backup` lies in.
     parent: Arc<Folder>,
     completed: Arc<Folder>,
+    /// Where copies are that a purge removes too.
+    partial: Option<Arc<Folder>>,
     newest: BackupName,
 }
 
@@ -106,8 +108,17 @@ impl BackupSets {
         Ok(BackupSets {
             parent: open(above)?,
             completed: open(completed_wals)?,
+            partial: None,
             newest,
         })
+    }
+
+    /// The same for a purge, which removes copies of segments in progress too.
+    pub fn with_partials(mut self, partial_wals: &Path) -> Result<Self, SetError> {
+        let (disk, monitor) = (&self.completed.disk, &self.completed.monitor);
+        let opened = Folder::open(partial_wals, Arc::clone(disk), Arc::clone(monitor))?;
+        self.partial = Some(Arc::new(opened));
+        Ok(self)
     }
 
     /// The name of the newest set, from which every other is parsed.

@@ -1,4 +1,4 @@
-//! Removes WAL that no backup set needs any more.
+//! Removes WAL that no backup set needs any more, and the copies that were kept beside it.
 //! Never removes a timeline's history, and nothing while the need of a listed set is unknown.
 //! Invariant: a file goes only if its segment number is below that of the first segment of every
 //! listed set and of everything the caller names, on whatever timeline.
@@ -20,8 +20,10 @@ use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
 use crate::store::apart;
 use crate::store::archive::finished_names;
+use crate::store::beside::CopyName;
 use crate::store::binding::{Marker, Role};
 use crate::store::checksums::remove_finished;
+use crate::store::folder::Folder;
 use crate::store::servers::{self, Noted};
 
 /// What a purge did.
@@ -140,7 +142,7 @@ impl BackupSets {
         }
         let (mut names, mut noted) = (Vec::new(), Vec::new());
         for ((at, name), text) in found {
-            if at >= *oldest || !self.is_older_than(&text, minimum_age)? {
+            if at >= *oldest || !is_old(completed, &text, minimum_age)? {
                 break;
             }
             noted.push(name);
@@ -151,14 +153,42 @@ impl BackupSets {
         for name in noted {
             apart::settle(completed, name)?;
         }
-        Ok(names.len())
+        let copies = Self::copies_before(completed, oldest, minimum_age)?;
+        remove_finished(completed, &copies)?;
+        for copy in &copies {
+            apart::remove_copy_note(completed, copy)?;
+        }
+        let Some(partial) = &self.partial else {
+            return Ok(names.len() + copies.len());
+        };
+        let partials = Self::copies_before(partial, oldest, minimum_age)?;
+        partial.remove_present(&partials)?;
+        Ok(names.len() + copies.len() + partials.len())
     }
 
-    /// Whether a file has lain here that long, by this host's own record.
-    fn is_older_than(&self, name: &str, minimum_age: Duration) -> Result<bool, SetError> {
-        let stat = self.completed.stat_at(name)?;
-        Ok(stat.is_some_and(|stat| is_older_than(stat.changed_ms, minimum_age)))
+    /// What was kept in a folder beside segments that nobody needs any more.
+    fn copies_before(
+        folder: &Folder,
+        oldest: &Position,
+        minimum_age: Duration,
+    ) -> Result<Vec<String>, SetError> {
+        let mut copies = Vec::new();
+        for text in folder.names()? {
+            let segment = CopyName::parse(&text).and_then(|copy| copy.name.segment());
+            if segment.is_some_and(|segment| position(segment) < *oldest)
+                && is_old(folder, &text, minimum_age)?
+            {
+                copies.push(text);
+            }
+        }
+        Ok(copies)
     }
+}
+
+/// Whether a file has lain there that long, by this host's own record.
+fn is_old(folder: &Folder, name: &str, minimum_age: Duration) -> Result<bool, SetError> {
+    let stat = folder.stat_at(name)?;
+    Ok(stat.is_some_and(|stat| is_older_than(stat.changed_ms, minimum_age)))
 }
 
 /// Whether this many milliseconds since 1970 are that long ago. A clock that stands behind makes nothing

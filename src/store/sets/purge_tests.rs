@@ -53,9 +53,14 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
         "000000010000000000000014.00000028.backup",
         "000000020000000000000015.partial",
         "0000000300000001000000FF",
-        "000000010000000000000002.damaged",
+        "000000010000000000000014.displaced",
+        "00000002.history.displaced",
     ];
     let gone = [
+        "000000010000000000000002.damaged",
+        "000000010000000000000003.displaced",
+        "000000010000000000000003.displaced.1",
+        "000000020000000000000013.differs",
         "000000010000000000000013",
         "000000010000000000000013.00000028.backup",
         "000000030000000000000001",
@@ -64,6 +69,23 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
     for name in kept.iter().chain(&gone) {
         plant_wal(folder.path(), name);
     }
+    // Copies beside segments in progress, and what is no copy.
+    let partials = places(folder.path()).partial_wals;
+    let of = |end: &str| partials.join(format!("000000010000000000000013{end}"));
+    for end in [".differs", ".differs.1", ".damaged", ".acknowledged", ""] {
+        std::fs::write(of(end), "WAL").unwrap();
+    }
+    let needed = partials.join("000000010000000000000014.differs");
+    std::fs::write(&needed, "WAL").unwrap();
+    let notes = places(folder.path()).completed_wals.join(".apart");
+    std::fs::create_dir_all(&notes).unwrap();
+    let noted = |name: &str| notes.join(name);
+    for name in [
+        "000000010000000000000003.displaced",
+        "000000010000000000000014.displaced",
+    ] {
+        std::fs::write(noted(name), "thief\n").unwrap();
+    }
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
     let purged = sets
@@ -71,7 +93,13 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
         .unwrap();
     assert_eq!(purged.oldest_needed, Some(segment_name(1, 20)));
     // The prepared segment too.
-    assert_eq!(purged.files, gone.len() + 1);
+    assert_eq!(purged.files, gone.len() + 1 + 3);
+    for end in [".differs", ".differs.1", ".damaged"] {
+        assert!(!of(end).exists(), "{end}");
+    }
+    assert!(of(".acknowledged").exists() && of("").exists() && needed.exists());
+    assert!(!noted("000000010000000000000003.displaced").exists());
+    assert!(noted("000000010000000000000014.displaced").exists());
     let mut expected: BTreeSet<String> = kept.iter().map(|name| (*name).to_owned()).collect();
     expected.insert("BACKUPLOCK".to_owned());
     assert_eq!(stored(folder.path()), expected);

@@ -179,7 +179,8 @@ pub(crate) fn prepare(root: &Path) {
 
 pub(crate) fn sets(root: &Path, disk: &Arc<dyn Disk>) -> Result<BackupSets, SetError> {
     let places = places(root);
-    BackupSets::open(&root.join("data.master"), &places.completed_wals, disk)
+    BackupSets::open(&root.join("data.master"), &places.completed_wals, disk)?
+        .with_partials(&places.partial_wals)
 }
 
 pub(crate) fn real_sets(root: &Path) -> BackupSets {
