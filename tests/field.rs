@@ -6,6 +6,7 @@ mod configuration_in_pieces;
 mod connection_strings;
 mod crossing_records;
 mod foreign_archiver;
+mod foreign_files;
 mod group_access;
 mod hot_standby_off;
 mod linked_archive;

@@ -165,3 +165,55 @@ fn fault_126_no_name_of_a_set_is_overlooked_when_wal_is_removed() {
         scene.site.standby_command(&["xpurgewals"]).succeed();
     }
 }
+
+#[test]
+fn fault_126_a_link_within_a_set_is_refused_with_the_remedy_before_anything_stops() {
+    for major in MAJORS {
+        skip_unless!(Cluster::available(major));
+        let scene = Scene::new(major);
+        let space = scene.site.home().create_dir("space");
+        give_to_server(&space);
+        let sql = format!("CREATE TABLESPACE aside LOCATION '{}'", space.display());
+        scene.site.cluster().psql(&sql);
+        let rows = "CREATE TABLE there TABLESPACE aside AS SELECT generate_series(1, 999) n";
+        scene.site.cluster().psql(rows);
+        backup(&scene);
+        scene.restore(&["data.master"]).succeed();
+        let content = scene.content();
+        scene.wait_until_standby_has(&content);
+        let (set, folder) = (set_path(&scene.site, "data.master"), elsewhere(&scene));
+        let spaces = set.join("tmpspc");
+        let oid = fs::read_dir(&spaces)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let again = scene.site.home().join("again");
+        for path in [oid, spaces, set.join("base")] {
+            let moved = move_into(&path, &folder);
+            let refused = [
+                scene.site.standby_command(&["restore"]),
+                scene.site.standby_command(&["restore", "data.master"]),
+                scene
+                    .site
+                    .master_command(&["restore", "data.master", again.to_str().unwrap()]),
+            ];
+            for refused in refused {
+                assert_ne!(refused.code, Some(0));
+                for part in [path.to_str().unwrap(), "a link to", "remove the link"] {
+                    assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+                }
+            }
+            assert!(scene.standby.is_running() && set.is_dir() && !again.exists());
+            fs::remove_file(&path).unwrap();
+            fs::rename(&moved, &path).unwrap();
+        }
+        scene.restore(&[]).succeed();
+        scene.wait_until_standby_has(&scene.content());
+        assert_eq!(
+            scene.standby.psql("SELECT count(*) FROM there").trim(),
+            "999"
+        );
+    }
+}

@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::servers_that_do_not_start::undo_line;
 use crate::restore::kills::{CALLS, Wreck, copy};
 use crate::restore::{Scene, names_in};
 use crate::support::backup_set::{make_set, set_path};
 use crate::support::loopfs::{FileSystem, LoopFs};
-use crate::support::place::give_to_server;
+use crate::support::place::{give_to_server, server_user};
 use crate::support::strace::Strace;
-use crate::support::{Cluster, StopMode, run};
+use crate::support::{Cluster, StopMode, report_skip, run};
 
 const MAJORS: [u8; 2] = [15, 18];
 
@@ -129,6 +130,144 @@ fn fault_129_mount_in_the_data_directory_is_refused_before_any_stop() {
             assert!(scene.standby.is_running());
             assert!(set_path(&scene.site, "data.master").exists());
         }
+    }
+}
+
+#[test]
+fn fault_129_a_restore_into_a_mount_point_whose_server_does_not_start_is_undone_by_its_line() {
+    for major in MAJORS {
+        skip_unless!(Cluster::available(major));
+        let mut scene = Scene::new(major);
+        let data = scene.data();
+        let bound = Bound::new(&scene.site.home().join("disk"), &data);
+        skip_unless!(bound.as_ref().map(|_| ()).map_err(Clone::clone));
+        fs::create_dir(data.join("lost+found")).unwrap();
+        make_set(&scene.site, "data.master");
+        scene.restore(&["data.master"]).succeed();
+        let content = scene.content();
+        scene.wait_until_standby_has(&content);
+        let good_start = scene.start_command();
+        // Typed again, it has another name for what failed.
+        for failed in ["walmgr.failed", "walmgr.failed.2"] {
+            scene.site.standby_set("slave_start_cmd", "false");
+            let refused = scene.site.standby_command(&["restore", "data.master"]);
+            refused.fail_last(1, "to have the old directory back");
+            let line = undo_line(&refused.stderr);
+            let mut shell = scene.standby.command("/bin/sh");
+            run(shell.arg("-c").arg(&line)).unwrap();
+            assert!(data.join(failed).join("global/pg_control").exists());
+            let mut shell = scene.standby.command("/bin/sh");
+            run(shell.arg("-c").arg(&good_start)).unwrap();
+            scene.work("10");
+            let content = scene.content();
+            scene.wait_until_standby_has(&content);
+            assert!(data.join("lost+found").is_dir());
+        }
+        scene.site.standby_set("slave_start_cmd", &good_start);
+        scene.restore(&["data.master"]).succeed();
+        scene.boot();
+    }
+}
+
+#[test]
+fn fault_129_a_mount_point_of_another_user_is_refused_with_the_line_that_gives_it() {
+    let Some((user, _)) = skip_unless!(server_user()) else {
+        return report_skip("everything is this user's");
+    };
+    skip_unless!(Cluster::available(15));
+    let scene = Scene::new(15);
+    let data = scene.data();
+    let bound = Bound::new(&scene.site.home().join("disk"), &data);
+    skip_unless!(bound.as_ref().map(|_| ()).map_err(Clone::clone));
+    let other = scene.site.home().join("other");
+    let _other = Bound::new(&scene.site.home().join("other-disk"), &other).unwrap();
+    make_set(&scene.site, "data.master");
+    // As mkfs leaves it: of root, and open to all.
+    for path in [&data, &other] {
+        std::os::unix::fs::chown(path, Some(0), Some(0)).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(path, mode).unwrap();
+    }
+    let there = other.to_str().unwrap();
+    let words = ["restore", "data.master", there];
+    let all = [
+        (scene.restore(&["data.master"]), &data),
+        (scene.site.standby_command(&words), &other),
+        (scene.site.master_command(&words), &other),
+    ];
+    for (refused, path) in all {
+        refused.fail_last(2, "belongs to another user (uid 0)");
+        let line = format!("sudo chown {user} {}", path.display());
+        assert!(refused.stderr.contains(&line), "{}", refused.stderr);
+        assert!(names_in(path).is_empty());
+    }
+    for path in [&data, &other] {
+        std::os::unix::fs::chown(path, Some(user), None).unwrap();
+    }
+    scene.restore(&["data.master"]).succeed();
+    scene.site.master_command(&words).succeed();
+}
+
+#[test]
+fn fault_129_a_tablespace_goes_to_a_disk_of_its_own() {
+    for major in MAJORS {
+        skip_unless!(Cluster::available(major));
+        let disks = [1, 2].map(|_| LoopFs::create(FileSystem::Ext4, 100));
+        skip_unless!(disks[1].as_ref().map(|_| ()).map_err(Clone::clone));
+        let [one, two] = disks.map(Result::unwrap);
+        let scene = Scene::new(major);
+        let space = scene.site.home().create_dir("space");
+        give_to_server(&space);
+        let master = scene.site.cluster();
+        master.psql(&format!(
+            "CREATE TABLESPACE aside LOCATION '{}'",
+            space.display()
+        ));
+        master.psql("CREATE TABLE there TABLESPACE aside AS SELECT generate_series(1, 999) n");
+        make_set(&scene.site, "data.master");
+        let mapping = |to: &LoopFs| {
+            format!(
+                "--tablespace-mapping={}={}",
+                space.display(),
+                to.path().display()
+            )
+        };
+        let rows = |server: &Cluster| {
+            crate::support::wait_for("the rows", crate::restore::PATIENCE, || {
+                let count = server.try_psql("SELECT count(*) FROM there").ok()?;
+                (count.trim() == "999").then_some(())
+            });
+        };
+        // Moved, and the same again over an old server, whose tablespace stays with it.
+        scene.restore(&[&mapping(&one)]).succeed();
+        rows(&scene.standby);
+        make_set(&scene.site, "data.master");
+        scene
+            .restore(&[&mapping(&one)])
+            .fail_last(2, "is not empty");
+        rows(&scene.standby);
+        let place = scene.site.home().join("again");
+        let words = [
+            "restore",
+            "data.master",
+            place.to_str().unwrap(),
+            &mapping(&two),
+        ];
+        scene.site.master_command(&words).succeed();
+        let mut server = Cluster::on_directory(major, &place);
+        server.start();
+        rows(&server);
+        for disk in [&one, &two] {
+            let names = names_in(disk.path());
+            assert!(names.contains(&"lost+found".to_owned()), "{names:?}");
+            assert!(
+                names.iter().any(|name| name.starts_with("PG_")),
+                "{names:?}"
+            );
+        }
+        server.stop(StopMode::Fast);
+        let mut scene = scene;
+        scene.standby.stop(StopMode::Fast);
     }
 }
 

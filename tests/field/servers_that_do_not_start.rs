@@ -15,7 +15,7 @@ fn last_line(failed: &Output) -> String {
 }
 
 /// The line that a message shows for having the old directory back.
-fn undo_line(said: &str) -> String {
+pub(super) fn undo_line(said: &str) -> String {
     let (_, line) = said
         .split_once("to have the old directory back: ")
         .unwrap_or_else(|| panic!("no line: {said}"));

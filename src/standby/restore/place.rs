@@ -151,6 +151,8 @@ impl Place {
             // It is not empty.
             Err(_) => {}
         }
+        // Without a server in it, what is there is somebody else's.
+        let keep_old = keep_old || !exists(&control_path(data, CONTROL))?;
         let aside = match keep_old {
             true => free_name(data)?,
             false => beside(data, REMOVING),

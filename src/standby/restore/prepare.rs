@@ -5,6 +5,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use walmgr_protocol::names::WalFileName;
+
 use super::place::{free_name, make_directory};
 use super::plan::Plan;
 use super::transfer::{self, entries};
@@ -12,6 +14,7 @@ use super::within;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf::brought;
+use crate::pg::needs::WITHIN_PREFIX;
 use crate::pg::{group_access, mounts};
 
 /// What PostgreSQL calls a map that it has gone by.
@@ -129,17 +132,19 @@ fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
     if !place.is_dir() || std::fs::remove_dir(place).is_ok() {
         return Ok(());
     }
-    if mounts::is_mount_point(place)? {
-        let aside = within::make_way(place, plan.config.backup_datadir)?;
+    let is_mount = mounts::is_mount_point(place)?;
+    let keeps = plan.config.backup_datadir || !holds_only_wal(place, is_mount)?;
+    if is_mount {
+        let aside = within::make_way(place, keeps)?;
         return match aside {
-            Some(aside) if !plan.config.backup_datadir => files::remove_any(&aside),
+            Some(aside) if !keeps => files::remove_any(&aside),
             Some(aside) if plan.place.data.is_dir() => {
                 transfer::relink(&plan.place.data, place, &aside)
             }
             _ => Ok(()),
         };
     }
-    if !plan.config.backup_datadir {
+    if !keeps {
         return files::remove_any(place);
     }
     let aside = free_name(place)?;
@@ -149,4 +154,26 @@ fn move_old_wal_aside(plan: &Plan<'_>, place: &Path) -> Result<()> {
         transfer::relink(&plan.place.data, place, &aside)?;
     }
     Ok(())
+}
+
+/// Whether all that is there is what a server keeps in its `pg_wal`, so that it may go with the server. Where a
+/// file system is mounted, what belongs to that stays anyway.
+fn holds_only_wal(place: &Path, is_mount: bool) -> Result<bool> {
+    let is_of_a_server = |name: &std::ffi::OsStr| {
+        let name = name.to_str().unwrap_or_default();
+        let prefixes = ["RECOVERY", "xlogtemp.", WITHIN_PREFIX];
+        ["archive_status", "summaries"].contains(&name)
+            || prefixes.iter().any(|prefix| name.starts_with(prefix))
+            || name.parse::<WalFileName>().is_ok()
+            || is_mount && name == mounts::LOST_AND_FOUND
+    };
+    for entry in std::fs::read_dir(place).at(Kind::Retry, "list", place)? {
+        let name = entry.at(Kind::Retry, "list", place)?.file_name();
+        if !is_of_a_server(&name) {
+            let path = place.join(name);
+            tracing::info!("{} is of no server and is kept", path.display());
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

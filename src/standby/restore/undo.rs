@@ -54,10 +54,9 @@ impl Plan<'_> {
 
 /// Puts the old directory back. Its links below itself were led to where it lies aside.
 fn undo_line(data: &Path, aside: &Path) -> String {
-    let mut failed = data.as_os_str().to_owned();
-    failed.push(".failed");
+    let failed = free(data, ".failed");
     let mut words = vec![
-        format!("mv -T {} {}", shown(data), shown(Path::new(&failed))),
+        format!("mv -T {} {}", shown(data), shown(&failed)),
         format!("mv -T {} {}", shown(aside), shown(data)),
     ];
     words.extend(relinks(data, aside));
@@ -68,14 +67,31 @@ fn undo_line(data: &Path, aside: &Path) -> String {
 fn undo_line_within(mount: &Path, aside: &Path) -> String {
     let find = "find . -mindepth 1 -maxdepth 1 ! -name 'walmgr.*' ! -name lost+found";
     let old = shown(aside.file_name().map_or(aside, Path::new));
+    let failed = free(&mount.join("walmgr"), ".failed");
+    let failed = shown(failed.file_name().map_or(&failed, Path::new));
     let mut words = vec![
         format!("cd {}", shown(mount)),
-        "mkdir walmgr.failed".to_owned(),
-        format!("{find} -exec mv -t walmgr.failed {{}} +"),
+        format!("mkdir {failed}"),
+        format!("{find} -exec mv -t {failed} {{}} +"),
         format!("find {old} -mindepth 1 -maxdepth 1 -exec mv -t . {{}} +"),
     ];
     words.extend(relinks(mount, aside));
     words.join(" && ")
+}
+
+/// A path with this behind it, and a number if an earlier line made that already.
+fn free(path: &Path, suffix: &str) -> PathBuf {
+    let name = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        if number > 1 {
+            name.push(format!(".{number}"));
+        }
+        PathBuf::from(name)
+    };
+    let mut names = (1..=u32::MAX).map(name);
+    let free = names.find(|name| name.symlink_metadata().is_err());
+    free.unwrap_or_else(|| name(1))
 }
 
 /// What leads the links below an old directory back; they are read from where it lies now.
@@ -134,5 +150,7 @@ mod tests {
         assert!(data.join("pg_tblspc/1/kept").exists());
         let elsewhere = std::fs::read_link(data.join("pg_tblspc/2")).unwrap();
         assert_eq!(elsewhere, Path::new("/elsewhere"));
+        let again = undo_line(&data, &aside);
+        assert!(again.contains("it'\\''s data.failed.2'"), "{again}");
     }
 }

@@ -1,5 +1,5 @@
 //! Takes a set out of the archive: copied into a new directory, or moved there.
-//! Never writes into a set, and never follows a link in one. Invariant: the directory it makes has
+//! Never writes into a set, and never follows a link in one, which is refused where it stands for data. Invariant: the directory it makes has
 //! no `global/pg_control`, without which PostgreSQL does not start, before all of it is durable;
 //! nor does this give it that name: whoever asked for it does, when everything else is done.
 
@@ -92,7 +92,7 @@ impl HeldSet {
                     }
                     self.add_up(below.as_fd(), &path, size)?;
                 }
-                Ok(Node::Link | Node::Other) => {}
+                Ok(Node::Link | Node::Other) => self.pass_over(&path)?,
                 Err(error) => return Err(failed("examine", &path, error)),
             }
         }
@@ -194,6 +194,41 @@ impl HeldSet {
     fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
         failure(op, &self.path().join(path), error)
     }
+
+    /// Goes on without what is neither file nor directory, unless PostgreSQL has data there: an
+    /// administrator may have moved it. It is not followed, as nobody would know what belongs to the set when
+    /// that is rotated, moved or removed.
+    pub(super) fn pass_over(&self, path: &Path) -> Result<(), SetError> {
+        if !is_data(path) {
+            return Ok(());
+        }
+        let path = self.path().join(path);
+        let why = match std::fs::read_link(&path) {
+            Ok(target) => format!(
+                "a link to {}, and only a set as a whole can lie elsewhere: remove the link, and move what it \
+                 leads to here",
+                target.display()
+            ),
+            Err(_) => "neither a file nor a directory".to_owned(),
+        };
+        Err(SetError::InTheWay { path, why })
+    }
+}
+
+/// Whether a server that lacks what a set has under this name has lost something. `pg_wal` and the log are made
+/// anew, links to tablespaces are too, and what an administrator keeps beside the data is no part of it.
+fn is_data(path: &Path) -> bool {
+    let mut components = path.iter().filter_map(OsStr::to_str);
+    let Some(first) = components.next() else {
+        return false;
+    };
+    let is_below = components.next().is_some();
+    match first {
+        TABLESPACE_LINKS => !is_below || components.next().is_some(),
+        "pg_wal" | "pg_log" => false,
+        "base" | "global" | TABLESPACES => true,
+        name => name.starts_with("pg_") && !name.ends_with(".conf"),
+    }
 }
 
 impl BackupSets {
@@ -271,9 +306,11 @@ impl Copier<'_> {
                     let made = self.make_directory(to, &path, &name)?;
                     self.directory(below.as_fd(), made.as_fd(), &path)?;
                 }
-                Node::Link if path.starts_with(TABLESPACE_LINKS) => {}
                 Node::Link | Node::Other => {
-                    tracing::warn!("{} is no file and is left out", path.display());
+                    self.set.pass_over(&path)?;
+                    if !path.starts_with(TABLESPACE_LINKS) {
+                        tracing::warn!("{} is no file and is left out", path.display());
+                    }
                 }
             }
         }
@@ -397,7 +434,7 @@ impl Verifier<'_> {
                     let below = below.map_err(|error| self.set.failure("open", &path, error))?;
                     self.directory(below.as_fd(), &path)?;
                 }
-                Node::Link | Node::Other => {}
+                Node::Link | Node::Other => self.set.pass_over(&path)?,
             }
         }
         Ok(())

@@ -61,6 +61,45 @@ fn a_copy_is_whole_but_for_the_name_of_its_control_file_and_the_set_stays() {
 }
 
 #[test]
+fn fault_126_a_link_for_data_within_a_set_is_refused_by_all_who_read_it() {
+    let folder = scratch_folder();
+    let root = folder.path();
+    prepare(root);
+    let sets = real_sets(root);
+    back_up(&sets, &lease(&sets).unwrap(), 7, &wal_proof(root)).unwrap();
+    let held = newest(&sets).unwrap();
+    // Nobody needs the manifest to see it.
+    std::fs::remove_file(held.path().join("backup_manifest")).unwrap();
+    let aside = root.join("aside");
+    let names = ["tmpspc/16385", "tmpspc", "base/1/1259", "base/1", "base"];
+    for (round, name) in names.into_iter().enumerate() {
+        let path = held.path().join(name);
+        std::fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &path).unwrap();
+        let refused = [
+            held.size().map(drop),
+            held.stream(0, &mut |_| true).map(drop),
+            copy(&held, &root.join(round.to_string())).map(drop),
+        ];
+        for refused in refused {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains(name) && said.contains("a link to"), "{said}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    // What a restore makes anew, or an administrator keeps there.
+    for name in ["pg_wal", "log", "server.crt", "pg_hba.conf"] {
+        let path = held.path().join(name);
+        let _ = std::fs::remove_dir_all(&path);
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("/nowhere", path).unwrap();
+    }
+    held.size().unwrap();
+    copy(&held, &root.join("good")).unwrap();
+}
+
+#[test]
 fn fault_68_a_copy_of_what_the_manifest_does_not_list_fails() {
     let folder = scratch_folder();
     let root = folder.path();

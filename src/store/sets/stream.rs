@@ -152,6 +152,12 @@ impl HeldSet {
                 matches!(node, Ok(Node::Directory))
             });
             if !is_there {
+                let above = Path::new(TABLESPACES);
+                for path in [above.to_path_buf(), above.join(&oid)] {
+                    if self.path().join(&path).is_symlink() {
+                        self.pass_over(&path)?;
+                    }
+                }
                 let location = space.location.display();
                 return Err(wrong(format!(
                     "it does not hold the tablespace {location} (OID {})",
@@ -292,7 +298,7 @@ impl<'a> Sender<'a> {
                     self.put_header()?;
                     self.directory(below.as_fd(), &path, count)?;
                 }
-                Node::Link | Node::Other => {}
+                Node::Link | Node::Other => set.pass_over(&path)?,
             }
         }
         Ok(())
