@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::message;
+use crate::message::{self, Kind};
 use crate::names::{InvalidName, Lsn};
 
 /// Bytes that no correct program sends: line noise, an attack, or something else on the port.
@@ -114,8 +114,10 @@ pub enum PeerMisbehaved {
     Unexpected {
         /// Where the conversation stands.
         state: &'static str,
-        /// The message that came.
-        found: &'static str,
+        /// What may come there.
+        expected: &'static [Kind],
+        /// What came.
+        found: Kind,
     },
     /// A data block does not continue where the last one ended.
     Offset {
@@ -154,6 +156,15 @@ pub enum PeerMisbehaved {
         /// What was acknowledged.
         found: Lsn,
     },
+    /// An answer is about another number of things than was asked or sent.
+    Count {
+        /// Of what.
+        of: &'static str,
+        /// How many there were.
+        expected: u64,
+        /// How many the answer is about.
+        found: u64,
+    },
     /// A channel number above what was agreed.
     Channel {
         /// Highest channel agreed.
@@ -171,8 +182,13 @@ impl fmt::Display for PeerMisbehaved {
                 "frame {found} arrived where frame {expected} was due: repeated, reordered, or \
                  from another connection"
             ),
-            PeerMisbehaved::Unexpected { state, found } => {
-                write!(out, "{found} arrived while {state}")
+            PeerMisbehaved::Unexpected {
+                state,
+                expected,
+                found,
+            } => {
+                write!(out, "{} arrived while {state}, where ", found.words())?;
+                put_alternatives(out, expected)
             }
             PeerMisbehaved::Offset { expected, found } => {
                 write!(
@@ -207,6 +223,16 @@ impl fmt::Display for PeerMisbehaved {
                     "WAL was acknowledged up to {found}, but sent up to {sent}"
                 )
             }
+            PeerMisbehaved::Count {
+                of,
+                expected,
+                found,
+            } => {
+                write!(
+                    out,
+                    "the answer is about {found} {of} where there were {expected}"
+                )
+            }
             PeerMisbehaved::Channel { most, found } => {
                 write!(out, "channel {found} was used where {most} is the highest")
             }
@@ -215,6 +241,19 @@ impl fmt::Display for PeerMisbehaved {
 }
 
 impl std::error::Error for PeerMisbehaved {}
+
+fn put_alternatives(out: &mut fmt::Formatter<'_>, kinds: &[Kind]) -> fmt::Result {
+    let Some((last, before)) = kinds.split_last() else {
+        return out.write_str("nothing may come");
+    };
+    out.write_str("only ")?;
+    for (index, kind) in before.iter().enumerate() {
+        let comma = if index > 0 { ", " } else { "" };
+        write!(out, "{comma}{}", kind.words())?;
+    }
+    let or = if before.is_empty() { "" } else { " or " };
+    write!(out, "{or}{} may come", last.words())
+}
 
 /// Everything that ends a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -274,5 +313,33 @@ impl From<PeerMisbehaved> for ProtocolError {
 impl From<InvalidName> for ProtocolError {
     fn from(error: InvalidName) -> Self {
         ProtocolError::Malformed(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unexpected_message_is_named_with_what_may_come_instead() {
+        let said = |expected| {
+            let (state, found) = ("a file is being received", Kind::Offer);
+            let misbehaved = PeerMisbehaved::Unexpected {
+                state,
+                expected,
+                found,
+            };
+            misbehaved.to_string()
+        };
+        let begin = "an offer arrived while a file is being received, where ";
+        assert_eq!(said(&[]), format!("{begin}nothing may come"));
+        assert_eq!(
+            said(&[Kind::Error]),
+            format!("{begin}only an error may come")
+        );
+        assert_eq!(
+            said(&[Kind::Data, Kind::Commit, Kind::Error]),
+            format!("{begin}only a data block, a commit or an error may come")
+        );
     }
 }

@@ -35,8 +35,9 @@ use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::backup::{
     Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SealedSet, Token,
 };
-use crate::message::{Data, Error, Message};
+use crate::message::{Data, Error, Kind, Message};
 use crate::names::RelativePath;
+use crate::session::{Standing, unexpected};
 
 /// Shown by whoever sealed a set. The archive's store is the only place that may implement it.
 pub trait ProofOfSeal {
@@ -191,7 +192,7 @@ impl Receiver {
                 self.state = ReceiverState::Ending { bytes: end };
                 Ok(Some(ReceiverAction::EndStream(end)))
             }
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(state, &message)),
         }
     }
 
@@ -258,8 +259,8 @@ impl Receiver {
     }
 }
 
-impl ReceiverState {
-    const fn name(&self) -> &'static str {
+impl Standing for ReceiverState {
+    fn name(&self) -> &'static str {
         match self {
             ReceiverState::Idle => "no backup is open on the channel",
             ReceiverState::Admitting(_) => "a connection asks to be part of a backup",
@@ -272,7 +273,54 @@ impl ReceiverState {
             ReceiverState::Draining => "a refused backup is being drained",
         }
     }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            ReceiverState::Idle => &[
+                Kind::BackupBegin,
+                Kind::BackupResume,
+                Kind::BackupJoin,
+                Kind::Error,
+            ],
+            ReceiverState::Controlling { .. } => &[
+                Kind::BackupPart,
+                Kind::Data,
+                Kind::BackupFinish,
+                Kind::Error,
+            ],
+            ReceiverState::Streaming { .. } => &[
+                Kind::Data,
+                Kind::BackupHeldRequest,
+                Kind::BackupStreamEnd,
+                Kind::Error,
+            ],
+            ReceiverState::Draining => DRAINED,
+            ReceiverState::Admitting(_)
+            | ReceiverState::Finishing
+            | ReceiverState::LookingUp { .. }
+            | ReceiverState::Ending { .. }
+            | ReceiverState::Over => &[Kind::Error],
+        }
+    }
 }
+
+/// Everything a connection of a backup may have on its way.
+const DRAINED: &[Kind] = &[
+    Kind::BackupBegin,
+    Kind::BackupGranted,
+    Kind::BackupResume,
+    Kind::BackupJoin,
+    Kind::BackupHeldRequest,
+    Kind::BackupHeld,
+    Kind::BackupFilesDone,
+    Kind::BackupStreamEnd,
+    Kind::BackupStreamTaken,
+    Kind::BackupPart,
+    Kind::BackupFinish,
+    Kind::BackupSealed,
+    Kind::Data,
+    Kind::Error,
+];
 
 /// The offset behind a block that has to begin at `expected`.
 fn continues(expected: u64, data: &Data) -> Result<u64, PeerMisbehaved> {
@@ -361,7 +409,7 @@ impl Control {
     /// A message arrived.
     pub fn received(&mut self, message: Message) -> Result<ControlEvent, ProtocolError> {
         match (self.state, message) {
-            (ControlState::Over, message) => Err(unexpected("the backup is over", &message)),
+            (ControlState::Over, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => {
                 self.state = ControlState::Over;
                 Ok(ControlEvent::Refused(error))
@@ -377,18 +425,30 @@ impl Control {
                 self.state = ControlState::Over;
                 Ok(ControlEvent::Sealed(sealed.0))
             }
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 }
 
-impl ControlState {
-    const fn name(self) -> &'static str {
+impl Standing for ControlState {
+    fn name(&self) -> &'static str {
         match self {
             ControlState::Asking { .. } => "waiting for the grant of a backup",
             ControlState::Granted => "controlling a backup",
             ControlState::Finishing => "waiting until a backup set is sealed",
             ControlState::Over => "the backup is over",
+        }
+    }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            ControlState::Asking { resumes: false } => &[Kind::BackupGranted, Kind::Error],
+            ControlState::Asking { resumes: true } => {
+                &[Kind::BackupGranted, Kind::BackupSealed, Kind::Error]
+            }
+            ControlState::Granted => &[Kind::Error],
+            ControlState::Finishing => &[Kind::BackupSealed, Kind::Error],
+            ControlState::Over => &[],
         }
     }
 }
@@ -466,7 +526,7 @@ impl Stream {
     /// A message arrived.
     pub fn received(&mut self, message: Message) -> Result<StreamEvent, ProtocolError> {
         match (self.state, message) {
-            (StreamState::Over, message) => Err(unexpected("the stream is over", &message)),
+            (StreamState::Over, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => {
                 self.state = StreamState::Over;
                 Ok(StreamEvent::Refused(error))
@@ -475,9 +535,8 @@ impl Stream {
                 self.state = StreamState::Open;
                 Ok(StreamEvent::Granted)
             }
-            (StreamState::LookingUp { count }, Message::Backup(Backup::Held(held)))
-                if held.len() == count =>
-            {
+            (StreamState::LookingUp { count }, Message::Backup(Backup::Held(held))) => {
+                answers("files asked about", count as u64, held.len() as u64)?;
                 self.state = StreamState::Open;
                 Ok(StreamEvent::Held(held))
             }
@@ -485,19 +544,18 @@ impl Stream {
                 StreamState::Open | StreamState::LookingUp { .. } | StreamState::Ending { .. },
                 Message::Backup(Backup::FilesDone(files)),
             ) => Ok(StreamEvent::FilesDone(files)),
-            (StreamState::Ending { bytes }, Message::Backup(Backup::StreamTaken(taken)))
-                if taken == bytes =>
-            {
+            (StreamState::Ending { bytes }, Message::Backup(Backup::StreamTaken(taken))) => {
+                answers("bytes of a stream", bytes, taken)?;
                 self.state = StreamState::Over;
                 Ok(StreamEvent::Taken)
             }
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 }
 
-impl StreamState {
-    const fn name(self) -> &'static str {
+impl Standing for StreamState {
+    fn name(&self) -> &'static str {
         match self {
             StreamState::Asking => "waiting to be let into a backup",
             StreamState::Open => "sending a stream of a backup",
@@ -506,12 +564,82 @@ impl StreamState {
             StreamState::Over => "the stream is over",
         }
     }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            StreamState::Asking => &[Kind::BackupGranted, Kind::Error],
+            StreamState::Open => &[Kind::BackupFilesDone, Kind::Error],
+            StreamState::LookingUp { .. } => {
+                &[Kind::BackupHeld, Kind::BackupFilesDone, Kind::Error]
+            }
+            StreamState::Ending { .. } => {
+                &[Kind::BackupStreamTaken, Kind::BackupFilesDone, Kind::Error]
+            }
+            StreamState::Over => &[],
+        }
+    }
 }
 
-fn unexpected(state: &'static str, message: &Message) -> ProtocolError {
-    PeerMisbehaved::Unexpected {
-        state,
-        found: message.name(),
+/// Fails where the receiver speaks of another number than it was told.
+fn answers(of: &'static str, expected: u64, found: u64) -> Result<(), PeerMisbehaved> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(PeerMisbehaved::Count {
+            of,
+            expected,
+            found,
+        }),
     }
-    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::assert_expected;
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        let receivers = [
+            ReceiverState::Idle,
+            ReceiverState::Admitting(Request::Resume(Token([0; 16]))),
+            ReceiverState::Controlling { part: None },
+            ReceiverState::Finishing,
+            ReceiverState::Streaming { next_offset: 1 },
+            ReceiverState::LookingUp {
+                next_offset: 1,
+                count: 1,
+            },
+            ReceiverState::Ending { bytes: 1 },
+            ReceiverState::Over,
+            ReceiverState::Draining,
+        ];
+        assert_expected(receivers, |state, message| {
+            Receiver { state }.received(message).map(|_| ())
+        });
+        let [begins, resumes] = [false, true].map(|resumes| ControlState::Asking { resumes });
+        let controls = [
+            begins,
+            resumes,
+            ControlState::Granted,
+            ControlState::Finishing,
+            ControlState::Over,
+        ];
+        assert_expected(controls, |state, message| {
+            Control { state }.received(message).map(|_| ())
+        });
+        let streams = [
+            StreamState::Asking,
+            StreamState::Open,
+            StreamState::LookingUp { count: 1 },
+            StreamState::Ending { bytes: 1 },
+            StreamState::Over,
+        ];
+        assert_expected(streams, |state, message| {
+            let mut stream = Stream {
+                state,
+                sent_bytes: 1,
+            };
+            stream.received(message).map(|_| ())
+        });
+    }
 }

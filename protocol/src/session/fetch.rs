@@ -20,7 +20,8 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
-use crate::message::{Data, Digest, Error, Message};
+use crate::message::{Data, Digest, Error, Kind, Message};
+use crate::session::{Standing, unexpected};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Fetcher {
     /// A message arrived on the channel.
     pub fn received(&mut self, message: Message) -> Result<FetcherAction, ProtocolError> {
         match (self.state, message) {
-            (FetcherState::Done, message) => Err(unexpected("the fetch is over", &message)),
+            (FetcherState::Done, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => Ok(self.finish(Outcome::Refused(error))),
             (FetcherState::Receiving { next_offset, .. }, Message::Data(data)) => {
                 if data.offset != next_offset {
@@ -121,7 +122,7 @@ impl Fetcher {
                 FetcherState::Receiving { begun: false, .. },
                 Message::Fetch(Fetch::NotFound(not_found)),
             ) => Ok(self.finish(Outcome::NotFound(not_found))),
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 
@@ -142,12 +143,23 @@ impl Fetcher {
     }
 }
 
-impl FetcherState {
-    const fn name(self) -> &'static str {
+impl Standing for FetcherState {
+    fn name(&self) -> &'static str {
         match self {
             FetcherState::Receiving { .. } => "something is being fetched",
             FetcherState::Checking(_) => "what was fetched is being checked",
             FetcherState::Done => "the fetch is over",
+        }
+    }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            FetcherState::Receiving { begun: false, .. } => {
+                &[Kind::Data, Kind::FetchEnd, Kind::FetchNotFound, Kind::Error]
+            }
+            FetcherState::Receiving { .. } => &[Kind::Data, Kind::FetchEnd, Kind::Error],
+            FetcherState::Checking(_) => &[Kind::Error],
+            FetcherState::Done => &[],
         }
     }
 }
@@ -208,8 +220,13 @@ impl Provider {
                 self.state = ProviderState::Idle;
                 Ok(Some(ProviderAction::Stop))
             }
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(state, &message)),
         }
+    }
+
+    /// What a message is that came on another channel while this one fetches.
+    pub fn unexpected(&self, message: &Message) -> ProtocolError {
+        unexpected(&self.state, message)
     }
 
     /// What was asked for is there.
@@ -266,20 +283,58 @@ impl Provider {
     }
 }
 
-impl ProviderState {
-    const fn name(&self) -> &'static str {
+impl Standing for ProviderState {
+    fn name(&self) -> &'static str {
         match self {
             ProviderState::Idle => "nothing is being fetched",
             ProviderState::LookingUp(_) => "something to be fetched is looked up",
             ProviderState::Sending { .. } => "something is being fetched",
         }
     }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            ProviderState::Idle => &[Kind::FetchGetFile, Kind::FetchGetSet, Kind::Error],
+            ProviderState::LookingUp(_) | ProviderState::Sending { .. } => &[Kind::Error],
+        }
+    }
 }
 
-fn unexpected(state: &'static str, message: &Message) -> ProtocolError {
-    PeerMisbehaved::Unexpected {
-        state,
-        found: message.name(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::assert_expected;
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        let [fresh, begun] = [false, true].map(|begun| FetcherState::Receiving {
+            next_offset: 1,
+            begun,
+        });
+        let stated = Digest { size: 1, crc32: 1 };
+        let fetchers = [
+            fresh,
+            begun,
+            FetcherState::Checking(stated),
+            FetcherState::Done,
+        ];
+        assert_expected(fetchers, |state, message| {
+            Fetcher { state }.received(message).map(|_| ())
+        });
+        let file = GetFile {
+            name: "00000001000000020000009A".parse().unwrap(),
+            compression: 0,
+        };
+        let providers = [
+            ProviderState::Idle,
+            ProviderState::LookingUp(Request::File(file)),
+            ProviderState::Sending {
+                begin: 0,
+                next_offset: 1,
+            },
+        ];
+        assert_expected(providers, |state, message| {
+            Provider { state }.received(message).map(|_| ())
+        });
     }
-    .into()
 }

@@ -17,8 +17,9 @@ use std::collections::VecDeque;
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::partial::{Append, At, Begin, Begun, DurableTo, Open, Partial};
-use crate::message::{Error, Message, Scope};
+use crate::message::{Error, Kind, Message, Scope};
 use crate::names::{Lsn, WalSegmentSize};
+use crate::session::{Standing, unexpected};
 
 /// Shown by whoever made records durable. The archive's store is the only place that may
 /// implement it.
@@ -78,7 +79,7 @@ impl Sender {
     /// A message arrived on the stream's channel.
     pub fn received(&mut self, message: Message) -> Result<Answer, ProtocolError> {
         match (self.state, message) {
-            (SenderState::Over, message) => Err(unexpected(self.state.name(), &message)),
+            (SenderState::Over, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => {
                 self.state = SenderState::Over;
                 Ok(Answer::Refused(error))
@@ -106,7 +107,7 @@ impl Sender {
                 | SenderState::Appending { .. },
                 Message::Partial(Partial::Durable(durable)),
             ) => self.acknowledged(durable.lsn()),
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 
@@ -181,8 +182,8 @@ impl Sender {
     }
 }
 
-impl SenderState {
-    const fn name(self) -> &'static str {
+impl Standing for SenderState {
+    fn name(&self) -> &'static str {
         match self {
             SenderState::Beginning => "waiting for the right to write the partial stream",
             SenderState::Ready => "no partial segment is open",
@@ -190,6 +191,17 @@ impl SenderState {
             SenderState::Comparing(_) => "comparing a partial segment",
             SenderState::Appending { .. } => "appending to a partial segment",
             SenderState::Over => "the partial stream is over",
+        }
+    }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            SenderState::Beginning => &[Kind::PartialBegun, Kind::Error],
+            SenderState::Opening { .. } => &[Kind::PartialAt, Kind::PartialDurable, Kind::Error],
+            SenderState::Ready | SenderState::Comparing(_) | SenderState::Appending { .. } => {
+                &[Kind::PartialDurable, Kind::Error]
+            }
+            SenderState::Over => &[],
         }
     }
 }
@@ -221,15 +233,15 @@ enum ReceiverState {
         fresh: bool,
     },
     /// An error was sent while appends may still be on their way.
-    Draining,
+    Draining {
+        granted: bool,
+    },
 }
 
 /// The receiver's end of the stream.
 #[derive(Debug)]
 pub struct Receiver {
     state: ReceiverState,
-    /// Whether the stream was granted; a failed append does not take it away.
-    granted: bool,
     segment_bytes: u64,
 }
 
@@ -237,7 +249,6 @@ impl Default for Receiver {
     fn default() -> Self {
         Receiver {
             state: ReceiverState::Idle,
-            granted: false,
             segment_bytes: 0,
         }
     }
@@ -250,21 +261,22 @@ impl Receiver {
             Message::Partial(partial) => partial,
             // The client gives the stream up, or cannot go on.
             Message::Error(_) => {
-                self.state = ReceiverState::Draining;
+                self.drain();
                 return Ok(None);
             }
-            message => return Err(unexpected(self.state.name(), &message)),
+            message => return Err(unexpected(&self.state, &message)),
         };
         match (self.state, partial) {
-            (ReceiverState::Idle | ReceiverState::Draining, Partial::Begin(begin)) => {
+            (ReceiverState::Idle | ReceiverState::Draining { .. }, Partial::Begin(begin)) => {
                 self.state = ReceiverState::Beginning;
-                self.granted = false;
                 Ok(Some(ReceiverAction::Begin(begin)))
             }
             (
-                ReceiverState::Ready | ReceiverState::Appending { .. } | ReceiverState::Draining,
+                ReceiverState::Ready
+                | ReceiverState::Appending { .. }
+                | ReceiverState::Draining { granted: true },
                 Partial::Open(open),
-            ) if self.granted => {
+            ) => {
                 self.state = ReceiverState::Opening;
                 Ok(Some(ReceiverAction::Open(open)))
             }
@@ -278,8 +290,8 @@ impl Receiver {
             (ReceiverState::Appending { next_offset, .. }, Partial::Append(append)) => {
                 self.append(next_offset, append).map(Some)
             }
-            (ReceiverState::Draining, Partial::Append(_) | Partial::Rewrite) => Ok(None),
-            (state, partial) => Err(unexpected(state.name(), &Message::Partial(partial))),
+            (ReceiverState::Draining { .. }, Partial::Append(_) | Partial::Rewrite) => Ok(None),
+            (state, partial) => Err(unexpected(&state, &Message::Partial(partial))),
         }
     }
 
@@ -289,7 +301,6 @@ impl Receiver {
             return None;
         }
         self.state = ReceiverState::Ready;
-        self.granted = true;
         self.segment_bytes = size.bytes();
         Some(send(Partial::Begun(begun)))
     }
@@ -309,17 +320,25 @@ impl Receiver {
     /// Records are durable; may cover several appends at once.
     pub fn durable(&self, proof: &impl ProofOfRecords) -> Option<ReceiverAction> {
         // Behind an error the client waits for nothing any more.
-        let is_awaited = !matches!(self.state, ReceiverState::Idle | ReceiverState::Draining);
+        let is_awaited = !matches!(
+            self.state,
+            ReceiverState::Idle | ReceiverState::Draining { .. }
+        );
         is_awaited.then(|| ReceiverAction::Send(acknowledge(proof)))
     }
 
     /// Something the driver was asked to do failed; the error goes to the sender.
     pub fn failed(&mut self, error: Error) -> ReceiverAction {
-        self.state = ReceiverState::Draining;
+        self.drain();
         ReceiverAction::Send(Message::Error(Error {
             scope: Scope::Channel,
             ..error
         }))
+    }
+
+    fn drain(&mut self) {
+        let granted = self.state.granted();
+        self.state = ReceiverState::Draining { granted };
     }
 
     fn append(
@@ -351,14 +370,55 @@ impl Receiver {
 }
 
 impl ReceiverState {
-    const fn name(self) -> &'static str {
+    /// Whether the stream was granted; a failed append does not take it away.
+    const fn granted(self) -> bool {
+        match self {
+            ReceiverState::Idle | ReceiverState::Beginning => false,
+            ReceiverState::Ready | ReceiverState::Opening | ReceiverState::Appending { .. } => true,
+            ReceiverState::Draining { granted } => granted,
+        }
+    }
+}
+
+impl Standing for ReceiverState {
+    fn name(&self) -> &'static str {
         match self {
             ReceiverState::Idle => "no partial stream was begun",
             ReceiverState::Beginning => "a partial stream is being begun",
             ReceiverState::Ready => "no partial segment is open",
             ReceiverState::Opening => "a partial segment is being opened",
             ReceiverState::Appending { .. } => "a partial segment is being written",
-            ReceiverState::Draining => "a refused partial stream is being drained",
+            ReceiverState::Draining { .. } => "a refused partial stream is being drained",
+        }
+    }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            ReceiverState::Idle => &[Kind::PartialBegin, Kind::Error],
+            ReceiverState::Beginning | ReceiverState::Opening => &[Kind::Error],
+            ReceiverState::Ready => &[Kind::PartialOpen, Kind::Error],
+            ReceiverState::Appending { fresh: true, .. } => &[
+                Kind::PartialOpen,
+                Kind::PartialRewrite,
+                Kind::PartialAppend,
+                Kind::Error,
+            ],
+            ReceiverState::Appending { .. } => {
+                &[Kind::PartialOpen, Kind::PartialAppend, Kind::Error]
+            }
+            ReceiverState::Draining { granted: true } => &[
+                Kind::PartialBegin,
+                Kind::PartialOpen,
+                Kind::PartialRewrite,
+                Kind::PartialAppend,
+                Kind::Error,
+            ],
+            ReceiverState::Draining { granted: false } => &[
+                Kind::PartialBegin,
+                Kind::PartialRewrite,
+                Kind::PartialAppend,
+                Kind::Error,
+            ],
         }
     }
 }
@@ -367,10 +427,56 @@ fn send(partial: Partial) -> ReceiverAction {
     ReceiverAction::Send(Message::Partial(partial))
 }
 
-fn unexpected(state: &'static str, message: &Message) -> ProtocolError {
-    PeerMisbehaved::Unexpected {
-        state,
-        found: message.name(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::assert_expected;
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        let at = At {
+            held_bytes: 1,
+            common_bytes: 1,
+            common_crc32: 1,
+        };
+        let senders = [
+            SenderState::Beginning,
+            SenderState::Ready,
+            SenderState::Opening { offered_bytes: 1 },
+            SenderState::Comparing(at),
+            SenderState::Appending { next_offset: 1 },
+            SenderState::Over,
+        ];
+        assert_expected(senders, |state, message| {
+            let (in_flight, sent) = (VecDeque::new(), Lsn(0));
+            let mut sender = Sender {
+                state,
+                in_flight,
+                sent,
+            };
+            sender.received(message).map(|_| ())
+        });
+        let [fresh, begun] = [true, false].map(|fresh| ReceiverState::Appending {
+            next_offset: 1,
+            fresh,
+        });
+        let receivers = [
+            ReceiverState::Idle,
+            ReceiverState::Beginning,
+            ReceiverState::Ready,
+            ReceiverState::Opening,
+            fresh,
+            begun,
+            ReceiverState::Draining { granted: true },
+            ReceiverState::Draining { granted: false },
+        ];
+        assert_expected(receivers, |state, message| {
+            let segment_bytes = 16 << 20;
+            let mut receiver = Receiver {
+                state,
+                segment_bytes,
+            };
+            receiver.received(message).map(|_| ())
+        });
     }
-    .into()
 }

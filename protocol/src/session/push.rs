@@ -10,9 +10,10 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::{
-    Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, Offer, Scope,
+    Acknowledgement, Data, Digest, Error, ErrorCode, Have, Kind, Message, Offer, Scope,
 };
 use crate::names::WalFileName;
+use crate::session::{Standing, unexpected};
 
 /// Shown by whoever made a file durable. The archive's store is the only place that may
 /// implement it.
@@ -87,7 +88,7 @@ impl Sender {
     /// A message arrived on the upload's channel.
     pub fn received(&mut self, message: Message) -> Result<SenderAction, ProtocolError> {
         match (self.state, message) {
-            (SenderState::Done, message) => Err(unexpected("the upload is over", &message)),
+            (SenderState::Done, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => Ok(self.finish(Outcome::Refused(error))),
             (SenderState::Offered | SenderState::Committed, Message::Stored(stored)) => {
                 self.same_as_offered(stored.digest())?;
@@ -97,7 +98,7 @@ impl Sender {
                 Ok(self.finish(Outcome::Conflict(stored)))
             }
             (SenderState::Offered, Message::Have(have)) => Ok(self.continue_from(have)),
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 
@@ -176,14 +177,23 @@ impl Sender {
     }
 }
 
-impl SenderState {
-    const fn name(self) -> &'static str {
+impl Standing for SenderState {
+    fn name(&self) -> &'static str {
         match self {
             SenderState::Offered => "waiting for the answer to an offer",
             SenderState::Hashing(_) => "comparing what the receiver already holds",
             SenderState::Sending { .. } => "sending a file",
             SenderState::Committed => "waiting for the acknowledgement of a file",
             SenderState::Done => "the upload is over",
+        }
+    }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            SenderState::Offered => &[Kind::Have, Kind::Stored, Kind::Conflict, Kind::Error],
+            SenderState::Hashing(_) | SenderState::Sending { .. } => &[Kind::Error],
+            SenderState::Committed => &[Kind::Stored, Kind::Conflict, Kind::Error],
+            SenderState::Done => &[],
         }
     }
 }
@@ -299,7 +309,7 @@ impl Receiver {
                 self.state = ReceiverState::Idle;
                 Ok(None)
             }
-            (state, message) => Err(unexpected(state.name(), &message)),
+            (state, message) => Err(unexpected(&state, &message)),
         }
     }
 
@@ -385,8 +395,8 @@ impl Receiver {
     }
 }
 
-impl ReceiverState {
-    const fn name(self) -> &'static str {
+impl Standing for ReceiverState {
+    fn name(&self) -> &'static str {
         match self {
             ReceiverState::Idle => "no upload is open on the channel",
             ReceiverState::Looking(_) => "an offer is being looked up",
@@ -395,12 +405,59 @@ impl ReceiverState {
             ReceiverState::Draining => "a refused upload is being drained",
         }
     }
+
+    fn expects(&self) -> &'static [Kind] {
+        match self {
+            ReceiverState::Idle => &[Kind::Offer, Kind::Error],
+            ReceiverState::Looking(_) | ReceiverState::Sealing(_) => &[],
+            ReceiverState::Receiving { .. } => &[Kind::Data, Kind::Commit, Kind::Error],
+            ReceiverState::Draining => &[Kind::Offer, Kind::Data, Kind::Commit, Kind::Error],
+        }
+    }
 }
 
-fn unexpected(state: &'static str, message: &Message) -> ProtocolError {
-    PeerMisbehaved::Unexpected {
-        state,
-        found: message.name(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Verify;
+    use crate::session::assert_expected;
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        let offer = Offer {
+            name: "00000001000000020000009A".parse().unwrap(),
+            size: 16 << 20,
+            crc32: 1,
+            verify: Verify::Records,
+        };
+        let have = Have {
+            prefix_bytes: 1,
+            prefix_crc32: 1,
+        };
+        let senders = [
+            SenderState::Offered,
+            SenderState::Hashing(have),
+            SenderState::Sending { next_offset: 1 },
+            SenderState::Committed,
+            SenderState::Done,
+        ];
+        assert_expected(senders, |state, message| {
+            Sender { offer, state }.received(message).map(|_| ())
+        });
+        let receivers = [
+            ReceiverState::Idle,
+            ReceiverState::Looking(offer),
+            ReceiverState::Receiving {
+                offer,
+                held_bytes: 1,
+                next_offset: 1,
+                begun: true,
+            },
+            ReceiverState::Sealing(offer),
+            ReceiverState::Draining,
+        ];
+        assert_expected(receivers, |state, message| {
+            Receiver { state }.received(message).map(|_| ())
+        });
     }
-    .into()
 }

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use walmgr_protocol::compress::Block;
-use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::session::fetch::{Provider, ProviderAction};
 
@@ -50,9 +49,7 @@ impl Connection {
         self.index(channel)?;
         if !self.fetching.owns(channel) {
             if !self.fetching.session.is_idle() {
-                let (state, found) = ("something is being fetched", message.name());
-                let misbehaved = PeerMisbehaved::Unexpected { state, found };
-                return Err(ProtocolError::from(misbehaved).into());
+                return Err(self.fetching.session.unexpected(&message).into());
             }
             self.fetching.channel = channel;
         }
