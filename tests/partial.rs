@@ -14,6 +14,7 @@ mod faults;
 mod flow;
 mod manners;
 mod sizes;
+mod two_hosts;
 
 /// A master that archives nothing by itself, and its receiver.
 fn site_of(cluster: Cluster, asked: bool) -> Site {

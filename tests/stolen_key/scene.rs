@@ -202,7 +202,9 @@ impl Scene {
             self.site.start_receiver();
             return Ok(true);
         }
-        let chosen = self.site.standby_command(&["choose", name, "--take"]);
+        // Others may have been displaced under this name before.
+        let offered = format!("{name}.differs");
+        let chosen = self.site.standby_command(&["choose", &offered, "--take"]);
         self.site.start_receiver();
         self.chosen += 1;
         match chosen.code {
