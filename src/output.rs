@@ -4,6 +4,7 @@
 
 pub mod backups;
 mod shown;
+mod waiting;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -26,6 +27,7 @@ use crate::options::Options;
 
 use shown::Shown;
 pub(crate) use shown::escaped;
+pub use waiting::Waiting;
 
 /// What the settings say about the log.
 #[derive(Debug, Clone, Copy)]

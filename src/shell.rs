@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::error::{CommandError, Result};
+use crate::output::Waiting;
 
 /// How often a command that runs is looked at.
 const TICK: Duration = Duration::from_millis(25);
@@ -69,7 +70,7 @@ impl SettingsCommand<'_> {
     }
 
     fn wait(&self, mut child: Child, pieces: &Receiver<Vec<u8>>, said: &mut Said) -> Result<()> {
-        let begun = Instant::now();
+        let (begun, mut waiting) = (Instant::now(), Waiting::begin());
         let mut is_silent = false;
         loop {
             let ended = child.try_wait();
@@ -94,6 +95,11 @@ impl SettingsCommand<'_> {
                 return Err(CommandError::retry(format!(
                     "{self} has not ended within {seconds} s; it was left running as process {process}"
                 )));
+            }
+            if waiting.is_due() {
+                let (setting, seconds) = (self.setting, begun.elapsed().as_secs());
+                let limit = self.limit.as_secs();
+                tracing::info!("{setting} has run for {seconds} s, and may take {limit} s");
             }
             match pieces.recv_timeout(TICK) {
                 Ok(piece) => said.take(&piece),

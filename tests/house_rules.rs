@@ -87,7 +87,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("output", &["options"]),
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
-    ("shell", &[]),
+    ("shell", &["output"]),
     ("options", &[]),
     ("memory", &[]),
     ("error", &[]),

@@ -17,6 +17,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Control;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::output::Waiting;
+
+/// How often a wait for a daemon's end looks at the clock.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a wait looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -107,13 +111,21 @@ pub fn signal_running(path: &Path, control: Control, end_timeout: Duration) -> R
 
 /// Waits for the process itself: a daemon gives its lock up a moment before it ends.
 fn wait_for_end(process: &OwnedFd, pid: i32, timeout: Duration) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+    let (deadline, mut waiting) = (Instant::now() + timeout, Waiting::begin());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).ok();
+        let is_over = left <= LOOK_INTERVAL;
+        let left = Timespec::try_from(left.min(LOOK_INTERVAL)).ok();
         // Readable once it has ended (pidfd_open(2)), reaped or not.
         let mut ends = [PollFd::new(process, PollFlags::IN)];
         match poll(&mut ends, left.as_ref()) {
+            Ok(0) if !is_over => {
+                if waiting.is_due() {
+                    tracing::info!(
+                        "waiting for process {pid} to end; it may be finishing an upload"
+                    );
+                }
+            }
             Ok(0) => {
                 return Err(CommandError::retry(format!(
                     "process {pid} is still running {} s after the signal",

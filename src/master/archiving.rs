@@ -9,7 +9,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::archiver::{Archives, DISABLED};
-use crate::output;
+use crate::output::{self, Waiting};
 use crate::pg::archive_command::LETS_GO;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
@@ -230,12 +230,17 @@ fn restart(command: &str, data: &Path) -> Result<()> {
 }
 
 async fn connect_patiently(config: &MasterConfig, task: Task) -> Result<Session> {
-    let until = Instant::now() + TAKES_EFFECT;
+    let (until, mut waiting) = (Instant::now() + TAKES_EFFECT, Waiting::begin());
     loop {
         match connect_for(config, task).await {
             Ok(session) => return Ok(session),
             Err(error) if Instant::now() > until => return Err(error),
-            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(error) => {
+                if waiting.is_due() {
+                    tracing::info!("waiting for PostgreSQL to take connections again: {error}");
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         }
     }
 }

@@ -32,6 +32,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         tracing::info!("periodic_command is running, or ran less than command_interval ago");
         return Ok(());
     };
+    tracing::info!("running periodic_command: {command}");
     let status = shell(command).status().map_err(|error| {
         CommandError::retry(format!("start periodic_command `{command}`")).because(error)
     })?;

@@ -17,7 +17,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::archive_command::{Ours, is_worth_keeping};
 use crate::pg::command::walmgr_command;
-use crate::pg::conf;
+use crate::pg::conf::ServerSettings;
 use crate::pg::grants::Task;
 use crate::pg::sql::{Session, Switched};
 use crate::status::Archiving;
@@ -166,18 +166,20 @@ fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSeg
 
 /// What `postgresql.conf` has to say for archiving to work.
 fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
-    let text = std::fs::read(&config.master_config).at(
+    std::fs::read(&config.master_config).at(
         Kind::Config,
         "read master_config,",
         &config.master_config,
     )?;
+    // What an included file sets stays: a line behind it would undo it.
+    let server = ServerSettings::of(&config.master_data, Some(&config.master_config));
     // `always` also archives on a standby that this server may become.
-    let mode = match conf::value(&text, "archive_mode").as_deref() {
+    let mode = match server.value("archive_mode").as_deref() {
         Some("always") => "always",
         _ => "on",
     };
     let mut changes = vec![("archive_mode", mode.to_owned())];
-    let level = conf::value(&text, "wal_level");
+    let level = server.value("wal_level");
     // PostgreSQL reads both old names as `replica`, and `replica` is what it takes when nothing
     // is set; writing it out guards against an included file that says otherwise.
     let enough = matches!(
@@ -191,7 +193,7 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
         ini: &config.path,
         data: &config.master_data,
     };
-    let command = match conf::value(&text, "archive_command") {
+    let command = match server.value("archive_command") {
         // What is around our line was put there for a reason.
         Some(found) if is_worth_keeping(&found, &ours) => found,
         _ => walmgr_command("archive_command", &config.path, "xarchive %p %f")?,

@@ -37,14 +37,13 @@ mod within;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
-use crate::output;
+use crate::output::{self, Waiting};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::pg::mounts;
@@ -57,9 +56,6 @@ use crate::store::{Reader, RealDisk, StoreError};
 
 use place::{COPIED, Occupant, Origin, Place};
 use plan::{Chosen, Plan, Source};
-
-/// How often a long copy is reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Restores, or says what would be done.
 pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
@@ -276,11 +272,10 @@ impl Plan<'_> {
             "comparing {} ({total_bytes} bytes) with its manifest",
             held.name()
         );
-        let (mut read_bytes, mut reported) = (0, Instant::now());
+        let (mut read_bytes, mut waiting) = (0, Waiting::begin());
         let verified = held.verify(&mut |bytes| {
             read_bytes += bytes;
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
+            if waiting.is_due() {
                 tracing::info!("compared {read_bytes} of {total_bytes} bytes");
             }
         });
@@ -292,15 +287,14 @@ impl Plan<'_> {
         let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
         tracing::info!("copying {} ({total_bytes} bytes)", held.name());
         prepare::claim_tablespaces(self, &staging)?;
-        let (mut copied_bytes, mut reported) = (0, Instant::now());
+        let (mut copied_bytes, mut waiting) = (0, Waiting::begin());
         let copying = Copying {
             to: &staging,
             control_name: COPIED,
             tablespaces: &self.tablespaces,
             progress: &mut |bytes| {
                 copied_bytes += bytes;
-                if reported.elapsed() >= REPORT_INTERVAL {
-                    reported = Instant::now();
+                if waiting.is_due() {
                     tracing::info!("copied {copied_bytes} of {total_bytes} bytes");
                 }
             },

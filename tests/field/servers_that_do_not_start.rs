@@ -160,3 +160,32 @@ fn fault_134_a_stop_command_that_fails_says_whether_the_server_runs_on() {
     assert!(set_path(&scene.site, "data.master").is_dir());
     assert_eq!(scene.listed(), ["data.master"]);
 }
+
+#[test]
+fn fault_134_whoever_waits_for_a_server_is_told_for_what() {
+    skip_unless!(Cluster::available(15));
+    let mut scene = Scene::new(15);
+    make_set(&scene.site, "data.master");
+    scene.restore(&["data.master"]).succeed();
+    let content = scene.content();
+    scene.wait_until_standby_has(&content);
+    // The commands take their time; the second one does it behind the administrator's back.
+    let pg_ctl = scene.standby.bin().join("pg_ctl");
+    let stop = format!(
+        "sleep 4; {} -D {} -w stop",
+        pg_ctl.display(),
+        scene.data().display()
+    );
+    scene.site.standby_set("slave_stop_cmd", &stop);
+    let start = scene.start_command();
+    let later = format!("(sleep 5; {start}) >/dev/null 2>&1 &");
+    scene.site.standby_set("slave_start_cmd", &later);
+    let said = scene.restore(&["data.master"]).stderr;
+    for told in [
+        "slave_stop_cmd has run for 3 s, and may take 600 s",
+        "slave_start_cmd has ended; waiting for a server in ",
+    ] {
+        assert_eq!(said.matches(told).count(), 1, "{said}");
+    }
+    scene.wait_until_standby_has(&content);
+}

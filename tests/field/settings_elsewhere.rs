@@ -253,3 +253,55 @@ fn fault_127_what_a_file_elsewhere_sets_higher_is_not_lowered_by_a_restore() {
         assert_eq!(scene.standby.psql("SHOW max_locks_per_transaction"), "70");
     });
 }
+
+#[test]
+fn fault_137_a_setup_lowers_nothing_that_an_included_file_sets() {
+    skip_unless!(Cluster::available(15));
+    let mut site = Site::with_cluster(Cluster::builder().start());
+    let main = site.cluster().config_file();
+    let folder = main.with_file_name("conf.d");
+    fs::create_dir(&folder).unwrap();
+    // Before the commented defaults, where setup puts its lines.
+    let text = fs::read_to_string(&main).unwrap();
+    fs::write(&main, format!("include_dir 'conf.d'\n{text}")).unwrap();
+    give_to_server(&main);
+    for line in ["wal_level = logical", "archive_mode = always"] {
+        append(&folder.join("a.conf"), line);
+    }
+    give_to_server(&folder);
+    site.cluster_mut().restart();
+    site.master_command(&["setup"]).succeed();
+    site.cluster_mut().restart();
+    let shown = |name: &str| site.cluster().psql(&format!("SHOW {name}"));
+    assert_eq!(
+        [shown("wal_level"), shown("archive_mode")],
+        ["logical", "always"]
+    );
+}
+
+#[test]
+fn fault_112_what_the_standby_s_own_file_elsewhere_allows_is_not_switched_off() {
+    skip_unless!(Cluster::available(15));
+    let mut site = bare_master(15);
+    let mut server = copy_of_master(&mut site, "replaying", &[]);
+    signal_file(&server, "standby.signal");
+    site.standby_set("slave_data", &server.data().display().to_string());
+    append(
+        &lead_elsewhere(&mut server),
+        "recovery_end_command = 'true'",
+    );
+    server.start();
+    server.stop(StopMode::Fast);
+    append(
+        &site.cluster().config_file(),
+        "recovery_end_command = 'true'",
+    );
+    append(
+        &site.cluster().config_file(),
+        "archive_cleanup_command = 'true'",
+    );
+    make_set(&site, "data.master");
+    let said = site.standby_command(&["restore", "data.master"]).stderr;
+    assert!(said.contains("archive_cleanup_command"), "{said}");
+    assert!(!said.contains("recovery_end_command"), "{said}");
+}

@@ -6,7 +6,7 @@
 //! `hot_standby = off` (`validateRecoveryParameters`), and when its administrator or its host stops it while
 //! it waits there. Started as it is it would replay to the same target, and end or wait again.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::begun::Begun;
 use super::changed::Changed;
@@ -14,7 +14,7 @@ use super::{STANDBY_SIGNAL, Standby, alone, archive, call_off, or_forced};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
-use crate::output;
+use crate::output::{self, Waiting};
 use crate::pg::conf::ServerSettings;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
@@ -27,9 +27,6 @@ use crate::standby::replay::{COMMAND_TIMEOUT, SERVER_TIMEOUT, TICK};
 use crate::standby::verdict::{self, InProgress};
 
 const ACTION: &str = "recovery_target_action";
-
-/// How often a long replay is reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Whether no server runs there, and one that is started recovers up to a target.
 pub fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
@@ -196,7 +193,7 @@ impl Standby {
     }
 
     fn wait_until_it_opened(&self) -> Result<()> {
-        let (begun, mut reported) = (Instant::now(), Instant::now());
+        let (begun, mut waiting) = (Instant::now(), Waiting::begin());
         let mut was_seen = false;
         loop {
             let is_running = self.data.running()?.is_some();
@@ -215,8 +212,7 @@ impl Standby {
                 )));
             }
             was_seen |= is_running;
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
+            if waiting.is_due() {
                 tracing::info!(
                     "replaying to the target; checkpoint at {}",
                     control.checkpoint

@@ -15,6 +15,7 @@ use super::begun::Begun;
 use super::changed::Changed;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
+use crate::output::Waiting;
 use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql_replay::Holder;
@@ -30,9 +31,6 @@ use crate::wal::obstacle::Demands;
 
 /// How often the server is asked what holds it up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often a wait is told.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const DELAY: &str = "recovery_min_apply_delay";
 
@@ -147,7 +145,7 @@ pub(super) struct Attendance<'a> {
     force: bool,
     promoted: bool,
     looked: Option<Instant>,
-    told: Instant,
+    waiting: Waiting,
     delay: Option<LiftedDelay<'a>>,
 }
 
@@ -159,7 +157,7 @@ impl<'a> Attendance<'a> {
             force,
             promoted: false,
             looked: None,
-            told: Instant::now(),
+            waiting: Waiting::begin(),
             delay: None,
         }
     }
@@ -195,8 +193,7 @@ impl<'a> Attendance<'a> {
                 _ => {}
             }
         }
-        if self.told.elapsed() >= REPORT_INTERVAL {
-            self.told = Instant::now();
+        if self.waiting.is_due() {
             if let Err(why) = &looked.said {
                 known.push(format!(
                     "whether replay is paused or held up by a query is not known, as the server cannot be \

@@ -17,8 +17,8 @@ use crate::standby::replay::TICK;
 /// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
 const PROMOTE_FILE: &str = "promote";
 
-/// How often a long replay is reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a boot that is forced waits for a server to ask.
+const FORCE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a server that is about to ask is looked at.
 const ASKED_TICK: Duration = Duration::from_millis(10);
@@ -52,7 +52,7 @@ impl Standby {
             if gone || answers::streams(&self.server) {
                 break;
             }
-            if force && begun.elapsed() >= REPORT_INTERVAL {
+            if force && begun.elapsed() >= FORCE_PATIENCE {
                 tracing::warn!(
                     "the server does not ask for {segment} again; it is promoted all the same, as \
                      boot --force asked"

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::place::Occupant;
 use super::plan::Plan;
 use crate::error::{CommandError, Result};
+use crate::output::Waiting;
 use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
@@ -43,13 +44,16 @@ impl Plan<'_> {
             };
             return Err(error.hint(now));
         }
-        let begun = Instant::now();
+        let (begun, mut waiting) = (Instant::now(), Waiting::begin());
         while old.running()?.is_some() {
             if begun.elapsed() > SERVER_TIMEOUT {
                 return Err(CommandError::retry(format!(
                     "slave_stop_cmd `{command}` succeeded, but the server in {} runs",
                     data.display()
                 )));
+            }
+            if waiting.is_due() {
+                tracing::info!("slave_stop_cmd has ended; waiting for the server to end");
             }
             std::thread::sleep(TICK);
         }
@@ -104,7 +108,7 @@ impl Plan<'_> {
     fn wait_until_running(&self) -> Result<()> {
         let data = DataDirectory::open(&self.place.data)?;
         let shown = data.path().display();
-        let begun = Instant::now();
+        let (begun, mut waiting) = (Instant::now(), Waiting::begin());
         let mut seen_at: Option<Instant> = None;
         loop {
             // A file that is being written proves nothing yet.
@@ -125,6 +129,9 @@ impl Plan<'_> {
                         "slave_start_cmd succeeded, but no server runs in {shown}"
                     ))
                     .hint("does it start the server of another directory?"));
+                }
+                _ if waiting.is_due() => {
+                    tracing::info!("slave_start_cmd has ended; waiting for a server in {shown}");
                 }
                 _ => {}
             }

@@ -12,8 +12,8 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
-use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
+use crate::pg::conf::{self, MAIN_FILE, ServerSettings};
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;
 use crate::store::{Reader, RealDisk, StoreError};
@@ -24,7 +24,7 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     if let Some(note) = plan.recovery.note(&plan.server) {
         tracing::info!("{note}");
     }
-    let own_hba = own_file(plan.config, "pg_hba.conf");
+    let own_hba = own_hba(plan.config);
     let hba = staging.join("pg_hba.conf");
     let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
     if !has_other_files && let Ok(foreign) = std::fs::read(&hba) {
@@ -38,7 +38,7 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         tracing::info!("the set's settings are taken as they are (--trust-settings)");
         return Ok(());
     }
-    let own = own_file(plan.config, "postgresql.conf").unwrap_or_default();
+    let own = own_settings(plan.config).unwrap_or_default();
     let host = Host {
         own: &own,
         data: &plan.place.data,
@@ -84,11 +84,30 @@ fn remove_leftovers(staging: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A file of settings as the standby's own server has it.
-fn own_file(config: &StandbyConfig, name: &str) -> Option<Vec<u8>> {
+/// The main file of the standby's own server, wherever that lies.
+fn own_settings(config: &StandbyConfig) -> Option<Vec<u8>> {
+    std::fs::read(own_server(config)?.config_file()).ok()
+}
+
+/// Whom that server lets in.
+fn own_hba(config: &StandbyConfig) -> Option<Vec<u8>> {
+    let server = own_server(config)?;
+    let named = server.value("hba_file").filter(|name| !name.is_empty());
+    let named = named.unwrap_or_else(|| "pg_hba.conf".to_owned());
+    // A relative name begins in the folder that `-D` leads to: that of the main file, or the data directory.
+    let folders = [server.config_file().parent(), config.slave_data.as_deref()];
+    let mut places = folders
+        .into_iter()
+        .flatten()
+        .map(|folder| folder.join(&named));
+    std::fs::read(places.find(|path| path.exists())?).ok()
+}
+
+fn own_server(config: &StandbyConfig) -> Option<ServerSettings> {
     let folder = config.slave_config_dir.as_ref();
-    let folder = folder.or(config.slave_data.as_ref())?;
-    std::fs::read(folder.join(name)).ok()
+    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    let data = config.slave_data.as_ref()?;
+    Some(ServerSettings::of(data, main.as_deref()))
 }
 
 /// Names a line that was switched off.
