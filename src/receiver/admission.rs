@@ -18,42 +18,18 @@
 //! whoever comes when it is full.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
+use crate::receiver::peer::{NetworkAddress, PeerKey};
 use crate::receiver::{
     CONNECTION_PATIENCE, DESCRIPTORS_WANTED, HANDSHAKES_MAX, KNOWN_ADDRESSES_MAX, KNOWN_FOR,
     SILENT_MAX,
 };
-
-/// An address as crowds are counted: of IPv6 the network that a subscriber has to himself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place(IpAddr);
-
-impl From<IpAddr> for Place {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Place(address.into()),
-            IpAddr::V6(address) => {
-                let network = address.to_bits() >> 64 << 64;
-                Place(Ipv6Addr::from_bits(network).into())
-            }
-        }
-    }
-}
-
-/// Whose a connection is: that of a listed peer, or where nobody is listed that of an address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Holder {
-    /// By its name in the list.
-    Named(String),
-    /// By where it comes from.
-    At(Place),
-}
 
 /// The tables; one a receiver.
 pub struct Admission {
@@ -68,16 +44,16 @@ pub struct Admission {
 #[derive(Default)]
 struct Tables {
     /// In the order they came.
-    strangers: BTreeMap<u64, Stranger>,
-    crowds: HashMap<Place, Crowd>,
+    strangers: BTreeMap<u64, StrangerSlot>,
+    crowds: HashMap<NetworkAddress, Crowd>,
     silent: usize,
-    known: HashMap<Place, Instant>,
+    known: HashMap<NetworkAddress, Instant>,
     /// In the order they came.
-    connections: BTreeMap<u64, Connection>,
+    connections: BTreeMap<u64, ConnectionSlot>,
 }
 
-struct Stranger {
-    place: Place,
+struct StrangerSlot {
+    place: NetworkAddress,
     speaks: bool,
     /// Dropped with this value, which the task that greets the peer notices.
     _slot: oneshot::Sender<()>,
@@ -90,8 +66,8 @@ struct Crowd {
     speaking: usize,
 }
 
-struct Connection {
-    holder: Holder,
+struct ConnectionSlot {
+    key: PeerKey,
     may_push: bool,
     /// Whether it is part of a backup, which has seats of its own.
     of_backup: bool,
@@ -116,7 +92,7 @@ impl Admission {
     /// Notes a socket that has said nothing yet. What is returned second ends when it has to give
     /// way.
     pub fn arrive(self: &Arc<Self>, address: IpAddr) -> (Arrival, oneshot::Receiver<()>) {
-        let place = Place::from(address);
+        let place = NetworkAddress::from(address);
         let (slot, gives_way) = oneshot::channel();
         let id = self.begun.fetch_add(1, Ordering::Relaxed);
         let mut tables = self.tables();
@@ -124,7 +100,7 @@ impl Admission {
             tables.drop_longest_silence();
         }
         let speaks = false;
-        let stranger = Stranger {
+        let stranger = StrangerSlot {
             place,
             speaks,
             _slot: slot,
@@ -151,14 +127,14 @@ impl Admission {
     /// none. What is returned second ends when the connection has to give way.
     pub async fn connect(
         self: &Arc<Self>,
-        holder: &Holder,
+        key: &PeerKey,
         may_push: bool,
         most: usize,
-    ) -> Result<(Open, oneshot::Receiver<()>), String> {
+    ) -> Result<(HeldConnection, oneshot::Receiver<()>), String> {
         let until = tokio::time::Instant::now() + CONNECTION_PATIENCE;
         loop {
             let freed = self.freed.notified();
-            let refused = match self.try_connect(holder, may_push, most) {
+            let refused = match self.try_connect(key, may_push, most) {
                 Ok(open) => return Ok(open),
                 Err(refused) => refused,
             };
@@ -170,19 +146,19 @@ impl Admission {
 
     fn try_connect(
         self: &Arc<Self>,
-        holder: &Holder,
+        key: &PeerKey,
         may_push: bool,
         most: usize,
-    ) -> Result<(Open, oneshot::Receiver<()>), String> {
+    ) -> Result<(HeldConnection, oneshot::Receiver<()>), String> {
         let mut tables = self.tables();
-        let gives_way = tables.place_for(holder, may_push, most)?;
+        let gives_way = tables.place_for(key, may_push, most)?;
         if let Some(id) = gives_way {
             tables.connections.remove(&id);
         }
         let (slot, lost) = oneshot::channel();
         let id = self.begun.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection {
-            holder: holder.clone(),
+        let connection = ConnectionSlot {
+            key: key.clone(),
             may_push,
             of_backup: false,
             _slot: slot,
@@ -190,7 +166,7 @@ impl Admission {
         tables.connections.insert(id, connection);
         drop(tables);
         let admission = Arc::clone(self);
-        Ok((Open { admission, id }, lost))
+        Ok((HeldConnection { admission, id }, lost))
     }
 
     /// Connections open, strangers not counted.
@@ -205,7 +181,7 @@ impl Admission {
 }
 
 impl Tables {
-    fn count(&mut self, place: Place, speaks: bool, change: isize) {
+    fn count(&mut self, place: NetworkAddress, speaks: bool, change: isize) {
         let crowd = self.crowds.entry(place).or_default();
         let counted = match speaks {
             true => &mut crowd.speaking,
@@ -226,13 +202,13 @@ impl Tables {
         }
     }
 
-    fn is_known(&self, place: Place) -> bool {
+    fn is_known(&self, place: NetworkAddress) -> bool {
         let since = self.known.get(&place);
         since.is_some_and(|since| since.elapsed() < KNOWN_FOR)
     }
 
     /// A crowd as it weighs against others.
-    fn weight(&self, place: Place, count: usize) -> usize {
+    fn weight(&self, place: NetworkAddress, count: usize) -> usize {
         match self.is_known(place) {
             true => count / 4,
             false => count,
@@ -279,7 +255,7 @@ impl Tables {
     }
 
     /// Of the most crowded place the newest, if `place` with one more weighs less still.
-    fn drop_newest_speaker(&mut self, place: Place) -> bool {
+    fn drop_newest_speaker(&mut self, place: NetworkAddress) -> bool {
         let speakers = self.crowds.iter().filter(|(_, crowd)| crowd.speaking > 0);
         let heaviest = speakers
             .max_by_key(|(place, crowd)| (self.weight(**place, crowd.speaking), crowd.speaking));
@@ -301,19 +277,14 @@ impl Tables {
         }
     }
 
-    /// Which connection has to give way for another one of this holder: `None` if none has to.
-    fn place_for(
-        &self,
-        holder: &Holder,
-        may_push: bool,
-        most: usize,
-    ) -> Result<Option<u64>, String> {
+    /// Which connection has to give way for another one of this key: `None` if none has to.
+    fn place_for(&self, key: &PeerKey, may_push: bool, most: usize) -> Result<Option<u64>, String> {
         let counted = || self.connections.iter().filter(|(_, one)| !one.of_backup);
         // Whoever only reads leaves room for those who archive.
         let readers_max = (most - most.div_ceil(8)).max(1);
         let readers = counted().filter(|(_, one)| !one.may_push).count();
         if !may_push && readers >= readers_max {
-            let newest = self.newest_of_largest(holder, |one| !one.may_push);
+            let newest = self.newest_of_largest(key, |one| !one.may_push);
             return newest.map(Some).ok_or_else(|| {
                 format!("all {readers_max} connections for peers that do not push are in use")
             });
@@ -321,7 +292,7 @@ impl Tables {
         if counted().count() < most {
             return Ok(None);
         }
-        let newest = self.newest_of_largest(holder, |_| true);
+        let newest = self.newest_of_largest(key, |_| true);
         // Where there is one slot alone there is none that readers could leave free.
         let only_readers = may_push && counted().all(|(_, one)| !one.may_push);
         let reader = counted().rfind(|_| only_readers);
@@ -331,17 +302,21 @@ impl Tables {
             .ok_or_else(|| format!("all {most} connections are in use"))
     }
 
-    /// The newest connection of whoever has most of these, if that is more than this holder would
+    /// The newest connection of whoever has most of these, if that is more than this key would
     /// have with one more.
-    fn newest_of_largest(&self, holder: &Holder, of: impl Fn(&Connection) -> bool) -> Option<u64> {
+    fn newest_of_largest(
+        &self,
+        key: &PeerKey,
+        of: impl Fn(&ConnectionSlot) -> bool,
+    ) -> Option<u64> {
         let counted = || (self.connections.iter()).filter(|(_, one)| !one.of_backup && of(one));
-        let mut shares: BTreeMap<&Holder, usize> = BTreeMap::new();
+        let mut shares: BTreeMap<&PeerKey, usize> = BTreeMap::new();
         for (_, one) in counted() {
-            *shares.entry(&one.holder).or_default() += 1;
+            *shares.entry(&one.key).or_default() += 1;
         }
-        let own = shares.get(holder).copied().unwrap_or(0);
+        let own = shares.get(key).copied().unwrap_or(0);
         let (largest, count) = shares.into_iter().max_by_key(|(_, count)| *count)?;
-        let newest = counted().filter(|(_, one)| one.holder == *largest).last();
+        let newest = counted().filter(|(_, one)| one.key == *largest).last();
         newest.filter(|_| count >= own + 2).map(|(id, _)| *id)
     }
 }
@@ -350,7 +325,7 @@ impl Tables {
 pub struct Arrival {
     admission: Arc<Admission>,
     id: u64,
-    place: Place,
+    place: NetworkAddress,
 }
 
 impl Arrival {
@@ -384,13 +359,13 @@ impl Drop for Arrival {
 }
 
 /// A connection slot, given back when dropped.
-pub struct Open {
+pub struct HeldConnection {
     admission: Arc<Admission>,
     id: u64,
 }
 
-impl Open {
-    /// What the holder may do changed.
+impl HeldConnection {
+    /// What the key may do changed.
     pub fn may_push(&self, may_push: bool) {
         let mut tables = self.admission.tables();
         if let Some(connection) = tables.connections.get_mut(&self.id) {
@@ -412,7 +387,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for HeldConnection {
     fn drop(&mut self) {
         self.admission.tables().connections.remove(&self.id);
         self.admission.freed.notify_waiters();
@@ -451,15 +426,6 @@ mod tests {
         let mut admission = Arc::into_inner(Admission::new(1024)).unwrap();
         (admission.silent_max, admission.speaking_max) = (silent_max, speaking_max);
         Arc::new(admission)
-    }
-
-    #[test]
-    fn fault_118_ipv6_is_counted_by_network_and_mapped_addresses_as_ipv4() {
-        let place = |text: &str| Place::from(text.parse::<IpAddr>().unwrap());
-        assert_eq!(place("2001:db8:0:1::1"), place("2001:db8:0:1:ffff::2"));
-        assert_ne!(place("2001:db8:0:1::1"), place("2001:db8:0:2::1"));
-        assert_eq!(place("::ffff:192.0.2.1"), place("192.0.2.1"));
-        assert_ne!(place("192.0.2.1"), place("192.0.2.2"));
     }
 
     #[test]
@@ -511,8 +477,8 @@ mod tests {
         assert_eq!(admission.tables().silent, 0);
     }
 
-    fn named(name: &str) -> Holder {
-        Holder::Named(name.to_owned())
+    fn named(name: &str) -> PeerKey {
+        PeerKey::Named(name.to_owned())
     }
 
     #[test]

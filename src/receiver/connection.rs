@@ -17,11 +17,12 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
-use crate::receiver::admission::Open;
+use crate::receiver::admission::HeldConnection;
 use crate::receiver::backup::Report as BackupReport;
 use crate::receiver::fetch::Report as FetchReport;
-use crate::receiver::introduction::{self, Peer};
+use crate::receiver::introduction;
 use crate::receiver::partial::Report as PartialReport;
+use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::server::Daemon;
 use crate::receiver::upload::{self, Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
@@ -59,7 +60,7 @@ pub async fn serve(
     daemon: Arc<Daemon>,
     peer: Peer,
     wire: Wire,
-    (slot, gives_way): (Open, oneshot::Receiver<()>),
+    (slot, gives_way): (HeldConnection, oneshot::Receiver<()>),
 ) {
     // Without a bound: an upload says two things at most, and those are bounded.
     let (reports, inbox) = mpsc::unbounded_channel();
@@ -101,7 +102,7 @@ pub async fn serve(
             if error.code == ErrorCode::ShuttingDown {
                 tracing::debug!("{peer}: {}", error.message);
             } else {
-                let key = introduction::with_key(peer.certificate.as_ref());
+                let key = with_key(peer.certificate.as_ref());
                 let reason = format!("{peer}{key}: {}", error.message);
                 daemon.refused(peer.address.ip(), &reason);
             }
@@ -128,7 +129,7 @@ struct Connection {
     daemon: Arc<Daemon>,
     peer: Peer,
     wire: Wire,
-    slot: Open,
+    slot: HeldConnection,
     /// Ends when the slot is somebody else's.
     gives_way: oneshot::Receiver<()>,
     channels: Vec<Channel>,
@@ -388,9 +389,9 @@ impl Connection {
                     channel,
                     upload: *uploads,
                 };
-                let holder = self.peer.holder();
+                let key = self.peer.key();
                 let offered = (offer, self.peer.to_string());
-                let begun = upload::start(daemon, &holder, slot, offered, reports);
+                let begun = upload::start(daemon, &key, slot, offered, reports);
                 self.channels[index].upload = Some(begun);
             }
             ReceiverAction::Send(message) => {
@@ -469,7 +470,7 @@ impl Connection {
         if refusal.code == ErrorCode::ShuttingDown {
             return;
         }
-        let key = introduction::with_key(self.peer.certificate.as_ref());
+        let key = with_key(self.peer.certificate.as_ref());
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
         self.daemon.refused(self.peer.address.ip(), &reason);
     }

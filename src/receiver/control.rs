@@ -9,7 +9,7 @@ use walmgr_protocol::message::{
 };
 
 use crate::receiver::fetch;
-use crate::receiver::introduction::Peer;
+use crate::receiver::peer::Peer;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker;
@@ -74,7 +74,7 @@ fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
     let (masters, masters_count) = daemon.masters.some(usize::from(OVERVIEW_MASTERS_MAX));
     Ok(Message::Overview(Box::new(Overview {
         trouble: daemon.trouble(),
-        shipped_by: daemon.partial_writer.taken_by().unwrap_or_default(),
+        shipped_by: daemon.writer.taken_by().unwrap_or_default(),
         masters,
         masters_count,
         connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),

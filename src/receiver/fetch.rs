@@ -20,7 +20,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
 use crate::pg::backup_label::BackupLabel;
-use crate::receiver::admission::Holder;
+use crate::receiver::peer::PeerKey;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
@@ -62,9 +62,9 @@ pub struct Reading {
 
 impl Reading {
     /// Starts a worker for what was asked for. Dropping the returned value ends it.
-    pub fn start(daemon: Arc<Daemon>, holder: &Holder, request: Request) -> Reading {
+    pub fn start(daemon: Arc<Daemon>, key: &PeerKey, request: Request) -> Reading {
         let (full, reports) = mpsc::channel(BLOCKS_IN_FLIGHT);
-        let Some(place) = daemon.fetches.take(holder) else {
+        let Some(place) = daemon.fetches.take(key) else {
             let text = format!(
                 "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all \
                  {FETCHES_MAX} there are, are under way"

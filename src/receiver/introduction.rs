@@ -2,7 +2,6 @@
 //! Never allocates for a peer beyond the handshake before its key is known. Invariant: a refusal
 //! is logged here with its reason and sent to the peer in the same words.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use rustix::net::RecvFlags;
@@ -10,15 +9,14 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
 use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
-use crate::receiver::admission::Holder;
+use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::server::Daemon;
 use crate::receiver::settings::{Protection, Settings};
-use crate::transport::authorized_keys::Rights;
 use crate::transport::connect::fresh_nonce;
 use crate::transport::stream::{Stream, buffered};
 use crate::transport::tls::{self, PeerCertificate, TlsFault};
@@ -26,41 +24,6 @@ use crate::transport::wire::{Introduction, Wire, WireFault};
 
 /// Most that is looked at of a first message; a ClientHello of walmgr's has less than 2 KiB.
 const FIRST_WORDS_BYTES: usize = 4 << 10;
-
-/// A peer that was let in.
-pub struct Peer {
-    /// Where it connects from.
-    pub address: SocketAddr,
-    /// Its certificate; none on a plain connection.
-    pub certificate: Option<PeerCertificate>,
-    /// Its name in `authorized_keys` or `authorized_names`.
-    pub name: Option<String>,
-    /// What it may do.
-    pub rights: Rights,
-    /// What it wants to be taken for.
-    pub role: Role,
-    /// The cluster it speaks for.
-    pub cluster: Option<ClusterIdentity>,
-}
-
-impl Peer {
-    /// Whose its connections are.
-    pub fn holder(&self) -> Holder {
-        match &self.name {
-            Some(name) => Holder::Named(name.clone()),
-            None => Holder::At(self.address.ip().into()),
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(out, "{name} ({})", self.address),
-            None => write!(out, "{}", self.address),
-        }
-    }
-}
 
 /// Waits until a client has sent its first message, the ClientHello or without TLS the hello, and
 /// leaves it where it is. Allocates nothing.
@@ -134,7 +97,7 @@ pub async fn greet(
             let wire = introduction.into_wire(Direction::FromReceiver, &hello.nonce, &welcome);
             Some((peer, wire))
         }
-        Err(Turned::Away(refusal)) => {
+        Err(Refused::InWords(refusal)) => {
             daemon.refused(
                 address.ip(),
                 &format!("{address}{key}: {}", refusal.message),
@@ -144,7 +107,7 @@ pub async fn greet(
             introduction.close().await;
             None
         }
-        Err(Turned::Silent(reason)) => {
+        Err(Refused::Silently(reason)) => {
             daemon.refused(address.ip(), &format!("{address}{key}: {reason}"));
             // Not by a reset: it would hide from the peer that this end hung up on purpose.
             introduction.close().await;
@@ -153,18 +116,12 @@ pub async fn greet(
     }
 }
 
-enum Turned {
-    /// With words.
-    Away(Refusal),
-    /// Without: what it sent was no hello.
-    Silent(String),
-}
-
-/// A key for the log; nothing on a plain connection.
-pub fn with_key(certificate: Option<&PeerCertificate>) -> String {
-    certificate.map_or_else(String::new, |certificate| {
-        format!(" with key {}", certificate.fingerprint())
-    })
+/// Why a peer is not let in.
+enum Refused {
+    /// It is told.
+    InWords(Refusal),
+    /// It is not: what it sent was no hello.
+    Silently(String),
 }
 
 async fn secure(
@@ -192,27 +149,27 @@ async fn introduce(
     introduction: &mut Introduction,
     address: SocketAddr,
     certificate: Option<PeerCertificate>,
-) -> Result<(Peer, Hello, Welcome), Turned> {
+) -> Result<(Peer, Hello, Welcome), Refused> {
     let known = settings.know(certificate.as_ref()).map_err(|unknown| {
-        Turned::Away(refusal(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
+        Refused::InWords(refusal(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
     })?;
     let (versions, hello) = introduction
         .receive_hello()
         .await
-        .map_err(|fault| Turned::Silent(no_hello(&fault)))?;
-    choose_version(VersionRange::OURS, versions).map_err(Turned::Away)?;
+        .map_err(|fault| Refused::Silently(no_hello(&fault)))?;
+    choose_version(VersionRange::OURS, versions).map_err(Refused::InWords)?;
     let hello = hello.map_err(|error| {
-        Turned::Away(refusal(
+        Refused::InWords(refusal(
             ErrorCode::Malformed,
             error.to_string(),
             String::new(),
         ))
     })?;
     if let Some(foreign) = hello.cluster.and_then(|theirs| foreign(daemon, theirs)) {
-        return Err(Turned::Away(foreign));
+        return Err(Refused::InWords(foreign));
     }
     let nonce = fresh_nonce().map_err(|error| {
-        Turned::Away(refusal(
+        Refused::InWords(refusal(
             ErrorCode::Internal,
             error.to_string(),
             String::new(),

@@ -5,39 +5,32 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use walmgr_protocol::hello::Role;
-
-use crate::receiver::introduction::Peer;
-
 /// The masters by the number of their connection; clones share the list.
 #[derive(Clone, Default)]
-pub struct Masters(Arc<Mutex<List>>);
+pub struct Masters(Arc<Mutex<MasterNames>>);
 
 #[derive(Default)]
-struct List {
+struct MasterNames {
     begun: u64,
     names: BTreeMap<u64, String>,
 }
 
 /// A master's place in the list, given up when dropped.
-pub struct Noted {
+pub struct ListedMaster {
     list: Masters,
     number: u64,
 }
 
 impl Masters {
-    /// Notes a peer for as long as the returned value lives; `None` if it is no master.
-    pub fn note(&self, peer: &Peer) -> Option<Noted> {
-        if peer.role != Role::Master {
-            return None;
-        }
+    /// Notes a master for as long as the returned value lives.
+    pub fn note(&self, name: String) -> ListedMaster {
         let mut list = self.list();
         list.begun += 1;
         let number = list.begun;
-        list.names.insert(number, peer.to_string());
+        list.names.insert(number, name);
         drop(list);
         let list = self.clone();
-        Some(Noted { list, number })
+        ListedMaster { list, number }
     }
 
     /// At most so many of them, those first that have been there longest, and how many there are.
@@ -47,13 +40,13 @@ impl Masters {
         (names, list.names.len() as u64)
     }
 
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn list(&self) -> MutexGuard<'_, MasterNames> {
         // Each change is one call, so a panic elsewhere cannot have left half of one.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Noted {
+impl Drop for ListedMaster {
     fn drop(&mut self) {
         self.list.list().names.remove(&self.number);
     }

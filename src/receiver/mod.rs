@@ -1,4 +1,4 @@
-//! The letterbox: the standby's daemon. It listens, knows who may come in, and puts what arrives
+//! The receiver daemon on the standby: it listens, knows who may come in, and puts what arrives
 //! into the archive.
 //! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
@@ -11,12 +11,14 @@
 
 pub mod admission;
 pub mod backup;
+pub mod cluster;
 pub mod connection;
 pub mod control;
 pub mod fetch;
 pub mod introduction;
 pub mod masters;
 pub mod partial;
+pub mod peer;
 pub mod refusal;
 pub mod refusal_log;
 pub mod rounds;

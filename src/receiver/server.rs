@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
+use walmgr_protocol::hello::Role;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
@@ -20,8 +21,8 @@ use crate::options::Options;
 use crate::output;
 use crate::receiver::admission::{Admission, Arrival};
 use crate::receiver::backup::Backups;
+use crate::receiver::cluster::writer_lock::WriterLock;
 use crate::receiver::masters::Masters;
-use crate::receiver::partial::Seat;
 use crate::receiver::refusal_log::RefusalLog;
 use crate::receiver::settings::{Protection, Settings};
 use crate::receiver::shares::Shares;
@@ -53,7 +54,7 @@ pub struct Daemon {
     /// The configuration in force.
     pub settings: watch::Sender<Arc<Settings>>,
     /// Who ships records.
-    pub partial_writer: Seat,
+    pub writer: Arc<WriterLock>,
     /// The masters that are connected.
     pub masters: Masters,
     /// Who may come in.
@@ -184,7 +185,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
         full_backup: config.full_backup.clone(),
         started: Instant::now(),
         settings: watch::Sender::new(settings),
-        partial_writer: Seat::default(),
+        writer: Arc::default(),
         partial_end: Mutex::new(partial_end),
         masters: Masters::default(),
         admission: Admission::new(admission::raise_descriptors()),
@@ -340,7 +341,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
             },
             _ = &mut gives_way => Some("it said nothing, and others came".to_owned()),
         };
-        let stranger = Stranger {
+        let stranger = SpeakingStranger {
             stream,
             address,
             arrival,
@@ -356,7 +357,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
 }
 
 /// A peer that speaks, and of which nothing is known.
-struct Stranger {
+struct SpeakingStranger {
     stream: TcpStream,
     address: SocketAddr,
     arrival: Arrival,
@@ -364,8 +365,8 @@ struct Stranger {
     until: tokio::time::Instant,
 }
 
-async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: Stranger) {
-    let Stranger {
+async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: SpeakingStranger) {
+    let SpeakingStranger {
         stream,
         address,
         arrival,
@@ -389,12 +390,13 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: Strange
     };
     arrival.is_known();
     let most = settings.connections_max;
-    let (holder, may_push) = (peer.holder(), peer.rights.push);
-    let slot = daemon.admission.connect(&holder, may_push, most).await;
+    let (key, may_push) = (peer.key(), peer.rights.push);
+    let slot = daemon.admission.connect(&key, may_push, most).await;
     match slot {
         Ok(slot) => {
             drop(arrival);
-            let _noted = daemon.masters.note(&peer);
+            let is_master = peer.role == Role::Master;
+            let _listed = is_master.then(|| daemon.masters.note(peer.to_string()));
             connection::serve(Arc::clone(&daemon), peer, wire, slot).await;
         }
         Err(why) => turn_away(&daemon, &why, wire, address).await,

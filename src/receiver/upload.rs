@@ -11,7 +11,7 @@ use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{Held, Sealed};
 
-use crate::receiver::admission::Holder;
+use crate::receiver::peer::PeerKey;
 use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
@@ -65,12 +65,12 @@ pub type Upload = Worker<Job>;
 /// Dropping the returned value throws away what was not sealed.
 pub fn start(
     daemon: Arc<Daemon>,
-    holder: &Holder,
+    key: &PeerKey,
     slot: Slot,
     (offer, by): (Offer, String),
     reports: mpsc::UnboundedSender<(Slot, Report)>,
 ) -> Upload {
-    let Some(place) = daemon.uploads.take_for(holder, offer.size) else {
+    let Some(place) = daemon.uploads.take_for(key, offer.size) else {
         let busy = Error::channel(
             ErrorCode::Busy,
             format!(
@@ -166,7 +166,7 @@ fn attempt(
 /// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
 fn settle_partial(daemon: &Daemon, offer: &Offer) {
     match (daemon.archive.settle_partial(offer.name), offer.name) {
-        (Ok(true), WalFileName::Segment(segment)) => daemon.partial_writer.doubt(segment),
+        (Ok(true), WalFileName::Segment(segment)) => daemon.writer.doubt(segment),
         (Ok(_), _) => {}
         (Err(error), _) => tracing::warn!("the partial {} stays: {error}", offer.name),
     }

@@ -14,7 +14,7 @@ use walmgr_protocol::session::backup::Request;
 
 use super::running::{Place, Reports, Running};
 use super::{Report, Resumed, finish, report};
-use crate::receiver::admission::Holder;
+use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::server::Daemon;
 use crate::receiver::shares::Share;
@@ -59,7 +59,7 @@ pub fn start(
         move |said| report(&reports, said)
     };
     Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, _| {
-        let request = said_by(place.holder(), request);
+        let request = said_by(place.key(), request);
         work(&daemon, request, inbox, &reports).inspect_err(|error| {
             tracing::warn!("a connection of a backup ends: {}", error.message);
             daemon.check_health();
@@ -68,9 +68,9 @@ pub fn start(
 }
 
 /// An origin counts for the peer that names it: whoever learned another's may not end its backup.
-fn said_by(holder: &Holder, mut request: Request) -> Request {
+fn said_by(key: &PeerKey, mut request: Request) -> Request {
     if let Request::Begin(begin) = &mut request {
-        begin.origin = format!("{holder:?} {}", begin.origin);
+        begin.origin = format!("{key:?} {}", begin.origin);
     }
     request
 }
@@ -224,15 +224,15 @@ mod tests {
 
     #[test]
     fn fault_116_an_origin_that_another_peer_names_is_another_origin() {
-        let named = |holder: &str| {
+        let named = |key: &str| {
             let begin = Begin {
                 who: "db1".to_owned(),
                 origin: "the same".to_owned(),
                 label: String::new(),
                 timeline: TimelineId::FIRST,
             };
-            let holder = Holder::Named(holder.to_owned());
-            match said_by(&holder, Request::Begin(begin)) {
+            let key = PeerKey::Named(key.to_owned());
+            match said_by(&key, Request::Begin(begin)) {
                 Request::Begin(begin) => begin.origin,
                 _ => String::new(),
             }

@@ -143,7 +143,7 @@ impl Connection {
         match action {
             ReceiverAction::Admit(request) => {
                 let daemon = Arc::clone(&self.daemon);
-                let Some(place) = daemon.backups.threads.take(&self.peer.holder()) else {
+                let Some(place) = daemon.backups.threads.take(&self.peer.key()) else {
                     let text = "too many connections are part of backups";
                     let error = Error::channel(ErrorCode::Busy, text, "try again later");
                     return self.backup_failed(error).await;

@@ -84,7 +84,7 @@ impl Connection {
         match action {
             Some(ProviderAction::Find(request)) => {
                 let daemon = Arc::clone(&self.daemon);
-                self.fetching.reading = Some(Reading::start(daemon, &self.peer.holder(), request));
+                self.fetching.reading = Some(Reading::start(daemon, &self.peer.key(), request));
             }
             Some(ProviderAction::Send(message)) => {
                 let channel = self.fetching.channel;

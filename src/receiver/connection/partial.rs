@@ -97,7 +97,7 @@ impl Connection {
                     let daemon = Arc::clone(&self.daemon);
                     let reports = self.stream.reports.clone();
                     let who = self.peer.to_string();
-                    match partial::start(daemon, &self.peer.holder(), who, reports) {
+                    match partial::start(daemon, &self.peer.key(), who, reports) {
                         Ok(worker) => self.stream.worker = Some(worker),
                         Err(refusal) => {
                             let failed = Report::Failed(refusal);

@@ -1,0 +1,3 @@
+//! What the receiver keeps for a cluster.
+
+pub mod writer_lock;
