@@ -365,7 +365,12 @@ pub struct HeldConnection {
 }
 
 impl HeldConnection {
-    /// What the key may do changed.
+    /// Connections of all peers.
+    pub fn connections(&self) -> usize {
+        self.admission.connections()
+    }
+
+    /// What the holder may do changed.
     pub fn may_push(&self, may_push: bool) {
         let mut tables = self.admission.tables();
         if let Some(connection) = tables.connections.get_mut(&self.id) {

@@ -18,12 +18,13 @@ use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
 use crate::receiver::admission::HeldConnection;
-use crate::receiver::backup::Report as BackupReport;
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::running::BackupReport;
 use crate::receiver::fetch::Report as FetchReport;
-use crate::receiver::introduction;
 use crate::receiver::partial::Report as PartialReport;
 use crate::receiver::peer::{Peer, with_key};
-use crate::receiver::server::Daemon;
+use crate::receiver::refusal;
+use crate::receiver::refusal_log::Refusals;
 use crate::receiver::upload::{self, Job, Report, Slot, Upload};
 use crate::receiver::{BLOCK_DEADLINE, DRAIN_DEADLINE, FRAME_DEADLINE, IDLE_DEADLINE, control};
 use crate::transport::authorized_keys::Right;
@@ -57,24 +58,27 @@ impl From<ProtocolError> for End {
 
 /// Serves a peer until either side ends it.
 pub async fn serve(
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
+    refusals: Arc<Refusals>,
     peer: Peer,
     wire: Wire,
     (slot, gives_way): (HeldConnection, oneshot::Receiver<()>),
 ) {
     // Without a bound: an upload says two things at most, and those are bounded.
     let (reports, inbox) = mpsc::unbounded_channel();
-    let now = daemon.started.elapsed();
+    let began = Instant::now();
     let mut connection = Connection {
         channels: (0..CHANNELS_MAX).map(|_| Channel::default()).collect(),
         fetching: fetch::Fetching::default(),
         link: backup::Link::default(),
         stream: partial::Stream::default(),
-        keepalive: Keepalive::new(now, IDLE_DEADLINE),
+        keepalive: Keepalive::new(Duration::ZERO, IDLE_DEADLINE),
         certificate_ends: (peer.certificate.as_ref()).and_then(|shown| shown.next_end(unix_now())),
         frame_began: None,
         stop_by: None,
-        daemon,
+        cluster,
+        refusals,
+        began,
         peer,
         wire,
         slot,
@@ -83,7 +87,7 @@ pub async fn serve(
     };
     let end = connection.run(inbox).await;
     let Connection {
-        daemon,
+        refusals,
         peer,
         mut wire,
         channels,
@@ -104,7 +108,7 @@ pub async fn serve(
             } else {
                 let key = with_key(peer.certificate.as_ref());
                 let reason = format!("{peer}{key}: {}", error.message);
-                daemon.refused(peer.address.ip(), &reason);
+                refusals.refused(peer.address.ip(), &reason);
             }
             // It may be gone, or not reading.
             let message = Message::Error(error);
@@ -126,7 +130,10 @@ struct Channel {
 }
 
 struct Connection {
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
+    refusals: Arc<Refusals>,
+    /// The clock that keepalive counts from.
+    began: Instant,
     peer: Peer,
     wire: Wire,
     slot: HeldConnection,
@@ -158,8 +165,8 @@ enum Happened {
 
 impl Connection {
     async fn run(&mut self, mut reports: mpsc::UnboundedReceiver<(Slot, Report)>) -> End {
-        let mut reloads = self.daemon.settings.subscribe();
-        let mut stopping = self.daemon.stopping.subscribe();
+        let mut reloads = self.cluster.settings.subscribe();
+        let stopping = self.cluster.stopping.clone();
         // The keys may have been read again while this peer was being greeted.
         if let Err(end) = self.still_welcome() {
             return end;
@@ -180,7 +187,7 @@ impl Connection {
                     Err(fault) => return fault.into(),
                 },
                 Ok(()) = reloads.changed() => Happened::Reloaded,
-                _ = stopping.wait_for(|stop| *stop), if !asked_to_stop => Happened::Stopping,
+                () = stopping.cancelled(), if !asked_to_stop => Happened::Stopping,
                 _ = &mut self.gives_way => Happened::GivesWay,
                 () = tokio::time::sleep(wait) => Happened::Tick,
             };
@@ -251,7 +258,7 @@ impl Connection {
             wait = wait.min(left);
         }
         loop {
-            match self.keepalive.next(self.daemon.started.elapsed()) {
+            match self.keepalive.next(self.began.elapsed()) {
                 Next::Wait(until) => return Ok(wait.min(until)),
                 Next::Ping => self.wire.send(0, &Message::Ping).await?,
                 Next::Dead => {
@@ -323,7 +330,8 @@ impl Connection {
             self.log_refusal(&refusal);
             return Ok(self.wire.send(0, &Message::Error(refusal)).await?);
         }
-        let answer = control::answer(&self.daemon, &self.peer, request).await;
+        let answer =
+            control::answer(&self.cluster, &self.peer, self.slot.connections(), request).await;
         self.heard();
         if let Message::Error(error) = &answer
             && error.scope == Scope::Connection
@@ -380,7 +388,7 @@ impl Connection {
         let index = self.index(channel)?;
         match action {
             ReceiverAction::LookUp(offer) => {
-                let daemon = Arc::clone(&self.daemon);
+                let cluster = Arc::clone(&self.cluster);
                 let reports = self.reports.clone();
                 self.channels[index].waits_since = None;
                 let uploads = &mut self.channels[index].uploads;
@@ -391,7 +399,7 @@ impl Connection {
                 };
                 let key = self.peer.key();
                 let offered = (offer, self.peer.to_string());
-                let begun = upload::start(daemon, &key, slot, offered, reports);
+                let begun = upload::start(cluster, &key, slot, offered, reports);
                 self.channels[index].upload = Some(begun);
             }
             ReceiverAction::Send(message) => {
@@ -449,7 +457,7 @@ impl Connection {
         if !self.peer.rights.has(right) {
             return Some(self.lacks_right(what, right));
         }
-        if self.daemon.archive.binding().is_none() {
+        if self.cluster.archive.binding().is_none() {
             return Some(Error::channel(
                 ErrorCode::NotSetUp,
                 "the archive is bound to no cluster yet",
@@ -461,7 +469,7 @@ impl Connection {
             return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
         };
         // It may have been bound since this peer was greeted.
-        let foreign = introduction::foreign(&self.daemon, theirs)?;
+        let foreign = refusal::foreign(self.cluster.identity(), theirs)?;
         Some(Error::channel(foreign.code, foreign.message, foreign.hint))
     }
 
@@ -472,7 +480,7 @@ impl Connection {
         }
         let key = with_key(self.peer.certificate.as_ref());
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
-        self.daemon.refused(self.peer.address.ip(), &reason);
+        self.refusals.refused(self.peer.address.ip(), &reason);
     }
 
     fn lacks_right(&self, what: &str, right: Right) -> Error {
@@ -487,7 +495,7 @@ impl Connection {
 
     /// After a reload a revoked key is shown the door; what it sent before is kept.
     fn still_welcome(&mut self) -> Result<(), End> {
-        let settings = self.daemon.settings.borrow().clone();
+        let settings = self.cluster.settings.borrow().clone();
         let gone = |why: String, hint: &str| {
             let code = ErrorCode::NotAuthorized;
             Err(End::Hangup(Error::connection(code, why, hint)))
@@ -517,7 +525,7 @@ impl Connection {
         };
         let now = unix_now();
         if self.certificate_ends.is_some_and(|end| now > end) {
-            let settings = self.daemon.settings.borrow().clone();
+            let settings = self.cluster.settings.borrow().clone();
             if let Err(unknown) = settings.know(Some(certificate)) {
                 let code = ErrorCode::NotAuthorized;
                 let error = Error::connection(code, unknown.why, unknown.hint);
@@ -534,7 +542,7 @@ impl Connection {
     }
 
     fn heard(&mut self) {
-        self.keepalive.heard(self.daemon.started.elapsed());
+        self.keepalive.heard(self.began.elapsed());
     }
 
     fn watch_frame(&mut self) {

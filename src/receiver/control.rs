@@ -8,20 +8,25 @@ use walmgr_protocol::message::{
     ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone,
 };
 
+use crate::receiver::cluster::Cluster;
 use crate::receiver::fetch;
 use crate::receiver::peer::Peer;
 use crate::receiver::refusal;
-use crate::receiver::server::Daemon;
 use crate::receiver::worker;
 use crate::store::survey::survey;
 use crate::store::{Binding, Disk, RealDisk, StoreError};
 
 /// The answer to a request, which may be a refusal.
-pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Message {
-    let (shared, cluster) = (Arc::clone(daemon), peer.cluster);
+pub async fn answer(
+    cluster: &Arc<Cluster>,
+    peer: &Peer,
+    connections: usize,
+    request: Message,
+) -> Message {
+    let (shared, theirs) = (Arc::clone(cluster), peer.cluster);
     let working = worker::once("request", move || match request {
-        Message::Setup => set_up(&shared, cluster),
-        Message::OverviewRequest => overview(&shared),
+        Message::Setup => set_up(&shared, theirs),
+        Message::OverviewRequest => overview(&shared, connections),
         Message::ListRequest(request) => list(&shared, &request),
         Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
         other => Ok(unexpected(&other)),
@@ -30,7 +35,7 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {
             // Binding syncs too.
-            if !daemon.check_health() {
+            if !cluster.check_health() {
                 tracing::warn!("a request of {peer} failed: {error}");
             }
             Message::Error(refusal::of(&error))
@@ -39,52 +44,52 @@ pub async fn answer(daemon: &Arc<Daemon>, peer: &Peer, request: Message) -> Mess
     }
 }
 
-fn set_up(daemon: &Daemon, cluster: Option<ClusterIdentity>) -> Result<Message, StoreError> {
-    let Some(cluster) = cluster else {
+fn set_up(cluster: &Cluster, theirs: Option<ClusterIdentity>) -> Result<Message, StoreError> {
+    let Some(theirs) = theirs else {
         return Ok(unexpected(&Message::Setup));
     };
-    let Ok(postgres_major) = u8::try_from(cluster.postgres_major) else {
-        let found = format!("there is no PostgreSQL {}", cluster.postgres_major);
+    let Ok(postgres_major) = u8::try_from(theirs.postgres_major) else {
+        let found = format!("there is no PostgreSQL {}", theirs.postgres_major);
         return Ok(Message::Error(Error::channel(
             ErrorCode::ForeignCluster,
             found,
             "",
         )));
     };
-    let newly_bound = daemon.archive.binding().is_none();
-    daemon.archive.bind(&Binding {
-        system_id: cluster.system_id,
-        segment_size: cluster.segment_size,
+    let newly_bound = cluster.archive.binding().is_none();
+    cluster.archive.bind(&Binding {
+        system_id: theirs.system_id,
+        segment_size: theirs.segment_size,
         postgres_major,
     })?;
     if newly_bound {
-        tracing::info!("the archive belongs to {cluster} from here on");
+        tracing::info!("the archive belongs to {theirs} from here on");
     }
-    let completed_wals = daemon.completed_wals.display().to_string();
+    let completed_wals = cluster.completed_wals.display().to_string();
     Ok(Message::SetupDone(SetupDone {
         newly_bound,
         completed_wals,
     }))
 }
 
-fn overview(daemon: &Daemon) -> Result<Message, StoreError> {
+fn overview(cluster: &Cluster, connections: usize) -> Result<Message, StoreError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let full_backup = daemon.full_backup.as_deref();
-    let found = survey(&daemon.places, full_backup, &disk, daemon.partial_end())?;
-    let (masters, masters_count) = daemon.masters.some(usize::from(OVERVIEW_MASTERS_MAX));
+    let full_backup = cluster.full_backup.as_deref();
+    let found = survey(&cluster.folders, full_backup, &disk, cluster.partial_end())?;
+    let (masters, masters_count) = cluster.masters.some(usize::from(OVERVIEW_MASTERS_MAX));
     Ok(Message::Overview(Box::new(Overview {
-        trouble: daemon.trouble(),
-        shipped_by: daemon.writer.taken_by().unwrap_or_default(),
+        trouble: cluster.trouble(),
+        shipped_by: cluster.writer.taken_by().unwrap_or_default(),
         masters,
         masters_count,
-        connections: u32::try_from(daemon.connections_open()).unwrap_or(u32::MAX),
+        connections: u32::try_from(connections).unwrap_or(u32::MAX),
         ..found
     })))
 }
 
-fn list(daemon: &Daemon, request: &ListRequest) -> Result<Message, StoreError> {
+fn list(cluster: &Cluster, request: &ListRequest) -> Result<Message, StoreError> {
     let limit = usize::from(request.limit.min(LIST_ENTRIES_MAX));
-    let mut found = daemon.archive.list(request.after, limit + 1)?;
+    let mut found = cluster.archive.list(request.after, limit + 1)?;
     let more = found.len() > limit;
     found.truncate(limit);
     let entries = found

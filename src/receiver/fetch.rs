@@ -20,8 +20,8 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
 use crate::pg::backup_label::BackupLabel;
+use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
-use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
@@ -46,7 +46,7 @@ pub enum Report {
     Failed(Error),
 }
 
-impl worker::Report for Report {
+impl worker::WorkerReport for Report {
     fn failed(error: Error) -> Self {
         Report::Failed(error)
     }
@@ -62,9 +62,9 @@ pub struct Reading {
 
 impl Reading {
     /// Starts a worker for what was asked for. Dropping the returned value ends it.
-    pub fn start(daemon: Arc<Daemon>, key: &PeerKey, request: Request) -> Reading {
+    pub fn start(cluster: Arc<Cluster>, key: &PeerKey, request: Request) -> Reading {
         let (full, reports) = mpsc::channel(BLOCKS_IN_FLIGHT);
-        let Some(place) = daemon.fetches.take(key) else {
+        let Some(place) = cluster.fetches.take(key) else {
             let text = format!(
                 "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all \
                  {FETCHES_MAX} there are, are under way"
@@ -78,7 +78,7 @@ impl Reading {
         let say = move |report| full.blocking_send(report).is_ok();
         let worker = Worker::start("fetch", BLOCKS_IN_FLIGHT, say, move |reusable, say| {
             let _place = place;
-            work(&daemon, &request, reusable, say);
+            work(&cluster, &request, reusable, say);
             Ok(())
         });
         Reading { reports, worker }
@@ -92,7 +92,7 @@ impl Reading {
 }
 
 fn work(
-    daemon: &Daemon,
+    cluster: &Cluster,
     request: &Request,
     reusable: mpsc::Receiver<Vec<u8>>,
     say: &dyn Fn(Report) -> bool,
@@ -110,11 +110,11 @@ fn work(
         reusable,
     };
     let ended = match request {
-        Request::File(file) => send_file(daemon, file.name, &mut blocks),
+        Request::File(file) => send_file(cluster, file.name, &mut blocks),
         Request::Set(set) => {
             blocks.offset = set.offset;
             let wanted = (set.start, set.timestamp.as_str());
-            send_set(daemon, wanted, set.offset, &mut blocks)
+            send_set(cluster, wanted, set.offset, &mut blocks)
         }
     };
     blocks.end(ended);
@@ -190,9 +190,13 @@ impl Blocks<'_> {
     }
 }
 
-fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Result<Ended, Error> {
+fn send_file(
+    cluster: &Cluster,
+    name: WalFileName,
+    blocks: &mut Blocks<'_>,
+) -> Result<Ended, Error> {
     let of = |error: StoreError| of_store(&error);
-    let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).map_err(of)?;
+    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).map_err(of)?;
     if let WalFileName::History(timeline) = name
         && archive.asked(timeline, false).map_err(of)? == Asked::Nothing
     {
@@ -204,7 +208,7 @@ fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Res
                 return Ok(Ended::Abandoned);
             }
             let mut is_wanted = true;
-            let begins = |segment| recoveries_begin_with(daemon, &archive, segment);
+            let begins = |segment| recoveries_begin_with(cluster, &archive, segment);
             let read = stored.read_for(begins, |bytes| {
                 is_wanted = blocks.take(bytes);
                 is_wanted
@@ -230,9 +234,9 @@ fn send_file(daemon: &Daemon, name: WalFileName, blocks: &mut Blocks<'_>) -> Res
 }
 
 /// Whether no listed set needs the segment before this one: whatever is stored there is on nobody's way.
-fn recoveries_begin_with(daemon: &Daemon, archive: &Reader, segment: SegmentName) -> bool {
+fn recoveries_begin_with(cluster: &Cluster, archive: &Reader, segment: SegmentName) -> bool {
     let size = archive.binding().segment_size;
-    let Ok(Ok(listed)) = open_sets(daemon).map(|sets| sets.list()) else {
+    let Ok(Ok(listed)) = open_sets(cluster).map(|sets| sets.list()) else {
         return false;
     };
     let firsts: Option<Vec<Option<u64>>> = (listed.into_iter())
@@ -245,12 +249,12 @@ fn recoveries_begin_with(daemon: &Daemon, archive: &Reader, segment: SegmentName
 }
 
 fn send_set(
-    daemon: &Daemon,
+    cluster: &Cluster,
     (start, timestamp): (walmgr_protocol::names::Lsn, &str),
     offset: u64,
     blocks: &mut Blocks<'_>,
 ) -> Result<Ended, Error> {
-    let sets = open_sets(daemon)?;
+    let sets = open_sets(cluster)?;
     let held = sets.hold_labelled(start, timestamp);
     let Some(held) = held.map_err(|error| of_set(&error))? else {
         return Ok(Ended::NotFound(NotFound::NoSuchSet));
@@ -270,10 +274,10 @@ fn send_set(
 }
 
 /// The answer to a question about the sets.
-pub fn answer(daemon: &Daemon, question: &Fetch) -> Message {
+pub fn answer(cluster: &Cluster, question: &Fetch) -> Message {
     let answered = match question {
-        Fetch::ListBackups(request) => list(daemon, request),
-        Fetch::DescribeSet(name) => describe(daemon, name),
+        Fetch::ListBackups(request) => list(cluster, request),
+        Fetch::DescribeSet(name) => describe(cluster, name),
         other => {
             let text = format!(
                 "{} has no place on channel 0",
@@ -291,8 +295,8 @@ pub fn answer(daemon: &Daemon, question: &Fetch) -> Message {
     }
 }
 
-fn list(daemon: &Daemon, request: &ListBackups) -> Result<Fetch, Error> {
-    let sets = open_sets(daemon)?;
+fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
+    let sets = open_sets(cluster)?;
     let mut listed = sets.list().map_err(|error| of_set(&error))?;
     if !request.after.is_empty() {
         let after = sets.newest().parse_sibling(&request.after);
@@ -302,7 +306,7 @@ fn list(daemon: &Daemon, request: &ListBackups) -> Result<Fetch, Error> {
     }
     let limit = usize::from(request.limit.min(LISTED_BACKUPS_MAX));
     let more = listed.len() > limit;
-    let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).ok();
+    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let listed = listed.into_iter().take(limit).map(|set| {
         let end = archive.as_ref().zip(set.label.as_ref().ok());
         let end = end.and_then(|(archive, label)| archive.recovery_end(label).ok()?);
@@ -317,12 +321,12 @@ fn list(daemon: &Daemon, request: &ListBackups) -> Result<Fetch, Error> {
     Ok(Fetch::Backups(Backups { sets, more }))
 }
 
-fn describe(daemon: &Daemon, name: &str) -> Result<Fetch, Error> {
+fn describe(cluster: &Cluster, name: &str) -> Result<Fetch, Error> {
     use std::os::unix::ffi::OsStringExt;
-    let Some(binding) = daemon.archive.binding() else {
+    let Some(binding) = cluster.archive.binding() else {
         return Err(of_store(&StoreError::NotBound));
     };
-    let sets = open_sets(daemon)?;
+    let sets = open_sets(cluster)?;
     let Ok(name) = sets.newest().parse_sibling(name) else {
         return Ok(Fetch::NotFound(NotFound::NoSuchSet));
     };
@@ -336,7 +340,7 @@ fn describe(daemon: &Daemon, name: &str) -> Result<Fetch, Error> {
         let (bytes, path) = (space.bytes, space.location.into_os_string().into_vec());
         Tablespace { oid, bytes, path }
     });
-    let archive = Reader::open(&daemon.completed_wals, Arc::new(RealDisk)).ok();
+    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let met = archive.and_then(|archive| archive.ahead_of(held.label()).ok());
     let met = met.unwrap_or_default();
     let end = met.iter().find(|met| met.obstacle.is_end());
@@ -367,14 +371,14 @@ fn label(label: &BackupLabel) -> SetLabel {
     }
 }
 
-fn open_sets(daemon: &Daemon) -> Result<BackupSets, Error> {
-    let Some(full_backup) = &daemon.full_backup else {
+fn open_sets(cluster: &Cluster) -> Result<BackupSets, Error> {
+    let Some(full_backup) = &cluster.full_backup else {
         let text = "the standby has no setting `full_backup`, so it keeps no backups";
         let hint = "set it, or `walmgr_data`, in the standby's ini file";
         return Err(Error::channel(ErrorCode::NotSetUp, text, hint));
     };
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let open = |path: &Path| BackupSets::open(path, &daemon.completed_wals, &disk);
+    let open = |path: &Path| BackupSets::open(path, &cluster.completed_wals, &disk);
     open(full_backup).map_err(|error| of_set(&error))
 }
 

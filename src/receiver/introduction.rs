@@ -10,13 +10,15 @@ use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
-use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
+use walmgr_protocol::message::ErrorCode;
 use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::settings::{ClusterSettings, Protection};
 use crate::receiver::peer::{Peer, with_key};
-use crate::receiver::server::Daemon;
-use crate::receiver::settings::{Protection, Settings};
+use crate::receiver::refusal;
+use crate::receiver::refusal_log::Refusals;
 use crate::transport::connect::fresh_nonce;
 use crate::transport::stream::{Stream, buffered};
 use crate::transport::tls::{self, PeerCertificate, TlsFault};
@@ -76,21 +78,22 @@ fn is_whole(bytes: &[u8], secured: bool) -> bool {
 
 /// Greets a connection; `None` when it was refused, which has been logged and said.
 pub async fn greet(
-    daemon: &Daemon,
-    settings: &Settings,
+    cluster: &Cluster,
+    refusals: &Refusals,
+    settings: &ClusterSettings,
     stream: TcpStream,
     address: SocketAddr,
 ) -> Option<(Peer, Wire)> {
     let (stream, certificate) = match secure(settings, stream).await {
         Ok(secured) => secured,
         Err(reason) => {
-            daemon.refused(address.ip(), &format!("{address}: {reason}"));
+            refusals.refused(address.ip(), &format!("{address}: {reason}"));
             return None;
         }
     };
     let key = with_key(certificate.as_ref());
     let mut introduction = Introduction::new(stream);
-    match introduce(daemon, settings, &mut introduction, address, certificate).await {
+    match introduce(cluster, settings, &mut introduction, address, certificate).await {
         Ok((peer, hello, welcome)) => {
             let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
             introduction.send_answer(&answer).await.ok()?;
@@ -98,7 +101,7 @@ pub async fn greet(
             Some((peer, wire))
         }
         Err(Refused::InWords(refusal)) => {
-            daemon.refused(
+            refusals.refused(
                 address.ip(),
                 &format!("{address}{key}: {}", refusal.message),
             );
@@ -108,7 +111,7 @@ pub async fn greet(
             None
         }
         Err(Refused::Silently(reason)) => {
-            daemon.refused(address.ip(), &format!("{address}{key}: {reason}"));
+            refusals.refused(address.ip(), &format!("{address}{key}: {reason}"));
             // Not by a reset: it would hide from the peer that this end hung up on purpose.
             introduction.close().await;
             None
@@ -125,7 +128,7 @@ enum Refused {
 }
 
 async fn secure(
-    settings: &Settings,
+    settings: &ClusterSettings,
     stream: TcpStream,
 ) -> Result<(Stream, Option<PeerCertificate>), String> {
     let Protection::Tls { acceptor, .. } = &settings.protection else {
@@ -144,14 +147,14 @@ async fn secure(
 }
 
 async fn introduce(
-    daemon: &Daemon,
-    settings: &Settings,
+    cluster: &Cluster,
+    settings: &ClusterSettings,
     introduction: &mut Introduction,
     address: SocketAddr,
     certificate: Option<PeerCertificate>,
 ) -> Result<(Peer, Hello, Welcome), Refused> {
     let known = settings.know(certificate.as_ref()).map_err(|unknown| {
-        Refused::InWords(refusal(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
+        Refused::InWords(refuse(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
     })?;
     let (versions, hello) = introduction
         .receive_hello()
@@ -159,24 +162,27 @@ async fn introduce(
         .map_err(|fault| Refused::Silently(no_hello(&fault)))?;
     choose_version(VersionRange::OURS, versions).map_err(Refused::InWords)?;
     let hello = hello.map_err(|error| {
-        Refused::InWords(refusal(
+        Refused::InWords(refuse(
             ErrorCode::Malformed,
             error.to_string(),
             String::new(),
         ))
     })?;
-    if let Some(foreign) = hello.cluster.and_then(|theirs| foreign(daemon, theirs)) {
+    if let Some(foreign) = hello
+        .cluster
+        .and_then(|theirs| refusal::foreign(cluster.identity(), theirs))
+    {
         return Err(Refused::InWords(foreign));
     }
     let nonce = fresh_nonce().map_err(|error| {
-        Refused::InWords(refusal(
+        Refused::InWords(refuse(
             ErrorCode::Internal,
             error.to_string(),
             String::new(),
         ))
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let welcome = Welcome::with_our_limits(nonce, daemon.newest_segment(), software);
+    let welcome = Welcome::with_our_limits(nonce, cluster.newest_segment(), software);
     let peer = Peer {
         address,
         certificate,
@@ -188,22 +194,7 @@ async fn introduce(
     Ok((peer, hello, welcome))
 }
 
-/// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
-pub fn foreign(daemon: &Daemon, theirs: ClusterIdentity) -> Option<Refusal> {
-    let bound = ClusterIdentity::from(daemon.archive.binding()?);
-    if bound == theirs {
-        return None;
-    }
-    Some(refusal(
-        ErrorCode::ForeignCluster,
-        format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
-        "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \
-         folders"
-            .to_owned(),
-    ))
-}
-
-fn refusal(code: ErrorCode, message: String, hint: String) -> Refusal {
+fn refuse(code: ErrorCode, message: String, hint: String) -> Refusal {
     Refusal {
         code,
         message,

@@ -10,20 +10,18 @@
 //! [`shares`] gives each peer its part.
 
 pub mod admission;
-pub mod backup;
 pub mod cluster;
 pub mod connection;
 pub mod control;
 pub mod fetch;
+pub mod flows;
 pub mod introduction;
-pub mod masters;
 pub mod partial;
 pub mod peer;
 pub mod refusal;
 pub mod refusal_log;
-pub mod rounds;
+pub mod reload;
 pub mod server;
-pub mod settings;
 pub mod shares;
 pub mod upload;
 pub mod worker;

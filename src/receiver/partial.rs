@@ -12,9 +12,9 @@ use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 
+use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::PeerKey;
-use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
@@ -45,7 +45,7 @@ pub enum Report {
     Over(Error),
 }
 
-impl worker::Report for Report {
+impl worker::WorkerReport for Report {
     fn failed(error: Error) -> Self {
         Report::Over(error)
     }
@@ -56,12 +56,12 @@ pub type StreamWorker = Worker<Job>;
 
 /// Starts the worker; dropping the returned value ends it once its last job is done.
 pub fn start(
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
     key: &PeerKey,
     who: String,
     reports: mpsc::Sender<Report>,
 ) -> Result<StreamWorker, Error> {
-    let Some(place) = daemon.streams.take(key) else {
+    let Some(place) = cluster.streams.take(key) else {
         let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
         let hint = "one syncdaemon is enough";
         return Err(Error::channel(ErrorCode::WriterActive, text, hint));
@@ -70,7 +70,7 @@ pub fn start(
     let worker = Worker::start("stream", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
         let _place = place;
         let mut stream = RecordStream {
-            daemon,
+            cluster,
             who,
             unpacker: Unpacker::default(),
             begun: None,
@@ -83,7 +83,7 @@ pub fn start(
 }
 
 struct RecordStream {
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
     who: String,
     unpacker: Unpacker,
     begun: Option<(PartialStream, WriterGuard)>,
@@ -136,7 +136,7 @@ impl RecordStream {
                         error.message
                     );
                     // Here, because the connection that would hear of it may be gone.
-                    self.daemon.check_health();
+                    self.cluster.check_health();
                     report(Report::Failed(error))
                 }
             };
@@ -148,7 +148,7 @@ impl RecordStream {
 
     fn begin(&mut self, begin: &Begin) -> Result<Begun, Error> {
         self.begun = None;
-        let (stream, standing) = (self.daemon.archive)
+        let (stream, standing) = (self.cluster.archive)
             .partial_stream(begin.timeline)
             .map_err(of)?;
         // A newer timeline is a claim only where the archive follows it: a history can be made up.
@@ -156,7 +156,7 @@ impl RecordStream {
             true => begin.timeline,
             false => TimelineId::FIRST,
         };
-        let lock = (self.daemon.writer).take(&self.who, claim, Instant::now())?;
+        let lock = (self.cluster.writer).take(&self.who, claim, Instant::now())?;
         self.begun = Some((stream, lock));
         tracing::info!(
             "{} ships timeline {} record by record",

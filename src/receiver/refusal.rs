@@ -1,7 +1,8 @@
 //! What the store's failures are called on the wire, with a hint for whoever reads it.
 //! Never hides a failure: each is logged here once, on the standby, where it happened.
 
-use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::hello::Refusal;
+use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 
 use crate::store::StoreError;
 use crate::store::sets::SetError;
@@ -79,6 +80,18 @@ pub fn of(error: &StoreError) -> Error {
         ),
     };
     Error::channel(code, error.to_string(), hint)
+}
+
+/// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
+pub fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -> Option<Refusal> {
+    let bound = bound.filter(|bound| *bound != theirs)?;
+    Some(Refusal {
+        code: ErrorCode::ForeignCluster,
+        message: format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
+        hint: "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \
+               folders"
+            .to_owned(),
+    })
 }
 
 /// The refusal that tells whoever makes a backup.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A refusal of one address is logged at most this often; the rest is counted.
@@ -15,7 +16,23 @@ const ADDRESSES_MAX: usize = 64;
 /// One for each address that is remembered, and that of the others.
 pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
 
-/// What was said lately; one a receiver.
+/// Logs refusals; one a receiver.
+#[derive(Default)]
+pub struct Refusals(Mutex<RefusalLog>);
+
+impl Refusals {
+    /// Logs a refusal, but not every one of a flood.
+    pub fn refused(&self, address: IpAddr, reason: &str) {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match log.note(address, Instant::now()) {
+            None => {}
+            Some(0) => tracing::warn!("refused {reason}"),
+            Some(more) => tracing::warn!("refused {reason} ({more} more since)"),
+        }
+    }
+}
+
+/// What was said lately.
 #[derive(Default)]
 pub struct RefusalLog {
     addresses: HashMap<IpAddr, Mention>,

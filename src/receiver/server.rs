@@ -3,147 +3,43 @@
 //! handshake take no slot from peers that are known.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use walmgr_protocol::hello::Role;
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
-use walmgr_protocol::session::partial::ProofOfRecords;
 
-use crate::config::{self, StandbyConfig};
+use crate::config::StandbyConfig;
 use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
-use crate::receiver::admission::{Admission, Arrival};
-use crate::receiver::backup::Backups;
-use crate::receiver::cluster::writer_lock::WriterLock;
-use crate::receiver::masters::Masters;
-use crate::receiver::refusal_log::RefusalLog;
-use crate::receiver::settings::{Protection, Settings};
-use crate::receiver::shares::Shares;
+use crate::receiver::admission::{self, Admission, Arrival};
+use crate::receiver::cluster::settings::{ClusterSettings, Protection};
+use crate::receiver::cluster::{Cluster, opening, rounds};
+use crate::receiver::refusal_log::Refusals;
+use crate::receiver::reload::reload;
 use crate::receiver::{
-    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, FETCHES_MAX, FETCHES_PER_PEER_MAX,
-    HANDSHAKE_DEADLINE, STREAMS_MAX, STREAMS_PER_PEER_MAX, THREADS_DEADLINE, THREADS_MAX,
-    UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, admission, connection,
-    introduction, rounds,
+    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE,
+    THREADS_MAX, connection, introduction,
 };
-use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
+use crate::store::{Archive, Disk, Health, Places, RealDisk};
 
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
 
 /// What all connections share.
-pub struct Daemon {
-    /// Where files go.
-    pub archive: Archive,
-    /// Where base backups go.
-    pub backups: Backups,
-    /// Where its folders are.
-    pub places: Places,
-    /// Its folder, for people.
-    pub completed_wals: PathBuf,
-    /// Where the newest backup set is, if the settings say so.
-    pub full_backup: Option<PathBuf>,
-    /// The clock that deadlines count from.
-    pub started: Instant,
-    /// The configuration in force.
-    pub settings: watch::Sender<Arc<Settings>>,
-    /// Who ships records.
-    pub writer: Arc<WriterLock>,
-    /// The masters that are connected.
-    pub masters: Masters,
-    /// Who may come in.
-    pub admission: Arc<Admission>,
-    /// Threads of uploads.
-    pub uploads: Arc<Shares>,
-    /// Threads of fetches.
-    pub fetches: Arc<Shares>,
-    /// Threads of streams of records.
-    pub streams: Arc<Shares>,
-    /// Set once, when the daemon is to end.
-    pub stopping: watch::Sender<bool>,
-    newest: Mutex<Option<SegmentName>>,
-    partial_end: Mutex<Option<(SegmentName, Lsn)>>,
-    refusals: Mutex<RefusalLog>,
-}
-
-impl Daemon {
-    /// Connections open, handshakes not counted.
-    pub fn connections_open(&self) -> usize {
-        self.admission.connections()
-    }
-
-    /// The highest finished segment stored.
-    pub fn newest_segment(&self) -> Option<SegmentName> {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Up to where the last partial segment that was written to is durable.
-    pub fn partial_end(&self) -> Option<(SegmentName, Lsn)> {
-        *(self.partial_end.lock()).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Remembers records that became durable.
-    pub fn note_records(&self, proof: &DurableRecords) {
-        let mut end = (self.partial_end.lock()).unwrap_or_else(PoisonError::into_inner);
-        *end = Some((proof.segment(), proof.end()));
-    }
-
-    /// What is known of the disk, in words; empty if it works.
-    pub fn trouble(&self) -> String {
-        match self.health() {
-            Health::Good => String::new(),
-            Health::Impaired { why } => why,
-            Health::SyncFailed { why } => format!("a sync failed: {why}"),
-        }
-    }
-
-    /// Remembers a file that became durable.
-    pub fn note_stored(&self, name: WalFileName) {
-        if let WalFileName::Segment(segment) = name
-            && !self.archive.is_noted(name)
-        {
-            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-            *newest = (*newest).max(Some(segment));
-        }
-    }
-
-    /// Logs a refusal, but not every one of a flood.
-    pub fn refused(&self, address: IpAddr, reason: &str) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusals.note(address, Instant::now()) {
-            None => {}
-            Some(0) => tracing::warn!("refused {reason}"),
-            Some(more) => tracing::warn!("refused {reason} ({more} more since)"),
-        }
-    }
-
-    /// What is known of the disk below the archive and the backup sets, the worse of the two.
-    fn health(&self) -> Health {
-        match self.archive.health() {
-            failed @ Health::SyncFailed { .. } => failed,
-            health => match self.backups.health() {
-                failed @ Health::SyncFailed { .. } => failed,
-                _ => health,
-            },
-        }
-    }
-
-    /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
-    /// trusted, and a fresh start reads everything again. Says whether it does; the daemon's last
-    /// line then tells why, and whoever saw the failure need not.
-    pub fn check_health(&self) -> bool {
-        let failed = matches!(self.health(), Health::SyncFailed { .. });
-        if failed {
-            self.stopping.send_replace(true);
-        }
-        failed
-    }
+struct Daemon {
+    cluster: Arc<Cluster>,
+    admission: Arc<Admission>,
+    refusals: Arc<Refusals>,
+    /// The tasks of connections, handshakes not counted.
+    connections: TaskTracker,
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
@@ -152,7 +48,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     if let Some(control) = Control::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
-    let settings = Settings::load(config)?;
+    let settings = ClusterSettings::load(config)?;
     if options.not_really {
         Archive::check(&Places::of(config), Arc::new(RealDisk)).map_err(|error| opening(&error))?;
         return output::not_really(&format!(
@@ -171,35 +67,21 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let archive =
-        Archive::open(&Places::of(config), Arc::clone(&disk)).map_err(|error| opening(&error))?;
-    let backups = Backups::open(config, &disk);
-    archive.set_ahead_max(settings.ahead_max);
-    let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
-    let partial_end = archive.recovery().partials.iter().max().copied();
+    let cluster = Arc::new(Cluster::open(
+        config,
+        settings,
+        &disk,
+        CancellationToken::new(),
+    )?);
     let daemon = Arc::new(Daemon {
-        archive,
-        backups,
-        places: Places::of(config),
-        completed_wals: config.completed_wals.clone(),
-        full_backup: config.full_backup.clone(),
-        started: Instant::now(),
-        settings: watch::Sender::new(settings),
-        writer: Arc::default(),
-        partial_end: Mutex::new(partial_end),
-        masters: Masters::default(),
+        cluster: Arc::clone(&cluster),
         admission: Admission::new(admission::raise_descriptors()),
-        stopping: watch::Sender::new(false),
-        newest: Mutex::new(newest),
-        refusals: Mutex::default(),
-        uploads: Shares::of_bytes(UPLOADS_MAX, UPLOADS_PER_PEER_MAX, UPLOAD_BYTES_PER_PEER_MAX),
-        fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
-        streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
+        refusals: Arc::default(),
+        connections: TaskTracker::new(),
     });
-    let walking = Arc::clone(&daemon);
     runtime.spawn_blocking(move || {
-        let stops = || *walking.stopping.borrow();
-        if let Err(error) = walking.archive.note_older_obstacles(&stops) {
+        let stops = || cluster.stopping.is_cancelled();
+        if let Err(error) = cluster.archive.note_older_obstacles(&stops) {
             tracing::warn!("what replay may not get past in older WAL is not noted: {error}");
         }
     });
@@ -228,22 +110,21 @@ async fn serve(
 ) -> Result<()> {
     let listeners = listen(config).await?;
     let addresses = addresses(&listeners);
-    report_start(daemon, &addresses);
+    report_start(&daemon.cluster, &addresses);
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    let rounds = tokio::spawn(rounds::run(Arc::clone(daemon)));
+    let rounds = tokio::spawn(rounds::run(Arc::clone(&daemon.cluster)));
     let mut pulse = Pulse::start();
-    let mut stopping = daemon.stopping.subscribe();
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
-                Notice::Reload => reload(config, options, daemon),
+                Notice::Reload => reload(config, options, &daemon.cluster),
                 Notice::Drain => break,
             },
-            _ = stopping.wait_for(|stop| *stop) => break,
+            () = daemon.cluster.stopping.cancelled() => break,
             () = pulse.beat() => {}
         }
     }
@@ -252,7 +133,7 @@ async fn serve(
         task.abort();
     }
     drain(daemon, &mut pulse).await;
-    match daemon.health() {
+    match daemon.cluster.health() {
         Health::SyncFailed { why } => {
             let ends = format!("the receiver ends because a sync failed: {why}");
             Err(CommandError::new(Kind::ReceiverDisk, ends)
@@ -265,16 +146,16 @@ async fn serve(
     }
 }
 
-fn report_start(daemon: &Daemon, addresses: &str) {
+fn report_start(cluster: &Cluster, addresses: &str) {
     tracing::info!(
         "receiver {} listens on {addresses}",
         env!("CARGO_PKG_VERSION")
     );
-    match daemon.archive.binding() {
+    match cluster.archive.binding() {
         Some(binding) => tracing::info!("the archive belongs to {binding}"),
         None => tracing::info!("the archive waits for `walmgr MASTER.ini setup`"),
     }
-    let recovery = daemon.archive.recovery();
+    let recovery = cluster.archive.recovery();
     if recovery.temporaries_removed > 0 {
         let count = recovery.temporaries_removed;
         tracing::info!("removed {count} unfinished files of the receiver before this one");
@@ -285,7 +166,7 @@ fn report_start(daemon: &Daemon, addresses: &str) {
     for (segment, end) in &recovery.partials {
         tracing::info!("{segment} is held up to {end}");
     }
-    if matches!(daemon.settings.borrow().protection, Protection::Plain) {
+    if matches!(cluster.settings.borrow().protection, Protection::Plain) {
         tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");
     }
 }
@@ -296,7 +177,7 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
             Ok((stream, address)) => admit(&daemon, stream, address),
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the kernel's queue.
-                daemon.refused(
+                daemon.refusals.refused(
                     IpAddr::from([0, 0, 0, 0]),
                     &format!("a connection: {error}"),
                 );
@@ -312,12 +193,14 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
 
 /// Lets uploads under way finish, within a bound. The service manager goes on watching meanwhile,
 /// and would end a daemon that fell silent.
-async fn drain(daemon: &Arc<Daemon>, pulse: &mut Pulse) {
-    daemon.stopping.send_replace(true);
-    let until = Instant::now() + DRAIN_DEADLINE;
-    while daemon.connections_open() > 0 && Instant::now() < until {
+async fn drain(daemon: &Daemon, pulse: &mut Pulse) {
+    daemon.cluster.stopping.cancel();
+    daemon.connections.close();
+    let ended = tokio::time::timeout(DRAIN_DEADLINE, daemon.connections.wait());
+    tokio::pin!(ended);
+    loop {
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            _ = &mut ended => return,
             () = pulse.beat() => {}
         }
     }
@@ -329,7 +212,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let (arrival, mut gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
-        let settings = daemon.settings.borrow().clone();
+        let settings = daemon.cluster.settings.borrow().clone();
         let secured = matches!(settings.protection, Protection::Tls { .. });
         let spoken = timeout_at(until, introduction::first_words(&stream, secured));
         let refusal = tokio::select! {
@@ -349,7 +232,9 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
             until,
         };
         match refusal {
-            Some(why) => daemon.refused(address.ip(), &format!("{address}: {why}")),
+            Some(why) => daemon
+                .refusals
+                .refused(address.ip(), &format!("{address}: {why}")),
             // A task of its own: one that waits for silence has no room for a connection.
             None => drop(tokio::spawn(welcome(daemon, settings, stranger))),
         }
@@ -365,7 +250,7 @@ struct SpeakingStranger {
     until: tokio::time::Instant,
 }
 
-async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: SpeakingStranger) {
+async fn welcome(daemon: Arc<Daemon>, settings: Arc<ClusterSettings>, stranger: SpeakingStranger) {
     let SpeakingStranger {
         stream,
         address,
@@ -373,12 +258,22 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: Speakin
         gives_way,
         until,
     } = stranger;
-    let refused = |why: &str| daemon.refused(address.ip(), &format!("{address}: {why}"));
+    let refused = |why: &str| {
+        daemon
+            .refusals
+            .refused(address.ip(), &format!("{address}: {why}"))
+    };
     // Answers are small and waited for.
     if let Err(error) = stream.set_nodelay(true) {
         return refused(&error.to_string());
     }
-    let greeting = introduction::greet(&daemon, &settings, stream, address);
+    let greeting = introduction::greet(
+        &daemon.cluster,
+        &daemon.refusals,
+        &settings,
+        stream,
+        address,
+    );
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted,
         _ = gives_way => return refused("too many handshakes at once"),
@@ -395,22 +290,24 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<Settings>, stranger: Speakin
     match slot {
         Ok(slot) => {
             drop(arrival);
+            let _counted = daemon.connections.token();
             let is_master = peer.role == Role::Master;
-            let _listed = is_master.then(|| daemon.masters.note(peer.to_string()));
-            connection::serve(Arc::clone(&daemon), peer, wire, slot).await;
+            let _listed = is_master.then(|| daemon.cluster.masters.note(peer.to_string()));
+            let (cluster, refusals) = (Arc::clone(&daemon.cluster), Arc::clone(&daemon.refusals));
+            connection::serve(cluster, refusals, peer, wire, slot).await;
         }
-        Err(why) => turn_away(&daemon, &why, wire, address).await,
+        Err(why) => turn_away(&daemon.refusals, &why, wire, address).await,
     }
 }
 
 async fn turn_away(
-    daemon: &Daemon,
+    refusals: &Refusals,
     text: &str,
     mut wire: crate::transport::wire::Wire,
     address: SocketAddr,
 ) {
     use walmgr_protocol::message::{Error, ErrorCode, Message};
-    daemon.refused(address.ip(), &format!("{address}: {text}"));
+    refusals.refused(address.ip(), &format!("{address}: {text}"));
     let error = Error::connection(
         ErrorCode::Busy,
         text,
@@ -459,76 +356,4 @@ fn addresses(listeners: &[TcpListener]) -> String {
         .iter()
         .filter_map(|listener| Some(listener.local_addr().ok()?.to_string()));
     each.collect::<Vec<_>>().join(", ")
-}
-
-fn reload(config: &StandbyConfig, options: &Options, daemon: &Daemon) {
-    daemon::tell_reloading();
-    let loaded = config::load(&config.path, &options.overrides)
-        .and_then(|fresh| fresh.into_standby("receiver"))
-        .and_then(|fresh| unchanged(config, &fresh).map(|()| fresh))
-        .and_then(|fresh| Settings::load(&fresh));
-    match loaded {
-        Ok(settings) => {
-            daemon.archive.set_ahead_max(settings.ahead_max);
-            daemon.settings.send_replace(settings);
-            tracing::info!("settings and keys reloaded");
-        }
-        Err(error) => {
-            tracing::error!("reload failed, the old settings stay in force: {error}");
-        }
-    }
-    if let Err(error) = output::reopen_logfile() {
-        tracing::warn!("{error}");
-    }
-    daemon::tell_ready();
-}
-
-/// What a running daemon cannot change is refused rather than ignored.
-fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
-    let changed = [
-        ("listen", old.listen != new.listen),
-        ("completed_wals", old.completed_wals != new.completed_wals),
-        ("partial_wals", old.partial_wals != new.partial_wals),
-        ("full_backup", old.full_backup != new.full_backup),
-        ("config_backup", old.config_backup != new.config_backup),
-        ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
-        ("logfile", old.logfile != new.logfile),
-        ("log_format", old.log_format != new.log_format),
-    ];
-    match changed.into_iter().find(|(_, changed)| *changed) {
-        None => Ok(()),
-        Some((key, _)) => Err(
-            CommandError::config(format!("{key} cannot change by a reload"))
-                .hint("restart the receiver"),
-        ),
-    }
-}
-
-fn opening(error: &StoreError) -> CommandError {
-    let (kind, hint) = match error {
-        StoreError::Locked { .. } => (Kind::AlreadyRunning, "stop it first, or leave it running"),
-        StoreError::NotSetUp { .. } => (
-            Kind::Config,
-            "run `walmgr STANDBY.ini setup` first; if it was set up before, its file system is \
-             not mounted",
-        ),
-        StoreError::NewerFormat { .. } => (Kind::Config, "upgrade walmgr on this host"),
-        error => (error.kind(), ""),
-    };
-    CommandError::new(kind, format!("open the archive: {error}")).hint(hint)
-}
-
-/// The highest finished segment there is when the daemon starts.
-fn newest_segment(archive: &Archive) -> Result<Option<SegmentName>, StoreError> {
-    let names = archive.list(None, usize::MAX)?;
-    let noted = archive.noted()?;
-    let names = names
-        .into_iter()
-        .filter(|entry| !noted.contains(&entry.name));
-    Ok(names
-        .filter_map(|entry| match entry.name {
-            WalFileName::Segment(segment) => Some(segment),
-            _ => None,
-        })
-        .max())
 }

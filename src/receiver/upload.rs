@@ -11,8 +11,8 @@ use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{Held, Sealed};
 
+use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
-use crate::receiver::server::Daemon;
 use crate::receiver::worker::{self, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
@@ -46,7 +46,7 @@ pub enum Report {
     Failed(Error),
 }
 
-impl worker::Report for (Slot, Report) {
+impl worker::WorkerReport for (Slot, Report) {
     /// The worker knows no slot; [`start`] fills it in.
     fn failed(error: Error) -> Self {
         let nowhere = Slot {
@@ -64,13 +64,13 @@ pub type Upload = Worker<Job>;
 ///
 /// Dropping the returned value throws away what was not sealed.
 pub fn start(
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
     key: &PeerKey,
     slot: Slot,
     (offer, by): (Offer, String),
     reports: mpsc::UnboundedSender<(Slot, Report)>,
 ) -> Upload {
-    let Some(place) = daemon.uploads.take_for(key, offer.size) else {
+    let Some(place) = cluster.uploads.take_for(key, offer.size) else {
         let busy = Error::channel(
             ErrorCode::Busy,
             format!(
@@ -89,11 +89,11 @@ pub fn start(
     // The job that is being done has left the queue.
     Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
         let report = |report| say((slot, report));
-        let ended = attempt(&daemon, (&offer, &by), inbox, &report);
+        let ended = attempt(&cluster, (&offer, &by), inbox, &report);
         drop(place);
         let last = ended.inspect_err(|fault| {
             // Here, because the connection that would hear of it may be gone.
-            if !daemon.check_health() {
+            if !cluster.check_health() {
                 tracing::warn!("{} was not stored: {}", offer.name, fault.message);
             }
         })?;
@@ -106,26 +106,26 @@ pub fn start(
 
 /// Returns the last report, or `None` when the connection let go of the upload.
 fn attempt(
-    daemon: &Daemon,
+    cluster: &Cluster,
     (offer, by): (&Offer, &str),
     mut jobs: mpsc::Receiver<Job>,
     report: &dyn Fn(Report) -> bool,
 ) -> Result<Option<Report>, Error> {
     let of = |error: StoreError| refusal::of(&error);
-    let verify = verify(daemon, offer);
-    match daemon
+    let verify = verify(cluster, offer);
+    match cluster
         .archive
         .lookup(&offer.name, offer.size, offer.crc32, verify)
         .map_err(of)?
     {
         store::Held::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
-            settle_partial(daemon, offer);
+            settle_partial(cluster, offer);
             return Ok(Some(Report::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
-            let (archive, offered) = (&daemon.archive, (offer.size, offer.crc32));
+            let (archive, offered) = (&cluster.archive, (offer.size, offer.crc32));
             if !archive.is_unproven(offer.name).map_err(of)?
                 && (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)?
             {
@@ -137,7 +137,7 @@ fn attempt(
         store::Held::Absent => {}
     }
     let source = Source { offer, by, verify };
-    let mut target = Target::choose(daemon, &source).map_err(of)?;
+    let mut target = Target::choose(cluster, &source).map_err(of)?;
     if !report(Report::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
     }
@@ -150,13 +150,13 @@ fn attempt(
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
                 if data.offset == 0 {
-                    target.restart(daemon, &source).map_err(of)?;
+                    target.restart(cluster, &source).map_err(of)?;
                 }
                 target.write(raw).map_err(of)?;
             }
             Some(Job::Seal(digest)) => {
-                let sealed = seal(daemon, target, offer, digest).map_err(of)?;
-                settle_partial(daemon, offer);
+                let sealed = seal(cluster, target, offer, digest).map_err(of)?;
+                settle_partial(cluster, offer);
                 return Ok(Some(sealed));
             }
         }
@@ -164,9 +164,9 @@ fn attempt(
 }
 
 /// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
-fn settle_partial(daemon: &Daemon, offer: &Offer) {
-    match (daemon.archive.settle_partial(offer.name), offer.name) {
-        (Ok(true), WalFileName::Segment(segment)) => daemon.writer.doubt(segment),
+fn settle_partial(cluster: &Cluster, offer: &Offer) {
+    match (cluster.archive.settle_partial(offer.name), offer.name) {
+        (Ok(true), WalFileName::Segment(segment)) => cluster.writer.doubt(segment),
         (Ok(_), _) => {}
         (Err(error), _) => tracing::warn!("the partial {} stays: {error}", offer.name),
     }
@@ -180,9 +180,9 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn fresh(&self, daemon: &Daemon) -> Result<Incoming, StoreError> {
+    fn fresh(&self, cluster: &Cluster) -> Result<Incoming, StoreError> {
         let Offer { name, size, .. } = *self.offer;
-        let begun = daemon.archive.begin(name, size, self.verify)?;
+        let begun = cluster.archive.begin(name, size, self.verify)?;
         Ok(begun.brought_by(self.by))
     }
 }
@@ -196,8 +196,8 @@ enum Target {
 }
 
 impl Target {
-    fn choose(daemon: &Daemon, source: &Source<'_>) -> Result<Target, StoreError> {
-        let (archive, offer) = (&daemon.archive, source.offer);
+    fn choose(cluster: &Cluster, source: &Source<'_>) -> Result<Target, StoreError> {
+        let (archive, offer) = (&cluster.archive, source.offer);
         match archive.held_prefix(offer.name, source.verify) {
             Ok(Some(held)) => return Ok(Target::InPlace(held.brought_by(source.by))),
             Ok(None) => {}
@@ -206,7 +206,7 @@ impl Target {
                 tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
             }
         }
-        source.fresh(daemon).map(Target::Fresh)
+        source.fresh(cluster).map(Target::Fresh)
     }
 
     fn prefix(&self) -> Have {
@@ -221,7 +221,7 @@ impl Target {
     }
 
     /// The sender found that what is held is not its file's beginning.
-    fn restart(&mut self, daemon: &Daemon, source: &Source<'_>) -> Result<(), StoreError> {
+    fn restart(&mut self, cluster: &Cluster, source: &Source<'_>) -> Result<(), StoreError> {
         if let Target::InPlace(held) = self {
             let (bytes, _) = held.prefix();
             tracing::warn!(
@@ -234,7 +234,7 @@ impl Target {
                 verify: Verify::Records,
                 ..*source
             };
-            *self = Target::Fresh(strict.fresh(daemon)?);
+            *self = Target::Fresh(strict.fresh(cluster)?);
         }
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Target {
 }
 
 fn seal(
-    daemon: &Daemon,
+    cluster: &Cluster,
     target: Target,
     offer: &Offer,
     digest: Digest,
@@ -263,7 +263,7 @@ fn seal(
     Ok(Report::Sealed(match target.seal(digest)? {
         store::Sealed::Stored(proof) => {
             tracing::info!("{} stored, {} bytes", offer.name, digest.size);
-            daemon.note_stored(offer.name);
+            cluster.note_stored(offer.name);
             Sealed::Durable(proof)
         }
         store::Sealed::Conflict { len, crc32 } => {
@@ -284,9 +284,9 @@ fn alarm(offer: &Offer, len: u64, crc32: u32) {
 }
 
 /// What the master asks for, but no less than the standby's settings demand.
-fn verify(daemon: &Daemon, offer: &Offer) -> Verify {
+fn verify(cluster: &Cluster, offer: &Offer) -> Verify {
     use walmgr_protocol::message::Verify as Asked;
-    let least = daemon.settings.borrow().verify_min;
+    let least = cluster.settings.borrow().verify_min;
     match (offer.verify, least) {
         (Asked::Records, _) | (_, Verify::Records) => Verify::Records,
         (Asked::Headers, _) | (_, Verify::Headers) => Verify::Headers,

@@ -14,7 +14,7 @@ use walmgr_protocol::message::{Error, ErrorCode};
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// What a worker tells its connection.
-pub trait Report: Send + 'static {
+pub trait WorkerReport: Send + 'static {
     /// It gave up; nothing follows.
     fn failed(error: Error) -> Self;
 }
@@ -29,7 +29,7 @@ impl<Job: Send + 'static> Worker<Job> {
     /// As many jobs as `queue` wait for it. Dropping the returned value ends the queue.
     ///
     /// Whatever `work` wrote on its way is a temporary, which unwinding removes.
-    pub fn start<R: Report>(
+    pub fn start<R: WorkerReport>(
         name: &'static str,
         queue: usize,
         say: impl Fn(R) -> bool + Send + 'static,
@@ -110,7 +110,7 @@ mod tests {
         Failed(ErrorCode),
     }
 
-    impl Report for Said {
+    impl WorkerReport for Said {
         fn failed(error: Error) -> Self {
             Said::Failed(error.code)
         }

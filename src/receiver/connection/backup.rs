@@ -10,9 +10,8 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::backup::{Receiver, ReceiverAction, acknowledge};
 
 use super::{Connection, End};
-use crate::receiver::backup::Report;
-use crate::receiver::backup::running::{Attachment, Place, Reports};
-use crate::receiver::backup::worker::{self, BackupWorker, Job};
+use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport, Reports};
+use crate::receiver::flows::backup::work::{self, BackupJob, BackupWorker};
 use crate::receiver::worker::aside;
 use crate::transport::authorized_keys::Right;
 
@@ -24,7 +23,7 @@ pub(super) struct Link {
     attachment: Option<Attachment>,
     reports: Reports,
     /// What the worker, or the backup itself, says.
-    pub(super) inbox: mpsc::UnboundedReceiver<Report>,
+    pub(super) inbox: mpsc::UnboundedReceiver<BackupReport>,
 }
 
 impl Default for Link {
@@ -87,31 +86,31 @@ impl Connection {
         }
     }
 
-    pub(super) async fn backup_reported(&mut self, report: Report) -> Result<(), End> {
+    pub(super) async fn backup_reported(&mut self, report: BackupReport) -> Result<(), End> {
         let session = &mut self.link.session;
         let action = match report {
-            Report::Admitted(attachment) => {
+            BackupReport::Admitted(attachment) => {
                 let granted = attachment.running().granted();
                 self.link.attachment = Some(attachment);
                 self.slot.is_of_backup(true);
                 session.admitted(granted)
             }
-            Report::LookedUp(held) => session.looked_up(held),
-            Report::FilesDone(files) => {
+            BackupReport::LookedUp(held) => session.looked_up(held),
+            BackupReport::FilesDone(files) => {
                 let done = Message::Backup(Backup::FilesDone(files));
                 Some(ReceiverAction::Send(done))
             }
-            Report::StreamTaken => {
+            BackupReport::StreamTaken => {
                 self.link.worker = None;
                 self.slot.is_of_backup(false);
                 session.stream_taken()
             }
-            Report::Sealed(set, facts) => {
+            BackupReport::Sealed(set, facts) => {
                 self.link.worker = None;
                 self.slot.is_of_backup(false);
                 session.sealed(acknowledge(&set, facts))
             }
-            Report::Failed(error) => return self.backup_failed(error).await,
+            BackupReport::Failed(error) => return self.backup_failed(error).await,
         };
         match action {
             Some(action) => self.perform_backup(action).await,
@@ -142,22 +141,22 @@ impl Connection {
     async fn perform_backup(&mut self, action: ReceiverAction) -> Result<(), End> {
         match action {
             ReceiverAction::Admit(request) => {
-                let daemon = Arc::clone(&self.daemon);
-                let Some(place) = daemon.backups.threads.take(&self.peer.key()) else {
+                let cluster = Arc::clone(&self.cluster);
+                let Some(place) = cluster.backups.threads.take(&self.peer.key()) else {
                     let text = "too many connections are part of backups";
                     let error = Error::channel(ErrorCode::Busy, text, "try again later");
                     return self.backup_failed(error).await;
                 };
                 let reports = self.link.reports.clone();
-                self.link.worker = Some(worker::start(daemon, place, request, reports));
+                self.link.worker = Some(work::start(cluster, place, request, reports));
                 Ok(())
             }
-            ReceiverAction::LookUp(paths) => self.give_backup(Job::LookUp(paths)).await,
-            ReceiverAction::Write(data) => self.give_backup(Job::Write(data)).await,
-            ReceiverAction::EndStream(_) => self.give_backup(Job::EndStream).await,
-            ReceiverAction::BeginPart(part) => self.give_backup(Job::BeginPart(part)).await,
-            ReceiverAction::WritePart(data) => self.give_backup(Job::WritePart(data)).await,
-            ReceiverAction::Finish(finish) => self.give_backup(Job::Finish(finish)).await,
+            ReceiverAction::LookUp(paths) => self.give_backup(BackupJob::LookUp(paths)).await,
+            ReceiverAction::Write(data) => self.give_backup(BackupJob::Write(data)).await,
+            ReceiverAction::EndStream(_) => self.give_backup(BackupJob::EndStream).await,
+            ReceiverAction::BeginPart(part) => self.give_backup(BackupJob::BeginPart(part)).await,
+            ReceiverAction::WritePart(data) => self.give_backup(BackupJob::WritePart(data)).await,
+            ReceiverAction::Finish(finish) => self.give_backup(BackupJob::Finish(finish)).await,
             ReceiverAction::Abort(why) => {
                 self.link.worker = None;
                 self.slot.is_of_backup(false);
@@ -176,7 +175,7 @@ impl Connection {
         let Some(attachment) = self.link.attachment.take() else {
             return;
         };
-        if attachment.place() == Place::Control {
+        if attachment.place() == BackupPart::Control {
             let text = format!("its client gave it up: {why}");
             let error = Error::connection(ErrorCode::Abandoned, text, "");
             let running = Arc::clone(attachment.running());
@@ -187,7 +186,7 @@ impl Connection {
         }
     }
 
-    async fn give_backup(&mut self, job: Job) -> Result<(), End> {
+    async fn give_backup(&mut self, job: BackupJob) -> Result<(), End> {
         while let Ok(report) = self.link.inbox.try_recv() {
             // It may end with more to do, but never gives another job.
             Box::pin(self.backup_reported(report)).await?;

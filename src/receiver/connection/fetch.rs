@@ -83,8 +83,8 @@ impl Connection {
     async fn provide(&mut self, action: Option<ProviderAction>) -> Result<(), End> {
         match action {
             Some(ProviderAction::Find(request)) => {
-                let daemon = Arc::clone(&self.daemon);
-                self.fetching.reading = Some(Reading::start(daemon, &self.peer.key(), request));
+                let cluster = Arc::clone(&self.cluster);
+                self.fetching.reading = Some(Reading::start(cluster, &self.peer.key(), request));
             }
             Some(ProviderAction::Send(message)) => {
                 let channel = self.fetching.channel;

@@ -69,13 +69,13 @@ impl Connection {
     pub(super) async fn partial_reported(&mut self, report: Report) -> Result<(), End> {
         let session = &mut self.stream.session;
         let action = match report {
-            Report::Begun(begun) => match self.daemon.archive.binding() {
+            Report::Begun(begun) => match self.cluster.archive.binding() {
                 Some(binding) => session.begun(begun, binding.segment_size),
                 None => None,
             },
             Report::Opened(at) => session.opened(at),
             Report::Durable(proof) => {
-                self.daemon.note_records(&proof);
+                self.cluster.note_records(&proof);
                 session.durable(&proof)
             }
             Report::Failed(error) => Some(session.failed(error)),
@@ -94,10 +94,10 @@ impl Connection {
         match action {
             ReceiverAction::Begin(begin) => {
                 if self.stream.worker.is_none() {
-                    let daemon = Arc::clone(&self.daemon);
+                    let cluster = Arc::clone(&self.cluster);
                     let reports = self.stream.reports.clone();
                     let who = self.peer.to_string();
-                    match partial::start(daemon, &self.peer.key(), who, reports) {
+                    match partial::start(cluster, &self.peer.key(), who, reports) {
                         Ok(worker) => self.stream.worker = Some(worker),
                         Err(refusal) => {
                             let failed = Report::Failed(refusal);

@@ -67,7 +67,7 @@ pub struct Rotation {
 }
 
 /// One good configuration.
-pub struct Settings {
+pub struct ClusterSettings {
     /// How connections are protected.
     pub protection: Protection,
     /// Connections open at once.
@@ -82,15 +82,15 @@ pub struct Settings {
     pub rotation: Rotation,
 }
 
-impl Settings {
+impl ClusterSettings {
     /// Reads everything the settings name.
-    pub fn load(config: &StandbyConfig) -> Result<Arc<Settings>> {
+    pub fn load(config: &StandbyConfig) -> Result<Arc<ClusterSettings>> {
         let protection = match config.tls.enabled {
             true => secured(config)?,
             false => Protection::Plain,
         };
         let connections_max = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
-        Ok(Arc::new(Settings {
+        Ok(Arc::new(ClusterSettings {
             protection,
             connections_max,
             verify_min: match config.verify_wal_min {

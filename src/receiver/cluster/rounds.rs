@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::receiver::server::Daemon;
+use crate::receiver::cluster::Cluster;
 use crate::receiver::worker;
 use crate::store::rounds::{Rounds, Stride};
 
@@ -19,17 +19,17 @@ const ROUND_PAUSE: Duration = Duration::from_secs(3600);
 const IDLE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Goes round until it is dropped.
-pub async fn run(daemon: Arc<Daemon>) {
+pub async fn run(cluster: Arc<Cluster>) {
     let mut rounds = None;
-    let mut pause = time_for(START_BYTES, rate(&daemon));
+    let mut pause = time_for(START_BYTES, rate(&cluster));
     loop {
         tokio::time::sleep(pause).await;
-        let rate = rate(&daemon);
+        let rate = rate(&cluster);
         if rate == 0 {
             pause = IDLE_PAUSE;
             continue;
         }
-        let (archive, left) = (daemon.archive.clone(), rounds.take());
+        let (archive, left) = (cluster.archive.clone(), rounds.take());
         let step = move || {
             let mut rounds: Rounds = match left {
                 Some(rounds) => rounds,
@@ -52,8 +52,8 @@ pub async fn run(daemon: Arc<Daemon>) {
     }
 }
 
-fn rate(daemon: &Daemon) -> u64 {
-    daemon.settings.borrow().recheck_rate
+fn rate(cluster: &Cluster) -> u64 {
+    cluster.settings.borrow().recheck_rate
 }
 
 fn pause_behind(stride: Stride, rate: u64) -> Duration {

@@ -8,11 +8,11 @@ use walmgr_protocol::message::backup::{Finish, PartName};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{SegmentName, TimelineId};
 
-use super::finish::Received;
-use super::running::Running;
+use super::received::Received;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::manifest::Reader;
+use crate::receiver::cluster::running::Running;
 use crate::store::Binding;
 
 /// Files that every cluster has, whatever is in it.

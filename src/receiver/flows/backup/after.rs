@@ -8,16 +8,15 @@ use std::process::{Command, Stdio};
 use walmgr_protocol::message::backup::Sealed;
 use walmgr_protocol::names::BackupName;
 
-use super::finish::Places;
 use crate::pg::needs;
-use crate::receiver::server::Daemon;
-use crate::receiver::settings::Rotation;
+use crate::receiver::cluster::settings::Rotation;
+use crate::receiver::cluster::{BackupFolders, Cluster};
 use crate::store::sets::{BackupSets, Lease};
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
-pub fn clear_away(daemon: &Daemon, facts: &mut Sealed) {
-    let rotation = daemon.settings.borrow().rotation.clone();
-    let Ok(sets) = daemon.backups.sets() else {
+pub fn clear_away(cluster: &Cluster, facts: &mut Sealed) {
+    let rotation = cluster.settings.borrow().rotation.clone();
+    let Ok(sets) = cluster.backups.sets() else {
         return;
     };
     if rotation.keeping.sets == 0 {
@@ -33,7 +32,7 @@ pub fn clear_away(daemon: &Daemon, facts: &mut Sealed) {
         }
     };
     expire(sets, &lease, &rotation, facts);
-    purge(sets, &lease, &daemon.backups.places, &rotation, facts);
+    purge(sets, &lease, &cluster.backup_folders, &rotation, facts);
 }
 
 fn expire(sets: &BackupSets, lease: &Lease, rotation: &Rotation, facts: &mut Sealed) {
@@ -78,12 +77,12 @@ fn archive_set(command: &str, set: &Path) -> Result<(), String> {
 fn purge(
     sets: &BackupSets,
     lease: &Lease,
-    places: &Places,
+    folders: &BackupFolders,
     rotation: &Rotation,
     facts: &mut Sealed,
 ) {
     let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
-    let slave_data = places.slave_data.as_deref();
+    let slave_data = folders.slave_data.as_deref();
     match sets.purge_wal(lease, rotation.keeping.minimum_age, slave_data, &needed) {
         Ok(purged) => {
             tracing::info!("{purged}");

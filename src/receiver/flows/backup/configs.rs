@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use walmgr_protocol::message::{Error, ErrorCode};
 
-use super::finish::Received;
+use super::received::Received;
 use crate::files;
 use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::store::{ConfigCopies, LIST_NAME};

@@ -9,25 +9,40 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
-use walmgr_protocol::message::backup::{Begin, FileDigest, Granted, Held, Token};
+use walmgr_protocol::message::backup::{Begin, FileDigest, FileDone, Granted, Held, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
-use super::Report;
 use crate::receiver::{
     BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal, worker,
 };
-use crate::store::sets::{HeldFile, IncomingSet, StreamWriter};
+use crate::store::sets::{HeldFile, IncomingSet, SealedSet, StreamWriter};
 
 /// How long a connection may still be read that another one is about to replace, and the pause
 /// between two looks whether it ended by itself.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The way to a connection. Without a bound: a report answers a job, and those are bounded.
-pub type Reports = mpsc::UnboundedSender<Report>;
+/// What a connection's worker, or the backup itself, tells the connection.
+pub enum BackupReport {
+    /// It is part of the backup as long as it keeps this.
+    Admitted(Attachment),
+    /// The answer to a question what is held.
+    LookedUp(Vec<Held>),
+    /// Files have arrived.
+    FilesDone(Vec<FileDone>),
+    /// The stream was taken to its end.
+    StreamTaken,
+    /// The set is sealed.
+    Sealed(SealedSet, Sealed),
+    /// It failed, or the backup is over; nothing follows.
+    Failed(Error),
+}
 
-/// See the module.
+/// The way to a connection. Without a bound: a report answers a job, and those are bounded.
+pub type Reports = mpsc::UnboundedSender<BackupReport>;
+
+/// A backup that is being received.
 pub struct Running {
     token: Token,
     holder: String,
@@ -70,7 +85,7 @@ struct Member {
 
 /// Which part a connection has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum BackupPart {
     /// It controls the backup.
     Control,
     /// It carries this stream.
@@ -80,7 +95,7 @@ pub enum Place {
 /// A connection's part in a backup, from when it was let in until this is dropped.
 pub struct Attachment {
     running: Arc<Running>,
-    place: Place,
+    place: BackupPart,
     id: u64,
     runtime: Handle,
 }
@@ -152,31 +167,35 @@ impl Running {
     }
 
     /// Lets a connection in; the one that had this part before is told to go.
-    pub fn attach(self: &Arc<Self>, place: Place, reports: &Reports) -> Result<Attachment, Error> {
-        if matches!(place, Place::Stream(number) if number >= BACKUP_STREAMS_MAX) {
+    pub fn attach(
+        self: &Arc<Self>,
+        place: BackupPart,
+        reports: &Reports,
+    ) -> Result<Attachment, Error> {
+        if matches!(place, BackupPart::Stream(number) if number >= BACKUP_STREAMS_MAX) {
             let text = format!("a backup has at most {BACKUP_STREAMS_MAX} streams");
             return Err(Error::channel(ErrorCode::Misbehaved, text, ""));
         }
         let mut inner = self.inner();
         match inner.phase {
             Phase::Receiving => {}
-            Phase::Waiting | Phase::Sealing | Phase::Over => return Err(super::unknown()),
+            Phase::Waiting | Phase::Sealing | Phase::Over => return Err(unknown()),
         }
         inner.members += 1;
         let id = inner.members;
         let reports = reports.clone();
         let member = Member { id, reports };
         let before = match place {
-            Place::Control => {
+            BackupPart::Control => {
                 inner.last_control = id;
                 inner.control.replace(member)
             }
-            Place::Stream(number) => inner.streams.insert(number, member),
+            BackupPart::Stream(number) => inner.streams.insert(number, member),
         };
         if let Some(before) = before {
             let text = "another connection took this one's place in the backup";
             let error = Error::connection(ErrorCode::Abandoned, text, "");
-            super::report(&before.reports, Report::Failed(error));
+            report(&before.reports, BackupReport::Failed(error));
         }
         drop(inner);
         Ok(Attachment {
@@ -216,7 +235,7 @@ impl Running {
     pub fn open_stream(&self) -> Result<StreamWriter, Error> {
         match &self.inner().set {
             Some(set) => set.stream().map_err(|error| refusal::of_set(&error)),
-            None => Err(super::unknown()),
+            None => Err(unknown()),
         }
     }
 
@@ -224,7 +243,7 @@ impl Running {
     pub fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
         match &self.inner().set {
             Some(set) => Ok(paths.iter().map(|path| held(set.held(path))).collect()),
-            None => Err(super::unknown()),
+            None => Err(unknown()),
         }
     }
 
@@ -237,7 +256,7 @@ impl Running {
             Some(set) => set
                 .read_small(&path)
                 .map_err(|error| refusal::of_set(&error)),
-            None => Err(super::unknown()),
+            None => Err(unknown()),
         }
     }
 
@@ -245,7 +264,7 @@ impl Running {
     pub fn manifest_bytes_max(&self) -> Result<u64, Error> {
         match &self.inner().set {
             Some(set) => Ok(set.manifest_bytes_max()),
-            None => Err(super::unknown()),
+            None => Err(unknown()),
         }
     }
 
@@ -257,7 +276,7 @@ impl Running {
                 inner.phase = Phase::Waiting;
                 Ok(())
             }
-            Phase::Waiting | Phase::Sealing | Phase::Over => Err(super::unknown()),
+            Phase::Waiting | Phase::Sealing | Phase::Over => Err(unknown()),
         }
     }
 
@@ -271,7 +290,7 @@ impl Running {
             }
             (_, set) => {
                 inner.set = set;
-                Err(super::unknown())
+                Err(unknown())
             }
         }
     }
@@ -300,17 +319,17 @@ impl Running {
         drop(inner);
         tracing::warn!("the backup of {} is over: {}", self.holder, why.message);
         for member in members {
-            super::report(&member.reports, Report::Failed(why.clone()));
+            report(&member.reports, BackupReport::Failed(why.clone()));
         }
         // The last of it goes with the threads of its streams.
         drop(set);
         true
     }
 
-    fn leave(self: &Arc<Self>, place: Place, id: u64, runtime: &Handle) {
+    fn leave(self: &Arc<Self>, place: BackupPart, id: u64, runtime: &Handle) {
         let mut inner = self.inner();
         match place {
-            Place::Stream(number) => {
+            BackupPart::Stream(number) => {
                 if inner
                     .streams
                     .get(&number)
@@ -319,7 +338,7 @@ impl Running {
                     inner.streams.remove(&number);
                 }
             }
-            Place::Control => {
+            BackupPart::Control => {
                 if inner.control.as_ref().is_none_or(|member| member.id != id) {
                     return;
                 }
@@ -365,7 +384,7 @@ impl Attachment {
     }
 
     /// The part the connection has.
-    pub const fn place(&self) -> Place {
+    pub const fn place(&self) -> BackupPart {
         self.place
     }
 }
@@ -374,6 +393,20 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         self.running.leave(self.place, self.id, &self.runtime);
     }
+}
+
+/// The answer to whoever asks for a backup that is none any more.
+pub fn unknown() -> Error {
+    Error::channel(
+        ErrorCode::Abandoned,
+        "no such backup is running: it ended, or the receiver was restarted",
+        "start the backup again",
+    )
+}
+
+/// Sends to a connection that may be gone.
+pub fn report(reports: &Reports, report: BackupReport) -> bool {
+    reports.send(report).is_ok()
 }
 
 fn held(held: HeldFile) -> Held {

@@ -1,17 +1,6 @@
-//! The backup flow on the standby: at most one backup at a time, and everybody who takes part in it.
+//! The backups of a cluster: at most one at a time, and the last that was sealed.
 //! Never lists a set that is not sealed. Invariant: a backup whose control connection is gone for
 //! longer than its lease is over, and what it brought is removed.
-//!
-//! [`Backups`] knows which backup runs, [`running`] is one of them, [`worker`] is the blocking
-//! thread behind each of its connections, [`finish`] seals what [`fits`], with its [`configs`], and [`after`]
-//! that rotates and purges.
-
-pub mod after;
-pub mod configs;
-pub mod finish;
-pub mod fits;
-pub mod running;
-pub mod worker;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,27 +10,11 @@ use walmgr_protocol::message::backup::{Begin, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::config::StandbyConfig;
+use crate::receiver::cluster::running::{Running, unknown};
 use crate::receiver::shares::Shares;
 use crate::receiver::{BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, refusal};
 use crate::store::sets::{BackupSets, Lease, SealedSet, SetError};
 use crate::store::{Disk, Health};
-use running::{Reports, Running};
-
-/// What a connection's worker, or the backup itself, tells the connection.
-pub enum Report {
-    /// It is part of the backup as long as it keeps this.
-    Admitted(running::Attachment),
-    /// The answer to a question what is held.
-    LookedUp(Vec<walmgr_protocol::message::backup::Held>),
-    /// Files have arrived.
-    FilesDone(Vec<walmgr_protocol::message::backup::FileDone>),
-    /// The stream was taken to its end.
-    StreamTaken,
-    /// The set is sealed.
-    Sealed(SealedSet, Sealed),
-    /// It failed, or the backup is over; nothing follows.
-    Failed(Error),
-}
 
 /// Time for the threads of a backup that gives way to let go of it.
 const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
@@ -49,17 +22,16 @@ const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
 /// Pause between two looks whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The backups of this receiver.
-pub struct Backups {
+/// The backups of a cluster.
+pub struct RunningBackups {
     sets: Result<BackupSets, String>,
-    places: finish::Places,
     /// Threads of its connections.
     pub threads: Arc<Shares>,
-    state: Mutex<State>,
+    state: Mutex<BackupsState>,
 }
 
 #[derive(Default)]
-struct State {
+struct BackupsState {
     running: Option<Arc<Running>>,
     /// The last one that was sealed, for a client that did not hear of it.
     sealed: Option<(Token, SealedSet, Sealed)>,
@@ -73,13 +45,12 @@ pub enum Resumed {
     Sealed(SealedSet, Sealed),
 }
 
-impl Backups {
+impl RunningBackups {
     /// Sees to what an interrupted backup or rotation left. Archiving never waits for backups: when
     /// something is wrong with their folder, only they are refused.
-    pub fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> Backups {
-        Backups {
+    pub fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> RunningBackups {
+        RunningBackups {
             sets: open(config, disk),
-            places: finish::Places::of(config),
             threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
             state: Mutex::default(),
         }
@@ -182,7 +153,8 @@ impl Backups {
         }
     }
 
-    fn sets(&self) -> Result<&BackupSets, Error> {
+    /// The sets, if they can be used.
+    pub fn sets(&self) -> Result<&BackupSets, Error> {
         self.sets.as_ref().map_err(|why| {
             Error::channel(
                 ErrorCode::NotSetUp,
@@ -192,7 +164,7 @@ impl Backups {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BackupsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -240,19 +212,6 @@ fn busy(holder: &str) -> Error {
     )
 }
 
-fn unknown() -> Error {
-    Error::channel(
-        ErrorCode::Abandoned,
-        "no such backup is running: it ended, or the receiver was restarted",
-        "start the backup again",
-    )
-}
-
 fn internal(error: impl std::fmt::Display) -> Error {
     Error::channel(ErrorCode::Internal, error.to_string(), "")
-}
-
-/// Sends to a connection that may be gone.
-pub(super) fn report(reports: &Reports, report: Report) -> bool {
-    reports.send(report).is_ok()
 }

@@ -12,17 +12,19 @@ use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::session::backup::Request;
 
-use super::running::{Place, Reports, Running};
-use super::{Report, Resumed, finish, report};
+use super::received::Received;
+use super::seal;
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::backups::Resumed;
+use crate::receiver::cluster::running::{BackupPart, BackupReport, Reports, Running, report};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
-use crate::receiver::server::Daemon;
 use crate::receiver::shares::Share;
 use crate::receiver::worker::{self, Worker};
 use crate::store::sets::SealedFile;
 
 /// What the connection asks of its worker.
-pub enum Job {
+pub enum BackupJob {
     /// Say what is held of these.
     LookUp(Vec<RelativePath>),
     /// Unpack this block and take it into the set.
@@ -37,19 +39,19 @@ pub enum Job {
     Finish(Finish),
 }
 
-impl worker::Report for Report {
+impl worker::WorkerReport for BackupReport {
     fn failed(error: Error) -> Self {
-        Report::Failed(error)
+        BackupReport::Failed(error)
     }
 }
 
 /// The connection's end of a worker.
-pub type BackupWorker = Worker<Job>;
+pub type BackupWorker = Worker<BackupJob>;
 
 /// Decides about the request and then does what comes. Dropping the value ends it; what it had taken
 /// of a file stays, for a stream that comes back.
 pub fn start(
-    daemon: Arc<Daemon>,
+    cluster: Arc<Cluster>,
     place: Share,
     request: Request,
     reports: Reports,
@@ -60,9 +62,9 @@ pub fn start(
     };
     Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, _| {
         let request = said_by(place.key(), request);
-        work(&daemon, request, inbox, &reports).inspect_err(|error| {
+        work(&cluster, request, inbox, &reports).inspect_err(|error| {
             tracing::warn!("a connection of a backup ends: {}", error.message);
-            daemon.check_health();
+            cluster.check_health();
         })
     })
 }
@@ -75,31 +77,31 @@ fn said_by(key: &PeerKey, mut request: Request) -> Request {
     request
 }
 
-type Jobs = mpsc::Receiver<Job>;
+type Jobs = mpsc::Receiver<BackupJob>;
 
-fn work(daemon: &Daemon, request: Request, jobs: Jobs, reports: &Reports) -> Result<(), Error> {
+fn work(cluster: &Cluster, request: Request, jobs: Jobs, reports: &Reports) -> Result<(), Error> {
     let running = match request {
         Request::Begin(begin) => {
-            let running = daemon.backups.begin(&begin)?;
+            let running = cluster.backups.begin(&begin)?;
             tracing::info!("a backup begins: {}", running.holder());
             running
         }
-        Request::Resume(token) => match daemon.backups.resume(token)? {
+        Request::Resume(token) => match cluster.backups.resume(token)? {
             Resumed::Running(running) => {
                 tracing::info!("the backup of {} goes on", running.holder());
                 running
             }
             Resumed::Sealed(set, facts) => {
-                report(reports, Report::Sealed(set, facts));
+                report(reports, BackupReport::Sealed(set, facts));
                 return Ok(());
             }
         },
         Request::Join(join) => {
-            let running = daemon.backups.find(join.token)?;
+            let running = cluster.backups.find(join.token)?;
             return over_on_failure(&running, || stream(&running, join, jobs, reports));
         }
     };
-    over_on_failure(&running, || control(daemon, &running, jobs, reports))
+    over_on_failure(&running, || control(cluster, &running, jobs, reports))
 }
 
 /// A failure of one connection's work, a panic included, is the end of the backup.
@@ -128,64 +130,68 @@ fn stream(
     reports: &Reports,
 ) -> Result<(), Error> {
     running.let_drain(join.stream);
-    let attachment = running.attach(Place::Stream(join.stream), reports)?;
+    let attachment = running.attach(BackupPart::Stream(join.stream), reports)?;
     // The thread of the connection before keeps what it has of a file when it ends.
     let at_work = running.stream_at_work(join.stream);
     let _at_work = at_work.lock().unwrap_or_else(PoisonError::into_inner);
     let mut writer = running.open_stream()?;
-    report(reports, Report::Admitted(attachment));
+    report(reports, BackupReport::Admitted(attachment));
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
         match job {
-            Job::LookUp(paths) => {
-                report(reports, Report::LookedUp(running.held(&paths)?));
+            BackupJob::LookUp(paths) => {
+                report(reports, BackupReport::LookedUp(running.held(&paths)?));
             }
-            Job::Write(data) => {
+            BackupJob::Write(data) => {
                 let raw = unpack(&mut unpacker, &data)?;
                 running.note_progress(raw.len());
                 let files = writer.write(raw).map_err(|error| refusal::of_set(&error))?;
                 for files in files.chunks(usize::from(BACKUP_PATHS_MAX)) {
                     let done = files.iter().map(done).collect();
-                    report(reports, Report::FilesDone(done));
+                    report(reports, BackupReport::FilesDone(done));
                 }
             }
-            Job::EndStream => {
+            BackupJob::EndStream => {
                 writer.finish().map_err(|error| refusal::of_set(&error))?;
-                report(reports, Report::StreamTaken);
+                report(reports, BackupReport::StreamTaken);
                 return Ok(());
             }
-            Job::BeginPart(_) | Job::WritePart(_) | Job::Finish(_) => return Err(out_of_place()),
+            BackupJob::BeginPart(_) | BackupJob::WritePart(_) | BackupJob::Finish(_) => {
+                return Err(out_of_place());
+            }
         }
     }
     Ok(())
 }
 
 fn control(
-    daemon: &Daemon,
+    cluster: &Cluster,
     running: &Arc<Running>,
     mut jobs: Jobs,
     reports: &Reports,
 ) -> Result<(), Error> {
-    let attachment = running.attach(Place::Control, reports)?;
-    report(reports, Report::Admitted(attachment));
-    let mut parts = finish::Received::default();
+    let attachment = running.attach(BackupPart::Control, reports)?;
+    report(reports, BackupReport::Admitted(attachment));
+    let mut parts = Received::default();
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
         match job {
-            Job::BeginPart(part) => parts.begin(part, running)?,
-            Job::WritePart(data) => {
+            BackupJob::BeginPart(part) => parts.begin(part, running)?,
+            BackupJob::WritePart(data) => {
                 let raw = unpack(&mut unpacker, &data)?;
                 running.note_progress(raw.len());
                 if !parts.append(raw) {
                     return Err(out_of_place());
                 }
             }
-            Job::Finish(asked) => {
-                let (set, facts) = finish::finish(daemon, running, &parts, &asked)?;
-                report(reports, Report::Sealed(set, facts));
+            BackupJob::Finish(asked) => {
+                let (set, facts) = seal::seal(cluster, running, &parts, &asked)?;
+                report(reports, BackupReport::Sealed(set, facts));
                 return Ok(());
             }
-            Job::LookUp(_) | Job::Write(_) | Job::EndStream => return Err(out_of_place()),
+            BackupJob::LookUp(_) | BackupJob::Write(_) | BackupJob::EndStream => {
+                return Err(out_of_place());
+            }
         }
     }
     Ok(())

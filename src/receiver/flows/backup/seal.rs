@@ -1,0 +1,137 @@
+//! The end of a backup: what came is examined, its WAL is waited for, the set is sealed.
+//! Never seals what does not fit into the archive. Invariant: what fails behind the seal is a
+//! warning, because the set is good.
+
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::limits::BACKUP_WARNINGS_MAX;
+use walmgr_protocol::message::backup::{Finish, PartName, Sealed};
+use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::names::SegmentName;
+
+use super::received::Received;
+use super::{after, configs, fits};
+use crate::pg::manifest;
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::running::{Running, unknown};
+use crate::receiver::{WAL_WAIT_MAX, refusal};
+use crate::store::sets::{ExpectedFile, Parts, SealedSet};
+use crate::store::{DurableWal, StoreError, WalProof};
+use crate::wal::segment::Verify;
+
+/// Pause between two looks whether the WAL has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Seals the set, and then rotates and purges.
+pub fn seal(
+    cluster: &Cluster,
+    running: &Running,
+    parts: &Received,
+    asked: &Finish,
+) -> Result<(SealedSet, Sealed), Error> {
+    running.begin_waiting()?;
+    parts.check()?;
+    configs::check(parts)?;
+    let label = parts.need(&PartName::Label)?;
+    let manifest = parts.need(&PartName::Manifest)?;
+    let binding = cluster.archive.binding();
+    let binding = binding.ok_or_else(|| refusal::of(&StoreError::NotBound))?;
+    let first = fits::check(&binding, running, parts, asked)?;
+    let wal = wait_for_wal(cluster, running, first, asked)?;
+    let mut facts = Sealed {
+        name: String::new(),
+        path: String::new(),
+        expired: 0,
+        purged: 0,
+        warnings: Vec::new(),
+    };
+    let config_backup = cluster.backup_folders.config_backup.as_deref();
+    let staged = configs::stage(config_backup, parts, &mut facts.warnings)?;
+    let set = running.begin_sealing()?;
+    let sealed = set.seal(Parts {
+        backup_label: label,
+        tablespace_map: parts.find(&PartName::TablespaceMap),
+        manifest,
+        files: &mut expected_files(manifest),
+        wal: &wal,
+    });
+    let full_backup = cluster.full_backup.as_deref();
+    facts.path = full_backup.map_or_else(String::new, |path| path.display().to_string());
+    if let Ok(sealed) = &sealed {
+        // Before it is over: a client that comes back looks here next.
+        cluster.backups.note_sealed(running.token(), sealed, &facts);
+    }
+    running.end_sealing();
+    let sealed = sealed.map_err(|error| refusal::of_set(&error))?;
+    tracing::info!(
+        "{} is sealed: the backup of {}",
+        sealed.name(),
+        running.holder()
+    );
+    if let Some(staged) = staged {
+        staged.swap_in(&mut facts.warnings);
+    }
+    if let Err(error) = cluster.archive.begin_run(first) {
+        tracing::warn!("whether {first} was set apart is not known: {error}");
+    }
+    after::clear_away(cluster, &mut facts);
+    for warning in &facts.warnings {
+        tracing::warn!("{warning}");
+    }
+    facts.warnings.truncate(usize::from(BACKUP_WARNINGS_MAX));
+    Ok((sealed, facts))
+}
+
+fn expected_files(manifest: &[u8]) -> impl Iterator<Item = ExpectedFile> {
+    let files = manifest::Reader::new(manifest)
+        .into_iter()
+        .flatten()
+        .flatten();
+    files.map(|file| ExpectedFile {
+        len: file.size,
+        crc32c: file.crc32c(),
+        path: file.path,
+    })
+}
+
+/// Waits until the archive holds everything that a recovery of the set reads.
+fn wait_for_wal(
+    cluster: &Cluster,
+    running: &Running,
+    first: SegmentName,
+    asked: &Finish,
+) -> Result<DurableWal, Error> {
+    let patience = Duration::from_secs(u64::from(asked.wal_wait_s)).min(WAL_WAIT_MAX);
+    let until = Instant::now() + patience;
+    loop {
+        let proof = cluster
+            .archive
+            .prove_wal(first, asked.stop, Verify::Records);
+        match proof.map_err(|error| refusal::of(&error))? {
+            WalProof::Durable(wal) => return Ok(wal),
+            WalProof::Missing(segment) if Instant::now() >= until => {
+                let text = format!(
+                    "{segment}, which the backup needs, was not archived within {patience:?}"
+                );
+                return Err(Error::channel(
+                    ErrorCode::TimedOut,
+                    text,
+                    "look in PostgreSQL's log why archiving does not get on",
+                ));
+            }
+            WalProof::Missing(_) => {}
+        }
+        if running.is_over() {
+            return Err(unknown());
+        }
+        if cluster.stopping.is_cancelled() {
+            let text = "the receiver is stopping";
+            return Err(Error::channel(
+                ErrorCode::ShuttingDown,
+                text,
+                "start the backup again",
+            ));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}

@@ -1,0 +1,3 @@
+//! What flows over a connection.
+
+pub mod backup;

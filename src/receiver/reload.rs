@@ -1,0 +1,55 @@
+//! What SIGHUP does: reads the settings and keys again.
+//! Never takes half of them. Invariant: when anything is wrong, or cannot change while the receiver runs, the
+//! old settings stay in force.
+
+use crate::config::{self, StandbyConfig};
+use crate::daemon;
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+use crate::output;
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::settings::ClusterSettings;
+
+/// Reads everything again and puts it in force; a failure is a line in the log.
+pub fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluster) {
+    daemon::tell_reloading();
+    let loaded = config::load(&config.path, &options.overrides)
+        .and_then(|fresh| fresh.into_standby("receiver"))
+        .and_then(|fresh| unchanged(config, &fresh).map(|()| fresh))
+        .and_then(|fresh| ClusterSettings::load(&fresh));
+    match loaded {
+        Ok(settings) => {
+            cluster.archive.set_ahead_max(settings.ahead_max);
+            cluster.settings.send_replace(settings);
+            tracing::info!("settings and keys reloaded");
+        }
+        Err(error) => {
+            tracing::error!("reload failed, the old settings stay in force: {error}");
+        }
+    }
+    if let Err(error) = output::reopen_logfile() {
+        tracing::warn!("{error}");
+    }
+    daemon::tell_ready();
+}
+
+/// What a running daemon cannot change is refused rather than ignored.
+fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
+    let changed = [
+        ("listen", old.listen != new.listen),
+        ("completed_wals", old.completed_wals != new.completed_wals),
+        ("partial_wals", old.partial_wals != new.partial_wals),
+        ("full_backup", old.full_backup != new.full_backup),
+        ("config_backup", old.config_backup != new.config_backup),
+        ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
+        ("logfile", old.logfile != new.logfile),
+        ("log_format", old.log_format != new.log_format),
+    ];
+    match changed.into_iter().find(|(_, changed)| *changed) {
+        None => Ok(()),
+        Some((key, _)) => Err(
+            CommandError::config(format!("{key} cannot change by a reload"))
+                .hint("restart the receiver"),
+        ),
+    }
+}
