@@ -1,9 +1,11 @@
 //! Chaos: a master under load, its receiver, its syncdaemon and a standby that replays, while each of
 //! them is killed or stopped, the link is cut, and the disk fills; then the master is gone for good.
 //! Never counts as acknowledged what the receiver did not say is durable. Invariant tested: the standby
-//! that is booted in the end has every row that was.
+//! that is booted in the end has every row that was, and so has each set that is listed.
 //!
 //! `WALMGR_SOAK=1` makes ten minutes of it on each version instead of some seconds.
+
+mod aftermath;
 
 use std::fs;
 use std::path::PathBuf;
@@ -146,6 +148,7 @@ impl World {
         );
         site.master_command(&["backup"]).succeed();
         let data = home.join("standby");
+        // The receiver is not told: it goes on with the settings that it was started with.
         site.standby_set("slave_data", &data.display().to_string());
         let standby = Cluster::on_directory(major, &data);
         site.standby_command(&["restore", "data.master"]).succeed();
@@ -336,6 +339,7 @@ impl World {
             self.acknowledged, booted.stdout
         );
         assert!(rows >= self.acknowledged, "{rows} of {}", self.acknowledged);
+        self.judge_what_is_left();
         assert!(!self.site.receiver.log().contains("panicked"));
     }
 

@@ -6,7 +6,7 @@ mod boot;
 mod damage;
 mod ends;
 mod shipped;
-mod timelines;
+pub(crate) mod timelines;
 mod unfinished;
 
 use std::fs;

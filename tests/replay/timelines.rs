@@ -181,7 +181,7 @@ fn fault_113_a_standby_waits_at_a_gap_and_status_says_so() {
 }
 
 /// A master.ini for another server of the same cluster.
-fn ini_of(site: &Site, server: &Cluster) -> PathBuf {
+pub(crate) fn ini_of(site: &Site, server: &Cluster) -> PathBuf {
     let text = fs::read_to_string(site.master_ini()).unwrap();
     let ours = [
         "master_data",
@@ -216,13 +216,14 @@ fn ini_of(site: &Site, server: &Cluster) -> PathBuf {
     path
 }
 
-fn second_master(ini: &Path, words: &[&str]) -> crate::support::Output {
+/// walmgr with it, run to its end.
+pub(crate) fn second_master(ini: &Path, words: &[&str]) -> crate::support::Output {
     let mut command = crate::support::walmgr();
     crate::support::Output::of(command.arg(ini).args(words))
 }
 
 /// Everything a server has written is archived.
-fn switched(server: &Cluster, site: &Site) -> String {
+pub(crate) fn switched(server: &Cluster, site: &Site) -> String {
     let name = server.psql("SELECT pg_walfile_name(pg_switch_wal())");
     wait_for(&name, PATIENCE, || site.holds(&name).then_some(()));
     name
