@@ -236,6 +236,16 @@ impl Iterator for Reader<'_> {
     }
 }
 
+/// The file that a line of a manifest lists; `None` for a line of another kind. Only for a manifest whose
+/// checksum was found right.
+pub fn entry_in(line: &[u8]) -> Option<Result<FileEntry, ManifestFault>> {
+    let is_file = [&b"{ \"Path\": "[..], b"{ \"Encoded-Path\": "];
+    if !is_file.iter().any(|head| line.starts_with(head)) {
+        return None;
+    }
+    Some(Line::of(line, "files", 0).and_then(Line::file))
+}
+
 /// What the checksum covers, if it is right.
 fn checked(bytes: &[u8]) -> Result<&[u8], ManifestFault> {
     let body = bytes.strip_suffix(b"\"}\n").ok_or(ManifestFault::End)?;
@@ -329,6 +339,23 @@ struct Line {
 }
 
 impl Line {
+    /// A line with its end, and with the comma that follows it unless it is the last.
+    fn of(line: &[u8], part: &'static str, number: usize) -> Result<Line, ManifestFault> {
+        let object = line.strip_suffix(b"\n").unwrap_or(line);
+        let object = object.strip_suffix(b",").unwrap_or(object);
+        let fields = serde_json::from_slice(object);
+        let fields = fields.map_err(|error| ManifestFault::Line {
+            part,
+            number,
+            why: error.to_string(),
+        })?;
+        Ok(Line {
+            part,
+            number,
+            fields,
+        })
+    }
+
     fn file(mut self) -> Result<FileEntry, ManifestFault> {
         let path = match (self.optional("Path")?, self.optional("Encoded-Path")?) {
             (Some(path), None) => path.into_bytes(),

@@ -1,4 +1,5 @@
-//! Reads all of an archive, file after file, round after round, and notes what is not what was acknowledged.
+//! Reads all of an archive, file after file, and then its backup sets, round after round, and notes what is not
+//! what was acknowledged or sealed.
 //! Never moves, locks or changes a file of the archive, and never decides how fast it goes. Invariant: a note
 //! counts only as long as its file is the one that was read.
 //!
@@ -30,6 +31,7 @@ use super::folder::Folder;
 use super::health::Monitor;
 use super::partial::{partial_end, partial_names};
 use super::recovery::FinishedCheck;
+use super::sets::{BackupSets, SetError, SetsRound};
 
 /// The note's name.
 const NOTE_NAME: &str = ".rounds";
@@ -84,6 +86,7 @@ pub struct Rounds {
     note: Note,
     pending: VecDeque<Place>,
     left: Left,
+    sets: Option<SetsRound>,
 }
 
 /// What a round has not listed yet.
@@ -92,12 +95,13 @@ enum Left {
     /// Finished files from this one on.
     Finished(Option<WalFileName>),
     Partials,
-    Nothing,
+    /// No WAL: only sets.
+    Sets,
 }
 
 impl Archive {
     /// Goes on with the round that an earlier process left.
-    pub fn rounds(&self) -> Result<Rounds, StoreError> {
+    pub fn rounds(&self, sets: Option<BackupSets>) -> Result<Rounds, StoreError> {
         let shared = &self.shared;
         // What fails here says nothing about what is stored.
         let open = |folder: &Folder| {
@@ -106,9 +110,14 @@ impl Archive {
         };
         let completed = open(&shared.completed)?;
         let note = Note::read(&completed);
+        let sets = sets.map(SetsRound::of);
         Ok(Rounds {
             archive: self.clone(),
-            left: Left::Finished(note.next),
+            left: match &sets {
+                Some(sets) if sets.is_under_way() => Left::Sets,
+                _ => Left::Finished(note.next),
+            },
+            sets,
             note,
             partial: open(&shared.partial)?,
             completed,
@@ -119,7 +128,7 @@ impl Archive {
 
 impl Rounds {
     /// Reads the next file. An archive that belongs to nobody yet is read in no time.
-    pub fn step(&mut self) -> Result<Stride, StoreError> {
+    pub fn step(&mut self) -> Result<Stride, SetError> {
         let done = Stride {
             read_bytes: 0,
             is_round_done: true,
@@ -129,6 +138,14 @@ impl Rounds {
         };
         self.list()?;
         let Some(place) = self.pending.pop_front() else {
+            if let Some(sets) = &mut self.sets
+                && let Some(read_bytes) = sets.step()?
+            {
+                return Ok(Stride {
+                    read_bytes,
+                    is_round_done: false,
+                });
+            }
             self.left = Left::Finished(None);
             self.note.next = None;
             self.forget_what_is_gone()?;
@@ -170,9 +187,9 @@ impl Rounds {
                 Left::Partials => {
                     let partials = partial_names(&self.partial)?.into_iter();
                     self.pending = partials.map(Place::Partial).collect();
-                    self.left = Left::Nothing;
+                    self.left = Left::Sets;
                 }
-                Left::Nothing => break,
+                Left::Sets => break,
             }
         }
         Ok(())
@@ -428,7 +445,7 @@ mod tests {
         }
         assert_stored(&archive, &history_file(2, "promoted"));
         let look = || survey(&places, None, &real(), None).unwrap();
-        let mut rounds = archive.rounds().unwrap();
+        let mut rounds = archive.rounds(None).unwrap();
         assert!(round(&mut rounds) > 9 << 20);
         assert_eq!(look().damaged_count, 0);
 
@@ -447,7 +464,7 @@ mod tests {
             told.damaged
         );
         // The next process knows too, and goes on where this one was.
-        assert_eq!(archive.rounds().unwrap().note, rounds.note);
+        assert_eq!(archive.rounds(None).unwrap().note, rounds.note);
         // Whatever takes its place has no note.
         std::fs::remove_file(&path).unwrap();
         assert_eq!(look().damaged_count, 0);
@@ -466,10 +483,10 @@ mod tests {
         for number in 3..7 {
             assert_stored(&archive, &segment(number, 1));
         }
-        let mut rounds = archive.rounds().unwrap();
+        let mut rounds = archive.rounds(None).unwrap();
         rounds.note.next = Some(segment(5, 1).name);
         rounds.write();
-        let mut rounds = archive.rounds().unwrap();
+        let mut rounds = archive.rounds(None).unwrap();
         assert_eq!(round(&mut rounds), 2 << 20);
         assert_eq!(round(&mut rounds), 4 << 20);
     }

@@ -365,7 +365,8 @@ fn standings(
 /// good one.
 fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> {
     match &entry.condition {
-        Condition::Damaged(why) | Condition::Unreadable(why) => {
+        condition if condition.refusal().is_some() => {
+            let why = condition.refusal().unwrap_or_default();
             Err(format!("it is damaged: {why}"))
         }
         Condition::DamagedPages if !has_newer_good => Err(

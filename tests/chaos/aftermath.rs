@@ -25,11 +25,7 @@ impl World {
         second_master(&ini, &["setup"]).succeed();
         self.standby.restart();
         second_master(&ini, &["setup"]).succeed();
-        self.standby
-            .psql("INSERT INTO t VALUES (-1, 'behind the boot')");
-        let rows = self.standby.psql("SELECT count(*) FROM t");
-        let last = switched(&self.standby, &self.site);
-        assert!(last.starts_with("00000002"), "{last}");
+        let rows = self.one_more_row();
         let sets = self.sets();
         assert!(!sets.is_empty(), "no set is listed");
         for set in sets {
@@ -37,8 +33,18 @@ impl World {
         }
         second_master(&ini, &["backup"]).succeed();
         let newest = self.sets().remove(0);
-        switched(&self.standby, &self.site);
+        let rows = self.one_more_row();
         self.replays(&newest, &rows);
+    }
+
+    /// Writes behind the boot; how many rows there are, all of them in the archive.
+    fn one_more_row(&self) -> String {
+        self.standby
+            .psql("INSERT INTO t VALUES (-1, 'behind the boot')");
+        let rows = self.standby.psql("SELECT count(*) FROM t");
+        let last = switched(&self.standby, &self.site);
+        assert!(last.starts_with("00000002"), "{last}");
+        rows
     }
 
     /// The sets that are listed, newest first; none of them is called damaged.

@@ -77,16 +77,7 @@ impl<'a> Scan<'a> {
             && let Some(end) = rest.iter().position(|byte| *byte == b'"')
             && (self.wanted.iter()).any(|wanted| wanted.as_bytes() == &rest[..end])
         {
-            let object = line.strip_suffix(b"\n").unwrap_or(line);
-            let object = object.strip_suffix(b",").unwrap_or(object);
-            let fields = serde_json::from_slice(object);
-            let fields = fields.map_err(|error| self.fault(error.to_string()))?;
-            let (part, number) = ("files", self.lines);
-            let entry = Line {
-                part,
-                number,
-                fields,
-            };
+            let entry = Line::of(line, "files", self.lines)?;
             self.found.push(entry.file()?);
         }
         Ok(())

@@ -56,6 +56,11 @@ impl RunningBackups {
         }
     }
 
+    /// The sets, for whoever only reads them.
+    pub fn to_read(&self) -> Option<BackupSets> {
+        self.sets.as_ref().ok().cloned()
+    }
+
     /// Whether the disk below the sets can be trusted.
     pub fn health(&self) -> Health {
         match &self.sets {

@@ -1,4 +1,4 @@
-//! Reads the archive round after round, at the rate that the settings say.
+//! Reads the archive and its backup sets round after round, at the rate that the settings say.
 //! Never decides what is damaged; the store does. Invariant: what is read in a second is bounded, so whoever
 //! archives or recovers meanwhile does not notice.
 
@@ -30,13 +30,14 @@ pub async fn run(cluster: Arc<Cluster>) {
             continue;
         }
         let (archive, left) = (cluster.archive.clone(), rounds.take());
+        let sets = cluster.backups.to_read();
         let step = move || {
             let mut rounds: Rounds = match left {
                 Some(rounds) => rounds,
-                None => archive.rounds()?,
+                None => archive.rounds(sets)?,
             };
             let stride = rounds.step()?;
-            Ok::<_, crate::store::StoreError>((rounds, stride))
+            Ok::<_, crate::store::sets::SetError>((rounds, stride))
         };
         pause = match worker::once("look at the archive", step).await {
             Ok(Ok((left, stride))) => {

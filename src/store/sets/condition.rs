@@ -40,6 +40,8 @@ pub enum Condition {
     LeftOutAllowed,
     /// It is not what was sealed, and why.
     Damaged(String),
+    /// A file of it is not what was sealed, and which. What WAL it needs is known all the same.
+    DamagedFile(String),
     /// The disk did not let anybody see.
     Unreadable(String),
 }
@@ -48,7 +50,9 @@ impl Condition {
     /// Why nobody may recover from the set.
     pub fn refusal(&self) -> Option<&str> {
         match self {
-            Condition::Damaged(why) | Condition::Unreadable(why) => Some(why),
+            Condition::Damaged(why) | Condition::DamagedFile(why) | Condition::Unreadable(why) => {
+                Some(why)
+            }
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
+use super::round_note::SetsNote;
 use crate::pg::backup_label::BackupLabel;
 use crate::store::StoreError;
 use crate::store::tree::Node;
@@ -40,8 +41,8 @@ impl SetEntry {
     /// The label as a list shows it, or what is wrong with the set. `end` is where its recovery ends
     /// although there is more WAL.
     pub fn readable_label(self, end: Option<Lsn>) -> Result<BackupLabel, String> {
-        if let Condition::Damaged(why) | Condition::Unreadable(why) = self.condition {
-            return Err(why);
+        if let Some(why) = self.condition.refusal() {
+            return Err(why.to_owned());
         }
         let mut label = self.label?;
         if let Some(remark) = self.condition.remark() {
@@ -141,6 +142,7 @@ impl BackupSets {
     /// names: one that is being removed looks damaged.
     fn look_at(&self, opened: Vec<Found>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
+        let note = SetsNote::read(&self.completed);
         let mut entries = Vec::with_capacity(opened.len());
         for (name, set) in opened {
             let text = name.to_string();
@@ -157,7 +159,13 @@ impl BackupSets {
                     continue;
                 }
             };
-            let condition = self.condition(set.root.as_fd(), &text, &set.label);
+            let mut condition = self.condition(set.root.as_fd(), &text, &set.label);
+            // Whoever holds a set to read it reads all of it: only lists go by what was found before.
+            if condition.refusal().is_none()
+                && let Some(why) = self.damaged_file(&note, &set.root)
+            {
+                condition = Condition::DamagedFile(why);
+            }
             if condition.refusal().is_some() {
                 all_in_place &= self.is_at(&text, &set.root)?;
             }
@@ -169,6 +177,29 @@ impl BackupSets {
             });
         }
         Ok((entries, all_in_place))
+    }
+
+    /// The directories of the sets that nothing but a damaged file speaks against, newest first.
+    pub(super) fn open_sound(&self) -> Result<Vec<OwnedFd>, SetError> {
+        let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
+        let opened = self.open_all()?;
+        drop(names);
+        let sound = opened.into_iter().filter_map(|(name, set)| {
+            let set = set.ok()?;
+            let condition = self.condition(set.root.as_fd(), &name.to_string(), &set.label);
+            condition.refusal().is_none().then_some(set.root)
+        });
+        Ok(sound.collect())
+    }
+
+    /// Whether a set's name leads to the directory that was opened, whichever it is by now.
+    pub(super) fn is_listed(&self, opened: &OwnedFd) -> Result<bool, SetError> {
+        for text in self.parent.names()? {
+            if self.newest.parse_sibling(&text).is_ok() && self.is_at(&text, opened)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether a name still leads to the directory that was opened.

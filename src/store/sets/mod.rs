@@ -17,6 +17,7 @@
 //! .data.master.intent              a rotation that is going on (see `rotate`)
 //! .data.master.lock                the lock on the names (see `lock`)
 //! completed_wals/BACKUPLOCK        who makes a backup, while that lasts
+//! completed_wals/.rounds.sets      what was found damaged while all sets were read (see `round_note`)
 //! ```
 //!
 //! There is no list: a set that an administrator copies here under a free name is a set, and one
@@ -33,6 +34,8 @@ pub mod out;
 pub mod purge;
 mod remove;
 pub mod rotate;
+pub mod round;
+mod round_note;
 pub mod seal;
 pub mod stream;
 pub mod unpack;
@@ -45,6 +48,8 @@ mod hostile_tests;
 mod out_tests;
 #[cfg(test)]
 mod purge_tests;
+#[cfg(test)]
+mod round_tests;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]
@@ -66,6 +71,7 @@ pub use lock::Lease;
 pub use out::{Copying, SetSize};
 pub use purge::Purged;
 pub use rotate::{Expiry, Keeping, SetsRecovery};
+pub use round::SetsRound;
 pub use seal::{ExpectedFile, Parts, SealedSet};
 pub use stream::{SetContent, Streamed, Tablespace};
 pub use unpack::{SealedFile, StreamWriter};

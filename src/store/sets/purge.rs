@@ -16,6 +16,7 @@ use std::time::Duration;
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::BackupSets;
+use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
 use crate::store::apart;
@@ -80,7 +81,9 @@ impl BackupSets {
             None => Vec::new(),
         };
         for set in self.list_locked()? {
-            if let Some(why) = set.condition.refusal() {
+            if let Some(why) = set.condition.refusal()
+                && !matches!(set.condition, Condition::DamagedFile(_))
+            {
                 return Err(SetError::Unknown {
                     why: format!("{} is damaged: {why}", set.name),
                 });
