@@ -2,7 +2,7 @@
 //! Never trusts an exit code alone: each test also looks at what the archive holds.
 //! Invariant: whatever fails, no file of the archive changes and none appears under a final name.
 
-mod choose;
+pub(crate) mod choose;
 mod interrupted;
 mod server;
 mod sources;

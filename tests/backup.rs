@@ -3,6 +3,7 @@
 //! Invariant: every test ends with what `full_backup` holds.
 
 mod churn;
+mod giving_way;
 mod interrupted;
 mod keeping;
 mod rules;

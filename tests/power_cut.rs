@@ -3,6 +3,8 @@
 //! Invariant: each kind of cut also runs right after a sync of an unrelated file, which commits the
 //! journal and so exposes names that were made durable before their content.
 
+mod choosing;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -14,10 +14,16 @@ use walmgr_protocol::message::Verify;
 /// A forged segment is stored under the name that the master then offers.
 fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
     let site = Site::start();
+    let (name, forged, genuine) = contest(&site);
+    (site, name, forged, genuine)
+}
+
+/// The same at this site; the name, what is stored, and what is kept beside it.
+pub(crate) fn contest(site: &Site) -> (String, Vec<u8>, Vec<u8>) {
     let name = site.segment_name(3);
     let forged = site.segment(3, "forged");
-    let thief = Key::authorized(&site, "thief", "push");
-    let mut peer = thief.connect(&site);
+    let thief = Key::authorized(site, "thief", "push");
+    let mut peer = thief.connect(site);
     hostile::store(&mut peer, name.parse().unwrap(), &forged, Verify::Records).unwrap();
     site.write_segment(3);
     let genuine = site.segment(3, "walmgr");
@@ -25,7 +31,7 @@ fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
         site.archive(&name)
             .fail_last(3, "already holds another file");
     }
-    (site, name, forged, genuine)
+    (name, forged, genuine)
 }
 
 #[test]

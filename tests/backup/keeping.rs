@@ -210,6 +210,40 @@ fn fault_107_a_flipped_bit_anywhere_in_a_set_is_named() {
 }
 
 #[test]
+fn fault_107_a_round_finds_a_flipped_bit_in_a_relation_of_a_sealed_set() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site();
+    site.master_command(&["backup"]).succeed();
+    let relation = newest(&site).join("base/1/1259");
+    let good = fs::read(&relation).unwrap();
+    flip(&relation);
+    let told = |site: &Site| {
+        let json = site.standby_command(&["listbackups", "--json"]).succeed();
+        json.contains("its base/1/1259: its CRC-32C is not the manifest's")
+    };
+    assert!(!told(&site), "nobody has read it");
+    site.standby_set("recheck_rate", "1024MB");
+    site.restart_receiver();
+    wait_for("the round", std::time::Duration::from_secs(60), || {
+        told(&site).then_some(())
+    });
+    site.receiver
+        .wait_for_log("ALARM: a file of a backup set is damaged");
+    for status in [
+        site.standby_command(&["status"]),
+        site.master_command(&["status"]),
+    ] {
+        assert_ne!(status.code, Some(0), "{}", status.stdout);
+        assert!(status.stdout.contains("base/1/1259"), "{}", status.stdout);
+    }
+    // Which WAL it needs is known all the same, and whoever puts the file back has the set back.
+    site.standby_command(&["xpurgewals"]).succeed();
+    fs::remove_file(&relation).unwrap();
+    fs::write(&relation, good).unwrap();
+    assert!(!told(&site));
+}
+
+#[test]
 fn fault_112_a_fetched_sets_settings_run_nothing_on_the_master() {
     skip_unless!(Cluster::available(15));
     let site = site_of(Cluster::builder());

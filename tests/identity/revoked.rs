@@ -1,10 +1,12 @@
 //! Keys that are taken back while their holder is connected, or on the way in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::network::{Running, half_way, tls_records};
-use crate::support::Site;
 use crate::support::proxy::{Direction, Fault};
+use crate::support::{Site, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
@@ -14,7 +16,7 @@ fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
     site.write_segment(1);
     let running = half_way(&site, &name, Duration::from_secs(2));
     site.standby_command(&["revoke", "master"]).succeed();
-    let output = running.end(Duration::from_secs(10));
+    let output = running.end(PATIENCE);
     let line = output.fail(4);
     assert!(line.contains("the key was revoked"), "{line}");
     site.receiver.wait_for_log("the key was revoked");
@@ -34,7 +36,7 @@ fn fault_86_a_revoked_master_is_hung_up_on_and_refused_afterwards() {
     // And back in, without a restart.
     site.standby_command(&["authorize", &key, "again"])
         .succeed();
-    crate::support::wait_for("the reload", Duration::from_secs(5), || {
+    wait_for("the reload", PATIENCE, || {
         (site.archive(&name).code == Some(0)).then_some(())
     });
 }
@@ -48,7 +50,7 @@ fn fault_120_an_upload_ends_when_the_right_to_it_is_taken_back() {
     let running = half_way(&site, &name, Duration::from_secs(4));
     site.standby_command(&["authorize", &key, "master", "--rights", "read"])
         .succeed();
-    let output = running.end(Duration::from_secs(10));
+    let output = running.end(PATIENCE);
     let line = output.fail(4);
     assert!(line.contains("rights of the key were taken back"), "{line}");
     assert_eq!(site.archived_names(), [""; 0]);
@@ -74,18 +76,42 @@ fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
     let records = tls_records(&clean.to_server);
     // Hello, offer, block and commit are the last; what is before them is the handshake.
     let at_byte = records[records.len() - 4] as u64;
-    let by = Duration::from_secs(2);
+    // Less than the receiver waits for a hello, and as a rule enough to revoke.
+    let by = Duration::from_secs(3);
     site.proxy()
         .set_faults([(Direction::ToServer, Fault::Delay { at_byte, by })]);
-    let running = Running::start(&site, name);
-    // The receiver has seen the key once its own half of the handshake has gone out.
-    crate::support::wait_for("the handshake", Duration::from_secs(2), || {
-        let session = site.proxy().recordings().pop()?;
-        (session.to_server.len() as u64 > at_byte).then_some(())
-    });
-    site.standby_command(&["revoke", "master"]).succeed();
-    site.receiver.wait_for_log("settings and keys reloaded");
-    let output = running.end(Duration::from_secs(10));
-    output.fail(4);
-    assert_eq!(site.archived_names(), [""; 0]);
+    let key = site.master_fingerprint();
+    for _ in 0..20 {
+        let reloads = || {
+            let log = site.receiver.log();
+            log.matches("settings and keys reloaded").count()
+        };
+        let (before, begun) = (reloads(), Instant::now());
+        let running = Running::start(&site, name);
+        // The receiver has seen the key once its own half of the handshake has gone out.
+        wait_for("the handshake", PATIENCE, || {
+            let session = site.proxy().recordings().pop()?;
+            (session.to_server.len() as u64 > at_byte).then_some(())
+        });
+        site.standby_command(&["revoke", "master"]).succeed();
+        wait_for("the reload", PATIENCE, || {
+            (reloads() > before).then_some(())
+        });
+        let is_in_between = begun.elapsed() < by;
+        let output = running.end(PATIENCE);
+        if is_in_between {
+            assert_ne!(output.code, Some(0), "{}", output.stderr);
+            assert_eq!(site.archived_names(), [""; 0]);
+        }
+        // The machine was so busy that the hello came too early, or too late for any key.
+        if is_in_between && output.code == Some(4) {
+            return;
+        }
+        let _ = std::fs::remove_file(site.completed_wals().join(name));
+        let again = reloads();
+        site.standby_command(&["authorize", &key, "master"])
+            .succeed();
+        wait_for("the reload", PATIENCE, || (reloads() > again).then_some(()));
+    }
+    panic!("the machine is too busy to revoke a key within {by:?}");
 }

@@ -21,6 +21,9 @@ use crate::support::{Site, soak};
 /// Bare connects a second.
 const RATE: u32 = 2_000;
 
+/// Connects at once: those of 50 ms.
+const BURST_MAX: usize = RATE as usize / 20;
+
 /// Sockets that the flood keeps open: more than the receiver lets be silent.
 const HELD_MAX: usize = 6_000;
 
@@ -39,17 +42,19 @@ fn bare(address: SocketAddr, number: usize, hosts: usize) -> io::Result<TcpStrea
     Ok(stream.into())
 }
 
-/// Connects at [`RATE`] from so many addresses until it is over; returns how many came about.
+/// Connects at [`RATE`] from so many addresses until it is over; returns how many came about. What a busy
+/// machine kept it from is not made up for: that would be thousands at once, and another attack.
 fn flood(address: SocketAddr, hosts: usize, over: &AtomicBool) -> usize {
     let begin = Instant::now();
     let mut held = VecDeque::new();
-    let mut made = 0;
+    let (mut made, mut given_up) = (0, 0);
     while !over.load(Ordering::Relaxed) && begin.elapsed() < FLOOD_MAX {
-        let due = usize::try_from((begin.elapsed() * RATE).as_secs()).unwrap();
+        let due = usize::try_from((begin.elapsed() * RATE).as_secs()).unwrap() - given_up;
         if made >= due {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }
+        given_up += (due - made).saturating_sub(BURST_MAX);
         if let Ok(stream) = bare(address, made, hosts) {
             held.push_back(stream);
         }

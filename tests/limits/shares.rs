@@ -4,12 +4,14 @@
 use std::time::Duration;
 use walmgr_protocol::message::partial::{Begin, Open, Partial};
 
-use walmgr_protocol::limits::STRAY_SEGMENTS_MAX;
-use walmgr_protocol::message::{ErrorCode, Message};
+use walmgr::receiver::UPLOADS_MAX;
+use walmgr_protocol::limits::{CHANNELS_MAX, STRAY_SEGMENTS_MAX};
+use walmgr_protocol::message::{Data, Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::still_serves;
 use crate::support::hostile::{Key, Refused, ask, next, ship, ship_on};
+use crate::support::peer::{Peer, offer_of};
 use crate::support::{Site, soak, wait_for};
 
 #[test]
@@ -169,4 +171,103 @@ fn fault_116_segments_that_are_opened_without_a_record_take_no_room() {
         .collect();
     assert_eq!(held, [""; 0]);
     still_serves(&site, 2);
+}
+
+/// One connection of several masters, all of whose channels are amid uploads.
+struct Busy {
+    peer: Peer,
+    begun: Vec<u16>,
+}
+
+impl Busy {
+    /// Offers a segment on each of these channels, and hears whether it may come: nobody waits for the others.
+    fn offer(&mut self, site: &Site, channels: &[u16], first: u64) {
+        for channel in channels {
+            let content = site.segment(first + u64::from(*channel), "walmgr");
+            let name = site.segment_name(first + u64::from(*channel));
+            let offer = offer_of(name.parse().unwrap(), &content);
+            self.peer.send(*channel, &Message::Offer(offer));
+        }
+        let mut open: Vec<u16> = channels.to_vec();
+        while !open.is_empty() {
+            let frame = self.peer.receive().expect("an answer, not the end");
+            match frame.message {
+                Message::Ping => self.peer.send(frame.channel, &Message::Pong),
+                Message::Have(_) => {
+                    open.retain(|channel| *channel != frame.channel);
+                    self.begun.push(frame.channel);
+                }
+                Message::Error(error) if error.code == ErrorCode::Busy => {
+                    open.retain(|channel| *channel != frame.channel);
+                }
+                // Of the upload before, which was given up meanwhile.
+                Message::Error(error) if error.code == ErrorCode::Malformed => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Gives its uploads up, each behind a block that no upload takes; says on which channels.
+    fn give_up(&mut self) -> Vec<u16> {
+        let given_up = std::mem::take(&mut self.begun);
+        for channel in &given_up {
+            let garbage = Message::Data(Data {
+                offset: 0,
+                raw_bytes: 100,
+                zstd: true,
+                bytes: (&b"no zstd"[..]).into(),
+            });
+            let never_mind = Error::channel(ErrorCode::Abandoned, "never mind", "");
+            self.peer.send(*channel, &garbage);
+            self.peer.send(*channel, &Message::Error(never_mind));
+        }
+        given_up
+    }
+}
+
+#[test]
+fn fault_116_masters_whose_uploads_take_every_place_wait_for_nobody_and_keep_nobody_waiting() {
+    let site = Site::builder()
+        .standby_set("max_connections", "120")
+        .build();
+    let keys = ["db1", "db2", "db3"].map(|name| Key::authorized(&site, name, "push"));
+    let mut all: Vec<Busy> = (0..72)
+        .map(|number| Busy {
+            peer: keys[number % 3].connect(&site),
+            begun: Vec::new(),
+        })
+        .collect();
+    let channels: Vec<u16> = (1..=CHANNELS_MAX).collect();
+    let first = |number: usize| 10 + number as u64 * 4;
+    for (number, busy) in all.iter_mut().enumerate() {
+        busy.offer(&site, &channels, first(number));
+    }
+    let held: usize = all.iter().map(|busy| busy.begun.len()).sum();
+    assert_eq!(held, UPLOADS_MAX, "every place is taken");
+    // What they give up says its last words while the next is offered.
+    for _ in 0..3 {
+        for (number, busy) in all.iter_mut().enumerate() {
+            let again = busy.give_up();
+            busy.offer(&site, &again, first(number));
+        }
+    }
+    // Whoever finds no place hears so, and not nothing.
+    let held: usize = all.iter().map(|busy| busy.begun.len()).sum();
+    assert!(held > UPLOADS_MAX / 2, "{held}");
+    for busy in &mut all {
+        busy.give_up();
+    }
+    site.write_segment(1);
+    let name = site.segment_name(1);
+    wait_for("the genuine master's turn", Duration::from_secs(60), || {
+        (site.archive(&name).code == Some(0)).then_some(())
+    });
+    // And all the others are as good as before.
+    for busy in &mut all {
+        let answer = ask(&mut busy.peer, 0, &Message::StatusRequest);
+        assert!(
+            matches!(&answer, Ok(Message::Status(_)) | Err(Refused::InWords(_))),
+            "{answer:?}"
+        );
+    }
 }

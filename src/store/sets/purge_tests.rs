@@ -145,6 +145,42 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     );
 }
 
+/// A restore takes a set that is neither in `slave_data` when that is looked at, nor would be in the list that
+/// is read behind that.
+#[test]
+fn fault_104_a_set_that_is_taken_while_a_purge_asks_keeps_its_wal() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    plant_set(folder.path(), "data.master", 1, 40);
+    plant_set(folder.path(), "data.master.0", 1, 20);
+    let needed = segment_name(1, 20).to_string();
+    plant_wal(folder.path(), &needed);
+    let (sets, others) = (real_sets(folder.path()), real_sets(folder.path()));
+    let older = sets.newest().parse_sibling("data.master.0").unwrap();
+    let slave_data = folder.path().join("slave_data");
+    let restoring = std::cell::Cell::new(None);
+    let lease = lease(&sets).unwrap();
+    let asked = |_: &Path| {
+        let (others, older, to) = (others.clone(), older.clone(), slave_data.clone());
+        let taking = std::thread::spawn(move || others.take(&older)?.move_to(&to));
+        // As long as it could take if nothing held it back.
+        for _ in 0..200 {
+            if taking.is_finished() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        restoring.set(Some(taking));
+        Ok(Vec::new())
+    };
+    sets.purge_wal(&lease, Duration::ZERO, Some(&slave_data), &asked)
+        .unwrap();
+    assert!(stored(folder.path()).contains(&needed));
+    let taking = restoring.take().unwrap();
+    assert!(taking.join().unwrap().unwrap().is_none());
+    assert!(slave_data.join("backup_label").exists());
+}
+
 #[test]
 fn fault_111_wal_younger_than_the_minimum_age_stays() {
     let folder = scratch_folder();

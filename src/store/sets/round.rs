@@ -236,7 +236,9 @@ impl SetsRound {
                     Some(Err(fault)) => {
                         let stat = parent.disk.stat(reading.manifest.as_fd()).ok();
                         let path = MANIFEST.parse();
-                        let path = path.map_err(|_| SetError::GivenUp { why: fault.to_string() })?;
+                        let path = path.map_err(|_| SetError::GivenUp {
+                            why: fault.to_string(),
+                        })?;
                         let why = fault.to_string();
                         return Ok(Some(Err(Fault { path, stat, why })));
                     }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use walmgr_protocol::names::BackupName;
 
@@ -99,7 +100,7 @@ fn fault_107_a_set_with_a_damaged_file_keeps_its_note_when_it_is_rotated_and_let
     // It counts for nothing, so no good one goes for it.
     let expiry = sets.expire(&lease, keep(2), &mut |_| Ok(())).unwrap();
     assert!(expiry.removed.is_empty(), "{expiry:?}");
-    let purged = sets.purge_wal(&lease, std::time::Duration::ZERO, &|| Ok(Vec::new()));
+    let purged = sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()));
     let oldest = purged.unwrap().oldest_needed.unwrap();
     assert_eq!(oldest.to_string(), "000000010000000000000003");
 }

@@ -1,0 +1,131 @@
+//! Power cuts below `choose --take`, at each of its steps: two files of one name change places.
+//! Never goes by what `choose` says but by its exit code. Invariant tested: both files are there whenever the
+//! power goes, and what ended with 0 stays.
+
+use std::process::Stdio;
+
+use super::{Before, EACH, Standby};
+use crate::archive::choose::contest;
+use crate::support::loopfs::FileSystem;
+use crate::support::strace::Strace;
+
+/// The calls that change the disk or tell the caller.
+const CALLS: [&str; 4] = ["/^rename", "/^unlink", "fsync", "write"];
+
+/// Which of the two is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Forged,
+    Genuine,
+}
+
+struct Contest {
+    standby: Standby,
+    name: String,
+    forged: Vec<u8>,
+    genuine: Vec<u8>,
+}
+
+impl Contest {
+    /// Lets `choose` come to the call of this count and takes the power away there; whether it came to its end.
+    fn cut_at(&mut self, call: &str, count: u32, before: Before) -> bool {
+        let strace = Strace::available().unwrap().unprivileged();
+        // Dead before the call is made: nothing happens between that and the cut.
+        let strace = strace.inject(&format!("{call}:signal=KILL:when={count}"));
+        let site = &self.standby.site;
+        let mut choose = strace.wrap(&site.standby_walmgr(&["choose", &self.name, "--take"]));
+        choose
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let is_done = choose.status().unwrap().success();
+        if before == Before::UnrelatedSync {
+            self.standby.disk.sync_unrelated_file();
+        }
+        self.standby.disk.power_cut();
+        self.standby.cuts += 1;
+        self.standby.disk.remount();
+        is_done
+    }
+
+    #[track_caller]
+    fn served(&self) -> Served {
+        let site = &self.standby.site;
+        let differs = format!("{}.differs", self.name);
+        let found = [&self.name, &differs].map(|name| site.archived(name));
+        if found == [self.forged.clone(), self.genuine.clone()] {
+            return Served::Forged;
+        }
+        assert!(
+            found == [self.genuine.clone(), self.forged.clone()],
+            "one of the two is lost, or torn"
+        );
+        Served::Genuine
+    }
+
+    /// As it was before.
+    fn put_back(&mut self) {
+        if self.served() == Served::Genuine {
+            let words = ["choose", &self.name, "--take"];
+            self.standby.site.standby_command(&words).succeed();
+            assert_eq!(self.served(), Served::Forged);
+        }
+        self.standby.disk.sync_unrelated_file();
+    }
+}
+
+fn at_each_step_of_a_choice(kind: FileSystem) {
+    skip_unless!(Strace::available());
+    let mut standby = skip_unless!(Standby::on(kind));
+    let (name, forged, genuine) = contest(&standby.site);
+    standby.kill();
+    standby.disk.sync_unrelated_file();
+    let mut contest = Contest {
+        standby,
+        name,
+        forged,
+        genuine,
+    };
+    let mut ended = 0;
+    for call in CALLS {
+        for count in 1..20 {
+            let done = EACH.map(|before| {
+                let is_done = contest.cut_at(call, count, before);
+                let served = contest.served();
+                assert!(
+                    !is_done || served == Served::Genuine,
+                    "{kind:?}: done before {call} {count}, {before:?}, and undone by the cut"
+                );
+                contest.put_back();
+                is_done
+            });
+            if done == [true; 2] {
+                ended += 1;
+                break;
+            }
+        }
+    }
+    assert_eq!(ended, CALLS.len(), "it makes more calls than were cut");
+    let Contest {
+        mut standby,
+        name,
+        genuine,
+        ..
+    } = contest;
+    let choice = ["choose", name.as_str(), "--take"];
+    standby.site.standby_command(&choice).succeed();
+    standby.site.start_receiver();
+    standby.site.archive(&name).succeed();
+    assert_eq!(standby.site.archived(&name), genuine);
+    standby.report("while a person chooses", kind);
+}
+
+#[test]
+fn fault_113_a_power_cut_at_any_step_of_a_choice_loses_neither_file_on_ext4() {
+    at_each_step_of_a_choice(FileSystem::Ext4);
+}
+
+#[test]
+fn fault_113_a_power_cut_at_any_step_of_a_choice_loses_neither_file_on_xfs() {
+    at_each_step_of_a_choice(FileSystem::Xfs);
+}
