@@ -64,12 +64,14 @@ impl World {
         let words = ["restore", set, data.to_str().unwrap()];
         self.site.standby_command(&words).succeed();
         let mut server = Cluster::on_directory(self.standby.major(), &data);
-        server.start();
+        if let Err(log) = server.try_start() {
+            panic!("{set} does not start:\n{log}");
+        }
         let what = format!("{rows} rows out of {set}");
         let begun = std::time::Instant::now();
         while server.try_psql("SELECT count(*) FROM t").as_deref() != Ok(rows) {
             assert!(
-                begun.elapsed() < REPLAY_PATIENCE,
+                server.is_running() && begun.elapsed() < REPLAY_PATIENCE,
                 "{what} did not come:\n{}",
                 server.log()
             );

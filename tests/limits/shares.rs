@@ -264,9 +264,9 @@ fn fault_116_masters_whose_uploads_take_every_place_wait_for_nobody_and_keep_nob
     });
     // And all the others are as good as before.
     for busy in &mut all {
-        let answer = ask(&mut busy.peer, 0, &Message::StatusRequest);
+        let answer = ask(&mut busy.peer, 0, &Message::OverviewRequest);
         assert!(
-            matches!(&answer, Ok(Message::Status(_)) | Err(Refused::InWords(_))),
+            matches!(&answer, Ok(Message::Overview(_)) | Err(Refused::InWords(_))),
             "{answer:?}"
         );
     }

@@ -12,7 +12,7 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::round_note::{Noted, SetsNote};
+use super::round_note::{NotedFile, SetsNote};
 use super::seal::{TABLESPACE_LINKS, TABLESPACES};
 use crate::pg::conf::AUTO_CONF;
 use crate::pg::listed::MANIFEST;
@@ -38,13 +38,13 @@ pub struct SetsRound {
     note: SetsNote,
     /// The sets that follow; `None` between two rounds.
     pending: Option<VecDeque<OwnedFd>>,
-    reading: Option<Reading>,
+    reading: Option<SetReading>,
     unnoted_bytes: u64,
     buffer: Vec<u8>,
 }
 
 /// The set that is being read.
-struct Reading {
+struct SetReading {
     root: OwnedFd,
     inode: u64,
     manifest: OwnedFd,
@@ -54,11 +54,11 @@ struct Reading {
     /// How many of its files were read, and how many of those that an earlier process read come before.
     passed: u64,
     to_skip: u64,
-    file: Option<Open>,
+    file: Option<ListedFile>,
 }
 
 /// The file of it that is being read.
-struct Open {
+struct ListedFile {
     handle: OwnedFd,
     stat: FileStat,
     entry: FileEntry,
@@ -67,12 +67,15 @@ struct Open {
 }
 
 /// A file that is not what its manifest lists.
-struct Fault {
+struct ListedFault {
     path: RelativePath,
     /// `None` for one that is gone.
     stat: Option<FileStat>,
     why: String,
 }
+
+/// How a set is; `None` while that is not known.
+type SetFound = Option<Result<(), ListedFault>>;
 
 impl SetsRound {
     /// Goes on where an earlier process was.
@@ -144,7 +147,7 @@ impl SetsRound {
     }
 
     /// Begins a set; `None` for one without a manifest, which cannot be compared with anything.
-    fn begin(&mut self, root: OwnedFd) -> Result<Option<Reading>, SetError> {
+    fn begin(&mut self, root: OwnedFd) -> Result<Option<SetReading>, SetError> {
         let parent = &self.sets.parent;
         let manifest = match parent.disk.open_file(root.as_fd(), MANIFEST.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -155,7 +158,7 @@ impl SetsRound {
         let passed = known.map_or(0, |(_, passed)| passed);
         self.note.at = Some((inode, passed));
         self.write();
-        Ok(Some(Reading {
+        Ok(Some(SetReading {
             root,
             inode,
             manifest,
@@ -167,7 +170,7 @@ impl SetsRound {
         }))
     }
 
-    fn go_on_with(&mut self, reading: Reading, read_bytes: u64) {
+    fn go_on_with(&mut self, reading: SetReading, read_bytes: u64) {
         self.unnoted_bytes += read_bytes;
         if self.unnoted_bytes >= NOTED_EVERY_BYTES {
             self.unnoted_bytes = 0;
@@ -178,11 +181,7 @@ impl SetsRound {
     }
 
     /// How much was read, and how the set is once that is known.
-    #[allow(clippy::type_complexity, reason = "two things that are apart")]
-    fn read_on(
-        &mut self,
-        reading: &mut Reading,
-    ) -> Result<(u64, Option<Result<(), Fault>>), SetError> {
+    fn read_on(&mut self, reading: &mut SetReading) -> Result<(u64, SetFound), SetError> {
         let (mut read_bytes, mut files) = (0, 0);
         while read_bytes < STEP_BYTES && files < STEP_FILES {
             let ended = match &mut reading.file {
@@ -223,8 +222,8 @@ impl SetsRound {
     /// The next file that the manifest lists.
     fn next_entry(
         &mut self,
-        reading: &mut Reading,
-    ) -> Result<Option<Result<FileEntry, Fault>>, SetError> {
+        reading: &mut SetReading,
+    ) -> Result<Option<Result<FileEntry, ListedFault>>, SetError> {
         let parent = &self.sets.parent;
         loop {
             if let Some(end) = reading.lines.iter().position(|byte| *byte == b'\n') {
@@ -240,7 +239,7 @@ impl SetsRound {
                             why: fault.to_string(),
                         })?;
                         let why = fault.to_string();
-                        return Ok(Some(Err(Fault { path, stat, why })));
+                        return Ok(Some(Err(ListedFault { path, stat, why })));
                     }
                 }
                 continue;
@@ -261,8 +260,8 @@ impl SetsRound {
     }
 
     /// Notes what was found, if it is still so and the set is one.
-    fn settle(&mut self, reading: &Reading, fault: Fault) -> Result<(), SetError> {
-        let noted = Noted::of(&fault.path, fault.stat.as_ref(), &fault.why);
+    fn settle(&mut self, reading: &SetReading, fault: ListedFault) -> Result<(), SetError> {
+        let noted = NotedFile::of(&fault.path, fault.stat.as_ref(), &fault.why);
         if !self.sets.is_as_noted(&reading.root, &noted) || !self.sets.is_listed(&reading.root)? {
             return Ok(());
         }
@@ -307,10 +306,10 @@ impl BackupSets {
         is_so.then(|| format!("its {}: {}", noted.path, noted.why))
     }
 
-    fn is_as_noted(&self, root: &OwnedFd, noted: &Noted) -> bool {
+    fn is_as_noted(&self, root: &OwnedFd, noted: &NotedFile) -> bool {
         match self.open_below(root, &noted.path) {
             Ok((_, stat)) => noted.is_of(Some(&stat)),
-            Err(error) => error.kind() == io::ErrorKind::NotFound && noted.is_of(None),
+            Err(_) => noted.is_of(None),
         }
     }
 
@@ -331,13 +330,17 @@ impl BackupSets {
     }
 
     /// Opens a file that is listed; `None` for one that a set need not have as it is listed.
-    fn open_listed(&self, reading: &Reading, mut entry: FileEntry) -> Result<Option<Open>, Fault> {
+    fn open_listed(
+        &self,
+        reading: &SetReading,
+        mut entry: FileEntry,
+    ) -> Result<Option<ListedFile>, ListedFault> {
         // Looked at whenever sets are listed; a signal file may have come with other settings.
         if entry.path.as_bytes() == AUTO_CONF.as_bytes() {
             return Ok(None);
         }
         entry.path = stored_path(entry.path);
-        let fault = |stat, why: String| Fault {
+        let fault = |stat, why: String| ListedFault {
             path: entry.path.clone(),
             stat,
             why,
@@ -347,7 +350,7 @@ impl BackupSets {
             Ok((handle, stat)) => {
                 // The disk is asked, not what is left in memory of writing it.
                 let _ = self.parent.disk.forget_cache(handle.as_fd());
-                Ok(Some(Open {
+                Ok(Some(ListedFile {
                     handle,
                     stat,
                     entry,
@@ -362,7 +365,7 @@ impl BackupSets {
         }
     }
 
-    fn read_piece(&self, file: &mut Open, buffer: &mut [u8]) -> io::Result<u64> {
+    fn read_piece(&self, file: &mut ListedFile, buffer: &mut [u8]) -> io::Result<u64> {
         let read = (self.parent.disk).read(file.handle.as_fd(), buffer, file.read_bytes)?;
         file.crc32c = crc32c::crc32c_append(file.crc32c, &buffer[..read]);
         file.read_bytes += read as u64;
@@ -370,7 +373,7 @@ impl BackupSets {
     }
 }
 
-fn compare(file: &Open) -> Result<(), Fault> {
+fn compare(file: &ListedFile) -> Result<(), ListedFault> {
     let (size, found) = (file.entry.size, file.read_bytes);
     if found != size {
         let why = format!("its manifest says {size} bytes, it has {found}");
@@ -385,8 +388,8 @@ fn compare(file: &Open) -> Result<(), Fault> {
     }
 }
 
-fn fault_of(file: &Open, why: String) -> Fault {
-    Fault {
+fn fault_of(file: &ListedFile, why: String) -> ListedFault {
+    ListedFault {
         path: file.entry.path.clone(),
         stat: Some(file.stat),
         why,

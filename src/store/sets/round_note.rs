@@ -40,12 +40,12 @@ const NOTE_BYTES_MAX: usize = (NOTED_MAX + 2) * (WHY_CHARS_MAX * 4 + (8 << 10) +
 pub(super) struct SetsNote {
     pub(super) at: Option<(u64, u64)>,
     /// By the inode of the set's directory.
-    pub(super) damaged: BTreeMap<u64, Noted>,
+    pub(super) damaged: BTreeMap<u64, NotedFile>,
 }
 
 /// A damaged file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Noted {
+pub(super) struct NotedFile {
     inode: u64,
     changed_ms: i64,
     /// Where the set keeps it.
@@ -53,11 +53,11 @@ pub(super) struct Noted {
     pub(super) why: String,
 }
 
-impl Noted {
-    pub(super) fn of(path: &RelativePath, stat: Option<&FileStat>, why: &str) -> Noted {
+impl NotedFile {
+    pub(super) fn of(path: &RelativePath, stat: Option<&FileStat>, why: &str) -> NotedFile {
         let (inode, changed_ms) = place_of(stat);
         let why = why.chars().take(WHY_CHARS_MAX);
-        Noted {
+        NotedFile {
             inode,
             changed_ms,
             path: path.clone(),
@@ -89,7 +89,7 @@ impl SetsNote {
         completed.write_small(NOTE_NAME, self.text().as_bytes())
     }
 
-    pub(super) fn insert(&mut self, set: u64, noted: Noted) {
+    pub(super) fn insert(&mut self, set: u64, noted: NotedFile) {
         if self.damaged.contains_key(&set) || self.damaged.len() < NOTED_MAX {
             self.damaged.insert(set, noted);
         }
@@ -120,7 +120,7 @@ impl SetsNote {
                 "at" => note.at = Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?)),
                 "damaged" => {
                     let set = words.next()?.parse().ok()?;
-                    let noted = Noted {
+                    let noted = NotedFile {
                         inode: words.next()?.parse().ok()?,
                         changed_ms: words.next()?.parse().ok()?,
                         path: RelativePath::new(&from_hexadecimal(words.next()?)?).ok()?,
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn fault_107_a_note_about_sets_with_a_flipped_bit_says_nothing() {
-        let noted = |path: &str, why: &str| Noted {
+        let noted = |path: &str, why: &str| NotedFile {
             inode: 7,
             changed_ms: -3,
             path: path.parse().unwrap(),
