@@ -184,7 +184,7 @@ pub const KEYS: &[Key] = &[
         .defaults().added(),
     key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "How many segments a segment may lie beyond the WAL before it; one further ahead is set apart.")
         .defaults().added(),
-    key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes a second that the receiver reads of the archive and its backup sets, round after round, to find what the disk changed; 0 reads nothing.")
+    key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes a second that the receiver reads of the archive and its sets, to find damage; 0 reads nothing.")
         .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
         .defaults().added(),
