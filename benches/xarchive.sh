@@ -105,6 +105,25 @@ jobs() {
 echo "measuring: ${#segments[@]} segments from $source, archive on $file_system"
 jobs | as_server perl stopwatch.pl >"$place/times"
 
+# Bringing a segment back, against the same by `cp`: neither syncs. It is read and checked record by record.
+back() {
+    local name lap turn=0
+    for name in "${segments[@]}"; do job - "$name" -q | head -n 1; done
+    for ((lap = 0; lap < laps; lap++)); do
+        for name in "${segments[@]}"; do
+            if ((turn++ % 2)); then
+                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$archive/$name"
+                printf 'xrestore\t./walmgr -q standby.ini xrestore %s floor/back\n-\trm floor/back\n' "$name"
+            else
+                printf 'xrestore\t./walmgr -q standby.ini xrestore %s floor/back\n-\trm floor/back\n' "$name"
+                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$archive/$name"
+            fi
+        done
+    done
+    for name in "${segments[@]}"; do printf -- '-\trm %s\n' "$archive/$name"; done
+}
+back | as_server perl stopwatch.pl >>"$place/times"
+
 # --- memory of the receiver ----------------------------------------------------------------------
 # peak CLIENTS OPTION...: what a fresh receiver needed at most while that many clients sent at once.
 peak() {
@@ -129,7 +148,7 @@ printf 'largest 8\t%d\n' "$(peak 8 --set compression=1,block_size=256kB)" >>"$pl
 
 # --- the report ----------------------------------------------------------------------------------
 sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v peaks="$place/peaks" '
-    { ms[$1, ++n[$1]] = $2; if ($1 != "version" && $1 != "nothing" && $1 !~ /floor/ && $3 > client) client = $3 }
+    { ms[$1, ++n[$1]] = $2; if ($1 != "version" && $1 != "nothing" && $1 !~ /floor|^cp$|^xrestore$/ && $3 > client) client = $3 }
     function rank(label, part,   at) {
         at = int(n[label] * part + 0.999999)
         return ms[label, at < 1 ? 1 : at]
@@ -151,6 +170,8 @@ sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v peaks="$place/peaks
         row("  with compression = 1", "zstd", "floor")
         row("floor, source not in the page cache", "cold_floor")
         row("xarchive, source not in the page cache", "cold_tls", "cold_floor")
+        row("floor: cp from the archive", "cp")
+        row("xrestore, records verified", "xrestore", "cp")
         row("floor: /bin/true", "nothing")
         row("walmgr --version", "version", "nothing")
         print ""

@@ -106,6 +106,9 @@ pub fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<Value, E
 }
 
 fn path(text: &str, around: &Surroundings) -> Result<PathBuf, Expected> {
+    if let Some(hint) = oddity(text) {
+        return Err(Expected::new("a path").hint(hint));
+    }
     let expanded = match text.strip_prefix('~') {
         None => PathBuf::from(text),
         Some(rest) => {
@@ -125,6 +128,27 @@ fn path(text: &str, around: &Surroundings) -> Result<PathBuf, Expected> {
     };
     // Collecting drops a trailing slash and single dots, nothing that a symlink could give a sense.
     Ok(around.directory.join(expanded).components().collect())
+}
+
+/// What in a path another program would have taken out, and would be the name of a folder here.
+fn oddity(text: &str) -> Option<&'static str> {
+    let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+    if quoted('"') || quoted('\'') {
+        return Some(
+            "write it without the quotes: here they are part of a value, and blanks need none",
+        );
+    }
+    if text.starts_with('$') {
+        return Some(
+            "variables of a shell mean nothing here: write the path out, or ~ for the home directory",
+        );
+    }
+    // A name may begin with #, but hardly ends before a comment of one.
+    let is_commented = [" # ", "\t# ", " #\t", "\t#\t"]
+        .iter()
+        .any(|mark| text.contains(mark));
+    is_commented
+        .then_some("behind a value a comment starts with a space and a semicolon, ` ;`, not with #")
 }
 
 fn home_of(user: &str, users: &Path) -> Option<PathBuf> {
@@ -231,6 +255,17 @@ mod tests {
                 .hint
                 .contains("write the path out")
         );
+        for (odd, hint) in [
+            ("\"/a/b\"", "without the quotes"),
+            ("'/a b'", "without the quotes"),
+            ("$HOME/a", "write the path out"),
+            ("${pg}/a", "write the path out"),
+            ("/a # of master", "starts with a space and a semicolon"),
+            ("/a\t# of master", "starts with a space and a semicolon"),
+        ] {
+            assert!(path(odd).unwrap_err().hint.contains(hint), "{odd}");
+        }
+        assert_eq!(path("/a #1/it's").unwrap(), "/a #1/it's");
         assert!(read(Shape::BasePath, "a").is_err());
         assert!(read(Shape::BasePath, "db2:/a").is_err());
         assert!(read(Shape::BasePath, "~/a").is_ok());
