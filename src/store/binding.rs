@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
-use super::durable::random_suffix;
 use super::error::StoreError;
-use super::folder::Folder;
+use super::folder::{Folder, random_suffix};
 use crate::wal::segment::Expected;
 
 /// The marker's name in each of the two directories.

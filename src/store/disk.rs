@@ -30,7 +30,7 @@ pub struct FileStat {
     pub changed_ms: i64,
 }
 
-/// The operations; [`RealDisk`](super::durable::RealDisk) is the one that runs in production.
+/// The operations; [`RealDisk`](super::real_disk::RealDisk) is the one that runs in production.
 ///
 /// Errors are the plain errno; the caller adds the path.
 pub trait Disk: Tree + Send + Sync {

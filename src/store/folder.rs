@@ -236,6 +236,13 @@ fn final_name(name: &str) -> &str {
     stem.map_or(name, |(stem, _)| stem)
 }
 
+/// Random, so that two writers of one name do not wait for each other; `O_EXCL` decides.
+pub(super) fn random_suffix() -> io::Result<String> {
+    let mut bytes = [0_u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
 fn is_out_of_space(error: &io::Error) -> bool {
     Errno::from_io_error(error)
         .is_some_and(|errno| matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG))

@@ -81,6 +81,7 @@ mod name_lock;
 pub mod obstacles;
 pub mod partial;
 pub mod reader;
+mod real_disk;
 pub mod recovery;
 pub mod rounds;
 mod servers;
@@ -105,7 +106,7 @@ pub use archive::{Archive, Entry, Held, Places, WalProof};
 pub use binding::Binding;
 pub use config_copies::{ConfigCopies, LIST_NAME};
 pub use disk::Disk;
-pub use durable::{Durable, DurableRecords, DurableWal, RealDisk};
+pub use durable::{Durable, DurableRecords, DurableWal};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{Incoming, Sealed};
@@ -114,4 +115,5 @@ pub use partial::{
     Damage, Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };
 pub use reader::{Absence, Reader, Stored};
+pub use real_disk::RealDisk;
 pub use recovery::RecoveryReport;

@@ -5,13 +5,6 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-
-use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
-use rustix::io::{Errno, retry_on_intr};
-
-use super::durable::RealDisk;
-use crate::files;
 
 /// What a name in a tree is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,87 +61,4 @@ pub trait Tree {
     /// Makes everything on the file system of this directory durable, and reports every failed
     /// write-back since the directory was opened; `ENOSYS` where the kernel does not report them.
     fn sync_everything(&self, directory: BorrowedFd<'_>) -> io::Result<()>;
-}
-
-impl Tree for RealDisk {
-    fn make_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        Ok(fs::mkdirat(directory, name, Mode::RWXU)?)
-    }
-
-    fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-        open_below(directory, name, OFlags::RDONLY | OFlags::DIRECTORY)
-    }
-
-    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(retry_on_intr(|| {
-            fs::openat(directory, name, flags, Mode::empty())
-        })?)
-    }
-
-    fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        open_below(directory, name, flags)
-    }
-
-    fn reopen_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-        open_below(directory, name, OFlags::WRONLY | OFlags::NONBLOCK)
-    }
-
-    fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-        open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
-    }
-
-    fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
-        Ok(fs::symlinkat(target, directory, name)?)
-    }
-
-    fn node(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Node> {
-        let stat = fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Node::File(u64::try_from(stat.st_size).unwrap_or(0)),
-            FileType::Directory => Node::Directory,
-            FileType::Symlink => Node::Link,
-            _ => Node::Other,
-        })
-    }
-
-    fn entries(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-        let mut names = Vec::new();
-        for entry in fs::Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(OsStr::from_bytes(name).to_owned());
-            }
-        }
-        Ok(names)
-    }
-
-    fn remove_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        Ok(fs::unlinkat(directory, name, AtFlags::empty())?)
-    }
-
-    fn remove_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        Ok(fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?)
-    }
-
-    fn lock_shared(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
-        match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockShared)) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn sync_everything(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        files::sync_file_system(directory)
-    }
-}
-
-fn open_below(directory: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(retry_on_intr(|| {
-        fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
-    })?)
 }

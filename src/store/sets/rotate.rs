@@ -25,8 +25,7 @@ use super::list::SetEntry;
 use super::lock::{Lease, Mode, NamesLock, lock};
 use super::purge;
 use crate::store::StoreError;
-use crate::store::durable::random_suffix;
-use crate::store::folder::TEMPORARY_PREFIX;
+use crate::store::folder::{TEMPORARY_PREFIX, random_suffix};
 use crate::store::tree::Node;
 
 /// The newest format of the intent that this walmgr reads and writes.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::store::disk::{Disk, FileStat, Identity};
-use crate::store::durable::RealDisk;
+use crate::store::real_disk::RealDisk;
 use crate::store::tree::{Node, Tree};
 
 /// What became of content that was written but not synced.

@@ -1,0 +1,308 @@
+//! The operating system's own disk: one system call for each operation of the archive.
+//! Never decides anything, and never repeats a sync. Invariant: no call but `enter_linked` follows a symbolic link
+//! in the last component of a name.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    self, Advice, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags,
+    RenameFlags, Stat,
+};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::path::Arg;
+
+use super::disk::{Disk, FileStat, Identity};
+use super::tree::{Node, Tree};
+use crate::files;
+
+/// The operating system's own disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        Ok(fs::mkdir(path, Mode::RWXU)?)
+    }
+
+    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?)
+    }
+
+    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+        Ok(file_stat(&fs::statat(CWD, path, AtFlags::empty())?).identity)
+    }
+
+    fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat> {
+        Ok(file_stat(&fs::fstat(file)?))
+    }
+
+    fn stat_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat> {
+        Ok(file_stat(&fs::statat(
+            directory,
+            name,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?))
+    }
+
+    fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(directory)? {
+            if let Ok(name) = entry?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        open_below(directory, name, flags)
+    }
+
+    fn open(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
+    fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDWR | OFlags::CREATE)
+    }
+
+    fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::CREATE)
+    }
+
+    fn reopen(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDWR | OFlags::NONBLOCK)
+    }
+
+    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(retry_on_intr(|| {
+            rustix::io::pread(file, &mut *buffer, offset)
+        })?)
+    }
+
+    fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        Ok(retry_on_intr(|| {
+            fs::fallocate(file, FallocateFlags::empty(), 0, len)
+        })?)
+    }
+
+    fn write(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        Ok(retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?)
+    }
+
+    fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        Ok(retry_on_intr(|| fs::ftruncate(file, len))?)
+    }
+
+    #[allow(unsafe_code)] // No safe crate offers this call.
+    fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(Errno::INVAL.into());
+        };
+        // It only starts the write-back. Waiting here would take the error that the sync at the
+        // end has to see.
+        let flags = libc::SYNC_FILE_RANGE_WRITE;
+        // SAFETY: the descriptor is open for as long as it is borrowed, and the call takes
+        // numbers only, no pointers.
+        match unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn forget_cache(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fadvise(file, 0, None, Advice::DontNeed)?)
+    }
+
+    fn sync_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        // Not repeated after EINTR either: nobody says what an interrupted sync has done.
+        Ok(fs::fsync(file)?)
+    }
+
+    fn sync_bytes(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fdatasync(file)?)
+    }
+
+    #[allow(unsafe_code)] // Dropping the descriptor would swallow the error.
+    fn close(&self, file: OwnedFd) -> io::Result<()> {
+        // SAFETY: `into_raw_fd` gives up the only owner, so nobody uses or closes it after this;
+        // Linux frees the number even when it reports an error.
+        match unsafe { libc::close(file.into_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat_with(
+            directory,
+            from,
+            directory,
+            to,
+            RenameFlags::NOREPLACE,
+        )?)
+    }
+
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(directory, from, directory, to)?)
+    }
+
+    fn link(&self, directory: BorrowedFd<'_>, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::linkat(
+            directory,
+            from,
+            directory,
+            to,
+            AtFlags::empty(),
+        )?)
+    }
+
+    fn link_into(
+        &self,
+        directory: BorrowedFd<'_>,
+        from: &str,
+        other: BorrowedFd<'_>,
+        to: &str,
+    ) -> io::Result<()> {
+        Ok(fs::linkat(directory, from, other, to, AtFlags::empty())?)
+    }
+
+    fn remove(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(directory, name, AtFlags::empty())?)
+    }
+
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(fs::fsync(directory)?)
+    }
+
+    fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64> {
+        let state = fs::fstatvfs(directory)?;
+        Ok(state.f_bavail.saturating_mul(state.f_frsize))
+    }
+}
+
+impl Tree for RealDisk {
+    fn make_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        Ok(fs::mkdirat(directory, name, Mode::RWXU)?)
+    }
+
+    fn enter(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    fn enter_linked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| {
+            fs::openat(directory, name, flags, Mode::empty())
+        })?)
+    }
+
+    fn make_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        open_below(directory, name, flags)
+    }
+
+    fn reopen_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::WRONLY | OFlags::NONBLOCK)
+    }
+
+    fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+        open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
+    fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
+        Ok(fs::symlinkat(target, directory, name)?)
+    }
+
+    fn node(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Node> {
+        let stat = fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Node::File(u64::try_from(stat.st_size).unwrap_or(0)),
+            FileType::Directory => Node::Directory,
+            FileType::Symlink => Node::Link,
+            _ => Node::Other,
+        })
+    }
+
+    fn entries(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn remove_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        Ok(fs::unlinkat(directory, name, AtFlags::empty())?)
+    }
+
+    fn remove_directory(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        Ok(fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn lock_shared(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        match retry_on_intr(|| fs::flock(file, FlockOperation::NonBlockingLockShared)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync_everything(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        files::sync_file_system(directory)
+    }
+}
+
+fn open_below(
+    directory: BorrowedFd<'_>,
+    name: impl Arg + Copy,
+    flags: OFlags,
+) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(retry_on_intr(|| {
+        fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+    })?)
+}
+
+fn file_stat(stat: &Stat) -> FileStat {
+    FileStat {
+        identity: Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        },
+        len: u64::try_from(stat.st_size).unwrap_or(0),
+        is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+        changed_ms: changed_ms(stat),
+    }
+}
+
+fn changed_ms(stat: &Stat) -> i64 {
+    let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
+    (stat.st_ctime)
+        .saturating_mul(1_000)
+        .saturating_add(nanoseconds / 1_000_000)
+}
