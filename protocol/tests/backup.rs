@@ -95,19 +95,22 @@ impl Receiving {
     ) -> Result<Option<ReceiverAction>, ProtocolError> {
         match action {
             ReceiverAction::Admit(Request::Resume(_)) if set.sealed > 0 => {
-                return Ok(self.session.sealed(acknowledge(&Proof, sealed())));
+                return Ok(self.session.sealed(acknowledge(&Proof, sealed())).unwrap());
             }
             ReceiverAction::Admit(request) => {
                 if matches!(request, Request::Begin(_) | Request::Resume(_)) {
                     set.parts.clear();
                 }
-                return Ok(self.session.admitted(granted()));
+                return Ok(self.session.admitted(granted()).unwrap());
             }
             ReceiverAction::LookUp(paths) => {
                 let held = |path: &RelativePath| {
                     (set.files.get(&path.to_string())).map_or(Held::Nothing, Kept::held)
                 };
-                return Ok(self.session.looked_up(paths.iter().map(held).collect()));
+                return Ok(self
+                    .session
+                    .looked_up(paths.iter().map(held).collect())
+                    .unwrap());
             }
             ReceiverAction::Write(data) => {
                 let raw = (self.unpacker).unpack(&data.bytes, data.raw_bytes, data.zstd)?;
@@ -118,7 +121,7 @@ impl Receiving {
                     self.encoder.encode(1, &done, out);
                 }
             }
-            ReceiverAction::EndStream(_) => return Ok(self.session.stream_taken()),
+            ReceiverAction::EndStream(_) => return Ok(self.session.stream_taken().unwrap()),
             ReceiverAction::BeginPart(part) => set.parts.push((part.name, Vec::new())),
             ReceiverAction::WritePart(data) => {
                 let raw = (self.unpacker).unpack(&data.bytes, data.raw_bytes, data.zstd)?;
@@ -126,7 +129,7 @@ impl Receiving {
             }
             ReceiverAction::Finish(_) => {
                 set.sealed += 1;
-                return Ok(self.session.sealed(acknowledge(&Proof, sealed())));
+                return Ok(self.session.sealed(acknowledge(&Proof, sealed())).unwrap());
             }
             ReceiverAction::Abort(_) => set.files.clear(),
             ReceiverAction::Send(message) => self.encoder.encode(1, &message, out),
@@ -318,7 +321,8 @@ fn carry(link: &mut Link<'_>, confirmed: &mut Vec<String>, again: bool) -> Optio
     }
     for raw in stream.chunks(BLOCK) {
         link.send_block(session.next_offset(), raw)?;
-        session.block_sent(u32::try_from(raw.len()).unwrap());
+        let raw_bytes = u32::try_from(raw.len()).unwrap();
+        session.block_sent(raw_bytes).unwrap();
         while let Some(message) = link.receive() {
             let Ok(StreamEvent::FilesDone(files)) = session.received(message) else {
                 panic!("only confirmations are due");
@@ -421,7 +425,8 @@ fn finish() -> Finish {
 fn fault_67_a_control_connection_cut_at_every_byte_seals_once() {
     let mut set = Set::default();
     let mut link = Link::new(&mut set, usize::MAX, usize::MAX);
-    control(&mut link, false).unwrap();
+    let event = control(&mut link, false);
+    assert!(matches!(event, Some(ControlEvent::Sealed(_))));
     let total = link.sent;
     let cuts = (0..total)
         .map(|at| (at, usize::MAX))
@@ -515,7 +520,8 @@ fn a_backup_that_was_given_up_or_refused_takes_nothing_more() {
     receiver
         .received(Message::Backup(Backup::Resume(TOKEN)))
         .unwrap();
-    receiver.failed(Error::channel(ErrorCode::Busy, "another", ""));
+    let refused = receiver.failed(Error::channel(ErrorCode::Busy, "another", ""));
+    assert!(matches!(refused, ReceiverAction::Send(Message::Error(_))));
     let finish = Message::Backup(Backup::Finish(finish()));
     assert_eq!(receiver.received(finish), Ok(None));
     assert_eq!(receiver.received(abandoned()), Ok(None));

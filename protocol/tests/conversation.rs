@@ -106,7 +106,8 @@ impl Receiving {
         match action {
             ReceiverAction::LookUp(offer) => {
                 self.offer = Some(offer);
-                return Ok(self.session.looked_up(&self.held(archive, &offer)));
+                let held = self.held(archive, &offer);
+                return Ok(Some(self.session.looked_up(&held).unwrap()));
             }
             ReceiverAction::Send(message) => self.encoder.encode(channel, &message, out),
             ReceiverAction::Begin(_, answer) => {
@@ -132,7 +133,8 @@ impl Receiving {
                 }
                 let name = self.offer.unwrap().name;
                 archive.stored = Some(self.writing.clone());
-                return Ok(self.session.sealed(&Sealed::Durable(Proof(name, digest))));
+                let sealed = Sealed::Durable(Proof(name, digest));
+                return Ok(Some(self.session.sealed(&sealed).unwrap()));
             }
             ReceiverAction::Discard => self.writing.clear(),
         }
@@ -197,10 +199,12 @@ fn connection(
             SenderAction::Send(message) => encoder.encode(1, &message, &mut out),
             SenderAction::HashPrefix(bytes) => {
                 let bytes = usize::try_from(bytes).unwrap();
-                next = sender.prefix_hashed(crc32fast::hash(&source[..bytes]));
+                let crc32 = crc32fast::hash(&source[..bytes]);
+                next = Some(sender.prefix_hashed(crc32).unwrap());
             }
             SenderAction::SendFrom(offset) => {
-                next = send_blocks(source, offset, level, &mut sender, &mut encoder, &mut out);
+                let ended = send_blocks(source, offset, level, &mut sender, &mut encoder, &mut out);
+                next = Some(ended);
             }
             SenderAction::Finish(outcome) => return (Some(outcome), sent),
         }
@@ -235,7 +239,7 @@ fn send_blocks(
     sender: &mut Sender,
     encoder: &mut Encoder,
     out: &mut BytesMut,
-) -> Option<SenderAction> {
+) -> SenderAction {
     let mut packer = Packer::new(level);
     let mut at = offset;
     for chunk in source[usize::try_from(offset).unwrap()..].chunks(BLOCK) {
@@ -245,11 +249,11 @@ fn send_blocks(
             Ok::<(), ()>(())
         };
         let mut block = packer.pack(Vec::new(), at, fill).unwrap();
-        sender.block_sent(block.raw_bytes);
+        sender.block_sent(block.raw_bytes).unwrap();
         at += u64::from(block.raw_bytes);
         out.extend_from_slice(encoder.encode_block(1, &mut block));
     }
-    sender.source_ended(crc32fast::hash(source))
+    sender.source_ended(crc32fast::hash(source)).unwrap()
 }
 
 fn source() -> Vec<u8> {
@@ -468,7 +472,7 @@ fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
         sender.received(Message::Have(none)).unwrap(),
         SenderAction::SendFrom(0)
     );
-    sender.block_sent(4);
+    sender.block_sent(4).unwrap();
     let end = sender.source_ended(crc32fast::hash(b"abcX")).unwrap();
     assert_eq!(end, SenderAction::Finish(Outcome::SourceChanged));
 }
@@ -500,7 +504,8 @@ fn blocks_out_of_order_or_beyond_the_offer_end_the_connection() {
             prefix_bytes: 0,
             prefix_crc32: 0,
         };
-        receiver.looked_up::<Proof>(&Held::Prefix(none)).unwrap();
+        let begins = receiver.looked_up::<Proof>(&Held::Prefix(none)).unwrap();
+        assert!(matches!(begins, ReceiverAction::Begin(..)));
         assert!(receiver.received(wrong).is_err());
     }
 }

@@ -78,8 +78,8 @@ fn provide(
     while let Some(todo) = action.take() {
         action = match todo {
             ProviderAction::Find(_) => match stored {
-                Stored::Nothing(why) => provider.not_found(why.clone()),
-                _ => provider.found(),
+                Stored::Nothing(why) => provider.not_found(why.clone()).unwrap(),
+                _ => provider.found().unwrap(),
             },
             ProviderAction::SendFrom(offset) => {
                 let (Stored::Whole(bytes) | Stored::DamagedBehind(bytes)) = stored else {
@@ -87,10 +87,11 @@ fn provide(
                 };
                 let bytes = &bytes[usize::try_from(offset).unwrap()..];
                 send_blocks(bytes, offset, &mut provider, &mut encoder, &mut out);
-                match stored {
+                let ended = match stored {
                     Stored::Whole(_) => provider.ended(crc32fast::hash(bytes)),
                     _ => provider.failed(Error::channel(ErrorCode::DamagedFile, "damaged", "")),
-                }
+                };
+                ended.unwrap()
             }
             ProviderAction::Send(message) => {
                 encoder.encode(frame.channel, &message, &mut out);
@@ -117,7 +118,7 @@ fn send_blocks(
         };
         let mut block = packer.pack(Vec::new(), offset, fill).unwrap();
         offset += u64::from(block.raw_bytes);
-        provider.block_sent(block.raw_bytes);
+        provider.block_sent(block.raw_bytes).unwrap();
         out.extend_from_slice(encoder.encode_block(1, &mut block));
     }
 }
@@ -148,10 +149,11 @@ fn fetch(
                     arrived.extend_from_slice(raw.ok()?);
                 }
                 FetcherAction::Check => {
-                    action = fetcher.checked(Digest {
+                    let checked = fetcher.checked(Digest {
                         size: (arrived.len() - begin) as u64,
                         crc32: crc32fast::hash(&arrived[begin..]),
                     });
+                    action = Some(checked.unwrap());
                 }
                 FetcherAction::Finish(outcome) => return Some(outcome),
             }

@@ -64,7 +64,7 @@ impl Standby {
             }
             ReceiverAction::Rewrite => {
                 self.comparing = Some(0);
-                None
+                Ok(None)
             }
             ReceiverAction::Append(append) => {
                 let at = usize::try_from(append.offset).unwrap();
@@ -84,7 +84,7 @@ impl Standby {
             }
             ReceiverAction::Send(message) => return Some(message),
         };
-        match next {
+        match next.unwrap() {
             Some(ReceiverAction::Send(message)) => Some(message),
             _ => None,
         }
@@ -123,7 +123,7 @@ fn connection(wal: &[u8], standby: &mut Standby, frames: usize) -> bool {
                 Answer::Compare(at) => {
                     let common = usize::try_from(at.common_bytes).unwrap();
                     let same = crc32fast::hash(&wal[..common]) == at.common_crc32;
-                    outbox.extend(sender.compared(same));
+                    outbox.extend(sender.compared(same).unwrap());
                 }
                 Answer::Durable(_) => {}
                 Answer::Refused(error) => panic!("{error}"),
@@ -260,11 +260,13 @@ fn fault_41_an_append_anywhere_but_at_the_end_is_refused() {
 #[test]
 fn what_was_on_its_way_when_an_append_failed_is_dropped() {
     let mut receiver = receiver_at_100();
-    receiver.received(append_at(100)).unwrap().unwrap();
+    let appends = receiver.received(append_at(100)).unwrap();
+    assert!(matches!(appends, Some(ReceiverAction::Append(_))));
     let refusal = Error::channel(ErrorCode::DamagedFile, "no record", "");
-    receiver.failed(refusal);
+    let refused = receiver.failed(refusal);
+    assert!(matches!(refused, ReceiverAction::Send(Message::Error(_))));
     assert_eq!(receiver.received(append_at(108)).unwrap(), None);
-    assert_eq!(receiver.durable(&Proof(Lsn(START + 108))), None);
+    assert_eq!(receiver.durable(&Proof(Lsn(START + 108))), Ok(None));
     let open = Open {
         segment: segment(),
         bytes: 0,
@@ -286,7 +288,8 @@ fn the_sender_believes_no_answer_that_cannot_be() {
     }));
     let opened = || {
         let (mut sender, _) = Sender::begin(Begin { timeline });
-        sender.received(begun.clone()).unwrap();
+        let answer = sender.received(begun.clone()).unwrap();
+        assert!(matches!(answer, Answer::Begun(_)));
         let open = Open {
             segment: segment(),
             bytes: 100,

@@ -126,8 +126,9 @@ impl<'a> Fetching<'a> {
         };
         if let Ok(Passed::Checking) = outcome {
             outcome = match fetcher.checked(found) {
-                Some(FetcherAction::Finish(outcome)) => Ok(Passed::Finished(outcome)),
-                _ => Err(CommandError::retry("check what was fetched")),
+                Ok(FetcherAction::Finish(outcome)) => Ok(Passed::Finished(outcome)),
+                Ok(_) => Err(CommandError::retry("check what was fetched")),
+                Err(misuse) => Err(misuse.into()),
             };
         }
         Fetched {

@@ -11,6 +11,7 @@ use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, SegmentName};
+use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::partial::{Answer, Sender};
 
 use crate::config::MasterConfig;
@@ -84,6 +85,12 @@ enum Broken {
 impl From<CommandError> for Broken {
     fn from(error: CommandError) -> Self {
         Broken::Failed(error)
+    }
+}
+
+impl From<Misuse> for Broken {
+    fn from(misuse: Misuse) -> Self {
+        Broken::Failed(misuse.into())
     }
 }
 
@@ -366,9 +373,7 @@ impl Shipper {
             crc32: self.checksum(segment, bytes)?,
         };
         self.open = None;
-        let Some(message) = self.session.open(open) else {
-            return Err(unexpected("the stream was not ready for another segment").into());
-        };
+        let message = self.session.open(open)?;
         self.wire.send(CHANNEL, &message).await?;
         let at = loop {
             if let Heard::Compare(at) = self.hear().await? {
@@ -376,7 +381,7 @@ impl Shipper {
             }
         };
         let same = self.checksum(segment, at.common_bytes)? == at.common_crc32;
-        let rewrite = self.session.compared(same);
+        let rewrite = self.session.compared(same)?;
         let mut scanner = match self.carried.take() {
             Some((next, scanner)) if next == segment => scanner,
             _ => self.files.scanner(start),
@@ -458,9 +463,7 @@ impl Shipper {
                 zstd: block.zstd,
                 bytes: Bytes::copy_from_slice(block.payload()),
             };
-            let Some(message) = self.session.append(append) else {
-                return Err(unexpected("the stream takes nothing there").into());
-            };
+            let message = self.session.append(append)?;
             self.note = None;
             self.wire.send(CHANNEL, &message).await?;
         }

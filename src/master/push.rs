@@ -94,7 +94,7 @@ pub async fn push(
                     true => whole.1,
                     false => start_digest(&file, bytes).await?,
                 };
-                sender.prefix_hashed(prefix_crc32)
+                Some(sender.prefix_hashed(prefix_crc32)?)
             }
             SenderAction::SendFrom(offset) => {
                 let crc = crc32fast::Hasher::new_with_initial_len(
@@ -102,7 +102,7 @@ pub async fn push(
                     offset,
                 );
                 match send_from(wire, &file, (offset, crc), blocks, &mut sender).await? {
-                    Sent::All(crc32) => sender.source_ended(crc32),
+                    Sent::All(crc32) => Some(sender.source_ended(crc32)?),
                     Sent::Interrupted(message) => Some(on_channel(sender.received(message))?),
                 }
             }
@@ -155,7 +155,7 @@ async fn send_from(
     while let Some(mut block) = ready.recv().await {
         let raw_bytes = block.raw_bytes;
         match wire.send_block(CHANNEL, &mut block).await {
-            Ok(()) => sender.block_sent(raw_bytes),
+            Ok(()) => sender.block_sent(raw_bytes)?,
             // The receiver may have said why before it stopped reading.
             Err(fault) => match refusal_behind(wire).await {
                 Some(message) => return Ok(Sent::Interrupted(message)),

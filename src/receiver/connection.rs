@@ -14,6 +14,7 @@ use walmgr_protocol::codec::Frame;
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
 use walmgr_protocol::limits::CHANNELS_MAX;
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
+use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 use walmgr_protocol::session::push::{Receiver, ReceiverAction};
 
@@ -53,6 +54,17 @@ impl From<WireFault> for End {
 impl From<ProtocolError> for End {
     fn from(error: ProtocolError) -> Self {
         End::Hangup(Error::connection(error.code(), error.to_string(), ""))
+    }
+}
+
+impl From<Misuse> for End {
+    fn from(misuse: Misuse) -> Self {
+        let text = format!("a fault of walmgr itself: {misuse}");
+        End::Hangup(Error::connection(
+            ErrorCode::Internal,
+            text,
+            "please report it",
+        ))
     }
 }
 
@@ -368,8 +380,8 @@ impl Connection {
             return Ok(());
         }
         let action = match &report {
-            Report::LookedUp(held) => slot.session.looked_up(held),
-            Report::Sealed(sealed) => slot.session.sealed(sealed),
+            Report::LookedUp(held) => Some(slot.session.looked_up(held)?),
+            Report::Sealed(sealed) => Some(slot.session.sealed(sealed)?),
             Report::Failed(error) => {
                 let (message, hint) = (error.message.clone(), error.hint.clone());
                 Some(slot.session.failed(error.code, message, hint))

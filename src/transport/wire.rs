@@ -14,6 +14,7 @@ use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
 use walmgr_protocol::message::Message;
+use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::hello::ReceivedHello;
 use walmgr_protocol::version::VersionRange;
 
@@ -69,6 +70,14 @@ impl From<WireFault> for CommandError {
         CommandError::new(Kind::Retry, "talk to the receiver")
             .because(fault)
             .hint("if it stays so, look at the network and at the receiver's log on the standby")
+    }
+}
+
+impl From<Misuse> for CommandError {
+    fn from(misuse: Misuse) -> Self {
+        CommandError::new(Kind::Retry, "talk to the receiver")
+            .because(misuse)
+            .hint("this is a fault of walmgr itself: please report it with this line")
     }
 }
 

@@ -37,7 +37,7 @@ use crate::message::backup::{
 };
 use crate::message::{Data, Error, Kind, Message};
 use crate::names::RelativePath;
-use crate::session::{Standing, unexpected};
+use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// Shown by whoever sealed a set. The archive's store is the only place that may implement it.
 pub trait ProofOfSeal {
@@ -63,6 +63,7 @@ pub enum Request {
 }
 
 /// What a receiver's driver does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverAction {
     /// Decide about this and feed [`Receiver::admitted`], [`Receiver::sealed`] or
@@ -196,8 +197,9 @@ impl Receiver {
         }
     }
 
-    /// The answer to [`ReceiverAction::Admit`]: it may.
-    pub fn admitted(&mut self, granted: Granted) -> Option<ReceiverAction> {
+    /// The answer to [`ReceiverAction::Admit`]: it may. Nothing is done about this and the next three
+    /// where the backup was refused or given up meanwhile.
+    pub fn admitted(&mut self, granted: Granted) -> Result<Option<ReceiverAction>, Misuse> {
         self.state = match &self.state {
             ReceiverState::Admitting(Request::Begin(_) | Request::Resume(_)) => {
                 ReceiverState::Controlling { part: None }
@@ -205,44 +207,41 @@ impl Receiver {
             ReceiverState::Admitting(Request::Join(_)) => {
                 ReceiverState::Streaming { next_offset: 0 }
             }
-            _ => return None,
+            _ => return self.late("admitted"),
         };
-        Some(ReceiverAction::Send(Message::Backup(Backup::Granted(
-            granted,
-        ))))
+        Ok(Some(send(Backup::Granted(granted))))
     }
 
     /// The answer to [`ReceiverAction::LookUp`].
-    pub fn looked_up(&mut self, held: Vec<Held>) -> Option<ReceiverAction> {
+    pub fn looked_up(&mut self, held: Vec<Held>) -> Result<Option<ReceiverAction>, Misuse> {
         let ReceiverState::LookingUp { next_offset, count } = self.state else {
-            return None;
+            return self.late("looked_up");
         };
         if held.len() != count {
-            return None;
+            return Err(misuse(&self.state, "looked_up of another number"));
         }
         self.state = ReceiverState::Streaming { next_offset };
-        Some(ReceiverAction::Send(Message::Backup(Backup::Held(held))))
+        Ok(Some(send(Backup::Held(held))))
     }
 
     /// The answer to [`ReceiverAction::EndStream`].
-    pub fn stream_taken(&mut self) -> Option<ReceiverAction> {
+    pub fn stream_taken(&mut self) -> Result<Option<ReceiverAction>, Misuse> {
         let ReceiverState::Ending { bytes } = self.state else {
-            return None;
+            return self.late("stream_taken");
         };
         self.state = ReceiverState::Over;
-        let taken = Backup::StreamTaken(bytes);
-        Some(ReceiverAction::Send(Message::Backup(taken)))
+        Ok(Some(send(Backup::StreamTaken(bytes))))
     }
 
     /// The answer to [`ReceiverAction::Finish`], or to a resumption that comes after it; `sealed`
     /// is what [`acknowledge`] made.
-    pub fn sealed(&mut self, sealed: Message) -> Option<ReceiverAction> {
+    pub fn sealed(&mut self, sealed: Message) -> Result<Option<ReceiverAction>, Misuse> {
         match self.state {
             ReceiverState::Finishing | ReceiverState::Admitting(Request::Resume(_)) => {
                 self.state = ReceiverState::Over;
-                Some(ReceiverAction::Send(sealed))
+                Ok(Some(ReceiverAction::Send(sealed)))
             }
-            _ => None,
+            _ => self.late("sealed"),
         }
     }
 
@@ -251,6 +250,14 @@ impl Receiver {
     pub fn failed(&mut self, error: Error) -> ReceiverAction {
         self.state = ReceiverState::Draining;
         ReceiverAction::Send(Message::Error(error))
+    }
+
+    /// An answer that is not awaited: to something that was refused or given up, or to nothing.
+    fn late(&self, called: &'static str) -> Result<Option<ReceiverAction>, Misuse> {
+        match &self.state {
+            ReceiverState::Over | ReceiverState::Draining => Ok(None),
+            state => Err(misuse(state, called)),
+        }
     }
 
     fn admit(&mut self, request: Request) -> Result<Option<ReceiverAction>, ProtocolError> {
@@ -304,6 +311,10 @@ impl Standing for ReceiverState {
     }
 }
 
+fn send(backup: Backup) -> ReceiverAction {
+    ReceiverAction::Send(Message::Backup(backup))
+}
+
 /// Everything a connection of a backup may have on its way.
 const DRAINED: &[Kind] = &[
     Kind::BackupBegin,
@@ -354,6 +365,7 @@ fn whole(part: &Option<(u64, u64)>) -> Result<(), PeerMisbehaved> {
 }
 
 /// What a message means to the master's control connection.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlEvent {
     /// The backup may begin, or go on.
@@ -391,19 +403,21 @@ impl Control {
         (Control { state }, Message::Backup(Backup::Resume(token)))
     }
 
-    /// The announcement of a part, whose blocks have to follow; `None` where it has no place.
-    pub fn part(&self, name: PartName, size: u64, crc32: u32) -> Option<Message> {
-        let part = Part { name, size, crc32 };
-        (self.state == ControlState::Granted).then_some(Message::Backup(Backup::Part(part)))
+    /// The announcement of a part, whose blocks have to follow.
+    pub fn part(&self, name: PartName, size: u64, crc32: u32) -> Result<Message, Misuse> {
+        if self.state != ControlState::Granted {
+            return Err(misuse(&self.state, "part"));
+        }
+        Ok(Message::Backup(Backup::Part(Part { name, size, crc32 })))
     }
 
-    /// Asks to have the set sealed; `None` where that has no place.
-    pub fn finish(&mut self, finish: Finish) -> Option<Message> {
+    /// Asks to have the set sealed.
+    pub fn finish(&mut self, finish: Finish) -> Result<Message, Misuse> {
         if self.state != ControlState::Granted {
-            return None;
+            return Err(misuse(&self.state, "finish"));
         }
         self.state = ControlState::Finishing;
-        Some(Message::Backup(Backup::Finish(finish)))
+        Ok(Message::Backup(Backup::Finish(finish)))
     }
 
     /// A message arrived.
@@ -454,6 +468,7 @@ impl Standing for ControlState {
 }
 
 /// What a message means to one of the master's streams.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEvent {
     /// Ask what is held, or send.
@@ -494,13 +509,13 @@ impl Stream {
         (stream, Message::Backup(Backup::Join(join)))
     }
 
-    /// Asks what is held of these files; `None` where that has no place.
-    pub fn ask(&mut self, paths: Vec<RelativePath>) -> Option<Message> {
+    /// Asks what is held of these files.
+    pub fn ask(&mut self, paths: Vec<RelativePath>) -> Result<Message, Misuse> {
         if self.state != StreamState::Open {
-            return None;
+            return Err(misuse(&self.state, "ask"));
         }
         self.state = StreamState::LookingUp { count: paths.len() };
-        Some(Message::Backup(Backup::HeldRequest(paths)))
+        Ok(Message::Backup(Backup::HeldRequest(paths)))
     }
 
     /// Where in the stream the next block begins.
@@ -509,18 +524,22 @@ impl Stream {
     }
 
     /// A block of this many raw bytes went out.
-    pub fn block_sent(&mut self, raw_bytes: u32) {
+    pub fn block_sent(&mut self, raw_bytes: u32) -> Result<(), Misuse> {
+        if self.state != StreamState::Open {
+            return Err(misuse(&self.state, "block_sent"));
+        }
         self.sent_bytes = self.sent_bytes.saturating_add(u64::from(raw_bytes));
+        Ok(())
     }
 
-    /// Says that this was all; `None` where that has no place.
-    pub fn end(&mut self) -> Option<Message> {
+    /// Says that this was all.
+    pub fn end(&mut self) -> Result<Message, Misuse> {
         if self.state != StreamState::Open {
-            return None;
+            return Err(misuse(&self.state, "end"));
         }
         let bytes = self.sent_bytes;
         self.state = StreamState::Ending { bytes };
-        Some(Message::Backup(Backup::StreamEnd(bytes)))
+        Ok(Message::Backup(Backup::StreamEnd(bytes)))
     }
 
     /// A message arrived.
@@ -595,11 +614,16 @@ fn answers(of: &'static str, expected: u64, found: u64) -> Result<(), PeerMisbeh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::assert_expected;
+    use crate::session::{assert_expected, assert_misused};
 
-    #[test]
-    fn each_state_takes_the_kinds_that_it_names() {
-        let receivers = [
+    const GRANTED: Granted = Granted {
+        token: Token([0; 16]),
+        lease_s: 1,
+        streams_max: 1,
+    };
+
+    fn receivers() -> [ReceiverState; 9] {
+        [
             ReceiverState::Idle,
             ReceiverState::Admitting(Request::Resume(Token([0; 16]))),
             ReceiverState::Controlling { part: None },
@@ -612,34 +636,120 @@ mod tests {
             ReceiverState::Ending { bytes: 1 },
             ReceiverState::Over,
             ReceiverState::Draining,
-        ];
-        assert_expected(receivers, |state, message| {
-            Receiver { state }.received(message).map(|_| ())
-        });
+        ]
+    }
+
+    fn controls() -> [ControlState; 5] {
         let [begins, resumes] = [false, true].map(|resumes| ControlState::Asking { resumes });
-        let controls = [
+        [
             begins,
             resumes,
             ControlState::Granted,
             ControlState::Finishing,
             ControlState::Over,
-        ];
-        assert_expected(controls, |state, message| {
-            Control { state }.received(message).map(|_| ())
-        });
-        let streams = [
+        ]
+    }
+
+    fn streams() -> [StreamState; 5] {
+        [
             StreamState::Asking,
             StreamState::Open,
             StreamState::LookingUp { count: 1 },
             StreamState::Ending { bytes: 1 },
             StreamState::Over,
-        ];
-        assert_expected(streams, |state, message| {
-            let mut stream = Stream {
-                state,
-                sent_bytes: 1,
-            };
-            stream.received(message).map(|_| ())
+        ]
+    }
+
+    fn stream(state: StreamState) -> Stream {
+        Stream {
+            state,
+            sent_bytes: 1,
+        }
+    }
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        assert_expected(receivers(), |state, message| {
+            Receiver { state }.received(message).map(|_| ())
         });
+        assert_expected(controls(), |state, message| {
+            Control { state }.received(message).map(|_| ())
+        });
+        assert_expected(streams(), |state, message| {
+            stream(state).received(message).map(|_| ())
+        });
+    }
+
+    #[test]
+    fn a_receiver_that_answers_what_was_not_asked_is_told_so() {
+        let under_way = |at: fn(&ReceiverState) -> bool| {
+            let elsewhere = receivers().into_iter().filter(move |state| !at(state));
+            elsewhere
+                .filter(|state| *state != ReceiverState::Over)
+                .filter(|state| *state != ReceiverState::Draining)
+        };
+        let elsewhere = under_way(|state| matches!(state, ReceiverState::Admitting(_)));
+        assert_misused("admitted", elsewhere, |state| {
+            Receiver { state }.admitted(GRANTED)
+        });
+        let is_looking = |state: &_| matches!(state, ReceiverState::LookingUp { .. });
+        assert_misused("looked_up", under_way(is_looking), |state| {
+            Receiver { state }.looked_up(Vec::new())
+        });
+        let looking = receivers().into_iter().filter(is_looking);
+        assert_misused("looked_up of another number", looking, |state| {
+            Receiver { state }.looked_up(Vec::new())
+        });
+        let elsewhere = under_way(|state| matches!(state, ReceiverState::Ending { .. }));
+        assert_misused("stream_taken", elsewhere, |state| {
+            Receiver { state }.stream_taken()
+        });
+        let elsewhere = under_way(|state| {
+            matches!(
+                state,
+                ReceiverState::Admitting(_) | ReceiverState::Finishing
+            )
+        });
+        assert_misused("sealed", elsewhere, |state| {
+            Receiver { state }.sealed(Message::Ping)
+        });
+    }
+
+    #[test]
+    fn reports_about_a_backup_that_was_given_up_go_nowhere() {
+        for state in [ReceiverState::Over, ReceiverState::Draining] {
+            let mut late = Receiver { state };
+            assert_eq!(late.admitted(GRANTED), Ok(None));
+            assert_eq!(late.looked_up(Vec::new()), Ok(None));
+            assert_eq!(late.stream_taken(), Ok(None));
+            assert_eq!(late.sealed(Message::Ping), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_master_that_calls_out_of_turn_is_told_so() {
+        let elsewhere = || {
+            controls()
+                .into_iter()
+                .filter(|at| *at != ControlState::Granted)
+        };
+        assert_misused("part", elsewhere(), |state| {
+            Control { state }.part(PartName::Label, 0, 0)
+        });
+        let finish = Finish {
+            start: crate::names::Lsn(1),
+            stop: crate::names::Lsn(2),
+            timeline: crate::names::TimelineId::FIRST,
+            wal_wait_s: 0,
+        };
+        assert_misused("finish", elsewhere(), |state| {
+            Control { state }.finish(finish)
+        });
+        let elsewhere = || streams().into_iter().filter(|at| *at != StreamState::Open);
+        assert_misused("ask", elsewhere(), |state| stream(state).ask(Vec::new()));
+        assert_misused("block_sent", elsewhere(), |state| {
+            stream(state).block_sent(1)
+        });
+        assert_misused("end", elsewhere(), |state| stream(state).end());
     }
 }

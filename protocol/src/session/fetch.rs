@@ -16,12 +16,13 @@
 //! ```text
 //! fetcher:   Asked ─▶ Receiving ─▶ Checking ─▶ Done
 //! provider:  Idle ─▶ LookingUp ─▶ Sending ─▶ Idle
+//!            any ──given up by whoever asked──▶ GivenUp, which is Idle where late reports come
 //! ```
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
 use crate::message::{Data, Digest, Error, Kind, Message};
-use crate::session::{Standing, unexpected};
+use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub enum Outcome {
 }
 
 /// What the driver of whoever asked does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FetcherAction {
     /// Unpack this block and append it.
@@ -127,11 +129,11 @@ impl Fetcher {
     }
 
     /// The answer to [`FetcherAction::Check`].
-    pub fn checked(&mut self, found: Digest) -> Option<FetcherAction> {
+    pub fn checked(&mut self, found: Digest) -> Result<FetcherAction, Misuse> {
         let FetcherState::Checking(stated) = self.state else {
-            return None;
+            return Err(misuse(&self.state, "checked"));
         };
-        Some(self.finish(match stated == found {
+        Ok(self.finish(match stated == found {
             true => Outcome::Whole,
             false => Outcome::Differs { stated, found },
         }))
@@ -165,6 +167,7 @@ impl Standing for FetcherState {
 }
 
 /// What a receiver's driver does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderAction {
     /// Find this and feed [`Provider::found`], [`Provider::not_found`] or [`Provider::failed`].
@@ -181,8 +184,13 @@ pub enum ProviderAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ProviderState {
     Idle,
+    /// Whoever asked gave it up; what the driver still says about it goes nowhere.
+    GivenUp,
     LookingUp(Request),
-    Sending { begin: u64, next_offset: u64 },
+    Sending {
+        begin: u64,
+        next_offset: u64,
+    },
 }
 
 /// The receiver's end; fetches follow one another on it.
@@ -202,22 +210,23 @@ impl Default for Provider {
 impl Provider {
     /// Whether nothing is being fetched.
     pub const fn is_idle(&self) -> bool {
-        matches!(self.state, ProviderState::Idle)
+        matches!(self.state, ProviderState::Idle | ProviderState::GivenUp)
     }
 
     /// A message arrived on the channel.
     pub fn received(&mut self, message: Message) -> Result<Option<ProviderAction>, ProtocolError> {
         match (&self.state, message) {
-            (ProviderState::Idle, Message::Fetch(Fetch::GetFile(file))) => {
-                Ok(Some(self.find(Request::File(file))))
-            }
-            (ProviderState::Idle, Message::Fetch(Fetch::GetSet(set))) => {
+            (
+                ProviderState::Idle | ProviderState::GivenUp,
+                Message::Fetch(Fetch::GetFile(file)),
+            ) => Ok(Some(self.find(Request::File(file)))),
+            (ProviderState::Idle | ProviderState::GivenUp, Message::Fetch(Fetch::GetSet(set))) => {
                 Ok(Some(self.find(Request::Set(set))))
             }
             // It may have been sent before the end arrived there.
-            (ProviderState::Idle, Message::Error(_)) => Ok(None),
+            (ProviderState::Idle | ProviderState::GivenUp, Message::Error(_)) => Ok(None),
             (_, Message::Error(_)) => {
-                self.state = ProviderState::Idle;
+                self.state = ProviderState::GivenUp;
                 Ok(Some(ProviderAction::Stop))
             }
             (state, message) => Err(unexpected(state, &message)),
@@ -229,52 +238,63 @@ impl Provider {
         unexpected(&self.state, message)
     }
 
-    /// What was asked for is there.
-    pub fn found(&mut self) -> Option<ProviderAction> {
-        let ProviderState::LookingUp(request) = &self.state else {
-            return None;
+    /// What was asked for is there. Nothing is done about any of these where it was given up.
+    pub fn found(&mut self) -> Result<Option<ProviderAction>, Misuse> {
+        let begin = match &self.state {
+            ProviderState::LookingUp(request) => request.offset(),
+            ProviderState::GivenUp => return Ok(None),
+            state => return Err(misuse(state, "found")),
         };
-        let begin = request.offset();
         let next_offset = begin;
         self.state = ProviderState::Sending { begin, next_offset };
-        Some(ProviderAction::SendFrom(begin))
+        Ok(Some(ProviderAction::SendFrom(begin)))
     }
 
     /// What was asked for is not there.
-    pub fn not_found(&mut self, what: NotFound) -> Option<ProviderAction> {
-        let ProviderState::LookingUp(_) = self.state else {
-            return None;
-        };
+    pub fn not_found(&mut self, what: NotFound) -> Result<Option<ProviderAction>, Misuse> {
+        match &self.state {
+            ProviderState::LookingUp(_) => {}
+            ProviderState::GivenUp => return Ok(None),
+            state => return Err(misuse(state, "not_found")),
+        }
         self.state = ProviderState::Idle;
         let message = Message::Fetch(Fetch::NotFound(what));
-        Some(ProviderAction::Send(message))
+        Ok(Some(ProviderAction::Send(message)))
     }
 
     /// A block of this many raw bytes went out.
-    pub fn block_sent(&mut self, raw_bytes: u32) {
-        if let ProviderState::Sending { next_offset, .. } = &mut self.state {
-            *next_offset = next_offset.saturating_add(u64::from(raw_bytes));
+    pub fn block_sent(&mut self, raw_bytes: u32) -> Result<(), Misuse> {
+        match &mut self.state {
+            ProviderState::Sending { next_offset, .. } => {
+                *next_offset = next_offset.saturating_add(u64::from(raw_bytes));
+                Ok(())
+            }
+            ProviderState::GivenUp => Ok(()),
+            state => Err(misuse(state, "block_sent")),
         }
     }
 
     /// That was all, it was found good, and this is the CRC-32 of what was sent.
-    pub fn ended(&mut self, crc32: u32) -> Option<ProviderAction> {
-        let ProviderState::Sending { begin, next_offset } = self.state else {
-            return None;
+    pub fn ended(&mut self, crc32: u32) -> Result<Option<ProviderAction>, Misuse> {
+        let size = match &self.state {
+            ProviderState::Sending { begin, next_offset } => next_offset - begin,
+            ProviderState::GivenUp => return Ok(None),
+            state => return Err(misuse(state, "ended")),
         };
         self.state = ProviderState::Idle;
-        let size = next_offset - begin;
         let end = Fetch::End(Digest { size, crc32 });
-        Some(ProviderAction::Send(Message::Fetch(end)))
+        Ok(Some(ProviderAction::Send(Message::Fetch(end))))
     }
 
     /// It cannot be found or sent; the error goes to whoever asked.
-    pub fn failed(&mut self, error: Error) -> Option<ProviderAction> {
-        if self.is_idle() {
-            return None;
+    pub fn failed(&mut self, error: Error) -> Result<Option<ProviderAction>, Misuse> {
+        match &self.state {
+            ProviderState::LookingUp(_) | ProviderState::Sending { .. } => {}
+            ProviderState::GivenUp => return Ok(None),
+            state @ ProviderState::Idle => return Err(misuse(state, "failed")),
         }
         self.state = ProviderState::Idle;
-        Some(ProviderAction::Send(Message::Error(error)))
+        Ok(Some(ProviderAction::Send(Message::Error(error))))
     }
 
     fn find(&mut self, request: Request) -> ProviderAction {
@@ -286,7 +306,7 @@ impl Provider {
 impl Standing for ProviderState {
     fn name(&self) -> &'static str {
         match self {
-            ProviderState::Idle => "nothing is being fetched",
+            ProviderState::Idle | ProviderState::GivenUp => "nothing is being fetched",
             ProviderState::LookingUp(_) => "something to be fetched is looked up",
             ProviderState::Sending { .. } => "something is being fetched",
         }
@@ -294,7 +314,9 @@ impl Standing for ProviderState {
 
     fn expects(&self) -> &'static [Kind] {
         match self {
-            ProviderState::Idle => &[Kind::FetchGetFile, Kind::FetchGetSet, Kind::Error],
+            ProviderState::Idle | ProviderState::GivenUp => {
+                &[Kind::FetchGetFile, Kind::FetchGetSet, Kind::Error]
+            }
             ProviderState::LookingUp(_) | ProviderState::Sending { .. } => &[Kind::Error],
         }
     }
@@ -303,38 +325,87 @@ impl Standing for ProviderState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::assert_expected;
+    use crate::session::{assert_expected, assert_misused};
 
-    #[test]
-    fn each_state_takes_the_kinds_that_it_names() {
+    const STATED: Digest = Digest { size: 1, crc32: 1 };
+
+    fn fetchers() -> [FetcherState; 4] {
         let [fresh, begun] = [false, true].map(|begun| FetcherState::Receiving {
             next_offset: 1,
             begun,
         });
-        let stated = Digest { size: 1, crc32: 1 };
-        let fetchers = [
+        [
             fresh,
             begun,
-            FetcherState::Checking(stated),
+            FetcherState::Checking(STATED),
             FetcherState::Done,
-        ];
-        assert_expected(fetchers, |state, message| {
-            Fetcher { state }.received(message).map(|_| ())
-        });
+        ]
+    }
+
+    fn providers() -> [ProviderState; 4] {
         let file = GetFile {
             name: "00000001000000020000009A".parse().unwrap(),
             compression: 0,
         };
-        let providers = [
+        let sending = ProviderState::Sending {
+            begin: 0,
+            next_offset: 1,
+        };
+        [
             ProviderState::Idle,
             ProviderState::LookingUp(Request::File(file)),
-            ProviderState::Sending {
-                begin: 0,
-                next_offset: 1,
-            },
-        ];
-        assert_expected(providers, |state, message| {
+            sending,
+            ProviderState::GivenUp,
+        ]
+    }
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        assert_expected(fetchers(), |state, message| {
+            Fetcher { state }.received(message).map(|_| ())
+        });
+        assert_expected(providers(), |state, message| {
             Provider { state }.received(message).map(|_| ())
         });
+    }
+
+    #[test]
+    fn a_driver_that_calls_out_of_turn_is_told_so() {
+        let [fresh, begun, _, done] = fetchers();
+        assert_misused("checked", [fresh, begun, done], |state| {
+            Fetcher { state }.checked(STATED)
+        });
+        let [idle, looking, sending, _] = providers();
+        let not_looking = [idle.clone(), sending];
+        let not_sending = [idle.clone(), looking];
+        assert_misused("found", not_looking.clone(), |state| {
+            Provider { state }.found()
+        });
+        assert_misused("not_found", not_looking, |state| {
+            Provider { state }.not_found(NotFound::NoSuchSet)
+        });
+        assert_misused("block_sent", not_sending.clone(), |state| {
+            Provider { state }.block_sent(1)
+        });
+        assert_misused("ended", not_sending, |state| Provider { state }.ended(1));
+        assert_misused("failed", [idle], |state| {
+            Provider { state }.failed(abandoned())
+        });
+    }
+
+    #[test]
+    fn reports_about_what_was_given_up_go_nowhere() {
+        let mut provider = Provider {
+            state: ProviderState::GivenUp,
+        };
+        assert_eq!(provider.found(), Ok(None));
+        assert_eq!(provider.not_found(NotFound::NoSuchSet), Ok(None));
+        assert_eq!(provider.block_sent(1), Ok(()));
+        assert_eq!(provider.ended(1), Ok(None));
+        assert_eq!(provider.failed(abandoned()), Ok(None));
+    }
+
+    fn abandoned() -> Error {
+        Error::channel(crate::message::ErrorCode::Abandoned, "", "")
     }
 }

@@ -122,6 +122,7 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 /// The answer to a hello.
+#[must_use = "it has to be sent, or to be obeyed"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Talk, in this version.

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 /// What the driver does next.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// Send [`crate::message::Message::Ping`] and ask again.

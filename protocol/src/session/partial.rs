@@ -19,7 +19,7 @@ use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::partial::{Append, At, Begin, Begun, DurableTo, Open, Partial};
 use crate::message::{Error, Kind, Message, Scope};
 use crate::names::{Lsn, WalSegmentSize};
-use crate::session::{Standing, unexpected};
+use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// Shown by whoever made records durable. The archive's store is the only place that may
 /// implement it.
@@ -34,6 +34,7 @@ pub fn acknowledge(proof: &impl ProofOfRecords) -> Message {
 }
 
 /// What the receiver said, for the sender's driver.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The stream is ours, and there it stands.
@@ -111,23 +112,23 @@ impl Sender {
         }
     }
 
-    /// Goes on with this segment; `None` while an answer is awaited.
-    pub fn open(&mut self, open: Open) -> Option<Message> {
+    /// Goes on with this segment, which has no place while an answer is awaited.
+    pub fn open(&mut self, open: Open) -> Result<Message, Misuse> {
         match self.state {
             SenderState::Ready | SenderState::Appending { .. } => {
                 let offered_bytes = open.bytes;
                 self.state = SenderState::Opening { offered_bytes };
-                Some(Message::Partial(Partial::Open(open)))
+                Ok(Message::Partial(Partial::Open(open)))
             }
-            _ => None,
+            state => Err(misuse(&state, "open")),
         }
     }
 
     /// The answer to [`Answer::Compare`]: whether our bytes are the same. What comes back has to
     /// be sent, and the segment then from its beginning.
-    pub fn compared(&mut self, same: bool) -> Option<Message> {
+    pub fn compared(&mut self, same: bool) -> Result<Option<Message>, Misuse> {
         let SenderState::Comparing(at) = self.state else {
-            return None;
+            return Err(misuse(&self.state, "compared"));
         };
         self.state = match same {
             // What it holds beyond ours was not compared, so nothing may follow it yet.
@@ -137,7 +138,7 @@ impl Sender {
             },
             false => SenderState::Appending { next_offset: 0 },
         };
-        (!same).then_some(Message::Partial(Partial::Rewrite))
+        Ok((!same).then_some(Message::Partial(Partial::Rewrite)))
     }
 
     /// Where the next append has to begin, once the segment was compared.
@@ -148,18 +149,18 @@ impl Sender {
         }
     }
 
-    /// The message that appends this block there; `None` where nothing may be appended.
-    pub fn append(&mut self, append: Append) -> Option<Message> {
+    /// The message that appends this block there.
+    pub fn append(&mut self, append: Append) -> Result<Message, Misuse> {
         let SenderState::Appending { next_offset } = &mut self.state else {
-            return None;
+            return Err(misuse(&self.state, "append"));
         };
         if append.offset != *next_offset || append.raw_bytes == 0 {
-            return None;
+            return Err(misuse(&self.state, "append of nothing, or elsewhere"));
         }
         *next_offset += u64::from(append.raw_bytes);
         self.sent = self.sent.max(append.end);
         self.in_flight.push_back(append.end);
-        Some(Message::Partial(Partial::Append(append)))
+        Ok(Message::Partial(Partial::Append(append)))
     }
 
     /// Appends that were not acknowledged.
@@ -207,6 +208,7 @@ impl Standing for SenderState {
 }
 
 /// What a receiver's driver does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverAction {
     /// Take the stream for this client and feed [`Receiver::begun`].
@@ -243,6 +245,9 @@ enum ReceiverState {
 pub struct Receiver {
     state: ReceiverState,
     segment_bytes: u64,
+    /// Whether a stream was refused or given up here: what its driver was doing then may still be
+    /// reported, in whatever state the next one is.
+    drained: bool,
 }
 
 impl Default for Receiver {
@@ -250,6 +255,7 @@ impl Default for Receiver {
         Receiver {
             state: ReceiverState::Idle,
             segment_bytes: 0,
+            drained: false,
         }
     }
 }
@@ -296,35 +302,39 @@ impl Receiver {
     }
 
     /// The answer to [`ReceiverAction::Begin`].
-    pub fn begun(&mut self, begun: Begun, size: WalSegmentSize) -> Option<ReceiverAction> {
+    pub fn begun(
+        &mut self,
+        begun: Begun,
+        size: WalSegmentSize,
+    ) -> Result<Option<ReceiverAction>, Misuse> {
         if self.state != ReceiverState::Beginning {
-            return None;
+            return self.late("begun");
         }
         self.state = ReceiverState::Ready;
         self.segment_bytes = size.bytes();
-        Some(send(Partial::Begun(begun)))
+        Ok(Some(send(Partial::Begun(begun))))
     }
 
     /// The answer to [`ReceiverAction::Open`].
-    pub fn opened(&mut self, at: At) -> Option<ReceiverAction> {
+    pub fn opened(&mut self, at: At) -> Result<Option<ReceiverAction>, Misuse> {
         if self.state != ReceiverState::Opening {
-            return None;
+            return self.late("opened");
         }
         self.state = ReceiverState::Appending {
             next_offset: at.held_bytes,
             fresh: true,
         };
-        Some(send(Partial::At(at)))
+        Ok(Some(send(Partial::At(at))))
     }
 
-    /// Records are durable; may cover several appends at once.
-    pub fn durable(&self, proof: &impl ProofOfRecords) -> Option<ReceiverAction> {
-        // Behind an error the client waits for nothing any more.
-        let is_awaited = !matches!(
-            self.state,
-            ReceiverState::Idle | ReceiverState::Draining { .. }
-        );
-        is_awaited.then(|| ReceiverAction::Send(acknowledge(proof)))
+    /// Records are durable; may cover several appends at once. Behind an error the client waits for
+    /// nothing any more.
+    pub fn durable(&self, proof: &impl ProofOfRecords) -> Result<Option<ReceiverAction>, Misuse> {
+        match self.state {
+            ReceiverState::Idle => Err(misuse(&self.state, "durable")),
+            ReceiverState::Draining { .. } => Ok(None),
+            _ => Ok(Some(ReceiverAction::Send(acknowledge(proof)))),
+        }
     }
 
     /// Something the driver was asked to do failed; the error goes to the sender.
@@ -339,6 +349,15 @@ impl Receiver {
     fn drain(&mut self) {
         let granted = self.state.granted();
         self.state = ReceiverState::Draining { granted };
+        self.drained = true;
+    }
+
+    /// An answer that is not awaited: to something that was refused since, or to nothing.
+    fn late(&self, called: &'static str) -> Result<Option<ReceiverAction>, Misuse> {
+        match self.drained {
+            true => Ok(None),
+            false => Err(misuse(&self.state, called)),
+        }
     }
 
     fn append(
@@ -430,37 +449,61 @@ fn send(partial: Partial) -> ReceiverAction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::assert_expected;
+    use crate::session::{assert_expected, assert_misused};
 
-    #[test]
-    fn each_state_takes_the_kinds_that_it_names() {
-        let at = At {
-            held_bytes: 1,
-            common_bytes: 1,
-            common_crc32: 1,
-        };
-        let senders = [
+    struct Everything;
+
+    impl ProofOfRecords for Everything {
+        fn end(&self) -> Lsn {
+            Lsn(1)
+        }
+    }
+
+    const AT: At = At {
+        held_bytes: 1,
+        common_bytes: 1,
+        common_crc32: 1,
+    };
+
+    const BEGUN: Begun = Begun {
+        newest_finished: None,
+        oldest_partial: None,
+        newest_partial: None,
+    };
+
+    fn sender(state: SenderState) -> Sender {
+        Sender {
+            state,
+            in_flight: VecDeque::new(),
+            sent: Lsn(0),
+        }
+    }
+
+    fn receiver(state: ReceiverState) -> Receiver {
+        Receiver {
+            state,
+            segment_bytes: 16 << 20,
+            drained: false,
+        }
+    }
+
+    fn senders() -> [SenderState; 6] {
+        [
             SenderState::Beginning,
             SenderState::Ready,
             SenderState::Opening { offered_bytes: 1 },
-            SenderState::Comparing(at),
+            SenderState::Comparing(AT),
             SenderState::Appending { next_offset: 1 },
             SenderState::Over,
-        ];
-        assert_expected(senders, |state, message| {
-            let (in_flight, sent) = (VecDeque::new(), Lsn(0));
-            let mut sender = Sender {
-                state,
-                in_flight,
-                sent,
-            };
-            sender.received(message).map(|_| ())
-        });
+        ]
+    }
+
+    fn receivers() -> [ReceiverState; 8] {
         let [fresh, begun] = [true, false].map(|fresh| ReceiverState::Appending {
             next_offset: 1,
             fresh,
         });
-        let receivers = [
+        [
             ReceiverState::Idle,
             ReceiverState::Beginning,
             ReceiverState::Ready,
@@ -469,14 +512,73 @@ mod tests {
             begun,
             ReceiverState::Draining { granted: true },
             ReceiverState::Draining { granted: false },
-        ];
-        assert_expected(receivers, |state, message| {
-            let segment_bytes = 16 << 20;
-            let mut receiver = Receiver {
-                state,
-                segment_bytes,
-            };
-            receiver.received(message).map(|_| ())
+        ]
+    }
+
+    fn append(offset: u64) -> Append {
+        Append {
+            offset,
+            end: Lsn(2),
+            raw_bytes: 1,
+            zstd: false,
+            bytes: bytes::Bytes::from_static(b"w"),
+        }
+    }
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        assert_expected(senders(), |state, message| {
+            sender(state).received(message).map(|_| ())
         });
+        assert_expected(receivers(), |state, message| {
+            receiver(state).received(message).map(|_| ())
+        });
+    }
+
+    #[test]
+    fn a_driver_that_calls_out_of_turn_is_told_so() {
+        let open = Open {
+            segment: "00000001000000020000009A".parse().unwrap(),
+            bytes: 1,
+            crc32: 1,
+        };
+        let [beginning, ready, opening, comparing, appending, over] = senders();
+        let elsewhere = [beginning, opening, comparing, over];
+        assert_misused("open", elsewhere, |state| sender(state).open(open));
+        let elsewhere = [beginning, ready, opening, appending, over];
+        assert_misused("compared", elsewhere, |state| sender(state).compared(true));
+        let elsewhere = [beginning, ready, opening, comparing, over];
+        assert_misused("append", elsewhere, |state| sender(state).append(append(1)));
+        assert_misused("append of nothing, or elsewhere", [appending], |state| {
+            sender(state).append(append(2))
+        });
+
+        let size = WalSegmentSize::new(16 << 20).unwrap();
+        let elsewhere = receivers().into_iter();
+        let elsewhere = elsewhere.filter(|state| *state != ReceiverState::Beginning);
+        assert_misused("begun", elsewhere, |state| {
+            receiver(state).begun(BEGUN, size)
+        });
+        let elsewhere = receivers().into_iter();
+        let elsewhere = elsewhere.filter(|state| *state != ReceiverState::Opening);
+        assert_misused("opened", elsewhere, |state| receiver(state).opened(AT));
+        assert_misused("durable", [ReceiverState::Idle], |state| {
+            receiver(state).durable(&Everything)
+        });
+    }
+
+    #[test]
+    fn reports_about_a_stream_that_was_refused_go_nowhere() {
+        let refused = Error::channel(crate::message::ErrorCode::Finished, "", "");
+        let mut late = receiver(ReceiverState::Opening);
+        let _ = late.failed(refused);
+        assert_eq!(late.opened(AT), Ok(None));
+        assert_eq!(late.durable(&Everything), Ok(None));
+        let begin = Begin {
+            timeline: crate::names::TimelineId::FIRST,
+        };
+        let asked = late.received(Message::Partial(Partial::Begin(begin)));
+        assert_eq!(asked, Ok(Some(ReceiverAction::Begin(begin))));
+        assert_eq!(late.opened(AT), Ok(None));
     }
 }

@@ -13,7 +13,7 @@ use crate::message::{
     Acknowledgement, Data, Digest, Error, ErrorCode, Have, Kind, Message, Offer, Scope,
 };
 use crate::names::WalFileName;
-use crate::session::{Standing, unexpected};
+use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// Shown by whoever made a file durable. The archive's store is the only place that may
 /// implement it.
@@ -43,6 +43,7 @@ pub enum Outcome {
 }
 
 /// What a sender's driver does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SenderAction {
     /// Send this on the channel.
@@ -103,9 +104,9 @@ impl Sender {
     }
 
     /// The answer to [`SenderAction::HashPrefix`].
-    pub fn prefix_hashed(&mut self, crc32: u32) -> Option<SenderAction> {
+    pub fn prefix_hashed(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
         let SenderState::Hashing(have) = self.state else {
-            return None;
+            return Err(misuse(&self.state, "prefix_hashed"));
         };
         // Another prefix than ours is of no use: begin anew, and the receiver replaces it.
         let offset = if have.prefix_crc32 == crc32 {
@@ -113,30 +114,32 @@ impl Sender {
         } else {
             0
         };
-        Some(self.send_from(offset))
+        Ok(self.send_from(offset))
     }
 
     /// A block of this many raw bytes went out.
-    pub fn block_sent(&mut self, raw_bytes: u32) {
-        if let SenderState::Sending { next_offset } = &mut self.state {
-            *next_offset = next_offset.saturating_add(u64::from(raw_bytes));
-        }
+    pub fn block_sent(&mut self, raw_bytes: u32) -> Result<(), Misuse> {
+        let SenderState::Sending { next_offset } = &mut self.state else {
+            return Err(misuse(&self.state, "block_sent"));
+        };
+        *next_offset = next_offset.saturating_add(u64::from(raw_bytes));
+        Ok(())
     }
 
     /// The source ended; `crc32` is that of the whole source as it was read this time.
-    pub fn source_ended(&mut self, crc32: u32) -> Option<SenderAction> {
+    pub fn source_ended(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
         let SenderState::Sending { next_offset } = self.state else {
-            return None;
+            return Err(misuse(&self.state, "source_ended"));
         };
         let found = Digest {
             size: next_offset,
             crc32,
         };
         if found != self.digest() {
-            return Some(self.finish(Outcome::SourceChanged));
+            return Ok(self.finish(Outcome::SourceChanged));
         }
         self.state = SenderState::Committed;
-        Some(SenderAction::Send(Message::Commit(found)))
+        Ok(SenderAction::Send(Message::Commit(found)))
     }
 
     fn continue_from(&mut self, have: Have) -> SenderAction {
@@ -219,6 +222,7 @@ pub enum Sealed<P> {
 }
 
 /// What a receiver's driver does.
+#[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverAction {
     /// Look the offer up in the archive and feed [`Receiver::looked_up`].
@@ -314,12 +318,15 @@ impl Receiver {
     }
 
     /// The answer to [`ReceiverAction::LookUp`].
-    pub fn looked_up<P: ProofOfDurability>(&mut self, held: &Held<P>) -> Option<ReceiverAction> {
+    pub fn looked_up<P: ProofOfDurability>(
+        &mut self,
+        held: &Held<P>,
+    ) -> Result<ReceiverAction, Misuse> {
         let ReceiverState::Looking(offer) = self.state else {
-            return None;
+            return Err(misuse(&self.state, "looked_up"));
         };
         self.state = ReceiverState::Idle;
-        Some(match held {
+        Ok(match held {
             Held::Same(proof) => ReceiverAction::Send(acknowledge(proof)),
             Held::Other(digest) => ReceiverAction::Send(Message::Conflict(*digest)),
             Held::Prefix(have) => {
@@ -336,12 +343,15 @@ impl Receiver {
     }
 
     /// The answer to [`ReceiverAction::Seal`].
-    pub fn sealed<P: ProofOfDurability>(&mut self, sealed: &Sealed<P>) -> Option<ReceiverAction> {
+    pub fn sealed<P: ProofOfDurability>(
+        &mut self,
+        sealed: &Sealed<P>,
+    ) -> Result<ReceiverAction, Misuse> {
         let ReceiverState::Sealing(_) = self.state else {
-            return None;
+            return Err(misuse(&self.state, "sealed"));
         };
         self.state = ReceiverState::Idle;
-        Some(ReceiverAction::Send(match sealed {
+        Ok(ReceiverAction::Send(match sealed {
             Sealed::Durable(proof) => acknowledge(proof),
             Sealed::Other(digest) => Message::Conflict(*digest),
         }))
@@ -420,31 +430,48 @@ impl Standing for ReceiverState {
 mod tests {
     use super::*;
     use crate::message::Verify;
-    use crate::session::assert_expected;
+    use crate::session::{assert_expected, assert_misused};
 
-    #[test]
-    fn each_state_takes_the_kinds_that_it_names() {
-        let offer = Offer {
+    /// Shows nothing as a proof.
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl ProofOfDurability for Nothing {
+        fn name(&self) -> WalFileName {
+            offer().name
+        }
+
+        fn digest(&self) -> Digest {
+            Digest { size: 0, crc32: 0 }
+        }
+    }
+
+    fn offer() -> Offer {
+        Offer {
             name: "00000001000000020000009A".parse().unwrap(),
             size: 16 << 20,
             crc32: 1,
             verify: Verify::Records,
-        };
+        }
+    }
+
+    fn senders() -> [SenderState; 5] {
         let have = Have {
             prefix_bytes: 1,
             prefix_crc32: 1,
         };
-        let senders = [
+        [
             SenderState::Offered,
             SenderState::Hashing(have),
             SenderState::Sending { next_offset: 1 },
             SenderState::Committed,
             SenderState::Done,
-        ];
-        assert_expected(senders, |state, message| {
-            Sender { offer, state }.received(message).map(|_| ())
-        });
-        let receivers = [
+        ]
+    }
+
+    fn receivers() -> [ReceiverState; 5] {
+        let offer = offer();
+        [
             ReceiverState::Idle,
             ReceiverState::Looking(offer),
             ReceiverState::Receiving {
@@ -455,9 +482,46 @@ mod tests {
             },
             ReceiverState::Sealing(offer),
             ReceiverState::Draining,
-        ];
-        assert_expected(receivers, |state, message| {
+        ]
+    }
+
+    fn sender(state: SenderState) -> Sender {
+        Sender {
+            offer: offer(),
+            state,
+        }
+    }
+
+    #[test]
+    fn each_state_takes_the_kinds_that_it_names() {
+        assert_expected(senders(), |state, message| {
+            sender(state).received(message).map(|_| ())
+        });
+        assert_expected(receivers(), |state, message| {
             Receiver { state }.received(message).map(|_| ())
+        });
+    }
+
+    #[test]
+    fn a_driver_that_calls_out_of_turn_is_told_so() {
+        let [offered, hashing, sending, committed, done] = senders();
+        let elsewhere = [offered, sending, committed, done];
+        assert_misused("prefix_hashed", elsewhere, |state| {
+            sender(state).prefix_hashed(1)
+        });
+        let elsewhere = [offered, hashing, committed, done];
+        assert_misused("block_sent", elsewhere, |state| sender(state).block_sent(1));
+        assert_misused("source_ended", elsewhere, |state| {
+            sender(state).source_ended(1)
+        });
+        let [idle, looking, receiving, sealing, draining] = receivers();
+        let elsewhere = [idle, receiving, sealing, draining];
+        assert_misused("looked_up", elsewhere, |state| {
+            Receiver { state }.looked_up(&Held::Same(Nothing))
+        });
+        let elsewhere = [idle, looking, receiving, draining];
+        assert_misused("sealed", elsewhere, |state| {
+            Receiver { state }.sealed(&Sealed::Durable(Nothing))
         });
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
 
 use crate::config::MasterConfig;
@@ -50,6 +51,12 @@ impl Lost {
         match self {
             Lost::Link(error) | Lost::Backup(error) => error,
         }
+    }
+}
+
+impl From<Misuse> for Lost {
+    fn from(misuse: Misuse) -> Self {
+        Lost::Backup(misuse.into())
     }
 }
 
@@ -221,13 +228,11 @@ impl<'a> Control<'a> {
         };
         for (name, content) in parts {
             let (size, crc32) = (content.len() as u64, crc32fast::hash(content));
-            let part = self.session.part(name.clone(), size, crc32);
-            let part = part.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+            let part = self.session.part(name.clone(), size, crc32)?;
             wire.send(CHANNEL, &part).await?;
             send_content(wire, content).await?;
         }
-        let finish = self.session.finish(finish);
-        let finish = finish.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+        let finish = self.session.finish(finish)?;
         wire.send(CHANNEL, &finish).await?;
         let message = receive(wire).await?;
         match self.session.received(message).map_err(WireFault::from)? {

@@ -116,8 +116,7 @@ impl Stream {
             .unconfirmed()
             .chunks(usize::from(BACKUP_PATHS_MAX))
         {
-            let question = session.ask(paths.to_vec());
-            let question = question.ok_or_else(|| Lost::Backup(out_of_turn()))?;
+            let question = session.ask(paths.to_vec())?;
             wire.send(CHANNEL, &question).await?;
             let StreamEvent::Held(held) = self.event(wire, session).await? else {
                 return Err(Lost::Backup(out_of_turn()));
@@ -161,7 +160,7 @@ impl Stream {
             // The receiver may have said why before it stopped reading.
             return Err(self.last_words(wire, session, fault).await);
         }
-        session.block_sent(block.raw_bytes);
+        session.block_sent(block.raw_bytes)?;
         Counters::add(&self.load.counters.sent_bytes, bytes);
         while let Some(frame) = wire.arrived()? {
             self.message(wire, session, frame.message, on_its_way)
@@ -177,7 +176,7 @@ impl Stream {
         session: &mut Session,
         on_its_way: &OnItsWay,
     ) -> Result<(), Lost> {
-        let end = session.end().ok_or_else(|| Lost::Backup(out_of_turn()))?;
+        let end = session.end()?;
         wire.send(CHANNEL, &end).await?;
         loop {
             let message = receive(wire).await?;

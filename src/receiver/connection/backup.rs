@@ -93,9 +93,9 @@ impl Connection {
                 let granted = attachment.running().granted();
                 self.link.attachment = Some(attachment);
                 self.slot.is_of_backup(true);
-                session.admitted(granted)
+                session.admitted(granted)?
             }
-            BackupReport::LookedUp(held) => session.looked_up(held),
+            BackupReport::LookedUp(held) => session.looked_up(held)?,
             BackupReport::FilesDone(files) => {
                 let done = Message::Backup(Backup::FilesDone(files));
                 Some(ReceiverAction::Send(done))
@@ -103,12 +103,12 @@ impl Connection {
             BackupReport::StreamTaken => {
                 self.link.worker = None;
                 self.slot.is_of_backup(false);
-                session.stream_taken()
+                session.stream_taken()?
             }
             BackupReport::Sealed(set, facts) => {
                 self.link.worker = None;
                 self.slot.is_of_backup(false);
-                session.sealed(acknowledge(&set, facts))
+                session.sealed(acknowledge(&set, facts))?
             }
             BackupReport::Failed(error) => return self.backup_failed(error).await,
         };

@@ -68,12 +68,12 @@ impl Connection {
         let action = match report {
             Report::Block(block) => return self.send_block(block).await,
             Report::Found => {
-                let action = session.found();
+                let action = session.found()?;
                 return self.provide(action).await;
             }
-            Report::NotFound(what) => session.not_found(what),
-            Report::Ended(crc32) => session.ended(crc32),
-            Report::Failed(error) => session.failed(error),
+            Report::NotFound(what) => session.not_found(what)?,
+            Report::Ended(crc32) => session.ended(crc32)?,
+            Report::Failed(error) => session.failed(error)?,
         };
         // Its thread has said its last word.
         self.fetching.reading = None;
@@ -109,7 +109,7 @@ impl Connection {
         }
         // It takes blocks, so it is alive, though it has nothing to say.
         self.heard();
-        self.fetching.session.block_sent(block.raw_bytes);
+        self.fetching.session.block_sent(block.raw_bytes)?;
         if let Some(reading) = &self.fetching.reading {
             reading.sent(block);
         }

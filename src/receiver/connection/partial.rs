@@ -70,13 +70,13 @@ impl Connection {
         let session = &mut self.stream.session;
         let action = match report {
             Report::Begun(begun) => match self.cluster.archive.binding() {
-                Some(binding) => session.begun(begun, binding.segment_size),
+                Some(binding) => session.begun(begun, binding.segment_size)?,
                 None => None,
             },
-            Report::Opened(at) => session.opened(at),
+            Report::Opened(at) => session.opened(at)?,
             Report::Durable(proof) => {
                 self.cluster.note_records(&proof);
-                session.durable(&proof)
+                session.durable(&proof)?
             }
             Report::Failed(error) => Some(session.failed(error)),
             Report::Over(error) => {

@@ -11,6 +11,7 @@ use super::{Ends, Over, run};
 use crate::fuzzing::backup::sealed;
 use crate::message::Message;
 use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName};
+use crate::session::Misuse;
 use crate::session::backup::{
     Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
     acknowledge,
@@ -74,11 +75,11 @@ impl Ends for Connection {
             ReceiverAction::LookUp(paths) => {
                 assert_eq!(self.controls, Some(false));
                 let one_more = vec![Held::Nothing; paths.len() + 1];
-                assert!(self.receiver.looked_up(one_more).is_none());
+                assert!(self.receiver.looked_up(one_more).is_err());
                 let held = paths.iter().map(|_| messages::held(choices));
                 let held = held.collect::<Result<Vec<_>, _>>()?;
                 let answer = self.receiver.looked_up(held);
-                self.send(answer.expect("what was asked for was looked up"));
+                self.answer_awaited(answer);
             }
             ReceiverAction::Write(data) => {
                 assert_eq!(self.controls, Some(false));
@@ -92,8 +93,9 @@ impl Ends for Connection {
             ReceiverAction::EndStream(bytes) => {
                 assert_eq!((self.controls, bytes), (Some(false), self.stream_bytes));
                 let taken = self.receiver.stream_taken();
-                self.send(taken.expect("the stream came to its end"));
-                assert!(self.receiver.stream_taken().is_none() && self.receiver.is_idle());
+                self.answer_awaited(taken);
+                assert_eq!(self.receiver.stream_taken(), Ok(None));
+                assert!(self.receiver.is_idle());
             }
             ReceiverAction::BeginPart(part) => {
                 self.assert_whole();
@@ -109,7 +111,7 @@ impl Ends for Connection {
                 assert!(self.receiver.is_finishing());
                 let sealed = acknowledge(&AskedTo(finish), sealed());
                 let answer = self.receiver.sealed(sealed);
-                self.send(answer.expect("it was asked to be sealed"));
+                self.answer_awaited(answer);
                 assert!(self.receiver.is_idle());
             }
             ReceiverAction::Abort(_) => assert!(self.receiver.is_idle()),
@@ -165,26 +167,32 @@ impl Connection {
         }
     }
 
+    /// Nothing that was asked for goes unanswered.
+    fn answer_awaited(&mut self, action: Result<Option<ReceiverAction>, Misuse>) {
+        let action = action.expect("it was asked for");
+        self.send(action.expect("nobody gave it up"));
+    }
+
     fn assert_whole(&self) {
         let state = (self.controls, self.part_bytes);
         assert_eq!(state, (Some(true), self.part_size), "a part is cut short");
     }
 
     fn admit(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
-        assert!(self.receiver.looked_up(Vec::new()).is_none());
+        assert!(self.receiver.looked_up(Vec::new()).is_err());
         if let Request::Resume(_) = request
             && choices.ratio(1, 4)?
         {
             let asked = messages::finish(choices)?;
             let answer = self.receiver.sealed(acknowledge(&AskedTo(asked), sealed()));
-            self.send(answer.expect("a backup that is over may be resumed"));
+            self.answer_awaited(answer);
             return Ok(());
         }
         self.controls = Some(!matches!(request, Request::Join(_)));
         let granted = messages::granted(choices)?;
         let answer = self.receiver.admitted(granted);
-        self.send(answer.expect("it was asked for"));
-        assert!(self.receiver.admitted(granted).is_none());
+        self.answer_awaited(answer);
+        assert!(self.receiver.admitted(granted).is_err());
         Ok(())
     }
 
@@ -222,14 +230,14 @@ impl Connection {
         };
         if choices.ratio(1, 5)? {
             let finish = messages::finish(choices)?;
-            self.to_receiver.extend(control.finish(finish));
+            self.to_receiver.extend(control.finish(finish).ok());
             return Ok(());
         }
         let (name, size) = (
             messages::part_name(choices)?,
             choices.int_in_range(0_u32..=100)?,
         );
-        let Some(part) = control.part(name, u64::from(size), choices.arbitrary()?) else {
+        let Ok(part) = control.part(name, u64::from(size), choices.arbitrary()?) else {
             return Ok(());
         };
         self.to_receiver.push_back(part);
@@ -256,20 +264,21 @@ impl Connection {
             0 => {
                 let paths = messages::paths(choices)?;
                 let count = paths.len();
-                if let Some(message) = stream.ask(paths) {
+                if let Ok(message) = stream.ask(paths) {
                     (*asked, *may_send) = (Some(count), false);
                     self.to_receiver.push_back(message);
                 }
             }
             1 => {
                 let end = stream.end();
-                *may_send &= end.is_none();
-                self.to_receiver.extend(end);
+                *may_send &= end.is_err();
+                self.to_receiver.extend(end.ok());
             }
             _ if *may_send => {
                 let bytes = messages::length(choices)?;
                 let data = messages::data(stream.next_offset(), bytes, choices)?;
-                stream.block_sent(bytes);
+                let sent = stream.block_sent(bytes);
+                sent.expect("it may send");
                 self.to_receiver.push_back(Message::Data(data));
             }
             _ => {}
@@ -284,7 +293,7 @@ impl Connection {
                 Ok(ControlEvent::Granted(_)) => false,
                 Ok(ControlEvent::Sealed(_) | ControlEvent::Refused(_)) => {
                     assert!(control.received(Message::Ping).is_err(), "it goes on");
-                    assert_eq!(control.part(PartName::Label, 0, 0), None);
+                    assert!(control.part(PartName::Label, 0, 0).is_err());
                     false
                 }
                 Err(_) => true,

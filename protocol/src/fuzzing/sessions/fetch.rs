@@ -10,6 +10,7 @@ use super::messages;
 use super::{Ends, Over, run};
 use crate::message::fetch::Fetch;
 use crate::message::{Digest, Error, ErrorCode, Message};
+use crate::session::Misuse;
 use crate::session::fetch::{Fetcher, FetcherAction, Outcome, Provider, ProviderAction, Request};
 
 /// Both ends of a fetch.
@@ -77,10 +78,14 @@ impl Ends for Exchange {
             }
             7..=9 => self.send(choices)?,
             10 => {
-                let failed = self.provider.failed(messages::error(choices)?);
+                let (was_idle, error) = (self.provider.is_idle(), messages::error(choices)?);
+                let failed = self.provider.failed(error);
                 assert!(self.provider.is_idle());
                 self.sending = None;
-                self.answer_with(failed);
+                match was_idle {
+                    true => assert!(!matches!(failed, Ok(Some(_))), "an answer to nothing"),
+                    false => self.answer_with(failed),
+                }
             }
             11 => {
                 let given_up = Error::channel(ErrorCode::Abandoned, "", "");
@@ -141,10 +146,10 @@ impl Exchange {
                 self.answer_with(answer);
             }
             _ => {
-                assert_eq!(self.provider.ended(0), None, "ended before it began");
+                assert!(self.provider.ended(0).is_err(), "ended before it began");
                 let found = self.provider.found();
-                assert_eq!(found, Some(ProviderAction::SendFrom(begin)));
-                assert_eq!(self.provider.found(), None);
+                assert_eq!(found, Ok(Some(ProviderAction::SendFrom(begin))));
+                assert!(self.provider.found().is_err());
                 self.sending = Some(begin);
             }
         }
@@ -160,7 +165,7 @@ impl Exchange {
             let crc32 = choices.int_in_range(0..=1)?;
             self.sending = None;
             let answer = self.provider.ended(crc32);
-            assert!(answer.is_some() && self.provider.is_idle());
+            assert!(self.provider.is_idle());
             self.answer_with(answer);
             return Ok(());
         }
@@ -169,17 +174,17 @@ impl Exchange {
             return Err(Over);
         };
         let data = messages::data(offset, bytes, choices)?;
-        self.provider.block_sent(bytes);
+        let sent = self.provider.block_sent(bytes);
+        sent.expect("it is sending");
         self.sending = Some(next);
         self.to_fetcher.push_back(Message::Data(data));
         Ok(())
     }
 
-    fn answer_with(&mut self, action: Option<ProviderAction>) {
+    fn answer_with(&mut self, action: Result<Option<ProviderAction>, Misuse>) {
         match action {
-            Some(ProviderAction::Send(message)) => self.to_fetcher.push_back(message),
-            None => {}
-            Some(other) => unreachable!("{other:?} is no answer"),
+            Ok(Some(ProviderAction::Send(message))) => self.to_fetcher.push_back(message),
+            other => unreachable!("{other:?} is no answer"),
         }
     }
 
@@ -210,8 +215,8 @@ impl Exchange {
                 };
                 let whole = FetcherAction::Finish(Outcome::Whole);
                 let outcome = fetcher.checked(found);
-                assert_eq!(outcome == Some(whole), stated == Some(found));
-                assert_eq!(fetcher.checked(found), None, "checked twice");
+                assert_eq!(outcome == Ok(whole), stated == Some(found));
+                assert!(fetcher.checked(found).is_err(), "checked twice");
                 if !self.is_tapped {
                     assert_eq!(stated.map(|stated| stated.size), Some(self.fetched));
                 }

@@ -12,6 +12,7 @@ use super::{Ends, Over, run};
 use crate::message::Message;
 use crate::message::partial::{Append, At};
 use crate::names::Lsn;
+use crate::session::Misuse;
 use crate::session::partial::{Answer, ProofOfRecords, Receiver, ReceiverAction, Sender};
 
 /// What the fuzzed receiver shows as proof: the end that was stated for what was written.
@@ -52,7 +53,7 @@ impl Ends for Stream {
         if choices.ratio(1, 12)? {
             let failed = self.receiver.failed(messages::error(choices)?);
             self.send(failed);
-            assert!(self.receiver.durable(&WrittenRecords(Lsn(1))).is_none());
+            assert_eq!(self.receiver.durable(&WrittenRecords(Lsn(1))), Ok(None));
             return Ok(());
         }
         match action {
@@ -60,8 +61,9 @@ impl Ends for Stream {
                 (self.is_open, self.was_granted) = (false, true);
                 let begun = messages::begun(choices)?;
                 let answer = self.receiver.begun(begun, SEGMENT_SIZE);
-                self.send(answer.expect("a stream that was asked for is granted"));
-                assert!(self.receiver.begun(begun, SEGMENT_SIZE).is_none());
+                self.answer_awaited(answer);
+                let again = self.receiver.begun(begun, SEGMENT_SIZE);
+                assert!(!matches!(again, Ok(Some(_))), "answered twice");
             }
             ReceiverAction::Open(open) => {
                 assert!(self.was_granted, "opened without a grant");
@@ -73,8 +75,9 @@ impl Ends for Stream {
                     common_crc32: 0,
                 };
                 let answer = self.receiver.opened(at);
-                self.send(answer.expect("what was asked to be opened is open"));
-                assert!(self.receiver.opened(at).is_none());
+                self.answer_awaited(answer);
+                let again = self.receiver.opened(at);
+                assert!(!matches!(again, Ok(Some(_))), "answered twice");
             }
             ReceiverAction::Rewrite => {
                 assert!(self.is_open, "rewritten while nothing is open");
@@ -88,7 +91,7 @@ impl Ends for Stream {
                 // Often several appends are synced at once.
                 if !choices.ratio(1, 3)? {
                     let durable = self.receiver.durable(&WrittenRecords(append.end));
-                    self.send(durable.expect("records of an open segment are acknowledged"));
+                    self.answer_awaited(durable);
                 }
             }
             send @ ReceiverAction::Send(_) => self.send(send),
@@ -149,9 +152,18 @@ impl Stream {
         }
     }
 
+    /// Nothing that was asked for goes unanswered.
+    fn answer_awaited(&mut self, action: Result<Option<ReceiverAction>, Misuse>) {
+        let action = action.expect("it was asked for");
+        self.send(action.expect("nobody gave it up"));
+    }
+
     fn open(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         let open = messages::open(choices)?;
-        let message = self.sender.as_mut().and_then(|sender| sender.open(open));
+        let message = self
+            .sender
+            .as_mut()
+            .and_then(|sender| sender.open(open).ok());
         self.to_receiver.extend(message);
         Ok(())
     }
@@ -177,9 +189,9 @@ impl Stream {
             offset: offset + 1,
             ..append.clone()
         };
-        assert_eq!(sender.append(elsewhere), None);
+        assert!(sender.append(elsewhere).is_err());
         let end = append.end;
-        let message = sender.append(append);
+        let message = sender.append(append).ok();
         assert_eq!(message.is_some(), raw_bytes > 0);
         if message.is_some() {
             self.sent_end = self.sent_end.max(end);
@@ -196,14 +208,15 @@ impl Stream {
         match sender.received(message) {
             Ok(Answer::Compare(_)) => {
                 let message = sender.compared(choices.arbitrary()?);
-                assert_eq!(sender.compared(true), None, "compared twice");
+                let message = message.expect("it was asked to compare");
+                assert!(sender.compared(true).is_err(), "compared twice");
                 self.to_receiver.extend(message);
             }
             Ok(Answer::Durable(end)) => assert!(end <= self.sent_end, "believed more than it sent"),
             Ok(Answer::Begun(_)) => {}
             Ok(Answer::Refused(_)) => {
-                let (open, append) = (messages::open(choices)?, sender.next_offset());
-                assert_eq!((sender.open(open), append), (None, None));
+                assert!(sender.open(messages::open(choices)?).is_err());
+                assert_eq!(sender.next_offset(), None);
                 assert!(sender.received(Message::Ping).is_err(), "it goes on");
                 self.sender = None;
             }

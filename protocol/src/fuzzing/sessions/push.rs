@@ -129,7 +129,7 @@ impl Upload {
             assert!(
                 self.receiver
                     .looked_up(&Held::<WrittenBytes>::Other(zero()))
-                    .is_none()
+                    .is_err()
             );
             return Ok(Some(refused));
         }
@@ -154,8 +154,8 @@ impl Upload {
         let is_prefix = matches!(held, Held::Prefix(_));
         let next = self.receiver.looked_up(&held);
         assert_eq!(is_prefix, !self.receiver.is_idle());
-        assert!(self.receiver.looked_up(&held).is_none(), "answered twice");
-        Ok(next)
+        assert!(self.receiver.looked_up(&held).is_err(), "answered twice");
+        Ok(Some(next.expect("it was asked to be looked up")))
     }
 
     fn seal(
@@ -185,7 +185,7 @@ impl Upload {
         };
         let action = self.receiver.sealed(&sealed);
         assert!(self.receiver.is_idle());
-        action.ok_or(Over)
+        Ok(action.expect("it was asked to be sealed"))
     }
 
     /// A source is offered, mostly one that is not stored.
@@ -238,7 +238,8 @@ impl Upload {
                     let held = usize::try_from(bytes).map_err(|_| Over)?;
                     let prefix = self.source.get(..held);
                     let prefix = prefix.expect("no more is hashed than there is");
-                    next = sender.prefix_hashed(crc32fast::hash(prefix));
+                    let hashed = sender.prefix_hashed(crc32fast::hash(prefix));
+                    next = Some(hashed.expect("it was asked for"));
                 }
                 SenderAction::SendFrom(offset) => {
                     let mut at = usize::try_from(offset).map_err(|_| Over)?;
@@ -249,12 +250,14 @@ impl Upload {
                         let mut data = messages::data(at as u64, raw_bytes, choices)?;
                         data.bytes = self.source[at..at + bytes].to_vec().into();
                         self.to_receiver.push_back(Message::Data(data));
-                        sender.block_sent(raw_bytes);
+                        let sent = sender.block_sent(raw_bytes);
+                        sent.expect("it was asked to send");
                         at += bytes;
                     }
                     // The source may have changed while it was read.
                     let changed = u32::from(choices.ratio(1, 8)?);
-                    next = sender.source_ended(crc32fast::hash(&self.source) ^ changed);
+                    let ended = sender.source_ended(crc32fast::hash(&self.source) ^ changed);
+                    next = Some(ended.expect("it was asked to send"));
                 }
                 SenderAction::Finish(outcome) => {
                     if outcome == Outcome::Stored && !self.is_tapped {
@@ -265,8 +268,8 @@ impl Upload {
                         let error = Message::Error(Error::channel(code, "", ""));
                         self.to_receiver.push_back(error);
                     }
-                    assert_eq!(sender.prefix_hashed(0), None);
-                    assert_eq!(sender.source_ended(0), None);
+                    assert!(sender.prefix_hashed(0).is_err());
+                    assert!(sender.source_ended(0).is_err());
                     assert!(sender.received(Message::Ping).is_err(), "it goes on");
                     self.sender = None;
                 }
