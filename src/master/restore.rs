@@ -128,7 +128,8 @@ fn check_end(recovery: &Recovery, described: &SetDescription) -> Result<()> {
     };
     let name = &described.name;
     let text = format!(
-        "no recovery of {name} gets past {end}: wal_level was minimal there, or pg_resetwal was run"
+        "no recovery of {name} gets past {end}: wal_level was minimal there, or pg_resetwal was run, or an \
+         extension's resource manager wrote a record and the set's shared_preload_libraries is empty"
     );
     match &recovery.target {
         Some((Target::Lsn(lsn), _)) if *lsn < end => Ok(()),

@@ -53,7 +53,7 @@ fn at_the_end(file: &File, segment: SegmentName, size: WalSegmentSize) -> io::Re
     let first_page = page_of_last_record(file, start, size)?;
     let mut scanner =
         Scanner::new(Lsn(start.0 + first_page * PAGE_BYTES), size).without_checksums();
-    let mut page = [0; PAGE_BYTES as usize];
+    let mut page = vec![0; usize::try_from(PAGE_BYTES).unwrap_or_default()];
     for number in first_page..size.bytes() / PAGE_BYTES {
         file.read_exact_at(&mut page, number * PAGE_BYTES)?;
         let mut rest = &page[..];

@@ -20,6 +20,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::conf::ServerSettings;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::worker::{self, Worker};
@@ -308,12 +309,12 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
     let more = listed.len() > limit;
     let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let listed = listed.into_iter().take(limit).map(|set| {
-        let end = archive.as_ref().zip(set.label.as_ref().ok());
-        let end = end.and_then(|(archive, label)| archive.recovery_end(label).ok()?);
+        let ahead = archive.as_ref().zip(set.label.as_ref().ok());
+        let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
         ListedSet {
             name: set.name.to_string(),
             label: set
-                .readable_label(end.map(|met| met.lsn))
+                .readable_label(&ahead.unwrap_or_default())
                 .map(|it| label(&it)),
         }
     });
@@ -343,7 +344,8 @@ fn describe(cluster: &Cluster, name: &str) -> Result<Fetch, Error> {
     let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let met = archive.and_then(|archive| archive.ahead_of(held.label()).ok());
     let met = met.unwrap_or_default();
-    let end = met.iter().find(|met| met.obstacle.is_end());
+    let loads = ServerSettings::of(held.path(), None).may_load_libraries();
+    let end = met.iter().find(|met| met.obstacle.ends(loads));
     let demands = met.iter().filter_map(|met| match met.obstacle {
         Obstacle::Settings(demands) => Some(demands),
         _ => None,

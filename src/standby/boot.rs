@@ -308,8 +308,7 @@ impl Standby {
             return Ok(None);
         };
         let ahead = partials.ahead(&self.archive, self.replayed())?;
-        let (data, major) = (self.data.path(), self.data.major());
-        let found = ahead::refusal(data, major, &ahead);
+        let found = ahead::refusal(&self.data, self.settings.may_load_libraries(), &ahead);
         Ok(found.map(|error| CommandError::retry("nothing was changed").because(error)))
     }
 

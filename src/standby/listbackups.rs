@@ -21,10 +21,10 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
     let lines = listed.into_iter().map(|entry| {
         let set = entry.name.to_string();
-        let end = archive.as_ref().zip(entry.label.as_ref().ok());
-        let end = end.and_then(|(archive, label)| archive.recovery_end(label).ok()?);
+        let ahead = archive.as_ref().zip(entry.label.as_ref().ok());
+        let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
         let label = entry
-            .readable_label(end.map(|met| met.lsn))
+            .readable_label(&ahead.unwrap_or_default())
             .map(|label| BackupFacts {
                 timestamp: label.start_time,
                 label: label.label,

@@ -78,11 +78,12 @@ impl<'a> Reach<'a> {
         set: &Path,
         label: &BackupLabel,
         timeline: TargetTimeline,
+        loads_libraries: bool,
     ) -> Result<Reach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
         let stop = stop_in_manifest(set).or_else(|| stop_in_history(archive, label));
-        let ended_by = route.recovery_end(label.start)?;
+        let ended_by = route.recovery_end(label.start, loads_libraries)?;
         let end = route.end(label.start);
         Ok(Reach {
             end: ended_by.as_ref().map_or(end, |met| met.lsn.min(end)),
@@ -291,7 +292,10 @@ pub fn refused(
 ) -> CommandError {
     // Without a target it would be refused too where something ends the way.
     let all = match ended_by {
-        Some(met) => format!("{}; nothing was changed", ahead::end_text(met)),
+        Some(met) => match ahead::remedy(met) {
+            Some(remedy) => format!("{}: {remedy}; nothing was changed", ahead::end_text(met)),
+            None => format!("{}; nothing was changed", ahead::end_text(met)),
+        },
         None => format!("nothing was changed; `{typed}` recovers all there is"),
     };
     let hint = match range.last() {

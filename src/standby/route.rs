@@ -94,11 +94,14 @@ impl<'a> Route<'a> {
             .saturating_mul(self.size.bytes()))
     }
 
-    /// Where a recovery from `from` on ends, whatever is set, although the route goes on.
-    pub fn recovery_end(&self, from: Lsn) -> Result<Option<Met>> {
+    /// Where a recovery from `from` on ends, although the route goes on, of a server that loads libraries or
+    /// none.
+    pub fn recovery_end(&self, from: Lsn, loads_libraries: bool) -> Result<Option<Met>> {
         let met = (self.archive.obstacles_on(&self.lineage, &self.line, from))
             .map_err(|error| failed(&error))?;
-        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
+        Ok(met
+            .into_iter()
+            .find(|met| met.obstacle.ends(loads_libraries)))
     }
 
     /// Where WAL begins from which the route leads to `from` without a gap.

@@ -16,6 +16,7 @@ use crate::standby::ahead;
 use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::frozen::Partials;
+use crate::standby::own_server;
 use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
@@ -110,7 +111,8 @@ fn ahead(config: &StandbyConfig) -> Facing {
     let Some((met, data)) = found() else {
         return Facing::default();
     };
-    let end = met.iter().find(|met| met.obstacle.is_end());
+    let loads = own_server::settings(config, &data).may_load_libraries();
+    let end = met.iter().find(|met| met.obstacle.ends(loads));
     let before = met
         .iter()
         .filter(|met| end.is_none_or(|end| met.lsn < end.lsn));

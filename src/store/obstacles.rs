@@ -155,12 +155,6 @@ impl Reader {
         Ok(found)
     }
 
-    /// Where a recovery ends that begins with this label, whatever is set, if it does before the WAL does.
-    pub fn recovery_end(&self, label: &BackupLabel) -> Result<Option<Met>, StoreError> {
-        let met = self.ahead_of(label)?;
-        Ok(met.into_iter().find(|met| met.obstacle.is_end()))
-    }
-
     /// Those that a recovery meets which begins with this label and follows the newest timeline.
     pub fn ahead_of(&self, label: &BackupLabel) -> Result<Vec<Met>, StoreError> {
         let noted = self.obstacles()?;

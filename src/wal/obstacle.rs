@@ -122,6 +122,11 @@ impl Obstacle {
     pub const fn is_end(&self) -> bool {
         matches!(self, Obstacle::Minimal | Obstacle::Reset)
     }
+
+    /// Whether a server does not get past it that loads libraries, or none.
+    pub const fn ends(&self, loads_libraries: bool) -> bool {
+        self.is_end() || (!loads_libraries && matches!(self, Obstacle::Manager(_)))
+    }
 }
 
 /// An obstacle, and where it is.

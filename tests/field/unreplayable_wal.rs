@@ -287,3 +287,110 @@ fn fault_127_restore_raises_settings_raised_since_the_backup() {
         }
     }
 }
+
+/// Has the master archive a record of a resource manager that no server here has: a message whose resource
+/// manager is another, with the checksum that this one has then.
+fn write_as_an_extension_does(site: &Site) {
+    let master = site.cluster();
+    master.psql("ALTER SYSTEM SET archive_command = ''");
+    master.reload();
+    wait_for("the archiver to stand", PATIENCE, || {
+        (master.psql("SHOW archive_command").trim().is_empty()).then_some(())
+    });
+    let name = "SELECT pg_walfile_name(pg_current_wal_insert_lsn())";
+    let name = master.psql(name).trim().to_owned();
+    master.psql("SELECT pg_logical_emit_message(false, 'walmgr', 'of an extension')");
+    master.switch_wal();
+    let path = master.data().join("pg_wal").join(&name);
+    let mut wal = fs::read(&path).unwrap();
+    let text = b"of an extension";
+    let text = wal.windows(text.len()).position(|it| it == text).unwrap();
+    // Header, then length and id of the main data; the record lies on one page.
+    let begins = (0..200).map(|back| text - back).find(|at| {
+        let header = &wal[*at..];
+        let len = u32::from_le_bytes(*header.first_chunk().unwrap()) as usize;
+        header[17] == 21 && (40..200).contains(&len) && at % 8 == 0 && *at + len == text + 15
+    });
+    let at = begins.expect("the record on one page");
+    wal[at + 17] = 130;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&wal[at + 24..text + 15]), &wal[at..at + 20]);
+    wal[at + 20..at + 24].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, wal).unwrap();
+    master.psql("ALTER SYSTEM RESET archive_command");
+    master.reload();
+    drain(site);
+}
+
+#[test]
+fn fault_127_records_of_a_resource_manager_that_nothing_brings_are_refused_beforehand() {
+    for major in [15, 18] {
+        skip_unless!(Cluster::available(major));
+        let site = master(major);
+        make_set(&site, "data.master");
+        site.cluster()
+            .psql("SELECT pg_create_restore_point('before')");
+        write_as_an_extension_does(&site);
+        assert!(has_note(&site, " manager 130"), "{:?}", notes(&site));
+        let refused = site.standby_command(&["restore"]);
+        let line = refused.fail(1);
+        assert!(
+            line.contains("resource manager 130") && line.contains("shared_preload_libraries"),
+            "{line}"
+        );
+        let place = site.home().join("on-the-master");
+        let words = ["restore", "data.master", place.to_str().unwrap()];
+        let refused = site.master_command(&words);
+        assert!(
+            refused.fail(1).contains("resource manager"),
+            "{}",
+            refused.stderr
+        );
+        assert!(!place.exists() && !site.home().join("standby-data").exists());
+        for listed in [
+            site.standby_command(&["listbackups"]).succeed(),
+            site.master_command(&["listbackups"]).succeed(),
+        ] {
+            assert!(
+                listed.contains("library of resource manager 130"),
+                "{listed}"
+            );
+        }
+        // What lies before is in reach; and PostgreSQL does what is said of it.
+        let words = [
+            "restore",
+            "data.master",
+            place.to_str().unwrap(),
+            "--target-name",
+            "before",
+        ];
+        site.standby_command(&words).succeed();
+        let conf = set_path(&site, "data.master").join("postgresql.auto.conf");
+        let mut text = fs::read_to_string(&conf).unwrap();
+        text.push_str("shared_preload_libraries = 'pg_stat_statements'\n");
+        fs::write(&conf, text).unwrap();
+        site.standby_command(&["restore", "data.master"]).succeed();
+        let mut standby = Cluster::on_directory(major, &site.home().join("standby-data"));
+        standby.append_conf("shared_preload_libraries = ''");
+        let auto = standby.data().join("postgresql.auto.conf");
+        let text = fs::read_to_string(&auto).unwrap();
+        let kept = text.lines().filter(|line| !line.contains("preload"));
+        fs::write(
+            &auto,
+            kept.map(|line| format!("{line}\n")).collect::<String>(),
+        )
+        .unwrap();
+        let status = site.standby_command(&["status"]);
+        assert!(
+            status.stdout.contains("resource manager 130"),
+            "{}",
+            status.stdout
+        );
+        standby.spawn();
+        wait_for("the server to end", PATIENCE, || {
+            standby
+                .log()
+                .contains("resource manager with ID 130 not registered")
+                .then_some(())
+        });
+    }
+}

@@ -126,6 +126,19 @@ impl ServerSettings {
         })
     }
 
+    /// Whether the server may load libraries when it starts, which a record of a resource manager from 128 on
+    /// needs; `true` also where what it will read is not here.
+    pub fn may_load_libraries(&self) -> bool {
+        let is_brought = self.data.join(super::brought::FOLDER).exists();
+        if is_brought || !self.config_file.exists() {
+            return true;
+        }
+        match self.read("shared_preload_libraries") {
+            Ok(set) => set.is_some_and(|set| !set.value.trim().is_empty()),
+            Err(_) => true,
+        }
+    }
+
     /// The value alone.
     pub fn value(&self, name: &str) -> Option<String> {
         self.get(name).map(|set| set.value)

@@ -1,6 +1,8 @@
 //! Which set is restored: the one that was typed, the newest, or the newest that fits a target.
 //! Never changes anything. Invariant: the set that is returned is whole, and held.
 
+use std::path::Path;
+
 use walmgr_protocol::names::BackupName;
 
 use crate::error::{CommandError, Result};
@@ -21,6 +23,7 @@ pub fn choose(
     restoring: &Restoring,
     timeline: TargetTimeline,
     partials: Option<&[PartialEnd]>,
+    loads_libraries: &dyn Fn(&Path) -> bool,
 ) -> Result<HeldSet> {
     let names = names(sets, restoring)?;
     let newest = names.first().ok_or_else(no_set)?;
@@ -36,14 +39,14 @@ pub fn choose(
         }
     }
     let route = Route::within(archive, lineage, from, timeline)?;
-    if let Some(met) = route.recovery_end(from.1)? {
+    if let Some(met) = route.recovery_end(from.1, loads_libraries(held.path()))? {
         let doing = format!("restore {}, which is older", held.name());
+        let remedy = ahead::remedy(&met).unwrap_or("make a new backup on the master");
         return Err(CommandError::retry(doing)
             .because(ahead::end_of_recovery(&met))
-            .hint(
-                "make a new backup on the master, or restore up to before it: --target-time or \
-                 --target-lsn; nothing was changed",
-            ));
+            .hint(format!(
+                "{remedy}, or restore up to before it: --target-time or --target-lsn; nothing was changed"
+            )));
     }
     Ok(held)
 }
@@ -55,12 +58,19 @@ pub fn choose_for(
     sets: &BackupSets,
     restoring: &Restoring,
     timeline: TargetTimeline,
+    loads_libraries: &dyn Fn(&Path) -> bool,
 ) -> Result<HeldSet> {
     let mut in_reach: Option<Range> = None;
     let (mut astray, mut ended_by) = (None, None);
     for name in names(sets, restoring)? {
         let held = hold(sets, &name)?;
-        let reach = match Reach::of(archive, held.path(), held.label(), timeline) {
+        let reach = match Reach::of(
+            archive,
+            held.path(),
+            held.label(),
+            timeline,
+            loads_libraries(held.path()),
+        ) {
             Ok(reach) => reach,
             // Its timeline leads elsewhere; an older set may be on the way.
             Err(error) => {

@@ -105,7 +105,7 @@ impl<'a> Plan<'a> {
             later: later(&set.path, &restoring.tablespaces, &place)?,
             size: set.size,
             source: set.source,
-            server: server_of(config, &place),
+            server: server_of(config, &place, &place.staging()),
             kept: kept(config, &place),
             config,
             sets,
@@ -240,11 +240,19 @@ impl SetInHand {
         sets: &BackupSets,
     ) -> Result<SetInHand> {
         let timeline = recovery.timeline;
+        let loads = |set: &Path| server_of(config, place, set).may_load_libraries();
         let held = match &recovery.target {
-            Some((target, _)) => choose_for(target, archive, sets, restoring, timeline)?,
+            Some((target, _)) => choose_for(target, archive, sets, restoring, timeline, &loads)?,
             None => {
                 let partials = giving_way(config, place, timeline);
-                choose(archive, sets, restoring, timeline, partials.as_deref())?
+                choose(
+                    archive,
+                    sets,
+                    restoring,
+                    timeline,
+                    partials.as_deref(),
+                    &loads,
+                )?
             }
         };
         let control = control::read(held.path())?;
@@ -273,10 +281,11 @@ impl SetInHand {
 }
 
 /// What the server will be set to, as far as the one before it shows: its directory is there now.
-fn server_of(config: &StandbyConfig, place: &Place) -> ServerSettings {
+/// The server that will be on the files of `staging`.
+fn server_of(config: &StandbyConfig, place: &Place, staging: &Path) -> ServerSettings {
     let folder = (config.slave_config_dir.as_ref()).filter(|_| place.is_slave_data);
     let main = folder.map(|folder| folder.join(MAIN_FILE));
-    ServerSettings::of_next(&place.staging(), &place.data, main.as_deref())
+    ServerSettings::of_next(staging, &place.data, main.as_deref())
 }
 
 fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place> {

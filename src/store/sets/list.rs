@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{BackupName, Lsn};
+use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
 use super::condition::Condition;
@@ -17,6 +17,7 @@ use super::round_note::SetsNote;
 use crate::pg::backup_label::BackupLabel;
 use crate::store::StoreError;
 use crate::store::tree::Node;
+use crate::wal::obstacle::{Met, Obstacle};
 
 /// What a set is listed by.
 pub(super) const LABEL: &str = "backup_label";
@@ -38,9 +39,8 @@ pub struct SetEntry {
 }
 
 impl SetEntry {
-    /// The label as a list shows it, or what is wrong with the set. `end` is where its recovery ends
-    /// although there is more WAL.
-    pub fn readable_label(self, end: Option<Lsn>) -> Result<BackupLabel, String> {
+    /// The label as a list shows it, with what lies `ahead` of its recovery; or what is wrong with the set.
+    pub fn readable_label(self, ahead: &[Met]) -> Result<BackupLabel, String> {
         if let Some(why) = self.condition.refusal() {
             return Err(why.to_owned());
         }
@@ -48,10 +48,19 @@ impl SetEntry {
         if let Some(remark) = self.condition.remark() {
             label.label.push_str(&format!(" ({remark})"));
         }
-        if let Some(end) = end {
-            label
-                .label
-                .push_str(&format!(" (recoverable up to {end} only)"));
+        for met in ahead {
+            let lsn = met.lsn;
+            let remark = match met.obstacle {
+                Obstacle::Minimal | Obstacle::Reset => format!(" (recoverable up to {lsn} only)"),
+                Obstacle::Manager(id) => {
+                    format!(" (from {lsn} on with the library of resource manager {id} only)")
+                }
+                Obstacle::Settings(_) | Obstacle::Tablespace { .. } => continue,
+            };
+            label.label.push_str(&remark);
+            if met.obstacle.is_end() {
+                break;
+            }
         }
         Ok(label)
     }
