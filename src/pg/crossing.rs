@@ -142,13 +142,13 @@ mod tests {
             let place = |timeline| folder.join(name(timeline, 3).to_string());
             std::fs::write(place(1), &wal[..1 << 20]).unwrap();
             let location = location.into_bytes();
-            let obstacle = Obstacle::Tablespace { oid: 99, location };
-            assert_eq!(met(home.path(), &wal), [obstacle.clone()], "{left_bytes}");
+            let obstacle = [Obstacle::Tablespace { oid: 99, location }];
+            assert_eq!(met(home.path(), &wal), obstacle, "{left_bytes}");
             // A name that holds old WAL, and one that is not whole, are passed over.
             std::fs::write(place(2), &wal[1 << 20..]).unwrap();
-            assert_eq!(met(home.path(), &wal), [obstacle.clone()], "{left_bytes}");
+            assert_eq!(met(home.path(), &wal), obstacle, "{left_bytes}");
             std::fs::write(place(2), "short").unwrap();
-            assert_eq!(met(home.path(), &wal), [obstacle], "{left_bytes}");
+            assert_eq!(met(home.path(), &wal), obstacle, "{left_bytes}");
             std::fs::remove_file(place(2)).unwrap();
         }
         std::fs::remove_file(folder.join(name(1, 3).to_string())).unwrap();

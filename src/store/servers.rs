@@ -39,10 +39,10 @@ impl Reader {
     pub fn note_server(&self, data: &Path) -> Result<(), StoreError> {
         let path = data.as_os_str().as_bytes();
         let name = name_of(path);
-        if let Some(folder) = self.completed.below(SERVERS_NAME)? {
-            if folder.read_small(&name, PATH_BYTES_MAX)?.as_deref() == Some(path) {
-                return Ok(());
-            }
+        if let Some(folder) = self.completed.below(SERVERS_NAME)?
+            && folder.read_small(&name, PATH_BYTES_MAX)?.as_deref() == Some(path)
+        {
+            return Ok(());
         }
         self.completed.make_below(SERVERS_NAME)?;
         match self.completed.below(SERVERS_NAME)? {

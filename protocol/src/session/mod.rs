@@ -67,12 +67,10 @@ fn unexpected(state: &impl Standing, message: &Message) -> ProtocolError {
 /// Feeds a message of every kind to an end in each of these states: exactly those are unexpected that
 /// the state does not name, and the error says so.
 #[cfg(test)]
-fn assert_expected<S: Standing>(
+fn assert_expected<S: Standing + Clone>(
     states: impl IntoIterator<Item = S>,
     receive: impl Fn(S, Message) -> Result<(), ProtocolError>,
-) where
-    S: Clone,
-{
+) {
     let samples = crate::fuzzing::sample_messages();
     for kind in Kind::ALL {
         assert!(samples.iter().any(|sample| sample.kind() == *kind));

@@ -154,7 +154,7 @@ fn a_file_that_is_named_says_whose_it_is() {
     let own = std::env::current_exe().unwrap().display().to_string();
     for (command, expected) in [
         (format!("{} %p %f", path("ours.sh")), Destination::Here),
-        (format!("./ours.sh %p %f"), Destination::Here),
+        ("./ours.sh %p %f".to_owned(), Destination::Here),
         (format!("sh {} %p %f", path("ours.sh")), Destination::Here),
         (format!("nice {} %p %f", path("ours.sh")), Destination::Here),
         (
