@@ -6,12 +6,9 @@ use bytes::{Buf, BytesMut};
 
 use crate::compress::Block;
 use crate::error::{Malformed, PeerMisbehaved, ProtocolError};
-use crate::frame::{FLAG_ZSTD, HEADER_BYTES, Header};
+use crate::frame::{DATA_HEADROOM_BYTES, FLAG_ZSTD, HEADER_BYTES, Header};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::message::{Kind, Message};
-
-/// Bytes of a data frame before the block: the frame's header, the offset, the raw length.
-pub const DATA_HEADROOM_BYTES: usize = HEADER_BYTES + 8 + 4;
 
 /// A message and the channel it came on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter};
 
-use crate::codec::DATA_HEADROOM_BYTES;
 use crate::error::Malformed;
+use crate::frame::DATA_HEADROOM_BYTES;
 use crate::limits::{BLOCK_BYTES_MAX, ZSTD_LEVEL_MAX, ZSTD_WINDOW_LOG_MAX};
 
 /// A block of a file, ready to become a data frame.

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use crate::message::{self, Kind};
+use crate::error_code::ErrorCode;
+use crate::message::kind::Kind;
 use crate::names::{InvalidName, Lsn};
 
 /// Bytes that no correct program sends: line noise, an attack, or something else on the port.
@@ -273,11 +274,11 @@ pub enum ProtocolError {
 
 impl ProtocolError {
     /// The code under which this side reports it before it hangs up.
-    pub const fn code(&self) -> message::ErrorCode {
+    pub const fn code(&self) -> ErrorCode {
         match self {
-            ProtocolError::Malformed(_) => message::ErrorCode::Malformed,
-            ProtocolError::Misbehaved(_) => message::ErrorCode::Misbehaved,
-            ProtocolError::Incompatible { .. } => message::ErrorCode::Incompatible,
+            ProtocolError::Malformed(_) => ErrorCode::Malformed,
+            ProtocolError::Misbehaved(_) => ErrorCode::Misbehaved,
+            ProtocolError::Incompatible { .. } => ErrorCode::Incompatible,
         }
     }
 }

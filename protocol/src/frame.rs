@@ -14,6 +14,9 @@ const HEADER_CRC_AT: usize = PAYLOAD_CRC_AT + 4;
 /// Bytes in a frame's header.
 pub const HEADER_BYTES: usize = HEADER_CRC_AT + 4;
 
+/// Bytes of a data frame before the block: the frame's header, the offset, the raw length.
+pub const DATA_HEADROOM_BYTES: usize = HEADER_BYTES + 8 + 4;
+
 /// Flag: the data block is one zstd frame.
 pub const FLAG_ZSTD: u8 = 1;
 

@@ -16,9 +16,9 @@ pub use sessions::{
 
 use bytes::{Bytes, BytesMut};
 
-use crate::codec::{DATA_HEADROOM_BYTES, Decoder, Encoder};
+use crate::codec::{Decoder, Encoder};
 use crate::compress::{Packer, Unpacker};
-use crate::frame::{HEADER_BYTES, Header};
+use crate::frame::{DATA_HEADROOM_BYTES, HEADER_BYTES, Header};
 use crate::limits::{BLOCK_BYTES_MAX, FRAME_PAYLOAD_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::message::{Data, Digest, Message};
 use crate::names::WalFileName;

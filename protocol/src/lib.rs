@@ -83,6 +83,7 @@
 pub mod codec;
 pub mod compress;
 pub mod error;
+mod error_code;
 mod fields;
 pub mod frame;
 pub mod fuzzing;

@@ -38,23 +38,26 @@ pub mod fetch;
 pub mod kind;
 pub mod overview;
 pub mod partial;
+mod shared;
 
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use crate::error_code::{ErrorCode, Scope};
 pub use backup::Backup;
 pub use fetch::Fetch;
 pub use kind::{Flow, Kind};
 pub use overview::Overview;
 pub use partial::Partial;
+pub use shared::{ClusterIdentity, Digest};
 
 use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
 use crate::limits::LIST_ENTRIES_MAX;
-use crate::names::{SystemId, WalFileName, WalSegmentSize};
+use crate::names::WalFileName;
 
 /// How closely the receiver looks at a WAL file before it acknowledges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,16 +107,6 @@ pub struct Data {
     pub bytes: Bytes,
 }
 
-/// Size and CRC-32 of a whole file, as [`Kind::Commit`], [`Kind::Stored`] and [`Kind::Conflict`]
-/// carry it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Digest {
-    /// Its size in bytes.
-    pub size: u64,
-    /// CRC-32 of its content.
-    pub crc32: u32,
-}
-
 /// The answer to [`Message::Setup`]: the archive belongs to the client's cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetupDone {
@@ -121,17 +114,6 @@ pub struct SetupDone {
     pub newly_bound: bool,
     /// Where the archive is on the receiver's host, for people.
     pub completed_wals: String,
-}
-
-/// What identifies a cluster and its WAL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClusterIdentity {
-    /// `system_identifier` of `pg_control`.
-    pub system_id: SystemId,
-    /// PostgreSQL's major version.
-    pub postgres_major: u16,
-    /// `wal_segment_size`.
-    pub segment_size: WalSegmentSize,
 }
 
 /// Asks for names in the archive.
@@ -150,88 +132,6 @@ pub struct List {
     pub entries: Vec<(WalFileName, u64)>,
     /// Whether names follow behind the last.
     pub more: bool,
-}
-
-/// What an error ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Scope {
-    /// The connection; nothing follows.
-    Connection = 0,
-    /// The upload on the frame's channel.
-    Channel = 1,
-}
-
-macro_rules! error_codes {
-    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
-        /// Why something was refused. Numbers are never used again for another meaning.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[repr(u16)]
-        pub enum ErrorCode { $($(#[$doc])* $name = $number,)* }
-
-        impl ErrorCode {
-            /// Every code there is.
-            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name,)*];
-        }
-    };
-}
-
-error_codes! {
-    /// Bytes that no correct program sends.
-    Malformed = 1,
-    /// A correct message in the wrong place.
-    Misbehaved = 2,
-    /// No common protocol version, or a kind or flag this version does not know.
-    Incompatible = 3,
-    /// The peer's key is not in `authorized_keys`, or TLS is required.
-    NotAuthorized = 4,
-    /// The peer's key is known but lacks the right this asks for.
-    RightMissing = 5,
-    /// The archive is bound to no cluster; `setup` has to run first.
-    NotSetUp = 6,
-    /// The archive is bound to another cluster.
-    ForeignCluster = 7,
-    /// The file does not belong to the cluster, or not under this name.
-    ForeignFile = 8,
-    /// The file is not intact WAL.
-    DamagedFile = 9,
-    /// The bytes that arrived are not the ones that were offered.
-    Mismatch = 10,
-    /// The file is larger than a file of its kind can be.
-    TooLarge = 11,
-    /// No space, inodes or quota left where the archive is.
-    DiskFull = 12,
-    /// The disk failed in another way; nothing was acknowledged.
-    DiskFailed = 13,
-    /// Too many connections or uploads at once.
-    Busy = 14,
-    /// The receiver is stopping.
-    ShuttingDown = 15,
-    /// Nothing, or too little, arrived for too long.
-    TimedOut = 16,
-    /// The receiver has a bug.
-    Internal = 17,
-    /// The other side gave this upload up.
-    Abandoned = 18,
-    /// Another client writes the partial stream.
-    WriterActive = 32,
-    /// The WAL contradicts what is archived, or the archive has a newer timeline.
-    Diverged = 33,
-    /// The open partial segment was finished meanwhile: open it again.
-    Finished = 34,
-    /// The history of the timeline has to be archived first.
-    HistoryMissing = 35,
-}
-
-impl ErrorCode {
-    /// The code with this number, [`ErrorCode::Internal`] for one of a later version.
-    pub fn from_number(number: u16) -> ErrorCode {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|code| *code as u16 == number)
-            .unwrap_or(Self::Internal)
-    }
 }
 
 /// A refusal in words.
@@ -360,6 +260,11 @@ impl Message {
             Message::Fetch(fetch) => fetch.kind(),
             Message::Partial(partial) => partial.kind(),
         }
+    }
+
+    /// Its name, for people.
+    pub const fn name(&self) -> &'static str {
+        self.kind().words()
     }
 
     /// Appends the payload to `out` and returns the header's flags.
@@ -499,39 +404,6 @@ impl Message {
         };
         fields.end()?;
         Ok(message)
-    }
-}
-
-impl ClusterIdentity {
-    pub(crate) fn encode(&self, out: &mut BytesMut) {
-        out.put_u64_le(self.system_id.0);
-        out.put_u16_le(self.postgres_major);
-        out.put_u32_le(self.segment_size.bytes_u32());
-    }
-
-    pub(crate) fn decode(fields: &mut Fields) -> Result<ClusterIdentity, Malformed> {
-        let system_id = SystemId(fields.u64()?);
-        let postgres_major = fields.u16()?;
-        let size_bytes = fields.u32()?;
-        let segment_size = WalSegmentSize::new(size_bytes).ok_or(Malformed::BadValue {
-            what: "wal_segment_size",
-            found: u64::from(size_bytes),
-        })?;
-        Ok(ClusterIdentity {
-            system_id,
-            postgres_major,
-            segment_size,
-        })
-    }
-}
-
-impl fmt::Display for ClusterIdentity {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "system identifier {}, PostgreSQL {}, {} segments",
-            self.system_id, self.postgres_major, self.segment_size
-        )
     }
 }
 

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::{Bytes, BytesMut};
-use walmgr_protocol::codec::{DATA_HEADROOM_BYTES, Decoder, Encoder};
+use walmgr_protocol::codec::{Decoder, Encoder};
 use walmgr_protocol::compress::{Packer, Unpacker};
 use walmgr_protocol::error::ProtocolError;
-use walmgr_protocol::frame::{Direction, Nonce};
+use walmgr_protocol::frame::{DATA_HEADROOM_BYTES, Direction, Nonce};
 use walmgr_protocol::hello::{Welcome, coders};
 use walmgr_protocol::message::{Digest, ErrorCode, Have, Message, Offer, Verify};
 use walmgr_protocol::names::WalFileName;

@@ -30,7 +30,8 @@ use crate::limits::{
     BACKUP_PATHS_MAX, BACKUP_WARNINGS_MAX, CONFIG_FILE_BYTES_MAX, MANIFEST_BYTES_MAX,
     SMALL_FILE_BYTES_MAX,
 };
-use crate::message::Kind;
+use crate::message::kind::Kind;
+use crate::message::shared::{bounded, list};
 use crate::names::{Lsn, RelativePath, TimelineId};
 
 /// The pax keyword with which a stream continues a file at an offset: the entry then holds what is
@@ -450,28 +451,4 @@ impl Part {
             crc32: fields.u32()?,
         })
     }
-}
-
-/// Appends the number of entries, and returns those that are to follow it.
-pub(super) fn bounded<'a, T>(out: &mut BytesMut, entries: &'a [T], most: u16) -> &'a [T] {
-    let count = entries.len().min(usize::from(most));
-    out.put_u16_le(u16::try_from(count).unwrap_or(most));
-    &entries[..count]
-}
-
-pub(super) fn list<T>(
-    fields: &mut Fields,
-    what: &'static str,
-    most: u16,
-    mut entry: impl FnMut(&mut Fields) -> Result<T, Malformed>,
-) -> Result<Vec<T>, Malformed> {
-    let count = fields.u16()?;
-    if count > most {
-        return Err(Malformed::TooLong {
-            what,
-            most: u64::from(most),
-            found: u64::from(count),
-        });
-    }
-    (0..count).map(|_| entry(fields)).collect()
 }

@@ -26,11 +26,11 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::backup::{bounded, list};
-use super::{Digest, Kind};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_bytes, put_string};
 use crate::limits::{LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, ZSTD_LEVEL_MAX};
+use crate::message::kind::Kind;
+use crate::message::shared::{Digest, bounded, list};
 use crate::names::{Lsn, SegmentName, WalFileName};
 
 /// Asks which backup sets there are.

@@ -2,8 +2,6 @@
 //! Never says what a payload holds. Invariant: a number is in the range of its flow, and no number of a
 //! released version is ever used again for another message.
 
-use crate::message::Message;
-
 /// Which conversation a message is part of; its kinds begin at sixteen times this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -115,13 +113,6 @@ kinds! {
         PartialRewrite = 84, "a rewrite of a partial segment";
         PartialAppend = 85, "an append";
         PartialDurable = 86, "the acknowledgement of an append";
-    }
-}
-
-impl Message {
-    /// Its name, for people.
-    pub const fn name(&self) -> &'static str {
-        self.kind().words()
     }
 }
 

@@ -18,11 +18,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::ClusterIdentity;
-use super::backup::{bounded, list};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
 use crate::limits::{OVERVIEW_MASTERS_MAX, OVERVIEW_SETS_MAX};
+use crate::message::shared::{ClusterIdentity, bounded, list};
 use crate::names::{Lsn, SegmentName, TimelineId};
 
 /// What a standby holds and how it fares.

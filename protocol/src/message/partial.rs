@@ -23,7 +23,7 @@ use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
-use crate::message::Kind;
+use crate::message::kind::Kind;
 use crate::names::{Lsn, SegmentName, TimelineId};
 
 /// Asks to be the one that writes the stream of this timeline.

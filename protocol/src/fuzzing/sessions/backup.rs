@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use arbitrary::Unstructured;
 
 use super::messages;
-use super::{Ends, Over, run};
+use super::run::{Ends, Over, run};
 use crate::fuzzing::backup::sealed;
 use crate::message::Message;
 use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName};

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use arbitrary::Unstructured;
 
 use super::messages;
-use super::{Ends, Over, run};
+use super::run::{Ends, Over, run};
 use crate::message::fetch::Fetch;
 use crate::message::{Digest, Error, ErrorCode, Message};
 use crate::session::Misuse;

@@ -5,8 +5,8 @@
 use arbitrary::Unstructured;
 use bytes::BytesMut;
 
-use super::Over;
 use super::messages;
+use super::run::Over;
 use crate::error::ProtocolError;
 use crate::frame::Direction;
 use crate::message::{ClusterIdentity, Error, ErrorCode};

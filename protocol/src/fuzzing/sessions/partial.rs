@@ -8,7 +8,7 @@ use arbitrary::Unstructured;
 use bytes::Bytes;
 
 use super::messages::{self, SEGMENT_SIZE};
-use super::{Ends, Over, run};
+use super::run::{Ends, Over, run};
 use crate::message::Message;
 use crate::message::partial::{Append, At};
 use crate::names::Lsn;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use arbitrary::Unstructured;
 
 use super::messages;
-use super::{Ends, Over, run};
+use super::run::{Ends, Over, run};
 use crate::message::{Digest, Error, ErrorCode, Have, Message, Offer, Verify};
 use crate::names::WalFileName;
 use crate::session::push::{
