@@ -5,9 +5,9 @@ use walmgr_protocol::message::{List, ListRequest, Message, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 
 use crate::config::MasterConfig;
-use crate::error::{CommandError, Kind, Result};
+use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Connection, Target, kind_of};
+use crate::transport::connect::{Connection, Target, answered_with, refused};
 
 /// A connection for questions.
 pub struct Asking<'a> {
@@ -39,7 +39,7 @@ impl<'a> Asking<'a> {
     pub async fn set_up(&mut self) -> Result<SetupDone> {
         match self.ask(&Message::Setup).await? {
             Message::SetupDone(done) => Ok(done),
-            other => Err(self.unexpected(&other)),
+            other => Err(answered_with(&self.config.slave, other.kind())),
         }
     }
 
@@ -47,7 +47,7 @@ impl<'a> Asking<'a> {
     pub async fn overview(&mut self) -> Result<Overview> {
         match self.ask(&Message::OverviewRequest).await? {
             Message::Overview(overview) => Ok(*overview),
-            other => Err(self.unexpected(&other)),
+            other => Err(answered_with(&self.config.slave, other.kind())),
         }
     }
 
@@ -68,16 +68,14 @@ impl<'a> Asking<'a> {
     }
 
     /// Ends the connection in good order.
-    pub async fn close(mut self) {
-        // The receiver sees the connection end either way.
-        let _ = self.connection.wire.send(0, &Message::Goodbye).await;
-        self.connection.wire.close().await;
+    pub async fn close(self) {
+        self.connection.wire.goodbye().await;
     }
 
     async fn list(&mut self, request: ListRequest) -> Result<List> {
         match self.ask(&Message::ListRequest(request)).await? {
             Message::List(list) => Ok(list),
-            other => Err(self.unexpected(&other)),
+            other => Err(answered_with(&self.config.slave, other.kind())),
         }
     }
 
@@ -100,27 +98,9 @@ impl<'a> Asking<'a> {
     async fn exchange(&mut self, question: &Message) -> Result<Message> {
         let wire = &mut self.connection.wire;
         wire.send(0, question).await?;
-        loop {
-            match wire.receive().await?.message {
-                Message::Ping => wire.send(0, &Message::Pong).await?,
-                Message::Pong => {}
-                Message::Error(error) => {
-                    return Err(CommandError::new(
-                        kind_of(error.code),
-                        format!("{} refused: {}", self.config.slave, error.message),
-                    )
-                    .hint(error.hint));
-                }
-                answer => return Ok(answer),
-            }
+        match wire.next().await?.message {
+            Message::Error(error) => Err(refused(&self.config.slave, "refused", error)),
+            answer => Ok(answer),
         }
-    }
-
-    fn unexpected(&self, message: &Message) -> CommandError {
-        CommandError::new(
-            Kind::Retry,
-            format!("{} answered with {}", self.config.slave, message.name()),
-        )
-        .hint("the two sides may run versions too far apart")
     }
 }

@@ -14,7 +14,7 @@ use walmgr_protocol::session::fetch::{Fetcher, FetcherAction, Outcome, Request};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Connection, Target, kind_of};
+use crate::transport::connect::{Connection, Target, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel of a fetch that is alone on its connection.
@@ -84,7 +84,12 @@ impl<'a> Fetching<'a> {
                         return Ok(sets);
                     }
                 }
-                other => return Err(self.unexpected(&Message::Fetch(other))),
+                other => {
+                    return Err(answered_with(
+                        &self.config.slave,
+                        Message::Fetch(other).kind(),
+                    ));
+                }
             }
         }
     }
@@ -102,7 +107,10 @@ impl<'a> Fetching<'a> {
                 self.config.slave
             ))
             .hint("`listbackups` lists those that there are")),
-            other => Err(self.unexpected(&Message::Fetch(other))),
+            other => Err(answered_with(
+                &self.config.slave,
+                Message::Fetch(other).kind(),
+            )),
         }
     }
 
@@ -145,15 +153,12 @@ impl<'a> Fetching<'a> {
 
     /// What a receiver's refusal means to a command that was doing this.
     pub fn refused(&self, doing: &str, error: Error) -> CommandError {
-        let text = format!("{} did not {doing}: {}", self.config.slave, error.message);
-        CommandError::new(kind_of(error.code), text).hint(error.hint)
+        refused(&self.config.slave, &format!("did not {doing}"), error)
     }
 
     /// Ends the connection in good order.
-    pub async fn close(mut self) {
-        // The receiver sees the connection end either way.
-        let _ = self.connection.wire.send(0, &Message::Goodbye).await;
-        self.connection.wire.close().await;
+    pub async fn close(self) {
+        self.connection.wire.goodbye().await;
     }
 
     /// The answer within `push_timeout`: a receiver that is stuck must not hold a person up for good.
@@ -172,20 +177,11 @@ impl<'a> Fetching<'a> {
 
     async fn exchange(&mut self, question: Message) -> Result<Fetch> {
         self.connection.wire.send(0, &question).await?;
-        match answer(&mut self.connection.wire).await? {
+        match self.connection.wire.next().await?.message {
             Message::Fetch(answer) => Ok(answer),
-            Message::Error(error) => {
-                let text = format!("{} refused: {}", self.config.slave, error.message);
-                Err(CommandError::new(kind_of(error.code), text).hint(error.hint))
-            }
-            other => Err(self.unexpected(&other)),
+            Message::Error(error) => Err(refused(&self.config.slave, "refused", error)),
+            other => Err(answered_with(&self.config.slave, other.kind())),
         }
-    }
-
-    fn unexpected(&self, message: &Message) -> CommandError {
-        let (slave, found) = (&self.config.slave, message.name());
-        CommandError::retry(format!("{slave} answered with {found}"))
-            .hint("the two sides may run versions too far apart")
     }
 }
 
@@ -212,13 +208,12 @@ async fn pass_on(
     jobs: &mpsc::Sender<Data>,
 ) -> Result<Passed> {
     loop {
-        let message = tokio::time::timeout(SILENCE, answer(wire)).await;
-        let message = message.unwrap_or_else(|_| {
-            Err(CommandError::retry(format!(
-                "nothing came from the receiver for {SILENCE:?}"
-            )))
-        })?;
-        match fetcher.received(message).map_err(WireFault::from)? {
+        // Pings are no blocks: a receiver whose disk hangs must not hold a restore up for good.
+        let Ok(frame) = tokio::time::timeout(SILENCE, wire.next()).await else {
+            let text = format!("nothing came from the receiver for {SILENCE:?}");
+            return Err(CommandError::retry(text));
+        };
+        match fetcher.received(frame?.message).map_err(WireFault::from)? {
             FetcherAction::Append(data) => {
                 if jobs.send(data).await.is_err() {
                     return Ok(Passed::Unwanted);
@@ -226,18 +221,6 @@ async fn pass_on(
             }
             FetcherAction::Check => return Ok(Passed::Checking),
             FetcherAction::Finish(outcome) => return Ok(Passed::Finished(outcome)),
-        }
-    }
-}
-
-/// The next message that is no ping; those are answered on the way.
-async fn answer(wire: &mut Wire) -> Result<Message> {
-    loop {
-        let frame = wire.receive().await?;
-        match frame.message {
-            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
-            Message::Pong => {}
-            message => return Ok(message),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::{self, Blocks};
-use crate::transport::connect::{Target, kind_of};
+use crate::transport::connect::{Target, refused};
 use crate::transport::wire::Wire;
 use crate::wal::history::History;
 
@@ -173,10 +173,6 @@ async fn push_one(
         Outcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read"
         ))),
-        Outcome::Refused(error) => Err(CommandError::new(
-            kind_of(error.code),
-            format!("{slave} did not store {name}: {}", error.message),
-        )
-        .hint(error.hint)),
+        Outcome::Refused(error) => Err(refused(&slave, &format!("did not store {name}"), error)),
     }
 }

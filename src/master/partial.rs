@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
@@ -20,7 +19,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::master::push::Blocks;
 use crate::master::tail::{Records, Stop, WalFiles};
-use crate::transport::connect::{Target, kind_of};
+use crate::transport::connect::{Target, refused};
 use crate::transport::wire::{Wire, WireFault};
 use crate::wal::scan::Scanner;
 
@@ -190,13 +189,10 @@ impl Shipper {
     pub async fn rest(&mut self, pause: Duration) -> Result<()> {
         let until = tokio::time::Instant::now() + pause;
         loop {
-            let Ok(frame) = tokio::time::timeout_at(until, self.wire.receive()).await else {
+            let Ok(frame) = tokio::time::timeout_at(until, self.wire.next()).await else {
                 return Ok(());
             };
-            let frame = frame?;
-            match frame.message {
-                Message::Ping => self.wire.send(frame.channel, &Message::Pong).await?,
-                Message::Pong => {}
+            match frame?.message {
                 Message::Error(error) => return Err(self.failure(Broken::Refused(error))),
                 other => {
                     let answer = self.session.received(other).map_err(WireFault::from)?;
@@ -209,10 +205,8 @@ impl Shipper {
     }
 
     /// Ends the connection in good order.
-    pub async fn close(mut self) {
-        // The receiver sees the connection end either way.
-        let _ = self.wire.send(0, &Message::Goodbye).await;
-        self.wire.close().await;
+    pub async fn close(self) {
+        self.wire.goodbye().await;
     }
 
     async fn begin(&mut self, reach: Reach) -> Result<(), Broken> {
@@ -434,7 +428,7 @@ impl Shipper {
     async fn append(&mut self, data_end: Lsn) -> Result<(), Broken> {
         loop {
             let Some(offset) = self.session.next_offset() else {
-                return Err(unexpected("the stream takes nothing").into());
+                return Err(CommandError::retry("the stream takes nothing").into());
             };
             while self.session.in_flight() >= BLOCKS_IN_FLIGHT {
                 self.hear().await?;
@@ -469,11 +463,11 @@ impl Shipper {
         }
     }
 
-    /// The next thing the receiver says about the stream; pings are answered on the way.
+    /// The next thing the receiver says about the stream.
     async fn hear(&mut self) -> Result<Heard, Broken> {
-        let frame = match timeout(self.answer_within, self.wire.receive()).await {
-            Ok(frame) => frame?,
-            Err(_) => {
+        let frame = match self.wire.next_within(self.answer_within).await {
+            Ok(frame) => frame,
+            Err(WireFault::Silent) => {
                 let (slave, within) = (&self.slave, self.answer_within);
                 return Err(CommandError::retry(format!(
                     "{slave} did not answer within push_timeout = {within:?}"
@@ -481,16 +475,13 @@ impl Shipper {
                 .hint("look at the receiver's log on the standby")
                 .into());
             }
+            Err(fault) => return Err(fault.into()),
         };
-        let message = match frame.message {
-            Message::Ping => {
-                self.wire.send(frame.channel, &Message::Pong).await?;
-                return Ok(Heard::Other);
-            }
-            Message::Pong => return Ok(Heard::Other),
-            message => message,
-        };
-        match self.session.received(message).map_err(WireFault::from)? {
+        match self
+            .session
+            .received(frame.message)
+            .map_err(WireFault::from)?
+        {
             Answer::Begun(begun) => Ok(Heard::Begun(begun)),
             Answer::Compare(at) => Ok(Heard::Compare(at)),
             Answer::Durable(_) => Ok(Heard::Other),
@@ -501,11 +492,7 @@ impl Shipper {
     fn failure(&self, broken: Broken) -> CommandError {
         match broken {
             Broken::Failed(error) => error,
-            Broken::Refused(error) => CommandError::new(
-                kind_of(error.code),
-                format!("{} refused: {}", self.slave, error.message),
-            )
-            .hint(error.hint),
+            Broken::Refused(error) => refused(&self.slave, "refused", error),
         }
     }
 }
@@ -527,8 +514,4 @@ fn verify(scanner: &mut Scanner, bytes: &[u8], expected: u64) -> std::io::Result
             }
         }
     }
-}
-
-fn unexpected(what: &str) -> CommandError {
-    CommandError::retry(what)
 }

@@ -110,7 +110,7 @@ pub async fn push(
         };
         action = match next {
             Some(action) => action,
-            None => on_channel(sender.received(answer(wire).await?))?,
+            None => on_channel(sender.received(wire.next().await?.message))?,
         };
     }
 }
@@ -119,18 +119,6 @@ fn on_channel(
     action: std::result::Result<SenderAction, walmgr_protocol::error::ProtocolError>,
 ) -> Result<SenderAction> {
     Ok(action.map_err(WireFault::from)?)
-}
-
-/// The next message about the upload; pings are answered on the way.
-async fn answer(wire: &mut Wire) -> Result<Message> {
-    loop {
-        let frame = wire.receive().await?;
-        match frame.message {
-            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
-            Message::Pong => {}
-            message => return Ok(message),
-        }
-    }
 }
 
 enum Sent {

@@ -22,7 +22,7 @@ use crate::master::periodic;
 use crate::master::push::{self, Blocks};
 use crate::options::Options;
 use crate::output;
-use crate::transport::connect::{Target, kind_of};
+use crate::transport::connect::{Target, refused};
 use crate::wal::page::LONG_HEADER_BYTES;
 use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
 
@@ -203,11 +203,7 @@ fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result
             "{name} changed while it was read; nothing was stored"
         ))
         .hint("PostgreSQL recycles a segment only after it was archived: was this run by hand?")),
-        Outcome::Refused(error) => Err(CommandError::new(
-            kind_of(error.code),
-            format!("{receiver} did not store {name}: {}", error.message),
-        )
-        .hint(error.hint)),
+        Outcome::Refused(error) => Err(refused(receiver, &format!("did not store {name}"), error)),
     }
 }
 

@@ -45,7 +45,7 @@ impl From<WireFault> for End {
         match fault {
             WireFault::Protocol(error) => error.into(),
             WireFault::Closed => End::Gone("it closed the connection".to_owned()),
-            WireFault::Deaf => End::Gone(fault.to_string()),
+            WireFault::StoppedReading | WireFault::Silent => End::Gone(fault.to_string()),
             WireFault::Io(error) => End::Gone(error.to_string()),
         }
     }

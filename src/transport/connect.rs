@@ -1,6 +1,7 @@
 //! The client's way to a receiver: TCP, TLS, introduction, all within one deadline.
 //! Never retries; the caller, or PostgreSQL's archiver, knows when to.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_MIN;
-use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
+use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode, Kind as MessageKind};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
 
@@ -162,7 +163,15 @@ impl Target {
                 let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
                 Ok(Connection { wire, welcome })
             }
-            Ok(Answer::Refused(refusal)) => Err(self.refused(refusal)),
+            Ok(Answer::Refused(refusal)) => {
+                let Refusal {
+                    code,
+                    message,
+                    hint,
+                } = refusal;
+                let error = Error::connection(code, message, hint);
+                Err(refused(self, "refused us", error))
+            },
             Err(WireFault::Io(error)) => Err(TlsFault::of(&error, &self.to_string()).into()),
             Err(fault) => {
                 let hint = if self.tls.is_none() {
@@ -178,17 +187,9 @@ impl Target {
             }
         }
     }
-
-    fn refused(&self, refusal: Refusal) -> CommandError {
-        CommandError::new(
-            kind_of(refusal.code),
-            format!("{self} refused us: {}", refusal.message),
-        )
-        .hint(refusal.hint)
-    }
 }
 
-impl std::fmt::Display for Target {
+impl Display for Target {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "receiver {}:{}", self.host, self.port)
     }
@@ -201,8 +202,20 @@ const fn is_sensible(welcome: &Welcome) -> bool {
         && welcome.channels_max > 0
 }
 
+/// What it means to a command that a receiver did this, `refused` as a rule.
+pub fn refused(receiver: &dyn Display, did: &str, error: Error) -> CommandError {
+    let text = format!("{receiver} {did}: {}", error.message);
+    CommandError::new(kind_of(error.code), text).hint(error.hint)
+}
+
+/// What it means to a command that a receiver answered with something else than was asked.
+pub fn answered_with(receiver: &dyn Display, found: MessageKind) -> CommandError {
+    CommandError::retry(format!("{receiver} answered with {}", found.words()))
+        .hint("the two sides may run versions too far apart")
+}
+
 /// Whose fault a refusal is, for the exit code.
-pub const fn kind_of(code: ErrorCode) -> Kind {
+const fn kind_of(code: ErrorCode) -> Kind {
     match code {
         ErrorCode::NotAuthorized | ErrorCode::RightMissing => Kind::Identity,
         ErrorCode::ForeignCluster | ErrorCode::ForeignFile => Kind::ForeignCluster,

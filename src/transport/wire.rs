@@ -1,6 +1,6 @@
 //! Frames over a stream: the tokio side of `walmgr_protocol::codec`, the same for both ends.
-//! Never answers anything by itself. Invariant: [`Wire::receive`] may be dropped and called again
-//! without losing a byte.
+//! Never decides anything; a client may have it answer pings. Invariant: whatever waits for a frame may
+//! be dropped and called again without losing a byte, of what arrives or of what is answered.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
 use walmgr_protocol::codec::{Decoder, Encoder, Frame};
 use walmgr_protocol::compress::Block;
 use walmgr_protocol::error::{Malformed, ProtocolError};
@@ -45,7 +46,10 @@ pub enum WireFault {
     Closed,
     /// The other side takes no bytes.
     #[error("the other side reads nothing")]
-    Deaf,
+    StoppedReading,
+    /// Nothing came for too long.
+    #[error("the other side says nothing")]
+    Silent,
     /// The socket or TLS failed.
     #[error("the connection broke")]
     Io(#[source] std::io::Error),
@@ -56,7 +60,7 @@ pub enum WireFault {
 
 impl From<std::io::Error> for WireFault {
     fn from(error: std::io::Error) -> Self {
-        // An end without the farewell of TLS: a peer that crashed, or a connection that was cut.
+        // An end without the close_notify of TLS: a peer that crashed, or a connection that was cut.
         // Frames have their own ends, so nothing can be mistaken for complete.
         match error.kind() {
             std::io::ErrorKind::UnexpectedEof => WireFault::Closed,
@@ -194,6 +198,32 @@ impl Wire {
         Ok(None)
     }
 
+    /// The next frame that is about something; pings are answered on the way. Dropping the future loses
+    /// nothing: what is left of an answer goes out before the next frame does.
+    pub async fn next(&mut self) -> Result<Frame, WireFault> {
+        self.flush().await?;
+        loop {
+            let frame = self.receive().await?;
+            if let Some(frame) = self.answer_ping(frame).await? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The same; a silence longer than `silence` in between is an end, and a ping is none.
+    pub async fn next_within(&mut self, silence: Duration) -> Result<Frame, WireFault> {
+        self.flush().await?;
+        loop {
+            let frame = match timeout(silence, self.receive()).await {
+                Ok(frame) => frame?,
+                Err(_) => return Err(WireFault::Silent),
+            };
+            if let Some(frame) = self.answer_ping(frame).await? {
+                return Ok(frame);
+            }
+        }
+    }
+
     /// Whether the other side owes the rest of a frame.
     pub fn mid_frame(&self) -> bool {
         self.decoder.mid_frame(&self.inbox)
@@ -201,20 +231,13 @@ impl Wire {
 
     /// Sends one message.
     pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), WireFault> {
-        self.outbox.clear();
         self.encoder.encode(channel, message, &mut self.outbox);
-        let sending = async {
-            self.stream.write_all(&self.outbox).await?;
-            self.stream.flush().await
-        };
-        match tokio::time::timeout(SEND_DEADLINE, sending).await {
-            Ok(sent) => Ok(sent?),
-            Err(_) => Err(WireFault::Deaf),
-        }
+        self.flush().await
     }
 
     /// Sends one block of a file without copying it; the message behind the last flushes it.
     pub async fn send_block(&mut self, channel: u16, block: &mut Block) -> Result<(), WireFault> {
+        self.flush().await?;
         let bytes = self.encoder.encode_block(channel, block);
         Ok(self.stream.write_all(bytes).await?)
     }
@@ -226,6 +249,7 @@ impl Wire {
         channel: u16,
         block: &mut Block,
     ) -> Result<(), WireFault> {
+        self.flush().await?;
         let mut left = self.encoder.encode_block(channel, block);
         let (stream, inbox) = (&mut self.stream, &mut self.inbox);
         let both = std::future::poll_fn(|context| {
@@ -240,20 +264,57 @@ impl Wire {
             }
             Poll::Ready(Ok(()))
         });
-        match tokio::time::timeout(BLOCK_DEADLINE, both).await {
+        match timeout(BLOCK_DEADLINE, both).await {
             Ok(sent) => sent,
-            Err(_) => Err(WireFault::Deaf),
+            Err(_) => Err(WireFault::StoppedReading),
         }
     }
 
-    /// A frame that has arrived already.
-    pub fn arrived(&mut self) -> Result<Option<Frame>, WireFault> {
-        Ok(self.decoder.decode(&mut self.inbox)?)
+    /// A frame about something that has arrived already.
+    pub async fn arrived(&mut self) -> Result<Option<Frame>, WireFault> {
+        while let Some(frame) = self.decoder.decode(&mut self.inbox)? {
+            if let Some(frame) = self.answer_ping(frame).await? {
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says that nothing follows, and ends the stream in good order.
+    pub async fn goodbye(mut self) {
+        // The other side sees the connection end either way.
+        let _ = self.send(0, &Message::Goodbye).await;
+        self.close().await;
     }
 
     /// Ends the stream in good order, so that what was sent last arrives.
     pub async fn close(mut self) {
         close(&mut self.stream).await;
+    }
+
+    /// The frame, unless it only asked or said that somebody is there.
+    async fn answer_ping(&mut self, frame: Frame) -> Result<Option<Frame>, WireFault> {
+        match frame.message {
+            Message::Ping => self.send(frame.channel, &Message::Pong).await?,
+            Message::Pong => {}
+            _ => return Ok(Some(frame)),
+        }
+        Ok(None)
+    }
+
+    /// Sends what is waiting. Each byte leaves the outbox as it goes out.
+    async fn flush(&mut self) -> Result<(), WireFault> {
+        if self.outbox.is_empty() {
+            return Ok(());
+        }
+        let sending = async {
+            self.stream.write_all_buf(&mut self.outbox).await?;
+            self.stream.flush().await
+        };
+        match timeout(SEND_DEADLINE, sending).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => Err(WireFault::StoppedReading),
+        }
     }
 
     async fn read_more(&mut self) -> Result<(), WireFault> {
@@ -295,12 +356,93 @@ fn listen(
 /// Says goodbye to TLS and TCP, and reads what is still coming for a moment: closing a socket
 /// with unread bytes in it resets the connection and takes the last answer with it.
 async fn close(stream: &mut Stream) {
-    let farewell = async {
+    let closing = async {
         if stream.shutdown().await.is_ok() {
             let mut rest = [0_u8; 4096];
             while matches!(stream.read(&mut rest).await, Ok(bytes) if bytes > 0) {}
         }
     };
     // A peer that does not let go in time loses the courtesy, nothing else.
-    let _ = tokio::time::timeout(CLOSE_DEADLINE, farewell).await;
+    let _ = timeout(CLOSE_DEADLINE, closing).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::stream::Stream;
+    use walmgr_protocol::limits::BLOCK_BYTES_MAX;
+
+    const PINGS: usize = 20_000;
+
+    /// Two ends that know each other, with as little room between them as the kernel gives.
+    async fn ends() -> (Wire, Wire) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(1).unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connecting = socket.connect(address);
+        let (client, accepted) = tokio::join!(connecting, listener.accept());
+        let (receiver, _) = accepted.unwrap();
+        let nonce = Nonce::default();
+        let welcome = Welcome {
+            nonce,
+            newest_segment: None,
+            block_bytes_max: BLOCK_BYTES_MAX,
+            payload_bytes_max: 1 << 20,
+            channels_max: 1,
+            software: String::new(),
+        };
+        let wire = |stream, side| {
+            Introduction::new(Stream::Plain(stream)).into_wire(side, &nonce, &welcome)
+        };
+        (
+            wire(client.unwrap(), Direction::FromClient),
+            wire(receiver, Direction::FromReceiver),
+        )
+    }
+
+    /// Whoever pings does not read until all was asked, so answers get stuck halfway.
+    #[tokio::test]
+    async fn an_answer_that_is_cut_short_goes_on_where_it_was() {
+        let (mut client, mut receiver) = ends().await;
+        let asking = tokio::spawn(async move {
+            for _ in 0..PINGS {
+                receiver.send(0, &Message::Ping).await.unwrap();
+            }
+            receiver.send(0, &Message::Goodbye).await.unwrap();
+            for _ in 0..PINGS {
+                assert_eq!(receiver.receive().await.unwrap().message, Message::Pong);
+            }
+        });
+        let mut cuts = 0;
+        loop {
+            match timeout(Duration::from_micros(200), client.next()).await {
+                Ok(frame) => break assert_eq!(frame.unwrap().message, Message::Goodbye),
+                Err(_) => cuts += 1,
+            }
+        }
+        client.flush().await.unwrap();
+        assert!(cuts > 0);
+        asking.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_from_pings() {
+        let (mut client, mut receiver) = ends().await;
+        let silence = Duration::from_secs(1);
+        let pinging = tokio::spawn(async move {
+            for _ in 0..5 {
+                tokio::time::sleep(silence / 4).await;
+                receiver.send(0, &Message::Ping).await.unwrap();
+            }
+            receiver
+        });
+        let begin = tokio::time::Instant::now();
+        let fault = client.next_within(silence).await.unwrap_err();
+        assert!(matches!(fault, WireFault::Silent), "{fault}");
+        // Later than after the first silence: the pings counted.
+        assert!(begin.elapsed() > silence * 5 / 4);
+        drop(pinging.await.unwrap());
+    }
 }

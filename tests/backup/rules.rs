@@ -1,19 +1,14 @@
 //! What a backup refuses, waits for, keeps and clears away.
 //! Never only reads the exit code. Invariant: whatever is refused leaves the sets as they were.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use walmgr::store::LIST_NAME;
-use walmgr_protocol::hello::{Answer, Welcome};
 
 use super::{archiving, beside, newest, site, verify};
 use crate::support::loopfs::{FileSystem, LoopFs};
-use crate::support::walmgr_binary;
 use crate::support::{Cluster, Output, Site, TempDir, wait_for};
 
 #[test]
@@ -171,35 +166,6 @@ fn fault_71_a_server_that_replays_is_no_master() {
     site.master_command(&["backup"])
         .fail_last(2, "the server replays WAL");
     assert_eq!(beside(&site), [""; 0]);
-}
-
-#[test]
-fn fault_98_a_receiver_that_knows_no_backups_is_told_from_one_that_does() {
-    skip_unless!(Cluster::available(15));
-    let cluster = Cluster::builder().conf("archive_mode", "on").start();
-    let mut site = Site::builder().cluster(cluster).plain().build();
-    let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());
-    site.cluster().psql(&format!(
-        "ALTER SYSTEM SET archive_command = '{walmgr} {ini} xarchive %p %f'"
-    ));
-    site.cluster().reload();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    site.route(listener.local_addr().unwrap());
-    let answering = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let _ = stream.read(&mut [0; 1024]).unwrap();
-        let welcome = Welcome::with_our_limits([7; 16], None, "4.0.0-old".to_owned());
-        let mut out = BytesMut::new();
-        Answer::Welcome(1, welcome).encode(&mut out);
-        stream.write_all(&out).unwrap();
-        let _ = stream.read_to_end(&mut Vec::new());
-    });
-    let output = site.master_command(&["backup"]);
-    output.fail_last(
-        1,
-        "takes no backups: it runs walmgr 4.0.0-old; upgrade the receiver's",
-    );
-    answering.join().unwrap();
 }
 
 #[test]

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
-use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::message::{Error, ErrorCode, Kind as MessageKind, Message, Scope};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Target, kind_of};
+use crate::transport::connect::{Target, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel that everything of a backup's connection runs on.
@@ -93,36 +93,28 @@ impl Way {
 
     /// What a refusal means for the backup.
     pub fn refused(&self, error: Error) -> Lost {
-        let refused = CommandError::new(
-            kind_of(error.code),
-            format!("{} refused: {}", self.receiver, error.message),
-        )
-        .hint(error.hint);
-        match error.code {
+        let (code, scope) = (error.code, error.scope);
+        let refused = refused(&self.receiver, "refused", error);
+        match code {
             // A frame that was damaged on its way, or a receiver that is busy or restarting.
             ErrorCode::Malformed | ErrorCode::TimedOut | ErrorCode::ShuttingDown
-                if error.scope == walmgr_protocol::message::Scope::Connection =>
+                if scope == Scope::Connection =>
             {
                 Lost::Link(refused)
             }
             _ => Lost::Backup(refused),
         }
     }
+
+    /// It answered with something else than was asked.
+    pub fn answered_with(&self, found: MessageKind) -> Lost {
+        Lost::Backup(answered_with(&self.receiver, found))
+    }
 }
 
-/// The next message; pings are answered on the way, and silence is an end.
+/// The next message; silence is an end.
 pub async fn receive(wire: &mut Wire) -> Result<Message, WireFault> {
-    loop {
-        let frame = match timeout(SILENCE_MAX, wire.receive()).await {
-            Ok(received) => received?,
-            Err(_) => return Err(WireFault::Deaf),
-        };
-        match frame.message {
-            Message::Ping => wire.send(frame.channel, &Message::Pong).await?,
-            Message::Pong => {}
-            message => return Ok(message),
-        }
-    }
+    Ok(wire.next_within(SILENCE_MAX).await?.message)
 }
 
 /// The right to make a backup, as long as this exists and its connection comes back in time.
@@ -151,7 +143,9 @@ impl<'a> Control<'a> {
                 lost: Instant::now(),
             }),
             ControlEvent::Refused(error) => Err(way.refused(error).into_error()),
-            ControlEvent::Sealed(_) => Err(CommandError::retry("nothing was to be sealed yet")),
+            ControlEvent::Sealed(_) => {
+                Err(way.answered_with(MessageKind::BackupSealed).into_error())
+            }
         }
     }
 
@@ -168,22 +162,11 @@ impl<'a> Control<'a> {
             let arrived = tokio::select! {
                 biased;
                 done = &mut work => return done,
-                arrived = timeout(SILENCE_MAX, wire.receive()) => arrived,
+                arrived = wire.next_within(SILENCE_MAX) => arrived,
             };
-            let arrived = match arrived {
-                Ok(Ok(frame)) => match frame.message {
-                    Message::Ping => wire.send(frame.channel, &Message::Pong).await,
-                    Message::Pong => Ok(()),
-                    message => {
-                        self.unasked(message)?;
-                        Ok(())
-                    }
-                },
-                Ok(Err(fault)) => Err(fault),
-                Err(_) => Err(WireFault::Deaf),
-            };
-            if let Err(fault) = arrived {
-                self.lose(&fault);
+            match arrived {
+                Ok(frame) => self.unasked(frame.message)?,
+                Err(fault) => self.lose(&fault),
             }
         }
     }
@@ -211,8 +194,7 @@ impl<'a> Control<'a> {
         // It may be gone; then the lease ends by itself.
         let telling = async {
             let _ = wire.send(CHANNEL, &Message::Error(error)).await;
-            let _ = wire.send(0, &Message::Goodbye).await;
-            wire.close().await;
+            wire.goodbye().await;
         };
         let _ = timeout(GIVE_UP_DEADLINE, telling).await;
     }
@@ -238,16 +220,17 @@ impl<'a> Control<'a> {
         match self.session.received(message).map_err(WireFault::from)? {
             ControlEvent::Sealed(sealed) => Ok(sealed),
             ControlEvent::Refused(error) => Err(self.way.refused(error)),
-            ControlEvent::Granted(_) => Err(Lost::Backup(out_of_turn())),
+            ControlEvent::Granted(_) => Err(self.way.answered_with(MessageKind::BackupGranted)),
         }
     }
 
     /// The connection, made again if it was lost.
     async fn connected(&mut self) -> Result<&mut Wire> {
         if self.wire.is_none() && self.reconnect().await?.is_some() {
-            return Err(out_of_turn());
+            let found = MessageKind::BackupSealed;
+            return Err(self.way.answered_with(found).into_error());
         }
-        self.wire.as_mut().ok_or_else(out_of_turn)
+        Ok(self.wire.as_mut().ok_or(WireFault::Closed)?)
     }
 
     /// Comes back within the lease; `Some` when the set was sealed meanwhile.
@@ -290,7 +273,14 @@ impl<'a> Control<'a> {
                     Ok(())
                 }
             },
-            Ok(_) => Err(out_of_turn()),
+            Ok(ControlEvent::Granted(_)) => {
+                let found = MessageKind::BackupGranted;
+                Err(self.way.answered_with(found).into_error())
+            }
+            Ok(ControlEvent::Sealed(_)) => {
+                let found = MessageKind::BackupSealed;
+                Err(self.way.answered_with(found).into_error())
+            }
             Err(error) => Err(WireFault::from(error).into()),
         }
     }
@@ -317,9 +307,4 @@ async fn send_content(wire: &mut Wire, content: &Bytes) -> Result<(), WireFault>
         offset += piece.len() as u64;
     }
     Ok(())
-}
-
-fn out_of_turn() -> CommandError {
-    CommandError::retry("the receiver answered what was not asked")
-        .hint("the two sides may run versions too far apart")
 }

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use walmgr_protocol::compress::{Block, Packer};
 use walmgr_protocol::frame::HEADER_BYTES;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
-use walmgr_protocol::message::Message;
 use walmgr_protocol::message::backup::{Granted, Join};
+use walmgr_protocol::message::{Kind as MessageKind, Message};
 use walmgr_protocol::session::backup::{Stream as Session, StreamEvent};
 
 use crate::error::{CommandError, Result};
@@ -68,7 +68,7 @@ impl Stream {
         wire.send(CHANNEL, &join).await?;
         match self.event(&mut wire, &mut session).await? {
             StreamEvent::Granted => {}
-            _ => return Err(Lost::Backup(out_of_turn())),
+            event => return Err(self.way.answered_with(kind_of(&event))),
         }
         let again = self.ask(&mut wire, &mut session, on_its_way).await?;
         let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
@@ -99,8 +99,7 @@ impl Stream {
         sent?;
         read.map_err(Lost::Backup)?;
         self.end(&mut wire, &mut session, on_its_way).await?;
-        let _ = wire.send(0, &Message::Goodbye).await;
-        wire.close().await;
+        wire.goodbye().await;
         Ok(())
     }
 
@@ -118,8 +117,9 @@ impl Stream {
         {
             let question = session.ask(paths.to_vec())?;
             wire.send(CHANNEL, &question).await?;
-            let StreamEvent::Held(held) = self.event(wire, session).await? else {
-                return Err(Lost::Backup(out_of_turn()));
+            let held = match self.event(wire, session).await? {
+                StreamEvent::Held(held) => held,
+                event => return Err(self.way.answered_with(kind_of(&event))),
             };
             for (path, held) in paths.iter().zip(held) {
                 let settled = on_its_way.settle(&self.load, path, held);
@@ -141,10 +141,9 @@ impl Stream {
             let frame = tokio::select! {
                 biased;
                 block = ready.recv() => return Ok(block),
-                frame = wire.receive() => frame?,
+                frame = wire.next() => frame?,
             };
-            self.message(wire, session, frame.message, on_its_way)
-                .await?;
+            self.message(session, frame.message, on_its_way)?;
         }
     }
 
@@ -162,9 +161,8 @@ impl Stream {
         }
         session.block_sent(block.raw_bytes)?;
         Counters::add(&self.load.counters.sent_bytes, bytes);
-        while let Some(frame) = wire.arrived()? {
-            self.message(wire, session, frame.message, on_its_way)
-                .await?;
+        while let Some(frame) = wire.arrived().await? {
+            self.message(session, frame.message, on_its_way)?;
         }
         Ok(())
     }
@@ -180,37 +178,32 @@ impl Stream {
         wire.send(CHANNEL, &end).await?;
         loop {
             let message = receive(wire).await?;
-            if self.message(wire, session, message, on_its_way).await? {
+            if self.message(session, message, on_its_way)? {
                 return Ok(());
             }
         }
     }
 
     /// Deals with what arrived; `true` when the stream was taken.
-    async fn message(
+    fn message(
         &self,
-        wire: &mut Wire,
         session: &mut Session,
         message: Message,
         on_its_way: &OnItsWay,
     ) -> Result<bool, Lost> {
-        match message {
-            Message::Ping => wire.send(CHANNEL, &Message::Pong).await?,
-            Message::Pong => {}
-            message => match session.received(message).map_err(WireFault::from)? {
-                StreamEvent::FilesDone(files) => {
-                    for file in &files {
-                        on_its_way.done(&self.load, file).map_err(Lost::Backup)?;
-                    }
+        match session.received(message).map_err(WireFault::from)? {
+            StreamEvent::FilesDone(files) => {
+                for file in &files {
+                    on_its_way.done(&self.load, file).map_err(Lost::Backup)?;
                 }
-                StreamEvent::Taken => return Ok(true),
-                StreamEvent::Refused(error) => return Err(self.way.refused(error)),
-                StreamEvent::Granted | StreamEvent::Held(_) => {
-                    return Err(Lost::Backup(out_of_turn()));
-                }
-            },
+                Ok(false)
+            }
+            StreamEvent::Taken => Ok(true),
+            StreamEvent::Refused(error) => Err(self.way.refused(error)),
+            event @ (StreamEvent::Granted | StreamEvent::Held(_)) => {
+                Err(self.way.answered_with(kind_of(&event)))
+            }
         }
-        Ok(false)
     }
 
     /// The next thing the receiver says, confirmations aside: none are due here.
@@ -225,7 +218,7 @@ impl Stream {
     async fn last_words(&self, wire: &mut Wire, session: &mut Session, fault: WireFault) -> Lost {
         let until = Instant::now() + LAST_WORDS_DEADLINE;
         while let Some(left) = until.checked_duration_since(Instant::now())
-            && let Ok(Ok(frame)) = timeout(left.min(SILENCE_MAX), wire.receive()).await
+            && let Ok(Ok(frame)) = timeout(left.min(SILENCE_MAX), wire.next()).await
         {
             if let message @ Message::Error(_) = frame.message
                 && let Ok(StreamEvent::Refused(error)) = session.received(message)
@@ -262,7 +255,13 @@ fn read_blocks(
     }
 }
 
-fn out_of_turn() -> CommandError {
-    CommandError::retry("the receiver answered what was not asked")
-        .hint("the two sides may run versions too far apart")
+/// The message that an event was.
+const fn kind_of(event: &StreamEvent) -> MessageKind {
+    match event {
+        StreamEvent::Granted => MessageKind::BackupGranted,
+        StreamEvent::Held(_) => MessageKind::BackupHeld,
+        StreamEvent::FilesDone(_) => MessageKind::BackupFilesDone,
+        StreamEvent::Taken => MessageKind::BackupStreamTaken,
+        StreamEvent::Refused(_) => MessageKind::Error,
+    }
 }
