@@ -3,6 +3,7 @@
 //! a test that plants a violation and sees it caught.
 
 mod faults;
+mod names;
 mod source;
 
 use std::path::Path;
@@ -193,6 +194,11 @@ fn only_the_durable_files_sync_and_rename() {
 #[test]
 fn only_the_archive_proves_durability() {
     check(proofs);
+}
+
+#[test]
+fn names_of_tests_are_short() {
+    check(names::of_tests);
 }
 
 #[test]

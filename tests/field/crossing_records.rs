@@ -116,7 +116,7 @@ fn held_back(scene: &Scene, server: &mut Cluster, space: &Path) {
 }
 
 #[test]
-fn fault_124_a_tablespace_whose_record_crosses_segments_is_not_replayed_into_on_either_side() {
+fn fault_124_a_tablespace_record_that_crosses_segments_is_held_back() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major, &[]);

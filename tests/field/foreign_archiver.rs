@@ -323,7 +323,7 @@ fn set_command(site: &Site, command: &str) {
 }
 
 #[test]
-fn fault_137_a_program_whose_name_begins_alike_is_another_with_the_same_ini_file() {
+fn fault_137_a_program_whose_name_begins_alike_is_another() {
     on_versions(|major| {
         let site = archiving_site(major);
         let ini = site.master_ini().display();
@@ -376,7 +376,7 @@ fn fault_137_what_stands_around_our_line_stays_and_archives() {
 }
 
 #[test]
-fn fault_137_a_command_whose_failure_postgresql_does_not_hear_is_an_alarm_and_replaced() {
+fn fault_137_a_command_that_hides_its_failure_is_named_and_replaced() {
     on_versions(|major| {
         let site = archiving_site(major);
         let line = site.cluster().psql("SHOW archive_command");

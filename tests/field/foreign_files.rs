@@ -22,7 +22,7 @@ fn found(directory: &std::path::Path, name: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn fault_129_what_is_of_no_server_outlives_a_restore_that_keeps_no_old_one() {
+fn fault_129_files_of_no_server_outlive_a_restore() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major);

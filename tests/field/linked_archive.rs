@@ -167,7 +167,7 @@ fn fault_126_no_name_of_a_set_is_overlooked_when_wal_is_removed() {
 }
 
 #[test]
-fn fault_126_a_link_within_a_set_is_refused_with_the_remedy_before_anything_stops() {
+fn fault_126_a_link_within_a_set_is_refused_before_anything_stops() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let scene = Scene::new(major);

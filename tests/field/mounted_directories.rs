@@ -134,7 +134,7 @@ fn fault_129_mount_in_the_data_directory_is_refused_before_any_stop() {
 }
 
 #[test]
-fn fault_129_a_restore_into_a_mount_point_whose_server_does_not_start_is_undone_by_its_line() {
+fn fault_129_the_undo_line_of_a_mount_point_undoes_a_failed_start() {
     for major in MAJORS {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major);
@@ -170,7 +170,7 @@ fn fault_129_a_restore_into_a_mount_point_whose_server_does_not_start_is_undone_
 }
 
 #[test]
-fn fault_129_a_mount_point_of_another_user_is_refused_with_the_line_that_gives_it() {
+fn fault_129_a_mount_point_of_another_user_is_refused_with_a_remedy() {
     let Some((user, _)) = skip_unless!(server_user()) else {
         return report_skip("everything is this user's");
     };

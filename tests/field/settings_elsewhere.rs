@@ -133,7 +133,7 @@ fn fault_132_a_target_is_known_wherever_it_is_set() {
 }
 
 #[test]
-fn fault_132_a_server_that_ended_at_such_a_target_is_opened_there_or_not_at_all() {
+fn fault_132_a_server_that_ended_at_a_target_elsewhere_opens_there() {
     skip_unless!(Cluster::available(15));
     for place in PLACES {
         let mut site = bare_master(15);
@@ -184,7 +184,7 @@ fn fault_132_a_server_that_ended_at_such_a_target_is_opened_there_or_not_at_all(
 }
 
 #[test]
-fn fault_131_what_holds_a_server_up_that_cannot_be_asked_is_known_wherever_it_is_set() {
+fn fault_131_what_holds_a_silent_server_up_is_known_wherever_it_is_set() {
     skip_unless!(Cluster::available(15));
     for place in PLACES {
         let mut site = bare_master(15);
@@ -211,7 +211,7 @@ fn fault_131_what_holds_a_server_up_that_cannot_be_asked_is_known_wherever_it_is
 }
 
 #[test]
-fn fault_127_what_a_file_elsewhere_sets_higher_is_not_lowered_by_a_restore() {
+fn fault_127_a_restore_lowers_nothing_that_a_file_elsewhere_raised() {
     on_15_and_18(|major| {
         let mut scene = Scene::new(major).with_commands();
         make_set(&scene.site, "data.master");
@@ -280,7 +280,7 @@ fn fault_137_a_setup_lowers_nothing_that_an_included_file_sets() {
 }
 
 #[test]
-fn fault_112_what_the_standby_s_own_file_elsewhere_allows_is_not_switched_off() {
+fn fault_112_what_the_standby_itself_allows_elsewhere_stays_on() {
     skip_unless!(Cluster::available(15));
     let mut site = bare_master(15);
     let mut server = copy_of_master(&mut site, "replaying", &[]);

@@ -255,8 +255,7 @@ fn delayed_by_command_line(major: u8, settings: &[&str]) -> (Site, Cluster, &'st
 }
 
 #[test]
-fn fault_131_a_delay_on_the_command_line_is_refused_where_a_promotion_would_lose_what_is_in_progress()
- {
+fn fault_131_a_delay_on_the_command_line_is_refused_on_15_and_later() {
     on_versions(|major| {
         assert!(major >= READS_AHEAD);
         let (site, mut standby, delay) = delayed_by_command_line(major, &[]);
@@ -276,8 +275,7 @@ fn fault_131_a_delay_on_the_command_line_is_refused_where_a_promotion_would_lose
 }
 
 #[test]
-fn fault_131_a_delay_on_the_command_line_of_a_server_that_does_not_read_ahead_ends_with_its_promotion()
- {
+fn fault_131_a_delay_on_the_command_line_ends_without_prefetch() {
     for (major, settings) in [
         (13, &[][..]),
         (14, &[][..]),

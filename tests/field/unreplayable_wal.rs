@@ -322,7 +322,7 @@ fn write_as_an_extension_does(site: &Site) {
 }
 
 #[test]
-fn fault_127_records_of_a_resource_manager_that_nothing_brings_are_refused_beforehand() {
+fn fault_127_records_of_an_unknown_resource_manager_are_refused() {
     for major in [15, 18] {
         skip_unless!(Cluster::available(major));
         let site = master(major);

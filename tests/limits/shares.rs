@@ -226,7 +226,7 @@ impl Busy {
 }
 
 #[test]
-fn fault_116_masters_whose_uploads_take_every_place_wait_for_nobody_and_keep_nobody_waiting() {
+fn fault_116_masters_whose_uploads_take_every_place_do_not_deadlock() {
     let site = Site::builder()
         .standby_set("max_connections", "120")
         .build();

@@ -80,7 +80,7 @@ fn is_held(site: &Site, bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn fault_114_two_hosts_that_ship_with_one_key_lose_each_other_no_acknowledged_byte() {
+fn fault_114_two_hosts_with_one_key_lose_no_acknowledged_byte() {
     let _user = skip_unless!(server_user());
     let site = Site::start();
     let segment: SegmentName = site.segment_name(3).parse().unwrap();

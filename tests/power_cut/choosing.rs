@@ -125,11 +125,11 @@ fn at_each_step_of_a_choice(kind: FileSystem) {
 }
 
 #[test]
-fn fault_113_a_power_cut_at_any_step_of_a_choice_loses_neither_file_on_ext4() {
+fn fault_113_a_power_cut_during_choose_loses_neither_file_on_ext4() {
     at_each_step_of_a_choice(FileSystem::Ext4);
 }
 
 #[test]
-fn fault_113_a_power_cut_at_any_step_of_a_choice_loses_neither_file_on_xfs() {
+fn fault_113_a_power_cut_during_choose_loses_neither_file_on_xfs() {
     at_each_step_of_a_choice(FileSystem::Xfs);
 }

@@ -239,7 +239,7 @@ fn fault_113_what_is_refused_sets_nothing_apart() {
 }
 
 #[test]
-fn fault_113_only_what_was_acknowledged_heals_a_damaged_file_without_being_judged() {
+fn fault_113_only_an_acknowledged_file_heals_a_damaged_one_unjudged() {
     for (filler, is_genuine) in [(1, true), (2, false)] {
         let folder = scratch_folder();
         let places = new_archive(folder.path());

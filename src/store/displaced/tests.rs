@@ -96,7 +96,7 @@ fn fault_113_what_gave_way_is_written_over_by_no_later_offer() {
 }
 
 #[test]
-fn fault_113_a_file_that_was_offered_and_then_gets_the_name_is_not_kept_twice() {
+fn fault_113_an_offered_file_that_gets_the_name_is_not_kept_twice() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);
@@ -112,7 +112,7 @@ fn fault_113_a_file_that_was_offered_and_then_gets_the_name_is_not_kept_twice() 
 }
 
 #[test]
-fn fault_110_histories_that_gave_way_are_all_kept_and_then_no_more_give_way() {
+fn fault_110_histories_that_gave_way_are_kept_up_to_a_bound() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);

@@ -47,7 +47,7 @@ fn flip(path: &Path) {
 }
 
 #[test]
-fn fault_107_a_round_finds_a_flipped_bit_in_any_file_of_a_set_and_forgets_what_was_mended() {
+fn fault_107_a_round_finds_flips_in_a_set_and_forgets_mended_ones() {
     let folder = scratch_folder();
     let sets = two_sets(folder.path());
     let mut rounds = SetsRound::of(sets.clone());
@@ -87,7 +87,7 @@ fn fault_107_a_round_finds_a_flipped_bit_in_any_file_of_a_set_and_forgets_what_w
 }
 
 #[test]
-fn fault_107_a_set_with_a_damaged_file_keeps_its_note_when_it_is_rotated_and_lets_wal_be_purged() {
+fn fault_107_a_damaged_set_keeps_its_note_and_blocks_no_purge() {
     let folder = scratch_folder();
     let sets = two_sets(folder.path());
     flip(&folder.path().join("data.master/base/1/1259"));
@@ -106,7 +106,7 @@ fn fault_107_a_set_with_a_damaged_file_keeps_its_note_when_it_is_rotated_and_let
 }
 
 #[test]
-fn a_round_through_sets_goes_on_where_the_one_before_was_cut_and_holds_no_set() {
+fn a_round_through_sets_goes_on_where_it_was_cut_and_holds_no_set() {
     let folder = scratch_folder();
     let sets = two_sets(folder.path());
     let whole = round(&mut SetsRound::of(sets.clone()));

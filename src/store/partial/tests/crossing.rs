@@ -38,7 +38,7 @@ fn ship(stream: &mut PartialStream, number: u64, bytes: &[u8]) -> Lsn {
 }
 
 #[test]
-fn fault_113_what_came_early_counts_and_is_no_longer_in_progress_once_it_is_led_to() {
+fn fault_113_an_early_segment_counts_once_it_is_led_to() {
     let samples = three_segments();
     for restarted in [false, true] {
         let folder = scratch_folder();
@@ -68,7 +68,7 @@ fn fault_113_what_came_early_counts_and_is_no_longer_in_progress_once_it_is_led_
 }
 
 #[test]
-fn fault_113_what_came_early_and_is_not_led_to_stays_marked_and_what_was_shipped_stays() {
+fn fault_113_an_early_segment_that_is_not_led_to_stays_marked() {
     let samples = three_segments();
     let folder = scratch_folder();
     let places = new_archive(folder.path());
@@ -99,7 +99,7 @@ fn fault_113_what_came_early_and_is_not_led_to_stays_marked_and_what_was_shipped
 }
 
 #[test]
-fn fault_127_what_crosses_from_one_segment_in_progress_into_the_next_is_seen() {
+fn fault_127_a_record_that_crosses_segments_in_progress_is_seen() {
     let samples = three_segments();
     // From a finished segment into one in progress, and between two in progress.
     for finished in [true, false] {
