@@ -2,7 +2,8 @@
 //! Never tries to go on with the work. Invariant: after `prepare` no panic of this process prints more
 //! than one line or exits with 101; `xarchive` exits with 1 and `xrestore` with 254 from anywhere.
 
-use std::panic::{PanicHookInfo, UnwindSafe};
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, UnwindSafe};
 use std::process::exit;
 use std::thread;
 
@@ -45,7 +46,9 @@ pub const RESTORED_TO: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
 pub fn prepare(table: ExitTable) {
     memory::exit_with_when_exhausted(table.abnormal());
     std::panic::set_hook(Box::new(move |panic| {
-        output::last_words(&line_about(panic));
+        if !keep_for_catcher(panic) {
+            output::last_words(&line_about(panic));
+        }
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
         if matches!(table, ExitTable::Xarchive | ExitTable::Xrestore) {
@@ -58,6 +61,36 @@ pub fn prepare(table: ExitTable) {
 /// Runs `work` and answers with its exit code, or with the table's code if it panics.
 pub fn contain(table: ExitTable, work: impl FnOnce() -> u8 + UnwindSafe) -> u8 {
     std::panic::catch_unwind(work).unwrap_or(table.abnormal())
+}
+
+thread_local! {
+    /// How many on this thread's stack catch a panic and log it themselves.
+    static CATCHERS: Cell<usize> = const { Cell::new(0) };
+    /// What the panic said that is on its way to one of them.
+    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs `work`; the error is what a panic in it said, and where. Whoever catches it logs it: nothing else is said
+/// of it. A panic while another unwinds, which ends the process, is not kept back.
+pub fn caught<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    CATCHERS.set(CATCHERS.get() + 1);
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(work));
+    CATCHERS.set(CATCHERS.get() - 1);
+    ended.map_err(|_| CAUGHT.take().unwrap_or_else(|| "no message".to_owned()))
+}
+
+/// Whether somebody catches this panic, and gets told what it said.
+fn keep_for_catcher(panic: &PanicHookInfo<'_>) -> bool {
+    if CATCHERS.get() == 0 {
+        return false;
+    }
+    CAUGHT.with_borrow_mut(|kept| {
+        let is_first = kept.is_none();
+        if is_first {
+            *kept = Some(words_of(panic));
+        }
+        is_first
+    })
 }
 
 /// Bit of SIGCHLD in the masks of `/proc/self/status`.
@@ -129,17 +162,20 @@ async fn first_of(
 }
 
 fn line_about(panic: &PanicHookInfo<'_>) -> String {
-    let message = panic.payload_as_str().unwrap_or("no message");
     // What tokio says when there is no memory, or no number, left for a thread.
-    if message.starts_with("OS can't spawn worker thread") {
-        return format!("{message}; raise the limits of this process on memory and threads");
+    match panic.payload_as_str() {
+        Some(message) if message.starts_with("OS can't spawn worker thread") => {
+            format!("{message}; raise the limits of this process on memory and threads")
+        }
+        _ => format!("internal error: {}; please report it", words_of(panic)),
     }
+}
+
+/// What a panic says, and where.
+fn words_of(panic: &PanicHookInfo<'_>) -> String {
+    let message = panic.payload_as_str().unwrap_or("no message");
     match panic.location() {
-        Some(place) => format!(
-            "internal error: {message} at {}:{}; please report it",
-            place.file(),
-            place.line()
-        ),
-        None => format!("internal error: {message}; please report it"),
+        Some(place) => format!("{message} at {}:{}", place.file(), place.line()),
+        None => message.to_owned(),
     }
 }

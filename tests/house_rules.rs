@@ -60,6 +60,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     (
         "receiver",
         &[
+            "abnormal",
             "config",
             "daemon",
             "files",
@@ -633,7 +634,7 @@ mod planted {
     #[test]
     fn syncing_outside_the_durable_files_is_caught() {
         let text = "fn f(file: &File) { file.sync_all().ok(); }";
-        assert_caught(durable_words, "src/receiver/upload.rs", text);
+        assert_caught(durable_words, "src/receiver/flows/push/work.rs", text);
         assert_caught(durable_words, "src/master/setup.rs", "use std::fs::rename;");
         assert_allowed(durable_words, "src/store/durable.rs", text);
         assert_allowed(
@@ -651,14 +652,14 @@ mod planted {
     #[test]
     fn forging_a_proof_is_caught() {
         let forged = "fn f() -> Held { Held::Identical(Durable { name, len: 0, crc32: 0 }) }";
-        assert_caught(proofs, "src/receiver/upload.rs", forged);
+        assert_caught(proofs, "src/receiver/flows/push/work.rs", forged);
         assert_allowed(proofs, PROOF_FILE, forged);
         let implemented = "impl ProofOfDurability for Mine { }";
-        assert_caught(proofs, "src/receiver/upload.rs", implemented);
+        assert_caught(proofs, "src/receiver/flows/push/work.rs", implemented);
         assert_allowed(proofs, PROOF_FILE, implemented);
         assert_allowed(
             proofs,
-            "src/receiver/upload.rs",
+            "src/receiver/flows/push/work.rs",
             "fn f() -> Durable { seal() }",
         );
         let bound = "fn acknowledge<P: ProofOfDurability>(proof: &P) {}";

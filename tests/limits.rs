@@ -14,6 +14,7 @@ mod admission;
 mod floods;
 mod idle;
 mod memory;
+mod panics;
 mod shares;
 
 fn plain_site() -> Site {

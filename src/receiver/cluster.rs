@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use walmgr_protocol::message::ClusterIdentity;
+use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
@@ -30,9 +30,10 @@ use crate::receiver::cluster::writer_lock::WriterLock;
 use crate::receiver::shares::Shares;
 use crate::receiver::{
     FETCHES_MAX, FETCHES_PER_PEER_MAX, STREAMS_MAX, STREAMS_PER_PEER_MAX,
-    UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX,
+    UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal,
 };
-use crate::store::{Archive, Disk, DurableRecords, Health, Places, StoreError};
+use crate::store::sets::BackupSets;
+use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
 
 /// What all connections of a cluster share.
 pub struct Cluster {
@@ -113,6 +114,18 @@ impl Cluster {
     /// The cluster that the archive is bound to; none before `setup`.
     pub fn identity(&self) -> Option<ClusterIdentity> {
         self.archive.binding().map(ClusterIdentity::from)
+    }
+
+    /// The backup sets, for whoever reads them.
+    pub fn open_sets(&self) -> Result<BackupSets, Error> {
+        let Some(full_backup) = &self.full_backup else {
+            let text = "the standby has no setting `full_backup`, so it keeps no backups";
+            let hint = "set it, or `walmgr_data`, in the standby's ini file";
+            return Err(Error::channel(ErrorCode::NotSetUp, text, hint));
+        };
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        BackupSets::open(full_backup, &self.completed_wals, &disk)
+            .map_err(|error| refusal::set_to_reader(&error))
     }
 
     /// The highest finished segment stored.

@@ -3,27 +3,36 @@
 //! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
 //!
-//! Reading order: [`server`] accepts, [`admission`] decides who may stay, [`introduction`] greets,
-//! [`connection`] is the loop of one connection, [`upload`] writes one file, [`partial`] the records of the segment in progress,
-//! [`backup`] takes a base backup, [`fetch`] reads what a master wants back, [`control`] answers
-//! questions, [`settings`] is what a reload may change. [`worker`] starts their threads, of which
-//! [`shares`] gives each peer its part.
+//! Imports run down this list and never back:
+//!
+//! | file | what |
+//! |---|---|
+//! | [`server`] | accepts, drains, ends |
+//! | [`reload`] | reads the settings again |
+//! | [`connection`] | the loop of one connection, and which of its flows gets what arrives |
+//! | [`flows`] | push, partial, backup, fetch and control; none sees another |
+//! | [`link`] | what a flow may use of its connection |
+//! | [`introduction`] | TLS, hello, and who it is |
+//! | [`reports`] | what the workers of flows say |
+//! | [`cluster`] | what is kept for a cluster |
+//! | [`admission`], [`connections`] | which strangers may stay, which peers have a slot |
+//! | [`shares`], [`worker`] | threads, and what each peer has of them |
+//! | [`peer`], [`refusal`], [`refusal_log`] | who it is, and the words of a refusal |
 
 pub mod admission;
 pub mod cluster;
 pub mod connection;
-pub mod control;
-pub mod fetch;
+pub mod connections;
 pub mod flows;
 pub mod introduction;
-pub mod partial;
+pub mod link;
 pub mod peer;
 pub mod refusal;
 pub mod refusal_log;
 pub mod reload;
+pub mod reports;
 pub mod server;
 pub mod shares;
-pub mod upload;
 pub mod worker;
 
 pub use server::run;
@@ -51,7 +60,7 @@ pub const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a backup outlives the connection that controls it: enough for a link to come back, or
 /// for somebody to plug a cable in again.
 pub const BACKUP_LEASE: Duration = Duration::from_secs(BACKUP_LEASE_S as u64);
-/// The same as the wire has it.
+/// [`BACKUP_LEASE`] in seconds, as the wire has it.
 pub const BACKUP_LEASE_S: u32 = 60;
 
 /// Longest a sealed backup's client may make the receiver wait for WAL that is not archived yet.
@@ -67,7 +76,7 @@ pub const HANDSHAKES_MAX: usize = 192;
 
 /// How long an address that authenticated is preferred to strangers, and how many are remembered.
 pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
-/// See [`KNOWN_FOR`].
+/// Most addresses of which that is remembered.
 pub const KNOWN_ADDRESSES_MAX: usize = 1024;
 
 /// How long a known peer waits for a connection slot before it is told that there is none: a backup's

@@ -123,3 +123,31 @@ pub fn of_set(error: &SetError) -> Error {
     };
     Error::channel(code, error.to_string(), hint)
 }
+
+/// The refusal that tells whoever reads the archive; damage is the standby's here.
+pub fn to_reader(error: &StoreError) -> Error {
+    match error {
+        StoreError::Damaged { .. } | StoreError::Foreign { .. } => Error::channel(
+            ErrorCode::DamagedFile,
+            error.to_string(),
+            "put a good copy into the archive on the standby (the master's pg_wal may have one)",
+        ),
+        error => of(error),
+    }
+}
+
+/// The refusal that tells whoever reads a backup set.
+pub fn set_to_reader(error: &SetError) -> Error {
+    match error {
+        SetError::Store(error) => to_reader(error),
+        SetError::Busy { .. } => {
+            let hint = "try again when that has ended";
+            Error::channel(ErrorCode::Busy, error.to_string(), hint)
+        }
+        error => Error::channel(
+            ErrorCode::DiskFailed,
+            error.to_string(),
+            "look at the folder of `full_backup` on the standby",
+        ),
+    }
+}

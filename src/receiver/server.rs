@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +21,7 @@ use crate::output;
 use crate::receiver::admission::{self, Admission, Arrival};
 use crate::receiver::cluster::settings::{ClusterSettings, Protection};
 use crate::receiver::cluster::{Cluster, opening, rounds};
+use crate::receiver::connections::Connections;
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
 use crate::receiver::{
@@ -37,9 +37,10 @@ const GIVING_WAY: Duration = Duration::from_millis(5);
 struct Daemon {
     cluster: Arc<Cluster>,
     admission: Arc<Admission>,
+    connections: Arc<Connections>,
     refusals: Arc<Refusals>,
     /// The tasks of connections, handshakes not counted.
-    connections: TaskTracker,
+    tasks: TaskTracker,
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
@@ -76,8 +77,9 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     let daemon = Arc::new(Daemon {
         cluster: Arc::clone(&cluster),
         admission: Admission::new(admission::raise_descriptors()),
+        connections: Arc::default(),
         refusals: Arc::default(),
-        connections: TaskTracker::new(),
+        tasks: TaskTracker::new(),
     });
     runtime.spawn_blocking(move || {
         let stops = || cluster.stopping.is_cancelled();
@@ -195,8 +197,8 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
 /// and would end a daemon that fell silent.
 async fn drain(daemon: &Daemon, pulse: &mut Pulse) {
     daemon.cluster.stopping.cancel();
-    daemon.connections.close();
-    let ended = tokio::time::timeout(DRAIN_DEADLINE, daemon.connections.wait());
+    daemon.tasks.close();
+    let ended = tokio::time::timeout(DRAIN_DEADLINE, daemon.tasks.wait());
     tokio::pin!(ended);
     loop {
         tokio::select! {
@@ -209,7 +211,7 @@ async fn drain(daemon: &Daemon, pulse: &mut Pulse) {
 /// Waits for the first words of a stranger, and then greets it.
 fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let until = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
-    let (arrival, mut gives_way) = daemon.admission.arrive(address.ip());
+    let (arrival, gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
         let settings = daemon.cluster.settings.borrow().clone();
@@ -222,7 +224,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some(format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
             },
-            _ = &mut gives_way => Some("it said nothing, and others came".to_owned()),
+            () = gives_way.cancelled() => Some("it said nothing, and others came".to_owned()),
         };
         let stranger = SpeakingStranger {
             stream,
@@ -246,7 +248,7 @@ struct SpeakingStranger {
     stream: TcpStream,
     address: SocketAddr,
     arrival: Arrival,
-    gives_way: oneshot::Receiver<()>,
+    gives_way: CancellationToken,
     until: tokio::time::Instant,
 }
 
@@ -276,7 +278,7 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<ClusterSettings>, stranger: 
     );
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted,
-        _ = gives_way => return refused("too many handshakes at once"),
+        () = gives_way.cancelled() => return refused("too many handshakes at once"),
     };
     let (peer, wire) = match greeted {
         Ok(Some(greeted)) => greeted,
@@ -286,11 +288,11 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<ClusterSettings>, stranger: 
     arrival.is_known();
     let most = settings.connections_max;
     let (key, may_push) = (peer.key(), peer.rights.push);
-    let slot = daemon.admission.connect(&key, may_push, most).await;
+    let slot = daemon.connections.connect(&key, may_push, most).await;
     match slot {
         Ok(slot) => {
             drop(arrival);
-            let _counted = daemon.connections.token();
+            let _counted = daemon.tasks.token();
             let is_master = peer.role == Role::Master;
             let _listed = is_master.then(|| daemon.cluster.masters.note(peer.to_string()));
             let (cluster, refusals) = (Arc::clone(&daemon.cluster), Arc::clone(&daemon.refusals));

@@ -2,16 +2,26 @@
 //! Never talks to a socket. Invariant: whatever a worker does, a panic included, its connection hears
 //! of its end: without a report it, and the client behind it, would wait until their deadlines.
 //!
-//! A panic ends what it happened in and nothing else. Where it happened the process's hook has logged
-//! by then; here it is counted, and answered `internal`.
+//! A panic ends what it happened in and nothing else. It is one line in the log, with the place, is counted, and
+//! answered `internal`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::future::poll_fn;
+use std::marker::PhantomData;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use tokio::sync::mpsc;
 use walmgr_protocol::message::{Error, ErrorCode};
 
+use crate::abnormal;
+
+/// Names the worker whose panic a test wants to see.
+const PANIC_IN: &str = "WALMGR_PANIC_IN";
+
 static PANICS: AtomicU64 = AtomicU64::new(0);
+static WORKERS: AtomicU64 = AtomicU64::new(0);
 
 /// What a worker tells its connection.
 pub trait WorkerReport: Send + 'static {
@@ -19,30 +29,59 @@ pub trait WorkerReport: Send + 'static {
     fn failed(error: Error) -> Self;
 }
 
-/// The connection's end of a worker.
-pub struct Worker<Job> {
-    jobs: mpsc::Sender<Job>,
+/// What a worker said, and which: its connection may have begun another since.
+pub struct Said<Report> {
+    /// The worker's [`Worker::id`].
+    pub worker: u64,
+    /// Its words.
+    pub report: Report,
 }
 
-impl<Job: Send + 'static> Worker<Job> {
+/// The way of a worker's reports to its connection; `false` when that is gone.
+pub type Say<Report> = Arc<dyn Fn(Report) -> bool + Send + Sync>;
+
+/// The connection's end of a worker.
+pub struct Worker<Job, Report> {
+    id: u64,
+    jobs: mpsc::Sender<Job>,
+    says: PhantomData<fn(Report)>,
+}
+
+impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     /// Starts a thread of this name, which does `work` and says in the end how that failed, if it did.
     /// As many jobs as `queue` wait for it. Dropping the returned value ends the queue.
     ///
     /// Whatever `work` wrote on its way is a temporary, which unwinding removes.
-    pub fn start<R: WorkerReport>(
+    pub fn start(
         name: &'static str,
         queue: usize,
-        say: impl Fn(R) -> bool + Send + 'static,
-        work: impl FnOnce(mpsc::Receiver<Job>, &dyn Fn(R) -> bool) -> Result<(), Error> + Send + 'static,
-    ) -> Worker<Job> {
+        say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+        work: impl FnOnce(mpsc::Receiver<Job>, &Say<Report>) -> Result<(), Error> + Send + 'static,
+    ) -> Self {
         let (jobs, inbox) = mpsc::channel(queue);
+        let (worker, say) = new(say, jobs);
         tokio::task::spawn_blocking(move || {
             let ended = contained(name, || work(inbox, &say)).and_then(|ended| ended);
             if let Err(error) = ended {
-                say(R::failed(error));
+                say(Report::failed(error));
             }
         });
-        Worker { jobs }
+        worker
+    }
+
+    /// A worker that was refused: it says why, and takes no job.
+    pub fn refused(
+        error: Error,
+        say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let (worker, say) = new(say, mpsc::channel(1).0);
+        say(Report::failed(error));
+        worker
+    }
+
+    /// Its number: no two workers of a process have the same.
+    pub const fn id(&self) -> u64 {
+        self.id
     }
 
     /// Hands over a job, waiting while the worker is behind. One that has ended takes none; its report
@@ -55,13 +94,16 @@ impl<Job: Send + 'static> Worker<Job> {
     pub fn offer(&self, job: Job) {
         let _ = self.jobs.try_send(job);
     }
+}
 
-    /// A worker that was refused: it takes no job.
-    pub fn none() -> Worker<Job> {
-        Worker {
-            jobs: mpsc::channel(1).0,
-        }
-    }
+fn new<Job, Report: 'static>(
+    say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+    jobs: mpsc::Sender<Job>,
+) -> (Worker<Job, Report>, Say<Report>) {
+    let id = WORKERS.fetch_add(1, Ordering::Relaxed) + 1;
+    let says = PhantomData;
+    let say = Arc::new(move |report| say(Said { worker: id, report }));
+    (Worker { id, jobs, says }, say)
 }
 
 /// Does one thing on a thread of this name, and waits for it.
@@ -92,12 +134,45 @@ pub fn failed_on(name: &str) -> Error {
     )
 }
 
+/// Polls a task of this name, and answers its panic as a worker's is answered.
+pub async fn contained_task<T>(
+    name: &'static str,
+    task: impl Future<Output = T>,
+) -> Result<T, Error> {
+    let mut task = pin!(async {
+        plant(name);
+        task.await
+    });
+    let polled = poll_fn(
+        |context| match abnormal::caught(|| task.as_mut().poll(context)) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        },
+    );
+    polled.await.map_err(|panic| answered(name, &panic))
+}
+
 fn contained<T>(name: &'static str, work: impl FnOnce() -> T) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
-        let count = PANICS.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::error!("a panic ended this {name}; {count} panics since the start");
-        failed_on(name)
-    })
+    let ended = abnormal::caught(|| {
+        plant(name);
+        work()
+    });
+    ended.map_err(|panic| answered(name, &panic))
+}
+
+fn answered(name: &str, panic: &str) -> Error {
+    let count = PANICS.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::error!(
+        "a panic ended this {name}: {panic}; it is number {count} since the start, please report it"
+    );
+    failed_on(name)
+}
+
+/// Panics where a test of this program wants it. A program for users does not ask.
+fn plant(name: &str) {
+    if cfg!(debug_assertions) && std::env::var_os(PANIC_IN).is_some_and(|planted| planted == name) {
+        panic!("planted");
+    }
 }
 
 #[cfg(test)]
@@ -105,22 +180,22 @@ mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq)]
-    enum Said {
+    enum Spoken {
         Done(u32),
         Failed(ErrorCode),
     }
 
-    impl WorkerReport for Said {
+    impl WorkerReport for Spoken {
         fn failed(error: Error) -> Self {
-            Said::Failed(error.code)
+            Spoken::Failed(error.code)
         }
     }
 
-    type Work = fn(mpsc::Receiver<u32>, &dyn Fn(Said) -> bool) -> Result<(), Error>;
+    type Work = fn(mpsc::Receiver<u32>, &Say<Spoken>) -> Result<(), Error>;
 
-    fn start(work: Work) -> (Worker<u32>, mpsc::Receiver<Said>) {
+    fn start(work: Work) -> (Worker<u32, Spoken>, mpsc::Receiver<Spoken>) {
         let (reports, inbox) = mpsc::channel(8);
-        let say = move |said| reports.blocking_send(said).is_ok();
+        let say = move |said: Said<Spoken>| reports.try_send(said.report).is_ok();
         (Worker::start("test", 2, say, work), inbox)
     }
 
@@ -130,18 +205,18 @@ mod tests {
         let (worker, mut reports) = start(|mut jobs, say| {
             while let Some(job) = jobs.blocking_recv() {
                 assert!(job < 2, "a bug");
-                say(Said::Done(job));
+                say(Spoken::Done(job));
             }
             Ok(())
         });
         for job in 0..5 {
             worker.give(job).await;
         }
-        assert_eq!(reports.recv().await, Some(Said::Done(0)));
-        assert_eq!(reports.recv().await, Some(Said::Done(1)));
+        assert_eq!(reports.recv().await, Some(Spoken::Done(0)));
+        assert_eq!(reports.recv().await, Some(Spoken::Done(1)));
         assert_eq!(
             reports.recv().await,
-            Some(Said::Failed(ErrorCode::Internal))
+            Some(Spoken::Failed(ErrorCode::Internal))
         );
         assert_eq!(reports.recv().await, None);
         assert!(panics() > before);
@@ -150,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_says_why_it_failed_and_nothing_when_it_did_not() {
         let (worker, mut reports) = start(|_, _| Err(Error::channel(ErrorCode::Busy, "x", "")));
-        assert_eq!(reports.recv().await, Some(Said::Failed(ErrorCode::Busy)));
+        assert_eq!(reports.recv().await, Some(Spoken::Failed(ErrorCode::Busy)));
         worker.give(1).await;
         let (worker, mut reports) = start(|mut jobs, _| {
             while jobs.blocking_recv().is_some() {}
@@ -159,7 +234,24 @@ mod tests {
         worker.offer(1);
         drop(worker);
         assert_eq!(reports.recv().await, None);
-        Worker::<u32>::none().give(1).await;
+        let (reports, mut inbox) = mpsc::channel(1);
+        let say = move |said: Said<Spoken>| reports.try_send(said.report).is_ok();
+        let refused = Worker::<u32, _>::refused(Error::channel(ErrorCode::Busy, "x", ""), say);
+        refused.give(1).await;
+        assert_eq!(inbox.recv().await, Some(Spoken::Failed(ErrorCode::Busy)));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_answered_internal() {
+        assert_eq!(contained_task("test", async { 5 }).await, Ok(5));
+        let before = panics();
+        let failing = async {
+            tokio::task::yield_now().await;
+            assert!(before > panics(), "a bug");
+        };
+        let failed = contained_task("test", failing).await.unwrap_err();
+        assert_eq!(failed.code, ErrorCode::Internal);
+        assert!(panics() > before);
     }
 
     #[tokio::test]

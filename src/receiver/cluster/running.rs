@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
 use walmgr_protocol::message::backup::{Begin, FileDigest, FileDone, Granted, Held, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
+use crate::receiver::worker::{self, Say, WorkerReport};
 use crate::receiver::{
-    BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal, worker,
+    BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal,
 };
 use crate::store::sets::{HeldFile, IncomingSet, SealedSet, StreamWriter};
 
@@ -38,9 +38,6 @@ pub enum BackupReport {
     /// It failed, or the backup is over; nothing follows.
     Failed(Error),
 }
-
-/// The way to a connection. Without a bound: a report answers a job, and those are bounded.
-pub type Reports = mpsc::UnboundedSender<BackupReport>;
 
 /// A backup that is being received.
 pub struct Running {
@@ -80,7 +77,7 @@ enum Phase {
 
 struct Member {
     id: u64,
-    reports: Reports,
+    reports: Say<BackupReport>,
 }
 
 /// Which part a connection has.
@@ -170,7 +167,7 @@ impl Running {
     pub fn attach(
         self: &Arc<Self>,
         place: BackupPart,
-        reports: &Reports,
+        reports: &Say<BackupReport>,
     ) -> Result<Attachment, Error> {
         if matches!(place, BackupPart::Stream(number) if number >= BACKUP_STREAMS_MAX) {
             let text = format!("a backup has at most {BACKUP_STREAMS_MAX} streams");
@@ -183,7 +180,7 @@ impl Running {
         }
         inner.members += 1;
         let id = inner.members;
-        let reports = reports.clone();
+        let reports = Arc::clone(reports);
         let member = Member { id, reports };
         let before = match place {
             BackupPart::Control => {
@@ -195,7 +192,7 @@ impl Running {
         if let Some(before) = before {
             let text = "another connection took this one's place in the backup";
             let error = Error::connection(ErrorCode::Abandoned, text, "");
-            report(&before.reports, BackupReport::Failed(error));
+            (before.reports)(BackupReport::Failed(error));
         }
         drop(inner);
         Ok(Attachment {
@@ -319,7 +316,7 @@ impl Running {
         drop(inner);
         tracing::warn!("the backup of {} is over: {}", self.holder, why.message);
         for member in members {
-            report(&member.reports, BackupReport::Failed(why.clone()));
+            (member.reports)(BackupReport::Failed(why.clone()));
         }
         // The last of it goes with the threads of its streams.
         drop(set);
@@ -404,9 +401,10 @@ pub fn unknown() -> Error {
     )
 }
 
-/// Sends to a connection that may be gone.
-pub fn report(reports: &Reports, report: BackupReport) -> bool {
-    reports.send(report).is_ok()
+impl WorkerReport for BackupReport {
+    fn failed(error: Error) -> Self {
+        BackupReport::Failed(error)
+    }
 }
 
 fn held(held: HeldFile) -> Held {

@@ -1,4 +1,9 @@
-//! The backup flow on the standby.
+//! The backup flow on a channel: between its session and the worker that takes part in the backup.
+//! Never blocks on the disk. Invariant: the slot of a connection counts as the backup's exactly as long as it
+//! takes part.
+//!
+//! [`work`] is what the worker does, [`received`] the parts that are no files of the server, [`seal`] ends the backup if
+//! it [`fits`], with its [`configs`], and [`after`] that rotates and purges.
 
 pub mod after;
 pub mod configs;
@@ -6,3 +11,177 @@ pub mod fits;
 pub mod received;
 pub mod seal;
 pub mod work;
+
+use std::sync::Arc;
+
+use walmgr_protocol::message::backup::Backup;
+use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
+use walmgr_protocol::session::backup::{Receiver, ReceiverAction, acknowledge};
+
+use self::work::{BackupJob, BackupWorker};
+use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport};
+use crate::receiver::link::{ConnectionEnd, Link};
+use crate::receiver::reports::FlowReport;
+use crate::receiver::worker::{Said, aside};
+
+/// A connection's part in a backup.
+pub struct BackupFlow {
+    channel: u16,
+    session: Receiver,
+    /// The worker there is, or was: the backup itself speaks for it when it ends.
+    id: u64,
+    worker: Option<BackupWorker>,
+    attachment: Option<Attachment>,
+}
+
+impl BackupFlow {
+    /// Nothing is asked for yet.
+    pub fn new(channel: u16) -> Self {
+        BackupFlow {
+            channel,
+            session: Receiver::default(),
+            id: 0,
+            worker: None,
+            attachment: None,
+        }
+    }
+
+    /// Whether the connection takes no part in a backup, or not any more.
+    pub const fn is_idle(&self) -> bool {
+        self.session.is_idle()
+    }
+
+    /// Whether the connection takes part in a backup that is not over.
+    pub const fn is_busy(&self) -> bool {
+        self.attachment.is_some() && !self.session.is_idle()
+    }
+
+    /// Whether a set is being sealed, which is worth waiting for.
+    pub const fn is_finishing(&self) -> bool {
+        self.session.is_finishing()
+    }
+
+    /// A message arrived on the channel.
+    pub async fn received(
+        &mut self,
+        link: &mut Link,
+        message: Message,
+    ) -> Result<(), ConnectionEnd> {
+        match self.session.received(message)? {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The worker spoke, or the backup itself.
+    pub async fn reported(
+        &mut self,
+        link: &mut Link,
+        said: Said<BackupReport>,
+    ) -> Result<(), ConnectionEnd> {
+        if said.worker != self.id {
+            return Ok(());
+        }
+        let action = match said.report {
+            BackupReport::Admitted(attachment) => {
+                let granted = attachment.running().granted();
+                self.attachment = Some(attachment);
+                link.slot.is_of_backup(true);
+                self.session.admitted(granted)?
+            }
+            BackupReport::LookedUp(held) => self.session.looked_up(held)?,
+            BackupReport::FilesDone(files) => {
+                let done = Message::Backup(Backup::FilesDone(files));
+                Some(ReceiverAction::Send(done))
+            }
+            BackupReport::StreamTaken => {
+                self.worker_is_done(link);
+                self.session.stream_taken()?
+            }
+            BackupReport::Sealed(set, facts) => {
+                self.worker_is_done(link);
+                self.session.sealed(acknowledge(&set, facts))?
+            }
+            BackupReport::Failed(error) => return self.fail(link, error).await,
+        };
+        match action {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    fn worker_is_done(&mut self, link: &Link) {
+        self.worker = None;
+        link.slot.is_of_backup(false);
+    }
+
+    async fn fail(&mut self, link: &mut Link, error: Error) -> Result<(), ConnectionEnd> {
+        self.worker_is_done(link);
+        self.attachment = None;
+        if error.scope == Scope::Connection {
+            return Err(ConnectionEnd::Hangup(error));
+        }
+        if self.session.is_idle() {
+            // Its last words have been said.
+            return Ok(());
+        }
+        match self.session.failed(error) {
+            ReceiverAction::Send(message) => link.send(self.channel, &message).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn perform(
+        &mut self,
+        link: &mut Link,
+        action: ReceiverAction,
+    ) -> Result<(), ConnectionEnd> {
+        let job = match action {
+            ReceiverAction::Admit(request) => {
+                let Some(place) = link.cluster.backups.threads.take(&link.peer.key()) else {
+                    let text = "too many connections are part of backups";
+                    let error = Error::channel(ErrorCode::Busy, text, "try again later");
+                    return self.fail(link, error).await;
+                };
+                let say = link.reports_of(self.channel, FlowReport::Backup);
+                let worker = work::start(Arc::clone(&link.cluster), place, request, say);
+                self.id = worker.id();
+                self.worker = Some(worker);
+                return Ok(());
+            }
+            ReceiverAction::LookUp(paths) => BackupJob::LookUp(paths),
+            ReceiverAction::Write(data) => BackupJob::Write(data),
+            ReceiverAction::EndStream(_) => BackupJob::EndStream,
+            ReceiverAction::BeginPart(part) => BackupJob::BeginPart(part),
+            ReceiverAction::WritePart(data) => BackupJob::WritePart(data),
+            ReceiverAction::Finish(finish) => BackupJob::Finish(finish),
+            ReceiverAction::Abort(why) => {
+                self.worker_is_done(link);
+                self.give_up(why);
+                return Ok(());
+            }
+            ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
+        };
+        if let Some(worker) = &self.worker {
+            worker.give(job).await;
+        }
+        link.heard();
+        Ok(())
+    }
+
+    /// The client gave up the whole backup, or only this stream of it.
+    fn give_up(&mut self, why: String) {
+        let Some(attachment) = self.attachment.take() else {
+            return;
+        };
+        if attachment.place() == BackupPart::Control {
+            let text = format!("its client gave it up: {why}");
+            let error = Error::connection(ErrorCode::Abandoned, text, "");
+            let running = Arc::clone(attachment.running());
+            // Removing files takes its time.
+            aside("backup", move || {
+                running.end(&error);
+            });
+        }
+    }
+}

@@ -16,11 +16,11 @@ use super::received::Received;
 use super::seal;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::backups::Resumed;
-use crate::receiver::cluster::running::{BackupPart, BackupReport, Reports, Running, report};
+use crate::receiver::cluster::running::{BackupPart, BackupReport, Running};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
-use crate::receiver::worker::{self, Worker};
+use crate::receiver::worker::{self, Said, Say, Worker};
 use crate::store::sets::SealedFile;
 
 /// What the connection asks of its worker.
@@ -39,14 +39,8 @@ pub enum BackupJob {
     Finish(Finish),
 }
 
-impl worker::WorkerReport for BackupReport {
-    fn failed(error: Error) -> Self {
-        BackupReport::Failed(error)
-    }
-}
-
 /// The connection's end of a worker.
-pub type BackupWorker = Worker<BackupJob>;
+pub type BackupWorker = Worker<BackupJob, BackupReport>;
 
 /// Decides about the request and then does what comes. Dropping the value ends it; what it had taken
 /// of a file stays, for a stream that comes back.
@@ -54,15 +48,11 @@ pub fn start(
     cluster: Arc<Cluster>,
     place: Share,
     request: Request,
-    reports: Reports,
+    say: impl Fn(Said<BackupReport>) -> bool + Send + Sync + 'static,
 ) -> BackupWorker {
-    let say = {
-        let reports = reports.clone();
-        move |said| report(&reports, said)
-    };
-    Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, _| {
+    Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
         let request = said_by(place.key(), request);
-        work(&cluster, request, inbox, &reports).inspect_err(|error| {
+        work(&cluster, request, inbox, say).inspect_err(|error| {
             tracing::warn!("a connection of a backup ends: {}", error.message);
             cluster.check_health();
         })
@@ -79,7 +69,12 @@ fn said_by(key: &PeerKey, mut request: Request) -> Request {
 
 type Jobs = mpsc::Receiver<BackupJob>;
 
-fn work(cluster: &Cluster, request: Request, jobs: Jobs, reports: &Reports) -> Result<(), Error> {
+fn work(
+    cluster: &Cluster,
+    request: Request,
+    jobs: Jobs,
+    say: &Say<BackupReport>,
+) -> Result<(), Error> {
     let running = match request {
         Request::Begin(begin) => {
             let running = cluster.backups.begin(&begin)?;
@@ -92,16 +87,16 @@ fn work(cluster: &Cluster, request: Request, jobs: Jobs, reports: &Reports) -> R
                 running
             }
             Resumed::Sealed(set, facts) => {
-                report(reports, BackupReport::Sealed(set, facts));
+                say(BackupReport::Sealed(set, facts));
                 return Ok(());
             }
         },
         Request::Join(join) => {
             let running = cluster.backups.find(join.token)?;
-            return over_on_failure(&running, || stream(&running, join, jobs, reports));
+            return over_on_failure(&running, || stream(&running, join, jobs, say));
         }
     };
-    over_on_failure(&running, || control(cluster, &running, jobs, reports))
+    over_on_failure(&running, || control(cluster, &running, jobs, say))
 }
 
 /// A failure of one connection's work, a panic included, is the end of the backup.
@@ -127,20 +122,20 @@ fn stream(
     running: &Arc<Running>,
     join: Join,
     mut jobs: Jobs,
-    reports: &Reports,
+    say: &Say<BackupReport>,
 ) -> Result<(), Error> {
     running.let_drain(join.stream);
-    let attachment = running.attach(BackupPart::Stream(join.stream), reports)?;
+    let attachment = running.attach(BackupPart::Stream(join.stream), say)?;
     // The thread of the connection before keeps what it has of a file when it ends.
     let at_work = running.stream_at_work(join.stream);
     let _at_work = at_work.lock().unwrap_or_else(PoisonError::into_inner);
     let mut writer = running.open_stream()?;
-    report(reports, BackupReport::Admitted(attachment));
+    say(BackupReport::Admitted(attachment));
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
         match job {
             BackupJob::LookUp(paths) => {
-                report(reports, BackupReport::LookedUp(running.held(&paths)?));
+                say(BackupReport::LookedUp(running.held(&paths)?));
             }
             BackupJob::Write(data) => {
                 let raw = unpack(&mut unpacker, &data)?;
@@ -148,12 +143,12 @@ fn stream(
                 let files = writer.write(raw).map_err(|error| refusal::of_set(&error))?;
                 for files in files.chunks(usize::from(BACKUP_PATHS_MAX)) {
                     let done = files.iter().map(done).collect();
-                    report(reports, BackupReport::FilesDone(done));
+                    say(BackupReport::FilesDone(done));
                 }
             }
             BackupJob::EndStream => {
                 writer.finish().map_err(|error| refusal::of_set(&error))?;
-                report(reports, BackupReport::StreamTaken);
+                say(BackupReport::StreamTaken);
                 return Ok(());
             }
             BackupJob::BeginPart(_) | BackupJob::WritePart(_) | BackupJob::Finish(_) => {
@@ -168,10 +163,10 @@ fn control(
     cluster: &Cluster,
     running: &Arc<Running>,
     mut jobs: Jobs,
-    reports: &Reports,
+    say: &Say<BackupReport>,
 ) -> Result<(), Error> {
-    let attachment = running.attach(BackupPart::Control, reports)?;
-    report(reports, BackupReport::Admitted(attachment));
+    let attachment = running.attach(BackupPart::Control, say)?;
+    say(BackupReport::Admitted(attachment));
     let mut parts = Received::default();
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
@@ -186,7 +181,7 @@ fn control(
             }
             BackupJob::Finish(asked) => {
                 let (set, facts) = seal::seal(cluster, running, &parts, &asked)?;
-                report(reports, BackupReport::Sealed(set, facts));
+                say(BackupReport::Sealed(set, facts));
                 return Ok(());
             }
             BackupJob::LookUp(_) | BackupJob::Write(_) | BackupJob::EndStream => {

@@ -1,23 +1,48 @@
-//! Requests about the archive itself: bind it to a cluster, describe it, list it.
+//! Requests about the archive itself, on channel 0: bind it to a cluster, describe it, list it.
 //! Never changes a stored file. Runs on a blocking thread, because it reads the disk.
+
+mod sets;
 
 use std::sync::Arc;
 
 use walmgr_protocol::limits::{LIST_ENTRIES_MAX, OVERVIEW_MASTERS_MAX};
 use walmgr_protocol::message::{
-    ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, SetupDone,
+    ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, Scope, SetupDone,
 };
 
 use crate::receiver::cluster::Cluster;
-use crate::receiver::fetch;
+use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::peer::Peer;
-use crate::receiver::refusal;
-use crate::receiver::worker;
+use crate::receiver::{refusal, worker};
 use crate::store::survey::survey;
 use crate::store::{Binding, Disk, RealDisk, StoreError};
+use crate::transport::authorized_keys::Right;
+
+/// A request arrived.
+pub async fn received(link: &mut Link, request: Message) -> Result<(), ConnectionEnd> {
+    let rights = link.peer.rights;
+    let (allowed, needed) = match request {
+        Message::Setup => (rights.push, Right::Push),
+        Message::Fetch(_) => (rights.read, Right::Read),
+        _ => (rights.any(), Right::Read),
+    };
+    if !allowed {
+        let refusal = link.lacks_right(request.name(), needed);
+        return link.refuse(0, refusal).await;
+    }
+    let connections = link.slot.connections();
+    let answer = answer(&link.cluster, &link.peer, connections, request).await;
+    link.heard();
+    match answer {
+        Message::Error(error) if error.scope == Scope::Connection => {
+            Err(ConnectionEnd::Hangup(error))
+        }
+        answer => link.send(0, &answer).await,
+    }
+}
 
 /// The answer to a request, which may be a refusal.
-pub async fn answer(
+async fn answer(
     cluster: &Arc<Cluster>,
     peer: &Peer,
     connections: usize,
@@ -28,7 +53,7 @@ pub async fn answer(
         Message::Setup => set_up(&shared, theirs),
         Message::OverviewRequest => overview(&shared, connections),
         Message::ListRequest(request) => list(&shared, &request),
-        Message::Fetch(question) => Ok(fetch::answer(&shared, &question)),
+        Message::Fetch(question) => Ok(sets::answer(&shared, &question)),
         other => Ok(unexpected(&other)),
     });
     match working.await {
@@ -101,7 +126,7 @@ fn list(cluster: &Cluster, request: &ListRequest) -> Result<Message, StoreError>
 
 fn unexpected(message: &Message) -> Message {
     Message::Error(Error::connection(
-        walmgr_protocol::message::ErrorCode::Misbehaved,
+        ErrorCode::Misbehaved,
         format!("{} has no place on channel 0", message.name()),
         "",
     ))

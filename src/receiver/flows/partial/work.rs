@@ -1,4 +1,4 @@
-//! The partial flow from the receiver's side: one stream of records, on a worker of its own.
+//! A stream of records, on a worker of its own.
 //! Never talks to the socket. Invariant: nothing is written without the lock, and appends that
 //! wait together are synced together.
 
@@ -15,12 +15,13 @@ use walmgr_protocol::names::TimelineId;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::PeerKey;
-use crate::receiver::worker::{self, Worker};
+use crate::receiver::reports::RecordReport;
+use crate::receiver::worker::{Said, Worker};
 use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
 /// What the connection asks of the stream.
-pub enum Job {
+pub enum RecordJob {
     /// Take it.
     Begin(Begin),
     /// Go on with this segment.
@@ -31,42 +32,18 @@ pub enum Job {
     Append(Append),
 }
 
-/// What the stream tells its connection.
-pub enum Report {
-    /// The answer to [`Job::Begin`].
-    Begun(Begun),
-    /// The answer to [`Job::Open`].
-    Opened(At),
-    /// Everything appended so far is durable.
-    Durable(DurableRecords),
-    /// It failed; jobs up to the next `Begin` or `Open` are dropped.
-    Failed(Error),
-    /// It failed, and its thread has ended.
-    Over(Error),
-}
-
-impl worker::WorkerReport for Report {
-    fn failed(error: Error) -> Self {
-        Report::Over(error)
-    }
-}
-
-/// The connection's end of the stream.
-pub type StreamWorker = Worker<Job>;
-
 /// Starts the worker; dropping the returned value ends it once its last job is done.
 pub fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     who: String,
-    reports: mpsc::Sender<Report>,
-) -> Result<StreamWorker, Error> {
+    say: impl Fn(Said<RecordReport>) -> bool + Send + Sync + 'static,
+) -> Result<Worker<RecordJob, RecordReport>, Error> {
     let Some(place) = cluster.streams.take(key) else {
         let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
         let hint = "one syncdaemon is enough";
         return Err(Error::channel(ErrorCode::WriterActive, text, hint));
     };
-    let say = move |report| reports.blocking_send(report).is_ok();
     let worker = Worker::start("stream", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
         let _place = place;
         let mut stream = RecordStream {
@@ -76,7 +53,7 @@ pub fn start(
             begun: None,
             failed: false,
         };
-        stream.work(inbox, say);
+        stream.work(inbox, &**say);
         Ok(())
     });
     Ok(worker)
@@ -91,30 +68,30 @@ struct RecordStream {
 }
 
 impl RecordStream {
-    fn work(&mut self, mut jobs: mpsc::Receiver<Job>, report: &dyn Fn(Report) -> bool) {
+    fn work(&mut self, mut jobs: mpsc::Receiver<RecordJob>, report: &dyn Fn(RecordReport) -> bool) {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
-            if self.failed && matches!(job, Job::Append(_) | Job::Rewrite) {
+            if self.failed && matches!(job, RecordJob::Append(_) | RecordJob::Rewrite) {
                 continue;
             }
             let lost = match job {
-                Job::Begin(_) => None,
+                RecordJob::Begin(_) => None,
                 _ => self.lock(StreamWork::Begins).err(),
             };
             let done = match job {
                 _ if lost.is_some() => Err(lost.unwrap_or_else(not_begun)),
-                Job::Begin(begin) => self.begin(&begin).map(Report::Begun).map(Some),
-                Job::Open(open) => self.open(&open).map(Report::Opened).map(Some),
-                Job::Rewrite => self.rewrite().map(|()| None),
-                Job::Append(append) => {
+                RecordJob::Begin(begin) => self.begin(&begin).map(RecordReport::Begun).map(Some),
+                RecordJob::Open(open) => self.open(&open).map(RecordReport::Opened).map(Some),
+                RecordJob::Rewrite => self.rewrite().map(|()| None),
+                RecordJob::Append(append) => {
                     let (appended, behind) = self.append_all(append, &mut jobs);
                     next = behind;
-                    appended.map(Report::Durable).map(Some)
+                    appended.map(RecordReport::Durable).map(Some)
                 }
             };
             self.failed = done.is_err();
             let work = match &done {
-                Ok(Some(Report::Durable(records))) => {
+                Ok(Some(RecordReport::Durable(records))) => {
                     if let Some((_, lock)) = &self.begun {
                         lock.shipped(records.segment());
                     }
@@ -137,7 +114,7 @@ impl RecordStream {
                     );
                     // Here, because the connection that would hear of it may be gone.
                     self.cluster.check_health();
-                    report(Report::Failed(error))
+                    report(RecordReport::Failed(error))
                 }
             };
             if !said {
@@ -189,13 +166,13 @@ impl RecordStream {
     fn append_all(
         &mut self,
         first: Append,
-        jobs: &mut mpsc::Receiver<Job>,
-    ) -> (Result<DurableRecords, Error>, Option<Job>) {
+        jobs: &mut mpsc::Receiver<RecordJob>,
+    ) -> (Result<DurableRecords, Error>, Option<RecordJob>) {
         let mut behind = None;
         let mut appended = self.append(&first);
         for _ in 1..BLOCKS_IN_FLIGHT {
             match jobs.try_recv() {
-                Ok(Job::Append(append)) => {
+                Ok(RecordJob::Append(append)) => {
                     appended = appended.and_then(|()| self.append(&append));
                 }
                 Ok(other) => {

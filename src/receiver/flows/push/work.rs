@@ -1,4 +1,4 @@
-//! The push flow from the receiver's side: one file, on a worker of its own.
+//! An upload: one file, on a worker of its own.
 //! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
 //! when it ends, however it ends.
 
@@ -13,52 +13,20 @@ use walmgr_protocol::session::push::{Held, Sealed};
 
 use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
-use crate::receiver::worker::{self, Worker};
+use crate::receiver::reports::UploadReport;
+use crate::receiver::worker::{Said, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
-use crate::store::{self, Durable, Incoming, StoreError};
+use crate::store::{self, Incoming, StoreError};
 use crate::wal::segment::Verify;
 
 /// What the connection asks of an upload.
-pub enum Job {
+pub enum UploadJob {
     /// Unpack and append this block.
     Write(Data),
     /// Check, and make durable.
     Seal(Digest),
 }
-
-/// Which upload speaks: its channel, and how many there were on the channel with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// The channel.
-    pub channel: u16,
-    /// Counted from 1.
-    pub upload: u64,
-}
-
-/// What an upload tells its connection.
-pub enum Report {
-    /// The answer to the offer.
-    LookedUp(Held<Durable>),
-    /// The answer to [`Job::Seal`].
-    Sealed(Sealed<Durable>),
-    /// It gave up; the jobs that follow are dropped.
-    Failed(Error),
-}
-
-impl worker::WorkerReport for (Slot, Report) {
-    /// The worker knows no slot; [`start`] fills it in.
-    fn failed(error: Error) -> Self {
-        let nowhere = Slot {
-            channel: 0,
-            upload: 0,
-        };
-        (nowhere, Report::Failed(error))
-    }
-}
-
-/// The connection's end of an upload under way.
-pub type Upload = Worker<Job>;
 
 /// Looks an offer up and, unless that settles it, waits for its blocks.
 ///
@@ -66,10 +34,9 @@ pub type Upload = Worker<Job>;
 pub fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
-    slot: Slot,
     (offer, by): (Offer, String),
-    reports: mpsc::UnboundedSender<(Slot, Report)>,
-) -> Upload {
+    say: impl Fn(Said<UploadReport>) -> bool + Send + Sync + 'static,
+) -> Worker<UploadJob, UploadReport> {
     let Some(place) = cluster.uploads.take_for(key, offer.size) else {
         let busy = Error::channel(
             ErrorCode::Busy,
@@ -80,16 +47,11 @@ pub fn start(
             ),
             "it will be tried again",
         );
-        let _ = reports.send((slot, Report::Failed(busy)));
-        return Worker::none();
+        return Worker::refused(busy, say);
     };
-    // It never waits to be heard: the connection may be waiting for it to take a block, while what
-    // uploads that were given up have said is still to be read.
-    let say = move |(_, report)| reports.send((slot, report)).is_ok();
     // The job that is being done has left the queue.
     Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
-        let report = |report| say((slot, report));
-        let ended = attempt(&cluster, (&offer, &by), inbox, &report);
+        let ended = attempt(&cluster, (&offer, &by), inbox, &**say);
         drop(place);
         let last = ended.inspect_err(|fault| {
             // Here, because the connection that would hear of it may be gone.
@@ -98,7 +60,7 @@ pub fn start(
             }
         })?;
         if let Some(last) = last {
-            report(last);
+            say(last);
         }
         Ok(())
     })
@@ -108,9 +70,9 @@ pub fn start(
 fn attempt(
     cluster: &Cluster,
     (offer, by): (&Offer, &str),
-    mut jobs: mpsc::Receiver<Job>,
-    report: &dyn Fn(Report) -> bool,
-) -> Result<Option<Report>, Error> {
+    mut jobs: mpsc::Receiver<UploadJob>,
+    report: &dyn Fn(UploadReport) -> bool,
+) -> Result<Option<UploadReport>, Error> {
     let of = |error: StoreError| refusal::of(&error);
     let verify = verify(cluster, offer);
     match cluster
@@ -121,7 +83,7 @@ fn attempt(
         store::Held::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
             settle_partial(cluster, offer);
-            return Ok(Some(Report::LookedUp(Held::Same(proof))));
+            return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
         }
         store::Held::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
@@ -131,21 +93,21 @@ fn attempt(
             {
                 alarm(offer, len, crc32);
                 let stored = Digest { size: len, crc32 };
-                return Ok(Some(Report::LookedUp(Held::Other(stored))));
+                return Ok(Some(UploadReport::LookedUp(Held::Other(stored))));
             }
         }
         store::Held::Absent => {}
     }
-    let source = Source { offer, by, verify };
-    let mut target = Target::choose(cluster, &source).map_err(of)?;
-    if !report(Report::LookedUp(Held::Prefix(target.prefix()))) {
+    let source = OfferedFile { offer, by, verify };
+    let mut target = UploadTarget::choose(cluster, &source).map_err(of)?;
+    if !report(UploadReport::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
     }
     let mut unpacker = Unpacker::default();
     loop {
         match jobs.blocking_recv() {
             None => return Ok(None),
-            Some(Job::Write(data)) => {
+            Some(UploadJob::Write(data)) => {
                 let raw = unpacker
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
@@ -154,7 +116,7 @@ fn attempt(
                 }
                 target.write(raw).map_err(of)?;
             }
-            Some(Job::Seal(digest)) => {
+            Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(cluster, target, offer, digest).map_err(of)?;
                 settle_partial(cluster, offer);
                 return Ok(Some(sealed));
@@ -173,13 +135,13 @@ fn settle_partial(cluster: &Cluster, offer: &Offer) {
 }
 
 /// What is offered, by whom, and how closely it is looked at.
-struct Source<'a> {
+struct OfferedFile<'a> {
     offer: &'a Offer,
     by: &'a str,
     verify: Verify,
 }
 
-impl Source<'_> {
+impl OfferedFile<'_> {
     fn fresh(&self, cluster: &Cluster) -> Result<Incoming, StoreError> {
         let Offer { name, size, .. } = *self.offer;
         let begun = cluster.archive.begin(name, size, self.verify)?;
@@ -188,31 +150,31 @@ impl Source<'_> {
 }
 
 /// Where an upload goes.
-enum Target {
+enum UploadTarget {
     /// Into a file of its own.
     Fresh(Incoming),
     /// Behind what was shipped of it record by record.
     InPlace(Finishing),
 }
 
-impl Target {
-    fn choose(cluster: &Cluster, source: &Source<'_>) -> Result<Target, StoreError> {
+impl UploadTarget {
+    fn choose(cluster: &Cluster, source: &OfferedFile<'_>) -> Result<UploadTarget, StoreError> {
         let (archive, offer) = (&cluster.archive, source.offer);
         match archive.held_prefix(offer.name, source.verify) {
-            Ok(Some(held)) => return Ok(Target::InPlace(held.brought_by(source.by))),
+            Ok(Some(held)) => return Ok(UploadTarget::InPlace(held.brought_by(source.by))),
             Ok(None) => {}
             // The whole file is offered: nothing depends on the part that was shipped before.
             Err(error) => {
                 tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
             }
         }
-        source.fresh(cluster).map(Target::Fresh)
+        source.fresh(cluster).map(UploadTarget::Fresh)
     }
 
     fn prefix(&self) -> Have {
         let (prefix_bytes, prefix_crc32) = match self {
-            Target::Fresh(_) => (0, 0),
-            Target::InPlace(held) => held.prefix(),
+            UploadTarget::Fresh(_) => (0, 0),
+            UploadTarget::InPlace(held) => held.prefix(),
         };
         Have {
             prefix_bytes,
@@ -221,8 +183,8 @@ impl Target {
     }
 
     /// The sender found that what is held is not its file's beginning.
-    fn restart(&mut self, cluster: &Cluster, source: &Source<'_>) -> Result<(), StoreError> {
-        if let Target::InPlace(held) = self {
+    fn restart(&mut self, cluster: &Cluster, source: &OfferedFile<'_>) -> Result<(), StoreError> {
+        if let UploadTarget::InPlace(held) = self {
             let (bytes, _) = held.prefix();
             tracing::warn!(
                 "{} differs from the {bytes} bytes that were shipped of it record by record; it \
@@ -230,37 +192,37 @@ impl Target {
                 source.offer.name
             );
             // Where something else was shipped and acknowledged, only records that hold win.
-            let strict = Source {
+            let strict = OfferedFile {
                 verify: Verify::Records,
                 ..*source
             };
-            *self = Target::Fresh(strict.fresh(cluster)?);
+            *self = UploadTarget::Fresh(strict.fresh(cluster)?);
         }
         Ok(())
     }
 
     fn write(&mut self, raw: &[u8]) -> Result<(), StoreError> {
         match self {
-            Target::Fresh(incoming) => incoming.write(raw),
-            Target::InPlace(held) => held.write(raw),
+            UploadTarget::Fresh(incoming) => incoming.write(raw),
+            UploadTarget::InPlace(held) => held.write(raw),
         }
     }
 
     fn seal(self, digest: Digest) -> Result<store::Sealed, StoreError> {
         match self {
-            Target::Fresh(incoming) => incoming.seal(digest.size, digest.crc32),
-            Target::InPlace(held) => held.seal(digest.size, digest.crc32),
+            UploadTarget::Fresh(incoming) => incoming.seal(digest.size, digest.crc32),
+            UploadTarget::InPlace(held) => held.seal(digest.size, digest.crc32),
         }
     }
 }
 
 fn seal(
     cluster: &Cluster,
-    target: Target,
+    target: UploadTarget,
     offer: &Offer,
     digest: Digest,
-) -> Result<Report, StoreError> {
-    Ok(Report::Sealed(match target.seal(digest)? {
+) -> Result<UploadReport, StoreError> {
+    Ok(UploadReport::Sealed(match target.seal(digest)? {
         store::Sealed::Stored(proof) => {
             tracing::info!("{} stored, {} bytes", offer.name, digest.size);
             cluster.note_stored(offer.name);

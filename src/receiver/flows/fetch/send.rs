@@ -1,0 +1,243 @@
+//! What is kept, read on its way back to the master.
+//! Never changes anything and never talks to the socket. Invariant: an archived file is checked
+//! record by record on its way out, and its end is said only when all of it was found good.
+//!
+//! A worker reads and packs into the few buffers that it is given, and gets each again once it was sent, so a
+//! slow master costs no memory. A backup set is held by a shared lock as long as its thread reads, so that no
+//! rotation removes it meanwhile.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use walmgr_protocol::compress::Packer;
+use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, BLOCKS_IN_FLIGHT};
+use walmgr_protocol::message::fetch::NotFound;
+use walmgr_protocol::message::{Error, ErrorCode};
+use walmgr_protocol::names::{SegmentName, WalFileName};
+use walmgr_protocol::session::fetch::Request;
+
+use crate::receiver::cluster::Cluster;
+use crate::receiver::peer::PeerKey;
+use crate::receiver::reports::FetchReport;
+use crate::receiver::worker::{Said, Worker};
+use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
+use crate::store::lineage::Asked;
+use crate::store::sets::Streamed;
+use crate::store::{Absence, Reader, RealDisk, StoreError};
+
+/// How often an archive that changes at the wrong moment is looked at again.
+const LOOKS_MAX: usize = 10;
+
+/// The connection's end of a fetch under way; it gets buffers whose blocks were sent.
+pub type FetchWorker = Worker<Vec<u8>, FetchReport>;
+
+/// Starts a worker for what was asked for. Dropping the returned value ends it.
+pub fn start(
+    cluster: Arc<Cluster>,
+    key: &PeerKey,
+    request: Request,
+    say: impl Fn(Said<FetchReport>) -> bool + Send + Sync + 'static,
+) -> FetchWorker {
+    let Some(place) = cluster.fetches.take(key) else {
+        let text = format!(
+            "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all \
+             {FETCHES_MAX} there are, are under way"
+        );
+        let busy = Error::channel(ErrorCode::Busy, text, "try again later");
+        return Worker::refused(busy, say);
+    };
+    let worker = Worker::start("fetch", BLOCKS_IN_FLIGHT, say, move |buffers, say| {
+        let _place = place;
+        work(&cluster, &request, buffers, &**say);
+        Ok(())
+    });
+    for _ in 0..BLOCKS_IN_FLIGHT {
+        worker.offer(Vec::new());
+    }
+    worker
+}
+
+fn work(
+    cluster: &Cluster,
+    request: &Request,
+    buffers: mpsc::Receiver<Vec<u8>>,
+    say: &dyn Fn(FetchReport) -> bool,
+) {
+    let compression = match request {
+        Request::File(file) => file.compression,
+        Request::Set(set) => set.compression,
+    };
+    let mut blocks = OutgoingBlocks {
+        packer: Packer::new(compression),
+        raw: Vec::new(),
+        offset: 0,
+        crc: crc32fast::Hasher::new(),
+        say,
+        buffers,
+    };
+    let ended = match request {
+        Request::File(file) => send_file(cluster, file.name, &mut blocks),
+        Request::Set(set) => {
+            blocks.offset = set.offset;
+            let wanted = (set.start, set.timestamp.as_str());
+            send_set(cluster, wanted, set.offset, &mut blocks)
+        }
+    };
+    blocks.end(ended);
+}
+
+/// How reading ended that did not fail.
+enum FetchEnd {
+    Whole,
+    NotFound(NotFound),
+    /// Nobody listens any more.
+    Abandoned,
+}
+
+/// The blocks of a fetch on their way to the connection.
+struct OutgoingBlocks<'a> {
+    packer: Packer,
+    /// Bytes for the next block.
+    raw: Vec<u8>,
+    /// Where it begins.
+    offset: u64,
+    crc: crc32fast::Hasher,
+    say: &'a dyn Fn(FetchReport) -> bool,
+    buffers: mpsc::Receiver<Vec<u8>>,
+}
+
+impl OutgoingBlocks<'_> {
+    fn report(&self, report: FetchReport) -> bool {
+        (self.say)(report)
+    }
+
+    /// Takes bytes; `false` when nobody wants them.
+    fn take(&mut self, mut bytes: &[u8]) -> bool {
+        self.crc.update(bytes);
+        while !bytes.is_empty() {
+            let room = BLOCK_BYTES_DEFAULT as usize - self.raw.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.raw.extend_from_slice(now);
+            bytes = later;
+            if self.raw.len() == BLOCK_BYTES_DEFAULT as usize && !self.flush() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn flush(&mut self) -> bool {
+        if self.raw.is_empty() {
+            return true;
+        }
+        // There are so many buffers, so a slow peer makes this wait instead of filling memory.
+        let Some(buffer) = self.buffers.blocking_recv() else {
+            return false;
+        };
+        let raw = &self.raw;
+        let Ok(block) = self.packer.pack(buffer, self.offset, |buffer| {
+            buffer.extend_from_slice(raw);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        self.offset += u64::from(block.raw_bytes);
+        self.raw.clear();
+        self.report(FetchReport::Block(block))
+    }
+
+    fn end(mut self, ended: Result<FetchEnd, Error>) {
+        let last = match ended {
+            Ok(FetchEnd::Abandoned) => return,
+            Ok(FetchEnd::Whole) if !self.flush() => return,
+            Ok(FetchEnd::Whole) => FetchReport::Ended(self.crc.clone().finalize()),
+            Ok(FetchEnd::NotFound(what)) => FetchReport::NotFound(what),
+            Err(error) => {
+                tracing::warn!("a fetch failed: {}", error.message);
+                FetchReport::Failed(error)
+            }
+        };
+        self.report(last);
+    }
+}
+
+fn send_file(
+    cluster: &Cluster,
+    name: WalFileName,
+    blocks: &mut OutgoingBlocks<'_>,
+) -> Result<FetchEnd, Error> {
+    let of = |error: StoreError| refusal::to_reader(&error);
+    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).map_err(of)?;
+    if let WalFileName::History(timeline) = name
+        && archive.asked(timeline, false).map_err(of)? == Asked::Nothing
+    {
+        return Ok(FetchEnd::NotFound(NotFound::NothingLater));
+    }
+    for _ in 0..LOOKS_MAX {
+        if let Some(stored) = archive.find(name).map_err(of)? {
+            if !blocks.report(FetchReport::Found) {
+                return Ok(FetchEnd::Abandoned);
+            }
+            let mut is_wanted = true;
+            let begins = |segment| recoveries_begin_with(cluster, &archive, segment);
+            let read = stored.read_for(begins, |bytes| {
+                is_wanted = blocks.take(bytes);
+                is_wanted
+            });
+            return match (is_wanted, read) {
+                (false, _) => Ok(FetchEnd::Abandoned),
+                (true, Ok(_)) => Ok(FetchEnd::Whole),
+                (true, Err(error)) => Err(of(error)),
+            };
+        }
+        match archive.absence(name).map_err(of)? {
+            Absence::Appeared => {}
+            Absence::Proven => return Ok(FetchEnd::NotFound(NotFound::NothingLater)),
+            Absence::Gap(later) => return Ok(FetchEnd::NotFound(NotFound::Gap(later))),
+            Absence::OnlyDamaged(copy) => {
+                return Ok(FetchEnd::NotFound(NotFound::OnlyDamaged(copy)));
+            }
+        }
+    }
+    let text = format!("{name} comes and goes in the archive");
+    let hint = "look at the archive's folder on the standby";
+    Err(Error::channel(ErrorCode::DiskFailed, text, hint))
+}
+
+/// Whether no listed set needs the segment before this one: whatever is stored there is on nobody's way.
+fn recoveries_begin_with(cluster: &Cluster, archive: &Reader, segment: SegmentName) -> bool {
+    let size = archive.binding().segment_size;
+    let Ok(Ok(listed)) = cluster.open_sets().map(|sets| sets.list()) else {
+        return false;
+    };
+    let firsts: Option<Vec<Option<u64>>> = (listed.into_iter())
+        .map(|set| Some(set.label.ok()?.first_segment.number(size)))
+        .collect();
+    let oldest = firsts.and_then(|firsts| firsts.into_iter().min());
+    oldest
+        .flatten()
+        .is_some_and(|oldest| Some(oldest) == segment.number(size))
+}
+
+fn send_set(
+    cluster: &Cluster,
+    (start, timestamp): (walmgr_protocol::names::Lsn, &str),
+    offset: u64,
+    blocks: &mut OutgoingBlocks<'_>,
+) -> Result<FetchEnd, Error> {
+    let sets = cluster.open_sets()?;
+    let held = sets.hold_labelled(start, timestamp);
+    let Some(held) = held.map_err(|error| refusal::set_to_reader(&error))? else {
+        return Ok(FetchEnd::NotFound(NotFound::NoSuchSet));
+    };
+    if !blocks.report(FetchReport::Found) {
+        return Ok(FetchEnd::Abandoned);
+    }
+    tracing::info!("sending {} from byte {offset} on", held.name());
+    let streamed = held.stream(offset, &mut |bytes| blocks.take(bytes));
+    match streamed.map_err(|error| refusal::set_to_reader(&error))? {
+        Streamed::Whole => {
+            tracing::info!("{} sent", held.name());
+            Ok(FetchEnd::Whole)
+        }
+        Streamed::Stopped => Ok(FetchEnd::Abandoned),
+    }
+}

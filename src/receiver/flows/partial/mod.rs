@@ -1,0 +1,124 @@
+//! The partial flow on a channel: between its session and the worker that has the stream of records.
+//! Never blocks on the disk. Invariant: reports are dealt with in the order of the jobs.
+
+pub mod work;
+
+use std::sync::Arc;
+
+use walmgr_protocol::message::{Error, Message};
+use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
+
+use self::work::RecordJob;
+use crate::receiver::link::{ConnectionEnd, Link};
+use crate::receiver::reports::{FlowReport, RecordReport};
+use crate::receiver::worker::{Said, Worker, failed_on};
+
+/// A channel that takes records.
+pub struct PartialFlow {
+    channel: u16,
+    session: Receiver,
+    worker: Option<Worker<RecordJob, RecordReport>>,
+}
+
+impl PartialFlow {
+    /// No stream is asked for yet.
+    pub fn new(channel: u16) -> Self {
+        PartialFlow {
+            channel,
+            session: Receiver::default(),
+            worker: None,
+        }
+    }
+
+    /// Whether no worker has the stream, or asks for it.
+    pub const fn is_idle(&self) -> bool {
+        self.worker.is_none()
+    }
+
+    /// Its messages come on another channel from here on.
+    pub const fn moves_to(&mut self, channel: u16) {
+        self.channel = channel;
+    }
+
+    /// A message arrived on the channel.
+    pub async fn received(
+        &mut self,
+        link: &mut Link,
+        message: Message,
+    ) -> Result<(), ConnectionEnd> {
+        match self.session.received(message)? {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The worker spoke.
+    pub async fn reported(
+        &mut self,
+        link: &mut Link,
+        said: Said<RecordReport>,
+    ) -> Result<(), ConnectionEnd> {
+        if (self.worker.as_ref()).is_none_or(|worker| worker.id() != said.worker) {
+            return Ok(());
+        }
+        let action = match said.report {
+            RecordReport::Begun(begun) => match link.cluster.archive.binding() {
+                Some(binding) => self.session.begun(begun, binding.segment_size)?,
+                None => None,
+            },
+            RecordReport::Opened(at) => self.session.opened(at)?,
+            RecordReport::Durable(proof) => {
+                link.cluster.note_records(&proof);
+                self.session.durable(&proof)?
+            }
+            RecordReport::Failed(error) => Some(self.session.failed(error)),
+            RecordReport::Over(error) => {
+                self.worker = None;
+                Some(self.session.failed(error))
+            }
+        };
+        match action {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn perform(
+        &mut self,
+        link: &mut Link,
+        action: ReceiverAction,
+    ) -> Result<(), ConnectionEnd> {
+        let job = match action {
+            ReceiverAction::Begin(begin) => {
+                if self.worker.is_none() {
+                    let say = link.reports_of(self.channel, FlowReport::Partial);
+                    let who = link.peer.to_string();
+                    match work::start(Arc::clone(&link.cluster), &link.peer.key(), who, say) {
+                        Ok(worker) => self.worker = Some(worker),
+                        Err(refusal) => return self.fail(link, refusal).await,
+                    }
+                }
+                RecordJob::Begin(begin)
+            }
+            ReceiverAction::Open(open) => RecordJob::Open(open),
+            ReceiverAction::Rewrite => RecordJob::Rewrite,
+            ReceiverAction::Append(append) => RecordJob::Append(append),
+            ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
+        };
+        match &self.worker {
+            Some(worker) => worker.give(job).await,
+            // The one there was ended; what it was to do is done by none.
+            None => self.fail(link, failed_on("stream")).await?,
+        }
+        link.heard();
+        Ok(())
+    }
+
+    async fn fail(&mut self, link: &mut Link, error: Error) -> Result<(), ConnectionEnd> {
+        match self.session.failed(error) {
+            ReceiverAction::Send(message) => link.send(self.channel, &message).await,
+            // Whoever failed has no more to do.
+            _ => Ok(()),
+        }
+    }
+}

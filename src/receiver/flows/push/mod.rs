@@ -1,0 +1,139 @@
+//! The push flow on a channel: between its session and the worker of its upload.
+//! Never blocks on the disk. Invariant: at most one upload at a time, and what an upload that was given up says
+//! answers nothing that was begun since.
+
+pub mod work;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use walmgr_protocol::message::{ErrorCode, Message};
+use walmgr_protocol::session::push::{Receiver, ReceiverAction};
+
+use self::work::UploadJob;
+use crate::receiver::BLOCK_DEADLINE;
+use crate::receiver::link::{ConnectionEnd, Link};
+use crate::receiver::reports::{FlowReport, UploadReport};
+use crate::receiver::worker::{Said, Worker};
+
+/// A channel that takes files.
+pub struct PushFlow {
+    channel: u16,
+    session: Receiver,
+    upload: Option<Worker<UploadJob, UploadReport>>,
+    /// Since when the upload has waited for its peer.
+    waits_since: Option<Instant>,
+}
+
+impl PushFlow {
+    /// Nothing is offered yet.
+    pub fn new(channel: u16) -> Self {
+        PushFlow {
+            channel,
+            session: Receiver::default(),
+            upload: None,
+            waits_since: None,
+        }
+    }
+
+    /// Whether no file is under way.
+    pub fn is_idle(&self) -> bool {
+        self.session.is_idle()
+    }
+
+    /// Whether an upload is at work.
+    pub const fn is_busy(&self) -> bool {
+        self.upload.is_some()
+    }
+
+    /// A message arrived on the channel.
+    pub async fn received(
+        &mut self,
+        link: &mut Link,
+        message: Message,
+    ) -> Result<(), ConnectionEnd> {
+        match self.session.received(message)? {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    /// An upload spoke.
+    pub async fn reported(
+        &mut self,
+        link: &mut Link,
+        said: Said<UploadReport>,
+    ) -> Result<(), ConnectionEnd> {
+        if (self.upload.as_ref()).is_none_or(|upload| upload.id() != said.worker) {
+            // The last words of an upload that the peer gave up.
+            return Ok(());
+        }
+        let action = match said.report {
+            UploadReport::LookedUp(held) => self.session.looked_up(&held)?,
+            UploadReport::Sealed(sealed) => self.session.sealed(&sealed)?,
+            UploadReport::Failed(error) => {
+                self.upload = None;
+                self.session.failed(error.code, error.message, error.hint)
+            }
+        };
+        self.perform(link, action).await
+    }
+
+    /// When the peer has sent no block for too long.
+    pub fn deadline(&self) -> Option<Instant> {
+        let since = self.waits_since.filter(|_| self.upload.is_some());
+        since.map(|since| since + BLOCK_DEADLINE)
+    }
+
+    /// Ends an upload whose peer is there and sends no block.
+    pub async fn expired(&mut self, link: &mut Link) -> Result<(), ConnectionEnd> {
+        self.upload = None;
+        let text = format!("no block arrived for {BLOCK_DEADLINE:?}");
+        tracing::warn!("{}: an upload was ended: {text}", link.peer);
+        let answer = (self.session).failed(ErrorCode::TimedOut, text, String::new());
+        self.perform(link, answer).await
+    }
+
+    async fn perform(
+        &mut self,
+        link: &mut Link,
+        action: ReceiverAction,
+    ) -> Result<(), ConnectionEnd> {
+        match action {
+            ReceiverAction::LookUp(offer) => {
+                self.waits_since = None;
+                let offered = (offer, link.peer.to_string());
+                let say = link.reports_of(self.channel, FlowReport::Push);
+                let begun = work::start(Arc::clone(&link.cluster), &link.peer.key(), offered, say);
+                self.upload = Some(begun);
+            }
+            ReceiverAction::Send(message) => {
+                if self.session.is_idle() {
+                    self.upload = None;
+                }
+                link.send(self.channel, &message).await?;
+            }
+            ReceiverAction::Begin(_, answer) => {
+                link.send(self.channel, &answer).await?;
+                self.waits_since = Some(Instant::now());
+            }
+            ReceiverAction::Write(data) => {
+                self.give(link, UploadJob::Write(data)).await;
+                self.waits_since = Some(Instant::now());
+            }
+            ReceiverAction::Seal(digest) => {
+                self.waits_since = None;
+                self.give(link, UploadJob::Seal(digest)).await;
+            }
+            ReceiverAction::Discard => self.upload = None,
+        }
+        Ok(())
+    }
+
+    async fn give(&self, link: &mut Link, job: UploadJob) {
+        if let Some(upload) = &self.upload {
+            upload.give(job).await;
+        }
+        link.heard();
+    }
+}

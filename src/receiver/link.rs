@@ -1,0 +1,200 @@
+//! What a flow may use of the connection that it flows over: the wire, the peer, the cluster.
+//! Never knows which flows there are. Invariant: a refusal is sent and logged in the same words.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
+use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::session::Misuse;
+use walmgr_protocol::session::keepalive::{Keepalive, Next};
+
+use crate::receiver::cluster::Cluster;
+use crate::receiver::connections::HeldConnection;
+use crate::receiver::peer::{Peer, with_key};
+use crate::receiver::refusal_log::Refusals;
+use crate::receiver::reports::FlowReport;
+use crate::receiver::worker::Said;
+use crate::receiver::{DRAIN_DEADLINE, IDLE_DEADLINE, refusal};
+use crate::transport::authorized_keys::Right;
+use crate::transport::wire::{Wire, WireFault};
+
+/// Why a connection ends.
+pub enum ConnectionEnd {
+    /// The peer said goodbye, or went.
+    Gone(String),
+    /// This side ends it and says why.
+    Hangup(Error),
+}
+
+impl From<WireFault> for ConnectionEnd {
+    fn from(fault: WireFault) -> Self {
+        match fault {
+            WireFault::Protocol(error) => error.into(),
+            WireFault::Closed => ConnectionEnd::Gone("it closed the connection".to_owned()),
+            WireFault::StoppedReading | WireFault::Silent => ConnectionEnd::Gone(fault.to_string()),
+            WireFault::Io(error) => ConnectionEnd::Gone(error.to_string()),
+        }
+    }
+}
+
+impl From<ProtocolError> for ConnectionEnd {
+    fn from(error: ProtocolError) -> Self {
+        ConnectionEnd::Hangup(Error::connection(error.code(), error.to_string(), ""))
+    }
+}
+
+impl From<Misuse> for ConnectionEnd {
+    fn from(misuse: Misuse) -> Self {
+        let text = format!("a fault of walmgr itself: {misuse}");
+        ConnectionEnd::Hangup(Error::connection(
+            ErrorCode::Internal,
+            text,
+            "please report it",
+        ))
+    }
+}
+
+impl From<PeerMisbehaved> for ConnectionEnd {
+    fn from(misbehaved: PeerMisbehaved) -> Self {
+        ProtocolError::from(misbehaved).into()
+    }
+}
+
+/// A connection as its flows see it.
+pub struct Link {
+    /// The frames.
+    pub wire: Wire,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// The cluster that it speaks for.
+    pub cluster: Arc<Cluster>,
+    /// Its slot among the connections.
+    pub slot: HeldConnection,
+    refusals: Arc<Refusals>,
+    reports: mpsc::UnboundedSender<(u16, FlowReport)>,
+    keepalive: Keepalive,
+    /// The clock that keepalive counts from.
+    began: Instant,
+    /// When the connection ends at the latest, once the receiver stops.
+    stop_by: Option<Instant>,
+}
+
+impl Link {
+    /// A connection that begins now; workers report to where `reports` leads. Without a bound: a worker says one
+    /// thing for each job that it was given, and those are bounded.
+    pub fn new(
+        cluster: Arc<Cluster>,
+        refusals: Arc<Refusals>,
+        peer: Peer,
+        wire: Wire,
+        slot: HeldConnection,
+        reports: mpsc::UnboundedSender<(u16, FlowReport)>,
+    ) -> Self {
+        Link {
+            wire,
+            peer,
+            cluster,
+            slot,
+            refusals,
+            reports,
+            keepalive: Keepalive::new(Duration::ZERO, IDLE_DEADLINE),
+            began: Instant::now(),
+            stop_by: None,
+        }
+    }
+
+    /// The way of what the worker of a channel says.
+    pub fn reports_of<R: 'static>(
+        &self,
+        channel: u16,
+        kind: fn(Said<R>) -> FlowReport,
+    ) -> impl Fn(Said<R>) -> bool + Send + Sync + 'static {
+        let reports = self.reports.clone();
+        move |said| reports.send((channel, kind(said))).is_ok()
+    }
+
+    /// Sends one message.
+    pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), ConnectionEnd> {
+        Ok(self.wire.send(channel, message).await?)
+    }
+
+    /// Says no on a channel, and logs it.
+    pub async fn refuse(&mut self, channel: u16, refusal: Error) -> Result<(), ConnectionEnd> {
+        self.log_refusal(&refusal);
+        self.send(channel, &Message::Error(refusal)).await
+    }
+
+    /// The peer gave a sign of life. So it counts too when a slow disk kept this side from reading: the peer may
+    /// well have spoken; it just was not read.
+    pub fn heard(&mut self) {
+        self.keepalive.heard(self.began.elapsed());
+    }
+
+    /// What to do about a peer that is silent.
+    pub fn watch_silence(&mut self) -> Next {
+        self.keepalive.next(self.began.elapsed())
+    }
+
+    /// From here on nothing is begun, and what is under way has its time.
+    pub fn stop(&mut self) {
+        self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
+    }
+
+    /// When the connection ends at the latest, if the receiver is stopping.
+    pub const fn stops_by(&self) -> Option<Instant> {
+        self.stop_by
+    }
+
+    /// Why nothing can be taken from this peer now, if so.
+    pub fn cannot_take(&self, what: &str, right: Right) -> Option<Error> {
+        if let Some(refusal) = self.cannot_begin(what, right) {
+            return Some(refusal);
+        }
+        let Some(bound) = self.cluster.identity() else {
+            return Some(Error::channel(
+                ErrorCode::NotSetUp,
+                "the archive is bound to no cluster yet",
+                "run `walmgr MASTER.ini setup` on the master",
+            ));
+        };
+        let Some(theirs) = self.peer.cluster else {
+            let text = "the peer did not say which cluster it speaks for";
+            return Some(Error::channel(ErrorCode::ForeignCluster, text, ""));
+        };
+        // It may have been bound since this peer was greeted.
+        let foreign = refusal::foreign(Some(bound), theirs)?;
+        Some(Error::channel(foreign.code, foreign.message, foreign.hint))
+    }
+
+    /// Why nothing can be begun for this peer now, if so.
+    pub fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
+        if self.stop_by.is_some() {
+            let (text, hint) = ("the receiver is stopping", "it will be tried again");
+            return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
+        }
+        (!self.peer.rights.has(right)).then(|| self.lacks_right(what, right))
+    }
+
+    /// The refusal that names a right which is missing.
+    pub fn lacks_right(&self, what: &str, right: Right) -> Error {
+        let name = self.peer.name.as_deref().unwrap_or("this key");
+        Error::channel(
+            ErrorCode::RightMissing,
+            format!("{name} lacks the right `{right}` that {what} needs"),
+            "change its line in authorized_keys (with tls_ca: authorized_names) on the standby and \
+             reload the receiver",
+        )
+    }
+
+    /// The peer is told in the same words; a receiver that stops says so in its own line.
+    pub fn log_refusal(&self, refusal: &Error) {
+        if refusal.code == ErrorCode::ShuttingDown {
+            return;
+        }
+        let key = with_key(self.peer.certificate.as_ref());
+        let reason = format!("{}{key}: {}", self.peer, refusal.message);
+        self.refusals.refused(self.peer.address.ip(), &reason);
+    }
+}

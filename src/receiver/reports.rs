@@ -1,0 +1,81 @@
+//! What the workers of a connection say, and the one way that it takes.
+//! Never decides what comes of it. Invariant: every report names the worker that speaks, and the channel it works
+//! for.
+
+use walmgr_protocol::compress::Block;
+use walmgr_protocol::message::Error;
+use walmgr_protocol::message::fetch::NotFound;
+use walmgr_protocol::message::partial::{At, Begun};
+use walmgr_protocol::session::push::{Held, Sealed};
+
+use crate::receiver::cluster::running::BackupReport;
+use crate::receiver::worker::{Said, WorkerReport};
+use crate::store::{Durable, DurableRecords};
+
+/// A report on its way to the flow that its worker works for.
+pub enum FlowReport {
+    /// Of an upload.
+    Push(Said<UploadReport>),
+    /// Of the stream of records.
+    Partial(Said<RecordReport>),
+    /// Of a connection's part in a backup.
+    Backup(Said<BackupReport>),
+    /// Of a fetch.
+    Fetch(Said<FetchReport>),
+}
+
+/// What an upload tells its connection.
+pub enum UploadReport {
+    /// The answer to the offer.
+    LookedUp(Held<Durable>),
+    /// The file was checked and is durable, or another one is.
+    Sealed(Sealed<Durable>),
+    /// It gave up; the jobs that follow are dropped.
+    Failed(Error),
+}
+
+impl WorkerReport for UploadReport {
+    fn failed(error: Error) -> Self {
+        UploadReport::Failed(error)
+    }
+}
+
+/// What the stream of records tells its connection.
+pub enum RecordReport {
+    /// It was granted.
+    Begun(Begun),
+    /// A segment is open.
+    Opened(At),
+    /// Everything appended so far is durable.
+    Durable(DurableRecords),
+    /// It failed; jobs up to the next `Begin` or `Open` are dropped.
+    Failed(Error),
+    /// It failed, and its thread has ended.
+    Over(Error),
+}
+
+impl WorkerReport for RecordReport {
+    fn failed(error: Error) -> Self {
+        RecordReport::Over(error)
+    }
+}
+
+/// What a fetch tells its connection.
+pub enum FetchReport {
+    /// It is there, and its blocks follow.
+    Found,
+    /// It is not there.
+    NotFound(NotFound),
+    /// The next block.
+    Block(Block),
+    /// That was all of it, and this is its CRC-32.
+    Ended(u32),
+    /// It cannot be read, or not to its end.
+    Failed(Error),
+}
+
+impl WorkerReport for FetchReport {
+    fn failed(error: Error) -> Self {
+        FetchReport::Failed(error)
+    }
+}
