@@ -16,7 +16,7 @@
 //!       master::push ── transport ═══ TLS ═══ transport ── receiver::connection
 //!         blocks, CRC, zstd    walmgr_protocol            │
 //!                                                         ▼
-//!                                                receiver::upload      a thread a file
+//!                                                receiver::flows::push a thread a file
 //!                                                         │ unpacked blocks
 //!                                                         ▼
 //!                                                store::Incoming       CRC, wal::segment
@@ -30,7 +30,7 @@
 //! record once more, and tells a recovery that it is absent only where nothing is missing. What leads
 //! where, and what nobody follows, [`store::lineage`] decides for all who ask.
 //!
-//! The master gets it back, and whole backup sets, the way they came: [`receiver::fetch`] reads them on
+//! The master gets it back, and whole backup sets, the way they came: [`receiver::flows::fetch`] reads them on
 //! a thread of its own, [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].
 //!
 //! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.

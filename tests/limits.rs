@@ -11,6 +11,7 @@ use crate::support::peer::{Peer, commit, data, offer_of};
 use crate::support::{Site, wait_for};
 
 mod admission;
+mod channels;
 mod floods;
 mod idle;
 mod memory;

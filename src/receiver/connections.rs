@@ -29,7 +29,7 @@ struct ConnectionSlots {
 struct ConnectionSlot {
     key: PeerKey,
     may_push: bool,
-    /// Whether it is part of a backup, which has seats of its own.
+    /// Whether it is part of a backup, which has threads of its own.
     of_backup: bool,
     /// Ends the connection when this is dropped.
     _gives_way: DropGuard,
@@ -151,7 +151,7 @@ impl HeldConnection {
         self.connections.count()
     }
 
-    /// What the holder may do changed.
+    /// What the peer may do changed.
     pub fn may_push(&self, may_push: bool) {
         let mut slots = self.connections.slots();
         if let Some(connection) = slots.taken.get_mut(&self.id) {
@@ -159,7 +159,7 @@ impl HeldConnection {
         }
     }
 
-    /// Whether the connection is part of a backup: then it has one of the backup's seats, and its
+    /// Whether the connection is part of a backup: then it has one of the backup's threads, and its
     /// slot is free for another.
     pub fn is_of_backup(&self, of_backup: bool) {
         let mut slots = self.connections.slots();

@@ -15,7 +15,7 @@ use crate::receiver::connections::HeldConnection;
 use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reports::FlowReport;
-use crate::receiver::worker::Said;
+use crate::receiver::worker::FromWorker;
 use crate::receiver::{DRAIN_DEADLINE, IDLE_DEADLINE, refusal};
 use crate::transport::authorized_keys::Right;
 use crate::transport::wire::{Wire, WireFault};
@@ -109,8 +109,8 @@ impl Link {
     pub fn reports_of<R: 'static>(
         &self,
         channel: u16,
-        kind: fn(Said<R>) -> FlowReport,
-    ) -> impl Fn(Said<R>) -> bool + Send + Sync + 'static {
+        kind: fn(FromWorker<R>) -> FlowReport,
+    ) -> impl Fn(FromWorker<R>) -> bool + Send + Sync + 'static {
         let reports = self.reports.clone();
         move |said| reports.send((channel, kind(said))).is_ok()
     }

@@ -80,7 +80,7 @@ pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 pub const KNOWN_ADDRESSES_MAX: usize = 1024;
 
 /// How long a known peer waits for a connection slot before it is told that there is none: a backup's
-/// streams come all at once, and take their seats a moment later.
+/// streams come all at once, and a moment later count as the backup's.
 pub const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Descriptors that the receiver would like to open: four times [`SILENT_MAX`], of which silence
@@ -105,16 +105,16 @@ pub const UPLOADS_PER_PEER_MAX: usize = 192;
 /// file: 64 segments of 16 MiB. A few have room whatever their size, and whoever is refused comes again.
 pub const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
 
-/// Fetches at work at once, over all connections, and the most for one peer. Each has a thread, which
-/// waits for its master to take blocks.
+/// Fetches at work at once, over all connections. Each has a thread, which waits for its master to take
+/// blocks.
 pub const FETCHES_MAX: usize = 64;
-/// See [`FETCHES_MAX`].
+/// Of those, the most for one peer.
 pub const FETCHES_PER_PEER_MAX: usize = 48;
 
 /// Connections with a thread for a stream of records, over all and for one peer. One of them has the
 /// stream, another may be on its way to take it over; the rest only ask for it.
 pub const STREAMS_MAX: usize = 16;
-/// See [`STREAMS_MAX`].
+/// Of those, the most for one peer: one that has the stream, and some that come back.
 pub const STREAMS_PER_PEER_MAX: usize = 4;
 
 /// Time without records after which whoever has their stream loses it to one that asks. A master that has

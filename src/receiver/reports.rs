@@ -9,19 +9,19 @@ use walmgr_protocol::message::partial::{At, Begun};
 use walmgr_protocol::session::push::{Held, Sealed};
 
 use crate::receiver::cluster::running::BackupReport;
-use crate::receiver::worker::{Said, WorkerReport};
+use crate::receiver::worker::{FromWorker, WorkerReport};
 use crate::store::{Durable, DurableRecords};
 
 /// A report on its way to the flow that its worker works for.
 pub enum FlowReport {
     /// Of an upload.
-    Push(Said<UploadReport>),
+    Push(FromWorker<UploadReport>),
     /// Of the stream of records.
-    Partial(Said<RecordReport>),
+    Partial(FromWorker<RecordReport>),
     /// Of a connection's part in a backup.
-    Backup(Said<BackupReport>),
+    Backup(FromWorker<BackupReport>),
     /// Of a fetch.
-    Fetch(Said<FetchReport>),
+    Fetch(FromWorker<FetchReport>),
 }
 
 /// What an upload tells its connection.

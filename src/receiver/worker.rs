@@ -30,7 +30,7 @@ pub trait WorkerReport: Send + 'static {
 }
 
 /// What a worker said, and which: its connection may have begun another since.
-pub struct Said<Report> {
+pub struct FromWorker<Report> {
     /// The worker's [`Worker::id`].
     pub worker: u64,
     /// Its words.
@@ -55,7 +55,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     pub fn start(
         name: &'static str,
         queue: usize,
-        say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+        say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
         work: impl FnOnce(mpsc::Receiver<Job>, &Say<Report>) -> Result<(), Error> + Send + 'static,
     ) -> Self {
         let (jobs, inbox) = mpsc::channel(queue);
@@ -72,7 +72,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     /// A worker that was refused: it says why, and takes no job.
     pub fn refused(
         error: Error,
-        say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+        say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
     ) -> Self {
         let (worker, say) = new(say, mpsc::channel(1).0);
         say(Report::failed(error));
@@ -97,12 +97,12 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
 }
 
 fn new<Job, Report: 'static>(
-    say: impl Fn(Said<Report>) -> bool + Send + Sync + 'static,
+    say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
     jobs: mpsc::Sender<Job>,
 ) -> (Worker<Job, Report>, Say<Report>) {
     let id = WORKERS.fetch_add(1, Ordering::Relaxed) + 1;
     let says = PhantomData;
-    let say = Arc::new(move |report| say(Said { worker: id, report }));
+    let say = Arc::new(move |report| say(FromWorker { worker: id, report }));
     (Worker { id, jobs, says }, say)
 }
 
@@ -195,7 +195,7 @@ mod tests {
 
     fn start(work: Work) -> (Worker<u32, Spoken>, mpsc::Receiver<Spoken>) {
         let (reports, inbox) = mpsc::channel(8);
-        let say = move |said: Said<Spoken>| reports.try_send(said.report).is_ok();
+        let say = move |said: FromWorker<Spoken>| reports.try_send(said.report).is_ok();
         (Worker::start("test", 2, say, work), inbox)
     }
 
@@ -235,7 +235,7 @@ mod tests {
         drop(worker);
         assert_eq!(reports.recv().await, None);
         let (reports, mut inbox) = mpsc::channel(1);
-        let say = move |said: Said<Spoken>| reports.try_send(said.report).is_ok();
+        let say = move |said: FromWorker<Spoken>| reports.try_send(said.report).is_ok();
         let refused = Worker::<u32, _>::refused(Error::channel(ErrorCode::Busy, "x", ""), say);
         refused.give(1).await;
         assert_eq!(inbox.recv().await, Some(Spoken::Failed(ErrorCode::Busy)));

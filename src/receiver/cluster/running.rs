@@ -129,7 +129,7 @@ impl Running {
         &self.holder
     }
 
-    /// See [`Begin::origin`].
+    /// What tells this master's backups from another's, with the peer that named it.
     pub fn origin(&self) -> &str {
         &self.origin
     }

@@ -21,63 +21,63 @@ use crate::receiver::reports::FlowReport;
 use crate::transport::authorized_keys::Right;
 
 /// What a channel is used for.
-enum Flow {
+enum ServedFlow {
     Push(PushFlow),
     Partial(PartialFlow),
     Backup(BackupFlow),
     Fetch(FetchFlow),
 }
 
-impl Flow {
-    fn new(kind: FlowKind, channel: u16) -> Flow {
+impl ServedFlow {
+    fn new(kind: FlowKind, channel: u16) -> ServedFlow {
         match kind {
-            FlowKind::Partial => Flow::Partial(PartialFlow::new(channel)),
-            FlowKind::Backup => Flow::Backup(BackupFlow::new(channel)),
-            FlowKind::Fetch => Flow::Fetch(FetchFlow::new(channel)),
+            FlowKind::Partial => ServedFlow::Partial(PartialFlow::new(channel)),
+            FlowKind::Backup => ServedFlow::Backup(BackupFlow::new(channel)),
+            FlowKind::Fetch => ServedFlow::Fetch(FetchFlow::new(channel)),
             FlowKind::Push | FlowKind::Any | FlowKind::Control => {
-                Flow::Push(PushFlow::new(channel))
+                ServedFlow::Push(PushFlow::new(channel))
             }
         }
     }
 
     const fn kind(&self) -> FlowKind {
         match self {
-            Flow::Push(_) => FlowKind::Push,
-            Flow::Partial(_) => FlowKind::Partial,
-            Flow::Backup(_) => FlowKind::Backup,
-            Flow::Fetch(_) => FlowKind::Fetch,
+            ServedFlow::Push(_) => FlowKind::Push,
+            ServedFlow::Partial(_) => FlowKind::Partial,
+            ServedFlow::Backup(_) => FlowKind::Backup,
+            ServedFlow::Fetch(_) => FlowKind::Fetch,
         }
     }
 
     fn is_idle(&self) -> bool {
         match self {
-            Flow::Push(flow) => flow.is_idle(),
-            Flow::Partial(flow) => flow.is_idle(),
-            Flow::Backup(flow) => flow.is_idle(),
-            Flow::Fetch(flow) => flow.is_idle(),
+            ServedFlow::Push(flow) => flow.is_idle(),
+            ServedFlow::Partial(flow) => flow.is_idle(),
+            ServedFlow::Backup(flow) => flow.is_idle(),
+            ServedFlow::Fetch(flow) => flow.is_idle(),
         }
     }
 
     const fn moves_to(&mut self, channel: u16) {
         match self {
-            Flow::Push(_) | Flow::Backup(_) | Flow::Fetch(_) => {}
-            Flow::Partial(flow) => flow.moves_to(channel),
+            ServedFlow::Push(_) | ServedFlow::Backup(_) | ServedFlow::Fetch(_) => {}
+            ServedFlow::Partial(flow) => flow.moves_to(channel),
         }
     }
 
     async fn received(&mut self, link: &mut Link, message: Message) -> Result<(), ConnectionEnd> {
         match self {
-            Flow::Push(flow) => flow.received(link, message).await,
-            Flow::Partial(flow) => flow.received(link, message).await,
-            Flow::Backup(flow) => flow.received(link, message).await,
-            Flow::Fetch(flow) => flow.received(link, message).await,
+            ServedFlow::Push(flow) => flow.received(link, message).await,
+            ServedFlow::Partial(flow) => flow.received(link, message).await,
+            ServedFlow::Backup(flow) => flow.received(link, message).await,
+            ServedFlow::Fetch(flow) => flow.received(link, message).await,
         }
     }
 }
 
 /// The flows of a connection by their channels; channel 0 is for requests, which have none.
 #[derive(Default)]
-pub struct Flows(BTreeMap<u16, Flow>);
+pub struct Flows(BTreeMap<u16, ServedFlow>);
 
 impl Flows {
     /// A message arrived on a channel.
@@ -106,7 +106,7 @@ impl Flows {
         link: &mut Link,
         channel: u16,
         message: &Message,
-    ) -> Result<Option<&mut Flow>, ConnectionEnd> {
+    ) -> Result<Option<&mut ServedFlow>, ConnectionEnd> {
         let kind = message.kind().flow();
         let here = self.0.get(&channel);
         if here.is_some_and(|flow| flow.kind() != kind && !flow.is_idle()) {
@@ -114,8 +114,8 @@ impl Flows {
             return Ok(self.0.get_mut(&channel));
         }
         let there = self.channel_of(kind);
-        let is_idle = (there.and_then(|there| self.0.get(&there))).is_none_or(Flow::is_idle);
-        if let Some(Flow::Fetch(flow)) = there.and_then(|there| self.0.get(&there))
+        let is_idle = (there.and_then(|there| self.0.get(&there))).is_none_or(ServedFlow::is_idle);
+        if let Some(ServedFlow::Fetch(flow)) = there.and_then(|there| self.0.get(&there))
             && !is_idle
             && there != Some(channel)
         {
@@ -142,7 +142,7 @@ impl Flows {
     }
 
     /// The flow that gets a message of this kind, which a flow that is at work on the channel does not get.
-    fn place(&mut self, kind: FlowKind, channel: u16, opens: bool) -> &mut Flow {
+    fn place(&mut self, kind: FlowKind, channel: u16, opens: bool) -> &mut ServedFlow {
         let mut at = channel;
         if let Some(there) = self.channel_of(kind) {
             match kind {
@@ -160,7 +160,10 @@ impl Flows {
                 _ => {}
             }
         }
-        let flow = self.0.entry(at).or_insert_with(|| Flow::new(kind, at));
+        let flow = self
+            .0
+            .entry(at)
+            .or_insert_with(|| ServedFlow::new(kind, at));
         let stays = match flow.kind() {
             own if own == kind => true,
             FlowKind::Fetch => false,
@@ -168,7 +171,7 @@ impl Flows {
             _ => !opens && matches!(kind, FlowKind::Any | FlowKind::Control | FlowKind::Push),
         };
         if !stays {
-            *flow = Flow::new(kind, at);
+            *flow = ServedFlow::new(kind, at);
         }
         flow
     }
@@ -196,12 +199,18 @@ impl Flows {
         };
         let channel = self.channel_of(kind).unwrap_or(channel);
         match (self.0.get_mut(&channel), report) {
-            (Some(Flow::Push(flow)), FlowReport::Push(said)) => flow.reported(link, said).await,
-            (Some(Flow::Partial(flow)), FlowReport::Partial(said)) => {
+            (Some(ServedFlow::Push(flow)), FlowReport::Push(said)) => {
                 flow.reported(link, said).await
             }
-            (Some(Flow::Backup(flow)), FlowReport::Backup(said)) => flow.reported(link, said).await,
-            (Some(Flow::Fetch(flow)), FlowReport::Fetch(said)) => flow.reported(link, said).await,
+            (Some(ServedFlow::Partial(flow)), FlowReport::Partial(said)) => {
+                flow.reported(link, said).await
+            }
+            (Some(ServedFlow::Backup(flow)), FlowReport::Backup(said)) => {
+                flow.reported(link, said).await
+            }
+            (Some(ServedFlow::Fetch(flow)), FlowReport::Fetch(said)) => {
+                flow.reported(link, said).await
+            }
             _ => Ok(()),
         }
     }
@@ -214,7 +223,9 @@ impl Flows {
     ) -> Result<Option<Duration>, ConnectionEnd> {
         let mut soonest: Option<Duration> = None;
         for flow in self.0.values_mut() {
-            let Flow::Push(flow) = flow else { continue };
+            let ServedFlow::Push(flow) = flow else {
+                continue;
+            };
             let Some(deadline) = flow.deadline() else {
                 continue;
             };
@@ -230,18 +241,18 @@ impl Flows {
     /// Whether there is something that a receiver which stops waits for.
     pub fn are_busy(&self) -> bool {
         self.0.values().any(|flow| match flow {
-            Flow::Push(flow) => flow.is_busy(),
-            Flow::Backup(flow) => flow.is_finishing(),
-            Flow::Partial(_) | Flow::Fetch(_) => false,
+            ServedFlow::Push(flow) => flow.is_busy(),
+            ServedFlow::Backup(flow) => flow.is_finishing(),
+            ServedFlow::Partial(_) | ServedFlow::Fetch(_) => false,
         })
     }
 
     /// Whether something is cut short when the connection ends now.
     pub fn would_be_cut_short(&self) -> bool {
         self.0.values().any(|flow| match flow {
-            Flow::Push(flow) => flow.is_busy(),
-            Flow::Backup(flow) => flow.is_busy(),
-            Flow::Partial(_) | Flow::Fetch(_) => false,
+            ServedFlow::Push(flow) => flow.is_busy(),
+            ServedFlow::Backup(flow) => flow.is_busy(),
+            ServedFlow::Partial(_) | ServedFlow::Fetch(_) => false,
         })
     }
 }

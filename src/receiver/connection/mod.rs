@@ -78,7 +78,7 @@ struct ServedConnection {
     inbox: mpsc::UnboundedReceiver<(u16, FlowReport)>,
     /// Cancelled when the slot is somebody else's.
     gives_way: CancellationToken,
-    /// See [`PeerCertificate::next_end`](crate::transport::tls::PeerCertificate::next_end).
+    /// When the next certificate of the peer's chain ends, in seconds since 1970.
     certificate_ends: Option<u64>,
     frame_began: Option<Instant>,
 }
@@ -209,7 +209,7 @@ impl ServedConnection {
         }
     }
 
-    /// After a reload a revoked key is shown the door; what it sent before is kept.
+    /// Ends a connection whose key was revoked by a reload; what it sent before is kept.
     fn still_welcome(&mut self) -> Result<(), ConnectionEnd> {
         let settings = self.link.cluster.settings.borrow().clone();
         let gone = |why: String, hint: &str| {

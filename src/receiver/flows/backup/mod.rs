@@ -22,7 +22,7 @@ use self::work::{BackupJob, BackupWorker};
 use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport};
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::FlowReport;
-use crate::receiver::worker::{Said, aside};
+use crate::receiver::worker::{FromWorker, aside};
 
 /// A connection's part in a backup.
 pub struct BackupFlow {
@@ -77,7 +77,7 @@ impl BackupFlow {
     pub async fn reported(
         &mut self,
         link: &mut Link,
-        said: Said<BackupReport>,
+        said: FromWorker<BackupReport>,
     ) -> Result<(), ConnectionEnd> {
         if said.worker != self.id {
             return Ok(());

@@ -20,7 +20,7 @@ use crate::receiver::cluster::running::{BackupPart, BackupReport, Running};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
-use crate::receiver::worker::{self, Said, Say, Worker};
+use crate::receiver::worker::{self, FromWorker, Say, Worker};
 use crate::store::sets::SealedFile;
 
 /// What the connection asks of its worker.
@@ -48,7 +48,7 @@ pub fn start(
     cluster: Arc<Cluster>,
     place: Share,
     request: Request,
-    say: impl Fn(Said<BackupReport>) -> bool + Send + Sync + 'static,
+    say: impl Fn(FromWorker<BackupReport>) -> bool + Send + Sync + 'static,
 ) -> BackupWorker {
     Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
         let request = said_by(place.key(), request);

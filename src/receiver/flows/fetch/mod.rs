@@ -14,7 +14,7 @@ use self::send::FetchWorker;
 use crate::receiver::FRAME_DEADLINE;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::{FetchReport, FlowReport};
-use crate::receiver::worker::Said;
+use crate::receiver::worker::FromWorker;
 
 /// A channel on which something is fetched.
 pub struct FetchFlow {
@@ -57,7 +57,7 @@ impl FetchFlow {
     pub async fn reported(
         &mut self,
         link: &mut Link,
-        said: Said<FetchReport>,
+        said: FromWorker<FetchReport>,
     ) -> Result<(), ConnectionEnd> {
         if (self.reading.as_ref()).is_none_or(|reading| reading.id() != said.worker) {
             return Ok(());

@@ -19,7 +19,7 @@ use walmgr_protocol::session::fetch::Request;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::FetchReport;
-use crate::receiver::worker::{Said, Worker};
+use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::Streamed;
@@ -36,7 +36,7 @@ pub fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     request: Request,
-    say: impl Fn(Said<FetchReport>) -> bool + Send + Sync + 'static,
+    say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
     let Some(place) = cluster.fetches.take(key) else {
         let text = format!(

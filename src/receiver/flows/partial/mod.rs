@@ -11,7 +11,7 @@ use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
 use self::work::RecordJob;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::{FlowReport, RecordReport};
-use crate::receiver::worker::{Said, Worker, failed_on};
+use crate::receiver::worker::{FromWorker, Worker, failed_on};
 
 /// A channel that takes records.
 pub struct PartialFlow {
@@ -56,7 +56,7 @@ impl PartialFlow {
     pub async fn reported(
         &mut self,
         link: &mut Link,
-        said: Said<RecordReport>,
+        said: FromWorker<RecordReport>,
     ) -> Result<(), ConnectionEnd> {
         if (self.worker.as_ref()).is_none_or(|worker| worker.id() != said.worker) {
             return Ok(());

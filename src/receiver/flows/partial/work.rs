@@ -16,7 +16,7 @@ use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::RecordReport;
-use crate::receiver::worker::{Said, Worker};
+use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
@@ -37,7 +37,7 @@ pub fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     who: String,
-    say: impl Fn(Said<RecordReport>) -> bool + Send + Sync + 'static,
+    say: impl Fn(FromWorker<RecordReport>) -> bool + Send + Sync + 'static,
 ) -> Result<Worker<RecordJob, RecordReport>, Error> {
     let Some(place) = cluster.streams.take(key) else {
         let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");

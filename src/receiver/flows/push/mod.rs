@@ -14,7 +14,7 @@ use self::work::UploadJob;
 use crate::receiver::BLOCK_DEADLINE;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::{FlowReport, UploadReport};
-use crate::receiver::worker::{Said, Worker};
+use crate::receiver::worker::{FromWorker, Worker};
 
 /// A channel that takes files.
 pub struct PushFlow {
@@ -62,7 +62,7 @@ impl PushFlow {
     pub async fn reported(
         &mut self,
         link: &mut Link,
-        said: Said<UploadReport>,
+        said: FromWorker<UploadReport>,
     ) -> Result<(), ConnectionEnd> {
         if (self.upload.as_ref()).is_none_or(|upload| upload.id() != said.worker) {
             // The last words of an upload that the peer gave up.

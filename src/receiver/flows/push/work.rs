@@ -14,7 +14,7 @@ use walmgr_protocol::session::push::{Held, Sealed};
 use crate::receiver::cluster::Cluster;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::UploadReport;
-use crate::receiver::worker::{Said, Worker};
+use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Incoming, StoreError};
@@ -35,7 +35,7 @@ pub fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     (offer, by): (Offer, String),
-    say: impl Fn(Said<UploadReport>) -> bool + Send + Sync + 'static,
+    say: impl Fn(FromWorker<UploadReport>) -> bool + Send + Sync + 'static,
 ) -> Worker<UploadJob, UploadReport> {
     let Some(place) = cluster.uploads.take_for(key, offer.size) else {
         let busy = Error::channel(
