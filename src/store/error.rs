@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
+use super::damage::Damage;
 use super::lineage::Unreadable;
-use super::partial::Damage;
 use crate::error::Kind;
 use crate::wal::segment::SegmentFault;
 

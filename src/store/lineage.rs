@@ -43,84 +43,23 @@
 //!
 //! A file without a note that lies in the archive was there before, or an administrator put it there: it counts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::wal::history::History;
 
 mod claim;
 mod judge;
 mod line;
+mod model;
 #[cfg(test)]
 mod tests;
 
 pub use claim::Outgrown;
 pub use judge::Apart;
 pub use line::{Gap, Led, Leg, Line};
-
-/// Why a file has a note.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A segment without anything before it that it could belong to.
-    Ahead,
-    /// A segment behind the end of its timeline.
-    Behind,
-    /// A segment of a timeline that does not count.
-    Timeline,
-    /// A history that does not count.
-    History,
-}
-
-/// How far a segment in progress goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// The end of its last whole record.
-    pub end: Lsn,
-    /// Whether replay goes on in the next segment.
-    pub is_whole: bool,
-}
-
-/// What is known of an archive.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// `wal_segment_size`.
-    pub size: WalSegmentSize,
-    /// Finished segments.
-    pub segments: BTreeSet<SegmentName>,
-    /// Segments of which only a damaged copy is there.
-    pub damaged: BTreeSet<SegmentName>,
-    /// Segments in progress; `None` for one that nobody has read, which counts as whole.
-    pub partials: BTreeMap<SegmentName, Option<Progress>>,
-    /// Histories that could be read.
-    pub histories: BTreeMap<TimelineId, History>,
-    /// Why the others could not.
-    pub unreadable: BTreeMap<TimelineId, String>,
-    /// What has a note.
-    pub notes: BTreeMap<WalFileName, Kind>,
-    /// Whose histories were joined by what keys brought, and not by this host or a person.
-    pub claimed: BTreeSet<TimelineId>,
-}
-
-/// A history that would be needed cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the history of timeline {timeline} cannot be read: {why}")]
-pub struct Unreadable {
-    /// Whose.
-    pub timeline: TimelineId,
-    /// Why.
-    pub why: String,
-}
-
-/// The model of an archive.
-#[derive(Debug, Clone)]
-pub struct Lineage {
-    facts: Facts,
-    /// The timelines that count.
-    counting: BTreeSet<TimelineId>,
-    /// Every timeline that has a file of any kind.
-    taken: BTreeSet<TimelineId>,
-}
+pub use model::{Facts, Kind, Lineage, Progress, Unreadable};
 
 /// What the archive says about a segment that it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

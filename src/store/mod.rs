@@ -65,6 +65,7 @@ pub mod beside;
 pub mod binding;
 pub mod checksums;
 mod config_copies;
+pub mod damage;
 pub mod differs;
 pub mod disk;
 pub mod displaced;
@@ -105,6 +106,7 @@ pub use apart::Told;
 pub use archive::{Archive, Entry, Held, Places, WalProof};
 pub use binding::Binding;
 pub use config_copies::{ConfigCopies, LIST_NAME};
+pub use damage::Damage;
 pub use disk::Disk;
 pub use durable::{Durable, DurableRecords, DurableWal};
 pub use error::StoreError;
@@ -112,7 +114,7 @@ pub use health::Health;
 pub use incoming::{Incoming, Sealed};
 pub use lineage::{Line, Lineage};
 pub use partial::{
-    Damage, Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
+    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };
 pub use reader::{Absence, Reader, Stored};
 pub use real_disk::RealDisk;

@@ -18,8 +18,10 @@ mod crossing;
 mod file;
 mod finish;
 mod freeze;
+mod names;
 mod proven;
 mod read_back;
+mod records;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -27,10 +29,10 @@ mod tests;
 use finish::settle;
 
 pub use finish::Finishing;
-pub(super) use freeze::partial_end;
-pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialWals};
+pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialWals};
+pub use names::PartialEnd;
+pub(super) use names::{partial_end, partial_names};
 pub(super) use proven::vanished;
-pub use proven::{Damage, Known};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,12 +43,14 @@ use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use self::acknowledged::Note;
-use self::file::{PartialFile, scanner_at, start_of};
+use self::file::PartialFile;
 use self::proven::Proven;
 use self::read_back::ReadBack;
+use self::records::{scanner_at, start_of};
 use self::rewrite::{DIFFERS, Rewriting};
 use super::archive::{Archive, Shared, finished_names};
 use super::binding::Binding;
+use super::damage::Damage;
 use super::durable::{DurableRecords, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
@@ -690,14 +694,6 @@ fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
         tracing::warn!("{name} follows what was dropped; it is kept as {aside}");
     }
     Ok(())
-}
-
-/// The segments in the folder, in their order.
-pub(super) fn partial_names(folder: &Folder) -> Result<Vec<SegmentName>, StoreError> {
-    let names = folder.names()?.into_iter();
-    let mut segments: Vec<SegmentName> = names.filter_map(|name| name.parse().ok()).collect();
-    segments.sort();
-    Ok(segments)
 }
 
 /// What the partial segments hold.

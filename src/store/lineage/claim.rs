@@ -4,7 +4,8 @@
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::{Apart, Kind, Lineage};
+use super::judge::Apart;
+use super::model::{Kind, Lineage};
 use crate::wal::history::History;
 
 /// A claim that its parent contradicts.

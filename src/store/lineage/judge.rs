@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::{Kind, Lineage};
+use super::model::{Kind, Lineage};
 use crate::wal::history::History;
 
 /// Why a file is set apart.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
-use super::Lineage;
+use super::model::Lineage;
 use crate::wal::history::History;
 
 /// The part of a timeline that is on a line.

@@ -1,8 +1,11 @@
 //! The model against a slow one that walks as PostgreSQL does, and what may arrive against what is there.
 //! Never touches a disk. Invariant: the slow model knows no runs and no legs, only single steps.
 
+use std::collections::BTreeMap;
+
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
+use walmgr_protocol::names::WalSegmentSize;
 
 use super::*;
 

@@ -2,29 +2,16 @@
 //! Never proves an end. Invariant: a record that begins in one segment and ends in another is seen by whoever reads
 //! the second, as long as the first is here in any form.
 
-use walmgr_protocol::names::{Lsn, SegmentName};
+use walmgr_protocol::names::SegmentName;
 
-use super::file::{End, scanner_at, start_of};
 use super::freeze::PartialWals;
-use super::{partial_names, proven};
-use crate::store::binding::Binding;
+use super::names::partial_names;
+use super::proven;
+use super::records::{Before, out_of, scanner_at, start_of};
 use crate::store::error::StoreError;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::through::{Reached, Through};
-
-/// Has a scanner that comes out of the finished segment before one, if that is there.
-pub type Before<'a> = &'a dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>;
-
-/// A scanner at the beginning of the segment behind one that ends here; `None` if replay does not get there.
-pub(super) fn out_of(end: End, segment: SegmentName, binding: &Binding) -> Option<Scanner> {
-    let size = binding.segment_size.bytes();
-    let behind = Lsn(start_of(segment, binding).0.wrapping_add(size));
-    match end.switched {
-        Some(switch) => Some(scanner_at(segment, behind, binding).following(switch)),
-        None => Some(end.scanner).filter(|scanner| scanner.position() == behind),
-    }
-}
 
 impl PartialWals {
     /// What replay may not get past in each partial segment, as far as its records go, and in the records that

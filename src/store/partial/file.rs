@@ -7,14 +7,14 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use walmgr_protocol::names::{Lsn, SegmentName};
+use walmgr_protocol::names::SegmentName;
 
 use super::proven::{self, Proven};
 use crate::store::binding::Binding;
 use crate::store::disk::{FileStat, Identity};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::Scanner;
 
 /// Bytes read at once: some pages, so that small segments do not cost many calls.
 const READ_BYTES: usize = 64 << 10;
@@ -30,19 +30,6 @@ pub(super) struct PartialFile {
     file: OwnedFd,
     identity: Identity,
     size: u64,
-}
-
-/// Where the records of a partial segment end.
-pub(super) struct End {
-    /// Bytes from the segment's beginning that are records, or the beginning of one that
-    /// continues in the next segment.
-    pub(super) held_bytes: u64,
-    /// The end of the last whole record.
-    pub(super) lsn: Lsn,
-    /// A scanner that has seen all of them.
-    pub(super) scanner: Scanner,
-    /// Whether the last record is a switch: the rest of the segment means nothing.
-    pub(super) switched: Option<Lsn>,
 }
 
 impl PartialFile {
@@ -260,121 +247,4 @@ impl PartialFile {
         (self.folder.disk.set_len(self.handle(), len))
             .map_err(|error| self.folder.failure("set the length of", &self.name, error))
     }
-}
-
-/// A scanner for a segment's beginning.
-pub(super) fn scanner_at(segment: SegmentName, lsn: Lsn, binding: &Binding) -> Scanner {
-    Scanner::new(lsn, binding.segment_size)
-        .of_cluster(binding.system_id)
-        .of_major(binding.postgres_major)
-        .up_to_timeline(segment.timeline())
-}
-
-/// The beginning of a segment; a name that no segment of this size has means the first.
-pub(super) fn start_of(segment: SegmentName, binding: &Binding) -> Lsn {
-    segment.start(binding.segment_size).unwrap_or_default()
-}
-
-/// Walks the records of a segment to their end.
-pub(super) struct Search<'a> {
-    segment: SegmentName,
-    binding: &'a Binding,
-    start: Lsn,
-    /// As it was at the segment's beginning.
-    first: Scanner,
-    scanner: Scanner,
-    last: Option<End>,
-}
-
-impl<'a> Search<'a> {
-    pub(super) fn new(segment: SegmentName, binding: &'a Binding, scanner: Scanner) -> Self {
-        Search {
-            segment,
-            binding,
-            start: start_of(segment, binding),
-            first: scanner.clone(),
-            scanner,
-            last: None,
-        }
-    }
-
-    pub(super) const fn segment(&self) -> SegmentName {
-        self.segment
-    }
-
-    /// Whether more bytes are wanted.
-    pub(super) fn feed(&mut self, piece: &[u8]) -> bool {
-        let mut rest = piece;
-        loop {
-            match self.scanner.advance(&mut rest) {
-                Step::NeedMore => return true,
-                Step::EndOfWal(_) | Step::Invalid { .. } => return false,
-                Step::Record(record) => {
-                    let switched = record.is_switch();
-                    let end = match switched {
-                        true => aligned(self.scanner.position()),
-                        false => record.end,
-                    };
-                    let held_bytes = end.0.saturating_sub(self.start.0);
-                    self.last = Some(End {
-                        held_bytes,
-                        lsn: record.end,
-                        scanner: self.scanner.clone(),
-                        switched: switched.then_some(record.lsn),
-                    });
-                    if switched {
-                        return false;
-                    }
-                }
-            }
-        }
-    }
-
-    pub(super) fn finish(self) -> End {
-        let size = self.binding.segment_size.bytes();
-        let at_the_end = self.scanner.position().0 == self.start.0.wrapping_add(size);
-        if at_the_end && self.scanner.in_record() {
-            return End {
-                held_bytes: size,
-                lsn: self.scanner.valid_end(),
-                scanner: self.scanner,
-                switched: None,
-            };
-        }
-        if let Some(mut last) = self.last {
-            pad(&mut last.scanner, self.start, last.held_bytes);
-            return last;
-        }
-        // No record is whole, but the rest of one that began in the segment before may be.
-        let tail_end = self.scanner.valid_end();
-        if tail_end > self.start {
-            return End {
-                held_bytes: tail_end.0 - self.start.0,
-                lsn: tail_end,
-                scanner: scanner_at(self.segment, tail_end, self.binding),
-                switched: None,
-            };
-        }
-        End {
-            held_bytes: 0,
-            lsn: tail_end,
-            scanner: self.first,
-            switched: None,
-        }
-    }
-}
-
-/// Brings a scanner that stands behind a record to where the next one begins.
-fn pad(scanner: &mut Scanner, start: Lsn, held_bytes: u64) {
-    let missing = (start.0.wrapping_add(held_bytes)).wrapping_sub(scanner.position().0);
-    if let Ok(missing) = usize::try_from(missing) {
-        let zeros = [0_u8; 8];
-        let mut padding = &zeros[..missing.min(zeros.len())];
-        // Padding holds nothing that could be said.
-        let _ = scanner.advance(&mut padding);
-    }
-}
-
-fn aligned(lsn: Lsn) -> Lsn {
-    Lsn(lsn.0.next_multiple_of(crate::wal::record::ALIGNMENT))
 }

@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-use super::file::{PartialFile, scanner_at, start_of};
+use super::file::PartialFile;
 use super::freeze::is_frozen;
+use super::records::{scanner_at, start_of};
 use super::rewrite::DIFFERS;
 use super::{Checked, Extent, acknowledged};
 use crate::store::advance;

@@ -27,11 +27,11 @@ use serde_json::{Value, json};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::acknowledged::Acknowledged;
-use super::crossing::{Before, out_of};
-use super::file::{Search, scanner_at, start_of};
-use super::partial_names;
-use super::proven::{self, Damage, LOOKS_MAX};
+use super::names::{PartialEnd, partial_end, partial_names};
+use super::proven::{self, LOOKS_MAX};
+use super::records::{Before, Search, out_of, scanner_at, start_of};
 use crate::store::binding::{Binding, Marker, Role};
+use crate::store::damage::Damage;
 use crate::store::disk::Disk;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
@@ -70,19 +70,6 @@ pub struct FrozenSegment {
     pub end: Lsn,
     /// CRC-32 of the whole segment, the zeros included.
     pub crc32: u32,
-}
-
-/// How far a partial segment goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartialEnd {
-    /// The segment.
-    pub segment: SegmentName,
-    /// The end of its last whole record.
-    pub end: Lsn,
-    /// Whether replay goes on in the next segment.
-    pub is_whole: bool,
-    /// Set when there was more of it.
-    pub damage: Option<Damage>,
 }
 
 /// What a server has of a frozen segment by itself, against the copy.
@@ -388,26 +375,6 @@ impl PartialWals {
         let behind = out_of(end, segment, &self.binding);
         Ok(Some((frozen, behind)))
     }
-}
-
-/// Where a partial segment ends; `None` if it holds nothing, or a push has finished it meanwhile.
-pub(in crate::store) fn partial_end(
-    folder: &Folder,
-    binding: &Binding,
-    segment: SegmentName,
-) -> Result<Option<PartialEnd>, StoreError> {
-    let Some(proven) = proven::by_name(folder, binding, segment, None)? else {
-        return Ok(None);
-    };
-    let (end, damage) = (proven.end, proven.damage);
-    Ok(
-        (end.held_bytes > 0 || damage.is_some()).then(|| PartialEnd {
-            segment,
-            end: end.lsn,
-            is_whole: end.switched.is_some() || end.held_bytes >= binding.segment_size.bytes(),
-            damage,
-        }),
-    )
 }
 
 fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {

@@ -13,14 +13,14 @@
 //! apart there is nothing left then, and the mistake on this side costs no record: a stream keeps a
 //! copy and has the master send the records again, and a boot asks for `--force`.
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::acknowledged::{self, Acknowledged};
-use super::file::{End, Search, scanner_at, start_of};
+use super::records::{End, Search, scanner_at, start_of};
 use crate::store::binding::Binding;
+use crate::store::damage::{Damage, Known};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::wal::behind::Behind;
@@ -28,61 +28,6 @@ use crate::wal::scan::Scanner;
 
 /// How often a segment is looked at that somebody may be writing to meanwhile.
 pub(super) const LOOKS_MAX: u32 = 3;
-
-/// Why an end of records is none of WAL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment.
-    pub segment: SegmentName,
-    /// Where its records end.
-    pub end: Lsn,
-    /// Up to where there were more.
-    pub known: Known,
-}
-
-/// How it is known that there was more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// It was acknowledged up to here.
-    Acknowledged(Lsn),
-    /// A whole record lies behind, which ends here.
-    Behind(Lsn),
-}
-
-impl Damage {
-    /// Up to where there were records, at least.
-    pub const fn known_to(&self) -> Lsn {
-        match self.known {
-            Known::Acknowledged(lsn) | Known::Behind(lsn) => lsn,
-        }
-    }
-
-    /// Up to where records were acknowledged for certain.
-    pub const fn acknowledged(&self) -> Option<Lsn> {
-        match self.known {
-            Known::Acknowledged(lsn) => Some(lsn),
-            Known::Behind(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Damage { segment, end, .. } = self;
-        match self.known {
-            Known::Acknowledged(lsn) => write!(
-                out,
-                "the partial {segment} is damaged: its records end at {end}, but were \
-                 acknowledged up to {lsn}"
-            ),
-            Known::Behind(lsn) => write!(
-                out,
-                "the partial {segment} is damaged: its records end at {end}, but a whole record \
-                 behind that ends at {lsn}"
-            ),
-        }
-    }
-}
 
 /// An end, and what it is worth.
 pub(super) struct Proven {

@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use super::file::{PartialFile, Search, scanner_at, start_of};
+use super::file::PartialFile;
+use super::records::{Search, scanner_at, start_of};
 use super::{Extent, OpenSegment, PartialStream, acknowledged, drop_later};
 use crate::store::archive::Shared;
 use crate::store::binding::Binding;

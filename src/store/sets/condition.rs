@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
 
 use super::BackupSets;
-use super::list::LABEL;
+use super::names::LABEL;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::AUTO_CONF;
 use crate::pg::control;

@@ -6,50 +6,25 @@
 //! that dies takes the backup along, because the master's session that made it is bound to it.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::inventory::{HeldFile, Inventory, Known};
+use super::inventory::{HeldFile, Known};
 use super::lock::Lease;
-use super::unpack::{SealedFile, StreamWriter, descend};
+use super::shared::{SetShared, descend};
+use super::unpack::{SealedFile, StreamWriter};
 use crate::store::disk::Identity;
-
-/// The files of a set that only sealing writes. The rest are the names that would tell PostgreSQL,
-/// or whoever reads the set, something that only sealing may say.
-const RESERVED: [&str; 4] = [
-    "backup_label",
-    UNSEALED_LABEL,
-    "tablespace_map",
-    "backup_manifest",
-];
-
-/// What `backup_label` is called until the set is sealed: PostgreSQL does not start from it.
-pub(super) const UNSEALED_LABEL: &str = "backup_label.unsealed";
 
 /// A set that is being received. Dropping it and its streams without sealing it removes it.
 pub struct IncomingSet {
     pub(super) shared: Arc<SetShared>,
-}
-
-/// What the streams of a set share.
-pub(super) struct SetShared {
-    pub(super) sets: BackupSets,
-    /// Opened before the first byte is written, so that the sync at the end reports every failure.
-    pub(super) root: Arc<OwnedFd>,
-    pub(super) identity: Identity,
-    /// Held until the set is sealed or gone.
-    lease: Arc<Lease>,
-    inventory: Mutex<Inventory>,
-    /// The set may be sealed on the disk: nobody removes it any more.
-    pub(super) is_sealed: AtomicBool,
 }
 
 impl BackupSets {
@@ -135,50 +110,4 @@ impl IncomingSet {
         });
         files.collect()
     }
-}
-
-impl SetShared {
-    pub(super) fn inventory(&self) -> MutexGuard<'_, Inventory> {
-        // A claim is made before the disk is touched and finished behind it, so what a panic
-        // leaves is a file that is never complete.
-        self.inventory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn failure(
-        &self,
-        op: &'static str,
-        path: &RelativePath,
-        error: io::Error,
-    ) -> SetError {
-        let name = format!("{}/{path}", self.sets.incoming_name());
-        self.sets.parent.failure(op, &name, error).into()
-    }
-}
-
-impl Drop for SetShared {
-    fn drop(&mut self) {
-        if !*self.is_sealed.get_mut() {
-            // What cannot be removed now is removed before the next backup.
-            let _ = self.sets.discard_incoming();
-        }
-        self.lease.end_set();
-    }
-}
-
-impl SetShared {
-    pub(super) fn keep(&self) {
-        self.is_sealed.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn may_go(&self) {
-        self.is_sealed.store(false, Ordering::SeqCst);
-    }
-}
-
-/// Whether only sealing may write this file.
-pub(super) fn is_reserved(path: &RelativePath) -> bool {
-    let first = path.components().next().unwrap_or_default();
-    RESERVED.iter().any(|name| name.as_bytes() == first)
 }

@@ -13,14 +13,12 @@ use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
+use super::names::LABEL;
 use super::round_note::SetsNote;
 use crate::pg::backup_label::BackupLabel;
 use crate::store::StoreError;
 use crate::store::tree::Node;
 use crate::wal::obstacle::{Met, Obstacle};
-
-/// What a set is listed by.
-pub(super) const LABEL: &str = "backup_label";
 
 /// How often sets are listed anew because one was removed meanwhile.
 const LIST_ATTEMPTS: u32 = 5;

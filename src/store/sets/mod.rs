@@ -30,6 +30,7 @@ pub mod incoming;
 pub mod inventory;
 pub mod list;
 pub mod lock;
+mod names;
 pub mod out;
 pub mod purge;
 mod remove;
@@ -37,6 +38,7 @@ pub mod rotate;
 pub mod round;
 mod round_note;
 pub mod seal;
+mod shared;
 pub mod stream;
 pub mod unpack;
 

@@ -18,7 +18,7 @@ use super::BackupSets;
 use super::error::SetError;
 use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
-use super::seal::{TABLESPACE_LINKS, TABLESPACES};
+use super::names::{TABLESPACE_LINKS, TABLESPACES};
 use crate::files;
 use crate::pg::control;
 use crate::pg::listed::{Listed, MANIFEST};

@@ -12,8 +12,8 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
+use super::names::{TABLESPACE_LINKS, TABLESPACES};
 use super::round_note::{NotedFile, SetsNote};
-use super::seal::{TABLESPACE_LINKS, TABLESPACES};
 use crate::pg::conf::AUTO_CONF;
 use crate::pg::listed::MANIFEST;
 use crate::pg::manifest::{self, FileEntry};

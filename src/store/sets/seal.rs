@@ -24,21 +24,16 @@ use walmgr_protocol::names::{BackupName, RelativePath};
 use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
-use super::incoming::{IncomingSet, SetShared, UNSEALED_LABEL};
+use super::incoming::IncomingSet;
 use super::inventory::{FileDigest, Inventory, Known};
 use super::lock::NamesLock;
-use super::unpack::descend;
+use super::names::{TABLESPACE_LINKS, TABLESPACES, UNSEALED_LABEL};
+use super::shared::{SetShared, descend};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::group_access;
 use crate::pg::tablespace_map::oid_of;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
-
-/// Where tablespaces are kept inside a set, a directory each, named by its OID.
-pub(super) const TABLESPACES: &str = "tmpspc";
-
-/// Where PostgreSQL and the manifest look for them.
-pub(super) const TABLESPACE_LINKS: &str = "pg_tblspc";
 
 /// A file as the manifest has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use walmgr_protocol::names::{Lsn, RelativePath};
 use super::BackupSets;
 use super::error::SetError;
 use super::list::HeldSet;
-use super::seal::{TABLESPACE_LINKS, TABLESPACES};
+use super::names::{TABLESPACE_LINKS, TABLESPACES};
 use crate::pg::{control, tablespace_map};
 use crate::store::StoreError;
 use crate::store::durable::TREE_DEPTH_MAX;

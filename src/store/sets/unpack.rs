@@ -3,17 +3,16 @@
 //! outside the set's directory is touched, whatever the stream holds.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
-use rustix::io::Errno;
 use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
-use super::incoming::{SetShared, is_reserved};
-use super::inventory::{Claim, FileDigest, Inventory, Known};
+use super::inventory::{Claim, FileDigest, Known};
+use super::names::is_reserved;
+use super::shared::{SetShared, descend};
 use crate::tar::{Entry, EntryKind, Step, TarReader};
 
 /// How much of a file is written before its write-back is started, so that the one sync at the end
@@ -220,76 +219,6 @@ impl StreamWriter {
         };
         self.directory = Some((path.cloned(), Arc::clone(&handle)));
         Ok(handle)
-    }
-}
-
-/// Walks from the root of the set to a directory, one component at a time.
-pub(super) fn descend(shared: &SetShared, path: &RelativePath) -> Result<OwnedFd, SetError> {
-    let mut here: Option<OwnedFd> = None;
-    let mut end_bytes = 0;
-    for component in path.components() {
-        // Behind the component before and its slash.
-        end_bytes += component.len() + usize::from(end_bytes > 0);
-        let prefix = match RelativePath::new(&path.as_bytes()[..end_bytes]) {
-            Ok(prefix) => prefix,
-            // The beginning of a valid path is one.
-            Err(_) => path.clone(),
-        };
-        let above = here.as_ref().unwrap_or(&shared.root);
-        let name = OsStr::from_bytes(component);
-        make_once(shared, &prefix, above, name)?;
-        let entered = shared.sets.parent.disk.enter(above.as_fd(), name);
-        here = Some(entered.map_err(|error| shared.entry_failure("enter", &prefix, error))?);
-    }
-    match here {
-        Some(handle) => Ok(handle),
-        None => {
-            let (path, why) = (path.clone(), "it has no components");
-            Err(SetError::Entry { path, why })
-        }
-    }
-}
-
-/// Makes a directory unless it is known. The inventory stays locked meanwhile, so that another
-/// stream never finds a directory known that does not exist yet.
-fn make_once(
-    shared: &SetShared,
-    path: &RelativePath,
-    above: &OwnedFd,
-    name: &OsStr,
-) -> Result<(), SetError> {
-    let mut inventory: MutexGuard<'_, Inventory> = shared.inventory();
-    match inventory.known(path) {
-        Some(Known::Directory { .. }) => Ok(()),
-        Some(_) => {
-            let (path, why) = (path.clone(), "a directory where a file is");
-            Err(SetError::Entry { path, why })
-        }
-        None => {
-            let is_declared = false;
-            inventory.set(path, Known::Directory { is_declared })?;
-            let disk = &shared.sets.parent.disk;
-            (disk.make_directory(above.as_fd(), name))
-                .map_err(|error| shared.entry_failure("create directory", path, error))
-        }
-    }
-}
-
-impl SetShared {
-    /// An error of the system that a name may have caused: the set's own names are all known, so
-    /// one that is there nevertheless is the same name to this file system.
-    fn entry_failure(&self, op: &'static str, path: &RelativePath, error: io::Error) -> SetError {
-        match Errno::from_io_error(&error) {
-            Some(Errno::EXIST) => SetError::Entry {
-                path: path.clone(),
-                why: "the file system takes it for another entry's name",
-            },
-            Some(Errno::LOOP | Errno::NOTDIR) => SetError::Entry {
-                path: path.clone(),
-                why: "a link or a file is where a directory was",
-            },
-            _ => self.failure(op, path, error),
-        }
     }
 }
 

@@ -3,8 +3,8 @@
 //! replaced without a copy, and no end before it is believed.
 
 use super::*;
+use crate::store::damage::{Damage, Known};
 use crate::store::partial::acknowledged::write_under_another_boot;
-use crate::store::partial::{Damage, Known};
 use crate::store::testing::real;
 use crate::store::{PartialEnd, PartialWals};
 
