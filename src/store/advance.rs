@@ -13,32 +13,21 @@ use std::sync::atomic::Ordering;
 
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
-use super::apart::{self, Admission, brought_by, is_early, settle};
-use super::archive::{Archive, Shared};
+use super::apart::Admission;
+use super::apart_notes::{self, brought_by, is_early, is_unproven, settle};
 use super::beside::{Beside, CopyName};
 use super::displaced;
 use super::durable::{Durable, SyncedTemporary};
 use super::error::StoreError;
-use super::folder::Folder;
 use super::joints::{Joints, Verdict};
 use super::lineage::{Apart, Kind};
+use super::shared::{Archive, Shared};
 use crate::wal::segment::Verify;
 
 impl Archive {
     /// Whether the stored file of this name may have to give way to another one.
     pub fn is_unproven(&self, name: WalFileName) -> Result<bool, StoreError> {
         is_unproven(&self.shared.completed, name)
-    }
-}
-
-/// Whether the file that has this name may have to give way: nothing has shown that it belongs there.
-pub(super) fn is_unproven(completed: &Folder, name: WalFileName) -> Result<bool, StoreError> {
-    if apart::is_noted(completed, name)? {
-        return Ok(true);
-    }
-    match name {
-        WalFileName::Segment(segment) => is_early(completed, segment),
-        _ => Ok(false),
     }
 }
 
@@ -76,7 +65,7 @@ impl Shared {
         let text = copy.to_string();
         if self.has_content(&text, (stored.len(), stored.crc32()))? {
             self.completed.remove_present([&text])?;
-            apart::remove_copy_note(&self.completed, &text)?;
+            apart_notes::remove_copy_note(&self.completed, &text)?;
         }
         Ok(())
     }
@@ -96,10 +85,10 @@ impl Shared {
             _ => lineage = lineage.without_note(name),
         }
         match self.judge(&lineage, name, text)? {
-            Some(apart) => apart::write(&self.completed, name, &apart, by)?,
+            Some(apart) => apart_notes::write(&self.completed, name, &apart, by)?,
             // It is joined with its connections, which are looked at next.
             None if matches!(name, WalFileName::History(_)) => {
-                apart::write_text(
+                apart_notes::write_text(
                     &self.completed,
                     name,
                     Kind::History,
@@ -131,7 +120,7 @@ impl Shared {
     ) -> Result<(), StoreError> {
         let name = WalFileName::Segment(segment);
         let by = self.origin_of(name)?;
-        apart::write_text(&self.completed, name, Kind::Ahead, &by, why)?;
+        apart_notes::write_text(&self.completed, name, Kind::Ahead, &by, why)?;
         self.has_notes.store(true, Ordering::Relaxed);
         tracing::error!("ALARM: {name} of {by} is set apart, so no reader follows it: {why}");
         Ok(())
@@ -179,7 +168,8 @@ impl Shared {
         &self,
         arrived: Option<SegmentName>,
     ) -> Result<Vec<SegmentName>, StoreError> {
-        let mut early: Vec<SegmentName> = apart::early(&self.completed)?.into_iter().collect();
+        let mut early: Vec<SegmentName> =
+            apart_notes::early(&self.completed)?.into_iter().collect();
         if early.is_empty() {
             return Ok(early);
         }
@@ -197,7 +187,7 @@ impl Shared {
             }
             let _guard = self.names.lock(WalFileName::Segment(segment));
             if self.is_proven_by_now(segment)? {
-                apart::remove_early(&self.completed, segment)?;
+                apart_notes::remove_early(&self.completed, segment)?;
                 led.insert(number(segment) + 1);
                 settled.push(segment);
             }
@@ -213,7 +203,7 @@ impl Shared {
         let Some(before) = joints.name_before(segment)? else {
             return Ok(false);
         };
-        if apart::is_noted(completed, WalFileName::Segment(segment))?
+        if apart_notes::is_noted(completed, WalFileName::Segment(segment))?
             || is_unproven(completed, WalFileName::Segment(before))?
         {
             return Ok(false);

@@ -43,7 +43,7 @@ use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::obstacles;
+use super::obstacle_notes;
 use crate::wal::joint::SegmentEnd;
 
 /// The folder in `completed_wals`.
@@ -308,7 +308,7 @@ pub(super) fn remove_finished(completed: &Folder, names: &[String]) -> Result<()
         completed.remove(name)?;
     }
     completed.sync()?;
-    obstacles::remove(completed, names)
+    obstacle_notes::remove(completed, names)
 }
 
 #[cfg(test)]

@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::WalFileName;
 
-use super::advance::is_unproven;
-use super::apart;
-use super::archive::{Archive, Shared};
+use super::apart_notes::{self, is_unproven};
 use super::beside::Beside;
 use super::binding::{Marker, Role};
 use super::checksums::Checksums;
@@ -26,6 +24,7 @@ use super::durable::{SyncedTemporary, Temporary};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
+use super::shared::{Archive, Shared};
 
 /// How often a receiver that starts may clear what looks like its own temporary.
 const WRITE_ATTEMPTS_MAX: u32 = 3;
@@ -54,7 +53,7 @@ impl Shared {
             return Ok(());
         }
         let kept = format!("{name}{}", Beside::Differs.suffix());
-        apart::note_copy(&self.completed, &kept, by)?;
+        apart_notes::note_copy(&self.completed, &kept, by)?;
         synced.replace(&kept)?;
         tracing::error!(
             "ALARM: {by} offered another {name} than the stored one, which stays; the offered one is \
@@ -90,7 +89,7 @@ pub fn keep_history(
         );
         match published {
             // The server's own archiver may just be sending it, and have left a note.
-            Ok(Some(_)) => return apart::settle(&folder, name).map(|()| true),
+            Ok(Some(_)) => return apart_notes::settle(&folder, name).map(|()| true),
             Ok(None) => return same_or_diverged(&folder, name, text).map(|()| false),
             Err(StoreError::Disk { op, path, source })
                 if source.kind() == io::ErrorKind::NotFound =>
@@ -112,17 +111,17 @@ fn same_or_diverged(
     let stored = folder.read_small(&name.to_string(), text.len())?;
     if stored.as_deref() == Some(text) {
         folder.sync()?;
-        return apart::settle(folder, name);
+        return apart_notes::settle(folder, name);
     }
     if is_unproven(folder, name)? {
         // Nobody followed it, and a server that opened here needs its name.
         let mut temporary = Temporary::create(folder, &name.to_string(), text.len() as u64)?;
         temporary.append(text)?;
         let synced = temporary.sync()?;
-        let by = apart::brought_by(folder, name)?;
+        let by = apart_notes::brought_by(folder, name)?;
         let put = |kept: &str| synced.publish_over(name, kept);
         displaced::displace(folder, &Checksums::open(folder), (name, &by), put)?;
-        return apart::settle(folder, name);
+        return apart_notes::settle(folder, name);
     }
     let why = format!("the archive has another {name} than the server that opened here");
     Err(StoreError::Diverged { why })
@@ -135,5 +134,5 @@ pub fn take_apart(
     name: WalFileName,
 ) -> Result<(), StoreError> {
     let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
-    apart::settle(&folder, name)
+    apart_notes::settle(&folder, name)
 }

@@ -20,8 +20,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::WalFileName;
 
-use super::apart;
-use super::archive::Shared;
+use super::apart_notes;
 use super::beside::{Beside, CopyName};
 use super::binding::{Marker, Role};
 use super::checksums::Checksums;
@@ -29,9 +28,10 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::obstacles;
+use super::obstacle_notes;
 use super::reader::Reader;
 use super::recovery;
+use super::shared::Shared;
 
 /// How many files of one name may have given way: a genuine master displaces one that was forged, once.
 const DISPLACED_MAX: usize = 16;
@@ -101,7 +101,7 @@ pub(super) fn displace<T>(
     put: impl FnOnce(&str) -> Result<T, StoreError>,
 ) -> Result<(T, String), StoreError> {
     let kept = free_name(completed, name)?;
-    apart::note_copy(completed, &kept, by)?;
+    apart_notes::note_copy(completed, &kept, by)?;
     // What was kept of the one that goes is not true of the other.
     checksums.hand_on(&name.to_string(), &kept)?;
     Ok((put(&kept)?, kept))
@@ -155,7 +155,7 @@ impl Reader {
 
     /// Who brought a copy, if that is known.
     pub fn copy_by(&self, copy: &CopyName) -> Result<String, StoreError> {
-        apart::copy_by(&self.completed, &copy.to_string())
+        apart_notes::copy_by(&self.completed, &copy.to_string())
     }
 }
 
@@ -177,30 +177,30 @@ pub fn take_copy(
     let (name, text) = (copy.name, copy.to_string());
     let (stored, checksums) = (name.to_string(), Checksums::open(&folder));
     if let WalFileName::Segment(segment) = name {
-        obstacles::doubt(&folder, segment)?;
+        obstacle_notes::doubt(&folder, segment)?;
     }
     let stored_by = checksums.brought_by(name).unwrap_or_default();
     let kept = if copy.kind == Beside::Displaced {
         let (was_stored, was_kept) = (checksums.text(&stored), checksums.text(&text));
         // A crash leaves nobody named, and nothing that is true of the other one only.
         checksums.remove(&[stored.clone(), text.clone()])?;
-        apart::remove_copy_note(&folder, &text)?;
+        apart_notes::remove_copy_note(&folder, &text)?;
         folder.exchange(&stored, &text)?;
         checksums.put(&stored, was_kept);
         checksums.put(&text, was_stored);
-        apart::note_copy(&folder, &text, &stored_by)?;
+        apart_notes::note_copy(&folder, &text, &stored_by)?;
         text
     } else {
         let origin = (name, stored_by.as_str());
         let put = |kept: &str| folder.put_over(&text, &stored, kept);
         let ((), kept) = displace(&folder, &checksums, origin, put)?;
-        apart::remove_copy_note(&folder, &text)?;
+        apart_notes::remove_copy_note(&folder, &text)?;
         kept
     };
     if let WalFileName::Segment(segment) = name
         && let Some(binding) = Marker::read(&folder, Role::Completed)?.and_then(|it| it.binding)
     {
-        obstacles::renew(&folder, segment, binding.segment_size)?;
+        obstacle_notes::renew(&folder, segment, binding.segment_size)?;
     }
     Ok(kept)
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use walmgr_protocol::limits::{RESERVED_SEGMENTS, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::names::WalFileName;
 
-use super::archive::{Held, Shared};
 use super::binding::Binding;
 use super::durable::{Durable, Temporary};
 use super::error::StoreError;
+use super::shared::{Held, Shared};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify};
 

@@ -5,14 +5,14 @@
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use super::advance::is_unproven;
-use super::archive::Shared;
+use super::apart_notes::is_unproven;
 use super::checksums::Kept;
 use super::durable::Durable;
 use super::error::StoreError;
 use super::joints::{Joints, Verdict};
 use super::name_lock::NameGuard;
-use super::obstacles;
+use super::obstacle_notes;
+use super::shared::Shared;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
@@ -174,7 +174,7 @@ impl Shared {
                 if let Some((next, why)) = &joined.unled {
                     self.set_apart_unled(*next, why)?;
                 }
-                obstacles::note(&self.completed, segment, &joined.obstacles)
+                obstacle_notes::note(&self.completed, segment, &joined.obstacles)
             }
             _ => Ok(()),
         }

@@ -11,7 +11,7 @@
 //!                                  process id, is for people
 //!   .checksums/NAME                what the file of this name was when it was acknowledged (see
 //!                                  `checksums`)
-//!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacles`)
+//!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacle_notes`)
 //!   .servers/                      the data directories whose servers read from here (see `servers`)
 //!   .rounds                        what was found damaged while all of it was read (see `rounds`)
 //!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
@@ -23,7 +23,7 @@
 //!   NAME.differs                   another valid file that was offered as NAME (see `differs`)
 //!   NAME.displaced, .displaced.1   what was stored as NAME and acknowledged until another file got the name (see
 //!                                  `displaced`)
-//!   .apart/                        notes beside what no reader follows (see `lineage`), and who brought
+//!   .apart/                        notes beside what no reader follows (see `apart_notes`), and who brought
 //!                                  a NAME.differs or NAME.displaced
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
@@ -59,6 +59,7 @@
 
 mod advance;
 mod apart;
+mod apart_notes;
 pub mod archive;
 mod below;
 pub mod beside;
@@ -79,14 +80,17 @@ mod joined;
 mod joints;
 pub mod lineage;
 mod name_lock;
+mod obstacle_notes;
 pub mod obstacles;
 pub mod partial;
 pub mod reader;
 mod real_disk;
 pub mod recovery;
+mod recovery_report;
 pub mod rounds;
 mod servers;
 pub mod sets;
+mod shared;
 pub mod survey;
 pub mod tree;
 mod unfollowed;
@@ -102,8 +106,8 @@ mod joint_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use apart::Told;
-pub use archive::{Archive, Entry, Held, Places, WalProof};
+pub use apart_notes::Told;
+pub use archive::{Entry, WalProof};
 pub use binding::Binding;
 pub use config_copies::{ConfigCopies, LIST_NAME};
 pub use damage::Damage;
@@ -118,4 +122,5 @@ pub use partial::{
 };
 pub use reader::{Absence, Reader, Stored};
 pub use real_disk::RealDisk;
-pub use recovery::RecoveryReport;
+pub use recovery_report::RecoveryReport;
+pub use shared::{Archive, Held, Places};

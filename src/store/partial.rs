@@ -14,11 +14,14 @@
 //! ```
 
 pub(super) mod acknowledged;
+mod anew;
 mod crossing;
+pub(super) mod extents;
 mod file;
 mod finish;
 mod freeze;
 mod names;
+mod open;
 mod proven;
 mod read_back;
 mod records;
@@ -32,93 +35,34 @@ pub use finish::Finishing;
 pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialWals};
 pub use names::PartialEnd;
 pub(super) use names::{partial_end, partial_names};
+pub use open::PartialStream;
 pub(super) use proven::vanished;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::limits::{RESERVED_SEGMENTS, STRAY_SEGMENTS_MAX};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use self::acknowledged::Note;
+use self::extents::Extent;
 use self::file::PartialFile;
+use self::open::OpenSegment;
 use self::proven::Proven;
-use self::read_back::ReadBack;
 use self::records::{scanner_at, start_of};
-use self::rewrite::{DIFFERS, Rewriting};
-use super::archive::{Archive, Shared, finished_names};
+use super::apart_notes::{early, is_unproven};
 use super::binding::Binding;
 use super::damage::Damage;
 use super::durable::{DurableRecords, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
-use super::{advance, apart};
-use crate::wal::scan::{Scanner, Step};
+use super::shared::{Archive, finished_names};
+use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 
 /// How often the records of a timeline that another one claims to have left are weighed against it: all
 /// segments in progress are read for that.
 const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What this process knows of a partial segment that it has written to.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Extent {
-    /// What is known of the acknowledged bytes without reading them again.
-    checked: Option<Checked>,
-    /// What the whole file was when it was read back.
-    read_back: Option<ReadBack>,
-}
-
-/// Bytes from a segment's beginning that this process has found to be records, and has synced.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Checked {
-    bytes: u64,
-    crc32: u32,
-    /// Whether the last record is a switch: what follows has to be zeros.
-    switched: bool,
-}
-
-impl Checked {
-    /// Whether nothing of the segment is missing.
-    const fn is_whole(&self, size: u64) -> bool {
-        self.switched || self.bytes == size
-    }
-}
-
-/// The partial segments written to since the start.
-#[derive(Debug, Default)]
-pub(super) struct Extents {
-    extents: Mutex<HashMap<SegmentName, Extent>>,
-    reading_back: read_back::Busy,
-}
-
-impl Extents {
-    fn of(&self, segment: SegmentName) -> Extent {
-        self.map().get(&segment).copied().unwrap_or_default()
-    }
-
-    fn change(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
-        change(self.map().entry(segment).or_default());
-    }
-
-    /// The same, unless nothing is known of it any more.
-    fn change_known(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
-        if let Some(extent) = self.map().get_mut(&segment) {
-            change(extent);
-        }
-    }
-
-    fn forget(&self, segment: SegmentName) {
-        self.map().remove(&segment);
-    }
-
-    fn map(&self) -> MutexGuard<'_, HashMap<SegmentName, Extent>> {
-        // Each change is one assignment, so a panic elsewhere cannot have left half of one.
-        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Where the archive stands on a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,52 +75,6 @@ pub struct Standing {
     pub newest_partial: Option<SegmentName>,
     /// Whether readers follow the timeline, and not only because of what a key brought.
     pub is_settled: bool,
-}
-
-/// The one stream of records into the archive; whoever has it makes sure that there is no other.
-pub struct PartialStream {
-    shared: Arc<Shared>,
-    binding: Binding,
-    timeline: TimelineId,
-    open: Option<OpenSegment>,
-    /// The scanner as it left the segment before the named one.
-    carried: Option<(SegmentName, Scanner)>,
-    /// When what is shipped was last weighed against a newer timeline.
-    weighed: Option<Instant>,
-}
-
-struct OpenSegment {
-    segment: SegmentName,
-    start: Lsn,
-    /// `None` for a finished one, which can only be compared, and for a new one.
-    file: Option<PartialFile>,
-    /// Whether nothing is held of it: the first records make its file, so that asking for segments
-    /// costs no room.
-    is_new: bool,
-    /// The scanner at the segment's beginning, for a rewrite.
-    first_scanner: Scanner,
-    scanner: Scanner,
-    /// Where the next append begins.
-    next_offset: u64,
-    held_bytes: u64,
-    /// CRC-32 of everything before `next_offset`, if it was all seen.
-    crc: Option<crc32fast::Hasher>,
-    /// Bytes below `held_bytes` are compared, not written.
-    comparing: bool,
-    /// Whether a whole record was the same while they were compared.
-    has_common_record: bool,
-    /// Where they differ, what the master has instead.
-    rewriting: Option<Rewriting>,
-    /// Whether its records end before what was acknowledged, and its file is still as it was found.
-    is_damaged: bool,
-    /// Up to where it was acknowledged, at least.
-    acknowledged: Lsn,
-    /// Where that is noted; opened by the first append.
-    note: Option<Note>,
-    last_switch: Option<Lsn>,
-    /// The end of the last whole record, as far as the sender states it too.
-    end: Lsn,
-    folder_synced: bool,
 }
 
 impl Archive {
@@ -209,7 +107,7 @@ impl Archive {
             WalFileName::Segment(segment) => Some(*segment),
             _ => None,
         });
-        let early = apart::early(&shared.completed)?;
+        let early = early(&shared.completed)?;
         let segments =
             segments.filter(|segment| lineage.is_plain(*segment) && !early.contains(segment));
         let newest_finished = segments.filter(|name| name.timeline() == timeline).max();
@@ -324,13 +222,6 @@ impl PartialStream {
         }
         self.carry();
         Ok(proof)
-    }
-
-    fn opened(&mut self) -> Result<&mut OpenSegment, StoreError> {
-        let timeline = self.timeline;
-        self.open.as_mut().ok_or_else(|| StoreError::Diverged {
-            why: format!("no segment of timeline {timeline} is open"),
-        })
     }
 
     fn try_open(&mut self, open: &Open) -> Result<At, StoreError> {
@@ -457,7 +348,7 @@ impl PartialStream {
         let name = WalFileName::Segment(open.segment);
         let _guard = self.shared.names.lock(name);
         // One that nobody follows gives way to what goes on with the segment before it.
-        if advance::is_unproven(&self.shared.completed, name)? {
+        if is_unproven(&self.shared.completed, name)? {
             return Ok(None);
         }
         let Some(existing) = Existing::open(&self.shared.completed, name)? else {
@@ -538,162 +429,6 @@ impl PartialStream {
         carried.put(open.segment, Verify::Records, Some(scanner.clone()));
         self.carried = Some((next, scanner.forgetting()));
     }
-}
-
-impl OpenSegment {
-    /// A segment of which nothing is known yet.
-    fn of(segment: SegmentName, start: Lsn, first_scanner: Scanner) -> Self {
-        OpenSegment {
-            segment,
-            start,
-            file: None,
-            is_new: false,
-            scanner: first_scanner.clone(),
-            first_scanner,
-            next_offset: 0,
-            held_bytes: 0,
-            crc: None,
-            comparing: false,
-            has_common_record: false,
-            rewriting: None,
-            is_damaged: false,
-            acknowledged: Lsn(0),
-            note: None,
-            last_switch: None,
-            end: start,
-            folder_synced: true,
-        }
-    }
-
-    /// Notes that everything held is acknowledged.
-    fn note_acknowledged(&mut self, folder: &Folder) -> Result<(), StoreError> {
-        let mut note = Note::open(folder, self.segment)?;
-        note.raise(folder, self.end)?;
-        self.acknowledged = self.acknowledged.max(self.end);
-        self.note = Some(note);
-        Ok(())
-    }
-
-    /// Makes the file of a new segment, while its name is locked. Its name is synced before its first
-    /// records are acknowledged.
-    fn make_file(&mut self, shared: &Shared, size: u64) -> Result<(), StoreError> {
-        let segment = self.segment;
-        let name = WalFileName::Segment(segment);
-        if Existing::open(&shared.completed, name)?.is_some()
-            && !advance::is_unproven(&shared.completed, name)?
-        {
-            return Err(StoreError::Finished { segment });
-        }
-        refuse_more_strays(shared, segment)?;
-        (shared.partial).keep_free(&segment.to_string(), size, RESERVED_SEGMENTS * size)?;
-        self.file = Some(PartialFile::create(&shared.partial, segment, size)?);
-        (self.is_new, self.folder_synced) = (false, false);
-        Ok(())
-    }
-
-    fn file(&self) -> Result<&PartialFile, StoreError> {
-        let segment = self.segment;
-        self.file.as_ref().ok_or(StoreError::Finished { segment })
-    }
-
-    /// What is known after it was opened.
-    fn extent(&self) -> Extent {
-        Extent {
-            checked: self.checked(),
-            read_back: None,
-        }
-    }
-
-    /// What has been seen of the bytes before `next_offset`, all of them synced.
-    fn checked(&self) -> Option<Checked> {
-        self.crc.clone().map(|crc| Checked {
-            bytes: self.next_offset,
-            crc32: crc.finalize(),
-            switched: self.last_switch.is_some(),
-        })
-    }
-
-    /// Walks the records in `bytes` and returns the offsets where whole ones end.
-    fn check(&mut self, bytes: &[u8], stated: Lsn) -> Result<Vec<u64>, StoreError> {
-        let name = WalFileName::Partial(self.segment);
-        let damaged = |why: String| StoreError::Damaged { name, why };
-        let mut boundaries = Vec::new();
-        let mut rest = bytes;
-        loop {
-            match self.scanner.advance(&mut rest) {
-                Step::NeedMore => break,
-                Step::Record(record) => {
-                    boundaries.push(record.end.0.saturating_sub(self.start.0));
-                    self.last_switch = record.is_switch().then_some(record.lsn);
-                }
-                Step::EndOfWal(lsn) => {
-                    return Err(damaged(format!("no record begins at {lsn}")));
-                }
-                Step::Invalid { lsn, why } => return Err(damaged(format!("at {lsn}, {why}"))),
-            }
-        }
-        let found = self.scanner.valid_end();
-        // A sender that does not know how the segment before ended states this one's beginning.
-        if stated > found.max(self.start) {
-            return Err(damaged(format!(
-                "its records end at {found}, not at {stated} as was said"
-            )));
-        }
-        self.end = stated.min(found);
-        Ok(boundaries)
-    }
-}
-
-/// Fails when a segment has no whole one before it, and as many like it are there as may be. A master's stream
-/// goes from one to the next.
-fn refuse_more_strays(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
-    let size = shared.binding()?.segment_size;
-    let partials = partial_names(&shared.partial)?;
-    let is_led = |name: SegmentName| -> Result<bool, StoreError> {
-        let before = name.number(size).and_then(|number| number.checked_sub(1));
-        let Some(before) = before else {
-            return Ok(true);
-        };
-        let before = SegmentName::from_number(name.timeline(), before, size);
-        if partials.contains(&before) {
-            let checked = shared.partials.of(before).checked;
-            // Of one that this process has not written to nobody knows it without reading it.
-            return Ok(checked.is_none_or(|checked| checked.is_whole(size.bytes())));
-        }
-        Ok(shared.completed.stat_at(&before.to_string())?.is_some())
-    };
-    if is_led(segment)? {
-        return Ok(());
-    }
-    let mut strays = 0;
-    for name in &partials {
-        strays += usize::from(!is_led(*name)?);
-    }
-    if strays < STRAY_SEGMENTS_MAX {
-        return Ok(());
-    }
-    Err(StoreError::Diverged {
-        why: format!(
-            "{segment} goes on with nothing that is here, and {} holds {strays} segments like that: somebody \
-             has to look at them and move them away first",
-            shared.partial.path().display()
-        ),
-    })
-}
-
-/// What was held behind a segment whose end was rewritten continues nothing any more.
-fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), StoreError> {
-    let (folder, timeline) = (&shared.partial, segment.timeline());
-    let later = partial_names(folder)?.into_iter();
-    for name in later.filter(|name| name.timeline() == timeline && *name > segment) {
-        acknowledged::remove(folder, name)?;
-        let aside = folder.set_aside_as(&name.to_string(), DIFFERS)?;
-        // What is remembered of it is not true of what comes under its name.
-        shared.partials.forget(name);
-        shared.carried.put(name, Verify::Records, None);
-        tracing::warn!("{name} follows what was dropped; it is kept as {aside}");
-    }
-    Ok(())
 }
 
 /// What the partial segments hold.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::apart::{self, Told};
+use super::apart_notes::{self, Told};
 use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
 use super::checksums::Checksums;
@@ -145,7 +145,7 @@ impl Reader {
     /// Whether a standby passes a segment over that it comes to: what an old master went on to write, or one
     /// that does not go on with the segment before it.
     pub fn is_passed_over(&self, segment: SegmentName) -> Result<bool, StoreError> {
-        apart::is_passed_over(&self.completed, segment)
+        apart_notes::is_passed_over(&self.completed, segment)
     }
 
     /// Lets the timelines give way that came from this one and have no WAL here; see
@@ -155,17 +155,17 @@ impl Reader {
         partials: &[PartialEnd],
         timeline: TimelineId,
     ) -> Result<Vec<TimelineId>, StoreError> {
-        apart::give_way(&self.completed, self.lineage(partials)?, timeline)
+        apart_notes::give_way(&self.completed, self.lineage(partials)?, timeline)
     }
 
     /// What is set apart, and who brought it.
     pub fn apart(&self) -> Result<Vec<Told>, StoreError> {
-        apart::told(&self.completed)
+        apart_notes::told(&self.completed)
     }
 
     /// The timelines that only keys claim, and who brought the history of each.
     pub fn claims(&self) -> Result<BTreeMap<TimelineId, String>, StoreError> {
-        apart::claims(&self.completed)
+        apart_notes::claims(&self.completed)
     }
 
     /// What a server gets that asks for a timeline's history; see [`Lineage::asked`].
@@ -195,8 +195,8 @@ impl Reader {
             partials,
             histories: BTreeMap::new(),
             unreadable: BTreeMap::new(),
-            notes: apart::notes(&self.completed)?,
-            claimed: apart::claims(&self.completed)?.into_keys().collect(),
+            notes: apart_notes::notes(&self.completed)?,
+            claimed: apart_notes::claims(&self.completed)?.into_keys().collect(),
         };
         for name in &listing.finished {
             match name {

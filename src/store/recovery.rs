@@ -8,12 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::names::WalFileName;
 
-use super::archive::{Places, StoredCheck, finished_names, is_damage, set_aside};
 use super::binding::{Binding, MARKER_NAME, Marker, Role};
 use super::checksums::{Checksums, Kept};
-use super::damage::Damage;
 use super::disk::Disk;
 use super::durable::{Existing, ExistingContent};
 use super::error::StoreError;
@@ -21,6 +19,8 @@ use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
 use super::joints::{Joints, Verdict};
 use super::partial;
+use super::recovery_report::RecoveryReport;
+use super::shared::{Places, StoredCheck, finished_names, is_damage, set_aside};
 use crate::wal::joint::SegmentEnd;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
@@ -37,28 +37,6 @@ const CHECKED_BYTES_MAX: u64 = 256 << 20;
 
 /// A pid has at most ten digits.
 const LOCK_TEXT_BYTES_MAX: usize = 32;
-
-/// What the start-up recovery found and did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Temporaries that an earlier process left.
-    pub temporaries_removed: usize,
-    /// The newest segments that were read and synced.
-    pub segments_checked: Vec<WalFileName>,
-    /// Files that are not what was acknowledged, and segments whose records do not hold or do not go on
-    /// with the segment before; they stay, because they may have been let in so.
-    pub damaged: Vec<(WalFileName, String)>,
-    /// Segments that were torn, what they are called since, and what was wrong.
-    pub set_aside: Vec<(WalFileName, String, String)>,
-    /// Segments of another cluster, version or size; they stay.
-    pub foreign: Vec<(WalFileName, String)>,
-    /// Segments that the disk does not give back, or whose name leads to no file; they stay.
-    pub unreadable: Vec<(WalFileName, String)>,
-    /// The segments still being written, and where their records end.
-    pub partials: Vec<(SegmentName, Lsn)>,
-    /// Those whose records end before what is known to have been there; they stay.
-    pub damaged_partials: Vec<Damage>,
-}
 
 /// The two directories before anybody owns them.
 pub(super) struct Folders {

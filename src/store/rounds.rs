@@ -22,7 +22,6 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-use super::archive::{Archive, finished_names};
 use super::binding::Binding;
 use super::checksums::Checksums;
 use super::disk::FileStat;
@@ -32,6 +31,7 @@ use super::health::Monitor;
 use super::partial::{partial_end, partial_names};
 use super::recovery::FinishedCheck;
 use super::sets::{BackupSets, SetError, SetsRound};
+use super::shared::{Archive, finished_names};
 
 /// The note's name.
 const NOTE_NAME: &str = ".rounds";

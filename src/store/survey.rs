@@ -14,7 +14,6 @@ use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::archive::Places;
 use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, Role};
 use super::damage::Damage;
@@ -27,6 +26,7 @@ use super::partial::{partial_end, vanished};
 use super::reader::Reader;
 use super::rounds;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
+use super::shared::Places;
 use crate::pg::control;
 
 /// How many segments in progress are read for damage: an archiver that hangs leaves hundreds, and

@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering;
 use walmgr_protocol::limits::UNFOLLOWED_FILE_BYTES_MIN;
 use walmgr_protocol::names::WalFileName;
 
-use super::apart::{brought_by, copy_by, marked, notes, settle};
-use super::archive::Shared;
+use super::apart_notes::{brought_by, copy_by, marked, notes, settle};
 use super::beside::{Beside, CopyName};
 use super::error::StoreError;
+use super::shared::Shared;
 
 /// Whoever brought a file, wherever it came from.
 fn key_of(by: &str) -> &str {

@@ -2,6 +2,7 @@
 //! Never asks the model by itself. Invariant: a note is there before its file has its name.
 
 use super::*;
+use crate::store::apart_notes::APART_NAME;
 use crate::store::testing::{
     BINDING, Sample, assert_stored, history_file, new_archive, open as open_archive, push,
     scratch_folder, segment,

@@ -16,19 +16,20 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
+use super::acknowledged;
+use super::anew::DIFFERS;
+use super::extents::{Checked, Extent};
 use super::file::PartialFile;
 use super::freeze::is_frozen;
 use super::records::{scanner_at, start_of};
-use super::rewrite::DIFFERS;
-use super::{Checked, Extent, acknowledged};
-use crate::store::advance;
-use crate::store::archive::{Archive, Held, Shared, StoredCheck};
+use crate::store::apart_notes::is_unproven;
 use crate::store::binding::Binding;
 use crate::store::durable::{Existing, Linked, SyncedTemporary, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::incoming::{Incoming, Sealed};
 use crate::store::joined::Joined;
+use crate::store::shared::{Archive, Held, Shared, StoredCheck};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
 
@@ -422,7 +423,7 @@ pub(in crate::store) fn settle(
 ) -> Result<bool, StoreError> {
     // What an old master finished goes further than the timeline does; the part that counts stays.
     // One that nobody follows may be forged, and says nothing about what was shipped.
-    if advance::is_unproven(completed, WalFileName::Segment(segment))? {
+    if is_unproven(completed, WalFileName::Segment(segment))? {
         return Ok(false);
     }
     let (text, size) = (segment.to_string(), binding.segment_size.bytes());

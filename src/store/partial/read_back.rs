@@ -7,47 +7,19 @@
 //! once more at the same time. It is read when it has been left alone for longer than that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use walmgr_protocol::names::SegmentName;
 
-use super::Extents;
+use super::extents::{Extents, ReadBack, Stamp, stamp};
 use super::file::PartialFile;
-use crate::store::disk::Identity;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 
 /// How long a file is left alone before it is read; ten ticks of the slowest kernel.
 const QUIET: Duration = Duration::from_millis(100);
-
-/// A file as it was when it was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ReadBack {
-    /// Of the whole file.
-    pub(super) crc32: u32,
-    stamp: Stamp,
-}
-
-/// What changes when a file does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    identity: Identity,
-    len: u64,
-    changed_ms: i64,
-}
-
-impl ReadBack {
-    /// Whether that file is this one, and nothing has touched it since.
-    pub(super) fn is_of(&self, file: &PartialFile) -> Result<bool, StoreError> {
-        Ok(self.stamp == stamp(file)?)
-    }
-}
-
-/// Whether one is going on: a master that catches up ships faster than is worth reading twice.
-#[derive(Debug, Default)]
-pub(super) struct Busy(AtomicBool);
 
 /// Begins in a thread of its own, which nobody waits for.
 pub(super) fn begin(folder: &Arc<Folder>, extents: &Arc<Extents>, segment: SegmentName, size: u64) {
@@ -87,15 +59,6 @@ fn read(
         crc32,
         stamp: before,
     }))
-}
-
-fn stamp(file: &PartialFile) -> Result<Stamp, StoreError> {
-    let stat = file.stat()?;
-    Ok(Stamp {
-        identity: stat.identity,
-        len: stat.len,
-        changed_ms: stat.changed_ms,
-    })
 }
 
 fn is_quiet(stamp: &Stamp) -> bool {

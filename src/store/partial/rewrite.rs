@@ -12,7 +12,7 @@
 //! segment before it is held and leads to it.
 //!
 //! A key that is in the wrong hands can forge such records. It destroys nothing with them: what they
-//! replace is kept, an alarm says so, and when [`COPIES_MAX`] copies are there the next one is
+//! replace is kept, an alarm says so, and when [`COPIES_MAX`](super::anew::COPIES_MAX) copies are there the next one is
 //! refused until a person has looked.
 
 use std::os::fd::AsFd;
@@ -20,36 +20,18 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
+use super::acknowledged;
+use super::anew::{DAMAGED, DIFFERS, Rewriting, refuse_more_copies};
+use super::extents::Extent;
 use super::file::PartialFile;
+use super::open::{OpenSegment, PartialStream, drop_later};
 use super::records::{Search, scanner_at, start_of};
-use super::{Extent, OpenSegment, PartialStream, acknowledged, drop_later};
-use crate::store::archive::Shared;
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
-use crate::store::folder::{Folder, TEMPORARY_PREFIX};
+use crate::store::shared::Shared;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 use crate::wal::through::Through;
-
-/// What a copy of records that a master wrote anew is called behind its segment's name.
-pub(super) const DIFFERS: &str = "differs";
-
-/// What a copy of a damaged segment is called.
-pub(super) const DAMAGED: &str = "damaged";
-
-/// How many copies of either kind `partial_wals` may hold: a crashed master leaves one, or one a
-/// segment that it was ahead of its archiver, and nobody fills the disk with them.
-const COPIES_MAX: usize = 16;
-
-/// The file that is to take a segment's place.
-pub(super) struct Rewriting {
-    /// `None` once it took that place.
-    file: Option<PartialFile>,
-    /// The first byte that differs from what is held.
-    differs_at: u64,
-    /// Whether a whole record of the master's own is in it.
-    has_own_record: bool,
-}
 
 impl OpenSegment {
     /// Compares bytes with what is held; from the first difference on they go to another file.
@@ -112,44 +94,6 @@ impl OpenSegment {
         file.clear_behind(self.held_bytes)?;
         self.is_damaged = false;
         Ok(())
-    }
-}
-
-impl Rewriting {
-    fn begin(held: &PartialFile, segment: SegmentName, common: u64) -> Result<Self, StoreError> {
-        let (folder, size) = (held.folder(), held.size());
-        let name = format!("{TEMPORARY_PREFIX}{segment}.anew");
-        folder.remove(&name)?;
-        let file = PartialFile::create_as(folder, segment, name, size)?;
-        let (mut at, mut copied) = (0, Ok(()));
-        held.read(0..common, |piece| {
-            copied = file.write(at, piece);
-            at += piece.len() as u64;
-            copied.is_ok()
-        })?;
-        copied?;
-        Ok(Rewriting {
-            file: Some(file),
-            differs_at: common,
-            has_own_record: false,
-        })
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8], boundaries: &[u64]) -> Result<(), StoreError> {
-        self.has_own_record |= boundaries.iter().any(|end| *end > self.differs_at);
-        match &self.file {
-            Some(file) => file.write(offset, bytes),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Rewriting {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            // What stays is cleared away at the next start.
-            let _ = file.folder().remove(file.name());
-        }
     }
 }
 
@@ -256,25 +200,4 @@ fn scanner_behind_previous(
         }
     }
     Ok(None)
-}
-
-/// Fails when `partial_wals` holds as many copies as it may.
-fn refuse_more_copies(folder: &Folder, what: &str) -> Result<(), StoreError> {
-    let mark = format!(".{what}");
-    let names = folder.names()?;
-    let copies = names.iter().filter(|name| {
-        let of = name.split_once(&mark).map(|(segment, _)| segment);
-        of.is_some_and(|segment| segment.parse::<SegmentName>().is_ok())
-    });
-    let count = copies.count();
-    if count < COPIES_MAX {
-        return Ok(());
-    }
-    Err(StoreError::Diverged {
-        why: format!(
-            "{} holds {count} copies ({mark}) of what was replaced in it: somebody has to look at \
-             them and move them away first",
-            folder.path().display()
-        ),
-    })
 }

@@ -690,7 +690,7 @@ fn what_follows_a_rewritten_segment_is_forgotten_with_its_file() {
     }
     let shared = &archive.shared;
     assert!(shared.partials.of(name(4)).checked.is_some());
-    super::drop_later(shared, name(3)).unwrap();
+    super::open::drop_later(shared, name(3)).unwrap();
     assert!(shared.partials.of(name(4)).checked.is_none());
     assert!(shared.partials.of(name(3)).checked.is_some());
     let aside = places.partial_wals.join(format!("{}.differs", name(4)));

@@ -19,13 +19,13 @@ use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
-use crate::store::apart;
-use crate::store::archive::finished_names;
+use crate::store::apart_notes;
 use crate::store::beside::CopyName;
 use crate::store::binding::{Marker, Role};
 use crate::store::checksums::remove_finished;
 use crate::store::folder::Folder;
 use crate::store::servers::{self, Noted};
+use crate::store::shared::finished_names;
 
 /// What a purge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -154,12 +154,12 @@ impl BackupSets {
         remove_finished(completed, &names)?;
         // Behind the files: one without its note would count.
         for name in noted {
-            apart::settle(completed, name)?;
+            apart_notes::settle(completed, name)?;
         }
         let copies = Self::copies_before(completed, oldest, minimum_age)?;
         remove_finished(completed, &copies)?;
         for copy in &copies {
-            apart::remove_copy_note(completed, copy)?;
+            apart_notes::remove_copy_note(completed, copy)?;
         }
         let Some(partial) = &self.partial else {
             return Ok(names.len() + copies.len());
