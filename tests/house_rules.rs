@@ -2,6 +2,7 @@
 //! Never looks at what only tests compile, except for the rules on files. Invariant: every rule has
 //! a test that plants a violation and sees it caught.
 
+mod circles;
 mod faults;
 mod names;
 mod source;
@@ -195,6 +196,11 @@ fn only_the_durable_files_sync_and_rename() {
 #[test]
 fn only_the_archive_proves_durability() {
     check(proofs);
+}
+
+#[test]
+fn imports_within_a_room_run_one_way() {
+    check(circles::of_imports);
 }
 
 #[test]
