@@ -7,7 +7,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version};
+use walmgr_protocol::codec::{Decoder, Encoder};
+use walmgr_protocol::frame::Direction;
+use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version, coders};
+use walmgr_protocol::limits::FRAME_PAYLOAD_BYTES;
 use walmgr_protocol::message::{ErrorCode, Kind, Message};
 use walmgr_protocol::version::VersionRange;
 
@@ -17,6 +20,118 @@ use crate::support::{Output, Site};
 
 /// Many times what an end takes that does not hang.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the releases said, by release: lines of a name and the bytes in hexadecimal digits.
+fn recorded() -> Vec<(String, Vec<(String, Vec<u8>)>)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/tests/golden");
+    let files = std::fs::read_dir(folder).unwrap();
+    let line = |line: &str| {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        (
+            name.to_owned(),
+            (0..hex.len()).step_by(2).map(byte).collect(),
+        )
+    };
+    files
+        .map(|file| {
+            let path = file.unwrap().path();
+            let release = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(path).unwrap();
+            (release, text.lines().map(line).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn fault_98_every_release_is_understood_and_said_again_byte_for_byte() {
+    let releases = recorded();
+    assert!(
+        releases
+            .iter()
+            .any(|(release, _)| release == "4.0.0-alpha.1")
+    );
+    for (release, lines) in releases {
+        let mut kinds = std::collections::BTreeSet::new();
+        for (name, bytes) in lines {
+            let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
+            if name.starts_with("hello") {
+                let (versions, hello) = Hello::decode(&mut inbox).unwrap().unwrap();
+                hello.unwrap().encode(versions, &mut out);
+            } else if name == "welcome" || name == "refusal" {
+                let answer = Answer::decode(&mut inbox).unwrap().unwrap();
+                answer.encode(&mut out);
+            } else {
+                let mut decoder = Decoder::new(0, FRAME_PAYLOAD_BYTES);
+                let frame = decoder.decode(&mut inbox).unwrap().unwrap();
+                let kind = frame.message.kind();
+                assert_eq!(format!("{kind:?}"), name, "{release}");
+                kinds.insert(kind as u8);
+                Encoder::new(0).encode(frame.channel, &frame.message, &mut out);
+            }
+            assert!(inbox.is_empty(), "{release}: {name}");
+            assert_eq!(out, bytes, "{release}: {name}");
+        }
+        if release == "4.0.0-alpha.1" {
+            let all: Vec<u8> = Kind::ALL.iter().map(|kind| *kind as u8).collect();
+            assert_eq!(kinds.len(), all.len(), "{kinds:?}");
+        }
+    }
+}
+
+#[test]
+fn fault_98_a_client_of_each_release_is_welcomed_and_told_what_it_asks() {
+    for (release, lines) in recorded() {
+        let line = |wanted: &str| {
+            let line = lines.iter().find(|(name, _)| name == wanted);
+            line.map_or_else(|| panic!("{release} has no {wanted}"), |(_, bytes)| bytes)
+        };
+        for name in ["hello-of-a-master", "hello-of-a-tool"] {
+            let bytes = line(name);
+            let (_, hello) = Hello::decode(&mut BytesMut::from(&bytes[..]))
+                .unwrap()
+                .unwrap();
+            // A standby that nobody set up takes every cluster.
+            let site = Site::builder().plain().unbound().build();
+            let mut socket = crate::support::peer::dial(site.address());
+            socket.write_all(bytes).unwrap();
+            let mut inbox = BytesMut::new();
+            let answer = read_until(&mut socket, &mut inbox, |inbox| {
+                Answer::decode(inbox).unwrap()
+            });
+            let Answer::Welcome(1, welcome) = answer else {
+                panic!("{release}: {answer:?}");
+            };
+            let nonce = hello.unwrap().nonce;
+            let (mut encoder, mut decoder) = coders(Direction::FromClient, &nonce, &welcome);
+            let mut asked = BytesMut::from(&line("OverviewRequest")[..]);
+            let asked = Decoder::new(0, FRAME_PAYLOAD_BYTES).decode(&mut asked);
+            let mut out = BytesMut::new();
+            encoder.encode(0, &asked.unwrap().unwrap().message, &mut out);
+            socket.write_all(&out).unwrap();
+            let told = read_until(&mut socket, &mut inbox, |inbox| {
+                decoder.decode(inbox).unwrap()
+            });
+            assert_eq!(told.message.kind(), Kind::Overview, "{release}");
+        }
+    }
+}
+
+fn read_until<T>(
+    socket: &mut TcpStream,
+    inbox: &mut BytesMut,
+    mut whole: impl FnMut(&mut BytesMut) -> Option<T>,
+) -> T {
+    loop {
+        if let Some(whole) = whole(inbox) {
+            return whole;
+        }
+        let mut buffer = [0; 1024];
+        let count = read_arrived(socket, &mut buffer).unwrap();
+        assert!(count > 0, "hung up on");
+        inbox.extend_from_slice(&buffer[..count]);
+    }
+}
 
 fn plain_site() -> Site {
     Site::builder().plain().build()
@@ -60,16 +175,9 @@ fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
     // One that can also do more is served in what both can.
     let mut socket = crate::support::peer::dial(site.address());
     socket.write_all(&hello_bytes(&hello, 1, 9)).unwrap();
-    let mut inbox = BytesMut::new();
-    let answer = loop {
-        if let Some(answer) = Answer::decode(&mut inbox).unwrap() {
-            break answer;
-        }
-        let mut buffer = [0; 1024];
-        let count = read_arrived(&mut socket, &mut buffer).unwrap();
-        assert!(count > 0);
-        inbox.extend_from_slice(&buffer[..count]);
-    };
+    let answer = read_until(&mut socket, &mut BytesMut::new(), |inbox| {
+        Answer::decode(inbox).unwrap()
+    });
     assert!(matches!(answer, Answer::Welcome(1, _)), "{answer:?}");
 }
 

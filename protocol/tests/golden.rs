@@ -117,7 +117,10 @@ fn a_refusal_is_frozen_for_every_version() {
 
 #[test]
 fn every_message_of_version_1_is_frozen() {
-    let frozen = include_str!("golden_messages.txt");
+    // Of the newest version; `tests/skew.rs` reads those of all.
+    let frozen = include_str!("golden/4.0.0-alpha.1.txt");
+    let is_message = |line: &&str| line.starts_with(char::is_uppercase);
+    let frozen: String = (frozen.split_inclusive('\n').filter(is_message)).collect();
     let mut found = String::new();
     for message in sample_messages() {
         let mut out = BytesMut::new();
