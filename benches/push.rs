@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use walmgr::config::{self, Config};
 use walmgr::master::push::{self, Blocks};
-use walmgr::store::{Archive, Binding, Places, RealDisk};
+use walmgr::store::{Archive, ArchiveFolders, Binding, RealDisk};
 use walmgr::transport::connect::{Connection, Target};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::{ClusterIdentity, Offer, Verify};
@@ -99,7 +99,7 @@ impl Site {
             segment_size: WalSegmentSize::DEFAULT,
             postgres_major: wal_like::MAJOR,
         };
-        Archive::open(&Places::of(&standby), Arc::new(RealDisk))
+        Archive::open(&ArchiveFolders::of(&standby), Arc::new(RealDisk))
             .and_then(|archive| archive.bind(&binding))
             .expect("a fresh archive can be bound");
     }

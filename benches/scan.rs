@@ -7,14 +7,14 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walmgr::wal::segment::{Expected, SegmentCheck, Verify};
+use walmgr::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::names::{WalFileName, WalSegmentSize};
 
 fn scan(criterion: &mut Criterion) {
     let segment = wal_like::segment();
     let name: WalFileName = wal_like::SEGMENT.parse().expect("it is a segment's name");
-    let expected = Expected {
+    let expected = ExpectedSegment {
         system_id: wal_like::SYSTEM_ID,
         segment_size: WalSegmentSize::DEFAULT,
         postgres_major: Some(wal_like::MAJOR),

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::message::{ErrorCode, Message};
 use walmgr_protocol::names::WalFileName;
 
@@ -113,7 +113,7 @@ fn recovers(site: &Site, name: &str, what: &str) {
 fn switched_segment(site: &Site, name: &str) -> Vec<u8> {
     let cluster = site.facts().cluster;
     let size = cluster.segment_size;
-    let mut writer = Writer::new(name.parse().unwrap(), size, cluster.system_id, 15);
+    let mut writer = WalWriter::new(name.parse().unwrap(), size, cluster.system_id, 15);
     writer.switch();
     writer.bytes().to_vec()
 }

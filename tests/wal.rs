@@ -21,8 +21,8 @@ use walmgr::wal::history::History;
 use walmgr::wal::record::{
     RM_XLOG, RecordInfo, XLOG_CHECKPOINT_SHUTDOWN, XLOG_OVERWRITE_CONTRECORD,
 };
-use walmgr::wal::scan::{Scanner, Step, Why};
-use walmgr::wal::segment::{Expected, SegmentCheck, Verify};
+use walmgr::wal::scan::{ScanStep, Scanner, Why};
+use walmgr::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
 use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
 const BLOCK_BYTES: usize = 256 << 10;
@@ -74,7 +74,7 @@ fn check_version(major: u8, segment_mib: u32) {
         Err(reason) => return println!("SKIP: {reason}"),
     };
     let mut cluster = Cluster::create(installation, segment_mib);
-    let archive = Expected {
+    let archive = ExpectedSegment {
         system_id: SystemId(control_field(&cluster, 0)),
         segment_size: WalSegmentSize::new(segment_mib << 20).unwrap(),
         postgres_major: Some(major),
@@ -156,7 +156,7 @@ fn crash_under_load(cluster: &mut Cluster) {
 }
 
 /// Takes the end of a long record away, as a crash of the machine would.
-fn crash_within_a_record(cluster: &mut Cluster, archive: &Expected) {
+fn crash_within_a_record(cluster: &mut Cluster, archive: &ExpectedSegment) {
     cluster.sql("SELECT pg_logical_emit_message(true, 'walmgr', repeat('y', 50000))");
     cluster.crash();
     let scan = scan_wal(cluster, archive);
@@ -208,7 +208,7 @@ struct Scan {
 }
 
 /// Walks what a server left behind that no longer runs.
-fn scan_wal(cluster: &Cluster, archive: &Expected) -> Scan {
+fn scan_wal(cluster: &Cluster, archive: &ExpectedSegment) -> Scan {
     let scan = scan_running(cluster, archive);
     assert_eq!(scan.invalid, None);
     scan
@@ -216,7 +216,7 @@ fn scan_wal(cluster: &Cluster, archive: &Expected) -> Scan {
 
 /// Walks `pg_wal` from its oldest segment, on the newest timeline each segment has. A server
 /// that runs may be in the middle of a page, which looks invalid behind what it has flushed.
-fn scan_running(cluster: &Cluster, archive: &Expected) -> Scan {
+fn scan_running(cluster: &Cluster, archive: &ExpectedSegment) -> Scan {
     let size = archive.segment_size;
     let names = segment_names(&cluster.wal());
     let number_of = |name: &SegmentName| name.number(size).unwrap();
@@ -240,10 +240,10 @@ fn scan_running(cluster: &Cluster, archive: &Expected) -> Scan {
             let mut rest = &block[..length];
             loop {
                 match scanner.advance(&mut rest) {
-                    Step::NeedMore => break,
-                    Step::Record(record) => scan.records.push(record),
-                    Step::EndOfWal(_) => break 'segments,
-                    Step::Invalid { lsn, why } => {
+                    ScanStep::NeedMore => break,
+                    ScanStep::Record(record) => scan.records.push(record),
+                    ScanStep::EndOfWal(_) => break 'segments,
+                    ScanStep::Invalid { lsn, why } => {
                         scan.invalid = Some((lsn, why));
                         break 'segments;
                     }
@@ -278,7 +278,7 @@ fn ends_with_shutdown(cluster: &Cluster, scan: &Scan) {
     assert_eq!(last.end, scan.end);
 }
 
-fn history_is_read(cluster: &Cluster, archive: &Expected, scan: &Scan) {
+fn history_is_read(cluster: &Cluster, archive: &ExpectedSegment, scan: &Scan) {
     let timeline = TimelineId::new(2).unwrap();
     let text = fs::read(cluster.wal().join("00000002.history")).unwrap();
     let history = History::parse(timeline, &text).unwrap();
@@ -293,7 +293,11 @@ fn history_is_read(cluster: &Cluster, archive: &Expected, scan: &Scan) {
     assert_eq!(check.finish().unwrap().wal, None);
 }
 
-fn finished_segments_may_enter_the_archive(cluster: &Cluster, archive: &Expected, scan: &Scan) {
+fn finished_segments_may_enter_the_archive(
+    cluster: &Cluster,
+    archive: &ExpectedSegment,
+    scan: &Scan,
+) {
     let size = archive.segment_size;
     let text = fs::read(cluster.wal().join("00000002.history")).unwrap();
     let history = History::parse(TimelineId::new(2).unwrap(), &text).unwrap();
@@ -335,7 +339,12 @@ fn finished_segments_may_enter_the_archive(cluster: &Cluster, archive: &Expected
 }
 
 /// Compares with what PostgreSQL itself reads, where a program of the right version is at hand.
-fn agrees_with_the_server(cluster: &mut Cluster, archive: &Expected, scan: &Scan, timeline: u32) {
+fn agrees_with_the_server(
+    cluster: &mut Cluster,
+    archive: &ExpectedSegment,
+    scan: &Scan,
+    timeline: u32,
+) {
     let names = segment_names(&cluster.wal());
     let first_of_timeline = names
         .iter()

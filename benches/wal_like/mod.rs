@@ -1,7 +1,7 @@
 //! One segment of WAL that looks like pgbench's to a checksum, a scanner and a compressor.
 //! Never what a server would replay: only lengths, mix and entropy are as in the real thing.
 
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
 /// The segment's name.
@@ -25,7 +25,7 @@ const IMAGE_EVERY: u32 = 16;
 /// commit of 34), and now and then the image of a page full of `pgbench_accounts`.
 pub fn segment() -> Vec<u8> {
     let name: SegmentName = SEGMENT.parse().expect("it is a segment's name");
-    let mut writer = Writer::new(name, WalSegmentSize::DEFAULT, SYSTEM_ID, MAJOR);
+    let mut writer = WalWriter::new(name, WalSegmentSize::DEFAULT, SYSTEM_ID, MAJOR);
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mut transaction = 0;
     while writer.bytes().len() < SEGMENT_BYTES - 16 * 1024 {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use walmgr::tar::{BLOCK_BYTES, writer};
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::{raw_messages, sample_messages, sample_stream};
 use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial};
@@ -405,7 +405,7 @@ fn joints(seeds: &Seeds) -> io::Result<()> {
         ("short", [boundary - 12_000, 3_000, 12_000, 700]),
         ("long", [boundary - 30_000, 90_000, 100, 700]),
     ] {
-        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        let mut writer = WalWriter::new(name, size, SystemId(7), 15);
         for length in lengths {
             writer.record(10, 0, &vec![7; length]);
         }

@@ -15,7 +15,7 @@ use walmgr_protocol::names::Lsn;
 use crate::master::tail::WalFiles;
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::record::read_record;
-use crate::wal::scan::Step;
+use crate::wal::scan::ScanStep;
 
 /// Bytes read at once.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -51,20 +51,22 @@ pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<O
         let mut rest = &piece[..];
         loop {
             match scanner.advance(&mut rest) {
-                Step::NeedMore => break,
-                Step::Record(record) if is_commit(&record) => {
+                ScanStep::NeedMore => break,
+                ScanStep::Record(record) if is_commit(&record) => {
                     return Ok(match time_us(files, record.lsn)? {
                         Some(time_us) => Oldest::Seconds(seconds_since(time_us)),
                         None => Oldest::Unknown,
                     });
                 }
-                Step::Record(record) if record.is_switch() => {
+                ScanStep::Record(record) if record.is_switch() => {
                     // Nothing behind it means anything.
                     scanner = files.scanner(record.end).following(record.lsn);
                     break;
                 }
-                Step::Record(_) => {}
-                Step::EndOfWal(_) | Step::Invalid { .. } => return written_last(files, held),
+                ScanStep::Record(_) => {}
+                ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => {
+                    return written_last(files, held);
+                }
             }
         }
     }

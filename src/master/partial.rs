@@ -404,7 +404,7 @@ impl Shipper {
                 // Whatever it is, the receiver has the same.
                 while matches!(
                     scanner.advance(&mut rest),
-                    crate::wal::scan::Step::Record(_)
+                    crate::wal::scan::ScanStep::Record(_)
                 ) {}
             });
             fed.at(Kind::Retry, "read WAL in", self.files.folder())?;
@@ -500,14 +500,14 @@ impl Shipper {
 /// The bytes that are about to be sent are records, as they were when they were looked at first:
 /// the server may have recycled the file in between.
 fn verify(scanner: &mut Scanner, bytes: &[u8], expected: u64) -> std::io::Result<()> {
-    use crate::wal::scan::Step;
+    use crate::wal::scan::ScanStep;
     let mut rest = bytes;
     loop {
         match scanner.advance(&mut rest) {
-            Step::Record(_) => {}
-            Step::NeedMore if bytes.len() as u64 == expected => return Ok(()),
-            Step::NeedMore => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Step::EndOfWal(lsn) | Step::Invalid { lsn, .. } => {
+            ScanStep::Record(_) => {}
+            ScanStep::NeedMore if bytes.len() as u64 == expected => return Ok(()),
+            ScanStep::NeedMore => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            ScanStep::EndOfWal(lsn) | ScanStep::Invalid { lsn, .. } => {
                 return Err(std::io::Error::other(format!(
                     "the WAL at {lsn} changed while it was read"
                 )));

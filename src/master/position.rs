@@ -164,7 +164,7 @@ fn last_written(files: &WalFiles, checkpoint: Lsn) -> Lsn {
         }
         let mut rest = &first[..];
         match files.scanner(start).advance(&mut rest) {
-            crate::wal::scan::Step::NeedMore => newest = next,
+            crate::wal::scan::ScanStep::NeedMore => newest = next,
             _ => break,
         }
     }

@@ -12,7 +12,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
 use crate::wal::page::PAGE_BYTES;
 use crate::wal::record::ALIGNMENT;
-use crate::wal::scan::{Scanner, Step, Why};
+use crate::wal::scan::{ScanStep, Scanner, Why};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -250,17 +250,17 @@ impl Records {
             // The rest of a record from before the first segment counts though it is no step.
             self.end = self.end.max(scanner.valid_end());
             match step {
-                Step::NeedMore => return None,
-                Step::EndOfWal(_) => return Some(Stop::End),
-                Step::Invalid { lsn, why } => return Some(Stop::Invalid(lsn, why)),
-                Step::Record(record) if record.is_switch() => {
+                ScanStep::NeedMore => return None,
+                ScanStep::EndOfWal(_) => return Some(Stop::End),
+                ScanStep::Invalid { lsn, why } => return Some(Stop::Invalid(lsn, why)),
+                ScanStep::Record(record) if record.is_switch() => {
                     let data_end = Lsn(scanner.position().0.next_multiple_of(ALIGNMENT));
                     self.switches.push((record.end, data_end));
                     *scanner = self.files.scanner(record.end).following(record.lsn);
                     self.base = scanner.clone();
                     return None;
                 }
-                Step::Record(_) => self.base = scanner.clone(),
+                ScanStep::Record(_) => self.base = scanner.clone(),
             }
         }
     }

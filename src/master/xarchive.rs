@@ -24,7 +24,7 @@ use crate::options::Options;
 use crate::output;
 use crate::transport::connect::{Target, refused};
 use crate::wal::page::LONG_HEADER_BYTES;
-use crate::wal::segment::{Expected, SegmentCheck, SegmentFault};
+use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault};
 
 const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
                          directory as the server's user";
@@ -114,7 +114,7 @@ impl Source {
         self.file
             .read_exact_at(&mut first, 0)
             .at(Kind::Retry, "read", path)?;
-        let expected = Expected {
+        let expected = ExpectedSegment {
             system_id: self.facts.cluster.system_id,
             segment_size: self.facts.cluster.segment_size,
             postgres_major: u8::try_from(self.facts.cluster.postgres_major).ok(),

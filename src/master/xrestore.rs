@@ -24,7 +24,7 @@ use crate::master::fetch::{Fetched, Fetching, Sink};
 use crate::options::Options;
 use crate::output;
 use crate::pg::{crossing, location};
-use crate::wal::obstacle::Walk;
+use crate::wal::obstacle::ObstacleWalk;
 use crate::wal::scan::Scanner;
 
 /// Pause before the next attempt.
@@ -108,9 +108,9 @@ struct Look {
     data: PathBuf,
     major: u8,
     segment: SegmentName,
-    walk: Walk,
+    walk: ObstacleWalk,
     /// From within the record that the segment before did not end.
-    crossing: Option<Walk>,
+    crossing: Option<ObstacleWalk>,
 }
 
 impl Look {
@@ -121,7 +121,7 @@ impl Look {
             data: data.to_path_buf(),
             major: u8::try_from(facts.cluster.postgres_major).unwrap_or_default(),
             segment,
-            walk: Walk::from(scanner.without_checksums()),
+            walk: ObstacleWalk::from(scanner.without_checksums()),
             crossing: crossing::before(data, segment, size),
         }
     }

@@ -14,15 +14,15 @@ use std::path::Path;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
-use crate::wal::obstacle::Walk;
+use crate::wal::obstacle::ObstacleWalk;
 use crate::wal::page::{
     FIRST_IS_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageHeader, header_bytes,
 };
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 /// A walk that stands at the beginning of `segment`, in a record that began before it; `None` if there is none
 /// such in the data directory.
-pub fn before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option<Walk> {
+pub fn before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option<ObstacleWalk> {
     let folder = data.join("pg_wal");
     let number = segment.number(size)?.checked_sub(1)?;
     let names = std::fs::read_dir(&folder).ok()?.flatten();
@@ -43,7 +43,11 @@ pub fn before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option
     })
 }
 
-fn at_the_end(file: &File, segment: SegmentName, size: WalSegmentSize) -> io::Result<Option<Walk>> {
+fn at_the_end(
+    file: &File,
+    segment: SegmentName,
+    size: WalSegmentSize,
+) -> io::Result<Option<ObstacleWalk>> {
     let Some(start) = segment.start(size) else {
         return Ok(None);
     };
@@ -57,10 +61,10 @@ fn at_the_end(file: &File, segment: SegmentName, size: WalSegmentSize) -> io::Re
     for number in first_page..size.bytes() / PAGE_BYTES {
         file.read_exact_at(&mut page, number * PAGE_BYTES)?;
         let mut rest = &page[..];
-        while let Step::Record(_) = scanner.advance(&mut rest) {}
+        while let ScanStep::Record(_) = scanner.advance(&mut rest) {}
     }
     let has_come = scanner.position().0 == start.0 + size.bytes();
-    Ok((has_come && scanner.open_record().is_some()).then(|| Walk::from(scanner)))
+    Ok((has_come && scanner.open_record().is_some()).then(|| ObstacleWalk::from(scanner)))
 }
 
 /// The page on which the last record begins, or the segment's first.
@@ -86,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::wal::obstacle::Obstacle;
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
 
     const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
     const RM_TBLSPC: u8 = 5;
@@ -105,7 +109,7 @@ mod tests {
 
     /// WAL in which a tablespace is created this many bytes before the end of a segment.
     fn crossing(left_bytes: usize, location: &str) -> Vec<u8> {
-        let mut writer = Writer::new(name(1, 3), MIB, SystemId(7), 15);
+        let mut writer = WalWriter::new(name(1, 3), MIB, SystemId(7), 15);
         while writer.bytes().len() < (1 << 20) - left_bytes - 40 {
             let left_bytes = (1 << 20) - left_bytes - writer.bytes().len();
             let body_bytes = if left_bytes > 8_000 { 6_000 } else { 11 };

@@ -33,7 +33,7 @@ use crate::receiver::{
     UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal,
 };
 use crate::store::sets::BackupSets;
-use crate::store::{Archive, Disk, DurableRecords, Health, Places, RealDisk, StoreError};
+use crate::store::{Archive, ArchiveFolders, Disk, DurableRecords, Health, RealDisk, StoreError};
 
 /// What all connections of a cluster share.
 pub struct Cluster {
@@ -42,7 +42,7 @@ pub struct Cluster {
     /// Where base backups go.
     pub backups: RunningBackups,
     /// Where its folders are.
-    pub folders: Places,
+    pub folders: ArchiveFolders,
     /// The archive's folder, for people.
     pub completed_wals: PathBuf,
     /// Where the newest backup set is, if the settings say so.
@@ -83,7 +83,7 @@ impl Cluster {
         disk: &Arc<dyn Disk>,
         stopping: CancellationToken,
     ) -> Result<Cluster> {
-        let folders = Places::of(config);
+        let folders = ArchiveFolders::of(config);
         let archive = Archive::open(&folders, Arc::clone(disk)).map_err(|error| opening(&error))?;
         let backups = RunningBackups::open(config, disk);
         archive.set_ahead_max(settings.ahead_max);

@@ -28,7 +28,7 @@ use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE,
     THREADS_MAX, connection, introduction,
 };
-use crate::store::{Archive, Disk, Health, Places, RealDisk};
+use crate::store::{Archive, ArchiveFolders, Disk, Health, RealDisk};
 
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
@@ -51,7 +51,8 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     }
     let settings = ClusterSettings::load(config)?;
     if options.not_really {
-        Archive::check(&Places::of(config), Arc::new(RealDisk)).map_err(|error| opening(&error))?;
+        Archive::check(&ArchiveFolders::of(config), Arc::new(RealDisk))
+            .map_err(|error| opening(&error))?;
         return output::not_really(&format!(
             "listen on {} and store into {}",
             config.listen_text(),

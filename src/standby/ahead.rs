@@ -6,7 +6,7 @@ use walmgr_protocol::names::{Lsn, TimelineId};
 use crate::error::{CommandError, Kind};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::location;
-use crate::store::{PartialWals, Reader, StoreError};
+use crate::store::{ArchiveReader, PartialWals, StoreError};
 use crate::wal::obstacle::{Demands, Met, Obstacle};
 
 /// The obstacles ahead of a server that stands on `timeline` and needs the WAL from `from` on, in the order
@@ -15,7 +15,7 @@ use crate::wal::obstacle::{Demands, Met, Obstacle};
 ///
 /// Where the server stands is where it stands for certain (`pg_control`), so it may be past some of them.
 pub fn find(
-    archive: &Reader,
+    archive: &ArchiveReader,
     partials: Option<&PartialWals>,
     (timeline, from): (TimelineId, Lsn),
 ) -> Result<Vec<Met>, StoreError> {

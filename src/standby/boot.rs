@@ -52,7 +52,7 @@ use crate::standby::own_server;
 use crate::standby::replay::{ControlFiles, server_text};
 use crate::standby::standing;
 use crate::standby::verdict::{self, Acknowledged, InProgress};
-use crate::store::{Reader, RealDisk};
+use crate::store::{ArchiveReader, RealDisk};
 
 use begun::Begun;
 use ending::Opened;
@@ -151,8 +151,8 @@ fn data_directory(config: &StandbyConfig) -> Result<DataDirectory> {
     DataDirectory::open(slave_data)
 }
 
-fn archive(config: &StandbyConfig) -> Result<Reader> {
-    Reader::open(&config.completed_wals, Arc::new(RealDisk))
+fn archive(config: &StandbyConfig) -> Result<ArchiveReader> {
+    ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
         .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))
 }
 
@@ -175,7 +175,7 @@ struct Standby {
     data: DataDirectory,
     server: Postmaster,
     before: ControlFile,
-    archive: Reader,
+    archive: ArchiveReader,
     /// What the server is set to, as far as it is not asked.
     settings: ServerSettings,
     /// Whether its recovery ends at a target, and not where WAL ends.

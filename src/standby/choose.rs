@@ -26,7 +26,7 @@ use crate::output;
 use crate::store::beside::{Beside, CopyName};
 use crate::store::differs::take_apart;
 use crate::store::displaced::take_copy;
-use crate::store::{Reader, RealDisk, StoreError, Told};
+use crate::store::{ApartNote, ArchiveReader, RealDisk, StoreError};
 use crate::wal::joint::Joint;
 use crate::wal::scan::Scanner;
 use crate::wal::through::Through;
@@ -61,7 +61,7 @@ pub fn run(
     take: bool,
 ) -> Result<()> {
     let folder = &config.completed_wals;
-    let archive = Reader::open(folder, Arc::new(RealDisk))
+    let archive = ArchiveReader::open(folder, Arc::new(RealDisk))
         .map_err(|error| failed("open the archive", &error))?;
     let name = match chosen {
         ChosenFile::File(name) => *name,
@@ -175,7 +175,7 @@ fn settle(
     output::print(&format!("timeline {timeline} is settled from here on"))
 }
 
-fn apart_text(told: &Told) -> String {
+fn apart_text(told: &ApartNote) -> String {
     let by = output::escaped(&told.by);
     format!(
         "{} is set apart, and no reader follows it: {}. It came from {by}.",
@@ -185,7 +185,7 @@ fn apart_text(told: &Told) -> String {
 
 /// Two files of one name.
 struct Choice<'a> {
-    archive: &'a Reader,
+    archive: &'a ArchiveReader,
     folder: &'a Path,
     name: WalFileName,
 }

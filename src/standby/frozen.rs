@@ -15,7 +15,7 @@ use crate::pg::data_directory::Postmaster;
 use crate::standby::ahead;
 use crate::standby::replay::server_text;
 use crate::standby::verdict::{Acknowledged, InProgress};
-use crate::store::{FrozenSegment, OwnSegment, PartialWals, Reader, RealDisk, StoreError};
+use crate::store::{ArchiveReader, FrozenSegment, OwnSegment, PartialWals, RealDisk, StoreError};
 use crate::wal::obstacle::Met;
 use crate::wal::scan::Scanner;
 
@@ -50,7 +50,7 @@ impl Partials {
     }
 
     /// What may keep a server that stands there from going on, in finished segments and in these.
-    pub fn ahead(&self, archive: &Reader, at: (TimelineId, Lsn)) -> Result<Vec<Met>> {
+    pub fn ahead(&self, archive: &ArchiveReader, at: (TimelineId, Lsn)) -> Result<Vec<Met>> {
         let found = ahead::find(archive, Some(&self.0), at);
         found.map_err(|error| failed("look at what is ahead", &error))
     }
@@ -59,7 +59,7 @@ impl Partials {
     /// replay can go with what was frozen. `force` takes of a damaged segment what is before the damage.
     pub fn freeze(
         &self,
-        archive: &Reader,
+        archive: &ArchiveReader,
         (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
         force: bool,
@@ -155,7 +155,7 @@ impl Partials {
     pub fn scanner_before(
         &self,
         segment: SegmentName,
-        archive: &Reader,
+        archive: &ArchiveReader,
     ) -> std::result::Result<Option<Scanner>, StoreError> {
         let before = |segment| archive.scanner_before(segment);
         self.0.scanner_before_copy(segment, &before)

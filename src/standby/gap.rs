@@ -3,7 +3,7 @@
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use crate::store::{PartialEnd, Reader, StoreError};
+use crate::store::{ArchiveReader, PartialEnd, StoreError};
 
 /// A segment that is not there although later ones are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Gap {
 /// on; it will follow the newest timeline that came from its own behind `from`. `partials` has to be
 /// older than this look at the archive, where a segment may be finished any moment.
 pub fn find(
-    archive: &Reader,
+    archive: &ArchiveReader,
     partials: &[PartialEnd],
     timeline: TimelineId,
     from: Lsn,
@@ -75,7 +75,7 @@ mod tests {
             };
             std::fs::write(places.completed_wals.join(name), text).unwrap();
         }
-        let archive = Reader::open(&places.completed_wals, real()).unwrap();
+        let archive = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let partials = partials.iter().map(|(name, end)| PartialEnd {
             segment: name.parse().unwrap(),
             end: Lsn(*end),

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 
-use crate::store::Reader;
+use crate::store::ArchiveReader;
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::history::History;
 use crate::wal::record::{RecordInfo, read_record};
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 /// How far back a commit is looked for.
 const SEGMENTS_MAX: u64 = 64;
@@ -22,7 +22,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// The WAL that a server has replayed: in the archive, or else in its `pg_wal`.
 pub struct Replayed<'a> {
     /// The archive.
-    pub archive: &'a Reader,
+    pub archive: &'a ArchiveReader,
     /// The server's own segments.
     pub pg_wal: PathBuf,
     /// The history of the timeline that the recovery began.
@@ -69,11 +69,11 @@ impl Replayed<'_> {
             let mut input = &piece[..read_bytes];
             loop {
                 match scanner.advance(&mut input) {
-                    Step::Record(record) if record.lsn >= limit => return Ok(commit),
-                    Step::Record(record) if is_commit(&record) => commit = Some(record),
-                    Step::Record(_) => {}
-                    Step::NeedMore => break,
-                    Step::EndOfWal(_) | Step::Invalid { .. } => return Ok(commit),
+                    ScanStep::Record(record) if record.lsn >= limit => return Ok(commit),
+                    ScanStep::Record(record) if is_commit(&record) => commit = Some(record),
+                    ScanStep::Record(_) => {}
+                    ScanStep::NeedMore => break,
+                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return Ok(commit),
                 }
             }
         }
@@ -116,7 +116,7 @@ mod tests {
     use crate::store::testing::{BINDING, new_archive, real, scratch_folder};
     use crate::wal::page::PAGE_BYTES;
     use crate::wal::record::{RM_XLOG, XLOG_NOOP};
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
     use walmgr_protocol::names::TimelineId;
 
     const RM_XACT: u8 = 1;
@@ -129,7 +129,7 @@ mod tests {
         let timeline = TimelineId::new(1).unwrap();
         let segment = SegmentName::from_number(timeline, 3, BINDING.segment_size);
         let segment_bytes = BINDING.segment_size.bytes();
-        let mut writer = Writer::new(segment, BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(segment, BINDING.segment_size, BINDING.system_id, 15);
         let end = (segment.start(BINDING.segment_size).unwrap().0) + segment_bytes;
         while writer.position().0 + PAGE_BYTES / 2 < end {
             writer.record(RM_XLOG, XLOG_NOOP, &[0; 1_000]);
@@ -145,7 +145,7 @@ mod tests {
 
         let folder = scratch_folder();
         let places = new_archive(folder.path());
-        let archive = Reader::open(&places.completed_wals, real()).unwrap();
+        let archive = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let halves = writer
             .bytes()
             .chunks(usize::try_from(segment_bytes).unwrap());

@@ -10,7 +10,7 @@ use crate::output;
 use crate::output::backups::{self, BackupFacts, BackupLine};
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
-use crate::store::{Reader, RealDisk};
+use crate::store::{ArchiveReader, RealDisk};
 
 /// Prints the list.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -18,7 +18,7 @@ pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
     let taken = TakenSet::newest_of(config, &listed);
     // Without an archive there are sets all the same.
-    let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
+    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
     let lines = listed.into_iter().map(|entry| {
         let set = entry.name.to_string();
         let ahead = archive.as_ref().zip(entry.label.as_ref().ok());

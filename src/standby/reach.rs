@@ -21,7 +21,7 @@ use crate::pg::manifest::Reader as Manifest;
 use crate::pg::recovery::{Target, TargetTimeline, time_text};
 use crate::standby::ahead;
 use crate::standby::route::Route;
-use crate::store::Reader;
+use crate::store::ArchiveReader;
 use crate::wal::commit::{
     RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
     is_transaction_end, restore_point_name,
@@ -74,7 +74,7 @@ pub struct Reach<'a> {
 impl<'a> Reach<'a> {
     /// Looks at a set in a directory.
     pub fn of(
-        archive: &'a Reader,
+        archive: &'a ArchiveReader,
         set: &Path,
         label: &BackupLabel,
         timeline: TargetTimeline,
@@ -318,7 +318,7 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
 }
 
 /// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.
-fn stop_in_history(archive: &Reader, label: &BackupLabel) -> Option<Lsn> {
+fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> {
     let size: WalSegmentSize = archive.binding().segment_size;
     let offset_bytes = label.start.0 % size.bytes();
     let name = format!("{}.{offset_bytes:08X}.backup", label.first_segment);

@@ -52,7 +52,7 @@ use crate::standby::boot::begun;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
-use crate::store::{Reader, RealDisk, StoreError};
+use crate::store::{ArchiveReader, RealDisk, StoreError};
 
 use place::{COPIED, Occupant, Origin, Place};
 use plan::{Chosen, Plan, Source};
@@ -135,7 +135,7 @@ impl Plan<'_> {
     fn tell_purges(&self) -> Result<()> {
         let data =
             std::path::absolute(&self.place.data).at(Kind::Config, "find", &self.place.data)?;
-        let archive = Reader::open(&self.config.completed_wals, Arc::new(RealDisk));
+        let archive = ArchiveReader::open(&self.config.completed_wals, Arc::new(RealDisk));
         let noted = archive.and_then(|archive| archive.note_server(&data));
         let noting = "note in the archive who reads from it";
         noted.map_err(|error| CommandError::new(error.kind(), noting).because(error))
@@ -192,7 +192,7 @@ impl Plan<'_> {
         let failed = |error: StoreError| {
             CommandError::new(error.kind(), "look for timelines that give way").because(error)
         };
-        let archive = Reader::open(&self.config.completed_wals, Arc::new(RealDisk));
+        let archive = ArchiveReader::open(&self.config.completed_wals, Arc::new(RealDisk));
         let ends = partials.in_progress()?.ends;
         let timeline = label.first_segment.timeline();
         let gave_way = archive.and_then(|archive| archive.give_way(&ends, timeline));

@@ -10,25 +10,25 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
-use crate::store::{Line, Lineage, Reader, StoreError};
+use crate::store::{ArchiveReader, Lineage, StoreError, TimelineLine};
 use crate::wal::obstacle::Met;
 use crate::wal::record::{self, RecordInfo};
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A route through an archive.
 pub struct Route<'a> {
-    archive: &'a Reader,
+    archive: &'a ArchiveReader,
     size: WalSegmentSize,
     lineage: Lineage,
-    line: Line,
+    line: TimelineLine,
 }
 
 impl<'a> Route<'a> {
     /// The way from a place on a timeline along the one that is wanted.
     pub fn find(
-        archive: &'a Reader,
+        archive: &'a ArchiveReader,
         from: (TimelineId, Lsn),
         wanted: TargetTimeline,
     ) -> Result<Route<'a>> {
@@ -38,7 +38,7 @@ impl<'a> Route<'a> {
 
     /// The same in an archive as it will be.
     pub fn within(
-        archive: &'a Reader,
+        archive: &'a ArchiveReader,
         lineage: Lineage,
         from: (TimelineId, Lsn),
         wanted: TargetTimeline,
@@ -137,8 +137,8 @@ impl<'a> Route<'a> {
             let mut input = &piece[..read_bytes];
             loop {
                 match scanner.advance(&mut input) {
-                    Step::Record(record) if record.lsn >= end => return Ok(()),
-                    Step::Record(record) => {
+                    ScanStep::Record(record) if record.lsn >= end => return Ok(()),
+                    ScanStep::Record(record) => {
                         if record.lsn >= from && each(&record).is_break() {
                             return Ok(());
                         }
@@ -150,8 +150,8 @@ impl<'a> Route<'a> {
                             break;
                         }
                     }
-                    Step::NeedMore => break,
-                    Step::EndOfWal(_) | Step::Invalid { .. } => return Ok(()),
+                    ScanStep::NeedMore => break,
+                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return Ok(()),
                 }
             }
         }

@@ -8,11 +8,11 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
-use crate::store::{Archive, Places, RealDisk, StoreError};
+use crate::store::{Archive, ArchiveFolders, RealDisk, StoreError};
 
 /// Makes the folders.
 pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
-    let places = Places::of(config);
+    let places = ArchiveFolders::of(config);
     if options.not_really {
         return output::not_really(&format!(
             "make {} and {}",

@@ -20,11 +20,11 @@ use crate::pg::sql_replay::{Holder, Replaying};
 use crate::standby::own_server;
 use crate::standby::too_low::Demanded;
 use crate::status::{Hold, Replay};
-use crate::store::{Reader, RealDisk};
+use crate::store::{ArchiveReader, RealDisk};
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::obstacle::Demands;
 use crate::wal::record::read_record;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 /// How long the archive is read for a reason or a commit: monitoring gives up on a check.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -181,7 +181,7 @@ pub fn of_standby(
         cancelled_queries: said.map(|said| said.cancelled_queries),
     };
     if let Some((newest, end)) = held
-        && let Ok(archive) = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+        && let Ok(archive) = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
     {
         let ahead = Ahead {
             config,
@@ -201,7 +201,7 @@ pub fn of_standby(
 /// The WAL that a server has still to replay.
 struct Ahead<'a> {
     config: &'a StandbyConfig,
-    archive: Reader,
+    archive: ArchiveReader,
     newest: TimelineId,
     size: WalSegmentSize,
 }
@@ -264,15 +264,17 @@ impl Ahead<'_> {
             let mut input = &piece[..read_bytes];
             loop {
                 match scanner.advance(&mut input) {
-                    Step::NeedMore => break,
-                    Step::Record(record) if record.lsn >= end => return Some(0.0),
-                    Step::Record(record) if is_commit(&record) => return self.age_s(record.lsn),
-                    Step::Record(record) if record.is_switch() => {
+                    ScanStep::NeedMore => break,
+                    ScanStep::Record(record) if record.lsn >= end => return Some(0.0),
+                    ScanStep::Record(record) if is_commit(&record) => {
+                        return self.age_s(record.lsn);
+                    }
+                    ScanStep::Record(record) if record.is_switch() => {
                         scanner = Scanner::new(record.end, self.size).following(record.lsn);
                         break;
                     }
-                    Step::Record(_) => {}
-                    Step::EndOfWal(_) | Step::Invalid { .. } => return None,
+                    ScanStep::Record(_) => {}
+                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return None,
                 }
             }
         }

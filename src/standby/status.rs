@@ -23,7 +23,9 @@ use crate::standby::sets;
 use crate::standby::standing;
 use crate::status::{self, Facts, Here, Lag, Standby, Stream};
 use crate::store::survey::survey;
-use crate::store::{ConfigCopies, Disk, PartialWals, Places, Reader, RealDisk, StoreError};
+use crate::store::{
+    ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,
+};
 use crate::wal::obstacle::Demands;
 
 /// Prints how it stands.
@@ -31,7 +33,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = config.full_backup.as_deref();
     // A running receiver knows what is synced; from outside the records in the file have to do.
-    let found = survey(&Places::of(config), full_backup, &disk, None);
+    let found = survey(&ArchiveFolders::of(config), full_backup, &disk, None);
     let standby = found.map(|mut overview| {
         let masters = connected::peers(config);
         overview.masters_count = masters.len() as u64;
@@ -100,7 +102,7 @@ fn ahead(config: &StandbyConfig) -> Facing {
         if !signals.iter().any(|name| data.path().join(name).exists()) {
             return None;
         }
-        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
+        let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
         let at = (
             data.control().ok()?.timeline,
             location::recovery_begin(data.path())?,

@@ -11,8 +11,8 @@ use std::io::Read;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::error::{CommandError, Kind, Result};
-use crate::store::lineage::{Gap, Line};
-use crate::store::{Damage, PartialEnd, Reader, StoreError};
+use crate::store::lineage::{LineGap, TimelineLine};
+use crate::store::{ArchiveReader, Damage, PartialEnd, StoreError};
 use crate::wal::history::History;
 use crate::wal::scan::Scanner;
 use crate::wal::through::Through;
@@ -49,7 +49,7 @@ pub struct Found {
 /// Looks along the line of a server that stands on `timeline` and needs the WAL from `from` on.
 /// `partials` has to be older than this look at the archive.
 pub fn find(
-    archive: &Reader,
+    archive: &ArchiveReader,
     partials: &InProgress,
     (timeline, from): (TimelineId, Lsn),
 ) -> Result<Found> {
@@ -86,7 +86,7 @@ pub fn find(
     for damage in &damages {
         acknowledged.raise(&line, damage.segment, damage.known_to());
     }
-    if let Some(Gap {
+    if let Some(LineGap {
         missing, lost_to, ..
     }) = lineage.gap(&line, from)
     {
@@ -112,7 +112,7 @@ impl Acknowledged {
             .unwrap_or(self)
     }
 
-    fn raise(&mut self, line: &Line, segment: SegmentName, end: Lsn) {
+    fn raise(&mut self, line: &TimelineLine, segment: SegmentName, end: Lsn) {
         if let Some(led) = line.led_to(segment, end).filter(|led| *led > self.end) {
             *self = Acknowledged {
                 timeline: segment.timeline(),
@@ -167,8 +167,8 @@ fn partial_end(partials: &[PartialEnd], segment: SegmentName) -> Option<Lsn> {
 
 /// Where the last whole record of a finished segment ends; `None` if it has none.
 fn finished_end(
-    archive: &Reader,
-    line: &Line,
+    archive: &ArchiveReader,
+    line: &TimelineLine,
     segment: SegmentName,
 ) -> std::io::Result<Option<Lsn>> {
     let stored = archive.find(WalFileName::Segment(segment));

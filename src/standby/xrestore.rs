@@ -30,8 +30,8 @@ use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
 use crate::store::lineage::Asked;
-use crate::store::{Absence, Reader, RealDisk, StoreError, Stored};
-use crate::wal::obstacle::{Obstacles, Walk};
+use crate::store::{Absence, ArchiveReader, RealDisk, StoreError, Stored};
+use crate::wal::obstacle::{ObstacleWalk, Obstacles};
 use crate::wal::scan::Scanner;
 
 /// How often the alarm about a standby that is held up is repeated.
@@ -55,7 +55,7 @@ pub fn run(
     name: WalFileName,
     path: &Path,
 ) -> Result<()> {
-    let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
         .map_err(|error| failed("open the archive", &error))?;
     let restore = Restore {
         config,
@@ -75,7 +75,7 @@ pub fn run(
 /// One call of the command.
 struct Restore<'a> {
     config: &'a StandbyConfig,
-    archive: Reader,
+    archive: ArchiveReader,
     control: ControlFiles,
     asker: Asker,
     name: WalFileName,
@@ -243,7 +243,7 @@ impl Restore<'_> {
                 let size = self.archive.binding().segment_size;
                 let start = copy.segment.start(size).unwrap_or_default();
                 let before = before.unwrap_or_else(|| Scanner::new(start, size));
-                let mut walk = Walk::from(before.up_to_timeline(copy.segment.timeline()));
+                let mut walk = ObstacleWalk::from(before.up_to_timeline(copy.segment.timeline()));
                 partials.read(&copy, |bytes| {
                     walk.update(bytes);
                     each(bytes)
@@ -363,7 +363,7 @@ impl Restore<'_> {
 
     /// From within the record that the server has begun in the segment before: that may have been streamed
     /// and never archived.
-    fn crossing(&self) -> Option<Walk> {
+    fn crossing(&self) -> Option<ObstacleWalk> {
         let WalFileName::Segment(segment) = self.name else {
             return None;
         };

@@ -13,14 +13,14 @@ use std::sync::atomic::Ordering;
 
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
-use super::apart::Admission;
+use super::apart::NamingPermit;
 use super::apart_notes::{self, brought_by, is_early, is_unproven, settle};
 use super::beside::{Beside, CopyName};
 use super::displaced;
 use super::durable::{Durable, SyncedTemporary};
 use super::error::StoreError;
-use super::joints::{Joints, Verdict};
-use super::lineage::{Apart, Kind};
+use super::joints::{JointVerdict, Joints};
+use super::lineage::{Apart, ApartKind};
 use super::shared::{Archive, Shared};
 use crate::wal::segment::Verify;
 
@@ -38,7 +38,7 @@ impl Shared {
         &self,
         name: WalFileName,
         synced: SyncedTemporary,
-        _alone: &Admission<'_>,
+        _alone: &NamingPermit<'_>,
         (text, by): (&[u8], &str),
     ) -> Result<Durable, StoreError> {
         let stored_by = self.origin_of(name)?;
@@ -91,7 +91,7 @@ impl Shared {
                 apart_notes::write_text(
                     &self.completed,
                     name,
-                    Kind::History,
+                    ApartKind::History,
                     by,
                     "it is being looked at",
                 )?;
@@ -120,7 +120,7 @@ impl Shared {
     ) -> Result<(), StoreError> {
         let name = WalFileName::Segment(segment);
         let by = self.origin_of(name)?;
-        apart_notes::write_text(&self.completed, name, Kind::Ahead, &by, why)?;
+        apart_notes::write_text(&self.completed, name, ApartKind::Ahead, &by, why)?;
         self.has_notes.store(true, Ordering::Relaxed);
         tracing::error!("ALARM: {name} of {by} is set apart, so no reader follows it: {why}");
         Ok(())
@@ -215,7 +215,10 @@ impl Shared {
         let verdict = joints.check(segment, Some(&self.carried), |each| {
             completed.read_pages(file.as_fd(), &text, 0, each)
         })?;
-        Ok(matches!(verdict, Verdict::Joined(_) | Verdict::Inside(_)))
+        Ok(matches!(
+            verdict,
+            JointVerdict::Joined(_) | JointVerdict::Inside(_)
+        ))
     }
 
     fn joints(&self) -> Result<Joints<'_>, StoreError> {
@@ -262,7 +265,7 @@ impl Shared {
                 let verdict = joints.check(segment, None, |each| {
                     folder.read_pages(file.as_fd(), &text, 0, each)
                 })?;
-                return Ok(!matches!(verdict, Verdict::Unjoined(..)));
+                return Ok(!matches!(verdict, JointVerdict::Unjoined(..)));
             }
         }
         Ok(true)

@@ -14,14 +14,14 @@ use super::apart_notes::{
 };
 use super::beside::damaged_copy_of;
 use super::error::StoreError;
-use super::lineage::{Apart, Kind, Lineage, Outgrown, Progress};
+use super::lineage::{Apart, ApartKind, Lineage, Outgrown, SegmentProgress};
 use super::partial::{PartialEnd, partial_end, partial_names};
-use super::reader::Reader;
+use super::reader::ArchiveReader;
 use super::shared::{Archive, Shared, finished_names};
 use crate::wal::history::History;
 
 /// Leave for one file to get its name; nobody judges another one meanwhile.
-pub(super) enum Admission<'a> {
+pub(super) enum NamingPermit<'a> {
     /// It goes on where others end.
     Next {
         _with_others: RwLockReadGuard<'a, ()>,
@@ -46,7 +46,7 @@ impl Archive {
         let shared = &self.shared;
         let _alone = shared.order.write().unwrap_or_else(PoisonError::into_inner);
         let name = WalFileName::Segment(segment);
-        let was_ahead = notes(&shared.completed)?.get(&name) == Some(&Kind::Ahead);
+        let was_ahead = notes(&shared.completed)?.get(&name) == Some(&ApartKind::Ahead);
         if was_ahead || is_early(&shared.completed, segment)? {
             settle(&shared.completed, name)?;
             shared.settle_shipped(&[segment])?;
@@ -78,12 +78,12 @@ impl Shared {
         (name, digest): (WalFileName, (u64, u32)),
         text: &[u8],
         by: &str,
-    ) -> Result<Admission<'_>, StoreError> {
+    ) -> Result<NamingPermit<'_>, StoreError> {
         match name {
             WalFileName::Segment(segment) => {
                 let with_others = self.order.read().unwrap_or_else(PoisonError::into_inner);
                 if self.is_next(segment)? {
-                    return Ok(Admission::Next {
+                    return Ok(NamingPermit::Next {
                         _with_others: with_others,
                     });
                 }
@@ -96,7 +96,7 @@ impl Shared {
                     note_unread(&self.completed, name, by);
                 }
                 drop(alone);
-                return Ok(Admission::Free);
+                return Ok(NamingPermit::Free);
             }
         }
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +104,7 @@ impl Shared {
         if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name, digest)? {
             noted = self.note(name, text, by)?;
         }
-        Ok(Admission::Judged {
+        Ok(NamingPermit::Judged {
             _alone: alone,
             noted,
         })
@@ -126,7 +126,7 @@ impl Shared {
             // It counts once it has its name, and its first records were found to go on with its parent's.
             WalFileName::History(timeline) if lineage.lowest() != Some(timeline) => {
                 let why = "what connects it is being looked at";
-                write_text(&self.completed, name, Kind::History, by, why)?;
+                write_text(&self.completed, name, ApartKind::History, by, why)?;
                 self.has_notes.store(true, Ordering::Relaxed);
                 return Ok(true);
             }
@@ -154,11 +154,11 @@ impl Shared {
     }
 
     /// Joins what the file that has its name connects.
-    pub(super) fn admitted(&self, admission: &Admission<'_>, name: WalFileName) {
+    pub(super) fn admitted(&self, admission: &NamingPermit<'_>, name: WalFileName) {
         self.note_timeline(name.timeline());
         let may_change =
             self.has_notes.load(Ordering::Relaxed) || self.has_newer_than(name.timeline());
-        if matches!(admission, Admission::Judged { .. }) && may_change {
+        if matches!(admission, NamingPermit::Judged { .. }) && may_change {
             self.join_or_warn();
         }
     }
@@ -167,10 +167,10 @@ impl Shared {
     /// counts, and what was noted for it is void.
     pub(super) fn overtaken(
         &self,
-        admission: &Admission<'_>,
+        admission: &NamingPermit<'_>,
         name: WalFileName,
     ) -> Result<(), StoreError> {
-        if matches!(admission, Admission::Judged { noted: true, .. }) {
+        if matches!(admission, NamingPermit::Judged { noted: true, .. }) {
             settle(&self.completed, name)?;
             self.join_or_warn();
         }
@@ -229,12 +229,12 @@ impl Shared {
     /// What leads from where to where.
     pub(super) fn lineage(&self) -> Result<Lineage, StoreError> {
         let binding = self.binding()?;
-        let reader = Reader::of(Arc::clone(&self.completed), binding);
+        let reader = ArchiveReader::of(Arc::clone(&self.completed), binding);
         let mut partials = BTreeMap::new();
         for segment in partial_names(&self.partial)? {
             match partial_end(&self.partial, &binding, segment) {
                 Ok(Some(PartialEnd { end, is_whole, .. })) => {
-                    partials.insert(segment, Some(Progress { end, is_whole }));
+                    partials.insert(segment, Some(SegmentProgress { end, is_whole }));
                 }
                 // One that holds no record proves nothing.
                 Ok(None) => {}
@@ -359,12 +359,12 @@ impl Shared {
             .unwrap_or_default();
         let mut notes = told(&self.completed)?.into_iter();
         let of_parent = notes.find(|told| {
-            told.kind == Kind::Behind && told.name.timeline() == parent && !told.by.is_empty()
+            told.kind == ApartKind::Behind && told.name.timeline() == parent && !told.by.is_empty()
         });
         let gone_on =
             of_parent.map_or_else(String::new, |told| format!(", brought by {}", told.by));
         let why = format!("{}{gone_on}", outgrown.apart());
-        write_text(&self.completed, name, Kind::History, &by, &why)?;
+        write_text(&self.completed, name, ApartKind::History, &by, &why)?;
         self.has_notes.store(true, Ordering::Relaxed);
         tracing::error!(
             "ALARM: {name} of {by} is set apart, and readers follow timeline {parent} again: {why}. \

@@ -32,7 +32,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::lineage::{Apart, Kind, Lineage};
+use super::lineage::{Apart, ApartKind, Lineage};
 
 /// The folder of the notes.
 pub(super) const APART_NAME: &str = ".apart";
@@ -49,20 +49,20 @@ pub(super) const UNREAD_SUFFIX: &str = ".unread";
 /// Behind the name of a segment that came before the one before it.
 pub(super) const EARLY_SUFFIX: &str = ".early";
 
-pub(super) const KINDS: [(Kind, &str); 4] = [
-    (Kind::Ahead, "ahead"),
-    (Kind::Behind, "behind"),
-    (Kind::Timeline, "timeline"),
-    (Kind::History, "history"),
+pub(super) const KINDS: [(ApartKind, &str); 4] = [
+    (ApartKind::Ahead, "ahead"),
+    (ApartKind::Behind, "behind"),
+    (ApartKind::Timeline, "timeline"),
+    (ApartKind::History, "history"),
 ];
 
 /// What a note tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct ApartNote {
     /// About which file.
     pub name: WalFileName,
     /// What kind of note it is.
-    pub kind: Kind,
+    pub kind: ApartKind,
     /// Who brought the file.
     pub by: String,
     /// Why it is set apart.
@@ -70,7 +70,7 @@ pub struct Told {
 }
 
 /// Which files have a note.
-pub(super) fn notes(completed: &Folder) -> Result<BTreeMap<WalFileName, Kind>, StoreError> {
+pub(super) fn notes(completed: &Folder) -> Result<BTreeMap<WalFileName, ApartKind>, StoreError> {
     let Some(folder) = open(completed)? else {
         return Ok(BTreeMap::new());
     };
@@ -79,7 +79,7 @@ pub(super) fn notes(completed: &Folder) -> Result<BTreeMap<WalFileName, Kind>, S
 }
 
 /// Every note with its text.
-pub(super) fn told(completed: &Folder) -> Result<Vec<Told>, StoreError> {
+pub(super) fn told(completed: &Folder) -> Result<Vec<ApartNote>, StoreError> {
     let Some(folder) = open(completed)? else {
         return Ok(Vec::new());
     };
@@ -89,7 +89,7 @@ pub(super) fn told(completed: &Folder) -> Result<Vec<Told>, StoreError> {
         let mut lines = text.lines();
         let by = lines.next().unwrap_or_default().to_owned();
         let why = lines.next().unwrap_or_default().to_owned();
-        told.push(Told {
+        told.push(ApartNote {
             name,
             kind,
             by,
@@ -248,7 +248,7 @@ pub(super) fn settle(completed: &Folder, name: WalFileName) -> Result<(), StoreE
 /// Whether a standby passes a segment over that it comes to: one behind the end of its timeline, or one that does
 /// not go on with the segment before it.
 pub(super) fn is_passed_over(completed: &Folder, segment: SegmentName) -> Result<bool, StoreError> {
-    for kind in [Kind::Behind, Kind::Ahead] {
+    for kind in [ApartKind::Behind, ApartKind::Ahead] {
         let name = text_of(WalFileName::Segment(segment), kind);
         if completed
             .stat_at(&format!("{APART_NAME}/{name}"))?
@@ -274,7 +274,7 @@ pub(super) fn write(
 pub(super) fn write_text(
     completed: &Folder,
     name: WalFileName,
-    kind: Kind,
+    kind: ApartKind,
     by: &str,
     why: &str,
 ) -> Result<(), StoreError> {
@@ -299,7 +299,7 @@ pub(super) fn give_way(
     for newer in &deserted {
         completed.make_below(APART_NAME)?;
         if let Some(folder) = open(completed)? {
-            let name = text_of(WalFileName::History(*newer), Kind::History);
+            let name = text_of(WalFileName::History(*newer), ApartKind::History);
             let why = format!("a set of timeline {timeline} was restored, and it has no WAL here");
             let text = one_line("restore on this host") + &one_line(&why);
             folder.write_small(&name, text.as_bytes())?;
@@ -359,13 +359,13 @@ pub(super) fn open(completed: &Folder) -> Result<Option<Arc<Folder>>, StoreError
     completed.below(APART_NAME)
 }
 
-pub(super) fn text_of(name: WalFileName, kind: Kind) -> String {
+pub(super) fn text_of(name: WalFileName, kind: ApartKind) -> String {
     let mut kinds = KINDS.iter().filter(|(known, _)| *known == kind);
     let word = kinds.next().map_or("", |(_, word)| *word);
     format!("{name}.{word}")
 }
 
-fn parse(text: &str) -> Option<(WalFileName, Kind)> {
+fn parse(text: &str) -> Option<(WalFileName, ApartKind)> {
     let (name, word) = text.rsplit_once('.')?;
     let (kind, _) = KINDS.iter().find(|(_, known)| *known == word)?;
     Some((name.parse().ok()?, *kind))

@@ -11,19 +11,20 @@ use std::sync::{Arc, PoisonError, RwLock};
 use walmgr_protocol::limits::UNFOLLOWED_BYTES_PER_KEY_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use super::binding::{Binding, Marker, Role};
+use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
 use super::durable::{Durable, DurableWal, Existing, ExistingContent};
 use super::error::StoreError;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
-use super::joints::{Carried, Joints, Verdict};
+use super::joints::{Carried, JointVerdict, Joints};
 use super::name_lock::{NameGuard, NameLocks};
 use super::recovery;
 use super::recovery_report::RecoveryReport;
 use super::shared::{
-    Archive, Held, Places, Shared, StoredCheck, finished_names, is_damage, set_aside,
+    Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
+    set_aside,
 };
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
@@ -42,7 +43,7 @@ pub enum WalProof {
 
 /// A finished file in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct StoredFile {
     /// The file.
     pub name: WalFileName,
     /// Its length in bytes.
@@ -52,7 +53,7 @@ pub struct Entry {
 impl Archive {
     /// Makes the two directories and their markers, durably. What exists already stays, so an
     /// interrupted set-up is finished by the next one; one damaged marker is written anew from the other.
-    pub fn create(places: &Places, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
+    pub fn create(places: &ArchiveFolders, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
         for path in [&places.completed_wals, &places.partial_wals] {
             make_directory(path, disk.as_ref())?;
         }
@@ -82,14 +83,14 @@ impl Archive {
     }
 
     /// Whether the directories are set up and of a format known here; changes nothing.
-    pub fn check(places: &Places, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
+    pub fn check(places: &ArchiveFolders, disk: Arc<dyn Disk>) -> Result<(), StoreError> {
         let monitor = Arc::new(Monitor::new());
         recovery::open_folders(places, &disk, &monitor)?.check_markers()?;
         Ok(())
     }
 
     /// Locks the archive and recovers it from whatever stopped the last process.
-    pub fn open(places: &Places, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
+    pub fn open(places: &ArchiveFolders, disk: Arc<dyn Disk>) -> Result<Archive, StoreError> {
         let monitor = Arc::new(Monitor::new());
         let folders = recovery::open_folders(places, &disk, &monitor)?;
         // Before the lock, so that no lock file lands in a directory that is not the archive's.
@@ -156,8 +157,8 @@ impl Archive {
         let written = (shared.completed.ensure_in_place())
             .and_then(|()| shared.partial.ensure_in_place())
             // In this order: recovery completes the second from the first.
-            .and_then(|()| bound.write(&shared.completed, Role::Completed))
-            .and_then(|()| bound.write(&shared.partial, Role::Partial));
+            .and_then(|()| bound.write(&shared.completed, MarkerRole::Completed))
+            .and_then(|()| bound.write(&shared.partial, MarkerRole::Partial));
         shared.monitor.outcome(written)?;
         *marker = bound;
         Ok(())
@@ -174,7 +175,7 @@ impl Archive {
         len: u64,
         crc32: u32,
         verify: Verify,
-    ) -> Result<Held, StoreError> {
+    ) -> Result<StoredUnderName, StoreError> {
         self.shared.monitor.check()?;
         let guard = self.shared.names.lock(*name);
         let held = self.shared.held(&guard, len, crc32, verify);
@@ -194,7 +195,11 @@ impl Archive {
     /// The finished files behind `after`, in the order of [`WalFileName`], at most `limit`.
     ///
     /// Everything else in the directory (control files, temporaries, damaged files) is left out.
-    pub fn list(&self, after: Option<WalFileName>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    pub fn list(
+        &self,
+        after: Option<WalFileName>,
+        limit: usize,
+    ) -> Result<Vec<StoredFile>, StoreError> {
         let folder = &self.shared.completed;
         let mut entries = Vec::new();
         for (name, text) in finished_names(folder)? {
@@ -206,7 +211,7 @@ impl Archive {
             }
             if let Some(stat) = folder.stat_at(&text)?.filter(|stat| stat.is_file) {
                 let len = stat.len;
-                entries.push(Entry { name, len });
+                entries.push(StoredFile { name, len });
             }
         }
         Ok(entries)
@@ -288,11 +293,11 @@ impl Shared {
         len: u64,
         crc32: u32,
         verify: Verify,
-    ) -> Result<Held, StoreError> {
+    ) -> Result<StoredUnderName, StoreError> {
         let name = name.name();
         let expected = self.binding()?.expected();
         let Some(existing) = Existing::open(&self.completed, name)? else {
-            return Ok(Held::Absent);
+            return Ok(StoredUnderName::Absent);
         };
         // Length and first page are enough where the bytes are the ones offered: the records
         // were checked when they came in, or the administrator asked for no such check.
@@ -307,15 +312,17 @@ impl Shared {
             // The one that was acknowledged takes its place again, and no other.
             if kept.contradicts(len, crc32).is_none() {
                 set_aside(&self.completed, name, &why)?;
-                return Ok(Held::Absent);
+                return Ok(StoredUnderName::Absent);
             }
             let why = format!("{why}; what is offered is not that file either");
             return Err(StoreError::Damaged { name, why });
         }
         if identical && !fault.as_ref().is_some_and(is_damage) {
             return match kept {
-                Some(_) => Ok(Held::Identical(content.confirm()?)),
-                None => Ok(Held::Identical(self.confirm_unkept(name, content, verify)?)),
+                Some(_) => Ok(StoredUnderName::Identical(content.confirm()?)),
+                None => Ok(StoredUnderName::Identical(
+                    self.confirm_unkept(name, content, verify)?,
+                )),
             };
         }
         let (len, crc32) = (content.len, content.crc32);
@@ -325,10 +332,10 @@ impl Shared {
             fault = check.finish();
         }
         match fault.filter(is_damage) {
-            None => Ok(Held::Different { len, crc32 }),
+            None => Ok(StoredUnderName::Different { len, crc32 }),
             Some(fault) => {
                 set_aside(&self.completed, name, &fault)?;
-                Ok(Held::Absent)
+                Ok(StoredUnderName::Absent)
             }
         }
     }
@@ -382,9 +389,9 @@ impl Shared {
                 verify,
             };
             match joints.check(segment, before, |each| content.read_pages(each))? {
-                Verdict::Joined(_) | Verdict::Unchecked => {}
-                Verdict::Inside(through) => scanner = Some(*through),
-                Verdict::Unjoined(before, why) => {
+                JointVerdict::Joined(_) | JointVerdict::Unchecked => {}
+                JointVerdict::Inside(through) => scanner = Some(*through),
+                JointVerdict::Unjoined(before, why) => {
                     let why = format!("{why}; {before} or this one is damaged");
                     return Err(StoreError::Damaged { name, why });
                 }

@@ -12,7 +12,9 @@ use super::testing::{
     BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
     real, scratch_folder, segment, stored_bytes,
 };
-use super::{Archive, Binding, Entry, Health, Held, Places, Sealed, StoreError};
+use super::{
+    Archive, ArchiveFolders, Binding, FileSealed, Health, StoreError, StoredFile, StoredUnderName,
+};
 use crate::error::Kind;
 use crate::wal::segment::Verify;
 
@@ -30,7 +32,7 @@ fn fault_1_an_identical_file_is_synced_again_and_keeps_its_inode() {
     let held = archive
         .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
         .unwrap();
-    assert!(matches!(held, Held::Identical(proof) if proof.crc32() == sample.crc32()));
+    assert!(matches!(held, StoredUnderName::Identical(proof) if proof.crc32() == sample.crc32()));
     let syncs: Vec<Op> = disk.log()[before..]
         .iter()
         .map(|(op, _)| *op)
@@ -56,9 +58,9 @@ fn fault_2_other_bytes_under_the_same_name_conflict_and_change_nothing() {
         let held = archive
             .lookup(&second.name, second.len(), second.crc32(), Verify::Records)
             .unwrap();
-        assert!(matches!(held, Held::Different { crc32, .. } if crc32 == first.crc32()));
+        assert!(matches!(held, StoredUnderName::Different { crc32, .. } if crc32 == first.crc32()));
         let sealed = push(&archive, &second).unwrap();
-        assert!(matches!(sealed, Sealed::Conflict { crc32, .. } if crc32 == first.crc32()));
+        assert!(matches!(sealed, FileSealed::Conflict { crc32, .. } if crc32 == first.crc32()));
     }
     assert_eq!(stored_bytes(&places, &first), first.bytes);
     // One other is kept, that which was offered last: a master offers the genuine one for ever.
@@ -69,7 +71,7 @@ fn fault_2_other_bytes_under_the_same_name_conflict_and_change_nothing() {
     let third = segment(3, 3);
     assert!(keeps(&second) && !keeps(&third));
     let sealed = push(&archive, &third).unwrap();
-    assert!(matches!(sealed, Sealed::Conflict { .. }));
+    assert!(matches!(sealed, FileSealed::Conflict { .. }));
     assert!(keeps(&third));
     let differs = format!("{}.differs", first.name);
     assert_eq!(names(&places), [first.name.to_string(), differs.clone()]);
@@ -89,7 +91,10 @@ fn fault_2_another_clusters_file_is_kept_and_conflicts() {
     let held = archive
         .lookup(&ours.name, ours.len(), ours.crc32(), Verify::Records)
         .unwrap();
-    assert!(matches!(held, Held::Different { .. }), "{held:?}");
+    assert!(
+        matches!(held, StoredUnderName::Different { .. }),
+        "{held:?}"
+    );
     drop(archive);
     let archive = open(&places);
     assert_eq!(archive.recovery().foreign.len(), 1);
@@ -124,7 +129,10 @@ fn fault_3_an_invalid_stored_file_is_set_aside_and_the_new_one_taken() {
             let held = archive
                 .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
                 .unwrap();
-            assert!(matches!(held, Held::Absent), "{number}: {held:?}");
+            assert!(
+                matches!(held, StoredUnderName::Absent),
+                "{number}: {held:?}"
+            );
         }
         let name = sample.name.to_string();
         let damaged = [".damaged", ".damaged.1", ".damaged.2"].map(|end| format!("{name}{end}"));
@@ -151,7 +159,7 @@ fn what_was_let_in_unchecked_is_not_called_damaged_later() {
     incoming.write(&sample.bytes).unwrap();
     assert!(matches!(
         incoming.seal(sample.len(), sample.crc32()),
-        Ok(Sealed::Stored(_))
+        Ok(FileSealed::Stored(_))
     ));
     drop(archive);
     let archive = open();
@@ -164,12 +172,12 @@ fn what_was_let_in_unchecked_is_not_called_damaged_later() {
     let held = archive
         .lookup(&sample.name, sample.len(), sample.crc32(), Verify::Off)
         .unwrap();
-    assert!(matches!(held, Held::Identical(_)));
+    assert!(matches!(held, StoredUnderName::Identical(_)));
     let other = segment(3, 2);
     let held = archive
         .lookup(&other.name, other.len(), other.crc32(), Verify::Off)
         .unwrap();
-    assert!(matches!(held, Held::Different { .. }));
+    assert!(matches!(held, StoredUnderName::Different { .. }));
 }
 
 #[test]
@@ -196,7 +204,7 @@ fn fault_7_small_files_keep_the_rules_and_their_limit() {
     assert_stored(&archive, &first);
     assert!(matches!(
         push(&archive, &second).unwrap(),
-        Sealed::Conflict { .. }
+        FileSealed::Conflict { .. }
     ));
     let huge = archive.begin(first.name, 2 << 20, Verify::Records);
     assert!(matches!(
@@ -313,7 +321,7 @@ fn fault_83_of_two_clients_with_one_name_one_wins() {
     for (number, other) in [(3, 1), (4, 2)] {
         let samples = [segment(number, 1), segment(number, other)];
         let barrier = Barrier::new(2);
-        let sealed: Vec<Sealed> = std::thread::scope(|scope| {
+        let sealed: Vec<FileSealed> = std::thread::scope(|scope| {
             let threads = samples.each_ref().map(|sample| {
                 let (archive, barrier) = (&archive, &barrier);
                 scope.spawn(move || {
@@ -332,7 +340,7 @@ fn fault_83_of_two_clients_with_one_name_one_wins() {
         });
         let stored = sealed
             .iter()
-            .filter(|sealed| matches!(sealed, Sealed::Stored(_)))
+            .filter(|sealed| matches!(sealed, FileSealed::Stored(_)))
             .count();
         assert_eq!(stored, if other == 1 { 2 } else { 1 });
     }
@@ -401,7 +409,7 @@ fn lists_are_sorted_paged_and_free_of_everything_else() {
         expected
     );
     assert_eq!(all[1].len, 1 << 20);
-    let mut paged: Vec<Entry> = Vec::new();
+    let mut paged: Vec<StoredFile> = Vec::new();
     loop {
         let page = archive
             .list(paged.last().map(|entry| entry.name), 3)
@@ -432,7 +440,7 @@ fn set_up_makes_private_folders_and_may_be_repeated() {
     assert_stored(&archive, &sample);
     let path = places.completed_wals.join(sample.name.to_string());
     assert_eq!(std::fs::metadata(path).unwrap().mode() & 0o777, 0o600);
-    let missing = Places {
+    let missing = ArchiveFolders {
         partial_wals: deep.join("nowhere"),
         ..places
     };

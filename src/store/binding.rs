@@ -11,7 +11,7 @@ use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
 use super::error::StoreError;
 use super::folder::{Folder, random_suffix};
-use crate::wal::segment::Expected;
+use crate::wal::segment::ExpectedSegment;
 
 /// The marker's name in each of the two directories.
 pub const MARKER_NAME: &str = ".walmgr-archive";
@@ -35,8 +35,8 @@ pub struct Binding {
 
 impl Binding {
     /// What a file has to be to belong here.
-    pub(super) const fn expected(&self) -> Expected {
-        Expected {
+    pub(super) const fn expected(&self) -> ExpectedSegment {
+        ExpectedSegment {
             system_id: self.system_id,
             segment_size: self.segment_size,
             postgres_major: Some(self.postgres_major),
@@ -66,23 +66,23 @@ impl fmt::Display for Binding {
 
 /// Which of the two directories a marker stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum MarkerRole {
     Completed,
     Partial,
 }
 
-impl Role {
-    const fn other(self) -> Role {
+impl MarkerRole {
+    const fn other(self) -> MarkerRole {
         match self {
-            Role::Completed => Role::Partial,
-            Role::Partial => Role::Completed,
+            MarkerRole::Completed => MarkerRole::Partial,
+            MarkerRole::Partial => MarkerRole::Completed,
         }
     }
 
     const fn text(self) -> &'static str {
         match self {
-            Role::Completed => "completed_wals",
-            Role::Partial => "partial_wals",
+            MarkerRole::Completed => "completed_wals",
+            MarkerRole::Partial => "partial_wals",
         }
     }
 }
@@ -105,7 +105,7 @@ impl Marker {
     }
 
     /// Reads the marker of a directory; `None` when it has none.
-    pub(super) fn read(folder: &Folder, role: Role) -> Result<Option<Self>, StoreError> {
+    pub(super) fn read(folder: &Folder, role: MarkerRole) -> Result<Option<Self>, StoreError> {
         let Some(content) = folder.read_small(MARKER_NAME, MARKER_BYTES_MAX)? else {
             return Ok(None);
         };
@@ -140,7 +140,7 @@ impl Marker {
         Self::parse(&value, role).map(Some).map_err(wrong)
     }
 
-    fn parse(value: &Value, role: Role) -> Result<Self, String> {
+    fn parse(value: &Value, role: MarkerRole) -> Result<Self, String> {
         let text = |key: &str| {
             value
                 .get(key)
@@ -181,7 +181,7 @@ impl Marker {
     }
 
     /// Puts the marker into a directory, durably.
-    pub(super) fn write(&self, folder: &Arc<Folder>, role: Role) -> Result<(), StoreError> {
+    pub(super) fn write(&self, folder: &Arc<Folder>, role: MarkerRole) -> Result<(), StoreError> {
         let mut value = json!({
             "format": FORMAT,
             "archive_id": self.archive_id,

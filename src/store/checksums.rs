@@ -57,7 +57,7 @@ const BY_CHARS_MAX: usize = 200;
 
 /// A finished file as it was acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptChecksum {
     /// Its length in bytes.
     pub len: u64,
     /// The CRC-32 of its content.
@@ -69,7 +69,7 @@ pub struct Kept {
     pub is_found: bool,
 }
 
-impl Kept {
+impl KeptChecksum {
     /// What is wrong with a file of this length and CRC-32, as a sentence; `None` if it is the one.
     ///
     /// Of a segment that a start found, whose records hold by themselves, its length is all that counts:
@@ -119,7 +119,7 @@ impl Kept {
         text + &format!("check {check:08X}\n")
     }
 
-    pub(super) fn parse(name: WalFileName, text: &[u8]) -> Option<Kept> {
+    pub(super) fn parse(name: WalFileName, text: &[u8]) -> Option<KeptChecksum> {
         let text = std::str::from_utf8(text).ok()?;
         let at = text.rfind("check ")?;
         let (above, check) = text.split_at(at);
@@ -140,7 +140,7 @@ impl Kept {
         };
         let is_found = rest.next_if_eq(&"found").is_some();
         let _ = rest.next_if(|line| line.starts_with("by "));
-        rest.next().is_none().then_some(Kept {
+        rest.next().is_none().then_some(KeptChecksum {
             len,
             crc32,
             end,
@@ -209,12 +209,12 @@ impl Checksums {
     }
 
     /// What is kept of a file; `None` when that is unknown, for whatever reason.
-    pub(super) fn read(&self, name: WalFileName) -> Option<Kept> {
+    pub(super) fn read(&self, name: WalFileName) -> Option<KeptChecksum> {
         let folder = self.folder.as_ref()?;
         let text = folder
             .read_small(&name.to_string(), TEXT_BYTES_MAX)
             .ok()??;
-        Kept::parse(name, &text)
+        KeptChecksum::parse(name, &text)
     }
 
     /// Who brought a file, if that was kept.
@@ -223,7 +223,7 @@ impl Checksums {
         let text = folder
             .read_small(&name.to_string(), TEXT_BYTES_MAX)
             .ok()??;
-        Kept::parse(name, &text)?;
+        KeptChecksum::parse(name, &text)?;
         let text = String::from_utf8(text).ok()?;
         text.lines()
             .find_map(|line| line.strip_prefix("by ").map(str::to_owned))
@@ -231,7 +231,7 @@ impl Checksums {
 
     /// Keeps what a file is whose content and name are durable, and who brought it. A failure costs nothing
     /// but the checksum.
-    pub(super) fn keep(&self, name: WalFileName, kept: &Kept, by: &str) {
+    pub(super) fn keep(&self, name: WalFileName, kept: &KeptChecksum, by: &str) {
         let Some(folder) = &self.folder else { return };
         let plain = |char: char| if char.is_control() { ' ' } else { char };
         let by: String = by.chars().take(BY_CHARS_MAX).map(plain).collect();
@@ -263,8 +263,8 @@ impl Checksums {
     }
 
     /// Whether a copy is what was acknowledged under the name that it had; `None` if nobody knows.
-    pub(super) fn read_copy(&self, name: WalFileName, copy: &str) -> Option<Kept> {
-        Kept::parse(name, &self.text(copy)?)
+    pub(super) fn read_copy(&self, name: WalFileName, copy: &str) -> Option<KeptChecksum> {
+        KeptChecksum::parse(name, &self.text(copy)?)
     }
 
     /// Removes a checksum that was left behind, before its name is given to a file. Nothing is left
@@ -328,8 +328,8 @@ mod tests {
         vec![None, closed, open(None), open(previous), inside]
     }
 
-    fn kept(end: Option<SegmentEnd>) -> Kept {
-        Kept {
+    fn kept(end: Option<SegmentEnd>) -> KeptChecksum {
+        KeptChecksum {
             len: 1 << 20,
             crc32: 0x89AB_CDEF,
             end,
@@ -343,12 +343,12 @@ mod tests {
             let text = kept(end).text(name(), "master (192.0.2.7:51234)");
             assert!(text.len() < TEXT_BYTES_MAX, "{text}");
             assert_eq!(
-                Kept::parse(name(), text.as_bytes()),
+                KeptChecksum::parse(name(), text.as_bytes()),
                 Some(kept(end)),
                 "{text}"
             );
             let other = "000000010000000000000003".parse().unwrap();
-            assert_eq!(Kept::parse(other, text.as_bytes()), None);
+            assert_eq!(KeptChecksum::parse(other, text.as_bytes()), None);
         }
     }
 
@@ -357,16 +357,16 @@ mod tests {
         for end in ends() {
             let text = kept(end).text(name(), "db1 check 01234567").into_bytes();
             for len in 0..text.len() {
-                assert_eq!(Kept::parse(name(), &text[..len]), None);
+                assert_eq!(KeptChecksum::parse(name(), &text[..len]), None);
                 let mut zeroed = text.clone();
                 zeroed[len..].fill(0);
-                assert_eq!(Kept::parse(name(), &zeroed), None);
+                assert_eq!(KeptChecksum::parse(name(), &zeroed), None);
             }
             for bit in 0..text.len() * 8 {
                 let mut flipped = text.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
                 // The case of a hexadecimal digit in the last line changes nothing.
-                let read = Kept::parse(name(), &flipped);
+                let read = KeptChecksum::parse(name(), &flipped);
                 assert!(read.is_none_or(|read| read == kept(end)), "bit {bit}");
             }
         }
@@ -375,7 +375,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Kept::parse(name(), &text);
+            let _ = KeptChecksum::parse(name(), &text);
         }
     }
 }

@@ -32,19 +32,19 @@ const MODE: u32 = 0o600;
 #[derive(Debug)]
 pub struct ConfigCopies {
     folder: PathBuf,
-    lines: Vec<Line>,
+    lines: Vec<CopyLine>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Line {
+struct CopyLine {
     name: String,
     len: u64,
     crc32: u32,
 }
 
-impl Line {
-    fn of(name: &str, content: &[u8]) -> Line {
-        Line {
+impl CopyLine {
+    fn of(name: &str, content: &[u8]) -> CopyLine {
+        CopyLine {
             name: name.to_owned(),
             len: content.len() as u64,
             crc32: crc32fast::hash(content),
@@ -70,7 +70,7 @@ impl ConfigCopies {
             .filter(|line| line.name == name)
             .peekable();
         lines.peek()?;
-        let found = Line::of(name, content);
+        let found = CopyLine::of(name, content);
         let is_listed = lines.any(|line| *line == found);
         (!is_listed).then(|| {
             format!(
@@ -95,10 +95,10 @@ impl ConfigCopies {
     pub fn swap_in(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
         let path = self.folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
-        let line = Line::of(name, content);
+        let line = CopyLine::of(name, content);
         // A name that could not be read back has no line.
         let is_plain = !name.chars().any(char::is_control);
-        let settled = |line: &Line| line.name != name;
+        let settled = |line: &CopyLine| line.name != name;
         if is_plain && !self.lines.is_empty() && !self.lines.contains(&line) {
             self.lines.push(line.clone());
             self.write()?;
@@ -129,7 +129,7 @@ fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn text(lines: &[Line]) -> String {
+fn text(lines: &[CopyLine]) -> String {
     let lines = lines.iter();
     let mut text: String = lines
         .map(|line| format!("{:08X} {} {}\n", line.crc32, line.len, line.name))
@@ -140,18 +140,18 @@ fn text(lines: &[Line]) -> String {
 }
 
 /// Sound only if every byte of it is what would be written.
-fn parse(content: &[u8]) -> Option<Vec<Line>> {
+fn parse(content: &[u8]) -> Option<Vec<CopyLine>> {
     let told = std::str::from_utf8(content).ok()?;
     let (above, _) = told.rsplit_once("check ")?;
     let lines = above.lines().map(|line| {
         let mut words = line.splitn(3, ' ');
-        Some(Line {
+        Some(CopyLine {
             crc32: u32::from_str_radix(words.next()?, 16).ok()?,
             len: words.next()?.parse().ok()?,
             name: words.next()?.to_owned(),
         })
     });
-    let lines: Vec<Line> = lines.collect::<Option<_>>()?;
+    let lines: Vec<CopyLine> = lines.collect::<Option<_>>()?;
     (text(&lines) == told).then_some(lines)
 }
 
@@ -197,7 +197,7 @@ mod tests {
         let (_home, mut copies) = filled();
         let folder = copies.folder.clone();
         // Cut behind the first step, which lists both, and behind the second.
-        copies.lines.push(Line::of(NAMES[0], b"new"));
+        copies.lines.push(CopyLine::of(NAMES[0], b"new"));
         copies.write().unwrap();
         assert_eq!(ConfigCopies::read(&folder).damage(), None);
         std::fs::write(folder.join(NAMES[0]), "new").unwrap();

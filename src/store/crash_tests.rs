@@ -16,10 +16,11 @@ use super::testing::{
     scratch_folder, segment,
 };
 use super::{
-    Archive, Damage, Disk, Freeze, Held, PartialWals, Places, RealDisk, Sealed, StoreError,
+    Archive, ArchiveFolders, Damage, Disk, FileSealed, Freeze, PartialWals, RealDisk, StoreError,
+    StoredUnderName,
 };
 use crate::wal::segment::Verify;
-use crate::wal::writer::Writer;
+use crate::wal::writer::WalWriter;
 
 /// What a run did before it was cut.
 #[derive(Debug, Default)]
@@ -146,7 +147,7 @@ fn inspect(root: &Path, run: &Run) -> Result<(), String> {
     let archive = Archive::open(&places, Arc::new(RealDisk)).map_err(|error| error.to_string())?;
     for sample in &run.offered {
         match push(&archive, sample) {
-            Ok(Sealed::Stored(_)) => {}
+            Ok(FileSealed::Stored(_)) => {}
             other => return Err(format!("{} offered again: {other:?}", sample.name)),
         }
     }
@@ -174,14 +175,17 @@ fn nothing_is_torn(completed_wals: &Path, run: &Run) -> Result<(), String> {
 fn everything_acknowledged_is_there(archive: &Archive, run: &Run) -> Result<(), String> {
     for sample in &run.acknowledged {
         match archive.lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records) {
-            Ok(Held::Identical(_)) => {}
+            Ok(StoredUnderName::Identical(_)) => {}
             other => return Err(format!("{} was acknowledged: {other:?}", sample.name)),
         }
     }
     Ok(())
 }
 
-fn what_was_acknowledged_of_a_segment_is_there(places: &Places, run: &Run) -> Result<(), String> {
+fn what_was_acknowledged_of_a_segment_is_there(
+    places: &ArchiveFolders,
+    run: &Run,
+) -> Result<(), String> {
     let Some(sample) = run.offered.first().filter(|_| run.held_bytes > 0) else {
         return Ok(());
     };
@@ -195,7 +199,7 @@ fn what_was_acknowledged_of_a_segment_is_there(places: &Places, run: &Run) -> Re
     }
 }
 
-fn what_was_frozen_is_served(places: &Places, run: &Run) -> Result<(), String> {
+fn what_was_frozen_is_served(places: &ArchiveFolders, run: &Run) -> Result<(), String> {
     let Some(frozen) = &run.frozen else {
         return Ok(());
     };
@@ -214,7 +218,7 @@ fn ship_and_freeze(root: &Path, disk: Arc<dyn Disk>) -> Run {
         is_set_up: true,
         ..Run::default()
     };
-    let mut writer = Writer::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
     let end = writer.record(10, 0, &[7; 9_000]).end.0 % BINDING.segment_size.bytes();
     let sample = Sample {
         name: WalFileName::Segment(segment_3()),
@@ -238,7 +242,7 @@ fn ship_and_freeze(root: &Path, disk: Arc<dyn Disk>) -> Run {
 
 /// Three records shipped one by one, a restart, and the rest by a push that finishes in place.
 fn ship_and_finish(root: &Path, disk: Arc<dyn Disk>) -> Run {
-    let mut writer = Writer::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
     let mut ends = Vec::new();
     for body in [100, 9_000, 300] {
         let end = writer.record(10, 0, &vec![7; body]).end;
@@ -268,7 +272,7 @@ fn ship_and_finish(root: &Path, disk: Arc<dyn Disk>) -> Run {
     {
         let prefix = usize::try_from(held.prefix().0).unwrap();
         if held.write(&sample.bytes[prefix..]).is_ok()
-            && let Ok(Sealed::Stored(_)) = held.seal(sample.len(), sample.crc32())
+            && let Ok(FileSealed::Stored(_)) = held.seal(sample.len(), sample.crc32())
         {
             run.acknowledged.push(sample);
         }
@@ -313,7 +317,7 @@ fn push_all(samples: Vec<Sample>) -> impl Fn(&Path, Arc<dyn Disk>) -> Run {
             return run;
         };
         for sample in &samples {
-            if let Ok(Sealed::Stored(proof)) = push(&archive, sample) {
+            if let Ok(FileSealed::Stored(proof)) = push(&archive, sample) {
                 assert_eq!((proof.len(), proof.crc32()), (sample.len(), sample.crc32()));
                 run.acknowledged.push(sample.clone());
             }
@@ -395,7 +399,7 @@ fn confirm_copied_file(root: &Path, disk: Arc<dyn Disk>) -> Run {
             disk.write(file.as_fd(), &sample.bytes, 0)
         });
     if copied.is_ok()
-        && let Ok(Held::Identical(_)) =
+        && let Ok(StoredUnderName::Identical(_)) =
             archive.lookup(&sample.name, sample.len(), sample.crc32(), Verify::Records)
     {
         run.acknowledged.push(sample);

@@ -13,12 +13,12 @@ pub struct Damage {
     /// Where its records end.
     pub end: Lsn,
     /// Up to where there were more.
-    pub known: Known,
+    pub known: KnownBy,
 }
 
 /// How it is known that there was more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum KnownBy {
     /// It was acknowledged up to here.
     Acknowledged(Lsn),
     /// A whole record lies behind, which ends here.
@@ -29,15 +29,15 @@ impl Damage {
     /// Up to where there were records, at least.
     pub const fn known_to(&self) -> Lsn {
         match self.known {
-            Known::Acknowledged(lsn) | Known::Behind(lsn) => lsn,
+            KnownBy::Acknowledged(lsn) | KnownBy::Behind(lsn) => lsn,
         }
     }
 
     /// Up to where records were acknowledged for certain.
     pub const fn acknowledged(&self) -> Option<Lsn> {
         match self.known {
-            Known::Acknowledged(lsn) => Some(lsn),
-            Known::Behind(_) => None,
+            KnownBy::Acknowledged(lsn) => Some(lsn),
+            KnownBy::Behind(_) => None,
         }
     }
 }
@@ -46,12 +46,12 @@ impl fmt::Display for Damage {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Damage { segment, end, .. } = self;
         match self.known {
-            Known::Acknowledged(lsn) => write!(
+            KnownBy::Acknowledged(lsn) => write!(
                 out,
                 "the partial {segment} is damaged: its records end at {end}, but were \
                  acknowledged up to {lsn}"
             ),
-            Known::Behind(lsn) => write!(
+            KnownBy::Behind(lsn) => write!(
                 out,
                 "the partial {segment} is damaged: its records end at {end}, but a whole record \
                  behind that ends at {lsn}"

@@ -16,7 +16,7 @@ use walmgr_protocol::names::WalFileName;
 
 use super::apart_notes::{self, is_unproven};
 use super::beside::Beside;
-use super::binding::{Marker, Role};
+use super::binding::{Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
 use super::displaced;
@@ -76,7 +76,7 @@ pub fn keep_history(
         disk,
         Arc::new(Monitor::new()),
     )?);
-    Marker::read(&folder, Role::Completed)?.ok_or_else(|| StoreError::NotSetUp {
+    Marker::read(&folder, MarkerRole::Completed)?.ok_or_else(|| StoreError::NotSetUp {
         path: completed_wals.to_path_buf(),
     })?;
     let mut failure = StoreError::GivenUp { name };

@@ -10,7 +10,7 @@ use super::tree::Tree;
 
 /// What tells one file or directory from another: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity {
+pub struct FileId {
     /// `st_dev`.
     pub device: u64,
     /// `st_ino`.
@@ -21,7 +21,7 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStat {
     /// Which file it is.
-    pub identity: Identity,
+    pub identity: FileId,
     /// Its length in bytes.
     pub len: u64,
     /// Whether it is a regular file.
@@ -41,7 +41,7 @@ pub trait Disk: Tree + Send + Sync {
     fn open_directory(&self, path: &Path) -> io::Result<OwnedFd>;
 
     /// What this path leads to at the moment, without following a last symbolic link.
-    fn identity_at(&self, path: &Path) -> io::Result<Identity>;
+    fn identity_at(&self, path: &Path) -> io::Result<FileId>;
 
     /// What an open file or directory is.
     fn stat(&self, file: BorrowedFd<'_>) -> io::Result<FileStat>;

@@ -22,14 +22,14 @@ use walmgr_protocol::names::WalFileName;
 
 use super::apart_notes;
 use super::beside::{Beside, CopyName};
-use super::binding::{Marker, Role};
+use super::binding::{Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::obstacle_notes;
-use super::reader::Reader;
+use super::reader::ArchiveReader;
 use super::recovery;
 use super::shared::Shared;
 
@@ -126,7 +126,7 @@ fn free_name(completed: &Folder, name: WalFileName) -> Result<String, StoreError
     Ok(copy.to_string())
 }
 
-impl Reader {
+impl ArchiveReader {
     /// The names beside whose file others are kept that might be served, and those.
     pub fn beside(&self) -> Result<BTreeMap<WalFileName, Vec<CopyName>>, StoreError> {
         let mut beside = BTreeMap::<WalFileName, Vec<CopyName>>::new();
@@ -198,7 +198,8 @@ pub fn take_copy(
         kept
     };
     if let WalFileName::Segment(segment) = name
-        && let Some(binding) = Marker::read(&folder, Role::Completed)?.and_then(|it| it.binding)
+        && let Some(binding) =
+            Marker::read(&folder, MarkerRole::Completed)?.and_then(|it| it.binding)
     {
         obstacle_notes::renew(&folder, segment, binding.segment_size)?;
     }

@@ -13,7 +13,9 @@ use super::testing::{
     BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
     real, scratch_folder, segment, stored_bytes,
 };
-use super::{Archive, Health, Held, Places, Reader, Sealed, StoreError};
+use super::{
+    Archive, ArchiveFolders, ArchiveReader, FileSealed, Health, StoreError, StoredUnderName,
+};
 use crate::error::Kind;
 use crate::wal::segment::Verify;
 
@@ -157,7 +159,7 @@ fn file_systems_without_the_newer_calls_are_served() {
     assert_stored(&archive, &first);
     assert!(matches!(
         push(&archive, &second).unwrap(),
-        Sealed::Conflict { .. }
+        FileSealed::Conflict { .. }
     ));
     let kept = [first.name.to_string(), format!("{}.differs", first.name)];
     assert_eq!(names(&places), kept);
@@ -347,7 +349,7 @@ fn fault_18_a_recovery_that_stops_anywhere_is_finished_by_the_next() {
         let held = archive
             .lookup(&old.name, old.len(), old.crc32(), Verify::Records)
             .unwrap();
-        assert!(matches!(held, Held::Identical(_)));
+        assert!(matches!(held, StoredUnderName::Identical(_)));
         assert_stored(&archive, &newest);
         assert_eq!(names(&places).len(), 3, "{:?}", names(&places));
         if is_finished {
@@ -388,7 +390,7 @@ fn fault_85_a_second_receiver_is_refused_and_the_first_unharmed() {
     // Set-up beside a running receiver finds everything done.
     Archive::create(&places, real()).unwrap();
     let sealed = incoming.seal(sample.len(), sample.crc32()).unwrap();
-    assert!(matches!(sealed, Sealed::Stored(_)));
+    assert!(matches!(sealed, FileSealed::Stored(_)));
 }
 
 #[test]
@@ -416,13 +418,13 @@ fn fault_99_a_newer_format_is_refused() {
 #[test]
 fn directories_of_two_archives_are_refused() {
     let (one, two) = (scratch_folder(), scratch_folder());
-    let mixed = Places {
+    let mixed = ArchiveFolders {
         completed_wals: new_archive(one.path()).completed_wals,
         partial_wals: new_archive(two.path()).partial_wals,
     };
     let error = Archive::open(&mixed, real()).unwrap_err();
     assert!(matches!(error, StoreError::Marker { .. }), "{error}");
-    let swapped = Places {
+    let swapped = ArchiveFolders {
         completed_wals: places(one.path()).partial_wals,
         partial_wals: places(one.path()).completed_wals,
     };
@@ -478,7 +480,7 @@ fn fault_107_no_flipped_bit_in_a_marker_is_believed_and_set_up_mends_it() {
                 matches!(opened, Err(_) | Ok(Some(BINDING))),
                 "bit {bit}: {opened:?}"
             );
-            let read = Reader::open(broken, real()).map(|reader| reader.binding());
+            let read = ArchiveReader::open(broken, real()).map(|reader| reader.binding());
             assert!(matches!(read, Err(_) | Ok(BINDING)), "bit {bit}: {read:?}");
             if let Err(StoreError::DamagedMarker { .. }) = opened {
                 Archive::create(&places, real()).unwrap();

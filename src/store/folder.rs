@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use super::disk::{Disk, FileStat, Identity};
+use super::disk::{Disk, FileId, FileStat};
 use super::error::StoreError;
 use super::health::Monitor;
 
@@ -24,7 +24,7 @@ pub(super) struct Folder {
     pub(super) monitor: Arc<Monitor>,
     path: PathBuf,
     handle: OwnedFd,
-    identity: Identity,
+    identity: FileId,
     /// How many callers have asked for a sync, and how many of those a finished sync covers.
     pub(super) syncs_asked: AtomicU64,
     pub(super) syncs_covered: Mutex<u64>,

@@ -3,7 +3,7 @@
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-use super::checksums::Kept;
+use super::checksums::KeptChecksum;
 use super::partial::acknowledged;
 
 /// What stands before the checksum of the end that was acknowledged.
@@ -48,13 +48,13 @@ pub fn kept_checksum(bytes: &[u8]) {
     let Some(name) = name.and_then(|name| name.parse::<WalFileName>().ok()) else {
         return;
     };
-    let Some(kept) = Kept::parse(name, bytes) else {
+    let Some(kept) = KeptChecksum::parse(name, bytes) else {
         return;
     };
     let text = kept.text(name, "db1 check 0");
-    assert_eq!(Kept::parse(name, text.as_bytes()), Some(kept));
+    assert_eq!(KeptChecksum::parse(name, text.as_bytes()), Some(kept));
     let other = WalFileName::History(walmgr_protocol::names::TimelineId::FIRST);
-    assert!(name == other || Kept::parse(other, text.as_bytes()).is_none());
+    assert!(name == other || KeptChecksum::parse(other, text.as_bytes()).is_none());
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
             SegmentEnd::Inside,
         ];
         for end in ends {
-            let kept = Kept {
+            let kept = KeptChecksum {
                 len: 1 << 24,
                 crc32: 7,
                 end: Some(end),

@@ -10,7 +10,7 @@ use walmgr_protocol::names::WalFileName;
 use super::binding::Binding;
 use super::durable::{Durable, Temporary};
 use super::error::StoreError;
-use super::shared::{Held, Shared};
+use super::shared::{Shared, StoredUnderName};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify};
 
@@ -33,7 +33,7 @@ pub struct Incoming {
 
 /// What happened to a complete file.
 #[derive(Debug)]
-pub enum Sealed {
+pub enum FileSealed {
     /// It is durable under its name, by this upload or by an earlier one of the same bytes.
     Stored(Durable),
     /// Another file of this name is stored and stays.
@@ -115,7 +115,7 @@ impl Incoming {
     }
 
     /// Makes the file durable under its final name, if it is what the sender committed to.
-    pub fn seal(mut self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+    pub fn seal(mut self, len: u64, crc32: u32) -> Result<FileSealed, StoreError> {
         let name = self.name;
         let Some(Writing { temporary, check }) = self.writing.take() else {
             return Err(StoreError::GivenUp { name });
@@ -126,7 +126,7 @@ impl Incoming {
         let (_, scanner) = check
             .finish_at_end()
             .map_err(|fault| StoreError::of_fault(name, &fault))?;
-        let checked = Checked {
+        let checked = CheckedFile {
             name,
             verify: self.verify,
             scanner,
@@ -139,7 +139,7 @@ impl Incoming {
 }
 
 /// A file whose own bytes were found good.
-struct Checked {
+struct CheckedFile {
     name: WalFileName,
     verify: Verify,
     scanner: Option<Scanner>,
@@ -148,11 +148,11 @@ struct Checked {
 
 fn seal_checked(
     shared: &Shared,
-    checked: Checked,
+    checked: CheckedFile,
     temporary: Temporary,
     (text, by): (&[u8], &str),
-) -> Result<Sealed, StoreError> {
-    let Checked { name, verify, .. } = checked;
+) -> Result<FileSealed, StoreError> {
+    let CheckedFile { name, verify, .. } = checked;
     let (len, crc32) = checked.digest;
     shared.monitor.check()?;
     let mut synced = temporary.sync()?;
@@ -167,26 +167,26 @@ fn seal_checked(
         {
             shared.keep(&durable, joined, by);
             shared.admitted(&admission, name);
-            return Ok(Sealed::Stored(durable));
+            return Ok(FileSealed::Stored(durable));
         }
         match shared.held(&guard, len, crc32, verify)? {
-            Held::Identical(durable) => {
+            StoredUnderName::Identical(durable) => {
                 shared.overtaken(&admission, name)?;
-                return Ok(Sealed::Stored(durable));
+                return Ok(FileSealed::Stored(durable));
             }
-            Held::Different { .. } if shared.gives_way(name, text, joined.is_led)? => {
+            StoredUnderName::Different { .. } if shared.gives_way(name, text, joined.is_led)? => {
                 shared.note_joined(name, &joined)?;
                 let durable = shared.take_place(name, synced, &admission, (text, by))?;
                 shared.keep(&durable, joined, by);
                 shared.admitted(&admission, name);
-                return Ok(Sealed::Stored(durable));
+                return Ok(FileSealed::Stored(durable));
             }
-            Held::Different { len, crc32 } => {
+            StoredUnderName::Different { len, crc32 } => {
                 drop(admission);
                 shared.keep_differing(name, synced, by)?;
-                return Ok(Sealed::Conflict { len, crc32 });
+                return Ok(FileSealed::Conflict { len, crc32 });
             }
-            Held::Absent => {}
+            StoredUnderName::Absent => {}
         }
     }
     Err(StoreError::GivenUp { name })

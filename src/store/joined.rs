@@ -6,10 +6,10 @@
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::apart_notes::is_unproven;
-use super::checksums::Kept;
+use super::checksums::KeptChecksum;
 use super::durable::Durable;
 use super::error::StoreError;
-use super::joints::{Joints, Verdict};
+use super::joints::{JointVerdict, Joints};
 use super::name_lock::NameGuard;
 use super::obstacle_notes;
 use super::shared::Shared;
@@ -90,23 +90,23 @@ impl Shared {
         }
         let mut is_led = true;
         let scanner = match joints.check(segment, Some(&self.carried), read)? {
-            Verdict::Inside(scanner) => Some(*scanner),
-            Verdict::Joined(crossing) => {
+            JointVerdict::Inside(scanner) => Some(*scanner),
+            JointVerdict::Joined(crossing) => {
                 obstacles.add_before(&crossing, start);
                 scanner
             }
-            Verdict::Unchecked => {
+            JointVerdict::Unchecked => {
                 is_led = false;
                 scanner
             }
             // What nobody follows says nothing about what comes behind it.
-            Verdict::Unjoined(before, _)
+            JointVerdict::Unjoined(before, _)
                 if is_unproven(&self.completed, WalFileName::Segment(before))? =>
             {
                 is_led = false;
                 scanner
             }
-            Verdict::Unjoined(before, why) => {
+            JointVerdict::Unjoined(before, why) => {
                 joints.admit_unjoined(segment, before, &why.to_string())?;
                 is_led = false;
                 scanner
@@ -143,9 +143,9 @@ impl Shared {
         scanner: &Scanner,
     ) -> Result<Result<Obstacles, (SegmentName, String)>, StoreError> {
         Ok(match joints.check_next(segment, scanner)? {
-            Verdict::Joined(crossing) => Ok(crossing),
-            Verdict::Inside(_) | Verdict::Unchecked => Ok(Obstacles::default()),
-            Verdict::Unjoined(next, why) => {
+            JointVerdict::Joined(crossing) => Ok(crossing),
+            JointVerdict::Inside(_) | JointVerdict::Unchecked => Ok(Obstacles::default()),
+            JointVerdict::Unjoined(next, why) => {
                 tracing::error!(
                     "ALARM: {next}, which was stored before {segment}, does not follow it: {why}; one of \
                      the two is damaged or not of this cluster, both are stored"
@@ -184,7 +184,7 @@ impl Shared {
     /// and have been
     /// given after [`Shared::make_way`].
     pub(super) fn keep(&self, durable: &Durable, joined: Joined, by: &str) {
-        let kept = Kept {
+        let kept = KeptChecksum {
             len: durable.len(),
             crc32: durable.crc32(),
             end: joined.end,

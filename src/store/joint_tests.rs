@@ -10,10 +10,13 @@ use super::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, names, new_archive, open, push,
     real, scratch_folder, segment, stored_bytes,
 };
-use super::{Archive, Held, PartialWals, Places, Reader, Sealed, StoreError, WalProof};
+use super::{
+    Archive, ArchiveFolders, ArchiveReader, FileSealed, PartialWals, StoreError, StoredUnderName,
+    WalProof,
+};
 use crate::wal::page::PAGE_BYTES;
 use crate::wal::segment::Verify;
-use crate::wal::writer::Writer;
+use crate::wal::writer::WalWriter;
 
 const SIZE: usize = 1 << 20;
 const SEED: u64 = 0x5EED_0100;
@@ -38,13 +41,13 @@ fn name(timeline_number: u32, number: u64) -> SegmentName {
     SegmentName::from_number(timeline(timeline_number), number, BINDING.segment_size)
 }
 
-fn writer(number: u64) -> Writer {
+fn writer(number: u64) -> WalWriter {
     let (size, system) = (BINDING.segment_size, BINDING.system_id);
-    Writer::new(name(1, number), size, system, 15)
+    WalWriter::new(name(1, number), size, system, 15)
 }
 
 /// The whole segments that were written, from this number on.
-fn samples(writer: &Writer, number: u64) -> Vec<Sample> {
+fn samples(writer: &WalWriter, number: u64) -> Vec<Sample> {
     let whole = writer.bytes().chunks_exact(SIZE);
     let named = whole.zip(number..).map(|(bytes, number)| Sample {
         name: WalFileName::Segment(name(1, number)),
@@ -75,7 +78,7 @@ fn spanned() -> Vec<Sample> {
     samples(&writer, 3)
 }
 
-fn stored(samples: &[Sample]) -> (tempfile::TempDir, Places) {
+fn stored(samples: &[Sample]) -> (tempfile::TempDir, ArchiveFolders) {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);
@@ -86,11 +89,11 @@ fn stored(samples: &[Sample]) -> (tempfile::TempDir, Places) {
     (folder, places)
 }
 
-fn forget_checksums(places: &Places) {
+fn forget_checksums(places: &ArchiveFolders) {
     fs::remove_dir_all(places.completed_wals.join(".checksums")).unwrap();
 }
 
-fn plant(places: &Places, sample: &Sample, bytes: &[u8]) {
+fn plant(places: &ArchiveFolders, sample: &Sample, bytes: &[u8]) {
     fs::write(places.completed_wals.join(sample.name.to_string()), bytes).unwrap();
 }
 
@@ -101,8 +104,8 @@ fn flipped(sample: &Sample, bit: usize) -> Sample {
     Sample { name, bytes }
 }
 
-fn read(places: &Places, name: WalFileName) -> Result<Vec<u8>, StoreError> {
-    let reader = Reader::open(&places.completed_wals, real()).unwrap();
+fn read(places: &ArchiveFolders, name: WalFileName) -> Result<Vec<u8>, StoreError> {
+    let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
     let mut bytes = Vec::new();
     let stored = reader.find(name).unwrap().unwrap();
     stored.read_verified(|piece| {
@@ -113,7 +116,7 @@ fn read(places: &Places, name: WalFileName) -> Result<Vec<u8>, StoreError> {
 }
 
 /// Which of the files are handed out; each of those has to be what was stored.
-fn served(places: &Places, samples: &[Sample]) -> Vec<bool> {
+fn served(places: &ArchiveFolders, samples: &[Sample]) -> Vec<bool> {
     let served = samples
         .iter()
         .map(|sample| match read(places, sample.name) {
@@ -490,7 +493,7 @@ fn fault_107_a_copy_that_a_person_put_there_is_judged_by_what_it_holds() {
     assert_eq!(read(&places, better.name).unwrap(), better.bytes);
     let archive = open(&places);
     assert_eq!(archive.recovery().damaged, []);
-    assert!(matches!(push(&archive, &better), Ok(Sealed::Stored(_))));
+    assert!(matches!(push(&archive, &better), Ok(FileSealed::Stored(_))));
     // One whose records do not hold is damaged all the same.
     plant(&places, &first, &flipped(&better, 60 * 8).bytes);
     assert!(read(&places, better.name).is_err());
@@ -514,9 +517,12 @@ fn fault_107_what_was_acknowledged_takes_the_place_of_what_became_of_it() {
             assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
             assert_eq!(stored_bytes(&places, &sample), damaged.bytes);
         }
-        assert!(matches!(lookup(&sample).unwrap(), Held::Absent));
+        assert!(matches!(lookup(&sample).unwrap(), StoredUnderName::Absent));
         assert_stored(&archive, &sample);
-        assert!(matches!(lookup(&sample).unwrap(), Held::Identical(_)));
+        assert!(matches!(
+            lookup(&sample).unwrap(),
+            StoredUnderName::Identical(_)
+        ));
         let aside = format!("{}.damaged", sample.name);
         assert_eq!(
             fs::read(places.completed_wals.join(&aside)).unwrap(),
@@ -532,15 +538,15 @@ fn fault_107_a_checksum_that_was_left_behind_condemns_no_other_file() {
     let (_folder, places) = stored(std::slice::from_ref(&first));
     fs::remove_file(places.completed_wals.join(first.name.to_string())).unwrap();
     let archive = open(&places);
-    assert!(matches!(push(&archive, &second), Ok(Sealed::Stored(_))));
+    assert!(matches!(push(&archive, &second), Ok(FileSealed::Stored(_))));
     assert_eq!(read(&places, second.name).unwrap(), second.bytes);
     drop(archive);
     assert_eq!(open(&places).recovery().damaged, []);
 }
 
 /// Freezes what is shipped as a boot does; the frozen segments.
-fn frozen(places: &Places, force: bool) -> Result<Vec<SegmentName>, StoreError> {
-    let reader = Reader::open(&places.completed_wals, real())?;
+fn frozen(places: &ArchiveFolders, force: bool) -> Result<Vec<SegmentName>, StoreError> {
+    let reader = ArchiveReader::open(&places.completed_wals, real())?;
     let partials = PartialWals::open(&places.partial_wals, real())?;
     let before = |segment| reader.scanner_before(segment);
     let freeze = partials.freeze(timeline(1), "41 1700", force, |_| Ok(true), &before);

@@ -40,7 +40,7 @@ pub(super) struct Joints<'a> {
 }
 
 /// What was found before a segment.
-pub(super) enum Before {
+pub(super) enum FoundBefore {
     /// Nothing that it could be checked against.
     Nothing,
     /// A segment with a scanner that walked to its end.
@@ -51,7 +51,7 @@ pub(super) enum Before {
 
 /// How a segment and the one before it go together.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum JointVerdict {
     /// They do; with what the record is that crosses the boundary.
     Joined(Obstacles),
     /// There is nothing that could be compared.
@@ -70,27 +70,27 @@ impl Joints<'_> {
         segment: SegmentName,
         carried: Option<&Carried>,
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
-    ) -> Result<Verdict, StoreError> {
+    ) -> Result<JointVerdict, StoreError> {
         if self.verify == Verify::Off {
-            return Ok(Verdict::Unchecked);
+            return Ok(JointVerdict::Unchecked);
         }
         let before = match self.before(segment, carried) {
             // One bad sector is no reason to refuse what comes behind it.
             Err(error @ StoreError::Disk { .. }) => {
                 tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
-                return Ok(Verdict::Unchecked);
+                return Ok(JointVerdict::Unchecked);
             }
             other => other?,
         };
         let (before, scanner) = match before {
-            Before::Walked(before, scanner) => (before, scanner),
-            Before::Broken(before) => {
+            FoundBefore::Walked(before, scanner) => (before, scanner),
+            FoundBefore::Broken(before) => {
                 tracing::error!(
                     "ALARM: {before} is damaged, so that nobody can tell whether {segment} goes on with it"
                 );
-                return Ok(Verdict::Unchecked);
+                return Ok(JointVerdict::Unchecked);
             }
-            Before::Nothing => return Ok(Verdict::Unchecked),
+            FoundBefore::Nothing => return Ok(JointVerdict::Unchecked),
         };
         self.walk(*scanner, segment, before, read)
     }
@@ -101,8 +101,8 @@ impl Joints<'_> {
         segment: SegmentName,
     ) -> Result<Option<Scanner>, StoreError> {
         match self.before(segment, None) {
-            Ok(Before::Walked(_, scanner)) => Ok(Some(*scanner)),
-            Ok(Before::Nothing | Before::Broken(_)) => Ok(None),
+            Ok(FoundBefore::Walked(_, scanner)) => Ok(Some(*scanner)),
+            Ok(FoundBefore::Nothing | FoundBefore::Broken(_)) => Ok(None),
             Err(error @ StoreError::Disk { .. }) => {
                 tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
                 Ok(None)
@@ -117,8 +117,8 @@ impl Joints<'_> {
         &self,
         segment: SegmentName,
         scanner: &Scanner,
-    ) -> Result<Verdict, StoreError> {
-        let nothing = || Verdict::Joined(Obstacles::default());
+    ) -> Result<JointVerdict, StoreError> {
+        let nothing = || JointVerdict::Joined(Obstacles::default());
         let Some(next) = segment.next(self.binding.segment_size) else {
             return Ok(nothing());
         };
@@ -147,14 +147,14 @@ impl Joints<'_> {
         segment: SegmentName,
         before: SegmentName,
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), StoreError>,
-    ) -> Result<Verdict, StoreError> {
+    ) -> Result<JointVerdict, StoreError> {
         let mut joint = Joint::new(scanner, segment);
         read(&mut |bytes| joint.update(bytes))?;
         let crossing = joint.crossing();
         Ok(match joint.finish(self.binding.segment_size) {
-            Ok(None) => Verdict::Joined(crossing),
-            Ok(Some(scanner)) => Verdict::Inside(Box::new(scanner)),
-            Err(why) => Verdict::Unjoined(before, why),
+            Ok(None) => JointVerdict::Joined(crossing),
+            Ok(Some(scanner)) => JointVerdict::Inside(Box::new(scanner)),
+            Err(why) => JointVerdict::Unjoined(before, why),
         })
     }
 
@@ -215,10 +215,10 @@ impl Joints<'_> {
         &self,
         segment: SegmentName,
         carried: Option<&Carried>,
-    ) -> Result<Before, StoreError> {
+    ) -> Result<FoundBefore, StoreError> {
         let size = self.binding.segment_size;
         let Some(last) = self.name_before(segment)? else {
-            return Ok(Before::Nothing);
+            return Ok(FoundBefore::Nothing);
         };
         // Segments that one record fills, the last first.
         let mut filled: Vec<SegmentName> = Vec::new();
@@ -229,16 +229,16 @@ impl Joints<'_> {
                 break scanner;
             }
             match self.walk_out_of(before)? {
-                Ended::Walked(scanner) => break *scanner,
-                Ended::Broken => return Ok(Before::Broken(before)),
-                Ended::Inside(_) if filled.len() as u64 * size.bytes() > record_bytes => {
-                    return Ok(Before::Broken(before));
+                WalkEnd::Walked(scanner) => break *scanner,
+                WalkEnd::Broken => return Ok(FoundBefore::Broken(before)),
+                WalkEnd::Inside(_) if filled.len() as u64 * size.bytes() > record_bytes => {
+                    return Ok(FoundBefore::Broken(before));
                 }
-                Ended::Inside(_) => {
+                WalkEnd::Inside(_) => {
                     filled.push(before);
                     match self.name_before(before)? {
                         Some(earlier) => before = earlier,
-                        None => return Ok(Before::Nothing),
+                        None => return Ok(FoundBefore::Nothing),
                     }
                 }
             }
@@ -246,11 +246,11 @@ impl Joints<'_> {
         while let Some(next) = filled.pop() {
             scanner = scanner.up_to_timeline(next.timeline());
             scanner = match self.walk_to_end(scanner, next, Lsn(0))? {
-                Ended::Walked(scanner) | Ended::Inside(Some(scanner)) => *scanner,
-                Ended::Inside(None) | Ended::Broken => return Ok(Before::Broken(next)),
+                WalkEnd::Walked(scanner) | WalkEnd::Inside(Some(scanner)) => *scanner,
+                WalkEnd::Inside(None) | WalkEnd::Broken => return Ok(FoundBefore::Broken(next)),
             };
         }
-        Ok(Before::Walked(last, Box::new(scanner)))
+        Ok(FoundBefore::Walked(last, Box::new(scanner)))
     }
 
     /// The segment that replay reads before this one, if it is there.
@@ -296,7 +296,7 @@ impl Joints<'_> {
     }
 
     /// Where a scanner stands that walked to the end of a segment.
-    fn walk_out_of(&self, segment: SegmentName) -> Result<Ended, StoreError> {
+    fn walk_out_of(&self, segment: SegmentName) -> Result<WalkEnd, StoreError> {
         let size = self.binding.segment_size;
         let start = segment.start(size).unwrap_or_default();
         let inside = |lsn: Lsn| lsn >= start && lsn.0 - start.0 < size.bytes();
@@ -304,11 +304,11 @@ impl Joints<'_> {
         let kept = self.checksums.read(WalFileName::Segment(segment));
         let kept = kept.filter(|kept| !kept.is_found);
         let (scanner, from) = match kept.and_then(|kept| kept.end) {
-            Some(SegmentEnd::Inside) => return Ok(Ended::Inside(None)),
+            Some(SegmentEnd::Inside) => return Ok(WalkEnd::Inside(None)),
             Some(SegmentEnd::Closed { last }) => {
                 let end = Lsn(start.0.wrapping_add(size.bytes()));
                 let scanner = self.scanner(end, segment).following(last);
-                return Ok(Ended::Walked(Box::new(scanner)));
+                return Ok(WalkEnd::Walked(Box::new(scanner)));
             }
             Some(SegmentEnd::Open { begins, previous }) if inside(begins) => {
                 let scanner = self.scanner(begins, segment);
@@ -329,12 +329,12 @@ impl Joints<'_> {
         scanner: Scanner,
         segment: SegmentName,
         from: Lsn,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<WalkEnd, StoreError> {
         let size = self.binding.segment_size;
         let start = segment.start(size).unwrap_or_default();
         let text = segment.to_string();
         let Some(file) = self.completed.open_file(&text)? else {
-            return Ok(Ended::Broken);
+            return Ok(WalkEnd::Broken);
         };
         let mut through = Through::new(scanner, segment, size);
         let from_bytes = from.0.saturating_sub(start.0);
@@ -342,9 +342,9 @@ impl Joints<'_> {
             through.update(piece)
         })?;
         Ok(match through.finish() {
-            Reached::Next(scanner) => Ended::Walked(scanner),
-            Reached::Inside(scanner) => Ended::Inside(Some(scanner)),
-            Reached::Short(_) => Ended::Broken,
+            Reached::Next(scanner) => WalkEnd::Walked(scanner),
+            Reached::Inside(scanner) => WalkEnd::Inside(Some(scanner)),
+            Reached::Short(_) => WalkEnd::Broken,
         })
     }
 
@@ -361,7 +361,7 @@ impl Joints<'_> {
 }
 
 /// How a walk to a segment's end went.
-enum Ended {
+enum WalkEnd {
     Walked(Box<Scanner>),
     /// With the scanner, if somebody walked.
     Inside(Option<Box<Scanner>>),

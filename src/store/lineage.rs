@@ -58,8 +58,8 @@ mod tests;
 
 pub use claim::Outgrown;
 pub use judge::Apart;
-pub use line::{Gap, Led, Leg, Line};
-pub use model::{Facts, Kind, Lineage, Progress, Unreadable};
+pub use line::{Led, Leg, LineGap, TimelineLine};
+pub use model::{ApartKind, Lineage, LineageFacts, SegmentProgress, Unreadable};
 
 /// What the archive says about a segment that it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub enum Asked {
 
 impl Lineage {
     /// Draws the conclusions.
-    pub fn of(facts: Facts) -> Lineage {
+    pub fn of(facts: LineageFacts) -> Lineage {
         let segments = facts.segments.iter().chain(facts.partials.keys());
         let taken = segments.map(|segment| segment.timeline());
         let taken = taken.chain(facts.damaged.iter().map(|segment| segment.timeline()));
@@ -108,7 +108,7 @@ impl Lineage {
     }
 
     /// What it was made from.
-    pub const fn facts(&self) -> &Facts {
+    pub const fn facts(&self) -> &LineageFacts {
         &self.facts
     }
 
@@ -150,17 +150,17 @@ impl Lineage {
     }
 
     /// The line that ends on this timeline, as its history says; of one without history, it alone.
-    pub fn line_to(&self, timeline: TimelineId) -> Line {
+    pub fn line_to(&self, timeline: TimelineId) -> TimelineLine {
         let size = self.facts.size;
         match self.past(timeline) {
-            Some(history) => Line::of(history, size),
-            None => Line::alone(timeline, size),
+            Some(history) => TimelineLine::of(history, size),
+            None => TimelineLine::alone(timeline, size),
         }
     }
 
     /// The line of a server that stands on `timeline` and needs the WAL from `from` on: that of
     /// the newest timeline, if it came from its own at `from` or behind. Else the server stays.
-    pub fn line_from(&self, timeline: TimelineId, from: Lsn) -> Result<Line, Unreadable> {
+    pub fn line_from(&self, timeline: TimelineId, from: Lsn) -> Result<TimelineLine, Unreadable> {
         let newest = self.line_to(self.newest_for(timeline)?);
         match newest.leg(timeline) {
             Some(own) if own.end >= from => Ok(newest),
@@ -204,7 +204,7 @@ impl Lineage {
     }
 
     /// The segments of a line in order, from the one that holds `from` to the last before the first gap.
-    pub fn gapless(&self, line: &Line, from: Lsn) -> Vec<SegmentName> {
+    pub fn gapless(&self, line: &TimelineLine, from: Lsn) -> Vec<SegmentName> {
         let size = self.facts.size;
         let (pieces, end) = (self.pieces(line), self.led(line, from).end);
         let first = from.0 / size.bytes();
@@ -246,7 +246,7 @@ impl Lineage {
         history.filter(|_| !(noted && self.counts(timeline)))
     }
 
-    fn note(&self, name: WalFileName) -> Option<Kind> {
+    fn note(&self, name: WalFileName) -> Option<ApartKind> {
         self.facts.notes.get(&name).copied()
     }
 

@@ -106,8 +106,8 @@ mod joint_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use apart_notes::Told;
-pub use archive::{Entry, WalProof};
+pub use apart_notes::ApartNote;
+pub use archive::{StoredFile, WalProof};
 pub use binding::Binding;
 pub use config_copies::{ConfigCopies, LIST_NAME};
 pub use damage::Damage;
@@ -115,12 +115,12 @@ pub use disk::Disk;
 pub use durable::{Durable, DurableRecords, DurableWal};
 pub use error::StoreError;
 pub use health::Health;
-pub use incoming::{Incoming, Sealed};
-pub use lineage::{Line, Lineage};
+pub use incoming::{FileSealed, Incoming};
+pub use lineage::{Lineage, TimelineLine};
 pub use partial::{
     Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };
-pub use reader::{Absence, Reader, Stored};
+pub use reader::{Absence, ArchiveReader, Stored};
 pub use real_disk::RealDisk;
 pub use recovery_report::RecoveryReport;
-pub use shared::{Archive, Held, Places};
+pub use shared::{Archive, ArchiveFolders, StoredUnderName};

@@ -40,7 +40,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 use super::error::StoreError;
 use super::folder::Folder;
 use crate::wal::obstacle::{Demands, Met, OBSTACLES_MAX, Obstacle, Obstacles};
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 /// The folder of the notes.
 pub(super) const OBSTACLES_NAME: &str = ".obstacles";
@@ -114,10 +114,10 @@ pub(super) fn walk(
             let mut rest = piece;
             goes_on = loop {
                 match scanner.advance(&mut rest) {
-                    Step::NeedMore => break name == segment || scanner.in_record(),
-                    Step::Record(record) if record.lsn >= end => break false,
-                    Step::Record(_) => {}
-                    Step::EndOfWal(_) | Step::Invalid { .. } => break false,
+                    ScanStep::NeedMore => break name == segment || scanner.in_record(),
+                    ScanStep::Record(record) if record.lsn >= end => break false,
+                    ScanStep::Record(_) => {}
+                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => break false,
                 }
             };
             goes_on
@@ -227,11 +227,11 @@ mod tests {
     use walmgr_protocol::names::WalFileName;
 
     use super::*;
-    use crate::store::Reader;
+    use crate::store::ArchiveReader;
     use crate::store::testing::{
         BINDING, Sample, assert_stored, new_archive, open as open_archive, real, scratch_folder,
     };
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
 
     fn segment() -> SegmentName {
         "000000010000000000000003".parse().unwrap()
@@ -284,13 +284,13 @@ mod tests {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open_archive(&places);
-        let mut writer = Writer::new(segment(), BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(segment(), BINDING.segment_size, BINDING.system_id, 15);
         writer.record(130, 0, &[7; 40]);
         writer.switch();
         let name = WalFileName::Segment(segment());
         let bytes = writer.bytes().to_vec();
         assert_stored(&archive, &Sample { name, bytes });
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let noted = reader.obstacles().unwrap();
         assert_eq!(noted[&segment()].all().len(), 1);
         // As a crash leaves it between the doubt and what the new file says.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::error::StoreError;
-use super::lineage::{Line, Lineage};
+use super::lineage::{Lineage, TimelineLine};
 use super::obstacle_notes::{NOTE_BYTES_MAX, OBSTACLES_NAME, open, parse, renew, walk};
-use super::reader::Reader;
+use super::reader::ArchiveReader;
 use super::shared::{Archive, finished_names};
 use crate::pg::backup_label::BackupLabel;
 use crate::wal::obstacle::{Met, Obstacles};
@@ -46,7 +46,7 @@ impl Archive {
     }
 }
 
-impl Reader {
+impl ArchiveReader {
     /// What replay may not get past, of every segment that is here and has any.
     pub fn obstacles(&self) -> Result<BTreeMap<SegmentName, Obstacles>, StoreError> {
         let mut found = BTreeMap::new();
@@ -86,7 +86,7 @@ impl Reader {
     pub fn obstacles_on(
         &self,
         lineage: &Lineage,
-        line: &Line,
+        line: &TimelineLine,
         from: Lsn,
     ) -> Result<Vec<Met>, StoreError> {
         Ok(along(self.obstacles()?, lineage, line, from))
@@ -96,7 +96,7 @@ impl Reader {
 fn along(
     noted: BTreeMap<SegmentName, Obstacles>,
     lineage: &Lineage,
-    line: &Line,
+    line: &TimelineLine,
     from: Lsn,
 ) -> Vec<Met> {
     let mut found: Vec<Met> = Vec::new();

@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use self::acknowledged::Note;
+use self::acknowledged::AcknowledgedNote;
 use self::extents::Extent;
 use self::file::PartialFile;
 use self::open::OpenSegment;
@@ -392,7 +392,7 @@ impl PartialStream {
         }
         if open.note.is_none() {
             // While the name is locked and in place: a push that finishes the segment removes it.
-            open.note = Some(Note::open(&shared.partial, segment)?);
+            open.note = Some(AcknowledgedNote::open(&shared.partial, segment)?);
         }
         match open.comparing {
             true => open.compare(offset, bytes, &boundaries)?,
@@ -433,7 +433,7 @@ impl PartialStream {
 
 /// What the partial segments hold.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct PartialEnds {
     /// Where the records of each end.
     pub(super) ends: Vec<(SegmentName, Lsn)>,
     /// Those that end before what is known to have been there.
@@ -448,7 +448,7 @@ pub(super) fn recover(
     completed: &Arc<Folder>,
     partial: &Arc<Folder>,
     binding: &Binding,
-) -> Result<Ends, StoreError> {
+) -> Result<PartialEnds, StoreError> {
     for segment in partial_names(partial)? {
         match settle(completed, partial, binding, segment) {
             Err(error @ StoreError::Disk { .. }) if partial.monitor.check().is_ok() => {
@@ -478,8 +478,8 @@ fn forget_finished(completed: &Folder, partial: &Folder) -> Result<(), StoreErro
 }
 
 /// Syncs each partial segment and finds where its records end.
-fn ends(folder: &Arc<Folder>, binding: &Binding) -> Result<Ends, StoreError> {
-    let mut found = Ends::default();
+fn ends(folder: &Arc<Folder>, binding: &Binding) -> Result<PartialEnds, StoreError> {
+    let mut found = PartialEnds::default();
     for segment in partial_names(folder)? {
         match end_of(folder, binding, segment) {
             Ok(Some(proven)) => {

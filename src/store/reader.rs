@@ -11,16 +11,16 @@ use std::sync::Arc;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::apart_notes::{self, Told};
+use super::apart_notes::{self, ApartNote};
 use super::beside::damaged_copy_of;
-use super::binding::{Binding, Marker, Role};
+use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::joints::{Joints, Verdict};
-use super::lineage::{Asked, Facts, Lineage, Missing, Progress};
+use super::joints::{JointVerdict, Joints};
+use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
 use super::partial::PartialEnd;
 use crate::wal::history::History;
 use crate::wal::obstacle::Obstacles;
@@ -28,7 +28,7 @@ use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
 
 /// An archive that is open for reading.
-pub struct Reader {
+pub struct ArchiveReader {
     pub(super) completed: Arc<Folder>,
     checksums: Arc<Checksums>,
     binding: Binding,
@@ -67,28 +67,28 @@ pub enum Absence {
 
 /// The files that an archive holds, and those of which it holds a damaged copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
+pub struct ArchiveListing {
     /// Finished files.
     pub finished: BTreeSet<WalFileName>,
     /// Files that were set aside, with the name of the copy.
     pub damaged: BTreeSet<(WalFileName, String)>,
 }
 
-impl Reader {
+impl ArchiveReader {
     /// Opens `completed_wals`; it has to be set up and bound to a cluster.
-    pub fn open(completed_wals: &Path, disk: Arc<dyn Disk>) -> Result<Reader, StoreError> {
+    pub fn open(completed_wals: &Path, disk: Arc<dyn Disk>) -> Result<ArchiveReader, StoreError> {
         let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
         let not_set_up = || StoreError::NotSetUp {
             path: completed_wals.to_path_buf(),
         };
-        let marker = Marker::read(&folder, Role::Completed)?.ok_or_else(not_set_up)?;
+        let marker = Marker::read(&folder, MarkerRole::Completed)?.ok_or_else(not_set_up)?;
         let binding = marker.binding.ok_or(StoreError::NotBound)?;
-        Ok(Reader::of(Arc::new(folder), binding))
+        Ok(ArchiveReader::of(Arc::new(folder), binding))
     }
 
     /// The archive in a folder that is open and bound to a cluster.
-    pub(super) fn of(completed: Arc<Folder>, binding: Binding) -> Reader {
-        Reader {
+    pub(super) fn of(completed: Arc<Folder>, binding: Binding) -> ArchiveReader {
+        ArchiveReader {
             checksums: Arc::new(Checksums::open(&completed)),
             completed,
             binding,
@@ -130,8 +130,8 @@ impl Reader {
     }
 
     /// Everything that is there, as far as WAL files go.
-    pub fn listing(&self) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
+    pub fn listing(&self) -> Result<ArchiveListing, StoreError> {
+        let mut listing = ArchiveListing::default();
         for text in self.completed.names()? {
             if let Ok(name) = text.parse() {
                 listing.finished.insert(name);
@@ -159,7 +159,7 @@ impl Reader {
     }
 
     /// What is set apart, and who brought it.
-    pub fn apart(&self) -> Result<Vec<Told>, StoreError> {
+    pub fn apart(&self) -> Result<Vec<ApartNote>, StoreError> {
         apart_notes::told(&self.completed)
     }
 
@@ -177,7 +177,7 @@ impl Reader {
     pub fn lineage(&self, partials: &[PartialEnd]) -> Result<Lineage, StoreError> {
         let partials = partials.iter().map(|partial| {
             let (end, is_whole) = (partial.end, partial.is_whole);
-            (partial.segment, Some(Progress { end, is_whole }))
+            (partial.segment, Some(SegmentProgress { end, is_whole }))
         });
         self.lineage_of(&self.listing()?, partials.collect())
     }
@@ -185,10 +185,10 @@ impl Reader {
     /// The same from a listing that was made before.
     pub fn lineage_of(
         &self,
-        listing: &Listing,
-        partials: BTreeMap<SegmentName, Option<Progress>>,
+        listing: &ArchiveListing,
+        partials: BTreeMap<SegmentName, Option<SegmentProgress>>,
     ) -> Result<Lineage, StoreError> {
-        let mut facts = Facts {
+        let mut facts = LineageFacts {
             size: self.binding.segment_size,
             segments: BTreeSet::new(),
             damaged: BTreeSet::new(),
@@ -228,7 +228,7 @@ impl Reader {
         Ok(Lineage::of(facts))
     }
 
-    /// What it means that [`Reader::find`] found nothing.
+    /// What it means that [`ArchiveReader::find`] found nothing.
     pub fn absence(&self, name: WalFileName) -> Result<Absence, StoreError> {
         let listing = self.listing()?;
         if listing.finished.contains(&name) {
@@ -358,9 +358,9 @@ impl Stored {
             self.folder.read_pages(self.file.as_fd(), &text, 0, each)
         })?;
         let (before, why) = match verdict {
-            Verdict::Unjoined(before, why) => (before, why),
-            Verdict::Joined(crossing) => return Ok(crossing),
-            Verdict::Inside(_) | Verdict::Unchecked => return Ok(Obstacles::default()),
+            JointVerdict::Unjoined(before, why) => (before, why),
+            JointVerdict::Joined(crossing) => return Ok(crossing),
+            JointVerdict::Inside(_) | JointVerdict::Unchecked => return Ok(Obstacles::default()),
         };
         if is_as_kept && joints.is_as_kept(before)? == Some(false) {
             tracing::warn!("{before} is not what was acknowledged; {segment} is");
@@ -393,7 +393,7 @@ mod tests {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open(&places);
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let sample = segment(3, 1);
         assert!(reader.find(sample.name).unwrap().is_none());
         assert_stored(&archive, &sample);
@@ -424,7 +424,7 @@ mod tests {
         let long = [&sample.bytes[..], &[0]].concat();
         for wrong in [flipped, zeroed, short, long, other.bytes, Vec::new()] {
             std::fs::write(&path, wrong).unwrap();
-            let reader = Reader::open(&places.completed_wals, real()).unwrap();
+            let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
             let stored = reader.find(sample.name).unwrap().unwrap();
             stored.read_verified(|_| true).unwrap_err();
             assert_eq!(names(&places), [sample.name.to_string()]);
@@ -436,7 +436,7 @@ mod tests {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open(&places);
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let third = segment(3, 1).name;
         assert_eq!(reader.absence(third).unwrap(), Absence::Proven);
         assert_stored(&archive, &segment(2, 1));
@@ -460,7 +460,7 @@ mod tests {
         let folder = scratch_folder();
         let places = new_archive(folder.path());
         let archive = open(&places);
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         // It leaves timeline 1 at 0/3000000: its first segment is number 0x30.
         let path = |text: &str| places.completed_wals.join(text);
         std::fs::write(path("000000020000000000000031"), "x").unwrap();

@@ -15,7 +15,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
-use super::disk::{Disk, FileStat, Identity};
+use super::disk::{Disk, FileId, FileStat};
 use super::tree::{Node, Tree};
 use crate::files;
 
@@ -33,7 +33,7 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?)
     }
 
-    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+    fn identity_at(&self, path: &Path) -> io::Result<FileId> {
         Ok(file_stat(&fs::statat(CWD, path, AtFlags::empty())?).identity)
     }
 
@@ -290,7 +290,7 @@ fn open_below(
 
 fn file_stat(stat: &Stat) -> FileStat {
     FileStat {
-        identity: Identity {
+        identity: FileId {
             device: stat.st_dev,
             inode: stat.st_ino,
         },

@@ -10,17 +10,17 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use walmgr_protocol::names::WalFileName;
 
-use super::binding::{Binding, MARKER_NAME, Marker, Role};
-use super::checksums::{Checksums, Kept};
+use super::binding::{Binding, MARKER_NAME, Marker, MarkerRole};
+use super::checksums::{Checksums, KeptChecksum};
 use super::disk::Disk;
 use super::durable::{Existing, ExistingContent};
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX};
 use super::health::Monitor;
-use super::joints::{Joints, Verdict};
+use super::joints::{JointVerdict, Joints};
 use super::partial;
 use super::recovery_report::RecoveryReport;
-use super::shared::{Places, StoredCheck, finished_names, is_damage, set_aside};
+use super::shared::{ArchiveFolders, StoredCheck, finished_names, is_damage, set_aside};
 use crate::wal::joint::SegmentEnd;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
@@ -45,7 +45,7 @@ pub(super) struct Folders {
 }
 
 pub(super) fn open_folders(
-    places: &Places,
+    places: &ArchiveFolders,
     disk: &Arc<dyn Disk>,
     monitor: &Arc<Monitor>,
 ) -> Result<Folders, StoreError> {
@@ -57,17 +57,17 @@ pub(super) fn open_folders(
 }
 
 impl Folders {
-    pub(super) const fn each(&self) -> [(&Arc<Folder>, Role); 2] {
+    pub(super) const fn each(&self) -> [(&Arc<Folder>, MarkerRole); 2] {
         [
-            (&self.completed, Role::Completed),
-            (&self.partial, Role::Partial),
+            (&self.completed, MarkerRole::Completed),
+            (&self.partial, MarkerRole::Partial),
         ]
     }
 
     pub(super) fn read_markers(&self) -> Result<[Option<Marker>; 2], StoreError> {
         Ok([
-            Marker::read(&self.completed, Role::Completed)?,
-            Marker::read(&self.partial, Role::Partial)?,
+            Marker::read(&self.completed, MarkerRole::Completed)?,
+            Marker::read(&self.partial, MarkerRole::Partial)?,
         ])
     }
 
@@ -76,17 +76,17 @@ impl Folders {
     pub(super) fn mend_marker(&self) -> Result<(), StoreError> {
         let [(completed, _), (partial, _)] = self.each();
         let read = (
-            Marker::read(completed, Role::Completed),
-            Marker::read(partial, Role::Partial),
+            Marker::read(completed, MarkerRole::Completed),
+            Marker::read(partial, MarkerRole::Partial),
         );
         let (folder, role, marker, error) = match read {
             (Ok(Some(marker)), Err(error @ StoreError::DamagedMarker { .. })) => {
-                (partial, Role::Partial, marker, error)
+                (partial, MarkerRole::Partial, marker, error)
             }
             (Err(error @ StoreError::DamagedMarker { .. }), Ok(Some(marker)))
                 if marker.binding.is_some() =>
             {
-                (completed, Role::Completed, marker, error)
+                (completed, MarkerRole::Completed, marker, error)
             }
             _ => return Ok(()),
         };
@@ -213,7 +213,7 @@ pub(super) struct FinishedCheck<'a> {
 }
 
 /// What a file was found to be.
-pub(super) struct Found {
+pub(super) struct FileFound {
     content: ExistingContent,
     /// What is wrong with it at first sight.
     torn: Option<SegmentFault>,
@@ -254,7 +254,7 @@ impl FinishedCheck<'_> {
     }
 
     /// `None` when it is gone.
-    pub(super) fn look(&self, name: WalFileName) -> Result<Option<Found>, StoreError> {
+    pub(super) fn look(&self, name: WalFileName) -> Result<Option<FileFound>, StoreError> {
         let Some(existing) = Existing::open(self.folder, name)? else {
             return Ok(None);
         };
@@ -265,7 +265,7 @@ impl FinishedCheck<'_> {
             torn.update(bytes);
             records.update(bytes);
         })?;
-        Ok(Some(Found {
+        Ok(Some(FileFound {
             content,
             torn: torn.finish(),
             walked: records.finish_at_end(),
@@ -275,7 +275,7 @@ impl FinishedCheck<'_> {
     fn judge(
         &self,
         name: WalFileName,
-        found: &Found,
+        found: &FileFound,
         report: &mut RecoveryReport,
     ) -> Result<(), StoreError> {
         let is_segment = matches!(name, WalFileName::Segment(_));
@@ -304,7 +304,7 @@ impl FinishedCheck<'_> {
         } else if self.checksums.read(name).is_none() {
             let content = &found.content;
             let scanner = found.walked.as_ref().ok().and_then(Option::as_ref);
-            let found = Kept {
+            let found = KeptChecksum {
                 len: content.len,
                 crc32: content.crc32,
                 end: scanner.map(SegmentEnd::of),
@@ -319,7 +319,7 @@ impl FinishedCheck<'_> {
     pub(super) fn fault(
         &self,
         name: WalFileName,
-        found: &Found,
+        found: &FileFound,
     ) -> Result<Option<(WalFileName, String)>, StoreError> {
         let content = &found.content;
         let kept = self.checksums.read(name);
@@ -347,7 +347,7 @@ impl FinishedCheck<'_> {
             verify: Verify::Records,
         };
         let verdict = joints.check(segment, None, |each| content.read_pages(each))?;
-        let Verdict::Unjoined(before, why) = verdict else {
+        let JointVerdict::Unjoined(before, why) = verdict else {
             return Ok(None);
         };
         let name_before = WalFileName::Segment(before);

@@ -1,5 +1,5 @@
 //! What the recovery at a start found, for whoever tells people.
-//! Never acts on it. Invariant: no file is in it twice for the same reason.
+//! Never acts on it. Invariant: nothing that it names was removed.
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 

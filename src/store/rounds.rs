@@ -50,20 +50,20 @@ const LISTED_MAX: usize = 256;
 
 /// One file that a round reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum RoundFile {
     Finished(WalFileName),
     Partial(SegmentName),
 }
 
 /// What is known to be damaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Note {
+struct DamageNote {
     next: Option<WalFileName>,
-    damaged: BTreeMap<Place, Noted>,
+    damaged: BTreeMap<RoundFile, NotedDamage>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Noted {
+struct NotedDamage {
     inode: u64,
     changed_ms: i64,
     why: String,
@@ -83,15 +83,15 @@ pub struct Rounds {
     archive: Archive,
     completed: Arc<Folder>,
     partial: Arc<Folder>,
-    note: Note,
-    pending: VecDeque<Place>,
-    left: Left,
+    note: DamageNote,
+    pending: VecDeque<RoundFile>,
+    left: UnlistedFiles,
     sets: Option<SetsRound>,
 }
 
 /// What a round has not listed yet.
 #[derive(Debug, Clone, Copy)]
-enum Left {
+enum UnlistedFiles {
     /// Finished files from this one on.
     Finished(Option<WalFileName>),
     Partials,
@@ -109,13 +109,13 @@ impl Archive {
             Folder::open(folder.path(), disk, Arc::new(Monitor::new())).map(Arc::new)
         };
         let completed = open(&shared.completed)?;
-        let note = Note::read(&completed);
+        let note = DamageNote::read(&completed);
         let sets = sets.map(SetsRound::of);
         Ok(Rounds {
             archive: self.clone(),
             left: match &sets {
-                Some(sets) if sets.is_under_way() => Left::Sets,
-                _ => Left::Finished(note.next),
+                Some(sets) if sets.is_under_way() => UnlistedFiles::Sets,
+                _ => UnlistedFiles::Finished(note.next),
             },
             sets,
             note,
@@ -146,15 +146,15 @@ impl Rounds {
                     is_round_done: false,
                 });
             }
-            self.left = Left::Finished(None);
+            self.left = UnlistedFiles::Finished(None);
             self.note.next = None;
             self.forget_what_is_gone()?;
             self.write();
             return Ok(done);
         };
         let (read_bytes, faults) = match place {
-            Place::Finished(name) => self.finished(name, &binding)?,
-            Place::Partial(segment) => self.in_progress(segment, &binding)?,
+            RoundFile::Finished(name) => self.finished(name, &binding)?,
+            RoundFile::Partial(segment) => self.in_progress(segment, &binding)?,
         };
         self.settle(place, faults)?;
         Ok(Stride {
@@ -167,29 +167,29 @@ impl Rounds {
     fn list(&mut self) -> Result<(), StoreError> {
         while self.pending.is_empty() {
             match self.left {
-                Left::Finished(from) => {
+                UnlistedFiles::Finished(from) => {
                     let names = finished_names(&self.completed)?.into_keys();
                     let mut names = names.filter(|name| from.is_none_or(|from| *name >= from));
                     self.pending = names
                         .by_ref()
                         .take(LISTED_MAX)
-                        .map(Place::Finished)
+                        .map(RoundFile::Finished)
                         .collect();
-                    self.left = names
-                        .next()
-                        .map_or(Left::Partials, |next| Left::Finished(Some(next)));
+                    self.left = names.next().map_or(UnlistedFiles::Partials, |next| {
+                        UnlistedFiles::Finished(Some(next))
+                    });
                     self.note.next = match self.pending.front() {
-                        Some(Place::Finished(first)) => Some(*first),
+                        Some(RoundFile::Finished(first)) => Some(*first),
                         _ => None,
                     };
                     self.write();
                 }
-                Left::Partials => {
+                UnlistedFiles::Partials => {
                     let partials = partial_names(&self.partial)?.into_iter();
-                    self.pending = partials.map(Place::Partial).collect();
-                    self.left = Left::Sets;
+                    self.pending = partials.map(RoundFile::Partial).collect();
+                    self.left = UnlistedFiles::Sets;
                 }
-                Left::Sets => break,
+                UnlistedFiles::Sets => break,
             }
         }
         Ok(())
@@ -218,7 +218,7 @@ impl Rounds {
         // What was replaced while it was read is looked at in the next round.
         let is_same = self.completed.stat_at(&text)? == Some(before);
         let fault = fault.filter(|_| is_same);
-        let faults = fault.map(|(name, why)| (Place::Finished(name), why));
+        let faults = fault.map(|(name, why)| (RoundFile::Finished(name), why));
         Ok((before.len, faults.into_iter().collect()))
     }
 
@@ -234,18 +234,18 @@ impl Rounds {
             Err(error @ StoreError::Disk { .. }) => Some(error.to_string()),
             Err(error) => return Err(error),
         };
-        let faults = found.map(|why| (Place::Partial(segment), why));
+        let faults = found.map(|why| (RoundFile::Partial(segment), why));
         Ok((binding.segment_size.bytes(), faults.into_iter().collect()))
     }
 
     /// Notes what was found of a file, and forgets what was found of it before.
-    fn settle(&mut self, place: Place, faults: Faults) -> Result<(), StoreError> {
+    fn settle(&mut self, place: RoundFile, faults: Faults) -> Result<(), StoreError> {
         let mut found = BTreeMap::new();
         for (place, why) in faults {
             let Some(stat) = stat_of(&self.completed, &self.partial, place)? else {
                 continue;
             };
-            found.insert(place, Noted::of(place, &stat, &why));
+            found.insert(place, NotedDamage::of(place, &stat, &why));
         }
         let before = self.note.damaged.clone();
         if !found.contains_key(&place) {
@@ -289,7 +289,7 @@ impl Rounds {
 }
 
 /// What is wrong with which files.
-type Faults = BTreeMap<Place, String>;
+type Faults = BTreeMap<RoundFile, String>;
 
 /// The finished files that are known to be damaged, and the segments in progress that were.
 pub(super) fn noted(
@@ -297,14 +297,14 @@ pub(super) fn noted(
     partial: &Folder,
 ) -> Result<(BTreeMap<WalFileName, String>, BTreeSet<SegmentName>), StoreError> {
     let (mut finished, mut partials) = (BTreeMap::new(), BTreeSet::new());
-    for (place, noted) in Note::read(completed).damaged {
+    for (place, noted) in DamageNote::read(completed).damaged {
         let stat = stat_of(completed, partial, place)?;
         if stat.is_none_or(|stat| !noted.is_of(place, &stat)) {
             continue;
         }
         match place {
-            Place::Finished(name) => drop(finished.insert(name, noted.why)),
-            Place::Partial(segment) => drop(partials.insert(segment)),
+            RoundFile::Finished(name) => drop(finished.insert(name, noted.why)),
+            RoundFile::Partial(segment) => drop(partials.insert(segment)),
         }
     }
     Ok((finished, partials))
@@ -313,31 +313,31 @@ pub(super) fn noted(
 fn stat_of(
     completed: &Folder,
     partial: &Folder,
-    place: Place,
+    place: RoundFile,
 ) -> Result<Option<FileStat>, StoreError> {
     match place {
-        Place::Finished(name) => completed.stat_at(&name.to_string()),
-        Place::Partial(segment) => partial.stat_at(&segment.to_string()),
+        RoundFile::Finished(name) => completed.stat_at(&name.to_string()),
+        RoundFile::Partial(segment) => partial.stat_at(&segment.to_string()),
     }
 }
 
-impl Place {
+impl RoundFile {
     fn text(self) -> String {
         match self {
-            Place::Finished(name) => name.to_string(),
-            Place::Partial(segment) => segment.to_string(),
+            RoundFile::Finished(name) => name.to_string(),
+            RoundFile::Partial(segment) => segment.to_string(),
         }
     }
 }
 
-impl Noted {
-    fn of(place: Place, stat: &FileStat, why: &str) -> Noted {
+impl NotedDamage {
+    fn of(place: RoundFile, stat: &FileStat, why: &str) -> NotedDamage {
         let why = why.chars().take(WHY_CHARS_MAX);
-        Noted {
+        NotedDamage {
             inode: stat.identity.inode,
             changed_ms: match place {
-                Place::Finished(_) => stat.changed_ms,
-                Place::Partial(_) => 0,
+                RoundFile::Finished(_) => stat.changed_ms,
+                RoundFile::Partial(_) => 0,
             },
             why: why
                 .map(|char| if char.is_control() { ' ' } else { char })
@@ -345,19 +345,20 @@ impl Noted {
         }
     }
 
-    fn is_of(&self, place: Place, stat: &FileStat) -> bool {
-        let found = Noted::of(place, stat, "");
+    fn is_of(&self, place: RoundFile, stat: &FileStat) -> bool {
+        let found = NotedDamage::of(place, stat, "");
         (found.inode, found.changed_ms) == (self.inode, self.changed_ms)
     }
 }
 
-impl Note {
-    fn read(completed: &Folder) -> Note {
+impl DamageNote {
+    fn read(completed: &Folder) -> DamageNote {
         let text = completed
             .read_small(NOTE_NAME, NOTE_BYTES_MAX)
             .ok()
             .flatten();
-        text.and_then(|text| Note::parse(&text)).unwrap_or_default()
+        text.and_then(|text| DamageNote::parse(&text))
+            .unwrap_or_default()
     }
 
     fn text(&self) -> String {
@@ -366,7 +367,7 @@ impl Note {
             .map_or_else(String::new, |next| format!("next {next}\n"));
         for (
             place,
-            Noted {
+            NotedDamage {
                 inode,
                 changed_ms,
                 why,
@@ -374,8 +375,8 @@ impl Note {
         ) in &self.damaged
         {
             let word = match place {
-                Place::Finished(_) => "damaged",
-                Place::Partial(_) => "partial",
+                RoundFile::Finished(_) => "damaged",
+                RoundFile::Partial(_) => "partial",
             };
             text += &format!("{word} {inode} {changed_ms} {} {why}\n", place.text());
         }
@@ -384,10 +385,10 @@ impl Note {
     }
 
     /// Sound only if every byte of it is what would be written.
-    fn parse(content: &[u8]) -> Option<Note> {
+    fn parse(content: &[u8]) -> Option<DamageNote> {
         let told = std::str::from_utf8(content).ok()?;
         let (above, _) = told.rsplit_once("check ")?;
-        let mut note = Note::default();
+        let mut note = DamageNote::default();
         for line in above.lines() {
             let mut words = line.splitn(5, ' ');
             let word = words.next()?;
@@ -398,12 +399,12 @@ impl Note {
             let (inode, changed_ms) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
             let name = words.next()?;
             let place = match word {
-                "damaged" => Place::Finished(name.parse().ok()?),
-                "partial" => Place::Partial(name.parse().ok()?),
+                "damaged" => RoundFile::Finished(name.parse().ok()?),
+                "partial" => RoundFile::Partial(name.parse().ok()?),
                 _ => return None,
             };
             let why = words.next()?.to_owned();
-            let noted = Noted {
+            let noted = NotedDamage {
                 inode,
                 changed_ms,
                 why,
@@ -495,32 +496,32 @@ mod tests {
     fn fault_107_a_note_with_a_flipped_bit_says_nothing() {
         let name: WalFileName = "000000010000000000000002".parse().unwrap();
         let segment = "000000010000000000000003".parse().unwrap();
-        let noted = |why: &str| Noted {
+        let noted = |why: &str| NotedDamage {
             inode: 7,
             changed_ms: -3,
             why: why.to_owned(),
         };
         let damaged = [
-            (Place::Finished(name), noted("its CRC-32 is wrong")),
-            (Place::Partial(segment), noted("")),
+            (RoundFile::Finished(name), noted("its CRC-32 is wrong")),
+            (RoundFile::Partial(segment), noted("")),
         ];
-        let note = Note {
+        let note = DamageNote {
             next: Some(name),
             damaged: damaged.into_iter().collect(),
         };
         let text = note.text().into_bytes();
-        assert_eq!(Note::parse(&text), Some(note));
+        assert_eq!(DamageNote::parse(&text), Some(note));
         for bit in 0..text.len() * 8 {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Note::parse(&flipped), None, "bit {bit}");
+            assert_eq!(DamageNote::parse(&flipped), None, "bit {bit}");
         }
     }
 
     proptest! {
         #[test]
         fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Note::parse(&text);
+            let _ = DamageNote::parse(&text);
         }
     }
 }

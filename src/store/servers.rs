@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::reader::Reader;
+use super::reader::ArchiveReader;
 
 const SERVERS_NAME: &str = ".servers";
 
@@ -34,7 +34,7 @@ pub(super) enum Noted {
     Damaged(PathBuf),
 }
 
-impl Reader {
+impl ArchiveReader {
     /// Notes that the server in this directory asks for WAL from here, unless that is known.
     pub fn note_server(&self, data: &Path) -> Result<(), StoreError> {
         let path = data.as_os_str().as_bytes();
@@ -86,7 +86,7 @@ mod tests {
     fn a_directory_is_noted_once_and_a_flipped_note_is_known_as_damaged() {
         let scratch = scratch_folder();
         let completed = new_archive(scratch.path()).completed_wals;
-        let archive = Reader::open(&completed, real()).unwrap();
+        let archive = ArchiveReader::open(&completed, real()).unwrap();
         assert_eq!(noted(&archive.completed).unwrap(), []);
         let odd = OsString::from_vec(b"/srv/\xff\n16/main".to_vec());
         for path in [Path::new("/srv/pg"), Path::new(&odd), Path::new("/srv/pg")] {

@@ -22,21 +22,21 @@ use super::partial::extents::Extents;
 use super::recovery_report::RecoveryReport;
 use crate::config::StandbyConfig;
 use crate::wal::scan::Scanner;
-use crate::wal::segment::{Expected, SegmentCheck, SegmentFault, Verify};
+use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault, Verify};
 
 /// Where an archive lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct ArchiveFolders {
     /// Finished WAL files, and the lock.
     pub completed_wals: PathBuf,
     /// The segments that are still being written.
     pub partial_wals: PathBuf,
 }
 
-impl Places {
+impl ArchiveFolders {
     /// Where the settings put it.
-    pub fn of(config: &StandbyConfig) -> Places {
-        Places {
+    pub fn of(config: &StandbyConfig) -> ArchiveFolders {
+        ArchiveFolders {
             completed_wals: config.completed_wals.clone(),
             partial_wals: config.partial_wals.clone(),
         }
@@ -51,7 +51,7 @@ pub struct Archive {
 
 /// What the archive holds under a name that a client offers.
 #[derive(Debug)]
-pub enum Held {
+pub enum StoredUnderName {
     /// Nothing that counts.
     Absent,
     /// The same bytes, durable.
@@ -103,7 +103,7 @@ pub(super) struct StoredCheck {
 }
 
 impl StoredCheck {
-    pub(super) fn new(name: WalFileName, expected: &Expected, verify: Verify) -> Self {
+    pub(super) fn new(name: WalFileName, expected: &ExpectedSegment, verify: Verify) -> Self {
         StoredCheck {
             check: Some(SegmentCheck::new(name, expected, verify)),
             fault: None,

@@ -15,18 +15,18 @@ use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::beside::damaged_copy_of;
-use super::binding::{Binding, Marker, Role};
+use super::binding::{Binding, Marker, MarkerRole};
 use super::damage::Damage;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::lineage::{Kind, Led, Line, Lineage, Progress};
+use super::lineage::{ApartKind, Led, Lineage, SegmentProgress, TimelineLine};
 use super::partial::{partial_end, vanished};
-use super::reader::Reader;
+use super::reader::ArchiveReader;
 use super::rounds;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
-use super::shared::Places;
+use super::shared::ArchiveFolders;
 use crate::pg::control;
 
 /// How many segments in progress are read for damage: an archiver that hangs leaves hundreds, and
@@ -38,7 +38,7 @@ const PARTIALS_READ_MAX: usize = 4;
 /// `acknowledged` is the end of the partial segment that the receiver knows to be durable; where
 /// nobody knows, the file is read.
 pub fn survey(
-    places: &Places,
+    places: &ArchiveFolders,
     full_backup: Option<&Path>,
     disk: &Arc<dyn Disk>,
     acknowledged: Option<(SegmentName, Lsn)>,
@@ -52,14 +52,14 @@ pub fn survey(
         clock_ms: clock_ms(),
         ..Overview::default()
     };
-    let marker = Marker::read(&completed, Role::Completed)?;
+    let marker = Marker::read(&completed, MarkerRole::Completed)?;
     let Some(binding) = marker.and_then(|marker| marker.binding) else {
         return Ok(overview);
     };
     overview.cluster = Some(binding.into());
     let partial = open(&places.partial_wals)?;
     let files = Files::read(&completed, &partial, &binding)?;
-    let reader = Reader::of(Arc::clone(&completed), binding);
+    let reader = ArchiveReader::of(Arc::clone(&completed), binding);
     describe_apart(&reader, &mut overview)?;
     let names = files.partials.iter().map(|segment| (*segment, None));
     let lineage = reader.lineage_of(&reader.listing()?, names.collect())?;
@@ -116,7 +116,7 @@ fn age_ms(since_ms: i64) -> i64 {
 }
 
 /// What no reader follows, and what a person has to choose from.
-fn describe_apart(reader: &Reader, overview: &mut Overview) -> Result<(), StoreError> {
+fn describe_apart(reader: &ArchiveReader, overview: &mut Overview) -> Result<(), StoreError> {
     let apart = reader.apart()?;
     overview.apart_count = apart.len() as u64;
     // A history decides about more than a segment does.
@@ -136,7 +136,7 @@ fn describe_apart(reader: &Reader, overview: &mut Overview) -> Result<(), StoreE
 
 /// A timeline that is followed because a key claims it, although the one that it left goes on: names both.
 fn describe_claims(
-    reader: &Reader,
+    reader: &ArchiveReader,
     lineage: &Lineage,
     overview: &mut Overview,
 ) -> Result<(), StoreError> {
@@ -147,7 +147,8 @@ fn describe_claims(
     let by = reader.claims()?.remove(&contested.timeline);
     let by = by.unwrap_or_else(|| "somebody".to_owned());
     let mut apart = reader.apart()?.into_iter();
-    let of_parent = apart.find(|told| told.kind == Kind::Behind && told.name.timeline() == parent);
+    let of_parent =
+        apart.find(|told| told.kind == ApartKind::Behind && told.name.timeline() == parent);
     let what = match of_parent {
         Some(told) => format!("{} of {}", told.name, told.by),
         None => format!("what is in progress on timeline {parent}"),
@@ -276,7 +277,7 @@ impl<'a> Files<'a> {
 /// The way that a recovery takes along the newest timeline.
 struct Way {
     lineage: Lineage,
-    line: Option<Line>,
+    line: Option<TimelineLine>,
     /// Where recoveries end that begin before, whatever is set.
     ends: Vec<Lsn>,
 }
@@ -285,14 +286,14 @@ impl Way {
     /// Where `known` ends is known; of the other segments in progress nobody needs to read more
     /// than the name.
     fn find(
-        reader: &Reader,
+        reader: &ArchiveReader,
         partials: &BTreeSet<SegmentName>,
         known: Option<(SegmentName, Lsn)>,
     ) -> Result<Way, StoreError> {
         let progress = |segment: &SegmentName| {
             let (_, end) = known.filter(|(known, _)| known == segment)?;
             let is_whole = false;
-            Some(Progress { end, is_whole })
+            Some(SegmentProgress { end, is_whole })
         };
         let partials = partials.iter().map(|segment| (*segment, progress(segment)));
         let lineage = reader.lineage_of(&reader.listing()?, partials.collect())?;
@@ -311,7 +312,7 @@ impl Way {
     }
 
     fn newest_timeline(&self) -> Option<TimelineId> {
-        self.line.as_ref().map(Line::newest_timeline)
+        self.line.as_ref().map(TimelineLine::newest_timeline)
     }
 
     fn has(&self, segment: SegmentName) -> bool {

@@ -5,4 +5,4 @@
 pub mod reader;
 pub mod writer;
 
-pub use reader::{BLOCK_BYTES, Entry, EntryKind, Step, TarFault, TarReader};
+pub use reader::{BLOCK_BYTES, EntryKind, TarEntry, TarFault, TarReader, TarStep};

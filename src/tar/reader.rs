@@ -25,7 +25,7 @@ const OCTAL_SIZE_MAX: u64 = (1 << 33) - 1;
 
 /// A file or a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TarEntry {
     /// Where it belongs.
     pub path: RelativePath,
     /// What it is.
@@ -48,9 +48,9 @@ pub enum EntryKind {
 
 /// What comes next in the stream.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
+pub enum TarStep<'a> {
     /// An entry begins; a file's content follows, unless its size is 0.
-    Entry(Entry),
+    Entry(TarEntry),
     /// Content of the file that began last; never empty.
     Data(&'a [u8]),
     /// The file that began last is complete.
@@ -71,7 +71,7 @@ pub struct TarFault {
 
 /// Where in the stream the reader is.
 #[derive(Debug)]
-enum State {
+enum TarState {
     /// In a header, of which this many bytes are there.
     Header(usize),
     /// In an extended header's content; its kind, and how many bytes and then padding are missing.
@@ -104,7 +104,7 @@ struct Overrides {
 
 /// The reader. After a fault it must not be used again.
 pub struct TarReader {
-    state: State,
+    state: TarState,
     header: [u8; BLOCK_BYTES],
     extended: Vec<u8>,
     overrides: Overrides,
@@ -117,7 +117,7 @@ pub struct TarReader {
 impl Default for TarReader {
     fn default() -> Self {
         TarReader {
-            state: State::Header(0),
+            state: TarState::Header(0),
             header: [0; BLOCK_BYTES],
             extended: Vec::new(),
             overrides: Overrides::default(),
@@ -129,46 +129,46 @@ impl Default for TarReader {
 
 impl TarReader {
     /// The next thing in the stream. What it is made of is taken from `input`.
-    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Step<'a>, TarFault> {
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<TarStep<'a>, TarFault> {
         loop {
             match self.state {
-                State::Data(0, padding) => {
-                    self.state = State::Padding(padding);
-                    return Ok(Step::FileEnd);
+                TarState::Data(0, padding) => {
+                    self.state = TarState::Padding(padding);
+                    return Ok(TarStep::FileEnd);
                 }
-                State::Padding(0) => self.state = State::Header(0),
-                State::Extended(kind, 0, 0) => {
-                    self.state = State::Header(0);
+                TarState::Padding(0) => self.state = TarState::Header(0),
+                TarState::Extended(kind, 0, 0) => {
+                    self.state = TarState::Header(0);
                     self.read_extended(kind)?;
                 }
-                _ if input.is_empty() => return Ok(Step::NeedMore),
-                State::Data(left, padding) => {
+                _ if input.is_empty() => return Ok(TarStep::NeedMore),
+                TarState::Data(left, padding) => {
                     let data = self.take(input, left);
-                    self.state = State::Data(left - data.len() as u64, padding);
-                    return Ok(Step::Data(data));
+                    self.state = TarState::Data(left - data.len() as u64, padding);
+                    return Ok(TarStep::Data(data));
                 }
-                State::Padding(left) => {
+                TarState::Padding(left) => {
                     let taken = self.take_zeros(input, left)?;
-                    self.state = State::Padding(left - taken);
+                    self.state = TarState::Padding(left - taken);
                 }
-                State::Extended(kind, left, padding) => {
+                TarState::Extended(kind, left, padding) => {
                     self.state = self.extend(kind, left, padding, input)?;
                 }
-                State::Header(filled) => {
+                TarState::Header(filled) => {
                     if let Some(entry) = self.fill_header(filled, input)? {
-                        return Ok(Step::Entry(entry));
+                        return Ok(TarStep::Entry(entry));
                     }
                 }
-                State::Ending(seen) => {
+                TarState::Ending(seen) => {
                     let taken = self.take_zeros(input, (BLOCK_BYTES - seen) as u64)?;
                     // It is no longer than a block.
                     let seen = seen + usize::try_from(taken).unwrap_or(BLOCK_BYTES);
                     self.state = match seen {
-                        BLOCK_BYTES => State::Ended,
-                        seen => State::Ending(seen),
+                        BLOCK_BYTES => TarState::Ended,
+                        seen => TarState::Ending(seen),
                     };
                 }
-                State::Ended => {
+                TarState::Ended => {
                     self.take_zeros(input, u64::MAX)?;
                 }
             }
@@ -178,7 +178,7 @@ impl TarReader {
     /// Fails unless the stream came to its end.
     pub fn finish(&self) -> Result<(), TarFault> {
         match self.state {
-            State::Ended => Ok(()),
+            TarState::Ended => Ok(()),
             _ => Err(TarFault {
                 offset: self.position,
                 why: "it ends before its end".to_owned(),
@@ -224,37 +224,41 @@ impl TarReader {
         left: u64,
         padding: u64,
         input: &mut &[u8],
-    ) -> Result<State, TarFault> {
+    ) -> Result<TarState, TarFault> {
         if left > 0 {
             let taken = self.take(input, left);
             self.extended.extend_from_slice(taken);
-            return Ok(State::Extended(kind, left - taken.len() as u64, padding));
+            return Ok(TarState::Extended(kind, left - taken.len() as u64, padding));
         }
         let taken = self.take_zeros(input, padding)?;
-        Ok(State::Extended(kind, 0, padding - taken))
+        Ok(TarState::Extended(kind, 0, padding - taken))
     }
 
-    fn fill_header(&mut self, filled: usize, input: &mut &[u8]) -> Result<Option<Entry>, TarFault> {
+    fn fill_header(
+        &mut self,
+        filled: usize,
+        input: &mut &[u8],
+    ) -> Result<Option<TarEntry>, TarFault> {
         if filled == 0 {
             self.begin = self.position;
         }
         let taken = self.take(input, (BLOCK_BYTES - filled) as u64);
         let end = filled + taken.len();
         self.header[filled..end].copy_from_slice(taken);
-        self.state = State::Header(end);
+        self.state = TarState::Header(end);
         if end < BLOCK_BYTES {
             return Ok(None);
         }
         self.read_header()
     }
 
-    fn read_header(&mut self) -> Result<Option<Entry>, TarFault> {
+    fn read_header(&mut self) -> Result<Option<TarEntry>, TarFault> {
         let header = self.header;
         if header.iter().all(|byte| *byte == 0) {
             if self.overrides.is_open {
                 return self.refuse("an extended header is followed by no entry");
             }
-            self.state = State::Ending(0);
+            self.state = TarState::Ending(0);
             return Ok(None);
         }
         check_sum(&header).or_else(|why| self.refuse(why))?;
@@ -284,7 +288,7 @@ impl TarReader {
         kind: Extended,
         size: u64,
         size_max: usize,
-    ) -> Result<Option<Entry>, TarFault> {
+    ) -> Result<Option<TarEntry>, TarFault> {
         if self.overrides.is_open {
             return self.refuse("one extended header follows another");
         }
@@ -293,7 +297,7 @@ impl TarReader {
         }
         self.overrides.is_open = true;
         self.extended.clear();
-        self.state = State::Extended(kind, size, padding(size));
+        self.state = TarState::Extended(kind, size, padding(size));
         Ok(None)
     }
 
@@ -307,7 +311,7 @@ impl TarReader {
         read.or_else(|why| self.refuse(why))
     }
 
-    fn begin_file(&mut self, header: &[u8; BLOCK_BYTES], size: u64) -> Result<Entry, TarFault> {
+    fn begin_file(&mut self, header: &[u8; BLOCK_BYTES], size: u64) -> Result<TarEntry, TarFault> {
         let overrides = std::mem::take(&mut self.overrides);
         let size = match overrides.size {
             None => size,
@@ -325,16 +329,16 @@ impl TarReader {
             return self.refuse(format!("a file of {size} bytes at {offset}"));
         }
         let path = self.path(header, overrides.path)?;
-        self.state = State::Data(size, padding(size));
+        self.state = TarState::Data(size, padding(size));
         let kind = EntryKind::File { size, offset };
-        Ok(Entry { path, kind })
+        Ok(TarEntry { path, kind })
     }
 
     fn begin_directory(
         &mut self,
         header: &[u8; BLOCK_BYTES],
         size: u64,
-    ) -> Result<Entry, TarFault> {
+    ) -> Result<TarEntry, TarFault> {
         let overrides = std::mem::take(&mut self.overrides);
         if size != 0 || overrides.size.is_some_and(|size| size != 0) || overrides.offset.is_some() {
             return self.refuse("a directory with content");
@@ -346,9 +350,9 @@ impl TarReader {
         // Directories are written with a slash behind them; files never are.
         let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
         let path = self.path(header, Some(path))?;
-        self.state = State::Padding(0);
+        self.state = TarState::Padding(0);
         let kind = EntryKind::Directory;
-        Ok(Entry { path, kind })
+        Ok(TarEntry { path, kind })
     }
 
     fn path(

@@ -11,7 +11,7 @@ use walmgr_protocol::names::Lsn;
 
 use super::page::PAGE_BYTES;
 use super::record::{ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader};
-use super::scan::{Scanner, Step};
+use super::scan::{ScanStep, Scanner};
 
 /// One look: feed it every byte from the end of WAL on.
 pub struct Behind<F> {
@@ -73,9 +73,9 @@ impl<F: Fn(Lsn) -> Scanner> Behind<F> {
         let whole = at.0.is_multiple_of(PAGE_BYTES);
         let begun = (self.open.take()).or_else(|| whole.then(|| (self.scanner_at)(at)));
         match begun.map(|scanner| walk(scanner, &page)) {
-            Some(Walk::Record(end)) => self.found = Some(end),
-            Some(Walk::Open(scanner)) => self.open = Some(*scanner),
-            Some(Walk::Stopped) | None => self.found = self.within(at, &page),
+            Some(BehindWalk::Record(end)) => self.found = Some(end),
+            Some(BehindWalk::Open(scanner)) => self.open = Some(*scanner),
+            Some(BehindWalk::Stopped) | None => self.found = self.within(at, &page),
         }
         self.page = page;
         self.page.clear();
@@ -101,13 +101,13 @@ impl<F: Fn(Lsn) -> Scanner> Behind<F> {
             return None;
         }
         match walk((self.scanner_at)(lsn), bytes) {
-            Walk::Record(end) => Some(end),
-            Walk::Open(_) | Walk::Stopped => None,
+            BehindWalk::Record(end) => Some(end),
+            BehindWalk::Open(_) | BehindWalk::Stopped => None,
         }
     }
 }
 
-enum Walk {
+enum BehindWalk {
     /// A record is whole, and ends there.
     Record(Lsn),
     /// All bytes belong to a record that goes on.
@@ -115,11 +115,11 @@ enum Walk {
     Stopped,
 }
 
-fn walk(mut scanner: Scanner, mut bytes: &[u8]) -> Walk {
+fn walk(mut scanner: Scanner, mut bytes: &[u8]) -> BehindWalk {
     match scanner.advance(&mut bytes) {
-        Step::Record(record) => Walk::Record(record.end),
-        Step::NeedMore => Walk::Open(Box::new(scanner)),
-        Step::EndOfWal(_) | Step::Invalid { .. } => Walk::Stopped,
+        ScanStep::Record(record) => BehindWalk::Record(record.end),
+        ScanStep::NeedMore => BehindWalk::Open(Box::new(scanner)),
+        ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => BehindWalk::Stopped,
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     use walmgr_protocol::names::{SegmentName, SystemId, TimelineId, WalSegmentSize};
 
     use super::*;
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
 
     const SIZE: WalSegmentSize = WalSegmentSize::new(1 << 20).unwrap();
     const SYSTEM: SystemId = SystemId(42);
@@ -140,7 +140,7 @@ mod tests {
     /// Segment `number` with records of these lengths, and where each begins and ends.
     fn wal(number: u64, bodies: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
         let name = SegmentName::from_number(TimelineId::FIRST, number, SIZE);
-        let mut writer = Writer::new(name, SIZE, SYSTEM, 15);
+        let mut writer = WalWriter::new(name, SIZE, SYSTEM, 15);
         let start = number * SIZE.bytes();
         let places = bodies.iter().map(|body| {
             let record = writer.record(10, 0, &vec![0x5A; *body]);
@@ -155,7 +155,7 @@ mod tests {
     fn end_of(bytes: &[u8]) -> u64 {
         let start = 3 * SIZE.bytes();
         let (mut scanner, mut rest) = (scanner_at(Lsn(start)), bytes);
-        while let Step::Record(_) = scanner.advance(&mut rest) {}
+        while let ScanStep::Record(_) = scanner.advance(&mut rest) {}
         scanner.valid_end().0 - start
     }
 

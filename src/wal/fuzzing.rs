@@ -9,9 +9,9 @@ use super::commit;
 use super::history::History;
 use super::joint::Joint;
 use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
-use super::scan::{Scanner, Step};
-use super::segment::{Expected, SegmentCheck, SegmentSummary, Verify};
-use super::writer::Writer;
+use super::scan::{ScanStep, Scanner};
+use super::segment::{ExpectedSegment, SegmentCheck, SegmentSummary, Verify};
+use super::writer::WalWriter;
 
 /// The scanner on arbitrary bytes: the steps do not depend on the pieces, positions only grow,
 /// and there are never more records than bytes can hold.
@@ -40,7 +40,7 @@ pub fn scanner(data: &[u8]) {
     assert!(whole.len() <= wal.len() / 24 + 1);
     let mut end = start;
     for step in &whole {
-        if let Step::Record(record) = step {
+        if let ScanStep::Record(record) = step {
             assert!(record.lsn >= end || end.0 > u64::MAX - (2 << 30));
             end = record.end;
         }
@@ -56,7 +56,7 @@ pub fn written_wal(data: &[u8]) {
     let Some(segment) = TimelineId::new(1).map(|one| SegmentName::from_number(one, 3, size)) else {
         return;
     };
-    let mut writer = Writer::new(segment, size, SystemId(1), 13 + first % 6);
+    let mut writer = WalWriter::new(segment, size, SystemId(1), 13 + first % 6);
     let mut written = Vec::new();
     // Some dozens of records cross every kind of border, and the writer's memory stays small.
     for (index, pair) in asked.chunks_exact(2).take(64).enumerate() {
@@ -78,7 +78,10 @@ pub fn written_wal(data: &[u8]) {
     let found = all_steps(scanner, &pieces);
     assert_eq!(
         found,
-        written.into_iter().map(Step::Record).collect::<Vec<_>>()
+        written
+            .into_iter()
+            .map(ScanStep::Record)
+            .collect::<Vec<_>>()
     );
 }
 
@@ -106,7 +109,7 @@ pub fn segment(data: &[u8]) {
         2 => WalFileName::Partial(named),
         _ => WalFileName::Segment(named),
     };
-    let expected = Expected {
+    let expected = ExpectedSegment {
         system_id: SystemId(field(24)),
         segment_size: size,
         postgres_major: (major % 7 != 0).then_some(12 + major % 7),
@@ -187,7 +190,7 @@ pub fn joint(data: &[u8]) {
     };
     let boundary = Lsn(size.bytes() * 3);
     let mut scanner = Scanner::new(Lsn(boundary.0 - first_bytes as u64), size);
-    while let Step::Record(_) = scanner.advance(&mut first) {}
+    while let ScanStep::Record(_) = scanner.advance(&mut first) {}
     if !first.is_empty() {
         return;
     }
@@ -245,17 +248,17 @@ pub fn history(data: &[u8]) {
 }
 
 /// Everything the scanner says about these pieces, without the requests for more.
-fn all_steps(mut scanner: Scanner, pieces: &[&[u8]]) -> Vec<Step> {
+fn all_steps(mut scanner: Scanner, pieces: &[&[u8]]) -> Vec<ScanStep> {
     let mut steps = Vec::new();
     for piece in pieces {
         let mut rest = *piece;
         loop {
             match scanner.advance(&mut rest) {
-                Step::NeedMore => {
+                ScanStep::NeedMore => {
                     assert!(rest.is_empty());
                     break;
                 }
-                step @ Step::Record(_) => steps.push(step),
+                step @ ScanStep::Record(_) => steps.push(step),
                 step => {
                     steps.push(step);
                     return steps;
@@ -308,7 +311,7 @@ mod tests {
     fn whole_segments_and_damaged_ones_pass() {
         let size = WalSegmentSize::new(1 << 20).unwrap();
         let name = SegmentName::from_number(TimelineId::FIRST, 3, size);
-        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        let mut writer = WalWriter::new(name, size, SystemId(7), 15);
         for length in [1, 500, 9_000] {
             writer.record(RM_XLOG, 0x20, &vec![7; length]);
         }
@@ -328,7 +331,7 @@ mod tests {
     fn segments_that_join_and_damaged_ones_pass() {
         let size = WalSegmentSize::DEFAULT;
         let name = SegmentName::from_number(TimelineId::FIRST, 2, size);
-        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        let mut writer = WalWriter::new(name, size, SystemId(7), 15);
         for length in [(16 << 20) - 30_000, 9_000, 30_000, 700] {
             writer.record(10, 0, &vec![7; length]);
         }
@@ -347,7 +350,7 @@ mod tests {
     fn wal_behind_a_hole_passes_however_it_is_cut() {
         let size = WalSegmentSize::DEFAULT;
         let name = SegmentName::from_number(TimelineId::FIRST, 3, size);
-        let mut writer = Writer::new(name, size, SystemId(7), 15);
+        let mut writer = WalWriter::new(name, size, SystemId(7), 15);
         for length in [100, 9_000, 30, 700] {
             writer.record(10, 0, &vec![7; length]);
         }
@@ -374,7 +377,7 @@ mod tests {
         ) {
             let size = WalSegmentSize::DEFAULT;
             let segment = SegmentName::from_number(TimelineId::new(1).unwrap(), 3, size);
-            let mut writer = Writer::new(segment, size, SystemId(1), 17);
+            let mut writer = WalWriter::new(segment, size, SystemId(1), 17);
             for index in 0..100_usize {
                 writer.record(10, 0, &vec![seed; index * 7 % 900 + index / 99 * 9_000]);
             }

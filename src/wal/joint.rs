@@ -10,7 +10,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::obstacle::Obstacles;
 use super::page::PAGE_BYTES;
-use super::scan::{Scanner, Step, Why};
+use super::scan::{ScanStep, Scanner, Why};
 
 /// How a segment ends, as far as the next one has to go on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,16 +92,18 @@ impl Joint {
             bytes = rest;
             self.decided = loop {
                 match self.scanner.advance(&mut page) {
-                    Step::Record(record) if record.lsn < self.boundary => {}
-                    Step::Record(_) => break Some(Ok(())),
-                    Step::NeedMore => {
+                    ScanStep::Record(record) if record.lsn < self.boundary => {}
+                    ScanStep::Record(_) => break Some(Ok(())),
+                    ScanStep::NeedMore => {
                         break self
                             .scanner
                             .is_in_body_from(self.boundary)
                             .then_some(Ok(()));
                     }
-                    Step::EndOfWal(_) => break Some(Err(Unjoined::Blank(self.boundary))),
-                    Step::Invalid { lsn, why } => break Some(Err(Unjoined::Invalid { lsn, why })),
+                    ScanStep::EndOfWal(_) => break Some(Err(Unjoined::Blank(self.boundary))),
+                    ScanStep::Invalid { lsn, why } => {
+                        break Some(Err(Unjoined::Invalid { lsn, why }));
+                    }
                 }
             };
         }
@@ -137,12 +139,12 @@ mod tests {
     use walmgr_protocol::names::{SystemId, TimelineId, WalFileName};
 
     use super::*;
-    use crate::wal::segment::{Expected, SegmentCheck, Verify};
-    use crate::wal::writer::Writer;
+    use crate::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
+    use crate::wal::writer::WalWriter;
 
     const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
     const SIZE: usize = 1 << 20;
-    const EXPECTED: Expected = Expected {
+    const EXPECTED: ExpectedSegment = ExpectedSegment {
         system_id: SystemId(7),
         segment_size: MIB,
         postgres_major: Some(15),
@@ -154,7 +156,7 @@ mod tests {
 
     /// Two segments with a record across their boundary, and how long that is on either side.
     fn pair(before: usize, behind: usize) -> Vec<u8> {
-        let mut writer = Writer::new(name(3), MIB, SystemId(7), 15);
+        let mut writer = WalWriter::new(name(3), MIB, SystemId(7), 15);
         writer.record(10, 0, &[1; 500]);
         let record = SIZE - before - writer.bytes().len();
         // A record of all the pages up to there; their headers are none of its bytes.

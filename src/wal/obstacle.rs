@@ -29,7 +29,7 @@ use super::commit::main_data;
 use super::record::{
     RECORD_HEADER_BYTES, RM_XLOG, RecordHeader, RecordInfo, XLOG_CHECKPOINT_SHUTDOWN,
 };
-use super::scan::{Scanner, Step};
+use super::scan::{ScanStep, Scanner};
 
 /// This many bytes of a record are enough to tell what obstacle it is: headers, an OID and
 /// `MAXPGPATH`.
@@ -195,18 +195,18 @@ impl Obstacles {
 
 /// Walks through WAL that somebody else has checked, for its obstacles.
 #[derive(Debug, Clone)]
-pub struct Walk(Scanner);
+pub struct ObstacleWalk(Scanner);
 
-impl Walk {
+impl ObstacleWalk {
     /// From a segment's beginning, or on from where a scanner stands.
-    pub fn from(scanner: Scanner) -> Walk {
-        Walk(scanner.forgetting())
+    pub fn from(scanner: Scanner) -> ObstacleWalk {
+        ObstacleWalk(scanner.forgetting())
     }
 
     /// Walks on; behind the end of the records it does nothing.
     pub fn update(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
-        while let Step::Record(_) = self.0.advance(&mut rest) {}
+        while let ScanStep::Record(_) = self.0.advance(&mut rest) {}
     }
 
     /// What was met.
@@ -265,7 +265,7 @@ mod tests {
     use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
     use super::*;
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
 
     const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
 
@@ -288,16 +288,16 @@ mod tests {
         main(&[&oid.to_le_bytes()[..], location.as_bytes(), &[0]].concat())
     }
 
-    fn writer(number: u64) -> Writer {
+    fn writer(number: u64) -> WalWriter {
         let segment = format!("0000000100000000{number:08X}").parse().unwrap();
-        Writer::new(segment, MIB, SystemId(7), 15)
+        WalWriter::new(segment, MIB, SystemId(7), 15)
     }
 
     /// What a scanner meets that is fed in pieces of this length.
-    fn met(writer: &Writer, start: Lsn, piece_bytes: usize) -> Vec<Met> {
+    fn met(writer: &WalWriter, start: Lsn, piece_bytes: usize) -> Vec<Met> {
         let mut scanner = Scanner::new(start, MIB);
         for mut piece in writer.bytes().chunks(piece_bytes) {
-            while let Step::Record(_) = scanner.advance(&mut piece) {}
+            while let ScanStep::Record(_) = scanner.advance(&mut piece) {}
         }
         scanner.obstacles().all().to_vec()
     }

@@ -15,7 +15,7 @@
 //! (`XLogDecodeNextRecord`, `src/backend/access/transam/xlogreader.c`).
 //!
 //! A file that PostgreSQL is still writing may end in a half-written page. Its tail can look
-//! [`Step::Invalid`]; whoever reads such a file reads on later from [`Scanner::valid_end`].
+//! [`ScanStep::Invalid`]; whoever reads such a file reads on later from [`Scanner::valid_end`].
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -38,7 +38,7 @@ use super::record::{
 
 /// What the scanner found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ScanStep {
     /// The next record, whole and verified.
     Record(RecordInfo),
     /// All bytes fed so far are used up.
@@ -62,7 +62,7 @@ pub struct Scanner {
     checksums: bool,
     /// The LSN of the next byte to be fed.
     position: Lsn,
-    state: State,
+    state: ScanState,
     page_header: [u8; LONG_HEADER_BYTES],
     record_header: [u8; RECORD_HEADER_BYTES],
     /// Of the open record: where it begins, what is left of it and its checksum so far.
@@ -78,7 +78,7 @@ pub struct Scanner {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
+enum ScanState {
     /// At the beginning of a page, with nothing known about a record that continues there.
     Start,
     /// In the rest of a record whose beginning was not seen.
@@ -91,7 +91,7 @@ enum State {
     Switched {
         until: Lsn,
     },
-    Done(Step),
+    Done(ScanStep),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,9 +107,9 @@ impl Scanner {
         let page_start = Lsn(start.0 - start.0 % PAGE_BYTES);
         let header_end = header_bytes(page_start, size) as u64;
         let state = match start.0 % PAGE_BYTES {
-            0 => State::Start,
-            offset if offset >= header_end && offset % ALIGNMENT == 0 => State::Between,
-            _ => State::Done(Step::Invalid {
+            0 => ScanState::Start,
+            offset if offset >= header_end && offset % ALIGNMENT == 0 => ScanState::Between,
+            _ => ScanState::Done(ScanStep::Invalid {
                 lsn: start,
                 why: Why::Start,
             }),
@@ -157,8 +157,8 @@ impl Scanner {
     #[must_use]
     pub fn following(mut self, previous: Lsn) -> Self {
         self.previous = Previous::Is(previous);
-        if let State::Start = self.state {
-            self.state = State::Between;
+        if let ScanState::Start = self.state {
+            self.state = ScanState::Between;
         }
         self
     }
@@ -213,13 +213,16 @@ impl Scanner {
 
     /// Whether a record has begun whose end was not fed.
     pub fn in_record(&self) -> bool {
-        matches!(self.state, State::Tail | State::Header { .. } | State::Body)
+        matches!(
+            self.state,
+            ScanState::Tail | ScanState::Header { .. } | ScanState::Body
+        )
     }
 
     /// The record that has begun and has not ended, if its beginning was seen: where that is, and the
     /// record before it if that was seen too.
     pub fn open_record(&self) -> Option<(Lsn, Option<Lsn>)> {
-        let is_open = matches!(self.state, State::Header { .. } | State::Body);
+        let is_open = matches!(self.state, ScanState::Header { .. } | ScanState::Body);
         is_open.then(|| (self.record_start, self.last_record()))
     }
 
@@ -234,31 +237,31 @@ impl Scanner {
     /// Whether it has checked the header of a record that begins at `lsn` or behind it, and is in that
     /// record.
     pub fn is_in_body_from(&self, lsn: Lsn) -> bool {
-        matches!(self.state, State::Body) && self.record_start >= lsn
+        matches!(self.state, ScanState::Body) && self.record_start >= lsn
     }
 
     /// Uses up bytes from the front of `input` until there is something to say.
     ///
-    /// After [`Step::EndOfWal`] and [`Step::Invalid`] nothing more is used up and the answer
+    /// After [`ScanStep::EndOfWal`] and [`ScanStep::Invalid`] nothing more is used up and the answer
     /// stays the same.
-    pub fn advance(&mut self, input: &mut &[u8]) -> Step {
+    pub fn advance(&mut self, input: &mut &[u8]) -> ScanStep {
         while !input.is_empty() {
             let step = match self.state {
-                State::Done(step) => return step,
-                State::Switched { until } => self.skip_to(until, input),
+                ScanState::Done(step) => return step,
+                ScanState::Switched { until } => self.skip_to(until, input),
                 _ if self.in_page_header() => self.gather_page_header(input),
-                State::Start | State::Between => self.begin_record(input),
-                State::Tail => self.skip_tail(input),
-                State::Header { filled } => self.gather_record_header(filled, input),
-                State::Body => self.checksum_body(input),
+                ScanState::Start | ScanState::Between => self.begin_record(input),
+                ScanState::Tail => self.skip_tail(input),
+                ScanState::Header { filled } => self.gather_record_header(filled, input),
+                ScanState::Body => self.checksum_body(input),
             };
             if let Some(step) = step {
                 return step;
             }
         }
         match self.state {
-            State::Done(step) => step,
-            _ => Step::NeedMore,
+            ScanState::Done(step) => step,
+            _ => ScanStep::NeedMore,
         }
     }
 
@@ -275,7 +278,7 @@ impl Scanner {
         header_bytes(self.page_start(), self.rules.segment_size)
     }
 
-    fn gather_page_header(&mut self, input: &mut &[u8]) -> Option<Step> {
+    fn gather_page_header(&mut self, input: &mut &[u8]) -> Option<ScanStep> {
         let address = self.page_start();
         let length = self.page_header_bytes();
         let filled = self.offset_in_page();
@@ -291,7 +294,7 @@ impl Scanner {
         }
     }
 
-    fn enter_page(&mut self, address: Lsn, header: &PageHeader) -> Option<Step> {
+    fn enter_page(&mut self, address: Lsn, header: &PageHeader) -> Option<ScanStep> {
         self.rules.oldest_timeline = header.timeline;
         self.rules.major = self.rules.major.or(super::page::major_of(header.magic));
         let continues = header.has(FIRST_IS_CONTRECORD);
@@ -302,12 +305,12 @@ impl Scanner {
         }
         self.overwrite_announced = overwrites;
         match self.state {
-            _ if overwrites => self.state = State::Between,
-            State::Start if continues => {
-                self.state = State::Tail;
+            _ if overwrites => self.state = ScanState::Between,
+            ScanState::Start if continues => {
+                self.state = ScanState::Tail;
                 self.remaining_bytes = found_bytes;
             }
-            State::Tail | State::Header { .. } | State::Body => {
+            ScanState::Tail | ScanState::Header { .. } | ScanState::Body => {
                 let expected_bytes = self.remaining_bytes;
                 if !continues {
                     return self.invalid(address, Why::MissingContinuation { expected_bytes });
@@ -321,45 +324,45 @@ impl Scanner {
                 }
             }
             _ if continues => return self.invalid(address, Why::UnexpectedContinuation),
-            _ => self.state = State::Between,
+            _ => self.state = ScanState::Between,
         }
         None
     }
 
-    fn skip_to(&mut self, until: Lsn, input: &mut &[u8]) -> Option<Step> {
+    fn skip_to(&mut self, until: Lsn, input: &mut &[u8]) -> Option<ScanStep> {
         self.take_u64(until.0.wrapping_sub(self.position.0), input);
         if self.position == until {
-            self.state = State::Between;
+            self.state = ScanState::Between;
         }
         None
     }
 
-    fn skip_tail(&mut self, input: &mut &[u8]) -> Option<Step> {
+    fn skip_tail(&mut self, input: &mut &[u8]) -> Option<ScanStep> {
         self.take_of_record(input);
         if self.remaining_bytes == 0 {
             self.valid_end = self.aligned_position();
-            self.state = State::Between;
+            self.state = ScanState::Between;
         }
         None
     }
 
-    fn begin_record(&mut self, input: &mut &[u8]) -> Option<Step> {
+    fn begin_record(&mut self, input: &mut &[u8]) -> Option<ScanStep> {
         let padding = self.aligned_position().0.wrapping_sub(self.position.0);
         self.take_u64(padding, input);
         if padding == 0 {
             self.record_start = self.position;
-            self.state = State::Header { filled: 0 };
+            self.state = ScanState::Header { filled: 0 };
             return self.gather_record_header(0, input);
         }
         None
     }
 
-    fn gather_record_header(&mut self, filled: usize, input: &mut &[u8]) -> Option<Step> {
+    fn gather_record_header(&mut self, filled: usize, input: &mut &[u8]) -> Option<ScanStep> {
         let room = (PAGE_BYTES as usize - self.offset_in_page()).min(RECORD_HEADER_BYTES - filled);
         let piece = self.take(room, input);
         let now_filled = filled + piece.len();
         self.record_header[filled..now_filled].copy_from_slice(piece);
-        self.state = State::Header { filled: now_filled };
+        self.state = ScanState::Header { filled: now_filled };
         if now_filled < 4 {
             return None;
         }
@@ -381,7 +384,7 @@ impl Scanner {
         self.begin_body()
     }
 
-    fn begin_body(&mut self) -> Option<Step> {
+    fn begin_body(&mut self) -> Option<ScanStep> {
         let header = RecordHeader::decode(&self.record_header);
         if let Err(why) = self.check_record_header(&header) {
             return self.invalid(self.record_start, why);
@@ -392,7 +395,7 @@ impl Scanner {
         if obstacle::is_suspect(&header) {
             self.suspect.extend_from_slice(&self.record_header);
         }
-        self.state = State::Body;
+        self.state = ScanState::Body;
         (self.remaining_bytes == 0)
             .then(|| self.finish_record())
             .flatten()
@@ -416,7 +419,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn checksum_body(&mut self, input: &mut &[u8]) -> Option<Step> {
+    fn checksum_body(&mut self, input: &mut &[u8]) -> Option<ScanStep> {
         let piece = self.take_of_record(input);
         if self.checksums {
             self.crc = crc32c::crc32c_append(self.crc, piece);
@@ -431,7 +434,7 @@ impl Scanner {
             .flatten()
     }
 
-    fn finish_record(&mut self) -> Option<Step> {
+    fn finish_record(&mut self) -> Option<ScanStep> {
         let header = RecordHeader::decode(&self.record_header);
         if self.checksums {
             let checked = &self.record_header[..CHECKED_HEADER_BYTES];
@@ -445,10 +448,10 @@ impl Scanner {
             }
         }
         let mut end = self.aligned_position();
-        self.state = State::Between;
+        self.state = ScanState::Between;
         if header.is_xlog(XLOG_SWITCH) {
             end = self.segment_end(end);
-            self.state = State::Switched { until: end };
+            self.state = ScanState::Switched { until: end };
         }
         self.previous = Previous::Is(self.record_start);
         self.valid_end = end;
@@ -464,7 +467,7 @@ impl Scanner {
         if !self.suspect.is_empty() {
             self.meet(&record);
         }
-        Some(Step::Record(record))
+        Some(ScanStep::Record(record))
     }
 
     /// Remembers a record that replay may not get past.
@@ -487,16 +490,16 @@ impl Scanner {
         }
     }
 
-    fn end_of_wal(&mut self) -> Option<Step> {
-        self.done(Step::EndOfWal(self.valid_end))
+    fn end_of_wal(&mut self) -> Option<ScanStep> {
+        self.done(ScanStep::EndOfWal(self.valid_end))
     }
 
-    fn invalid(&mut self, lsn: Lsn, why: Why) -> Option<Step> {
-        self.done(Step::Invalid { lsn, why })
+    fn invalid(&mut self, lsn: Lsn, why: Why) -> Option<ScanStep> {
+        self.done(ScanStep::Invalid { lsn, why })
     }
 
-    fn done(&mut self, step: Step) -> Option<Step> {
-        self.state = State::Done(step);
+    fn done(&mut self, step: ScanStep) -> Option<ScanStep> {
+        self.state = ScanState::Done(step);
         Some(step)
     }
 

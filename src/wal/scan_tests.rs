@@ -1,4 +1,4 @@
-//! Claims about the scanner, proven on WAL that [`Writer`] makes.
+//! Claims about the scanner, proven on WAL that [`WalWriter`] makes.
 //! Never start a server; `tests/wal.rs` does. Invariant: each test names its claim.
 
 #![allow(
@@ -11,8 +11,8 @@ use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalSegmentS
 
 use super::page::{FIRST_IS_CONTRECORD, PAGE_BYTES, PageFault};
 use super::record::{RM_XLOG, RecordInfo, XLOG_NOOP, XLOG_OVERWRITE_CONTRECORD};
-use super::scan::{Scanner, Step, Why};
-use super::writer::Writer;
+use super::scan::{ScanStep, Scanner, Why};
+use super::writer::WalWriter;
 
 const SYSTEM: SystemId = SystemId(7_123_456_789);
 const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).unwrap();
@@ -26,8 +26,8 @@ fn segment(number: u64, size: WalSegmentSize) -> SegmentName {
     SegmentName::from_number(timeline(1), number, size)
 }
 
-fn writer(size: WalSegmentSize) -> Writer {
-    Writer::new(segment(5, size), size, SYSTEM, 15)
+fn writer(size: WalSegmentSize) -> WalWriter {
+    WalWriter::new(segment(5, size), size, SYSTEM, 15)
 }
 
 fn scanner(size: WalSegmentSize) -> Scanner {
@@ -37,11 +37,11 @@ fn scanner(size: WalSegmentSize) -> Scanner {
 }
 
 /// All records, and the step that came behind them.
-fn scan_all(mut scanner: Scanner, mut bytes: &[u8]) -> (Vec<RecordInfo>, Step) {
+fn scan_all(mut scanner: Scanner, mut bytes: &[u8]) -> (Vec<RecordInfo>, ScanStep) {
     let mut records = Vec::new();
     loop {
         match scanner.advance(&mut bytes) {
-            Step::Record(record) => records.push(record),
+            ScanStep::Record(record) => records.push(record),
             last => return (records, last),
         }
     }
@@ -49,13 +49,13 @@ fn scan_all(mut scanner: Scanner, mut bytes: &[u8]) -> (Vec<RecordInfo>, Step) {
 
 fn why_invalid(scanner: Scanner, bytes: &[u8]) -> (Lsn, Why) {
     match scan_all(scanner, bytes).1 {
-        Step::Invalid { lsn, why } => (lsn, why),
+        ScanStep::Invalid { lsn, why } => (lsn, why),
         other => panic!("expected invalid WAL, found {other:?}"),
     }
 }
 
 /// A few records that cross every kind of border within three pages.
-fn small_stream() -> (Writer, Vec<RecordInfo>) {
+fn small_stream() -> (WalWriter, Vec<RecordInfo>) {
     let mut writer = writer(MIB);
     let mut records = Vec::new();
     for length in [0, 1, 7, 8, 100, 7_000, 900, 33, 8_400, 2_000] {
@@ -69,7 +69,7 @@ fn every_record_written_is_found() {
     let (writer, written) = small_stream();
     let (found, last) = scan_all(scanner(MIB), writer.bytes());
     assert_eq!(found, written);
-    assert_eq!(last, Step::NeedMore);
+    assert_eq!(last, ScanStep::NeedMore);
 }
 
 #[test]
@@ -80,11 +80,11 @@ fn a_record_is_reported_with_its_last_byte() {
     let mut scanner = scanner(MIB);
     assert_eq!(
         scanner.advance(&mut &bytes[..bytes.len() - 1]),
-        Step::NeedMore
+        ScanStep::NeedMore
     );
     assert!(scanner.in_record());
     let mut last = &bytes[bytes.len() - 1..];
-    assert_eq!(scanner.advance(&mut last), Step::Record(record));
+    assert_eq!(scanner.advance(&mut last), ScanStep::Record(record));
     assert_eq!(
         (scanner.valid_end(), scanner.in_record()),
         (record.end, false)
@@ -99,7 +99,7 @@ fn feeding_can_be_cut_at_every_byte() {
         let mut scanner = scanner(MIB);
         let mut found = Vec::new();
         for mut piece in [&bytes[..cut], &bytes[cut..]] {
-            while let Step::Record(record) = scanner.advance(&mut piece) {
+            while let ScanStep::Record(record) = scanner.advance(&mut piece) {
                 found.push(record);
             }
         }
@@ -113,7 +113,7 @@ fn feeding_byte_by_byte_changes_nothing() {
     let mut scanner = scanner(MIB);
     let mut found = Vec::new();
     for mut piece in writer.bytes().chunks(1) {
-        if let Step::Record(record) = scanner.advance(&mut piece) {
+        if let ScanStep::Record(record) = scanner.advance(&mut piece) {
             found.push(record);
         }
     }
@@ -122,7 +122,7 @@ fn feeding_byte_by_byte_changes_nothing() {
 
 /// Which bytes no reader looks at: padding behind records and in headers, `xlp_rem_len` where
 /// no record continues, and the flag that allows full-page images to be removed.
-fn bytes_without_meaning(records: &[RecordInfo], writer: &Writer) -> Vec<usize> {
+fn bytes_without_meaning(records: &[RecordInfo], writer: &WalWriter) -> Vec<usize> {
     let start = 5 * MIB.bytes();
     let mut free = Vec::new();
     let bytes = writer.bytes();
@@ -156,13 +156,13 @@ fn fault_73_every_flipped_bit_that_matters_is_found() {
             if free.contains(&at) || removable {
                 assert_eq!(
                     (&found, last),
-                    (&written, Step::NeedMore),
+                    (&written, ScanStep::NeedMore),
                     "byte {at} bit {bit}"
                 );
             } else {
                 // A length that became 0 and a page that became older are the end of WAL, which
                 // is damage too wherever more has to follow.
-                let noticed = last != Step::NeedMore || found.len() < written.len();
+                let noticed = last != ScanStep::NeedMore || found.len() < written.len();
                 assert!(noticed, "byte {at} bit {bit} was not noticed");
                 assert!(found.iter().zip(&written).all(|(a, b)| a == b));
             }
@@ -176,7 +176,7 @@ fn zeros_behind_the_last_record_are_the_end_of_wal() {
     let end = writer.position();
     writer.zeros_to_segment_end();
     let (found, last) = scan_all(scanner(MIB), writer.bytes());
-    assert_eq!((found, last), (written, Step::EndOfWal(end)));
+    assert_eq!((found, last), (written, ScanStep::EndOfWal(end)));
 }
 
 #[test]
@@ -187,16 +187,16 @@ fn a_blank_page_is_the_end_of_wal() {
     assert_eq!(record.end.0 % PAGE_BYTES, 0);
     writer.zeros_to_segment_end();
     let (_, last) = scan_all(scanner(MIB), writer.bytes());
-    assert_eq!(last, Step::EndOfWal(record.end));
+    assert_eq!(last, ScanStep::EndOfWal(record.end));
     assert_eq!(
         scan_all(scanner(MIB), &vec![0; 8192]).1,
-        Step::EndOfWal(Lsn(5 * MIB.bytes()))
+        ScanStep::EndOfWal(Lsn(5 * MIB.bytes()))
     );
 }
 
 #[test]
 fn fault_46_a_recycled_page_is_the_end_of_wal() {
-    let mut old = Writer::new(segment(2, MIB), MIB, SYSTEM, 15);
+    let mut old = WalWriter::new(segment(2, MIB), MIB, SYSTEM, 15);
     for _ in 0..40 {
         old.record(HEAP, 0, &[9; 1_000]);
     }
@@ -206,7 +206,7 @@ fn fault_46_a_recycled_page_is_the_end_of_wal() {
     let mut bytes = writer.bytes().to_vec();
     bytes.extend_from_slice(&old.bytes()[bytes.len()..]);
     let (found, last) = scan_all(scanner(MIB), &bytes);
-    assert_eq!((found.len(), last), (1, Step::EndOfWal(record.end)));
+    assert_eq!((found.len(), last), (1, ScanStep::EndOfWal(record.end)));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_record_without_its_rest_is_not_valid_wal_yet() {
         let mut bytes = writer.bytes().to_vec();
         bytes[keep..].fill(0);
         let (found, last) = scan_all(scanner(MIB), &bytes);
-        assert_eq!((found.len(), last), (1, Step::EndOfWal(whole.end)));
+        assert_eq!((found.len(), last), (1, ScanStep::EndOfWal(whole.end)));
     }
 }
 
@@ -234,7 +234,7 @@ fn a_switch_ends_its_segment_and_the_next_record_follows_it() {
     bytes[60_000..1 << 20].fill(0xEE);
     let (found, last) = scan_all(scanner(MIB), &bytes);
     assert_eq!(found[1..], [switch, next]);
-    assert_eq!(last, Step::NeedMore);
+    assert_eq!(last, ScanStep::NeedMore);
     assert_eq!(next.prev, switch.lsn);
 }
 
@@ -259,7 +259,7 @@ fn records_run_on_into_the_next_segment() {
     let long = writer.record(HEAP, 0, &vec![6; 3 << 20]);
     let after = writer.record(HEAP, 0, &[7; 10]);
     let (found, last) = scan_all(scanner(MIB), writer.bytes());
-    assert_eq!((found, last), (vec![long, after], Step::NeedMore));
+    assert_eq!((found, last), (vec![long, after], ScanStep::NeedMore));
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn scan_begins_behind_the_rest_of_an_older_record() {
     writer.tail(&[8; 20_001]);
     let record = writer.record(HEAP, 0, &[1; 50]);
     let (found, last) = scan_all(scanner(MIB), writer.bytes());
-    assert_eq!((found, last), (vec![record], Step::NeedMore));
+    assert_eq!((found, last), (vec![record], ScanStep::NeedMore));
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_scan_cannot_begin_within_a_header_or_off_the_grid() {
     for offset in [8, 39, 41, 8_192 + 16] {
         let start = Lsn(5 * MIB.bytes() + offset);
         let mut scanner = Scanner::new(start, MIB);
-        let refused = Step::Invalid {
+        let refused = ScanStep::Invalid {
             lsn: start,
             why: Why::Start,
         };
@@ -319,7 +319,7 @@ fn a_record_whose_rest_was_overwritten_is_forgotten() {
     let (found, last) = scan_all(scanner(MIB), writer.bytes());
     assert_eq!(
         (found, last),
-        (vec![before, overwrite, after], Step::NeedMore)
+        (vec![before, overwrite, after], ScanStep::NeedMore)
     );
 }
 
@@ -367,7 +367,7 @@ fn timelines_grow_from_page_to_page_and_never_shrink() {
     writer.record(HEAP, 0, &[3; 9_000]);
     let open = || Scanner::new(Lsn(5 * MIB.bytes()), MIB).of_cluster(SYSTEM);
     let (found, last) = scan_all(open().up_to_timeline(timeline(3)), writer.bytes());
-    assert_eq!((found.len(), last), (2, Step::NeedMore));
+    assert_eq!((found.len(), last), (2, ScanStep::NeedMore));
     let (_, why) = why_invalid(open().up_to_timeline(timeline(2)), writer.bytes());
     assert!(matches!(
         why,
@@ -388,7 +388,7 @@ fn timelines_grow_from_page_to_page_and_never_shrink() {
 #[test]
 fn impossible_lengths_are_refused_at_once() {
     for (length, major) in [(1, 15), (23, 15), (0x4000_0000, 15), ((1020 << 20) + 1, 16)] {
-        let mut writer = Writer::new(segment(5, MIB), MIB, SYSTEM, major);
+        let mut writer = WalWriter::new(segment(5, MIB), MIB, SYSTEM, major);
         let record = writer.record(RM_XLOG, XLOG_NOOP, &[1; 40]);
         let mut bytes = writer.bytes()[..44].to_vec();
         bytes[40..44].copy_from_slice(&u32::to_le_bytes(length));
@@ -407,7 +407,7 @@ fn without_checksums_bodies_are_not_looked_at() {
         Why::Checksum { .. }
     ));
     let (found, last) = scan_all(scanner(MIB).without_checksums(), &bytes);
-    assert_eq!((found, last), (written, Step::NeedMore));
+    assert_eq!((found, last), (written, ScanStep::NeedMore));
 }
 
 #[test]
@@ -432,7 +432,7 @@ proptest! {
         lengths in proptest::collection::vec(0_usize..20_000, 1..60), switches: u64,
     ) {
         let size = WalSegmentSize::new(1 << shift).unwrap();
-        let mut writer = Writer::new(segment(number, size), size, SYSTEM, major);
+        let mut writer = WalWriter::new(segment(number, size), size, SYSTEM, major);
         let mut written = Vec::new();
         for (index, length) in lengths.iter().enumerate() {
             written.push(writer.record(HEAP, 0, &vec![index as u8; *length]));
@@ -446,7 +446,7 @@ proptest! {
             .of_major(major);
         let (found, last) = scan_all(scanner, writer.bytes());
         prop_assert_eq!(found, written);
-        prop_assert_eq!(last, Step::NeedMore);
+        prop_assert_eq!(last, ScanStep::NeedMore);
     }
 
     #[test]

@@ -20,11 +20,11 @@ use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName
 
 use super::history::History;
 use super::page::{LONG_HEADER_BYTES, PageFault, PageHeader, PageRules, major_of};
-use super::scan::{Scanner, Step};
+use super::scan::{ScanStep, Scanner};
 
 /// What the archive is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expected {
+pub struct ExpectedSegment {
     /// The cluster.
     pub system_id: SystemId,
     /// `wal_segment_size`
@@ -149,14 +149,14 @@ pub struct SegmentCheck {
     name: WalFileName,
     bytes: u64,
     failed: Option<SegmentFault>,
-    content: Content,
+    content: FileContent,
 }
 
 #[derive(Debug, Clone)]
-enum Content {
+enum FileContent {
     Wal(Box<WalCheck>),
     Text {
-        expected: Expected,
+        expected: ExpectedSegment,
         verify: Verify,
         text: Vec<u8>,
     },
@@ -164,12 +164,12 @@ enum Content {
 
 impl SegmentCheck {
     /// A check for a file of this name in an archive bound to `expected`.
-    pub fn new(name: WalFileName, expected: &Expected, verify: Verify) -> Self {
+    pub fn new(name: WalFileName, expected: &ExpectedSegment, verify: Verify) -> Self {
         let content = match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
-                Content::Wal(Box::new(WalCheck::new(segment, expected, verify)))
+                FileContent::Wal(Box::new(WalCheck::new(segment, expected, verify)))
             }
-            WalFileName::History(_) | WalFileName::BackupHistory(..) => Content::Text {
+            WalFileName::History(_) | WalFileName::BackupHistory(..) => FileContent::Text {
                 expected: *expected,
                 verify,
                 text: Vec::new(),
@@ -194,8 +194,8 @@ impl SegmentCheck {
         self.bytes += bytes.len() as u64;
         let partial = matches!(self.name, WalFileName::Partial(_));
         let outcome = match &mut self.content {
-            Content::Wal(check) => check.update(bytes, self.bytes, partial),
-            Content::Text { text, .. } => {
+            FileContent::Wal(check) => check.update(bytes, self.bytes, partial),
+            FileContent::Text { text, .. } => {
                 let room = SMALL_FILE_BYTES_MAX.saturating_sub(text.len() as u64);
                 if bytes.len() as u64 > room {
                     Err(SegmentFault::WrongLength {
@@ -231,11 +231,11 @@ impl SegmentCheck {
         }
         let mut scanner = None;
         let wal = match self.content {
-            Content::Wal(check) => {
+            FileContent::Wal(check) => {
                 scanner = (!check.stopped).then(|| check.scanner.clone());
                 Some(check.finish(self.bytes)?)
             }
-            Content::Text {
+            FileContent::Text {
                 expected,
                 verify,
                 text,
@@ -257,7 +257,7 @@ impl SegmentCheck {
 #[derive(Debug, Clone)]
 struct WalCheck {
     name: SegmentName,
-    expected: Expected,
+    expected: ExpectedSegment,
     start: Lsn,
     scanner: Scanner,
     /// Set once the records of a `.partial` file stop; the rest of it is not looked at.
@@ -271,7 +271,7 @@ struct WalCheck {
 }
 
 impl WalCheck {
-    fn new(name: SegmentName, expected: &Expected, verify: Verify) -> Self {
+    fn new(name: SegmentName, expected: &ExpectedSegment, verify: Verify) -> Self {
         let start = name.start(expected.segment_size).unwrap_or_default();
         let scanner = Scanner::new(start, expected.segment_size)
             .of_cluster(expected.system_id)
@@ -315,19 +315,19 @@ impl WalCheck {
         let mut rest = bytes;
         while !self.stopped {
             match self.scanner.advance(&mut rest) {
-                Step::NeedMore => break,
-                Step::Record(record) => {
+                ScanStep::NeedMore => break,
+                ScanStep::Record(record) => {
                     self.records += 1;
                     self.first_record = self.first_record.or(Some(record.lsn));
                     self.last_record = Some(record.lsn);
                     self.last_is_switch = record.is_switch();
                 }
-                Step::EndOfWal(_) | Step::Invalid { .. } if partial => self.stopped = true,
-                Step::EndOfWal(lsn) => {
+                ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } if partial => self.stopped = true,
+                ScanStep::EndOfWal(lsn) => {
                     let why = "no valid record begins here and the segment is not at its end";
                     return Err(damaged(lsn, why));
                 }
-                Step::Invalid { lsn, why } => return Err(damaged(lsn, why)),
+                ScanStep::Invalid { lsn, why } => return Err(damaged(lsn, why)),
             }
         }
         Ok(())
@@ -428,7 +428,11 @@ impl WalCheck {
     }
 }
 
-fn check_text(name: WalFileName, expected: &Expected, text: &[u8]) -> Result<(), SegmentFault> {
+fn check_text(
+    name: WalFileName,
+    expected: &ExpectedSegment,
+    text: &[u8],
+) -> Result<(), SegmentFault> {
     match name {
         WalFileName::History(timeline) => {
             History::parse(timeline, text)
@@ -449,7 +453,7 @@ fn check_text(name: WalFileName, expected: &Expected, text: &[u8]) -> Result<(),
 fn check_backup_history(
     segment: SegmentName,
     offset: u32,
-    expected: &Expected,
+    expected: &ExpectedSegment,
     text: &[u8],
 ) -> Result<(), SegmentFault> {
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();

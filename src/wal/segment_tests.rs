@@ -1,4 +1,4 @@
-//! Claims about what may enter the archive, proven on WAL that [`Writer`] makes.
+//! Claims about what may enter the archive, proven on WAL that [`WalWriter`] makes.
 //! Never touch a disk. Invariant: each test names its claim.
 
 #![allow(
@@ -9,12 +9,12 @@
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
-use super::segment::{Expected, SegmentCheck, SegmentFault, SegmentSummary, Verify};
-use super::writer::Writer;
+use super::segment::{ExpectedSegment, SegmentCheck, SegmentFault, SegmentSummary, Verify};
+use super::writer::WalWriter;
 
 const SYSTEM: SystemId = SystemId(7_123_456_789);
 const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).unwrap();
-const EXPECTED: Expected = Expected {
+const EXPECTED: ExpectedSegment = ExpectedSegment {
     system_id: SYSTEM,
     segment_size: MIB,
     postgres_major: Some(15),
@@ -31,7 +31,7 @@ fn segment(timeline_number: u32, number: u64) -> SegmentName {
 
 fn check_as(
     name: WalFileName,
-    expected: &Expected,
+    expected: &ExpectedSegment,
     verify: Verify,
     bytes: &[u8],
 ) -> Result<SegmentSummary, SegmentFault> {
@@ -54,7 +54,7 @@ fn check(name: WalFileName, bytes: &[u8]) -> Result<SegmentSummary, SegmentFault
 
 /// Segment 5 of timeline 1, full of records, the last of which runs on.
 fn full_segment() -> (WalFileName, Vec<u8>) {
-    let mut writer = Writer::new(segment(1, 5), MIB, SYSTEM, 15);
+    let mut writer = WalWriter::new(segment(1, 5), MIB, SYSTEM, 15);
     writer.tail(&[1; 300]);
     while (writer.bytes().len() as u64) < MIB.bytes() {
         writer.record(10, 0, &[2; 5_000]);
@@ -88,7 +88,7 @@ fn a_full_segment_passes_at_every_level() {
 
 #[test]
 fn a_segment_may_end_with_its_last_record_or_with_a_switch() {
-    let mut writer = Writer::new(segment(1, 5), MIB, SYSTEM, 15);
+    let mut writer = WalWriter::new(segment(1, 5), MIB, SYSTEM, 15);
     writer.record(10, 0, &[2; 5_000]);
     let last = writer.fill_segment();
     let summary = check(WalFileName::Segment(segment(1, 5)), writer.bytes()).unwrap();
@@ -99,7 +99,7 @@ fn a_segment_may_end_with_its_last_record_or_with_a_switch() {
     );
     assert_eq!(wal.valid_end.0, 6 * MIB.bytes());
 
-    let mut writer = Writer::new(segment(1, 5), MIB, SYSTEM, 15);
+    let mut writer = WalWriter::new(segment(1, 5), MIB, SYSTEM, 15);
     writer.record(10, 0, &[2; 5_000]);
     writer.switch();
     let mut bytes = writer.bytes().to_vec();
@@ -112,7 +112,7 @@ fn a_segment_may_end_with_its_last_record_or_with_a_switch() {
 
 #[test]
 fn a_segment_can_be_nothing_but_the_middle_of_one_record() {
-    let mut writer = Writer::new(segment(1, 4), MIB, SYSTEM, 15);
+    let mut writer = WalWriter::new(segment(1, 4), MIB, SYSTEM, 15);
     writer.record(10, 0, &vec![2; 3 << 20]);
     let name = WalFileName::Segment(segment(1, 5));
     let summary = check(name, &writer.bytes()[1 << 20..2 << 20]).unwrap();
@@ -123,14 +123,15 @@ fn a_segment_can_be_nothing_but_the_middle_of_one_record() {
 #[test]
 fn fault_10_a_segment_of_another_cluster_is_foreign_at_every_level() {
     let (name, bytes) = full_segment();
-    let other = |change: &dyn Fn(&mut Expected)| {
+    let other = |change: &dyn Fn(&mut ExpectedSegment)| {
         let mut expected = EXPECTED;
         change(&mut expected);
         expected
     };
     for verify in LEVELS {
-        let what =
-            |expected: &Expected, name| what_is_foreign(check_as(name, expected, verify, &bytes));
+        let what = |expected: &ExpectedSegment, name| {
+            what_is_foreign(check_as(name, expected, verify, &bytes))
+        };
         assert_eq!(
             what(&other(&|it| it.system_id = SystemId(2)), name),
             "system identifier"
@@ -168,7 +169,7 @@ fn fault_10_a_segment_of_another_cluster_is_foreign_at_every_level() {
 
 #[test]
 fn the_first_segment_of_a_timeline_may_hold_pages_of_the_one_before() {
-    let mut writer = Writer::new(segment(1, 5), MIB, SYSTEM, 15);
+    let mut writer = WalWriter::new(segment(1, 5), MIB, SYSTEM, 15);
     writer.record(10, 0, &[2; 50_000]);
     writer.set_timeline(timeline(2));
     writer.fill_segment();

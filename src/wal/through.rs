@@ -5,7 +5,7 @@
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::joint::SegmentEnd;
-use super::scan::{Scanner, Step};
+use super::scan::{ScanStep, Scanner};
 
 /// The walk: feed it the segment from where its scanner stands on.
 #[derive(Debug, Clone)]
@@ -45,10 +45,10 @@ impl Through {
         let mut rest = bytes;
         while self.is_unfinished() {
             match self.scanner.advance(&mut rest) {
-                Step::NeedMore => return true,
-                Step::Record(record) if record.is_switch() => self.switched = Some(record.end),
-                Step::Record(_) => {}
-                Step::EndOfWal(_) | Step::Invalid { .. } => self.is_broken = true,
+                ScanStep::NeedMore => return true,
+                ScanStep::Record(record) if record.is_switch() => self.switched = Some(record.end),
+                ScanStep::Record(_) => {}
+                ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => self.is_broken = true,
             }
         }
         false
@@ -105,7 +105,7 @@ impl Reached {
 mod tests {
     use super::*;
     use crate::wal::joint::Joint;
-    use crate::wal::writer::Writer;
+    use crate::wal::writer::WalWriter;
     use walmgr_protocol::names::SystemId;
 
     const MIB: usize = 1 << 20;
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn written(record_bytes: usize, bytes: usize) -> Vec<u8> {
-        let mut writer = Writer::new(name(3), size(), SystemId(7), 15);
+        let mut writer = WalWriter::new(name(3), size(), SystemId(7), 15);
         while writer.bytes().len() < bytes {
             writer.record(10, 0, &vec![7; record_bytes]);
         }

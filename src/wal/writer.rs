@@ -20,7 +20,7 @@ use super::record::{
 
 /// Appends records and lays them out over pages and segments.
 #[derive(Debug, Clone)]
-pub struct Writer {
+pub struct WalWriter {
     start: Lsn,
     size: WalSegmentSize,
     timeline: TimelineId,
@@ -30,12 +30,12 @@ pub struct Writer {
     bytes: Vec<u8>,
 }
 
-impl Writer {
+impl WalWriter {
     /// A writer that begins with the first byte of `segment` and writes as this major version
     /// (15 if it is none of 13 to 18). A name that no segment of this size has means the first.
     pub fn new(segment: SegmentName, size: WalSegmentSize, system_id: SystemId, major: u8) -> Self {
         let start = segment.start(size).unwrap_or_default();
-        Writer {
+        WalWriter {
             start,
             size,
             timeline: segment.timeline(),

@@ -11,7 +11,7 @@ use walmgr::options::Options;
 use walmgr::standby::xrestore;
 use walmgr::store::sets::{BackupSets, Copying};
 use walmgr::store::{
-    ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, Reader, RealDisk,
+    ArchiveReader, ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, RealDisk,
 };
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::WalFileName;
@@ -139,7 +139,7 @@ fn partial(lab: &Lab, expected: &Expected) -> Result<(), String> {
         at_least(&ends, &expected.ends, "the ends that boot looks at")?;
     }
     let (timeline, _) = expected.overview.held.unwrap();
-    let archive = Reader::open(&lab.config.completed_wals, Arc::new(RealDisk));
+    let archive = ArchiveReader::open(&lab.config.completed_wals, Arc::new(RealDisk));
     let before = |segment| match &archive {
         Ok(archive) => archive.scanner_before(segment),
         Err(_) => Ok(None),

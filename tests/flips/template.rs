@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use walmgr::config::{self, StandbyConfig};
 use walmgr::store::survey::survey;
-use walmgr::store::{Disk, PartialWals, Places, RealDisk};
-use walmgr::wal::scan::{Scanner, Step};
+use walmgr::store::{ArchiveFolders, Disk, PartialWals, RealDisk};
+use walmgr::wal::scan::{ScanStep, Scanner};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 
@@ -245,7 +245,7 @@ fn structure_of(path: &Path, content: &[u8]) -> Vec<u64> {
     let start = segment.start(size).unwrap();
     let mut scanner = Scanner::new(start, size);
     let (mut rest, mut found) = (content, Vec::new());
-    while let Step::Record(record) = scanner.advance(&mut rest) {
+    while let ScanStep::Record(record) = scanner.advance(&mut rest) {
         if record.lsn >= start {
             found.push(record.lsn.0 - start.0);
         }
@@ -265,7 +265,7 @@ pub fn standby_config(ini: &Path) -> StandbyConfig {
 pub fn overview_of(config: &StandbyConfig) -> Result<Overview, String> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = config.full_backup.as_deref();
-    survey(&Places::of(config), full_backup, &disk, None).map_err(|error| error.to_string())
+    survey(&ArchiveFolders::of(config), full_backup, &disk, None).map_err(|error| error.to_string())
 }
 
 /// A copy of the template that may be spoilt.

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::message::partial::{Begin, Partial};
 use walmgr_protocol::message::{ErrorCode, Message, Verify};
 use walmgr_protocol::names::{Lsn, SegmentName};
@@ -32,7 +32,7 @@ impl Fork {
         let cluster = site.facts().cluster;
         let size = cluster.segment_size;
         let major = u8::try_from(cluster.postgres_major).unwrap();
-        let mut writer = Writer::new(segment, size, cluster.system_id, major);
+        let mut writer = WalWriter::new(segment, size, cluster.system_id, major);
         let record = |number: usize| vec![if number < 2 { 1 } else { fill }; 2_000];
         let ends = (0..60).map(|number| writer.record(10, 0, &record(number)).end);
         let ends = ends.collect();

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::message::ClusterIdentity as Facts;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
@@ -52,7 +52,7 @@ pub fn segment_of(facts: &Facts, timeline: TimelineId, number: u64, salt: &str) 
     let last_begins = segment_bytes - 2 * PAGE;
     let start = name.start(size).unwrap();
     let previous = Lsn((start.0 + HEADER as u64).saturating_sub(2 * PAGE as u64));
-    let mut writer = Writer::new(name, size, facts.system_id, major).following(previous);
+    let mut writer = WalWriter::new(name, size, facts.system_id, major).following(previous);
     let words = format!("{salt} {number} ").repeat(40);
     while writer.bytes().len() + 4 * PAGE < segment_bytes {
         writer.record(RM_XLOG, XLOG_NOOP, words.as_bytes());

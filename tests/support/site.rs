@@ -10,7 +10,7 @@ use walmgr::config;
 use walmgr::master::ask::Asking;
 use walmgr::master::cluster::ClusterFacts;
 use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
-use walmgr::wal::writer::Writer;
+use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::message::{ClusterIdentity as Facts, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
@@ -428,7 +428,7 @@ impl Site {
         let size = cluster.segment_size;
         let segment = SegmentName::from_number(timeline, number, size);
         let major = u8::try_from(cluster.postgres_major).unwrap();
-        let mut forged = Writer::new(segment, size, cluster.system_id, major);
+        let mut forged = WalWriter::new(segment, size, cluster.system_id, major);
         forged.record(RM_XLOG, XLOG_NOOP, b"forged");
         forged.switch();
         forged.zeros_to_segment_end();

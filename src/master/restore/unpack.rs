@@ -24,7 +24,7 @@ use crate::master::fetch::Sink;
 use crate::pg::control;
 use crate::pg::listed::{Listed, MANIFEST};
 use crate::pg::tablespace_map;
-use crate::tar::{Entry, EntryKind, Step, TarReader};
+use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};
 
 const MAP: &str = "tablespace_map";
 
@@ -142,8 +142,8 @@ impl Unpack {
         })
     }
 
-    fn begin_entry(&mut self, entry: Entry) -> Result<()> {
-        let Entry { path, kind } = entry;
+    fn begin_entry(&mut self, entry: TarEntry) -> Result<()> {
+        let TarEntry { path, kind } = entry;
         if path.as_bytes() == MARK.as_bytes() {
             return Err(refused(&path, "its name is this command's own"));
         }
@@ -277,10 +277,10 @@ impl Sink for Unpack {
                 .next(&mut bytes)
                 .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;
             match step {
-                Step::Entry(entry) => self.begin_entry(entry)?,
-                Step::Data(data) => self.data(data)?,
-                Step::FileEnd => self.end_file()?,
-                Step::NeedMore => return Ok(()),
+                TarStep::Entry(entry) => self.begin_entry(entry)?,
+                TarStep::Data(data) => self.data(data)?,
+                TarStep::FileEnd => self.end_file()?,
+                TarStep::NeedMore => return Ok(()),
             }
         }
     }

@@ -20,14 +20,14 @@ use crate::standby::frozen::Partials;
 use crate::standby::last_commit::Replayed;
 use crate::standby::replay::ControlFiles;
 use crate::store::differs::keep_history;
-use crate::store::{Reader, RealDisk};
+use crate::store::{ArchiveReader, RealDisk};
 use crate::wal::history::History;
 
 /// A server that opened.
 pub(super) struct Opened<'a> {
     pub(super) config: &'a StandbyConfig,
     pub(super) data: &'a DataDirectory,
-    pub(super) archive: &'a Reader,
+    pub(super) archive: &'a ArchiveReader,
     /// With what it was to open.
     pub(super) begun: &'a Begun,
 }

@@ -13,12 +13,12 @@ use crate::standby::reach::{self, Range, Reach, Verdict};
 use crate::standby::route::Route;
 use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
-use crate::store::{PartialEnd, Reader};
+use crate::store::{ArchiveReader, PartialEnd};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
 pub fn choose(
-    archive: &Reader,
+    archive: &ArchiveReader,
     sets: &BackupSets,
     restoring: &Restoring,
     timeline: TargetTimeline,
@@ -54,7 +54,7 @@ pub fn choose(
 /// The set that was asked for, or the newest that can be recovered to the target.
 pub fn choose_for(
     target: &Target,
-    archive: &Reader,
+    archive: &ArchiveReader,
     sets: &BackupSets,
     restoring: &Restoring,
     timeline: TargetTimeline,

@@ -31,7 +31,7 @@ use crate::pg::wanted;
 use crate::standby::frozen::Partials;
 use crate::standby::{gap, sets};
 use crate::store::sets::{BackupSets, HeldSet, SetSize};
-use crate::store::{PartialEnd, Reader, RealDisk};
+use crate::store::{ArchiveReader, PartialEnd, RealDisk};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
 const SPARE_BYTES: u64 = 32 << 20;
@@ -78,7 +78,7 @@ impl<'a> Plan<'a> {
     /// Decides and checks.
     pub fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
         let place = examine_place(config, restoring)?;
-        let archive = Reader::open(&config.completed_wals, Arc::new(RealDisk))
+        let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
         let (target, timeline) = wanted::parse(&restoring.target)?;
         let recovery = Recovery {
@@ -236,7 +236,7 @@ impl SetInHand {
         restoring: &Restoring,
         recovery: &Recovery,
         place: &Place,
-        archive: &Reader,
+        archive: &ArchiveReader,
         sets: &BackupSets,
     ) -> Result<SetInHand> {
         let timeline = recovery.timeline;
@@ -349,7 +349,7 @@ fn check_interrupted(
     left: &Path,
     restoring: &Restoring,
     has_target: bool,
-    archive: &Reader,
+    archive: &ArchiveReader,
 ) -> Result<()> {
     if restoring.set.is_some() || has_target {
         return Err(CommandError::config(format!(
@@ -385,7 +385,7 @@ fn restore_command(config: &StandbyConfig) -> Result<String> {
     walmgr_command("restore_command", &config.path, "xrestore %f %p")
 }
 
-fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<()> {
+fn check_cluster(archive: &ArchiveReader, control: &ControlFile, set: &Path) -> Result<()> {
     let binding = archive.binding();
     if (control.system_id, control.segment_size) == (binding.system_id, binding.segment_size) {
         return Ok(());
@@ -398,7 +398,7 @@ fn check_cluster(archive: &Reader, control: &ControlFile, set: &Path) -> Result<
     )))
 }
 
-fn warn_of_gap(archive: &Reader, held: &HeldSet) -> Result<()> {
+fn warn_of_gap(archive: &ArchiveReader, held: &HeldSet) -> Result<()> {
     let label = held.label();
     let gap = gap::find(archive, &[], label.first_segment.timeline(), label.start)
         .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;

@@ -16,7 +16,7 @@ use crate::pg::conf::foreign::{Host, SwitchedOff};
 use crate::pg::conf::{self, MAIN_FILE, ServerSettings};
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;
-use crate::store::{Reader, RealDisk, StoreError};
+use crate::store::{ArchiveReader, RealDisk, StoreError};
 
 /// Settles what lies in `staging`; every step can be done twice.
 pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
@@ -63,7 +63,8 @@ pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     };
     let failed =
         |error: StoreError| CommandError::new(error.kind(), "look at what is ahead").because(error);
-    let archive = Reader::open(&plan.config.completed_wals, Arc::new(RealDisk)).map_err(failed)?;
+    let archive =
+        ArchiveReader::open(&plan.config.completed_wals, Arc::new(RealDisk)).map_err(failed)?;
     let at = (label.first_segment.timeline(), label.start);
     let met = ahead::find(&archive, None, at).map_err(failed)?;
     let Some(demands) = ahead::demands(&met, Lsn(u64::MAX)) else {

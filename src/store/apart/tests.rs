@@ -7,11 +7,11 @@ use crate::store::testing::{
     BINDING, Sample, assert_stored, history_file, new_archive, open as open_archive, push,
     scratch_folder, segment,
 };
-use crate::store::{Places, Sealed};
+use crate::store::{ArchiveFolders, FileSealed};
 use crate::wal::segment::Verify;
-use crate::wal::writer::Writer;
+use crate::wal::writer::WalWriter;
 
-fn note_names(places: &Places) -> Vec<String> {
+fn note_names(places: &ArchiveFolders) -> Vec<String> {
     let entries = std::fs::read_dir(places.completed_wals.join(APART_NAME));
     let names = entries.into_iter().flatten().flatten();
     let mut names: Vec<String> = names
@@ -102,9 +102,9 @@ fn fault_110_a_note_names_who_brought_a_history_and_why_it_waits() {
     let mut incoming = begun.unwrap().brought_by("thief\n(192.0.2.1:1)");
     incoming.write(&sample.bytes).unwrap();
     let sealed = incoming.seal(sample.len(), sample.crc32()).unwrap();
-    assert!(matches!(sealed, Sealed::Stored(_)));
+    assert!(matches!(sealed, FileSealed::Stored(_)));
     let told = told(&archive.shared.completed).unwrap();
-    assert_eq!((told.len(), told[0].kind), (1, Kind::History));
+    assert_eq!((told.len(), told[0].kind), (1, ApartKind::History));
     assert_eq!(told[0].by, "thief (192.0.2.1:1)");
     assert!(told[0].why.contains("there is no history of 2"), "{told:?}");
     // A note that a bit flipped in keeps its file apart all the same.
@@ -125,7 +125,7 @@ fn store_by(archive: &crate::store::Archive, sample: &crate::store::testing::Sam
     let mut incoming = begun.unwrap().brought_by(by);
     incoming.write(&sample.bytes).unwrap();
     let sealed = incoming.seal(sample.len(), sample.crc32()).unwrap();
-    assert!(matches!(sealed, Sealed::Stored(_)));
+    assert!(matches!(sealed, FileSealed::Stored(_)));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn fault_116_what_a_key_brings_in_vain_is_bounded_and_no_wal_goes_for_it() {
         let mut incoming = begun.unwrap().brought_by(&by);
         incoming.write(&sample.bytes).unwrap();
         match incoming.seal(sample.len(), sample.crc32()) {
-            Ok(Sealed::Stored(_)) => assert!(number < 208, "{number} was stored"),
+            Ok(FileSealed::Stored(_)) => assert!(number < 208, "{number} was stored"),
             Err(StoreError::Unfollowed { key, .. }) => {
                 assert!(number >= 208 && key == "thief", "{number} was refused");
             }
@@ -214,7 +214,7 @@ fn fault_113_what_is_refused_sets_nothing_apart() {
     // Three segments of records that cross into the next one; the other fills begin within the second.
     let of = |fill: u8| -> Vec<Sample> {
         let first = segment(3, 1).name.segment().unwrap();
-        let mut writer = Writer::new(first, BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(first, BINDING.segment_size, BINDING.system_id, 15);
         while writer.bytes().len() < 3 << 20 {
             let is_common = writer.bytes().len() < (1 << 20) + 9_000;
             writer.record(10, 0, &[if is_common { 7 } else { fill }; 7_000]);
@@ -234,7 +234,7 @@ fn fault_113_what_is_refused_sets_nothing_apart() {
     let early = format!("{}.early", genuine[2].name);
     assert_eq!(note_names(&places), [early.as_str()]);
     let refused = push(&archive, &forged[1]).unwrap();
-    assert!(matches!(refused, Sealed::Conflict { .. }));
+    assert!(matches!(refused, FileSealed::Conflict { .. }));
     let differs = format!("{}.differs", genuine[1].name);
     assert_eq!(note_names(&places), [differs.as_str(), early.as_str()]);
 }

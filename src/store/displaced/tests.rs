@@ -9,15 +9,15 @@ use crate::store::testing::{
     BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, real,
     scratch_folder, segment, stored_bytes,
 };
-use crate::store::{Archive, Held, Places, Sealed};
+use crate::store::{Archive, ArchiveFolders, FileSealed, StoredUnderName};
 use crate::wal::segment::Verify;
-use crate::wal::writer::Writer;
+use crate::wal::writer::WalWriter;
 
 /// A segment of valid records that go on with nothing.
 fn forged(number: u64, fill: u8) -> Sample {
     let name = segment(number, 1).name;
     let first = name.segment().unwrap();
-    let mut writer = Writer::new(first, BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(first, BINDING.segment_size, BINDING.system_id, 15);
     while writer.bytes().len() < 1 << 20 {
         writer.record(10, 0, &[fill; 7_000]);
     }
@@ -27,23 +27,23 @@ fn forged(number: u64, fill: u8) -> Sample {
     }
 }
 
-fn is_kept(places: &Places, bytes: &[u8]) -> bool {
+fn is_kept(places: &ArchiveFolders, bytes: &[u8]) -> bool {
     let entries = std::fs::read_dir(&places.completed_wals).unwrap().flatten();
     let mut contents = entries.map(|entry| std::fs::read(entry.path()).unwrap_or_default());
     contents.any(|content| content == bytes)
 }
 
-fn at(places: &Places, sample: &Sample, end: &str) -> Option<Vec<u8>> {
+fn at(places: &ArchiveFolders, sample: &Sample, end: &str) -> Option<Vec<u8>> {
     std::fs::read(places.completed_wals.join(format!("{}{end}", sample.name))).ok()
 }
 
 fn assert_refused(archive: &Archive, sample: &Sample) {
     let sealed = push(archive, sample).unwrap();
-    assert!(matches!(sealed, Sealed::Conflict { .. }), "{sealed:?}");
+    assert!(matches!(sealed, FileSealed::Conflict { .. }), "{sealed:?}");
 }
 
 /// A forged fifth segment was acknowledged, and gave way to the genuine one.
-fn displaced(root: &Path) -> (Places, Archive, Sample, Sample) {
+fn displaced(root: &Path) -> (ArchiveFolders, Archive, Sample, Sample) {
     let places = new_archive(root);
     let archive = open(&places);
     let (forged, genuine) = (forged(5, 7), segment(5, 1));
@@ -78,7 +78,7 @@ fn fault_113_what_gave_way_is_written_over_by_no_later_offer() {
             .keeps_differing(forged.name, forged.len(), forged.crc32())
             .unwrap()
     );
-    let reader = Reader::open(&places.completed_wals, real()).unwrap();
+    let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
     let beside = reader.beside().unwrap();
     let copies = &beside[&forged.name];
     assert_eq!(copies.len(), 2);
@@ -178,7 +178,7 @@ fn fault_113_what_a_person_exchanged_is_written_over_by_no_later_offer() {
     assert_eq!(take(".differs"), format!("{}.displaced.1", stored.name));
     let archive = open(&places);
     let held = archive.lookup(&stored.name, stored.len(), stored.crc32(), Verify::Records);
-    assert!(matches!(held.unwrap(), Held::Different { .. }));
+    assert!(matches!(held.unwrap(), StoredUnderName::Different { .. }));
     assert!(is_kept(&places, &stored.bytes) && is_kept(&places, &offered.bytes));
 }
 

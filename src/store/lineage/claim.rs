@@ -5,7 +5,7 @@
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::judge::Apart;
-use super::model::{Kind, Lineage};
+use super::model::{ApartKind, Lineage};
 use crate::wal::history::History;
 
 /// A claim that its parent contradicts.
@@ -114,7 +114,7 @@ impl Lineage {
         let own: Vec<SegmentName> = own.copied().collect();
         for name in &own {
             let name = WalFileName::Segment(*name);
-            self.facts.notes.insert(name, Kind::Timeline);
+            self.facts.notes.insert(name, ApartKind::Timeline);
         }
         (self.with_history_apart(timeline), own)
     }
@@ -122,17 +122,17 @@ impl Lineage {
     /// Up to where the WAL of a timeline goes on without a gap behind a point where another left it; `None` if it
     /// ends there.
     pub(super) fn goes_on_to(&self, timeline: TimelineId, switch: Lsn) -> Option<Lsn> {
-        let end = self.run_end(timeline, switch, Kind::Behind);
+        let end = self.run_end(timeline, switch, ApartKind::Behind);
         (end > switch).then_some(end)
     }
 
     /// Up to where a timeline leads from where it begins, whether it counts or not.
     pub(super) fn raw_end(&self, timeline: TimelineId, switch: Lsn) -> Lsn {
-        self.run_end(timeline, switch, Kind::Timeline)
+        self.run_end(timeline, switch, ApartKind::Timeline)
     }
 
     /// Up to where segments of a timeline lead that have no note, or this one.
-    fn run_end(&self, timeline: TimelineId, from: Lsn, kind: Kind) -> Lsn {
+    fn run_end(&self, timeline: TimelineId, from: Lsn, kind: ApartKind) -> Lsn {
         let size = self.facts.size;
         let (mut end, mut number) = (from, from.0 / size.bytes());
         loop {

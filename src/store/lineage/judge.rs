@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::model::{Kind, Lineage};
+use super::model::{ApartKind, Lineage};
 use crate::wal::history::History;
 
 /// Why a file is set apart.
@@ -102,12 +102,12 @@ pub enum Apart {
 
 impl Apart {
     /// What the note says.
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> ApartKind {
         match self {
-            Apart::Ahead { .. } | Apart::Older { .. } => Kind::Ahead,
-            Apart::Behind { .. } => Kind::Behind,
-            Apart::UnknownTimeline { .. } | Apart::TimelineApart { .. } => Kind::Timeline,
-            _ => Kind::History,
+            Apart::Ahead { .. } | Apart::Older { .. } => ApartKind::Ahead,
+            Apart::Behind { .. } => ApartKind::Behind,
+            Apart::UnknownTimeline { .. } | Apart::TimelineApart { .. } => ApartKind::Timeline,
+            _ => ApartKind::History,
         }
     }
 }
@@ -145,7 +145,7 @@ impl Lineage {
         let first = switch.0 / size;
         let finished = self.facts.segments.iter().filter(|name| {
             let note = self.note(WalFileName::Segment(**name));
-            matches!(note, None | Some(Kind::Timeline))
+            matches!(note, None | Some(ApartKind::Timeline))
         });
         let segments = finished.chain(self.facts.partials.keys());
         let own = segments.filter(|name| name.timeline() == timeline);
@@ -205,19 +205,19 @@ impl Lineage {
     /// The same, without those that are known not to go on with what is before them.
     pub fn joined_but(&self, ahead_max: u64, unled: &BTreeSet<WalFileName>) -> Option<WalFileName> {
         let mut notes = (self.facts.notes.iter()).filter(|(name, _)| !unled.contains(name));
-        let joins = |(name, kind): &(&WalFileName, &Kind)| match (name, kind) {
+        let joins = |(name, kind): &(&WalFileName, &ApartKind)| match (name, kind) {
             (WalFileName::History(timeline), _) => {
                 let history = self.facts.histories.get(timeline);
                 history.is_none_or(|history| self.judge_history(history).is_none())
             }
-            (WalFileName::Segment(segment), Kind::Timeline) => {
+            (WalFileName::Segment(segment), ApartKind::Timeline) => {
                 self.counts(segment.timeline()) && self.judge(*segment, ahead_max).is_none()
             }
-            (WalFileName::Segment(segment), Kind::Ahead) => {
+            (WalFileName::Segment(segment), ApartKind::Ahead) => {
                 self.counts(segment.timeline()) && self.follows(*segment)
             }
             // What has left its timeline gave way (see `giving_way_to`).
-            (WalFileName::Segment(segment), Kind::Behind) => {
+            (WalFileName::Segment(segment), ApartKind::Behind) => {
                 let left = self.left_at(segment.timeline());
                 left.is_none_or(|(_, switch)| self.end(*segment) <= switch)
                     && self.judge(*segment, ahead_max).is_none()
@@ -261,7 +261,7 @@ impl Lineage {
     #[must_use]
     pub fn with_history_apart(mut self, timeline: TimelineId) -> Lineage {
         let name = WalFileName::History(timeline);
-        self.facts.notes.insert(name, Kind::History);
+        self.facts.notes.insert(name, ApartKind::History);
         Lineage::of(self.facts)
     }
 

@@ -22,7 +22,7 @@ pub struct Leg {
 
 /// A timeline and those it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
+pub struct TimelineLine {
     size: WalSegmentSize,
     /// Newest first.
     legs: Vec<Leg>,
@@ -30,7 +30,7 @@ pub struct Line {
 
 /// A segment that is not there although later ones are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
+pub struct LineGap {
     /// The first segment that is missing.
     pub missing: SegmentName,
     /// Whether its beginning is there.
@@ -51,12 +51,12 @@ pub struct Led {
 }
 
 /// What there is of each number: on which timeline, and where that ends.
-pub(super) type Pieces = BTreeMap<u64, (TimelineId, Lsn)>;
+pub(super) type LinePieces = BTreeMap<u64, (TimelineId, Lsn)>;
 
-impl Line {
-    pub(super) fn alone(timeline: TimelineId, size: WalSegmentSize) -> Line {
+impl TimelineLine {
+    pub(super) fn alone(timeline: TimelineId, size: WalSegmentSize) -> TimelineLine {
         let (begin, end) = (Lsn(0), Lsn(u64::MAX));
-        Line {
+        TimelineLine {
             size,
             legs: vec![Leg {
                 timeline,
@@ -66,7 +66,7 @@ impl Line {
         }
     }
 
-    pub(super) fn of(history: &History, size: WalSegmentSize) -> Line {
+    pub(super) fn of(history: &History, size: WalSegmentSize) -> TimelineLine {
         let mut end = Lsn(u64::MAX);
         let timelines = history.timelines().into_iter();
         let legs = timelines.map(|(timeline, begin)| Leg {
@@ -74,7 +74,7 @@ impl Line {
             begin,
             end: std::mem::replace(&mut end, begin),
         });
-        Line {
+        TimelineLine {
             size,
             legs: legs.collect(),
         }
@@ -125,7 +125,7 @@ impl Line {
 
 impl Lineage {
     /// The finished segment that a server on this line reads for a number: the newest timeline's.
-    pub fn segment(&self, line: &Line, number: u64) -> Option<SegmentName> {
+    pub fn segment(&self, line: &TimelineLine, number: u64) -> Option<SegmentName> {
         let mut legs = line.legs.iter();
         legs.find_map(|leg| {
             let name = SegmentName::from_number(leg.timeline, number, line.size);
@@ -135,7 +135,7 @@ impl Lineage {
     }
 
     /// The first gap on the line of a server that needs the WAL from `from` on.
-    pub fn gap(&self, line: &Line, from: Lsn) -> Option<Gap> {
+    pub fn gap(&self, line: &TimelineLine, from: Lsn) -> Option<LineGap> {
         let pieces = self.pieces(line);
         let damaged = self
             .facts
@@ -152,7 +152,7 @@ impl Lineage {
         let there = pieces.get(&number);
         let lost_from = there.map_or(line.start_of(number), |(_, end)| *end);
         let last_end = pieces.get(&last).map(|(_, end)| *end);
-        Some(Gap {
+        Some(LineGap {
             missing,
             is_partly_there: there.is_some_and(|(timeline, _)| *timeline == missing.timeline()),
             lost_from: lost_from.max(from),
@@ -161,7 +161,7 @@ impl Lineage {
     }
 
     /// Up to where WAL leads from here. Damaged copies do not count as more that follows.
-    pub fn led(&self, line: &Line, start: Lsn) -> Led {
+    pub fn led(&self, line: &TimelineLine, start: Lsn) -> Led {
         let pieces = self.pieces(line);
         let first = start.0 / line.size.bytes();
         let end = match pieces.contains_key(&first) {
@@ -177,7 +177,7 @@ impl Lineage {
     }
 
     /// Up to where the last run leads, and the gap before it.
-    pub fn led_behind_last_gap(&self, line: &Line) -> Option<Led> {
+    pub fn led_behind_last_gap(&self, line: &TimelineLine) -> Option<Led> {
         let pieces = self.pieces(line);
         let (last, _) = pieces.last_key_value()?;
         let mut first = *last;
@@ -196,7 +196,13 @@ impl Lineage {
     }
 
     /// The first number of these that is not there to its end; the last one may be in progress.
-    fn first_short(&self, line: &Line, pieces: &Pieces, first: u64, last: u64) -> Option<u64> {
+    fn first_short(
+        &self,
+        line: &TimelineLine,
+        pieces: &LinePieces,
+        first: u64,
+        last: u64,
+    ) -> Option<u64> {
         let ends_early = |number: u64| match pieces.get(&number) {
             None => true,
             Some((_, end)) => number < last && *end < line.start_of(number + 1),
@@ -213,7 +219,7 @@ impl Lineage {
     }
 
     /// Where the run ends that this number, which is there, belongs to.
-    fn end_of_run(&self, line: &Line, pieces: &Pieces, first: u64) -> Lsn {
+    fn end_of_run(&self, line: &TimelineLine, pieces: &LinePieces, first: u64) -> Lsn {
         let mut end = line.start_of(first);
         for (number, (_, ends)) in pieces.range(first..) {
             if line.start_of(*number) != end {
@@ -225,8 +231,8 @@ impl Lineage {
     }
 
     /// What there is of each number, on the newest timeline that has it.
-    pub(super) fn pieces(&self, line: &Line) -> Pieces {
-        let mut pieces = Pieces::new();
+    pub(super) fn pieces(&self, line: &TimelineLine) -> LinePieces {
+        let mut pieces = LinePieces::new();
         let mut add = |segment: SegmentName, end: Lsn| {
             let Some((number, wanted)) = line.part_of(segment) else {
                 return;

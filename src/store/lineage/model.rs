@@ -9,7 +9,7 @@ use crate::wal::history::History;
 
 /// Why a file has a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum ApartKind {
     /// A segment without anything before it that it could belong to.
     Ahead,
     /// A segment behind the end of its timeline.
@@ -22,7 +22,7 @@ pub enum Kind {
 
 /// How far a segment in progress goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct SegmentProgress {
     /// The end of its last whole record.
     pub end: Lsn,
     /// Whether replay goes on in the next segment.
@@ -31,7 +31,7 @@ pub struct Progress {
 
 /// What is known of an archive.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct LineageFacts {
     /// `wal_segment_size`.
     pub size: WalSegmentSize,
     /// Finished segments.
@@ -39,13 +39,13 @@ pub struct Facts {
     /// Segments of which only a damaged copy is there.
     pub damaged: BTreeSet<SegmentName>,
     /// Segments in progress; `None` for one that nobody has read, which counts as whole.
-    pub partials: BTreeMap<SegmentName, Option<Progress>>,
+    pub partials: BTreeMap<SegmentName, Option<SegmentProgress>>,
     /// Histories that could be read.
     pub histories: BTreeMap<TimelineId, History>,
     /// Why the others could not.
     pub unreadable: BTreeMap<TimelineId, String>,
     /// What has a note.
-    pub notes: BTreeMap<WalFileName, Kind>,
+    pub notes: BTreeMap<WalFileName, ApartKind>,
     /// Whose histories were joined by what keys brought, and not by this host or a person.
     pub claimed: BTreeSet<TimelineId>,
 }
@@ -63,7 +63,7 @@ pub struct Unreadable {
 /// The model of an archive.
 #[derive(Debug, Clone)]
 pub struct Lineage {
-    pub(super) facts: Facts,
+    pub(super) facts: LineageFacts,
     /// The timelines that count.
     pub(super) counting: BTreeSet<TimelineId>,
     /// Every timeline that has a file of any kind.

@@ -33,9 +33,9 @@ fn history(number: u32, ancestors: &[(u32, u64)]) -> History {
     History::parse(timeline(number), text.as_bytes()).unwrap()
 }
 
-fn facts(segments: &[(u32, u64)], histories: &[History]) -> Facts {
+fn facts(segments: &[(u32, u64)], histories: &[History]) -> LineageFacts {
     let histories = histories.iter();
-    Facts {
+    LineageFacts {
         size: WalSegmentSize::new(1 << 20).unwrap(),
         segments: segments.iter().map(|name| segment(*name)).collect(),
         damaged: BTreeSet::new(),
@@ -99,7 +99,7 @@ fn settled(mut lineage: Lineage) -> Lineage {
 
 /// Which segment PostgreSQL reads for a number: it tries the timelines of its history, newest first.
 fn slow_segment(
-    facts: &Facts,
+    facts: &LineageFacts,
     history: Option<&History>,
     own: u32,
     number: u64,
@@ -125,7 +125,7 @@ fn slow_segment(
     None
 }
 
-fn slow_newest(facts: &Facts, from: u32) -> u32 {
+fn slow_newest(facts: &LineageFacts, from: u32) -> u32 {
     let mut newest = from;
     while facts.histories.contains_key(&timeline(newest + 1)) {
         newest += 1;
@@ -316,7 +316,7 @@ fn fault_105_a_failover_elsewhere_joins_in_whatever_order_its_files_come() {
         // What the old master goes on to write is nobody's.
         let lineage = arrive(lineage, whole(1, 6).0, None);
         let behind = WalFileName::Segment(segment((1, 6)));
-        assert_eq!(lineage.facts().notes.get(&behind), Some(&Kind::Behind));
+        assert_eq!(lineage.facts().notes.get(&behind), Some(&ApartKind::Behind));
         assert_eq!(lineage.newest(), Some(timeline(2)));
     }
 }
@@ -343,7 +343,10 @@ fn fault_110_a_connected_forgery_gives_way_to_the_parent_that_goes_on() {
     let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
     assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(9 * MIB));
     let history = WalFileName::History(timeline(2));
-    assert_eq!(lineage.facts().notes.get(&history), Some(&Kind::History));
+    assert_eq!(
+        lineage.facts().notes.get(&history),
+        Some(&ApartKind::History)
+    );
     assert_eq!(lineage.facts().notes.len(), 3);
     // More forged WAL does not bring it back.
     let lineage = (8..14).fold(lineage, |lineage, number| {
@@ -366,10 +369,10 @@ fn fault_110_records_in_progress_outgrow_a_forgery_as_segments_do() {
     let with = |end: u64| {
         let mut facts = lineage.facts.clone();
         let (end, is_whole) = (Lsn(end), false);
-        let progress = Some(Progress { end, is_whole });
+        let progress = Some(SegmentProgress { end, is_whole });
         facts.partials.insert(
             segment((1, 6)),
-            Some(Progress {
+            Some(SegmentProgress {
                 end: Lsn(7 * MIB),
                 is_whole: true,
             }),

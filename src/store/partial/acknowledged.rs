@@ -47,15 +47,18 @@ pub(in crate::store) struct Acknowledged {
 }
 
 /// The open file of a segment.
-pub(super) struct Note {
+pub(super) struct AcknowledgedNote {
     segment: SegmentName,
     file: OwnedFd,
     end: Lsn,
 }
 
-impl Note {
+impl AcknowledgedNote {
     /// Opens the file of a segment, or creates it with nothing in it, which says nothing.
-    pub(super) fn open(folder: &Folder, segment: SegmentName) -> Result<Note, StoreError> {
+    pub(super) fn open(
+        folder: &Folder,
+        segment: SegmentName,
+    ) -> Result<AcknowledgedNote, StoreError> {
         let name = name_of(segment);
         let failed = |op| move |error| folder.failure(op, &name_of(segment), error);
         let end = Acknowledged::read(folder, segment)?;
@@ -66,7 +69,7 @@ impl Note {
             }
             other => other.map_err(failed("open"))?,
         };
-        Ok(Note {
+        Ok(AcknowledgedNote {
             segment,
             file,
             end: end.map_or(Lsn(0), |found| found.end),

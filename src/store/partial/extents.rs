@@ -9,28 +9,28 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use walmgr_protocol::names::SegmentName;
 
 use super::file::PartialFile;
-use crate::store::disk::Identity;
+use crate::store::disk::FileId;
 use crate::store::error::StoreError;
 
 /// What this process knows of a partial segment that it has written to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Extent {
     /// What is known of the acknowledged bytes without reading them again.
-    pub(super) checked: Option<Checked>,
+    pub(super) checked: Option<CheckedRecords>,
     /// What the whole file was when it was read back.
     pub(super) read_back: Option<ReadBack>,
 }
 
 /// Bytes from a segment's beginning that this process has found to be records, and has synced.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Checked {
+pub(super) struct CheckedRecords {
     pub(super) bytes: u64,
     pub(super) crc32: u32,
     /// Whether the last record is a switch: what follows has to be zeros.
     pub(super) switched: bool,
 }
 
-impl Checked {
+impl CheckedRecords {
     /// Whether nothing of the segment is missing.
     pub(super) const fn is_whole(&self, size: u64) -> bool {
         self.switched || self.bytes == size
@@ -42,13 +42,13 @@ impl Checked {
 pub(super) struct ReadBack {
     /// Of the whole file.
     pub(super) crc32: u32,
-    pub(super) stamp: Stamp,
+    pub(super) stamp: FileStamp,
 }
 
 /// What changes when a file does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    pub(super) identity: Identity,
+pub(super) struct FileStamp {
+    pub(super) identity: FileId,
     pub(super) len: u64,
     pub(super) changed_ms: i64,
 }
@@ -97,9 +97,9 @@ impl Extents {
 #[derive(Debug, Default)]
 pub(super) struct Busy(pub(super) AtomicBool);
 
-pub(super) fn stamp(file: &PartialFile) -> Result<Stamp, StoreError> {
+pub(super) fn stamp(file: &PartialFile) -> Result<FileStamp, StoreError> {
     let stat = file.stat()?;
-    Ok(Stamp {
+    Ok(FileStamp {
         identity: stat.identity,
         len: stat.len,
         changed_ms: stat.changed_ms,

@@ -11,7 +11,7 @@ use walmgr_protocol::names::SegmentName;
 
 use super::proven::{self, Proven};
 use crate::store::binding::Binding;
-use crate::store::disk::{FileStat, Identity};
+use crate::store::disk::{FileId, FileStat};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::wal::scan::Scanner;
@@ -28,7 +28,7 @@ pub(super) struct PartialFile {
     segment: SegmentName,
     name: String,
     file: OwnedFd,
-    identity: Identity,
+    identity: FileId,
     size: u64,
 }
 

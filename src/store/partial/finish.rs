@@ -18,7 +18,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::acknowledged;
 use super::anew::DIFFERS;
-use super::extents::{Checked, Extent};
+use super::extents::{CheckedRecords, Extent};
 use super::file::PartialFile;
 use super::freeze::is_frozen;
 use super::records::{scanner_at, start_of};
@@ -27,9 +27,9 @@ use crate::store::binding::Binding;
 use crate::store::durable::{Existing, Linked, SyncedTemporary, Temporary};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
-use crate::store::incoming::{Incoming, Sealed};
+use crate::store::incoming::{FileSealed, Incoming};
 use crate::store::joined::Joined;
-use crate::store::shared::{Archive, Held, Shared, StoredCheck};
+use crate::store::shared::{Archive, Shared, StoredCheck, StoredUnderName};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
 
@@ -59,8 +59,8 @@ struct Prefix {
 
 impl Prefix {
     /// What this process checked and synced when it was shipped.
-    fn remembered(checked: Checked, size: u64) -> Prefix {
-        let Checked { bytes, crc32, .. } = checked;
+    fn remembered(checked: CheckedRecords, size: u64) -> Prefix {
+        let CheckedRecords { bytes, crc32, .. } = checked;
         let mut crc = crc32fast::Hasher::new_with_initial_len(crc32, bytes);
         if checked.switched {
             // The server writes zeros behind a switch; whether they are there the seal finds out.
@@ -247,7 +247,7 @@ impl Finishing {
     }
 
     /// Checks the whole segment and makes it durable under its final name.
-    pub fn seal(mut self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+    pub fn seal(mut self, len: u64, crc32: u32) -> Result<FileSealed, StoreError> {
         if let Some(own) = self.own.take() {
             return own.seal(len, crc32);
         }
@@ -256,7 +256,7 @@ impl Finishing {
         shared.monitor.outcome(sealed)
     }
 
-    fn try_seal(self, len: u64, crc32: u32) -> Result<Sealed, StoreError> {
+    fn try_seal(self, len: u64, crc32: u32) -> Result<FileSealed, StoreError> {
         let (shared, name) = (&self.shared, WalFileName::Segment(self.segment));
         let (guard, _next) = shared.lock_with_next(name);
         let _partial = shared.names.lock(WalFileName::Partial(self.segment));
@@ -287,22 +287,22 @@ impl Finishing {
                         shared.partials.forget(self.segment);
                         acknowledged::remove(&shared.partial, self.segment)?;
                         shared.admitted(&admission, name);
-                        return Ok(Sealed::Stored(durable));
+                        return Ok(FileSealed::Stored(durable));
                     }
                     Linked::Impossible => {
                         if let Some(durable) = self.copy()?.publish(name)? {
                             self.remove_partial()?;
                             shared.keep(&durable, joined, &self.by);
                             shared.admitted(&admission, name);
-                            return Ok(Sealed::Stored(durable));
+                            return Ok(FileSealed::Stored(durable));
                         }
                     }
                     Linked::Taken => {}
                 }
             }
             match shared.held(&guard, len, crc32, self.verify)? {
-                Held::Identical(durable) => return Ok(Sealed::Stored(durable)),
-                Held::Different { .. }
+                StoredUnderName::Identical(durable) => return Ok(FileSealed::Stored(durable)),
+                StoredUnderName::Different { .. }
                     if self.file.is_in_place()?
                         && shared.gives_way(name, &[], joined.is_led)? =>
                 {
@@ -312,10 +312,12 @@ impl Finishing {
                     self.remove_partial()?;
                     shared.keep(&durable, joined, &self.by);
                     shared.admitted(&admission, name);
-                    return Ok(Sealed::Stored(durable));
+                    return Ok(FileSealed::Stored(durable));
                 }
-                Held::Different { len, crc32 } => return Ok(Sealed::Conflict { len, crc32 }),
-                Held::Absent => {}
+                StoredUnderName::Different { len, crc32 } => {
+                    return Ok(FileSealed::Conflict { len, crc32 });
+                }
+                StoredUnderName::Absent => {}
             }
         }
         Err(StoreError::GivenUp { name })

@@ -29,8 +29,8 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use super::acknowledged::Acknowledged;
 use super::names::{PartialEnd, partial_end, partial_names};
 use super::proven::{self, LOOKS_MAX};
-use super::records::{Before, Search, out_of, scanner_at, start_of};
-use crate::store::binding::{Binding, Marker, Role};
+use super::records::{Before, RecordSearch, out_of, scanner_at, start_of};
+use crate::store::binding::{Binding, Marker, MarkerRole};
 use crate::store::damage::Damage;
 use crate::store::disk::Disk;
 use crate::store::error::StoreError;
@@ -110,7 +110,7 @@ impl PartialWals {
     /// Opens `partial_wals`; it has to be set up and bound to a cluster.
     pub fn open(partial_wals: &Path, disk: Arc<dyn Disk>) -> Result<PartialWals, StoreError> {
         let folder = Folder::open(partial_wals, disk, Arc::new(Monitor::new()))?;
-        let marker = Marker::read(&folder, Role::Partial)?;
+        let marker = Marker::read(&folder, MarkerRole::Partial)?;
         let marker = marker.ok_or_else(|| StoreError::NotSetUp {
             path: partial_wals.to_path_buf(),
         })?;
@@ -337,7 +337,7 @@ impl PartialWals {
         let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
         let first = before.map(|before| before.up_to_timeline(segment.timeline()));
         let first = first.unwrap_or_else(|| first_scanner(&self.binding, segment));
-        let mut search = Search::new(segment, &self.binding, first);
+        let mut search = RecordSearch::new(segment, &self.binding, first);
         let (mut offset, mut written) = (0, Ok(()));
         folder.read_through(file.as_fd(), &name, |piece| {
             written = folder.disk.write_all(copy.as_fd(), piece, offset);
@@ -377,8 +377,8 @@ impl PartialWals {
     }
 }
 
-fn search(binding: &Binding, segment: SegmentName) -> Search<'_> {
-    Search::new(segment, binding, first_scanner(binding, segment))
+fn search(binding: &Binding, segment: SegmentName) -> RecordSearch<'_> {
+    RecordSearch::new(segment, binding, first_scanner(binding, segment))
 }
 
 fn first_scanner(binding: &Binding, segment: SegmentName) -> Scanner {

@@ -8,9 +8,9 @@ use std::time::Instant;
 use walmgr_protocol::limits::{RESERVED_SEGMENTS, STRAY_SEGMENTS_MAX};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use super::acknowledged::{self, Note};
+use super::acknowledged::{self, AcknowledgedNote};
 use super::anew::{DIFFERS, Rewriting};
-use super::extents::{Checked, Extent};
+use super::extents::{CheckedRecords, Extent};
 use super::file::PartialFile;
 use super::names::partial_names;
 use crate::store::apart_notes::is_unproven;
@@ -19,7 +19,7 @@ use crate::store::durable::Existing;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::store::shared::Shared;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 use crate::wal::segment::Verify;
 
 /// The one stream of records into the archive; whoever has it makes sure that there is no other.
@@ -61,7 +61,7 @@ pub(super) struct OpenSegment {
     /// Up to where it was acknowledged, at least.
     pub(super) acknowledged: Lsn,
     /// Where that is noted; opened by the first append.
-    pub(super) note: Option<Note>,
+    pub(super) note: Option<AcknowledgedNote>,
     pub(super) last_switch: Option<Lsn>,
     /// The end of the last whole record, as far as the sender states it too.
     pub(super) end: Lsn,
@@ -105,7 +105,7 @@ impl OpenSegment {
 
     /// Notes that everything held is acknowledged.
     pub(super) fn note_acknowledged(&mut self, folder: &Folder) -> Result<(), StoreError> {
-        let mut note = Note::open(folder, self.segment)?;
+        let mut note = AcknowledgedNote::open(folder, self.segment)?;
         note.raise(folder, self.end)?;
         self.acknowledged = self.acknowledged.max(self.end);
         self.note = Some(note);
@@ -143,8 +143,8 @@ impl OpenSegment {
     }
 
     /// What has been seen of the bytes before `next_offset`, all of them synced.
-    pub(super) fn checked(&self) -> Option<Checked> {
-        self.crc.clone().map(|crc| Checked {
+    pub(super) fn checked(&self) -> Option<CheckedRecords> {
+        self.crc.clone().map(|crc| CheckedRecords {
             bytes: self.next_offset,
             crc32: crc.finalize(),
             switched: self.last_switch.is_some(),
@@ -159,15 +159,15 @@ impl OpenSegment {
         let mut rest = bytes;
         loop {
             match self.scanner.advance(&mut rest) {
-                Step::NeedMore => break,
-                Step::Record(record) => {
+                ScanStep::NeedMore => break,
+                ScanStep::Record(record) => {
                     boundaries.push(record.end.0.saturating_sub(self.start.0));
                     self.last_switch = record.is_switch().then_some(record.lsn);
                 }
-                Step::EndOfWal(lsn) => {
+                ScanStep::EndOfWal(lsn) => {
                     return Err(damaged(format!("no record begins at {lsn}")));
                 }
-                Step::Invalid { lsn, why } => return Err(damaged(format!("at {lsn}, {why}"))),
+                ScanStep::Invalid { lsn, why } => return Err(damaged(format!("at {lsn}, {why}"))),
             }
         }
         let found = self.scanner.valid_end();

@@ -18,9 +18,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::acknowledged::{self, Acknowledged};
-use super::records::{End, Search, scanner_at, start_of};
+use super::records::{RecordSearch, RecordsEnd, scanner_at, start_of};
 use crate::store::binding::Binding;
-use crate::store::damage::{Damage, Known};
+use crate::store::damage::{Damage, KnownBy};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::wal::behind::Behind;
@@ -31,7 +31,7 @@ pub(super) const LOOKS_MAX: u32 = 3;
 
 /// An end, and what it is worth.
 pub(super) struct Proven {
-    pub(super) end: End,
+    pub(super) end: RecordsEnd,
     pub(super) acknowledged: Option<Acknowledged>,
     pub(super) damage: Option<Damage>,
 }
@@ -47,7 +47,7 @@ pub(super) fn find(
     scanner: Scanner,
 ) -> Result<Proven, StoreError> {
     let acknowledged = Acknowledged::read(folder, segment)?;
-    let mut search = Search::new(segment, binding, scanner);
+    let mut search = RecordSearch::new(segment, binding, scanner);
     folder.read_through(file, &segment.to_string(), |piece| search.feed(piece))?;
     prove(folder, file, binding, search, acknowledged)
 }
@@ -57,7 +57,7 @@ pub(super) fn prove(
     folder: &Folder,
     file: BorrowedFd<'_>,
     binding: &Binding,
-    search: Search<'_>,
+    search: RecordSearch<'_>,
     acknowledged: Option<Acknowledged>,
 ) -> Result<Proven, StoreError> {
     let segment = search.segment();
@@ -68,9 +68,9 @@ pub(super) fn prove(
         known,
     };
     let known = match acknowledged {
-        Some(known) if known.end > end.lsn => Some(Known::Acknowledged(known.end)),
+        Some(known) if known.end > end.lsn => Some(KnownBy::Acknowledged(known.end)),
         Some(known) if known.is_exact => None,
-        _ => look(folder, file, binding, segment, &end)?.map(Known::Behind),
+        _ => look(folder, file, binding, segment, &end)?.map(KnownBy::Behind),
     };
     Ok(Proven {
         damage: known.map(damage),
@@ -85,7 +85,7 @@ fn look(
     file: BorrowedFd<'_>,
     binding: &Binding,
     segment: SegmentName,
-    end: &End,
+    end: &RecordsEnd,
 ) -> Result<Option<Lsn>, StoreError> {
     let (start, size) = (start_of(segment, binding), binding.segment_size.bytes());
     if end.switched.is_some() || end.held_bytes >= size {
@@ -156,7 +156,7 @@ pub(in crate::store) fn vanished(
             vanished.push(Damage {
                 segment,
                 end: start_of(segment, binding),
-                known: Known::Acknowledged(known.end),
+                known: KnownBy::Acknowledged(known.end),
             });
         }
     }

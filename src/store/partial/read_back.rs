@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use walmgr_protocol::names::SegmentName;
 
-use super::extents::{Extents, ReadBack, Stamp, stamp};
+use super::extents::{Extents, FileStamp, ReadBack, stamp};
 use super::file::PartialFile;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
@@ -61,7 +61,7 @@ fn read(
     }))
 }
 
-fn is_quiet(stamp: &Stamp) -> bool {
+fn is_quiet(stamp: &FileStamp) -> bool {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let quiet_ms = i64::try_from(QUIET.as_millis()).unwrap_or(i64::MAX);
     since.is_ok_and(|since| {

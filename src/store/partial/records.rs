@@ -6,10 +6,10 @@ use walmgr_protocol::names::{Lsn, SegmentName};
 
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
-use crate::wal::scan::{Scanner, Step};
+use crate::wal::scan::{ScanStep, Scanner};
 
 /// Where the records of a partial segment end.
-pub(super) struct End {
+pub(super) struct RecordsEnd {
     /// Bytes from the segment's beginning that are records, or the beginning of one that
     /// continues in the next segment.
     pub(super) held_bytes: u64,
@@ -38,19 +38,19 @@ pub(super) fn start_of(segment: SegmentName, binding: &Binding) -> Lsn {
 }
 
 /// Walks the records of a segment to their end.
-pub(super) struct Search<'a> {
+pub(super) struct RecordSearch<'a> {
     segment: SegmentName,
     binding: &'a Binding,
     start: Lsn,
     /// As it was at the segment's beginning.
     first: Scanner,
     scanner: Scanner,
-    last: Option<End>,
+    last: Option<RecordsEnd>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> RecordSearch<'a> {
     pub(super) fn new(segment: SegmentName, binding: &'a Binding, scanner: Scanner) -> Self {
-        Search {
+        RecordSearch {
             segment,
             binding,
             start: start_of(segment, binding),
@@ -69,16 +69,16 @@ impl<'a> Search<'a> {
         let mut rest = piece;
         loop {
             match self.scanner.advance(&mut rest) {
-                Step::NeedMore => return true,
-                Step::EndOfWal(_) | Step::Invalid { .. } => return false,
-                Step::Record(record) => {
+                ScanStep::NeedMore => return true,
+                ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return false,
+                ScanStep::Record(record) => {
                     let switched = record.is_switch();
                     let end = match switched {
                         true => aligned(self.scanner.position()),
                         false => record.end,
                     };
                     let held_bytes = end.0.saturating_sub(self.start.0);
-                    self.last = Some(End {
+                    self.last = Some(RecordsEnd {
                         held_bytes,
                         lsn: record.end,
                         scanner: self.scanner.clone(),
@@ -92,11 +92,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> End {
+    pub(super) fn finish(self) -> RecordsEnd {
         let size = self.binding.segment_size.bytes();
         let at_the_end = self.scanner.position().0 == self.start.0.wrapping_add(size);
         if at_the_end && self.scanner.in_record() {
-            return End {
+            return RecordsEnd {
                 held_bytes: size,
                 lsn: self.scanner.valid_end(),
                 scanner: self.scanner,
@@ -110,14 +110,14 @@ impl<'a> Search<'a> {
         // No record is whole, but the rest of one that began in the segment before may be.
         let tail_end = self.scanner.valid_end();
         if tail_end > self.start {
-            return End {
+            return RecordsEnd {
                 held_bytes: tail_end.0 - self.start.0,
                 lsn: tail_end,
                 scanner: scanner_at(self.segment, tail_end, self.binding),
                 switched: None,
             };
         }
-        End {
+        RecordsEnd {
             held_bytes: 0,
             lsn: tail_end,
             scanner: self.first,
@@ -127,7 +127,7 @@ impl<'a> Search<'a> {
 }
 
 /// A scanner at the beginning of the segment behind one that ends here; `None` if replay does not get there.
-pub(super) fn out_of(end: End, segment: SegmentName, binding: &Binding) -> Option<Scanner> {
+pub(super) fn out_of(end: RecordsEnd, segment: SegmentName, binding: &Binding) -> Option<Scanner> {
     let size = binding.segment_size.bytes();
     let behind = Lsn(start_of(segment, binding).0.wrapping_add(size));
     match end.switched {

@@ -25,7 +25,7 @@ use super::anew::{DAMAGED, DIFFERS, Rewriting, refuse_more_copies};
 use super::extents::Extent;
 use super::file::PartialFile;
 use super::open::{OpenSegment, PartialStream, drop_later};
-use super::records::{Search, scanner_at, start_of};
+use super::records::{RecordSearch, scanner_at, start_of};
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::shared::Shared;
@@ -156,7 +156,7 @@ fn follows_what_is_held(
 ) -> Result<(), StoreError> {
     let follows = match scanner_behind_previous(shared, binding, segment)? {
         Some(scanner) => {
-            let mut search = Search::new(segment, binding, scanner);
+            let mut search = RecordSearch::new(segment, binding, scanner);
             anew.read(0..anew.size(), |piece| search.feed(piece))?;
             search.finish().lsn > differs_at
         }

@@ -15,9 +15,9 @@ use crate::store::testing::{
     BINDING, Sample, assert_stored, history_file, names, new_archive, open, push, real,
     scratch_folder, stored_bytes,
 };
-use crate::store::{Archive, PartialStream, Places, Reader, Sealed, StoreError};
+use crate::store::{Archive, ArchiveFolders, ArchiveReader, FileSealed, PartialStream, StoreError};
 use crate::wal::segment::Verify;
-use crate::wal::writer::Writer;
+use crate::wal::writer::WalWriter;
 
 const SIZE: u64 = 1 << 20;
 
@@ -38,7 +38,7 @@ struct Wal {
 impl Wal {
     /// Records of these lengths; another `fill` gives other records.
     fn of(bodies: &[usize], fill: u8) -> Wal {
-        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
         let ends = bodies.iter().map(|body| {
             let record = writer.record(10, 0, &vec![fill; *body]);
             record.end.0 - 3 * SIZE
@@ -52,7 +52,7 @@ impl Wal {
 
     /// The whole segment: the records, a switch, zeros.
     fn finished(bodies: &[usize], fill: u8) -> Sample {
-        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
         for body in bodies {
             writer.record(10, 0, &vec![fill; *body]);
         }
@@ -85,12 +85,12 @@ fn append(stream: &mut PartialStream, wal: &Wal, from: u64, to: u64) -> Result<L
     Ok(stream.sync()?.end())
 }
 
-fn on_disk(places: &Places) -> Vec<u8> {
+fn on_disk(places: &ArchiveFolders) -> Vec<u8> {
     std::fs::read(places.partial_wals.join(name(3).to_string())).unwrap()
 }
 
 #[track_caller]
-fn assert_holds(places: &Places, wal: &Wal, to: u64) {
+fn assert_holds(places: &ArchiveFolders, wal: &Wal, to: u64) {
     let found = on_disk(places);
     let to = usize::try_from(to).unwrap();
     assert_eq!(found.len() as u64, SIZE);
@@ -302,7 +302,7 @@ fn fault_50_a_master_from_another_past_is_refused() {
 }
 
 /// A push of this file by a client that sends what is asked for.
-fn finish(archive: &Archive, sample: &Sample) -> Result<Sealed, StoreError> {
+fn finish(archive: &Archive, sample: &Sample) -> Result<FileSealed, StoreError> {
     let Some(mut held) = archive.held_prefix(sample.name, Verify::Records)? else {
         return push(archive, sample);
     };
@@ -335,7 +335,7 @@ fn a_segment_is_finished_in_place_with_what_is_missing_of_it() {
         append(&mut stream, &wal, 0, held).unwrap();
         let prefix = archive.held_prefix(whole.name, Verify::Records).unwrap();
         assert_eq!(prefix.unwrap().prefix().0, held);
-        let Sealed::Stored(proof) = finish(&archive, &whole).unwrap() else {
+        let FileSealed::Stored(proof) = finish(&archive, &whole).unwrap() else {
             panic!("not stored");
         };
         assert_eq!((proof.len(), proof.crc32()), (whole.len(), whole.crc32()));
@@ -398,7 +398,7 @@ fn fault_37_segment_shipped_whole_is_finished_unless_the_disk_changed_it() {
         // The attempt after a refusal reads what is there, and takes the whole file.
         assert!(matches!(
             finish(&archive, &whole).unwrap(),
-            Sealed::Stored(_)
+            FileSealed::Stored(_)
         ));
         assert!(std::fs::read(path).unwrap() == whole.bytes);
     }
@@ -407,7 +407,7 @@ fn fault_37_segment_shipped_whole_is_finished_unless_the_disk_changed_it() {
 #[test]
 fn fault_127_obstacles_of_a_shipped_segment_are_noted_without_its_scanner() {
     let writer = |switched: bool| {
-        let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+        let mut writer = WalWriter::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
         writer.record(10, 0, &[7; 100]);
         writer.record(130, 0, &[7; 40]);
         if switched {
@@ -441,9 +441,9 @@ fn fault_127_obstacles_of_a_shipped_segment_are_noted_without_its_scanner() {
         assert_eq!(held.prefix(), (SIZE, whole.crc32()));
         assert!(matches!(
             held.seal(SIZE, whole.crc32()).unwrap(),
-            Sealed::Stored(_)
+            FileSealed::Stored(_)
         ));
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let found = reader.obstacles().unwrap();
         assert_eq!(found[&name(3)].all().len(), 1, "{verify:?} {is_forgotten}");
     }
@@ -503,7 +503,7 @@ fn fault_108_a_push_beside_the_stream_is_stored_at_the_first_try() {
     held.write(&whole.bytes[middle..end]).unwrap();
     append(&mut stream, &wal, wal.ends[1], wal.ends[2]).unwrap();
     let sealed = held.seal(whole.len(), whole.crc32());
-    assert!(matches!(sealed, Ok(Sealed::Stored(_))), "{sealed:?}");
+    assert!(matches!(sealed, Ok(FileSealed::Stored(_))), "{sealed:?}");
     archive.settle_partial(whole.name).unwrap();
     assert!(stored_bytes(&places, &whole) == whole.bytes);
     let aside = places.partial_wals.join(format!("{}.differs", name(3)));
@@ -535,7 +535,10 @@ fn fault_103_a_whole_segment_wins_over_a_copy_that_the_disk_changed() {
             drop((stream, archive));
             archive = open(&places);
         }
-        assert!(matches!(finish(&archive, &whole), Ok(Sealed::Stored(_))));
+        assert!(matches!(
+            finish(&archive, &whole),
+            Ok(FileSealed::Stored(_))
+        ));
         archive.settle_partial(whole.name).unwrap();
         assert!(stored_bytes(&places, &whole) == whole.bytes);
         let aside = places.partial_wals.join(format!("{}.differs", name(3)));
@@ -558,7 +561,10 @@ fn fault_52_a_whole_segment_wins_over_other_records_which_are_kept_aside() {
     finish(&archive, &broken).unwrap_err();
     assert_holds(&places, &wal, wal.ends[2]);
     let whole = Wal::finished(&[100, 250, 300], 7);
-    assert!(matches!(finish(&archive, &whole), Ok(Sealed::Stored(_))));
+    assert!(matches!(
+        finish(&archive, &whole),
+        Ok(FileSealed::Stored(_))
+    ));
     let aside = places.partial_wals.join(format!("{}.differs", name(3)));
     assert!(std::fs::read(aside).unwrap()[..wal.bytes.len()] == wal.bytes);
 }
@@ -586,7 +592,7 @@ fn fault_83_two_pushes_that_finish_one_segment_both_hear_stored() {
     }
     for held in pushes {
         let sealed = held.seal(whole.len(), whole.crc32()).unwrap();
-        assert!(matches!(sealed, Sealed::Stored(_)), "{sealed:?}");
+        assert!(matches!(sealed, FileSealed::Stored(_)), "{sealed:?}");
     }
 }
 
@@ -621,7 +627,7 @@ fn a_stream_goes_on_over_segments_with_a_record_across_their_border() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());
     let archive = open(&places);
-    let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
     let mut across = Lsn(0);
     let mut lsn = Lsn(0);
     while writer.position().0 < 4 * SIZE + 50_000 {

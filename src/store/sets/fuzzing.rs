@@ -3,11 +3,11 @@
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, PATH_DEPTH_MAX};
 
-use crate::tar::{EntryKind, Step, TarReader};
+use crate::tar::{EntryKind, TarReader, TarStep};
 
 /// What a reader said about a stream, with data put together.
 #[derive(Debug, PartialEq, Eq)]
-enum Told {
+enum StreamRead {
     Step(String),
     Data(Vec<u8>),
 }
@@ -22,7 +22,7 @@ pub fn tar_stream(input: &[u8]) {
     assert_eq!(whole, pieces);
 }
 
-fn read(stream: &[u8], piece_bytes: usize) -> Vec<Told> {
+fn read(stream: &[u8], piece_bytes: usize) -> Vec<StreamRead> {
     let mut reader = TarReader::default();
     let mut told = Vec::new();
     // Bytes of the current file that are missing; no file is open while it is `None`.
@@ -33,16 +33,16 @@ fn read(stream: &[u8], piece_bytes: usize) -> Vec<Told> {
                 Ok(step) => step,
                 Err(fault) => {
                     assert!(fault.offset <= stream.len() as u64);
-                    told.push(Told::Step(fault.to_string()));
+                    told.push(StreamRead::Step(fault.to_string()));
                     return told;
                 }
             };
             match &step {
-                Step::NeedMore => {
+                TarStep::NeedMore => {
                     assert!(bytes.is_empty());
                     break;
                 }
-                Step::Entry(entry) => {
+                TarStep::Entry(entry) => {
                     assert_eq!(missing, None);
                     let path = entry.path.as_bytes();
                     assert!(!path.starts_with(b"/") && path.len() <= PATH_BYTES_MAX);
@@ -55,25 +55,25 @@ fn read(stream: &[u8], piece_bytes: usize) -> Vec<Told> {
                         assert!(offset.checked_add(size).is_some());
                         missing = Some(size);
                     }
-                    told.push(Told::Step(format!("{entry:?}")));
+                    told.push(StreamRead::Step(format!("{entry:?}")));
                 }
-                Step::Data(data) => {
+                TarStep::Data(data) => {
                     let left = missing.and_then(|missing| missing.checked_sub(data.len() as u64));
                     assert!(left.is_some() && !data.is_empty());
                     missing = left;
                     match told.last_mut() {
-                        Some(Told::Data(before)) => before.extend_from_slice(data),
-                        _ => told.push(Told::Data(data.to_vec())),
+                        Some(StreamRead::Data(before)) => before.extend_from_slice(data),
+                        _ => told.push(StreamRead::Data(data.to_vec())),
                     }
                 }
-                Step::FileEnd => {
+                TarStep::FileEnd => {
                     assert_eq!(missing.take(), Some(0));
-                    told.push(Told::Step("end".to_owned()));
+                    told.push(StreamRead::Step("end".to_owned()));
                 }
             }
         }
     }
-    told.push(Told::Step(format!("{:?}", reader.finish())));
+    told.push(StreamRead::Step(format!("{:?}", reader.finish())));
     told
 }
 

@@ -16,11 +16,11 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::inventory::{HeldFile, Known};
+use super::inventory::{HeldFile, KnownFile};
 use super::lock::Lease;
 use super::shared::{SetShared, descend};
 use super::unpack::{SealedFile, StreamWriter};
-use crate::store::disk::Identity;
+use crate::store::disk::FileId;
 
 /// A set that is being received. Dropping it and its streams without sealing it removes it.
 pub struct IncomingSet {
@@ -45,7 +45,7 @@ impl BackupSets {
         })
     }
 
-    fn make_incoming(&self) -> Result<(OwnedFd, Identity), SetError> {
+    fn make_incoming(&self) -> Result<(OwnedFd, FileId), SetError> {
         let parent = &self.parent;
         parent.monitor.check()?;
         parent.ensure_in_place()?;
@@ -76,7 +76,7 @@ impl IncomingSet {
     pub fn read_small(&self, path: &RelativePath) -> Result<Vec<u8>, SetError> {
         let shared = &self.shared;
         let known = shared.inventory().known(path);
-        let Some(Known::Complete(digest)) = known else {
+        let Some(KnownFile::Complete(digest)) = known else {
             return Ok(Vec::new());
         };
         if digest.len > SMALL_FILE_BYTES_MAX {
@@ -102,7 +102,7 @@ impl IncomingSet {
     pub fn complete_files(&self) -> Vec<SealedFile> {
         let inventory = self.shared.inventory();
         let files = inventory.iter().filter_map(|(path, known)| match known {
-            Known::Complete(digest) => Some(SealedFile {
+            KnownFile::Complete(digest) => Some(SealedFile {
                 path: path.clone(),
                 digest: *digest,
             }),

@@ -39,7 +39,7 @@ pub enum HeldFile {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known {
+pub(super) enum KnownFile {
     /// `is_declared` once an entry of its own has come.
     Directory {
         is_declared: bool,
@@ -79,7 +79,7 @@ fn manifest_bytes(path: &RelativePath) -> u64 {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
-    known: HashMap<RelativePath, Known>,
+    known: HashMap<RelativePath, KnownFile>,
     /// Bytes of all paths.
     path_bytes: usize,
     /// Bytes that the lines of all files can have in a manifest.
@@ -106,21 +106,21 @@ impl Inventory {
 
     pub(super) fn held(&self, path: &RelativePath) -> HeldFile {
         match self.known.get(path) {
-            Some(Known::Complete(digest)) => HeldFile::Complete(*digest),
-            Some(Known::Partial { held, len }) => HeldFile::Partial {
+            Some(KnownFile::Complete(digest)) => HeldFile::Complete(*digest),
+            Some(KnownFile::Partial { held, len }) => HeldFile::Partial {
                 held: *held,
                 len: *len,
             },
-            Some(Known::Directory { is_declared: true }) => HeldFile::Directory,
+            Some(KnownFile::Directory { is_declared: true }) => HeldFile::Directory,
             _ => HeldFile::Absent,
         }
     }
 
-    pub(super) fn known(&self, path: &RelativePath) -> Option<Known> {
+    pub(super) fn known(&self, path: &RelativePath) -> Option<KnownFile> {
         self.known.get(path).copied()
     }
 
-    pub(super) fn set(&mut self, path: &RelativePath, known: Known) -> Result<(), SetError> {
+    pub(super) fn set(&mut self, path: &RelativePath, known: KnownFile) -> Result<(), SetError> {
         if let Some(entry) = self.known.get_mut(path) {
             *entry = known;
             return Ok(());
@@ -135,7 +135,7 @@ impl Inventory {
             return Err(SetError::PathsTooLong { limit });
         }
         self.path_bytes = path_bytes;
-        if !matches!(known, Known::Directory { .. }) {
+        if !matches!(known, KnownFile::Directory { .. }) {
             self.manifest_bytes += manifest_bytes(path);
         }
         self.known.insert(path.clone(), known);
@@ -162,27 +162,27 @@ impl Inventory {
         };
         let claim = match (self.known(path), offset) {
             (None, 0) => Claim::Create,
-            (Some(Known::Partial { .. }), 0) => Claim::Restart,
-            (Some(Known::Partial { held, len }), _)
+            (Some(KnownFile::Partial { .. }), 0) => Claim::Restart,
+            (Some(KnownFile::Partial { held, len }), _)
                 if held.len == offset && len - offset == size =>
             {
                 Claim::Continue(held)
             }
-            (Some(Known::Partial { .. }), _) => {
+            (Some(KnownFile::Partial { .. }), _) => {
                 return refuse("it goes on at another place than where it was cut");
             }
             (None, _) => return refuse("it goes on without a beginning"),
-            (Some(Known::Directory { .. }), _) => return refuse("a file where a directory is"),
-            (Some(Known::Writing | Known::Complete(_) | Known::Confirmed), _) => {
+            (Some(KnownFile::Directory { .. }), _) => return refuse("a file where a directory is"),
+            (Some(KnownFile::Writing | KnownFile::Complete(_) | KnownFile::Confirmed), _) => {
                 return refuse("it comes twice");
             }
         };
-        self.set(path, Known::Writing)?;
+        self.set(path, KnownFile::Writing)?;
         Ok(claim)
     }
 
     /// Every path and what is known of it.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&RelativePath, &Known)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&RelativePath, &KnownFile)> {
         self.known.iter()
     }
 }

@@ -76,7 +76,7 @@ pub struct HeldSet {
 }
 
 /// A name of a set, with its directory and label, or what is wrong with it.
-type Found = (BackupName, Result<OpenedSet, Condition>);
+type ListedName = (BackupName, Result<OpenedSet, Condition>);
 
 /// The directory of a set, and its label.
 struct OpenedSet {
@@ -132,7 +132,7 @@ impl BackupSets {
     }
 
     /// Whatever has a set's name is listed: a set that cannot be read may still need its WAL.
-    fn open_all(&self) -> Result<Vec<Found>, SetError> {
+    fn open_all(&self) -> Result<Vec<ListedName>, SetError> {
         let mut sets = Vec::new();
         for text in self.parent.names()? {
             if let Ok(name) = self.newest.parse_sibling(&text)
@@ -147,7 +147,7 @@ impl BackupSets {
 
     /// What the sets are like, and whether those that something speaks against still have their
     /// names: one that is being removed looks damaged.
-    fn look_at(&self, opened: Vec<Found>) -> Result<(Vec<SetEntry>, bool), SetError> {
+    fn look_at(&self, opened: Vec<ListedName>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
         let note = SetsNote::read(&self.completed);
         let mut entries = Vec::with_capacity(opened.len());

@@ -75,7 +75,7 @@ pub use purge::Purged;
 pub use rotate::{Expiry, Keeping, SetsRecovery};
 pub use round::SetsRound;
 pub use seal::{ExpectedFile, Parts, SealedSet};
-pub use stream::{SetContent, Streamed, Tablespace};
+pub use stream::{SetContent, Streamed, StreamedTablespace};
 pub use unpack::{SealedFile, StreamWriter};
 
 use super::disk::Disk;

@@ -21,7 +21,7 @@ use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
 use crate::store::apart_notes;
 use crate::store::beside::CopyName;
-use crate::store::binding::{Marker, Role};
+use crate::store::binding::{Marker, MarkerRole};
 use crate::store::checksums::remove_finished;
 use crate::store::folder::Folder;
 use crate::store::servers::{self, Noted};
@@ -54,7 +54,7 @@ impl fmt::Display for Purged {
 
 /// Where a segment stands in the WAL, without its timeline: names of one size sort like their
 /// positions.
-type Position = String;
+type SegmentPosition = String;
 
 impl BackupSets {
     /// Removes what neither a listed set nor a server on this host can ask for, and that lies here for
@@ -71,7 +71,7 @@ impl BackupSets {
         self.recover(lease)?;
         // Nobody takes a set away between the list and the removal.
         let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
-        let marker = Marker::read(&self.completed, Role::Completed)?;
+        let marker = Marker::read(&self.completed, MarkerRole::Completed)?;
         let segment_size = marker
             .and_then(|marker| marker.binding)
             .map(|binding| binding.segment_size);
@@ -134,10 +134,14 @@ impl BackupSets {
         noted.map(path_of).collect()
     }
 
-    fn remove_before(&self, oldest: &Position, minimum_age: Duration) -> Result<usize, SetError> {
+    fn remove_before(
+        &self,
+        oldest: &SegmentPosition,
+        minimum_age: Duration,
+    ) -> Result<usize, SetError> {
         let completed = &self.completed;
         // Oldest first: a purge that is interrupted leaves no gap.
-        let mut found: BTreeMap<(Position, WalFileName), String> = BTreeMap::new();
+        let mut found: BTreeMap<(SegmentPosition, WalFileName), String> = BTreeMap::new();
         for (name, text) in finished_names(completed)? {
             if let Some(segment) = name.segment() {
                 found.insert((position(segment), name), text);
@@ -172,7 +176,7 @@ impl BackupSets {
     /// What was kept in a folder beside segments that nobody needs any more.
     fn copies_before(
         folder: &Folder,
-        oldest: &Position,
+        oldest: &SegmentPosition,
         minimum_age: Duration,
     ) -> Result<Vec<String>, SetError> {
         let mut copies = Vec::new();
@@ -202,6 +206,6 @@ pub(super) fn is_older_than(since_ms: i64, minimum_age: Duration) -> bool {
     minimum_age.is_zero() || now_ms.saturating_sub(since_ms) >= minimum_ms
 }
 
-fn position(segment: SegmentName) -> Position {
+fn position(segment: SegmentName) -> SegmentPosition {
     segment.to_string()[8..].to_owned()
 }

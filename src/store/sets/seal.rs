@@ -25,7 +25,7 @@ use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
 use super::incoming::IncomingSet;
-use super::inventory::{FileDigest, Inventory, Known};
+use super::inventory::{FileDigest, Inventory, KnownFile};
 use super::lock::NamesLock;
 use super::names::{TABLESPACE_LINKS, TABLESPACES, UNSEALED_LABEL};
 use super::shared::{SetShared, descend};
@@ -124,7 +124,8 @@ impl SetShared {
         if inventory.streams > 0 {
             return incomplete("a stream of it is still open".to_owned());
         }
-        let is_cut = |known: &Known| matches!(known, Known::Writing | Known::Partial { .. });
+        let is_cut =
+            |known: &KnownFile| matches!(known, KnownFile::Writing | KnownFile::Partial { .. });
         let cut = inventory.iter().find(|(_, known)| is_cut(known));
         if let Some((path, _)) = cut {
             return incomplete(format!("{path} has not arrived to its end"));
@@ -152,7 +153,7 @@ impl SetShared {
         }
         match inventory
             .iter()
-            .find(|(_, known)| matches!(known, Known::Complete(_)))
+            .find(|(_, known)| matches!(known, KnownFile::Complete(_)))
         {
             None => Ok(()),
             Some((path, _)) => Err(SetError::Manifest {
@@ -171,7 +172,7 @@ impl SetShared {
             if let [first, oid] = components[..]
                 && first == TABLESPACES.as_bytes()
             {
-                let is_directory = matches!(known, Known::Directory { .. });
+                let is_directory = matches!(known, KnownFile::Directory { .. });
                 if !is_directory || oid_of(oid).is_none() {
                     return Err(SetError::Entry {
                         path: path.clone(),
@@ -254,8 +255,8 @@ fn confirm(
         (Some((_, None)), _) => {
             return refuse("the manifest lists it, the server sent none".into());
         }
-        (None, Some(Known::Complete(digest))) => digest,
-        (None, Some(Known::Confirmed)) => return refuse("the manifest lists it twice".into()),
+        (None, Some(KnownFile::Complete(digest))) => digest,
+        (None, Some(KnownFile::Confirmed)) => return refuse("the manifest lists it twice".into()),
         (None, _) => return refuse("it has not arrived".into()),
     };
     if found.len != expected.len {
@@ -267,7 +268,7 @@ fn confirm(
     }
     match part {
         Some(_) => Ok(()),
-        None => inventory.set(&path, Known::Confirmed),
+        None => inventory.set(&path, KnownFile::Confirmed),
     }
 }
 

@@ -14,16 +14,16 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::inventory::{Inventory, Known};
+use super::inventory::{Inventory, KnownFile};
 use super::lock::Lease;
-use crate::store::disk::Identity;
+use crate::store::disk::FileId;
 
 /// What the streams of a set share.
 pub(super) struct SetShared {
     pub(super) sets: BackupSets,
     /// Opened before the first byte is written, so that the sync at the end reports every failure.
     pub(super) root: Arc<OwnedFd>,
-    pub(super) identity: Identity,
+    pub(super) identity: FileId,
     /// Held until the set is sealed or gone.
     pub(super) lease: Arc<Lease>,
     pub(super) inventory: Mutex<Inventory>,
@@ -127,14 +127,14 @@ fn make_once(
 ) -> Result<(), SetError> {
     let mut inventory: MutexGuard<'_, Inventory> = shared.inventory();
     match inventory.known(path) {
-        Some(Known::Directory { .. }) => Ok(()),
+        Some(KnownFile::Directory { .. }) => Ok(()),
         Some(_) => {
             let (path, why) = (path.clone(), "a directory where a file is");
             Err(SetError::Entry { path, why })
         }
         None => {
             let is_declared = false;
-            inventory.set(path, Known::Directory { is_declared })?;
+            inventory.set(path, KnownFile::Directory { is_declared })?;
             let disk = &shared.sets.parent.disk;
             (disk.make_directory(above.as_fd(), name))
                 .map_err(|error| shared.entry_failure("create directory", path, error))

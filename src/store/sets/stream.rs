@@ -47,12 +47,12 @@ pub struct SetContent {
     /// Bytes outside its tablespaces.
     pub bytes: u64,
     /// Its tablespaces, by OID.
-    pub tablespaces: BTreeMap<u32, Tablespace>,
+    pub tablespaces: BTreeMap<u32, StreamedTablespace>,
 }
 
 /// A tablespace of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tablespace {
+pub struct StreamedTablespace {
     /// Where it was on the master.
     pub location: PathBuf,
     /// Bytes in it.
@@ -103,7 +103,7 @@ impl HeldSet {
             None => bytes += size,
         };
         let mut nobody = |_: &[u8]| true;
-        let mut sender = Sender::new(self, u64::MAX, &mut nobody);
+        let mut sender = TarSender::new(self, u64::MAX, &mut nobody);
         let walked = sender.walk(&mut count);
         let stream_bytes = sender.position;
         walked.map_err(Halt::into_error)?;
@@ -120,7 +120,7 @@ impl HeldSet {
         from: u64,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Streamed, SetError> {
-        match Sender::new(self, from, each).walk(&mut |_, _| {}) {
+        match TarSender::new(self, from, each).walk(&mut |_, _| {}) {
             Ok(()) => Ok(Streamed::Whole),
             Err(Halt::Stopped) => Ok(Streamed::Stopped),
             Err(Halt::Failed(error)) => Err(error),
@@ -128,7 +128,7 @@ impl HeldSet {
     }
 
     /// What `tablespace_map` says; fails where the set lacks what that names.
-    fn tablespaces(&self, major: u8) -> Result<BTreeMap<u32, Tablespace>, SetError> {
+    fn tablespaces(&self, major: u8) -> Result<BTreeMap<u32, StreamedTablespace>, SetError> {
         let wrong = |why: String| SetError::InTheWay {
             path: self.path().clone(),
             why,
@@ -165,7 +165,7 @@ impl HeldSet {
                 )));
             }
             let location = space.location;
-            tablespaces.insert(space.oid, Tablespace { location, bytes: 0 });
+            tablespaces.insert(space.oid, StreamedTablespace { location, bytes: 0 });
         }
         Ok(tablespaces)
     }
@@ -228,7 +228,7 @@ impl Halt {
 /// Hears of every file and its size.
 type Count<'a> = &'a mut dyn FnMut(&[u8], u64);
 
-struct Sender<'a> {
+struct TarSender<'a> {
     set: &'a HeldSet,
     each: &'a mut dyn FnMut(&[u8]) -> bool,
     /// Where the taker begins; what lies before is only counted.
@@ -238,9 +238,9 @@ struct Sender<'a> {
     buffer: Vec<u8>,
 }
 
-impl<'a> Sender<'a> {
+impl<'a> TarSender<'a> {
     fn new(set: &'a HeldSet, from: u64, each: &'a mut dyn FnMut(&[u8]) -> bool) -> Self {
-        Sender {
+        TarSender {
             set,
             each,
             from,
@@ -407,7 +407,7 @@ mod tests {
     };
     use super::*;
     use crate::store::testing::scratch_folder;
-    use crate::tar::{Step, TarReader};
+    use crate::tar::{TarReader, TarStep};
 
     fn held(root: &Path) -> HeldSet {
         prepare(root);
@@ -438,10 +438,10 @@ mod tests {
         let (mut names, mut bytes) = (Vec::new(), 0);
         loop {
             match reader.next(&mut rest).unwrap() {
-                Step::Entry(entry) => names.push(entry.path.to_string()),
-                Step::Data(data) => bytes += data.len() as u64,
-                Step::FileEnd => {}
-                Step::NeedMore => break,
+                TarStep::Entry(entry) => names.push(entry.path.to_string()),
+                TarStep::Data(data) => bytes += data.len() as u64,
+                TarStep::FileEnd => {}
+                TarStep::NeedMore => break,
             }
         }
         reader.finish().unwrap();

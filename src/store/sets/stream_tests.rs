@@ -15,7 +15,7 @@ use super::testing::{
 };
 use super::{BackupSets, HeldFile, SetError};
 use crate::store::testing::scratch_folder;
-use crate::tar::{Step, TarReader};
+use crate::tar::{TarReader, TarStep};
 
 #[test]
 fn several_streams_fill_one_set_at_once() {
@@ -188,8 +188,8 @@ fn steps(stream: &[u8], piece: usize) -> (Vec<String>, Vec<u8>) {
     for mut bytes in stream.chunks(piece) {
         loop {
             match reader.next(&mut bytes) {
-                Ok(Step::NeedMore) => break,
-                Ok(Step::Data(bytes)) => data.extend_from_slice(bytes),
+                Ok(TarStep::NeedMore) => break,
+                Ok(TarStep::Data(bytes)) => data.extend_from_slice(bytes),
                 Ok(step) => told.push(format!("{step:?}")),
                 Err(fault) => {
                     told.push(fault.to_string());

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
-use super::inventory::{Claim, FileDigest, Known};
+use super::inventory::{Claim, FileDigest, KnownFile};
 use super::names::is_reserved;
 use super::shared::{SetShared, descend};
-use crate::tar::{Entry, EntryKind, Step, TarReader};
+use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};
 
 /// How much of a file is written before its write-back is started, so that the one sync at the end
 /// finds little left to do. Smaller files are left to the kernel.
@@ -38,12 +38,12 @@ pub struct SealedFile {
 pub struct StreamWriter {
     shared: Arc<SetShared>,
     tar: TarReader,
-    file: Option<OpenFile>,
+    file: Option<ReceivedFile>,
     /// The directory that was used last: files come in the order of their directories.
     directory: Option<(Option<RelativePath>, Arc<OwnedFd>)>,
 }
 
-struct OpenFile {
+struct ReceivedFile {
     path: RelativePath,
     file: OwnedFd,
     /// The length it will have.
@@ -95,16 +95,16 @@ impl StreamWriter {
         let mut sealed = Vec::new();
         loop {
             match self.tar.next(&mut bytes)? {
-                Step::Entry(entry) => self.begin(entry)?,
-                Step::Data(data) => self.append(data)?,
-                Step::FileEnd => sealed.extend(self.end()?),
-                Step::NeedMore => return Ok(sealed),
+                TarStep::Entry(entry) => self.begin(entry)?,
+                TarStep::Data(data) => self.append(data)?,
+                TarStep::FileEnd => sealed.extend(self.end()?),
+                TarStep::NeedMore => return Ok(sealed),
             }
         }
     }
 
-    fn begin(&mut self, entry: Entry) -> Result<(), SetError> {
-        let Entry { path, kind } = entry;
+    fn begin(&mut self, entry: TarEntry) -> Result<(), SetError> {
+        let TarEntry { path, kind } = entry;
         if is_reserved(&path) {
             let why = "it is not taken from a stream";
             return Err(SetError::Entry { path, why });
@@ -117,13 +117,13 @@ impl StreamWriter {
 
     fn declare(&mut self, path: &RelativePath) -> Result<(), SetError> {
         let known = self.shared.inventory().known(path);
-        if let Some(Known::Directory { is_declared: true }) = known {
+        if let Some(KnownFile::Directory { is_declared: true }) = known {
             let (path, why) = (path.clone(), "it comes twice");
             return Err(SetError::Entry { path, why });
         }
         self.directory(Some(path))?;
         let is_declared = true;
-        (self.shared.inventory()).set(path, Known::Directory { is_declared })
+        (self.shared.inventory()).set(path, KnownFile::Directory { is_declared })
     }
 
     fn open(&mut self, path: RelativePath, size: u64, offset: u64) -> Result<(), SetError> {
@@ -146,7 +146,7 @@ impl StreamWriter {
         }
         let stored = disk.stat(file.as_fd());
         let stored = stored.map_err(|error| self.shared.failure("examine", &path, error))?;
-        self.file = Some(OpenFile {
+        self.file = Some(ReceivedFile {
             len: offset + size,
             path,
             file,
@@ -202,7 +202,7 @@ impl StreamWriter {
         }
         (disk.close(open.file)).map_err(|error| shared.failure("close", &open.path, error))?;
         let (path, digest) = (open.path, open.arrived);
-        shared.inventory().set(&path, Known::Complete(digest))?;
+        shared.inventory().set(&path, KnownFile::Complete(digest))?;
         Ok(Some(SealedFile { path, digest }))
     }
 
@@ -229,7 +229,7 @@ impl Drop for StreamWriter {
         if let Some(open) = self.file.take() {
             let (held, len) = (open.arrived, open.len);
             // The path is known, so there is room for it.
-            let _ = inventory.set(&open.path, Known::Partial { held, len });
+            let _ = inventory.set(&open.path, KnownFile::Partial { held, len });
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use crate::store::disk::{Disk, FileStat, Identity};
+use crate::store::disk::{Disk, FileId, FileStat};
 use crate::store::tree::{Node, Tree};
 
 /// The operations of [`Disk`].
@@ -184,7 +184,7 @@ impl Disk for FaultyDisk {
         self.named(self.inner.open_directory(path), &name)
     }
 
-    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+    fn identity_at(&self, path: &Path) -> io::Result<FileId> {
         self.before(Op::IdentityAt, &path.to_string_lossy())?;
         self.inner.identity_at(path)
     }

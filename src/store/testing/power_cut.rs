@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::store::disk::{Disk, FileStat, Identity};
+use crate::store::disk::{Disk, FileId, FileStat};
 use crate::store::real_disk::RealDisk;
 use crate::store::tree::{Node, Tree};
 
@@ -37,13 +37,13 @@ pub(crate) struct Outcome {
 }
 
 enum Change {
-    Add(OsString, Identity),
+    Add(OsString, FileId),
     Remove(OsString),
-    Rename(OsString, OsString, Identity),
+    Rename(OsString, OsString, FileId),
 }
 
 struct DirectoryModel {
-    durable: BTreeMap<OsString, Identity>,
+    durable: BTreeMap<OsString, FileId>,
     unsynced: Vec<Change>,
 }
 
@@ -56,12 +56,12 @@ struct FileModel {
 
 #[derive(Default)]
 struct Model {
-    root: Option<Identity>,
-    directories: HashMap<Identity, DirectoryModel>,
-    files: HashMap<Identity, FileModel>,
+    root: Option<FileId>,
+    directories: HashMap<FileId, DirectoryModel>,
+    files: HashMap<FileId, FileModel>,
     open_directories: Vec<OwnedFd>,
     /// Symbolic links and where they lead; a link has no content to sync.
-    links: HashMap<Identity, PathBuf>,
+    links: HashMap<FileId, PathBuf>,
     syncs: usize,
     swallowed: Option<usize>,
 }
@@ -174,7 +174,7 @@ impl PowerCutDisk {
 }
 
 impl Model {
-    fn adopt_directory(&mut self, path: &Path) -> Identity {
+    fn adopt_directory(&mut self, path: &Path) -> FileId {
         let mut durable = BTreeMap::new();
         for entry in std::fs::read_dir(path).unwrap() {
             let entry = entry.unwrap();
@@ -196,14 +196,14 @@ impl Model {
         identity
     }
 
-    fn adopt_link(&mut self, path: &Path) -> Identity {
+    fn adopt_link(&mut self, path: &Path) -> FileId {
         let identity = identity_of(path);
         let target = std::fs::read_link(path).unwrap();
         self.links.insert(identity, target);
         identity
     }
 
-    fn adopt_file(&mut self, path: &Path) -> Identity {
+    fn adopt_file(&mut self, path: &Path) -> FileId {
         let model = FileModel {
             file: File::open(path).unwrap(),
             durable: std::fs::read(path).unwrap(),
@@ -214,7 +214,7 @@ impl Model {
         identity
     }
 
-    fn build(&mut self, identity: Identity, outcome: Outcome, target: &Path) {
+    fn build(&mut self, identity: FileId, outcome: Outcome, target: &Path) {
         if let Some(leads_to) = self.links.get(&identity) {
             std::os::unix::fs::symlink(leads_to, target).unwrap();
             return;
@@ -308,7 +308,7 @@ impl Disk for PowerCutDisk {
         RealDisk.open_directory(path)
     }
 
-    fn identity_at(&self, path: &Path) -> io::Result<Identity> {
+    fn identity_at(&self, path: &Path) -> io::Result<FileId> {
         RealDisk.identity_at(path)
     }
 
@@ -499,7 +499,7 @@ impl Tree for PowerCutDisk {
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
         RealDisk.make_link(directory, name, target)?;
         let stat = rustix::fs::statat(directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-        let identity = Identity {
+        let identity = FileId {
             device: stat.st_dev,
             inode: stat.st_ino,
         };
@@ -545,7 +545,7 @@ impl Tree for PowerCutDisk {
     }
 }
 
-fn apply(names: &mut BTreeMap<OsString, Identity>, change: &Change) {
+fn apply(names: &mut BTreeMap<OsString, FileId>, change: &Change) {
     match change {
         Change::Add(name, identity) => {
             names.insert(name.clone(), *identity);
@@ -560,9 +560,9 @@ fn apply(names: &mut BTreeMap<OsString, Identity>, change: &Change) {
     }
 }
 
-fn identity_of(path: &Path) -> Identity {
+fn identity_of(path: &Path) -> FileId {
     let metadata = std::fs::symlink_metadata(PathBuf::from(path)).unwrap();
-    Identity {
+    FileId {
         device: metadata.dev(),
         inode: metadata.ino(),
     }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use walmgr_protocol::names::{SystemId, WalFileName, WalSegmentSize};
 
 use crate::store::checksums::CHECKSUMS_NAME;
-use crate::store::{Archive, Binding, Disk, Places, RealDisk, Sealed, StoreError};
+use crate::store::{Archive, ArchiveFolders, Binding, Disk, FileSealed, RealDisk, StoreError};
 use crate::wal::segment::Verify;
 
 /// The cluster of every sample: the smallest segments there are.
@@ -89,15 +89,15 @@ pub(crate) fn scratch_folder() -> TempDir {
         .unwrap()
 }
 
-pub(crate) fn places(root: &Path) -> Places {
-    Places {
+pub(crate) fn places(root: &Path) -> ArchiveFolders {
+    ArchiveFolders {
         completed_wals: root.join("logs.complete"),
         partial_wals: root.join("logs.partial"),
     }
 }
 
 /// An archive below `root` that is bound to the samples' cluster.
-pub(crate) fn new_archive(root: &Path) -> Places {
+pub(crate) fn new_archive(root: &Path) -> ArchiveFolders {
     let places = places(root);
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     Archive::create(&places, Arc::clone(&disk)).unwrap();
@@ -109,7 +109,7 @@ pub(crate) fn new_archive(root: &Path) -> Places {
 }
 
 /// Sends a whole file the way a receiver does.
-pub(crate) fn push(archive: &Archive, sample: &Sample) -> Result<Sealed, StoreError> {
+pub(crate) fn push(archive: &Archive, sample: &Sample) -> Result<FileSealed, StoreError> {
     let mut incoming = archive.begin(sample.name, sample.len(), Verify::Records)?;
     for block in sample.bytes.chunks(512 << 10) {
         incoming.write(block)?;
@@ -123,25 +123,25 @@ pub(crate) fn real() -> Arc<dyn Disk> {
 }
 
 /// Opens an archive that has to be in order.
-pub(crate) fn open(places: &Places) -> Archive {
+pub(crate) fn open(places: &ArchiveFolders) -> Archive {
     Archive::open(places, real()).unwrap()
 }
 
 /// Stores a file that has to be accepted.
 pub(crate) fn assert_stored(archive: &Archive, sample: &Sample) {
     match push(archive, sample) {
-        Ok(Sealed::Stored(proof)) => assert_eq!(proof.name(), sample.name),
+        Ok(FileSealed::Stored(proof)) => assert_eq!(proof.name(), sample.name),
         other => panic!("{}: {other:?}", sample.name),
     }
 }
 
 /// What stands under the file's final name.
-pub(crate) fn stored_bytes(places: &Places, sample: &Sample) -> Vec<u8> {
+pub(crate) fn stored_bytes(places: &ArchiveFolders, sample: &Sample) -> Vec<u8> {
     std::fs::read(places.completed_wals.join(sample.name.to_string())).unwrap()
 }
 
 /// The names that are neither the marker nor the lock nor the checksums.
-pub(crate) fn names(places: &Places) -> Vec<String> {
+pub(crate) fn names(places: &ArchiveFolders) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -14,7 +14,7 @@ use crate::pg::conf::ServerSettings;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::refusal;
 use crate::store::sets::SetError;
-use crate::store::{Reader, RealDisk, StoreError};
+use crate::store::{ArchiveReader, RealDisk, StoreError};
 use crate::wal::obstacle::{Demands, Obstacle};
 
 /// The answer to a question about the sets.
@@ -52,7 +52,7 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
     }
     let limit = usize::from(request.limit.min(LISTED_BACKUPS_MAX));
     let more = listed.len() > limit;
-    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
+    let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let listed = listed.into_iter().take(limit).map(|set| {
         let ahead = archive.as_ref().zip(set.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
@@ -86,7 +86,7 @@ fn describe(cluster: &Cluster, name: &str) -> Result<Fetch, Error> {
         let (bytes, path) = (space.bytes, space.location.into_os_string().into_vec());
         Tablespace { oid, bytes, path }
     });
-    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
+    let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
     let met = archive.and_then(|archive| archive.ahead_of(held.label()).ok());
     let met = met.unwrap_or_default();
     let loads = ServerSettings::of(held.path(), None).may_load_libraries();

@@ -23,7 +23,7 @@ use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::Streamed;
-use crate::store::{Absence, Reader, RealDisk, StoreError};
+use crate::store::{Absence, ArchiveReader, RealDisk, StoreError};
 
 /// How often an archive that changes at the wrong moment is looked at again.
 const LOOKS_MAX: usize = 10;
@@ -165,7 +165,7 @@ fn send_file(
     blocks: &mut OutgoingBlocks<'_>,
 ) -> Result<FetchEnd, Error> {
     let of = |error: StoreError| refusal::to_reader(&error);
-    let archive = Reader::open(&cluster.completed_wals, Arc::new(RealDisk)).map_err(of)?;
+    let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).map_err(of)?;
     if let WalFileName::History(timeline) = name
         && archive.asked(timeline, false).map_err(of)? == Asked::Nothing
     {
@@ -203,7 +203,7 @@ fn send_file(
 }
 
 /// Whether no listed set needs the segment before this one: whatever is stored there is on nobody's way.
-fn recoveries_begin_with(cluster: &Cluster, archive: &Reader, segment: SegmentName) -> bool {
+fn recoveries_begin_with(cluster: &Cluster, archive: &ArchiveReader, segment: SegmentName) -> bool {
     let size = archive.binding().segment_size;
     let Ok(Ok(listed)) = cluster.open_sets().map(|sets| sets.list()) else {
         return false;

@@ -80,12 +80,12 @@ fn attempt(
         .lookup(&offer.name, offer.size, offer.crc32, verify)
         .map_err(of)?
     {
-        store::Held::Identical(proof) => {
+        store::StoredUnderName::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
             settle_partial(cluster, offer);
             return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
         }
-        store::Held::Different { len, crc32 } => {
+        store::StoredUnderName::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
             let (archive, offered) = (&cluster.archive, (offer.size, offer.crc32));
             if !archive.is_unproven(offer.name).map_err(of)?
@@ -96,7 +96,7 @@ fn attempt(
                 return Ok(Some(UploadReport::LookedUp(Held::Other(stored))));
             }
         }
-        store::Held::Absent => {}
+        store::StoredUnderName::Absent => {}
     }
     let source = OfferedFile { offer, by, verify };
     let mut target = UploadTarget::choose(cluster, &source).map_err(of)?;
@@ -208,7 +208,7 @@ impl UploadTarget {
         }
     }
 
-    fn seal(self, digest: Digest) -> Result<store::Sealed, StoreError> {
+    fn seal(self, digest: Digest) -> Result<store::FileSealed, StoreError> {
         match self {
             UploadTarget::Fresh(incoming) => incoming.seal(digest.size, digest.crc32),
             UploadTarget::InPlace(held) => held.seal(digest.size, digest.crc32),
@@ -223,12 +223,12 @@ fn seal(
     digest: Digest,
 ) -> Result<UploadReport, StoreError> {
     Ok(UploadReport::Sealed(match target.seal(digest)? {
-        store::Sealed::Stored(proof) => {
+        store::FileSealed::Stored(proof) => {
             tracing::info!("{} stored, {} bytes", offer.name, digest.size);
             cluster.note_stored(offer.name);
             Sealed::Durable(proof)
         }
-        store::Sealed::Conflict { len, crc32 } => {
+        store::FileSealed::Conflict { len, crc32 } => {
             alarm(offer, len, crc32);
             Sealed::Other(Digest { size: len, crc32 })
         }

@@ -3,12 +3,12 @@
 
 use super::*;
 use crate::store::PartialWals;
-use crate::wal::obstacle::Walk;
+use crate::wal::obstacle::ObstacleWalk;
 
 /// WAL over segments 3, 4 and 5, with records that cross from each into the next. What crosses into the second is
 /// one of an unknown manager.
 fn three_segments() -> Vec<Sample> {
-    let mut writer = Writer::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(name(3), BINDING.segment_size, BINDING.system_id, 15);
     let size = usize::try_from(SIZE).unwrap();
     while writer.bytes().len() < 3 * size {
         let crosses = writer.bytes().len() < size && writer.bytes().len() + 8_000 > size;
@@ -75,7 +75,7 @@ fn fault_113_an_early_segment_that_is_not_led_to_stays_marked() {
     let archive = open(&places);
     assert_stored(&archive, &samples[0]);
     ship(&mut begin(&archive), 5, &samples[2].bytes[..300_000]);
-    let mut writer = Writer::new(name(5), BINDING.segment_size, BINDING.system_id, 15);
+    let mut writer = WalWriter::new(name(5), BINDING.segment_size, BINDING.system_id, 15);
     while writer.bytes().len() < samples[2].bytes.len() {
         writer.record(10, 0, &[9; 7_000]);
     }
@@ -112,7 +112,7 @@ fn fault_127_a_record_that_crosses_segments_in_progress_is_seen() {
             false => drop(ship(&mut stream, 3, &samples[0].bytes)),
         }
         ship(&mut stream, 4, &samples[1].bytes[..300_000]);
-        let reader = Reader::open(&places.completed_wals, real()).unwrap();
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
         let before = |segment| reader.scanner_before(segment);
         let partials = PartialWals::open(&places.partial_wals, real()).unwrap();
         let found = partials.obstacles(&before).unwrap();
@@ -127,7 +127,7 @@ fn fault_127_a_record_that_crosses_segments_in_progress_is_seen() {
             (name(4), if finished { 1 } else { 2 })
         );
         let scanner = partials.scanner_before_copy(copy.segment, &before).unwrap();
-        let mut walk = Walk::from(scanner.unwrap());
+        let mut walk = ObstacleWalk::from(scanner.unwrap());
         let read = partials.read_copy(copy, |piece| {
             walk.update(piece);
             true

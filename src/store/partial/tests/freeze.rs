@@ -6,7 +6,7 @@ use super::*;
 use crate::store::testing::real;
 use crate::store::{Freeze, OwnSegment, PartialWals};
 
-fn booting(places: &Places) -> PartialWals {
+fn booting(places: &ArchiveFolders) -> PartialWals {
     PartialWals::open(&places.partial_wals, real()).unwrap()
 }
 

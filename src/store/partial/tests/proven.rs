@@ -3,7 +3,7 @@
 //! replaced without a copy, and no end before it is believed.
 
 use super::*;
-use crate::store::damage::{Damage, Known};
+use crate::store::damage::{Damage, KnownBy};
 use crate::store::partial::acknowledged::write_under_another_boot;
 use crate::store::testing::real;
 use crate::store::{PartialEnd, PartialWals};
@@ -12,7 +12,7 @@ const BODIES: [usize; 6] = [100, 9_000, 300, 400, 12_000, 50];
 
 struct Shipped {
     _folder: tempfile::TempDir,
-    places: Places,
+    places: ArchiveFolders,
     wal: Wal,
 }
 
@@ -65,8 +65,8 @@ fn fault_101_damage_is_told_from_an_end_and_heals_from_the_master() {
         }
         let flipped = shipped.flip();
         let known = match noted {
-            true => Known::Acknowledged(Lsn(3 * SIZE + wal.ends[4])),
-            false => Known::Behind(Lsn(3 * SIZE + wal.ends[2])),
+            true => KnownBy::Acknowledged(Lsn(3 * SIZE + wal.ends[4])),
+            false => KnownBy::Behind(Lsn(3 * SIZE + wal.ends[2])),
         };
         let damage = Damage {
             segment: name(3),
@@ -149,7 +149,7 @@ fn fault_101_a_partial_segment_that_is_gone_or_short_is_missed() {
         let damage = Damage {
             segment: name(3),
             end: Lsn(3 * SIZE),
-            known: Known::Acknowledged(Lsn(3 * SIZE + shipped.wal.ends[4])),
+            known: KnownBy::Acknowledged(Lsn(3 * SIZE + shipped.wal.ends[4])),
         };
         assert_eq!(archive.recovery().damaged_partials, [damage]);
         assert_stored(&archive, &Wal::finished(&BODIES, 7));
@@ -184,7 +184,10 @@ fn fault_114_acknowledged_records_that_are_replaced_are_kept_first() {
     append(&mut stream, &anew, anew.ends[2], anew.ends[3]).unwrap();
     assert_holds(places, &anew, anew.ends[3]);
     let whole = Wal::finished(&[100, 9_000, 350, 20_000], 7);
-    assert!(matches!(finish(&archive, &whole), Ok(Sealed::Stored(_))));
+    assert!(matches!(
+        finish(&archive, &whole),
+        Ok(FileSealed::Stored(_))
+    ));
 }
 
 #[test]
