@@ -14,6 +14,7 @@ use crate::pg::archive_command::LETS_GO;
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
+use crate::pg::layout;
 use crate::pg::sql::{Limits, Session};
 use crate::shell::{SettingsCommand, check_log_of};
 
@@ -85,7 +86,7 @@ pub async fn reset_automatic(
 /// Whether [`reset_automatic`] has something to do.
 pub fn resets_automatic(config: &MasterConfig, changes: &[(&str, String)]) -> Result<bool> {
     let name = "archive_mode";
-    let automatic = config.master_data.join("postgresql.auto.conf");
+    let automatic = config.master_data.join(layout::AUTO_CONF);
     let wanted = (changes.iter()).any(|(changed, value)| *changed == name && value != "off");
     let setter = conf::last_setter(&config.master_config, &config.master_data, name)?;
     let is_off = |setter: &conf::Setter| setter.file == automatic && setter.value == "off";

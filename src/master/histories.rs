@@ -20,6 +20,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::{self, Blocks};
+use crate::pg::layout;
 use crate::transport::connect::{Target, refused};
 use crate::transport::wire::Wire;
 use crate::wal::history::History;
@@ -56,7 +57,7 @@ pub async fn push_chain(
 
 /// Sends those of the newest timeline that the server has, over a connection of their own.
 pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
-    let pg_wal = config.master_data.join("pg_wal");
+    let pg_wal = config.master_data.join(layout::PG_WAL);
     let entries = std::fs::read_dir(&pg_wal).at(Kind::Retry, "list", &pg_wal)?;
     let names = entries
         .flatten()
@@ -96,7 +97,7 @@ pub async fn push_once(
     if timeline == TimelineId::FIRST || said_lately() {
         return;
     }
-    let pg_wal = Path::new(&config.master_data).join("pg_wal");
+    let pg_wal = Path::new(&config.master_data).join(layout::PG_WAL);
     let blocks = blocks(config, block_bytes_max);
     match push_chain(wire, &pg_wal, timeline, blocks, &slave).await {
         Ok(true) => {

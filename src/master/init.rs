@@ -7,6 +7,7 @@ use crate::config::{self, Config, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::{files, identity, output};
 
 /// Below it Debian keeps data directories as VERSION/NAME.
@@ -101,13 +102,13 @@ fn restart_example(pgdata: &Path) -> String {
 
 /// Debian keeps it below `/etc`, under the version and name of the data directory's path.
 fn config_file(pgdata: &Path) -> Option<PathBuf> {
-    if pgdata.join("postgresql.conf").exists() {
+    if pgdata.join(layout::MAIN_CONF).exists() {
         return None;
     }
     let below = pgdata.strip_prefix(DEBIAN_DATA).ok()?;
     let path = Path::new("/etc/postgresql")
         .join(below)
-        .join("postgresql.conf");
+        .join(layout::MAIN_CONF);
     path.exists().then_some(path)
 }
 
@@ -122,7 +123,7 @@ fn find_pgdata() -> Result<PathBuf> {
         found.extend(
             subdirectories(&version)
                 .into_iter()
-                .filter(|path| path.join("PG_VERSION").exists()),
+                .filter(|path| path.join(layout::PG_VERSION).exists()),
         );
     }
     match found.as_slice() {

@@ -13,6 +13,7 @@ use crate::master::partial::Reach;
 use crate::master::tail::WalFiles;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::pg::sql::{Limits, Session};
 use crate::wal::history::History;
 
@@ -112,7 +113,7 @@ fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<Look> {
 
 /// Recovery that ends in a standby, or in a new timeline whose history is not written yet.
 fn is_replaying(control: &ControlFile, data: &Path) -> bool {
-    let asked = ["standby.signal", "recovery.signal"];
+    let asked = layout::SIGNALS;
     let state = matches!(
         control.state,
         State::InArchiveRecovery | State::ShutDownInRecovery

@@ -42,6 +42,7 @@ use crate::pg::conf::{self, ServerSettings, brought};
 use crate::pg::control;
 use crate::pg::group_access;
 use crate::pg::hba;
+use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::leftovers;
 use crate::pg::recovery::{Recovery, Target, TargetTimeline};
@@ -50,9 +51,6 @@ use crate::wal::obstacle::Demands;
 
 use place::Place;
 use unpack::{Layout, Unpack};
-
-/// What `global/pg_control` is called until everything is done.
-const CONTROL_ASIDE: &str = "pg_control.restoring";
 
 /// Pause before a connection that broke is made again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -289,8 +287,8 @@ impl<'a> Restore<'a> {
         let demands = self.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
         conf::raise(&server, Demands::of(demands))?;
-        let [aside, control] = [CONTROL_ASIDE, "pg_control"]
-            .map(|name| place.data.join(control::FILE_NAME).with_file_name(name));
+        let [aside, control] =
+            [layout::CONTROL_RESTORING, layout::PG_CONTROL].map(|name| place.data.join(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         place.settle()?;
         // The restore is done: what the server then needs can only be told.
@@ -310,8 +308,8 @@ impl<'a> Restore<'a> {
     /// What came from another host gives no orders here that the master's own file does not give.
     fn settle_settings(&self, data: &Path) -> Result<()> {
         let own = std::fs::read(&self.config.master_config).unwrap_or_default();
-        let own_hba = std::fs::read(self.config.master_config.with_file_name("pg_hba.conf"));
-        if let Ok(foreign) = std::fs::read(data.join("pg_hba.conf")) {
+        let own_hba = std::fs::read(self.config.master_config.with_file_name(layout::HBA_CONF));
+        if let Ok(foreign) = std::fs::read(data.join(layout::HBA_CONF)) {
             for line in hba::wider(&foreign, own_hba.ok().as_deref()) {
                 let line = line.escape_debug();
                 tracing::warn!("the set's pg_hba.conf lets in more than this host's own: {line}");
@@ -333,14 +331,14 @@ impl<'a> Restore<'a> {
     /// Whether what came is the set that was described, of the cluster that this master is of.
     fn check_set(&self, data: &Path, layout: &Layout) -> Result<()> {
         let wrong = |why: String| Err(CommandError::retry(format!("what was fetched {why}")));
-        let path = data.join("backup_label");
+        let path = data.join(layout::BACKUP_LABEL);
         let label = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
         match BackupLabel::parse(&label) {
             Ok(label) if label.start == self.described.label.start => {}
             Ok(label) => return wrong(format!("is another set: it begins at {}", label.start)),
             Err(fault) => return wrong(format!("has no good backup_label: {fault}")),
         }
-        let path = data.join(control::FILE_NAME).with_file_name(CONTROL_ASIDE);
+        let path = data.join(layout::CONTROL_RESTORING);
         let found = control::read_file(&path)?;
         if let Some(facts) = self.facts
             && found.system_id != facts.cluster.system_id
@@ -363,7 +361,7 @@ impl<'a> Restore<'a> {
     fn report(&self, data: &Path, elapsed: Duration) -> Result<()> {
         let (name, shown) = (&self.described.name, data.display());
         let bytes = self.described.stream_bytes;
-        let config_note = match data.join("postgresql.conf").exists() {
+        let config_note = match data.join(layout::MAIN_CONF).exists() {
             true => "",
             false => {
                 "\nIt has no postgresql.conf: put one there, or start it with -c config_file=..."

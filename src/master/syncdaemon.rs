@@ -14,6 +14,7 @@ use crate::master::partial::Shipper;
 use crate::master::position::{Look, Looker};
 use crate::options::Options;
 use crate::output;
+use crate::pg::layout;
 use crate::transport::connect::fresh_nonce;
 
 /// The first pause after a failure; each further one doubles it.
@@ -139,7 +140,7 @@ impl Ticker {
     }
 
     fn early(&self) -> Early {
-        Early::watch(&self.config.master_data.join("pg_wal"))
+        Early::watch(&self.config.master_data.join(layout::PG_WAL))
     }
 
     /// Up to where the standby has all; `None` while there is no connection.

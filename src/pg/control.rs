@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
+use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
-
-/// The file's place below the data directory.
-pub const FILE_NAME: &str = "global/pg_control";
 
 /// The file is padded with zeros to this size (`PG_CONTROL_FILE_SIZE`).
 const FILE_BYTES: u64 = 8192;
@@ -194,7 +192,7 @@ pub enum ControlFault {
 
 /// Reads the control file of a data directory, again for a moment if a running server writes it.
 pub fn read(data: &Path) -> Result<ControlFile> {
-    read_file(&data.join(FILE_NAME))
+    read_file(&data.join(layout::PG_CONTROL))
 }
 
 /// Reads a control file that has, for the time being, another name.
@@ -438,7 +436,7 @@ mod tests {
     fn a_torn_read_is_repeated_and_a_damaged_file_is_named() {
         let data = tempfile::tempdir().unwrap();
         std::fs::create_dir(data.path().join("global")).unwrap();
-        let path = data.path().join(FILE_NAME);
+        let path = data.path().join(layout::PG_CONTROL);
         let missing = read(data.path()).unwrap_err();
         assert_eq!(missing.kind(), Kind::Config);
         let mut torn = control_file(18);

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
+use super::layout;
 use crate::wal::obstacle::ObstacleWalk;
 use crate::wal::page::{
     FIRST_IS_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageHeader, header_bytes,
@@ -23,7 +24,7 @@ use crate::wal::scan::{ScanStep, Scanner};
 /// A walk that stands at the beginning of `segment`, in a record that began before it; `None` if there is none
 /// such in the data directory.
 pub fn before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option<ObstacleWalk> {
-    let folder = data.join("pg_wal");
+    let folder = data.join(layout::PG_WAL);
     let number = segment.number(size)?.checked_sub(1)?;
     let names = std::fs::read_dir(&folder).ok()?.flatten();
     let names = names.filter_map(|entry| entry.file_name().to_str()?.parse::<SegmentName>().ok());

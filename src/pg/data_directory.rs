@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, test_kill_process};
 
 use super::control::{self, ControlFile};
+use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
@@ -27,7 +28,7 @@ pub struct DataDirectory {
 impl DataDirectory {
     /// Looks at `PG_VERSION`; the error says in one sentence what is wrong with the directory.
     pub fn open(path: &Path) -> Result<DataDirectory> {
-        let text = match read_small(&path.join("PG_VERSION")) {
+        let text = match read_small(&path.join(layout::PG_VERSION)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let doing = format!(
@@ -70,7 +71,7 @@ impl DataDirectory {
 
     /// The folder of its WAL, which may be a symlink.
     pub fn wal(&self) -> PathBuf {
-        self.path.join("pg_wal")
+        self.path.join(layout::PG_WAL)
     }
 
     /// The name of the user it belongs to, as the server has to.
@@ -96,7 +97,7 @@ impl DataDirectory {
     /// The server that runs on it, or that crashed and left its `postmaster.pid`; children of it may
     /// still be there.
     pub fn last_server(&self) -> Result<Option<Postmaster>> {
-        let path = self.path.join("postmaster.pid");
+        let path = self.path.join(layout::POSTMASTER_PID);
         let text = match read_small(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -6,27 +6,11 @@ use std::collections::HashMap;
 
 use walmgr_protocol::names::RelativePath;
 
-use super::conf::AUTO_CONF;
+use super::layout;
 use super::manifest::{ManifestFault, Reader};
-use super::tablespace_map::oid_of;
-
-/// Where a set keeps its manifest.
-pub const MANIFEST: &str = "backup_manifest";
 
 /// What a manifest need not list: itself, and what `pg_basebackup -R` changes when it adds a signal file.
-const UNLISTED: [&str; 2] = [MANIFEST, AUTO_CONF];
-
-/// Files that say that somebody prepared the set for a recovery.
-const SIGNALS: [&str; 2] = ["standby.signal", "recovery.signal"];
-
-/// Files of a server's life, which a set may have got since.
-const OF_A_SERVER: [&str; 5] = [
-    "tablespace_map.old",
-    "standby.signal",
-    "recovery.signal",
-    "postmaster.pid",
-    "postmaster.opts",
-];
+const UNLISTED: [&str; 2] = [layout::BACKUP_MANIFEST, layout::AUTO_CONF];
 
 /// The files that still have to pass, with their lengths and CRC-32C.
 pub struct Listed {
@@ -55,7 +39,7 @@ impl Listed {
     /// Compares a file that a set has at this path; the error says what differs.
     pub fn pass(&mut self, path: &RelativePath, len: u64, crc32c: u32) -> Result<(), String> {
         let is = |name: &&str| path.as_bytes() == name.as_bytes();
-        self.is_prepared |= SIGNALS.iter().any(is);
+        self.is_prepared |= layout::SIGNALS.iter().any(is);
         let listed = self.files.remove(&listed_path(path));
         let differs = listed.and_then(|(listed_len, listed_crc32c)| {
             if listed_len != len {
@@ -68,10 +52,10 @@ impl Listed {
         });
         match differs {
             // Whether that is damage the whole of the set says.
-            Some(why) if is(&AUTO_CONF) => self.changed_settings = Some(why),
+            Some(why) if is(&layout::AUTO_CONF) => self.changed_settings = Some(why),
             Some(why) => return Err(why),
-            None if listed.is_some() || path.as_bytes().starts_with(b"pg_wal/") => {}
-            None if UNLISTED.iter().chain(&OF_A_SERVER).any(is) => {}
+            None if listed.is_some() || is_in_wal(path) => {}
+            None if UNLISTED.iter().chain(&layout::SINCE_THE_BACKUP).any(is) => {}
             None => return Err("it is not in the manifest".to_owned()),
         }
         Ok(())
@@ -83,7 +67,7 @@ impl Listed {
             let why = "the manifest lists it, and it is gone".to_owned();
             return Err((path.clone(), why));
         }
-        match (&self.changed_settings, AUTO_CONF.parse()) {
+        match (&self.changed_settings, layout::AUTO_CONF.parse()) {
             (Some(why), Ok(path)) if !self.is_prepared => Err((path, why.clone())),
             _ => Ok(()),
         }
@@ -91,20 +75,22 @@ impl Listed {
 
     /// A listed file that has not passed.
     fn missing(&self) -> Option<&RelativePath> {
-        let is_needed = |path: &&RelativePath| path.as_bytes() != AUTO_CONF.as_bytes();
+        let is_needed = |path: &&RelativePath| path.as_bytes() != layout::AUTO_CONF.as_bytes();
         self.files.keys().filter(is_needed).min()
     }
 }
 
 /// A file's path as PostgreSQL and the manifest see it: tablespaces are below `pg_tblspc`.
 fn listed_path(path: &RelativePath) -> RelativePath {
-    let below = path.as_bytes().strip_prefix(b"tmpspc/");
-    let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
-    below
-        .filter(|_| oid.is_some_and(|oid| oid_of(oid).is_some()))
-        .map(|below| [b"pg_tblspc/", below].concat())
-        .and_then(|path| RelativePath::new(&path).ok())
+    layout::tablespace_of(path.as_bytes(), layout::TMPSPC)
+        .and_then(|_| layout::relocated(path, layout::TMPSPC, layout::PG_TBLSPC))
         .unwrap_or_else(|| path.clone())
+}
+
+/// Whether it is below `pg_wal`, which a manifest need not list.
+fn is_in_wal(path: &RelativePath) -> bool {
+    let is_top = path.components().next() == Some(layout::PG_WAL.as_bytes());
+    is_top && path.parent().is_some()
 }
 
 #[cfg(test)]

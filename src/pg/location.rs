@@ -24,6 +24,7 @@ use walmgr_protocol::names::Lsn;
 
 use super::backup_label::BackupLabel;
 use super::control;
+use super::layout;
 use crate::error::{CommandError, Kind};
 use crate::wal::obstacle::{Met, Obstacle, Obstacles};
 
@@ -57,7 +58,7 @@ pub fn refusal<'a>(
 /// The data directory of whoever asks for a file to be put there. PostgreSQL works in it; a script in between
 /// may work elsewhere, and `pg_rewind` asks for the server that it rewinds. `None`: nobody who replays.
 pub fn data_directory_of(path: &Path) -> Option<PathBuf> {
-    let is_one = |folder: &Path| folder.join("PG_VERSION").exists();
+    let is_one = |folder: &Path| folder.join(layout::PG_VERSION).exists();
     let above = path.parent().and_then(Path::parent).map(Path::to_path_buf);
     let above = above.filter(|above| !above.as_os_str().is_empty() && is_one(above));
     above.or_else(|| Some(PathBuf::from(".")).filter(|folder| is_one(folder)))
@@ -65,7 +66,7 @@ pub fn data_directory_of(path: &Path) -> Option<PathBuf> {
 
 /// Where the recovery of the server in `data` begins: its label says so until the control file does.
 pub fn recovery_begin(data: &Path) -> Option<Lsn> {
-    match std::fs::read(data.join("backup_label")) {
+    match std::fs::read(data.join(layout::BACKUP_LABEL)) {
         Ok(text) => BackupLabel::parse(&text).ok().map(|label| label.start),
         Err(_) => control::read(data).ok().map(|it| it.redo),
     }
@@ -164,7 +165,7 @@ fn version_directory(place: &Path, major: u8) -> Option<String> {
 
 /// Where the links in `pg_tblspc` of a data directory lead.
 fn links(data: &Path) -> BTreeSet<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(data.join("pg_tblspc")) else {
+    let Ok(entries) = std::fs::read_dir(data.join(layout::PG_TBLSPC)) else {
         return BTreeSet::new();
     };
     let links = entries.flatten().map(|entry| entry.path());
@@ -183,7 +184,7 @@ fn server_at(data: &Path, place: &Path) -> Option<PathBuf> {
     });
     let folders = processes.map(|entry| entry.path().join("cwd"));
     folders
-        .filter(|folder| folder.join("PG_VERSION").exists())
+        .filter(|folder| folder.join(layout::PG_VERSION).exists())
         .filter(|folder| identity(folder).is_some_and(|it| seen.insert(it)))
         .find(|folder| has_link_to(folder, place))
         .and_then(|folder| std::fs::read_link(folder).ok())

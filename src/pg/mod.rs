@@ -19,6 +19,7 @@ pub mod grants;
 pub mod group_access;
 pub mod hba;
 pub mod later_tablespaces;
+pub mod layout;
 pub mod left_out;
 pub mod leftovers;
 pub mod listed;

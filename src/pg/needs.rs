@@ -17,6 +17,7 @@ use walmgr_protocol::names::SegmentName;
 
 use super::backup_label::BackupLabel;
 use super::control::{self, State};
+use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
 
 /// What is appended to the name of a data directory while a restore prepares one beside it.
@@ -27,10 +28,6 @@ pub const RESTORING_SUFFIX: &str = "restoring";
 pub const WITHIN_PREFIX: &str = "walmgr.";
 pub const RESTORING_WITHIN: &str = "walmgr.restoring";
 pub const ENTERING_WITHIN: &str = "walmgr.entering";
-
-/// What a restore calls `global/pg_control` until everything is done: of a copied set, of a moved one.
-pub const CONTROL_COPIED: &str = "pg_control.copied";
-pub const CONTROL_MOVED: &str = "pg_control.moved";
 
 /// Links from `slave_data` that are followed; the kernel gives up at 40.
 const LINKS_MAX: usize = 40;
@@ -87,7 +84,7 @@ fn names_of(slave_data: &Path) -> Result<Vec<PathBuf>> {
 pub fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
     let mut needed = Vec::new();
     // The label goes first: PostgreSQL renames it when the control file says where it stands.
-    let label = data.join("backup_label");
+    let label = data.join(layout::BACKUP_LABEL);
     let is_labelled = match std::fs::read(&label) {
         Ok(text) => {
             let parsed = BackupLabel::parse(&text);
@@ -99,7 +96,7 @@ pub fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
         Err(error) => return Err(error).at(Kind::Retry, "read", &label),
     };
     let Some(path) = control_file(data)? else {
-        return match !is_labelled && exists(&data.join("PG_VERSION"))? {
+        return match !is_labelled && exists(&data.join(layout::PG_VERSION))? {
             true => Err(unknown(data, "it has no control file")),
             false => Ok(needed),
         };
@@ -110,7 +107,7 @@ pub fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
         control.state,
         State::InArchiveRecovery | State::ShutDownInRecovery
     );
-    for signal in ["standby.signal", "recovery.signal"] {
+    for signal in layout::SIGNALS {
         replays = exists(&data.join(signal))? || replays;
     }
     if replays {
@@ -122,10 +119,10 @@ pub fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
 
 /// The control file by the name that it has.
 fn control_file(data: &Path) -> Result<Option<PathBuf>> {
-    let path = data.join(control::FILE_NAME);
+    let path = data.join(layout::PG_CONTROL);
     // As a restore gives the file its name at last: the other names are looked for first.
-    for name in [CONTROL_COPIED, CONTROL_MOVED] {
-        let aside = path.with_file_name(name);
+    for name in [layout::CONTROL_COPIED, layout::CONTROL_MOVED] {
+        let aside = data.join(name);
         if exists(&aside)? {
             return Ok(Some(aside));
         }
@@ -183,7 +180,7 @@ mod tests {
     fn server(data: &Path, control_name: &str, control: &[u8]) {
         std::fs::create_dir_all(data.join("global")).unwrap();
         std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
-        std::fs::write(data.join("global").join(control_name), control).unwrap();
+        std::fs::write(data.join(control_name), control).unwrap();
     }
 
     fn needed(data: &Path) -> Vec<String> {
@@ -205,7 +202,7 @@ mod tests {
             let home = tempfile::tempdir().unwrap();
             let data = home.path().join("data");
             let (bytes, segment) = control(state);
-            server(&data, "pg_control", &bytes);
+            server(&data, layout::PG_CONTROL, &bytes);
             let expected: &[String] = if replays {
                 std::slice::from_ref(&segment)
             } else {
@@ -223,7 +220,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (mut bytes, _) = control(5);
         bytes[16] = 9;
-        server(home.path(), "pg_control", &bytes);
+        server(home.path(), layout::PG_CONTROL, &bytes);
         assert!(of_servers(home.path()).is_err(), "of no known state");
     }
 
@@ -231,10 +228,10 @@ mod tests {
     fn fault_104_an_unfinished_restore_needs_its_wal_under_every_name() {
         let (bytes, redo) = control(6);
         for (place, name) in [
-            ("data.restoring", "pg_control"),
-            ("data.restoring", CONTROL_MOVED),
-            ("data.restoring", CONTROL_COPIED),
-            ("data", CONTROL_MOVED),
+            ("data.restoring", layout::PG_CONTROL),
+            ("data.restoring", layout::CONTROL_MOVED),
+            ("data.restoring", layout::CONTROL_COPIED),
+            ("data", layout::CONTROL_MOVED),
         ] {
             let home = tempfile::tempdir().unwrap();
             let place = home.path().join(place);
@@ -258,7 +255,11 @@ mod tests {
         assert_eq!(needed(&link), [""; 0]);
         // The old directory was moved aside, so the link leads nowhere.
         let (bytes, _) = control(6);
-        server(&real.with_extension("restoring"), CONTROL_MOVED, &bytes);
+        server(
+            &real.with_extension("restoring"),
+            layout::CONTROL_MOVED,
+            &bytes,
+        );
         let label = real.with_extension("restoring").join("backup_label");
         std::fs::write(&label, LABEL).unwrap();
         assert_eq!(needed(&link), [OF_LABEL]);
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(needed(home.path()), [""; 0], "an empty directory");
         std::fs::write(home.path().join("PG_VERSION"), "15\n").unwrap();
         assert!(of_servers(home.path()).is_err(), "no control file");
-        server(home.path(), "pg_control", b"torn");
+        server(home.path(), layout::PG_CONTROL, b"torn");
         assert!(of_servers(home.path()).is_err(), "no sound control file");
     }
 }

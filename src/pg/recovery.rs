@@ -12,15 +12,11 @@ use std::path::Path;
 
 use walmgr_protocol::names::{Lsn, TimelineId};
 
-use super::conf::{self, AUTO_CONF, ServerSettings};
+use super::conf::{self, ServerSettings};
+use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::sql_settings::COMMAND_LINE;
-
-/// With it a server never opens by itself.
-pub const STANDBY_SIGNAL: &str = "standby.signal";
-/// With it a server recovers up to a target.
-pub const RECOVERY_SIGNAL: &str = "recovery.signal";
 
 /// The settings of which one at most may say something.
 pub const TARGETS: [&str; 5] = [
@@ -98,7 +94,7 @@ impl Recovery {
     /// Every file is replaced in one step and durable. Killed in between, the directory may have
     /// settings without a signal: whoever calls this has `pg_control` out of the way meanwhile.
     pub fn write(&self, data: &Path) -> Result<()> {
-        let path = data.join(AUTO_CONF);
+        let path = data.join(layout::AUTO_CONF);
         let text = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => AUTO_CONF_HEAD.to_vec(),
             other => other.at(Kind::Retry, "read", &path)?,
@@ -113,8 +109,8 @@ impl Recovery {
         let (edited, _) = conf::edit(&text, &changes)?;
         files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)?;
         let [wanted, other] = match self.target {
-            None => [STANDBY_SIGNAL, RECOVERY_SIGNAL],
-            Some(_) => [RECOVERY_SIGNAL, STANDBY_SIGNAL],
+            None => [layout::STANDBY_SIGNAL, layout::RECOVERY_SIGNAL],
+            Some(_) => [layout::RECOVERY_SIGNAL, layout::STANDBY_SIGNAL],
         }
         .map(|name| data.join(name));
         files::remove(&other).at(Kind::Retry, "remove", &other)?;
@@ -283,7 +279,7 @@ mod tests {
     }
 
     fn value_in(data: &Path, name: &str) -> Option<String> {
-        conf::value(&std::fs::read(data.join(AUTO_CONF)).unwrap(), name)
+        conf::value(&std::fs::read(data.join(layout::AUTO_CONF)).unwrap(), name)
     }
 
     #[test]
@@ -291,11 +287,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path();
         let before = "# Do not edit\nwork_mem = '5MB'\nrecovery_target_name = 'old'\n";
-        std::fs::write(data.join(AUTO_CONF), before).unwrap();
+        std::fs::write(data.join(layout::AUTO_CONF), before).unwrap();
         let promoted = to(Target::Lsn(Lsn(0x1_0000_0028)));
         promoted.write(data).unwrap();
         assert_eq!(value_in(data, "hot_standby"), None);
-        assert!(data.join(RECOVERY_SIGNAL).exists() && !data.join(STANDBY_SIGNAL).exists());
+        assert!(
+            data.join(layout::RECOVERY_SIGNAL).exists()
+                && !data.join(layout::STANDBY_SIGNAL).exists()
+        );
         for (name, value) in [
             ("recovery_target_lsn", "1/28"),
             ("recovery_target_name", ""),
@@ -305,7 +304,7 @@ mod tests {
         ] {
             assert_eq!(value_in(data, name).as_deref(), Some(value), "{name}");
         }
-        let text = std::fs::read_to_string(data.join(AUTO_CONF)).unwrap();
+        let text = std::fs::read_to_string(data.join(layout::AUTO_CONF)).unwrap();
         let at = |name: &str| text.find(&format!("\n{name} = ")).unwrap();
         assert!(
             at("recovery_target_lsn") > at("recovery_target_name"),
@@ -314,7 +313,10 @@ mod tests {
         for _ in 0..2 {
             standby().write(data).unwrap();
         }
-        assert!(!data.join(RECOVERY_SIGNAL).exists() && data.join(STANDBY_SIGNAL).exists());
+        assert!(
+            !data.join(layout::RECOVERY_SIGNAL).exists()
+                && data.join(layout::STANDBY_SIGNAL).exists()
+        );
         for (name, value) in standby().settings() {
             assert_eq!(value_in(data, name), Some(value), "{name}");
         }
@@ -325,7 +327,7 @@ mod tests {
     #[test]
     fn fault_132_a_server_that_is_to_wait_at_its_target_can_wait() {
         let folder = tempfile::tempdir().unwrap();
-        let main = folder.path().join(conf::MAIN_FILE);
+        let main = folder.path().join(layout::MAIN_CONF);
         let having = |text: &str| {
             std::fs::write(&main, text).unwrap();
             ServerSettings::of(folder.path(), None)
@@ -368,7 +370,7 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         names.sort();
-        assert_eq!(names, [AUTO_CONF, RECOVERY_SIGNAL]);
+        assert_eq!(names, [layout::AUTO_CONF, layout::RECOVERY_SIGNAL]);
     }
 
     #[test]

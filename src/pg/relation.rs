@@ -3,10 +3,8 @@
 
 use walmgr_protocol::names::RelativePath;
 
+use super::layout;
 use super::tablespace_map::oid_of;
-
-/// Where tablespaces are mounted below a data directory.
-pub const TABLESPACE_LINKS: &str = "pg_tblspc";
 
 /// `forkNames` (`src/common/relpath.c`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,7 +37,7 @@ impl RelationFile {
     /// The relation file at this path, as the manifest spells it, or `None`.
     pub fn of(path: &RelativePath) -> Option<RelationFile> {
         let parent = path.parent()?;
-        let in_relations = parent.as_bytes() == b"global" || is_database(&parent);
+        let in_relations = parent.as_bytes() == layout::GLOBAL.as_bytes() || is_database(&parent);
         in_relations.then(|| RelationFile::named(path.file_name()))?
     }
 
@@ -82,7 +80,7 @@ pub fn is_database(path: &RelativePath) -> bool {
     match components[..] {
         [b"base", database] => oid_of(database).is_some(),
         [links, tablespace, version, database] => {
-            links == TABLESPACE_LINKS.as_bytes()
+            links == layout::PG_TBLSPC.as_bytes()
                 && oid_of(tablespace).is_some()
                 && version.starts_with(b"PG_")
                 && oid_of(database).is_some()

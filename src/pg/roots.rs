@@ -11,7 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use walmgr_protocol::names::RelativePath;
 
-use super::relation::TABLESPACE_LINKS;
+use super::layout;
 use super::tablespace_map::oid_of;
 use super::walk::File;
 
@@ -76,7 +76,7 @@ impl Roots {
     /// The root that a path begins in and how many of its components lead there.
     fn tablespace_of(&self, path: &RelativePath) -> Option<(BorrowedFd<'_>, usize)> {
         let mut components = path.components();
-        (components.next()? == TABLESPACE_LINKS.as_bytes()).then_some(())?;
+        (components.next()? == layout::PG_TBLSPC.as_bytes()).then_some(())?;
         let oid = components.next().and_then(oid_of);
         let handle = oid.and_then(|oid| self.tablespaces.get(&oid));
         // Tablespaces in place are directories like any other.

@@ -20,13 +20,13 @@ use rustix::io::Errno;
 use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::RelativePath;
 
-use super::control;
 use super::data_directory::DataDirectory;
 use super::group_access;
+use super::layout;
 use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, WhyNot};
 use super::mounts::LOST_AND_FOUND;
 use super::needs::WITHIN_PREFIX;
-use super::relation::{Fork, RelationFile, TABLESPACE_LINKS, is_database};
+use super::relation::{Fork, RelationFile, is_database};
 use super::roots::{Followed, Identity, Roots, enter, enter_linked, identity, is, names};
 use super::tablespace_map::oid_of;
 use crate::error::{CommandError, Kind, Result};
@@ -93,7 +93,7 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         followed: Followed::new(),
     };
     for (oid, handle) in &roots.tablespaces {
-        let path = walker.path(None, format!("{TABLESPACE_LINKS}/{oid}").as_bytes())?;
+        let path = walker.path(None, format!("{}/{oid}", layout::PG_TBLSPC).as_bytes())?;
         walker.directories.push(path.clone());
         walker.directory(handle.as_fd(), Some(&path))?;
     }
@@ -104,7 +104,7 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         directories: walker.directories,
         files: walker.files,
         control: walker.control.ok_or_else(|| {
-            let path = data.path().join(control::FILE_NAME);
+            let path = data.path().join(layout::PG_CONTROL);
             failure(&path, Errno::NOENT)
         })?,
         private: walker.private,
@@ -163,9 +163,9 @@ enum Rule {
 
 impl Walker<'_> {
     fn open_tablespaces(&mut self, root: BorrowedFd<'_>) -> Result<OwnedFd> {
-        let links = self.data.path().join(TABLESPACE_LINKS);
+        let links = self.data.path().join(layout::PG_TBLSPC);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = enter_linked(root, TABLESPACE_LINKS.as_bytes());
+        let folder = enter_linked(root, layout::PG_TBLSPC.as_bytes());
         let folder = folder.map_err(|error| failure(&links, error))?;
         for name in names(folder.as_fd()).map_err(|error| failure(&links, error))? {
             let Some(oid) = oid_of(&name) else { continue };
@@ -183,7 +183,7 @@ impl Walker<'_> {
                 Err(Errno::NOENT) if is_gone(folder.as_fd(), &name) => {}
                 // The server goes on as well, as long as nobody asks for what was there.
                 Err(Errno::NOENT) => {
-                    let path = format!("{TABLESPACE_LINKS}/{oid}");
+                    let path = format!("{}/{oid}", layout::PG_TBLSPC);
                     let path = self.path(None, path.as_bytes())?;
                     self.pass_over(path, WhyNot::Dangling);
                 }
@@ -291,7 +291,7 @@ impl Walker<'_> {
                     path,
                 };
                 self.note_mode(&file.path, stat);
-                match file.path.as_bytes() == control::FILE_NAME.as_bytes() {
+                match file.path.as_bytes() == layout::PG_CONTROL.as_bytes() {
                     true => self.control = Some(file),
                     false => self.files.push(file),
                 }
@@ -348,7 +348,9 @@ impl Walker<'_> {
     fn note_mode(&mut self, path: &RelativePath, stat: &Stat) {
         let top = path.components().next().unwrap_or_default();
         let is_own = path.parent().is_some()
-            && (top == b"base" || top == b"global" || top.starts_with(b"pg_"));
+            && (top == layout::BASE.as_bytes()
+                || top == layout::GLOBAL.as_bytes()
+                || top.starts_with(b"pg_"));
         if let Some(private) = &mut self.private
             && !is_own
             && stat.st_mode & Mode::RGRP.bits() == 0
@@ -363,7 +365,7 @@ impl Walker<'_> {
 
     /// A directory without its content; `pg_wal` keeps those the server expects in it.
     fn empty(&mut self, path: RelativePath) -> Result<()> {
-        let is_wal = path.as_bytes() == b"pg_wal";
+        let is_wal = path.as_bytes() == layout::PG_WAL.as_bytes();
         self.directories.push(path);
         if is_wal {
             let archive_status = self.path(None, b"pg_wal/archive_status")?;
@@ -383,30 +385,20 @@ impl Walker<'_> {
         const OMITTED: [&[u8]; 7] = [
             b"postgresql.auto.conf.tmp",
             b"current_logfiles.tmp",
-            b"backup_label",
-            b"tablespace_map",
-            b"backup_manifest",
-            b"postmaster.pid",
-            b"postmaster.opts",
+            layout::BACKUP_LABEL.as_bytes(),
+            layout::TABLESPACE_MAP.as_bytes(),
+            layout::BACKUP_MANIFEST.as_bytes(),
+            layout::POSTMASTER_PID.as_bytes(),
+            layout::POSTMASTER_OPTS.as_bytes(),
         ];
         /// What the server renames them to; of a backup from which this cluster was restored.
         const OMITTED_IN_ROOT: [&[u8]; 6] = [
             b"backup_label.old",
-            b"tablespace_map.old",
+            layout::TABLESPACE_MAP_DONE.as_bytes(),
             DAMAGED_PAGES.as_bytes(),
             LEFT_OUT.as_bytes(),
             group_access::NOTE.as_bytes(),
             LEFT_OUT_ALLOWED.as_bytes(),
-        ];
-        /// What a server that starts clears anyway, or what belongs to one server alone.
-        const EMPTIED: [&[u8]; 7] = [
-            b"pg_stat_tmp",
-            b"pg_replslot",
-            b"pg_dynshmem",
-            b"pg_notify",
-            b"pg_serial",
-            b"pg_snapshots",
-            b"pg_subtrans",
         ];
         let is_root = above.is_none();
         if OMITTED.contains(&name)
@@ -419,7 +411,11 @@ impl Walker<'_> {
         {
             return Rule::Omit;
         }
-        if EMPTIED.contains(&name) || is_root && name == b"pg_wal" {
+        if layout::EMPTIED
+            .iter()
+            .any(|emptied| name == emptied.as_bytes())
+            || is_root && name == layout::PG_WAL.as_bytes()
+        {
             return Rule::Empty;
         }
         match above {
@@ -482,7 +478,7 @@ fn relation_rule(name: &[u8], unlogged: &HashSet<u32>) -> Rule {
 
 /// `pg_tblspc`.
 fn is_links(path: &RelativePath) -> bool {
-    path.as_bytes() == TABLESPACE_LINKS.as_bytes()
+    path.as_bytes() == layout::PG_TBLSPC.as_bytes()
 }
 
 /// Where the server logs, as PostgreSQL and the packages of old call it.

@@ -44,7 +44,7 @@ use crate::output;
 use crate::pg::conf::ServerSettings;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::recovery::STANDBY_SIGNAL;
+use crate::pg::layout;
 use crate::standby::ahead;
 use crate::standby::frozen::Partials;
 use crate::standby::gap::{self, Gap};
@@ -234,7 +234,7 @@ impl Standby {
         };
         control.unstop()?;
         // Without the signal its next start would open it.
-        if self.data.path().join(STANDBY_SIGNAL).exists() {
+        if self.data.path().join(layout::STANDBY_SIGNAL).exists() {
             call_off(config, partials);
         }
         Err(failed)

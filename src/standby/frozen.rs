@@ -12,6 +12,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::Postmaster;
+use crate::pg::layout;
 use crate::standby::ahead;
 use crate::standby::replay::server_text;
 use crate::standby::verdict::{Acknowledged, InProgress};
@@ -132,7 +133,7 @@ impl Partials {
             return Ok(None);
         };
         // PostgreSQL puts what it gets in the place of what it has.
-        let path = Path::new("pg_wal").join(name.to_string());
+        let path = Path::new(layout::PG_WAL).join(name.to_string());
         let own = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Some(Serving::Copy(copy)));

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
-use crate::pg::conf::{MAIN_FILE, ServerSettings};
+use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::recovery::{self, STANDBY_SIGNAL};
+use crate::pg::layout;
+use crate::pg::recovery::{self};
 use crate::pg::sql::{Limits, Session};
 
 /// A server on this host answers at once or is in trouble.
@@ -45,7 +46,7 @@ pub fn ask<T>(
 pub fn settings(config: &StandbyConfig, data: &DataDirectory) -> ServerSettings {
     let own = config.slave_data.as_deref() == Some(data.path());
     let folder = config.slave_config_dir.as_ref().filter(|_| own);
-    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
     ServerSettings::of(data.path(), main.as_deref())
 }
 
@@ -56,7 +57,7 @@ pub fn has_target(
     server: Option<&Postmaster>,
     settings: &ServerSettings,
 ) -> bool {
-    if data.path().join(STANDBY_SIGNAL).exists() {
+    if data.path().join(layout::STANDBY_SIGNAL).exists() {
         return false;
     }
     let said = server.map(|server| ask(data, server, async |session| session.has_target().await));

@@ -16,7 +16,7 @@ use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 use crate::error::{CommandError, Kind, Result};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
-use crate::pg::listed::MANIFEST;
+use crate::pg::layout;
 use crate::pg::manifest::Reader as Manifest;
 use crate::pg::recovery::{Target, TargetTimeline, time_text};
 use crate::standby::ahead;
@@ -307,12 +307,14 @@ pub fn refused(
 
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
 fn stop_in_manifest(set: &Path) -> Option<Lsn> {
-    let file = std::fs::File::open(set.join(MANIFEST)).ok()?;
+    let file = std::fs::File::open(set.join(layout::BACKUP_MANIFEST)).ok()?;
     let mut bytes = Vec::new();
     file.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     let manifest = Manifest::new(&bytes);
     let manifest = manifest
-        .inspect_err(|fault| tracing::warn!("{}: {fault}", set.join(MANIFEST).display()))
+        .inspect_err(|fault| {
+            tracing::warn!("{}: {fault}", set.join(layout::BACKUP_MANIFEST).display())
+        })
         .ok()?;
     manifest.wal_ranges().last().map(|range| range.end)
 }

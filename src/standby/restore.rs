@@ -45,7 +45,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{Options, Restoring};
 use crate::output::{self, Waiting};
 use crate::pg::backup_label::BackupLabel;
-use crate::pg::control;
+use crate::pg::layout;
 use crate::pg::mounts;
 use crate::pg::recovery::TargetTimeline;
 use crate::standby::boot::begun;
@@ -54,7 +54,7 @@ use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, StoreError};
 
-use place::{COPIED, Occupant, Origin, Place};
+use place::{Occupant, Origin, Place};
 use plan::{Chosen, Plan, Source};
 
 /// Restores, or says what would be done.
@@ -185,7 +185,7 @@ impl Plan<'_> {
         if self.recovery.timeline != TargetTimeline::Latest {
             return Ok(());
         }
-        let path = self.place.data.join("backup_label");
+        let path = self.place.data.join(layout::BACKUP_LABEL);
         let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
         let label = BackupLabel::parse(&text)
             .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;
@@ -290,7 +290,7 @@ impl Plan<'_> {
         let (mut copied_bytes, mut waiting) = (0, Waiting::begin());
         let copying = Copying {
             to: &staging,
-            control_name: COPIED,
+            control_name: layout::name_of(layout::CONTROL_COPIED),
             tablespaces: &self.tablespaces,
             progress: &mut |bytes| {
                 copied_bytes += bytes;
@@ -352,9 +352,4 @@ fn same(expected: &Chosen, held: std::result::Result<HeldSet, SetError>) -> Resu
         ))
         .hint("type it again")),
     }
-}
-
-/// The control file below a data directory, by any of its names.
-fn control_path(data: &Path, name: &str) -> PathBuf {
-    data.join(control::FILE_NAME).with_file_name(name)
 }

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::pg::conf::ServerSettings;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::recovery::STANDBY_SIGNAL;
+use crate::pg::layout;
 use crate::pg::sql_replay::{Holder, Replaying};
 use crate::standby::own_server;
 use crate::standby::too_low::Demanded;
@@ -72,7 +72,7 @@ pub fn look(
             sessions: Vec::new(),
         };
     };
-    let is_standby = data.path().join(STANDBY_SIGNAL).exists();
+    let is_standby = data.path().join(layout::STANDBY_SIGNAL).exists();
     let asked = own_server::ask(data, server, async |session| {
         let Some(said) = session.replaying().await? else {
             return Ok(None);

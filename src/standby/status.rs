@@ -11,6 +11,7 @@ use crate::daemon;
 use crate::error::Result;
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::pg::location;
 use crate::standby::ahead;
 use crate::standby::boot::begun;
@@ -98,7 +99,7 @@ struct Facing {
 fn ahead(config: &StandbyConfig) -> Facing {
     let found = || -> Option<_> {
         let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
-        let signals = ["standby.signal", "recovery.signal"];
+        let signals = layout::SIGNALS;
         if !signals.iter().any(|name| data.path().join(name).exists()) {
             return None;
         }
@@ -142,7 +143,7 @@ fn stream(config: &StandbyConfig, disk: Arc<dyn Disk>) -> Stream {
 /// Whether the server runs that is to replay; `None` when there is none.
 fn server_runs(config: &StandbyConfig) -> Option<bool> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
-    let replays = data.path().join("standby.signal").exists();
+    let replays = data.path().join(layout::STANDBY_SIGNAL).exists();
     let runs = data.running().ok()?.is_some();
     (replays || runs).then_some(runs)
 }

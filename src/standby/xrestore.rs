@@ -24,7 +24,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
-use crate::pg::conf::{MAIN_FILE, ServerSettings};
+use crate::pg::conf::ServerSettings;
+use crate::pg::layout;
 use crate::pg::{crossing, location};
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
@@ -286,7 +287,7 @@ impl Restore<'_> {
 
     /// PostgreSQL keeps a history that it has read, and takes it where we have none.
     fn remove_placeholder(&self) {
-        let kept = Path::new("pg_wal").join(self.name.to_string());
+        let kept = Path::new(layout::PG_WAL).join(self.name.to_string());
         if std::fs::read(&kept).is_ok_and(|text| text == PLACEHOLDER) {
             // What stays is asked for again.
             let _ = files::remove(&kept);
@@ -299,7 +300,7 @@ impl Restore<'_> {
         let WalFileName::Segment(segment) = self.name else {
             return Ok(false);
         };
-        let follows = Path::new("standby.signal").exists() && !self.names_its_timeline();
+        let follows = Path::new(layout::STANDBY_SIGNAL).exists() && !self.names_its_timeline();
         let behind = follows && {
             let looked = self.archive.is_passed_over(segment);
             looked.map_err(|error| failed(&format!("look for {segment}"), &error))?
@@ -419,7 +420,7 @@ impl Restore<'_> {
     /// PostgreSQL's working directory, and so ours, is its data directory.
     fn is_waiting_standby(&self, stop: Option<Stop>) -> bool {
         let there = |name: &str| Path::new(name).exists();
-        stop.is_none() && there("standby.signal") && !is_being_promoted()
+        stop.is_none() && there(layout::STANDBY_SIGNAL) && !is_being_promoted()
     }
 
     /// Decides about a file that PostgreSQL must not see; returns to look once more.
@@ -485,7 +486,7 @@ impl Restore<'_> {
     /// directory, and so does what it calls.
     fn names_its_timeline(&self) -> bool {
         let folder = self.config.slave_config_dir.as_ref();
-        let main = folder.map(|folder| folder.join(MAIN_FILE));
+        let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
         let settings = ServerSettings::of(Path::new("."), main.as_deref());
         let named = settings.value("recovery_target_timeline");
         named.is_some_and(|named| !matches!(named.as_str(), "" | "latest"))

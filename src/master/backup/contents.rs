@@ -18,6 +18,7 @@ use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::pg::conf::{self, PieceKind, brought};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::group_access;
+use crate::pg::layout;
 use crate::pg::left_out::{self, PassedOver};
 use crate::pg::manifest::{self, Checksum, FileEntry, WalRange};
 use crate::pg::roots::Roots;
@@ -28,10 +29,6 @@ use crate::pg::walk;
 /// From this size on files are sent largest first, so that no stream is left with a large one at
 /// the end. Smaller ones keep their order, in which a directory's files follow one another.
 const LARGE_FILE_BYTES: u64 = 1 << 20;
-
-/// Where PostgreSQL sees tablespaces, and where a set keeps them.
-const TABLESPACE_LINKS: &[u8] = b"pg_tblspc/";
-const TABLESPACES: &[u8] = b"tmpspc/";
 
 /// A configuration file beside the data directory: its name, where it is, and what is in it.
 pub type Config = (RelativePath, PathBuf, Bytes);
@@ -137,19 +134,11 @@ fn brought_items(configs: &[Config]) -> Vec<Item> {
 
 /// Where a file goes: the content of a tablespace that is a link goes beside the links.
 fn target(path: &RelativePath, tablespaces: &[u32]) -> RelativePath {
-    let behind = path.as_bytes().strip_prefix(TABLESPACE_LINKS);
-    let oid = behind.and_then(|behind| behind.split(|byte| *byte == b'/').next());
-    let is_linked = oid.is_some_and(|oid| {
-        let is_it = |known: &u32| known.to_string().as_bytes() == oid;
-        tablespaces.iter().any(is_it)
-    });
-    let moved = behind.filter(|_| is_linked);
-    let moved = moved.map(|behind| RelativePath::new(&[TABLESPACES, behind].concat()));
-    match moved {
-        // It is shorter than the path it comes from.
-        Some(Ok(moved)) => moved,
-        _ => path.clone(),
-    }
+    let space = layout::tablespace_of(path.as_bytes(), layout::PG_TBLSPC);
+    let linked = space.filter(|(oid, _)| tablespaces.contains(oid));
+    // It is shorter than the path it comes from.
+    let moved = linked.and_then(|_| layout::relocated(path, layout::PG_TBLSPC, layout::TMPSPC));
+    moved.unwrap_or_else(|| path.clone())
 }
 
 /// The configuration files that the server reads and that are not in its data directory. What cannot be
@@ -286,8 +275,8 @@ pub fn manifest(
     label: &BackupLabel,
 ) -> Result<Bytes> {
     let own = [
-        ("backup_label", Some(&finished.backup_label)),
-        ("tablespace_map", finished.tablespace_map.as_ref()),
+        (layout::BACKUP_LABEL, Some(&finished.backup_label)),
+        (layout::TABLESPACE_MAP, finished.tablespace_map.as_ref()),
     ];
     let own = own.into_iter().filter_map(|(name, content)| {
         let content = content?;

@@ -15,6 +15,7 @@ use rustix::io::{pread, retry_on_intr};
 
 use crate::error::{CommandError, Result};
 use crate::master::backup::load::{Again, BadBlock, Content, Item, Load, OnItsWay, Rest};
+use crate::pg::layout;
 use crate::pg::page::{PAGE_BYTES, PageState, Pages};
 use crate::pg::walk;
 use crate::tar::writer as tar;
@@ -24,7 +25,7 @@ const REREADS_MAX: usize = 8;
 const REREAD_PAUSE: Duration = Duration::from_millis(5);
 
 /// Files without which there is no cluster: they never vanish from a running one.
-const NEVER_VANISH: [&[u8]; 2] = [b"PG_VERSION", b"global/pg_control"];
+const NEVER_VANISH: [&[u8]; 2] = [layout::PG_VERSION.as_bytes(), layout::PG_CONTROL.as_bytes()];
 
 /// Makes one stream.
 pub struct Source {

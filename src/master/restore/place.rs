@@ -18,8 +18,8 @@ use super::Spaces;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
-use crate::pg::control;
 use crate::pg::later_tablespaces::Later;
+use crate::pg::layout;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
 
@@ -28,9 +28,6 @@ pub const MARK: &str = "walmgr.restoring";
 
 /// Room for what PostgreSQL writes before it is up, on top of what is fetched.
 const SPARE_BYTES: u64 = 32 << 20;
-
-/// Where a tablespace stays that is mapped nowhere.
-pub const TABLESPACES: &str = "tmpspc";
 
 /// A place for a set.
 pub struct Place {
@@ -209,10 +206,10 @@ impl Place {
 
     /// Leads the links to where the tablespaces are now.
     pub fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
-        let links = self.data.join("pg_tblspc");
+        let links = self.data.join(layout::PG_TBLSPC);
         make_directory(&links)?;
         for space in &described.tablespaces {
-            let kept = self.data.join(TABLESPACES).join(space.oid.to_string());
+            let kept = self.data.join(layout::TMPSPC).join(space.oid.to_string());
             let link = links.join(space.oid.to_string());
             let target = match self.spaces.get(&space.oid) {
                 Some(mapped) => mapped,
@@ -227,7 +224,7 @@ impl Place {
 
     /// An empty pg_wal, unless the set has one.
     pub fn make_wal_directory(&self) -> Result<()> {
-        make_directory(&self.data.join("pg_wal"))
+        make_directory(&self.data.join(layout::PG_WAL))
     }
 
     /// Makes everything durable that was written.
@@ -256,7 +253,7 @@ impl Place {
 
     /// Removes what a restore that failed has written.
     pub fn give_up(&self) {
-        if self.data.join(control::FILE_NAME).exists() {
+        if self.data.join(layout::PG_CONTROL).exists() {
             return;
         }
         for directory in self.spaces.values().chain([&self.data]) {
@@ -312,7 +309,7 @@ fn is_unfinished(path: &Path, data: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error).at(Kind::Usage, "read", &mark),
     };
-    Ok(marked && !data.join(control::FILE_NAME).exists())
+    Ok(marked && !data.join(layout::PG_CONTROL).exists())
 }
 
 /// Removes what a marked directory holds, the mark last.
@@ -341,7 +338,7 @@ fn clear(directory: &Path) -> Result<()> {
 fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
     let own = resolved(&config.master_data);
     // Lost with its host, it may be restored where it was.
-    let is_replacement = *path == own && !own.join("PG_VERSION").exists();
+    let is_replacement = *path == own && !own.join(layout::PG_VERSION).exists();
     if is_replacement || !(path.starts_with(&own) || own.starts_with(path)) {
         return Ok(());
     }
@@ -389,8 +386,9 @@ fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<
         .filter(|space| !spaces.contains_key(&space.oid))
     {
         tracing::info!(
-            "tablespace {} stays below the new directory, in {TABLESPACES}/{}",
+            "tablespace {} stays below the new directory, in {}/{}",
             location(&space.path).display(),
+            layout::TMPSPC,
             space.oid
         );
     }

@@ -16,29 +16,13 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::message::fetch::SetDescription;
 use walmgr_protocol::names::RelativePath;
 
-use super::CONTROL_ASIDE;
-use super::place::{MARK, Place, TABLESPACES};
+use super::place::{MARK, Place};
 use crate::error::{CommandError, Result};
 use crate::master::backup::progress::Counters;
 use crate::master::fetch::Sink;
-use crate::pg::control;
-use crate::pg::listed::{Listed, MANIFEST};
-use crate::pg::tablespace_map;
+use crate::pg::layout;
+use crate::pg::listed::Listed;
 use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};
-
-const MAP: &str = "tablespace_map";
-
-/// What PostgreSQL calls a map that it has gone by: the links are made here, for where they lead now.
-const MAP_DONE: &str = "tablespace_map.old";
-
-/// Files of a server's life that a new one must not find.
-const LEFT_OUT: [&str; 5] = [
-    MAP_DONE,
-    "standby.signal",
-    "recovery.signal",
-    "postmaster.pid",
-    "postmaster.opts",
-];
 
 /// What was taken apart.
 pub struct Layout {
@@ -158,12 +142,14 @@ impl Unpack {
 
     fn begin_file(&mut self, path: RelativePath) -> Result<()> {
         let is = |name: &str| path.as_bytes() == name.as_bytes();
-        let file = match LEFT_OUT.into_iter().any(is) {
+        let file = match layout::SINCE_THE_BACKUP.into_iter().any(is) {
             true => None,
             false => {
                 let name = match () {
-                    () if is(control::FILE_NAME) => CONTROL_ASIDE.as_bytes(),
-                    () if is(MAP) => MAP_DONE.as_bytes(),
+                    () if is(layout::PG_CONTROL) => {
+                        layout::name_of(layout::CONTROL_RESTORING).as_bytes()
+                    }
+                    () if is(layout::TABLESPACE_MAP) => layout::TABLESPACE_MAP_DONE.as_bytes(),
                     () => path.file_name(),
                 };
                 let parent = path.parent();
@@ -179,7 +165,7 @@ impl Unpack {
             }
         };
         self.file = Some(OpenFile {
-            kept: is(MANIFEST).then(Vec::new),
+            kept: is(layout::BACKUP_MANIFEST).then(Vec::new),
             space: space_of(&path),
             path,
             file,
@@ -238,14 +224,10 @@ impl Unpack {
             return Ok(Arc::clone(handle));
         }
         let (mut here, mut rest) = (Arc::clone(&self.root), path);
-        for (oid, space) in &self.spaces {
-            let prefix = format!("tmpspc/{oid}");
-            if let Some(below) = path.strip_prefix(prefix.as_bytes())
-                && (below.is_empty() || below[0] == b'/')
-            {
-                here = Arc::clone(space);
-                rest = below.strip_prefix(b"/").unwrap_or(below);
-            }
+        if let Some((oid, below)) = layout::tablespace_of(path, layout::TMPSPC)
+            && let Some((_, space)) = self.spaces.iter().find(|(known, _)| *known == oid)
+        {
+            (here, rest) = (Arc::clone(space), below);
         }
         for component in rest.split(|byte| *byte == b'/').filter(|it| !it.is_empty()) {
             let name = OsStr::from_bytes(component);
@@ -288,10 +270,7 @@ impl Sink for Unpack {
 
 /// The OID of the tablespace that a path is in.
 fn space_of(path: &RelativePath) -> Option<u32> {
-    let mut components = path.components();
-    let is_below = components.next() == Some(TABLESPACES.as_bytes());
-    let oid = components.next().filter(|_| is_below)?;
-    tablespace_map::oid_of(oid)
+    layout::tablespace_of(path.as_bytes(), layout::TMPSPC).map(|(oid, _)| oid)
 }
 
 fn more_than_said() -> CommandError {

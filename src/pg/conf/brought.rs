@@ -10,14 +10,16 @@ use super::foreign::is_outside_postgresql;
 use super::{edit, value};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::layout;
 
 /// The folder in a set.
 pub const FOLDER: &str = "walmgr_config";
 
-const MAIN_FILE: &str = "postgresql.conf";
-
 /// Settings that name a file which goes beside the settings.
-const BESIDE: [(&str, &str); 2] = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
+const BESIDE: [(&str, &str); 2] = [
+    ("hba_file", layout::HBA_CONF),
+    ("ident_file", layout::IDENT_CONF),
+];
 
 /// Mode of what is brought: it may hold passwords.
 const MODE: u32 = 0o600;
@@ -30,11 +32,11 @@ pub fn put_in_place(data: &Path, home: &Path) -> Result<Vec<PathBuf>> {
     if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         return Ok(placed);
     }
-    let main = data.join(MAIN_FILE);
+    let main = data.join(layout::MAIN_CONF);
     let own = main.exists();
     let text = match own {
         true => Some(std::fs::read(&main).at(Kind::Retry, "read", &main)?),
-        false => small_file(&folder.join(MAIN_FILE)),
+        false => small_file(&folder.join(layout::MAIN_CONF)),
     };
     if let Some(text) = text {
         let mut changes = Vec::new();
@@ -87,7 +89,10 @@ fn place_others(folder: &Path, data: &Path, placed: &mut Vec<PathBuf>) -> Result
         for from in inner {
             let name = from.file_name().unwrap_or_default();
             let to = to.join(name);
-            if is_outside_postgresql(&name.to_string_lossy()) || name == MAIN_FILE || to.exists() {
+            if is_outside_postgresql(&name.to_string_lossy())
+                || name == layout::MAIN_CONF
+                || to.exists()
+            {
                 continue;
             }
             let Some(content) = small_file(&from) else {

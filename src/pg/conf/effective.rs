@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::line::{self, Setting};
 use super::lines;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::pg::layout;
 
 /// `CONF_FILE_MAX_DEPTH`, of settings and of lists of users alike.
 pub(super) const DEPTH_MAX: usize = 10;
@@ -53,7 +54,7 @@ fn search(
         found: None,
     };
     search.file(config_file, 0)?;
-    let automatic = data.join(super::AUTO_CONF);
+    let automatic = data.join(layout::AUTO_CONF);
     if automatic.exists() {
         search.file(&automatic, 0)?;
     }

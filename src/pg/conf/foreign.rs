@@ -10,6 +10,7 @@ use super::line::{self, Setting};
 use super::{is_on, lines, value};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
+use crate::pg::layout;
 
 /// What stands in front of a line that was switched off.
 const MARK: &[u8] = b"#walmgr restore: ";
@@ -91,12 +92,12 @@ const TABLE: [(&str, Rule, &str); 39] = [
     ("external_pid_file", Rule::Empty, "it overwrites a file"),
     (
         "hba_file",
-        Rule::Beside("pg_hba.conf"),
+        Rule::Beside(layout::HBA_CONF),
         "another file says who comes in",
     ),
     (
         "ident_file",
-        Rule::Beside("pg_ident.conf"),
+        Rule::Beside(layout::IDENT_CONF),
         "another file says who is who",
     ),
     ("log_directory", Rule::Inside, "it writes files elsewhere"),
@@ -214,7 +215,7 @@ const TIME_CONVERSIONS: &[u8] = b"%aAbBCdeFgGhHIjklmMpRsSTuUVwWyYz";
 
 /// Folders of a data directory into which the server itself writes, so that what lies there later is
 /// not what was looked at.
-const SERVERS_FOLDERS: [&str; 2] = ["base", "global"];
+const SERVERS_FOLDERS: [&str; 2] = [layout::BASE, layout::GLOBAL];
 
 /// A line that is without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -304,7 +305,7 @@ impl Host<'_> {
     /// Neutralises `postgresql.conf`, `postgresql.auto.conf` and what they include, in a directory on
     /// which no server runs. The lines are told with the file that they stand in.
     pub fn neutralise_directory(&self, folder: &Path) -> Result<Vec<(PathBuf, SwitchedOff)>> {
-        let mut waiting: Vec<PathBuf> = ["postgresql.conf", "postgresql.auto.conf"]
+        let mut waiting: Vec<PathBuf> = [layout::MAIN_CONF, layout::AUTO_CONF]
             .map(|name| folder.join(name))
             .to_vec();
         let (mut seen, mut all) = (BTreeSet::new(), Vec::new());

@@ -21,13 +21,10 @@ pub use effective::{Setter, last_setter, last_setter_after};
 pub(in crate::pg) use pieces::pieces_in_texts;
 pub use pieces::{Piece, PieceKind, pieces};
 pub use raise::raise;
-pub use server::{MAIN_FILE, ServerSettings, SetTo};
+pub use server::{ServerSettings, SetTo};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
-
-/// What `ALTER SYSTEM` writes, in the data directory; it beats every other file of settings.
-pub const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// One parameter that a change gives another value.
 #[derive(Debug, Clone, PartialEq, Eq)]

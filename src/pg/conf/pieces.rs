@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use super::effective::{DEPTH_MAX, files_of};
 use super::foreign::FILE_BYTES_MAX;
 use super::line::{self};
-use super::{AUTO_CONF, is_on, lines};
+use super::{is_on, lines};
 use crate::error::Result;
+use crate::pg::layout;
 
 /// Files of one configuration; more are neither listed nor read.
 const PIECES_MAX: usize = 1_000;
@@ -73,8 +74,8 @@ const PATHS: [(&str, PieceKind); 8] = [
 
 /// What the files are where nothing else is said, in the data directory.
 const DEFAULTS: [(&str, &str); 4] = [
-    ("hba_file", "pg_hba.conf"),
-    ("ident_file", "pg_ident.conf"),
+    ("hba_file", layout::HBA_CONF),
+    ("ident_file", layout::IDENT_CONF),
     ("ssl_cert_file", "server.crt"),
     ("ssl_key_file", "server.key"),
 ];
@@ -94,7 +95,7 @@ fn pieces_in(source: &dyn PieceSource, config_file: &Path, data: &Path) -> Resul
         values: BTreeMap::new(),
     };
     search.settings(config_file, 0)?;
-    search.settings(&data.join(AUTO_CONF), 0)?;
+    search.settings(&data.join(layout::AUTO_CONF), 0)?;
     search.named_by_path(config_file)?;
     Ok(search.found)
 }
@@ -158,7 +159,7 @@ impl PieceSource for Texts<'_> {
 pub(in crate::pg) fn pieces_in_texts(bytes: &[u8]) -> Result<Vec<Piece>> {
     let texts = Texts(bytes.split(|byte| *byte == 0).collect());
     let data = Path::new("/srv/data");
-    let found = pieces_in(&texts, &data.join("postgresql.conf"), data)?;
+    let found = pieces_in(&texts, &data.join(layout::MAIN_CONF), data)?;
     assert!(found.len() <= PIECES_MAX);
     Ok(found)
 }

@@ -14,15 +14,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::command_line::CommandLine;
-use super::{AUTO_CONF, last_setter, value};
+use super::{last_setter, value};
 use crate::error::Result;
+use crate::pg::layout;
 use crate::pg::sql_settings::COMMAND_LINE;
-
-/// The file that a server reads first.
-pub const MAIN_FILE: &str = "postgresql.conf";
-
-/// What a server was started with, in its data directory.
-const OPTIONS_FILE: &str = "postmaster.opts";
 
 /// No system takes a longer command line.
 const OPTIONS_BYTES_MAX: u64 = 2 << 20;
@@ -61,7 +56,7 @@ impl ServerSettings {
             })
             .or_else(|| in_debian(Path::new(DEBIAN), data).filter(|_| !is_told));
         ServerSettings {
-            config_file: config_file.unwrap_or_else(|| data.join(MAIN_FILE)),
+            config_file: config_file.unwrap_or_else(|| data.join(layout::MAIN_CONF)),
             data: data.to_path_buf(),
             line,
         }
@@ -75,7 +70,7 @@ impl ServerSettings {
             .or_else(|| elsewhere_by_line(home, &line))
             .or_else(|| in_debian(Path::new(DEBIAN), home).filter(|_| !starts_inside(home, &line)));
         ServerSettings {
-            config_file: config_file.unwrap_or_else(|| staging.join(MAIN_FILE)),
+            config_file: config_file.unwrap_or_else(|| staging.join(layout::MAIN_CONF)),
             data: staging.to_path_buf(),
             line,
         }
@@ -99,7 +94,7 @@ impl ServerSettings {
 
     /// Where `ALTER SYSTEM` writes.
     pub fn automatic(&self) -> PathBuf {
-        self.data.join(AUTO_CONF)
+        self.data.join(layout::AUTO_CONF)
     }
 
     /// What a parameter is set to; `None` where it has its default. A file that cannot be read is an error, as
@@ -147,7 +142,7 @@ impl ServerSettings {
 
 fn read_line(data: &Path) -> CommandLine {
     let mut text = Vec::new();
-    let file = File::open(data.join(OPTIONS_FILE));
+    let file = File::open(data.join(layout::POSTMASTER_OPTS));
     let read = file.and_then(|file| file.take(OPTIONS_BYTES_MAX).read_to_end(&mut text));
     read.map(|_| CommandLine::parse(&text)).unwrap_or_default()
 }
@@ -159,7 +154,7 @@ fn elsewhere_by_line(data: &Path, line: &CommandLine) -> Option<PathBuf> {
     let by_folder = line
         .directory
         .as_ref()
-        .map(|folder| Path::new(folder).join(MAIN_FILE));
+        .map(|folder| Path::new(folder).join(layout::MAIN_CONF));
     let path = by_file
         .or(by_folder)
         .filter(|path| path.is_absolute() && path.exists())?;
@@ -185,7 +180,7 @@ fn in_debian(root: &Path, data: &Path) -> Option<PathBuf> {
     let clusters = folders(root)
         .into_iter()
         .flat_map(|version| folders(&version));
-    let mut files = clusters.map(|cluster| cluster.join(MAIN_FILE));
+    let mut files = clusters.map(|cluster| cluster.join(layout::MAIN_CONF));
     files.find(|file| {
         let text = std::fs::read(file).unwrap_or_default();
         let home = value(&text, "data_directory");
@@ -213,20 +208,20 @@ mod tests {
     fn the_command_line_wins_and_the_last_file_after_it() {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
-        write(&data, MAIN_FILE, "a = inside\n");
+        write(&data, layout::MAIN_CONF, "a = inside\n");
         let main = write(
             home.path(),
             "etc/postgresql.conf",
             "a = outside\nb = 1\ninclude_dir 'conf.d'\n",
         );
         let included = write(home.path(), "etc/conf.d/x.conf", "b = 2\nc = 3\n");
-        write(&data, AUTO_CONF, "c = 4\n");
+        write(&data, layout::AUTO_CONF, "c = 4\n");
         let options = format!(
             "postgres \"-D\" \"{}\" \"-c\" \"config_file={}\" \"--d=5\"\n",
             data.display(),
             main.display()
         );
-        write(&data, OPTIONS_FILE, &options);
+        write(&data, layout::POSTMASTER_OPTS, &options);
         let settings = ServerSettings::of(&data, None);
         assert_eq!(settings.config_file(), main);
         for (name, value, place) in [
@@ -252,11 +247,11 @@ mod tests {
     fn the_main_file_is_where_the_server_was_led() {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
-        let inside = write(&data, MAIN_FILE, "");
+        let inside = write(&data, layout::MAIN_CONF, "");
         let configured = write(home.path(), "own/postgresql.conf", "");
         let folder = write(home.path(), "etc/postgresql.conf", "");
         let main = |line: &str, configured: Option<&Path>| {
-            write(&data, OPTIONS_FILE, line);
+            write(&data, layout::POSTMASTER_OPTS, line);
             ServerSettings::of(&data, configured).config_file
         };
         let by_folder = |path: &Path| format!("postgres \"-D\" \"{}\"\n", path.display());
@@ -273,17 +268,21 @@ mod tests {
             "nobody knows from where"
         );
 
-        write(&data, OPTIONS_FILE, &by_folder(&data));
+        write(&data, layout::POSTMASTER_OPTS, &by_folder(&data));
         let staging = home.path().join("staging");
         let next = |configured| ServerSettings::of_next(&staging, &data, configured).config_file;
-        assert_eq!(next(None), staging.join(MAIN_FILE));
+        assert_eq!(next(None), staging.join(layout::MAIN_CONF));
         let moved = ServerSettings::of_next(&staging, &data, None).moved(&staging, &data);
         assert_eq!(
             (moved.config_file(), moved.automatic()),
-            (&*inside, data.join(AUTO_CONF))
+            (&*inside, data.join(layout::AUTO_CONF))
         );
         assert_eq!(next(Some(&configured)), configured);
-        write(&data, OPTIONS_FILE, &by_folder(folder.parent().unwrap()));
+        write(
+            &data,
+            layout::POSTMASTER_OPTS,
+            &by_folder(folder.parent().unwrap()),
+        );
         assert_eq!(next(None), folder);
     }
 

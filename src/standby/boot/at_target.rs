@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::begun::Begun;
 use super::changed::Changed;
-use super::{STANDBY_SIGNAL, Standby, alone, archive, call_off, or_forced};
+use super::{Standby, alone, archive, call_off, or_forced};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -18,7 +18,8 @@ use crate::output::{self, Waiting};
 use crate::pg::conf::ServerSettings;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::recovery::{RECOVERY_SIGNAL, TARGETS};
+use crate::pg::layout;
+use crate::pg::recovery::TARGETS;
 use crate::pg::sql_settings::COMMAND_LINE;
 use crate::shell::SettingsCommand;
 use crate::standby::frozen::Partials;
@@ -31,7 +32,8 @@ const ACTION: &str = "recovery_target_action";
 /// Whether no server runs there, and one that is started recovers up to a target.
 pub fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
     let there = |name: &str| data.path().join(name).exists();
-    if !there(RECOVERY_SIGNAL) || there(STANDBY_SIGNAL) || data.running()?.is_some() {
+    if !there(layout::RECOVERY_SIGNAL) || there(layout::STANDBY_SIGNAL) || data.running()?.is_some()
+    {
         return Ok(false);
     }
     let state = data.control()?.state;

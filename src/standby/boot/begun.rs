@@ -33,6 +33,7 @@ use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::standby::own_server;
 use crate::standby::verdict::Acknowledged;
 
@@ -43,7 +44,11 @@ const NAME: &str = "BOOT";
 const BYTES_MAX: u64 = 4096;
 
 /// The signs of a directory that is about to recover, whatever its control file says of the time before.
-const RECOVERY_SIGNS: [&str; 3] = ["standby.signal", "recovery.signal", "backup_label"];
+const RECOVERY_SIGNS: [&str; 3] = [
+    layout::STANDBY_SIGNAL,
+    layout::RECOVERY_SIGNAL,
+    layout::BACKUP_LABEL,
+];
 
 /// A boot that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn fault_131_boot_changes_are_put_back_unless_set_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(conf::AUTO_CONF);
+        let path = folder.path().join("postgresql.auto.conf");
         for before in ["a = 1\n", "delay = '1h'\na = 1\n", "delay = 0\n", ""] {
             std::fs::write(&path, before).unwrap();
             let changed = Changed::of(&path, "delay", "0").unwrap();

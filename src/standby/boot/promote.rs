@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::Standby;
 use super::holds::Attendance;
-use super::{STANDBY_SIGNAL, Standby};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control::State;
+use crate::pg::layout;
 use crate::standby::answers::{self, Answers};
 use crate::standby::replay::TICK;
 
@@ -41,7 +42,7 @@ impl Standby {
         attendance: &mut Attendance<'_>,
     ) -> Result<()> {
         // At a recovery target a server opens with what it has.
-        if !self.data.path().join(STANDBY_SIGNAL).exists() {
+        if !self.data.path().join(layout::STANDBY_SIGNAL).exists() {
             return Ok(());
         }
         let answers = Answers::of(self.data.path(), &self.server);

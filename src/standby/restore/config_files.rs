@@ -15,9 +15,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, is_outside_postgresql};
+use crate::pg::layout;
 use crate::store::{ConfigCopies, LIST_NAME};
-
-const MAIN_FILE: &str = "postgresql.conf";
 
 /// What a person can do about a copy that is not what it was.
 const HINT: &str = "the next backup replaces it; if somebody changed it on purpose, remove .walmgr-checksums beside it";
@@ -43,14 +42,17 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let (config, data) = (plan.config, &plan.place.data);
     let target = match &config.slave_config_dir {
         Some(folder) => folder.clone(),
-        None if !staging.join(MAIN_FILE).exists() => staging.to_path_buf(),
+        None if !staging.join(layout::MAIN_CONF).exists() => staging.to_path_buf(),
         None => return Ok(()),
     };
     let Some(source) = &config.config_backup else {
         if config.slave_config_dir.is_some() {
             tracing::info!("there is no config_backup: configuration files stay as they are");
         } else {
-            tracing::warn!("the set has no {MAIN_FILE} and there is no config_backup");
+            tracing::warn!(
+                "the set has no {} and there is no config_backup",
+                layout::MAIN_CONF
+            );
         }
         return Ok(());
     };
@@ -134,7 +136,7 @@ fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
         return Err(CommandError::retry(why).hint(HINT));
     }
     let old = std::fs::read(to).ok();
-    if to == settings.target.join(MAIN_FILE) {
+    if to == settings.target.join(layout::MAIN_CONF) {
         text = settings.edit(&text, old.as_deref().unwrap_or_default())?;
     }
     text = settings.settle(text, to, old.as_deref());
@@ -155,11 +157,11 @@ impl Settings<'_> {
     /// The text without orders, which are named; or what it lets in that the old one did not.
     fn settle(&self, text: Vec<u8>, to: &Path, old: Option<&[u8]>) -> Vec<u8> {
         match to.file_name().and_then(OsStr::to_str) {
-            Some("pg_hba.conf") => {
+            Some(layout::HBA_CONF) => {
                 settings::tell_wider(to, &text, old);
                 text
             }
-            Some("pg_ident.conf") => text,
+            Some(layout::IDENT_CONF) => text,
             _ if self.trusts => text,
             _ => {
                 let host = Host {

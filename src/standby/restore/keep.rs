@@ -8,6 +8,7 @@ use super::place::Place;
 use super::transfer::entries;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::layout;
 
 /// What the server's log is called in the data directory, as PostgreSQL and the packages of old call it.
 const LOGS: [&str; 2] = ["log", "pg_log"];
@@ -29,7 +30,7 @@ impl Kept {
     pub fn find(place: &Place) -> Kept {
         let staging = place.staging();
         let wal = [&staging, &place.data].into_iter().find_map(|data| {
-            let wal = data.join("pg_wal");
+            let wal = data.join(layout::PG_WAL);
             let target = wal.is_symlink().then(|| wal.canonicalize().ok()).flatten();
             target.filter(|target| !target.starts_with(data))
         });

@@ -7,21 +7,13 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::control_path;
 use super::transfer::{self, entries};
 use super::within;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::pg::{mounts, needs};
-
-/// What the control file of a copied set is called until everything is done.
-pub const COPIED: &str = needs::CONTROL_COPIED;
-
-/// The same for a set that was moved, and so exists nowhere else.
-pub const MOVED: &str = needs::CONTROL_MOVED;
-
-const CONTROL: &str = "pg_control";
 
 /// What is appended to the directory's name while a set is prepared beside it.
 const STAGING: &str = needs::RESTORING_SUFFIX;
@@ -152,7 +144,7 @@ impl Place {
             Err(_) => {}
         }
         // Without a server in it, what is there is somebody else's.
-        let keep_old = keep_old || !exists(&control_path(data, CONTROL))?;
+        let keep_old = keep_old || !exists(&data.join(layout::PG_CONTROL))?;
         let aside = match keep_old {
             true => free_name(data)?,
             false => beside(data, REMOVING),
@@ -188,12 +180,12 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
         Err(error) => return Err(error).at(Kind::Config, "list", data),
     }
-    let there = |name: &str| exists(&control_path(data, name));
-    if !there(CONTROL)? {
-        if there(MOVED)? {
+    let there = |name: &str| exists(&data.join(name));
+    if !there(layout::PG_CONTROL)? {
+        if there(layout::CONTROL_MOVED)? {
             return Ok(Occupant::Unfinished(Origin::Moved));
         }
-        if there(COPIED)? {
+        if there(layout::CONTROL_COPIED)? {
             return Ok(Occupant::Unfinished(Origin::Copied));
         }
     }
@@ -209,8 +201,12 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
 pub fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
     let mut found = [false; 3];
     for place in places {
-        for (found, name) in found.iter_mut().zip([MOVED, COPIED, CONTROL]) {
-            *found |= exists(&control_path(place, name))?;
+        for (found, name) in found.iter_mut().zip([
+            layout::CONTROL_MOVED,
+            layout::CONTROL_COPIED,
+            layout::PG_CONTROL,
+        ]) {
+            *found |= exists(&place.join(name))?;
         }
     }
     Ok(found)
@@ -223,7 +219,7 @@ pub fn origin_of_staging(staging: &Path) -> Result<Option<Origin>> {
     }
     // A copy gets its control file under the other name, at some time.
     let is_moved =
-        exists(&control_path(staging, CONTROL))? || exists(&control_path(staging, MOVED))?;
+        exists(&staging.join(layout::PG_CONTROL))? || exists(&staging.join(layout::CONTROL_MOVED))?;
     Ok(Some(match is_moved {
         true => Origin::Moved,
         false => Origin::Copied,
@@ -232,7 +228,10 @@ pub fn origin_of_staging(staging: &Path) -> Result<Option<Origin>> {
 
 /// Keeps PostgreSQL from starting; nothing happens if it could not anyway.
 pub fn hide_control(staging: &Path) -> Result<()> {
-    let (control, hidden) = (control_path(staging, CONTROL), control_path(staging, MOVED));
+    let (control, hidden) = (
+        staging.join(layout::PG_CONTROL),
+        staging.join(layout::CONTROL_MOVED),
+    );
     match exists(&control)? {
         true => files::move_to(&control, &hidden).at(Kind::Retry, "rename", &control),
         false => Ok(()),
@@ -241,9 +240,9 @@ pub fn hide_control(staging: &Path) -> Result<()> {
 
 /// Lets PostgreSQL start.
 pub fn show_control(data: &Path) -> Result<()> {
-    let control = control_path(data, CONTROL);
-    for name in [MOVED, COPIED] {
-        let hidden = control_path(data, name);
+    let control = data.join(layout::PG_CONTROL);
+    for name in [layout::CONTROL_MOVED, layout::CONTROL_COPIED] {
+        let hidden = data.join(name);
         if exists(&hidden)? {
             return files::move_to(&hidden, &control).at(Kind::Retry, "rename", &hidden);
         }
@@ -256,7 +255,7 @@ pub fn show_control(data: &Path) -> Result<()> {
 
 /// Removes a copy that was not finished, with what it had put into tablespaces outside.
 pub fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
-    for target in transfer::link_targets(&copy.join("pg_tblspc"))? {
+    for target in transfer::link_targets(&copy.join(layout::PG_TBLSPC))? {
         if target.is_absolute() && !target.starts_with(data) && !target.starts_with(copy) {
             transfer::remove_entries(&target)?;
         }
@@ -296,7 +295,7 @@ pub fn remove_old(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at(Kind::Retry, "remove", path),
     };
-    gone(std::fs::remove_file(control_path(path, CONTROL)))?;
+    gone(std::fs::remove_file(path.join(layout::PG_CONTROL)))?;
     gone(std::fs::remove_dir_all(path))
 }
 

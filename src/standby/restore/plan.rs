@@ -11,19 +11,20 @@ use std::sync::Arc;
 use walmgr_protocol::names::BackupName;
 
 use super::choose::{choose, choose_for};
+use super::config_files;
 use super::keep::Kept;
-use super::place::{self, MOVED, Occupant, Origin, Place};
+use super::place::{self, Occupant, Origin, Place};
 use super::spaces::{later, mapping};
-use super::{config_files, control_path};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Restoring;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
-use crate::pg::conf::{MAIN_FILE, ServerSettings};
+use crate::pg::conf::ServerSettings;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
+use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::mounts;
 use crate::pg::recovery::{Recovery, TargetTimeline};
@@ -284,7 +285,7 @@ impl SetInHand {
 /// The server that will be on the files of `staging`.
 fn server_of(config: &StandbyConfig, place: &Place, staging: &Path) -> ServerSettings {
     let folder = (config.slave_config_dir.as_ref()).filter(|_| place.is_slave_data);
-    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
     ServerSettings::of_next(staging, &place.data, main.as_deref())
 }
 
@@ -358,7 +359,7 @@ fn check_interrupted(
         ))
         .hint("type `restore` without a set and a target to finish that one"));
     }
-    let control = [MOVED, "pg_control"].map(|name| control_path(left, name));
+    let control = [layout::CONTROL_MOVED, layout::PG_CONTROL].map(|name| left.join(name));
     let control = control.iter().find(|path| path.exists());
     let control = control::read_file(control.map_or(left, PathBuf::as_path))?;
     check_cluster(archive, &control, left)

@@ -14,11 +14,9 @@ use super::within;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf::brought;
+use crate::pg::layout;
 use crate::pg::needs::WITHIN_PREFIX;
 use crate::pg::{group_access, mounts};
-
-/// What PostgreSQL calls a map that it has gone by.
-const MAP_DONE: &str = "tablespace_map.old";
 
 /// The set's pg_wal while its content moves elsewhere.
 const OLD_WAL: &str = "pg_wal.restoring";
@@ -28,7 +26,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     // PostgreSQL refuses a directory that others may look into.
     let mode = PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(staging, mode).at(Kind::Retry, "change the mode of", staging)?;
-    for left in ["postmaster.pid", "postmaster.opts"] {
+    for left in layout::OF_A_SERVER {
         let path = staging.join(left);
         files::remove(&path).at(Kind::Retry, "remove", &path)?;
     }
@@ -58,7 +56,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// Links the tablespaces that go elsewhere before anything is put there, so that what a kill leaves
 /// in them is known to be from here.
 pub fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let links = staging.join("pg_tblspc");
+    let links = staging.join(layout::PG_TBLSPC);
     make_directory(staging)?;
     make_directory(&links)?;
     for (oid, space) in &plan.tablespaces {
@@ -73,7 +71,10 @@ pub fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// paths, as long as there is a `tablespace_map`.
 fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     claim_tablespaces(plan, staging)?;
-    let (kept, links) = (staging.join("tmpspc"), staging.join("pg_tblspc"));
+    let (kept, links) = (
+        staging.join(layout::TMPSPC),
+        staging.join(layout::PG_TBLSPC),
+    );
     let kept_oids = match kept.is_dir() {
         true => entries(&kept).at(Kind::Retry, "list", &kept)?,
         false => Vec::new(),
@@ -81,7 +82,7 @@ fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     for oid in &kept_oids {
         if !plan.tablespaces.contains_key(oid) {
             let link = links.join(oid);
-            let target = plan.place.data.join("tmpspc").join(oid);
+            let target = plan.place.data.join(layout::TMPSPC).join(oid);
             files::link(&link, &target).at(Kind::Retry, "link", &link)?;
         }
     }
@@ -92,7 +93,10 @@ fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
             files::remove_any(&from)?;
         }
     }
-    let (map, done) = (staging.join("tablespace_map"), staging.join(MAP_DONE));
+    let (map, done) = (
+        staging.join(layout::TABLESPACE_MAP),
+        staging.join(layout::TABLESPACE_MAP_DONE),
+    );
     if map.exists() {
         files::remove_any(&done)?;
         files::move_to(&map, &done).at(Kind::Retry, "rename", &map)?;
@@ -102,7 +106,7 @@ fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 
 /// An empty pg_wal, but for what the set had in it, in the data directory or at `slave_pg_xlog`.
 fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let wal = staging.join("pg_wal");
+    let wal = staging.join(layout::PG_WAL);
     let old_wal = staging.join(OLD_WAL);
     let Some(place) = plan.wal_directory() else {
         if wal.is_symlink() {
@@ -162,7 +166,7 @@ fn holds_only_wal(place: &Path, is_mount: bool) -> Result<bool> {
     let is_of_a_server = |name: &std::ffi::OsStr| {
         let name = name.to_str().unwrap_or_default();
         let prefixes = ["RECOVERY", "xlogtemp.", WITHIN_PREFIX];
-        ["archive_status", "summaries"].contains(&name)
+        [layout::ARCHIVE_STATUS, layout::SUMMARIES].contains(&name)
             || prefixes.iter().any(|prefix| name.starts_with(prefix))
             || name.parse::<WalFileName>().is_ok()
             || is_mount && name == mounts::LOST_AND_FOUND

@@ -13,7 +13,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
-use crate::pg::conf::{self, MAIN_FILE, ServerSettings};
+use crate::pg::conf::{self, ServerSettings};
+use crate::pg::layout;
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;
 use crate::store::{ArchiveReader, RealDisk, StoreError};
@@ -25,11 +26,11 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         tracing::info!("{note}");
     }
     let own_hba = own_hba(plan.config);
-    let hba = staging.join("pg_hba.conf");
+    let hba = staging.join(layout::HBA_CONF);
     let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
     if !has_other_files && let Ok(foreign) = std::fs::read(&hba) {
         tell_wider(
-            &plan.place.data.join("pg_hba.conf"),
+            &plan.place.data.join(layout::HBA_CONF),
             &foreign,
             own_hba.as_deref(),
         );
@@ -57,7 +58,7 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// Raises the settings that the master raised behind the backup: a hot standby with less pauses there, or
 /// ends. What is set higher stays.
 pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let text = std::fs::read(staging.join("backup_label")).unwrap_or_default();
+    let text = std::fs::read(staging.join(layout::BACKUP_LABEL)).unwrap_or_default();
     let Ok(label) = BackupLabel::parse(&text) else {
         return Ok(());
     };
@@ -77,7 +78,7 @@ fn remove_leftovers(staging: &Path) -> Result<()> {
     leftovers::remove(staging)?;
     for name in entries(staging).at(Kind::Retry, "list", staging)? {
         let path = staging.join(&name);
-        if path.is_symlink() && name != "pg_wal" {
+        if path.is_symlink() && name != layout::PG_WAL {
             tracing::warn!("{} is a symlink and was removed", path.display());
             files::remove_any(&path)?;
         }
@@ -94,7 +95,7 @@ fn own_settings(config: &StandbyConfig) -> Option<Vec<u8>> {
 fn own_hba(config: &StandbyConfig) -> Option<Vec<u8>> {
     let server = own_server(config)?;
     let named = server.value("hba_file").filter(|name| !name.is_empty());
-    let named = named.unwrap_or_else(|| "pg_hba.conf".to_owned());
+    let named = named.unwrap_or_else(|| layout::HBA_CONF.to_owned());
     // A relative name begins in the folder that `-D` leads to: that of the main file, or the data directory.
     let folders = [server.config_file().parent(), config.slave_data.as_deref()];
     let mut places = folders
@@ -106,7 +107,7 @@ fn own_hba(config: &StandbyConfig) -> Option<Vec<u8>> {
 
 fn own_server(config: &StandbyConfig) -> Option<ServerSettings> {
     let folder = config.slave_config_dir.as_ref();
-    let main = folder.map(|folder| folder.join(MAIN_FILE));
+    let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
     let data = config.slave_data.as_ref()?;
     Some(ServerSettings::of(data, main.as_deref()))
 }

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::control_path;
-use super::place::{COPIED, MOVED, Place};
+use super::place::Place;
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
+use crate::pg::layout;
 use crate::pg::tablespace_map;
 
 /// Which tablespace goes where.
@@ -24,8 +24,8 @@ pub fn mapping(
     let mut mapping = BTreeMap::new();
     for (oid, old) in &known {
         let kept = [
-            set.join("tmpspc").join(oid),
-            set.join("pg_tblspc").join(oid),
+            set.join(layout::TMPSPC).join(oid),
+            set.join(layout::PG_TBLSPC).join(oid),
         ];
         if !kept.iter().any(|path| path.is_dir()) {
             return Err(CommandError::config(format!(
@@ -44,7 +44,7 @@ pub fn mapping(
         mapping.insert(oid.clone(), new.clone());
     }
     for (oid, old) in known.iter().filter(|(oid, _)| !mapping.contains_key(*oid)) {
-        let place = place.data.join("tmpspc").join(oid);
+        let place = place.data.join(layout::TMPSPC).join(oid);
         tracing::info!("tablespace {} goes to {}", old.display(), place.display());
     }
     Ok(mapping)
@@ -60,10 +60,11 @@ pub fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &Place) -> Result<
 fn check_space(space: &Path, place: &Place) -> Result<()> {
     let begun = [place.staging(), place.data.clone()];
     for data in &begun {
-        let unfinished = [MOVED, COPIED].map(|name| control_path(data, name));
+        let unfinished =
+            [layout::CONTROL_MOVED, layout::CONTROL_COPIED].map(|name| data.join(name));
         let is_unfinished = *data == begun[0] || unfinished.iter().any(|path| path.exists());
         if is_unfinished
-            && link_targets(&data.join("pg_tblspc"))?
+            && link_targets(&data.join(layout::PG_TBLSPC))?
                 .iter()
                 .any(|to| to == space)
         {
@@ -89,7 +90,7 @@ fn check_space(space: &Path, place: &Place) -> Result<()> {
 
 /// The tablespaces of a set: their OIDs, and where they were on the master (`tablespace_map`).
 fn tablespaces(set: &Path) -> Result<BTreeMap<OsString, PathBuf>> {
-    for name in ["tablespace_map", "tablespace_map.old"] {
+    for name in [layout::TABLESPACE_MAP, layout::TABLESPACE_MAP_DONE] {
         let path = set.join(name);
         let map = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,

@@ -11,6 +11,7 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::layout;
 use crate::pg::leftovers::RESTORED_SET;
 use crate::store::sets::SetEntry;
 
@@ -26,7 +27,7 @@ pub struct TakenSet {
 
 /// Notes that what lies in `staging` is the set of this name.
 pub fn write(staging: &Path, name: Option<String>) -> Result<()> {
-    let path = staging.join("backup_label");
+    let path = staging.join(layout::BACKUP_LABEL);
     let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
     let label = BackupLabel::parse(&text)
         .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;

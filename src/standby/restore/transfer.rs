@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::layout;
 use crate::pg::mounts::LOST_AND_FOUND;
 
 /// What is appended to the name of an entry while it is being copied.
@@ -86,13 +87,13 @@ pub fn link_targets(directory: &Path) -> Result<Vec<PathBuf>> {
 /// Makes the links of a data directory that was moved lead to where the old ones led, where
 /// that is below `from`.
 pub fn relink(data: &Path, from: &Path, to: &Path) -> Result<()> {
-    let spaces = data.join("pg_tblspc");
+    let spaces = data.join(layout::PG_TBLSPC);
     let names = match entries(&spaces) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other.at(Kind::Retry, "list", &spaces)?,
     };
     let mut links: Vec<PathBuf> = names.iter().map(|name| spaces.join(name)).collect();
-    links.push(data.join("pg_wal"));
+    links.push(data.join(layout::PG_WAL));
     for link in links {
         let target = std::fs::read_link(&link).ok();
         let below = target

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::plan::{Plan, Source};
 use super::transfer::entries;
 use crate::error::CommandError;
+use crate::pg::layout;
 
 impl Plan<'_> {
     /// The hint for a server that does not start on the new directory; `aside` is the old one.
@@ -96,12 +97,12 @@ fn free(path: &Path, suffix: &str) -> PathBuf {
 
 /// What leads the links below an old directory back; they are read from where it lies now.
 fn relinks(data: &Path, aside: &Path) -> Vec<String> {
-    let names = entries(&aside.join("pg_tblspc")).unwrap_or_default();
+    let names = entries(&aside.join(layout::PG_TBLSPC)).unwrap_or_default();
     let links = names
         .iter()
-        .map(|name| PathBuf::from("pg_tblspc").join(name));
+        .map(|name| PathBuf::from(layout::PG_TBLSPC).join(name));
     let mut words = Vec::new();
-    for link in links.chain([PathBuf::from("pg_wal")]) {
+    for link in links.chain([PathBuf::from(layout::PG_WAL)]) {
         let target = std::fs::read_link(aside.join(&link)).ok();
         if let Some(below) = target.as_ref().and_then(|it| it.strip_prefix(aside).ok()) {
             let (target, link) = (data.join(below), data.join(&link));

@@ -20,10 +20,8 @@ use super::transfer::{self, entries};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::layout;
 use crate::pg::needs::{ENTERING_WITHIN, RESTORING_WITHIN, WITHIN_PREFIX};
-
-/// What goes first: there is no control file from then on.
-const FIRST: &str = "global";
 
 /// Where a set is prepared.
 pub fn staging(mount: &Path) -> PathBuf {
@@ -51,7 +49,7 @@ fn own_entries(mount: &Path) -> Result<Vec<OsString>> {
             .as_encoded_bytes()
             .starts_with(WITHIN_PREFIX.as_bytes())
     });
-    names.sort_by_key(|name| (name != FIRST, name.clone()));
+    names.sort_by_key(|name| (name != layout::GLOBAL, name.clone()));
     Ok(names)
 }
 

@@ -8,23 +8,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
 
 use super::BackupSets;
-use super::names::LABEL;
 use crate::pg::backup_label::BackupLabel;
-use crate::pg::conf::AUTO_CONF;
 use crate::pg::control;
+use crate::pg::layout;
 use crate::pg::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED};
-use crate::pg::listed::MANIFEST;
 use crate::pg::manifest::{FileEntry, Scan};
 use crate::store::StoreError;
 use crate::store::tree::Node;
 
 /// The small files that a recovery goes by, which are read whenever sets are listed.
 const SMALL_FILES: [&str; 5] = [
-    LABEL,
-    "tablespace_map",
-    AUTO_CONF,
-    "PG_VERSION",
-    control::FILE_NAME,
+    layout::BACKUP_LABEL,
+    layout::TABLESPACE_MAP,
+    layout::AUTO_CONF,
+    layout::PG_VERSION,
+    layout::PG_CONTROL,
 ];
 
 /// How a set is.
@@ -108,15 +106,15 @@ impl BackupSets {
         let entries = match self.scan_manifest(root, set)? {
             None => Vec::new(),
             Some(Ok(entries)) => entries,
-            Some(Err(why)) => return Ok(Some(format!("its {MANIFEST}: {why}"))),
+            Some(Err(why)) => return Ok(Some(format!("its {}: {why}", layout::BACKUP_MANIFEST))),
         };
         for name in SMALL_FILES {
             let listed = (entries.iter()).find(|file| file.path.as_bytes() == name.as_bytes());
-            if name == AUTO_CONF && self.is_prepared(root, set)? {
+            if name == layout::AUTO_CONF && self.is_prepared(root, set)? {
                 continue;
             }
             let Some(node) = self.node(root, set, name)? else {
-                if listed.is_some() && name != AUTO_CONF {
+                if listed.is_some() && name != layout::AUTO_CONF {
                     return Ok(Some(format!("its {name} is gone")));
                 }
                 continue;
@@ -126,7 +124,7 @@ impl BackupSets {
             }
             let bytes = self.read_small(root, set, name)?;
             if listed.is_none()
-                && name == control::FILE_NAME
+                && name == layout::PG_CONTROL
                 && let Err(fault) = control::parse(&bytes)
             {
                 return Ok(Some(format!("its {name}: {fault}")));
@@ -145,8 +143,11 @@ impl BackupSets {
         set: &str,
     ) -> Result<Option<Result<Vec<FileEntry>, String>>, StoreError> {
         let parent = &self.parent;
-        let shown = format!("{set}/{MANIFEST}");
-        let file = match parent.disk.open_file(root, MANIFEST.as_ref()) {
+        let shown = format!("{set}/{}", layout::BACKUP_MANIFEST);
+        let file = match parent
+            .disk
+            .open_file(root, layout::BACKUP_MANIFEST.as_ref())
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| parent.failure("open", &shown, error))?,
         };
@@ -164,7 +165,7 @@ impl BackupSets {
     /// Whether somebody gave the set a signal file, as `pg_basebackup -R` does, which changes the
     /// settings behind the manifest.
     fn is_prepared(&self, root: BorrowedFd<'_>, set: &str) -> Result<bool, StoreError> {
-        for signal in ["standby.signal", "recovery.signal"] {
+        for signal in layout::SIGNALS {
             if self.node(root, set, signal)?.is_some() {
                 return Ok(true);
             }

@@ -13,9 +13,9 @@ use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
-use super::names::LABEL;
 use super::round_note::SetsNote;
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::layout;
 use crate::store::StoreError;
 use crate::store::tree::Node;
 use crate::wal::obstacle::{Met, Obstacle};
@@ -327,7 +327,10 @@ impl BackupSets {
             }
             Err(error) => return Err(unreadable("open set", error)),
         };
-        let len = match parent.disk.node(root.as_fd(), LABEL.as_ref()) {
+        let len = match parent
+            .disk
+            .node(root.as_fd(), layout::BACKUP_LABEL.as_ref())
+        {
             Ok(Node::File(len)) => Ok(len),
             Ok(_) => Err("it is no regular file".to_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -339,9 +342,9 @@ impl BackupSets {
             Err(why) => (Err(why), i64::MAX),
             Ok(len) if len > SMALL_FILE_BYTES_MAX => (Err(format!("it has {len} bytes")), i64::MAX),
             Ok(_) => {
-                let stat = parent.disk.stat_at(root.as_fd(), LABEL);
+                let stat = parent.disk.stat_at(root.as_fd(), layout::BACKUP_LABEL);
                 let stat = stat.map_err(|error| unreadable("examine the label of", error))?;
-                let bytes = self.read_small(root.as_fd(), &text, LABEL);
+                let bytes = self.read_small(root.as_fd(), &text, layout::BACKUP_LABEL);
                 let bytes = bytes.map_err(|error| Condition::Unreadable(error.to_string()))?;
                 let label = BackupLabel::parse(&bytes).map_err(|fault| fault.to_string());
                 (label, stat.changed_ms)

@@ -18,10 +18,9 @@ use super::BackupSets;
 use super::error::SetError;
 use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
-use super::names::{TABLESPACE_LINKS, TABLESPACES};
 use crate::files;
-use crate::pg::control;
-use crate::pg::listed::{Listed, MANIFEST};
+use crate::pg::layout;
+use crate::pg::listed::Listed;
 use crate::store::StoreError;
 use crate::store::durable::{self, TREE_DEPTH_MAX};
 use crate::store::tree::Node;
@@ -31,9 +30,6 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// How much is written before its write-back is started.
 const WRITEBACK_BYTES: u64 = 16 << 20;
-
-/// What a server leaves behind that runs no more; a copy of a stopped one has them.
-const OF_A_SERVER: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
 
 /// How much a set holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -147,17 +143,21 @@ impl HeldSet {
     /// What its manifest lists; `None` for a set without one, which somebody made by hand.
     fn listed(&self) -> Result<Option<Listed>, SetError> {
         let parent = &self.sets.parent;
-        let file = match parent.disk.open_file(self.directory(), MANIFEST.as_ref()) {
+        let file = match parent
+            .disk
+            .open_file(self.directory(), layout::BACKUP_MANIFEST.as_ref())
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 tracing::warn!("{} has no manifest: it is taken unchecked", self.name());
                 return Ok(None);
             }
-            other => other.map_err(|error| self.failure("open", MANIFEST.as_ref(), error))?,
+            other => other
+                .map_err(|error| self.failure("open", layout::BACKUP_MANIFEST.as_ref(), error))?,
         };
         let mut bytes = Vec::new();
         parent.read_through(
             file.as_fd(),
-            &format!("{}/{MANIFEST}", self.name()),
+            &format!("{}/{}", self.name(), layout::BACKUP_MANIFEST),
             |piece| {
                 bytes.extend_from_slice(piece);
                 bytes.len() as u64 <= MANIFEST_BYTES_MAX
@@ -165,7 +165,7 @@ impl HeldSet {
         )?;
         let listed = Listed::parse(&bytes);
         listed.map(Some).map_err(|fault| SetError::InTheWay {
-            path: self.path().join(MANIFEST),
+            path: self.path().join(layout::BACKUP_MANIFEST),
             why: fault.to_string(),
         })
     }
@@ -224,9 +224,9 @@ fn is_data(path: &Path) -> bool {
     };
     let is_below = components.next().is_some();
     match first {
-        TABLESPACE_LINKS => !is_below || components.next().is_some(),
-        "pg_wal" | "pg_log" => false,
-        "base" | "global" | TABLESPACES => true,
+        layout::PG_TBLSPC => !is_below || components.next().is_some(),
+        layout::PG_WAL | "pg_log" => false,
+        layout::BASE | layout::GLOBAL | layout::TMPSPC => true,
         name => name.starts_with("pg_") && !name.ends_with(".conf"),
     }
 }
@@ -268,7 +268,7 @@ fn failure(op: &'static str, path: &Path, source: io::Error) -> SetError {
 /// The tablespace that a path of a set lies in, or is.
 fn tablespace_of(path: &Path) -> Option<&OsStr> {
     let mut components = path.iter();
-    let is_below = components.next() == Some(OsStr::new(TABLESPACES));
+    let is_below = components.next() == Some(OsStr::new(layout::TMPSPC));
     components.next().filter(|_| is_below)
 }
 
@@ -298,7 +298,7 @@ impl Copier<'_> {
             let path = path.join(&name);
             let node = disk.node(from, &name);
             match node.map_err(|error| self.set.failure("examine", &path, error))? {
-                Node::File(_) if OF_A_SERVER.iter().any(|of| path == Path::new(of)) => {}
+                Node::File(_) if layout::OF_A_SERVER.iter().any(|of| path == Path::new(of)) => {}
                 Node::File(_) => self.file(from, to, &path)?,
                 Node::Directory => {
                     let below = disk.enter(from, &name);
@@ -308,7 +308,7 @@ impl Copier<'_> {
                 }
                 Node::Link | Node::Other => {
                     self.set.pass_over(&path)?;
-                    if !path.starts_with(TABLESPACE_LINKS) {
+                    if !path.starts_with(layout::PG_TBLSPC) {
                         tracing::warn!("{} is no file and is left out", path.display());
                     }
                 }
@@ -346,7 +346,7 @@ impl Copier<'_> {
     ) -> Result<(), SetError> {
         let disk = &self.set.sets.parent.disk;
         let name = path.file_name().unwrap_or_default();
-        let new_name = match path == Path::new(control::FILE_NAME) {
+        let new_name = match path == Path::new(layout::PG_CONTROL) {
             true => OsStr::new(self.copying.control_name),
             false => name,
         };

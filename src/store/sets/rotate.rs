@@ -24,6 +24,7 @@ use super::list::SetEntry;
 use super::lock::{Lease, Mode, NamesLock, lock};
 use super::names::UNSEALED_LABEL;
 use super::purge;
+use crate::pg::layout;
 use crate::store::StoreError;
 use crate::store::folder::{TEMPORARY_PREFIX, random_suffix};
 use crate::store::tree::Node;
@@ -267,7 +268,9 @@ impl BackupSets {
             .enter(parent.handle(), incoming.as_ref())
             .map_err(failed("open set"))?;
         match parent.disk.node(root.as_fd(), UNSEALED_LABEL.as_ref()) {
-            Ok(_) => Ok(parent.rename_in_tree(root.as_fd(), UNSEALED_LABEL, "backup_label")?),
+            Ok(_) => {
+                Ok(parent.rename_in_tree(root.as_fd(), UNSEALED_LABEL, layout::BACKUP_LABEL)?)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("examine")(error).into()),
         }

@@ -12,10 +12,8 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::names::{TABLESPACE_LINKS, TABLESPACES};
 use super::round_note::{NotedFile, SetsNote};
-use crate::pg::conf::AUTO_CONF;
-use crate::pg::listed::MANIFEST;
+use crate::pg::layout;
 use crate::pg::manifest::{self, FileEntry};
 use crate::pg::tablespace_map::oid_of;
 use crate::store::disk::FileStat;
@@ -149,9 +147,14 @@ impl SetsRound {
     /// Begins a set; `None` for one without a manifest, which cannot be compared with anything.
     fn begin(&mut self, root: OwnedFd) -> Result<Option<SetReading>, SetError> {
         let parent = &self.sets.parent;
-        let manifest = match parent.disk.open_file(root.as_fd(), MANIFEST.as_ref()) {
+        let manifest = match parent
+            .disk
+            .open_file(root.as_fd(), layout::BACKUP_MANIFEST.as_ref())
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| parent.failure("open", MANIFEST, error))?,
+            other => {
+                other.map_err(|error| parent.failure("open", layout::BACKUP_MANIFEST, error))?
+            }
         };
         let inode = self.inode_of(&root)?;
         let known = self.note.at.filter(|(known, _)| *known == inode);
@@ -234,7 +237,7 @@ impl SetsRound {
                     Some(Ok(entry)) => return Ok(Some(Ok(entry))),
                     Some(Err(fault)) => {
                         let stat = parent.disk.stat(reading.manifest.as_fd()).ok();
-                        let path = MANIFEST.parse();
+                        let path = layout::BACKUP_MANIFEST.parse();
                         let path = path.map_err(|_| SetError::GivenUp {
                             why: fault.to_string(),
                         })?;
@@ -249,7 +252,8 @@ impl SetsRound {
                 &mut self.buffer,
                 reading.offset_bytes,
             );
-            let read = read.map_err(|error| parent.failure("read", MANIFEST, error))?;
+            let read =
+                read.map_err(|error| parent.failure("read", layout::BACKUP_MANIFEST, error))?;
             // Whoever lists sets has found its checksum right: what is longer than a line ends it too.
             if read == 0 || reading.lines.len() >= PIECE_BYTES {
                 return Ok(None);
@@ -336,7 +340,7 @@ impl BackupSets {
         mut entry: FileEntry,
     ) -> Result<Option<ListedFile>, ListedFault> {
         // Looked at whenever sets are listed; a signal file may have come with other settings.
-        if entry.path.as_bytes() == AUTO_CONF.as_bytes() {
+        if entry.path.as_bytes() == layout::AUTO_CONF.as_bytes() {
             return Ok(None);
         }
         entry.path = stored_path(entry.path);
@@ -398,12 +402,12 @@ fn fault_of(file: &ListedFile, why: String) -> ListedFault {
 
 /// Where a set keeps what the manifest lists under this path.
 fn stored_path(path: RelativePath) -> RelativePath {
-    let below = path.as_bytes().strip_prefix(TABLESPACE_LINKS.as_bytes());
+    let below = path.as_bytes().strip_prefix(layout::PG_TBLSPC.as_bytes());
     let below = below.and_then(|below| below.strip_prefix(b"/"));
     let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
     let moved = below.filter(|_| oid.is_some_and(|oid| oid_of(oid).is_some()));
     moved
-        .map(|below| [TABLESPACES.as_bytes(), b"/", below].concat())
+        .map(|below| [layout::TMPSPC.as_bytes(), b"/", below].concat())
         .and_then(|moved| RelativePath::new(&moved).ok())
         .unwrap_or(path)
 }

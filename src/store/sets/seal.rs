@@ -27,10 +27,11 @@ use super::error::SetError;
 use super::incoming::IncomingSet;
 use super::inventory::{FileDigest, Inventory, KnownFile};
 use super::lock::NamesLock;
-use super::names::{TABLESPACE_LINKS, TABLESPACES, UNSEALED_LABEL};
+use super::names::UNSEALED_LABEL;
 use super::shared::{SetShared, descend};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::group_access;
+use crate::pg::layout;
 use crate::pg::tablespace_map::oid_of;
 use crate::store::StoreError;
 use crate::store::durable::DurableWal;
@@ -91,9 +92,9 @@ impl IncomingSet {
         let modes = group_access::apply(&parent.path().join(&name), &[]);
         modes.map_err(|error| parent.failure("change the modes of", &name, error))?;
         parent.sync_tree(shared.root.as_fd(), &name)?;
-        shared.write_part("backup_manifest", parts.manifest)?;
+        shared.write_part(layout::BACKUP_MANIFEST, parts.manifest)?;
         if let Some(map) = parts.tablespace_map {
-            shared.write_part("tablespace_map", map)?;
+            shared.write_part(layout::TABLESPACE_MAP, map)?;
         }
         shared.write_part(UNSEALED_LABEL, parts.backup_label)?;
         parent.sync_names(shared.root.as_fd(), &name)?;
@@ -145,8 +146,8 @@ impl SetShared {
             ));
         }
         let own = [
-            ("backup_label", Some(parts.backup_label)),
-            ("tablespace_map", parts.tablespace_map),
+            (layout::BACKUP_LABEL, Some(parts.backup_label)),
+            (layout::TABLESPACE_MAP, parts.tablespace_map),
         ];
         for expected in &mut *parts.files {
             confirm(&mut inventory, &own, &expected)?;
@@ -170,7 +171,7 @@ impl SetShared {
         for (path, known) in self.inventory().iter() {
             let components: Vec<&[u8]> = path.components().take(3).collect();
             if let [first, oid] = components[..]
-                && first == TABLESPACES.as_bytes()
+                && first == layout::TMPSPC.as_bytes()
             {
                 let is_directory = matches!(known, KnownFile::Directory { .. });
                 if !is_directory || oid_of(oid).is_none() {
@@ -185,7 +186,7 @@ impl SetShared {
         if oids.is_empty() {
             return Ok(());
         }
-        let links = RelativePath::new(TABLESPACE_LINKS.as_bytes());
+        let links = RelativePath::new(layout::PG_TBLSPC.as_bytes());
         let links = links.map_err(|error| SetError::NotComplete {
             why: error.to_string(),
         })?;
@@ -274,10 +275,10 @@ fn confirm(
 
 /// Where a file of the manifest is kept: tablespaces lie in `tmpspc`.
 fn stored_path(inventory: &Inventory, path: &RelativePath) -> RelativePath {
-    let behind = path.as_bytes().strip_prefix(TABLESPACE_LINKS.as_bytes());
+    let behind = path.as_bytes().strip_prefix(layout::PG_TBLSPC.as_bytes());
     let moved = behind
         .filter(|behind| behind.starts_with(b"/"))
-        .map(|behind| [TABLESPACES.as_bytes(), behind].concat())
+        .map(|behind| [layout::TMPSPC.as_bytes(), behind].concat())
         .and_then(|moved| RelativePath::new(&moved).ok());
     match moved {
         Some(moved) if inventory.known(&moved).is_some() => moved,

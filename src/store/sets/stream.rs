@@ -20,8 +20,7 @@ use walmgr_protocol::names::{Lsn, RelativePath};
 use super::BackupSets;
 use super::error::SetError;
 use super::list::HeldSet;
-use super::names::{TABLESPACE_LINKS, TABLESPACES};
-use crate::pg::{control, tablespace_map};
+use crate::pg::{layout, tablespace_map};
 use crate::store::StoreError;
 use crate::store::durable::TREE_DEPTH_MAX;
 use crate::store::tree::Node;
@@ -31,13 +30,11 @@ use crate::tar::writer;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// Sent before everything else, in this order.
-const FIRST: [&str; 3] = ["backup_manifest", "backup_label", "tablespace_map"];
-
-/// What a server leaves behind that runs no more; a copy of a stopped one has them.
-const OF_A_SERVER: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
-
-/// The map of a set that a server was started in.
-const MAP_DONE: &str = "tablespace_map.old";
+const FIRST: [&str; 3] = [
+    layout::BACKUP_MANIFEST,
+    layout::BACKUP_LABEL,
+    layout::TABLESPACE_MAP,
+];
 
 /// What a set holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +132,7 @@ impl HeldSet {
         };
         let map = match self.small_file(FIRST[2])? {
             Some(map) => Some(map),
-            None => self.small_file(MAP_DONE)?,
+            None => self.small_file(layout::TABLESPACE_MAP_DONE)?,
         };
         let map = tablespace_map::parse(&map.unwrap_or_default(), major);
         let map = map.map_err(|fault| wrong(format!("its tablespace_map: {fault}")))?;
@@ -145,14 +142,14 @@ impl HeldSet {
         let mut tablespaces = BTreeMap::new();
         for space in map {
             let oid = OsString::from(space.oid.to_string());
-            let is_there = [TABLESPACES, TABLESPACE_LINKS].iter().any(|above| {
+            let is_there = [layout::TMPSPC, layout::PG_TBLSPC].iter().any(|above| {
                 let disk = &self.sets.parent.disk;
                 let above = disk.enter(self.directory(), OsStr::new(above));
                 let node = above.and_then(|above| disk.node(above.as_fd(), &oid));
                 matches!(node, Ok(Node::Directory))
             });
             if !is_there {
-                let above = Path::new(TABLESPACES);
+                let above = Path::new(layout::TMPSPC);
                 for path in [above.to_path_buf(), above.join(&oid)] {
                     if self.path().join(&path).is_symlink() {
                         self.pass_over(&path)?;
@@ -197,9 +194,7 @@ impl HeldSet {
 
 /// The tablespace that a file lies in.
 fn tablespace_of(path: &[u8]) -> Option<u32> {
-    let mut components = path.split(|byte| *byte == b'/');
-    let is_below = components.next() == Some(TABLESPACES.as_bytes());
-    tablespace_map::oid_of(components.next().filter(|_| is_below)?)
+    layout::tablespace_of(path, layout::TMPSPC).map(|(oid, _)| oid)
 }
 
 /// Why a stream does not go on.
@@ -256,7 +251,7 @@ impl<'a> TarSender<'a> {
             self.file_if_there(root, name.as_ref(), Path::new(name), count)?;
         }
         self.directory(root, Path::new(""), count)?;
-        let control = Path::new(control::FILE_NAME);
+        let control = Path::new(layout::PG_CONTROL);
         let (Some(above), Some(name)) = (control.parent(), control.file_name()) else {
             return self.put(&writer::END);
         };
@@ -397,7 +392,7 @@ impl<'a> TarSender<'a> {
 /// Whether a file is sent at another place, or not at all.
 fn is_special(path: &Path) -> bool {
     let is = |name: &str| path == Path::new(name);
-    FIRST.into_iter().any(is) || OF_A_SERVER.into_iter().any(is) || is(control::FILE_NAME)
+    FIRST.into_iter().any(is) || layout::OF_A_SERVER.into_iter().any(is) || is(layout::PG_CONTROL)
 }
 
 #[cfg(test)]

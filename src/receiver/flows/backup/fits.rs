@@ -6,48 +6,37 @@ use std::collections::BTreeSet;
 
 use walmgr_protocol::message::backup::{Finish, PartName};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::{SegmentName, TimelineId};
+use walmgr_protocol::names::{RelativePath, SegmentName, TimelineId};
 
 use super::received::Received;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control::{self, ControlFile};
+use crate::pg::layout;
 use crate::pg::manifest::Reader;
 use crate::receiver::cluster::running::Running;
 use crate::store::Binding;
 
 /// Files that every cluster has, whatever is in it.
 const NEEDED: [&str; 6] = [
-    "PG_VERSION",
-    "backup_label",
+    layout::PG_VERSION,
+    layout::BACKUP_LABEL,
     "base/1/PG_VERSION",
     "base/1/pg_filenode.map",
-    control::FILE_NAME,
+    layout::PG_CONTROL,
     "global/pg_filenode.map",
-];
-
-/// Folders whose content no backup has: a server would go by what lies there.
-const EMPTIED: [&str; 8] = [
-    "pg_dynshmem/",
-    "pg_notify/",
-    "pg_replslot/",
-    "pg_serial/",
-    "pg_snapshots/",
-    "pg_stat_tmp/",
-    "pg_subtrans/",
-    "pg_wal/",
 ];
 
 /// Files of another life of the server, which no backup has either, and the names that a restore gives
 /// the control file until it is done: whoever looks what WAL a server needs reads those first.
 const UNWANTED: [&str; 8] = [
-    "backup_manifest",
-    "global/pg_control.copied",
-    "global/pg_control.moved",
-    "global/pg_control.restoring",
-    "postmaster.opts",
-    "postmaster.pid",
-    "recovery.signal",
-    "standby.signal",
+    layout::BACKUP_MANIFEST,
+    layout::CONTROL_COPIED,
+    layout::CONTROL_MOVED,
+    layout::CONTROL_RESTORING,
+    layout::POSTMASTER_OPTS,
+    layout::POSTMASTER_PID,
+    layout::RECOVERY_SIGNAL,
+    layout::STANDBY_SIGNAL,
 ];
 
 /// The first segment that the set needs, if all of it fits together and into this archive.
@@ -63,10 +52,10 @@ pub fn check(
     let manifest = parts.need(&PartName::Manifest)?;
     let has_map = parts.find(&PartName::TablespaceMap).is_some();
     check_manifest(binding, manifest, asked, has_map)?;
-    let version = running.read_small("PG_VERSION")?;
-    let control = running.read_small(control::FILE_NAME)?;
+    let version = running.read_small(layout::PG_VERSION)?;
+    let control = running.read_small(layout::PG_CONTROL)?;
     let control = control::parse(&control)
-        .map_err(|fault| mismatch(format!("its {} is not one: {fault}", control::FILE_NAME)))?;
+        .map_err(|fault| mismatch(format!("its {} is not one: {fault}", layout::PG_CONTROL)))?;
     check_control(binding, &control, &version, &label)?;
     Ok(label.first_segment)
 }
@@ -137,14 +126,12 @@ fn check_manifest(
         )));
     }
     let mut missing: BTreeSet<&str> = NEEDED.into_iter().collect();
-    missing.extend(has_map.then_some("tablespace_map"));
+    missing.extend(has_map.then_some(layout::TABLESPACE_MAP));
     for file in reader {
         let file = file.map_err(|error| refuse(error.to_string()))?;
         let path = file.path.as_bytes();
-        let is_unwanted = UNWANTED.iter().any(|name| name.as_bytes() == path)
-            || EMPTIED
-                .iter()
-                .any(|folder| path.starts_with(folder.as_bytes()));
+        let is_unwanted =
+            UNWANTED.iter().any(|name| name.as_bytes() == path) || is_in_emptied(&file.path);
         if is_unwanted {
             return Err(mismatch(format!("{} is in no backup", file.path)));
         }
@@ -164,6 +151,13 @@ fn check_manifest(
             "it has no {name}, so it is no backup of a cluster"
         ))),
     }
+}
+
+/// Whether it lies in a folder whose content no backup has: a server would go by what lies there.
+fn is_in_emptied(path: &RelativePath) -> bool {
+    let top = path.components().next().unwrap_or_default();
+    let mut emptied = layout::EMPTIED.iter().chain([&layout::PG_WAL]);
+    path.parent().is_some() && emptied.any(|folder| folder.as_bytes() == top)
 }
 
 fn check_control(
