@@ -3,16 +3,18 @@
 //! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
 //! whose reader makes it durable itself, is the one exception.
 
-use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use indicatif::HumanBytes;
+use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
@@ -95,6 +97,97 @@ pub fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
     }
 }
 
+/// Locks a directory for as long as the answer lives, without a trace in it; `None` while somebody else has it
+/// locked.
+pub fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
+    let file = File::open(directory).at(kind, "open", directory)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).at(Kind::Retry, "lock", directory),
+    }
+}
+
+/// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
+pub fn resolved(path: &Path) -> PathBuf {
+    let mut found = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                found.pop();
+            }
+            Component::CurDir => {}
+            part => found.push(part),
+        }
+        // A directory at a time, so that `..` leaves where a symlink led and not where it stood.
+        if let Ok(real) = found.canonicalize() {
+            found = real;
+        }
+    }
+    found
+}
+
+/// How many bytes are going to be written, by the file system that takes them.
+#[derive(Debug)]
+pub struct RoomNeeded {
+    /// What an error is in which a path cannot be looked at.
+    kind: Kind,
+    /// The bytes, and a path there, by the number of the device.
+    by_device: BTreeMap<u64, (u64, PathBuf)>,
+}
+
+impl RoomNeeded {
+    /// Nothing yet.
+    pub fn new(kind: Kind) -> RoomNeeded {
+        let by_device = BTreeMap::new();
+        RoomNeeded { kind, by_device }
+    }
+
+    /// Adds what goes to the file system of a path that exists.
+    pub fn add(&mut self, path: &Path, bytes: u64) -> Result<()> {
+        let device = path.metadata().at(self.kind, "examine", path)?.dev();
+        let entry = self.by_device.entry(device);
+        let (sum, _) = entry.or_insert_with(|| (0, path.to_path_buf()));
+        *sum = sum.saturating_add(bytes);
+        Ok(())
+    }
+
+    /// Refuses what does not fit, before anything was changed.
+    pub fn check(&self) -> Result<()> {
+        for (needed_bytes, path) in self.by_device.values() {
+            let state = fs::statvfs(path).at(self.kind, "examine", path)?;
+            let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
+            if free_bytes < *needed_bytes {
+                return Err(CommandError::retry(format!(
+                    "there is not enough room in {}: {} are needed, {} are free",
+                    path.display(),
+                    HumanBytes(*needed_bytes),
+                    HumanBytes(free_bytes)
+                ))
+                .hint("nothing was changed; free some space, or restore to another place"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first bytes of a file, and no more of it than `bytes_max`.
+pub fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?
+        .take(bytes_max)
+        .read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Makes a directory as PostgreSQL wants them, unless it is there.
+pub fn make_directory(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.at(Kind::Retry, "create", path),
+    }
+}
+
 /// Replaces `path` by this content in one step, keeping its owner and mode if it exists.
 ///
 /// A symlink is resolved first, so the link stays and the file it leads to is replaced.
@@ -117,12 +210,12 @@ pub fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> 
     let finish = || -> io::Result<()> {
         if let Some(metadata) = &old {
             let file = File::open(&temporary)?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+            fs::fchmod(&file, Mode::from_raw_mode(mode))?;
             let owner = Uid::from_raw(metadata.uid());
             let group = Gid::from_raw(metadata.gid());
             let new = file.metadata()?;
             if (new.uid(), new.gid()) != (metadata.uid(), metadata.gid()) {
-                rustix::fs::fchown(&file, Some(owner), Some(group))?;
+                fs::fchown(&file, Some(owner), Some(group))?;
             }
         }
         std::fs::rename(&temporary, &target)?;
@@ -145,24 +238,31 @@ pub fn remove(path: &Path) -> io::Result<bool> {
 /// Moves a file or directory to a name that nothing has, for good; the new directory is synced
 /// before the old one, so that a power cut leaves it under either name and never under none.
 pub fn move_to(from: &Path, to: &Path) -> io::Result<()> {
-    let flags = rustix::fs::RenameFlags::NOREPLACE;
-    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match to.symlink_metadata() {
-            Ok(_) => return Err(Errno::EXIST.into()),
-            Err(_) => std::fs::rename(from, to)?,
-        },
-        other => other?,
-    }
+    rename_new((CWD, from.as_os_str()), (CWD, to.as_os_str()))?;
     sync_directory_of(to)?;
     sync_directory_of(from)
+}
+
+/// Renames to a name that nothing has, each name as seen from a directory. Where a file system cannot refuse a
+/// name that is taken, it is looked for first: whoever renames here holds a lock.
+pub fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+    match fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST.into()),
+                Err(_) => Ok(fs::renameat(from.0, from.1, to.0, to.1)?),
+            }
+        }
+        other => Ok(other?),
+    }
 }
 
 /// Has a directory change places with the link to it, for good, and removes the link where it is then;
 /// fails where the two lie on different file systems. Killed in between, it leaves a link to itself
 /// where the directory was, and nothing else.
 pub fn bring_home(link: &Path, target: &Path) -> io::Result<()> {
-    let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
-    rustix::fs::renameat_with(cwd, link, cwd, target, flags)?;
+    let (cwd, flags) = (CWD, RenameFlags::EXCHANGE);
+    fs::renameat_with(cwd, link, cwd, target, flags)?;
     sync_directory_of(link)?;
     sync_directory_of(target)?;
     std::fs::remove_file(target)?;

@@ -1,10 +1,11 @@
 //! Directories and files that must not be one another or lie in one another.
 //! Never fails because something does not exist. Invariant: the order of the paths does not matter.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Place};
 use super::settings::Settings;
+use crate::files;
 
 /// A path and the key that names it.
 #[derive(Debug, Clone)]
@@ -33,7 +34,7 @@ impl Named {
 pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
     for (second_at, second) in directories.iter().enumerate() {
         for first in &directories[..second_at] {
-            let (a, b) = (resolved(&first.path), resolved(&second.path));
+            let (a, b) = (files::resolved(&first.path), files::resolved(&second.path));
             if a == b {
                 return Err(fault(first, second, "the same directory as"));
             }
@@ -51,10 +52,13 @@ pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
 /// `rotated` is moved aside to names like its own with a number behind; nobody may live there.
 pub fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
     // A link in its place is renamed itself; what it leads to may be, too.
-    let above = rotated.path.parent().map(resolved);
+    let above = rotated.path.parent().map(files::resolved);
     let own = above.zip(rotated.path.file_name());
     let own = own.map(|(above, name)| above.join(name));
-    for base in [Some(resolved(&rotated.path)), own].into_iter().flatten() {
+    for base in [Some(files::resolved(&rotated.path)), own]
+        .into_iter()
+        .flatten()
+    {
         check_names(&base, rotated, others)?;
     }
     Ok(())
@@ -68,7 +72,7 @@ fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fau
         return Ok(());
     };
     for other in others {
-        let path = resolved(&other.path);
+        let path = files::resolved(&other.path);
         let beside = path
             .ancestors()
             .find(|above| above.parent() == base.parent());
@@ -95,7 +99,7 @@ fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fau
 pub fn check_files(files: &[Named]) -> Result<(), Fault> {
     for (second_at, second) in files.iter().enumerate() {
         for first in &files[..second_at] {
-            if resolved(&first.path) == resolved(&second.path) {
+            if files::resolved(&first.path) == files::resolved(&second.path) {
                 return Err(fault(first, second, "the same file as"));
             }
         }
@@ -124,25 +128,6 @@ fn fault(outer: &Named, inner: &Named, relation: &str) -> Fault {
         }
     );
     Fault::of_key(blamed.place, &blamed.key, says).hint("give each a path of its own")
-}
-
-/// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
-fn resolved(path: &Path) -> PathBuf {
-    let mut found = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => {
-                found.pop();
-            }
-            Component::CurDir => {}
-            part => found.push(part),
-        }
-        // A directory at a time, so that `..` leaves where a symlink led and not where it stood.
-        if let Ok(real) = found.canonicalize() {
-            found = real;
-        }
-    }
-    found
 }
 
 #[cfg(test)]

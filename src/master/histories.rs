@@ -127,17 +127,11 @@ fn blocks(config: &MasterConfig, block_bytes_max: u32) -> Blocks {
 }
 
 fn read(pg_wal: &Path, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
-    use std::io::Read;
     let path = pg_wal.join(WalFileName::History(timeline).to_string());
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.at(Kind::Retry, "open", &path)?,
-    };
-    let mut text = Vec::new();
-    file.take(SMALL_FILE_BYTES_MAX + 1)
-        .read_to_end(&mut text)
-        .at(Kind::Retry, "read", &path)?;
-    Ok(Some(text))
+    match files::read_at_most(&path, SMALL_FILE_BYTES_MAX + 1) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.at(Kind::Retry, "read", &path).map(Some),
+    }
 }
 
 async fn push_one(

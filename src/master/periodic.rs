@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::OFlags;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -101,7 +101,7 @@ impl Stamp {
             .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
             .open(&path)
             .at(Kind::Retry, doing, &path)?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if file.try_lock().is_err() {
             return Ok(None);
         }
         let changed = file.metadata().and_then(|metadata| metadata.modified());

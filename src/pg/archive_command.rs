@@ -8,6 +8,8 @@ mod shell;
 
 use shell::{Item, Joint};
 
+use crate::files;
+
 /// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
 pub const LETS_GO: &str = "/bin/true";
 
@@ -253,17 +255,12 @@ struct Script {
 
 /// A script at this place, and whether a shell reads it.
 fn interpreter(program: &str) -> Option<Script> {
-    use std::io::Read;
     let path = Path::new(program);
     // A pipe would be waited for.
     if !path.is_absolute() || !path.is_file() {
         return None;
     }
-    let mut text = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
-    file.take(SCRIPT_BYTES_MAX as u64)
-        .read_to_end(&mut text)
-        .ok()?;
+    let text = files::read_at_most(path, SCRIPT_BYTES_MAX as u64).ok()?;
     let text = String::from_utf8_lossy(text.strip_prefix(b"#!")?).into_owned();
     let line = text.lines().next().unwrap_or_default();
     let mut words = line.split_whitespace().map(name_of);

@@ -1,7 +1,7 @@
 //! A data directory: which version it is of, and whether a server runs on it.
 //! Never changes it. Invariant: a `DataDirectory` is of a major version that walmgr supports.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +28,8 @@ pub struct DataDirectory {
 impl DataDirectory {
     /// Looks at `PG_VERSION`; the error says in one sentence what is wrong with the directory.
     pub fn open(path: &Path) -> Result<DataDirectory> {
-        let text = match read_small(&path.join(layout::PG_VERSION)) {
-            Ok(text) => text,
+        let text = match files::read_at_most(&path.join(layout::PG_VERSION), SMALL_FILE_BYTES) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let doing = format!(
                     "{} is not a PostgreSQL data directory: it has no PG_VERSION",
@@ -98,8 +98,8 @@ impl DataDirectory {
     /// still be there.
     pub fn last_server(&self) -> Result<Option<Postmaster>> {
         let path = self.path.join(layout::POSTMASTER_PID);
-        let text = match read_small(&path) {
-            Ok(text) => text,
+        let text = match files::read_at_most(&path, SMALL_FILE_BYTES) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).at(Kind::Config, "read", &path),
         };
@@ -175,14 +175,6 @@ impl Postmaster {
             ready: matches!(line(8), Some("ready" | "standby")),
         })
     }
-}
-
-fn read_small(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(SMALL_FILE_BYTES)
-        .read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use walmgr_protocol::names::RelativePath;
 
 use super::conf::brought;
 use super::mounts::LOST_AND_FOUND;
+use crate::files;
 
 /// The note in a set of a cluster with group access. PostgreSQL does not look at it.
 pub const NOTE: &str = "walmgr_group_access";
@@ -53,12 +54,10 @@ pub fn note(private: &[RelativePath]) -> Option<Vec<u8>> {
 /// Gives what lies in `root`, and in its tablespaces elsewhere, the modes that the note in it says; nothing
 /// without a note. Links are not followed.
 pub fn apply(root: &Path, spaces: &[PathBuf]) -> io::Result<bool> {
-    let file = match fs::File::open(root.join(NOTE)) {
+    let text = match files::read_at_most(&root.join(NOTE), SMALL_FILE_BYTES_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
-    let mut text = Vec::new();
-    file.take(SMALL_FILE_BYTES_MAX).read_to_end(&mut text)?;
     let lines = text.split(|byte| *byte == b'\n').skip(1);
     let private: HashSet<PathBuf> = lines
         .filter(|line| !line.is_empty())

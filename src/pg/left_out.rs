@@ -3,11 +3,11 @@
 //! is not made anew by a server anyway.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use walmgr_protocol::names::RelativePath;
+
+use crate::files;
 
 /// The file in a set that names its damaged pages.
 pub const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
@@ -25,10 +25,9 @@ const SHOWN_BYTES_MAX: u64 = 4 << 10;
 pub fn named_in(set: &Path) -> Vec<String> {
     let mut text = Vec::new();
     for name in [LEFT_OUT, LEFT_OUT_ALLOWED] {
-        if let Ok(file) = File::open(set.join(name)) {
-            // A file that cannot be read is found when the set is compared with its manifest.
-            let _ = file.take(SHOWN_BYTES_MAX).read_to_end(&mut text);
-        }
+        // A file that cannot be read is found when the set is compared with its manifest.
+        let shown = files::read_at_most(&set.join(name), SHOWN_BYTES_MAX);
+        text.extend(shown.unwrap_or_default());
     }
     let text = String::from_utf8_lossy(&text);
     text.lines()

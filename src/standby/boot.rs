@@ -31,14 +31,13 @@ mod holds;
 mod promote;
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::config::StandbyConfig;
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{CommandError, Kind, Result};
+use crate::files;
 use crate::options::Options;
 use crate::output;
 use crate::pg::conf::ServerSettings;
@@ -159,15 +158,12 @@ fn archive(config: &StandbyConfig) -> Result<ArchiveReader> {
 /// Keeps another boot of this server from doing the same meanwhile.
 fn alone(data: &DataDirectory) -> Result<File> {
     let data = data.path();
-    let file = File::open(data).at(Kind::Retry, "open", data)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
+    files::try_lock(Kind::Retry, data)?.ok_or_else(|| {
+        CommandError::retry(format!(
             "another boot of the server in {} is going on",
             data.display()
-        ))),
-        Err(error) => Err(io::Error::from(error)).at(Kind::Retry, "lock", data),
-    }
+        ))
+    })
 }
 
 /// A server that replays, and the archive it replays from.

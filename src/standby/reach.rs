@@ -5,7 +5,6 @@
 //! Whether an LSN or a time is in reach is told by the two ends of the WAL. A transaction and a
 //! restore point have to be found, record by record.
 
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use crate::error::{CommandError, Kind, Result};
+use crate::files;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::pg::layout;
@@ -307,9 +307,7 @@ pub fn refused(
 
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
 fn stop_in_manifest(set: &Path) -> Option<Lsn> {
-    let file = std::fs::File::open(set.join(layout::BACKUP_MANIFEST)).ok()?;
-    let mut bytes = Vec::new();
-    file.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let bytes = files::read_at_most(&set.join(layout::BACKUP_MANIFEST), MANIFEST_BYTES_MAX).ok()?;
     let manifest = Manifest::new(&bytes);
     let manifest = manifest
         .inspect_err(|fault| {

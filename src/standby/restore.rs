@@ -38,10 +38,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
-
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::options::{Options, Restoring};
 use crate::output::{self, Waiting};
 use crate::pg::backup_label::BackupLabel;
@@ -92,15 +91,12 @@ fn alone_at(place: &Place) -> Result<File> {
 }
 
 fn alone_in(above: &Path) -> Result<File> {
-    let file = File::open(above).at(Kind::Config, "open", above)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(CommandError::retry(format!(
+    files::try_lock(Kind::Config, above)?.ok_or_else(|| {
+        CommandError::retry(format!(
             "another restore is going on in {}",
             above.display()
-        ))),
-        Err(error) => Err(std::io::Error::from(error)).at(Kind::Retry, "lock", above),
-    }
+        ))
+    })
 }
 
 impl Plan<'_> {

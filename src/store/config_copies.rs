@@ -11,8 +11,7 @@
 //! While files are swapped in, a name has two lines: as it was, and as it will be. A list that is absent, torn
 //! or flipped says nothing, as for folders that were filled by hand.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self};
 use std::path::{Path, PathBuf};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
@@ -55,7 +54,7 @@ impl CopyLine {
 impl ConfigCopies {
     /// Reads the list of a folder, which need not be there.
     pub fn read(folder: &Path) -> ConfigCopies {
-        let text = read_at_most(&folder.join(LIST_NAME), LIST_BYTES_MAX);
+        let text = files::read_at_most(&folder.join(LIST_NAME), LIST_BYTES_MAX);
         ConfigCopies {
             folder: folder.to_path_buf(),
             lines: text.ok().and_then(|text| parse(&text)).unwrap_or_default(),
@@ -84,7 +83,7 @@ impl ConfigCopies {
     pub fn damage(&self) -> Option<String> {
         self.lines.iter().find_map(|line| {
             let path = self.folder.join(&line.name);
-            match read_at_most(&path, SMALL_FILE_BYTES_MAX) {
+            match files::read_at_most(&path, SMALL_FILE_BYTES_MAX) {
                 Ok(content) => self.contradicts(&line.name, &content),
                 Err(error) => Some(format!("{} cannot be read: {error}", path.display())),
             }
@@ -119,14 +118,6 @@ impl ConfigCopies {
             MODE,
         )
     }
-}
-
-fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    File::open(path)?
-        .take(bytes_max)
-        .read_to_end(&mut content)?;
-    Ok(content)
 }
 
 fn text(lines: &[CopyLine]) -> String {

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, retry_on_intr};
 use walmgr_protocol::message::Digest;
 use walmgr_protocol::names::WalFileName;
@@ -32,6 +32,7 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::{Folder, TEMPORARY_PREFIX, random_suffix};
 use super::tree::Node;
+use crate::files;
 
 pub(super) use records::Linked;
 pub use records::{DurableRecords, DurableWal};
@@ -556,15 +557,7 @@ pub(super) fn move_directory(from: BorrowedFd<'_>, name: &str, to: &Path) -> io:
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = fs::open(above, flags, Mode::empty())?;
-    match fs::renameat_with(from, name, &above, new_name, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match fs::statat(&above, new_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => return Err(Errno::EXIST.into()),
-                Err(_) => fs::renameat(from, name, &above, new_name)?,
-            }
-        }
-        other => other?,
-    }
+    files::rename_new((from, name.as_ref()), (above.as_fd(), new_name))?;
     fs::fsync(&above)?;
     Ok(fs::fsync(from)?)
 }

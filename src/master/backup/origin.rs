@@ -2,14 +2,12 @@
 //! Never trusts a process id. Invariant: whoever sends the origin of a data directory holds the
 //! lock on it, so an open backup of the same origin is one of a process that died.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{IoContext, Kind, Result};
+use crate::files;
 use crate::transport::connect::fresh_nonce;
 
 /// Tells one boot of a host from another, and so the processes of both.
@@ -19,37 +17,31 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub struct Origin {
     text: String,
     host: String,
-    _lock: OwnedFd,
+    _lock: Option<File>,
 }
 
 impl Origin {
     /// Locks the data directory, without a trace in it. While another process has it locked, the
     /// origin is one that is like no other, and the receiver says who makes the backup.
     pub fn claim(data: &Path) -> Result<Origin> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(data, flags, Mode::empty());
-        let directory = directory.at(Kind::Config, "open", data)?;
+        let lock = files::try_lock(Kind::Config, data)?;
         let metadata = std::fs::metadata(data).at(Kind::Config, "look at", data)?;
         let host = rustix::system::uname()
             .nodename()
             .to_string_lossy()
             .into_owned();
-        let text = match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
+        let text = match lock {
+            Some(_) => {
                 let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
                 let (device, inode) = (metadata.dev(), metadata.ino());
                 format!("{host} {} {device} {inode}", boot.trim())
             }
-            Err(Errno::WOULDBLOCK) => format!("{host} {:02x?}", fresh_nonce()?),
-            Err(error) => {
-                let doing = format!("lock {}", data.display());
-                return Err(CommandError::retry(doing).because(std::io::Error::from(error)));
-            }
+            None => format!("{host} {:02x?}", fresh_nonce()?),
         };
         Ok(Origin {
             text,
             host,
-            _lock: directory,
+            _lock: lock,
         })
     }
 

@@ -7,17 +7,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::message::fetch::SetDescription;
 
 use super::Spaces;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
+use crate::files::{self, RoomNeeded};
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
@@ -58,7 +58,7 @@ impl Place {
         described: &SetDescription,
         mapping: &[(PathBuf, PathBuf)],
     ) -> Result<Place> {
-        let data = resolved(data);
+        let data = files::resolved(data);
         refuse_overlap(config, &data)?;
         let mut place = Place {
             is_new: examine_directory(&data, &data)?,
@@ -74,8 +74,11 @@ impl Place {
         let known = described.tablespaces.iter();
         let known: Vec<PathBuf> = known.map(|space| location(&space.path)).collect();
         place.later = Later::examine(&known, mapping, |new| {
-            let is_taken = place.spaces.values().any(|space| *space == resolved(new));
-            place.examine_space(config, &resolved(new), is_taken)
+            let is_taken = place
+                .spaces
+                .values()
+                .any(|space| *space == files::resolved(new));
+            place.examine_space(config, &files::resolved(new), is_taken)
         })?;
         place.check_room(described)?;
         Ok(place)
@@ -108,17 +111,10 @@ impl Place {
     }
 
     fn check_room(&self, described: &SetDescription) -> Result<()> {
-        let mut needed = std::collections::BTreeMap::new();
-        let mut need = |path: &Path, bytes: u64| -> Result<()> {
-            let existing = match path.exists() {
-                true => path,
-                false => path.parent().unwrap_or(path),
-            };
-            let device = existing.metadata().at(Kind::Usage, "examine", existing)?;
-            let entry = needed.entry(device.dev());
-            let (sum, _) = entry.or_insert_with(|| (0_u64, existing.to_path_buf()));
-            *sum = sum.saturating_add(bytes);
-            Ok(())
+        let mut needed = RoomNeeded::new(Kind::Usage);
+        let mut need = |path: &Path, bytes: u64| match path.exists() {
+            true => needed.add(path, bytes),
+            false => needed.add(path.parent().unwrap_or(path), bytes),
         };
         need(&self.data, described.bytes.saturating_add(SPARE_BYTES))?;
         for space in &described.tablespaces {
@@ -127,41 +123,22 @@ impl Place {
                 space.bytes,
             )?;
         }
-        for (needed_bytes, path) in needed.values() {
-            let state = rustix::fs::statvfs(path).at(Kind::Usage, "examine", path)?;
-            let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
-            if free_bytes < *needed_bytes {
-                return Err(CommandError::retry(format!(
-                    "there is not enough room in {}: {} are needed, {} are free",
-                    path.display(),
-                    HumanBytes(*needed_bytes),
-                    HumanBytes(free_bytes)
-                ))
-                .hint("nothing was changed; free some space, or restore to another place"));
-            }
-        }
-        Ok(())
+        needed.check()
     }
 
     /// Makes and marks the directories; what an interrupted restore left there goes.
     pub fn begin(mut self) -> Result<Place> {
         if self.is_new {
-            make_directory(&self.data)?;
+            files::make_directory(&self.data)?;
         }
-        let root = File::open(&self.data).at(Kind::Retry, "open", &self.data)?;
-        match flock(&root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let text = format!("another restore fills {}", self.data.display());
-                return Err(CommandError::retry(text));
-            }
-            Err(error) => return Err(error).at(Kind::Retry, "lock", &self.data),
-        }
+        let root = files::try_lock(Kind::Retry, &self.data)?.ok_or_else(|| {
+            CommandError::retry(format!("another restore fills {}", self.data.display()))
+        })?;
         // Somebody else may have come first.
         examine_directory(&self.data, &self.data)?;
         for space in self.spaces.values() {
             if examine_directory(space, &self.data)? {
-                make_directory(space)?;
+                files::make_directory(space)?;
             }
             clear(space)?;
         }
@@ -207,7 +184,7 @@ impl Place {
     /// Leads the links to where the tablespaces are now.
     pub fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
         let links = self.data.join(layout::PG_TBLSPC);
-        make_directory(&links)?;
+        files::make_directory(&links)?;
         for space in &described.tablespaces {
             let kept = self.data.join(layout::TMPSPC).join(space.oid.to_string());
             let link = links.join(space.oid.to_string());
@@ -224,7 +201,7 @@ impl Place {
 
     /// An empty pg_wal, unless the set has one.
     pub fn make_wal_directory(&self) -> Result<()> {
-        make_directory(&self.data.join(layout::PG_WAL))
+        files::make_directory(&self.data.join(layout::PG_WAL))
     }
 
     /// Makes everything durable that was written.
@@ -336,7 +313,7 @@ fn clear(directory: &Path) -> Result<()> {
 
 /// Neither inside the master's data directory nor around it.
 fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
-    let own = resolved(&config.master_data);
+    let own = files::resolved(&config.master_data);
     // Lost with its host, it may be restored where it was.
     let is_replacement = *path == own && !own.join(layout::PG_VERSION).exists();
     if is_replacement || !(path.starts_with(&own) || own.starts_with(path)) {
@@ -348,16 +325,6 @@ fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
         own.display()
     ))
     .hint("restore to a new directory, compare, and only then put it in the old one's place"))
-}
-
-/// Where a path leads, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    let above = path.parent().and_then(|above| above.canonicalize().ok());
-    match (path.canonicalize(), above, path.file_name()) {
-        (Ok(resolved), ..) => resolved,
-        (Err(_), Some(above), Some(name)) => above.join(name),
-        _ => path.to_path_buf(),
-    }
 }
 
 fn location(path: &[u8]) -> PathBuf {
@@ -378,7 +345,7 @@ fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<
     let mut spaces = Spaces::new();
     for (old, new) in mapping {
         if let Some(space) = known.iter().find(|space| location(&space.path) == *old) {
-            spaces.insert(space.oid, resolved(new));
+            spaces.insert(space.oid, files::resolved(new));
         }
     }
     for space in known
@@ -393,14 +360,6 @@ fn spaces(described: &SetDescription, mapping: &[(PathBuf, PathBuf)]) -> Result<
         );
     }
     Ok(spaces)
-}
-
-/// Makes a directory as PostgreSQL wants them, unless it is there.
-fn make_directory(path: &Path) -> Result<()> {
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.at(Kind::Retry, "create", path),
-    }
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {

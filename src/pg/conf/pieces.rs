@@ -4,8 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::effective::{DEPTH_MAX, files_of};
@@ -13,6 +11,7 @@ use super::foreign::FILE_BYTES_MAX;
 use super::line::{self};
 use super::{is_on, lines};
 use crate::error::Result;
+use crate::files;
 use crate::pg::layout;
 
 /// Files of one configuration; more are neither listed nor read.
@@ -114,11 +113,10 @@ struct Disk;
 
 impl PieceSource for Disk {
     fn text(&self, path: &Path) -> Option<Vec<u8>> {
-        let mut text = Vec::new();
         let is_file = path.is_file();
-        let file = is_file.then(|| File::open(path).ok()).flatten()?;
-        file.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
-        Some(text)
+        is_file
+            .then(|| files::read_at_most(path, FILE_BYTES_MAX).ok())
+            .flatten()
     }
 
     fn folder(&self, path: &Path) -> Option<Result<Vec<PathBuf>>> {

@@ -9,13 +9,12 @@
 //! | the file below `/etc/postgresql` that has this `data_directory` | Debian and its kin, before a first start |
 //! | the data directory | |
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::command_line::CommandLine;
 use super::{last_setter, value};
 use crate::error::Result;
+use crate::files;
 use crate::pg::layout;
 use crate::pg::sql_settings::COMMAND_LINE;
 
@@ -141,10 +140,9 @@ impl ServerSettings {
 }
 
 fn read_line(data: &Path) -> CommandLine {
-    let mut text = Vec::new();
-    let file = File::open(data.join(layout::POSTMASTER_OPTS));
-    let read = file.and_then(|file| file.take(OPTIONS_BYTES_MAX).read_to_end(&mut text));
-    read.map(|_| CommandLine::parse(&text)).unwrap_or_default()
+    let text = files::read_at_most(&data.join(layout::POSTMASTER_OPTS), OPTIONS_BYTES_MAX);
+    text.map(|text| CommandLine::parse(&text))
+        .unwrap_or_default()
 }
 
 /// A main file outside the data directory that the command line leads to. A relative one is not known: nobody

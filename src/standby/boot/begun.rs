@@ -18,8 +18,6 @@
 //! It is written before STOP, durably, and finished behind the last step. A crash leaves an older one, or one
 //! of a boot that has not begun: `boot` typed again writes it anew, and a restore takes it away.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -87,7 +85,7 @@ impl Begun {
     /// The last one, if it is of this directory. One that says nothing is told and passed over.
     pub fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<Begun>> {
         let path = path(config);
-        let text = match read_small(&path) {
+        let text = match files::read_at_most(&path, BYTES_MAX) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.at(Kind::Retry, "read", &path)?,
         };
@@ -225,12 +223,6 @@ pub fn has_opened(data: &DataDirectory) -> Result<bool> {
 
 fn path(config: &StandbyConfig) -> PathBuf {
     config.completed_wals.join(NAME)
-}
-
-fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path)?.take(BYTES_MAX).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 fn inode(data: &Path) -> Result<u64> {

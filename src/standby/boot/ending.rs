@@ -14,6 +14,7 @@ use super::Standby;
 use super::begun::Begun;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::output;
 use crate::pg::data_directory::DataDirectory;
 use crate::standby::frozen::Partials;
@@ -158,13 +159,7 @@ fn reading_entry(entry: io::Result<std::fs::DirEntry>, folder: &Path) -> Result<
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut text = Vec::new();
-    let file = std::fs::File::open(path).at(Kind::Retry, "open", path)?;
-    file.take(SMALL_FILE_BYTES_MAX)
-        .read_to_end(&mut text)
-        .at(Kind::Retry, "read", path)?;
-    Ok(text)
+    files::read_at_most(path, SMALL_FILE_BYTES_MAX).at(Kind::Retry, "read", path)
 }
 
 fn time_text(time_us: i64) -> String {

@@ -105,7 +105,7 @@ fn copy_folder(
     settings: &Settings<'_>,
     depth_left: usize,
 ) -> Result<()> {
-    super::place::make_directory(target)?;
+    files::make_directory(target)?;
     for name in entries(source).at(Kind::Retry, "list", source)? {
         if name == LIST_NAME {
             continue;

@@ -4,7 +4,6 @@
 //! control file has another name meanwhile.
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::transfer::{self, entries};
@@ -263,14 +262,6 @@ pub fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
     match std::fs::remove_dir_all(copy) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at(Kind::Retry, "remove the unfinished", copy),
-    }
-}
-
-/// Makes a directory as PostgreSQL wants them, unless it is there.
-pub fn make_directory(path: &Path) -> Result<()> {
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.at(Kind::Retry, "create", path),
     }
 }
 

@@ -17,6 +17,7 @@ use super::place::{self, Occupant, Origin, Place};
 use super::spaces::{later, mapping};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::RoomNeeded;
 use crate::options::Restoring;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
@@ -160,38 +161,20 @@ impl<'a> Plan<'a> {
     }
 
     fn check_room(&self) -> Result<()> {
-        let mut needed: BTreeMap<u64, (u64, PathBuf)> = BTreeMap::new();
-        let mut need = |path: &Path, bytes: u64| -> Result<()> {
-            let device = path.metadata().at(Kind::Config, "examine", path)?.dev();
-            let entry = needed.entry(device);
-            entry.or_insert_with(|| (0, path.to_path_buf())).0 += bytes;
-            Ok(())
-        };
+        let mut needed = RoomNeeded::new(Kind::Config);
         let above = self.place.staging_above();
         if !self.is_renamed() {
-            need(above, self.size.bytes + SPARE_BYTES)?;
+            needed.add(above, self.size.bytes + SPARE_BYTES)?;
         }
         for (oid, bytes) in &self.size.tablespaces {
             match self.tablespaces.get(oid) {
-                Some(space) if space.is_dir() => need(space, *bytes)?,
-                Some(space) => need(space.parent().unwrap_or(space), *bytes)?,
-                None if !self.is_renamed() => need(above, *bytes)?,
+                Some(space) if space.is_dir() => needed.add(space, *bytes)?,
+                Some(space) => needed.add(space.parent().unwrap_or(space), *bytes)?,
+                None if !self.is_renamed() => needed.add(above, *bytes)?,
                 None => {}
             }
         }
-        for (needed_bytes, path) in needed.values() {
-            let state = rustix::fs::statvfs(path).at(Kind::Config, "examine", path)?;
-            let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
-            if free_bytes < *needed_bytes {
-                return Err(CommandError::retry(format!(
-                    "there is not enough room in {}: {needed_bytes} bytes are needed, {free_bytes} \
-                     are free",
-                    path.display()
-                ))
-                .hint("nothing was changed; free some space, or restore to another place"));
-            }
-        }
-        Ok(())
+        needed.check()
     }
 
     /// `slave_pg_xlog` has to be a directory that can be made, or whose content can be moved aside.

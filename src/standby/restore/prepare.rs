@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::WalFileName;
 
-use super::place::{free_name, make_directory};
+use super::place::free_name;
 use super::plan::Plan;
 use super::transfer::{self, entries};
 use super::within;
@@ -57,12 +57,12 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// in them is known to be from here.
 pub fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let links = staging.join(layout::PG_TBLSPC);
-    make_directory(staging)?;
-    make_directory(&links)?;
+    files::make_directory(staging)?;
+    files::make_directory(&links)?;
     for (oid, space) in &plan.tablespaces {
         let link = links.join(oid);
         files::link(&link, space).at(Kind::Retry, "link", &link)?;
-        make_directory(space)?;
+        files::make_directory(space)?;
     }
     Ok(())
 }
@@ -112,17 +112,17 @@ fn place_wal(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         if wal.is_symlink() {
             files::remove_any(&wal)?;
         }
-        return make_directory(&wal);
+        return files::make_directory(&wal);
     };
     if std::fs::read_link(&wal).ok().as_deref() != Some(place) {
         move_old_wal_aside(plan, place)?;
-        make_directory(place)?;
+        files::make_directory(place)?;
         if wal.is_dir() && !wal.is_symlink() {
             files::move_to(&wal, &old_wal).at(Kind::Retry, "rename", &wal)?;
         }
         files::link(&wal, place).at(Kind::Retry, "link", &wal)?;
     }
-    make_directory(place)?;
+    files::make_directory(place)?;
     if old_wal.is_dir() {
         transfer::move_entries(&old_wal, place)?;
         files::remove_any(&old_wal)?;

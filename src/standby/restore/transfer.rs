@@ -53,7 +53,7 @@ fn copy_durably(from: &Path, to: &Path) -> Result<()> {
     if !kind.is_dir() {
         return files::copy(from, to).at(Kind::Retry, "copy", from);
     }
-    super::place::make_directory(to)?;
+    files::make_directory(to)?;
     for name in entries(from).at(Kind::Retry, "list", from)? {
         copy_durably(&from.join(&name), &to.join(&name))?;
     }

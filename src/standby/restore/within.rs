@@ -13,9 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::place::{
-    Occupant, Origin, control_names, exists, free_name, make_directory, remove_old,
-};
+use super::place::{Occupant, Origin, control_names, exists, free_name, remove_old};
 use super::transfer::{self, entries};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
@@ -78,7 +76,7 @@ pub fn make_way(mount: &Path, keep_old: bool) -> Result<Option<PathBuf>> {
     if names.is_empty() && !exists(&aside)? {
         return Ok(None);
     }
-    make_directory(&aside)?;
+    files::make_directory(&aside)?;
     for name in names {
         let from = mount.join(&name);
         files::move_to(&from, &aside.join(&name)).at(Kind::Retry, "move aside", &from)?;
@@ -120,7 +118,7 @@ pub fn enter(mount: &Path) -> Result<()> {
 /// Undoes [`enter`], wherever it was interrupted.
 pub fn retreat(mount: &Path) -> Result<()> {
     let (staging, entering) = (staging(mount), entering(mount));
-    make_directory(&entering)?;
+    files::make_directory(&entering)?;
     for name in own_entries(mount)? {
         let to = entering.join(&name);
         files::move_to(&mount.join(&name), &to).at(Kind::Retry, "move back", &to)?;
