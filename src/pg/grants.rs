@@ -9,7 +9,7 @@ use crate::error::{CommandError, Result};
 pub enum Task {
     /// `setup`.
     Setup,
-    /// The same where `postgresql.auto.conf` has `archive_mode` off.
+    /// `setup` where `postgresql.auto.conf` has `archive_mode` off, which only `ALTER SYSTEM` takes out.
     SetupWithReset,
     /// `stop`.
     Stop,

@@ -15,7 +15,7 @@ pub const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
 /// The file in a set that names what the set lacks. PostgreSQL does not look at it.
 pub const LEFT_OUT: &str = "walmgr_left_out";
 
-/// The same where whoever made the backup had said that it may lack something.
+/// The file that names what a set lacks where whoever made the backup had said that it may lack something.
 pub const LEFT_OUT_ALLOWED: &str = "walmgr_left_out_allowed";
 
 /// How much of such a file is shown: what a person reads, and no more of a file that anybody wrote.

@@ -117,7 +117,7 @@ impl Session {
         Self::connect_from(conninfo, &Environment::of_process(), limits).await
     }
 
-    /// The same with an environment of the caller's choice.
+    /// Opens a session as the connection string and this environment say.
     pub async fn connect_from(
         conninfo: &str,
         environment: &Environment,
@@ -126,8 +126,8 @@ impl Session {
         Box::pin(Self::connect_where(conninfo, environment, limits, None)).await
     }
 
-    /// The same, in a database where the role may do what a command needs; otherwise the error
-    /// names what to type.
+    /// Opens a session in a database where the role may do what this task needs; otherwise the error names what
+    /// to type.
     pub async fn connect_for(conninfo: &str, limits: Limits, task: Task) -> Result<Session> {
         let environment = Environment::of_process();
         Box::pin(Self::connect_where(
@@ -364,7 +364,7 @@ impl Session {
         position(&row)
     }
 
-    /// The same with one question, or `None` on a standby.
+    /// Where a primary's WAL ends, in one round trip; `None` on a standby.
     pub async fn primary_wal_position(&self) -> Result<Option<WalPosition>> {
         let sql = "SELECT substr(pg_walfile_name(written), 1, 8), written::text, flushed::text \
              FROM (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END \

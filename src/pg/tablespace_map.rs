@@ -34,7 +34,7 @@ pub enum MapFault {
 enum Escaping {
     /// A backslash before newline and carriage return; other backslashes stand for themselves.
     LineEnds,
-    /// The same before a backslash.
+    /// A backslash before newline, carriage return and backslash.
     LineEndsAndBackslashes,
 }
 

@@ -57,12 +57,13 @@ mod tests {
         missing_with(names, &[])
     }
 
-    /// The same beside partial segments, each with where its records end.
+    /// What is missing for that server where `partials` lie beside these names: name, and where the records end, in
+    /// bytes from the beginning of the segment.
     fn missing_with(names: &[&str], partials: &[(&str, u64)]) -> Option<Gap> {
         missing_from(3 * MIB + 100, names, partials)
     }
 
-    /// The same for a server elsewhere on timeline 1.
+    /// What is missing for a server on timeline 1 that has replayed up to `from`, a position in bytes.
     fn missing_from(from: u64, names: &[&str], partials: &[(&str, u64)]) -> Option<Gap> {
         let folder = scratch_folder();
         let places = new_archive(folder.path());

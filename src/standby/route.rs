@@ -36,7 +36,8 @@ impl<'a> Route<'a> {
         Route::within(archive, lineage, from, wanted)
     }
 
-    /// The same in an archive as it will be.
+    /// The way along `lineage`, which need not be the archive's yet: `from` a timeline and a position on it, to
+    /// where `wanted` leads.
     pub fn within(
         archive: &'a ArchiveReader,
         lineage: Lineage,

@@ -34,7 +34,7 @@ impl Demanded {
         ]))
     }
 
-    /// The same with what is still to be replayed.
+    /// The demands of `ahead`, which is still to be replayed, where there are any, else these.
     #[must_use]
     pub fn and(self, ahead: Option<Demands>) -> Demanded {
         Demanded(self.0.or(ahead.unwrap_or_default()))

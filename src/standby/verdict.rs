@@ -103,7 +103,7 @@ pub fn find(
 }
 
 impl Acknowledged {
-    /// The same when what was frozen leads further.
+    /// The further of this end and that of the frozen records of a server, with its timeline.
     #[must_use]
     pub fn with(self, frozen: Option<Acknowledged>) -> Acknowledged {
         // Its timeline goes with it: a stream may have changed to a newer one since the look.

@@ -33,7 +33,8 @@ const LARGE_FILE_BYTES: u64 = 1 << 20;
 /// A configuration file beside the data directory: its name, where it is, and what is in it.
 pub type Config = (RelativePath, PathBuf, Bytes);
 
-/// See the module.
+/// All that a backup of a data directory sends, in order, with what it leaves out; the roots hold its directories
+/// open.
 pub struct Contents {
     /// Where files are opened.
     pub roots: Roots,

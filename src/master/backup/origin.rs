@@ -13,7 +13,8 @@ use crate::transport::connect::fresh_nonce;
 /// Tells one boot of a host from another, and so the processes of both.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// See the module; the lock ends with the value, or with the process.
+/// The name under which a process makes backups of a data directory. The lock on the directory ends with the
+/// value, or with the process.
 pub struct Origin {
     text: String,
     host: String,

@@ -49,7 +49,7 @@ impl Environment {
         }
     }
 
-    /// The same with this environment variable.
+    /// This environment with one variable more, or with another value of it.
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: &str) -> Environment {
         self.variables.insert(name.to_owned(), value.to_owned());
@@ -460,7 +460,7 @@ pub(super) fn one_of(name: &str, value: &str, known: &[&str]) -> Result<usize, S
         .ok_or_else(|| format!("{name}={value} is not one of {}", known.join(", ")))
 }
 
-/// The same of what was given, the first of them by default.
+/// Which of the known values an option was given, as an index; the first of them by default.
 pub(super) fn one_of_given(given: &Given, name: &str, known: &[&str]) -> Result<usize, String> {
     given
         .get(name)

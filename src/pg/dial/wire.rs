@@ -48,7 +48,7 @@ impl Wire {
         }
     }
 
-    /// The same with its first message looked at.
+    /// This connection, where `gate` sees what the server says until it says how we are to prove who we are.
     pub fn gated(self, gate: Gate) -> Wire {
         Wire {
             gate: Some(gate),
@@ -66,7 +66,7 @@ impl Wire {
         self.read_u8().await
     }
 
-    /// The same after a handshake.
+    /// This connection with everything from here on inside TLS, the server known by `name`.
     pub async fn encrypted(
         self,
         config: Arc<ClientConfig>,

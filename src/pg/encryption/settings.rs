@@ -19,7 +19,7 @@ pub enum SslMode {
     Require,
     /// Always, with a server whose certificate an authority has signed.
     VerifyCa,
-    /// The same, and the certificate names the host.
+    /// Always, with a server whose certificate an authority has signed for the host's name.
     VerifyFull,
 }
 

@@ -64,7 +64,8 @@ fn undo_line(data: &Path, aside: &Path) -> String {
     words.join(" && ")
 }
 
-/// The same within a mount point: what is there goes to a directory in it, and what was there comes out.
+/// The line for a shell that brings the old server back within a mount point: what is there goes to a directory
+/// in it, and what was there comes out of `aside`.
 fn undo_line_within(mount: &Path, aside: &Path) -> String {
     let find = "find . -mindepth 1 -maxdepth 1 ! -name 'walmgr.*' ! -name lost+found";
     let old = shown(aside.file_name().map_or(aside, Path::new));
