@@ -23,15 +23,12 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 /// How often a wait for a lock looks again.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The name of a user in `/etc/passwd`; those that only a directory service knows have none here.
+/// The name of a user of this host, if the system knows one.
 pub fn user_name(uid: u32) -> Option<String> {
-    let uid = uid.to_string();
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
-    })
+    uzers::get_user_by_uid(uid)?
+        .name()
+        .to_str()
+        .map(str::to_owned)
 }
 
 /// Removes a file, a link, or a directory with everything in it, if there is one.

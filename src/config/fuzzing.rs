@@ -13,7 +13,7 @@ fn around() -> Surroundings {
     Surroundings {
         directory: PathBuf::from("/nowhere"),
         home: Some(PathBuf::from("/nowhere/home")),
-        users: None,
+        home_of: |_| None,
     }
 }
 

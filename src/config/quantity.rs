@@ -137,7 +137,7 @@ mod tests {
         let around = Surroundings {
             directory: "/".into(),
             home: None,
-            users: None,
+            home_of: |_| None,
         };
         parse(shape, text, &around)
     }

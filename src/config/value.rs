@@ -3,8 +3,10 @@
 //! was parsed prints as text that parses to the same value.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use uzers::os::unix::UserExt;
 
 use super::address::{ListenAddress, SlaveAddress};
 use super::keys::Shape;
@@ -66,8 +68,8 @@ pub struct Surroundings {
     pub directory: PathBuf,
     /// What `~` means.
     pub home: Option<PathBuf>,
-    /// Where `~NAME` is looked up.
-    pub users: Option<PathBuf>,
+    /// The home of a user, for `~NAME`.
+    pub home_of: fn(&str) -> Option<PathBuf>,
 }
 
 impl Surroundings {
@@ -76,7 +78,7 @@ impl Surroundings {
         Surroundings {
             directory,
             home: std::env::home_dir().filter(|home| home.is_absolute()),
-            users: Some(PathBuf::from("/etc/passwd")),
+            home_of,
         }
     }
 }
@@ -115,10 +117,7 @@ fn path(text: &str, around: &Surroundings) -> Result<PathBuf, Expected> {
             let (user, below) = rest.split_once('/').unwrap_or((rest, ""));
             let home = match user {
                 "" => around.home.clone(),
-                user => around
-                    .users
-                    .as_deref()
-                    .and_then(|users| home_of(user, users)),
+                user => (around.home_of)(user),
             };
             let home = home.ok_or_else(|| {
                 Expected::new("a path").hint("the home directory is not known: write the path out")
@@ -151,15 +150,9 @@ fn oddity(text: &str) -> Option<&'static str> {
         .then_some("behind a value a comment starts with a space and a semicolon, ` ;`, not with #")
 }
 
-fn home_of(user: &str, users: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(users).ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.split(':').next() == Some(user))?;
-    line.split(':')
-        .nth(5)
-        .map(PathBuf::from)
-        .filter(|home| home.is_absolute())
+fn home_of(user: &str) -> Option<PathBuf> {
+    let user = uzers::get_user_by_name(user)?;
+    Some(user.home_dir().to_path_buf()).filter(|home| home.is_absolute())
 }
 
 fn boolean(text: &str) -> Result<bool, Expected> {
@@ -230,7 +223,7 @@ mod tests {
         Surroundings {
             directory: PathBuf::from("/etc/walmgr"),
             home: Some(PathBuf::from("/home/me")),
-            users: None,
+            home_of: |_| None,
         }
     }
 
@@ -277,16 +270,15 @@ mod tests {
 
     #[test]
     fn another_users_home_comes_from_the_user_list() {
-        let folder = tempfile::tempdir().unwrap();
-        let users = folder.path().join("passwd");
-        std::fs::write(&users, "a:x:1:1::/home/a:/bin/sh\nbare:x\n").unwrap();
         let around = Surroundings {
-            users: Some(users),
+            home_of: |user| (user == "a").then(|| PathBuf::from("/home/a")),
             ..around()
         };
         let found = parse(Shape::Path, "~a/w", &around).unwrap();
         assert_eq!(found, Value::Path(PathBuf::from("/home/a/w")));
         assert!(parse(Shape::Path, "~bare/w", &around).is_err());
+        assert_eq!(home_of("root"), Some(PathBuf::from("/root")));
+        assert_eq!(home_of("no such user"), None);
     }
 
     #[test]

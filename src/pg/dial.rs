@@ -15,9 +15,10 @@ use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, SslNegotiati
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{CancelToken, Client, Config, Connection};
 
-use super::conninfo::{self, Conninfo, Listener, Place, SessionKind, TcpSettings};
+use super::conninfo::{Conninfo, Listener, Place, SessionKind, TcpSettings};
 use super::encryption::settings::{Demand, SslMode};
 use super::encryption::{self, ALPN};
+use crate::files;
 pub use wire::Wire;
 use wire::{Established, Gate};
 
@@ -425,11 +426,11 @@ async fn unix_socket(info: &Conninfo, place: &Place) -> Result<UnixStream, Refus
         return Ok(stream);
     };
     let found = stream.peer_cred().map_err(Refusal::Network)?.uid();
-    let expected = conninfo::uid_of(required);
+    let expected = uzers::get_user_by_name(required).map(|user| user.uid());
     if expected != Some(found) {
         return Err(Refusal::Unfit(format!(
             "requirepeer={required}, but the server behind the socket is run by {}",
-            conninfo::name_of(found)
+            files::user_name(found).unwrap_or_else(|| found.to_string())
         )));
     }
     Ok(stream)

@@ -130,9 +130,10 @@ async fn fault_140_service_password_file_and_socket_peer_are_heeded() {
             "{unknown}"
         );
         let server = match rustix::process::geteuid().is_root() {
-            true => "postgres".to_owned(),
-            false => walmgr::pg::conninfo::name_of(rustix::process::geteuid().as_raw()),
+            true => "postgres".into(),
+            false => uzers::get_effective_username().unwrap(),
         };
+        let server = server.to_string_lossy();
         let socket = cluster.conninfo();
         connect(&format!("{socket} requirepeer={server}"), &environment)
             .await

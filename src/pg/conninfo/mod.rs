@@ -16,6 +16,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use uzers::os::unix::UserExt;
+
 use crate::error::{CommandError, Result};
 use crate::pg::encryption::settings::{self, Encryption};
 use options::{Given, OPTIONS};
@@ -28,7 +30,7 @@ const FILE_MAX_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
-    /// Name and home of the user this process runs as, from `/etc/passwd`.
+    /// Name and home of the user this process runs as, as the system knows it.
     user: Option<(String, PathBuf)>,
     /// Folders that may hold the server's Unix socket, the likeliest first.
     socket_directories: Vec<PathBuf>,
@@ -43,7 +45,10 @@ impl Environment {
         let own = rustix::process::geteuid().as_raw();
         Environment {
             variables: variables.collect(),
-            user: user_where(|_, uid| uid == own).map(|user| (user.name, user.home)),
+            user: uzers::get_user_by_uid(own).and_then(|user| {
+                let name = user.name().to_str()?.to_owned();
+                Some((name, user.home_dir().to_path_buf()))
+            }),
             // Debian's and Red Hat's place, and PostgreSQL's own.
             socket_directories: vec!["/var/run/postgresql".into(), "/tmp".into()],
         }
@@ -61,8 +66,7 @@ impl Environment {
         (!value.is_empty()).then_some(value)
     }
 
-    /// libpq asks the system who runs this; users that only a directory service knows are not in
-    /// `/etc/passwd`, and then the environment has to do.
+    /// libpq asks the system who runs this; where that does not know, the environment has to do.
     fn user_name(&self) -> Option<&str> {
         let system = self.user.as_ref().map(|(name, _)| name.as_str());
         system
@@ -480,37 +484,6 @@ pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
         )));
     }
     std::fs::read(path)
-}
-
-/// A user of this host.
-struct HostUser {
-    name: String,
-    uid: u32,
-    home: PathBuf,
-}
-
-fn user_where(fits: impl Fn(&str, u32) -> bool) -> Option<HostUser> {
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let (name, uid) = (*fields.first()?, fields.get(2)?.parse().ok()?);
-        fits(name, uid).then_some(())?;
-        Some(HostUser {
-            name: name.to_owned(),
-            uid,
-            home: PathBuf::from(*fields.get(5)?),
-        })
-    })
-}
-
-/// The number of a user of this host.
-pub fn uid_of(name: &str) -> Option<u32> {
-    user_where(|known, _| known == name).map(|user| user.uid)
-}
-
-/// The name of a user of this host, or the number if it has none.
-pub fn name_of(uid: u32) -> String {
-    user_where(|_, known| known == uid).map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// The files beside a connection string, for [`super::fuzzing`]: the options that a service has.
