@@ -8,11 +8,11 @@
 
 pub mod contents;
 pub mod control;
-pub mod load;
 pub mod origin;
 pub mod progress;
 pub mod source;
 pub mod stream;
+pub mod work_queue;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,10 +33,10 @@ use crate::master::archiver::{self, Archives};
 use crate::master::ask::Asking;
 use crate::master::backup::contents::{Config, Contents};
 use crate::master::backup::control::{Control, Way};
-use crate::master::backup::load::{Item, Load};
 use crate::master::backup::origin::Origin;
 use crate::master::backup::progress::{Counters, Progress, per_second, ratio};
 use crate::master::backup::stream::Stream;
+use crate::master::backup::work_queue::{Item, WorkQueue};
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::Blocks;
 use crate::options::Options;
@@ -115,7 +115,7 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
     let contents = Contents::list(config, &session).await?;
     session.close().await;
     let wire = Way::new(config, facts)?.connect().await;
-    wire.map_err(control::Lost::into_error)?.close().await;
+    wire.map_err(control::LinkError::into_error)?.close().await;
     output::not_really(&format!(
         "back up {} files with {} of {} to {}, in {} streams",
         contents.items.len(),
@@ -247,9 +247,9 @@ struct Work<'a> {
 }
 
 /// A backup that was made.
-struct Made {
+struct CompletedBackup {
     sealed: Sealed,
-    load: Arc<Load>,
+    load: Arc<WorkQueue>,
     sending: Duration,
     wal: Wal,
     notes: Vec<String>,
@@ -266,7 +266,11 @@ struct Wal {
 }
 
 impl Work<'_> {
-    async fn make(&self, control: &mut Control<'_>, mut session: Session) -> Result<Made> {
+    async fn make(
+        &self,
+        control: &mut Control<'_>,
+        mut session: Session,
+    ) -> Result<CompletedBackup> {
         tracing::info!("waiting for a checkpoint of the server");
         session.set_statement_limit(CHECKPOINT_DEADLINE);
         let fast = self.config.backup_checkpoint == BackupCheckpoint::Fast;
@@ -275,7 +279,12 @@ impl Work<'_> {
         let contents = control.during(listing).await?;
         let data = DataDirectory::open(&self.config.master_data)?;
         let (roots, items) = (contents.roots, contents.items);
-        let load = Arc::new(Load::new(roots, running.start(), data.control()?, items));
+        let load = Arc::new(WorkQueue::new(
+            roots,
+            running.start(),
+            data.control()?,
+            items,
+        ));
         let began = Instant::now();
         let total_bytes = contents.total_bytes;
         tracing::info!(
@@ -298,7 +307,7 @@ impl Work<'_> {
         let (sealed, wal) = self
             .seal(control, &load, finished, contents.configs)
             .await?;
-        Ok(Made {
+        Ok(CompletedBackup {
             sealed,
             load,
             sending,
@@ -325,7 +334,7 @@ impl Work<'_> {
     async fn seal(
         &self,
         control: &mut Control<'_>,
-        load: &Load,
+        load: &WorkQueue,
         finished: FinishedBackup,
         configs: Vec<Config>,
     ) -> Result<(Sealed, Wal)> {
@@ -368,7 +377,7 @@ impl Work<'_> {
     async fn send(
         &self,
         control: &mut Control<'_>,
-        load: &Arc<Load>,
+        load: &Arc<WorkQueue>,
         last: [Option<Item>; 3],
     ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
@@ -386,7 +395,7 @@ impl Work<'_> {
         control.during(stream.run()).await
     }
 
-    fn stream(&self, control: &Control<'_>, load: &Arc<Load>, number: u16) -> Stream {
+    fn stream(&self, control: &Control<'_>, load: &Arc<WorkQueue>, number: u16) -> Stream {
         Stream {
             way: Arc::clone(self.way),
             load: Arc::clone(load),
@@ -422,7 +431,7 @@ async fn all(mut streams: JoinSet<Result<()>>) -> Result<()> {
     Ok(())
 }
 
-impl Made {
+impl CompletedBackup {
     /// The closing summary, and what is wrong with the backup although it is complete.
     fn report(self, config: &MasterConfig, elapsed: Duration) -> Result<()> {
         let counters = &self.load.counters;

@@ -1,4 +1,4 @@
-//! The front room: one file a command that runs where PostgreSQL writes.
+//! Commands on the master: one file a command that runs where PostgreSQL writes.
 //! Never sees the store: what the master wants of the standby goes over the wire.
 
 use crate::error::{CommandError, Result};
@@ -8,7 +8,6 @@ pub mod archiving;
 pub mod ask;
 pub mod backup;
 pub mod cluster;
-mod early;
 pub mod fetch;
 pub mod histories;
 pub mod init;
@@ -25,6 +24,7 @@ pub mod stop;
 pub mod sync;
 pub mod syncdaemon;
 pub mod tail;
+mod wal_watch;
 pub mod xarchive;
 pub mod xrestore;
 

@@ -67,7 +67,7 @@ struct OpenSegment {
 }
 
 /// What one look at an answer led to.
-enum Heard {
+enum ReceiverSaid {
     Compare(At),
     Begun(Begun),
     Other,
@@ -219,7 +219,7 @@ impl Shipper {
         self.note = None;
         self.wire.send(CHANNEL, &message).await?;
         let begun = loop {
-            if let Heard::Begun(begun) = self.hear().await? {
+            if let ReceiverSaid::Begun(begun) = self.hear().await? {
                 break begun;
             }
         };
@@ -370,7 +370,7 @@ impl Shipper {
         let message = self.session.open(open)?;
         self.wire.send(CHANNEL, &message).await?;
         let at = loop {
-            if let Heard::Compare(at) = self.hear().await? {
+            if let ReceiverSaid::Compare(at) = self.hear().await? {
                 break at;
             }
         };
@@ -464,7 +464,7 @@ impl Shipper {
     }
 
     /// The next thing the receiver says about the stream.
-    async fn hear(&mut self) -> Result<Heard, Broken> {
+    async fn hear(&mut self) -> Result<ReceiverSaid, Broken> {
         let frame = match self.wire.next_within(self.answer_within).await {
             Ok(frame) => frame,
             Err(WireFault::Silent) => {
@@ -482,9 +482,9 @@ impl Shipper {
             .received(frame.message)
             .map_err(WireFault::from)?
         {
-            Answer::Begun(begun) => Ok(Heard::Begun(begun)),
-            Answer::Compare(at) => Ok(Heard::Compare(at)),
-            Answer::Durable(_) => Ok(Heard::Other),
+            Answer::Begun(begun) => Ok(ReceiverSaid::Begun(begun)),
+            Answer::Compare(at) => Ok(ReceiverSaid::Compare(at)),
+            Answer::Durable(_) => Ok(ReceiverSaid::Other),
             Answer::Refused(error) => Err(Broken::Refused(error)),
         }
     }

@@ -30,7 +30,7 @@ pub struct Position {
 }
 
 /// What a look found.
-pub enum Look {
+pub enum PositionFound {
     /// A master.
     Master(Box<Position>),
     /// A server that replays: its WAL is another's.
@@ -39,13 +39,13 @@ pub enum Look {
 
 /// Looks again and again; keeps the session with the server open in between where that harms nobody.
 #[derive(Default)]
-pub struct Looker {
+pub struct PositionReader {
     session: Option<Session>,
 }
 
-impl Looker {
+impl PositionReader {
     /// Where the master stands now.
-    pub async fn look(&mut self, config: &MasterConfig) -> Result<Look> {
+    pub async fn look(&mut self, config: &MasterConfig) -> Result<PositionFound> {
         let data = DataDirectory::open(&config.master_data)?;
         if config.use_xlog_functions {
             match self.ask(config, &data).await {
@@ -58,7 +58,7 @@ impl Looker {
         from_files(config, &data)
     }
 
-    async fn ask(&mut self, config: &MasterConfig, data: &DataDirectory) -> Result<Look> {
+    async fn ask(&mut self, config: &MasterConfig, data: &DataDirectory) -> Result<PositionFound> {
         let session = match self.session.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
             None => {
@@ -72,7 +72,7 @@ impl Looker {
             }
         };
         let Some(found) = session.primary_wal_position().await? else {
-            return Ok(Look::Standby);
+            return Ok(PositionFound::Standby);
         };
         // `CREATE DATABASE` waits five seconds for the last session to leave its template.
         match session.is_harmless() {
@@ -80,7 +80,7 @@ impl Looker {
             false => session.close().await,
         }
         let facts = ClusterFacts::read(config)?;
-        Ok(Look::Master(Box::new(Position {
+        Ok(PositionFound::Master(Box::new(Position {
             files: WalFiles::new(data.wal(), facts.cluster, found.timeline),
             facts,
             reach: Reach {
@@ -92,15 +92,15 @@ impl Looker {
     }
 }
 
-fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<Look> {
+fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<PositionFound> {
     let control = data.control()?;
     if is_replaying(&control, data.path()) {
-        return Ok(Look::Standby);
+        return Ok(PositionFound::Standby);
     }
     let facts = ClusterFacts::read(config)?;
     let files = WalFiles::new(data.wal(), facts.cluster, newest_timeline(&control, data)?);
     let near = last_written(&files, control.checkpoint);
-    Ok(Look::Master(Box::new(Position {
+    Ok(PositionFound::Master(Box::new(Position {
         files,
         facts,
         reach: Reach {

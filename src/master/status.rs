@@ -15,7 +15,7 @@ use crate::master::archiver::Archives;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::lag::{Oldest, oldest_missing, seconds_since};
-use crate::master::position::{Look, Looker, Position};
+use crate::master::position::{Position, PositionFound, PositionReader};
 use crate::master::tail::{Records, WalFiles};
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
@@ -167,12 +167,12 @@ async fn from_files(config: &MasterConfig) -> Option<Found> {
         use_xlog_functions: false,
         ..config.clone()
     };
-    let found = match Looker::default().look(&config).await {
-        Ok(Look::Master(position)) => end_in_files(&position).map(|end| {
+    let found = match PositionReader::default().look(&config).await {
+        Ok(PositionFound::Master(position)) => end_in_files(&position).map(|end| {
             let Position { files, .. } = *position;
             Found::Master(files, end)
         }),
-        Ok(Look::Standby) => return Some(Found::Standby),
+        Ok(PositionFound::Standby) => return Some(Found::Standby),
         Err(error) => Err(error),
     };
     match found {

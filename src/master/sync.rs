@@ -4,7 +4,7 @@
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::partial::Shipper;
-use crate::master::position::{Look, Looker};
+use crate::master::position::{PositionFound, PositionReader};
 use crate::options::Options;
 use crate::output;
 
@@ -17,7 +17,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
 }
 
 async fn pass(config: &MasterConfig, options: &Options) -> Result<()> {
-    let Look::Master(position) = Looker::default().look(config).await? else {
+    let PositionFound::Master(position) = PositionReader::default().look(config).await? else {
         return Err(CommandError::config(
             "the server is a standby: the WAL it has is shipped by its master",
         ));

@@ -9,9 +9,9 @@ use walmgr_protocol::names::Lsn;
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
-use crate::master::early::Early;
 use crate::master::partial::Shipper;
-use crate::master::position::{Look, Looker};
+use crate::master::position::{PositionFound, PositionReader};
+use crate::master::wal_watch::WalWatch;
 use crate::options::Options;
 use crate::output;
 use crate::pg::layout;
@@ -121,7 +121,7 @@ fn ended() -> Result<()> {
 /// One pass after another, with what they have in common.
 struct Ticker {
     config: MasterConfig,
-    looker: Looker,
+    looker: PositionReader,
     shipper: Option<Shipper>,
     /// What was said last, so that it is said once.
     state: String,
@@ -132,15 +132,15 @@ impl Ticker {
     fn new(config: MasterConfig) -> Self {
         Ticker {
             config,
-            looker: Looker::default(),
+            looker: PositionReader::default(),
             shipper: None,
             state: String::new(),
             failures: 0,
         }
     }
 
-    fn early(&self) -> Early {
-        Early::watch(&self.config.master_data.join(layout::PG_WAL))
+    fn early(&self) -> WalWatch {
+        WalWatch::watch(&self.config.master_data.join(layout::PG_WAL))
     }
 
     /// Up to where the standby has all; `None` while there is no connection.
@@ -171,7 +171,7 @@ impl Ticker {
     }
 
     async fn pass(&mut self) -> Result<bool> {
-        let Look::Master(position) = self.looker.look(&self.config).await? else {
+        let PositionFound::Master(position) = self.looker.look(&self.config).await? else {
             return Ok(false);
         };
         let timeline = position.files.timeline();

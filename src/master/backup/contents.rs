@@ -11,7 +11,7 @@ use walmgr_protocol::names::RelativePath;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::master::backup::load::{BadBlock, Content, Item, Load};
+use crate::master::backup::work_queue::{BadBlock, Content, Item, WorkQueue};
 use crate::master::cluster::ClusterFacts;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::is_outside_postgresql;
@@ -271,7 +271,7 @@ fn note(name: &str, text: String) -> Option<Item> {
 /// The manifest of what arrived, and of the files that only the seal writes.
 pub fn manifest(
     facts: ClusterFacts,
-    load: &Load,
+    load: &WorkQueue,
     finished: &FinishedBackup,
     label: &BackupLabel,
 ) -> Result<Bytes> {

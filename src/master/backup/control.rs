@@ -38,31 +38,31 @@ pub struct Way {
 }
 
 /// What kept a connection from doing its work.
-pub enum Lost {
+pub enum LinkError {
     /// The link, or the receiver for the moment: another connection may fare better.
-    Link(CommandError),
+    Retry(CommandError),
     /// Another one would end the same way.
-    Backup(CommandError),
+    Final(CommandError),
 }
 
-impl Lost {
+impl LinkError {
     /// The error, whatever may become of another attempt.
     pub fn into_error(self) -> CommandError {
         match self {
-            Lost::Link(error) | Lost::Backup(error) => error,
+            LinkError::Retry(error) | LinkError::Final(error) => error,
         }
     }
 }
 
-impl From<Misuse> for Lost {
+impl From<Misuse> for LinkError {
     fn from(misuse: Misuse) -> Self {
-        Lost::Backup(misuse.into())
+        LinkError::Final(misuse.into())
     }
 }
 
-impl From<WireFault> for Lost {
+impl From<WireFault> for LinkError {
     fn from(fault: WireFault) -> Self {
-        Lost::Link(fault.into())
+        LinkError::Retry(fault.into())
     }
 }
 
@@ -82,17 +82,17 @@ impl Way {
     }
 
     /// Connects.
-    pub async fn connect(&self) -> Result<Wire, Lost> {
+    pub async fn connect(&self) -> Result<Wire, LinkError> {
         let connecting = self.target.connect(self.facts.cluster, self.facts.timeline);
         match connecting.await {
             Ok(connection) => Ok(connection.wire),
-            Err(error) if error.kind() == Kind::Retry => Err(Lost::Link(error)),
-            Err(error) => Err(Lost::Backup(error)),
+            Err(error) if error.kind() == Kind::Retry => Err(LinkError::Retry(error)),
+            Err(error) => Err(LinkError::Final(error)),
         }
     }
 
     /// What a refusal means for the backup.
-    pub fn refused(&self, error: Error) -> Lost {
+    pub fn refused(&self, error: Error) -> LinkError {
         let (code, scope) = (error.code, error.scope);
         let refused = refused(&self.receiver, "refused", error);
         match code {
@@ -100,15 +100,15 @@ impl Way {
             ErrorCode::Malformed | ErrorCode::TimedOut | ErrorCode::ShuttingDown
                 if scope == Scope::Connection =>
             {
-                Lost::Link(refused)
+                LinkError::Retry(refused)
             }
-            _ => Lost::Backup(refused),
+            _ => LinkError::Final(refused),
         }
     }
 
     /// It answered with something else than was asked.
-    pub fn answered_with(&self, found: MessageKind) -> Lost {
-        Lost::Backup(answered_with(&self.receiver, found))
+    pub fn answered_with(&self, found: MessageKind) -> LinkError {
+        LinkError::Final(answered_with(&self.receiver, found))
     }
 }
 
@@ -130,7 +130,7 @@ pub struct Control<'a> {
 impl<'a> Control<'a> {
     /// Asks for the right; it is refused while somebody else has it.
     pub async fn begin(way: &'a Way, begin: Begin) -> Result<Control<'a>> {
-        let mut wire = way.connect().await.map_err(Lost::into_error)?;
+        let mut wire = way.connect().await.map_err(LinkError::into_error)?;
         let (mut session, message) = Session::begin(begin);
         wire.send(CHANNEL, &message).await?;
         let event = session.received(receive(&mut wire).await?);
@@ -176,8 +176,8 @@ impl<'a> Control<'a> {
         loop {
             match self.try_finish(parts, finish).await {
                 Ok(sealed) => return Ok(sealed),
-                Err(Lost::Backup(error)) => return Err(error),
-                Err(Lost::Link(error)) => self.lose(&error),
+                Err(LinkError::Final(error)) => return Err(error),
+                Err(LinkError::Retry(error)) => self.lose(&error),
             }
             if let Some(sealed) = self.reconnect().await? {
                 return Ok(sealed);
@@ -203,7 +203,7 @@ impl<'a> Control<'a> {
         &mut self,
         parts: &[(PartName, Bytes)],
         finish: Finish,
-    ) -> Result<Sealed, Lost> {
+    ) -> Result<Sealed, LinkError> {
         let wire = match &mut self.wire {
             Some(wire) => wire,
             None => return Err(WireFault::Closed.into()),
@@ -239,17 +239,17 @@ impl<'a> Control<'a> {
         loop {
             match self.try_resume().await {
                 Ok(sealed) => return Ok(sealed),
-                Err(Lost::Backup(error)) => return Err(error),
-                Err(Lost::Link(error)) if self.lost.elapsed() >= lease => {
+                Err(LinkError::Final(error)) => return Err(error),
+                Err(LinkError::Retry(error)) if self.lost.elapsed() >= lease => {
                     return Err(error);
                 }
-                Err(Lost::Link(error)) => tracing::debug!("{error}"),
+                Err(LinkError::Retry(error)) => tracing::debug!("{error}"),
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
-    async fn try_resume(&mut self) -> Result<Option<Sealed>, Lost> {
+    async fn try_resume(&mut self) -> Result<Option<Sealed>, LinkError> {
         let mut wire = self.way.connect().await?;
         let (mut session, message) = Session::resume(self.granted.token);
         wire.send(CHANNEL, &message).await?;
@@ -267,8 +267,8 @@ impl<'a> Control<'a> {
     fn unasked(&mut self, message: Message) -> Result<()> {
         match self.session.received(message) {
             Ok(ControlEvent::Refused(error)) => match self.way.refused(error) {
-                Lost::Backup(error) => Err(error),
-                Lost::Link(error) => {
+                LinkError::Final(error) => Err(error),
+                LinkError::Retry(error) => {
                     self.lose(&error);
                     Ok(())
                 }

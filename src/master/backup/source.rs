@@ -14,7 +14,9 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};
 
 use crate::error::{CommandError, Result};
-use crate::master::backup::load::{Again, BadBlock, Content, Item, Load, OnItsWay, Rest};
+use crate::master::backup::work_queue::{
+    BadBlock, Content, Item, OnItsWay, Remainder, Resend, WorkQueue,
+};
 use crate::pg::layout;
 use crate::pg::page::{PAGE_BYTES, PageState, Pages};
 use crate::pg::walk;
@@ -29,9 +31,9 @@ const NEVER_VANISH: [&[u8]; 2] = [layout::PG_VERSION.as_bytes(), layout::PG_CONT
 
 /// Makes one stream.
 pub struct Source {
-    load: Arc<Load>,
+    load: Arc<WorkQueue>,
     on_its_way: Arc<OnItsWay>,
-    again: VecDeque<Again>,
+    again: VecDeque<Resend>,
     current: Option<Current>,
     /// Headers and padding that have to go out first.
     staged: Vec<u8>,
@@ -61,7 +63,7 @@ enum Bytes {
 
 impl Source {
     /// A stream that first sends `again`, and then what is waiting.
-    pub fn new(load: Arc<Load>, on_its_way: Arc<OnItsWay>, again: Vec<Again>) -> Source {
+    pub fn new(load: Arc<WorkQueue>, on_its_way: Arc<OnItsWay>, again: Vec<Resend>) -> Source {
         Source {
             load,
             on_its_way,
@@ -116,10 +118,10 @@ impl Source {
     fn begin_next(&mut self) -> Result<bool> {
         let next = match self.again.pop_front() {
             Some(again) => Some(again),
-            None => self.load.take().map(|item| Again { item, rest: None }),
+            None => self.load.take().map(|item| Resend { item, rest: None }),
         };
         match next {
-            Some(Again { item, rest }) => self.begin(item, rest)?,
+            Some(Resend { item, rest }) => self.begin(item, rest)?,
             None if self.has_ended => return Ok(false),
             None => {
                 self.has_ended = true;
@@ -129,7 +131,7 @@ impl Source {
         Ok(true)
     }
 
-    fn begin(&mut self, item: Arc<Item>, rest: Option<Rest>) -> Result<()> {
+    fn begin(&mut self, item: Arc<Item>, rest: Option<Remainder>) -> Result<()> {
         let (bytes, found) = match &item.content {
             Content::Directory => {
                 self.on_its_way.begin(&item, 0, 0);

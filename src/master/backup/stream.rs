@@ -15,10 +15,12 @@ use walmgr_protocol::message::{Kind as MessageKind, Message};
 use walmgr_protocol::session::backup::{Stream as Session, StreamEvent};
 
 use crate::error::{CommandError, Result};
-use crate::master::backup::control::{CHANNEL, Lost, RETRY_INTERVAL, SILENCE_MAX, Way, receive};
-use crate::master::backup::load::{Again, Load, OnItsWay};
+use crate::master::backup::control::{
+    CHANNEL, LinkError, RETRY_INTERVAL, SILENCE_MAX, Way, receive,
+};
 use crate::master::backup::progress::Counters;
 use crate::master::backup::source::Source;
+use crate::master::backup::work_queue::{OnItsWay, Resend, WorkQueue};
 use crate::master::push::Blocks;
 use crate::transport::wire::{Wire, WireFault};
 
@@ -30,7 +32,7 @@ pub struct Stream {
     /// The way to the receiver.
     pub way: Arc<Way>,
     /// What is to be sent.
-    pub load: Arc<Load>,
+    pub load: Arc<WorkQueue>,
     /// What the receiver granted.
     pub granted: Granted,
     /// Which of the streams.
@@ -48,9 +50,9 @@ impl Stream {
         loop {
             match self.carry(&on_its_way, &mut got_on).await {
                 Ok(()) => return on_its_way.ended(),
-                Err(Lost::Backup(error)) => return Err(error),
-                Err(Lost::Link(error)) if got_on.elapsed() >= lease => return Err(error),
-                Err(Lost::Link(error)) => {
+                Err(LinkError::Final(error)) => return Err(error),
+                Err(LinkError::Retry(error)) if got_on.elapsed() >= lease => return Err(error),
+                Err(LinkError::Retry(error)) => {
                     tracing::debug!("stream {} comes back: {error}", self.number);
                     Counters::add(&self.load.counters.reconnections, 1);
                 }
@@ -59,7 +61,11 @@ impl Stream {
         }
     }
 
-    async fn carry(&self, on_its_way: &Arc<OnItsWay>, got_on: &mut Instant) -> Result<(), Lost> {
+    async fn carry(
+        &self,
+        on_its_way: &Arc<OnItsWay>,
+        got_on: &mut Instant,
+    ) -> Result<(), LinkError> {
         let mut wire = self.way.connect().await?;
         let (mut session, join) = Session::join(Join {
             token: self.granted.token,
@@ -90,14 +96,14 @@ impl Stream {
             }
             Ok(())
         };
-        let sent: Result<(), Lost> = sending.await;
+        let sent: Result<(), LinkError> = sending.await;
         // Without anybody to take its blocks the reader ends, and has to before another begins.
         drop(ready);
         let read = reading.await.map_err(|error| {
-            Lost::Backup(CommandError::retry("read the data directory").because(error))
+            LinkError::Final(CommandError::retry("read the data directory").because(error))
         })?;
         sent?;
-        read.map_err(Lost::Backup)?;
+        read.map_err(LinkError::Final)?;
         self.end(&mut wire, &mut session, on_its_way).await?;
         wire.goodbye().await;
         Ok(())
@@ -109,7 +115,7 @@ impl Stream {
         wire: &mut Wire,
         session: &mut Session,
         on_its_way: &OnItsWay,
-    ) -> Result<Vec<Again>, Lost> {
+    ) -> Result<Vec<Resend>, LinkError> {
         let mut again = Vec::new();
         for paths in on_its_way
             .unconfirmed()
@@ -123,7 +129,7 @@ impl Stream {
             };
             for (path, held) in paths.iter().zip(held) {
                 let settled = on_its_way.settle(&self.load, path, held);
-                again.extend(settled.map_err(Lost::Backup)?);
+                again.extend(settled.map_err(LinkError::Final)?);
             }
         }
         Ok(again)
@@ -136,7 +142,7 @@ impl Stream {
         session: &mut Session,
         ready: &mut mpsc::Receiver<Block>,
         on_its_way: &OnItsWay,
-    ) -> Result<Option<Block>, Lost> {
+    ) -> Result<Option<Block>, LinkError> {
         loop {
             let frame = tokio::select! {
                 biased;
@@ -153,7 +159,7 @@ impl Stream {
         session: &mut Session,
         block: &mut Block,
         on_its_way: &OnItsWay,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), LinkError> {
         let bytes = (HEADER_BYTES + 12 + block.payload().len()) as u64;
         if let Err(fault) = wire.send_block_listening(CHANNEL, block).await {
             // The receiver may have said why before it stopped reading.
@@ -173,7 +179,7 @@ impl Stream {
         wire: &mut Wire,
         session: &mut Session,
         on_its_way: &OnItsWay,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), LinkError> {
         let end = session.end()?;
         wire.send(CHANNEL, &end).await?;
         loop {
@@ -190,11 +196,13 @@ impl Stream {
         session: &mut Session,
         message: Message,
         on_its_way: &OnItsWay,
-    ) -> Result<bool, Lost> {
+    ) -> Result<bool, LinkError> {
         match session.received(message).map_err(WireFault::from)? {
             StreamEvent::FilesDone(files) => {
                 for file in &files {
-                    on_its_way.done(&self.load, file).map_err(Lost::Backup)?;
+                    on_its_way
+                        .done(&self.load, file)
+                        .map_err(LinkError::Final)?;
                 }
                 Ok(false)
             }
@@ -207,7 +215,11 @@ impl Stream {
     }
 
     /// The next thing the receiver says, confirmations aside: none are due here.
-    async fn event(&self, wire: &mut Wire, session: &mut Session) -> Result<StreamEvent, Lost> {
+    async fn event(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+    ) -> Result<StreamEvent, LinkError> {
         let message = receive(wire).await?;
         match session.received(message).map_err(WireFault::from)? {
             StreamEvent::Refused(error) => Err(self.way.refused(error)),
@@ -215,7 +227,12 @@ impl Stream {
         }
     }
 
-    async fn last_words(&self, wire: &mut Wire, session: &mut Session, fault: WireFault) -> Lost {
+    async fn last_words(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        fault: WireFault,
+    ) -> LinkError {
         let until = Instant::now() + LAST_WORDS_DEADLINE;
         while let Some(left) = until.checked_duration_since(Instant::now())
             && let Ok(Ok(frame)) = timeout(left.min(SILENCE_MAX), wire.next()).await

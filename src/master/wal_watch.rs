@@ -19,7 +19,7 @@ const FLUSH_FIRST: Duration = Duration::from_millis(2);
 
 /// The passes that begin early.
 #[derive(Debug)]
-pub struct Early {
+pub struct WalWatch {
     writes: Option<Receiver>,
     not_before: Instant,
     /// What the next early look waits for the flush, if one comes without a further write.
@@ -27,9 +27,9 @@ pub struct Early {
     waited: Option<Duration>,
 }
 
-impl Early {
+impl WalWatch {
     /// Watches the folder with the segments.
-    pub fn watch(pg_wal: &Path) -> Early {
+    pub fn watch(pg_wal: &Path) -> WalWatch {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let writes = inotify::init(flags)
             .and_then(|writes| {
@@ -41,7 +41,7 @@ impl Early {
         if let Err(error) = &writes {
             tracing::debug!("watch {}: {error}", pg_wal.display());
         }
-        Early {
+        WalWatch {
             writes: writes.ok(),
             not_before: Instant::now(),
             again: None,
@@ -119,7 +119,7 @@ mod tests {
 
     const LOOP_DELAY: Duration = Duration::from_millis(50);
 
-    async fn comes(early: &mut Early, within: Duration) -> bool {
+    async fn comes(early: &mut WalWatch, within: Duration) -> bool {
         tokio::time::timeout(within, early.is_due()).await.is_ok()
     }
 
@@ -127,7 +127,7 @@ mod tests {
     async fn a_write_brings_one_pass_and_not_more_often_than_asked() {
         let pg_wal = tempfile::tempdir().unwrap();
         let write = || std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
-        let mut early = Early::watch(pg_wal.path());
+        let mut early = WalWatch::watch(pg_wal.path());
         let long = Duration::from_secs(5);
         assert!(!comes(&mut early, LOOP_DELAY).await, "nothing was written");
         write();
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_flush_is_looked_for_again_until_the_next_pass_is_due() {
         let pg_wal = tempfile::tempdir().unwrap();
-        let mut early = Early::watch(pg_wal.path());
+        let mut early = WalWatch::watch(pg_wal.path());
         std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
         let mut passes = 0;
         while comes(&mut early, Duration::from_secs(2)).await {
@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_folder_that_cannot_be_watched_brings_none() {
-        let mut early = Early::watch(Path::new("/nowhere"));
+        let mut early = WalWatch::watch(Path::new("/nowhere"));
         assert!(!comes(&mut early, LOOP_DELAY).await);
     }
 }

@@ -71,8 +71,8 @@ pub struct BadBlock {
     pub block: u32,
 }
 
-/// See the module.
-pub struct Load {
+/// What the streams of a backup take their work from, and lay down what became of it.
+pub struct WorkQueue {
     /// Where files are opened.
     pub roots: Roots,
     /// Where the backup began: what is newer on a page, WAL writes again.
@@ -88,15 +88,15 @@ pub struct Load {
     bad_blocks: Mutex<Vec<BadBlock>>,
 }
 
-impl Load {
+impl WorkQueue {
     /// Everything in `waiting` is to be sent, in that order.
     pub fn new(
         roots: Roots,
         start: Lsn,
         control: ControlFile,
         waiting: impl IntoIterator<Item = Item>,
-    ) -> Load {
-        Load {
+    ) -> WorkQueue {
+        WorkQueue {
             roots,
             start,
             control,
@@ -158,16 +158,16 @@ struct Sent {
 
 /// Something that has to be sent again, or from where it was cut.
 #[derive(Debug)]
-pub struct Again {
+pub struct Resend {
     /// What.
     pub item: Arc<Item>,
     /// The rest of it, if its beginning is there.
-    pub rest: Option<Rest>,
+    pub rest: Option<Remainder>,
 }
 
 /// What is missing of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rest {
+pub struct Remainder {
     /// Bytes that are there.
     pub offset: u64,
     /// CRC-32C of them.
@@ -202,7 +202,7 @@ impl OnItsWay {
     }
 
     /// Bytes of this file were read.
-    pub fn count(&self, load: &Load, item: &Item, bytes: u64) {
+    pub fn count(&self, load: &WorkQueue, item: &Item, bytes: u64) {
         if let Some(sent) = lock(&self.0).get_mut(&item.target) {
             sent.counted_bytes += bytes;
         }
@@ -217,7 +217,7 @@ impl OnItsWay {
     }
 
     /// The receiver confirms a file.
-    pub fn done(&self, load: &Load, done: &FileDone) -> Result<()> {
+    pub fn done(&self, load: &WorkQueue, done: &FileDone) -> Result<()> {
         let sent = lock(&self.0).remove(&done.path);
         let digest = sent.as_ref().and_then(|sent| {
             let (len, crc32c) = (sent.len, sent.crc32c?);
@@ -260,7 +260,12 @@ impl OnItsWay {
     }
 
     /// What has to be done about a path of which the receiver holds this.
-    pub fn settle(&self, load: &Load, path: &RelativePath, held: Held) -> Result<Option<Again>> {
+    pub fn settle(
+        &self,
+        load: &WorkQueue,
+        path: &RelativePath,
+        held: Held,
+    ) -> Result<Option<Resend>> {
         if let Held::All(digest) = held
             && self.is_complete(path)
         {
@@ -282,7 +287,7 @@ impl OnItsWay {
             && sent.checkpoints.contains(&(bytes, crc32c))
         {
             let modified_s = sent.modified_s;
-            let rest = Some(Rest {
+            let rest = Some(Remainder {
                 offset: bytes,
                 crc32c,
                 len,
@@ -291,11 +296,11 @@ impl OnItsWay {
             sent.crc32c = None;
             sent.checkpoints.retain(|(offset, _)| *offset <= bytes);
             sent.uncount(load, bytes);
-            return Ok(Some(Again { item, rest }));
+            return Ok(Some(Resend { item, rest }));
         }
         sent.uncount(load, 0);
         on_its_way.remove(path);
-        Ok(Some(Again { item, rest: None }))
+        Ok(Some(Resend { item, rest: None }))
     }
 
     fn is_complete(&self, path: &RelativePath) -> bool {
@@ -306,7 +311,7 @@ impl OnItsWay {
 
 impl Sent {
     /// Takes what will be sent again back from the progress.
-    fn uncount(&mut self, load: &Load, kept_bytes: u64) {
+    fn uncount(&mut self, load: &WorkQueue, kept_bytes: u64) {
         let again = self.counted_bytes.saturating_sub(kept_bytes);
         self.counted_bytes -= again;
         (load.counters.read_bytes).fetch_sub(again, std::sync::atomic::Ordering::Relaxed);
