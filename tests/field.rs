@@ -23,6 +23,7 @@ mod servers_that_do_not_start;
 mod settings_elsewhere;
 mod small_words;
 mod standing_replay;
+mod targets_on_the_master;
 mod template_databases;
 mod tls_as_libpq;
 mod tls_only;

@@ -15,6 +15,7 @@ use walmgr_protocol::message::fetch::{
     Backups, Fetch, ListedSet, SetDescription, SetLabel, Tablespace,
 };
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
+use walmgr_protocol::message::reach::{TargetRange, TargetVerdict};
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
@@ -241,6 +242,7 @@ fn described(bytes: u64, stream_bytes: u64) -> SetDescription {
         bytes,
         recovery_end: None,
         demands: [0; 5],
+        verdict: TargetVerdict::Fits,
         tablespaces: Vec::new(),
     }
 }
@@ -256,6 +258,44 @@ fn offering(described: SetDescription, tar: Vec<u8>) -> (Site, HostileReceiver) 
             }
         },
     })
+}
+
+#[test]
+fn fault_127_a_long_look_for_a_target_outlasts_push_timeout() {
+    let _user = skip_unless!(server_user());
+    let (site, _receiver) = lured(|message| match message {
+        Message::Fetch(Fetch::DescribeSet(_)) => {
+            // As a receiver does that reads much WAL; push_timeout is 5 s.
+            let pings = |number: u64| {
+                std::thread::sleep(Duration::from_secs(1));
+                (number < 8).then_some(Message::Ping)
+            };
+            let names = vec!["x\u{1b}[2J".to_owned(), "y\nRPO 0.0 s: ok".to_owned()];
+            let verdict = TargetVerdict::OutOfReach(TargetRange::Names(names, 2));
+            let answer = SetDescription {
+                verdict,
+                ..described(1_000, 9_000)
+            };
+            let mut replies = vec![Reply::Repeat(Box::new(pings))];
+            replies.extend(say(Fetch::Set(answer)));
+            replies
+        }
+        _ => Vec::new(),
+    });
+    let place = site.home().join("again");
+    let words = [
+        "restore",
+        "data.master",
+        place.to_str().unwrap(),
+        "--target-name",
+        "never",
+    ];
+    let refused = site.master_command(&words);
+    refused.fail_last(1, "out of reach: 2 restore points are in reach");
+    let told = "looks through its WAL for the target";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    harmless(&refused, 0);
+    assert!(!place.exists());
 }
 
 fn in_pieces(pieces: Vec<Vec<u8>>) -> Vec<Reply> {

@@ -128,6 +128,13 @@ pub const LISTED_BACKUPS_MAX: u16 = 64;
 /// Tablespaces in the description of a set: with the longest paths they fit a frame.
 pub const SET_TABLESPACES_MAX: u16 = 240;
 
+/// Restore points that a verdict about a target names: what fits a sentence.
+pub const RESTORE_POINTS_MAX: u16 = 5;
+
+/// Longest that WAL is looked through for a target, in seconds: at 300 MiB/s a terabyte. Whoever asked waits as
+/// long; then it is left to PostgreSQL.
+pub const TARGET_SEARCH_S_MAX: u64 = 3_600;
+
 /// Masters that an overview names: what fits a screen; the others are counted.
 pub const OVERVIEW_MASTERS_MAX: u16 = 16;
 
@@ -147,7 +154,9 @@ const _: () = assert!(
         < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(
-    (SET_TABLESPACES_MAX as usize) * (4 + 8 + 2 + PATH_BYTES_MAX) + 4 * STRING_BYTES_MAX
+    (SET_TABLESPACES_MAX as usize) * (4 + 8 + 2 + PATH_BYTES_MAX)
+        + (3 + RESTORE_POINTS_MAX as usize) * (2 + STRING_BYTES_MAX)
+        + 128
         < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(

@@ -38,6 +38,7 @@ pub mod fetch;
 pub mod kind;
 pub mod overview;
 pub mod partial;
+pub mod reach;
 mod shared;
 
 use std::fmt;

@@ -2,18 +2,20 @@
 //! Never holds more of it in memory than a few blocks: they pass from the socket to a writing thread
 //! through a bounded queue. Invariant: [`Outcome::Whole`] means that every byte reached the sink.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
-use walmgr_protocol::limits::{BACKUP_NUMBER_MAX, BLOCKS_IN_FLIGHT};
+use walmgr_protocol::limits::{BACKUP_NUMBER_MAX, BLOCKS_IN_FLIGHT, TARGET_SEARCH_S_MAX};
 use walmgr_protocol::message::fetch::{Fetch, ListBackups, ListedSet, NotFound, SetDescription};
+use walmgr_protocol::message::reach::SetQuestion;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
 use walmgr_protocol::session::fetch::{Fetcher, FetcherAction, Outcome, Request};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
+use crate::output::Waiting;
 use crate::transport::connect::{Connection, Target, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
@@ -22,6 +24,9 @@ const CHANNEL: u16 = 1;
 
 /// Silence in the middle of a fetch after which the receiver counts as gone.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// How often a long wait looks whether there is something to say.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Sets in a list: the newest, and one for each number.
 const SETS_MAX: usize = BACKUP_NUMBER_MAX as usize + 2;
@@ -95,9 +100,14 @@ impl<'a> Fetching<'a> {
     }
 
     /// What has to be known of a set before it is fetched.
-    pub async fn describe(&mut self, name: &str) -> Result<SetDescription> {
-        match self.ask(Fetch::DescribeSet(name.to_owned())).await? {
-            Fetch::Set(set) if set.name == name => Ok(set),
+    pub async fn describe(&mut self, question: SetQuestion) -> Result<SetDescription> {
+        let name = &question.name.clone();
+        let answered = match &question.target {
+            None => self.ask(Fetch::DescribeSet(question)).await,
+            Some(_) => self.ask_at_length(Fetch::DescribeSet(question)).await,
+        };
+        match answered? {
+            Fetch::Set(set) if set.name == *name => Ok(set),
             Fetch::Set(_) => Err(CommandError::retry(format!(
                 "{} was asked about {name} and described another set",
                 self.config.slave
@@ -175,9 +185,43 @@ impl<'a> Fetching<'a> {
         })
     }
 
+    /// The answer to a question that is looked into as long as [`TARGET_SEARCH_S_MAX`], during which the receiver
+    /// pings: only its silence, or more than that, is too long.
+    async fn ask_at_length(&mut self, question: Fetch) -> Result<Fetch> {
+        let slave = &self.config.slave;
+        let most = Duration::from_secs(TARGET_SEARCH_S_MAX) + SILENCE;
+        let (begun, mut waiting) = (Instant::now(), Waiting::begin());
+        let wire = &mut self.connection.wire;
+        wire.send(0, &Message::Fetch(question)).await?;
+        let message = {
+            let mut answering = std::pin::pin!(wire.next_within(SILENCE));
+            loop {
+                if let Ok(frame) = tokio::time::timeout(LOOK, &mut answering).await {
+                    break frame?.message;
+                }
+                if waiting.is_due() {
+                    tracing::info!("{slave} looks through its WAL for the target");
+                }
+                if begun.elapsed() >= most {
+                    let text =
+                        format!("{slave} did not say in {most:?} whether the target is in reach");
+                    return Err(
+                        CommandError::retry(text).hint("look at the receiver's log on the standby")
+                    );
+                }
+            }
+        };
+        self.answered(message)
+    }
+
     async fn exchange(&mut self, question: Message) -> Result<Fetch> {
         self.connection.wire.send(0, &question).await?;
-        match self.connection.wire.next().await?.message {
+        let message = self.connection.wire.next().await?.message;
+        self.answered(message)
+    }
+
+    fn answered(&self, message: Message) -> Result<Fetch> {
+        match message {
             Message::Fetch(answer) => Ok(answer),
             Message::Error(error) => Err(refused(&self.config.slave, "refused", error)),
             other => Err(answered_with(&self.config.slave, other.kind())),

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use indicatif::HumanBytes;
 use walmgr_protocol::message::ErrorCode;
 use walmgr_protocol::message::fetch::{GetSet, SetDescription};
+use walmgr_protocol::message::reach::{SetQuestion, TargetVerdict};
 use walmgr_protocol::session::fetch::{Outcome, Request};
 
 use crate::config::MasterConfig;
@@ -42,10 +43,11 @@ use crate::pg::conf::{self, ServerSettings, brought};
 use crate::pg::control;
 use crate::pg::group_access;
 use crate::pg::hba;
+use crate::pg::in_reach::{self, Typed};
 use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::leftovers;
-use crate::pg::recovery::{Recovery, Target, TargetTimeline};
+use crate::pg::recovery::Recovery;
 use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
@@ -71,8 +73,8 @@ pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> R
     let restored = runtime.block_on(async {
         let facts = ClusterFacts::read(config).ok();
         let mut fetching = Fetching::connect(config, facts.as_ref()).await?;
-        let described = fetching.describe(set).await?;
-        check_target(&recovery, &described)?;
+        let described = fetching.describe(question(set, &recovery)).await?;
+        check_reach(restoring, &recovery, &described)?;
         let mapping = &restoring.tablespaces;
         let place = Place::examine(config, &destination, &described, mapping)?;
         if options.not_really {
@@ -104,47 +106,42 @@ fn recovery(config: &MasterConfig, restoring: &Restoring) -> Result<Recovery> {
     })
 }
 
-/// What the server would find out much later.
-fn check_target(recovery: &Recovery, described: &SetDescription) -> Result<()> {
-    check_end(recovery, described)?;
-    match &recovery.target {
-        Some((Target::Lsn(lsn), _)) if *lsn < described.label.start => {
-            let (name, start) = (&described.name, described.label.start);
-            Err(
-                CommandError::usage(format!("{name} begins at {start}, behind the LSN {lsn}"))
-                    .hint("choose an older set; `listbackups` lists them"),
-            )
-        }
-        _ => Ok(()),
+fn question(set: &str, recovery: &Recovery) -> SetQuestion {
+    let target = recovery.target.as_ref();
+    SetQuestion {
+        name: set.to_owned(),
+        timeline: recovery.timeline.into(),
+        target: target.map(|(target, _)| target.into()),
     }
 }
 
-/// No recovery from the set gets past WAL that ends the way for all of them.
-fn check_end(recovery: &Recovery, described: &SetDescription) -> Result<()> {
-    let Some(end) = described.recovery_end else {
-        return Ok(());
+/// What the server would find out much later, in the words of the standby's `restore`.
+fn check_reach(
+    restoring: &Restoring,
+    recovery: &Recovery,
+    described: &SetDescription,
+) -> Result<()> {
+    // What ends a recovery is judged by the libraries of the set's own configuration.
+    let typed = Typed {
+        command: "walmgr MASTER.ini restore",
+        restoring,
+        can_load: false,
     };
-    let name = &described.name;
-    let text = format!(
-        "no recovery of {name} gets past {end}: wal_level was minimal there, or pg_resetwal was run, or an \
-         extension's resource manager wrote a record and the set's shared_preload_libraries is empty"
-    );
-    match &recovery.target {
-        Some((Target::Lsn(lsn), _)) if *lsn < end => Ok(()),
-        // Where that lies only PostgreSQL finds out.
-        Some((Target::Time(_) | Target::Xid(_) | Target::Name(_), _)) => {
-            tracing::warn!("{text}; a target behind it is not reached");
+    let end = described.recovery_end.as_ref();
+    let target = recovery.target.as_ref().map(|(target, _)| target);
+    match (&described.verdict, target, end) {
+        (TargetVerdict::NoWay(why), ..) => {
+            Err(CommandError::retry(why).hint("nothing was changed"))
+        }
+        (TargetVerdict::OutOfReach(range), Some(target), _) => {
+            Err(typed.refused(target, range, end))
+        }
+        (TargetVerdict::Untold(why), Some(target), _) => {
+            tracing::warn!("{}", in_reach::untold_text(target, why));
             Ok(())
         }
-        // Another timeline may not lead there.
-        _ if recovery.timeline != TargetTimeline::Latest => {
-            tracing::warn!("{text}, if it follows the newest timeline");
-            Ok(())
-        }
-        _ => Err(CommandError::retry(text).hint(
-            "make a new backup, or restore up to before it: --target-time or --target-lsn; nothing was \
-             changed",
-        )),
+        (_, None, Some(end)) => Err(typed.ended(&described.name, end)),
+        _ => Ok(()),
     }
 }
 

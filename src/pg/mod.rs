@@ -18,6 +18,7 @@ pub mod fuzzing;
 pub mod grants;
 pub mod group_access;
 pub mod hba;
+pub mod in_reach;
 pub mod later_tablespaces;
 pub mod layout;
 pub mod left_out;

@@ -20,6 +20,7 @@
 //! | [`peer`], [`refusal`], [`refusal_log`] | who it is, and the words of a refusal |
 
 pub mod admission;
+pub mod asking;
 pub mod cluster;
 pub mod connection;
 pub mod connections;
@@ -106,7 +107,7 @@ pub const UPLOADS_PER_PEER_MAX: usize = 192;
 pub const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
 
 /// Fetches at work at once, over all connections. Each has a thread, which waits for its master to take
-/// blocks.
+/// blocks. A question about a set is one of them: it may read much WAL.
 pub const FETCHES_MAX: usize = 64;
 /// Of those, the most for one peer.
 pub const FETCHES_PER_PEER_MAX: usize = 48;

@@ -1,10 +1,12 @@
 //! What lies ahead of a server that replays and may keep it from going on, in all WAL that is here.
 //! Never looks at the server. Invariant: nothing is named that the server does not read on its way.
 
+use walmgr_protocol::message::reach::RecoveryEnd;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::error::{CommandError, Kind};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::in_reach;
 use crate::pg::location;
 use crate::store::{ArchiveReader, PartialWals, StoreError};
 use crate::wal::obstacle::{Demands, Met, Obstacle};
@@ -40,42 +42,20 @@ pub fn find(
 /// Why a server with this data directory does not get past these, or must not; the first of them.
 pub fn refusal(data: &DataDirectory, loads_libraries: bool, met: &[Met]) -> Option<CommandError> {
     let (data, major) = (data.path(), data.major());
-    let end = met.iter().find(|met| met.obstacle.ends(loads_libraries));
+    let end = in_reach::end_of(met, loads_libraries);
     let before = |met: &&Met| end.is_none_or(|end| met.lsn < end.lsn);
     let held = location::refusal(data, major, met.iter().filter(before));
     let shared = || location::shared(data);
-    held.or_else(shared).or_else(|| end.map(end_of_recovery))
+    held.or_else(shared)
+        .or_else(|| end.as_ref().map(end_of_recovery))
 }
 
 /// The refusal of a recovery that would have to get past this.
-pub fn end_of_recovery(met: &Met) -> CommandError {
-    CommandError::new(Kind::Retry, end_text(met)).hint(
-        remedy(met)
+pub fn end_of_recovery(end: &RecoveryEnd) -> CommandError {
+    CommandError::new(Kind::Retry, in_reach::end_text(end)).hint(
+        in_reach::remedy(end)
             .unwrap_or("make a new backup on the master; older sets can be recovered up to there"),
     )
-}
-
-/// What gets a server past an obstacle without a new backup, if anything does.
-pub fn remedy(met: &Met) -> Option<&'static str> {
-    matches!(met.obstacle, Obstacle::Manager(_)).then_some(
-        "install the extension here, and set shared_preload_libraries to what the master has",
-    )
-}
-
-/// Why nobody gets past an obstacle.
-pub fn end_text(met: &Met) -> String {
-    let why = match met.obstacle {
-        Obstacle::Manager(id) => {
-            return format!(
-                "replay ends at {}: a record of resource manager {id} is there, which a library brings, and \
-                 shared_preload_libraries is empty",
-                met.lsn
-            );
-        }
-        Obstacle::Reset => "pg_resetwal was run on the master: no WAL leads there",
-        _ => "the master ran with wal_level = minimal: what it wrote then is not in the WAL",
-    };
-    format!("no recovery gets past {}, where {why}", met.lsn)
 }
 
 /// The settings that a hot standby needs to replay the obstacles before `to`: of each the highest value

@@ -11,6 +11,7 @@ use crate::daemon;
 use crate::error::Result;
 use crate::options::{Options, Thresholds};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::in_reach;
 use crate::pg::layout;
 use crate::pg::location;
 use crate::standby::ahead;
@@ -115,13 +116,13 @@ fn ahead(config: &StandbyConfig) -> Facing {
         return Facing::default();
     };
     let loads = own_server::settings(config, &data).may_load_libraries();
-    let end = met.iter().find(|met| met.obstacle.ends(loads));
+    let end = in_reach::end_of(&met, loads);
     let before = met
         .iter()
         .filter(|met| end.is_none_or(|end| met.lsn < end.lsn));
     let held = location::refusal(data.path(), data.major(), before);
     let held = held.or_else(|| location::shared(data.path()));
-    let ended = end.map(|met| ahead::end_of_recovery(met).to_string());
+    let ended = (end.as_ref()).map(|end| ahead::end_of_recovery(end).to_string());
     Facing {
         tablespace: held.map(|error| error.to_string()),
         unreplayable: ended,

@@ -83,11 +83,13 @@ mod name_lock;
 mod obstacle_notes;
 pub mod obstacles;
 pub mod partial;
+mod reach;
 pub mod reader;
 mod real_disk;
 pub mod recovery;
 mod recovery_report;
 pub mod rounds;
+mod route;
 mod servers;
 pub mod sets;
 mod shared;
@@ -120,7 +122,9 @@ pub use lineage::{Lineage, TimelineLine};
 pub use partial::{
     Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
 };
+pub use reach::Reach;
 pub use reader::{Absence, ArchiveReader, Stored};
 pub use real_disk::RealDisk;
 pub use recovery_report::RecoveryReport;
+pub use route::Route;
 pub use shared::{Archive, ArchiveFolders, StoredUnderName};

@@ -37,7 +37,7 @@ fn restart_with(site: &mut Site, settings: &[&str]) {
 }
 
 /// Writes WAL that does not tell everything, and what tells everything again behind it.
-fn write_minimally(site: &mut Site) {
+pub(super) fn write_minimally(site: &mut Site) {
     let minimal = [
         "archive_mode = off",
         "wal_level = minimal",
@@ -210,18 +210,19 @@ fn the_master_refuses_as_well(site: &Site, major: u8) {
         let words = ["restore", "data.master", place.to_str().unwrap()];
         site.master_command(&[&words[..], target].concat())
     };
-    for target in [&[][..], &["--target-lsn", "FF/0"]] {
+    for (target, part) in [
+        (&[][..], "new backup"),
+        (&["--target-lsn", "FF/0"], "out of reach"),
+    ] {
         let refused = restore(target);
         let line = refused.fail(1);
         assert!(
-            line.contains("wal_level was minimal") && line.contains("new backup"),
+            line.contains("wal_level = minimal") && line.contains(part),
             "{line}"
         );
         assert!(!place.exists());
     }
-    let told = restore(&["--target-name", "before"]);
-    told.succeed();
-    assert!(told.stderr.contains("is not reached"), "{}", told.stderr);
+    restore(&["--target-name", "before"]).succeed();
     let mut server = Cluster::on_directory(major, &place);
     server.start();
     server.stop(StopMode::Fast);
@@ -340,8 +341,16 @@ fn fault_127_records_of_an_unknown_resource_manager_are_refused() {
         let place = site.home().join("on-the-master");
         let words = ["restore", "data.master", place.to_str().unwrap()];
         let refused = site.master_command(&words);
+        let line = refused.fail(1);
         assert!(
-            refused.fail(1).contains("resource manager"),
+            line.contains("resource manager 130") && line.contains("make a new backup"),
+            "{line}"
+        );
+        // A record of another resource manager counts as well where a target lies behind it.
+        let behind = [&words[..], &["--target-lsn", "FF/0"]].concat();
+        let refused = site.master_command(&behind);
+        assert!(
+            refused.fail(1).contains("resource manager 130"),
             "{}",
             refused.stderr
         );

@@ -5,8 +5,11 @@ use crate::message::fetch::{
     Backups, Fetch, GetFile, GetSet, ListBackups, ListedSet, NotFound, SetDescription, SetLabel,
     Tablespace,
 };
+use crate::message::reach::{
+    EndCause, RecoveryEnd, SetQuestion, TargetRange, TargetVerdict, WantedTarget, WantedTimeline,
+};
 use crate::message::{Digest, Message};
-use crate::names::Lsn;
+use crate::names::{Lsn, TimelineId};
 
 /// One message of every kind of a fetch, with every choice made once.
 pub(super) fn sample_messages() -> Vec<Message> {
@@ -15,7 +18,6 @@ pub(super) fn sample_messages() -> Vec<Message> {
             after: "data.master.3".into(),
             limit: 64,
         }),
-        Fetch::DescribeSet("data.master".into()),
         Fetch::GetSet(set(1 << 33)),
         Fetch::End(Digest {
             size: 16 << 20,
@@ -27,6 +29,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
         )),
         Fetch::NotFound(NotFound::NoSuchSet),
     ];
+    messages.extend(questions().map(Fetch::DescribeSet));
     messages.extend(file(3).map(Fetch::GetFile));
     messages.extend(file(0).map(|file| Fetch::NotFound(NotFound::Gap(file.name))));
     messages.extend(label().map(|label| {
@@ -43,7 +46,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
             more: true,
         })
     }));
-    for recovery_end in [None, Some(Lsn(0x2_9A00_0028))] {
+    for (recovery_end, verdict) in judged() {
         messages.extend(label().map(|label| {
             Fetch::Set(SetDescription {
                 name: "data.master".into(),
@@ -52,6 +55,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
                 bytes: 2 << 30,
                 recovery_end,
                 demands: [150, 8, 10, 0, 64],
+                verdict,
                 tablespaces: vec![Tablespace {
                     oid: 16_384,
                     bytes: 1 << 30,
@@ -61,6 +65,58 @@ pub(super) fn sample_messages() -> Vec<Message> {
         }));
     }
     messages.into_iter().map(Message::Fetch).collect()
+}
+
+/// Each kind of target, and each timeline.
+fn questions() -> impl Iterator<Item = SetQuestion> {
+    let at = Lsn(0x2_9A00_0028);
+    let asked = [
+        (WantedTimeline::Newest, None),
+        (WantedTimeline::Own, Some(WantedTarget::Time(-1))),
+        (WantedTimeline::Newest, Some(WantedTarget::Lsn(at))),
+        (WantedTimeline::Newest, Some(WantedTarget::Xid(4_711))),
+        (
+            TimelineId::new(2).map_or(WantedTimeline::Own, WantedTimeline::Number),
+            Some(WantedTarget::Name("before_migration".into())),
+        ),
+    ];
+    asked.into_iter().map(|(timeline, target)| SetQuestion {
+        name: "data.master".into(),
+        timeline,
+        target,
+    })
+}
+
+/// Each end of a recovery, and each verdict.
+fn judged() -> Vec<(Option<RecoveryEnd>, TargetVerdict)> {
+    let (first, last) = (Lsn(0x2_9200_0100), Lsn(0x2_9A00_0028));
+    let end = |cause| Some(RecoveryEnd { lsn: last, cause });
+    let ranges = [
+        TargetRange::Nothing,
+        TargetRange::Lsns(first, last),
+        TargetRange::Times(1_316_617_217_000_000, 1_316_617_218_000_000),
+        TargetRange::Xids(700, 4_711),
+        TargetRange::Names(vec!["one".into(), "two".into()], 17),
+    ];
+    let mut judged = vec![
+        (None, TargetVerdict::Fits),
+        (
+            end(EndCause::Minimal),
+            TargetVerdict::Untold("there are prepared transactions".into()),
+        ),
+        (
+            end(EndCause::Reset),
+            TargetVerdict::NoWay("the archive has no history of timeline 7".into()),
+        ),
+    ];
+    let out = ranges.map(|range| {
+        (
+            end(EndCause::Manager(130)),
+            TargetVerdict::OutOfReach(range),
+        )
+    });
+    judged.extend(out);
+    judged
 }
 
 fn file(compression: u8) -> Option<GetFile> {

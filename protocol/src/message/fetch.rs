@@ -4,15 +4,15 @@
 //!
 //! # Payloads
 //!
-//! Fields as in [`crate::message`]; `lsn` is a `u64`. Kinds 32 to 35 belong to channel 0, the others to
+//! Fields as in [`crate::message`]; `lsn` is a `u64`. Kinds 64 to 67 belong to channel 0, the others to
 //! a channel from 1 on. What is fetched travels in data blocks (kind 5) from the receiver.
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
 //! | 64 | list backups | client | `string` name of a set to begin behind, or empty; `u16` limit |
 //! | 65 | backups | receiver | `u16` count, then that many sets; `bool` more follow |
-//! | 66 | describe a set | client | `string` name |
-//! | 67 | a set described | receiver | `string` name, its label, `u64` length of its stream, `u64` bytes outside its tablespaces, `u16` count, then that many times `u32` OID, `u64` bytes, `u16` length and the path on the master |
+//! | 66 | describe a set | client | `string` name, the wanted timeline and target |
+//! | 67 | a set described | receiver | `string` name, its label, `u64` length of its stream, `u64` bytes outside its tablespaces, the end of its recovery, 5 times `u32` demands, the verdict about the target, `u16` count, then that many times `u32` OID, `u64` bytes, `u16` length and the path on the master |
 //! | 68 | get a file | client | `name`, `u8` zstd level, 0 for none |
 //! | 69 | get a set | client | `lsn` start and `string` timestamp of its label, `u64` offset in its stream, `u8` zstd level |
 //! | 70 | end | receiver | `u64` size, `u32` CRC-32 of what was sent |
@@ -20,6 +20,12 @@
 //!
 //! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
 //! not. A label is `string` timestamp, `string` label, `name` of the first segment, `lsn` start.
+//!
+//! Timeline, target, end of recovery and verdict are those of [`super::reach`]. Demands are what the WAL along
+//! that timeline asks of a hot standby at least: `max_connections`, `max_worker_processes`, `max_wal_senders`,
+//! `max_prepared_transactions` and `max_locks_per_transaction`, 0 for nothing. Whether a transaction or a restore
+//! point is in reach is found record by record: the answer comes within
+//! [`TARGET_SEARCH_S_MAX`](crate::limits::TARGET_SEARCH_S_MAX), and pings until then.
 //!
 //! The stream of a set is one tar archive. It is the same whenever it is asked for, so whoever lost
 //! the connection goes on at an offset.
@@ -30,6 +36,7 @@ use crate::error::Malformed;
 use crate::fields::{Fields, put_bytes, put_string};
 use crate::limits::{LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, ZSTD_LEVEL_MAX};
 use crate::message::kind::Kind;
+use crate::message::reach::{RecoveryEnd, SetQuestion, TargetVerdict};
 use crate::message::shared::{Digest, bounded, list};
 use crate::names::{Lsn, SegmentName, WalFileName};
 
@@ -95,11 +102,13 @@ pub struct SetDescription {
     pub stream_bytes: u64,
     /// Bytes outside its tablespaces.
     pub bytes: u64,
-    /// Where the WAL ends that a recovery from it gets past; none if nothing is known that ends it.
-    pub recovery_end: Option<Lsn>,
+    /// Where a recovery of it ends although there is more WAL; none if nothing is known that ends it.
+    pub recovery_end: Option<RecoveryEnd>,
     /// What the WAL behind it demands of a hot standby at least, of `max_connections`, `max_worker_processes`,
     /// `max_wal_senders`, `max_prepared_transactions` and `max_locks_per_transaction`; 0 for nothing.
     pub demands: [u32; 5],
+    /// Whether a recovery of it gets to the target that was asked for.
+    pub verdict: TargetVerdict,
     /// Its tablespaces; at most [`SET_TABLESPACES_MAX`].
     pub tablespaces: Vec<Tablespace>,
 }
@@ -146,9 +155,9 @@ pub enum Fetch {
     ListBackups(ListBackups),
     /// These.
     Backups(Backups),
-    /// What is there to know of the set of this name? Answered by [`Fetch::Set`] or
+    /// What is there to know of this set? Answered by [`Fetch::Set`] or
     /// [`Fetch::NotFound`].
-    DescribeSet(String),
+    DescribeSet(SetQuestion),
     /// This.
     Set(SetDescription),
     /// Send this file; answered by data blocks and [`Fetch::End`], or [`Fetch::NotFound`].
@@ -182,7 +191,7 @@ impl Fetch {
                 out.put_u16_le(request.limit);
             }
             Fetch::Backups(backups) => backups.encode(out),
-            Fetch::DescribeSet(name) => put_string(out, name),
+            Fetch::DescribeSet(question) => question.encode(out),
             Fetch::Set(set) => set.encode(out),
             Fetch::GetFile(request) => {
                 put_string(out, &request.name.to_string());
@@ -210,7 +219,7 @@ impl Fetch {
                 limit: fields.u16()?,
             }),
             Kind::FetchBackups => Fetch::Backups(Backups::decode(fields)?),
-            Kind::FetchDescribeSet => Fetch::DescribeSet(fields.string("name of a backup set")?),
+            Kind::FetchDescribeSet => Fetch::DescribeSet(SetQuestion::decode(fields)?),
             Kind::FetchSet => Fetch::Set(SetDescription::decode(fields)?),
             Kind::FetchGetFile => Fetch::GetFile(GetFile {
                 name: fields.name()?.parse()?,
@@ -284,11 +293,11 @@ impl SetDescription {
         self.label.encode(out);
         out.put_u64_le(self.stream_bytes);
         out.put_u64_le(self.bytes);
-        // No record begins at 0.
-        out.put_u64_le(self.recovery_end.unwrap_or_default().0);
+        RecoveryEnd::encode(self.recovery_end.as_ref(), out);
         for demand in self.demands {
             out.put_u32_le(demand);
         }
+        self.verdict.encode(out);
         for space in bounded(out, &self.tablespaces, SET_TABLESPACES_MAX) {
             out.put_u32_le(space.oid);
             out.put_u64_le(space.bytes);
@@ -311,7 +320,7 @@ impl SetDescription {
             label: SetLabel::decode(fields)?,
             stream_bytes: fields.u64()?,
             bytes: fields.u64()?,
-            recovery_end: Some(Lsn(fields.u64()?)).filter(|end| *end != Lsn(0)),
+            recovery_end: RecoveryEnd::decode(fields)?,
             demands: [
                 fields.u32()?,
                 fields.u32()?,
@@ -319,6 +328,7 @@ impl SetDescription {
                 fields.u32()?,
                 fields.u32()?,
             ],
+            verdict: TargetVerdict::decode(fields)?,
             tablespaces: list(
                 fields,
                 "a list of tablespaces",

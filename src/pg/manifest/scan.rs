@@ -1,10 +1,10 @@
-//! A manifest gone through as it is read: its own checksum, and the entries of a few files.
+//! A manifest gone through as it is read: its own checksum, and the entries of a few files, and the last WAL range.
 //! Never holds more than a line of it. Invariant: no entry is handed out of a manifest whose own
 //! checksum is wrong.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::{CHECKSUM_KEY, FileEntry, LINE_BYTES_MAX, Line, ManifestFault, hexadecimal};
+use super::{CHECKSUM_KEY, FileEntry, LINE_BYTES_MAX, Line, ManifestFault, WalRange, hexadecimal};
 
 /// A manifest that is being read from its beginning.
 pub struct Scan<'a> {
@@ -14,6 +14,7 @@ pub struct Scan<'a> {
     line: Vec<u8>,
     lines: usize,
     found: Vec<FileEntry>,
+    last_range: Option<WalRange>,
     /// Whether the checksum is right, once it has come.
     is_sound: Option<bool>,
 }
@@ -27,6 +28,7 @@ impl<'a> Scan<'a> {
             line: Vec::new(),
             lines: 0,
             found: Vec::new(),
+            last_range: None,
             is_sound: None,
         }
     }
@@ -61,6 +63,12 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// The last WAL range, behind the last byte of a manifest whose own checksum is right.
+    pub fn finish_with_range(self) -> Result<Option<WalRange>, ManifestFault> {
+        let range = self.last_range;
+        self.finish().map(|_| range)
+    }
+
     fn take(&mut self, line: &[u8]) -> Result<(), ManifestFault> {
         if self.is_sound.is_some() {
             return Err(ManifestFault::End);
@@ -79,6 +87,9 @@ impl<'a> Scan<'a> {
         {
             let entry = Line::of(line, "files", self.lines)?;
             self.found.push(entry.file()?);
+        } else if line.starts_with(b"{ \"Timeline\": ") {
+            let range = Line::of(line, "WAL ranges", self.lines)?;
+            self.last_range = Some(range.wal_range()?);
         }
         Ok(())
     }

@@ -86,6 +86,7 @@ struct ServedConnection {
 enum Happened {
     Arrived(Option<Frame>),
     Reported(u16, FlowReport),
+    Answered(Message),
     Reloaded,
     Stopping,
     GivesWay,
@@ -108,6 +109,7 @@ impl ServedConnection {
             let asked_to_stop = self.link.stops_by().is_some();
             let happened = tokio::select! {
                 Some((channel, report)) = self.inbox.recv() => Happened::Reported(channel, report),
+                answer = self.link.asking.next() => Happened::Answered(answer),
                 step = self.link.wire.receive_step() => match step {
                     Ok(frame) => Happened::Arrived(frame),
                     Err(fault) => return fault.into(),
@@ -138,6 +140,7 @@ impl ServedConnection {
             Happened::Reported(channel, report) => {
                 self.flows.reported(&mut self.link, channel, report).await
             }
+            Happened::Answered(answer) => self.link.send(0, &answer).await,
             Happened::Reloaded => self.still_welcome(),
             Happened::Stopping => {
                 self.link.stop();

@@ -1,19 +1,20 @@
 //! Which set is restored: the one that was typed, the newest, or the newest that fits a target.
 //! Never changes anything. Invariant: the set that is returned is whole, and held.
 
+use std::cell::RefCell;
 use std::path::Path;
 
+use walmgr_protocol::message::reach::{TargetRange, TargetVerdict};
 use walmgr_protocol::names::BackupName;
 
 use crate::error::{CommandError, Result};
 use crate::options::Restoring;
+use crate::output::Waiting;
+use crate::pg::in_reach::{self, Typed};
 use crate::pg::recovery::{Target, TargetTimeline};
-use crate::standby::ahead;
-use crate::standby::reach::{self, Range, Reach, Verdict};
-use crate::standby::route::Route;
 use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
-use crate::store::{ArchiveReader, PartialEnd};
+use crate::store::{ArchiveReader, PartialEnd, Reach, Route};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
@@ -39,14 +40,9 @@ pub fn choose(
         }
     }
     let route = Route::within(archive, lineage, from, timeline)?;
-    if let Some(met) = route.recovery_end(from.1, loads_libraries(held.path()))? {
-        let doing = format!("restore {}, which is older", held.name());
-        let remedy = ahead::remedy(&met).unwrap_or("make a new backup on the master");
-        return Err(CommandError::retry(doing)
-            .because(ahead::end_of_recovery(&met))
-            .hint(format!(
-                "{remedy}, or restore up to before it: --target-time or --target-lsn; nothing was changed"
-            )));
+    let met = route.obstacles(from.1)?;
+    if let Some(end) = in_reach::end_of(&met, loads_libraries(held.path())) {
+        return Err(typed(restoring).ended(&held.name().to_string(), &end));
     }
     Ok(held)
 }
@@ -60,17 +56,19 @@ pub fn choose_for(
     timeline: TargetTimeline,
     loads_libraries: &dyn Fn(&Path) -> bool,
 ) -> Result<HeldSet> {
-    let mut in_reach: Option<Range> = None;
+    let waiting = RefCell::new(Waiting::begin());
+    let goes_on = || {
+        if waiting.borrow_mut().is_due() {
+            tracing::info!("looking through the WAL of the archive for {target}");
+        }
+        true
+    };
+    let mut found: Option<TargetRange> = None;
     let (mut astray, mut ended_by) = (None, None);
     for name in names(sets, restoring)? {
         let held = hold(sets, &name)?;
-        let reach = match Reach::of(
-            archive,
-            held.path(),
-            held.label(),
-            timeline,
-            loads_libraries(held.path()),
-        ) {
+        let (path, label) = (held.path(), held.label());
+        let reach = match Reach::of(archive, path, label, timeline, loads_libraries(path)) {
             Ok(reach) => reach,
             // Its timeline leads elsewhere; an older set may be on the way.
             Err(error) => {
@@ -78,54 +76,38 @@ pub fn choose_for(
                 continue;
             }
         };
-        match reach.judge(target)? {
-            Verdict::Fits => {
+        match reach.judge(target, &goes_on)? {
+            TargetVerdict::Fits => {
                 tracing::info!("{name} can be recovered to {target}");
                 return Ok(held);
             }
-            Verdict::OutOfReach(range) => {
-                ended_by = ended_by.or(reach.ended_by().cloned());
-                in_reach = Some(match in_reach {
-                    Some(newer) => newer.and(range),
+            TargetVerdict::Untold(why) => {
+                tracing::warn!("{}", in_reach::untold_text(target, &why));
+                return Ok(held);
+            }
+            TargetVerdict::OutOfReach(range) => {
+                ended_by = ended_by.or(reach.ended_by());
+                found = Some(match found {
+                    Some(newer) => in_reach::widened(newer, range),
                     None => range,
                 });
             }
+            TargetVerdict::NoWay(why) => astray = Some(CommandError::retry(why)),
         }
     }
-    Err(match (in_reach, astray) {
-        (Some(range), _) => {
-            reach::refused(target, &range, &typed_again(restoring), ended_by.as_ref())
-        }
+    Err(match (found, astray) {
+        (Some(range), _) => typed(restoring).refused(target, &range, ended_by.as_ref()),
         (None, Some(error)) => error,
         (None, None) => no_set(),
     })
 }
 
-/// The command as it was typed, less its target.
-fn typed_again(restoring: &Restoring) -> String {
-    let mut typed = "walmgr STANDBY.ini restore".to_owned();
-    let mut add = |word: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@".contains(&byte);
-        match !word.is_empty() && word.bytes().all(plain) {
-            true => typed.push_str(&format!(" {word}")),
-            false => typed.push_str(&format!(" '{}'", word.replace('\'', "'\\''"))),
-        }
-    };
-    restoring.set.iter().for_each(|set| add(set));
-    let destination = restoring.destination.iter();
-    destination.for_each(|path| add(&path.display().to_string()));
-    for (old, new) in &restoring.tablespaces {
-        add("--tablespace-mapping");
-        add(&format!("{}={}", old.display(), new.display()));
+const fn typed(restoring: &Restoring) -> Typed<'_> {
+    Typed {
+        command: "walmgr STANDBY.ini restore",
+        restoring,
+        can_load: true,
     }
-    if restoring.trusts_settings {
-        add("--trust-settings");
-    }
-    if let Some(timeline) = &restoring.target.timeline {
-        add("--target-timeline");
-        add(timeline);
-    }
-    typed
 }
 
 /// The sets that come into question, newest first.

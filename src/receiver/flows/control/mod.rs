@@ -6,6 +6,7 @@ mod sets;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::{LIST_ENTRIES_MAX, OVERVIEW_MASTERS_MAX};
+use walmgr_protocol::message::fetch::Fetch;
 use walmgr_protocol::message::{
     ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, Scope, SetupDone,
 };
@@ -29,6 +30,16 @@ pub async fn received(link: &mut Link, request: Message) -> Result<(), Connectio
     if !allowed {
         let refusal = link.lacks_right(request.name(), needed);
         return link.refuse(0, refusal).await;
+    }
+    if let Message::Fetch(Fetch::DescribeSet(question)) = request {
+        if link.asking.is_busy() {
+            let text = "the answer to an earlier question is still being looked for";
+            let busy = Error::channel(ErrorCode::Busy, text, "wait for it");
+            return link.refuse(0, busy).await;
+        }
+        let answer = sets::ask(Arc::clone(&link.cluster), &link.peer.key(), question);
+        link.asking.begin(answer);
+        return Ok(());
     }
     let connections = link.slot.connections();
     let answer = answer(&link.cluster, &link.peer, connections, request).await;

@@ -2,26 +2,32 @@
 //! Never changes anything. Invariant: a set that is described is held meanwhile, so no rotation removes it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use walmgr_protocol::limits::LISTED_BACKUPS_MAX;
+use tokio::sync::oneshot;
+use walmgr_protocol::limits::{LISTED_BACKUPS_MAX, TARGET_SEARCH_S_MAX};
 use walmgr_protocol::message::fetch::{
     Backups, Fetch, ListBackups, ListedSet, NotFound, SetDescription, SetLabel, Tablespace,
 };
+use walmgr_protocol::message::reach::{RecoveryEnd, SetQuestion, TargetVerdict};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 
+use crate::error::CommandError;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::ServerSettings;
+use crate::pg::recovery::TargetTimeline;
 use crate::receiver::cluster::Cluster;
-use crate::receiver::refusal;
-use crate::store::sets::SetError;
-use crate::store::{ArchiveReader, RealDisk, StoreError};
+use crate::receiver::flows::fetch::send;
+use crate::receiver::peer::PeerKey;
+use crate::receiver::{refusal, worker};
+use crate::store::sets::{HeldSet, SetError};
+use crate::store::{ArchiveReader, Reach, RealDisk, StoreError};
 use crate::wal::obstacle::{Demands, Obstacle};
 
 /// The answer to a question about the sets.
 pub fn answer(cluster: &Cluster, question: &Fetch) -> Message {
     let answered = match question {
         Fetch::ListBackups(request) => list(cluster, request),
-        Fetch::DescribeSet(name) => describe(cluster, name),
         other => {
             let text = format!(
                 "{} has no place on channel 0",
@@ -30,6 +36,34 @@ pub fn answer(cluster: &Cluster, question: &Fetch) -> Message {
             return Message::Error(Error::connection(ErrorCode::Misbehaved, text, ""));
         }
     };
+    told(answered)
+}
+
+/// Begins to look for the answer to a question about one set, which may take a walk through much WAL: on a thread of
+/// its own, as one of its peer's fetches. Dropping the returned value ends it, and so does
+/// [`TARGET_SEARCH_S_MAX`].
+pub fn ask(
+    cluster: Arc<Cluster>,
+    key: &PeerKey,
+    question: SetQuestion,
+) -> oneshot::Receiver<Message> {
+    let (teller, answer) = oneshot::channel();
+    let Some(place) = cluster.fetches.take(key) else {
+        // Whoever asked may be gone; then nobody needs to know.
+        let _ = teller.send(Message::Error(send::all_taken()));
+        return answer;
+    };
+    worker::aside("question about a backup set", move || {
+        let _place = place;
+        let (begun, most) = (Instant::now(), Duration::from_secs(TARGET_SEARCH_S_MAX));
+        let goes_on = || !teller.is_closed() && begun.elapsed() < most;
+        let answered = told(describe(&cluster, &question, &goes_on));
+        let _ = teller.send(answered);
+    });
+    answer
+}
+
+fn told(answered: Result<Fetch, Error>) -> Message {
     match answered {
         Ok(answer) => Message::Fetch(answer),
         Err(error) => {
@@ -67,13 +101,17 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
     Ok(Fetch::Backups(Backups { sets, more }))
 }
 
-fn describe(cluster: &Cluster, name: &str) -> Result<Fetch, Error> {
+fn describe(
+    cluster: &Cluster,
+    question: &SetQuestion,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Fetch, Error> {
     use std::os::unix::ffi::OsStringExt;
     let Some(binding) = cluster.archive.binding() else {
         return Err(refusal::to_reader(&StoreError::NotBound));
     };
     let sets = cluster.open_sets()?;
-    let Ok(name) = sets.newest().parse_sibling(name) else {
+    let Ok(name) = sets.newest().parse_sibling(&question.name) else {
         return Ok(Fetch::NotFound(NotFound::NoSuchSet));
     };
     let held = match sets.hold(&name) {
@@ -86,27 +124,51 @@ fn describe(cluster: &Cluster, name: &str) -> Result<Fetch, Error> {
         let (bytes, path) = (space.bytes, space.location.into_os_string().into_vec());
         Tablespace { oid, bytes, path }
     });
-    let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
-    let met = archive.and_then(|archive| archive.ahead_of(held.label()).ok());
-    let met = met.unwrap_or_default();
-    let loads = ServerSettings::of(held.path(), None).may_load_libraries();
-    let end = met.iter().find(|met| met.obstacle.ends(loads));
-    let demands = met.iter().filter_map(|met| match met.obstacle {
-        Obstacle::Settings(demands) => Some(demands),
-        _ => None,
+    let found = ahead(cluster, &held, question, goes_on);
+    let (recovery_end, demands, verdict) = found.unwrap_or_else(|error| {
+        let verdict = TargetVerdict::NoWay(error.to_string());
+        (None, Demands::default(), verdict)
     });
-    let demands = demands.fold(Demands::default(), Demands::or);
     Ok(Fetch::Set(SetDescription {
         name: name.to_string(),
         label: label(held.label()),
         stream_bytes: content.stream_bytes,
         bytes: content.bytes,
-        recovery_end: end.map(|met| met.lsn),
+        recovery_end,
         demands: demands
             .each()
             .map(|(_, needed)| u32::try_from(needed).unwrap_or_default()),
+        verdict,
         tablespaces: tablespaces.collect(),
     }))
+}
+
+/// What a recovery of the set meets along the timeline that was asked for, and whether it gets to the target.
+fn ahead(
+    cluster: &Cluster,
+    held: &HeldSet,
+    question: &SetQuestion,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<(Option<RecoveryEnd>, Demands, TargetVerdict), CommandError> {
+    let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk));
+    let archive =
+        archive.map_err(|error| CommandError::retry("open the archive").because(error))?;
+    let loads = ServerSettings::of(held.path(), None).may_load_libraries();
+    let timeline = TargetTimeline::from(question.timeline);
+    let reach = Reach::of(&archive, held.path(), held.label(), timeline, loads)?;
+    let demands = reach
+        .obstacles()
+        .iter()
+        .filter_map(|met| match met.obstacle {
+            Obstacle::Settings(demands) => Some(demands),
+            _ => None,
+        });
+    let demands = demands.fold(Demands::default(), Demands::or);
+    let verdict = match &question.target {
+        None => TargetVerdict::Fits,
+        Some(target) => reach.judge(&target.into(), goes_on)?,
+    };
+    Ok((reach.ended_by(), demands, verdict))
 }
 
 fn label(label: &BackupLabel) -> SetLabel {

@@ -39,12 +39,7 @@ pub fn start(
     say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
     let Some(place) = cluster.fetches.take(key) else {
-        let text = format!(
-            "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all \
-             {FETCHES_MAX} there are, are under way"
-        );
-        let busy = Error::channel(ErrorCode::Busy, text, "try again later");
-        return Worker::refused(busy, say);
+        return Worker::refused(all_taken(), say);
     };
     let worker = Worker::start("fetch", BLOCKS_IN_FLIGHT, say, move |buffers, say| {
         let _place = place;
@@ -55,6 +50,15 @@ pub fn start(
         worker.offer(Vec::new());
     }
     worker
+}
+
+/// The refusal where no place for a fetch is left.
+pub fn all_taken() -> Error {
+    let text = format!(
+        "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all {FETCHES_MAX} there \
+         are, are under way"
+    );
+    Error::channel(ErrorCode::Busy, text, "try again later")
 }
 
 fn work(

@@ -1,6 +1,8 @@
 //! The WAL that a recovery reads, segment by segment along the timelines it follows.
 //! Never checks checksums: `xrestore` does before PostgreSQL sees a byte. Invariant: a segment of the
 //! route is the one that PostgreSQL would ask for, and the route ends at the first that is missing.
+//!
+//! However much WAL it leads through, a walk holds one piece of [`PIECE_BYTES`] of it.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -8,14 +10,26 @@ use std::os::unix::fs::FileExt;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
+use super::error::StoreError;
+use super::lineage::{Lineage, TimelineLine};
+use super::reader::ArchiveReader;
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
-use crate::store::{ArchiveReader, Lineage, StoreError, TimelineLine};
 use crate::wal::obstacle::Met;
 use crate::wal::record::{self, RecordInfo};
 use crate::wal::scan::{ScanStep, Scanner};
 
 const PIECE_BYTES: usize = 1 << 20;
+
+/// How far a walk came.
+#[must_use = "what was not walked says nothing"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walked {
+    /// To its end, or as far as it was wanted.
+    All,
+    /// Somebody gave up waiting for it.
+    GivenUp,
+}
 
 /// A route through an archive.
 pub struct Route<'a> {
@@ -95,14 +109,10 @@ impl<'a> Route<'a> {
             .saturating_mul(self.size.bytes()))
     }
 
-    /// Where a recovery from `from` on ends, although the route goes on, of a server that loads libraries or
-    /// none.
-    pub fn recovery_end(&self, from: Lsn, loads_libraries: bool) -> Result<Option<Met>> {
-        let met = (self.archive.obstacles_on(&self.lineage, &self.line, from))
-            .map_err(|error| failed(&error))?;
-        Ok(met
-            .into_iter()
-            .find(|met| met.obstacle.ends(loads_libraries)))
+    /// What replay meets on the route from `from` on, in the order of the WAL.
+    pub fn obstacles(&self, from: Lsn) -> Result<Vec<Met>> {
+        let met = (self.archive).obstacles_on(&self.lineage, &self.line, from);
+        met.map_err(|error| failed(&error))
     }
 
     /// Where WAL begins from which the route leads to `from` without a gap.
@@ -116,32 +126,37 @@ impl<'a> Route<'a> {
         self.start_of(first)
     }
 
-    /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks.
+    /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks, or `goes_on`
+    /// says no, which is asked before each piece.
     pub fn forward(
         &self,
         from: Lsn,
         end: Lsn,
+        goes_on: &dyn Fn() -> bool,
         each: &mut dyn FnMut(&RecordInfo) -> ControlFlow<()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Walked> {
         let mut number = self.number(from);
         let mut scanner = Scanner::new(self.start_of(number), self.size).without_checksums();
         let mut piece = vec![0; PIECE_BYTES];
         loop {
             let position = scanner.position();
             if position >= end && !scanner.in_record() {
-                return Ok(());
+                return Ok(Walked::All);
+            }
+            if !goes_on() {
+                return Ok(Walked::GivenUp);
             }
             let read_bytes = self.read_at(position, &mut piece)?;
             if read_bytes == 0 {
-                return Ok(());
+                return Ok(Walked::All);
             }
             let mut input = &piece[..read_bytes];
             loop {
                 match scanner.advance(&mut input) {
-                    ScanStep::Record(record) if record.lsn >= end => return Ok(()),
+                    ScanStep::Record(record) if record.lsn >= end => return Ok(Walked::All),
                     ScanStep::Record(record) => {
                         if record.lsn >= from && each(&record).is_break() {
-                            return Ok(());
+                            return Ok(Walked::All);
                         }
                         if record.is_switch() {
                             // Nothing behind it means anything.
@@ -152,37 +167,43 @@ impl<'a> Route<'a> {
                         }
                     }
                     ScanStep::NeedMore => break,
-                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return Ok(()),
+                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return Ok(Walked::All),
                 }
             }
         }
     }
 
     /// The last record before `end` and not before `from` for which this holds. Looks at the last
-    /// segments first, and gives up when `patience` says so.
+    /// segments first: `None` with [`Walked::GivenUp`] once `goes_on` says no.
     pub fn last(
         &self,
         from: Lsn,
         end: Lsn,
-        patience: &mut dyn FnMut() -> bool,
+        goes_on: &dyn Fn() -> bool,
         wanted: fn(&RecordInfo) -> bool,
-    ) -> io::Result<Option<RecordInfo>> {
+    ) -> io::Result<(Option<RecordInfo>, Walked)> {
         let last = self.number(Lsn(end.0.saturating_sub(1)));
         for number in (self.number(from)..=last).rev() {
             let mut found = None;
             let segment_end = self.start_of(number + 1).min(end);
             let segment_start = self.start_of(number).max(from);
-            self.forward(segment_start, segment_end, &mut |record| {
-                if wanted(record) {
-                    found = Some(*record);
-                }
-                ControlFlow::Continue(())
-            })?;
-            if found.is_some() || !patience() {
-                return Ok(found);
+            // The last segment is always walked.
+            let goes_on_here = || number == last || goes_on();
+            let walked =
+                self.forward(segment_start, segment_end, &goes_on_here, &mut |record| {
+                    if wanted(record) {
+                        found = Some(*record);
+                    }
+                    ControlFlow::Continue(())
+                })?;
+            if walked == Walked::GivenUp {
+                return Ok((None, walked));
+            }
+            if found.is_some() {
+                return Ok((found, walked));
             }
         }
-        Ok(None)
+        Ok((None, Walked::All))
     }
 
     /// The record's first bytes; what lies behind the end of the route stays as it is.

@@ -1,0 +1,232 @@
+//! What was found of the end of a recovery, in words: the same on both sides.
+//! Never looks for anything itself. Invariant: whoever is refused is told what is in reach, and what to type.
+
+use walmgr_protocol::message::reach::{
+    EndCause, RecoveryEnd, TargetRange, WantedTarget, WantedTimeline,
+};
+
+use super::recovery::{Target, TargetTimeline, time_text};
+use crate::error::CommandError;
+use crate::options::Restoring;
+use crate::wal::obstacle::{Met, Obstacle};
+
+/// What somebody typed, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Typed<'a> {
+    /// The program, its ini file and the command.
+    pub command: &'static str,
+    /// What stood behind it.
+    pub restoring: &'a Restoring,
+    /// Whether a library that is installed here now gets a recovery past a record of its own.
+    pub can_load: bool,
+}
+
+impl Typed<'_> {
+    /// The refusal of a target, with what to type instead; `end` is what is in the way.
+    pub fn refused(
+        &self,
+        target: &Target,
+        range: &TargetRange,
+        end: Option<&RecoveryEnd>,
+    ) -> CommandError {
+        let typed = self.again();
+        // Without a target it would be refused too where something ends the way.
+        let all = match end {
+            Some(end) => match remedy(end).filter(|_| self.can_load) {
+                Some(remedy) => format!("{}: {remedy}; nothing was changed", end_text(end)),
+                None => format!("{}; nothing was changed", end_text(end)),
+            },
+            None => format!("nothing was changed; `{typed}` recovers all there is"),
+        };
+        let mut hint = match last_of(range) {
+            Some(option) => format!("{all}, `{typed} {option}` up to the end of that"),
+            None => all,
+        };
+        if self.restoring.set.is_some() && lies_before(target, range) {
+            hint.push_str(", and an older set may reach back to it: listbackups lists them");
+        }
+        let range = range_text(range);
+        CommandError::retry(format!("{target} is out of reach: {range}")).hint(hint)
+    }
+
+    /// The refusal of a recovery of this set to the end of the archive, which it does not get to.
+    pub fn ended(&self, set: &str, end: &RecoveryEnd) -> CommandError {
+        let remedy = remedy(end).filter(|_| self.can_load);
+        let remedy = remedy.unwrap_or("make a new backup on the master");
+        let doing = format!("restore {set}, which is older: {}", end_text(end));
+        CommandError::retry(doing).hint(format!(
+            "{remedy}, or restore up to before it: --target-time or --target-lsn; nothing was changed"
+        ))
+    }
+
+    /// The command as it was typed, less its target.
+    fn again(&self) -> String {
+        let (mut typed, restoring) = (self.command.to_owned(), self.restoring);
+        let mut add = |word: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@".contains(&byte);
+            match !word.is_empty() && word.bytes().all(plain) {
+                true => typed.push_str(&format!(" {word}")),
+                false => typed.push_str(&format!(" '{}'", word.replace('\'', "'\\''"))),
+            }
+        };
+        restoring.set.iter().for_each(|set| add(set));
+        let destination = restoring.destination.iter();
+        destination.for_each(|path| add(&path.display().to_string()));
+        for (old, new) in &restoring.tablespaces {
+            add("--tablespace-mapping");
+            add(&format!("{}={}", old.display(), new.display()));
+        }
+        if restoring.trusts_settings {
+            add("--trust-settings");
+        }
+        if let Some(timeline) = &restoring.target.timeline {
+            add("--target-timeline");
+            add(timeline);
+        }
+        typed
+    }
+}
+
+/// The first of these that ends the recovery of a server that loads libraries, or none.
+pub fn end_of(met: &[Met], loads_libraries: bool) -> Option<RecoveryEnd> {
+    let end = met.iter().find(|met| met.obstacle.ends(loads_libraries))?;
+    let cause = match end.obstacle {
+        Obstacle::Manager(id) => EndCause::Manager(id),
+        Obstacle::Reset => EndCause::Reset,
+        _ => EndCause::Minimal,
+    };
+    Some(RecoveryEnd {
+        lsn: end.lsn,
+        cause,
+    })
+}
+
+/// Why nobody gets past it.
+pub fn end_text(end: &RecoveryEnd) -> String {
+    let why = match end.cause {
+        EndCause::Manager(id) => {
+            return format!(
+                "replay ends at {}: a record of resource manager {id} is there, which a library brings, and \
+                 shared_preload_libraries is empty",
+                end.lsn
+            );
+        }
+        EndCause::Reset => "pg_resetwal was run on the master: no WAL leads there",
+        EndCause::Minimal => {
+            "the master ran with wal_level = minimal: what it wrote then is not in the WAL"
+        }
+    };
+    format!("no recovery gets past {}, where {why}", end.lsn)
+}
+
+/// What gets a server past it without a new backup, if anything does.
+pub fn remedy(end: &RecoveryEnd) -> Option<&'static str> {
+    matches!(end.cause, EndCause::Manager(_)).then_some(
+        "install the extension here, and set shared_preload_libraries to what the master has",
+    )
+}
+
+/// What is said of a target of which nobody knows whether it is in reach.
+pub fn untold_text(target: &Target, why: &str) -> String {
+    format!("whether {target} is in reach only PostgreSQL can tell: {why}")
+}
+
+/// What is in reach of either of two sets, the newer one first.
+#[must_use]
+pub fn widened(range: TargetRange, older: TargetRange) -> TargetRange {
+    use TargetRange::{Lsns, Names, Nothing, Times, Xids};
+    match (range, older) {
+        (Lsns(a, b), Lsns(c, d)) => Lsns(a.min(c), b.max(d)),
+        (Times(a, b), Times(c, d)) => Times(a.min(c), b.max(d)),
+        // The numbers of transactions begin again some day.
+        (Xids(_, last), Xids(first, _)) => Xids(first, last),
+        (Nothing, other) | (Names(..), other @ Names(..)) => other,
+        (one, _) => one,
+    }
+}
+
+/// The option for the last target that is in reach.
+fn last_of(range: &TargetRange) -> Option<String> {
+    Some(match range {
+        TargetRange::Lsns(_, last) => format!("--target-lsn {last}"),
+        // A microsecond before what is excluded.
+        TargetRange::Times(_, last) => {
+            format!("--target-time '{}'", time_text(last.saturating_sub(1)))
+        }
+        TargetRange::Xids(_, last) => format!("--target-xid {last}"),
+        TargetRange::Names(names, _) => {
+            let name = names.last()?.replace('\'', "'\\''");
+            format!("--target-name '{name}'")
+        }
+        TargetRange::Nothing => return None,
+    })
+}
+
+/// Whether it is an older set that could reach it.
+fn lies_before(target: &Target, range: &TargetRange) -> bool {
+    match (target, range) {
+        (Target::Lsn(lsn), TargetRange::Lsns(first, _)) => lsn < first,
+        (Target::Time(time_us), TargetRange::Times(first, _)) => time_us < first,
+        _ => false,
+    }
+}
+
+fn range_text(range: &TargetRange) -> String {
+    match range {
+        TargetRange::Lsns(first, last) => format!("LSNs from {first} to {last} are in reach"),
+        TargetRange::Times(first, last) => {
+            let (first, last) = (time_text(*first), time_text(*last));
+            format!("times from {first} to before {last} are in reach")
+        }
+        TargetRange::Xids(first, last) => {
+            format!("transactions from {first} to {last} are in reach")
+        }
+        TargetRange::Names(names, count) => {
+            let names = names.join(", ");
+            format!("{count} restore points are in reach, the last are {names}")
+        }
+        TargetRange::Nothing => "the archive has nothing of this kind".to_owned(),
+    }
+}
+
+impl From<&Target> for WantedTarget {
+    fn from(target: &Target) -> Self {
+        match target {
+            Target::Time(time_us) => WantedTarget::Time(*time_us),
+            Target::Lsn(lsn) => WantedTarget::Lsn(*lsn),
+            Target::Xid(xid) => WantedTarget::Xid(*xid),
+            Target::Name(name) => WantedTarget::Name(name.clone()),
+        }
+    }
+}
+
+impl From<&WantedTarget> for Target {
+    fn from(target: &WantedTarget) -> Self {
+        match target {
+            WantedTarget::Time(time_us) => Target::Time(*time_us),
+            WantedTarget::Lsn(lsn) => Target::Lsn(*lsn),
+            WantedTarget::Xid(xid) => Target::Xid(*xid),
+            WantedTarget::Name(name) => Target::Name(name.clone()),
+        }
+    }
+}
+
+impl From<TargetTimeline> for WantedTimeline {
+    fn from(timeline: TargetTimeline) -> Self {
+        match timeline {
+            TargetTimeline::Latest => WantedTimeline::Newest,
+            TargetTimeline::Current => WantedTimeline::Own,
+            TargetTimeline::Number(number) => WantedTimeline::Number(number),
+        }
+    }
+}
+
+impl From<WantedTimeline> for TargetTimeline {
+    fn from(timeline: WantedTimeline) -> Self {
+        match timeline {
+            WantedTimeline::Newest => TargetTimeline::Latest,
+            WantedTimeline::Own => TargetTimeline::Current,
+            WantedTimeline::Number(number) => TargetTimeline::Number(number),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! A question of a connection that is being looked into, while the connection is served.
+//! Never looks into it itself. Invariant: whoever looks hears that nobody waits any more, and whoever waits that
+//! nobody looks.
+
+use tokio::sync::oneshot;
+use walmgr_protocol::message::Message;
+
+use crate::receiver::worker;
+
+/// The answer that is awaited, if any is.
+#[derive(Default)]
+pub struct Asking(Option<oneshot::Receiver<Message>>);
+
+impl Asking {
+    /// Whether an answer is awaited.
+    pub const fn is_busy(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Awaits this answer.
+    pub fn begin(&mut self, answer: oneshot::Receiver<Message>) {
+        self.0 = Some(answer);
+    }
+
+    /// The answer; never comes while nothing is asked. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Message {
+        let Some(answer) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let answer = answer.await;
+        self.0 = None;
+        answer.unwrap_or_else(|_| Message::Error(worker::failed_on("question")))
+    }
+}

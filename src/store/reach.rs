@@ -1,0 +1,289 @@
+//! How far a set can be recovered from this archive, and whether that is far enough for a target.
+//! Never starts a server and never changes anything. Invariant: a target that is accepted lies
+//! between the end of the backup, before which a recovery is not consistent, and the archive's end.
+//!
+//! Whether an LSN or a time is in reach is told by the two ends of the WAL. A transaction and a
+//! restore point have to be found, record by record. However much WAL that is, a walk holds one piece of it
+//! ([`Route`]) and [`RESTORE_POINTS_MAX`] names, and asks before each piece whether somebody still waits
+//! for it.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, RESTORE_POINTS_MAX, SMALL_FILE_BYTES_MAX};
+use walmgr_protocol::message::reach::{RecoveryEnd, TargetRange, TargetVerdict};
+use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
+
+use super::reader::ArchiveReader;
+use super::route::{Route, Walked};
+use crate::error::{IoContext, Kind, Result};
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::control;
+use crate::pg::in_reach;
+use crate::pg::layout;
+use crate::pg::manifest::Scan;
+use crate::pg::recovery::{Target, TargetTimeline};
+use crate::wal::commit::{
+    RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
+    is_transaction_end, restore_point_name,
+};
+use crate::wal::obstacle::Met;
+use crate::wal::record::RecordInfo;
+
+/// How long the last transaction within a backup is looked for, where there are few of them; else the time of its
+/// checkpoint has to do.
+const PATIENCE: Duration = Duration::from_millis(600);
+
+/// What is read at once of a manifest.
+const MANIFEST_PIECE_BYTES: usize = 64 << 10;
+
+/// The WAL that a set can be recovered with.
+pub struct Reach<'a> {
+    archive: &'a ArchiveReader,
+    set: &'a Path,
+    label: &'a BackupLabel,
+    route: Route<'a>,
+    end: Lsn,
+    met: Vec<Met>,
+    /// What ends it before the archive does.
+    ended_by: Option<RecoveryEnd>,
+}
+
+/// A look for a target.
+struct Search<'a> {
+    reach: &'a Reach<'a>,
+    /// Where the backup ended, if anything says so.
+    stop: Lsn,
+    /// Whether somebody waits for it.
+    goes_on: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Reach<'a> {
+    /// Looks at a set in a directory.
+    pub fn of(
+        archive: &'a ArchiveReader,
+        set: &'a Path,
+        label: &'a BackupLabel,
+        timeline: TargetTimeline,
+        loads_libraries: bool,
+    ) -> Result<Reach<'a>> {
+        let from = (label.first_segment.timeline(), label.start);
+        let route = Route::find(archive, from, timeline)?;
+        let met = route.obstacles(label.start)?;
+        let ended_by = in_reach::end_of(&met, loads_libraries);
+        let end = route.end(label.start);
+        Ok(Reach {
+            archive,
+            set,
+            label,
+            end: ended_by.map_or(end, |it| it.lsn.min(end)),
+            route,
+            met,
+            ended_by,
+        })
+    }
+
+    /// What ends a recovery although there is more WAL.
+    pub const fn ended_by(&self) -> Option<RecoveryEnd> {
+        self.ended_by
+    }
+
+    /// What replay meets on the way.
+    pub fn obstacles(&self) -> &[Met] {
+        &self.met
+    }
+
+    /// Whether a recovery of the set gets to this target. Where `goes_on` says no before that is found, it is
+    /// untold.
+    pub fn judge(&self, target: &Target, goes_on: &dyn Fn() -> bool) -> Result<TargetVerdict> {
+        let stop = stop_in_manifest(self.set).or_else(|| stop_in_history(self.archive, self.label));
+        let search = Search {
+            reach: self,
+            stop: stop.unwrap_or(self.label.start),
+            goes_on,
+        };
+        match target {
+            Target::Lsn(lsn) => search.judge_lsn(*lsn),
+            Target::Time(time_us) => {
+                search.judge_time(*time_us, control::read(self.set)?.checkpoint_time_s)
+            }
+            Target::Xid(xid) => search.judge_xid(*xid),
+            Target::Name(name) => search.judge_name(name),
+        }
+        .at(Kind::Retry, "read the archive for", self.set)
+    }
+}
+
+impl Search<'_> {
+    /// PostgreSQL ends behind the first record that begins at the LSN or behind it.
+    fn judge_lsn(&self, lsn: Lsn) -> std::io::Result<TargetVerdict> {
+        let (route, end) = (&self.reach.route, self.reach.end);
+        let (last, walked) = route.last(self.stop, end, self.goes_on, |_| true)?;
+        let Some(last) = last.map(|record| record.lsn) else {
+            return Ok(none_found(walked));
+        };
+        Ok(match (self.stop..=last).contains(&lsn) {
+            true => TargetVerdict::Fits,
+            false => TargetVerdict::OutOfReach(TargetRange::Lsns(self.stop, last)),
+        })
+    }
+
+    /// PostgreSQL ends before the first transaction that ended later, so there has to be one.
+    fn judge_time(&self, time_us: i64, checkpoint_s: i64) -> std::io::Result<TargetVerdict> {
+        let route = &self.reach.route;
+        let last_before =
+            |from, end, goes_on: &dyn Fn() -> bool| -> std::io::Result<(Option<i64>, Walked)> {
+                let (found, walked) = route.last(from, end, goes_on, is_transaction_end)?;
+                let Some(found) = found else {
+                    return Ok((None, walked));
+                };
+                let mut record = [0; TIME_BYTES_MAX];
+                route.read_record(found.lsn, &mut record)?;
+                Ok((commit_time_us(&record), walked))
+            };
+        let (latest, walked) = last_before(self.stop, self.reach.end, self.goes_on)?;
+        let Some(latest) = latest else {
+            return Ok(none_found(walked));
+        };
+        // What ended before the backup did is in it. The control file knows whole seconds only.
+        let begun = Instant::now();
+        let goes_on = || begun.elapsed() < PATIENCE && (self.goes_on)();
+        let first = route.begin(self.reach.label.start);
+        let (in_backup, _) = last_before(first, self.stop, &goes_on)?;
+        let checkpoint_us = checkpoint_s.saturating_add(1).saturating_mul(1_000_000);
+        let earliest = in_backup.unwrap_or(checkpoint_us);
+        Ok(match (earliest..latest).contains(&time_us) {
+            true => TargetVerdict::Fits,
+            false => TargetVerdict::OutOfReach(TargetRange::Times(earliest, latest)),
+        })
+    }
+
+    fn judge_xid(&self, xid: u32) -> std::io::Result<TargetVerdict> {
+        let (mut ends, mut found, mut prepared) = (None, None, false);
+        let walked = self.walk(&mut |record| {
+            prepared |= ends_prepared(record);
+            if !is_transaction_end(record) || record.xid == 0 {
+                return ControlFlow::Continue(());
+            }
+            if record.xid == xid {
+                found = Some(record.lsn);
+                return ControlFlow::Break(());
+            }
+            if record.lsn >= self.stop {
+                let first = ends.map_or(record.xid, |(first, _)| first);
+                ends = Some((first, record.xid));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(match (found, ends) {
+            (Some(lsn), _) if lsn >= self.stop => TargetVerdict::Fits,
+            (None, _) if walked == Walked::GivenUp => none_found(walked),
+            (None, _) if prepared => untold("there are prepared transactions"),
+            (_, Some((first, last))) => TargetVerdict::OutOfReach(TargetRange::Xids(first, last)),
+            (_, None) => TargetVerdict::OutOfReach(TargetRange::Nothing),
+        })
+    }
+
+    /// PostgreSQL ends at the first restore point of this name.
+    fn judge_name(&self, name: &str) -> std::io::Result<TargetVerdict> {
+        let (mut names, mut count, mut found) = (Vec::new(), 0, None);
+        let mut failed = None;
+        let walked = self.walk(&mut |record| {
+            if !is_restore_point(record) {
+                return ControlFlow::Continue(());
+            }
+            let mut bytes = [0; RESTORE_POINT_BYTES_MAX];
+            if let Err(error) = self.reach.route.read_record(record.lsn, &mut bytes) {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+            let here = restore_point_name(&bytes).unwrap_or_default();
+            if here == name.as_bytes() {
+                found = Some(record.lsn);
+                return ControlFlow::Break(());
+            }
+            if record.lsn >= self.stop {
+                count += 1;
+                let here = String::from_utf8_lossy(here).into_owned();
+                if !names.contains(&here) {
+                    names.push(here);
+                }
+                // The newest are of most interest.
+                if names.len() > usize::from(RESTORE_POINTS_MAX) {
+                    names.remove(0);
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        Ok(match found {
+            Some(lsn) if lsn >= self.stop => TargetVerdict::Fits,
+            None if walked == Walked::GivenUp => none_found(walked),
+            _ if names.is_empty() => TargetVerdict::OutOfReach(TargetRange::Nothing),
+            _ => TargetVerdict::OutOfReach(TargetRange::Names(names, count)),
+        })
+    }
+
+    fn walk(
+        &self,
+        each: &mut dyn FnMut(&RecordInfo) -> ControlFlow<()>,
+    ) -> std::io::Result<Walked> {
+        let (route, start, end) = (&self.reach.route, self.reach.label.start, self.reach.end);
+        route.forward(start, end, self.goes_on, each)
+    }
+}
+
+fn none_found(walked: Walked) -> TargetVerdict {
+    match walked {
+        Walked::All => TargetVerdict::OutOfReach(TargetRange::Nothing),
+        Walked::GivenUp => untold("there is more WAL than could be looked through"),
+    }
+}
+
+fn untold(why: &str) -> TargetVerdict {
+    TargetVerdict::Untold(why.to_owned())
+}
+
+/// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
+fn stop_in_manifest(set: &Path) -> Option<Lsn> {
+    let path = set.join(layout::BACKUP_MANIFEST);
+    let file = std::fs::File::open(&path).ok()?;
+    let mut file = file.take(MANIFEST_BYTES_MAX);
+    let (mut piece, mut scan) = (vec![0; MANIFEST_PIECE_BYTES], Scan::new(&[]));
+    let range = loop {
+        match file.read(&mut piece).ok()? {
+            0 => break scan.finish_with_range(),
+            read_bytes => {
+                if let Err(fault) = scan.feed(&piece[..read_bytes]) {
+                    break Err(fault);
+                }
+            }
+        }
+    };
+    let range = range.inspect_err(|fault| tracing::warn!("{}: {fault}", path.display()));
+    range.ok().flatten().map(|range| range.end)
+}
+
+/// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.
+fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> {
+    let size: WalSegmentSize = archive.binding().segment_size;
+    let offset_bytes = label.start.0 % size.bytes();
+    let name = format!("{}.{offset_bytes:08X}.backup", label.first_segment);
+    let name: WalFileName = name.parse().ok()?;
+    let mut text = Vec::new();
+    let stored = archive.find(name).ok()??;
+    stored
+        .read_verified(|bytes| {
+            text.extend_from_slice(bytes);
+            text.len() as u64 <= SMALL_FILE_BYTES_MAX
+        })
+        .ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = text.lines();
+    let stop = lines.find_map(|line| line.strip_prefix("STOP WAL LOCATION: "))?;
+    stop.split(' ').next()?.parse().ok()
+}
