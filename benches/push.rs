@@ -15,9 +15,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use walmgr::config::{self, Config};
 use walmgr::master::push::{self, Blocks};
 use walmgr::store::{Archive, ArchiveFolders, Binding, RealDisk};
-use walmgr::transport::connect::{Connection, Target};
+use walmgr::transport::connect::{Connection, ReceiverTarget};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
-use walmgr_protocol::message::{ClusterIdentity, Offer, Verify};
+use walmgr_protocol::message::{ClusterIdentity, Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName, WalSegmentSize};
 use walmgr_protocol::session::push::Outcome;
 
@@ -114,7 +114,7 @@ impl Site {
             postgres_major: wal_like::MAJOR.into(),
             segment_size: WalSegmentSize::DEFAULT,
         };
-        let target = Target::from_config(&master).expect("the settings are complete");
+        let target = ReceiverTarget::from_config(&master).expect("the settings are complete");
         target
             .connect(cluster, TimelineId::new(1).expect("1 is a timeline"))
             .await
@@ -135,7 +135,7 @@ impl Site {
             name,
             size,
             crc32: push::digest(file, size).expect("the file can be read"),
-            verify: Verify::Records,
+            verify: WireVerify::Records,
         };
         let outcome = push::push(&mut connection.wire, Arc::clone(file), offer, blocks).await;
         let took = begun.elapsed();

@@ -283,7 +283,7 @@ enum Typed {
     Init {
         /// Which side this is; otherwise --pgdata or --slave mean the master, else the file's name tells
         #[arg(value_enum)]
-        side: Option<Side>,
+        side: Option<InitSide>,
         /// The master's data directory
         #[arg(long, value_name = "DIR")]
         pgdata: Option<PathBuf>,
@@ -362,9 +362,9 @@ enum Typed {
     #[command(name = "listbackups")]
     ListBackups,
     /// Say how far the standby is behind, what it holds, and what is wrong: exit 0 fine, 1 warning, 2 critical
-    Status(status::Typed),
+    Status(status::StatusArgs),
     /// Bring a backup set back and have it replay
-    Restore(restore::Typed),
+    Restore(restore::RestoreArgs),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
     /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
@@ -392,7 +392,7 @@ enum Typed {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Side {
+enum InitSide {
     Master,
     Standby,
 }
@@ -548,25 +548,25 @@ fn command_of(typed: Typed, ini: &Path) -> Result<Command> {
 
 /// There is no file yet that could tell the side, so the line has to.
 fn init_of(
-    side: Option<Side>,
+    side: Option<InitSide>,
     pgdata: Option<PathBuf>,
     [slave, slave_fingerprint]: [Option<String>; 2],
     ini: &Path,
 ) -> Result<Init> {
     let master_only = pgdata.is_some() || slave.is_some() || slave_fingerprint.is_some();
     let side = side
-        .or(master_only.then_some(Side::Master))
+        .or(master_only.then_some(InitSide::Master))
         .or_else(|| side_named_by(ini));
     match side {
-        Some(Side::Master) => Ok(Init::Master {
+        Some(InitSide::Master) => Ok(Init::Master {
             pgdata,
             slave,
             slave_fingerprint,
         }),
-        Some(Side::Standby) if master_only => Err(CommandError::usage(
+        Some(InitSide::Standby) if master_only => Err(CommandError::usage(
             "--pgdata and --slave belong to the master's ini file, not to the standby's",
         )),
-        Some(Side::Standby) => Ok(Init::Standby),
+        Some(InitSide::Standby) => Ok(Init::Standby),
         None => Err(CommandError::usage(format!(
             "whether {} is for the master or for the standby cannot be told",
             ini.display()
@@ -575,14 +575,14 @@ fn init_of(
     }
 }
 
-fn side_named_by(ini: &Path) -> Option<Side> {
+fn side_named_by(ini: &Path) -> Option<InitSide> {
     let name = ini.file_name()?.to_string_lossy().to_lowercase();
     match (
         name.contains("master"),
         name.contains("standby") || name.contains("slave"),
     ) {
-        (true, false) => Some(Side::Master),
-        (false, true) => Some(Side::Standby),
+        (true, false) => Some(InitSide::Master),
+        (false, true) => Some(InitSide::Standby),
         _ => None,
     }
 }

@@ -14,7 +14,7 @@ use crate::options::Options;
 mod background;
 mod pidfile;
 
-pub use background::{Readiness, Role, into_background};
+pub use background::{ForkSide, Readiness, into_background};
 pub use pidfile::{PidFile, is_running, signal_running};
 
 /// How long `--stop` and `--kill` wait for the daemon to end.
@@ -25,7 +25,7 @@ const FILE_SIZE_LIMIT: i32 = rustix::process::Signal::XFSZ.as_raw();
 
 /// What `-r`, `-s` and `-k` ask of the running daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
+pub enum DaemonControl {
     /// `--reload`: SIGHUP.
     Reload,
     /// `--stop`: SIGINT, and wait.
@@ -34,24 +34,24 @@ pub enum Control {
     Kill,
 }
 
-impl fmt::Display for Control {
+impl fmt::Display for DaemonControl {
     /// The signal it is.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
-            Control::Reload => "SIGHUP",
-            Control::Stop => "SIGINT",
-            Control::Kill => "SIGTERM",
+            DaemonControl::Reload => "SIGHUP",
+            DaemonControl::Stop => "SIGINT",
+            DaemonControl::Kill => "SIGTERM",
         })
     }
 }
 
-impl Control {
+impl DaemonControl {
     /// What the command line asks for, if it asks a running daemon at all.
     pub const fn asked_by(options: &Options) -> Option<Self> {
         match options {
-            Options { reload: true, .. } => Some(Control::Reload),
-            Options { stop: true, .. } => Some(Control::Stop),
-            Options { kill: true, .. } => Some(Control::Kill),
+            Options { reload: true, .. } => Some(DaemonControl::Reload),
+            Options { stop: true, .. } => Some(DaemonControl::Stop),
+            Options { kill: true, .. } => Some(DaemonControl::Kill),
             _ => None,
         }
     }

@@ -25,7 +25,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::error::{CommandError, IoContext, Kind, Result, with_own_ini};
 use crate::options::Options;
 
-use shown::Shown;
+use shown::JsonLines;
 pub(crate) use shown::escaped;
 pub use waiting::Waiting;
 
@@ -221,7 +221,7 @@ where
             layer.with_filter(level).boxed()
         }
         Format::Json => {
-            let layer = layer.with_writer(Shown(writer)).json();
+            let layer = layer.with_writer(JsonLines(writer)).json();
             layer.flatten_event(true).with_filter(level).boxed()
         }
     }

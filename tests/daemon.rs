@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use walmgr::daemon::{self, Notice, Notices, PidFile, Readiness, Role};
+use walmgr::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
 use walmgr::error::ExitTable;
 use walmgr::{abnormal, output};
 
@@ -133,7 +133,7 @@ fn notify() -> i32 {
 /// A daemon with a pidfile that serves until a signal, started through `into_background`.
 fn background() -> i32 {
     let run = || -> walmgr::error::Result<()> {
-        let Role::Daemon(readiness) = daemon::into_background()? else {
+        let ForkSide::Daemon(readiness) = daemon::into_background()? else {
             return Ok(());
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -313,8 +313,9 @@ fn a_background_daemon_outlives_its_starter_and_stops_when_told() {
         daemon,
         "it leads a session of its own"
     );
-    assert!(daemon::signal_running(&pidfile, daemon::Control::Reload, SCENE_TIMEOUT).is_ok());
-    let ended = daemon::signal_running(&pidfile, daemon::Control::Stop, SCENE_TIMEOUT).unwrap();
+    assert!(daemon::signal_running(&pidfile, daemon::DaemonControl::Reload, SCENE_TIMEOUT).is_ok());
+    let ended =
+        daemon::signal_running(&pidfile, daemon::DaemonControl::Stop, SCENE_TIMEOUT).unwrap();
     assert_eq!(ended, daemon);
     assert!(!pidfile.exists());
 }

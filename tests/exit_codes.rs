@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use walmgr::transport::connect::Target;
+use walmgr::transport::connect::ReceiverTarget;
 
 use crate::support::imitation::write_data_directory;
 use crate::support::loopfs::TmpFs;
@@ -163,7 +163,7 @@ fn a_receiver_that_is_down_is_1_and_one_that_is_not_bound_or_busy_too() {
     config.tls.key = site.home().join("asking.key");
     let runtime = walmgr::master::runtime().unwrap();
     let holding = runtime.block_on(async {
-        let target = Target::from_config(&config).unwrap();
+        let target = ReceiverTarget::from_config(&config).unwrap();
         target.connect(facts.cluster, facts.timeline).await.unwrap()
     });
     told(

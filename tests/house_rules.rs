@@ -204,6 +204,11 @@ fn imports_within_a_room_run_one_way() {
 }
 
 #[test]
+fn a_type_name_stands_for_one_thing() {
+    check(names::of_types);
+}
+
+#[test]
 fn names_of_tests_are_short() {
     check(names::of_tests);
 }

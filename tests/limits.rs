@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use walmgr_protocol::message::{ErrorCode, Kind, Message};
+use walmgr_protocol::message::{ErrorCode, Message, MessageKind};
 use walmgr_protocol::names::WalFileName;
 
 use crate::support::peer::{Peer, commit, data, offer_of};
@@ -76,7 +76,7 @@ fn fault_89_a_name_that_is_no_wal_file_is_refused_and_nothing_is_created() {
     ];
     for name in names {
         let mut peer = peer_of(&site);
-        let frame = peer.raw_frame(Kind::Offer as u8, 0, 1, &offer_payload(name));
+        let frame = peer.raw_frame(MessageKind::Offer as u8, 0, 1, &offer_payload(name));
         peer.send_bytes(&frame);
         let error = peer.last_words();
         assert_eq!(error.code, ErrorCode::Malformed, "{error}");
@@ -93,7 +93,7 @@ fn fault_91_a_length_of_4_gib_is_refused_without_memory() {
     let before = site.receiver.memory_kib();
     for length in [u32::MAX, 1 << 30, (1 << 20) + 1] {
         let mut peer = peer_of(&site);
-        let header = peer.header(Kind::Data as u8, 0, 1, length, b"");
+        let header = peer.header(MessageKind::Data as u8, 0, 1, length, b"");
         peer.send_bytes(&header);
         let error = peer.last_words();
         assert_eq!(error.code, ErrorCode::Malformed);
@@ -162,7 +162,7 @@ fn fault_92_a_compressed_bomb_or_a_huge_window_is_refused_without_memory() {
         let mut payload = 0_u64.to_le_bytes().to_vec();
         payload.extend_from_slice(&u32::to_le_bytes(raw_bytes));
         payload.extend_from_slice(&bytes);
-        let frame = peer.raw_frame(Kind::Data as u8, 1, 1, &payload);
+        let frame = peer.raw_frame(MessageKind::Data as u8, 1, 1, &payload);
         peer.send_bytes(&frame);
         let error = peer.refusal();
         assert!(
@@ -177,7 +177,7 @@ fn fault_92_a_compressed_bomb_or_a_huge_window_is_refused_without_memory() {
         let mut payload = 0_u64.to_le_bytes().to_vec();
         payload.extend_from_slice(&u32::to_le_bytes(raw_bytes));
         payload.extend_from_slice(&bomb(17, 4096));
-        let frame = peer.raw_frame(Kind::Data as u8, 1, 1, &payload);
+        let frame = peer.raw_frame(MessageKind::Data as u8, 1, 1, &payload);
         peer.send_bytes(&frame);
         assert_eq!(peer.last_words().code, ErrorCode::Malformed);
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use walmgr::error::Kind;
 use walmgr::pg::backup_label::BackupLabel;
 use walmgr::pg::data_directory::DataDirectory;
-use walmgr::pg::manifest::{Checksum, FileEntry, Reader, WalRange, Writer};
+use walmgr::pg::manifest::{Checksum, FileEntry, ManifestWriter, Reader, WalRange};
 use walmgr::pg::page::{PAGE_BYTES, PageState, Pages};
 use walmgr::pg::sql::{Limits, Session};
 use walmgr::pg::sql_backup::FinishedBackup;
@@ -264,7 +264,7 @@ async fn back_up(cluster: &Cluster, target: &Path) -> FinishedBackup {
     }
     let data = DataDirectory::open(cluster.data()).unwrap();
     let system_id = data.control().unwrap().system_id;
-    let mut manifest = Writer::new(Vec::new(), cluster.major(), system_id).unwrap();
+    let mut manifest = ManifestWriter::new(Vec::new(), cluster.major(), system_id).unwrap();
     let mut store = |path: &[u8], last_modified: i64, content: &[u8]| {
         std::fs::write(target.join(OsStr::from_bytes(path)), content).unwrap();
         let entry = FileEntry {

@@ -11,7 +11,7 @@ use walmgr_protocol::codec::{Decoder, Encoder};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version, coders};
 use walmgr_protocol::limits::FRAME_PAYLOAD_BYTES;
-use walmgr_protocol::message::{ErrorCode, Kind, Message};
+use walmgr_protocol::message::{ErrorCode, Message, MessageKind};
 use walmgr_protocol::version::VersionRange;
 
 use crate::network::Running;
@@ -21,8 +21,11 @@ use crate::support::{Output, Site};
 /// Many times what an end takes that does not hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What one release said: the name of each frame and its bytes.
+type Said = Vec<(String, Vec<u8>)>;
+
 /// What the releases said, by release: lines of a name and the bytes in hexadecimal digits.
-fn recorded() -> Vec<(String, Vec<(String, Vec<u8>)>)> {
+fn recorded() -> Vec<(String, Said)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/tests/golden");
     let files = std::fs::read_dir(folder).unwrap();
     let line = |line: &str| {
@@ -73,7 +76,7 @@ fn fault_98_every_release_is_understood_and_said_again_byte_for_byte() {
             assert_eq!(out, bytes, "{release}: {name}");
         }
         if release == "4.0.0-alpha.1" {
-            let all: Vec<u8> = Kind::ALL.iter().map(|kind| *kind as u8).collect();
+            let all: Vec<u8> = MessageKind::ALL.iter().map(|kind| *kind as u8).collect();
             assert_eq!(kinds.len(), all.len(), "{kinds:?}");
         }
     }
@@ -112,7 +115,7 @@ fn fault_98_a_client_of_each_release_is_welcomed_and_told_what_it_asks() {
             let told = read_until(&mut socket, &mut inbox, |inbox| {
                 decoder.decode(inbox).unwrap()
             });
-            assert_eq!(told.message.kind(), Kind::Overview, "{release}");
+            assert_eq!(told.message.kind(), MessageKind::Overview, "{release}");
         }
     }
 }
@@ -203,8 +206,8 @@ fn fault_98_unknown_kinds_and_flags_in_a_session_are_refused_in_words() {
         (0, 0),
         (6, 0),
         (255, 0),
-        (Kind::Ping as u8, 1),
-        (Kind::Offer as u8, 4),
+        (MessageKind::Ping as u8, 1),
+        (MessageKind::Offer as u8, 4),
     ] {
         for channel in [0, 1] {
             let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
@@ -217,7 +220,7 @@ fn fault_98_unknown_kinds_and_flags_in_a_session_are_refused_in_words() {
     }
     // Known kinds with more behind their last field.
     let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));
-    let frame = peer.raw_frame(Kind::Ping as u8, 0, 0, b"more");
+    let frame = peer.raw_frame(MessageKind::Ping as u8, 0, 0, b"more");
     peer.send_bytes(&frame);
     assert_eq!(peer.last_words().code, ErrorCode::Malformed);
     let mut peer = Peer::connect(site.address(), Some(site.facts().cluster));

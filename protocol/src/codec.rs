@@ -8,7 +8,7 @@ use crate::compress::Block;
 use crate::error::{Malformed, PeerMisbehaved, ProtocolError};
 use crate::frame::{DATA_HEADROOM_BYTES, FLAG_ZSTD, HEADER_BYTES, Header};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
-use crate::message::{Kind, Message};
+use crate::message::{Message, MessageKind};
 
 /// A message and the channel it came on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl Encoder {
         let payload = &bytes[HEADER_BYTES..];
         let header = Header {
             payload_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-            kind: Kind::Data as u8,
+            kind: MessageKind::Data as u8,
             flags: if block.zstd { FLAG_ZSTD } else { 0 },
             channel,
             sequence: self.next_sequence(),
@@ -185,7 +185,7 @@ mod tests {
     fn fault_91_a_length_of_4_gib_is_refused_before_a_byte_is_allocated() {
         let header = Header {
             payload_bytes: u32::MAX,
-            kind: Kind::Data as u8,
+            kind: MessageKind::Data as u8,
             flags: 0,
             channel: 1,
             sequence: 7,
@@ -225,7 +225,11 @@ mod tests {
 
     #[test]
     fn fault_98_unknown_kinds_and_flags_are_refused_in_words() {
-        for (kind, flags) in [(99, 0), (Kind::Ping as u8, 1), (Kind::Data as u8, 2)] {
+        for (kind, flags) in [
+            (99, 0),
+            (MessageKind::Ping as u8, 1),
+            (MessageKind::Data as u8, 2),
+        ] {
             let header = Header {
                 payload_bytes: 0,
                 kind,

@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn fault_92_block_longer_than_its_unpacked_length_is_refused_at_once() {
-        use crate::message::{Kind, Message};
+        use crate::message::{Message, MessageKind};
         let payload_of = |bytes: usize| {
             let mut payload = vec![0; 8];
             payload.extend_from_slice(&4096_u32.to_le_bytes());
@@ -242,7 +242,7 @@ mod tests {
             payload.into()
         };
         for (flags, bytes, taken) in [(0, 4096, true), (1, 4096, true), (1, 4097, false)] {
-            let decoded = Message::decode(Kind::Data as u8, flags, payload_of(bytes));
+            let decoded = Message::decode(MessageKind::Data as u8, flags, payload_of(bytes));
             assert_eq!(decoded.is_ok(), taken, "{bytes} bytes, flags {flags}");
         }
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::error_code::ErrorCode;
-use crate::message::kind::Kind;
+use crate::message::kind::MessageKind;
 use crate::names::{InvalidName, Lsn};
 
 /// Bytes that no correct program sends: line noise, an attack, or something else on the port.
@@ -116,9 +116,9 @@ pub enum PeerMisbehaved {
         /// Where the conversation stands.
         state: &'static str,
         /// What may come there.
-        expected: &'static [Kind],
+        expected: &'static [MessageKind],
         /// What came.
-        found: Kind,
+        found: MessageKind,
     },
     /// A data block does not continue where the last one ended.
     Offset {
@@ -243,7 +243,7 @@ impl fmt::Display for PeerMisbehaved {
 
 impl std::error::Error for PeerMisbehaved {}
 
-fn put_alternatives(out: &mut fmt::Formatter<'_>, kinds: &[Kind]) -> fmt::Result {
+fn put_alternatives(out: &mut fmt::Formatter<'_>, kinds: &[MessageKind]) -> fmt::Result {
     let Some((last, before)) = kinds.split_last() else {
         return out.write_str("nothing may come");
     };
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn an_unexpected_message_is_named_with_what_may_come_instead() {
         let said = |expected| {
-            let (state, found) = ("a file is being received", Kind::Offer);
+            let (state, found) = ("a file is being received", MessageKind::Offer);
             let misbehaved = PeerMisbehaved::Unexpected {
                 state,
                 expected,
@@ -335,11 +335,11 @@ mod tests {
         let begin = "an offer arrived while a file is being received, where ";
         assert_eq!(said(&[]), format!("{begin}nothing may come"));
         assert_eq!(
-            said(&[Kind::Error]),
+            said(&[MessageKind::Error]),
             format!("{begin}only an error may come")
         );
         assert_eq!(
-            said(&[Kind::Data, Kind::Commit, Kind::Error]),
+            said(&[MessageKind::Data, MessageKind::Commit, MessageKind::Error]),
             format!("{begin}only a data block, a commit or an error may come")
         );
     }

@@ -53,7 +53,7 @@ pub fn first_sequence(client: &Nonce, receiver: &Nonce, direction: Direction) ->
 pub struct Header {
     /// Bytes of payload behind the header.
     pub payload_bytes: u32,
-    /// Which message the payload is; see [`crate::message::Kind`].
+    /// Which message the payload is; see [`crate::message::MessageKind`].
     pub kind: u8,
     /// [`FLAG_ZSTD`] or 0.
     pub flags: u8,

@@ -154,7 +154,7 @@ pub fn sample_messages() -> Vec<Message> {
             name,
             size: digest.size,
             crc32: digest.crc32,
-            verify: crate::message::Verify::Records,
+            verify: crate::message::WireVerify::Records,
         }));
         messages.push(Message::List(List {
             entries: vec![(history, 42), (name, 16 << 20)],

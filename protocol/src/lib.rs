@@ -28,7 +28,7 @@
 //!
 //! ```text
 //!  0  4  n, length of the payload
-//!  4  1  kind            message::Kind
+//!  4  1  kind            message::MessageKind
 //!  5  1  flags           bit 0: the data block is one zstd frame
 //!  6  2  channel         0 for the connection itself, 1.. for uploads
 //!  8  4  sequence        see below

@@ -48,7 +48,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use crate::error_code::{ErrorCode, Scope};
 pub use backup::Backup;
 pub use fetch::Fetch;
-pub use kind::{Flow, Kind};
+pub use kind::{Flow, MessageKind};
 pub use overview::Overview;
 pub use partial::Partial;
 pub use shared::{ClusterIdentity, Digest};
@@ -63,7 +63,7 @@ use crate::names::WalFileName;
 /// How closely the receiver looks at a WAL file before it acknowledges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Verify {
+pub enum WireVerify {
     /// Length and checksum of the transfer only.
     Off = 0,
     /// The first page's header: cluster, version, timeline, number, segment size.
@@ -83,7 +83,7 @@ pub struct Offer {
     /// CRC-32 of its content.
     pub crc32: u32,
     /// How closely to look at it.
-    pub verify: Verify,
+    pub verify: WireVerify,
 }
 
 /// What the receiver already holds of an offered file.
@@ -239,24 +239,24 @@ impl Acknowledgement {
 
 impl Message {
     /// The number and the name of this message.
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> MessageKind {
         match self {
-            Message::Setup => Kind::Setup,
-            Message::SetupDone(_) => Kind::SetupDone,
-            Message::Offer(_) => Kind::Offer,
-            Message::Have(_) => Kind::Have,
-            Message::Data(_) => Kind::Data,
-            Message::Commit(_) => Kind::Commit,
-            Message::Stored(_) => Kind::Stored,
-            Message::Conflict(_) => Kind::Conflict,
-            Message::Error(_) => Kind::Error,
-            Message::ListRequest(_) => Kind::ListRequest,
-            Message::List(_) => Kind::List,
-            Message::Ping => Kind::Ping,
-            Message::Pong => Kind::Pong,
-            Message::Goodbye => Kind::Goodbye,
-            Message::OverviewRequest => Kind::OverviewRequest,
-            Message::Overview(_) => Kind::Overview,
+            Message::Setup => MessageKind::Setup,
+            Message::SetupDone(_) => MessageKind::SetupDone,
+            Message::Offer(_) => MessageKind::Offer,
+            Message::Have(_) => MessageKind::Have,
+            Message::Data(_) => MessageKind::Data,
+            Message::Commit(_) => MessageKind::Commit,
+            Message::Stored(_) => MessageKind::Stored,
+            Message::Conflict(_) => MessageKind::Conflict,
+            Message::Error(_) => MessageKind::Error,
+            Message::ListRequest(_) => MessageKind::ListRequest,
+            Message::List(_) => MessageKind::List,
+            Message::Ping => MessageKind::Ping,
+            Message::Pong => MessageKind::Pong,
+            Message::Goodbye => MessageKind::Goodbye,
+            Message::OverviewRequest => MessageKind::OverviewRequest,
+            Message::Overview(_) => MessageKind::Overview,
             Message::Backup(backup) => backup.kind(),
             Message::Fetch(fetch) => fetch.kind(),
             Message::Partial(partial) => partial.kind(),
@@ -328,11 +328,11 @@ impl Message {
 
     /// The message a payload holds.
     pub fn decode(kind: u8, flags: u8, payload: Bytes) -> Result<Message, ProtocolError> {
-        let kind = Kind::from_number(kind).ok_or(ProtocolError::Incompatible {
+        let kind = MessageKind::from_number(kind).ok_or(ProtocolError::Incompatible {
             what: "frame kind",
             found: u64::from(kind),
         })?;
-        let carries_block = matches!(kind, Kind::Data | Kind::PartialAppend);
+        let carries_block = matches!(kind, MessageKind::Data | MessageKind::PartialAppend);
         let known_flags = if carries_block { FLAG_ZSTD } else { 0 };
         if flags & !known_flags != 0 {
             let found = u64::from(flags);
@@ -343,22 +343,22 @@ impl Message {
         }
         let mut fields = Fields::new("a message", payload);
         let message = match kind {
-            Kind::Setup => Message::Setup,
-            Kind::SetupDone => Message::SetupDone(SetupDone {
+            MessageKind::Setup => Message::Setup,
+            MessageKind::SetupDone => Message::SetupDone(SetupDone {
                 newly_bound: fields.boolean("newly bound")?,
                 completed_wals: fields.string("path of the archive")?,
             }),
-            Kind::Offer => Message::Offer(Offer {
+            MessageKind::Offer => Message::Offer(Offer {
                 name: fields.name()?.parse()?,
                 size: fields.u64()?,
                 crc32: fields.u32()?,
                 verify: fields.verify()?,
             }),
-            Kind::Have => Message::Have(Have {
+            MessageKind::Have => Message::Have(Have {
                 prefix_bytes: fields.u64()?,
                 prefix_crc32: fields.u32()?,
             }),
-            Kind::Data => {
+            MessageKind::Data => {
                 let (offset, raw_bytes) = (fields.u64()?, fields.u32()?);
                 check_raw_bytes(raw_bytes)?;
                 let bytes = fields.rest();
@@ -370,25 +370,25 @@ impl Message {
                     bytes,
                 }));
             }
-            Kind::Commit => Message::Commit(fields.digest()?),
-            Kind::Stored => Message::Stored(Acknowledgement(fields.digest()?)),
-            Kind::Conflict => Message::Conflict(fields.digest()?),
-            Kind::Error => Message::Error(Error {
+            MessageKind::Commit => Message::Commit(fields.digest()?),
+            MessageKind::Stored => Message::Stored(Acknowledgement(fields.digest()?)),
+            MessageKind::Conflict => Message::Conflict(fields.digest()?),
+            MessageKind::Error => Message::Error(Error {
                 code: ErrorCode::from_number(fields.u16()?),
                 scope: fields.scope()?,
                 message: fields.string("error message")?,
                 hint: fields.string("hint")?,
             }),
-            Kind::ListRequest => Message::ListRequest(ListRequest {
+            MessageKind::ListRequest => Message::ListRequest(ListRequest {
                 after: fields.optional_name()?,
                 limit: fields.u16()?,
             }),
-            Kind::List => Message::List(List::decode(&mut fields)?),
-            Kind::Ping => Message::Ping,
-            Kind::Pong => Message::Pong,
-            Kind::Goodbye => Message::Goodbye,
-            Kind::OverviewRequest => Message::OverviewRequest,
-            Kind::Overview => Message::Overview(Box::new(Overview::decode(&mut fields)?)),
+            MessageKind::List => Message::List(List::decode(&mut fields)?),
+            MessageKind::Ping => Message::Ping,
+            MessageKind::Pong => Message::Pong,
+            MessageKind::Goodbye => Message::Goodbye,
+            MessageKind::OverviewRequest => Message::OverviewRequest,
+            MessageKind::Overview => Message::Overview(Box::new(Overview::decode(&mut fields)?)),
             kind => match Backup::decode(kind, &mut fields)? {
                 Some(backup) => Message::Backup(backup),
                 None => match Fetch::decode(kind, &mut fields)? {
@@ -447,11 +447,11 @@ impl Fields {
         })
     }
 
-    fn verify(&mut self) -> Result<Verify, Malformed> {
+    fn verify(&mut self) -> Result<WireVerify, Malformed> {
         match self.u8()? {
-            0 => Ok(Verify::Off),
-            1 => Ok(Verify::Headers),
-            2 => Ok(Verify::Records),
+            0 => Ok(WireVerify::Off),
+            1 => Ok(WireVerify::Headers),
+            2 => Ok(WireVerify::Records),
             found => Err(Malformed::BadValue {
                 what: "verify",
                 found: u64::from(found),

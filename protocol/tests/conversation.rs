@@ -10,7 +10,7 @@ use walmgr_protocol::compress::{Packer, Unpacker};
 use walmgr_protocol::error::ProtocolError;
 use walmgr_protocol::frame::{DATA_HEADROOM_BYTES, Direction, Nonce};
 use walmgr_protocol::hello::{Welcome, coders};
-use walmgr_protocol::message::{Digest, ErrorCode, Have, Message, Offer, Verify};
+use walmgr_protocol::message::{Digest, ErrorCode, Have, Message, Offer, WireVerify};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{
     Held, Outcome, ProofOfDurability, Receiver, ReceiverAction, Sealed, Sender, SenderAction,
@@ -190,7 +190,7 @@ fn connection(
         name: NAME.parse().unwrap(),
         size: source.len() as u64,
         crc32: crc32fast::hash(source),
-        verify: Verify::Off,
+        verify: WireVerify::Off,
     });
     loop {
         let mut out = BytesMut::new();
@@ -448,7 +448,7 @@ fn fault_29_acknowledgement_of_another_file_is_not_believed() {
         name: NAME.parse().unwrap(),
         size: 4,
         crc32: 0,
-        verify: Verify::Off,
+        verify: WireVerify::Off,
     });
     assert!(
         sender.received(late).is_err(),
@@ -462,7 +462,7 @@ fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
         name: NAME.parse().unwrap(),
         size: 4,
         crc32: crc32fast::hash(b"abcd"),
-        verify: Verify::Off,
+        verify: WireVerify::Off,
     });
     let none = Have {
         prefix_bytes: 0,
@@ -483,7 +483,7 @@ fn blocks_out_of_order_or_beyond_the_offer_end_the_connection() {
         name: NAME.parse().unwrap(),
         size: 10,
         crc32: 0,
-        verify: Verify::Off,
+        verify: WireVerify::Off,
     };
     let block = |offset, raw_bytes| {
         Message::Data(walmgr_protocol::message::Data {

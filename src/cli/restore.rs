@@ -13,7 +13,7 @@ use crate::error::{CommandError, Result};
 use crate::options::{Restoring, TargetWords};
 
 #[derive(Args)]
-pub(super) struct Typed {
+pub(super) struct RestoreArgs {
     /// The set, as `listbackups` prints it; without it the newest is moved, not copied
     #[arg(value_name = "SET")]
     backup_set: Option<String>,
@@ -46,7 +46,7 @@ pub(super) struct Typed {
     trust_settings: bool,
 }
 
-impl Typed {
+impl RestoreArgs {
     pub(super) fn into_restoring(self) -> Result<Restoring> {
         // As a restore_command this would tell PostgreSQL that its archive has ended.
         let restored_to = self.destination.as_ref().map(|path| path.to_string_lossy());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Command, Init, Invocation, owner};
 use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
-use crate::daemon::{self, Readiness, Role};
+use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, CommandError, Result};
 use crate::options::Options;
 use crate::{abnormal, identity, master, output, receiver, standby};
@@ -69,7 +69,7 @@ fn init(ini: &Path, side: &Init, options: &Options) -> Result<()> {
             slave,
             slave_fingerprint,
         } => {
-            let typed = master::init::Typed {
+            let typed = master::init::InitArgs {
                 pgdata: pgdata.as_deref(),
                 slave: slave.as_deref(),
                 slave_fingerprint: slave_fingerprint.as_deref(),
@@ -109,8 +109,8 @@ fn background(options: &Options) -> Result<Option<Readiness>> {
         return Ok(Some(Readiness::in_foreground()));
     }
     Ok(match daemon::into_background()? {
-        Role::Starter => None,
-        Role::Daemon(readiness) => Some(readiness),
+        ForkSide::Starter => None,
+        ForkSide::Daemon(readiness) => Some(readiness),
     })
 }
 

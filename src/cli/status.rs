@@ -15,7 +15,7 @@ const TIME_MAX: Duration = Duration::from_secs(1_000 * 86_400);
 const SIZE_MAX: u64 = 1 << 60;
 
 #[derive(Args)]
-pub(super) struct Typed {
+pub(super) struct StatusArgs {
     /// Warn when more seconds of transactions than this would be lost; 60s on the master
     #[arg(long, value_name = "TIME", value_parser = time)]
     warning_lag: Option<Duration>,
@@ -36,7 +36,7 @@ pub(super) struct Typed {
     critical_free: Option<u64>,
 }
 
-impl Typed {
+impl StatusArgs {
     pub(super) fn into_thresholds(self) -> Result<Thresholds> {
         let later = |warning: Option<Duration>, critical: Option<Duration>| warning > critical;
         let wrong = [

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::fault::{Fault, Place, shown};
+use super::fault::{Fault, SettingPlace, shown};
 use super::ini::{self, Entry, Section};
 use super::interpolate::{self, Raw};
 use super::keys::{self, Side};
@@ -23,14 +23,14 @@ pub struct Collected {
     /// Those of the command line.
     pub of_command_line: Keys,
     /// Things worth saying that stop nobody.
-    pub notes: Vec<(Place, String)>,
+    pub notes: Vec<(SettingPlace, String)>,
 }
 
 /// Collects and checks all keys.
 pub fn collect(section: &Section, overrides: &[(String, String)]) -> Result<Collected, Fault> {
     let referred = Referred::new(section, overrides);
-    let line = |(line, says): &(u32, String)| (Place::Line(*line), says.clone());
-    let mut notes: Vec<(Place, String)> = section.notes.iter().map(line).collect();
+    let line = |(line, says): &(u32, String)| (SettingPlace::Line(*line), says.clone());
+    let mut notes: Vec<(SettingPlace, String)> = section.notes.iter().map(line).collect();
     let mut of_file = from_entries(&section.defaults, &referred, &mut notes)?;
     // As a whole after the defaults: what they say twice is none of the section's business.
     of_file.extend(from_entries(&section.entries, &referred, &mut notes)?);
@@ -82,11 +82,11 @@ impl Referred {
 fn from_entries(
     entries: &[Entry],
     referred: &Referred,
-    notes: &mut Vec<(Place, String)>,
+    notes: &mut Vec<(SettingPlace, String)>,
 ) -> Result<Keys, Fault> {
     let mut found = Keys::new();
     for entry in entries {
-        let place = Place::Line(entry.line);
+        let place = SettingPlace::Line(entry.line);
         let name = known(&entry.key, place, referred)?;
         for line in &entry.lines[1..] {
             check_swallowed(&entry.key, &line.text, line.line)?;
@@ -117,18 +117,18 @@ fn from_command_line(overrides: &[(String, String)], referred: &Referred) -> Res
     let mut found = Keys::new();
     for (key, text) in overrides {
         let spelled = ini::blank_trimmed(key).to_ascii_lowercase();
-        let name = known(&spelled, Place::Set, referred)?;
+        let name = known(&spelled, SettingPlace::Set, referred)?;
         if let Some(character) = ini::forbidden_character(text) {
             let says = format!(
                 "expected text, found the control character U+{:04X}",
                 character as u32
             );
-            return Err(Fault::of_key(Place::Set, &spelled, says).hint("type it again"));
+            return Err(Fault::of_key(SettingPlace::Set, &spelled, says).hint("type it again"));
         }
         let raw = Raw {
             spelled,
             text: ini::blank_trimmed(text).to_owned(),
-            place: Place::Set,
+            place: SettingPlace::Set,
         };
         add(&mut found, name, raw)?;
     }
@@ -182,7 +182,7 @@ pub fn decide_side(section: &Section, collected: &Collected) -> Result<(Side, St
         return Ok((Side::Standby, describe(folder)));
     }
     Err(Fault::new(
-        Place::Line(section.line),
+        SettingPlace::Line(section.line),
         "expected a master's or a standby's settings, found none that only one of them has",
     )
     .hint("set `master_data` in the master's file, `completed_wals` in the standby's"))
@@ -210,7 +210,7 @@ fn add(found: &mut Keys, name: String, raw: Raw) -> Result<(), Fault> {
 }
 
 /// The canonical name of a key that is known, or that another one's value refers to.
-fn known(key: &str, place: Place, referred: &Referred) -> Result<String, Fault> {
+fn known(key: &str, place: SettingPlace, referred: &Referred) -> Result<String, Fault> {
     if let Some(name) = keys::canonical(key) {
         return Ok(name.to_owned());
     }
@@ -219,11 +219,13 @@ fn known(key: &str, place: Place, referred: &Referred) -> Result<String, Fault> 
     }
     let near = keys::suggestions(key);
     let instead = match place {
-        Place::Set => "walmgr --ini prints every setting",
-        Place::Line(_) | Place::File => "nothing refers to it, so the line can be deleted",
+        SettingPlace::Set => "walmgr --ini prints every setting",
+        SettingPlace::Line(_) | SettingPlace::File => {
+            "nothing refers to it, so the line can be deleted"
+        }
     };
     let hint = match near.as_slice() {
-        [] if place == Place::Set => instead.to_owned(),
+        [] if place == SettingPlace::Set => instead.to_owned(),
         [] => format!("{instead}; walmgr --ini prints every setting"),
         near => format!("did you mean {}? If not, {instead}", near.join(" or ")),
     };
@@ -242,5 +244,5 @@ fn check_swallowed(key: &str, text: &str, line: u32) -> Result<(), Fault> {
     }
     let says = format!("expected a setting at the line's start, found it indented below {key}");
     let hint = format!("an indented line continues the value of {key}: remove the spaces");
-    Err(Fault::of_key(Place::Line(line), &name, says).hint(hint))
+    Err(Fault::of_key(SettingPlace::Line(line), &name, says).hint(hint))
 }

@@ -11,7 +11,7 @@ const QUOTED_CHARS_MAX: usize = 64;
 
 /// Where a setting was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum SettingPlace {
     /// On this line of the ini file, counted from 1.
     Line(u32),
     /// On the command line.
@@ -20,22 +20,22 @@ pub enum Place {
     File,
 }
 
-impl Place {
+impl SettingPlace {
     /// `line 7` or `--set`, for the middle of a sentence.
     pub fn in_words(self) -> String {
         match self {
-            Place::Line(number) => format!("line {number}"),
-            Place::Set => "--set".to_owned(),
-            Place::File => "the file".to_owned(),
+            SettingPlace::Line(number) => format!("line {number}"),
+            SettingPlace::Set => "--set".to_owned(),
+            SettingPlace::File => "the file".to_owned(),
         }
     }
 
     /// `FILE:7`, `--set` or `FILE`, for the head of a message.
     pub fn in_file(self, file: &Path) -> String {
         match self {
-            Place::Line(number) => format!("{}:{number}", file.display()),
-            Place::Set => "--set".to_owned(),
-            Place::File => file.display().to_string(),
+            SettingPlace::Line(number) => format!("{}:{number}", file.display()),
+            SettingPlace::Set => "--set".to_owned(),
+            SettingPlace::File => file.display().to_string(),
         }
     }
 }
@@ -43,7 +43,7 @@ impl Place {
 /// A reason why the settings cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    place: Place,
+    place: SettingPlace,
     key: Option<String>,
     says: String,
     hint: String,
@@ -51,7 +51,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault of a whole line or of the file.
-    pub fn new(place: Place, says: impl Into<String>) -> Self {
+    pub fn new(place: SettingPlace, says: impl Into<String>) -> Self {
         Fault {
             place,
             key: None,
@@ -61,7 +61,7 @@ impl Fault {
     }
 
     /// A fault of one key, under the name it was written with.
-    pub fn of_key(place: Place, key: &str, says: impl Into<String>) -> Self {
+    pub fn of_key(place: SettingPlace, key: &str, says: impl Into<String>) -> Self {
         Fault {
             key: Some(key.to_owned()),
             ..Fault::new(place, says)
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_fault_names_file_line_key_and_what_to_do() {
-        let error = Fault::of_key(Place::Line(7), "compression", "is wrong")
+        let error = Fault::of_key(SettingPlace::Line(7), "compression", "is wrong")
             .hint("write 1")
             .into_error(Path::new("/etc/m.ini"));
         assert_eq!(

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::keys;
-use super::settings::Settings;
+use super::settings::GivenSettings;
 use super::value::{self, Surroundings, Value};
 use super::{ini, load_bytes};
 
@@ -31,13 +31,13 @@ pub fn ini_file(bytes: &[u8]) {
     let Ok(section) = ini::parse(bytes) else {
         return;
     };
-    let Ok(settings) = Settings::check(path, &section, &[], around()) else {
+    let Ok(settings) = GivenSettings::check(path, &section, &[], around()) else {
         return;
     };
     printed_settings_load_again(&settings);
 }
 
-fn printed_settings_load_again(settings: &Settings) {
+fn printed_settings_load_again(settings: &GivenSettings) {
     let mut text = String::from("[again]\n");
     let mut printed = Vec::new();
     for (name, setting) in settings.iter() {

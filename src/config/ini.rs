@@ -15,7 +15,7 @@
 //! - `""` alone is the empty value.
 //! - UTF-8 (comments may hold any bytes), with or without byte order mark, LF or CRLF.
 
-use super::fault::{Fault, Place, shown};
+use super::fault::{Fault, SettingPlace, shown};
 
 /// Largest ini file: a thousand times a real one.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
@@ -81,7 +81,7 @@ pub fn parse(bytes: &[u8]) -> Result<Section, Fault> {
     }
     if bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF") {
         return Err(
-            Fault::new(Place::File, "the file is UTF-16, expected UTF-8")
+            Fault::new(SettingPlace::File, "the file is UTF-16, expected UTF-8")
                 .hint("save it as UTF-8, in an editor or with iconv"),
         );
     }
@@ -96,7 +96,7 @@ pub fn parse(bytes: &[u8]) -> Result<Section, Fault> {
 /// What is said of a file above [`FILE_BYTES_MAX`].
 pub fn too_large() -> Fault {
     Fault::new(
-        Place::File,
+        SettingPlace::File,
         format!("the file is larger than {FILE_BYTES_MAX} bytes, so it is no walmgr ini file"),
     )
     .hint("check the path on the command line")
@@ -160,7 +160,7 @@ fn readable(bytes: &[u8]) -> Result<&str, std::str::Utf8Error> {
 }
 
 /// A section as it stands in the file.
-struct Found {
+struct FoundSection {
     name: String,
     line: u32,
     entries: Vec<Entry>,
@@ -168,7 +168,7 @@ struct Found {
 
 #[derive(Default)]
 struct Parser {
-    sections: Vec<Found>,
+    sections: Vec<FoundSection>,
     /// Which of them the next key belongs to.
     current: usize,
     entries: usize,
@@ -189,7 +189,7 @@ impl Parser {
         if !continues && is_remark(&String::from_utf8_lossy(start)) {
             return Ok(());
         }
-        let place = Place::Line(number);
+        let place = SettingPlace::Line(number);
         let text = match continues {
             true => std::str::from_utf8(bytes),
             false => readable(bytes),
@@ -242,7 +242,7 @@ impl Parser {
                 shown(text)
             );
             let hint = "write [walmgr] alone on the line";
-            return Err(Fault::new(Place::Line(number), says).hint(hint));
+            return Err(Fault::new(SettingPlace::Line(number), says).hint(hint));
         }
         let found = self
             .sections
@@ -250,7 +250,7 @@ impl Parser {
             .position(|section| section.name == name);
         self.current = found.unwrap_or(self.sections.len());
         if found.is_none() {
-            self.sections.push(Found {
+            self.sections.push(FoundSection {
                 name: name.to_owned(),
                 line: number,
                 entries: Vec::new(),
@@ -260,7 +260,7 @@ impl Parser {
     }
 
     fn key(&mut self, number: u32, text: &str) -> Result<(), Fault> {
-        let place = Place::Line(number);
+        let place = SettingPlace::Line(number);
         let Some((key, rest)) = split_key(text).filter(|(key, _)| !key.is_empty()) else {
             let says = format!("expected `key = value`, found `{}`", shown(text));
             return Err(Fault::new(place, says).hint("a comment starts with # or ;"));
@@ -324,12 +324,12 @@ impl Parser {
     }
 
     /// Which of the sections, those of `[DEFAULT]` taken out, has the settings.
-    fn read_section(&self, defaults: Option<&Found>) -> Result<usize, Fault> {
+    fn read_section(&self, defaults: Option<&FoundSection>) -> Result<usize, Fault> {
         let sections = &self.sections;
         let (Some(first), second) = (sections.first(), sections.get(1)) else {
             let (place, found) = match defaults {
-                Some(defaults) => (Place::Line(defaults.line), "[DEFAULT] alone"),
-                None => (Place::File, "no line but comments"),
+                Some(defaults) => (SettingPlace::Line(defaults.line), "[DEFAULT] alone"),
+                None => (SettingPlace::File, "no line but comments"),
             };
             let says = format!("expected a section such as [walmgr], found {found}");
             return Err(Fault::new(place, says).hint(match defaults {
@@ -352,7 +352,7 @@ impl Parser {
                     shown(&first.name),
                     first.line
                 );
-                Err(Fault::new(Place::Line(second.line), says)
+                Err(Fault::new(SettingPlace::Line(second.line), says)
                     .hint("keep the settings of master and standby in a file each"))
             }
         }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::fault::{Fault, Place, shown};
+use super::fault::{Fault, SettingPlace, shown};
 use super::keys;
 
 /// Longest value after interpolation.
@@ -22,7 +22,7 @@ pub struct Raw {
     /// The text.
     pub text: String,
     /// Where it stands.
-    pub place: Place,
+    pub place: SettingPlace,
 }
 
 /// Expands the values of one file; keys are in their canonical spelling.
@@ -194,7 +194,7 @@ mod tests {
     fn settings(pairs: &[(&str, String)]) -> HashMap<String, Raw> {
         let raw = |(line, (key, text)): (u32, &(&str, String))| {
             let spelled = (*key).to_owned();
-            let (text, place) = (text.clone(), Place::Line(line));
+            let (text, place) = (text.clone(), SettingPlace::Line(line));
             (
                 spelled.clone(),
                 Raw {

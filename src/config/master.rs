@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::address::SlaveAddress;
 use super::fault::Fault;
 use super::overlap::{Named, check_files};
-use super::settings::{Settings, default_job_name};
+use super::settings::{GivenSettings, default_job_name};
 use super::tls::TlsSettings;
 
 /// How closely WAL is checked before it is acknowledged.
@@ -24,7 +24,7 @@ pub enum VerifyWal {
 }
 
 impl VerifyWal {
-    pub(super) fn read(settings: &Settings, name: &str) -> Result<VerifyWal, Fault> {
+    pub(super) fn read(settings: &GivenSettings, name: &str) -> Result<VerifyWal, Fault> {
         Ok(match settings.choice(name)? {
             "off" => VerifyWal::Off,
             "headers" => VerifyWal::Headers,
@@ -117,7 +117,7 @@ const FOLDERS: [&str; 5] = [
 ];
 
 impl MasterConfig {
-    pub(super) fn build(settings: &Settings) -> Result<Self, Fault> {
+    pub(super) fn build(settings: &GivenSettings) -> Result<Self, Fault> {
         let master_data = settings
             .path("master_data")
             .ok_or_else(|| settings.missing("master_data", "the master's data directory"))?;
@@ -174,7 +174,7 @@ impl MasterConfig {
         self.pidfile.clone().unwrap_or_else(beside)
     }
 
-    fn check_files(&self, settings: &Settings) -> Result<(), Fault> {
+    fn check_files(&self, settings: &GivenSettings) -> Result<(), Fault> {
         let mut files = vec![
             Named::new(settings, "this ini file", &self.path),
             Named::new(settings, "master_config", &self.master_config),
@@ -193,7 +193,7 @@ impl MasterConfig {
 type Leftovers = (Vec<(String, String)>, Vec<String>);
 
 /// What an old file says that means nothing any more, and the notes about it.
-fn leftovers(settings: &Settings, slave: &SlaveAddress) -> Result<Leftovers, Fault> {
+fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers, Fault> {
     let mut notes = settings.notes.clone();
     let at = |name: &str| match settings.get(name) {
         Some(setting) => format!(

@@ -29,7 +29,7 @@ use std::path::Path;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use fault::Fault;
 use keys::Side;
-use settings::Settings;
+use settings::GivenSettings;
 use value::Surroundings;
 
 pub use address::{DEFAULT_PORT, ListenAddress, SlaveAddress};
@@ -66,7 +66,7 @@ fn load_bytes(
     around: Surroundings,
 ) -> std::result::Result<Config, Fault> {
     let section = ini::parse(bytes)?;
-    let settings = Settings::check(path, &section, overrides, around)?;
+    let settings = GivenSettings::check(path, &section, overrides, around)?;
     Ok(match settings.side {
         Side::Standby => Config::Standby(Box::new(StandbyConfig::build(&settings)?)),
         Side::Master | Side::Both => Config::Master(Box::new(MasterConfig::build(&settings)?)),

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::fault::{Fault, Place};
-use super::settings::Settings;
+use super::fault::{Fault, SettingPlace};
+use super::settings::GivenSettings;
 use crate::files;
 
 /// A path and the key that names it.
@@ -13,18 +13,18 @@ pub struct Named {
     /// The key as written, or its name where the path is derived.
     pub key: String,
     /// Where the key stands.
-    pub place: Place,
+    pub place: SettingPlace,
     /// The path, absolute.
     pub path: PathBuf,
 }
 
 impl Named {
     /// The path of `name`, given or derived.
-    pub fn new(settings: &Settings, name: &str, path: &Path) -> Self {
+    pub fn new(settings: &GivenSettings, name: &str, path: &Path) -> Self {
         let setting = settings.get(name);
         Named {
             key: setting.map_or(name.to_owned(), |setting| setting.spelled.clone()),
-            place: setting.map_or(Place::File, |setting| setting.place),
+            place: setting.map_or(SettingPlace::File, |setting| setting.place),
             path: path.to_path_buf(),
         }
     }
@@ -109,7 +109,7 @@ pub fn check_files(files: &[Named]) -> Result<(), Fault> {
 
 /// Blames the key that was written, the later one if both were.
 fn fault(outer: &Named, inner: &Named, relation: &str) -> Fault {
-    let blamed = if inner.place == Place::File {
+    let blamed = if inner.place == SettingPlace::File {
         outer
     } else {
         inner
@@ -123,7 +123,7 @@ fn fault(outer: &Named, inner: &Named, relation: &str) -> Fault {
         outer.key,
         outer.path.display(),
         match outer.place {
-            Place::File => String::new(),
+            SettingPlace::File => String::new(),
             place => format!(" ({})", place.in_words()),
         }
     );
@@ -137,7 +137,7 @@ mod tests {
     fn named(key: &str, line: u32, path: &str) -> Named {
         Named {
             key: key.to_owned(),
-            place: Place::Line(line),
+            place: SettingPlace::Line(line),
             path: PathBuf::from(path),
         }
     }

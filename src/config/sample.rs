@@ -165,7 +165,7 @@ pub struct InitStandby {
 
 /// A short commented master.ini. Fails if a value cannot be written in an ini file.
 pub fn master_ini(init: &InitMaster) -> Result<String> {
-    let mut file = Writer::new(Side::Master);
+    let mut file = SampleWriter::new(Side::Master);
     file.path("master_data", Some(&init.pgdata))?;
     file.path("master_config", init.master_config.as_deref())?;
     file.path("master_bin", init.master_bin.as_deref())?;
@@ -186,7 +186,7 @@ pub fn master_ini(init: &InitMaster) -> Result<String> {
 
 /// A short commented standby.ini. Fails if a value cannot be written in an ini file.
 pub fn standby_ini(init: &InitStandby) -> Result<String> {
-    let mut file = Writer::new(Side::Standby);
+    let mut file = SampleWriter::new(Side::Standby);
     file.path("walmgr_data", Some(&init.walmgr_data))?;
     let folders = [
         ("completed_wals", "logs.complete"),
@@ -210,18 +210,18 @@ pub fn standby_ini(init: &InitStandby) -> Result<String> {
     Ok(file.finish())
 }
 
-struct Writer {
+struct SampleWriter {
     side: Side,
     out: String,
 }
 
-impl Writer {
+impl SampleWriter {
     fn new(side: Side) -> Self {
         let out = format!(
             "# walmgr on the {}. `walmgr --ini` prints every setting.\n[walmgr]\n",
             side.word()
         );
-        Writer { side, out }
+        SampleWriter { side, out }
     }
 
     fn path(&mut self, name: &str, path: Option<&Path>) -> Result<()> {

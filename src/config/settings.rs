@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::address::{ListenAddress, SlaveAddress};
 use super::collect::{self, Keys};
-use super::fault::{Fault, Place, shown};
+use super::fault::{Fault, SettingPlace, shown};
 use super::ini::Section;
 use super::interpolate::{Interpolator, Raw};
 use super::keys::{self, Default, Effect, Key, Shape, Side};
@@ -16,18 +16,18 @@ use super::value::{self, Surroundings, Value};
 
 /// One setting that the file or the command line gives a value.
 #[derive(Debug, Clone)]
-pub struct Setting {
+pub struct GivenSetting {
     /// The checked value.
     pub value: Value,
     /// Where it was written.
-    pub place: Place,
+    pub place: SettingPlace,
     /// The key as it was written there.
     pub spelled: String,
 }
 
 /// Every setting given.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct GivenSettings {
     /// Whose file it is.
     pub side: Side,
     /// The ini file, absolute.
@@ -35,23 +35,24 @@ pub struct Settings {
     /// Where paths start from.
     around: Surroundings,
     section_line: u32,
-    given: BTreeMap<&'static str, Setting>,
+    given: BTreeMap<&'static str, GivenSetting>,
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
 }
 
-impl Settings {
+impl GivenSettings {
     /// Checks every key of the section and of `overrides` (pairs from `--set`).
     pub fn check(
         file: &Path,
         section: &Section,
         overrides: &[(String, String)],
         around: Surroundings,
-    ) -> Result<Settings, Fault> {
+    ) -> Result<GivenSettings, Fault> {
         let collected = collect::collect(section, overrides)?;
         let (side, witness) = collect::decide_side(section, &collected)?;
-        let note = |(place, says): &(Place, String)| format!("{}: {says}", place.in_file(file));
-        let mut settings = Settings {
+        let note =
+            |(place, says): &(SettingPlace, String)| format!("{}: {says}", place.in_file(file));
+        let mut settings = GivenSettings {
             side,
             file: file.to_path_buf(),
             around,
@@ -72,8 +73,8 @@ impl Settings {
         let mut names: Vec<&String> = raw.keys().collect();
         // In the order of the file, so that the first mistake is the one that is reported.
         names.sort_by_key(|name| match raw[*name].place {
-            Place::Line(number) => (number, name.as_str()),
-            Place::Set | Place::File => (u32::MAX, name.as_str()),
+            SettingPlace::Line(number) => (number, name.as_str()),
+            SettingPlace::Set | SettingPlace::File => (u32::MAX, name.as_str()),
         });
         let mut of_framework = Vec::new();
         let mut of_other_side = Vec::new();
@@ -85,7 +86,7 @@ impl Settings {
                     if keys::is_of_framework(name) {
                         of_framework.push(written);
                     }
-                } else if written.place == Place::Set {
+                } else if written.place == SettingPlace::Set {
                     return Err(other_side(written, name, self.side, witness));
                 } else {
                     of_other_side.push(written);
@@ -100,7 +101,7 @@ impl Settings {
                 .map_err(|expected| wrong_value(row, written, &text, expected))?;
             self.given.insert(
                 row.name,
-                Setting {
+                GivenSetting {
                     value,
                     place: written.place,
                     spelled: written.spelled.clone(),
@@ -170,17 +171,17 @@ impl Settings {
     pub fn missing(&self, name: &str, why: &str) -> Fault {
         let says = format!("expected a value, found none: {why}");
         let example = keys::row(name, self.side).map_or("...", |row| row.example);
-        Fault::of_key(Place::Line(self.section_line), name, says)
+        Fault::of_key(SettingPlace::Line(self.section_line), name, says)
             .hint(format!("add a line such as `{name} = {example}`"))
     }
 
     /// A setting, if it was given.
-    pub fn get(&self, name: &str) -> Option<&Setting> {
+    pub fn get(&self, name: &str) -> Option<&GivenSetting> {
         self.given.get(name)
     }
 
     /// Every setting given, with its row's name.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &GivenSetting)> {
         self.given.iter().map(|(name, setting)| (*name, setting))
     }
 
@@ -199,7 +200,7 @@ impl Settings {
                 .map(Some)
                 .map_err(|expected| {
                     let says = format!("the default is not {}", expected.what);
-                    Fault::of_key(Place::File, name, says)
+                    Fault::of_key(SettingPlace::File, name, says)
                 }),
             _ => Ok(None),
         }
@@ -213,7 +214,7 @@ impl Settings {
 }
 
 /// Readers by type, one a shape. A name asked for under the wrong type reads as missing.
-impl Settings {
+impl GivenSettings {
     /// A text, if given or defaulted.
     pub fn text(&self, name: &str) -> Result<Option<String>, Fault> {
         Ok(self.value(name)?.map(|value| value.to_string()))

@@ -9,7 +9,7 @@ use super::address::ListenAddress;
 use super::fault::Fault;
 use super::master::VerifyWal;
 use super::overlap::{Named, check_directories, check_files, check_rotation};
-use super::settings::{Settings, default_job_name};
+use super::settings::{GivenSettings, default_job_name};
 use super::tls::TlsSettings;
 
 /// What `xrestore` does about a damaged file.
@@ -118,7 +118,7 @@ impl StandbyConfig {
         addresses.join(", ")
     }
 
-    pub(super) fn build(settings: &Settings) -> Result<Self, Fault> {
+    pub(super) fn build(settings: &GivenSettings) -> Result<Self, Fault> {
         let base = settings
             .path("walmgr_data")
             .or_else(|| settings.path("slave"));
@@ -188,7 +188,7 @@ impl StandbyConfig {
         Ok(config)
     }
 
-    fn check_overlap(&self, settings: &Settings) -> Result<(), Fault> {
+    fn check_overlap(&self, settings: &GivenSettings) -> Result<(), Fault> {
         let named = |name: &str, path: &Path| Named::new(settings, name, path);
         let optional =
             |name: &str, path: &Option<PathBuf>| path.as_deref().map(|path| named(name, path));
@@ -230,7 +230,7 @@ impl StandbyConfig {
     }
 }
 
-fn notes(settings: &Settings) -> Result<Vec<String>, Fault> {
+fn notes(settings: &GivenSettings) -> Result<Vec<String>, Fault> {
     let mut notes = settings.notes.clone();
     if settings.number::<u64>("use_skylog")? != 0 {
         notes.push(format!(

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use super::fault::{Fault, Place};
-use super::settings::Settings;
+use super::fault::{Fault, SettingPlace};
+use super::settings::GivenSettings;
 
 /// How a side proves itself and checks the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
-    pub(super) fn read(settings: &Settings) -> Result<Self, Fault> {
+    pub(super) fn read(settings: &GivenSettings) -> Result<Self, Fault> {
         let beside = |extension| settings.file.with_extension(extension);
         Ok(TlsSettings {
             enabled: settings.boolean("tls")?,
@@ -37,7 +37,7 @@ impl TlsSettings {
     /// Refuses plain text to or from an address that `name` sets and that is not loopback.
     pub(super) fn check_plaintext(
         &self,
-        settings: &Settings,
+        settings: &GivenSettings,
         name: &str,
         address: &str,
         is_loopback: bool,
@@ -47,7 +47,7 @@ impl TlsSettings {
         }
         let place = settings
             .get("tls")
-            .map_or(Place::File, |setting| setting.place);
+            .map_or(SettingPlace::File, |setting| setting.place);
         let written = settings.get(name);
         let key = written.map_or(name, |setting| setting.spelled.as_str());
         let line = written.map_or(String::new(), |at| format!(" ({})", at.place.in_words()));

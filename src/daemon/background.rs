@@ -12,7 +12,7 @@ use crate::error::{CommandError, Kind, Result};
 
 /// Which of the two processes this is.
 #[derive(Debug)]
-pub enum Role {
+pub enum ForkSide {
     /// The process that was typed; the daemon is ready, so it can end.
     Starter,
     /// The daemon.
@@ -28,15 +28,15 @@ const READY_LINE: &str = "\u{1}walmgr is ready";
 
 /// Starts this very command line again as a daemon and waits until it is ready.
 ///
-/// The first call answers, in the new process, with [`Role::Daemon`]; there stdout and stderr lead
+/// The first call answers, in the new process, with [`ForkSide::Daemon`]; there stdout and stderr lead
 /// to the waiting process until [`Readiness::ready`] is called. To be called before threads,
 /// pidfile and logfile, so that only the daemon has them. If the daemon fails before it is ready,
 /// the error is what it printed, with the kind that its exit code stands for.
-pub fn into_background() -> Result<Role> {
+pub fn into_background() -> Result<ForkSide> {
     if started_by_parent(std::env::var_os(STARTER_VARIABLE).as_deref()) {
         // Fails only for a leader of a process group, which already has what this is for.
         let _ = rustix::process::setsid();
-        return Ok(Role::Daemon(Readiness { background: true }));
+        return Ok(ForkSide::Daemon(Readiness { background: true }));
     }
     let failed =
         |error: std::io::Error| CommandError::retry("start in the background").because(error);
@@ -64,7 +64,7 @@ fn started_by_parent(variable: Option<&OsStr>) -> bool {
     variable.is_some_and(|value| *value == *parent.as_raw_nonzero().to_string())
 }
 
-fn wait_until_ready(mut child: Child, words: PipeReader) -> Result<Role> {
+fn wait_until_ready(mut child: Child, words: PipeReader) -> Result<ForkSide> {
     let mut last: Option<String> = None;
     for line in BufReader::new(words).split(b'\n') {
         let Ok(line) = line else { break };
@@ -72,7 +72,7 @@ fn wait_until_ready(mut child: Child, words: PipeReader) -> Result<Role> {
         if let Some(unfinished) = line.strip_suffix(READY_LINE) {
             forward(last.as_deref());
             forward(Some(unfinished).filter(|text| !text.is_empty()));
-            return Ok(Role::Starter);
+            return Ok(ForkSide::Starter);
         }
         forward(last.as_deref());
         last = Some(line);

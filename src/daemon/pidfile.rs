@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::Control;
+use super::DaemonControl;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::output::Waiting;
 
@@ -91,19 +91,19 @@ pub fn is_running(path: &Path) -> Result<bool> {
 /// to `end_timeout` for its end. Answers with the id of the process.
 ///
 /// Nobody holding the lock is a failure, as is a daemon that has not ended in time.
-pub fn signal_running(path: &Path, control: Control, end_timeout: Duration) -> Result<i32> {
+pub fn signal_running(path: &Path, control: DaemonControl, end_timeout: Duration) -> Result<i32> {
     let (pid, process) = running(path)?;
     let signal = match control {
-        Control::Reload => Signal::HUP,
-        Control::Stop => Signal::INT,
-        Control::Kill => Signal::TERM,
+        DaemonControl::Reload => Signal::HUP,
+        DaemonControl::Stop => Signal::INT,
+        DaemonControl::Kill => Signal::TERM,
     };
     pidfd_send_signal(&process, signal).map_err(|error| match error {
         Errno::SRCH => not_running(path),
         error => CommandError::retry(format!("send {control} to process {pid}"))
             .because(io::Error::from(error)),
     })?;
-    if control != Control::Reload {
+    if control != DaemonControl::Reload {
         wait_for_end(&process, pid, end_timeout)?;
     }
     Ok(pid)

@@ -99,7 +99,7 @@ pub async fn connect_for(config: &MasterConfig, task: Task) -> Result<Session> {
 }
 
 /// What a server was found to do.
-pub struct Found {
+pub struct ArchivingFound {
     /// With finished segments, before anything is changed.
     pub archives: Archives,
     /// The segment it writes; those before it are finished.
@@ -109,7 +109,7 @@ pub struct Found {
 }
 
 /// Asks the server. One that cannot be asked must not find its file edited.
-pub async fn found(config: &MasterConfig) -> Result<Found> {
+pub async fn found(config: &MasterConfig) -> Result<ArchivingFound> {
     let session = Session::connect(&config.master_db, limits(config)).await?;
     let archives = Archives::ask(config, &session).await?;
     // A server in recovery has none.
@@ -122,7 +122,7 @@ pub async fn found(config: &MasterConfig) -> Result<Found> {
         Err(_) => (None, None),
     };
     session.close().await;
-    Ok(Found {
+    Ok(ArchivingFound {
         archives,
         segment,
         timeline,

@@ -7,7 +7,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Connection, Target, answered_with, refused};
+use crate::transport::connect::{Connection, ReceiverTarget, answered_with, refused};
 
 /// A connection for questions.
 pub struct Asking<'a> {
@@ -18,7 +18,7 @@ pub struct Asking<'a> {
 impl<'a> Asking<'a> {
     /// Connects to the receiver that the settings name.
     pub async fn connect(config: &'a MasterConfig, facts: &ClusterFacts) -> Result<Self> {
-        let connection = Target::from_config(config)?
+        let connection = ReceiverTarget::from_config(config)?
             .connect(facts.cluster, facts.timeline)
             .await?;
         Ok(Asking { config, connection })
@@ -29,7 +29,7 @@ impl<'a> Asking<'a> {
         config: &'a MasterConfig,
         facts: Option<&ClusterFacts>,
     ) -> Result<Self> {
-        let connection = Target::from_config(config)?
+        let connection = ReceiverTarget::from_config(config)?
             .connect_to_read(facts.map(|facts| facts.cluster))
             .await?;
         Ok(Asking { config, connection })

@@ -32,10 +32,10 @@ use crate::error::{CommandError, Kind, Result};
 use crate::master::archiver::{self, Archives};
 use crate::master::ask::Asking;
 use crate::master::backup::contents::{Config, Contents};
-use crate::master::backup::control::{Control, Way};
-use crate::master::backup::origin::Origin;
-use crate::master::backup::progress::{Counters, Progress, per_second, ratio};
-use crate::master::backup::stream::Stream;
+use crate::master::backup::control::{BackupControl, ReceiverLink};
+use crate::master::backup::origin::BackupOrigin;
+use crate::master::backup::progress::{BackupProgress, Counters, per_second, ratio};
+use crate::master::backup::stream::BackupStream;
 use crate::master::backup::work_queue::{Item, WorkQueue};
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::Blocks;
@@ -114,7 +114,7 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
     check_archiving(config, &facts, &session).await?;
     let contents = Contents::list(config, &session).await?;
     session.close().await;
-    let wire = Way::new(config, facts)?.connect().await;
+    let wire = ReceiverLink::new(config, facts)?.connect().await;
     wire.map_err(control::LinkError::into_error)?.close().await;
     output::not_really(&format!(
         "back up {} files with {} of {} to {}, in {} streams",
@@ -184,8 +184,8 @@ async fn back_up(
     stopped: impl Future<Output = &'static str>,
 ) -> Result<()> {
     let mut stopped = std::pin::pin!(stopped);
-    let way = Arc::new(Way::new(config, facts)?);
-    let origin = Origin::claim(&config.master_data)?;
+    let way = Arc::new(ReceiverLink::new(config, facts)?);
+    let origin = BackupOrigin::claim(&config.master_data)?;
     let began = Instant::now();
     let mut beginning = Box::pin(async {
         let session = connect(config).await?;
@@ -197,7 +197,7 @@ async fn back_up(
             label: LABEL.to_owned(),
             timeline,
         };
-        let control = Control::begin(&way, begin).await?;
+        let control = BackupControl::begin(&way, begin).await?;
         Ok::<_, CommandError>((session, timeline, control))
     });
     let (session, timeline, mut control) = tokio::select! {
@@ -241,7 +241,7 @@ fn stopped_by(signal: &str) -> CommandError {
 struct Work<'a> {
     config: &'a MasterConfig,
     options: &'a Options,
-    way: &'a Arc<Way>,
+    way: &'a Arc<ReceiverLink>,
     timeline: TimelineId,
     allows_left_out: bool,
 }
@@ -268,7 +268,7 @@ struct Wal {
 impl Work<'_> {
     async fn make(
         &self,
-        control: &mut Control<'_>,
+        control: &mut BackupControl<'_>,
         mut session: Session,
     ) -> Result<CompletedBackup> {
         tracing::info!("waiting for a checkpoint of the server");
@@ -293,7 +293,7 @@ impl Work<'_> {
             running.start()
         );
         {
-            let mut progress = Progress::begin(total_bytes, self.options);
+            let mut progress = BackupProgress::begin(total_bytes, self.options);
             let left_out = contents::note_of_left_out(&contents.left_out, self.allows_left_out);
             tokio::select! {
                 sent = self.send(control, &load, [Some(contents.last), left_out, contents.group_note]) => sent?,
@@ -333,7 +333,7 @@ impl Work<'_> {
     /// Sends what the server returned, and waits until the receiver has sealed the set.
     async fn seal(
         &self,
-        control: &mut Control<'_>,
+        control: &mut BackupControl<'_>,
         load: &WorkQueue,
         finished: FinishedBackup,
         configs: Vec<Config>,
@@ -376,7 +376,7 @@ impl Work<'_> {
     /// Sends everything; `last` behind the rest, as the control file may not be older than that.
     async fn send(
         &self,
-        control: &mut Control<'_>,
+        control: &mut BackupControl<'_>,
         load: &Arc<WorkQueue>,
         last: [Option<Item>; 3],
     ) -> Result<()> {
@@ -395,8 +395,13 @@ impl Work<'_> {
         control.during(stream.run()).await
     }
 
-    fn stream(&self, control: &Control<'_>, load: &Arc<WorkQueue>, number: u16) -> Stream {
-        Stream {
+    fn stream(
+        &self,
+        control: &BackupControl<'_>,
+        load: &Arc<WorkQueue>,
+        number: u16,
+    ) -> BackupStream {
+        BackupStream {
             way: Arc::clone(self.way),
             load: Arc::clone(load),
             granted: control.granted(),

@@ -16,7 +16,7 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
 use crate::output::Waiting;
-use crate::transport::connect::{Connection, Target, answered_with, refused};
+use crate::transport::connect::{Connection, ReceiverTarget, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel of a fetch that is alone on its connection.
@@ -60,7 +60,7 @@ impl<'a> Fetching<'a> {
     /// Connects to the receiver that the settings name. The cluster is unknown when its files are
     /// what was lost.
     pub async fn connect(config: &'a MasterConfig, facts: Option<&ClusterFacts>) -> Result<Self> {
-        let connection = Target::from_config(config)?
+        let connection = ReceiverTarget::from_config(config)?
             .connect_to_read(facts.map(|facts| facts.cluster))
             .await?;
         Ok(Fetching { config, connection })

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::message::{Offer, Verify};
+use walmgr_protocol::message::{Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName};
 use walmgr_protocol::session::push::Outcome;
 
@@ -21,7 +21,7 @@ use crate::files;
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::{self, Blocks};
 use crate::pg::layout;
-use crate::transport::connect::{Target, refused};
+use crate::transport::connect::{ReceiverTarget, refused};
 use crate::transport::wire::Wire;
 use crate::wal::history::History;
 
@@ -69,7 +69,7 @@ pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<
     let Some(newest) = timelines.max() else {
         return Ok(());
     };
-    let mut connection = Target::from_config(config)?
+    let mut connection = ReceiverTarget::from_config(config)?
         .connect(facts.cluster, facts.timeline)
         .await?;
     let blocks = blocks(config, connection.welcome.block_bytes_max);
@@ -156,7 +156,7 @@ async fn push_one(
         name,
         size,
         crc32,
-        verify: Verify::Records,
+        verify: WireVerify::Records,
     };
     match push::push(wire, Arc::new(file), offer, blocks).await? {
         Outcome::Stored => Ok(()),

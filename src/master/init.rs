@@ -14,7 +14,7 @@ use crate::{files, identity, output};
 const DEBIAN_DATA: &str = "/var/lib/postgresql";
 
 /// What was typed behind `init`.
-pub struct Typed<'a> {
+pub struct InitArgs<'a> {
     /// `--pgdata`.
     pub pgdata: Option<&'a Path>,
     /// `--slave`.
@@ -24,7 +24,7 @@ pub struct Typed<'a> {
 }
 
 /// Writes `ini`, creates the key, and says what comes next.
-pub fn run(ini: &Path, options: &Options, typed: &Typed<'_>) -> Result<()> {
+pub fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
     let text = sample::master_ini(&facts(typed)?)?;
     if options.not_really {
@@ -55,7 +55,7 @@ pub fn run(ini: &Path, options: &Options, typed: &Typed<'_>) -> Result<()> {
 }
 
 /// What can be found out about the cluster without asking it.
-fn facts(typed: &Typed<'_>) -> Result<sample::InitMaster> {
+fn facts(typed: &InitArgs<'_>) -> Result<sample::InitMaster> {
     let pgdata = match typed.pgdata {
         Some(path) => std::path::absolute(path).at(Kind::Config, "find", path)?,
         None => find_pgdata()?,

@@ -18,8 +18,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::master::push::Blocks;
-use crate::master::tail::{Records, Stop, WalFiles};
-use crate::transport::connect::{Target, refused};
+use crate::master::tail::{Records, TailEnd, WalFiles};
+use crate::transport::connect::{ReceiverTarget, refused};
 use crate::transport::wire::{Wire, WireFault};
 use crate::wal::scan::Scanner;
 
@@ -31,7 +31,7 @@ const BEGINNINGS_MAX: u32 = 5;
 
 /// How far the master's WAL reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
+pub struct MasterReach {
     /// Nothing behind this may leave the master.
     pub bound: Lsn,
     /// About where its WAL ends, to know which segment is the current one.
@@ -45,7 +45,7 @@ pub struct Shipper {
     session: Sender,
     files: WalFiles,
     records: Records,
-    open: Option<OpenSegment>,
+    open: Option<ShippedSegment>,
     /// The scanner as it left the segment before the named one.
     carried: Option<(SegmentName, Scanner)>,
     sent: Lsn,
@@ -60,7 +60,7 @@ pub struct Shipper {
 }
 
 /// The segment that is being appended to.
-struct OpenSegment {
+struct ShippedSegment {
     segment: SegmentName,
     start: Lsn,
     scanner: Scanner,
@@ -105,10 +105,10 @@ impl Shipper {
         config: &MasterConfig,
         facts: &ClusterFacts,
         files: WalFiles,
-        reach: Reach,
+        reach: MasterReach,
     ) -> Result<Shipper> {
         let slave = config.slave.to_string();
-        let mut connection = Target::from_config(config)?
+        let mut connection = ReceiverTarget::from_config(config)?
             .connect(facts.cluster, files.timeline())
             .await?;
         let blocks = Blocks {
@@ -168,7 +168,7 @@ impl Shipper {
     }
 
     /// Ships every whole record up to the bound and returns when all of them are durable.
-    pub async fn pass(&mut self, reach: Reach) -> Result<()> {
+    pub async fn pass(&mut self, reach: MasterReach) -> Result<()> {
         let mut broken = self.try_pass(reach.bound).await;
         for _ in 0..BEGINNINGS_MAX {
             match broken {
@@ -209,7 +209,7 @@ impl Shipper {
         self.wire.goodbye().await;
     }
 
-    async fn begin(&mut self, reach: Reach) -> Result<(), Broken> {
+    async fn begin(&mut self, reach: MasterReach) -> Result<(), Broken> {
         let timeline = self.files.timeline();
         let (session, message) = Sender::begin(Begin { timeline });
         self.session = session;
@@ -243,7 +243,7 @@ impl Shipper {
     }
 
     /// The first segment that is not known to be whole on the standby.
-    fn choose_first(&mut self, begun: &Begun, reach: Reach) -> SegmentName {
+    fn choose_first(&mut self, begun: &Begun, reach: MasterReach) -> SegmentName {
         let files = &self.files;
         let current = files.containing(reach.near);
         let wanted = match (begun.newest_finished, begun.oldest_partial) {
@@ -292,7 +292,7 @@ impl Shipper {
                 self.files.folder(),
             )?;
             let end = self.records.end();
-            if stop != Stop::Enough {
+            if stop != TailEnd::Enough {
                 self.ship(end).await?;
                 self.judge(stop, bound);
                 break;
@@ -307,12 +307,12 @@ impl Shipper {
     }
 
     /// Says so when WAL that the server calls written cannot be read.
-    fn judge(&mut self, stop: Stop, bound: Lsn) {
+    fn judge(&mut self, stop: TailEnd, bound: Lsn) {
         match stop {
-            Stop::Invalid(lsn, why) if bound != Lsn(u64::MAX) => {
+            TailEnd::Invalid(lsn, why) if bound != Lsn(u64::MAX) => {
                 self.note = Some(format!("the master's WAL is damaged at {lsn}: {why}"));
             }
-            Stop::NoFile(segment) if bound != Lsn(u64::MAX) => {
+            TailEnd::NoFile(segment) if bound != Lsn(u64::MAX) => {
                 let start = self.files.start(segment);
                 if start < bound {
                     self.note = Some(format!("{segment} is not in pg_wal"));
@@ -409,7 +409,7 @@ impl Shipper {
             });
             fed.at(Kind::Retry, "read WAL in", self.files.folder())?;
         }
-        self.open = Some(OpenSegment {
+        self.open = Some(ShippedSegment {
             segment,
             start,
             scanner,

@@ -9,7 +9,7 @@ use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
 use crate::config::MasterConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::master::partial::Reach;
+use crate::master::partial::MasterReach;
 use crate::master::tail::WalFiles;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::DataDirectory;
@@ -24,7 +24,7 @@ pub struct Position {
     /// Its WAL on the timeline that is being written.
     pub files: WalFiles,
     /// How far it reaches.
-    pub reach: Reach,
+    pub reach: MasterReach,
     /// Whether it was read from the files because nobody could be asked.
     pub unasked: bool,
 }
@@ -83,7 +83,7 @@ impl PositionReader {
         Ok(PositionFound::Master(Box::new(Position {
             files: WalFiles::new(data.wal(), facts.cluster, found.timeline),
             facts,
-            reach: Reach {
+            reach: MasterReach {
                 bound: found.flushed,
                 near: found.flushed,
             },
@@ -103,7 +103,7 @@ fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<PositionFou
     Ok(PositionFound::Master(Box::new(Position {
         files,
         facts,
-        reach: Reach {
+        reach: MasterReach {
             bound: Lsn(u64::MAX),
             near,
         },

@@ -103,7 +103,7 @@ pub async fn push(
                 );
                 match send_from(wire, &file, (offset, crc), blocks, &mut sender).await? {
                     Sent::All(crc32) => Some(sender.source_ended(crc32)?),
-                    Sent::Interrupted(message) => Some(on_channel(sender.received(message))?),
+                    Sent::Interrupted(message) => Some(on_channel(sender.received(*message))?),
                 }
             }
             SenderAction::Finish(outcome) => return Ok(outcome),
@@ -125,7 +125,7 @@ enum Sent {
     /// Everything up to the source's end, whose CRC-32 over all of it this is.
     All(u32),
     /// The receiver spoke up before that.
-    Interrupted(Message),
+    Interrupted(Box<Message>),
 }
 
 async fn send_from(
@@ -146,7 +146,7 @@ async fn send_from(
             Ok(()) => sender.block_sent(raw_bytes)?,
             // The receiver may have said why before it stopped reading.
             Err(fault) => match refusal_behind(wire).await {
-                Some(message) => return Ok(Sent::Interrupted(message)),
+                Some(message) => return Ok(Sent::Interrupted(Box::new(message))),
                 None => return Err(fault.into()),
             },
         }

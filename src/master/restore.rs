@@ -31,7 +31,7 @@ use walmgr_protocol::session::fetch::{Outcome, Request};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
-use crate::master::backup::progress::{Counters, Progress, per_second};
+use crate::master::backup::progress::{BackupProgress, Counters, per_second};
 use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::Fetching;
 use crate::options::{Options, Restoring};
@@ -43,7 +43,7 @@ use crate::pg::conf::{self, ServerSettings, brought};
 use crate::pg::control;
 use crate::pg::group_access;
 use crate::pg::hba;
-use crate::pg::in_reach::{self, Typed};
+use crate::pg::in_reach::{self, TypedTarget};
 use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::leftovers;
@@ -51,7 +51,7 @@ use crate::pg::recovery::Recovery;
 use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
-use place::Place;
+use place::RestorePlace;
 use unpack::{Layout, Unpack};
 
 /// Pause before a connection that broke is made again.
@@ -76,12 +76,12 @@ pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> R
         let described = fetching.describe(question(set, &recovery)).await?;
         check_reach(restoring, &recovery, &described)?;
         let mapping = &restoring.tablespaces;
-        let place = Place::examine(config, &destination, &described, mapping)?;
+        let place = RestorePlace::examine(config, &destination, &described, mapping)?;
         if options.not_really {
             fetching.close().await;
             return output::not_really(&place.in_words(&described, &recovery));
         }
-        let restore = Restore {
+        let restore = MasterRestore {
             config,
             options,
             facts,
@@ -122,7 +122,7 @@ fn check_reach(
     described: &SetDescription,
 ) -> Result<()> {
     // What ends a recovery is judged by the libraries of the set's own configuration.
-    let typed = Typed {
+    let typed = TypedTarget {
         command: "walmgr MASTER.ini restore",
         restoring,
         can_load: false,
@@ -146,7 +146,7 @@ fn check_reach(
 }
 
 /// One restore, once nothing speaks against it.
-struct Restore<'a> {
+struct MasterRestore<'a> {
     config: &'a MasterConfig,
     options: &'a Options,
     facts: Option<ClusterFacts>,
@@ -155,8 +155,8 @@ struct Restore<'a> {
     trusts_settings: bool,
 }
 
-impl<'a> Restore<'a> {
-    async fn run(&self, place: Place, fetching: Fetching<'a>) -> Result<()> {
+impl<'a> MasterRestore<'a> {
+    async fn run(&self, place: RestorePlace, fetching: Fetching<'a>) -> Result<()> {
         let begun = Instant::now();
         let place = place.begin()?;
         let made = async {
@@ -171,14 +171,14 @@ impl<'a> Restore<'a> {
     }
 
     /// Gets the whole stream, over as many connections as that takes.
-    async fn fetch(&self, place: &Place, first: Fetching<'a>) -> Result<Layout> {
+    async fn fetch(&self, place: &RestorePlace, first: Fetching<'a>) -> Result<Layout> {
         let (name, total_bytes) = (&self.described.name, self.described.stream_bytes);
         tracing::info!("fetching {name}, {}", HumanBytes(total_bytes));
         let counters = Arc::new(Counters::default());
-        let mut progress = Progress::begin(total_bytes, self.options);
+        let mut progress = BackupProgress::begin(total_bytes, self.options);
         let mut sink = Unpack::begin(place, &self.described, Arc::clone(&counters))?;
         let mut connected = Some(first);
-        let mut patience = Patience::new(self.config.push_timeout);
+        let mut patience = ReconnectLimit::new(self.config.push_timeout);
         loop {
             let before = sink.position();
             let attempt = match connected.take() {
@@ -256,7 +256,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Makes a data directory of the files.
-    fn finish(&self, place: &Place, layout: &Layout) -> Result<()> {
+    fn finish(&self, place: &RestorePlace, layout: &Layout) -> Result<()> {
         self.check_set(&place.data, layout)?;
         for line in left_out::named_in(&place.data) {
             let name = &self.described.name;
@@ -384,14 +384,14 @@ impl<'a> Restore<'a> {
 }
 
 /// How long broken connections are made again.
-struct Patience {
+struct ReconnectLimit {
     limit: Duration,
     since: Option<Instant>,
 }
 
-impl Patience {
-    const fn new(limit: Duration) -> Patience {
-        Patience { limit, since: None }
+impl ReconnectLimit {
+    const fn new(limit: Duration) -> ReconnectLimit {
+        ReconnectLimit { limit, since: None }
     }
 
     /// Fails when nothing has come for too long.

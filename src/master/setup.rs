@@ -9,7 +9,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::archiver;
-use crate::master::archiving::{self, Activation, Found};
+use crate::master::archiving::{self, Activation, ArchivingFound};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
@@ -133,7 +133,7 @@ async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
 }
 
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.
-fn warn_of_what_is_lost(found: &Found, newest: Option<SegmentName>, size: WalSegmentSize) {
+fn warn_of_what_is_lost(found: &ArchivingFound, newest: Option<SegmentName>, size: WalSegmentSize) {
     let before = match &found.archives.archiving {
         Archiving::On | Archiving::Kept(_) => return,
         Archiving::Off(_) => "archiving was off",

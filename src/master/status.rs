@@ -63,11 +63,11 @@ async fn look(config: &MasterConfig) -> Facts {
         overview
     });
     let lag = match position {
-        Some(Found::Master(files, flushed)) => {
+        Some(MasterFound::Master(files, flushed)) => {
             master.flushed = Some((files.timeline(), flushed));
             lag(&mut master, &files, flushed, standby.as_ref().ok())
         }
-        Some(Found::Standby) => {
+        Some(MasterFound::Standby) => {
             master.is_standby = true;
             Lag::default()
         }
@@ -110,13 +110,13 @@ async fn ask_standby(config: &MasterConfig) -> Result<(Overview, f64)> {
 
 /// What the server says.
 struct Server {
-    position: Option<Found>,
+    position: Option<MasterFound>,
     archives: Archives,
     archiver: Archiver,
 }
 
 /// Where the master's WAL ends.
-enum Found {
+enum MasterFound {
     Master(WalFiles, Lsn),
     /// It replays another's.
     Standby,
@@ -129,8 +129,8 @@ async fn ask_server(config: &MasterConfig) -> Result<Server> {
     };
     let session = Session::connect(&config.master_db, limits).await?;
     let position = match session.primary_wal_position().await? {
-        Some(position) => Found::Master(files(config, position.timeline)?, position.flushed),
-        None => Found::Standby,
+        Some(position) => MasterFound::Master(files(config, position.timeline)?, position.flushed),
+        None => MasterFound::Standby,
     };
     let archiver = archiver_of(&session.archiver_statistics().await?);
     let archives = Archives::ask(config, &session).await?;
@@ -162,7 +162,7 @@ fn archiver_of(statistics: &ArchiverStatistics) -> Archiver {
 }
 
 /// The end of WAL as the files tell it, for a server that is down.
-async fn from_files(config: &MasterConfig) -> Option<Found> {
+async fn from_files(config: &MasterConfig) -> Option<MasterFound> {
     let config = MasterConfig {
         use_xlog_functions: false,
         ..config.clone()
@@ -170,9 +170,9 @@ async fn from_files(config: &MasterConfig) -> Option<Found> {
     let found = match PositionReader::default().look(&config).await {
         Ok(PositionFound::Master(position)) => end_in_files(&position).map(|end| {
             let Position { files, .. } = *position;
-            Found::Master(files, end)
+            MasterFound::Master(files, end)
         }),
-        Ok(PositionFound::Standby) => return Some(Found::Standby),
+        Ok(PositionFound::Standby) => return Some(MasterFound::Standby),
         Err(error) => Err(error),
     };
     match found {

@@ -3,7 +3,7 @@
 //! `archive_command` that fails for ever.
 
 use crate::config::MasterConfig;
-use crate::daemon::{self, Control};
+use crate::daemon::{self, DaemonControl};
 use crate::error::{CommandError, Result};
 use crate::master::archiving::{self, Activation};
 use crate::options::Options;
@@ -65,7 +65,7 @@ fn stop_syncdaemon(config: &MasterConfig, options: &Options) -> Result<()> {
     if options.not_really {
         return output::not_really("stop the syncdaemon");
     }
-    let pid = daemon::signal_running(&pidfile, Control::Stop, daemon::END_TIMEOUT)?;
+    let pid = daemon::signal_running(&pidfile, DaemonControl::Stop, daemon::END_TIMEOUT)?;
     tracing::info!("the syncdaemon, process {pid}, is stopped");
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::names::Lsn;
 
 use crate::config::{self, MasterConfig};
-use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
+use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
 use crate::master::partial::Shipper;
 use crate::master::position::{PositionFound, PositionReader};
@@ -26,7 +26,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// `syncdaemon`, or what `-r`, `-s` and `-k` make of it.
 pub fn run(config: &MasterConfig, options: &Options, readiness: Readiness) -> Result<()> {
     let pidfile = config.syncdaemon_pidfile();
-    if let Some(control) = Control::asked_by(options) {
+    if let Some(control) = DaemonControl::asked_by(options) {
         if options.not_really {
             let path = pidfile.display();
             return output::not_really(&format!("send {control:?} to the syncdaemon of {path}"));

@@ -151,7 +151,7 @@ impl WalFiles {
 
 /// Why a look ahead ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
+pub enum TailEnd {
     /// At the bound.
     Bound,
     /// Far enough; there may be more.
@@ -215,24 +215,24 @@ impl Records {
     }
 
     /// Looks at what was written since, up to `bound`, and no further than `enough`.
-    pub fn look_ahead(&mut self, bound: Lsn, enough: Lsn) -> io::Result<Stop> {
+    pub fn look_ahead(&mut self, bound: Lsn, enough: Lsn) -> io::Result<TailEnd> {
         let mut scanner = self.base.clone();
         // Mostly there is little, so the rest of the page comes first.
         let mut piece_bytes = PAGE_BYTES - scanner.position().0 % PAGE_BYTES;
         loop {
             let at = scanner.position();
             if self.end >= enough {
-                return Ok(Stop::Enough);
+                return Ok(TailEnd::Enough);
             }
             if at >= bound {
-                return Ok(Stop::Bound);
+                return Ok(TailEnd::Bound);
             }
             self.buffer.clear();
             self.files
                 .read(at, piece_bytes.min(bound.0 - at.0), &mut self.buffer)?;
             piece_bytes = (4 * piece_bytes).min(READ_BYTES as u64);
             if self.buffer.is_empty() {
-                return Ok(Stop::NoFile(self.files.containing(at)));
+                return Ok(TailEnd::NoFile(self.files.containing(at)));
             }
             let stop = self.walk(&mut scanner);
             self.seen = self.seen.max(scanner.position());
@@ -243,7 +243,7 @@ impl Records {
     }
 
     /// Walks through the bytes read; `Some` when there is no use in more of them.
-    fn walk(&mut self, scanner: &mut Scanner) -> Option<Stop> {
+    fn walk(&mut self, scanner: &mut Scanner) -> Option<TailEnd> {
         let mut rest = &self.buffer[..];
         loop {
             let step = scanner.advance(&mut rest);
@@ -251,8 +251,8 @@ impl Records {
             self.end = self.end.max(scanner.valid_end());
             match step {
                 ScanStep::NeedMore => return None,
-                ScanStep::EndOfWal(_) => return Some(Stop::End),
-                ScanStep::Invalid { lsn, why } => return Some(Stop::Invalid(lsn, why)),
+                ScanStep::EndOfWal(_) => return Some(TailEnd::End),
+                ScanStep::Invalid { lsn, why } => return Some(TailEnd::Invalid(lsn, why)),
                 ScanStep::Record(record) if record.is_switch() => {
                     let data_end = Lsn(scanner.position().0.next_multiple_of(ALIGNMENT));
                     self.switches.push((record.end, data_end));

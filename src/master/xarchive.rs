@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::message::{Offer, Verify};
+use walmgr_protocol::message::{Offer, WireVerify};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::Outcome;
 
@@ -22,7 +22,7 @@ use crate::master::periodic;
 use crate::master::push::{self, Blocks};
 use crate::options::Options;
 use crate::output;
-use crate::transport::connect::{Target, refused};
+use crate::transport::connect::{ReceiverTarget, refused};
 use crate::wal::page::LONG_HEADER_BYTES;
 use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault};
 
@@ -31,7 +31,7 @@ const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs 
 
 /// Archives one file.
 pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
-    let source = Source::open(config, path, name)?;
+    let source = ArchivedFile::open(config, path, name)?;
     let runtime = crate::master::runtime()?;
     if options.not_really {
         runtime.block_on(source.greet(config))?;
@@ -57,15 +57,15 @@ pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileN
 }
 
 /// The file to be archived, opened and looked at.
-struct Source {
+struct ArchivedFile {
     file: Arc<File>,
     name: WalFileName,
     size: u64,
     facts: ClusterFacts,
 }
 
-impl Source {
-    fn open(config: &MasterConfig, path: &Path, name: WalFileName) -> Result<Source> {
+impl ArchivedFile {
+    fn open(config: &MasterConfig, path: &Path, name: WalFileName) -> Result<ArchivedFile> {
         // NONBLOCK so that a FIFO cannot hang us, NOFOLLOW because PostgreSQL never links WAL.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -82,7 +82,7 @@ impl Source {
             return Err(not_a_file(path, "a directory, a pipe or a device"));
         }
         let facts = ClusterFacts::read(config)?;
-        let source = Source {
+        let source = ArchivedFile {
             file: Arc::new(file),
             name,
             size: metadata.len(),
@@ -159,7 +159,7 @@ impl Source {
     async fn push(self, config: &MasterConfig) -> Result<Outcome> {
         // The checksum is taken while the other side is being greeted.
         let crc32 = push::start_digest(&self.file, self.size);
-        let mut connection = Target::from_config(config)?
+        let mut connection = ReceiverTarget::from_config(config)?
             .connect(self.facts.cluster, self.facts.timeline)
             .await?;
         let crc32 = crc32.await?;
@@ -207,11 +207,11 @@ fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result
     }
 }
 
-fn verify(config: &MasterConfig) -> Verify {
+fn verify(config: &MasterConfig) -> WireVerify {
     match config.verify_wal {
-        VerifyWal::Records => Verify::Records,
-        VerifyWal::Headers => Verify::Headers,
-        VerifyWal::Off => Verify::Off,
+        VerifyWal::Records => WireVerify::Records,
+        VerifyWal::Headers => WireVerify::Headers,
+        VerifyWal::Off => WireVerify::Off,
     }
 }
 

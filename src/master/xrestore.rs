@@ -51,7 +51,7 @@ pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &P
         }
         _ => None,
     };
-    let restore = Restore {
+    let restore = FetchCall {
         config,
         name,
         facts: facts.and_then(Result::ok),
@@ -84,7 +84,7 @@ enum Whole {
 }
 
 /// Where a file goes.
-trait Destination: Sink {
+trait FileSink: Sink {
     fn finish(self) -> Result<Whole>;
 }
 
@@ -185,7 +185,7 @@ impl Room {
     }
 }
 
-impl Destination for Nowhere {
+impl FileSink for Nowhere {
     fn finish(self) -> Result<Whole> {
         self.look.as_ref().map_or(Ok(()), Look::judge)?;
         Ok(Whole::Seen)
@@ -223,7 +223,7 @@ impl Sink for Placing {
     }
 }
 
-impl Destination for Placing {
+impl FileSink for Placing {
     fn finish(self) -> Result<Whole> {
         self.look.as_ref().map_or(Ok(()), Look::judge)?;
         Placing::writing(&self.path, self.file.put_in_place())?;
@@ -232,7 +232,7 @@ impl Destination for Placing {
 }
 
 /// One call of the command.
-struct Restore<'a> {
+struct FetchCall<'a> {
     config: &'a MasterConfig,
     name: WalFileName,
     facts: Option<ClusterFacts>,
@@ -248,8 +248,8 @@ enum Failure {
     Final(CommandError),
 }
 
-impl Restore<'_> {
-    async fn keep_trying<D: Destination>(&self, begin: impl Fn() -> Result<D>) -> Result<Whole> {
+impl FetchCall<'_> {
+    async fn keep_trying<D: FileSink>(&self, begin: impl Fn() -> Result<D>) -> Result<Whole> {
         let mut was_said = false;
         loop {
             let left = (self.config.push_timeout).saturating_sub(self.begun.elapsed());
@@ -276,7 +276,7 @@ impl Restore<'_> {
         }
     }
 
-    async fn attempt<D: Destination>(&self, destination: D) -> Result<Whole, Failure> {
+    async fn attempt<D: FileSink>(&self, destination: D) -> Result<Whole, Failure> {
         let connected = Fetching::connect(self.config, self.facts.as_ref()).await;
         let mut fetching = connected.map_err(passing)?;
         let request = Request::File(GetFile {

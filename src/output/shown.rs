@@ -46,9 +46,9 @@ pub fn lines(text: &str) -> String {
 }
 
 /// A writer of JSON lines: JSON leaves C1's and Unicode's characters as they are.
-pub struct Shown<W>(pub W);
+pub struct JsonLines<W>(pub W);
 
-impl<W: Write> Write for Shown<W> {
+impl<W: Write> Write for JsonLines<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match std::str::from_utf8(bytes) {
             Ok(text) if text.chars().any(acts) => self.0.write_all(lines(text).as_bytes())?,
@@ -62,11 +62,11 @@ impl<W: Write> Write for Shown<W> {
     }
 }
 
-impl<'event, W: MakeWriter<'event>> MakeWriter<'event> for Shown<W> {
-    type Writer = Shown<W::Writer>;
+impl<'event, W: MakeWriter<'event>> MakeWriter<'event> for JsonLines<W> {
+    type Writer = JsonLines<W::Writer>;
 
     fn make_writer(&'event self) -> Self::Writer {
-        Shown(self.0.make_writer())
+        JsonLines(self.0.make_writer())
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(parsed["said"], evil);
         let mut out = Vec::new();
-        Shown(&mut out).write_all(json.as_bytes()).unwrap();
+        JsonLines(&mut out).write_all(json.as_bytes()).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), shown);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 mod shell;
 
-use shell::{Item, Joint};
+use shell::{CommandJoint, ShellWord};
 
 use crate::files;
 
@@ -81,7 +81,7 @@ pub fn destination(command: &str, ours: &Ours<'_>) -> Destination {
         return Destination::Kept;
     }
     let items = shell::items(&command.replace("%%", "%"));
-    let lets_go = |item: &Item| {
+    let lets_go = |item: &ShellWord| {
         let words: Vec<&str> = item.words.iter().map(String::as_str).collect();
         matches!(
             words[..],
@@ -129,7 +129,7 @@ enum Call {
     Idle,
 }
 
-fn call_in(items: &[Item], ours: &Ours<'_>, depth: usize) -> Option<Call> {
+fn call_in(items: &[ShellWord], ours: &Ours<'_>, depth: usize) -> Option<Call> {
     let mut folder = ours.data.to_path_buf();
     for (at, item) in items.iter().enumerate() {
         if let [cd, place] = &item.words[..]
@@ -304,9 +304,9 @@ fn is_same_file(named: &Path, ini: &Path) -> bool {
 }
 
 /// Whether the whole ends with an error where the command at this place does.
-fn failure_is_heard(items: &[Item], at: usize) -> bool {
+fn failure_is_heard(items: &[ShellWord], at: usize) -> bool {
     let own = &items[at];
-    if own.is_negated || matches!(own.joint, Joint::Pipe | Joint::Background) {
+    if own.is_negated || matches!(own.joint, CommandJoint::Pipe | CommandJoint::Background) {
         return false;
     }
     let rest = &items[at + 1..];
@@ -318,17 +318,17 @@ fn failure_is_heard(items: &[Item], at: usize) -> bool {
             break;
         }
         let closes = item.words.is_empty();
-        if closes && matches!(item.joint, Joint::Pipe | Joint::Background) {
+        if closes && matches!(item.joint, CommandJoint::Pipe | CommandJoint::Background) {
             return false;
         }
-        is_caught = !closes && matches!(joint, Joint::Or | Joint::Then);
+        is_caught = !closes && matches!(joint, CommandJoint::Or | CommandJoint::Then);
         joint = item.joint;
     }
     !is_caught || rest.iter().any(makes_an_error)
 }
 
 /// Of what was caught.
-fn makes_an_error(item: &Item) -> bool {
+fn makes_an_error(item: &ShellWord) -> bool {
     let words: Vec<&str> = item.words.iter().map(String::as_str).collect();
     match words[..] {
         ["false" | "/bin/false", ..] | ["exit"] => true,

@@ -254,7 +254,7 @@ const _: () = assert!(RECOVERY == 136 && SETTINGS == 172 && SIZES == 216 && NONC
 
 /// Reads the content of a control file; what follows the checksum does not matter.
 pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFault> {
-    let fields = Fields(bytes);
+    let fields = NativeFields(bytes);
     let control_version = fields.u32(8)?;
     let crc_at = match control_version {
         1300 | 1700 => CRC_TO_17,
@@ -337,9 +337,9 @@ fn value(field: &'static str, found: u32) -> ControlFault {
 }
 
 /// Numbers in the byte order of this machine: PostgreSQL writes the struct as it lies in memory.
-struct Fields<'a>(&'a [u8]);
+struct NativeFields<'a>(&'a [u8]);
 
-impl Fields<'_> {
+impl NativeFields<'_> {
     fn take<const N: usize>(&self, at: usize) -> Result<[u8; N], ControlFault> {
         let field = self
             .0

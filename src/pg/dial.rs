@@ -15,30 +15,30 @@ use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, SslNegotiati
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{CancelToken, Client, Config, Connection};
 
-use super::conninfo::{Conninfo, Listener, Place, SessionKind, TcpSettings};
+use super::conninfo::{Conninfo, Listener, ServerAddress, SessionKind, TcpSettings};
 use super::encryption::settings::{Demand, SslMode};
 use super::encryption::{self, ALPN};
 use crate::files;
-pub use wire::Wire;
+pub use wire::PgSocket;
 use wire::{Established, Gate};
 
 /// The request for TLS (`NEGOTIATE_SSL_CODE`, `src/include/libpq/pqcomm.h`): length and number.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// An open connection, its client's side and the side that moves bytes.
-pub struct Opened {
+pub struct DialledServer {
     /// Takes statements.
     pub client: Client,
     /// Has to be polled for anything to happen.
-    pub connection: Connection<Wire, Wire>,
+    pub connection: Connection<PgSocket, PgSocket>,
     /// The way there, once more.
-    pub way: Way,
+    pub way: DialledWay,
 }
 
 /// How a server was reached.
 #[derive(Debug, Clone)]
-pub struct Way {
-    place: Place,
+pub struct DialledWay {
+    place: ServerAddress,
     address: Option<SocketAddr>,
     encrypted: Encrypted,
 }
@@ -54,7 +54,7 @@ enum Encrypted {
 
 /// Why there is no session.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum DialFault {
     /// What the server said, or what of it made no sense.
     Server(tokio_postgres::Error),
     /// The way there is broken, or nobody listens.
@@ -68,30 +68,30 @@ pub enum Refusal {
     /// It was tried with TLS and without.
     Both {
         /// What came of it with TLS.
-        with: Box<Refusal>,
+        with: Box<DialFault>,
         /// And without.
-        without: Box<Refusal>,
+        without: Box<DialFault>,
     },
 }
 
-impl Refusal {
+impl DialFault {
     /// What the server calls it.
     pub fn code(&self) -> Option<&SqlState> {
         match self {
-            Refusal::Server(error) => error.code(),
+            DialFault::Server(error) => error.code(),
             // Without TLS most servers say no more than that they want it.
-            Refusal::Both { with, without } => with.code().or_else(|| without.code()),
+            DialFault::Both { with, without } => with.code().or_else(|| without.code()),
             _ => None,
         }
     }
 
     /// With what came of the second attempt, which was encrypted or not.
-    fn and(self, second: Refusal, encrypted: Encrypted) -> Refusal {
+    fn and(self, second: DialFault, encrypted: Encrypted) -> DialFault {
         let (with, without) = match encrypted {
             Encrypted::No => (self, second),
             Encrypted::IfPossible | Encrypted::Yes => (second, self),
         };
-        Refusal::Both {
+        DialFault::Both {
             with: Box::new(with),
             without: Box::new(without),
         }
@@ -101,19 +101,21 @@ impl Refusal {
     /// so because of where it is.
     fn is_of_the_place(&self) -> bool {
         match self {
-            Refusal::Server(error) => {
+            DialFault::Server(error) => {
                 (error.code()).is_none_or(|code| *code == SqlState::CANNOT_CONNECT_NOW)
             }
-            Refusal::Both { with, without } => with.is_of_the_place() && without.is_of_the_place(),
+            DialFault::Both { with, without } => {
+                with.is_of_the_place() && without.is_of_the_place()
+            }
             _ => true,
         }
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for DialFault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Server(error) => {
+            DialFault::Server(error) => {
                 use std::error::Error;
                 // The driver's own words say less than what is behind them.
                 match (error.as_db_error(), error.source()) {
@@ -127,10 +129,12 @@ impl fmt::Display for Refusal {
                     (None, None) => write!(out, "{error}"),
                 }
             }
-            Refusal::Network(error) => write!(out, "{error}"),
-            Refusal::Unfit(text) | Refusal::OtherKind(text) => write!(out, "{text}"),
-            Refusal::Both { with, without } => write!(out, "with TLS: {with}; without: {without}"),
-            Refusal::Silent(limit) => write!(out, "no answer within {} s", limit.as_secs_f32()),
+            DialFault::Network(error) => write!(out, "{error}"),
+            DialFault::Unfit(text) | DialFault::OtherKind(text) => write!(out, "{text}"),
+            DialFault::Both { with, without } => {
+                write!(out, "with TLS: {with}; without: {without}")
+            }
+            DialFault::Silent(limit) => write!(out, "no answer within {} s", limit.as_secs_f32()),
         }
     }
 }
@@ -141,7 +145,7 @@ pub async fn open(
     info: &Conninfo,
     database: &str,
     limit: Duration,
-) -> Result<Opened, Vec<(Place, Refusal)>> {
+) -> Result<DialledServer, Vec<(ServerAddress, DialFault)>> {
     let mut places = info.places.clone();
     shuffle(&mut places, info.shuffled);
     let mut refusals = Vec::new();
@@ -183,20 +187,20 @@ fn shuffle<T>(list: &mut [T], shuffled: bool) {
 async fn open_place(
     info: &Conninfo,
     database: &str,
-    place: &Place,
+    place: &ServerAddress,
     kind: SessionKind,
     limit: Duration,
-) -> Result<Opened, Refusal> {
+) -> Result<DialledServer, DialFault> {
     let limit = info.connect_timeout.map_or(limit, |own| own.min(limit));
     let addresses = match timeout(limit, addresses(place, info.shuffled)).await {
-        Ok(found) => found.map_err(Refusal::Network)?,
-        Err(_) => return Err(Refusal::Silent(limit)),
+        Ok(found) => found.map_err(DialFault::Network)?,
+        Err(_) => return Err(DialFault::Silent(limit)),
     };
     let mut of_addresses = None;
     for address in addresses {
-        let mut last: Option<Refusal> = None;
+        let mut last: Option<DialFault> = None;
         for encrypted in order(info, address) {
-            let mut way = Way {
+            let mut way = DialledWay {
                 place: place.clone(),
                 address,
                 encrypted,
@@ -204,19 +208,19 @@ async fn open_place(
             let opening = Box::pin(open_way(info, database, &mut way, kind));
             let refusal = match timeout(limit, opening).await {
                 Ok(Ok((client, connection))) => {
-                    return Ok(Opened {
+                    return Ok(DialledServer {
                         client,
                         connection,
                         way,
                     });
                 }
                 Ok(Err(refusal)) => refusal,
-                Err(_) => Refusal::Silent(limit),
+                Err(_) => DialFault::Silent(limit),
             };
             // With TLS and then without, or the reverse, unless it was without already.
             let again = match &refusal {
-                Refusal::Server(error) => error.as_db_error().is_some(),
-                Refusal::Unfit(_) => true,
+                DialFault::Server(error) => error.as_db_error().is_some(),
+                DialFault::Unfit(_) => true,
                 _ => false,
             } && (encrypted, way.encrypted) != (Encrypted::IfPossible, Encrypted::No);
             last = Some(match last {
@@ -227,18 +231,18 @@ async fn open_place(
                 break;
             }
         }
-        let goes_on = last.as_ref().is_none_or(Refusal::is_of_the_place);
+        let goes_on = last.as_ref().is_none_or(DialFault::is_of_the_place);
         of_addresses = last.or(of_addresses);
         if !goes_on {
             break;
         }
     }
-    let nowhere = || Refusal::Network(io::Error::other("the name has no address"));
+    let nowhere = || DialFault::Network(io::Error::other("the name has no address"));
     Err(of_addresses.unwrap_or_else(nowhere))
 }
 
 /// `None` for a Unix socket.
-async fn addresses(place: &Place, shuffled: bool) -> io::Result<Vec<Option<SocketAddr>>> {
+async fn addresses(place: &ServerAddress, shuffled: bool) -> io::Result<Vec<Option<SocketAddr>>> {
     let mut found: Vec<Option<SocketAddr>> = match &place.listener {
         Listener::Socket(_) => vec![None],
         Listener::Address(address) => vec![Some(SocketAddr::new(*address, place.port))],
@@ -265,15 +269,15 @@ fn order(info: &Conninfo, address: Option<SocketAddr>) -> Vec<Encrypted> {
 async fn open_way(
     info: &Conninfo,
     database: &str,
-    way: &mut Way,
+    way: &mut DialledWay,
     kind: SessionKind,
-) -> Result<(Client, Connection<Wire, Wire>), Refusal> {
+) -> Result<(Client, Connection<PgSocket, PgSocket>), DialFault> {
     let (established, encrypted) = reach(info, way).await?;
     // What was agreed on is what a later connection to the same server does.
     way.encrypted = encrypted;
     let is_bound = encrypted == Encrypted::No || established.end_point().is_some();
     if info.encryption.channel_binding == Demand::Require && !is_bound {
-        return Err(Refusal::Unfit(
+        return Err(DialFault::Unfit(
             "channel_binding=require: the server's certificate is signed without a hash of its own, as with \
              Ed25519, and nothing can be bound to it"
                 .to_owned(),
@@ -310,28 +314,28 @@ async fn open_way(
     if kind != SessionKind::Any {
         let asking = is_kind(&client, kind);
         let other = tokio::select! {
-            other = asking => other.map_err(Refusal::Server)?,
+            other = asking => other.map_err(DialFault::Server)?,
             ended = &mut connection => {
                 return Err(match ended {
-                    Err(error) => Refusal::Server(error),
-                    Ok(()) => Refusal::Network(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => DialFault::Server(error),
+                    Ok(()) => DialFault::Network(io::ErrorKind::UnexpectedEof.into()),
                 });
             }
         };
         if let Some(other) = other {
-            return Err(Refusal::OtherKind(other));
+            return Err(DialFault::OtherKind(other));
         }
     }
     Ok((client, connection))
 }
 
 /// The gate's error comes back wrapped in the driver's.
-fn forbidden(error: tokio_postgres::Error) -> Refusal {
+fn forbidden(error: tokio_postgres::Error) -> DialFault {
     let source = std::error::Error::source(&error);
     let source = source.and_then(|source| source.downcast_ref::<io::Error>());
     match source.filter(|source| source.kind() == io::ErrorKind::PermissionDenied) {
-        Some(source) => Refusal::Unfit(source.to_string()),
-        None => Refusal::Server(error),
+        Some(source) => DialFault::Unfit(source.to_string()),
+        None => DialFault::Server(error),
     }
 }
 
@@ -359,59 +363,63 @@ async fn is_kind(
 }
 
 /// A connection up to where the session begins, and whether it is encrypted.
-async fn reach(info: &Conninfo, way: &Way) -> Result<(Wire, Encrypted), Refusal> {
+async fn reach(info: &Conninfo, way: &DialledWay) -> Result<(PgSocket, Encrypted), DialFault> {
     let mut wire = match way.address {
         Some(address) => {
             let stream = TcpStream::connect(address)
                 .await
-                .map_err(Refusal::Network)?;
-            tune(&stream, &info.tcp).map_err(Refusal::Network)?;
-            Wire::tcp(stream)
+                .map_err(DialFault::Network)?;
+            tune(&stream, &info.tcp).map_err(DialFault::Network)?;
+            PgSocket::tcp(stream)
         }
-        None => Wire::unix(unix_socket(info, &way.place).await?),
+        None => PgSocket::unix(unix_socket(info, &way.place).await?),
     };
     if way.encrypted == Encrypted::No {
         return Ok((wire, Encrypted::No));
     }
     if !info.encryption.direct {
-        wire.send(&SSL_REQUEST).await.map_err(Refusal::Network)?;
-        match wire.receive_byte().await.map_err(Refusal::Network)? {
+        wire.send(&SSL_REQUEST).await.map_err(DialFault::Network)?;
+        match wire.receive_byte().await.map_err(DialFault::Network)? {
             b'S' => {}
             b'N' if way.encrypted == Encrypted::IfPossible => return Ok((wire, Encrypted::No)),
-            b'N' => return Err(Refusal::Unfit("the server does not support TLS".to_owned())),
+            b'N' => {
+                return Err(DialFault::Unfit(
+                    "the server does not support TLS".to_owned(),
+                ));
+            }
             _ => {
-                return Err(Refusal::Unfit(
+                return Err(DialFault::Unfit(
                     "the server does not answer a request for TLS".to_owned(),
                 ));
             }
         }
     }
     let host = way.place.host.as_deref();
-    let handshake = encryption::handshake(&info.encryption, host).map_err(Refusal::Unfit)?;
+    let handshake = encryption::handshake(&info.encryption, host).map_err(DialFault::Unfit)?;
     let wire = match wire.encrypted(handshake.config, handshake.name).await {
         // A server that hangs up on TLS may do without, and that is what was asked for then.
-        Err(Refusal::Network(error)) if way.encrypted == Encrypted::IfPossible => {
-            return Err(Refusal::Unfit(error.to_string()));
+        Err(DialFault::Network(error)) if way.encrypted == Encrypted::IfPossible => {
+            return Err(DialFault::Unfit(error.to_string()));
         }
         encrypted => encrypted?,
     };
     if info.encryption.direct && wire.agreed() != Some(ALPN) {
-        return Err(Refusal::Unfit(
+        return Err(DialFault::Unfit(
             "the server speaks TLS, but not PostgreSQL in it".to_owned(),
         ));
     }
     let demand = info.encryption.certificate_demand;
     if demand == Demand::Require && !handshake.shown.was_asked_for() {
-        return Err(Refusal::Unfit(
+        return Err(DialFault::Unfit(
             "the server did not ask for our certificate, and sslcertmode=require".to_owned(),
         ));
     }
     Ok((wire, Encrypted::Yes))
 }
 
-async fn unix_socket(info: &Conninfo, place: &Place) -> Result<UnixStream, Refusal> {
+async fn unix_socket(info: &Conninfo, place: &ServerAddress) -> Result<UnixStream, DialFault> {
     let Listener::Socket(folder) = &place.listener else {
-        return Err(Refusal::Unfit("a name without an address".to_owned()));
+        return Err(DialFault::Unfit("a name without an address".to_owned()));
     };
     let name = format!(".s.PGSQL.{}", place.port);
     let path = match folder.to_str().and_then(|text| text.strip_prefix('@')) {
@@ -420,15 +428,15 @@ async fn unix_socket(info: &Conninfo, place: &Place) -> Result<UnixStream, Refus
     };
     let stream = UnixStream::connect(&path).await.map_err(|error| {
         let shown = path.display().to_string().replace('\0', "@");
-        Refusal::Network(io::Error::new(error.kind(), format!("{shown}: {error}")))
+        DialFault::Network(io::Error::new(error.kind(), format!("{shown}: {error}")))
     })?;
     let Some(required) = &info.required_peer else {
         return Ok(stream);
     };
-    let found = stream.peer_cred().map_err(Refusal::Network)?.uid();
+    let found = stream.peer_cred().map_err(DialFault::Network)?.uid();
     let expected = uzers::get_user_by_name(required).map(|user| user.uid());
     if expected != Some(found) {
-        return Err(Refusal::Unfit(format!(
+        return Err(DialFault::Unfit(format!(
             "requirepeer={required}, but the server behind the socket is run by {}",
             files::user_name(found).unwrap_or_else(|| found.to_string())
         )));
@@ -459,8 +467,12 @@ fn tune(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
 
 /// Asks the server to end the statement that is under way, on a connection of its own that is as
 /// well encrypted.
-pub async fn cancel(info: &Conninfo, way: &Way, token: CancelToken) -> Result<(), Refusal> {
+pub async fn cancel(
+    info: &Conninfo,
+    way: &DialledWay,
+    token: CancelToken,
+) -> Result<(), DialFault> {
     let (wire, _) = reach(info, way).await?;
     let cancelled = token.cancel_query_raw(wire, Established).await;
-    cancelled.map_err(Refusal::Server)
+    cancelled.map_err(DialFault::Server)
 }

@@ -15,7 +15,7 @@ use super::control;
 use super::data_directory::Postmaster;
 use super::encryption::{self, settings::SslMode};
 use super::hba;
-use super::manifest::{FileEntry, Reader, Scan, Writer};
+use super::manifest::{FileEntry, ManifestWriter, Reader, Scan};
 use super::tablespace_map;
 
 /// Control files: no panic, and nothing behind the checksum matters.
@@ -222,7 +222,7 @@ fn read_manifest(bytes: &[u8]) {
     assert!(files.len() <= SET_ENTRIES_MAX);
     let major = if system_id.is_some() { 17 } else { 16 };
     let rewrite = || {
-        let mut writer = Writer::new(Vec::new(), major, system_id.unwrap_or(SystemId(0)))?;
+        let mut writer = ManifestWriter::new(Vec::new(), major, system_id.unwrap_or(SystemId(0)))?;
         files.iter().try_for_each(|file| writer.add(file))?;
         writer.finish(&ranges)
     };

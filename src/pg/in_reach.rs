@@ -5,14 +5,14 @@ use walmgr_protocol::message::reach::{
     EndCause, RecoveryEnd, TargetRange, WantedTarget, WantedTimeline,
 };
 
-use super::recovery::{Target, TargetTimeline, time_text};
+use super::recovery::{RecoveryTarget, TargetTimeline, time_text};
 use crate::error::CommandError;
 use crate::options::Restoring;
 use crate::wal::obstacle::{Met, Obstacle};
 
 /// What somebody typed, and where.
 #[derive(Debug, Clone, Copy)]
-pub struct Typed<'a> {
+pub struct TypedTarget<'a> {
     /// The program, its ini file and the command.
     pub command: &'static str,
     /// What stood behind it.
@@ -21,11 +21,11 @@ pub struct Typed<'a> {
     pub can_load: bool,
 }
 
-impl Typed<'_> {
+impl TypedTarget<'_> {
     /// The refusal of a target, with what to type instead; `end` is what is in the way.
     pub fn refused(
         &self,
-        target: &Target,
+        target: &RecoveryTarget,
         range: &TargetRange,
         end: Option<&RecoveryEnd>,
     ) -> CommandError {
@@ -127,7 +127,7 @@ pub fn remedy(end: &RecoveryEnd) -> Option<&'static str> {
 }
 
 /// What is said of a target of which nobody knows whether it is in reach.
-pub fn untold_text(target: &Target, why: &str) -> String {
+pub fn untold_text(target: &RecoveryTarget, why: &str) -> String {
     format!("whether {target} is in reach only PostgreSQL can tell: {why}")
 }
 
@@ -163,10 +163,10 @@ fn last_of(range: &TargetRange) -> Option<String> {
 }
 
 /// Whether it is an older set that could reach it.
-fn lies_before(target: &Target, range: &TargetRange) -> bool {
+fn lies_before(target: &RecoveryTarget, range: &TargetRange) -> bool {
     match (target, range) {
-        (Target::Lsn(lsn), TargetRange::Lsns(first, _)) => lsn < first,
-        (Target::Time(time_us), TargetRange::Times(first, _)) => time_us < first,
+        (RecoveryTarget::Lsn(lsn), TargetRange::Lsns(first, _)) => lsn < first,
+        (RecoveryTarget::Time(time_us), TargetRange::Times(first, _)) => time_us < first,
         _ => false,
     }
 }
@@ -189,24 +189,24 @@ fn range_text(range: &TargetRange) -> String {
     }
 }
 
-impl From<&Target> for WantedTarget {
-    fn from(target: &Target) -> Self {
+impl From<&RecoveryTarget> for WantedTarget {
+    fn from(target: &RecoveryTarget) -> Self {
         match target {
-            Target::Time(time_us) => WantedTarget::Time(*time_us),
-            Target::Lsn(lsn) => WantedTarget::Lsn(*lsn),
-            Target::Xid(xid) => WantedTarget::Xid(*xid),
-            Target::Name(name) => WantedTarget::Name(name.clone()),
+            RecoveryTarget::Time(time_us) => WantedTarget::Time(*time_us),
+            RecoveryTarget::Lsn(lsn) => WantedTarget::Lsn(*lsn),
+            RecoveryTarget::Xid(xid) => WantedTarget::Xid(*xid),
+            RecoveryTarget::Name(name) => WantedTarget::Name(name.clone()),
         }
     }
 }
 
-impl From<&WantedTarget> for Target {
+impl From<&WantedTarget> for RecoveryTarget {
     fn from(target: &WantedTarget) -> Self {
         match target {
-            WantedTarget::Time(time_us) => Target::Time(*time_us),
-            WantedTarget::Lsn(lsn) => Target::Lsn(*lsn),
-            WantedTarget::Xid(xid) => Target::Xid(*xid),
-            WantedTarget::Name(name) => Target::Name(name.clone()),
+            WantedTarget::Time(time_us) => RecoveryTarget::Time(*time_us),
+            WantedTarget::Lsn(lsn) => RecoveryTarget::Lsn(*lsn),
+            WantedTarget::Xid(xid) => RecoveryTarget::Xid(*xid),
+            WantedTarget::Name(name) => RecoveryTarget::Name(name.clone()),
         }
     }
 }

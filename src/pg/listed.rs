@@ -98,14 +98,14 @@ mod tests {
     use walmgr_protocol::names::SystemId;
 
     use super::*;
-    use crate::pg::manifest::{Checksum, FileEntry, Writer};
+    use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter};
 
     fn path(text: &str) -> RelativePath {
         text.parse().unwrap()
     }
 
     fn listed(files: &[(&str, u64, u32)]) -> Listed {
-        let mut writer = Writer::new(Vec::new(), 15, SystemId(1)).unwrap();
+        let mut writer = ManifestWriter::new(Vec::new(), 15, SystemId(1)).unwrap();
         for (name, size, crc32c) in files {
             let entry = FileEntry {
                 path: path(name),

@@ -74,17 +74,17 @@ pub struct WalRange {
 }
 
 /// Writes a manifest, an entry after the other.
-pub struct Writer<W> {
+pub struct ManifestWriter<W> {
     out: W,
     digest: Context,
     has_files: bool,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> ManifestWriter<W> {
     /// Begins the manifest of a cluster of this major version: version 1 up to 16, then 2, which
     /// names the cluster.
     pub fn new(out: W, major: u8, system_id: SystemId) -> io::Result<Self> {
-        let mut writer = Writer {
+        let mut writer = ManifestWriter {
             out,
             digest: Context::new(&SHA256),
             has_files: false,
@@ -243,7 +243,7 @@ pub fn entry_in(line: &[u8]) -> Option<Result<FileEntry, ManifestFault>> {
     if !is_file.iter().any(|head| line.starts_with(head)) {
         return None;
     }
-    Some(Line::of(line, "files", 0).and_then(Line::file))
+    Some(ManifestObject::of(line, "files", 0).and_then(ManifestObject::file))
 }
 
 /// What the checksum covers, if it is right.
@@ -285,7 +285,7 @@ struct Lines<'a> {
 }
 
 impl Iterator for Lines<'_> {
-    type Item = Result<Line, ManifestFault>;
+    type Item = Result<ManifestObject, ManifestFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         // A list without lines keeps the end of its last one.
@@ -302,7 +302,7 @@ impl Iterator for Lines<'_> {
 }
 
 impl Lines<'_> {
-    fn take(&mut self) -> Result<Line, ManifestFault> {
+    fn take(&mut self) -> Result<ManifestObject, ManifestFault> {
         let refuse = |why: String| ManifestFault::Line {
             part: self.part,
             number: self.number,
@@ -323,7 +323,7 @@ impl Lines<'_> {
         let fields = serde_json::from_slice(object).map_err(|error| refuse(error.to_string()))?;
         let (part, number) = (self.part, self.number);
         self.rest = rest;
-        Ok(Line {
+        Ok(ManifestObject {
             part,
             number,
             fields,
@@ -332,15 +332,15 @@ impl Lines<'_> {
 }
 
 /// One object, of which fields are taken until none is left.
-struct Line {
+struct ManifestObject {
     part: &'static str,
     number: usize,
     fields: Map<String, Value>,
 }
 
-impl Line {
+impl ManifestObject {
     /// A line with its end, and with the comma that follows it unless it is the last.
-    fn of(line: &[u8], part: &'static str, number: usize) -> Result<Line, ManifestFault> {
+    fn of(line: &[u8], part: &'static str, number: usize) -> Result<ManifestObject, ManifestFault> {
         let object = line.strip_suffix(b"\n").unwrap_or(line);
         let object = object.strip_suffix(b",").unwrap_or(object);
         let fields = serde_json::from_slice(object);
@@ -349,7 +349,7 @@ impl Line {
             number,
             why: error.to_string(),
         })?;
-        Ok(Line {
+        Ok(ManifestObject {
             part,
             number,
             fields,
@@ -504,7 +504,7 @@ mod tests {
     }
 
     fn write(major: u8, files: &[FileEntry], ranges: &[WalRange]) -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new(), major, SystemId(u64::MAX)).unwrap();
+        let mut writer = ManifestWriter::new(Vec::new(), major, SystemId(u64::MAX)).unwrap();
         for file in files {
             writer.add(file).unwrap();
         }

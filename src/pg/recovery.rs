@@ -48,12 +48,12 @@ pub struct Recovery {
     /// Which timeline to follow.
     pub timeline: TargetTimeline,
     /// Where to end; without it the server is a standby.
-    pub target: Option<(Target, TargetAction)>,
+    pub target: Option<(RecoveryTarget, TargetAction)>,
 }
 
 /// Where a recovery is to end (`recovery_target_…`), itself included.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum RecoveryTarget {
     /// The last transaction that ended at this time or before, in microseconds since 1970.
     Time(i64),
     /// The first record that begins here or behind.
@@ -170,34 +170,34 @@ impl Recovery {
     }
 }
 
-impl Target {
+impl RecoveryTarget {
     /// The setting it stands in.
     pub const fn setting(&self) -> &'static str {
         match self {
-            Target::Time(_) => "recovery_target_time",
-            Target::Lsn(_) => "recovery_target_lsn",
-            Target::Xid(_) => "recovery_target_xid",
-            Target::Name(_) => "recovery_target_name",
+            RecoveryTarget::Time(_) => "recovery_target_time",
+            RecoveryTarget::Lsn(_) => "recovery_target_lsn",
+            RecoveryTarget::Xid(_) => "recovery_target_xid",
+            RecoveryTarget::Name(_) => "recovery_target_name",
         }
     }
 
     fn value(&self) -> String {
         match self {
-            Target::Time(time_us) => time_text(*time_us),
-            Target::Lsn(lsn) => lsn.to_string(),
-            Target::Xid(xid) => xid.to_string(),
-            Target::Name(name) => name.clone(),
+            RecoveryTarget::Time(time_us) => time_text(*time_us),
+            RecoveryTarget::Lsn(lsn) => lsn.to_string(),
+            RecoveryTarget::Xid(xid) => xid.to_string(),
+            RecoveryTarget::Name(name) => name.clone(),
         }
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for RecoveryTarget {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Time(_) => write!(out, "time {}", self.value()),
-            Target::Lsn(_) => write!(out, "LSN {}", self.value()),
-            Target::Xid(_) => write!(out, "transaction {}", self.value()),
-            Target::Name(name) => write!(out, "restore point {name:?}"),
+            RecoveryTarget::Time(_) => write!(out, "time {}", self.value()),
+            RecoveryTarget::Lsn(_) => write!(out, "LSN {}", self.value()),
+            RecoveryTarget::Xid(_) => write!(out, "transaction {}", self.value()),
+            RecoveryTarget::Name(name) => write!(out, "restore point {name:?}"),
         }
     }
 }
@@ -270,7 +270,7 @@ mod tests {
         }
     }
 
-    fn to(target: Target) -> Recovery {
+    fn to(target: RecoveryTarget) -> Recovery {
         Recovery {
             primary_conninfo: None,
             target: Some((target, TargetAction::Promote)),
@@ -288,7 +288,7 @@ mod tests {
         let data = folder.path();
         let before = "# Do not edit\nwork_mem = '5MB'\nrecovery_target_name = 'old'\n";
         std::fs::write(data.join(layout::AUTO_CONF), before).unwrap();
-        let promoted = to(Target::Lsn(Lsn(0x1_0000_0028)));
+        let promoted = to(RecoveryTarget::Lsn(Lsn(0x1_0000_0028)));
         promoted.write(data).unwrap();
         assert_eq!(value_in(data, "hot_standby"), None);
         assert!(
@@ -333,14 +333,14 @@ mod tests {
             ServerSettings::of(folder.path(), None)
         };
         let paused = Recovery {
-            target: Some((Target::Xid(7), TargetAction::Pause)),
+            target: Some((RecoveryTarget::Xid(7), TargetAction::Pause)),
             ..standby()
         };
         assert_eq!(paused.note(&having("port = 1\n")), None);
         let had = having("include 'a.conf'\n");
         std::fs::write(folder.path().join("a.conf"), "hot_standby = off\n").unwrap();
         assert!(paused.note(&had).unwrap().contains("not off"));
-        for other in [standby(), to(Target::Xid(7))] {
+        for other in [standby(), to(RecoveryTarget::Xid(7))] {
             assert_eq!(other.note(&had), None);
         }
         let options = "postgres \"-c\" \"hot_standby=no\"\n";
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn a_directory_without_settings_gets_the_file() {
         let folder = tempfile::tempdir().unwrap();
-        to(Target::Name("a 'b'".to_owned()))
+        to(RecoveryTarget::Name("a 'b'".to_owned()))
             .write(folder.path())
             .unwrap();
         let name = value_in(folder.path(), "recovery_target_name");

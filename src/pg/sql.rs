@@ -15,8 +15,8 @@ use walmgr_protocol::names::{
     InvalidName, Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize,
 };
 
-use super::conninfo::{self, Conninfo, Environment, Place};
-use super::dial::{self, Opened, Refusal, Way};
+use super::conninfo::{self, Conninfo, Environment, ServerAddress};
+use super::dial::{self, DialFault, DialledServer, DialledWay};
 use super::grants::Task;
 use super::settle;
 use crate::error::{CommandError, Kind, Result};
@@ -52,7 +52,7 @@ pub struct Session {
     statement_limit: Duration,
     /// Boxed, as a session is held where little else is.
     info: Box<Conninfo>,
-    way: Box<Way>,
+    way: Box<DialledWay>,
     database: String,
 }
 
@@ -181,7 +181,7 @@ impl Session {
     }
 
     async fn begin(
-        opened: Opened,
+        opened: DialledServer,
         info: &Conninfo,
         database: &str,
         limits: Limits,
@@ -492,7 +492,7 @@ fn kind_of(error: &tokio_postgres::Error) -> Kind {
 }
 
 /// Whether another database of the same server may let us in.
-fn is_of_the_database(info: &Conninfo, refusals: &[(Place, Refusal)]) -> bool {
+fn is_of_the_database(info: &Conninfo, refusals: &[(ServerAddress, DialFault)]) -> bool {
     let of_databases = [
         SqlState::INVALID_CATALOG_NAME,
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
@@ -511,30 +511,30 @@ fn is_of_the_database(info: &Conninfo, refusals: &[(Place, Refusal)]) -> bool {
     })
 }
 
-fn lacks_password(refusal: &Refusal) -> bool {
+fn lacks_password(refusal: &DialFault) -> bool {
     match refusal {
-        Refusal::Server(error) => {
+        DialFault::Server(error) => {
             error.code().is_none() && refusal.to_string() == "password missing"
         }
-        Refusal::Both { with, without } => lacks_password(with) || lacks_password(without),
+        DialFault::Both { with, without } => lacks_password(with) || lacks_password(without),
         _ => false,
     }
 }
 
 /// Whether trying again cannot help.
-fn is_lasting(refusal: &Refusal) -> bool {
+fn is_lasting(refusal: &DialFault) -> bool {
     match refusal {
-        Refusal::Server(error) => {
+        DialFault::Server(error) => {
             kind_of(error) == Kind::Config || error.to_string().starts_with("authentication error")
         }
-        Refusal::Unfit(_) => true,
-        Refusal::Both { with, without } => is_lasting(with) && is_lasting(without),
+        DialFault::Unfit(_) => true,
+        DialFault::Both { with, without } => is_lasting(with) && is_lasting(without),
         _ => false,
     }
 }
 
 /// What every server answered, in the order in which they were tried.
-fn not_connected(info: &Conninfo, refusals: &[(Place, Refusal)]) -> CommandError {
+fn not_connected(info: &Conninfo, refusals: &[(ServerAddress, DialFault)]) -> CommandError {
     let places: Vec<String> = info.places.iter().map(ToString::to_string).collect();
     let (database, user) = (&info.database, &info.user);
     let mut doing = format!(

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// One line of the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tablespace {
+pub struct MappedTablespace {
     /// Its OID, the name of the link.
     pub oid: u32,
     /// The directory that the link leads to.
@@ -39,9 +39,9 @@ enum Escaping {
 }
 
 /// Reads the map that a server of this major version returned.
-pub fn parse(bytes: &[u8], major: u8) -> Result<Vec<Tablespace>, MapFault> {
+pub fn parse(bytes: &[u8], major: u8) -> Result<Vec<MappedTablespace>, MapFault> {
     let escaping = Escaping::of(major);
-    let mut tablespaces: Vec<Tablespace> = Vec::new();
+    let mut tablespaces: Vec<MappedTablespace> = Vec::new();
     let mut oids = std::collections::HashSet::new();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -57,7 +57,7 @@ pub fn parse(bytes: &[u8], major: u8) -> Result<Vec<Tablespace>, MapFault> {
         if !oids.insert(oid) {
             return Err(MapFault::Twice(oid));
         }
-        tablespaces.push(Tablespace {
+        tablespaces.push(MappedTablespace {
             oid,
             location: PathBuf::from(OsString::from_vec(location[1..].to_vec())),
         });
@@ -66,7 +66,7 @@ pub fn parse(bytes: &[u8], major: u8) -> Result<Vec<Tablespace>, MapFault> {
 }
 
 /// The map as a server of this major version writes and reads it.
-pub fn to_bytes(tablespaces: &[Tablespace], major: u8) -> Vec<u8> {
+pub fn to_bytes(tablespaces: &[MappedTablespace], major: u8) -> Vec<u8> {
     let escaping = Escaping::of(major);
     let mut bytes = Vec::new();
     for tablespace in tablespaces {
@@ -141,8 +141,8 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    fn tablespace(oid: u32, location: &[u8]) -> Tablespace {
-        Tablespace {
+    fn tablespace(oid: u32, location: &[u8]) -> MappedTablespace {
+        MappedTablespace {
             oid,
             location: PathBuf::from(OsString::from_vec(location.to_vec())),
         }

@@ -3,12 +3,12 @@
 
 use walmgr_protocol::names::TimelineId;
 
-use super::recovery::{Target, TargetAction, TargetTimeline, parse_time};
+use super::recovery::{RecoveryTarget, TargetAction, TargetTimeline, parse_time};
 use crate::error::{CommandError, Result};
 use crate::options::TargetWords;
 
 /// Where a recovery is to end, what then, and along which timeline.
-pub type Wanted = (Option<(Target, TargetAction)>, TargetTimeline);
+pub type Wanted = (Option<(RecoveryTarget, TargetAction)>, TargetTimeline);
 
 /// Reads what was typed.
 pub fn parse(words: &TargetWords) -> Result<Wanted> {
@@ -16,11 +16,11 @@ pub fn parse(words: &TargetWords) -> Result<Wanted> {
         CommandError::usage(format!("{option} {text}: expected {expected}"))
     };
     let target = if let Some(text) = &words.time {
-        Some(Target::Time(parse_time(text)?))
+        Some(RecoveryTarget::Time(parse_time(text)?))
     } else if let Some(text) = &words.lsn {
         let lsn = text.parse();
         let lsn = lsn.map_err(|_| wrong("--target-lsn", text, "a WAL location such as 0/3000060"));
-        Some(Target::Lsn(lsn?))
+        Some(RecoveryTarget::Lsn(lsn?))
     } else if let Some(text) = &words.xid {
         // `pg_current_xact_id()` counts on where the number of a transaction begins again.
         let xid = text
@@ -30,11 +30,13 @@ pub fn parse(words: &TargetWords) -> Result<Wanted> {
         let xid = xid.and_then(|xid| u32::try_from(xid).ok());
         let xid = xid.filter(|xid| *xid >= FIRST_NORMAL_XID);
         let xid = xid.ok_or_else(|| wrong("--target-xid", text, "a transaction's number"));
-        Some(Target::Xid(xid?))
+        Some(RecoveryTarget::Xid(xid?))
     } else if let Some(text) = &words.name {
         let fits = !text.is_empty() && text.len() < NAME_BYTES_MAX && !text.contains('\0');
         let wrong = || wrong("--target-name", text, "a name of at most 63 bytes");
-        Some(Target::Name(fits.then(|| text.clone()).ok_or_else(wrong)?))
+        Some(RecoveryTarget::Name(
+            fits.then(|| text.clone()).ok_or_else(wrong)?,
+        ))
     } else {
         None
     };

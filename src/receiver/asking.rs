@@ -9,9 +9,9 @@ use crate::receiver::worker;
 
 /// The answer that is awaited, if any is.
 #[derive(Default)]
-pub struct Asking(Option<oneshot::Receiver<Message>>);
+pub struct SetAsking(Option<oneshot::Receiver<Message>>);
 
-impl Asking {
+impl SetAsking {
     /// Whether an answer is awaited.
     pub const fn is_busy(&self) -> bool {
         self.0.is_some()

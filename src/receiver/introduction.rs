@@ -20,7 +20,7 @@ use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::refusal;
 use crate::receiver::refusal_log::Refusals;
 use crate::transport::connect::fresh_nonce;
-use crate::transport::stream::{Stream, buffered};
+use crate::transport::stream::{ByteStream, buffered};
 use crate::transport::tls::{self, PeerCertificate, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
 
@@ -130,9 +130,9 @@ enum Refused {
 async fn secure(
     settings: &ClusterSettings,
     stream: TcpStream,
-) -> Result<(Stream, Option<PeerCertificate>), String> {
+) -> Result<(ByteStream, Option<PeerCertificate>), String> {
     let Protection::Tls { acceptor, .. } = &settings.protection else {
-        return Ok((Stream::Plain(stream), None));
+        return Ok((ByteStream::Plain(stream), None));
     };
     let whom = "the client";
     let stream = acceptor
@@ -143,7 +143,7 @@ async fn secure(
     tls::require_walmgr(agreed, whom).map_err(|fault| fault.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificate = PeerCertificate::of(certificates);
-    Ok((Stream::Tls(Box::new(stream.into())), certificate))
+    Ok((ByteStream::Tls(Box::new(stream.into())), certificate))
 }
 
 async fn introduce(

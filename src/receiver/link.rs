@@ -10,7 +10,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 
-use crate::receiver::asking::Asking;
+use crate::receiver::asking::SetAsking;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::connections::HeldConnection;
 use crate::receiver::peer::{Peer, with_key};
@@ -74,7 +74,7 @@ pub struct Link {
     /// Its slot among the connections.
     pub slot: HeldConnection,
     /// Its question that takes a while.
-    pub asking: Asking,
+    pub asking: SetAsking,
     refusals: Arc<Refusals>,
     reports: mpsc::UnboundedSender<(u16, FlowReport)>,
     keepalive: Keepalive,
@@ -100,7 +100,7 @@ impl Link {
             peer,
             cluster,
             slot,
-            asking: Asking::default(),
+            asking: SetAsking::default(),
             refusals,
             reports,
             keepalive: Keepalive::new(Duration::ZERO, IDLE_DEADLINE),

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use walmgr_protocol::hello::Role;
 
 use crate::config::StandbyConfig;
-use crate::daemon::{self, Control, Notice, Notices, PidFile, Pulse, Readiness};
+use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
@@ -46,7 +46,7 @@ struct Daemon {
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
 pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
     let pidfile = config.receiver_pidfile();
-    if let Some(control) = Control::asked_by(options) {
+    if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
     let settings = ClusterSettings::load(config)?;
@@ -94,7 +94,7 @@ pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> R
     ended
 }
 
-fn control_running(pidfile: &Path, control: Control, options: &Options) -> Result<()> {
+fn control_running(pidfile: &Path, control: DaemonControl, options: &Options) -> Result<()> {
     if options.not_really {
         let path = pidfile.display();
         return output::not_really(&format!("send {control:?} to the receiver of {path}"));

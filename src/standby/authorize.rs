@@ -3,7 +3,7 @@
 //! the list again. Invariant: of two that change the list at once, none loses the other's line.
 
 use crate::config::StandbyConfig;
-use crate::daemon::{self, Control};
+use crate::daemon::{self, DaemonControl};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
@@ -67,16 +67,15 @@ pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
         tracing::debug!("no receiver runs, so none has to be told");
         return Ok(());
     }
-    let pid = daemon::signal_running(&pidfile, Control::Reload, daemon::END_TIMEOUT).map_err(
-        |error| {
+    let pid = daemon::signal_running(&pidfile, DaemonControl::Reload, daemon::END_TIMEOUT)
+        .map_err(|error| {
             CommandError::new(
                 error.kind(),
                 "the list is changed, but the running receiver was not told",
             )
             .because(error)
             .hint("run `walmgr STANDBY.ini receiver --reload` as the receiver's user")
-        },
-    )?;
+        })?;
     tracing::info!("sent SIGHUP to the receiver, process {pid}: it reads the list in a moment");
     Ok(())
 }

@@ -50,18 +50,18 @@ use crate::standby::gap::{self, Gap};
 use crate::standby::own_server;
 use crate::standby::replay::{ControlFiles, server_text};
 use crate::standby::standing;
-use crate::standby::verdict::{self, Acknowledged, InProgress};
+use crate::standby::verdict::{self, AcknowledgedEnd, InProgress};
 use crate::store::{ArchiveReader, RealDisk};
 
-use begun::Begun;
-use ending::Opened;
+use begun::BegunBoot;
+use ending::OpenedServer;
 use holds::Attendance;
-use promote::Outcome;
+use promote::PromotionOutcome;
 
 /// Ends the replay of the server in `slave_data`.
 pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
     let data = data_directory(config)?;
-    let mut begun = Begun::read(config, &data)?;
+    let mut begun = BegunBoot::read(config, &data)?;
     if let Some(begun) = begun.as_mut().filter(|it| it.changed.is_some())
         && !options.not_really
     {
@@ -76,7 +76,7 @@ pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -
     if at_target::stands(config, &data)? {
         return at_target::open(config, options, data, wait, force);
     }
-    let standby = Standby::find(config, data)?;
+    let standby = BootedStandby::find(config, data)?;
     let partials = or_forced(force, Partials::open(config))?;
     let acknowledged = standby.refuse_loss(partials.as_ref(), force)?;
     standby.refuse_holds(config, force)?;
@@ -95,7 +95,7 @@ fn finish(
     config: &StandbyConfig,
     options: &Options,
     data: &DataDirectory,
-    begun: &Begun,
+    begun: &BegunBoot,
     force: bool,
 ) -> Result<()> {
     if options.not_really {
@@ -106,7 +106,7 @@ fn finish(
     }
     let _alone = alone(data)?;
     let archive = &archive(config)?;
-    let opened = Opened {
+    let opened = OpenedServer {
         config,
         data,
         archive,
@@ -167,7 +167,7 @@ fn alone(data: &DataDirectory) -> Result<File> {
 }
 
 /// A server that replays, and the archive it replays from.
-struct Standby {
+struct BootedStandby {
     data: DataDirectory,
     server: Postmaster,
     before: ControlFile,
@@ -178,14 +178,14 @@ struct Standby {
     at_target: bool,
 }
 
-impl Standby {
+impl BootedStandby {
     /// Has the server open, and waits for that unless it is told not to. Whatever fails on the way, a server that
     /// goes on replaying is again as it was before.
     fn boot(
         &self,
         config: &StandbyConfig,
         partials: Option<&Partials>,
-        acknowledged: Acknowledged,
+        acknowledged: AcknowledgedEnd,
         wait: bool,
         force: bool,
     ) -> Result<()> {
@@ -224,9 +224,9 @@ impl Standby {
         let opened = self.wait_until_open(&mut attendance)?;
         drop(attendance);
         let failed = match opened {
-            Outcome::Open => return self.opened(config, &begun).finish(force),
-            Outcome::Ended => self.ended(),
-            Outcome::Stands(error) => error,
+            PromotionOutcome::Open => return self.opened(config, &begun).finish(force),
+            PromotionOutcome::Ended => self.ended(),
+            PromotionOutcome::Stands(error) => error,
         };
         control.unstop()?;
         // Without the signal its next start would open it.
@@ -237,7 +237,7 @@ impl Standby {
     }
 
     /// The server of the settings; it has to run and to be in recovery.
-    fn find(config: &StandbyConfig, data: DataDirectory) -> Result<Standby> {
+    fn find(config: &StandbyConfig, data: DataDirectory) -> Result<BootedStandby> {
         let place = data.path().display();
         let server = data.running()?.filter(|server| !server.single_user);
         let Some(server) = server else {
@@ -255,7 +255,7 @@ impl Standby {
         }
         let archive = archive(config)?;
         let settings = own_server::settings(config, &data);
-        Ok(Standby {
+        Ok(BootedStandby {
             at_target: own_server::has_target(&data, Some(&server), &settings),
             settings,
             data,
@@ -271,7 +271,7 @@ impl Standby {
     }
 
     /// Refuses to open without what is missing or damaged; returns up to where it was acknowledged.
-    fn refuse_loss(&self, partials: Option<&Partials>, force: bool) -> Result<Acknowledged> {
+    fn refuse_loss(&self, partials: Option<&Partials>, force: bool) -> Result<AcknowledgedEnd> {
         let (timeline, from) = self.replayed();
         let found = match partials.map(Partials::in_progress) {
             Some(found) => or_forced(force, found)?.unwrap_or_default(),
@@ -308,9 +308,9 @@ impl Standby {
         Ok(found.map(|error| CommandError::retry("nothing was changed").because(error)))
     }
 
-    fn begun(&self, acknowledged: Acknowledged) -> Result<Begun> {
+    fn begun(&self, acknowledged: AcknowledgedEnd) -> Result<BegunBoot> {
         let server = server_text(&self.server);
-        Begun::of(&self.data, server, acknowledged, self.at_target)
+        BegunBoot::of(&self.data, server, acknowledged, self.at_target)
     }
 
     /// Says where the segments in progress end.
@@ -319,7 +319,7 @@ impl Standby {
         partials: Option<&Partials>,
         force: bool,
         under_way: bool,
-    ) -> Result<Option<Acknowledged>> {
+    ) -> Result<Option<AcknowledgedEnd>> {
         let Some(partials) = partials else {
             return Ok(None);
         };

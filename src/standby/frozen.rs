@@ -15,7 +15,7 @@ use crate::pg::data_directory::Postmaster;
 use crate::pg::layout;
 use crate::standby::ahead;
 use crate::standby::replay::server_text;
-use crate::standby::verdict::{Acknowledged, InProgress};
+use crate::standby::verdict::{AcknowledgedEnd, InProgress};
 use crate::store::{ArchiveReader, FrozenSegment, OwnSegment, PartialWals, RealDisk, StoreError};
 use crate::wal::obstacle::Met;
 use crate::wal::scan::Scanner;
@@ -64,7 +64,7 @@ impl Partials {
         (timeline, from): (TimelineId, Lsn),
         server: &Postmaster,
         force: bool,
-    ) -> Result<Option<Acknowledged>> {
+    ) -> Result<Option<AcknowledgedEnd>> {
         let way = (archive.lineage(&[])).and_then(|lineage| Ok(lineage.line_from(timeline, from)?));
         let frozen = way.and_then(|way| {
             let newest = way.newest_timeline();
@@ -90,7 +90,7 @@ impl Partials {
         let ends = ends.filter_map(|copy| {
             let end = way.led_to(copy.segment, copy.end)?;
             let timeline = copy.segment.timeline();
-            Some(Acknowledged { timeline, end })
+            Some(AcknowledgedEnd { timeline, end })
         });
         let end = ends.max_by_key(|acknowledged| acknowledged.end);
         let place = end.map_or_else(String::new, |found| format!(" at {}", found.end));

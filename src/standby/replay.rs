@@ -37,7 +37,7 @@ pub struct ControlFiles {
 
 /// What STOP says: which server is being booted, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop {
+pub struct StopFile {
     /// The server; one made by hand with `touch` speaks to every server.
     server: Option<(i32, i64)>,
     /// Whether missing and damaged WAL is to be taken for the end.
@@ -109,7 +109,7 @@ impl ControlFiles {
     }
 
     /// What STOP says to this server, or `None` when there is none or it is another server's.
-    pub fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<Stop>> {
+    pub fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<StopFile>> {
         let path = self.path("STOP");
         let Some(text) = read_control(&path).at(Kind::Retry, "read", &path)? else {
             return Ok(None);
@@ -122,13 +122,13 @@ impl ControlFiles {
     /// Says that this file is being restored by this process; gone when the result is dropped.
     ///
     /// Best effort: replay must not end because a note cannot be written.
-    pub fn progress(&self, name: WalFileName) -> Progress {
+    pub fn progress(&self, name: WalFileName) -> ProgressFile {
         let path = self.path("PROGRESS");
         let text = format!("{name} {}\n", std::process::id());
         if let Err(error) = std::fs::write(&path, text) {
             tracing::debug!("write {}: {error}", path.display());
         }
-        Progress(path)
+        ProgressFile(path)
     }
 
     /// The file that is being restored, if any; what a killed process left does not count.
@@ -160,20 +160,20 @@ fn read_control(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-fn parse_stop(text: &str) -> Stop {
+fn parse_stop(text: &str) -> StopFile {
     let mut words = text.split_whitespace();
     let pid = words.next().and_then(|word| word.parse().ok());
     let started_s = words.next().and_then(|word| word.parse().ok());
-    Stop {
+    StopFile {
         server: pid.zip(started_s),
         force: words.next() == Some("force"),
     }
 }
 
 /// PROGRESS while it exists.
-pub struct Progress(PathBuf);
+pub struct ProgressFile(PathBuf);
 
-impl Drop for Progress {
+impl Drop for ProgressFile {
     fn drop(&mut self) {
         // A note that stays names a process that is gone, and so does not count.
         let _ = std::fs::remove_file(&self.0);

@@ -53,8 +53,8 @@ use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, StoreError};
 
-use place::{Occupant, Origin, Place};
-use plan::{Chosen, Plan, Source};
+use place::{Occupant, SetOrigin, SetPlace};
+use plan::{Chosen, Plan, SetSource};
 
 /// Restores, or says what would be done.
 pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
@@ -86,7 +86,7 @@ fn gather(config: &StandbyConfig, restoring: &Restoring) -> Result<()> {
 }
 
 /// Two restores to one place would take each other's directories for leftovers.
-fn alone_at(place: &Place) -> Result<File> {
+fn alone_at(place: &SetPlace) -> Result<File> {
     alone_in(place.above())
 }
 
@@ -146,10 +146,10 @@ impl Plan<'_> {
             config_files::restore(self, &staging)?;
         }
         match &self.source {
-            Source::Move(set) if self.place.is_slave_data && !is_copy => {
+            SetSource::Move(set) if self.place.is_slave_data && !is_copy => {
                 taken::write(&staging, Some(set.name.to_string()))?;
             }
-            Source::Taken if self.place.is_slave_data => taken::write(&staging, None)?,
+            SetSource::Taken if self.place.is_slave_data => taken::write(&staging, None)?,
             _ => {}
         }
         let aside = self.place.make_way(self.config.backup_datadir)?;
@@ -204,16 +204,16 @@ impl Plan<'_> {
     /// Removes what an interrupted copy left, and brings a moved set back to where it is prepared.
     fn clear_leftovers(&self) -> Result<()> {
         let (staging, data) = (self.place.staging(), &self.place.data);
-        if place::origin_of_staging(&staging)? == Some(Origin::Copied) {
+        if place::origin_of_staging(&staging)? == Some(SetOrigin::Copied) {
             place::remove_copy(&staging, data)?;
         }
         match self.place.occupant {
-            Occupant::Unfinished(Origin::Copied) if self.place.is_mount => {
+            Occupant::Unfinished(SetOrigin::Copied) if self.place.is_mount => {
                 self.place.move_back()?;
                 place::remove_copy(&staging, data)
             }
-            Occupant::Unfinished(Origin::Copied) => place::remove_copy(data, data),
-            Occupant::Unfinished(Origin::Moved) => self.place.move_back(),
+            Occupant::Unfinished(SetOrigin::Copied) => place::remove_copy(data, data),
+            Occupant::Unfinished(SetOrigin::Moved) => self.place.move_back(),
             _ => Ok(()),
         }
     }
@@ -222,15 +222,15 @@ impl Plan<'_> {
     fn bring(&self) -> Result<Option<HeldSet>> {
         let staging = self.place.staging();
         let set = match &self.source {
-            Source::Taken => {
+            SetSource::Taken => {
                 tracing::info!(
                     "going on with the set that an interrupted restore took, in {}",
                     staging.display()
                 );
                 return Ok(None);
             }
-            Source::Copy(set) => set,
-            Source::Move(set) => {
+            SetSource::Copy(set) => set,
+            SetSource::Move(set) => {
                 self.finish_rotation();
                 // The server goes on running, and everybody may read the list of sets.
                 self.verify(&same(set, self.sets.hold(&set.name))?)?;
@@ -316,7 +316,7 @@ impl Plan<'_> {
                 }
                 removed
             }
-            (Source::Move(set), false) => (self.sets.put_back(&staging, &set.name))
+            (SetSource::Move(set), false) => (self.sets.put_back(&staging, &set.name))
                 .map_err(|error| sets::failed("put the set back", &error)),
             _ => Ok(()),
         };
@@ -327,7 +327,7 @@ impl Plan<'_> {
 
     /// A set that had to be copied because it was to go to another file system goes away now.
     fn discard(&self, copied_from: Option<HeldSet>) -> Result<()> {
-        let (Source::Move(set), Some(held)) = (&self.source, copied_from) else {
+        let (SetSource::Move(set), Some(held)) = (&self.source, copied_from) else {
             return Ok(());
         };
         drop(held);

@@ -23,7 +23,7 @@ use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::standby::standing;
-use crate::status::{self, Facts, Here, Lag, Standby, Stream};
+use crate::status::{self, Facts, Here, Lag, StandbyFacts, StreamFacts};
 use crate::store::survey::survey;
 use crate::store::{
     ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,
@@ -64,7 +64,7 @@ pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -
             ..Lag::default()
         },
         standby,
-        here: Here::Standby(Standby {
+        here: Here::Standby(StandbyFacts {
             receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
             server_runs: server_runs(config),
@@ -131,13 +131,13 @@ fn ahead(config: &StandbyConfig) -> Facing {
 }
 
 /// Whether a boot froze the master's stream.
-fn stream(config: &StandbyConfig, disk: Arc<dyn Disk>) -> Stream {
+fn stream(config: &StandbyConfig, disk: Arc<dyn Disk>) -> StreamFacts {
     let frozen = PartialWals::open(&config.partial_wals, disk).and_then(|wals| wals.frozen());
     match frozen {
-        Ok(Some(freeze)) => Stream::Frozen(freeze.timeline),
+        Ok(Some(freeze)) => StreamFacts::Frozen(freeze.timeline),
         // Such an archive is a finding by itself.
-        Ok(None) | Err(StoreError::NotSetUp { .. } | StoreError::NotBound) => Stream::Open,
-        Err(error) => Stream::Unknown(error.to_string()),
+        Ok(None) | Err(StoreError::NotSetUp { .. } | StoreError::NotBound) => StreamFacts::Open,
+        Err(error) => StreamFacts::Unknown(error.to_string()),
     }
 }
 

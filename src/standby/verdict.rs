@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// What a server has to open with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Acknowledged {
+pub struct AcknowledgedEnd {
     /// The timeline of the last record.
     pub timeline: TimelineId,
     /// Where that record ends, at least.
@@ -39,9 +39,9 @@ pub struct InProgress {
 
 /// What there is on the way of a server.
 #[derive(Debug)]
-pub struct Found {
+pub struct WayFound {
     /// Up to where it was acknowledged.
-    pub acknowledged: Acknowledged,
+    pub acknowledged: AcknowledgedEnd,
     /// The first damage in what is in progress.
     pub damage: Option<Damage>,
 }
@@ -52,7 +52,7 @@ pub fn find(
     archive: &ArchiveReader,
     partials: &InProgress,
     (timeline, from): (TimelineId, Lsn),
-) -> Result<Found> {
+) -> Result<WayFound> {
     let failed =
         |error: StoreError| CommandError::new(error.kind(), "look for the end").because(error);
     let lineage = archive.lineage(&partials.ends).map_err(failed)?;
@@ -60,7 +60,7 @@ pub fn find(
         .line_from(timeline, from)
         .map_err(|error| failed(error.into()))?;
     let finished = |segment: SegmentName| lineage.facts().segments.contains(&segment);
-    let mut acknowledged = Acknowledged {
+    let mut acknowledged = AcknowledgedEnd {
         timeline,
         end: from,
     };
@@ -91,21 +91,21 @@ pub fn find(
     }) = lineage.gap(&line, from)
     {
         let timeline = missing.timeline().max(acknowledged.timeline);
-        acknowledged = Acknowledged {
+        acknowledged = AcknowledgedEnd {
             timeline,
             end: acknowledged.end.max(lost_to),
         };
     }
-    Ok(Found {
+    Ok(WayFound {
         acknowledged,
         damage: damages.first().copied(),
     })
 }
 
-impl Acknowledged {
+impl AcknowledgedEnd {
     /// The further of this end and that of the frozen records of a server, with its timeline.
     #[must_use]
-    pub fn with(self, frozen: Option<Acknowledged>) -> Acknowledged {
+    pub fn with(self, frozen: Option<AcknowledgedEnd>) -> AcknowledgedEnd {
         // Its timeline goes with it: a stream may have changed to a newer one since the look.
         frozen
             .filter(|frozen| frozen.end > self.end)
@@ -114,7 +114,7 @@ impl Acknowledged {
 
     fn raise(&mut self, line: &TimelineLine, segment: SegmentName, end: Lsn) {
         if let Some(led) = line.led_to(segment, end).filter(|led| *led > self.end) {
-            *self = Acknowledged {
+            *self = AcknowledgedEnd {
                 timeline: segment.timeline(),
                 end: led,
             };
@@ -125,7 +125,7 @@ impl Acknowledged {
     pub fn judge(&self, history: &History) -> Result<()> {
         let ancestors = history.ancestors();
         let ours = (ancestors.iter()).find(|ancestor| ancestor.timeline == self.timeline);
-        let Acknowledged { timeline, end } = self;
+        let AcknowledgedEnd { timeline, end } = self;
         let opened = match (ours, ancestors.last()) {
             (Some(ours), _) if ours.switch_point >= *end => return Ok(()),
             (Some(ours), _) => (ours.timeline, ours.switch_point),
@@ -207,7 +207,7 @@ mod tests {
     fn fault_101_a_boot_is_judged_by_the_acknowledged_line_and_end() {
         let timeline = |number| TimelineId::new(number).unwrap();
         let history = |text: &str| History::parse(timeline(3), text.as_bytes()).unwrap();
-        let acknowledged = |number, end| Acknowledged {
+        let acknowledged = |number, end| AcknowledgedEnd {
             timeline: timeline(number),
             end: Lsn(end),
         };

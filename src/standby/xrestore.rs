@@ -29,7 +29,7 @@ use crate::pg::layout;
 use crate::pg::{crossing, location};
 use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
-use crate::standby::replay::{Asker, ControlFiles, Stop, Watch};
+use crate::standby::replay::{Asker, ControlFiles, StopFile, Watch};
 use crate::store::lineage::Asked;
 use crate::store::{Absence, ArchiveReader, RealDisk, StoreError, Stored};
 use crate::wal::obstacle::{ObstacleWalk, Obstacles};
@@ -58,7 +58,7 @@ pub fn run(
 ) -> Result<()> {
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
         .map_err(|error| failed("open the archive", &error))?;
-    let restore = Restore {
+    let restore = RestoreCall {
         config,
         archive,
         control: ControlFiles::of(config),
@@ -74,7 +74,7 @@ pub fn run(
 }
 
 /// One call of the command.
-struct Restore<'a> {
+struct RestoreCall<'a> {
     config: &'a StandbyConfig,
     archive: ArchiveReader,
     control: ControlFiles,
@@ -86,7 +86,7 @@ struct Restore<'a> {
 }
 
 /// What one look at the archive led to.
-enum Look {
+enum ArchiveLook {
     /// The file is in place.
     Served,
     /// There is neither this file nor a later one.
@@ -100,14 +100,14 @@ enum Look {
 }
 
 /// How long a call goes on.
-struct Patience {
+struct CallLimit {
     watch: Watch,
     deadline: Instant,
     alarmed: Option<Instant>,
     paused: bool,
 }
 
-impl Restore<'_> {
+impl RestoreCall<'_> {
     /// A purge has to know who reads from here, whatever the settings say.
     fn note_server(&self) {
         let (Some(_), Ok(data)) = (self.asker.server(), std::env::current_dir()) else {
@@ -122,7 +122,7 @@ impl Restore<'_> {
     }
 
     fn run(&self) -> Result<()> {
-        let mut patience = Patience {
+        let mut patience = CallLimit {
             // Before the first look, so that no change falls between the two.
             watch: Watch::on(&self.config.completed_wals),
             deadline: Instant::now() + self.config.restore_wait,
@@ -134,28 +134,31 @@ impl Restore<'_> {
         loop {
             let stop = self.control.stop_for(self.asker.server())?;
             let look = match self.is_held(stop)? {
-                true => Look::Held,
+                true => ArchiveLook::Held,
                 false => self.look(stop)?,
             };
             match look {
-                Look::Served => {
+                ArchiveLook::Served => {
                     self.note(|answers, _| answers.served());
                     return Ok(());
                 }
-                Look::Held => self.wait_out_pause(&mut patience)?,
-                Look::Absent | Look::Gap(_) if self.may_still_come(stop, &patience) => {
+                ArchiveLook::Held => self.wait_out_pause(&mut patience)?,
+                ArchiveLook::Absent | ArchiveLook::Gap(_)
+                    if self.may_still_come(stop, &patience) =>
+                {
                     let left = patience.deadline.duration_since(Instant::now());
                     self.wait(&patience, left)?;
                 }
-                Look::Absent if self.is_overtaken(stop)? => {}
-                Look::Absent => return Err(absent(self.name)),
+                ArchiveLook::Absent if self.is_overtaken(stop)? => {}
+                ArchiveLook::Absent => return Err(absent(self.name)),
                 // It asks again, and opens for nobody but a boot, which looks for gaps itself.
-                Look::Gap(_) if self.is_waiting_standby(stop) && self.is_overtaken(stop)? => {}
-                Look::Gap(error) if self.is_waiting_standby(stop) => {
+                ArchiveLook::Gap(_)
+                    if self.is_waiting_standby(stop) && self.is_overtaken(stop)? => {}
+                ArchiveLook::Gap(error) if self.is_waiting_standby(stop) => {
                     tracing::warn!("the standby waits: {error}");
                     return Err(absent(self.name));
                 }
-                Look::Gap(error) | Look::Unfit(error) => {
+                ArchiveLook::Gap(error) | ArchiveLook::Unfit(error) => {
                     self.unfit(stop, error, &mut patience)?;
                 }
             }
@@ -176,7 +179,7 @@ impl Restore<'_> {
     }
 
     /// Whether a boot began since we looked, so that what is absent may be there now.
-    fn is_overtaken(&self, stop: Option<Stop>) -> Result<bool> {
+    fn is_overtaken(&self, stop: Option<StopFile>) -> Result<bool> {
         if stop.is_some() {
             return Ok(false);
         }
@@ -188,11 +191,11 @@ impl Restore<'_> {
         Ok(overtaken)
     }
 
-    fn is_held(&self, stop: Option<Stop>) -> Result<bool> {
+    fn is_held(&self, stop: Option<StopFile>) -> Result<bool> {
         Ok(!self.is_history() && stop.is_none() && self.control.is_paused()?)
     }
 
-    fn look(&self, stop: Option<Stop>) -> Result<Look> {
+    fn look(&self, stop: Option<StopFile>) -> Result<ArchiveLook> {
         if let Some(look) = self.look_at_frozen(stop)? {
             return Ok(look);
         }
@@ -200,24 +203,24 @@ impl Restore<'_> {
             return Ok(look);
         }
         if self.is_passed_over()? {
-            return Ok(Look::Absent);
+            return Ok(ArchiveLook::Absent);
         }
         let stored = match self.archive.find(self.name) {
             Ok(Some(stored)) => stored,
             Ok(None) => return self.look_at_absence(),
-            Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
+            Err(error) => return Ok(ArchiveLook::Unfit(self.unreadable(&error))),
         };
         // In this order, so that `pause` sees either our PROGRESS or us its PAUSE.
         let _progress = self.control.progress(self.name);
         if self.is_held(stop)? {
-            return Ok(Look::Held);
+            return Ok(ArchiveLook::Held);
         }
         self.serve(&stored)
     }
 
     /// While its server is booted, what was frozen of a segment comes before a finished one of the
     /// same name: the old master may still archive, and PostgreSQL asks twice.
-    fn look_at_frozen(&self, stop: Option<Stop>) -> Result<Option<Look>> {
+    fn look_at_frozen(&self, stop: Option<StopFile>) -> Result<Option<ArchiveLook>> {
         let (Some(stop), Some(server)) = (stop, self.asker.server()) else {
             return Ok(None);
         };
@@ -236,7 +239,7 @@ impl Restore<'_> {
                 tracing::error!("{error}; the boot goes on without, as boot --force asked");
                 return Ok(None);
             }
-            Err(error) => return Ok(Some(Look::Unfit(error))),
+            Err(error) => return Ok(Some(ArchiveLook::Unfit(error))),
         };
         Ok(Some(match serving {
             Serving::Copy(copy) => self.hand_over(|each| {
@@ -256,15 +259,15 @@ impl Restore<'_> {
                     "the server has more of {} than was shipped of it",
                     self.name
                 );
-                Look::Absent
+                ArchiveLook::Absent
             }
-            Serving::Other(error) => Look::Unfit(error),
+            Serving::Other(error) => ArchiveLook::Unfit(error),
         }))
     }
 
     /// A history that does not count is none for PostgreSQL, which would follow it, or not start.
     /// `None`: the file is served if it is there.
-    fn look_at_history(&self, stop: Option<Stop>) -> Result<Option<Look>> {
+    fn look_at_history(&self, stop: Option<StopFile>) -> Result<Option<ArchiveLook>> {
         let WalFileName::History(timeline) = self.name else {
             return Ok(None);
         };
@@ -280,7 +283,7 @@ impl Restore<'_> {
             }
             Asked::Nothing => {
                 self.remove_placeholder();
-                Ok(Some(Look::Absent))
+                Ok(Some(ArchiveLook::Absent))
             }
         }
     }
@@ -308,22 +311,22 @@ impl Restore<'_> {
         Ok(behind)
     }
 
-    fn look_at_absence(&self) -> Result<Look> {
+    fn look_at_absence(&self) -> Result<ArchiveLook> {
         let name = self.name;
         let absence = (self.archive.absence(name))
             .map_err(|error| failed(&format!("look for {name}"), &error))?;
         Ok(match absence {
-            Absence::Proven => Look::Absent,
+            Absence::Proven => ArchiveLook::Absent,
             // The next look finds it.
             Absence::Appeared => self.look(None)?,
-            Absence::OnlyDamaged(copy) => Look::Unfit(
+            Absence::OnlyDamaged(copy) => ArchiveLook::Unfit(
                 CommandError::retry(format!(
                     "{name} was found damaged and set aside as {copy}; replaying without it would \
                      lose what it holds"
                 ))
                 .hint("archive it again from the master, or boot without it: boot --force"),
             ),
-            Absence::Gap(later) => Look::Gap(
+            Absence::Gap(later) => ArchiveLook::Gap(
                 CommandError::retry(format!(
                     "{name} is missing although {later} is there: the archive has a gap"
                 ))
@@ -335,7 +338,7 @@ impl Restore<'_> {
         })
     }
 
-    fn serve(&self, stored: &Stored) -> Result<Look> {
+    fn serve(&self, stored: &Stored) -> Result<ArchiveLook> {
         match self.begins_here() {
             true => self.hand_over(|each| stored.read_first(each)),
             false => self.hand_over(|each| stored.read_verified(each)),
@@ -375,7 +378,7 @@ impl Restore<'_> {
     fn hand_over(
         &self,
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> std::result::Result<Obstacles, StoreError>,
-    ) -> Result<Look> {
+    ) -> Result<ArchiveLook> {
         let writing = |result: io::Result<()>| result.at(Kind::Retry, "write", self.path);
         let begun = HandedOver::begin(self.path);
         let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
@@ -389,17 +392,17 @@ impl Restore<'_> {
         writing(written)?;
         let mut obstacles = match verified {
             Ok(obstacles) => obstacles,
-            Err(error) => return Ok(Look::Unfit(self.unreadable(&error))),
+            Err(error) => return Ok(ArchiveLook::Unfit(self.unreadable(&error))),
         };
         if let Some(crossing) = crossing {
             obstacles.add_before(crossing.obstacles(), Lsn(u64::MAX));
         }
         if let Some(error) = self.held_back(&obstacles) {
-            return Ok(Look::Unfit(error));
+            return Ok(ArchiveLook::Unfit(error));
         }
         writing(copy.put_in_place())?;
         tracing::info!("{} restored to {}", self.name, self.path.display());
-        Ok(Look::Served)
+        Ok(ArchiveLook::Served)
     }
 
     fn unreadable(&self, error: &StoreError) -> CommandError {
@@ -411,14 +414,14 @@ impl Restore<'_> {
 
     /// Whether to wait for a file that is not there: only a standby wants it, and only until it
     /// is booted.
-    fn may_still_come(&self, stop: Option<Stop>, patience: &Patience) -> bool {
+    fn may_still_come(&self, stop: Option<StopFile>, patience: &CallLimit) -> bool {
         matches!(self.name, WalFileName::Segment(_))
             && self.is_waiting_standby(stop)
             && Instant::now() < patience.deadline
     }
 
     /// PostgreSQL's working directory, and so ours, is its data directory.
-    fn is_waiting_standby(&self, stop: Option<Stop>) -> bool {
+    fn is_waiting_standby(&self, stop: Option<StopFile>) -> bool {
         let there = |name: &str| Path::new(name).exists();
         stop.is_none() && there(layout::STANDBY_SIGNAL) && !is_being_promoted()
     }
@@ -426,9 +429,9 @@ impl Restore<'_> {
     /// Decides about a file that PostgreSQL must not see; returns to look once more.
     fn unfit(
         &self,
-        stop: Option<Stop>,
+        stop: Option<StopFile>,
         error: CommandError,
-        patience: &mut Patience,
+        patience: &mut CallLimit,
     ) -> Result<()> {
         if stop.is_some_and(|stop| stop.force) {
             tracing::error!("{error}; taken for the end of WAL, as boot --force asked");
@@ -457,7 +460,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn wait_out_pause(&self, patience: &mut Patience) -> Result<()> {
+    fn wait_out_pause(&self, patience: &mut CallLimit) -> Result<()> {
         if !patience.paused {
             tracing::info!("{} waits: replay is paused", self.name);
             patience.paused = true;
@@ -473,7 +476,7 @@ impl Restore<'_> {
     }
 
     /// Waits a moment; whether something changed. Fails when nobody waits for us any more.
-    fn wait(&self, patience: &Patience, limit: Duration) -> Result<bool> {
+    fn wait(&self, patience: &CallLimit, limit: Duration) -> Result<bool> {
         let changed = patience.watch.wait(limit);
         if self.asker.is_gone() {
             let doing = format!("restore {}: the PostgreSQL that asked is gone", self.name);
@@ -505,8 +508,8 @@ impl Restore<'_> {
             }
             Ok(None) => {
                 return Err(match self.look_at_absence()? {
-                    Look::Gap(error) | Look::Unfit(error) => error,
-                    Look::Absent | Look::Served | Look::Held => absent(name),
+                    ArchiveLook::Gap(error) | ArchiveLook::Unfit(error) => error,
+                    ArchiveLook::Absent | ArchiveLook::Served | ArchiveLook::Held => absent(name),
                 });
             }
             Err(error) => return Err(self.unreadable(&error)),

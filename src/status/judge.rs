@@ -9,7 +9,9 @@ use walmgr_protocol::message::overview::SetReach;
 use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
-use super::{Archiving, Facts, Here, Master, Standby, Stream, Syncdaemon, ahead, seconds};
+use super::{
+    Archiving, Facts, Here, Master, StandbyFacts, StreamFacts, Syncdaemon, ahead, seconds,
+};
 use crate::options::Thresholds;
 use crate::output::escaped;
 
@@ -270,7 +272,12 @@ fn judge_seconds(
     found.add(level, Code::Lag, text);
 }
 
-fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresholds: &Thresholds) {
+fn judge_standby(
+    found: &mut Findings,
+    standby: &StandbyFacts,
+    facts: &Facts,
+    thresholds: &Thresholds,
+) {
     if !standby.receiver_runs {
         let text = "no receiver runs: start it with `walmgr STANDBY.ini receiver -d`";
         found.alarm(Code::NoReceiver, text);
@@ -306,17 +313,17 @@ fn judge_standby(found: &mut Findings, standby: &Standby, facts: &Facts, thresho
         super::replay::judge(found, replay);
     }
     match &standby.stream {
-        Stream::Open => {}
+        StreamFacts::Open => {}
         // The booted server ships by now, on a timeline that was never frozen.
-        Stream::Frozen(timeline) if newest_held(facts) > Some(*timeline) => {}
-        Stream::Frozen(timeline) => found.warn(
+        StreamFacts::Frozen(timeline) if newest_held(facts) > Some(*timeline) => {}
+        StreamFacts::Frozen(timeline) => found.warn(
             Code::Frozen,
             format!(
                 "timeline {timeline} is frozen: the standby was booted, and records of its old master \
                  are refused; if that one is to stay the master, `restore` the standby"
             ),
         ),
-        Stream::Unknown(why) => {
+        StreamFacts::Unknown(why) => {
             let text = format!("no records are taken, as what a boot left cannot be read: {why}");
             found.alarm(Code::Frozen, text);
         }

@@ -34,7 +34,7 @@ pub enum Here {
     /// Where PostgreSQL writes.
     Master(Box<Master>),
     /// Where WAL is kept.
-    Standby(Standby),
+    Standby(StandbyFacts),
 }
 
 /// How far the standby is behind the master. An age below 0 says that a clock was set back: judged
@@ -158,7 +158,7 @@ pub enum Syncdaemon {
 
 /// What the standby's host knows.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Standby {
+pub struct StandbyFacts {
     /// Whether a receiver runs on this ini file.
     pub receiver_runs: bool,
     /// Whether PAUSE holds replay.
@@ -168,7 +168,7 @@ pub struct Standby {
     /// Where that server stands; `None` if there is none that replays.
     pub replay: Option<Replay>,
     /// Whether a boot froze the master's stream.
-    pub stream: Stream,
+    pub stream: StreamFacts,
     /// Why its server is not given the next tablespace, or shares one.
     pub tablespace: Option<String>,
     /// Where no recovery gets past that begins where its server stands.
@@ -183,7 +183,7 @@ pub struct Standby {
 
 /// Whether the receiver may take records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Stream {
+pub enum StreamFacts {
     /// Of every timeline.
     #[default]
     Open,

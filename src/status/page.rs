@@ -29,7 +29,8 @@ use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
 use super::{
-    Archiver, Archiving, Facts, Finding, Here, Master, Standby, Stream, Syncdaemon, seconds,
+    Archiver, Archiving, Facts, Finding, Here, Master, StandbyFacts, StreamFacts, Syncdaemon,
+    seconds,
 };
 
 /// The screen.
@@ -47,7 +48,7 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
             if let Some(replay) = &standby.replay {
                 row("replay", super::replay::row(replay));
             }
-            if let Stream::Frozen(timeline) = standby.stream {
+            if let StreamFacts::Frozen(timeline) = standby.stream {
                 let text = format!("timeline {timeline} is frozen: the standby was booted");
                 row("stream", text);
             }
@@ -127,7 +128,7 @@ fn archiver_text(archiver: &Archiver) -> String {
     text
 }
 
-fn standby_text(standby: &Standby) -> String {
+fn standby_text(standby: &StandbyFacts) -> String {
     let receiver = match standby.receiver_runs {
         true => "running",
         false => "not running",
@@ -282,15 +283,15 @@ fn master_json(master: &Master) -> Value {
     })
 }
 
-fn standby_json(standby: &Standby) -> Value {
+fn standby_json(standby: &StandbyFacts) -> Value {
     json!({
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
         "server_runs": standby.server_runs,
         "replay": standby.replay.as_ref().map(super::replay::json),
         "frozen_timeline": match standby.stream {
-            Stream::Frozen(timeline) => Some(timeline.number()),
-            Stream::Open | Stream::Unknown(_) => None,
+            StreamFacts::Frozen(timeline) => Some(timeline.number()),
+            StreamFacts::Open | StreamFacts::Unknown(_) => None,
         },
         "tablespace": standby.tablespace,
         "unreplayable": standby.unreplayable,

@@ -73,7 +73,7 @@ fn well() -> Facts {
     }
 }
 
-fn on_standby(standby: Standby) -> Facts {
+fn on_standby(standby: StandbyFacts) -> Facts {
     let lag = Lag {
         seconds_at_most: Some(400.0),
         ..Lag::default()
@@ -238,9 +238,9 @@ fn thresholds_typed_win_and_the_worst_stands_first() {
 
 #[test]
 fn the_standby_alarms_by_age_only_if_asked() {
-    let runs = Standby {
+    let runs = StandbyFacts {
         receiver_runs: true,
-        ..Standby::default()
+        ..StandbyFacts::default()
     };
     let facts = on_standby(runs.clone());
     assert_eq!(words(&facts, &Thresholds::default()), [""; 0]);
@@ -249,11 +249,11 @@ fn the_standby_alarms_by_age_only_if_asked() {
         ..Thresholds::default()
     };
     assert_eq!(words(&facts, &thresholds), ["warning lag"]);
-    let facts = on_standby(Standby {
+    let facts = on_standby(StandbyFacts {
         receiver_runs: false,
         paused: true,
         server_runs: Some(false),
-        stream: Stream::Open,
+        stream: StreamFacts::Open,
         tablespace: Some("the WAL at 0/3000028 creates one".into()),
         unreplayable: Some("no recovery gets past 0/3000028".into()),
         moved_set: None,
@@ -275,15 +275,15 @@ fn the_standby_alarms_by_age_only_if_asked() {
 
 #[test]
 fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
-    let frozen = |stream: Stream| {
+    let frozen = |stream: StreamFacts| {
         let receiver_runs = true;
-        on_standby(Standby {
+        on_standby(StandbyFacts {
             receiver_runs,
             stream,
-            ..Standby::default()
+            ..StandbyFacts::default()
         })
     };
-    let mut facts = frozen(Stream::Frozen(TimelineId::FIRST));
+    let mut facts = frozen(StreamFacts::Frozen(TimelineId::FIRST));
     let found = facts.findings(&Thresholds::default());
     insta::assert_snapshot!(page::brief(&facts, &found), @r"
     RPO at most 400.0 s: warning
@@ -301,10 +301,10 @@ fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
     overview(&mut facts).sets.clear();
     assert_eq!(words(&facts, &Thresholds::default()), ["warning no_backup"]);
     assert_eq!(told(&facts), (true, Some(1)));
-    let unknown = frozen(Stream::Unknown("it is not what boot writes".into()));
+    let unknown = frozen(StreamFacts::Unknown("it is not what boot writes".into()));
     assert_eq!(words(&unknown, &Thresholds::default()), ["critical frozen"]);
     assert_eq!(told(&unknown), (false, None));
-    assert_eq!(told(&frozen(Stream::Open)), (false, None));
+    assert_eq!(told(&frozen(StreamFacts::Open)), (false, None));
 }
 
 #[test]
@@ -379,9 +379,9 @@ fn the_json_is_one_line_that_begins_with_the_recovery_point() {
 #[test]
 fn fault_109_an_age_that_a_clock_contradicts_is_a_finding_and_never_zero() {
     // The standby's clock was set back behind the time when WAL arrived.
-    let mut facts = on_standby(Standby {
+    let mut facts = on_standby(StandbyFacts {
         receiver_runs: true,
-        ..Standby::default()
+        ..StandbyFacts::default()
     });
     facts.lag.seconds_at_most = Some(-3_600.0);
     overview(&mut facts).received_age_ms = -3_600_000;

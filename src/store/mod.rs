@@ -120,9 +120,9 @@ pub use health::Health;
 pub use incoming::{FileSealed, Incoming};
 pub use lineage::{Lineage, TimelineLine};
 pub use partial::{
-    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, Standing,
+    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, StreamPosition,
 };
-pub use reach::Reach;
+pub use reach::RecoveryReach;
 pub use reader::{Absence, ArchiveReader, Stored};
 pub use real_disk::RealDisk;
 pub use recovery_report::RecoveryReport;

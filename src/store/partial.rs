@@ -66,7 +66,7 @@ const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the archive stands on a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct StreamPosition {
     /// The highest finished segment.
     pub newest_finished: Option<SegmentName>,
     /// The lowest partial segment behind it.
@@ -86,7 +86,7 @@ impl Archive {
     pub fn partial_stream(
         &self,
         timeline: TimelineId,
-    ) -> Result<(PartialStream, Standing), StoreError> {
+    ) -> Result<(PartialStream, StreamPosition), StoreError> {
         let shared = &self.shared;
         shared.monitor.check()?;
         freeze::refuse(&shared.partial, timeline)?;
@@ -114,7 +114,7 @@ impl Archive {
         let mut unfinished = (partials.into_iter())
             .filter(|name| name.timeline() == timeline && Some(*name) > newest_finished);
         let oldest_partial = unfinished.next();
-        let standing = Standing {
+        let standing = StreamPosition {
             newest_finished,
             oldest_partial,
             newest_partial: unfinished.next_back().or(oldest_partial),

@@ -24,7 +24,7 @@ use crate::pg::control;
 use crate::pg::in_reach;
 use crate::pg::layout;
 use crate::pg::manifest::Scan;
-use crate::pg::recovery::{Target, TargetTimeline};
+use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 use crate::wal::commit::{
     RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
     is_transaction_end, restore_point_name,
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 const MANIFEST_PIECE_BYTES: usize = 64 << 10;
 
 /// The WAL that a set can be recovered with.
-pub struct Reach<'a> {
+pub struct RecoveryReach<'a> {
     archive: &'a ArchiveReader,
     set: &'a Path,
     label: &'a BackupLabel,
@@ -53,14 +53,14 @@ pub struct Reach<'a> {
 
 /// A look for a target.
 struct Search<'a> {
-    reach: &'a Reach<'a>,
+    reach: &'a RecoveryReach<'a>,
     /// Where the backup ended, if anything says so.
     stop: Lsn,
     /// Whether somebody waits for it.
     goes_on: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Reach<'a> {
+impl<'a> RecoveryReach<'a> {
     /// Looks at a set in a directory.
     pub fn of(
         archive: &'a ArchiveReader,
@@ -68,13 +68,13 @@ impl<'a> Reach<'a> {
         label: &'a BackupLabel,
         timeline: TargetTimeline,
         loads_libraries: bool,
-    ) -> Result<Reach<'a>> {
+    ) -> Result<RecoveryReach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
         let met = route.obstacles(label.start)?;
         let ended_by = in_reach::end_of(&met, loads_libraries);
         let end = route.end(label.start);
-        Ok(Reach {
+        Ok(RecoveryReach {
             archive,
             set,
             label,
@@ -97,7 +97,11 @@ impl<'a> Reach<'a> {
 
     /// Whether a recovery of the set gets to this target. Where `goes_on` says no before that is found, it is
     /// untold.
-    pub fn judge(&self, target: &Target, goes_on: &dyn Fn() -> bool) -> Result<TargetVerdict> {
+    pub fn judge(
+        &self,
+        target: &RecoveryTarget,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<TargetVerdict> {
         let stop = stop_in_manifest(self.set).or_else(|| stop_in_history(self.archive, self.label));
         let search = Search {
             reach: self,
@@ -105,12 +109,12 @@ impl<'a> Reach<'a> {
             goes_on,
         };
         match target {
-            Target::Lsn(lsn) => search.judge_lsn(*lsn),
-            Target::Time(time_us) => {
+            RecoveryTarget::Lsn(lsn) => search.judge_lsn(*lsn),
+            RecoveryTarget::Time(time_us) => {
                 search.judge_time(*time_us, control::read(self.set)?.checkpoint_time_s)
             }
-            Target::Xid(xid) => search.judge_xid(*xid),
-            Target::Name(name) => search.judge_name(name),
+            RecoveryTarget::Xid(xid) => search.judge_xid(*xid),
+            RecoveryTarget::Name(name) => search.judge_name(name),
         }
         .at(Kind::Retry, "read the archive for", self.set)
     }

@@ -66,7 +66,7 @@ pub fn survey(
     let (noted, noted_partials) = rounds::noted(&completed, &partial)?;
     files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
-    let way = Way::find(&reader, &files.partials, known)?;
+    let way = SurveyedWay::find(&reader, &files.partials, known)?;
     describe_claims(&reader, &way.lineage, &mut overview)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
     for timeline in way.lineage.facts().unreadable.keys() {
@@ -275,21 +275,21 @@ impl<'a> Files<'a> {
 }
 
 /// The way that a recovery takes along the newest timeline.
-struct Way {
+struct SurveyedWay {
     lineage: Lineage,
     line: Option<TimelineLine>,
     /// Where recoveries end that begin before, whatever is set.
     ends: Vec<Lsn>,
 }
 
-impl Way {
+impl SurveyedWay {
     /// Where `known` ends is known; of the other segments in progress nobody needs to read more
     /// than the name.
     fn find(
         reader: &ArchiveReader,
         partials: &BTreeSet<SegmentName>,
         known: Option<(SegmentName, Lsn)>,
-    ) -> Result<Way, StoreError> {
+    ) -> Result<SurveyedWay, StoreError> {
         let progress = |segment: &SegmentName| {
             let (_, end) = known.filter(|(known, _)| known == segment)?;
             let is_whole = false;
@@ -304,7 +304,7 @@ impl Way {
             None => Vec::new(),
         };
         let ends = met.iter().filter(|met| met.obstacle.is_end());
-        Ok(Way {
+        Ok(SurveyedWay {
             ends: ends.map(|met| met.lsn).collect(),
             line,
             lineage,
@@ -340,7 +340,7 @@ fn standings(
     full_backup: &Path,
     completed_wals: &Path,
     disk: &Arc<dyn Disk>,
-    way: &Way,
+    way: &SurveyedWay,
 ) -> Vec<SetStanding> {
     let folder = full_backup.parent().unwrap_or(full_backup);
     let listed = BackupSets::open(full_backup, completed_wals, disk).and_then(|sets| sets.list());
@@ -382,7 +382,7 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
     }
 }
 
-fn standing(entry: SetEntry, folder: &Path, way: &Way) -> SetStanding {
+fn standing(entry: SetEntry, folder: &Path, way: &SurveyedWay) -> SetStanding {
     let name = entry.name.to_string();
     let reach = entry.label.and_then(|label| {
         // The label has the time in words, in the server's time zone; this is the same moment.

@@ -186,11 +186,11 @@ pub enum Authorized {
 /// The whole list, comments and blank lines included.
 #[derive(Debug, Clone, Default)]
 pub struct AuthorizedKeys {
-    lines: Vec<Line>,
+    lines: Vec<KeyLine>,
 }
 
 #[derive(Debug, Clone)]
-struct Line {
+struct KeyLine {
     text: String,
     key: Option<AuthorizedKey>,
 }
@@ -221,7 +221,7 @@ impl AuthorizedKeys {
             if let Some(key) = &key {
                 list.refuse_duplicate(key).map_err(bad)?;
             }
-            list.lines.push(Line {
+            list.lines.push(KeyLine {
                 text: text.to_owned(),
                 key,
             });
@@ -272,7 +272,7 @@ impl AuthorizedKeys {
             let old = known.map_or(&key.name, |known| &known.name);
             CommandError::config(why).hint(format!("run `walmgr STANDBY.ini revoke {old}` first"))
         })?;
-        self.lines.push(Line {
+        self.lines.push(KeyLine {
             text: key.to_string(),
             key: Some(key),
         });
@@ -281,7 +281,7 @@ impl AuthorizedKeys {
 
     /// Removes the key of this name and returns it.
     pub fn revoke(&mut self, name: &str) -> Option<AuthorizedKey> {
-        let named = |line: &Line| line.key.as_ref().is_some_and(|key| key.name == name);
+        let named = |line: &KeyLine| line.key.as_ref().is_some_and(|key| key.name == name);
         let index = self.lines.iter().position(named)?;
         self.lines.remove(index).key
     }

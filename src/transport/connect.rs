@@ -11,14 +11,14 @@ use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_MIN;
-use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode, Kind as MessageKind};
+use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode, MessageKind};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::version::VersionRange;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::transport::identity::{Fingerprint, Identity};
-use crate::transport::stream::{Stream, buffered};
+use crate::transport::stream::{ByteStream, buffered};
 use crate::transport::tls::{self, PeerTrust, TlsFault};
 use crate::transport::wire::{Introduction, Wire, WireFault};
 
@@ -31,23 +31,23 @@ pub struct Connection {
 }
 
 /// Where a receiver is and how to know that it is the right one.
-pub struct Target {
+pub struct ReceiverTarget {
     host: String,
     port: u16,
     tls: Option<Arc<rustls::ClientConfig>>,
     connect_timeout: Duration,
 }
 
-impl Target {
+impl ReceiverTarget {
     /// The receiver that a master's settings name.
-    pub fn from_config(config: &MasterConfig) -> Result<Target> {
+    pub fn from_config(config: &MasterConfig) -> Result<ReceiverTarget> {
         let tls = if config.tls.enabled {
             let identity = Identity::load(&config.tls.key, &config.tls.certificate)?;
             Some(tls::client_config(&identity, &trust(config)?)?)
         } else {
             None
         };
-        Ok(Target {
+        Ok(ReceiverTarget {
             host: config.slave.host.clone(),
             port: config.slave.port,
             tls,
@@ -121,9 +121,9 @@ impl Target {
         Ok(stream)
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<Stream> {
+    async fn secure(&self, stream: TcpStream) -> Result<ByteStream> {
         let Some(config) = &self.tls else {
-            return Ok(Stream::Plain(stream));
+            return Ok(ByteStream::Plain(stream));
         };
         let name = tls::server_name(&self.host)?;
         match TlsConnector::from(Arc::clone(config))
@@ -132,7 +132,7 @@ impl Target {
         {
             Ok(stream) => {
                 tls::require_walmgr(stream.get_ref().1.alpn_protocol(), &self.to_string())?;
-                Ok(Stream::Tls(Box::new(stream.into())))
+                Ok(ByteStream::Tls(Box::new(stream.into())))
             }
             Err(error) => Err(TlsFault::of(&error, &self.to_string()).into()),
         }
@@ -189,7 +189,7 @@ impl Target {
     }
 }
 
-impl Display for Target {
+impl Display for ReceiverTarget {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "receiver {}:{}", self.host, self.port)
     }
@@ -281,7 +281,7 @@ mod tests {
         rustix::net::listen(&listener, 0).unwrap();
         let address = listener.local_addr().unwrap();
         let first = std::net::TcpStream::connect(address).unwrap();
-        let target = Target {
+        let target = ReceiverTarget {
             host: address.ip().to_string(),
             port: address.port(),
             tls: None,

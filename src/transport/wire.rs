@@ -20,7 +20,7 @@ use walmgr_protocol::session::hello::ReceivedHello;
 use walmgr_protocol::version::VersionRange;
 
 use crate::error::{CommandError, Kind};
-use crate::transport::stream::Stream;
+use crate::transport::stream::ByteStream;
 
 /// Bytes asked of the socket at once: several TLS records, and a whole default block.
 const READ_BYTES: usize = 288 << 10;
@@ -87,13 +87,13 @@ impl From<Misuse> for CommandError {
 
 /// A stream before the introduction: it carries a hello and its answer, nothing else.
 pub struct Introduction {
-    stream: Stream,
+    stream: ByteStream,
     inbox: BytesMut,
 }
 
 impl Introduction {
     /// Begins on a connected stream.
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: ByteStream) -> Self {
         Introduction {
             stream,
             inbox: BytesMut::new(),
@@ -170,7 +170,7 @@ impl Introduction {
 
 /// A stream of frames.
 pub struct Wire {
-    stream: Stream,
+    stream: ByteStream,
     inbox: BytesMut,
     outbox: BytesMut,
     encoder: Encoder,
@@ -332,7 +332,7 @@ impl Wire {
 
 /// Takes in what has arrived; whether there may be more.
 fn listen(
-    stream: &mut Stream,
+    stream: &mut ByteStream,
     inbox: &mut BytesMut,
     context: &mut Context<'_>,
 ) -> Result<bool, WireFault> {
@@ -355,7 +355,7 @@ fn listen(
 
 /// Says goodbye to TLS and TCP, and reads what is still coming for a moment: closing a socket
 /// with unread bytes in it resets the connection and takes the last answer with it.
-async fn close(stream: &mut Stream) {
+async fn close(stream: &mut ByteStream) {
     let closing = async {
         if stream.shutdown().await.is_ok() {
             let mut rest = [0_u8; 4096];
@@ -369,7 +369,7 @@ async fn close(stream: &mut Stream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::stream::Stream;
+    use crate::transport::stream::ByteStream;
     use walmgr_protocol::limits::BLOCK_BYTES_MAX;
 
     const PINGS: usize = 20_000;
@@ -394,7 +394,7 @@ mod tests {
             software: String::new(),
         };
         let wire = |stream, side| {
-            Introduction::new(Stream::Plain(stream)).into_wire(side, &nonce, &welcome)
+            Introduction::new(ByteStream::Plain(stream)).into_wire(side, &nonce, &welcome)
         };
         (
             wire(client.unwrap(), Direction::FromClient),

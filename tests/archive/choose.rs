@@ -9,7 +9,7 @@ use crate::support::hostile::{self, Key};
 use crate::support::place::server_user;
 use crate::support::strace::Strace;
 
-use walmgr_protocol::message::Verify;
+use walmgr_protocol::message::WireVerify;
 
 /// A forged segment is stored under the name that the master then offers.
 fn contested() -> (Site, String, Vec<u8>, Vec<u8>) {
@@ -24,7 +24,13 @@ pub(crate) fn contest(site: &Site) -> (String, Vec<u8>, Vec<u8>) {
     let forged = site.segment(3, "forged");
     let thief = Key::authorized(site, "thief", "push");
     let mut peer = thief.connect(site);
-    hostile::store(&mut peer, name.parse().unwrap(), &forged, Verify::Records).unwrap();
+    hostile::store(
+        &mut peer,
+        name.parse().unwrap(),
+        &forged,
+        WireVerify::Records,
+    )
+    .unwrap();
     site.write_segment(3);
     let genuine = site.segment(3, "walmgr");
     for _ in 0..2 {

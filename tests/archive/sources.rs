@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use walmgr::master::push::{self, Blocks};
-use walmgr::transport::connect::Target;
+use walmgr::transport::connect::ReceiverTarget;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::message::{ErrorCode, Offer, Verify};
+use walmgr_protocol::message::{ErrorCode, Offer, WireVerify};
 use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::session::push::Outcome;
 
@@ -267,7 +267,7 @@ fn fault_10_a_header_of_another_place_is_refused_by_the_receiver() {
     let _user = skip_unless!(server_user());
     let site = Site::builder().plain().build();
     for (field, at, length) in HEADER_FIELDS {
-        for verify in [Verify::Records, Verify::Headers, Verify::Off] {
+        for verify in [WireVerify::Records, WireVerify::Headers, WireVerify::Off] {
             let path = site
                 .home()
                 .write("crafted", crafted(&site, field, at, length));
@@ -282,7 +282,7 @@ fn fault_10_a_header_of_another_place_is_refused_by_the_receiver() {
 }
 
 /// A push without the client's own look at the file.
-fn push_unchecked(site: &Site, path: &Path, name: &str, verify: Verify) -> Outcome {
+fn push_unchecked(site: &Site, path: &Path, name: &str, verify: WireVerify) -> Outcome {
     let (config, facts) = (site.master_config(), site.facts());
     let file = fs::File::open(path).unwrap();
     let size = file.metadata().unwrap().len();
@@ -297,7 +297,7 @@ fn push_unchecked(site: &Site, path: &Path, name: &str, verify: Verify) -> Outco
         compression: 0,
     };
     walmgr::master::runtime().unwrap().block_on(async {
-        let target = Target::from_config(&config).unwrap();
+        let target = ReceiverTarget::from_config(&config).unwrap();
         let connecting = target.connect(facts.cluster, facts.timeline);
         let mut connection = connecting.await.unwrap();
         push::push(&mut connection.wire, Arc::new(file), offer, blocks)

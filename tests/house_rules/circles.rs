@@ -8,7 +8,7 @@ use super::branches;
 use super::source::{Source, Tree, is_word};
 
 /// The rooms that have no circle.
-const ROOMS: [&str; 1] = ["protocol"];
+const ROOMS: [&str; 3] = ["receiver", "store", "protocol"];
 
 /// A crate's folder of sources, and the path of a module in it.
 type Module = (&'static str, Vec<String>);
@@ -259,7 +259,7 @@ fn module_of(path: &str) -> Option<Module> {
 }
 
 /// `protocol`, or the folder or file below `src`.
-fn room_of(path: &str) -> &str {
+pub(super) fn room_of(path: &str) -> &str {
     if path.starts_with("protocol/src/") {
         return "protocol";
     }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::message::{ErrorCode, Kind, Message, Scope};
+use walmgr_protocol::message::{ErrorCode, Message, MessageKind, Scope};
 
 use super::{peer_of, plain_site, still_serves, wait_for_no_temporary};
 use crate::support::peer::data;
@@ -16,7 +16,7 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
     let silent = peer_of(&site);
     // Stops inside a frame.
     let mut torn = peer_of(&site);
-    let header = torn.header(Kind::Data as u8, 0, 1, 100_000, b"");
+    let header = torn.header(MessageKind::Data as u8, 0, 1, 100_000, b"");
     torn.send_bytes(&header[..11]);
     // Asks and asks, and never reads an answer.
     let mut deaf = peer_of(&site);

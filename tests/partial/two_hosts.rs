@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use walmgr::wal::writer::WalWriter;
 use walmgr_protocol::message::partial::{Begin, Partial};
-use walmgr_protocol::message::{ErrorCode, Message, Verify};
+use walmgr_protocol::message::{ErrorCode, Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use crate::support::Site;
@@ -130,7 +130,7 @@ fn fault_114_two_hosts_with_one_key_lose_no_acknowledged_byte() {
         &mut keys[0].connect(&site),
         name,
         &forks[0].bytes,
-        Verify::Records,
+        WireVerify::Records,
     )
     .unwrap();
     acknowledged.push(forks[0].bytes.clone());
@@ -138,7 +138,7 @@ fn fault_114_two_hosts_with_one_key_lose_no_acknowledged_byte() {
         &mut keys[1].connect(&site),
         name,
         &forks[1].bytes,
-        Verify::Records,
+        WireVerify::Records,
     );
     assert!(refused.is_err());
     for bytes in &acknowledged {

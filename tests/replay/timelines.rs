@@ -2,7 +2,7 @@
 //! Never forges what only the standby's own host writes. Invariant: whatever was stored, the next
 //! boot brings every acknowledged row, and the master goes on.
 
-use walmgr_protocol::message::Verify;
+use walmgr_protocol::message::WireVerify;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::shipped::{count, segment_before, shipping_version};
@@ -49,7 +49,7 @@ impl Forgery {
 
     fn store(&self, peer: &mut Peer) {
         let name: WalFileName = self.name.parse().unwrap();
-        hostile::store(peer, name, &self.content, Verify::Off).unwrap();
+        hostile::store(peer, name, &self.content, WireVerify::Off).unwrap();
     }
 }
 
@@ -147,7 +147,7 @@ fn fault_113_what_the_client_asks_for_can_only_be_stricter() {
     forged.content[40_000..].fill(0x5A);
     let name: WalFileName = forged.name.parse().unwrap();
     let mut peer = thief.connect(&site);
-    let stored = hostile::store(&mut peer, name, &forged.content, Verify::Off);
+    let stored = hostile::store(&mut peer, name, &forged.content, WireVerify::Off);
     assert!(stored.is_err() && !site.holds(&forged.name));
     site.cluster().psql("INSERT INTO t VALUES (1)");
     finish(&site);

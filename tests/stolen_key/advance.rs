@@ -3,7 +3,7 @@
 //! its name with exit code 0; the other is kept beside it and told.
 
 use walmgr_protocol::message::Message;
-use walmgr_protocol::message::Verify;
+use walmgr_protocol::message::WireVerify;
 use walmgr_protocol::message::partial::{Begin, Open, Partial};
 use walmgr_protocol::names::Lsn;
 
@@ -21,7 +21,13 @@ fn genuine(site: &Site, numbers: std::ops::Range<u64>) {
 fn forge(site: &Site, thief: &Key, number: u64) {
     let name = site.segment_name(number).parse().unwrap();
     let content = site.forged_segment(number);
-    store(&mut thief.connect(site), name, &content, Verify::Records).unwrap();
+    store(
+        &mut thief.connect(site),
+        name,
+        &content,
+        WireVerify::Records,
+    )
+    .unwrap();
 }
 
 fn took_its_place(site: &Site, number: u64) {
@@ -73,7 +79,7 @@ fn fault_113_name_taken_in_advance_goes_to_what_continues_the_archive() {
         let name = site.segment_name(number).parse().unwrap();
         let content = site.forged_segment(number);
         let mut peer = thief.connect(&site);
-        assert!(store(&mut peer, name, &content, Verify::Records).is_err());
+        assert!(store(&mut peer, name, &content, WireVerify::Records).is_err());
         let stored = site.archived(&site.segment_name(number));
         assert!(stored == site.segment(number, "walmgr"));
         // Nor is what gave way lost to what is offered then.
@@ -147,7 +153,7 @@ fn fault_110_history_forged_in_advance_gives_way_to_the_genuine_one() {
             &mut peer,
             name.parse().unwrap(),
             forged.as_bytes(),
-            Verify::Off,
+            WireVerify::Off,
         );
         stored.unwrap();
     }
@@ -163,7 +169,7 @@ fn fault_110_history_forged_in_advance_gives_way_to_the_genuine_one() {
         &mut thief.connect(&site),
         early_name.parse().unwrap(),
         &early,
-        Verify::Records,
+        WireVerify::Records,
     )
     .unwrap();
     // The failover that really takes place, elsewhere.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use walmgr_protocol::message::partial::{Begin, Partial};
-use walmgr_protocol::message::{Message, Verify};
+use walmgr_protocol::message::{Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::support::hostile::{Key, ask, ship, ship_on, store};
@@ -30,11 +30,17 @@ fn forged_failover(forged: std::ops::Range<u64>) -> (Site, Key) {
     let thief = Key::authorized(&site, "thief", "push");
     let mut peer = thief.connect(&site);
     let text = b"1\t0/500000\tforged\n";
-    store(&mut peer, HISTORY.parse().unwrap(), text, Verify::Off).unwrap();
+    store(&mut peer, HISTORY.parse().unwrap(), text, WireVerify::Off).unwrap();
     for number in forged {
         let content = segment_of(&site.facts().cluster, two(), number, "forged");
         let name = forged_name(&site, number).to_string();
-        store(&mut peer, name.parse().unwrap(), &content, Verify::Records).unwrap();
+        store(
+            &mut peer,
+            name.parse().unwrap(),
+            &content,
+            WireVerify::Records,
+        )
+        .unwrap();
     }
     (site, thief)
 }
@@ -164,7 +170,12 @@ fn fault_110_forged_failover_without_chained_records_is_not_followed() {
     forged[4] = 2;
     let name = forged_name(&site, 5).to_string();
     let mut peer = thief.connect(&site);
-    let stored = store(&mut peer, name.parse().unwrap(), &forged, Verify::Records);
+    let stored = store(
+        &mut peer,
+        name.parse().unwrap(),
+        &forged,
+        WireVerify::Records,
+    );
     let _may_be_refused = stored;
     assert_eq!(restored(&site, HISTORY).code, Some(1));
     archive(&site, 5..7);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use walmgr_protocol::message::backup::{Backup, Join, PartName, Token};
 use walmgr_protocol::message::fetch::{Fetch, GetFile, GetSet, ListBackups};
-use walmgr_protocol::message::{ListRequest, Message, Verify};
+use walmgr_protocol::message::{ListRequest, Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::support::Site;
@@ -258,7 +258,8 @@ impl<'a> Attacker<'a> {
             Move::Store(who, name, forge, verify) => {
                 let name = self.name(name);
                 let content = self.content(name, forge);
-                let verify = [Verify::Off, Verify::Headers, Verify::Records][usize::from(verify)];
+                let verify = [WireVerify::Off, WireVerify::Headers, WireVerify::Records]
+                    [usize::from(verify)];
                 let peer = self.peer(who).ok_or("not let in")?;
                 let stored = store(peer, name, &content, verify).map_err(words);
                 if stored.is_err() {

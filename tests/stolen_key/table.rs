@@ -4,7 +4,7 @@
 
 use walmgr_protocol::message::backup::{Backup, Begin};
 use walmgr_protocol::message::fetch::{Fetch, GetFile, ListBackups};
-use walmgr_protocol::message::{ErrorCode, ListRequest, Message, Verify, partial};
+use walmgr_protocol::message::{ErrorCode, ListRequest, Message, WireVerify, partial};
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use crate::support::Site;
@@ -43,7 +43,7 @@ fn tried(site: &Site, key: &Key, what: Use) -> Answered<()> {
     match what {
         Use::Push => {
             let content = site.segment(9, "walmgr");
-            store(&mut peer, name, &content, Verify::Off)
+            store(&mut peer, name, &content, WireVerify::Off)
         }
         Use::Ship => {
             let timeline = TimelineId::FIRST;
@@ -124,9 +124,9 @@ fn a_stolen_key_with_every_right_replaces_nothing_that_was_acknowledged() {
     let key = Key::stolen(&site);
     let genuine = site.archived(&name);
     for (content, verify) in [
-        (site.segment(7, "forged"), Verify::Records),
-        (site.segment(7, "forged"), Verify::Off),
-        (vec![0; genuine.len()], Verify::Off),
+        (site.segment(7, "forged"), WireVerify::Records),
+        (site.segment(7, "forged"), WireVerify::Off),
+        (vec![0; genuine.len()], WireVerify::Off),
     ] {
         let mut peer = key.connect(&site);
         let stored = store(&mut peer, name.parse().unwrap(), &content, verify);
@@ -137,6 +137,6 @@ fn a_stolen_key_with_every_right_replaces_nothing_that_was_acknowledged() {
     let mut peer = key.connect(&site);
     let noise = vec![b'w'; 1 << 20];
     let next = WalFileName::Segment(segment(&site, 8));
-    assert!(store(&mut peer, next, &noise, Verify::Off).is_err());
+    assert!(store(&mut peer, next, &noise, WireVerify::Off).is_err());
     assert!(!site.holds(&site.segment_name(8)));
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use walmgr::pg::backup_label::BackupLabel;
-use walmgr::pg::manifest::{Checksum, FileEntry, WalRange, Writer};
+use walmgr::pg::manifest::{Checksum, FileEntry, ManifestWriter, WalRange};
 use walmgr::tar::writer::{END, padding, put_directory, put_file};
 use walmgr::transport::identity::{Fingerprint, Identity};
 use walmgr::transport::tls::{self, PeerTrust};
@@ -17,7 +17,7 @@ use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::backup::{
     Backup, Begin, Finish, Join, Part, PartName, Sealed, Token,
 };
-use walmgr_protocol::message::{Error, Message, Verify, partial};
+use walmgr_protocol::message::{Error, Message, WireVerify, partial};
 use walmgr_protocol::names::{Lsn, RelativePath, SegmentName, TimelineId, WalFileName};
 
 use super::Site;
@@ -174,7 +174,12 @@ pub fn ask(peer: &mut Peer, channel: u16, message: &Message) -> Answered<Message
 }
 
 /// Stores a file as a client that checks nothing by itself.
-pub fn store(peer: &mut Peer, name: WalFileName, content: &[u8], verify: Verify) -> Answered<()> {
+pub fn store(
+    peer: &mut Peer,
+    name: WalFileName,
+    content: &[u8],
+    verify: WireVerify,
+) -> Answered<()> {
     let offer = walmgr_protocol::message::Offer {
         verify,
         ..peer::offer_of(name, content)
@@ -325,7 +330,7 @@ impl ForgedSet {
     pub fn fitting_manifest(&self, site: &Site) -> Vec<u8> {
         let cluster = site.facts().cluster;
         let major = u8::try_from(cluster.postgres_major).unwrap();
-        let mut writer = Writer::new(Vec::new(), major, cluster.system_id).unwrap();
+        let mut writer = ManifestWriter::new(Vec::new(), major, cluster.system_id).unwrap();
         let label = ("backup_label".to_owned(), self.label.clone());
         for (path, content) in self.files.iter().chain([&label]) {
             let entry = FileEntry {
@@ -472,7 +477,7 @@ fn a_stolen_key_says_anything_in_any_order() {
         &mut peer,
         WalFileName::Segment(name),
         &content,
-        Verify::Records,
+        WireVerify::Records,
     )
     .unwrap();
     assert_eq!(site.archived(&name.to_string()), content);

@@ -13,7 +13,7 @@ use walmgr_protocol::codec::{Decoder, Frame};
 use walmgr_protocol::frame::{Direction, HEADER_BYTES, Header, first_sequence};
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
-use walmgr_protocol::message::{ClusterIdentity, Data, Digest, Error, Message, Offer, Verify};
+use walmgr_protocol::message::{ClusterIdentity, Data, Digest, Error, Message, Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName};
 use walmgr_protocol::version::VersionRange;
 
@@ -303,7 +303,7 @@ pub fn offer_of(name: WalFileName, content: &[u8]) -> Offer {
         name,
         size: content.len() as u64,
         crc32: crc32fast::hash(content),
-        verify: Verify::Records,
+        verify: WireVerify::Records,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::limits::BACKUP_STREAMS_MAX;
 use crate::message::Message;
 use crate::message::backup::{
     Backup, Begin, FileDigest, FileDone, Finish, Granted, Held, Join, Part, PartName, Sealed,
-    SealedSet, Token,
+    SetAcknowledgement, Token,
 };
 use crate::names::{Lsn, RelativePath, TimelineId};
 
@@ -35,7 +35,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
         ]),
         Backup::StreamEnd(1 << 33),
         Backup::StreamTaken(1 << 33),
-        Backup::Sealed(SealedSet(sealed())),
+        Backup::Sealed(SetAcknowledgement(sealed())),
     ];
     messages.extend(begin().map(Backup::Begin));
     messages.extend(finish().map(Backup::Finish));

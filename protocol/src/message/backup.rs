@@ -30,7 +30,7 @@ use crate::limits::{
     BACKUP_PATHS_MAX, BACKUP_WARNINGS_MAX, CONFIG_FILE_BYTES_MAX, MANIFEST_BYTES_MAX,
     SMALL_FILE_BYTES_MAX,
 };
-use crate::message::kind::Kind;
+use crate::message::kind::MessageKind;
 use crate::message::shared::{bounded, list};
 use crate::names::{Lsn, RelativePath, TimelineId};
 
@@ -193,15 +193,15 @@ pub enum Backup {
     /// Seal it.
     Finish(Finish),
     /// It is sealed. Only [`crate::session::backup`] builds one, from a proof.
-    Sealed(SealedSet),
+    Sealed(SetAcknowledgement),
 }
 
 /// A set that is sealed. The only way to one on the sending side is
 /// [`crate::session::backup::acknowledge`], which asks for a proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedSet(pub(crate) Sealed);
+pub struct SetAcknowledgement(pub(crate) Sealed);
 
-impl SealedSet {
+impl SetAcknowledgement {
     /// What became of the backup.
     pub const fn facts(&self) -> &Sealed {
         &self.0
@@ -220,20 +220,20 @@ impl Part {
 }
 
 impl Backup {
-    pub(crate) const fn kind(&self) -> Kind {
+    pub(crate) const fn kind(&self) -> MessageKind {
         match self {
-            Backup::Begin(_) => Kind::BackupBegin,
-            Backup::Granted(_) => Kind::BackupGranted,
-            Backup::Resume(_) => Kind::BackupResume,
-            Backup::Join(_) => Kind::BackupJoin,
-            Backup::HeldRequest(_) => Kind::BackupHeldRequest,
-            Backup::Held(_) => Kind::BackupHeld,
-            Backup::FilesDone(_) => Kind::BackupFilesDone,
-            Backup::StreamEnd(_) => Kind::BackupStreamEnd,
-            Backup::StreamTaken(_) => Kind::BackupStreamTaken,
-            Backup::Part(_) => Kind::BackupPart,
-            Backup::Finish(_) => Kind::BackupFinish,
-            Backup::Sealed(_) => Kind::BackupSealed,
+            Backup::Begin(_) => MessageKind::BackupBegin,
+            Backup::Granted(_) => MessageKind::BackupGranted,
+            Backup::Resume(_) => MessageKind::BackupResume,
+            Backup::Join(_) => MessageKind::BackupJoin,
+            Backup::HeldRequest(_) => MessageKind::BackupHeldRequest,
+            Backup::Held(_) => MessageKind::BackupHeld,
+            Backup::FilesDone(_) => MessageKind::BackupFilesDone,
+            Backup::StreamEnd(_) => MessageKind::BackupStreamEnd,
+            Backup::StreamTaken(_) => MessageKind::BackupStreamTaken,
+            Backup::Part(_) => MessageKind::BackupPart,
+            Backup::Finish(_) => MessageKind::BackupFinish,
+            Backup::Sealed(_) => MessageKind::BackupSealed,
         }
     }
 
@@ -279,7 +279,7 @@ impl Backup {
                 out.put_u32_le(finish.timeline.number());
                 out.put_u32_le(finish.wal_wait_s);
             }
-            Backup::Sealed(SealedSet(sealed)) => {
+            Backup::Sealed(SetAcknowledgement(sealed)) => {
                 put_string(out, &sealed.name);
                 put_string(out, &sealed.path);
                 out.put_u32_le(sealed.expired);
@@ -292,37 +292,40 @@ impl Backup {
     }
 
     /// The message of a kind that is a backup's.
-    pub(crate) fn decode(kind: Kind, fields: &mut Fields) -> Result<Option<Backup>, Malformed> {
+    pub(crate) fn decode(
+        kind: MessageKind,
+        fields: &mut Fields,
+    ) -> Result<Option<Backup>, Malformed> {
         Ok(Some(match kind {
-            Kind::BackupBegin => Backup::Begin(Begin {
+            MessageKind::BackupBegin => Backup::Begin(Begin {
                 who: fields.string("who asks for a backup")?,
                 origin: fields.string("origin of a backup")?,
                 label: fields.string("label of a backup")?,
                 timeline: fields.timeline()?,
             }),
-            Kind::BackupGranted => Backup::Granted(Granted {
+            MessageKind::BackupGranted => Backup::Granted(Granted {
                 token: Token(fields.array()?),
                 lease_s: fields.u32()?,
                 streams_max: fields.u16()?,
             }),
-            Kind::BackupResume => Backup::Resume(Token(fields.array()?)),
-            Kind::BackupJoin => Backup::Join(Join {
+            MessageKind::BackupResume => Backup::Resume(Token(fields.array()?)),
+            MessageKind::BackupJoin => Backup::Join(Join {
                 token: Token(fields.array()?),
                 stream: fields.u16()?,
             }),
-            Kind::BackupHeldRequest => Backup::HeldRequest(list(
+            MessageKind::BackupHeldRequest => Backup::HeldRequest(list(
                 fields,
                 "a list of paths",
                 BACKUP_PATHS_MAX,
                 |fields| fields.path(),
             )?),
-            Kind::BackupHeld => Backup::Held(list(
+            MessageKind::BackupHeld => Backup::Held(list(
                 fields,
                 "a list of what is held",
                 BACKUP_PATHS_MAX,
                 Held::decode,
             )?),
-            Kind::BackupFilesDone => Backup::FilesDone(list(
+            MessageKind::BackupFilesDone => Backup::FilesDone(list(
                 fields,
                 "a list of files",
                 BACKUP_PATHS_MAX,
@@ -333,16 +336,16 @@ impl Backup {
                     })
                 },
             )?),
-            Kind::BackupStreamEnd => Backup::StreamEnd(fields.u64()?),
-            Kind::BackupStreamTaken => Backup::StreamTaken(fields.u64()?),
-            Kind::BackupPart => Backup::Part(Part::decode(fields)?),
-            Kind::BackupFinish => Backup::Finish(Finish {
+            MessageKind::BackupStreamEnd => Backup::StreamEnd(fields.u64()?),
+            MessageKind::BackupStreamTaken => Backup::StreamTaken(fields.u64()?),
+            MessageKind::BackupPart => Backup::Part(Part::decode(fields)?),
+            MessageKind::BackupFinish => Backup::Finish(Finish {
                 start: Lsn(fields.u64()?),
                 stop: Lsn(fields.u64()?),
                 timeline: fields.timeline()?,
                 wal_wait_s: fields.u32()?,
             }),
-            Kind::BackupSealed => Backup::Sealed(SealedSet(Sealed {
+            MessageKind::BackupSealed => Backup::Sealed(SetAcknowledgement(Sealed {
                 name: fields.string("name of a backup set")?,
                 path: fields.string("path of a backup set")?,
                 expired: fields.u32()?,

@@ -35,7 +35,7 @@ use bytes::{BufMut, BytesMut};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_bytes, put_string};
 use crate::limits::{LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, ZSTD_LEVEL_MAX};
-use crate::message::kind::Kind;
+use crate::message::kind::MessageKind;
 use crate::message::reach::{RecoveryEnd, SetQuestion, TargetVerdict};
 use crate::message::shared::{Digest, bounded, list};
 use crate::names::{Lsn, SegmentName, WalFileName};
@@ -171,16 +171,16 @@ pub enum Fetch {
 }
 
 impl Fetch {
-    pub(crate) const fn kind(&self) -> Kind {
+    pub(crate) const fn kind(&self) -> MessageKind {
         match self {
-            Fetch::ListBackups(_) => Kind::FetchListBackups,
-            Fetch::Backups(_) => Kind::FetchBackups,
-            Fetch::DescribeSet(_) => Kind::FetchDescribeSet,
-            Fetch::Set(_) => Kind::FetchSet,
-            Fetch::GetFile(_) => Kind::FetchGetFile,
-            Fetch::GetSet(_) => Kind::FetchGetSet,
-            Fetch::End(_) => Kind::FetchEnd,
-            Fetch::NotFound(_) => Kind::FetchNotFound,
+            Fetch::ListBackups(_) => MessageKind::FetchListBackups,
+            Fetch::Backups(_) => MessageKind::FetchBackups,
+            Fetch::DescribeSet(_) => MessageKind::FetchDescribeSet,
+            Fetch::Set(_) => MessageKind::FetchSet,
+            Fetch::GetFile(_) => MessageKind::FetchGetFile,
+            Fetch::GetSet(_) => MessageKind::FetchGetSet,
+            Fetch::End(_) => MessageKind::FetchEnd,
+            Fetch::NotFound(_) => MessageKind::FetchNotFound,
         }
     }
 
@@ -212,30 +212,33 @@ impl Fetch {
     }
 
     /// The message of a kind that belongs to fetching.
-    pub(crate) fn decode(kind: Kind, fields: &mut Fields) -> Result<Option<Fetch>, Malformed> {
+    pub(crate) fn decode(
+        kind: MessageKind,
+        fields: &mut Fields,
+    ) -> Result<Option<Fetch>, Malformed> {
         Ok(Some(match kind {
-            Kind::FetchListBackups => Fetch::ListBackups(ListBackups {
+            MessageKind::FetchListBackups => Fetch::ListBackups(ListBackups {
                 after: fields.string("name of a backup set")?,
                 limit: fields.u16()?,
             }),
-            Kind::FetchBackups => Fetch::Backups(Backups::decode(fields)?),
-            Kind::FetchDescribeSet => Fetch::DescribeSet(SetQuestion::decode(fields)?),
-            Kind::FetchSet => Fetch::Set(SetDescription::decode(fields)?),
-            Kind::FetchGetFile => Fetch::GetFile(GetFile {
+            MessageKind::FetchBackups => Fetch::Backups(Backups::decode(fields)?),
+            MessageKind::FetchDescribeSet => Fetch::DescribeSet(SetQuestion::decode(fields)?),
+            MessageKind::FetchSet => Fetch::Set(SetDescription::decode(fields)?),
+            MessageKind::FetchGetFile => Fetch::GetFile(GetFile {
                 name: fields.name()?.parse()?,
                 compression: level(fields)?,
             }),
-            Kind::FetchGetSet => Fetch::GetSet(GetSet {
+            MessageKind::FetchGetSet => Fetch::GetSet(GetSet {
                 start: Lsn(fields.u64()?),
                 timestamp: fields.string("timestamp of a backup set")?,
                 offset: fields.u64()?,
                 compression: level(fields)?,
             }),
-            Kind::FetchEnd => Fetch::End(Digest {
+            MessageKind::FetchEnd => Fetch::End(Digest {
                 size: fields.u64()?,
                 crc32: fields.u32()?,
             }),
-            Kind::FetchNotFound => Fetch::NotFound(NotFound::decode(fields)?),
+            MessageKind::FetchNotFound => Fetch::NotFound(NotFound::decode(fields)?),
             _ => return Ok(None),
         }))
     }

@@ -25,18 +25,18 @@ macro_rules! kinds {
         /// The number that a frame carries to say which message its payload is.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
-        pub enum Kind {
+        pub enum MessageKind {
             $($(#[doc = $words] $name = $number,)*)*
         }
 
-        impl Kind {
+        impl MessageKind {
             /// Every kind there is.
-            pub const ALL: &'static [Kind] = &[$($(Kind::$name,)*)*];
+            pub const ALL: &'static [MessageKind] = &[$($(MessageKind::$name,)*)*];
 
             /// The kind with this number.
-            pub const fn from_number(number: u8) -> Option<Kind> {
+            pub const fn from_number(number: u8) -> Option<MessageKind> {
                 match number {
-                    $($($number => Some(Kind::$name),)*)*
+                    $($($number => Some(MessageKind::$name),)*)*
                     _ => None,
                 }
             }
@@ -44,14 +44,14 @@ macro_rules! kinds {
             /// What a message of this kind is called.
             pub const fn words(self) -> &'static str {
                 match self {
-                    $($(Kind::$name => $words,)*)*
+                    $($(MessageKind::$name => $words,)*)*
                 }
             }
 
             /// The conversation it is part of.
             pub const fn flow(self) -> Flow {
                 match self {
-                    $($(Kind::$name => Flow::$flow,)*)*
+                    $($(MessageKind::$name => Flow::$flow,)*)*
                 }
             }
         }
@@ -123,12 +123,12 @@ mod tests {
     #[test]
     fn every_kind_is_in_the_range_of_its_flow_and_has_words_of_its_own() {
         let mut words = std::collections::BTreeSet::new();
-        for kind in Kind::ALL {
+        for kind in MessageKind::ALL {
             assert_eq!(*kind as u8 / 16, kind.flow() as u8, "{kind:?}");
-            assert_eq!(Kind::from_number(*kind as u8), Some(*kind));
+            assert_eq!(MessageKind::from_number(*kind as u8), Some(*kind));
             assert!(words.insert(kind.words()), "{kind:?}");
         }
-        let known = (0..=u8::MAX).filter_map(Kind::from_number).count();
-        assert_eq!(known, Kind::ALL.len());
+        let known = (0..=u8::MAX).filter_map(MessageKind::from_number).count();
+        assert_eq!(known, MessageKind::ALL.len());
     }
 }

@@ -23,7 +23,7 @@ use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::Malformed;
 use crate::fields::{Fields, put_string};
 use crate::frame::FLAG_ZSTD;
-use crate::message::kind::Kind;
+use crate::message::kind::MessageKind;
 use crate::names::{Lsn, SegmentName, TimelineId};
 
 /// Asks to be the one that writes the stream of this timeline.
@@ -114,15 +114,15 @@ pub enum Partial {
 }
 
 impl Partial {
-    pub(super) const fn kind(&self) -> Kind {
+    pub(super) const fn kind(&self) -> MessageKind {
         match self {
-            Partial::Begin(_) => Kind::PartialBegin,
-            Partial::Begun(_) => Kind::PartialBegun,
-            Partial::Open(_) => Kind::PartialOpen,
-            Partial::At(_) => Kind::PartialAt,
-            Partial::Rewrite => Kind::PartialRewrite,
-            Partial::Append(_) => Kind::PartialAppend,
-            Partial::Durable(_) => Kind::PartialDurable,
+            Partial::Begin(_) => MessageKind::PartialBegin,
+            Partial::Begun(_) => MessageKind::PartialBegun,
+            Partial::Open(_) => MessageKind::PartialOpen,
+            Partial::At(_) => MessageKind::PartialAt,
+            Partial::Rewrite => MessageKind::PartialRewrite,
+            Partial::Append(_) => MessageKind::PartialAppend,
+            Partial::Durable(_) => MessageKind::PartialDurable,
         }
     }
 
@@ -167,30 +167,30 @@ impl Partial {
 
     /// The message of this kind that a payload holds; `None` for a kind of another flow.
     pub(super) fn decode(
-        kind: Kind,
+        kind: MessageKind,
         flags: u8,
         fields: &mut Fields,
     ) -> Result<Option<Partial>, Malformed> {
         Ok(Some(match kind {
-            Kind::PartialBegin => Partial::Begin(Begin {
+            MessageKind::PartialBegin => Partial::Begin(Begin {
                 timeline: fields.timeline()?,
             }),
-            Kind::PartialBegun => Partial::Begun(Begun {
+            MessageKind::PartialBegun => Partial::Begun(Begun {
                 newest_finished: fields.optional_segment()?,
                 oldest_partial: fields.optional_segment()?,
                 newest_partial: fields.optional_segment()?,
             }),
-            Kind::PartialOpen => Partial::Open(Open {
+            MessageKind::PartialOpen => Partial::Open(Open {
                 segment: fields.name()?.parse()?,
                 bytes: fields.u64()?,
                 crc32: fields.u32()?,
             }),
-            Kind::PartialAt => Partial::At(At {
+            MessageKind::PartialAt => Partial::At(At {
                 held_bytes: fields.u64()?,
                 common_bytes: fields.u64()?,
                 common_crc32: fields.u32()?,
             }),
-            Kind::PartialAppend => {
+            MessageKind::PartialAppend => {
                 let (offset, end) = (fields.u64()?, Lsn(fields.u64()?));
                 let raw_bytes = fields.u32()?;
                 check_raw_bytes(raw_bytes)?;
@@ -204,8 +204,8 @@ impl Partial {
                     bytes,
                 })
             }
-            Kind::PartialDurable => Partial::Durable(DurableTo(Lsn(fields.u64()?))),
-            Kind::PartialRewrite => Partial::Rewrite,
+            MessageKind::PartialDurable => Partial::Durable(DurableTo(Lsn(fields.u64()?))),
+            MessageKind::PartialRewrite => Partial::Rewrite,
             _ => return Ok(None),
         }))
     }

@@ -9,7 +9,7 @@ use crate::error::Malformed;
 use crate::fields::Fields;
 use crate::names::{SystemId, WalSegmentSize};
 
-/// Size and CRC-32 of a whole file, as [`super::Kind::Commit`], [`super::Kind::Stored`] and [`super::Kind::Conflict`]
+/// Size and CRC-32 of a whole file, as [`super::MessageKind::Commit`], [`super::MessageKind::Stored`] and [`super::MessageKind::Conflict`]
 /// carry it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {

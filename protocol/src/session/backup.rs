@@ -33,9 +33,9 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::backup::{
-    Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SealedSet, Token,
+    Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SetAcknowledgement, Token,
 };
-use crate::message::{Data, Error, Kind, Message};
+use crate::message::{Data, Error, Message, MessageKind};
 use crate::names::RelativePath;
 use crate::session::{Misuse, Standing, misuse, unexpected};
 
@@ -48,7 +48,7 @@ pub trait ProofOfSeal {
 /// The confirmation of a sealed set: there is no other way to build one.
 pub fn acknowledge(proof: &impl ProofOfSeal, mut facts: Sealed) -> Message {
     facts.name = proof.name();
-    Message::Backup(Backup::Sealed(SealedSet(facts)))
+    Message::Backup(Backup::Sealed(SetAcknowledgement(facts)))
 }
 
 /// How a connection asks to be part of a backup.
@@ -281,32 +281,32 @@ impl Standing for ReceiverState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
             ReceiverState::Idle => &[
-                Kind::BackupBegin,
-                Kind::BackupResume,
-                Kind::BackupJoin,
-                Kind::Error,
+                MessageKind::BackupBegin,
+                MessageKind::BackupResume,
+                MessageKind::BackupJoin,
+                MessageKind::Error,
             ],
             ReceiverState::Controlling { .. } => &[
-                Kind::BackupPart,
-                Kind::Data,
-                Kind::BackupFinish,
-                Kind::Error,
+                MessageKind::BackupPart,
+                MessageKind::Data,
+                MessageKind::BackupFinish,
+                MessageKind::Error,
             ],
             ReceiverState::Streaming { .. } => &[
-                Kind::Data,
-                Kind::BackupHeldRequest,
-                Kind::BackupStreamEnd,
-                Kind::Error,
+                MessageKind::Data,
+                MessageKind::BackupHeldRequest,
+                MessageKind::BackupStreamEnd,
+                MessageKind::Error,
             ],
             ReceiverState::Draining => DRAINED,
             ReceiverState::Admitting(_)
             | ReceiverState::Finishing
             | ReceiverState::LookingUp { .. }
             | ReceiverState::Ending { .. }
-            | ReceiverState::Over => &[Kind::Error],
+            | ReceiverState::Over => &[MessageKind::Error],
         }
     }
 }
@@ -316,21 +316,21 @@ fn send(backup: Backup) -> ReceiverAction {
 }
 
 /// Everything a connection of a backup may have on its way.
-const DRAINED: &[Kind] = &[
-    Kind::BackupBegin,
-    Kind::BackupGranted,
-    Kind::BackupResume,
-    Kind::BackupJoin,
-    Kind::BackupHeldRequest,
-    Kind::BackupHeld,
-    Kind::BackupFilesDone,
-    Kind::BackupStreamEnd,
-    Kind::BackupStreamTaken,
-    Kind::BackupPart,
-    Kind::BackupFinish,
-    Kind::BackupSealed,
-    Kind::Data,
-    Kind::Error,
+const DRAINED: &[MessageKind] = &[
+    MessageKind::BackupBegin,
+    MessageKind::BackupGranted,
+    MessageKind::BackupResume,
+    MessageKind::BackupJoin,
+    MessageKind::BackupHeldRequest,
+    MessageKind::BackupHeld,
+    MessageKind::BackupFilesDone,
+    MessageKind::BackupStreamEnd,
+    MessageKind::BackupStreamTaken,
+    MessageKind::BackupPart,
+    MessageKind::BackupFinish,
+    MessageKind::BackupSealed,
+    MessageKind::Data,
+    MessageKind::Error,
 ];
 
 /// The offset behind a block that has to begin at `expected`.
@@ -454,14 +454,18 @@ impl Standing for ControlState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ControlState::Asking { resumes: false } => &[Kind::BackupGranted, Kind::Error],
-            ControlState::Asking { resumes: true } => {
-                &[Kind::BackupGranted, Kind::BackupSealed, Kind::Error]
+            ControlState::Asking { resumes: false } => {
+                &[MessageKind::BackupGranted, MessageKind::Error]
             }
-            ControlState::Granted => &[Kind::Error],
-            ControlState::Finishing => &[Kind::BackupSealed, Kind::Error],
+            ControlState::Asking { resumes: true } => &[
+                MessageKind::BackupGranted,
+                MessageKind::BackupSealed,
+                MessageKind::Error,
+            ],
+            ControlState::Granted => &[MessageKind::Error],
+            ControlState::Finishing => &[MessageKind::BackupSealed, MessageKind::Error],
             ControlState::Over => &[],
         }
     }
@@ -584,16 +588,20 @@ impl Standing for StreamState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            StreamState::Asking => &[Kind::BackupGranted, Kind::Error],
-            StreamState::Open => &[Kind::BackupFilesDone, Kind::Error],
-            StreamState::LookingUp { .. } => {
-                &[Kind::BackupHeld, Kind::BackupFilesDone, Kind::Error]
-            }
-            StreamState::Ending { .. } => {
-                &[Kind::BackupStreamTaken, Kind::BackupFilesDone, Kind::Error]
-            }
+            StreamState::Asking => &[MessageKind::BackupGranted, MessageKind::Error],
+            StreamState::Open => &[MessageKind::BackupFilesDone, MessageKind::Error],
+            StreamState::LookingUp { .. } => &[
+                MessageKind::BackupHeld,
+                MessageKind::BackupFilesDone,
+                MessageKind::Error,
+            ],
+            StreamState::Ending { .. } => &[
+                MessageKind::BackupStreamTaken,
+                MessageKind::BackupFilesDone,
+                MessageKind::Error,
+            ],
             StreamState::Over => &[],
         }
     }

@@ -21,7 +21,7 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
-use crate::message::{Data, Digest, Error, Kind, Message};
+use crate::message::{Data, Digest, Error, Message, MessageKind};
 use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// What is asked for.
@@ -154,13 +154,18 @@ impl Standing for FetcherState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            FetcherState::Receiving { begun: false, .. } => {
-                &[Kind::Data, Kind::FetchEnd, Kind::FetchNotFound, Kind::Error]
+            FetcherState::Receiving { begun: false, .. } => &[
+                MessageKind::Data,
+                MessageKind::FetchEnd,
+                MessageKind::FetchNotFound,
+                MessageKind::Error,
+            ],
+            FetcherState::Receiving { .. } => {
+                &[MessageKind::Data, MessageKind::FetchEnd, MessageKind::Error]
             }
-            FetcherState::Receiving { .. } => &[Kind::Data, Kind::FetchEnd, Kind::Error],
-            FetcherState::Checking(_) => &[Kind::Error],
+            FetcherState::Checking(_) => &[MessageKind::Error],
             FetcherState::Done => &[],
         }
     }
@@ -312,12 +317,14 @@ impl Standing for ProviderState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ProviderState::Idle | ProviderState::GivenUp => {
-                &[Kind::FetchGetFile, Kind::FetchGetSet, Kind::Error]
-            }
-            ProviderState::LookingUp(_) | ProviderState::Sending { .. } => &[Kind::Error],
+            ProviderState::Idle | ProviderState::GivenUp => &[
+                MessageKind::FetchGetFile,
+                MessageKind::FetchGetSet,
+                MessageKind::Error,
+            ],
+            ProviderState::LookingUp(_) | ProviderState::Sending { .. } => &[MessageKind::Error],
         }
     }
 }

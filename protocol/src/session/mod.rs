@@ -17,7 +17,7 @@ pub mod partial;
 pub mod push;
 
 use crate::error::{PeerMisbehaved, ProtocolError};
-use crate::message::{Kind, Message};
+use crate::message::{Message, MessageKind};
 
 /// A driver called what has no place where its session stands: a fault of this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ trait Standing {
     fn name(&self) -> &'static str;
 
     /// The kinds that may come there; what one of them says may still be wrong.
-    fn expects(&self) -> &'static [Kind];
+    fn expects(&self) -> &'static [MessageKind];
 }
 
 /// The driver called this where it has no place.
@@ -72,7 +72,7 @@ fn assert_expected<S: Standing + Clone>(
     receive: impl Fn(S, Message) -> Result<(), ProtocolError>,
 ) {
     let samples = crate::fuzzing::sample_messages();
-    for kind in Kind::ALL {
+    for kind in MessageKind::ALL {
         assert!(samples.iter().any(|sample| sample.kind() == *kind));
     }
     for state in states {

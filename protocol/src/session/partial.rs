@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::partial::{Append, At, Begin, Begun, DurableTo, Open, Partial};
-use crate::message::{Error, Kind, Message, Scope};
+use crate::message::{Error, Message, MessageKind, Scope};
 use crate::names::{Lsn, WalSegmentSize};
 use crate::session::{Misuse, Standing, misuse, unexpected};
 
@@ -195,12 +195,16 @@ impl Standing for SenderState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            SenderState::Beginning => &[Kind::PartialBegun, Kind::Error],
-            SenderState::Opening { .. } => &[Kind::PartialAt, Kind::PartialDurable, Kind::Error],
+            SenderState::Beginning => &[MessageKind::PartialBegun, MessageKind::Error],
+            SenderState::Opening { .. } => &[
+                MessageKind::PartialAt,
+                MessageKind::PartialDurable,
+                MessageKind::Error,
+            ],
             SenderState::Ready | SenderState::Comparing(_) | SenderState::Appending { .. } => {
-                &[Kind::PartialDurable, Kind::Error]
+                &[MessageKind::PartialDurable, MessageKind::Error]
             }
             SenderState::Over => &[],
         }
@@ -411,32 +415,34 @@ impl Standing for ReceiverState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[Kind::PartialBegin, Kind::Error],
-            ReceiverState::Beginning | ReceiverState::Opening => &[Kind::Error],
-            ReceiverState::Ready => &[Kind::PartialOpen, Kind::Error],
+            ReceiverState::Idle => &[MessageKind::PartialBegin, MessageKind::Error],
+            ReceiverState::Beginning | ReceiverState::Opening => &[MessageKind::Error],
+            ReceiverState::Ready => &[MessageKind::PartialOpen, MessageKind::Error],
             ReceiverState::Appending { fresh: true, .. } => &[
-                Kind::PartialOpen,
-                Kind::PartialRewrite,
-                Kind::PartialAppend,
-                Kind::Error,
+                MessageKind::PartialOpen,
+                MessageKind::PartialRewrite,
+                MessageKind::PartialAppend,
+                MessageKind::Error,
             ],
-            ReceiverState::Appending { .. } => {
-                &[Kind::PartialOpen, Kind::PartialAppend, Kind::Error]
-            }
+            ReceiverState::Appending { .. } => &[
+                MessageKind::PartialOpen,
+                MessageKind::PartialAppend,
+                MessageKind::Error,
+            ],
             ReceiverState::Draining { granted: true } => &[
-                Kind::PartialBegin,
-                Kind::PartialOpen,
-                Kind::PartialRewrite,
-                Kind::PartialAppend,
-                Kind::Error,
+                MessageKind::PartialBegin,
+                MessageKind::PartialOpen,
+                MessageKind::PartialRewrite,
+                MessageKind::PartialAppend,
+                MessageKind::Error,
             ],
             ReceiverState::Draining { granted: false } => &[
-                Kind::PartialBegin,
-                Kind::PartialRewrite,
-                Kind::PartialAppend,
-                Kind::Error,
+                MessageKind::PartialBegin,
+                MessageKind::PartialRewrite,
+                MessageKind::PartialAppend,
+                MessageKind::Error,
             ],
         }
     }

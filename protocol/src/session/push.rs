@@ -10,7 +10,7 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::{
-    Acknowledgement, Data, Digest, Error, ErrorCode, Have, Kind, Message, Offer, Scope,
+    Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, MessageKind, Offer, Scope,
 };
 use crate::names::WalFileName;
 use crate::session::{Misuse, Standing, misuse, unexpected};
@@ -191,11 +191,20 @@ impl Standing for SenderState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            SenderState::Offered => &[Kind::Have, Kind::Stored, Kind::Conflict, Kind::Error],
-            SenderState::Hashing(_) | SenderState::Sending { .. } => &[Kind::Error],
-            SenderState::Committed => &[Kind::Stored, Kind::Conflict, Kind::Error],
+            SenderState::Offered => &[
+                MessageKind::Have,
+                MessageKind::Stored,
+                MessageKind::Conflict,
+                MessageKind::Error,
+            ],
+            SenderState::Hashing(_) | SenderState::Sending { .. } => &[MessageKind::Error],
+            SenderState::Committed => &[
+                MessageKind::Stored,
+                MessageKind::Conflict,
+                MessageKind::Error,
+            ],
             SenderState::Done => &[],
         }
     }
@@ -416,12 +425,19 @@ impl Standing for ReceiverState {
         }
     }
 
-    fn expects(&self) -> &'static [Kind] {
+    fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[Kind::Offer, Kind::Error],
+            ReceiverState::Idle => &[MessageKind::Offer, MessageKind::Error],
             ReceiverState::Looking(_) | ReceiverState::Sealing(_) => &[],
-            ReceiverState::Receiving { .. } => &[Kind::Data, Kind::Commit, Kind::Error],
-            ReceiverState::Draining => &[Kind::Offer, Kind::Data, Kind::Commit, Kind::Error],
+            ReceiverState::Receiving { .. } => {
+                &[MessageKind::Data, MessageKind::Commit, MessageKind::Error]
+            }
+            ReceiverState::Draining => &[
+                MessageKind::Offer,
+                MessageKind::Data,
+                MessageKind::Commit,
+                MessageKind::Error,
+            ],
         }
     }
 }
@@ -429,7 +445,7 @@ impl Standing for ReceiverState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Verify;
+    use crate::message::WireVerify;
     use crate::session::{assert_expected, assert_misused};
 
     /// Shows nothing as a proof.
@@ -451,7 +467,7 @@ mod tests {
             name: "00000001000000020000009A".parse().unwrap(),
             size: 16 << 20,
             crc32: 1,
-            verify: Verify::Records,
+            verify: WireVerify::Records,
         }
     }
 

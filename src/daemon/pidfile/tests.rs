@@ -77,13 +77,13 @@ fn fault_20_a_process_named_by_a_stale_file_is_not_signalled() {
     let (_folder, path) = folder();
     let mut bystander = Command::new("sleep").arg("60").spawn().unwrap();
     std::fs::write(&path, format!("{}\n", bystander.id())).unwrap();
-    let error = signal_running(&path, Control::Kill, END_QUICKLY).unwrap_err();
+    let error = signal_running(&path, DaemonControl::Kill, END_QUICKLY).unwrap_err();
     assert!(error.to_string().starts_with("not running"), "{error}");
     assert_eq!(error.kind(), Kind::Retry);
     // Held, but by another process than the one it names.
     let script = format!("echo {} > \"$1\"; sleep 60", bystander.id());
     let _holder = Holder::start(&path, &script);
-    let error = signal_running(&path, Control::Kill, END_QUICKLY).unwrap_err();
+    let error = signal_running(&path, DaemonControl::Kill, END_QUICKLY).unwrap_err();
     assert!(
         error.to_string().contains("not by the process it names"),
         "{error}"
@@ -100,7 +100,7 @@ const END_QUICKLY: Duration = Duration::from_secs(10);
 
 #[test]
 fn stop_and_kill_wait_for_the_end() {
-    for control in [Control::Stop, Control::Kill] {
+    for control in [DaemonControl::Stop, DaemonControl::Kill] {
         let (_folder, path) = folder();
         let mut holder = Holder::start(&path, DAEMON);
         signal_running(&path, control, END_QUICKLY).unwrap();
@@ -116,7 +116,7 @@ fn stop_and_kill_wait_for_the_end() {
 fn reload_reaches_the_daemon_and_leaves_it_running() {
     let (_folder, path) = folder();
     let mut holder = Holder::start(&path, DAEMON);
-    signal_running(&path, Control::Reload, END_QUICKLY).unwrap();
+    signal_running(&path, DaemonControl::Reload, END_QUICKLY).unwrap();
     let mark = path.with_extension("pid.hup");
     let deadline = Instant::now() + END_QUICKLY;
     while !mark.exists() {
@@ -131,9 +131,9 @@ fn a_daemon_that_does_not_end_is_reported_not_forgotten() {
     let (_folder, path) = folder();
     let script = "trap '' INT; echo $$ > \"$1\"; while :; do sleep 0.02; done";
     let _holder = Holder::start(&path, script);
-    let error = signal_running(&path, Control::Stop, Duration::from_millis(100)).unwrap_err();
+    let error = signal_running(&path, DaemonControl::Stop, Duration::from_millis(100)).unwrap_err();
     assert!(error.to_string().contains("still running"), "{error}");
-    signal_running(&path, Control::Kill, END_QUICKLY).unwrap();
+    signal_running(&path, DaemonControl::Kill, END_QUICKLY).unwrap();
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn fault_95_a_symlinked_pidfile_is_refused_and_its_target_kept() {
     let error = PidFile::acquire(&path).unwrap_err();
     assert_eq!(error.kind(), Kind::Config);
     assert!(error.to_string().contains("is a symlink"), "{error}");
-    assert!(signal_running(&path, Control::Reload, END_QUICKLY).is_err());
+    assert!(signal_running(&path, DaemonControl::Reload, END_QUICKLY).is_err());
     assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     assert!(PidFile::acquire(folder.path()).is_err());
 }

@@ -296,7 +296,7 @@ pub fn manifest(
     });
     let write = || -> std::io::Result<Vec<u8>> {
         let major = u8::try_from(facts.cluster.postgres_major).unwrap_or(u8::MAX);
-        let mut writer = manifest::Writer::new(Vec::new(), major, facts.cluster.system_id)?;
+        let mut writer = manifest::ManifestWriter::new(Vec::new(), major, facts.cluster.system_id)?;
         for file in arrived.chain(own) {
             writer.add(&file)?;
         }

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
-use walmgr_protocol::message::{Error, ErrorCode, Kind as MessageKind, Message, Scope};
+use walmgr_protocol::message::{Error, ErrorCode, Message, MessageKind, Scope};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::transport::connect::{Target, answered_with, refused};
+use crate::transport::connect::{ReceiverTarget, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel that everything of a backup's connection runs on.
@@ -31,8 +31,8 @@ pub const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 const GIVE_UP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the receiver is, and who asks.
-pub struct Way {
-    target: Target,
+pub struct ReceiverLink {
+    target: ReceiverTarget,
     facts: ClusterFacts,
     receiver: String,
 }
@@ -66,11 +66,11 @@ impl From<WireFault> for LinkError {
     }
 }
 
-impl Way {
+impl ReceiverLink {
     /// The way to the receiver that the settings name.
-    pub fn new(config: &MasterConfig, facts: ClusterFacts) -> Result<Way> {
-        Ok(Way {
-            target: Target::from_config(config)?,
+    pub fn new(config: &MasterConfig, facts: ClusterFacts) -> Result<ReceiverLink> {
+        Ok(ReceiverLink {
+            target: ReceiverTarget::from_config(config)?,
             facts,
             receiver: config.slave.to_string(),
         })
@@ -118,8 +118,8 @@ pub async fn receive(wire: &mut Wire) -> Result<Message, WireFault> {
 }
 
 /// The right to make a backup, as long as this exists and its connection comes back in time.
-pub struct Control<'a> {
-    way: &'a Way,
+pub struct BackupControl<'a> {
+    way: &'a ReceiverLink,
     wire: Option<Wire>,
     session: Session,
     granted: Granted,
@@ -127,15 +127,15 @@ pub struct Control<'a> {
     lost: Instant,
 }
 
-impl<'a> Control<'a> {
+impl<'a> BackupControl<'a> {
     /// Asks for the right; it is refused while somebody else has it.
-    pub async fn begin(way: &'a Way, begin: Begin) -> Result<Control<'a>> {
+    pub async fn begin(way: &'a ReceiverLink, begin: Begin) -> Result<BackupControl<'a>> {
         let mut wire = way.connect().await.map_err(LinkError::into_error)?;
         let (mut session, message) = Session::begin(begin);
         wire.send(CHANNEL, &message).await?;
         let event = session.received(receive(&mut wire).await?);
         match event.map_err(WireFault::from)? {
-            ControlEvent::Granted(granted) => Ok(Control {
+            ControlEvent::Granted(granted) => Ok(BackupControl {
                 way,
                 wire: Some(wire),
                 session,

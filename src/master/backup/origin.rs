@@ -15,16 +15,16 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The name under which a process makes backups of a data directory. The lock on the directory ends with the
 /// value, or with the process.
-pub struct Origin {
+pub struct BackupOrigin {
     text: String,
     host: String,
     _lock: Option<File>,
 }
 
-impl Origin {
+impl BackupOrigin {
     /// Locks the data directory, without a trace in it. While another process has it locked, the
     /// origin is one that is like no other, and the receiver says who makes the backup.
-    pub fn claim(data: &Path) -> Result<Origin> {
+    pub fn claim(data: &Path) -> Result<BackupOrigin> {
         let lock = files::try_lock(Kind::Config, data)?;
         let metadata = std::fs::metadata(data).at(Kind::Config, "look at", data)?;
         let host = rustix::system::uname()
@@ -39,7 +39,7 @@ impl Origin {
             }
             None => format!("{host} {:02x?}", fresh_nonce()?),
         };
-        Ok(Origin {
+        Ok(BackupOrigin {
             text,
             host,
             _lock: lock,

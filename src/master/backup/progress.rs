@@ -39,16 +39,16 @@ impl Counters {
 }
 
 /// Shows the counters until it is dropped.
-pub struct Progress {
+pub struct BackupProgress {
     bar: Option<ProgressBar>,
     total_bytes: u64,
     began: Instant,
     said: Instant,
 }
 
-impl Progress {
+impl BackupProgress {
     /// Begins to show a work of this many bytes.
-    pub fn begin(total_bytes: u64, options: &Options) -> Progress {
+    pub fn begin(total_bytes: u64, options: &Options) -> BackupProgress {
         let bar = (!options.quiet && std::io::stderr().is_terminal()).then(|| {
             let target = ProgressDrawTarget::stderr();
             let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
@@ -61,7 +61,7 @@ impl Progress {
             )
         });
         let began = Instant::now();
-        Progress {
+        BackupProgress {
             bar,
             total_bytes,
             began,
@@ -100,7 +100,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for BackupProgress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -30,7 +30,7 @@ const REREAD_PAUSE: Duration = Duration::from_millis(5);
 const NEVER_VANISH: [&[u8]; 2] = [layout::PG_VERSION.as_bytes(), layout::PG_CONTROL.as_bytes()];
 
 /// Makes one stream.
-pub struct Source {
+pub struct StreamSource {
     load: Arc<WorkQueue>,
     on_its_way: Arc<OnItsWay>,
     again: VecDeque<Resend>,
@@ -61,10 +61,14 @@ enum Bytes {
     Gone,
 }
 
-impl Source {
+impl StreamSource {
     /// A stream that first sends `again`, and then what is waiting.
-    pub fn new(load: Arc<WorkQueue>, on_its_way: Arc<OnItsWay>, again: Vec<Resend>) -> Source {
-        Source {
+    pub fn new(
+        load: Arc<WorkQueue>,
+        on_its_way: Arc<OnItsWay>,
+        again: Vec<Resend>,
+    ) -> StreamSource {
+        StreamSource {
             load,
             on_its_way,
             again: again.into(),

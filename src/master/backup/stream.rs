@@ -11,15 +11,15 @@ use walmgr_protocol::compress::{Block, Packer};
 use walmgr_protocol::frame::HEADER_BYTES;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::backup::{Granted, Join};
-use walmgr_protocol::message::{Kind as MessageKind, Message};
+use walmgr_protocol::message::{Message, MessageKind};
 use walmgr_protocol::session::backup::{Stream as Session, StreamEvent};
 
 use crate::error::{CommandError, Result};
 use crate::master::backup::control::{
-    CHANNEL, LinkError, RETRY_INTERVAL, SILENCE_MAX, Way, receive,
+    CHANNEL, LinkError, RETRY_INTERVAL, ReceiverLink, SILENCE_MAX, receive,
 };
 use crate::master::backup::progress::Counters;
-use crate::master::backup::source::Source;
+use crate::master::backup::source::StreamSource;
 use crate::master::backup::work_queue::{OnItsWay, Resend, WorkQueue};
 use crate::master::push::Blocks;
 use crate::transport::wire::{Wire, WireFault};
@@ -28,9 +28,9 @@ use crate::transport::wire::{Wire, WireFault};
 const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// One stream, from its first connection to its last.
-pub struct Stream {
+pub struct BackupStream {
     /// The way to the receiver.
-    pub way: Arc<Way>,
+    pub way: Arc<ReceiverLink>,
     /// What is to be sent.
     pub load: Arc<WorkQueue>,
     /// What the receiver granted.
@@ -41,7 +41,7 @@ pub struct Stream {
     pub blocks: Blocks,
 }
 
-impl Stream {
+impl BackupStream {
     /// Sends until nothing is waiting; gives up when nothing got through for as long as the lease.
     pub async fn run(self) -> Result<()> {
         let on_its_way = Arc::new(OnItsWay::default());
@@ -79,7 +79,7 @@ impl Stream {
         let again = self.ask(&mut wire, &mut session, on_its_way).await?;
         let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
         let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
-        let source = Source::new(Arc::clone(&self.load), Arc::clone(on_its_way), again);
+        let source = StreamSource::new(Arc::clone(&self.load), Arc::clone(on_its_way), again);
         let blocks = self.blocks;
         let reading =
             tokio::task::spawn_blocking(move || read_blocks(source, blocks, &full, &reusable));
@@ -249,7 +249,7 @@ impl Stream {
 
 /// Makes blocks of the stream until it ends, or nobody takes them any more.
 fn read_blocks(
-    mut source: Source,
+    mut source: StreamSource,
     blocks: Blocks,
     full: &mpsc::Sender<Block>,
     reusable: &std::sync::mpsc::Receiver<Vec<u8>>,

@@ -30,7 +30,7 @@ pub const MARK: &str = "walmgr.restoring";
 const SPARE_BYTES: u64 = 32 << 20;
 
 /// A place for a set.
-pub struct Place {
+pub struct RestorePlace {
     /// The data directory to be.
     pub data: PathBuf,
     /// Where tablespaces go that do not stay below it.
@@ -40,27 +40,27 @@ pub struct Place {
     /// Whether the directory has to be made.
     is_new: bool,
     /// Held while it is filled.
-    opened: Option<Opened>,
+    opened: Option<OpenedPlace>,
 }
 
-struct Opened {
+struct OpenedPlace {
     /// Locked, so that two restores do not take each other for leftovers.
     root: File,
     /// Opened before anything is written, so that the sync reports every failure.
     spaces: Vec<(u32, OwnedFd)>,
 }
 
-impl Place {
+impl RestorePlace {
     /// Looks at a place; fails if the set cannot go there. Changes nothing.
     pub fn examine(
         config: &MasterConfig,
         data: &Path,
         described: &SetDescription,
         mapping: &[(PathBuf, PathBuf)],
-    ) -> Result<Place> {
+    ) -> Result<RestorePlace> {
         let data = files::resolved(data);
         refuse_overlap(config, &data)?;
-        let mut place = Place {
+        let mut place = RestorePlace {
             is_new: examine_directory(&data, &data)?,
             spaces: spaces(described, mapping)?,
             later: Later::default(),
@@ -127,7 +127,7 @@ impl Place {
     }
 
     /// Makes and marks the directories; what an interrupted restore left there goes.
-    pub fn begin(mut self) -> Result<Place> {
+    pub fn begin(mut self) -> Result<RestorePlace> {
         if self.is_new {
             files::make_directory(&self.data)?;
         }
@@ -154,7 +154,7 @@ impl Place {
             let mode = PermissionsExt::from_mode(0o700);
             std::fs::set_permissions(directory, mode).at(Kind::Retry, "close", directory)?;
         }
-        self.opened = Some(Opened { root, spaces });
+        self.opened = Some(OpenedPlace { root, spaces });
         Ok(self)
     }
 

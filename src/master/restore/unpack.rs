@@ -16,7 +16,7 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::message::fetch::SetDescription;
 use walmgr_protocol::names::RelativePath;
 
-use super::place::{MARK, Place};
+use super::place::{MARK, RestorePlace};
 use crate::error::{CommandError, Result};
 use crate::master::backup::progress::Counters;
 use crate::master::fetch::Sink;
@@ -88,7 +88,7 @@ struct OpenFile {
 impl Unpack {
     /// Begins in a place that is empty but for its mark.
     pub fn begin(
-        place: &Place,
+        place: &RestorePlace,
         described: &SetDescription,
         counters: Arc<Counters>,
     ) -> Result<Unpack> {

@@ -3,7 +3,7 @@
 
 /// What stands behind a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Joint {
+pub enum CommandJoint {
     /// `&&`
     And,
     /// `||`
@@ -18,11 +18,11 @@ pub enum Joint {
 
 /// A command, or what closes a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
+pub struct ShellWord {
     /// Its words without quotes, without what is assigned before them and without redirections.
     pub words: Vec<String>,
     /// What stands behind it.
-    pub joint: Joint,
+    pub joint: CommandJoint,
     /// Whether `!` turns its end around.
     pub is_negated: bool,
     /// Whether it only decides what else is run.
@@ -38,7 +38,7 @@ const KEYWORDS: [&str; 13] = [
 
 #[derive(Default)]
 struct Reading {
-    items: Vec<Item>,
+    items: Vec<ShellWord>,
     words: Vec<String>,
     word: Option<String>,
     /// The next word is a file to read or to write.
@@ -58,12 +58,12 @@ impl Reading {
         }
     }
 
-    fn end_item(&mut self, joint: Joint) {
+    fn end_item(&mut self, joint: CommandJoint) {
         self.end_word();
         let words = std::mem::take(&mut self.words);
         if words.is_empty() {
             // `&&` behind a group belongs to the group; a second line's end says nothing.
-            if joint != Joint::Then {
+            if joint != CommandJoint::Then {
                 self.items.push(item(Vec::new(), joint));
             }
             return;
@@ -72,7 +72,7 @@ impl Reading {
     }
 }
 
-fn item(words: Vec<String>, joint: Joint) -> Item {
+fn item(words: Vec<String>, joint: CommandJoint) -> ShellWord {
     let is_keyword = |word: &&String| KEYWORDS.contains(&word.as_str());
     let is_assigned = |word: &&String| {
         let name = word.split_once('=').map_or("", |(name, _)| name);
@@ -84,7 +84,7 @@ fn item(words: Vec<String>, joint: Joint) -> Item {
     let own: Vec<&String> = words.iter().take_while(is_keyword).collect();
     let begins = own.len() + words[own.len()..].iter().take_while(is_assigned).count();
     let has = |known: &[&str]| own.iter().any(|word| known.contains(&word.as_str()));
-    Item {
+    ShellWord {
         joint,
         is_negated: has(&["!"]),
         is_condition: has(&["if", "elif", "while", "until"]),
@@ -94,7 +94,7 @@ fn item(words: Vec<String>, joint: Joint) -> Item {
 }
 
 /// Takes a line, or several, apart.
-pub fn items(text: &str) -> Vec<Item> {
+pub fn items(text: &str) -> Vec<ShellWord> {
     let mut reading = Reading::default();
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
@@ -117,17 +117,17 @@ pub fn items(text: &str) -> Vec<Item> {
             '&' if next == Some('>') => {}
             '&' if next == Some('&') => {
                 letters.next();
-                reading.end_item(Joint::And);
+                reading.end_item(CommandJoint::And);
             }
             '|' if next == Some('|') => {
                 letters.next();
-                reading.end_item(Joint::Or);
+                reading.end_item(CommandJoint::Or);
             }
-            '&' => reading.end_item(Joint::Background),
-            '|' => reading.end_item(Joint::Pipe),
-            ';' | '\n' | '(' => reading.end_item(Joint::Then),
+            '&' => reading.end_item(CommandJoint::Background),
+            '|' => reading.end_item(CommandJoint::Pipe),
+            ';' | '\n' | '(' => reading.end_item(CommandJoint::Then),
             ')' => {
-                reading.end_item(Joint::Then);
+                reading.end_item(CommandJoint::Then);
                 // What is behind the group belongs to all of it.
                 reading.words.push("}".to_owned());
             }
@@ -135,7 +135,7 @@ pub fn items(text: &str) -> Vec<Item> {
             letter => reading.push(letter),
         }
     }
-    reading.end_item(Joint::Then);
+    reading.end_item(CommandJoint::Then);
     reading.items
 }
 
@@ -211,19 +211,23 @@ mod tests {
         ] {
             assert_eq!(words(text), expected, "{text}");
         }
-        let joints =
-            |text: &str| -> Vec<Joint> { items(text).iter().map(|item| item.joint).collect() };
+        let joints = |text: &str| -> Vec<CommandJoint> {
+            items(text).iter().map(|item| item.joint).collect()
+        };
         assert_eq!(
             joints("a && b || c | d & e"),
             [
-                Joint::And,
-                Joint::Or,
-                Joint::Pipe,
-                Joint::Background,
-                Joint::Then
+                CommandJoint::And,
+                CommandJoint::Or,
+                CommandJoint::Pipe,
+                CommandJoint::Background,
+                CommandJoint::Then
             ]
         );
-        assert_eq!(joints("(a) | b"), [Joint::Then, Joint::Pipe, Joint::Then]);
+        assert_eq!(
+            joints("(a) | b"),
+            [CommandJoint::Then, CommandJoint::Pipe, CommandJoint::Then]
+        );
         assert!(items("! a")[0].is_negated && items("if a; then b; fi")[0].is_condition);
     }
 

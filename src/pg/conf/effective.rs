@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::line::{self, Setting};
+use super::line::{self, ConfSetting};
 use super::lines;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::layout;
@@ -47,7 +47,7 @@ fn search(
     data: &Path,
     name: &str,
 ) -> Result<Option<Setter>> {
-    let mut search = Search {
+    let mut search = SettingSearch {
         name: name.to_ascii_lowercase(),
         data,
         edited: text.map(|text| (config_file, text)),
@@ -61,14 +61,14 @@ fn search(
     Ok(search.found)
 }
 
-struct Search<'a> {
+struct SettingSearch<'a> {
     name: String,
     data: &'a Path,
     edited: Option<(&'a Path, &'a [u8])>,
     found: Option<Setter>,
 }
 
-impl Search<'_> {
+impl SettingSearch<'_> {
     fn file(&mut self, path: &Path, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
             let doing = format!("{} is included more than {DEPTH_MAX} deep", path.display());
@@ -94,7 +94,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn directive(&mut self, path: &Path, setting: &Setting, depth: usize) -> Result<bool> {
+    fn directive(&mut self, path: &Path, setting: &ConfSetting, depth: usize) -> Result<bool> {
         let target = || self.beside(path, &setting.value);
         match setting.name.as_str() {
             "include" => self.file(&target(), depth + 1)?,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use super::line::{self, Setting};
+use super::line::{self, ConfSetting};
 use super::{is_on, lines, value};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -269,7 +269,7 @@ impl Host<'_> {
     }
 
     /// Why a setting may not stand; `None` if it may.
-    fn objection(&self, setting: &Setting, folder: &Path) -> Option<&'static str> {
+    fn objection(&self, setting: &ConfSetting, folder: &Path) -> Option<&'static str> {
         let name = setting.name.as_str();
         let Ok(text) = std::str::from_utf8(&setting.value) else {
             return is_known(name).then_some("it is no text");

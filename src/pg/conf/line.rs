@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// A setting in force, or a directive such as `include`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
+pub struct ConfSetting {
     /// In lower case.
     pub name: String,
     /// Without quotes and escapes.
@@ -18,7 +18,7 @@ pub struct Setting {
 }
 
 /// Reads a line, with or without its line end; `None` if it sets nothing.
-pub fn setting(line: &[u8]) -> Option<Setting> {
+pub fn setting(line: &[u8]) -> Option<ConfSetting> {
     let mut cursor = Cursor { line, at: 0 };
     cursor.skip_space();
     let name = cursor.name()?;
@@ -34,7 +34,7 @@ pub fn setting(line: &[u8]) -> Option<Setting> {
     };
     let value_at = begin..cursor.at;
     cursor.skip_space();
-    matches!(cursor.peek(), None | Some(b'#' | b'\n')).then_some(Setting {
+    matches!(cursor.peek(), None | Some(b'#' | b'\n')).then_some(ConfSetting {
         name,
         value,
         value_at,

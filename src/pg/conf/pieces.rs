@@ -81,7 +81,7 @@ const DEFAULTS: [(&str, &str); 4] = [
 
 /// The files that a server with this `config_file` reads, but for that one itself.
 pub fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
-    pieces_in(&Disk, config_file, data)
+    pieces_in(&HostFiles, config_file, data)
 }
 
 fn pieces_in(source: &dyn PieceSource, config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
@@ -109,9 +109,9 @@ trait PieceSource {
     fn resolved(&self, path: &Path) -> PathBuf;
 }
 
-struct Disk;
+struct HostFiles;
 
-impl PieceSource for Disk {
+impl PieceSource for HostFiles {
     fn text(&self, path: &Path) -> Option<Vec<u8>> {
         let is_file = path.is_file();
         is_file

@@ -93,7 +93,7 @@ pub enum Listener {
 
 /// One of the servers that a connection string names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ServerAddress {
     /// Where it listens.
     pub listener: Listener,
     /// Its port, and the number in its socket's name.
@@ -102,7 +102,7 @@ pub struct Place {
     pub host: Option<String>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.listener {
             Listener::Socket(folder) => write!(out, "{}", folder.display())?,
@@ -153,7 +153,7 @@ pub struct TcpSettings {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Conninfo {
     /// The servers, at least one, in the order in which they are tried.
-    pub places: Vec<Place>,
+    pub places: Vec<ServerAddress>,
     /// Whether that order is left to chance (`load_balance_hosts`).
     pub shuffled: bool,
     /// Who connects.
@@ -209,7 +209,7 @@ impl Conninfo {
     }
 
     /// The password for a place and a database: the string's, or that of the password file.
-    pub fn password(&self, place: &Place, database: &str) -> Option<Vec<u8>> {
+    pub fn password(&self, place: &ServerAddress, database: &str) -> Option<Vec<u8>> {
         if let Some(password) = &self.password {
             return Some(password.clone().into_bytes());
         }
@@ -381,7 +381,7 @@ fn session_kind(given: &Given) -> Result<SessionKind, String> {
 }
 
 /// As many servers as `hostaddr` or `host` has, and a port for each.
-fn places(given: &Given, environment: &Environment) -> Result<Vec<Place>, String> {
+fn places(given: &Given, environment: &Environment) -> Result<Vec<ServerAddress>, String> {
     let list = |name: &str| -> Vec<String> {
         let text = given.get(name).map(String::as_str);
         (text.into_iter().flat_map(|text| text.split(',')))
@@ -430,7 +430,7 @@ fn places(given: &Given, environment: &Environment) -> Result<Vec<Place>, String
             },
             (None, None) => Listener::Socket(socket_directory(environment, port)),
         };
-        places.push(Place {
+        places.push(ServerAddress {
             listener,
             port,
             host,

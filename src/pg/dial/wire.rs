@@ -15,12 +15,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
-use super::Refusal;
+use super::DialFault;
 use crate::pg::conninfo::Authentication;
 use crate::pg::encryption;
 
 /// A socket, encrypted or not.
-pub struct Wire {
+pub struct PgSocket {
     socket: Socket,
     gate: Option<Gate>,
 }
@@ -31,26 +31,26 @@ enum Socket {
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
-impl Wire {
+impl PgSocket {
     /// Over the network, in the clear.
-    pub fn tcp(stream: TcpStream) -> Wire {
-        Wire {
+    pub fn tcp(stream: TcpStream) -> PgSocket {
+        PgSocket {
             socket: Socket::Tcp(stream),
             gate: None,
         }
     }
 
     /// Within this host.
-    pub fn unix(stream: UnixStream) -> Wire {
-        Wire {
+    pub fn unix(stream: UnixStream) -> PgSocket {
+        PgSocket {
             socket: Socket::Unix(stream),
             gate: None,
         }
     }
 
     /// This connection, where `gate` sees what the server says until it says how we are to prove who we are.
-    pub fn gated(self, gate: Gate) -> Wire {
-        Wire {
+    pub fn gated(self, gate: Gate) -> PgSocket {
+        PgSocket {
             gate: Some(gate),
             ..self
         }
@@ -71,14 +71,14 @@ impl Wire {
         self,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
-    ) -> Result<Wire, Refusal> {
+    ) -> Result<PgSocket, DialFault> {
         let Socket::Tcp(stream) = self.socket else {
-            return Err(Refusal::Unfit(
+            return Err(DialFault::Unfit(
                 "TLS is for connections over the network".to_owned(),
             ));
         };
         match TlsConnector::from(config).connect(name, stream).await {
-            Ok(stream) => Ok(Wire {
+            Ok(stream) => Ok(PgSocket {
                 socket: Socket::Tls(Box::new(stream)),
                 gate: None,
             }),
@@ -105,20 +105,20 @@ impl Wire {
 }
 
 /// What rustls refused, without its preface.
-fn refused(error: io::Error) -> Refusal {
+fn refused(error: io::Error) -> DialFault {
     let inner = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::General(text)) => Refusal::Unfit(text.clone()),
+        Some(rustls::Error::General(text)) => DialFault::Unfit(text.clone()),
         // No common cipher, or a key of a sort that rustls does not know.
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure)) => Refusal::Unfit(
+        Some(rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure)) => DialFault::Unfit(
             "TLS: the server finds nothing in common: its key has to be RSA, ECDSA (P-256, P-384 or P-521) or Ed25519, and \
              its TLS 1.2 or 1.3"
                 .to_owned(),
         ),
-        Some(inner) => Refusal::Unfit(format!("TLS: {inner}")),
-        None => Refusal::Network(error),
+        Some(inner) => DialFault::Unfit(format!("TLS: {inner}")),
+        None => DialFault::Network(error),
     }
 }
 
@@ -174,7 +174,7 @@ impl Gate {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for PgSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -200,7 +200,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for PgSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -230,7 +230,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl TlsStream for Wire {
+impl TlsStream for PgSocket {
     fn channel_binding(&self) -> ChannelBinding {
         match self.end_point() {
             Some(digest) => ChannelBinding::tls_server_end_point(digest),
@@ -242,12 +242,12 @@ impl TlsStream for Wire {
 /// Tells the driver that there is nothing left to negotiate.
 pub struct Established;
 
-impl TlsConnect<Wire> for Established {
-    type Stream = Wire;
+impl TlsConnect<PgSocket> for Established {
+    type Stream = PgSocket;
     type Error = io::Error;
-    type Future = Ready<io::Result<Wire>>;
+    type Future = Ready<io::Result<PgSocket>>;
 
-    fn connect(self, stream: Wire) -> Self::Future {
+    fn connect(self, stream: PgSocket) -> Self::Future {
         ready(Ok(stream))
     }
 }

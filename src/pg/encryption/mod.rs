@@ -25,7 +25,7 @@ use x509_parser::signature_algorithm::SignatureAlgorithm;
 use super::conninfo::read_file;
 use chain::Trusted;
 use settings::{Authority, Encryption, SslMode, TlsVersion};
-pub use shown::Shown;
+pub use shown::ShownCertificate;
 
 /// What a server answers with to a connection that begins with TLS (`sslnegotiation=direct`).
 pub const ALPN: &[u8] = b"postgresql";
@@ -37,7 +37,7 @@ pub struct Handshake {
     /// What rustls is to call the server; the certificate is compared with the host as it was written.
     pub name: ServerName<'static>,
     /// Our certificate, and whether the server wanted to see it.
-    pub shown: Arc<Shown>,
+    pub shown: Arc<ShownCertificate>,
 }
 
 /// Reads the files that the settings name. `host` is the server's as it was written.
@@ -63,7 +63,7 @@ pub fn handshake(settings: &Encryption, host: Option<&str>) -> Result<Handshake,
         .filter(|(version, _)| (settings.oldest..=settings.newest).contains(version))
         .map(|(_, version)| version)
         .collect();
-    let shown = Arc::new(Shown::read(settings, &provider)?);
+    let shown = Arc::new(ShownCertificate::read(settings, &provider)?);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .map_err(|error| error.to_string())?

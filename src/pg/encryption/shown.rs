@@ -19,14 +19,17 @@ use crate::pg::conninfo::read_file;
 
 /// Our certificate, and whether the server wanted to see it.
 #[derive(Debug)]
-pub struct Shown {
+pub struct ShownCertificate {
     certificate: Option<Arc<CertifiedKey>>,
     asked: AtomicBool,
 }
 
-impl Shown {
+impl ShownCertificate {
     /// Reads the files, if they are there.
-    pub fn read(settings: &Encryption, provider: &CryptoProvider) -> Result<Shown, String> {
+    pub fn read(
+        settings: &Encryption,
+        provider: &CryptoProvider,
+    ) -> Result<ShownCertificate, String> {
         let wanted = settings.certificate_demand != Demand::Disable;
         let file = settings
             .certificate
@@ -56,7 +59,7 @@ impl Shown {
         if certificate.is_none() && settings.certificate_demand == Demand::Require {
             return Err("sslcertmode=require, and there is no certificate in sslcert".to_owned());
         }
-        Ok(Shown {
+        Ok(ShownCertificate {
             certificate,
             asked: AtomicBool::new(false),
         })
@@ -68,7 +71,7 @@ impl Shown {
     }
 }
 
-impl ResolvesClientCert for Shown {
+impl ResolvesClientCert for ShownCertificate {
     fn resolve(
         &self,
         _authorities: &[&[u8]],

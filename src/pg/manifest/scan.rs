@@ -4,7 +4,9 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::{CHECKSUM_KEY, FileEntry, LINE_BYTES_MAX, Line, ManifestFault, WalRange, hexadecimal};
+use super::{
+    CHECKSUM_KEY, FileEntry, LINE_BYTES_MAX, ManifestFault, ManifestObject, WalRange, hexadecimal,
+};
 
 /// A manifest that is being read from its beginning.
 pub struct Scan<'a> {
@@ -85,10 +87,10 @@ impl<'a> Scan<'a> {
             && let Some(end) = rest.iter().position(|byte| *byte == b'"')
             && (self.wanted.iter()).any(|wanted| wanted.as_bytes() == &rest[..end])
         {
-            let entry = Line::of(line, "files", self.lines)?;
+            let entry = ManifestObject::of(line, "files", self.lines)?;
             self.found.push(entry.file()?);
         } else if line.starts_with(b"{ \"Timeline\": ") {
-            let range = Line::of(line, "WAL ranges", self.lines)?;
+            let range = ManifestObject::of(line, "WAL ranges", self.lines)?;
             self.last_range = Some(range.wal_range()?);
         }
         Ok(())
@@ -107,11 +109,11 @@ impl<'a> Scan<'a> {
 mod tests {
     use walmgr_protocol::names::SystemId;
 
-    use super::super::{Checksum, Writer};
+    use super::super::{Checksum, ManifestWriter};
     use super::*;
 
     fn manifest() -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new(), 17, SystemId(7)).unwrap();
+        let mut writer = ManifestWriter::new(Vec::new(), 17, SystemId(7)).unwrap();
         for (name, size) in [("PG_VERSION", 3), ("base/1/1", 8192), ("backup_label", 200)] {
             let entry = FileEntry {
                 path: name.parse().unwrap(),

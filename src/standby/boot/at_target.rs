@@ -8,9 +8,9 @@
 
 use std::time::Instant;
 
-use super::begun::Begun;
+use super::begun::BegunBoot;
 use super::changed::Changed;
-use super::{Standby, alone, archive, call_off, or_forced};
+use super::{BootedStandby, alone, archive, call_off, or_forced};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -71,7 +71,7 @@ pub fn open(
     }
     tracing::info!("the server in {place} stands shut down at its recovery target");
     let alone = alone(&data)?;
-    let standby = Standby {
+    let standby = BootedStandby {
         before: data.control()?,
         settings,
         archive: archive(config)?,
@@ -166,13 +166,13 @@ fn this_process() -> Result<Postmaster> {
     parsed.ok_or_else(|| CommandError::retry("find this process's own id"))
 }
 
-impl Standby {
+impl BootedStandby {
     /// Whether the server opened, if that was waited for.
     fn start_and_open(
         &self,
         command: &str,
         wait: bool,
-        (begun, config): (&Begun, &StandbyConfig),
+        (begun, config): (&BegunBoot, &StandbyConfig),
     ) -> Result<bool> {
         let path = self.settings.automatic();
         let changed = Changed::of(&path, ACTION, "promote")?;

@@ -33,7 +33,7 @@ use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 use crate::standby::own_server;
-use crate::standby::verdict::Acknowledged;
+use crate::standby::verdict::AcknowledgedEnd;
 
 /// Its name beside STOP.
 const NAME: &str = "BOOT";
@@ -50,9 +50,9 @@ const RECOVERY_SIGNS: [&str; 3] = [
 
 /// A boot that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Begun {
+pub struct BegunBoot {
     /// With what the server has to open.
-    pub acknowledged: Acknowledged,
+    pub acknowledged: AcknowledgedEnd,
     /// Whether its recovery ends at a target.
     pub at_target: bool,
     /// The server it promotes.
@@ -64,15 +64,15 @@ pub struct Begun {
     directory: u64,
 }
 
-impl Begun {
+impl BegunBoot {
     /// One of the server on this directory.
     pub fn of(
         data: &DataDirectory,
         server: String,
-        acknowledged: Acknowledged,
+        acknowledged: AcknowledgedEnd,
         at_target: bool,
-    ) -> Result<Begun> {
-        Ok(Begun {
+    ) -> Result<BegunBoot> {
+        Ok(BegunBoot {
             acknowledged,
             at_target,
             server,
@@ -83,13 +83,13 @@ impl Begun {
     }
 
     /// The last one, if it is of this directory. One that says nothing is told and passed over.
-    pub fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<Begun>> {
+    pub fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<BegunBoot>> {
         let path = path(config);
         let text = match files::read_at_most(&path, BYTES_MAX) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.at(Kind::Retry, "read", &path)?,
         };
-        let Some(begun) = Begun::parse(&text) else {
+        let Some(begun) = BegunBoot::parse(&text) else {
             tracing::warn!("{} is damaged, or not what boot writes", path.display());
             return Ok(None);
         };
@@ -105,7 +105,7 @@ impl Begun {
 
     /// Says durably what is about to be set until the boot is over, or that nothing is.
     pub fn with(&self, changed: Option<Changed>, config: &StandbyConfig) -> Result<()> {
-        Begun {
+        BegunBoot {
             changed,
             ..self.clone()
         }
@@ -135,7 +135,7 @@ impl Begun {
     /// Says that nothing is left to do.
     pub fn finish(&self, config: &StandbyConfig) -> Result<()> {
         let is_finished = true;
-        Begun {
+        BegunBoot {
             is_finished,
             ..self.clone()
         }
@@ -160,11 +160,11 @@ impl Begun {
     }
 
     /// Sound only if every byte of it is what would be written.
-    fn parse(text: &[u8]) -> Option<Begun> {
+    fn parse(text: &[u8]) -> Option<BegunBoot> {
         let value: Value = serde_json::from_slice(text).ok()?;
         let timeline = u32::try_from(value.get("timeline")?.as_u64()?).ok()?;
-        let begun = Begun {
-            acknowledged: Acknowledged {
+        let begun = BegunBoot {
+            acknowledged: AcknowledgedEnd {
                 timeline: TimelineId::new(timeline)?,
                 end: value.get("acknowledged")?.as_str()?.parse::<Lsn>().ok()?,
             },
@@ -197,7 +197,7 @@ pub fn forget(config: &StandbyConfig) -> Result<()> {
 /// The server that a boot opened without finishing, for `status`.
 pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
-    let begun = Begun::read(config, &data).ok()??;
+    let begun = BegunBoot::read(config, &data).ok()??;
     let is_left = !begun.is_finished && has_opened(&data).ok()?;
     is_left.then(|| data.path().to_path_buf())
 }
@@ -205,7 +205,7 @@ pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
 /// What the file of a server has only because of a boot that goes on, or was killed, for `status`.
 pub fn changed(config: &StandbyConfig) -> Option<String> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
-    let changed = Begun::read(config, &data).ok()??.changed?;
+    let changed = BegunBoot::read(config, &data).ok()??.changed?;
     Some(changed.text(&own_server::settings(config, &data).automatic()))
 }
 
@@ -235,9 +235,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn begun() -> Begun {
-        Begun {
-            acknowledged: Acknowledged {
+    fn begun() -> BegunBoot {
+        BegunBoot {
+            acknowledged: AcknowledgedEnd {
                 timeline: TimelineId::FIRST,
                 end: Lsn(0x500_0148),
             },
@@ -249,13 +249,13 @@ mod tests {
         }
     }
 
-    fn changed(before: Option<&str>) -> Begun {
+    fn changed(before: Option<&str>) -> BegunBoot {
         let changed = Changed {
             name: "recovery_min_apply_delay".to_owned(),
             before: before.map(str::to_owned),
             during: "0".to_owned(),
         };
-        Begun {
+        BegunBoot {
             changed: Some(changed),
             ..begun()
         }
@@ -268,23 +268,23 @@ mod tests {
         }
     }
 
-    fn reads_only_as_written(begun: &Begun) {
+    fn reads_only_as_written(begun: &BegunBoot) {
         let text = begun.text().into_bytes();
-        assert_eq!(Begun::parse(&text).as_ref(), Some(begun));
+        assert_eq!(BegunBoot::parse(&text).as_ref(), Some(begun));
         for bit in 0..text.len() * 8 {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Begun::parse(&flipped), None, "bit {bit}");
+            assert_eq!(BegunBoot::parse(&flipped), None, "bit {bit}");
         }
         for len in 0..text.len() {
-            assert_eq!(Begun::parse(&text[..len]), None);
+            assert_eq!(BegunBoot::parse(&text[..len]), None);
         }
     }
 
     proptest! {
         #[test]
         fn arbitrary_text_never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Begun::parse(&text);
+            let _ = BegunBoot::parse(&text);
         }
     }
 }

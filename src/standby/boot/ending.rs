@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{TimelineId, WalFileName};
 
-use super::Standby;
-use super::begun::Begun;
+use super::BootedStandby;
+use super::begun::BegunBoot;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -25,18 +25,22 @@ use crate::store::{ArchiveReader, RealDisk};
 use crate::wal::history::History;
 
 /// A server that opened.
-pub(super) struct Opened<'a> {
+pub(super) struct OpenedServer<'a> {
     pub(super) config: &'a StandbyConfig,
     pub(super) data: &'a DataDirectory,
     pub(super) archive: &'a ArchiveReader,
     /// With what it was to open.
-    pub(super) begun: &'a Begun,
+    pub(super) begun: &'a BegunBoot,
 }
 
-impl Standby {
+impl BootedStandby {
     /// This server once it has opened.
-    pub(super) fn opened<'a>(&'a self, config: &'a StandbyConfig, begun: &'a Begun) -> Opened<'a> {
-        Opened {
+    pub(super) fn opened<'a>(
+        &'a self,
+        config: &'a StandbyConfig,
+        begun: &'a BegunBoot,
+    ) -> OpenedServer<'a> {
+        OpenedServer {
             config,
             data: &self.data,
             archive: &self.archive,
@@ -45,7 +49,7 @@ impl Standby {
     }
 }
 
-impl Opened<'_> {
+impl OpenedServer<'_> {
     /// Says how the boot ended, and does what is left of it.
     pub(super) fn finish(&self, force: bool) -> Result<()> {
         // What is not being booted any more must not be treated so.

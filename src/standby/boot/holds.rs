@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use walmgr_protocol::names::Lsn;
 
-use super::Standby;
-use super::begun::Begun;
+use super::BootedStandby;
+use super::begun::BegunBoot;
 use super::changed::Changed;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
@@ -34,7 +34,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 const DELAY: &str = "recovery_min_apply_delay";
 
-impl Standby {
+impl BootedStandby {
     fn look(&self, ahead: Option<Demands>) -> Result<Looked> {
         let demanded = Demanded::by(&self.data.control()?).and(ahead);
         let server = Some(&self.server);
@@ -90,7 +90,7 @@ impl Standby {
     }
 }
 
-impl Standby {
+impl BootedStandby {
     /// Why a server that was told to open ended.
     pub(super) fn ended(&self) -> CommandError {
         let control = self.data.control();
@@ -140,7 +140,7 @@ pub(super) fn too_low(list: &[TooLow]) -> CommandError {
 
 /// Looks after a server's replay while a boot waits for it.
 pub(super) struct Attendance<'a> {
-    standby: &'a Standby,
+    standby: &'a BootedStandby,
     note: Note<'a>,
     force: bool,
     promoted: bool,
@@ -150,7 +150,7 @@ pub(super) struct Attendance<'a> {
 }
 
 impl<'a> Attendance<'a> {
-    pub(super) fn of(standby: &'a Standby, note: Note<'a>, force: bool) -> Attendance<'a> {
+    pub(super) fn of(standby: &'a BootedStandby, note: Note<'a>, force: bool) -> Attendance<'a> {
         Attendance {
             standby,
             note,
@@ -271,18 +271,18 @@ fn how_to_end(sessions: &[Holder]) -> String {
 /// A delay that does not count until this is dropped. A promotion ends it too, but there may be something
 /// to ask for before (see `answers`), and the server asks for nothing while it waits.
 struct LiftedDelay<'a> {
-    standby: &'a Standby,
+    standby: &'a BootedStandby,
     note: Note<'a>,
     path: PathBuf,
     changed: Changed,
 }
 
 /// Where a boot tells of what it sets.
-type Note<'a> = (&'a Begun, &'a StandbyConfig);
+type Note<'a> = (&'a BegunBoot, &'a StandbyConfig);
 
 impl<'a> LiftedDelay<'a> {
     /// The last file that PostgreSQL reads says so, in the place of whichever said otherwise.
-    fn lift(standby: &'a Standby, note: Note<'a>) -> Result<LiftedDelay<'a>> {
+    fn lift(standby: &'a BootedStandby, note: Note<'a>) -> Result<LiftedDelay<'a>> {
         let path = standby.settings.automatic();
         let changed = Changed::of(&path, DELAY, "0")?;
         note.0.with(Some(changed.clone()), note.1)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Standby;
+use super::BootedStandby;
 use super::holds::Attendance;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -25,7 +25,7 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(10);
 const ASKED_TICK: Duration = Duration::from_millis(10);
 
 /// Whether a server that was told to open did.
-pub enum Outcome {
+pub enum PromotionOutcome {
     /// It opened.
     Open,
     /// It ended before.
@@ -34,7 +34,7 @@ pub enum Outcome {
     Stands(CommandError),
 }
 
-impl Standby {
+impl BootedStandby {
     /// Waits until the server can no longer act on what it was told before STOP was there.
     pub(super) fn wait_until_it_asks(
         &self,
@@ -88,13 +88,16 @@ impl Standby {
         })
     }
 
-    pub(super) fn wait_until_open(&self, attendance: &mut Attendance<'_>) -> Result<Outcome> {
+    pub(super) fn wait_until_open(
+        &self,
+        attendance: &mut Attendance<'_>,
+    ) -> Result<PromotionOutcome> {
         attendance.promoted();
         loop {
             let running = self.data.running()?;
             let control = self.data.control()?;
             if control.state == State::InProduction {
-                return Ok(Outcome::Open);
+                return Ok(PromotionOutcome::Open);
             }
             if running.is_none_or(|server| server.pid != self.server.pid) {
                 // What was not answered before the end would open the next start.
@@ -103,11 +106,11 @@ impl Standby {
                     "remove promote in",
                     self.data.path(),
                 )?;
-                return Ok(Outcome::Ended);
+                return Ok(PromotionOutcome::Ended);
             }
             let what = format!("replaying; checkpoint at {}", control.checkpoint);
             if let Err(error) = attendance.attend(&what) {
-                return Ok(Outcome::Stands(error));
+                return Ok(PromotionOutcome::Stands(error));
             }
             std::thread::sleep(TICK);
         }

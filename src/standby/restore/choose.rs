@@ -10,11 +10,11 @@ use walmgr_protocol::names::BackupName;
 use crate::error::{CommandError, Result};
 use crate::options::Restoring;
 use crate::output::Waiting;
-use crate::pg::in_reach::{self, Typed};
-use crate::pg::recovery::{Target, TargetTimeline};
+use crate::pg::in_reach::{self, TypedTarget};
+use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
-use crate::store::{ArchiveReader, PartialEnd, Reach, Route};
+use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
@@ -49,7 +49,7 @@ pub fn choose(
 
 /// The set that was asked for, or the newest that can be recovered to the target.
 pub fn choose_for(
-    target: &Target,
+    target: &RecoveryTarget,
     archive: &ArchiveReader,
     sets: &BackupSets,
     restoring: &Restoring,
@@ -68,7 +68,7 @@ pub fn choose_for(
     for name in names(sets, restoring)? {
         let held = hold(sets, &name)?;
         let (path, label) = (held.path(), held.label());
-        let reach = match Reach::of(archive, path, label, timeline, loads_libraries(path)) {
+        let reach = match RecoveryReach::of(archive, path, label, timeline, loads_libraries(path)) {
             Ok(reach) => reach,
             // Its timeline leads elsewhere; an older set may be on the way.
             Err(error) => {
@@ -102,8 +102,8 @@ pub fn choose_for(
     })
 }
 
-const fn typed(restoring: &Restoring) -> Typed<'_> {
-    Typed {
+const fn typed(restoring: &Restoring) -> TypedTarget<'_> {
+    TypedTarget {
         command: "walmgr STANDBY.ini restore",
         restoring,
         can_load: true,

@@ -66,7 +66,7 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     copy_folder(
         source,
         &target,
-        &Settings {
+        &ConfEdit {
             source,
             target: &target,
             home: config.slave_config_dir.as_deref().unwrap_or(data),
@@ -88,7 +88,7 @@ pub fn check(config: &StandbyConfig) -> Result<()> {
 }
 
 /// What the edit of `postgresql.conf` needs.
-struct Settings<'a> {
+struct ConfEdit<'a> {
     source: &'a Path,
     target: &'a Path,
     /// Where the files will lie: what is prepared beside the data directory moves there.
@@ -102,7 +102,7 @@ struct Settings<'a> {
 fn copy_folder(
     source: &Path,
     target: &Path,
-    settings: &Settings<'_>,
+    settings: &ConfEdit<'_>,
     depth_left: usize,
 ) -> Result<()> {
     files::make_directory(target)?;
@@ -128,7 +128,7 @@ fn copy_folder(
     Ok(())
 }
 
-fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
+fn copy_file(from: &Path, to: &Path, settings: &ConfEdit<'_>) -> Result<()> {
     let mut text = std::fs::read(from).at(Kind::Retry, "read", from)?;
     // One step down lies what `include_dir` reads.
     let name = from.strip_prefix(settings.source).unwrap_or(from);
@@ -153,7 +153,7 @@ fn copy_file(from: &Path, to: &Path, settings: &Settings<'_>) -> Result<()> {
     Ok(())
 }
 
-impl Settings<'_> {
+impl ConfEdit<'_> {
     /// The text without orders, which are named; or what it lets in that the old one did not.
     fn settle(&self, text: Vec<u8>, to: &Path, old: Option<&[u8]>) -> Vec<u8> {
         match to.file_name().and_then(OsStr::to_str) {
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_hosts_own_settings_stay_and_archiving_is_off() {
-        let settings = Settings {
+        let settings = ConfEdit {
             target: Path::new("/data/standby.restoring"),
             home: Path::new("/etc/standby"),
             data: Path::new("/data/standby"),

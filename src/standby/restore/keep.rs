@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::place::Place;
+use super::place::SetPlace;
 use super::transfer::entries;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
@@ -27,7 +27,7 @@ pub struct Kept {
 
 impl Kept {
     /// Looks at the directory that is to be replaced.
-    pub fn find(place: &Place) -> Kept {
+    pub fn find(place: &SetPlace) -> Kept {
         let staging = place.staging();
         let wal = [&staging, &place.data].into_iter().find_map(|data| {
             let wal = data.join(layout::PG_WAL);

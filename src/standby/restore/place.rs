@@ -25,7 +25,7 @@ const OLD_COPIES_MAX: u32 = 10_000;
 
 /// How the files of a set came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum SetOrigin {
     /// The set is still listed.
     Copied,
     /// They are the set.
@@ -42,11 +42,11 @@ pub enum Occupant {
     /// A data directory.
     Old,
     /// What an interrupted restore left.
-    Unfinished(Origin),
+    Unfinished(SetOrigin),
 }
 
 /// The directory that is to be made.
-pub struct Place {
+pub struct SetPlace {
     /// Where it goes.
     pub data: PathBuf,
     /// Whether it is the `slave_data` of the settings.
@@ -57,13 +57,13 @@ pub struct Place {
     pub is_mount: bool,
 }
 
-impl Place {
+impl SetPlace {
     /// Looks at a place; fails if a set cannot go there.
-    pub fn examine(data: &Path, is_slave_data: bool) -> Result<Place> {
+    pub fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
         // A link leads to where the administrator wants it; only what it leads to is replaced.
         let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
         let is_mount = mounts::is_mount_point(&resolved)?;
-        let place = Place {
+        let place = SetPlace {
             occupant: match is_mount {
                 true => within::occupant(&resolved)?,
                 false => occupant_of(&resolved)?,
@@ -182,10 +182,10 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
     let there = |name: &str| exists(&data.join(name));
     if !there(layout::PG_CONTROL)? {
         if there(layout::CONTROL_MOVED)? {
-            return Ok(Occupant::Unfinished(Origin::Moved));
+            return Ok(Occupant::Unfinished(SetOrigin::Moved));
         }
         if there(layout::CONTROL_COPIED)? {
-            return Ok(Occupant::Unfinished(Origin::Copied));
+            return Ok(Occupant::Unfinished(SetOrigin::Copied));
         }
     }
     // Fails for a directory of something else, which is not ours to move.
@@ -212,7 +212,7 @@ pub fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
 }
 
 /// How what is being prepared came there; `None` if nothing is.
-pub fn origin_of_staging(staging: &Path) -> Result<Option<Origin>> {
+pub fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
     if !exists(staging)? {
         return Ok(None);
     }
@@ -220,8 +220,8 @@ pub fn origin_of_staging(staging: &Path) -> Result<Option<Origin>> {
     let is_moved =
         exists(&staging.join(layout::PG_CONTROL))? || exists(&staging.join(layout::CONTROL_MOVED))?;
     Ok(Some(match is_moved {
-        true => Origin::Moved,
-        false => Origin::Copied,
+        true => SetOrigin::Moved,
+        false => SetOrigin::Copied,
     }))
 }
 

@@ -13,7 +13,7 @@ use walmgr_protocol::names::BackupName;
 use super::choose::{choose, choose_for};
 use super::config_files;
 use super::keep::Kept;
-use super::place::{self, Occupant, Origin, Place};
+use super::place::{self, Occupant, SetOrigin, SetPlace};
 use super::spaces::{later, mapping};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -39,7 +39,7 @@ use crate::store::{ArchiveReader, PartialEnd, RealDisk};
 const SPARE_BYTES: u64 = 32 << 20;
 
 /// Where the set comes from.
-pub enum Source {
+pub enum SetSource {
     /// It was taken by a restore that was interrupted.
     Taken,
     /// It moves.
@@ -59,8 +59,8 @@ pub struct Chosen {
 pub struct Plan<'a> {
     pub config: &'a StandbyConfig,
     pub sets: BackupSets,
-    pub source: Source,
-    pub place: Place,
+    pub source: SetSource,
+    pub place: SetPlace,
     /// What is to be copied, if anything is.
     pub size: SetSize,
     /// Where tablespaces go that do not stay below the data directory, by OID.
@@ -101,7 +101,7 @@ impl<'a> Plan<'a> {
             }
             None => SetInHand::choose(config, restoring, &recovery, &place, &archive, &sets)?,
         };
-        let is_taken = matches!(set.source, Source::Taken);
+        let is_taken = matches!(set.source, SetSource::Taken);
         let plan = Plan {
             tablespaces: mapping(&set.path, &restoring.tablespaces, &place)?,
             later: later(&set.path, &restoring.tablespaces, &place)?,
@@ -126,9 +126,9 @@ impl<'a> Plan<'a> {
     pub fn in_words(&self) -> String {
         let data = self.place.data.display();
         let what = match &self.source {
-            Source::Taken => format!("finish the interrupted restore of {data}"),
-            Source::Move(set) => format!("move {} to {data}", set.name),
-            Source::Copy(set) => format!("copy {} to {data}", set.name),
+            SetSource::Taken => format!("finish the interrupted restore of {data}"),
+            SetSource::Move(set) => format!("move {} to {data}", set.name),
+            SetSource::Copy(set) => format!("copy {} to {data}", set.name),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
             (Occupant::Old, true) => ", with what is there moved aside",
@@ -146,9 +146,9 @@ impl<'a> Plan<'a> {
     fn is_renamed(&self) -> bool {
         let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
         match &self.source {
-            Source::Taken => true,
-            Source::Copy(_) => false,
-            Source::Move(set) => {
+            SetSource::Taken => true,
+            SetSource::Copy(_) => false,
+            SetSource::Move(set) => {
                 // One that lies elsewhere comes home first.
                 let homes = [Some(set.path.as_path()), set.path.parent()];
                 let above = device(self.place.staging_above());
@@ -199,7 +199,7 @@ impl<'a> Plan<'a> {
 
 /// The set that a plan is about.
 struct SetInHand {
-    source: Source,
+    source: SetSource,
     path: PathBuf,
     size: SetSize,
 }
@@ -208,7 +208,7 @@ impl SetInHand {
     /// One that an interrupted restore took: it is where it is needed.
     fn taken(path: PathBuf) -> SetInHand {
         SetInHand {
-            source: Source::Taken,
+            source: SetSource::Taken,
             path,
             size: SetSize::default(),
         }
@@ -219,7 +219,7 @@ impl SetInHand {
         config: &StandbyConfig,
         restoring: &Restoring,
         recovery: &Recovery,
-        place: &Place,
+        place: &SetPlace,
         archive: &ArchiveReader,
         sets: &BackupSets,
     ) -> Result<SetInHand> {
@@ -257,8 +257,8 @@ impl SetInHand {
             size: size.map_err(|error| sets::failed("measure the set", &error))?,
             // A recovery to a target is tried more than once, as a rule.
             source: match restoring.set.is_none() && recovery.target.is_none() {
-                true => Source::Move(chosen),
-                false => Source::Copy(chosen),
+                true => SetSource::Move(chosen),
+                false => SetSource::Copy(chosen),
             },
         })
     }
@@ -266,19 +266,19 @@ impl SetInHand {
 
 /// What the server will be set to, as far as the one before it shows: its directory is there now.
 /// The server that will be on the files of `staging`.
-fn server_of(config: &StandbyConfig, place: &Place, staging: &Path) -> ServerSettings {
+fn server_of(config: &StandbyConfig, place: &SetPlace, staging: &Path) -> ServerSettings {
     let folder = (config.slave_config_dir.as_ref()).filter(|_| place.is_slave_data);
     let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
     ServerSettings::of_next(staging, &place.data, main.as_deref())
 }
 
-fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place> {
+fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<SetPlace> {
     let Some(destination) = &restoring.destination else {
         let data = config.slave_data.as_deref().ok_or_else(|| {
             CommandError::config("restore needs the setting `slave_data`")
                 .hint("it is where the data directory goes; or name a set and another place")
         })?;
-        let place = Place::examine(data, true)?;
+        let place = SetPlace::examine(data, true)?;
         if place.occupant == Occupant::Old
             && config.slave_stop_cmd.is_none()
             && let Some(server) = DataDirectory::open(&place.data)?.running()?
@@ -293,7 +293,7 @@ fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place>
         return Ok(place);
     };
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
-    let place = Place::examine(&destination, false)?;
+    let place = SetPlace::examine(&destination, false)?;
     let taken = [
         Some(&config.completed_wals),
         Some(&config.partial_wals),
@@ -319,7 +319,7 @@ fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<Place>
 /// nothing gives way.
 fn giving_way(
     config: &StandbyConfig,
-    place: &Place,
+    place: &SetPlace,
     timeline: TargetTimeline,
 ) -> Option<Vec<PartialEnd>> {
     let gives_way = place.is_slave_data && timeline == TargetTimeline::Latest;
@@ -349,16 +349,16 @@ fn check_interrupted(
 }
 
 /// Where a set lies that an interrupted restore took.
-fn moved_leftover(place: &Place) -> Result<Option<PathBuf>> {
+fn moved_leftover(place: &SetPlace) -> Result<Option<PathBuf>> {
     let staging = place.staging();
-    if place::origin_of_staging(&staging)? == Some(Origin::Moved) {
+    if place::origin_of_staging(&staging)? == Some(SetOrigin::Moved) {
         return Ok(Some(staging));
     }
-    let in_place = place.occupant == Occupant::Unfinished(Origin::Moved);
+    let in_place = place.occupant == Occupant::Unfinished(SetOrigin::Moved);
     Ok(in_place.then(|| place.data.clone()))
 }
 
-fn kept(config: &StandbyConfig, place: &Place) -> Kept {
+fn kept(config: &StandbyConfig, place: &SetPlace) -> Kept {
     match config.keep_symlinks && place.is_slave_data {
         true => Kept::find(place),
         false => Kept::default(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::place::Place;
+use super::place::SetPlace;
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::pg::data_directory::DataDirectory;
@@ -18,7 +18,7 @@ use crate::pg::tablespace_map;
 pub fn mapping(
     set: &Path,
     asked: &[(PathBuf, PathBuf)],
-    place: &Place,
+    place: &SetPlace,
 ) -> Result<BTreeMap<OsString, PathBuf>> {
     let known = tablespaces(set)?;
     let mut mapping = BTreeMap::new();
@@ -51,13 +51,13 @@ pub fn mapping(
 }
 
 /// The mappings for tablespaces that the set does not have.
-pub fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &Place) -> Result<Later> {
+pub fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &SetPlace) -> Result<Later> {
     let known: Vec<PathBuf> = tablespaces(set)?.into_values().collect();
     Later::examine(&known, asked, |new| check_space(new, place))
 }
 
 /// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
-fn check_space(space: &Path, place: &Place) -> Result<()> {
+fn check_space(space: &Path, place: &SetPlace) -> Result<()> {
     let begun = [place.staging(), place.data.clone()];
     for data in &begun {
         let unfinished =

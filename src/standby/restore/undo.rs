@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::plan::{Plan, Source};
+use super::plan::{Plan, SetSource};
 use super::transfer::entries;
 use crate::error::CommandError;
 use crate::pg::layout;
@@ -14,13 +14,13 @@ impl Plan<'_> {
         let data = &self.place.data;
         let complete = format!("{} is complete: start PostgreSQL on it", data.display());
         let whence = match &self.source {
-            Source::Copy(_) => String::new(),
-            Source::Move(set) if set.path.exists() => String::new(),
-            Source::Move(set) => format!(
+            SetSource::Copy(_) => String::new(),
+            SetSource::Move(set) if set.path.exists() => String::new(),
+            SetSource::Move(set) => format!(
                 "; {} was moved there and is listed no more, so make another backup once it runs",
                 set.name
             ),
-            Source::Taken => "; the set that it was made of is listed no more".to_owned(),
+            SetSource::Taken => "; the set that it was made of is listed no more".to_owned(),
         };
         let undo = match aside {
             Some(aside) => {

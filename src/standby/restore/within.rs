@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::place::{Occupant, Origin, control_names, exists, free_name, remove_old};
+use super::place::{Occupant, SetOrigin, control_names, exists, free_name, remove_old};
 use super::transfer::{self, entries};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
@@ -58,8 +58,8 @@ pub fn occupant(mount: &Path) -> Result<Occupant> {
     if exists(&places[1])? || !is_whole && (is_moved || is_copied) {
         // What nobody can tell is not thrown away.
         return Ok(Occupant::Unfinished(match is_copied && !is_moved {
-            true => Origin::Copied,
-            false => Origin::Moved,
+            true => SetOrigin::Copied,
+            false => SetOrigin::Moved,
         }));
     }
     if own_entries(mount)?.is_empty() || (exists(&aside(mount))? && !is_whole) {

@@ -13,7 +13,7 @@ use super::error::SetError;
 
 /// Length and CRC-32C of a file that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileDigest {
+pub struct ManifestDigest {
     /// Bytes.
     pub len: u64,
     /// CRC-32C, as a `backup_manifest` has it.
@@ -28,12 +28,12 @@ pub enum HeldFile {
     /// Its beginning: the stream that brought it was cut.
     Partial {
         /// What is there; the length is where it has to go on.
-        held: FileDigest,
+        held: ManifestDigest,
         /// The length that was announced.
         len: u64,
     },
     /// All of it.
-    Complete(FileDigest),
+    Complete(ManifestDigest),
     /// It is a directory, and an entry of its own has come.
     Directory,
 }
@@ -46,10 +46,10 @@ pub(super) enum KnownFile {
     },
     Writing,
     Partial {
-        held: FileDigest,
+        held: ManifestDigest,
         len: u64,
     },
-    Complete(FileDigest),
+    Complete(ManifestDigest),
     /// Complete, and the manifest says the same.
     Confirmed,
 }
@@ -60,7 +60,7 @@ pub(super) enum Claim {
     Create,
     /// From its first byte, over what a cut stream left.
     Restart,
-    Continue(FileDigest),
+    Continue(ManifestDigest),
 }
 
 /// How long the line of a file can be: its path in hexadecimal digits, or as a string of JSON.

@@ -25,7 +25,7 @@ use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
 use super::incoming::IncomingSet;
-use super::inventory::{FileDigest, Inventory, KnownFile};
+use super::inventory::{Inventory, KnownFile, ManifestDigest};
 use super::lock::NamesLock;
 use super::names::UNSEALED_LABEL;
 use super::shared::{SetShared, descend};
@@ -249,7 +249,7 @@ fn confirm(
         .find(|(name, _)| name.as_bytes() == expected.path.as_bytes());
     let path = stored_path(inventory, &expected.path);
     let found = match (part, inventory.known(&path)) {
-        (Some((_, Some(content))), _) => FileDigest {
+        (Some((_, Some(content))), _) => ManifestDigest {
             len: content.len() as u64,
             crc32c: crc32c::crc32c(content),
         },

@@ -11,7 +11,7 @@ use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 
 use super::Keeping;
 use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
-use crate::pg::manifest::{Checksum, FileEntry, Writer};
+use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter};
 use crate::store::archive::WalProof;
 use crate::store::testing::{new_archive, open, places, push, real, segment};
 use crate::store::{Disk, DurableWal};
@@ -158,7 +158,7 @@ pub(crate) fn sample_manifest(version: u8) -> Vec<ExpectedFile> {
 
 /// The same as PostgreSQL writes it.
 pub(crate) fn manifest(version: u8) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new(), 15, SystemId(u64::from(version))).unwrap();
+    let mut writer = ManifestWriter::new(Vec::new(), 15, SystemId(u64::from(version))).unwrap();
     for file in sample_manifest(version) {
         let entry = FileEntry {
             path: file.path,

@@ -28,7 +28,7 @@ impl ProofOfSeal for AskedTo {
 
 /// Both ends of a connection of a backup.
 pub fn backup_session(input: &[u8]) {
-    run(input, &mut Connection::default());
+    run(input, &mut FuzzedConnection::default());
 }
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ enum Client {
 }
 
 #[derive(Default)]
-struct Connection {
+struct FuzzedConnection {
     receiver: Receiver,
     controls: Option<bool>,
     stream_bytes: u64,
@@ -59,7 +59,7 @@ struct Connection {
     is_tapped: bool,
 }
 
-impl Ends for Connection {
+impl Ends for FuzzedConnection {
     fn arrive(&mut self, message: Message, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         let Some(action) = self.receiver.received(message)? else {
             return Ok(());
@@ -159,7 +159,7 @@ impl Ends for Connection {
     }
 }
 
-impl Connection {
+impl FuzzedConnection {
     fn send(&mut self, action: ReceiverAction) {
         match action {
             ReceiverAction::Send(message) => self.to_client.push_back(message),
@@ -329,7 +329,7 @@ impl Connection {
     }
 
     fn break_link(&mut self) {
-        *self = Connection::default();
+        *self = FuzzedConnection::default();
     }
 }
 

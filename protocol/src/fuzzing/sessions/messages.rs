@@ -14,7 +14,7 @@ use crate::message::backup::{
 use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
 use crate::message::partial::{self, Append, At, DurableTo, Open, Partial};
 use crate::message::{Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, Offer};
-use crate::message::{Scope, Verify};
+use crate::message::{Scope, WireVerify};
 use crate::names::{Lsn, RelativePath, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 /// A segment of the size that every session here has.
@@ -127,7 +127,7 @@ fn offer(choices: &mut Unstructured<'_>) -> Result<Offer> {
         name: file_name(choices)?,
         size: number(choices)?,
         crc32: choices.arbitrary()?,
-        verify: *choices.choose(&[Verify::Off, Verify::Headers, Verify::Records])?,
+        verify: *choices.choose(&[WireVerify::Off, WireVerify::Headers, WireVerify::Records])?,
     })
 }
 

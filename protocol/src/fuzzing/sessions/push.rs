@@ -8,7 +8,7 @@ use arbitrary::Unstructured;
 
 use super::messages;
 use super::run::{Ends, Over, run};
-use crate::message::{Digest, Error, ErrorCode, Have, Message, Offer, Verify};
+use crate::message::{Digest, Error, ErrorCode, Have, Message, Offer, WireVerify};
 use crate::names::WalFileName;
 use crate::session::push::{
     Held, Outcome, ProofOfDurability, Receiver, ReceiverAction, Sealed, Sender, SenderAction,
@@ -200,7 +200,7 @@ impl Upload {
         let byte: u8 = choices.arbitrary()?;
         self.source = (0..size).map(|at| at ^ byte).collect();
         let Digest { size, crc32 } = digest_of(&self.source);
-        let (name, verify) = (messages::file_name(choices)?, Verify::Records);
+        let (name, verify) = (messages::file_name(choices)?, WireVerify::Records);
         let (sender, action) = Sender::start(Offer {
             name,
             size,

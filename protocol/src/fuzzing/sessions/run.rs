@@ -53,7 +53,7 @@ pub(super) fn run(input: &[u8], ends: &mut impl Ends) {
     }
 }
 
-/// Kind, flags and a length of two bytes, then the payload: what a frame carries, without what
+/// MessageKind, flags and a length of two bytes, then the payload: what a frame carries, without what
 /// [`crate::fuzzing::frame`] fuzzes.
 pub(super) fn next_message(
     rest: &mut &[u8],

@@ -4,7 +4,7 @@
 use walmgr_protocol::names::{Lsn, SystemId, WalSegmentSize};
 
 use super::*;
-use crate::pg::manifest::{Checksum, FileEntry, WalRange, Writer};
+use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter, WalRange};
 
 const LABEL: &[u8] = b"START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n\
     CHECKPOINT LOCATION: 0/300060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
@@ -76,7 +76,7 @@ fn fault_111_a_label_has_its_start_checkpoint_and_end_in_order() {
 
 /// A manifest of these files.
 fn manifest(system_id: u64, files: &[(&str, Option<Checksum>)], end: u64) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new(), 17, SystemId(system_id)).unwrap();
+    let mut writer = ManifestWriter::new(Vec::new(), 17, SystemId(system_id)).unwrap();
     for (name, checksum) in files {
         let entry = FileEntry {
             path: name.parse().unwrap(),

@@ -21,7 +21,7 @@ use crate::receiver::flows::fetch::send;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::{refusal, worker};
 use crate::store::sets::{HeldSet, SetError};
-use crate::store::{ArchiveReader, Reach, RealDisk, StoreError};
+use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError};
 use crate::wal::obstacle::{Demands, Obstacle};
 
 /// The answer to a question about the sets.
@@ -155,7 +155,7 @@ fn ahead(
         archive.map_err(|error| CommandError::retry("open the archive").because(error))?;
     let loads = ServerSettings::of(held.path(), None).may_load_libraries();
     let timeline = TargetTimeline::from(question.timeline);
-    let reach = Reach::of(&archive, held.path(), held.label(), timeline, loads)?;
+    let reach = RecoveryReach::of(&archive, held.path(), held.label(), timeline, loads)?;
     let demands = reach
         .obstacles()
         .iter()

@@ -247,7 +247,7 @@ fn alarm(offer: &Offer, len: u64, crc32: u32) {
 
 /// What the master asks for, but no less than the standby's settings demand.
 fn verify(cluster: &Cluster, offer: &Offer) -> Verify {
-    use walmgr_protocol::message::Verify as Asked;
+    use walmgr_protocol::message::WireVerify as Asked;
     let least = cluster.settings.borrow().verify_min;
     match (offer.verify, least) {
         (Asked::Records, _) | (_, Verify::Records) => Verify::Records,
