@@ -152,6 +152,10 @@ fn evil_overview() -> Overview {
 }
 
 /// Runs a command to its end; also how much memory it took, in KiB.
+/// What bringing one file back may take, in KiB: some 20 MiB of it are this build's own pages, which are mapped
+/// from its file and counted as well.
+const FILE_PEAK_KIB_MAX: u64 = 32 << 10;
+
 fn measured(command: &mut Command) -> (Output, u64) {
     command
         .stdin(Stdio::null())
@@ -222,7 +226,7 @@ fn fault_123_a_file_longer_than_its_kind_is_refused_and_leaves_nothing() {
         let mut command = site.master_walmgr(&["xrestore", name, "pg_wal/RECOVERYXLOG"]);
         let (output, peak) = measured(command.current_dir(&data));
         output.fail_last(254, "is longer than");
-        assert!(peak < 24 << 10, "{peak} KiB");
+        assert!(peak < FILE_PEAK_KIB_MAX, "{peak} KiB");
         assert_eq!(fs::read_dir(data.join("pg_wal")).unwrap().count(), 0);
     }
 }
@@ -368,7 +372,7 @@ fn fault_123_a_set_is_not_larger_nor_has_more_files_than_was_said() {
         let (output, peak) = restore(&site, &destination);
         assert_eq!(output.code, Some(1), "{output:?}");
         assert!(output.stderr.contains(part), "{}", output.stderr);
-        assert!(peak < 24 << 10, "{peak} KiB");
+        assert!(peak < FILE_PEAK_KIB_MAX, "{peak} KiB");
         nothing_is_left(&site, &destination);
     }
 }
