@@ -61,7 +61,7 @@ fn is_told(site: &Site, place: &str, answer: &Error) {
 }
 
 #[test]
-fn a_panic_in_any_worker_is_answered_internal_and_one_line() {
+fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
     if !cfg!(debug_assertions) {
         println!("SKIP: only a program with debug assertions takes a planted panic");
         return;
@@ -86,7 +86,7 @@ fn a_panic_in_any_worker_is_answered_internal_and_one_line() {
 }
 
 #[test]
-fn a_panic_in_a_connections_task_ends_it_in_words() {
+fn fault_145_a_panic_in_a_connections_task_ends_it_in_words() {
     if !cfg!(debug_assertions) {
         println!("SKIP: only a program with debug assertions takes a planted panic");
         return;
