@@ -46,12 +46,15 @@ pub const RESTORED_TO: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
 pub fn prepare(table: ExitTable) {
     memory::exit_with_when_exhausted(table.abnormal());
     std::panic::set_hook(Box::new(move |panic| {
-        if !keep_for_catcher(panic) {
+        let ends_process = matches!(table, ExitTable::Xarchive | ExitTable::Xrestore);
+        // Where another thread has just said why the process ends, this is the same reason once more.
+        let is_said = ends_process && memory::is_reason_said();
+        if !keep_for_catcher(panic) && !is_said {
             output::last_words(&line_about(panic));
         }
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
-        if matches!(table, ExitTable::Xarchive | ExitTable::Xrestore) {
+        if ends_process {
             memory::reason_is_said();
             exit(i32::from(table.abnormal()));
         }

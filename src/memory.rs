@@ -95,6 +95,11 @@ pub fn reason_is_said() {
     SAID.store(true, Ordering::Relaxed);
 }
 
+/// Whether this process has said why it ends.
+pub fn is_reason_said() -> bool {
+    SAID.load(Ordering::Relaxed)
+}
+
 /// Two threads can get here at once; the first one has the word.
 fn end_saying(line: &[u8]) -> ! {
     if !SAID.swap(true, Ordering::Relaxed) {

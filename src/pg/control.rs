@@ -445,11 +445,17 @@ mod tests {
         let damaged = read(data.path()).unwrap_err();
         assert_eq!(damaged.kind(), Kind::Retry);
         assert!(damaged.to_string().contains("CRC-32C"), "{damaged}");
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| read(data.path()));
-            std::thread::sleep(READ_PAUSE * 3);
-            crate::files::replace(&path, &control_file(18), 0o600).unwrap();
-            assert_eq!(reader.join().unwrap().unwrap().postgres_major(), Some(18));
+        // On a busy machine the file may become whole when all attempts are over: that run says nothing.
+        let in_time = (0..100).any(|_| {
+            std::fs::write(&path, &torn).unwrap();
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| read(data.path()));
+                std::thread::sleep(READ_PAUSE * 3);
+                std::fs::write(&path, control_file(18)).unwrap();
+                let control = reader.join().unwrap();
+                control.is_ok_and(|control| control.postgres_major() == Some(18))
+            })
         });
+        assert!(in_time);
     }
 }

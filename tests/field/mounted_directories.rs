@@ -80,7 +80,17 @@ fn fault_129_a_data_directory_on_a_disk_of_its_own_is_restored_into() {
         restored_twice(&scene, disk.path());
         make_set(&scene.site, "data.master");
         let other = LoopFs::create(FileSystem::Ext4, 300).unwrap();
-        let words = ["restore", "data.master", other.path().to_str().unwrap()];
+        // A practice boot opened timeline 2 before this set was made.
+        let other_path = other.path().to_str().unwrap();
+        let words = [
+            "restore",
+            "data.master",
+            other_path,
+            "--target-timeline",
+            "1",
+        ];
+        let refused = scene.site.master_command(&words[..3]);
+        refused.fail_last(1, "timeline 2 does not come from timeline 1");
         scene.site.master_command(&words).succeed();
         assert!(other.path().join("global/pg_control").exists());
         assert!(disk.path().join("lost+found").exists());
