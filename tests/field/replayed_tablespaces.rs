@@ -231,6 +231,10 @@ fn fault_124_missing_tablespace_directory_is_named_on_another_host() {
             (Scene::rows(&scene.standby, "beside")? == "20000").then_some(())
         });
         assert_eq!(version_directories(&new), 1);
+        // Until it has replayed the end of the other tablespace, that one's files lie there.
+        wait_for("everything", PATIENCE, || {
+            scene.standby.try_psql("TABLE last").ok()
+        });
         the_master_leads_there_as_well(scene, &space, &new);
     }
 }
