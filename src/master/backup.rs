@@ -3,7 +3,7 @@
 //! Invariant: however it ends, the server's backup mode and the standby's lease end with it.
 //!
 //! [`control`] keeps the lease and has the set sealed, [`stream`] sends files, [`source`] makes tar
-//! streams of them, [`load`] knows what is waiting, on its way and there, [`contents`] lists what
+//! streams of them, [`work_queue`] knows what is waiting, on its way and there, [`contents`] lists what
 //! belongs to a backup, [`progress`] shows how far it is.
 
 pub mod contents;

@@ -174,7 +174,7 @@ impl Link {
 
     /// Why nothing can be begun for this peer now, if so.
     pub fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
-        if self.stop_by.is_some() {
+        if self.cluster.stopping.is_cancelled() {
             let (text, hint) = ("the receiver is stopping", "it will be tried again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
         }

@@ -132,6 +132,8 @@ async fn serve(
         }
     }
     daemon::tell_stopping();
+    // Before the port is closed: whoever sees that it is finds nobody who takes on work.
+    daemon.cluster.stopping.cancel();
     for task in accepting.into_iter().chain([rounds]) {
         task.abort();
     }
@@ -197,7 +199,6 @@ async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
 /// Lets uploads under way finish, within a bound. The service manager goes on watching meanwhile,
 /// and would end a daemon that fell silent.
 async fn drain(daemon: &Daemon, pulse: &mut Pulse) {
-    daemon.cluster.stopping.cancel();
     daemon.tasks.close();
     let ended = tokio::time::timeout(DRAIN_DEADLINE, daemon.tasks.wait());
     tokio::pin!(ended);

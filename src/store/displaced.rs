@@ -10,7 +10,7 @@
 //! rename the other one to NAME, sync
 //! ```
 //!
-//! For one name there are at most [`DISPLACED_MAX`]. Then the stored file gives way no more until a person
+//! For one name there are at most `DISPLACED_MAX`. Then the stored file gives way no more until a person
 //! has looked: nothing is written over to make room for what may be forged.
 
 use std::collections::BTreeMap;

@@ -174,7 +174,7 @@ impl<'a> Route<'a> {
     }
 
     /// The last record before `end` and not before `from` for which this holds. Looks at the last
-    /// segments first: `None` with [`Walked::GivenUp`] once `goes_on` says no.
+    /// segments first: `None` with `Walked::GivenUp` once `goes_on` says no.
     pub fn last(
         &self,
         from: Lsn,
