@@ -101,7 +101,7 @@ mod tests {
         let long = "n".repeat(TEST_NAME_MAX + 1);
         let found = |text: String| of_tests(&Tree::of(vec![("tests/a.rs".to_owned(), text)]));
         assert_eq!(found(format!("#[test]\nfn {long}() {{}}\n")).len(), 1);
-        let asynchronous = format!("#[tokio::test]\n#[ignore]\nasync fn {long}() {{}}\n");
+        let asynchronous = format!("#[tokio::test]\n#[should_panic]\nasync fn {long}() {{}}\n");
         assert_eq!(found(asynchronous).len(), 1);
         assert!(found(format!("fn {long}() {{}}\n")).is_empty());
         let short = &long[1..];

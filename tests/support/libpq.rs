@@ -12,7 +12,7 @@ use super::{TempDir, have, run};
 /// A libpq of one version.
 pub struct Libpq {
     program: PathBuf,
-    library: PathBuf,
+    file: PathBuf,
     home: TempDir,
     variables: Vec<(String, String)>,
 }
@@ -23,7 +23,7 @@ impl Libpq {
         if !have("cc") {
             return Err("there is no C compiler".to_owned());
         }
-        let library = library(major)?;
+        let file = library(major)?;
         let home = TempDir::new();
         let source = home.write("libpq.c", include_str!("libpq.c"));
         let program = home.join("libpq");
@@ -33,7 +33,7 @@ impl Libpq {
             .arg("-ldl"))?;
         let libpq = Libpq {
             program,
-            library,
+            file,
             home,
             variables: Vec::new(),
         };
@@ -55,7 +55,7 @@ impl Libpq {
 
     fn command(&self, question: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(&self.library).arg(question).env_clear();
+        command.arg(&self.file).arg(question).env_clear();
         command.env("HOME", self.home.path());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
