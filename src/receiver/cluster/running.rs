@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
-use walmgr_protocol::message::backup::{Begin, FileDigest, FileDone, Granted, Held, Sealed, Token};
+use walmgr_protocol::message::backup::{Begin, FileDone, Granted, Held, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
@@ -415,10 +415,7 @@ fn held(held: HeldFile) -> Held {
             crc32c: held.crc32c,
             len,
         },
-        HeldFile::Complete(digest) => Held::All(FileDigest {
-            len: digest.len,
-            crc32c: digest.crc32c,
-        }),
+        HeldFile::Complete(digest) => Held::All(digest),
         HeldFile::Directory => Held::Directory,
     }
 }

@@ -7,18 +7,10 @@ use std::collections::HashMap;
 use walmgr_protocol::limits::{
     MANIFEST_ENTRY_BYTES_MAX, MANIFEST_FRAME_BYTES_MAX, SET_ENTRIES_MAX, SET_PATH_BYTES_MAX,
 };
+use walmgr_protocol::message::backup::FileDigest;
 use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
-
-/// Length and CRC-32C of a file that has arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ManifestDigest {
-    /// Bytes.
-    pub len: u64,
-    /// CRC-32C, as a `backup_manifest` has it.
-    pub crc32c: u32,
-}
 
 /// What the standby holds of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +20,12 @@ pub enum HeldFile {
     /// Its beginning: the stream that brought it was cut.
     Partial {
         /// What is there; the length is where it has to go on.
-        held: ManifestDigest,
+        held: FileDigest,
         /// The length that was announced.
         len: u64,
     },
     /// All of it.
-    Complete(ManifestDigest),
+    Complete(FileDigest),
     /// It is a directory, and an entry of its own has come.
     Directory,
 }
@@ -46,10 +38,10 @@ pub(super) enum KnownFile {
     },
     Writing,
     Partial {
-        held: ManifestDigest,
+        held: FileDigest,
         len: u64,
     },
-    Complete(ManifestDigest),
+    Complete(FileDigest),
     /// Complete, and the manifest says the same.
     Confirmed,
 }
@@ -60,7 +52,7 @@ pub(super) enum Claim {
     Create,
     /// From its first byte, over what a cut stream left.
     Restart,
-    Continue(ManifestDigest),
+    Continue(FileDigest),
 }
 
 /// How long the line of a file can be: its path in hexadecimal digits, or as a string of JSON.

@@ -67,7 +67,7 @@ use walmgr_protocol::names::BackupName;
 pub use condition::Condition;
 pub use error::SetError;
 pub use incoming::IncomingSet;
-pub use inventory::{HeldFile, ManifestDigest};
+pub use inventory::HeldFile;
 pub use list::{HeldSet, SetEntry};
 pub use lock::Lease;
 pub use out::{Copying, SetSize};

@@ -20,12 +20,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use walmgr_protocol::message::backup::FileDigest;
 use walmgr_protocol::names::{BackupName, RelativePath};
 use walmgr_protocol::session::backup::ProofOfSeal;
 
 use super::error::SetError;
 use super::incoming::IncomingSet;
-use super::inventory::{Inventory, KnownFile, ManifestDigest};
+use super::inventory::{Inventory, KnownFile};
 use super::lock::NamesLock;
 use super::names::UNSEALED_LABEL;
 use super::shared::{SetShared, descend};
@@ -249,7 +250,7 @@ fn confirm(
         .find(|(name, _)| name.as_bytes() == expected.path.as_bytes());
     let path = stored_path(inventory, &expected.path);
     let found = match (part, inventory.known(&path)) {
-        (Some((_, Some(content))), _) => ManifestDigest {
+        (Some((_, Some(content))), _) => FileDigest {
             len: content.len() as u64,
             crc32c: crc32c::crc32c(content),
         },

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use walmgr_protocol::message::backup::FileDigest;
 use walmgr_protocol::names::Lsn;
 
 use super::testing::{
     back_up, keep, label, lease, leftovers, manifest, path, prepare, real_sets, sample_files,
     sample_manifest, sample_stream, seal, sets, versions, wal_proof, whole_version, write,
 };
-use super::{ExpectedFile, HeldFile, ManifestDigest, Parts, SetError};
+use super::{ExpectedFile, HeldFile, Parts, SetError};
 use crate::store::testing::{FaultyDisk, Op, open, places, push, real, scratch_folder, segment};
 use crate::store::{Disk, Health, StoreError, WalProof};
 
@@ -34,7 +35,7 @@ fn a_set_is_listed_with_what_its_label_says() {
     for file in &sealed {
         let content = &sample_files(7)[&file.path.to_string()];
         let (len, crc32c) = (content.len() as u64, crc32c::crc32c(content));
-        assert_eq!(file.digest, ManifestDigest { len, crc32c });
+        assert_eq!(file.digest, FileDigest { len, crc32c });
         assert_eq!(incoming.held(&file.path), HeldFile::Complete(file.digest));
     }
     assert_eq!(incoming.complete_files().len(), sealed.len());

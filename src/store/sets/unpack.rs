@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use walmgr_protocol::message::backup::FileDigest;
 use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
-use super::inventory::{Claim, KnownFile, ManifestDigest};
+use super::inventory::{Claim, KnownFile};
 use super::names::is_reserved;
 use super::shared::{SetShared, descend};
 use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};
@@ -30,7 +31,7 @@ pub struct SealedFile {
     /// Where it is in the set.
     pub path: RelativePath,
     /// What it is.
-    pub digest: ManifestDigest,
+    pub digest: FileDigest,
 }
 
 /// The writer for one stream. Dropping it in the middle of a file keeps what has arrived, so
@@ -49,7 +50,7 @@ struct ReceivedFile {
     /// The length it will have.
     len: u64,
     /// How much has arrived, and its checksum.
-    arrived: ManifestDigest,
+    arrived: FileDigest,
     /// How much of it the file system knows of; behind that there are zeros.
     stored_bytes: u64,
     writeback_bytes: u64,
@@ -137,7 +138,7 @@ impl StreamWriter {
         };
         let file = opened.map_err(|error| self.shared.entry_failure("create", &path, error))?;
         let arrived = match claim {
-            Claim::Create | Claim::Restart => ManifestDigest { len: 0, crc32c: 0 },
+            Claim::Create | Claim::Restart => FileDigest { len: 0, crc32c: 0 },
             Claim::Continue(held) => held,
         };
         if claim == Claim::Restart {

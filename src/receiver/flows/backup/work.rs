@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
-use walmgr_protocol::message::backup::{FileDigest, FileDone, Finish, Join, Part};
+use walmgr_protocol::message::backup::{FileDone, Finish, Join, Part};
 use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::session::backup::Request;
@@ -201,10 +201,7 @@ fn unpack<'a>(unpacker: &'a mut Unpacker, data: &'a Data) -> Result<&'a [u8], Er
 fn done(file: &SealedFile) -> FileDone {
     FileDone {
         path: file.path.clone(),
-        digest: FileDigest {
-            len: file.digest.len,
-            crc32c: file.digest.crc32c,
-        },
+        digest: file.digest,
     }
 }
 
