@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walmgr::config::{self, Config};
-use walmgr::master::push::{self, Blocks};
-use walmgr::store::{Archive, ArchiveFolders, Binding, RealDisk};
-use walmgr::transport::connect::{Connection, ReceiverTarget};
+use walmgr::test_support::config::{self, Config};
+use walmgr::test_support::master::push::{self, Blocks};
+use walmgr::test_support::store::{Archive, ArchiveFolders, Binding, RealDisk};
+use walmgr::test_support::transport::connect::{Connection, ReceiverTarget};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::{ClusterIdentity, Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName, WalSegmentSize};
@@ -172,7 +172,7 @@ fn floor(source: &Path, folder: &Path) -> Duration {
 }
 
 fn push_segment(criterion: &mut Criterion) {
-    let runtime = walmgr::master::runtime().expect("a runtime can be made");
+    let runtime = walmgr::test_support::master::runtime().expect("a runtime can be made");
     let mut group = criterion.benchmark_group("push 16 MiB");
     group.throughput(Throughput::Bytes(WalSegmentSize::DEFAULT.bytes()));
     let plain = Site::start(false);

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walmgr::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
+use walmgr::test_support::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::names::{WalFileName, WalSegmentSize};
 

@@ -55,23 +55,28 @@
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
 //! protocol`. `tests/house_rules.rs` holds them to it.
 
+#![warn(unreachable_pub)]
+
 pub mod abnormal;
 pub mod cli;
-pub mod config;
-pub mod daemon;
+pub(crate) mod config;
+pub(crate) mod daemon;
 pub mod error;
-pub mod files;
-pub mod identity;
-pub mod master;
+pub(crate) mod files;
+pub(crate) mod identity;
+pub(crate) mod master;
 pub mod memory;
-pub mod options;
+pub(crate) mod options;
 pub mod output;
-pub mod pg;
-pub mod receiver;
-pub mod shell;
-pub mod standby;
-pub mod status;
-pub mod store;
-pub mod tar;
-pub mod transport;
-pub mod wal;
+pub(crate) mod pg;
+pub(crate) mod receiver;
+pub(crate) mod shell;
+pub(crate) mod standby;
+pub(crate) mod status;
+pub(crate) mod store;
+pub(crate) mod tar;
+pub(crate) mod transport;
+pub(crate) mod wal;
+
+#[doc(hidden)]
+pub mod test_support;

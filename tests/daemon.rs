@@ -8,8 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use walmgr::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
 use walmgr::error::ExitTable;
+use walmgr::test_support::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
 use walmgr::{abnormal, output};
 
 use crate::support::outcome::Output as Ended;

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use walmgr::transport::connect::ReceiverTarget;
+use walmgr::test_support::transport::connect::ReceiverTarget;
 
 use crate::support::imitation::write_data_directory;
 use crate::support::loopfs::TmpFs;
@@ -161,7 +161,7 @@ fn a_receiver_that_is_down_is_1_and_one_that_is_not_bound_or_busy_too() {
     let (mut config, facts) = (site.master_config(), site.facts());
     // A key has to belong to the user that uses it, and here that is the test's.
     config.tls.key = site.home().join("asking.key");
-    let runtime = walmgr::master::runtime().unwrap();
+    let runtime = walmgr::test_support::master::runtime().unwrap();
     let holding = runtime.block_on(async {
         let target = ReceiverTarget::from_config(&config).unwrap();
         target.connect(facts.cluster, facts.timeline).await.unwrap()

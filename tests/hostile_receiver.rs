@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use walmgr::tar::writer::{END, padding, put_file};
+use walmgr::test_support::tar::writer::{END, padding, put_file};
 use walmgr_protocol::fuzzing::sample_messages;
 use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::message::fetch::{

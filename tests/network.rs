@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::{ErrorCode, Message};
 use walmgr_protocol::names::WalFileName;
 

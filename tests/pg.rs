@@ -1,15 +1,15 @@
-//! `walmgr::pg` against real servers of every version that is installed.
+//! `walmgr::test_support::pg` against real servers of every version that is installed.
 //! Never trusts a fixture where a server can be asked. Invariant: files and SQL say the same.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use walmgr::error::Kind;
-use walmgr::pg::conf::{self, Setter};
-use walmgr::pg::conninfo::Environment;
-use walmgr::pg::control::{State, WalLevel};
-use walmgr::pg::data_directory::DataDirectory;
-use walmgr::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::conf::{self, Setter};
+use walmgr::test_support::pg::conninfo::Environment;
+use walmgr::test_support::pg::control::{State, WalLevel};
+use walmgr::test_support::pg::data_directory::DataDirectory;
+use walmgr::test_support::pg::sql::{Limits, Session};
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use crate::support::place::give_to_server;

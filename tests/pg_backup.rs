@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walmgr::error::Kind;
-use walmgr::pg::backup_label::BackupLabel;
-use walmgr::pg::data_directory::DataDirectory;
-use walmgr::pg::manifest::{Checksum, FileEntry, ManifestWriter, Reader, WalRange};
-use walmgr::pg::page::{PAGE_BYTES, PageState, Pages};
-use walmgr::pg::sql::{Limits, Session};
-use walmgr::pg::sql_backup::FinishedBackup;
-use walmgr::pg::tablespace_map;
-use walmgr::pg::walk::{File, Listing, walk};
+use walmgr::test_support::pg::backup_label::BackupLabel;
+use walmgr::test_support::pg::data_directory::DataDirectory;
+use walmgr::test_support::pg::manifest::{Checksum, FileEntry, ManifestWriter, Reader, WalRange};
+use walmgr::test_support::pg::page::{PAGE_BYTES, PageState, Pages};
+use walmgr::test_support::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::sql_backup::FinishedBackup;
+use walmgr::test_support::pg::tablespace_map;
+use walmgr::test_support::pg::walk::{File, Listing, walk};
 use walmgr_protocol::names::Lsn;
 
 use crate::support::place::give_to_server;

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use walmgr::config::keys::Side;
-use walmgr::config::sample::{readme_rows, readme_rows_not_yet};
+use walmgr::test_support::config::keys::Side;
+use walmgr::test_support::config::sample::{readme_rows, readme_rows_not_yet};
 
 const HEAD: &str = "| setting | value | default | meaning |\n|---|---|---|---|\n";
 

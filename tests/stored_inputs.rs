@@ -9,42 +9,81 @@ type Body = fn(&[u8]);
 
 /// The bodies by their targets.
 const BODIES: [(&str, Body); 27] = [
-    ("kept_checksum", walmgr::store::fuzzing::kept_checksum),
-    ("foreign_settings", walmgr::pg::fuzzing::foreign_settings),
-    ("wal_joint", walmgr::wal::fuzzing::joint),
-    ("acknowledged_end", walmgr::store::fuzzing::acknowledged_end),
+    (
+        "kept_checksum",
+        walmgr::test_support::store::fuzzing::kept_checksum,
+    ),
+    (
+        "foreign_settings",
+        walmgr::test_support::pg::fuzzing::foreign_settings,
+    ),
+    ("wal_joint", walmgr::test_support::wal::fuzzing::joint),
+    (
+        "acknowledged_end",
+        walmgr::test_support::store::fuzzing::acknowledged_end,
+    ),
     (
         "authorized_names",
-        walmgr::transport::fuzzing::authorized_names,
+        walmgr::test_support::transport::fuzzing::authorized_names,
     ),
-    ("certificate", walmgr::transport::fuzzing::certificate),
-    ("wal_behind", walmgr::wal::fuzzing::behind),
+    (
+        "certificate",
+        walmgr::test_support::transport::fuzzing::certificate,
+    ),
+    ("wal_behind", walmgr::test_support::wal::fuzzing::behind),
     (
         "authorized_keys",
-        walmgr::transport::fuzzing::authorized_keys,
+        walmgr::test_support::transport::fuzzing::authorized_keys,
     ),
-    ("backup_label", walmgr::pg::fuzzing::backup_label),
-    ("commit_record", walmgr::wal::fuzzing::commit_record),
-    ("conf_edit", walmgr::pg::fuzzing::conf_edit),
-    ("conf_pieces", walmgr::pg::fuzzing::conf_pieces),
-    ("conninfo", walmgr::pg::fuzzing::connection_string),
+    (
+        "backup_label",
+        walmgr::test_support::pg::fuzzing::backup_label,
+    ),
+    (
+        "commit_record",
+        walmgr::test_support::wal::fuzzing::commit_record,
+    ),
+    ("conf_edit", walmgr::test_support::pg::fuzzing::conf_edit),
+    (
+        "conf_pieces",
+        walmgr::test_support::pg::fuzzing::conf_pieces,
+    ),
+    (
+        "conninfo",
+        walmgr::test_support::pg::fuzzing::connection_string,
+    ),
     ("frame", walmgr_protocol::fuzzing::frame),
-    ("history", walmgr::wal::fuzzing::history),
-    ("ini", walmgr::config::fuzzing::ini_file),
-    ("manifest", walmgr::pg::fuzzing::manifest),
+    ("history", walmgr::test_support::wal::fuzzing::history),
+    ("ini", walmgr::test_support::config::fuzzing::ini_file),
+    ("manifest", walmgr::test_support::pg::fuzzing::manifest),
     ("message", walmgr_protocol::fuzzing::message),
     ("names", walmgr_protocol::fuzzing::names),
-    ("pg_control", walmgr::pg::fuzzing::control_file),
-    ("postmaster_pid", walmgr::pg::fuzzing::postmaster_pid),
-    ("segment", walmgr::wal::fuzzing::segment),
+    (
+        "pg_control",
+        walmgr::test_support::pg::fuzzing::control_file,
+    ),
+    (
+        "postmaster_pid",
+        walmgr::test_support::pg::fuzzing::postmaster_pid,
+    ),
+    ("segment", walmgr::test_support::wal::fuzzing::segment),
     (
         "server_certificate",
-        walmgr::pg::fuzzing::server_certificate,
+        walmgr::test_support::pg::fuzzing::server_certificate,
     ),
-    ("tablespace_map", walmgr::pg::fuzzing::tablespace_map),
-    ("tar_stream", walmgr::store::sets::fuzzing::tar_stream),
-    ("wal_scan", walmgr::wal::fuzzing::scanner),
-    ("wal_written", walmgr::wal::fuzzing::written_wal),
+    (
+        "tablespace_map",
+        walmgr::test_support::pg::fuzzing::tablespace_map,
+    ),
+    (
+        "tar_stream",
+        walmgr::test_support::store::sets::fuzzing::tar_stream,
+    ),
+    ("wal_scan", walmgr::test_support::wal::fuzzing::scanner),
+    (
+        "wal_written",
+        walmgr::test_support::wal::fuzzing::written_wal,
+    ),
 ];
 
 /// The protocol replays these itself: what they are made with is compiled for its tests alone.

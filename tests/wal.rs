@@ -17,12 +17,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use cluster::{Cluster, Installation};
-use walmgr::wal::history::History;
-use walmgr::wal::record::{
+use walmgr::test_support::wal::history::History;
+use walmgr::test_support::wal::record::{
     RM_XLOG, RecordInfo, XLOG_CHECKPOINT_SHUTDOWN, XLOG_OVERWRITE_CONTRECORD,
 };
-use walmgr::wal::scan::{ScanStep, Scanner, Why};
-use walmgr::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
+use walmgr::test_support::wal::scan::{ScanStep, Scanner, Why};
+use walmgr::test_support::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
 use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
 const BLOCK_BYTES: usize = 256 << 10;

@@ -1,7 +1,7 @@
 //! One segment of WAL that looks like pgbench's to a checksum, a scanner and a compressor.
 //! Never what a server would replay: only lengths, mix and entropy are as in the real thing.
 
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
 /// The segment's name.

@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
-use walmgr::tar::{BLOCK_BYTES, writer};
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::tar::{BLOCK_BYTES, writer};
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::{raw_messages, sample_messages, sample_stream};
 use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial};

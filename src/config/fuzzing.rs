@@ -69,23 +69,23 @@ fn printed_settings_load_again(settings: &GivenSettings) {
     }
 }
 
-/// Any settings and values from `--set` over a small file.
-pub fn overrides(overrides: &[(String, String)]) {
-    let file = b"[walmgr]\nmaster_data = /nowhere/data\nslave = localhost\n";
-    let path = Path::new("/nowhere/walmgr.ini");
-    if let Err(fault) = load_bytes(file, path, overrides, around()) {
-        let text = fault.into_error(path).to_string();
-        assert!(
-            text.contains("--set") || text.contains("walmgr.ini"),
-            "{text}"
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Any settings and values from `--set` over a small file.
+    fn overrides(overrides: &[(String, String)]) {
+        let file = b"[walmgr]\nmaster_data = /nowhere/data\nslave = localhost\n";
+        let path = Path::new("/nowhere/walmgr.ini");
+        if let Err(fault) = load_bytes(file, path, overrides, around()) {
+            let text = fault.into_error(path).to_string();
+            assert!(
+                text.contains("--set") || text.contains("walmgr.ini"),
+                "{text}"
+            );
+        }
+    }
 
     const SEEDS: [&str; 4] = [
         include_str!("testdata/manual-master.ini"),

@@ -172,6 +172,7 @@ impl Key {
     }
 
     /// Whether this version acts on it.
+    #[cfg(test)]
     pub const fn effective(&self) -> bool {
         matches!(self.effect, Effect::Used)
     }

@@ -32,7 +32,7 @@ use keys::Side;
 use settings::GivenSettings;
 use value::Surroundings;
 
-pub use address::{DEFAULT_PORT, ListenAddress, SlaveAddress};
+pub use address::DEFAULT_PORT;
 pub use master::{BackupCheckpoint, MasterConfig, VerifyWal};
 pub use quantity::{duration as read_duration, size as read_size};
 pub use standby::{LogFormat, OnCorrupt, StandbyConfig};

@@ -5,10 +5,8 @@
 //! `pg_basebackup` leaves links out, and so a database that an administrator moved behind one. Which names are left out is `sendDir`'s rule (`src/backend/replication/basebackup.c` up to 14,
 //! `src/backend/backup/basebackup.c` from 15 on). Of files that come and go meanwhile WAL knows.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -110,27 +108,6 @@ pub fn walk(data: &DataDirectory) -> Result<Listing> {
         private: walker.private,
         passed_over: walker.passed_over,
     })
-}
-
-/// Deals files out to this many streams: the largest first, each to the stream that has least.
-pub fn balance(mut files: Vec<File>, jobs: NonZeroUsize) -> Vec<Vec<File>> {
-    /// What an empty file costs: its header, and the time to open it.
-    const ENTRY_BYTES: u64 = 4096;
-    files.sort_by(|one, other| {
-        (Reverse(one.size), &one.path).cmp(&(Reverse(other.size), &other.path))
-    });
-    let mut streams: Vec<Vec<File>> = vec![Vec::new(); jobs.get()];
-    let mut loads: BinaryHeap<Reverse<(u64, usize)>> =
-        (0..jobs.get()).map(|index| Reverse((0, index))).collect();
-    for file in files {
-        let Some(Reverse((load, index))) = loads.pop() else {
-            break;
-        };
-        let cost = file.size.saturating_add(ENTRY_BYTES);
-        loads.push(Reverse((load.saturating_add(cost), index)));
-        streams[index].push(file);
-    }
-    streams
 }
 
 struct Walker<'a> {

@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -14,7 +13,7 @@ use rustix::fs::FileType;
 use super::data_directory::DataDirectory;
 use super::fixtures::control_file;
 use super::left_out::{PassedOver, WhyNot};
-use super::walk::{File, Listing, balance, walk};
+use super::walk::{File, Listing, walk};
 use crate::error::{Kind, Result};
 
 const VERSION_DIRECTORY: &str = "PG_15_202209061";
@@ -438,29 +437,4 @@ fn fault_66_a_directory_that_cannot_be_read_fails_the_backup() {
     let deep = vec!["d"; 65].join("/");
     std::fs::create_dir_all(data.join(deep)).unwrap();
     assert_eq!(list(&home).err().unwrap().kind(), Kind::Config);
-}
-
-#[test]
-fn the_largest_files_come_first_and_streams_are_even() {
-    let file = |number: u64, size| File {
-        path: format!("base/5/{number}").parse().unwrap(),
-        size,
-        modified_s: 0,
-    };
-    let mega = 1 << 20;
-    let sizes = [3 * mega, mega, 7 * mega, 2 * mega, 2 * mega, mega];
-    let files: Vec<File> = (1..)
-        .zip(sizes)
-        .map(|(number, size)| file(number, size))
-        .collect();
-    let streams = balance(files.clone(), NonZeroUsize::new(2).unwrap());
-    let megas =
-        |stream: &[File]| -> Vec<u64> { stream.iter().map(|file| file.size / mega).collect() };
-    assert_eq!(megas(&streams[0]), [7, 1]);
-    assert_eq!(megas(&streams[1]), [3, 2, 2, 1]);
-    let empty: Vec<File> = (1..=100).map(|number| file(number, 0)).collect();
-    for stream in balance(empty, NonZeroUsize::new(4).unwrap()) {
-        assert_eq!(stream.len(), 25);
-    }
-    assert_eq!(balance(files, NonZeroUsize::new(20).unwrap()).len(), 20);
 }

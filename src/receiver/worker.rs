@@ -121,6 +121,7 @@ pub fn aside(name: &'static str, work: impl FnOnce() + Send + 'static) {
 }
 
 /// Panics of workers since the start.
+#[cfg(test)]
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }

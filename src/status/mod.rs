@@ -6,7 +6,7 @@ mod judge;
 mod page;
 mod replay;
 
-pub use judge::{Code, Finding, Level};
+pub use judge::{Finding, Level};
 pub use replay::{Hold, Replay, TooLow};
 
 use walmgr_protocol::message::Overview;

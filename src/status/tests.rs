@@ -8,6 +8,7 @@ use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
+use super::judge::Code;
 use super::*;
 
 const DAY_MS: i64 = 86_400_000;

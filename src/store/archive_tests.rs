@@ -7,14 +7,13 @@ use std::sync::Barrier;
 
 use walmgr_protocol::names::{SystemId, WalFileName};
 
+use super::archive::StoredFile;
 use super::beside::damaged_copy_of;
 use super::testing::{
     BINDING, FaultyDisk, Op, assert_stored, history_file, names, new_archive, open, places, push,
     real, scratch_folder, segment, stored_bytes,
 };
-use super::{
-    Archive, ArchiveFolders, Binding, FileSealed, Health, StoreError, StoredFile, StoredUnderName,
-};
+use super::{Archive, ArchiveFolders, Binding, FileSealed, Health, StoreError, StoredUnderName};
 use crate::error::Kind;
 use crate::wal::segment::Verify;
 

@@ -344,7 +344,7 @@ impl Joints<'_> {
         Ok(match through.finish() {
             Reached::Next(scanner) => WalkEnd::Walked(scanner),
             Reached::Inside(scanner) => WalkEnd::Inside(Some(scanner)),
-            Reached::Short(_) => WalkEnd::Broken,
+            Reached::Short => WalkEnd::Broken,
         })
     }
 

@@ -58,7 +58,7 @@ mod tests;
 
 pub use claim::Outgrown;
 pub use judge::Apart;
-pub use line::{Led, Leg, LineGap, TimelineLine};
+pub use line::{Led, LineGap, TimelineLine};
 pub use model::{ApartKind, Lineage, LineageFacts, SegmentProgress, Unreadable};
 
 /// What the archive says about a segment that it does not hold.

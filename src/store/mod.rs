@@ -109,7 +109,7 @@ mod joint_tests;
 pub(crate) mod testing;
 
 pub use apart_notes::ApartNote;
-pub use archive::{StoredFile, WalProof};
+pub use archive::WalProof;
 pub use binding::Binding;
 pub use config_copies::{ConfigCopies, LIST_NAME};
 pub use damage::Damage;
@@ -118,13 +118,9 @@ pub use durable::{Durable, DurableRecords, DurableWal};
 pub use error::StoreError;
 pub use health::Health;
 pub use incoming::{FileSealed, Incoming};
-pub use lineage::{Lineage, TimelineLine};
-pub use partial::{
-    Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals, StreamPosition,
-};
+pub use partial::{Freeze, FrozenSegment, OwnSegment, PartialEnd, PartialStream, PartialWals};
 pub use reach::RecoveryReach;
 pub use reader::{Absence, ArchiveReader, Stored};
 pub use real_disk::RealDisk;
-pub use recovery_report::RecoveryReport;
 pub use route::Route;
 pub use shared::{Archive, ArchiveFolders, StoredUnderName};

@@ -38,14 +38,10 @@ pub const RM_XLOG: u8 = 0;
 
 /// `XLOG_CHECKPOINT_SHUTDOWN`: the last record of a clean stop.
 pub const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
-/// `XLOG_CHECKPOINT_ONLINE`.
-pub const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 /// `XLOG_NOOP`: a record without meaning.
 pub const XLOG_NOOP: u8 = 0x20;
 /// `XLOG_SWITCH`: the rest of the segment means nothing.
 pub const XLOG_SWITCH: u8 = 0x40;
-/// `XLOG_END_OF_RECOVERY`: the first record of a timeline after a quick promotion.
-pub const XLOG_END_OF_RECOVERY: u8 = 0x90;
 /// `XLOG_OVERWRITE_CONTRECORD`: the record before this page lost its rest in a crash.
 pub const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use walmgr::master::push::{self, Blocks};
-use walmgr::transport::connect::ReceiverTarget;
+use walmgr::test_support::master::push::{self, Blocks};
+use walmgr::test_support::transport::connect::ReceiverTarget;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::{ErrorCode, Offer, WireVerify};
 use walmgr_protocol::names::TimelineId;
@@ -296,14 +296,16 @@ fn push_unchecked(site: &Site, path: &Path, name: &str, verify: WireVerify) -> O
         block_bytes: config.block_size,
         compression: 0,
     };
-    walmgr::master::runtime().unwrap().block_on(async {
-        let target = ReceiverTarget::from_config(&config).unwrap();
-        let connecting = target.connect(facts.cluster, facts.timeline);
-        let mut connection = connecting.await.unwrap();
-        push::push(&mut connection.wire, Arc::new(file), offer, blocks)
-            .await
-            .unwrap()
-    })
+    walmgr::test_support::master::runtime()
+        .unwrap()
+        .block_on(async {
+            let target = ReceiverTarget::from_config(&config).unwrap();
+            let connecting = target.connect(facts.cluster, facts.timeline);
+            let mut connection = connecting.await.unwrap();
+            push::push(&mut connection.wire, Arc::new(file), offer, blocks)
+                .await
+                .unwrap()
+        })
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use walmgr::receiver::BACKUP_IDLE_MAX;
+use walmgr::test_support::receiver::BACKUP_IDLE_MAX;
 use walmgr_protocol::message::Message;
 use walmgr_protocol::message::backup::{Backup, Join};
 

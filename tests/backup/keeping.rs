@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use walmgr::pg::backup_label::BackupLabel;
+use walmgr::test_support::pg::backup_label::BackupLabel;
 
 use super::{archiving, beside, newest, site, site_of};
 use crate::load::drain;

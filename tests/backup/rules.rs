@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use walmgr::store::LIST_NAME;
+use walmgr::test_support::store::LIST_NAME;
 
 use super::{archiving, beside, newest, site, verify};
 use crate::support::loopfs::{FileSystem, LoopFs};

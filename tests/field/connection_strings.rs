@@ -6,9 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use walmgr::error::Kind;
-use walmgr::pg::conninfo::options::{self, Treatment};
-use walmgr::pg::conninfo::{Environment, parse};
-use walmgr::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::conninfo::options::{self, Treatment};
+use walmgr::test_support::pg::conninfo::{Environment, parse};
+use walmgr::test_support::pg::sql::{Limits, Session};
 
 use crate::support::dice::Dice;
 use crate::support::libpq::Libpq;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use walmgr::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::sql::{Limits, Session};
 
 use crate::support::{Cluster, Site};
 

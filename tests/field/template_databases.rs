@@ -6,8 +6,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use walmgr::pg::grants::Task;
-use walmgr::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::grants::Task;
+use walmgr::test_support::pg::sql::{Limits, Session};
 
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, run, wait_for};

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use walmgr::error::Kind;
-use walmgr::pg::conninfo::Environment;
-use walmgr::pg::sql::{Limits, Session};
+use walmgr::test_support::pg::conninfo::Environment;
+use walmgr::test_support::pg::sql::{Limits, Session};
 
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, TempDir, have, run};

@@ -7,10 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use walmgr::options::Options;
-use walmgr::standby::xrestore;
-use walmgr::store::sets::{BackupSets, Copying};
-use walmgr::store::{
+use walmgr::test_support::options::Options;
+use walmgr::test_support::standby::xrestore;
+use walmgr::test_support::store::sets::{BackupSets, Copying};
+use walmgr::test_support::store::{
     ArchiveReader, ConfigCopies, Disk, Freeze, LIST_NAME, PartialEnd, PartialWals, RealDisk,
 };
 use walmgr_protocol::message::Overview;

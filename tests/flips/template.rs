@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use walmgr::config::{self, StandbyConfig};
-use walmgr::store::survey::survey;
-use walmgr::store::{ArchiveFolders, Disk, PartialWals, RealDisk};
-use walmgr::wal::scan::{ScanStep, Scanner};
+use walmgr::test_support::config::{self, StandbyConfig};
+use walmgr::test_support::store::survey::survey;
+use walmgr::test_support::store::{ArchiveFolders, Disk, PartialWals, RealDisk};
+use walmgr::test_support::wal::scan::{ScanStep, Scanner};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 

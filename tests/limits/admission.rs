@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
-use walmgr::receiver::refusal_log::{REFUSAL_LOG_INTERVAL, REFUSAL_LOG_LINES_MAX};
+use walmgr::test_support::receiver::refusal_log::{REFUSAL_LOG_INTERVAL, REFUSAL_LOG_LINES_MAX};
 use walmgr_protocol::message::Message;
 use walmgr_protocol::message::backup::{Backup, Join};
 

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use walmgr::receiver::UPLOADS_PER_PEER_MAX;
+use walmgr::test_support::receiver::UPLOADS_PER_PEER_MAX;
 use walmgr_protocol::limits::CHANNELS_MAX;
 use walmgr_protocol::message::{ErrorCode, Message};
 

@@ -33,7 +33,7 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
     assert!(stuck, "the receiver goes on answering");
     let begin = Instant::now();
     assert_eq!(site.overview().connections, 4);
-    let bound = walmgr::receiver::IDLE_DEADLINE + Duration::from_secs(8);
+    let bound = walmgr::test_support::receiver::IDLE_DEADLINE + Duration::from_secs(8);
     wait_for("the slots", bound, || {
         (site.overview().connections == 1).then_some(())
     });
@@ -66,7 +66,7 @@ fn fault_24_upload_of_a_peer_that_only_pings_is_ended_and_removed() {
     let took = begin.elapsed();
     assert_eq!(error.code, ErrorCode::TimedOut);
     assert_eq!(error.scope, Scope::Channel);
-    let bound = walmgr::receiver::BLOCK_DEADLINE;
+    let bound = walmgr::test_support::receiver::BLOCK_DEADLINE;
     let allowed = bound..bound + Duration::from_secs(8);
     assert!(allowed.contains(&took), "{took:?}");
     wait_for_no_temporary(&site);

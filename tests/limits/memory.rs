@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use walmgr::tar::writer::put_directory;
+use walmgr::test_support::tar::writer::put_directory;
 use walmgr_protocol::limits::{BLOCK_BYTES_MAX, MANIFEST_FRAME_BYTES_MAX, SET_PATH_BYTES_MAX};
 use walmgr_protocol::message::backup::{Backup, Join, Part, PartName};
 use walmgr_protocol::message::{ErrorCode, Message};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 use walmgr_protocol::message::partial::{Begin, Open, Partial};
 
-use walmgr::receiver::UPLOADS_MAX;
+use walmgr::test_support::receiver::UPLOADS_MAX;
 use walmgr_protocol::limits::{CHANNELS_MAX, STRAY_SEGMENTS_MAX};
 use walmgr_protocol::message::{Data, Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, SegmentName};

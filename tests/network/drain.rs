@@ -75,7 +75,7 @@ fn unfinished_upload_delays_the_end_for_its_bound_only() {
     site.receiver.signal(Signal::TERM);
     assert!(site.receiver.wait().success());
     let elapsed = begin.elapsed();
-    let bound = walmgr::receiver::DRAIN_DEADLINE;
+    let bound = walmgr::test_support::receiver::DRAIN_DEADLINE;
     assert!(
         elapsed > bound / 2 && elapsed < bound + Duration::from_secs(6),
         "{elapsed:?}"

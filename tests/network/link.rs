@@ -149,7 +149,7 @@ fn fault_24_a_link_that_goes_down_frees_the_slot_and_ends_the_client() {
         output.stderr
     );
     assert!(begin.elapsed() < Duration::from_secs(60));
-    let bound = walmgr::receiver::IDLE_DEADLINE + Duration::from_secs(4);
+    let bound = walmgr::test_support::receiver::IDLE_DEADLINE + Duration::from_secs(4);
     wait_for("the slot to be freed", bound, || {
         site.temporaries().is_empty().then_some(())
     });

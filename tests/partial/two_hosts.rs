@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::partial::{Begin, Partial};
 use walmgr_protocol::message::{ErrorCode, Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName};

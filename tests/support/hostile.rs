@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use walmgr::pg::backup_label::BackupLabel;
-use walmgr::pg::manifest::{Checksum, FileEntry, ManifestWriter, WalRange};
-use walmgr::tar::writer::{END, padding, put_directory, put_file};
-use walmgr::transport::identity::{Fingerprint, Identity};
-use walmgr::transport::tls::{self, PeerTrust};
+use walmgr::test_support::pg::backup_label::BackupLabel;
+use walmgr::test_support::pg::manifest::{Checksum, FileEntry, ManifestWriter, WalRange};
+use walmgr::test_support::tar::writer::{END, padding, put_directory, put_file};
+use walmgr::test_support::transport::identity::{Fingerprint, Identity};
+use walmgr::test_support::transport::tls::{self, PeerTrust};
 use walmgr_protocol::hello::{Hello, Refusal};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::backup::{

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use walmgr::transport::identity::Identity;
-use walmgr::transport::tls;
+use walmgr::test_support::transport::identity::Identity;
+use walmgr::test_support::transport::tls;
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
 use walmgr_protocol::message::Message;

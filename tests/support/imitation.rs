@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::wal::record::{RM_XLOG, XLOG_NOOP};
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::ClusterIdentity as Facts;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 

@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use walmgr::config;
-use walmgr::master::ask::Asking;
-use walmgr::master::cluster::ClusterFacts;
-use walmgr::wal::record::{RM_XLOG, XLOG_NOOP};
-use walmgr::wal::writer::WalWriter;
+use walmgr::test_support::config;
+use walmgr::test_support::master::ask::Asking;
+use walmgr::test_support::master::cluster::ClusterFacts;
+use walmgr::test_support::wal::record::{RM_XLOG, XLOG_NOOP};
+use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::{ClusterIdentity as Facts, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
@@ -467,12 +467,14 @@ impl Site {
             std::fs::copy(&config.tls.key, &own).unwrap();
             config.tls.key = own;
         }
-        walmgr::master::runtime().unwrap().block_on(async {
-            let mut asking = Asking::connect(&config, &facts).await.unwrap();
-            let answer = question(&mut asking).await;
-            asking.close().await;
-            answer
-        })
+        walmgr::test_support::master::runtime()
+            .unwrap()
+            .block_on(async {
+                let mut asking = Asking::connect(&config, &facts).await.unwrap();
+                let answer = question(&mut asking).await;
+                asking.close().await;
+                answer
+            })
     }
 
     /// The fingerprint of the master's key.

@@ -1,4 +1,4 @@
 //! Fuzzes tablespace_map files; the body and its promise are in the library.
 //! Parser: src/pg/tablespace_map.rs
 #![no_main]
-walmgr_fuzz::target!(walmgr::pg::fuzzing::tablespace_map);
+walmgr_fuzz::target!(walmgr::test_support::pg::fuzzing::tablespace_map);

@@ -1,4 +1,4 @@
 //! Fuzzes the tar streams of backups; the body and its promise are in the library.
 //! Parser: src/tar/reader.rs
 #![no_main]
-walmgr_fuzz::target!(walmgr::store::sets::fuzzing::tar_stream);
+walmgr_fuzz::target!(walmgr::test_support::store::sets::fuzzing::tar_stream);

@@ -1,4 +1,4 @@
 //! Fuzzes the WAL scanner; the body and its promise are in the library.
 //! Parser: src/wal/scan.rs src/wal/page.rs src/wal/record.rs
 #![no_main]
-walmgr_fuzz::target!(walmgr::wal::fuzzing::scanner);
+walmgr_fuzz::target!(walmgr::test_support::wal::fuzzing::scanner);

@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 pub(in crate::pg) use command_line::CommandLine;
 pub use effective::{Setter, last_setter, last_setter_after};
 pub(in crate::pg) use pieces::pieces_in_texts;
-pub use pieces::{Piece, PieceKind, pieces};
+pub use pieces::{PieceKind, pieces};
 pub use raise::raise;
-pub use server::{ServerSettings, SetTo};
+pub use server::ServerSettings;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;

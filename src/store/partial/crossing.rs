@@ -76,7 +76,7 @@ impl PartialWals {
                     filled.push(*copy);
                     at = copy.segment;
                 }
-                Reached::Short(_) => return Ok(None),
+                Reached::Short => return Ok(None),
             }
         };
         while let Some(copy) = filled.pop() {

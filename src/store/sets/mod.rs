@@ -71,11 +71,10 @@ pub use inventory::HeldFile;
 pub use list::{HeldSet, SetEntry};
 pub use lock::Lease;
 pub use out::{Copying, SetSize};
-pub use purge::Purged;
-pub use rotate::{Expiry, Keeping, SetsRecovery};
+pub use rotate::Keeping;
 pub use round::SetsRound;
 pub use seal::{ExpectedFile, Parts, SealedSet};
-pub use stream::{SetContent, Streamed, StreamedTablespace};
+pub use stream::Streamed;
 pub use unpack::{SealedFile, StreamWriter};
 
 use super::disk::Disk;

@@ -305,7 +305,7 @@ fn a_rotation_or_a_second_set_never_touches_the_one_that_is_arriving() {
     seal(incoming, 1, &wal).unwrap();
     assert_eq!(
         sets.recover(&lease).unwrap(),
-        super::SetsRecovery::default()
+        super::rotate::SetsRecovery::default()
     );
 }
 
