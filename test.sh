@@ -129,7 +129,7 @@ check_dependencies() {
 }
 
 document() {
-    RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
 }
 
 # A part of the toolchain that rustup leaves out of its minimal profile.

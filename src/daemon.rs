@@ -15,10 +15,11 @@ mod background;
 mod pidfile;
 
 pub use background::{ForkSide, Readiness, into_background};
-pub use pidfile::{PidFile, is_running, signal_running};
+pub(crate) use pidfile::is_running;
+pub use pidfile::{PidFile, signal_running};
 
 /// How long `--stop` and `--kill` wait for the daemon to end.
-pub const END_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a process gets that writes beyond its `RLIMIT_FSIZE`.
 const FILE_SIZE_LIMIT: i32 = rustix::process::Signal::XFSZ.as_raw();
@@ -129,18 +130,18 @@ pub fn watchdog_interval() -> Option<Duration> {
 
 /// [`tell_alive`] as often as the service manager wants to hear it, from the start to the end.
 #[derive(Debug)]
-pub struct Pulse(Option<tokio::time::Interval>);
+pub(crate) struct Pulse(Option<tokio::time::Interval>);
 
 impl Pulse {
     /// To be called inside a tokio runtime that has timers enabled.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let every = watchdog_interval().filter(|every| !every.is_zero());
         Pulse(every.map(tokio::time::interval))
     }
 
     /// Waits for the next time and tells it; for ever if nobody watches. Safe to drop and call
     /// again: the times stay.
-    pub async fn beat(&mut self) {
+    pub(crate) async fn beat(&mut self) {
         match &mut self.0 {
             Some(interval) => interval.tick().await,
             None => std::future::pending().await,

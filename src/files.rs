@@ -24,7 +24,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The name of a user of this host, if the system knows one.
-pub fn user_name(uid: u32) -> Option<String> {
+pub(crate) fn user_name(uid: u32) -> Option<String> {
     uzers::get_user_by_uid(uid)?
         .name()
         .to_str()
@@ -32,7 +32,7 @@ pub fn user_name(uid: u32) -> Option<String> {
 }
 
 /// Removes a file, a link, or a directory with everything in it, if there is one.
-pub fn remove_any(path: &Path) -> Result<()> {
+pub(crate) fn remove_any(path: &Path) -> Result<()> {
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),
@@ -45,7 +45,7 @@ pub fn remove_any(path: &Path) -> Result<()> {
 }
 
 /// Creates `path` with this content; an existing file, or a symlink, is an error.
-pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -62,7 +62,7 @@ pub fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Creates a first ini file; an existing one is the operator's and stays.
-pub fn create_settings(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn create_settings(path: &Path, text: &str) -> Result<()> {
     match create_new(path, text.as_bytes(), 0o640) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let says = format!("{} is there already, and stays as it is", path.display());
@@ -75,7 +75,7 @@ pub fn create_settings(path: &Path, text: &str) -> Result<()> {
 /// Keeps other processes that ask the same from changing what lies in this file's folder, until
 /// the answer is dropped. The folder is locked, not the file: that is replaced, and a file made for
 /// the lock could belong to the wrong user.
-pub fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
+pub(crate) fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
     let resolved = std::fs::canonicalize(path);
     let folder = directory_of(resolved.as_deref().unwrap_or(path));
     let locked = File::open(folder).at_setting("open", folder)?;
@@ -96,7 +96,7 @@ pub fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
 
 /// Locks a directory for as long as the answer lives, without a trace in it; `None` while somebody else has it
 /// locked.
-pub fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
+pub(crate) fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
     let file = File::open(directory).at(kind, "open", directory)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
@@ -106,7 +106,7 @@ pub fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
 }
 
 /// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
-pub fn resolved(path: &Path) -> PathBuf {
+pub(crate) fn resolved(path: &Path) -> PathBuf {
     let mut found = PathBuf::new();
     for part in path.components() {
         match part {
@@ -126,7 +126,7 @@ pub fn resolved(path: &Path) -> PathBuf {
 
 /// How many bytes are going to be written, by the file system that takes them.
 #[derive(Debug)]
-pub struct RoomNeeded {
+pub(crate) struct RoomNeeded {
     /// What an error is in which a path cannot be looked at.
     kind: Kind,
     /// The bytes, and a path there, by the number of the device.
@@ -135,13 +135,13 @@ pub struct RoomNeeded {
 
 impl RoomNeeded {
     /// Nothing yet.
-    pub fn new(kind: Kind) -> RoomNeeded {
+    pub(crate) fn new(kind: Kind) -> RoomNeeded {
         let by_device = BTreeMap::new();
         RoomNeeded { kind, by_device }
     }
 
     /// Adds what goes to the file system of a path that exists.
-    pub fn add(&mut self, path: &Path, bytes: u64) -> Result<()> {
+    pub(crate) fn add(&mut self, path: &Path, bytes: u64) -> Result<()> {
         let device = path.metadata().at(self.kind, "examine", path)?.dev();
         let entry = self.by_device.entry(device);
         let (sum, _) = entry.or_insert_with(|| (0, path.to_path_buf()));
@@ -150,7 +150,7 @@ impl RoomNeeded {
     }
 
     /// Refuses what does not fit, before anything was changed.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for (needed_bytes, path) in self.by_device.values() {
             let state = fs::statvfs(path).at(self.kind, "examine", path)?;
             let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
@@ -169,7 +169,7 @@ impl RoomNeeded {
 }
 
 /// The first bytes of a file, and no more of it than `bytes_max`.
-pub fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?
         .take(bytes_max)
@@ -178,7 +178,7 @@ pub fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Makes a directory as PostgreSQL wants them, unless it is there.
-pub fn make_directory(path: &Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other.at(Kind::Retry, "create", path),
@@ -188,7 +188,7 @@ pub fn make_directory(path: &Path) -> Result<()> {
 /// Replaces `path` by this content in one step, keeping its owner and mode if it exists.
 ///
 /// A symlink is resolved first, so the link stays and the file it leads to is replaced.
-pub fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> {
     let target = match std::fs::canonicalize(path) {
         Ok(target) => target,
         Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_path_buf(),
@@ -224,7 +224,7 @@ pub fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Result<()> 
 }
 
 /// Removes `path` for good; `false` when there was nothing.
-pub fn remove(path: &Path) -> io::Result<bool> {
+pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match std::fs::remove_file(path) {
         Ok(()) => sync_directory_of(path).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -234,7 +234,7 @@ pub fn remove(path: &Path) -> io::Result<bool> {
 
 /// Moves a file or directory to a name that nothing has, for good; the new directory is synced
 /// before the old one, so that a power cut leaves it under either name and never under none.
-pub fn move_to(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn move_to(from: &Path, to: &Path) -> io::Result<()> {
     rename_new((CWD, from.as_os_str()), (CWD, to.as_os_str()))?;
     sync_directory_of(to)?;
     sync_directory_of(from)
@@ -242,7 +242,10 @@ pub fn move_to(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Renames to a name that nothing has, each name as seen from a directory. Where a file system cannot refuse a
 /// name that is taken, it is looked for first: whoever renames here holds a lock.
-pub fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+pub(crate) fn rename_new(
+    from: (BorrowedFd<'_>, &OsStr),
+    to: (BorrowedFd<'_>, &OsStr),
+) -> io::Result<()> {
     match fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             match fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
@@ -257,7 +260,7 @@ pub fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) 
 /// Has a directory change places with the link to it, for good, and removes the link where it is then;
 /// fails where the two lie on different file systems. Killed in between, it leaves a link to itself
 /// where the directory was, and nothing else.
-pub fn bring_home(link: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn bring_home(link: &Path, target: &Path) -> io::Result<()> {
     let (cwd, flags) = (CWD, RenameFlags::EXCHANGE);
     fs::renameat_with(cwd, link, cwd, target, flags)?;
     sync_directory_of(link)?;
@@ -267,7 +270,7 @@ pub fn bring_home(link: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// Makes a symlink for good, in the place of one that is there.
-pub fn link(path: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn link(path: &Path, target: &Path) -> io::Result<()> {
     if std::fs::read_link(path).is_ok_and(|found| found == target) {
         return sync_directory_of(path);
     }
@@ -277,7 +280,7 @@ pub fn link(path: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// Copies a file under a name that nothing has, durable but for that name.
-pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
     let mut file = OpenOptions::new()
         .write(true)
@@ -289,12 +292,12 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Makes the names in a directory durable.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 /// Makes everything below a directory durable that was written since it was opened.
-pub fn sync_tree(directory: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn sync_tree(directory: BorrowedFd<'_>) -> io::Result<()> {
     match sync_file_system(directory) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::NOSYS) => sync_each(directory),
         other => other,
@@ -323,7 +326,7 @@ fn sync_each(directory: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// `syncfs`, which reports failed write-backs since Linux 5.8 only.
-pub fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
     if !reports_write_back(rustix::system::uname().release()) {
         return Err(Errno::NOSYS.into());
     }
@@ -341,7 +344,7 @@ fn reports_write_back(release: &std::ffi::CStr) -> bool {
 /// durable itself: syncing it here would only be slower.
 ///
 /// A kill leaves the temporary, which the next one for the same path removes.
-pub struct HandedOver {
+pub(crate) struct HandedOver {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
@@ -349,7 +352,7 @@ pub struct HandedOver {
 
 impl HandedOver {
     /// Begins a file that is to appear at `path`.
-    pub fn begin(path: &Path) -> io::Result<HandedOver> {
+    pub(crate) fn begin(path: &Path) -> io::Result<HandedOver> {
         let temporary = temporary_beside(path);
         remove_abandoned(path)?;
         let file = OpenOptions::new()
@@ -366,12 +369,12 @@ impl HandedOver {
     }
 
     /// Writes these bytes behind the ones before.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
     }
 
     /// Gives it its name, whatever had the name before.
-    pub fn put_in_place(self) -> io::Result<()> {
+    pub(crate) fn put_in_place(self) -> io::Result<()> {
         std::fs::rename(&self.temporary, &self.path)
     }
 }

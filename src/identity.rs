@@ -10,7 +10,7 @@ use crate::output;
 use crate::transport::identity::{Fingerprint, Identity};
 
 /// Creates or reads the identity and prints its fingerprint on stdout.
-pub fn run(tls: &TlsSettings, job_name: &str, options: &Options) -> Result<()> {
+pub(crate) fn run(tls: &TlsSettings, job_name: &str, options: &Options) -> Result<()> {
     if options.not_really && !tls.key.exists() {
         return output::not_really(&format!("create {}", tls.key.display()));
     }
@@ -22,7 +22,7 @@ pub fn run(tls: &TlsSettings, job_name: &str, options: &Options) -> Result<()> {
 }
 
 /// The fingerprint of this side's identity, which is created if there is none.
-pub fn ensure(tls: &TlsSettings, job_name: &str) -> Result<Fingerprint> {
+pub(crate) fn ensure(tls: &TlsSettings, job_name: &str) -> Result<Fingerprint> {
     if tls.key.exists() || tls.certificate.exists() {
         return Ok(Identity::load(&tls.key, &tls.certificate)?.fingerprint());
     }

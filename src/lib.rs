@@ -1,6 +1,7 @@
 //! walmgr ships PostgreSQL's WAL from a master to a standby host: this map says where what lives.
-//! Never runs by itself; `main.rs` parses, runs and exits. The library exists so that tests, benches
-//! and fuzz targets reach every room.
+//! Never runs by itself; `main.rs` parses, runs and exits. Tests, benches
+//! and fuzz targets reach what they need of the rooms through `test_support`; the rooms are closed, so that the
+//! compiler sees what nobody uses.
 //!
 //! # The way of a segment
 //!

@@ -31,7 +31,7 @@ const PIECES_MAX: usize = 16;
 
 /// A command of the settings.
 #[derive(Debug, Clone, Copy)]
-pub struct SettingsCommand<'a> {
+pub(crate) struct SettingsCommand<'a> {
     /// The setting it stands in.
     pub setting: &'a str,
     /// What the shell runs.
@@ -49,7 +49,7 @@ impl fmt::Display for SettingsCommand<'_> {
 impl SettingsCommand<'_> {
     /// Runs it to its end and logs its last lines, whatever becomes of it. One that takes too long is
     /// left alone: a stop or a start that is cut in the middle helps nobody.
-    pub fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self) -> Result<()> {
         let failed = |error: io::Error| CommandError::retry(format!("run {self}")).because(error);
         let (reader, writer) = io::pipe().map_err(failed)?;
         let mut shell = Command::new("/bin/sh");
@@ -124,7 +124,7 @@ impl SettingsCommand<'_> {
 }
 
 /// Warns where the server that `setting` has started writes its log to nowhere.
-pub fn check_log_of(setting: &str, pid: i32) {
+pub(crate) fn check_log_of(setting: &str, pid: i32) {
     // Once the logging collector runs, or with `pg_ctl -l`, it leads elsewhere.
     let leads_to = std::fs::read_link(format!("/proc/{pid}/fd/2"));
     if leads_to.is_ok_and(|path| path == std::path::Path::new("/dev/null")) {

@@ -189,6 +189,11 @@ fn imports_run_one_way() {
 }
 
 #[test]
+fn rooms_are_open_only_to_the_program() {
+    check(open_rooms);
+}
+
+#[test]
 fn only_the_durable_files_sync_and_rename() {
     check(durable_words);
 }
@@ -247,7 +252,9 @@ fn check(rule: fn(&Tree) -> Vec<String>) {
 fn arrows(tree: &Tree) -> Vec<String> {
     let mut violations = Vec::new();
     for source in tree.rust() {
-        let Some(room) = room_of(&source.path).filter(|room| *room != "lib") else {
+        // The one names the rooms, the other hands on what is in them.
+        let is_outside = |room: &str| ["lib", "test_support"].contains(&room);
+        let Some(room) = room_of(&source.path).filter(|room| !is_outside(room)) else {
             continue;
         };
         let Some((_, open)) = ARROWS.iter().find(|(name, _)| *name == room) else {
@@ -271,6 +278,24 @@ fn arrows(tree: &Tree) -> Vec<String> {
         }
     }
     violations
+}
+
+/// In an open room the compiler does not see what nobody uses.
+fn open_rooms(tree: &Tree) -> Vec<String> {
+    let code_of = |path| {
+        Some(
+            tree.rust()
+                .find(|source| source.path == path)?
+                .code
+                .as_str(),
+        )
+    };
+    let program = code_of("src/main.rs").unwrap_or_default();
+    let rooms = code_of("src/lib.rs").unwrap_or_default().lines();
+    let open = rooms.filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    open.filter(|room| *room != "test_support" && !words(program).any(|(_, word)| word == *room))
+        .map(|room| format!("src/lib.rs: room `{room}` is open, and main.rs does not use it"))
+        .collect()
 }
 
 /// `a::b` closes that path; `a::!b,c` closes everything of `a` but `b` and `c`.
@@ -603,6 +628,13 @@ mod planted {
         ] {
             assert_caught(arrows, path, text);
         }
+    }
+
+    #[test]
+    fn a_room_open_to_everybody_is_caught() {
+        assert_caught(open_rooms, "src/lib.rs", "pub mod store;");
+        assert_allowed(open_rooms, "src/lib.rs", "pub(crate) mod store;");
+        assert_allowed(open_rooms, "src/lib.rs", "pub mod test_support;");
     }
 
     #[test]

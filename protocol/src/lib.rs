@@ -80,6 +80,8 @@
 //! [`session`] of its channel, and do what the returned actions say. Nothing here blocks; time is
 //! an argument where it matters ([`session::keepalive`]).
 
+#![warn(unreachable_pub)]
+
 pub mod codec;
 pub mod compress;
 pub mod error;

@@ -43,7 +43,7 @@ impl Written {
 }
 
 /// Refuses `init` for anybody but the owner of where it writes, or of the data directory it is told.
-pub fn check_init(ini: &Path, side: &Init) -> Result<()> {
+pub(super) fn check_init(ini: &Path, side: &Init) -> Result<()> {
     let told = match side {
         Init::Master {
             pgdata: Some(pgdata),
@@ -55,7 +55,7 @@ pub fn check_init(ini: &Path, side: &Init) -> Result<()> {
 }
 
 /// Refuses a file of settings that only its owner may read, with the line to type.
-pub fn check_readable(ini: &Path, command: &Command) -> Result<()> {
+pub(super) fn check_readable(ini: &Path, command: &Command) -> Result<()> {
     let by_postgresql = matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. });
     if by_postgresql || access(ini, Access::READ_OK) != Err(rustix::io::Errno::ACCESS) {
         return Ok(());
@@ -69,7 +69,7 @@ pub fn check_readable(ini: &Path, command: &Command) -> Result<()> {
 }
 
 /// Refuses a command for anybody but the owner of what it writes.
-pub fn check_command(config: &Config, command: &Command) -> Result<()> {
+pub(super) fn check_command(config: &Config, command: &Command) -> Result<()> {
     let (places, beside) = places(config, command);
     check(&places, &beside)
 }
@@ -83,7 +83,7 @@ fn places(config: &Config, command: &Command) -> Places {
 
 /// Whether a command may make the logfile, if there is none yet: what somebody makes who only looks, or root for a
 /// file elsewhere, is closed to the owner's daemon, which does not start without its log.
-pub fn may_make_log(config: &Config, command: &Command) -> bool {
+pub(super) fn may_make_log(config: &Config, command: &Command) -> bool {
     let (places, beside) = places(config, command);
     let path = match config {
         Config::Master(config) => &config.master_data,

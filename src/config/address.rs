@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::value::Expected;
 
 /// The receiver's port where none is written.
-pub const DEFAULT_PORT: u16 = 7432;
+pub(crate) const DEFAULT_PORT: u16 = 7432;
 
 /// Most addresses in one list.
 const LISTEN_MAX: usize = 16;

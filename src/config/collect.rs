@@ -14,10 +14,10 @@ const SIDED_SECTIONS: [(&str, Side); 2] =
     [("wal-master", Side::Master), ("wal-slave", Side::Standby)];
 
 /// Keys under their canonical names; a variable of the writer's own keeps its name.
-pub type Keys = HashMap<String, Raw>;
+pub(super) type Keys = HashMap<String, Raw>;
 
 /// The keys of a file and of `--set`, and notes about the file's with their places.
-pub struct Collected {
+pub(super) struct Collected {
     /// Those of the file.
     pub of_file: Keys,
     /// Those of the command line.
@@ -27,7 +27,10 @@ pub struct Collected {
 }
 
 /// Collects and checks all keys.
-pub fn collect(section: &Section, overrides: &[(String, String)]) -> Result<Collected, Fault> {
+pub(super) fn collect(
+    section: &Section,
+    overrides: &[(String, String)],
+) -> Result<Collected, Fault> {
     let referred = Referred::new(section, overrides);
     let line = |(line, says): &(u32, String)| (SettingPlace::Line(*line), says.clone());
     let mut notes: Vec<(SettingPlace, String)> = section.notes.iter().map(line).collect();
@@ -136,7 +139,10 @@ fn from_command_line(overrides: &[(String, String)], referred: &Referred) -> Res
 }
 
 /// Whose file it is, and the key that shows it.
-pub fn decide_side(section: &Section, collected: &Collected) -> Result<(Side, String), Fault> {
+pub(super) fn decide_side(
+    section: &Section,
+    collected: &Collected,
+) -> Result<(Side, String), Fault> {
     const FOLDERS: [&str; 5] = [
         "completed_wals",
         "partial_wals",

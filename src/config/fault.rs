@@ -11,7 +11,7 @@ const QUOTED_CHARS_MAX: usize = 64;
 
 /// Where a setting was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SettingPlace {
+pub(crate) enum SettingPlace {
     /// On this line of the ini file, counted from 1.
     Line(u32),
     /// On the command line.
@@ -22,7 +22,7 @@ pub enum SettingPlace {
 
 impl SettingPlace {
     /// `line 7` or `--set`, for the middle of a sentence.
-    pub fn in_words(self) -> String {
+    pub(crate) fn in_words(self) -> String {
         match self {
             SettingPlace::Line(number) => format!("line {number}"),
             SettingPlace::Set => "--set".to_owned(),
@@ -31,7 +31,7 @@ impl SettingPlace {
     }
 
     /// `FILE:7`, `--set` or `FILE`, for the head of a message.
-    pub fn in_file(self, file: &Path) -> String {
+    pub(crate) fn in_file(self, file: &Path) -> String {
         match self {
             SettingPlace::Line(number) => format!("{}:{number}", file.display()),
             SettingPlace::Set => "--set".to_owned(),
@@ -42,7 +42,7 @@ impl SettingPlace {
 
 /// A reason why the settings cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     place: SettingPlace,
     key: Option<String>,
     says: String,
@@ -51,7 +51,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault of a whole line or of the file.
-    pub fn new(place: SettingPlace, says: impl Into<String>) -> Self {
+    pub(crate) fn new(place: SettingPlace, says: impl Into<String>) -> Self {
         Fault {
             place,
             key: None,
@@ -61,7 +61,7 @@ impl Fault {
     }
 
     /// A fault of one key, under the name it was written with.
-    pub fn of_key(place: SettingPlace, key: &str, says: impl Into<String>) -> Self {
+    pub(crate) fn of_key(place: SettingPlace, key: &str, says: impl Into<String>) -> Self {
         Fault {
             key: Some(key.to_owned()),
             ..Fault::new(place, says)
@@ -70,13 +70,13 @@ impl Fault {
 
     /// What a person can do about it.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
 
     /// The command's error, naming the file.
-    pub fn into_error(self, file: &Path) -> CommandError {
+    pub(crate) fn into_error(self, file: &Path) -> CommandError {
         let place = self.place.in_file(file);
         let text = match &self.key {
             Some(key) => format!("{place}: {key}: {}", self.says),
@@ -96,7 +96,7 @@ impl fmt::Display for Fault {
 }
 
 /// A piece of somebody's file for a message: shortened, and with odd characters escaped.
-pub fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut short: String = text
         .chars()
         .take(QUOTED_CHARS_MAX)

@@ -18,7 +18,7 @@
 use super::fault::{Fault, SettingPlace, shown};
 
 /// Largest ini file: a thousand times a real one.
-pub const FILE_BYTES_MAX: usize = 1 << 20;
+pub(crate) const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Most keys in a file: many times the number that exist.
 const ENTRIES_MAX: usize = 1_000;
@@ -31,7 +31,7 @@ const DEFAULTS: &str = "DEFAULT";
 
 /// The section that is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Section {
+pub(crate) struct Section {
     /// What stands between the brackets.
     pub name: String,
     /// Line of the brackets, from 1.
@@ -48,7 +48,7 @@ pub struct Section {
 
 /// One key of the section.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The key in lower case.
     pub key: String,
     /// Line of the key, from 1.
@@ -59,7 +59,7 @@ pub struct Entry {
 
 /// One line of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ValueLine {
+pub(crate) struct ValueLine {
     /// Line in the file, from 1.
     pub line: u32,
     /// The text without surrounding spaces.
@@ -68,14 +68,14 @@ pub struct ValueLine {
 
 impl Entry {
     /// The whole value before interpolation.
-    pub fn value(&self) -> String {
+    pub(crate) fn value(&self) -> String {
         let parts: Vec<&str> = self.lines.iter().map(|line| line.text.as_str()).collect();
         parts.join("\n").trim_matches('\n').to_owned()
     }
 }
 
 /// Reads a file's bytes.
-pub fn parse(bytes: &[u8]) -> Result<Section, Fault> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Section, Fault> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(too_large());
     }
@@ -94,7 +94,7 @@ pub fn parse(bytes: &[u8]) -> Result<Section, Fault> {
 }
 
 /// What is said of a file above [`FILE_BYTES_MAX`].
-pub fn too_large() -> Fault {
+pub(crate) fn too_large() -> Fault {
     Fault::new(
         SettingPlace::File,
         format!("the file is larger than {FILE_BYTES_MAX} bytes, so it is no walmgr ini file"),
@@ -109,18 +109,18 @@ fn split_key(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Unlike `str::trim` leaves Unicode's other spaces: they may be part of a path.
-pub fn blank_trimmed(text: &str) -> &str {
+pub(crate) fn blank_trimmed(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
 /// The first character that no value may contain.
-pub fn forbidden_character(text: &str) -> Option<char> {
+pub(crate) fn forbidden_character(text: &str) -> Option<char> {
     text.chars()
         .find(|c| c.is_control() && *c != '\t' && *c != '\n')
 }
 
 /// `value` written so that it reads back the same, or `None` if the dialect cannot express it.
-pub fn print_value(value: &str) -> Option<String> {
+pub(crate) fn print_value(value: &str) -> Option<String> {
     let expressible = blank_trimmed(value) == value
         && forbidden_character(value).is_none()
         && !value.contains('\n')

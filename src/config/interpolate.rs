@@ -9,14 +9,14 @@ use super::fault::{Fault, SettingPlace, shown};
 use super::keys;
 
 /// Longest value after interpolation.
-pub const VALUE_BYTES_MAX: usize = 16 << 10;
+pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
 /// How many settings may stand behind each other, Python's bound.
-pub const DEPTH_MAX: usize = 10;
+pub(super) const DEPTH_MAX: usize = 10;
 
 /// A value before interpolation.
 #[derive(Debug, Clone)]
-pub struct Raw {
+pub(super) struct Raw {
     /// The key as its writer spelled it.
     pub spelled: String,
     /// The text.
@@ -26,7 +26,7 @@ pub struct Raw {
 }
 
 /// Expands the values of one file; keys are in their canonical spelling.
-pub struct Interpolator<'a> {
+pub(super) struct Interpolator<'a> {
     raw: &'a HashMap<String, Raw>,
     /// What is used for a name that the file does not set.
     builtin: HashMap<&'static str, String>,
@@ -42,7 +42,10 @@ struct Expanded {
 
 impl<'a> Interpolator<'a> {
     /// For these settings, with names that are known even where they are not set.
-    pub fn new(raw: &'a HashMap<String, Raw>, builtin: HashMap<&'static str, String>) -> Self {
+    pub(super) fn new(
+        raw: &'a HashMap<String, Raw>,
+        builtin: HashMap<&'static str, String>,
+    ) -> Self {
         Interpolator {
             raw,
             builtin,
@@ -51,7 +54,7 @@ impl<'a> Interpolator<'a> {
     }
 
     /// The value of a key that is set.
-    pub fn expand(&mut self, key: &str) -> Result<Rc<str>, Fault> {
+    pub(super) fn expand(&mut self, key: &str) -> Result<Rc<str>, Fault> {
         Ok(self.expand_below(key, &mut Vec::new())?.text)
     }
 
@@ -135,7 +138,7 @@ impl<'a> Interpolator<'a> {
 }
 
 /// The names in lower case that a text refers to, as far as it can be read.
-pub fn references(text: &str) -> Vec<String> {
+pub(super) fn references(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('%') {

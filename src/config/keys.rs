@@ -2,7 +2,7 @@
 //! Never parses a value. Invariant: a name has one row for both sides, or at most one row a side;
 //! every row can be found under its `slave_` and its `standby_` spelling.
 
-pub use super::table::KEYS;
+pub(crate) use super::table::KEYS;
 use super::table::{FRAMEWORK, FRAMEWORK_SUFFIX};
 
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Side {
 
 /// What a value has to look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// Any text, such as a conninfo.
     Text,
     /// Any text on one line.
@@ -70,7 +70,7 @@ pub enum Shape {
 
 /// What is used where the file says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Default {
+pub(crate) enum Default {
     /// The setting stays unset.
     Unset,
     /// This text, as if it had been written.
@@ -81,7 +81,7 @@ pub enum Default {
 
 /// What this version does with a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// It has its meaning.
     Used,
     /// It is checked, and waits for the command that will read it.
@@ -92,7 +92,7 @@ pub enum Effect {
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
-pub struct Key {
+pub(crate) struct Key {
     /// The name, in the manual's spelling.
     pub name: &'static str,
     /// Whose file it belongs in.
@@ -173,19 +173,19 @@ impl Key {
 
     /// Whether this version acts on it.
     #[cfg(test)]
-    pub const fn effective(&self) -> bool {
+    pub(crate) const fn effective(&self) -> bool {
         matches!(self.effect, Effect::Used)
     }
 
     /// The `standby` spelling of a `slave` name.
-    pub fn alias(&self) -> Option<String> {
+    pub(crate) fn alias(&self) -> Option<String> {
         self.name
             .strip_prefix("slave")
             .map(|rest| format!("standby{rest}"))
     }
 
     /// What the default is, in words.
-    pub const fn default_in_words(&self) -> &'static str {
+    pub(crate) const fn default_in_words(&self) -> &'static str {
         match self.default {
             Default::Unset if self.required => "must be set",
             Default::Unset => "",
@@ -195,7 +195,7 @@ impl Key {
 }
 
 /// The table's spelling of a name in lower case, if the name is known.
-pub fn canonical(name: &str) -> Option<&'static str> {
+pub(crate) fn canonical(name: &str) -> Option<&'static str> {
     let name = match name.strip_prefix("standby") {
         Some(rest) => format!("slave{rest}"),
         None => name.to_owned(),
@@ -204,18 +204,18 @@ pub fn canonical(name: &str) -> Option<&'static str> {
 }
 
 /// The row of a known name in a file of this side; `None` if it belongs to the other side.
-pub fn row(name: &str, side: Side) -> Option<&'static Key> {
+pub(crate) fn row(name: &str, side: Side) -> Option<&'static Key> {
     KEYS.iter()
         .find(|key| key.name == name && key.side.holds_in(side))
 }
 
 /// The rows of one side's file, in the table's order.
-pub fn rows(side: Side) -> impl Iterator<Item = &'static Key> {
+pub(crate) fn rows(side: Side) -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter(move |key| key.side.holds_in(side))
 }
 
 /// The only side a known name belongs to, if there is only one.
-pub fn only_side(name: &str) -> Option<Side> {
+pub(crate) fn only_side(name: &str) -> Option<Side> {
     match (row(name, Side::Master), row(name, Side::Standby)) {
         (Some(_), None) => Some(Side::Master),
         (None, Some(_)) => Some(Side::Standby),
@@ -224,7 +224,7 @@ pub fn only_side(name: &str) -> Option<Side> {
 }
 
 /// Whether Skytools' framework knew this name in lower case, and walmgr does not.
-pub fn is_of_framework(name: &str) -> bool {
+pub(crate) fn is_of_framework(name: &str) -> bool {
     FRAMEWORK.contains(&name) || name.ends_with(FRAMEWORK_SUFFIX)
 }
 
@@ -232,7 +232,7 @@ pub fn is_of_framework(name: &str) -> bool {
 const COMPARED_CHARS_MAX: usize = 64;
 
 /// The known names nearest to an unknown one, in either spelling; none if nothing is near.
-pub fn suggestions(unknown: &str) -> Vec<String> {
+pub(crate) fn suggestions(unknown: &str) -> Vec<String> {
     let letters: Vec<char> = unknown.chars().take(COMPARED_CHARS_MAX + 1).collect();
     if letters.len() > COMPARED_CHARS_MAX {
         return Vec::new();

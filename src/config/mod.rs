@@ -6,21 +6,21 @@
 //! (what is known of each), `value`, `quantity` and `address` (texts to values), `collect` and
 //! `settings` (one file, checked key by key), `overlap` and [`tls`] (checks between keys), [`master`] and [`standby`].
 
-pub mod address;
+pub(crate) mod address;
 mod collect;
-pub mod fault;
-pub mod fuzzing;
-pub mod ini;
+pub(crate) mod fault;
+pub(crate) mod fuzzing;
+pub(crate) mod ini;
 mod interpolate;
-pub mod keys;
-pub mod master;
+pub(crate) mod keys;
+pub(crate) mod master;
 mod overlap;
 mod quantity;
-pub mod sample;
+pub(crate) mod sample;
 mod settings;
-pub mod standby;
+pub(crate) mod standby;
 mod table;
-pub mod tls;
+pub(crate) mod tls;
 mod value;
 
 use std::io::Read;
@@ -32,11 +32,13 @@ use keys::Side;
 use settings::GivenSettings;
 use value::Surroundings;
 
-pub use address::DEFAULT_PORT;
-pub use master::{BackupCheckpoint, MasterConfig, VerifyWal};
-pub use quantity::{duration as read_duration, size as read_size};
-pub use standby::{LogFormat, OnCorrupt, StandbyConfig};
-pub use tls::TlsSettings;
+pub(crate) use address::DEFAULT_PORT;
+pub use master::MasterConfig;
+pub(crate) use master::{BackupCheckpoint, VerifyWal};
+pub(crate) use quantity::{duration as read_duration, size as read_size};
+pub use standby::StandbyConfig;
+pub(crate) use standby::{LogFormat, OnCorrupt};
+pub(crate) use tls::TlsSettings;
 
 /// What an ini file turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::files;
 
 /// A path and the key that names it.
 #[derive(Debug, Clone)]
-pub struct Named {
+pub(super) struct Named {
     /// The key as written, or its name where the path is derived.
     pub key: String,
     /// Where the key stands.
@@ -20,7 +20,7 @@ pub struct Named {
 
 impl Named {
     /// The path of `name`, given or derived.
-    pub fn new(settings: &GivenSettings, name: &str, path: &Path) -> Self {
+    pub(super) fn new(settings: &GivenSettings, name: &str, path: &Path) -> Self {
         let setting = settings.get(name);
         Named {
             key: setting.map_or(name.to_owned(), |setting| setting.spelled.clone()),
@@ -31,7 +31,7 @@ impl Named {
 }
 
 /// No directory may be, or lie inside, another one of these.
-pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
+pub(super) fn check_directories(directories: &[Named]) -> Result<(), Fault> {
     for (second_at, second) in directories.iter().enumerate() {
         for first in &directories[..second_at] {
             let (a, b) = (files::resolved(&first.path), files::resolved(&second.path));
@@ -50,7 +50,7 @@ pub fn check_directories(directories: &[Named]) -> Result<(), Fault> {
 }
 
 /// `rotated` is moved aside to names like its own with a number behind; nobody may live there.
-pub fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
+pub(super) fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fault> {
     // A link in its place is renamed itself; what it leads to may be, too.
     let above = rotated.path.parent().map(files::resolved);
     let own = above.zip(rotated.path.file_name());
@@ -96,7 +96,7 @@ fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fau
 }
 
 /// No two of these files may be the same.
-pub fn check_files(files: &[Named]) -> Result<(), Fault> {
+pub(super) fn check_files(files: &[Named]) -> Result<(), Fault> {
     for (second_at, second) in files.iter().enumerate() {
         for first in &files[..second_at] {
             if files::resolved(&first.path) == files::resolved(&second.path) {

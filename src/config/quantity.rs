@@ -10,7 +10,7 @@ use super::value::{Expected, Value};
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Reads a time: a plain number is seconds.
-pub fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Expected> {
+pub(crate) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Expected> {
     let (number, unit) = number_and_unit(text);
     let unit_nanoseconds = match unit {
         "us" => Some(1_000),
@@ -42,7 +42,7 @@ pub fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Ex
 }
 
 /// Reads a number of bytes, with or without a unit.
-pub fn size(text: &str, min: u64, max: u64) -> Result<u64, Expected> {
+pub(crate) fn size(text: &str, min: u64, max: u64) -> Result<u64, Expected> {
     let (number, unit) = number_and_unit(text);
     let unit_bytes = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),
@@ -64,7 +64,7 @@ pub fn size(text: &str, min: u64, max: u64) -> Result<u64, Expected> {
 }
 
 /// Prints a time so that [`duration`] reads it back.
-pub fn print_duration(time: Duration, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(super) fn print_duration(time: Duration, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (seconds, nanoseconds) = (time.as_secs(), time.subsec_nanos());
     match (seconds, nanoseconds) {
         (0, 0) => out.write_str("0s"),
@@ -77,7 +77,7 @@ pub fn print_duration(time: Duration, out: &mut fmt::Formatter<'_>) -> fmt::Resu
 }
 
 /// Prints a size so that [`size`] reads it back.
-pub fn print_size(bytes: u64, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(super) fn print_size(bytes: u64, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     match bytes {
         0 => out.write_str("0"),
         _ if bytes.is_multiple_of(1 << 20) => write!(out, "{}MB", bytes >> 20),

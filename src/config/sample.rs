@@ -13,18 +13,18 @@ use crate::error::{CommandError, Result};
 const COMMENT_CHARS_MAX: usize = 78;
 
 /// Every setting of the master's file, commented.
-pub fn master_sample() -> String {
+pub(crate) fn master_sample() -> String {
     sample(Side::Master)
 }
 
 /// Every setting of the standby's file, commented.
-pub fn standby_sample() -> String {
+pub(crate) fn standby_sample() -> String {
     sample(Side::Standby)
 }
 
 /// Both samples, as `walmgr --ini` prints them. The standby's lines are commented out once more,
 /// so that the whole loads as a master's file.
-pub fn both_samples() -> String {
+pub(crate) fn both_samples() -> String {
     let mut out = String::from("# ---- master.ini ----\n");
     out.push_str(&master_sample());
     out.push_str(
@@ -133,7 +133,7 @@ fn shape_in_words(shape: Shape) -> String {
 
 /// What `init` knows on the master.
 #[derive(Debug, Clone, Default)]
-pub struct InitMaster {
+pub(crate) struct InitMaster {
     /// `master_data`.
     pub pgdata: PathBuf,
     /// `slave`: HOST or HOST:PORT.
@@ -152,7 +152,7 @@ pub struct InitMaster {
 
 /// What `init` knows on the standby.
 #[derive(Debug, Clone, Default)]
-pub struct InitStandby {
+pub(crate) struct InitStandby {
     /// `walmgr_data`: the base directory of the archive.
     pub walmgr_data: PathBuf,
     /// `listen`, if it differs from the default.
@@ -164,7 +164,7 @@ pub struct InitStandby {
 }
 
 /// A short commented master.ini. Fails if a value cannot be written in an ini file.
-pub fn master_ini(init: &InitMaster) -> Result<String> {
+pub(crate) fn master_ini(init: &InitMaster) -> Result<String> {
     let mut file = SampleWriter::new(Side::Master);
     file.path("master_data", Some(&init.pgdata))?;
     file.path("master_config", init.master_config.as_deref())?;
@@ -185,7 +185,7 @@ pub fn master_ini(init: &InitMaster) -> Result<String> {
 }
 
 /// A short commented standby.ini. Fails if a value cannot be written in an ini file.
-pub fn standby_ini(init: &InitStandby) -> Result<String> {
+pub(crate) fn standby_ini(init: &InitStandby) -> Result<String> {
     let mut file = SampleWriter::new(Side::Standby);
     file.path("walmgr_data", Some(&init.walmgr_data))?;
     let folders = [

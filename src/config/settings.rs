@@ -16,7 +16,7 @@ use super::value::{self, Surroundings, Value};
 
 /// One setting that the file or the command line gives a value.
 #[derive(Debug, Clone)]
-pub struct GivenSetting {
+pub(super) struct GivenSetting {
     /// The checked value.
     pub value: Value,
     /// Where it was written.
@@ -27,7 +27,7 @@ pub struct GivenSetting {
 
 /// Every setting given.
 #[derive(Debug, Clone)]
-pub struct GivenSettings {
+pub(super) struct GivenSettings {
     /// Whose file it is.
     pub side: Side,
     /// The ini file, absolute.
@@ -42,7 +42,7 @@ pub struct GivenSettings {
 
 impl GivenSettings {
     /// Checks every key of the section and of `overrides` (pairs from `--set`).
-    pub fn check(
+    pub(super) fn check(
         file: &Path,
         section: &Section,
         overrides: &[(String, String)],
@@ -168,7 +168,7 @@ impl GivenSettings {
     }
 
     /// The error for a setting that has to be given.
-    pub fn missing(&self, name: &str, why: &str) -> Fault {
+    pub(super) fn missing(&self, name: &str, why: &str) -> Fault {
         let says = format!("expected a value, found none: {why}");
         let example = keys::row(name, self.side).map_or("...", |row| row.example);
         Fault::of_key(SettingPlace::Line(self.section_line), name, says)
@@ -176,17 +176,17 @@ impl GivenSettings {
     }
 
     /// A setting, if it was given.
-    pub fn get(&self, name: &str) -> Option<&GivenSetting> {
+    pub(super) fn get(&self, name: &str) -> Option<&GivenSetting> {
         self.given.get(name)
     }
 
     /// Every setting given, with its row's name.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &GivenSetting)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &GivenSetting)> {
         self.given.iter().map(|(name, setting)| (*name, setting))
     }
 
     /// Where paths start from.
-    pub fn around(&self) -> &Surroundings {
+    pub(super) fn around(&self) -> &Surroundings {
         &self.around
     }
 
@@ -216,12 +216,12 @@ impl GivenSettings {
 /// Readers by type, one a shape. A name asked for under the wrong type reads as missing.
 impl GivenSettings {
     /// A text, if given or defaulted.
-    pub fn text(&self, name: &str) -> Result<Option<String>, Fault> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>, Fault> {
         Ok(self.value(name)?.map(|value| value.to_string()))
     }
 
     /// A path, if given.
-    pub fn path(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         match self.get(name).map(|setting| &setting.value) {
             Some(Value::Path(path)) => Some(path.clone()),
             _ => None,
@@ -229,7 +229,7 @@ impl GivenSettings {
     }
 
     /// A boolean.
-    pub fn boolean(&self, name: &str) -> Result<bool, Fault> {
+    pub(super) fn boolean(&self, name: &str) -> Result<bool, Fault> {
         match self.certain(name)? {
             Value::Boolean(value) => Ok(value),
             _ => Err(self.missing(name, "expected a boolean")),
@@ -237,7 +237,7 @@ impl GivenSettings {
     }
 
     /// A whole number or a number of bytes that its row bounds within `T`.
-    pub fn number<T: TryFrom<u64>>(&self, name: &str) -> Result<T, Fault> {
+    pub(super) fn number<T: TryFrom<u64>>(&self, name: &str) -> Result<T, Fault> {
         match self.certain(name)? {
             Value::Integer(number) | Value::Size(number) => {
                 T::try_from(number).map_err(|_| self.missing(name, "expected a smaller number"))
@@ -247,13 +247,13 @@ impl GivenSettings {
     }
 
     /// A time that has a default.
-    pub fn duration(&self, name: &str) -> Result<Duration, Fault> {
+    pub(super) fn duration(&self, name: &str) -> Result<Duration, Fault> {
         self.optional_duration(name)?
             .ok_or_else(|| self.missing(name, "expected a time"))
     }
 
     /// A time, if given or defaulted.
-    pub fn optional_duration(&self, name: &str) -> Result<Option<Duration>, Fault> {
+    pub(super) fn optional_duration(&self, name: &str) -> Result<Option<Duration>, Fault> {
         Ok(match self.value(name)? {
             Some(Value::Duration(time)) => Some(time),
             _ => None,
@@ -261,7 +261,7 @@ impl GivenSettings {
     }
 
     /// One of a row's words.
-    pub fn choice(&self, name: &str) -> Result<&'static str, Fault> {
+    pub(super) fn choice(&self, name: &str) -> Result<&'static str, Fault> {
         match self.certain(name)? {
             Value::Choice(word) => Ok(word),
             _ => Err(self.missing(name, "expected a word")),
@@ -269,7 +269,7 @@ impl GivenSettings {
     }
 
     /// The standby's address.
-    pub fn slave_address(&self, name: &str) -> Result<SlaveAddress, Fault> {
+    pub(super) fn slave_address(&self, name: &str) -> Result<SlaveAddress, Fault> {
         match self.certain(name)? {
             Value::Slave(address) => Ok(address),
             _ => Err(self.missing(name, "expected an address")),
@@ -277,7 +277,7 @@ impl GivenSettings {
     }
 
     /// Addresses to listen on; none if unset and without a default.
-    pub fn listen(&self, name: &str) -> Result<Vec<ListenAddress>, Fault> {
+    pub(super) fn listen(&self, name: &str) -> Result<Vec<ListenAddress>, Fault> {
         Ok(match self.value(name)? {
             Some(Value::Listen(addresses)) => addresses,
             _ => Vec::new(),
@@ -286,7 +286,7 @@ impl GivenSettings {
 }
 
 /// The job's name where the file gives none: the file's own.
-pub fn default_job_name(file: &Path) -> String {
+pub(super) fn default_job_name(file: &Path) -> String {
     let stem = file
         .file_stem()
         .map(|stem| stem.to_string_lossy().into_owned());

@@ -38,7 +38,7 @@ const fn key(
 /// Settings of Skytools' framework, which its walmgr took as every script did. They load and mean
 /// nothing; those of the last line were known without being set.
 #[rustfmt::skip]
-pub const FRAMEWORK: &[&str] = &[
+pub(super) const FRAMEWORK: &[&str] = &[
     "log_size", "log_count", "skylog_locations", "skylog_name",
     "logfmt_console", "logfmt_file", "logdatefmt_console", "logdatefmt_file",
     "exception_sleep", "exception_quiet", "exception_grace", "exception_reset",
@@ -48,11 +48,11 @@ pub const FRAMEWORK: &[&str] = &[
 ];
 
 /// How the framework's settings end that have a name of their user's before it.
-pub const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
+pub(super) const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
 
 /// The table; samples and README keep its order.
 #[rustfmt::skip]
-pub const KEYS: &[Key] = &[
+pub(crate) const KEYS: &[Key] = &[
     // Both sides.
     key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
         .derived("the ini file's name without .ini"),

@@ -14,7 +14,7 @@ use super::quantity;
 
 /// A checked value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
+pub(super) enum Value {
     /// Text or a shell command.
     Text(String),
     /// An absolute path.
@@ -37,7 +37,7 @@ pub enum Value {
 
 /// What was wrong: the end of "expected ...", and a hint where a better one than the row's exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// What would have been right.
     pub what: String,
     /// What to do, or empty.
@@ -46,7 +46,7 @@ pub struct Expected {
 
 impl Expected {
     /// Without a special hint.
-    pub fn new(what: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
         Expected {
             what: what.into(),
             hint: String::new(),
@@ -55,7 +55,7 @@ impl Expected {
 
     /// With a hint of its own.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
@@ -63,7 +63,7 @@ impl Expected {
 
 /// Where paths start from.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// The directory of the ini file, absolute.
     pub directory: PathBuf,
     /// What `~` means.
@@ -74,7 +74,7 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// Those of the running process, for a file in this directory.
-    pub fn of_process(directory: PathBuf) -> Self {
+    pub(super) fn of_process(directory: PathBuf) -> Self {
         Surroundings {
             directory,
             home: std::env::home_dir().filter(|home| home.is_absolute()),
@@ -84,7 +84,7 @@ impl Surroundings {
 }
 
 /// Reads a value. The caller has dealt with an empty text where that means "unset".
-pub fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<Value, Expected> {
+pub(super) fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<Value, Expected> {
     if text.contains('\n') && !matches!(shape, Shape::Text | Shape::Command) {
         return Err(Expected::new("a value on one line")
             .hint("a line indented deeper than its key continues the value above it"));

@@ -83,7 +83,7 @@ impl Drop for PidFile {
 }
 
 /// Whether a daemon holds the lock of `path`.
-pub fn is_running(path: &Path) -> Result<bool> {
+pub(crate) fn is_running(path: &Path) -> Result<bool> {
     Ok(holder(path)?.is_some())
 }
 

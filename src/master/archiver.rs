@@ -20,13 +20,13 @@ use crate::status::Archiving;
 const PARAMETERS: [&str; 3] = ["archive_command", "archive_library", "archive_mode"];
 
 /// What PostgreSQL shows for `archive_command` while `archive_mode` is off.
-pub const DISABLED: &str = "(disabled)";
+pub(super) const DISABLED: &str = "(disabled)";
 
 /// How often a wait is told.
-pub const TELL_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A server's settings of archiving.
-pub struct Archives {
+pub(crate) struct Archives {
     /// Where segments go now.
     pub archiving: Archiving,
     /// The command that is called, or would be if the mode were on.
@@ -39,7 +39,7 @@ pub struct Archives {
 
 impl Archives {
     /// Asks the server, and its files for what it does not tell.
-    pub async fn ask(config: &MasterConfig, session: &Session) -> Result<Archives> {
+    pub(crate) async fn ask(config: &MasterConfig, session: &Session) -> Result<Archives> {
         let mut settings = session.in_force(&PARAMETERS).await?;
         for setting in &mut settings {
             // Only some roles are told; a file that says the same is the one.
@@ -159,7 +159,7 @@ impl Archives {
 
     /// Refuses what `setup` cannot change: a library, the server's command line, and files that are read
     /// behind `master_config` once that has the text that is to be written.
-    pub fn refuse_overridden(
+    pub(crate) fn refuse_overridden(
         &self,
         config: &MasterConfig,
         changes: &[(&str, String)],
@@ -227,7 +227,7 @@ impl Archives {
 
     /// Refuses a backup that would wait in vain for its WAL. `arrives` is asked whether the archive has
     /// the segment that PostgreSQL archived last with these settings: then a program that we do not know calls ours.
-    pub async fn refuse_elsewhere(
+    pub(crate) async fn refuse_elsewhere(
         &self,
         session: &Session,
         arrives: impl AsyncFnOnce(SegmentName) -> bool,
@@ -268,7 +268,7 @@ fn last_setter(config: &MasterConfig, name: &str) -> Option<conf::Setter> {
 }
 
 /// Says every now and then what keeps a segment from arriving, for as long as it is polled.
-pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> Infallible {
+pub(super) async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> Infallible {
     let mut before = None;
     loop {
         tokio::time::sleep(TELL_INTERVAL).await;
@@ -298,12 +298,16 @@ pub async fn tell_while_waiting(config: &MasterConfig, wanted: SegmentName) -> I
 }
 
 /// Whether PostgreSQL counts this segment as archived.
-pub fn has_passed(now: &ArchiverStatistics, wanted: SegmentName) -> bool {
+pub(super) fn has_passed(now: &ArchiverStatistics, wanted: SegmentName) -> bool {
     matches!(now.last_archived, Some(WalFileName::Segment(at)) if at >= wanted)
 }
 
 /// What PostgreSQL's archiver has done since `before`, for one who waits for a segment.
-pub fn since(before: &ArchiverStatistics, now: &ArchiverStatistics, wanted: SegmentName) -> String {
+pub(super) fn since(
+    before: &ArchiverStatistics,
+    now: &ArchiverStatistics,
+    wanted: SegmentName,
+) -> String {
     let failures = now.failed_count - before.failed_count;
     let name = |file: &Option<WalFileName>| match file {
         Some(file) => file.to_string(),

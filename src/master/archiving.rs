@@ -29,7 +29,7 @@ const RESTART_LIMIT: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What became of a change.
-pub enum Activation {
+pub(crate) enum Activation {
     /// The server runs with it.
     Done(Box<Session>),
     /// The server has to be restarted by hand; that was said.
@@ -37,7 +37,11 @@ pub enum Activation {
 }
 
 /// Edits `master_config`, or says what would be edited.
-pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool) -> Result<()> {
+pub(crate) fn edit(
+    config: &MasterConfig,
+    changes: &[(&str, String)],
+    not_really: bool,
+) -> Result<()> {
     let path = &config.master_config;
     let changes: Vec<(&str, &str)> = changes
         .iter()
@@ -64,7 +68,7 @@ pub fn edit(config: &MasterConfig, changes: &[(&str, String)], not_really: bool)
 
 /// Takes `archive_mode = off` out of `postgresql.auto.conf`, which beats `master_config`: `restore`
 /// wrote it for the time in which the server replays. Whatever else stands there somebody typed.
-pub async fn reset_automatic(
+pub(crate) async fn reset_automatic(
     config: &MasterConfig,
     changes: &[(&str, String)],
     not_really: bool,
@@ -84,7 +88,7 @@ pub async fn reset_automatic(
 }
 
 /// Whether [`reset_automatic`] has something to do.
-pub fn resets_automatic(config: &MasterConfig, changes: &[(&str, String)]) -> Result<bool> {
+pub(crate) fn resets_automatic(config: &MasterConfig, changes: &[(&str, String)]) -> Result<bool> {
     let name = "archive_mode";
     let automatic = config.master_data.join(layout::AUTO_CONF);
     let wanted = (changes.iter()).any(|(changed, value)| *changed == name && value != "off");
@@ -94,12 +98,12 @@ pub fn resets_automatic(config: &MasterConfig, changes: &[(&str, String)]) -> Re
 }
 
 /// A session of a role that may do what the command needs, or an error with the grants to type.
-pub async fn connect_for(config: &MasterConfig, task: Task) -> Result<Session> {
+pub(crate) async fn connect_for(config: &MasterConfig, task: Task) -> Result<Session> {
     Session::connect_for(&config.master_db, limits(config), task).await
 }
 
 /// What a server was found to do.
-pub struct ArchivingFound {
+pub(crate) struct ArchivingFound {
     /// With finished segments, before anything is changed.
     pub archives: Archives,
     /// The segment it writes; those before it are finished.
@@ -109,7 +113,7 @@ pub struct ArchivingFound {
 }
 
 /// Asks the server. One that cannot be asked must not find its file edited.
-pub async fn found(config: &MasterConfig) -> Result<ArchivingFound> {
+pub(crate) async fn found(config: &MasterConfig) -> Result<ArchivingFound> {
     let session = Session::connect(&config.master_db, limits(config)).await?;
     let archives = Archives::ask(config, &session).await?;
     // A server in recovery has none.
@@ -138,7 +142,7 @@ fn limits(config: &MasterConfig) -> Limits {
 
 /// Makes the server take these values, with no more disturbance than they need, and sees that it
 /// did.
-pub async fn activate(
+pub(crate) async fn activate(
     config: &MasterConfig,
     wanted: &[(&str, &str)],
     task: Task,

@@ -6,13 +6,13 @@
 //! streams of them, [`work_queue`] knows what is waiting, on its way and there, [`contents`] lists what
 //! belongs to a backup, [`progress`] shows how far it is.
 
-pub mod contents;
-pub mod control;
-pub mod origin;
-pub mod progress;
-pub mod source;
-pub mod stream;
-pub mod work_queue;
+pub(crate) mod contents;
+pub(crate) mod control;
+pub(crate) mod origin;
+pub(crate) mod progress;
+pub(crate) mod source;
+pub(crate) mod stream;
+pub(crate) mod work_queue;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -70,7 +70,7 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 const ARCHIVER_ATTEMPTS: u32 = 3;
 
 /// Makes a base backup; one that lacks something fails in the end unless that is allowed.
-pub fn run(config: &MasterConfig, options: &Options, allows_left_out: bool) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, allows_left_out: bool) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let runtime = runtime(config)?;
     if options.not_really {

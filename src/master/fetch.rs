@@ -35,13 +35,13 @@ const SETS_MAX: usize = BACKUP_NUMBER_MAX as usize + 2;
 const LIST_BYTES_MAX: usize = 8 << 20;
 
 /// Takes what is fetched, in order, on a thread of its own.
-pub trait Sink: Send + 'static {
+pub(crate) trait Sink: Send + 'static {
     /// Takes the next bytes.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
 /// How a fetch went.
-pub struct Fetched<S> {
+pub(crate) struct Fetched<S> {
     /// With everything that has arrived; `None` when its thread panicked.
     pub sink: Option<S>,
     /// What the receiver said, or how the connection broke.
@@ -51,7 +51,7 @@ pub struct Fetched<S> {
 }
 
 /// A connection on which the standby's files are asked for.
-pub struct Fetching<'a> {
+pub(crate) struct Fetching<'a> {
     config: &'a MasterConfig,
     connection: Connection,
 }
@@ -59,7 +59,10 @@ pub struct Fetching<'a> {
 impl<'a> Fetching<'a> {
     /// Connects to the receiver that the settings name. The cluster is unknown when its files are
     /// what was lost.
-    pub async fn connect(config: &'a MasterConfig, facts: Option<&ClusterFacts>) -> Result<Self> {
+    pub(crate) async fn connect(
+        config: &'a MasterConfig,
+        facts: Option<&ClusterFacts>,
+    ) -> Result<Self> {
         let connection = ReceiverTarget::from_config(config)?
             .connect_to_read(facts.map(|facts| facts.cluster))
             .await?;
@@ -67,7 +70,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// Every backup set, newest first.
-    pub async fn list_backups(&mut self) -> Result<Vec<ListedSet>> {
+    pub(crate) async fn list_backups(&mut self) -> Result<Vec<ListedSet>> {
         let (mut sets, mut bytes) = (Vec::<ListedSet>::new(), 0);
         loop {
             let after = sets.last().map_or_else(String::new, |set| set.name.clone());
@@ -100,7 +103,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// What has to be known of a set before it is fetched.
-    pub async fn describe(&mut self, question: SetQuestion) -> Result<SetDescription> {
+    pub(crate) async fn describe(&mut self, question: SetQuestion) -> Result<SetDescription> {
         let name = &question.name.clone();
         let answered = match &question.target {
             None => self.ask(Fetch::DescribeSet(question)).await,
@@ -125,7 +128,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// Gets something into a sink.
-    pub async fn get<S: Sink>(&mut self, request: Request, sink: S) -> Fetched<S> {
+    pub(crate) async fn get<S: Sink>(&mut self, request: Request, sink: S) -> Fetched<S> {
         let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
         let writing = tokio::task::spawn_blocking(move || write(sink, inbox));
         let (mut fetcher, message) = Fetcher::start(request);
@@ -162,12 +165,12 @@ impl<'a> Fetching<'a> {
     }
 
     /// What a receiver's refusal means to a command that was doing this.
-    pub fn refused(&self, doing: &str, error: Error) -> CommandError {
+    pub(crate) fn refused(&self, doing: &str, error: Error) -> CommandError {
         refused(&self.config.slave, &format!("did not {doing}"), error)
     }
 
     /// Ends the connection in good order.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.connection.wire.goodbye().await;
     }
 

@@ -29,7 +29,7 @@ use crate::wal::history::History;
 const ASKED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sends those of a timeline, the oldest first; `false` if its own is not in `pg_wal`.
-pub async fn push_chain(
+pub(crate) async fn push_chain(
     wire: &mut Wire,
     pg_wal: &Path,
     timeline: TimelineId,
@@ -56,7 +56,7 @@ pub async fn push_chain(
 }
 
 /// Sends those of the newest timeline that the server has, over a connection of their own.
-pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
+pub(crate) async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<()> {
     let pg_wal = config.master_data.join(layout::PG_WAL);
     let entries = std::fs::read_dir(&pg_wal).at(Kind::Retry, "list", &pg_wal)?;
     let names = entries
@@ -81,7 +81,7 @@ pub async fn push_newest(config: &MasterConfig, facts: &ClusterFacts) -> Result<
 
 /// Sends those of a segment's timeline, unless the standby said a moment ago that it has them. It may have
 /// lost them since, or be another one under the old address, so what is remembered is only when it was asked.
-pub async fn push_once(
+pub(crate) async fn push_once(
     config: &MasterConfig,
     wire: &mut Wire,
     timeline: TimelineId,

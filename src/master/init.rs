@@ -14,7 +14,7 @@ use crate::{files, identity, output};
 const DEBIAN_DATA: &str = "/var/lib/postgresql";
 
 /// What was typed behind `init`.
-pub struct InitArgs<'a> {
+pub(crate) struct InitArgs<'a> {
     /// `--pgdata`.
     pub pgdata: Option<&'a Path>,
     /// `--slave`.
@@ -24,7 +24,7 @@ pub struct InitArgs<'a> {
 }
 
 /// Writes `ini`, creates the key, and says what comes next.
-pub fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result<()> {
+pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
     let text = sample::master_ini(&facts(typed)?)?;
     if options.not_really {

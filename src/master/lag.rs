@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was found of the WAL that the standby lacks.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Oldest {
+pub(super) enum Oldest {
     /// No commit is among it.
     Nothing,
     /// The first commit, so many seconds ago; below 0 where this host's clock was set back since.
@@ -35,7 +35,7 @@ pub enum Oldest {
 }
 
 /// The age of the first commit between what is held and what is flushed.
-pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<Oldest> {
+pub(super) fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<Oldest> {
     let (begun, mut scanner) = (Instant::now(), files.scanner(held));
     let mut piece = Vec::new();
     while scanner.position() < flushed {
@@ -75,7 +75,7 @@ pub fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::Result<O
 
 /// Seconds since a time in microseconds since 1970; below 0 for one that is still to come.
 #[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
-pub fn seconds_since(time_us: i64) -> f64 {
+pub(super) fn seconds_since(time_us: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_us = now.map_or(0, |now| i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
     now_us.saturating_sub(time_us) as f64 / 1e6

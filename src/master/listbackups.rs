@@ -12,7 +12,7 @@ use crate::output;
 use crate::output::backups::{self, BackupFacts, BackupLine};
 
 /// Prints the list.
-pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let listed = super::runtime()?.block_on(ask(config))?;
     let lines = listed.into_iter().map(|set| BackupLine {
         set: set.name,

@@ -4,29 +4,29 @@
 use crate::error::{CommandError, Result};
 
 mod archiver;
-pub mod archiving;
-pub mod ask;
-pub mod backup;
-pub mod cluster;
-pub mod fetch;
-pub mod histories;
-pub mod init;
+pub(crate) mod archiving;
+pub(crate) mod ask;
+pub(crate) mod backup;
+pub(crate) mod cluster;
+pub(crate) mod fetch;
+pub(crate) mod histories;
+pub(crate) mod init;
 mod lag;
-pub mod listbackups;
-pub mod partial;
-pub mod periodic;
-pub mod position;
-pub mod push;
-pub mod restore;
-pub mod setup;
-pub mod status;
-pub mod stop;
-pub mod sync;
-pub mod syncdaemon;
-pub mod tail;
+pub(crate) mod listbackups;
+pub(crate) mod partial;
+pub(crate) mod periodic;
+pub(crate) mod position;
+pub(crate) mod push;
+pub(crate) mod restore;
+pub(crate) mod setup;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod sync;
+pub(crate) mod syncdaemon;
+pub(crate) mod tail;
 mod wal_watch;
-pub mod xarchive;
-pub mod xrestore;
+pub(crate) mod xarchive;
+pub(crate) mod xrestore;
 
 /// A runtime for one client connection: one thread for sockets, two for files, and one more
 /// for looking up host names while those are busy.

@@ -31,7 +31,7 @@ const BEGINNINGS_MAX: u32 = 5;
 
 /// How far the master's WAL reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MasterReach {
+pub(crate) struct MasterReach {
     /// Nothing behind this may leave the master.
     pub bound: Lsn,
     /// About where its WAL ends, to know which segment is the current one.
@@ -39,7 +39,7 @@ pub struct MasterReach {
 }
 
 /// One connection over which records are shipped.
-pub struct Shipper {
+pub(crate) struct Shipper {
     slave: String,
     wire: Wire,
     session: Sender,
@@ -101,7 +101,7 @@ impl From<WireFault> for Broken {
 
 impl Shipper {
     /// Connects and takes the stream of this timeline.
-    pub async fn connect(
+    pub(crate) async fn connect(
         config: &MasterConfig,
         facts: &ClusterFacts,
         files: WalFiles,
@@ -153,22 +153,22 @@ impl Shipper {
     }
 
     /// The files it ships.
-    pub const fn files(&self) -> &WalFiles {
+    pub(crate) const fn files(&self) -> &WalFiles {
         &self.files
     }
 
     /// Up to where the standby holds every record, as far as this connection has seen to it.
-    pub const fn durable(&self) -> Lsn {
+    pub(crate) const fn durable(&self) -> Lsn {
         self.sent
     }
 
     /// Something that a person should know and that stops nobody.
-    pub fn note(&self) -> Option<&str> {
+    pub(crate) fn note(&self) -> Option<&str> {
         self.note.as_deref().or(self.gap.as_deref())
     }
 
     /// Ships every whole record up to the bound and returns when all of them are durable.
-    pub async fn pass(&mut self, reach: MasterReach) -> Result<()> {
+    pub(crate) async fn pass(&mut self, reach: MasterReach) -> Result<()> {
         let mut broken = self.try_pass(reach.bound).await;
         for _ in 0..BEGINNINGS_MAX {
             match broken {
@@ -186,7 +186,7 @@ impl Shipper {
     }
 
     /// Lets time pass without letting the receiver think that this side is gone.
-    pub async fn rest(&mut self, pause: Duration) -> Result<()> {
+    pub(crate) async fn rest(&mut self, pause: Duration) -> Result<()> {
         let until = tokio::time::Instant::now() + pause;
         loop {
             let Ok(frame) = tokio::time::timeout_at(until, self.wire.next()).await else {
@@ -205,7 +205,7 @@ impl Shipper {
     }
 
     /// Ends the connection in good order.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.wire.goodbye().await;
     }
 

@@ -16,7 +16,7 @@ use crate::options::Options;
 use crate::output;
 
 /// Runs the command if it is due and waits for it.
-pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let Some(command) = &config.periodic_command else {
         tracing::info!("periodic_command is not set, nothing to do");
         return Ok(());
@@ -46,7 +46,7 @@ pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
 }
 
 /// Starts the command if it is due, as a process of its own that nobody waits for.
-pub fn start(config: &MasterConfig) {
+pub(crate) fn start(config: &MasterConfig) {
     let Some(command) = config.periodic_command.as_ref().filter(|_| !never(config)) else {
         return;
     };

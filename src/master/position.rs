@@ -18,7 +18,7 @@ use crate::pg::sql::{Limits, Session};
 use crate::wal::history::History;
 
 /// Where a master stands.
-pub struct Position {
+pub(crate) struct Position {
     /// The cluster.
     pub facts: ClusterFacts,
     /// Its WAL on the timeline that is being written.
@@ -30,7 +30,7 @@ pub struct Position {
 }
 
 /// What a look found.
-pub enum PositionFound {
+pub(crate) enum PositionFound {
     /// A master.
     Master(Box<Position>),
     /// A server that replays: its WAL is another's.
@@ -39,13 +39,13 @@ pub enum PositionFound {
 
 /// Looks again and again; keeps the session with the server open in between where that harms nobody.
 #[derive(Default)]
-pub struct PositionReader {
+pub(crate) struct PositionReader {
     session: Option<Session>,
 }
 
 impl PositionReader {
     /// Where the master stands now.
-    pub async fn look(&mut self, config: &MasterConfig) -> Result<PositionFound> {
+    pub(crate) async fn look(&mut self, config: &MasterConfig) -> Result<PositionFound> {
         let data = DataDirectory::open(&config.master_data)?;
         if config.use_xlog_functions {
             match self.ask(config, &data).await {

@@ -41,7 +41,10 @@ pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
 
 /// Starts two threads on the same at once, one for each half: nothing can be offered before the
 /// answer is known.
-pub fn start_digest(file: &Arc<File>, bytes: u64) -> impl Future<Output = Result<u32>> + use<> {
+pub(crate) fn start_digest(
+    file: &Arc<File>,
+    bytes: u64,
+) -> impl Future<Output = Result<u32>> + use<> {
     let start = |range: Range<u64>| {
         let file = Arc::clone(file);
         tokio::task::spawn_blocking(move || hash(&file, range))

@@ -58,7 +58,7 @@ use unpack::{Layout, Unpack};
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Restores, or says what would be done.
-pub fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> Result<()> {
     let (Some(set), Some(destination)) = (&restoring.set, &restoring.destination) else {
         return Err(
             CommandError::usage("on the master restore needs a set and a new directory").hint(

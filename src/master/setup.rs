@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Configures archiving.
-pub fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let changes = changes(config)?;
     let runtime = crate::master::runtime()?;

@@ -26,7 +26,7 @@ use crate::status::{self, Archiver, Facts, Here, Lag, Master, Syncdaemon};
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints how it stands.
-pub fn run(config: &MasterConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
     let runtime = crate::master::runtime()?;
     let facts = runtime.block_on(look(config));
     // A name that is still being looked up must not hold the exit back.

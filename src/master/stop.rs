@@ -13,7 +13,7 @@ use crate::pg::grants::Task;
 use crate::status::Archiving;
 
 /// Deconfigures archiving.
-pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let runtime = crate::master::runtime()?;
     let archives = runtime.block_on(archiving::found(config))?.archives;
     if let Archiving::Foreign(what) = archives.archiving {

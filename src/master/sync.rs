@@ -9,7 +9,7 @@ use crate::options::Options;
 use crate::output;
 
 /// Ships what the standby lacks.
-pub fn run(config: &MasterConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let runtime = crate::master::runtime()?;
     let done = runtime.block_on(pass(config, options));
     runtime.shutdown_background();

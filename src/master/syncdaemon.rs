@@ -24,7 +24,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// `syncdaemon`, or what `-r`, `-s` and `-k` make of it.
-pub fn run(config: &MasterConfig, options: &Options, readiness: Readiness) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, readiness: Readiness) -> Result<()> {
     let pidfile = config.syncdaemon_pidfile();
     if let Some(control) = DaemonControl::asked_by(options) {
         if options.not_really {

@@ -19,7 +19,7 @@ const READ_BYTES: usize = 256 << 10;
 
 /// The segments of one timeline in `pg_wal`.
 #[derive(Debug, Clone)]
-pub struct WalFiles {
+pub(crate) struct WalFiles {
     folder: PathBuf,
     cluster: ClusterIdentity,
     timeline: TimelineId,
@@ -27,7 +27,11 @@ pub struct WalFiles {
 
 impl WalFiles {
     /// The files of this cluster and timeline in this folder.
-    pub const fn new(folder: PathBuf, cluster: ClusterIdentity, timeline: TimelineId) -> Self {
+    pub(crate) const fn new(
+        folder: PathBuf,
+        cluster: ClusterIdentity,
+        timeline: TimelineId,
+    ) -> Self {
         WalFiles {
             folder,
             cluster,
@@ -36,37 +40,37 @@ impl WalFiles {
     }
 
     /// The timeline.
-    pub const fn timeline(&self) -> TimelineId {
+    pub(crate) const fn timeline(&self) -> TimelineId {
         self.timeline
     }
 
     /// `wal_segment_size`.
-    pub const fn segment_size(&self) -> WalSegmentSize {
+    pub(crate) const fn segment_size(&self) -> WalSegmentSize {
         self.cluster.segment_size
     }
 
     /// Bytes of a segment.
-    pub const fn segment_bytes(&self) -> u64 {
+    pub(crate) const fn segment_bytes(&self) -> u64 {
         self.cluster.segment_size.bytes()
     }
 
     /// The segment that holds the byte at `lsn`.
-    pub fn containing(&self, lsn: Lsn) -> SegmentName {
+    pub(crate) fn containing(&self, lsn: Lsn) -> SegmentName {
         SegmentName::containing(self.timeline, lsn, self.cluster.segment_size)
     }
 
     /// Where a segment begins.
-    pub fn start(&self, segment: SegmentName) -> Lsn {
+    pub(crate) fn start(&self, segment: SegmentName) -> Lsn {
         segment.start(self.cluster.segment_size).unwrap_or_default()
     }
 
     /// The segment behind this one.
-    pub fn next(&self, segment: SegmentName) -> Option<SegmentName> {
+    pub(crate) fn next(&self, segment: SegmentName) -> Option<SegmentName> {
         segment.next(self.cluster.segment_size)
     }
 
     /// The segment before this one.
-    pub fn previous(&self, segment: SegmentName) -> Option<SegmentName> {
+    pub(crate) fn previous(&self, segment: SegmentName) -> Option<SegmentName> {
         let number = segment.number(self.cluster.segment_size)?.checked_sub(1)?;
         let size = self.cluster.segment_size;
         (number > 0).then(|| SegmentName::from_number(self.timeline, number, size))
@@ -74,23 +78,23 @@ impl WalFiles {
 
     /// Whether there is a file of this name; it may hold another segment's bytes from before it
     /// was recycled.
-    pub fn exists(&self, segment: SegmentName) -> bool {
+    pub(crate) fn exists(&self, segment: SegmentName) -> bool {
         self.folder.join(segment.to_string()).exists()
     }
 
     /// Whether the server waits for this segment to be archived.
-    pub fn waits_for_archiver(&self, segment: SegmentName) -> bool {
+    pub(crate) fn waits_for_archiver(&self, segment: SegmentName) -> bool {
         let mark = format!("archive_status/{segment}.ready");
         self.folder.join(mark).exists()
     }
 
     /// Where `pg_wal` is.
-    pub fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &std::path::Path {
         &self.folder
     }
 
     /// A scanner for records from `lsn` on, the beginning of a page or of a record.
-    pub fn scanner(&self, lsn: Lsn) -> Scanner {
+    pub(crate) fn scanner(&self, lsn: Lsn) -> Scanner {
         let scanner = Scanner::new(lsn, self.cluster.segment_size)
             .of_cluster(self.cluster.system_id)
             .up_to_timeline(self.timeline);
@@ -102,7 +106,7 @@ impl WalFiles {
 
     /// Appends at most `most` bytes from `lsn` on to `buffer`, none beyond the end of the segment
     /// that holds them; nothing where there is no such file.
-    pub fn read(&self, lsn: Lsn, most: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+    pub(crate) fn read(&self, lsn: Lsn, most: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
         let segment = self.containing(lsn);
         let offset = lsn.0 - self.start(segment).0;
         let most = most.min(self.segment_bytes() - offset);
@@ -127,7 +131,7 @@ impl WalFiles {
     }
 
     /// Shows the bytes of a segment from its beginning up to `bytes` to `each`.
-    pub fn read_through(
+    pub(crate) fn read_through(
         &self,
         segment: SegmentName,
         bytes: u64,
@@ -151,7 +155,7 @@ impl WalFiles {
 
 /// Why a look ahead ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TailEnd {
+pub(crate) enum TailEnd {
     /// At the bound.
     Bound,
     /// Far enough; there may be more.
@@ -166,7 +170,7 @@ pub enum TailEnd {
 
 /// The records from a segment's beginning on, as far as they were looked at.
 #[derive(Debug)]
-pub struct Records {
+pub(crate) struct Records {
     files: WalFiles,
     /// Behind the last whole record.
     base: Scanner,
@@ -180,7 +184,7 @@ pub struct Records {
 
 impl Records {
     /// Begins with the first byte of this segment.
-    pub fn from(files: &WalFiles, first: SegmentName) -> Self {
+    pub(crate) fn from(files: &WalFiles, first: SegmentName) -> Self {
         let start = files.start(first);
         Records {
             files: files.clone(),
@@ -193,29 +197,29 @@ impl Records {
     }
 
     /// The end of the last whole record found.
-    pub const fn end(&self) -> Lsn {
+    pub(crate) const fn end(&self) -> Lsn {
         self.end
     }
 
     /// Whether the segment that ends at `segment_end` was seen to its last byte, though its last
     /// record may go on in the next one.
-    pub fn reach_end_of(&self, segment_end: Lsn) -> bool {
+    pub(crate) fn reach_end_of(&self, segment_end: Lsn) -> bool {
         self.seen >= segment_end
     }
 
     /// Where the bytes end that belong to records of the segment that ends at `segment_end`.
-    pub fn data_end(&self, segment_end: Lsn) -> Lsn {
+    pub(crate) fn data_end(&self, segment_end: Lsn) -> Lsn {
         let switch = (self.switches.iter()).find(|(end, _)| *end == segment_end);
         switch.map_or(segment_end, |(_, data_end)| *data_end)
     }
 
     /// Forgets about segments that end at `lsn` or before.
-    pub fn forget(&mut self, lsn: Lsn) {
+    pub(crate) fn forget(&mut self, lsn: Lsn) {
         self.switches.retain(|(end, _)| *end > lsn);
     }
 
     /// Looks at what was written since, up to `bound`, and no further than `enough`.
-    pub fn look_ahead(&mut self, bound: Lsn, enough: Lsn) -> io::Result<TailEnd> {
+    pub(crate) fn look_ahead(&mut self, bound: Lsn, enough: Lsn) -> io::Result<TailEnd> {
         let mut scanner = self.base.clone();
         // Mostly there is little, so the rest of the page comes first.
         let mut piece_bytes = PAGE_BYTES - scanner.position().0 % PAGE_BYTES;

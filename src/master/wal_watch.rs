@@ -19,7 +19,7 @@ const FLUSH_FIRST: Duration = Duration::from_millis(2);
 
 /// The passes that begin early.
 #[derive(Debug)]
-pub struct WalWatch {
+pub(super) struct WalWatch {
     writes: Option<Receiver>,
     not_before: Instant,
     /// What the next early look waits for the flush, if one comes without a further write.
@@ -29,7 +29,7 @@ pub struct WalWatch {
 
 impl WalWatch {
     /// Watches the folder with the segments.
-    pub fn watch(pg_wal: &Path) -> WalWatch {
+    pub(super) fn watch(pg_wal: &Path) -> WalWatch {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let writes = inotify::init(flags)
             .and_then(|writes| {
@@ -50,14 +50,14 @@ impl WalWatch {
     }
 
     /// A pass begins; it sees whatever was written by now.
-    pub fn pass_begins(&mut self) {
+    pub(super) fn pass_begins(&mut self) {
         if let Some(writes) = &self.writes {
             forget(writes);
         }
     }
 
     /// The pass that began then is over.
-    pub fn pass_ended(&mut self, begun: Instant, loop_delay: Duration, shipped: bool) {
+    pub(super) fn pass_ended(&mut self, begun: Instant, loop_delay: Duration, shipped: bool) {
         let waited = self.waited.take();
         self.again = match waited {
             Some(waited) if !shipped => Some(waited * 2).filter(|again| *again < loop_delay),
@@ -70,7 +70,7 @@ impl WalWatch {
 
     /// Returns when a pass should begin, if one should. Nothing is lost when it is dropped: the
     /// next pass that is due finds the same.
-    pub async fn is_due(&mut self) {
+    pub(super) async fn is_due(&mut self) {
         let Some(writes) = &self.writes else {
             return std::future::pending().await;
         };

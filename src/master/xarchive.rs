@@ -30,7 +30,12 @@ const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs 
                          directory as the server's user";
 
 /// Archives one file.
-pub fn run(config: &MasterConfig, options: &Options, path: &Path, name: WalFileName) -> Result<()> {
+pub(crate) fn run(
+    config: &MasterConfig,
+    options: &Options,
+    path: &Path,
+    name: WalFileName,
+) -> Result<()> {
     let source = ArchivedFile::open(config, path, name)?;
     let runtime = crate::master::runtime()?;
     if options.not_really {

@@ -37,7 +37,12 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const GAP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Hands over one file.
-pub fn run(config: &MasterConfig, options: &Options, name: WalFileName, path: &Path) -> Result<()> {
+pub(crate) fn run(
+    config: &MasterConfig,
+    options: &Options,
+    name: WalFileName,
+    path: &Path,
+) -> Result<()> {
     let data = location::data_directory_of(path);
     let facts = data.as_deref().map(ClusterFacts::of);
     let look = match (name, &data, &facts) {

@@ -22,7 +22,7 @@ const fn acts(character: char) -> bool {
 }
 
 /// A text as one line, with what acts made visible, so that nobody can forge a line.
-pub fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
         match acts(character) {
@@ -34,7 +34,7 @@ pub fn escaped(text: &str) -> String {
 }
 
 /// Lines that the program made, with what acts made visible as JSON has it too.
-pub fn lines(text: &str) -> String {
+pub(super) fn lines(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match acts(character) && !matches!(character, '\n' | '\t') {
@@ -46,7 +46,7 @@ pub fn lines(text: &str) -> String {
 }
 
 /// A writer of JSON lines: JSON leaves C1's and Unicode's characters as they are.
-pub struct JsonLines<W>(pub W);
+pub(super) struct JsonLines<W>(pub W);
 
 impl<W: Write> Write for JsonLines<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -11,7 +11,7 @@ use shell::{CommandJoint, ShellWord};
 use crate::files;
 
 /// An `archive_command` that lets every segment go: what `stop` sets where it cannot restart.
-pub const LETS_GO: &str = "/bin/true";
+pub(crate) const LETS_GO: &str = "/bin/true";
 
 /// A script is read this far for a call of ours.
 const SCRIPT_BYTES_MAX: usize = 64 << 10;
@@ -53,7 +53,7 @@ const TAKE_TEXT: [&str; 3] = ["flock", "runuser", "su"];
 
 /// Where an `archive_command` sends segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Destination {
+pub(crate) enum Destination {
     /// To walmgr, with this ini file.
     Here,
     /// The same, and PostgreSQL hears "archived" also where walmgr fails.
@@ -68,7 +68,7 @@ pub enum Destination {
 
 /// The ini file that counts, and from where PostgreSQL runs its commands.
 #[derive(Debug, Clone, Copy)]
-pub struct Ours<'a> {
+pub(crate) struct Ours<'a> {
     /// The ini file.
     pub ini: &'a Path,
     /// The data directory.
@@ -76,7 +76,7 @@ pub struct Ours<'a> {
 }
 
 /// Where this command sends them.
-pub fn destination(command: &str, ours: &Ours<'_>) -> Destination {
+pub(crate) fn destination(command: &str, ours: &Ours<'_>) -> Destination {
     if command.is_empty() {
         return Destination::Kept;
     }
@@ -105,7 +105,7 @@ pub fn destination(command: &str, ours: &Ours<'_>) -> Destination {
 
 /// Whether it is more than our own line, and what is more there works: what is around our line was put there
 /// for a reason.
-pub fn is_worth_keeping(command: &str, ours: &Ours<'_>) -> bool {
+pub(crate) fn is_worth_keeping(command: &str, ours: &Ours<'_>) -> bool {
     if destination(command, ours) != Destination::Here {
         return false;
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::error::{CommandError, Result};
 
 /// `walmgr INI` and these words, of which some may be placeholders such as `%p`, for `setting`.
-pub fn walmgr_command(setting: &str, ini: &Path, words: &str) -> Result<String> {
+pub(crate) fn walmgr_command(setting: &str, ini: &Path, words: &str) -> Result<String> {
     let program = std::env::current_exe()
         .and_then(std::fs::canonicalize)
         .map_err(|error| CommandError::retry("find this program's own path").because(error))?;

@@ -152,7 +152,7 @@ impl fmt::Display for WalLevel {
 
 /// Why bytes are not a control file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ControlFault {
+pub(crate) enum ControlFault {
     /// Fewer bytes than the fields need.
     #[error("it is {found} bytes long, expected at least {expected}")]
     TooShort {
@@ -191,12 +191,12 @@ pub enum ControlFault {
 }
 
 /// Reads the control file of a data directory, again for a moment if a running server writes it.
-pub fn read(data: &Path) -> Result<ControlFile> {
+pub(crate) fn read(data: &Path) -> Result<ControlFile> {
     read_file(&data.join(layout::PG_CONTROL))
 }
 
 /// Reads a control file that has, for the time being, another name.
-pub fn read_file(path: &Path) -> Result<ControlFile> {
+pub(crate) fn read_file(path: &Path) -> Result<ControlFile> {
     let mut attempt = 1;
     loop {
         let mut bytes = Vec::new();
@@ -253,7 +253,7 @@ const CRC_FROM_18: usize = CRC_TO_17 + 4;
 const _: () = assert!(RECOVERY == 136 && SETTINGS == 172 && SIZES == 216 && NONCE == 256);
 
 /// Reads the content of a control file; what follows the checksum does not matter.
-pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFault> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFault> {
     let fields = NativeFields(bytes);
     let control_version = fields.u32(8)?;
     let crc_at = match control_version {

@@ -23,7 +23,11 @@ use crate::wal::scan::{ScanStep, Scanner};
 
 /// A walk that stands at the beginning of `segment`, in a record that began before it; `None` if there is none
 /// such in the data directory.
-pub fn before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option<ObstacleWalk> {
+pub(crate) fn before(
+    data: &Path,
+    segment: SegmentName,
+    size: WalSegmentSize,
+) -> Option<ObstacleWalk> {
     let folder = data.join(layout::PG_WAL);
     let number = segment.number(size)?.checked_sub(1)?;
     let names = std::fs::read_dir(&folder).ok()?.flatten();

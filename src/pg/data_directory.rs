@@ -13,7 +13,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
 /// The oldest and the newest major version walmgr supports.
-pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
+pub(crate) const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
 
 /// `PG_VERSION` and `postmaster.pid` are some lines long.
 const SMALL_FILE_BYTES: u64 = 16 << 10;

@@ -19,14 +19,14 @@ use super::conninfo::{Conninfo, Listener, ServerAddress, SessionKind, TcpSetting
 use super::encryption::settings::{Demand, SslMode};
 use super::encryption::{self, ALPN};
 use crate::files;
-pub use wire::PgSocket;
+pub(crate) use wire::PgSocket;
 use wire::{Established, Gate};
 
 /// The request for TLS (`NEGOTIATE_SSL_CODE`, `src/include/libpq/pqcomm.h`): length and number.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// An open connection, its client's side and the side that moves bytes.
-pub struct DialledServer {
+pub(crate) struct DialledServer {
     /// Takes statements.
     pub client: Client,
     /// Has to be polled for anything to happen.
@@ -37,7 +37,7 @@ pub struct DialledServer {
 
 /// How a server was reached.
 #[derive(Debug, Clone)]
-pub struct DialledWay {
+pub(crate) struct DialledWay {
     place: ServerAddress,
     address: Option<SocketAddr>,
     encrypted: Encrypted,
@@ -54,7 +54,7 @@ enum Encrypted {
 
 /// Why there is no session.
 #[derive(Debug)]
-pub enum DialFault {
+pub(crate) enum DialFault {
     /// What the server said, or what of it made no sense.
     Server(tokio_postgres::Error),
     /// The way there is broken, or nobody listens.
@@ -76,7 +76,7 @@ pub enum DialFault {
 
 impl DialFault {
     /// What the server calls it.
-    pub fn code(&self) -> Option<&SqlState> {
+    pub(crate) fn code(&self) -> Option<&SqlState> {
         match self {
             DialFault::Server(error) => error.code(),
             // Without TLS most servers say no more than that they want it.
@@ -141,7 +141,7 @@ impl fmt::Display for DialFault {
 
 /// The first server that will do. Each of the places, and each address of a name, may take `limit`,
 /// or what `connect_timeout` says if that is less.
-pub async fn open(
+pub(crate) async fn open(
     info: &Conninfo,
     database: &str,
     limit: Duration,
@@ -467,7 +467,7 @@ fn tune(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
 
 /// Asks the server to end the statement that is under way, on a connection of its own that is as
 /// well encrypted.
-pub async fn cancel(
+pub(crate) async fn cancel(
     info: &Conninfo,
     way: &DialledWay,
     token: CancelToken,

@@ -3,7 +3,7 @@
 //! of that version wrote, byte for byte; the zeros behind it are left out.
 
 /// Major version and head of `global/pg_control` in hexadecimal, from little-endian x86-64.
-pub const CONTROL_FILES: [(u8, &str); 6] = [
+pub(super) const CONTROL_FILES: [(u8, &str); 6] = [
     (
         13,
         "\
@@ -79,7 +79,7 @@ pub const CONTROL_FILES: [(u8, &str); 6] = [
 ];
 
 /// The control file of this version, padded as PostgreSQL pads it.
-pub fn control_file(major: u8) -> Vec<u8> {
+pub(super) fn control_file(major: u8) -> Vec<u8> {
     let (_, head) = CONTROL_FILES
         .iter()
         .find(|(of, _)| *of == major)

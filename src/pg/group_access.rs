@@ -21,7 +21,7 @@ use super::mounts::LOST_AND_FOUND;
 use crate::files;
 
 /// The note in a set of a cluster with group access. PostgreSQL does not look at it.
-pub const NOTE: &str = "walmgr_group_access";
+pub(crate) const NOTE: &str = "walmgr_group_access";
 
 /// What the group may do in a directory, and with a file.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -37,12 +37,12 @@ const KEPT_CLOSED: [&str; 2] = [brought::FOLDER, LOST_AND_FOUND];
 const DEPTH_MAX: usize = 64;
 
 /// Whether a data directory of this mode has group access.
-pub const fn is_granted(mode: u32) -> bool {
+pub(crate) const fn is_granted(mode: u32) -> bool {
     mode & GROUP_BITS == GROUP_BITS
 }
 
 /// The note; `None` if it names more files than a small file can.
-pub fn note(private: &[RelativePath]) -> Option<Vec<u8>> {
+pub(crate) fn note(private: &[RelativePath]) -> Option<Vec<u8>> {
     let mut text = b"files that the group may not read:\n".to_vec();
     for path in private {
         text.extend_from_slice(path.as_bytes());
@@ -53,7 +53,7 @@ pub fn note(private: &[RelativePath]) -> Option<Vec<u8>> {
 
 /// Gives what lies in `root`, and in its tablespaces elsewhere, the modes that the note in it says; nothing
 /// without a note. Links are not followed.
-pub fn apply(root: &Path, spaces: &[PathBuf]) -> io::Result<bool> {
+pub(crate) fn apply(root: &Path, spaces: &[PathBuf]) -> io::Result<bool> {
     let text = match files::read_at_most(&root.join(NOTE), SMALL_FILE_BYTES_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,

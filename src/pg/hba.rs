@@ -9,7 +9,7 @@ const REJECT: &str = "reject";
 
 /// The lines of `foreign` that `own` does not have; with no `own`, those that reach beyond the host
 /// or ask for no proof from there.
-pub fn wider(foreign: &[u8], own: Option<&[u8]>) -> Vec<String> {
+pub(crate) fn wider(foreign: &[u8], own: Option<&[u8]>) -> Vec<String> {
     let known: BTreeSet<String> = own.map(|own| entries(own).collect()).unwrap_or_default();
     let is_wider = |entry: &String| match own {
         Some(_) => !known.contains(entry),

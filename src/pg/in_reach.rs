@@ -12,7 +12,7 @@ use crate::wal::obstacle::{Met, Obstacle};
 
 /// What somebody typed, and where.
 #[derive(Debug, Clone, Copy)]
-pub struct TypedTarget<'a> {
+pub(crate) struct TypedTarget<'a> {
     /// The program, its ini file and the command.
     pub command: &'static str,
     /// What stood behind it.
@@ -23,7 +23,7 @@ pub struct TypedTarget<'a> {
 
 impl TypedTarget<'_> {
     /// The refusal of a target, with what to type instead; `end` is what is in the way.
-    pub fn refused(
+    pub(crate) fn refused(
         &self,
         target: &RecoveryTarget,
         range: &TargetRange,
@@ -50,7 +50,7 @@ impl TypedTarget<'_> {
     }
 
     /// The refusal of a recovery of this set to the end of the archive, which it does not get to.
-    pub fn ended(&self, set: &str, end: &RecoveryEnd) -> CommandError {
+    pub(crate) fn ended(&self, set: &str, end: &RecoveryEnd) -> CommandError {
         let remedy = remedy(end).filter(|_| self.can_load);
         let remedy = remedy.unwrap_or("make a new backup on the master");
         let doing = format!("restore {set}, which is older: {}", end_text(end));
@@ -88,7 +88,7 @@ impl TypedTarget<'_> {
 }
 
 /// The first of these that ends the recovery of a server that loads libraries, or none.
-pub fn end_of(met: &[Met], loads_libraries: bool) -> Option<RecoveryEnd> {
+pub(crate) fn end_of(met: &[Met], loads_libraries: bool) -> Option<RecoveryEnd> {
     let end = met.iter().find(|met| met.obstacle.ends(loads_libraries))?;
     let cause = match end.obstacle {
         Obstacle::Manager(id) => EndCause::Manager(id),
@@ -102,7 +102,7 @@ pub fn end_of(met: &[Met], loads_libraries: bool) -> Option<RecoveryEnd> {
 }
 
 /// Why nobody gets past it.
-pub fn end_text(end: &RecoveryEnd) -> String {
+pub(crate) fn end_text(end: &RecoveryEnd) -> String {
     let why = match end.cause {
         EndCause::Manager(id) => {
             return format!(
@@ -120,20 +120,20 @@ pub fn end_text(end: &RecoveryEnd) -> String {
 }
 
 /// What gets a server past it without a new backup, if anything does.
-pub fn remedy(end: &RecoveryEnd) -> Option<&'static str> {
+pub(crate) fn remedy(end: &RecoveryEnd) -> Option<&'static str> {
     matches!(end.cause, EndCause::Manager(_)).then_some(
         "install the extension here, and set shared_preload_libraries to what the master has",
     )
 }
 
 /// What is said of a target of which nobody knows whether it is in reach.
-pub fn untold_text(target: &RecoveryTarget, why: &str) -> String {
+pub(crate) fn untold_text(target: &RecoveryTarget, why: &str) -> String {
     format!("whether {target} is in reach only PostgreSQL can tell: {why}")
 }
 
 /// What is in reach of either of two sets, the newer one first.
 #[must_use]
-pub fn widened(range: TargetRange, older: TargetRange) -> TargetRange {
+pub(crate) fn widened(range: TargetRange, older: TargetRange) -> TargetRange {
     use TargetRange::{Lsns, Names, Nothing, Times, Xids};
     match (range, older) {
         (Lsns(a, b), Lsns(c, d)) => Lsns(a.min(c), b.max(d)),

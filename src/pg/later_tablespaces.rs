@@ -11,12 +11,12 @@ use crate::files;
 
 /// Places on the master, and where they lead here.
 #[derive(Debug, Default)]
-pub struct Later(Vec<(PathBuf, PathBuf)>);
+pub(crate) struct Later(Vec<(PathBuf, PathBuf)>);
 
 impl Later {
     /// Those of the mappings that were asked for whose tablespace is not `known`; `check` says whether a
     /// tablespace can go to a directory.
-    pub fn examine(
+    pub(crate) fn examine(
         known: &[PathBuf],
         asked: &[(PathBuf, PathBuf)],
         check: impl Fn(&Path) -> Result<()>,
@@ -48,7 +48,7 @@ impl Later {
     }
 
     /// Makes the links.
-    pub fn lead(&self) -> Result<()> {
+    pub(crate) fn lead(&self) -> Result<()> {
         for (old, new) in &self.0 {
             if !new.is_dir() {
                 std::fs::create_dir(new).at(Kind::Retry, "create", new)?;

@@ -7,73 +7,73 @@ use walmgr_protocol::names::RelativePath;
 use super::tablespace_map::oid_of;
 
 /// The major version, as a line of text.
-pub const PG_VERSION: &str = "PG_VERSION";
+pub(crate) const PG_VERSION: &str = "PG_VERSION";
 
 /// Databases of the default tablespace.
-pub const BASE: &str = "base";
+pub(crate) const BASE: &str = "base";
 
 /// Catalogs that all databases share, and the control file.
-pub const GLOBAL: &str = "global";
+pub(crate) const GLOBAL: &str = "global";
 
 /// The control file, as a path.
-pub const PG_CONTROL: &str = "global/pg_control";
+pub(crate) const PG_CONTROL: &str = "global/pg_control";
 
 /// [`PG_CONTROL`] of a set that was copied, until everything is done.
-pub const CONTROL_COPIED: &str = "global/pg_control.copied";
+pub(crate) const CONTROL_COPIED: &str = "global/pg_control.copied";
 
 /// [`PG_CONTROL`] of a set that was moved, and so exists nowhere else, until everything is done.
-pub const CONTROL_MOVED: &str = "global/pg_control.moved";
+pub(crate) const CONTROL_MOVED: &str = "global/pg_control.moved";
 
 /// [`PG_CONTROL`] of a set that comes over the network, until all of it is there.
-pub const CONTROL_RESTORING: &str = "global/pg_control.restoring";
+pub(crate) const CONTROL_RESTORING: &str = "global/pg_control.restoring";
 
 /// The WAL, or a link to it.
-pub const PG_WAL: &str = "pg_wal";
+pub(crate) const PG_WAL: &str = "pg_wal";
 
 /// In [`PG_WAL`]: what the archiver has before and behind it.
-pub const ARCHIVE_STATUS: &str = "archive_status";
+pub(crate) const ARCHIVE_STATUS: &str = "archive_status";
 
 /// In [`PG_WAL`], of PostgreSQL 17 and newer: which blocks WAL changes.
-pub const SUMMARIES: &str = "summaries";
+pub(crate) const SUMMARIES: &str = "summaries";
 
 /// A link for each tablespace, named by its OID.
-pub const PG_TBLSPC: &str = "pg_tblspc";
+pub(crate) const PG_TBLSPC: &str = "pg_tblspc";
 
 /// In a set: a directory for each tablespace, named by its OID.
-pub const TMPSPC: &str = "tmpspc";
+pub(crate) const TMPSPC: &str = "tmpspc";
 
 /// Where recovery from a backup begins.
-pub const BACKUP_LABEL: &str = "backup_label";
+pub(crate) const BACKUP_LABEL: &str = "backup_label";
 
 /// Where the tablespaces of a backup were.
-pub const TABLESPACE_MAP: &str = "tablespace_map";
+pub(crate) const TABLESPACE_MAP: &str = "tablespace_map";
 
 /// A [`TABLESPACE_MAP`] that a server has gone by: the links it speaks of are made.
-pub const TABLESPACE_MAP_DONE: &str = "tablespace_map.old";
+pub(crate) const TABLESPACE_MAP_DONE: &str = "tablespace_map.old";
 
 /// Which files a backup has.
-pub const BACKUP_MANIFEST: &str = "backup_manifest";
+pub(crate) const BACKUP_MANIFEST: &str = "backup_manifest";
 
 /// With it a server never opens by itself.
-pub const STANDBY_SIGNAL: &str = "standby.signal";
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// With it a server recovers up to a target.
-pub const RECOVERY_SIGNAL: &str = "recovery.signal";
+pub(crate) const RECOVERY_SIGNAL: &str = "recovery.signal";
 
 /// Either makes a server begin with a recovery.
-pub const SIGNALS: [&str; 2] = [STANDBY_SIGNAL, RECOVERY_SIGNAL];
+pub(crate) const SIGNALS: [&str; 2] = [STANDBY_SIGNAL, RECOVERY_SIGNAL];
 
 /// The process that runs on the directory.
-pub const POSTMASTER_PID: &str = "postmaster.pid";
+pub(crate) const POSTMASTER_PID: &str = "postmaster.pid";
 
 /// The command line it was started with.
-pub const POSTMASTER_OPTS: &str = "postmaster.opts";
+pub(crate) const POSTMASTER_OPTS: &str = "postmaster.opts";
 
 /// What a server leaves behind that runs no more; a copy of a stopped one has them.
-pub const OF_A_SERVER: [&str; 2] = [POSTMASTER_PID, POSTMASTER_OPTS];
+pub(crate) const OF_A_SERVER: [&str; 2] = [POSTMASTER_PID, POSTMASTER_OPTS];
 
 /// What a set may have got since it was made and a manifest does not list, and what a new server must not find.
-pub const SINCE_THE_BACKUP: [&str; 5] = [
+pub(crate) const SINCE_THE_BACKUP: [&str; 5] = [
     TABLESPACE_MAP_DONE,
     STANDBY_SIGNAL,
     RECOVERY_SIGNAL,
@@ -82,7 +82,7 @@ pub const SINCE_THE_BACKUP: [&str; 5] = [
 ];
 
 /// Folders whose content belongs to a server that runs, or that one clears when it starts: a backup has them empty.
-pub const EMPTIED: [&str; 7] = [
+pub(crate) const EMPTIED: [&str; 7] = [
     "pg_stat_tmp",
     "pg_replslot",
     "pg_dynshmem",
@@ -93,25 +93,25 @@ pub const EMPTIED: [&str; 7] = [
 ];
 
 /// The settings that a server reads first, here or beside the data directory.
-pub const MAIN_CONF: &str = "postgresql.conf";
+pub(crate) const MAIN_CONF: &str = "postgresql.conf";
 
 /// The settings of `ALTER SYSTEM`, always in the data directory.
-pub const AUTO_CONF: &str = "postgresql.auto.conf";
+pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// Who may connect, beside [`MAIN_CONF`].
-pub const HBA_CONF: &str = "pg_hba.conf";
+pub(crate) const HBA_CONF: &str = "pg_hba.conf";
 
 /// Which users may be which roles, beside [`MAIN_CONF`].
-pub const IDENT_CONF: &str = "pg_ident.conf";
+pub(crate) const IDENT_CONF: &str = "pg_ident.conf";
 
 /// The last component of a path in a data directory.
-pub fn name_of(path: &str) -> &str {
+pub(crate) fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 /// The OID of the tablespace that a path lies in or is, with what of the path is below it (empty, or without
 /// its first slash); `above` is [`PG_TBLSPC`] in a data directory and [`TMPSPC`] in a set.
-pub fn tablespace_of<'a>(path: &'a [u8], above: &str) -> Option<(u32, &'a [u8])> {
+pub(crate) fn tablespace_of<'a>(path: &'a [u8], above: &str) -> Option<(u32, &'a [u8])> {
     let rest = path.strip_prefix(above.as_bytes())?.strip_prefix(b"/")?;
     let end = rest.iter().position(|byte| *byte == b'/');
     let (oid, below) = match end {
@@ -122,7 +122,7 @@ pub fn tablespace_of<'a>(path: &'a [u8], above: &str) -> Option<(u32, &'a [u8])>
 }
 
 /// Where a path below `from` ([`PG_TBLSPC`] or [`TMPSPC`]) lies in a directory that keeps that below `to`.
-pub fn relocated(path: &RelativePath, from: &str, to: &str) -> Option<RelativePath> {
+pub(crate) fn relocated(path: &RelativePath, from: &str, to: &str) -> Option<RelativePath> {
     let behind = path.as_bytes().strip_prefix(from.as_bytes())?;
     let behind = behind.strip_prefix(b"/")?;
     RelativePath::new(&[to.as_bytes(), b"/", behind].concat()).ok()

@@ -10,19 +10,19 @@ use walmgr_protocol::names::RelativePath;
 use crate::files;
 
 /// The file in a set that names its damaged pages.
-pub const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
+pub(crate) const DAMAGED_PAGES: &str = "walmgr_damaged_pages";
 
 /// The file in a set that names what the set lacks. PostgreSQL does not look at it.
-pub const LEFT_OUT: &str = "walmgr_left_out";
+pub(crate) const LEFT_OUT: &str = "walmgr_left_out";
 
 /// The file that names what a set lacks where whoever made the backup had said that it may lack something.
-pub const LEFT_OUT_ALLOWED: &str = "walmgr_left_out_allowed";
+pub(crate) const LEFT_OUT_ALLOWED: &str = "walmgr_left_out_allowed";
 
 /// How much of such a file is shown: what a person reads, and no more of a file that anybody wrote.
 const SHOWN_BYTES_MAX: u64 = 4 << 10;
 
 /// What a set says that it lacks, a line each, as it may be shown; nothing for one that says nothing.
-pub fn named_in(set: &Path) -> Vec<String> {
+pub(crate) fn named_in(set: &Path) -> Vec<String> {
     let mut text = Vec::new();
     for name in [LEFT_OUT, LEFT_OUT_ALLOWED] {
         // A file that cannot be read is found when the set is compared with its manifest.

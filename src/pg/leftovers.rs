@@ -7,7 +7,7 @@ use crate::error::{IoContext, Kind, Result};
 use crate::files;
 
 /// Notes that `slave_data` was a backup set (`standby::restore::taken`).
-pub const RESTORED_SET: &str = "walmgr_restored_set";
+pub(crate) const RESTORED_SET: &str = "walmgr_restored_set";
 
 /// Files by which a server or an administrator was told something, and which no set is to bring:
 /// they promote, rotate, end the start, or stand for another life of the server. PostgreSQL does not start
@@ -34,7 +34,7 @@ const EMPTIED: [&str; 5] = [
 ];
 
 /// Removes all of it from a data directory on which no server runs.
-pub fn remove(data: &Path) -> Result<()> {
+pub(crate) fn remove(data: &Path) -> Result<()> {
     for name in FILES {
         files::remove_any(&data.join(name))?;
     }

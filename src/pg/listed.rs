@@ -13,7 +13,7 @@ use super::manifest::{ManifestFault, Reader};
 const UNLISTED: [&str; 2] = [layout::BACKUP_MANIFEST, layout::AUTO_CONF];
 
 /// The files that still have to pass, with their lengths and CRC-32C.
-pub struct Listed {
+pub(crate) struct Listed {
     files: HashMap<RelativePath, (u64, Option<u32>)>,
     /// Why the settings of `ALTER SYSTEM` are not the manifest's.
     changed_settings: Option<String>,
@@ -22,7 +22,7 @@ pub struct Listed {
 
 impl Listed {
     /// Reads a manifest, the whole of it.
-    pub fn parse(manifest: &[u8]) -> Result<Listed, ManifestFault> {
+    pub(crate) fn parse(manifest: &[u8]) -> Result<Listed, ManifestFault> {
         let mut files = HashMap::new();
         for file in Reader::new(manifest)? {
             let file = file?;
@@ -37,7 +37,12 @@ impl Listed {
     }
 
     /// Compares a file that a set has at this path; the error says what differs.
-    pub fn pass(&mut self, path: &RelativePath, len: u64, crc32c: u32) -> Result<(), String> {
+    pub(crate) fn pass(
+        &mut self,
+        path: &RelativePath,
+        len: u64,
+        crc32c: u32,
+    ) -> Result<(), String> {
         let is = |name: &&str| path.as_bytes() == name.as_bytes();
         self.is_prepared |= layout::SIGNALS.iter().any(is);
         let listed = self.files.remove(&listed_path(path));
@@ -62,7 +67,7 @@ impl Listed {
     }
 
     /// Behind the last file: a file that is not as it is listed, and why.
-    pub fn finish(&self) -> Result<(), (RelativePath, String)> {
+    pub(crate) fn finish(&self) -> Result<(), (RelativePath, String)> {
         if let Some(path) = self.missing() {
             let why = "the manifest lists it, and it is gone".to_owned();
             return Err((path.clone(), why));

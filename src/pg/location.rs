@@ -34,7 +34,7 @@ const NEW_BACKUP: &str = "make a new backup on the master and `restore` it: then
 
 /// Why one of these tablespaces cannot be made for the server in `data`, for which PostgreSQL would end, or
 /// do harm.
-pub fn refusal<'a>(
+pub(crate) fn refusal<'a>(
     data: &Path,
     major: u8,
     met: impl IntoIterator<Item = &'a Met>,
@@ -57,7 +57,7 @@ pub fn refusal<'a>(
 
 /// The data directory of whoever asks for a file to be put there. PostgreSQL works in it; a script in between
 /// may work elsewhere, and `pg_rewind` asks for the server that it rewinds. `None`: nobody who replays.
-pub fn data_directory_of(path: &Path) -> Option<PathBuf> {
+pub(crate) fn data_directory_of(path: &Path) -> Option<PathBuf> {
     let is_one = |folder: &Path| folder.join(layout::PG_VERSION).exists();
     let above = path.parent().and_then(Path::parent).map(Path::to_path_buf);
     let above = above.filter(|above| !above.as_os_str().is_empty() && is_one(above));
@@ -65,7 +65,7 @@ pub fn data_directory_of(path: &Path) -> Option<PathBuf> {
 }
 
 /// Where the recovery of the server in `data` begins: its label says so until the control file does.
-pub fn recovery_begin(data: &Path) -> Option<Lsn> {
+pub(crate) fn recovery_begin(data: &Path) -> Option<Lsn> {
     match std::fs::read(data.join(layout::BACKUP_LABEL)) {
         Ok(text) => BackupLabel::parse(&text).ok().map(|label| label.start),
         Err(_) => control::read(data).ok().map(|it| it.redo),
@@ -73,7 +73,7 @@ pub fn recovery_begin(data: &Path) -> Option<Lsn> {
 }
 
 /// Why the server in `data`, which asks for WAL with these obstacles, is not given it.
-pub fn held_back(data: &Path, major: u8, obstacles: &Obstacles) -> Option<CommandError> {
+pub(crate) fn held_back(data: &Path, major: u8, obstacles: &Obstacles) -> Option<CommandError> {
     if obstacles.is_cut() {
         let doing = "it creates more tablespaces than can be looked at";
         return Some(CommandError::new(Kind::Retry, doing).hint(NEW_BACKUP));
@@ -84,7 +84,7 @@ pub fn held_back(data: &Path, major: u8, obstacles: &Obstacles) -> Option<Comman
 }
 
 /// Why the server in `data` must not replay at all: a tablespace of its is another running server's too.
-pub fn shared(data: &Path) -> Option<CommandError> {
+pub(crate) fn shared(data: &Path) -> Option<CommandError> {
     let own = data.canonicalize().ok()?;
     let outside = links(data).into_iter().filter(|to| !to.starts_with(&own));
     for location in outside {

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use walmgr_protocol::limits::{PATH_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::names::{Lsn, RelativePath, SystemId, TimelineId};
 
-pub use scan::Scan;
+pub(crate) use scan::Scan;
 
 /// Longest line of an entry: the longest path with every byte as `\u0000`, and the other fields.
 const LINE_BYTES_MAX: usize = 6 * PATH_BYTES_MAX + 1024;
@@ -238,7 +238,7 @@ impl Iterator for Reader<'_> {
 
 /// The file that a line of a manifest lists; `None` for a line of another kind. Only for a manifest whose
 /// checksum was found right.
-pub fn entry_in(line: &[u8]) -> Option<Result<FileEntry, ManifestFault>> {
+pub(crate) fn entry_in(line: &[u8]) -> Option<Result<FileEntry, ManifestFault>> {
     let is_file = [&b"{ \"Path\": "[..], b"{ \"Encoded-Path\": "];
     if !is_file.iter().any(|head| line.starts_with(head)) {
         return None;

@@ -16,10 +16,10 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
 /// What lies in the root of a file system and belongs to it: `fsck` puts there what it finds.
-pub const LOST_AND_FOUND: &str = "lost+found";
+pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 
 /// Whether this directory is a mount point. The root counts as one, also of a `chroot`: nobody renames it.
-pub fn is_mount_point(path: &Path) -> Result<bool> {
+pub(crate) fn is_mount_point(path: &Path) -> Result<bool> {
     let path = match path.canonicalize() {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -38,7 +38,7 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
 }
 
 /// The mount points below this directory.
-pub fn below(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn below(directory: &Path) -> Result<Vec<PathBuf>> {
     let Ok(directory) = directory.canonicalize() else {
         return Ok(Vec::new());
     };
@@ -48,7 +48,7 @@ pub fn below(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Refuses a directory that is to be renamed although something is mounted within it: the mount would go
 /// along, and after the next boot of the host it would hide what took the directory's place.
-pub fn refuse_below(directory: &Path, remedy: &str) -> Result<()> {
+pub(crate) fn refuse_below(directory: &Path, remedy: &str) -> Result<()> {
     match below(directory)?.first() {
         None => Ok(()),
         Some(mount) => Err(CommandError::config(format!(
@@ -62,7 +62,7 @@ pub fn refuse_below(directory: &Path, remedy: &str) -> Result<()> {
 
 /// Refuses a mount point of another user: PostgreSQL starts from no such directory, and nobody can put one
 /// of its own in the place.
-pub fn refuse_foreign(path: &Path) -> Result<()> {
+pub(crate) fn refuse_foreign(path: &Path) -> Result<()> {
     if !is_mount_point(path)? {
         return Ok(());
     }

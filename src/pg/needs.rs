@@ -21,13 +21,13 @@ use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
 
 /// What is appended to the name of a data directory while a restore prepares one beside it.
-pub const RESTORING_SUFFIX: &str = "restoring";
+pub(crate) const RESTORING_SUFFIX: &str = "restoring";
 
 /// What such names begin with within a data directory that is a mount point; the one in which a set is
 /// prepared there, and what that is called while it moves into place.
-pub const WITHIN_PREFIX: &str = "walmgr.";
-pub const RESTORING_WITHIN: &str = "walmgr.restoring";
-pub const ENTERING_WITHIN: &str = "walmgr.entering";
+pub(crate) const WITHIN_PREFIX: &str = "walmgr.";
+pub(crate) const RESTORING_WITHIN: &str = "walmgr.restoring";
+pub(crate) const ENTERING_WITHIN: &str = "walmgr.entering";
 
 /// Links from `slave_data` that are followed; the kernel gives up at 40.
 const LINKS_MAX: usize = 40;
@@ -37,7 +37,7 @@ const LINKS_MAX: usize = 40;
 ///
 /// Whoever removes WAL calls this while no set can be taken from the list: a set that is moved from
 /// there in the meantime would be in neither.
-pub fn of_servers(slave_data: &Path) -> Result<Vec<SegmentName>> {
+pub(crate) fn of_servers(slave_data: &Path) -> Result<Vec<SegmentName>> {
     let mut needed = Vec::new();
     for data in names_of(slave_data)? {
         // In the order in which a restore renames them, so that none is missed on its way.
@@ -81,7 +81,7 @@ fn names_of(slave_data: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The oldest segments that a server in this directory can still ask for; none if there is no server.
-pub fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
+pub(crate) fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
     let mut needed = Vec::new();
     // The label goes first: PostgreSQL renames it when the control file says where it stands.
     let label = data.join(layout::BACKUP_LABEL);

@@ -81,7 +81,7 @@ impl Pages {
 }
 
 /// `pd_lsn`: the end of the WAL record that changed the page last.
-pub fn lsn(page: &[u8; PAGE_BYTES]) -> Lsn {
+pub(crate) fn lsn(page: &[u8; PAGE_BYTES]) -> Lsn {
     let half = |at: usize| u64::from(u32_at(page, at));
     Lsn(half(LSN_HIGH) << 32 | half(LSN_LOW))
 }
@@ -136,7 +136,7 @@ const BASE_OFFSETS: [u32; SUMS] = [
 
 /// `pg_checksum_page` (`src/include/storage/checksum_impl.h`): the page with its checksum taken as
 /// zero, mixed with its number so that a page in a wrong place is noticed; never 0.
-pub fn checksum(page: &[u8; PAGE_BYTES], block: u32) -> u16 {
+pub(crate) fn checksum(page: &[u8; PAGE_BYTES], block: u32) -> u16 {
     let mut sums = BASE_OFFSETS;
     let (rows, _) = page.as_chunks::<{ SUMS * 4 }>();
     let mut first = rows[0];

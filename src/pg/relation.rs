@@ -8,7 +8,7 @@ use super::tablespace_map::oid_of;
 
 /// `forkNames` (`src/common/relpath.c`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fork {
+pub(crate) enum Fork {
     /// The rows or the index itself.
     Main,
     /// The free space map.
@@ -22,7 +22,7 @@ pub enum Fork {
 /// A file that holds a segment of a fork of a relation (`src/common/relpath.c`,
 /// `parse_filename_for_nontemp_relation` in `src/backend/storage/file/reinit.c`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RelationFile {
+pub(crate) struct RelationFile {
     /// `relfilenode`.
     pub number: u32,
     /// Which fork.
@@ -35,14 +35,14 @@ pub struct RelationFile {
 
 impl RelationFile {
     /// The relation file at this path, as the manifest spells it, or `None`.
-    pub fn of(path: &RelativePath) -> Option<RelationFile> {
+    pub(crate) fn of(path: &RelativePath) -> Option<RelationFile> {
         let parent = path.parent()?;
         let in_relations = parent.as_bytes() == layout::GLOBAL.as_bytes() || is_database(&parent);
         in_relations.then(|| RelationFile::named(path.file_name()))?
     }
 
     /// The relation file of this name in a directory that [`is_database`] or `global`.
-    pub fn named(name: &[u8]) -> Option<RelationFile> {
+    pub(crate) fn named(name: &[u8]) -> Option<RelationFile> {
         let text = std::str::from_utf8(name).ok()?;
         let (rest, is_temporary) = match text.strip_prefix('t') {
             // The number of the session, with at least one digit.
@@ -75,7 +75,7 @@ impl RelationFile {
 
 /// Whether a directory holds the relations of a database: `base/OID`, or
 /// `pg_tblspc/OID/PG_VERSION/OID` (`sendDir` in `src/backend/backup/basebackup.c`).
-pub fn is_database(path: &RelativePath) -> bool {
+pub(crate) fn is_database(path: &RelativePath) -> bool {
     let components: Vec<&[u8]> = path.components().take(5).collect();
     match components[..] {
         [b"base", database] => oid_of(database).is_some(),

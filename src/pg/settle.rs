@@ -6,7 +6,7 @@
 ///
 /// The list of timeouts is the server's own, so that those of the next version are in it. A minimum
 /// above zero means that it cannot be switched off (`deadlock_timeout`), and then it ends no session.
-pub const FOR_ALL: &str = "\
+pub(super) const FOR_ALL: &str = "\
     SET search_path TO pg_catalog, pg_temp; \
     SET statement_timeout TO 0; \
     SET default_transaction_read_only TO off; \
@@ -26,7 +26,7 @@ pub const FOR_ALL: &str = "\
         AND setting <> '0'";
 
 /// Where the role may: only superusers do, and whom they let.
-pub const QUIETLY: &str = "\
+pub(super) const QUIETLY: &str = "\
     SELECT set_config(name, quiet, false) FROM (VALUES \
         ('log_statement', 'none'), ('log_duration', 'off'), \
         ('log_min_duration_statement', '-1'), ('log_min_duration_sample', '-1')) \

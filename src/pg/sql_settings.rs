@@ -9,7 +9,7 @@ use super::sql::{Session, column};
 use crate::error::Result;
 
 /// Where a parameter comes from that no file changes.
-pub const COMMAND_LINE: &str = "the server's command line, see its postmaster.opts";
+pub(crate) const COMMAND_LINE: &str = "the server's command line, see its postmaster.opts";
 
 /// A parameter as `pg_settings` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

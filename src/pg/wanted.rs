@@ -8,10 +8,10 @@ use crate::error::{CommandError, Result};
 use crate::options::TargetWords;
 
 /// Where a recovery is to end, what then, and along which timeline.
-pub type Wanted = (Option<(RecoveryTarget, TargetAction)>, TargetTimeline);
+pub(crate) type Wanted = (Option<(RecoveryTarget, TargetAction)>, TargetTimeline);
 
 /// Reads what was typed.
-pub fn parse(words: &TargetWords) -> Result<Wanted> {
+pub(crate) fn parse(words: &TargetWords) -> Result<Wanted> {
     let wrong = |option: &str, text: &str, expected: &str| {
         CommandError::usage(format!("{option} {text}: expected {expected}"))
     };

@@ -31,7 +31,7 @@ use crate::receiver::{
 };
 
 /// Everybody who is not known yet; one a receiver.
-pub struct Admission {
+pub(crate) struct Admission {
     strangers: Mutex<Strangers>,
     begun: AtomicU64,
     silent_max: usize,
@@ -64,7 +64,7 @@ struct Crowd {
 impl Admission {
     /// Strangers for a process that may open so many descriptors: a quarter of them for silence, a
     /// quarter for handshakes, the rest for peers and files.
-    pub fn new(descriptors_max: usize) -> Arc<Self> {
+    pub(crate) fn new(descriptors_max: usize) -> Arc<Self> {
         let quarter = (descriptors_max / 4).max(1);
         Arc::new(Admission {
             strangers: Mutex::default(),
@@ -76,7 +76,7 @@ impl Admission {
 
     /// Notes a socket that has said nothing yet. What is returned second ends when it has to give
     /// way.
-    pub fn arrive(self: &Arc<Self>, address: IpAddr) -> (Arrival, CancellationToken) {
+    pub(crate) fn arrive(self: &Arc<Self>, address: IpAddr) -> (Arrival, CancellationToken) {
         let place = NetworkAddress::from(address);
         let gives_way = CancellationToken::new();
         let id = self.begun.fetch_add(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Admission {
 
     /// Drops the socket that has been silent longest, because the process can open no more; whether
     /// there was one.
-    pub fn make_room(&self) -> bool {
+    pub(crate) fn make_room(&self) -> bool {
         self.strangers().drop_longest_silence()
     }
 
@@ -215,7 +215,7 @@ impl Strangers {
 }
 
 /// A stranger in the tables; taken out when this is dropped.
-pub struct Arrival {
+pub(crate) struct Arrival {
     admission: Arc<Admission>,
     id: u64,
     place: NetworkAddress,
@@ -223,13 +223,13 @@ pub struct Arrival {
 
 impl Arrival {
     /// It has sent its ClientHello, and wants the slot of a handshake; `false` when there is none.
-    pub fn speak(&self) -> bool {
+    pub(crate) fn speak(&self) -> bool {
         let admission = &self.admission;
         (admission.strangers()).speak(self.id, admission.speaking_max)
     }
 
     /// It has authenticated: its address counts for less in a crowd from here on.
-    pub fn is_known(&self) {
+    pub(crate) fn is_known(&self) {
         let mut strangers = self.admission.strangers();
         let known = &mut strangers.known;
         if known.len() >= KNOWN_ADDRESSES_MAX && !known.contains_key(&self.place) {
@@ -252,7 +252,7 @@ impl Drop for Arrival {
 }
 
 /// Raises the bound on descriptors as far as it may be; returns how many there are.
-pub fn raise_descriptors() -> usize {
+pub(crate) fn raise_descriptors() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = u64::try_from(DESCRIPTORS_WANTED).unwrap_or(u64::MAX);

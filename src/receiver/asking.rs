@@ -9,21 +9,21 @@ use crate::receiver::worker;
 
 /// The answer that is awaited, if any is.
 #[derive(Default)]
-pub struct SetAsking(Option<oneshot::Receiver<Message>>);
+pub(crate) struct SetAsking(Option<oneshot::Receiver<Message>>);
 
 impl SetAsking {
     /// Whether an answer is awaited.
-    pub const fn is_busy(&self) -> bool {
+    pub(crate) const fn is_busy(&self) -> bool {
         self.0.is_some()
     }
 
     /// Awaits this answer.
-    pub fn begin(&mut self, answer: oneshot::Receiver<Message>) {
+    pub(crate) fn begin(&mut self, answer: oneshot::Receiver<Message>) {
         self.0 = Some(answer);
     }
 
     /// The answer; never comes while nothing is asked. Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Message {
+    pub(crate) async fn next(&mut self) -> Message {
         let Some(answer) = &mut self.0 else {
             return std::future::pending().await;
         };

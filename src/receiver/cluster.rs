@@ -5,12 +5,12 @@
 //! [`backups`] knows which backup runs, [`running`] is one of them, [`writer_lock`] says who ships records, [`masters`]
 //! who is connected, [`settings`] is what a reload may change, [`rounds`] reads the archive again and again.
 
-pub mod backups;
-pub mod masters;
-pub mod rounds;
-pub mod running;
-pub mod settings;
-pub mod writer_lock;
+pub(crate) mod backups;
+pub(crate) mod masters;
+pub(crate) mod rounds;
+pub(crate) mod running;
+pub(crate) mod settings;
+pub(crate) mod writer_lock;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,7 @@ use crate::store::sets::BackupSets;
 use crate::store::{Archive, ArchiveFolders, Disk, DurableRecords, Health, RealDisk, StoreError};
 
 /// What all connections of a cluster share.
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Where files go.
     pub archive: Archive,
     /// Where base backups go.
@@ -68,7 +68,7 @@ pub struct Cluster {
 }
 
 /// Folders beside the sets that the end of a backup touches.
-pub struct BackupFolders {
+pub(crate) struct BackupFolders {
     /// Where the master's configuration files go.
     pub config_backup: Option<PathBuf>,
     /// The data directory of the standby's own server.
@@ -77,7 +77,7 @@ pub struct BackupFolders {
 
 impl Cluster {
     /// Takes the archive and the sets, and sees to what an earlier receiver left.
-    pub fn open(
+    pub(crate) fn open(
         config: &StandbyConfig,
         settings: Arc<ClusterSettings>,
         disk: &Arc<dyn Disk>,
@@ -112,12 +112,12 @@ impl Cluster {
     }
 
     /// The cluster that the archive is bound to; none before `setup`.
-    pub fn identity(&self) -> Option<ClusterIdentity> {
+    pub(crate) fn identity(&self) -> Option<ClusterIdentity> {
         self.archive.binding().map(ClusterIdentity::from)
     }
 
     /// The backup sets, for whoever reads them.
-    pub fn open_sets(&self) -> Result<BackupSets, Error> {
+    pub(crate) fn open_sets(&self) -> Result<BackupSets, Error> {
         let Some(full_backup) = &self.full_backup else {
             let text = "the standby has no setting `full_backup`, so it keeps no backups";
             let hint = "set it, or `walmgr_data`, in the standby's ini file";
@@ -129,22 +129,22 @@ impl Cluster {
     }
 
     /// The highest finished segment stored.
-    pub fn newest_segment(&self) -> Option<SegmentName> {
+    pub(crate) fn newest_segment(&self) -> Option<SegmentName> {
         *locked(&self.newest)
     }
 
     /// Up to where the last partial segment that was written to is durable.
-    pub fn partial_end(&self) -> Option<(SegmentName, Lsn)> {
+    pub(crate) fn partial_end(&self) -> Option<(SegmentName, Lsn)> {
         *locked(&self.partial_end)
     }
 
     /// Remembers records that became durable.
-    pub fn note_records(&self, proof: &DurableRecords) {
+    pub(crate) fn note_records(&self, proof: &DurableRecords) {
         *locked(&self.partial_end) = Some((proof.segment(), proof.end()));
     }
 
     /// Remembers a file that became durable.
-    pub fn note_stored(&self, name: WalFileName) {
+    pub(crate) fn note_stored(&self, name: WalFileName) {
         if let WalFileName::Segment(segment) = name
             && !self.archive.is_noted(name)
         {
@@ -154,7 +154,7 @@ impl Cluster {
     }
 
     /// What is known of the disk, in words; empty if it works.
-    pub fn trouble(&self) -> String {
+    pub(crate) fn trouble(&self) -> String {
         match self.health() {
             Health::Good => String::new(),
             Health::Impaired { why } => why,
@@ -163,7 +163,7 @@ impl Cluster {
     }
 
     /// What is known of the disk below the archive and the backup sets, the worse of the two.
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         match self.archive.health() {
             failed @ Health::SyncFailed { .. } => failed,
             health => match self.backups.health() {
@@ -176,7 +176,7 @@ impl Cluster {
     /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
     /// trusted, and a fresh start reads everything again. Says whether it does; the daemon's last
     /// line then tells why, and whoever saw the failure need not.
-    pub fn check_health(&self) -> bool {
+    pub(crate) fn check_health(&self) -> bool {
         let failed = matches!(self.health(), Health::SyncFailed { .. });
         if failed {
             self.stopping.cancel();
@@ -191,7 +191,7 @@ fn locked<T>(field: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Why an archive cannot be opened, for whoever starts the receiver.
-pub fn opening(error: &StoreError) -> CommandError {
+pub(crate) fn opening(error: &StoreError) -> CommandError {
     let (kind, hint) = match error {
         StoreError::Locked { .. } => (Kind::AlreadyRunning, "stop it first, or leave it running"),
         StoreError::NotSetUp { .. } => (

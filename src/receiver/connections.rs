@@ -13,7 +13,7 @@ use crate::receiver::peer::PeerKey;
 
 /// All connections; one a receiver.
 #[derive(Default)]
-pub struct Connections {
+pub(crate) struct Connections {
     slots: Mutex<ConnectionSlots>,
     /// A slot became free.
     freed: Notify,
@@ -38,7 +38,7 @@ struct ConnectionSlot {
 impl Connections {
     /// Takes a connection slot, of `most` that there are, and waits for a moment while there is
     /// none. What is returned second ends when the connection has to give way.
-    pub async fn connect(
+    pub(crate) async fn connect(
         self: &Arc<Self>,
         key: &PeerKey,
         may_push: bool,
@@ -84,7 +84,7 @@ impl Connections {
     }
 
     /// Connections open.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.slots().taken.len()
     }
 
@@ -140,19 +140,19 @@ impl ConnectionSlots {
 }
 
 /// A connection slot, given back when dropped.
-pub struct HeldConnection {
+pub(crate) struct HeldConnection {
     connections: Arc<Connections>,
     id: u64,
 }
 
 impl HeldConnection {
     /// Connections of all peers.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.count()
     }
 
     /// What the peer may do changed.
-    pub fn may_push(&self, may_push: bool) {
+    pub(crate) fn may_push(&self, may_push: bool) {
         let mut slots = self.connections.slots();
         if let Some(connection) = slots.taken.get_mut(&self.id) {
             connection.may_push = may_push;
@@ -161,7 +161,7 @@ impl HeldConnection {
 
     /// Whether the connection is part of a backup: then it has one of the backup's threads, and its
     /// slot is free for another.
-    pub fn is_of_backup(&self, of_backup: bool) {
+    pub(crate) fn is_of_backup(&self, of_backup: bool) {
         let mut slots = self.connections.slots();
         if let Some(connection) = slots.taken.get_mut(&self.id) {
             connection.of_backup = of_backup;

@@ -29,7 +29,7 @@ const FIRST_WORDS_BYTES: usize = 4 << 10;
 
 /// Waits until a client has sent its first message, the ClientHello or without TLS the hello, and
 /// leaves it where it is. Allocates nothing.
-pub async fn first_words(stream: &TcpStream, secured: bool) -> std::io::Result<()> {
+pub(crate) async fn first_words(stream: &TcpStream, secured: bool) -> std::io::Result<()> {
     loop {
         let ready = stream.ready(Interest::READABLE).await?;
         // An answer that more is needed makes the next turn wait for more.
@@ -77,7 +77,7 @@ fn is_whole(bytes: &[u8], secured: bool) -> bool {
 }
 
 /// Greets a connection; `None` when it was refused, which has been logged and said.
-pub async fn greet(
+pub(crate) async fn greet(
     cluster: &Cluster,
     refusals: &Refusals,
     settings: &ClusterSettings,

@@ -22,7 +22,7 @@ use crate::transport::authorized_keys::Right;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Why a connection ends.
-pub enum ConnectionEnd {
+pub(crate) enum ConnectionEnd {
     /// The peer said goodbye, or went.
     Gone(String),
     /// This side ends it and says why.
@@ -64,7 +64,7 @@ impl From<PeerMisbehaved> for ConnectionEnd {
 }
 
 /// A connection as its flows see it.
-pub struct Link {
+pub(crate) struct Link {
     /// The frames.
     pub wire: Wire,
     /// Who is at the other end.
@@ -87,7 +87,7 @@ pub struct Link {
 impl Link {
     /// A connection that begins now; workers report to where `reports` leads. Without a bound: a worker says one
     /// thing for each job that it was given, and those are bounded.
-    pub fn new(
+    pub(crate) fn new(
         cluster: Arc<Cluster>,
         refusals: Arc<Refusals>,
         peer: Peer,
@@ -110,7 +110,7 @@ impl Link {
     }
 
     /// The way of what the worker of a channel says.
-    pub fn reports_of<R: 'static>(
+    pub(crate) fn reports_of<R: 'static>(
         &self,
         channel: u16,
         kind: fn(FromWorker<R>) -> FlowReport,
@@ -120,39 +120,47 @@ impl Link {
     }
 
     /// Sends one message.
-    pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), ConnectionEnd> {
+    pub(crate) async fn send(
+        &mut self,
+        channel: u16,
+        message: &Message,
+    ) -> Result<(), ConnectionEnd> {
         Ok(self.wire.send(channel, message).await?)
     }
 
     /// Says no on a channel, and logs it.
-    pub async fn refuse(&mut self, channel: u16, refusal: Error) -> Result<(), ConnectionEnd> {
+    pub(crate) async fn refuse(
+        &mut self,
+        channel: u16,
+        refusal: Error,
+    ) -> Result<(), ConnectionEnd> {
         self.log_refusal(&refusal);
         self.send(channel, &Message::Error(refusal)).await
     }
 
     /// The peer gave a sign of life. So it counts too when a slow disk kept this side from reading: the peer may
     /// well have spoken; it just was not read.
-    pub fn heard(&mut self) {
+    pub(crate) fn heard(&mut self) {
         self.keepalive.heard(self.began.elapsed());
     }
 
     /// What to do about a peer that is silent.
-    pub fn watch_silence(&mut self) -> Next {
+    pub(crate) fn watch_silence(&mut self) -> Next {
         self.keepalive.next(self.began.elapsed())
     }
 
     /// From here on nothing is begun, and what is under way has its time.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
     }
 
     /// When the connection ends at the latest, if the receiver is stopping.
-    pub const fn stops_by(&self) -> Option<Instant> {
+    pub(crate) const fn stops_by(&self) -> Option<Instant> {
         self.stop_by
     }
 
     /// Why nothing can be taken from this peer now, if so.
-    pub fn cannot_take(&self, what: &str, right: Right) -> Option<Error> {
+    pub(crate) fn cannot_take(&self, what: &str, right: Right) -> Option<Error> {
         if let Some(refusal) = self.cannot_begin(what, right) {
             return Some(refusal);
         }
@@ -173,7 +181,7 @@ impl Link {
     }
 
     /// Why nothing can be begun for this peer now, if so.
-    pub fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
+    pub(crate) fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
         if self.cluster.stopping.is_cancelled() {
             let (text, hint) = ("the receiver is stopping", "it will be tried again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
@@ -182,7 +190,7 @@ impl Link {
     }
 
     /// The refusal that names a right which is missing.
-    pub fn lacks_right(&self, what: &str, right: Right) -> Error {
+    pub(crate) fn lacks_right(&self, what: &str, right: Right) -> Error {
         let name = self.peer.name.as_deref().unwrap_or("this key");
         Error::channel(
             ErrorCode::RightMissing,
@@ -193,7 +201,7 @@ impl Link {
     }
 
     /// The peer is told in the same words; a receiver that stops says so in its own line.
-    pub fn log_refusal(&self, refusal: &Error) {
+    pub(crate) fn log_refusal(&self, refusal: &Error) {
         if refusal.code == ErrorCode::ShuttingDown {
             return;
         }

@@ -19,35 +19,35 @@
 //! | [`shares`], [`worker`] | threads, and what each peer has of them |
 //! | [`peer`], [`refusal`], [`refusal_log`] | who it is, and the words of a refusal |
 
-pub mod admission;
-pub mod asking;
-pub mod cluster;
-pub mod connection;
-pub mod connections;
-pub mod flows;
-pub mod introduction;
-pub mod link;
-pub mod peer;
-pub mod refusal;
-pub mod refusal_log;
-pub mod reload;
-pub mod reports;
-pub mod server;
-pub mod shares;
-pub mod worker;
+pub(crate) mod admission;
+pub(crate) mod asking;
+pub(crate) mod cluster;
+pub(crate) mod connection;
+pub(crate) mod connections;
+pub(crate) mod flows;
+pub(crate) mod introduction;
+pub(crate) mod link;
+pub(crate) mod peer;
+pub(crate) mod refusal;
+pub(crate) mod refusal_log;
+pub(crate) mod reload;
+pub(crate) mod reports;
+pub(crate) mod server;
+pub(crate) mod shares;
+pub(crate) mod worker;
 
-pub use server::run;
+pub(crate) use server::run;
 
 use std::time::Duration;
 
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
 
 /// TCP, TLS and hello together; a peer that needs longer is not known yet and not waited for.
-pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A frame that began must be complete after this: 17 KiB/s for the largest, so that a slow but
 /// honest link passes and a peer that drips bytes does not.
-pub const FRAME_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const FRAME_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Silence after which a peer counts as gone.
 pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
@@ -56,40 +56,40 @@ pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Time for threads that the drain left at work; what they wrote is a temporary, or whole.
-pub const THREADS_DEADLINE: Duration = Duration::from_secs(2);
+pub(crate) const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a backup outlives the connection that controls it: enough for a link to come back, or
 /// for somebody to plug a cable in again.
-pub const BACKUP_LEASE: Duration = Duration::from_secs(BACKUP_LEASE_S as u64);
+pub(crate) const BACKUP_LEASE: Duration = Duration::from_secs(BACKUP_LEASE_S as u64);
 /// [`BACKUP_LEASE`] in seconds, as the wire has it.
-pub const BACKUP_LEASE_S: u32 = 60;
+pub(crate) const BACKUP_LEASE_S: u32 = 60;
 
 /// Longest a sealed backup's client may make the receiver wait for WAL that is not archived yet.
-pub const WAL_WAIT_MAX: Duration = Duration::from_secs(3_600);
+pub(crate) const WAL_WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Sockets that may be silent at once. Each holds a descriptor and some kilobytes of the kernel's:
 /// at 2,000 new ones a second each has two seconds to speak, which is enough on any link.
-pub const SILENT_MAX: usize = 4096;
+pub(crate) const SILENT_MAX: usize = 4096;
 
 /// Handshakes at once. Each has buffers of some 100 KiB, and a genuine one takes a few round trips;
 /// a hundred honest clients that come together fit.
-pub const HANDSHAKES_MAX: usize = 192;
+pub(crate) const HANDSHAKES_MAX: usize = 192;
 
 /// How long an address that authenticated is preferred to strangers, and how many are remembered.
-pub const KNOWN_FOR: Duration = Duration::from_secs(3_600);
+pub(crate) const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 /// Most addresses of which that is remembered.
-pub const KNOWN_ADDRESSES_MAX: usize = 1024;
+pub(crate) const KNOWN_ADDRESSES_MAX: usize = 1024;
 
 /// How long a known peer waits for a connection slot before it is told that there is none: a backup's
 /// streams come all at once, and a moment later count as the backup's.
-pub const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Descriptors that the receiver would like to open: four times [`SILENT_MAX`], of which silence
 /// gets a quarter; a connection, an upload and a stream of a backup need some each.
-pub const DESCRIPTORS_WANTED: usize = 4 * SILENT_MAX;
+pub(crate) const DESCRIPTORS_WANTED: usize = 4 * SILENT_MAX;
 
 /// Connections that the kernel holds ready while the daemon is busy: those of two seconds.
-pub const ACCEPT_QUEUE: u32 = 4096;
+pub(crate) const ACCEPT_QUEUE: u32 = 4096;
 
 /// Time between two blocks of an upload, or from the last to its commit: as long as a frame may
 /// take. A peer that answers pings and sends nothing keeps no thread and no temporary for longer.
@@ -104,28 +104,28 @@ pub const UPLOADS_PER_PEER_MAX: usize = 192;
 
 /// What one peer's uploads may take together before they are sealed, as each has room set aside for all of its
 /// file: 64 segments of 16 MiB. A few have room whatever their size, and whoever is refused comes again.
-pub const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
+pub(crate) const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
 
 /// Fetches at work at once, over all connections. Each has a thread, which waits for its master to take
 /// blocks. A question about a set is one of them: it may read much WAL.
-pub const FETCHES_MAX: usize = 64;
+pub(crate) const FETCHES_MAX: usize = 64;
 /// Of those, the most for one peer.
-pub const FETCHES_PER_PEER_MAX: usize = 48;
+pub(crate) const FETCHES_PER_PEER_MAX: usize = 48;
 
 /// Connections with a thread for a stream of records, over all and for one peer. One of them has the
 /// stream, another may be on its way to take it over; the rest only ask for it.
-pub const STREAMS_MAX: usize = 16;
+pub(crate) const STREAMS_MAX: usize = 16;
 /// Of those, the most for one peer: one that has the stream, and some that come back.
-pub const STREAMS_PER_PEER_MAX: usize = 4;
+pub(crate) const STREAMS_PER_PEER_MAX: usize = 4;
 
 /// Time without records after which whoever has their stream loses it to one that asks. A master that has
 /// nothing to ship loses nothing by that: it takes the stream again when it has.
-pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// How long a peer gives way to every other that asks for the stream, once an archived segment has
 /// contradicted the records that it shipped. A genuine master that lost its tail loses nothing by that: nobody
 /// else asks.
-pub const STREAM_DOUBTED_FOR: Duration = Duration::from_secs(3_600);
+pub(crate) const STREAM_DOUBTED_FOR: Duration = Duration::from_secs(3_600);
 
 /// Silence of a backup after which it gives way to one of another origin: longer than the spread
 /// checkpoint that it may begin with.
@@ -133,25 +133,25 @@ pub const BACKUP_IDLE_MAX: Duration = Duration::from_secs(1_800);
 
 /// What has to come within [`BACKUP_IDLE_MAX`], or a backup counts as silent: 600 bytes a second, less than any link
 /// that a backup is made over. Waiting for WAL brings nothing, and gives way as well.
-pub const BACKUP_PROGRESS_BYTES_MIN: usize = 1 << 20;
+pub(crate) const BACKUP_PROGRESS_BYTES_MIN: usize = 1 << 20;
 
 /// Threads for what connections ask beside their uploads; they are kept for it, so that a receiver
 /// full of uploads still answers. More requests than that wait their turn, which never waits for
 /// a peer.
-pub const REQUESTS_MAX: usize = 16;
+pub(crate) const REQUESTS_MAX: usize = 16;
 
 /// Threads of connections that are part of a backup: one for each stream, as many again while all
 /// of them come back, and some for whoever asks to begin another.
-pub const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
+pub(crate) const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
 /// Of those, the most for one peer.
-pub const BACKUP_THREADS_PER_PEER_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize;
+pub(crate) const BACKUP_THREADS_PER_PEER_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize;
 
 /// All threads that may wait for a disk or a peer.
-pub const THREADS_MAX: usize =
+pub(crate) const THREADS_MAX: usize =
     UPLOADS_MAX + FETCHES_MAX + STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
-pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
+pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
 // Whoever types `--stop` waits until a full drain is over.
 const _: () = assert!(

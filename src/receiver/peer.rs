@@ -12,7 +12,7 @@ use crate::transport::authorized_keys::Rights;
 use crate::transport::tls::PeerCertificate;
 
 /// A peer that was let in.
-pub struct Peer {
+pub(crate) struct Peer {
     /// Where it connects from.
     pub address: SocketAddr,
     /// Its certificate; none on a plain connection.
@@ -29,7 +29,7 @@ pub struct Peer {
 
 impl Peer {
     /// Whose its connections are.
-    pub fn key(&self) -> PeerKey {
+    pub(crate) fn key(&self) -> PeerKey {
         match &self.name {
             Some(name) => PeerKey::Named(name.clone()),
             None => PeerKey::At(self.address.ip().into()),
@@ -48,7 +48,7 @@ impl fmt::Display for Peer {
 
 /// Whose a connection is: that of a listed peer, or where nobody is listed that of an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PeerKey {
+pub(crate) enum PeerKey {
     /// By its name in the list.
     Named(String),
     /// By where it comes from.
@@ -57,7 +57,7 @@ pub enum PeerKey {
 
 /// An address as crowds are counted: of IPv6 the network that a subscriber has to himself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetworkAddress(IpAddr);
+pub(crate) struct NetworkAddress(IpAddr);
 
 impl From<IpAddr> for NetworkAddress {
     fn from(address: IpAddr) -> Self {
@@ -72,7 +72,7 @@ impl From<IpAddr> for NetworkAddress {
 }
 
 /// A certificate's key for the log; nothing on a plain connection.
-pub fn with_key(certificate: Option<&PeerCertificate>) -> String {
+pub(crate) fn with_key(certificate: Option<&PeerCertificate>) -> String {
     certificate.map_or_else(String::new, |certificate| {
         format!(" with key {}", certificate.fingerprint())
     })

@@ -8,7 +8,7 @@ use crate::store::StoreError;
 use crate::store::sets::SetError;
 
 /// The refusal that tells the sender.
-pub fn of(error: &StoreError) -> Error {
+pub(crate) fn of(error: &StoreError) -> Error {
     let (code, hint) = match error {
         StoreError::Damaged { .. } => (
             ErrorCode::DamagedFile,
@@ -83,7 +83,7 @@ pub fn of(error: &StoreError) -> Error {
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
-pub fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -> Option<Refusal> {
+pub(crate) fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -> Option<Refusal> {
     let bound = bound.filter(|bound| *bound != theirs)?;
     Some(Refusal {
         code: ErrorCode::ForeignCluster,
@@ -95,7 +95,7 @@ pub fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -> Optio
 }
 
 /// The refusal that tells whoever makes a backup.
-pub fn of_set(error: &SetError) -> Error {
+pub(crate) fn of_set(error: &SetError) -> Error {
     let (code, hint) = match error {
         SetError::Store(error) => return of(error),
         SetError::Tar(_) | SetError::Entry { .. } => (
@@ -125,7 +125,7 @@ pub fn of_set(error: &SetError) -> Error {
 }
 
 /// The refusal that tells whoever reads the archive; damage is the standby's here.
-pub fn to_reader(error: &StoreError) -> Error {
+pub(crate) fn to_reader(error: &StoreError) -> Error {
     match error {
         StoreError::Damaged { .. } | StoreError::Foreign { .. } => Error::channel(
             ErrorCode::DamagedFile,
@@ -137,7 +137,7 @@ pub fn to_reader(error: &StoreError) -> Error {
 }
 
 /// The refusal that tells whoever reads a backup set.
-pub fn set_to_reader(error: &SetError) -> Error {
+pub(crate) fn set_to_reader(error: &SetError) -> Error {
     match error {
         SetError::Store(error) => to_reader(error),
         SetError::Busy { .. } => {

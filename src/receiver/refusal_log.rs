@@ -18,11 +18,11 @@ pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
 
 /// Logs refusals; one a receiver.
 #[derive(Default)]
-pub struct Refusals(Mutex<RefusalLog>);
+pub(crate) struct Refusals(Mutex<RefusalLog>);
 
 impl Refusals {
     /// Logs a refusal, but not every one of a flood.
-    pub fn refused(&self, address: IpAddr, reason: &str) {
+    pub(crate) fn refused(&self, address: IpAddr, reason: &str) {
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match log.note(address, Instant::now()) {
             None => {}
@@ -34,7 +34,7 @@ impl Refusals {
 
 /// What was said lately.
 #[derive(Default)]
-pub struct RefusalLog {
+pub(crate) struct RefusalLog {
     addresses: HashMap<IpAddr, Mention>,
     others: Option<Mention>,
 }
@@ -47,7 +47,7 @@ struct Mention {
 
 impl RefusalLog {
     /// Whether a refusal of this address is logged, and how many were not since the last that was.
-    pub fn note(&mut self, address: IpAddr, now: Instant) -> Option<u64> {
+    pub(crate) fn note(&mut self, address: IpAddr, now: Instant) -> Option<u64> {
         if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&address) {
             self.forget(now);
         }

@@ -11,7 +11,7 @@ use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::settings::ClusterSettings;
 
 /// Reads everything again and puts it in force; a failure is a line in the log.
-pub fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluster) {
+pub(crate) fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluster) {
     daemon::tell_reloading();
     let loaded = config::load(&config.path, &options.overrides)
         .and_then(|fresh| fresh.into_standby("receiver"))

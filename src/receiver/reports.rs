@@ -13,7 +13,7 @@ use crate::receiver::worker::{FromWorker, WorkerReport};
 use crate::store::{Durable, DurableRecords};
 
 /// A report on its way to the flow that its worker works for.
-pub enum FlowReport {
+pub(crate) enum FlowReport {
     /// Of an upload.
     Push(FromWorker<UploadReport>),
     /// Of the stream of records.
@@ -25,7 +25,7 @@ pub enum FlowReport {
 }
 
 /// What an upload tells its connection.
-pub enum UploadReport {
+pub(crate) enum UploadReport {
     /// The answer to the offer.
     LookedUp(Held<Durable>),
     /// The file was checked and is durable, or another one is.
@@ -41,7 +41,7 @@ impl WorkerReport for UploadReport {
 }
 
 /// What the stream of records tells its connection.
-pub enum RecordReport {
+pub(crate) enum RecordReport {
     /// It was granted.
     Begun(Begun),
     /// A segment is open.
@@ -61,7 +61,7 @@ impl WorkerReport for RecordReport {
 }
 
 /// What a fetch tells its connection.
-pub enum FetchReport {
+pub(crate) enum FetchReport {
     /// It is there, and its blocks follow.
     Found,
     /// It is not there.

@@ -44,7 +44,7 @@ struct Daemon {
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
-pub fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::receiver::peer::PeerKey;
 
 /// How many places there are, and who has them.
-pub struct Shares {
+pub(crate) struct Shares {
     most: usize,
     most_for_one: usize,
     bytes_for_one: u64,
@@ -25,7 +25,7 @@ struct Taken {
 const PLACES_OF_ANY_SIZE: usize = 4;
 
 /// A place, given back when dropped.
-pub struct Share {
+pub(crate) struct Share {
     of: Arc<Shares>,
     key: PeerKey,
     bytes: u64,
@@ -33,12 +33,12 @@ pub struct Share {
 
 impl Shares {
     /// So many places in all, and so many of them for one peer.
-    pub fn new(most: usize, most_for_one: usize) -> Arc<Self> {
+    pub(crate) fn new(most: usize, most_for_one: usize) -> Arc<Self> {
         Shares::of_bytes(most, most_for_one, u64::MAX)
     }
 
     /// So many places in all and for one peer, whose places may take so many bytes together.
-    pub fn of_bytes(most: usize, most_for_one: usize, bytes_for_one: u64) -> Arc<Self> {
+    pub(crate) fn of_bytes(most: usize, most_for_one: usize, bytes_for_one: u64) -> Arc<Self> {
         Arc::new(Shares {
             most,
             most_for_one,
@@ -48,12 +48,12 @@ impl Shares {
     }
 
     /// Takes a place; `None` when all are taken, or all that this peer may have.
-    pub fn take(self: &Arc<Self>, key: &PeerKey) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, key: &PeerKey) -> Option<Share> {
         self.take_for(key, 0)
     }
 
     /// Takes a place for what needs so many bytes of room.
-    pub fn take_for(self: &Arc<Self>, key: &PeerKey, bytes: u64) -> Option<Share> {
+    pub(crate) fn take_for(self: &Arc<Self>, key: &PeerKey, bytes: u64) -> Option<Share> {
         let mut taken = self.taken();
         let (places, own) = taken.get(key).map_or((0, 0), |own| (own.places, own.bytes));
         let all: usize = taken.values().map(|one| one.places).sum();
@@ -81,7 +81,7 @@ impl Shares {
 
 impl Share {
     /// Whose it is.
-    pub const fn key(&self) -> &PeerKey {
+    pub(crate) const fn key(&self) -> &PeerKey {
         &self.key
     }
 }

@@ -24,13 +24,13 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 static WORKERS: AtomicU64 = AtomicU64::new(0);
 
 /// What a worker tells its connection.
-pub trait WorkerReport: Send + 'static {
+pub(crate) trait WorkerReport: Send + 'static {
     /// It gave up; nothing follows.
     fn failed(error: Error) -> Self;
 }
 
 /// What a worker said, and which: its connection may have begun another since.
-pub struct FromWorker<Report> {
+pub(crate) struct FromWorker<Report> {
     /// The worker's [`Worker::id`].
     pub worker: u64,
     /// Its words.
@@ -38,10 +38,10 @@ pub struct FromWorker<Report> {
 }
 
 /// The way of a worker's reports to its connection; `false` when that is gone.
-pub type Say<Report> = Arc<dyn Fn(Report) -> bool + Send + Sync>;
+pub(crate) type Say<Report> = Arc<dyn Fn(Report) -> bool + Send + Sync>;
 
 /// The connection's end of a worker.
-pub struct Worker<Job, Report> {
+pub(crate) struct Worker<Job, Report> {
     id: u64,
     jobs: mpsc::Sender<Job>,
     says: PhantomData<fn(Report)>,
@@ -52,7 +52,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     /// As many jobs as `queue` wait for it. Dropping the returned value ends the queue.
     ///
     /// Whatever `work` wrote on its way is a temporary, which unwinding removes.
-    pub fn start(
+    pub(crate) fn start(
         name: &'static str,
         queue: usize,
         say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
@@ -70,7 +70,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     }
 
     /// A worker that was refused: it says why, and takes no job.
-    pub fn refused(
+    pub(crate) fn refused(
         error: Error,
         say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
     ) -> Self {
@@ -80,18 +80,18 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     }
 
     /// Its number: no two workers of a process have the same.
-    pub const fn id(&self) -> u64 {
+    pub(crate) const fn id(&self) -> u64 {
         self.id
     }
 
     /// Hands over a job, waiting while the worker is behind. One that has ended takes none; its report
     /// is on the way.
-    pub async fn give(&self, job: Job) {
+    pub(crate) async fn give(&self, job: Job) {
         let _ = self.jobs.send(job).await;
     }
 
     /// Hands over a job that the worker can do without.
-    pub fn offer(&self, job: Job) {
+    pub(crate) fn offer(&self, job: Job) {
         let _ = self.jobs.try_send(job);
     }
 }
@@ -107,7 +107,7 @@ fn new<Job, Report: 'static>(
 }
 
 /// Does one thing on a thread of this name, and waits for it.
-pub async fn once<T: Send + 'static>(
+pub(crate) async fn once<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
@@ -116,18 +116,18 @@ pub async fn once<T: Send + 'static>(
 }
 
 /// Does one thing on a thread of this name, for which nobody waits.
-pub fn aside(name: &'static str, work: impl FnOnce() + Send + 'static) {
+pub(crate) fn aside(name: &'static str, work: impl FnOnce() + Send + 'static) {
     tokio::task::spawn_blocking(move || contained(name, work));
 }
 
 /// Panics of workers since the start.
 #[cfg(test)]
-pub fn panics() -> u64 {
+pub(crate) fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
 
 /// The answer to a panic.
-pub fn failed_on(name: &str) -> Error {
+pub(crate) fn failed_on(name: &str) -> Error {
     Error::channel(
         ErrorCode::Internal,
         format!("the receiver failed on this {name}"),
@@ -136,7 +136,7 @@ pub fn failed_on(name: &str) -> Error {
 }
 
 /// Polls a task of this name, and answers its panic as a worker's is answered.
-pub async fn contained_task<T>(
+pub(crate) async fn contained_task<T>(
     name: &'static str,
     task: impl Future<Output = T>,
 ) -> Result<T, Error> {

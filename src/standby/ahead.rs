@@ -16,7 +16,7 @@ use crate::wal::obstacle::{Demands, Met, Obstacle};
 /// It will follow the newest timeline that came from its own.
 ///
 /// Where the server stands is where it stands for certain (`pg_control`), so it may be past some of them.
-pub fn find(
+pub(crate) fn find(
     archive: &ArchiveReader,
     partials: Option<&PartialWals>,
     (timeline, from): (TimelineId, Lsn),
@@ -40,7 +40,11 @@ pub fn find(
 }
 
 /// Why a server with this data directory does not get past these, or must not; the first of them.
-pub fn refusal(data: &DataDirectory, loads_libraries: bool, met: &[Met]) -> Option<CommandError> {
+pub(crate) fn refusal(
+    data: &DataDirectory,
+    loads_libraries: bool,
+    met: &[Met],
+) -> Option<CommandError> {
     let (data, major) = (data.path(), data.major());
     let end = in_reach::end_of(met, loads_libraries);
     let before = |met: &&Met| end.is_none_or(|end| met.lsn < end.lsn);
@@ -51,7 +55,7 @@ pub fn refusal(data: &DataDirectory, loads_libraries: bool, met: &[Met]) -> Opti
 }
 
 /// The refusal of a recovery that would have to get past this.
-pub fn end_of_recovery(end: &RecoveryEnd) -> CommandError {
+pub(crate) fn end_of_recovery(end: &RecoveryEnd) -> CommandError {
     CommandError::new(Kind::Retry, in_reach::end_text(end)).hint(
         in_reach::remedy(end)
             .unwrap_or("make a new backup on the master; older sets can be recovered up to there"),
@@ -62,7 +66,7 @@ pub fn end_of_recovery(end: &RecoveryEnd) -> CommandError {
 /// that a `XLOG_PARAMETER_CHANGE` among them has. `None` if there is none: then what `pg_control`
 /// says (`ControlFile::max_connections` and the next four) is all that is needed. PostgreSQL compares
 /// with each of both: at its start with the control file, later with each record.
-pub fn demands(met: &[Met], to: Lsn) -> Option<Demands> {
+pub(crate) fn demands(met: &[Met], to: Lsn) -> Option<Demands> {
     let before = met.iter().filter(|met| met.lsn < to);
     let each = before.filter_map(|met| match met.obstacle {
         Obstacle::Settings(demands) => Some(demands),

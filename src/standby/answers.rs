@@ -41,14 +41,14 @@ const TIMELINE_DIGITS: usize = 8;
 
 /// The notes about one server.
 #[derive(Debug)]
-pub struct Answers {
+pub(super) struct Answers {
     folder: PathBuf,
     server: String,
 }
 
 impl Answers {
     /// Those of this server, whose data directory that is.
-    pub fn of(data: &Path, server: &Postmaster) -> Answers {
+    pub(super) fn of(data: &Path, server: &Postmaster) -> Answers {
         Answers {
             folder: data.join(FOLDER),
             server: server_text(server),
@@ -61,7 +61,7 @@ impl Answers {
 
     /// The server asks for this one. What it was told of that, and of segments of other numbers,
     /// is settled.
-    pub fn asked(&self, segment: SegmentName) {
+    pub(super) fn asked(&self, segment: SegmentName) {
         let asked = segment.to_string();
         for name in self.notes() {
             if name == asked || name[TIMELINE_DIGITS..] != asked[TIMELINE_DIGITS..] {
@@ -71,20 +71,20 @@ impl Answers {
     }
 
     /// The server is about to hear that there is no such segment.
-    pub fn absent(&self, segment: SegmentName) {
+    pub(super) fn absent(&self, segment: SegmentName) {
         let written = File::create(self.path(segment));
         unnoted(written.and_then(|mut note| note.write_all(self.server.as_bytes())));
     }
 
     /// The server gets a segment, so it has found what it looked for.
-    pub fn served(&self) {
+    pub(super) fn served(&self) {
         for name in self.notes() {
             self.remove(&name);
         }
     }
 
     /// A segment that the server was told to be absent, and may still act on.
-    pub fn pending(&self) -> Option<String> {
+    pub(super) fn pending(&self) -> Option<String> {
         self.notes().into_iter().find(|name| {
             // Half of one is of a call that has not ended.
             match fs::read_to_string(self.folder.join(format!("{PREFIX}{name}"))) {
@@ -120,7 +120,7 @@ fn unnoted(result: io::Result<()>) {
 }
 
 /// Whether a walreceiver of this server runs.
-pub fn streams(server: &Postmaster) -> bool {
+pub(super) fn streams(server: &Postmaster) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut folders = processes.map(|process| process.path());
     folders.any(|folder| {

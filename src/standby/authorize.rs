@@ -11,7 +11,7 @@ use crate::transport::authorized_keys::{Authorized, AuthorizedKeys, Rights};
 use crate::transport::identity::Fingerprint;
 
 /// Adds a line to `authorized_keys`.
-pub fn run(
+pub(crate) fn run(
     config: &StandbyConfig,
     options: &Options,
     fingerprint: &str,
@@ -61,7 +61,7 @@ pub fn run(
 /// A receiver that runs learns of the change in a moment; one that does not reads the list anyway.
 ///
 /// One that runs and cannot be told is a failure: it still goes by the old list.
-pub fn tell_receiver(config: &StandbyConfig) -> Result<()> {
+pub(crate) fn tell_receiver(config: &StandbyConfig) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if !daemon::is_running(&pidfile)? {
         tracing::debug!("no receiver runs, so none has to be told");

@@ -24,7 +24,7 @@
 //! from the WAL itself; the server has forgotten the time of the last commit by then.
 
 mod at_target;
-pub mod begun;
+pub(crate) mod begun;
 mod changed;
 mod ending;
 mod holds;
@@ -59,7 +59,12 @@ use holds::Attendance;
 use promote::PromotionOutcome;
 
 /// Ends the replay of the server in `slave_data`.
-pub fn run(config: &StandbyConfig, options: &Options, wait: bool, force: bool) -> Result<()> {
+pub(crate) fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    wait: bool,
+    force: bool,
+) -> Result<()> {
     let data = data_directory(config)?;
     let mut begun = BegunBoot::read(config, &data)?;
     if let Some(begun) = begun.as_mut().filter(|it| it.changed.is_some())

@@ -54,7 +54,7 @@ impl FromStr for ChosenFile {
 }
 
 /// Shows what there is, and takes it.
-pub fn run(
+pub(crate) fn run(
     config: &StandbyConfig,
     options: &Options,
     chosen: &ChosenFile,

@@ -10,7 +10,7 @@ use crate::config::StandbyConfig;
 const ESTABLISHED: &str = "01";
 
 /// The other ends of the connections to this receiver's ports.
-pub fn peers(config: &StandbyConfig) -> Vec<String> {
+pub(super) fn peers(config: &StandbyConfig) -> Vec<String> {
     let ports: Vec<u16> = config.listen.iter().map(|listen| listen.port).collect();
     let mut found = Vec::new();
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {

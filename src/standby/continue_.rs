@@ -8,7 +8,7 @@ use crate::output;
 use crate::standby::replay::ControlFiles;
 
 /// Removes PAUSE.
-pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let control = ControlFiles::of(config);
     if options.not_really {
         return output::not_really(match control.is_paused()? {

@@ -21,10 +21,10 @@ use crate::wal::obstacle::Met;
 use crate::wal::scan::Scanner;
 
 /// The partial segments of an archive.
-pub struct Partials(PartialWals);
+pub(super) struct Partials(PartialWals);
 
 /// What PostgreSQL shall have of a segment.
-pub enum Serving {
+pub(super) enum Serving {
     /// The frozen copy.
     Copy(FrozenSegment),
     /// Its own: it has more of it.
@@ -35,14 +35,14 @@ pub enum Serving {
 
 impl Partials {
     /// Opens those of the settings.
-    pub fn open(config: &StandbyConfig) -> Result<Partials> {
+    pub(super) fn open(config: &StandbyConfig) -> Result<Partials> {
         PartialWals::open(&config.partial_wals, Arc::new(RealDisk))
             .map(Partials)
             .map_err(|error| failed("open partial_wals", &error))
     }
 
     /// How far each of them goes, and which are gone.
-    pub fn in_progress(&self) -> Result<InProgress> {
+    pub(super) fn in_progress(&self) -> Result<InProgress> {
         let found = (self.0.vanished()).and_then(|vanished| {
             let ends = self.0.ends()?;
             Ok(InProgress { ends, vanished })
@@ -51,14 +51,14 @@ impl Partials {
     }
 
     /// What may keep a server that stands there from going on, in finished segments and in these.
-    pub fn ahead(&self, archive: &ArchiveReader, at: (TimelineId, Lsn)) -> Result<Vec<Met>> {
+    pub(super) fn ahead(&self, archive: &ArchiveReader, at: (TimelineId, Lsn)) -> Result<Vec<Met>> {
         let found = ahead::find(archive, Some(&self.0), at);
         found.map_err(|error| failed("look at what is ahead", &error))
     }
 
     /// Freezes the stream for this server, which stands there; says up to where, and on which timeline,
     /// replay can go with what was frozen. `force` takes of a damaged segment what is before the damage.
-    pub fn freeze(
+    pub(super) fn freeze(
         &self,
         archive: &ArchiveReader,
         (timeline, from): (TimelineId, Lsn),
@@ -103,7 +103,7 @@ impl Partials {
     }
 
     /// Lets the stream go on.
-    pub fn thaw(&self) -> Result<()> {
+    pub(super) fn thaw(&self) -> Result<()> {
         let thawed = (self.0.thaw()).map_err(|error| failed("let the stream go on", &error))?;
         if thawed {
             tracing::info!("the stream of the master may go on");
@@ -112,14 +112,18 @@ impl Partials {
     }
 
     /// Removes the copies that were replayed; a failure is only worth a word.
-    pub fn remove_copies(&self) {
+    pub(super) fn remove_copies(&self) {
         if let Err(error) = self.0.remove_copies() {
             tracing::warn!("copies of partial segments stay: {error}");
         }
     }
 
     /// What a server that is being booted shall have of a segment; `None` if it is not frozen.
-    pub fn serving(&self, name: WalFileName, server: &Postmaster) -> Result<Option<Serving>> {
+    pub(super) fn serving(
+        &self,
+        name: WalFileName,
+        server: &Postmaster,
+    ) -> Result<Option<Serving>> {
         let failed = |error: StoreError| failed(&format!("look for {name}"), &error);
         let Some(freeze) = self.0.frozen().map_err(failed)? else {
             return Ok(None);
@@ -153,7 +157,7 @@ impl Partials {
     }
 
     /// A scanner that comes out of what is replayed before a frozen segment; `None` where nothing can be said.
-    pub fn scanner_before(
+    pub(super) fn scanner_before(
         &self,
         segment: SegmentName,
         archive: &ArchiveReader,
@@ -163,7 +167,7 @@ impl Partials {
     }
 
     /// Hands a frozen segment to `each`, zeros behind its records up to its length.
-    pub fn read(
+    pub(super) fn read(
         &self,
         copy: &FrozenSegment,
         each: impl FnMut(&[u8]) -> bool,

@@ -7,7 +7,7 @@ use crate::store::{ArchiveReader, PartialEnd, StoreError};
 
 /// A segment that is not there although later ones are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gap {
+pub(super) struct Gap {
     /// The first segment that is missing.
     pub missing: SegmentName,
     /// Its damaged copy, if there is one.
@@ -23,7 +23,7 @@ pub struct Gap {
 /// The first gap on the way of a server that stands on `timeline` and needs the WAL from `from`
 /// on; it will follow the newest timeline that came from its own behind `from`. `partials` has to be
 /// older than this look at the archive, where a segment may be finished any moment.
-pub fn find(
+pub(super) fn find(
     archive: &ArchiveReader,
     partials: &[PartialEnd],
     timeline: TimelineId,

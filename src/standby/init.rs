@@ -9,7 +9,7 @@ use crate::options::Options;
 use crate::{files, identity, output};
 
 /// Writes `ini`, creates the key, and says what comes next.
-pub fn run(ini: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
     let text = sample::standby_ini(&sample::InitStandby {
         walmgr_data: archive_base(&ini),

@@ -20,7 +20,7 @@ const SEGMENTS_MAX: u64 = 64;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The WAL that a server has replayed: in the archive, or else in its `pg_wal`.
-pub struct Replayed<'a> {
+pub(super) struct Replayed<'a> {
     /// The archive.
     pub archive: &'a ArchiveReader,
     /// The server's own segments.
@@ -34,7 +34,7 @@ pub struct Replayed<'a> {
 impl Replayed<'_> {
     /// When the last commit before `end` happened, in microseconds since 1970; `None` if the WAL
     /// that is at hand has none.
-    pub fn last_commit_us(&self, end: Lsn) -> io::Result<Option<i64>> {
+    pub(super) fn last_commit_us(&self, end: Lsn) -> io::Result<Option<i64>> {
         let segment_bytes = self.size.bytes();
         let last = end.0.saturating_sub(1) / segment_bytes;
         for number in (last.saturating_sub(SEGMENTS_MAX)..=last).rev() {

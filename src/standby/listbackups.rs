@@ -13,7 +13,7 @@ use crate::standby::sets;
 use crate::store::{ArchiveReader, RealDisk};
 
 /// Prints the list.
-pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let listed = sets::open(config)?.list();
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
     let taken = TakenSet::newest_of(config, &listed);

@@ -1,28 +1,28 @@
 //! The back room: one file a command that runs on the standby's host.
 //! Never listens: that is the receiver's.
 
-pub mod ahead;
+pub(crate) mod ahead;
 mod answers;
-pub mod authorize;
-pub mod boot;
-pub mod choose;
+pub(crate) mod authorize;
+pub(crate) mod boot;
+pub(crate) mod choose;
 mod connected;
-pub mod continue_;
+pub(crate) mod continue_;
 mod frozen;
 mod gap;
-pub mod init;
+pub(crate) mod init;
 mod last_commit;
-pub mod listbackups;
+pub(crate) mod listbackups;
 mod own_server;
-pub mod pause;
-pub mod replay;
-pub mod restore;
-pub mod revoke;
+pub(crate) mod pause;
+pub(crate) mod replay;
+pub(crate) mod restore;
+pub(crate) mod revoke;
 mod sets;
-pub mod setup;
+pub(crate) mod setup;
 mod standing;
-pub mod status;
+pub(crate) mod status;
 mod too_low;
 mod verdict;
-pub mod xpurgewals;
-pub mod xrestore;
+pub(crate) mod xpurgewals;
+pub(crate) mod xrestore;

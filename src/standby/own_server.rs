@@ -22,7 +22,7 @@ const LIMITS: Limits = Limits {
 const USUAL_USER: &str = "postgres";
 
 /// Asks the server; the error says why it cannot be asked.
-pub fn ask<T>(
+pub(super) fn ask<T>(
     data: &DataDirectory,
     server: &Postmaster,
     question: impl AsyncFnOnce(&Session) -> Result<T>,
@@ -43,7 +43,7 @@ pub fn ask<T>(
 }
 
 /// What the server on this data directory is set to as far as it is not asked.
-pub fn settings(config: &StandbyConfig, data: &DataDirectory) -> ServerSettings {
+pub(super) fn settings(config: &StandbyConfig, data: &DataDirectory) -> ServerSettings {
     let own = config.slave_data.as_deref() == Some(data.path());
     let folder = config.slave_config_dir.as_ref().filter(|_| own);
     let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
@@ -52,7 +52,7 @@ pub fn settings(config: &StandbyConfig, data: &DataDirectory) -> ServerSettings 
 
 /// Whether a server's recovery ends at a target, and not where WAL ends. One that runs says what it was started
 /// with, whatever its files say by now.
-pub fn has_target(
+pub(super) fn has_target(
     data: &DataDirectory,
     server: Option<&Postmaster>,
     settings: &ServerSettings,

@@ -9,7 +9,7 @@ use crate::output;
 use crate::standby::replay::{ControlFiles, TICK, Watch};
 
 /// Writes PAUSE and waits for the segment under way.
-pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let control = ControlFiles::of(config);
     let folder = control.folder().display();
     if options.not_really {

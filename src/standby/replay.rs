@@ -18,26 +18,26 @@ use crate::files;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 
 /// How long anything here sleeps at most before it looks around.
-pub const TICK: Duration = Duration::from_millis(100);
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// A shutdown waits for its checkpoint, a start for replay to get consistent, or up to its target.
-pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long a server may outlive the command that stopped it, or come up after its start.
-pub const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Enough for any control file.
 const CONTROL_BYTES_MAX: usize = 256;
 
 /// The control files of one archive.
 #[derive(Debug, Clone)]
-pub struct ControlFiles {
+pub(crate) struct ControlFiles {
     folder: PathBuf,
 }
 
 /// What STOP says: which server is being booted, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StopFile {
+pub(crate) struct StopFile {
     /// The server; one made by hand with `touch` speaks to every server.
     server: Option<(i32, i64)>,
     /// Whether missing and damaged WAL is to be taken for the end.
@@ -46,14 +46,14 @@ pub struct StopFile {
 
 impl ControlFiles {
     /// Those of the archive in the settings.
-    pub fn of(config: &StandbyConfig) -> ControlFiles {
+    pub(crate) fn of(config: &StandbyConfig) -> ControlFiles {
         ControlFiles {
             folder: config.completed_wals.clone(),
         }
     }
 
     /// The directory they are in.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
@@ -62,13 +62,13 @@ impl ControlFiles {
     }
 
     /// Whether replay is to be held.
-    pub fn is_paused(&self) -> Result<bool> {
+    pub(crate) fn is_paused(&self) -> Result<bool> {
         let path = self.path("PAUSE");
         path.try_exists().at(Kind::Retry, "look for", &path)
     }
 
     /// Writes PAUSE durably; `false` when it was there.
-    pub fn pause(&self) -> Result<bool> {
+    pub(crate) fn pause(&self) -> Result<bool> {
         let path = self.path("PAUSE");
         match files::create_new(&path, b"", 0o600) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -77,13 +77,13 @@ impl ControlFiles {
     }
 
     /// Removes PAUSE; `false` when there was none.
-    pub fn resume(&self) -> Result<bool> {
+    pub(crate) fn resume(&self) -> Result<bool> {
         let path = self.path("PAUSE");
         files::remove(&path).at(Kind::Retry, "remove", &path)
     }
 
     /// Writes STOP for this server.
-    pub fn stop(&self, server: &Postmaster, force: bool) -> Result<()> {
+    pub(crate) fn stop(&self, server: &Postmaster, force: bool) -> Result<()> {
         let path = self.path("STOP");
         let how = if force { " force" } else { "" };
         let text = format!("{}{how}\n", server_text(server));
@@ -91,14 +91,14 @@ impl ControlFiles {
     }
 
     /// Removes STOP.
-    pub fn unstop(&self) -> Result<()> {
+    pub(crate) fn unstop(&self) -> Result<()> {
         let path = self.path("STOP");
         files::remove(&path).at(Kind::Retry, "remove", &path)?;
         Ok(())
     }
 
     /// Removes STOP if it is this server's.
-    pub fn unstop_of(&self, server: &str) -> Result<()> {
+    pub(crate) fn unstop_of(&self, server: &str) -> Result<()> {
         let path = self.path("STOP");
         let text = read_control(&path).at(Kind::Retry, "read", &path)?;
         let rest = text.as_deref().and_then(|text| text.strip_prefix(server));
@@ -109,7 +109,7 @@ impl ControlFiles {
     }
 
     /// What STOP says to this server, or `None` when there is none or it is another server's.
-    pub fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<StopFile>> {
+    pub(crate) fn stop_for(&self, server: Option<&Postmaster>) -> Result<Option<StopFile>> {
         let path = self.path("STOP");
         let Some(text) = read_control(&path).at(Kind::Retry, "read", &path)? else {
             return Ok(None);
@@ -122,7 +122,7 @@ impl ControlFiles {
     /// Says that this file is being restored by this process; gone when the result is dropped.
     ///
     /// Best effort: replay must not end because a note cannot be written.
-    pub fn progress(&self, name: WalFileName) -> ProgressFile {
+    pub(crate) fn progress(&self, name: WalFileName) -> ProgressFile {
         let path = self.path("PROGRESS");
         let text = format!("{name} {}\n", std::process::id());
         if let Err(error) = std::fs::write(&path, text) {
@@ -132,7 +132,7 @@ impl ControlFiles {
     }
 
     /// The file that is being restored, if any; what a killed process left does not count.
-    pub fn restoring(&self) -> Result<Option<String>> {
+    pub(crate) fn restoring(&self) -> Result<Option<String>> {
         let path = self.path("PROGRESS");
         let text = read_control(&path).at(Kind::Retry, "read", &path)?;
         Ok(text.and_then(|text| {
@@ -145,7 +145,7 @@ impl ControlFiles {
 }
 
 /// What names a server in `STOP` and in a freeze: no other one has ever had both.
-pub fn server_text(server: &Postmaster) -> String {
+pub(crate) fn server_text(server: &Postmaster) -> String {
     format!("{} {}", server.pid, server.started_s.unwrap_or_default())
 }
 
@@ -171,7 +171,7 @@ fn parse_stop(text: &str) -> StopFile {
 }
 
 /// PROGRESS while it exists.
-pub struct ProgressFile(PathBuf);
+pub(crate) struct ProgressFile(PathBuf);
 
 impl Drop for ProgressFile {
     fn drop(&mut self) {
@@ -182,7 +182,7 @@ impl Drop for ProgressFile {
 
 /// The PostgreSQL that asked for a file: our parent, and the server whose directory we stand in.
 #[derive(Debug)]
-pub struct Asker {
+pub(crate) struct Asker {
     parent: Option<Pid>,
     data: Option<DataDirectory>,
     server: Option<Postmaster>,
@@ -191,7 +191,7 @@ pub struct Asker {
 impl Asker {
     /// Whoever runs this process. The server is absent when a person typed the command. One that
     /// has crashed since it asked is still the one, and gone.
-    pub fn of_this_process() -> Asker {
+    pub(crate) fn of_this_process() -> Asker {
         let data = DataDirectory::open(Path::new(".")).ok();
         let server = (data.as_ref()).and_then(|data| data.last_server().ok().flatten());
         Asker {
@@ -202,13 +202,13 @@ impl Asker {
     }
 
     /// Its server.
-    pub const fn server(&self) -> Option<&Postmaster> {
+    pub(crate) const fn server(&self) -> Option<&Postmaster> {
         self.server.as_ref()
     }
 
     /// Whether nobody waits for the answer any more. The shell between PostgreSQL and us outlives
     /// it, so the parent alone does not tell.
-    pub fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         let (Some(data), Some(server)) = (&self.data, &self.server) else {
             return getppid() != self.parent;
         };
@@ -223,13 +223,13 @@ impl Asker {
 
 /// Wakes up when something changes in a directory.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     changes: Option<OwnedFd>,
 }
 
 impl Watch {
     /// Watches from here on; where the kernel has no watch left, waiting is all there is.
-    pub fn on(folder: &Path) -> Watch {
+    pub(crate) fn on(folder: &Path) -> Watch {
         let flags = WatchFlags::MOVED_TO
             | WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
@@ -246,7 +246,7 @@ impl Watch {
     }
 
     /// Waits for a change, but not longer than `limit` nor than a [`TICK`]; whether there was one.
-    pub fn wait(&self, limit: Duration) -> bool {
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let limit = limit.min(TICK);
         let Some(changes) = &self.changes else {
             std::thread::sleep(limit.min(TICK / 4));

@@ -29,7 +29,7 @@ mod prepare;
 mod server;
 mod settings;
 mod spaces;
-pub mod taken;
+pub(crate) mod taken;
 mod transfer;
 mod undo;
 mod within;
@@ -57,7 +57,7 @@ use place::{Occupant, SetOrigin, SetPlace};
 use plan::{Chosen, Plan, SetSource};
 
 /// Restores, or says what would be done.
-pub fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options, restoring: &Restoring) -> Result<()> {
     if !options.not_really {
         gather(config, restoring)?;
     }

@@ -9,7 +9,7 @@ use crate::standby::authorize::tell_receiver;
 use crate::transport::authorized_keys::AuthorizedKeys;
 
 /// Removes a line from `authorized_keys`.
-pub fn run(config: &StandbyConfig, options: &Options, name: &str) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options, name: &str) -> Result<()> {
     let _lock = AuthorizedKeys::lock(&config.authorized_keys)?;
     let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
     let Some(key) = keys.revoke(name) else {

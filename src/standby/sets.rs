@@ -9,7 +9,7 @@ use crate::store::sets::{BackupSets, SetError};
 use crate::store::{Disk, RealDisk};
 
 /// The sets of the settings.
-pub fn open(config: &StandbyConfig) -> Result<BackupSets> {
+pub(super) fn open(config: &StandbyConfig) -> Result<BackupSets> {
     let full_backup = config.full_backup.as_deref().ok_or_else(|| {
         CommandError::config("there is no setting `full_backup`")
             .hint("set it, or `walmgr_data` to have it below that")
@@ -21,7 +21,7 @@ pub fn open(config: &StandbyConfig) -> Result<BackupSets> {
 }
 
 /// The error of a command that was doing this with the sets.
-pub fn failed(doing: &str, error: &SetError) -> CommandError {
+pub(super) fn failed(doing: &str, error: &SetError) -> CommandError {
     // The standby's own disk is no receiver's here, and somebody else's work ends.
     let kind = match error.kind() {
         Kind::ReceiverDisk | Kind::AlreadyRunning => Kind::Retry,

@@ -11,7 +11,7 @@ use crate::output;
 use crate::store::{Archive, ArchiveFolders, RealDisk, StoreError};
 
 /// Makes the folders.
-pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let places = ArchiveFolders::of(config);
     if options.not_really {
         return output::not_really(&format!(

@@ -35,7 +35,7 @@ const TIMELINES_MAX: u32 = 64;
 
 /// What a look at a server found.
 #[derive(Debug)]
-pub struct Looked {
+pub(super) struct Looked {
     /// What it says itself; the error says why it says nothing.
     pub said: Result<Replaying, String>,
     /// What holds its replay up, as far as server and settings show it.
@@ -45,7 +45,7 @@ pub struct Looked {
 }
 
 /// Where replay certainly stands by the control file; it may be further.
-pub fn replayed(control: &ControlFile) -> (TimelineId, Lsn) {
+pub(super) fn replayed(control: &ControlFile) -> (TimelineId, Lsn) {
     match control.min_recovery_timeline {
         Some(timeline) if control.min_recovery_point > control.redo => {
             (timeline, control.min_recovery_point)
@@ -55,7 +55,7 @@ pub fn replayed(control: &ControlFile) -> (TimelineId, Lsn) {
 }
 
 /// Looks at a server that replays, or that ended while it did.
-pub fn look(
+pub(super) fn look(
     data: &DataDirectory,
     server: Option<&Postmaster>,
     demanded: Demanded,
@@ -129,7 +129,7 @@ fn delay_in(files: &ServerSettings) -> Option<Hold> {
 
 /// Where the server in `slave_data` stands, and whether it will get past what the WAL ahead demands of its
 /// settings; `None` where none replays.
-pub fn of_standby(
+pub(super) fn of_standby(
     config: &StandbyConfig,
     held: Option<(TimelineId, Lsn)>,
     ahead: Option<Demands>,

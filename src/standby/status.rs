@@ -31,7 +31,11 @@ use crate::store::{
 use crate::wal::obstacle::Demands;
 
 /// Prints how it stands.
-pub fn run(config: &StandbyConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
+pub(crate) fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    thresholds: &Thresholds,
+) -> Result<()> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = config.full_backup.as_deref();
     // A running receiver knows what is synced; from outside the records in the file have to do.

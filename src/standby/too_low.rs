@@ -20,11 +20,11 @@ const PARAMETERS: [(&str, i64); 5] = [
 
 /// What WAL demands of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Demanded(Demands);
+pub(super) struct Demanded(Demands);
 
 impl Demanded {
     /// What was replayed last demanded; replay writes it into the control file before it stops.
-    pub fn by(control: &ControlFile) -> Demanded {
+    pub(super) fn by(control: &ControlFile) -> Demanded {
         Demanded(Demands::of([
             control.max_connections,
             control.max_worker_processes,
@@ -36,7 +36,7 @@ impl Demanded {
 
     /// The demands of `ahead`, which is still to be replayed, where there are any, else these.
     #[must_use]
-    pub fn and(self, ahead: Option<Demands>) -> Demanded {
+    pub(super) fn and(self, ahead: Option<Demands>) -> Demanded {
         Demanded(self.0.or(ahead.unwrap_or_default()))
     }
 
@@ -56,7 +56,7 @@ impl Demanded {
     }
 
     /// Those that are too low in a server that answers, and so is a hot standby.
-    pub async fn too_low_in(self, session: &Session) -> Result<Vec<TooLow>> {
+    pub(super) async fn too_low_in(self, session: &Session) -> Result<Vec<TooLow>> {
         let names = PARAMETERS.map(|(name, _)| name);
         let settings = session.in_force(&names).await?;
         Ok(self.compare(|name, _| {
@@ -66,7 +66,7 @@ impl Demanded {
     }
 
     /// Those that are too low in the files of a server that does not answer.
-    pub fn too_low_in_files(self, settings: &ServerSettings) -> Vec<TooLow> {
+    pub(super) fn too_low_in_files(self, settings: &ServerSettings) -> Vec<TooLow> {
         let hot = settings.value("hot_standby");
         if hot.is_some_and(|value| !conf::is_on(&value)) {
             return Vec::new();

@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// What a server has to open with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AcknowledgedEnd {
+pub(crate) struct AcknowledgedEnd {
     /// The timeline of the last record.
     pub timeline: TimelineId,
     /// Where that record ends, at least.
@@ -30,7 +30,7 @@ pub struct AcknowledgedEnd {
 
 /// What is known of the segments in progress.
 #[derive(Debug, Default)]
-pub struct InProgress {
+pub(super) struct InProgress {
     /// Where they end.
     pub ends: Vec<PartialEnd>,
     /// Those of which no file is left.
@@ -39,7 +39,7 @@ pub struct InProgress {
 
 /// What there is on the way of a server.
 #[derive(Debug)]
-pub struct WayFound {
+pub(super) struct WayFound {
     /// Up to where it was acknowledged.
     pub acknowledged: AcknowledgedEnd,
     /// The first damage in what is in progress.
@@ -48,7 +48,7 @@ pub struct WayFound {
 
 /// Looks along the line of a server that stands on `timeline` and needs the WAL from `from` on.
 /// `partials` has to be older than this look at the archive.
-pub fn find(
+pub(super) fn find(
     archive: &ArchiveReader,
     partials: &InProgress,
     (timeline, from): (TimelineId, Lsn),
@@ -105,7 +105,7 @@ pub fn find(
 impl AcknowledgedEnd {
     /// The further of this end and that of the frozen records of a server, with its timeline.
     #[must_use]
-    pub fn with(self, frozen: Option<AcknowledgedEnd>) -> AcknowledgedEnd {
+    pub(crate) fn with(self, frozen: Option<AcknowledgedEnd>) -> AcknowledgedEnd {
         // Its timeline goes with it: a stream may have changed to a newer one since the look.
         frozen
             .filter(|frozen| frozen.end > self.end)
@@ -122,7 +122,7 @@ impl AcknowledgedEnd {
     }
 
     /// Decides about a server that opened with this history.
-    pub fn judge(&self, history: &History) -> Result<()> {
+    pub(crate) fn judge(&self, history: &History) -> Result<()> {
         let ancestors = history.ancestors();
         let ours = (ancestors.iter()).find(|ancestor| ancestor.timeline == self.timeline);
         let AcknowledgedEnd { timeline, end } = self;
@@ -145,7 +145,7 @@ impl AcknowledgedEnd {
 }
 
 /// The refusal of a boot that would open with less.
-pub fn refusal(damage: &Damage) -> CommandError {
+pub(super) fn refusal(damage: &Damage) -> CommandError {
     CommandError::new(
         Kind::Retry,
         format!(

@@ -13,7 +13,7 @@ use crate::pg::needs;
 use crate::standby::sets;
 
 /// Purges.
-pub fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let sets = sets::open(config)?;
     let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
     if options.not_really {

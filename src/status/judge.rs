@@ -27,7 +27,7 @@ const CLOCKS_DIFFER_S: f64 = 60.0;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(crate) enum Level {
     /// Exit code 1.
     Warning,
     /// Exit code 2.
@@ -36,7 +36,7 @@ pub enum Level {
 
 impl Level {
     /// For people and programs.
-    pub const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Level::Warning => "warning",
             Level::Critical => "critical",
@@ -48,14 +48,14 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
         /// What a finding is about, for programs; the words never change their meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Code { $($(#[$doc])* $name,)* }
+        pub(crate) enum Code { $($(#[$doc])* $name,)* }
 
         impl Code {
             #[cfg(test)]
             pub(super) const ALL: &'static [Code] = &[$(Code::$name,)*];
 
             /// The word in `--json`.
-            pub const fn word(self) -> &'static str {
+            pub(crate) const fn word(self) -> &'static str {
                 match self { $(Code::$name => $word,)* }
             }
         }
@@ -127,7 +127,7 @@ codes! {
 
 /// Something that a person should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How bad it is.
     pub level: Level,
     /// What it is about.

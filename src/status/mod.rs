@@ -6,8 +6,8 @@ mod judge;
 mod page;
 mod replay;
 
-pub use judge::{Finding, Level};
-pub use replay::{Hold, Replay, TooLow};
+pub(crate) use judge::{Finding, Level};
+pub(crate) use replay::{Hold, Replay, TooLow};
 
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, TimelineId};
@@ -18,7 +18,7 @@ use crate::output;
 
 /// Everything that was found out.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// What would be lost.
     pub lag: Lag,
     /// What the standby holds, or why nobody can tell.
@@ -30,7 +30,7 @@ pub struct Facts {
 /// What only this side knows.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "there is one in a process")]
-pub enum Here {
+pub(crate) enum Here {
     /// Where PostgreSQL writes.
     Master(Box<Master>),
     /// Where WAL is kept.
@@ -38,9 +38,9 @@ pub enum Here {
 }
 
 /// How far the standby is behind the master. An age below 0 says that a clock was set back: judged
-/// as [`Code::Clock`] and shown as unknown, never as 0.
+/// as [`judge::Code::Clock`] and shown as unknown, never as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Lag {
+pub(crate) struct Lag {
     /// Seconds of transactions that would be lost: the age of the first one that was committed on the
     /// master and that the standby does not hold; 0 when it holds all. `None` if that cannot be told.
     pub seconds: Option<f64>,
@@ -77,13 +77,13 @@ fn ahead(seconds: Option<f64>) -> bool {
 
 /// An age of the overview in seconds.
 #[expect(clippy::cast_precision_loss, reason = "an age has no 53 bits")]
-pub fn seconds(age_ms: i64) -> f64 {
+pub(crate) fn seconds(age_ms: i64) -> f64 {
     age_ms as f64 / 1e3
 }
 
 /// What the master knows.
 #[derive(Debug, Clone, Default)]
-pub struct Master {
+pub(crate) struct Master {
     /// The receiver's address.
     pub receiver: String,
     /// Why the server could not be asked.
@@ -109,7 +109,7 @@ pub struct Master {
 
 /// Where finished segments go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Archiving {
+pub(crate) enum Archiving {
     /// To walmgr, with this ini file.
     On,
     /// Nowhere, and why: they are thrown away.
@@ -124,7 +124,7 @@ pub enum Archiving {
 
 /// `pg_stat_archiver`, its times as ages.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Archiver {
+pub(crate) struct Archiver {
     /// The file archived last, and seconds since.
     pub last_archived: Option<(String, f64)>,
     /// Failures since the statistics were reset.
@@ -135,7 +135,7 @@ pub struct Archiver {
 
 impl Archiver {
     /// Whether the last thing it did was to fail.
-    pub fn fails(&self) -> bool {
+    pub(crate) fn fails(&self) -> bool {
         match (&self.last_failed, &self.last_archived) {
             (Some((_, failed)), Some((_, archived))) => failed < archived,
             (failed, None) => failed.is_some(),
@@ -146,7 +146,7 @@ impl Archiver {
 
 /// Whether records are shipped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Syncdaemon {
+pub(crate) enum Syncdaemon {
     /// It runs.
     Running,
     /// None runs, and none was left running.
@@ -158,7 +158,7 @@ pub enum Syncdaemon {
 
 /// What the standby's host knows.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct StandbyFacts {
+pub(crate) struct StandbyFacts {
     /// Whether a receiver runs on this ini file.
     pub receiver_runs: bool,
     /// Whether PAUSE holds replay.
@@ -183,7 +183,7 @@ pub struct StandbyFacts {
 
 /// Whether the receiver may take records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum StreamFacts {
+pub(crate) enum StreamFacts {
     /// Of every timeline.
     #[default]
     Open,
@@ -195,13 +195,13 @@ pub enum StreamFacts {
 
 impl Facts {
     /// What is wrong, the worst first.
-    pub fn findings(&self, thresholds: &Thresholds) -> Vec<Finding> {
+    pub(crate) fn findings(&self, thresholds: &Thresholds) -> Vec<Finding> {
         judge::findings(self, thresholds)
     }
 }
 
 /// Prints it, and ends with the code that monitoring expects.
-pub fn finish(facts: &Facts, thresholds: &Thresholds, options: &Options) -> Result<()> {
+pub(crate) fn finish(facts: &Facts, thresholds: &Thresholds, options: &Options) -> Result<()> {
     let findings = facts.findings(thresholds);
     let level = findings.first().map(|finding| finding.level);
     if options.json {

@@ -12,7 +12,7 @@
 //! | `rpo_seconds_at_most` | an upper bound where the exact number is not known |
 //! | `bytes_behind` | flushed WAL that is not on the standby |
 //! | `state` | `ok`, `warning` or `critical`, as the exit code |
-//! | `findings` | array of `level`, `code`, `text`; the codes are [`super::Code`]'s |
+//! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
 //! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `reasons`, `cancelled_queries`) |

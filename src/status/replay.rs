@@ -11,7 +11,7 @@ const WARNING_REPLAY_LAG_S: f64 = 300.0;
 
 /// Where a server stands.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// The timeline it replays.
     pub timeline: TimelineId,
     /// Where the last record ends that it has replayed.
@@ -32,7 +32,7 @@ pub struct Replay {
 
 /// What holds replay up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hold {
+pub(crate) enum Hold {
     /// `pg_wal_replay_pause()`.
     Paused,
     /// It has reached the target of its recovery.
@@ -53,7 +53,7 @@ pub enum Hold {
 
 /// A parameter that a hot standby must not have lower than its master.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TooLow {
+pub(crate) struct TooLow {
     /// Its name.
     pub name: &'static str,
     /// What it is on the standby.
@@ -66,7 +66,7 @@ pub struct TooLow {
 
 impl TooLow {
     /// What is wrong, for a sentence.
-    pub fn sentence(list: &[TooLow]) -> String {
+    pub(crate) fn sentence(list: &[TooLow]) -> String {
         let one = |low: &TooLow| {
             format!(
                 "{} is {}, and {} on the master",
@@ -77,7 +77,7 @@ impl TooLow {
     }
 
     /// What to do about it.
-    pub fn remedy(list: &[TooLow]) -> String {
+    pub(crate) fn remedy(list: &[TooLow]) -> String {
         let one = |low: &TooLow| {
             format!(
                 "set {} = {} (it is set in {})",
@@ -91,7 +91,7 @@ impl TooLow {
 
 impl Hold {
     /// For the row.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Hold::Paused => "paused by pg_wal_replay_pause()".to_owned(),
             Hold::AtTarget => "its recovery has reached the target; `boot` opens it".to_owned(),

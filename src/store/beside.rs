@@ -90,7 +90,7 @@ impl std::fmt::Display for CopyName {
 
 /// The file that this name in the directory is a damaged copy of. A segment of which only such a copy exists is
 /// not "absent" for a recovering PostgreSQL, which would end its recovery there.
-pub fn damaged_copy_of(text: &str) -> Option<WalFileName> {
+pub(crate) fn damaged_copy_of(text: &str) -> Option<WalFileName> {
     let copy = CopyName::parse(text)?;
     (copy.kind == Beside::Damaged).then_some(copy.name)
 }

@@ -14,10 +14,10 @@ use super::folder::{Folder, random_suffix};
 use crate::wal::segment::ExpectedSegment;
 
 /// The marker's name in each of the two directories.
-pub const MARKER_NAME: &str = ".walmgr-archive";
+pub(crate) const MARKER_NAME: &str = ".walmgr-archive";
 
 /// The newest format of the archive that this walmgr reads and writes.
-pub const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 1;
 
 /// A marker has some two hundred bytes; more is somebody else's file.
 const MARKER_BYTES_MAX: usize = 4 << 10;

@@ -47,7 +47,7 @@ use super::obstacle_notes;
 use crate::wal::joint::SegmentEnd;
 
 /// The folder in `completed_wals`.
-pub const CHECKSUMS_NAME: &str = ".checksums";
+pub(crate) const CHECKSUMS_NAME: &str = ".checksums";
 
 /// More than any of them has.
 const TEXT_BYTES_MAX: usize = 512 + BY_CHARS_MAX * 4;
@@ -57,7 +57,7 @@ const BY_CHARS_MAX: usize = 200;
 
 /// A finished file as it was acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeptChecksum {
+pub(crate) struct KeptChecksum {
     /// Its length in bytes.
     pub len: u64,
     /// The CRC-32 of its content.

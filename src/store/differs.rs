@@ -65,7 +65,7 @@ impl Shared {
 
 /// Puts the history of a timeline that was opened on this host into the archive, beside a running
 /// receiver. It counts: no key of a master had to do with it. `false`: it was there already.
-pub fn keep_history(
+pub(crate) fn keep_history(
     completed_wals: &Path,
     disk: Arc<dyn Disk>,
     name: WalFileName,
@@ -128,7 +128,7 @@ fn same_or_diverged(
 }
 
 /// Has readers follow a file that was set apart.
-pub fn take_apart(
+pub(crate) fn take_apart(
     completed_wals: &Path,
     disk: Arc<dyn Disk>,
     name: WalFileName,

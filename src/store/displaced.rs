@@ -163,7 +163,7 @@ impl ArchiveReader {
 /// acknowledge the one that goes as stored under its name. Returns what that one is called now.
 ///
 /// One that was displaced changes names with the stored one in one step: both were acknowledged.
-pub fn take_copy(
+pub(crate) fn take_copy(
     completed_wals: &Path,
     disk: Arc<dyn Disk>,
     copy: &CopyName,

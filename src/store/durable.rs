@@ -35,7 +35,7 @@ use super::tree::Node;
 use crate::files;
 
 pub(super) use records::Linked;
-pub use records::{DurableRecords, DurableWal};
+pub(crate) use records::{DurableRecords, DurableWal};
 
 /// How much is written before its write-back is started, so that the sync at the end finds
 /// little left to do.

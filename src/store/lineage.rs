@@ -56,10 +56,10 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use claim::Outgrown;
-pub use judge::Apart;
-pub use line::{Led, LineGap, TimelineLine};
-pub use model::{ApartKind, Lineage, LineageFacts, SegmentProgress, Unreadable};
+pub(crate) use claim::Outgrown;
+pub(crate) use judge::Apart;
+pub(crate) use line::{Led, LineGap, TimelineLine};
+pub(crate) use model::{ApartKind, Lineage, LineageFacts, SegmentProgress, Unreadable};
 
 /// What the archive says about a segment that it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,11 +31,12 @@ mod tests;
 
 use finish::settle;
 
-pub use finish::Finishing;
-pub use freeze::{Freeze, FrozenSegment, OwnSegment, PartialWals};
+pub(crate) use finish::Finishing;
+pub use freeze::{Freeze, PartialWals};
+pub(crate) use freeze::{FrozenSegment, OwnSegment};
 pub use names::PartialEnd;
 pub(super) use names::{partial_end, partial_names};
-pub use open::PartialStream;
+pub(crate) use open::PartialStream;
 pub(super) use proven::vanished;
 
 use std::sync::Arc;

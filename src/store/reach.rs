@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 const MANIFEST_PIECE_BYTES: usize = 64 << 10;
 
 /// The WAL that a set can be recovered with.
-pub struct RecoveryReach<'a> {
+pub(crate) struct RecoveryReach<'a> {
     archive: &'a ArchiveReader,
     set: &'a Path,
     label: &'a BackupLabel,
@@ -62,7 +62,7 @@ struct Search<'a> {
 
 impl<'a> RecoveryReach<'a> {
     /// Looks at a set in a directory.
-    pub fn of(
+    pub(crate) fn of(
         archive: &'a ArchiveReader,
         set: &'a Path,
         label: &'a BackupLabel,
@@ -86,18 +86,18 @@ impl<'a> RecoveryReach<'a> {
     }
 
     /// What ends a recovery although there is more WAL.
-    pub const fn ended_by(&self) -> Option<RecoveryEnd> {
+    pub(crate) const fn ended_by(&self) -> Option<RecoveryEnd> {
         self.ended_by
     }
 
     /// What replay meets on the way.
-    pub fn obstacles(&self) -> &[Met] {
+    pub(crate) fn obstacles(&self) -> &[Met] {
         &self.met
     }
 
     /// Whether a recovery of the set gets to this target. Where `goes_on` says no before that is found, it is
     /// untold.
-    pub fn judge(
+    pub(crate) fn judge(
         &self,
         target: &RecoveryTarget,
         goes_on: &dyn Fn() -> bool,

@@ -26,7 +26,7 @@ use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
 
 /// The lock file in `completed_wals`. It is never removed: a removed one could be locked twice.
-pub const LOCK_NAME: &str = ".walmgr-lock";
+pub(crate) const LOCK_NAME: &str = ".walmgr-lock";
 
 /// How many of the newest segments are read at the start: more than a power cut can have touched
 /// while few enough to listen within seconds.

@@ -24,7 +24,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// How far a walk came.
 #[must_use = "what was not walked says nothing"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Walked {
+pub(crate) enum Walked {
     /// To its end, or as far as it was wanted.
     All,
     /// Somebody gave up waiting for it.
@@ -32,7 +32,7 @@ pub enum Walked {
 }
 
 /// A route through an archive.
-pub struct Route<'a> {
+pub(crate) struct Route<'a> {
     archive: &'a ArchiveReader,
     size: WalSegmentSize,
     lineage: Lineage,
@@ -41,7 +41,7 @@ pub struct Route<'a> {
 
 impl<'a> Route<'a> {
     /// The way from a place on a timeline along the one that is wanted.
-    pub fn find(
+    pub(crate) fn find(
         archive: &'a ArchiveReader,
         from: (TimelineId, Lsn),
         wanted: TargetTimeline,
@@ -52,7 +52,7 @@ impl<'a> Route<'a> {
 
     /// The way along `lineage`, which need not be the archive's yet: `from` a timeline and a position on it, to
     /// where `wanted` leads.
-    pub fn within(
+    pub(crate) fn within(
         archive: &'a ArchiveReader,
         lineage: Lineage,
         from: (TimelineId, Lsn),
@@ -101,7 +101,7 @@ impl<'a> Route<'a> {
     }
 
     /// Where the route ends that begins at `from`: the first byte that is missing.
-    pub fn end(&self, from: Lsn) -> Lsn {
+    pub(crate) fn end(&self, from: Lsn) -> Lsn {
         let first = self.number(from);
         let missing = (first..).find(|number| self.segment(*number).is_none());
         Lsn(missing
@@ -110,13 +110,13 @@ impl<'a> Route<'a> {
     }
 
     /// What replay meets on the route from `from` on, in the order of the WAL.
-    pub fn obstacles(&self, from: Lsn) -> Result<Vec<Met>> {
+    pub(crate) fn obstacles(&self, from: Lsn) -> Result<Vec<Met>> {
         let met = (self.archive).obstacles_on(&self.lineage, &self.line, from);
         met.map_err(|error| failed(&error))
     }
 
     /// Where WAL begins from which the route leads to `from` without a gap.
-    pub fn begin(&self, from: Lsn) -> Lsn {
+    pub(crate) fn begin(&self, from: Lsn) -> Lsn {
         let mut first = self.number(from);
         while let Some(before) = first.checked_sub(1)
             && self.segment(before).is_some()
@@ -128,7 +128,7 @@ impl<'a> Route<'a> {
 
     /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks, or `goes_on`
     /// says no, which is asked before each piece.
-    pub fn forward(
+    pub(crate) fn forward(
         &self,
         from: Lsn,
         end: Lsn,
@@ -175,7 +175,7 @@ impl<'a> Route<'a> {
 
     /// The last record before `end` and not before `from` for which this holds. Looks at the last
     /// segments first: `None` with `Walked::GivenUp` once `goes_on` says no.
-    pub fn last(
+    pub(crate) fn last(
         &self,
         from: Lsn,
         end: Lsn,
@@ -207,7 +207,7 @@ impl<'a> Route<'a> {
     }
 
     /// The record's first bytes; what lies behind the end of the route stays as it is.
-    pub fn read_record(&self, lsn: Lsn, record: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_record(&self, lsn: Lsn, record: &mut [u8]) -> io::Result<()> {
         let read_at = |lsn: Lsn, piece: &mut [u8]| self.read_at(lsn, piece);
         record::read_record(lsn, self.size, record, read_at).map(drop)
     }

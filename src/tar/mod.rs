@@ -2,7 +2,8 @@
 //! sends one.
 //! Never touches a file. Invariant: what [`writer`] writes, [`reader`] reads, and any other tar too.
 
-pub mod reader;
-pub mod writer;
+pub(crate) mod reader;
+pub(crate) mod writer;
 
-pub use reader::{BLOCK_BYTES, EntryKind, TarEntry, TarFault, TarReader, TarStep};
+pub use reader::BLOCK_BYTES;
+pub(crate) use reader::{EntryKind, TarEntry, TarFault, TarReader, TarStep};

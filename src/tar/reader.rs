@@ -14,7 +14,7 @@
 //! repeated or unknown pax keywords, everything sparse.
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, TAR_EXTENDED_BYTES_MAX};
-pub use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD as OFFSET_KEYWORD;
+pub(crate) use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD as OFFSET_KEYWORD;
 use walmgr_protocol::names::RelativePath;
 
 /// Headers and padding come in blocks of this size.
@@ -25,7 +25,7 @@ const OCTAL_SIZE_MAX: u64 = (1 << 33) - 1;
 
 /// A file or a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TarEntry {
+pub(crate) struct TarEntry {
     /// Where it belongs.
     pub path: RelativePath,
     /// What it is.
@@ -34,7 +34,7 @@ pub struct TarEntry {
 
 /// What an entry is; nothing else is ever taken out of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryKind {
+pub(crate) enum EntryKind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -48,7 +48,7 @@ pub enum EntryKind {
 
 /// What comes next in the stream.
 #[derive(Debug, PartialEq, Eq)]
-pub enum TarStep<'a> {
+pub(crate) enum TarStep<'a> {
     /// An entry begins; a file's content follows, unless its size is 0.
     Entry(TarEntry),
     /// Content of the file that began last; never empty.
@@ -103,7 +103,7 @@ struct Overrides {
 }
 
 /// The reader. After a fault it must not be used again.
-pub struct TarReader {
+pub(crate) struct TarReader {
     state: TarState,
     header: [u8; BLOCK_BYTES],
     extended: Vec<u8>,
@@ -129,7 +129,7 @@ impl Default for TarReader {
 
 impl TarReader {
     /// The next thing in the stream. What it is made of is taken from `input`.
-    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<TarStep<'a>, TarFault> {
+    pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<TarStep<'a>, TarFault> {
         loop {
             match self.state {
                 TarState::Data(0, padding) => {
@@ -176,7 +176,7 @@ impl TarReader {
     }
 
     /// Fails unless the stream came to its end.
-    pub fn finish(&self) -> Result<(), TarFault> {
+    pub(crate) fn finish(&self) -> Result<(), TarFault> {
         match self.state {
             TarState::Ended => Ok(()),
             _ => Err(TarFault {
@@ -187,7 +187,7 @@ impl TarReader {
     }
 
     /// How many bytes were taken in.
-    pub const fn position(&self) -> u64 {
+    pub(crate) const fn position(&self) -> u64 {
         self.position
     }
 

@@ -9,7 +9,7 @@
 use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD;
 
 /// Headers and padding come in blocks of this size.
-pub const BLOCK_BYTES: usize = 512;
+pub(crate) const BLOCK_BYTES: usize = 512;
 
 /// The longest name and the largest size that the plain header can hold.
 const NAME_BYTES: usize = 100;

@@ -29,7 +29,7 @@ const RIGHTS: [Right; 3] = [Right::Push, Right::Backup, Right::Read];
 
 /// One thing that a holder of a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Right {
+pub(crate) enum Right {
     /// Add WAL files and records.
     Push,
     /// Add backup sets.
@@ -50,7 +50,7 @@ impl fmt::Display for Right {
 
 /// What the holder of a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rights {
+pub(crate) struct Rights {
     /// Add WAL files and records.
     pub push: bool,
     /// Add backup sets.
@@ -68,7 +68,7 @@ impl Default for Rights {
 
 impl Rights {
     /// What a master needs from day to day, and what a peer has on a plain connection.
-    pub const ALL: Rights = Rights {
+    pub(crate) const ALL: Rights = Rights {
         push: true,
         backup: true,
         read: true,
@@ -82,12 +82,12 @@ impl Rights {
 
     /// Whether its holder may ask how the archive stands. Whoever adds something has to know that
     /// as well as whoever fetches.
-    pub const fn any(self) -> bool {
+    pub(crate) const fn any(self) -> bool {
         self.push || self.backup || self.read
     }
 
     /// Whether this right is among them.
-    pub const fn has(self, right: Right) -> bool {
+    pub(crate) const fn has(self, right: Right) -> bool {
         match right {
             Right::Push => self.push,
             Right::Backup => self.backup,
@@ -96,7 +96,7 @@ impl Rights {
     }
 
     /// Whether these are all there are in `others`, or more.
-    pub fn cover(self, others: Rights) -> bool {
+    pub(crate) fn cover(self, others: Rights) -> bool {
         RIGHTS
             .iter()
             .all(|right| self.has(*right) || !others.has(*right))
@@ -140,7 +140,7 @@ impl FromStr for Rights {
 
 /// One key of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthorizedKey {
+pub(crate) struct AuthorizedKey {
     /// Of the key its holder must prove.
     pub fingerprint: Fingerprint,
     /// What the operator calls its holder: letters, digits, `.`, `_`, `-` and `@`.
@@ -158,7 +158,7 @@ impl fmt::Display for AuthorizedKey {
 /// A line that does not say who may do what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {why}")]
-pub struct BadLine {
+pub(crate) struct BadLine {
     /// Counted from 1.
     pub line: usize,
     /// What is wrong with it.
@@ -174,7 +174,7 @@ impl BadLine {
 
 /// What became of a key that was to be authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Authorized {
+pub(crate) enum Authorized {
     /// It has a line of its own now.
     New,
     /// Exactly this line was there.
@@ -185,7 +185,7 @@ pub enum Authorized {
 
 /// The whole list, comments and blank lines included.
 #[derive(Debug, Clone, Default)]
-pub struct AuthorizedKeys {
+pub(crate) struct AuthorizedKeys {
     lines: Vec<KeyLine>,
 }
 
@@ -199,7 +199,7 @@ impl AuthorizedKeys {
     /// Reads the list; a file that is not there is a list of nobody.
     ///
     /// Refuses a file that belongs to another user or that group or others can write.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub(crate) fn load(path: &Path) -> Result<Self> {
         let Some(content) = read_list(path)? else {
             return Ok(Self::default());
         };
@@ -210,7 +210,7 @@ impl AuthorizedKeys {
     }
 
     /// Reads a list from memory.
-    pub fn parse(text: &str) -> Result<Self, BadLine> {
+    pub(crate) fn parse(text: &str) -> Result<Self, BadLine> {
         let mut list = AuthorizedKeys::default();
         for (index, text) in text.split_terminator('\n').enumerate() {
             let bad = |why: String| BadLine {
@@ -230,12 +230,12 @@ impl AuthorizedKeys {
     }
 
     /// The entry of this key.
-    pub fn lookup(&self, fingerprint: &Fingerprint) -> Option<&AuthorizedKey> {
+    pub(crate) fn lookup(&self, fingerprint: &Fingerprint) -> Option<&AuthorizedKey> {
         self.keys().find(|key| key.fingerprint == *fingerprint)
     }
 
     /// Every key, in the order of the file.
-    pub fn keys(&self) -> impl Iterator<Item = &AuthorizedKey> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &AuthorizedKey> {
         self.lines.iter().filter_map(|line| line.key.as_ref())
     }
 
@@ -243,7 +243,7 @@ impl AuthorizedKeys {
     ///
     /// A fingerprint under another name, or a name of another key, is an error: the operator
     /// revokes it first, so that no old key stays behind unnoticed.
-    pub fn authorize(
+    pub(crate) fn authorize(
         &mut self,
         fingerprint: Fingerprint,
         name: &str,
@@ -280,20 +280,20 @@ impl AuthorizedKeys {
     }
 
     /// Removes the key of this name and returns it.
-    pub fn revoke(&mut self, name: &str) -> Option<AuthorizedKey> {
+    pub(crate) fn revoke(&mut self, name: &str) -> Option<AuthorizedKey> {
         let named = |line: &KeyLine| line.key.as_ref().is_some_and(|key| key.name == name);
         let index = self.lines.iter().position(named)?;
         self.lines.remove(index).key
     }
 
     /// Writes the list in one step: a receiver that reads it meanwhile sees the old or the new.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
         files::replace(path, self.to_string().as_bytes(), 0o600).at_setting("write", path)
     }
 
     /// Until the answer is dropped, nobody else who asks may change the list: of two who read it,
     /// add a line and write it, one would lose the other's.
-    pub fn lock(path: &Path) -> Result<File> {
+    pub(crate) fn lock(path: &Path) -> Result<File> {
         files::lock_folder_of(path, LOCK_PATIENCE)
     }
 

@@ -16,7 +16,7 @@ const NAME_BYTES_MAX: usize = 253;
 
 /// What a certificate calls its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CertifiedName {
+pub(crate) enum CertifiedName {
     /// A host.
     Dns(String),
     /// A service, such as `spiffe://example.org/db1`.
@@ -27,7 +27,7 @@ pub enum CertifiedName {
 
 impl CertifiedName {
     /// As the certificate has it.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         match self {
             CertifiedName::Dns(name) | CertifiedName::Uri(name) | CertifiedName::Common(name) => {
                 name
@@ -47,7 +47,7 @@ impl CertifiedName {
 
 /// One name of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthorizedName {
+pub(crate) struct AuthorizedName {
     /// As the certificate has it.
     pub name: String,
     /// What its holder may do.
@@ -56,11 +56,11 @@ pub struct AuthorizedName {
 
 /// The whole list.
 #[derive(Debug, Clone, Default)]
-pub struct AuthorizedNames(Vec<AuthorizedName>);
+pub(crate) struct AuthorizedNames(Vec<AuthorizedName>);
 
 impl AuthorizedNames {
     /// Reads the list; a file that is not there is a list of nobody.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub(crate) fn load(path: &Path) -> Result<Self> {
         let Some(content) = read_list(path)? else {
             return Ok(Self::default());
         };
@@ -70,7 +70,7 @@ impl AuthorizedNames {
     }
 
     /// Reads a list from memory.
-    pub fn parse(text: &str) -> Result<Self, BadLine> {
+    pub(crate) fn parse(text: &str) -> Result<Self, BadLine> {
         let mut list = AuthorizedNames::default();
         for (index, text) in text.split_terminator('\n').enumerate() {
             let bad = |why: String| BadLine {
@@ -90,7 +90,7 @@ impl AuthorizedNames {
     }
 
     /// The first line that one of a certificate's names is on.
-    pub fn lookup(&self, names: &[CertifiedName]) -> Option<&AuthorizedName> {
+    pub(crate) fn lookup(&self, names: &[CertifiedName]) -> Option<&AuthorizedName> {
         let is_on = |entry: &&AuthorizedName| names.iter().any(|name| name.is(&entry.name));
         self.0.iter().find(is_on)
     }

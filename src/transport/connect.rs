@@ -203,13 +203,13 @@ const fn is_sensible(welcome: &Welcome) -> bool {
 }
 
 /// What it means to a command that a receiver did this, `refused` as a rule.
-pub fn refused(receiver: &dyn Display, did: &str, error: Error) -> CommandError {
+pub(crate) fn refused(receiver: &dyn Display, did: &str, error: Error) -> CommandError {
     let text = format!("{receiver} {did}: {}", error.message);
     CommandError::new(kind_of(error.code), text).hint(error.hint)
 }
 
 /// What it means to a command that a receiver answered with something else than was asked.
-pub fn answered_with(receiver: &dyn Display, found: MessageKind) -> CommandError {
+pub(crate) fn answered_with(receiver: &dyn Display, found: MessageKind) -> CommandError {
     CommandError::retry(format!("{receiver} answered with {}", found.words()))
         .hint("the two sides may run versions too far apart")
 }
@@ -240,7 +240,7 @@ const fn kind_of(code: ErrorCode) -> Kind {
 }
 
 /// Sixteen bytes nobody can foresee, from the kernel.
-pub fn fresh_nonce() -> Result<Nonce> {
+pub(crate) fn fresh_nonce() -> Result<Nonce> {
     let mut nonce = Nonce::default();
     rustls::crypto::aws_lc_rs::default_provider()
         .secure_random

@@ -2,11 +2,11 @@
 //! Never speaks walmgr's own protocol. Invariant: past this module a peer has proven that it
 //! holds the key its fingerprint names, or the connection is loopback by configuration.
 
-pub mod authorized_keys;
-pub mod authorized_names;
-pub mod connect;
-pub mod fuzzing;
-pub mod identity;
-pub mod stream;
-pub mod tls;
-pub mod wire;
+pub(crate) mod authorized_keys;
+pub(crate) mod authorized_names;
+pub(crate) mod connect;
+pub(crate) mod fuzzing;
+pub(crate) mod identity;
+pub(crate) mod stream;
+pub(crate) mod tls;
+pub(crate) mod wire;

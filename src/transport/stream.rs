@@ -14,15 +14,15 @@ use tokio_rustls::TlsStream;
 const TLS_READ_BYTES: usize = 64 << 10;
 
 /// What TLS runs over.
-pub type Buffered = BufReader<TcpStream>;
+pub(crate) type Buffered = BufReader<TcpStream>;
 
 /// Prepares a connection for TLS.
-pub fn buffered(stream: TcpStream) -> Buffered {
+pub(crate) fn buffered(stream: TcpStream) -> Buffered {
     BufReader::with_capacity(TLS_READ_BYTES, stream)
 }
 
 /// A connected byte stream.
-pub enum ByteStream {
+pub(crate) enum ByteStream {
     /// Bytes as they are; loopback, or where the operator allowed it.
     Plain(TcpStream),
     /// Inside TLS 1.3.

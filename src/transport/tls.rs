@@ -25,12 +25,12 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use crate::error::{CommandError, Result};
 
 use super::identity::{Fingerprint, Identity, load_certificates};
-pub use certificate::{PeerCertificate, SystemClock, unix_now};
-pub use fault::{TlsFault, looks_like_tls};
+pub(crate) use certificate::{PeerCertificate, SystemClock, unix_now};
+pub(crate) use fault::{TlsFault, looks_like_tls};
 use pinned::{AnyKey, OneKey};
 
 /// The protocol name both sides must agree on (ALPN, RFC 7301).
-pub const ALPN: &[u8] = b"walmgr/1";
+pub(crate) const ALPN: &[u8] = b"walmgr/1";
 
 /// How the master knows its receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub fn server_config(
 }
 
 /// The host of the `slave` setting as TLS wants it; an address may stand in brackets.
-pub fn server_name(host: &str) -> Result<ServerName<'static>> {
+pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>> {
     let bare = host
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
@@ -126,7 +126,7 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>> {
 
 /// Refuses a peer that finished the handshake without saying [`ALPN`]: TLS lets a client leave
 /// its protocol out, and then rustls does not complain. `agreed` is `alpn_protocol()`.
-pub fn require_walmgr(agreed: Option<&[u8]>, whom: &str) -> Result<(), TlsFault> {
+pub(crate) fn require_walmgr(agreed: Option<&[u8]>, whom: &str) -> Result<(), TlsFault> {
     match agreed {
         Some(ALPN) => Ok(()),
         _ => Err(TlsFault::of_tls(

@@ -86,14 +86,14 @@ impl From<Misuse> for CommandError {
 }
 
 /// A stream before the introduction: it carries a hello and its answer, nothing else.
-pub struct Introduction {
+pub(crate) struct Introduction {
     stream: ByteStream,
     inbox: BytesMut,
 }
 
 impl Introduction {
     /// Begins on a connected stream.
-    pub fn new(stream: ByteStream) -> Self {
+    pub(crate) fn new(stream: ByteStream) -> Self {
         Introduction {
             stream,
             inbox: BytesMut::new(),
@@ -101,14 +101,14 @@ impl Introduction {
     }
 
     /// Sends a hello (client).
-    pub async fn send_hello(&mut self, hello: &Hello) -> Result<(), WireFault> {
+    pub(crate) async fn send_hello(&mut self, hello: &Hello) -> Result<(), WireFault> {
         let mut out = BytesMut::new();
         hello.encode(VersionRange::OURS, &mut out);
         self.send(&out).await
     }
 
     /// Waits for the answer (client).
-    pub async fn receive_answer(&mut self) -> Result<Answer, WireFault> {
+    pub(crate) async fn receive_answer(&mut self) -> Result<Answer, WireFault> {
         loop {
             if let Some(answer) = Answer::decode(&mut self.inbox).map_err(ProtocolError::from)? {
                 return Ok(answer);
@@ -118,7 +118,7 @@ impl Introduction {
     }
 
     /// Waits for a hello (receiver).
-    pub async fn receive_hello(&mut self) -> Result<ReceivedHello, WireFault> {
+    pub(crate) async fn receive_hello(&mut self) -> Result<ReceivedHello, WireFault> {
         loop {
             if let Some(hello) = Hello::decode(&mut self.inbox).map_err(ProtocolError::from)? {
                 return Ok(hello);
@@ -128,14 +128,14 @@ impl Introduction {
     }
 
     /// Sends the answer (receiver).
-    pub async fn send_answer(&mut self, answer: &Answer) -> Result<(), WireFault> {
+    pub(crate) async fn send_answer(&mut self, answer: &Answer) -> Result<(), WireFault> {
         let mut out = BytesMut::new();
         answer.encode(&mut out);
         self.send(&out).await
     }
 
     /// Both sides know each other: frames from here on.
-    pub fn into_wire(self, side: Direction, hello: &Nonce, welcome: &Welcome) -> Wire {
+    pub(crate) fn into_wire(self, side: Direction, hello: &Nonce, welcome: &Welcome) -> Wire {
         let (encoder, decoder) = coders(side, hello, welcome);
         Wire {
             stream: self.stream,
@@ -147,7 +147,7 @@ impl Introduction {
     }
 
     /// Ends the stream in good order, so that what was sent last arrives.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         close(&mut self.stream).await;
     }
 

@@ -14,7 +14,7 @@ use super::record::{ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader};
 use super::scan::{ScanStep, Scanner};
 
 /// One look: feed it every byte from the end of WAL on.
-pub struct Behind<F> {
+pub(crate) struct Behind<F> {
     /// Makes a scanner for this cluster that begins at an LSN.
     scanner_at: F,
     /// Where the first record begins that is not whole.
@@ -28,7 +28,7 @@ pub struct Behind<F> {
 
 impl<F: Fn(Lsn) -> Scanner> Behind<F> {
     /// A look behind `end`, with scanners for the cluster and timeline of the segment.
-    pub fn new(end: Lsn, scanner_at: F) -> Self {
+    pub(crate) fn new(end: Lsn, scanner_at: F) -> Self {
         Behind {
             scanner_at,
             end,
@@ -40,7 +40,7 @@ impl<F: Fn(Lsn) -> Scanner> Behind<F> {
     }
 
     /// Looks at the next bytes; `false` when no more are needed.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> bool {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> bool {
         while self.found.is_none() && !bytes.is_empty() {
             let page_start = self.position.0 + self.page.len() as u64;
             let wanted = usize::try_from(PAGE_BYTES - page_start % PAGE_BYTES).unwrap_or(0);
@@ -55,7 +55,7 @@ impl<F: Fn(Lsn) -> Scanner> Behind<F> {
     }
 
     /// Where a whole record ends behind the end of WAL, if there is one.
-    pub fn finish(mut self) -> Option<Lsn> {
+    pub(crate) fn finish(mut self) -> Option<Lsn> {
         if self.found.is_none() {
             self.look_at_page();
         }

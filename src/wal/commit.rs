@@ -9,10 +9,10 @@
 use super::record::{RECORD_HEADER_BYTES, RecordInfo};
 
 /// This many bytes of a commit record are enough to tell its time.
-pub const TIME_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 8;
+pub(crate) const TIME_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 8;
 
 /// This many bytes of the record of a restore point are enough to tell its name.
-pub const RESTORE_POINT_BYTES_MAX: usize = TIME_BYTES_MAX + NAME_BYTES;
+pub(crate) const RESTORE_POINT_BYTES_MAX: usize = TIME_BYTES_MAX + NAME_BYTES;
 
 const RM_XACT: u8 = 1;
 const XACT_OPERATION_MASK: u8 = 0x70;
@@ -37,33 +37,33 @@ const BLOCK_ID_TOPLEVEL_XID: u8 = 252;
 const EPOCH_SECONDS: i64 = 946_684_800;
 
 /// Whether a record commits a transaction.
-pub const fn is_commit(record: &RecordInfo) -> bool {
+pub(crate) const fn is_commit(record: &RecordInfo) -> bool {
     let operation = record.info & XACT_OPERATION_MASK;
     record.rmid == RM_XACT && (operation == XACT_COMMIT || operation == XACT_COMMIT_PREPARED)
 }
 
 /// Whether a record ends a transaction, whose number is in its header unless it was prepared.
-pub const fn is_transaction_end(record: &RecordInfo) -> bool {
+pub(crate) const fn is_transaction_end(record: &RecordInfo) -> bool {
     let operation = record.info & XACT_OPERATION_MASK;
     let aborts = operation == XACT_ABORT || operation == XACT_ABORT_PREPARED;
     is_commit(record) || (record.rmid == RM_XACT && aborts)
 }
 
 /// Whether a record ends a transaction that was prepared for it, by whatever session.
-pub const fn ends_prepared(record: &RecordInfo) -> bool {
+pub(crate) const fn ends_prepared(record: &RecordInfo) -> bool {
     let operation = record.info & XACT_OPERATION_MASK;
     record.rmid == RM_XACT
         && (operation == XACT_COMMIT_PREPARED || operation == XACT_ABORT_PREPARED)
 }
 
 /// Whether a record is a restore point.
-pub const fn is_restore_point(record: &RecordInfo) -> bool {
+pub(crate) const fn is_restore_point(record: &RecordInfo) -> bool {
     record.is_xlog(XLOG_RESTORE_POINT)
 }
 
 /// A restore point's name, from the record's first [`RESTORE_POINT_BYTES_MAX`] bytes, page headers
 /// taken out.
-pub fn restore_point_name(record: &[u8]) -> Option<&[u8]> {
+pub(crate) fn restore_point_name(record: &[u8]) -> Option<&[u8]> {
     let name = main_data(record)?.get(8..)?;
     let end = name.iter().position(|byte| *byte == 0)?;
     Some(&name[..end])
@@ -71,7 +71,7 @@ pub fn restore_point_name(record: &[u8]) -> Option<&[u8]> {
 
 /// When a transaction ended, in microseconds since 1970, from the record's first
 /// [`TIME_BYTES_MAX`] bytes, page headers taken out.
-pub fn commit_time_us(record: &[u8]) -> Option<i64> {
+pub(crate) fn commit_time_us(record: &[u8]) -> Option<i64> {
     time_at(main_data(record)?)
 }
 

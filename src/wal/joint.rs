@@ -14,7 +14,7 @@ use super::scan::{ScanStep, Scanner, Why};
 
 /// How a segment ends, as far as the next one has to go on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SegmentEnd {
+pub(crate) enum SegmentEnd {
     /// With a record's end, or with a switch.
     Closed {
         /// Where that record begins.
@@ -33,7 +33,7 @@ pub enum SegmentEnd {
 
 impl SegmentEnd {
     /// The end that a scanner has come to, which began at the segment's beginning or before it.
-    pub fn of(scanner: &Scanner) -> SegmentEnd {
+    pub(crate) fn of(scanner: &Scanner) -> SegmentEnd {
         if let Some((begins, previous)) = scanner.open_record() {
             return SegmentEnd::Open { begins, previous };
         }
@@ -46,7 +46,7 @@ impl SegmentEnd {
 
 /// Why a segment is not the one that follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unjoined {
+pub(crate) enum Unjoined {
     /// The record or the page at fault.
     #[error("it does not go on with what the segment before left at {lsn}: {why}")]
     Invalid {
@@ -64,7 +64,7 @@ pub enum Unjoined {
 
 /// The check: feed it the second segment from its first byte on.
 #[derive(Debug, Clone)]
-pub struct Joint {
+pub(crate) struct Joint {
     scanner: Scanner,
     boundary: Lsn,
     decided: Option<Result<(), Unjoined>>,
@@ -72,7 +72,7 @@ pub struct Joint {
 
 impl Joint {
     /// A check of `segment` by a scanner that stands at its beginning and comes from what is before.
-    pub fn new(before: Scanner, segment: SegmentName) -> Joint {
+    pub(crate) fn new(before: Scanner, segment: SegmentName) -> Joint {
         Joint {
             boundary: before.position(),
             scanner: before.up_to_timeline(segment.timeline()).forgetting(),
@@ -81,7 +81,7 @@ impl Joint {
     }
 
     /// Looks at the next bytes; `false` when no more are wanted.
-    pub fn update(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn update(&mut self, bytes: &[u8]) -> bool {
         let mut bytes = bytes;
         while self.decided.is_none() && !bytes.is_empty() {
             // Not beyond the page: what follows the first header behind the boundary is the check's of
@@ -111,7 +111,7 @@ impl Joint {
     }
 
     /// The obstacle that a record is which crosses the boundary.
-    pub fn crossing(&self) -> Obstacles {
+    pub(crate) fn crossing(&self) -> Obstacles {
         let mut crossing = Obstacles::default();
         crossing.add_before(self.scanner.obstacles(), self.boundary);
         crossing
@@ -122,7 +122,7 @@ impl Joint {
     ///
     /// # Errors
     /// Why the segment is not the one that follows.
-    pub fn finish(self, size: WalSegmentSize) -> Result<Option<Scanner>, Unjoined> {
+    pub(crate) fn finish(self, size: WalSegmentSize) -> Result<Option<Scanner>, Unjoined> {
         match self.decided {
             Some(decided) => decided.map(|()| None),
             None if self.scanner.position().0 == self.boundary.0.wrapping_add(size.bytes()) => {

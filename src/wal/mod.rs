@@ -5,19 +5,19 @@
 //! WAL is little-endian here, as every platform walmgr runs on writes it, and its pages have the
 //! 8 KiB that every packaged PostgreSQL is built with.
 
-pub mod behind;
-pub mod commit;
-pub mod fault;
-pub mod fuzzing;
-pub mod history;
-pub mod joint;
-pub mod obstacle;
-pub mod page;
-pub mod record;
-pub mod scan;
-pub mod segment;
-pub mod through;
-pub mod writer;
+pub(crate) mod behind;
+pub(crate) mod commit;
+pub(crate) mod fault;
+pub(crate) mod fuzzing;
+pub(crate) mod history;
+pub(crate) mod joint;
+pub(crate) mod obstacle;
+pub(crate) mod page;
+pub(crate) mod record;
+pub(crate) mod scan;
+pub(crate) mod segment;
+pub(crate) mod through;
+pub(crate) mod writer;
 
 #[cfg(test)]
 mod scan_tests;

@@ -33,11 +33,11 @@ use super::scan::{ScanStep, Scanner};
 
 /// This many bytes of a record are enough to tell what obstacle it is: headers, an OID and
 /// `MAXPGPATH`.
-pub const OBSTACLE_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 4 + 1024;
+pub(crate) const OBSTACLE_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 4 + 1024;
 
 /// How many are remembered of a stretch of WAL: more than anybody makes in a segment, and less than
 /// 2 MiB of memory.
-pub const OBSTACLES_MAX: usize = 1_000;
+pub(crate) const OBSTACLES_MAX: usize = 1_000;
 
 const RM_TBLSPC: u8 = 5;
 /// `RM_MIN_CUSTOM_ID`.
@@ -195,28 +195,28 @@ impl Obstacles {
 
 /// Walks through WAL that somebody else has checked, for its obstacles.
 #[derive(Debug, Clone)]
-pub struct ObstacleWalk(Scanner);
+pub(crate) struct ObstacleWalk(Scanner);
 
 impl ObstacleWalk {
     /// From a segment's beginning, or on from where a scanner stands.
-    pub fn from(scanner: Scanner) -> ObstacleWalk {
+    pub(crate) fn from(scanner: Scanner) -> ObstacleWalk {
         ObstacleWalk(scanner.forgetting())
     }
 
     /// Walks on; behind the end of the records it does nothing.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let ScanStep::Record(_) = self.0.advance(&mut rest) {}
     }
 
     /// What was met.
-    pub const fn obstacles(&self) -> &Obstacles {
+    pub(crate) const fn obstacles(&self) -> &Obstacles {
         self.0.obstacles()
     }
 }
 
 /// Whether a record may be an obstacle, and so its first bytes are worth keeping.
-pub const fn is_suspect(header: &RecordHeader) -> bool {
+pub(crate) const fn is_suspect(header: &RecordHeader) -> bool {
     match header.rmid {
         RM_XLOG => match header.info & INFO_MASK {
             XLOG_PARAMETER_CHANGE => true,
@@ -230,7 +230,7 @@ pub const fn is_suspect(header: &RecordHeader) -> bool {
 
 /// What obstacle a record is, from its first [`OBSTACLE_BYTES_MAX`] bytes, page headers taken out;
 /// `first` is where the first record of a cluster begins, which follows no other either.
-pub fn read(info: &RecordInfo, record: &[u8], first: Lsn) -> Option<Obstacle> {
+pub(crate) fn read(info: &RecordInfo, record: &[u8], first: Lsn) -> Option<Obstacle> {
     match (info.rmid, info.info & INFO_MASK) {
         (RM_XLOG, XLOG_PARAMETER_CHANGE) => settings(main_data(record)?),
         (RM_XLOG, _) => (info.lsn > first).then_some(Obstacle::Reset),

@@ -18,23 +18,23 @@
 use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 /// `XLOG_BLCKSZ`: the size of a WAL page.
-pub const PAGE_BYTES: u64 = 8192;
+pub(crate) const PAGE_BYTES: u64 = 8192;
 
 /// `SizeOfXLogShortPHD`: the header of every page but a segment's first.
-pub const SHORT_HEADER_BYTES: usize = 24;
+pub(crate) const SHORT_HEADER_BYTES: usize = 24;
 
 /// `SizeOfXLogLongPHD`: the header of a segment's first page.
-pub const LONG_HEADER_BYTES: usize = SHORT_HEADER_BYTES + 16;
+pub(crate) const LONG_HEADER_BYTES: usize = SHORT_HEADER_BYTES + 16;
 
 /// `XLP_FIRST_IS_CONTRECORD`: the page begins with the rest of a record.
-pub const FIRST_IS_CONTRECORD: u16 = 0x0001;
+pub(crate) const FIRST_IS_CONTRECORD: u16 = 0x0001;
 /// `XLP_LONG_HEADER`: the header has the three fields of a segment's first page.
-pub const LONG_HEADER: u16 = 0x0002;
+pub(crate) const LONG_HEADER: u16 = 0x0002;
 /// `XLP_BKP_REMOVABLE`: full-page images that begin on this page may be left out.
-pub const BKP_REMOVABLE: u16 = 0x0004;
+pub(crate) const BKP_REMOVABLE: u16 = 0x0004;
 /// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the rest of a record belongs here, but a crash lost it,
 /// and the page begins with a record that says so.
-pub const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
+pub(crate) const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
 
 const ALL_FLAGS: u16 =
     FIRST_IS_CONTRECORD | LONG_HEADER | BKP_REMOVABLE | FIRST_IS_OVERWRITE_CONTRECORD;
@@ -50,19 +50,19 @@ const MAGICS: [(u16, u8); 6] = [
 ];
 
 /// The major version that writes pages with this magic number, if it is one of 13 to 18.
-pub fn major_of(magic: u16) -> Option<u8> {
+pub(crate) fn major_of(magic: u16) -> Option<u8> {
     let known = MAGICS.iter().find(|(known, _)| *known == magic)?;
     Some(known.1)
 }
 
 /// The magic number this major version writes, if it is one of 13 to 18.
-pub fn magic_of(major: u8) -> Option<u16> {
+pub(crate) fn magic_of(major: u8) -> Option<u16> {
     let known = MAGICS.iter().find(|(_, known)| *known == major)?;
     Some(known.0)
 }
 
 /// How many bytes the header of the page at `address` has.
-pub fn header_bytes(address: Lsn, size: WalSegmentSize) -> usize {
+pub(crate) fn header_bytes(address: Lsn, size: WalSegmentSize) -> usize {
     if address.0.is_multiple_of(size.bytes()) {
         LONG_HEADER_BYTES
     } else {
@@ -72,7 +72,7 @@ pub fn header_bytes(address: Lsn, size: WalSegmentSize) -> usize {
 
 /// The fields of a page header; those of a segment's first page are 0 in any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageHeader {
+pub(crate) struct PageHeader {
     /// `xlp_magic`
     pub magic: u16,
     /// `xlp_info`
@@ -93,7 +93,7 @@ pub struct PageHeader {
 
 impl PageHeader {
     /// Reads a header that has its three further fields if `long`.
-    pub fn decode(bytes: &[u8; LONG_HEADER_BYTES], long: bool) -> Self {
+    pub(crate) fn decode(bytes: &[u8; LONG_HEADER_BYTES], long: bool) -> Self {
         let further = |value: u64| if long { value } else { 0 };
         PageHeader {
             magic: u16_at(bytes, 0),
@@ -109,7 +109,7 @@ impl PageHeader {
 
     /// Writes the header as a segment's first page has it; other pages use its first
     /// [`SHORT_HEADER_BYTES`].
-    pub fn encode(&self) -> [u8; LONG_HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; LONG_HEADER_BYTES] {
         let mut bytes = [0; LONG_HEADER_BYTES];
         bytes[0..2].copy_from_slice(&self.magic.to_le_bytes());
         bytes[2..4].copy_from_slice(&self.flags.to_le_bytes());
@@ -123,14 +123,14 @@ impl PageHeader {
     }
 
     /// Whether all of these flags are set.
-    pub const fn has(&self, flags: u16) -> bool {
+    pub(crate) const fn has(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 }
 
 /// What a page has to agree with. What is `None` is not known and accepts anything.
 #[derive(Debug, Clone, Copy)]
-pub struct PageRules {
+pub(crate) struct PageRules {
     /// `wal_segment_size`
     pub segment_size: WalSegmentSize,
     /// The cluster.
@@ -145,7 +145,7 @@ pub struct PageRules {
 
 impl PageRules {
     /// Rules that know nothing but the segment size.
-    pub const fn new(segment_size: WalSegmentSize) -> Self {
+    pub(crate) const fn new(segment_size: WalSegmentSize) -> Self {
         PageRules {
             segment_size,
             system_id: None,
@@ -160,7 +160,7 @@ impl PageRules {
     /// # Errors
     /// [`PageFault::Blank`] and [`PageFault::Stale`] when WAL has not been written here, any
     /// other fault when what was written does not belong here.
-    pub fn check(
+    pub(crate) fn check(
         &self,
         bytes: &[u8; LONG_HEADER_BYTES],
         address: Lsn,

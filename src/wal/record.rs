@@ -18,20 +18,20 @@ use walmgr_protocol::names::{Lsn, WalSegmentSize};
 use super::page::{PAGE_BYTES, header_bytes};
 
 /// `SizeOfXLogRecord`.
-pub const RECORD_HEADER_BYTES: usize = 24;
+pub(crate) const RECORD_HEADER_BYTES: usize = 24;
 
 /// How many bytes of the header the checksum covers.
-pub const CHECKED_HEADER_BYTES: usize = RECORD_HEADER_BYTES - 4;
+pub(crate) const CHECKED_HEADER_BYTES: usize = RECORD_HEADER_BYTES - 4;
 
 /// Records begin at multiples of this (`MAXALIGN`).
-pub const ALIGNMENT: u64 = 8;
+pub(crate) const ALIGNMENT: u64 = 8;
 
 /// `XLogRecordMaxSize`, the longest record PostgreSQL 16 and later write.
-pub const RECORD_BYTES_MAX: u32 = 1020 << 20;
+pub(crate) const RECORD_BYTES_MAX: u32 = 1020 << 20;
 
 /// `MaxAllocSize`, the longest record older versions can read back. They write without a limit
 /// of their own, so a record of theirs above 1020 MiB is rare but right.
-pub const RECORD_BYTES_MAX_BEFORE_16: u32 = (1 << 30) - 1;
+pub(crate) const RECORD_BYTES_MAX_BEFORE_16: u32 = (1 << 30) - 1;
 
 /// `RM_XLOG_ID`: the resource manager of the records below.
 pub const RM_XLOG: u8 = 0;
@@ -41,7 +41,7 @@ pub const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
 /// `XLOG_NOOP`: a record without meaning.
 pub const XLOG_NOOP: u8 = 0x20;
 /// `XLOG_SWITCH`: the rest of the segment means nothing.
-pub const XLOG_SWITCH: u8 = 0x40;
+pub(crate) const XLOG_SWITCH: u8 = 0x40;
 /// `XLOG_OVERWRITE_CONTRECORD`: the record before this page lost its rest in a crash.
 pub const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 
@@ -49,7 +49,7 @@ pub const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 const RMGR_INFO_MASK: u8 = 0xF0;
 
 /// The longest record a server of this major version leaves behind.
-pub const fn record_bytes_max(major: Option<u8>) -> u32 {
+pub(crate) const fn record_bytes_max(major: Option<u8>) -> u32 {
     match major {
         Some(major) if major >= 16 => RECORD_BYTES_MAX,
         _ => RECORD_BYTES_MAX_BEFORE_16,
@@ -58,7 +58,7 @@ pub const fn record_bytes_max(major: Option<u8>) -> u32 {
 
 /// The fields of a record header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecordHeader {
+pub(crate) struct RecordHeader {
     /// `xl_tot_len`
     pub total_bytes: u32,
     /// `xl_xid`
@@ -75,7 +75,7 @@ pub struct RecordHeader {
 
 impl RecordHeader {
     /// Reads a header.
-    pub fn decode(bytes: &[u8; RECORD_HEADER_BYTES]) -> Self {
+    pub(crate) fn decode(bytes: &[u8; RECORD_HEADER_BYTES]) -> Self {
         let [t0, t1, t2, t3, x0, x1, x2, x3, rest @ ..] = *bytes;
         let [
             p0,
@@ -106,7 +106,7 @@ impl RecordHeader {
     }
 
     /// Writes a header.
-    pub fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
         let mut bytes = [0; RECORD_HEADER_BYTES];
         bytes[0..4].copy_from_slice(&self.total_bytes.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.xid.to_le_bytes());
@@ -118,14 +118,14 @@ impl RecordHeader {
     }
 
     /// Whether this is the record of [`RM_XLOG`] with this `info`.
-    pub const fn is_xlog(&self, info: u8) -> bool {
+    pub(crate) const fn is_xlog(&self, info: u8) -> bool {
         self.rmid == RM_XLOG && self.info & RMGR_INFO_MASK == info
     }
 }
 
 /// Reads the first bytes of the record at `lsn`, the headers of the pages they lie on left out, and
 /// says how many there were. `read_at` may read less than it is asked for; 0 ends it.
-pub fn read_record<E>(
+pub(crate) fn read_record<E>(
     lsn: Lsn,
     size: WalSegmentSize,
     record: &mut [u8],

@@ -9,7 +9,7 @@ use super::scan::{ScanStep, Scanner};
 
 /// The walk: feed it the segment from where its scanner stands on.
 #[derive(Debug, Clone)]
-pub struct Through {
+pub(crate) struct Through {
     scanner: Scanner,
     boundary: Lsn,
     /// Where the switch ends that the segment ends with: what is behind means nothing.
@@ -19,7 +19,7 @@ pub struct Through {
 
 /// How far a walk came.
 #[derive(Debug)]
-pub enum Reached {
+pub(crate) enum Reached {
     /// Out of the segment.
     Next(Box<Scanner>),
     /// Out of it too, but one record fills it, and nobody knows what is in that.
@@ -30,7 +30,7 @@ pub enum Reached {
 
 impl Through {
     /// A walk through `segment` by a scanner that stands in it, or at its beginning.
-    pub fn new(scanner: Scanner, segment: SegmentName, size: WalSegmentSize) -> Through {
+    pub(crate) fn new(scanner: Scanner, segment: SegmentName, size: WalSegmentSize) -> Through {
         let start = segment.start(size).unwrap_or_default();
         Through {
             scanner,
@@ -41,7 +41,7 @@ impl Through {
     }
 
     /// Walks on; `false` when no more bytes are wanted.
-    pub fn update(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn update(&mut self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
         while self.is_unfinished() {
             match self.scanner.advance(&mut rest) {
@@ -55,17 +55,17 @@ impl Through {
     }
 
     /// Where the last whole record ends, or where the walk began.
-    pub fn records_end(&self) -> Lsn {
+    pub(crate) fn records_end(&self) -> Lsn {
         self.switched.unwrap_or_else(|| self.scanner.valid_end())
     }
 
     /// Whether the records end within the segment.
-    pub const fn is_broken(&self) -> bool {
+    pub(crate) const fn is_broken(&self) -> bool {
         self.is_broken
     }
 
     /// Decides, when the segment has been read or no more of it is wanted.
-    pub fn finish(mut self) -> Reached {
+    pub(crate) fn finish(mut self) -> Reached {
         let zeros = [0_u8; 16 << 10];
         while self.switched.is_some() && self.scanner.position() < self.boundary {
             let left = self.boundary.0 - self.scanner.position().0;
@@ -93,7 +93,7 @@ impl Through {
 
 impl Reached {
     /// The scanner that came out, even if one record fills the segment.
-    pub fn out(self) -> Option<Scanner> {
+    pub(crate) fn out(self) -> Option<Scanner> {
         match self {
             Reached::Next(scanner) | Reached::Inside(scanner) => Some(*scanner),
             Reached::Short => None,

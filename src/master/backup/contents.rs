@@ -31,11 +31,11 @@ use crate::pg::walk;
 const LARGE_FILE_BYTES: u64 = 1 << 20;
 
 /// A configuration file beside the data directory: its name, where it is, and what is in it.
-pub type Config = (RelativePath, PathBuf, Bytes);
+pub(crate) type Config = (RelativePath, PathBuf, Bytes);
 
 /// All that a backup of a data directory sends, in order, with what it leaves out; the roots hold its directories
 /// open.
-pub struct Contents {
+pub(crate) struct Contents {
     /// Where files are opened.
     pub roots: Roots,
     /// Directories, then files.
@@ -56,7 +56,7 @@ pub struct Contents {
 
 impl Contents {
     /// Lists everything.
-    pub async fn list(config: &MasterConfig, session: &Session) -> Result<Contents> {
+    pub(crate) async fn list(config: &MasterConfig, session: &Session) -> Result<Contents> {
         let data = DataDirectory::open(&config.master_data)?;
         let mut listing = tokio::task::spawn_blocking(move || walk::walk(&data))
             .await
@@ -237,14 +237,14 @@ fn read_config(path: &Path, name: &Path) -> Result<Config> {
 }
 
 /// The note that marks a set with damaged pages; `None` when there are none.
-pub fn note_of_pages(bad_blocks: &[BadBlock]) -> Option<Item> {
+pub(crate) fn note_of_pages(bad_blocks: &[BadBlock]) -> Option<Item> {
     let line = |bad: &BadBlock| format!("{} block {}\n", bad.path, bad.block);
     let text: String = bad_blocks.iter().map(line).collect();
     note(left_out::DAMAGED_PAGES, text)
 }
 
 /// The note that marks a set which lacks something; `None` when it lacks nothing.
-pub fn note_of_left_out(left_out: &[PassedOver], is_allowed: bool) -> Option<Item> {
+pub(crate) fn note_of_left_out(left_out: &[PassedOver], is_allowed: bool) -> Option<Item> {
     let line = |left_out: &PassedOver| format!("{left_out}\n");
     let name = match is_allowed {
         true => left_out::LEFT_OUT_ALLOWED,
@@ -269,7 +269,7 @@ fn note(name: &str, text: String) -> Option<Item> {
 }
 
 /// The manifest of what arrived, and of the files that only the seal writes.
-pub fn manifest(
+pub(crate) fn manifest(
     facts: ClusterFacts,
     load: &WorkQueue,
     finished: &FinishedBackup,

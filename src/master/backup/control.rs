@@ -19,26 +19,26 @@ use crate::transport::connect::{ReceiverTarget, answered_with, refused};
 use crate::transport::wire::{Wire, WireFault};
 
 /// The channel that everything of a backup's connection runs on.
-pub const CHANNEL: u16 = 1;
+pub(crate) const CHANNEL: u16 = 1;
 
 /// Silence after which a connection counts as lost: the receiver asks after 10 s of it.
-pub const SILENCE_MAX: Duration = Duration::from_secs(40);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(40);
 
 /// Pause before a connection is made again.
-pub const RETRY_INTERVAL: Duration = Duration::from_millis(300);
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Time to say that the backup is given up.
 const GIVE_UP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the receiver is, and who asks.
-pub struct ReceiverLink {
+pub(crate) struct ReceiverLink {
     target: ReceiverTarget,
     facts: ClusterFacts,
     receiver: String,
 }
 
 /// What kept a connection from doing its work.
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// The link, or the receiver for the moment: another connection may fare better.
     Retry(CommandError),
     /// Another one would end the same way.
@@ -47,7 +47,7 @@ pub enum LinkError {
 
 impl LinkError {
     /// The error, whatever may become of another attempt.
-    pub fn into_error(self) -> CommandError {
+    pub(crate) fn into_error(self) -> CommandError {
         match self {
             LinkError::Retry(error) | LinkError::Final(error) => error,
         }
@@ -68,7 +68,7 @@ impl From<WireFault> for LinkError {
 
 impl ReceiverLink {
     /// The way to the receiver that the settings name.
-    pub fn new(config: &MasterConfig, facts: ClusterFacts) -> Result<ReceiverLink> {
+    pub(crate) fn new(config: &MasterConfig, facts: ClusterFacts) -> Result<ReceiverLink> {
         Ok(ReceiverLink {
             target: ReceiverTarget::from_config(config)?,
             facts,
@@ -77,12 +77,12 @@ impl ReceiverLink {
     }
 
     /// Who asks.
-    pub const fn facts(&self) -> ClusterFacts {
+    pub(crate) const fn facts(&self) -> ClusterFacts {
         self.facts
     }
 
     /// Connects.
-    pub async fn connect(&self) -> Result<Wire, LinkError> {
+    pub(crate) async fn connect(&self) -> Result<Wire, LinkError> {
         let connecting = self.target.connect(self.facts.cluster, self.facts.timeline);
         match connecting.await {
             Ok(connection) => Ok(connection.wire),
@@ -92,7 +92,7 @@ impl ReceiverLink {
     }
 
     /// What a refusal means for the backup.
-    pub fn refused(&self, error: Error) -> LinkError {
+    pub(crate) fn refused(&self, error: Error) -> LinkError {
         let (code, scope) = (error.code, error.scope);
         let refused = refused(&self.receiver, "refused", error);
         match code {
@@ -107,18 +107,18 @@ impl ReceiverLink {
     }
 
     /// It answered with something else than was asked.
-    pub fn answered_with(&self, found: MessageKind) -> LinkError {
+    pub(crate) fn answered_with(&self, found: MessageKind) -> LinkError {
         LinkError::Final(answered_with(&self.receiver, found))
     }
 }
 
 /// The next message; silence is an end.
-pub async fn receive(wire: &mut Wire) -> Result<Message, WireFault> {
+pub(crate) async fn receive(wire: &mut Wire) -> Result<Message, WireFault> {
     Ok(wire.next_within(SILENCE_MAX).await?.message)
 }
 
 /// The right to make a backup, as long as this exists and its connection comes back in time.
-pub struct BackupControl<'a> {
+pub(crate) struct BackupControl<'a> {
     way: &'a ReceiverLink,
     wire: Option<Wire>,
     session: Session,
@@ -129,7 +129,7 @@ pub struct BackupControl<'a> {
 
 impl<'a> BackupControl<'a> {
     /// Asks for the right; it is refused while somebody else has it.
-    pub async fn begin(way: &'a ReceiverLink, begin: Begin) -> Result<BackupControl<'a>> {
+    pub(crate) async fn begin(way: &'a ReceiverLink, begin: Begin) -> Result<BackupControl<'a>> {
         let mut wire = way.connect().await.map_err(LinkError::into_error)?;
         let (mut session, message) = Session::begin(begin);
         wire.send(CHANNEL, &message).await?;
@@ -150,12 +150,12 @@ impl<'a> BackupControl<'a> {
     }
 
     /// What was granted.
-    pub const fn granted(&self) -> Granted {
+    pub(crate) const fn granted(&self) -> Granted {
         self.granted
     }
 
     /// Does something else while the lease is kept; a refusal by the receiver ends it.
-    pub async fn during<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut work = std::pin::pin!(work);
         loop {
             let wire = self.connected().await?;
@@ -172,7 +172,11 @@ impl<'a> BackupControl<'a> {
     }
 
     /// Has the set sealed; what is lost with a connection is said again on the next.
-    pub async fn finish(&mut self, parts: &[(PartName, Bytes)], finish: Finish) -> Result<Sealed> {
+    pub(crate) async fn finish(
+        &mut self,
+        parts: &[(PartName, Bytes)],
+        finish: Finish,
+    ) -> Result<Sealed> {
         loop {
             match self.try_finish(parts, finish).await {
                 Ok(sealed) => return Ok(sealed),
@@ -186,7 +190,7 @@ impl<'a> BackupControl<'a> {
     }
 
     /// Tells the receiver that nothing more comes, so that others need not wait for the lease.
-    pub async fn give_up(mut self, why: &str) {
+    pub(crate) async fn give_up(mut self, why: &str) {
         let Some(mut wire) = self.wire.take() else {
             return;
         };

@@ -15,7 +15,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The name under which a process makes backups of a data directory. The lock on the directory ends with the
 /// value, or with the process.
-pub struct BackupOrigin {
+pub(crate) struct BackupOrigin {
     text: String,
     host: String,
     _lock: Option<File>,
@@ -24,7 +24,7 @@ pub struct BackupOrigin {
 impl BackupOrigin {
     /// Locks the data directory, without a trace in it. While another process has it locked, the
     /// origin is one that is like no other, and the receiver says who makes the backup.
-    pub fn claim(data: &Path) -> Result<BackupOrigin> {
+    pub(crate) fn claim(data: &Path) -> Result<BackupOrigin> {
         let lock = files::try_lock(Kind::Config, data)?;
         let metadata = std::fs::metadata(data).at(Kind::Config, "look at", data)?;
         let host = rustix::system::uname()
@@ -47,12 +47,12 @@ impl BackupOrigin {
     }
 
     /// What the receiver compares.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// What people read while the backup runs.
-    pub fn who(&self, job_name: &str) -> String {
+    pub(crate) fn who(&self, job_name: &str) -> String {
         format!(
             "{job_name} on {}, process {}",
             self.host,

@@ -15,7 +15,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What was done so far.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Bytes of files that were read, each once.
     pub read_bytes: AtomicU64,
     /// Bytes that went to the sockets, repetitions included.
@@ -28,18 +28,18 @@ pub struct Counters {
 
 impl Counters {
     /// Adds to one of them.
-    pub fn add(counter: &AtomicU64, more: u64) {
+    pub(crate) fn add(counter: &AtomicU64, more: u64) {
         counter.fetch_add(more, Ordering::Relaxed);
     }
 
     /// Reads one of them.
-    pub fn of(counter: &AtomicU64) -> u64 {
+    pub(crate) fn of(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
 }
 
 /// Shows the counters until it is dropped.
-pub struct BackupProgress {
+pub(crate) struct BackupProgress {
     bar: Option<ProgressBar>,
     total_bytes: u64,
     began: Instant,
@@ -48,7 +48,7 @@ pub struct BackupProgress {
 
 impl BackupProgress {
     /// Begins to show a work of this many bytes.
-    pub fn begin(total_bytes: u64, options: &Options) -> BackupProgress {
+    pub(crate) fn begin(total_bytes: u64, options: &Options) -> BackupProgress {
         let bar = (!options.quiet && std::io::stderr().is_terminal()).then(|| {
             let target = ProgressDrawTarget::stderr();
             let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
@@ -70,7 +70,7 @@ impl BackupProgress {
     }
 
     /// Shows the counters again and again; never ends by itself.
-    pub async fn show(&mut self, counters: &Counters) {
+    pub(crate) async fn show(&mut self, counters: &Counters) {
         loop {
             tokio::time::sleep(BAR_INTERVAL).await;
             let read_bytes = Counters::of(&counters.read_bytes);
@@ -109,13 +109,13 @@ impl Drop for BackupProgress {
 }
 
 /// Bytes a second, rounded down.
-pub fn per_second(bytes: u64, elapsed: Duration) -> u64 {
+pub(crate) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     let elapsed_ms = elapsed.as_millis().max(1);
     u64::try_from(u128::from(bytes) * 1_000 / elapsed_ms).unwrap_or(u64::MAX)
 }
 
 /// One number as a multiple of another, for people.
-pub fn ratio(one: u64, other: u64) -> f64 {
+pub(crate) fn ratio(one: u64, other: u64) -> f64 {
     // Megabytes are exact enough, and fit a float.
     let small = |bytes: u64| f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX));
     small(one) / small(other).max(1.0)

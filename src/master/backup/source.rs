@@ -30,7 +30,7 @@ const REREAD_PAUSE: Duration = Duration::from_millis(5);
 const NEVER_VANISH: [&[u8]; 2] = [layout::PG_VERSION.as_bytes(), layout::PG_CONTROL.as_bytes()];
 
 /// Makes one stream.
-pub struct StreamSource {
+pub(crate) struct StreamSource {
     load: Arc<WorkQueue>,
     on_its_way: Arc<OnItsWay>,
     again: VecDeque<Resend>,
@@ -63,7 +63,7 @@ enum Bytes {
 
 impl StreamSource {
     /// A stream that first sends `again`, and then what is waiting.
-    pub fn new(
+    pub(crate) fn new(
         load: Arc<WorkQueue>,
         on_its_way: Arc<OnItsWay>,
         again: Vec<Resend>,
@@ -81,7 +81,7 @@ impl StreamSource {
 
     /// Appends the next bytes of the stream, about `bytes` of them and never more; nothing at its
     /// end.
-    pub fn fill(&mut self, buffer: &mut Vec<u8>, bytes: usize) -> Result<()> {
+    pub(crate) fn fill(&mut self, buffer: &mut Vec<u8>, bytes: usize) -> Result<()> {
         let end = buffer.len() + bytes;
         buffer.reserve_exact(bytes);
         while buffer.len() < end {

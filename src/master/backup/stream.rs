@@ -28,7 +28,7 @@ use crate::transport::wire::{Wire, WireFault};
 const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// One stream, from its first connection to its last.
-pub struct BackupStream {
+pub(crate) struct BackupStream {
     /// The way to the receiver.
     pub way: Arc<ReceiverLink>,
     /// What is to be sent.
@@ -43,7 +43,7 @@ pub struct BackupStream {
 
 impl BackupStream {
     /// Sends until nothing is waiting; gives up when nothing got through for as long as the lease.
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let on_its_way = Arc::new(OnItsWay::default());
         let lease = Duration::from_secs(u64::from(self.granted.lease_s));
         let mut got_on = Instant::now();

@@ -22,7 +22,7 @@ const CHECKPOINTS_MAX: usize = 1 << 16;
 
 /// One thing to send.
 #[derive(Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// Where it goes inside the set.
     pub target: RelativePath,
     /// What it is.
@@ -31,7 +31,7 @@ pub struct Item {
 
 /// What an [`Item`] is.
 #[derive(Debug)]
-pub enum Content {
+pub(crate) enum Content {
     /// A directory.
     Directory,
     /// A file of the data directory.
@@ -42,7 +42,7 @@ pub enum Content {
 
 impl Item {
     /// What the manifest calls it; `None` for a directory.
-    pub const fn path(&self) -> Option<&RelativePath> {
+    pub(crate) const fn path(&self) -> Option<&RelativePath> {
         match &self.content {
             Content::Directory => None,
             Content::File(file) => Some(&file.path),
@@ -53,7 +53,7 @@ impl Item {
 
 /// A file that arrived, as the manifest has it.
 #[derive(Debug, Clone)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// Its path in the data directory.
     pub path: RelativePath,
     /// When it was changed last, in seconds since 1970.
@@ -64,7 +64,7 @@ pub struct Arrived {
 
 /// A block of a file whose checksum does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadBlock {
+pub(crate) struct BadBlock {
     /// The file, in the data directory.
     pub path: RelativePath,
     /// The block, counted from the beginning of the file.
@@ -72,7 +72,7 @@ pub struct BadBlock {
 }
 
 /// What the streams of a backup take their work from, and lay down what became of it.
-pub struct WorkQueue {
+pub(crate) struct WorkQueue {
     /// Where files are opened.
     pub roots: Roots,
     /// Where the backup began: what is newer on a page, WAL writes again.
@@ -90,7 +90,7 @@ pub struct WorkQueue {
 
 impl WorkQueue {
     /// Everything in `waiting` is to be sent, in that order.
-    pub fn new(
+    pub(crate) fn new(
         roots: Roots,
         start: Lsn,
         control: ControlFile,
@@ -109,22 +109,22 @@ impl WorkQueue {
     }
 
     /// The next thing that no stream has taken.
-    pub fn take(&self) -> Option<Arc<Item>> {
+    pub(crate) fn take(&self) -> Option<Arc<Item>> {
         lock(&self.waiting).pop_front()
     }
 
     /// Adds one more thing behind the rest.
-    pub fn put(&self, item: Item) {
+    pub(crate) fn put(&self, item: Item) {
         lock(&self.waiting).push_back(Arc::new(item));
     }
 
     /// Notes a block that stayed bad.
-    pub fn note_bad(&self, bad: BadBlock) {
+    pub(crate) fn note_bad(&self, bad: BadBlock) {
         lock(&self.bad_blocks).push(bad);
     }
 
     /// Every block that stayed bad.
-    pub fn bad_blocks(&self) -> Vec<BadBlock> {
+    pub(crate) fn bad_blocks(&self) -> Vec<BadBlock> {
         let mut bad = lock(&self.bad_blocks).clone();
         bad.sort_by(|one, other| (&one.path, one.block).cmp(&(&other.path, other.block)));
         bad.dedup();
@@ -132,7 +132,7 @@ impl WorkQueue {
     }
 
     /// Everything that arrived, by its path.
-    pub fn arrived(&self) -> Vec<Arrived> {
+    pub(crate) fn arrived(&self) -> Vec<Arrived> {
         let mut arrived = lock(&self.arrived).clone();
         arrived.sort_by(|one, other| one.path.cmp(&other.path));
         arrived
@@ -141,7 +141,7 @@ impl WorkQueue {
 
 /// What one stream has sent and not yet heard of.
 #[derive(Default)]
-pub struct OnItsWay(Mutex<HashMap<RelativePath, Sent>>);
+pub(crate) struct OnItsWay(Mutex<HashMap<RelativePath, Sent>>);
 
 struct Sent {
     item: Arc<Item>,
@@ -158,7 +158,7 @@ struct Sent {
 
 /// Something that has to be sent again, or from where it was cut.
 #[derive(Debug)]
-pub struct Resend {
+pub(crate) struct Resend {
     /// What.
     pub item: Arc<Item>,
     /// The rest of it, if its beginning is there.
@@ -167,7 +167,7 @@ pub struct Resend {
 
 /// What is missing of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Remainder {
+pub(crate) struct Remainder {
     /// Bytes that are there.
     pub offset: u64,
     /// CRC-32C of them.
@@ -180,7 +180,7 @@ pub struct Remainder {
 
 impl OnItsWay {
     /// Something is being sent from its beginning.
-    pub fn begin(&self, item: &Arc<Item>, len: u64, modified_s: i64) {
+    pub(crate) fn begin(&self, item: &Arc<Item>, len: u64, modified_s: i64) {
         let sent = Sent {
             item: Arc::clone(item),
             len,
@@ -193,7 +193,7 @@ impl OnItsWay {
     }
 
     /// A block ends inside this file.
-    pub fn checkpoint(&self, item: &Item, offset: u64, crc32c: u32) {
+    pub(crate) fn checkpoint(&self, item: &Item, offset: u64, crc32c: u32) {
         if let Some(sent) = lock(&self.0).get_mut(&item.target)
             && sent.checkpoints.len() < CHECKPOINTS_MAX
         {
@@ -202,7 +202,7 @@ impl OnItsWay {
     }
 
     /// Bytes of this file were read.
-    pub fn count(&self, load: &WorkQueue, item: &Item, bytes: u64) {
+    pub(crate) fn count(&self, load: &WorkQueue, item: &Item, bytes: u64) {
         if let Some(sent) = lock(&self.0).get_mut(&item.target) {
             sent.counted_bytes += bytes;
         }
@@ -210,14 +210,14 @@ impl OnItsWay {
     }
 
     /// All of this file was read.
-    pub fn complete(&self, item: &Item, crc32c: u32) {
+    pub(crate) fn complete(&self, item: &Item, crc32c: u32) {
         if let Some(sent) = lock(&self.0).get_mut(&item.target) {
             sent.crc32c = Some(crc32c);
         }
     }
 
     /// The receiver confirms a file.
-    pub fn done(&self, load: &WorkQueue, done: &FileDone) -> Result<()> {
+    pub(crate) fn done(&self, load: &WorkQueue, done: &FileDone) -> Result<()> {
         let sent = lock(&self.0).remove(&done.path);
         let digest = sent.as_ref().and_then(|sent| {
             let (len, crc32c) = (sent.len, sent.crc32c?);
@@ -243,7 +243,7 @@ impl OnItsWay {
     }
 
     /// The stream was taken to its end; what it holds beside files needs no confirmation.
-    pub fn ended(&self) -> Result<()> {
+    pub(crate) fn ended(&self) -> Result<()> {
         let mut sent = lock(&self.0);
         sent.retain(|_, sent| sent.item.path().is_some());
         match sent.keys().next() {
@@ -255,12 +255,12 @@ impl OnItsWay {
     }
 
     /// What nobody has heard of.
-    pub fn unconfirmed(&self) -> Vec<RelativePath> {
+    pub(crate) fn unconfirmed(&self) -> Vec<RelativePath> {
         lock(&self.0).keys().cloned().collect()
     }
 
     /// What has to be done about a path of which the receiver holds this.
-    pub fn settle(
+    pub(crate) fn settle(
         &self,
         load: &WorkQueue,
         path: &RelativePath,

@@ -24,13 +24,13 @@ use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
 
 /// Says that a directory is being restored; its text is where the set goes.
-pub const MARK: &str = "walmgr.restoring";
+pub(super) const MARK: &str = "walmgr.restoring";
 
 /// Room for what PostgreSQL writes before it is up, on top of what is fetched.
 const SPARE_BYTES: u64 = 32 << 20;
 
 /// A place for a set.
-pub struct RestorePlace {
+pub(super) struct RestorePlace {
     /// The data directory to be.
     pub data: PathBuf,
     /// Where tablespaces go that do not stay below it.
@@ -52,7 +52,7 @@ struct OpenedPlace {
 
 impl RestorePlace {
     /// Looks at a place; fails if the set cannot go there. Changes nothing.
-    pub fn examine(
+    pub(super) fn examine(
         config: &MasterConfig,
         data: &Path,
         described: &SetDescription,
@@ -97,7 +97,7 @@ impl RestorePlace {
     }
 
     /// What would be done, as a verb phrase.
-    pub fn in_words(&self, described: &SetDescription, recovery: &Recovery) -> String {
+    pub(super) fn in_words(&self, described: &SetDescription, recovery: &Recovery) -> String {
         let end = match &recovery.target {
             None => "as a standby".to_owned(),
             Some((target, action)) => format!("up to {target}, then {action}"),
@@ -127,7 +127,7 @@ impl RestorePlace {
     }
 
     /// Makes and marks the directories; what an interrupted restore left there goes.
-    pub fn begin(mut self) -> Result<RestorePlace> {
+    pub(super) fn begin(mut self) -> Result<RestorePlace> {
         if self.is_new {
             files::make_directory(&self.data)?;
         }
@@ -168,7 +168,7 @@ impl RestorePlace {
     }
 
     /// The directory's handle, and those of its tablespaces elsewhere.
-    pub fn handles(&self) -> Result<(OwnedFd, Vec<(u32, OwnedFd)>)> {
+    pub(super) fn handles(&self) -> Result<(OwnedFd, Vec<(u32, OwnedFd)>)> {
         let failed = |error: io::Error| CommandError::retry("copy a handle").because(error);
         let Some(opened) = &self.opened else {
             return Err(CommandError::retry("open the new directory"));
@@ -182,7 +182,7 @@ impl RestorePlace {
     }
 
     /// Leads the links to where the tablespaces are now.
-    pub fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
+    pub(super) fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
         let links = self.data.join(layout::PG_TBLSPC);
         files::make_directory(&links)?;
         for space in &described.tablespaces {
@@ -200,12 +200,12 @@ impl RestorePlace {
     }
 
     /// An empty pg_wal, unless the set has one.
-    pub fn make_wal_directory(&self) -> Result<()> {
+    pub(super) fn make_wal_directory(&self) -> Result<()> {
         files::make_directory(&self.data.join(layout::PG_WAL))
     }
 
     /// Makes everything durable that was written.
-    pub fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         let Some(opened) = &self.opened else {
             return Ok(());
         };
@@ -220,7 +220,7 @@ impl RestorePlace {
     }
 
     /// Takes the marks away: the control file is in place.
-    pub fn settle(&self) -> Result<()> {
+    pub(super) fn settle(&self) -> Result<()> {
         for directory in self.spaces.values().chain([&self.data]) {
             let path = directory.join(MARK);
             files::remove(&path).at(Kind::Retry, "remove", &path)?;
@@ -229,7 +229,7 @@ impl RestorePlace {
     }
 
     /// Removes what a restore that failed has written.
-    pub fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         if self.data.join(layout::PG_CONTROL).exists() {
             return;
         }

@@ -25,13 +25,13 @@ use crate::pg::listed::Listed;
 use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};
 
 /// What was taken apart.
-pub struct Layout {
+pub(super) struct Layout {
     /// Whether the files were compared with one.
     pub has_manifest: bool,
 }
 
 /// Takes a stream apart. Lives through as many connections as the stream needs.
-pub struct Unpack {
+pub(super) struct Unpack {
     root: Arc<OwnedFd>,
     spaces: Vec<(u32, Arc<OwnedFd>)>,
     tar: TarReader,
@@ -87,7 +87,7 @@ struct OpenFile {
 
 impl Unpack {
     /// Begins in a place that is empty but for its mark.
-    pub fn begin(
+    pub(super) fn begin(
         place: &RestorePlace,
         described: &SetDescription,
         counters: Arc<Counters>,
@@ -108,12 +108,12 @@ impl Unpack {
     }
 
     /// How much of the stream was taken.
-    pub const fn position(&self) -> u64 {
+    pub(super) const fn position(&self) -> u64 {
         self.tar.position()
     }
 
     /// Ends the stream; fails if anything is missing.
-    pub fn finish(self) -> Result<Layout> {
+    pub(super) fn finish(self) -> Result<Layout> {
         self.tar
             .finish()
             .map_err(|fault| CommandError::retry("take the backup set apart").because(fault))?;

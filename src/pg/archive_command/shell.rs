@@ -3,7 +3,7 @@
 
 /// What stands behind a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CommandJoint {
+pub(super) enum CommandJoint {
     /// `&&`
     And,
     /// `||`
@@ -18,7 +18,7 @@ pub enum CommandJoint {
 
 /// A command, or what closes a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShellWord {
+pub(super) struct ShellWord {
     /// Its words without quotes, without what is assigned before them and without redirections.
     pub words: Vec<String>,
     /// What stands behind it.
@@ -94,7 +94,7 @@ fn item(words: Vec<String>, joint: CommandJoint) -> ShellWord {
 }
 
 /// Takes a line, or several, apart.
-pub fn items(text: &str) -> Vec<ShellWord> {
+pub(super) fn items(text: &str) -> Vec<ShellWord> {
     let mut reading = Reading::default();
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {

@@ -13,7 +13,7 @@ use crate::files;
 use crate::pg::layout;
 
 /// The folder in a set.
-pub const FOLDER: &str = "walmgr_config";
+pub(crate) const FOLDER: &str = "walmgr_config";
 
 /// Settings that name a file which goes beside the settings.
 const BESIDE: [(&str, &str); 2] = [
@@ -26,7 +26,7 @@ const MODE: u32 = 0o600;
 
 /// Puts what is in the folder where a server on this data directory, which is going to lie at `home`, looks
 /// for it, and removes the folder. Says what was put there.
-pub fn put_in_place(data: &Path, home: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn put_in_place(data: &Path, home: &Path) -> Result<Vec<PathBuf>> {
     let folder = data.join(FOLDER);
     let mut placed = Vec::new();
     if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {

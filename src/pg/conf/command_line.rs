@@ -21,7 +21,7 @@ const WITH_VALUE: &[u8] = b"CDWcfrt";
 
 /// A server's options.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CommandLine {
+pub(crate) struct CommandLine {
     /// What `-D` said.
     pub directory: Option<String>,
     settings: Vec<(String, String)>,
@@ -30,7 +30,7 @@ pub struct CommandLine {
 impl CommandLine {
     /// Reads `postmaster.opts`: the program's path, and each word in double quotes. A quote within a word stands
     /// there as it is, so only what parts two words ends one.
-    pub fn parse(text: &[u8]) -> CommandLine {
+    pub(crate) fn parse(text: &[u8]) -> CommandLine {
         let text = String::from_utf8_lossy(text);
         let text = text.trim_end_matches(['\n', '\0']);
         let words = text.split_once(" \"").map_or("", |(_, words)| words);
@@ -51,7 +51,7 @@ impl CommandLine {
     }
 
     /// What it sets a parameter to.
-    pub fn value(&self, name: &str) -> Option<&str> {
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
         let mut settings = self.settings.iter().rev();
         let found = settings.find(|(set, _)| set.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())

@@ -32,7 +32,7 @@ pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option
 }
 
 /// The line that will set `name` last once `config_file` has this text, whatever it has now.
-pub fn last_setter_after(
+pub(crate) fn last_setter_after(
     config_file: &Path,
     text: &[u8],
     data: &Path,

@@ -219,7 +219,7 @@ const SERVERS_FOLDERS: [&str; 2] = [layout::BASE, layout::GLOBAL];
 
 /// A line that is without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SwitchedOff {
+pub(crate) struct SwitchedOff {
     /// The setting.
     pub name: String,
     /// What it said.
@@ -230,7 +230,7 @@ pub struct SwitchedOff {
 
 impl SwitchedOff {
     /// The line as a restore names it; `path` is the file that it stands in.
-    pub fn sentence(&self, path: &Path) -> String {
+    pub(crate) fn sentence(&self, path: &Path) -> String {
         let (name, value, why) = (&self.name, self.value.escape_debug(), self.why);
         let path = path.display();
         format!("{name} = '{value}' in {path} was switched off: {why}; --trust-settings keeps it")
@@ -238,7 +238,7 @@ impl SwitchedOff {
 }
 
 /// The host that foreign settings come to.
-pub struct Host<'a> {
+pub(crate) struct Host<'a> {
     /// The text of its own `postgresql.conf`; empty if it has none.
     pub own: &'a [u8],
     /// Where the server's data lies, or will.
@@ -249,7 +249,7 @@ impl Host<'_> {
     /// The text with every line commented out that reaches beyond the data, and those lines.
     ///
     /// `folder` is where the file will lie: what it includes has to lie there too.
-    pub fn neutralise(&self, text: &[u8], folder: &Path) -> (Vec<u8>, Vec<SwitchedOff>) {
+    pub(crate) fn neutralise(&self, text: &[u8], folder: &Path) -> (Vec<u8>, Vec<SwitchedOff>) {
         let (mut kept, mut off) = (Vec::with_capacity(text.len()), Vec::new());
         for line in lines(text) {
             if let Some(setting) = line::setting(line)
@@ -304,7 +304,10 @@ impl Host<'_> {
 
     /// Neutralises `postgresql.conf`, `postgresql.auto.conf` and what they include, in a directory on
     /// which no server runs. The lines are told with the file that they stand in.
-    pub fn neutralise_directory(&self, folder: &Path) -> Result<Vec<(PathBuf, SwitchedOff)>> {
+    pub(crate) fn neutralise_directory(
+        &self,
+        folder: &Path,
+    ) -> Result<Vec<(PathBuf, SwitchedOff)>> {
         let mut waiting: Vec<PathBuf> = [layout::MAIN_CONF, layout::AUTO_CONF]
             .map(|name| folder.join(name))
             .to_vec();
@@ -358,7 +361,7 @@ impl Host<'_> {
 /// Whether a file in a folder of settings has an effect outside PostgreSQL: Debian's `environment`
 /// (`LD_PRELOAD`), `start.conf` and `pg_ctl.conf`, files of a shell or of ssh. Settings, and who may
 /// come in, lie in `*.conf`.
-pub fn is_outside_postgresql(name: &str) -> bool {
+pub(crate) fn is_outside_postgresql(name: &str) -> bool {
     let debians = [
         "start.conf",
         "pg_ctl.conf",

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// A setting in force, or a directive such as `include`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfSetting {
+pub(super) struct ConfSetting {
     /// In lower case.
     pub name: String,
     /// Without quotes and escapes.
@@ -18,7 +18,7 @@ pub struct ConfSetting {
 }
 
 /// Reads a line, with or without its line end; `None` if it sets nothing.
-pub fn setting(line: &[u8]) -> Option<ConfSetting> {
+pub(super) fn setting(line: &[u8]) -> Option<ConfSetting> {
     let mut cursor = Cursor { line, at: 0 };
     cursor.skip_space();
     let name = cursor.name()?;
@@ -49,7 +49,7 @@ fn c_string(mut value: Vec<u8>) -> Vec<u8> {
 }
 
 /// The name in a line such as `#archive_mode = off`, which shows a default.
-pub fn commented_name(line: &[u8]) -> Option<String> {
+pub(super) fn commented_name(line: &[u8]) -> Option<String> {
     let rest = line.trim_ascii_start().strip_prefix(b"#")?;
     // Prose that happens to begin with a name has no equals sign behind it.
     let equals = rest.iter().position(|byte| *byte == b'=')?;
@@ -59,7 +59,7 @@ pub fn commented_name(line: &[u8]) -> Option<String> {
 }
 
 /// The value as text for the file: bare where that is safe, in quotes otherwise.
-pub fn quoted(value: &str, always: bool) -> String {
+pub(super) fn quoted(value: &str, always: bool) -> String {
     let starts_as_word = value.starts_with(|first: char| first.is_ascii_alphanumeric());
     let all_plain = value
         .bytes()

@@ -2,10 +2,10 @@
 //! Never reorders, reformats or re-encodes. Invariant: lines that a change does not concern come
 //! out as they went in, comments in any encoding included.
 
-pub mod brought;
+pub(crate) mod brought;
 mod command_line;
 mod effective;
-pub mod foreign;
+pub(crate) mod foreign;
 mod line;
 mod pieces;
 mod raise;
@@ -17,11 +17,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub(in crate::pg) use command_line::CommandLine;
-pub use effective::{Setter, last_setter, last_setter_after};
+pub(crate) use effective::last_setter_after;
+pub use effective::{Setter, last_setter};
 pub(in crate::pg) use pieces::pieces_in_texts;
-pub use pieces::{PieceKind, pieces};
-pub use raise::raise;
-pub use server::ServerSettings;
+pub(crate) use pieces::{PieceKind, pieces};
+pub(crate) use raise::raise;
+pub(crate) use server::ServerSettings;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -49,7 +50,7 @@ pub fn value(text: &[u8], name: &str) -> Option<String> {
 
 /// Whether a value of a Boolean parameter is one of PostgreSQL's words for "on", or the beginning of one
 /// (`parse_bool`).
-pub fn is_on(value: &str) -> bool {
+pub(crate) fn is_on(value: &str) -> bool {
     let value = value.to_ascii_lowercase();
     let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
     begins("true", 1) || begins("yes", 1) || value == "on" || value == "1"
@@ -59,7 +60,7 @@ pub fn is_on(value: &str) -> bool {
 ///
 /// The last line in force is changed in place; else a line goes behind the commented default;
 /// else to the end. A parameter that has its value already leaves the text as it is.
-pub fn edit(text: &[u8], changes: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Change>)> {
+pub(crate) fn edit(text: &[u8], changes: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Change>)> {
     let mut edited = text.to_vec();
     let mut made = Vec::new();
     for (name, new) in changes {
@@ -79,7 +80,7 @@ pub fn edit(text: &[u8], changes: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Chang
 }
 
 /// The text without the lines that set parameters of these names; comments stay.
-pub fn without(text: &[u8], unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
+pub(crate) fn without(text: &[u8], unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
     let keep = |line: &&[u8]| !line::setting(line).is_some_and(|setting| unwanted(&setting.name));
     lines(text).filter(keep).collect::<Vec<_>>().concat()
 }

@@ -19,7 +19,7 @@ const PIECES_MAX: usize = 1_000;
 
 /// What a file is to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PieceKind {
+pub(crate) enum PieceKind {
     /// Settings.
     Settings,
     /// It says who may come in, or who is who.
@@ -32,7 +32,7 @@ pub enum PieceKind {
 
 /// A file that a configuration is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// Where it is.
     pub path: PathBuf,
     /// What names it: a setting, `include`, or `@file`.
@@ -47,7 +47,7 @@ pub struct Piece {
 
 impl Piece {
     /// Whether the server will not start for want of it.
-    pub fn is_missing(&self) -> bool {
+    pub(crate) fn is_missing(&self) -> bool {
         !self.is_optional && std::fs::metadata(&self.path).is_err()
     }
 }
@@ -80,7 +80,7 @@ const DEFAULTS: [(&str, &str); 4] = [
 ];
 
 /// The files that a server with this `config_file` reads, but for that one itself.
-pub fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
+pub(crate) fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
     pieces_in(&HostFiles, config_file, data)
 }
 

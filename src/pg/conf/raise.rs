@@ -11,7 +11,7 @@ use crate::wal::obstacle::Demands;
 
 /// Raises them for the server with these settings: with less it pauses where the master raised them, or ends.
 /// What is set higher stays.
-pub fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
+pub(crate) fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
     let mut raised = Vec::new();
     for ((name, needed), (_, default)) in demands.each().into_iter().zip(Demands::DEFAULTS.each()) {
         let set = match settings.read(name) {

@@ -26,7 +26,7 @@ const DEBIAN: &str = "/etc/postgresql";
 
 /// What a parameter is set to, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetTo {
+pub(crate) struct SetTo {
     /// Its value.
     pub value: String,
     /// The file and line, or the command line, for a sentence.
@@ -35,7 +35,7 @@ pub struct SetTo {
 
 /// What a server that is not asked is set to.
 #[derive(Debug, Clone)]
-pub struct ServerSettings {
+pub(crate) struct ServerSettings {
     config_file: PathBuf,
     data: PathBuf,
     line: CommandLine,
@@ -43,7 +43,7 @@ pub struct ServerSettings {
 
 impl ServerSettings {
     /// Those of the server on this data directory. `configured` is its main file by walmgr's own settings.
-    pub fn of(data: &Path, configured: Option<&Path>) -> ServerSettings {
+    pub(crate) fn of(data: &Path, configured: Option<&Path>) -> ServerSettings {
         let line = read_line(data);
         let given = elsewhere_by_line(data, &line);
         let is_told = given.is_some() || starts_inside(data, &line);
@@ -63,7 +63,11 @@ impl ServerSettings {
 
     /// Those that a server will have on a directory that is being prepared in `staging` and goes to `home`, where
     /// another may have been: what that one was started with, the next is likely to be.
-    pub fn of_next(staging: &Path, home: &Path, configured: Option<&Path>) -> ServerSettings {
+    pub(crate) fn of_next(
+        staging: &Path,
+        home: &Path,
+        configured: Option<&Path>,
+    ) -> ServerSettings {
         let line = read_line(home);
         let config_file = (configured.map(Path::to_path_buf))
             .or_else(|| elsewhere_by_line(home, &line))
@@ -77,7 +81,7 @@ impl ServerSettings {
 
     /// The same once what is in `staging` lies at `home`.
     #[must_use]
-    pub fn moved(&self, staging: &Path, home: &Path) -> ServerSettings {
+    pub(crate) fn moved(&self, staging: &Path, home: &Path) -> ServerSettings {
         let inside = self.config_file.strip_prefix(staging);
         ServerSettings {
             config_file: inside.map_or_else(|_| self.config_file.clone(), |name| home.join(name)),
@@ -87,18 +91,18 @@ impl ServerSettings {
     }
 
     /// The file that it reads first.
-    pub fn config_file(&self) -> &Path {
+    pub(crate) fn config_file(&self) -> &Path {
         &self.config_file
     }
 
     /// Where `ALTER SYSTEM` writes.
-    pub fn automatic(&self) -> PathBuf {
+    pub(crate) fn automatic(&self) -> PathBuf {
         self.data.join(layout::AUTO_CONF)
     }
 
     /// What a parameter is set to; `None` where it has its default. A file that cannot be read is an error, as
     /// the server would not start with it either.
-    pub fn read(&self, name: &str) -> Result<Option<SetTo>> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<SetTo>> {
         if let Some(value) = self.line.value(name) {
             return Ok(Some(SetTo {
                 value: value.to_owned(),
@@ -113,7 +117,7 @@ impl ServerSettings {
     }
 
     /// The same; where a file cannot be read, as if it set nothing.
-    pub fn get(&self, name: &str) -> Option<SetTo> {
+    pub(crate) fn get(&self, name: &str) -> Option<SetTo> {
         self.read(name).unwrap_or_else(|error| {
             tracing::debug!("{name} is not known: {error}");
             None
@@ -122,7 +126,7 @@ impl ServerSettings {
 
     /// Whether the server may load libraries when it starts, which a record of a resource manager from 128 on
     /// needs; `true` also where what it will read is not here.
-    pub fn may_load_libraries(&self) -> bool {
+    pub(crate) fn may_load_libraries(&self) -> bool {
         let is_brought = self.data.join(super::brought::FOLDER).exists();
         if is_brought || !self.config_file.exists() {
             return true;
@@ -134,7 +138,7 @@ impl ServerSettings {
     }
 
     /// The value alone.
-    pub fn value(&self, name: &str) -> Option<String> {
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
         self.get(name).map(|set| set.value)
     }
 }

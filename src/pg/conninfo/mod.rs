@@ -2,7 +2,7 @@
 //! and `~/.pgpass`. Never connects and never shows a password. Invariant: an option is honoured,
 //! or cannot matter, or is refused by its name; nothing makes a weaker connection than was asked for.
 
-pub mod options;
+pub(crate) mod options;
 mod password;
 mod service;
 #[cfg(test)]

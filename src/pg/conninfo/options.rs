@@ -27,7 +27,7 @@ pub struct ConnectionOption {
 }
 
 /// Its values by name.
-pub type Given = BTreeMap<&'static str, String>;
+pub(crate) type Given = BTreeMap<&'static str, String>;
 
 const NO_KERBEROS: Treatment = Treatment::Ignored("it means something with GSSAPI only");
 const OLD: Treatment = Treatment::Ignored("libpq itself ignores it");
@@ -153,7 +153,7 @@ pub fn find(name: &str) -> Option<&'static ConnectionOption> {
 }
 
 /// Takes a value in, or says why it cannot be.
-pub fn give(given: &mut Given, name: &str, value: String) -> Result<(), String> {
+pub(crate) fn give(given: &mut Given, name: &str, value: String) -> Result<(), String> {
     let option = find(name).ok_or_else(|| {
         let known = OPTIONS.iter().map(|option| option.name);
         let near =
@@ -169,7 +169,7 @@ pub fn give(given: &mut Given, name: &str, value: String) -> Result<(), String> 
 
 /// What the options that cannot be honoured ask for is refused; whether they were written or come
 /// out of the environment makes no difference.
-pub fn check(given: &Given) -> Result<(), String> {
+pub(crate) fn check(given: &Given) -> Result<(), String> {
     for option in &OPTIONS {
         let value = given.get(option.name).map_or("", String::as_str);
         if let Treatment::RefusedBut(harmless) = option.treatment

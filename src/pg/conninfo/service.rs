@@ -16,7 +16,7 @@ const SYSTEM_FOLDERS: [&str; 4] = [
 ];
 
 /// Adds what the service says and nobody else has said.
-pub fn fill_in(given: &mut Given, environment: &Environment) -> Result<(), String> {
+pub(super) fn fill_in(given: &mut Given, environment: &Environment) -> Result<(), String> {
     let Some(service) = named(given, environment, "service") else {
         return Ok(());
     };

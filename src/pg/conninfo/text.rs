@@ -8,7 +8,7 @@ use super::options::{Given, give};
 const SHOWN_MAX: usize = 300;
 
 /// Reads a connection string.
-pub fn options(text: &str) -> Result<Given, String> {
+pub(super) fn options(text: &str) -> Result<Given, String> {
     match ["postgres://", "postgresql://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme))
@@ -165,7 +165,7 @@ fn decoded(text: &str) -> Result<String, String> {
 }
 
 /// The string with its secrets blotted out, for a message.
-pub fn blotted(text: &str) -> String {
+pub(super) fn blotted(text: &str) -> String {
     let is_address = text.contains("://");
     let mut shown = match (is_address, text.split_once("://")) {
         // A password may hold anything, so all up to the last @ may be of it.

@@ -20,7 +20,7 @@ use crate::pg::conninfo::Authentication;
 use crate::pg::encryption;
 
 /// A socket, encrypted or not.
-pub struct PgSocket {
+pub(crate) struct PgSocket {
     socket: Socket,
     gate: Option<Gate>,
 }
@@ -33,7 +33,7 @@ enum Socket {
 
 impl PgSocket {
     /// Over the network, in the clear.
-    pub fn tcp(stream: TcpStream) -> PgSocket {
+    pub(crate) fn tcp(stream: TcpStream) -> PgSocket {
         PgSocket {
             socket: Socket::Tcp(stream),
             gate: None,
@@ -41,7 +41,7 @@ impl PgSocket {
     }
 
     /// Within this host.
-    pub fn unix(stream: UnixStream) -> PgSocket {
+    pub(crate) fn unix(stream: UnixStream) -> PgSocket {
         PgSocket {
             socket: Socket::Unix(stream),
             gate: None,
@@ -49,7 +49,7 @@ impl PgSocket {
     }
 
     /// This connection, where `gate` sees what the server says until it says how we are to prove who we are.
-    pub fn gated(self, gate: Gate) -> PgSocket {
+    pub(crate) fn gated(self, gate: Gate) -> PgSocket {
         PgSocket {
             gate: Some(gate),
             ..self
@@ -57,17 +57,17 @@ impl PgSocket {
     }
 
     /// Sends these bytes.
-    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.write_all(bytes).await
     }
 
     /// The next byte, and not one more: what follows may be TLS.
-    pub async fn receive_byte(&mut self) -> io::Result<u8> {
+    pub(crate) async fn receive_byte(&mut self) -> io::Result<u8> {
         self.read_u8().await
     }
 
     /// This connection with everything from here on inside TLS, the server known by `name`.
-    pub async fn encrypted(
+    pub(crate) async fn encrypted(
         self,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
@@ -87,7 +87,7 @@ impl PgSocket {
     }
 
     /// What a proof can be bound to: none without TLS, nor where a signature names no hash.
-    pub fn end_point(&self) -> Option<Vec<u8>> {
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let Socket::Tls(stream) = &self.socket else {
             return None;
         };
@@ -96,7 +96,7 @@ impl PgSocket {
     }
 
     /// The protocol that both sides agreed on in the handshake.
-    pub fn agreed(&self) -> Option<&[u8]> {
+    pub(crate) fn agreed(&self) -> Option<&[u8]> {
         match &self.socket {
             Socket::Tls(stream) => stream.get_ref().1.alpn_protocol(),
             _ => None,
@@ -123,7 +123,7 @@ fn refused(error: io::Error) -> DialFault {
 }
 
 /// Reads along until the server has said how we are to prove who we are.
-pub struct Gate {
+pub(crate) struct Gate {
     allowed: Authentication,
     seen: Vec<u8>,
 }
@@ -133,7 +133,7 @@ impl Gate {
     const BYTES: usize = 9;
 
     /// Lets these ways pass.
-    pub fn new(allowed: &Authentication) -> Gate {
+    pub(crate) fn new(allowed: &Authentication) -> Gate {
         Gate {
             allowed: allowed.clone(),
             seen: Vec::with_capacity(Gate::BYTES),
@@ -240,7 +240,7 @@ impl TlsStream for PgSocket {
 }
 
 /// Tells the driver that there is nothing left to negotiate.
-pub struct Established;
+pub(super) struct Established;
 
 impl TlsConnect<PgSocket> for Established {
     type Stream = PgSocket;

@@ -25,7 +25,7 @@ const REVOKED: &str = "the server's certificate is revoked";
 
 /// What servers have to lead to.
 #[derive(Debug)]
-pub struct Trusted {
+pub(super) struct Trusted {
     roots: Vec<CertificateDer<'static>>,
     /// With the place of each among the roots.
     anchors: Vec<(usize, TrustAnchor<'static>)>,
@@ -35,7 +35,7 @@ pub struct Trusted {
 
 impl Trusted {
     /// Authorities, and lists of what they have revoked; without lists nothing is revoked.
-    pub fn new(
+    pub(super) fn new(
         roots: Vec<CertificateDer<'static>>,
         lists: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<Trusted, String> {
@@ -64,7 +64,7 @@ impl Trusted {
     }
 
     /// Whether the chain holds at this time.
-    pub fn check(
+    pub(super) fn check(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -273,7 +273,7 @@ impl Trusted {
 
 /// Whether the key made the signature. Of the algorithms, those count that are of the key's sort,
 /// and of the signature's where a certificate says which that is.
-pub fn is_signed(
+pub(super) fn is_signed(
     algorithms: &[&dyn SignatureVerificationAlgorithm],
     signature_algorithm: Option<&AlgorithmIdentifier<'_>>,
     key: &SubjectPublicKeyInfo<'_>,

@@ -4,7 +4,7 @@
 
 mod chain;
 mod names;
-pub mod settings;
+pub(crate) mod settings;
 mod shown;
 
 use std::path::Path;
@@ -25,13 +25,13 @@ use x509_parser::signature_algorithm::SignatureAlgorithm;
 use super::conninfo::read_file;
 use chain::Trusted;
 use settings::{Authority, Encryption, SslMode, TlsVersion};
-pub use shown::ShownCertificate;
+pub(crate) use shown::ShownCertificate;
 
 /// What a server answers with to a connection that begins with TLS (`sslnegotiation=direct`).
-pub const ALPN: &[u8] = b"postgresql";
+pub(crate) const ALPN: &[u8] = b"postgresql";
 
 /// Everything that one handshake needs.
-pub struct Handshake {
+pub(crate) struct Handshake {
     /// For rustls.
     pub config: Arc<ClientConfig>,
     /// What rustls is to call the server; the certificate is compared with the host as it was written.
@@ -41,7 +41,7 @@ pub struct Handshake {
 }
 
 /// Reads the files that the settings name. `host` is the server's as it was written.
-pub fn handshake(settings: &Encryption, host: Option<&str>) -> Result<Handshake, String> {
+pub(crate) fn handshake(settings: &Encryption, host: Option<&str>) -> Result<Handshake, String> {
     let trusted = trusted(settings)?;
     let expected = match (settings.mode, host) {
         (SslMode::VerifyFull, None) => {
@@ -243,7 +243,7 @@ fn parsed<'a>(certificate: &'a [u8]) -> Result<X509Certificate<'a>, String> {
 
 /// `tls-server-end-point` (RFC 5929): the digest of the server's certificate, with the hash that it
 /// is signed with, and SHA-256 for what is too weak. `None` where there is no such hash.
-pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     use ::aws_lc_rs::digest::{SHA224, SHA256, SHA384, SHA512, digest};
     let certificate_read = parsed(certificate).ok()?;
     let named = &certificate_read.signature_algorithm;

@@ -9,7 +9,7 @@ use x509_parser::extensions::GeneralName;
 use super::parsed;
 
 /// Compares with the host as it was written.
-pub fn check(certificate: &[u8], host: &str) -> Result<(), String> {
+pub(super) fn check(certificate: &[u8], host: &str) -> Result<(), String> {
     let certificate = parsed(certificate)?;
     let address: Option<IpAddr> = host.parse().ok();
     let names = certificate.subject_alternative_name();

@@ -84,7 +84,7 @@ pub struct Encryption {
 }
 
 /// Takes it out of the options.
-pub fn read(given: &Given, home: Option<&Path>) -> Result<Encryption, String> {
+pub(crate) fn read(given: &Given, home: Option<&Path>) -> Result<Encryption, String> {
     let path = |name: &str| given.get(name).map(PathBuf::from);
     let at_home = |name: &str| home.map(|home| home.join(".postgresql").join(name));
     let authority = match path("sslrootcert") {

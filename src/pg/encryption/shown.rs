@@ -19,14 +19,14 @@ use crate::pg::conninfo::read_file;
 
 /// Our certificate, and whether the server wanted to see it.
 #[derive(Debug)]
-pub struct ShownCertificate {
+pub(crate) struct ShownCertificate {
     certificate: Option<Arc<CertifiedKey>>,
     asked: AtomicBool,
 }
 
 impl ShownCertificate {
     /// Reads the files, if they are there.
-    pub fn read(
+    pub(crate) fn read(
         settings: &Encryption,
         provider: &CryptoProvider,
     ) -> Result<ShownCertificate, String> {
@@ -66,7 +66,7 @@ impl ShownCertificate {
     }
 
     /// Whether the server asked for it.
-    pub fn was_asked_for(&self) -> bool {
+    pub(crate) fn was_asked_for(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 }

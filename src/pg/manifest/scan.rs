@@ -9,7 +9,7 @@ use super::{
 };
 
 /// A manifest that is being read from its beginning.
-pub struct Scan<'a> {
+pub(crate) struct Scan<'a> {
     wanted: &'a [&'a str],
     digest: Context,
     /// The beginning of a line whose end has not come.
@@ -23,7 +23,7 @@ pub struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     /// Looks for the entries of these paths.
-    pub fn new(wanted: &'a [&'a str]) -> Self {
+    pub(crate) fn new(wanted: &'a [&'a str]) -> Self {
         Scan {
             wanted,
             digest: Context::new(&SHA256),
@@ -36,7 +36,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes the next bytes.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), ManifestFault> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), ManifestFault> {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(end + 1);
             bytes = rest;
@@ -57,7 +57,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The entries that were wanted, in the manifest's order, behind its last byte.
-    pub fn finish(self) -> Result<Vec<FileEntry>, ManifestFault> {
+    pub(crate) fn finish(self) -> Result<Vec<FileEntry>, ManifestFault> {
         match self.is_sound {
             Some(true) if self.line.is_empty() => Ok(self.found),
             Some(false) => Err(ManifestFault::Checksum),
@@ -66,7 +66,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The last WAL range, behind the last byte of a manifest whose own checksum is right.
-    pub fn finish_with_range(self) -> Result<Option<WalRange>, ManifestFault> {
+    pub(crate) fn finish_with_range(self) -> Result<Option<WalRange>, ManifestFault> {
         let range = self.last_range;
         self.finish().map(|_| range)
     }

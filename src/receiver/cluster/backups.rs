@@ -23,7 +23,7 @@ const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The backups of a cluster.
-pub struct RunningBackups {
+pub(crate) struct RunningBackups {
     sets: Result<BackupSets, String>,
     /// Threads of its connections.
     pub threads: Arc<Shares>,
@@ -38,7 +38,7 @@ struct BackupsState {
 }
 
 /// What a client finds that comes back to a backup.
-pub enum Resumed {
+pub(crate) enum Resumed {
     /// It waits for more.
     Running(Arc<Running>),
     /// It was sealed meanwhile.
@@ -48,7 +48,7 @@ pub enum Resumed {
 impl RunningBackups {
     /// Sees to what an interrupted backup or rotation left. Archiving never waits for backups: when
     /// something is wrong with their folder, only they are refused.
-    pub fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> RunningBackups {
+    pub(crate) fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> RunningBackups {
         RunningBackups {
             sets: open(config, disk),
             threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
@@ -57,12 +57,12 @@ impl RunningBackups {
     }
 
     /// The sets, for whoever only reads them.
-    pub fn to_read(&self) -> Option<BackupSets> {
+    pub(crate) fn to_read(&self) -> Option<BackupSets> {
         self.sets.as_ref().ok().cloned()
     }
 
     /// Whether the disk below the sets can be trusted.
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         match &self.sets {
             Ok(sets) => sets.health(),
             Err(_) => Health::Good,
@@ -70,7 +70,7 @@ impl RunningBackups {
     }
 
     /// Begins a backup; blocks while one of the same origin gives way.
-    pub fn begin(&self, begin: &Begin) -> Result<Arc<Running>, Error> {
+    pub(crate) fn begin(&self, begin: &Begin) -> Result<Arc<Running>, Error> {
         let sets = self.sets()?;
         self.make_way(begin)?;
         let since = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %Z");
@@ -85,7 +85,7 @@ impl RunningBackups {
     }
 
     /// The backup with this token, for one of its streams.
-    pub fn find(&self, token: Token) -> Result<Arc<Running>, Error> {
+    pub(crate) fn find(&self, token: Token) -> Result<Arc<Running>, Error> {
         let running = self.state().running.clone();
         let running = running.filter(|running| running.token() == token && !running.is_over());
         running.ok_or_else(unknown)
@@ -93,7 +93,7 @@ impl RunningBackups {
 
     /// The backup with this token, for whoever controlled it; blocks while it is being finished for
     /// the connection before.
-    pub fn resume(&self, token: Token) -> Result<Resumed, Error> {
+    pub(crate) fn resume(&self, token: Token) -> Result<Resumed, Error> {
         loop {
             if let Some((_, set, facts)) =
                 (self.state().sealed.as_ref()).filter(|(sealed, ..)| *sealed == token)
@@ -109,7 +109,7 @@ impl RunningBackups {
     }
 
     /// Remembers that a backup is sealed, before it counts as over.
-    pub fn note_sealed(&self, token: Token, set: &SealedSet, facts: &Sealed) {
+    pub(crate) fn note_sealed(&self, token: Token, set: &SealedSet, facts: &Sealed) {
         self.state().sealed = Some((token, set.clone(), facts.clone()));
     }
 
@@ -159,7 +159,7 @@ impl RunningBackups {
     }
 
     /// The sets, if they can be used.
-    pub fn sets(&self) -> Result<&BackupSets, Error> {
+    pub(crate) fn sets(&self) -> Result<&BackupSets, Error> {
         self.sets.as_ref().map_err(|why| {
             Error::channel(
                 ErrorCode::NotSetUp,

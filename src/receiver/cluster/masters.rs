@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The masters by the number of their connection; clones share the list.
 #[derive(Clone, Default)]
-pub struct Masters(Arc<Mutex<MasterNames>>);
+pub(crate) struct Masters(Arc<Mutex<MasterNames>>);
 
 #[derive(Default)]
 struct MasterNames {
@@ -16,14 +16,14 @@ struct MasterNames {
 }
 
 /// A master's place in the list, given up when dropped.
-pub struct ListedMaster {
+pub(crate) struct ListedMaster {
     list: Masters,
     number: u64,
 }
 
 impl Masters {
     /// Notes a master for as long as the returned value lives.
-    pub fn note(&self, name: String) -> ListedMaster {
+    pub(crate) fn note(&self, name: String) -> ListedMaster {
         let mut list = self.list();
         list.begun += 1;
         let number = list.begun;
@@ -34,7 +34,7 @@ impl Masters {
     }
 
     /// At most so many of them, those first that have been there longest, and how many there are.
-    pub fn some(&self, most: usize) -> (Vec<String>, u64) {
+    pub(crate) fn some(&self, most: usize) -> (Vec<String>, u64) {
         let list = self.list();
         let names = list.names.values().take(most).cloned().collect();
         (names, list.names.len() as u64)

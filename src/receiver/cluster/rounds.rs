@@ -19,7 +19,7 @@ const ROUND_PAUSE: Duration = Duration::from_secs(3600);
 const IDLE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Goes round until it is dropped.
-pub async fn run(cluster: Arc<Cluster>) {
+pub(crate) async fn run(cluster: Arc<Cluster>) {
     let mut rounds = None;
     let mut pause = time_for(START_BYTES, rate(&cluster));
     loop {

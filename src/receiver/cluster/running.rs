@@ -24,7 +24,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What a connection's worker, or the backup itself, tells the connection.
-pub enum BackupReport {
+pub(crate) enum BackupReport {
     /// It is part of the backup as long as it keeps this.
     Admitted(Attachment),
     /// The answer to a question what is held.
@@ -40,7 +40,7 @@ pub enum BackupReport {
 }
 
 /// A backup that is being received.
-pub struct Running {
+pub(crate) struct Running {
     token: Token,
     holder: String,
     origin: String,
@@ -82,7 +82,7 @@ struct Member {
 
 /// Which part a connection has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackupPart {
+pub(crate) enum BackupPart {
     /// It controls the backup.
     Control,
     /// It carries this stream.
@@ -90,7 +90,7 @@ pub enum BackupPart {
 }
 
 /// A connection's part in a backup, from when it was let in until this is dropped.
-pub struct Attachment {
+pub(crate) struct Attachment {
     running: Arc<Running>,
     place: BackupPart,
     id: u64,
@@ -99,7 +99,11 @@ pub struct Attachment {
 
 impl Running {
     /// A backup that nobody takes part in yet.
-    pub fn new(set: IncomingSet, holder: String, begin: &Begin) -> crate::error::Result<Self> {
+    pub(crate) fn new(
+        set: IncomingSet,
+        holder: String,
+        begin: &Begin,
+    ) -> crate::error::Result<Self> {
         Ok(Running {
             token: Token(crate::transport::connect::fresh_nonce()?),
             holder,
@@ -120,27 +124,27 @@ impl Running {
     }
 
     /// What its connections show.
-    pub const fn token(&self) -> Token {
+    pub(crate) const fn token(&self) -> Token {
         self.token
     }
 
     /// Who makes it, since when.
-    pub fn holder(&self) -> &str {
+    pub(crate) fn holder(&self) -> &str {
         &self.holder
     }
 
     /// What tells this master's backups from another's, with the peer that named it.
-    pub fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         &self.origin
     }
 
     /// The timeline it began on.
-    pub const fn timeline(&self) -> TimelineId {
+    pub(crate) const fn timeline(&self) -> TimelineId {
         self.timeline
     }
 
     /// A connection of it brought so many bytes of files. A message now and then renews no claim.
-    pub fn note_progress(&self, bytes: usize) {
+    pub(crate) fn note_progress(&self, bytes: usize) {
         let mut inner = self.inner();
         inner.bytes = inner.bytes.saturating_add(bytes);
         if inner.bytes >= BACKUP_PROGRESS_BYTES_MIN {
@@ -149,22 +153,22 @@ impl Running {
     }
 
     /// Whether so little has come for so long that another backup may take its place.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.inner().active.elapsed() >= BACKUP_IDLE_MAX
     }
 
     /// Whether nothing more comes of it.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.inner().phase == Phase::Over
     }
 
     /// Whether the client asked to have it sealed; that goes on without the client.
-    pub fn is_finishing(&self) -> bool {
+    pub(crate) fn is_finishing(&self) -> bool {
         matches!(self.inner().phase, Phase::Waiting | Phase::Sealing)
     }
 
     /// Lets a connection in; the one that had this part before is told to go.
-    pub fn attach(
+    pub(crate) fn attach(
         self: &Arc<Self>,
         place: BackupPart,
         reports: &Say<BackupReport>,
@@ -205,7 +209,7 @@ impl Running {
 
     /// Gives the connection that carried a stream before a moment to take in what had arrived when
     /// it was cut, so that it need not be sent again.
-    pub fn let_drain(&self, stream: u16) {
+    pub(crate) fn let_drain(&self, stream: u16) {
         let until = Instant::now() + DRAIN_PATIENCE;
         while self.inner().streams.contains_key(&stream) && Instant::now() < until {
             std::thread::sleep(LOOK_AGAIN);
@@ -213,7 +217,7 @@ impl Running {
     }
 
     /// What a connection that was let in is told.
-    pub const fn granted(&self) -> Granted {
+    pub(crate) const fn granted(&self) -> Granted {
         Granted {
             token: self.token,
             lease_s: BACKUP_LEASE_S,
@@ -222,14 +226,14 @@ impl Running {
     }
 
     /// The lock of one stream's thread.
-    pub fn stream_at_work(&self, number: u16) -> Arc<Mutex<()>> {
+    pub(crate) fn stream_at_work(&self, number: u16) -> Arc<Mutex<()>> {
         let streams = self.streams_at_work.lock();
         let mut streams = streams.unwrap_or_else(PoisonError::into_inner);
         Arc::clone(streams.entry(number).or_default())
     }
 
     /// A writer for a stream.
-    pub fn open_stream(&self) -> Result<StreamWriter, Error> {
+    pub(crate) fn open_stream(&self) -> Result<StreamWriter, Error> {
         match &self.inner().set {
             Some(set) => set.stream().map_err(|error| refusal::of_set(&error)),
             None => Err(unknown()),
@@ -237,7 +241,7 @@ impl Running {
     }
 
     /// What is held of each of these.
-    pub fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
+    pub(crate) fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
         match &self.inner().set {
             Some(set) => Ok(paths.iter().map(|path| held(set.held(path))).collect()),
             None => Err(unknown()),
@@ -245,7 +249,7 @@ impl Running {
     }
 
     /// The content of a small file of the set; empty if it has not arrived.
-    pub fn read_small(&self, path: &str) -> Result<Vec<u8>, Error> {
+    pub(crate) fn read_small(&self, path: &str) -> Result<Vec<u8>, Error> {
         let Ok(path) = path.parse::<RelativePath>() else {
             return Ok(Vec::new());
         };
@@ -258,7 +262,7 @@ impl Running {
     }
 
     /// The longest that the manifest of what has arrived can be.
-    pub fn manifest_bytes_max(&self) -> Result<u64, Error> {
+    pub(crate) fn manifest_bytes_max(&self) -> Result<u64, Error> {
         match &self.inner().set {
             Some(set) => Ok(set.manifest_bytes_max()),
             None => Err(unknown()),
@@ -266,7 +270,7 @@ impl Running {
     }
 
     /// The client wants the set sealed.
-    pub fn begin_waiting(&self) -> Result<(), Error> {
+    pub(crate) fn begin_waiting(&self) -> Result<(), Error> {
         let mut inner = self.inner();
         match inner.phase {
             Phase::Receiving => {
@@ -278,7 +282,7 @@ impl Running {
     }
 
     /// Takes the set, to seal it: from here on nobody else ends the backup.
-    pub fn begin_sealing(&self) -> Result<IncomingSet, Error> {
+    pub(crate) fn begin_sealing(&self) -> Result<IncomingSet, Error> {
         let mut inner = self.inner();
         match (inner.phase, inner.set.take()) {
             (Phase::Waiting, Some(set)) => {
@@ -293,13 +297,13 @@ impl Running {
     }
 
     /// The sealing came to an end, good or bad.
-    pub fn end_sealing(&self) {
+    pub(crate) fn end_sealing(&self) {
         self.inner().phase = Phase::Over;
     }
 
     /// Ends the backup, removes its set, and tells every connection why; `false` when it is being
     /// sealed, or over. Blocks while files are removed.
-    pub fn end(&self, why: &Error) -> bool {
+    pub(crate) fn end(&self, why: &Error) -> bool {
         let mut inner = self.inner();
         if matches!(inner.phase, Phase::Sealing | Phase::Over) {
             return false;
@@ -376,12 +380,12 @@ impl Running {
 
 impl Attachment {
     /// The backup.
-    pub const fn running(&self) -> &Arc<Running> {
+    pub(crate) const fn running(&self) -> &Arc<Running> {
         &self.running
     }
 
     /// The part the connection has.
-    pub const fn place(&self) -> BackupPart {
+    pub(crate) const fn place(&self) -> BackupPart {
         self.place
     }
 }
@@ -393,7 +397,7 @@ impl Drop for Attachment {
 }
 
 /// The answer to whoever asks for a backup that is none any more.
-pub fn unknown() -> Error {
+pub(crate) fn unknown() -> Error {
     Error::channel(
         ErrorCode::Abandoned,
         "no such backup is running: it ended, or the receiver was restarted",

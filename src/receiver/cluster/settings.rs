@@ -17,7 +17,7 @@ use crate::transport::tls::{self, PeerCertificate};
 use crate::wal::segment::Verify;
 
 /// How connections are protected.
-pub enum Protection {
+pub(crate) enum Protection {
     /// `tls = off`: loopback, or the operator means it.
     Plain,
     /// TLS.
@@ -32,7 +32,7 @@ pub enum Protection {
 }
 
 /// Whom the receiver knows.
-pub enum KnownPeers {
+pub(crate) enum KnownPeers {
     /// By their keys.
     Keys(AuthorizedKeys),
     /// By the names that an authority certifies.
@@ -41,7 +41,7 @@ pub enum KnownPeers {
 
 /// A peer that may come in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownPeer {
+pub(crate) struct KnownPeer {
     /// What the operator calls it; on a plain connection nothing.
     pub name: Option<String>,
     /// What it may do.
@@ -50,7 +50,7 @@ pub struct KnownPeer {
 
 /// Why a peer may not come in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unknown {
+pub(crate) struct Unknown {
     /// In words.
     pub why: String,
     /// What an operator can do.
@@ -59,7 +59,7 @@ pub struct Unknown {
 
 /// What becomes of old backup sets.
 #[derive(Debug, Clone)]
-pub struct Rotation {
+pub(crate) struct Rotation {
     /// Which sets stay, and from which age on WAL may go.
     pub keeping: Keeping,
     /// Run before one is removed.
@@ -67,7 +67,7 @@ pub struct Rotation {
 }
 
 /// One good configuration.
-pub struct ClusterSettings {
+pub(crate) struct ClusterSettings {
     /// How connections are protected.
     pub protection: Protection,
     /// Connections open at once.
@@ -84,7 +84,7 @@ pub struct ClusterSettings {
 
 impl ClusterSettings {
     /// Reads everything the settings name.
-    pub fn load(config: &StandbyConfig) -> Result<Arc<ClusterSettings>> {
+    pub(crate) fn load(config: &StandbyConfig) -> Result<Arc<ClusterSettings>> {
         let protection = match config.tls.enabled {
             true => secured(config)?,
             false => Protection::Plain,
@@ -111,7 +111,7 @@ impl ClusterSettings {
     }
 
     /// Whom a peer with this certificate is taken for.
-    pub fn know(&self, certificate: Option<&PeerCertificate>) -> Result<KnownPeer, Unknown> {
+    pub(crate) fn know(&self, certificate: Option<&PeerCertificate>) -> Result<KnownPeer, Unknown> {
         let (verifier, known) = match &self.protection {
             Protection::Plain => {
                 return Ok(KnownPeer {

@@ -17,7 +17,7 @@ const REMEMBERED_MAX: usize = 256;
 
 /// The lock that the writer of the stream of records has.
 #[derive(Default)]
-pub struct WriterLock(Mutex<Holding>);
+pub(crate) struct WriterLock(Mutex<Holding>);
 
 #[derive(Default)]
 struct Holding {
@@ -41,7 +41,7 @@ struct StreamHolder {
 
 /// What whoever has the lock is doing. Only records renew its claim: questions cost nothing.
 #[derive(Clone, Copy)]
-pub enum StreamWork {
+pub(crate) enum StreamWork {
     /// A job begins.
     Begins,
     /// A job ends.
@@ -51,21 +51,21 @@ pub enum StreamWork {
 }
 
 /// The lock, as long as nobody else takes it; it is free again when this is dropped.
-pub struct WriterGuard {
+pub(crate) struct WriterGuard {
     lock: Arc<WriterLock>,
     number: u64,
 }
 
 impl WriterLock {
     /// Who has it.
-    pub fn taken_by(&self) -> Option<String> {
+    pub(crate) fn taken_by(&self) -> Option<String> {
         let holding = self.holding();
         holding.holder.as_ref().map(|holder| holder.who.clone())
     }
 
     /// Takes the lock. Whoever has it loses it to a newer timeline, for the archive follows that one,
     /// by shipping nothing for [`STREAM_IDLE_MAX`], and when the archive contradicts what he shipped.
-    pub fn take(
+    pub(crate) fn take(
         self: &Arc<Self>,
         who: &str,
         timeline: TimelineId,
@@ -95,7 +95,7 @@ impl WriterLock {
     }
 
     /// An archived segment is another than what was shipped of it.
-    pub fn doubt(&self, segment: SegmentName) {
+    pub(crate) fn doubt(&self, segment: SegmentName) {
         self.doubt_at(segment, Instant::now());
     }
 
@@ -122,7 +122,7 @@ impl WriterLock {
 
 impl WriterGuard {
     /// Records of a segment were shipped.
-    pub fn shipped(&self, segment: SegmentName) {
+    pub(crate) fn shipped(&self, segment: SegmentName) {
         let mut holding = self.lock.holding();
         let who = holding.holder.as_ref().map(|holder| holder.who.clone());
         if let Some(who) = who.filter(|_| holding.number == self.number) {
@@ -134,7 +134,7 @@ impl WriterGuard {
     }
 
     /// A job begins or ends; fails when the lock is another's.
-    pub fn work(&self, work: StreamWork, now: Instant) -> Result<(), Error> {
+    pub(crate) fn work(&self, work: StreamWork, now: Instant) -> Result<(), Error> {
         let mut holding = self.lock.holding();
         let is_own = holding.number == self.number;
         match &mut holding.holder {
@@ -181,7 +181,7 @@ fn active(who: &str) -> Error {
 }
 
 /// The session lets nothing through before the stream was granted.
-pub fn not_begun() -> Error {
+pub(crate) fn not_begun() -> Error {
     Error::channel(ErrorCode::Internal, "no partial stream was begun", "")
 }
 

@@ -77,11 +77,11 @@ impl ServedFlow {
 
 /// The flows of a connection by their channels; channel 0 is for requests, which have none.
 #[derive(Default)]
-pub struct Flows(BTreeMap<u16, ServedFlow>);
+pub(super) struct Flows(BTreeMap<u16, ServedFlow>);
 
 impl Flows {
     /// A message arrived on a channel.
-    pub async fn received(
+    pub(super) async fn received(
         &mut self,
         link: &mut Link,
         channel: u16,
@@ -184,7 +184,7 @@ impl Flows {
     }
 
     /// A worker spoke.
-    pub async fn reported(
+    pub(super) async fn reported(
         &mut self,
         link: &mut Link,
         channel: u16,
@@ -216,7 +216,7 @@ impl Flows {
     }
 
     /// Ends uploads whose peer is there and sends no block; says how long the next one has left.
-    pub async fn end_idle_uploads(
+    pub(super) async fn end_idle_uploads(
         &mut self,
         link: &mut Link,
         now: Instant,
@@ -239,7 +239,7 @@ impl Flows {
     }
 
     /// Whether there is something that a receiver which stops waits for.
-    pub fn are_busy(&self) -> bool {
+    pub(super) fn are_busy(&self) -> bool {
         self.0.values().any(|flow| match flow {
             ServedFlow::Push(flow) => flow.is_busy(),
             ServedFlow::Backup(flow) => flow.is_finishing(),
@@ -248,7 +248,7 @@ impl Flows {
     }
 
     /// Whether something is cut short when the connection ends now.
-    pub fn would_be_cut_short(&self) -> bool {
+    pub(super) fn would_be_cut_short(&self) -> bool {
         self.0.values().any(|flow| match flow {
             ServedFlow::Push(flow) => flow.is_busy(),
             ServedFlow::Backup(flow) => flow.is_busy(),

@@ -25,7 +25,7 @@ use crate::transport::tls::unix_now;
 use crate::transport::wire::Wire;
 
 /// Serves a peer until either side ends it.
-pub async fn serve(
+pub(crate) async fn serve(
     cluster: Arc<Cluster>,
     refusals: Arc<Refusals>,
     peer: Peer,

@@ -30,7 +30,7 @@ use crate::standby::verdict::{self, InProgress};
 const ACTION: &str = "recovery_target_action";
 
 /// Whether no server runs there, and one that is started recovers up to a target.
-pub fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
+pub(super) fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
     let there = |name: &str| data.path().join(name).exists();
     if !there(layout::RECOVERY_SIGNAL) || there(layout::STANDBY_SIGNAL) || data.running()?.is_some()
     {
@@ -43,7 +43,7 @@ pub fn stands(config: &StandbyConfig, data: &DataDirectory) -> Result<bool> {
 }
 
 /// Starts the server so that it opens at its target, and does what a boot does.
-pub fn open(
+pub(super) fn open(
     config: &StandbyConfig,
     options: &Options,
     data: DataDirectory,

@@ -50,7 +50,7 @@ const RECOVERY_SIGNS: [&str; 3] = [
 
 /// A boot that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BegunBoot {
+pub(crate) struct BegunBoot {
     /// With what the server has to open.
     pub acknowledged: AcknowledgedEnd,
     /// Whether its recovery ends at a target.
@@ -66,7 +66,7 @@ pub struct BegunBoot {
 
 impl BegunBoot {
     /// One of the server on this directory.
-    pub fn of(
+    pub(crate) fn of(
         data: &DataDirectory,
         server: String,
         acknowledged: AcknowledgedEnd,
@@ -83,7 +83,7 @@ impl BegunBoot {
     }
 
     /// The last one, if it is of this directory. One that says nothing is told and passed over.
-    pub fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<BegunBoot>> {
+    pub(crate) fn read(config: &StandbyConfig, data: &DataDirectory) -> Result<Option<BegunBoot>> {
         let path = path(config);
         let text = match files::read_at_most(&path, BYTES_MAX) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -98,13 +98,13 @@ impl BegunBoot {
     }
 
     /// Writes it durably.
-    pub fn write(&self, config: &StandbyConfig) -> Result<()> {
+    pub(crate) fn write(&self, config: &StandbyConfig) -> Result<()> {
         let path = path(config);
         files::replace(&path, self.text().as_bytes(), 0o600).at(Kind::Retry, "write", &path)
     }
 
     /// Says durably what is about to be set until the boot is over, or that nothing is.
-    pub fn with(&self, changed: Option<Changed>, config: &StandbyConfig) -> Result<()> {
+    pub(crate) fn with(&self, changed: Option<Changed>, config: &StandbyConfig) -> Result<()> {
         BegunBoot {
             changed,
             ..self.clone()
@@ -133,7 +133,7 @@ impl BegunBoot {
     }
 
     /// Says that nothing is left to do.
-    pub fn finish(&self, config: &StandbyConfig) -> Result<()> {
+    pub(crate) fn finish(&self, config: &StandbyConfig) -> Result<()> {
         let is_finished = true;
         BegunBoot {
             is_finished,
@@ -188,14 +188,14 @@ fn parse_changed(value: &Value) -> Option<Changed> {
 }
 
 /// Takes it away: the server it speaks of did not open, or is no longer there.
-pub fn forget(config: &StandbyConfig) -> Result<()> {
+pub(crate) fn forget(config: &StandbyConfig) -> Result<()> {
     let path = path(config);
     files::remove(&path).at(Kind::Retry, "remove", &path)?;
     Ok(())
 }
 
 /// The server that a boot opened without finishing, for `status`.
-pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
+pub(crate) fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
     let begun = BegunBoot::read(config, &data).ok()??;
     let is_left = !begun.is_finished && has_opened(&data).ok()?;
@@ -203,14 +203,14 @@ pub fn unfinished(config: &StandbyConfig) -> Option<PathBuf> {
 }
 
 /// What the file of a server has only because of a boot that goes on, or was killed, for `status`.
-pub fn changed(config: &StandbyConfig) -> Option<String> {
+pub(crate) fn changed(config: &StandbyConfig) -> Option<String> {
     let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
     let changed = BegunBoot::read(config, &data).ok()??.changed?;
     Some(changed.text(&own_server::settings(config, &data).automatic()))
 }
 
 /// Whether the server on this directory has ended its recovery; it may have ended since.
-pub fn has_opened(data: &DataDirectory) -> Result<bool> {
+pub(crate) fn has_opened(data: &DataDirectory) -> Result<bool> {
     let is_primary = match data.control()?.state {
         State::ShutDown | State::ShuttingDown | State::InCrashRecovery | State::InProduction => {
             true

@@ -11,7 +11,7 @@ use crate::pg::conf;
 
 /// A setting with another value than its administrator's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changed {
+pub(crate) struct Changed {
     pub name: String,
     /// What the file said before; `None` if nothing.
     pub before: Option<String>,

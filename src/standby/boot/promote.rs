@@ -25,7 +25,7 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(10);
 const ASKED_TICK: Duration = Duration::from_millis(10);
 
 /// Whether a server that was told to open did.
-pub enum PromotionOutcome {
+pub(super) enum PromotionOutcome {
     /// It opened.
     Open,
     /// It ended before.

@@ -18,7 +18,7 @@ use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
-pub fn choose(
+pub(super) fn choose(
     archive: &ArchiveReader,
     sets: &BackupSets,
     restoring: &Restoring,
@@ -48,7 +48,7 @@ pub fn choose(
 }
 
 /// The set that was asked for, or the newest that can be recovered to the target.
-pub fn choose_for(
+pub(super) fn choose_for(
     target: &RecoveryTarget,
     archive: &ArchiveReader,
     sets: &BackupSets,

@@ -38,7 +38,7 @@ const OF_THE_HOST: [&str; 9] = [
 const DEPTH_MAX: usize = 3;
 
 /// Copies the files to `slave_config_dir`, or into the new data directory if it has none of its own.
-pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+pub(super) fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let (config, data) = (plan.config, &plan.place.data);
     let target = match &config.slave_config_dir {
         Some(folder) => folder.clone(),
@@ -79,7 +79,7 @@ pub fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 }
 
 /// Refuses copies that are not what their backup brought, before anything is touched.
-pub fn check(config: &StandbyConfig) -> Result<()> {
+pub(super) fn check(config: &StandbyConfig) -> Result<()> {
     let copies = config.config_backup.as_deref().map(ConfigCopies::read);
     match copies.and_then(|copies| copies.damage()) {
         Some(why) => Err(CommandError::retry(why).hint(HINT)),

@@ -18,7 +18,7 @@ const LOG_OF_THE_SET: &str = "of-the-set";
 
 /// Where the links lead.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub(super) struct Kept {
     /// The directory for pg_wal.
     pub wal: Option<PathBuf>,
     /// Links of the log, with what they say.
@@ -27,7 +27,7 @@ pub struct Kept {
 
 impl Kept {
     /// Looks at the directory that is to be replaced.
-    pub fn find(place: &SetPlace) -> Kept {
+    pub(super) fn find(place: &SetPlace) -> Kept {
         let staging = place.staging();
         let wal = [&staging, &place.data].into_iter().find_map(|data| {
             let wal = data.join(layout::PG_WAL);
@@ -48,7 +48,7 @@ impl Kept {
     }
 
     /// Links the log again, in the place of what the set has under its name.
-    pub fn link_logs(&self, staging: &Path) -> Result<()> {
+    pub(super) fn link_logs(&self, staging: &Path) -> Result<()> {
         for (name, target) in &self.logs {
             let link = staging.join(name);
             if link.is_dir() && !link.is_symlink() {

@@ -25,7 +25,7 @@ const OLD_COPIES_MAX: u32 = 10_000;
 
 /// How the files of a set came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetOrigin {
+pub(super) enum SetOrigin {
     /// The set is still listed.
     Copied,
     /// They are the set.
@@ -34,7 +34,7 @@ pub enum SetOrigin {
 
 /// What there is where the set is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occupant {
+pub(super) enum Occupant {
     /// Nothing.
     Nobody,
     /// An empty directory.
@@ -46,7 +46,7 @@ pub enum Occupant {
 }
 
 /// The directory that is to be made.
-pub struct SetPlace {
+pub(super) struct SetPlace {
     /// Where it goes.
     pub data: PathBuf,
     /// Whether it is the `slave_data` of the settings.
@@ -59,7 +59,7 @@ pub struct SetPlace {
 
 impl SetPlace {
     /// Looks at a place; fails if a set cannot go there.
-    pub fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
+    pub(super) fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
         // A link leads to where the administrator wants it; only what it leads to is replaced.
         let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
         let is_mount = mounts::is_mount_point(&resolved)?;
@@ -92,12 +92,12 @@ impl SetPlace {
     }
 
     /// The directory above.
-    pub fn above(&self) -> &Path {
+    pub(super) fn above(&self) -> &Path {
         self.data.parent().unwrap_or(Path::new("/"))
     }
 
     /// Where the set is prepared, on the same file system.
-    pub fn staging(&self) -> PathBuf {
+    pub(super) fn staging(&self) -> PathBuf {
         match self.is_mount {
             true => within::staging(&self.data),
             false => beside(&self.data, STAGING),
@@ -105,7 +105,7 @@ impl SetPlace {
     }
 
     /// The directory in which that is.
-    pub fn staging_above(&self) -> &Path {
+    pub(super) fn staging_above(&self) -> &Path {
         match self.is_mount {
             true => &self.data,
             false => self.above(),
@@ -113,7 +113,7 @@ impl SetPlace {
     }
 
     /// Puts what was prepared in place; the name is free.
-    pub fn move_in(&self) -> Result<()> {
+    pub(super) fn move_in(&self) -> Result<()> {
         let data = &self.data;
         match self.is_mount {
             true => within::enter(data),
@@ -122,7 +122,7 @@ impl SetPlace {
     }
 
     /// Has what an interrupted restore put in place where it was prepared.
-    pub fn move_back(&self) -> Result<()> {
+    pub(super) fn move_back(&self) -> Result<()> {
         let data = &self.data;
         match self.is_mount {
             true => within::retreat(data),
@@ -131,7 +131,7 @@ impl SetPlace {
     }
 
     /// Frees the name; the old directory's new one, if there was one.
-    pub fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
+    pub(super) fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
         let data = &self.data;
         if self.is_mount {
             return within::make_way(data, keep_old);
@@ -160,7 +160,7 @@ impl SetPlace {
     }
 
     /// Removes an old directory that is not to be kept, also one that a killed restore left.
-    pub fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
+    pub(super) fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
         let removing = match self.is_mount {
             true => within::removing(&self.data),
             false => beside(&self.data, REMOVING),
@@ -197,7 +197,7 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
 
 /// Whether any of these directories has the control file under the names of a set that was moved, of one
 /// that was copied, and its own.
-pub fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
+pub(super) fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
     let mut found = [false; 3];
     for place in places {
         for (found, name) in found.iter_mut().zip([
@@ -212,7 +212,7 @@ pub fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
 }
 
 /// How what is being prepared came there; `None` if nothing is.
-pub fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
+pub(super) fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
     if !exists(staging)? {
         return Ok(None);
     }
@@ -226,7 +226,7 @@ pub fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
 }
 
 /// Keeps PostgreSQL from starting; nothing happens if it could not anyway.
-pub fn hide_control(staging: &Path) -> Result<()> {
+pub(super) fn hide_control(staging: &Path) -> Result<()> {
     let (control, hidden) = (
         staging.join(layout::PG_CONTROL),
         staging.join(layout::CONTROL_MOVED),
@@ -238,7 +238,7 @@ pub fn hide_control(staging: &Path) -> Result<()> {
 }
 
 /// Lets PostgreSQL start.
-pub fn show_control(data: &Path) -> Result<()> {
+pub(super) fn show_control(data: &Path) -> Result<()> {
     let control = data.join(layout::PG_CONTROL);
     for name in [layout::CONTROL_MOVED, layout::CONTROL_COPIED] {
         let hidden = data.join(name);
@@ -253,7 +253,7 @@ pub fn show_control(data: &Path) -> Result<()> {
 }
 
 /// Removes a copy that was not finished, with what it had put into tablespaces outside.
-pub fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
+pub(super) fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
     for target in transfer::link_targets(&copy.join(layout::PG_TBLSPC))? {
         if target.is_absolute() && !target.starts_with(data) && !target.starts_with(copy) {
             transfer::remove_entries(&target)?;
@@ -266,7 +266,7 @@ pub fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
 }
 
 /// A name beside a directory that nothing has, such as `data.1`.
-pub fn free_name(path: &Path) -> Result<PathBuf> {
+pub(super) fn free_name(path: &Path) -> Result<PathBuf> {
     for number in 1..OLD_COPIES_MAX {
         let name = beside(path, &number.to_string());
         if !exists(&name)? {
@@ -281,7 +281,7 @@ pub fn free_name(path: &Path) -> Result<PathBuf> {
 }
 
 /// Removes a directory, of which PostgreSQL cannot start once the first file of it is gone.
-pub fn remove_old(path: &Path) -> Result<()> {
+pub(super) fn remove_old(path: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at(Kind::Retry, "remove", path),
@@ -297,7 +297,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-pub fn exists(path: &Path) -> Result<bool> {
+pub(super) fn exists(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

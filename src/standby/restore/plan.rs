@@ -39,7 +39,7 @@ use crate::store::{ArchiveReader, PartialEnd, RealDisk};
 const SPARE_BYTES: u64 = 32 << 20;
 
 /// Where the set comes from.
-pub enum SetSource {
+pub(super) enum SetSource {
     /// It was taken by a restore that was interrupted.
     Taken,
     /// It moves.
@@ -49,14 +49,14 @@ pub enum SetSource {
 }
 
 /// A set that was looked at. It is not held: whoever gets it later compares the label.
-pub struct Chosen {
+pub(super) struct Chosen {
     pub name: BackupName,
     pub path: PathBuf,
     pub label: BackupLabel,
 }
 
 /// Everything that is decided.
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     pub config: &'a StandbyConfig,
     pub sets: BackupSets,
     pub source: SetSource,
@@ -78,7 +78,7 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Decides and checks.
-    pub fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
+    pub(super) fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
         let place = examine_place(config, restoring)?;
         let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
@@ -123,7 +123,7 @@ impl<'a> Plan<'a> {
     }
 
     /// What it would do, as a verb phrase.
-    pub fn in_words(&self) -> String {
+    pub(super) fn in_words(&self) -> String {
         let data = self.place.data.display();
         let what = match &self.source {
             SetSource::Taken => format!("finish the interrupted restore of {data}"),
@@ -190,7 +190,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Where pg_wal goes, if not into the data directory.
-    pub fn wal_directory(&self) -> Option<&Path> {
+    pub(super) fn wal_directory(&self) -> Option<&Path> {
         let wal = self.config.slave_pg_xlog.as_deref();
         let wal = wal.or(self.kept.wal.as_deref());
         wal.filter(|_| self.place.is_slave_data)

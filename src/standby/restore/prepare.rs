@@ -22,7 +22,7 @@ use crate::pg::{group_access, mounts};
 const OLD_WAL: &str = "pg_wal.restoring";
 
 /// Prepares the files in `staging`.
-pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+pub(super) fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     // PostgreSQL refuses a directory that others may look into.
     let mode = PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(staging, mode).at(Kind::Retry, "change the mode of", staging)?;
@@ -55,7 +55,7 @@ pub fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 
 /// Links the tablespaces that go elsewhere before anything is put there, so that what a kill leaves
 /// in them is known to be from here.
-pub fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+pub(super) fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let links = staging.join(layout::PG_TBLSPC);
     files::make_directory(staging)?;
     files::make_directory(&links)?;

@@ -20,7 +20,7 @@ const SETTLING: Duration = Duration::from_secs(3);
 
 impl Plan<'_> {
     /// Stops the server on the old directory; whether one ran.
-    pub fn stop_server(&self) -> Result<bool> {
+    pub(super) fn stop_server(&self) -> Result<bool> {
         let data = &self.place.data;
         if !self.place.is_slave_data || self.place.occupant != Occupant::Old {
             return Ok(false);
@@ -61,7 +61,7 @@ impl Plan<'_> {
     }
 
     /// Starts the server on the new directory, or says that it has to be started; whether it runs.
-    pub fn start_server(&self) -> Result<bool> {
+    pub(super) fn start_server(&self) -> Result<bool> {
         let data = self.place.data.display();
         let missing = self.missing_pieces()?;
         for piece in &missing {
@@ -147,7 +147,7 @@ impl Plan<'_> {
 }
 
 /// A command of the settings that stops or starts the server.
-pub fn command_of<'a>(setting: &'a str, command: &'a str) -> SettingsCommand<'a> {
+pub(super) fn command_of<'a>(setting: &'a str, command: &'a str) -> SettingsCommand<'a> {
     SettingsCommand {
         setting,
         command,

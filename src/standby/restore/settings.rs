@@ -20,7 +20,7 @@ use crate::standby::ahead;
 use crate::store::{ArchiveReader, RealDisk, StoreError};
 
 /// Settles what lies in `staging`; every step can be done twice.
-pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     remove_leftovers(staging)?;
     if let Some(note) = plan.recovery.note(&plan.server) {
         tracing::info!("{note}");
@@ -57,7 +57,7 @@ pub fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 
 /// Raises the settings that the master raised behind the backup: a hot standby with less pauses there, or
 /// ends. What is set higher stays.
-pub fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
+pub(super) fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let text = std::fs::read(staging.join(layout::BACKUP_LABEL)).unwrap_or_default();
     let Ok(label) = BackupLabel::parse(&text) else {
         return Ok(());
@@ -113,12 +113,12 @@ fn own_server(config: &StandbyConfig) -> Option<ServerSettings> {
 }
 
 /// Names a line that was switched off.
-pub fn tell_off(path: &Path, off: &SwitchedOff) {
+pub(super) fn tell_off(path: &Path, off: &SwitchedOff) {
     tracing::warn!("{}", off.sentence(path));
 }
 
 /// Names the lines that let in whom this host's own file does not.
-pub fn tell_wider(path: &Path, foreign: &[u8], own: Option<&[u8]>) {
+pub(super) fn tell_wider(path: &Path, foreign: &[u8], own: Option<&[u8]>) {
     for line in hba::wider(foreign, own) {
         let (path, line) = (path.display(), line.escape_debug());
         tracing::warn!("{path} lets in more than this host's own file did: {line}");

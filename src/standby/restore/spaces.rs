@@ -15,7 +15,7 @@ use crate::pg::layout;
 use crate::pg::tablespace_map;
 
 /// Which tablespace goes where.
-pub fn mapping(
+pub(super) fn mapping(
     set: &Path,
     asked: &[(PathBuf, PathBuf)],
     place: &SetPlace,
@@ -51,7 +51,7 @@ pub fn mapping(
 }
 
 /// The mappings for tablespaces that the set does not have.
-pub fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &SetPlace) -> Result<Later> {
+pub(super) fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &SetPlace) -> Result<Later> {
     let known: Vec<PathBuf> = tablespaces(set)?.into_values().collect();
     Later::examine(&known, asked, |new| check_space(new, place))
 }

@@ -17,7 +17,7 @@ use crate::store::sets::SetEntry;
 
 /// A set that became a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TakenSet {
+pub(crate) struct TakenSet {
     /// Its name, if it is known: a restore that was interrupted did not keep it.
     name: Option<String>,
     start_time: String,
@@ -26,7 +26,7 @@ pub struct TakenSet {
 }
 
 /// Notes that what lies in `staging` is the set of this name.
-pub fn write(staging: &Path, name: Option<String>) -> Result<()> {
+pub(crate) fn write(staging: &Path, name: Option<String>) -> Result<()> {
     let path = staging.join(layout::BACKUP_LABEL);
     let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
     let label = BackupLabel::parse(&text)
@@ -58,7 +58,7 @@ impl TakenSet {
     }
 
     /// The line for a person about the set that became the server in `slave_data`, if none of these is newer.
-    pub fn newest_of(config: &StandbyConfig, listed: &[SetEntry]) -> Option<String> {
+    pub(crate) fn newest_of(config: &StandbyConfig, listed: &[SetEntry]) -> Option<String> {
         let data = config.slave_data.as_deref()?;
         let taken = TakenSet::of(data)?;
         let mut labels = listed.iter().filter_map(|entry| entry.label.as_ref().ok());

@@ -10,7 +10,11 @@ use crate::pg::layout;
 
 impl Plan<'_> {
     /// The hint for a server that does not start on the new directory; `aside` is the old one.
-    pub fn after_failed_start(&self, error: CommandError, aside: Option<&Path>) -> CommandError {
+    pub(super) fn after_failed_start(
+        &self,
+        error: CommandError,
+        aside: Option<&Path>,
+    ) -> CommandError {
         let data = &self.place.data;
         let complete = format!("{} is complete: start PostgreSQL on it", data.display());
         let whence = match &self.source {
@@ -38,7 +42,7 @@ impl Plan<'_> {
     }
 
     /// What is said before the error of a restore that ended between the server's stop and its start.
-    pub fn tell_where_it_stands(&self, was_stopped: bool) {
+    pub(super) fn tell_where_it_stands(&self, was_stopped: bool) {
         let staging = self.place.staging();
         let left = match staging.exists() {
             true => staging,

@@ -22,7 +22,7 @@ pub(super) struct RecordsEnd {
 }
 
 /// Has a scanner that comes out of the finished segment before one, if that is there.
-pub type Before<'a> = &'a dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>;
+pub(super) type Before<'a> = &'a dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>;
 
 /// A scanner for a segment's beginning.
 pub(super) fn scanner_at(segment: SegmentName, lsn: Lsn, binding: &Binding) -> Scanner {

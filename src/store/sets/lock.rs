@@ -19,7 +19,7 @@ use crate::store::StoreError;
 use crate::store::folder::Folder;
 
 /// The visible file of the lease, where the manual puts it.
-pub const LEASE_NAME: &str = "BACKUPLOCK";
+pub(crate) const LEASE_NAME: &str = "BACKUPLOCK";
 
 /// Nothing that holds the lock on the names waits for a peer or removes a tree.
 const NAMES_PATIENCE: Duration = Duration::from_secs(30);

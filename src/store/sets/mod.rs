@@ -23,24 +23,24 @@
 //! There is no list: a set that an administrator copies here under a free name is a set, and one
 //! that is moved away is none any more.
 
-pub mod condition;
-pub mod error;
-pub mod fuzzing;
-pub mod incoming;
-pub mod inventory;
-pub mod list;
-pub mod lock;
+pub(crate) mod condition;
+pub(crate) mod error;
+pub(crate) mod fuzzing;
+pub(crate) mod incoming;
+pub(crate) mod inventory;
+pub(crate) mod list;
+pub(crate) mod lock;
 mod names;
-pub mod out;
-pub mod purge;
+pub(crate) mod out;
+pub(crate) mod purge;
 mod remove;
-pub mod rotate;
-pub mod round;
+pub(crate) mod rotate;
+pub(crate) mod round;
 mod round_note;
-pub mod seal;
+pub(crate) mod seal;
 mod shared;
-pub mod stream;
-pub mod unpack;
+pub(crate) mod stream;
+pub(crate) mod unpack;
 
 #[cfg(test)]
 mod crash_tests;
@@ -64,18 +64,19 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::BackupName;
 
-pub use condition::Condition;
-pub use error::SetError;
-pub use incoming::IncomingSet;
-pub use inventory::HeldFile;
-pub use list::{HeldSet, SetEntry};
-pub use lock::Lease;
-pub use out::{Copying, SetSize};
-pub use rotate::Keeping;
-pub use round::SetsRound;
-pub use seal::{ExpectedFile, Parts, SealedSet};
-pub use stream::Streamed;
-pub use unpack::{SealedFile, StreamWriter};
+pub(crate) use condition::Condition;
+pub(crate) use error::SetError;
+pub(crate) use incoming::IncomingSet;
+pub(crate) use inventory::HeldFile;
+pub(crate) use list::{HeldSet, SetEntry};
+pub(crate) use lock::Lease;
+pub use out::Copying;
+pub(crate) use out::SetSize;
+pub(crate) use rotate::Keeping;
+pub(crate) use round::SetsRound;
+pub(crate) use seal::{ExpectedFile, Parts, SealedSet};
+pub(crate) use stream::Streamed;
+pub(crate) use unpack::{SealedFile, StreamWriter};
 
 use super::disk::Disk;
 use super::folder::Folder;

@@ -31,7 +31,7 @@ const NOTED_EVERY_BYTES: u64 = 64 << 20;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A round through all sets.
-pub struct SetsRound {
+pub(crate) struct SetsRound {
     sets: BackupSets,
     note: SetsNote,
     /// The sets that follow; `None` between two rounds.
@@ -77,7 +77,7 @@ type SetFound = Option<Result<(), ListedFault>>;
 
 impl SetsRound {
     /// Goes on where an earlier process was.
-    pub fn of(sets: BackupSets) -> Self {
+    pub(crate) fn of(sets: BackupSets) -> Self {
         SetsRound {
             note: SetsNote::read(&sets.completed),
             sets,
@@ -89,7 +89,7 @@ impl SetsRound {
     }
 
     /// Whether an earlier process was amid a round.
-    pub const fn is_under_way(&self) -> bool {
+    pub(crate) const fn is_under_way(&self) -> bool {
         self.note.at.is_some()
     }
 
@@ -99,7 +99,7 @@ impl SetsRound {
     }
 
     /// Reads on; how many bytes, or `None` when the round is over.
-    pub fn step(&mut self) -> Result<Option<u64>, SetError> {
+    pub(crate) fn step(&mut self) -> Result<Option<u64>, SetError> {
         if let Some(mut reading) = self.reading.take() {
             let (read_bytes, found) = self.read_on(&mut reading)?;
             match found {

@@ -307,7 +307,7 @@ pub(crate) fn leftovers(root: &Path) -> Vec<String> {
 }
 
 /// Keeps this many sets, however young they are.
-pub fn keep(sets: u32) -> Keeping {
+pub(super) fn keep(sets: u32) -> Keeping {
     Keeping {
         sets,
         minimum_age: Duration::ZERO,

@@ -17,14 +17,14 @@ use crate::transport::identity::Fingerprint;
 const PEER_NAME_CHARS_MAX: usize = 64;
 
 /// Seconds since 1970 by this host's clock; 0 before that.
-pub fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
 }
 
 /// The clock of this host as TLS asks for it. The one that comes with TLS panics before 1970.
 #[derive(Debug)]
-pub struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl TimeProvider for SystemClock {
     fn current_time(&self) -> Option<UnixTime> {
@@ -34,7 +34,7 @@ impl TimeProvider for SystemClock {
 
 /// The certificates that a peer has proven to hold the key of.
 #[derive(Debug, Clone)]
-pub struct PeerCertificate {
+pub(crate) struct PeerCertificate {
     chain: Vec<CertificateDer<'static>>,
     fingerprint: Fingerprint,
     /// The last second of each certificate of the chain.
@@ -43,7 +43,7 @@ pub struct PeerCertificate {
 
 impl PeerCertificate {
     /// Reads what the peer showed; `None` when that is no certificate.
-    pub fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
+    pub(crate) fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let fingerprint = Fingerprint::of_certificate(chain.first()?)?;
         let end_of = |certificate: &CertificateDer<'_>| {
             let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
@@ -59,18 +59,18 @@ impl PeerCertificate {
     }
 
     /// Of the key that the peer holds.
-    pub const fn fingerprint(&self) -> &Fingerprint {
+    pub(crate) const fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
     /// The last second before a certificate of the chain ends that has not ended yet. The chain may
     /// hold more than is needed, so what that means [`PeerCertificate::check`] has to say.
-    pub fn next_end(&self, now: u64) -> Option<u64> {
+    pub(crate) fn next_end(&self, now: u64) -> Option<u64> {
         self.ends.iter().copied().filter(|end| *end >= now).min()
     }
 
     /// Checks once more what was checked when the peer came: rules may have changed, and time passes.
-    pub fn check(&self, verifier: &dyn ClientCertVerifier) -> Result<(), TlsFault> {
+    pub(crate) fn check(&self, verifier: &dyn ClientCertVerifier) -> Result<(), TlsFault> {
         let Some((first, others)) = self.chain.split_first() else {
             return Ok(());
         };
@@ -83,7 +83,7 @@ impl PeerCertificate {
 
     /// What the certificate calls its holder; anybody can sign any name for himself, so they mean
     /// something only where an authority vouches for them.
-    pub fn names(&self) -> Vec<CertifiedName> {
+    pub(crate) fn names(&self) -> Vec<CertifiedName> {
         let Some(Ok((_, certificate))) = self
             .chain
             .first()
@@ -113,7 +113,7 @@ impl PeerCertificate {
     }
 
     /// The first of its names, fit for a log.
-    pub fn shown_name(&self) -> Option<String> {
+    pub(crate) fn shown_name(&self) -> Option<String> {
         let printable = |character: char| match character.is_control() {
             true => '?',
             false => character,

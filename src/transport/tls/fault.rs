@@ -112,7 +112,7 @@ impl From<TlsFault> for CommandError {
 
 /// Whether these first bytes of a peer open a TLS connection (RFC 8446 section 5.1: a record of
 /// content type 20 to 23, version 3.x). A side without TLS can then say that the other has it.
-pub fn looks_like_tls(first_bytes: &[u8]) -> bool {
+pub(crate) fn looks_like_tls(first_bytes: &[u8]) -> bool {
     matches!(first_bytes, [20..=23, 3, 0..=4, ..])
 }
 

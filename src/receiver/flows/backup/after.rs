@@ -14,7 +14,7 @@ use crate::receiver::cluster::{BackupFolders, Cluster};
 use crate::store::sets::{BackupSets, Lease};
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
-pub fn clear_away(cluster: &Cluster, facts: &mut Sealed) {
+pub(crate) fn clear_away(cluster: &Cluster, facts: &mut Sealed) {
     let rotation = cluster.settings.borrow().rotation.clone();
     let Ok(sets) = cluster.backups.sets() else {
         return;

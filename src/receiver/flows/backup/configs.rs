@@ -19,14 +19,14 @@ const CONFIG_MODE: u32 = 0o600;
 const STAGING: &str = ".incoming";
 
 /// Files that wait for their set to be sealed.
-pub struct Staged {
+pub(crate) struct Staged {
     folder: PathBuf,
     staging: PathBuf,
     names: Vec<String>,
 }
 
 /// Refuses files that no master's backup sends.
-pub fn check(parts: &Received) -> Result<(), Error> {
+pub(crate) fn check(parts: &Received) -> Result<(), Error> {
     for (name, _) in parts.configs() {
         // A relative path cannot lead out of the folder; one step down is `conf.d`.
         let file_name = String::from_utf8_lossy(name.file_name()).into_owned();
@@ -43,7 +43,7 @@ pub fn check(parts: &Received) -> Result<(), Error> {
 }
 
 /// Writes the files beside the folder; `None` if there are none, or no folder for them.
-pub fn stage(
+pub(crate) fn stage(
     folder: Option<&Path>,
     parts: &Received,
     warnings: &mut Vec<String>,
@@ -84,7 +84,7 @@ pub fn stage(
 
 impl Staged {
     /// Puts the files in place of the older ones. The set is sealed, so what fails is a warning.
-    pub fn swap_in(self, warnings: &mut Vec<String>) {
+    pub(crate) fn swap_in(self, warnings: &mut Vec<String>) {
         let mut copies = ConfigCopies::read(&self.folder);
         for name in &self.names {
             let staged = std::fs::read(self.staging.join(name));

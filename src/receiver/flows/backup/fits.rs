@@ -40,7 +40,7 @@ const UNWANTED: [&str; 8] = [
 ];
 
 /// The first segment that the set needs, if all of it fits together and into this archive.
-pub fn check(
+pub(crate) fn check(
     binding: &Binding,
     running: &Running,
     parts: &Received,

@@ -5,12 +5,12 @@
 //! [`work`] is what the worker does, [`received`] the parts that are no files of the server, [`seal`] ends the backup if
 //! it [`fits`], with its [`configs`], and [`after`] that rotates and purges.
 
-pub mod after;
-pub mod configs;
-pub mod fits;
-pub mod received;
-pub mod seal;
-pub mod work;
+pub(crate) mod after;
+pub(crate) mod configs;
+pub(crate) mod fits;
+pub(crate) mod received;
+pub(crate) mod seal;
+pub(crate) mod work;
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::receiver::reports::FlowReport;
 use crate::receiver::worker::{FromWorker, aside};
 
 /// A connection's part in a backup.
-pub struct BackupFlow {
+pub(crate) struct BackupFlow {
     channel: u16,
     session: Receiver,
     /// The worker there is, or was: the backup itself speaks for it when it ends.
@@ -36,7 +36,7 @@ pub struct BackupFlow {
 
 impl BackupFlow {
     /// Nothing is asked for yet.
-    pub fn new(channel: u16) -> Self {
+    pub(crate) fn new(channel: u16) -> Self {
         BackupFlow {
             channel,
             session: Receiver::default(),
@@ -47,22 +47,22 @@ impl BackupFlow {
     }
 
     /// Whether the connection takes no part in a backup, or not any more.
-    pub const fn is_idle(&self) -> bool {
+    pub(crate) const fn is_idle(&self) -> bool {
         self.session.is_idle()
     }
 
     /// Whether the connection takes part in a backup that is not over.
-    pub const fn is_busy(&self) -> bool {
+    pub(crate) const fn is_busy(&self) -> bool {
         self.attachment.is_some() && !self.session.is_idle()
     }
 
     /// Whether a set is being sealed, which is worth waiting for.
-    pub const fn is_finishing(&self) -> bool {
+    pub(crate) const fn is_finishing(&self) -> bool {
         self.session.is_finishing()
     }
 
     /// A message arrived on the channel.
-    pub async fn received(
+    pub(crate) async fn received(
         &mut self,
         link: &mut Link,
         message: Message,
@@ -74,7 +74,7 @@ impl BackupFlow {
     }
 
     /// The worker spoke, or the backup itself.
-    pub async fn reported(
+    pub(crate) async fn reported(
         &mut self,
         link: &mut Link,
         said: FromWorker<BackupReport>,

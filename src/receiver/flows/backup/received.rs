@@ -11,12 +11,12 @@ use crate::receiver::cluster::running::Running;
 
 /// The parts of a set as they arrived, with what was announced of each.
 #[derive(Default)]
-pub struct Received(pub Vec<(Part, Vec<u8>)>);
+pub(crate) struct Received(pub Vec<(Part, Vec<u8>)>);
 
 impl Received {
     /// Begins a part, whose bytes follow. Each is bounded by what was announced, kinds do not repeat,
     /// and a manifest is no longer than that of the files that have arrived.
-    pub fn begin(&mut self, part: Part, running: &Running) -> Result<(), Error> {
+    pub(crate) fn begin(&mut self, part: Part, running: &Running) -> Result<(), Error> {
         if self.0.iter().any(|(known, _)| known.name == part.name) {
             let text = format!("{:?} comes twice", part.name);
             return Err(Error::channel(ErrorCode::Misbehaved, text, ""));
@@ -44,7 +44,7 @@ impl Received {
     }
 
     /// Takes the next bytes of the part that was begun last; `false` when there is none.
-    pub fn append(&mut self, raw: &[u8]) -> bool {
+    pub(crate) fn append(&mut self, raw: &[u8]) -> bool {
         match self.0.last_mut() {
             Some((_, content)) => {
                 content.extend_from_slice(raw);
@@ -55,7 +55,7 @@ impl Received {
     }
 
     /// Refuses parts that are not what was announced.
-    pub fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         let is_whole = |(part, content): &(Part, Vec<u8>)| {
             content.len() as u64 == part.size && crc32fast::hash(content) == part.crc32
         };
@@ -67,13 +67,13 @@ impl Received {
     }
 
     /// The part of this name, if it came.
-    pub fn find(&self, name: &PartName) -> Option<&[u8]> {
+    pub(crate) fn find(&self, name: &PartName) -> Option<&[u8]> {
         let found = self.0.iter().find(|(part, _)| part.name == *name);
         found.map(|(_, content)| content.as_slice())
     }
 
     /// The part of this name, without which there is no backup.
-    pub fn need(&self, name: &PartName) -> Result<&[u8], Error> {
+    pub(crate) fn need(&self, name: &PartName) -> Result<&[u8], Error> {
         self.find(name).ok_or_else(|| {
             let text = format!("the backup came without its {name:?}");
             Error::channel(ErrorCode::Mismatch, text, "")
@@ -81,7 +81,7 @@ impl Received {
     }
 
     /// Every configuration file.
-    pub fn configs(&self) -> impl Iterator<Item = (&RelativePath, &[u8])> {
+    pub(crate) fn configs(&self) -> impl Iterator<Item = (&RelativePath, &[u8])> {
         self.0
             .iter()
             .filter_map(|(part, content)| match &part.name {

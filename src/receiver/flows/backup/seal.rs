@@ -23,7 +23,7 @@ use crate::wal::segment::Verify;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Seals the set, and then rotates and purges.
-pub fn seal(
+pub(crate) fn seal(
     cluster: &Cluster,
     running: &Running,
     parts: &Received,

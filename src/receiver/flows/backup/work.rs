@@ -24,7 +24,7 @@ use crate::receiver::worker::{self, FromWorker, Say, Worker};
 use crate::store::sets::SealedFile;
 
 /// What the connection asks of its worker.
-pub enum BackupJob {
+pub(crate) enum BackupJob {
     /// Say what is held of these.
     LookUp(Vec<RelativePath>),
     /// Unpack this block and take it into the set.
@@ -40,11 +40,11 @@ pub enum BackupJob {
 }
 
 /// The connection's end of a worker.
-pub type BackupWorker = Worker<BackupJob, BackupReport>;
+pub(crate) type BackupWorker = Worker<BackupJob, BackupReport>;
 
 /// Decides about the request and then does what comes. Dropping the value ends it; what it had taken
 /// of a file stays, for a stream that comes back.
-pub fn start(
+pub(crate) fn start(
     cluster: Arc<Cluster>,
     place: Share,
     request: Request,

@@ -20,7 +20,7 @@ use crate::store::{Binding, Disk, RealDisk, StoreError};
 use crate::transport::authorized_keys::Right;
 
 /// A request arrived.
-pub async fn received(link: &mut Link, request: Message) -> Result<(), ConnectionEnd> {
+pub(crate) async fn received(link: &mut Link, request: Message) -> Result<(), ConnectionEnd> {
     let rights = link.peer.rights;
     let (allowed, needed) = match request {
         Message::Setup => (rights.push, Right::Push),

@@ -25,7 +25,7 @@ use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError};
 use crate::wal::obstacle::{Demands, Obstacle};
 
 /// The answer to a question about the sets.
-pub fn answer(cluster: &Cluster, question: &Fetch) -> Message {
+pub(super) fn answer(cluster: &Cluster, question: &Fetch) -> Message {
     let answered = match question {
         Fetch::ListBackups(request) => list(cluster, request),
         other => {
@@ -42,7 +42,7 @@ pub fn answer(cluster: &Cluster, question: &Fetch) -> Message {
 /// Begins to look for the answer to a question about one set, which may take a walk through much WAL: on a thread of
 /// its own, as one of its peer's fetches. Dropping the returned value ends it, and so does
 /// [`TARGET_SEARCH_S_MAX`].
-pub fn ask(
+pub(super) fn ask(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     question: SetQuestion,

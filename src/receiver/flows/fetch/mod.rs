@@ -2,7 +2,7 @@
 //! Never reads a disk. Invariant: a peer that stops reading is hung up on, so that it cannot hold a backup
 //! set for good.
 
-pub mod send;
+pub(crate) mod send;
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::receiver::reports::{FetchReport, FlowReport};
 use crate::receiver::worker::FromWorker;
 
 /// A channel on which something is fetched.
-pub struct FetchFlow {
+pub(crate) struct FetchFlow {
     channel: u16,
     session: Provider,
     reading: Option<FetchWorker>,
@@ -25,7 +25,7 @@ pub struct FetchFlow {
 
 impl FetchFlow {
     /// Nothing is asked for yet.
-    pub fn new(channel: u16) -> Self {
+    pub(crate) fn new(channel: u16) -> Self {
         FetchFlow {
             channel,
             session: Provider::default(),
@@ -34,17 +34,17 @@ impl FetchFlow {
     }
 
     /// Whether nothing is being fetched.
-    pub const fn is_idle(&self) -> bool {
+    pub(crate) const fn is_idle(&self) -> bool {
         self.session.is_idle()
     }
 
     /// A message that would begin another fetch meanwhile.
-    pub fn unexpected(&self, message: &Message) -> ConnectionEnd {
+    pub(crate) fn unexpected(&self, message: &Message) -> ConnectionEnd {
         self.session.unexpected(message).into()
     }
 
     /// A message arrived on the channel.
-    pub async fn received(
+    pub(crate) async fn received(
         &mut self,
         link: &mut Link,
         message: Message,
@@ -54,7 +54,7 @@ impl FetchFlow {
     }
 
     /// The worker spoke.
-    pub async fn reported(
+    pub(crate) async fn reported(
         &mut self,
         link: &mut Link,
         said: FromWorker<FetchReport>,

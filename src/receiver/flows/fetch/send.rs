@@ -29,10 +29,10 @@ use crate::store::{Absence, ArchiveReader, RealDisk, StoreError};
 const LOOKS_MAX: usize = 10;
 
 /// The connection's end of a fetch under way; it gets buffers whose blocks were sent.
-pub type FetchWorker = Worker<Vec<u8>, FetchReport>;
+pub(crate) type FetchWorker = Worker<Vec<u8>, FetchReport>;
 
 /// Starts a worker for what was asked for. Dropping the returned value ends it.
-pub fn start(
+pub(crate) fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     request: Request,
@@ -53,7 +53,7 @@ pub fn start(
 }
 
 /// The refusal where no place for a fetch is left.
-pub fn all_taken() -> Error {
+pub(crate) fn all_taken() -> Error {
     let text = format!(
         "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all {FETCHES_MAX} there \
          are, are under way"

@@ -1,7 +1,7 @@
 //! The partial flow on a channel: between its session and the worker that has the stream of records.
 //! Never blocks on the disk. Invariant: reports are dealt with in the order of the jobs.
 
-pub mod work;
+pub(crate) mod work;
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::receiver::reports::{FlowReport, RecordReport};
 use crate::receiver::worker::{FromWorker, Worker, failed_on};
 
 /// A channel that takes records.
-pub struct PartialFlow {
+pub(crate) struct PartialFlow {
     channel: u16,
     session: Receiver,
     worker: Option<Worker<RecordJob, RecordReport>>,
@@ -22,7 +22,7 @@ pub struct PartialFlow {
 
 impl PartialFlow {
     /// No stream is asked for yet.
-    pub fn new(channel: u16) -> Self {
+    pub(crate) fn new(channel: u16) -> Self {
         PartialFlow {
             channel,
             session: Receiver::default(),
@@ -31,17 +31,17 @@ impl PartialFlow {
     }
 
     /// Whether no worker has the stream, or asks for it.
-    pub const fn is_idle(&self) -> bool {
+    pub(crate) const fn is_idle(&self) -> bool {
         self.worker.is_none()
     }
 
     /// Its messages come on another channel from here on.
-    pub const fn moves_to(&mut self, channel: u16) {
+    pub(crate) const fn moves_to(&mut self, channel: u16) {
         self.channel = channel;
     }
 
     /// A message arrived on the channel.
-    pub async fn received(
+    pub(crate) async fn received(
         &mut self,
         link: &mut Link,
         message: Message,
@@ -53,7 +53,7 @@ impl PartialFlow {
     }
 
     /// The worker spoke.
-    pub async fn reported(
+    pub(crate) async fn reported(
         &mut self,
         link: &mut Link,
         said: FromWorker<RecordReport>,

@@ -21,7 +21,7 @@ use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
 /// What the connection asks of the stream.
-pub enum RecordJob {
+pub(crate) enum RecordJob {
     /// Take it.
     Begin(Begin),
     /// Go on with this segment.
@@ -33,7 +33,7 @@ pub enum RecordJob {
 }
 
 /// Starts the worker; dropping the returned value ends it once its last job is done.
-pub fn start(
+pub(crate) fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     who: String,

@@ -2,7 +2,7 @@
 //! Never blocks on the disk. Invariant: at most one upload at a time, and what an upload that was given up says
 //! answers nothing that was begun since.
 
-pub mod work;
+pub(crate) mod work;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::receiver::reports::{FlowReport, UploadReport};
 use crate::receiver::worker::{FromWorker, Worker};
 
 /// A channel that takes files.
-pub struct PushFlow {
+pub(crate) struct PushFlow {
     channel: u16,
     session: Receiver,
     upload: Option<Worker<UploadJob, UploadReport>>,
@@ -27,7 +27,7 @@ pub struct PushFlow {
 
 impl PushFlow {
     /// Nothing is offered yet.
-    pub fn new(channel: u16) -> Self {
+    pub(crate) fn new(channel: u16) -> Self {
         PushFlow {
             channel,
             session: Receiver::default(),
@@ -37,17 +37,17 @@ impl PushFlow {
     }
 
     /// Whether no file is under way.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.session.is_idle()
     }
 
     /// Whether an upload is at work.
-    pub const fn is_busy(&self) -> bool {
+    pub(crate) const fn is_busy(&self) -> bool {
         self.upload.is_some()
     }
 
     /// A message arrived on the channel.
-    pub async fn received(
+    pub(crate) async fn received(
         &mut self,
         link: &mut Link,
         message: Message,
@@ -59,7 +59,7 @@ impl PushFlow {
     }
 
     /// An upload spoke.
-    pub async fn reported(
+    pub(crate) async fn reported(
         &mut self,
         link: &mut Link,
         said: FromWorker<UploadReport>,
@@ -80,13 +80,13 @@ impl PushFlow {
     }
 
     /// When the peer has sent no block for too long.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let since = self.waits_since.filter(|_| self.upload.is_some());
         since.map(|since| since + BLOCK_DEADLINE)
     }
 
     /// Ends an upload whose peer is there and sends no block.
-    pub async fn expired(&mut self, link: &mut Link) -> Result<(), ConnectionEnd> {
+    pub(crate) async fn expired(&mut self, link: &mut Link) -> Result<(), ConnectionEnd> {
         self.upload = None;
         let text = format!("no block arrived for {BLOCK_DEADLINE:?}");
         tracing::warn!("{}: an upload was ended: {text}", link.peer);

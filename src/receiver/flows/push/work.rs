@@ -21,7 +21,7 @@ use crate::store::{self, Incoming, StoreError};
 use crate::wal::segment::Verify;
 
 /// What the connection asks of an upload.
-pub enum UploadJob {
+pub(crate) enum UploadJob {
     /// Unpack and append this block.
     Write(Data),
     /// Check, and make durable.
@@ -31,7 +31,7 @@ pub enum UploadJob {
 /// Looks an offer up and, unless that settles it, waits for its blocks.
 ///
 /// Dropping the returned value throws away what was not sealed.
-pub fn start(
+pub(crate) fn start(
     cluster: Arc<Cluster>,
     key: &PeerKey,
     (offer, by): (Offer, String),
