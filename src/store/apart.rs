@@ -372,7 +372,7 @@ impl Shared {
         );
         let (lineage, segments) = lineage.given_up(timeline);
         for segment in segments {
-            let apart = Apart::TimelineApart {
+            let apart = Apart::SetAside {
                 timeline: segment.timeline(),
             };
             let name = WalFileName::Segment(segment);

@@ -82,10 +82,6 @@ impl Durable {
     }
 
     /// Its length in bytes.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "no file in the archive is empty"
-    )]
     pub const fn len(&self) -> u64 {
         self.len
     }

@@ -42,7 +42,7 @@ pub enum Apart {
     },
     /// A segment of a timeline whose history is set apart.
     #[error("the history of timeline {timeline} is set apart")]
-    TimelineApart {
+    SetAside {
         /// Which.
         timeline: TimelineId,
     },
@@ -106,7 +106,7 @@ impl Apart {
         match self {
             Apart::Ahead { .. } | Apart::Older { .. } => ApartKind::Ahead,
             Apart::Behind { .. } => ApartKind::Behind,
-            Apart::UnknownTimeline { .. } | Apart::TimelineApart { .. } => ApartKind::Timeline,
+            Apart::UnknownTimeline { .. } | Apart::SetAside { .. } => ApartKind::Timeline,
             _ => ApartKind::History,
         }
     }
@@ -124,7 +124,7 @@ impl Lineage {
             let known = self.facts.histories.contains_key(&timeline);
             return Some(match known {
                 _ if timeline < lowest => Apart::Older { lowest },
-                true => Apart::TimelineApart { timeline },
+                true => Apart::SetAside { timeline },
                 false => Apart::UnknownTimeline { timeline },
             });
         }
