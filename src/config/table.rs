@@ -56,13 +56,13 @@ pub(crate) const KEYS: &[Key] = &[
     // Both sides.
     key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
         .derived("the ini file's name without .ini"),
-    key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error; syncdaemon -d without it logs beside the ini file, with .log."),
-    key("logfile", Standby, Path, "/var/log/postgresql/%(job_name)s.log", "Where to log, beside standard error; receiver -d without it logs beside the ini file, with .log."),
-    key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon, with -d and without.")
+    key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Log file, in addition to standard error. Default of syncdaemon -d: the ini file's name with .log."),
+    key("logfile", Standby, Path, "/var/log/postgresql/%(job_name)s.log", "Log file, in addition to standard error. Default of receiver -d: the ini file's name with .log."),
+    key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon, also in the foreground.")
         .derived("the ini file's name with .pid"),
-    key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, with -d and without.")
+    key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, also in the foreground.")
         .derived("the ini file's name with .pid"),
-    key("use_skylog", Both, Integer(0, 9), "0", "Accepted for old files: there is no skylog.ini any more.")
+    key("use_skylog", Both, Integer(0, 9), "0", "Accepted in old files and ignored: skylog.ini no longer exists.")
         .defaults().ignored(),
 
     // The master's cluster.
@@ -72,122 +72,122 @@ pub(crate) const KEYS: &[Key] = &[
         .required(),
     key("master_config", Master, Path, "/etc/postgresql/17/main/postgresql.conf", "The postgresql.conf that setup and stop edit.")
         .derived("postgresql.conf in `master_data`"),
-    key("master_bin", Master, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
+    key("master_bin", Master, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs, if they are not in the PATH.")
         .not_yet(),
-    key("master_restart_cmd", Master, Command, "pg_ctlcluster 17 main restart", "Restarts the master after archive_mode changed; leave unset if you cannot afford that."),
-    key("hot_standby", Master, Boolean, "0", "Accepted as before; setup raises wal_level to replica, which serves hot standbys.")
+    key("master_restart_cmd", Master, Command, "pg_ctlcluster 17 main restart", "Restarts the master after archive_mode has changed. Leave it unset to restart the master yourself."),
+    key("hot_standby", Master, Boolean, "0", "Accepted in old files. setup raises wal_level to replica, which is enough for hot standbys.")
         .defaults(),
 
     // The way to the standby.
-    key("slave", Master, SlaveAddress, "standby.example:7432", "The standby's receiver, HOST or HOST:PORT; the manual's HOST:PATH is taken, without the path.")
+    key("slave", Master, SlaveAddress, "standby.example:7432", "The standby's receiver. The path of the old form HOST:PATH is ignored.")
         .required(),
     key("slave_fingerprint", Master, Fingerprint, "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "Fingerprint of the receiver's key, as `identity` prints it on the standby.")
         .added(),
-    key("connect_timeout", Master, time(HOUR), "10s", "Longest wait for a connection and its handshake.")
+    key("connect_timeout", Master, time(HOUR), "10s", "Maximum time to connect, including the TLS handshake.")
         .defaults().added(),
-    key("push_timeout", Master, time(DAY), "60s", "Longest an xarchive may take, from start to acknowledgement.")
+    key("push_timeout", Master, time(DAY), "60s", "Maximum run time of xarchive, from its start to the acknowledgement.")
         .defaults().added(),
-    key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "0", "zstd level for what is sent; 0 sends it as it is, 1 suits most networks.")
+    key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "0", "zstd level of the data on the network. 0 disables compression; 1 suits most networks.")
         .defaults(),
-    key("block_size", Master, Size(limits::BLOCK_BYTES_MIN as u64, limits::BLOCK_BYTES_MAX as u64), "256kB", "Bytes in one block on the wire.")
+    key("block_size", Master, Size(limits::BLOCK_BYTES_MIN as u64, limits::BLOCK_BYTES_MAX as u64), "256kB", "Size of one block on the network.")
         .defaults().added(),
-    key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked before it is acknowledged.")
+    key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How thoroughly the receiver checks WAL before it acknowledges it.")
         .defaults().added(),
-    key("archive_batch", Master, Integer(1, 1_024), "1", "How many finished segments one xarchive may ship.")
+    key("archive_batch", Master, Integer(1, 1_024), "1", "Maximum number of finished segments that one xarchive ships.")
         .defaults().added().not_yet(),
 
     // The master's commands.
-    key("loop_delay", Master, ages(DAY), "10.0", "Time from one pass of syncdaemon to the next; written WAL calls for one before, once in that time; 0 is taken as 10ms.")
+    key("loop_delay", Master, ages(DAY), "10.0", "How often syncdaemon ships. New WAL also starts a pass at once, at most once per interval. 0 means 10ms.")
         .defaults(),
-    key("use_xlog_functions", Master, Boolean, "0", "Ask the database where WAL ends, rather than scan its files.")
+    key("use_xlog_functions", Master, Boolean, "0", "Ask the server for its flush position instead of scanning pg_wal.")
         .defaults(),
-    key("keep_symlinks", Master, Boolean, "1", "Accepted for old files: the standby's own file says it for its restore.")
+    key("keep_symlinks", Master, Boolean, "1", "Accepted in old files and ignored: it is a setting of the standby.")
         .defaults().ignored(),
-    key("command_interval", Master, ages(366 * DAY), "600", "Least time between two runs of periodic_command; 0 means never."),
-    key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Run by periodic, and by xarchive when its time has come."),
-    key("backup_jobs", Master, Integer(1, 64), "4", "Streams a backup sends side by side.")
+    key("command_interval", Master, ages(366 * DAY), "600", "Minimum time between two runs of periodic_command. 0 disables it."),
+    key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Command that periodic runs, and xarchive when command_interval has passed."),
+    key("backup_jobs", Master, Integer(1, 64), "4", "Number of parallel streams of a backup.")
         .defaults().added(),
-    key("backup_checkpoint", Master, Choice(&["fast", "spread"]), "fast", "How the checkpoint before a backup is made.")
+    key("backup_checkpoint", Master, Choice(&["fast", "spread"]), "fast", "Kind of the checkpoint at the start of a backup.")
         .defaults().added(),
 
     // The standby's folders, in the master's file of old.
-    key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted for old files: the standby's commands are given their own ini file.")
+    key("slave_config", Master, Text, "/etc/walmgr/standby.ini", "Accepted in old files and ignored: the standby's commands have their own ini file.")
         .ignored(),
-    key("walmgr_data", Master, Text, "/var/lib/postgresql/walshipping", "Accepted for old files: folders are the standby's own.")
+    key("walmgr_data", Master, Text, "/var/lib/postgresql/walshipping", "Accepted in old files and ignored: it is a setting of the standby.")
         .ignored(),
-    key("completed_wals", Master, Text, "%(walmgr_data)s/logs.complete", "Accepted for old files: folders are the standby's own.")
+    key("completed_wals", Master, Text, "%(walmgr_data)s/logs.complete", "Accepted in old files and ignored: it is a setting of the standby.")
         .ignored(),
-    key("partial_wals", Master, Text, "%(walmgr_data)s/logs.partial", "Accepted for old files: folders are the standby's own.")
+    key("partial_wals", Master, Text, "%(walmgr_data)s/logs.partial", "Accepted in old files and ignored: it is a setting of the standby.")
         .ignored(),
-    key("full_backup", Master, Text, "%(walmgr_data)s/data.master", "Accepted for old files: folders are the standby's own.")
+    key("full_backup", Master, Text, "%(walmgr_data)s/data.master", "Accepted in old files and ignored: it is a setting of the standby.")
         .ignored(),
-    key("config_backup", Master, Text, "%(walmgr_data)s/config.backup", "Accepted for old files: folders are the standby's own.")
+    key("config_backup", Master, Text, "%(walmgr_data)s/config.backup", "Accepted in old files and ignored: it is a setting of the standby.")
         .ignored(),
 
     // The standby's folders.
     key("walmgr_data", Standby, Path, "/var/lib/postgresql/walshipping", "Base directory of the archive.")
         .derived("`slave`"),
-    key("slave", Standby, BasePath, "/var/lib/postgresql/walshipping", "Base directory of the archive, by its older name."),
-    key("completed_wals", Standby, Path, "%(walmgr_data)s/logs.complete", "Where finished WAL files are kept, and the control files PAUSE, STOP and BACKUPLOCK.")
+    key("slave", Standby, BasePath, "/var/lib/postgresql/walshipping", "Old name of walmgr_data."),
+    key("completed_wals", Standby, Path, "%(walmgr_data)s/logs.complete", "Directory of finished WAL files and of the control files PAUSE, STOP and BACKUPLOCK.")
         .derived("logs.complete in `walmgr_data`"),
-    key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Where the WAL file that is being written is kept.")
+    key("partial_wals", Standby, Path, "%(walmgr_data)s/logs.partial", "Directory of the segments in progress.")
         .derived("logs.partial in `walmgr_data`"),
-    key("full_backup", Standby, Path, "%(walmgr_data)s/data.master", "The newest base backup; older ones get .0, .1 and so on.")
+    key("full_backup", Standby, Path, "%(walmgr_data)s/data.master", "The newest base backup. Older ones have the suffix .0, .1 and so on.")
         .derived("data.master in `walmgr_data`"),
-    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Where copies of the master's configuration files are kept."),
+    key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Directory for copies of the master's configuration files."),
 
     // The standby's receiver.
-    key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses the receiver listens on, separated by commas.")
+    key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
         .defaults().added(),
-    key("authorized_keys", Standby, Path, "/etc/walmgr/authorized_keys", "The masters that may connect: a fingerprint and a name a line.")
+    key("authorized_keys", Standby, Path, "/etc/walmgr/authorized_keys", "The masters that may connect: one fingerprint and name per line.")
         .derived("authorized_keys beside the ini file").added(),
-    key("authorized_names", Standby, Path, "/etc/walmgr/authorized_names", "With tls_ca, the certificates that may connect: a name and its rights a line.")
+    key("authorized_names", Standby, Path, "/etc/walmgr/authorized_names", "With tls_ca: the certificates that may connect, one name and its rights per line.")
         .derived("authorized_names beside the ini file").added(),
-    key("max_connections", Standby, Integer(1, 10_000), "64", "Connections the receiver serves at once.")
+    key("max_connections", Standby, Integer(1, 10_000), "64", "Maximum number of connections of the receiver.")
         .defaults().added(),
-    key("log_format", Standby, Choice(&["text", "json"]), "text", "How the receiver's log lines look.")
+    key("log_format", Standby, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
         .defaults().added(),
-    key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Where metrics are served over HTTP.")
+    key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
         .added().not_yet(),
 
     // TLS.
-    key("tls", Both, Boolean, "on", "Encrypt and authenticate; off is for loopback addresses.")
+    key("tls", Both, Boolean, "on", "Encrypt and authenticate connections. off is accepted on loopback addresses.")
         .defaults().added(),
     key("tls_key", Both, Path, "/etc/walmgr/%(job_name)s.key", "This side's private key, made by `identity`.")
         .derived("the ini file's name with .key").added(),
     key("tls_cert", Both, Path, "/etc/walmgr/%(job_name)s.crt", "This side's certificate, made by `identity`.")
         .derived("the ini file's name with .crt").added(),
-    key("tls_ca", Both, Path, "/etc/walmgr/ca.crt", "Certificates of an authority that vouches for the other side, instead of fingerprints.")
+    key("tls_ca", Both, Path, "/etc/walmgr/ca.crt", "Certificates of the authority that signs the other side's certificate. Replaces fingerprints.")
         .added(),
-    key("allow_plaintext", Both, Boolean, "0", "Permits tls = off beyond loopback: anybody on the network can then read and write the archive.")
+    key("allow_plaintext", Both, Boolean, "0", "Permit tls = off on other addresses. Anybody on the network can then read and write the archive.")
         .defaults().added(),
 
     // The standby's cluster.
     key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
-    key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Where PostgreSQL's programs are, if not in the PATH.")
+    key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs, if they are not in the PATH.")
         .not_yet(),
-    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Where PostgreSQL's configuration files are, if not in the data directory."),
+    key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Directory of the standby's configuration files, if it is not the data directory."),
     key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby."),
     key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),
-    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Where pg_wal of a restored standby lives, if not in its data directory."),
+    key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Directory for pg_wal of a restored standby, if it is not in the data directory."),
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
-    key("keep_backups", Standby, Integer(0, 10_000), "0", "Base backups to keep, with the WAL they need; 0 keeps all.")
+    key("keep_backups", Standby, Integer(0, 10_000), "0", "Number of base backups to keep, with the WAL that they need. 0 keeps all.")
         .defaults(),
-    key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "A backup removes nothing younger than this, and base backups younger than this do not count for keep_backups.")
+    key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "A backup removes nothing younger than this. Younger base backups do not count for keep_backups.")
         .defaults().added(),
     key("backup_datadir", Standby, Boolean, "yes", "Keep the standby's old data directory when a backup is restored.")
         .defaults(),
-    key("keep_symlinks", Standby, Boolean, "yes", "Whether a restore makes pg_wal and log links again that are links in the old data directory; slave_pg_xlog wins.")
+    key("keep_symlinks", Standby, Boolean, "yes", "If pg_wal or log is a symlink in the old data directory, restore keeps the symlink. slave_pg_xlog takes precedence.")
         .defaults(),
-    key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Run before the oldest backup is removed; if it fails, nothing is removed."),
-    key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "How closely WAL is checked at least, whatever the master asks for.")
+    key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Command to run before the oldest backup is removed. If it fails, the backup stays."),
+    key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "The least that the receiver checks, whatever verify_wal of the master says.")
         .defaults().added(),
-    key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "How many segments a segment may lie beyond the WAL before it; one further ahead is set apart.")
+    key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "Maximum distance in segments from a new segment to the WAL before it. Others are set apart.")
         .defaults().added(),
-    key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes a second that the receiver reads of the archive and its sets, to find damage; 0 reads nothing.")
+    key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes per second that the receiver reads of archive and base backups to find damage. 0 disables this.")
         .defaults().added(),
-    key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does about a damaged file: end PostgreSQL, or keep it waiting.")
+    key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does at a damaged file: stop PostgreSQL, or stall it.")
         .defaults().added(),
-    key("restore_wait", Standby, time(60), "1s", "How long xrestore waits for a file before it says that there is none.")
+    key("restore_wait", Standby, time(60), "1s", "Maximum time that xrestore waits for a file before it reports that the file is missing.")
         .defaults().added(),
 ];
