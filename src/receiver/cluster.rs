@@ -2,45 +2,46 @@
 //! Never talks to a peer. Invariant: what is kept here sees nothing of what flows over connections, which all
 //! take it as it is.
 //!
-//! [`backups`] knows which backup runs, [`running`] is one of them, [`writer_lock`] says who ships records, [`masters`]
-//! who is connected, [`settings`] is what a reload may change, [`rounds`] reads the archive again and again.
+//! [`open_store`] is what is open of it, [`census`] counts those of all clusters, and [`keeper`] opens one again that
+//! has retired. [`backups`] knows which backup runs, [`running`] is one of them, [`writer_lock`] says who ships records,
+//! [`masters`] who is connected, [`settings`] is what a reload may change, [`rounds`] reads the archive again and again.
 
 pub(crate) mod backups;
+pub(crate) mod census;
+pub(crate) mod keeper;
 pub(crate) mod masters;
+pub(crate) mod open_store;
 pub(crate) mod rounds;
 pub(crate) mod running;
 pub(crate) mod settings;
 pub(crate) mod writer_lock;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
-use walmgr_protocol::session::partial::ProofOfRecords;
+use walmgr_protocol::names::SegmentName;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
-use crate::receiver::cluster::backups::RunningBackups;
+use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::masters::Masters;
+use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::writer_lock::WriterLock;
 use crate::receiver::shares::Shares;
 use crate::receiver::{
-    FETCHES_MAX, FETCHES_PER_PEER_MAX, STREAMS_MAX, STREAMS_PER_PEER_MAX,
-    UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal,
+    BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, FETCHES_MAX, FETCHES_PER_PEER_MAX,
+    STREAMS_MAX, STREAMS_PER_PEER_MAX, UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX,
+    UPLOADS_PER_PEER_MAX, refusal,
 };
 use crate::store::sets::BackupSets;
-use crate::store::{Archive, ArchiveFolders, Disk, DurableRecords, Health, RealDisk, StoreError};
+use crate::store::{ArchiveFolders, Disk, RealDisk, StoreError};
 
 /// What all connections of a cluster share.
 pub(crate) struct Cluster {
-    /// Where files go.
-    pub archive: Archive,
-    /// Where base backups go.
-    pub backups: RunningBackups,
     /// Where its folders are.
     pub folders: ArchiveFolders,
     /// The archive's folder, for people.
@@ -61,10 +62,36 @@ pub(crate) struct Cluster {
     pub fetches: Arc<Shares>,
     /// Threads of streams of records.
     pub streams: Arc<Shares>,
+    /// Threads of connections that are part of a backup.
+    pub backup_threads: Arc<Shares>,
     /// Cancelled once, when nothing more is to be begun.
     pub stopping: CancellationToken,
-    newest: Mutex<Option<SegmentName>>,
-    partial_end: Mutex<Option<(SegmentName, Lsn)>>,
+    /// Its lines in the log are in this span.
+    pub span: tracing::Span,
+    disk: Arc<dyn Disk>,
+    census: Arc<StoreCensus>,
+    store: RwLock<StoreState>,
+}
+
+/// What has become of a cluster's store.
+enum StoreState {
+    /// It is open; or has retired a moment ago, which itself knows.
+    Open(Arc<OpenStore>),
+    /// It is closed, and is opened again when its disk works.
+    Retired {
+        why: String,
+        /// What it was bound to, which it is for good.
+        identity: Option<ClusterIdentity>,
+    },
+}
+
+/// A cluster, and the store that was open when somebody began to work with it.
+#[derive(Clone)]
+pub(crate) struct ServedCluster {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Its store; none that is opened later takes the place of this one.
+    pub store: Arc<OpenStore>,
 }
 
 /// Folders beside the sets that the end of a backup touches.
@@ -81,17 +108,17 @@ impl Cluster {
         config: &StandbyConfig,
         settings: Arc<ClusterSettings>,
         disk: &Arc<dyn Disk>,
+        census: &Arc<StoreCensus>,
         stopping: CancellationToken,
+        span: tracing::Span,
     ) -> Result<Cluster> {
         let folders = ArchiveFolders::of(config);
-        let archive = Archive::open(&folders, Arc::clone(disk)).map_err(|error| opening(&error))?;
-        let backups = RunningBackups::open(config, disk);
-        archive.set_ahead_max(settings.ahead_max);
-        let newest = newest_segment(&archive).map_err(|error| opening(&error))?;
-        let partial_end = archive.recovery().partials.iter().max().copied();
+        let full_backup = config.full_backup.as_deref();
+        let store = OpenStore::open(&folders, full_backup, disk, census, &span)
+            .map_err(|error| opening(&error))?;
+        store.archive.set_ahead_max(settings.ahead_max);
+        census.opened();
         Ok(Cluster {
-            archive,
-            backups,
             folders,
             completed_wals: config.completed_wals.clone(),
             full_backup: config.full_backup.clone(),
@@ -105,15 +132,45 @@ impl Cluster {
             uploads: Shares::of_bytes(UPLOADS_MAX, UPLOADS_PER_PEER_MAX, UPLOAD_BYTES_PER_PEER_MAX),
             fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
             streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
+            backup_threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
             stopping,
-            newest: Mutex::new(newest),
-            partial_end: Mutex::new(partial_end),
+            span,
+            disk: Arc::clone(disk),
+            census: Arc::clone(census),
+            store: RwLock::new(StoreState::Open(store)),
         })
+    }
+
+    /// What is open of it; while that has retired, what everybody is told who asks.
+    pub(crate) fn store(&self) -> Result<Arc<OpenStore>, Error> {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            StoreState::Open(store) => match store.why() {
+                None => Ok(Arc::clone(store)),
+                Some(why) => Err(open_store::retired(why)),
+            },
+            StoreState::Retired { why, .. } => Err(open_store::retired(why)),
+        }
+    }
+
+    /// Puts another configuration in force.
+    pub(crate) fn reconfigure(&self, settings: Arc<ClusterSettings>) {
+        if let Ok(store) = self.store() {
+            store.archive.set_ahead_max(settings.ahead_max);
+        }
+        self.settings.send_replace(settings);
     }
 
     /// The cluster that the archive is bound to; none before `setup`.
     pub(crate) fn identity(&self) -> Option<ClusterIdentity> {
-        self.archive.binding().map(ClusterIdentity::from)
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            StoreState::Open(store) => store.identity(),
+            StoreState::Retired { identity, .. } => *identity,
+        }
+    }
+
+    /// The highest finished segment stored, as far as that is known.
+    pub(crate) fn newest_segment(&self) -> Option<SegmentName> {
+        self.store().ok().and_then(|store| store.newest_segment())
     }
 
     /// The backup sets, for whoever reads them.
@@ -127,67 +184,12 @@ impl Cluster {
         BackupSets::open(full_backup, &self.completed_wals, &disk)
             .map_err(|error| refusal::set_to_reader(&error))
     }
-
-    /// The highest finished segment stored.
-    pub(crate) fn newest_segment(&self) -> Option<SegmentName> {
-        *locked(&self.newest)
-    }
-
-    /// Up to where the last partial segment that was written to is durable.
-    pub(crate) fn partial_end(&self) -> Option<(SegmentName, Lsn)> {
-        *locked(&self.partial_end)
-    }
-
-    /// Remembers records that became durable.
-    pub(crate) fn note_records(&self, proof: &DurableRecords) {
-        *locked(&self.partial_end) = Some((proof.segment(), proof.end()));
-    }
-
-    /// Remembers a file that became durable.
-    pub(crate) fn note_stored(&self, name: WalFileName) {
-        if let WalFileName::Segment(segment) = name
-            && !self.archive.is_noted(name)
-        {
-            let mut newest = locked(&self.newest);
-            *newest = (*newest).max(Some(segment));
-        }
-    }
-
-    /// What is known of the disk, in words; empty if it works.
-    pub(crate) fn trouble(&self) -> String {
-        match self.health() {
-            Health::Good => String::new(),
-            Health::Impaired { why } => why,
-            Health::SyncFailed { why } => format!("a sync failed: {why}"),
-        }
-    }
-
-    /// What is known of the disk below the archive and the backup sets, the worse of the two.
-    pub(crate) fn health(&self) -> Health {
-        match self.archive.health() {
-            failed @ Health::SyncFailed { .. } => failed,
-            health => match self.backups.health() {
-                failed @ Health::SyncFailed { .. } => failed,
-                _ => health,
-            },
-        }
-    }
-
-    /// Ends the daemon when the disk has lied about an fsync: what was written since cannot be
-    /// trusted, and a fresh start reads everything again. Says whether it does; the daemon's last
-    /// line then tells why, and whoever saw the failure need not.
-    pub(crate) fn check_health(&self) -> bool {
-        let failed = matches!(self.health(), Health::SyncFailed { .. });
-        if failed {
-            self.stopping.cancel();
-        }
-        failed
-    }
 }
 
-fn locked<T>(field: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is one assignment, so a panic elsewhere cannot have left half of one.
-    field.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.census.closed(self.store().is_err());
+    }
 }
 
 /// Why an archive cannot be opened, for whoever starts the receiver.
@@ -203,19 +205,4 @@ pub(crate) fn opening(error: &StoreError) -> CommandError {
         error => (error.kind(), ""),
     };
     CommandError::new(kind, format!("open the archive: {error}")).hint(hint)
-}
-
-/// The highest finished segment there is when the daemon starts.
-fn newest_segment(archive: &Archive) -> Result<Option<SegmentName>, StoreError> {
-    let names = archive.list(None, usize::MAX)?;
-    let noted = archive.noted()?;
-    let names = names
-        .into_iter()
-        .filter(|entry| !noted.contains(&entry.name));
-    Ok(names
-        .filter_map(|entry| match entry.name {
-            WalFileName::Segment(segment) => Some(segment),
-            _ => None,
-        })
-        .max())
 }

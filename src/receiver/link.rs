@@ -11,7 +11,7 @@ use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 
 use crate::receiver::asking::SetAsking;
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
 use crate::receiver::connections::HeldConnection;
 use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::refusal_log::Refusals;
@@ -70,7 +70,7 @@ pub(crate) struct Link {
     /// Who is at the other end.
     pub peer: Peer,
     /// The cluster that it speaks for.
-    pub cluster: Arc<Cluster>,
+    pub served: ServedCluster,
     /// Its slot among the connections.
     pub slot: HeldConnection,
     /// Its question that takes a while.
@@ -88,7 +88,7 @@ impl Link {
     /// A connection that begins now; workers report to where `reports` leads. Without a bound: a worker says one
     /// thing for each job that it was given, and those are bounded.
     pub(crate) fn new(
-        cluster: Arc<Cluster>,
+        served: ServedCluster,
         refusals: Arc<Refusals>,
         peer: Peer,
         wire: Wire,
@@ -98,7 +98,7 @@ impl Link {
         Link {
             wire,
             peer,
-            cluster,
+            served,
             slot,
             asking: SetAsking::default(),
             refusals,
@@ -164,7 +164,7 @@ impl Link {
         if let Some(refusal) = self.cannot_begin(what, right) {
             return Some(refusal);
         }
-        let Some(bound) = self.cluster.identity() else {
+        let Some(bound) = self.served.store.identity() else {
             return Some(Error::channel(
                 ErrorCode::NotSetUp,
                 "the archive is bound to no cluster yet",
@@ -182,7 +182,7 @@ impl Link {
 
     /// Why nothing can be begun for this peer now, if so.
     pub(crate) fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
-        if self.cluster.stopping.is_cancelled() {
+        if self.served.cluster.stopping.is_cancelled() {
             let (text, hint) = ("the receiver is stopping", "it will be tried again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
         }

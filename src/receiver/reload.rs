@@ -19,8 +19,7 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluste
         .and_then(|fresh| ClusterSettings::load(&fresh));
     match loaded {
         Ok(settings) => {
-            cluster.archive.set_ahead_max(settings.ahead_max);
-            cluster.settings.send_replace(settings);
+            cluster.reconfigure(settings);
             tracing::info!("settings and keys reloaded");
         }
         Err(error) => {

@@ -19,8 +19,9 @@ use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
 use crate::receiver::admission::{self, Admission, Arrival};
+use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::settings::{ClusterSettings, Protection};
-use crate::receiver::cluster::{Cluster, opening, rounds};
+use crate::receiver::cluster::{Cluster, keeper, opening};
 use crate::receiver::connections::Connections;
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
@@ -28,7 +29,7 @@ use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE,
     THREADS_MAX, connection, introduction,
 };
-use crate::store::{Archive, ArchiveFolders, Disk, Health, RealDisk};
+use crate::store::{Archive, ArchiveFolders, Disk, RealDisk};
 
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
@@ -36,6 +37,8 @@ const GIVING_WAY: Duration = Duration::from_millis(5);
 /// What all connections share.
 struct Daemon {
     cluster: Arc<Cluster>,
+    /// The stores of all clusters.
+    census: Arc<StoreCensus>,
     admission: Arc<Admission>,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -69,24 +72,23 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let census = Arc::new(StoreCensus::default());
     let cluster = Arc::new(Cluster::open(
         config,
         settings,
         &disk,
+        &census,
         CancellationToken::new(),
+        tracing::Span::none(),
     )?);
+    census.is_complete();
     let daemon = Arc::new(Daemon {
-        cluster: Arc::clone(&cluster),
+        cluster,
+        census,
         admission: Admission::new(admission::raise_descriptors()),
         connections: Arc::default(),
         refusals: Arc::default(),
         tasks: TaskTracker::new(),
-    });
-    runtime.spawn_blocking(move || {
-        let stops = || cluster.stopping.is_cancelled();
-        if let Err(error) = cluster.archive.note_older_obstacles(&stops) {
-            tracing::warn!("what replay may not get past in older WAL is not noted: {error}");
-        }
     });
     let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
@@ -119,7 +121,7 @@ async fn serve(
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    let rounds = tokio::spawn(rounds::run(Arc::clone(&daemon.cluster)));
+    let keeper = tokio::spawn(keeper::run(Arc::clone(&daemon.cluster)));
     let mut pulse = Pulse::start();
     loop {
         tokio::select! {
@@ -127,24 +129,24 @@ async fn serve(
                 Notice::Reload => reload(config, options, &daemon.cluster),
                 Notice::Drain => break,
             },
-            () = daemon.cluster.stopping.cancelled() => break,
+            () = daemon.census.none_left() => break,
             () = pulse.beat() => {}
         }
     }
     daemon::tell_stopping();
     // Before the port is closed: whoever sees that it is finds nobody who takes on work.
     daemon.cluster.stopping.cancel();
-    for task in accepting.into_iter().chain([rounds]) {
+    for task in accepting.into_iter().chain([keeper]) {
         task.abort();
     }
     drain(daemon, &mut pulse).await;
-    match daemon.cluster.health() {
-        Health::SyncFailed { why } => {
+    match daemon.census.ends_because() {
+        Some(why) => {
             let ends = format!("the receiver ends because a sync failed: {why}");
             Err(CommandError::new(Kind::ReceiverDisk, ends)
                 .hint("the service manager starts it again; if this repeats, replace the disk"))
         }
-        Health::Good | Health::Impaired { .. } => {
+        None => {
             tracing::info!("receiver stopped");
             Ok(())
         }
@@ -156,20 +158,8 @@ fn report_start(cluster: &Cluster, addresses: &str) {
         "receiver {} listens on {addresses}",
         env!("CARGO_PKG_VERSION")
     );
-    match cluster.archive.binding() {
-        Some(binding) => tracing::info!("the archive belongs to {binding}"),
-        None => tracing::info!("the archive waits for `walmgr MASTER.ini setup`"),
-    }
-    let recovery = cluster.archive.recovery();
-    if recovery.temporaries_removed > 0 {
-        let count = recovery.temporaries_removed;
-        tracing::info!("removed {count} unfinished files of the receiver before this one");
-    }
-    for damage in &recovery.damaged_partials {
-        tracing::error!("ALARM: {damage}; nothing of it is cleared");
-    }
-    for (segment, end) in &recovery.partials {
-        tracing::info!("{segment} is held up to {end}");
+    if let Ok(store) = cluster.store() {
+        store.report_start();
     }
     if matches!(cluster.settings.borrow().protection, Protection::Plain) {
         tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::abnormal;
@@ -22,6 +23,55 @@ const PANIC_IN: &str = "WALMGR_PANIC_IN";
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static WORKERS: AtomicU64 = AtomicU64::new(0);
+
+/// The threads that work with one store: counted, in the log under the name of its cluster, and looked after when
+/// one of them has done its work. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Workforce {
+    threads: TaskTracker,
+    span: tracing::Span,
+    /// Called behind every piece of work, however it ended.
+    worked: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Workforce {
+    /// No thread yet; what they log is in `span`.
+    pub(crate) fn new(span: tracing::Span, worked: impl Fn() + Send + Sync + 'static) -> Self {
+        Workforce {
+            threads: TaskTracker::new(),
+            span,
+            worked: Arc::new(worked),
+        }
+    }
+
+    /// Returns when none of them is at work.
+    pub(crate) async fn ended(&self) {
+        self.threads.close();
+        self.threads.wait().await;
+    }
+
+    /// How many are at work.
+    pub(crate) fn len(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Does something on a thread of this name.
+    fn spawn<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+        then: impl FnOnce(Result<T, Error>) + Send + 'static,
+    ) {
+        let (counted, this) = (self.threads.token(), self.clone());
+        tokio::task::spawn_blocking(move || {
+            let _counted = counted;
+            let _named = this.span.enter();
+            let ended = contained(name, work);
+            (this.worked)();
+            then(ended);
+        });
+    }
+}
 
 /// What a worker tells its connection.
 pub(crate) trait WorkerReport: Send + 'static {
@@ -53,6 +103,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     ///
     /// Whatever `work` wrote on its way is a temporary, which unwinding removes.
     pub(crate) fn start(
+        of: &Workforce,
         name: &'static str,
         queue: usize,
         say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
@@ -60,12 +111,13 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
     ) -> Self {
         let (jobs, inbox) = mpsc::channel(queue);
         let (worker, say) = new(say, jobs);
-        tokio::task::spawn_blocking(move || {
-            let ended = contained(name, || work(inbox, &say)).and_then(|ended| ended);
-            if let Err(error) = ended {
+        let at_work = Arc::clone(&say);
+        let ended = move |ended: Result<Result<(), Error>, Error>| {
+            if let Err(error) = ended.and_then(|ended| ended) {
                 say(Report::failed(error));
             }
-        });
+        };
+        of.spawn(name, move || work(inbox, &at_work), ended);
         worker
     }
 
@@ -108,16 +160,21 @@ fn new<Job, Report: 'static>(
 
 /// Does one thing on a thread of this name, and waits for it.
 pub(crate) async fn once<T: Send + 'static>(
+    of: &Workforce,
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    let working = tokio::task::spawn_blocking(move || contained(name, work));
-    working.await.unwrap_or_else(|_| Err(failed_on(name)))
+    let (teller, told) = oneshot::channel();
+    of.spawn(name, work, move |ended| {
+        // Whoever asked may be gone; then nobody needs to know.
+        let _ = teller.send(ended);
+    });
+    told.await.unwrap_or_else(|_| Err(failed_on(name)))
 }
 
 /// Does one thing on a thread of this name, for which nobody waits.
-pub(crate) fn aside(name: &'static str, work: impl FnOnce() + Send + 'static) {
-    tokio::task::spawn_blocking(move || contained(name, work));
+pub(crate) fn aside(of: &Workforce, name: &'static str, work: impl FnOnce() + Send + 'static) {
+    of.spawn(name, work, drop);
 }
 
 /// Panics of workers since the start.
@@ -198,7 +255,11 @@ mod tests {
     fn start(work: Work) -> (Worker<u32, Spoken>, mpsc::Receiver<Spoken>) {
         let (reports, inbox) = mpsc::channel(8);
         let say = move |said: FromWorker<Spoken>| reports.try_send(said.report).is_ok();
-        (Worker::start("test", 2, say, work), inbox)
+        (Worker::start(&workforce(), "test", 2, say, work), inbox)
+    }
+
+    fn workforce() -> Workforce {
+        Workforce::new(tracing::Span::none(), || {})
     }
 
     #[tokio::test]
@@ -258,8 +319,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_panics_is_answered_internal() {
-        assert_eq!(once("test", || 5).await, Ok(5));
-        let failed = once("test", || panic!("a bug")).await;
+        assert_eq!(once(&workforce(), "test", || 5).await, Ok(5));
+        let failed = once(&workforce(), "test", || panic!("a bug")).await;
         assert_eq!(
             failed.map_err(|error: Error| error.code),
             Err::<(), _>(ErrorCode::Internal)

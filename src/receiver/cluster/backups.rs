@@ -2,19 +2,18 @@
 //! Never lists a set that is not sealed. Invariant: a backup whose control connection is gone for
 //! longer than its lease is over, and what it brought is removed.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::message::backup::{Begin, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 
-use crate::config::StandbyConfig;
 use crate::receiver::cluster::running::{Running, unknown};
-use crate::receiver::shares::Shares;
-use crate::receiver::{BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, refusal};
+use crate::receiver::refusal;
+use crate::receiver::worker::Workforce;
 use crate::store::sets::{BackupSets, Lease, SealedSet, SetError};
-use crate::store::{Disk, Health};
+use crate::store::{ArchiveFolders, Disk, Health};
 
 /// Time for the threads of a backup that gives way to let go of it.
 const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
@@ -25,8 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The backups of a cluster.
 pub(crate) struct RunningBackups {
     sets: Result<BackupSets, String>,
-    /// Threads of its connections.
-    pub threads: Arc<Shares>,
+    workforce: Workforce,
     state: Mutex<BackupsState>,
 }
 
@@ -48,10 +46,15 @@ pub(crate) enum Resumed {
 impl RunningBackups {
     /// Sees to what an interrupted backup or rotation left. Archiving never waits for backups: when
     /// something is wrong with their folder, only they are refused.
-    pub(crate) fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> RunningBackups {
+    pub(crate) fn open(
+        folders: &ArchiveFolders,
+        full_backup: Option<&Path>,
+        disk: &Arc<dyn Disk>,
+        workforce: &Workforce,
+    ) -> RunningBackups {
         RunningBackups {
-            sets: open(config, disk),
-            threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
+            sets: open(folders, full_backup, disk),
+            workforce: workforce.clone(),
             state: Mutex::default(),
         }
     }
@@ -79,7 +82,8 @@ impl RunningBackups {
         let set = sets
             .begin(&lease)
             .map_err(|error| refusal::of_set(&error))?;
-        let running = Arc::new(Running::new(set, holder, begin).map_err(internal)?);
+        let running =
+            Arc::new(Running::new(set, holder, begin, self.workforce.clone()).map_err(internal)?);
         self.state().running = Some(Arc::clone(&running));
         Ok(running)
     }
@@ -174,13 +178,16 @@ impl RunningBackups {
     }
 }
 
-fn open(config: &StandbyConfig, disk: &Arc<dyn Disk>) -> Result<BackupSets, String> {
-    let full_backup: &PathBuf = match &config.full_backup {
-        Some(full_backup) => full_backup,
-        None => return Err("`full_backup` is not set".to_owned()),
+fn open(
+    folders: &ArchiveFolders,
+    full_backup: Option<&Path>,
+    disk: &Arc<dyn Disk>,
+) -> Result<BackupSets, String> {
+    let Some(full_backup) = full_backup else {
+        return Err("`full_backup` is not set".to_owned());
     };
-    let sets = BackupSets::open(full_backup, &config.completed_wals, disk)
-        .and_then(|sets| sets.with_partials(&config.partial_wals));
+    let sets = BackupSets::open(full_backup, &folders.completed_wals, disk)
+        .and_then(|sets| sets.with_partials(&folders.partial_wals));
     let sets = sets.map_err(|error| error.to_string())?;
     let recovered = sets
         .lease("the receiver, which is starting")

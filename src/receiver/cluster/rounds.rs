@@ -2,10 +2,10 @@
 //! Never decides what is damaged; the store does. Invariant: what is read in a second is bounded, so whoever
 //! archives or recovers meanwhile does not notice.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::worker;
 use crate::store::rounds::{Rounds, Stride};
 
@@ -19,18 +19,18 @@ const ROUND_PAUSE: Duration = Duration::from_secs(3600);
 const IDLE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Goes round until it is dropped.
-pub(crate) async fn run(cluster: Arc<Cluster>) {
+pub(crate) async fn run(cluster: &Cluster, store: &OpenStore) {
     let mut rounds = None;
-    let mut pause = time_for(START_BYTES, rate(&cluster));
+    let mut pause = time_for(START_BYTES, rate(cluster));
     loop {
         tokio::time::sleep(pause).await;
-        let rate = rate(&cluster);
+        let rate = rate(cluster);
         if rate == 0 {
             pause = IDLE_PAUSE;
             continue;
         }
-        let (archive, left) = (cluster.archive.clone(), rounds.take());
-        let sets = cluster.backups.to_read();
+        let (archive, left) = (store.archive.clone(), rounds.take());
+        let sets = store.backups.to_read();
         let step = move || {
             let mut rounds: Rounds = match left {
                 Some(rounds) => rounds,
@@ -39,7 +39,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
             let stride = rounds.step()?;
             Ok::<_, crate::store::sets::SetError>((rounds, stride))
         };
-        pause = match worker::once("look at the archive", step).await {
+        pause = match worker::once(&store.workforce, "look at the archive", step).await {
             Ok(Ok((left, stride))) => {
                 rounds = Some(left);
                 pause_behind(stride, rate)

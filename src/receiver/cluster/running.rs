@@ -12,7 +12,7 @@ use walmgr_protocol::message::backup::{Begin, FileDone, Granted, Held, Sealed, T
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
-use crate::receiver::worker::{self, Say, WorkerReport};
+use crate::receiver::worker::{self, Say, WorkerReport, Workforce};
 use crate::receiver::{
     BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal,
 };
@@ -45,6 +45,7 @@ pub(crate) struct Running {
     holder: String,
     origin: String,
     timeline: TimelineId,
+    workforce: Workforce,
     inner: Mutex<Inner>,
     /// Held by the thread that fills a stream, so that its successor waits for its end.
     streams_at_work: Mutex<HashMap<u16, Arc<Mutex<()>>>>,
@@ -103,12 +104,14 @@ impl Running {
         set: IncomingSet,
         holder: String,
         begin: &Begin,
+        workforce: Workforce,
     ) -> crate::error::Result<Self> {
         Ok(Running {
             token: Token(crate::transport::connect::fresh_nonce()?),
             holder,
             origin: begin.origin.clone(),
             timeline: begin.timeline,
+            workforce,
             inner: Mutex::new(Inner {
                 phase: Phase::Receiving,
                 set: Some(set),
@@ -355,7 +358,8 @@ impl Running {
                 );
                 runtime.spawn(async move {
                     tokio::time::sleep(BACKUP_LEASE).await;
-                    worker::aside("backup", move || running.lease_ran_out(id));
+                    let workforce = running.workforce.clone();
+                    worker::aside(&workforce, "backup", move || running.lease_ran_out(id));
                 });
             }
         }

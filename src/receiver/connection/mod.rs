@@ -14,7 +14,7 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::keepalive::Next;
 
 use self::flow::Flows;
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::connections::HeldConnection;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::peer::Peer;
@@ -32,10 +32,14 @@ pub(crate) async fn serve(
     wire: Wire,
     (slot, gives_way): (HeldConnection, CancellationToken),
 ) {
+    let served = match cluster.store() {
+        Ok(store) => ServedCluster { cluster, store },
+        Err(retired) => return hang_up(wire, retired).await,
+    };
     let (reports, inbox) = mpsc::unbounded_channel();
     let mut connection = ServedConnection {
         certificate_ends: (peer.certificate.as_ref()).and_then(|shown| shown.next_end(unix_now())),
-        link: Link::new(cluster, refusals, peer, wire, slot, reports),
+        link: Link::new(served, refusals, peer, wire, slot, reports),
         flows: Flows::default(),
         gives_way,
         inbox,
@@ -46,9 +50,7 @@ pub(crate) async fn serve(
         let scope = Scope::Connection;
         ConnectionEnd::Hangup(Error { scope, ..failed })
     });
-    let ServedConnection {
-        mut link, flows, ..
-    } = connection;
+    let ServedConnection { link, flows, .. } = connection;
     let cut_short = flows.would_be_cut_short();
     // Uploads under way end when their channel does, and remove what they wrote.
     drop(flows);
@@ -62,13 +64,17 @@ pub(crate) async fn serve(
                 ErrorCode::ShuttingDown => tracing::debug!("{}: {}", link.peer, error.message),
                 _ => link.log_refusal(&error),
             }
-            // It may be gone, or not reading.
-            let message = Message::Error(error);
-            let telling = link.wire.send(0, &message);
-            let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
-            link.wire.close().await;
+            hang_up(link.wire, error).await;
         }
     }
+}
+
+async fn hang_up(mut wire: Wire, error: Error) {
+    // It may be gone, or not reading.
+    let message = Message::Error(error);
+    let telling = wire.send(0, &message);
+    let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
+    wire.close().await;
 }
 
 struct ServedConnection {
@@ -95,8 +101,8 @@ enum Happened {
 
 impl ServedConnection {
     async fn run(&mut self) -> ConnectionEnd {
-        let mut reloads = self.link.cluster.settings.subscribe();
-        let stopping = self.link.cluster.stopping.clone();
+        let mut reloads = self.link.served.cluster.settings.subscribe();
+        let stopping = self.link.served.cluster.stopping.clone();
         // The keys may have been read again while this peer was being greeted.
         if let Err(end) = self.still_welcome() {
             return end;
@@ -214,7 +220,7 @@ impl ServedConnection {
 
     /// Ends a connection whose key was revoked by a reload; what it sent before is kept.
     fn still_welcome(&mut self) -> Result<(), ConnectionEnd> {
-        let settings = self.link.cluster.settings.borrow().clone();
+        let settings = self.link.served.cluster.settings.borrow().clone();
         let gone = |why: String, hint: &str| {
             let code = ErrorCode::NotAuthorized;
             Err(ConnectionEnd::Hangup(Error::connection(code, why, hint)))
@@ -244,7 +250,7 @@ impl ServedConnection {
         };
         let now = unix_now();
         if self.certificate_ends.is_some_and(|end| now > end) {
-            let settings = self.link.cluster.settings.borrow().clone();
+            let settings = self.link.served.cluster.settings.borrow().clone();
             if let Err(unknown) = settings.know(Some(certificate)) {
                 let code = ErrorCode::NotAuthorized;
                 let error = Error::connection(code, unknown.why, unknown.hint);

@@ -10,13 +10,14 @@ use walmgr_protocol::names::BackupName;
 
 use crate::pg::needs;
 use crate::receiver::cluster::settings::Rotation;
-use crate::receiver::cluster::{BackupFolders, Cluster};
+use crate::receiver::cluster::{BackupFolders, ServedCluster};
 use crate::store::sets::{BackupSets, Lease};
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
-pub(crate) fn clear_away(cluster: &Cluster, facts: &mut Sealed) {
+pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
+    let ServedCluster { cluster, store } = served;
     let rotation = cluster.settings.borrow().rotation.clone();
-    let Ok(sets) = cluster.backups.sets() else {
+    let Ok(sets) = store.backups.sets() else {
         return;
     };
     if rotation.keeping.sets == 0 {

@@ -138,13 +138,13 @@ impl BackupFlow {
     ) -> Result<(), ConnectionEnd> {
         let job = match action {
             ReceiverAction::Admit(request) => {
-                let Some(place) = link.cluster.backups.threads.take(&link.peer.key()) else {
+                let Some(place) = link.served.cluster.backup_threads.take(&link.peer.key()) else {
                     let text = "too many connections are part of backups";
                     let error = Error::channel(ErrorCode::Busy, text, "try again later");
                     return self.fail(link, error).await;
                 };
                 let say = link.reports_of(self.channel, FlowReport::Backup);
-                let worker = work::start(Arc::clone(&link.cluster), place, request, say);
+                let worker = work::start(link.served.clone(), place, request, say);
                 self.id = worker.id();
                 self.worker = Some(worker);
                 return Ok(());
@@ -157,7 +157,7 @@ impl BackupFlow {
             ReceiverAction::Finish(finish) => BackupJob::Finish(finish),
             ReceiverAction::Abort(why) => {
                 self.worker_is_done(link);
-                self.give_up(why);
+                self.give_up(link, why);
                 return Ok(());
             }
             ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
@@ -170,7 +170,7 @@ impl BackupFlow {
     }
 
     /// The client gave up the whole backup, or only this stream of it.
-    fn give_up(&mut self, why: String) {
+    fn give_up(&mut self, link: &Link, why: String) {
         let Some(attachment) = self.attachment.take() else {
             return;
         };
@@ -179,7 +179,7 @@ impl BackupFlow {
             let error = Error::connection(ErrorCode::Abandoned, text, "");
             let running = Arc::clone(attachment.running());
             // Removing files takes its time.
-            aside("backup", move || {
+            aside(&link.served.store.workforce, "backup", move || {
                 running.end(&error);
             });
         }

@@ -12,7 +12,7 @@ use walmgr_protocol::names::SegmentName;
 use super::received::Received;
 use super::{after, configs, fits};
 use crate::pg::manifest;
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::running::{Running, unknown};
 use crate::receiver::{WAL_WAIT_MAX, refusal};
 use crate::store::sets::{ExpectedFile, Parts, SealedSet};
@@ -24,20 +24,21 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Seals the set, and then rotates and purges.
 pub(crate) fn seal(
-    cluster: &Cluster,
+    served: &ServedCluster,
     running: &Running,
     parts: &Received,
     asked: &Finish,
 ) -> Result<(SealedSet, Sealed), Error> {
+    let ServedCluster { cluster, store } = served;
     running.begin_waiting()?;
     parts.check()?;
     configs::check(parts)?;
     let label = parts.need(&PartName::Label)?;
     let manifest = parts.need(&PartName::Manifest)?;
-    let binding = cluster.archive.binding();
+    let binding = store.archive.binding();
     let binding = binding.ok_or_else(|| refusal::of(&StoreError::NotBound))?;
     let first = fits::check(&binding, running, parts, asked)?;
-    let wal = wait_for_wal(cluster, running, first, asked)?;
+    let wal = wait_for_wal(served, running, first, asked)?;
     let mut facts = Sealed {
         name: String::new(),
         path: String::new(),
@@ -59,7 +60,7 @@ pub(crate) fn seal(
     facts.path = full_backup.map_or_else(String::new, |path| path.display().to_string());
     if let Ok(sealed) = &sealed {
         // Before it is over: a client that comes back looks here next.
-        cluster.backups.note_sealed(running.token(), sealed, &facts);
+        store.backups.note_sealed(running.token(), sealed, &facts);
     }
     running.end_sealing();
     let sealed = sealed.map_err(|error| refusal::of_set(&error))?;
@@ -71,10 +72,10 @@ pub(crate) fn seal(
     if let Some(staged) = staged {
         staged.swap_in(&mut facts.warnings);
     }
-    if let Err(error) = cluster.archive.begin_run(first) {
+    if let Err(error) = store.archive.begin_run(first) {
         tracing::warn!("whether {first} was set apart is not known: {error}");
     }
-    after::clear_away(cluster, &mut facts);
+    after::clear_away(served, &mut facts);
     for warning in &facts.warnings {
         tracing::warn!("{warning}");
     }
@@ -96,7 +97,7 @@ fn expected_files(manifest: &[u8]) -> impl Iterator<Item = ExpectedFile> {
 
 /// Waits until the archive holds everything that a recovery of the set reads.
 fn wait_for_wal(
-    cluster: &Cluster,
+    served: &ServedCluster,
     running: &Running,
     first: SegmentName,
     asked: &Finish,
@@ -104,9 +105,7 @@ fn wait_for_wal(
     let patience = Duration::from_secs(u64::from(asked.wal_wait_s)).min(WAL_WAIT_MAX);
     let until = Instant::now() + patience;
     loop {
-        let proof = cluster
-            .archive
-            .prove_wal(first, asked.stop, Verify::Records);
+        let proof = (served.store.archive).prove_wal(first, asked.stop, Verify::Records);
         match proof.map_err(|error| refusal::of(&error))? {
             WalProof::Durable(wal) => return Ok(wal),
             WalProof::Missing(segment) if Instant::now() >= until => {
@@ -124,7 +123,7 @@ fn wait_for_wal(
         if running.is_over() {
             return Err(unknown());
         }
-        if cluster.stopping.is_cancelled() {
+        if served.cluster.stopping.is_cancelled() {
             let text = "the receiver is stopping";
             return Err(Error::channel(
                 ErrorCode::ShuttingDown,

@@ -14,7 +14,7 @@ use walmgr_protocol::session::backup::Request;
 
 use super::received::Received;
 use super::seal;
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::backups::Resumed;
 use crate::receiver::cluster::running::{BackupPart, BackupReport, Running};
 use crate::receiver::peer::PeerKey;
@@ -45,18 +45,25 @@ pub(crate) type BackupWorker = Worker<BackupJob, BackupReport>;
 /// Decides about the request and then does what comes. Dropping the value ends it; what it had taken
 /// of a file stays, for a stream that comes back.
 pub(crate) fn start(
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     place: Share,
     request: Request,
     say: impl Fn(FromWorker<BackupReport>) -> bool + Send + Sync + 'static,
 ) -> BackupWorker {
-    Worker::start("backup", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
-        let request = said_by(place.key(), request);
-        work(&cluster, request, inbox, say).inspect_err(|error| {
-            tracing::warn!("a connection of a backup ends: {}", error.message);
-            cluster.check_health();
-        })
-    })
+    let workforce = served.store.workforce.clone();
+    Worker::start(
+        &workforce,
+        "backup",
+        BLOCKS_IN_FLIGHT,
+        say,
+        move |inbox, say| {
+            let request = said_by(place.key(), request);
+            work(&served, request, inbox, say).inspect_err(|error| {
+                tracing::warn!("a connection of a backup ends: {}", error.message);
+                served.store.check_health();
+            })
+        },
+    )
 }
 
 /// An origin counts for the peer that names it: whoever learned another's may not end its backup.
@@ -70,18 +77,18 @@ fn said_by(key: &PeerKey, mut request: Request) -> Request {
 type Jobs = mpsc::Receiver<BackupJob>;
 
 fn work(
-    cluster: &Cluster,
+    served: &ServedCluster,
     request: Request,
     jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
     let running = match request {
         Request::Begin(begin) => {
-            let running = cluster.backups.begin(&begin)?;
+            let running = served.store.backups.begin(&begin)?;
             tracing::info!("a backup begins: {}", running.holder());
             running
         }
-        Request::Resume(token) => match cluster.backups.resume(token)? {
+        Request::Resume(token) => match served.store.backups.resume(token)? {
             Resumed::Running(running) => {
                 tracing::info!("the backup of {} goes on", running.holder());
                 running
@@ -92,11 +99,11 @@ fn work(
             }
         },
         Request::Join(join) => {
-            let running = cluster.backups.find(join.token)?;
+            let running = served.store.backups.find(join.token)?;
             return over_on_failure(&running, || stream(&running, join, jobs, say));
         }
     };
-    over_on_failure(&running, || control(cluster, &running, jobs, say))
+    over_on_failure(&running, || control(served, &running, jobs, say))
 }
 
 /// A failure of one connection's work, a panic included, is the end of the backup.
@@ -160,7 +167,7 @@ fn stream(
 }
 
 fn control(
-    cluster: &Cluster,
+    served: &ServedCluster,
     running: &Arc<Running>,
     mut jobs: Jobs,
     say: &Say<BackupReport>,
@@ -180,7 +187,7 @@ fn control(
                 }
             }
             BackupJob::Finish(asked) => {
-                let (set, facts) = seal::seal(cluster, running, &parts, &asked)?;
+                let (set, facts) = seal::seal(served, running, &parts, &asked)?;
                 say(BackupReport::Sealed(set, facts));
                 return Ok(());
             }

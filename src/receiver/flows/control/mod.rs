@@ -11,7 +11,8 @@ use walmgr_protocol::message::{
     ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, Scope, SetupDone,
 };
 
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
+use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::peer::Peer;
 use crate::receiver::{refusal, worker};
@@ -37,12 +38,12 @@ pub(crate) async fn received(link: &mut Link, request: Message) -> Result<(), Co
             let busy = Error::channel(ErrorCode::Busy, text, "wait for it");
             return link.refuse(0, busy).await;
         }
-        let answer = sets::ask(Arc::clone(&link.cluster), &link.peer.key(), question);
+        let answer = sets::ask(link.served.clone(), &link.peer.key(), question);
         link.asking.begin(answer);
         return Ok(());
     }
     let connections = link.slot.connections();
-    let answer = answer(&link.cluster, &link.peer, connections, request).await;
+    let answer = answer(&link.served, &link.peer, connections, request).await;
     link.heard();
     match answer {
         Message::Error(error) if error.scope == Scope::Connection => {
@@ -54,24 +55,24 @@ pub(crate) async fn received(link: &mut Link, request: Message) -> Result<(), Co
 
 /// The answer to a request, which may be a refusal.
 async fn answer(
-    cluster: &Arc<Cluster>,
+    served: &ServedCluster,
     peer: &Peer,
     connections: usize,
     request: Message,
 ) -> Message {
-    let (shared, theirs) = (Arc::clone(cluster), peer.cluster);
-    let working = worker::once("request", move || match request {
+    let (shared, theirs) = (served.clone(), peer.cluster);
+    let working = worker::once(&served.store.workforce, "request", move || match request {
         Message::Setup => set_up(&shared, theirs),
         Message::OverviewRequest => overview(&shared, connections),
-        Message::ListRequest(request) => list(&shared, &request),
-        Message::Fetch(question) => Ok(sets::answer(&shared, &question)),
+        Message::ListRequest(request) => list(&shared.store, &request),
+        Message::Fetch(question) => Ok(sets::answer(&shared.cluster, &question)),
         other => Ok(unexpected(&other)),
     });
     match working.await {
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {
             // Binding syncs too.
-            if !cluster.check_health() {
+            if !served.store.check_health() {
                 tracing::warn!("a request of {peer} failed: {error}");
             }
             Message::Error(refusal::of(&error))
@@ -80,7 +81,7 @@ async fn answer(
     }
 }
 
-fn set_up(cluster: &Cluster, theirs: Option<ClusterIdentity>) -> Result<Message, StoreError> {
+fn set_up(served: &ServedCluster, theirs: Option<ClusterIdentity>) -> Result<Message, StoreError> {
     let Some(theirs) = theirs else {
         return Ok(unexpected(&Message::Setup));
     };
@@ -92,8 +93,8 @@ fn set_up(cluster: &Cluster, theirs: Option<ClusterIdentity>) -> Result<Message,
             "",
         )));
     };
-    let newly_bound = cluster.archive.binding().is_none();
-    cluster.archive.bind(&Binding {
+    let newly_bound = served.store.archive.binding().is_none();
+    served.store.archive.bind(&Binding {
         system_id: theirs.system_id,
         segment_size: theirs.segment_size,
         postgres_major,
@@ -101,20 +102,21 @@ fn set_up(cluster: &Cluster, theirs: Option<ClusterIdentity>) -> Result<Message,
     if newly_bound {
         tracing::info!("the archive belongs to {theirs} from here on");
     }
-    let completed_wals = cluster.completed_wals.display().to_string();
+    let completed_wals = served.cluster.completed_wals.display().to_string();
     Ok(Message::SetupDone(SetupDone {
         newly_bound,
         completed_wals,
     }))
 }
 
-fn overview(cluster: &Cluster, connections: usize) -> Result<Message, StoreError> {
+fn overview(served: &ServedCluster, connections: usize) -> Result<Message, StoreError> {
+    let ServedCluster { cluster, store } = served;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = cluster.full_backup.as_deref();
-    let found = survey(&cluster.folders, full_backup, &disk, cluster.partial_end())?;
+    let found = survey(&cluster.folders, full_backup, &disk, store.partial_end())?;
     let (masters, masters_count) = cluster.masters.some(usize::from(OVERVIEW_MASTERS_MAX));
     Ok(Message::Overview(Box::new(Overview {
-        trouble: cluster.trouble(),
+        trouble: store.trouble(),
         shipped_by: cluster.writer.taken_by().unwrap_or_default(),
         masters,
         masters_count,
@@ -123,9 +125,9 @@ fn overview(cluster: &Cluster, connections: usize) -> Result<Message, StoreError
     })))
 }
 
-fn list(cluster: &Cluster, request: &ListRequest) -> Result<Message, StoreError> {
+fn list(store: &OpenStore, request: &ListRequest) -> Result<Message, StoreError> {
     let limit = usize::from(request.limit.min(LIST_ENTRIES_MAX));
-    let mut found = cluster.archive.list(request.after, limit + 1)?;
+    let mut found = store.archive.list(request.after, limit + 1)?;
     let more = found.len() > limit;
     found.truncate(limit);
     let entries = found

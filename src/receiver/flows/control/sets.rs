@@ -16,7 +16,7 @@ use crate::error::CommandError;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::ServerSettings;
 use crate::pg::recovery::TargetTimeline;
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::flows::fetch::send;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::{refusal, worker};
@@ -43,21 +43,22 @@ pub(super) fn answer(cluster: &Cluster, question: &Fetch) -> Message {
 /// its own, as one of its peer's fetches. Dropping the returned value ends it, and so does
 /// [`TARGET_SEARCH_S_MAX`].
 pub(super) fn ask(
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     key: &PeerKey,
     question: SetQuestion,
 ) -> oneshot::Receiver<Message> {
     let (teller, answer) = oneshot::channel();
-    let Some(place) = cluster.fetches.take(key) else {
+    let Some(place) = served.cluster.fetches.take(key) else {
         // Whoever asked may be gone; then nobody needs to know.
         let _ = teller.send(Message::Error(send::all_taken()));
         return answer;
     };
-    worker::aside("question about a backup set", move || {
+    let workforce = served.store.workforce.clone();
+    worker::aside(&workforce, "question about a backup set", move || {
         let _place = place;
         let (begun, most) = (Instant::now(), Duration::from_secs(TARGET_SEARCH_S_MAX));
         let goes_on = || !teller.is_closed() && begun.elapsed() < most;
-        let answered = told(describe(&cluster, &question, &goes_on));
+        let answered = told(describe(&served, &question, &goes_on));
         let _ = teller.send(answered);
     });
     answer
@@ -102,15 +103,15 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
 }
 
 fn describe(
-    cluster: &Cluster,
+    served: &ServedCluster,
     question: &SetQuestion,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Fetch, Error> {
     use std::os::unix::ffi::OsStringExt;
-    let Some(binding) = cluster.archive.binding() else {
+    let Some(binding) = served.store.archive.binding() else {
         return Err(refusal::to_reader(&StoreError::NotBound));
     };
-    let sets = cluster.open_sets()?;
+    let sets = served.cluster.open_sets()?;
     let Ok(name) = sets.newest().parse_sibling(&question.name) else {
         return Ok(Fetch::NotFound(NotFound::NoSuchSet));
     };
@@ -124,7 +125,7 @@ fn describe(
         let (bytes, path) = (space.bytes, space.location.into_os_string().into_vec());
         Tablespace { oid, bytes, path }
     });
-    let found = ahead(cluster, &held, question, goes_on);
+    let found = ahead(&served.cluster, &held, question, goes_on);
     let (recovery_end, demands, verdict) = found.unwrap_or_else(|error| {
         let verdict = TargetVerdict::NoWay(error.to_string());
         (None, Demands::default(), verdict)

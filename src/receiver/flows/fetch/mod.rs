@@ -4,8 +4,6 @@
 
 pub(crate) mod send;
 
-use std::sync::Arc;
-
 use walmgr_protocol::compress::Block;
 use walmgr_protocol::message::Message;
 use walmgr_protocol::session::fetch::{Provider, ProviderAction};
@@ -85,8 +83,8 @@ impl FetchFlow {
         match action {
             Some(ProviderAction::Find(request)) => {
                 let say = link.reports_of(self.channel, FlowReport::Fetch);
-                let cluster = Arc::clone(&link.cluster);
-                self.reading = Some(send::start(cluster, &link.peer.key(), request, say));
+                let served = link.served.clone();
+                self.reading = Some(send::start(served, &link.peer.key(), request, say));
             }
             Some(ProviderAction::Send(message)) => link.send(self.channel, &message).await?,
             Some(ProviderAction::Stop) => self.reading = None,

@@ -16,7 +16,7 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::FetchReport;
 use crate::receiver::worker::{FromWorker, Worker};
@@ -33,19 +33,26 @@ pub(crate) type FetchWorker = Worker<Vec<u8>, FetchReport>;
 
 /// Starts a worker for what was asked for. Dropping the returned value ends it.
 pub(crate) fn start(
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     key: &PeerKey,
     request: Request,
     say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
-    let Some(place) = cluster.fetches.take(key) else {
+    let Some(place) = served.cluster.fetches.take(key) else {
         return Worker::refused(all_taken(), say);
     };
-    let worker = Worker::start("fetch", BLOCKS_IN_FLIGHT, say, move |buffers, say| {
-        let _place = place;
-        work(&cluster, &request, buffers, &**say);
-        Ok(())
-    });
+    let workforce = served.store.workforce.clone();
+    let worker = Worker::start(
+        &workforce,
+        "fetch",
+        BLOCKS_IN_FLIGHT,
+        say,
+        move |buffers, say| {
+            let _place = place;
+            work(&served.cluster, &request, buffers, &**say);
+            Ok(())
+        },
+    );
     for _ in 0..BLOCKS_IN_FLIGHT {
         worker.offer(Vec::new());
     }

@@ -3,8 +3,6 @@
 
 pub(crate) mod work;
 
-use std::sync::Arc;
-
 use walmgr_protocol::message::{Error, Message};
 use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
 
@@ -62,13 +60,13 @@ impl PartialFlow {
             return Ok(());
         }
         let action = match said.report {
-            RecordReport::Begun(begun) => match link.cluster.archive.binding() {
+            RecordReport::Begun(begun) => match link.served.store.archive.binding() {
                 Some(binding) => self.session.begun(begun, binding.segment_size)?,
                 None => None,
             },
             RecordReport::Opened(at) => self.session.opened(at)?,
             RecordReport::Durable(proof) => {
-                link.cluster.note_records(&proof);
+                link.served.store.note_records(&proof);
                 self.session.durable(&proof)?
             }
             RecordReport::Failed(error) => Some(self.session.failed(error)),
@@ -93,7 +91,7 @@ impl PartialFlow {
                 if self.worker.is_none() {
                     let say = link.reports_of(self.channel, FlowReport::Partial);
                     let who = link.peer.to_string();
-                    match work::start(Arc::clone(&link.cluster), &link.peer.key(), who, say) {
+                    match work::start(link.served.clone(), &link.peer.key(), who, say) {
                         Ok(worker) => self.worker = Some(worker),
                         Err(refusal) => return self.fail(link, refusal).await,
                     }

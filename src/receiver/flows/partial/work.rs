@@ -2,7 +2,6 @@
 //! Never talks to the socket. Invariant: nothing is written without the lock, and appends that
 //! wait together are synced together.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -12,7 +11,7 @@ use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::RecordReport;
@@ -34,33 +33,40 @@ pub(crate) enum RecordJob {
 
 /// Starts the worker; dropping the returned value ends it once its last job is done.
 pub(crate) fn start(
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     key: &PeerKey,
     who: String,
     say: impl Fn(FromWorker<RecordReport>) -> bool + Send + Sync + 'static,
 ) -> Result<Worker<RecordJob, RecordReport>, Error> {
-    let Some(place) = cluster.streams.take(key) else {
+    let Some(place) = served.cluster.streams.take(key) else {
         let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
         let hint = "one syncdaemon is enough";
         return Err(Error::channel(ErrorCode::WriterActive, text, hint));
     };
-    let worker = Worker::start("stream", BLOCKS_IN_FLIGHT, say, move |inbox, say| {
-        let _place = place;
-        let mut stream = RecordStream {
-            cluster,
-            who,
-            unpacker: Unpacker::default(),
-            begun: None,
-            failed: false,
-        };
-        stream.work(inbox, &**say);
-        Ok(())
-    });
+    let workforce = served.store.workforce.clone();
+    let worker = Worker::start(
+        &workforce,
+        "stream",
+        BLOCKS_IN_FLIGHT,
+        say,
+        move |inbox, say| {
+            let _place = place;
+            let mut stream = RecordStream {
+                served,
+                who,
+                unpacker: Unpacker::default(),
+                begun: None,
+                failed: false,
+            };
+            stream.work(inbox, &**say);
+            Ok(())
+        },
+    );
     Ok(worker)
 }
 
 struct RecordStream {
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     who: String,
     unpacker: Unpacker,
     begun: Option<(PartialStream, WriterGuard)>,
@@ -113,7 +119,7 @@ impl RecordStream {
                         error.message
                     );
                     // Here, because the connection that would hear of it may be gone.
-                    self.cluster.check_health();
+                    self.served.store.check_health();
                     report(RecordReport::Failed(error))
                 }
             };
@@ -125,7 +131,7 @@ impl RecordStream {
 
     fn begin(&mut self, begin: &Begin) -> Result<Begun, Error> {
         self.begun = None;
-        let (stream, standing) = (self.cluster.archive)
+        let (stream, standing) = (self.served.store.archive)
             .partial_stream(begin.timeline)
             .map_err(of)?;
         // A newer timeline is a claim only where the archive follows it: a history can be made up.
@@ -133,7 +139,7 @@ impl RecordStream {
             true => begin.timeline,
             false => TimelineId::FIRST,
         };
-        let lock = (self.cluster.writer).take(&self.who, claim, Instant::now())?;
+        let lock = (self.served.cluster.writer).take(&self.who, claim, Instant::now())?;
         self.begun = Some((stream, lock));
         tracing::info!(
             "{} ships timeline {} record by record",

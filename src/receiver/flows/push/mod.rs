@@ -4,7 +4,6 @@
 
 pub(crate) mod work;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use walmgr_protocol::message::{ErrorCode, Message};
@@ -104,7 +103,7 @@ impl PushFlow {
                 self.waits_since = None;
                 let offered = (offer, link.peer.to_string());
                 let say = link.reports_of(self.channel, FlowReport::Push);
-                let begun = work::start(Arc::clone(&link.cluster), &link.peer.key(), offered, say);
+                let begun = work::start(link.served.clone(), &link.peer.key(), offered, say);
                 self.upload = Some(begun);
             }
             ReceiverAction::Send(message) => {

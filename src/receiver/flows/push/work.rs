@@ -2,8 +2,6 @@
 //! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
 //! when it ends, however it ends.
 
-use std::sync::Arc;
-
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
@@ -11,7 +9,7 @@ use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{Held, Sealed};
 
-use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::ServedCluster;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::UploadReport;
 use crate::receiver::worker::{FromWorker, Worker};
@@ -32,12 +30,12 @@ pub(crate) enum UploadJob {
 ///
 /// Dropping the returned value throws away what was not sealed.
 pub(crate) fn start(
-    cluster: Arc<Cluster>,
+    served: ServedCluster,
     key: &PeerKey,
     (offer, by): (Offer, String),
     say: impl Fn(FromWorker<UploadReport>) -> bool + Send + Sync + 'static,
 ) -> Worker<UploadJob, UploadReport> {
-    let Some(place) = cluster.uploads.take_for(key, offer.size) else {
+    let Some(place) = served.cluster.uploads.take_for(key, offer.size) else {
         let busy = Error::channel(
             ErrorCode::Busy,
             format!(
@@ -50,44 +48,50 @@ pub(crate) fn start(
         return Worker::refused(busy, say);
     };
     // The job that is being done has left the queue.
-    Worker::start("upload", BLOCKS_IN_FLIGHT - 1, say, move |inbox, say| {
-        let ended = attempt(&cluster, (&offer, &by), inbox, &**say);
-        drop(place);
-        let last = ended.inspect_err(|fault| {
-            // Here, because the connection that would hear of it may be gone.
-            if !cluster.check_health() {
-                tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+    let workforce = served.store.workforce.clone();
+    Worker::start(
+        &workforce,
+        "upload",
+        BLOCKS_IN_FLIGHT - 1,
+        say,
+        move |inbox, say| {
+            let ended = attempt(&served, (&offer, &by), inbox, &**say);
+            drop(place);
+            let last = ended.inspect_err(|fault| {
+                // Here, because the connection that would hear of it may be gone.
+                if !served.store.check_health() {
+                    tracing::warn!("{} was not stored: {}", offer.name, fault.message);
+                }
+            })?;
+            if let Some(last) = last {
+                say(last);
             }
-        })?;
-        if let Some(last) = last {
-            say(last);
-        }
-        Ok(())
-    })
+            Ok(())
+        },
+    )
 }
 
 /// Returns the last report, or `None` when the connection let go of the upload.
 fn attempt(
-    cluster: &Cluster,
+    served: &ServedCluster,
     (offer, by): (&Offer, &str),
     mut jobs: mpsc::Receiver<UploadJob>,
     report: &dyn Fn(UploadReport) -> bool,
 ) -> Result<Option<UploadReport>, Error> {
     let of = |error: StoreError| refusal::of(&error);
-    let verify = verify(cluster, offer);
-    match cluster
-        .archive
+    let verify = verify(served, offer);
+    match (served.store.archive)
         .lookup(&offer.name, offer.size, offer.crc32, verify)
         .map_err(of)?
     {
         store::StoredUnderName::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
-            settle_partial(cluster, offer);
+            settle_partial(served, offer);
             return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
         }
         store::StoredUnderName::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
-            let (archive, offered) = (&cluster.archive, (offer.size, offer.crc32));
+            let (archive, offered) = (&served.store.archive, (offer.size, offer.crc32));
             if !archive.is_unproven(offer.name).map_err(of)?
                 && (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)?
             {
@@ -99,7 +103,7 @@ fn attempt(
         store::StoredUnderName::Absent => {}
     }
     let source = OfferedFile { offer, by, verify };
-    let mut target = UploadTarget::choose(cluster, &source).map_err(of)?;
+    let mut target = UploadTarget::choose(served, &source).map_err(of)?;
     if !report(UploadReport::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
     }
@@ -112,13 +116,13 @@ fn attempt(
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
                 if data.offset == 0 {
-                    target.restart(cluster, &source).map_err(of)?;
+                    target.restart(served, &source).map_err(of)?;
                 }
                 target.write(raw).map_err(of)?;
             }
             Some(UploadJob::Seal(digest)) => {
-                let sealed = seal(cluster, target, offer, digest).map_err(of)?;
-                settle_partial(cluster, offer);
+                let sealed = seal(served, target, offer, digest).map_err(of)?;
+                settle_partial(served, offer);
                 return Ok(Some(sealed));
             }
         }
@@ -126,9 +130,9 @@ fn attempt(
 }
 
 /// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
-fn settle_partial(cluster: &Cluster, offer: &Offer) {
-    match (cluster.archive.settle_partial(offer.name), offer.name) {
-        (Ok(true), WalFileName::Segment(segment)) => cluster.writer.doubt(segment),
+fn settle_partial(served: &ServedCluster, offer: &Offer) {
+    match (served.store.archive.settle_partial(offer.name), offer.name) {
+        (Ok(true), WalFileName::Segment(segment)) => served.cluster.writer.doubt(segment),
         (Ok(_), _) => {}
         (Err(error), _) => tracing::warn!("the partial {} stays: {error}", offer.name),
     }
@@ -142,9 +146,9 @@ struct OfferedFile<'a> {
 }
 
 impl OfferedFile<'_> {
-    fn fresh(&self, cluster: &Cluster) -> Result<Incoming, StoreError> {
+    fn fresh(&self, served: &ServedCluster) -> Result<Incoming, StoreError> {
         let Offer { name, size, .. } = *self.offer;
-        let begun = cluster.archive.begin(name, size, self.verify)?;
+        let begun = served.store.archive.begin(name, size, self.verify)?;
         Ok(begun.brought_by(self.by))
     }
 }
@@ -158,8 +162,11 @@ enum UploadTarget {
 }
 
 impl UploadTarget {
-    fn choose(cluster: &Cluster, source: &OfferedFile<'_>) -> Result<UploadTarget, StoreError> {
-        let (archive, offer) = (&cluster.archive, source.offer);
+    fn choose(
+        served: &ServedCluster,
+        source: &OfferedFile<'_>,
+    ) -> Result<UploadTarget, StoreError> {
+        let (archive, offer) = (&served.store.archive, source.offer);
         match archive.held_prefix(offer.name, source.verify) {
             Ok(Some(held)) => return Ok(UploadTarget::InPlace(held.brought_by(source.by))),
             Ok(None) => {}
@@ -168,7 +175,7 @@ impl UploadTarget {
                 tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
             }
         }
-        source.fresh(cluster).map(UploadTarget::Fresh)
+        source.fresh(served).map(UploadTarget::Fresh)
     }
 
     fn prefix(&self) -> Have {
@@ -183,7 +190,11 @@ impl UploadTarget {
     }
 
     /// The sender found that what is held is not its file's beginning.
-    fn restart(&mut self, cluster: &Cluster, source: &OfferedFile<'_>) -> Result<(), StoreError> {
+    fn restart(
+        &mut self,
+        served: &ServedCluster,
+        source: &OfferedFile<'_>,
+    ) -> Result<(), StoreError> {
         if let UploadTarget::InPlace(held) = self {
             let (bytes, _) = held.prefix();
             tracing::warn!(
@@ -196,7 +207,7 @@ impl UploadTarget {
                 verify: Verify::Records,
                 ..*source
             };
-            *self = UploadTarget::Fresh(strict.fresh(cluster)?);
+            *self = UploadTarget::Fresh(strict.fresh(served)?);
         }
         Ok(())
     }
@@ -217,7 +228,7 @@ impl UploadTarget {
 }
 
 fn seal(
-    cluster: &Cluster,
+    served: &ServedCluster,
     target: UploadTarget,
     offer: &Offer,
     digest: Digest,
@@ -225,7 +236,7 @@ fn seal(
     Ok(UploadReport::Sealed(match target.seal(digest)? {
         store::FileSealed::Stored(proof) => {
             tracing::info!("{} stored, {} bytes", offer.name, digest.size);
-            cluster.note_stored(offer.name);
+            served.store.note_stored(offer.name);
             Sealed::Durable(proof)
         }
         store::FileSealed::Conflict { len, crc32 } => {
@@ -246,9 +257,9 @@ fn alarm(offer: &Offer, len: u64, crc32: u32) {
 }
 
 /// What the master asks for, but no less than the standby's settings demand.
-fn verify(cluster: &Cluster, offer: &Offer) -> Verify {
+fn verify(served: &ServedCluster, offer: &Offer) -> Verify {
     use walmgr_protocol::message::WireVerify as Asked;
-    let least = cluster.settings.borrow().verify_min;
+    let least = served.cluster.settings.borrow().verify_min;
     match (offer.verify, least) {
         (Asked::Records, _) | (_, Verify::Records) => Verify::Records,
         (Asked::Headers, _) | (_, Verify::Headers) => Verify::Headers,
