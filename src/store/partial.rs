@@ -26,6 +26,7 @@ mod proven;
 mod read_back;
 mod records;
 mod rewrite;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -45,12 +46,11 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use self::acknowledged::AcknowledgedNote;
 use self::extents::Extent;
 use self::file::PartialFile;
-use self::open::OpenSegment;
 use self::proven::Proven;
 use self::records::{scanner_at, start_of};
+use self::state::{HeldFile, OpenSegment, SegmentState, WalkPosition};
 use super::apart_notes::{early, is_unproven};
 use super::binding::Binding;
 use super::damage::Damage;
@@ -149,22 +149,7 @@ impl PartialStream {
     /// From here on the open segment is appended from its beginning, and compared with what is
     /// held: the first difference ends what counts.
     pub fn rewrite(&mut self) -> Result<(), StoreError> {
-        let open = self.opened()?;
-        if open.file.is_none() && !open.is_new {
-            let why = format!(
-                "the master's {} is not the one that was archived",
-                open.segment
-            );
-            return Err(StoreError::Diverged { why });
-        }
-        open.scanner = open.first_scanner.clone();
-        open.end = open.scanner.valid_end();
-        open.next_offset = 0;
-        open.crc = None;
-        open.comparing = true;
-        open.has_common_record = false;
-        open.rewriting = None;
-        Ok(())
+        self.opened()?.restart()
     }
 
     /// Checks and writes bytes behind the ones before; `end` is where the sender says that the
@@ -181,25 +166,22 @@ impl PartialStream {
         let adopted = self.adopt();
         shared.monitor.outcome(adopted)?;
         let open = self.opened()?;
-        let file = open.file()?;
-        let synced = file
-            .folder()
-            .sync_records(file.handle(), open.segment, open.end)
+        let (segment, end) = (open.position.segment, open.position.end);
+        let held = open.held()?;
+        let file = &held.file;
+        let synced = (file.folder())
+            .sync_records(file.handle(), segment, end)
             .and_then(|proof| {
-                if !open.folder_synced {
+                if !held.folder_synced {
                     shared.partial.sync()?;
                 }
                 Ok(proof)
             });
         let proof = shared.monitor.outcome(synced)?;
         // Behind the sync: whoever freezes copies what was written before it did.
-        freeze::refuse(&shared.partial, open.segment.timeline())?;
-        let is_first = !std::mem::replace(&mut open.folder_synced, true);
-        if let Some(note) = &mut open.note {
-            note.raise(&shared.partial, open.end)?;
-            open.acknowledged = open.acknowledged.max(open.end);
-        }
-        let segment = open.segment;
+        freeze::refuse(&shared.partial, segment.timeline())?;
+        let is_first = !std::mem::replace(&mut held.folder_synced, true);
+        held.acknowledge(&shared.partial, end)?;
         // Where a newer timeline is claimed, what this one ships decides whether it is followed.
         let is_claimed_away = shared.has_newer_than(segment.timeline())
             && (self.weighed).is_none_or(|weighed| weighed.elapsed() >= WEIGH_INTERVAL);
@@ -208,17 +190,13 @@ impl PartialStream {
             shared.joined_by_partial(segment);
         }
         let open = self.opened()?;
-        if !open.comparing {
-            open.held_bytes = open.next_offset;
-            let checked = open.checked();
-            (shared.partials).change(open.segment, |extent| {
-                *extent = Extent {
-                    checked,
-                    read_back: None,
-                };
-            });
+        if let SegmentState::Writing(held) | SegmentState::Damaged(held) = &mut open.state {
+            held.held_bytes = open.position.next_offset;
+            let checked = open.position.checked();
+            let read_back = None;
+            (shared.partials).change(segment, |extent| *extent = Extent { checked, read_back });
             if checked.is_some_and(|checked| checked.is_whole(size)) {
-                read_back::begin(&shared.partial, &shared.partials, open.segment, size);
+                read_back::begin(&shared.partial, &shared.partials, segment, size);
             }
         }
         self.carry();
@@ -240,21 +218,19 @@ impl PartialStream {
             Some((next, scanner)) if *next == segment => scanner.clone(),
             _ => scanner_at(segment, start, &binding),
         };
-        if let Some((opened, at)) = self.open_finished(open, &first_scanner)? {
+        let position = WalkPosition::at_start(segment, start, &first_scanner);
+        if let Some(at) = self.finished(open)? {
             freeze::refuse(&self.shared.partial, self.timeline)?;
-            self.open = Some(opened);
+            let state = SegmentState::Finished;
+            self.open = Some(OpenSegment { position, state });
             return Ok(at);
         }
         let shared = Arc::clone(&self.shared);
         let _guard = shared.names.lock(WalFileName::Partial(segment));
         let size = binding.segment_size.bytes();
         let Some(file) = PartialFile::open(&shared.partial, segment, size)? else {
-            self.open = Some(OpenSegment {
-                is_new: true,
-                end: first_scanner.valid_end(),
-                crc: Some(crc32fast::Hasher::new()),
-                ..OpenSegment::of(segment, start, first_scanner)
-            });
+            let state = SegmentState::New;
+            self.open = Some(OpenSegment { position, state });
             self.carry();
             return Ok(At {
                 held_bytes: 0,
@@ -262,35 +238,45 @@ impl PartialStream {
                 common_crc32: 0,
             });
         };
-        let proven = self.settled_end(&file, segment, first_scanner.clone())?;
+        let proven = self.settled_end(&file, segment, first_scanner)?;
         let is_damaged = self.can_heal(&proven, open, start)?;
         let (end, known) = (proven.end, proven.acknowledged.map(|known| known.end));
-        let common_bytes = end.held_bytes.min(open.bytes);
+        let held_bytes = end.held_bytes;
+        let common_bytes = held_bytes.min(open.bytes);
         let common_crc32 = file.crc32(common_bytes)?;
         let crc = crc32fast::Hasher::new_with_initial_len(common_crc32, common_bytes);
-        let mut opened = OpenSegment {
-            file: Some(file),
+        let position = WalkPosition {
             scanner: end.scanner,
-            next_offset: end.held_bytes,
-            held_bytes: end.held_bytes,
-            crc: (common_bytes == end.held_bytes).then_some(crc),
+            next_offset: held_bytes,
+            crc: (common_bytes == held_bytes).then_some(crc),
             last_switch: end.switched,
             end: end.lsn,
-            is_damaged,
-            acknowledged: known.unwrap_or_default(),
-            ..OpenSegment::of(segment, start, first_scanner)
+            ..position
         };
-        if !is_damaged && end.held_bytes > 0 {
+        let mut held = HeldFile {
+            file,
+            held_bytes,
+            acknowledged: known.unwrap_or_default(),
+            note: None,
+            folder_synced: true,
+        };
+        if !is_damaged && held_bytes > 0 {
             // The answer says that all of it is held.
-            opened.note_acknowledged(&shared.partial)?;
+            held.note(&shared.partial, segment)?;
+            held.acknowledge(&shared.partial, position.end)?;
         }
-        (shared.partials).change(segment, |extent| *extent = opened.extent());
+        let (checked, read_back) = (position.checked(), None);
+        (shared.partials).change(segment, |extent| *extent = Extent { checked, read_back });
         // A push may have written behind what was frozen while this one waited for the name.
         freeze::refuse(&shared.partial, self.timeline)?;
-        self.open = Some(opened);
+        let state = match is_damaged {
+            true => SegmentState::Damaged(held),
+            false => SegmentState::Writing(held),
+        };
+        self.open = Some(OpenSegment { position, state });
         self.carry();
         Ok(At {
-            held_bytes: end.held_bytes,
+            held_bytes,
             common_bytes,
             common_crc32,
         })
@@ -339,13 +325,9 @@ impl PartialStream {
         Ok(true)
     }
 
-    /// A segment that was archived already is compared, so that a master from another past is
+    /// What is held of a segment that was archived already. It is compared, so that a master from another past is
     /// told from one that only repeats itself.
-    fn open_finished(
-        &self,
-        open: &Open,
-        first_scanner: &Scanner,
-    ) -> Result<Option<(OpenSegment, At)>, StoreError> {
+    fn finished(&self, open: &Open) -> Result<Option<At>, StoreError> {
         let name = WalFileName::Segment(open.segment);
         let _guard = self.shared.names.lock(name);
         // One that nobody follows gives way to what goes on with the segment before it.
@@ -362,18 +344,11 @@ impl PartialStream {
             crc.update(&piece[..counted]);
             left -= counted as u64;
         })?;
-        let at = At {
+        Ok(Some(At {
             held_bytes: content.len,
             common_bytes: open.bytes - left,
             common_crc32: crc.finalize(),
-        };
-        let start = start_of(open.segment, &self.binding);
-        let opened = OpenSegment {
-            next_offset: content.len,
-            held_bytes: content.len,
-            ..OpenSegment::of(open.segment, start, first_scanner.clone())
-        };
-        Ok(Some((opened, at)))
+        }))
     }
 
     fn try_append(&mut self, offset: u64, end: Lsn, bytes: &[u8]) -> Result<(), StoreError> {
@@ -381,53 +356,43 @@ impl PartialStream {
         shared.monitor.check()?;
         let size = self.binding.segment_size.bytes();
         let open = self.opened()?;
-        let segment = open.segment;
+        let segment = open.position.segment;
         let _guard = shared.names.lock(WalFileName::Partial(segment));
-        if !open.is_new && !open.file()?.is_in_place()? {
+        if !open.is_in_place()? {
             return Err(StoreError::Finished { segment });
         }
         freeze::refuse(&shared.partial, segment.timeline())?;
-        let boundaries = open.check(bytes, end)?;
-        if open.is_new {
+        let boundaries = open.position.walk(bytes, end)?;
+        if let SegmentState::New = open.state {
             open.make_file(&shared, size)?;
         }
-        if open.note.is_none() {
-            // While the name is locked and in place: a push that finishes the segment removes it.
-            open.note = Some(AcknowledgedNote::open(&shared.partial, segment)?);
-        }
-        match open.comparing {
-            true => open.compare(offset, bytes, &boundaries)?,
-            false => {
-                open.make_way()?;
-                open.file()?.write(offset, bytes)?;
-                if let Some(crc) = &mut open.crc {
-                    crc.update(bytes);
-                }
-            }
-        }
-        open.next_offset = offset + bytes.len() as u64;
+        open.held()?.note(&shared.partial, segment)?;
+        open.take(offset, bytes, &boundaries)?;
+        open.position.next_offset = offset + bytes.len() as u64;
         Ok(())
     }
 
     /// Keeps the scanner for the next segment once this one is at its end.
     fn carry(&mut self) {
         let size = self.binding.segment_size;
-        let Some(open) = &self.open else { return };
-        let Some(next) = open.segment.next(size) else {
+        let Some(OpenSegment { position, .. }) = &self.open else {
+            return;
+        };
+        let Some(next) = position.segment.next(size) else {
             return;
         };
         let end = start_of(next, &self.binding);
-        let scanner = match open.last_switch {
+        let scanner = match position.last_switch {
             Some(switch) => {
                 let scanner = scanner_at(next, end, &self.binding).following(switch);
-                scanner.having_met(open.scanner.obstacles())
+                scanner.having_met(position.scanner.obstacles())
             }
-            None if open.scanner.position() == end => open.scanner.clone(),
+            None if position.scanner.position() == end => position.scanner.clone(),
             None => return,
         };
         // A push that finishes the segment does not walk through it again.
         let carried = &self.shared.carried;
-        carried.put(open.segment, Verify::Records, Some(scanner.clone()));
+        carried.put(position.segment, Verify::Records, Some(scanner.clone()));
         self.carried = Some((next, scanner.forgetting()));
     }
 }

@@ -2,6 +2,8 @@
 //! Never decides which of the two is right; `rewrite` does. Invariant: it goes away with whoever writes it, unless it
 //! took that place.
 
+use std::sync::Arc;
+
 use walmgr_protocol::names::SegmentName;
 
 use super::file::PartialFile;
@@ -20,12 +22,20 @@ pub(super) const COPIES_MAX: usize = 16;
 
 /// The file that is to take a segment's place.
 pub(super) struct Rewriting {
-    /// `None` once it took that place.
-    pub(super) file: Option<PartialFile>,
+    pub(super) file: PartialFile,
+    /// Removes it if it does not come to that.
+    temporary: TemporaryName,
     /// The first byte that differs from what is held.
     pub(super) differs_at: u64,
     /// Whether a whole record of the master's own is in it.
     pub(super) has_own_record: bool,
+}
+
+/// The name of a file that goes away with this, unless it is kept.
+struct TemporaryName {
+    folder: Arc<Folder>,
+    name: String,
+    is_kept: bool,
 }
 
 impl Rewriting {
@@ -37,7 +47,12 @@ impl Rewriting {
         let (folder, size) = (held.folder(), held.size());
         let name = format!("{TEMPORARY_PREFIX}{segment}.anew");
         folder.remove(&name)?;
-        let file = PartialFile::create_as(folder, segment, name, size)?;
+        let file = PartialFile::create_as(folder, segment, name.clone(), size)?;
+        let temporary = TemporaryName {
+            folder: Arc::clone(folder),
+            name,
+            is_kept: false,
+        };
         let (mut at, mut copied) = (0, Ok(()));
         held.read(0..common, |piece| {
             copied = file.write(at, piece);
@@ -46,7 +61,8 @@ impl Rewriting {
         })?;
         copied?;
         Ok(Rewriting {
-            file: Some(file),
+            file,
+            temporary,
             differs_at: common,
             has_own_record: false,
         })
@@ -59,18 +75,21 @@ impl Rewriting {
         boundaries: &[u64],
     ) -> Result<(), StoreError> {
         self.has_own_record |= boundaries.iter().any(|end| *end > self.differs_at);
-        match &self.file {
-            Some(file) => file.write(offset, bytes),
-            None => Ok(()),
-        }
+        self.file.write(offset, bytes)
+    }
+
+    /// The file, which by now has the segment's own name.
+    pub(super) fn in_place(mut self) -> PartialFile {
+        self.temporary.is_kept = true;
+        self.file.renamed()
     }
 }
 
-impl Drop for Rewriting {
+impl Drop for TemporaryName {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
+        if !self.is_kept {
             // What stays is cleared away at the next start.
-            let _ = file.folder().remove(file.name());
+            let _ = self.folder.remove(&self.name);
         }
     }
 }

@@ -24,8 +24,9 @@ use super::acknowledged;
 use super::anew::{DAMAGED, DIFFERS, Rewriting, refuse_more_copies};
 use super::extents::Extent;
 use super::file::PartialFile;
-use super::open::{OpenSegment, PartialStream, drop_later};
+use super::open::{PartialStream, drop_later};
 use super::records::{RecordSearch, scanner_at, start_of};
+use super::state::{Comparison, HeldFile, OpenSegment, SegmentState, WalkPosition};
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::shared::Shared;
@@ -34,66 +35,106 @@ use crate::wal::segment::Verify;
 use crate::wal::through::Through;
 
 impl OpenSegment {
-    /// Compares bytes with what is held; from the first difference on they go to another file.
-    pub(super) fn compare(
+    /// Writes records that were walked through, behind the ones before, or compares them with what is held.
+    pub(super) fn take(
         &mut self,
         offset: u64,
         bytes: &[u8],
         boundaries: &[u64],
     ) -> Result<(), StoreError> {
-        if let Some(rewriting) = &mut self.rewriting {
-            return rewriting.write(offset, bytes, boundaries);
-        }
-        let same = self.common(offset, bytes)?;
-        let differs_at = offset + same as u64;
-        let is_common = |end: &u64| *end <= differs_at;
-        self.has_common_record |= boundaries.iter().any(is_common);
-        if same == bytes.len() {
-            return Ok(());
-        }
-        if differs_at >= self.held_bytes {
-            // It goes on behind what is held, and that is the same.
-            self.comparing = false;
+        if let SegmentState::Damaged(_) = &self.state {
             self.make_way()?;
-            return self.file()?.write(differs_at, &bytes[same..]);
         }
-        let mut rewriting = Rewriting::begin(self.file()?, self.segment, differs_at)?;
-        rewriting.write(differs_at, &bytes[same..], boundaries)?;
-        self.rewriting = Some(rewriting);
-        Ok(())
+        let segment = self.position.segment;
+        match &mut self.state {
+            SegmentState::Comparing(comparison) => {
+                let differs_at = comparison.compare(offset, bytes, boundaries)?;
+                let Some(differs_at) = differs_at else {
+                    return Ok(());
+                };
+                let rest = &bytes[usize::try_from(differs_at - offset).unwrap_or(bytes.len())..];
+                self.differ(differs_at, rest, boundaries)
+            }
+            SegmentState::Rewriting(_, anew) => anew.write(offset, bytes, boundaries),
+            SegmentState::Writing(held) | SegmentState::Damaged(held) => {
+                held.file.write(offset, bytes)?;
+                if let Some(crc) = &mut self.position.crc {
+                    crc.update(bytes);
+                }
+                Ok(())
+            }
+            SegmentState::Finished | SegmentState::New => Err(StoreError::Finished { segment }),
+        }
     }
 
-    /// How many of these bytes are the same as those that are held there.
-    fn common(&self, offset: u64, bytes: &[u8]) -> Result<usize, StoreError> {
-        let end = offset + bytes.len() as u64;
-        let mut same = 0_usize;
-        self.file()?
-            .read(offset..end.min(self.held_bytes), |piece| {
-                let ours = &bytes[same..same + piece.len()];
-                let equal = ours.iter().zip(piece).take_while(|(a, b)| a == b).count();
-                same += equal;
-                equal == piece.len()
-            })?;
-        Ok(same)
+    /// Writes the first bytes that are not what is held: behind it, or to another file.
+    fn differ(
+        &mut self,
+        differs_at: u64,
+        bytes: &[u8],
+        boundaries: &[u64],
+    ) -> Result<(), StoreError> {
+        let segment = self.position.segment;
+        let held = self.held()?;
+        if differs_at >= held.held_bytes {
+            self.change(|state| match state {
+                SegmentState::Comparing(comparison) => comparison.ended(),
+                other => other,
+            });
+            self.make_way()?;
+            return self.held()?.file.write(differs_at, bytes);
+        }
+        let mut anew = Rewriting::begin(&held.file, segment, differs_at)?;
+        anew.write(differs_at, bytes, boundaries)?;
+        self.change(|state| match state {
+            SegmentState::Comparing(comparison) => SegmentState::Rewriting(comparison, anew),
+            other => other,
+        });
+        Ok(())
     }
 
     /// Keeps a copy of a damaged file and clears it behind its records, before anything is written
     /// there.
-    pub(super) fn make_way(&mut self) -> Result<(), StoreError> {
-        if !self.is_damaged {
+    fn make_way(&mut self) -> Result<(), StoreError> {
+        let SegmentState::Damaged(held) = &self.state else {
             return Ok(());
-        }
-        let file = self.file()?;
-        let (folder, segment) = (file.folder(), self.segment);
+        };
+        let WalkPosition { segment, start, .. } = self.position;
+        let (file, folder) = (&held.file, held.file.folder());
         refuse_more_copies(folder, DAMAGED)?;
         let kept = folder.keep_copy(file.handle(), &segment.to_string(), DAMAGED)?;
         tracing::error!(
             "ALARM: the damaged {segment} is kept as {kept}; the master sends again what follows {}",
-            Lsn(self.start.0 + self.held_bytes)
+            Lsn(start.0 + held.held_bytes)
         );
-        file.clear_behind(self.held_bytes)?;
-        self.is_damaged = false;
+        file.clear_behind(held.held_bytes)?;
+        self.change(|state| match state {
+            SegmentState::Damaged(held) => SegmentState::Writing(held),
+            other => other,
+        });
         Ok(())
+    }
+}
+
+impl Comparison {
+    /// The offset of the first of these bytes that is not what is held there, if there is one.
+    fn compare(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        boundaries: &[u64],
+    ) -> Result<Option<u64>, StoreError> {
+        let held = &self.held;
+        let (end, mut same) = (offset + bytes.len() as u64, 0_usize);
+        (held.file).read(offset..end.min(held.held_bytes), |piece| {
+            let ours = &bytes[same..same + piece.len()];
+            let equal = ours.iter().zip(piece).take_while(|(a, b)| a == b).count();
+            same += equal;
+            equal == piece.len()
+        })?;
+        let differs_at = offset + same as u64;
+        self.has_common_record |= boundaries.iter().any(|end| *end <= differs_at);
+        Ok((same < bytes.len()).then_some(differs_at))
     }
 }
 
@@ -103,32 +144,32 @@ impl PartialStream {
     pub(super) fn adopt(&mut self) -> Result<(), StoreError> {
         let (shared, binding) = (Arc::clone(&self.shared), self.binding);
         let open = self.opened()?;
-        let (segment, start) = (open.segment, open.start);
-        let Some(mut rewriting) = open.rewriting.take_if(|it| it.has_own_record) else {
+        let WalkPosition { segment, start, .. } = open.position;
+        let SegmentState::Rewriting(comparison, anew) = &mut open.state else {
             return Ok(());
         };
-        let Some(anew) = &rewriting.file else {
+        if !anew.has_own_record {
             return Ok(());
-        };
-        if !open.has_common_record {
-            let differs_at = Lsn(start.0 + rewriting.differs_at);
-            follows_what_is_held(&shared, &binding, anew, (segment, differs_at))?;
+        }
+        let common = Lsn(start.0 + anew.differs_at);
+        if !comparison.has_common_record {
+            follows_what_is_held(&shared, &binding, &anew.file, (segment, common))?;
         }
         let _guard = shared.names.lock(WalFileName::Partial(segment));
-        if !open.file()?.is_in_place()? {
+        let held = &mut comparison.held;
+        if !held.file.is_in_place()? {
             return Err(StoreError::Finished { segment });
         }
         let folder = &shared.partial;
-        let common = Lsn(start.0 + rewriting.differs_at);
-        let keep = (open.acknowledged > common || open.is_damaged).then_some(DIFFERS);
+        let keep = (held.acknowledged > common || comparison.is_damaged).then_some(DIFFERS);
         if keep.is_some() {
             refuse_more_copies(folder, DIFFERS)?;
         }
         // Before the exchange: the acknowledged end of the old records would call the new ones
         // damaged, while without one the old ones are what they were.
-        open.note = None;
+        held.note = None;
         acknowledged::remove(folder, segment)?;
-        let (from, old) = ((anew.handle(), anew.name()), open.file()?.handle());
+        let (from, old) = ((anew.file.handle(), anew.file.name()), held.file.handle());
         let kept = folder.replace_partial(from, (old, segment), keep)?;
         let kept = kept.map_or_else(
             || "nothing behind it was acknowledged".to_owned(),
@@ -136,11 +177,15 @@ impl PartialStream {
         );
         tracing::error!("ALARM: {segment}: the master wrote its WAL anew behind {common}; {kept}");
         (shared.partials).change(segment, |extent| *extent = Extent::default());
-        open.file = rewriting.file.take().map(PartialFile::renamed);
-        open.comparing = false;
-        open.is_damaged = false;
-        open.acknowledged = Lsn(0);
-        open.crc = None;
+        open.position.crc = None;
+        open.change(|state| match state {
+            SegmentState::Rewriting(comparison, anew) => SegmentState::Writing(HeldFile {
+                file: anew.in_place(),
+                acknowledged: Lsn(0),
+                ..comparison.held
+            }),
+            other => other,
+        });
         // A scanner that came through what is dropped leads nowhere.
         shared.carried.put(segment, Verify::Records, None);
         drop_later(&shared, segment)
