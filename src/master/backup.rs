@@ -301,6 +301,7 @@ impl Work<'_> {
                 () = progress.show(&load.counters) => {}
             }
         }
+        load.all_is_settled()?;
         let sending = began.elapsed();
         let ending = self.end(running);
         let finished = control.during(ending).await?;

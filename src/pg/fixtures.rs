@@ -79,7 +79,7 @@ pub(super) const CONTROL_FILES: [(u8, &str); 6] = [
 ];
 
 /// The control file of this version, padded as PostgreSQL pads it.
-pub(super) fn control_file(major: u8) -> Vec<u8> {
+pub(crate) fn control_file(major: u8) -> Vec<u8> {
     let (_, head) = CONTROL_FILES
         .iter()
         .find(|(of, _)| *of == major)

@@ -13,7 +13,7 @@ pub(crate) mod data_directory;
 pub(crate) mod dial;
 pub(crate) mod encryption;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub(crate) mod fuzzing;
 pub(crate) mod grants;
 pub(crate) mod group_access;

@@ -7,7 +7,6 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -159,7 +158,7 @@ impl StreamSource {
             }
             (None, None) => {
                 // Dropped since it was listed; WAL says so too.
-                self.load.vanished.fetch_add(1, Ordering::Relaxed);
+                self.on_its_way.vanished(&self.load, &item);
                 return Ok(());
             }
         };

@@ -1,9 +1,9 @@
 //! What a backup has to send, what is on its way, and what has arrived; shared by all its streams.
 //! Never opens a file. Invariant: a file is in one of three places: waiting, on its way in one
-//! stream, or arrived with the checksum that both sides computed.
+//! stream, or arrived with the checksum that both sides computed; only one that vanished is in none.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -83,6 +83,8 @@ pub(crate) struct WorkQueue {
     pub counters: Counters,
     /// Files that were gone before they could be read.
     pub vanished: AtomicU64,
+    /// Files that were put in, to see that none of them got lost.
+    put_in: AtomicU64,
     waiting: Mutex<VecDeque<Arc<Item>>>,
     arrived: Mutex<Vec<Arrived>>,
     bad_blocks: Mutex<Vec<BadBlock>>,
@@ -96,16 +98,19 @@ impl WorkQueue {
         control: ControlFile,
         waiting: impl IntoIterator<Item = Item>,
     ) -> WorkQueue {
-        WorkQueue {
+        let queue = WorkQueue {
             roots,
             start,
             control,
             counters: Counters::default(),
             vanished: AtomicU64::new(0),
-            waiting: Mutex::new(waiting.into_iter().map(Arc::new).collect()),
+            put_in: AtomicU64::new(0),
+            waiting: Mutex::default(),
             arrived: Mutex::default(),
             bad_blocks: Mutex::default(),
-        }
+        };
+        waiting.into_iter().for_each(|item| queue.put(item));
+        queue
     }
 
     /// The next thing that no stream has taken.
@@ -115,7 +120,23 @@ impl WorkQueue {
 
     /// Adds one more thing behind the rest.
     pub(crate) fn put(&self, item: Item) {
+        if item.path().is_some() {
+            self.put_in.fetch_add(1, Ordering::Relaxed);
+        }
         lock(&self.waiting).push_back(Arc::new(item));
+    }
+
+    /// Fails unless every file that was put in has arrived or vanished. The manifest names what arrived, so that
+    /// nobody who reads the set could tell what is missing.
+    pub(crate) fn all_is_settled(&self) -> Result<()> {
+        let arrived = lock(&self.arrived).len() as u64;
+        let vanished = self.vanished.load(Ordering::Relaxed);
+        let put_in = self.put_in.load(Ordering::Relaxed);
+        if arrived + vanished == put_in {
+            return Ok(());
+        }
+        let text = format!("of {put_in} files {arrived} arrived and {vanished} vanished");
+        Err(CommandError::retry(text).hint("nothing of this backup was kept; please report this"))
     }
 
     /// Notes a block that stayed bad.
@@ -216,6 +237,12 @@ impl OnItsWay {
         }
     }
 
+    /// It is gone from the data directory, and nothing of it will be sent.
+    pub(crate) fn vanished(&self, load: &WorkQueue, item: &Item) {
+        load.vanished.fetch_add(1, Ordering::Relaxed);
+        lock(&self.0).remove(&item.target);
+    }
+
     /// The receiver confirms a file.
     pub(crate) fn done(&self, load: &WorkQueue, done: &FileDone) -> Result<()> {
         let sent = lock(&self.0).remove(&done.path);
@@ -259,7 +286,8 @@ impl OnItsWay {
         lock(&self.0).keys().cloned().collect()
     }
 
-    /// What has to be done about a path of which the receiver holds this.
+    /// What has to be done about a path of which the receiver holds this. What is sent again stays on its way: the
+    /// connection may be cut before it is its turn.
     pub(crate) fn settle(
         &self,
         load: &WorkQueue,
@@ -299,7 +327,8 @@ impl OnItsWay {
             return Ok(Some(Resend { item, rest }));
         }
         sent.uncount(load, 0);
-        on_its_way.remove(path);
+        sent.crc32c = None;
+        sent.checkpoints.clear();
         Ok(Some(Resend { item, rest: None }))
     }
 
@@ -314,10 +343,86 @@ impl Sent {
     fn uncount(&mut self, load: &WorkQueue, kept_bytes: u64) {
         let again = self.counted_bytes.saturating_sub(kept_bytes);
         self.counted_bytes -= again;
-        (load.counters.read_bytes).fetch_sub(again, std::sync::atomic::Ordering::Relaxed);
+        (load.counters.read_bytes).fetch_sub(again, Ordering::Relaxed);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::data_directory::DataDirectory;
+    use crate::pg::fixtures::control_file;
+
+    fn queue(items: impl IntoIterator<Item = Item>) -> (WorkQueue, tempfile::TempDir) {
+        let home = tempfile::tempdir().unwrap();
+        for folder in ["global", "pg_tblspc", "pg_wal"] {
+            std::fs::create_dir(home.path().join(folder)).unwrap();
+        }
+        std::fs::write(home.path().join("PG_VERSION"), "15\n").unwrap();
+        std::fs::write(home.path().join("global/pg_control"), control_file(15)).unwrap();
+        let data = DataDirectory::open(home.path()).unwrap();
+        let roots = walk::walk(&data).unwrap().roots;
+        let control = data.control().unwrap();
+        (WorkQueue::new(roots, Lsn(1), control, items), home)
+    }
+
+    fn path(text: &str) -> RelativePath {
+        RelativePath::new(text.as_bytes()).unwrap()
+    }
+
+    fn item(target: &str, content: Content) -> Item {
+        let target = path(target);
+        Item { target, content }
+    }
+
+    #[test]
+    fn fault_67_what_is_to_be_sent_again_survives_a_second_cut() {
+        let note = || Content::Note(Bytes::from_static(b"x"));
+        let (load, _home) = queue([
+            item("a", note()),
+            item("b", note()),
+            item("c", Content::Directory),
+        ]);
+        let on_its_way = OnItsWay::default();
+        while let Some(item) = load.take() {
+            on_its_way.begin(&item, 1, 0);
+            on_its_way.complete(&item, 7);
+        }
+        // Twice the connection is cut after the answer, and before any of it is sent again.
+        for _ in 0..2 {
+            let mut asked = on_its_way.unconfirmed();
+            asked.sort();
+            assert_eq!(asked, [path("a"), path("b"), path("c")]);
+            for path in &asked {
+                let again = on_its_way.settle(&load, path, Held::Nothing).unwrap();
+                assert_eq!(again.unwrap().item.target, *path);
+            }
+        }
+        let digest = FileDigest { len: 1, crc32c: 7 };
+        // One comes, one is gone by now, and the directory is there.
+        let again = on_its_way.settle(&load, &path("a"), Held::Nothing).unwrap();
+        let item = again.unwrap().item;
+        on_its_way.begin(&item, 1, 0);
+        on_its_way.complete(&item, 7);
+        let path_of_a = path("a");
+        let done = FileDone {
+            path: path_of_a,
+            digest,
+        };
+        on_its_way.done(&load, &done).unwrap();
+        assert!(load.all_is_settled().is_err());
+        let again = on_its_way.settle(&load, &path("b"), Held::Nothing).unwrap();
+        on_its_way.vanished(&load, &again.unwrap().item);
+        let again = on_its_way
+            .settle(&load, &path("c"), Held::Directory)
+            .unwrap();
+        assert!(again.is_none());
+        on_its_way.ended().unwrap();
+        load.all_is_settled().unwrap();
+        assert_eq!(load.arrived().len(), 1);
+    }
 }
