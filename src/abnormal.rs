@@ -47,16 +47,16 @@ pub fn prepare(table: ExitTable) {
     memory::exit_with_when_exhausted(table.abnormal());
     std::panic::set_hook(Box::new(move |panic| {
         let ends_process = matches!(table, ExitTable::Xarchive | ExitTable::Xrestore);
-        // Where another thread has just said why the process ends, this is the same reason once more.
-        let is_said = ends_process && memory::is_reason_said();
-        if !keep_for_catcher(panic) && !is_said {
-            output::last_words(&line_about(panic));
-        }
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
         if ends_process {
-            memory::reason_is_said();
+            if !keep_for_catcher(panic) {
+                end_saying(&line_about(panic));
+            }
             exit(i32::from(table.abnormal()));
+        }
+        if !keep_for_catcher(panic) {
+            output::last_words(&line_about(panic));
         }
     }));
 }
@@ -132,7 +132,7 @@ pub fn exit_on_signals(table: ExitTable) -> Result<()> {
         .name("signals".to_owned())
         .spawn(move || {
             let name = runtime.block_on(first_of(watched));
-            output::last_words(&format!("stopped by {name} before the work was done"));
+            end_saying(&format!("stopped by {name} before the work was done"));
             exit(i32::from(table.abnormal()));
         })
         .map_err(failed)?;
@@ -161,6 +161,13 @@ async fn first_of(
         _ = interrupt.recv() => "SIGINT",
         _ = hangup.recv() => "SIGHUP",
         _ = quit.recv() => "SIGQUIT",
+    }
+}
+
+/// Says why this process ends, unless another thread does.
+fn end_saying(line: &str) {
+    if memory::take_last_word() {
+        output::last_words(line);
     }
 }
 

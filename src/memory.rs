@@ -8,8 +8,10 @@
 //! Code that asks with `try_reserve` ends here too; walmgr bounds sizes before it allocates instead.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 /// The system's allocator, except that it ends the process instead of answering with null.
 pub struct EndWhenExhausted;
@@ -86,25 +88,53 @@ fn end() -> ! {
     end_saying(b"walmgr: out of memory; raise the memory limit of this process or free memory\n")
 }
 
-/// Whether this process has said why it ends.
-static SAID: AtomicBool = AtomicBool::new(false);
+/// Who says why this process ends: several threads can have a reason at once, and one line is enough.
+static LAST_WORD: AtomicU8 = AtomicU8::new(FREE);
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+const SAID: u8 = 2;
 
-/// For whoever has just printed the line with which this process ends: memory that runs out
-/// on the way to the exit adds none.
-pub fn reason_is_said() {
-    SAID.store(true, Ordering::Relaxed);
+/// How long the end waits for the line of the thread that has the last word: no longer than it takes to write it
+/// to a pipe that somebody reads.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Whether it is this thread. A constant without a destructor: nothing is allocated for it.
+    static HAS_LAST_WORD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this process has said why it ends.
-pub fn is_reason_said() -> bool {
-    SAID.load(Ordering::Relaxed)
+/// Whether this thread is the one to say why the process ends, which it then does, before it calls
+/// [`last_word_is_said`] and ends the process. If not, another one does, and has done so when this returns.
+pub fn take_last_word() -> bool {
+    let taken = LAST_WORD.compare_exchange(FREE, TAKEN, Ordering::Relaxed, Ordering::Relaxed);
+    if taken.is_ok() {
+        HAS_LAST_WORD.set(true);
+        return true;
+    }
+    // Memory that ran out on the way to the line: then it is this that has to be said.
+    if HAS_LAST_WORD.get() {
+        return LAST_WORD.load(Ordering::Relaxed) != SAID;
+    }
+    let begun = Instant::now();
+    while LAST_WORD.load(Ordering::Relaxed) != SAID && begun.elapsed() < LAST_WORD_LIMIT {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
 }
 
-/// Two threads can get here at once; the first one has the word.
+/// For whoever has just said why this process ends: nothing that fails on the way to the exit adds a line. Of no
+/// effect on a thread that did not take the word.
+pub fn last_word_is_said() {
+    if HAS_LAST_WORD.get() {
+        LAST_WORD.store(SAID, Ordering::Relaxed);
+    }
+}
+
 fn end_saying(line: &[u8]) -> ! {
-    if !SAID.swap(true, Ordering::Relaxed) {
+    if take_last_word() {
         // A failed write changes nothing: the exit code still tells.
         let _ = rustix::io::write(rustix::stdio::stderr(), line);
+        last_word_is_said();
     }
     end_without_cleaning_up(c_int::from(EXIT_CODE.load(Ordering::Relaxed)))
 }
@@ -115,4 +145,31 @@ fn end_saying(line: &[u8]) -> ! {
 unsafe extern "C" {
     #[link_name = "_exit"]
     safe fn end_without_cleaning_up(code: c_int) -> !;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_5_of_many_threads_with_a_reason_one_says_it_and_all_wait() {
+        let said = AtomicU8::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    if take_last_word() {
+                        // Longer than the others need to get here.
+                        std::thread::sleep(Duration::from_millis(50));
+                        assert!(take_last_word(), "what fails on the way is said");
+                        said.fetch_add(1, Ordering::Relaxed);
+                        last_word_is_said();
+                        assert!(!take_last_word(), "it is said once");
+                    } else {
+                        assert_eq!(said.load(Ordering::Relaxed), 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(said.into_inner(), 1);
+    }
 }

@@ -23,6 +23,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::{CommandError, IoContext, Kind, Result, with_own_ini};
+use crate::memory;
 use crate::options::Options;
 
 use shown::JsonLines;
@@ -130,7 +131,12 @@ pub fn not_really(doing: &str) -> Result<()> {
 pub fn failure(error: &CommandError) {
     if error.is_answer() {
         tracing::debug!("{error}");
-    } else if STARTED.load(Ordering::Acquire) {
+        return;
+    }
+    if !memory::take_last_word() {
+        return;
+    }
+    if STARTED.load(Ordering::Acquire) {
         tracing::error!("{error}");
     } else {
         to_stderr(&escaped(&error.to_string()));
@@ -138,6 +144,7 @@ pub fn failure(error: &CommandError) {
             to_stderr(&escaped(&format!("tip: {tip}")));
         }
     }
+    memory::last_word_is_said();
 }
 
 /// Says one line when the process may be in any state, a panicking logger included.
@@ -148,6 +155,7 @@ pub fn last_words(line: &str) {
         Some(json) => write_to_stderr(json),
         None => to_stderr(&line),
     }
+    memory::last_word_is_said();
     if let Some(logfile) = LOGFILE.get() {
         let mut file = match logfile.file.try_lock() {
             Ok(file) => file,
