@@ -87,7 +87,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("wal", &["protocol"]),
     ("config", &["files", "protocol"]),
     ("daemon", &["options", "output"]),
-    ("output", &["options"]),
+    ("output", &["memory", "options"]),
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
     ("shell", &["output"]),
