@@ -31,6 +31,7 @@ macro_rules! skip_unless {
 pub mod backup_set;
 pub mod cluster;
 pub mod dice;
+pub mod host;
 pub mod hostile;
 pub mod hostile_receiver;
 pub mod imitation;
@@ -52,6 +53,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, StopMode};
+pub use host::Host;
 pub use outcome::Output;
 pub use place::{TempDir, walmgr, walmgr_binary};
 pub use site::Site;

@@ -27,11 +27,22 @@ pub struct Receiver {
 impl Receiver {
     /// A receiver that does not run yet and is to log here, beside its ini file.
     pub fn new(log_path: PathBuf) -> Receiver {
+        let pid_path = log_path.with_file_name("standby.pid");
+        Receiver::beside(log_path, pid_path)
+    }
+
+    /// The same with the pidfile of another ini file.
+    pub fn beside(log_path: PathBuf, pid_path: PathBuf) -> Receiver {
         Receiver {
-            pid_path: log_path.with_file_name("standby.pid"),
             log_path,
+            pid_path,
             child: None,
         }
+    }
+
+    /// Whether it was started and not waited for since.
+    pub fn has_started(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Starts this command and waits until it listens; the error is what it said.

@@ -14,6 +14,7 @@ use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::{ClusterIdentity as Facts, Overview, SetupDone};
 use walmgr_protocol::names::{SegmentName, SystemId, WalSegmentSize};
 
+use super::host::HostedAt;
 use super::imitation::{segment_of, write_data_directory};
 use super::outcome::Output;
 use super::place::{TempDir, give_to_server, walmgr};
@@ -23,15 +24,21 @@ use super::{Cluster, free_port};
 
 /// The settings of an ini file, in order; setting one again replaces it.
 #[derive(Debug, Clone, Default)]
-struct Ini(Vec<(String, String)>);
+pub(super) struct Ini(Vec<(String, String)>);
 
 impl Ini {
-    fn set(&mut self, key: &str, value: &str) {
+    pub(super) fn set_all(&mut self, other: &Ini) {
+        for (key, value) in &other.0 {
+            self.set(key, value);
+        }
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str) {
         self.0.retain(|(known, _)| known != key);
         self.0.push((key.to_owned(), value.to_owned()));
     }
 
-    fn write(&self, path: &Path) {
+    pub(super) fn write(&self, path: &Path) {
         let mut text = String::from("[walmgr]\n");
         for (key, value) in &self.0 {
             text.push_str(&format!("{key} = {}\n", value.replace('%', "%%")));
@@ -54,9 +61,18 @@ pub struct Builder {
     master_folder: String,
     standby: Ini,
     master: Ini,
+    hosted: Option<HostedAt>,
 }
 
 impl Builder {
+    /// The standby is a cluster of a host, whose receiver serves it: see [`super::Host::add`].
+    pub(super) fn hosted(mut self, at: HostedAt) -> Self {
+        self.hosted = Some(at);
+        self.running = false;
+        self.bound = false;
+        self
+    }
+
     /// The master is this real cluster, not a data directory that looks like one.
     pub fn cluster(mut self, cluster: Cluster) -> Self {
         self.cluster = Some(cluster);
@@ -149,16 +165,22 @@ impl Builder {
             Some(cluster) => (None, cluster.data().to_path_buf()),
             None => (Some(self.facts), master_home.join("data")),
         };
+        let standby_ini = match &self.hosted {
+            Some(at) => at.cluster_ini.clone(),
+            None => standby_home.join("standby.ini"),
+        };
+        let port = self.hosted.as_ref().map(|at| at.address.port());
         let mut site = Site {
             archive,
-            standby_ini: standby_home.join("standby.ini"),
+            standby_ini,
+            receiver_fingerprint: self.hosted.map(|at| at.fingerprint),
             master_ini: master_home.join("master.ini"),
             standby: Ini::default(),
             master: Ini::default(),
             facts,
             timeline: self.timeline,
             data,
-            port: free_port(),
+            port: port.unwrap_or_else(free_port),
             receiver: Receiver::new(standby_home.join("receiver.log")),
             proxy: None,
             cluster: self.cluster,
@@ -168,12 +190,8 @@ impl Builder {
         site.write_data_directory();
         site.standby = site.standby_settings();
         site.master = site.master_settings();
-        for (key, value) in &self.standby.0 {
-            site.standby.set(key, value);
-        }
-        for (key, value) in &self.master.0 {
-            site.master.set(key, value);
-        }
+        site.standby.set_all(&self.standby);
+        site.master.set_all(&self.master);
         site.standby.write(&site.standby_ini);
         site.master.write(&site.master_ini);
         site.standby_command(&["setup"]).succeed();
@@ -215,6 +233,8 @@ pub struct Site {
     data: PathBuf,
     port: u16,
     tls: bool,
+    /// Of a host's receiver; that of a cluster alone has the key beside its ini file.
+    receiver_fingerprint: Option<String>,
     home: TempDir,
 }
 
@@ -238,6 +258,7 @@ impl Site {
             master_folder: "master".to_owned(),
             standby: Ini::default(),
             master: Ini::default(),
+            hosted: None,
         }
     }
 
@@ -484,6 +505,9 @@ impl Site {
 
     /// The fingerprint of the receiver's key.
     pub fn standby_fingerprint(&self) -> String {
+        if let Some(fingerprint) = &self.receiver_fingerprint {
+            return fingerprint.clone();
+        }
         self.standby_command(&["identity"]).succeed()
     }
 
@@ -532,6 +556,13 @@ impl Site {
         ini.set("partial_wals", &partial);
         ini.set("listen", &self.address().to_string());
         ini.set("tls", if self.tls { "on" } else { "off" });
+        if self.receiver_fingerprint.is_some() {
+            // Beside the ini file they would be those of all clusters.
+            for list in ["authorized_keys", "authorized_names"] {
+                let path = self.standby_ini.with_extension(list);
+                ini.set(list, &path.display().to_string());
+            }
+        }
         ini
     }
 
