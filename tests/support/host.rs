@@ -45,7 +45,11 @@ impl HostBuilder {
         };
         let clusters = host.clusters.display().to_string();
         let listen = host.address().to_string();
-        for (key, value) in [("clusters", clusters), ("listen", listen), ("tls", "on".to_owned())] {
+        for (key, value) in [
+            ("clusters", clusters),
+            ("listen", listen),
+            ("tls", "on".to_owned()),
+        ] {
             host.settings.set(key, &value);
         }
         host.settings.set_all(&self.settings);

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -52,6 +53,19 @@ impl Key {
         let home = TempDir::new();
         let identity = Identity::create(&home.join("key"), &home.join("crt"), name).unwrap();
         Key::of(site, &identity, name, home)
+    }
+
+    /// A new key with the certificate that `sign` puts beside this ini file.
+    pub fn signed(site: &Site, ini: &Path, name: &str, sign: impl FnOnce()) -> Key {
+        let (key, certificate) = (ini.with_extension("key"), ini.with_extension("crt"));
+        for old in [&key, &certificate] {
+            // There is none at first.
+            let _ = std::fs::remove_file(old);
+        }
+        Identity::create(&key, &certificate, name).unwrap();
+        sign();
+        let identity = Identity::load(&key, &certificate).unwrap();
+        Key::of(site, &identity, name, TempDir::new())
     }
 
     /// The key of the site's master, stolen.

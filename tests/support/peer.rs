@@ -102,6 +102,21 @@ pub fn hello_bytes(hello: &Hello, lowest: u16, highest: u16) -> Vec<u8> {
     out.to_vec()
 }
 
+/// The bytes of a frame with any sequence number.
+pub fn frame_of(sequence: u32, channel: u16, message: &Message) -> Vec<u8> {
+    let mut payload = BytesMut::new();
+    let flags = message.encode(&mut payload);
+    let header = Header {
+        payload_bytes: u32::try_from(payload.len()).unwrap(),
+        kind: message.kind() as u8,
+        flags,
+        channel,
+        sequence,
+        payload_crc32: crc32fast::hash(&payload),
+    };
+    [&header.encode()[..], &payload].concat()
+}
+
 /// A connected socket whose reads and writes do not hang.
 pub fn dial(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
