@@ -152,6 +152,59 @@ impl Cluster {
         }
     }
 
+    /// What is open of it, even if that has just retired; none while it is closed.
+    fn current(&self) -> Option<Arc<OpenStore>> {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            StoreState::Open(store) => Some(Arc::clone(store)),
+            StoreState::Retired { .. } => None,
+        }
+    }
+
+    /// Whether its store has retired.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.store().is_err()
+    }
+
+    /// Lets go of a store that has retired.
+    fn close(&self, store: &OpenStore) {
+        let (why, identity) = (store.why().unwrap_or_default().to_owned(), store.identity());
+        self.put(StoreState::Retired { why, identity });
+    }
+
+    /// Opens the store again as a start would, which reads everything that counts; blocks. `false` when the process
+    /// ends.
+    fn reopen(&self) -> Result<bool, String> {
+        let full_backup = self.full_backup.as_deref();
+        let opened = OpenStore::open(
+            &self.folders,
+            full_backup,
+            &self.disk,
+            &self.census,
+            &self.span,
+        );
+        let store = opened.map_err(|error| error.to_string())?;
+        if let Some(why) = store.failed_at_opening() {
+            return Err(why);
+        }
+        store
+            .archive
+            .set_ahead_max(self.settings.borrow().ahead_max);
+        if !self.census.reopened() {
+            return Ok(false);
+        }
+        store.report_start();
+        self.put(StoreState::Open(store));
+        Ok(true)
+    }
+
+    fn put(&self, state: StoreState) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *store, state);
+        drop(store);
+        // Closing files may take its time, and nobody has to wait for that.
+        drop(before);
+    }
+
     /// Puts another configuration in force.
     pub(crate) fn reconfigure(&self, settings: Arc<ClusterSettings>) {
         if let Ok(store) = self.store() {
@@ -188,7 +241,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.census.closed(self.store().is_err());
+        self.census.closed(self.is_retired());
     }
 }
 

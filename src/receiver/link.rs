@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
-use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::keepalive::{Keepalive, Next};
 
@@ -17,7 +17,7 @@ use crate::receiver::peer::{Peer, with_key};
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reports::FlowReport;
 use crate::receiver::worker::FromWorker;
-use crate::receiver::{DRAIN_DEADLINE, IDLE_DEADLINE, refusal};
+use crate::receiver::{DRAIN_DEADLINE, IDLE_DEADLINE, RETIRING_DEADLINE, refusal};
 use crate::transport::authorized_keys::Right;
 use crate::transport::wire::{Wire, WireFault};
 
@@ -63,6 +63,14 @@ impl From<PeerMisbehaved> for ConnectionEnd {
     }
 }
 
+/// A connection that is about to end.
+pub(crate) struct Ending {
+    /// When it ends at the latest.
+    pub by: Instant,
+    /// Why, in the words for the peer.
+    pub why: Error,
+}
+
 /// A connection as its flows see it.
 pub(crate) struct Link {
     /// The frames.
@@ -80,8 +88,8 @@ pub(crate) struct Link {
     keepalive: Keepalive,
     /// The clock that keepalive counts from.
     began: Instant,
-    /// When the connection ends at the latest, once the receiver stops.
-    stop_by: Option<Instant>,
+    /// Set once nothing more is begun.
+    ending: Option<Ending>,
 }
 
 impl Link {
@@ -105,7 +113,7 @@ impl Link {
             reports,
             keepalive: Keepalive::new(Duration::ZERO, IDLE_DEADLINE),
             began: Instant::now(),
-            stop_by: None,
+            ending: None,
         }
     }
 
@@ -149,14 +157,29 @@ impl Link {
         self.keepalive.next(self.began.elapsed())
     }
 
-    /// From here on nothing is begun, and what is under way has its time.
+    /// The receiver stops: from here on nothing is begun, and what is under way has its time.
     pub(crate) fn stop(&mut self) {
-        self.stop_by = Some(Instant::now() + DRAIN_DEADLINE);
+        let (text, hint) = ("the receiver is stopping", "it will be tried again");
+        let by = Instant::now() + DRAIN_DEADLINE;
+        let why = Error::connection(ErrorCode::ShuttingDown, text, hint);
+        self.ending.get_or_insert(Ending { by, why });
     }
 
-    /// When the connection ends at the latest, if the receiver is stopping.
-    pub(crate) const fn stops_by(&self) -> Option<Instant> {
-        self.stop_by
+    /// The store retired: nothing is begun, and what is under way fails in its own words or in these.
+    pub(crate) fn retire(&mut self) {
+        let by = Instant::now() + RETIRING_DEADLINE;
+        let why = self.served.store.refusal();
+        self.ending = Some(Ending { by, why });
+    }
+
+    /// Set once nothing more is begun.
+    pub(crate) const fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
+    /// Whether the store retired below this connection.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.served.store.retired.is_cancelled()
     }
 
     /// Why nothing can be taken from this peer now, if so.
@@ -182,6 +205,13 @@ impl Link {
 
     /// Why nothing can be begun for this peer now, if so.
     pub(crate) fn cannot_begin(&self, what: &str, right: Right) -> Option<Error> {
+        if self.is_retired() {
+            let scope = Scope::Channel;
+            return Some(Error {
+                scope,
+                ..self.served.store.refusal()
+            });
+        }
         if self.served.cluster.stopping.is_cancelled() {
             let (text, hint) = ("the receiver is stopping", "it will be tried again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
@@ -200,9 +230,10 @@ impl Link {
         )
     }
 
-    /// The peer is told in the same words; a receiver that stops says so in its own line.
+    /// The peer is told in the same words; a receiver that stops says so in its own line, and so does a store that
+    /// retires.
     pub(crate) fn log_refusal(&self, refusal: &Error) {
-        if refusal.code == ErrorCode::ShuttingDown {
+        if refusal.code == ErrorCode::ShuttingDown || self.is_retired() {
             return;
         }
         let key = with_key(self.peer.certificate.as_ref());

@@ -55,6 +55,19 @@ pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for uploads under way when the daemon is asked to stop.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Time for what is under way to fail in its own words once a sync of its store has failed: everything does at its
+/// next step, but for what waits for its peer.
+pub(crate) const RETIRING_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Pauses between tries to open a store again that has retired: the first, and the longest to which they double. A
+/// disk that came back is soon found; one that stays broken costs a look a minute.
+pub(crate) const REOPEN_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+pub(crate) const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How often the log says that such a try has failed.
+pub(crate) const REOPEN_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Time for threads that the drain left at work; what they wrote is a temporary, or whole.
 pub(crate) const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 

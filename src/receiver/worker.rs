@@ -8,9 +8,10 @@
 use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -32,6 +33,14 @@ pub(crate) struct Workforce {
     span: tracing::Span,
     /// Called behind every piece of work, however it ended.
     worked: Arc<dyn Fn() + Send + Sync>,
+    ends: Arc<WorkEnds>,
+}
+
+/// How many threads have done their work.
+#[derive(Default)]
+struct WorkEnds {
+    count: Mutex<u64>,
+    more: Condvar,
 }
 
 impl Workforce {
@@ -41,6 +50,7 @@ impl Workforce {
             threads: TaskTracker::new(),
             span,
             worked: Arc::new(worked),
+            ends: Arc::default(),
         }
     }
 
@@ -50,9 +60,25 @@ impl Workforce {
         self.threads.wait().await;
     }
 
+    /// Where their lines in the log belong.
+    pub(crate) const fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
     /// How many are at work.
     pub(crate) fn len(&self) -> usize {
         self.threads.len()
+    }
+
+    /// How many have done their work, and let go of what they held.
+    pub(crate) fn ends(&self) -> u64 {
+        *self.ends.count()
+    }
+
+    /// Waits until more have than `seen`, but no longer than so. Blocks.
+    pub(crate) fn wait_for_an_end(&self, seen: u64, patience: Duration) {
+        let ends = &self.ends;
+        let _waited = (ends.more).wait_timeout_while(ends.count(), patience, |n| *n == seen);
     }
 
     /// Does something on a thread of this name.
@@ -68,8 +94,16 @@ impl Workforce {
             let _named = this.span.enter();
             let ended = contained(name, work);
             (this.worked)();
+            *this.ends.count() += 1;
+            this.ends.more.notify_all();
             then(ended);
         });
+    }
+}
+
+impl WorkEnds {
+    fn count(&self) -> MutexGuard<'_, u64> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -472,6 +472,9 @@ fn end_of(
         return Ok(None);
     };
     folder.sync_content(file.handle(), &segment.to_string())?;
+    // What a failed sync has lost still stands in the kernel's copy: the end is that of what the disk gives back.
+    // Advice only, as for a finished file.
+    let _ = folder.disk.forget_cache(file.handle());
     let scanner = scanner_at(segment, start_of(segment, binding), binding);
     file.find_end(binding, scanner).map(Some)
 }

@@ -18,14 +18,21 @@ use crate::store::{ArchiveFolders, Disk, Health};
 /// Time for the threads of a backup that gives way to let go of it.
 const GIVE_WAY_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Pause between two looks whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Pause between two looks whether somebody else's process has; a thread of this one is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The backups of a cluster.
 pub(crate) struct RunningBackups {
-    sets: Result<BackupSets, String>,
+    sets: Result<BackupSets, NoSets>,
     workforce: Workforce,
     state: Mutex<BackupsState>,
+}
+
+/// Why there are no sets to use.
+struct NoSets {
+    why: String,
+    /// Whether a sync failed on the way.
+    is_sync_failure: bool,
 }
 
 #[derive(Default)]
@@ -72,6 +79,20 @@ impl RunningBackups {
         }
     }
 
+    /// Why the sets were not opened, if a sync failed on the way.
+    pub(crate) fn sync_failure(&self) -> Option<&str> {
+        let failed = self.sets.as_ref().err()?;
+        failed.is_sync_failure.then_some(failed.why.as_str())
+    }
+
+    /// Ends the backup that runs, if one does: its store has retired. Blocks while files are removed.
+    pub(crate) fn end(&self, why: &Error) {
+        let running = self.state().running.take();
+        if let Some(running) = running {
+            running.end(why);
+        }
+    }
+
     /// Begins a backup; blocks while one of the same origin gives way.
     pub(crate) fn begin(&self, begin: &Begin) -> Result<Arc<Running>, Error> {
         let sets = self.sets()?;
@@ -108,7 +129,7 @@ impl RunningBackups {
             if !running.is_finishing() {
                 return Ok(Resumed::Running(running));
             }
-            std::thread::sleep(LOOK_AGAIN);
+            running.let_finish();
         }
     }
 
@@ -135,7 +156,7 @@ impl RunningBackups {
                 return Ok(());
             }
             // It is just being sealed.
-            std::thread::sleep(LOOK_AGAIN);
+            running.let_seal(until);
         }
         Err(busy(running.holder()))
     }
@@ -144,6 +165,7 @@ impl RunningBackups {
     fn lease(&self, sets: &BackupSets, holder: &str) -> Result<Lease, Error> {
         let until = Instant::now() + GIVE_WAY_DEADLINE;
         loop {
+            let ended = self.workforce.ends();
             match sets.lease(holder) {
                 Ok(lease) => return Ok(lease),
                 Err(SetError::Busy { holder, .. }) if Instant::now() >= until => {
@@ -158,13 +180,13 @@ impl RunningBackups {
                 }
                 Err(error) => return Err(refusal::of_set(&error)),
             }
-            std::thread::sleep(LOOK_AGAIN);
+            self.workforce.wait_for_an_end(ended, LOOK_AGAIN);
         }
     }
 
     /// The sets, if they can be used.
     pub(crate) fn sets(&self) -> Result<&BackupSets, Error> {
-        self.sets.as_ref().map_err(|why| {
+        self.sets.as_ref().map_err(|NoSets { why, .. }| {
             Error::channel(
                 ErrorCode::NotSetUp,
                 format!("the receiver takes no backups: {why}"),
@@ -182,13 +204,17 @@ fn open(
     folders: &ArchiveFolders,
     full_backup: Option<&Path>,
     disk: &Arc<dyn Disk>,
-) -> Result<BackupSets, String> {
+) -> Result<BackupSets, NoSets> {
+    let none = |why: String, is_sync_failure| NoSets {
+        why,
+        is_sync_failure,
+    };
     let Some(full_backup) = full_backup else {
-        return Err("`full_backup` is not set".to_owned());
+        return Err(none("`full_backup` is not set".to_owned(), false));
     };
     let sets = BackupSets::open(full_backup, &folders.completed_wals, disk)
         .and_then(|sets| sets.with_partials(&folders.partial_wals));
-    let sets = sets.map_err(|error| error.to_string())?;
+    let sets = sets.map_err(|error| none(error.to_string(), false))?;
     let recovered = sets
         .lease("the receiver, which is starting")
         .and_then(|lease| sets.recover(&lease));
@@ -210,7 +236,8 @@ fn open(
         }
         Err(error) => {
             tracing::warn!("no backups are taken: {error}");
-            Err(error.to_string())
+            let is_sync_failure = matches!(sets.health(), Health::SyncFailed { .. });
+            Err(none(error.to_string(), is_sync_failure))
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
@@ -28,6 +30,8 @@ pub(crate) struct OpenStore {
     census: Arc<StoreCensus>,
     /// Why it retired.
     why: OnceLock<String>,
+    /// A file became durable.
+    stored: Notify,
     newest: Mutex<Option<SegmentName>>,
     partial_end: Mutex<Option<(SegmentName, Lsn)>>,
 }
@@ -60,6 +64,7 @@ impl OpenStore {
                 workforce,
                 census: Arc::clone(census),
                 why: OnceLock::new(),
+                stored: Notify::new(),
                 newest: Mutex::new(newest),
                 partial_end: Mutex::new(partial_end),
             }
@@ -113,6 +118,12 @@ impl OpenStore {
             let mut newest = locked(&self.newest);
             *newest = (*newest).max(Some(segment));
         }
+        self.stored.notify_waiters();
+    }
+
+    /// Completes when a file has become durable since this was called.
+    pub(crate) fn stored(&self) -> Notified<'_> {
+        self.stored.notified()
     }
 
     /// What is known of the disk, in words; empty if it works.
@@ -135,6 +146,16 @@ impl OpenStore {
         }
     }
 
+    /// Why it must not be used, though it was opened: what a start can do without, opening again cannot.
+    pub(crate) fn failed_at_opening(&self) -> Option<String> {
+        match self.health() {
+            Health::SyncFailed { why } => Some(why),
+            Health::Good | Health::Impaired { .. } => {
+                self.backups.sync_failure().map(str::to_owned)
+            }
+        }
+    }
+
     /// Retires the store once its disk has lied about a sync: what was written since cannot be trusted, and only
     /// opening it again reads everything anew. Says whether it is retired; that has its own line in the log, and
     /// whoever saw the failure need not write another.
@@ -143,14 +164,22 @@ impl OpenStore {
             return self.retired.is_cancelled();
         };
         if self.why.set(why.clone()).is_ok() {
-            if self.census.retires(&why) {
+            let goes_on = self.census.retires(&why);
+            let _named = self.workforce.span().enter();
+            if goes_on {
                 tracing::error!(
-                    "ALARM: a sync failed: {why}; nothing more is taken until what is stored was read again"
+                    "ALARM: a sync failed: {why}; nothing more is taken until all that counts was read from the disk \
+                     again"
                 );
             }
             self.retired.cancel();
         }
         true
+    }
+
+    /// What everybody is told who asks for it once it has retired.
+    pub(crate) fn refusal(&self) -> Error {
+        retired(self.why().unwrap_or("of what is not known"))
     }
 
     /// Why it retired.

@@ -3,10 +3,11 @@
 //! connection of it has been told.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
 use walmgr_protocol::message::backup::{Begin, FileDone, Granted, Held, Sealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
@@ -18,10 +19,8 @@ use crate::receiver::{
 };
 use crate::store::sets::{HeldFile, IncomingSet, SealedSet, StreamWriter};
 
-/// How long a connection may still be read that another one is about to replace, and the pause
-/// between two looks whether it ended by itself.
+/// How long a connection may still be read that another one is about to replace.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What a connection's worker, or the backup itself, tells the connection.
 pub(crate) enum BackupReport {
@@ -47,6 +46,10 @@ pub(crate) struct Running {
     timeline: TimelineId,
     workforce: Workforce,
     inner: Mutex<Inner>,
+    /// The phase is another, or a stream has lost its connection.
+    changed: Condvar,
+    /// Cancelled when nothing more comes of it.
+    over: CancellationToken,
     /// Held by the thread that fills a stream, so that its successor waits for its end.
     streams_at_work: Mutex<HashMap<u16, Arc<Mutex<()>>>>,
 }
@@ -122,6 +125,8 @@ impl Running {
                 active: Instant::now(),
                 bytes: 0,
             }),
+            changed: Condvar::new(),
+            over: CancellationToken::new(),
             streams_at_work: Mutex::default(),
         })
     }
@@ -165,9 +170,29 @@ impl Running {
         self.inner().phase == Phase::Over
     }
 
-    /// Whether the client asked to have it sealed; that goes on without the client.
+    /// Cancelled when nothing more comes of it.
+    pub(crate) const fn over(&self) -> &CancellationToken {
+        &self.over
+    }
+
+    /// Whether the client asked to have it sealed.
     pub(crate) fn is_finishing(&self) -> bool {
         matches!(self.inner().phase, Phase::Waiting | Phase::Sealing)
+    }
+
+    /// Waits until it is over, or not being finished any more; that goes on without the client.
+    pub(crate) fn let_finish(&self) {
+        let is_finishing =
+            |inner: &mut Inner| matches!(inner.phase, Phase::Waiting | Phase::Sealing);
+        let _inner = (self.changed.wait_while(self.inner(), is_finishing))
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Waits until it is over, or can be ended.
+    pub(crate) fn let_seal(&self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        let is_sealing = |inner: &mut Inner| inner.phase == Phase::Sealing;
+        let _waited = (self.changed).wait_timeout_while(self.inner(), left, is_sealing);
     }
 
     /// Lets a connection in; the one that had this part before is told to go.
@@ -213,10 +238,8 @@ impl Running {
     /// Gives the connection that carried a stream before a moment to take in what had arrived when
     /// it was cut, so that it need not be sent again.
     pub(crate) fn let_drain(&self, stream: u16) {
-        let until = Instant::now() + DRAIN_PATIENCE;
-        while self.inner().streams.contains_key(&stream) && Instant::now() < until {
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        let is_carried = |inner: &mut Inner| inner.streams.contains_key(&stream);
+        let _waited = (self.changed).wait_timeout_while(self.inner(), DRAIN_PATIENCE, is_carried);
     }
 
     /// What a connection that was let in is told.
@@ -277,7 +300,7 @@ impl Running {
         let mut inner = self.inner();
         match inner.phase {
             Phase::Receiving => {
-                inner.phase = Phase::Waiting;
+                self.is_now(Phase::Waiting, &mut inner);
                 Ok(())
             }
             Phase::Waiting | Phase::Sealing | Phase::Over => Err(unknown()),
@@ -289,7 +312,7 @@ impl Running {
         let mut inner = self.inner();
         match (inner.phase, inner.set.take()) {
             (Phase::Waiting, Some(set)) => {
-                inner.phase = Phase::Sealing;
+                self.is_now(Phase::Sealing, &mut inner);
                 Ok(set)
             }
             (_, set) => {
@@ -301,7 +324,15 @@ impl Running {
 
     /// The sealing came to an end, good or bad.
     pub(crate) fn end_sealing(&self) {
-        self.inner().phase = Phase::Over;
+        self.is_now(Phase::Over, &mut self.inner());
+    }
+
+    fn is_now(&self, phase: Phase, inner: &mut Inner) {
+        inner.phase = phase;
+        if phase == Phase::Over {
+            self.over.cancel();
+        }
+        self.changed.notify_all();
     }
 
     /// Ends the backup, removes its set, and tells every connection why; `false` when it is being
@@ -311,7 +342,7 @@ impl Running {
         if matches!(inner.phase, Phase::Sealing | Phase::Over) {
             return false;
         }
-        inner.phase = Phase::Over;
+        self.is_now(Phase::Over, &mut inner);
         let set = inner.set.take();
         let streams = std::mem::take(&mut inner.streams);
         let members: Vec<Member> = inner
@@ -340,6 +371,7 @@ impl Running {
                     .is_some_and(|member| member.id == id)
                 {
                     inner.streams.remove(&number);
+                    self.changed.notify_all();
                 }
             }
             BackupPart::Control => {
@@ -357,7 +389,10 @@ impl Running {
                     self.holder
                 );
                 runtime.spawn(async move {
-                    tokio::time::sleep(BACKUP_LEASE).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(BACKUP_LEASE) => {}
+                        () = running.over.cancelled() => return,
+                    }
                     let workforce = running.workforce.clone();
                     worker::aside(&workforce, "backup", move || running.lease_ran_out(id));
                 });

@@ -95,6 +95,7 @@ enum Happened {
     Answered(Message),
     Reloaded,
     Stopping,
+    Retired,
     GivesWay,
     Tick,
 }
@@ -103,6 +104,8 @@ impl ServedConnection {
     async fn run(&mut self) -> ConnectionEnd {
         let mut reloads = self.link.served.cluster.settings.subscribe();
         let stopping = self.link.served.cluster.stopping.clone();
+        let retired = self.link.served.store.retired.clone();
+        let mut is_retiring = false;
         // The keys may have been read again while this peer was being greeted.
         if let Err(end) = self.still_welcome() {
             return end;
@@ -112,7 +115,7 @@ impl ServedConnection {
                 Ok(wait) => wait,
                 Err(end) => return end,
             };
-            let asked_to_stop = self.link.stops_by().is_some();
+            let is_ending = self.link.ending().is_some();
             let happened = tokio::select! {
                 Some((channel, report)) = self.inbox.recv() => Happened::Reported(channel, report),
                 answer = self.link.asking.next() => Happened::Answered(answer),
@@ -121,7 +124,11 @@ impl ServedConnection {
                     Err(fault) => return fault.into(),
                 },
                 Ok(()) = reloads.changed() => Happened::Reloaded,
-                () = stopping.cancelled(), if !asked_to_stop => Happened::Stopping,
+                () = stopping.cancelled(), if !is_ending => Happened::Stopping,
+                () = retired.cancelled(), if !is_retiring => {
+                    is_retiring = true;
+                    Happened::Retired
+                }
                 () = self.gives_way.cancelled() => Happened::GivesWay,
                 () = tokio::time::sleep(wait) => Happened::Tick,
             };
@@ -152,6 +159,10 @@ impl ServedConnection {
                 self.link.stop();
                 Ok(())
             }
+            Happened::Retired => {
+                self.link.retire();
+                Ok(())
+            }
             Happened::GivesWay => Err(ConnectionEnd::Hangup(Error::connection(
                 ErrorCode::Busy,
                 "a peer with fewer connections needs this one's place",
@@ -165,14 +176,11 @@ impl ServedConnection {
     async fn next_wait(&mut self) -> Result<Duration, ConnectionEnd> {
         let now = Instant::now();
         let mut wait = IDLE_DEADLINE;
-        if let Some(stop_by) = self.link.stops_by() {
-            if !self.flows.are_busy() || now >= stop_by {
-                let text = "the receiver is stopping";
-                let hint = "it will be tried again";
-                let error = Error::connection(ErrorCode::ShuttingDown, text, hint);
-                return Err(ConnectionEnd::Hangup(error));
+        if let Some(ending) = self.link.ending() {
+            if !self.flows.are_busy() || now >= ending.by {
+                return Err(ConnectionEnd::Hangup(ending.why.clone()));
             }
-            wait = stop_by - now;
+            wait = ending.by - now;
         }
         // The clock may be set meanwhile; no wait is longer than the deadline for silence.
         if let Some(left) = self.still_valid()? {

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use walmgr_protocol::limits::BACKUP_WARNINGS_MAX;
 use walmgr_protocol::message::backup::{Finish, PartName, Sealed};
 use walmgr_protocol::message::{Error, ErrorCode};
@@ -19,8 +20,8 @@ use crate::store::sets::{ExpectedFile, Parts, SealedSet};
 use crate::store::{DurableWal, StoreError, WalProof};
 use crate::wal::segment::Verify;
 
-/// Pause between two looks whether the WAL has come.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Pause between two looks whether somebody has copied the WAL in by hand; that which is pushed says so.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Seals the set, and then rotates and purges.
 pub(crate) fn seal(
@@ -104,7 +105,9 @@ fn wait_for_wal(
 ) -> Result<DurableWal, Error> {
     let patience = Duration::from_secs(u64::from(asked.wal_wait_s)).min(WAL_WAIT_MAX);
     let until = Instant::now() + patience;
+    let ServedCluster { cluster, store } = served;
     loop {
+        let stored = store.stored();
         let proof = (served.store.archive).prove_wal(first, asked.stop, Verify::Records);
         match proof.map_err(|error| refusal::of(&error))? {
             WalProof::Durable(wal) => return Ok(wal),
@@ -123,7 +126,10 @@ fn wait_for_wal(
         if running.is_over() {
             return Err(unknown());
         }
-        if served.cluster.stopping.is_cancelled() {
+        if store.retired.is_cancelled() {
+            return Err(store.refusal());
+        }
+        if cluster.stopping.is_cancelled() {
             let text = "the receiver is stopping";
             return Err(Error::channel(
                 ErrorCode::ShuttingDown,
@@ -131,6 +137,17 @@ fn wait_for_wal(
                 "start the backup again",
             ));
         }
-        std::thread::sleep(LOOK_AGAIN);
+        let pause = LOOK_AGAIN.min(until.saturating_duration_since(Instant::now()));
+        Handle::current().block_on(async {
+            tokio::select! {
+                // First: a runtime that ends has no clock any more.
+                biased;
+                () = cluster.stopping.cancelled() => {}
+                () = store.retired.cancelled() => {}
+                () = running.over().cancelled() => {}
+                () = stored => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        });
     }
 }
