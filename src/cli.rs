@@ -198,7 +198,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
 
 /// Prints the sample of `--ini`.
 pub fn print_sample() -> Result<()> {
-    output::print(&sample::both_samples())
+    output::print(&sample::all_samples())
 }
 
 /// Commands of the manual which this version does not have.

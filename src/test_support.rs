@@ -3,7 +3,7 @@
 //! nobody is dead code, and the compiler says so.
 
 pub mod config {
-    pub use crate::config::{Config, MasterConfig, StandbyConfig, load};
+    pub use crate::config::{ClusterFiles, Config, HostConfig, MasterConfig, StandbyConfig, load};
     pub mod fuzzing {
         pub use crate::config::fuzzing::ini_file;
     }

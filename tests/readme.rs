@@ -14,7 +14,11 @@ const NOT_YET: &str = "Checked already, and **not used by this version yet**:";
 fn the_readme_describes_every_setting() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = std::fs::read_to_string(path).unwrap();
-    for (title, side) in [("Master", Side::Master), ("Standby", Side::Standby)] {
+    for (title, side) in [
+        ("Master", Side::Master),
+        ("Standby", Side::Standby),
+        ("Host", Side::Host),
+    ] {
         let (used, not_yet) = (readme_rows(side), readme_rows_not_yet(side));
         let section = format!("### {title}\n\n{HEAD}{used}\n{NOT_YET}\n\n{HEAD}{not_yet}\n");
         assert!(

@@ -15,7 +15,7 @@ use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
 use super::{Command, Init};
-use crate::config::{Config, MasterConfig, StandbyConfig};
+use crate::config::{Config, HostConfig, MasterConfig, StandbyConfig};
 use crate::error::{CommandError, Result};
 use crate::files;
 
@@ -78,6 +78,7 @@ fn places(config: &Config, command: &Command) -> Places {
     match config {
         Config::Master(config) => of_master(config, command),
         Config::Standby(config) => of_standby(config, command),
+        Config::Host(config) => of_host(config, command),
     }
 }
 
@@ -88,6 +89,7 @@ pub(super) fn may_make_log(config: &Config, command: &Command) -> bool {
     let path = match config {
         Config::Master(config) => &config.master_data,
         Config::Standby(config) => &config.completed_wals,
+        Config::Host(config) => config.clusters.as_deref().unwrap_or(&config.path),
     };
     let is_owner = || nearest(path).is_ok_and(|(_, owner)| owner == geteuid().as_raw());
     let only_looks = places.is_empty() && beside.is_empty();
@@ -173,6 +175,32 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         | Command::Backup { .. }
         | Command::Sync
         | Command::Syncdaemon => NOTHING,
+    }
+}
+
+/// Every cluster's archive is its receiver's too; that they are one user's is found when they are opened.
+fn of_host(config: &HostConfig, command: &Command) -> Places {
+    match command {
+        Command::Receiver => (
+            config
+                .clusters
+                .as_deref()
+                .map(Written::folder)
+                .into_iter()
+                .collect(),
+            vec![Written::folder(folder_of(&config.path))],
+        ),
+        Command::Identity if !config.tls.key.exists() => (
+            config
+                .clusters
+                .as_deref()
+                .map(Written::folder)
+                .into_iter()
+                .collect(),
+            vec![Written::folder(folder_of(&config.tls.key))],
+        ),
+        // All others take a cluster's file.
+        _ => NOTHING,
     }
 }
 

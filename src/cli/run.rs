@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Command, Init, Invocation, owner};
-use crate::config::{self, Config, LogFormat, MasterConfig, StandbyConfig};
+use crate::config::{self, Config, HostConfig, LogFormat, MasterConfig, StandbyConfig};
 use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, CommandError, Result};
 use crate::options::Options;
@@ -28,13 +28,11 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     }
     owner::check_readable(ini, command)?;
     let config = config::load(ini, &options.overrides)?;
-    error::name_own_ini(
-        match &config {
-            Config::Master(_) => "MASTER.ini",
-            Config::Standby(_) => "STANDBY.ini",
-        },
-        ini,
-    );
+    match &config {
+        Config::Master(_) => error::name_own_ini("MASTER.ini", ini),
+        Config::Standby(_) => error::name_own_ini("STANDBY.ini", ini),
+        Config::Host(_) => {}
+    }
     owner::check_command(&config, command)?;
     // Before the log and before any thread, so that only the daemon has them.
     let readiness = match background(options) {
@@ -57,6 +55,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     match config {
         Config::Master(config) => run_on_master(&config, command, options, readiness),
         Config::Standby(config) => run_on_standby(&config, command, options, readiness),
+        Config::Host(config) => run_on_host(&config, command, options),
     }
 }
 
@@ -166,6 +165,13 @@ fn run_on_standby(
     }
 }
 
+fn run_on_host(config: &HostConfig, command: &Command, options: &Options) -> Result<()> {
+    match command {
+        Command::Identity => identity::run(&config.tls, &config.job_name, options),
+        other => Err(config.not_for(other.word())),
+    }
+}
+
 fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
     CommandError::usage(format!("`{}` runs on the {side}", command.word()))
         .hint(format!("{} is the other side's file", ini.display()))
@@ -177,11 +183,7 @@ fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Opti
     if !is_daemon || !options.daemon || options.not_really || config.logfile().is_some() {
         return None;
     }
-    let path = match config {
-        Config::Master(config) => &config.path,
-        Config::Standby(config) => &config.path,
-    };
-    Some(path.with_extension("log"))
+    Some(config.path().with_extension("log"))
 }
 
 /// Makes the folders of log and pid file, as the old walmgr did: its own ini files name some below
@@ -194,10 +196,13 @@ fn make_folders(config: &Config) {
 
 fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
     let format = match config {
-        Some(Config::Standby(config)) if config.log_format == LogFormat::Json => {
-            output::Format::Json
-        }
-        _ => output::Format::Text,
+        Some(Config::Standby(config)) => config.log_format,
+        Some(Config::Host(config)) => config.log_format,
+        _ => LogFormat::Text,
+    };
+    let format = match format {
+        LogFormat::Json => output::Format::Json,
+        LogFormat::Text => output::Format::Text,
     };
     let speaker = match command {
         Command::Xarchive { .. } | Command::Xrestore { .. } => output::Speaker::Archiver,

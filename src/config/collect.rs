@@ -150,6 +150,11 @@ pub(super) fn decide_side(
         "full_backup",
         "config_backup",
     ];
+    let sources = [&collected.of_command_line, &collected.of_file];
+    let clusters = sources.into_iter().find_map(|keys| keys.get("clusters"));
+    if let Some(clusters) = clusters.filter(|raw| !raw.text.is_empty()) {
+        return Ok((Side::Host, describe(clusters)));
+    }
     let known = |(name, _): &&(&str, Side)| *name == section.name;
     if let Some((name, side)) = SIDED_SECTIONS.iter().find(known) {
         return Ok((*side, format!("[{name}] on line {}", section.line)));
@@ -176,7 +181,7 @@ pub(super) fn decide_side(
         if let Some(side) = side {
             let (anchor, names) = match side {
                 Side::Standby => ("slave_data", standbys),
-                Side::Master | Side::Both => ("master_data", masters),
+                Side::Master | Side::Host | Side::Both => ("master_data", masters),
             };
             let witness = names.iter().find(|name| **name == anchor).or(names.first());
             let witness = witness.and_then(|name| source.get(*name));

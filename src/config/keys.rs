@@ -1,5 +1,5 @@
 //! What is known of each setting: names, sides, shapes, defaults, and the nearest known name.
-//! Never parses a value. Invariant: a name has one row for both sides, or at most one row a side;
+//! Never parses a value. Invariant: a name has one row for all sides, or at most one row a side;
 //! every row can be found under its `slave_` and its `standby_` spelling.
 
 pub(crate) use super::table::KEYS;
@@ -14,16 +14,19 @@ pub enum Side {
     Master,
     /// The ini file where WAL is kept and replayed.
     Standby,
-    /// Either, with the same meaning.
+    /// The ini file of a receiver that serves the clusters of a folder.
+    Host,
+    /// Any, with the same meaning.
     Both,
 }
 
 impl Side {
-    /// `master` or `standby`.
+    /// `master`, `standby` or `host`.
     pub const fn word(self) -> &'static str {
         match self {
             Side::Master => "master",
             Side::Standby => "standby",
+            Side::Host => "host",
             Side::Both => "master and standby",
         }
     }
@@ -32,7 +35,10 @@ impl Side {
     pub const fn holds_in(self, side: Side) -> bool {
         matches!(
             (self, side),
-            (Side::Both, _) | (Side::Master, Side::Master) | (Side::Standby, Side::Standby)
+            (Side::Both, _)
+                | (Side::Master, Side::Master)
+                | (Side::Standby, Side::Standby)
+                | (Side::Host, Side::Host)
         )
     }
 }
@@ -214,7 +220,7 @@ pub(crate) fn rows(side: Side) -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter(move |key| key.side.holds_in(side))
 }
 
-/// The only side a known name belongs to, if there is only one.
+/// Which of master and standby a known name belongs to, if it is only one of them.
 pub(crate) fn only_side(name: &str) -> Option<Side> {
     match (row(name, Side::Master), row(name, Side::Standby)) {
         (Some(_), None) => Some(Side::Master),
@@ -286,7 +292,7 @@ mod tests {
     #[test]
     fn a_name_has_one_row_a_side() {
         for key in KEYS {
-            for side in [Side::Master, Side::Standby] {
+            for side in [Side::Master, Side::Standby, Side::Host] {
                 let count = rows(side).filter(|other| other.name == key.name).count();
                 assert!(
                     count <= 1,

@@ -4,12 +4,15 @@
 //!
 //! In reading order: [`ini`] (lines to keys), `interpolate` (`%(name)s`), [`keys`] and `table`
 //! (what is known of each), `value`, `quantity` and `address` (texts to values), `collect` and
-//! `settings` (one file, checked key by key), `overlap` and [`tls`] (checks between keys), [`master`] and [`standby`].
+//! `settings` (one file, checked key by key), `overlap` and [`tls`] (checks between keys), [`master`], [`standby`] and
+//! [`host`], and `clusters` (the files of a host's clusters).
 
 pub(crate) mod address;
+mod clusters;
 mod collect;
 pub(crate) mod fault;
 pub(crate) mod fuzzing;
+pub(crate) mod host;
 pub(crate) mod ini;
 mod interpolate;
 pub(crate) mod keys;
@@ -33,6 +36,8 @@ use settings::GivenSettings;
 use value::Surroundings;
 
 pub(crate) use address::DEFAULT_PORT;
+pub use clusters::ClusterFiles;
+pub use host::HostConfig;
 pub use master::MasterConfig;
 pub(crate) use master::{BackupCheckpoint, VerifyWal};
 pub(crate) use quantity::{duration as read_duration, size as read_size};
@@ -47,6 +52,8 @@ pub enum Config {
     Master(Box<MasterConfig>),
     /// A standby.ini.
     Standby(Box<StandbyConfig>),
+    /// A host.ini: a file with `clusters`.
+    Host(Box<HostConfig>),
 }
 
 /// Reads and checks an ini file, with the settings of `--set` in place of its lines.
@@ -71,6 +78,7 @@ fn load_bytes(
     let settings = GivenSettings::check(path, &section, overrides, around)?;
     Ok(match settings.side {
         Side::Standby => Config::Standby(Box::new(StandbyConfig::build(&settings)?)),
+        Side::Host => Config::Host(Box::new(HostConfig::build(&settings)?)),
         Side::Master | Side::Both => Config::Master(Box::new(MasterConfig::build(&settings)?)),
     })
 }
@@ -119,6 +127,7 @@ impl Config {
         match self {
             Config::Master(config) => Ok(*config),
             Config::Standby(config) => Err(wrong_side(&config.path, command, Side::Standby)),
+            Config::Host(config) => Err(config.not_for(command)),
         }
     }
 
@@ -127,6 +136,16 @@ impl Config {
         match self {
             Config::Standby(config) => Ok(*config),
             Config::Master(config) => Err(wrong_side(&config.path, command, Side::Master)),
+            Config::Host(config) => Err(config.not_for(command)),
+        }
+    }
+
+    /// The ini file, absolute.
+    pub fn path(&self) -> &Path {
+        match self {
+            Config::Master(config) => &config.path,
+            Config::Standby(config) => &config.path,
+            Config::Host(config) => &config.path,
         }
     }
 
@@ -135,6 +154,7 @@ impl Config {
         match self {
             Config::Master(config) => config.logfile.as_deref(),
             Config::Standby(config) => config.logfile.as_deref(),
+            Config::Host(config) => config.logfile.as_deref(),
         }
     }
 
@@ -143,6 +163,7 @@ impl Config {
         match self {
             Config::Master(config) => config.pidfile.as_deref(),
             Config::Standby(config) => config.pidfile.as_deref(),
+            Config::Host(config) => config.pidfile.as_deref(),
         }
     }
 
@@ -151,6 +172,7 @@ impl Config {
         match self {
             Config::Master(config) => &config.notes,
             Config::Standby(config) => &config.notes,
+            Config::Host(config) => &config.notes,
         }
     }
 }
@@ -158,7 +180,7 @@ impl Config {
 fn wrong_side(path: &Path, command: &str, found: Side) -> CommandError {
     let expected = match found {
         Side::Master => Side::Standby,
-        Side::Standby | Side::Both => Side::Master,
+        Side::Standby | Side::Host | Side::Both => Side::Master,
     };
     CommandError::config(format!(
         "{}: {command} expected a {}'s ini file, found a {}'s",

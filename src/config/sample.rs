@@ -22,18 +22,33 @@ pub(crate) fn standby_sample() -> String {
     sample(Side::Standby)
 }
 
-/// Both samples, as `walmgr --ini` prints them. The standby's lines are commented out once more,
-/// so that the whole loads as a master's file.
-pub(crate) fn both_samples() -> String {
+/// Every setting of the file of a host of many clusters, commented.
+pub(crate) fn host_sample() -> String {
+    sample(Side::Host)
+}
+
+/// All samples, as `walmgr --ini` prints them. The lines of all but the master's are commented out
+/// once more, so that the whole loads as a master's file.
+pub(crate) fn all_samples() -> String {
     let mut out = String::from("# ---- master.ini ----\n");
     out.push_str(&master_sample());
-    out.push_str(
-        "\n# ---- standby.ini: a file of its own on the standby, without the first # ----\n",
-    );
-    for line in standby_sample().lines() {
-        out.push('#');
-        out.push_str(line);
-        out.push('\n');
+    let others = [
+        (
+            "standby.ini: a file of its own on the standby, without the first #",
+            standby_sample(),
+        ),
+        (
+            "host.ini: only where one receiver serves many clusters; without the first #, too",
+            host_sample(),
+        ),
+    ];
+    for (title, text) in others {
+        out.push_str(&format!("\n# ---- {title} ----\n"));
+        for line in text.lines() {
+            out.push('#');
+            out.push_str(line);
+            out.push('\n');
+        }
     }
     out
 }

@@ -86,6 +86,10 @@ impl GivenSettings {
                     if keys::is_of_framework(name) {
                         of_framework.push(written);
                     }
+                } else if name == "clusters" {
+                    // Only without a value: one makes the file a host's.
+                } else if self.side == Side::Host {
+                    return Err(not_of_host(written, name, witness));
                 } else if written.place == SettingPlace::Set {
                     return Err(other_side(written, name, self.side, witness));
                 } else {
@@ -111,7 +115,7 @@ impl GivenSettings {
         self.note_ignored(&of_framework, "it was Skytools' own");
         let other = match self.side {
             Side::Standby => "master",
-            Side::Master | Side::Both => "standby",
+            Side::Master | Side::Host | Side::Both => "standby",
         };
         let why = format!(
             "a setting of the {other}, and this is a {}'s file because of {witness}",
@@ -314,6 +318,21 @@ fn other_side(raw: &Raw, name: &str, side: Side, witness: &str) -> Fault {
     );
     Fault::of_key(raw.place, &raw.spelled, says)
         .hint(format!("move it to the {owner}'s ini file, or remove it"))
+}
+
+fn not_of_host(raw: &Raw, name: &str, witness: &str) -> Fault {
+    let (owner, hint) = match keys::only_side(name) {
+        Some(Side::Master) => (
+            "the master",
+            "move it to the master's ini file, or remove it",
+        ),
+        _ => ("a cluster", "it belongs into a file of the folder clusters"),
+    };
+    let says = format!(
+        "expected a setting of the host, found one of {owner}; \
+         this file is of a host of many clusters because of {witness}"
+    );
+    Fault::of_key(raw.place, &raw.spelled, says).hint(hint)
 }
 
 fn wrong_value(row: &Key, raw: &Raw, text: &str, expected: value::Expected) -> Fault {

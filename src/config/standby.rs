@@ -32,6 +32,15 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    pub(super) fn read(settings: &GivenSettings) -> Result<Self, Fault> {
+        Ok(match settings.choice("log_format")? {
+            "json" => LogFormat::Json,
+            _ => LogFormat::Text,
+        })
+    }
+}
+
 /// A standby.ini. Fields carry the names of the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandbyConfig {
@@ -177,10 +186,7 @@ impl StandbyConfig {
                 _ => OnCorrupt::Stop,
             },
             restore_wait: settings.duration("restore_wait")?,
-            log_format: match settings.choice("log_format")? {
-                "json" => LogFormat::Json,
-                _ => LogFormat::Text,
-            },
+            log_format: LogFormat::read(settings)?,
             metrics_listen: settings.listen("metrics_listen")?,
             notes: notes(settings)?,
         };
@@ -230,7 +236,8 @@ impl StandbyConfig {
     }
 }
 
-fn notes(settings: &GivenSettings) -> Result<Vec<String>, Fault> {
+/// What is worth saying of a file of this host.
+pub(super) fn notes(settings: &GivenSettings) -> Result<Vec<String>, Fault> {
     let mut notes = settings.notes.clone();
     if settings.number::<u64>("use_skylog")? != 0 {
         notes.push(format!(

@@ -10,7 +10,7 @@ use super::keys::Shape::{
     BasePath, Boolean, Choice, Command, Fingerprint, Integer, Listen, Name, Path, Size,
     SlaveAddress, Text,
 };
-use super::keys::Side::{Both, Master, Standby};
+use super::keys::Side::{Both, Host, Master, Standby};
 
 /// A time of at least a millisecond: zero would mean "never wait", which no setting here can want.
 const fn time(max_seconds: u64) -> super::keys::Shape {
@@ -61,6 +61,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("pidfile", Master, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of syncdaemon, also in the foreground.")
         .derived("the ini file's name with .pid"),
     key("pidfile", Standby, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, also in the foreground.")
+        .derived("the ini file's name with .pid"),
+    key("logfile", Host, Path, "/var/log/postgresql/%(job_name)s.log", "Log file, in addition to standard error. Default of receiver -d: the ini file's name with .log."),
+    key("pidfile", Host, Path, "/var/run/postgresql/%(job_name)s.pid", "Pid file of receiver, also in the foreground.")
         .derived("the ini file's name with .pid"),
     key("use_skylog", Both, Integer(0, 9), "0", "Accepted in old files and ignored: skylog.ini no longer exists.")
         .defaults().ignored(),
@@ -148,6 +151,18 @@ pub(crate) const KEYS: &[Key] = &[
     key("log_format", Standby, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
         .defaults().added(),
     key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
+        .added().not_yet(),
+
+    // The receiver of many clusters, in a file of its own.
+    key("clusters", Host, Path, "/etc/walmgr/clusters.d", "Directory of the clusters to serve: each NAME.ini in it is a standby's ini file.")
+        .required().added(),
+    key("listen", Host, Listen, "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
+        .defaults().added(),
+    key("max_connections", Host, Integer(1, 10_000), "1024", "Maximum number of connections of the receiver, for all clusters together.")
+        .defaults().added(),
+    key("log_format", Host, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
+        .defaults().added(),
+    key("metrics_listen", Host, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
         .added().not_yet(),
 
     // TLS.

@@ -179,12 +179,12 @@ fn a_short_standby_file_gets_the_defaults() {
 
 #[test]
 fn every_setting_takes_its_example_and_its_default() {
-    for side in [Side::Master, Side::Standby] {
+    for side in [Side::Master, Side::Standby, Side::Host] {
         for row in keys::rows(side) {
-            let base = if side == Side::Master {
-                MASTER
-            } else {
-                STANDBY
+            let base = match side {
+                Side::Master => MASTER,
+                Side::Host => HOST,
+                _ => STANDBY,
             };
             let mut text: String = base
                 .lines()

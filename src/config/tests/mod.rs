@@ -2,6 +2,7 @@
 //! Never touches anything outside a temporary directory. Invariant: every refusal is a configuration
 //! error.
 
+mod hosts;
 mod loads;
 mod refusals;
 mod samples;
@@ -39,9 +40,17 @@ fn standby(text: &str) -> StandbyConfig {
         .unwrap()
 }
 
+fn host(text: &str) -> HostConfig {
+    match try_load(text, &[]).unwrap() {
+        Config::Host(config) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn refused(text: &str) -> String {
     try_load(text, &[]).unwrap_err()
 }
 
 const MASTER: &str = "[walmgr]\nmaster_data = /data\nslave = localhost\n";
 const STANDBY: &str = "[walmgr]\nwalmgr_data = /archive\nslave_data = /data\n";
+const HOST: &str = "[walmgr]\nclusters = /clusters.d\n";

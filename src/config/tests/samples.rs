@@ -8,8 +8,17 @@ fn the_printed_samples_load_and_know_every_setting() {
     let (of_master, of_standby) = (sample::master_sample(), sample::standby_sample());
     assert_eq!(master(&of_master).slave.host, "standby.example");
     assert!(standby(&of_standby).walmgr_data.is_some());
-    assert!(try_load(&sample::both_samples(), &[]).is_ok());
-    for (text, side) in [(&of_master, Side::Master), (&of_standby, Side::Standby)] {
+    assert!(try_load(&sample::all_samples(), &[]).is_ok());
+    let of_host = sample::host_sample();
+    assert_eq!(
+        host(&of_host).clusters,
+        Some(PathBuf::from("/etc/walmgr/clusters.d"))
+    );
+    for (text, side) in [
+        (&of_master, Side::Master),
+        (&of_standby, Side::Standby),
+        (&of_host, Side::Host),
+    ] {
         assert!(
             text.lines()
                 .all(|line| !line.starts_with('#') || line.len() <= 120)
@@ -26,7 +35,11 @@ fn the_printed_samples_load_and_know_every_setting() {
 
 #[test]
 fn the_samples_load_with_every_line_in_force() {
-    for text in [sample::master_sample(), sample::standby_sample()] {
+    for text in [
+        sample::master_sample(),
+        sample::standby_sample(),
+        sample::host_sample(),
+    ] {
         let active: String = text
             .lines()
             .map(|line| match line.strip_prefix('#') {
@@ -82,7 +95,7 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
 
 #[test]
 fn the_readmes_rows_cover_the_table() {
-    let rows = [Side::Master, Side::Standby]
+    let rows = [Side::Master, Side::Standby, Side::Host]
         .map(|side| sample::readme_rows(side) + &sample::readme_rows_not_yet(side))
         .concat();
     for key in KEYS {

@@ -9,6 +9,7 @@ fn notes(text: &str) -> Vec<String> {
     let path = match &config {
         Config::Master(config) => &config.path,
         Config::Standby(config) => &config.path,
+        Config::Host(config) => &config.path,
     };
     let before = format!("{}:", path.display());
     let bare = |note: &String| note.strip_prefix(&before).unwrap_or(note).to_owned();

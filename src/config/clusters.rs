@@ -1,0 +1,164 @@
+//! The files in a host's folder `clusters`: one standby's file a cluster, each good or broken on its own.
+//! Never lets one file's mistake stop another. Invariant: of a file that is good, every setting of the process is
+//! the host's, and a broken one has the sentence that says what to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::fault::shown;
+use super::host::HostConfig;
+use super::keys::Side;
+use super::settings::GivenSettings;
+use super::standby::StandbyConfig;
+use super::value::Surroundings;
+use super::{ini, read_bounded};
+use crate::error::{CommandError, IoContext, Kind, Result};
+
+/// Most files that a folder may have. More than anybody runs on one host, and each is read at every reload.
+const CLUSTERS_MAX: usize = 10_000;
+
+/// What the folder holds.
+#[derive(Debug, Default)]
+pub struct ClusterFiles {
+    /// The clusters to serve, by the names of their files without `.ini`.
+    pub good: BTreeMap<String, StandbyConfig>,
+    /// The files that cannot be served, and why, in a sentence.
+    pub broken: BTreeMap<PathBuf, String>,
+}
+
+impl HostConfig {
+    /// Reads every `*.ini` of the folder `clusters`, in the order of the names.
+    ///
+    /// That the folder cannot be read is an error; what is wrong in a file is told in [`ClusterFiles::broken`].
+    pub(crate) fn read_clusters(&self) -> Result<ClusterFiles> {
+        let mut files = ClusterFiles::default();
+        for path in self.cluster_paths()? {
+            match self.read_cluster(&path) {
+                Ok((name, config)) => {
+                    files.good.insert(name, config);
+                }
+                Err(error) => {
+                    files.broken.insert(path, error.to_string());
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// The paths of the clusters' files. What is hidden is an editor's or a package manager's.
+    fn cluster_paths(&self) -> Result<BTreeSet<PathBuf>> {
+        let Some(folder) = &self.clusters else {
+            let text = format!(
+                "{}: expected a folder of clusters, found no setting clusters",
+                self.path.display()
+            );
+            return Err(
+                CommandError::config(text).hint("add a line such as `clusters = clusters.d`")
+            );
+        };
+        let read = || folder.read_dir()?.collect::<std::io::Result<Vec<_>>>();
+        let entries = read()
+            .at(Kind::Config, "read the folder clusters", folder)
+            .map_err(|error| {
+                error.hint(format!(
+                    "check `clusters` in {}, or make the folder: mkdir -m 700 {}",
+                    self.path.display(),
+                    folder.display()
+                ))
+            })?;
+        let is_cluster = |path: &PathBuf| {
+            let hidden = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            path.extension() == Some(OsStr::new("ini")) && !hidden
+        };
+        let paths: BTreeSet<PathBuf> = entries
+            .iter()
+            .map(std::fs::DirEntry::path)
+            .filter(is_cluster)
+            .collect();
+        if paths.len() > CLUSTERS_MAX {
+            let text = format!(
+                "{}: expected at most {CLUSTERS_MAX} files of clusters, found {}",
+                folder.display(),
+                paths.len()
+            );
+            return Err(CommandError::config(text).hint("share them between several hosts"));
+        }
+        Ok(paths)
+    }
+
+    fn read_cluster(&self, path: &Path) -> Result<(String, StandbyConfig)> {
+        let name = cluster_name(path)?;
+        let bytes = read_bounded(path)?;
+        let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let around = Surroundings::of_process(directory);
+        let settings = ini::parse(&bytes)
+            .and_then(|section| GivenSettings::check(path, &section, &[], around))
+            .map_err(|fault| fault.into_error(path))?;
+        if settings.side != Side::Standby {
+            let text = format!(
+                "{}: expected a cluster's file, as of a standby, found a {}'s",
+                path.display(),
+                settings.side.word()
+            );
+            return Err(CommandError::config(text).hint(format!(
+                "move it out of {}, where every file is a cluster's",
+                path.parent().unwrap_or(path).display()
+            )));
+        }
+        let config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
+        Ok((name, self.take_over(config, &settings)))
+    }
+
+    /// The cluster's settings as they count here: those of the process are the host's.
+    fn take_over(&self, mut config: StandbyConfig, settings: &GivenSettings) -> StandbyConfig {
+        let own = &config.tls;
+        // `logfile` and `pidfile` stay the cluster's: its own commands log there and find the receiver there.
+        let differs = [
+            ("listen", config.listen != self.listen),
+            ("tls", own.enabled != self.tls.enabled),
+            ("tls_key", own.key != self.tls.key),
+            ("tls_cert", own.certificate != self.tls.certificate),
+            ("tls_ca", own.authority != self.tls.authority),
+            ("log_format", config.log_format != self.log_format),
+            (
+                "metrics_listen",
+                config.metrics_listen != self.metrics_listen,
+            ),
+        ];
+        for (name, differs) in differs {
+            let Some(setting) = settings.get(name).filter(|_| differs) else {
+                continue;
+            };
+            config.notes.push(format!(
+                "{}: {} counts only where this file is served alone; here {} decides",
+                setting.place.in_file(&config.path),
+                setting.spelled,
+                self.path.display()
+            ));
+        }
+        config.listen.clone_from(&self.listen);
+        config.tls.clone_from(&self.tls);
+        config.log_format = self.log_format;
+        config.metrics_listen.clone_from(&self.metrics_listen);
+        config
+    }
+}
+
+/// The name of the file without `.ini`: what log lines call the cluster.
+fn cluster_name(path: &Path) -> Result<String> {
+    let stem = path.file_stem().unwrap_or_default();
+    match stem.to_str() {
+        Some(name) if !name.contains(char::is_control) => Ok(name.to_owned()),
+        _ => {
+            let text = format!(
+                "{}: expected a name that can stand in a log line, found `{}`",
+                path.parent().unwrap_or(path).display(),
+                shown(&stem.to_string_lossy())
+            );
+            Err(CommandError::config(text).hint("rename the file"))
+        }
+    }
+}
