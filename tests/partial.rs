@@ -48,8 +48,9 @@ fn assert_ships(site: &Site, from: Lsn, to: Lsn) {
         if wanted == 0 {
             continue;
         }
-        let ours = std::fs::read(in_pg_wal(site, &segment)).unwrap();
+        // In this order: the master has what the standby had a moment ago.
         let theirs = held(site, &segment).unwrap_or_else(|| panic!("{segment} is not held"));
+        let ours = std::fs::read(in_pg_wal(site, &segment)).unwrap();
         assert_eq!(theirs.len(), ours.len(), "{segment}");
         let differs = (0..wanted).find(|at| ours[*at] != theirs[*at]);
         assert_eq!(differs, None, "{segment} differs, {wanted} bytes count");
