@@ -568,7 +568,7 @@ fn init_of(
         )),
         Some(InitSide::Standby) => Ok(Init::Standby),
         None => Err(CommandError::usage(format!(
-            "whether {} is for the master or for the standby cannot be told",
+            "{} may be for the master or for the standby",
             ini.display()
         ))
         .hint("type `init master` or `init standby`")),

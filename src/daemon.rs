@@ -158,6 +158,6 @@ pub fn tell_alive() {
 /// Without a service manager there is nobody to tell; one that does not listen must not stop the work.
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!("tell the service manager: {error}");
+        tracing::debug!("notify the service manager: {error}");
     }
 }

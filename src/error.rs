@@ -246,19 +246,20 @@ impl<T, E: Into<std::io::Error>> IoContext<T> for std::result::Result<T, E> {
                 }
                 _ if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => (
                     Kind::Retry,
-                    "look at the system's log about this disk".to_owned(),
+                    "look at the system's log for errors of this disk".to_owned(),
                 ),
                 ErrorKind::PermissionDenied => {
                     let user = rustix::process::geteuid().as_raw();
                     let hint = format!(
                         "this runs as user {user}: run it as the owner of {folder}, or give the \
-                         folder to the user that is to run walmgr"
+                        directory to the user who runs walmgr"
                     );
                     (Kind::Config, hint)
                 }
-                ErrorKind::NotFound => {
-                    (Kind::Config, format!("make its folder: mkdir -p {folder}"))
-                }
+                ErrorKind::NotFound => (
+                    Kind::Config,
+                    format!("create its directory: mkdir -p {folder}"),
+                ),
                 _ => (Kind::Config, String::new()),
             };
             CommandError::new(kind, format!("{doing} {}", path.display()))

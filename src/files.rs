@@ -65,7 +65,7 @@ pub(crate) fn create_new(path: &Path, content: &[u8], mode: u32) -> io::Result<(
 pub(crate) fn create_settings(path: &Path, text: &str) -> Result<()> {
     match create_new(path, text.as_bytes(), 0o640) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let says = format!("{} is there already, and stays as it is", path.display());
+            let says = format!("{} exists already and is not changed", path.display());
             Err(CommandError::config(says).hint("choose another name, or edit it"))
         }
         written => written.at_setting("write", path),
@@ -86,7 +86,7 @@ pub(crate) fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
             Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOCK_POLL_INTERVAL),
             Err(TryLockError::WouldBlock) => {
                 let says = format!("{} is locked by another process", folder.display());
-                let hint = format!("look who holds it: fuser {}", folder.display());
+                let hint = format!("find the process that holds it: fuser {}", folder.display());
                 return Err(CommandError::retry(says).hint(hint));
             }
             Err(TryLockError::Error(error)) => return Err(error).at_setting("lock", folder),
@@ -156,12 +156,12 @@ impl RoomNeeded {
             let free_bytes = state.f_bavail.saturating_mul(state.f_frsize);
             if free_bytes < *needed_bytes {
                 return Err(CommandError::retry(format!(
-                    "there is not enough room in {}: {} are needed, {} are free",
+                    "not enough space in {}: {} needed, {} free",
                     path.display(),
                     HumanBytes(*needed_bytes),
                     HumanBytes(free_bytes)
                 ))
-                .hint("nothing was changed; free some space, or restore to another place"));
+                .hint("nothing was changed; free some space, or restore to another directory"));
             }
         }
         Ok(())

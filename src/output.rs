@@ -344,7 +344,7 @@ fn open_for_append(path: &Path) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             return Err(
                 CommandError::config(format!("logfile {} is a symlink", path.display()))
-                    .hint("name the file it leads to"),
+                    .hint("name the file that the link points to"),
             );
         }
         other => other.at_setting("open logfile", path)?,

@@ -79,9 +79,9 @@ impl SettingsCommand<'_> {
             if let Some(status) = ended {
                 if !said.last_words(pieces, is_silent) && status.success() {
                     tracing::warn!(
-                        "something that {} started keeps its output open, and what that says from here \
-                         on is lost: if it is the server, have it log to a file (`pg_ctl -l FILE`, or \
-                         logging_collector = on)",
+                        "a process that {} started keeps its output open, and its further output \
+                        is lost: if it is the server, let it log to a file (`pg_ctl -l FILE`, or \
+                        logging_collector = on)",
                         self.setting
                     );
                 }
@@ -93,13 +93,13 @@ impl SettingsCommand<'_> {
             if begun.elapsed() > self.limit {
                 let (seconds, process) = (self.limit.as_secs_f32(), child.id());
                 return Err(CommandError::retry(format!(
-                    "{self} has not ended within {seconds} s; it was left running as process {process}"
+                    "{self} has not ended within {seconds} s; it still runs as process {process}"
                 )));
             }
             if waiting.is_due() {
                 let (setting, seconds) = (self.setting, begun.elapsed().as_secs());
                 let limit = self.limit.as_secs();
-                tracing::info!("{setting} has run for {seconds} s, and may take {limit} s");
+                tracing::info!("{setting} has run for {seconds} s of at most {limit} s");
             }
             match pieces.recv_timeout(TICK) {
                 Ok(piece) => said.take(&piece),
@@ -117,7 +117,7 @@ impl SettingsCommand<'_> {
         let how = in_words(status);
         let last = match said.last_line() {
             Some(line) => format!(": {line}"),
-            None => "; it said nothing".to_owned(),
+            None => "; it had no output".to_owned(),
         };
         CommandError::retry(format!("{self} {how}{last}"))
     }
@@ -129,9 +129,9 @@ pub(crate) fn check_log_of(setting: &str, pid: i32) {
     let leads_to = std::fs::read_link(format!("/proc/{pid}/fd/2"));
     if leads_to.is_ok_and(|path| path == std::path::Path::new("/dev/null")) {
         tracing::warn!(
-            "the standard error of the server that {setting} started leads to /dev/null: unless its \
-             log_destination is elsewhere, PostgreSQL's log and what walmgr says in it are lost (`pg_ctl \
-             -l FILE`, or logging_collector = on)"
+            "the standard error of the server that {setting} started goes to /dev/null: unless \
+            log_destination is set, PostgreSQL's log is lost, and walmgr's messages in it \
+            (`pg_ctl -l FILE`, or logging_collector = on)"
         );
     }
 }
@@ -216,7 +216,7 @@ impl Said {
         let lines = self.lines();
         let left_out = lines.len().saturating_sub(LINES_MAX);
         if left_out > 0 || self.is_cut {
-            tracing::info!("{setting} said more; its last lines are:");
+            tracing::info!("{setting} had more output; its last lines are:");
         }
         for line in &lines[left_out..] {
             match has_failed {
@@ -251,7 +251,7 @@ mod tests {
                 "echo one; echo two >&2; exit 3",
                 "failed with exit status 3: two",
             ),
-            ("exit 1", "failed with exit status 1; it said nothing"),
+            ("exit 1", "failed with exit status 1; it had no output"),
             ("kill -9 $$", "was ended by signal 9"),
             (
                 "seq 100000; echo over >&2; exit 1",

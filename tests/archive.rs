@@ -121,7 +121,7 @@ fn fault_2_another_file_of_the_same_name_is_refused_for_ever() {
     for round in 0..3 {
         let refused = site.archive(&name);
         let line = refused.fail(3);
-        assert!(line.contains("already holds another file as"), "{line}");
+        assert!(line.contains("already holds a different file as"), "{line}");
         assert!(
             line.contains("; two masters archive to one place"),
             "{line}"

@@ -188,7 +188,7 @@ fn fault_123_a_list_of_sets_that_never_ends_is_given_up() {
         }))
     });
     let (output, peak) = measured(&mut site.master_walmgr(&["listbackups"]));
-    output.fail_last(1, "more backup sets than there can be");
+    output.fail_last(1, "more backup sets than an archive can have");
     assert!(peak < 64 << 10, "{peak} KiB");
 }
 
@@ -225,7 +225,7 @@ fn fault_123_a_file_longer_than_its_kind_is_refused_and_leaves_nothing() {
     for name in ["000000010000000000000003", "00000002.history"] {
         let mut command = site.master_walmgr(&["xrestore", name, "pg_wal/RECOVERYXLOG"]);
         let (output, peak) = measured(command.current_dir(&data));
-        output.fail_last(254, "is longer than");
+        output.fail_last(254, "more for");
         assert!(peak < FILE_PEAK_KIB_MAX, "{peak} KiB");
         assert_eq!(fs::read_dir(data.join("pg_wal")).unwrap().count(), 0);
     }
@@ -353,18 +353,18 @@ fn fault_123_a_set_is_not_larger_nor_has_more_files_than_was_said() {
         (
             described(1_000, length),
             large.clone(),
-            "more than was said",
+            "larger than announced",
         ),
         (
             described(1 << 20, 9_000),
             large.clone(),
-            "more than was said",
+            "larger than announced",
         ),
         // There is no such room, and adding to the number must not make it small.
         (
             described(u64::MAX, u64::MAX),
             large,
-            "there is not enough room",
+            "not enough space",
         ),
     ] {
         let (site, _receiver) = offering(told, tar);

@@ -133,7 +133,7 @@ fn fault_86_only_one_side_with_tls_is_said_on_both() {
     site.master_set("tls", "off");
     Refused {
         code: 1,
-        client: "tls = off is set here: is it on at the receiver?",
+        client: "tls = off is set here: check whether the receiver has tls on",
         receiver: "does not speak TLS",
     }
     .check("a client without TLS", &site);
@@ -142,7 +142,7 @@ fn fault_86_only_one_side_with_tls_is_said_on_both() {
     site.restart_receiver();
     Refused {
         code: 1,
-        client: "is `tls = off` set there",
+        client: "check whether `tls = off` is set there",
         receiver: "speaks TLS",
     }
     .check("a receiver without TLS", &site);
@@ -231,7 +231,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     Refused {
         code: 4,
         client: "is not signed by an authority in tls_ca",
-        receiver: "it is not signed by an authority in its tls_ca",
+        receiver: "our certificate is not signed by an authority in its tls_ca",
     }
     .check("a receiver of another authority", &site);
 
@@ -240,7 +240,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     sign(site.master_ini(), &theirs, "master.example", unchanged);
     Refused {
         code: 4,
-        client: "it is not signed by an authority in its tls_ca",
+        client: "our certificate is not signed by an authority in its tls_ca",
         receiver: "the certificate of the client is not signed by an authority in tls_ca",
     }
     .check("a client of another authority", &site);
@@ -251,7 +251,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     Refused {
         code: 4,
         client: "is for DnsName(\"other.example\"), not for 127.0.0.1",
-        receiver: "it is not for the host name it connected to",
+        receiver: "our certificate is not for the host name that it connected to",
     }
     .check("a receiver of another name", &site);
 
@@ -259,7 +259,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     sign(site.master_ini(), &ours, "master.example", expired);
     Refused {
         code: 4,
-        client: "by its clock it is expired or not yet valid",
+        client: "by its clock our certificate is expired or not yet valid",
         receiver: "the certificate of the client expired on 2002-01-01",
     }
     .check("an expired certificate of the right authority", &site);

@@ -127,7 +127,7 @@ fn setup_without_a_restart_command_asks_for_a_restart() {
         asked.stderr
     );
     assert!(
-        asked.stderr.contains("has to be restarted"),
+        asked.stderr.contains("restart PostgreSQL, so that"),
         "{}",
         asked.stderr
     );

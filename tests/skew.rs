@@ -430,7 +430,7 @@ fn fault_98_a_receiver_with_nonsense_limits_or_silence_costs_one_attempt() {
     small.block_bytes_max = 0;
     small.payload_bytes_max = 0;
     small.channels_max = 0;
-    let no_receiver = "bounds that no receiver of walmgr offers";
+    let no_receiver = "limits that no receiver of walmgr offers";
     let cases = [
         ("sane", welcome(), "push_timeout = 3s"),
         ("small", small, no_receiver),

@@ -543,7 +543,7 @@ fn call_of_a_crashed_server_ends_although_replay_is_paused() {
     fs::write(standby.data.join("postmaster.pid"), left).unwrap();
     let mut asking = standby.spawn(&name);
     wait_for("its end", PATIENCE, || asking.try_wait().unwrap());
-    code(asking).fail_last(254, "the PostgreSQL that asked is gone");
+    code(asking).fail_last(254, "the server that asked has ended");
     assert!(!standby.restored().exists());
 }
 

@@ -257,10 +257,15 @@ fn refusal(path: &Path, owner: u32) -> CommandError {
     let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
     let typed: Vec<String> = words.collect();
     CommandError::config(format!(
-        "this runs as {user}, but {} belongs to {owner}, who could not use what is written; nothing was touched",
+        "this runs as {user}, but {} belongs to {owner}, who could not use the new files; nothing \
+        was changed",
         path.display()
     ))
-    .hint(format!("type: sudo -u {} {}", quoted(&owner), typed.join(" ")))
+    .hint(format!(
+        "type: sudo -u {} {}",
+        quoted(&owner),
+        typed.join(" ")
+    ))
 }
 
 /// A user as `sudo -u` takes it.

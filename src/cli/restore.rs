@@ -51,8 +51,8 @@ impl RestoreArgs {
         // As a restore_command this would tell PostgreSQL that its archive has ended.
         let restored_to = self.destination.as_ref().map(|path| path.to_string_lossy());
         if restored_to.is_some_and(|path| RESTORED_TO.iter().any(|end| path.ends_with(end))) {
-            return Err(CommandError::usage("`restore` is no restore_command")
-                .hint("that is `xrestore %f %p`"));
+            return Err(CommandError::usage("`restore` is not for restore_command")
+                .hint("use `xrestore %f %p`"));
         }
         let tablespaces = self.tablespace_mapping.iter().map(|text| mapping(text));
         Ok(Restoring {

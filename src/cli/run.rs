@@ -90,7 +90,7 @@ fn start_log(config: &Config, command: &Command, options: &Options) -> Result<()
     log.logfile = log.logfile.filter(may_make).or(beside.as_deref());
     output::start(options, log)?;
     if let Some(path) = &beside {
-        tracing::info!("no logfile is set: the log goes to {}", path.display());
+        tracing::info!("logfile is not set: the log goes to {}", path.display());
     }
     for note in config.notes() {
         // Said by default where somebody has just edited the file, and nowhere else.

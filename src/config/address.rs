@@ -82,7 +82,7 @@ impl ListenAddress {
             let expected = || Expected::new("ADDRESS:PORT, several separated by commas");
             if part.starts_with(['*', ':']) && !part.starts_with("::") {
                 return Err(expected().hint(
-                    "every address of this machine is 0.0.0.0:7432, or [::]:7432 with IPv6",
+                    "for every address of this host write 0.0.0.0:7432, or [::]:7432 with IPv6",
                 ));
             }
             let (host, port) = host_and_port(part).ok_or_else(expected)?;

@@ -105,7 +105,7 @@ fn from_entries(
         {
             let where_first = first.place.in_words();
             let says = format!(
-                "{} stands twice, first on {where_first}: this line counts",
+                "{} is set twice, first on {where_first}: this line counts",
                 raw.spelled
             );
             notes.push((place, says));
@@ -194,7 +194,7 @@ pub(super) fn decide_side(
     }
     Err(Fault::new(
         SettingPlace::Line(section.line),
-        "expected a master's or a standby's settings, found none that only one of them has",
+        "expected a setting that only a master or only a standby has, found none",
     )
     .hint("set `master_data` in the master's file, `completed_wals` in the standby's"))
 }
@@ -232,7 +232,7 @@ fn known(key: &str, place: SettingPlace, referred: &Referred) -> Result<String, 
     let instead = match place {
         SettingPlace::Set => "walmgr --ini prints every setting",
         SettingPlace::Line(_) | SettingPlace::File => {
-            "nothing refers to it, so the line can be deleted"
+            "nothing refers to this key, so the line can be deleted"
         }
     };
     let hint = match near.as_slice() {

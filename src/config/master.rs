@@ -205,25 +205,25 @@ fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers
     };
     if let Some(path) = &slave.ignored_path {
         notes.push(format!(
-            "{}: the path {path} is ignored: folders are set in the standby's own ini file",
+            "{}: the path {path} is ignored: directories are set in the standby's ini file",
             at("slave")
         ));
     }
     if let Some(user) = &slave.ignored_user {
         notes.push(format!(
-            "{}: the user {user} is ignored: nothing runs over ssh",
+            "{}: the user {user} is ignored: walmgr does not use ssh",
             at("slave")
         ));
     }
     if settings.get("slave_config").is_some() {
         notes.push(format!(
-            "{} is ignored: the standby's commands are given their own ini file",
+            "{} is ignored: the standby's commands have their own ini file",
             at("slave_config")
         ));
     }
     if settings.number::<u64>("use_skylog")? != 0 {
         notes.push(format!(
-            "{} is ignored: there is no skylog.ini any more",
+            "{} is ignored: skylog.ini no longer exists",
             at("use_skylog")
         ));
     }
@@ -238,7 +238,7 @@ fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers
     if !folders.is_empty() {
         let names: Vec<&str> = folders.iter().map(|(name, _)| name.as_str()).collect();
         notes.push(format!(
-            "{}: {} ignored: folders are set in the standby's own ini file",
+            "{}: {} ignored: directories are set in the standby's ini file",
             settings.file.display(),
             names.join(", ")
         ));

@@ -127,7 +127,7 @@ fn fault(outer: &Named, inner: &Named, relation: &str) -> Fault {
             place => format!(" ({})", place.in_words()),
         }
     );
-    Fault::of_key(blamed.place, &blamed.key, says).hint("give each a path of its own")
+    Fault::of_key(blamed.place, &blamed.key, says).hint("give each its own path")
 }
 
 #[cfg(test)]
@@ -154,8 +154,8 @@ mod tests {
         let both = [named("a", 2, "/none/x"), named("b", 3, "/none/y/../x")];
         assert_eq!(
             says(check_directories(&both)),
-            "f.ini:3: b: expected a and b apart, found b = /none/y/../x, the same directory as \
-             a = /none/x (line 2); give each a path of its own"
+            "f.ini:3: b: expected a and b apart, found b = /none/y/../x, the same directory as a \
+            = /none/x (line 2); give each its own path"
         );
         let inside = [named("a", 2, "/none/x/y"), named("b", 3, "/none/x")];
         assert!(says(check_directories(&inside)).contains("a = /none/x/y, a directory inside b"));

@@ -112,7 +112,7 @@ impl GivenSettings {
                 },
             );
         }
-        self.note_ignored(&of_framework, "it was Skytools' own");
+        self.note_ignored(&of_framework, "it belonged to Skytools");
         let other = match self.side {
             Side::Standby => "master",
             Side::Master | Side::Host | Side::Both => "standby",
@@ -344,7 +344,7 @@ fn wrong_value(row: &Key, raw: &Raw, text: &str, expected: value::Expected) -> F
     let hint = if !expected.hint.is_empty() {
         expected.hint
     } else if text.contains(" #") || text.contains("\t#") {
-        "behind a value a comment starts with a space and a semicolon, ` ;`, not with #".to_owned()
+        "after a value a comment starts with a space and a semicolon, ` ;`, not with #".to_owned()
     } else {
         format!("write for example `{} = {}`", raw.spelled, row.example)
     };

@@ -136,7 +136,7 @@ impl StandbyConfig {
             settings.path(name).or(derived)
         };
         let needed = |name: &str, below: &str| {
-            let why = "set it, or `walmgr_data` to have it below that";
+            let why = "set it, or set `walmgr_data`, its base directory";
             folder(name, below).ok_or_else(|| settings.missing(name, why))
         };
         let listen = settings.listen("listen")?;
@@ -241,7 +241,7 @@ pub(super) fn notes(settings: &GivenSettings) -> Result<Vec<String>, Fault> {
     let mut notes = settings.notes.clone();
     if settings.number::<u64>("use_skylog")? != 0 {
         notes.push(format!(
-            "{}: use_skylog is ignored: there is no skylog.ini any more",
+            "{}: use_skylog is ignored: skylog.ini no longer exists",
             settings.file.display()
         ));
     }

@@ -103,7 +103,7 @@ fn failure(status: ExitStatus, last: Option<&str>) -> CommandError {
         (None, Some(signal)) => {
             format!("the daemon was ended by signal {signal} before it was ready")
         }
-        (None, None) => "the daemon ended before it was ready, and said nothing".to_owned(),
+        (None, None) => "the daemon ended before it was ready, without a message".to_owned(),
     };
     CommandError::new(kind, reason)
 }
@@ -119,7 +119,7 @@ fn message_of(line: &str) -> String {
 
 /// The right to say, once, that the daemon serves.
 #[derive(Debug)]
-#[must_use = "nobody learns that the daemon is ready"]
+#[must_use = "report that the daemon is ready"]
 pub struct Readiness {
     background: bool,
 }

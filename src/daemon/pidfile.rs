@@ -131,7 +131,7 @@ fn wait_for_end(process: &OwnedFd, pid: i32, timeout: Duration) -> Result<()> {
                     "process {pid} is still running {} s after the signal",
                     timeout.as_secs()
                 ))
-                .hint("it may be finishing an upload; its log tells"));
+                .hint("it may be finishing an upload; see its log"));
             }
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
@@ -161,7 +161,10 @@ fn running(path: &Path) -> Result<(i32, OwnedFd)> {
                 path.display(),
                 text.trim()
             ))
-            .hint(format!("look who holds it: fuser {}", path.display())));
+            .hint(format!(
+                "find the process that holds it: fuser {}",
+                path.display()
+            )));
         }
         sleep(POLL_INTERVAL);
     }
@@ -200,7 +203,7 @@ fn open(options: &mut OpenOptions, path: &Path) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
             return Err(
                 CommandError::config(format!("pidfile {} is a symlink", path.display()))
-                    .hint("name the file it leads to"),
+                    .hint("name the file that the link points to"),
             );
         }
         other => other.at_setting("open pidfile", path)?,
@@ -272,7 +275,7 @@ fn already_running(path: &Path, file: &mut File) -> CommandError {
 
 fn not_running(path: &Path) -> CommandError {
     CommandError::retry(format!(
-        "not running: nobody holds pidfile {}",
+        "not running: no process holds pidfile {}",
         path.display()
     ))
 }

@@ -98,8 +98,8 @@ impl Archives {
         let place = self.place("archive_command");
         match self.destination(&self.command) {
             Destination::Unheard => Archiving::Unheard(format!(
-                "archive_command is `{}` (set in {place}), which ends without an error also where walmgr fails, \
-                 so PostgreSQL removes segments that did not arrive",
+                "archive_command is `{}` (set in {place}), which exits with 0 even if walmgr \
+                fails, so PostgreSQL removes segments that did not arrive",
                 self.command
             )),
             Destination::Other => Archiving::Foreign(format!(
@@ -109,7 +109,7 @@ impl Archives {
             _ if off => {
                 let restart = match self.setting("archive_mode") {
                     Some(mode) if mode.pending_restart => {
-                        ", though a file says otherwise by now: restart PostgreSQL"
+                        "; a file has another value: restart PostgreSQL"
                     }
                     _ => "",
                 };
@@ -117,7 +117,7 @@ impl Archives {
                 Archiving::Off(format!("archive_mode is off (set in {place}){restart}"))
             }
             Destination::Nobody => Archiving::Off(format!(
-                "archive_command is `{}` (set in {place}), so finished segments are thrown away",
+                "archive_command is `{}` (set in {place}), so finished segments are discarded",
                 self.command
             )),
             Destination::Kept => Archiving::Kept(format!(
@@ -171,7 +171,7 @@ impl Archives {
                 "archive_library is `{library}`, so PostgreSQL does not call archive_command"
             ))
             .hint(format!(
-                "it is set in {}: take it out there if walmgr is to archive, and type setup again",
+                "it is set in {}: to archive with walmgr, remove it there and type setup again",
                 self.place("archive_library")
             )));
         }
@@ -183,7 +183,7 @@ impl Archives {
                     setting.value
                 ))
                 .hint(format!(
-                    "it is set in {COMMAND_LINE}: start the server without it, and type setup again"
+                    "it is set on {COMMAND_LINE}: start the server without it and type setup again"
                 )));
             }
         }
@@ -217,7 +217,8 @@ impl Archives {
                 setter.value
             ))
             .hint(format!(
-                "{}, line {}, sets it last: take it out there, and type setup again; nothing was changed",
+                "{}, line {}, has the last value: remove it there and type setup again; nothing \
+                was changed",
                 setter.file.display(),
                 setter.line
             )));
@@ -236,7 +237,7 @@ impl Archives {
             Archiving::On => return Ok(()),
             // What walmgr stored arrives all the same.
             Archiving::Unheard(what) => {
-                tracing::warn!("{what}; `setup` puts it right");
+                tracing::warn!("{what}; `setup` corrects this");
                 return Ok(());
             }
             Archiving::Foreign(what) if self.value("archive_library").is_empty() => {
@@ -253,11 +254,11 @@ impl Archives {
             Archiving::Foreign(what) | Archiving::Off(what) | Archiving::Kept(what) => what,
         };
         Err(CommandError::config(format!(
-            "finished segments do not come to this archive, so no backup can be completed: {what}"
+            "finished segments do not reach this archive, so no backup can be completed: {what}"
         ))
         .hint(
-            "take that out, run `setup`, and start the backup again; a program that calls walmgr is known by \
-             the next segment that arrives",
+            "remove it, run `setup`, and start the backup again; if that program calls walmgr, \
+            wait until the next segment has arrived",
         ))
     }
 }
@@ -316,16 +317,19 @@ pub(super) fn since(
     let last = name(&now.last_archived);
     match (failures, now.archived_count - before.archived_count) {
         (1.., _) => format!(
-            "PostgreSQL counts {failures} failed attempts since, the last with {}",
+            "PostgreSQL has counted {failures} failed attempts since, the last with {}",
             name(&now.last_failed)
         ),
         _ if has_passed(now, wanted) => {
-            format!("PostgreSQL counts {last} as archived, but it did not come to this archive")
+            format!("PostgreSQL reports {last} as archived, but it did not reach this archive")
         }
-        (_, 1..) => format!("PostgreSQL has archived up to {last}, and goes on in order"),
+        (_, 1..) => format!(
+            "PostgreSQL has archived up to {last} and archives the next segments \
+            in order"
+        ),
         _ => format!(
-            "PostgreSQL has archived nothing since, nor failed ({last} was the last): its archiver does not \
-             run, or archive_command does not end"
+            "PostgreSQL has neither archived a segment nor failed since ({last} was the last): \
+            its archiver does not run, or archive_command does not end"
         ),
     }
 }

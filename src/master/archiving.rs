@@ -61,7 +61,7 @@ pub(crate) fn edit(
         }
     }
     if made.is_empty() {
-        tracing::info!("{} is right already", path.display());
+        tracing::info!("{} needs no change", path.display());
     }
     Ok(())
 }
@@ -163,8 +163,8 @@ pub(crate) async fn activate(
         if needs_restart(name) && !restarted {
             let Some(command) = &config.master_restart_cmd else {
                 tracing::warn!(
-                    "{name} is still {found}: PostgreSQL has to be restarted for {name} = {value} \
-                     to take effect; then run this again to have it checked"
+                    "{name} is still {found}: restart PostgreSQL, so that {name} = {value} takes \
+                    effect; then run this again to check it"
                 );
                 return Ok(Activation::RestartNeeded);
             };
@@ -207,12 +207,14 @@ fn overridden(config: &MasterConfig, name: &str, value: &str, found: &str) -> Co
     let hint = match setter.ok().flatten() {
         Some(setter) if setter.file != config.master_config => {
             format!(
-                "{}, line {}, sets it last: take it out there",
+                "{}, line {}, has the last value: remove it there",
                 setter.file.display(),
                 setter.line
             )
         }
-        _ => "look at PostgreSQL's log; is master_config the file the server reads?".to_owned(),
+        _ => "look at PostgreSQL's log, and check that master_config is the file that the server \
+            reads"
+            .to_owned(),
     };
     CommandError::config(format!(
         "{name} is {found} in the running server, not {value}"
@@ -226,7 +228,7 @@ fn restart(command: &str, data: &Path) -> Result<()> {
         command,
         limit: RESTART_LIMIT,
     };
-    let hint = "postgresql.conf is edited already; restart PostgreSQL and run this again";
+    let hint = "postgresql.conf is already edited; restart PostgreSQL and run this again";
     restart.run().map_err(|error| error.hint(hint))?;
     if let Ok(Some(server)) = DataDirectory::open(data).and_then(|data| data.running()) {
         check_log_of("master_restart_cmd", server.pid);
@@ -242,7 +244,7 @@ async fn connect_patiently(config: &MasterConfig, task: Task) -> Result<Session>
             Err(error) if Instant::now() > until => return Err(error),
             Err(error) => {
                 if waiting.is_due() {
-                    tracing::info!("waiting for PostgreSQL to take connections again: {error}");
+                    tracing::info!("waiting until PostgreSQL accepts connections: {error}");
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }

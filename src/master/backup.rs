@@ -143,10 +143,10 @@ async fn connect(config: &MasterConfig) -> Result<Session> {
 /// What makes a backup senseless is found before anything begins.
 async fn check_server(session: &Session) -> Result<TimelineId> {
     if session.is_in_recovery().await? {
-        return Err(CommandError::config(
-            "the server replays WAL, so it is a standby: back up its master",
-        )
-        .hint("check master_db in the ini file"));
+        return Err(
+            CommandError::config("the server is a standby: back up its master")
+                .hint("check master_db in the ini file"),
+        );
     }
     let mode = session.show("archive_mode").await?;
     if !matches!(mode.as_str(), "on" | "always") {
@@ -340,7 +340,7 @@ impl Work<'_> {
         configs: Vec<Config>,
     ) -> Result<(Sealed, Wal)> {
         let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
-            CommandError::retry("understand the backup_label of PostgreSQL").because(error)
+            CommandError::retry("read PostgreSQL's backup_label").because(error)
         })?;
         let manifest = contents::manifest(self.way.facts(), load, &finished, &label)?;
         let size = self.way.facts().cluster.segment_size;
@@ -366,7 +366,10 @@ impl Work<'_> {
             wal_wait_s: self.wal_wait_s(),
         };
         let last = wal.last;
-        tracing::info!("all files are there; waiting until {last} is archived and the set sealed");
+        tracing::info!(
+            "all files have arrived; waiting until {last} is archived and the set is \
+            sealed"
+        );
         let sealed = tokio::select! {
             sealed = control.finish(&parts, finish) => sealed?,
             never = archiver::tell_while_waiting(self.config, last) => match never {},
@@ -426,7 +429,7 @@ async fn until_closed(session: &Session) -> CommandError {
         tokio::time::sleep(SESSION_INTERVAL).await;
     }
     CommandError::retry("PostgreSQL ended the session of the backup")
-        .hint("look in its log, and start the backup again")
+        .hint("look at its log, and start the backup again")
 }
 
 /// Waits for all streams; the first that fails ends the others.
@@ -477,7 +480,7 @@ impl CompletedBackup {
         }
         let reconnections = Counters::of(&counters.reconnections);
         if reconnections > 0 {
-            tracing::warn!("{reconnections} connections broke and were made again");
+            tracing::warn!("{reconnections} connections broke and were re-established");
         }
         let vanished = self.load.vanished.load(Ordering::Relaxed);
         tracing::debug!("{vanished} files vanished before they were read");
@@ -487,7 +490,7 @@ impl CompletedBackup {
         let bad_blocks = self.load.bad_blocks();
         for bad in &bad_blocks {
             tracing::error!(
-                "{name} holds a damaged page as the master does: {} block {}",
+                "{name} has a damaged page, as the master does: {} block {}",
                 bad.path,
                 bad.block
             );
@@ -496,9 +499,12 @@ impl CompletedBackup {
         match bad_blocks.len() {
             0 => left_out,
             count => Err(CommandError::retry(format!(
-                "{name} is complete and holds {count} damaged pages, as the master does"
+                "{name} is complete and has {count} damaged pages, as the master does"
             ))
-            .hint("repair or restore the relation; older good backup sets stay until there is a newer one")),
+            .hint(
+                "repair or restore the relation; older good backup sets stay until there is a \
+                newer good one",
+            )),
         }
     }
 }
@@ -515,11 +521,11 @@ fn report_left_out(name: &str, left_out: &[PassedOver], is_allowed: bool) -> Res
         0 => Ok(()),
         _ if is_allowed => Ok(()),
         count => Err(CommandError::retry(format!(
-            "{name} is sealed without {count} of the names in the data directory"
+            "{name} is sealed and lacks {count} entries of the data directory"
         ))
         .hint(
-            "mend or remove them on the master, or say that the backup may lack them: \
-             walmgr MASTER.ini backup --allow-left-out",
+            "repair or remove them on the master, or accept a backup without them: walmgr \
+            MASTER.ini backup --allow-left-out",
         )),
     }
 }

@@ -83,9 +83,13 @@ impl<'a> Fetching<'a> {
                     sets.extend(page.sets);
                     if sets.len() > SETS_MAX || bytes > LIST_BYTES_MAX {
                         let slave = &self.config.slave;
-                        let text = format!("{slave} lists more backup sets than there can be");
+                        let text = format!(
+                            "{slave} lists more backup sets than an archive can \
+                            have"
+                        );
                         return Err(CommandError::retry(text).hint(
-                            "look at `full_backup` on the standby, and who its receiver is",
+                            "look at `full_backup` on the standby, and check that its receiver is \
+                            yours",
                         ));
                     }
                     if is_last {
@@ -119,7 +123,7 @@ impl<'a> Fetching<'a> {
                 "there is no backup set {name} on {}",
                 self.config.slave
             ))
-            .hint("`listbackups` lists those that there are")),
+            .hint("`listbackups` lists the sets")),
             other => Err(answered_with(
                 &self.config.slave,
                 Message::Fetch(other).kind(),
@@ -206,8 +210,10 @@ impl<'a> Fetching<'a> {
                     tracing::info!("{slave} looks through its WAL for the target");
                 }
                 if begun.elapsed() >= most {
-                    let text =
-                        format!("{slave} did not say in {most:?} whether the target is in reach");
+                    let text = format!(
+                        "{slave} did not say within {most:?} whether the target is in \
+                            reach"
+                    );
                     return Err(
                         CommandError::retry(text).hint("look at the receiver's log on the standby")
                     );

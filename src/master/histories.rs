@@ -106,7 +106,8 @@ pub(crate) async fn push_once(
             }
         }
         Ok(false) => tracing::warn!(
-            "pg_wal has no history of timeline {timeline}: the standby sets its WAL apart until it has one"
+            "pg_wal has no history of timeline {timeline}: until the standby has it, it sets WAL \
+            of this timeline apart"
         ),
         Err(error) => tracing::warn!("{error}"),
     }
@@ -164,7 +165,7 @@ async fn push_one(
             Kind::Conflict,
             format!("{slave} holds another {name}: two servers were promoted to one timeline"),
         )
-        .hint("on the standby `choose` shows both; or give this cluster an archive of its own")),
+        .hint("`choose` on the standby shows both; or give this cluster its own archive")),
         Outcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read"
         ))),

@@ -38,8 +38,8 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result
     };
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
     let pin = if config.slave_fingerprint.is_none() {
-        "\nFirst put the fingerprint that `walmgr STANDBY.ini identity` prints on the standby \
-         into it as slave_fingerprint."
+        "\nFirst set slave_fingerprint in this file to the fingerprint that `walmgr STANDBY.ini \
+        identity` prints on the standby."
     } else {
         ""
     };

@@ -235,8 +235,8 @@ impl Shipper {
     fn note_later_segments(&mut self, current: SegmentName) {
         if let Some(newest) = self.newest_held.filter(|newest| *newest > current) {
             self.note = Some(format!(
-                "{} holds {newest}, and this master's WAL ends in {current}: it lost its tail, or \
-                 is an old copy",
+                "{} holds {newest}, but this master's WAL ends in {current}: the master lost the \
+                tail of its WAL, or is an old copy",
                 self.slave
             ));
         }
@@ -274,8 +274,8 @@ impl Shipper {
         }
         if first > wanted {
             self.gap = Some(format!(
-                "{wanted} is neither on the standby nor in pg_wal: there is a gap before {first} \
-                 until it is archived"
+                "{wanted} is neither on the standby nor in pg_wal: until it is archived, there is \
+                a gap before {first}"
             ));
         }
         first
@@ -382,7 +382,7 @@ impl Shipper {
         };
         if let Some(rewrite) = rewrite {
             tracing::warn!(
-                "{segment} on {} is not what this master has; it is sent anew",
+                "{segment} on {} differs from this master's; it is sent again",
                 self.slave
             );
             self.wire.send(CHANNEL, &rewrite).await?;
@@ -392,8 +392,8 @@ impl Shipper {
             // of a record whose end a crash took, for which nobody waits.
             if at.common_bytes == bytes && !self.records.reach_end_of(segment_end) {
                 self.note = Some(format!(
-                    "{} holds {segment} beyond {data_end}, where this master's WAL ends: it lost \
-                     its tail, or is an old copy",
+                    "{} holds {segment} beyond {data_end}, where this master's WAL ends: the \
+                    master lost the tail of its WAL, or is an old copy",
                     self.slave
                 ));
             }

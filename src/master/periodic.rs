@@ -22,11 +22,14 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         return Ok(());
     };
     if never(config) {
-        tracing::info!("command_interval is 0, which means never");
+        tracing::info!("command_interval is 0, so periodic_command never runs");
         return Ok(());
     }
     if options.not_really {
-        return output::not_really(&format!("run periodic_command if it is due: {command}"));
+        return output::not_really(&format!(
+            "run periodic_command if command_interval has passed: \
+            {command}"
+        ));
     }
     let Some(stamp) = Stamp::take_if_due(config)? else {
         tracing::info!("periodic_command is running, or ran less than command_interval ago");

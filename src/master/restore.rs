@@ -61,7 +61,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> Result<()> {
     let (Some(set), Some(destination)) = (&restoring.set, &restoring.destination) else {
         return Err(
-            CommandError::usage("on the master restore needs a set and a new directory").hint(
+            CommandError::usage("restore on the master needs a set and a new directory").hint(
                 "type: restore SET DST; `listbackups` lists the sets, and DST must not exist yet",
             ),
         );
@@ -237,9 +237,9 @@ impl<'a> MasterRestore<'a> {
                 "{name} is gone from {}: it was removed meanwhile",
                 self.config.slave
             ))
-            .hint("`listbackups` lists the sets that there are")),
+            .hint("`listbackups` lists the sets")),
             Ok(Outcome::Differs { .. }) => Err(CommandError::retry(format!(
-                "{name} arrived with other bytes than were sent"
+                "{name} was changed on the way"
             ))),
             Ok(Outcome::Refused(error)) => {
                 let is_passing = matches!(
@@ -260,7 +260,7 @@ impl<'a> MasterRestore<'a> {
         self.check_set(&place.data, layout)?;
         for line in left_out::named_in(&place.data) {
             let name = &self.described.name;
-            tracing::warn!("{name} lacks what the master had: {line}");
+            tracing::warn!("{name} lacks a file of the master: {line}");
         }
         place.link_tablespaces(&self.described)?;
         place.later.lead()?;
@@ -292,7 +292,7 @@ impl<'a> MasterRestore<'a> {
         match conf::pieces(server.config_file(), &place.data) {
             Ok(pieces) => {
                 for piece in pieces.iter().filter(|piece| piece.is_missing()) {
-                    tracing::warn!("the server will need {piece}, which is not there");
+                    tracing::warn!("the server needs {piece}, which is missing");
                 }
             }
             Err(error) => {
@@ -348,7 +348,7 @@ impl<'a> MasterRestore<'a> {
         }
         if !layout.has_manifest {
             tracing::warn!(
-                "{} has no backup_manifest, so its files could only be checked on their way",
+                "{} has no backup_manifest, so only the transfer of its files was checked",
                 self.described.name
             );
         }
@@ -361,7 +361,8 @@ impl<'a> MasterRestore<'a> {
         let config_note = match data.join(layout::MAIN_CONF).exists() {
             true => "",
             false => {
-                "\nIt has no postgresql.conf: put one there, or start it with -c config_file=..."
+                "\nIt has no postgresql.conf: create one, or start the server with -c \
+                config_file=..."
             }
         };
         let next = match &self.recovery.target {
@@ -374,8 +375,8 @@ impl<'a> MasterRestore<'a> {
             }
         };
         output::print(&format!(
-            "{name} restored to {shown}: {} in {:.0} s, {}/s.\n{next}\nIts port is the \
-             master's until you change it; archiving is off in it.{config_note}",
+            "{name} restored to {shown}: {} in {:.0} s, {}/s.\n{next}\nIts port is the master's: \
+            change it before the start if both run on one host. Archiving is off.{config_note}",
             HumanBytes(bytes),
             elapsed.as_secs_f64(),
             HumanBytes(per_second(bytes, elapsed)),
@@ -400,7 +401,7 @@ impl ReconnectLimit {
             self.since = None;
         }
         match self.since {
-            None => tracing::warn!("{error}; going on where it was"),
+            None => tracing::warn!("{error}; continuing where it stopped"),
             Some(since) if since.elapsed() >= self.limit => {
                 return Err(CommandError::retry(format!(
                     "nothing more came within push_timeout = {:?}",

@@ -139,7 +139,7 @@ fn warn_of_what_is_lost(found: &ArchivingFound, newest: Option<SegmentName>, siz
         Archiving::Off(_) => "archiving was off",
         Archiving::Unheard(what) => {
             tracing::warn!("{what}: it is replaced");
-            "segments that did not arrive were removed"
+            "PostgreSQL removed segments that did not arrive"
         }
         Archiving::Foreign(_) => {
             let command = &found.archives.command;
@@ -156,11 +156,11 @@ fn warn_of_what_is_lost(found: &ArchivingFound, newest: Option<SegmentName>, siz
         {
             format!("{next} is the first segment that is missing in it")
         }
-        _ => "a segment finished since, or before archiving works, may be missing in it".to_owned(),
+        _ => "segments that finish before archiving works may be missing in it".to_owned(),
     };
     tracing::warn!(
-        "{before}, and the archive ends with {newest}: {hole}; no standby and no base backup from \
-         before gets across such a hole, so make a new base backup once archiving works"
+        "{before}, and the archive ends with {newest}: {hole}; standbys and older base backups \
+        cannot replay past such a gap, so make a new base backup once archiving works"
     );
 }
 
@@ -206,7 +206,7 @@ fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
 async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -> Result<()> {
     if session.is_in_recovery().await? {
         tracing::warn!(
-            "the server is in recovery: no segment can be forced out to prove archiving"
+            "the server is in recovery, so setup cannot force a segment switch to prove archiving"
         );
         return Ok(());
     }
@@ -227,8 +227,8 @@ async fn prove(config: &MasterConfig, facts: &ClusterFacts, session: &Session) -
             passed_once = true;
             let next = force_out(session).await?;
             tracing::info!(
-                "PostgreSQL counts {segment} as archived, but it did not come: its archiver may have run the \
-                 command of before; waiting for {next}"
+                "PostgreSQL reports {segment} as archived, but it did not arrive: the archiver \
+                may have run the previous command; waiting for {next}"
             );
             segment = next;
         }
@@ -267,12 +267,13 @@ async fn force_out(session: &Session) -> Result<SegmentName> {
 fn did_not_arrive(fails: bool) -> &'static str {
     match fails {
         true => {
-            "the reason stands in PostgreSQL's log, in the line before `archive command failed`; \
-             archive_command runs as the server's user, who must be able to read the ini file and the key"
+            "PostgreSQL's log has the reason in the line before `archive command failed`; \
+            archive_command runs as the server's user, who must be able to read the ini file and \
+            the key"
         }
         false => {
-            "`ps` shows what the archiver runs, and PostgreSQL's log what it said; once it has gone on, \
-             type setup again"
+            "`ps` shows what the archiver runs, and PostgreSQL's log shows its messages; when it \
+            archives again, type setup again"
         }
     }
 }

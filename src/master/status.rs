@@ -178,7 +178,7 @@ async fn from_files(config: &MasterConfig) -> Option<MasterFound> {
     match found {
         Ok(found) => Some(found),
         Err(error) => {
-            tracing::debug!("the end of WAL is not known: {error}");
+            tracing::debug!("the end of WAL is unknown: {error}");
             None
         }
     }
@@ -200,7 +200,7 @@ fn syncdaemon(config: &MasterConfig) -> Syncdaemon {
         Ok(false) if pidfile.exists() => Syncdaemon::Died,
         Ok(false) => Syncdaemon::Stopped,
         Err(error) => {
-            tracing::debug!("whether a syncdaemon runs is not known: {error}");
+            tracing::debug!("cannot tell whether a syncdaemon runs: {error}");
             Syncdaemon::Stopped
         }
     }

@@ -38,7 +38,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         Activation::Done(_) => {
             tracing::warn!(
                 "{} = {}: WAL written from now on will never be in the archive, so standbys and \
-                 base backups end here; after the next `setup` make a new base backup",
+                base backups end here; make a new base backup after the next `setup`",
                 change.0,
                 change.1
             );
@@ -53,7 +53,7 @@ fn foreign(config: &MasterConfig, what: &str) -> CommandError {
         "the server's {what}, which is not walmgr's with {}: nothing was changed",
         config.path.display()
     ))
-    .hint("run stop with the ini file it names, or take it out of postgresql.conf by hand")
+    .hint("run stop with the ini file that it names, or remove it from postgresql.conf by hand")
 }
 
 /// What is shipped record by record ends with the archiving.

@@ -19,7 +19,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
 async fn pass(config: &MasterConfig, options: &Options) -> Result<()> {
     let PositionFound::Master(position) = PositionReader::default().look(config).await? else {
         return Err(CommandError::config(
-            "the server is a standby: the WAL it has is shipped by its master",
+            "the server is a standby: its master ships the WAL",
         ));
     };
     let (timeline, slave) = (position.files.timeline(), &config.slave);

@@ -157,7 +157,7 @@ impl Ticker {
                 Some(begun + self.config.loop_delay)
             }
             Ok(false) => {
-                let text = "the server is a standby now; its master ships what there is to ship";
+                let text = "the server is now a standby; its master ships the WAL";
                 tracing::info!("{text}");
                 None
             }
@@ -205,7 +205,7 @@ impl Ticker {
                 let state = format!("timeline {timeline} is shipped to {slave}{whence}");
                 let durable = shipper.durable();
                 self.say(state, |text| {
-                    tracing::info!("{text}; it has all up to {durable}")
+                    tracing::info!("{text}; the receiver has all WAL up to {durable}")
                 });
             }
         }
@@ -242,7 +242,7 @@ impl Ticker {
                 tracing::info!("settings reloaded");
             }
             Err(error) => {
-                tracing::error!("reload failed, the old settings stay in force: {error}");
+                tracing::error!("reload failed, the old settings remain in force: {error}");
             }
         }
         if let Err(error) = output::reopen_logfile() {

@@ -113,7 +113,7 @@ impl ArchivedFile {
                 path.display(),
                 self.size
             ))
-            .hint("if it stays so the file is damaged: look at the disk under pg_wal"));
+            .hint("if this repeats, the file is damaged: check the disk of pg_wal"));
         }
         let mut first = [0; LONG_HEADER_BYTES];
         self.file
@@ -135,8 +135,8 @@ impl ArchivedFile {
                     Kind::Retry
                 };
                 CommandError::new(kind, format!("archive {}", path.display())).because(fault).hint(
-                "nothing was sent; check master_data in the ini file, and that the file is the \
-                 one its name says",
+                "nothing was sent; check master_data in the ini file, and that the file's content \
+                matches its name",
             )
             })
     }
@@ -151,7 +151,7 @@ impl ArchivedFile {
             self.size,
             self.name
         ))
-        .hint("nothing was sent; look at the file, PostgreSQL writes a few lines into it"))
+        .hint("nothing was sent; look at the file: PostgreSQL writes only a few lines into it"))
     }
 
     /// Sees that the receiver lets us in.
@@ -198,16 +198,22 @@ fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result
         Outcome::Conflict(stored) => Err(CommandError::new(
             Kind::Conflict,
             format!(
-                "{receiver} already holds another file as {name} ({} bytes, CRC-32 {:08X}); it \
-                 was kept and this one was not stored",
+                "{receiver} already holds a different file as {name} ({} bytes, CRC-32 {:08X}); \
+                that file stays and this one was not stored",
                 stored.size, stored.crc32
             ),
         )
-        .hint("two masters archive to one place, or this one was restored: see the README")),
+        .hint(
+            "two masters archive to one archive, or this one was restored: see \"When something \
+            is wrong\" in the README",
+        )),
         Outcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read; nothing was stored"
         ))
-        .hint("PostgreSQL recycles a segment only after it was archived: was this run by hand?")),
+        .hint(
+            "PostgreSQL recycles a segment only after it was archived: did somebody run this by \
+            hand?",
+        )),
         Outcome::Refused(error) => Err(refused(receiver, &format!("did not store {name}"), error)),
     }
 }

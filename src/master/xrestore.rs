@@ -51,7 +51,7 @@ pub(crate) fn run(
         }
         // Whatever may be replayed is looked at.
         (WalFileName::Segment(_), Some(_), Some(Err(error))) => {
-            let doing = format!("{name} is held back, as nobody can tell whose server asks");
+            let doing = format!("{name} is held back, since the asking server is unknown");
             return Err(CommandError::retry(doing).because(error));
         }
         _ => None,
@@ -182,10 +182,10 @@ impl Room {
                 Ok(())
             }
             None => Err(CommandError::retry(format!(
-                "what was sent for {} is longer than the {} bytes that such a file can have",
+                "the standby sent more for {} than the {} bytes that such a file can have",
                 self.name, self.most_bytes
             ))
-            .hint("look at the file on the standby, and who its receiver is")),
+            .hint("look at the file on the standby, and check that its receiver is yours")),
         }
     }
 }
@@ -310,12 +310,9 @@ impl FetchCall<'_> {
                     false => Failure::Final(error),
                 })
             }
-            (Outcome::Differs { .. } | Outcome::Whole, _) => {
-                Err(Failure::Passing(CommandError::retry(format!(
-                    "{} arrived with other bytes than were sent",
-                    self.name
-                ))))
-            }
+            (Outcome::Differs { .. } | Outcome::Whole, _) => Err(Failure::Passing(
+                CommandError::retry(format!("{} was changed on the way", self.name)),
+            )),
         };
         fetching.close().await;
         ended
@@ -332,14 +329,14 @@ impl FetchCall<'_> {
                 CommandError::retry(format!(
                     "{name} is missing on {slave} although {later} is there: the archive has a gap"
                 ))
-                .hint("put it into the standby's archive, or recover to a target before it"),
+                .hint("put the file into the standby's archive, or recover to a target before it"),
             ),
             NotFound::OnlyDamaged(copy) => Failure::Final(
                 CommandError::retry(format!(
-                    "{name} was found damaged on {slave} and set aside as {copy}; replaying \
-                     without it would lose what it holds"
+                    "{name} was found damaged on {slave} and set aside as {copy}; replay without \
+                    it would lose data"
                 ))
-                .hint("archive it again, or recover to a target before it"),
+                .hint("archive the file again, or recover to a target before it"),
             ),
             NotFound::NoSuchSet => {
                 let text = format!("{slave} answered about a backup set");

@@ -34,7 +34,7 @@ impl Later {
                 return refuse("is there on this host");
             }
             if !old.is_absolute() || !old.parent().is_some_and(Path::is_dir) {
-                return refuse("cannot be made: the directory above is missing");
+                return refuse("cannot be created: the directory above is missing");
             }
             check(new)?;
             let others = asked.iter().filter(|(_, other)| other == new);

@@ -248,11 +248,11 @@ impl Drop for Cluster {
 /// Why an archive cannot be opened, for whoever starts the receiver.
 pub(crate) fn opening(error: &StoreError) -> CommandError {
     let (kind, hint) = match error {
-        StoreError::Locked { .. } => (Kind::AlreadyRunning, "stop it first, or leave it running"),
+        StoreError::Locked { .. } => (Kind::AlreadyRunning, "stop it first, or keep using it"),
         StoreError::NotSetUp { .. } => (
             Kind::Config,
-            "run `walmgr STANDBY.ini setup` first; if it was set up before, its file system is \
-             not mounted",
+            "run `walmgr STANDBY.ini setup` first; if that was done before, check that the file \
+            system is mounted",
         ),
         StoreError::NewerFormat { .. } => (Kind::Config, "upgrade walmgr on this host"),
         error => (error.kind(), ""),

@@ -45,7 +45,7 @@ pub(crate) async fn first_words(stream: &TcpStream, secured: bool) -> std::io::R
             Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error),
             Ok(()) => return Ok(()),
             Err(_) if ready.is_read_closed() => {
-                let text = "it closed the connection before it had said anything";
+                let text = "the peer closed the connection before it sent anything";
                 return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text));
             }
             Err(_) => {}

@@ -48,7 +48,7 @@ impl From<ProtocolError> for ConnectionEnd {
 
 impl From<Misuse> for ConnectionEnd {
     fn from(misuse: Misuse) -> Self {
-        let text = format!("a fault of walmgr itself: {misuse}");
+        let text = format!("a bug in walmgr: {misuse}");
         ConnectionEnd::Hangup(Error::connection(
             ErrorCode::Internal,
             text,
@@ -213,7 +213,7 @@ impl Link {
             });
         }
         if self.served.cluster.stopping.is_cancelled() {
-            let (text, hint) = ("the receiver is stopping", "it will be tried again");
+            let (text, hint) = ("the receiver is stopping", "walmgr tries again");
             return Some(Error::channel(ErrorCode::ShuttingDown, text, hint));
         }
         (!self.peer.rights.has(right)).then(|| self.lacks_right(what, right))

@@ -17,13 +17,12 @@ pub(crate) fn of(error: &StoreError) -> Error {
         ),
         StoreError::Foreign { .. } => (
             ErrorCode::ForeignFile,
-            "one archive holds one cluster: give the other its own receiver and folders",
+            "one archive holds one cluster: give the other cluster its own archive",
         ),
         StoreError::TooLarge { .. } => (ErrorCode::TooLarge, ""),
         StoreError::Mismatch { .. } => (
             ErrorCode::Mismatch,
-            "the bytes changed between the two hosts or on the master's disk; it will be tried \
-             again",
+            "the bytes changed between the two hosts or on the master's disk; walmgr tries again",
         ),
         StoreError::NotSetUp { .. } | StoreError::NotBound => (
             ErrorCode::NotSetUp,
@@ -31,44 +30,46 @@ pub(crate) fn of(error: &StoreError) -> Error {
         ),
         StoreError::NoSpace { .. } => (
             ErrorCode::DiskFull,
-            "free space on the standby; archiving goes on by itself afterwards",
+            "free space on the standby; archiving then continues by itself",
         ),
         StoreError::Unfollowed { .. } => (
             ErrorCode::DiskFull,
-            "type `status` on the standby: it names what is set apart, and `choose NAME` shows it; \
-             archiving goes on by itself once readers follow this line, or that is gone",
+            "type `status` on the standby: it names the files that are set apart, and `choose \
+            NAME` shows one; archiving continues by itself when readers follow these files, or \
+            when they are removed",
         ),
         StoreError::Disk { .. } | StoreError::SyncFailed { .. } => (
             ErrorCode::DiskFailed,
-            "look at the receiver's log and at the disk on the standby",
+            "look at the receiver's log and check the standby's disk",
         ),
         StoreError::Moved { .. } => (
             ErrorCode::DiskFailed,
-            "the archive's folder was replaced on the standby: is its file system mounted?",
+            "the archive's directory was replaced on the standby: check that its file system is \
+            mounted",
         ),
         StoreError::Diverged { .. } => (
             ErrorCode::Diverged,
-            "was this master restored, rewound or replaced? Give it an archive of its own, or move \
-             the standby's aside and make a new base backup",
+            "if this master was restored, rewound or replaced, give it its own archive, or move \
+            the standby's archive aside and make a new base backup",
         ),
         StoreError::Frozen { .. } => (
             ErrorCode::Diverged,
-            "stop this server: the standby is the master now. If it is not, type `restore` on the \
-             standby",
+            "stop this server: the standby is the master now. If this server stays the master, \
+            type `restore` on the standby",
         ),
         StoreError::Finished { .. } => (ErrorCode::Finished, ""),
         StoreError::PartialDamaged(_) => (
             ErrorCode::DamagedFile,
-            "nothing was cleared; look at the disk on the standby. It heals as soon as the master \
-             has that WAL to send again, or archives the whole segment",
+            "nothing was removed; check the standby's disk. The file is repaired when the master \
+            sends that WAL again, or archives the whole segment",
         ),
         StoreError::Rotten { .. } => (
             ErrorCode::DamagedFile,
-            "look at the disk on the standby; the next attempt sends the whole file",
+            "check the standby's disk; the next attempt sends the whole file",
         ),
         StoreError::HistoryMissing { .. } => (
             ErrorCode::HistoryMissing,
-            "it is archived first; it will be tried again",
+            "it is archived first; walmgr tries again",
         ),
         StoreError::GivenUp { .. }
         | StoreError::Locked { .. }
@@ -88,8 +89,7 @@ pub(crate) fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -
     Some(Refusal {
         code: ErrorCode::ForeignCluster,
         message: format!("the archive belongs to the cluster with {bound}; this one has {theirs}"),
-        hint: "one archive holds one cluster: check `slave`, or give this cluster its own receiver and \
-               folders"
+        hint: "one archive holds one cluster: check `slave`, or give this cluster its own archive"
             .to_owned(),
     })
 }
@@ -104,17 +104,17 @@ pub(crate) fn of_set(error: &SetError) -> Error {
         ),
         SetError::TooManyEntries { .. } | SetError::PathsTooLong { .. } => (
             ErrorCode::TooLarge,
-            "move what is no part of the cluster out of its data directory",
+            "move files that do not belong to the cluster out of its data directory",
         ),
         SetError::Manifest { .. } | SetError::NotComplete { .. } => (
             ErrorCode::Mismatch,
-            "nothing was kept of it; start the backup again",
+            "this backup was removed; start the backup again",
         ),
         SetError::GivenUp { .. } => (ErrorCode::Abandoned, "start the backup again"),
-        SetError::Busy { .. } => (ErrorCode::Busy, "wait for its end"),
+        SetError::Busy { .. } => (ErrorCode::Busy, "wait until it ends"),
         SetError::InTheWay { .. } => (
             ErrorCode::DiskFailed,
-            "look at the folder of `full_backup` on the standby",
+            "look at the directory of `full_backup` on the standby",
         ),
         SetError::Absent { .. } | SetError::Damaged { .. } | SetError::Unknown { .. } => (
             ErrorCode::Internal,
@@ -141,13 +141,13 @@ pub(crate) fn set_to_reader(error: &SetError) -> Error {
     match error {
         SetError::Store(error) => to_reader(error),
         SetError::Busy { .. } => {
-            let hint = "try again when that has ended";
+            let hint = "try again when it has ended";
             Error::channel(ErrorCode::Busy, error.to_string(), hint)
         }
         error => Error::channel(
             ErrorCode::DiskFailed,
             error.to_string(),
-            "look at the folder of `full_backup` on the standby",
+            "look at the directory of `full_backup` on the standby",
         ),
     }
 }

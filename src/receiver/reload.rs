@@ -23,7 +23,7 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluste
             tracing::info!("settings and keys reloaded");
         }
         Err(error) => {
-            tracing::error!("reload failed, the old settings stay in force: {error}");
+            tracing::error!("reload failed, the old settings remain in force: {error}");
         }
     }
     if let Err(error) = output::reopen_logfile() {

@@ -162,7 +162,7 @@ fn report_start(cluster: &Cluster, addresses: &str) {
         store.report_start();
     }
     if matches!(cluster.settings.borrow().protection, Protection::Plain) {
-        tracing::warn!("tls = off: whoever reaches {addresses} can read and write WAL");
+        tracing::warn!("tls = off: anybody who reaches {addresses} can read and write WAL");
     }
 }
 
@@ -216,7 +216,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some(format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
             },
-            () = gives_way.cancelled() => Some("it said nothing, and others came".to_owned()),
+            () = gives_way.cancelled() => Some("it sent nothing, and other peers connected".to_owned()),
         };
         let stranger = SpeakingStranger {
             stream,
@@ -319,7 +319,10 @@ async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
         listeners.push(bound.map_err(|error| {
             CommandError::retry(format!("listen on {address}"))
                 .because(error)
-                .hint("check `listen` in the ini file, and that nothing else uses the port")
+                .hint(
+                    "check `listen` in the ini file, and check that no other process uses the \
+                    port",
+                )
         })?);
     }
     Ok(listeners)

@@ -56,10 +56,10 @@ pub(crate) fn refusal(
 
 /// The refusal of a recovery that would have to get past this.
 pub(crate) fn end_of_recovery(end: &RecoveryEnd) -> CommandError {
-    CommandError::new(Kind::Retry, in_reach::end_text(end)).hint(
-        in_reach::remedy(end)
-            .unwrap_or("make a new backup on the master; older sets can be recovered up to there"),
-    )
+    CommandError::new(Kind::Retry, in_reach::end_text(end)).hint(in_reach::remedy(end).unwrap_or(
+        "make a new backup on the master; older sets can be recovered up to that \
+                point",
+    ))
 }
 
 /// The settings that a hot standby needs to replay the obstacles before `to`: of each the highest value

@@ -37,7 +37,7 @@ pub(crate) fn run(
     if options.not_really {
         return output::not_really(&match became {
             Authorized::New => format!("add {fingerprint} as {name} to {}", path.display()),
-            Authorized::Already => format!("leave {name} as it is: it may {rights}"),
+            Authorized::Already => format!("leave {name} unchanged: it may {rights}"),
             Authorized::InsteadOf(before) => format!("give {name} {rights} instead of {before}"),
         });
     }
@@ -46,12 +46,13 @@ pub(crate) fn run(
         Authorized::New => tracing::info!("{name} may {rights}"),
         Authorized::Already => tracing::info!("{name} may {rights} already"),
         Authorized::InsteadOf(before) => {
-            tracing::info!("{name} may {rights} from now on; before it was {before}");
+            tracing::info!("{name} may now {rights}; its rights were {before}");
         }
     }
     if config.tls.authority.is_some() {
         tracing::warn!(
-            "with tls_ca the receiver lets in names of certificates, and no keys: add the name to {}",
+            "with tls_ca the receiver checks names of certificates instead of keys: add the name \
+            to {}",
             config.authorized_names.display()
         );
     }
@@ -64,18 +65,18 @@ pub(crate) fn run(
 pub(crate) fn tell_receiver(config: &StandbyConfig) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if !daemon::is_running(&pidfile)? {
-        tracing::debug!("no receiver runs, so none has to be told");
+        tracing::debug!("no receiver runs; the next one reads the list");
         return Ok(());
     }
     let pid = daemon::signal_running(&pidfile, DaemonControl::Reload, daemon::END_TIMEOUT)
         .map_err(|error| {
             CommandError::new(
                 error.kind(),
-                "the list is changed, but the running receiver was not told",
+                "the list is changed, but the running receiver has not read it",
             )
             .because(error)
             .hint("run `walmgr STANDBY.ini receiver --reload` as the receiver's user")
         })?;
-    tracing::info!("sent SIGHUP to the receiver, process {pid}: it reads the list in a moment");
+    tracing::info!("sent SIGHUP to the receiver, process {pid}: it now reads the list");
     Ok(())
 }

@@ -105,7 +105,8 @@ fn finish(
 ) -> Result<()> {
     if options.not_really {
         return output::not_really(&format!(
-            "say how the boot of the server in {} ended, and put its history into the archive",
+            "report the result of the boot of the server in {}, and put its timeline's history \
+            into the archive",
             data.path().display()
         ));
     }
@@ -124,7 +125,7 @@ fn finish(
 fn or_forced<T>(force: bool, result: Result<T>) -> Result<Option<T>> {
     match result {
         Err(error) if force => {
-            tracing::warn!("{error}; the segments in progress are left out");
+            tracing::warn!("{error}; the boot continues without the segments in progress");
             Ok(None)
         }
         other => other.map(Some),
@@ -150,7 +151,7 @@ fn thaw(partials: Option<&Partials>) {
 fn data_directory(config: &StandbyConfig) -> Result<DataDirectory> {
     let slave_data = config.slave_data.as_deref().ok_or_else(|| {
         CommandError::config("boot needs the setting `slave_data`")
-            .hint("it is the standby's data directory")
+            .hint("set it to the standby's data directory")
     })?;
     DataDirectory::open(slave_data)
 }
@@ -165,7 +166,7 @@ fn alone(data: &DataDirectory) -> Result<File> {
     let data = data.path();
     files::try_lock(Kind::Retry, data)?.ok_or_else(|| {
         CommandError::retry(format!(
-            "another boot of the server in {} is going on",
+            "another boot of the server in {} is running",
             data.display()
         ))
     })
@@ -220,8 +221,8 @@ impl BootedStandby {
         if !wait {
             let data = self.data.path().display();
             tracing::info!(
-                "the server in {data} was told to open once it has replayed everything; `boot` typed again \
-                 says how that ended and puts the new timeline's history into the archive"
+                "the server in {data} opens when it has replayed everything; type `boot` again to \
+                see the result and to put the new timeline's history into the archive"
             );
             return Ok(());
         }
@@ -287,8 +288,8 @@ impl BootedStandby {
         let found = verdict::find(&self.archive, &found, (timeline, from))?;
         let lost = match (gap, &found.damage) {
             (Some(gap), _) => CommandError::retry(describe(&gap)).hint(
-                "put the segment into completed_wals, or type boot --force to open without what is \
-                 behind it",
+                "put the segment into completed_wals, or type boot --force to open without the \
+                WAL from there on",
             ),
             (None, Some(damage)) => verdict::refusal(damage),
             (None, None) => match self.obstacle(partials)? {
@@ -339,9 +340,9 @@ impl BootedStandby {
 fn describe(gap: &Gap) -> String {
     let missing = match &gap.damaged_copy {
         _ if gap.is_partly_there => {
-            format!("{} is there only up to {}", gap.missing, gap.lost_from)
+            format!("{} is present only up to {}", gap.missing, gap.lost_from)
         }
-        Some(copy) => format!("{} is there only damaged, as {copy}", gap.missing),
+        Some(copy) => format!("{} is present only as a damaged copy, {copy}", gap.missing),
         None => format!("{} is missing", gap.missing),
     };
     format!(

@@ -89,18 +89,19 @@ pub(crate) fn run(
             return settle(folder, options, timeline, &by, take);
         }
         return Err(CommandError::retry(format!(
-            "there is nothing to choose about {name}: it is not set apart, and no other one is kept"
+            "there is nothing to choose about {name}: it is not set apart, and there is no other \
+            file of this name"
         )));
     };
     output::print(&apart_text(&told))?;
     if !take {
-        return output::print(&format!("choose {name} --take has readers follow it"));
+        return output::print(&format!("choose {name} --take lets readers follow it"));
     }
     if options.not_really {
-        return output::not_really(&format!("have readers follow {name}"));
+        return output::not_really(&format!("let readers follow {name}"));
     }
     take_apart(folder, Arc::new(RealDisk), name).map_err(choosing)?;
-    output::print(&format!("{name} counts from here on"))
+    output::print(&format!("readers follow {name} from now on"))
 }
 
 /// Puts one of several files in the place of the stored one, if a person said which.
@@ -119,17 +120,17 @@ fn take_one(
         (ChosenFile::File(name), _) => {
             let lines = copies.iter().map(|copy| format!("choose {copy} --take"));
             let lines = lines.collect::<Vec<_>>().join("`, `");
-            let said = format!("{} files are kept beside {name}", copies.len());
+            let said = format!("{} other files are kept beside {name}", copies.len());
             return match take {
                 true => Err(CommandError::usage(said).hint(format!("say which one: `{lines}`"))),
-                false => output::print(&format!("{said}; `{lines}` puts that one in its place")),
+                false => output::print(&format!("{said}; `{lines}` puts that file in its place")),
             };
         }
     };
     let name = copy.name;
     if !take {
         return output::print(&format!(
-            "choose {copy} --take puts it in the place of {name}, which is kept"
+            "choose {copy} --take puts {copy} in the place of {name}, which is kept"
         ));
     }
     if options.not_really {
@@ -137,7 +138,7 @@ fn take_one(
     }
     let kept = take_copy(folder, Arc::new(RealDisk), copy).map_err(|error| {
         let is_locked = matches!(error, StoreError::Locked { .. });
-        let hint = "stop the receiver first (`receiver -s`) and start it again behind this";
+        let hint = "stop the receiver first (`receiver -s`) and start it again afterwards";
         let refused = failed(&format!("choose {name}"), &error);
         if is_locked {
             refused.hint(hint)
@@ -146,7 +147,7 @@ fn take_one(
         }
     })?;
     output::print(&format!(
-        "{name} is what was {copy}; what was stored is {kept} now"
+        "{copy} is now stored as {name}; the file that was stored is now {kept}"
     ))
 }
 
@@ -160,25 +161,25 @@ fn settle(
 ) -> Result<()> {
     let name = WalFileName::History(timeline);
     output::print(&format!(
-        "{name} is followed because {} brought it: no boot on this host opened timeline {timeline}. Readers \
-         leave it if the timeline that it left goes on further.",
+        "Readers follow {name} because {} sent it; no boot on this host opened timeline \
+        {timeline}. They leave it if the WAL of the old timeline extends further.",
         output::escaped(by)
     ))?;
     if !take {
-        return output::print(&format!("choose {name} --take has them stay"));
+        return output::print(&format!("choose {name} --take makes them stay"));
     }
     if options.not_really {
         return output::not_really(&format!("settle timeline {timeline}"));
     }
     take_apart(folder, Arc::new(RealDisk), name)
         .map_err(|error| failed(&format!("choose {name}"), &error))?;
-    output::print(&format!("timeline {timeline} is settled from here on"))
+    output::print(&format!("timeline {timeline} is settled from now on"))
 }
 
 fn apart_text(told: &ApartNote) -> String {
     let by = output::escaped(&told.by);
     format!(
-        "{} is set apart, and no reader follows it: {}. It came from {by}.",
+        "{} is set apart, and no reader follows it: {}. {by} sent it.",
         told.name, told.why
     )
 }
@@ -195,7 +196,7 @@ impl Choice<'_> {
         let stored = self.path(&self.name.to_string());
         let stored_by = match self.archive.brought_by(self.name) {
             Some(by) => format!("brought by {}", output::escaped(&by)),
-            None => "the receiver's log tells who brought it".to_owned(),
+            None => "the receiver's log says who sent it".to_owned(),
         };
         let mut text = format!(
             "  stored     {}: {stored_by}{}",
@@ -205,17 +206,17 @@ impl Choice<'_> {
         for copy in copies {
             let path = self.path(&copy.to_string());
             let by = self.archive.copy_by(copy);
-            let by = by.map_err(|error| failed("read who brought it", &error))?;
+            let by = by.map_err(|error| failed("read who sent it", &error))?;
             let (what, verb) = match copy.kind {
                 Beside::Differs => ("offered  ", "offered"),
                 Beside::Displaced | Beside::Damaged => ("displaced", "brought"),
             };
             let by = match by.as_str() {
-                "" => "nobody knows who brought it; the receiver's log may".to_owned(),
+                "" => "unknown sender; the receiver's log may name it".to_owned(),
                 by => format!("{verb} by {}", output::escaped(by)),
             };
             let changed = match self.archive.copy_is_changed(copy) {
-                Ok(Some(why)) => format!("; it is not what was acknowledged: {why}"),
+                Ok(Some(why)) => format!("; it differs from the acknowledged file: {why}"),
                 _ => String::new(),
             };
             text.push_str(&format!(
@@ -247,7 +248,7 @@ impl Choice<'_> {
                     offset += ours as u64;
                     continue;
                 }
-                None if ours == theirs => return Ok("the two are the same".to_owned()),
+                None if ours == theirs => return Ok("the two files are the same".to_owned()),
                 None => offset += common as u64,
             }
             break;
@@ -258,9 +259,9 @@ impl Choice<'_> {
         Ok(match start {
             Some(start) => {
                 let lsn = Lsn(start.0 + offset);
-                format!("the two differ from byte {offset} on, which is {lsn}")
+                format!("the two files differ from byte {offset} on, which is {lsn}")
             }
-            None => format!("the two differ from byte {offset} on"),
+            None => format!("the two files differ from byte {offset} on"),
         })
     }
 
@@ -281,12 +282,12 @@ impl Choice<'_> {
             && before.exists()
         {
             let chains = self.chain((name, &before), (segment, path))?;
-            text.push_str(&format!("; {name} does {}lead to it", not(chains)));
+            text.push_str(&format!("; {name} does {}continue into it", not(chains)));
         }
         let (name, behind) = neighbour(number + 1);
         if behind.exists() {
             let chains = self.chain((segment, path), (name, &behind))?;
-            text.push_str(&format!("; it does {}lead to {name}", not(chains)));
+            text.push_str(&format!("; it does {}continue into {name}", not(chains)));
         }
         Ok(text)
     }

@@ -12,7 +12,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let control = ControlFiles::of(config);
     if options.not_really {
         return output::not_really(match control.is_paused()? {
-            true => "remove PAUSE, so that replay goes on",
+            true => "remove PAUSE, so that replay continues",
             false => "do nothing: replay is not paused",
         });
     }

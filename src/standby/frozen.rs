@@ -81,8 +81,8 @@ impl Partials {
         });
         let (freeze, way) = frozen.map_err(|error| {
             failed("freeze the incoming stream", &error).hint(
-                "boot --force opens without the segments in progress, and so without what was \
-                 committed last",
+                "boot --force opens without the segments in progress, and so without the last \
+                commits",
             )
         })?;
         let segments = freeze.segments.unwrap_or_default();
@@ -104,9 +104,9 @@ impl Partials {
 
     /// Lets the stream go on.
     pub(super) fn thaw(&self) -> Result<()> {
-        let thawed = (self.0.thaw()).map_err(|error| failed("let the stream go on", &error))?;
+        let thawed = (self.0.thaw()).map_err(|error| failed("let the stream continue", &error))?;
         if thawed {
-            tracing::info!("the stream of the master may go on");
+            tracing::info!("the stream of the master can continue");
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Partials {
     /// Removes the copies that were replayed; a failure is only worth a word.
     pub(super) fn remove_copies(&self) {
         if let Err(error) = self.0.remove_copies() {
-            tracing::warn!("copies of partial segments stay: {error}");
+            tracing::warn!("cannot remove the copies of partial segments: {error}");
         }
     }
 
@@ -149,9 +149,9 @@ impl Partials {
             OwnSegment::Further => Serving::Own,
             OwnSegment::Other => Serving::Other(
                 CommandError::retry(format!(
-                    "{name} in this server's pg_wal is not what was shipped of it record by record"
+                    "{name} in this server's pg_wal differs from its shipped records"
                 ))
-                .hint("boot --force opens with what this server has"),
+                .hint("boot --force opens with this server's own WAL"),
             ),
         }))
     }

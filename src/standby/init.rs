@@ -28,12 +28,11 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
     let ini = ini.display();
     let port = config.listen.first().map_or(DEFAULT_PORT, |at| at.port);
     output::print(&format!(
-        "Wrote {ini}: the archive goes to {}, the receiver listens on {}.\n\
-         Change both there if they are not right; where it listens the master has to reach it, and \
-         127.0.0.1 is for this host alone. Then type here:\n\n    \
-         walmgr {ini} setup && walmgr {ini} receiver -d\n\n\
-         and on the master (as the user that runs PostgreSQL):\n\n    \
-         walmgr master.ini init --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint {fingerprint}",
+        "Wrote {ini}: the archive goes to {}, the receiver listens on {}.\nChange both in this \
+        file if they are wrong. The master must reach the receiver's address; only this host \
+        reaches 127.0.0.1. Then type here:\n\n    walmgr {ini} setup && walmgr {ini} receiver \
+        -d\n\nand on the master (as the user that runs PostgreSQL):\n\n    walmgr master.ini init \
+        --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint {fingerprint}",
         config.completed_wals.display(),
         config.listen_text(),
     ))

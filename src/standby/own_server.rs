@@ -82,7 +82,7 @@ async fn connect(data: &DataDirectory, server: &Postmaster) -> Result<Session> {
             other => return other,
         }
     }
-    Err(refused.unwrap_or_else(|| CommandError::retry("the server cannot be asked")))
+    Err(refused.unwrap_or_else(|| CommandError::retry("the server does not answer")))
 }
 
 /// The words of a connection string, without a user.

@@ -14,14 +14,14 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let folder = control.folder().display();
     if options.not_really {
         let doing = match control.is_paused()? {
-            true => "leave it at that: replay is paused".to_owned(),
+            true => "do nothing: replay is paused".to_owned(),
             false => format!("write {folder}/PAUSE"),
         };
         return output::not_really(&doing);
     }
     let watch = Watch::on(control.folder());
     if !control.pause()? {
-        tracing::info!("replay was paused already");
+        tracing::info!("replay is already paused");
     }
     // xrestore says what it restores before it looks for PAUSE, so nothing can slip through.
     let mut said = None;
@@ -32,6 +32,6 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         }
         watch.wait(TICK);
     }
-    tracing::info!("replay is paused; `continue` lets it go on");
+    tracing::info!("replay is paused; `continue` resumes it");
     Ok(())
 }

@@ -92,10 +92,7 @@ fn alone_at(place: &SetPlace) -> Result<File> {
 
 fn alone_in(above: &Path) -> Result<File> {
     files::try_lock(Kind::Config, above)?.ok_or_else(|| {
-        CommandError::retry(format!(
-            "another restore is going on in {}",
-            above.display()
-        ))
+        CommandError::retry(format!("another restore is running in {}", above.display()))
     })
 }
 
@@ -133,7 +130,7 @@ impl Plan<'_> {
             std::path::absolute(&self.place.data).at(Kind::Config, "find", &self.place.data)?;
         let archive = ArchiveReader::open(&self.config.completed_wals, Arc::new(RealDisk));
         let noted = archive.and_then(|archive| archive.note_server(&data));
-        let noting = "note in the archive who reads from it";
+        let noting = "note in the archive that the server reads from it";
         noted.map_err(|error| CommandError::new(error.kind(), noting).because(error))
     }
 
@@ -186,7 +183,7 @@ impl Plan<'_> {
         let label = BackupLabel::parse(&text)
             .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;
         let failed = |error: StoreError| {
-            CommandError::new(error.kind(), "look for timelines that give way").because(error)
+            CommandError::new(error.kind(), "look for timelines to set apart").because(error)
         };
         let archive = ArchiveReader::open(&self.config.completed_wals, Arc::new(RealDisk));
         let ends = partials.in_progress()?.ends;
@@ -194,8 +191,8 @@ impl Plan<'_> {
         let gave_way = archive.and_then(|archive| archive.give_way(&ends, timeline));
         for newer in gave_way.map_err(failed)? {
             tracing::warn!(
-                "timeline {newer} came from timeline {timeline} and has no WAL here; it is set apart, so \
-                 that the server follows timeline {timeline}"
+                "timeline {newer} branched off timeline {timeline} and has no WAL here; it is set \
+                apart, so that the server follows timeline {timeline}"
             );
         }
         Ok(())
@@ -224,7 +221,7 @@ impl Plan<'_> {
         let set = match &self.source {
             SetSource::Taken => {
                 tracing::info!(
-                    "going on with the set that an interrupted restore took, in {}",
+                    "continuing with the set of an interrupted restore, in {}",
                     staging.display()
                 );
                 return Ok(None);
@@ -257,7 +254,7 @@ impl Plan<'_> {
         let lease = self.sets.lease(&owner);
         let finished = lease.and_then(|lease| self.sets.recover(&lease));
         if let Err(error) = finished {
-            tracing::debug!("no interrupted rotation is finished here: {error}");
+            tracing::debug!("an interrupted rotation is not finished: {error}");
         }
     }
 
@@ -321,7 +318,10 @@ impl Plan<'_> {
             _ => Ok(()),
         };
         if let Err(error) = undone {
-            tracing::warn!("{error}; `restore` goes on with {}", staging.display());
+            tracing::warn!(
+                "{error}; type `restore` again to continue with {}",
+                staging.display()
+            );
         }
     }
 

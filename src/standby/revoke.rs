@@ -29,6 +29,6 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, name: &str) -> Resu
         return output::not_really(&format!("remove {} ({name})", key.fingerprint));
     }
     keys.save(&config.authorized_keys)?;
-    tracing::info!("{name} ({}) may come in no longer", key.fingerprint);
+    tracing::info!("{name} ({}) may no longer connect", key.fingerprint);
     tell_receiver(config)
 }

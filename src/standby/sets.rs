@@ -12,7 +12,7 @@ use crate::store::{Disk, RealDisk};
 pub(super) fn open(config: &StandbyConfig) -> Result<BackupSets> {
     let full_backup = config.full_backup.as_deref().ok_or_else(|| {
         CommandError::config("there is no setting `full_backup`")
-            .hint("set it, or `walmgr_data` to have it below that")
+            .hint("set it, or set `walmgr_data`, its base directory")
     })?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     BackupSets::open(full_backup, &config.completed_wals, &disk)
@@ -28,8 +28,8 @@ pub(super) fn failed(doing: &str, error: &SetError) -> CommandError {
         kind => kind,
     };
     let hint = match error {
-        SetError::Busy { .. } => "try again when that has ended",
-        SetError::Absent { .. } => "`listbackups` lists those that there are",
+        SetError::Busy { .. } => "try again when it has ended",
+        SetError::Absent { .. } => "`listbackups` lists the sets",
         SetError::Manifest { .. } | SetError::Damaged { .. } => {
             "the set is damaged: restore another one; `listbackups` lists them"
         }

@@ -34,6 +34,6 @@ fn failed(error: &StoreError) -> CommandError {
         Kind::ReceiverDisk => Kind::Retry,
         kind => kind,
     };
-    CommandError::new(kind, format!("make the archive's folders: {error}"))
-        .hint("run it as the user that is to run the receiver, and check the paths in the ini file")
+    CommandError::new(kind, format!("create the archive's directories: {error}"))
+        .hint("run it as the receiver's user, and check the paths in the ini file")
 }

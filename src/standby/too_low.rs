@@ -73,7 +73,7 @@ impl Demanded {
         }
         self.compare(|name, default| match settings.get(name) {
             Some(set) => Some((set.value.trim().parse().ok()?, set.place)),
-            None => Some((default, "no file, so this is its default".to_owned())),
+            None => Some((default, "no file: this is the default".to_owned())),
         })
     }
 }

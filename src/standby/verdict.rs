@@ -138,8 +138,8 @@ impl AcknowledgedEnd {
             opened.0, opened.1
         ))
         .hint(
-            "let nobody write here if that is missed; the archive and partial_wals have what they \
-             had: restore, and boot once more",
+            "if you need that WAL, keep clients off this server; archive and partial_wals are \
+            unchanged: restore, and boot once more",
         ))
     }
 }
@@ -155,8 +155,8 @@ pub(super) fn refusal(damage: &Damage) -> CommandError {
         ),
     )
     .hint(
-        "let the master send it again (syncdaemon, or xarchive of the segment), or type \
-         boot --force to open without it",
+        "send it again from the master (syncdaemon, or xarchive of the segment), or type boot \
+        --force to open without it",
     )
 }
 

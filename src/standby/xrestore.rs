@@ -115,7 +115,7 @@ impl RestoreCall<'_> {
         };
         if let Err(error) = self.archive.note_server(&data) {
             tracing::warn!(
-                "a purge will not know what the server in {} needs: {error}",
+                "cannot note which WAL the server in {} needs, so a purge may remove it: {error}",
                 data.display()
             );
         }
@@ -236,7 +236,7 @@ impl RestoreCall<'_> {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(None),
             Err(error) if stop.force => {
-                tracing::error!("{error}; the boot goes on without, as boot --force asked");
+                tracing::error!("{error}; boot --force continues without it");
                 return Ok(None);
             }
             Err(error) => return Ok(Some(ArchiveLook::Unfit(error))),
@@ -255,10 +255,7 @@ impl RestoreCall<'_> {
                 Ok(walk.obstacles().clone())
             })?,
             Serving::Own => {
-                tracing::info!(
-                    "the server has more of {} than was shipped of it",
-                    self.name
-                );
+                tracing::info!("the server has more of {} than was shipped", self.name);
                 ArchiveLook::Absent
             }
             Serving::Other(error) => ArchiveLook::Unfit(error),
@@ -321,17 +318,17 @@ impl RestoreCall<'_> {
             Absence::Appeared => self.look(None)?,
             Absence::OnlyDamaged(copy) => ArchiveLook::Unfit(
                 CommandError::retry(format!(
-                    "{name} was found damaged and set aside as {copy}; replaying without it would \
-                     lose what it holds"
+                    "{name} was found damaged and set aside as {copy}; replay without it would \
+                    lose data"
                 ))
-                .hint("archive it again from the master, or boot without it: boot --force"),
+                .hint("archive it again from the master, or type boot --force to open without it"),
             ),
             Absence::Gap(later) => ArchiveLook::Gap(
                 CommandError::retry(format!(
                     "{name} is missing although {later} is there: the archive has a gap"
                 ))
                 .hint(format!(
-                    "put {name} into {}, or boot without what comes after: boot --force",
+                    "put {name} into {}, or type boot --force to open without the WAL after it",
                     self.config.completed_wals.display()
                 )),
             ),
@@ -434,7 +431,7 @@ impl RestoreCall<'_> {
         patience: &mut CallLimit,
     ) -> Result<()> {
         if stop.is_some_and(|stop| stop.force) {
-            tracing::error!("{error}; taken for the end of WAL, as boot --force asked");
+            tracing::error!("{error}; boot --force takes this for the end of WAL");
             return Err(absent(self.name));
         }
         let stalls = self.config.on_corrupt == OnCorrupt::Stall && self.is_waiting_standby(stop);
@@ -466,7 +463,7 @@ impl RestoreCall<'_> {
             patience.paused = true;
         }
         if is_being_promoted() {
-            tracing::warn!("the promotion waits too: replay is paused; `continue` lets it go on");
+            tracing::warn!("the promotion waits too: replay is paused; `continue` resumes it");
         }
         while self.is_held(self.control.stop_for(self.asker.server())?)? {
             self.wait(patience, Duration::MAX)?;
@@ -479,7 +476,7 @@ impl RestoreCall<'_> {
     fn wait(&self, patience: &CallLimit, limit: Duration) -> Result<bool> {
         let changed = patience.watch.wait(limit);
         if self.asker.is_gone() {
-            let doing = format!("restore {}: the PostgreSQL that asked is gone", self.name);
+            let doing = format!("restore {}: the server that asked has ended", self.name);
             return Err(CommandError::retry(doing));
         }
         Ok(changed)

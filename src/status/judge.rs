@@ -176,10 +176,10 @@ pub(super) fn findings(facts: &Facts, thresholds: &Thresholds) -> Vec<Finding> {
 
 fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds: &Thresholds) {
     if let Some(why) = &master.unasked {
-        found.alarm(Code::Server, format!("the server cannot be asked: {why}"));
+        found.alarm(Code::Server, format!("the server does not answer: {why}"));
     }
     if master.is_standby {
-        let text = "the server is a standby: its master ships what there is to ship";
+        let text = "the server is a standby: its master ships the WAL";
         found.warn(Code::IsStandby, text);
         return;
     }
@@ -206,13 +206,13 @@ fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds
         && let Some((name, age_s)) = &archiver.last_failed
     {
         let text = format!(
-            "{name} could not be archived {}; PostgreSQL's log tells why",
+            "{name} could not be archived {}; PostgreSQL's log says why",
             ago(*age_s)
         );
         found.warn(Code::ArchivingFails, text);
     }
     if master.syncdaemon == Syncdaemon::Died {
-        let text = "the syncdaemon ended without a farewell: its pidfile is there, it is not";
+        let text = "the syncdaemon died: its pidfile exists, but no process holds it";
         found.warn(Code::Syncdaemon, text);
     }
 }
@@ -249,10 +249,7 @@ fn judge_lag_of_master(
             .iter()
             .any(|finding| finding.level == Level::Critical) => {}
         None if held.is_none() => found.alarm(Code::LagUnknown, "the standby holds no WAL yet"),
-        None => found.alarm(
-            Code::LagUnknown,
-            "how far the standby is behind is not known",
-        ),
+        None => found.alarm(Code::LagUnknown, "the lag is unknown"),
     }
 }
 
@@ -288,7 +285,7 @@ fn judge_standby(
         judge_seconds(found, seconds, warning, critical);
     }
     if standby.paused {
-        found.warn(Code::Paused, "replay is held: `continue` lets it go on");
+        found.warn(Code::Paused, "replay is paused: `continue` resumes it");
     }
     if standby.server_runs == Some(false) {
         found.warn(Code::StandbyServer, "the standby's server does not run");
@@ -304,8 +301,8 @@ fn judge_standby(
     }
     if let Some(data) = &standby.unfinished_boot {
         let text = format!(
-            "the server in {data} was booted, but nobody has said whether it has everything, and the history \
-             of its timeline may be missing in the archive: type `boot` once more"
+            "the boot of the server in {data} was not completed: it may lack WAL, and the history \
+            of its timeline may be missing in the archive: type `boot` again"
         );
         found.warn(Code::Boot, text);
     }
@@ -319,12 +316,15 @@ fn judge_standby(
         StreamFacts::Frozen(timeline) => found.warn(
             Code::Frozen,
             format!(
-                "timeline {timeline} is frozen: the standby was booted, and records of its old master \
-                 are refused; if that one is to stay the master, `restore` the standby"
+                "timeline {timeline} is frozen: the standby was booted, and records of the old \
+                master are refused; if the old master stays the master, `restore` the standby"
             ),
         ),
         StreamFacts::Unknown(why) => {
-            let text = format!("no records are taken, as what a boot left cannot be read: {why}");
+            let text = format!(
+                "no records are accepted, since the files of a boot cannot be \
+                read: {why}"
+            );
             found.alarm(Code::Frozen, text);
         }
     }
@@ -333,8 +333,8 @@ fn judge_standby(
 /// A clock that was set back makes old things young: a negative age is never taken for 0.
 fn judge_clocks(found: &mut Findings, facts: &Facts) {
     if facts.lag.is_contradicted() {
-        let text = "how far the standby is behind is not known: what is looked at was written after the \
-                    time that this host's clock shows, so the clock was set back; set it right";
+        let text = "the lag is unknown: the WAL is newer than this host's clock, so the clock was \
+            set back; set it right";
         found.alarm(Code::Clock, text);
     }
     if let Here::Master(master) = &facts.here
@@ -359,10 +359,10 @@ fn judge_clocks(found: &mut Findings, facts: &Facts) {
         .filter_map(|set| set.reach.as_ref().ok());
     let youngest = sets.map(|reach| seconds(reach.age_ms)).reduce(f64::min);
     if ahead(held) && !facts.lag.is_contradicted() {
-        let text = "the newest WAL was received after the time that the standby's clock shows";
+        let text = "the newest WAL is newer than the standby's clock";
         found.warn(Code::Clock, text);
     } else if youngest.is_some_and(|age| age < -CLOCKS_DIFFER_S) {
-        let text = "a backup set began after the time that the standby's clock shows";
+        let text = "a backup set is newer than the standby's clock";
         found.warn(Code::Clock, text);
     }
 }
@@ -393,16 +393,15 @@ fn judge_archive(found: &mut Findings, overview: &Overview, thresholds: &Thresho
     }
     if overview.apart_count > 0 {
         let (count, first) = (overview.apart_count, escaped(&overview.apart));
-        let text = format!(
-            "{count} archived files are set apart and followed by nobody, the first is {first}"
-        );
+        let text =
+            format!("{count} archived files are set apart and not used, the first is {first}");
         found.warn(Code::Apart, text);
     }
     if overview.differing_count > 0 {
         let (count, first) = (overview.differing_count, escaped(&overview.differing));
         let text = format!(
-            "beside {count} stored files others of the same name are kept, the first is {first}: \
-             `choose` on the standby shows them"
+            "for {count} stored files a different file of the same name is kept, the first is \
+            {first}: `choose` on the standby shows both"
         );
         found.alarm(Code::Differs, text);
     }
@@ -424,7 +423,10 @@ fn judge_gap(found: &mut Findings, overview: &Overview) {
         ),
         None => found.warn(
             Code::Gap,
-            format!("{missing} is missing in the archive: backups from before are cut there"),
+            format!(
+                "{missing} is missing in the archive: older backups can be recovered only up \
+                to there"
+            ),
         ),
     }
 }

@@ -91,7 +91,7 @@ fn lag_text(facts: &Facts) -> String {
         Some(0) => format!("{seconds}, the standby holds everything"),
         Some(bytes) if lag.seconds == Some(0.0) => {
             let behind = size_text(bytes);
-            format!("{seconds}, {behind} behind without a transaction among them")
+            format!("{seconds}, {behind} behind without a committed transaction")
         }
         Some(bytes) => format!("{seconds}, {} behind", size_text(bytes)),
         None => seconds,
@@ -139,7 +139,7 @@ fn standby_text(standby: &StandbyFacts) -> String {
         None => "",
     };
     let paused = if standby.paused {
-        "; replay is held"
+        "; replay is paused"
     } else {
         ""
     };

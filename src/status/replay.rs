@@ -78,12 +78,8 @@ impl TooLow {
 
     /// What to do about it.
     pub(crate) fn remedy(list: &[TooLow]) -> String {
-        let one = |low: &TooLow| {
-            format!(
-                "set {} = {} (it is set in {})",
-                low.name, low.needed, low.place
-            )
-        };
+        let one =
+            |low: &TooLow| format!("set {} = {} (set in {})", low.name, low.needed, low.place);
         let all = list.iter().map(one).collect::<Vec<_>>().join(", ");
         format!("{all}, and restart the standby's server")
     }
@@ -113,8 +109,8 @@ fn sessions_text(who: &[String], limit: &str) -> String {
         who => who.join(", "),
     };
     let limit = match limit {
-        "-1" => "max_standby_archive_delay = -1 lets it do so for ever".to_owned(),
-        limit => format!("it is ended after max_standby_archive_delay = {limit}"),
+        "-1" => "max_standby_archive_delay = -1 sets no limit".to_owned(),
+        limit => format!("max_standby_archive_delay = {limit} ends it"),
     };
     format!("held up by {who}; {limit}")
 }
@@ -136,15 +132,15 @@ pub(super) fn row(replay: &Replay) -> String {
         ""
     };
     match (replay.lag_bytes, replay.lag_seconds) {
-        (Some(0), _) => text.push_str(", all that is held"),
+        (Some(0), _) => text.push_str(", all held WAL"),
         (Some(bytes), Some(seconds)) => text.push_str(&format!(
-            ", {at_most}{} and {:.1} s behind what is held",
+            ", {at_most}{} and {:.1} sbehind the held WAL",
             size_text(bytes),
             seconds.max(0.0)
         )),
         (Some(bytes), None) => {
             text.push_str(&format!(
-                ", {at_most}{} behind what is held",
+                ", {at_most}{}behind the held WAL",
                 size_text(bytes)
             ));
         }
@@ -158,7 +154,7 @@ pub(super) fn row(replay: &Replay) -> String {
         text.push_str(&format!("; not asked: {why}"));
     }
     if let Some(count @ 1..) = replay.cancelled_queries {
-        text.push_str(&format!("; {count} queries were cancelled for it"));
+        text.push_str(&format!("; {count} queries were cancelled for replay"));
     }
     text
 }
@@ -182,21 +178,18 @@ pub(super) fn judge(found: &mut Findings, replay: &Replay) {
     if !replay.too_low_ahead.is_empty() {
         let list = &replay.too_low_ahead;
         let (what, remedy) = (TooLow::sentence(list), TooLow::remedy(list));
-        found.warn(
-            Code::Replay,
-            format!("replay will stand still: {what}; {remedy}"),
-        );
+        found.warn(Code::Replay, format!("replay will stop: {what}; {remedy}"));
     }
     for hold in &replay.holds {
         match hold {
             Hold::Paused => found.warn(
                 Code::Paused,
-                "replay is paused by pg_wal_replay_pause(): SELECT pg_wal_replay_resume() on the standby \
-                 lets it go on",
+                "replay is paused by pg_wal_replay_pause(): SELECT pg_wal_replay_resume() on the \
+                standby resumes it",
             ),
             Hold::TooLow(list) => {
                 let (what, remedy) = (TooLow::sentence(list), TooLow::remedy(list));
-                let text = format!("replay stands still: {what}; {remedy}");
+                let text = format!("replay has stopped: {what}; {remedy}");
                 found.alarm(Code::Replay, text);
             }
             Hold::Sessions(..) => found.warn(Code::Replay, format!("replay is {}", hold.text())),
@@ -212,7 +205,7 @@ pub(super) fn judge(found: &mut Findings, replay: &Replay) {
         && replay.holds.is_empty()
         && seconds > WARNING_REPLAY_LAG_S
     {
-        let text = format!("replay is {seconds:.0} s behind what is held");
+        let text = format!("replay is {seconds:.0} sbehind the held WAL");
         found.add(Level::Warning, Code::Replay, text);
     }
 }
@@ -239,8 +232,8 @@ mod tests {
         let hold = Hold::Delay("1h".to_owned(), "/c, line 3".to_owned());
         assert_eq!(
             row(&replay(vec![hold])),
-            "timeline 1, up to 0/5000028, 3.00 MiB and 4000.0 s behind what is held; \
-             recovery_min_apply_delay = 1h, set in /c, line 3; 2 queries were cancelled for it"
+            "timeline 1, up to 0/5000028, 3.00 MiB and 4000.0 sbehind the held WAL; \
+            recovery_min_apply_delay = 1h, set in /c, line 3; 2 queries were cancelled for it"
         );
         let unasked = Replay {
             unasked: Some("it says no".to_owned()),
@@ -250,8 +243,8 @@ mod tests {
         };
         assert_eq!(
             row(&unasked),
-            "timeline 1, at least up to 0/5000028, at most 3.00 MiB behind what is held; not asked: it \
-             says no"
+            "timeline 1, at least up to 0/5000028, at most 3.00 MiBbehind the held WAL; not \
+            asked: it says no"
         );
     }
 

@@ -126,7 +126,8 @@ impl FromStr for Rights {
                 "read" => &mut rights.read,
                 _ => {
                     return Err(format!(
-                        "{word:?} is no right; rights are push, backup and read, separated by commas without spaces"
+                        "{word:?} is not a right; the rights are push, backup and read, separated \
+                        by commas without spaces"
                     ));
                 }
             };
@@ -411,7 +412,7 @@ fn refuse_foreign_hands(file: &File, path: &Path) -> Result<()> {
         let owner = metadata.uid();
         let text = format!("{path} belongs to user {owner}, but walmgr runs as user {we}");
         return Err(CommandError::config(text)
-            .hint("run walmgr as its owner, or give the file to the user it runs as"));
+            .hint("run walmgr as the file's owner, or give the file to walmgr's user"));
     }
     if metadata.mode() & 0o022 != 0 {
         let mode = metadata.mode() & 0o7777;
@@ -507,7 +508,7 @@ mod tests {
         assert!(
             why(&format!("{one} db1 push,,read"))
                 .why
-                .contains("no right")
+                .contains("not a right")
         );
         assert!(why(&format!("{one} db1 push,push")).why.contains("twice"));
         assert!(

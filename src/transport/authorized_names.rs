@@ -82,7 +82,7 @@ impl AuthorizedNames {
             };
             let is_known = |known: &AuthorizedName| known.name.eq_ignore_ascii_case(&entry.name);
             if list.0.iter().any(is_known) {
-                return Err(bad(format!("{} stands there twice", entry.name)));
+                return Err(bad(format!("{} is listed twice", entry.name)));
             }
             list.0.push(entry);
         }
@@ -147,7 +147,7 @@ mod tests {
         for (text, line, word) in [
             ("a\nA push", 2, "twice"),
             ("*.example", 1, "one peer"),
-            ("a write", 1, "no right"),
+            ("a write", 1, "not a right"),
             ("a push read", 1, "after the rights"),
             ("\u{e4}", 1, "no name"),
         ] {

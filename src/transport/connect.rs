@@ -153,11 +153,11 @@ impl ReceiverTarget {
             }
             Ok(Answer::Welcome(_, welcome)) if !is_sensible(&welcome) => {
                 Err(CommandError::retry(format!(
-                    "{self} welcomes us within bounds that no receiver of walmgr offers: blocks of {} \
-                     bytes, frames of {}, {} channels",
+                    "{self} offers limits that no receiver of walmgr offers: blocks of {} bytes, \
+                    frames of {}, {} channels",
                     welcome.block_bytes_max, welcome.payload_bytes_max, welcome.channels_max
                 ))
-                .hint("see that `slave` leads to the standby's receiver"))
+                .hint("check that `slave` names the standby's receiver"))
             }
             Ok(Answer::Welcome(_, welcome)) => {
                 let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
@@ -171,11 +171,11 @@ impl ReceiverTarget {
                 } = refusal;
                 let error = Error::connection(code, message, hint);
                 Err(refused(self, "refused us", error))
-            },
+            }
             Err(WireFault::Io(error)) => Err(TlsFault::of(&error, &self.to_string()).into()),
             Err(fault) => {
                 let hint = if self.tls.is_none() {
-                    "tls = off is set here: is it on at the receiver?"
+                    "tls = off is set here: check whether the receiver has tls on"
                 } else {
                     "look at the receiver's log on the standby"
                 };
@@ -259,8 +259,8 @@ fn trust(config: &MasterConfig) -> Result<PeerTrust> {
             config.path.display()
         ))
         .hint(
-            "run `walmgr STANDBY.ini identity` on the standby and put the fingerprint it prints \
-             here as slave_fingerprint",
+            "run `walmgr STANDBY.ini identity` on the standby and set slave_fingerprint here to \
+            the fingerprint that it prints",
         ));
     };
     let fingerprint: Fingerprint = text.parse().map_err(|error| {

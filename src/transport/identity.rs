@@ -107,7 +107,7 @@ impl Identity {
         if certificate_path.symlink_metadata().is_ok() {
             let text = format!("{} exists already", certificate_path.display());
             return Err(CommandError::config(text)
-                .hint("to get a new identity, move it and its key away first"));
+                .hint("to create a new identity, first move the certificate and its key away"));
         }
         let key = if key_path.symlink_metadata().is_ok() {
             let text = String::from_utf8(read_key_file(key_path)?).unwrap_or_default();
@@ -143,7 +143,8 @@ impl Identity {
                     certificate_path.display()
                 ))
                 .hint(
-                    "set tls_key and tls_cert to a pair, or move the certificate away and let `walmgr INI identity` make one for this key",
+                    "set tls_key and tls_cert to a pair, or move the certificate away and run \
+                    `walmgr INI identity`, which creates one for this key",
                 ));
             }
             Err(error) => {
@@ -230,12 +231,12 @@ fn read_key_file(path: &Path) -> Result<Vec<u8>> {
     refuse_stranger(path, metadata.uid(), rustix::process::geteuid().as_raw())?;
     if metadata.mode() & 0o077 != 0 {
         return Err(CommandError::config(format!(
-            "the key {} is open to others (mode {:04o})",
+            "other users can read the key {} (mode {:04o})",
             path.display(),
             metadata.mode() & 0o7777
         ))
         .hint(format!(
-            "run `chmod 600 {}`, and make a new identity if somebody may have read it",
+            "run `chmod 600 {}`, and create a new identity if another user may have read the key",
             path.display()
         )));
     }
@@ -250,7 +251,7 @@ fn refuse_stranger(path: &Path, owner: u32, we: u32) -> Result<()> {
         "the key {} belongs to user {owner}, but walmgr runs as user {we}",
         path.display()
     ))
-    .hint("run walmgr as the key's owner, or give the key to the user it runs as"))
+    .hint("run walmgr as the key's owner, or give the key to walmgr's user"))
 }
 
 fn read_bounded(file: &File) -> io::Result<Vec<u8>> {
@@ -269,12 +270,14 @@ fn cannot_open(path: &Path, what: &str, error: io::Error) -> CommandError {
     if error.kind() == io::ErrorKind::NotFound {
         CommandError::config(format!("there is no {what} {path}")).hint(CREATE_HINT)
     } else if symlink {
-        CommandError::config(format!("the {what} {path} is a symbolic link"))
-            .hint("set tls_key to the file itself: whoever can move the link chooses the key")
+        CommandError::config(format!("the {what} {path} is a symbolic link")).hint(
+            "set tls_key to the file itself: anybody who can replace the link can replace \
+                the key",
+        )
     } else {
         CommandError::config(format!("open {what} {path}"))
             .because(error)
-            .hint("run walmgr as the user who owns it")
+            .hint("run walmgr as the user who owns the file")
     }
 }
 

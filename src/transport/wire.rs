@@ -45,10 +45,10 @@ pub enum WireFault {
     #[error("the other side closed the connection")]
     Closed,
     /// The other side takes no bytes.
-    #[error("the other side reads nothing")]
+    #[error("the other side does not read")]
     StoppedReading,
     /// Nothing came for too long.
-    #[error("the other side says nothing")]
+    #[error("the other side does not answer")]
     Silent,
     /// The socket or TLS failed.
     #[error("the connection broke")]
@@ -73,7 +73,10 @@ impl From<WireFault> for CommandError {
     fn from(fault: WireFault) -> Self {
         CommandError::new(Kind::Retry, "talk to the receiver")
             .because(fault)
-            .hint("if it stays so, look at the network and at the receiver's log on the standby")
+            .hint(
+                "if this repeats, check the network and look at the receiver's log on the \
+                standby",
+            )
     }
 }
 
@@ -81,7 +84,7 @@ impl From<Misuse> for CommandError {
     fn from(misuse: Misuse) -> Self {
         CommandError::new(Kind::Retry, "talk to the receiver")
             .because(misuse)
-            .hint("this is a fault of walmgr itself: please report it with this line")
+            .hint("this is a bug in walmgr: please report it with this line")
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn contest(site: &Site) -> (String, Vec<u8>, Vec<u8>) {
     let genuine = site.segment(3, "walmgr");
     for _ in 0..2 {
         site.archive(&name)
-            .fail_last(3, "already holds another file");
+            .fail_last(3, "already holds a different file");
     }
     (name, forged, genuine)
 }
@@ -52,7 +52,7 @@ fn fault_113_differing_file_offered_last_is_kept_and_the_stored_served() {
     for offered in [&third, &genuine] {
         site.write_wal(&name, offered.clone());
         site.archive(&name)
-            .fail_last(3, "already holds another file");
+            .fail_last(3, "already holds a different file");
         assert!(site.archived(&differs) == *offered);
     }
     let status = site.standby_command(&["status", "--json"]).stdout;
@@ -66,7 +66,7 @@ fn fault_113_a_person_chooses_which_of_two_files_is_served() {
     let differs = format!("{name}.differs");
     let said = site.standby_command(&["choose", &name]).succeed();
     let parts = [
-        "the two differ from byte",
+        "the two files differ from byte",
         "brought by thief (",
         "offered by master",
         "--take",
@@ -100,7 +100,7 @@ fn fault_113_a_person_chooses_which_of_two_files_is_served() {
     let third = site.segment(3, "a third one");
     site.write_wal(&name, third.clone());
     site.archive(&name)
-        .fail_last(3, "already holds another file");
+        .fail_last(3, "already holds a different file");
     assert_eq!(site.archived(&displaced), forged);
     assert_eq!(site.archived(&differs), third);
     let status = site.standby_command(&["status", "--json"]).stdout;

@@ -121,6 +121,6 @@ fn fault_116_a_backup_that_drips_gives_way_to_a_genuine_one() {
     is_heard(&mut control);
     site.master_command(&["backup"]).succeed();
     site.receiver
-        .wait_for_log("nothing came for too long, and another backup begins");
+        .wait_for_log("it received nothing for too long, and another backup begins");
     verify(&site, &newest(&site));
 }

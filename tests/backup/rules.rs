@@ -164,7 +164,7 @@ fn fault_71_a_server_that_replays_is_no_master() {
     crate::support::place::give_to_server(&signal);
     site.cluster_mut().restart();
     site.master_command(&["backup"])
-        .fail_last(2, "the server replays WAL");
+        .fail_last(2, "the server is a standby");
     assert_eq!(beside(&site), [""; 0]);
 }
 

@@ -215,7 +215,7 @@ fn fault_80_a_place_that_holds_anything_is_refused_untouched() {
     scene
         .site
         .master_command(&words)
-        .fail_last(2, "cannot be made");
+        .fail_last(2, "cannot create");
     for set in ["data.master.7", "../data.master", ""] {
         let free = scene.site.home().join("free").display().to_string();
         let words = ["restore", set, &free];

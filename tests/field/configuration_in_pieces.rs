@@ -161,7 +161,7 @@ fn both_sides(major: u8) {
             "all.conf (include in",
             "server.crt (ssl_cert_file in",
             "server.key (ssl_key_file in",
-            "no key is",
+            "keys are never backed up",
             "admins is not named *.conf",
         ],
     );
@@ -201,7 +201,7 @@ fn both_sides(major: u8) {
     scene.site.standby_set("slave_start_cmd", &start);
     scene.hide_keys(true);
     let failed = scene.site.standby_command(&["restore", "data.master"]);
-    failed.fail_last(1, "its configuration names what is not there: ");
+    failed.fail_last(1, "its configuration names files that are missing: ");
     failed.fail_last(1, "server.crt (ssl_cert_file in");
     scene.hide_keys(false);
     scene.bring_admins(&data);

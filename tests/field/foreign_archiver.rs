@@ -193,7 +193,7 @@ fn fault_137_standby_with_archive_mode_on_archives_nothing() {
             set_up.stderr
         );
         let refused = site.master_command(&["backup"]);
-        refused.fail_last(2, "so it is a standby: back up its master");
+        refused.fail_last(2, "the server is a standby: back up its master");
     });
 }
 
@@ -202,8 +202,8 @@ fn fault_137_archive_command_that_discards_is_an_alarm() {
     on_versions(|major| {
         for (command, part) in [
             ("", "pile up in pg_wal"),
-            ("/bin/true", "thrown away"),
-            ("exit 0", "thrown away"),
+            ("/bin/true", "are discarded"),
+            ("exit 0", "are discarded"),
         ] {
             let cluster = Cluster::builder()
                 .major(major)

@@ -74,7 +74,7 @@ fn fault_132_a_server_that_ended_at_its_target_is_opened_there() {
         restore(&scene, &[]);
         wait_until_down(&scene);
         let said = scene.site.standby_command(&["boot", "-n"]).succeed();
-        assert!(said.contains("stands shut down at its"), "{said}");
+        assert!(said.contains("has shut down at its"), "{said}");
         opens_at(&scene, &content);
     });
 }

@@ -253,7 +253,7 @@ fn the_master_leads_there_as_well(mut scene: Scene, space: &Path, taken: &Path) 
     restore(&new).fail_last(2, "is there on this host");
     fs::remove_file(space).unwrap();
     restore(taken).fail_last(2, "is not empty");
-    restore(&place.join("within")).fail_last(2, "has to lie apart");
+    restore(&place.join("within")).fail_last(2, "must not contain, or lie in");
     assert!(!place.exists() && !space.exists());
     restore(&new).succeed();
     assert_eq!(fs::read_link(space).unwrap(), new);

@@ -146,7 +146,7 @@ fn fault_134_a_stop_command_that_fails_says_whether_the_server_runs_on() {
         .standby_set("slave_stop_cmd", program.to_str().unwrap());
     let failed = scene.site.standby_command(&["restore"]);
     failed.fail_last(1, "may not be executed");
-    failed.fail_last(1, "the server runs on, and nothing was changed");
+    failed.fail_last(1, "the server still runs, and nothing was changed");
     assert!(scene.standby.is_running());
     let stop = format!(
         "kill -INT $(head -1 {0}/postmaster.pid); while [ -e {0}/postmaster.pid ]; do sleep 0.1; done; \
@@ -156,7 +156,7 @@ fn fault_134_a_stop_command_that_fails_says_whether_the_server_runs_on() {
     scene.site.standby_set("slave_stop_cmd", &stop);
     let failed = scene.site.standby_command(&["restore"]);
     failed.fail_last(1, "exit status 5: it went wrong");
-    failed.fail_last(1, "the server has ended: start it again");
+    failed.fail_last(1, "the server has ended: start it");
     assert!(set_path(&scene.site, "data.master").is_dir());
     assert_eq!(scene.listed(), ["data.master"]);
 }

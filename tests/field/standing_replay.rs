@@ -261,7 +261,7 @@ fn fault_131_a_delay_on_the_command_line_is_refused_on_15_and_later() {
         let (site, mut standby, delay) = delayed_by_command_line(major, &[]);
         let line = site.standby_command(&["boot"]).fail(1).to_owned();
         assert!(
-            line.contains("command line") && line.contains("start the server again without it"),
+            line.contains("command line") && line.contains("restart the server without it"),
             "{line}"
         );
         assert!(!site.holds("STOP") && !site.partial_wals().join("FROZEN").exists());
@@ -342,7 +342,7 @@ fn fault_131_delay_lifted_by_a_killed_boot_is_named_and_put_back() {
 
         let booting = Booting::start(&site, &["boot"]);
         let said = booting.wait_for("SELECT pg_terminate_backend(");
-        assert!(said.contains("it is again what it was"), "{said}");
+        assert!(said.contains("the old value is restored"), "{said}");
         drop(snapshot);
         booting.succeed();
         assert_eq!(standby.psql("SELECT count(*) FROM seen"), "0");
@@ -375,7 +375,10 @@ fn fault_131_query_that_blocks_replay_is_named_and_ended_by_force() {
             assert!(screen(&site).contains("warning: replay is held up by process "));
             if force {
                 let said = Booting::start(&site, &["boot", "--force"]).succeed();
-                assert!(said.contains("holds replay up, and is ended"), "{said}");
+                assert!(
+                    said.contains("holds replay up; boot --force ends it"),
+                    "{said}"
+                );
             } else {
                 let booting = Booting::start(&site, &["boot"]);
                 let said = booting.wait_for("SELECT pg_terminate_backend(");

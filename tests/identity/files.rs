@@ -22,7 +22,7 @@ fn fault_95_a_key_that_others_can_read_is_refused_by_both_sides() {
         }
         for output in [site.standby_command(&["receiver"]), site.archive(&name)] {
             let line = output.fail(2);
-            assert!(line.contains("is open to others"), "{line}");
+            assert!(line.contains("other users can read the key"), "{line}");
             assert!(line.contains("chmod 600"), "{line}");
         }
     }

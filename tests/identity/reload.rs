@@ -38,7 +38,7 @@ fn fault_97_a_reload_of_bad_files_keeps_the_old_settings_and_serves_on() {
         for (path, content) in &broken {
             let good = std::fs::read(path).unwrap();
             std::fs::write(path, content).unwrap();
-            reload(&site, "reload failed, the old settings stay in force");
+            reload(&site, "reload failed, the old settings remain in force");
             number += 1;
             site.write_segment(number);
             // The master does not read the standby's files.
@@ -64,7 +64,7 @@ fn fault_97_what_a_running_receiver_cannot_change_is_refused_by_name() {
     site.standby_set("log_format", "text");
     let port = site.address().port() + 1;
     site.standby_set("listen", &format!("127.0.0.1:{port}"));
-    reload(&site, "reload failed, the old settings stay in force");
+    reload(&site, "reload failed, the old settings remain in force");
     assert!(
         site.receiver
             .log()

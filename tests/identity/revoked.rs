@@ -52,7 +52,7 @@ fn fault_120_an_upload_ends_when_the_right_to_it_is_taken_back() {
         .succeed();
     let output = running.end(PATIENCE);
     let line = output.fail(4);
-    assert!(line.contains("rights of the key were taken back"), "{line}");
+    assert!(line.contains("the key lost rights"), "{line}");
     assert_eq!(site.archived_names(), [""; 0]);
 }
 
@@ -62,7 +62,7 @@ fn fault_86_revoking_fails_when_the_running_receiver_cannot_be_told() {
     let pidfile = site.standby_ini().with_extension("pid");
     std::fs::write(pidfile, "1\n").unwrap();
     site.standby_command(&["revoke", "master"])
-        .fail_last(1, "the running receiver was not told");
+        .fail_last(1, "the running receiver has not read it");
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn fault_122_a_crash_right_behind_a_switch_lost_nothing_and_says_nothing() {
     let output = site.master_command(&["sync"]);
     output.succeed();
     assert!(
-        !output.stderr.contains("lost its tail"),
+        !output.stderr.contains("lost the tail"),
         "{}",
         output.stderr
     );

@@ -56,7 +56,7 @@ fn fault_78_a_gap_is_refused_with_the_range_that_would_be_lost() {
     assert!(
         refused
             .fail(1)
-            .contains(&format!("only damaged, as {copy}"))
+            .contains(&format!("only as a damaged copy, {copy}"))
     );
 
     let forced = site.standby_command(&["boot", "--force"]);
@@ -134,7 +134,7 @@ fn a_server_that_ends_while_it_is_booted_is_a_failure_and_stays_closed() {
     let path = site.completed_wals().join(&last);
     let good = fs::read(&path).unwrap();
     fs::write(&path, vec![0; good.len()]).unwrap();
-    let ended = "the server ended before it was open";
+    let ended = "the server ended before it had opened";
     site.standby_command(&["boot"]).fail_last(1, ended);
     assert!(!site.holds("STOP"));
     standby.stop(StopMode::Fast);
@@ -171,7 +171,7 @@ fn standby_stalled_by_a_damaged_segment_boots_by_force() {
     assert!(standby.is_running());
     let forced = site.standby_command(&["boot", "--force"]);
     forced.fail_last(1, "but lacks WAL that was acknowledged");
-    standby.wait_for_log("taken for the end of WAL", PATIENCE);
+    standby.wait_for_log("takes this for the end of WAL", PATIENCE);
     let tables = standby.psql("SELECT relname FROM pg_class WHERE relname ~ '^t[0-2]$' ORDER BY 1");
     assert!(!tables.contains("t2"), "{tables}");
     assert!(!site.holds("STOP"));

@@ -295,7 +295,7 @@ fn fault_78_gap_before_the_partial_segment_is_refused_with_the_loss() {
     let refused = site.standby_command(&["boot"]);
     let line = refused.fail(1);
     assert!(
-        line.contains(&format!("{missing} is there only up to")),
+        line.contains(&format!("{missing} is present only up to")),
         "{line}"
     );
 
@@ -439,7 +439,7 @@ fn a_server_that_ends_while_it_is_booted_lets_the_stream_go_on() {
     let good = fs::read(&path).unwrap();
     fs::write(&path, vec![0; good.len()]).unwrap();
     site.master_command(&["sync"]).succeed();
-    let ended = "the server ended before it was open";
+    let ended = "the server ended before it had opened";
     site.standby_command(&["boot"]).fail_last(1, ended);
     assert!(!frozen_marker(&site).exists() && !site.holds("STOP"));
     fs::write(&path, good).unwrap();

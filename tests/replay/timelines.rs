@@ -250,7 +250,7 @@ fn fault_105_the_next_boot_follows_the_timeline_and_opens_another() {
         let said = second_master(&ini, &["setup"]);
         said.succeed();
         assert!(
-            said.stderr.contains("has to be restarted"),
+            said.stderr.contains("restart PostgreSQL, so that"),
             "{}",
             said.stderr
         );

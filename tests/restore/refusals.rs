@@ -44,7 +44,7 @@ fn fault_80_a_restore_that_cannot_succeed_touches_nothing() {
         &scene,
         &["data.master", below.to_str().unwrap()],
         2,
-        "cannot be made",
+        "cannot create",
     );
     // A place of the archive's own.
     let archive = scene.site.completed_wals().join("x");
@@ -52,7 +52,7 @@ fn fault_80_a_restore_that_cannot_succeed_touches_nothing() {
         &scene,
         &["data.master", archive.to_str().unwrap()],
         2,
-        "have to lie apart",
+        "must not contain each other",
     );
     scene.site.standby_set("slave_data", full.to_str().unwrap());
     refused(&scene, &[], 2, "is not empty");
@@ -87,7 +87,7 @@ fn fault_80_a_disk_without_room_is_refused_before_a_byte_is_copied() {
     give_to_server(disk.path());
     let output = scene.restore(&["data.master", data.to_str().unwrap()]);
     let line = output.fail(1);
-    assert!(line.contains("there is not enough room in "), "{line}");
+    assert!(line.contains("not enough space in "), "{line}");
     assert_eq!(names_in(disk.path()), [""; 0]);
 }
 

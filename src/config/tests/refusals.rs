@@ -7,8 +7,8 @@ use super::*;
 fn fault_96_an_unknown_key_is_named_with_the_nearest() {
     assert_eq!(
         refused(&format!("{MASTER}compresion = 1\n")),
-        "main.ini:4: compresion: expected a known setting, found an unknown one; \
-         did you mean compression? If not, nothing refers to it, so the line can be deleted"
+        "main.ini:4: compresion: expected a known setting, found an unknown one; did you mean \
+        compression? If not, nothing refers to this key, so the line can be deleted"
     );
     let near = refused(&format!("{STANDBY}standby_bn = /x\n"));
     assert!(near.contains("did you mean standby_bin?"), "{near}");
@@ -98,7 +98,7 @@ fn fault_96_wrong_values_of_the_standby_say_what_was_expected_and_found() {
     for (line, expected) in [
         (
             "listen = *:7432",
-            "every address of this machine is 0.0.0.0:7432",
+            "for every address of this host write 0.0.0.0:7432",
         ),
         (
             "max_connections = 0",

@@ -23,7 +23,9 @@ fn the_frameworks_settings_are_noted_and_not_looked_at() {
             for value in ["", "5", "no number %(nothing)s 100%", "a\n  b"] {
                 assert_eq!(
                     notes(&format!("{base}{} = {value}\n", name.to_uppercase())),
-                    [format!("{line}: {name} is ignored: it was Skytools' own")]
+                    [format!(
+                        "{line}: {name} is ignored: it belonged to Skytools"
+                    )]
                 );
             }
         }
@@ -31,7 +33,7 @@ fn the_frameworks_settings_are_noted_and_not_looked_at() {
     let extra = notes(&format!("{MASTER}remote_extra_connstr = sslmode=require\n"));
     assert_eq!(
         extra[0],
-        "4: remote_extra_connstr is ignored: it was Skytools' own"
+        "4: remote_extra_connstr is ignored: it belonged to Skytools"
     );
 }
 

@@ -182,14 +182,17 @@ async fn configs(
         let home = main.parent().unwrap_or(&data);
         match (piece.kind, piece.path.strip_prefix(home)) {
             // A folder such as `conf.d`, and no deeper: the standby makes no others.
-            (PieceKind::Settings | PieceKind::Access, Ok(name)) if name.components().count() <= 2 => {
+            (PieceKind::Settings | PieceKind::Access, Ok(name))
+                if name.components().count() <= 2 =>
+            {
                 take(&mut configs, &piece.path, name, &piece.setting, notes);
             }
             (PieceKind::Key, _) => notes.push(format!(
-                "not in the backup: {piece}: no key is; put one there by hand where this is restored"
+                "not in the backup: {piece}: keys are never backed up; copy it by hand to the \
+                restored server"
             )),
             _ => notes.push(format!(
-                "not in the backup: {piece}: copy it by hand to where this is restored"
+                "not in the backup: {piece}: copy it by hand to the restored server"
             )),
         }
     }
@@ -211,7 +214,7 @@ fn take(
         notes.push(why);
     } else if configs.len() >= CONFIG_FILES_MAX {
         notes.push(format!(
-            "{setting} is not backed up: {shown} is behind the first {CONFIG_FILES_MAX} files"
+            "{setting} is not backed up: {shown} comes after the first {CONFIG_FILES_MAX} files"
         ));
     } else {
         match read_config(path, name) {

@@ -263,7 +263,7 @@ impl<'a> BackupControl<'a> {
             ControlEvent::Sealed(sealed) => Some(sealed),
             ControlEvent::Refused(error) => return Err(self.way.refused(error)),
         };
-        tracing::debug!("the backup's control connection is back");
+        tracing::debug!("the control connection of the backup is re-established");
         (self.wire, self.session) = (Some(wire), session);
         Ok(sealed)
     }
@@ -290,7 +290,7 @@ impl<'a> BackupControl<'a> {
     }
 
     fn lose(&mut self, why: &dyn std::fmt::Display) {
-        tracing::debug!("the backup's control connection is lost: {why}");
+        tracing::debug!("the control connection of the backup is lost: {why}");
         self.wire = None;
         self.lost = Instant::now();
     }

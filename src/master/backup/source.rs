@@ -266,7 +266,7 @@ impl StreamSource {
             {
                 let path = path.clone();
                 let block = index;
-                tracing::error!("{path}: the checksum of block {block} does not hold");
+                tracing::error!("{path}: the checksum of block {block} is wrong");
                 self.load.note_bad(BadBlock { path, block });
             }
         }
@@ -304,5 +304,5 @@ fn reading(item: &Item, error: io::Error) -> CommandError {
     let path = item.path().unwrap_or(&item.target);
     CommandError::retry(format!("read {path} of the data directory"))
         .because(error)
-        .hint("nothing of this backup was kept; look at the master's disk and file permissions")
+        .hint("this backup was removed; check the master's disk and the file permissions")
 }

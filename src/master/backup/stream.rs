@@ -53,7 +53,7 @@ impl BackupStream {
                 Err(LinkError::Final(error)) => return Err(error),
                 Err(LinkError::Retry(error)) if got_on.elapsed() >= lease => return Err(error),
                 Err(LinkError::Retry(error)) => {
-                    tracing::debug!("stream {} comes back: {error}", self.number);
+                    tracing::debug!("stream {} reconnects: {error}", self.number);
                     Counters::add(&self.load.counters.reconnections, 1);
                 }
             }

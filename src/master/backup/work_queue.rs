@@ -276,7 +276,7 @@ impl OnItsWay {
         match sent.keys().next() {
             None => Ok(()),
             Some(path) => Err(CommandError::retry(format!(
-                "the receiver took a stream and did not confirm {path}"
+                "the receiver accepted a stream and did not confirm {path}"
             ))),
         }
     }

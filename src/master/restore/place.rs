@@ -88,7 +88,7 @@ impl RestorePlace {
         refuse_overlap(config, space)?;
         if space.starts_with(&self.data) || self.data.starts_with(space) || is_taken {
             return Err(CommandError::usage(format!(
-                "{} has to lie apart from {} and from other tablespaces",
+                "{} must not contain, or lie in, {} or another tablespace",
                 space.display(),
                 self.data.display()
             )));
@@ -132,7 +132,7 @@ impl RestorePlace {
             files::make_directory(&self.data)?;
         }
         let root = files::try_lock(Kind::Retry, &self.data)?.ok_or_else(|| {
-            CommandError::retry(format!("another restore fills {}", self.data.display()))
+            CommandError::retry(format!("another restore writes to {}", self.data.display()))
         })?;
         // Somebody else may have come first.
         examine_directory(&self.data, &self.data)?;
@@ -258,7 +258,7 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
             return match path.parent() {
                 Some(above) if above.is_dir() => Ok(true),
                 _ => Err(CommandError::usage(format!(
-                    "{} cannot be made: there is no directory above it",
+                    "cannot create {}: the directory above it is missing",
                     path.display()
                 ))),
             };
@@ -273,7 +273,7 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
         true => Ok(false),
         false => Err(
             CommandError::usage(format!("{} is not empty", path.display()))
-                .hint("name a directory that is not there yet, or is empty"),
+                .hint("name a new or an empty directory"),
         ),
     }
 }
@@ -320,11 +320,11 @@ fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(CommandError::usage(format!(
-        "{} and the master's data directory {} have to lie apart",
+        "{} and the master's data directory {} must not contain each other",
         path.display(),
         own.display()
     ))
-    .hint("restore to a new directory, compare, and only then put it in the old one's place"))
+    .hint("restore to a new directory, check it, and only then replace the old directory"))
 }
 
 fn location(path: &[u8]) -> PathBuf {

@@ -274,8 +274,8 @@ fn space_of(path: &RelativePath) -> Option<u32> {
 }
 
 fn more_than_said() -> CommandError {
-    CommandError::retry("the backup set is refused: more than was said of it is sent")
-        .hint("look at the set on the standby, and who its receiver is")
+    CommandError::retry("the backup set is refused: it is larger than announced")
+        .hint("look at the set on the standby, and check that its receiver is yours")
 }
 
 fn refused(path: &RelativePath, why: &str) -> CommandError {

@@ -148,8 +148,8 @@ impl RunningBackups {
         let is_idle = running.is_idle();
         while (running.origin() == begin.origin || is_idle) && Instant::now() < until {
             let text = match is_idle {
-                true => "nothing came for too long, and another backup begins",
-                false => "the master began another backup, so this one's client is gone",
+                true => "it received nothing for too long, and another backup begins",
+                false => "the master began another backup, so the client of this backup is gone",
             };
             let ended = Error::connection(ErrorCode::Abandoned, text, "");
             if running.end(&ended) || running.is_over() {
@@ -189,7 +189,7 @@ impl RunningBackups {
         self.sets.as_ref().map_err(|NoSets { why, .. }| {
             Error::channel(
                 ErrorCode::NotSetUp,
-                format!("the receiver takes no backups: {why}"),
+                format!("the receiver accepts no backups: {why}"),
                 "correct `full_backup` in the standby's ini file and restart the receiver",
             )
         })
@@ -216,7 +216,7 @@ fn open(
         .and_then(|sets| sets.with_partials(&folders.partial_wals));
     let sets = sets.map_err(|error| none(error.to_string(), false))?;
     let recovered = sets
-        .lease("the receiver, which is starting")
+        .lease("the starting receiver")
         .and_then(|lease| sets.recover(&lease));
     match recovered {
         Ok(report) => {
@@ -235,7 +235,7 @@ fn open(
             Ok(sets)
         }
         Err(error) => {
-            tracing::warn!("no backups are taken: {error}");
+            tracing::warn!("the receiver accepts no backups: {error}");
             let is_sync_failure = matches!(sets.health(), Health::SyncFailed { .. });
             Err(none(error.to_string(), is_sync_failure))
         }
@@ -247,7 +247,7 @@ fn busy(holder: &str) -> Error {
     Error::channel(
         ErrorCode::Busy,
         format!("a backup is running: {holder}"),
-        "wait for its end, or end it; a backup whose client is gone ends by itself",
+        "wait until it ends, or end it; a backup whose client is gone ends by itself",
     )
 }
 

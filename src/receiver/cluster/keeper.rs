@@ -60,7 +60,7 @@ async fn note_older_obstacles(cluster: &Arc<Cluster>, store: &Arc<OpenStore>) {
     let look = move || {
         let stops = || stopping.is_cancelled() || store_too.retired.is_cancelled();
         if let Err(error) = store_too.archive.note_older_obstacles(&stops) {
-            tracing::warn!("what replay may not get past in older WAL is not noted: {error}");
+            tracing::warn!("cannot note which older WAL replay cannot pass: {error}");
         }
     };
     // A panic has its line in the log already.

@@ -83,7 +83,7 @@ impl OpenStore {
             tracing::info!("removed {count} unfinished files of the receiver before this one");
         }
         for damage in &recovery.damaged_partials {
-            tracing::error!("ALARM: {damage}; nothing of it is cleared");
+            tracing::error!("ALARM: {damage}; the file is kept unchanged");
         }
         for (segment, end) in &recovery.partials {
             tracing::info!("{segment} is held up to {end}");
@@ -193,7 +193,7 @@ pub(crate) fn retired(why: &str) -> Error {
     Error::connection(
         ErrorCode::DiskFailed,
         format!("a sync failed: {why}"),
-        "look at the receiver's log and at the disk on the standby",
+        "look at the receiver's log and check the standby's disk",
     )
 }
 

@@ -222,7 +222,7 @@ impl Running {
             BackupPart::Stream(number) => inner.streams.insert(number, member),
         };
         if let Some(before) = before {
-            let text = "another connection took this one's place in the backup";
+            let text = "another connection took the place of this one in the backup";
             let error = Error::connection(ErrorCode::Abandoned, text, "");
             (before.reports)(BackupReport::Failed(error));
         }
@@ -385,7 +385,8 @@ impl Running {
                 let running = Arc::clone(self);
                 drop(inner);
                 tracing::info!(
-                    "the backup of {} lost its connection; it can come back within {BACKUP_LEASE:?}",
+                    "the backup of {} lost its connection; the client can reconnect within \
+                    {BACKUP_LEASE:?}",
                     self.holder
                 );
                 runtime.spawn(async move {

@@ -125,7 +125,7 @@ impl ClusterSettings {
         };
         let Some(certificate) = certificate else {
             return Err(Unknown {
-                why: "it came without a certificate".to_owned(),
+                why: "the peer presented no certificate".to_owned(),
                 hint: String::new(),
             });
         };

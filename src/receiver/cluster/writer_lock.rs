@@ -105,7 +105,8 @@ impl WriterLock {
             return;
         };
         tracing::warn!(
-            "what {who} shipped of {segment} is not what was archived: it gives way to any other that ships"
+            "{who} shipped other records of {segment} than were archived: any other peer may take \
+            the stream over"
         );
         let doubted = &mut holding.doubted;
         doubted.retain(|_, since| now.duration_since(*since) < STREAM_DOUBTED_FOR);
@@ -175,8 +176,8 @@ fn host_of(who: &str) -> &str {
 fn active(who: &str) -> Error {
     Error::channel(
         ErrorCode::WriterActive,
-        format!("{who} ships the same WAL record by record already"),
-        "one syncdaemon is enough; if its host died, it is given up after 30 s",
+        format!("{who} already ships records of this WAL"),
+        "run one syncdaemon; if its host died, its place is free after 30 s",
     )
 }
 

@@ -56,7 +56,7 @@ pub(crate) async fn serve(
     drop(flows);
     match end {
         ConnectionEnd::Gone(reason) if cut_short => {
-            tracing::warn!("{} left in the middle of an upload: {reason}", link.peer);
+            tracing::warn!("{} disconnected during an upload: {reason}", link.peer);
         }
         ConnectionEnd::Gone(reason) => tracing::debug!("{} left: {reason}", link.peer),
         ConnectionEnd::Hangup(error) => {
@@ -166,7 +166,7 @@ impl ServedConnection {
             Happened::GivesWay => Err(ConnectionEnd::Hangup(Error::connection(
                 ErrorCode::Busy,
                 "a peer with fewer connections needs this one's place",
-                "it will be tried again",
+                "walmgr tries again",
             ))),
             Happened::Tick => Ok(()),
         }
@@ -240,8 +240,8 @@ impl ServedConnection {
             }
             // What was begun by a right that is gone would go on otherwise.
             Ok(known) if !known.rights.cover(self.link.peer.rights) => gone(
-                "rights of the key were taken back on the standby".to_owned(),
-                "it comes in again with those that are left",
+                "the key lost rights on the standby".to_owned(),
+                "it can connect again with the rights that are left",
             ),
             Ok(known) => {
                 self.link.peer.rights = known.rights;

@@ -54,22 +54,21 @@ pub(super) fn open(
     let settings = own_server::settings(config, &data);
     let Some(command) = &config.slave_start_cmd else {
         return Err(CommandError::config(format!(
-            "the server in {place} stands shut down at its recovery target, and boot does not know how to \
-             start it"
+            "the server in {place} has shut down at its recovery target, and boot cannot start it"
         ))
         .hint(format!(
-            "set slave_start_cmd, or start it yourself so that it opens: {}",
+            "set slave_start_cmd, or start the server yourself so that it opens: {}",
             start_by_hand(&place, &settings)
         )));
     };
     refuse_lost_target(&place, command, &settings)?;
     if options.not_really {
         return output::not_really(&format!(
-            "freeze the incoming stream, and start the server in {place}, which stands shut down at its \
-             recovery target, so that it opens there"
+            "freeze the incoming stream, and start the server in {place}, which has shut down at \
+            its recovery target, so that it opens there"
         ));
     }
-    tracing::info!("the server in {place} stands shut down at its recovery target");
+    tracing::info!("the server in {place} has shut down at its recovery target");
     let alone = alone(&data)?;
     let standby = BootedStandby {
         before: data.control()?,
@@ -101,8 +100,7 @@ pub(super) fn open(
     drop(alone);
     if !has_opened {
         tracing::info!(
-            "the server in {place} was told to open at its target; `boot` typed again says \
-             how that ended"
+            "the server in {place} opens at its target; type `boot` again to see the result"
         );
         return Ok(());
     }
@@ -150,11 +148,12 @@ fn refuse_lost_target(place: &str, command: &str, settings: &ServerSettings) -> 
         return Ok(());
     };
     Err(CommandError::config(format!(
-        "the server in {place} stands shut down at its recovery target, {name} = {value}, which it was given on \
-         its command line, and slave_start_cmd does not say that: the server would go past it"
+        "the server in {place} has shut down at its recovery target, {name} = {value}, which was \
+        on its command line; slave_start_cmd does not name this target, so the server would go \
+        past it"
     ))
     .hint(format!(
-        "put {name} = '{}' into {}, or start it yourself so that it opens: {}",
+        "put {name} = '{}' into {}, or start the server yourself so that it opens: {}",
         value.replace('\'', "''"),
         settings.automatic().display(),
         start_by_hand(place, settings)
@@ -205,12 +204,12 @@ impl BootedStandby {
             }
             if !is_running && (was_seen || begun.elapsed() > SERVER_TIMEOUT) {
                 return Err(CommandError::retry(format!(
-                    "the server in {} ended before it was open; its log says why",
+                    "the server in {} ended before it had opened; its log says why",
                     self.data.path().display()
                 ))
                 .hint(format!(
-                    "is its target in the archive? Does slave_start_cmd give it {ACTION}, which wins over \
-                     what boot writes?"
+                    "check that its target is in the archive, and that slave_start_cmd does not \
+                    set {ACTION}, which overrides what boot writes"
                 )));
             }
             was_seen |= is_running;

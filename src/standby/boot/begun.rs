@@ -90,7 +90,7 @@ impl BegunBoot {
             other => other.at(Kind::Retry, "read", &path)?,
         };
         let Some(begun) = BegunBoot::parse(&text) else {
-            tracing::warn!("{} is damaged, or not what boot writes", path.display());
+            tracing::warn!("{} is damaged, or boot did not write it", path.display());
             return Ok(None);
         };
         let directory = inode(data.path())?;
@@ -120,7 +120,7 @@ impl BegunBoot {
         let path = own_server::settings(config, data).automatic();
         if changed.put_back(&path)? {
             tracing::warn!(
-                "a boot that did not come to its end had set {} = {} in {}; it is again what it was",
+                "an unfinished boot had set {} = {} in {}; the old value is restored",
                 changed.name,
                 changed.during,
                 path.display()

@@ -57,8 +57,8 @@ impl Changed {
             None => "it was not set there".to_owned(),
         };
         format!(
-            "{} has {name} = {during} for a boot that has not come to its end; {before}, and is again when `boot` \
-             is typed once more",
+            "{} has {name} = {during} for an unfinished boot; {before}; type `boot` again to \
+            restore that",
             path.display()
         )
     }

@@ -64,7 +64,10 @@ impl OpenedServer<'_> {
         if verdict.is_ok() {
             match Partials::open(self.config) {
                 Ok(partials) => partials.remove_copies(),
-                Err(error) => tracing::warn!("copies of partial segments stay: {error}"),
+                Err(error) => tracing::warn!(
+                    "cannot remove the copies of partial segments: \
+                    {error}"
+                ),
             }
         }
         if verdict.is_ok() || force {
@@ -123,7 +126,7 @@ impl OpenedServer<'_> {
         let kept = kept.map_err(|error| {
             CommandError::new(error.kind(), format!("put {name} into the archive"))
                 .because(error)
-                .hint("the database is open; `setup` on it sends the history as well")
+                .hint("the database is open; `setup` on it also sends the history")
         })?;
         if kept {
             tracing::info!(

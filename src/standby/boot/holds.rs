@@ -44,7 +44,8 @@ impl BootedStandby {
     /// What the WAL that is still to be replayed demands of a hot standby's settings.
     fn demands_ahead(&self, config: &StandbyConfig) -> Result<Option<Demands>> {
         let failed = |error: StoreError| {
-            CommandError::new(error.kind(), "look at what is still to be replayed").because(error)
+            CommandError::new(error.kind(), "read the WAL that is still to be replayed")
+                .because(error)
         };
         let partials = match PartialWals::open(&config.partial_wals, Arc::new(RealDisk)) {
             Ok(partials) => Some(partials),
@@ -78,10 +79,10 @@ impl BootedStandby {
                             .is_some() =>
                 {
                     return Err(CommandError::retry(format!(
-                        "replay waits for {DELAY} = {delay}, which is given on the server's command line, \
-                         so no file ends it"
+                        "replay waits for {DELAY} = {delay}, which is on the server's command \
+                        line, so no file can end it"
                     ))
-                    .hint("start the server again without it, and type boot again"));
+                    .hint("restart the server without it, and type boot again"));
                 }
                 _ => {}
             }
@@ -102,9 +103,9 @@ impl BootedStandby {
         if let [Hold::TooLow(list), ..] = &holds[..] {
             return too_low(list);
         }
-        CommandError::retry("the server ended before it was open; its log says why").hint(
-            "after a damaged segment: mend it, or start the server with on_corrupt = stall and type \
-             boot --force to open without it",
+        CommandError::retry("the server ended before it had opened; its log says why").hint(
+            "after a damaged segment: repair the segment, or start the server with on_corrupt = \
+            stall and type boot --force to open without it",
         )
     }
 }
@@ -112,24 +113,27 @@ impl BootedStandby {
 /// Why a server does not run, as far as a start would not show the same.
 pub(super) fn not_running(data: &DataDirectory, settings: &ServerSettings) -> CommandError {
     let place = data.path().display();
-    let doing = format!("no server runs in {place}, so none can be booted");
+    let doing = format!("no server runs in {place}, so boot cannot open one");
     let looked = data
         .control()
         .map(|control| standing::look(data, None, Demanded::by(&control), settings));
     match looked.map(|looked| looked.holds).as_deref() {
         Ok([Hold::TooLow(list), ..]) => CommandError::retry(format!(
-            "{doing}, and it does not start, as parameters are lower than on the master: {}",
+            "{doing}, and it does not start, since parameters are lower than on the master: {}",
             TooLow::sentence(list)
         ))
         .hint(format!("{}; then type boot again", TooLow::remedy(list))),
-        _ => CommandError::retry(doing).hint("start it; it has to replay before it can open"),
+        _ => CommandError::retry(doing).hint(
+            "start the server: it has to replay before it can \
+            open",
+        ),
     }
 }
 
 /// Why a server cannot be booted as it is.
 pub(super) fn too_low(list: &[TooLow]) -> CommandError {
     CommandError::retry(format!(
-        "replay stops before its end, as parameters are lower than on the master: {}",
+        "replay stops early, since parameters are lower than on the master: {}",
         TooLow::sentence(list)
     ))
     .hint(format!(
@@ -196,8 +200,8 @@ impl<'a> Attendance<'a> {
         if self.waiting.is_due() {
             if let Err(why) = &looked.said {
                 known.push(format!(
-                    "whether replay is paused or held up by a query is not known, as the server cannot be \
-                     asked: {why}"
+                    "boot cannot tell whether replay is paused or held up by a query, since the \
+                    server does not answer: {why}"
                 ));
             }
             match known.is_empty() {
@@ -225,19 +229,16 @@ impl<'a> Attendance<'a> {
             session.resume_replay().await
         })
         .map_err(|error| {
-            error.hint("SELECT pg_wal_replay_resume() as a superuser lets replay go on")
+            error.hint("SELECT pg_wal_replay_resume() as a superuser resumes replay")
         })?;
-        tracing::info!("replay was paused by pg_wal_replay_pause(), and goes on");
+        tracing::info!("replay was paused by pg_wal_replay_pause() and is resumed");
         Ok(())
     }
 
     fn terminate(&self, sessions: &[Holder]) -> Result<()> {
         let standby = self.standby;
         for session in sessions {
-            tracing::warn!(
-                "{} holds replay up, and is ended, as boot --force asked",
-                session.who
-            );
+            tracing::warn!("{} holds replay up; boot --force ends it", session.who);
         }
         own_server::ask(&standby.data, &standby.server, async |server| {
             for session in sessions {
@@ -251,7 +252,7 @@ impl<'a> Attendance<'a> {
         if self.delay.is_some() || place == COMMAND_LINE {
             return Ok(());
         }
-        tracing::info!("{DELAY} = {delay}, set in {place}, does not count for this boot");
+        tracing::info!("{DELAY} = {delay}, set in {place}, is 0 during this boot");
         self.delay = Some(LiftedDelay::lift(self.standby, self.note)?);
         Ok(())
     }

@@ -55,8 +55,8 @@ impl BootedStandby {
             }
             if force && begun.elapsed() >= FORCE_PATIENCE {
                 tracing::warn!(
-                    "the server does not ask for {segment} again; it is promoted all the same, as \
-                     boot --force asked"
+                    "the server does not ask for {segment} again; boot --force promotes it all \
+                    the same"
                 );
                 break;
             }
@@ -84,7 +84,7 @@ impl BootedStandby {
             let doing = format!("signal the server (process {})", self.server.pid);
             CommandError::retry(doing)
                 .because(io::Error::from(error))
-                .hint("type this as the user that runs the server")
+                .hint("type this as the user who runs the server")
         })
     }
 

@@ -19,7 +19,8 @@ use crate::pg::layout;
 use crate::store::{ConfigCopies, LIST_NAME};
 
 /// What a person can do about a copy that is not what it was.
-const HINT: &str = "the next backup replaces it; if somebody changed it on purpose, remove .walmgr-checksums beside it";
+const HINT: &str = "the next backup replaces it; if it was changed on purpose, remove \
+    .walmgr-checksums beside it";
 
 /// Settings that are about the host: the standby's own win over the master's.
 const OF_THE_HOST: [&str; 9] = [
@@ -47,7 +48,7 @@ pub(super) fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     };
     let Some(source) = &config.config_backup else {
         if config.slave_config_dir.is_some() {
-            tracing::info!("there is no config_backup: configuration files stay as they are");
+            tracing::info!("there is no config_backup: configuration files are not changed");
         } else {
             tracing::warn!(
                 "the set has no {} and there is no config_backup",
@@ -58,7 +59,7 @@ pub(super) fn restore(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     };
     if !source.is_dir() {
         tracing::warn!(
-            "{} does not exist: configuration files stay as they are",
+            "{} does not exist: configuration files are not changed",
             source.display()
         );
         return Ok(());

@@ -60,7 +60,7 @@ impl Kept {
                 }
             }
             files::link(&link, target).at(Kind::Retry, "link", &link)?;
-            tracing::info!("{name} is a link to {} again", target.display());
+            tracing::info!("{name} is again a link to {}", target.display());
         }
         Ok(())
     }

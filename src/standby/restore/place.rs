@@ -75,18 +75,19 @@ impl SetPlace {
         let shown = place.data.display();
         if place.data.file_name().is_none() || !place.above().is_dir() {
             return Err(CommandError::config(format!(
-                "{shown} cannot be made: there is no directory {}",
+                "cannot create {shown}: there is no directory {}",
                 place.above().display()
             )));
         }
         mounts::refuse_below(
             &place.data,
-            "mount it elsewhere and let a link or slave_pg_xlog lead there; or unmount it: umount MOUNT",
+            "mount it elsewhere and point a link or slave_pg_xlog there; or unmount it: umount \
+            MOUNT",
         )?;
         mounts::refuse_foreign(&place.data)?;
         if !is_slave_data && place.occupant == Occupant::Old {
             return Err(CommandError::usage(format!("{shown} is not empty"))
-                .hint("only slave_data is moved aside; name a directory that is not there yet"));
+                .hint("only slave_data is moved aside; name a new directory"));
         }
         Ok(place)
     }
@@ -277,7 +278,7 @@ pub(super) fn free_name(path: &Path) -> Result<PathBuf> {
         "there are too many old copies of {}",
         path.display()
     ))
-    .hint("remove those that are needed no longer"))
+    .hint("remove those that you no longer need"))
 }
 
 /// Removes a directory, of which PostgreSQL cannot start once the first file of it is gone.

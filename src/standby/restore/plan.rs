@@ -131,8 +131,8 @@ impl<'a> Plan<'a> {
             SetSource::Copy(set) => format!("copy {} to {data}", set.name),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
-            (Occupant::Old, true) => ", with what is there moved aside",
-            (Occupant::Old, false) => ", and remove what is there",
+            (Occupant::Old, true) => ", after moving the old content aside",
+            (Occupant::Old, false) => ", and remove the old content",
             _ => "",
         };
         let end = match &self.recovery.target {
@@ -244,7 +244,7 @@ impl SetInHand {
         check_cluster(archive, &control, held.path())?;
         warn_of_gap(archive, &held)?;
         for line in left_out::named_in(held.path()) {
-            tracing::warn!("{} lacks what the master had: {line}", held.name());
+            tracing::warn!("{} lacks a file of the master: {line}", held.name());
         }
         let chosen = Chosen {
             name: held.name().clone(),
@@ -276,7 +276,7 @@ fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<SetPla
     let Some(destination) = &restoring.destination else {
         let data = config.slave_data.as_deref().ok_or_else(|| {
             CommandError::config("restore needs the setting `slave_data`")
-                .hint("it is where the data directory goes; or name a set and another place")
+                .hint("set it to the standby's data directory; or name a set and another directory")
         })?;
         let place = SetPlace::examine(data, true)?;
         if place.occupant == Occupant::Old
@@ -306,7 +306,7 @@ fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<SetPla
         let taken = std::fs::canonicalize(taken).unwrap_or_else(|_| taken.clone());
         if place.data.starts_with(&taken) || taken.starts_with(&place.data) {
             return Err(CommandError::usage(format!(
-                "{} and {} have to lie apart",
+                "{} and {} must not contain each other",
                 place.data.display(),
                 taken.display()
             )));
@@ -337,10 +337,10 @@ fn check_interrupted(
 ) -> Result<()> {
     if restoring.set.is_some() || has_target {
         return Err(CommandError::config(format!(
-            "a restore was interrupted, and {} holds the set that it took",
+            "a restore was interrupted, and {} holds its set",
             left.display()
         ))
-        .hint("type `restore` without a set and a target to finish that one"));
+        .hint("type `restore` without a set and a target to finish it"));
     }
     let control = [layout::CONTROL_MOVED, layout::PG_CONTROL].map(|name| left.join(name));
     let control = control.iter().find(|path| path.exists());
@@ -388,7 +388,7 @@ fn warn_of_gap(archive: &ArchiveReader, held: &HeldSet) -> Result<()> {
         .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
     if let Some(gap) = gap {
         tracing::warn!(
-            "{} is missing in the archive: {} can be replayed up to {} only",
+            "{} is missing in the archive: {} can be replayed only up to {}",
             gap.missing,
             held.name(),
             gap.lost_from

@@ -175,7 +175,7 @@ fn holds_only_wal(place: &Path, is_mount: bool) -> Result<bool> {
         let name = entry.at(Kind::Retry, "list", place)?.file_name();
         if !is_of_a_server(&name) {
             let path = place.join(name);
-            tracing::info!("{} is of no server and is kept", path.display());
+            tracing::info!("{} belongs to no server and is kept", path.display());
             return Ok(false);
         }
     }

@@ -38,8 +38,8 @@ impl Plan<'_> {
         tracing::info!("stopping the server: {command}");
         if let Err(error) = command_of("slave_stop_cmd", command).run() {
             let now = match old.running() {
-                Ok(Some(_)) => "the server runs on, and nothing was changed",
-                Ok(None) => "but the server has ended: start it again; nothing else was changed",
+                Ok(Some(_)) => "the server still runs, and nothing was changed",
+                Ok(None) => "but the server has ended: start it; nothing else was changed",
                 Err(_) => "nothing was changed",
             };
             return Err(error.hint(now));
@@ -65,11 +65,11 @@ impl Plan<'_> {
         let data = self.place.data.display();
         let missing = self.missing_pieces()?;
         for piece in &missing {
-            tracing::warn!("the server needs {piece}, which is not there");
+            tracing::warn!("the server needs {piece}, which is missing");
         }
         let command = (self.config.slave_start_cmd.as_ref()).filter(|_| self.place.is_slave_data);
         let Some(command) = command else {
-            tracing::info!("{data} is ready: start PostgreSQL on it");
+            tracing::info!("{data} is ready: start PostgreSQL there");
             return Ok(false);
         };
         tracing::info!("{data} is ready, starting the server: {command}");
@@ -77,13 +77,13 @@ impl Plan<'_> {
         let started = started.map_err(|error| match missing.is_empty() {
             true => error,
             false => error.because(std::io::Error::other(format!(
-                "its configuration names what is not there: {}",
+                "its configuration names files that are missing: {}",
                 missing.join(", ")
             ))),
         });
         if started.is_err() && self.has_ended_at_target(&DataDirectory::open(&self.place.data)?) {
             // That is what `pg_ctl -w` calls a server that could not be started.
-            tracing::info!("the server has reached its target and ended there; `boot` opens it");
+            tracing::info!("the server has reached its target and shut down; `boot` opens it");
             return Ok(true);
         }
         started?;
@@ -128,7 +128,7 @@ impl Plan<'_> {
                     return Err(CommandError::retry(format!(
                         "slave_start_cmd succeeded, but no server runs in {shown}"
                     ))
-                    .hint("does it start the server of another directory?"));
+                    .hint("check that it starts the server of this directory"));
                 }
                 _ if waiting.is_due() => {
                     tracing::info!("slave_start_cmd has ended; waiting for a server in {shown}");

@@ -36,7 +36,7 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         );
     }
     if plan.trusts_settings {
-        tracing::info!("the set's settings are taken as they are (--trust-settings)");
+        tracing::info!("the set's settings are kept unchanged (--trust-settings)");
         return Ok(());
     }
     let own = own_settings(plan.config).unwrap_or_default();

@@ -29,7 +29,7 @@ pub(super) fn mapping(
         ];
         if !kept.iter().any(|path| path.is_dir()) {
             return Err(CommandError::config(format!(
-                "{} does not hold the tablespace {} (OID {})",
+                "{} lacks the tablespace {} (OID {})",
                 set.display(),
                 old.display(),
                 oid.display()
@@ -73,15 +73,15 @@ fn check_space(space: &Path, place: &SetPlace) -> Result<()> {
     }
     let refuse = |why: &str| Err(CommandError::usage(format!("{} {why}", space.display())));
     if space.starts_with(&place.data) {
-        return refuse("lies in the new data directory, where tablespaces go by themselves");
+        return refuse("is in the new data directory, where tablespaces go without a mapping");
     }
     match entries(space) {
         Ok(names) if names.is_empty() => Ok(()),
-        Ok(_) => refuse("is not empty; a tablespace goes into a directory of its own"),
+        Ok(_) => refuse("is not empty; a tablespace needs a directory of its own"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             match space.parent().is_some_and(Path::is_dir) {
                 true => Ok(()),
-                false => refuse("cannot be made: the directory above is missing"),
+                false => refuse("cannot be created: the directory above is missing"),
             }
         }
         Err(error) => Err(error).at(Kind::Usage, "list", space),

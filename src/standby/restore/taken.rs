@@ -76,8 +76,8 @@ impl TakenSet {
         let name = self.name.as_deref().unwrap_or("A set");
         let (begun, data) = (&self.start_time, slave_data.display());
         format!(
-            "{name} of {begun} is not listed: `restore` moved it to {data}, where it is the server's \
-             data directory. `backup` on the master makes the next set."
+            "{name} of {begun} is not listed: `restore` moved it to {data}, as the server's data \
+            directory. `backup` on the master makes the next set."
         )
     }
 }

@@ -16,15 +16,16 @@ impl Plan<'_> {
         aside: Option<&Path>,
     ) -> CommandError {
         let data = &self.place.data;
-        let complete = format!("{} is complete: start PostgreSQL on it", data.display());
+        let complete = format!("{} is complete: start PostgreSQL there", data.display());
         let whence = match &self.source {
             SetSource::Copy(_) => String::new(),
             SetSource::Move(set) if set.path.exists() => String::new(),
             SetSource::Move(set) => format!(
-                "; {} was moved there and is listed no more, so make another backup once it runs",
+                "; {} was moved there and is no longer listed, so make another backup once the \
+                server runs",
                 set.name
             ),
-            SetSource::Taken => "; the set that it was made of is listed no more".to_owned(),
+            SetSource::Taken => "; its set is no longer listed".to_owned(),
         };
         let undo = match aside {
             Some(aside) => {
@@ -53,7 +54,10 @@ impl Plan<'_> {
             false => "",
         };
         let left = left.display();
-        tracing::warn!("what was restored so far is in {left}{server}: `restore` goes on with it");
+        tracing::warn!(
+            "the unfinished restore is in {left}{server}; type `restore` again to \
+            continue"
+        );
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) fn make_way(mount: &Path, keep_old: bool) -> Result<Option<PathBuf>> 
     files::move_to(&aside, &old).at(Kind::Retry, "move aside", &aside)?;
     if keep_old {
         tracing::info!(
-            "what was in {} is now in {}",
+            "the old content of {} is now in {}",
             mount.display(),
             old.display()
         );

@@ -396,7 +396,7 @@ impl Freeze {
         // Whoever wrote it meant the stream to stop, so nothing passes.
         let freeze = freeze.ok_or_else(|| StoreError::Marker {
             path: folder.path().join(FROZEN_NAME),
-            why: "it is damaged, or not what boot writes".to_owned(),
+            why: "it is damaged, or boot did not write it".to_owned(),
         })?;
         Ok(Some(freeze))
     }

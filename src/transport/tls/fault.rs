@@ -13,7 +13,8 @@ use super::pinned::OtherKey;
 use crate::error::{CommandError, Kind};
 
 const CLOCK_HINT: &str = "set the clock right, or renew the certificate on the other side";
-const PLAINTEXT_HINT: &str = "is `tls = off` set there, or is another service on that port?";
+const PLAINTEXT_HINT: &str = "check whether `tls = off` is set there, or another service uses \
+    that port";
 const UPDATE_HINT: &str = "check that walmgr runs on both sides and update the older one";
 
 /// Why a TLS connection did not come about, or broke.
@@ -50,7 +51,7 @@ impl TlsFault {
             Error::InvalidCertificate(refusal) => of_certificate(refusal, whom),
             Error::NoCertificatesPresented => Self::identity(
                 format!("{whom} presented no certificate"),
-                "it needs a key and a certificate: `walmgr INI identity`",
+                "create a key and a certificate there: `walmgr INI identity`",
             ),
             Error::AlertReceived(alert) => of_alert(*alert, whom),
             Error::InvalidMessage(
@@ -68,7 +69,7 @@ impl TlsFault {
                 UPDATE_HINT,
             ),
             Error::DecryptError => Self::retry(
-                format!("what {whom} sent was damaged on the way: it cannot be decrypted"),
+                format!("data from {whom} was damaged on the way and cannot be decrypted"),
                 "",
             ),
             other => Self::retry(format!("TLS with {whom} failed: {other}"), ""),
@@ -127,7 +128,8 @@ fn of_certificate(refusal: &CertificateError, whom: &str) -> TlsFault {
                 format!(
                     "{whom} holds another key: expected {expected} (slave_fingerprint), presented {presented}"
                 ),
-                "if it was set up anew, check the fingerprint that `walmgr STANDBY.ini identity` prints there and set slave_fingerprint to it",
+                "if the standby has a new key, run `walmgr STANDBY.ini identity` there, check the \
+                fingerprint and set slave_fingerprint to it",
             ),
             None => {
                 TlsFault::identity(format!("the certificate of {whom} is refused: {other}"), "")
@@ -177,27 +179,27 @@ fn of_alert(alert: AlertDescription, whom: &str) -> TlsFault {
     use AlertDescription as Alert;
     let (why, hint) = match alert {
         Alert::CertificateRequired => (
-            "it wants one and got none",
+            "it requires a certificate and received none",
             "run `walmgr INI identity` on this side",
         ),
         Alert::CertificateExpired => (
-            "by its clock it is expired or not yet valid",
-            "compare the clocks of both machines, or renew the certificate of this side",
+            "by its clock our certificate is expired or not yet valid",
+            "compare the clocks of both hosts, or renew this side's certificate",
         ),
         Alert::UnknownCA => (
-            "it is not signed by an authority in its tls_ca",
-            "use a certificate of that authority here, or take tls_ca out there",
+            "our certificate is not signed by an authority in its tls_ca",
+            "use a certificate of that authority here, or remove tls_ca there",
         ),
         Alert::CertificateUnknown => (
             "it expects another key",
             "compare what `walmgr INI identity` prints on this side with what the other side expects",
         ),
         Alert::BadCertificate => (
-            "it is not for the host name it connected to, or cannot be read",
+            "our certificate is not for the host name that it connected to, or cannot be read",
             "",
         ),
         Alert::CertificateRevoked => ("it is revoked", ""),
-        Alert::UnsupportedCertificate => ("it is not meant for this use", ""),
+        Alert::UnsupportedCertificate => ("our certificate is not meant for this use", ""),
         Alert::AccessDenied => ("access is denied", ""),
         Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity => {
             let text = format!("{whom} does not speak the TLS 1.3 of walmgr ({alert:?})");

@@ -234,7 +234,7 @@ fn fault_86_a_client_without_a_certificate_is_refused() {
         let server = listening(identity, authority).unwrap();
         let (_, (client, server)) = handshake(Arc::new(anonymous), server, "standby");
         refused(server, &[CLIENT, "no certificate", "walmgr INI identity"]);
-        refused(client, &["rejected our certificate", "got none"]);
+        refused(client, &["rejected our certificate", "received none"]);
     }
 }
 

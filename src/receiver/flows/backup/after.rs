@@ -24,7 +24,7 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
         // All of them, and nobody knows which sets were moved elsewhere and need which WAL.
         return;
     }
-    let lease = match sets.lease("the rotation behind a backup") {
+    let lease = match sets.lease("the rotation after a backup") {
         Ok(lease) => lease,
         Err(error) => {
             return facts

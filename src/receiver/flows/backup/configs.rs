@@ -54,8 +54,8 @@ pub(crate) fn stage(
     }
     let Some(folder) = folder else {
         warnings.push(
-            "the master's configuration files lie outside its data directory and are in no \
-             backup: set `config_backup` on the standby"
+            "the master's configuration files are outside its data directory, and no backup has \
+            them: set `config_backup` on the standby"
                 .to_owned(),
         );
         return Ok(None);

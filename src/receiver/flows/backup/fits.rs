@@ -94,7 +94,7 @@ fn check_start(binding: &Binding, label: &BackupLabel, asked: &Finish) -> Result
     }
     if label.checkpoint < label.start || asked.stop <= label.checkpoint {
         return Err(mismatch(format!(
-            "it begins at {}, has its checkpoint at {} and ends at {}, which is no order",
+            "it begins at {}, has its checkpoint at {} and ends at {}, which is not in order",
             label.start, label.checkpoint, asked.stop
         )));
     }

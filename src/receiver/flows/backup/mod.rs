@@ -175,7 +175,7 @@ impl BackupFlow {
             return;
         };
         if attachment.place() == BackupPart::Control {
-            let text = format!("its client gave it up: {why}");
+            let text = format!("the client gave the backup up: {why}");
             let error = Error::connection(ErrorCode::Abandoned, text, "");
             let running = Arc::clone(attachment.running());
             // Removing files takes its time.

@@ -74,7 +74,7 @@ pub(crate) fn seal(
         staged.swap_in(&mut facts.warnings);
     }
     if let Err(error) = store.archive.begin_run(first) {
-        tracing::warn!("whether {first} was set apart is not known: {error}");
+        tracing::warn!("cannot tell whether {first} was set apart: {error}");
     }
     after::clear_away(served, &mut facts);
     for warning in &facts.warnings {
@@ -118,7 +118,7 @@ fn wait_for_wal(
                 return Err(Error::channel(
                     ErrorCode::TimedOut,
                     text,
-                    "look in PostgreSQL's log why archiving does not get on",
+                    "see in PostgreSQL's log why archiving does not proceed",
                 ));
             }
             WalProof::Missing(_) => {}

@@ -34,7 +34,7 @@ pub(crate) async fn received(link: &mut Link, request: Message) -> Result<(), Co
     }
     if let Message::Fetch(Fetch::DescribeSet(question)) = request {
         if link.asking.is_busy() {
-            let text = "the answer to an earlier question is still being looked for";
+            let text = "the receiver is still answering an earlier question";
             let busy = Error::channel(ErrorCode::Busy, text, "wait for it");
             return link.refuse(0, busy).await;
         }
@@ -100,7 +100,7 @@ fn set_up(served: &ServedCluster, theirs: Option<ClusterIdentity>) -> Result<Mes
         postgres_major,
     })?;
     if newly_bound {
-        tracing::info!("the archive belongs to {theirs} from here on");
+        tracing::info!("the archive now belongs to {theirs}");
     }
     let completed_wals = served.cluster.completed_wals.display().to_string();
     Ok(Message::SetupDone(SetupDone {

@@ -99,7 +99,7 @@ impl FetchFlow {
         match tokio::time::timeout(FRAME_DEADLINE, sending).await {
             Ok(sent) => sent?,
             Err(_) => {
-                let text = format!("it took nothing of what it fetches for {FRAME_DEADLINE:?}");
+                let text = format!("it read nothing for {FRAME_DEADLINE:?}");
                 return Err(ConnectionEnd::Gone(text));
             }
         }

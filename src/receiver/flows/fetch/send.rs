@@ -62,8 +62,8 @@ pub(crate) fn start(
 /// The refusal where no place for a fetch is left.
 pub(crate) fn all_taken() -> Error {
     let text = format!(
-        "all {FETCHES_PER_PEER_MAX} fetches that a peer may have at once, or all {FETCHES_MAX} there \
-         are, are under way"
+        "all {FETCHES_PER_PEER_MAX} fetches of a peer, or all {FETCHES_MAX} fetches, are in \
+        progress"
     );
     Error::channel(ErrorCode::Busy, text, "try again later")
 }
@@ -208,8 +208,8 @@ fn send_file(
             }
         }
     }
-    let text = format!("{name} comes and goes in the archive");
-    let hint = "look at the archive's folder on the standby";
+    let text = format!("{name} appears and disappears in the archive");
+    let hint = "look at the archive's directory on the standby";
     Err(Error::channel(ErrorCode::DiskFailed, text, hint))
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn start(
 ) -> Result<Worker<RecordJob, RecordReport>, Error> {
     let Some(place) = served.cluster.streams.take(key) else {
         let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
-        let hint = "one syncdaemon is enough";
+        let hint = "run one syncdaemon";
         return Err(Error::channel(ErrorCode::WriterActive, text, hint));
     };
     let workforce = served.store.workforce.clone();

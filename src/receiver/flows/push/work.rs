@@ -39,11 +39,11 @@ pub(crate) fn start(
         let busy = Error::channel(
             ErrorCode::Busy,
             format!(
-                "all {UPLOADS_PER_PEER_MAX} uploads that a peer may have at once, or {} MiB of them, or all \
-                 {UPLOADS_MAX} there are, are under way",
+                "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
+                {UPLOADS_MAX} uploads, are in progress",
                 UPLOAD_BYTES_PER_PEER_MAX >> 20
             ),
-            "it will be tried again",
+            "walmgr tries again",
         );
         return Worker::refused(busy, say);
     };
@@ -134,7 +134,7 @@ fn settle_partial(served: &ServedCluster, offer: &Offer) {
     match (served.store.archive.settle_partial(offer.name), offer.name) {
         (Ok(true), WalFileName::Segment(segment)) => served.cluster.writer.doubt(segment),
         (Ok(_), _) => {}
-        (Err(error), _) => tracing::warn!("the partial {} stays: {error}", offer.name),
+        (Err(error), _) => tracing::warn!("cannot remove the partial {}: {error}", offer.name),
     }
 }
 
@@ -172,7 +172,10 @@ impl UploadTarget {
             Ok(None) => {}
             // The whole file is offered: nothing depends on the part that was shipped before.
             Err(error) => {
-                tracing::warn!("what was shipped of {} is of no use: {error}", offer.name)
+                tracing::warn!(
+                    "the shipped records of {} cannot be used: {error}",
+                    offer.name
+                )
             }
         }
         source.fresh(served).map(UploadTarget::Fresh)
@@ -198,8 +201,7 @@ impl UploadTarget {
         if let UploadTarget::InPlace(held) = self {
             let (bytes, _) = held.prefix();
             tracing::warn!(
-                "{} differs from the {bytes} bytes that were shipped of it record by record; it \
-                 is taken anew",
+                "{} differs from its {bytes} shipped bytes; the whole file is received",
                 source.offer.name
             );
             // Where something else was shipped and acknowledged, only records that hold win.
