@@ -535,7 +535,10 @@ fn fault_38_an_unmounted_disk_refuses_and_no_receiver_starts_without_it() {
     let line = archive(&site, 3);
     let line = line.fail(6);
     assert!(line.contains("was moved or replaced"), "{line}");
-    assert!(line.contains("check that its file system is mounted"), "{line}");
+    assert!(
+        line.contains("check that its file system is mounted"),
+        "{line}"
+    );
     site.receiver.stop();
     disk.unmount();
     // Neither on the empty mount point, nor on directories somebody made there.
@@ -549,7 +552,10 @@ fn fault_38_an_unmounted_disk_refuses_and_no_receiver_starts_without_it() {
         let output = Output::of(&mut site.receiver_walmgr());
         let line = output.fail(2);
         assert!(line.contains("is not set up as an archive"), "{line}");
-        assert!(line.contains("check that the file system is mounted"), "{line}");
+        assert!(
+            line.contains("check that the file system is mounted"),
+            "{line}"
+        );
     }
     disk.remount();
     site.start_receiver();

@@ -361,11 +361,7 @@ fn fault_123_a_set_is_not_larger_nor_has_more_files_than_was_said() {
             "larger than announced",
         ),
         // There is no such room, and adding to the number must not make it small.
-        (
-            described(u64::MAX, u64::MAX),
-            large,
-            "not enough space",
-        ),
+        (described(u64::MAX, u64::MAX), large, "not enough space"),
     ] {
         let (site, _receiver) = offering(told, tar);
         let destination = site.home().join("restored");

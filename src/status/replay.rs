@@ -134,13 +134,13 @@ pub(super) fn row(replay: &Replay) -> String {
     match (replay.lag_bytes, replay.lag_seconds) {
         (Some(0), _) => text.push_str(", all held WAL"),
         (Some(bytes), Some(seconds)) => text.push_str(&format!(
-            ", {at_most}{} and {:.1} sbehind the held WAL",
+            ", {at_most}{} and {:.1} s behind the held WAL",
             size_text(bytes),
             seconds.max(0.0)
         )),
         (Some(bytes), None) => {
             text.push_str(&format!(
-                ", {at_most}{}behind the held WAL",
+                ", {at_most}{} behind the held WAL",
                 size_text(bytes)
             ));
         }
@@ -205,7 +205,7 @@ pub(super) fn judge(found: &mut Findings, replay: &Replay) {
         && replay.holds.is_empty()
         && seconds > WARNING_REPLAY_LAG_S
     {
-        let text = format!("replay is {seconds:.0} sbehind the held WAL");
+        let text = format!("replay is {seconds:.0} s behind the held WAL");
         found.add(Level::Warning, Code::Replay, text);
     }
 }
@@ -232,8 +232,8 @@ mod tests {
         let hold = Hold::Delay("1h".to_owned(), "/c, line 3".to_owned());
         assert_eq!(
             row(&replay(vec![hold])),
-            "timeline 1, up to 0/5000028, 3.00 MiB and 4000.0 sbehind the held WAL; \
-            recovery_min_apply_delay = 1h, set in /c, line 3; 2 queries were cancelled for it"
+            "timeline 1, up to 0/5000028, 3.00 MiB and 4000.0 s behind the held WAL; \
+            recovery_min_apply_delay = 1h, set in /c, line 3; 2 queries were cancelled for replay"
         );
         let unasked = Replay {
             unasked: Some("it says no".to_owned()),
@@ -243,7 +243,7 @@ mod tests {
         };
         assert_eq!(
             row(&unasked),
-            "timeline 1, at least up to 0/5000028, at most 3.00 MiBbehind the held WAL; not \
+            "timeline 1, at least up to 0/5000028, at most 3.00 MiB behind the held WAL; not \
             asked: it says no"
         );
     }

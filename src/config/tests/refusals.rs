@@ -122,7 +122,8 @@ fn fault_96_wrong_values_of_the_standby_say_what_was_expected_and_found() {
 fn a_file_of_neither_side_or_half_a_side_says_what_is_missing() {
     let error = refused("[walmgr]\nlogfile = x\n");
     assert!(
-        error.starts_with("main.ini:1: expected a master's or a standby's settings"),
+        error
+            .starts_with("main.ini:1: expected a setting that only a master or only a standby has"),
         "{error}"
     );
     let error = refused("[walmgr]\nmaster_db = x\nslave = a\n");

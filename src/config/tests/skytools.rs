@@ -94,7 +94,7 @@ fn an_unknown_key_that_only_itself_or_nothing_refers_to_is_an_error() {
             error.contains("expected a known setting, found an unknown one"),
             "{error}"
         );
-        assert!(error.contains("nothing refers to it"), "{error}");
+        assert!(error.contains("nothing refers to this key"), "{error}");
     }
 }
 
@@ -124,8 +124,8 @@ fn of_a_key_that_stands_twice_the_last_line_counts() {
     assert_eq!(
         notes(&text),
         [
-            "5: slave stands twice, first on line 3: this line counts",
-            "6: compression stands twice, first on line 4: this line counts"
+            "5: slave is set twice, first on line 3: this line counts",
+            "6: compression is set twice, first on line 4: this line counts"
         ]
     );
 }

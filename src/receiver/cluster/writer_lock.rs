@@ -226,7 +226,7 @@ mod tests {
         first.work(StreamWork::Begins, soon).unwrap();
         let late = soon + STREAM_IDLE_MAX * 2;
         let refused = lock.take("second", two, late).err().unwrap();
-        assert!(refused.message.contains("first ships"), "{refused}");
+        assert!(refused.message.contains("first already ships"), "{refused}");
         first.work(StreamWork::Shipped, late).unwrap();
         assert!(lock.take("second", one, late).is_err());
         let second = lock.take("second", one, late + STREAM_IDLE_MAX).unwrap();
