@@ -206,7 +206,7 @@ fn fault_86_a_certificate_out_of_its_time_is_refused_on_both_sides() {
         renew(site.master_ini(), change);
         Refused {
             code: 4,
-            client: "rejected our certificate: by its clock it is expired or not yet valid",
+            client: "rejected our certificate: by its clock the certificate is expired or not yet valid",
             receiver,
         }
         .check("the client's time", &site);
@@ -231,7 +231,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     Refused {
         code: 4,
         client: "is not signed by an authority in tls_ca",
-        receiver: "our certificate is not signed by an authority in its tls_ca",
+        receiver: "the certificate is not signed by an authority in its tls_ca",
     }
     .check("a receiver of another authority", &site);
 
@@ -240,7 +240,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     sign(site.master_ini(), &theirs, "master.example", unchanged);
     Refused {
         code: 4,
-        client: "our certificate is not signed by an authority in its tls_ca",
+        client: "the certificate is not signed by an authority in its tls_ca",
         receiver: "the certificate of the client is not signed by an authority in tls_ca",
     }
     .check("a client of another authority", &site);
@@ -251,7 +251,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     Refused {
         code: 4,
         client: "is for DnsName(\"other.example\"), not for 127.0.0.1",
-        receiver: "our certificate is not for the host name that it connected to",
+        receiver: "the certificate is not for the host name that it connected to",
     }
     .check("a receiver of another name", &site);
 
@@ -259,7 +259,7 @@ fn fault_86_a_certificate_of_another_authority_or_name_is_refused() {
     sign(site.master_ini(), &ours, "master.example", expired);
     Refused {
         code: 4,
-        client: "by its clock our certificate is expired or not yet valid",
+        client: "by its clock the certificate is expired or not yet valid",
         receiver: "the certificate of the client expired on 2002-01-01",
     }
     .check("an expired certificate of the right authority", &site);

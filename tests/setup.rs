@@ -337,7 +337,7 @@ fn a_restart_command_that_fails_is_named() {
         "{line}"
     );
     assert!(
-        line.contains("; postgresql.conf is edited already"),
+        line.contains("; postgresql.conf is already edited"),
         "{line}"
     );
 }

@@ -288,7 +288,7 @@ fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
     let found = facts.findings(&Thresholds::default());
     insta::assert_snapshot!(page::brief(&facts, &found), @r"
     RPO at most 400.0 s: warning
-      warning: timeline 1 is frozen: the standby was booted, and records of the old master are refused; if the old master stays the master, `restore` the standby
+    warning: timeline 1 is frozen: the standby was booted, and records of the old master are refused; if the old master stays the master, `restore` the standby
     ");
     let line = "\n  stream     timeline 1 is frozen: the standby was booted\n";
     let told = |facts: &Facts| {

@@ -279,7 +279,7 @@ fn fault_137_a_wait_says_what_the_archiver_is_at() {
             waited.stderr
         );
         let line = waited.stderr.lines().last().unwrap();
-        assert!(line.contains("has archived"), "{line}");
+        assert!(line.contains("has neither archived"), "{line}");
         assert!(!line.contains("failed attempts"), "{line}");
     });
 }
@@ -303,7 +303,7 @@ fn fault_137_setup_forces_another_segment_when_the_first_went_elsewhere() {
         fs::write(&conf, lines).unwrap();
         let said = site.master_command(&["setup"]);
         said.succeed();
-        let told = "its archiver may have run the command of before; waiting for 0000";
+        let told = "the archiver may have run the previous command; waiting for 0000";
         assert!(said.stderr.contains(told), "{}", said.stderr);
     });
 }

@@ -101,8 +101,8 @@ fn site(major: u8) -> Site {
     let setup = site.standby_command(&["setup"]);
     setup.succeed();
     for note in [
-        ":4: log_count is ignored: it was Skytools' own",
-        ":15: keep_backups stands twice, first on line 14: this line counts",
+        ":4: log_count is ignored: it belonged to Skytools",
+        ":15: keep_backups is set twice, first on line 14: this line counts",
         ":17: loop_delay is ignored: a setting of the master",
         ":18: master_data is ignored: a setting of the master",
     ] {
@@ -119,8 +119,8 @@ fn ships_and_backs_up(major: u8) {
     setup.succeed();
     for note in [
         ":6: [pgqadm] is ignored: the settings are in [wal-master]",
-        ":16: logfmt_file is ignored: it was Skytools' own",
-        ":35: compression stands twice, first on line 24: this line counts",
+        ":16: logfmt_file is ignored: it belonged to Skytools",
+        ":35: compression is set twice, first on line 24: this line counts",
         "the path walshipping/9.1 is ignored",
         "the user postgres is ignored",
         ":30: keep_backups is ignored: a setting of the standby",
@@ -180,7 +180,7 @@ fn fault_141_an_unknown_key_is_an_error_until_another_refers_to_it() {
     assert!(
         line.ends_with(
             "keep_symlink: expected a known setting, found an unknown one; did you mean \
-             keep_symlinks? If not, nothing refers to it, so the line can be deleted"
+             keep_symlinks? If not, nothing refers to this key, so the line can be deleted"
         ),
         "{line}"
     );

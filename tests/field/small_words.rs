@@ -138,7 +138,7 @@ fn restarted_into_nowhere(major: u8) {
     site.master_set("master_restart_cmd", &lost);
     let said = site.master_command(&["setup"]);
     said.succeed();
-    let warned = "that master_restart_cmd started leads to /dev/null";
+    let warned = "that master_restart_cmd started goes to /dev/null";
     assert!(said.stderr.contains(warned), "{}", said.stderr);
 
     site.master_command(&["stop"]).succeed();
@@ -160,7 +160,7 @@ fn fault_144_a_log_that_a_restored_server_loses_is_noticed() {
         let log = scene.site.home().join("standby.log");
         let lost = kept.replace(&format!(" -l {}", log.display()), "");
         assert_ne!(lost, kept);
-        let warned = "that slave_start_cmd started leads to /dev/null";
+        let warned = "that slave_start_cmd started goes to /dev/null";
         for (line, is_warned) in [(lost, true), (kept, false)] {
             let line = format!("{line} >/dev/null 2>&1");
             scene.site.standby_set("slave_start_cmd", &line);

@@ -334,8 +334,7 @@ fn fault_131_delay_lifted_by_a_killed_boot_is_named_and_put_back() {
             "{during}"
         );
         drop(booting);
-        let named =
-            "recovery_min_apply_delay = 0 for a boot that has not come to its end; it was '1h'";
+        let named = "recovery_min_apply_delay = 0 for an unfinished boot; it was '1h'";
         assert!(screen(&site).contains(named), "{}", screen(&site));
         // Somebody else's line is nothing to put back over.
         standby.psql("ALTER SYSTEM SET work_mem = '5MB'");
@@ -410,9 +409,7 @@ fn fault_131_too_low_parameter_is_refused_before_any_change() {
         let status = site.standby_command(&["status"]);
         assert_eq!(status.code, Some(2), "{}", status.stdout);
         assert!(
-            status
-                .stdout
-                .contains("set max_connections = 150 (it is set in "),
+            status.stdout.contains("set max_connections = 150 (set in "),
             "{}",
             status.stdout
         );
@@ -425,7 +422,7 @@ fn fault_131_too_low_parameter_is_refused_before_any_change() {
                 "{line}"
             );
             assert!(
-                line.contains("set max_connections = 150 (it is set in "),
+                line.contains("set max_connections = 150 (set in "),
                 "{line}"
             );
             assert!(!site.holds("STOP"));
@@ -465,7 +462,7 @@ fn fault_131_a_parameter_is_too_low_before_its_record_is_replayed() {
         let low = "max_worker_processes is 8, and 20 on the master";
         let told = screen(&site);
         assert!(
-            told.contains(&format!("warning: replay will stand still: {low}")),
+            told.contains(&format!("warning: replay will stop: {low}")),
             "{told}"
         );
         let refused = site.standby_command(&["boot"]);

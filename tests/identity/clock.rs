@@ -71,7 +71,7 @@ fn fault_119_a_receiver_before_1970_refuses_young_certificates_in_words() {
     let ended = site.archive(&name);
     let line = ended.fail(4);
     assert!(
-        line.contains("by its clock our certificate is expired or not yet valid"),
+        line.contains("by its clock the certificate is expired or not yet valid"),
         "{line}"
     );
     site.receiver.wait_for_log("the clock here says 1970-01-01");

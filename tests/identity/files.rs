@@ -160,7 +160,7 @@ fn authorizing_a_known_key_changes_its_rights_and_says_from_what() {
     );
     let changed = site.standby_command(&words);
     changed.succeed();
-    let said = "master may read from now on; before it was push,backup,read";
+    let said = "master may now read; its rights were push,backup,read";
     assert!(changed.stderr.contains(said), "{}", changed.stderr);
     let refused = site.standby_command(&["authorize", &key, "other"]);
     let line = refused.fail(2);

@@ -183,11 +183,11 @@ fn of_alert(alert: AlertDescription, whom: &str) -> TlsFault {
             "run `walmgr INI identity` on this side",
         ),
         Alert::CertificateExpired => (
-            "by its clock our certificate is expired or not yet valid",
+            "by its clock the certificate is expired or not yet valid",
             "compare the clocks of both hosts, or renew this side's certificate",
         ),
         Alert::UnknownCA => (
-            "our certificate is not signed by an authority in its tls_ca",
+            "the certificate is not signed by an authority in its tls_ca",
             "use a certificate of that authority here, or remove tls_ca there",
         ),
         Alert::CertificateUnknown => (
@@ -195,11 +195,11 @@ fn of_alert(alert: AlertDescription, whom: &str) -> TlsFault {
             "compare what `walmgr INI identity` prints on this side with what the other side expects",
         ),
         Alert::BadCertificate => (
-            "our certificate is not for the host name that it connected to, or cannot be read",
+            "the certificate is not for the host name that it connected to, or cannot be read",
             "",
         ),
         Alert::CertificateRevoked => ("it is revoked", ""),
-        Alert::UnsupportedCertificate => ("our certificate is not meant for this use", ""),
+        Alert::UnsupportedCertificate => ("the certificate is not meant for this use", ""),
         Alert::AccessDenied => ("access is denied", ""),
         Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity => {
             let text = format!("{whom} does not speak the TLS 1.3 of walmgr ({alert:?})");
