@@ -109,7 +109,7 @@ fn fault_125_a_backup_that_lacks_something_fails_and_its_set_is_marked() {
         let link = scene.site.data().join("base/4711");
         symlink("/nonexistent/4711", &link).unwrap();
         let made = scene.site.master_command(&["backup"]);
-        made.fail_last(1, "sealed without 1 of the names");
+        made.fail_last(1, "sealed and lacks 1 entries");
         let named = "base/4711 is a symbolic link to what does not exist";
         assert!(made.stderr.contains(named), "{}", made.stderr);
         assert!(made.stderr.contains("--allow-left-out"), "{}", made.stderr);
