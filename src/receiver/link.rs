@@ -159,7 +159,7 @@ impl Link {
 
     /// The receiver stops: from here on nothing is begun, and what is under way has its time.
     pub(crate) fn stop(&mut self) {
-        let (text, hint) = ("the receiver is stopping", "it will be tried again");
+        let (text, hint) = ("the receiver is stopping", "walmgr tries again");
         let by = Instant::now() + DRAIN_DEADLINE;
         let why = Error::connection(ErrorCode::ShuttingDown, text, hint);
         self.ending.get_or_insert(Ending { by, why });

@@ -91,7 +91,10 @@ fn fault_105_boot_without_waiting_is_named_until_the_next_finishes_it() {
     standby.restart();
     assert_eq!(findings(&site), ["boot"]);
     let said = site.standby_command(&["boot", "-n"]).succeed();
-    assert!(said.starts_with("would report the result of the boot"), "{said}");
+    assert!(
+        said.starts_with("would report the result of the boot"),
+        "{said}"
+    );
     boot_is_finished(&site, "behind a restart");
     assert_eq!(standby.psql("TABLE t"), "1");
     boot_is_finished(&site, "twice");
