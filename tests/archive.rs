@@ -123,7 +123,7 @@ fn fault_2_another_file_of_the_same_name_is_refused_for_ever() {
         let line = refused.fail(3);
         assert!(line.contains("already holds a different file as"), "{line}");
         assert!(
-            line.contains("; two masters archive to one place"),
+            line.contains("; two masters archive to one archive"),
             "{line}"
         );
         if round == 1 {
