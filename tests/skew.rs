@@ -2,12 +2,13 @@
 //! Never waits for an answer without a bound. Invariant: what does not fit is refused in words,
 //! and a client that is refused so tries again later.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use walmgr_protocol::codec::{Decoder, Encoder};
+use walmgr_protocol::codec::{Decoder, Encoder, Frame};
 use walmgr_protocol::frame::Direction;
 use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version, coders};
 use walmgr_protocol::limits::FRAME_PAYLOAD_BYTES;
@@ -24,61 +25,134 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What one release said: the name of each frame and its bytes.
 type Said = Vec<(String, Vec<u8>)>;
 
-/// What the releases said, by release: lines of a name and the bytes in hexadecimal digits.
-fn recorded() -> Vec<(String, Said)> {
+/// CRC-32 of the file of each release, in the order of their names.
+const RELEASES: [(&str, u32); 1] = [("4.0.0-alpha.1", 0x87ACBBE8)];
+
+/// The files of the releases, by release.
+fn golden_files() -> BTreeMap<String, String> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/tests/golden");
     let files = std::fs::read_dir(folder).unwrap();
-    let line = |line: &str| {
-        let (name, hex) = line.split_once(' ').unwrap();
-        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-        (
-            name.to_owned(),
-            (0..hex.len()).step_by(2).map(byte).collect(),
-        )
-    };
     files
         .map(|file| {
             let path = file.unwrap().path();
             let release = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let text = std::fs::read_to_string(path).unwrap();
-            (release, text.lines().map(line).collect())
+            (release, std::fs::read_to_string(path).unwrap())
         })
         .collect()
 }
 
+/// What the releases said, by release: lines of a name and the bytes in hexadecimal digits.
+fn recorded() -> Vec<(String, Said)> {
+    let line = |line: &str| {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes = (0..hex.len()).step_by(2).map(byte).collect();
+        (name.to_owned(), bytes)
+    };
+    let files = golden_files().into_iter();
+    files
+        .map(|(release, text)| (release, text.lines().map(line).collect()))
+        .collect()
+}
+
+/// What this walmgr says after it read what a release said.
+fn said_again(name: &str, bytes: &[u8]) -> Result<BytesMut, String> {
+    let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
+    let cut_short = || "it is cut short".to_owned();
+    if name.starts_with("hello") {
+        let hello = Hello::decode(&mut inbox).map_err(|fault| fault.to_string())?;
+        let (versions, hello) = hello.ok_or_else(cut_short)?;
+        let hello = hello.map_err(|fault| fault.to_string())?;
+        hello.encode(versions, &mut out);
+    } else if name == "welcome" || name.starts_with("refusal") {
+        let answer = Answer::decode(&mut inbox).map_err(|fault| fault.to_string())?;
+        answer.ok_or_else(cut_short)?.encode(&mut out);
+    } else {
+        let frame = frame(&mut inbox)?.ok_or_else(cut_short)?;
+        let kind = format!("{:?}", frame.message.kind());
+        if kind != name {
+            return Err(format!("it is {kind}"));
+        }
+        Encoder::new(0).encode(frame.channel, &frame.message, &mut out);
+    }
+    match inbox.is_empty() {
+        true => Ok(out),
+        false => Err("bytes are left".to_owned()),
+    }
+}
+
+fn frame(inbox: &mut BytesMut) -> Result<Option<Frame>, String> {
+    let decoded = Decoder::new(0, FRAME_PAYLOAD_BYTES).decode(inbox);
+    decoded.map_err(|fault| fault.to_string())
+}
+
 #[test]
 fn fault_98_every_release_is_understood_and_said_again_byte_for_byte() {
-    let releases = recorded();
-    assert!(
-        releases
-            .iter()
-            .any(|(release, _)| release == "4.0.0-alpha.1")
-    );
-    for (release, lines) in releases {
-        let mut kinds = std::collections::BTreeSet::new();
+    for (release, lines) in recorded() {
         for (name, bytes) in lines {
-            let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-            if name.starts_with("hello") {
-                let (versions, hello) = Hello::decode(&mut inbox).unwrap().unwrap();
-                hello.unwrap().encode(versions, &mut out);
-            } else if name == "welcome" || name == "refusal" {
-                let answer = Answer::decode(&mut inbox).unwrap().unwrap();
-                answer.encode(&mut out);
-            } else {
-                let mut decoder = Decoder::new(0, FRAME_PAYLOAD_BYTES);
-                let frame = decoder.decode(&mut inbox).unwrap().unwrap();
-                let kind = frame.message.kind();
-                assert_eq!(format!("{kind:?}"), name, "{release}");
-                kinds.insert(kind as u8);
-                Encoder::new(0).encode(frame.channel, &frame.message, &mut out);
+            let again = said_again(&name, &bytes);
+            assert_eq!(again.as_deref(), Ok(&bytes[..]), "{release}: {name}");
+        }
+    }
+}
+
+#[test]
+fn fault_98_no_byte_of_a_release_can_be_another_one() {
+    for (release, lines) in recorded() {
+        for (name, bytes) in lines {
+            for at in 0..bytes.len() {
+                let mut other = bytes.clone();
+                other[at] ^= 0x01;
+                let again = said_again(&name, &other);
+                assert!(again.is_err(), "{release}: {name}, byte {at}: {again:?}");
             }
-            assert!(inbox.is_empty(), "{release}: {name}");
-            assert_eq!(out, bytes, "{release}: {name}");
         }
-        if release == "4.0.0-alpha.1" {
-            let all: Vec<u8> = MessageKind::ALL.iter().map(|kind| *kind as u8).collect();
-            assert_eq!(kinds.len(), all.len(), "{kinds:?}");
-        }
+    }
+}
+
+#[test]
+fn fault_98_the_recorded_frames_of_a_release_stay_as_they_are() {
+    let found: Vec<(String, String)> = golden_files()
+        .into_iter()
+        .map(|(release, text)| (release, format!("{:08x}", crc32fast::hash(text.as_bytes()))))
+        .collect();
+    let known: Vec<(String, String)> = RELEASES
+        .iter()
+        .map(|(release, crc32)| ((*release).to_owned(), format!("{crc32:08x}")))
+        .collect();
+    assert_eq!(
+        found, known,
+        "what a release says is in the field: a change is a message or a version of its own, as \
+         protocol/src/version.rs says"
+    );
+}
+
+#[test]
+fn fault_98_this_version_has_recorded_frames_and_a_section_in_the_changelog() {
+    let version = env!("CARGO_PKG_VERSION");
+    let is_recorded = RELEASES.iter().any(|(release, _)| *release == version);
+    assert!(is_recorded, "{version} is not in protocol/tests/golden");
+    let changelog = include_str!("../CHANGELOG.md");
+    assert!(changelog.contains(&format!("\n## [{version}] - 20")));
+}
+
+#[test]
+fn fault_98_the_frames_of_this_version_are_of_every_kind_with_every_field_set() {
+    let (_, lines) = recorded().pop().unwrap();
+    let unset = [
+        ": 0,", ": 0 ", ": false", ": None", ": \"\"", ": []", ": b\"\"",
+    ];
+    for kind in MessageKind::ALL {
+        let name = format!("{kind:?}");
+        let shown: Vec<String> = (lines.iter().filter(|(line, _)| *line == name))
+            .map(|(_, bytes)| frame(&mut BytesMut::from(&bytes[..])))
+            .map(|frame| format!("{:?},", frame.unwrap().unwrap().message))
+            .collect();
+        let is_set = |message: &String| !unset.iter().any(|unset| message.contains(unset));
+        assert!(shown.iter().any(is_set), "{name}: {shown:#?}");
+    }
+    for name in ["hello-of-a-master", "hello-of-a-tool", "welcome", "refusal"] {
+        assert!(lines.iter().any(|(line, _)| line == name), "no {name}");
     }
 }
 

@@ -129,6 +129,12 @@ pub fn sample_messages() -> Vec<Message> {
             zstd: false,
             bytes: Bytes::from_static(b"wal"),
         }),
+        Message::Data(Data {
+            offset: 524_288,
+            raw_bytes: 8192,
+            zstd: true,
+            bytes: Bytes::from_static(b"packed"),
+        }),
         Message::Commit(digest),
         Message::Stored(Acknowledgement(digest)),
         Message::Conflict(digest),
@@ -158,7 +164,7 @@ pub fn sample_messages() -> Vec<Message> {
         }));
         messages.push(Message::List(List {
             entries: vec![(history, 42), (name, 16 << 20)],
-            more: false,
+            more: true,
         }));
     }
     messages.extend(backup::sample_messages());

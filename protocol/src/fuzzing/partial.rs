@@ -38,6 +38,13 @@ pub(super) fn sample_messages() -> Vec<Message> {
             zstd: false,
             bytes: Bytes::from_static(b"wal"),
         }),
+        Partial::Append(Append {
+            offset: 8195,
+            end: Lsn(0x0000_0002_9A00_4018),
+            raw_bytes: 8192,
+            zstd: true,
+            bytes: Bytes::from_static(b"packed"),
+        }),
         Partial::Durable(DurableTo(Lsn(0x0000_0002_9A00_2018))),
     ];
     messages.extend(TimelineId::new(1).map(|timeline| Partial::Begin(Begin { timeline })));
