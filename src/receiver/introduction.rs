@@ -1,8 +1,9 @@
-//! Who is there: TLS, hello, and the decision whether to talk.
+//! Who is there: TLS, hello, and the decision whether to talk, and for which cluster.
 //! Never allocates for a peer beyond the handshake before its key is known. Invariant: a refusal
 //! is logged here with its reason and sent to the peer in the same words.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
@@ -14,9 +15,9 @@ use walmgr_protocol::message::ErrorCode;
 use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
-use crate::receiver::cluster::Cluster;
-use crate::receiver::cluster::settings::{ClusterSettings, Protection};
+use crate::receiver::clusters::{Clusters, HostedCluster};
 use crate::receiver::peer::{Peer, with_key};
+use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal;
 use crate::receiver::refusal_log::Refusals;
 use crate::transport::connect::fresh_nonce;
@@ -78,13 +79,13 @@ fn is_whole(bytes: &[u8], secured: bool) -> bool {
 
 /// Greets a connection; `None` when it was refused, which has been logged and said.
 pub(crate) async fn greet(
-    cluster: &Cluster,
+    clusters: &Clusters,
     refusals: &Refusals,
-    settings: &ClusterSettings,
+    server: &Arc<ProcessSettings>,
     stream: TcpStream,
     address: SocketAddr,
-) -> Option<(Peer, Wire)> {
-    let (stream, certificate) = match secure(settings, stream).await {
+) -> Option<(Arc<HostedCluster>, Peer, Wire)> {
+    let (stream, certificate) = match secure(server, stream).await {
         Ok(secured) => secured,
         Err(reason) => {
             refusals.refused(address.ip(), &format!("{address}: {reason}"));
@@ -93,12 +94,12 @@ pub(crate) async fn greet(
     };
     let key = with_key(certificate.as_ref());
     let mut introduction = Introduction::new(stream);
-    match introduce(cluster, settings, &mut introduction, address, certificate).await {
-        Ok((peer, hello, welcome)) => {
+    match introduce(clusters, server, &mut introduction, address, certificate).await {
+        Ok((hosted, peer, hello, welcome)) => {
             let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
             introduction.send_answer(&answer).await.ok()?;
             let wire = introduction.into_wire(Direction::FromReceiver, &hello.nonce, &welcome);
-            Some((peer, wire))
+            Some((hosted, peer, wire))
         }
         Err(Refused::InWords(refusal)) => {
             refusals.refused(
@@ -128,10 +129,10 @@ enum Refused {
 }
 
 async fn secure(
-    settings: &ClusterSettings,
+    server: &ProcessSettings,
     stream: TcpStream,
 ) -> Result<(ByteStream, Option<PeerCertificate>), String> {
-    let Protection::Tls { acceptor, .. } = &settings.protection else {
+    let Protection::Tls { acceptor, .. } = &server.protection else {
         return Ok((ByteStream::Plain(stream), None));
     };
     let whom = "the client";
@@ -147,15 +148,15 @@ async fn secure(
 }
 
 async fn introduce(
-    cluster: &Cluster,
-    settings: &ClusterSettings,
+    clusters: &Clusters,
+    server: &Arc<ProcessSettings>,
     introduction: &mut Introduction,
     address: SocketAddr,
     certificate: Option<PeerCertificate>,
-) -> Result<(Peer, Hello, Welcome), Refused> {
-    let known = settings.know(certificate.as_ref()).map_err(|unknown| {
-        Refused::InWords(refuse(ErrorCode::NotAuthorized, unknown.why, unknown.hint))
-    })?;
+) -> Result<(Arc<HostedCluster>, Peer, Hello, Welcome), Refused> {
+    let candidates = clusters
+        .candidates(server, certificate.as_ref())
+        .map_err(|unknown| Refused::InWords(refusal::not_authorized(unknown)))?;
     let (versions, hello) = introduction
         .receive_hello()
         .await
@@ -168,12 +169,7 @@ async fn introduce(
             String::new(),
         ))
     })?;
-    if let Some(foreign) = hello
-        .cluster
-        .and_then(|theirs| refusal::foreign(cluster.identity(), theirs))
-    {
-        return Err(Refused::InWords(foreign));
-    }
+    let (hosted, known) = candidates.choose(hello.cluster).map_err(Refused::InWords)?;
     let nonce = fresh_nonce().map_err(|error| {
         Refused::InWords(refuse(
             ErrorCode::Internal,
@@ -182,7 +178,8 @@ async fn introduce(
         ))
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let welcome = Welcome::with_our_limits(nonce, cluster.newest_segment(), software);
+    let newest = hosted.cluster.newest_segment();
+    let welcome = Welcome::with_our_limits(nonce, newest, software);
     let peer = Peer {
         address,
         certificate,
@@ -191,7 +188,7 @@ async fn introduce(
         role: hello.role,
         cluster: hello.cluster,
     };
-    Ok((peer, hello, welcome))
+    Ok((hosted, peer, hello, welcome))
 }
 
 fn refuse(code: ErrorCode, message: String, hint: String) -> Refusal {

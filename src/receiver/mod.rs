@@ -13,8 +13,10 @@
 //! | [`flows`] | push, partial, backup, fetch and control; none sees another |
 //! | [`link`] | what a flow may use of its connection |
 //! | [`introduction`] | TLS, hello, and who it is |
+//! | [`clusters`] | which cluster a peer is led to |
 //! | [`reports`] | what the workers of flows say |
 //! | [`cluster`] | what is kept for a cluster |
+//! | [`process_settings`] | what a reload may change of the process itself |
 //! | [`admission`], [`connections`] | which strangers may stay, which peers have a slot |
 //! | [`shares`], [`worker`] | threads, and what each peer has of them |
 //! | [`peer`], [`refusal`], [`refusal_log`] | who it is, and the words of a refusal |
@@ -22,12 +24,14 @@
 pub(crate) mod admission;
 pub(crate) mod asking;
 pub(crate) mod cluster;
+pub(crate) mod clusters;
 pub(crate) mod connection;
 pub(crate) mod connections;
 pub(crate) mod flows;
 pub(crate) mod introduction;
 pub(crate) mod link;
 pub(crate) mod peer;
+pub(crate) mod process_settings;
 pub(crate) mod refusal;
 pub(crate) mod refusal_log;
 pub(crate) mod reload;

@@ -4,6 +4,7 @@
 use walmgr_protocol::hello::Refusal;
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 
+use crate::receiver::process_settings::Unknown;
 use crate::store::StoreError;
 use crate::store::sets::SetError;
 
@@ -92,6 +93,62 @@ pub(crate) fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -
         hint: "one archive holds one cluster: check `slave`, or give this cluster its own archive"
             .to_owned(),
     })
+}
+
+/// A peer that some archives list, all of which are bound to clusters other than its own.
+pub(crate) fn foreign_to_all(bound: &[ClusterIdentity], theirs: ClusterIdentity) -> Refusal {
+    if let [bound] = bound
+        && let Some(refusal) = foreign(Some(*bound), theirs)
+    {
+        return refusal;
+    }
+    let each: Vec<String> = bound.iter().take(3).map(ToString::to_string).collect();
+    let more = match bound.len() - each.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Refusal {
+        code: ErrorCode::ForeignCluster,
+        message: format!(
+            "the archives that list this key belong to the clusters with {}{more}; this one has {theirs}",
+            each.join("; with ")
+        ),
+        hint:
+            "one archive holds one cluster: on the standby authorize the key in this cluster's own \
+               file"
+                .to_owned(),
+    }
+}
+
+/// A peer that several files list, of which none is meant more than the others.
+pub(crate) fn several_clusters(files: &str, theirs: Option<ClusterIdentity>) -> Refusal {
+    let (message, hint) = match theirs {
+        Some(theirs) => (
+            format!(
+                "{files} all list this key, and any of them could be for the cluster with {theirs}"
+            ),
+            "on the standby type `walmgr FILE revoke NAME` for each file that is not this cluster's",
+        ),
+        None => (
+            format!("{files} all list this key, and nothing says which cluster is asked for"),
+            "on the standby list the key in one file alone: `walmgr FILE revoke NAME` for each of the \
+             others",
+        ),
+    };
+    Refusal {
+        code: ErrorCode::NotAuthorized,
+        message,
+        hint: hint.to_owned(),
+    }
+}
+
+/// A peer that is on no list.
+pub(crate) fn not_authorized(unknown: Unknown) -> Refusal {
+    Refusal {
+        code: ErrorCode::NotAuthorized,
+        message: unknown.why,
+        hint: unknown.hint,
+    }
 }
 
 /// The refusal that tells whoever makes a backup.

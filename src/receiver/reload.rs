@@ -2,24 +2,34 @@
 //! Never takes half of them. Invariant: when anything is wrong, or cannot change while the receiver runs, the
 //! old settings stay in force.
 
+use std::sync::Arc;
+
 use crate::config::{self, StandbyConfig};
 use crate::daemon;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
-use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::settings::ClusterSettings;
+use crate::receiver::clusters::Clusters;
+use crate::receiver::process_settings::ProcessSettings;
 
 /// Reads everything again and puts it in force; a failure is a line in the log.
-pub(crate) fn reload(config: &StandbyConfig, options: &Options, cluster: &Cluster) {
+pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clusters) {
     daemon::tell_reloading();
     let loaded = config::load(&config.path, &options.overrides)
         .and_then(|fresh| fresh.into_standby("receiver"))
         .and_then(|fresh| unchanged(config, &fresh).map(|()| fresh))
-        .and_then(|fresh| ClusterSettings::load(&fresh));
+        .and_then(|fresh| {
+            let server = ProcessSettings::load(&fresh.tls, fresh.max_connections)?;
+            let settings = ClusterSettings::load(&fresh, &server)?;
+            Ok((server, settings))
+        });
     match loaded {
-        Ok(settings) => {
-            cluster.reconfigure(settings);
+        Ok((server, settings)) => {
+            clusters.set_server(server);
+            for (_, hosted) in clusters.served() {
+                hosted.cluster.reconfigure(Arc::clone(&settings));
+            }
             tracing::info!("settings and keys reloaded");
         }
         Err(error) => {

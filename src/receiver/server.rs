@@ -20,9 +20,11 @@ use crate::options::Options;
 use crate::output;
 use crate::receiver::admission::{self, Admission, Arrival};
 use crate::receiver::cluster::census::StoreCensus;
-use crate::receiver::cluster::settings::{ClusterSettings, Protection};
+use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::{Cluster, keeper, opening};
+use crate::receiver::clusters::{Clusters, HostedCluster};
 use crate::receiver::connections::Connections;
+use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
 use crate::receiver::{
@@ -36,12 +38,14 @@ const GIVING_WAY: Duration = Duration::from_millis(5);
 
 /// What all connections share.
 struct Daemon {
-    cluster: Arc<Cluster>,
+    clusters: Arc<Clusters>,
     /// The stores of all clusters.
     census: Arc<StoreCensus>,
     admission: Arc<Admission>,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
+    /// Cancelled once, when nothing more is to be begun for any cluster.
+    stopping: CancellationToken,
     /// The tasks of connections, handshakes not counted.
     tasks: TaskTracker,
 }
@@ -52,7 +56,8 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
-    let settings = ClusterSettings::load(config)?;
+    let server = ProcessSettings::load(&config.tls, config.max_connections)?;
+    let settings = ClusterSettings::load(config, &server)?;
     if options.not_really {
         Archive::check(&ArchiveFolders::of(config), Arc::new(RealDisk))
             .map_err(|error| opening(&error))?;
@@ -73,24 +78,37 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     let _lock = PidFile::acquire(&pidfile)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let census = Arc::new(StoreCensus::default());
+    let stopping = CancellationToken::new();
     let cluster = Arc::new(Cluster::open(
         config,
         settings,
         &disk,
         &census,
-        CancellationToken::new(),
+        stopping.clone(),
         tracing::Span::none(),
     )?);
     census.is_complete();
+    let clusters = Arc::new(Clusters::new(server));
+    clusters.serve(
+        &config.job_name,
+        Arc::new(HostedCluster {
+            path: config.path.clone(),
+            cluster: Arc::clone(&cluster),
+            tasks: TaskTracker::new(),
+        }),
+    );
     let daemon = Arc::new(Daemon {
-        cluster,
+        clusters,
         census,
         admission: Admission::new(admission::raise_descriptors()),
         connections: Arc::default(),
         refusals: Arc::default(),
+        stopping,
         tasks: TaskTracker::new(),
     });
-    let ended = runtime.block_on(serve(config, options, &daemon, notices, readiness));
+    let ended = runtime.block_on(serve(
+        config, options, &daemon, &cluster, notices, readiness,
+    ));
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
     runtime.shutdown_timeout(THREADS_DEADLINE);
     ended
@@ -110,23 +128,24 @@ async fn serve(
     config: &StandbyConfig,
     options: &Options,
     daemon: &Arc<Daemon>,
+    cluster: &Arc<Cluster>,
     mut notices: Notices,
     readiness: Readiness,
 ) -> Result<()> {
     let listeners = listen(config).await?;
     let addresses = addresses(&listeners);
-    report_start(&daemon.cluster, &addresses);
+    report_start(cluster, &addresses);
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    let keeper = tokio::spawn(keeper::run(Arc::clone(&daemon.cluster)));
+    let keeper = tokio::spawn(keeper::run(Arc::clone(cluster)));
     let mut pulse = Pulse::start();
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
-                Notice::Reload => reload(config, options, &daemon.cluster),
+                Notice::Reload => reload(config, options, &daemon.clusters),
                 Notice::Drain => break,
             },
             () = daemon.census.none_left() => break,
@@ -135,7 +154,7 @@ async fn serve(
     }
     daemon::tell_stopping();
     // Before the port is closed: whoever sees that it is finds nobody who takes on work.
-    daemon.cluster.stopping.cancel();
+    daemon.stopping.cancel();
     for task in accepting.into_iter().chain([keeper]) {
         task.abort();
     }
@@ -161,7 +180,10 @@ fn report_start(cluster: &Cluster, addresses: &str) {
     if let Ok(store) = cluster.store() {
         store.report_start();
     }
-    if matches!(cluster.settings.borrow().protection, Protection::Plain) {
+    if matches!(
+        cluster.settings.borrow().server.protection,
+        Protection::Plain
+    ) {
         tracing::warn!("tls = off: anybody who reaches {addresses} can read and write WAL");
     }
 }
@@ -206,8 +228,8 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let (arrival, gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
-        let settings = daemon.cluster.settings.borrow().clone();
-        let secured = matches!(settings.protection, Protection::Tls { .. });
+        let server = daemon.clusters.server();
+        let secured = matches!(server.protection, Protection::Tls { .. });
         let spoken = timeout_at(until, introduction::first_words(&stream, secured));
         let refusal = tokio::select! {
             spoken = spoken => match spoken {
@@ -230,7 +252,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 .refusals
                 .refused(address.ip(), &format!("{address}: {why}")),
             // A task of its own: one that waits for silence has no room for a connection.
-            None => drop(tokio::spawn(welcome(daemon, settings, stranger))),
+            None => drop(tokio::spawn(welcome(daemon, server, stranger))),
         }
     });
 }
@@ -244,7 +266,7 @@ struct SpeakingStranger {
     until: tokio::time::Instant,
 }
 
-async fn welcome(daemon: Arc<Daemon>, settings: Arc<ClusterSettings>, stranger: SpeakingStranger) {
+async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: SpeakingStranger) {
     let SpeakingStranger {
         stream,
         address,
@@ -261,33 +283,28 @@ async fn welcome(daemon: Arc<Daemon>, settings: Arc<ClusterSettings>, stranger: 
     if let Err(error) = stream.set_nodelay(true) {
         return refused(&error.to_string());
     }
-    let greeting = introduction::greet(
-        &daemon.cluster,
-        &daemon.refusals,
-        &settings,
-        stream,
-        address,
-    );
+    let greeting =
+        introduction::greet(&daemon.clusters, &daemon.refusals, &server, stream, address);
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted,
         () = gives_way.cancelled() => return refused("too many handshakes at once"),
     };
-    let (peer, wire) = match greeted {
+    let (hosted, peer, wire) = match greeted {
         Ok(Some(greeted)) => greeted,
         Ok(None) => return,
         Err(_) => return refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
     };
     arrival.is_known();
-    let most = settings.connections_max;
+    let most = hosted.cluster.settings.borrow().connections_max;
     let (key, may_push) = (peer.key(), peer.rights.push);
     let slot = daemon.connections.connect(&key, may_push, most).await;
     match slot {
         Ok(slot) => {
             drop(arrival);
-            let _counted = daemon.tasks.token();
+            let _counted = (daemon.tasks.token(), hosted.tasks.token());
             let is_master = peer.role == Role::Master;
-            let _listed = is_master.then(|| daemon.cluster.masters.note(peer.to_string()));
-            let (cluster, refusals) = (Arc::clone(&daemon.cluster), Arc::clone(&daemon.refusals));
+            let _listed = is_master.then(|| hosted.cluster.masters.note(peer.to_string()));
+            let (cluster, refusals) = (Arc::clone(&hosted.cluster), Arc::clone(&daemon.refusals));
             connection::serve(cluster, refusals, peer, wire, slot).await;
         }
         Err(why) => turn_away(&daemon.refusals, &why, wire, address).await,

@@ -17,6 +17,7 @@ use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::cluster::settings::ClusterSettings;
+use crate::receiver::process_settings::ProcessSettings;
 use crate::receiver::worker;
 use crate::store::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, new_archive, push, real, scratch_folder,
@@ -55,7 +56,8 @@ impl Kept {
         let disk = FaultyDisk::over(real());
         let census = Arc::new(StoreCensus::default());
         let shared: Arc<dyn Disk> = disk.clone();
-        let settings = ClusterSettings::load(&config).unwrap();
+        let process = ProcessSettings::load(&config.tls, 1).unwrap();
+        let settings = ClusterSettings::load(&config, &process).unwrap();
         let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
         let cluster = Cluster::open(&config, settings, &shared, &census, stopping, span).unwrap();
         let cluster = Arc::new(cluster);

@@ -3,36 +3,20 @@
 
 use std::sync::Arc;
 
-use rustls::server::danger::ClientCertVerifier;
-use tokio_rustls::TlsAcceptor;
-
 use crate::config::VerifyWal;
 use crate::config::standby::StandbyConfig;
 use crate::error::Result;
+use crate::receiver::process_settings::{ProcessSettings, Protection, ProvenPeer, Unknown};
 use crate::store::sets::Keeping;
 use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
 use crate::transport::authorized_names::AuthorizedNames;
-use crate::transport::identity::Identity;
-use crate::transport::tls::{self, PeerCertificate};
+use crate::transport::tls::PeerCertificate;
 use crate::wal::segment::Verify;
 
-/// How connections are protected.
-pub(crate) enum Protection {
-    /// `tls = off`: loopback, or the operator means it.
-    Plain,
-    /// TLS.
-    Tls {
-        /// Greets peers.
-        acceptor: TlsAcceptor,
-        /// Judges their certificates.
-        verifier: Arc<dyn ClientCertVerifier>,
-        /// Whom it lets in.
-        known: KnownPeers,
-    },
-}
-
-/// Whom the receiver knows.
+/// Whom a cluster knows.
 pub(crate) enum KnownPeers {
+    /// Whoever reaches the receiver, without TLS.
+    Everybody,
     /// By their keys.
     Keys(AuthorizedKeys),
     /// By the names that an authority certifies.
@@ -48,15 +32,6 @@ pub(crate) struct KnownPeer {
     pub rights: Rights,
 }
 
-/// Why a peer may not come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unknown {
-    /// In words.
-    pub why: String,
-    /// What an operator can do.
-    pub hint: String,
-}
-
 /// What becomes of old backup sets.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotation {
@@ -68,8 +43,11 @@ pub(crate) struct Rotation {
 
 /// One good configuration.
 pub(crate) struct ClusterSettings {
-    /// How connections are protected.
-    pub protection: Protection,
+    /// Those of the process that they were read with. A file that cannot be read again keeps its list together with
+    /// what proved the names in it.
+    pub server: Arc<ProcessSettings>,
+    /// Who may come in.
+    pub known: KnownPeers,
     /// Connections open at once.
     pub connections_max: usize,
     /// How closely WAL is checked at least.
@@ -83,15 +61,15 @@ pub(crate) struct ClusterSettings {
 }
 
 impl ClusterSettings {
-    /// Reads everything the settings name.
-    pub(crate) fn load(config: &StandbyConfig) -> Result<Arc<ClusterSettings>> {
-        let protection = match config.tls.enabled {
-            true => secured(config)?,
-            false => Protection::Plain,
-        };
+    /// Reads everything the settings name, for a process with these.
+    pub(crate) fn load(
+        config: &StandbyConfig,
+        server: &Arc<ProcessSettings>,
+    ) -> Result<Arc<ClusterSettings>> {
         let connections_max = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
         Ok(Arc::new(ClusterSettings {
-            protection,
+            server: Arc::clone(server),
+            known: KnownPeers::load(config, &server.protection)?,
             connections_max,
             verify_min: match config.verify_wal_min {
                 VerifyWal::Off => Verify::Off,
@@ -112,75 +90,39 @@ impl ClusterSettings {
 
     /// Whom a peer with this certificate is taken for.
     pub(crate) fn know(&self, certificate: Option<&PeerCertificate>) -> Result<KnownPeer, Unknown> {
-        let (verifier, known) = match &self.protection {
-            Protection::Plain => {
-                return Ok(KnownPeer {
-                    name: None,
-                    rights: Rights::ALL,
-                });
+        let proven = self.server.proven(certificate)?;
+        self.lists(&proven).ok_or_else(|| proven.is_unknown())
+    }
+
+    /// The line of the list that a peer is on which has proved this by the settings here.
+    pub(crate) fn lists(&self, proven: &ProvenPeer) -> Option<KnownPeer> {
+        let (name, rights) = match (&self.known, proven) {
+            (KnownPeers::Everybody, ProvenPeer::Anybody) => (None, Rights::ALL),
+            (KnownPeers::Keys(keys), ProvenPeer::Key(fingerprint)) => {
+                let key = keys.lookup(fingerprint)?;
+                (Some(key.name.clone()), key.rights)
             }
-            Protection::Tls {
-                verifier, known, ..
-            } => (verifier, known),
+            (KnownPeers::Names(names), ProvenPeer::Names { names: shown, .. }) => {
+                let entry = names.lookup(shown)?;
+                (Some(entry.name.clone()), entry.rights)
+            }
+            // What proves one thing by these settings proves no other.
+            _ => return None,
         };
-        let Some(certificate) = certificate else {
-            return Err(Unknown {
-                why: "the peer presented no certificate".to_owned(),
-                hint: String::new(),
-            });
-        };
-        certificate.check(&**verifier).map_err(|fault| Unknown {
-            why: fault.sentence,
-            hint: fault.hint,
-        })?;
-        match known {
-            KnownPeers::Keys(keys) => {
-                let fingerprint = certificate.fingerprint();
-                let key = keys.lookup(fingerprint).ok_or_else(|| Unknown {
-                    why: format!("key {fingerprint} is not in the receiver's authorized_keys"),
-                    hint: format!(
-                        "on the standby run `walmgr STANDBY.ini authorize {fingerprint} NAME`"
-                    ),
-                })?;
-                Ok(KnownPeer {
-                    name: Some(key.name.clone()),
-                    rights: key.rights,
-                })
-            }
-            KnownPeers::Names(names) => {
-                let entry = names.lookup(&certificate.names()).ok_or_else(|| {
-                    let shown = certificate.shown_name().unwrap_or_default();
-                    Unknown {
-                        why: format!(
-                            "the certificate is for {shown:?}, which is not in the receiver's \
-                             authorized_names"
-                        ),
-                        hint: "on the standby add the name to authorized_names and run `walmgr \
-                               STANDBY.ini receiver --reload`"
-                            .to_owned(),
-                    }
-                })?;
-                Ok(KnownPeer {
-                    name: Some(entry.name.clone()),
-                    rights: entry.rights,
-                })
-            }
-        }
+        Some(KnownPeer { name, rights })
     }
 }
 
-fn secured(config: &StandbyConfig) -> Result<Protection> {
-    let identity = Identity::load(&config.tls.key, &config.tls.certificate)?;
-    let authority = config.tls.authority.as_deref();
-    let verifier = tls::client_verifier(authority)?;
-    let acceptor = TlsAcceptor::from(tls::server_config(&identity, Arc::clone(&verifier))?);
-    let known = match authority {
-        Some(_) => KnownPeers::Names(AuthorizedNames::load(&config.authorized_names)?),
-        None => KnownPeers::Keys(AuthorizedKeys::load(&config.authorized_keys)?),
-    };
-    Ok(Protection::Tls {
-        acceptor,
-        verifier,
-        known,
-    })
+impl KnownPeers {
+    fn load(config: &StandbyConfig, protection: &Protection) -> Result<KnownPeers> {
+        Ok(match protection {
+            Protection::Plain => KnownPeers::Everybody,
+            Protection::Tls { by_name: true, .. } => {
+                KnownPeers::Names(AuthorizedNames::load(&config.authorized_names)?)
+            }
+            Protection::Tls { .. } => {
+                KnownPeers::Keys(AuthorizedKeys::load(&config.authorized_keys)?)
+            }
+        })
+    }
 }

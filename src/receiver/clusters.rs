@@ -1,0 +1,256 @@
+//! The table of the clusters that this process serves, and the way from a peer to its cluster.
+//! Never talks to a peer. Invariant: whoever gets a cluster from here is on that cluster's own list; to be on the list
+//! of another gives nothing.
+//!
+//! A peer is looked for in all lists before a byte of its hello is read, so that a stranger costs no more than a
+//! handshake; [`choice`] then decides by the hello.
+
+pub(crate) mod choice;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio_util::task::TaskTracker;
+use walmgr_protocol::hello::Refusal;
+use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
+
+use crate::receiver::cluster::Cluster;
+use crate::receiver::cluster::settings::{ClusterSettings, KnownPeer};
+use crate::receiver::clusters::choice::{Candidate, CandidateState, NotChosen, choose};
+use crate::receiver::process_settings::{ProcessSettings, ProvenPeer, Unknown};
+use crate::receiver::refusal;
+use crate::transport::tls::PeerCertificate;
+
+/// Most files that a refusal names: it is a sentence.
+const NAMED_MAX: usize = 5;
+
+/// All clusters of the process.
+pub(crate) struct Clusters {
+    server: RwLock<Arc<ProcessSettings>>,
+    table: RwLock<ClusterTable>,
+}
+
+/// Each cluster by the name of its file without `.ini`.
+#[derive(Default)]
+struct ClusterTable {
+    served: BTreeMap<String, Arc<HostedCluster>>,
+    broken: BTreeMap<String, BrokenCluster>,
+}
+
+/// A cluster that peers are led to.
+pub(crate) struct HostedCluster {
+    /// Its file.
+    pub path: PathBuf,
+    /// What is kept for it.
+    pub cluster: Arc<Cluster>,
+    /// The tasks of its connections, handshakes not counted.
+    pub tasks: TaskTracker,
+}
+
+/// A file whose settings are not in force.
+#[derive(Clone)]
+pub(crate) struct BrokenCluster {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub sentence: String,
+    /// What a peer is told that it lists.
+    pub code: ErrorCode,
+    /// Its settings, if those could be read: then those who are on its list are told what is wrong.
+    pub settings: Option<Arc<ClusterSettings>>,
+}
+
+impl Clusters {
+    /// A table of none, for a process with these settings.
+    pub(crate) fn new(server: Arc<ProcessSettings>) -> Self {
+        Clusters {
+            server: RwLock::new(server),
+            table: RwLock::default(),
+        }
+    }
+
+    /// The settings of the process.
+    pub(crate) fn server(&self) -> Arc<ProcessSettings> {
+        let server = self.server.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&server)
+    }
+
+    /// Puts other settings of the process in force, for those who come from here on.
+    pub(crate) fn set_server(&self, settings: Arc<ProcessSettings>) {
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// Leads peers to this cluster from here on.
+    pub(crate) fn serve(&self, name: &str, served: Arc<HostedCluster>) {
+        let mut table = self.table_to_change();
+        table.broken.remove(name);
+        table.served.insert(name.to_owned(), served);
+    }
+
+    /// Notes a file whose settings are not in force; a cluster that was served goes on with its old ones.
+    pub(crate) fn note_broken(&self, name: &str, broken: BrokenCluster) {
+        self.table_to_change()
+            .broken
+            .insert(name.to_owned(), broken);
+    }
+
+    /// Leads nobody to this cluster any more.
+    pub(crate) fn remove(&self, name: &str) -> Option<Arc<HostedCluster>> {
+        let mut table = self.table_to_change();
+        table.broken.remove(name);
+        table.served.remove(name)
+    }
+
+    /// All that are served, by name.
+    pub(crate) fn served(&self) -> Vec<(String, Arc<HostedCluster>)> {
+        let table = self.table();
+        let served = table.served.iter();
+        served
+            .map(|(name, served)| (name.clone(), Arc::clone(served)))
+            .collect()
+    }
+
+    /// The clusters that may be meant by a peer with this certificate; an error if no list has it.
+    pub(crate) fn candidates(
+        &self,
+        server: &Arc<ProcessSettings>,
+        certificate: Option<&PeerCertificate>,
+    ) -> Result<Candidates, Unknown> {
+        let proven = server.proven(certificate)?;
+        let lists = |settings: &ClusterSettings| match Arc::ptr_eq(&settings.server, server) {
+            true => settings.lists(&proven),
+            // A file that could not be read again has a list that goes with what proved it.
+            false => settings.know(certificate).ok(),
+        };
+        let table = self.table();
+        let served = table.served.values().map(|served| {
+            let known = lists(&served.cluster.settings.borrow());
+            (CandidateCluster::Served(Arc::clone(served)), known)
+        });
+        let unserved = (table.broken.iter()).filter(|(name, _)| !table.served.contains_key(*name));
+        let unserved = unserved.filter_map(|(_, broken)| {
+            let known = lists(broken.settings.as_deref()?);
+            Some((CandidateCluster::Broken(broken.clone()), known))
+        });
+        let all: Vec<_> = served.chain(unserved).collect();
+        match all.iter().any(|(_, known)| known.is_some()) {
+            true => Ok(Candidates { proven, all }),
+            false => Err(proven.is_unknown()),
+        }
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, ClusterTable> {
+        // Each change is one call, so a panic elsewhere cannot have left half of one.
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table_to_change(&self) -> RwLockWriteGuard<'_, ClusterTable> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The clusters that a peer may mean, before its hello is read.
+pub(crate) struct Candidates {
+    proven: ProvenPeer,
+    all: Vec<(CandidateCluster, Option<KnownPeer>)>,
+}
+
+enum CandidateCluster {
+    Served(Arc<HostedCluster>),
+    Broken(BrokenCluster),
+}
+
+impl Candidates {
+    /// The cluster that is meant, and what the peer is in it, now that the hello has said whose the peer is.
+    pub(crate) fn choose(
+        &self,
+        theirs: Option<ClusterIdentity>,
+    ) -> Result<(Arc<HostedCluster>, KnownPeer), Refusal> {
+        let candidates: Vec<Candidate> = (self.all.iter())
+            .map(|(one, known)| Candidate {
+                state: one.state(),
+                lists_peer: known.is_some(),
+            })
+            .collect();
+        let chosen = choose(&candidates, theirs).map(|at| &self.all[at]);
+        match chosen {
+            Ok((CandidateCluster::Served(served), Some(known))) => {
+                Ok((Arc::clone(served), known.clone()))
+            }
+            Ok(_) => Err(self.refusal(&NotChosen::Unlisted, theirs)),
+            Err(why) => Err(self.refusal(&why, theirs)),
+        }
+    }
+
+    fn refusal(&self, why: &NotChosen, theirs: Option<ClusterIdentity>) -> Refusal {
+        match (why, theirs) {
+            (NotChosen::Foreign(bound), Some(theirs)) => refusal::foreign_to_all(bound, theirs),
+            (NotChosen::Several(places), theirs) => {
+                let files: Vec<String> = places
+                    .iter()
+                    .map(|at| self.all[*at].0.file_name())
+                    .collect();
+                refusal::several_clusters(&shown(&files), theirs)
+            }
+            (NotChosen::Broken(at), _) => match &self.all[*at].0 {
+                CandidateCluster::Broken(broken) => broken.refusal(),
+                CandidateCluster::Served(_) => self.unlisted(),
+            },
+            (NotChosen::Unlisted | NotChosen::Foreign(_), _) => self.unlisted(),
+        }
+    }
+
+    fn unlisted(&self) -> Refusal {
+        refusal::not_authorized(self.proven.is_unknown())
+    }
+}
+
+impl CandidateCluster {
+    fn state(&self) -> CandidateState {
+        match self {
+            CandidateCluster::Served(served) => match served.cluster.identity() {
+                Some(bound) => CandidateState::Bound(bound),
+                None => CandidateState::Unbound,
+            },
+            CandidateCluster::Broken(_) => CandidateState::Broken,
+        }
+    }
+
+    fn file_name(&self) -> String {
+        let path = match self {
+            CandidateCluster::Served(served) => &served.path,
+            CandidateCluster::Broken(broken) => &broken.path,
+        };
+        file_name(path)
+    }
+}
+
+impl BrokenCluster {
+    fn refusal(&self) -> Refusal {
+        Refusal {
+            code: self.code,
+            message: format!("{} is not served: {}", file_name(&self.path), self.sentence),
+            hint: "look at the receiver's log on the standby; it tries again every minute"
+                .to_owned(),
+        }
+    }
+}
+
+/// The last part of a path, for people.
+pub(crate) fn file_name(path: &std::path::Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+/// Names in a sentence, the first few of them.
+fn shown(files: &[String]) -> String {
+    let few: Vec<&str> = files.iter().take(NAMED_MAX).map(String::as_str).collect();
+    match (few.as_slice(), files.len().saturating_sub(NAMED_MAX)) {
+        ([others @ .., last], 0) if !others.is_empty() => {
+            format!("{} and {last}", others.join(", "))
+        }
+        (few, 0) => few.join(", "),
+        (few, more) => format!("{} and {more} more", few.join(", ")),
+    }
+}
