@@ -19,7 +19,7 @@ pub(crate) fn walmgr_command(setting: &str, ini: &Path, words: &str) -> Result<S
 fn shell_word(setting: &str, path: &Path) -> Result<String> {
     let Some(text) = path.to_str().filter(|text| !text.contains('\n')) else {
         return Err(CommandError::config(format!(
-            "{} cannot stand in {setting}: it is not plain text",
+            "{setting} cannot contain {}: it is not plain text",
             path.display()
         ))
         .hint("move it to a path of ordinary characters"));

@@ -278,8 +278,8 @@ async fn open_way(
     let is_bound = encrypted == Encrypted::No || established.end_point().is_some();
     if info.encryption.channel_binding == Demand::Require && !is_bound {
         return Err(DialFault::Unfit(
-            "channel_binding=require: the server's certificate is signed without a hash of its own, as with \
-             Ed25519, and nothing can be bound to it"
+            "channel_binding=require: the server's certificate is signed without a hash \
+            (Ed25519), so channel binding is impossible"
                 .to_owned(),
         ));
     }
@@ -359,7 +359,7 @@ async fn is_kind(
         SessionKind::Primary => (!replays, "is a standby"),
         SessionKind::Standby => (replays, "is no standby"),
     };
-    Ok((!fits).then(|| format!("it {found}, and target_session_attrs asks for another")))
+    Ok((!fits).then(|| format!("it {found}, but target_session_attrs requires otherwise")))
 }
 
 /// A connection up to where the session begins, and whether it is encrypted.
@@ -405,7 +405,7 @@ async fn reach(info: &Conninfo, way: &DialledWay) -> Result<(PgSocket, Encrypted
     };
     if info.encryption.direct && wire.agreed() != Some(ALPN) {
         return Err(DialFault::Unfit(
-            "the server speaks TLS, but not PostgreSQL in it".to_owned(),
+            "the server speaks TLS, but not PostgreSQL's protocol".to_owned(),
         ));
     }
     let demand = info.encryption.certificate_demand;

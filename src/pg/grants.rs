@@ -60,7 +60,8 @@ impl Task {
         let row = session.row("SELECT current_user::text", &[]).await?;
         let role: String = column(&row, 0)?;
         let (database, name) = (session.database(), self.name());
-        let doing = format!("the role {role} may not do what {name} needs in database {database}");
+        let doing =
+            format!("the role {role} lacks grants that {name} needs in database {database}");
         Ok(Some(CommandError::config(doing).hint(format!(
             "type as a superuser in database {database}: {};",
             missing.join("; ")

@@ -43,7 +43,7 @@ impl TypedTarget<'_> {
             None => all,
         };
         if self.restoring.set.is_some() && lies_before(target, range) {
-            hint.push_str(", and an older set may reach back to it: listbackups lists them");
+            hint.push_str(", and an older set may reach back to it: `listbackups` lists them");
         }
         let range = range_text(range);
         CommandError::retry(format!("{target} is out of reach: {range}")).hint(hint)
@@ -106,29 +106,28 @@ pub(crate) fn end_text(end: &RecoveryEnd) -> String {
     let why = match end.cause {
         EndCause::Manager(id) => {
             return format!(
-                "replay ends at {}: a record of resource manager {id} is there, which a library brings, and \
-                 shared_preload_libraries is empty",
+                "replay ends at {}: the record there needs the library of resource manager {id}, \
+                and shared_preload_libraries is empty",
                 end.lsn
             );
         }
         EndCause::Reset => "pg_resetwal was run on the master: no WAL leads there",
         EndCause::Minimal => {
-            "the master ran with wal_level = minimal: what it wrote then is not in the WAL"
+            "the master ran with wal_level = minimal, so the WAL lacks changes of that time"
         }
     };
-    format!("no recovery gets past {}, where {why}", end.lsn)
+    format!("no recovery can pass {}, where {why}", end.lsn)
 }
 
 /// What gets a server past it without a new backup, if anything does.
 pub(crate) fn remedy(end: &RecoveryEnd) -> Option<&'static str> {
-    matches!(end.cause, EndCause::Manager(_)).then_some(
-        "install the extension here, and set shared_preload_libraries to what the master has",
-    )
+    matches!(end.cause, EndCause::Manager(_))
+        .then_some("install the extension here, and set shared_preload_libraries as on the master")
 }
 
 /// What is said of a target of which nobody knows whether it is in reach.
 pub(crate) fn untold_text(target: &RecoveryTarget, why: &str) -> String {
-    format!("whether {target} is in reach only PostgreSQL can tell: {why}")
+    format!("only PostgreSQL can tell whether {target} is in reach: {why}")
 }
 
 /// What is in reach of either of two sets, the newer one first.
@@ -185,7 +184,7 @@ fn range_text(range: &TargetRange) -> String {
             let names = names.join(", ");
             format!("{count} restore points are in reach, the last are {names}")
         }
-        TargetRange::Nothing => "the archive has nothing of this kind".to_owned(),
+        TargetRange::Nothing => "the archive has no such target".to_owned(),
     }
 }
 

@@ -31,7 +31,7 @@ impl Later {
                 return refuse("would lead to itself");
             }
             if old.symlink_metadata().is_ok() {
-                return refuse("is there on this host");
+                return refuse("exists on this host");
             }
             if !old.is_absolute() || !old.parent().is_some_and(Path::is_dir) {
                 return refuse("cannot be created: the directory above is missing");
@@ -39,7 +39,7 @@ impl Later {
             check(new)?;
             let others = asked.iter().filter(|(_, other)| other == new);
             if others.count() > 1 {
-                let text = format!("two tablespaces cannot go to {}", new.display());
+                let text = format!("two tablespaces cannot both go to {}", new.display());
                 return Err(CommandError::usage(text).hint("name a directory for each"));
             }
             later.push((old.clone(), new.clone()));
@@ -57,8 +57,8 @@ impl Later {
             std::fs::set_permissions(new, mode).at(Kind::Retry, "change the mode of", new)?;
             files::link(old, new).at(Kind::Retry, "link", old)?;
             tracing::info!(
-                "the set has no tablespace of {}: it is a link to {} now, for one that the master makes \
-                 later",
+                "the set has no tablespace of {}: a link to {} was created there, for a \
+                tablespace that the master creates later",
                 old.display(),
                 new.display()
             );
@@ -78,8 +78,8 @@ fn refusal(known: &[PathBuf], old: &Path, why: &str) -> CommandError {
     };
     let doing = format!("the set has no tablespace of {}", old.display());
     CommandError::usage(doing).hint(format!(
-        "{known}; one that is made later is made there by PostgreSQL, and can be led elsewhere by a link \
-         only, but {} {why}",
+        "{known}; PostgreSQL creates later tablespaces at their own location, so only a link can \
+        redirect them, but {} {why}",
         old.display()
     ))
 }

@@ -69,7 +69,7 @@ impl Listed {
     /// Behind the last file: a file that is not as it is listed, and why.
     pub(crate) fn finish(&self) -> Result<(), (RelativePath, String)> {
         if let Some(path) = self.missing() {
-            let why = "the manifest lists it, and it is gone".to_owned();
+            let why = "the manifest lists it, and it is missing".to_owned();
             return Err((path.clone(), why));
         }
         match (&self.changed_settings, layout::AUTO_CONF.parse()) {

@@ -29,8 +29,8 @@ use crate::error::{CommandError, Kind};
 use crate::wal::obstacle::{Met, Obstacle, Obstacles};
 
 /// The remedy wherever PostgreSQL would write into files that are somebody else's.
-const NEW_BACKUP: &str = "make a new backup on the master and `restore` it: then the tablespace lies in \
-     the new data directory";
+const NEW_BACKUP: &str = "make a new backup on the master and `restore` it: that puts the \
+    tablespace into the new data directory";
 
 /// Why one of these tablespaces cannot be made for the server in `data`, for which PostgreSQL would end, or
 /// do harm.
@@ -75,7 +75,7 @@ pub(crate) fn recovery_begin(data: &Path) -> Option<Lsn> {
 /// Why the server in `data`, which asks for WAL with these obstacles, is not given it.
 pub(crate) fn held_back(data: &Path, major: u8, obstacles: &Obstacles) -> Option<CommandError> {
     if obstacles.is_cut() {
-        let doing = "it creates more tablespaces than can be looked at";
+        let doing = "it creates too many tablespaces to check";
         return Some(CommandError::new(Kind::Retry, doing).hint(NEW_BACKUP));
     }
     let begin = recovery_begin(data).unwrap_or_default();
@@ -137,9 +137,10 @@ fn fault(data: &Path, major: u8, location: &Path) -> Option<(String, String)> {
         return None;
     }
     if let Some(version) = version_directory(&place, major) {
-        let why = format!("where the files of a tablespace lie already, in {version}");
+        let why = format!("where files of a tablespace already exist, in {version}");
         let hint = format!(
-            "if no server has them any more, on no host, remove {} and start this one again; else {NEW_BACKUP}",
+            "if no server on any host uses them, remove {} and start this server again; else \
+            {NEW_BACKUP}",
             location.join(version).display()
         );
         return Some((why, hint));
@@ -243,7 +244,10 @@ mod tests {
         assert_eq!(refused(&data, &space), None);
         std::fs::create_dir(space.join("PG_15_202209061")).unwrap();
         let taken = refused(&data, &space).unwrap();
-        assert!(taken.contains("lie already, in PG_15_202209061"), "{taken}");
+        assert!(
+            taken.contains("already exist, in PG_15_202209061"),
+            "{taken}"
+        );
         // Read again after a restart, also under another OID.
         symlink(&space, links.join("98")).unwrap();
         assert_eq!(refused(&data, &space), None);

@@ -52,7 +52,7 @@ pub(crate) fn refuse_below(directory: &Path, remedy: &str) -> Result<()> {
     match below(directory)?.first() {
         None => Ok(()),
         Some(mount) => Err(CommandError::config(format!(
-            "{} is a mount point within {}, which has to be moved aside",
+            "{} is a mount point within {}, which restore has to move aside",
             mount.display(),
             directory.display()
         ))

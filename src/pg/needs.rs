@@ -148,10 +148,10 @@ fn is_absent(error: &io::Error) -> bool {
 fn unknown(path: &Path, why: &str) -> CommandError {
     let path: OsString = path.into();
     CommandError::retry(format!(
-        "nobody can say which WAL the server in {} needs: {why}",
+        "it is unknown which WAL the server in {} needs: {why}",
         path.display()
     ))
-    .hint("finish or remove what lies there; until then no WAL is removed")
+    .hint("complete or remove that directory; until then no WAL is removed")
 }
 
 #[cfg(test)]

@@ -126,12 +126,13 @@ impl Recovery {
         let value = &set.value;
         (!conf::is_on(value)).then(|| match set.place == COMMAND_LINE {
             false => format!(
-                "hot_standby = on is written, not {value}: without it the server would end at its target \
-                 rather than wait there"
+                "hot_standby is set to on, not {value}: otherwise the server would shut down at \
+                its target instead of waiting there"
             ),
             true => format!(
-                "the server was last started with hot_standby = {value} on its command line, which wins over what \
-                 is written: with it the server ends at its target rather than waits there, and `boot` opens it"
+                "the server was last started with hot_standby = {value} on its command line, \
+                which overrides every file: the server shuts down at its target instead of \
+                waiting there, and `boot` opens it"
             ),
         })
     }

@@ -100,7 +100,7 @@ impl AsFd for Entered<'_> {
 
 /// The directory behind a link; an error when it is not the one that was listed.
 fn reenter(directory: BorrowedFd<'_>, name: &[u8], led_to: Identity) -> io::Result<OwnedFd> {
-    let changed = || io::Error::other("a link on the way leads elsewhere than at the beginning");
+    let changed = || io::Error::other("a symlink of the path has changed");
     match enter_linked(directory, name) {
         Ok(entered) if identity(&fstat(&entered)?) == led_to => Ok(entered),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(changed()),

@@ -247,12 +247,12 @@ impl Session {
     /// many a second would drown what others say.
     pub async fn ask_quietly(&self) {
         if let Err(error) = self.batch(settle::QUIETLY).await {
-            tracing::debug!("the server logs our questions: {error}");
+            tracing::debug!("the server logs walmgr's statements: {error}");
         }
     }
 
     async fn batch(&self, sql: &str) -> Result<()> {
-        let doing = || "settle the session with PostgreSQL".to_owned();
+        let doing = || "prepare the session with PostgreSQL".to_owned();
         match timeout(self.statement_limit, self.client.batch_execute(sql)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(CommandError::new(kind_of(&error), doing()).because(error)),
@@ -428,9 +428,7 @@ impl Session {
         let sent: bool = column(&self.row("SELECT pg_reload_conf()", &[]).await?, 0)?;
         match sent {
             true => Ok(()),
-            false => Err(CommandError::retry(
-                "make PostgreSQL read its settings again",
-            )),
+            false => Err(CommandError::retry("reload PostgreSQL's configuration")),
         }
     }
 
@@ -474,7 +472,7 @@ fn unexpected(error: impl Error) -> CommandError {
 }
 
 fn answer(found: String) -> CommandError {
-    CommandError::retry(format!("understand PostgreSQL's answer: {found}"))
+    CommandError::retry(format!("read PostgreSQL's answer: {found}"))
 }
 
 /// A refused user, database or permission stays refused; anything else may pass.

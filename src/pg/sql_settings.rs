@@ -32,9 +32,9 @@ impl InForce {
         match (&self.line, self.source.as_str()) {
             (Some((file, line)), _) => format!("{}, line {line}", file.display()),
             (None, "command line") => COMMAND_LINE.to_owned(),
-            (None, "default") => "nowhere, so by default".to_owned(),
+            (None, "default") => "nowhere (the default)".to_owned(),
             (None, "configuration file") => {
-                "a configuration file that only a superuser is told".to_owned()
+                "a configuration file that only a superuser may see".to_owned()
             }
             (None, other) => format!("the source `{other}`"),
         }

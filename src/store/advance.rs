@@ -46,8 +46,8 @@ impl Shared {
         let put = |kept: &str| synced.publish_over(name, kept);
         let (durable, kept) = displaced::displace(&self.completed, &self.checksums, origin, put)?;
         tracing::error!(
-            "ALARM: {name} of {stored_by} was stored in advance and nobody followed it; the {name} that {by} \
-             brought takes its place, and the old one is kept as {kept}"
+            "ALARM: {name} of {stored_by} was stored in advance and nobody followed it; the \
+            {name} that {by} sent takes its place, and the old one is kept as {kept}"
         );
         // Behind the exchange, so that a crash leaves what counts for less.
         self.judge_anew(name, text, by)?;

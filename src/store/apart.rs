@@ -125,7 +125,7 @@ impl Shared {
         match name {
             // It counts once it has its name, and its first records were found to go on with its parent's.
             WalFileName::History(timeline) if lineage.lowest() != Some(timeline) => {
-                let why = "what connects it is being looked at";
+                let why = "what connects it is being examined";
                 write_text(&self.completed, name, ApartKind::History, by, why)?;
                 self.has_notes.store(true, Ordering::Relaxed);
                 return Ok(true);
@@ -310,7 +310,7 @@ impl Shared {
     fn join_or_warn(&self) {
         if let Err(error) = self.join_all() {
             // The file is stored; the next one, or the next start, joins what is connected.
-            tracing::warn!("what is set apart was not looked at again: {error}");
+            tracing::warn!("the files that are set apart were not examined again: {error}");
         }
     }
 
@@ -337,7 +337,10 @@ impl Shared {
                     lineage = lineage.with_claim(timeline);
                 }
                 remove(&self.completed, name)?;
-                tracing::warn!("{name} was set apart and is joined: what connects it has arrived");
+                tracing::warn!(
+                    "{name} was set apart and is now followed: what connects it has \
+                    arrived"
+                );
                 lineage = lineage.without_note(name);
             } else {
                 break;

@@ -167,7 +167,7 @@ pub(super) fn note_unread(completed: &Folder, name: WalFileName, by: &str) {
     let written = (folder.disk.create(folder.handle(), &text))
         .and_then(|file| (folder.disk).write_all(file.as_fd(), one_line(by).as_bytes(), 0));
     if let Err(error) = written {
-        tracing::debug!("who brought {name} is not noted: {error}");
+        tracing::debug!("cannot note who sent {name}: {error}");
     }
 }
 

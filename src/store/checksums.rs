@@ -294,7 +294,7 @@ fn write(folder: &Folder, name: &str, text: &[u8]) {
     };
     let written = created.and_then(|file| disk.write_all(file.as_fd(), text, 0));
     if let Err(error) = written {
-        tracing::warn!("the checksum of {name} is not kept: {error}");
+        tracing::warn!("cannot keep the checksum of {name}: {error}");
     }
 }
 

@@ -73,7 +73,7 @@ impl ConfigCopies {
         let is_listed = lines.any(|line| *line == found);
         (!is_listed).then(|| {
             format!(
-                "{} is not what its backup brought ({LIST_NAME} beside it has its checksum)",
+                "{} differs from its checksum in {LIST_NAME}",
                 self.folder.join(name).display()
             )
         })

@@ -45,8 +45,8 @@ impl Shared {
             return Ok(true);
         }
         tracing::error!(
-            "ALARM: {DISPLACED_MAX} files of the name {name} have given way already, so the stored one stays: \
-             somebody has to look at them (`choose {name}`) and move them away"
+            "ALARM: {DISPLACED_MAX} files of the name {name} are already displaced, so the stored \
+            one stays: look at them (`choose {name}`) and move them away"
         );
         Ok(false)
     }

@@ -112,8 +112,8 @@ pub enum StoreError {
     },
     /// A marker is not what was written.
     #[error(
-        "{} is damaged: {why}; `walmgr STANDBY.ini setup` writes it anew from the marker in {other}, if that \
-         is whole",
+        "{} is damaged: {why}; `walmgr STANDBY.ini setup` rebuilds it from the marker in {other}, \
+        if that one is whole",
         path.display()
     )]
     DamagedMarker {
@@ -147,7 +147,7 @@ pub enum StoreError {
         why: String,
     },
     /// The standby was booted, and has taken what it had of this timeline for all there is.
-    #[error("timeline {timeline} is frozen: the standby was booted with what it had of it")]
+    #[error("timeline {timeline} is frozen: the standby was booted with its WAL")]
     Frozen {
         /// The timeline.
         timeline: TimelineId,
@@ -159,9 +159,7 @@ pub enum StoreError {
         segment: SegmentName,
     },
     /// The disk gives back other bytes of a partial segment than were shipped and synced.
-    #[error(
-        "the standby's disk has other bytes of {segment} than were shipped of it record by record"
-    )]
+    #[error("the standby's disk changed the shipped records of {segment}")]
     Rotten {
         /// The segment.
         segment: SegmentName,
@@ -177,8 +175,8 @@ pub enum StoreError {
     },
     /// A key has as much that nobody follows as one may have.
     #[error(
-        "{name} would be set apart, and what {key} brought that nobody follows takes {mib_max} MiB already, \
-         the most that one key may have"
+        "{name} would be set apart, and {key} has already stored {mib_max} MiB that nobody \
+        follows, the limit of one key"
     )]
     Unfollowed {
         /// The file.

@@ -77,7 +77,10 @@ impl Joints<'_> {
         let before = match self.before(segment, carried) {
             // One bad sector is no reason to refuse what comes behind it.
             Err(error @ StoreError::Disk { .. }) => {
-                tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
+                tracing::error!(
+                    "ALARM: {segment} is not checked against the segment before: \
+                    {error}"
+                );
                 return Ok(JointVerdict::Unchecked);
             }
             other => other?,
@@ -86,7 +89,8 @@ impl Joints<'_> {
             FoundBefore::Walked(before, scanner) => (before, scanner),
             FoundBefore::Broken(before) => {
                 tracing::error!(
-                    "ALARM: {before} is damaged, so that nobody can tell whether {segment} goes on with it"
+                    "ALARM: {before} is damaged, so walmgr cannot check whether {segment} \
+                    continues it"
                 );
                 return Ok(JointVerdict::Unchecked);
             }
@@ -104,7 +108,10 @@ impl Joints<'_> {
             Ok(FoundBefore::Walked(_, scanner)) => Ok(Some(*scanner)),
             Ok(FoundBefore::Nothing | FoundBefore::Broken(_)) => Ok(None),
             Err(error @ StoreError::Disk { .. }) => {
-                tracing::error!("ALARM: {segment} is not checked against the one before: {error}");
+                tracing::error!(
+                    "ALARM: {segment} is not checked against the segment before: \
+                    {error}"
+                );
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -133,7 +140,9 @@ impl Joints<'_> {
         });
         match walked {
             Err(error @ StoreError::Disk { .. }) => {
-                tracing::error!("ALARM: {segment} is not checked against the one behind: {error}");
+                tracing::error!(
+                    "ALARM: {segment} is not checked against the next segment: {error}"
+                );
                 Ok(nothing())
             }
             other => other,
@@ -170,14 +179,15 @@ impl Joints<'_> {
             Some(true) => {
                 let name = WalFileName::Segment(segment);
                 let why = format!(
-                    "{why}, and {before} is what was acknowledged. If pg_resetwal was run on the master, its \
-                     WAL begins anew here: move {before} out of completed_wals, and make a backup"
+                    "{why}, and {before} is unchanged since it was acknowledged. If pg_resetwal \
+                    was run on the master, its WAL starts over here: move {before} out of \
+                    completed_wals, and make a backup"
                 );
                 return Err(StoreError::Damaged { name, why });
             }
             Some(false) => tracing::error!(
-                "ALARM: {before} is damaged, it is not what was acknowledged: {segment} is stored although \
-                 {why}"
+                "ALARM: {before} has changed since it was acknowledged, so it is damaged: \
+                {segment} is stored although {why}"
             ),
             None => tracing::error!(
                 "ALARM: {before} or {segment} is damaged; both are stored although {why}"

@@ -244,7 +244,7 @@ impl Search<'_> {
 fn none_found(walked: Walked) -> TargetVerdict {
     match walked {
         Walked::All => TargetVerdict::OutOfReach(TargetRange::Nothing),
-        Walked::GivenUp => untold("there is more WAL than could be looked through"),
+        Walked::GivenUp => untold("there is more WAL than can be searched in time"),
     }
 }
 

@@ -297,7 +297,10 @@ impl Stored {
             (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => {}
             (WalFileName::Segment(segment), _) => match self.check_joint(segment, is_as_kept) {
                 Err(StoreError::Damaged { why, .. }) if begins(segment) => {
-                    tracing::warn!("{segment} is handed out, as recoveries begin with it: {why}");
+                    tracing::warn!(
+                        "{segment} is handed out, since recovery may begin with it: \
+                        {why}"
+                    );
                 }
                 Ok(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
                 Err(error) => return Err(error),
@@ -363,7 +366,7 @@ impl Stored {
             JointVerdict::Inside(_) | JointVerdict::Unchecked => return Ok(Obstacles::default()),
         };
         if is_as_kept && joints.is_as_kept(before)? == Some(false) {
-            tracing::warn!("{before} is not what was acknowledged; {segment} is");
+            tracing::warn!("{before} differs from what was acknowledged; {segment} does not");
             return Ok(Obstacles::default());
         }
         let name = self.name;

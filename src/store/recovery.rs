@@ -90,7 +90,7 @@ impl Folders {
             }
             _ => return Ok(()),
         };
-        tracing::warn!("written anew from the other marker: {error}");
+        tracing::warn!("rebuilt from the other marker: {error}");
         marker.write(folder, role)
     }
 

@@ -78,7 +78,7 @@ impl<'a> Route<'a> {
             }
             if line.leg(timeline).is_none_or(|own| own.end < start) {
                 return Err(CommandError::retry(format!(
-                    "timeline {newest} does not come from timeline {timeline} behind {start}"
+                    "timeline {newest} does not branch off timeline {timeline} after {start}"
                 ))
                 .hint("choose another set, or another --target-timeline"));
             }

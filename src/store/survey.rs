@@ -372,12 +372,12 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
             Err(format!("it is damaged: {why}"))
         }
         Condition::DamagedPages if !has_newer_good => Err(
-            "it holds damaged pages, as the master did: `walmgr_damaged_pages` in it names them"
+            "it has damaged pages, as the master had: `walmgr_damaged_pages` in it names them"
                 .to_owned(),
         ),
-        Condition::LeftOut if !has_newer_good => Err(
-            "it lacks something that the master has: `walmgr_left_out` in it names that".to_owned(),
-        ),
+        Condition::LeftOut if !has_newer_good => {
+            Err("it lacks files of the master: `walmgr_left_out` in it names them".to_owned())
+        }
         _ => Ok(()),
     }
 }

@@ -111,8 +111,8 @@ impl Shared {
             settle(&self.completed, oldest)?;
             sum -= bytes;
             tracing::error!(
-                "ALARM: {oldest} is removed: nobody reads it, it is the oldest of those that {key} brought, \
-                 and all of them would take more than {} MiB",
+                "ALARM: {oldest} is removed: nobody reads it, and it is the oldest file of {key}, \
+                whose files would take more than {} MiB",
                 bytes_max >> 20
             );
         }

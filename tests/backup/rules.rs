@@ -121,11 +121,11 @@ fn fault_107_a_changed_copy_is_named_and_not_restored(site: &mut Site, kept: &Pa
     site.standby_set("slave_config_dir", &own.display().to_string());
     site.standby_set("slave_start_cmd", "");
     let refused = site.standby_command(&["restore", "data.master"]);
-    refused.fail_last(1, "pg_hba.conf is not what its backup brought");
+    refused.fail_last(1, "pg_hba.conf differs from its checksum in");
     assert!(!data.exists() && !own.exists());
     let status = site.standby_command(&["status"]);
     assert!(
-        status.stdout.contains("is not what its backup brought"),
+        status.stdout.contains("differs from its checksum in"),
         "{}",
         status.stdout
     );

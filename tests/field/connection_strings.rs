@@ -78,7 +78,7 @@ async fn fault_140_of_several_servers_the_first_that_will_do_is_taken() {
     assert!(
         refused
             .to_string()
-            .contains("it is no standby, and target_session_attrs"),
+            .contains("it is no standby, but target_session_attrs"),
         "{refused}"
     );
     // Each is named with its own reason.

@@ -56,7 +56,7 @@ fn fault_132_a_target_has_a_server_wait_and_answer() {
     on_15_and_18(|major| {
         let (scene, content) = scene(major);
         let output = restore(&scene, &[]);
-        let named = "hot_standby = on is written, not off";
+        let named = "hot_standby is set to on, not off";
         assert!(output.stderr.contains(named), "{}", output.stderr);
         scene.wait_until_standby_has(&content);
         opens_at(&scene, &content);

@@ -132,7 +132,7 @@ fn fault_125_a_backup_that_lacks_something_fails_and_its_set_is_marked() {
             "{}",
             status.stdout
         );
-        let finding = "data.master: it lacks something that the master has";
+        let finding = "data.master: it lacks files of the master";
         assert!(
             status.stdout.contains("walmgr_left_out"),
             "{finding}: {}",

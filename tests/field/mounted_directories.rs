@@ -90,7 +90,7 @@ fn fault_129_a_data_directory_on_a_disk_of_its_own_is_restored_into() {
             "1",
         ];
         let refused = scene.site.master_command(&words[..3]);
-        refused.fail_last(1, "timeline 2 does not come from timeline 1");
+        refused.fail_last(1, "timeline 2 does not branch off timeline 1");
         scene.site.master_command(&words).succeed();
         assert!(other.path().join("global/pg_control").exists());
         assert!(disk.path().join("lost+found").exists());

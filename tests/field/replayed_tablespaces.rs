@@ -223,7 +223,7 @@ fn fault_124_missing_tablespace_directory_is_named_on_another_host() {
         let refused = scene
             .site
             .standby_command(&["restore", "data.master", &mapping(&gone)]);
-        refused.fail_last(2, "is there on this host");
+        refused.fail_last(2, "exists on this host");
         let words = ["restore", "data.master", &mapping(&space)];
         scene.site.standby_command(&words).succeed();
         scene.standby.start();
@@ -250,7 +250,7 @@ fn the_master_leads_there_as_well(mut scene: Scene, space: &Path, taken: &Path) 
         scene.site.master_command(&words)
     };
     let new = scene.site.home().join("mapped-again");
-    restore(&new).fail_last(2, "is there on this host");
+    restore(&new).fail_last(2, "exists on this host");
     fs::remove_file(space).unwrap();
     restore(taken).fail_last(2, "is not empty");
     restore(&place.join("within")).fail_last(2, "must not contain, or lie in");

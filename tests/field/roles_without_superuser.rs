@@ -44,7 +44,7 @@ fn fault_142_every_missing_grant_is_named_and_those_are_enough() {
             let refused = site.master_command(words);
             refused.fail_last(
                 2,
-                "the role Ship per may not do what setup needs in database postgres",
+                "the role Ship per lacks grants that setup needs in database postgres",
             );
             let grants = statements(&refused);
             assert_eq!(grants.len(), 3, "{}", refused.stderr);
@@ -71,7 +71,7 @@ fn fault_142_every_missing_grant_is_named_and_those_are_enough() {
             warned.stderr
         );
         let refused = site.master_command(&["backup"]);
-        refused.fail_last(2, "may not do what backup needs in database postgres");
+        refused.fail_last(2, "lacks grants that backup needs in database postgres");
         let grants = statements(&refused);
         assert_eq!(grants.len(), 3, "{grants:?}");
         assert_eq!(grants, statements(&warned));

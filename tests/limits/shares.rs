@@ -81,7 +81,7 @@ fn fault_116_segments_in_progress_that_follow_nothing_are_bounded() {
         }
     }
     assert!(
-        refused.contains("goes on with nothing that is here"),
+        refused.contains("continues no WAL of this archive"),
         "{refused}"
     );
     drop(peer);

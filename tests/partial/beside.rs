@@ -66,7 +66,7 @@ fn fault_103_a_changed_copy_does_not_keep_its_segment_from_the_archive() {
     let first = site.archive(&name);
     // PostgreSQL tries again, and no restart is needed for it.
     if first.code != Some(0) {
-        first.fail_last(1, "the standby's disk has other bytes");
+        first.fail_last(1, "the standby's disk changed the shipped records");
         site.archive(&name).succeed();
     }
     let ours = std::fs::read(in_pg_wal(&site, &name)).unwrap();

@@ -55,7 +55,7 @@ fn fault_47_48_tail_lost_by_the_master_is_kept_until_rewritten() {
     let durable = sync(&site);
     assert!(durable > lost);
     assert_ships(&site, begin, durable);
-    site.receiver.wait_for_log("wrote its WAL anew behind");
+    site.receiver.wait_for_log("rewrote its WAL after");
     let output = site.master_command(&["sync"]);
     assert!(
         !output.stderr.contains("is sent again"),

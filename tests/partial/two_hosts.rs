@@ -102,7 +102,7 @@ fn fault_114_two_hosts_with_one_key_lose_no_acknowledged_byte() {
             Err(Refused::InWords(error)) => {
                 assert!(turn >= COPIES_MAX, "{turn}: {}", error.message);
                 assert!(
-                    error.message.contains("somebody has to look"),
+                    error.message.contains("look at them and move them away"),
                     "{}",
                     error.message
                 );

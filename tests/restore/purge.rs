@@ -159,7 +159,7 @@ fn fault_104_a_backup_keeps_the_wal_of_a_restore_that_was_interrupted() {
     let output = scene.site.master_command(&["backup"]);
     output.succeed();
     assert!(
-        output.stderr.contains("nobody can say which WAL"),
+        output.stderr.contains("it is unknown which WAL"),
         "{}",
         output.stderr
     );

@@ -93,12 +93,12 @@ const TABLE: [(&str, Rule, &str); 39] = [
     (
         "hba_file",
         Rule::Beside(layout::HBA_CONF),
-        "another file says who comes in",
+        "another file controls who may connect",
     ),
     (
         "ident_file",
         Rule::Beside(layout::IDENT_CONF),
-        "another file says who is who",
+        "another file maps users",
     ),
     ("log_directory", Rule::Inside, "it writes files elsewhere"),
     ("log_filename", Rule::PlainName, "it writes files elsewhere"),
@@ -113,11 +113,7 @@ const TABLE: [(&str, Rule, &str); 39] = [
         "it names a server to follow",
     ),
     ("primary_slot_name", Rule::Empty, "it names another's slot"),
-    (
-        "recovery_min_apply_delay",
-        Rule::Empty,
-        "it holds replay back",
-    ),
+    ("recovery_min_apply_delay", Rule::Empty, "it delays replay"),
     ("promote_trigger_file", Rule::Empty, "it opens the server"),
     (
         "synchronous_standby_names",
@@ -138,53 +134,53 @@ const TABLE: [(&str, Rule, &str); 39] = [
     (
         "ignore_invalid_pages",
         Rule::Off,
-        "it has replay pass over damage",
+        "it makes replay ignore damage",
     ),
     (
         "ignore_checksum_failure",
         Rule::Off,
-        "it has damage pass for data",
+        "it makes the server accept damaged data",
     ),
     ("zero_damaged_pages", Rule::Off, "it clears what is damaged"),
     (
         "recovery_target",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_action",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_inclusive",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_lsn",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_name",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_time",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_timeline",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
     (
         "recovery_target_xid",
         Rule::Empty,
-        "it is another recovery's end",
+        "it is another recovery's target",
     ),
 ];
 
@@ -321,7 +317,7 @@ impl Host<'_> {
                 return Err(CommandError::config(format!(
                     "the settings in {folder} include more than {FILES_MAX} files"
                 ))
-                .hint("look at what includes them; --trust-settings restores them as they are"));
+                .hint("look at what includes them; --trust-settings restores them unchanged"));
             }
             let found = match path.symlink_metadata() {
                 Ok(found) => found,
@@ -341,8 +337,8 @@ impl Host<'_> {
             if !found.is_file() || found.len() > FILE_BYTES_MAX {
                 let path = path.display();
                 return Err(
-                    CommandError::config(format!("{path} is no file of settings"))
-                        .hint("look at what includes it; --trust-settings restores it as it is"),
+                    CommandError::config(format!("{path} is not a configuration file"))
+                        .hint("look at what includes it; --trust-settings restores it unchanged"),
                 );
             }
             let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;

@@ -20,8 +20,8 @@ pub(crate) fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
             // own files may say.
             Err(error) if needed > default => {
                 tracing::warn!(
-                    "{name} is {needed} here, as the master raised it after the backup; whether the server's own \
-                     files say more is not known: {error}"
+                    "{name} is set to {needed}, since the master raised it after the backup; the \
+                    server's own files cannot be read, and may set more: {error}"
                 );
                 raised.push((name, needed.to_string()));
                 continue;
@@ -35,11 +35,12 @@ pub(crate) fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
         }
         match set {
             Some(set) if set.place == COMMAND_LINE => tracing::warn!(
-                "{name} has to be {needed} here, as the master raised it after the backup, and the server was last \
-                 started with {value} on its command line, which wins over every file"
+                "{name} has to be {needed}, since the master raised it after the backup; but the \
+                server was last started with {value} on its command line, which overrides every \
+                file"
             ),
             _ => tracing::info!(
-                "{name} is {needed} here, not {value}: the master raised it after the backup"
+                "{name} is set to {needed}, not {value}: the master raised it after the backup"
             ),
         }
         raised.push((name, needed.to_string()));

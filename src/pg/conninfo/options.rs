@@ -29,9 +29,9 @@ pub struct ConnectionOption {
 /// Its values by name.
 pub(crate) type Given = BTreeMap<&'static str, String>;
 
-const NO_KERBEROS: Treatment = Treatment::Ignored("it means something with GSSAPI only");
+const NO_KERBEROS: Treatment = Treatment::Ignored("it has an effect with GSSAPI only");
 const OLD: Treatment = Treatment::Ignored("libpq itself ignores it");
-const NO_OAUTH: Treatment = Treatment::Ignored("it means something once a server asks for OAuth");
+const NO_OAUTH: Treatment = Treatment::Ignored("it has an effect only if a server asks for OAuth");
 
 /// `PQconninfoOptions` (`src/interfaces/libpq/fe-connect.c`).
 pub const OPTIONS: [ConnectionOption; 53] = [
@@ -49,7 +49,7 @@ pub const OPTIONS: [ConnectionOption; 53] = [
     row(
         "client_encoding",
         "PGCLIENTENCODING",
-        Treatment::Ignored("walmgr reads UTF-8 whatever the terminal's encoding is"),
+        Treatment::Ignored("walmgr reads UTF-8, whatever the terminal's encoding is"),
     ),
     row("options", "PGOPTIONS", Treatment::Honoured),
     row("application_name", "PGAPPNAME", Treatment::Honoured),
@@ -64,7 +64,7 @@ pub const OPTIONS: [ConnectionOption; 53] = [
     row(
         "sslcompression",
         "PGSSLCOMPRESSION",
-        Treatment::Ignored("TLS has no compression any more"),
+        Treatment::Ignored("TLS no longer has compression"),
     ),
     row("sslcert", "PGSSLCERT", Treatment::Honoured),
     row("sslkey", "PGSSLKEY", Treatment::Honoured),

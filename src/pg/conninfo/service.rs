@@ -42,7 +42,8 @@ pub(super) fn fill_in(given: &mut Given, environment: &Environment) -> Result<()
     }
     Err(match looked_in.is_empty() {
         true => format!(
-            "service={service}: there is neither ~/.pg_service.conf nor one of the system's"
+            "service={service}: there is neither ~/.pg_service.conf nor a pg_service.conf of the \
+            system"
         ),
         false => format!("service={service} is not in {}", looked_in.join(" nor in ")),
     })
@@ -98,7 +99,7 @@ pub(super) fn section(
             continue;
         }
         if line.starts_with("ldap") {
-            return Err(at("a service that LDAP knows is not supported".to_owned()));
+            return Err(at("a service from LDAP is not supported".to_owned()));
         }
         let Some((name, value)) = line.split_once('=') else {
             // Behind the first word may be a password.

@@ -346,7 +346,7 @@ fn a_service_says_what_nobody_else_has_said() {
             "[main]\nservice=x",
             "line 2: service does not work inside of a service",
         ),
-        ("[main]\n\nldap://h/x", "line 3: a service that LDAP knows"),
+        ("[main]\n\nldap://h/x", "line 3: a service from LDAP"),
         ("[main]\npasswort: secret", "line 2: expected name=value"),
         (
             "[main]\nhots=h",

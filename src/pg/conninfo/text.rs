@@ -31,7 +31,7 @@ fn pairs(text: &str) -> Result<Given, String> {
             return Err(wrong());
         }
         let (value, after) = option_value(after.trim_start_matches(is_blank))
-            .ok_or_else(|| format!("the quote of {name} is open"))?;
+            .ok_or_else(|| format!("the quote of {name} is not closed"))?;
         give(&mut given, name, value)?;
         rest = after.trim_start_matches(is_blank);
     }
@@ -105,7 +105,7 @@ fn address(text: &str) -> Result<Given, String> {
         let (name, value) = pair
             .split_once('=')
             .filter(|(_, value)| !value.contains('='))
-            .ok_or("expected name=value behind the question mark, joined by &")?;
+            .ok_or("expected name=value after the question mark, joined by &")?;
         let (name, value) = (decoded(name)?, decoded(value)?);
         // What JDBC calls it.
         match (name.as_str(), value.as_str()) {

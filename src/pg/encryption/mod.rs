@@ -46,7 +46,7 @@ pub(crate) fn handshake(settings: &Encryption, host: Option<&str>) -> Result<Han
     let expected = match (settings.mode, host) {
         (SslMode::VerifyFull, None) => {
             return Err(
-                "sslmode=verify-full needs host=, as hostaddr is in no certificate".to_owned(),
+                "sslmode=verify-full needs host=, since no certificate has a hostaddr".to_owned(),
             );
         }
         (SslMode::VerifyFull, Some(host)) => Some(host.to_owned()),
@@ -105,13 +105,14 @@ fn trusted(settings: &Encryption) -> Result<Option<Trusted>, String> {
         _ if settings.mode < SslMode::VerifyCa => return Ok(None),
         Authority::File(path) => {
             return Err(format!(
-                "{} does not exist: put the certificate of the server's authority there, name it \
-                 by sslrootcert=FILE, or write sslrootcert=system for those that this host trusts",
+                "{} does not exist: put the certificate of the server's authority there, name its \
+                file with sslrootcert=FILE, or write sslrootcert=system for the authorities that \
+                this host trusts",
                 path.display()
             ));
         }
         Authority::Nobody => {
-            return Err("nothing says whose certificates count; write sslrootcert=FILE".to_owned());
+            return Err("no authority is configured; write sslrootcert=FILE".to_owned());
         }
     };
     Trusted::new(roots, revocations(settings)?).map(Some)

@@ -39,10 +39,7 @@ impl ShownCertificate {
             None => None,
             Some(file) => {
                 let chain = super::certificates("sslcert", file)?;
-                let key = settings
-                    .key
-                    .as_ref()
-                    .ok_or("sslcert has no sslkey beside it")?;
+                let key = settings.key.as_ref().ok_or("sslcert has no sslkey")?;
                 let key = (provider.key_provider)
                     .load_private_key(private_key(key)?)
                     .map_err(|error| format!("sslkey: {}: {error}", key.display()))?;
@@ -89,7 +86,7 @@ impl ResolvesClientCert for ShownCertificate {
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path)
-        .map_err(|error| format!("sslcert is there and its key is not: read {shown}: {error}"))?;
+        .map_err(|error| format!("sslcert has no key: read {shown}: {error}"))?;
     // libpq's rule: a key of root's may be readable for a group, such as Debian's ssl-cert.
     let closed = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & closed != 0 {

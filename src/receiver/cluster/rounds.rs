@@ -45,7 +45,7 @@ pub(crate) async fn run(cluster: &Cluster, store: &OpenStore) {
                 pause_behind(stride, rate)
             }
             Ok(Err(error)) => {
-                tracing::warn!("the archive is not read for damage: {error}");
+                tracing::warn!("the archive cannot be read for damage: {error}");
                 IDLE_PAUSE
             }
             Err(_) => IDLE_PAUSE,

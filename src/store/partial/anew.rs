@@ -108,8 +108,8 @@ pub(super) fn refuse_more_copies(folder: &Folder, what: &str) -> Result<(), Stor
     }
     Err(StoreError::Diverged {
         why: format!(
-            "{} holds {count} copies ({mark}) of what was replaced in it: somebody has to look at \
-             them and move them away first",
+            "{} holds {count} copies ({mark}) of replaced WAL: look at them and move them away \
+            first",
             folder.path().display()
         ),
     })

@@ -465,8 +465,7 @@ pub(in crate::store) fn settle(
     }
     let aside = partial.set_aside_as(&text, DIFFERS)?;
     tracing::error!(
-        "ALARM: {segment} was finished with other bytes than the partial segment has; that is kept \
-         as {aside}"
+        "ALARM: the archived {segment} differs from the partial segment, which is kept as {aside}"
     );
     Ok(true)
 }

@@ -90,8 +90,8 @@ fn refuse_more_strays(shared: &Shared, segment: SegmentName) -> Result<(), Store
     }
     Err(StoreError::Diverged {
         why: format!(
-            "{segment} goes on with nothing that is here, and {} holds {strays} segments like that: somebody \
-             has to look at them and move them away first",
+            "{segment} continues no WAL of this archive, and {} holds {strays} such segments: \
+            look at them and move them away first",
             shared.partial.path().display()
         ),
     })
@@ -107,7 +107,7 @@ pub(super) fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), St
         // What is remembered of it is not true of what comes under its name.
         shared.partials.forget(name);
         shared.carried.put(name, Verify::Records, None);
-        tracing::warn!("{name} follows what was dropped; it is kept as {aside}");
+        tracing::warn!("{name} follows WAL that was dropped; it is kept as {aside}");
     }
     Ok(())
 }

@@ -139,7 +139,7 @@ pub(in crate::store) fn vanished(
         let known = match Acknowledged::read(partial, segment) {
             // Of what the disk does not give back nothing is known, and the others are not worse for it.
             Err(error @ StoreError::Disk { .. }) => {
-                tracing::error!("what was acknowledged of {segment} is unknown: {error}");
+                tracing::error!("cannot tell how much of {segment} was acknowledged: {error}");
                 continue;
             }
             other => other?,

@@ -104,7 +104,8 @@ impl OpenSegment {
         refuse_more_copies(folder, DAMAGED)?;
         let kept = folder.keep_copy(file.handle(), &segment.to_string(), DAMAGED)?;
         tracing::error!(
-            "ALARM: the damaged {segment} is kept as {kept}; the master sends again what follows {}",
+            "ALARM: the damaged {segment} is kept as {kept}; the master sends the WAL after {} \
+            again",
             Lsn(start.0 + held.held_bytes)
         );
         file.clear_behind(held.held_bytes)?;
@@ -172,10 +173,10 @@ impl PartialStream {
         let (from, old) = ((anew.file.handle(), anew.file.name()), held.file.handle());
         let kept = folder.replace_partial(from, (old, segment), keep)?;
         let kept = kept.map_or_else(
-            || "nothing behind it was acknowledged".to_owned(),
-            |kept| format!("what was held is kept as {kept}"),
+            || "nothing after it was acknowledged".to_owned(),
+            |kept| format!("the old WAL is kept as {kept}"),
         );
-        tracing::error!("ALARM: {segment}: the master wrote its WAL anew behind {common}; {kept}");
+        tracing::error!("ALARM: {segment}: the master rewrote its WAL after {common}; {kept}");
         (shared.partials).change(segment, |extent| *extent = Extent::default());
         open.position.crc = None;
         open.change(|state| match state {

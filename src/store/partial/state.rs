@@ -192,7 +192,7 @@ impl WalkPosition {
         // A sender that does not know how the segment before ended states this one's beginning.
         if stated > found.max(self.start) {
             return Err(damaged(format!(
-                "its records end at {found}, not at {stated} as was said"
+                "its records end at {found}, expected {stated}"
             )));
         }
         self.end = stated.min(found);

@@ -141,7 +141,7 @@ fn read_owner(folder: &Folder, file: &OwnedFd) -> Result<String, StoreError> {
     text.truncate(OWNER_BYTES_MAX);
     let text = String::from_utf8_lossy(&text);
     Ok(match text.trim() {
-        "" => "somebody who left no name".to_owned(),
+        "" => "an unknown process".to_owned(),
         owner => owner.to_owned(),
     })
 }

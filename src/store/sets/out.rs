@@ -148,7 +148,10 @@ impl HeldSet {
             .open_file(self.directory(), layout::BACKUP_MANIFEST.as_ref())
         {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!("{} has no manifest: it is taken unchecked", self.name());
+                tracing::warn!(
+                    "{} has no manifest and is restored without a check",
+                    self.name()
+                );
                 return Ok(None);
             }
             other => other
@@ -180,7 +183,7 @@ impl HeldSet {
             let target = std::fs::canonicalize(self.path());
             let home = target.and_then(|target| files::bring_home(self.path(), &target));
             if let Err(error) = home {
-                tracing::debug!("{name} is copied, as it lies elsewhere: {error}");
+                tracing::debug!("{name} is copied, since it lies elsewhere: {error}");
                 return Ok(Some(self));
             }
         }
@@ -205,8 +208,8 @@ impl HeldSet {
         let path = self.path().join(path);
         let why = match std::fs::read_link(&path) {
             Ok(target) => format!(
-                "a link to {}, and only a set as a whole can lie elsewhere: remove the link, and move what it \
-                 leads to here",
+                "a link to {}, but only a whole set may lie elsewhere: remove the link, and move \
+                its target here",
                 target.display()
             ),
             Err(_) => "neither a file nor a directory".to_owned(),
@@ -309,7 +312,7 @@ impl Copier<'_> {
                 Node::Link | Node::Other => {
                     self.set.pass_over(&path)?;
                     if !path.starts_with(layout::PG_TBLSPC) {
-                        tracing::warn!("{} is no file and is left out", path.display());
+                        tracing::warn!("{} is not a file and is left out", path.display());
                     }
                 }
             }

@@ -42,7 +42,7 @@ pub struct Purged {
 impl fmt::Display for Purged {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(oldest) = self.oldest_needed else {
-            return out.write_str("nothing says which WAL is needed, so all of it stays");
+            return out.write_str("it is unknown which WAL is needed, so all WAL stays");
         };
         write!(out, "{} files removed, all before {oldest}", self.files)?;
         match &self.held_by {

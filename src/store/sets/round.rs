@@ -296,7 +296,7 @@ impl SetsRound {
     /// A note that cannot be written costs the next start its place, and `status` a word.
     fn write(&self) {
         if let Err(error) = self.note.write(&self.sets.completed) {
-            tracing::debug!("what was found in backup sets is not noted: {error}");
+            tracing::debug!("cannot note the damage found in backup sets: {error}");
         }
     }
 }
