@@ -42,6 +42,8 @@ use crate::store::{ArchiveFolders, Disk, RealDisk, StoreError};
 
 /// What all connections of a cluster share.
 pub(crate) struct Cluster {
+    /// No two clusters of a process have the same, not even after one another.
+    pub number: u64,
     /// Where its folders are.
     pub folders: ArchiveFolders,
     /// The archive's folder, for people.
@@ -117,8 +119,9 @@ impl Cluster {
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
         store.archive.set_ahead_max(settings.ahead_max);
-        census.opened();
+        let (number, pools) = (census.opened(), &census.pools);
         Ok(Cluster {
+            number,
             folders,
             completed_wals: config.completed_wals.clone(),
             full_backup: config.full_backup.clone(),
@@ -129,10 +132,19 @@ impl Cluster {
             settings: watch::Sender::new(settings),
             writer: Arc::default(),
             masters: Masters::default(),
-            uploads: Shares::of_bytes(UPLOADS_MAX, UPLOADS_PER_PEER_MAX, UPLOAD_BYTES_PER_PEER_MAX),
-            fetches: Shares::new(FETCHES_MAX, FETCHES_PER_PEER_MAX),
-            streams: Shares::new(STREAMS_MAX, STREAMS_PER_PEER_MAX),
-            backup_threads: Shares::new(BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX),
+            uploads: Shares::of_bytes(
+                &pools.uploads,
+                UPLOADS_MAX,
+                UPLOADS_PER_PEER_MAX,
+                UPLOAD_BYTES_PER_PEER_MAX,
+            ),
+            fetches: Shares::new(&pools.fetches, FETCHES_MAX, FETCHES_PER_PEER_MAX),
+            streams: Shares::new(&pools.streams, STREAMS_MAX, STREAMS_PER_PEER_MAX),
+            backup_threads: Shares::new(
+                &pools.backup_threads,
+                BACKUP_THREADS_MAX,
+                BACKUP_THREADS_PER_PEER_MAX,
+            ),
             stopping,
             span,
             disk: Arc::clone(disk),

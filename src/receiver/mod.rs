@@ -163,8 +163,28 @@ pub(crate) const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8
 /// Of those, the most for one peer.
 pub(crate) const BACKUP_THREADS_PER_PEER_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize;
 
-/// All threads that may wait for a disk or a peer.
-pub(crate) const THREADS_MAX: usize =
+/// All clusters together have so many times as much of each kind as one of them may have: a host is sized for a few
+/// that are busy at once, not for all.
+pub(crate) const ALL_CLUSTERS_TIMES: usize = 4;
+
+/// Of each kind and of connections, so many no cluster is refused for another's sake: enough to archive, to ship
+/// records, to answer and to fetch one file.
+pub(crate) const RESERVED: usize = 4;
+
+/// Threads of a cluster that no peer asks for: it is read round after round, and opened again.
+const KEEPER_THREADS: usize = 2;
+
+/// All threads of a process with so many clusters that may wait for a disk or a peer.
+pub(crate) const fn threads_max(clusters: usize) -> usize {
+    const KINDS: usize = 4;
+    match clusters {
+        0 | 1 => THREADS_MAX,
+        _ => ALL_CLUSTERS_TIMES * THREADS_MAX + clusters * (KINDS * RESERVED + KEEPER_THREADS),
+    }
+}
+
+/// Those of one cluster.
+const THREADS_MAX: usize =
     UPLOADS_MAX + FETCHES_MAX + STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
 
 /// Pause after the system refused another connection for want of descriptors or memory.

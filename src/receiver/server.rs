@@ -23,13 +23,13 @@ use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::{Cluster, keeper, opening};
 use crate::receiver::clusters::{Clusters, HostedCluster};
-use crate::receiver::connections::Connections;
+use crate::receiver::connections::{Connections, SlotClaim};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
 use crate::receiver::{
-    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE,
-    THREADS_MAX, connection, introduction,
+    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE, connection,
+    introduction, threads_max,
 };
 use crate::store::{Archive, ArchiveFolders, Disk, RealDisk};
 
@@ -69,7 +69,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(THREADS_MAX)
+        .max_blocking_threads(threads_max(1))
         .enable_all()
         .build()
         .map_err(|error| CommandError::retry("start the event loop").because(error))?;
@@ -295,9 +295,14 @@ async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: Sp
         Err(_) => return refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
     };
     arrival.is_known();
-    let most = hosted.cluster.settings.borrow().connections_max;
-    let (key, may_push) = (peer.key(), peer.rights.push);
-    let slot = daemon.connections.connect(&key, may_push, most).await;
+    let claim = SlotClaim {
+        cluster: hosted.cluster.number,
+        key: peer.key(),
+        may_push: peer.rights.push,
+        cluster_max: hosted.cluster.settings.borrow().connections_max,
+        all_max: server.connections_max,
+    };
+    let slot = daemon.connections.connect(&claim).await;
     match slot {
         Ok(slot) => {
             drop(arrival);

@@ -1,13 +1,17 @@
-//! How many stores of the process are open, and how many have retired.
+//! What the clusters of a process share: how many of their stores are open, whose turn it is, what they have together.
 //! Never touches a store. Invariant: once all of them have retired none is opened again: the process ends.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::receiver::shares::SharePools;
+
 /// The stores of a process.
 #[derive(Default)]
 pub(crate) struct StoreCensus {
+    /// The threads that they have together.
+    pub pools: SharePools,
     counts: Mutex<StoreCounts>,
     /// Cancelled when all have retired.
     none_left: CancellationToken,
@@ -17,6 +21,8 @@ pub(crate) struct StoreCensus {
 
 #[derive(Default)]
 struct StoreCounts {
+    /// Clusters since the start.
+    clusters: u64,
     open: usize,
     retired: usize,
     /// Whether no more are about to be opened for the first time.
@@ -28,9 +34,12 @@ struct StoreCounts {
 }
 
 impl StoreCensus {
-    /// A store was opened for the first time.
-    pub(crate) fn opened(&self) {
-        self.counts().open += 1;
+    /// A cluster's store was opened for the first time; the cluster has the returned number.
+    pub(crate) fn opened(&self) -> u64 {
+        let mut counts = self.counts();
+        counts.open += 1;
+        counts.clusters += 1;
+        counts.clusters
     }
 
     /// All stores that a start opens have been counted.

@@ -138,10 +138,15 @@ impl BackupFlow {
     ) -> Result<(), ConnectionEnd> {
         let job = match action {
             ReceiverAction::Admit(request) => {
-                let Some(place) = link.served.cluster.backup_threads.take(&link.peer.key()) else {
-                    let text = "too many connections are part of backups";
-                    let error = Error::channel(ErrorCode::Busy, text, "try again later");
-                    return self.fail(link, error).await;
+                let threads = &link.served.cluster.backup_threads;
+                let place = match threads.take(&link.peer.key()) {
+                    Ok(place) => place,
+                    Err(none) => {
+                        let own = "too many connections are part of backups".to_owned();
+                        let text = none.text("connections of backups", own);
+                        let error = Error::channel(ErrorCode::Busy, text, "try again later");
+                        return self.fail(link, error).await;
+                    }
                 };
                 let say = link.reports_of(self.channel, FlowReport::Backup);
                 let worker = work::start(link.served.clone(), place, request, say);

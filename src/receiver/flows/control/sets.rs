@@ -48,10 +48,13 @@ pub(super) fn ask(
     question: SetQuestion,
 ) -> oneshot::Receiver<Message> {
     let (teller, answer) = oneshot::channel();
-    let Some(place) = served.cluster.fetches.take(key) else {
-        // Whoever asked may be gone; then nobody needs to know.
-        let _ = teller.send(Message::Error(send::all_taken()));
-        return answer;
+    let place = match served.cluster.fetches.take(key) {
+        Ok(place) => place,
+        Err(none) => {
+            // Whoever asked may be gone; then nobody needs to know.
+            let _ = teller.send(Message::Error(send::all_taken(none)));
+            return answer;
+        }
     };
     let workforce = served.store.workforce.clone();
     worker::aside(&workforce, "question about a backup set", move || {

@@ -19,6 +19,7 @@ use walmgr_protocol::session::fetch::Request;
 use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::FetchReport;
+use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
@@ -38,8 +39,9 @@ pub(crate) fn start(
     request: Request,
     say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
-    let Some(place) = served.cluster.fetches.take(key) else {
-        return Worker::refused(all_taken(), say);
+    let place = match served.cluster.fetches.take(key) {
+        Ok(place) => place,
+        Err(none) => return Worker::refused(all_taken(none), say),
     };
     let workforce = served.store.workforce.clone();
     let worker = Worker::start(
@@ -60,12 +62,16 @@ pub(crate) fn start(
 }
 
 /// The refusal where no place for a fetch is left.
-pub(crate) fn all_taken() -> Error {
-    let text = format!(
+pub(crate) fn all_taken(none: NoShare) -> Error {
+    let own = format!(
         "all {FETCHES_PER_PEER_MAX} fetches of a peer, or all {FETCHES_MAX} fetches, are in \
         progress"
     );
-    Error::channel(ErrorCode::Busy, text, "try again later")
+    Error::channel(
+        ErrorCode::Busy,
+        none.text("fetches", own),
+        "try again later",
+    )
 }
 
 fn work(

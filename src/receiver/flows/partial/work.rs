@@ -15,6 +15,7 @@ use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::RecordReport;
+use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
 use crate::store::{DurableRecords, PartialStream, StoreError};
@@ -38,11 +39,14 @@ pub(crate) fn start(
     who: String,
     say: impl Fn(FromWorker<RecordReport>) -> bool + Send + Sync + 'static,
 ) -> Result<Worker<RecordJob, RecordReport>, Error> {
-    let Some(place) = served.cluster.streams.take(key) else {
-        let text = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
-        let hint = "run one syncdaemon";
-        return Err(Error::channel(ErrorCode::WriterActive, text, hint));
-    };
+    let place = served.cluster.streams.take(key).map_err(|none| {
+        let own = format!("{STREAMS_PER_PEER_MAX} connections of this peer ask for the stream");
+        let (code, hint) = match none {
+            NoShare::OfCluster => (ErrorCode::WriterActive, "run one syncdaemon"),
+            NoShare::OfAll(_) => (ErrorCode::Busy, "walmgr tries again"),
+        };
+        Error::channel(code, none.text("streams of records", own), hint)
+    })?;
     let workforce = served.store.workforce.clone();
     let worker = Worker::start(
         &workforce,

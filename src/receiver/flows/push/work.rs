@@ -12,6 +12,7 @@ use walmgr_protocol::session::push::{Held, Sealed};
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::UploadReport;
+use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
@@ -35,17 +36,9 @@ pub(crate) fn start(
     (offer, by): (Offer, String),
     say: impl Fn(FromWorker<UploadReport>) -> bool + Send + Sync + 'static,
 ) -> Worker<UploadJob, UploadReport> {
-    let Some(place) = served.cluster.uploads.take_for(key, offer.size) else {
-        let busy = Error::channel(
-            ErrorCode::Busy,
-            format!(
-                "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
-                {UPLOADS_MAX} uploads, are in progress",
-                UPLOAD_BYTES_PER_PEER_MAX >> 20
-            ),
-            "walmgr tries again",
-        );
-        return Worker::refused(busy, say);
+    let place = match served.cluster.uploads.take_for(key, offer.size) {
+        Ok(place) => place,
+        Err(none) => return Worker::refused(all_taken(none), say),
     };
     // The job that is being done has left the queue.
     let workforce = served.store.workforce.clone();
@@ -69,6 +62,16 @@ pub(crate) fn start(
             Ok(())
         },
     )
+}
+
+fn all_taken(none: NoShare) -> Error {
+    let own = format!(
+        "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
+        {UPLOADS_MAX} uploads, are in progress",
+        UPLOAD_BYTES_PER_PEER_MAX >> 20
+    );
+    let hint = "walmgr tries again";
+    Error::channel(ErrorCode::Busy, none.text("uploads", own), hint)
 }
 
 /// Returns the last report, or `None` when the connection let go of the upload.
