@@ -30,7 +30,7 @@ use crate::wal::writer::WalWriter;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster that is looked after, beside another one whose store is open.
-struct Kept {
+struct KeptCluster {
     folder: tempfile::TempDir,
     disk: Arc<FaultyDisk>,
     census: Arc<StoreCensus>,
@@ -38,8 +38,8 @@ struct Kept {
     keeper: tokio::task::JoinHandle<()>,
 }
 
-impl Kept {
-    async fn new() -> Kept {
+impl KeptCluster {
+    async fn new() -> KeptCluster {
         let folder = scratch_folder();
         new_archive(folder.path());
         let root = folder.path().display();
@@ -64,7 +64,7 @@ impl Kept {
         census.opened();
         census.is_complete();
         let keeper = tokio::spawn(run(Arc::clone(&cluster)));
-        let kept = Kept {
+        let kept = KeptCluster {
             folder,
             disk,
             census,
@@ -127,7 +127,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for KeptCluster {
     fn drop(&mut self) {
         self.keeper.abort();
     }
@@ -168,7 +168,7 @@ fn stored(store: &OpenStore, sample: &Sample) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_whose_archive_cannot_sync_is_opened_again() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     let first = segment(3, 1);
     stored(&kept.store(), &first);
     let before = kept.retire(Op::SyncFile, |store| {
@@ -185,7 +185,7 @@ async fn fault_33_a_store_whose_archive_cannot_sync_is_opened_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_whose_stream_cannot_sync_is_opened_again() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     stored(&kept.store(), &segment(3, 1));
     let before = kept.retire(Op::SyncBytes, |store| {
         ship(store, 7).unwrap_err();
@@ -195,7 +195,7 @@ async fn fault_33_a_store_whose_stream_cannot_sync_is_opened_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_whose_sets_cannot_sync_is_opened_again() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     let before = kept.retire(Op::SyncDirectory, |store| {
         store.backups.begin(&backup()).map(drop).unwrap_err();
     });
@@ -204,7 +204,7 @@ async fn fault_33_a_store_whose_sets_cannot_sync_is_opened_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_backup_ends_with_the_store_that_it_was_made_in() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     let running = kept.store().backups.begin(&backup()).unwrap();
     let incoming = kept.folder.path().join("data.master.incoming");
     assert!(incoming.exists());
@@ -219,7 +219,7 @@ async fn fault_33_a_backup_ends_with_the_store_that_it_was_made_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_is_not_opened_again_below_who_works_with_it() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     let (release, held) = std::sync::mpsc::channel::<()>();
     let store = kept.store();
     let workforce = store.workforce.clone();
@@ -240,7 +240,7 @@ async fn fault_33_a_store_is_not_opened_again_below_who_works_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_whose_opening_fails_stays_closed_until_it_does_not() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     ship(&kept.store(), 7).unwrap();
     for (op, number) in [(Op::SyncDirectory, 3), (Op::SyncFile, 5)] {
         kept.settle().await;
@@ -263,7 +263,7 @@ async fn fault_33_a_store_whose_opening_fails_stays_closed_until_it_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_a_store_is_not_opened_again_without_its_sets() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     let before = kept.retire(Op::SyncFile, |store| {
         push(&store.archive, &segment(4, 1)).unwrap_err();
         let root = kept.folder.path().file_name().unwrap();
@@ -274,7 +274,7 @@ async fn fault_33_a_store_is_not_opened_again_without_its_sets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_opening_again_reads_a_partial_segment_from_the_disk() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     ship(&kept.store(), 7).unwrap();
     let before = kept.retire(Op::SyncFile, |store| {
         push(&store.archive, &segment(4, 1)).unwrap_err();
@@ -300,7 +300,7 @@ async fn fault_33_opening_again_reads_a_partial_segment_from_the_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_33_the_last_open_store_is_not_opened_again() {
-    let kept = Kept::new().await;
+    let kept = KeptCluster::new().await;
     kept.census.closed(false);
     let store = kept.store();
     kept.disk.fail(Op::SyncFile, 0, 1, Errno::IO);
