@@ -25,9 +25,7 @@ pub fn table_at_start() -> ExitTable {
         return ExitTable::Ordinary;
     };
     let words = || line[..length].split(|byte| *byte == 0).skip(1);
-    let restores = |word: &[u8]| {
-        word == b"xrestore" || RESTORED_TO.iter().any(|end| word.ends_with(end.as_bytes()))
-    };
+    let restores = |word: &[u8]| word == b"xrestore" || is_restored_to(word);
     if words().any(restores) {
         ExitTable::Xrestore
     } else if words().any(|word| word == b"xarchive") {
@@ -40,7 +38,12 @@ pub fn table_at_start() -> ExitTable {
 /// The `%p` of every `restore_command` (`XLogFileRead` and `readTimeLineHistory` in
 /// `src/backend/access/transam`): who is given one of these paths is a restore_command,
 /// whatever else was typed.
-pub const RESTORED_TO: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
+const RESTORED_TO: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
+
+/// Whether a word of the command line is one of them.
+pub(crate) fn is_restored_to(word: &[u8]) -> bool {
+    RESTORED_TO.iter().any(|end| word.ends_with(end.as_bytes()))
+}
 
 /// Installs what this table demands for panics and exhausted memory.
 pub fn prepare(table: ExitTable) {

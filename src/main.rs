@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             Parsed::Run(invocation) => {
                 let table = match table {
                     ExitTable::Xrestore => table,
-                    _ => invocation.command.exit_table(),
+                    _ => invocation.exit_table(),
                 };
                 abnormal::prepare(table);
                 abnormal::contain(table, || code(table, cli::run(&invocation)))

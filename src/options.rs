@@ -1,9 +1,14 @@
-//! The options every command understands, as the command line gave them.
-//! Never reads a file or the environment. Invariant: a value of this type passed the grammar, so a
+//! The options every command understands, as the command line gave them, and the arguments of commands that both
+//! sides have. Never reads a file or the environment. Invariant: a value of these types passed the grammar, so a
 //! command may rely on it (`reload`, `stop`, `kill` and `daemon` exclude each other, for example).
 
-use std::path::PathBuf;
-use std::time::Duration;
+pub(crate) mod init;
+mod restore;
+mod xrestore;
+
+pub(crate) use init::InitArgs;
+pub(crate) use restore::{Restoring, TargetWords};
+pub(crate) use xrestore::XrestoreArgs;
 
 /// What stood before the command's own arguments, wherever it was typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,53 +31,4 @@ pub struct Options {
     pub overrides: Vec<(String, String)>,
     /// `--json`: print for programs, not for people.
     pub json: bool,
-}
-
-/// From where on `status` warns and alarms, as far as it was typed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Thresholds {
-    /// `--warning-lag`: seconds of transactions that would be lost.
-    pub warning_lag: Option<Duration>,
-    /// `--critical-lag`.
-    pub critical_lag: Option<Duration>,
-    /// `--warning-backup-age`: time since the newest backup began.
-    pub warning_backup_age: Option<Duration>,
-    /// `--critical-backup-age`.
-    pub critical_backup_age: Option<Duration>,
-    /// `--warning-free`: bytes left for the archive.
-    pub warning_free: Option<u64>,
-    /// `--critical-free`.
-    pub critical_free: Option<u64>,
-}
-
-/// What stood behind `restore`, which both sides have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Restoring {
-    /// The set; without it the newest, or the one that fits the target.
-    pub set: Option<String>,
-    /// Where it goes.
-    pub destination: Option<PathBuf>,
-    /// How far to recover.
-    pub target: TargetWords,
-    /// `--tablespace-mapping OLD=NEW`: where tablespaces go.
-    pub tablespaces: Vec<(PathBuf, PathBuf)>,
-    /// `--trust-settings`: what the set's settings order is obeyed.
-    pub trusts_settings: bool,
-}
-
-/// `--target-…`, as typed; at most one of the first four is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TargetWords {
-    /// `--target-time`.
-    pub time: Option<String>,
-    /// `--target-lsn`.
-    pub lsn: Option<String>,
-    /// `--target-xid`.
-    pub xid: Option<String>,
-    /// `--target-name`.
-    pub name: Option<String>,
-    /// `--target-timeline`.
-    pub timeline: Option<String>,
-    /// `--target-action`.
-    pub action: Option<String>,
 }

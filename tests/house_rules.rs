@@ -19,7 +19,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
         "cli",
         &[
             "abnormal", "config", "daemon", "files", "identity", "master", "options", "output",
-            "receiver", "standby", "protocol",
+            "receiver", "standby", "status", "protocol",
         ],
     ),
     (
@@ -76,7 +76,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
         ],
     ),
     ("identity", &["config", "options", "output", "transport"]),
-    ("status", &["options", "output", "protocol"]),
+    ("status", &["config", "options", "output", "protocol"]),
     ("transport", &["config", "files", "wal", "protocol"]),
     (
         "store",
@@ -91,7 +91,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
     ("shell", &["output"]),
-    ("options", &[]),
+    ("options", &["protocol"]),
     ("memory", &[]),
     ("error", &[]),
 ];

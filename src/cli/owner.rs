@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
-use super::{Command, Init};
+use super::command::Command;
 use crate::config::{Config, HostConfig, MasterConfig, StandbyConfig};
 use crate::error::{CommandError, Result};
 use crate::files;
+use crate::options::InitArgs;
 
 /// A place that a command writes to.
 struct Written {
@@ -43,20 +44,14 @@ impl Written {
 }
 
 /// Refuses `init` for anybody but the owner of where it writes, or of the data directory it is told.
-pub(super) fn check_init(ini: &Path, side: &Init) -> Result<()> {
-    let told = match side {
-        Init::Master {
-            pgdata: Some(pgdata),
-            ..
-        } => vec![Written::data(pgdata)],
-        _ => Vec::new(),
-    };
-    check(&told, &[Written::folder(folder_of(ini))])
+pub(super) fn check_init(ini: &Path, arguments: &InitArgs) -> Result<()> {
+    let told = arguments.pgdata.as_deref().map(Written::data);
+    check(told.as_slice(), &[Written::folder(folder_of(ini))])
 }
 
 /// Refuses a file of settings that only its owner may read, with the line to type.
 pub(super) fn check_readable(ini: &Path, command: &Command) -> Result<()> {
-    let by_postgresql = matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. });
+    let by_postgresql = matches!(command, Command::Xarchive(_) | Command::Xrestore(_));
     if by_postgresql || access(ini, Access::READ_OK) != Err(rustix::io::Errno::ACCESS) {
         return Ok(());
     }
@@ -93,7 +88,7 @@ pub(super) fn may_make_log(config: &Config, command: &Command) -> bool {
     };
     let is_owner = || nearest(path).is_ok_and(|(_, owner)| owner == geteuid().as_raw());
     let only_looks = places.is_empty() && beside.is_empty();
-    let by_root = matches!(command, Command::Xrestore { .. }) && geteuid().is_root();
+    let by_root = matches!(command, Command::Xrestore(_)) && geteuid().is_root();
     !(only_looks || by_root) || is_owner()
 }
 
@@ -106,15 +101,15 @@ const NOTHING: Places = (Vec::new(), Vec::new());
 fn of_master(config: &MasterConfig, command: &Command) -> Places {
     let data = Written::data(&config.master_data);
     match command {
-        Command::Setup { .. }
+        Command::Setup(_)
         | Command::Stop
         | Command::Periodic
-        | Command::Backup { .. }
+        | Command::Backup(_)
         | Command::Sync
-        | Command::Syncdaemon
+        | Command::Syncdaemon(_)
         // It remembers in pg_wal which histories are archived.
-        | Command::Xarchive { .. } => (vec![data], Vec::new()),
-        Command::Xrestore { path, .. } => handed_over(path),
+        | Command::Xarchive(_) => (vec![data], Vec::new()),
+        Command::Xrestore(typed) => handed_over(&typed.path),
         Command::Restore(restoring) => {
             let place = restoring.destination.as_deref().map(Written::data);
             (vec![data], place.into_iter().collect())
@@ -126,14 +121,14 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
         // Those of the standby are refused as such.
         Command::Init(_)
-        | Command::Authorize { .. }
-        | Command::Revoke { .. }
-        | Command::Receiver
+        | Command::Authorize(_)
+        | Command::Revoke(_)
+        | Command::Receiver(_)
         | Command::Xpurgewals
-        | Command::Choose { .. }
+        | Command::Choose(_)
         | Command::Pause
         | Command::Continue
-        | Command::Boot { .. } => NOTHING,
+        | Command::Boot(_) => NOTHING,
     }
 }
 
@@ -146,18 +141,18 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
     let archive = || Written::folder(&config.completed_wals);
     let server = || config.slave_data.as_deref().map(Written::data);
     match command {
-        Command::Setup { .. } => (vec![archive()], vec![archive()]),
-        Command::Receiver
-        | Command::Authorize { .. }
-        | Command::Revoke { .. }
+        Command::Setup(_) => (vec![archive()], vec![archive()]),
+        Command::Receiver(_)
+        | Command::Authorize(_)
+        | Command::Revoke(_)
         | Command::Xpurgewals
-        | Command::Choose { .. }
+        | Command::Choose(_)
         | Command::Pause
         | Command::Continue => (
             vec![archive()],
             vec![Written::folder(folder_of(&config.path))],
         ),
-        Command::Boot { .. } | Command::Restore(_) => (
+        Command::Boot(_) | Command::Restore(_) => (
             server().into_iter().chain([archive()]).collect(),
             Vec::new(),
         ),
@@ -165,38 +160,29 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![archive()],
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
-        Command::Xrestore { path, .. } => handed_over(path),
+        Command::Xrestore(typed) => handed_over(&typed.path),
         Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
         // Those of the master are refused as such.
         Command::Init(_)
         | Command::Stop
-        | Command::Xarchive { .. }
+        | Command::Xarchive(_)
         | Command::Periodic
-        | Command::Backup { .. }
+        | Command::Backup(_)
         | Command::Sync
-        | Command::Syncdaemon => NOTHING,
+        | Command::Syncdaemon(_) => NOTHING,
     }
 }
 
 /// Every cluster's archive is its receiver's too; that they are one user's is found when they are opened.
 fn of_host(config: &HostConfig, command: &Command) -> Places {
+    let clusters = || config.clusters.as_deref().map(Written::folder);
     match command {
-        Command::Receiver => (
-            config
-                .clusters
-                .as_deref()
-                .map(Written::folder)
-                .into_iter()
-                .collect(),
+        Command::Receiver(_) => (
+            clusters().into_iter().collect(),
             vec![Written::folder(folder_of(&config.path))],
         ),
         Command::Identity if !config.tls.key.exists() => (
-            config
-                .clusters
-                .as_deref()
-                .map(Written::folder)
-                .into_iter()
-                .collect(),
+            clusters().into_iter().collect(),
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
         // All others take a cluster's file.

@@ -4,26 +4,28 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Command, Init, Invocation, owner};
-use crate::config::{self, Config, HostConfig, LogFormat, MasterConfig, StandbyConfig};
+use super::command::{self, Command};
+use super::{Invocation, owner};
+use crate::config::{self, Config, LogFormat};
 use crate::daemon::{self, ForkSide, Readiness};
-use crate::error::{self, CommandError, Result};
+use crate::error::{self, Result};
 use crate::options::Options;
-use crate::{abnormal, identity, master, output, receiver, standby};
+use crate::{abnormal, output};
 
 /// Runs one command to its end.
 pub fn run(invocation: &Invocation) -> Result<()> {
     let Invocation {
         ini,
+        word,
         command,
         options,
     } = invocation;
-    if let Command::Init(side) = command {
-        owner::check_init(ini, side)?;
+    if let Command::Init(arguments) = command {
+        owner::check_init(ini, arguments)?;
         output::start(options, log(None, command))?;
-        return init(ini, side, options);
+        return command::run_init(ini, options, arguments);
     }
-    if matches!(command, Command::Xarchive { .. } | Command::Xrestore { .. }) {
+    if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) {
         abnormal::exit_on_signals(command.exit_table())?;
     }
     owner::check_readable(ini, command)?;
@@ -52,35 +54,12 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         }
     };
     start_log(&config, command, options)?;
-    match config {
-        Config::Master(config) => run_on_master(&config, command, options, readiness),
-        Config::Standby(config) => run_on_standby(&config, command, options, readiness),
-        Config::Host(config) => run_on_host(&config, command, options),
-    }
-}
-
-/// The one command that has no file of settings yet.
-fn init(ini: &Path, side: &Init, options: &Options) -> Result<()> {
-    match side {
-        Init::Standby => standby::init::run(ini, options),
-        Init::Master {
-            pgdata,
-            slave,
-            slave_fingerprint,
-        } => {
-            let typed = master::init::InitArgs {
-                pgdata: pgdata.as_deref(),
-                slave: slave.as_deref(),
-                slave_fingerprint: slave_fingerprint.as_deref(),
-            };
-            master::init::run(ini, options, &typed)
-        }
-    }
+    command::run_command(command, word, &config, options, readiness)
 }
 
 /// Has the log go where the settings say, and says there what they are noted for.
 fn start_log(config: &Config, command: &Command, options: &Options) -> Result<()> {
-    let is_setup = matches!(command, Command::Setup { .. });
+    let is_setup = matches!(command, Command::Setup(_));
     if is_setup && !options.not_really {
         make_folders(config);
     }
@@ -113,73 +92,9 @@ fn background(options: &Options) -> Result<Option<Readiness>> {
     })
 }
 
-fn run_on_master(
-    config: &MasterConfig,
-    command: &Command,
-    options: &Options,
-    readiness: Readiness,
-) -> Result<()> {
-    match command {
-        Command::Identity => identity::run(&config.tls, &config.job_name, options),
-        Command::Setup { check } => master::setup::run(config, options, *check),
-        Command::Stop => master::stop::run(config, options),
-        Command::Xarchive { path, name } => master::xarchive::run(config, options, path, *name),
-        Command::Periodic => master::periodic::run(config, options),
-        Command::ListBackups => master::listbackups::run(config, options),
-        Command::Status(thresholds) => master::status::run(config, options, thresholds),
-        Command::Restore(restoring) => master::restore::run(config, options, restoring),
-        Command::Xrestore { name, path } => master::xrestore::run(config, options, *name, path),
-        Command::Backup { allow_left_out } => master::backup::run(config, options, *allow_left_out),
-        Command::Sync => master::sync::run(config, options),
-        Command::Syncdaemon => master::syncdaemon::run(config, options, readiness),
-        other => Err(wrong_side(other, "standby", &config.path)),
-    }
-}
-
-fn run_on_standby(
-    config: &StandbyConfig,
-    command: &Command,
-    options: &Options,
-    readiness: Readiness,
-) -> Result<()> {
-    match command {
-        Command::Identity => identity::run(&config.tls, &config.job_name, options),
-        Command::Setup { .. } => standby::setup::run(config, options),
-        Command::Authorize {
-            fingerprint,
-            name,
-            rights,
-        } => standby::authorize::run(config, options, fingerprint, name, rights),
-        Command::Revoke { name } => standby::revoke::run(config, options, name),
-        Command::Receiver => receiver::run(config, options, readiness),
-        Command::Xrestore { name, path } => standby::xrestore::run(config, options, *name, path),
-        Command::ListBackups => standby::listbackups::run(config, options),
-        Command::Status(thresholds) => standby::status::run(config, options, thresholds),
-        Command::Restore(restoring) => standby::restore::run(config, options, restoring),
-        Command::Xpurgewals => standby::xpurgewals::run(config, options),
-        Command::Choose { name, take } => standby::choose::run(config, options, name, *take),
-        Command::Pause => standby::pause::run(config, options),
-        Command::Continue => standby::continue_::run(config, options),
-        Command::Boot { wait, force } => standby::boot::run(config, options, *wait, *force),
-        other => Err(wrong_side(other, "master", &config.path)),
-    }
-}
-
-fn run_on_host(config: &HostConfig, command: &Command, options: &Options) -> Result<()> {
-    match command {
-        Command::Identity => identity::run(&config.tls, &config.job_name, options),
-        other => Err(config.not_for(other.word())),
-    }
-}
-
-fn wrong_side(command: &Command, side: &str, ini: &Path) -> CommandError {
-    CommandError::usage(format!("`{}` runs on the {side}", command.word()))
-        .hint(format!("{} is the other side's file", ini.display()))
-}
-
 /// A daemon in the background has no stderr: without a `logfile` its log goes beside the ini file.
 fn logfile_beside(config: &Config, command: &Command, options: &Options) -> Option<PathBuf> {
-    let is_daemon = matches!(command, Command::Receiver | Command::Syncdaemon);
+    let is_daemon = command.daemon_flags().is_some();
     if !is_daemon || !options.daemon || options.not_really || config.logfile().is_some() {
         return None;
     }
@@ -204,14 +119,9 @@ fn log<'a>(config: Option<&'a Config>, command: &Command) -> output::Log<'a> {
         LogFormat::Json => output::Format::Json,
         LogFormat::Text => output::Format::Text,
     };
-    let speaker = match command {
-        Command::Xarchive { .. } | Command::Xrestore { .. } => output::Speaker::Archiver,
-        Command::Receiver | Command::Syncdaemon => output::Speaker::Daemon,
-        _ => output::Speaker::Person,
-    };
     output::Log {
         logfile: config.and_then(Config::logfile),
         format,
-        speaker,
+        speaker: command.speaker(),
     }
 }

@@ -1,6 +1,15 @@
 //! The grammar, driven without the binary: what people type, and what they mistype.
 
+use std::path::Path;
+
+use walmgr_protocol::names::WalFileName;
+
+use super::mistakes::ABSENT;
 use super::*;
+use crate::master::setup::SetupArgs;
+use crate::options::init::InitSide;
+use crate::standby::authorize::AuthorizeArgs;
+use crate::standby::revoke::RevokeArgs;
 
 const SEGMENT: &str = "00000001000000020000009A";
 
@@ -45,7 +54,11 @@ fn options_count_wherever_they_stand() {
     ] {
         let found = invocation(line);
         assert_eq!(found.ini, Path::new("master.ini"), "{line}");
-        assert_eq!(found.command, Command::Setup { check: false }, "{line}");
+        assert_eq!(
+            found.command,
+            Command::Setup(SetupArgs { check: false }),
+            "{line}"
+        );
         assert_eq!(found.options.verbosity, 2, "{line}");
         assert!(found.options.not_really, "{line}");
         assert_eq!(
@@ -83,21 +96,21 @@ fn every_command_takes_its_own_arguments() {
     assert_eq!(invocation("m.ini periodic -q").command, Command::Periodic);
     assert_eq!(
         invocation("m.ini setup").command,
-        Command::Setup { check: true }
+        Command::Setup(SetupArgs { check: true })
     );
     assert_eq!(
         invocation("s.ini revoke alpha").command,
-        Command::Revoke {
+        Command::Revoke(RevokeArgs {
             name: "alpha".into()
-        }
+        })
     );
     assert_eq!(
         invocation("s.ini authorize SHA256:abc alpha --rights push,read").command,
-        Command::Authorize {
+        Command::Authorize(AuthorizeArgs {
             fingerprint: "SHA256:abc".into(),
             name: "alpha".into(),
             rights: vec!["push".into(), "read".into()],
-        }
+        })
     );
     assert!(invocation("s.ini receiver -d").options.daemon);
     assert!(invocation("-s s.ini receiver").options.stop);
@@ -120,11 +133,11 @@ fn xarchive_takes_paths_that_are_not_utf_8() {
         panic!("not accepted");
     };
     assert_eq!(found.command.exit_table(), ExitTable::Xarchive);
-    let Command::Xarchive { path, name } = found.command else {
+    let Command::Xarchive(typed) = found.command else {
         panic!("another command");
     };
-    assert_eq!(path.as_os_str().as_bytes(), b"pg_\xff/seg");
-    assert_eq!(name.to_string(), SEGMENT);
+    assert_eq!(typed.path.as_os_str().as_bytes(), b"pg_\xff/seg");
+    assert_eq!(typed.name.to_string(), SEGMENT);
 }
 
 #[test]
@@ -200,13 +213,13 @@ fn xrestore_takes_two_names_and_perhaps_a_third() {
     let name: WalFileName = SEGMENT.parse().unwrap();
     for oldest_needed in ["", SEGMENT, "000000000000000000000000"] {
         let line = format!("s.ini xrestore {SEGMENT} pg_wal/RECOVERYXLOG {oldest_needed}");
-        let expected = Command::Xrestore {
-            name,
-            path: "pg_wal/RECOVERYXLOG".into(),
-        };
-        let found = invocation(&line).command;
-        assert_eq!(found, expected);
+        let found = invocation(&line);
         assert_eq!(found.exit_table(), ExitTable::Xrestore);
+        let Command::Xrestore(typed) = found.command else {
+            panic!("another command");
+        };
+        assert_eq!(typed.name, name);
+        assert_eq!(typed.path, Path::new("pg_wal/RECOVERYXLOG"));
     }
 }
 
@@ -250,23 +263,24 @@ fn mistakes_are_answered_with_the_way_out() {
 
 #[test]
 fn init_knows_its_side_from_options_word_or_file_name() {
-    let master = |pgdata: Option<&str>, slave: Option<&str>| {
-        Command::Init(Init::Master {
-            pgdata: pgdata.map(PathBuf::from),
-            slave: slave.map(str::to_owned),
-            slave_fingerprint: None,
-        })
-    };
+    use InitSide::{Master, Standby};
     for (line, expected) in [
-        ("a.ini init --pgdata /pg", master(Some("/pg"), None)),
-        ("a.ini init --slave b:7432", master(None, Some("b:7432"))),
-        ("a.ini init master", master(None, None)),
-        ("/etc/walmgr/master.ini init", master(None, None)),
-        ("a.ini init standby", Command::Init(Init::Standby)),
-        ("/etc/master/standby.ini init", Command::Init(Init::Standby)),
-        ("slave.ini init", Command::Init(Init::Standby)),
+        ("a.ini init --pgdata /pg", (Master, Some("/pg"), None)),
+        ("a.ini init --slave b:7432", (Master, None, Some("b:7432"))),
+        ("a.ini init master", (Master, None, None)),
+        ("/etc/walmgr/master.ini init", (Master, None, None)),
+        ("a.ini init standby", (Standby, None, None)),
+        ("/etc/master/standby.ini init", (Standby, None, None)),
+        ("slave.ini init", (Standby, None, None)),
     ] {
-        assert_eq!(invocation(line).command, expected, "{line}");
+        let found = invocation(line);
+        let Command::Init(typed) = found.command else {
+            panic!("`{line}` is another command");
+        };
+        let side = typed.side(&found.ini).unwrap();
+        let pgdata = typed.pgdata.as_deref().and_then(Path::to_str);
+        assert_eq!((side, pgdata, typed.slave.as_deref()), expected, "{line}");
+        assert_eq!(typed.slave_fingerprint, None, "{line}");
     }
     assert!(complaint_about("a.ini init").contains("type `init master` or `init standby`"));
     assert!(complaint_about("a.ini init standby --slave b").contains("belong to the master"));

@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use clap::Args;
 use indicatif::HumanBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -69,8 +70,16 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 /// Attempts of the archiver that the end of a backup waits for.
 const ARCHIVER_ATTEMPTS: u32 = 3;
 
+/// What stood behind `backup`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct BackupArgs {
+    /// End with 0 although something in the data directory cannot be taken
+    #[arg(long)]
+    pub allow_left_out: bool,
+}
+
 /// Makes a base backup; one that lacks something fails in the end unless that is allowed.
-pub(crate) fn run(config: &MasterConfig, options: &Options, allows_left_out: bool) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &BackupArgs) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let runtime = runtime(config)?;
     if options.not_really {
@@ -85,7 +94,14 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, allows_left_out: boo
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        Box::pin(back_up(config, facts, options, allows_left_out, stopped)).await
+        Box::pin(back_up(
+            config,
+            facts,
+            options,
+            arguments.allow_left_out,
+            stopped,
+        ))
+        .await
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();

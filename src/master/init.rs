@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::options::Options;
+use crate::options::{InitArgs, Options};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 use crate::{files, identity, output};
@@ -13,18 +13,8 @@ use crate::{files, identity, output};
 /// Below it Debian keeps data directories as VERSION/NAME.
 const DEBIAN_DATA: &str = "/var/lib/postgresql";
 
-/// What was typed behind `init`.
-pub(crate) struct InitArgs<'a> {
-    /// `--pgdata`.
-    pub pgdata: Option<&'a Path>,
-    /// `--slave`.
-    pub slave: Option<&'a str>,
-    /// `--slave-fingerprint`.
-    pub slave_fingerprint: Option<&'a str>,
-}
-
 /// Writes `ini`, creates the key, and says what comes next.
-pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result<()> {
+pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
     let text = sample::master_ini(&facts(typed)?)?;
     if options.not_really {
@@ -55,13 +45,13 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs<'_>) -> Result
 }
 
 /// What can be found out about the cluster without asking it.
-fn facts(typed: &InitArgs<'_>) -> Result<sample::InitMaster> {
-    let pgdata = match typed.pgdata {
+fn facts(typed: &InitArgs) -> Result<sample::InitMaster> {
+    let pgdata = match &typed.pgdata {
         Some(path) => std::path::absolute(path).at(Kind::Config, "find", path)?,
         None => find_pgdata()?,
     };
     let data = DataDirectory::open(&pgdata)?;
-    let slave = typed.slave.ok_or_else(|| {
+    let slave = typed.slave.clone().ok_or_else(|| {
         CommandError::usage("init needs to know where the standby is")
             .hint("add --slave HOST:PORT, with the port that its receiver listens on")
     })?;
@@ -77,8 +67,8 @@ fn facts(typed: &InitArgs<'_>) -> Result<sample::InitMaster> {
         )
     });
     Ok(sample::InitMaster {
-        slave: slave.to_owned(),
-        slave_fingerprint: typed.slave_fingerprint.map(str::to_owned),
+        slave,
+        slave_fingerprint: typed.slave_fingerprint.clone(),
         master_db: conninfo,
         master_config: config_file(&pgdata),
         master_bin: None,

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use clap::{ArgAction, Args};
 use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use crate::config::MasterConfig;
@@ -28,8 +29,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How often a wait is told.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What stood behind `setup`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct SetupArgs {
+    /// Do not wait until a segment has arrived
+    #[arg(long = "no-check", action = ArgAction::SetFalse)]
+    pub check: bool,
+}
+
 /// Configures archiving.
-pub(crate) fn run(config: &MasterConfig, options: &Options, check: bool) -> Result<()> {
+pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArgs) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let changes = changes(config)?;
     let runtime = crate::master::runtime()?;
@@ -53,7 +62,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, check: bool) -> Resu
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         match archiving::activate(config, &wanted, Task::Setup).await? {
-            Activation::Done(session) if check => prove(config, &facts, &session).await,
+            Activation::Done(session) if arguments.check => prove(config, &facts, &session).await,
             Activation::Done(_) | Activation::RestartNeeded => Ok(()),
         }
     })

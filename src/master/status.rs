@@ -17,10 +17,10 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::lag::{Oldest, oldest_missing, seconds_since};
 use crate::master::position::{Position, PositionFound, PositionReader};
 use crate::master::tail::{Records, WalFiles};
-use crate::options::{Options, Thresholds};
+use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql::{ArchiverStatistics, Limits, Session};
-use crate::status::{self, Archiver, Facts, Here, Lag, Master, Syncdaemon};
+use crate::status::{self, Archiver, Facts, Here, Lag, Master, Syncdaemon, Thresholds};
 
 /// How long either side may take to answer: monitoring gives up on a check after a minute or less.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

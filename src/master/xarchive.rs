@@ -4,9 +4,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::Args;
 use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::{Offer, WireVerify};
@@ -29,14 +30,24 @@ use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault};
 const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
                          directory as the server's user";
 
+/// What stood behind `xarchive`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct XarchiveArgs {
+    /// %p
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// %f
+    #[arg(value_name = "NAME")]
+    pub name: WalFileName,
+}
+
 /// Archives one file.
 pub(crate) fn run(
     config: &MasterConfig,
     options: &Options,
-    path: &Path,
-    name: WalFileName,
+    XarchiveArgs { path, name }: &XarchiveArgs,
 ) -> Result<()> {
-    let source = ArchivedFile::open(config, path, name)?;
+    let source = ArchivedFile::open(config, path, *name)?;
     let runtime = crate::master::runtime()?;
     if options.not_really {
         runtime.block_on(source.greet(config))?;
@@ -58,7 +69,7 @@ pub(crate) fn run(
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
-    verdict(config, name, outcome?)
+    verdict(config, *name, outcome?)
 }
 
 /// The file to be archived, opened and looked at.

@@ -2,6 +2,8 @@
 //! Never gives a known key another name, nor a name another key; a running receiver is asked to read
 //! the list again. Invariant: of two that change the list at once, none loses the other's line.
 
+use clap::Args;
+
 use crate::config::StandbyConfig;
 use crate::daemon::{self, DaemonControl};
 use crate::error::{CommandError, Result};
@@ -10,22 +12,39 @@ use crate::output;
 use crate::transport::authorized_keys::{Authorized, AuthorizedKeys, Rights};
 use crate::transport::identity::Fingerprint;
 
+/// What stood behind `authorize`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct AuthorizeArgs {
+    /// As the other side's `identity` prints it
+    #[arg(value_name = "FPR")]
+    pub fingerprint: String,
+    /// What the log calls this peer
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What it may do: add WAL, add backups, fetch; all three unless given
+    #[arg(long, value_delimiter = ',', value_parser = ["push", "backup", "read"])]
+    pub rights: Vec<String>,
+}
+
 /// Adds a line to `authorized_keys`.
 pub(crate) fn run(
     config: &StandbyConfig,
     options: &Options,
-    fingerprint: &str,
-    name: &str,
-    rights: &[String],
+    arguments: &AuthorizeArgs,
 ) -> Result<()> {
+    let AuthorizeArgs {
+        fingerprint,
+        name,
+        rights,
+    } = arguments;
     let fingerprint: Fingerprint = fingerprint.parse().map_err(|error| {
         CommandError::usage(format!("authorize {fingerprint}"))
             .because(error)
             .hint("`walmgr MASTER.ini identity` prints it on the master")
     })?;
-    let rights = match rights {
+    let rights = match rights[..] {
         [] => Rights::default(),
-        words => words
+        _ => rights
             .join(",")
             .parse::<Rights>()
             .map_err(CommandError::usage)?,

@@ -33,6 +33,7 @@ mod promote;
 use std::fs::File;
 use std::sync::Arc;
 
+use clap::{ArgAction, Args};
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::config::StandbyConfig;
@@ -58,12 +59,22 @@ use ending::OpenedServer;
 use holds::Attendance;
 use promote::PromotionOutcome;
 
+/// What stood behind `boot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct BootArgs {
+    /// Do not wait until the database is open
+    #[arg(long = "no-wait", action = ArgAction::SetFalse)]
+    pub wait: bool,
+    /// Open it although WAL is missing or damaged, without what comes after
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// Ends the replay of the server in `slave_data`.
 pub(crate) fn run(
     config: &StandbyConfig,
     options: &Options,
-    wait: bool,
-    force: bool,
+    BootArgs { wait, force }: BootArgs,
 ) -> Result<()> {
     let data = data_directory(config)?;
     let mut begun = BegunBoot::read(config, &data)?;

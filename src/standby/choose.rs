@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use clap::Args;
 use walmgr_protocol::names::{
     InvalidName, Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize,
 };
@@ -33,9 +34,20 @@ use crate::wal::through::Through;
 
 const PIECE_BYTES: usize = 256 << 10;
 
+/// What stood behind `choose`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct ChooseArgs {
+    /// Of which WAL file; or the name of what is kept beside it
+    #[arg(value_name = "NAME")]
+    pub name: ChosenFile,
+    /// Put it in its place; what was there is kept
+    #[arg(long)]
+    pub take: bool,
+}
+
 /// A WAL file, or one of the files that are kept beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChosenFile {
+pub(crate) enum ChosenFile {
     /// By its name alone.
     File(WalFileName),
     /// One that is kept beside it, by its own name.
@@ -54,12 +66,8 @@ impl FromStr for ChosenFile {
 }
 
 /// Shows what there is, and takes it.
-pub(crate) fn run(
-    config: &StandbyConfig,
-    options: &Options,
-    chosen: &ChosenFile,
-    take: bool,
-) -> Result<()> {
+pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &ChooseArgs) -> Result<()> {
+    let (chosen, take) = (&arguments.name, arguments.take);
     let folder = &config.completed_wals;
     let archive = ArchiveReader::open(folder, Arc::new(RealDisk))
         .map_err(|error| failed("open the archive", &error))?;

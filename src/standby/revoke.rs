@@ -1,6 +1,8 @@
 //! `revoke NAME`: lets a peer in no longer.
 //! Never touches what the peer stored; a running receiver hangs up on it.
 
+use clap::Args;
+
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -8,8 +10,20 @@ use crate::output;
 use crate::standby::authorize::tell_receiver;
 use crate::transport::authorized_keys::AuthorizedKeys;
 
+/// What stood behind `revoke`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct RevokeArgs {
+    /// The name it was authorized under
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
 /// Removes a line from `authorized_keys`.
-pub(crate) fn run(config: &StandbyConfig, options: &Options, name: &str) -> Result<()> {
+pub(crate) fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    RevokeArgs { name }: &RevokeArgs,
+) -> Result<()> {
     let _lock = AuthorizedKeys::lock(&config.authorized_keys)?;
     let mut keys = AuthorizedKeys::load(&config.authorized_keys)?;
     let Some(key) = keys.revoke(name) else {

@@ -9,7 +9,7 @@ use walmgr_protocol::names::Lsn;
 use crate::config::StandbyConfig;
 use crate::daemon;
 use crate::error::Result;
-use crate::options::{Options, Thresholds};
+use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::in_reach;
 use crate::pg::layout;
@@ -23,7 +23,7 @@ use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::standby::standing;
-use crate::status::{self, Facts, Here, Lag, StandbyFacts, StreamFacts};
+use crate::status::{self, Facts, Here, Lag, StandbyFacts, StreamFacts, Thresholds};
 use crate::store::survey::survey;
 use crate::store::{
     ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,

@@ -10,9 +10,9 @@ use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
 use super::{
-    Archiving, Facts, Here, Master, StandbyFacts, StreamFacts, Syncdaemon, ahead, seconds,
+    Archiving, Facts, Here, Master, StandbyFacts, StreamFacts, Syncdaemon, Thresholds, ahead,
+    seconds,
 };
-use crate::options::Thresholds;
 use crate::output::escaped;
 
 const WARNING_LAG: Duration = Duration::from_secs(60);

@@ -5,15 +5,17 @@
 mod judge;
 mod page;
 mod replay;
+mod thresholds;
 
 pub(crate) use judge::{Finding, Level};
 pub(crate) use replay::{Hold, Replay, TooLow};
+pub(crate) use thresholds::Thresholds;
 
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::error::{CommandError, Kind, Result};
-use crate::options::{Options, Thresholds};
+use crate::options::Options;
 use crate::output;
 
 /// Everything that was found out.

@@ -1,0 +1,198 @@
+//! The commands: what is typed, which code runs for it on which side, how it ends and how it speaks.
+//! Never does the work itself, and knows no argument: those stand with their help in the command's own file, or in
+//! `options` where both sides have the command. Invariant: a new command is named here and in `owner`.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+
+use crate::config::Config;
+use crate::daemon::Readiness;
+use crate::error::{CommandError, ExitTable, Result};
+use crate::options::init::InitSide;
+use crate::options::{InitArgs, Options, Restoring, XrestoreArgs};
+use crate::output::Speaker;
+use crate::status::Thresholds;
+use crate::{abnormal, identity, master, receiver, standby};
+
+/// The commands, each with its own arguments.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Write a first ini file, create the identity, say what to type next
+    Init(InitArgs),
+    /// Create the key and certificate if absent; print the fingerprint
+    Identity,
+    /// Standby: let the owner of a fingerprint in
+    Authorize(standby::authorize::AuthorizeArgs),
+    /// Standby: let a peer in no longer
+    Revoke(standby::revoke::RevokeArgs),
+    /// Master: configure archiving. Standby: make the folders
+    Setup(master::setup::SetupArgs),
+    /// Master: take the archiving settings out again
+    Stop,
+    /// Master: archive one WAL file (the archive_command)
+    Xarchive(master::xarchive::XarchiveArgs),
+    /// Master: run periodic_command if command_interval has passed
+    Periodic,
+    /// Master: make a base backup
+    Backup(master::backup::BackupArgs),
+    /// Master: ship the records that the standby lacks, those of the segment in progress too
+    Sync,
+    /// Master: the daemon that does so every loop_delay
+    Syncdaemon(DaemonFlags),
+    /// Standby: the daemon that receives
+    Receiver(DaemonFlags),
+    /// Hand one WAL file to PostgreSQL (the restore_command)
+    Xrestore(XrestoreArgs),
+    /// List the backup sets
+    #[command(name = "listbackups")]
+    ListBackups,
+    /// Say how far the standby is behind, what it holds, and what is wrong: exit 0 fine, 1 warning, 2 critical
+    Status(Thresholds),
+    /// Bring a backup set back and have it replay
+    Restore(Restoring),
+    /// Standby: remove the WAL that no backup set and no replay needs
+    Xpurgewals,
+    /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
+    Choose(standby::choose::ChooseArgs),
+    /// Standby: hold replay once the segment under way is restored
+    Pause,
+    /// Standby: let replay go on
+    Continue,
+    /// Standby: replay everything there is, then open the database
+    Boot(standby::boot::BootArgs),
+}
+
+/// What is asked of a daemon; it may stand before the command, too.
+#[derive(Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct DaemonFlags {
+    /// Go into the background once ready (receiver, syncdaemon)
+    #[arg(short, long)]
+    pub daemon: bool,
+    /// Send SIGHUP to the running daemon: it reads its settings and keys again
+    #[arg(short, long)]
+    pub reload: bool,
+    /// Send SIGINT to the running daemon, and wait: it finishes what is under way and ends
+    #[arg(short, long)]
+    pub stop: bool,
+    /// The same with SIGTERM
+    #[arg(short, long)]
+    pub kill: bool,
+}
+
+impl Command {
+    /// Which table its exit code comes from.
+    pub(crate) const fn exit_table(&self) -> ExitTable {
+        match self {
+            Command::Xarchive(_) => ExitTable::Xarchive,
+            Command::Xrestore(_) => ExitTable::Xrestore,
+            _ => ExitTable::Ordinary,
+        }
+    }
+
+    /// Whose words the log has.
+    pub(super) const fn speaker(&self) -> Speaker {
+        match self {
+            Command::Xarchive(_) | Command::Xrestore(_) => Speaker::Archiver,
+            Command::Receiver(_) | Command::Syncdaemon(_) => Speaker::Daemon,
+            _ => Speaker::Person,
+        }
+    }
+
+    /// What is asked of the daemon that it is.
+    pub(super) const fn daemon_flags(&self) -> Option<&DaemonFlags> {
+        match self {
+            Command::Receiver(flags) | Command::Syncdaemon(flags) => Some(flags),
+            _ => None,
+        }
+    }
+
+    /// Whether it prints for programs.
+    pub(super) const fn has_json(&self) -> bool {
+        matches!(
+            self,
+            Command::Identity | Command::ListBackups | Command::Status(_)
+        )
+    }
+
+    /// What the grammar cannot say of its own arguments.
+    pub(super) fn check(&self, ini: &Path) -> Result<()> {
+        match self {
+            Command::Init(arguments) => arguments.side(ini).map(drop),
+            Command::Status(thresholds) => thresholds.check(),
+            // As a restore_command this would tell PostgreSQL that its archive has ended.
+            Command::Restore(restoring) => match &restoring.destination {
+                Some(path) if abnormal::is_restored_to(path.as_os_str().as_bytes()) => {
+                    Err(CommandError::usage("`restore` is not for restore_command")
+                        .hint("use `xrestore %f %p`"))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs `init`, the one command that has no file of settings yet.
+pub(super) fn run_init(ini: &Path, options: &Options, arguments: &InitArgs) -> Result<()> {
+    match arguments.side(ini)? {
+        InitSide::Master => master::init::run(ini, options, arguments),
+        InitSide::Standby => standby::init::run(ini, options),
+    }
+}
+
+/// Runs any other command, on the side that the file of settings is for.
+pub(super) fn run_command(
+    command: &Command,
+    word: &str,
+    config: &Config,
+    options: &Options,
+    readiness: Readiness,
+) -> Result<()> {
+    use Config::{Host, Master, Standby};
+    match (config, command) {
+        (Master(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+        (Master(own), Command::Setup(typed)) => master::setup::run(own, options, typed),
+        (Master(own), Command::Stop) => master::stop::run(own, options),
+        (Master(own), Command::Xarchive(typed)) => master::xarchive::run(own, options, typed),
+        (Master(own), Command::Periodic) => master::periodic::run(own, options),
+        (Master(own), Command::ListBackups) => master::listbackups::run(own, options),
+        (Master(own), Command::Status(typed)) => master::status::run(own, options, typed),
+        (Master(own), Command::Restore(typed)) => master::restore::run(own, options, typed),
+        (Master(own), Command::Xrestore(typed)) => {
+            master::xrestore::run(own, options, typed.name, &typed.path)
+        }
+        (Master(own), Command::Backup(typed)) => master::backup::run(own, options, typed),
+        (Master(own), Command::Sync) => master::sync::run(own, options),
+        (Master(own), Command::Syncdaemon(_)) => master::syncdaemon::run(own, options, readiness),
+
+        (Standby(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+        (Standby(own), Command::Setup(_)) => standby::setup::run(own, options),
+        (Standby(own), Command::Authorize(typed)) => standby::authorize::run(own, options, typed),
+        (Standby(own), Command::Revoke(typed)) => standby::revoke::run(own, options, typed),
+        (Standby(own), Command::Receiver(_)) => receiver::run(own, options, readiness),
+        (Standby(own), Command::Xrestore(typed)) => {
+            standby::xrestore::run(own, options, typed.name, &typed.path)
+        }
+        (Standby(own), Command::ListBackups) => standby::listbackups::run(own, options),
+        (Standby(own), Command::Status(typed)) => standby::status::run(own, options, typed),
+        (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),
+        (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
+        (Standby(own), Command::Choose(typed)) => standby::choose::run(own, options, typed),
+        (Standby(own), Command::Pause) => standby::pause::run(own, options),
+        (Standby(own), Command::Continue) => standby::continue_::run(own, options),
+        (Standby(own), Command::Boot(typed)) => standby::boot::run(own, options, *typed),
+
+        (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+
+        (Master(own), _) => Err(wrong_side(word, "standby", &own.path)),
+        (Standby(own), _) => Err(wrong_side(word, "master", &own.path)),
+        (Host(own), _) => Err(own.not_for(word)),
+    }
+}
+
+fn wrong_side(word: &str, side: &str, ini: &Path) -> CommandError {
+    CommandError::usage(format!("`{word}` runs on the {side}"))
+        .hint(format!("{} is the other side's file", ini.display()))
+}

@@ -1,0 +1,160 @@
+//! What may stand in a command line, and where: the options that every command takes, and the commands.
+//! Never says which code runs. Invariant: an option means the same before the ini file, behind it and behind the
+//! command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser};
+
+use super::command::{Command, DaemonFlags};
+use super::set;
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+
+/// How a line looks.
+pub(super) const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
+
+/// Ships PostgreSQL's WAL from a master to a standby
+#[derive(Parser)]
+#[command(name = "walmgr", version, override_usage = USAGE, disable_help_subcommand = true)]
+#[command(propagate_version = true, args_override_self = true, term_width = 96)]
+#[command(after_help = "A value of --set that has commas goes into quotes: \
+    --set 'periodic_command=\"sync-files a,b\",loop_delay=5'")]
+pub(super) struct Line {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
+    /// Print a commented sample of both ini files and exit
+    #[arg(long = "ini")]
+    pub sample: bool,
+    /// File of settings of this side
+    #[arg(value_name = "config.ini")]
+    pub ini: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+// The options that may stand anywhere (a doc comment would become help text). Not clap's `global`: that lets the later of
+// `-v master.ini setup -v` win, where both should count.
+#[derive(Args, Default)]
+struct Flags {
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Say more; xarchive and xrestore need it twice to say what they did
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print what would be done, change nothing
+    #[arg(short, long)]
+    not_really: bool,
+    /// Settings that win over the file's
+    #[arg(long, value_name = "param=val[,param=val]", action = ArgAction::Append)]
+    set: Vec<OsString>,
+    /// Print for programs, not for people (identity, listbackups, status)
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line that fits, and the word of its command.
+pub(super) struct Typed {
+    pub line: Line,
+    pub word: String,
+    behind: Option<Flags>,
+}
+
+/// Takes a line apart, the program's own name first.
+pub(super) fn read(arguments: &[OsString]) -> std::result::Result<Typed, clap::Error> {
+    let matches = grammar().try_get_matches_from(arguments)?;
+    let behind = matches.subcommand().map(|(_, behind)| behind);
+    Ok(Typed {
+        line: Line::from_arg_matches(&matches)?,
+        word: matches.subcommand_name().unwrap_or_default().to_owned(),
+        behind: behind.map(Flags::from_arg_matches).transpose()?,
+    })
+}
+
+/// The commands there are, as they are typed.
+pub fn words() -> Vec<String> {
+    Line::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect()
+}
+
+/// The derived grammar with the common options accepted behind each command as well.
+fn grammar() -> clap::Command {
+    Line::command().mut_subcommands(|command| {
+        let usage = format!("walmgr [options] <config.ini> {}", command.get_name());
+        let positionals: Vec<String> = command
+            .get_positionals()
+            .map(|argument| match argument.is_required_set() {
+                true => format!(" {argument}"),
+                false => format!(" {}", argument.to_string().to_lowercase()),
+            })
+            .collect();
+        let command = command
+            .args_override_self(true)
+            .override_usage(format!("{usage}{}", positionals.concat()));
+        Flags::augment_args(command)
+    })
+}
+
+impl Typed {
+    /// The options of every command, from wherever they stood.
+    pub(super) fn options(&self, command: &Command) -> Result<Options> {
+        let mut options = Options::default();
+        for typed in [Some(&self.line.flags), self.behind.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            options.quiet |= typed.quiet;
+            options.verbosity = options.verbosity.saturating_add(typed.verbose);
+            options.not_really |= typed.not_really;
+            options.json |= typed.json;
+            for text in &typed.set {
+                options.overrides.extend(set::parse(text)?);
+            }
+        }
+        let behind = command.daemon_flags();
+        for typed in [Some(&self.line.daemon), behind].into_iter().flatten() {
+            options.daemon |= typed.daemon;
+            options.reload |= typed.reload;
+            options.stop |= typed.stop;
+            options.kill |= typed.kill;
+        }
+        Ok(options)
+    }
+
+    /// The rules between options that the grammar cannot say.
+    pub(super) fn check_together(&self, command: &Command, options: &Options) -> Result<()> {
+        let word = &self.word;
+        let refused = |what: String| Err(CommandError::usage(what));
+        let daemon: Vec<&str> = [
+            (options.daemon, "--daemon"),
+            (options.reload, "--reload"),
+            (options.stop, "--stop"),
+            (options.kill, "--kill"),
+        ]
+        .into_iter()
+        .filter_map(|(given, name)| given.then_some(name))
+        .collect();
+        match daemon[..] {
+            [one] if command.daemon_flags().is_none() => {
+                return refused(format!("`{word}` is no daemon, it has no {one}"));
+            }
+            [first, second, ..] => {
+                return refused(format!("{first} and {second} exclude each other"));
+            }
+            _ => {}
+        }
+        if options.json && !command.has_json() {
+            return refused(format!("`{word}` has no --json"));
+        }
+        if options.quiet && options.verbosity > 0 {
+            return refused("--quiet and --verbose exclude each other".to_owned());
+        }
+        Ok(())
+    }
+}

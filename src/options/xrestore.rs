@@ -1,0 +1,23 @@
+//! The arguments of `xrestore`, which PostgreSQL gives as its `restore_command`.
+//! Never reads what they name. Invariant: the name is one that WAL, a history or a backup's label has.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use walmgr_protocol::names::WalFileName;
+
+/// What stood behind `xrestore`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct XrestoreArgs {
+    /// %f
+    #[arg(value_name = "NAME")]
+    pub name: WalFileName,
+    /// %p
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    // All zeros before the first restartpoint, so it is no WalFileName.
+    /// %r, which is accepted and not used: nothing is purged
+    #[arg(value_name = "OLDEST")]
+    _oldest_needed: Option<OsString>,
+}
