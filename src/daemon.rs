@@ -15,8 +15,8 @@ mod background;
 mod pidfile;
 
 pub use background::{ForkSide, Readiness, into_background};
-pub(crate) use pidfile::is_running;
 pub use pidfile::{PidFile, signal_running};
+pub(crate) use pidfile::{is_running, serving_host};
 
 /// How long `--stop` and `--kill` wait for the daemon to end.
 pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(30);

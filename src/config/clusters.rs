@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::claims::{Claims, HostClaims};
 use super::fault::shown;
 use super::host::HostConfig;
 use super::keys::Side;
@@ -33,8 +34,9 @@ impl HostConfig {
     /// That the folder cannot be read is an error; what is wrong in a file is told in [`ClusterFiles::broken`].
     pub(crate) fn read_clusters(&self) -> Result<ClusterFiles> {
         let mut files = ClusterFiles::default();
+        let mut claims = Claims::of_host(self);
         for path in self.cluster_paths()? {
-            match self.read_cluster(&path) {
+            match self.read_cluster(&path, &mut claims) {
                 Ok((name, config)) => {
                     files.good.insert(name, config);
                 }
@@ -89,7 +91,11 @@ impl HostConfig {
         Ok(paths)
     }
 
-    fn read_cluster(&self, path: &Path) -> Result<(String, StandbyConfig)> {
+    fn read_cluster(
+        &self,
+        path: &Path,
+        claims: &mut HostClaims,
+    ) -> Result<(String, StandbyConfig)> {
         let name = cluster_name(path)?;
         let bytes = read_bounded(path)?;
         let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
@@ -108,7 +114,11 @@ impl HostConfig {
                 path.parent().unwrap_or(path).display()
             )));
         }
-        let config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
+        let mut config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
+        let shared = claims.take(path, &config.wanted_paths(&settings));
+        config
+            .notes
+            .extend(shared.map_err(|fault| fault.into_error(path))?);
         Ok((name, self.take_over(config, &settings)))
     }
 

@@ -5,9 +5,10 @@
 //! In reading order: [`ini`] (lines to keys), `interpolate` (`%(name)s`), [`keys`] and `table`
 //! (what is known of each), `value`, `quantity` and `address` (texts to values), `collect` and
 //! `settings` (one file, checked key by key), `overlap` and [`tls`] (checks between keys), [`master`], [`standby`] and
-//! [`host`], and `clusters` (the files of a host's clusters).
+//! [`host`], and `clusters` and `claims` (the files of a host's clusters, and what each has for itself).
 
 pub(crate) mod address;
+mod claims;
 mod clusters;
 mod collect;
 pub(crate) mod fault;

@@ -83,16 +83,18 @@ fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fau
         let suffix = found
             .strip_prefix(&name)
             .and_then(|rest| rest.strip_prefix('.'));
-        let taken = suffix.is_some_and(|suffix| {
-            suffix == "incoming"
-                || suffix.starts_with("expired")
-                || (!suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()))
-        });
-        if taken {
+        if suffix.is_some_and(is_rotated_suffix) {
             return Err(fault(rotated, other, "a name that older copies get, of"));
         }
     }
     Ok(())
+}
+
+/// Whether what stands behind a directory's name and a dot makes it an older or a coming copy of that.
+pub(super) fn is_rotated_suffix(suffix: &str) -> bool {
+    suffix == "incoming"
+        || suffix.starts_with("expired")
+        || (!suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// No two of these files may be the same.

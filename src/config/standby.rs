@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::address::ListenAddress;
+use super::claims::WantedPaths;
 use super::fault::Fault;
 use super::master::VerifyWal;
 use super::overlap::{Named, check_directories, check_files, check_rotation};
@@ -192,6 +193,40 @@ impl StandbyConfig {
         };
         config.check_overlap(settings)?;
         Ok(config)
+    }
+
+    /// What this file wants for its cluster alone, where it is one of several of a host.
+    pub(super) fn wanted_paths(&self, settings: &GivenSettings) -> WantedPaths {
+        let named = |name: &str, path: &Path| Named::new(settings, name, path);
+        let every = |paths: &[(&str, Option<&PathBuf>)]| -> Vec<Named> {
+            let given =
+                |(name, path): &(&str, Option<&PathBuf>)| path.map(|path| named(name, path));
+            paths.iter().filter_map(given).collect()
+        };
+        WantedPaths {
+            directories: every(&[
+                ("completed_wals", Some(&self.completed_wals)),
+                ("partial_wals", Some(&self.partial_wals)),
+                ("full_backup", self.full_backup.as_ref()),
+                ("config_backup", self.config_backup.as_ref()),
+                ("slave_data", self.slave_data.as_ref()),
+                ("slave_pg_xlog", self.slave_pg_xlog.as_ref()),
+            ]),
+            rotated: every(&[
+                ("full_backup", self.full_backup.as_ref()),
+                ("slave_data", self.slave_data.as_ref()),
+            ]),
+            // Not the key and the certificate: where a host has its own, nobody reads the cluster's.
+            files: every(&[
+                ("this ini file", Some(&self.path)),
+                ("pidfile", Some(&self.receiver_pidfile())),
+            ]),
+            shared_files: every(&[
+                ("authorized_keys", Some(&self.authorized_keys)),
+                ("authorized_names", Some(&self.authorized_names)),
+                ("logfile", self.logfile.as_ref()),
+            ]),
+        }
     }
 
     fn check_overlap(&self, settings: &GivenSettings) -> Result<(), Fault> {

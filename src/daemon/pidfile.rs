@@ -31,6 +31,12 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 /// Between its lock and its text a starting daemon needs less than this.
 const TEXT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Longest text that is read: a process id, and a path of Linux' longest. The file may be anything.
+const TEXT_BYTES_MAX: u64 = 32 + 4_096 + 16;
+
+/// How the second line begins, where the process serves the clusters of a folder.
+const HOST_WORD: &str = "host ";
+
 /// The lock of a running daemon. Dropping it removes the file and ends the lock.
 #[derive(Debug)]
 pub struct PidFile {
@@ -45,6 +51,20 @@ impl PidFile {
     /// Fails with [`Kind::AlreadyRunning`] while another process holds the lock. What a crashed
     /// daemon left behind is taken over.
     pub fn acquire(path: &Path) -> Result<Self> {
+        Self::acquire_with(path, &own_id())
+    }
+
+    /// The same for the pidfile of one cluster of many: commands that are given the cluster's file learn from it
+    /// which host's file the process serves.
+    pub(crate) fn acquire_of_host(path: &Path, host_ini: &Path) -> Result<Self> {
+        let mut text = own_id();
+        text.extend_from_slice(HOST_WORD.as_bytes());
+        text.extend_from_slice(host_ini.as_os_str().as_encoded_bytes());
+        text.push(b'\n');
+        Self::acquire_with(path, &text)
+    }
+
+    fn acquire_with(path: &Path, text: &[u8]) -> Result<Self> {
         let patience_ends = Instant::now() + LOCK_PATIENCE;
         loop {
             let mut file = open(
@@ -55,7 +75,7 @@ impl PidFile {
                 // Someone who ended in between has removed the file: its name is free, or another's.
                 Ok(()) if !leads_to(path, &file) => continue,
                 Ok(()) => {
-                    write_own_id(&mut file).at_setting("write pidfile", path)?;
+                    write_text(&mut file, text).at_setting("write pidfile", path)?;
                     return Ok(PidFile {
                         path: path.to_path_buf(),
                         file,
@@ -85,6 +105,12 @@ impl Drop for PidFile {
 /// Whether a daemon holds the lock of `path`.
 pub(crate) fn is_running(path: &Path) -> Result<bool> {
     Ok(holder(path)?.is_some())
+}
+
+/// The ini file of the host whose process holds the lock of `path` for one of its clusters; `None` if nobody does, or a
+/// process that serves this cluster alone.
+pub(crate) fn serving_host(path: &Path) -> Result<Option<PathBuf>> {
+    Ok(holder(path)?.as_deref().and_then(host_ini))
 }
 
 /// Sends what `control` stands for to the daemon that holds `path`; on `Stop` and `Kill` waits up
@@ -159,7 +185,7 @@ fn running(path: &Path) -> Result<(i32, OwnedFd)> {
             return Err(CommandError::retry(format!(
                 "pidfile {} is locked, but not by the process it names ({})",
                 path.display(),
-                text.trim()
+                first_line(&text)
             ))
             .hint(format!(
                 "find the process that holds it: fuser {}",
@@ -229,21 +255,36 @@ fn leads_to(path: &Path, file: &File) -> bool {
     }
 }
 
-fn write_own_id(file: &mut File) -> io::Result<()> {
+fn own_id() -> Vec<u8> {
+    format!("{}\n", std::process::id()).into_bytes()
+}
+
+fn write_text(file: &mut File, text: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
-    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+    // At once, so that a reader sees the second line wherever it sees the first one whole.
+    file.write_all(text)
 }
 
 fn text_of(file: &mut File) -> io::Result<String> {
-    // Longer than any process id; the file may be anything.
     let mut bytes = Vec::new();
-    file.take(32).read_to_end(&mut bytes)?;
+    file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The first line, which is all of most.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim()
+}
+
+/// The host's ini file that the second line names.
+fn host_ini(text: &str) -> Option<PathBuf> {
+    let named = text.lines().nth(1)?.strip_prefix(HOST_WORD)?;
+    Some(PathBuf::from(named)).filter(|path| path.is_absolute())
+}
+
 fn process_id(text: &str) -> Option<(i32, Pid)> {
-    let id = text.trim().parse().ok()?;
+    let id = first_line(text).parse().ok()?;
     Some((id, Pid::from_raw(id)?))
 }
 

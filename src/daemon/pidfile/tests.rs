@@ -175,3 +175,46 @@ fn a_start_outlives_a_glance_at_the_lock() {
     drop(glance);
     waiting.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_clusters_pidfile_names_its_host_while_it_is_held() {
+    let (folder, path) = folder();
+    let host = folder.path().join("the host.ini");
+    assert_eq!(serving_host(&path).unwrap(), None);
+    let held = PidFile::acquire_of_host(&path, &host).unwrap();
+    assert_eq!(serving_host(&path).unwrap(), Some(host.clone()));
+    let id = std::process::id();
+    assert_eq!(running(&path).unwrap().0, i32::try_from(id).unwrap());
+    let second = PidFile::acquire(&path).unwrap_err().to_string();
+    assert!(
+        second.contains(&format!("already running as process {id}")),
+        "{second}"
+    );
+    drop(held);
+    // Left over by a crash: nobody holds it, so it says nothing.
+    std::fs::write(&path, format!("{id}\nhost {}\n", host.display())).unwrap();
+    assert_eq!(serving_host(&path).unwrap(), None);
+    let _alone = PidFile::acquire(&path).unwrap();
+    assert_eq!(serving_host(&path).unwrap(), None);
+}
+
+#[test]
+fn a_second_line_that_names_no_host_is_none() {
+    assert_eq!(
+        host_ini("12\nhost /a b.ini\n"),
+        Some(PathBuf::from("/a b.ini"))
+    );
+    for text in [
+        "",
+        "12",
+        "12\n",
+        "host /a\n",
+        "12\n/a\n",
+        "12\nhost a\n",
+        "12\nhost \n",
+    ] {
+        assert_eq!(host_ini(text), None, "{text:?}");
+    }
+    assert_eq!(process_id("12\nhost /a\n").unwrap().0, 12);
+    assert!(process_id("\n12\n").is_none() && process_id("1 2\n").is_none());
+}

@@ -1,0 +1,244 @@
+//! What each cluster's file of a folder claims on the disk, against what those before it in the order of names have.
+//! Never resolves a path twice, and never compares every pair of files. Invariant: of two files that claim one place the
+//! later is refused, and a file that is refused claims nothing.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, SettingPlace};
+use super::host::HostConfig;
+use super::overlap::{Named, is_rotated_suffix};
+use crate::files;
+
+/// What one file wants for itself.
+#[derive(Debug, Default)]
+pub(super) struct WantedPaths {
+    /// Directories that nothing else may be, lie in, or hold.
+    pub directories: Vec<Named>,
+    /// Those of them that are moved aside, under names like their own.
+    pub rotated: Vec<Named>,
+    /// Files of its own.
+    pub files: Vec<Named>,
+    /// Files that several may name, though not for different things.
+    pub shared_files: Vec<Named>,
+}
+
+/// Who has a place.
+#[derive(Debug, Clone)]
+struct Owner {
+    file: PathBuf,
+    named: Named,
+    may_share: bool,
+}
+
+/// A path and where it leads; a link that is rotated has two places, its own and the one it leads to.
+type Resolved<'a> = (&'a Named, Vec<PathBuf>);
+
+/// Every place that is taken.
+pub(super) struct Claims<Resolve> {
+    resolve: Resolve,
+    directories: HashMap<PathBuf, Owner>,
+    /// Directories above those, which nobody may claim as a whole.
+    above: HashMap<PathBuf, Owner>,
+    /// Names that copies of a rotated directory get, by the name without their suffix.
+    names_like: HashMap<PathBuf, Owner>,
+    rotated: HashMap<PathBuf, Owner>,
+    files: HashMap<PathBuf, Owner>,
+}
+
+/// The claims of real paths.
+pub(super) type HostClaims = Claims<fn(&Path) -> PathBuf>;
+
+impl HostClaims {
+    /// What the host itself has.
+    pub(super) fn of_host(host: &HostConfig) -> Self {
+        Self::new(host, files::resolved)
+    }
+}
+
+impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
+    fn new(host: &HostConfig, resolve: Resolve) -> Self {
+        let mut claims = Claims {
+            resolve,
+            directories: HashMap::new(),
+            above: HashMap::new(),
+            names_like: HashMap::new(),
+            rotated: HashMap::new(),
+            files: HashMap::new(),
+        };
+        let owner = |key: &str, path: &Path, may_share| Owner {
+            file: host.path.clone(),
+            named: Named {
+                key: key.to_owned(),
+                place: SettingPlace::File,
+                path: path.to_path_buf(),
+            },
+            may_share,
+        };
+        let pidfile = host.receiver_pidfile();
+        let files = [
+            ("this ini file", Some(host.path.as_path()), false),
+            ("tls_key", Some(&host.tls.key), false),
+            ("tls_cert", Some(&host.tls.certificate), false),
+            ("pidfile", Some(&pidfile), false),
+            ("logfile", host.logfile.as_deref(), true),
+        ];
+        for (key, path, may_share) in files {
+            let Some(path) = path else { continue };
+            let at = (claims.resolve)(path);
+            claims.files.insert(at, owner(key, path, may_share));
+        }
+        if let Some(folder) = &host.clusters {
+            // What lies in it is a cluster's own affair; the folder itself is nobody's.
+            for above in (claims.resolve)(folder).ancestors() {
+                let taken = owner("clusters", folder, false);
+                claims.above.insert(above.to_path_buf(), taken);
+            }
+        }
+        claims
+    }
+
+    /// Takes what `file` wants, all of it or nothing; answers with notes about what it shares.
+    pub(super) fn take(&mut self, file: &Path, wanted: &WantedPaths) -> Result<Vec<String>, Fault> {
+        let directories = self.resolved(&wanted.directories, false);
+        let rotated = self.resolved(&wanted.rotated, true);
+        let files = self.resolved(&wanted.files, false);
+        let shared = self.resolved(&wanted.shared_files, false);
+        let all = || files.iter().chain(&shared);
+        let mut notes = Vec::new();
+        for (named, places) in all() {
+            for place in places {
+                let Some(owner) = self.files.get(place) else {
+                    continue;
+                };
+                let is_shared = owner.may_share && owner.named.key == named.key;
+                if !is_shared {
+                    return Err(fault(named, "the same file as", owner));
+                }
+                notes.extend(sharing(file, named, owner));
+            }
+        }
+        for (named, places) in &directories {
+            places
+                .iter()
+                .try_for_each(|at| self.check_directory(named, at))?;
+        }
+        for (named, places) in &rotated {
+            places
+                .iter()
+                .try_for_each(|at| self.check_rotated(named, at))?;
+        }
+        let owner = |named: &Named, may_share| Owner {
+            file: file.to_path_buf(),
+            named: named.clone(),
+            may_share,
+        };
+        for (list, may_share) in [(&files, false), (&shared, true)] {
+            for (named, places) in list {
+                let taken = places.iter().cloned();
+                self.files
+                    .extend(taken.map(|at| (at, owner(named, may_share))));
+            }
+        }
+        for (named, places) in rotated {
+            let taken = places.into_iter();
+            self.rotated
+                .extend(taken.map(|at| (at, owner(named, false))));
+        }
+        for (named, places) in directories {
+            for place in places {
+                for at in place.ancestors() {
+                    self.above
+                        .entry(at.to_path_buf())
+                        .or_insert_with(|| owner(named, false));
+                    if let Some(like) = without_suffix(at) {
+                        self.names_like
+                            .entry(like)
+                            .or_insert_with(|| owner(named, false));
+                    }
+                }
+                self.directories.insert(place, owner(named, false));
+            }
+        }
+        Ok(notes)
+    }
+
+    fn resolved<'a>(&self, paths: &'a [Named], by_own_name: bool) -> Vec<Resolved<'a>> {
+        let places = |named: &'a Named| {
+            let mut places = vec![(self.resolve)(&named.path)];
+            // A link is renamed itself, and what it leads to may be, too.
+            let above = named.path.parent().filter(|_| by_own_name);
+            if let Some((above, name)) = above.zip(named.path.file_name()) {
+                places.push((self.resolve)(above).join(name));
+            }
+            (named, places)
+        };
+        paths.iter().map(places).collect()
+    }
+
+    fn check_directory(&self, named: &Named, at: &Path) -> Result<(), Fault> {
+        for above in at.ancestors() {
+            if let Some(owner) = self.directories.get(above) {
+                let relation = match above == at {
+                    true => "the same directory as",
+                    false => "a directory inside",
+                };
+                return Err(fault(named, relation, owner));
+            }
+            let like = without_suffix(above);
+            if let Some(owner) = like.and_then(|like| self.rotated.get(&like)) {
+                return Err(fault(named, "a name that older copies get, of", owner));
+            }
+        }
+        match self.above.get(at) {
+            Some(owner) => Err(fault(named, "a directory around", owner)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_rotated(&self, named: &Named, at: &Path) -> Result<(), Fault> {
+        match self.names_like.get(at) {
+            Some(owner) => Err(fault(named, "whose older copies get the name of", owner)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The name without the suffix of an older copy; `None` if it has none.
+fn without_suffix(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    // The name before the suffix may have dots itself, and so may the suffix: `expired.1`.
+    let ends = name.match_indices('.').map(|(at, _)| name.split_at(at));
+    let mut ends = ends.filter(|(base, _)| !base.is_empty());
+    let found = ends.find(|(_, suffix)| is_rotated_suffix(&suffix[1..]));
+    found.map(|(base, _)| path.with_file_name(base))
+}
+
+fn sharing(file: &Path, named: &Named, owner: &Owner) -> Option<String> {
+    // Everything that is logged in one file is what an administrator of several may want.
+    let lets_in = named.key.starts_with("authorized");
+    lets_in.then(|| {
+        format!(
+            "{}: {} = {} is also that of {}: a master that is let in there is let in here",
+            named.place.in_file(file),
+            named.key,
+            named.path.display(),
+            owner.file.display(),
+        )
+    })
+}
+
+fn fault(named: &Named, relation: &str, owner: &Owner) -> Fault {
+    let says = format!(
+        "expected a place that no other file names, found {} = {}, {relation} {} = {} ({})",
+        named.key,
+        named.path.display(),
+        owner.named.key,
+        owner.named.path.display(),
+        owner.named.place.in_file(&owner.file),
+    );
+    Fault::of_key(named.place, &named.key, says).hint("give each a path of its own")
+}
+
+#[cfg(test)]
+mod tests;
