@@ -31,17 +31,42 @@ use crate::receiver::cluster::{Cluster, rounds};
 use crate::receiver::worker::{self, Workforce};
 use crate::receiver::{REOPEN_LOG_INTERVAL, REOPEN_PAUSE_MAX, REOPEN_PAUSE_MIN};
 
-/// Looks after the cluster until it is dropped, or the process ends.
+/// Pause behind a panic, which would come again at once.
+const PANIC_PAUSE: Duration = Duration::from_secs(60);
+
+/// Looks after the cluster until it is dropped, or the cluster stops.
 pub(crate) async fn run(cluster: Arc<Cluster>) {
-    while let Some(store) = cluster.current() {
+    // A fault in here must not leave a store without anybody to open it again.
+    while worker::contained_task("keeper", keep(&cluster))
+        .await
+        .is_err()
+    {
         tokio::select! {
-            () = look_after(&cluster, &store) => {}
-            () = store.retired.cancelled() => {}
+            () = tokio::time::sleep(PANIC_PAUSE) => {}
             () = cluster.stopping.cancelled() => return,
         }
-        let before = close(&cluster, store).await;
+    }
+}
+
+async fn keep(cluster: &Arc<Cluster>) {
+    loop {
+        let before = match cluster.current() {
+            Some(store) => {
+                tokio::select! {
+                    () = look_after(cluster, &store) => {}
+                    () = store.retired.cancelled() => {}
+                    () = cluster.stopping.cancelled() => return,
+                }
+                Some(close(cluster, store).await)
+            }
+            // Whoever closed it was ended by a panic; the archive's lock says whether somebody is left.
+            None => None,
+        };
         tokio::select! {
-            () = reopen(&cluster, &before) => {}
+            is_open = reopen(cluster, before.as_ref()) => match is_open {
+                true => {}
+                false => return,
+            },
             () = cluster.stopping.cancelled() => return,
         }
     }
@@ -102,21 +127,21 @@ async fn close(cluster: &Arc<Cluster>, store: Arc<OpenStore>) -> RetiredStore {
     before
 }
 
-/// Tries until it is open again.
-async fn reopen(cluster: &Arc<Cluster>, before: &RetiredStore) {
+/// Tries until it is open again; `false` when the process ends.
+async fn reopen(cluster: &Arc<Cluster>, before: Option<&RetiredStore>) -> bool {
     let since = Instant::now();
     let mut pause = REOPEN_PAUSE_MIN;
     let mut said: Option<Instant> = None;
     loop {
         tokio::time::sleep(pause).await;
-        let Err(why) = try_to_open(cluster, before, pause).await else {
-            return;
+        let why = match try_to_open(cluster, before, pause).await {
+            Ok(is_open) => return is_open,
+            Err(why) => why,
         };
-        let _named = cluster.span.enter();
         if said.is_none_or(|said| said.elapsed() >= REOPEN_LOG_INTERVAL) {
             said = Some(Instant::now());
             tracing::error!(
-                "closed for {} s since a sync failed, and cannot be opened again: {why}",
+                "the archive is closed for {} s since a sync failed, and cannot be opened again: {why}",
                 since.elapsed().as_secs()
             );
         }
@@ -126,18 +151,20 @@ async fn reopen(cluster: &Arc<Cluster>, before: &RetiredStore) {
 
 async fn try_to_open(
     cluster: &Arc<Cluster>,
-    before: &RetiredStore,
+    before: Option<&RetiredStore>,
     patience: Duration,
-) -> Result<(), String> {
-    before.let_go(patience).await?;
+) -> Result<bool, String> {
+    if let Some(before) = before {
+        before.let_go(patience).await?;
+    }
     let opener = Workforce::new(cluster.span.clone(), || {});
     let this = Arc::clone(cluster);
     let opened = worker::once(&opener, "opening", move || this.reopen()).await;
-    if opened.map_err(|error| error.message)?? {
-        let _named = cluster.span.enter();
-        tracing::warn!("open again: what is stored was read from the disk after a sync had failed");
+    let is_open = opened.map_err(|error| error.message)??;
+    if is_open {
+        tracing::warn!("the archive is open again: its disk gave back what counts");
     }
-    Ok(())
+    Ok(is_open)
 }
 
 #[cfg(test)]

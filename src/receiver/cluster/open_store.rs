@@ -168,8 +168,7 @@ impl OpenStore {
             let _named = self.workforce.span().enter();
             if goes_on {
                 tracing::error!(
-                    "ALARM: a sync failed: {why}; nothing more is taken until all that counts was read from the disk \
-                     again"
+                    "ALARM: a sync failed: {why}; the archive is closed until what counts was read from the disk again"
                 );
             }
             self.retired.cancel();
