@@ -1,7 +1,6 @@
-//! walmgr ships PostgreSQL's WAL from a master to a standby host: this map says where what lives.
-//! Never runs by itself; `main.rs` parses, runs and exits. Tests, benches
-//! and fuzz targets reach what they need of the rooms through `test_support`; the rooms are closed, so that the
-//! compiler sees what nobody uses.
+//! walmgr ships PostgreSQL's WAL from a master to a standby host. This page is the map of its modules.
+//! Never runs by itself; `main.rs` parses, runs and exits. The modules are `pub(crate)`, so that the
+//! compiler finds unused code. Tests, benches and fuzz targets use `test_support`.
 //!
 //! # The way of a segment
 //!
@@ -26,35 +25,34 @@
 //!         ◀──────────────── Stored ◀──────────────────  Durable, the proof
 //! ```
 //!
-//! A recovering PostgreSQL on the standby's host gets it back by `restore_command`:
-//! [`standby::xrestore`] reads it through [`store::reader`], past the receiver's lock, checks every
-//! record once more, and tells a recovery that it is absent only where nothing is missing. What leads
-//! where, and what nobody follows, [`store::lineage`] decides for all who ask.
+//! PostgreSQL on the standby's host fetches the segment by `restore_command`: [`standby::xrestore`] reads it
+//! through [`store::reader`], without the receiver's lock, and checks every record again. It reports a segment as
+//! absent only where nothing is missing. [`store::lineage`] decides which timelines and files readers follow.
 //!
-//! The master gets it back, and whole backup sets, the way they came: [`receiver::flows::fetch`] reads them on
-//! a thread of its own, [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].
+//! The master fetches segments and whole backup sets over the network: [`receiver::flows::fetch`] reads them on
+//! a thread of its own, and [`master::fetch`] hands them to [`master::xrestore`] or [`master::restore`].
 //!
 //! Only [`store::durable`] can make a [`store::Durable`], and the acknowledgement is built from one.
 //!
-//! # The rooms, in reading order
+//! # The modules, in reading order
 //!
-//! | room | holds |
+//! | module | contains |
 //! |---|---|
-//! | `walmgr_protocol` | the language: frames, messages, sessions; no IO |
+//! | `walmgr_protocol` | the wire protocol: frames, messages, sessions; no IO |
 //! | [`wal`] | WAL bytes: headers, records, the scanner, whole segments; no IO |
-//! | [`store`] | what is kept on the standby; the on-disk format and its crash arguments |
-//! | [`pg`] | a cluster's own files and its SQL |
-//! | [`tar`] | the streams that backup sets travel in; no IO |
+//! | [`store`] | the archive on the standby; the on-disk format and its crash arguments |
+//! | [`pg`] | files and SQL of a PostgreSQL cluster |
+//! | [`tar`] | tar streams of backup sets; no IO |
 //! | [`transport`] | keys, TLS, connecting, frames over sockets |
 //! | [`receiver`] | the standby's daemon |
-//! | [`master`] | one file a command that runs where PostgreSQL writes |
-//! | [`standby`] | one file a command that runs on the standby's host |
+//! | [`master`] | the commands on the master, one file each |
+//! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
-//! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around them |
-//! | [`error`], [`files`], [`identity`], [`status`], [`shell`] | read by all: failures and exit codes, small durable files, the commands both sides have, an administrator's own commands |
+//! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
+//! | [`error`], [`files`], [`identity`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, commands of both sides, the administrator's shell commands |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
-//! protocol`. `tests/house_rules.rs` holds them to it.
+//! protocol`. `tests/house_rules.rs` checks this.
 
 #![warn(unreachable_pub)]
 

@@ -1,4 +1,4 @@
-//! What tests, benches and fuzz targets reach of the rooms, and nothing else does.
+//! Re-exports for tests, benches and fuzz targets; nothing else uses them.
 //! Never used by the program. Invariant: it only hands on; whatever is not named here or in `main.rs` and is used by
 //! nobody is dead code, and the compiler says so.
 

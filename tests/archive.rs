@@ -82,7 +82,7 @@ fn fault_1_an_identical_file_is_synced_again_before_it_is_acknowledged() {
 fn fault_1_a_lost_acknowledgement_is_made_up_for_by_the_next_run() {
     let _user = skip_unless!(server_user());
     // So many of the last bytes reach into the acknowledgement and no further, whether or not the
-    // farewell of TLS (24 bytes) was recorded behind it.
+    // close_notify of TLS (24 bytes) was recorded after it.
     for (builder, lost_bytes) in [(Site::builder(), 40), (Site::builder().plain(), 4)] {
         let site = builder.proxied().build();
         for number in [2, 3, 4] {

@@ -174,7 +174,7 @@ fn fault_21_tls_session_cut_at_any_byte_is_repeated_without_harm() {
             site.proxy()
                 .set_faults([(direction, Fault::Cut { at_byte })]);
             let output = site.archive(HISTORY);
-            // A farewell of TLS behind the acknowledgement is no part of the answer.
+            // A close_notify of TLS after the acknowledgement is not part of the answer.
             assert!(
                 matches!(output.code, Some(0 | 1)),
                 "{what}: {}",
@@ -285,7 +285,7 @@ fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
             let code = output.code;
             assert!(matches!(code, Some(0 | 1)), "{what}: {}", output.stderr);
             // The minor version in a record's header means nothing in TLS 1.3 (RFC 8446 section
-            // 5.1), and the receiver's farewell comes behind its acknowledgement.
+            // 5.1), and the receiver's close_notify follows its acknowledgement.
             let ignored = tls_records(bytes).iter().any(|begin| begin + 2 == at);
             if direction == Direction::ToServer && !ignored {
                 assert_eq!(code, Some(1), "{what}");
@@ -308,7 +308,7 @@ fn fault_26_retry_after_a_lost_acknowledgement_finds_the_same_file() {
         forget(&site, HISTORY);
         let clean = site.proxy().recordings().pop().unwrap();
         let last = clean.to_client.len() as u64 - 1;
-        // Under TLS the farewell may come behind the acknowledgement.
+        // Under TLS the close_notify may follow the acknowledgement.
         let resets = if tls {
             last / 2..last / 2 + 1
         } else {

@@ -1,7 +1,7 @@
-//! The language walmgr's master and standby speak, as pure bytes and decisions.
-//! Never opens a socket or a file, never asks for the time. Invariant: no length that a peer
-//! names is believed before it is compared with a bound in [`limits`], and no byte of a payload
-//! is looked at before its checksum held.
+//! The wire protocol between walmgr's master and standby, as bytes and decisions.
+//! Never opens a socket or a file, never asks for the time. Invariant: each length from a peer
+//! is compared with a bound in [`limits`] before use, and the checksum of a payload is compared
+//! before its bytes are read.
 //!
 //! # The wire
 //!
@@ -20,9 +20,9 @@
 //!  +  4  CRC-32 of all before           +  4  CRC-32 of all before
 //! ```
 //!
-//! These layouts and the body of a refusal are frozen for every version there will be, so that
-//! any two programs can at least refuse each other in words. Bodies grow only at their end, and
-//! a reader skips what it does not know there.
+//! These layouts and the body of a refusal never change, so that
+//! any two versions can at least refuse each other with a message. Bodies grow only at their end, and
+//! a reader skips unknown bytes there.
 //!
 //! After the welcome both sides send frames:
 //!
@@ -37,13 +37,13 @@
 //! 20  n  payload
 //! ```
 //!
-//! The header carries a checksum of its own, so that a damaged length is never trusted. CRC-32 is
-//! the one of zlib and Ethernet (polynomial 0xEDB88320). The sequence of the first frame in each
-//! direction is [`frame::first_sequence`], made from the random nonces of both hellos; each frame
-//! after it counts one up. A frame that arrives twice, out of order, or from another connection
-//! is therefore refused before it means anything.
+//! The header has its own checksum, so that a damaged length is never trusted. CRC-32 is
+//! that of zlib and Ethernet (polynomial 0xEDB88320). The sequence of the first frame in each
+//! direction is [`frame::first_sequence`], made from the random nonces of both hellos; each later frame
+//! adds 1. So a frame that arrives twice, out of order, or from another connection
+//! is refused before it is interpreted.
 //!
-//! # A file on its way
+//! # Upload of a file
 //!
 //! ```text
 //! master                                        receiver
@@ -56,13 +56,13 @@
 //!                                         <-      Stored {size, crc}
 //! ```
 //!
-//! Up to [`limits::CHANNELS_MAX`] files may be on their way on one connection, each on its own
-//! channel; answers come back in any order. Any answer may be an [`message::Error`] instead. An
-//! error of scope `channel` ends that upload only, one of scope `connection` is the last frame.
+//! Up to [`limits::CHANNELS_MAX`] files may be in transfer on one connection, each on its own
+//! channel; answers arrive in any order. Any answer may be a [`message::Error`] instead. An
+//! error of scope `channel` ends that upload only; an error of scope `connection` is the last frame.
 //!
-//! A base backup runs on several connections, drawn in [`session::backup`].
+//! A base backup runs on several connections; [`session::backup`] has the diagram.
 //!
-//! # What comes back
+//! # Fetching files and backup sets
 //!
 //! A client with the right to read asks for archived files and backup sets ([`session::fetch`]):
 //!
@@ -74,7 +74,7 @@
 //!                                         <-      End {size, crc}                all of it, and good
 //! ```
 //!
-//! # Driving it
+//! # Use
 //!
 //! Read bytes into a buffer, take frames out with [`codec::Decoder`], hand each to the
 //! [`session`] of its channel, and do what the returned actions say. Nothing here blocks; time is

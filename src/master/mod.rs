@@ -1,5 +1,5 @@
-//! Commands on the master: one file a command that runs where PostgreSQL writes.
-//! Never sees the store: what the master wants of the standby goes over the wire.
+//! Commands on the master, one file each.
+//! Never imports the store: the master asks the standby over the wire.
 
 use crate::error::{CommandError, Result};
 

@@ -121,7 +121,7 @@ fn ended() -> Result<()> {
 /// One pass after another, with what they have in common.
 struct Ticker {
     config: MasterConfig,
-    looker: PositionReader,
+    position_reader: PositionReader,
     shipper: Option<Shipper>,
     /// What was said last, so that it is said once.
     state: String,
@@ -132,7 +132,7 @@ impl Ticker {
     fn new(config: MasterConfig) -> Self {
         Ticker {
             config,
-            looker: PositionReader::default(),
+            position_reader: PositionReader::default(),
             shipper: None,
             state: String::new(),
             failures: 0,
@@ -171,7 +171,7 @@ impl Ticker {
     }
 
     async fn pass(&mut self) -> Result<bool> {
-        let PositionFound::Master(position) = self.looker.look(&self.config).await? else {
+        let PositionFound::Master(position) = self.position_reader.look(&self.config).await? else {
             return Ok(false);
         };
         let timeline = position.files.timeline();

@@ -1,4 +1,4 @@
-//! Fuzz bodies for everything in this room that reads bytes it did not write.
+//! Fuzz bodies for every parser of outside bytes in this module.
 //! Never part of a command. Invariant: each takes any bytes and asserts what must hold for all.
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! The cluster beside walmgr: its control file, data directory, settings, and SQL.
-//! Never decides what a command does with what it finds here. Invariant: nothing blocks forever
+//! The PostgreSQL cluster: its control file, data directory, settings, and SQL.
+//! Never decides what a command does with these facts. Invariant: nothing blocks forever
 //! and nothing from a disk or a server can make it panic.
 
 pub(crate) mod archive_command;

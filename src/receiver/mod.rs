@@ -3,7 +3,7 @@
 //! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
 //!
-//! Imports run down this list and never back:
+//! A file imports only files below it in this list:
 //!
 //! | file | what |
 //! |---|---|

@@ -223,7 +223,7 @@ impl BootedStandby {
             // What it set is put back while BOOT tells of it.
             drop(attendance);
             if !under_way {
-                control.unstop()?;
+                control.remove_stop()?;
                 call_off(config, partials);
             }
             return Err(error);
@@ -245,7 +245,7 @@ impl BootedStandby {
             PromotionOutcome::Ended => self.ended(),
             PromotionOutcome::Stands(error) => error,
         };
-        control.unstop()?;
+        control.remove_stop()?;
         // Without the signal its next start would open it.
         if self.data.path().join(layout::STANDBY_SIGNAL).exists() {
             call_off(config, partials);

@@ -1,5 +1,5 @@
-//! The back room: one file a command that runs on the standby's host.
-//! Never listens: that is the receiver's.
+//! Commands on the standby's host, one file each.
+//! Never listens on a port: the receiver does.
 
 pub(crate) mod ahead;
 mod answers;

@@ -91,19 +91,19 @@ impl ControlFiles {
     }
 
     /// Removes STOP.
-    pub(crate) fn unstop(&self) -> Result<()> {
+    pub(crate) fn remove_stop(&self) -> Result<()> {
         let path = self.path("STOP");
         files::remove(&path).at(Kind::Retry, "remove", &path)?;
         Ok(())
     }
 
     /// Removes STOP if it is this server's.
-    pub(crate) fn unstop_of(&self, server: &str) -> Result<()> {
+    pub(crate) fn remove_stop_of(&self, server: &str) -> Result<()> {
         let path = self.path("STOP");
         let text = read_control(&path).at(Kind::Retry, "read", &path)?;
         let rest = text.as_deref().and_then(|text| text.strip_prefix(server));
         if rest.is_some_and(|rest| rest.starts_with([' ', '\n'])) {
-            return self.unstop();
+            return self.remove_stop();
         }
         Ok(())
     }
@@ -291,8 +291,8 @@ mod tests {
             assert_eq!(control.stop_for(Some(&other)).unwrap(), None);
             assert_eq!(control.stop_for(None).unwrap(), None);
         }
-        control.unstop().unwrap();
-        control.unstop().unwrap();
+        control.remove_stop().unwrap();
+        control.remove_stop().unwrap();
         std::fs::write(folder.path().join("STOP"), "").unwrap();
         for anybody in [None, Some(&ours), Some(&other)] {
             assert!(!control.stop_for(anybody).unwrap().unwrap().force);

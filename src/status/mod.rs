@@ -154,7 +154,7 @@ pub(crate) enum Syncdaemon {
     /// None runs, and none was left running.
     #[default]
     Stopped,
-    /// Its pidfile is there, and nobody holds it: it ended without a farewell.
+    /// It died: its pidfile exists, and no process holds it.
     Died,
 }
 

@@ -1,47 +1,47 @@
-//! Which timelines there are, what leads from where to where, and what nobody follows: one model.
+//! The model of the archive's timelines: how they branch, and which files readers do not follow.
 //! Never reads a file, and never asks for the time. Invariant: it chooses the timeline that PostgreSQL
-//! would choose, and what is set apart changes none of its answers about what is not.
+//! would choose, and files that are set apart do not change its answers about other files.
 //!
 //! # Which timeline counts
 //!
 //! PostgreSQL asks for the histories of the next timelines one after the other until one is missing
 //! (`findNewestTimeLine`), and reads the last (`readTimeLineHistory`). So a history counts here when
-//! every timeline between it and the one it came from is in the archive under some name, its ancestors are those that
+//! the archive has every timeline between it and its parent, its ancestors are those that
 //! its parent's own history names, and its parent counts. The lowest timeline that has WAL counts
 //! without any history: an archive may begin on any timeline.
 //!
 //! # What is set apart
 //!
-//! The key of a master may add WAL and histories. Everything it sends can be forged: a history is plain text, a
-//! record's checksum has no secret. So no content proves that a failover took place. What cannot
-//! be forged is what this host itself wrote (`boot` puts the history of the timeline that it
-//! opened into the archive, `choose` what the administrator decided) and the order in which files
-//! came. Hence a file is judged when it arrives ([`Lineage::judge`]), before it has its name, and the verdict stays
-//! beside it as a note (`apart`) until something connects it ([`Lineage::joined`]):
+//! The key of a master may add WAL and histories. The holder of a key can forge both: a history is plain text, and a
+//! record's checksum has no secret. So no content proves that a failover took place. Two things cannot
+//! be forged: files that this host wrote (`boot` writes the history of the timeline that it
+//! opened, `choose` the administrator's decision), and the order in which files
+//! arrived. Hence a file is judged when it arrives ([`Lineage::judge`]), before it has its name. The verdict stays
+//! beside the file as a note (`apart`) until something connects the file ([`Lineage::joined`]):
 //!
 //! - A *history* is joined when its timeline begins exactly where its parent ends: no acknowledged
 //!   byte of the parent lies behind the switch point, the parent's WAL leads to the segment of the
-//!   switch point, and the new timeline has that segment, finished or in progress. That is how a failover
-//!   elsewhere looks, in whatever order its files come. A thief can forge it too. He then appends
-//!   to the end of the archive's WAL, as he also could by the parent's next segment; nothing that was
-//!   acknowledged before becomes unreachable by it. A switch point before acknowledged WAL would make
+//!   switch point, and the new timeline has that segment, finished or in progress. A failover
+//!   elsewhere looks like this, in whatever order its files arrive. A thief can forge this too. He then appends
+//!   to the end of the archive's WAL, as he also could with the parent's next segment; no WAL that was
+//!   acknowledged before becomes unreachable. A switch point before acknowledged WAL would make
 //!   that WAL unreachable, so only `boot` and `choose` join such a timeline.
-//! - A *segment* far ahead of its run is joined when the one before it is there.
-//! - A segment *behind* the point where a timeline that counts has left its own is what the old master went on to
-//!   write. `choose` joins it, and a `restore` into `slave_data`, if the newer timeline has no WAL
+//! - A *segment* far ahead of the archived WAL is joined when the segment before it arrives.
+//! - A segment *behind* the point where a newer timeline that counts branched off its own comes from the old
+//!   master. `choose` joins it, and so does a `restore` into `slave_data` if the newer timeline has no WAL
 //!   here ([`Lineage::giving_way_to`]).
 //!
 //! # A timeline that only keys claim
 //!
-//! A history that was joined like that is *claimed*, and stays so until a `boot` of this host or `choose`
-//! settles it. A claim keeps no stream of the parent out, and it holds only while its own WAL leads at least
-//! as far as the parent's that goes on without a gap ([`Lineage::outgrown`]): a master that was
-//! declared dead by a forgery outgrows it, while one that really is past writes a little more and then no more.
-//! Meanwhile readers follow the claim, and what the parent writes is stored as what lies behind the end of its
-//! timeline. Then they follow the parent again, and the history is set apart for good. The one that
-//! leads further wins in either direction, so no arrival makes readers end earlier.
+//! A history that was joined in this way is *claimed* until a `boot` of this host or `choose`
+//! settles it. A claim does not keep out the parent's stream, and it holds only while its own WAL extends at least
+//! as far as the parent's WAL without a gap ([`Lineage::outgrown`]): a master that a
+//! forgery declared dead outgrows the claim, while a master that really failed soon writes no more.
+//! Meanwhile readers follow the claim, and the parent's new WAL is stored as WAL behind the end of its
+//! timeline. Once the parent has outgrown the claim, readers follow the parent again, and the history is set apart for
+//! good. The longer timeline wins in either direction, so no arrival makes readers end earlier.
 //!
-//! A file without a note that lies in the archive was there before, or an administrator put it there: it counts.
+//! A file in the archive without a note counts: it was accepted, or an administrator put it there.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
-//! What is kept on the standby: finished WAL files, each proven durable before it is acknowledged.
-//! Never talks to a network and never reads a clock to decide anything. Invariant: a final name
-//! in `completed_wals` leads to one complete, verified file or to nothing.
+//! The archive on the standby: finished WAL files, each durable before it is acknowledged.
+//! Never talks to a network, and never decides anything by a clock. Invariant: a final name
+//! in `completed_wals` names one complete, verified file or nothing.
 //!
 //! # On disk, format 1
 //!
@@ -9,21 +9,21 @@
 //!   .walmgr-archive                the marker, JSON (see `binding`)
 //!   .walmgr-lock                   flock of the process that has the archive open; its text, a
 //!                                  process id, is for people
-//!   .checksums/NAME                what the file of this name was when it was acknowledged (see
+//!   .checksums/NAME                length and CRC-32 of the file when it was acknowledged (see
 //!                                  `checksums`)
-//!   .obstacles/NAME                what replay may not get past in the segment NAME (see `obstacle_notes`)
+//!   .obstacles/NAME                records in the segment NAME that replay cannot pass (see `obstacle_notes`)
 //!   .servers/                      the data directories whose servers read from here (see `servers`)
-//!   .rounds                        what was found damaged while all of it was read (see `rounds`)
-//!   .in.NAME.RANDOM                a file on its way; worthless once its process is gone
+//!   .rounds                        files found damaged while the whole archive was read (see `rounds`)
+//!   .in.NAME.RANDOM                a file being received; worthless once its process has ended
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
-//!   NAME.damaged, NAME.damaged.1   what was found under NAME and was no valid WAL
+//!   NAME.damaged, NAME.damaged.1   a file stored as NAME that was not valid WAL
 //!   NAME.differs                   another valid file that was offered as NAME (see `differs`)
-//!   NAME.displaced, .displaced.1   what was stored as NAME and acknowledged until another file got the name (see
+//!   NAME.displaced, .displaced.1   stored as NAME and acknowledged, until another file got the name (see
 //!                                  `displaced`)
-//!   .apart/                        notes beside what no reader follows (see `apart_notes`), and who brought
+//!   .apart/                        notes about files that no reader follows (see `apart_notes`), and who sent
 //!                                  a NAME.differs or NAME.displaced
 //!   BACKUPLOCK                     who makes a backup, while that lasts (see `sets::lock`)
 //! partial_wals/
@@ -36,26 +36,26 @@
 //!   NAME.frozen                    what is replayed of NAME while it is
 //! ```
 //!
-//! Base backups are beside, in `full_backup`; their format is [`sets`]'s.
+//! Base backups are in `full_backup`; [`sets`] has their format.
 //!
-//! There is no index and no journal: what a directory listing shows is what there is. A checksum tells
-//! whether a file is still what was acknowledged; without it the file counts as what it holds. An
+//! There is no index and no journal: the directory listing is the content of the archive. A checksum shows
+//! whether a file has changed since its acknowledgement; a file without a checksum is believed. An
 //! administrator may copy finished files out with `cp` at any time.
 //!
 //! The marker holds `format` (1), `archive_id` (32 hexadecimal digits, the same in both
 //! directories), `role`, and once bound `system_identifier` (decimal, as a string),
 //! `wal_segment_size` (bytes) and `postgres_major`; then `checksum`, the CRC-32 of the other fields as JSON
-//! without white space. A marker whose fields give another one is not believed in any of them. It
-//! tells a directory that was set up from an empty mount point, so a receiver never starts to fill
-//! the wrong file system. A marker with a higher format is refused untouched.
+//! without white space. If the checksum is wrong, no field is believed. The marker
+//! distinguishes an archive from an empty mount point, so a receiver never fills
+//! the wrong file system. A marker with a higher format is refused and not changed.
 //!
 //! # What a crash leaves
 //!
-//! Each step of the write sequence and what a crash behind it leaves is argued in [`durable`]. At
-//! the start ([`recovery`]): take the lock, compare the markers, remove temporaries, sync both
+//! [`durable`] argues each step of the write sequence and what a crash after it leaves. The start
+//! ([`recovery`]) does this: take the lock, compare the markers, remove temporaries, sync both
 //! directories (a rename may be visible and not yet durable), read the newest segments and every history
-//! and backup history file, set a torn segment aside and report what is not what was acknowledged, keep the
-//! checksums that are missing, and only then let anybody in. Doing it twice does nothing the second time.
+//! and backup history file, set a torn segment aside and report files that have changed since their acknowledgement, write
+//! missing checksums, and only then accept connections. A second run changes nothing.
 
 mod advance;
 mod apart;

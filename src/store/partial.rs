@@ -1,16 +1,16 @@
-//! The segments that are still being written on the master, record by record: `partial_wals`.
-//! Never acknowledges before the records are durable, and never gives a partial segment its final
-//! name but for a push that brought the rest. Invariant: what is durable of one is found by
-//! reading its records, and an end before what was acknowledged is damage (see `proven`).
+//! The segments in progress, which the master ships record by record: `partial_wals`.
+//! Never acknowledges records before they are durable, and gives a partial segment its final
+//! name only for a push that sends the rest. Invariant: reading the records of a partial segment finds its
+//! durable end, and an end before the acknowledged end is damage (see `proven`).
 //!
 //! ```text
 //! create, allocate         a crash leaves nothing, or a file of zeros: no records
-//! check, write behind the end    a crash leaves whole records, or the beginning of one: the end
-//!                          is found before it, and what is behind is cleared before the next write
+//! check, write behind the end    a crash leaves whole records, or the beginning of a record: the end
+//!                          is found before it, and the rest is cleared before the next write
 //! sync the data            from here on the records are durable
 //! sync the folder          once, before the first acknowledgement of a new file
-//! look for a freeze        behind one nothing is acknowledged any more
-//! write NAME.acknowledged  not synced: a crash leaves the one before, a power cut any or none
+//! look for a freeze        after a freeze nothing is acknowledged
+//! write NAME.acknowledged  not synced: a crash leaves the previous file, a power cut any or none
 //! ```
 
 pub(super) mod acknowledged;

@@ -1,6 +1,6 @@
-//! Who is on the other end, and how the two ends know it: keys, lists of known keys, TLS.
-//! Never speaks walmgr's own protocol. Invariant: past this module a peer has proven that it
-//! holds the key its fingerprint names, or the connection is loopback by configuration.
+//! Authentication of the other side: keys, lists of known keys, TLS.
+//! Never speaks walmgr's own protocol. Invariant: behind this module a peer has proven that it
+//! holds the key of its fingerprint, or the configuration permits a connection without TLS.
 
 pub(crate) mod authorized_keys;
 pub(crate) mod authorized_names;

@@ -19,16 +19,16 @@ fn fault_24_peers_that_went_silent_or_deaf_give_their_slots_back() {
     let header = torn.header(MessageKind::Data as u8, 0, 1, 100_000, b"");
     torn.send_bytes(&header[..11]);
     // Asks and asks, and never reads an answer.
-    let mut deaf = peer_of(&site);
-    let stream = deaf.stream();
+    let mut silent_reader = peer_of(&site);
+    let stream = silent_reader.stream();
     stream
         .set_write_timeout(Some(Duration::from_secs(2)))
         .unwrap();
     let stuck = (0..2_000).any(|_| {
         let pings: Vec<u8> = (0..1_000)
-            .flat_map(|_| deaf.frame(0, &Message::Ping))
+            .flat_map(|_| silent_reader.frame(0, &Message::Ping))
             .collect();
-        deaf.stream().write_all(&pings).is_err()
+        silent_reader.stream().write_all(&pings).is_err()
     });
     assert!(stuck, "the receiver goes on answering");
     let begin = Instant::now();

@@ -95,7 +95,7 @@ fn fault_110_a_forged_failover_gives_way_to_the_master_that_goes_on() {
 fn fault_110_a_forged_failover_keeps_no_stream_out() {
     let _user = skip_unless!(server_user());
     let (site, thief) = forged_failover(5..6);
-    // The thief has the seat, and ships on.
+    // The thief holds the writer lock, and ships on.
     let mut peer = thief.connect(&site);
     let content = segment_of(&site.facts().cluster, two(), 6, "forged");
     ship(

@@ -401,7 +401,7 @@ impl ForgedSet {
         }
     }
 
-    /// Asks for the seat of a backup.
+    /// Asks to begin a backup.
     pub fn begin(&self, control: &mut Peer) -> Answered<Token> {
         let begin = Begin {
             who: "nobody".to_owned(),

@@ -53,7 +53,7 @@ impl OpenedServer<'_> {
     /// Says how the boot ended, and does what is left of it.
     pub(super) fn finish(&self, force: bool) -> Result<()> {
         // What is not being booted any more must not be treated so.
-        ControlFiles::of(self.config).unstop_of(&self.begun.server)?;
+        ControlFiles::of(self.config).remove_stop_of(&self.begun.server)?;
         let (report, history) = self.report()?;
         output::print(&report)?;
         let verdict = self.judge(&history);

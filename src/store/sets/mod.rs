@@ -1,6 +1,6 @@
-//! Base backups on the standby: received, sealed, rotated, listed; and the WAL they need.
-//! Never starts a server and never speaks to a peer. Invariant: a directory with the name of a set
-//! and a `backup_label` in it is a whole set, durable, and the archive held its WAL when it was made.
+//! Base backups on the standby: received, sealed, rotated, listed; and the WAL that they need.
+//! Never starts a server and never talks to a peer. Invariant: a directory with the name of a set
+//! and a `backup_label` in it is a whole, durable set, and the archive had its WAL when it was sealed.
 //!
 //! # On disk, beside `full_backup`
 //!
@@ -12,16 +12,15 @@
 //!   tmpspc/OID/                    the content of a tablespace
 //!   pg_tblspc/OID -> ../tmpspc/OID
 //! data.master.0/, data.master.1/   older sets
-//! data.master.incoming/            a set on its way, its label called backup_label.unsealed at most
+//! data.master.incoming/            a set being received, without a backup_label (at most backup_label.unsealed)
 //! data.master.expired.RANDOM/      a set that is being removed
-//! .data.master.intent              a rotation that is going on (see `rotate`)
+//! .data.master.intent              a rotation in progress (see `rotate`)
 //! .data.master.lock                the lock on the names (see `lock`)
 //! completed_wals/BACKUPLOCK        who makes a backup, while that lasts
-//! completed_wals/.rounds.sets      what was found damaged while all sets were read (see `round_note`)
+//! completed_wals/.rounds.sets      files found damaged while all sets were read (see `round_note`)
 //! ```
 //!
-//! There is no list: a set that an administrator copies here under a free name is a set, and one
-//! that is moved away is none any more.
+//! There is no list of sets. An administrator may copy a set here under a free name, or move a set away.
 
 pub(crate) mod condition;
 pub(crate) mod error;
