@@ -1,6 +1,5 @@
-//! The receiver daemon on the standby: it listens, knows who may come in, and puts what arrives
-//! into the archive.
-//! Never acknowledges by itself: only the store's proof can. Invariant: whatever a peer sends, the
+//! The receiver daemon on the standby: it listens, authenticates peers, and stores their files in the archive.
+//! Never acknowledges without the store's proof. Invariant: whatever a peer sends, the
 //! daemon stays up and the archive stays whole.
 //!
 //! A file imports only files below it in this list:
@@ -9,17 +8,17 @@
 //! |---|---|
 //! | [`server`] | accepts, drains, ends |
 //! | [`reload`] | reads the settings again |
-//! | [`connection`] | the loop of one connection, and which of its flows gets what arrives |
+//! | [`connection`] | the loop of one connection; passes each frame to its flow |
 //! | [`flows`] | push, partial, backup, fetch and control; none sees another |
 //! | [`link`] | what a flow may use of its connection |
-//! | [`introduction`] | TLS, hello, and who it is |
-//! | [`clusters`] | which cluster a peer is led to |
-//! | [`reports`] | what the workers of flows say |
-//! | [`cluster`] | what is kept for a cluster |
-//! | [`process_settings`] | what a reload may change of the process itself |
-//! | [`admission`], [`connections`] | which strangers may stay, which peers have a slot |
-//! | [`shares`], [`worker`] | threads, and what each peer has of them |
-//! | [`peer`], [`refusal`], [`refusal_log`] | who it is, and the words of a refusal |
+//! | [`introduction`] | TLS, hello, and the identity of the peer |
+//! | [`clusters`] | the cluster of a peer |
+//! | [`reports`] | reports of the flows' workers |
+//! | [`cluster`] | the state of a cluster |
+//! | [`process_settings`] | settings of the process that a reload may change |
+//! | [`admission`], [`connections`] | the slots of strangers and of known peers |
+//! | [`shares`], [`worker`] | threads, and each peer's share of them |
+//! | [`peer`], [`refusal`], [`refusal_log`] | the peer, and the messages of a refusal |
 
 pub(crate) mod admission;
 pub(crate) mod asking;
