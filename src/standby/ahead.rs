@@ -8,7 +8,7 @@ use crate::error::{CommandError, Kind};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::in_reach;
 use crate::pg::location;
-use crate::store::{ArchiveReader, PartialWals, StoreError};
+use crate::store::{ArchiveReader, PartialWals, Route, StoreError};
 use crate::wal::obstacle::{Demands, Met, Obstacle};
 
 /// The obstacles ahead of a server that stands on `timeline` and needs the WAL from `from` on, in the order
@@ -19,19 +19,18 @@ use crate::wal::obstacle::{Demands, Met, Obstacle};
 pub(crate) fn find(
     archive: &ArchiveReader,
     partials: Option<&PartialWals>,
-    (timeline, from): (TimelineId, Lsn),
+    at: (TimelineId, Lsn),
 ) -> Result<Vec<Met>, StoreError> {
     // Older than the look at the archive, where a segment may be finished any moment.
     let partials = match partials {
         Some(partials) => partials.obstacles(&|segment| archive.scanner_before(segment))?,
         None => Vec::new(),
     };
-    let lineage = archive.lineage(&[])?;
-    let line = lineage.line_from(timeline, from)?;
-    let mut found = archive.obstacles_on(&lineage, &line, from)?;
+    let route = Route::of_server(archive, &[], at)?;
+    let mut found = route.obstacles(at.1)?;
     for (segment, obstacles) in partials {
-        if let Some((_, end)) = line.part_of(segment) {
-            found.extend(obstacles.between(from, end).cloned());
+        if let Some((_, end)) = route.line().part_of(segment) {
+            found.extend(obstacles.between(at.1, end).cloned());
         }
     }
     found.sort_by_key(|met| met.lsn);

@@ -47,11 +47,11 @@ use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::layout;
 use crate::standby::ahead;
 use crate::standby::frozen::Partials;
-use crate::standby::gap::{self, Gap};
 use crate::standby::own_server;
 use crate::standby::replay::{ControlFiles, server_text};
 use crate::standby::standing;
 use crate::standby::verdict::{self, AcknowledgedEnd, InProgress};
+use crate::store::lineage::LineGap;
 use crate::store::{ArchiveReader, RealDisk};
 
 use begun::BegunBoot;
@@ -289,16 +289,13 @@ impl BootedStandby {
 
     /// Refuses to open without what is missing or damaged; returns up to where it was acknowledged.
     fn refuse_loss(&self, partials: Option<&Partials>, force: bool) -> Result<AcknowledgedEnd> {
-        let (timeline, from) = self.replayed();
         let found = match partials.map(Partials::in_progress) {
             Some(found) => or_forced(force, found)?.unwrap_or_default(),
             None => InProgress::default(),
         };
-        let gap = gap::find(&self.archive, &found.ends, timeline, from)
-            .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
-        let found = verdict::find(&self.archive, &found, (timeline, from))?;
-        let lost = match (gap, &found.damage) {
-            (Some(gap), _) => CommandError::retry(describe(&gap)).hint(
+        let found = verdict::find(&self.archive, &found, self.replayed())?;
+        let lost = match (&found.gap, &found.damage) {
+            (Some(gap), _) => CommandError::retry(self.describe(gap)?).hint(
                 "put the segment into completed_wals, or type boot --force to open without the \
                 WAL from there on",
             ),
@@ -313,6 +310,25 @@ impl BootedStandby {
         }
         tracing::warn!("{lost}");
         Ok(found.acknowledged)
+    }
+
+    fn describe(&self, gap: &LineGap) -> Result<String> {
+        let LineGap {
+            missing,
+            lost_from,
+            lost_to,
+            ..
+        } = gap;
+        let copy = (self.archive.damaged_copy(*missing))
+            .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
+        let what = match copy {
+            _ if gap.is_partly_there => format!("is present only up to {lost_from}"),
+            Some(copy) => format!("is present only as a damaged copy, {copy}"),
+            None => "is missing".to_owned(),
+        };
+        Ok(format!(
+            "{missing} {what}: the WAL from {lost_from} to {lost_to} would be lost"
+        ))
     }
 
     /// What replay does not get past, or must not.
@@ -346,18 +362,4 @@ impl BootedStandby {
         }
         or_forced(force, frozen).map(Option::flatten)
     }
-}
-
-fn describe(gap: &Gap) -> String {
-    let missing = match &gap.damaged_copy {
-        _ if gap.is_partly_there => {
-            format!("{} is present only up to {}", gap.missing, gap.lost_from)
-        }
-        Some(copy) => format!("{} is present only as a damaged copy, {copy}", gap.missing),
-        None => format!("{} is missing", gap.missing),
-    };
-    format!(
-        "{missing}: the WAL from {} to {} would be lost",
-        gap.lost_from, gap.lost_to
-    )
 }

@@ -16,7 +16,9 @@ use crate::pg::layout;
 use crate::standby::ahead;
 use crate::standby::replay::server_text;
 use crate::standby::verdict::{AcknowledgedEnd, InProgress};
-use crate::store::{ArchiveReader, FrozenSegment, OwnSegment, PartialWals, RealDisk, StoreError};
+use crate::store::{
+    ArchiveReader, FrozenSegment, OwnSegment, PartialWals, RealDisk, Route, StoreError,
+};
 use crate::wal::obstacle::Met;
 use crate::wal::scan::Scanner;
 
@@ -61,25 +63,24 @@ impl Partials {
     pub(super) fn freeze(
         &self,
         archive: &ArchiveReader,
-        (timeline, from): (TimelineId, Lsn),
+        at: (TimelineId, Lsn),
         server: &Postmaster,
         force: bool,
     ) -> Result<Option<AcknowledgedEnd>> {
-        let way = (archive.lineage(&[])).and_then(|lineage| Ok(lineage.line_from(timeline, from)?));
-        let frozen = way.and_then(|way| {
-            let newest = way.newest_timeline();
+        let frozen = Route::of_server(archive, &[], at).and_then(|route| {
+            let newest = route.line().newest_timeline();
             let wanted = |segment: SegmentName| {
                 let finished = archive.find(WalFileName::Segment(segment))?;
                 // What an old master archived since goes further than it may.
                 let absent = finished.is_none() || archive.is_passed_over(segment)?;
-                Ok(absent && way.led_to(segment, from).is_some())
+                Ok(absent && route.line().led_to(segment, at.1).is_some())
             };
             let before = |segment| archive.scanner_before(segment);
             let server = server_text(server);
             let freeze = self.0.freeze(newest, &server, force, wanted, &before)?;
-            Ok((freeze, way))
+            Ok((freeze, route))
         });
-        let (freeze, way) = frozen.map_err(|error| {
+        let (freeze, route) = frozen.map_err(|error| {
             failed("freeze the incoming stream", &error).hint(
                 "boot --force opens without the segments in progress, and so without the last \
                 commits",
@@ -88,7 +89,7 @@ impl Partials {
         let segments = freeze.segments.unwrap_or_default();
         let ends = segments.iter();
         let ends = ends.filter_map(|copy| {
-            let end = way.led_to(copy.segment, copy.end)?;
+            let end = route.line().led_to(copy.segment, copy.end)?;
             let timeline = copy.segment.timeline();
             Some(AcknowledgedEnd { timeline, end })
         });

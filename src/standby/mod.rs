@@ -9,7 +9,6 @@ pub(crate) mod choose;
 mod connected;
 pub(crate) mod continue_;
 mod frozen;
-mod gap;
 pub(crate) mod init;
 mod last_commit;
 pub(crate) mod listbackups;

@@ -12,7 +12,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::error::{CommandError, Kind, Result};
 use crate::store::lineage::{LineGap, TimelineLine};
-use crate::store::{ArchiveReader, Damage, PartialEnd, StoreError};
+use crate::store::{ArchiveReader, Damage, PartialEnd, Route, StoreError};
 use crate::wal::history::History;
 use crate::wal::scan::Scanner;
 use crate::wal::through::Through;
@@ -44,6 +44,8 @@ pub(super) struct WayFound {
     pub acknowledged: AcknowledgedEnd,
     /// The first damage in what is in progress.
     pub damage: Option<Damage>,
+    /// The first segment that is missing although there is more.
+    pub gap: Option<LineGap>,
 }
 
 /// Looks along the line of a server that stands on `timeline` and needs the WAL from `from` on.
@@ -51,27 +53,25 @@ pub(super) struct WayFound {
 pub(super) fn find(
     archive: &ArchiveReader,
     partials: &InProgress,
-    (timeline, from): (TimelineId, Lsn),
+    at: (TimelineId, Lsn),
 ) -> Result<WayFound> {
+    let (timeline, from) = at;
     let failed =
         |error: StoreError| CommandError::new(error.kind(), "look for the end").because(error);
-    let lineage = archive.lineage(&partials.ends).map_err(failed)?;
-    let line = lineage
-        .line_from(timeline, from)
-        .map_err(|error| failed(error.into()))?;
-    let finished = |segment: SegmentName| lineage.facts().segments.contains(&segment);
+    let route = Route::of_server(archive, &partials.ends, at).map_err(failed)?;
+    let line = route.line();
     let mut acknowledged = AcknowledgedEnd {
         timeline,
         end: from,
     };
-    for segment in lineage.gapless(&line, from).into_iter().rev() {
-        let end = match finished(segment) {
-            true => finished_end(archive, &line, segment)
+    for segment in route.gapless(from).into_iter().rev() {
+        let end = match route.is_finished(segment) {
+            true => finished_end(archive, line, segment)
                 .map_err(|error| CommandError::retry("read the archive").because(error))?,
             false => partial_end(&partials.ends, segment),
         };
         if let Some(end) = end {
-            acknowledged.raise(&line, segment, end);
+            acknowledged.raise(line, segment, end);
             break;
         }
     }
@@ -79,16 +79,17 @@ pub(super) fn find(
     let mut damages: Vec<Damage> = damages.chain(partials.vanished.iter().copied()).collect();
     let is_missed = |damage: &Damage| {
         let led = line.led_to(damage.segment, damage.known_to());
-        !finished(damage.segment) && led.is_some_and(|led| led > from)
+        !route.is_finished(damage.segment) && led.is_some_and(|led| led > from)
     };
     damages.retain(is_missed);
     damages.sort_by_key(|damage| damage.segment);
     for damage in &damages {
-        acknowledged.raise(&line, damage.segment, damage.known_to());
+        acknowledged.raise(line, damage.segment, damage.known_to());
     }
+    let gap = route.gap(from);
     if let Some(LineGap {
         missing, lost_to, ..
-    }) = lineage.gap(&line, from)
+    }) = gap
     {
         let timeline = missing.timeline().max(acknowledged.timeline);
         acknowledged = AcknowledgedEnd {
@@ -99,6 +100,7 @@ pub(super) fn find(
     Ok(WayFound {
         acknowledged,
         damage: damages.first().copied(),
+        gap,
     })
 }
 

@@ -17,7 +17,7 @@ use walmgr_protocol::message::reach::{RecoveryEnd, TargetRange, TargetVerdict};
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use super::reader::ArchiveReader;
-use super::route::{Route, Walked};
+use super::route::{self, Route, Walked};
 use crate::error::{IoContext, Kind, Result};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
@@ -71,9 +71,9 @@ impl<'a> RecoveryReach<'a> {
     ) -> Result<RecoveryReach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
-        let met = route.obstacles(label.start)?;
+        let met = (route.obstacles(label.start)).map_err(|error| route::failed(&error))?;
         let ended_by = in_reach::end_of(&met, loads_libraries);
-        let end = route.end(label.start);
+        let end = route.led(label.start).end;
         Ok(RecoveryReach {
             archive,
             set,

@@ -117,6 +117,13 @@ impl ArchiveReader {
         self.checksums.brought_by(name)
     }
 
+    /// The name of the newest damaged copy of a segment that was set aside.
+    pub fn damaged_copy(&self, segment: SegmentName) -> Result<Option<String>, StoreError> {
+        let copies = self.listing()?.damaged.into_iter();
+        let mut copies = copies.filter(|(name, _)| *name == WalFileName::Segment(segment));
+        Ok(copies.next_back().map(|(_, copy)| copy))
+    }
+
     /// A scanner that comes out of the finished segment before this one; `None` if there is none, or its
     /// own records do not hold.
     pub fn scanner_before(&self, segment: SegmentName) -> Result<Option<Scanner>, StoreError> {

@@ -11,13 +11,17 @@ use std::os::unix::fs::FileExt;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use super::error::StoreError;
-use super::lineage::{Lineage, TimelineLine};
+use super::lineage::{Led, LineGap, Lineage, TimelineLine};
+use super::partial::PartialEnd;
 use super::reader::ArchiveReader;
 use crate::error::{CommandError, Result};
 use crate::pg::recovery::TargetTimeline;
 use crate::wal::obstacle::Met;
 use crate::wal::record::{self, RecordInfo};
 use crate::wal::scan::{ScanStep, Scanner};
+
+#[cfg(test)]
+mod tests;
 
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -83,12 +87,66 @@ impl<'a> Route<'a> {
                 .hint("choose another set, or another --target-timeline"));
             }
         }
-        Ok(Route {
+        Ok(Route::along(archive, lineage, line))
+    }
+
+    /// The way of a server that stands on `timeline` and needs the WAL from `from` on: it follows the newest
+    /// timeline that came from its own there or behind. `partials` has to be older than this look at the
+    /// archive, where a segment may be finished any moment.
+    pub(crate) fn of_server(
+        archive: &'a ArchiveReader,
+        partials: &[PartialEnd],
+        (timeline, from): (TimelineId, Lsn),
+    ) -> Result<Route<'a>, StoreError> {
+        let lineage = archive.lineage(partials)?;
+        let line = lineage.line_from(timeline, from)?;
+        Ok(Route::along(archive, lineage, line))
+    }
+
+    /// The way along the newest timeline; `None` in an archive without WAL.
+    pub(crate) fn to_newest(archive: &'a ArchiveReader, lineage: Lineage) -> Option<Route<'a>> {
+        let line = lineage.line_to(lineage.newest()?);
+        Some(Route::along(archive, lineage, line))
+    }
+
+    fn along(archive: &'a ArchiveReader, lineage: Lineage, line: TimelineLine) -> Route<'a> {
+        Route {
             archive,
             size: archive.binding().segment_size,
             lineage,
             line,
-        })
+        }
+    }
+
+    /// The timelines that it follows.
+    pub(crate) const fn line(&self) -> &TimelineLine {
+        &self.line
+    }
+
+    /// The first segment that is not there to its end although there is more behind it; what is before the one
+    /// with `from` does not matter.
+    pub(crate) fn gap(&self, from: Lsn) -> Option<LineGap> {
+        self.lineage.gap(&self.line, from)
+    }
+
+    /// Up to where WAL leads from `from`.
+    pub(crate) fn led(&self, from: Lsn) -> Led {
+        self.lineage.led(&self.line, from)
+    }
+
+    /// Up to where WAL leads behind the last gap, for somebody who needs nothing before it.
+    pub(crate) fn led_behind_last_gap(&self) -> Option<Led> {
+        self.lineage.led_behind_last_gap(&self.line)
+    }
+
+    /// The segments from the one with `from` to the last before the first gap, in order.
+    pub(crate) fn gapless(&self, from: Lsn) -> Vec<SegmentName> {
+        self.lineage.gapless(&self.line, from)
+    }
+
+    /// Whether the archive has this segment under its final name.
+    pub(crate) fn is_finished(&self, segment: SegmentName) -> bool {
+        self.lineage.facts().segments.contains(&segment)
     }
 
     /// The segment that PostgreSQL reads for this number: it tries the newest timeline first.
@@ -100,30 +158,15 @@ impl<'a> Route<'a> {
         lsn.0 / self.size.bytes()
     }
 
-    /// Where the route ends that begins at `from`: the first byte that is missing.
-    pub(crate) fn end(&self, from: Lsn) -> Lsn {
-        let first = self.number(from);
-        let missing = (first..).find(|number| self.segment(*number).is_none());
-        Lsn(missing
-            .unwrap_or(u64::MAX)
-            .saturating_mul(self.size.bytes()))
+    /// What replay meets on the route from `from` on, in the order of the WAL, as far as it is noted beside
+    /// finished segments.
+    pub(crate) fn obstacles(&self, from: Lsn) -> Result<Vec<Met>, StoreError> {
+        (self.archive).obstacles_on(&self.lineage, &self.line, from)
     }
 
-    /// What replay meets on the route from `from` on, in the order of the WAL.
-    pub(crate) fn obstacles(&self, from: Lsn) -> Result<Vec<Met>> {
-        let met = (self.archive).obstacles_on(&self.lineage, &self.line, from);
-        met.map_err(|error| failed(&error))
-    }
-
-    /// Where WAL begins from which the route leads to `from` without a gap.
+    /// Where the WAL begins from which the route leads to `from` without a gap.
     pub(crate) fn begin(&self, from: Lsn) -> Lsn {
-        let mut first = self.number(from);
-        while let Some(before) = first.checked_sub(1)
-            && self.segment(before).is_some()
-        {
-            first = before;
-        }
-        self.start_of(first)
+        self.lineage.begin_of_run(&self.line, from)
     }
 
     /// Shows every record that begins at `from` or behind and before `end`, until `each` breaks, or `goes_on`
@@ -234,6 +277,7 @@ impl<'a> Route<'a> {
     }
 }
 
-fn failed(error: &StoreError) -> CommandError {
+/// What a command says that could not read the archive.
+pub(crate) fn failed(error: &StoreError) -> CommandError {
     CommandError::new(error.kind(), "read the archive").because(error)
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, MarkerRole};
@@ -21,13 +21,16 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::lineage::{ApartKind, Led, Lineage, SegmentProgress, TimelineLine};
+use super::lineage::{ApartKind, Lineage, SegmentProgress};
 use super::partial::{partial_end, vanished};
 use super::reader::ArchiveReader;
 use super::rounds;
+use super::route::Route;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
 use super::shared::ArchiveFolders;
+use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
+use crate::wal::obstacle::Met;
 
 /// How many segments in progress are read for damage: an archiver that hangs leaves hundreds, and
 /// somebody may ask every second.
@@ -66,16 +69,16 @@ pub fn survey(
     let (noted, noted_partials) = rounds::noted(&completed, &partial)?;
     files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
-    let way = SurveyedWay::find(&reader, &files.partials, known)?;
-    describe_claims(&reader, &way.lineage, &mut overview)?;
+    let lineage = lineage_with(&reader, &files.partials, known)?;
+    describe_claims(&reader, &lineage, &mut overview)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
-    for timeline in way.lineage.facts().unreadable.keys() {
+    let unreadable = lineage.facts().unreadable.clone();
+    for timeline in unreadable.keys() {
         overview.damaged_count += 1;
         if overview.damaged.is_empty() {
             overview.damaged = WalFileName::History(*timeline).to_string();
         }
     }
-    let unreadable = &way.lineage.facts().unreadable;
     for (name, why) in noted {
         if matches!(name, WalFileName::History(timeline) if unreadable.contains_key(&timeline)) {
             continue;
@@ -85,16 +88,19 @@ pub fn survey(
             overview.damaged = format!("{name}: {why}");
         }
     }
+    let recovery = Recovery::find(&reader, lineage)?;
     let sets = full_backup.map_or_else(Vec::new, |path| {
-        standings(path, &places.completed_wals, disk, &way)
+        standings(path, &places.completed_wals, disk, recovery.as_ref())
     });
     let newest_start = (sets.iter()).find_map(|set| Some(set.reach.as_ref().ok()?.start));
-    let led = match newest_start {
-        Some(start) => way.from(start),
-        None => way.behind_last_gap(),
-    };
-    overview.held = way.newest_timeline().zip(led.map(|led| led.end));
-    overview.missing = led.and_then(|led| led.missing);
+    if let Some(Recovery { route, .. }) = &recovery {
+        let led = match newest_start {
+            Some(start) => Some(route.led(start)),
+            None => route.led_behind_last_gap(),
+        };
+        overview.held = led.map(|led| (route.line().newest_timeline(), led.end));
+        overview.missing = led.and_then(|led| led.missing);
+    }
     overview.sets_count = sets.len() as u64;
     overview.sets = sets;
     overview.sets.truncate(usize::from(OVERVIEW_SETS_MAX));
@@ -274,65 +280,48 @@ impl<'a> Files<'a> {
     }
 }
 
-/// The way that a recovery takes along the newest timeline.
-struct SurveyedWay {
-    lineage: Lineage,
-    line: Option<TimelineLine>,
-    /// Where recoveries end that begin before, whatever is set.
-    ends: Vec<Lsn>,
+/// What leads from where to where. Where `known` ends is known; of the other segments in progress nobody needs
+/// to read more than the name.
+fn lineage_with(
+    reader: &ArchiveReader,
+    partials: &BTreeSet<SegmentName>,
+    known: Option<(SegmentName, Lsn)>,
+) -> Result<Lineage, StoreError> {
+    let progress = |segment: &SegmentName| {
+        let (_, end) = known.filter(|(known, _)| known == segment)?;
+        let is_whole = false;
+        Some(SegmentProgress { end, is_whole })
+    };
+    let partials = partials.iter().map(|segment| (*segment, progress(segment)));
+    reader.lineage_of(&reader.listing()?, partials.collect())
 }
 
-impl SurveyedWay {
-    /// Where `known` ends is known; of the other segments in progress nobody needs to read more
-    /// than the name.
-    fn find(
-        reader: &ArchiveReader,
-        partials: &BTreeSet<SegmentName>,
-        known: Option<(SegmentName, Lsn)>,
-    ) -> Result<SurveyedWay, StoreError> {
-        let progress = |segment: &SegmentName| {
-            let (_, end) = known.filter(|(known, _)| known == segment)?;
-            let is_whole = false;
-            Some(SegmentProgress { end, is_whole })
+/// The recoveries of the sets: all follow the newest timeline.
+struct Recovery<'a> {
+    route: Route<'a>,
+    /// What ends one that begins before it, whatever is set.
+    ends: Vec<Met>,
+}
+
+impl<'a> Recovery<'a> {
+    fn find(reader: &'a ArchiveReader, lineage: Lineage) -> Result<Option<Self>, StoreError> {
+        let Some(route) = Route::to_newest(reader, lineage) else {
+            return Ok(None);
         };
-        let partials = partials.iter().map(|segment| (*segment, progress(segment)));
-        let lineage = reader.lineage_of(&reader.listing()?, partials.collect())?;
-        let newest = lineage.newest();
-        let line = newest.map(|newest| lineage.line_to(newest));
-        let met = match &line {
-            Some(line) => reader.obstacles_on(&lineage, line, Lsn(0))?,
-            None => Vec::new(),
-        };
-        let ends = met.iter().filter(|met| met.obstacle.is_end());
-        Ok(SurveyedWay {
-            ends: ends.map(|met| met.lsn).collect(),
-            line,
-            lineage,
-        })
+        let mut ends = route.obstacles(Lsn(0))?;
+        ends.retain(|met| met.obstacle.is_end());
+        Ok(Some(Recovery { route, ends }))
     }
 
-    fn newest_timeline(&self) -> Option<TimelineId> {
-        self.line.as_ref().map(TimelineLine::newest_timeline)
-    }
-
-    fn has(&self, segment: SegmentName) -> bool {
-        let line = self.line.as_ref();
-        line.is_some_and(|line| line.part_of(segment).is_some())
-    }
-
-    fn from(&self, start: Lsn) -> Option<Led> {
-        let line = self.line.as_ref()?;
-        Some(self.lineage.led(line, start))
-    }
-
-    /// Up to where a recovery gets that begins at `start`, of the WAL up to `end`.
-    fn reaches(&self, start: Lsn, end: Lsn) -> Lsn {
-        let first = self.ends.iter().find(|at| **at >= start);
-        first.map_or(end, |first| end.min(*first))
-    }
-
-    fn behind_last_gap(&self) -> Option<Led> {
-        self.lineage.led_behind_last_gap(self.line.as_ref()?)
+    /// Up to where one gets that begins with this label; not behind its beginning on another timeline.
+    fn reaches(&self, label: &BackupLabel) -> Lsn {
+        let start = label.start;
+        if self.route.line().part_of(label.first_segment).is_none() {
+            return start;
+        }
+        let end = self.route.led(start).end;
+        let ended_by = self.ends.iter().find(|met| met.lsn >= start);
+        ended_by.map_or(end, |met| end.min(met.lsn))
     }
 }
 
@@ -340,7 +329,7 @@ fn standings(
     full_backup: &Path,
     completed_wals: &Path,
     disk: &Arc<dyn Disk>,
-    way: &SurveyedWay,
+    recovery: Option<&Recovery<'_>>,
 ) -> Vec<SetStanding> {
     let folder = full_backup.parent().unwrap_or(full_backup);
     let listed = BackupSets::open(full_backup, completed_wals, disk).and_then(|sets| sets.list());
@@ -350,7 +339,7 @@ fn standings(
             let standing = |mut entry: SetEntry| {
                 entry.label = fit_to_recover(&entry, has_good).and(entry.label);
                 has_good |= entry.condition.is_good();
-                standing(entry, folder, way)
+                standing(entry, folder, recovery)
             };
             listed.into_iter().map(standing).collect()
         }
@@ -382,19 +371,18 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
     }
 }
 
-fn standing(entry: SetEntry, folder: &Path, way: &SurveyedWay) -> SetStanding {
+fn standing(entry: SetEntry, folder: &Path, recovery: Option<&Recovery<'_>>) -> SetStanding {
     let name = entry.name.to_string();
     let reach = entry.label.and_then(|label| {
         // The label has the time in words, in the server's time zone; this is the same moment.
         let control = control::read(&folder.join(&name)).map_err(|error| error.to_string())?;
-        let on_the_way = way.has(label.first_segment);
-        let led = way.from(label.start).filter(|_| on_the_way);
+        let reaches = recovery.map_or(label.start, |recovery| recovery.reaches(&label));
         Ok(SetReach {
             timestamp: label.start_time,
             age_ms: age_ms(control.checkpoint_time_s.saturating_mul(1_000)),
             timeline: label.first_segment.timeline(),
             start: label.start,
-            reaches: led.map_or(label.start, |led| way.reaches(label.start, led.end)),
+            reaches,
         })
     });
     SetStanding { name, reach }

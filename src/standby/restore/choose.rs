@@ -40,7 +40,8 @@ pub(super) fn choose(
         }
     }
     let route = Route::within(archive, lineage, from, timeline)?;
-    let met = route.obstacles(from.1)?;
+    let met = (route.obstacles(from.1))
+        .map_err(|error| CommandError::new(error.kind(), "read the archive").because(error))?;
     if let Some(end) = in_reach::end_of(&met, loads_libraries(held.path())) {
         return Err(typed(restoring).ended(&held.name().to_string(), &end));
     }

@@ -31,9 +31,9 @@ use crate::pg::mounts;
 use crate::pg::recovery::{Recovery, TargetTimeline};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
-use crate::standby::{gap, sets};
+use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet, SetSize};
-use crate::store::{ArchiveReader, PartialEnd, RealDisk};
+use crate::store::{ArchiveReader, PartialEnd, RealDisk, Route};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
 const SPARE_BYTES: u64 = 32 << 20;
@@ -384,7 +384,9 @@ fn check_cluster(archive: &ArchiveReader, control: &ControlFile, set: &Path) -> 
 
 fn warn_of_gap(archive: &ArchiveReader, held: &HeldSet) -> Result<()> {
     let label = held.label();
-    let gap = gap::find(archive, &[], label.first_segment.timeline(), label.start)
+    let at = (label.first_segment.timeline(), label.start);
+    let gap = Route::of_server(archive, &[], at)
+        .map(|route| route.gap(label.start))
         .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
     if let Some(gap) = gap {
         tracing::warn!(

@@ -180,10 +180,7 @@ impl Lineage {
     pub fn led_behind_last_gap(&self, line: &TimelineLine) -> Option<Led> {
         let pieces = self.pieces(line);
         let (last, _) = pieces.last_key_value()?;
-        let mut first = *last;
-        while first > 0 && self.first_short(line, &pieces, first - 1, first).is_none() {
-            first -= 1;
-        }
+        let first = self.first_of_run(line, &pieces, *last);
         let before = (pieces.range(..first).next_back()).map(|(number, _)| *number);
         let missing = before.and_then(|before| {
             let number = self.first_short(line, &pieces, before, first)?;
@@ -193,6 +190,21 @@ impl Lineage {
             end: self.end_of_run(line, &pieces, first),
             missing,
         })
+    }
+
+    /// Where the WAL begins that leads to `from` without a gap.
+    pub fn begin_of_run(&self, line: &TimelineLine, from: Lsn) -> Lsn {
+        let number = from.0 / line.size.bytes();
+        line.start_of(self.first_of_run(line, &self.pieces(line), number))
+    }
+
+    /// The first number of those that lead to this one without a gap.
+    fn first_of_run(&self, line: &TimelineLine, pieces: &LinePieces, number: u64) -> u64 {
+        let mut first = number;
+        while first > 0 && self.first_short(line, pieces, first - 1, first).is_none() {
+            first -= 1;
+        }
+        first
     }
 
     /// The first number of these that is not there to its end; the last one may be in progress.
