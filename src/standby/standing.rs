@@ -20,7 +20,7 @@ use crate::pg::sql_replay::{Holder, Replaying};
 use crate::standby::own_server;
 use crate::standby::too_low::Demanded;
 use crate::status::{Hold, Replay};
-use crate::store::{ArchiveReader, RealDisk};
+use crate::store::{ArchiveReader, RealDisk, SegmentBefore};
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::obstacle::Demands;
 use crate::wal::record::read_record;
@@ -227,7 +227,7 @@ impl Ahead<'_> {
                     Ok(None) => continue,
                     Err(error) => return Some(Hold::Damaged(format!("{name}: {error}"))),
                 };
-                if let Err(error) = stored.read_verified(|_| true) {
+                if let Err(error) = stored.read_verified(SegmentBefore::Read, |_| true) {
                     return Some(Hold::Damaged(format!("{name}: {error}")));
                 }
                 if !is_down {

@@ -31,7 +31,7 @@ use crate::standby::answers::Answers;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, StopFile, Watch};
 use crate::store::lineage::Asked;
-use crate::store::{Absence, ArchiveReader, RealDisk, StoreError, Stored};
+use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, Stored};
 use crate::wal::obstacle::{ObstacleWalk, Obstacles};
 use crate::wal::scan::Scanner;
 
@@ -336,10 +336,11 @@ impl RestoreCall<'_> {
     }
 
     fn serve(&self, stored: &Stored) -> Result<ArchiveLook> {
-        match self.begins_here() {
-            true => self.hand_over(|each| stored.read_first(each)),
-            false => self.hand_over(|each| stored.read_verified(each)),
-        }
+        let before = match self.begins_here() {
+            true => SegmentBefore::NotRead,
+            false => SegmentBefore::Read,
+        };
+        self.hand_over(|each| stored.read_verified(before, each))
     }
 
     /// Whether our PostgreSQL's recovery begins within this segment, so that it reads none before.
@@ -497,7 +498,7 @@ impl RestoreCall<'_> {
         let name = self.name;
         match self.archive.find(name) {
             Ok(Some(stored)) => {
-                let read = stored.read_verified(|_| true);
+                let read = stored.read_verified(SegmentBefore::Read, |_| true);
                 let obstacles = read.map_err(|error| self.unreadable(&error))?;
                 if let Some(error) = self.held_back(&obstacles) {
                     return Err(error);

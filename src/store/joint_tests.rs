@@ -6,6 +6,7 @@ use std::fs;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
+use super::reader::SegmentBefore;
 use super::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, names, new_archive, open, push,
     real, scratch_folder, segment, stored_bytes,
@@ -108,7 +109,7 @@ fn read(places: &ArchiveFolders, name: WalFileName) -> Result<Vec<u8>, StoreErro
     let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
     let mut bytes = Vec::new();
     let stored = reader.find(name).unwrap().unwrap();
-    stored.read_verified(|piece| {
+    stored.read_verified(SegmentBefore::Read, |piece| {
         bytes.extend_from_slice(piece);
         true
     })?;

@@ -122,7 +122,7 @@ pub use partial::{Freeze, PartialEnd, PartialWals};
 pub(crate) use partial::{FrozenSegment, OwnSegment, PartialStream};
 pub(crate) use reach::RecoveryReach;
 pub use reader::ArchiveReader;
-pub(crate) use reader::{Absence, Stored};
+pub(crate) use reader::{Absence, SegmentBefore, Stored};
 pub use real_disk::RealDisk;
 pub(crate) use route::Route;
 pub(crate) use shared::StoredUnderName;

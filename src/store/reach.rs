@@ -16,7 +16,7 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, RESTORE_POINTS_MAX, SMALL_FILE
 use walmgr_protocol::message::reach::{RecoveryEnd, TargetRange, TargetVerdict};
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
-use super::reader::ArchiveReader;
+use super::reader::{ArchiveReader, SegmentBefore};
 use super::route::{self, Route, Walked};
 use crate::error::{IoContext, Kind, Result};
 use crate::pg::backup_label::BackupLabel;
@@ -281,7 +281,7 @@ fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> 
     let mut text = Vec::new();
     let stored = archive.find(name).ok()??;
     stored
-        .read_verified(|bytes| {
+        .read_verified(SegmentBefore::Read, |bytes| {
             text.extend_from_slice(bytes);
             text.len() as u64 <= SMALL_FILE_BYTES_MAX
         })

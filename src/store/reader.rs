@@ -52,6 +52,18 @@ struct Alone {
     obstacles: Obstacles,
 }
 
+/// Whether whoever reads a segment has read the one before it.
+#[derive(Clone, Copy)]
+pub enum SegmentBefore<'a> {
+    /// He has, so this one has to go on with that.
+    Read,
+    /// His recovery begins within this one: what was stored under the name before makes it no worse.
+    NotRead,
+    /// Nobody knows. If this one does not go on with that, whoever is asked says whether a recovery can only
+    /// begin here.
+    ReadUnless(&'a dyn Fn(SegmentName) -> bool),
+}
+
 /// What a listing of the archive says about a file that it does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Absence {
@@ -263,7 +275,7 @@ impl ArchiveReader {
             return Ok(None);
         };
         let mut text = Vec::new();
-        stored.read_verified(|bytes| {
+        stored.read_verified(SegmentBefore::Read, |bytes| {
             text.extend_from_slice(bytes);
             text.len() as u64 <= SMALL_FILE_BYTES_MAX
         })?;
@@ -279,19 +291,11 @@ impl Stored {
     /// early, with an error, when `each` has seen enough. Says what replay may not get past in it.
     ///
     /// # Errors
-    /// What is wrong with the file. What was handed over by then is worth nothing.
-    pub fn read_verified(&self, each: impl FnMut(&[u8]) -> bool) -> Result<Obstacles, StoreError> {
-        self.read_for(|_| false, each)
-    }
-
-    /// The same for somebody who need not come from the segment before. If this one does not go on with
-    /// that, `begins` is asked whether a recovery can only begin here.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn read_for(
+    /// What is wrong with the file, or with how it goes on with the segment before. What was handed over by
+    /// then is worth nothing.
+    pub fn read_verified(
         &self,
-        begins: impl FnOnce(SegmentName) -> bool,
+        before: SegmentBefore<'_>,
         each: impl FnMut(&[u8]) -> bool,
     ) -> Result<Obstacles, StoreError> {
         let Alone {
@@ -299,31 +303,24 @@ impl Stored {
             is_as_kept,
             mut obstacles,
         } = self.read_alone(each)?;
-        match (self.name, wal) {
-            // What one record fills is checked where that ends.
-            (WalFileName::Segment(_), Some(wal)) if wal.records == 0 && wal.continues => {}
-            (WalFileName::Segment(segment), _) => match self.check_joint(segment, is_as_kept) {
-                Err(StoreError::Damaged { why, .. }) if begins(segment) => {
-                    tracing::warn!(
-                        "{segment} is handed out, since recovery may begin with it: \
-                        {why}"
-                    );
-                }
-                Ok(crossing) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
-                Err(error) => return Err(error),
-            },
-            _ => {}
+        let WalFileName::Segment(segment) = self.name else {
+            return Ok(obstacles);
+        };
+        // What one record fills is checked where that ends.
+        let is_filled = wal.is_some_and(|wal| wal.records == 0 && wal.continues);
+        if is_filled || matches!(before, SegmentBefore::NotRead) {
+            return Ok(obstacles);
+        }
+        match (self.check_joint(segment, is_as_kept), before) {
+            (Ok(crossing), _) => obstacles.add_before(&crossing, Lsn(u64::MAX)),
+            (Err(StoreError::Damaged { why, .. }), SegmentBefore::ReadUnless(begins))
+                if begins(segment) =>
+            {
+                tracing::warn!("{segment} is handed out, since recovery may begin with it: {why}");
+            }
+            (Err(error), _) => return Err(error),
         }
         Ok(obstacles)
-    }
-
-    /// The same for a recovery that begins within this segment: nobody comes from the one before, and
-    /// what was stored under that name since makes this one no worse.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn read_first(&self, each: impl FnMut(&[u8]) -> bool) -> Result<Obstacles, StoreError> {
-        self.read_alone(each).map(|alone| alone.obstacles)
     }
 
     fn read_alone(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<Alone, StoreError> {
@@ -411,7 +408,7 @@ mod tests {
         let mut bytes = Vec::new();
         let stored = reader.find(sample.name).unwrap().unwrap();
         stored
-            .read_verified(|piece| {
+            .read_verified(SegmentBefore::Read, |piece| {
                 bytes.extend_from_slice(piece);
                 true
             })
@@ -436,7 +433,9 @@ mod tests {
             std::fs::write(&path, wrong).unwrap();
             let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
             let stored = reader.find(sample.name).unwrap().unwrap();
-            stored.read_verified(|_| true).unwrap_err();
+            stored
+                .read_verified(SegmentBefore::Read, |_| true)
+                .unwrap_err();
             assert_eq!(names(&places), [sample.name.to_string()]);
         }
     }

@@ -24,7 +24,7 @@ use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::Streamed;
-use crate::store::{Absence, ArchiveReader, RealDisk, StoreError};
+use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError};
 
 /// How often an archive that changes at the wrong moment is looked at again.
 const LOOKS_MAX: usize = 10;
@@ -195,7 +195,7 @@ fn send_file(
             }
             let mut is_wanted = true;
             let begins = |segment| recoveries_begin_with(cluster, &archive, segment);
-            let read = stored.read_for(begins, |bytes| {
+            let read = stored.read_verified(SegmentBefore::ReadUnless(&begins), |bytes| {
                 is_wanted = blocks.take(bytes);
                 is_wanted
             });
