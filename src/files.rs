@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
-use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
@@ -22,6 +22,36 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 
 /// How often a wait for a lock looks again.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What tells one file or directory from another: device and inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct FileId {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl FileId {
+    pub(crate) const fn of(stat: &Stat) -> FileId {
+        FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
+    }
+
+    pub(crate) fn of_metadata(metadata: &Metadata) -> FileId {
+        FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+
+    /// Of what a path leads to; `None` where nothing can be found out.
+    pub(crate) fn at(path: &Path) -> Option<FileId> {
+        path.metadata().ok().as_ref().map(FileId::of_metadata)
+    }
+}
 
 /// The name of a user of this host, if the system knows one.
 pub(crate) fn user_name(uid: u32) -> Option<String> {

@@ -2,7 +2,6 @@
 //! Never changes it. Invariant: a `DataDirectory` is of a major version that walmgr supports.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, test_kill_process};
@@ -11,6 +10,7 @@ use super::control::{self, ControlFile};
 use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
+use crate::files::FileId;
 
 /// The oldest and the newest major version walmgr supports.
 pub(crate) const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
@@ -124,7 +124,7 @@ impl DataDirectory {
         let works_in = std::fs::metadata(format!("/proc/{}/cwd", postmaster.pid));
         match (works_in, std::fs::metadata(&self.path)) {
             (Ok(works_in), Ok(data)) => {
-                (works_in.dev(), works_in.ino()) == (data.dev(), data.ino())
+                FileId::of_metadata(&works_in) == FileId::of_metadata(&data)
             }
             (Err(error), _) if error.kind() == io::ErrorKind::NotFound => false,
             _ => true,

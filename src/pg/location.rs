@@ -26,6 +26,7 @@ use super::backup_label::BackupLabel;
 use super::control;
 use super::layout;
 use crate::error::{CommandError, Kind};
+use crate::files::FileId;
 use crate::wal::obstacle::{Met, Obstacle, Obstacles};
 
 /// The remedy wherever PostgreSQL would write into files that are somebody else's.
@@ -177,7 +178,7 @@ fn links(data: &Path) -> BTreeSet<PathBuf> {
 /// The data directory of another running server that has a tablespace in this place. PostgreSQL's processes
 /// work in their data directory.
 fn server_at(data: &Path, place: &Path) -> Option<PathBuf> {
-    let mut seen: BTreeSet<(u64, u64)> = identity(data).into_iter().collect();
+    let mut seen: BTreeSet<FileId> = FileId::at(data).into_iter().collect();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let processes = processes.filter(|entry| {
         let name = entry.file_name();
@@ -186,21 +187,16 @@ fn server_at(data: &Path, place: &Path) -> Option<PathBuf> {
     let folders = processes.map(|entry| entry.path().join("cwd"));
     folders
         .filter(|folder| folder.join(layout::PG_VERSION).exists())
-        .filter(|folder| identity(folder).is_some_and(|it| seen.insert(it)))
+        .filter(|folder| FileId::at(folder).is_some_and(|it| seen.insert(it)))
         .find(|folder| has_link_to(folder, place))
         .and_then(|folder| std::fs::read_link(folder).ok())
 }
 
 /// Whether a tablespace of this data directory lies there, whatever the place is called.
 fn has_link_to(data: &Path, place: &Path) -> bool {
-    let place = identity(place);
-    place.is_some() && links(data).iter().any(|to| identity(to) == place)
-}
-
-/// What is the same of a directory under each of its names: a bind mount gives it several.
-fn identity(folder: &Path) -> Option<(u64, u64)> {
-    let found = folder.metadata().ok()?;
-    Some((found.dev(), found.ino()))
+    // A bind mount gives a directory several names.
+    let place = FileId::at(place);
+    place.is_some() && links(data).iter().any(|to| FileId::at(to) == place)
 }
 
 #[cfg(test)]

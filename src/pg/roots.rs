@@ -14,12 +14,10 @@ use walmgr_protocol::names::RelativePath;
 use super::layout;
 use super::tablespace_map::oid_of;
 use super::walk::File;
-
-/// Device and inode.
-pub(super) type Identity = (u64, u64);
+use crate::files::FileId;
 
 /// The links that were followed, by the path they are at, and what they led to.
-pub(super) type Followed = BTreeMap<Vec<u8>, Identity>;
+pub(super) type Followed = BTreeMap<Vec<u8>, FileId>;
 
 /// The directory and its tablespaces, held open.
 pub struct Roots {
@@ -99,10 +97,10 @@ impl AsFd for Entered<'_> {
 }
 
 /// The directory behind a link; an error when it is not the one that was listed.
-fn reenter(directory: BorrowedFd<'_>, name: &[u8], led_to: Identity) -> io::Result<OwnedFd> {
+fn reenter(directory: BorrowedFd<'_>, name: &[u8], led_to: FileId) -> io::Result<OwnedFd> {
     let changed = || io::Error::other("a symlink of the path has changed");
     match enter_linked(directory, name) {
-        Ok(entered) if identity(&fstat(&entered)?) == led_to => Ok(entered),
+        Ok(entered) if FileId::of(&fstat(&entered)?) == led_to => Ok(entered),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(changed()),
         Err(error) => Err(error.into()),
     }
@@ -136,8 +134,4 @@ pub(super) fn enter_linked(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Own
 
 pub(super) fn is(stat: &Stat, file_type: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == file_type
-}
-
-pub(super) fn identity(stat: &Stat) -> Identity {
-    (stat.st_dev, stat.st_ino)
 }

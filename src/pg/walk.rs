@@ -25,9 +25,10 @@ use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, Why
 use super::mounts::LOST_AND_FOUND;
 use super::needs::WITHIN_PREFIX;
 use super::relation::{Fork, RelationFile, is_database};
-use super::roots::{Followed, Identity, Roots, enter, enter_linked, identity, is, names};
+use super::roots::{Followed, Roots, enter, enter_linked, is, names};
 use super::tablespace_map::oid_of;
 use crate::error::{CommandError, Kind, Result};
+use crate::files::FileId;
 
 /// A file as it was when it was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,12 +117,12 @@ struct Walker<'a> {
     version_directory: String,
     tablespaces: BTreeMap<u32, OwnedFd>,
     /// One inside the data directory is not taken twice.
-    identities: HashSet<Identity>,
+    identities: HashSet<FileId>,
     followed: Followed,
     /// How many links lead to where the walk is.
     behind_links: usize,
     /// The directories that the walk is in, and those that the data directory lies in.
-    above: Vec<Identity>,
+    above: Vec<FileId>,
     directories: Vec<RelativePath>,
     files: Vec<File>,
     control: Option<File>,
@@ -154,7 +155,7 @@ impl Walker<'_> {
             match openat(&folder, name.as_slice(), flags, Mode::empty()) {
                 Ok(handle) => {
                     let stat = fstat(&handle).map_err(|error| failure(&links, error))?;
-                    self.identities.insert(identity(&stat));
+                    self.identities.insert(FileId::of(&stat));
                     self.tablespaces.insert(oid, handle);
                 }
                 Err(Errno::NOENT) if is_gone(folder.as_fd(), &name) => {}
@@ -181,7 +182,7 @@ impl Walker<'_> {
             .filter(|file| file.fork == Fork::Init)
             .map(|file| file.number)
             .collect();
-        self.above.push(identity(&own));
+        self.above.push(FileId::of(&own));
         for name in &names {
             let rule = match self.rule(path, name) {
                 Rule::Take if relations => relation_rule(name, &unlogged),
@@ -231,7 +232,7 @@ impl Walker<'_> {
     fn link(&mut self, handle: BorrowedFd<'_>, path: RelativePath, name: &[u8]) -> Result<()> {
         let why = match statat(handle, name, AtFlags::empty()) {
             Ok(stat) => {
-                let led_to = identity(&stat);
+                let led_to = FileId::of(&stat);
                 self.followed.insert(path.as_bytes().to_vec(), led_to);
                 self.behind_links += 1;
                 let taken = self.found(handle, path, name, &stat);
@@ -287,8 +288,8 @@ impl Walker<'_> {
         stat: &Stat,
     ) -> Result<()> {
         let is_linked = self.followed.contains_key(path.as_bytes());
-        let is_tablespace = self.identities.contains(&identity(stat));
-        if self.behind_links > 0 && self.above.contains(&identity(stat)) {
+        let is_tablespace = self.identities.contains(&FileId::of(stat));
+        if self.behind_links > 0 && self.above.contains(&FileId::of(stat)) {
             self.pass_over(path, WhyNot::Around);
             return Ok(());
         }
@@ -470,12 +471,10 @@ fn is_tablespace_root(path: &RelativePath) -> bool {
 }
 
 /// The directories that the data directory lies in: a link to one of them would take the whole host.
-fn around(data: &Path) -> Vec<Identity> {
-    use std::os::unix::fs::MetadataExt;
+fn around(data: &Path) -> Vec<FileId> {
     let data = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
     let above = data.ancestors().skip(1);
-    let found = above.filter_map(|path| path.metadata().ok());
-    found.map(|found| (found.dev(), found.ino())).collect()
+    above.filter_map(FileId::at).collect()
 }
 
 /// Whether a name that was listed is no more.

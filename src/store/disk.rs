@@ -7,15 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::tree::Tree;
-
-/// What tells one file or directory from another: device and inode number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
-}
+use crate::files::FileId;
 
 /// What `stat` says, as far as the archive cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,9 +11,10 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use super::disk::{Disk, FileId, FileStat};
+use super::disk::{Disk, FileStat};
 use super::error::StoreError;
 use super::health::Monitor;
+use crate::files::FileId;
 
 /// What every temporary begins with; nothing else in the archive does.
 pub(super) const TEMPORARY_PREFIX: &str = ".in.";

@@ -15,9 +15,10 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
-use super::disk::{Disk, FileId, FileStat};
+use super::disk::{Disk, FileStat};
 use super::tree::{Node, Tree};
 use crate::files;
+use crate::files::FileId;
 
 /// The operating system's own disk.
 #[derive(Debug, Clone, Copy, Default)]
@@ -290,10 +291,7 @@ fn open_below(
 
 fn file_stat(stat: &Stat) -> FileStat {
     FileStat {
-        identity: FileId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        },
+        identity: FileId::of(stat),
         len: u64::try_from(stat.st_size).unwrap_or(0),
         is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
         changed_ms: changed_ms(stat),

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use walmgr_protocol::names::SegmentName;
 
 use super::file::PartialFile;
-use crate::store::disk::FileId;
+use crate::files::FileId;
 use crate::store::error::StoreError;
 
 /// What this process knows of a partial segment that it has written to.

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use walmgr_protocol::names::SegmentName;
 
 use super::proven::{self, Proven};
+use crate::files::FileId;
 use crate::store::binding::Binding;
-use crate::store::disk::{FileId, FileStat};
+use crate::store::disk::FileStat;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 use crate::wal::scan::Scanner;

@@ -20,7 +20,7 @@ use super::inventory::{HeldFile, KnownFile};
 use super::lock::Lease;
 use super::shared::{SetShared, descend};
 use super::unpack::{SealedFile, StreamWriter};
-use crate::store::disk::FileId;
+use crate::files::FileId;
 
 /// A set that is being received. Dropping it and its streams without sealing it removes it.
 pub struct IncomingSet {

@@ -16,7 +16,7 @@ use super::BackupSets;
 use super::error::SetError;
 use super::inventory::{Inventory, KnownFile};
 use super::lock::Lease;
-use crate::store::disk::FileId;
+use crate::files::FileId;
 
 /// What the streams of a set share.
 pub(super) struct SetShared {

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use crate::store::disk::{Disk, FileId, FileStat};
+use crate::files::FileId;
+use crate::store::disk::{Disk, FileStat};
 use crate::store::tree::{Node, Tree};
 
 /// The operations of [`Disk`].

@@ -7,11 +7,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::store::disk::{Disk, FileId, FileStat};
+use crate::files::FileId;
+use crate::store::disk::{Disk, FileStat};
 use crate::store::real_disk::RealDisk;
 use crate::store::tree::{Node, Tree};
 
@@ -499,10 +499,7 @@ impl Tree for PowerCutDisk {
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
         RealDisk.make_link(directory, name, target)?;
         let stat = rustix::fs::statat(directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-        let identity = FileId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        };
+        let identity = FileId::of(&stat);
         self.0.lock().unwrap().links.insert(identity, target.into());
         self.change(directory, Change::Add(name.to_owned(), identity))
     }
@@ -562,8 +559,5 @@ fn apply(names: &mut BTreeMap<OsString, FileId>, change: &Change) {
 
 fn identity_of(path: &Path) -> FileId {
     let metadata = std::fs::symlink_metadata(PathBuf::from(path)).unwrap();
-    FileId {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-    }
+    FileId::of_metadata(&metadata)
 }
