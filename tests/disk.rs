@@ -6,7 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use walmgr::test_support::wal::writer::WalWriter;
+use walmgr_protocol::message::Message;
+use walmgr_protocol::message::partial::{self, Partial};
+use walmgr_protocol::names::Lsn;
+
 use crate::support::Cluster;
+use crate::support::hostile::{Key, ask, ship, ship_on};
 use crate::support::loopfs::{FileSystem, LoopFs, TmpFs};
 use crate::support::outcome::Output;
 use crate::support::place::{as_server, give_to_server};
@@ -394,6 +400,89 @@ fn fault_33_a_disk_that_loses_writes_at_the_sync_is_never_acknowledged() {
     for number in refused {
         assert_stores(&site, number);
     }
+}
+
+#[test]
+fn fault_33_records_that_a_failed_sync_lost_are_not_said_to_be_held() {
+    // They still stand in the kernel's memory, as clean as if the disk had them.
+    let thin = skip_unless!(TmpFs::create(24 << 10, 0));
+    let kind = FileSystem::Ext4WithoutJournal;
+    let mut disk = skip_unless!(LoopFs::create_in(kind, 256, thin.path()));
+    let mut site = Site::builder()
+        .archive(&disk.path().join("archive"))
+        .build();
+    assert_stores(&site, 2);
+    let (facts, name) = (site.facts(), site.segment_name(30));
+    let (segment, cluster) = (name.parse().unwrap(), facts.cluster);
+    let mut writer = WalWriter::new(segment, cluster.segment_size, cluster.system_id, 15);
+    let ends: Vec<Lsn> = (0..60)
+        .map(|_| writer.record(10, 0, &[7; 8_000]).end)
+        .collect();
+    let bytes_to = |end: Lsn| usize::try_from(end.0 % cluster.segment_size.bytes()).unwrap();
+    let wal = writer.bytes().to_vec();
+    let mut peer = Key::stolen(&site).connect(&site);
+    let part = |end| &wal[..bytes_to(end)];
+    let shipped = ship(
+        &mut peer,
+        segment,
+        facts.timeline,
+        part(ends[9]),
+        ends[9],
+        false,
+    );
+    let mut acknowledged = shipped.unwrap_or_else(|error| panic!("{}", error.words()));
+    disk.sync_unrelated_file();
+    let ballast = Ballast::fill(thin.path());
+    let failed = ends[10..].iter().find(|end| {
+        match ship_on(&mut peer, segment, part(**end), **end, false) {
+            Ok(durable) => {
+                acknowledged = durable;
+                false
+            }
+            Err(_) => true,
+        }
+    });
+    assert!(failed.is_some(), "no sync failed");
+    drop(peer);
+    ballast.remove();
+    let ended = !site.receiver.log().contains("No space left");
+    if ended {
+        site.receiver.wait();
+        site.start_receiver();
+    }
+    let mut peer = Key::stolen(&site).connect(&site);
+    let timeline = facts.timeline;
+    let begin = Message::Partial(Partial::Begin(partial::Begin { timeline }));
+    ask(&mut peer, 1, &begin).unwrap_or_else(|error| panic!("{}", error.words()));
+    let open = Message::Partial(Partial::Open(partial::Open {
+        segment,
+        bytes: wal.len() as u64,
+        crc32: crc32fast::hash(&wal),
+    }));
+    let held = match ask(&mut peer, 1, &open) {
+        Ok(Message::Partial(Partial::At(at))) => usize::try_from(at.held_bytes).unwrap(),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => panic!("{}", error.words()),
+    };
+    assert!(held >= bytes_to(acknowledged), "{held} of {acknowledged}");
+    drop(peer);
+    // Mounted anew, nothing comes from the kernel's memory.
+    site.receiver.stop();
+    disk.remount();
+    let found = std::fs::read(site.partial_wals().join(&name)).unwrap();
+    assert!(
+        found[..held] == wal[..held],
+        "{held} bytes are said to be held, and are not there"
+    );
+    site.start_receiver();
+    let mut peer = Key::stolen(&site).connect(&site);
+    // One block.
+    let last = ends[35];
+    let shipped = ship(&mut peer, segment, facts.timeline, part(last), last, false);
+    assert_eq!(
+        shipped.unwrap_or_else(|error| panic!("{}", error.words())),
+        last
+    );
 }
 
 #[test]

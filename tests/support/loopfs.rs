@@ -14,6 +14,8 @@ use super::{have, run};
 pub enum FileSystem {
     /// With data=ordered, Debian's default.
     Ext4,
+    /// It goes on after an error: without a journal there is none that could be aborted.
+    Ext4WithoutJournal,
     /// At least 300 MiB; the image is sparse.
     Xfs,
 }
@@ -49,6 +51,10 @@ impl LoopFs {
     ) -> Result<LoopFs, String> {
         let (size_mb, mkfs, options): (u64, &str, &[&str]) = match kind {
             FileSystem::Ext4 => (size_mb, "mkfs.ext4", &["-q", "-E", "root_owner"]),
+            FileSystem::Ext4WithoutJournal => {
+                let options = &["-q", "-E", "root_owner", "-O", "^has_journal"];
+                (size_mb, "mkfs.ext4", options)
+            }
             FileSystem::Xfs => (size_mb.max(300), "mkfs.xfs", &["-q"]),
         };
         needs_root_and(&["losetup", "mount", "umount", "perl", mkfs])?;

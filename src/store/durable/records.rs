@@ -100,7 +100,7 @@ impl Folder {
     ) -> Result<DurableRecords, StoreError> {
         self.monitor.check()?;
         (self.disk.sync_bytes(file))
-            .map_err(|error| self.sync_failure(&segment.to_string(), error))?;
+            .map_err(|error| self.lost(file, &segment.to_string(), error))?;
         self.ensure_in_place()?;
         Ok(DurableRecords { segment, end })
     }
@@ -112,7 +112,15 @@ impl Folder {
         name: &str,
     ) -> Result<(), StoreError> {
         self.monitor.check()?;
-        (self.disk.sync_file(file)).map_err(|error| self.sync_failure(name, error))
+        (self.disk.sync_file(file)).map_err(|error| self.lost(file, name, error))
+    }
+
+    /// A failed sync of a file that is read again. What it has lost stands in the kernel's copy as if the disk had it,
+    /// and where there was no room the archive goes on: whoever opens the file next finds what the disk gives back.
+    fn lost(&self, file: BorrowedFd<'_>, name: &str, error: io::Error) -> StoreError {
+        // Advice only, as for a finished file.
+        let _ = self.disk.forget_cache(file);
+        self.sync_failure(name, error)
     }
 
     /// Gives a partial segment of this folder its final name in `completed`. Its content must
