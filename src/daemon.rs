@@ -116,6 +116,11 @@ pub fn tell_ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// Tells the service manager in a line how the daemon stands.
+pub(crate) fn tell_status(line: &str) {
+    tell(&[NotifyState::Status(line)]);
+}
+
 /// Tells the service manager that the daemon drains.
 pub fn tell_stopping() {
     tell(&[NotifyState::Stopping]);

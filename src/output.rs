@@ -296,7 +296,8 @@ where
         if let Some(fields) = span.extensions().get::<FormattedFields<N>>()
             && !fields.is_empty()
         {
-            text.push_str(fields);
+            // The name of a cluster says by itself what it is.
+            text.push_str(fields.strip_prefix("cluster=").unwrap_or(fields));
             text.push_str(": ");
         }
     }

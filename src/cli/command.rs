@@ -185,6 +185,7 @@ pub(super) fn run_command(
         (Standby(own), Command::Boot(typed)) => standby::boot::run(own, options, *typed),
 
         (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+        (Host(own), Command::Receiver(_)) => receiver::run_host(own, options, readiness),
 
         (Master(own), _) => Err(wrong_side(word, "standby", &own.path)),
         (Standby(own), _) => Err(wrong_side(word, "master", &own.path)),

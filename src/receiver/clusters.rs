@@ -3,12 +3,15 @@
 //! of another gives nothing.
 //!
 //! A peer is looked for in all lists before a byte of its hello is read, so that a stranger costs no more than a
-//! handshake; [`choice`] then decides by the hello.
+//! handshake; [`choice`] then decides by the hello. [`folder`] opens and closes the clusters of a host's folder, and
+//! [`reading`] reads their files.
 
 pub(crate) mod choice;
+pub(crate) mod folder;
+pub(crate) mod reading;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio_util::task::TaskTracker;
@@ -24,6 +27,9 @@ use crate::transport::tls::PeerCertificate;
 
 /// Most files that a refusal names: it is a sentence.
 const NAMED_MAX: usize = 5;
+
+/// Most of a broken file's sentence in the summary; the log has all of it.
+const SUMMARY_CHARS_MAX: usize = 300;
 
 /// All clusters of the process.
 pub(crate) struct Clusters {
@@ -71,13 +77,13 @@ impl Clusters {
     }
 
     /// The settings of the process.
-    pub(crate) fn server(&self) -> Arc<ProcessSettings> {
+    pub(crate) fn process(&self) -> Arc<ProcessSettings> {
         let server = self.server.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&server)
     }
 
     /// Puts other settings of the process in force, for those who come from here on.
-    pub(crate) fn set_server(&self, settings: Arc<ProcessSettings>) {
+    pub(crate) fn set_process(&self, settings: Arc<ProcessSettings>) {
         *self.server.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
@@ -88,18 +94,78 @@ impl Clusters {
         table.served.insert(name.to_owned(), served);
     }
 
-    /// Notes a file whose settings are not in force; a cluster that was served goes on with its old ones.
-    pub(crate) fn note_broken(&self, name: &str, broken: BrokenCluster) {
-        self.table_to_change()
+    /// Notes a file whose settings are not in force; a cluster that was served goes on with its old ones. Says
+    /// whether something else is wrong with it than before.
+    pub(crate) fn note_broken(&self, name: &str, broken: BrokenCluster) -> bool {
+        let sentence = broken.sentence.clone();
+        let before = self
+            .table_to_change()
             .broken
             .insert(name.to_owned(), broken);
+        before.is_none_or(|before| before.sentence != sentence)
+    }
+
+    /// Those who are on this list hear that they are to come again.
+    pub(crate) fn is_being_opened(&self, name: &str, path: &Path, settings: Arc<ClusterSettings>) {
+        let mut table = self.table_to_change();
+        table.broken.entry(name.to_owned()).or_insert_with(|| {
+            BrokenCluster::new(path, "it is being opened", ErrorCode::Busy, Some(settings))
+        });
+    }
+
+    /// The settings of this file are in force.
+    pub(crate) fn is_mended(&self, name: &str) {
+        self.table_to_change().broken.remove(name);
+    }
+
+    /// Forgets the broken files of these names.
+    pub(crate) fn forget_broken(&self, of: impl Fn(&str) -> bool) {
+        self.table_to_change().broken.retain(|name, _| !of(name));
+    }
+
+    /// Whether the settings of this file are not in force.
+    pub(crate) fn is_broken(&self, name: &str) -> bool {
+        self.table().broken.contains_key(name)
+    }
+
+    /// Whether any file is broken.
+    pub(crate) fn has_broken(&self) -> bool {
+        !self.table().broken.is_empty()
+    }
+
+    /// How many are served, and of how many.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let table = self.table();
+        let unserved = table
+            .broken
+            .keys()
+            .filter(|name| !table.served.contains_key(*name));
+        (table.served.len(), table.served.len() + unserved.count())
+    }
+
+    /// How the table stands, in one line for whoever runs the process.
+    pub(crate) fn summary(&self) -> String {
+        let (served, all) = self.counts();
+        let table = self.table();
+        let few = table.broken.values().take(NAMED_MAX).map(|broken| {
+            let sentence: String = broken.sentence.chars().take(SUMMARY_CHARS_MAX).collect();
+            format!("{}: {sentence}", file_name(&broken.path))
+        });
+        let few: Vec<String> = few.collect();
+        let more = table.broken.len() - few.len();
+        let broken = match (few.is_empty(), more) {
+            (true, _) => String::new(),
+            (false, 0) => format!("; broken: {}", few.join("; ")),
+            (false, more) => format!("; broken: {}; and {more} more", few.join("; ")),
+        };
+        format!("serves {served} of {all} clusters{broken}")
     }
 
     /// Leads nobody to this cluster any more.
-    pub(crate) fn remove(&self, name: &str) -> Option<Arc<HostedCluster>> {
+    pub(crate) fn remove(&self, name: &str) {
         let mut table = self.table_to_change();
         table.broken.remove(name);
-        table.served.remove(name)
+        table.served.remove(name);
     }
 
     /// All that are served, by name.
@@ -227,6 +293,26 @@ impl CandidateCluster {
 }
 
 impl BrokenCluster {
+    /// A broken file, whose sentence names it.
+    pub(crate) fn new(
+        path: &Path,
+        sentence: &str,
+        code: ErrorCode,
+        settings: Option<Arc<ClusterSettings>>,
+    ) -> Self {
+        let shown = path.display().to_string();
+        let sentence = match sentence.contains(&shown) {
+            true => sentence.to_owned(),
+            false => format!("{shown}: {sentence}"),
+        };
+        BrokenCluster {
+            path: path.to_path_buf(),
+            sentence,
+            code,
+            settings,
+        }
+    }
+
     fn refusal(&self) -> Refusal {
         Refusal {
             code: self.code,
@@ -238,7 +324,7 @@ impl BrokenCluster {
 }
 
 /// The last part of a path, for people.
-pub(crate) fn file_name(path: &std::path::Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }

@@ -39,7 +39,7 @@ pub(crate) mod server;
 pub(crate) mod shares;
 pub(crate) mod worker;
 
-pub(crate) use server::run;
+pub(crate) use server::{run, run_host};
 
 use std::time::Duration;
 
@@ -103,6 +103,9 @@ pub(crate) const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
 /// Descriptors that the receiver would like to open: four times [`SILENT_MAX`], of which silence
 /// gets a quarter; a connection, an upload and a stream of a backup need some each.
 pub(crate) const DESCRIPTORS_WANTED: usize = 4 * SILENT_MAX;
+
+/// Descriptors of a cluster that nobody uses: its folders, the locks in them, its pidfile, and some to look into sets.
+pub(crate) const DESCRIPTORS_PER_CLUSTER: usize = 8;
 
 /// Connections that the kernel holds ready while the daemon is busy: those of two seconds.
 pub(crate) const ACCEPT_QUEUE: u32 = 4096;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::config::{self, StandbyConfig};
 use crate::daemon;
-use crate::error::{CommandError, Result};
+use crate::error::Result;
 use crate::options::Options;
 use crate::output;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::clusters::Clusters;
+use crate::receiver::clusters::reading::cannot_change;
 use crate::receiver::process_settings::ProcessSettings;
 
 /// Reads everything again and puts it in force; a failure is a line in the log.
@@ -26,7 +27,7 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clust
         });
     match loaded {
         Ok((server, settings)) => {
-            clusters.set_server(server);
+            clusters.set_process(server);
             for (_, hosted) in clusters.served() {
                 hosted.cluster.reconfigure(Arc::clone(&settings));
             }
@@ -56,9 +57,6 @@ fn unchanged(old: &StandbyConfig, new: &StandbyConfig) -> Result<()> {
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
         None => Ok(()),
-        Some((key, _)) => Err(
-            CommandError::config(format!("{key} cannot change by a reload"))
-                .hint("restart the receiver"),
-        ),
+        Some((key, _)) => Err(cannot_change(key)),
     }
 }

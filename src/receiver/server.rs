@@ -1,4 +1,4 @@
-//! The daemon: takes the archive, listens, lets connections in within their bounds, reloads, ends.
+//! The daemon: takes the archive, or those of a folder, listens, lets connections in within their bounds, reloads, ends.
 //! Never accepts a connection before recovery is complete. Invariant: strangers in their
 //! handshake take no slot from peers that are known.
 
@@ -11,9 +11,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use walmgr_protocol::hello::Role;
 
-use crate::config::StandbyConfig;
+use crate::config::address::ListenAddress;
+use crate::config::{HostConfig, StandbyConfig};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
@@ -22,14 +24,16 @@ use crate::receiver::admission::{self, Admission, Arrival};
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::{Cluster, keeper, opening};
+use crate::receiver::clusters::folder::{ClusterFolder, FolderEvent};
+use crate::receiver::clusters::reading::{self, HostRead};
 use crate::receiver::clusters::{Clusters, HostedCluster};
 use crate::receiver::connections::{Connections, SlotClaim};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
 use crate::receiver::{
-    ACCEPT_BACKOFF, ACCEPT_QUEUE, DRAIN_DEADLINE, HANDSHAKE_DEADLINE, THREADS_DEADLINE, connection,
-    introduction, threads_max,
+    ACCEPT_BACKOFF, ACCEPT_QUEUE, DESCRIPTORS_PER_CLUSTER, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
+    THREADS_DEADLINE, connection, introduction, threads_max,
 };
 use crate::store::{Archive, ArchiveFolders, Disk, RealDisk};
 
@@ -50,14 +54,25 @@ struct Daemon {
     tasks: TaskTracker,
 }
 
-/// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it.
+/// Whose clusters the process serves.
+enum Serving<'a> {
+    /// The one whose file is the process's too.
+    Alone {
+        config: &'a StandbyConfig,
+        cluster: Arc<Cluster>,
+    },
+    /// Those of a host's folder.
+    Folder(Box<ClusterFolder>),
+}
+
+/// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it, with the file of one cluster.
 pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
-    let server = ProcessSettings::load(&config.tls, config.max_connections)?;
-    let settings = ClusterSettings::load(config, &server)?;
+    let process = ProcessSettings::load(&config.tls, config.max_connections)?;
+    let settings = ClusterSettings::load(config, &process)?;
     if options.not_really {
         Archive::check(&ArchiveFolders::of(config), Arc::new(RealDisk))
             .map_err(|error| opening(&error))?;
@@ -67,51 +82,165 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
             config.completed_wals.display()
         ));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(threads_max(1))
-        .enable_all()
-        .build()
-        .map_err(|error| CommandError::retry("start the event loop").because(error))?;
+    let runtime = event_loop(threads_max(1))?;
     // Before the pidfile names this process: whoever reads it there may send a signal.
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let census = Arc::new(StoreCensus::default());
-    let stopping = CancellationToken::new();
+    let daemon = Daemon::new(process, admission::raise_descriptors());
     let cluster = Arc::new(Cluster::open(
         config,
         settings,
         &disk,
-        &census,
-        stopping.clone(),
+        &daemon.census,
+        daemon.stopping.clone(),
         tracing::Span::none(),
     )?);
-    census.is_complete();
-    let clusters = Arc::new(Clusters::new(server));
-    clusters.serve(
-        &config.job_name,
-        Arc::new(HostedCluster {
-            path: config.path.clone(),
-            cluster: Arc::clone(&cluster),
-            tasks: TaskTracker::new(),
-        }),
-    );
-    let daemon = Arc::new(Daemon {
-        clusters,
-        census,
-        admission: Admission::new(admission::raise_descriptors()),
-        connections: Arc::default(),
-        refusals: Arc::default(),
-        stopping,
+    daemon.census.is_complete();
+    let hosted = HostedCluster {
+        path: config.path.clone(),
+        cluster: Arc::clone(&cluster),
         tasks: TaskTracker::new(),
-    });
-    let ended = runtime.block_on(serve(
-        config, options, &daemon, &cluster, notices, readiness,
-    ));
+    };
+    daemon.clusters.serve(&config.job_name, Arc::new(hosted));
+    let mut serving = Serving::Alone { config, cluster };
+    let serve = serve(
+        &config.listen,
+        options,
+        &daemon,
+        &mut serving,
+        notices,
+        readiness,
+    );
+    let ended = runtime.block_on(serve);
     // Uploads that the deadline cut off are on threads of their own, and nobody was told of them.
     runtime.shutdown_timeout(THREADS_DEADLINE);
     ended
+}
+
+/// The same with the file of a host.
+pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readiness) -> Result<()> {
+    let pidfile = host.receiver_pidfile();
+    if let Some(control) = DaemonControl::asked_by(options) {
+        return control_running(&pidfile, control, options);
+    }
+    let descriptors_max = admission::raise_descriptors();
+    let clusters_max = descriptors_max / 2 / DESCRIPTORS_PER_CLUSTER;
+    let read = reading::read(host.clone(), clusters_max)?;
+    if options.not_really {
+        return check_folder(&read);
+    }
+    let runtime = event_loop(threads_max(clusters_max))?;
+    // Before the pidfile names this process: whoever reads it there may send a signal.
+    let notices = runtime.block_on(async { Notices::listen() })?;
+    let _lock = PidFile::acquire(&pidfile)?;
+    let daemon = Daemon::new(Arc::clone(&read.process), descriptors_max);
+    let ended = runtime.block_on(async {
+        let table = (&daemon.clusters, &daemon.census, &daemon.stopping);
+        let mut folder = ClusterFolder::new(host, options, table, clusters_max);
+        folder.start(read).await;
+        let mut serving = Serving::Folder(Box::new(folder));
+        let listen = &host.listen;
+        serve(listen, options, &daemon, &mut serving, notices, readiness).await
+    });
+    runtime.shutdown_timeout(THREADS_DEADLINE);
+    ended
+}
+
+/// What a start would find, cluster by cluster.
+fn check_folder(read: &HostRead) -> Result<()> {
+    let mut broken: Vec<String> = (read.broken.values())
+        .map(|file| file.sentence.clone())
+        .collect();
+    for (name, file) in &read.good {
+        let folders = ArchiveFolders::of(&file.config);
+        if let Err(error) = Archive::check(&folders, Arc::new(RealDisk)) {
+            broken.push(format!("{name}: {}", opening(&error)));
+        }
+    }
+    for sentence in &broken {
+        tracing::error!("{sentence}");
+    }
+    let all = read.good.len() + read.broken.len();
+    let served = all - broken.len();
+    output::not_really(&format!(
+        "listen on {} and serve {served} of {all} clusters",
+        read.host.listen_text()
+    ))?;
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(CommandError::config(format!(
+            "{} of {all} clusters would not be served",
+            broken.len()
+        ))),
+    }
+}
+
+fn event_loop(threads_max: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(threads_max)
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::retry("start the event loop").because(error))
+}
+
+impl Daemon {
+    fn new(process: Arc<ProcessSettings>, descriptors_max: usize) -> Arc<Daemon> {
+        Arc::new(Daemon {
+            clusters: Arc::new(Clusters::new(process)),
+            census: Arc::default(),
+            admission: Admission::new(descriptors_max),
+            connections: Arc::default(),
+            refusals: Arc::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+}
+
+impl Serving<'_> {
+    fn report_start(&self, daemon: &Daemon, addresses: &str) {
+        let version = env!("CARGO_PKG_VERSION");
+        match self {
+            Serving::Alone { cluster, .. } => {
+                tracing::info!("receiver {version} listens on {addresses}");
+                if let Ok(store) = cluster.store() {
+                    store.report_start();
+                }
+            }
+            Serving::Folder(_) => {
+                let (served, all) = daemon.clusters.counts();
+                tracing::info!(
+                    "receiver {version} serves {served} of {all} clusters on {addresses}"
+                );
+            }
+        }
+        if matches!(daemon.clusters.process().protection, Protection::Plain) {
+            tracing::warn!("tls = off: anybody who reaches {addresses} can read and write WAL");
+        }
+    }
+
+    fn reload(&mut self, daemon: &Daemon, options: &Options) {
+        match self {
+            Serving::Alone { config, .. } => reload(config, options, &daemon.clusters),
+            Serving::Folder(folder) => folder.reload(),
+        }
+    }
+
+    /// The next thing that a folder has to see to; never comes for one cluster alone.
+    async fn next(&mut self) -> FolderEvent {
+        match self {
+            Serving::Alone { .. } => std::future::pending().await,
+            Serving::Folder(folder) => folder.next().await,
+        }
+    }
+
+    fn handle(&mut self, event: FolderEvent) {
+        if let Serving::Folder(folder) = self {
+            folder.handle(event);
+        }
+    }
 }
 
 fn control_running(pidfile: &Path, control: DaemonControl, options: &Options) -> Result<()> {
@@ -125,29 +254,31 @@ fn control_running(pidfile: &Path, control: DaemonControl, options: &Options) ->
 }
 
 async fn serve(
-    config: &StandbyConfig,
+    listen_on: &[ListenAddress],
     options: &Options,
     daemon: &Arc<Daemon>,
-    cluster: &Arc<Cluster>,
+    serving: &mut Serving<'_>,
     mut notices: Notices,
     readiness: Readiness,
 ) -> Result<()> {
-    let listeners = listen(config).await?;
-    let addresses = addresses(&listeners);
-    report_start(cluster, &addresses);
-    let accepting: Vec<_> = listeners
+    let listeners = listen(listen_on).await?;
+    serving.report_start(daemon, &addresses(&listeners));
+    let mut aside: Vec<_> = listeners
         .into_iter()
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    let keeper = tokio::spawn(keeper::run(Arc::clone(cluster)));
+    if let Serving::Alone { cluster, .. } = serving {
+        aside.push(tokio::spawn(keeper::run(Arc::clone(cluster))));
+    }
     let mut pulse = Pulse::start();
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
-                Notice::Reload => reload(config, options, &daemon.clusters),
+                Notice::Reload => serving.reload(daemon, options),
                 Notice::Drain => break,
             },
+            event = serving.next() => serving.handle(event),
             () = daemon.census.none_left() => break,
             () = pulse.beat() => {}
         }
@@ -155,7 +286,7 @@ async fn serve(
     daemon::tell_stopping();
     // Before the port is closed: whoever sees that it is finds nobody who takes on work.
     daemon.stopping.cancel();
-    for task in accepting.into_iter().chain([keeper]) {
+    for task in aside {
         task.abort();
     }
     drain(daemon, &mut pulse).await;
@@ -169,22 +300,6 @@ async fn serve(
             tracing::info!("receiver stopped");
             Ok(())
         }
-    }
-}
-
-fn report_start(cluster: &Cluster, addresses: &str) {
-    tracing::info!(
-        "receiver {} listens on {addresses}",
-        env!("CARGO_PKG_VERSION")
-    );
-    if let Ok(store) = cluster.store() {
-        store.report_start();
-    }
-    if matches!(
-        cluster.settings.borrow().server.protection,
-        Protection::Plain
-    ) {
-        tracing::warn!("tls = off: anybody who reaches {addresses} can read and write WAL");
     }
 }
 
@@ -228,8 +343,8 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let (arrival, gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
-        let server = daemon.clusters.server();
-        let secured = matches!(server.protection, Protection::Tls { .. });
+        let process = daemon.clusters.process();
+        let secured = matches!(process.protection, Protection::Tls { .. });
         let spoken = timeout_at(until, introduction::first_words(&stream, secured));
         let refusal = tokio::select! {
             spoken = spoken => match spoken {
@@ -252,7 +367,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 .refusals
                 .refused(address.ip(), &format!("{address}: {why}")),
             // A task of its own: one that waits for silence has no room for a connection.
-            None => drop(tokio::spawn(welcome(daemon, server, stranger))),
+            None => drop(tokio::spawn(welcome(daemon, process, stranger))),
         }
     });
 }
@@ -266,7 +381,7 @@ struct SpeakingStranger {
     until: tokio::time::Instant,
 }
 
-async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: SpeakingStranger) {
+async fn welcome(daemon: Arc<Daemon>, process: Arc<ProcessSettings>, stranger: SpeakingStranger) {
     let SpeakingStranger {
         stream,
         address,
@@ -283,8 +398,13 @@ async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: Sp
     if let Err(error) = stream.set_nodelay(true) {
         return refused(&error.to_string());
     }
-    let greeting =
-        introduction::greet(&daemon.clusters, &daemon.refusals, &server, stream, address);
+    let greeting = introduction::greet(
+        &daemon.clusters,
+        &daemon.refusals,
+        &process,
+        stream,
+        address,
+    );
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted,
         () = gives_way.cancelled() => return refused("too many handshakes at once"),
@@ -300,7 +420,7 @@ async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: Sp
         key: peer.key(),
         may_push: peer.rights.push,
         cluster_max: hosted.cluster.settings.borrow().connections_max,
-        all_max: server.connections_max,
+        all_max: process.connections_max,
     };
     let slot = daemon.connections.connect(&claim).await;
     match slot {
@@ -310,7 +430,9 @@ async fn welcome(daemon: Arc<Daemon>, server: Arc<ProcessSettings>, stranger: Sp
             let is_master = peer.role == Role::Master;
             let _listed = is_master.then(|| hosted.cluster.masters.note(peer.to_string()));
             let (cluster, refusals) = (Arc::clone(&hosted.cluster), Arc::clone(&daemon.refusals));
-            connection::serve(cluster, refusals, peer, wire, slot).await;
+            let span = cluster.span.clone();
+            let served = connection::serve(cluster, refusals, peer, wire, slot);
+            served.instrument(span).await;
         }
         Err(why) => turn_away(&daemon.refusals, &why, wire, address).await,
     }
@@ -334,9 +456,9 @@ async fn turn_away(
     wire.close().await;
 }
 
-async fn listen(config: &StandbyConfig) -> Result<Vec<TcpListener>> {
+async fn listen(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
-    for address in &config.listen {
+    for address in addresses {
         let bound = listen_on(&address.host, address.port).await;
         listeners.push(bound.map_err(|error| {
             CommandError::retry(format!("listen on {address}"))

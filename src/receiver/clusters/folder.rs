@@ -1,0 +1,538 @@
+//! Opens, closes and re-reads the clusters of a host's folder, while the others serve.
+//! Never waits for one cluster with the hands of another: what may block is done on threads, a few at a time.
+//! Invariant: a cluster is led to, held open and named in the pidfile of its file from the same moment to the same
+//! moment; a file that is wrong changes nothing of what is in force, and is named.
+//!
+//! ```text
+//! wanted ──▶ opening ──▶ held ──▶ closing ──▶ gone, or wanted again with other folders
+//!    ▲          │
+//!    └─ broken ◀┘   tried again every minute and at SIGHUP
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::{Instrument, Span};
+use walmgr_protocol::message::ErrorCode;
+
+use crate::config::{HostConfig, StandbyConfig};
+use crate::daemon::{self, PidFile};
+use crate::error::{CommandError, Result};
+use crate::options::Options;
+use crate::output;
+use crate::receiver::cluster::census::StoreCensus;
+use crate::receiver::cluster::{Cluster, keeper};
+use crate::receiver::clusters::reading::{self, GoodCluster, HostRead};
+use crate::receiver::clusters::{BrokenCluster, Clusters, HostedCluster};
+use crate::receiver::worker::{self, Workforce};
+use crate::receiver::{DRAIN_DEADLINE, THREADS_DEADLINE};
+use crate::store::{Disk, RealDisk};
+
+/// Clusters that are opened at once: each reads much of its disk, and most share one.
+const OPENINGS_MAX: usize = 4;
+
+/// How long an opening keeps others from beginning, and a start from listening: longer than a healthy disk needs,
+/// and a mount that hangs holds nobody up for good.
+const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a broken cluster is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Time for the connections of a cluster that is served no more: those that drain, and a moment.
+const CLOSED_WITHIN: Duration = DRAIN_DEADLINE.saturating_add(THREADS_DEADLINE);
+
+/// The clusters of a host's folder.
+pub(crate) struct ClusterFolder {
+    host: HostConfig,
+    options: Options,
+    clusters: Arc<Clusters>,
+    census: Arc<StoreCensus>,
+    /// Cancelled when the process stops.
+    stopping: CancellationToken,
+    clusters_max: usize,
+    workforce: Workforce,
+    permits: Arc<Semaphore>,
+    /// Good files whose clusters are not open.
+    wanted: BTreeMap<String, GoodCluster>,
+    held: BTreeMap<String, HeldCluster>,
+    opening: BTreeSet<String>,
+    openings: JoinSet<OpenedCluster>,
+    closing: BTreeSet<String>,
+    closings: JoinSet<String>,
+    readings: JoinSet<Result<HostRead>>,
+    is_reload: bool,
+    reload_is_due: bool,
+    /// Until when a reload waits at most for what it opens.
+    reload_ends: Option<Instant>,
+    retry: Interval,
+}
+
+/// A cluster that is open.
+struct HeldCluster {
+    hosted: Arc<HostedCluster>,
+    config: StandbyConfig,
+    stopping: CancellationToken,
+    _keeper: AbortOnDropHandle<()>,
+    pidfile: PidFile,
+}
+
+/// What came of an opening.
+struct OpenedCluster {
+    name: String,
+    config: StandbyConfig,
+    stopping: CancellationToken,
+    result: Result<(Cluster, PidFile)>,
+}
+
+/// Something to see to.
+pub(crate) enum FolderEvent {
+    Opened(OpenedInFolder),
+    Closed(String),
+    Read(Result<Box<HostRead>>),
+    RetryDue,
+    ReloadOver,
+}
+
+/// What came of an opening, for [`ClusterFolder::handle`] alone.
+pub(crate) struct OpenedInFolder(OpenedCluster);
+
+impl ClusterFolder {
+    /// A folder of which nothing is open, for a process that may have so many clusters. To be called within a runtime.
+    pub(crate) fn new(
+        host: &HostConfig,
+        options: &Options,
+        (clusters, census, stopping): (&Arc<Clusters>, &Arc<StoreCensus>, &CancellationToken),
+        clusters_max: usize,
+    ) -> Self {
+        let mut retry = tokio::time::interval(RETRY_INTERVAL);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        retry.reset();
+        ClusterFolder {
+            host: host.clone(),
+            options: options.clone(),
+            clusters: Arc::clone(clusters),
+            census: Arc::clone(census),
+            stopping: stopping.clone(),
+            clusters_max,
+            workforce: Workforce::new(Span::none(), || {}),
+            permits: Arc::new(Semaphore::new(OPENINGS_MAX)),
+            wanted: BTreeMap::new(),
+            held: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            openings: JoinSet::new(),
+            closing: BTreeSet::new(),
+            closings: JoinSet::new(),
+            readings: JoinSet::new(),
+            is_reload: false,
+            reload_is_due: false,
+            reload_ends: None,
+            retry,
+        }
+    }
+
+    /// Opens what was read, and returns when that is done, or when what is left takes too long to wait for.
+    pub(crate) async fn start(&mut self, read: HostRead) {
+        self.apply(read);
+        let all = async {
+            while !self.openings.is_empty() {
+                let event = self.next().await;
+                self.handle(event);
+            }
+        };
+        if timeout(OPENING_PATIENCE, all).await.is_err() {
+            for name in self.opening.clone() {
+                self.note_slow(&name);
+            }
+        }
+        self.census.is_complete();
+    }
+
+    /// The next thing to see to. Safe to drop and call again: nothing is lost.
+    pub(crate) async fn next(&mut self) -> FolderEvent {
+        loop {
+            tokio::select! {
+                Some(Ok(opened)) = self.openings.join_next() => {
+                    return FolderEvent::Opened(OpenedInFolder(opened));
+                }
+                Some(Ok(name)) = self.closings.join_next() => return FolderEvent::Closed(name),
+                Some(Ok(read)) = self.readings.join_next() => {
+                    return FolderEvent::Read(read.map(Box::new));
+                }
+                _ = self.retry.tick() => return FolderEvent::RetryDue,
+                () = at(self.reload_ends) => return FolderEvent::ReloadOver,
+            }
+        }
+    }
+
+    /// Sees to it.
+    pub(crate) fn handle(&mut self, event: FolderEvent) {
+        match event {
+            FolderEvent::Opened(OpenedInFolder(opened)) => self.opened(opened),
+            FolderEvent::Closed(name) => {
+                self.closing.remove(&name);
+                self.open_wanted();
+            }
+            FolderEvent::Read(read) => self.was_read(read),
+            FolderEvent::RetryDue => self.retry_broken(),
+            FolderEvent::ReloadOver => self.end_reload(),
+        }
+        if self.reload_ends.is_some() && self.opening.is_empty() && !self.waits_to_open() {
+            self.end_reload();
+        }
+    }
+
+    /// Whether a cluster is to be opened once it has been closed.
+    fn waits_to_open(&self) -> bool {
+        self.wanted.keys().any(|name| self.closing.contains(name))
+    }
+
+    /// Says that the reload is done, and what it has come to.
+    fn end_reload(&mut self) {
+        self.reload_ends = None;
+        tracing::info!("settings and keys reloaded; {}", self.clusters.summary());
+        daemon::tell_ready();
+        self.tell_status();
+        self.read_if_due();
+    }
+
+    /// Reads everything again, behind what is being read.
+    pub(crate) fn reload(&mut self) {
+        daemon::tell_reloading();
+        self.reload_is_due = true;
+        self.read_if_due();
+    }
+
+    fn read_if_due(&mut self) {
+        if self.reload_is_due && self.readings.is_empty() && self.reload_ends.is_none() {
+            self.reload_is_due = false;
+            self.begin_reading(true);
+        }
+    }
+
+    fn begin_reading(&mut self, is_reload: bool) {
+        self.is_reload = is_reload;
+        let (old, options) = (self.host.clone(), self.options.clone());
+        let (workforce, clusters_max) = (self.workforce.clone(), self.clusters_max);
+        self.readings.spawn(async move {
+            let read = move || reading::read_again(&old, &options, clusters_max);
+            let done = worker::once(&workforce, "reading of settings", read).await;
+            done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message)))
+        });
+    }
+
+    fn retry_broken(&mut self) {
+        self.open_wanted();
+        let is_idle = self.readings.is_empty() && self.reload_ends.is_none();
+        if is_idle && self.clusters.has_broken() {
+            self.begin_reading(false);
+        }
+    }
+
+    fn was_read(&mut self, read: Result<Box<HostRead>>) {
+        let was_reload = std::mem::take(&mut self.is_reload);
+        match read {
+            Ok(read) if was_reload => {
+                self.apply(*read);
+                self.reload_ends = Some(Instant::now() + OPENING_PATIENCE);
+            }
+            Ok(read) => self.mend(*read),
+            Err(error) if was_reload => {
+                tracing::error!("reload failed, the old settings stay in force: {error}");
+                daemon::tell_ready();
+            }
+            Err(error) => tracing::debug!("broken clusters are not read again: {error}"),
+        }
+        if was_reload && let Err(error) = output::reopen_logfile() {
+            tracing::warn!("{error}");
+        }
+        self.tell_status();
+        self.read_if_due();
+    }
+
+    /// Puts all that was read in force.
+    fn apply(&mut self, read: HostRead) {
+        let HostRead {
+            host,
+            process,
+            good,
+            broken,
+        } = read;
+        self.host = host;
+        self.clusters.set_process(process);
+        let is_there = |name: &String| good.contains_key(name) || broken.contains_key(name);
+        let gone: Vec<String> = self
+            .held
+            .keys()
+            .filter(|name| !is_there(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.close(&name, "its file is gone");
+        }
+        self.clusters
+            .forget_broken(|name| !is_there(&name.to_owned()));
+        self.wanted.retain(|name, _| good.contains_key(name));
+        for (name, file) in broken {
+            self.note_broken(&name, file, true);
+        }
+        for (name, file) in good {
+            self.take_in(name, file);
+        }
+        self.open_wanted();
+    }
+
+    /// Takes in what was broken and is not open; what serves is read again by a reload alone.
+    fn mend(&mut self, read: HostRead) {
+        for (name, file) in read.good {
+            if !self.held.contains_key(&name) && self.clusters.is_broken(&name) {
+                self.wanted.insert(name, file);
+            }
+        }
+        for (name, file) in read.broken {
+            if !self.held.contains_key(&name) && self.clusters.is_broken(&name) {
+                self.wanted.remove(&name);
+                self.note_broken(&name, file, false);
+            }
+        }
+        self.open_wanted();
+    }
+
+    fn take_in(&mut self, name: String, file: GoodCluster) {
+        let Some(held) = self.held.get_mut(&name) else {
+            self.wanted.insert(name, file);
+            return;
+        };
+        match moved(&held.config, &file.config) {
+            None => {
+                held.hosted.cluster.reconfigure(file.settings);
+                held.config = file.config;
+                self.clusters.is_mended(&name);
+            }
+            Some(setting) => {
+                self.close(
+                    &name,
+                    &format!("{setting} has changed, so it is opened again"),
+                );
+                self.wanted.insert(name, file);
+            }
+        }
+    }
+
+    fn open_wanted(&mut self) {
+        let names: Vec<String> = (self.wanted.keys())
+            .filter(|name| !self.opening.contains(*name) && !self.closing.contains(*name))
+            .cloned()
+            .collect();
+        for name in names {
+            if let Some(file) = self.wanted.get(&name).cloned() {
+                self.open(name, file);
+            }
+        }
+    }
+
+    fn open(&mut self, name: String, file: GoodCluster) {
+        self.opening.insert(name.clone());
+        let settings = Arc::clone(&file.settings);
+        self.clusters
+            .is_being_opened(&name, &file.config.path, settings);
+        let span = tracing::error_span!("cluster", cluster = %name);
+        let stopping = self.stopping.child_token();
+        let opener = ClusterOpener {
+            file: file.clone(),
+            census: Arc::clone(&self.census),
+            stopping: stopping.clone(),
+            span: span.clone(),
+            host: self.host.path.clone(),
+        };
+        let (permits, workforce) = (Arc::clone(&self.permits), self.workforce.clone());
+        let opening = async move {
+            let permit = permits.acquire_owned().await;
+            let opening = worker::once(&workforce, "opening of a cluster", move || opener.open());
+            tokio::pin!(opening);
+            let done = match timeout(OPENING_PATIENCE, &mut opening).await {
+                Ok(done) => done,
+                Err(_) => {
+                    drop(permit);
+                    opening.await
+                }
+            };
+            OpenedCluster {
+                name,
+                config: file.config,
+                stopping,
+                result: done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message))),
+            }
+        };
+        self.openings.spawn(opening.instrument(span));
+    }
+
+    fn opened(&mut self, opened: OpenedCluster) {
+        let OpenedCluster {
+            name,
+            config,
+            stopping,
+            result,
+        } = opened;
+        self.opening.remove(&name);
+        let (cluster, pidfile) = match result {
+            Ok(open) => open,
+            Err(error) => {
+                if let Some(file) = self.wanted.get(&name) {
+                    let settings = Some(Arc::clone(&file.settings));
+                    let broken = reading::of_error(&config.path, &error, settings);
+                    self.note_broken(&name, broken, false);
+                    self.tell_status();
+                }
+                return;
+            }
+        };
+        // Its file may have gone meanwhile.
+        let Some(file) = self.wanted.remove(&name) else {
+            return;
+        };
+        let cluster = Arc::new(cluster);
+        let span = cluster.span.clone();
+        let hosted = Arc::new(HostedCluster {
+            path: config.path.clone(),
+            cluster: Arc::clone(&cluster),
+            tasks: TaskTracker::new(),
+        });
+        if let Ok(store) = cluster.store() {
+            span.in_scope(|| store.report_start());
+        }
+        let keeper = tokio::spawn(keeper::run(cluster).instrument(span));
+        self.clusters.serve(&name, Arc::clone(&hosted));
+        let held = HeldCluster {
+            hosted,
+            config,
+            stopping,
+            _keeper: AbortOnDropHandle::new(keeper),
+            pidfile,
+        };
+        self.held.insert(name.clone(), held);
+        // Or have been changed.
+        self.take_in(name, file);
+        self.tell_status();
+        self.open_wanted();
+    }
+
+    /// Ends a cluster's connections, and lets go of its store.
+    fn close(&mut self, name: &str, why: &str) {
+        self.clusters.remove(name);
+        let Some(held) = self.held.remove(name) else {
+            return;
+        };
+        let span = held.hosted.cluster.span.clone();
+        span.in_scope(|| tracing::info!("served no more: {why}"));
+        held.stopping.cancel();
+        self.closing.insert(name.to_owned());
+        let name = name.to_owned();
+        self.closings.spawn(
+            async move {
+                let HeldCluster {
+                    hosted,
+                    pidfile,
+                    _keeper: keeper,
+                    ..
+                } = held;
+                drop(keeper);
+                hosted.tasks.close();
+                let ended = timeout(CLOSED_WITHIN, hosted.tasks.wait()).await;
+                if let Ok(store) = hosted.cluster.store() {
+                    let _ = timeout(THREADS_DEADLINE, store.workforce.ended()).await;
+                }
+                if ended.is_err() {
+                    tracing::warn!("some of its connections have not ended");
+                }
+                drop(hosted);
+                drop(pidfile);
+                name
+            }
+            .instrument(span),
+        );
+    }
+
+    fn note_slow(&self, name: &str) {
+        if let Some(file) = self.wanted.get(name) {
+            let sentence = format!("it is being opened for longer than {OPENING_PATIENCE:?}");
+            let settings = Some(Arc::clone(&file.settings));
+            let path = &file.config.path;
+            let broken = BrokenCluster::new(path, &sentence, ErrorCode::Busy, settings);
+            self.note_broken(name, broken, false);
+        }
+    }
+
+    /// Names a broken file, once for each thing that is wrong with it, or again where somebody has just looked.
+    fn note_broken(&self, name: &str, broken: BrokenCluster, always: bool) {
+        let is_served = self.held.contains_key(name);
+        let sentence = broken.sentence.clone();
+        let is_new = self.clusters.note_broken(name, broken);
+        if !is_new && !always {
+            return;
+        }
+        match is_served {
+            true => tracing::error!("{name}: its old settings stay in force: {sentence}"),
+            false => tracing::error!("{name}: not served: {sentence}"),
+        }
+    }
+
+    fn tell_status(&self) {
+        daemon::tell_status(&self.clusters.summary());
+    }
+}
+
+/// What opens one cluster.
+struct ClusterOpener {
+    file: GoodCluster,
+    census: Arc<StoreCensus>,
+    stopping: CancellationToken,
+    span: Span,
+    host: std::path::PathBuf,
+}
+
+impl ClusterOpener {
+    /// Blocks for as long as the disk does.
+    fn open(self) -> Result<(Cluster, PidFile)> {
+        let _named = self.span.enter();
+        let GoodCluster { config, settings } = self.file;
+        let pidfile = own_pidfile(&config.receiver_pidfile(), &self.host)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let (census, stopping) = (&self.census, self.stopping);
+        let span = self.span.clone();
+        let cluster = Cluster::open(&config, settings, &disk, census, stopping, span)?;
+        Ok((cluster, pidfile))
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn own_pidfile(path: &Path, _host: &Path) -> Result<PidFile> {
+    PidFile::acquire(path)
+}
+
+/// The setting that an open cluster cannot follow, if one has changed.
+fn moved(old: &StandbyConfig, new: &StandbyConfig) -> Option<&'static str> {
+    let changed = [
+        ("completed_wals", old.completed_wals != new.completed_wals),
+        ("partial_wals", old.partial_wals != new.partial_wals),
+        ("full_backup", old.full_backup != new.full_backup),
+        ("config_backup", old.config_backup != new.config_backup),
+        ("slave_data", old.slave_data != new.slave_data),
+        ("pidfile", old.receiver_pidfile() != new.receiver_pidfile()),
+    ];
+    let changed = changed.into_iter().find(|(_, changed)| *changed);
+    changed.map(|(setting, _)| setting)
+}

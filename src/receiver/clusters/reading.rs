@@ -1,0 +1,119 @@
+//! Reads a host's folder of clusters, with the lists that its files name.
+//! Never changes what is in force. Invariant: a file that is not good in all of its parts is broken, and says why in a
+//! sentence that names it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::{self, Config, HostConfig, StandbyConfig};
+use crate::error::{CommandError, Kind, Result};
+use crate::options::Options;
+use crate::receiver::cluster::settings::ClusterSettings;
+use crate::receiver::clusters::BrokenCluster;
+use crate::receiver::process_settings::ProcessSettings;
+use walmgr_protocol::message::ErrorCode;
+
+/// What the host's file and its folder say at one moment.
+pub(crate) struct HostRead {
+    /// The host's file.
+    pub host: HostConfig,
+    /// What it says of the process.
+    pub process: Arc<ProcessSettings>,
+    /// The clusters to serve, by the names of their files without `.ini`.
+    pub good: BTreeMap<String, GoodCluster>,
+    /// The files that cannot be served as they are, by the same names.
+    pub broken: BTreeMap<String, BrokenCluster>,
+}
+
+/// A cluster's file that can be served.
+#[derive(Clone)]
+pub(crate) struct GoodCluster {
+    /// What it says.
+    pub config: StandbyConfig,
+    /// What a reload may change of it.
+    pub settings: Arc<ClusterSettings>,
+}
+
+/// Reads the folder of a host; clusters beyond so many are broken.
+pub(crate) fn read(host: HostConfig, clusters_max: usize) -> Result<HostRead> {
+    let process = ProcessSettings::load(&host.tls, host.max_connections)?;
+    let files = host.read_clusters()?;
+    let (mut good, mut broken) = (BTreeMap::new(), BTreeMap::new());
+    for (path, sentence) in files.broken {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let file = BrokenCluster::new(&path, &sentence, ErrorCode::Busy, None);
+        broken.insert(name.into_owned(), file);
+    }
+    for (name, config) in files.good {
+        let settings = match good.len() < clusters_max {
+            true => ClusterSettings::load(&config, &process),
+            false => Err(too_many(clusters_max)),
+        };
+        match settings {
+            Ok(settings) => {
+                good.insert(name, GoodCluster { config, settings });
+            }
+            Err(error) => {
+                broken.insert(name, of_error(&config.path, &error, None));
+            }
+        }
+    }
+    Ok(HostRead {
+        host,
+        process,
+        good,
+        broken,
+    })
+}
+
+/// The same once more, for a process that runs; what cannot change meanwhile is refused rather than ignored.
+pub(crate) fn read_again(
+    old: &HostConfig,
+    options: &Options,
+    clusters_max: usize,
+) -> Result<HostRead> {
+    let fresh = match config::load(&old.path, &options.overrides)? {
+        Config::Host(fresh) => *fresh,
+        Config::Master(_) | Config::Standby(_) => return Err(cannot_change("clusters")),
+    };
+    let changed = [
+        ("listen", old.listen != fresh.listen),
+        ("clusters", old.clusters != fresh.clusters),
+        (
+            "pidfile",
+            old.receiver_pidfile() != fresh.receiver_pidfile(),
+        ),
+        ("logfile", old.logfile != fresh.logfile),
+        ("log_format", old.log_format != fresh.log_format),
+    ];
+    match changed.into_iter().find(|(_, changed)| *changed) {
+        None => read(fresh, clusters_max),
+        Some((key, _)) => Err(cannot_change(key)),
+    }
+}
+
+/// The refusal of a reload that would change what only a start reads.
+pub(crate) fn cannot_change(key: &str) -> CommandError {
+    CommandError::config(format!("{key} cannot change by a reload")).hint("restart the receiver")
+}
+
+/// A cluster that cannot be served because of this.
+pub(crate) fn of_error(
+    path: &Path,
+    error: &CommandError,
+    settings: Option<Arc<ClusterSettings>>,
+) -> BrokenCluster {
+    let code = match error.kind() {
+        Kind::ReceiverDisk => ErrorCode::DiskFailed,
+        _ => ErrorCode::Busy,
+    };
+    BrokenCluster::new(path, &error.to_string(), code, settings)
+}
+
+fn too_many(clusters_max: usize) -> CommandError {
+    CommandError::config(format!(
+        "the descriptors of this process are enough for {clusters_max} clusters"
+    ))
+    .hint("raise LimitNOFILE in the systemd unit, or `ulimit -n`, and restart the receiver")
+}
