@@ -58,7 +58,8 @@ impl Receiver {
                 self.child = None;
                 return Some(Err(said.to_owned()));
             }
-            said.contains("listens on").then_some(Ok(()))
+            let listens = said.contains("listens on") || said.contains(" clusters on ");
+            listens.then_some(Ok(()))
         })
     }
 
