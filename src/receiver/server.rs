@@ -55,7 +55,7 @@ struct Daemon {
 }
 
 /// Whose clusters the process serves.
-enum Serving<'a> {
+enum ServedFiles<'a> {
     /// The one whose file is the process's too.
     Alone {
         config: &'a StandbyConfig,
@@ -103,7 +103,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
         tasks: TaskTracker::new(),
     };
     daemon.clusters.serve(&config.job_name, Arc::new(hosted));
-    let mut serving = Serving::Alone { config, cluster };
+    let mut serving = ServedFiles::Alone { config, cluster };
     let serve = serve(
         &config.listen,
         options,
@@ -139,7 +139,7 @@ pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readines
         let table = (&daemon.clusters, &daemon.census, &daemon.stopping);
         let mut folder = ClusterFolder::new(host, options, table, clusters_max);
         folder.start(read).await;
-        let mut serving = Serving::Folder(Box::new(folder));
+        let mut serving = ServedFiles::Folder(Box::new(folder));
         let listen = &host.listen;
         serve(listen, options, &daemon, &mut serving, notices, readiness).await
     });
@@ -199,17 +199,17 @@ impl Daemon {
     }
 }
 
-impl Serving<'_> {
+impl ServedFiles<'_> {
     fn report_start(&self, daemon: &Daemon, addresses: &str) {
         let version = env!("CARGO_PKG_VERSION");
         match self {
-            Serving::Alone { cluster, .. } => {
+            ServedFiles::Alone { cluster, .. } => {
                 tracing::info!("receiver {version} listens on {addresses}");
                 if let Ok(store) = cluster.store() {
                     store.report_start();
                 }
             }
-            Serving::Folder(_) => {
+            ServedFiles::Folder(_) => {
                 let (served, all) = daemon.clusters.counts();
                 tracing::info!(
                     "receiver {version} serves {served} of {all} clusters on {addresses}"
@@ -223,21 +223,21 @@ impl Serving<'_> {
 
     fn reload(&mut self, daemon: &Daemon, options: &Options) {
         match self {
-            Serving::Alone { config, .. } => reload(config, options, &daemon.clusters),
-            Serving::Folder(folder) => folder.reload(),
+            ServedFiles::Alone { config, .. } => reload(config, options, &daemon.clusters),
+            ServedFiles::Folder(folder) => folder.reload(),
         }
     }
 
     /// The next thing that a folder has to see to; never comes for one cluster alone.
     async fn next(&mut self) -> FolderEvent {
         match self {
-            Serving::Alone { .. } => std::future::pending().await,
-            Serving::Folder(folder) => folder.next().await,
+            ServedFiles::Alone { .. } => std::future::pending().await,
+            ServedFiles::Folder(folder) => folder.next().await,
         }
     }
 
     fn handle(&mut self, event: FolderEvent) {
-        if let Serving::Folder(folder) = self {
+        if let ServedFiles::Folder(folder) = self {
             folder.handle(event);
         }
     }
@@ -257,7 +257,7 @@ async fn serve(
     listen_on: &[ListenAddress],
     options: &Options,
     daemon: &Arc<Daemon>,
-    serving: &mut Serving<'_>,
+    serving: &mut ServedFiles<'_>,
     mut notices: Notices,
     readiness: Readiness,
 ) -> Result<()> {
@@ -268,7 +268,7 @@ async fn serve(
         .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
-    if let Serving::Alone { cluster, .. } = serving {
+    if let ServedFiles::Alone { cluster, .. } = serving {
         aside.push(tokio::spawn(keeper::run(Arc::clone(cluster))));
     }
     let mut pulse = Pulse::start();

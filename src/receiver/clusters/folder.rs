@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -494,7 +494,8 @@ struct ClusterOpener {
     census: Arc<StoreCensus>,
     stopping: CancellationToken,
     span: Span,
-    host: std::path::PathBuf,
+    /// The host's file.
+    host: PathBuf,
 }
 
 impl ClusterOpener {
@@ -502,7 +503,7 @@ impl ClusterOpener {
     fn open(self) -> Result<(Cluster, PidFile)> {
         let _named = self.span.enter();
         let GoodCluster { config, settings } = self.file;
-        let pidfile = own_pidfile(&config.receiver_pidfile(), &self.host)?;
+        let pidfile = PidFile::acquire_of_host(&config.receiver_pidfile(), &self.host)?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (census, stopping) = (&self.census, self.stopping);
         let span = self.span.clone();
@@ -517,10 +518,6 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-fn own_pidfile(path: &Path, _host: &Path) -> Result<PidFile> {
-    PidFile::acquire(path)
 }
 
 /// The setting that an open cluster cannot follow, if one has changed.
