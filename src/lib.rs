@@ -12,6 +12,7 @@
 //! cli → master::xarchive                         receiver::server      accepts
 //!         │ looks at the file (pg, wal)          receiver::admission   who may stay
 //!         │                                      receiver::introduction  TLS, hello
+//!         │                                      receiver::clusters    which archive
 //!         ▼                                               │
 //!       master::push ── transport ═══ TLS ═══ transport ── receiver::connection
 //!         blocks, CRC, zstd    walmgr_protocol            │
@@ -44,7 +45,7 @@
 //! | [`pg`] | files and SQL of a PostgreSQL cluster |
 //! | [`tar`] | tar streams of backup sets; no IO |
 //! | [`transport`] | keys, TLS, connecting, frames over sockets |
-//! | [`receiver`] | the standby's daemon |
+//! | [`receiver`] | the standby's daemon, of one cluster or of many |
 //! | [`master`] | the commands on the master, one file each |
 //! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
