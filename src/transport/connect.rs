@@ -17,6 +17,7 @@ use walmgr_protocol::version::VersionRange;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
+use crate::transport::frames::ClientIntroduction;
 use crate::transport::identity::{Fingerprint, Identity};
 use crate::transport::stream::{ByteStream, buffered};
 use crate::transport::tls::{self, PeerTrust, TlsFault};
@@ -138,7 +139,11 @@ impl ReceiverTarget {
         }
     }
 
-    async fn introduce(&self, mut with: Introduction, hello: &Hello) -> Result<Connection> {
+    async fn introduce(
+        &self,
+        mut with: Introduction<ClientIntroduction>,
+        hello: &Hello,
+    ) -> Result<Connection> {
         let answer = async {
             with.send_hello(hello).await?;
             with.receive_answer().await

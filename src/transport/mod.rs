@@ -5,6 +5,7 @@
 pub(crate) mod authorized_keys;
 pub(crate) mod authorized_names;
 pub(crate) mod connect;
+pub(crate) mod frames;
 pub(crate) mod fuzzing;
 pub(crate) mod identity;
 pub(crate) mod stream;
