@@ -128,7 +128,7 @@ fn fault_98_the_recorded_frames_of_a_release_stay_as_they_are() {
 }
 
 #[test]
-fn fault_98_this_version_has_recorded_frames_and_a_section_in_the_changelog() {
+fn fault_98_this_version_has_its_frames_and_a_changelog_section() {
     let version = env!("CARGO_PKG_VERSION");
     let is_recorded = RELEASES.iter().any(|(release, _)| *release == version);
     assert!(is_recorded, "{version} is not in protocol/tests/golden");
@@ -137,7 +137,7 @@ fn fault_98_this_version_has_recorded_frames_and_a_section_in_the_changelog() {
 }
 
 #[test]
-fn fault_98_the_frames_of_this_version_are_of_every_kind_with_every_field_set() {
+fn fault_98_this_version_recorded_every_kind_with_every_field_set() {
     let (_, lines) = recorded().pop().unwrap();
     let unset = [
         ": 0,", ": 0 ", ": false", ": None", ": \"\"", ": []", ": b\"\"",
