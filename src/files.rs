@@ -25,7 +25,7 @@ const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What tells one file or directory from another: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct FileId {
+pub struct FileId {
     /// `st_dev`.
     pub device: u64,
     /// `st_ino`.

@@ -24,7 +24,7 @@ impl<'a> Asking<'a> {
         Ok(Asking { config, connection })
     }
 
-    /// The same for one who only asks, and may have lost the cluster's files.
+    /// Connects for one who only asks, and may have lost the cluster's files.
     pub async fn connect_to_read(
         config: &'a MasterConfig,
         facts: Option<&ClusterFacts>,

@@ -32,7 +32,7 @@ use crate::config::{BackupCheckpoint, MasterConfig};
 use crate::error::{CommandError, Kind, Result};
 use crate::master::archiver::{self, Archives};
 use crate::master::ask::Asking;
-use crate::master::backup::contents::{Config, Contents};
+use crate::master::backup::contents::{BroughtConfig, Contents};
 use crate::master::backup::control::{BackupControl, ReceiverLink};
 use crate::master::backup::origin::BackupOrigin;
 use crate::master::backup::progress::{BackupProgress, Counters, per_second, ratio};
@@ -353,7 +353,7 @@ impl Work<'_> {
         control: &mut BackupControl<'_>,
         load: &WorkQueue,
         finished: FinishedBackup,
-        configs: Vec<Config>,
+        configs: Vec<BroughtConfig>,
     ) -> Result<(Sealed, Wal)> {
         let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
             CommandError::retry("read PostgreSQL's backup_label").because(error)

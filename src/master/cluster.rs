@@ -25,7 +25,7 @@ impl ClusterFacts {
         ClusterFacts::of(&config.master_data)
     }
 
-    /// The same of any data directory.
+    /// Reads `PG_VERSION` and `global/pg_control` of any data directory.
     pub fn of(data: &Path) -> Result<ClusterFacts> {
         let data = DataDirectory::open(data)?;
         let control = data.control()?;

@@ -415,6 +415,3 @@ impl ReconnectLimit {
         Ok(())
     }
 }
-
-/// Where a tablespace goes, by its OID.
-type Spaces = std::collections::BTreeMap<u32, PathBuf>;

@@ -24,7 +24,7 @@ use crate::master::fetch::{Fetched, Fetching, Sink};
 use crate::options::Options;
 use crate::output;
 use crate::pg::{crossing, location};
-use crate::wal::obstacle::ObstacleWalk;
+use crate::wal::obstacle_walk::ObstacleWalk;
 use crate::wal::scan::Scanner;
 
 /// Pause before the next attempt.

@@ -56,7 +56,7 @@ const TAKE_TEXT: [&str; 3] = ["flock", "runuser", "su"];
 pub(crate) enum Destination {
     /// To walmgr, with this ini file.
     Here,
-    /// The same, and PostgreSQL hears "archived" also where walmgr fails.
+    /// To walmgr, with this ini file, and PostgreSQL hears "archived" also where walmgr fails.
     Unheard,
     /// Nowhere.
     Nobody,

@@ -15,7 +15,7 @@ use std::path::Path;
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::layout;
-use crate::wal::obstacle::ObstacleWalk;
+use crate::wal::obstacle_walk::ObstacleWalk;
 use crate::wal::page::{
     FIRST_IS_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageHeader, header_bytes,
 };

@@ -186,7 +186,7 @@ pub enum ManifestFault {
 pub struct Reader<'a> {
     system_id: Option<SystemId>,
     wal_ranges: Vec<WalRange>,
-    files: Lines<'a>,
+    files: ManifestLines<'a>,
 }
 
 impl<'a> Reader<'a> {
@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
         let at = rest.windows(BETWEEN.len()).rposition(|it| it == BETWEEN);
         let (files, ranges) = rest.split_at(at.ok_or(ManifestFault::Parts)?);
         let ranges = ranges[BETWEEN.len()..].strip_suffix(b"],\n");
-        let lines = Lines {
+        let lines = ManifestLines {
             part: "WAL ranges",
             rest: ranges.ok_or(ManifestFault::Parts)?,
             number: 0,
@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
             wal_ranges: lines
                 .map(|line| line?.wal_range())
                 .collect::<Result<_, _>>()?,
-            files: Lines {
+            files: ManifestLines {
                 part: "files",
                 rest: files,
                 number: 0,
@@ -277,14 +277,14 @@ fn head(bytes: &[u8]) -> Option<(Option<SystemId>, &[u8])> {
 
 /// The lines of a list: a comma behind each but the last.
 #[derive(Debug)]
-struct Lines<'a> {
+struct ManifestLines<'a> {
     part: &'static str,
     rest: &'a [u8],
     number: usize,
     number_max: usize,
 }
 
-impl Iterator for Lines<'_> {
+impl Iterator for ManifestLines<'_> {
     type Item = Result<ManifestObject, ManifestFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -301,7 +301,7 @@ impl Iterator for Lines<'_> {
     }
 }
 
-impl Lines<'_> {
+impl ManifestLines<'_> {
     fn take(&mut self) -> Result<ManifestObject, ManifestFault> {
         let refuse = |why: String| ManifestFault::Line {
             part: self.part,

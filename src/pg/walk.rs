@@ -132,7 +132,7 @@ struct Walker<'a> {
 
 /// What becomes of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
+enum WalkRule {
     Take,
     /// A directory without its content; also where a person made it a link.
     Empty,
@@ -185,10 +185,10 @@ impl Walker<'_> {
         self.above.push(FileId::of(&own));
         for name in &names {
             let rule = match self.rule(path, name) {
-                Rule::Take if relations => relation_rule(name, &unlogged),
+                WalkRule::Take if relations => relation_rule(name, &unlogged),
                 rule => rule,
             };
-            if rule != Rule::Omit {
+            if rule != WalkRule::Omit {
                 self.entry(handle, path, name, rule)?;
             }
         }
@@ -201,7 +201,7 @@ impl Walker<'_> {
         handle: BorrowedFd<'_>,
         above: Option<&RelativePath>,
         name: &[u8],
-        rule: Rule,
+        rule: WalkRule,
     ) -> Result<()> {
         let path = self.path(above, name)?;
         let stat = match statat(handle, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -210,7 +210,7 @@ impl Walker<'_> {
             Err(error) => return Err(self.failure_at(Some(&path), error)),
         };
         match (FileType::from_raw_mode(stat.st_mode), rule) {
-            (FileType::Directory | FileType::Symlink, Rule::Empty) => self.empty(path)?,
+            (FileType::Directory | FileType::Symlink, WalkRule::Empty) => self.empty(path)?,
             (FileType::Symlink, _) if is_links(&path) => {
                 let below = enter_linked(handle, name);
                 let below = below.map_err(|error| self.failure_at(Some(&path), error))?;
@@ -356,7 +356,7 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn rule(&self, above: Option<&RelativePath>, name: &[u8]) -> Rule {
+    fn rule(&self, above: Option<&RelativePath>, name: &[u8]) -> WalkRule {
         /// Temporary files, and caches of catalogs that the server builds anew.
         const OMITTED_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
         /// Of a running server, or of another backup.
@@ -387,23 +387,23 @@ impl Walker<'_> {
             // What a restore left beside the cluster, where the directory is a mount point.
             || is_root && name.starts_with(WITHIN_PREFIX.as_bytes())
         {
-            return Rule::Omit;
+            return WalkRule::Omit;
         }
         if layout::EMPTIED
             .iter()
             .any(|emptied| name == emptied.as_bytes())
             || is_root && name == layout::PG_WAL.as_bytes()
         {
-            return Rule::Empty;
+            return WalkRule::Empty;
         }
         match above {
             Some(above) if is_tablespace_root(above) => {
                 match name == self.version_directory.as_bytes() {
-                    true => Rule::Take,
-                    false => Rule::Omit,
+                    true => WalkRule::Take,
+                    false => WalkRule::Omit,
                 }
             }
-            _ => Rule::Take,
+            _ => WalkRule::Take,
         }
     }
 
@@ -446,11 +446,11 @@ impl Walker<'_> {
 }
 
 /// Temporary relations die with their sessions; unlogged ones are reset from their `_init` fork.
-fn relation_rule(name: &[u8], unlogged: &HashSet<u32>) -> Rule {
+fn relation_rule(name: &[u8], unlogged: &HashSet<u32>) -> WalkRule {
     match RelationFile::named(name) {
-        Some(file) if file.is_temporary => Rule::Omit,
-        Some(file) if file.fork != Fork::Init && unlogged.contains(&file.number) => Rule::Omit,
-        _ => Rule::Take,
+        Some(file) if file.is_temporary => WalkRule::Omit,
+        Some(file) if file.fork != Fork::Init && unlogged.contains(&file.number) => WalkRule::Omit,
+        _ => WalkRule::Take,
     }
 }
 

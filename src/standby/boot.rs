@@ -8,7 +8,7 @@
 //! write BOOT               from here on a boot typed again can tell how this one ended (see `begun`)
 //! write STOP               xrestore serves the copies, to this server
 //! remove PAUSE
-//! wait                     the server may have heard of before STOP that a segment is absent (see `answers`)
+//! wait                     the server may have heard of before STOP that a segment is absent (see `absent_notes`)
 //! promote
 //! wait                     a server that ends while it is closed still replays: the stream goes on
 //! remove STOP              the freeze stays: this master is one of the past

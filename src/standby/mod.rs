@@ -1,8 +1,8 @@
 //! Commands on the standby's host, one file each.
 //! Never listens on a port: the receiver does.
 
+mod absent_notes;
 pub(crate) mod ahead;
-mod answers;
 pub(crate) mod authorize;
 pub(crate) mod boot;
 pub(crate) mod choose;

@@ -27,12 +27,13 @@ use crate::output;
 use crate::pg::conf::ServerSettings;
 use crate::pg::layout;
 use crate::pg::{crossing, location};
-use crate::standby::answers::Answers;
+use crate::standby::absent_notes::AbsentNotes;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, StopFile, Watch};
 use crate::store::lineage::Asked;
 use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, Stored};
-use crate::wal::obstacle::{ObstacleWalk, Obstacles};
+use crate::wal::obstacle::Obstacles;
+use crate::wal::obstacle_walk::ObstacleWalk;
 use crate::wal::scan::Scanner;
 
 /// How often the alarm about a standby that is held up is repeated.
@@ -129,7 +130,7 @@ impl RestoreCall<'_> {
             alarmed: None,
             paused: false,
         };
-        self.note(Answers::asked);
+        self.note(AbsentNotes::asked);
         self.note_server();
         loop {
             let stop = self.control.stop_for(self.asker.server())?;
@@ -171,10 +172,10 @@ impl RestoreCall<'_> {
     }
 
     /// Tells a boot what our PostgreSQL was told about a segment.
-    fn note(&self, note: impl FnOnce(&Answers, SegmentName)) {
+    fn note(&self, note: impl FnOnce(&AbsentNotes, SegmentName)) {
         if let (WalFileName::Segment(segment), Some(server)) = (self.name, self.asker.server()) {
             // PostgreSQL's working directory, and so ours, is its data directory.
-            note(&Answers::of(Path::new("."), server), segment);
+            note(&AbsentNotes::of(Path::new("."), server), segment);
         }
     }
 
@@ -183,10 +184,10 @@ impl RestoreCall<'_> {
         if stop.is_some() {
             return Ok(false);
         }
-        self.note(Answers::absent);
+        self.note(AbsentNotes::absent);
         let overtaken = self.control.stop_for(self.asker.server())?.is_some();
         if overtaken {
-            self.note(Answers::asked);
+            self.note(AbsentNotes::asked);
         }
         Ok(overtaken)
     }

@@ -166,7 +166,7 @@ impl Archive {
 
     /// Compares what is stored under a name with what a client offers.
     ///
-    /// The same bytes are synced again before they count. A stored file that differs and is no
+    /// Bytes that are what is stored are synced again before they count. A stored file that differs and is no
     /// valid WAL, looked at as closely as `verify` says, is set aside as `NAME.damaged`, and so is one that
     /// is not what was acknowledged if what is offered is.
     pub fn lookup(

@@ -187,7 +187,7 @@ impl Checksums {
         }
     }
 
-    /// The same, to write them. An archive without them is served too: a full disk is no reason to refuse
+    /// Those of a folder of finished files, to write them; they are made if there are none. An archive without them is served too: a full disk is no reason to refuse
     /// what is stored.
     pub(super) fn open_or_create(completed: &Folder) -> Checksums {
         let path = completed.path().join(CHECKSUMS_NAME);

@@ -53,7 +53,7 @@ pub trait Disk: Tree + Send + Sync {
     /// Opens a lock file for reading and writing, creating it if need be.
     fn open_lock(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
 
-    /// The same for reading only.
+    /// Opens a lock file for reading only, creating it if need be: enough to hold the lock.
     fn open_lock_to_hold(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
 
     /// Opens a file that exists for reading and writing, without changing it.

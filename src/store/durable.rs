@@ -122,10 +122,25 @@ pub(super) struct SyncedTemporary {
 }
 
 /// The name of a temporary, removed when it is dropped unless a rename took it away.
-struct TemporaryName {
+pub(super) struct TemporaryName {
     folder: Arc<Folder>,
     name: String,
     exists: bool,
+}
+
+impl TemporaryName {
+    pub(super) fn of(folder: &Arc<Folder>, name: String) -> TemporaryName {
+        TemporaryName {
+            folder: Arc::clone(folder),
+            name,
+            exists: true,
+        }
+    }
+
+    /// Says that a rename took it away.
+    pub(super) const fn taken(&mut self) {
+        self.exists = false;
+    }
 }
 
 impl Temporary {
@@ -140,11 +155,7 @@ impl Temporary {
         let file = (folder.disk.create(folder.handle(), &name))
             .map_err(|error| folder.failure("create", &name, error))?;
         let temporary = Temporary {
-            name: TemporaryName {
-                folder: Arc::clone(folder),
-                name,
-                exists: true,
-            },
+            name: TemporaryName::of(folder, name),
             file,
             written_bytes: 0,
             writeback_bytes: 0,
@@ -266,7 +277,7 @@ impl SyncedTemporary {
         (folder.disk)
             .rename_over(folder.handle(), &self.name.name, final_name)
             .map_err(|error| folder.failure("rename to", final_name, error))?;
-        self.name.exists = false;
+        self.name.taken();
         folder.sync()
     }
 }
@@ -405,7 +416,7 @@ impl Folder {
         self.set_aside_as(name, "damaged")
     }
 
-    /// The same for what is wrong in another way.
+    /// Keeps a file for a person to look at as `NAME.WHAT`, or with a number behind it; returns that name.
     pub(super) fn set_aside_as(&self, name: &str, what: &str) -> Result<String, StoreError> {
         for aside in Self::names_aside(name, what) {
             match self.rename_to_absent(name, &aside) {

@@ -124,7 +124,8 @@ impl Folder {
         self.read_on(file, name, 0, each)
     }
 
-    /// The same from an offset on.
+    /// Reads a file through from an offset in bytes on, piece by piece, as far as `each` wants, with no pages of it
+    /// left in memory.
     pub(super) fn read_on(
         &self,
         file: BorrowedFd<'_>,

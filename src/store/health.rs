@@ -70,7 +70,8 @@ impl Monitor {
         result
     }
 
-    /// The same for the last step of a write, whose success proves the disk well again.
+    /// Watches the last step of a write: a failed sync is remembered for good, and success proves the disk well
+    /// again.
     pub(super) fn outcome<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         let mut state = self.state();
         if result.is_ok() && matches!(*state, Health::Impaired { .. }) {

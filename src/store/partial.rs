@@ -50,7 +50,7 @@ use self::extents::Extent;
 use self::file::PartialFile;
 use self::proven::Proven;
 use self::records::{scanner_at, start_of};
-use self::state::{HeldFile, OpenSegment, SegmentState, WalkPosition};
+use self::state::{HeldSegment, OpenSegment, SegmentState, WalkPosition};
 use super::apart_notes::{early, is_unproven};
 use super::binding::Binding;
 use super::damage::Damage;
@@ -253,7 +253,7 @@ impl PartialStream {
             end: end.lsn,
             ..position
         };
-        let mut held = HeldFile {
+        let mut held = HeldSegment {
             file,
             held_bytes,
             acknowledged: known.unwrap_or_default(),

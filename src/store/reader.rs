@@ -201,7 +201,8 @@ impl ArchiveReader {
         self.lineage_of(&self.listing()?, partials.collect())
     }
 
-    /// The same from a listing that was made before.
+    /// What leads from where to where, by a listing that was made before; `partials` as
+    /// [`LineageFacts::partials`].
     pub fn lineage_of(
         &self,
         listing: &ArchiveListing,

@@ -54,7 +54,7 @@ pub struct Archive {
 pub enum StoredUnderName {
     /// Nothing that counts.
     Absent,
-    /// The same bytes, durable.
+    /// The bytes that are offered, durable.
     Identical(Durable),
     /// Another valid file; it stays.
     Different {
@@ -123,7 +123,7 @@ impl StoredCheck {
         self.finish_at_end().err()
     }
 
-    /// The same, with the scanner at the end of a segment that was walked through.
+    /// What is wrong with the file, or else the scanner at the end of a segment that was walked through.
     pub(super) fn finish_at_end(self) -> Result<Option<Scanner>, SegmentFault> {
         match (self.fault, self.check) {
             (Some(fault), _) => Err(fault),

@@ -88,12 +88,12 @@ pub fn survey(
             overview.damaged = format!("{name}: {why}");
         }
     }
-    let recovery = Recovery::find(&reader, lineage)?;
+    let recovery = SurveyedRoute::find(&reader, lineage)?;
     let sets = full_backup.map_or_else(Vec::new, |path| {
         standings(path, &places.completed_wals, disk, recovery.as_ref())
     });
     let newest_start = (sets.iter()).find_map(|set| Some(set.reach.as_ref().ok()?.start));
-    if let Some(Recovery { route, .. }) = &recovery {
+    if let Some(SurveyedRoute { route, .. }) = &recovery {
         let led = match newest_start {
             Some(start) => Some(route.led(start)),
             None => route.led_behind_last_gap(),
@@ -297,20 +297,20 @@ fn lineage_with(
 }
 
 /// The recoveries of the sets: all follow the newest timeline.
-struct Recovery<'a> {
+struct SurveyedRoute<'a> {
     route: Route<'a>,
     /// What ends one that begins before it, whatever is set.
     ends: Vec<Met>,
 }
 
-impl<'a> Recovery<'a> {
+impl<'a> SurveyedRoute<'a> {
     fn find(reader: &'a ArchiveReader, lineage: Lineage) -> Result<Option<Self>, StoreError> {
         let Some(route) = Route::to_newest(reader, lineage) else {
             return Ok(None);
         };
         let mut ends = route.obstacles(Lsn(0))?;
         ends.retain(|met| met.obstacle.is_end());
-        Ok(Some(Recovery { route, ends }))
+        Ok(Some(SurveyedRoute { route, ends }))
     }
 
     /// Up to where one gets that begins with this label; not behind its beginning on another timeline.
@@ -329,7 +329,7 @@ fn standings(
     full_backup: &Path,
     completed_wals: &Path,
     disk: &Arc<dyn Disk>,
-    recovery: Option<&Recovery<'_>>,
+    recovery: Option<&SurveyedRoute<'_>>,
 ) -> Vec<SetStanding> {
     let folder = full_backup.parent().unwrap_or(full_backup);
     let listed = BackupSets::open(full_backup, completed_wals, disk).and_then(|sets| sets.list());
@@ -371,7 +371,7 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
     }
 }
 
-fn standing(entry: SetEntry, folder: &Path, recovery: Option<&Recovery<'_>>) -> SetStanding {
+fn standing(entry: SetEntry, folder: &Path, recovery: Option<&SurveyedRoute<'_>>) -> SetStanding {
     let name = entry.name.to_string();
     let reach = entry.label.and_then(|label| {
         // The label has the time in words, in the server's time zone; this is the same moment.

@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 pub(crate) mod history;
 pub(crate) mod joint;
 pub(crate) mod obstacle;
+pub(crate) mod obstacle_walk;
 pub(crate) mod page;
 pub(crate) mod record;
 pub(crate) mod scan;

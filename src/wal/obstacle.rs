@@ -29,7 +29,6 @@ use super::commit::main_data;
 use super::record::{
     RECORD_HEADER_BYTES, RM_XLOG, RecordHeader, RecordInfo, XLOG_CHECKPOINT_SHUTDOWN,
 };
-use super::scan::{ScanStep, Scanner};
 
 /// This many bytes of a record are enough to tell what obstacle it is: headers, an OID and
 /// `MAXPGPATH`.
@@ -193,28 +192,6 @@ impl Obstacles {
     }
 }
 
-/// Walks through WAL that somebody else has checked, for its obstacles.
-#[derive(Debug, Clone)]
-pub(crate) struct ObstacleWalk(Scanner);
-
-impl ObstacleWalk {
-    /// From a segment's beginning, or on from where a scanner stands.
-    pub(crate) fn from(scanner: Scanner) -> ObstacleWalk {
-        ObstacleWalk(scanner.forgetting())
-    }
-
-    /// Walks on; behind the end of the records it does nothing.
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while let ScanStep::Record(_) = self.0.advance(&mut rest) {}
-    }
-
-    /// What was met.
-    pub(crate) const fn obstacles(&self) -> &Obstacles {
-        self.0.obstacles()
-    }
-}
-
 /// Whether a record may be an obstacle, and so its first bytes are worth keeping.
 pub(crate) const fn is_suspect(header: &RecordHeader) -> bool {
     match header.rmid {
@@ -265,6 +242,7 @@ mod tests {
     use walmgr_protocol::names::{SystemId, WalSegmentSize};
 
     use super::*;
+    use crate::wal::scan::{ScanStep, Scanner};
     use crate::wal::writer::WalWriter;
 
     const MIB: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");

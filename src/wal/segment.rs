@@ -220,7 +220,7 @@ impl SegmentCheck {
         self.finish_at_end().map(|(summary, _)| summary)
     }
 
-    /// The same, with the scanner that walked through a segment to its last byte: it can go on into the
+    /// Decides, when every byte has been looked at, and hands out the scanner that walked through a segment to its last byte: it can go on into the
     /// next. There is none where nothing was walked through.
     ///
     /// # Errors

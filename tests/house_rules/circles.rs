@@ -8,7 +8,16 @@ use super::branches;
 use super::source::{Source, Tree, is_word};
 
 /// The rooms that have no circle.
-const ROOMS: [&str; 3] = ["receiver", "store", "protocol"];
+const ROOMS: [&str; 8] = [
+    "receiver",
+    "master",
+    "transport",
+    "store",
+    "wal",
+    "tar",
+    "daemon",
+    "protocol",
+];
 
 /// A crate's folder of sources, and the path of a module in it.
 type Module = (&'static str, Vec<String>);

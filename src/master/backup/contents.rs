@@ -31,7 +31,7 @@ use crate::pg::walk;
 const LARGE_FILE_BYTES: u64 = 1 << 20;
 
 /// A configuration file beside the data directory: its name, where it is, and what is in it.
-pub(crate) type Config = (RelativePath, PathBuf, Bytes);
+pub(crate) type BroughtConfig = (RelativePath, PathBuf, Bytes);
 
 /// All that a backup of a data directory sends, in order, with what it leaves out; the roots hold its directories
 /// open.
@@ -43,7 +43,7 @@ pub(crate) struct Contents {
     /// The control file.
     pub last: Item,
     /// Configuration files that lie elsewhere.
-    pub configs: Vec<Config>,
+    pub configs: Vec<BroughtConfig>,
     /// What the files held when they were listed.
     pub total_bytes: u64,
     /// What is left out, and a person should know of.
@@ -105,7 +105,7 @@ impl Contents {
 }
 
 /// The configuration files as the set itself has them, whole and of its own time.
-fn brought_items(configs: &[Config]) -> Vec<Item> {
+fn brought_items(configs: &[BroughtConfig]) -> Vec<Item> {
     let mut items = Vec::new();
     let mut folders = BTreeSet::new();
     for (name, _, content) in configs {
@@ -148,11 +148,11 @@ async fn configs(
     config: &MasterConfig,
     session: &Session,
     notes: &mut Vec<String>,
-) -> Result<Vec<Config>> {
+) -> Result<Vec<BroughtConfig>> {
     let data = std::fs::canonicalize(&config.master_data);
     let data = data.at(Kind::Config, "look at", &config.master_data)?;
     let is_inside = |path: &Path| std::fs::canonicalize(path).is_ok_and(|it| it.starts_with(&data));
-    let mut configs: Vec<Config> = Vec::new();
+    let mut configs: Vec<BroughtConfig> = Vec::new();
     let mut main = None;
     for setting in ["config_file", "hba_file", "ident_file"] {
         // Whoever may not see the setting is told what is missing.
@@ -201,7 +201,7 @@ async fn configs(
 
 /// Takes a file along under this name, or notes why not.
 fn take(
-    configs: &mut Vec<Config>,
+    configs: &mut Vec<BroughtConfig>,
     path: &Path,
     name: &Path,
     setting: &str,
@@ -224,7 +224,7 @@ fn take(
     }
 }
 
-fn read_config(path: &Path, name: &Path) -> Result<Config> {
+fn read_config(path: &Path, name: &Path) -> Result<BroughtConfig> {
     use std::os::unix::ffi::OsStrExt;
     let name = RelativePath::new(name.as_os_str().as_bytes())
         .map_err(|error| CommandError::config("name a configuration file").because(error))?;

@@ -14,7 +14,6 @@ use indicatif::HumanBytes;
 use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::message::fetch::SetDescription;
 
-use super::Spaces;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, RoomNeeded};
@@ -22,6 +21,9 @@ use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
+
+/// Where a tablespace goes, by its OID.
+type Spaces = std::collections::BTreeMap<u32, PathBuf>;
 
 /// Says that a directory is being restored; its text is where the set goes.
 pub(super) const MARK: &str = "walmgr.restoring";

@@ -79,7 +79,7 @@ impl ServerSettings {
         }
     }
 
-    /// The same once what is in `staging` lies at `home`.
+    /// These settings once what is in `staging` lies at `home`.
     #[must_use]
     pub(crate) fn moved(&self, staging: &Path, home: &Path) -> ServerSettings {
         let inside = self.config_file.strip_prefix(staging);
@@ -116,7 +116,7 @@ impl ServerSettings {
         }))
     }
 
-    /// The same; where a file cannot be read, as if it set nothing.
+    /// What sets this and to which value; a file that cannot be read counts as if it set nothing.
     pub(crate) fn get(&self, name: &str) -> Option<SetTo> {
         self.read(name).unwrap_or_else(|error| {
             tracing::debug!("{name} is not known: {error}");

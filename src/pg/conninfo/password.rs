@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What a line has to fit: spellings of the host, port, database, user.
-pub(super) type Wanted = [Vec<String>; 4];
+pub(super) type WantedServer = [Vec<String>; 4];
 
 /// The password in this file, if it is private and has one.
-pub(super) fn from_file(file: &Path, wanted: &Wanted) -> Option<Vec<u8>> {
+pub(super) fn from_file(file: &Path, wanted: &WantedServer) -> Option<Vec<u8>> {
     let metadata = std::fs::metadata(file).ok()?;
     if !metadata.is_file() {
         tracing::warn!("ignored {}: it is not a file", file.display());
@@ -35,7 +35,7 @@ pub(super) fn from_file(file: &Path, wanted: &Wanted) -> Option<Vec<u8>> {
 
 /// `host:port:database:user:password`, each may be `*`; colons and backslashes are escaped by a
 /// backslash.
-pub(super) fn of_line(line: &[u8], wanted: &Wanted) -> Option<Vec<u8>> {
+pub(super) fn of_line(line: &[u8], wanted: &WantedServer) -> Option<Vec<u8>> {
     if line.starts_with(b"#") {
         return None;
     }

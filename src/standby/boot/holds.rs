@@ -20,8 +20,8 @@ use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::sql_replay::Holder;
 use crate::pg::sql_settings::COMMAND_LINE;
+use crate::standby::absent_notes::AbsentNotes;
 use crate::standby::ahead;
-use crate::standby::answers::Answers;
 use crate::standby::own_server;
 use crate::standby::standing::{self, Looked};
 use crate::standby::too_low::Demanded;
@@ -71,10 +71,10 @@ impl BootedStandby {
         for hold in self.look(ahead)?.holds {
             match hold {
                 Hold::TooLow(list) => return Err(too_low(&list)),
-                // Promoted, it would act on an answer of before: see `answers`.
+                // Promoted, it would act on an answer of before: see `absent_notes`.
                 Hold::Delay(delay, place)
                     if place == COMMAND_LINE
-                        && Answers::of(self.data.path(), &self.server)
+                        && AbsentNotes::of(self.data.path(), &self.server)
                             .pending()
                             .is_some() =>
                 {
@@ -270,7 +270,7 @@ fn how_to_end(sessions: &[Holder]) -> String {
 }
 
 /// A delay that does not count until this is dropped. A promotion ends it too, but there may be something
-/// to ask for before (see `answers`), and the server asks for nothing while it waits.
+/// to ask for before (see `absent_notes`), and the server asks for nothing while it waits.
 struct LiftedDelay<'a> {
     standby: &'a BootedStandby,
     note: Note<'a>,

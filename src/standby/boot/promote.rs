@@ -12,7 +12,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::control::State;
 use crate::pg::layout;
-use crate::standby::answers::{self, Answers};
+use crate::standby::absent_notes::{self, AbsentNotes};
 use crate::standby::replay::TICK;
 
 /// `PROMOTE_SIGNAL_FILE`, `src/include/access/xlog.h`.
@@ -45,12 +45,12 @@ impl BootedStandby {
         if !self.data.path().join(layout::STANDBY_SIGNAL).exists() {
             return Ok(());
         }
-        let answers = Answers::of(self.data.path(), &self.server);
+        let notes = AbsentNotes::of(self.data.path(), &self.server);
         let begun = Instant::now();
-        while let Some(segment) = answers.pending() {
+        while let Some(segment) = notes.pending() {
             let running = self.data.running()?;
             let gone = running.is_none_or(|server| server.pid != self.server.pid);
-            if gone || answers::streams(&self.server) {
+            if gone || absent_notes::streams(&self.server) {
                 break;
             }
             if force && begun.elapsed() >= FORCE_PATIENCE {

@@ -192,7 +192,7 @@ impl Folder {
         Err(self.too_many_aside(name))
     }
 
-    /// The same under a certain name; `false` if another file has it.
+    /// Keeps a copy under a certain name, durable on return; `false` if another file has it.
     pub(super) fn keep_as(
         self: &Arc<Self>,
         file: BorrowedFd<'_>,

@@ -48,7 +48,7 @@ impl Lineage {
         self.facts.claimed.contains(&timeline)
     }
 
-    /// The same archive with the history of a timeline claimed.
+    /// This archive with the history of a timeline claimed.
     #[must_use]
     pub fn with_claim(mut self, timeline: TimelineId) -> Lineage {
         self.facts.claimed.insert(timeline);
@@ -101,7 +101,7 @@ impl Lineage {
         })
     }
 
-    /// The same archive without the claim: neither its history nor any segment of it or of what came from it
+    /// This archive without the claim: neither its history nor any segment of it or of what came from it
     /// is followed. Names those segments.
     #[must_use]
     pub fn given_up(mut self, timeline: TimelineId) -> (Lineage, Vec<SegmentName>) {

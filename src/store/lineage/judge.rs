@@ -202,7 +202,7 @@ impl Lineage {
         self.joined_but(ahead_max, &BTreeSet::new())
     }
 
-    /// The same, without those that are known not to go on with what is before them.
+    /// A note that is no longer right, and what it is about, without those that are known not to go on with what is before them.
     pub fn joined_but(&self, ahead_max: u64, unled: &BTreeSet<WalFileName>) -> Option<WalFileName> {
         let mut notes = (self.facts.notes.iter()).filter(|(name, _)| !unled.contains(name));
         let joins = |(name, kind): &(&WalFileName, &ApartKind)| match (name, kind) {
@@ -257,7 +257,7 @@ impl Lineage {
         giving_way
     }
 
-    /// The same archive with the history of a timeline set apart.
+    /// This archive with the history of a timeline set apart.
     #[must_use]
     pub fn with_history_apart(mut self, timeline: TimelineId) -> Lineage {
         let name = WalFileName::History(timeline);

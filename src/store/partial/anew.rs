@@ -2,11 +2,10 @@
 //! Never decides which of the two is right; `rewrite` does. Invariant: it goes away with whoever writes it, unless it
 //! took that place.
 
-use std::sync::Arc;
-
 use walmgr_protocol::names::SegmentName;
 
 use super::file::PartialFile;
+use crate::store::durable::TemporaryName;
 use crate::store::error::StoreError;
 use crate::store::folder::{Folder, TEMPORARY_PREFIX};
 
@@ -31,13 +30,6 @@ pub(super) struct Rewriting {
     pub(super) has_own_record: bool,
 }
 
-/// The name of a file that goes away with this, unless it is kept.
-struct TemporaryName {
-    folder: Arc<Folder>,
-    name: String,
-    is_kept: bool,
-}
-
 impl Rewriting {
     pub(super) fn begin(
         held: &PartialFile,
@@ -48,11 +40,7 @@ impl Rewriting {
         let name = format!("{TEMPORARY_PREFIX}{segment}.anew");
         folder.remove(&name)?;
         let file = PartialFile::create_as(folder, segment, name.clone(), size)?;
-        let temporary = TemporaryName {
-            folder: Arc::clone(folder),
-            name,
-            is_kept: false,
-        };
+        let temporary = TemporaryName::of(folder, name);
         let (mut at, mut copied) = (0, Ok(()));
         held.read(0..common, |piece| {
             copied = file.write(at, piece);
@@ -80,17 +68,8 @@ impl Rewriting {
 
     /// The file, which by now has the segment's own name.
     pub(super) fn in_place(mut self) -> PartialFile {
-        self.temporary.is_kept = true;
+        self.temporary.taken();
         self.file.renamed()
-    }
-}
-
-impl Drop for TemporaryName {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            // What stays is cleared away at the next start.
-            let _ = self.folder.remove(&self.name);
-        }
     }
 }
 

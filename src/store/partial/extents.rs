@@ -76,7 +76,7 @@ impl Extents {
         change(self.map().entry(segment).or_default());
     }
 
-    /// The same, unless nothing is known of it any more.
+    /// Changes what is known of a segment, unless that was forgotten.
     pub(super) fn change_known(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
         if let Some(extent) = self.map().get_mut(&segment) {
             change(extent);

@@ -76,7 +76,7 @@ impl PartialFile {
         Self::create_as(folder, segment, segment.to_string(), size)
     }
 
-    /// The same under another name, for a file that is to replace the segment's.
+    /// Creates the file of a segment under another name, for a file that is to replace the segment's.
     pub(super) fn create_as(
         folder: &Arc<Folder>,
         segment: SegmentName,
@@ -136,7 +136,7 @@ impl PartialFile {
         self.size
     }
 
-    /// The same file once it has the segment's own name.
+    /// This file once it has the segment's own name.
     pub(super) fn renamed(mut self) -> Self {
         self.name = self.segment.to_string();
         self

@@ -75,7 +75,7 @@ pub struct FrozenSegment {
 /// What a server has of a frozen segment by itself, against the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnSegment {
-    /// The same, or less of it.
+    /// The records of the copy, or less of them.
     NoMore,
     /// More: it was streamed.
     Further,

@@ -11,7 +11,7 @@ use super::acknowledged;
 use super::anew::DIFFERS;
 use super::file::PartialFile;
 use super::names::partial_names;
-use super::state::{HeldFile, OpenSegment, SegmentState};
+use super::state::{HeldSegment, OpenSegment, SegmentState};
 use crate::store::apart_notes::is_unproven;
 use crate::store::binding::Binding;
 use crate::store::durable::Existing;
@@ -55,7 +55,7 @@ impl OpenSegment {
         refuse_more_strays(shared, segment)?;
         (shared.partial).keep_free(&segment.to_string(), size, RESERVED_SEGMENTS * size)?;
         let file = PartialFile::create(&shared.partial, segment, size)?;
-        self.state = SegmentState::Writing(HeldFile::made(file));
+        self.state = SegmentState::Writing(HeldSegment::made(file));
         Ok(())
     }
 }

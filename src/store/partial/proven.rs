@@ -52,7 +52,7 @@ pub(super) fn find(
     prove(folder, file, binding, search, acknowledged)
 }
 
-/// The same for records that were read already.
+/// Proves the end of records that were read already.
 pub(super) fn prove(
     folder: &Folder,
     file: BorrowedFd<'_>,
@@ -98,7 +98,7 @@ fn look(
     Ok(behind.finish())
 }
 
-/// The same by name, beside a receiver that may be writing; `None` where there is no such file. Without a scanner
+/// Finds and proves the end of a segment by its name, beside a receiver that may be writing; `None` where there is no such file. Without a scanner
 /// that comes from the segment before, it begins with this one.
 pub(super) fn by_name(
     folder: &Folder,

@@ -26,7 +26,7 @@ use super::extents::Extent;
 use super::file::PartialFile;
 use super::open::{PartialStream, drop_later};
 use super::records::{RecordSearch, scanner_at, start_of};
-use super::state::{Comparison, HeldFile, OpenSegment, SegmentState, WalkPosition};
+use super::state::{Comparison, HeldSegment, OpenSegment, SegmentState, WalkPosition};
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::shared::Shared;
@@ -180,7 +180,7 @@ impl PartialStream {
         (shared.partials).change(segment, |extent| *extent = Extent::default());
         open.position.crc = None;
         open.change(|state| match state {
-            SegmentState::Rewriting(comparison, anew) => SegmentState::Writing(HeldFile {
+            SegmentState::Rewriting(comparison, anew) => SegmentState::Writing(HeldSegment {
                 file: anew.in_place(),
                 acknowledged: Lsn(0),
                 ..comparison.held

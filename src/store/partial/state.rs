@@ -54,9 +54,9 @@ pub(super) enum SegmentState {
     /// Nothing is held of it. The first records make its file, so that asking for segments costs no room.
     New,
     /// Records are appended behind those that are held.
-    Writing(HeldFile),
+    Writing(HeldSegment),
     /// Its records end before what was acknowledged, and its file is still as it was found.
-    Damaged(HeldFile),
+    Damaged(HeldSegment),
     /// It comes from its beginning once more, and is what is held so far.
     Comparing(Comparison),
     /// It comes from its beginning once more, and what comes goes to another file, as it is not what is held.
@@ -64,7 +64,7 @@ pub(super) enum SegmentState {
 }
 
 /// The file under the segment's name.
-pub(super) struct HeldFile {
+pub(super) struct HeldSegment {
     pub(super) file: PartialFile,
     /// Bytes from the segment's beginning that are durable records.
     pub(super) held_bytes: u64,
@@ -78,7 +78,7 @@ pub(super) struct HeldFile {
 
 /// What is held, while its master sends it from the beginning.
 pub(super) struct Comparison {
-    pub(super) held: HeldFile,
+    pub(super) held: HeldSegment,
     /// Whether the records that are held end before what was acknowledged.
     pub(super) is_damaged: bool,
     /// Whether a whole record was the same.
@@ -87,7 +87,7 @@ pub(super) struct Comparison {
 
 impl OpenSegment {
     /// Bytes that count of it, for one that has a file.
-    pub(super) fn held(&mut self) -> Result<&mut HeldFile, StoreError> {
+    pub(super) fn held(&mut self) -> Result<&mut HeldSegment, StoreError> {
         match &mut self.state {
             SegmentState::Finished | SegmentState::New => Err(StoreError::Finished {
                 segment: self.position.segment,
@@ -200,10 +200,10 @@ impl WalkPosition {
     }
 }
 
-impl HeldFile {
+impl HeldSegment {
     /// A file that was made a moment ago: its name is synced before its first records are acknowledged.
-    pub(super) const fn made(file: PartialFile) -> HeldFile {
-        HeldFile {
+    pub(super) const fn made(file: PartialFile) -> HeldSegment {
+        HeldSegment {
             file,
             held_bytes: 0,
             acknowledged: Lsn(0),
@@ -237,7 +237,7 @@ impl HeldFile {
 }
 
 impl Comparison {
-    const fn of(held: HeldFile, is_damaged: bool) -> Comparison {
+    const fn of(held: HeldSegment, is_damaged: bool) -> Comparison {
         Comparison {
             held,
             is_damaged,

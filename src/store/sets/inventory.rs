@@ -68,7 +68,7 @@ fn manifest_bytes(path: &RelativePath) -> u64 {
     MANIFEST_ENTRY_BYTES_MAX + json.max(2 * bytes.len() as u64)
 }
 
-/// See the module.
+/// What is held of the files of a set that is being received, by their paths.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     known: HashMap<RelativePath, KnownFile>,

@@ -126,7 +126,7 @@ impl BackupSets {
         }
     }
 
-    /// The same for somebody who has the names locked.
+    /// The sets, the newest first, for somebody who has the names locked.
     pub(super) fn list_locked(&self) -> Result<Vec<SetEntry>, SetError> {
         Ok(self.look_at(self.open_all()?)?.0)
     }

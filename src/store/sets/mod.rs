@@ -120,7 +120,7 @@ impl BackupSets {
         })
     }
 
-    /// The same for a purge, which removes copies of segments in progress too.
+    /// The sets for a purge, which removes copies of segments in progress in this folder too.
     pub fn with_partials(mut self, partial_wals: &Path) -> Result<Self, SetError> {
         let (disk, monitor) = (&self.completed.disk, &self.completed.monitor);
         let opened = Folder::open(partial_wals, Arc::clone(disk), Arc::clone(monitor))?;

@@ -98,7 +98,7 @@ impl BackupSets {
         self.recover_idle()
     }
 
-    /// The same for somebody who knows that no set is being received.
+    /// Finishes an interrupted rotation for somebody who knows that no set is being received.
     pub(super) fn recover_idle(&self) -> Result<SetsRecovery, SetError> {
         let mut report = SetsRecovery::default();
         let parent = &self.parent;

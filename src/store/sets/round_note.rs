@@ -35,7 +35,7 @@ const WHY_CHARS_MAX: usize = 240;
 /// Its lines at their longest: paths of 4 KiB in hexadecimal.
 const NOTE_BYTES_MAX: usize = (NOTED_MAX + 2) * (WHY_CHARS_MAX * 4 + (8 << 10) + 128);
 
-/// See the module.
+/// What a round over the sets found, in `full_backup`'s folder; the round writes it, `status` reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SetsNote {
     pub(super) at: Option<(u64, u64)>,

@@ -156,7 +156,7 @@ pub(crate) fn sample_manifest(version: u8) -> Vec<ExpectedFile> {
     expected.collect()
 }
 
-/// The same as PostgreSQL writes it.
+/// A manifest as PostgreSQL writes it.
 pub(crate) fn manifest(version: u8) -> Vec<u8> {
     let mut writer = ManifestWriter::new(Vec::new(), 15, SystemId(u64::from(version))).unwrap();
     for file in sample_manifest(version) {

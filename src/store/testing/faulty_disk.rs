@@ -80,7 +80,7 @@ struct State {
     done: usize,
 }
 
-/// See the module.
+/// A real disk of which a test chooses the calls that fail, or the one behind which nothing happens any more.
 pub(crate) struct FaultyDisk {
     inner: Arc<dyn Disk>,
     state: Mutex<State>,

@@ -66,7 +66,7 @@ struct Model {
     swallowed: Option<usize>,
 }
 
-/// See the module.
+/// A real disk with a model beside it of what a power cut would leave.
 pub(crate) struct PowerCutDisk(Mutex<Model>);
 
 impl PowerCutDisk {

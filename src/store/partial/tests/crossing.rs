@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::store::PartialWals;
-use crate::wal::obstacle::ObstacleWalk;
+use crate::wal::obstacle_walk::ObstacleWalk;
 
 /// WAL over segments 3, 4 and 5, with records that cross from each into the next. What crosses into the second is
 /// one of an unknown manager.

@@ -41,15 +41,15 @@ const TIMELINE_DIGITS: usize = 8;
 
 /// The notes about one server.
 #[derive(Debug)]
-pub(super) struct Answers {
+pub(super) struct AbsentNotes {
     folder: PathBuf,
     server: String,
 }
 
-impl Answers {
+impl AbsentNotes {
     /// Those of this server, whose data directory that is.
-    pub(super) fn of(data: &Path, server: &Postmaster) -> Answers {
-        Answers {
+    pub(super) fn of(data: &Path, server: &Postmaster) -> AbsentNotes {
+        AbsentNotes {
             folder: data.join(FOLDER),
             server: server_text(server),
         }
@@ -149,41 +149,41 @@ mod tests {
     #[test]
     fn an_answer_counts_until_the_server_has_gone_on() {
         let data = tempfile::tempdir().unwrap();
-        let answers = Answers::of(data.path(), &server(41));
+        let notes = AbsentNotes::of(data.path(), &server(41));
         let [first, same_number, next] = [
             "000000010000000000000031",
             "000000020000000000000031",
             "000000020000000000000032",
         ]
         .map(|name| name.parse::<SegmentName>().unwrap());
-        let pending = |answers: &Answers| answers.pending().is_some();
+        let pending = |notes: &AbsentNotes| notes.pending().is_some();
         // A server without the folder is none whose answers count.
-        answers.absent(first);
-        assert!(!pending(&answers));
+        notes.absent(first);
+        assert!(!pending(&notes));
 
         let folder = data.path().join(FOLDER);
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("global.stat"), b"").unwrap();
-        assert!(!pending(&answers));
-        answers.absent(first);
-        answers.absent(same_number);
-        assert!(!pending(&Answers::of(data.path(), &server(42))));
-        answers.asked(first);
-        assert!(pending(&answers), "the other was not asked for again");
-        answers.asked(same_number);
-        assert!(!pending(&answers));
+        assert!(!pending(&notes));
+        notes.absent(first);
+        notes.absent(same_number);
+        assert!(!pending(&AbsentNotes::of(data.path(), &server(42))));
+        notes.asked(first);
+        assert!(pending(&notes), "the other was not asked for again");
+        notes.asked(same_number);
+        assert!(!pending(&notes));
 
-        answers.absent(first);
-        answers.absent(same_number);
-        answers.asked(next);
-        assert!(!pending(&answers), "it asks for what comes behind them");
+        notes.absent(first);
+        notes.absent(same_number);
+        notes.asked(next);
+        assert!(!pending(&notes), "it asks for what comes behind them");
 
-        answers.absent(next);
-        answers.served();
-        assert!(!pending(&answers));
+        notes.absent(next);
+        notes.served();
+        assert!(!pending(&notes));
 
-        fs::write(answers.path(next), b"").unwrap();
-        assert!(pending(&answers), "it is being written");
+        fs::write(notes.path(next), b"").unwrap();
+        assert!(pending(&notes), "it is being written");
         assert!(folder.join("global.stat").exists());
     }
 
