@@ -37,24 +37,24 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     }
     owner::check_command(&config, command)?;
     // Before the log and before any thread, so that only the daemon has them.
-    let readiness = match background(options) {
-        Ok(Some(readiness)) => readiness,
-        Ok(None) => return Ok(()),
-        Err(error) => {
-            // Said in the form of the daemon's log; the logfile is the daemon's alone.
-            let log = log(Some(&config), command);
-            output::start(
-                options,
-                output::Log {
-                    logfile: None,
-                    ..log
-                },
-            )?;
-            return Err(error);
-        }
+    let Some(readiness) = background(options).or_else(|error| {
+        start_log_of_starter(&config, command, options)?;
+        Err(error)
+    })?
+    else {
+        return Ok(());
     };
     start_log(&config, command, options)?;
     command::run_command(command, word, &config, options, readiness)
+}
+
+/// What is said of a daemon that did not get ready has the form of its log; the logfile is the daemon's alone.
+fn start_log_of_starter(config: &Config, command: &Command, options: &Options) -> Result<()> {
+    let log = output::Log {
+        logfile: None,
+        ..log(Some(config), command)
+    };
+    output::start(options, log)
 }
 
 /// Has the log go where the settings say, and says there what they are noted for.

@@ -194,47 +194,35 @@ type Leftovers = (Vec<(String, String)>, Vec<String>);
 
 /// What an old file says that means nothing any more, and the notes about it.
 fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers, Fault> {
+    let path = slave.ignored_path.as_ref().map(|path| {
+        let why = "directories are set in the standby's ini file";
+        ("slave", format!(": the path {path} is ignored: {why}"))
+    });
+    let user = slave.ignored_user.as_ref().map(|user| {
+        let why = "walmgr does not use ssh";
+        ("slave", format!(": the user {user} is ignored: {why}"))
+    });
+    let other_file = settings.get("slave_config").map(|_| {
+        let why = "the standby's commands have their own ini file";
+        ("slave_config", format!(" is ignored: {why}"))
+    });
+    let skylog = (settings.number::<u64>("use_skylog")? != 0).then(|| {
+        let why = "skylog.ini no longer exists";
+        ("use_skylog", format!(" is ignored: {why}"))
+    });
     let mut notes = settings.notes.clone();
-    let at = |name: &str| match settings.get(name) {
-        Some(setting) => format!(
-            "{}: {}",
-            setting.place.in_file(&settings.file),
-            setting.spelled
-        ),
-        None => name.to_owned(),
-    };
-    if let Some(path) = &slave.ignored_path {
-        notes.push(format!(
-            "{}: the path {path} is ignored: directories are set in the standby's ini file",
-            at("slave")
-        ));
+    for (name, note) in [path, user, other_file, skylog].into_iter().flatten() {
+        let place = match settings.get(name) {
+            Some(setting) => format!(
+                "{}: {}",
+                setting.place.in_file(&settings.file),
+                setting.spelled
+            ),
+            None => name.to_owned(),
+        };
+        notes.push(format!("{place}{note}"));
     }
-    if let Some(user) = &slave.ignored_user {
-        notes.push(format!(
-            "{}: the user {user} is ignored: walmgr does not use ssh",
-            at("slave")
-        ));
-    }
-    if settings.get("slave_config").is_some() {
-        notes.push(format!(
-            "{} is ignored: the standby's commands have their own ini file",
-            at("slave_config")
-        ));
-    }
-    if settings.number::<u64>("use_skylog")? != 0 {
-        notes.push(format!(
-            "{} is ignored: skylog.ini no longer exists",
-            at("use_skylog")
-        ));
-    }
-    let mut folders = Vec::new();
-    for name in FOLDERS {
-        if settings.get(name).is_some()
-            && let Some(text) = settings.text(name)?
-        {
-            folders.push((name.to_owned(), text));
-        }
-    }
+    let folders = ignored_folders(settings)?;
     if !folders.is_empty() {
         let names: Vec<&str> = folders.iter().map(|(name, _)| name.as_str()).collect();
         notes.push(format!(
@@ -244,4 +232,17 @@ fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers
         ));
     }
     Ok((folders, notes))
+}
+
+/// The standby's folders, which an old file of the master names.
+fn ignored_folders(settings: &GivenSettings) -> Result<Vec<(String, String)>, Fault> {
+    let mut folders = Vec::new();
+    for name in FOLDERS {
+        if settings.get(name).is_some()
+            && let Some(text) = settings.text(name)?
+        {
+            folders.push((name.to_owned(), text));
+        }
+    }
+    Ok(folders)
 }
