@@ -79,10 +79,10 @@ pub fn start(options: &Options, log: Log<'_>) -> Result<()> {
         .with(layer(
             io::stderr,
             log.format,
-            StderrLine,
+            STDERR_LINE,
             stderr_level(options, log.speaker),
         ))
-        .with(file.map(|file| layer(file, log.format, FileLine, file_level(options))));
+        .with(file.map(|file| layer(file, log.format, FILE_LINE, file_level(options))));
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         STARTED.store(true, Ordering::Release);
     }
@@ -208,16 +208,15 @@ fn file_level(options: &Options) -> LevelFilter {
     }
 }
 
-fn layer<S, W, F>(
+fn layer<S, W>(
     writer: W,
     format: Format,
-    text: F,
+    text: LineOf,
     level: LevelFilter,
 ) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'event> MakeWriter<'event> + Send + Sync + 'static,
-    F: FormatEvent<S, tracing_subscriber::fmt::format::DefaultFields> + Send + Sync + 'static,
 {
     // The layer's own complaints would go through `eprintln!`, which panics when stderr is gone.
     let layer = tracing_subscriber::fmt::layer()
@@ -235,10 +234,10 @@ where
     }
 }
 
-/// `walmgr: message`, with `warning: ` before a warning.
-struct StderrLine;
+/// A line as this writes it, from an event's level and its text.
+struct LineOf(fn(&mut Writer<'_>, Level, &str) -> fmt::Result);
 
-impl<S, N> FormatEvent<S, N> for StderrLine
+impl<S, N> FormatEvent<S, N> for LineOf
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     N: for<'fields> FormatFields<'fields> + 'static,
@@ -249,37 +248,30 @@ where
         mut out: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let warning = match *event.metadata().level() {
-            Level::WARN => "warning: ",
-            _ => "",
-        };
-        writeln!(out, "walmgr: {warning}{}", text_of(context, event)?)
+        let text = text_of(context, event)?;
+        self.0(&mut out, *event.metadata().level(), &text)
     }
 }
+
+/// `walmgr: message`, with `warning: ` before a warning.
+const STDERR_LINE: LineOf = LineOf(|out, level, text| {
+    let warning = match level {
+        Level::WARN => "warning: ",
+        _ => "",
+    };
+    writeln!(out, "walmgr: {warning}{text}")
+});
 
 /// The line that skytools wrote: local time, process id, level, message.
-struct FileLine;
-
-impl<S, N> FormatEvent<S, N> for FileLine
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'fields> FormatFields<'fields> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut out: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let level = match *event.metadata().level() {
-            Level::ERROR => "ERROR",
-            Level::WARN => "WARNING",
-            Level::INFO => "INFO",
-            _ => "DEBUG",
-        };
-        writeln!(out, "{} {level} {}", stamp(), text_of(context, event)?)
-    }
-}
+const FILE_LINE: LineOf = LineOf(|out, level, text| {
+    let level = match level {
+        Level::ERROR => "ERROR",
+        Level::WARN => "WARNING",
+        Level::INFO => "INFO",
+        _ => "DEBUG",
+    };
+    writeln!(out, "{} {level} {text}", stamp())
+});
 
 /// The message with its fields, behind the fields of the spans around it.
 fn text_of<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> Result<String, fmt::Error>

@@ -36,8 +36,8 @@ fn written(format: Format, level: LevelFilter, to_file: bool, talk: impl FnOnce(
         |sink| {
             let make = move || sink.clone();
             tracing_subscriber::registry().with(match to_file {
-                true => layer(make, format, FileLine, level),
-                false => layer(make, format, StderrLine, level),
+                true => layer(make, format, FILE_LINE, level),
+                false => layer(make, format, STDERR_LINE, level),
             })
         },
         talk,
