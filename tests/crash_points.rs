@@ -30,16 +30,10 @@ const UPLOAD_CALLS: [&str; 12] = [
 /// No upload of one segment makes more calls of a kind than this on one thread.
 const CALLS_MAX: u32 = 40;
 
-/// Offers a segment, and tells the oracle when it was acknowledged.
+/// Offers a segment.
 fn offer(site: &Site, oracle: &Oracle, number: u64) -> Output {
     let (name, content) = (site.segment_name(number), site.segment(number, "walmgr"));
-    site.write_wal(&name, &content);
-    oracle.offered(&name, &content);
-    let output = site.archive(&name);
-    if output.code == Some(0) {
-        oracle.acknowledged(&name, &content);
-    }
-    output
+    oracle.offer(site, &name, &content)
 }
 
 /// A site and what it has to remember.

@@ -54,13 +54,7 @@ fn content_of(site: &Site, number: u64) -> Vec<u8> {
 
 fn offer(site: &Site, oracle: &Oracle, number: u64) -> Output {
     let (name, content) = (name_of(site, number), content_of(site, number));
-    site.write_wal(&name, &content);
-    oracle.offered(&name, &content);
-    let output = site.archive(&name);
-    if output.code == Some(0) {
-        oracle.acknowledged(&name, &content);
-    }
-    output
+    oracle.offer(site, &name, &content)
 }
 
 /// A standby whose archive lies on a disk of its own; the receiver goes before the disk does.

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::outcome::Output;
 use super::place::TempDir;
+use super::site::Site;
 
 /// What was offered under which name with which digest, and which of it was acknowledged.
 pub struct Oracle {
@@ -36,15 +38,26 @@ impl Oracle {
         }
     }
 
+    /// Offers this content under this name, and remembers whether it was acknowledged.
+    pub fn offer(&self, site: &Site, name: &str, content: &[u8]) -> Output {
+        site.write_wal(name, content);
+        self.offered(name, content);
+        let output = site.archive(name);
+        if output.code == Some(0) {
+            self.acknowledged(name, content);
+        }
+        output
+    }
+
     /// This content is about to be offered under this name.
-    pub fn offered(&self, name: &str, content: &[u8]) {
+    fn offered(&self, name: &str, content: &[u8]) {
         let mut memory = self.memory.lock().unwrap();
         let digests = memory.offered.entry(name.to_owned()).or_default();
         digests.insert(sha256(content));
     }
 
     /// The client that offered this content ended with 0.
-    pub fn acknowledged(&self, name: &str, content: &[u8]) {
+    fn acknowledged(&self, name: &str, content: &[u8]) {
         let digest = sha256(content);
         let mut memory = self.memory.lock().unwrap();
         let mut file = File::options().append(true).open(&self.path).unwrap();
