@@ -8,15 +8,8 @@ use super::branches;
 use super::source::{Source, Tree, is_word};
 
 /// The rooms that have no circle.
-const ROOMS: [&str; 8] = [
-    "receiver",
-    "master",
-    "transport",
-    "store",
-    "wal",
-    "tar",
-    "daemon",
-    "protocol",
+const ROOMS: [&str; 7] = [
+    "receiver", "master", "store", "wal", "tar", "daemon", "protocol",
 ];
 
 /// A crate's folder of sources, and the path of a module in it.
