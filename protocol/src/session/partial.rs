@@ -7,7 +7,7 @@
 //!                          ▲ ▲────────── the next segment, or again ────┘
 //!                          └──────── the receiver holds more ────────────
 //! receiver:  Idle ─▶ Beginning ─▶ Ready ─▶ Opening ─▶ Appending ─▶ (Opening)
-//!            any ──failure──▶ Draining ──open or begin──▶
+//!            any ──failure──▶ Draining ──begin──▶
 //! ```
 //!
 //! Acknowledgements come while more is being appended, so that the sender may have several appends
@@ -238,10 +238,8 @@ enum ReceiverState {
         /// Whether nothing was appended since the segment was opened.
         fresh: bool,
     },
-    /// An error was sent while appends may still be on their way.
-    Draining {
-        granted: bool,
-    },
+    /// An error was sent, and whatever comes before the next beginning was on its way by then.
+    Draining,
 }
 
 /// The receiver's end of the stream.
@@ -277,16 +275,11 @@ impl Receiver {
             message => return Err(unexpected(&self.state, &message)),
         };
         match (self.state, partial) {
-            (ReceiverState::Idle | ReceiverState::Draining { .. }, Partial::Begin(begin)) => {
+            (ReceiverState::Idle | ReceiverState::Draining, Partial::Begin(begin)) => {
                 self.state = ReceiverState::Beginning;
                 Ok(Some(ReceiverAction::Begin(begin)))
             }
-            (
-                ReceiverState::Ready
-                | ReceiverState::Appending { .. }
-                | ReceiverState::Draining { granted: true },
-                Partial::Open(open),
-            ) => {
+            (ReceiverState::Ready | ReceiverState::Appending { .. }, Partial::Open(open)) => {
                 self.state = ReceiverState::Opening;
                 Ok(Some(ReceiverAction::Open(open)))
             }
@@ -300,7 +293,9 @@ impl Receiver {
             (ReceiverState::Appending { next_offset, .. }, Partial::Append(append)) => {
                 self.append(next_offset, append).map(Some)
             }
-            (ReceiverState::Draining { .. }, Partial::Append(_) | Partial::Rewrite) => Ok(None),
+            (ReceiverState::Draining, Partial::Open(_) | Partial::Append(_) | Partial::Rewrite) => {
+                Ok(None)
+            }
             (state, partial) => Err(unexpected(&state, &Message::Partial(partial))),
         }
     }
@@ -336,7 +331,7 @@ impl Receiver {
     pub fn durable(&self, proof: &impl ProofOfRecords) -> Result<Option<ReceiverAction>, Misuse> {
         match self.state {
             ReceiverState::Idle => Err(misuse(&self.state, "durable")),
-            ReceiverState::Draining { .. } => Ok(None),
+            ReceiverState::Draining => Ok(None),
             _ => Ok(Some(ReceiverAction::Send(acknowledge(proof)))),
         }
     }
@@ -351,8 +346,7 @@ impl Receiver {
     }
 
     fn drain(&mut self) {
-        let granted = self.state.granted();
-        self.state = ReceiverState::Draining { granted };
+        self.state = ReceiverState::Draining;
         self.drained = true;
     }
 
@@ -392,17 +386,6 @@ impl Receiver {
     }
 }
 
-impl ReceiverState {
-    /// Whether the stream was granted; a failed append does not take it away.
-    const fn granted(self) -> bool {
-        match self {
-            ReceiverState::Idle | ReceiverState::Beginning => false,
-            ReceiverState::Ready | ReceiverState::Opening | ReceiverState::Appending { .. } => true,
-            ReceiverState::Draining { granted } => granted,
-        }
-    }
-}
-
 impl Standing for ReceiverState {
     fn name(&self) -> &'static str {
         match self {
@@ -411,7 +394,7 @@ impl Standing for ReceiverState {
             ReceiverState::Ready => "no partial segment is open",
             ReceiverState::Opening => "a partial segment is being opened",
             ReceiverState::Appending { .. } => "a partial segment is being written",
-            ReceiverState::Draining { .. } => "a refused partial stream is being drained",
+            ReceiverState::Draining => "a refused partial stream is being drained",
         }
     }
 
@@ -431,15 +414,9 @@ impl Standing for ReceiverState {
                 MessageKind::PartialAppend,
                 MessageKind::Error,
             ],
-            ReceiverState::Draining { granted: true } => &[
+            ReceiverState::Draining => &[
                 MessageKind::PartialBegin,
                 MessageKind::PartialOpen,
-                MessageKind::PartialRewrite,
-                MessageKind::PartialAppend,
-                MessageKind::Error,
-            ],
-            ReceiverState::Draining { granted: false } => &[
-                MessageKind::PartialBegin,
                 MessageKind::PartialRewrite,
                 MessageKind::PartialAppend,
                 MessageKind::Error,
@@ -504,7 +481,7 @@ mod tests {
         ]
     }
 
-    fn receivers() -> [ReceiverState; 8] {
+    fn receivers() -> [ReceiverState; 7] {
         let [fresh, begun] = [true, false].map(|fresh| ReceiverState::Appending {
             next_offset: 1,
             fresh,
@@ -516,8 +493,7 @@ mod tests {
             ReceiverState::Opening,
             fresh,
             begun,
-            ReceiverState::Draining { granted: true },
-            ReceiverState::Draining { granted: false },
+            ReceiverState::Draining,
         ]
     }
 
@@ -586,5 +562,25 @@ mod tests {
         let asked = late.received(Message::Partial(Partial::Begin(begin)));
         assert_eq!(asked, Ok(Some(ReceiverAction::Begin(begin))));
         assert_eq!(late.opened(AT), Ok(None));
+    }
+
+    #[test]
+    fn an_opening_that_was_on_its_way_at_a_refusal_is_not_answered() {
+        let open = Open {
+            segment: "00000001000000020000009A".parse().unwrap(),
+            bytes: 1,
+            crc32: 1,
+        };
+        let begin = Begin {
+            timeline: crate::names::TimelineId::FIRST,
+        };
+        // The sender cannot open without a beginning once it has heard of the refusal.
+        let refused = || Error::channel(crate::message::ErrorCode::Finished, "", "");
+        let mut ours = receiver(ReceiverState::Ready);
+        let _ = ours.failed(refused());
+        let opened = ours.received(Message::Partial(Partial::Open(open)));
+        assert_eq!(opened, Ok(None));
+        let begun = ours.received(Message::Partial(Partial::Begin(begin)));
+        assert_eq!(begun, Ok(Some(ReceiverAction::Begin(begin))));
     }
 }
