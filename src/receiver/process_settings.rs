@@ -97,7 +97,7 @@ impl ProcessSettings {
                 names: certificate.names(),
                 shown: certificate.shown_name().unwrap_or_default(),
             },
-            false => ProvenPeer::Key(certificate.fingerprint().clone()),
+            false => ProvenPeer::Key(*certificate.fingerprint()),
         })
     }
 }

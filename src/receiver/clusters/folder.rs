@@ -93,7 +93,7 @@ struct OpenedCluster {
 
 /// Something to see to.
 pub(crate) enum FolderEvent {
-    Opened(OpenedInFolder),
+    Opened(Box<OpenedInFolder>),
     Closed(String),
     Read(Result<Box<HostRead>>),
     RetryDue,
@@ -156,25 +156,21 @@ impl ClusterFolder {
 
     /// The next thing to see to. Safe to drop and call again: nothing is lost.
     pub(crate) async fn next(&mut self) -> FolderEvent {
-        loop {
-            tokio::select! {
-                Some(Ok(opened)) = self.openings.join_next() => {
-                    return FolderEvent::Opened(OpenedInFolder(opened));
-                }
-                Some(Ok(name)) = self.closings.join_next() => return FolderEvent::Closed(name),
-                Some(Ok(read)) = self.readings.join_next() => {
-                    return FolderEvent::Read(read.map(Box::new));
-                }
-                _ = self.retry.tick() => return FolderEvent::RetryDue,
-                () = at(self.reload_ends) => return FolderEvent::ReloadOver,
+        tokio::select! {
+            Some(Ok(opened)) = self.openings.join_next() => {
+                FolderEvent::Opened(Box::new(OpenedInFolder(opened)))
             }
+            Some(Ok(name)) = self.closings.join_next() => FolderEvent::Closed(name),
+            Some(Ok(read)) = self.readings.join_next() => FolderEvent::Read(read.map(Box::new)),
+            _ = self.retry.tick() => FolderEvent::RetryDue,
+            () = at(self.reload_ends) => FolderEvent::ReloadOver,
         }
     }
 
     /// Sees to it.
     pub(crate) fn handle(&mut self, event: FolderEvent) {
         match event {
-            FolderEvent::Opened(OpenedInFolder(opened)) => self.opened(opened),
+            FolderEvent::Opened(opened) => self.opened(opened.0),
             FolderEvent::Closed(name) => {
                 self.closing.remove(&name);
                 self.open_wanted();
