@@ -289,7 +289,7 @@ async fn fault_140_a_client_certificate_is_shown_and_its_key_kept() {
             ),
             (
                 format!("sslmode=require {certificate}sslkey=/nonexistent"),
-                Err("its key is not"),
+                Err("sslcert has no key"),
             ),
             (
                 "sslmode=require sslcertmode=require".to_owned(),
