@@ -65,7 +65,7 @@ async fn answer(
         Message::Setup => set_up(&shared, theirs),
         Message::OverviewRequest => overview(&shared, connections),
         Message::ListRequest(request) => list(&shared.store, &request),
-        Message::Fetch(question) => Ok(sets::answer(&shared.cluster, &question)),
+        Message::Fetch(Fetch::ListBackups(request)) => Ok(sets::answer(&shared.cluster, &request)),
         other => Ok(unexpected(&other)),
     });
     match working.await {

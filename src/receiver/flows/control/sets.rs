@@ -24,19 +24,9 @@ use crate::store::sets::{HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError};
 use crate::wal::obstacle::{Demands, Obstacle};
 
-/// The answer to a question about the sets.
-pub(super) fn answer(cluster: &Cluster, question: &Fetch) -> Message {
-    let answered = match question {
-        Fetch::ListBackups(request) => list(cluster, request),
-        other => {
-            let text = format!(
-                "{} has no place on channel 0",
-                Message::Fetch(other.clone()).name()
-            );
-            return Message::Error(Error::connection(ErrorCode::Misbehaved, text, ""));
-        }
-    };
-    told(answered)
+/// The answer to the question which sets there are.
+pub(super) fn answer(cluster: &Cluster, request: &ListBackups) -> Message {
+    told(list(cluster, request))
 }
 
 /// Begins to look for the answer to a question about one set, which may take a walk through much WAL: on a thread of
