@@ -200,11 +200,28 @@ impl RoomNeeded {
 
 /// The first bytes of a file, and no more of it than `bytes_max`.
 pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    read_open_at_most(&File::open(path)?, bytes_max)
+}
+
+/// The same of a file that is open, from where it stands.
+pub(crate) fn read_open_at_most(file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?
-        .take(bytes_max)
-        .read_to_end(&mut content)?;
+    file.take(bytes_max).read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// What is left of an open file; `None` if that is more than `bytes_max`, however long the file said it was.
+pub(crate) fn read_whole(file: &File, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let content = read_open_at_most(file, bytes_max.saturating_add(1))?;
+    Ok((content.len() as u64 <= bytes_max).then_some(content))
+}
+
+/// Opens a file to read it; where a FIFO has the name, its writer is not waited for.
+pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0))
+        .open(path)
 }
 
 /// Makes a directory as PostgreSQL wants them, unless it is there.
@@ -495,6 +512,21 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
         drop(HandedOver::begin(&path).unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_one_byte_too_long_is_not_read_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list");
+        std::fs::write(&path, "four").unwrap();
+        let opened = || open_at_once(&path).unwrap();
+        assert_eq!(read_whole(&opened(), 4).unwrap().unwrap(), b"four");
+        assert_eq!(read_whole(&opened(), 3).unwrap(), None);
+        assert_eq!(read_open_at_most(&opened(), 3).unwrap(), b"fou");
+        // It says of itself that it is empty.
+        let table = open_at_once(Path::new("/proc/self/mountinfo")).unwrap();
+        assert_eq!(table.metadata().unwrap().len(), 0);
+        assert_eq!(read_whole(&table, 3).unwrap(), None);
     }
 
     #[test]

@@ -86,7 +86,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("tar", &["protocol"]),
     ("wal", &["protocol"]),
     ("config", &["files", "protocol"]),
-    ("daemon", &["options", "output"]),
+    ("daemon", &["files", "options", "output"]),
     ("output", &["memory", "options"]),
     ("abnormal", &["memory", "output"]),
     ("files", &[]),

@@ -13,7 +13,7 @@ use super::keys::Side;
 use super::settings::GivenSettings;
 use super::standby::StandbyConfig;
 use super::value::Surroundings;
-use super::{ini, read_bounded};
+use super::{ini, read_ini};
 use crate::error::{CommandError, IoContext, Kind, Result};
 
 /// Most files that a folder may have. More than anybody runs on one host, and each is read at every reload.
@@ -97,7 +97,7 @@ impl HostConfig {
         claims: &mut HostClaims,
     ) -> Result<(String, StandbyConfig)> {
         let name = cluster_name(path)?;
-        let bytes = read_bounded(path)?;
+        let bytes = read_ini(path)?;
         let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
         let around = Surroundings::of_process(directory);
         let settings = ini::parse(&bytes)

@@ -27,10 +27,10 @@ mod table;
 pub(crate) mod tls;
 mod value;
 
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use fault::Fault;
 use keys::Side;
 use settings::GivenSettings;
@@ -62,7 +62,7 @@ pub enum Config {
 /// Relative paths in it start at its own directory. Errors are of [`Kind::Config`].
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Config> {
     let path = std::path::absolute(path).at(Kind::Config, "find", path)?;
-    let bytes = read_bounded(&path)?;
+    let bytes = read_ini(&path)?;
     let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let around = Surroundings::of_process(directory);
     load_bytes(&bytes, &path, overrides, around).map_err(|fault| fault.into_error(&path))
@@ -84,7 +84,7 @@ fn load_bytes(
     })
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+fn read_ini(path: &Path) -> Result<Vec<u8>> {
     let hint = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!(
@@ -107,12 +107,8 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
                 "expected a file, found something else",
             ));
         }
-        let mut bytes = Vec::new();
-        let limit = ini::FILE_BYTES_MAX as u64 + 1;
-        std::fs::File::open(path)?
-            .take(limit)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
+        // One byte more, so that `ini::parse` sees that it is too long.
+        files::read_at_most(path, ini::FILE_BYTES_MAX as u64 + 1)
     };
     read().or_else(|error| {
         let hint = hint(&error);

@@ -3,7 +3,7 @@
 //! that has the locked file open, so a number left over from a crash reaches nobody.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::DaemonControl;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::output::Waiting;
 
 /// How often a wait for a daemon's end looks at the clock.
@@ -201,7 +202,7 @@ fn holder(path: &Path) -> Result<Option<String>> {
     if !path.try_exists().at(Kind::Config, "find pidfile", path)? {
         return Ok(None);
     }
-    let mut file = match open(&mut OpenOptions::new(), path) {
+    let file = match open(&mut OpenOptions::new(), path) {
         Ok(file) => file,
         // It ended between the two looks.
         Err(_) if !path.exists() => return Ok(None),
@@ -209,7 +210,7 @@ fn holder(path: &Path) -> Result<Option<String>> {
     };
     match file.try_lock_shared() {
         Ok(()) => Ok(None),
-        Err(TryLockError::WouldBlock) => Ok(Some(text_of(&mut file).at(
+        Err(TryLockError::WouldBlock) => Ok(Some(text_of(&file).at(
             Kind::Config,
             "read pidfile",
             path,
@@ -266,9 +267,8 @@ fn write_text(file: &mut File, text: &[u8]) -> io::Result<()> {
     file.write_all(text)
 }
 
-fn text_of(file: &mut File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
+fn text_of(file: &File) -> io::Result<String> {
+    let bytes = files::read_open_at_most(file, TEXT_BYTES_MAX)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

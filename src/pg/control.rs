@@ -2,7 +2,6 @@
 //! Never writes it. Invariant: no field is handed out unless the file's CRC-32C is right.
 
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// The file is padded with zeros to this size (`PG_CONTROL_FILE_SIZE`).
 const FILE_BYTES: u64 = 8192;
@@ -199,10 +199,7 @@ pub(crate) fn read(data: &Path) -> Result<ControlFile> {
 pub(crate) fn read_file(path: &Path) -> Result<ControlFile> {
     let mut attempt = 1;
     loop {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(FILE_BYTES).read_to_end(&mut bytes))
-            .at(Kind::Config, "read", path)?;
+        let bytes = files::read_at_most(path, FILE_BYTES).at(Kind::Config, "read", path)?;
         let fault = match parse(&bytes) {
             Ok(control) => return Ok(control),
             Err(fault) => fault,

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
@@ -327,23 +327,17 @@ impl fmt::Display for AuthorizedKeys {
 ///
 /// Refuses a file that belongs to another user or that group or others can write.
 pub(super) fn read_list(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let file = match files::open_at_once(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).at(Kind::Config, "open", path),
     };
     refuse_foreign_hands(&file, path)?;
-    let mut content = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut content)
-        .at(Kind::Config, "read", path)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(CommandError::config(format!(
-            "{} is longer than {FILE_BYTES_MAX} bytes",
-            path.display()
-        )));
-    }
-    Ok(Some(content))
+    let content = files::read_whole(&file, FILE_BYTES_MAX).at(Kind::Config, "read", path)?;
+    content.map(Some).ok_or_else(|| {
+        let text = format!("{} is longer than {FILE_BYTES_MAX} bytes", path.display());
+        CommandError::config(text)
+    })
 }
 
 /// A list as text, or the line that is none.
@@ -533,6 +527,16 @@ mod tests {
             error.contains("authorized_keys, line 2: not UTF-8"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_fifo_as_list_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authorized_keys");
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, mode, 0).unwrap();
+        let refusal = read_list(&path).unwrap_err().to_string();
+        assert!(refusal.contains("not a regular file"), "{refusal}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
@@ -181,8 +181,9 @@ impl Identity {
 
 /// Every certificate of a PEM file, at least one.
 pub(super) fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let file = File::open(path).map_err(|error| cannot_open(path, "certificate", error))?;
-    let pem = read_bounded(&file).at(Kind::Config, "read", path)?;
+    let file =
+        files::open_at_once(path).map_err(|error| cannot_open(path, "certificate", error))?;
+    let pem = read_pem(&file).at(Kind::Config, "read", path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|_| unusable_certificate(path))?;
@@ -240,7 +241,7 @@ fn read_key_file(path: &Path) -> Result<Vec<u8>> {
             path.display()
         )));
     }
-    read_bounded(&file).at(Kind::Config, "read key", path)
+    read_pem(&file).at(Kind::Config, "read key", path)
 }
 
 fn refuse_stranger(path: &Path, owner: u32, we: u32) -> Result<()> {
@@ -254,14 +255,11 @@ fn refuse_stranger(path: &Path, owner: u32, we: u32) -> Result<()> {
     .hint("run walmgr as the key's owner, or give the key to walmgr's user"))
 }
 
-fn read_bounded(file: &File) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
+fn read_pem(file: &File) -> io::Result<Vec<u8>> {
+    files::read_whole(file, FILE_BYTES_MAX)?.ok_or_else(|| {
         let text = format!("longer than the {FILE_BYTES_MAX} bytes a key or certificate may have");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
-    Ok(content)
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    })
 }
 
 fn cannot_open(path: &Path, what: &str, error: io::Error) -> CommandError {
@@ -414,6 +412,16 @@ mod tests {
         let refusal = refuse_stranger(path, 1001, 1000).unwrap_err().to_string();
         assert!(refusal.contains("user 1001"), "{refusal}");
         assert!(refuse_stranger(path, 1001, 0).is_err());
+    }
+
+    #[test]
+    fn a_fifo_as_certificate_is_refused_at_once() {
+        let pair = Pair::new();
+        let path = pair.key().with_extension("fifo");
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, mode, 0).unwrap();
+        let refusal = load_certificates(&path).unwrap_err();
+        assert_eq!(refusal.kind(), Kind::Config, "{refusal}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::time::Duration;
 use uzers::os::unix::UserExt;
 
 use crate::error::{CommandError, Result};
+use crate::files;
 use crate::pg::encryption::settings::{self, Encryption};
 use options::{Given, OPTIONS};
 
@@ -473,17 +475,14 @@ pub(super) fn one_of_given(given: &Given, name: &str, known: &[&str]) -> Result<
 
 /// A small file as a whole.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path)?;
     // A pipe would be waited for, and a device has no end.
-    if !metadata.is_file() {
+    if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
-    if metadata.len() > FILE_MAX_BYTES {
-        return Err(io::Error::other(format!(
-            "it is longer than {FILE_MAX_BYTES} bytes"
-        )));
-    }
-    std::fs::read(path)
+    files::read_whole(&File::open(path)?, FILE_MAX_BYTES)?.ok_or_else(|| {
+        let text = format!("it is longer than {FILE_MAX_BYTES} bytes");
+        io::Error::other(text)
+    })
 }
 
 /// The files beside a connection string, for [`super::fuzzing`]: the options that a service has.
