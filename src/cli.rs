@@ -111,8 +111,7 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
         return Err(mistakes::no_command(typed.line.ini.as_deref()));
     };
     let Some(ini) = typed.line.ini.take() else {
-        return Err(CommandError::usage("the configuration file is missing")
-            .hint(format!("type: walmgr <config.ini> {}", typed.word)));
+        return Err(mistakes::no_file(arguments, &typed.word));
     };
     let options = typed.options(&command)?;
     command.check(&ini)?;

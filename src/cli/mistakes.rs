@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::error::{ContextKind, ContextValue};
 
 use super::grammar::{USAGE, words};
+use super::owner::quoted;
 use crate::error::CommandError;
 
 /// Commands of the manual which this version does not have.
@@ -36,6 +37,15 @@ pub(super) fn no_command(ini: Option<&Path>) -> CommandError {
     }
 }
 
+/// For a line that fits the grammar but for its file.
+pub(super) fn no_file(arguments: &[OsString], word: &str) -> CommandError {
+    match leading_command(arguments) {
+        Some(at) => file_first(arguments, at, None),
+        None => CommandError::usage("the configuration file is missing")
+            .hint(format!("type: walmgr <config.ini> {word}")),
+    }
+}
+
 /// For a line that does not fit the grammar.
 pub(super) fn mistake(error: &clap::Error, arguments: &[OsString]) -> CommandError {
     misplaced_word(error, arguments).unwrap_or_else(|| complaint(error))
@@ -47,21 +57,14 @@ fn misplaced_word(error: &clap::Error, arguments: &[OsString]) -> Option<Command
     let word = text_of(error, ContextKind::InvalidSubcommand)
         .or_else(|| text_of(error, ContextKind::InvalidArg))
         .filter(|word| !word.starts_with('-'))?;
-    let is_command =
-        |word: &str| ABSENT.contains(&word) || words().iter().any(|known| known == word);
+    if let Some(at) = leading_command(arguments) {
+        return Some(file_first(arguments, at, Some(&word)));
+    }
     let mut before = arguments
         .iter()
         .skip(1)
         .filter_map(|argument| argument.to_str())
-        .take_while(|argument| *argument != word)
-        .filter(|argument| !argument.starts_with('-'));
-    let first = before.next();
-    if let Some(first) = first.filter(|first| is_command(first)) {
-        return Some(
-            CommandError::usage("the configuration file comes before the command")
-                .hint(format!("type: walmgr {word} {first}")),
-        );
-    }
+        .take_while(|argument| *argument != word);
     if before.any(is_command) {
         return None;
     }
@@ -74,6 +77,59 @@ fn misplaced_word(error: &clap::Error, arguments: &[OsString]) -> Option<Command
             None => unknown,
         })
     })
+}
+
+/// Where the command stands in a line that has no file before it.
+fn leading_command(arguments: &[OsString]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        match arguments.get(at)?.to_str()? {
+            "--set" => at += 2,
+            word if word.starts_with('-') => at += 1,
+            word => return is_command(word).then_some(at),
+        }
+    }
+}
+
+/// For a line whose command, at that place, has no file before it: the words typed, in their order, behind the
+/// file. That is a word named like one, else the one that clap has no use for; clap may also speak of an argument by
+/// its name, which nobody typed.
+fn file_first(arguments: &[OsString], at: usize, useless: Option<&str>) -> CommandError {
+    let typed: Vec<String> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let (before, behind) = typed.split_at(at);
+    let named = behind.iter().position(|word| word.ends_with(".ini"));
+    let file = named.or_else(|| {
+        behind
+            .iter()
+            .position(|word| Some(word.as_str()) == useless)
+    });
+    let (says, shown) = match file {
+        Some(file) => (
+            "the configuration file comes before the command",
+            quoted(&behind[file]),
+        ),
+        None => (
+            "the configuration file is missing",
+            "<config.ini>".to_owned(),
+        ),
+    };
+    let others = behind.iter().enumerate();
+    let others = others.filter_map(|(place, word)| (Some(place) != file).then(|| quoted(word)));
+    let line: Vec<String> = before
+        .iter()
+        .skip(1)
+        .map(|word| quoted(word))
+        .chain([shown])
+        .chain(others)
+        .collect();
+    CommandError::usage(says).hint(format!("type: walmgr {}", line.join(" ")))
+}
+
+fn is_command(word: &str) -> bool {
+    ABSENT.contains(&word) || words().iter().any(|known| known == word)
 }
 
 /// For a word that is a command of the manual, but not one that could run where it stands.

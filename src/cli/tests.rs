@@ -262,6 +262,51 @@ fn mistakes_are_answered_with_the_way_out() {
 }
 
 #[test]
+fn a_file_behind_the_command_is_named_with_the_words_in_order() {
+    for (typed, meant) in [
+        ("setup m.ini", "m.ini setup"),
+        ("setup m.conf", "m.conf setup"),
+        ("init m.ini", "m.ini init"),
+        ("init master m.ini", "m.ini init master"),
+        ("-v init m.ini --pgdata /pg", "-v m.ini init --pgdata /pg"),
+        ("authorize m.ini", "m.ini authorize"),
+        ("authorize m.ini SHA256:abc", "m.ini authorize SHA256:abc"),
+        (
+            "authorize m.ini SHA256:abc db1",
+            "m.ini authorize SHA256:abc db1",
+        ),
+        (
+            "authorize SHA256:abc db1 m.ini",
+            "m.ini authorize SHA256:abc db1",
+        ),
+        ("restore m.ini", "m.ini restore"),
+        ("restore m.ini last /pg", "m.ini restore last /pg"),
+        ("xarchive m.ini pg_wal/x", "m.ini xarchive pg_wal/x"),
+        (
+            "--set loop_delay=5 status m.ini",
+            "--set loop_delay=5 m.ini status",
+        ),
+    ] {
+        let text = complaint_about(typed);
+        let expected =
+            format!("the configuration file comes before the command; type: walmgr {meant}");
+        assert_eq!(text.trim_end(), expected, "`{typed}`");
+    }
+    for (typed, meant) in [
+        ("authorize", "<config.ini> authorize"),
+        (
+            "authorize SHA256:abc db1",
+            "<config.ini> authorize SHA256:abc db1",
+        ),
+        ("init master", "<config.ini> init master"),
+        ("-v setup", "-v <config.ini> setup"),
+    ] {
+        let expected = format!("the configuration file is missing; type: walmgr {meant}");
+        assert_eq!(complaint_about(typed).trim_end(), expected, "`{typed}`");
+    }
+}
+
+#[test]
 fn init_knows_its_side_from_options_word_or_file_name() {
     use InitSide::{Master, Standby};
     for (line, expected) in [
