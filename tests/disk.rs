@@ -113,10 +113,10 @@ fn refuses_and_serves_on(errno: &str, calls: &[&str]) {
 }
 
 /// A file of the test's that takes whatever is left of a disk.
-struct Ballast(PathBuf);
+pub struct Ballast(PathBuf);
 
 impl Ballast {
-    fn fill(disk: &Path) -> Ballast {
+    pub fn fill(disk: &Path) -> Ballast {
         let path = disk.join("ballast");
         let mut dd = Command::new("dd");
         dd.args(["if=/dev/zero", "bs=64k"])
@@ -126,7 +126,7 @@ impl Ballast {
         Ballast(path)
     }
 
-    fn remove(self) {
+    pub fn remove(self) {
         std::fs::remove_file(self.0).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use crate::support::{Site, wait_for};
 
 mod authority;
 mod clock;
-mod every_message;
+pub mod every_message;
 mod files;
 mod reload;
 mod revoked;

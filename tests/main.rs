@@ -16,6 +16,7 @@ mod archive;
 mod backup;
 mod chaos;
 mod cli;
+mod clusters;
 mod crash_points;
 mod daemon;
 mod disk;

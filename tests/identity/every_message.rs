@@ -14,19 +14,21 @@ use walmgr_protocol::message::{ErrorCode, Flow, Message, MessageKind};
 use walmgr_protocol::names::SystemId;
 
 use super::{authorize_names, sign, unchanged, with_authority};
+use crate::support::cluster::is_alive;
 use crate::support::dice::Dice;
 use crate::support::hostile::{Key, hello_of};
 use crate::support::peer::{frame_of, hello_bytes, read_arrived};
 use crate::support::place::{TempDir, server_user};
+use crate::support::receiver::Receiver;
 use crate::support::{Site, soak};
 
 /// How often every message is said.
-fn orders() -> usize {
+pub fn orders() -> usize {
     if soak() { 500 } else { 40 }
 }
 
 /// Every message once, in any order, most of them on a channel where they belong.
-fn any_order(dice: &mut Dice) -> Vec<(u16, Message)> {
+pub fn any_order(dice: &mut Dice) -> Vec<(u16, Message)> {
     let mut left = sample_messages();
     let kinds = MessageKind::ALL.iter();
     for kind in kinds {
@@ -46,7 +48,7 @@ fn any_order(dice: &mut Dice) -> Vec<(u16, Message)> {
 }
 
 /// What is in a folder: lengths, times, and which file it is.
-fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
+pub fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
     use std::os::unix::fs::MetadataExt;
     let mut state = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -84,9 +86,16 @@ fn says_all_at_once(key: &Key, site: &Site, hello: &Hello, order: &[(u16, Messag
 }
 
 /// Says everything in many orders, to a receiver that shall refuse all of it with one of these codes.
-fn is_refused(site: &mut Site, who: &str, key: &Key, hello: &Hello, codes: &[ErrorCode]) {
+pub fn is_refused(
+    receiver: &Receiver,
+    site: &Site,
+    who: &str,
+    key: &Key,
+    hello: &Hello,
+    codes: &[ErrorCode],
+) {
     let mut dice = Dice::thrown(who);
-    let (before, pid) = (state_of(site.archive_folder()), site.receiver.pid());
+    let (before, pid) = (state_of(site.archive_folder()), receiver.pid());
     let judge = |refusal: &Refusal| {
         assert!(codes.contains(&refusal.code), "{who}: {refusal:?}");
         assert!(!refusal.message.is_empty(), "{who}");
@@ -104,11 +113,8 @@ fn is_refused(site: &mut Site, who: &str, key: &Key, hello: &Hello, codes: &[Err
         }
     }
     assert_eq!(state_of(site.archive_folder()), before, "{who}");
-    assert!(
-        site.receiver.is_running() && site.receiver.pid() == pid,
-        "{who}"
-    );
-    let log = site.receiver.log();
+    assert!(is_alive(pid) && receiver.pid() == pid, "{who}");
+    let log = receiver.log();
     assert!(!log.contains("panic"), "{who}: {log}");
 }
 
@@ -145,7 +151,14 @@ fn fault_117_no_message_of_an_unlisted_certificate_is_heard() {
             ..hello_of(&site)
         };
         for hello in [hello_of(&site), hello_of_another(&site), anonymous] {
-            is_refused(&mut site, name, &key, &hello, &[ErrorCode::NotAuthorized]);
+            is_refused(
+                &site.receiver,
+                &site,
+                name,
+                &key,
+                &hello,
+                &[ErrorCode::NotAuthorized],
+            );
         }
     }
     // With the list gone nobody is in it.
@@ -156,7 +169,8 @@ fn fault_117_no_message_of_an_unlisted_certificate_is_heard() {
     });
     let hello = hello_of(&site);
     is_refused(
-        &mut site,
+        &site.receiver,
+        &site,
         "an empty list",
         &key,
         &hello,
@@ -170,12 +184,13 @@ fn fault_117_no_message_of_an_unlisted_certificate_is_heard() {
 #[test]
 fn fault_86_no_message_of_an_unknown_key_or_another_cluster_is_heard() {
     let _user = skip_unless!(server_user());
-    let mut site = Site::start();
+    let site = Site::start();
     with_one_file(&site);
     let unknown = Key::unknown(&site, "master");
     for hello in [hello_of(&site), hello_of_another(&site)] {
         is_refused(
-            &mut site,
+            &site.receiver,
+            &site,
             "an unknown key",
             &unknown,
             &hello,
@@ -185,7 +200,8 @@ fn fault_86_no_message_of_an_unknown_key_or_another_cluster_is_heard() {
     let master = Key::stolen(&site);
     let hello = hello_of_another(&site);
     is_refused(
-        &mut site,
+        &site.receiver,
+        &site,
         "another cluster",
         &master,
         &hello,

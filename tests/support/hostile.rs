@@ -55,6 +55,13 @@ impl Key {
         Key::of(site, &identity, name, home)
     }
 
+    /// A new key for a cluster of a host whose receiver has this fingerprint.
+    pub fn at_host(receiver: Fingerprint, name: &str) -> Key {
+        let home = TempDir::new();
+        let identity = Identity::create(&home.join("key"), &home.join("crt"), name).unwrap();
+        Key::trusting(receiver, &identity, name, home)
+    }
+
     /// A new key with the certificate that `sign` puts beside this ini file.
     pub fn signed(site: &Site, ini: &Path, name: &str, sign: impl FnOnce()) -> Key {
         let (key, certificate) = (ini.with_extension("key"), ini.with_extension("crt"));
@@ -81,6 +88,10 @@ impl Key {
 
     fn of(site: &Site, identity: &Identity, name: &str, home: TempDir) -> Key {
         let receiver = site.standby_fingerprint().parse().unwrap();
+        Key::trusting(receiver, identity, name, home)
+    }
+
+    fn trusting(receiver: Fingerprint, identity: &Identity, name: &str, home: TempDir) -> Key {
         Key {
             config: tls::client_config(identity, &PeerTrust::Pinned(receiver)).unwrap(),
             fingerprint: fingerprint_of(identity),
@@ -106,6 +117,11 @@ impl Key {
         stream.set_read_timeout(Some(peer::PATIENCE))?;
         stream.set_write_timeout(Some(peer::PATIENCE))?;
         Line::secured(stream, Arc::clone(&self.config))
+    }
+
+    /// The same from another address of the loopback network.
+    pub fn line_from(&self, last: u8, address: SocketAddr) -> io::Result<Line> {
+        Line::secured(peer::dial_from(last, address)?, Arc::clone(&self.config))
     }
 
     /// Introduces itself in these words.

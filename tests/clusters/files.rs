@@ -1,0 +1,98 @@
+//! The files of a folder of clusters: added, removed, broken, mended while the receiver runs.
+//! Never looks inside the receiver. Invariant tested: a reload changes the clusters whose files changed, and names
+//! each file that it cannot use.
+
+use super::{archives, host_of};
+use crate::support::peer::PATIENCE;
+use crate::support::place::server_user;
+use crate::support::{Host, Site, wait_for};
+
+/// The line of the log that names a file.
+fn named<'a>(said: &'a str, name: &str) -> Option<&'a str> {
+    let file = format!("{name}.ini");
+    said.lines().find(|line| line.contains(&file))
+}
+
+#[test]
+fn fault_147_files_come_and_go_while_the_others_are_served() {
+    let _user = skip_unless!(server_user());
+    let (host, sites) = host_of(&["a", "b"]);
+    let [a, b] = &sites[..] else { unreachable!() };
+    for site in [a, b] {
+        archives(site, 1);
+    }
+    // One comes.
+    let c = host.add("c", Site::builder().system_id(7_700_000_000_000_000_009));
+    archives(&c, 1);
+    // One goes: its master is not known any more, and its lock is let go.
+    let text = std::fs::read_to_string(host.cluster_ini("b")).unwrap();
+    std::fs::remove_file(host.cluster_ini("b")).unwrap();
+    host.reload();
+    b.write_segment(2);
+    b.archive(&b.segment_name(2)).fail(4);
+    for site in [a, &c] {
+        archives(site, 2);
+    }
+    // It comes back with all it had.
+    host.write_cluster("b", &text);
+    host.reload();
+    archives(b, 2);
+    assert_eq!(b.archived_names(), [b.segment_name(1), b.segment_name(2)]);
+}
+
+#[test]
+fn fault_147_a_file_that_is_broken_later_leaves_its_cluster_as_it_was() {
+    let _user = skip_unless!(server_user());
+    let (mut host, sites) = host_of(&["a", "b"]);
+    let [a, b] = &sites[..] else { unreachable!() };
+    let text = std::fs::read_to_string(host.cluster_ini("b")).unwrap();
+    host.write_cluster("b", "[walmgr]\ncompleted_wal = /x\n");
+    let said = host.reload();
+    let line = named(&said, "b").unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("completed_wal"), "{line}");
+    for site in [a, b] {
+        archives(site, 1);
+    }
+    // A start has no old settings.
+    host.restart();
+    archives(a, 2);
+    b.write_segment(2);
+    assert_ne!(b.archive(&b.segment_name(2)).code, Some(0));
+    let log = host.receiver.log();
+    assert!(log.contains("serves 1 of 2 clusters"), "{log}");
+    host.write_cluster("b", &text);
+    host.reload();
+    archives(b, 2);
+}
+
+#[test]
+fn fault_147_two_files_with_one_folder_are_not_both_served() {
+    let _user = skip_unless!(server_user());
+    let (host, sites) = host_of(&["a"]);
+    let [a] = &sites[..] else { unreachable!() };
+    let text = std::fs::read_to_string(host.cluster_ini("a")).unwrap();
+    host.write_cluster("copy", &text);
+    let said = host.reload();
+    let line = named(&said, "copy").unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("a.ini"), "{line}");
+    // Whoever was served goes on.
+    archives(a, 1);
+    std::fs::remove_file(host.cluster_ini("copy")).unwrap();
+    host.reload();
+    archives(a, 2);
+}
+
+#[test]
+fn fault_147_a_host_without_clusters_waits_for_the_first() {
+    let _user = skip_unless!(server_user());
+    let mut host = Host::builder().build();
+    host.start();
+    let log = host.receiver.log();
+    assert!(log.contains("serves 0 of 0 clusters"), "{log}");
+    let site = host.add("first", Site::builder());
+    archives(&site, 1);
+    wait_for("the line to carry the name", PATIENCE, || {
+        let log = host.receiver.log();
+        log.contains("first: ").then_some(())
+    });
+}
