@@ -117,13 +117,13 @@ fn file_first(arguments: &[OsString], at: usize, useless: Option<&str>) -> Comma
         ),
     };
     let others = behind.iter().enumerate();
-    let others = others.filter_map(|(place, word)| (Some(place) != file).then(|| quoted(word)));
+    let others = others.filter(|(place, _)| Some(*place) != file);
     let line: Vec<String> = before
         .iter()
         .skip(1)
         .map(|word| quoted(word))
         .chain([shown])
-        .chain(others)
+        .chain(others.map(|(_, word)| quoted(word)))
         .collect();
     CommandError::usage(says).hint(format!("type: walmgr {}", line.join(" ")))
 }
