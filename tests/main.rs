@@ -24,6 +24,7 @@ mod exit_codes;
 mod fetch;
 mod field;
 mod flips;
+mod host_commands;
 mod hostile_receiver;
 mod house_rules;
 mod identity;

@@ -47,7 +47,7 @@ pub(crate) enum Command {
     Xrestore(XrestoreArgs),
     /// List the backup sets
     #[command(name = "listbackups")]
-    ListBackups,
+    ListBackups(ListBackupsArgs),
     /// Say how far the standby is behind, what it holds, and what is wrong: exit 0 fine, 1 warning, 2 critical
     Status(Thresholds),
     /// Bring a backup set back and have it replay
@@ -62,6 +62,14 @@ pub(crate) enum Command {
     Continue,
     /// Standby: replay everything there is, then open the database
     Boot(standby::boot::BootArgs),
+}
+
+/// What stood behind `listbackups`.
+#[derive(Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct ListBackupsArgs {
+    /// All clusters of a host's file, or of its folder: a line each
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// What is asked of a daemon; it may stand before the command, too.
@@ -108,11 +116,20 @@ impl Command {
         }
     }
 
+    /// Whether it is for all clusters of a host.
+    pub(super) const fn is_of_all(&self) -> bool {
+        matches!(
+            self,
+            Command::ListBackups(ListBackupsArgs { all: true })
+                | Command::Status(Thresholds { all: true, .. })
+        )
+    }
+
     /// Whether it prints for programs.
     pub(super) const fn has_json(&self) -> bool {
         matches!(
             self,
-            Command::Identity | Command::ListBackups | Command::Status(_)
+            Command::Identity | Command::ListBackups(_) | Command::Status(_)
         )
     }
 
@@ -139,6 +156,7 @@ pub(super) fn run_init(ini: &Path, options: &Options, arguments: &InitArgs) -> R
     match arguments.side(ini)? {
         InitSide::Master => master::init::run(ini, options, arguments),
         InitSide::Standby => standby::init::run(ini, options),
+        InitSide::Host => standby::init_host::run(ini, options),
     }
 }
 
@@ -151,13 +169,25 @@ pub(super) fn run_command(
     readiness: Readiness,
 ) -> Result<()> {
     use Config::{Host, Master, Standby};
+    if let (Standby(own), Command::Receiver(_)) = (config, command) {
+        standby::hosted::check_ends_alone(own, options)?;
+    }
     match (config, command) {
+        (Master(_) | Standby(_), _) if command.is_of_all() => Err(CommandError::usage(format!(
+            "{}: --all takes a host's file, or its folder `clusters`",
+            config.path().display()
+        ))
+        .hint(format!(
+            "leave --all out: walmgr {} {word}",
+            config.path().display()
+        ))),
+
         (Master(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
         (Master(own), Command::Setup(typed)) => master::setup::run(own, options, typed),
         (Master(own), Command::Stop) => master::stop::run(own, options),
         (Master(own), Command::Xarchive(typed)) => master::xarchive::run(own, options, typed),
         (Master(own), Command::Periodic) => master::periodic::run(own, options),
-        (Master(own), Command::ListBackups) => master::listbackups::run(own, options),
+        (Master(own), Command::ListBackups(_)) => master::listbackups::run(own, options),
         (Master(own), Command::Status(typed)) => master::status::run(own, options, typed),
         (Master(own), Command::Restore(typed)) => master::restore::run(own, options, typed),
         (Master(own), Command::Xrestore(typed)) => {
@@ -167,7 +197,7 @@ pub(super) fn run_command(
         (Master(own), Command::Sync) => master::sync::run(own, options),
         (Master(own), Command::Syncdaemon(_)) => master::syncdaemon::run(own, options, readiness),
 
-        (Standby(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+        (Standby(own), Command::Identity) => standby::hosted::print_identity(own, options),
         (Standby(own), Command::Setup(_)) => standby::setup::run(own, options),
         (Standby(own), Command::Authorize(typed)) => standby::authorize::run(own, options, typed),
         (Standby(own), Command::Revoke(typed)) => standby::revoke::run(own, options, typed),
@@ -175,7 +205,7 @@ pub(super) fn run_command(
         (Standby(own), Command::Xrestore(typed)) => {
             standby::xrestore::run(own, options, typed.name, &typed.path)
         }
-        (Standby(own), Command::ListBackups) => standby::listbackups::run(own, options),
+        (Standby(own), Command::ListBackups(_)) => standby::listbackups::run(own, options),
         (Standby(own), Command::Status(typed)) => standby::status::run(own, options, typed),
         (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
@@ -184,6 +214,8 @@ pub(super) fn run_command(
         (Standby(own), Command::Continue) => standby::continue_::run(own, options),
         (Standby(own), Command::Boot(typed)) => standby::boot::run(own, options, *typed),
 
+        (Host(own), Command::ListBackups(_)) => standby::all::listbackups(own, options),
+        (Host(own), Command::Status(typed)) => standby::all::status(own, options, typed),
         (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
         (Host(own), Command::Receiver(_)) => receiver::run_host(own, options, readiness),
 

@@ -118,7 +118,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
             vec![data],
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
-        Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
+        Command::Identity | Command::ListBackups(_) | Command::Status(_) => NOTHING,
         // Those of the standby are refused as such.
         Command::Init(_)
         | Command::Authorize(_)
@@ -161,7 +161,7 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
         Command::Xrestore(typed) => handed_over(&typed.path),
-        Command::Identity | Command::ListBackups | Command::Status(_) => NOTHING,
+        Command::Identity | Command::ListBackups(_) | Command::Status(_) => NOTHING,
         // Those of the master are refused as such.
         Command::Init(_)
         | Command::Stop

@@ -29,7 +29,10 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         abnormal::exit_on_signals(command.exit_table())?;
     }
     owner::check_readable(ini, command)?;
-    let config = config::load(ini, &options.overrides)?;
+    let config = match command.is_of_all() && ini.is_dir() {
+        true => Config::Host(Box::new(config::load_folder(ini)?)),
+        false => config::load(ini, &options.overrides)?,
+    };
     match &config {
         Config::Master(_) => error::name_own_ini("MASTER.ini", ini),
         Config::Standby(_) => error::name_own_ini("STANDBY.ini", ini),

@@ -13,8 +13,9 @@ use super::keys::Side;
 use super::settings::GivenSettings;
 use super::standby::StandbyConfig;
 use super::value::Surroundings;
-use super::{ini, read_ini};
+use super::{Config, ini, load, read_ini, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// Most files that a folder may have. More than anybody runs on one host, and each is read at every reload.
 const CLUSTERS_MAX: usize = 10_000;
@@ -155,6 +156,35 @@ impl HostConfig {
         config.metrics_listen.clone_from(&self.metrics_listen);
         config
     }
+}
+
+/// The clusters of a folder without their host's file, for a command that only reads.
+pub(crate) fn load_folder(folder: &Path) -> Result<HostConfig> {
+    let folder = std::path::absolute(folder).at(Kind::Config, "find", folder)?;
+    let text = sample::host_ini(&folder)?;
+    let around = Surroundings::of_process(folder.clone());
+    let section = ini::parse(text.as_bytes());
+    let settings = section.and_then(|section| GivenSettings::check(&folder, &section, &[], around));
+    settings
+        .and_then(|settings| HostConfig::build(&settings))
+        .map_err(|fault| fault.into_error(&folder))
+}
+
+/// The host in whose folder `clusters` a cluster's file lies, if its own file lies beside that folder.
+pub(crate) fn host_around(cluster: &Path) -> Option<HostConfig> {
+    let folder = files::resolved(cluster.parent()?);
+    let beside = folder.parent()?.read_dir().ok()?;
+    let inis = beside.flatten().map(|entry| entry.path());
+    let inis = inis.filter(|path| path.extension() == Some(OsStr::new("ini")));
+    let host = |path: PathBuf| match load(&path, &[]) {
+        Ok(Config::Host(host)) => Some(*host),
+        _ => None,
+    };
+    let is_around = |host: &HostConfig| {
+        let clusters = host.clusters.as_deref().map(files::resolved);
+        clusters.as_deref() == Some(&folder)
+    };
+    inis.filter_map(host).find(is_around)
 }
 
 /// The name of the file without `.ini`: what log lines call the cluster.

@@ -38,6 +38,7 @@ use value::Surroundings;
 
 pub(crate) use address::DEFAULT_PORT;
 pub use clusters::ClusterFiles;
+pub(crate) use clusters::{host_around, load_folder};
 pub use host::HostConfig;
 pub use master::MasterConfig;
 pub(crate) use master::{BackupCheckpoint, VerifyWal};

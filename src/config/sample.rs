@@ -176,6 +176,8 @@ pub(crate) struct InitStandby {
     pub slave_data: Option<PathBuf>,
     /// `slave_bin`, if found.
     pub slave_bin: Option<PathBuf>,
+    /// The file's name without `.ini`, where a host serves it with others.
+    pub hosted_name: Option<String>,
 }
 
 /// A short commented master.ini. Fails if a value cannot be written in an ini file.
@@ -212,16 +214,32 @@ pub(crate) fn standby_ini(init: &InitStandby) -> Result<String> {
     for (name, below) in folders {
         file.line(name, &format!("%(walmgr_data)s/{below}"));
     }
-    match &init.listen {
-        Some(listen) => file.text("listen", Some(listen))?,
-        None => file.hint("listen"),
+    match (&init.listen, &init.hosted_name) {
+        (Some(listen), _) => file.text("listen", Some(listen))?,
+        (None, None) => file.hint("listen"),
+        (None, Some(_)) => {}
     }
     file.path("slave_data", init.slave_data.as_deref())?;
     file.path("slave_bin", init.slave_bin.as_deref())?;
-    file.hint("authorized_keys");
-    file.hint("authorized_names");
+    for name in ["authorized_keys", "authorized_names"] {
+        match &init.hosted_name {
+            // Of its own, or the masters of one cluster could write to all others of the folder.
+            Some(cluster) => file.text(name, Some(&format!("{cluster}.{name}")))?,
+            None => file.hint(name),
+        }
+    }
     file.hint("keep_backups");
     file.hint("logfile");
+    Ok(file.finish())
+}
+
+/// A short commented host.ini of the clusters in this folder.
+pub(crate) fn host_ini(clusters: &Path) -> Result<String> {
+    let mut file = SampleWriter::new(Side::Host);
+    file.path("clusters", Some(clusters))?;
+    for name in ["listen", "max_connections", "logfile", "pidfile"] {
+        file.hint(name);
+    }
     Ok(file.finish())
 }
 

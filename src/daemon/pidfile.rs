@@ -57,7 +57,7 @@ impl PidFile {
 
     /// The same for the pidfile of one cluster of many: commands that are given the cluster's file learn from it
     /// which host's file the process serves.
-    pub(crate) fn acquire_of_host(path: &Path, host_ini: &Path) -> Result<Self> {
+    pub fn acquire_of_host(path: &Path, host_ini: &Path) -> Result<Self> {
         let mut text = own_id();
         text.extend_from_slice(HOST_WORD.as_bytes());
         text.extend_from_slice(host_ini.as_os_str().as_encoded_bytes());

@@ -14,6 +14,9 @@ pub(crate) struct InitArgs {
     /// Which side this is; otherwise --pgdata or --slave mean the master, else the file's name tells
     #[arg(value_enum)]
     side: Option<InitSide>,
+    /// The file of a host whose receiver serves many clusters
+    #[arg(long, conflicts_with_all = ["side", "pgdata", "slave", "slave_fingerprint"])]
+    host: bool,
     /// The master's data directory
     #[arg(long, value_name = "DIR")]
     pub pgdata: Option<PathBuf>,
@@ -30,6 +33,8 @@ pub(crate) struct InitArgs {
 pub(crate) enum InitSide {
     Master,
     Standby,
+    /// The same as --host
+    Host,
 }
 
 impl InitArgs {
@@ -39,10 +44,11 @@ impl InitArgs {
             self.pgdata.is_some() || self.slave.is_some() || self.slave_fingerprint.is_some();
         let side = self
             .side
+            .or(self.host.then_some(InitSide::Host))
             .or(master_only.then_some(InitSide::Master))
             .or_else(|| side_named_by(ini));
         match side {
-            Some(InitSide::Standby) if master_only => Err(CommandError::usage(
+            Some(InitSide::Standby | InitSide::Host) if master_only => Err(CommandError::usage(
                 "--pgdata and --slave belong to the master's ini file, not to the standby's",
             )),
             Some(side) => Ok(side),
@@ -50,12 +56,19 @@ impl InitArgs {
                 "{} may be for the master or for the standby",
                 ini.display()
             ))
-            .hint("type `init master` or `init standby`")),
+            .hint("type `init master` or `init standby`, or `init --host` where one receiver serves many clusters")),
         }
     }
 }
 
 fn side_named_by(ini: &Path) -> Option<InitSide> {
+    // The folder that `init --host` makes: whatever lies there is a cluster's.
+    if ini
+        .parent()
+        .is_some_and(|folder| folder.ends_with("clusters.d"))
+    {
+        return Some(InitSide::Standby);
+    }
     let name = ini.file_name()?.to_string_lossy().to_lowercase();
     match (
         name.contains("master"),

@@ -53,6 +53,11 @@ pub fn table(backups: &[BackupLine]) -> String {
 
 /// The same for programs, an object a set.
 pub fn json(backups: &[BackupLine]) -> String {
+    value(backups).to_string()
+}
+
+/// The same as a value, to stand in another's.
+pub fn value(backups: &[BackupLine]) -> Value {
     let sets = backups.iter().map(|backup| match &backup.label {
         Ok(facts) => json!({
             "set": backup.set,
@@ -62,7 +67,7 @@ pub fn json(backups: &[BackupLine]) -> String {
         }),
         Err(why) => json!({ "set": backup.set, "error": why }),
     });
-    Value::Array(sets.collect()).to_string()
+    Value::Array(sets.collect())
 }
 
 fn row(backup: &BackupLine) -> [String; 4] {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, DEFAULT_PORT, sample};
+use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::{files, identity, output};
@@ -11,8 +11,15 @@ use crate::{files, identity, output};
 /// Writes `ini`, creates the key, and says what comes next.
 pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
+    let host = config::host_around(&ini);
+    let name = ini.file_stem().unwrap_or_default().to_string_lossy();
+    let base = archive_base(&ini);
     let text = sample::standby_ini(&sample::InitStandby {
-        walmgr_data: archive_base(&ini),
+        walmgr_data: match &host {
+            Some(_) => base.join(&*name),
+            None => base,
+        },
+        hosted_name: host.as_ref().map(|_| name.into_owned()),
         ..sample::InitStandby::default()
     })?;
     if options.not_really {
@@ -24,6 +31,9 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
             "the file that was written is no standby's",
         ));
     };
+    if let Some(host) = host {
+        return say_of_hosted(&config, &host);
+    }
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
     let ini = ini.display();
     let port = config.listen.first().map_or(DEFAULT_PORT, |at| at.port);
@@ -35,6 +45,23 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
         --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint {fingerprint}",
         config.completed_wals.display(),
         config.listen_text(),
+    ))
+}
+
+/// What comes next where a host serves the cluster; its key is what the masters meet.
+fn say_of_hosted(config: &StandbyConfig, host: &HostConfig) -> Result<()> {
+    let fingerprint = identity::ensure(&host.tls, &host.job_name)?;
+    let port = host.listen.first().map_or(DEFAULT_PORT, |at| at.port);
+    output::print(&format!(
+        "Wrote {ini}: the archive goes to {}. Change it in this file if it is wrong.\nThe receiver of {host} serves \
+         this cluster with its others. Type here:\n\n    walmgr {ini} setup\n    walmgr {host} receiver --reload\n\n\
+         (or `walmgr {host} receiver -d` if it does not run yet) and on the master (as the user that runs \
+         PostgreSQL):\n\n    walmgr master.ini init --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint \
+         {fingerprint}\n\nand here with the fingerprint that this prints:\n\n    \
+         walmgr {ini} authorize FPR NAME",
+        config.completed_wals.display(),
+        ini = config.path.display(),
+        host = host.path.display(),
     ))
 }
 

@@ -14,6 +14,20 @@ use crate::store::{ArchiveReader, RealDisk};
 
 /// Prints the list.
 pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+    let (lines, taken) = lines(config)?;
+    output::print(&match options.json {
+        true => backups::json(&lines),
+        false => backups::table(&lines),
+    })?;
+    if let Some(sentence) = taken {
+        // Beside the list: a program, and whoever knows the list from the manual, counts on it alone.
+        tracing::info!("{sentence}");
+    }
+    Ok(())
+}
+
+/// The sets, the newest first, and what is to be said of one that a restore took.
+pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Option<String>)> {
     let listed = sets::open(config)?.list();
     let listed = listed.map_err(|error| sets::failed("list the backup sets", &error))?;
     let taken = TakenSet::newest_of(config, &listed);
@@ -32,14 +46,5 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
             });
         BackupLine { set, label }
     });
-    let lines: Vec<BackupLine> = lines.collect();
-    output::print(&match options.json {
-        true => backups::json(&lines),
-        false => backups::table(&lines),
-    })?;
-    if let Some(sentence) = taken {
-        // Beside the list: a program, and whoever knows the list from the manual, counts on it alone.
-        tracing::info!("{sentence}");
-    }
-    Ok(())
+    Ok((lines.collect(), taken))
 }

@@ -3,13 +3,16 @@
 
 mod absent_notes;
 pub(crate) mod ahead;
+pub(crate) mod all;
 pub(crate) mod authorize;
 pub(crate) mod boot;
 pub(crate) mod choose;
 mod connected;
 pub(crate) mod continue_;
 mod frozen;
+pub(crate) mod hosted;
 pub(crate) mod init;
+pub(crate) mod init_host;
 mod last_commit;
 pub(crate) mod listbackups;
 mod own_server;

@@ -36,6 +36,11 @@ pub(crate) fn run(
     options: &Options,
     thresholds: &Thresholds,
 ) -> Result<()> {
+    status::finish(&facts(config), thresholds, options)
+}
+
+/// What can be found out here.
+pub(crate) fn facts(config: &StandbyConfig) -> Facts {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let full_backup = config.full_backup.as_deref();
     // A running receiver knows what is synced; from outside the records in the file have to do.
@@ -62,7 +67,7 @@ pub(crate) fn run(
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
     let held = standby.as_ref().ok().and_then(|found| found.held);
     let replay = standing::of_standby(config, held, demands);
-    let facts = Facts {
+    Facts {
         lag: Lag {
             seconds_at_most: arrived.map(|found| status::seconds(found.received_age_ms)),
             ..Lag::default()
@@ -80,8 +85,7 @@ pub(crate) fn run(
             changed_by_boot: begun::changed(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
-    };
-    status::finish(&facts, thresholds, options)
+    }
 }
 
 /// The set that became the server in `slave_data` and is the newest that was made.

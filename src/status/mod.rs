@@ -202,6 +202,19 @@ impl Facts {
     }
 }
 
+/// It all in one line, and the level of the worst finding.
+pub(crate) fn line(facts: &Facts, thresholds: &Thresholds) -> (Option<Level>, String) {
+    let findings = facts.findings(thresholds);
+    let text = page::brief(facts, &findings).replace('\n', "; ");
+    (findings.first().map(|finding| finding.level), text)
+}
+
+/// The page for programs as a value, to stand in another's.
+pub(crate) fn value(facts: &Facts, thresholds: &Thresholds) -> serde_json::Value {
+    let text = page::json(facts, &facts.findings(thresholds));
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 /// Prints it, and ends with the code that monitoring expects.
 pub(crate) fn finish(facts: &Facts, thresholds: &Thresholds, options: &Options) -> Result<()> {
     let findings = facts.findings(thresholds);

@@ -16,6 +16,9 @@ const SIZE_MAX: u64 = 1 << 60;
 /// From where on `status` warns and alarms, as far as it was typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Thresholds {
+    /// All clusters of a host's file, or of its folder: a line each, the exit code of the worst
+    #[arg(long)]
+    pub all: bool,
     /// Warn when more seconds of transactions than this would be lost; 60s on the master
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub warning_lag: Option<Duration>,

@@ -75,6 +75,7 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
         listen: Some("0.0.0.0:7500".to_owned()),
         slave_data: Some(PathBuf::from("/data")),
         slave_bin: None,
+        hosted_name: None,
     };
     let text = sample::standby_ini(&init).unwrap();
     assert!(text.contains("\n# Default: authorized_keys beside the ini file.\n"));

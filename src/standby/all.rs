@@ -1,0 +1,124 @@
+//! `status --all` and `listbackups --all`: every cluster of a host's folder, a line each.
+//! Never stops at a cluster that fails. Invariant: the exit code is that of the worst line.
+
+use serde_json::{Value, json};
+
+use crate::config::{ClusterFiles, HostConfig, StandbyConfig};
+use crate::error::{CommandError, Kind, Result};
+use crate::options::Options;
+use crate::output::{self, backups, escaped};
+use crate::standby::{listbackups, status as of_one};
+use crate::status::{self, Level, Thresholds};
+
+/// One cluster's line, for people and for programs, and how bad it is.
+struct ClusterLine {
+    name: String,
+    text: String,
+    value: Value,
+    level: Option<Level>,
+}
+
+/// Prints how every cluster stands.
+pub(crate) fn status(host: &HostConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
+    print_all(host, options, |name, config| {
+        let facts = of_one::facts(config);
+        let (level, text) = status::line(&facts, thresholds);
+        Ok(ClusterLine {
+            name: name.to_owned(),
+            text,
+            value: status::value(&facts, thresholds),
+            level,
+        })
+    })
+    .and_then(|worst| match worst {
+        None => Ok(()),
+        Some(Level::Warning) => Err(CommandError::new(Kind::Warned, "status: warning")),
+        Some(Level::Critical) => Err(CommandError::new(Kind::Alarmed, "status: critical")),
+    })
+}
+
+/// Prints what sets every cluster has.
+pub(crate) fn listbackups(host: &HostConfig, options: &Options) -> Result<()> {
+    let worst = print_all(host, options, |name, config| {
+        let (lines, taken) = listbackups::lines(config)?;
+        let text = match lines.first() {
+            None => "no backups".to_owned(),
+            Some(newest) => {
+                let of = match &newest.label {
+                    Ok(label) => format!("of {}", label.timestamp),
+                    Err(why) => format!("damaged: {why}"),
+                };
+                format!(
+                    "{} backups, the newest is {}, {of}",
+                    lines.len(),
+                    newest.set
+                )
+            }
+        };
+        Ok(ClusterLine {
+            name: name.to_owned(),
+            text: taken.map_or(text.clone(), |sentence| format!("{text}; {sentence}")),
+            value: json!({ "backups": backups::value(&lines) }),
+            level: None,
+        })
+    })?;
+    match worst {
+        None => Ok(()),
+        Some(_) => Err(CommandError::config(
+            "not every cluster could be listed; the lines say why",
+        )),
+    }
+}
+
+/// Prints the lines of all; answers with the worst.
+fn print_all(
+    host: &HostConfig,
+    options: &Options,
+    line_of: impl Fn(&str, &StandbyConfig) -> Result<ClusterLine>,
+) -> Result<Option<Level>> {
+    let ClusterFiles { good, broken } = host.read_clusters()?;
+    let mut lines: Vec<ClusterLine> = Vec::new();
+    for (name, config) in &good {
+        lines.push(line_of(name, config).unwrap_or_else(|error| failed(name, &error.to_string())));
+        for note in &config.notes {
+            tracing::info!("{note}");
+        }
+    }
+    for (path, says) in &broken {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        lines.push(failed(&name, says));
+    }
+    lines.sort_by(|one, other| one.name.cmp(&other.name));
+    let worst = lines.iter().filter_map(|line| line.level).max();
+    if options.json {
+        let values = lines.into_iter().map(|line| {
+            let mut value = line.value;
+            value["cluster"] = Value::String(line.name);
+            value
+        });
+        output::print(&Value::Array(values.collect()).to_string())?;
+        return Ok(worst);
+    }
+    let is_told = |line: &&ClusterLine| !options.quiet || line.level.is_some();
+    let told: Vec<String> = lines
+        .iter()
+        .filter(is_told)
+        .map(|line| format!("{}: {}", escaped(&line.name), escaped(&line.text)))
+        .collect();
+    match (lines.is_empty(), told.is_empty()) {
+        (true, _) if !options.quiet => output::print("There are no clusters in the folder.")?,
+        (_, true) => {}
+        _ => output::print(&told.join("\n"))?,
+    }
+    Ok(worst)
+}
+
+/// A cluster of which nothing can be told is as bad as one that is critical.
+fn failed(name: &str, says: &str) -> ClusterLine {
+    ClusterLine {
+        name: name.to_owned(),
+        text: says.to_owned(),
+        value: json!({ "error": says }),
+        level: Some(Level::Critical),
+    }
+}

@@ -1,0 +1,64 @@
+//! What a command that is given one cluster's file has to know of the host that serves it with others.
+//! Never ends a receiver that serves more than was named. Invariant: what is said of the host is its own file's.
+
+use std::path::PathBuf;
+
+use crate::config::{self, Config, HostConfig, StandbyConfig};
+use crate::daemon;
+use crate::error::{CommandError, Result};
+use crate::identity;
+use crate::options::Options;
+
+/// `identity` of a cluster: its host's, as that is what masters meet.
+pub(crate) fn print_identity(config: &StandbyConfig, options: &Options) -> Result<()> {
+    match host_of(config)? {
+        None => identity::run(&config.tls, &config.job_name, options),
+        Some(host) => {
+            tracing::info!(
+                "the receiver of {} serves this cluster, so this is its fingerprint",
+                host.path.display()
+            );
+            identity::run(&host.tls, &host.job_name, options)
+        }
+    }
+}
+
+/// Refuses `--stop` and `--kill` where the process serves other clusters, too.
+pub(crate) fn check_ends_alone(config: &StandbyConfig, options: &Options) -> Result<()> {
+    let word = match (options.stop, options.kill) {
+        (true, _) => "--stop",
+        (_, true) => "--kill",
+        _ => return Ok(()),
+    };
+    let Some(ini) = daemon::serving_host(&config.receiver_pidfile())? else {
+        return Ok(());
+    };
+    let serves = match load_host(ini.clone())?.map(|host| host.read_clusters()) {
+        Some(Ok(files)) if files.good.len() == 1 => "this cluster by a host's file".to_owned(),
+        Some(Ok(files)) => format!("{} clusters", files.good.len()),
+        _ => "all clusters of its host".to_owned(),
+    };
+    Err(
+        CommandError::usage(format!("this receiver serves {serves}")).hint(format!(
+            "to end it for all of them type: walmgr {ini} receiver {word}; to end it for this one move {} out of the \
+             folder and type: walmgr {ini} receiver --reload",
+            config.path.display(),
+            ini = ini.display(),
+        )),
+    )
+}
+
+/// The host whose receiver serves this cluster, or would.
+fn host_of(config: &StandbyConfig) -> Result<Option<HostConfig>> {
+    match daemon::serving_host(&config.receiver_pidfile())? {
+        Some(ini) => load_host(ini),
+        None => Ok(config::host_around(&config.path)),
+    }
+}
+
+fn load_host(ini: PathBuf) -> Result<Option<HostConfig>> {
+    Ok(match config::load(&ini, &[])? {
+        Config::Host(host) => Some(*host),
+        _ => None,
+    })
+}
