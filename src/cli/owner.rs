@@ -84,7 +84,7 @@ pub(super) fn may_make_log(config: &Config, command: &Command) -> bool {
     let path = match config {
         Config::Master(config) => &config.master_data,
         Config::Standby(config) => &config.completed_wals,
-        Config::Host(config) => config.clusters.as_deref().unwrap_or(&config.path),
+        Config::Host(config) => &config.clusters,
     };
     let is_owner = || nearest(path).is_ok_and(|(_, owner)| owner == geteuid().as_raw());
     let only_looks = places.is_empty() && beside.is_empty();
@@ -175,14 +175,11 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
 
 /// Every cluster's archive is its receiver's too; that they are one user's is found when they are opened.
 fn of_host(config: &HostConfig, command: &Command) -> Places {
-    let clusters = || config.clusters.as_deref().map(Written::folder);
+    let clusters = || vec![Written::folder(&config.clusters)];
     match command {
-        Command::Receiver(_) => (
-            clusters().into_iter().collect(),
-            vec![Written::folder(folder_of(&config.path))],
-        ),
+        Command::Receiver(_) => (clusters(), vec![Written::folder(folder_of(&config.path))]),
         Command::Identity if !config.tls.key.exists() => (
-            clusters().into_iter().collect(),
+            clusters(),
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
         // All others take a cluster's file.

@@ -21,6 +21,8 @@ pub(super) struct WantedPaths {
     pub files: Vec<Named>,
     /// Files that several may name, though not for different things.
     pub shared_files: Vec<Named>,
+    /// The list of those who are let in, if there is one in force: several have one only if each says so.
+    pub let_in: Option<Named>,
 }
 
 /// Who has a place.
@@ -88,12 +90,10 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
             let at = (claims.resolve)(path);
             claims.files.insert(at, owner(key, path, may_share));
         }
-        if let Some(folder) = &host.clusters {
-            // What lies in it is a cluster's own affair; the folder itself is nobody's.
-            for above in (claims.resolve)(folder).ancestors() {
-                let taken = owner("clusters", folder, false);
-                claims.above.insert(above.to_path_buf(), taken);
-            }
+        // What lies in it is a cluster's own affair; the folder itself is nobody's.
+        for above in (claims.resolve)(&host.clusters).ancestors() {
+            let taken = owner("clusters", &host.clusters, false);
+            claims.above.insert(above.to_path_buf(), taken);
         }
         claims
     }
@@ -104,7 +104,8 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
         let rotated = self.resolved(&wanted.rotated, true);
         let files = self.resolved(&wanted.files, false);
         let shared = self.resolved(&wanted.shared_files, false);
-        let all = || files.iter().chain(&shared);
+        let let_in = self.resolved(wanted.let_in.as_slice(), false);
+        let all = || files.iter().chain(&shared).chain(&let_in);
         let mut notes = Vec::new();
         for (named, places) in all() {
             for place in places {
@@ -115,7 +116,11 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
                 if !is_shared {
                     return Err(fault(named, "the same file as", owner));
                 }
-                notes.extend(sharing(file, named, owner));
+            }
+        }
+        for (named, places) in &let_in {
+            for owner in places.iter().filter_map(|at| self.files.get(at)) {
+                notes.push(check_both_mean_it(file, named, owner)?);
             }
         }
         for (named, places) in &directories {
@@ -133,7 +138,7 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
             named: named.clone(),
             may_share,
         };
-        for (list, may_share) in [(&files, false), (&shared, true)] {
+        for (list, may_share) in [(&files, false), (&shared, true), (&let_in, true)] {
             for (named, places) in list {
                 let taken = places.iter().cloned();
                 self.files
@@ -214,18 +219,30 @@ fn without_suffix(path: &Path) -> Option<PathBuf> {
     found.map(|(base, _)| path.with_file_name(base))
 }
 
-fn sharing(file: &Path, named: &Named, owner: &Owner) -> Option<String> {
-    // Everything that is logged in one file is what an administrator of several may want.
-    let lets_in = named.key.starts_with("authorized");
-    lets_in.then(|| {
-        format!(
+/// One list of two files is meant only where both name it: by default all files of a folder would have the same.
+fn check_both_mean_it(file: &Path, named: &Named, owner: &Owner) -> Result<String, Fault> {
+    let is_written = |named: &Named| named.place != SettingPlace::File;
+    if is_written(named) && is_written(&owner.named) {
+        return Ok(format!(
             "{}: {} = {} is also that of {}: a master that is let in there is let in here",
             named.place.in_file(file),
             named.key,
             named.path.display(),
             owner.file.display(),
-        )
-    })
+        ));
+    }
+    let says = format!(
+        "expected a list of its own, found {}, which {} reads, too: whoever is listed there may write into both archives",
+        named.path.display(),
+        owner.file.display(),
+    );
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let hint = format!(
+        "set `{key} = {}.{key}` and authorize its masters there, or set the same path in both files if that is meant",
+        name.replace('%', "%%"),
+        key = named.key,
+    );
+    Err(Fault::of_key(named.place, &named.key, says).hint(hint))
 }
 
 fn fault(named: &Named, relation: &str, owner: &Owner) -> Fault {

@@ -51,15 +51,7 @@ impl HostConfig {
 
     /// The paths of the clusters' files. What is hidden is an editor's or a package manager's.
     fn cluster_paths(&self) -> Result<BTreeSet<PathBuf>> {
-        let Some(folder) = &self.clusters else {
-            let text = format!(
-                "{}: expected a folder of clusters, found no setting clusters",
-                self.path.display()
-            );
-            return Err(
-                CommandError::config(text).hint("add a line such as `clusters = clusters.d`")
-            );
-        };
+        let folder = &self.clusters;
         let read = || folder.read_dir()?.collect::<std::io::Result<Vec<_>>>();
         let entries = read()
             .at(Kind::Config, "read the folder clusters", folder)
@@ -116,7 +108,7 @@ impl HostConfig {
             )));
         }
         let mut config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
-        let shared = claims.take(path, &config.wanted_paths(&settings));
+        let shared = claims.take(path, &config.wanted_paths(&settings, &self.tls));
         config
             .notes
             .extend(shared.map_err(|fault| fault.into_error(path))?);
@@ -158,9 +150,12 @@ impl HostConfig {
     }
 }
 
-/// The clusters of a folder without their host's file, for a command that only reads.
+/// The clusters of a folder, for a command that only reads: by their host's file if that lies beside, else without.
 pub(crate) fn load_folder(folder: &Path) -> Result<HostConfig> {
     let folder = std::path::absolute(folder).at(Kind::Config, "find", folder)?;
+    if let Some(host) = host_of(&folder) {
+        return Ok(host);
+    }
     let text = sample::host_ini(&folder)?;
     let around = Surroundings::of_process(folder.clone());
     let section = ini::parse(text.as_bytes());
@@ -172,7 +167,12 @@ pub(crate) fn load_folder(folder: &Path) -> Result<HostConfig> {
 
 /// The host in whose folder `clusters` a cluster's file lies, if its own file lies beside that folder.
 pub(crate) fn host_around(cluster: &Path) -> Option<HostConfig> {
-    let folder = files::resolved(cluster.parent()?);
+    host_of(cluster.parent()?)
+}
+
+/// The host of a folder, if its file lies beside.
+fn host_of(folder: &Path) -> Option<HostConfig> {
+    let folder = files::resolved(folder);
     let beside = folder.parent()?.read_dir().ok()?;
     let inis = beside.flatten().map(|entry| entry.path());
     let inis = inis.filter(|path| path.extension() == Some(OsStr::new("ini")));
@@ -180,10 +180,7 @@ pub(crate) fn host_around(cluster: &Path) -> Option<HostConfig> {
         Ok(Config::Host(host)) => Some(*host),
         _ => None,
     };
-    let is_around = |host: &HostConfig| {
-        let clusters = host.clusters.as_deref().map(files::resolved);
-        clusters.as_deref() == Some(&folder)
-    };
+    let is_around = |host: &HostConfig| files::resolved(&host.clusters) == folder;
     inis.filter_map(host).find(is_around)
 }
 

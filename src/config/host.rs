@@ -1,4 +1,4 @@
-//! The settings of the receiver's process, typed: in a file of its own with `clusters`, or taken from a standby's.
+//! The settings of the receiver's process, typed: those of a file with `clusters`.
 //! Never looks into the folder `clusters` while it loads. Invariant: what is here is the process's, and no cluster's
 //! file changes it.
 
@@ -8,7 +8,7 @@ use super::address::ListenAddress;
 use super::fault::{Fault, SettingPlace};
 use super::overlap::{Named, check_files};
 use super::settings::{GivenSettings, default_job_name};
-use super::standby::{self, LogFormat, StandbyConfig};
+use super::standby::{self, LogFormat};
 use super::tls::TlsSettings;
 use crate::error::CommandError;
 use crate::files;
@@ -34,31 +34,13 @@ pub struct HostConfig {
     pub max_connections: u32,
     /// Where metrics are served.
     pub metrics_listen: Vec<ListenAddress>,
-    /// The folder of the clusters' files, absolute; `None` where one file is host and cluster.
-    pub clusters: Option<PathBuf>,
+    /// The folder of the clusters' files, absolute.
+    pub clusters: PathBuf,
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
 }
 
 impl HostConfig {
-    /// The host in a file without `clusters`, which is host and cluster in one.
-    pub(crate) fn of(standby: &StandbyConfig) -> HostConfig {
-        HostConfig {
-            path: standby.path.clone(),
-            job_name: standby.job_name.clone(),
-            logfile: standby.logfile.clone(),
-            pidfile: standby.pidfile.clone(),
-            listen: standby.listen.clone(),
-            tls: standby.tls.clone(),
-            log_format: standby.log_format,
-            max_connections: standby.max_connections,
-            metrics_listen: standby.metrics_listen.clone(),
-            clusters: None,
-            // They are told as the standby's already.
-            notes: Vec::new(),
-        }
-    }
-
     /// The pidfile whose lock shows that the receiver runs: `pidfile`, or one beside the ini file.
     pub(crate) fn receiver_pidfile(&self) -> PathBuf {
         let beside = || self.path.with_extension("pid");
@@ -73,14 +55,13 @@ impl HostConfig {
 
     /// The refusal of a command that takes the file of one cluster, and what to type instead.
     pub(crate) fn not_for(&self, command: &str) -> CommandError {
-        let folder = self.clusters.as_deref().unwrap_or(&self.path);
         CommandError::usage(format!(
             "{}: `{command}` takes the file of one cluster, and this file serves those of the folder clusters",
             self.path.display()
         ))
         .hint(format!(
             "type: walmgr {} {command}",
-            folder.join("NAME.ini").display()
+            self.clusters.join("NAME.ini").display()
         ))
     }
 
@@ -106,7 +87,7 @@ impl HostConfig {
             log_format: LogFormat::read(settings)?,
             max_connections: settings.number("max_connections")?,
             metrics_listen: settings.listen("metrics_listen")?,
-            clusters: Some(clusters),
+            clusters,
             notes: standby::notes(settings)?,
         };
         config.check_overlap(settings)?;
@@ -127,15 +108,14 @@ impl HostConfig {
         check_files(&files)?;
         // Every `*.ini` of the folder is a cluster's, and this one is none.
         let own = self.path.parent().map(files::resolved);
-        let is_own = |clusters: &&PathBuf| Some(files::resolved(clusters)) == own;
-        let Some(clusters) = self.clusters.as_ref().filter(is_own) else {
+        if Some(files::resolved(&self.clusters)) != own {
             return Ok(());
-        };
+        }
         let setting = settings.get("clusters");
         let place = setting.map_or(SettingPlace::File, |setting| setting.place);
         let says = format!(
             "expected a folder of the clusters' files alone, found {}, where this file lies",
-            clusters.display()
+            self.clusters.display()
         );
         Err(Fault::of_key(place, "clusters", says)
             .hint("make a folder beside this file and move the clusters' files there: `clusters = clusters.d`"))

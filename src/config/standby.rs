@@ -196,12 +196,30 @@ impl StandbyConfig {
     }
 
     /// What this file wants for its cluster alone, where it is one of several of a host.
-    pub(super) fn wanted_paths(&self, settings: &GivenSettings) -> WantedPaths {
+    /// Of the lists of those who are let in, the host's `tls` says which is in force.
+    pub(super) fn wanted_paths(&self, settings: &GivenSettings, tls: &TlsSettings) -> WantedPaths {
         let named = |name: &str, path: &Path| Named::new(settings, name, path);
         let every = |paths: &[(&str, Option<&PathBuf>)]| -> Vec<Named> {
             let given =
                 |(name, path): &(&str, Option<&PathBuf>)| path.map(|path| named(name, path));
             paths.iter().filter_map(given).collect()
+        };
+        let by_name = tls.authority.is_some();
+        let lists = [
+            (
+                "authorized_keys",
+                &self.authorized_keys,
+                tls.enabled && !by_name,
+            ),
+            (
+                "authorized_names",
+                &self.authorized_names,
+                tls.enabled && by_name,
+            ),
+        ];
+        let lists = |in_force| {
+            let found = lists.iter().filter(move |list| list.2 == in_force);
+            found.map(|(name, path, _)| named(name, path))
         };
         WantedPaths {
             directories: every(&[
@@ -221,11 +239,10 @@ impl StandbyConfig {
                 ("this ini file", Some(&self.path)),
                 ("pidfile", Some(&self.receiver_pidfile())),
             ]),
-            shared_files: every(&[
-                ("authorized_keys", Some(&self.authorized_keys)),
-                ("authorized_names", Some(&self.authorized_names)),
-                ("logfile", self.logfile.as_ref()),
-            ]),
+            shared_files: lists(false)
+                .chain(every(&[("logfile", self.logfile.as_ref())]))
+                .collect(),
+            let_in: lists(true).next(),
         }
     }
 

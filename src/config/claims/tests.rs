@@ -7,8 +7,17 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::config::{ClusterFiles, Config, load};
 
-/// A host whose clusters have these files; `ROOT` in them is a folder that exists.
+/// A host without TLS whose clusters have these files; `ROOT` in them is a folder that exists.
 fn read(files: &[(&str, &str)], prepare: impl Fn(&Path)) -> (tempfile::TempDir, ClusterFiles) {
+    read_under("tls = off", files, prepare)
+}
+
+/// [`read`] with this line in the host's file.
+fn read_under(
+    host: &str,
+    files: &[(&str, &str)],
+    prepare: impl Fn(&Path),
+) -> (tempfile::TempDir, ClusterFiles) {
     let root = tempfile::tempdir().unwrap();
     let at = |name: &str| root.path().join(name);
     std::fs::create_dir(at("clusters.d")).unwrap();
@@ -18,7 +27,8 @@ fn read(files: &[(&str, &str)], prepare: impl Fn(&Path)) -> (tempfile::TempDir, 
         let text = format!("[walmgr]\n{text}");
         std::fs::write(at(&format!("clusters.d/{name}.ini")), text).unwrap();
     }
-    std::fs::write(at("host.ini"), "[walmgr]\nclusters = clusters.d\n").unwrap();
+    let host = format!("[walmgr]\nclusters = clusters.d\n{host}\n");
+    std::fs::write(at("host.ini"), host).unwrap();
     let Config::Host(host) = load(&at("host.ini"), &[]).unwrap() else {
         panic!("no host");
     };
@@ -200,12 +210,13 @@ fn one_ini_linked_twice_is_one_cluster() {
 fn keys_and_logs_may_be_shared_and_shared_keys_are_noted() {
     let shared = "authorized_keys = ROOT/keys\nauthorized_names = names\nlogfile = ROOT/log\n";
     let own = |name: &str| format!("walmgr_data = ROOT/{name}\n{shared}");
-    let (_root, read) = read(&[("a", &own("a")), ("b", &own("b"))], |_| {});
+    let (_root, read) = read_under("", &[("a", &own("a")), ("b", &own("b"))], |_| {});
     assert_eq!(read.good.len(), 2, "{read:?}");
     let notes = &read.good["b"].notes;
+    // Nobody is let in by a name without tls_ca.
     assert_eq!(
         (read.good["a"].notes.len(), notes.len()),
-        (0, 2),
+        (0, 1),
         "{notes:?}"
     );
     assert!(
@@ -216,6 +227,59 @@ fn keys_and_logs_may_be_shared_and_shared_keys_are_noted() {
         notes[0].contains("a.ini: a master that is let in there is let in here"),
         "{notes:?}"
     );
+}
+
+/// What is said of `b` beside `a`, on a host with these lines, where each adds one to its file.
+fn lists(host: &str, one: &str, other: &str) -> Option<String> {
+    let text = |name: &str, line: &str| format!("walmgr_data = ROOT/{name}\n{line}\n");
+    let files = [("a", text("a", one)), ("b", text("b", other))];
+    let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
+    let (root, read) = read_under(host, &files, |_| {});
+    assert!(read.good.contains_key("a"), "{read:?}");
+    let root = root.path().display().to_string();
+    let says = read.broken.into_values().next();
+    says.map(|says| says.replace(&root, ""))
+}
+
+#[test]
+fn fault_150_one_list_of_two_files_must_be_meant_by_both() {
+    let by_key = lists("", "", "").unwrap();
+    assert_eq!(
+        by_key,
+        "/clusters.d/b.ini: authorized_keys: expected a list of its own, found /clusters.d/authorized_keys, which \
+         /clusters.d/a.ini reads, too: whoever is listed there may write into both archives; set `authorized_keys = \
+         b.authorized_keys` and authorize its masters there, or set the same path in both files if that is meant"
+    );
+    let by_name = lists("tls_ca = ca.crt", "", "").unwrap();
+    assert_eq!(
+        by_name,
+        by_key.replace("authorized_keys", "authorized_names")
+    );
+    // Meant by one alone, whichever that is.
+    for (one, other) in [
+        ("authorized_keys = authorized_keys", ""),
+        ("", "authorized_keys = ../clusters.d/authorized_keys"),
+    ] {
+        let says = lists("", one, other).unwrap();
+        assert!(says.contains("expected a list of its own"), "{says}");
+    }
+    let line = "authorized_keys = authorized_keys";
+    assert_eq!(lists("", line, line), None);
+    assert_eq!(lists("", "", "authorized_keys = b.authorized_keys"), None);
+}
+
+#[test]
+fn only_the_list_that_lets_somebody_in_counts() {
+    assert_eq!(lists("tls = off", "", ""), None);
+    let own_keys = "authorized_keys = b.keys";
+    assert_eq!(lists("", "", own_keys), None);
+    assert!(lists("tls_ca = ca.crt", "", own_keys).is_some());
+    assert_eq!(
+        lists("tls_ca = ca.crt", "", "authorized_names = b.names"),
+        None
+    );
+    // What the cluster's own file says of TLS counts only where that is served alone.
+    assert!(lists("", "tls = off", "tls = off").is_some());
 }
 
 #[test]
@@ -254,12 +318,13 @@ fn three_hundred_files_resolve_each_path_once() {
             directories: vec![named("completed_wals"), named("full_backup")],
             rotated: vec![named("full_backup")],
             files: vec![named("pidfile")],
-            shared_files: vec![named("authorized_keys")],
+            shared_files: vec![named("logfile")],
+            let_in: Some(named("authorized_keys")),
         };
         let file = PathBuf::from(format!("/nowhere/{number}.ini"));
         claims.take(&file, &wanted).unwrap();
         // A rotated directory is resolved by its own name, too.
-        assert_eq!(resolved.get() - of_host, (number + 1) * 6);
+        assert_eq!(resolved.get() - of_host, (number + 1) * 7);
     }
     let again = WantedPaths {
         directories: vec![Named {

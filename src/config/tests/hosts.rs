@@ -61,7 +61,7 @@ fn a_file_with_clusters_is_a_hosts() {
     let config = host(&format!(
         "{HOST}listen = 0.0.0.0:7000\nlog_format = json\nlogfile = /h.log\npidfile = /h.pid\ntls_ca = ca.crt\n"
     ));
-    assert_eq!(config.clusters, Some(PathBuf::from("/clusters.d")));
+    assert_eq!(config.clusters, Path::new("/clusters.d"));
     assert_eq!(config.listen_text(), "0.0.0.0:7000");
     assert_eq!(
         (config.log_format, config.max_connections),
@@ -74,20 +74,6 @@ fn a_file_with_clusters_is_a_hosts() {
     let by_section = host("[wal-slave]\nclusters = /clusters.d\n");
     assert_eq!(by_section.listen_text(), "127.0.0.1:7432");
     assert!(by_section.receiver_pidfile().ends_with("main.pid"));
-}
-
-#[test]
-fn a_file_without_clusters_is_host_and_cluster_in_one() {
-    let standby = standby(&format!(
-        "{STANDBY}listen = 127.0.0.1:1\nmax_connections = 7\nclusters =\n"
-    ));
-    assert!(standby.notes.is_empty());
-    let host = HostConfig::of(&standby);
-    assert_eq!((host.clusters.clone(), host.max_connections), (None, 7));
-    assert_eq!(host.receiver_pidfile(), standby.receiver_pidfile());
-    assert_eq!(host.listen_text(), "127.0.0.1:1");
-    let none = host.read_clusters().unwrap_err();
-    assert!(none.to_string().contains("no setting clusters"), "{none}");
 }
 
 #[test]
@@ -146,6 +132,7 @@ fn a_host_without_a_usable_folder_is_refused() {
 #[test]
 fn every_ini_of_the_folder_is_a_cluster_and_nothing_else_is() {
     let (one, two) = (archive("1"), archive("2"));
+    let two = format!("{two}authorized_keys = db2.keys\n");
     let files = Folder::new(&[
         ("db2.ini", &two),
         ("db1.ini", &one),
@@ -204,7 +191,8 @@ fn of_the_settings_of_the_process_the_hosts_count() {
          max_connections = 5\n",
         archive("1")
     );
-    let folder = Folder::new(&[("db1.ini", &text), ("db2.ini", &archive("2"))]);
+    let own_list = format!("{}authorized_keys = db2.keys\n", archive("2"));
+    let folder = Folder::new(&[("db1.ini", &text), ("db2.ini", &own_list)]);
     let (host, read) = (folder.host(), folder.read());
     let (first, second) = (&read.good["db1"], &read.good["db2"]);
     for config in [first, second] {
@@ -219,9 +207,7 @@ fn of_the_settings_of_the_process_the_hosts_count() {
         assert!(notes.contains(&says), "{notes}");
     }
     assert_eq!(first.notes.len(), 3, "{notes}");
-    // Both have the list of keys that lies beside them.
-    assert_eq!(second.notes.len(), 2, "{:?}", second.notes);
-    assert!(second.notes[0].contains("db2.ini: authorized_keys = "));
+    assert!(second.notes.is_empty(), "{:?}", second.notes);
 
     let same = format!("{}listen = 127.0.0.1:7432\ntls = on\n", archive("1"));
     let read = Folder::new(&[("db1.ini", &same)]).read();
