@@ -25,6 +25,7 @@ mod fetch;
 mod field;
 mod flips;
 mod host_commands;
+mod host_daemon;
 mod hostile_receiver;
 mod house_rules;
 mod identity;
