@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use walmgr_protocol::limits::UNFOLLOWED_BYTES_PER_KEY_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
@@ -114,6 +114,7 @@ impl Archive {
                 ahead_max: AtomicU64::new(AHEAD_MAX),
                 unfollowed_bytes_max: AtomicU64::new(UNFOLLOWED_BYTES_PER_KEY_MAX),
                 marker: RwLock::new(marker),
+                binding_turn: Mutex::default(),
                 recovery,
                 _lock: lock,
             }),
@@ -135,10 +136,8 @@ impl Archive {
     /// Binds the archive to a cluster for good; `Foreign` when it is bound to another one.
     pub fn bind(&self, binding: &Binding) -> Result<(), StoreError> {
         let shared = &self.shared;
-        let mut marker = shared
-            .marker
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _turn = (shared.binding_turn.lock()).unwrap_or_else(PoisonError::into_inner);
+        let marker = shared.marker().clone();
         match &marker.binding {
             Some(bound) if bound == binding => return Ok(()),
             Some(bound) => {
@@ -150,7 +149,7 @@ impl Archive {
             None => {}
         }
         let bound = Marker {
-            archive_id: marker.archive_id.clone(),
+            archive_id: marker.archive_id,
             binding: Some(*binding),
         };
         shared.monitor.check()?;
@@ -160,7 +159,8 @@ impl Archive {
             .and_then(|()| bound.write(&shared.completed, MarkerRole::Completed))
             .and_then(|()| bound.write(&shared.partial, MarkerRole::Partial));
         shared.monitor.outcome(written)?;
-        *marker = bound;
+        // Only now: whoever asks for the binding must not wait for the disk.
+        *(shared.marker.write()).unwrap_or_else(PoisonError::into_inner) = bound;
         Ok(())
     }
 

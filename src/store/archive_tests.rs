@@ -3,7 +3,8 @@
 //! under its name.
 
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::sync::Barrier;
+use std::sync::{Barrier, mpsc};
+use std::time::Duration;
 
 use walmgr_protocol::names::{SystemId, WalFileName};
 
@@ -368,6 +369,35 @@ fn a_binding_is_for_good() {
     );
     drop(archive);
     assert_eq!(open(&places).binding(), Some(BINDING));
+}
+
+#[test]
+fn whoever_asks_for_the_binding_does_not_wait_for_a_disk_that_stalls_while_binding() {
+    let folder = scratch_folder();
+    let places = places(folder.path());
+    Archive::create(&places, real()).unwrap();
+    let disk = FaultyDisk::over(real());
+    let archive = &Archive::open(&places, disk.clone()).unwrap();
+    let other = Binding {
+        system_id: SystemId(1),
+        ..BINDING
+    };
+    let stalled = disk.stall(Op::SyncFile);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| archive.bind(&BINDING));
+        stalled.wait();
+        let second = scope.spawn(|| archive.bind(&other));
+        let (sender, answer) = mpsc::channel();
+        scope.spawn(move || sender.send(archive.binding()).unwrap());
+        let answer = answer.recv_timeout(Duration::from_secs(30));
+        stalled.wait();
+        first.join().unwrap().unwrap();
+        assert_eq!(answer, Ok(None));
+        // Two that bind take their turns.
+        let refused = second.join().unwrap().unwrap_err();
+        assert_eq!(refused.kind(), Kind::ForeignCluster);
+    });
+    assert_eq!(archive.binding(), Some(BINDING));
 }
 
 #[test]

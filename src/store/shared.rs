@@ -6,7 +6,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use walmgr_protocol::names::WalFileName;
 
@@ -84,15 +84,21 @@ pub(super) struct Shared {
     pub(super) ahead_max: AtomicU64,
     /// What one key may have stored that nobody follows.
     pub(super) unfollowed_bytes_max: AtomicU64,
+    /// Held for a moment only, as the receiver asks for the binding where it must not wait.
     pub(super) marker: RwLock<Marker>,
+    /// Held by whoever binds the archive, while the disk takes its time.
+    pub(super) binding_turn: Mutex<()>,
     pub(super) recovery: RecoveryReport,
     pub(super) _lock: OwnedFd,
 }
 
 impl Shared {
     pub(super) fn binding(&self) -> Result<Binding, StoreError> {
-        let marker = self.marker.read().unwrap_or_else(PoisonError::into_inner);
-        marker.binding.ok_or(StoreError::NotBound)
+        self.marker().binding.ok_or(StoreError::NotBound)
+    }
+
+    pub(super) fn marker(&self) -> RwLockReadGuard<'_, Marker> {
+        self.marker.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

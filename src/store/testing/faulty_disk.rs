@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use rustix::io::Errno;
 
@@ -76,6 +76,7 @@ struct State {
     names: HashMap<RawFd, String>,
     faults: Vec<Fault>,
     freeze_after: Option<usize>,
+    stall: Option<(Op, Arc<Barrier>)>,
     /// Calls that were let through.
     done: usize,
 }
@@ -124,6 +125,13 @@ impl FaultyDisk {
         state.freeze_after = Some(state.done + count);
     }
 
+    /// Stalls the next `op`: it waits twice at what is returned, first when it is reached, then to go on.
+    pub(crate) fn stall(&self, op: Op) -> Arc<Barrier> {
+        let barrier = Arc::new(Barrier::new(2));
+        self.state.lock().unwrap().stall = Some((op, Arc::clone(&barrier)));
+        barrier
+    }
+
     /// Whether an operation was refused because of a freeze.
     pub(crate) fn is_frozen(&self) -> bool {
         let state = self.state.lock().unwrap();
@@ -142,6 +150,12 @@ impl FaultyDisk {
             return Err(Errno::IO.into());
         }
         state.done += 1;
+        if let Some((_, barrier)) = state.stall.take_if(|(stalled, _)| *stalled == op) {
+            drop(state);
+            barrier.wait();
+            barrier.wait();
+            state = self.state.lock().unwrap();
+        }
         let concerned = |fault: &&mut Fault| fault.op == op && name.starts_with(&fault.about);
         for fault in state.faults.iter_mut().filter(concerned) {
             if fault.after > 0 {
