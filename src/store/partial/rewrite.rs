@@ -149,10 +149,14 @@ impl PartialStream {
         let SegmentState::Rewriting(comparison, anew) = &mut open.state else {
             return Ok(());
         };
-        if !anew.has_own_record {
-            return Ok(());
-        }
         let common = Lsn(start.0 + anew.differs_at);
+        // The rest of a record from the segment before ends without one, and is acknowledged all the same.
+        if !anew.has_own_record && open.position.end <= common {
+            return match open.position.next_offset < binding.segment_size.bytes() {
+                true => Ok(()),
+                false => Err(ends_unproven(segment, common)),
+            };
+        }
         if !comparison.has_common_record {
             follows_what_is_held(&shared, &binding, &anew.file, (segment, common))?;
         }
@@ -190,6 +194,17 @@ impl PartialStream {
         // A scanner that came through what is dropped leads nowhere.
         shared.carried.put(segment, Verify::Records, None);
         drop_later(&shared, segment)
+    }
+}
+
+/// Going on to the next segment would drop what this one brought, and the record that crosses over would be
+/// acknowledged without its beginning.
+fn ends_unproven(segment: SegmentName, differs_at: Lsn) -> StoreError {
+    StoreError::Diverged {
+        why: format!(
+            "the master's {segment} differs from what was shipped of it after {differs_at}, and no record behind \
+             that ends in it: the master's counts once it is archived"
+        ),
     }
 }
 

@@ -5,6 +5,7 @@
 mod crossing;
 mod freeze;
 mod proven;
+mod rewrite;
 
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
