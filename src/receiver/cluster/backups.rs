@@ -254,3 +254,28 @@ fn busy(holder: &str) -> Error {
 fn internal(error: impl std::fmt::Display) -> Error {
     Error::channel(ErrorCode::Internal, error.to_string(), "")
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use walmgr_protocol::names::TimelineId;
+
+    use crate::store::testing::{new_archive, real};
+
+    /// The backups of a new archive in this folder.
+    pub(crate) fn backups_in(folder: &Path) -> RunningBackups {
+        let folders = new_archive(folder);
+        let workforce = Workforce::new(tracing::Span::none(), || {});
+        let full_backup = folder.join("data.master");
+        RunningBackups::open(&folders, Some(&full_backup), &real(), &workforce)
+    }
+
+    pub(crate) fn backup() -> Begin {
+        Begin {
+            who: "db1".to_owned(),
+            origin: "db1".to_owned(),
+            label: String::new(),
+            timeline: TimelineId::FIRST,
+        }
+    }
+}

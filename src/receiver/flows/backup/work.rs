@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
-use walmgr_protocol::message::backup::{FileDone, Finish, Join, Part};
+use walmgr_protocol::message::backup::{FileDone, Finish, Part};
 use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::session::backup::Request;
@@ -16,7 +16,7 @@ use super::received::Received;
 use super::seal;
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::backups::Resumed;
-use crate::receiver::cluster::running::{BackupPart, BackupReport, Running};
+use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport, Running};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
@@ -100,10 +100,28 @@ fn work(
         },
         Request::Join(join) => {
             let running = served.store.backups.find(join.token)?;
-            return over_on_failure(&running, || stream(&running, join, jobs, say));
+            running.let_drain(join.stream);
+            let part = BackupPart::Stream(join.stream);
+            return take_part(&running, part, say, |attachment| {
+                stream(&running, join.stream, attachment, jobs, say)
+            });
         }
     };
-    over_on_failure(&running, || control(served, &running, jobs, say))
+    take_part(&running, BackupPart::Control, say, |attachment| {
+        control(served, &running, attachment, jobs, say)
+    })
+}
+
+/// Lets the connection in, and does its work. One that is refused has no part in the backup, and does not end it:
+/// its set may be about to be sealed.
+fn take_part(
+    running: &Arc<Running>,
+    part: BackupPart,
+    say: &Say<BackupReport>,
+    work: impl FnOnce(Attachment) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let attachment = running.attach(part, say)?;
+    over_on_failure(running, || work(attachment))
 }
 
 /// A failure of one connection's work, a panic included, is the end of the backup.
@@ -127,14 +145,13 @@ fn over_on_failure(
 
 fn stream(
     running: &Arc<Running>,
-    join: Join,
+    number: u16,
+    attachment: Attachment,
     mut jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
-    running.let_drain(join.stream);
-    let attachment = running.attach(BackupPart::Stream(join.stream), say)?;
     // The thread of the connection before keeps what it has of a file when it ends.
-    let at_work = running.stream_at_work(join.stream);
+    let at_work = running.stream_at_work(number);
     let _at_work = at_work.lock().unwrap_or_else(PoisonError::into_inner);
     let mut writer = running.open_stream()?;
     say(BackupReport::Admitted(attachment));
@@ -169,10 +186,10 @@ fn stream(
 fn control(
     served: &ServedCluster,
     running: &Arc<Running>,
+    attachment: Attachment,
     mut jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
-    let attachment = running.attach(BackupPart::Control, say)?;
     say(BackupReport::Admitted(attachment));
     let mut parts = Received::default();
     let mut unpacker = Unpacker::default();
@@ -226,6 +243,33 @@ mod tests {
     use super::*;
     use walmgr_protocol::message::backup::Begin;
     use walmgr_protocol::names::TimelineId;
+
+    use crate::receiver::cluster::backups::testing::{backup, backups_in};
+    use crate::store::testing::scratch_folder;
+
+    #[tokio::test]
+    async fn fault_58_a_connection_that_is_not_let_in_ends_no_backup() {
+        let folder = scratch_folder();
+        let running = backups_in(folder.path()).begin(&backup()).unwrap();
+        let say: Say<BackupReport> = Arc::new(|_| true);
+        running.begin_waiting().unwrap();
+        for part in [BackupPart::Control, BackupPart::Stream(0)] {
+            let refused = take_part(&running, part, &say, |_| Ok(())).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Abandoned, "{part:?}");
+            assert!(!running.is_over(), "{part:?}");
+        }
+        running.begin_sealing().map(drop).unwrap();
+    }
+
+    #[tokio::test]
+    async fn fault_58_a_failure_of_a_connection_that_was_let_in_ends_its_backup() {
+        let folder = scratch_folder();
+        let running = backups_in(folder.path()).begin(&backup()).unwrap();
+        let say: Say<BackupReport> = Arc::new(|_| true);
+        let part = BackupPart::Stream(0);
+        take_part(&running, part, &say, |_| Err(out_of_place())).unwrap_err();
+        assert!(running.is_over());
+    }
 
     #[test]
     fn fault_116_an_origin_that_another_peer_names_is_another_origin() {
