@@ -40,6 +40,8 @@ struct BackupsState {
     running: Option<Arc<Running>>,
     /// The last one that was sealed, for a client that did not hear of it.
     sealed: Option<(Token, SealedSet, Sealed)>,
+    /// Why none begins any more.
+    ended: Option<Error>,
 }
 
 /// What a client finds that comes back to a backup.
@@ -85,9 +87,14 @@ impl RunningBackups {
         failed.is_sync_failure.then_some(failed.why.as_str())
     }
 
-    /// Ends the backup that runs, if one does: its store has retired. Blocks while files are removed.
+    /// Ends the backup that runs, if one does, and lets none begin: its store has retired. Blocks while files are
+    /// removed.
     pub(crate) fn end(&self, why: &Error) {
-        let running = self.state().running.take();
+        let running = {
+            let mut state = self.state();
+            state.ended = Some(why.clone());
+            state.running.take()
+        };
         if let Some(running) = running {
             running.end(why);
         }
@@ -105,7 +112,9 @@ impl RunningBackups {
             .map_err(|error| refusal::of_set(&error))?;
         let running =
             Arc::new(Running::new(set, holder, begin, self.workforce.clone()).map_err(internal)?);
-        self.state().running = Some(Arc::clone(&running));
+        self.note_running(&running).inspect_err(|why| {
+            running.end(why);
+        })?;
         Ok(running)
     }
 
@@ -136,6 +145,18 @@ impl RunningBackups {
     /// Remembers that a backup is sealed, before it counts as over.
     pub(crate) fn note_sealed(&self, token: Token, set: &SealedSet, facts: &Sealed) {
         self.state().sealed = Some((token, set.clone(), facts.clone()));
+    }
+
+    /// Makes it the one that runs, unless all of them have ended meanwhile.
+    fn note_running(&self, running: &Arc<Running>) -> Result<(), Error> {
+        let mut state = self.state();
+        match &state.ended {
+            Some(why) => Err(why.clone()),
+            None => {
+                state.running = Some(Arc::clone(running));
+                Ok(())
+            }
+        }
     }
 
     /// Ends a backup of the same origin, whose process must be dead, and one that has been idle for too
@@ -253,6 +274,27 @@ fn busy(holder: &str) -> Error {
 
 fn internal(error: impl std::fmt::Display) -> Error {
     Error::channel(ErrorCode::Internal, error.to_string(), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{backup, backups_in};
+    use crate::receiver::worker;
+    use crate::store::testing::scratch_folder;
+
+    /// A worker that was about to begin one when the store retired.
+    #[test]
+    fn fault_33_no_backup_begins_once_all_have_ended() {
+        let folder = scratch_folder();
+        let backups = backups_in(folder.path());
+        let before = backups.begin(&backup()).unwrap();
+        backups.end(&worker::failed_on("test"));
+        assert!(before.is_over());
+        let refused = backups.begin(&backup()).map(drop).unwrap_err();
+        assert_eq!(refused.message, worker::failed_on("test").message);
+        assert!(backups.state().running.is_none());
+        assert!(!folder.path().join("data.master.incoming").exists());
+    }
 }
 
 #[cfg(test)]
