@@ -93,12 +93,13 @@ impl Connections {
         slots.taken.insert(id, connection);
         drop(slots);
         let connections = Arc::clone(self);
-        Ok((HeldConnection { connections, id }, lost))
-    }
-
-    /// Connections open.
-    pub(crate) fn count(&self) -> usize {
-        self.slots().taken.len()
+        let cluster = claim.cluster;
+        let held = HeldConnection {
+            connections,
+            cluster,
+            id,
+        };
+        Ok((held, lost))
     }
 
     fn slots(&self) -> MutexGuard<'_, ConnectionSlots> {
@@ -223,13 +224,16 @@ impl SlotBound<'_> {
 /// A connection slot, given back when dropped.
 pub(crate) struct HeldConnection {
     connections: Arc<Connections>,
+    cluster: u64,
     id: u64,
 }
 
 impl HeldConnection {
-    /// Connections of all peers.
+    /// Connections of all peers of the cluster; how many others have is not told.
     pub(crate) fn connections(&self) -> usize {
-        self.connections.count()
+        let slots = self.connections.slots();
+        let taken = slots.taken.values();
+        taken.filter(|slot| slot.cluster == self.cluster).count()
     }
 
     /// What the peer may do changed.
@@ -301,7 +305,7 @@ mod tests {
         assert_eq!(lost.count(), 28);
         let masters: Vec<_> = (0..8).map(|_| connect("db1", true).unwrap()).collect();
         drop((readers, others, masters));
-        assert_eq!(connections.count(), 0);
+        assert!(connections.slots().taken.is_empty());
     }
 
     #[test]
@@ -373,7 +377,20 @@ mod tests {
         let third: Vec<_> = (0..20).filter_map(|_| connect(3, "db3").ok()).collect();
         assert!(third.len() >= RESERVED);
         drop((own, flood, others, third));
-        assert_eq!(connections.count(), 0);
+        assert!(connections.slots().taken.is_empty());
+    }
+
+    #[test]
+    fn a_cluster_is_told_the_number_of_its_own_connections_alone() {
+        let connections = Arc::new(Connections::default());
+        let connect = |cluster| connections.try_connect(&claim_of(cluster, "db", true, 16));
+        let own: Vec<_> = (0..2).map(|_| connect(1).unwrap()).collect();
+        let others: Vec<_> = (0..5).map(|_| connect(2).unwrap()).collect();
+        own[1].0.is_of_backup(true);
+        assert_eq!(own[0].0.connections(), 2);
+        assert_eq!(others[0].0.connections(), 5);
+        drop(others);
+        assert_eq!(own[0].0.connections(), 2);
     }
 
     proptest! {

@@ -67,7 +67,7 @@ pub struct Overview {
     pub masters: Vec<String>,
     /// How many there are.
     pub masters_count: u64,
-    /// Connections open, the one that asks included.
+    /// Connections of the cluster open, the one that asks included.
     pub connections: u32,
     /// Where the archive is on the receiver's host, for people.
     pub completed_wals: String,
