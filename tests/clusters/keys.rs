@@ -25,9 +25,14 @@ fn fault_146_no_message_of_another_clusters_key_is_heard() {
     let (key_a, key_b) = (Key::stolen(a), Key::stolen(b));
     for (key, of, at) in [(&key_a, a, b), (&key_b, b, a)] {
         let own = state_of(of.archive_folder());
-        let codes = [ErrorCode::NotAuthorized];
+        // The same for a cluster that is not served here, so that nobody learns which are.
+        let codes = [ErrorCode::ForeignCluster];
         let who = "another cluster's key";
         is_refused(&host.receiver, at, who, key, &hello_of(at), &codes);
+        let mut elsewhere = hello_of(at);
+        elsewhere.cluster.as_mut().unwrap().system_id.0 ^= 1;
+        let refused = key.introduce(at.address(), &elsewhere).unwrap();
+        assert_eq!(refused.err().unwrap().code, codes[0]);
         assert_eq!(state_of(of.archive_folder()), own);
     }
     let unknown = Key::unknown(a, "master");

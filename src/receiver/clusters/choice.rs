@@ -7,9 +7,8 @@
 //! 1. bound to the cluster of the hello, and lists the peer: it is meant;
 //! 2. lists the peer and cannot be opened: it may well be meant, and a later step would send the peer elsewhere;
 //! 3. lists the peer and is bound to nothing: `setup` will bind it;
-//! 4. bound to the cluster of the hello and does not list the peer: the answer is that of a receiver with this cluster
-//!    alone, so that nobody learns what else is served here;
-//! 5. otherwise the peer is on lists of other clusters, and is told whose they are, as a receiver of one cluster tells.
+//! 4. otherwise the peer is on lists of other clusters, and is told whose they are, as a receiver of one cluster tells;
+//!    also if the cluster of the hello is served, so that nobody learns what is served here beside those.
 //!
 //! A tool that does not know its cluster is served by the only one that lists it.
 
@@ -38,7 +37,7 @@ pub(crate) enum CandidateState {
 /// Why none was chosen. Numbers are places among the candidates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NotChosen {
-    /// The cluster of the hello is served, but does not list the peer; or nobody does.
+    /// Nobody lists the peer.
     Unlisted,
     /// Those that list the peer belong to these.
     Foreign(Vec<ClusterIdentity>),
@@ -83,7 +82,7 @@ pub(crate) fn choose(
         CandidateState::Unbound | CandidateState::Broken => None,
     });
     let others: Vec<ClusterIdentity> = others.collect();
-    match others.is_empty() || candidates.iter().any(|one| is_theirs(one.state)) {
+    match others.is_empty() {
         true => Err(NotChosen::Unlisted),
         false => Err(NotChosen::Foreign(others)),
     }
@@ -150,7 +149,8 @@ mod tests {
         let (a, b, c) = (cluster(1), cluster(2), cluster(3));
         let of_a = [listing(Bound(a)), silent(Bound(b)), silent(Unbound)];
         assert_eq!(choose(&of_a, Some(a)), Ok(0));
-        assert_eq!(choose(&of_a, Some(b)), Err(NotChosen::Unlisted));
+        // The same whether the other is served here or not.
+        assert_eq!(choose(&of_a, Some(b)), Err(NotChosen::Foreign(vec![a])));
         assert_eq!(choose(&of_a, Some(c)), Err(NotChosen::Foreign(vec![a])));
         assert_eq!(choose(&of_a, None), Ok(0));
         let unlisted = [silent(Bound(a)), silent(Unbound), silent(Broken)];
@@ -216,6 +216,16 @@ mod tests {
             theirs in prop::option::of((1..4_u64).prop_map(cluster)),
         ) {
             let chosen = choose(&candidates, theirs);
+            // Nobody learns anything of a cluster whose list does not have the peer.
+            let without_places = |choice: Result<usize, NotChosen>| match choice {
+                Ok(_) => Ok(()),
+                Err(NotChosen::Several(places)) => Err(NotChosen::Several(vec![0; places.len()])),
+                Err(NotChosen::Broken(_)) => Err(NotChosen::Broken(0)),
+                Err(other) => Err(other),
+            };
+            let those_that_list = candidates.iter().copied().filter(|one| one.lists_peer);
+            let alone = choose(&those_that_list.collect::<Vec<_>>(), theirs);
+            prop_assert_eq!(without_places(alone), without_places(chosen.clone()));
             prop_assert_eq!(chosen.clone().ok(), model(&candidates, theirs));
             match chosen {
                 Ok(at) => {
