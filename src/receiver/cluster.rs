@@ -116,6 +116,7 @@ impl Cluster {
     ) -> Result<Cluster> {
         let folders = ArchiveFolders::of(config);
         let full_backup = config.full_backup.as_deref();
+        let _opening = census.opening();
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
         store.archive.set_ahead_max(settings.ahead_max);

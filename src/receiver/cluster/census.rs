@@ -1,5 +1,5 @@
 //! What the clusters of a process share: how many of their stores are open, whose turn it is, what they have together.
-//! Never touches a store. Invariant: once all of them have retired none is opened again: the process ends.
+//! Never touches a store. Invariant: once the last that is open has retired, and none is being opened, none is opened again: the process ends.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ pub(crate) struct StoreCensus {
     /// The threads that they have together.
     pub pools: SharePools,
     counts: Mutex<StoreCounts>,
-    /// Cancelled when all have retired.
+    /// Cancelled when the last has retired.
     none_left: CancellationToken,
     /// Held by whoever reads a whole archive behind a start: one at a time, whatever the number of clusters.
     reading: tokio::sync::Mutex<()>,
@@ -25,15 +25,33 @@ struct StoreCounts {
     clusters: u64,
     open: usize,
     retired: usize,
+    /// Clusters that are being opened.
+    opening: usize,
     /// Whether no more are about to be opened for the first time.
     is_complete: bool,
     /// Why the last one retired.
     why: String,
-    /// All have retired.
+    /// The last has retired.
     is_over: bool,
 }
 
+/// Counts a cluster that is being opened, until it is dropped.
+pub(crate) struct ClusterOpening<'a>(&'a StoreCensus);
+
+impl Drop for ClusterOpening<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.0.counts();
+        counts.opening = counts.opening.saturating_sub(1);
+    }
+}
+
 impl StoreCensus {
+    /// A cluster is being opened, for as long as what is returned lives.
+    pub(crate) fn opening(&self) -> ClusterOpening<'_> {
+        self.counts().opening += 1;
+        ClusterOpening(self)
+    }
+
     /// A cluster's store was opened for the first time; the cluster has the returned number.
     pub(crate) fn opened(&self) -> u64 {
         let mut counts = self.counts();
@@ -71,7 +89,8 @@ impl StoreCensus {
         true
     }
 
-    /// A cluster is served no more.
+    /// A cluster is served no more. That ends nothing: it may be closed to be opened again with other settings, and the
+    /// retired ones go on trying.
     pub(crate) fn closed(&self, had_retired: bool) {
         let mut counts = self.counts();
         let count = match had_retired {
@@ -79,8 +98,6 @@ impl StoreCensus {
             false => &mut counts.open,
         };
         *count = count.saturating_sub(1);
-        drop(counts);
-        self.end_if_none_is_left();
     }
 
     /// The turn of whoever reads a whole archive behind a start.
@@ -88,12 +105,12 @@ impl StoreCensus {
         self.reading.lock().await
     }
 
-    /// Returns when all stores have retired.
+    /// Returns when the last store has retired.
     pub(crate) async fn none_left(&self) {
         self.none_left.cancelled().await;
     }
 
-    /// Why the process ends, once all stores have retired.
+    /// Why the process ends, once the last store has retired.
     pub(crate) fn ends_because(&self) -> Option<String> {
         let counts = self.counts();
         counts.is_over.then(|| counts.why.clone())
@@ -101,7 +118,8 @@ impl StoreCensus {
 
     fn end_if_none_is_left(&self) -> bool {
         let mut counts = self.counts();
-        counts.is_over |= counts.is_complete && counts.open == 0 && counts.retired > 0;
+        let is_open = counts.open > 0 || counts.opening > 0;
+        counts.is_over |= counts.is_complete && !is_open && counts.retired > 0;
         let is_over = counts.is_over;
         drop(counts);
         if is_over {
@@ -138,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_goes_on_without_clusters_and_not_with_retired_ones_alone() {
+    fn a_process_goes_on_without_clusters_and_beside_a_closed_one() {
         let census = StoreCensus::default();
         census.is_complete();
         census.opened();
@@ -148,6 +166,32 @@ mod tests {
         census.opened();
         assert!(census.retires("one"));
         census.closed(false);
-        assert_eq!(census.ends_because().as_deref(), Some("one"));
+        assert_eq!(census.ends_because(), None);
+        assert!(census.reopened());
+        assert!(!census.retires("two"));
+        assert_eq!(census.ends_because().as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn fault_33_a_process_goes_on_while_its_only_open_cluster_is_reopened() {
+        for retires_first in [true, false] {
+            let census = StoreCensus::default();
+            census.opened();
+            census.opened();
+            census.is_complete();
+            if retires_first {
+                assert!(census.retires("one"));
+            }
+            census.closed(false);
+            let opening = census.opening();
+            if !retires_first {
+                assert!(census.retires("one"));
+            }
+            assert_eq!(census.ends_because(), None);
+            census.opened();
+            drop(opening);
+            assert_eq!(census.ends_because(), None);
+            assert!(!census.retires("two"));
+        }
     }
 }
