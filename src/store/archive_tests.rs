@@ -372,7 +372,7 @@ fn a_binding_is_for_good() {
 }
 
 #[test]
-fn whoever_asks_for_the_binding_does_not_wait_for_a_disk_that_stalls_while_binding() {
+fn asking_for_the_binding_never_waits_for_a_stalled_disk() {
     let folder = scratch_folder();
     let places = places(folder.path());
     Archive::create(&places, real()).unwrap();
