@@ -118,9 +118,11 @@ impl Folder {
     /// A failed sync of a file that is read again. What it has lost stands in the kernel's copy as if the disk had it,
     /// and where there was no room the archive goes on: whoever opens the file next finds what the disk gives back.
     fn lost(&self, file: BorrowedFd<'_>, name: &str, error: io::Error) -> StoreError {
+        // First: forgetting may take its time, and whoever opens the file meanwhile hears no error from the kernel.
+        let failure = self.sync_failure(name, error);
         // Advice only, as for a finished file.
         let _ = self.disk.forget_cache(file);
-        self.sync_failure(name, error)
+        failure
     }
 
     /// Gives a partial segment of this folder its final name in `completed`. Its content must
@@ -139,7 +141,11 @@ impl Folder {
             Err(error) if cannot_link(&error) => return Ok(Linked::Impossible),
             Err(error) => return Err(completed.failure("link to", &text, error)),
         }
-        if let Err(error) = completed.sync().and_then(|()| completed.ensure_in_place()) {
+        if let Err(error) = (completed.sync())
+            .and_then(|()| completed.ensure_in_place())
+            // Another stream's sync of this file may have failed meanwhile, and the kernel tells that once.
+            .and_then(|()| self.monitor.check())
+        {
             let _ = completed.disk.remove(completed.handle(), &text);
             return Err(error);
         }
