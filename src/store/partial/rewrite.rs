@@ -191,6 +191,8 @@ impl PartialStream {
             }),
             other => other,
         });
+        // The acknowledgement that comes next is of the new records.
+        open.held()?.note(&shared.partial, segment)?;
         // A scanner that came through what is dropped leads nowhere.
         shared.carried.put(segment, Verify::Records, None);
         drop_later(&shared, segment)
