@@ -293,6 +293,8 @@ impl PartialStream {
         let (folder, name) = (&self.shared.partial, segment.to_string());
         // What is read next may be in memory only; it is about to be called durable.
         folder.sync_content(file.handle(), &name)?;
+        // Nor is what a failed sync has lost, which still stands in the kernel's memory. Advice only.
+        let _ = folder.disk.forget_cache(file.handle());
         folder.sync()?;
         let proven = file.find_end(&self.binding, scanner)?;
         let end = &proven.end;
@@ -344,6 +346,8 @@ impl PartialStream {
             crc.update(&piece[..counted]);
             left -= counted as u64;
         })?;
+        // The answer says that it is held: its name outlives a power cut too.
+        self.shared.completed.sync()?;
         Ok(Some(At {
             held_bytes: content.len,
             common_bytes: open.bytes - left,

@@ -267,6 +267,9 @@ impl Finishing {
                 || shared.carried.of(self.segment, self.verify).is_some());
         let mut joined = Joined::default();
         if self.file.is_in_place()? {
+            if !shipped {
+                self.read_anew_from_disk()?;
+            }
             let scanner = self.check(len, crc32, shipped)?;
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
             joined = shared.join(name, self.verify, scanner, read)?;
@@ -275,12 +278,8 @@ impl Finishing {
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name, &joined)? {
-                let (handle, digest) = (self.file.handle(), (len, crc32));
-                if !shipped {
-                    (shared.partial).sync_content(handle, &self.segment.to_string())?;
-                }
                 let (from, to) = (&shared.partial, &shared.completed);
-                let linked = from.finish_into(to, self.segment, digest)?;
+                let linked = from.finish_into(to, self.segment, (len, crc32))?;
                 match linked {
                     Linked::Durable(durable) => {
                         shared.keep(&durable, joined, &self.by);
@@ -321,6 +320,16 @@ impl Finishing {
             }
         }
         Err(StoreError::GivenUp { name })
+    }
+
+    /// Syncs the content, and has what is read next come from the disk: what a failed sync of an earlier process
+    /// has lost may still stand in the kernel's memory.
+    fn read_anew_from_disk(&self) -> Result<(), StoreError> {
+        let folder = &self.shared.partial;
+        folder.sync_content(self.file.handle(), &self.segment.to_string())?;
+        // Advice only, as for a finished file.
+        let _ = folder.disk.forget_cache(self.file.handle());
+        Ok(())
     }
 
     /// Whether all of it was shipped, checked and synced, and nothing has changed it since.

@@ -3,6 +3,7 @@
 //! is behind it is zeros.
 
 mod crossing;
+mod disk;
 mod freeze;
 mod proven;
 mod rewrite;
