@@ -1,9 +1,10 @@
 //! What each cluster's file of a folder claims on the disk, against what those before it in the order of names have.
 //! Never resolves a path twice, and never compares every pair of files. Invariant: of two files that claim one place the
-//! later is refused, and a file that is refused claims nothing.
+//! later is refused, and a file that is refused claims nothing but what its cluster has in force.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::fault::{Fault, SettingPlace};
 use super::host::HostConfig;
@@ -12,17 +13,53 @@ use crate::files;
 
 /// What one file wants for itself.
 #[derive(Debug, Default)]
-pub(super) struct WantedPaths {
+pub(crate) struct WantedPaths {
     /// Directories that nothing else may be, lie in, or hold.
-    pub directories: Vec<Named>,
+    pub(super) directories: Vec<Named>,
     /// Those of them that are moved aside, under names like their own.
-    pub rotated: Vec<Named>,
+    pub(super) rotated: Vec<Named>,
     /// Files of its own.
-    pub files: Vec<Named>,
+    pub(super) files: Vec<Named>,
     /// Files that several may name, though not for different things.
-    pub shared_files: Vec<Named>,
+    pub(super) shared_files: Vec<Named>,
     /// The list of those who are let in, if there is one in force: several have one only if each says so.
-    pub let_in: Option<Named>,
+    pub(super) let_in: Option<Named>,
+    /// Where what nobody else may have leads to, once it has been found.
+    pub(super) places: Vec<PathBuf>,
+}
+
+/// What the clusters of a process that runs have in force, by their files.
+pub(crate) type WantedInForce = BTreeMap<PathBuf, Arc<WantedPaths>>;
+
+impl WantedPaths {
+    /// Whether both want the same places for themselves alone.
+    pub(crate) fn is_same(&self, other: &WantedPaths) -> bool {
+        self.own().eq(other.own())
+    }
+
+    /// Whether the two could meet on the disk; rather too often than too seldom.
+    pub(crate) fn may_meet(&self, other: &WantedPaths) -> bool {
+        // Older copies of a directory begin with its name.
+        let begins = |one: &Path, other: &Path| {
+            let (one, other) = (one.as_os_str(), other.as_os_str());
+            (one.as_encoded_bytes()).starts_with(other.as_encoded_bytes())
+        };
+        let meets = |one: &PathBuf| {
+            let mut others = other.places.iter();
+            others.any(|other| begins(one, other) || begins(other, one))
+        };
+        self.places.iter().any(meets)
+    }
+
+    /// Finds out where all of it leads to.
+    pub(super) fn find_places(&mut self) {
+        self.places = self.own().map(files::resolved).collect();
+    }
+
+    fn own(&self) -> impl Iterator<Item = &Path> {
+        let own = self.directories.iter().chain(&self.files);
+        own.map(|named| named.path.as_path())
+    }
 }
 
 /// Who has a place.

@@ -1,12 +1,13 @@
 //! The files in a host's folder `clusters`: one standby's file a cluster, each good or broken on its own.
 //! Never lets one file's mistake stop another. Invariant: of a file that is good, every setting of the process is
-//! the host's, and a broken one has the sentence that says what to do.
+//! the host's, and a broken one has the sentence that says what to do; no file gets a place that a cluster keeps in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::claims::{Claims, HostClaims};
+use super::claims::{Claims, WantedInForce, WantedPaths};
 use super::fault::shown;
 use super::host::HostConfig;
 use super::keys::Side;
@@ -27,6 +28,16 @@ pub struct ClusterFiles {
     pub good: BTreeMap<String, StandbyConfig>,
     /// The files that cannot be served, and why, in a sentence.
     pub broken: BTreeMap<PathBuf, String>,
+    /// What the good ones have on the disk, by the same names.
+    pub(crate) wanted: BTreeMap<String, Arc<WantedPaths>>,
+}
+
+/// A file that is good as long as no other wants the same.
+struct ReadCluster {
+    name: String,
+    config: StandbyConfig,
+    settings: GivenSettings,
+    wanted: WantedPaths,
 }
 
 impl HostConfig {
@@ -34,19 +45,91 @@ impl HostConfig {
     ///
     /// That the folder cannot be read is an error; what is wrong in a file is told in [`ClusterFiles::broken`].
     pub(crate) fn read_clusters(&self) -> Result<ClusterFiles> {
-        let mut files = ClusterFiles::default();
-        let mut claims = Claims::of_host(self);
+        self.read_clusters_beside(&WantedInForce::new(), &mut |_| Ok(()))
+    }
+
+    /// The same for a process whose clusters have this in force: whoever is served goes before whoever comes, and a
+    /// file that is refused, here or by `check`, claims what its cluster keeps.
+    pub(crate) fn read_clusters_beside(
+        &self,
+        in_force: &WantedInForce,
+        check: &mut dyn FnMut(&StandbyConfig) -> Result<()>,
+    ) -> Result<ClusterFiles> {
+        let (mut read, mut broken) = (BTreeMap::new(), BTreeMap::new());
         for path in self.cluster_paths()? {
-            match self.read_cluster(&path, &mut claims) {
-                Ok((name, config)) => {
-                    files.good.insert(name, config);
+            let one = self.read_cluster(&path);
+            match one.and_then(|one| check(&one.config).map(|()| one)) {
+                Ok(one) => {
+                    read.insert(path, one);
                 }
                 Err(error) => {
-                    files.broken.insert(path, error.to_string());
+                    broken.insert(path, error.to_string());
                 }
             }
         }
+        let mut files = ClusterFiles::default();
+        // Each turn but the last refuses a file of a cluster that is served, so there is an end.
+        let (refused, mut notes) = loop {
+            let (refused, notes) = self.claim(in_force, &read, &broken);
+            let stay: Vec<&PathBuf> = (refused.keys())
+                .filter(|path| in_force.contains_key(*path))
+                .collect();
+            if stay.is_empty() {
+                break (refused, notes);
+            }
+            for path in stay {
+                read.remove(path);
+                broken.insert(path.clone(), refused[path].clone());
+            }
+        };
+        broken.extend(refused);
+        files.broken = broken;
+        for (path, mut one) in read {
+            let Some(notes) = notes.remove(&path) else {
+                continue;
+            };
+            one.config.notes.extend(notes);
+            one.wanted.find_places();
+            files.wanted.insert(one.name.clone(), Arc::new(one.wanted));
+            let config = self.take_over(one.config, &one.settings);
+            files.good.insert(one.name, config);
+        }
         Ok(files)
+    }
+
+    /// Why which files get not what they want, and notes about the others.
+    fn claim(
+        &self,
+        in_force: &WantedInForce,
+        read: &BTreeMap<PathBuf, ReadCluster>,
+        broken: &BTreeMap<PathBuf, String>,
+    ) -> (BTreeMap<PathBuf, String>, BTreeMap<PathBuf, Vec<String>>) {
+        let mut claims = Claims::of_host(self);
+        for (path, wanted) in in_force {
+            if broken.contains_key(path) {
+                // They got it before, so that it could be refused only because of what is the host's from now on.
+                let _ = claims.take(path, wanted);
+            }
+        }
+        let rank = |(path, one): &(&PathBuf, &ReadCluster)| match in_force.get(*path) {
+            Some(wanted) if wanted.is_same(&one.wanted) => 0,
+            Some(_) => 1,
+            None => 2,
+        };
+        let mut ranked: Vec<(&PathBuf, &ReadCluster)> = read.iter().collect();
+        ranked.sort_by_key(rank);
+        let (mut refused, mut notes) = (BTreeMap::new(), BTreeMap::new());
+        for (path, one) in ranked {
+            match claims.take(path, &one.wanted) {
+                Ok(shared) => {
+                    notes.insert(path.clone(), shared);
+                }
+                Err(fault) => {
+                    refused.insert(path.clone(), fault.into_error(path).to_string());
+                }
+            }
+        }
+        (refused, notes)
     }
 
     /// The paths of the clusters' files. What is hidden is an editor's or a package manager's.
@@ -84,11 +167,7 @@ impl HostConfig {
         Ok(paths)
     }
 
-    fn read_cluster(
-        &self,
-        path: &Path,
-        claims: &mut HostClaims,
-    ) -> Result<(String, StandbyConfig)> {
+    fn read_cluster(&self, path: &Path) -> Result<ReadCluster> {
         let name = cluster_name(path)?;
         let bytes = read_ini(path)?;
         let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
@@ -107,12 +186,14 @@ impl HostConfig {
                 path.parent().unwrap_or(path).display()
             )));
         }
-        let mut config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
-        let shared = claims.take(path, &config.wanted_paths(&settings, &self.tls));
-        config
-            .notes
-            .extend(shared.map_err(|fault| fault.into_error(path))?);
-        Ok((name, self.take_over(config, &settings)))
+        let config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
+        let wanted = config.wanted_paths(&settings, &self.tls);
+        Ok(ReadCluster {
+            name,
+            config,
+            settings,
+            wanted,
+        })
     }
 
     /// The cluster's settings as they count here: those of the process are the host's.

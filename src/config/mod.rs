@@ -37,6 +37,7 @@ use settings::GivenSettings;
 use value::Surroundings;
 
 pub(crate) use address::DEFAULT_PORT;
+pub(crate) use claims::{WantedInForce, WantedPaths};
 pub use clusters::ClusterFiles;
 pub(crate) use clusters::{host_around, load_folder};
 pub use host::HostConfig;

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use walmgr_protocol::hello::Role;
 
 use crate::config::address::ListenAddress;
-use crate::config::{HostConfig, StandbyConfig};
+use crate::config::{HostConfig, StandbyConfig, WantedInForce};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
@@ -126,7 +126,7 @@ pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readines
     }
     let descriptors_max = admission::raise_descriptors();
     let clusters_max = descriptors_max / 2 / DESCRIPTORS_PER_CLUSTER;
-    let read = reading::read(host.clone(), clusters_max)?;
+    let read = reading::read(host.clone(), clusters_max, &WantedInForce::new())?;
     if options.not_really {
         return check_folder(&read);
     }

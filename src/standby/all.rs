@@ -76,7 +76,7 @@ fn print_all(
     options: &Options,
     line_of: impl Fn(&str, &StandbyConfig) -> Result<ClusterLine>,
 ) -> Result<Option<Level>> {
-    let ClusterFiles { good, broken } = host.read_clusters()?;
+    let ClusterFiles { good, broken, .. } = host.read_clusters()?;
     let mut lines: Vec<ClusterLine> = Vec::new();
     for (name, config) in &good {
         lines.push(line_of(name, config).unwrap_or_else(|error| failed(name, &error.to_string())));

@@ -83,6 +83,55 @@ fn fault_147_two_files_with_one_folder_are_not_both_served() {
 }
 
 #[test]
+fn fault_147_no_cluster_gets_what_another_has_in_force() {
+    let _user = skip_unless!(server_user());
+    let (host, sites) = host_of(&["m", "z"]);
+    let [m, z] = &sites[..] else { unreachable!() };
+    let text_of = |name: &str| std::fs::read_to_string(host.cluster_ini(name)).unwrap();
+    let (of_m, of_z) = (text_of("m"), text_of("z"));
+    let x = host
+        .home()
+        .create_dir("sets")
+        .join("x")
+        .display()
+        .to_string();
+    let with_sets = |text: &str, sets: &str| format!("{text}full_backup = {sets}\n");
+    host.write_cluster("m", &with_sets(&of_m, &x));
+    let incoming = format!("{x}.incoming");
+    host.reload();
+    // As if a backup ran: whoever opens these sets removes it.
+    host.home().create_dir("sets/x.incoming");
+    host.home().write("sets/x.incoming/file", "of m");
+    host.write_cluster("m", "[walmgr]\ncompleted_wal = /x\n");
+    host.write_cluster("z", &with_sets(&of_z, &x));
+    let said = host.reload();
+    let line = named(&said, "z").unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains("full_backup") && line.contains("m.ini"),
+        "{line}"
+    );
+    assert!(std::fs::exists(format!("{incoming}/file")).unwrap());
+    // A copy that sorts before does not push its original out.
+    host.write_cluster("0", &with_sets(&of_m, &x));
+    host.write_cluster("m", &with_sets(&of_m, &x));
+    host.write_cluster("z", &of_z);
+    let said = host.reload();
+    assert!(
+        said.contains("serves 2 of 3 clusters; broken: 0.ini"),
+        "{said}"
+    );
+    std::fs::remove_file(host.cluster_ini("0")).unwrap();
+    // One reload hands the place on.
+    host.write_cluster("m", &with_sets(&of_m, &format!("{x}-new")));
+    host.write_cluster("z", &with_sets(&of_z, &x));
+    let said = host.reload();
+    assert!(said.contains("serves 2 of 2 clusters"), "{said}");
+    for site in [m, z] {
+        archives(site, 1);
+    }
+}
+
+#[test]
 fn fault_147_a_host_without_clusters_waits_for_the_first() {
     let _user = skip_unless!(server_user());
     let mut host = Host::builder().build();

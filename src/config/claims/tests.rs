@@ -320,6 +320,7 @@ fn three_hundred_files_resolve_each_path_once() {
             files: vec![named("pidfile")],
             shared_files: vec![named("logfile")],
             let_in: Some(named("authorized_keys")),
+            places: Vec::new(),
         };
         let file = PathBuf::from(format!("/nowhere/{number}.ini"));
         claims.take(&file, &wanted).unwrap();

@@ -1,6 +1,9 @@
 //! Hosts of many clusters: their own file, and those of the folder `clusters`.
 //! Never starts a receiver. Invariant: a file of the folder that is refused leaves every other as it is.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::*;
 
 /// A host's file beside a folder with these files.
@@ -33,6 +36,17 @@ impl Folder {
             Config::Host(config) => *config,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What is read while the clusters of these files are served.
+    fn read_beside(&self, before: &ClusterFiles) -> ClusterFiles {
+        let in_force = before.wanted.iter().map(|(name, wanted)| {
+            let path = before.good[name].path.clone();
+            (path, Arc::clone(wanted))
+        });
+        let in_force = in_force.collect();
+        let read = self.host().read_clusters_beside(&in_force, &mut |_| Ok(()));
+        read.unwrap()
     }
 
     fn read(&self) -> ClusterFiles {
@@ -212,4 +226,96 @@ fn of_the_settings_of_the_process_the_hosts_count() {
     let same = format!("{}listen = 127.0.0.1:7432\ntls = on\n", archive("1"));
     let read = Folder::new(&[("db1.ini", &same)]).read();
     assert!(read.good["db1"].notes.is_empty());
+}
+
+/// An archive of this name, whose sets are at that place.
+fn sets_at(name: &str, sets: &str) -> String {
+    let keys = format!("authorized_keys = {name}.keys\n");
+    format!(
+        "{}{keys}full_backup = /nowhere/sets/{sets}\n",
+        archive(name)
+    )
+}
+
+#[test]
+fn fault_147_a_place_is_a_clusters_for_as_long_as_its_old_settings_are_in_force() {
+    let folder = Folder::new(&[("m.ini", &sets_at("m", "x"))]);
+    let before = folder.read();
+    // The file of the cluster is wrong now, and others want what it has, before and behind it.
+    folder.write("clusters.d/m.ini", "[walmgr]\nkeep_backup = 1\n");
+    folder.write("clusters.d/a.ini", &sets_at("a", "x"));
+    folder.write("clusters.d/z.ini", &sets_at("z", "x/in"));
+    folder.write("clusters.d/free.ini", &sets_at("free", "y"));
+    let read = folder.read_beside(&before);
+    assert_eq!(names(&read), ["free"]);
+    for name in ["a", "z"] {
+        let says = &read.broken[&folder.path(&format!("clusters.d/{name}.ini"))];
+        assert!(says.contains("full_backup = /nowhere/sets/x ("), "{says}");
+        assert!(says.contains("m.ini"), "{says}");
+    }
+    // So it is where the file as such is good, and what it names is not.
+    folder.write("clusters.d/m.ini", &sets_at("m", "z"));
+    let in_force = BTreeMap::from([(
+        folder.path("clusters.d/m.ini"),
+        Arc::clone(&before.wanted["m"]),
+    )]);
+    let check = &mut |config: &StandbyConfig| match config.path.ends_with("m.ini") {
+        true => Err(CommandError::config("no list")),
+        false => Ok(()),
+    };
+    let read = folder
+        .host()
+        .read_clusters_beside(&in_force, check)
+        .unwrap();
+    assert_eq!(names(&read), ["free"], "{:?}", read.broken);
+}
+
+#[test]
+fn fault_147_whoever_is_served_goes_before_whoever_comes() {
+    let folder = Folder::new(&[("b.ini", &sets_at("b", "x")), ("c.ini", &sets_at("c", "y"))]);
+    let before = folder.read();
+    folder.write("clusters.d/0.ini", &sets_at("b", "x"));
+    assert_eq!(names(&folder.read()), ["0", "c"]);
+    let read = folder.read_beside(&before);
+    assert_eq!(names(&read), ["b", "c"]);
+    assert!(sentence(&read).contains("0.ini"));
+    // Nor is a place taken from one that stays where it is, and whoever wanted it stays as well.
+    folder.write("clusters.d/0.ini", &sets_at("0", "x"));
+    folder.write("clusters.d/b.ini", &sets_at("b", "y"));
+    let read = folder.read_beside(&before);
+    assert_eq!(names(&read), ["c"], "{:?}", read.broken);
+    // Places may be handed on, and exchanged.
+    folder.write("clusters.d/b.ini", &sets_at("b", "z"));
+    assert_eq!(names(&folder.read_beside(&before)), ["0", "b", "c"]);
+    std::fs::remove_file(folder.path("clusters.d/0.ini")).unwrap();
+    folder.write("clusters.d/b.ini", &sets_at("b", "y"));
+    folder.write("clusters.d/c.ini", &sets_at("c", "x"));
+    assert_eq!(names(&folder.read_beside(&before)), ["b", "c"]);
+}
+
+#[test]
+fn fault_147_places_that_may_meet_are_found_by_their_names() {
+    let at = |places: &[&str]| WantedPaths {
+        places: places.iter().map(PathBuf::from).collect(),
+        ..WantedPaths::default()
+    };
+    let sets = at(&["/w/a", "/sets/a"]);
+    for (place, meets) in [
+        ("/sets/a", true),
+        ("/sets/a/in", true),
+        ("/sets", true),
+        ("/sets/a.3", true),
+        ("/sets/b", false),
+        ("/v/a", false),
+    ] {
+        assert_eq!(sets.may_meet(&at(&[place])), meets, "{place}");
+        assert_eq!(at(&[place]).may_meet(&sets), meets, "{place}");
+    }
+    let folder = Folder::new(&[("b.ini", &sets_at("b", "x"))]);
+    let read = folder.read();
+    assert!(
+        read.wanted["b"]
+            .places
+            .contains(&PathBuf::from("/nowhere/sets/x"))
+    );
 }

@@ -1,7 +1,8 @@
 //! Opens, closes and re-reads the clusters of a host's folder, while the others serve.
 //! Never waits for one cluster with the hands of another: what may block is done on threads, a few at a time.
 //! Invariant: a cluster is led to, held open and named in the pidfile of its file from the same moment to the same
-//! moment; a file that is wrong changes nothing of what is in force, and is named.
+//! moment; a file that is wrong changes nothing of what is in force, and is named; none is opened where another may
+//! still write.
 //!
 //! ```text
 //! wanted ──▶ opening ──▶ held ──▶ closing ──▶ gone, or wanted again with other folders
@@ -22,7 +23,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, Span};
 use walmgr_protocol::message::ErrorCode;
 
-use crate::config::{HostConfig, StandbyConfig};
+use crate::config::{HostConfig, StandbyConfig, WantedInForce, WantedPaths};
 use crate::daemon::{self, PidFile};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -62,9 +63,11 @@ pub(crate) struct ClusterFolder {
     /// Good files whose clusters are not open.
     wanted: BTreeMap<String, GoodCluster>,
     held: BTreeMap<String, HeldCluster>,
-    opening: BTreeSet<String>,
+    /// Names of files whose turn comes when others have let go of the places.
+    waiting: BTreeSet<String>,
+    opening: BTreeMap<String, Arc<WantedPaths>>,
     openings: JoinSet<OpenedCluster>,
-    closing: BTreeSet<String>,
+    closing: BTreeMap<String, Arc<WantedPaths>>,
     closings: JoinSet<String>,
     readings: JoinSet<Result<HostRead>>,
     is_reload: bool,
@@ -78,6 +81,7 @@ pub(crate) struct ClusterFolder {
 struct HeldCluster {
     hosted: Arc<HostedCluster>,
     config: StandbyConfig,
+    wanted: Arc<WantedPaths>,
     stopping: CancellationToken,
     _keeper: AbortOnDropHandle<()>,
     pidfile: PidFile,
@@ -86,7 +90,7 @@ struct HeldCluster {
 /// What came of an opening.
 struct OpenedCluster {
     name: String,
-    config: StandbyConfig,
+    file: GoodCluster,
     stopping: CancellationToken,
     result: Result<(Cluster, PidFile)>,
 }
@@ -125,9 +129,10 @@ impl ClusterFolder {
             permits: Arc::new(Semaphore::new(OPENINGS_MAX)),
             wanted: BTreeMap::new(),
             held: BTreeMap::new(),
-            opening: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            opening: BTreeMap::new(),
             openings: JoinSet::new(),
-            closing: BTreeSet::new(),
+            closing: BTreeMap::new(),
             closings: JoinSet::new(),
             readings: JoinSet::new(),
             is_reload: false,
@@ -147,8 +152,8 @@ impl ClusterFolder {
             }
         };
         if timeout(OPENING_PATIENCE, all).await.is_err() {
-            for name in self.opening.clone() {
-                self.note_slow(&name);
+            for name in self.opening.keys() {
+                self.note_slow(name);
             }
         }
         self.census.is_complete();
@@ -184,9 +189,10 @@ impl ClusterFolder {
         }
     }
 
-    /// Whether a cluster is to be opened once it has been closed.
+    /// Whether a cluster is to be opened once another has been closed, or it itself.
     fn waits_to_open(&self) -> bool {
-        self.wanted.keys().any(|name| self.closing.contains(name))
+        let mut waiting = self.waiting.iter();
+        waiting.any(|name| self.wanted.contains_key(name))
     }
 
     /// Says that the reload is done, and what it has come to.
@@ -216,8 +222,9 @@ impl ClusterFolder {
         self.is_reload = is_reload;
         let (old, options) = (self.host.clone(), self.options.clone());
         let (workforce, clusters_max) = (self.workforce.clone(), self.clusters_max);
+        let in_force = self.in_force();
         self.readings.spawn(async move {
-            let read = move || reading::read_again(&old, &options, clusters_max);
+            let read = move || reading::read_again(&old, &options, clusters_max, &in_force);
             let done = worker::once(&workforce, "reading of settings", read).await;
             done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message)))
         });
@@ -309,6 +316,7 @@ impl ClusterFolder {
             None => {
                 held.hosted.cluster.reconfigure(file.settings);
                 held.config = file.config;
+                held.wanted = file.wanted;
                 self.clusters.is_mended(&name);
             }
             Some(setting) => {
@@ -321,20 +329,53 @@ impl ClusterFolder {
         }
     }
 
+    /// What the clusters have on the disk that are open, or are opened meanwhile.
+    fn in_force(&self) -> WantedInForce {
+        let opened = self.wanted.values();
+        let opened = opened.map(|file| (file.config.path.clone(), Arc::clone(&file.wanted)));
+        let held = self.held.values();
+        let held = held.map(|held| (held.config.path.clone(), Arc::clone(&held.wanted)));
+        opened.chain(held).collect()
+    }
+
     fn open_wanted(&mut self) {
-        let names: Vec<String> = (self.wanted.keys())
-            .filter(|name| !self.opening.contains(*name) && !self.closing.contains(*name))
-            .cloned()
+        self.open_those(self.wanted.keys().cloned().collect());
+    }
+
+    /// Opens what had to wait for others, if it need not any more.
+    fn open_waiting(&mut self) {
+        self.open_those(self.waiting.iter().cloned().collect());
+    }
+
+    fn open_those(&mut self, names: Vec<String>) {
+        // Whoever is being opened by a file that has changed since may write elsewhere than its new file says.
+        let stale = self.opening.iter().filter(|(name, wanted)| {
+            let file = self.wanted.get(*name);
+            file.is_none_or(|file| !file.wanted.is_same(wanted))
+        });
+        let in_the_way = self.closing.iter().chain(stale);
+        let in_the_way: Vec<(String, Arc<WantedPaths>)> = in_the_way
+            .map(|(name, wanted)| (name.clone(), Arc::clone(wanted)))
             .collect();
         for name in names {
-            if let Some(file) = self.wanted.get(&name).cloned() {
+            self.waiting.remove(&name);
+            let Some(file) = self.wanted.get(&name).cloned() else {
+                continue;
+            };
+            if self.opening.contains_key(&name) {
+                continue;
+            }
+            let mut others = in_the_way.iter();
+            if others.any(|(other, wanted)| *other == name || wanted.may_meet(&file.wanted)) {
+                self.waiting.insert(name);
+            } else {
                 self.open(name, file);
             }
         }
     }
 
     fn open(&mut self, name: String, file: GoodCluster) {
-        self.opening.insert(name.clone());
+        self.opening.insert(name.clone(), Arc::clone(&file.wanted));
         let settings = Arc::clone(&file.settings);
         self.clusters
             .is_being_opened(&name, &file.config.path, settings);
@@ -361,7 +402,7 @@ impl ClusterFolder {
             };
             OpenedCluster {
                 name,
-                config: file.config,
+                file,
                 stopping,
                 result: done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message))),
             }
@@ -372,7 +413,7 @@ impl ClusterFolder {
     fn opened(&mut self, opened: OpenedCluster) {
         let OpenedCluster {
             name,
-            config,
+            file: GoodCluster { config, wanted, .. },
             stopping,
             result,
         } = opened;
@@ -386,11 +427,14 @@ impl ClusterFolder {
                     self.note_broken(&name, broken, false);
                     self.tell_status();
                 }
+                self.open_waiting();
                 return;
             }
         };
         // Its file may have gone meanwhile.
         let Some(file) = self.wanted.remove(&name) else {
+            drop((cluster, pidfile));
+            self.open_waiting();
             return;
         };
         let cluster = Arc::new(cluster);
@@ -408,6 +452,7 @@ impl ClusterFolder {
         let held = HeldCluster {
             hosted,
             config,
+            wanted,
             stopping,
             _keeper: AbortOnDropHandle::new(keeper),
             pidfile,
@@ -428,7 +473,8 @@ impl ClusterFolder {
         let span = held.hosted.cluster.span.clone();
         span.in_scope(|| tracing::info!("served no more: {why}"));
         held.stopping.cancel();
-        self.closing.insert(name.to_owned());
+        self.closing
+            .insert(name.to_owned(), Arc::clone(&held.wanted));
         let name = name.to_owned();
         self.closings.spawn(
             async move {
@@ -498,7 +544,9 @@ impl ClusterOpener {
     /// Blocks for as long as the disk does.
     fn open(self) -> Result<(Cluster, PidFile)> {
         let _named = self.span.enter();
-        let GoodCluster { config, settings } = self.file;
+        let GoodCluster {
+            config, settings, ..
+        } = self.file;
         let pidfile = PidFile::acquire_of_host(&config.receiver_pidfile(), &self.host)?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (census, stopping) = (&self.census, self.stopping);

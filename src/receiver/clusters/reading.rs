@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{self, Config, HostConfig, StandbyConfig};
+use crate::config::{self, Config, HostConfig, StandbyConfig, WantedInForce, WantedPaths};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::receiver::cluster::settings::ClusterSettings;
@@ -33,29 +33,52 @@ pub(crate) struct GoodCluster {
     pub config: StandbyConfig,
     /// What a reload may change of it.
     pub settings: Arc<ClusterSettings>,
+    /// What it has on the disk.
+    pub wanted: Arc<WantedPaths>,
 }
 
-/// Reads the folder of a host; clusters beyond so many are broken.
-pub(crate) fn read(host: HostConfig, clusters_max: usize) -> Result<HostRead> {
+/// Reads the folder of a host, whose clusters have this in force; clusters beyond so many are broken.
+pub(crate) fn read(
+    host: HostConfig,
+    clusters_max: usize,
+    in_force: &WantedInForce,
+) -> Result<HostRead> {
     let process = ProcessSettings::load(&host.tls, host.max_connections)?;
-    let files = host.read_clusters()?;
+    let mut loaded = BTreeMap::new();
+    let mut files = host.read_clusters_beside(in_force, &mut |config| {
+        let settings = ClusterSettings::load(config, &process)?;
+        loaded.insert(config.path.clone(), settings);
+        Ok(())
+    })?;
     let (mut good, mut broken) = (BTreeMap::new(), BTreeMap::new());
     for (path, sentence) in files.broken {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let file = BrokenCluster::new(&path, &sentence, ErrorCode::Busy, None);
+        let settings = loaded.remove(&path);
+        let file = BrokenCluster::new(&path, &sentence, ErrorCode::Busy, settings);
         broken.insert(name.into_owned(), file);
     }
+    // Whoever is served stays so.
+    let is_served = |config: &StandbyConfig| in_force.contains_key(&config.path);
+    let served = files.good.values().filter(|config| is_served(config));
+    let mut room = clusters_max.saturating_sub(served.count());
     for (name, config) in files.good {
-        let settings = match good.len() < clusters_max {
-            true => ClusterSettings::load(&config, &process),
-            false => Err(too_many(clusters_max)),
-        };
-        match settings {
-            Ok(settings) => {
-                good.insert(name, GoodCluster { config, settings });
+        let (settings, wanted) = (loaded.remove(&config.path), files.wanted.remove(&name));
+        let is_welcome = is_served(&config) || room > 0;
+        if !is_served(&config) {
+            room = room.saturating_sub(1);
+        }
+        match (settings, wanted) {
+            (Some(settings), Some(wanted)) if is_welcome => {
+                let file = GoodCluster {
+                    config,
+                    settings,
+                    wanted,
+                };
+                good.insert(name, file);
             }
-            Err(error) => {
-                broken.insert(name, of_error(&config.path, &error, None));
+            (settings, _) => {
+                let file = of_error(&config.path, &too_many(clusters_max), settings);
+                broken.insert(name, file);
             }
         }
     }
@@ -72,6 +95,7 @@ pub(crate) fn read_again(
     old: &HostConfig,
     options: &Options,
     clusters_max: usize,
+    in_force: &WantedInForce,
 ) -> Result<HostRead> {
     let fresh = match config::load(&old.path, &options.overrides)? {
         Config::Host(fresh) => *fresh,
@@ -88,7 +112,7 @@ pub(crate) fn read_again(
         ("log_format", old.log_format != fresh.log_format),
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
-        None => read(fresh, clusters_max),
+        None => read(fresh, clusters_max, in_force),
         Some((key, _)) => Err(cannot_change(key)),
     }
 }
