@@ -340,3 +340,6 @@ fn shown(files: &[String]) -> String {
         (few, more) => format!("{} and {more} more", few.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,9 +222,13 @@ impl ClusterFolder {
         self.is_reload = is_reload;
         let (old, options) = (self.host.clone(), self.options.clone());
         let (workforce, clusters_max) = (self.workforce.clone(), self.clusters_max);
-        let in_force = self.in_force();
+        let (in_force, process) = (self.in_force(), self.clusters.process());
         self.readings.spawn(async move {
-            let read = move || reading::read_again(&old, &options, clusters_max, &in_force);
+            let read = move || match is_reload {
+                true => reading::read_again(&old, &options, clusters_max, &in_force),
+                // What the host's file says now, nobody has asked for.
+                false => reading::read_folder(old, process, clusters_max, &in_force),
+            };
             let done = worker::once(&workforce, "reading of settings", read).await;
             done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message)))
         });

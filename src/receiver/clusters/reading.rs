@@ -44,6 +44,16 @@ pub(crate) fn read(
     in_force: &WantedInForce,
 ) -> Result<HostRead> {
     let process = ProcessSettings::load(&host.tls, host.max_connections)?;
+    read_folder(host, process, clusters_max, in_force)
+}
+
+/// The same for a process that has these settings already, which stay as they are.
+pub(crate) fn read_folder(
+    host: HostConfig,
+    process: Arc<ProcessSettings>,
+    clusters_max: usize,
+    in_force: &WantedInForce,
+) -> Result<HostRead> {
     let mut loaded = BTreeMap::new();
     let mut files = host.read_clusters_beside(in_force, &mut |config| {
         let settings = ClusterSettings::load(config, &process)?;
