@@ -96,21 +96,26 @@ impl Clusters {
 
     /// Notes a file whose settings are not in force; a cluster that was served goes on with its old ones. Says
     /// whether something else is wrong with it than before.
-    pub(crate) fn note_broken(&self, name: &str, broken: BrokenCluster) -> bool {
-        let sentence = broken.sentence.clone();
-        let before = self
-            .table_to_change()
-            .broken
-            .insert(name.to_owned(), broken);
-        before.is_none_or(|before| before.sentence != sentence)
+    pub(crate) fn note_broken(&self, name: &str, mut broken: BrokenCluster) -> bool {
+        let mut table = self.table_to_change();
+        let before = table.broken.remove(name);
+        let is_new = before
+            .as_ref()
+            .is_none_or(|before| before.sentence != broken.sentence);
+        // Those on the list that was read last are told, rather than led to another cluster.
+        let before = before.and_then(|before| before.settings);
+        broken.settings = broken.settings.or(before);
+        table.broken.insert(name.to_owned(), broken);
+        is_new
     }
 
     /// Those who are on this list hear that they are to come again.
     pub(crate) fn is_being_opened(&self, name: &str, path: &Path, settings: Arc<ClusterSettings>) {
         let mut table = self.table_to_change();
-        table.broken.entry(name.to_owned()).or_insert_with(|| {
-            BrokenCluster::new(path, "it is being opened", ErrorCode::Busy, Some(settings))
-        });
+        table
+            .broken
+            .entry(name.to_owned())
+            .or_insert_with(|| BrokenCluster::being_opened(path, Some(settings)));
     }
 
     /// The settings of this file are in force.
@@ -161,11 +166,12 @@ impl Clusters {
         format!("serves {served} of {all} clusters{broken}")
     }
 
-    /// Leads nobody to this cluster any more.
-    pub(crate) fn remove(&self, name: &str) {
+    /// Leads nobody to this cluster any more; who is on the list of what comes instead is told.
+    pub(crate) fn remove(&self, name: &str, instead: Option<BrokenCluster>) {
         let mut table = self.table_to_change();
         table.broken.remove(name);
         table.served.remove(name);
+        (table.broken).extend(instead.map(|instead| (name.to_owned(), instead)));
     }
 
     /// All that are served, by name.
@@ -311,6 +317,11 @@ impl BrokenCluster {
             code,
             settings,
         }
+    }
+
+    /// A cluster that peers are to come back for.
+    pub(crate) fn being_opened(path: &Path, settings: Option<Arc<ClusterSettings>>) -> Self {
+        Self::new(path, "it is being opened", ErrorCode::Busy, settings)
     }
 
     fn refusal(&self) -> Refusal {

@@ -281,7 +281,7 @@ impl ClusterFolder {
             .cloned()
             .collect();
         for name in gone {
-            self.close(&name, "its file is gone");
+            self.close(&name, "its file is gone", None);
         }
         self.clusters
             .forget_broken(|name| !is_there(&name.to_owned()));
@@ -324,10 +324,8 @@ impl ClusterFolder {
                 self.clusters.is_mended(&name);
             }
             Some(setting) => {
-                self.close(
-                    &name,
-                    &format!("{setting} has changed, so it is opened again"),
-                );
+                let why = format!("{setting} has changed, so it is opened again");
+                self.close(&name, &why, Some(&file));
                 self.wanted.insert(name, file);
             }
         }
@@ -371,6 +369,8 @@ impl ClusterFolder {
             }
             let mut others = in_the_way.iter();
             if others.any(|(other, wanted)| *other == name || wanted.may_meet(&file.wanted)) {
+                let (path, settings) = (&file.config.path, Arc::clone(&file.settings));
+                self.clusters.is_being_opened(&name, path, settings);
                 self.waiting.insert(name);
             } else {
                 self.open(name, file);
@@ -468,9 +468,13 @@ impl ClusterFolder {
         self.open_wanted();
     }
 
-    /// Ends a cluster's connections, and lets go of its store.
-    fn close(&mut self, name: &str, why: &str) {
-        self.clusters.remove(name);
+    /// Ends a cluster's connections, and lets go of its store; `again` is what it is opened by after that.
+    fn close(&mut self, name: &str, why: &str, again: Option<&GoodCluster>) {
+        let instead = again.map(|file| {
+            let settings = Some(Arc::clone(&file.settings));
+            BrokenCluster::being_opened(&file.config.path, settings)
+        });
+        self.clusters.remove(name, instead);
         let Some(held) = self.held.remove(name) else {
             return;
         };

@@ -37,3 +37,35 @@ fn fault_147_a_retry_leaves_the_settings_of_the_host_as_they_are() {
     ));
     assert_ne!(retried.host.max_connections, 7);
 }
+
+/// What a peer hears that any list has.
+fn told(clusters: &Clusters) -> Result<Option<ErrorCode>, Unknown> {
+    let candidates = clusters.candidates(&clusters.process(), None)?;
+    Ok(candidates.choose(None).err().map(|refusal| refusal.code))
+}
+
+#[test]
+fn fault_146_a_cluster_that_is_about_to_be_opened_is_never_passed_over() {
+    let (root, host) = host();
+    let read = reading::read(host, 10, &WantedInForce::new()).unwrap();
+    let (clusters, file) = (Clusters::new(read.process), &read.good["a"]);
+    let (path, settings) = (&file.config.path, &file.settings);
+    assert!(told(&clusters).is_err());
+    let instead = BrokenCluster::being_opened(path, Some(Arc::clone(settings)));
+    clusters.remove("a", Some(instead));
+    assert_eq!(told(&clusters).ok(), Some(Some(ErrorCode::Busy)));
+    // Its file is wrong by now, so that it names no list.
+    let broken = |sentence| BrokenCluster::new(path, sentence, ErrorCode::DiskFailed, None);
+    assert!(clusters.note_broken("a", broken("one")));
+    assert!(!clusters.note_broken("a", broken("one")));
+    assert!(clusters.note_broken("a", broken("two")));
+    assert_eq!(told(&clusters).ok(), Some(Some(ErrorCode::DiskFailed)));
+    clusters.remove("a", None);
+    assert!(told(&clusters).is_err());
+    // A file that wants another's place, and one beyond the bound, have lists that were read.
+    let copy = std::fs::read(path).unwrap();
+    std::fs::write(root.path().join("clusters.d/b.ini"), copy).unwrap();
+    let read = reading::read(read.host, 0, &WantedInForce::new()).unwrap();
+    assert_eq!(read.broken.len(), 2);
+    assert!(read.broken.values().all(|broken| broken.settings.is_some()));
+}
