@@ -12,7 +12,7 @@ pub(crate) mod reading;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use tokio_util::task::TaskTracker;
 use walmgr_protocol::hello::Refusal;
@@ -198,7 +198,11 @@ impl Clusters {
         let table = self.table();
         let served = table.served.values().map(|served| {
             let known = lists(&served.cluster.settings.borrow());
-            (CandidateCluster::Served(Arc::clone(served)), known)
+            let path = served.path.clone();
+            (
+                CandidateCluster::Served(Arc::downgrade(served), path),
+                known,
+            )
         });
         let unserved = (table.broken.iter()).filter(|(name, _)| !table.served.contains_key(*name));
         let unserved = unserved.filter_map(|(_, broken)| {
@@ -222,14 +226,14 @@ impl Clusters {
     }
 }
 
-/// The clusters that a peer may mean, before its hello is read.
+/// The clusters that a peer may mean, before its hello is read. A peer that is slow with it keeps none of them open.
 pub(crate) struct Candidates {
     proven: ProvenPeer,
     all: Vec<(CandidateCluster, Option<KnownPeer>)>,
 }
 
 enum CandidateCluster {
-    Served(Arc<HostedCluster>),
+    Served(Weak<HostedCluster>, PathBuf),
     Broken(BrokenCluster),
 }
 
@@ -247,9 +251,10 @@ impl Candidates {
             .collect();
         let chosen = choose(&candidates, theirs).map(|at| &self.all[at]);
         match chosen {
-            Ok((CandidateCluster::Served(served), Some(known))) => {
-                Ok((Arc::clone(served), known.clone()))
-            }
+            Ok((CandidateCluster::Served(served, path), Some(known))) => match served.upgrade() {
+                Some(served) => Ok((served, known.clone())),
+                None => Err(BrokenCluster::being_opened(path, None).refusal()),
+            },
             Ok(_) => Err(self.refusal(&NotChosen::Unlisted, theirs)),
             Err(why) => Err(self.refusal(&why, theirs)),
         }
@@ -267,7 +272,9 @@ impl Candidates {
             }
             (NotChosen::Broken(at), _) => match &self.all[*at].0 {
                 CandidateCluster::Broken(broken) => broken.refusal(),
-                CandidateCluster::Served(_) => self.unlisted(),
+                CandidateCluster::Served(_, path) => {
+                    BrokenCluster::being_opened(path, None).refusal()
+                }
             },
             (NotChosen::Unlisted | NotChosen::Foreign(_), _) => self.unlisted(),
         }
@@ -281,9 +288,13 @@ impl Candidates {
 impl CandidateCluster {
     fn state(&self) -> CandidateState {
         match self {
-            CandidateCluster::Served(served) => match served.cluster.identity() {
-                Some(bound) => CandidateState::Bound(bound),
-                None => CandidateState::Unbound,
+            CandidateCluster::Served(served, _) => match served.upgrade() {
+                Some(served) => match served.cluster.identity() {
+                    Some(bound) => CandidateState::Bound(bound),
+                    None => CandidateState::Unbound,
+                },
+                // It was closed since, most likely to be opened again.
+                None => CandidateState::Broken,
             },
             CandidateCluster::Broken(_) => CandidateState::Broken,
         }
@@ -291,7 +302,7 @@ impl CandidateCluster {
 
     fn file_name(&self) -> String {
         let path = match self {
-            CandidateCluster::Served(served) => &served.path,
+            CandidateCluster::Served(_, path) => path,
             CandidateCluster::Broken(broken) => &broken.path,
         };
         file_name(path)

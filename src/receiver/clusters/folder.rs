@@ -49,6 +49,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for the connections of a cluster that is served no more: those that drain, and a moment.
 const CLOSED_WITHIN: Duration = DRAIN_DEADLINE.saturating_add(THREADS_DEADLINE);
 
+/// How often is looked whether a cluster that is closed has been let go of.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// The clusters of a host's folder.
 pub(crate) struct ClusterFolder {
     host: HostConfig,
@@ -501,7 +504,13 @@ impl ClusterFolder {
                 if ended.is_err() {
                     tracing::warn!("some of its connections have not ended");
                 }
+                let cluster = Arc::downgrade(&hosted.cluster);
                 drop(hosted);
+                // Its lock goes with the last who has it, as a handshake that is about to end.
+                let until = Instant::now() + CLOSED_WITHIN;
+                while cluster.strong_count() > 0 && Instant::now() < until {
+                    tokio::time::sleep(RELEASE_INTERVAL).await;
+                }
                 drop(pidfile);
                 name
             }

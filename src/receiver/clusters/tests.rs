@@ -2,7 +2,11 @@
 //! Never starts a receiver. Invariant: what nobody asked for changes nothing.
 
 use super::*;
+use tokio_util::sync::CancellationToken;
+
 use crate::config::{Config, HostConfig, WantedInForce, load};
+use crate::receiver::cluster::census::StoreCensus;
+use crate::store::testing::{new_archive, real};
 
 /// A host without TLS with a cluster `a`, and the folder it is in.
 fn host() -> (tempfile::TempDir, HostConfig) {
@@ -68,4 +72,32 @@ fn fault_146_a_cluster_that_is_about_to_be_opened_is_never_passed_over() {
     let read = reading::read(read.host, 0, &WantedInForce::new()).unwrap();
     assert_eq!(read.broken.len(), 2);
     assert!(read.broken.values().all(|broken| broken.settings.is_some()));
+}
+
+#[tokio::test]
+async fn fault_147_a_peer_that_is_slow_with_its_hello_keeps_no_cluster_open() {
+    let (root, host) = host();
+    let archive = root.path().join("a");
+    std::fs::create_dir(&archive).unwrap();
+    new_archive(&archive);
+    let read = reading::read(host, 10, &WantedInForce::new()).unwrap();
+    let (clusters, file) = (Clusters::new(read.process), &read.good["a"]);
+    let open = || {
+        let (settings, disk) = (Arc::clone(&file.settings), real());
+        let census = Arc::new(StoreCensus::default());
+        let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
+        Cluster::open(&file.config, settings, &disk, &census, stopping, span)
+    };
+    let hosted = Arc::new(HostedCluster {
+        path: file.config.path.clone(),
+        cluster: Arc::new(open().unwrap()),
+        tasks: TaskTracker::new(),
+    });
+    clusters.serve("a", hosted);
+    let slow = clusters.candidates(&clusters.process(), None).ok().unwrap();
+    assert_eq!(slow.choose(None).ok().unwrap().1.name, None);
+    clusters.remove("a", None);
+    assert!(open().is_ok(), "somebody has the lock");
+    let refusal = slow.choose(None).err().unwrap();
+    assert_eq!(refusal.code, ErrorCode::Busy, "{refusal:?}");
 }
