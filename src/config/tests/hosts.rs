@@ -238,7 +238,7 @@ fn sets_at(name: &str, sets: &str) -> String {
 }
 
 #[test]
-fn fault_147_a_place_is_a_clusters_for_as_long_as_its_old_settings_are_in_force() {
+fn fault_147_a_place_stays_a_clusters_while_its_old_settings_do() {
     let folder = Folder::new(&[("m.ini", &sets_at("m", "x"))]);
     let before = folder.read();
     // The file of the cluster is wrong now, and others want what it has, before and behind it.
