@@ -31,7 +31,7 @@ fn shipped(places: &ArchiveFolders, number: u64) -> Vec<u8> {
 }
 
 #[test]
-fn fault_151_a_record_that_crosses_is_not_acknowledged_without_its_beginning() {
+fn fault_151_a_crossing_record_waits_for_its_beginning() {
     let size = usize::try_from(SIZE).unwrap();
     let (old, _) = crossing(7);
     let (anew, _) = crossing(9);
