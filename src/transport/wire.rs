@@ -216,8 +216,7 @@ impl Wire {
 
     /// Sends one block of a file without copying it; the message behind the last flushes it.
     ///
-    /// Past the framing, whose buffer would take a copy: with that, `xarchive` over TLS needs 7 % more
-    /// processor time (`benches/README.md`).
+    /// Past the framing, whose buffer would take a copy; `benches/README.md` has what that costs.
     pub async fn send_block(&mut self, channel: u16, block: &mut Block) -> Result<(), WireFault> {
         self.flush().await?;
         let bytes = self.frames.codec_mut().encode_block(channel, block);
