@@ -273,8 +273,13 @@ fn what_was_on_its_way_when_an_append_failed_is_dropped() {
         crc32: 0,
     };
     let open = Message::Partial(Partial::Open(open));
-    assert!(receiver.received(open.clone()).unwrap().is_some());
-    // But nothing is opened by one who was never granted the stream.
+    assert_eq!(receiver.received(open.clone()).unwrap(), None);
+    // The sender goes on by asking for the stream again.
+    let timeline = TimelineId::new(1).unwrap();
+    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begun = receiver.received(begin).unwrap();
+    assert!(matches!(begun, Some(ReceiverAction::Begin(_))));
+    // Nothing is opened by one who was never granted the stream.
     Receiver::default().received(open).unwrap_err();
 }
 

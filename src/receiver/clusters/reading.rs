@@ -47,7 +47,7 @@ pub(crate) fn read(
     read_folder(host, process, clusters_max, in_force)
 }
 
-/// The same for a process that has these settings already, which stay as they are.
+/// Reads the folder alone; the settings of the process stay as they are given.
 pub(crate) fn read_folder(
     host: HostConfig,
     process: Arc<ProcessSettings>,
@@ -100,7 +100,7 @@ pub(crate) fn read_folder(
     })
 }
 
-/// The same once more, for a process that runs; what cannot change meanwhile is refused rather than ignored.
+/// Reads the host's file and its folder for a process that runs; a change that needs a restart is refused.
 pub(crate) fn read_again(
     old: &HostConfig,
     options: &Options,
