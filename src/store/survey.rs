@@ -391,7 +391,7 @@ fn standing(entry: SetEntry, folder: &Path, recovery: Option<&SurveyedRoute<'_>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::testing::{assert_stored, history_file};
+    use crate::store::testing::{archive_of_names, assert_stored, history_file};
     use crate::store::testing::{new_archive, open, real, scratch_folder, segment};
 
     const MIB: u64 = 1 << 20;
@@ -399,14 +399,7 @@ mod tests {
     /// What is held, and what is missing, in an archive of files of these names.
     fn surveyed(names: &[&str]) -> (Option<Lsn>, Option<String>) {
         let folder = scratch_folder();
-        let places = new_archive(folder.path());
-        for name in names {
-            let text = match name.ends_with(".history") {
-                true => "1\t0/580000\tpromoted\n",
-                false => "",
-            };
-            std::fs::write(places.completed_wals.join(name), text).unwrap();
-        }
+        let places = archive_of_names(folder.path(), names);
         let overview = survey(&places, None, &real(), None).unwrap();
         let missing = overview.missing.map(|name| name.to_string());
         (overview.held.map(|(_, end)| end), missing)

@@ -2,7 +2,7 @@
 //! Never reads a record.
 
 use super::*;
-use crate::store::testing::{new_archive, real, scratch_folder};
+use crate::store::testing::{archive_of_names, real, scratch_folder};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,14 +35,7 @@ fn missing_from(from: u64, names: &[&str], partials: &[(&str, u64)]) -> Option<L
 
 /// An archive of empty files of these names; timeline 2 left timeline 1 in the middle of segment 5.
 fn archive_of(folder: &tempfile::TempDir, names: &[&str]) -> ArchiveReader {
-    let places = new_archive(folder.path());
-    for name in names {
-        let text = match name.ends_with(".history") {
-            true => "1\t0/580000\tpromoted\n",
-            false => "",
-        };
-        std::fs::write(places.completed_wals.join(name), text).unwrap();
-    }
+    let places = archive_of_names(folder.path(), names);
     ArchiveReader::open(&places.completed_wals, real()).unwrap()
 }
 

@@ -9,6 +9,6 @@ mod samples;
 pub(crate) use faulty_disk::{FaultyDisk, Op};
 pub(crate) use power_cut::PowerCutDisk;
 pub(crate) use samples::{
-    BINDING, Sample, assert_stored, history_file, names, new_archive, open, places, push, real,
-    scratch_folder, segment, stored_bytes,
+    BINDING, Sample, archive_of_names, assert_stored, history_file, names, new_archive, open,
+    places, push, real, scratch_folder, segment, stored_bytes,
 };

@@ -108,6 +108,19 @@ pub(crate) fn new_archive(root: &Path) -> ArchiveFolders {
     places
 }
 
+/// An archive of empty files of these names; timeline 2 left timeline 1 in the middle of segment 5.
+pub(crate) fn archive_of_names(root: &Path, names: &[&str]) -> ArchiveFolders {
+    let places = new_archive(root);
+    for name in names {
+        let text = match name.ends_with(".history") {
+            true => "1\t0/580000\tpromoted\n",
+            false => "",
+        };
+        std::fs::write(places.completed_wals.join(name), text).unwrap();
+    }
+    places
+}
+
 /// Sends a whole file the way a receiver does.
 pub(crate) fn push(archive: &Archive, sample: &Sample) -> Result<FileSealed, StoreError> {
     let mut incoming = archive.begin(sample.name, sample.len(), Verify::Records)?;
