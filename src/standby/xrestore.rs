@@ -138,6 +138,9 @@ impl RestoreCall<'_> {
                 true => ArchiveLook::Held,
                 false => self.look(stop)?,
             };
+            // Before STOP is looked for again: a boot writes it and then has the server promoted, so whoever
+            // sees the promotion of a boot sees its STOP.
+            let waits = self.is_waiting_standby(stop);
             match look {
                 ArchiveLook::Served => {
                     self.note(|answers, _| answers.served());
@@ -145,7 +148,7 @@ impl RestoreCall<'_> {
                 }
                 ArchiveLook::Held => self.wait_out_pause(&mut patience)?,
                 ArchiveLook::Absent | ArchiveLook::Gap(_)
-                    if self.may_still_come(stop, &patience) =>
+                    if waits && self.may_still_come(&patience) =>
                 {
                     let left = patience.deadline.duration_since(Instant::now());
                     self.wait(&patience, left)?;
@@ -153,14 +156,14 @@ impl RestoreCall<'_> {
                 ArchiveLook::Absent if self.is_overtaken(stop)? => {}
                 ArchiveLook::Absent => return Err(absent(self.name)),
                 // It asks again, and opens for nobody but a boot, which looks for gaps itself.
-                ArchiveLook::Gap(_)
-                    if self.is_waiting_standby(stop) && self.is_overtaken(stop)? => {}
-                ArchiveLook::Gap(error) if self.is_waiting_standby(stop) => {
+                ArchiveLook::Gap(_) if waits && self.is_overtaken(stop)? => {}
+                ArchiveLook::Gap(error) if waits => {
                     tracing::warn!("the standby waits: {error}");
                     return Err(absent(self.name));
                 }
+                ArchiveLook::Gap(_) | ArchiveLook::Unfit(_) if self.a_boot_began(stop)? => {}
                 ArchiveLook::Gap(error) | ArchiveLook::Unfit(error) => {
-                    self.unfit(stop, error, &mut patience)?;
+                    self.unfit(stop, waits, error, &mut patience)?;
                 }
             }
         }
@@ -179,13 +182,19 @@ impl RestoreCall<'_> {
         }
     }
 
-    /// Whether a boot began since we looked, so that what is absent may be there now.
+    /// Whether a boot began since STOP was read: then its words about what is missing or damaged count.
+    fn a_boot_began(&self, stop: Option<StopFile>) -> Result<bool> {
+        Ok(stop.is_none() && self.control.stop_for(self.asker.server())?.is_some())
+    }
+
+    /// Whether a boot began since we looked, so that what is absent may be there now; notes before that what
+    /// the server is told otherwise.
     fn is_overtaken(&self, stop: Option<StopFile>) -> Result<bool> {
         if stop.is_some() {
             return Ok(false);
         }
         self.note(AbsentNotes::absent);
-        let overtaken = self.control.stop_for(self.asker.server())?.is_some();
+        let overtaken = self.a_boot_began(stop)?;
         if overtaken {
             self.note(AbsentNotes::asked);
         }
@@ -411,12 +420,9 @@ impl RestoreCall<'_> {
         ))
     }
 
-    /// Whether to wait for a file that is not there: only a standby wants it, and only until it
-    /// is booted.
-    fn may_still_come(&self, stop: Option<StopFile>, patience: &CallLimit) -> bool {
-        matches!(self.name, WalFileName::Segment(_))
-            && self.is_waiting_standby(stop)
-            && Instant::now() < patience.deadline
+    /// Whether a standby that is not booted waits for a file that is not there.
+    fn may_still_come(&self, patience: &CallLimit) -> bool {
+        matches!(self.name, WalFileName::Segment(_)) && Instant::now() < patience.deadline
     }
 
     /// PostgreSQL's working directory, and so ours, is its data directory.
@@ -429,6 +435,7 @@ impl RestoreCall<'_> {
     fn unfit(
         &self,
         stop: Option<StopFile>,
+        waits: bool,
         error: CommandError,
         patience: &mut CallLimit,
     ) -> Result<()> {
@@ -436,8 +443,7 @@ impl RestoreCall<'_> {
             tracing::error!("{error}; boot --force takes this for the end of WAL");
             return Err(absent(self.name));
         }
-        let stalls = self.config.on_corrupt == OnCorrupt::Stall && self.is_waiting_standby(stop);
-        if !stalls {
+        if !(waits && self.config.on_corrupt == OnCorrupt::Stall) {
             return Err(error);
         }
         if patience

@@ -52,13 +52,13 @@ const SET_ASIDE_NAMES_MAX: u32 = 1_000;
 /// Only this module makes one, after the syncs:
 ///
 /// ```
-/// fn acknowledge(proof: walmgr::store::Durable) -> u32 {
+/// fn acknowledge(proof: walmgr::test_support::store::Durable) -> u32 {
 ///     proof.crc32()
 /// }
 /// ```
 ///
 /// ```compile_fail,E0451
-/// use walmgr::store::Durable;
+/// use walmgr::test_support::store::Durable;
 /// fn forge(name: walmgr_protocol::names::WalFileName) -> Durable {
 ///     Durable { name, len: 16 << 20, crc32: 0 }
 /// }

@@ -3,6 +3,7 @@
 //! acknowledged is in the database that opens, and its old master is told so from then on.
 
 mod load;
+mod overtaken;
 
 use rustix::process::Signal;
 

@@ -297,6 +297,7 @@ impl Scene {
         if booted.code != Some(0) {
             let forced: Output = self.site.standby_command(&["boot", "--force"]);
             println!("boot: {}boot --force: {}", booted.stderr, forced.stderr);
+            assert!(server.is_running(), "{}", server.log());
         }
         assert_eq!(server.psql("SELECT count(*) FROM t"), rows.to_string());
     }
