@@ -36,11 +36,12 @@ fn part() -> Duration {
 struct Bench(Child);
 
 impl Bench {
-    fn start(site: &Site) -> Bench {
+    fn start(cluster: &Cluster) -> Bench {
         // Some transactions, and five segments a second; one in a long run, or the disks would be large.
         let others = if soak() { 39 } else { 7 };
-        let switch = site.home().write("switch.sql", "SELECT pg_switch_wal();\n");
-        let mut pgbench = site.cluster().command("pgbench");
+        let switch = cluster.home().join("switch.sql");
+        std::fs::write(&switch, "SELECT pg_switch_wal();\n").unwrap();
+        let mut pgbench = cluster.command("pgbench");
         pgbench.args(["-n", "-c", "2", "-R", "40", "-T", "3600"]);
         pgbench.args(["-b", &format!("simple-update@{others}")]);
         pgbench.args(["-f", &format!("{}@1", switch.display())]);
@@ -56,6 +57,48 @@ impl Drop for Bench {
     }
 }
 
+/// A master under load that archives nowhere yet, so that the processors have the same to do in each part.
+struct Unhosted {
+    // Dropped before what it works with.
+    bench: Bench,
+    cluster: Cluster,
+}
+
+impl Unhosted {
+    fn start(major: u8) -> Unhosted {
+        let cluster = Cluster::builder()
+            .major(major)
+            .conf("archive_mode", "on")
+            .conf("archive_command", "/bin/true")
+            .start();
+        cluster.pgbench(&["-i", "-q", "-s", "1"]);
+        Unhosted {
+            bench: Bench::start(&cluster),
+            cluster,
+        }
+    }
+
+    /// Sets it up at the host's receiver.
+    fn join(self, host: &Host, archive: Option<&LoopFs>) -> Loaded {
+        let name = format!("pg{}", self.cluster.major());
+        let mut builder = Site::builder()
+            .cluster(self.cluster)
+            .master_set("loop_delay", "0.2");
+        if let Some(disk) = archive {
+            builder = builder.archive(&disk.path().join("archive"));
+        }
+        let site = host.add(&name, builder);
+        site.master_command(&["setup"]).succeed();
+        let syncdaemon = Syncdaemon::start(&site);
+        syncdaemon.wait_for_log("is shipped to");
+        Loaded {
+            _bench: self.bench,
+            syncdaemon,
+            site,
+        }
+    }
+}
+
 /// A cluster under load, with its syncdaemon.
 struct Loaded {
     // Dropped before what they work with.
@@ -65,30 +108,6 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn start(host: &Host, major: u8, archive: Option<&LoopFs>) -> Loaded {
-        let cluster = Cluster::builder()
-            .major(major)
-            .conf("archive_mode", "on")
-            .start();
-        cluster.pgbench(&["-i", "-q", "-s", "1"]);
-        let mut builder = Site::builder()
-            .cluster(cluster)
-            .master_set("loop_delay", "0.2");
-        if let Some(disk) = archive {
-            builder = builder.archive(&disk.path().join("archive"));
-        }
-        let site = host.add(&format!("pg{major}"), builder);
-        site.master_command(&["setup"]).succeed();
-        let syncdaemon = Syncdaemon::start(&site);
-        syncdaemon.wait_for_log("is shipped to");
-        let _bench = Bench::start(&site);
-        Loaded {
-            _bench,
-            syncdaemon,
-            site,
-        }
-    }
-
     fn failures(&self) -> u64 {
         let count = "SELECT failed_count FROM pg_stat_archiver";
         self.site.cluster().psql(count).parse().unwrap()
@@ -236,10 +255,11 @@ fn fault_149_a_healthy_cluster_notices_no_fault_of_the_others() {
     let lossy = skip_unless!(LosingDisk::create(size_mb));
     let mut host = Host::builder().build();
     host.start();
-    let healthy = Loaded::start(&host, 18, None);
+    let [full, loses, healthy] = [15, 17, 18].map(Unhosted::start);
+    let healthy = healthy.join(&host, None);
     let alone = p95(healthy.archives_for(part()));
-    let full = Loaded::start(&host, 15, Some(&small));
-    let loses = Loaded::start(&host, 17, Some(&lossy.inner));
+    let full = full.join(&host, Some(&small));
+    let loses = loses.join(&host, Some(&lossy.inner));
     let beside = p95(healthy.archives_for(part()));
     let before = [full.failures(), loses.failures()];
 
@@ -268,7 +288,7 @@ fn fault_149_a_healthy_cluster_notices_no_fault_of_the_others() {
 
     let slower = |took: Duration| took.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "p95 of a segment alone {alone:.1?}; beside two healthy clusters {:.2} times that, \
+        "p95 of a segment alone on the receiver {alone:.1?}; beside two healthy clusters {:.2} times that, \
          beside two broken disks {:.2}, beside a flood {:.2}",
         slower(beside),
         slower(disks),
