@@ -17,6 +17,7 @@ use crate::output;
 mod command;
 mod grammar;
 mod mistakes;
+mod old_spellings;
 mod owner;
 mod run;
 mod set;
@@ -42,7 +43,8 @@ pub enum Parsed {
 /// One command with everything that was typed for it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Invocation {
-    /// The file of settings; `init` creates it, every other command reads it.
+    /// The file of settings; `init` creates it, every other command reads it. Empty where an old spelling
+    /// needs none.
     pub(crate) ini: PathBuf,
     /// The word of the command.
     pub(crate) word: String,
@@ -106,6 +108,19 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
     };
     if typed.line.sample {
         return Ok(Parsed::Sample);
+    }
+    let old_spellings = std::mem::take(&mut typed.line.old_spellings);
+    let (ini, command) = (typed.line.ini.as_deref(), typed.line.command.as_ref());
+    if let Some(spelled) = old_spellings.command(ini, command)? {
+        let options = typed.options(&spelled.command)?;
+        spelled.word.clone_into(&mut typed.word);
+        typed.check_together(&spelled.command, &options)?;
+        return Ok(Parsed::Run(Invocation {
+            ini: spelled.ini,
+            word: typed.word,
+            command: spelled.command,
+            options,
+        }));
     }
     let Some(command) = typed.line.command.take() else {
         return Err(mistakes::no_command(typed.line.ini.as_deref()));

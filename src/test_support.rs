@@ -62,7 +62,8 @@ pub mod pg {
     pub mod fuzzing {
         pub use crate::pg::fuzzing::{
             backup_label, conf_edit, conf_pieces, connection_string, control_file,
-            foreign_settings, manifest, postmaster_pid, server_certificate, tablespace_map,
+            foreign_settings, manifest, postmaster_pid, server_certificate, synchronous_names,
+            tablespace_map,
         };
     }
     pub mod grants {
@@ -76,6 +77,9 @@ pub mod pg {
     }
     pub mod sql {
         pub use crate::pg::sql::{Limits, Session};
+    }
+    pub mod synchronous_names {
+        pub use crate::pg::synchronous_names::SynchronousNames;
     }
     pub mod sql_backup {
         pub use crate::pg::sql_backup::FinishedBackup;

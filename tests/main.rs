@@ -45,6 +45,7 @@ mod skew;
 mod status;
 mod stolen_key;
 mod stored_inputs;
+mod synch_standby;
 mod versions;
 mod wal;
 mod walkthrough;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 27] = [
+const BODIES: [(&str, Body); 28] = [
     (
         "kept_checksum",
         walmgr::test_support::store::fuzzing::kept_checksum,
@@ -70,6 +70,10 @@ const BODIES: [(&str, Body); 27] = [
     (
         "server_certificate",
         walmgr::test_support::pg::fuzzing::server_certificate,
+    ),
+    (
+        "synchronous_names",
+        walmgr::test_support::pg::fuzzing::synchronous_names,
     ),
     (
         "tablespace_map",

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Sync,
     /// Master: the daemon that does so every loop_delay
     Syncdaemon(DaemonFlags),
+    /// Master: have commits wait for standbys that stream, or for none
+    #[command(name = "synch-standby")]
+    SynchStandby(master::synch_standby::SynchStandbyArgs),
     /// Standby: the daemon that receives
     Receiver(DaemonFlags),
     /// Hand one WAL file to PostgreSQL (the restore_command)
@@ -196,6 +199,10 @@ pub(super) fn run_command(
         (Master(own), Command::Backup(typed)) => master::backup::run(own, options, typed),
         (Master(own), Command::Sync) => master::sync::run(own, options),
         (Master(own), Command::Syncdaemon(_)) => master::syncdaemon::run(own, options, readiness),
+
+        (Master(own), Command::SynchStandby(typed)) => {
+            master::synch_standby::run(own, options, typed)
+        }
 
         (Standby(own), Command::Identity) => standby::hosted::print_identity(own, options),
         (Standby(own), Command::Setup(_)) => standby::setup::run(own, options),

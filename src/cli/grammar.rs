@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser};
 
 use super::command::{Command, DaemonFlags};
+use super::old_spellings::OldSpellings;
 use super::set;
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -26,6 +27,8 @@ pub(super) struct Line {
     flags: Flags,
     #[command(flatten)]
     daemon: DaemonFlags,
+    #[command(flatten)]
+    pub old_spellings: OldSpellings,
     /// Print a commented sample of both ini files and exit
     #[arg(long = "ini")]
     pub sample: bool,

@@ -11,8 +11,7 @@ use super::owner::quoted;
 use crate::error::CommandError;
 
 /// Commands of the manual which this version does not have.
-pub(super) const ABSENT: [&str; 9] = [
-    "synch-standby",
+pub(super) const ABSENT: [&str; 8] = [
     "bench",
     "cleanup",
     "verify",

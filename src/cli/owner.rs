@@ -49,6 +49,11 @@ pub(super) fn check_init(ini: &Path, arguments: &InitArgs) -> Result<()> {
     check(told.as_slice(), &[Written::folder(folder_of(ini))])
 }
 
+/// Refuses a command without a file of settings for anybody but the owner of this data directory.
+pub(super) fn check_data(data: &Path) -> Result<()> {
+    check(&[Written::data(data)], &[])
+}
+
 /// Refuses a file of settings that only its owner may read, with the line to type.
 pub(super) fn check_readable(ini: &Path, command: &Command) -> Result<()> {
     let by_postgresql = matches!(command, Command::Xarchive(_) | Command::Xrestore(_));
@@ -107,6 +112,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Backup(_)
         | Command::Sync
         | Command::Syncdaemon(_)
+        | Command::SynchStandby(_)
         // It remembers in pg_wal which histories are archived.
         | Command::Xarchive(_) => (vec![data], Vec::new()),
         Command::Xrestore(typed) => handed_over(&typed.path),
@@ -169,7 +175,8 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         | Command::Periodic
         | Command::Backup(_)
         | Command::Sync
-        | Command::Syncdaemon(_) => NOTHING,
+        | Command::Syncdaemon(_)
+        | Command::SynchStandby(_) => NOTHING,
     }
 }
 

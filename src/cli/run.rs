@@ -9,6 +9,7 @@ use super::{Invocation, owner};
 use crate::config::{self, Config, LogFormat};
 use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
+use crate::master::synch_standby;
 use crate::options::Options;
 use crate::{abnormal, output};
 
@@ -24,6 +25,14 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         owner::check_init(ini, arguments)?;
         output::start(options, log(None, command))?;
         return command::run_init(ini, options, arguments);
+    }
+    if let Command::SynchStandby(typed) = command
+        && ini.as_os_str().is_empty()
+    {
+        let data = synch_standby::data_without_file(typed.pgdata.as_deref())?;
+        owner::check_data(&data)?;
+        output::start(options, log(None, command))?;
+        return synch_standby::run_without_file(options, typed);
     }
     if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) {
         abnormal::exit_on_signals(command.exit_table())?;

@@ -102,7 +102,7 @@ fn config_file(pgdata: &Path) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn find_pgdata() -> Result<PathBuf> {
+pub(super) fn find_pgdata() -> Result<PathBuf> {
     let hint = "add --pgdata DIR; `SHOW data_directory` tells it";
     if let Some(pgdata) = std::env::var_os("PGDATA").filter(|pgdata| !pgdata.is_empty()) {
         return Ok(PathBuf::from(pgdata));

@@ -23,6 +23,8 @@ pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod sync;
 pub(crate) mod syncdaemon;
+pub(crate) mod synch_note;
+pub(crate) mod synch_standby;
 pub(crate) mod tail;
 mod wal_watch;
 pub(crate) mod xarchive;

@@ -1,11 +1,12 @@
 //! `stop`: turns archiving off again.
-//! Never touches the archive, never turns off what another program archives, and never leaves an
-//! `archive_command` that fails for ever.
+//! Never touches the archive, never turns off what another program archives or the standbys that somebody else
+//! has commits wait for, and never leaves an `archive_command` that fails for ever.
 
 use crate::config::MasterConfig;
 use crate::daemon::{self, DaemonControl};
 use crate::error::{CommandError, Result};
 use crate::master::archiving::{self, Activation};
+use crate::master::synch_standby;
 use crate::options::Options;
 use crate::output;
 use crate::pg::archive_command::LETS_GO;
@@ -18,6 +19,10 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let archives = runtime.block_on(archiving::found(config))?.archives;
     if let Archiving::Foreign(what) = archives.archiving {
         return Err(foreign(config, &what));
+    }
+    if synch_standby::clears_own(config)? {
+        // Whoever cannot do all of it does not begin.
+        runtime.block_on(synch_standby::clear_own(config, options.not_really))?;
     }
     // Without a restart archive_mode stays on, and a command that always succeeds keeps
     // PostgreSQL from piling up segments.

@@ -16,7 +16,22 @@ use super::data_directory::Postmaster;
 use super::encryption::{self, settings::SslMode};
 use super::hba;
 use super::manifest::{FileEntry, ManifestWriter, Reader, Scan};
+use super::synchronous_names::SynchronousNames;
 use super::tablespace_map;
+
+/// `synchronous_standby_names`: no panic, and what was read can be written in quotes and read again.
+pub fn synchronous_names(bytes: &[u8]) {
+    let Ok(names) = SynchronousNames::parse(&String::from_utf8_lossy(bytes)) else {
+        return;
+    };
+    let quoted: Vec<String> = (names.names.iter())
+        .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
+        .collect();
+    let text = format!("{} ({})", names.needed, quoted.join(","));
+    let again = SynchronousNames::parse(&text).expect("a list in quotes can be read");
+    assert_eq!(again, names);
+    assert!(names.names.iter().all(|name| names.takes(name)));
+}
 
 /// Control files: no panic, and nothing behind the checksum matters.
 pub fn control_file(bytes: &[u8]) {

@@ -2,6 +2,7 @@
 //! Never grants anything. Invariant: whatever is missing is named at once, with the line to type.
 
 use super::sql::{Session, column};
+use super::sql_standbys::SYNCHRONOUS_NAMES;
 use crate::error::{CommandError, Result};
 
 /// What a session is for.
@@ -15,6 +16,8 @@ pub enum Task {
     Stop,
     /// `backup`.
     Backup,
+    /// `synch-standby`, and `stop` where it clears what that set.
+    SynchStandby,
 }
 
 /// Functions that are kept from everybody by default (`src/backend/catalog/system_functions.sql`).
@@ -26,6 +29,9 @@ const BACKUP_BEFORE_15: [&str; 2] = [
     "pg_stop_backup(boolean, boolean)",
 ];
 
+/// The role that may see how far standbys are.
+const SEES_SENDERS: &str = "pg_read_all_stats";
+
 /// The role that may see where the server's files are.
 const SEES_SETTINGS: &str = "pg_read_all_settings";
 
@@ -36,6 +42,7 @@ impl Task {
             Task::Setup | Task::SetupWithReset => "setup",
             Task::Stop => "stop",
             Task::Backup => "backup",
+            Task::SynchStandby => "setting synchronous_standby_names",
         }
     }
 
@@ -43,7 +50,7 @@ impl Task {
     pub fn functions(self, major: u32) -> Vec<&'static str> {
         match self {
             Task::Setup | Task::SetupWithReset => [&[RELOAD][..], &PROVE].concat(),
-            Task::Stop => vec![RELOAD],
+            Task::Stop | Task::SynchStandby => vec![RELOAD],
             Task::Backup if major >= 15 => BACKUP.to_vec(),
             Task::Backup => BACKUP_BEFORE_15.to_vec(),
         }
@@ -82,27 +89,53 @@ impl Task {
         for row in &rows {
             missing.push(column(row, 0)?);
         }
-        if self == Task::SetupWithReset && !session.is_superuser().await? {
-            // Before 15 nobody else can, and then it is done for the role.
-            let sql = match major >= 15 {
-                true => {
-                    "SELECT format('GRANT ALTER SYSTEM ON PARAMETER archive_mode TO %I', \
-                         current_user) \
-                     WHERE NOT has_parameter_privilege('archive_mode', 'ALTER SYSTEM')"
-                }
-                false => "SELECT 'ALTER SYSTEM RESET archive_mode'::text",
-            };
-            for row in &session.query(sql, &[]).await? {
-                missing.push(column(row, 0)?);
-            }
+        if let Some(parameter) = self.alters()
+            && !session.is_superuser().await?
+        {
+            missing.extend(self.missing_for_alter(session, parameter, major).await?);
         }
-        if self == Task::Backup {
+        let role = match self {
+            Task::Backup => Some(SEES_SETTINGS),
+            Task::SynchStandby => Some(SEES_SENDERS),
+            Task::Setup | Task::SetupWithReset | Task::Stop => None,
+        };
+        if let Some(role) = role {
             let sql = "SELECT format('GRANT %I TO %I', $1::text, current_user) \
                  WHERE NOT pg_has_role($1::text, 'USAGE')";
-            for row in &session.query(sql, &[&SEES_SETTINGS]).await? {
+            for row in &session.query(sql, &[&role]).await? {
                 missing.push(column(row, 0)?);
             }
         }
         Ok(missing)
+    }
+
+    /// The parameter that it gives to `ALTER SYSTEM`.
+    fn alters(self) -> Option<&'static str> {
+        match self {
+            Task::SetupWithReset => Some("archive_mode"),
+            Task::SynchStandby => Some(SYNCHRONOUS_NAMES),
+            Task::Setup | Task::Stop | Task::Backup => None,
+        }
+    }
+
+    /// Before 15 only a superuser may: a reset can be done for the role, anything else takes another role.
+    async fn missing_for_alter(
+        self,
+        session: &Session,
+        parameter: &str,
+        major: u32,
+    ) -> Result<Vec<String>> {
+        let sql = match (major >= 15, self) {
+            (true, _) => {
+                "SELECT format('GRANT ALTER SYSTEM ON PARAMETER %s TO %I', $1::text, current_user) \
+                 WHERE NOT has_parameter_privilege($1::text, 'ALTER SYSTEM')"
+            }
+            (false, Task::SetupWithReset) => "SELECT format('ALTER SYSTEM RESET %s', $1::text)",
+            (false, _) => {
+                "SELECT format('ALTER ROLE %I SUPERUSER', current_user) WHERE $1::text <> ''"
+            }
+        };
+        let rows = session.query(sql, &[&parameter]).await?;
+        rows.iter().map(|row| column(row, 0)).collect()
     }
 }

@@ -9,10 +9,13 @@ use crate::files;
 /// Notes that `slave_data` was a backup set (`standby::restore::taken`).
 pub(crate) const RESTORED_SET: &str = "walmgr_restored_set";
 
+/// Notes which synchronous standbys walmgr set (`master::synch_note`).
+pub(crate) const SYNCHRONOUS_NOTE: &str = "walmgr_synchronous_standbys";
+
 /// Files by which a server or an administrator was told something, and which no set is to bring:
 /// they promote, rotate, end the start, or stand for another life of the server. PostgreSQL does not start
 /// where there is a `recovery.conf`. The signals a restore writes itself, the one that it wants.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "promote",
     "fallback_promote",
     "logrotate",
@@ -21,6 +24,7 @@ const FILES: [&str; 8] = [
     "current_logfiles",
     "backup_label.unsealed",
     RESTORED_SET,
+    SYNCHRONOUS_NOTE,
 ];
 
 /// Folders whose content belongs to a running server. A slot keeps WAL for a client that never comes;

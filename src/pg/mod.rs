@@ -37,6 +37,8 @@ pub(crate) mod sql;
 pub(crate) mod sql_backup;
 pub(crate) mod sql_replay;
 pub(crate) mod sql_settings;
+pub(crate) mod sql_standbys;
+pub(crate) mod synchronous_names;
 pub mod tablespace_map;
 pub(crate) mod walk;
 #[cfg(test)]

@@ -9,6 +9,7 @@
 pub(super) const FOR_ALL: &str = "\
     SET search_path TO pg_catalog, pg_temp; \
     SET statement_timeout TO 0; \
+    SET synchronous_commit TO local; \
     SET default_transaction_read_only TO off; \
     SET default_transaction_deferrable TO off; \
     SET default_transaction_isolation TO 'read committed'; \

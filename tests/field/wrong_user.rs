@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 20] = [
+const COMMANDS: [(&[&str], Then, Then); 21] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -65,6 +65,7 @@ const COMMANDS: [(&[&str], Then, Then); 20] = [
     (&["backup"], Refuses, IsElsewhere),
     (&["sync"], Refuses, IsElsewhere),
     (&["syncdaemon", "-d"], Refuses, IsElsewhere),
+    (&["synch-standby", "a"], Refuses, IsElsewhere),
     (&["receiver", "-d"], IsElsewhere, Refuses),
     (
         &["xrestore", "000000010000000000000001", "PGDATA/pg_wal/x"],

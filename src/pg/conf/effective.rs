@@ -31,6 +31,22 @@ pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option
     search(config_file, None, data, name)
 }
 
+/// The same without `postgresql.auto.conf`: what counts once `ALTER SYSTEM` has let go of it.
+pub(crate) fn last_setter_beneath(
+    config_file: &Path,
+    data: &Path,
+    name: &str,
+) -> Result<Option<Setter>> {
+    let mut search = SettingSearch {
+        name: name.to_ascii_lowercase(),
+        data,
+        edited: None,
+        found: None,
+    };
+    search.file(config_file, 0)?;
+    Ok(search.found)
+}
+
 /// The line that will set `name` last once `config_file` has this text, whatever it has now.
 pub(crate) fn last_setter_after(
     config_file: &Path,
@@ -177,6 +193,8 @@ mod tests {
             setter(&data.path().join("conf.d/2.conf"), 1, "second")
         );
         assert_eq!(last("d"), setter(&automatic, 2, "auto"));
+        let beneath = last_setter_beneath(&conf, data.path(), "d").unwrap();
+        assert_eq!(beneath, setter(&conf, 4, "1"));
         assert_eq!(last("e"), None);
     }
 

@@ -17,8 +17,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub(in crate::pg) use command_line::CommandLine;
-pub(crate) use effective::last_setter_after;
 pub use effective::{Setter, last_setter};
+pub(crate) use effective::{last_setter_after, last_setter_beneath};
 pub(in crate::pg) use pieces::pieces_in_texts;
 pub(crate) use pieces::{PieceKind, pieces};
 pub(crate) use raise::raise;

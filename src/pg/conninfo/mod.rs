@@ -286,6 +286,11 @@ impl Authentication {
     }
 }
 
+/// A value as `key=value` pairs have it, whatever is in it.
+pub(crate) fn quoted_value(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 /// Reads `key=value` pairs or a `postgresql://` address and fills in what it leaves open.
 pub fn parse(text: &str, environment: &Environment) -> Result<Conninfo> {
     read(text, environment).map_err(|wrong| {
