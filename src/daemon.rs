@@ -13,10 +13,12 @@ use crate::options::Options;
 
 mod background;
 mod pidfile;
+mod unserved;
 
 pub use background::{ForkSide, Readiness, into_background};
 pub use pidfile::{PidFile, signal_running};
 pub(crate) use pidfile::{is_running, serving_host};
+pub(crate) use unserved::{UnservedClusters, note_unserved, noted_as_unserved};
 
 /// How long `--stop` and `--kill` wait for the daemon to end.
 pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(30);

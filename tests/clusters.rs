@@ -6,12 +6,17 @@ mod faults;
 mod files;
 mod idle;
 mod keys;
+mod unserved;
 
 use crate::support::{Host, Site};
 
 /// A host that runs, with a cluster of each of these names; the data directories only look like ones.
 fn host_of(names: &[&str]) -> (Host, Vec<Site>) {
-    let mut host = Host::builder().build();
+    started(Host::builder().build(), names)
+}
+
+/// The same with a host that does not run yet.
+fn started(mut host: Host, names: &[&str]) -> (Host, Vec<Site>) {
     host.start();
     let sites = (1_u64..).zip(names).map(|(number, name)| {
         let site = Site::builder().system_id(7_700_000_000_000_000_000 + number);

@@ -13,7 +13,7 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -49,6 +49,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "identity",
             "options",
             "output",
+            "patience",
             "pg",
             "shell",
             "status",
@@ -67,6 +68,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "files",
             "options",
             "output",
+            "patience",
             "pg",
             "store",
             "tar",
@@ -85,11 +87,12 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("pg", &["config", "files", "options", "wal", "protocol"]),
     ("tar", &["protocol"]),
     ("wal", &["protocol"]),
-    ("config", &["files", "protocol"]),
+    ("config", &["files", "patience", "protocol"]),
     ("daemon", &["files", "options", "output"]),
     ("output", &["memory", "options"]),
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
+    ("patience", &[]),
     ("shell", &["output"]),
     ("options", &["protocol"]),
     ("memory", &[]),

@@ -1,5 +1,5 @@
 //! What each cluster's file of a folder claims on the disk, against what those before it in the order of names have.
-//! Never resolves a path twice, and never compares every pair of files. Invariant: of two files that claim one place the
+//! Never resolves a path here, and never compares every pair of files. Invariant: of two files that claim one place the
 //! later is refused, and a file that is refused claims nothing but what its cluster has in force.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,8 +24,21 @@ pub(crate) struct WantedPaths {
     pub(super) shared_files: Vec<Named>,
     /// The list of those who are let in, if there is one in force: several have one only if each says so.
     pub(super) let_in: Option<Named>,
-    /// Where what nobody else may have leads to, once it has been found.
+    /// Where all of that leads to, once it has been found.
+    pub(super) found: FoundPlaces,
+    /// Where what nobody else may have leads to.
     pub(super) places: Vec<PathBuf>,
+}
+
+/// Where the paths lead to that a file wants, each at the place of its path; a link that is rotated has two, its own and
+/// the one it leads to.
+#[derive(Debug, Default)]
+pub(super) struct FoundPlaces {
+    directories: Vec<Vec<PathBuf>>,
+    rotated: Vec<Vec<PathBuf>>,
+    files: Vec<Vec<PathBuf>>,
+    shared_files: Vec<Vec<PathBuf>>,
+    let_in: Vec<Vec<PathBuf>>,
 }
 
 /// What the clusters of a process that runs have in force, by their files.
@@ -51,9 +64,30 @@ impl WantedPaths {
         self.places.iter().any(meets)
     }
 
-    /// Finds out where all of it leads to.
-    pub(super) fn find_places(&mut self) {
-        self.places = self.own().map(files::resolved).collect();
+    /// Finds out where all of it leads to; as slow as the disks that it leads to. What it leads to later counts for
+    /// nothing: what is open is open there.
+    pub(super) fn find_places(&mut self, resolve: &dyn Fn(&Path) -> PathBuf) {
+        let places = |named: &[Named], by_own_name| -> Vec<Vec<PathBuf>> {
+            let of_one = |named: &Named| {
+                let mut places = vec![resolve(&named.path)];
+                // A link is renamed itself, and what it leads to may be, too.
+                let above = named.path.parent().filter(|_| by_own_name);
+                if let Some((above, name)) = above.zip(named.path.file_name()) {
+                    places.push(resolve(above).join(name));
+                }
+                places
+            };
+            named.iter().map(of_one).collect()
+        };
+        self.found = FoundPlaces {
+            directories: places(&self.directories, false),
+            rotated: places(&self.rotated, true),
+            files: places(&self.files, false),
+            shared_files: places(&self.shared_files, false),
+            let_in: places(self.let_in.as_slice(), false),
+        };
+        let own = self.found.directories.iter().chain(&self.found.files);
+        self.places = own.flatten().cloned().collect();
     }
 
     fn own(&self) -> impl Iterator<Item = &Path> {
@@ -70,12 +104,11 @@ struct Owner {
     may_share: bool,
 }
 
-/// A path and where it leads; a link that is rotated has two places, its own and the one it leads to.
-type Resolved<'a> = (&'a Named, Vec<PathBuf>);
+/// A path and where it leads.
+type FoundPath<'a> = (&'a Named, &'a Vec<PathBuf>);
 
 /// Every place that is taken.
-pub(super) struct Claims<Resolve> {
-    resolve: Resolve,
+pub(super) struct Claims {
     directories: HashMap<PathBuf, Owner>,
     /// Directories above those, which nobody may claim as a whole.
     above: HashMap<PathBuf, Owner>,
@@ -85,20 +118,10 @@ pub(super) struct Claims<Resolve> {
     files: HashMap<PathBuf, Owner>,
 }
 
-/// The claims of real paths.
-pub(super) type HostClaims = Claims<fn(&Path) -> PathBuf>;
-
-impl HostClaims {
+impl Claims {
     /// What the host itself has.
     pub(super) fn of_host(host: &HostConfig) -> Self {
-        Self::new(host, files::resolved)
-    }
-}
-
-impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
-    fn new(host: &HostConfig, resolve: Resolve) -> Self {
         let mut claims = Claims {
-            resolve,
             directories: HashMap::new(),
             above: HashMap::new(),
             names_like: HashMap::new(),
@@ -124,11 +147,11 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
         ];
         for (key, path, may_share) in files {
             let Some(path) = path else { continue };
-            let at = (claims.resolve)(path);
+            let at = files::resolved(path);
             claims.files.insert(at, owner(key, path, may_share));
         }
         // What lies in it is a cluster's own affair; the folder itself is nobody's.
-        for above in (claims.resolve)(&host.clusters).ancestors() {
+        for above in files::resolved(&host.clusters).ancestors() {
             let taken = owner("clusters", &host.clusters, false);
             claims.above.insert(above.to_path_buf(), taken);
         }
@@ -137,15 +160,16 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
 
     /// Takes what `file` wants, all of it or nothing; answers with notes about what it shares.
     pub(super) fn take(&mut self, file: &Path, wanted: &WantedPaths) -> Result<Vec<String>, Fault> {
-        let directories = self.resolved(&wanted.directories, false);
-        let rotated = self.resolved(&wanted.rotated, true);
-        let files = self.resolved(&wanted.files, false);
-        let shared = self.resolved(&wanted.shared_files, false);
-        let let_in = self.resolved(wanted.let_in.as_slice(), false);
+        let found = &wanted.found;
+        let directories = found_paths(&wanted.directories, &found.directories);
+        let rotated = found_paths(&wanted.rotated, &found.rotated);
+        let files = found_paths(&wanted.files, &found.files);
+        let shared = found_paths(&wanted.shared_files, &found.shared_files);
+        let let_in = found_paths(wanted.let_in.as_slice(), &found.let_in);
         let all = || files.iter().chain(&shared).chain(&let_in);
         let mut notes = Vec::new();
         for (named, places) in all() {
-            for place in places {
+            for place in *places {
                 let Some(owner) = self.files.get(place) else {
                     continue;
                 };
@@ -183,7 +207,7 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
             }
         }
         for (named, places) in rotated {
-            let taken = places.into_iter();
+            let taken = places.iter().cloned();
             self.rotated
                 .extend(taken.map(|at| (at, owner(named, false))));
         }
@@ -199,23 +223,10 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
                             .or_insert_with(|| owner(named, false));
                     }
                 }
-                self.directories.insert(place, owner(named, false));
+                self.directories.insert(place.clone(), owner(named, false));
             }
         }
         Ok(notes)
-    }
-
-    fn resolved<'a>(&self, paths: &'a [Named], by_own_name: bool) -> Vec<Resolved<'a>> {
-        let places = |named: &'a Named| {
-            let mut places = vec![(self.resolve)(&named.path)];
-            // A link is renamed itself, and what it leads to may be, too.
-            let above = named.path.parent().filter(|_| by_own_name);
-            if let Some((above, name)) = above.zip(named.path.file_name()) {
-                places.push((self.resolve)(above).join(name));
-            }
-            (named, places)
-        };
-        paths.iter().map(places).collect()
     }
 
     fn check_directory(&self, named: &Named, at: &Path) -> Result<(), Fault> {
@@ -244,6 +255,10 @@ impl<Resolve: Fn(&Path) -> PathBuf> Claims<Resolve> {
             None => Ok(()),
         }
     }
+}
+
+fn found_paths<'a>(named: &'a [Named], places: &'a [Vec<PathBuf>]) -> Vec<FoundPath<'a>> {
+    named.iter().zip(places).collect()
 }
 
 /// The name without the suffix of an older copy; `None` if it has none.

@@ -17,6 +17,7 @@ use super::value::Surroundings;
 use super::{Config, ini, load, read_ini, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
+use crate::patience::{NoAnswer, Patience};
 
 /// Most files that a folder may have. More than anybody runs on one host, and each is read at every reload.
 const CLUSTERS_MAX: usize = 10_000;
@@ -45,21 +46,33 @@ impl HostConfig {
     ///
     /// That the folder cannot be read is an error; what is wrong in a file is told in [`ClusterFiles::broken`].
     pub(crate) fn read_clusters(&self) -> Result<ClusterFiles> {
-        self.read_clusters_beside(&WantedInForce::new(), &mut |_| Ok(()))
+        let nothing = WantedInForce::new();
+        let read = self.read_clusters_beside(&nothing, &Patience::default(), |_| Ok(()));
+        read.map(|(files, _)| files)
     }
 
     /// The same for a process whose clusters have this in force: whoever is served goes before whoever comes, and a
-    /// file that is refused, here or by `check`, claims what its cluster keeps.
-    pub(crate) fn read_clusters_beside(
+    /// file that is refused, here or by `load`, claims what its cluster keeps. Answers with what was loaded of each, too.
+    ///
+    /// A file is broken as well if its paths lie on a file system that does not answer.
+    pub(crate) fn read_clusters_beside<Loaded: Send + 'static>(
         &self,
         in_force: &WantedInForce,
-        check: &mut dyn FnMut(&StandbyConfig) -> Result<()>,
-    ) -> Result<ClusterFiles> {
-        let (mut read, mut broken) = (BTreeMap::new(), BTreeMap::new());
-        for path in self.cluster_paths()? {
-            let one = self.read_cluster(&path);
-            match one.and_then(|one| check(&one.config).map(|()| one)) {
-                Ok(one) => {
+        patience: &Patience,
+        load: impl Fn(&StandbyConfig) -> Result<Loaded> + Send + Sync + 'static,
+    ) -> Result<(ClusterFiles, BTreeMap<PathBuf, Loaded>)> {
+        let (mut read, mut loaded) = (BTreeMap::new(), BTreeMap::new());
+        let mut broken = BTreeMap::new();
+        let host = self.clone();
+        let each = patience.each(self.cluster_paths()?, move |path| {
+            let one = host.read_cluster(path)?;
+            load(&one.config).map(|loaded| (one, loaded))
+        });
+        for (path, answer) in each {
+            let one = answer.unwrap_or_else(|why| Err(unanswered(&path, why)));
+            match one {
+                Ok((one, of_it)) => {
+                    loaded.insert(path.clone(), of_it);
                     read.insert(path, one);
                 }
                 Err(error) => {
@@ -89,12 +102,11 @@ impl HostConfig {
                 continue;
             };
             one.config.notes.extend(notes);
-            one.wanted.find_places();
             files.wanted.insert(one.name.clone(), Arc::new(one.wanted));
             let config = self.take_over(one.config, &one.settings);
             files.good.insert(one.name, config);
         }
-        Ok(files)
+        Ok((files, loaded))
     }
 
     /// Why which files get not what they want, and notes about the others.
@@ -187,7 +199,8 @@ impl HostConfig {
             )));
         }
         let config = StandbyConfig::build(&settings).map_err(|fault| fault.into_error(path))?;
-        let wanted = config.wanted_paths(&settings, &self.tls);
+        let mut wanted = config.wanted_paths(&settings, &self.tls);
+        wanted.find_places(&files::resolved);
         Ok(ReadCluster {
             name,
             config,
@@ -263,6 +276,10 @@ fn host_of(folder: &Path) -> Option<HostConfig> {
     };
     let is_around = |host: &HostConfig| files::resolved(&host.clusters) == folder;
     inis.filter_map(host).find(is_around)
+}
+
+fn unanswered(path: &Path, why: NoAnswer) -> CommandError {
+    CommandError::config(format!("{}: {why}", path.display()))
 }
 
 /// The name of the file without `.ini`: what log lines call the cluster.

@@ -243,7 +243,7 @@ impl StandbyConfig {
                 .chain(every(&[("logfile", self.logfile.as_ref())]))
                 .collect(),
             let_in: lists(true).next(),
-            places: Vec::new(),
+            ..WantedPaths::default()
         }
     }
 

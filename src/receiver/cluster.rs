@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 use walmgr_protocol::names::SegmentName;
 
@@ -73,6 +73,8 @@ pub(crate) struct Cluster {
     disk: Arc<dyn Disk>,
     census: Arc<StoreCensus>,
     store: RwLock<StoreState>,
+    /// Behind the store, so that whoever waits for it finds the archive's lock let go.
+    gone: DropGuard,
 }
 
 /// What has become of a cluster's store.
@@ -151,6 +153,7 @@ impl Cluster {
             disk: Arc::clone(disk),
             census: Arc::clone(census),
             store: RwLock::new(StoreState::Open(store)),
+            gone: CancellationToken::new().drop_guard(),
         })
     }
 
@@ -171,6 +174,11 @@ impl Cluster {
             StoreState::Open(store) => Some(Arc::clone(store)),
             StoreState::Retired { .. } => None,
         }
+    }
+
+    /// Cancelled when the last who has it has let go of it, and its files are closed.
+    pub(crate) fn gone(&self) -> CancellationToken {
+        self.gone.token().clone()
     }
 
     /// Whether its store has retired.

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use walmgr_protocol::hello::Refusal;
 use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 
+use crate::daemon::UnservedClusters;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::settings::{ClusterSettings, KnownPeer};
 use crate::receiver::clusters::choice::{Candidate, CandidateState, NotChosen, choose};
@@ -65,6 +66,8 @@ pub(crate) struct BrokenCluster {
     pub code: ErrorCode,
     /// Its settings, if those could be read: then those who are on its list are told what is wrong.
     pub settings: Option<Arc<ClusterSettings>>,
+    /// Whether nothing is known to be wrong with it.
+    is_on_its_way: bool,
 }
 
 impl Clusters {
@@ -136,6 +139,16 @@ impl Clusters {
     /// Whether any file is broken.
     pub(crate) fn has_broken(&self) -> bool {
         !self.table().broken.is_empty()
+    }
+
+    /// Why which are not served, or not as their files say.
+    pub(crate) fn unserved(&self) -> UnservedClusters {
+        let table = self.table();
+        let broken = table.broken.iter();
+        let wrong = broken.filter(|(_, broken)| !broken.is_on_its_way);
+        wrong
+            .map(|(name, broken)| (name.clone(), broken.sentence.clone()))
+            .collect()
     }
 
     /// How many are served, and of how many.
@@ -327,12 +340,16 @@ impl BrokenCluster {
             sentence,
             code,
             settings,
+            is_on_its_way: false,
         }
     }
 
     /// A cluster that peers are to come back for.
     pub(crate) fn being_opened(path: &Path, settings: Option<Arc<ClusterSettings>>) -> Self {
-        Self::new(path, "it is being opened", ErrorCode::Busy, settings)
+        BrokenCluster {
+            is_on_its_way: true,
+            ..Self::new(path, "it is being opened", ErrorCode::Busy, settings)
+        }
     }
 
     fn refusal(&self) -> Refusal {

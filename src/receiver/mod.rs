@@ -193,6 +193,16 @@ const THREADS_MAX: usize =
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
+/// A wait of the receiver's. A test of this program names another one in this variable, in milliseconds; a program for
+/// users does not ask.
+pub(crate) fn wait_named(variable: &str, usual: Duration) -> Duration {
+    let named = std::env::var(variable)
+        .ok()
+        .filter(|_| cfg!(debug_assertions));
+    let named = named.and_then(|text| text.parse().ok());
+    named.map_or(usual, Duration::from_millis)
+}
+
 // Whoever types `--stop` waits until a full drain is over.
 const _: () = assert!(
     DRAIN_DEADLINE.as_secs() + THREADS_DEADLINE.as_secs() < crate::daemon::END_TIMEOUT.as_secs()

@@ -20,6 +20,7 @@ use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readin
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::patience::{PATIENCE, Patience};
 use crate::receiver::admission::{self, Admission, Arrival};
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::settings::ClusterSettings;
@@ -33,12 +34,15 @@ use crate::receiver::refusal_log::Refusals;
 use crate::receiver::reload::reload;
 use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DESCRIPTORS_PER_CLUSTER, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
-    THREADS_DEADLINE, connection, introduction, threads_max,
+    THREADS_DEADLINE, connection, introduction, threads_max, wait_named, worker,
 };
 use crate::store::{Archive, ArchiveFolders, Disk, RealDisk};
 
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
+
+/// Pause behind a panic, which may come again at once.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// What all connections share.
 struct Daemon {
@@ -126,7 +130,10 @@ pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readines
     }
     let descriptors_max = admission::raise_descriptors();
     let clusters_max = descriptors_max / 2 / DESCRIPTORS_PER_CLUSTER;
-    let read = reading::read(host.clone(), clusters_max, &WantedInForce::new())?;
+    let patience = wait_named("WALMGR_READING_PATIENCE_MS", PATIENCE);
+    let patience = Patience::of(patience);
+    let nothing = WantedInForce::new();
+    let read = reading::read(host.clone(), clusters_max, &nothing, &patience)?;
     if options.not_really {
         return check_folder(&read);
     }
@@ -137,7 +144,8 @@ pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readines
     let daemon = Daemon::new(Arc::clone(&read.process), descriptors_max);
     let ended = runtime.block_on(async {
         let table = (&daemon.clusters, &daemon.census, &daemon.stopping);
-        let mut folder = ClusterFolder::new(host, options, table, clusters_max);
+        let of_process = (clusters_max, patience);
+        let mut folder = ClusterFolder::new(host, options, table, of_process);
         folder.start(read).await;
         let mut serving = ServedFiles::Folder(Box::new(folder));
         let listen = &host.listen;
@@ -265,7 +273,7 @@ async fn serve(
     serving.report_start(daemon, &addresses(&listeners));
     let mut aside: Vec<_> = listeners
         .into_iter()
-        .map(|listener| tokio::spawn(accept(Arc::clone(daemon), listener)))
+        .map(|listener| tokio::spawn(go_on_accepting(Arc::clone(daemon), listener)))
         .collect();
     readiness.ready(&notices)?;
     if let ServedFiles::Alone { cluster, .. } = serving {
@@ -303,10 +311,21 @@ async fn serve(
     }
 }
 
-async fn accept(daemon: Arc<Daemon>, listener: TcpListener) {
+/// Accepts until it is aborted. A panic is logged and not the end: without this a receiver would run that nobody
+/// reaches.
+async fn go_on_accepting(daemon: Arc<Daemon>, listener: TcpListener) {
+    while worker::contained_task("acceptance of connections", accept(&daemon, &listener))
+        .await
+        .is_err()
+    {
+        tokio::time::sleep(PANIC_PAUSE).await;
+    }
+}
+
+async fn accept(daemon: &Arc<Daemon>, listener: &TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => admit(&daemon, stream, address),
+            Ok((stream, address)) => admit(daemon, stream, address),
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the kernel's queue.
                 daemon.refusals.refused(

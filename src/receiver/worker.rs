@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -260,12 +260,21 @@ fn answered(name: &str, panic: &str) -> Error {
     failed_on(name)
 }
 
-/// Panics where a test of this program wants it. A program for users does not ask.
+/// Panics where a test of this program wants it: always, or the first time. A program for users does not ask.
 fn plant(name: &str) {
-    if cfg!(debug_assertions) {
-        let planted = std::env::var_os(PANIC_IN);
-        assert!(planted.is_none_or(|planted| planted != name), "planted");
+    static FIRST: Once = Once::new();
+    if !cfg!(debug_assertions) {
+        return;
     }
+    let planted = std::env::var(PANIC_IN).unwrap_or_default();
+    let is_planted = match planted.strip_prefix("first ") {
+        Some(first) => first == name && !FIRST.is_completed(),
+        None => planted == name,
+    };
+    if is_planted {
+        FIRST.call_once(|| {});
+    }
+    assert!(!is_planted, "planted");
 }
 
 #[cfg(test)]

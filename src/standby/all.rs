@@ -1,14 +1,22 @@
 //! `status --all` and `listbackups --all`: every cluster of a host's folder, a line each.
 //! Never stops at a cluster that fails. Invariant: the exit code is that of the worst line.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::config::{ClusterFiles, HostConfig, StandbyConfig};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output::{self, backups, escaped};
+use crate::patience::Patience;
 use crate::standby::{listbackups, status as of_one};
 use crate::status::{self, Level, Thresholds};
+
+/// How long is waited for one cluster's line: its archive may be large, and its disk slow, but not hang.
+const LINE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One cluster's line, for people and for programs, and how bad it is.
 struct ClusterLine {
@@ -20,13 +28,14 @@ struct ClusterLine {
 
 /// Prints how every cluster stands.
 pub(crate) fn status(host: &HostConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
-    print_all(host, options, |name, config| {
+    let thresholds = thresholds.clone();
+    print_all(host, options, move |name, config| {
         let facts = of_one::facts(config);
-        let (level, text) = status::line(&facts, thresholds);
+        let (level, text) = status::line(&facts, &thresholds);
         Ok(ClusterLine {
             name: name.to_owned(),
             text,
-            value: status::value(&facts, thresholds),
+            value: status::value(&facts, &thresholds),
             level,
         })
     })
@@ -74,14 +83,27 @@ pub(crate) fn listbackups(host: &HostConfig, options: &Options) -> Result<()> {
 fn print_all(
     host: &HostConfig,
     options: &Options,
-    line_of: impl Fn(&str, &StandbyConfig) -> Result<ClusterLine>,
+    line_of: impl Fn(&str, &StandbyConfig) -> Result<ClusterLine> + Send + Sync + 'static,
 ) -> Result<Option<Level>> {
     let ClusterFiles { good, broken, .. } = host.read_clusters()?;
     let mut lines: Vec<ClusterLine> = Vec::new();
-    for (name, config) in &good {
-        lines.push(line_of(name, config).unwrap_or_else(|error| failed(name, &error.to_string())));
-        for note in &config.notes {
-            tracing::info!("{note}");
+    for note in good.values().flat_map(|config| &config.notes) {
+        tracing::info!("{note}");
+    }
+    let by_path = |(name, config): (String, StandbyConfig)| (config.path.clone(), (name, config));
+    let good: BTreeMap<PathBuf, _> = good.into_iter().map(by_path).collect();
+    let paths: Vec<PathBuf> = good.keys().cloned().collect();
+    // A cluster whose disk hangs keeps no other's line from being printed.
+    let answers = Patience::of(LINE_PATIENCE).each(paths, move |path| {
+        let (name, config) = good.get(path)?;
+        let line = line_of(name, config);
+        Some(line.unwrap_or_else(|error| failed(name, &error.to_string())))
+    });
+    for (path, answer) in answers {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        match answer {
+            Ok(line) => lines.extend(line),
+            Err(why) => lines.push(failed(&name, &why.to_string())),
         }
     }
     for (path, says) in &broken {

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use crate::config::{self, Config, HostConfig, StandbyConfig};
 use crate::daemon;
 use crate::error::{CommandError, Result};
+use crate::files;
 use crate::identity;
 use crate::options::Options;
+use crate::status::HostFacts;
 
 /// `identity` of a cluster: its host's, as that is what masters meet.
 pub(crate) fn print_identity(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -48,12 +50,39 @@ pub(crate) fn check_ends_alone(config: &StandbyConfig, options: &Options) -> Res
     )
 }
 
+/// The host of a cluster as `status` tells of it; `None` if the cluster's file is served alone.
+pub(crate) fn host_facts(config: &StandbyConfig) -> Option<HostFacts> {
+    let host = host_of(config).ok()??;
+    let noted = daemon::noted_as_unserved(&host.receiver_pidfile()).ok()?;
+    let name = config.path.file_stem().unwrap_or_default();
+    Some(HostFacts {
+        ini: host.path.display().to_string(),
+        runs: noted.is_some(),
+        unserved: noted.and_then(|mut noted| noted.remove(name.to_str()?)),
+    })
+}
+
 /// The host whose receiver serves this cluster, or would.
 fn host_of(config: &StandbyConfig) -> Result<Option<HostConfig>> {
     match daemon::serving_host(&config.receiver_pidfile())? {
         Some(ini) => load_host(ini),
-        None => Ok(config::host_around(&config.path)),
+        None => Ok(config::host_around(&config.path).or_else(|| host_of_others(config))),
     }
+}
+
+/// The host that serves others of the same folder, wherever its file lies.
+fn host_of_others(config: &StandbyConfig) -> Option<HostConfig> {
+    let folder = config.path.parent()?;
+    let beside = folder.read_dir().ok()?.flatten();
+    let mut pidfiles = beside
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "pid"));
+    let serves_folder =
+        |host: &HostConfig| files::resolved(&host.clusters) == files::resolved(folder);
+    pidfiles.find_map(|path| {
+        let ini = daemon::serving_host(&path).ok()??;
+        load_host(ini).ok()?.filter(serves_folder)
+    })
 }
 
 fn load_host(ini: PathBuf) -> Result<Option<HostConfig>> {

@@ -18,6 +18,7 @@ use crate::standby::ahead;
 use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::frozen::Partials;
+use crate::standby::hosted;
 use crate::standby::own_server;
 use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
@@ -75,6 +76,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
         standby,
         here: Here::Standby(StandbyFacts {
             receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
+            host: hosted::host_facts(config),
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
             server_runs: server_runs(config),
             replay,

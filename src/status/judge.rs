@@ -10,8 +10,8 @@ use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
 use super::{
-    Archiving, Facts, Here, Master, StandbyFacts, StreamFacts, Syncdaemon, Thresholds, ahead,
-    seconds,
+    Archiving, Facts, Here, HostFacts, Master, StandbyFacts, StreamFacts, Syncdaemon, Thresholds,
+    ahead, seconds,
 };
 use crate::output::escaped;
 
@@ -269,16 +269,45 @@ fn judge_seconds(
     found.add(level, Code::Lag, text);
 }
 
+fn judge_receiver(found: &mut Findings, standby: &StandbyFacts) {
+    let host = standby.host.as_ref();
+    let unserved = host.and_then(|host| host.unserved.as_deref());
+    let text = match (host, unserved) {
+        (_, Some(why)) if standby.receiver_runs => {
+            let text = format!("the receiver goes on with this cluster's old settings: {why}");
+            return found.warn(Code::Receiver, text);
+        }
+        _ if standby.receiver_runs => return,
+        (None, _) => "no receiver runs: start it with `walmgr STANDBY.ini receiver -d`".to_owned(),
+        (Some(host), Some(why)) => {
+            format!(
+                "the receiver of {} does not serve this cluster: {why}",
+                host.ini
+            )
+        }
+        (
+            Some(HostFacts {
+                ini, runs: true, ..
+            }),
+            None,
+        ) => format!(
+            "the receiver of {ini} does not serve this cluster: type `walmgr {ini} receiver --reload` and look at \
+             its log"
+        ),
+        (Some(HostFacts { ini, .. }), None) => {
+            format!("no receiver runs: start it with `walmgr {ini} receiver -d`")
+        }
+    };
+    found.alarm(Code::NoReceiver, text);
+}
+
 fn judge_standby(
     found: &mut Findings,
     standby: &StandbyFacts,
     facts: &Facts,
     thresholds: &Thresholds,
 ) {
-    if !standby.receiver_runs {
-        let text = "no receiver runs: start it with `walmgr STANDBY.ini receiver -d`";
-        found.alarm(Code::NoReceiver, text);
-    }
+    judge_receiver(found, standby);
     // A master that writes nothing looks the same as one that is gone, so only who asks for it.
     if let Some(seconds) = facts.lag.known().seconds_at_most {
         let (warning, critical) = (thresholds.warning_lag, thresholds.critical_lag);

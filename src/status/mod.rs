@@ -158,11 +158,24 @@ pub(crate) enum Syncdaemon {
     Died,
 }
 
+/// The host of several clusters, as one of them sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HostFacts {
+    /// Its ini file.
+    pub ini: String,
+    /// Whether its receiver runs.
+    pub runs: bool,
+    /// Why that does not serve this cluster, or not as its file says.
+    pub unserved: Option<String>,
+}
+
 /// What the standby's host knows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct StandbyFacts {
     /// Whether a receiver runs on this ini file.
     pub receiver_runs: bool,
+    /// The host whose receiver serves this cluster among others, or should.
+    pub host: Option<HostFacts>,
     /// Whether PAUSE holds replay.
     pub paused: bool,
     /// Whether the server in `slave_data` runs; `None` if there is none to replay.

@@ -252,6 +252,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
     assert_eq!(words(&facts, &thresholds), ["warning lag"]);
     let facts = on_standby(StandbyFacts {
         receiver_runs: false,
+        host: None,
         paused: true,
         server_runs: Some(false),
         stream: StreamFacts::Open,
@@ -272,6 +273,57 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "warning boot",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);
+}
+
+#[test]
+fn fault_170_a_cluster_of_a_host_is_told_of_its_hosts_receiver() {
+    let told = |receiver_runs, runs, unserved: Option<&str>| {
+        let host = HostFacts {
+            ini: "/h.ini".to_owned(),
+            runs,
+            unserved: unserved.map(str::to_owned),
+        };
+        let facts = on_standby(StandbyFacts {
+            receiver_runs,
+            host: Some(host),
+            ..StandbyFacts::default()
+        });
+        let found = facts.findings(&Thresholds::default());
+        let lines = found
+            .iter()
+            .map(|found| format!("{} {}", found.code.word(), found.text));
+        lines.collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(told(true, true, None), "");
+    for (receiver_runs, runs, unserved, expected) in [
+        (
+            false,
+            false,
+            None,
+            "no_receiver no receiver runs: start it with `walmgr /h.ini receiver -d`",
+        ),
+        (
+            false,
+            true,
+            None,
+            "no_receiver the receiver of /h.ini does not serve this cluster: type `walmgr /h.ini receiver --reload` and \
+             look at its log",
+        ),
+        (
+            false,
+            true,
+            Some("no disk"),
+            "no_receiver the receiver of /h.ini does not serve this cluster: no disk",
+        ),
+        (
+            true,
+            true,
+            Some("no key"),
+            "receiver the receiver goes on with this cluster's old settings: no key",
+        ),
+    ] {
+        assert_eq!(told(receiver_runs, runs, unserved), expected);
+    }
 }
 
 #[test]

@@ -130,6 +130,9 @@ pub(super) struct PeerStream {
     /// What arrived beside sending, before it was asked for.
     early: BytesMut,
     arrivals: u64,
+    /// Whether something was written behind the last flush: TLS takes more than it passes on to a socket that is full,
+    /// and keeps the rest until it is asked again.
+    owes_flush: bool,
 }
 
 impl PeerStream {
@@ -138,6 +141,7 @@ impl PeerStream {
             stream,
             early: BytesMut::new(),
             arrivals: 0,
+            owes_flush: false,
         }
     }
 
@@ -185,6 +189,11 @@ impl AsyncRead for PeerStream {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
+        if self.owes_flush {
+            // Whoever waits for an answer must not keep what asks for it. A fault shows in reading, behind what the
+            // other side said last.
+            let _ = self.as_mut().poll_flush(context);
+        }
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
             self.arrivals += 1;
@@ -199,11 +208,14 @@ impl AsyncWrite for PeerStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.owes_flush = true;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.owes_flush = flushed.is_pending();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -313,10 +313,15 @@ async fn close(stream: &mut PeerStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::stream::ByteStream;
+    use crate::transport::identity::Identity;
+    use crate::transport::stream::buffered;
+    use crate::transport::tls;
+    use tokio::net::TcpStream;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
     use walmgr_protocol::compress::Packer;
     use walmgr_protocol::limits::BLOCK_BYTES_MAX;
     use walmgr_protocol::message::Have;
+    use walmgr_protocol::message::backup::Backup;
 
     const PINGS: usize = 20_000;
 
@@ -325,14 +330,56 @@ mod tests {
 
     /// Two ends that know each other, with as little room between them as the kernel gives.
     async fn ends() -> (Wire, Wire) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_send_buffer_size(1).unwrap();
-        socket.set_recv_buffer_size(1).unwrap();
+        let (client, receiver) = sockets(false).await;
+        wires(ByteStream::Plain(client), ByteStream::Plain(receiver))
+    }
+
+    /// The same within TLS.
+    async fn secured_ends() -> (Wire, Wire) {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = |name: &str| {
+            let at = |end: &str| folder.path().join(format!("{name}.{end}"));
+            Identity::create(&at("key"), &at("crt"), name).unwrap()
+        };
+        let (master, standby) = (identity("master"), identity("standby"));
+        let trust = tls::PeerTrust::Pinned(standby.fingerprint());
+        let connector = TlsConnector::from(tls::client_config(&master, &trust).unwrap());
+        let verifier = tls::client_verifier(None).unwrap();
+        let acceptor = TlsAcceptor::from(tls::server_config(&standby, verifier).unwrap());
+        let (client, receiver) = sockets(true).await;
+        let name = tls::server_name("localhost").unwrap();
+        let (client, receiver) = tokio::join!(
+            connector.connect(name, buffered(client)),
+            acceptor.accept(buffered(receiver))
+        );
+        let secured = |stream: tokio_rustls::TlsStream<_>| ByteStream::Tls(Box::new(stream));
+        let (client, receiver) = (client.unwrap().into(), receiver.unwrap().into());
+        wires(secured(client), secured(receiver))
+    }
+
+    /// Two ends of a connection, the receiver's with as little room to read as that of the client, or with the usual.
+    async fn sockets(reads_little: bool) -> (TcpStream, TcpStream) {
+        let small_socket = || {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_send_buffer_size(1).unwrap();
+            socket.set_recv_buffer_size(1).unwrap();
+            socket
+        };
+        let socket = small_socket();
+        let listener = match reads_little {
+            true => small_socket(),
+            false => tokio::net::TcpSocket::new_v4().unwrap(),
+        };
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let connecting = socket.connect(address);
         let (client, accepted) = tokio::join!(connecting, listener.accept());
         let (receiver, _) = accepted.unwrap();
+        (client.unwrap(), receiver)
+    }
+
+    fn wires(client: ByteStream, receiver: ByteStream) -> (Wire, Wire) {
         let nonce = Nonce::default();
         let welcome = Welcome {
             nonce,
@@ -343,11 +390,11 @@ mod tests {
             software: String::new(),
         };
         let wire = |stream, side| {
-            let introduction = Introduction::<ReceiverIntroduction>::new(ByteStream::Plain(stream));
+            let introduction = Introduction::<ReceiverIntroduction>::new(stream);
             introduction.into_wire(side, &nonce, &welcome)
         };
         (
-            wire(client.unwrap(), Direction::FromClient),
+            wire(client, Direction::FromClient),
             wire(receiver, Direction::FromReceiver),
         )
     }
@@ -453,6 +500,37 @@ mod tests {
         while !expect(client.receive().await.unwrap()) {}
         client.close().await;
         answering.await.unwrap();
+    }
+
+    /// TLS takes what the socket does not, and whoever is to answer waits for all of it.
+    #[tokio::test]
+    async fn what_tls_keeps_back_goes_out_while_an_answer_is_waited_for() {
+        for cut in [false, true] {
+            let (mut client, mut receiver) = secured_ends().await;
+            // More than the sockets hold, and less than TLS takes.
+            let fill = |buffer: &mut Vec<u8>| {
+                buffer.resize(48 << 10, b'w');
+                Ok::<(), std::convert::Infallible>(())
+            };
+            let Ok(mut block) = Packer::new(0).pack(Vec::new(), 0, fill);
+            if cut {
+                let path = |number: usize| format!("{number}/{0}/{0}", "w".repeat(250));
+                let paths = (0..100).map(|number| path(number).parse().unwrap());
+                let question = Message::Backup(Backup::HeldRequest(paths.collect()));
+                let sending = client.send(3, &question);
+                assert!(timeout(Duration::from_millis(50), sending).await.is_err());
+            } else {
+                client.send_block(3, &mut block).await.unwrap();
+            }
+            let answering = tokio::spawn(async move {
+                assert_eq!(receiver.receive().await.unwrap().channel, 3);
+                receiver.send(3, &Message::Pong).await.unwrap();
+                receiver
+            });
+            let answer = timeout(Duration::from_secs(60), client.receive()).await;
+            assert_eq!(answer.unwrap().unwrap().message, Message::Pong);
+            drop(answering.await.unwrap());
+        }
     }
 
     #[tokio::test]

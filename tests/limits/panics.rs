@@ -9,8 +9,8 @@ use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::names::{TimelineId, WalFileName};
 
 use super::{offer_of, peer_of, plain_site, still_serves};
-use crate::support::peer::Peer;
-use crate::support::{Site, soak};
+use crate::support::peer::{PATIENCE, Peer};
+use crate::support::{Site, soak, wait_for};
 
 /// Starts the receiver anew, with a bug.
 fn restart_with(site: &mut Site, place: &str) {
@@ -146,6 +146,26 @@ fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
     }
     restart_with(&mut site, "nothing");
     still_serves(&site, 100);
+}
+
+#[test]
+fn fault_145_after_a_panic_connections_are_accepted_again() {
+    if !cfg!(debug_assertions) {
+        println!("SKIP: only a program with debug assertions takes a planted panic");
+        return;
+    }
+    let mut site = plain_site();
+    let place = "acceptance of connections";
+    restart_with(&mut site, &format!("first {place}"));
+    // A segment is asked for again until it is there.
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    wait_for("connections to be accepted", PATIENCE, || {
+        (site.archive(&name).code == Some(0)).then_some(())
+    });
+    let log = site.receiver.log();
+    let said = format!("a panic ended this {place}: planted at src/receiver/worker.rs:");
+    assert_eq!(log.matches(&said).count(), 1, "{log}");
 }
 
 #[test]

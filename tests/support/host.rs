@@ -21,12 +21,19 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(60);
 /// What a host shall be like.
 pub struct HostBuilder {
     settings: Ini,
+    environment: Vec<(String, String)>,
 }
 
 impl HostBuilder {
     /// One more setting of host.ini.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.set(key, value);
+        self
+    }
+
+    /// One more variable in the receiver's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -39,6 +46,7 @@ impl HostBuilder {
             receiver: Receiver::beside(folder.join("receiver.log"), folder.join("host.pid")),
             ini: folder.join("host.ini"),
             settings: Ini::default(),
+            environment: self.environment,
             clusters,
             port: free_port(),
             home,
@@ -66,6 +74,7 @@ pub struct Host {
     pub receiver: Receiver,
     ini: PathBuf,
     settings: Ini,
+    environment: Vec<(String, String)>,
     clusters: PathBuf,
     port: u16,
     home: TempDir,
@@ -83,6 +92,7 @@ impl Host {
     pub fn builder() -> HostBuilder {
         HostBuilder {
             settings: Ini::default(),
+            environment: Vec::new(),
         }
     }
 
@@ -94,6 +104,11 @@ impl Host {
     /// host.ini.
     pub fn ini(&self) -> &Path {
         &self.ini
+    }
+
+    /// The receiver's pidfile.
+    pub fn pidfile(&self) -> PathBuf {
+        self.ini.with_extension("pid")
     }
 
     /// `clusters`.
@@ -136,6 +151,13 @@ impl Host {
         command
     }
 
+    /// What starts the receiver.
+    pub fn receiver_walmgr(&self) -> Command {
+        let mut command = self.walmgr(&["receiver"]);
+        command.envs(self.environment.iter().cloned());
+        command
+    }
+
     /// Runs [`Host::walmgr`] to its end.
     pub fn command(&self, words: &[&str]) -> Output {
         Output::of(&mut self.walmgr(words))
@@ -144,7 +166,7 @@ impl Host {
     /// Starts the receiver and waits until it listens; on another port if somebody took this one.
     pub fn start(&mut self) {
         for _ in 0..3 {
-            match self.receiver.start(&mut self.walmgr(&["receiver"])) {
+            match self.receiver.start(&mut self.receiver_walmgr()) {
                 Ok(()) => return,
                 Err(log) if log.contains("Address already in use") => {
                     self.port = free_port();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
+use crate::patience::Patience;
 
 /// A host's file beside a folder with these files.
 struct Folder {
@@ -45,8 +46,9 @@ impl Folder {
             (path, Arc::clone(wanted))
         });
         let in_force = in_force.collect();
-        let read = self.host().read_clusters_beside(&in_force, &mut |_| Ok(()));
-        read.unwrap()
+        let host = self.host();
+        let read = host.read_clusters_beside(&in_force, &Patience::default(), |_| Ok(()));
+        read.unwrap().0
     }
 
     fn read(&self) -> ClusterFiles {
@@ -259,14 +261,13 @@ fn fault_147_a_place_stays_a_clusters_while_its_old_settings_do() {
         folder.path("clusters.d/m.ini"),
         Arc::clone(&before.wanted["m"]),
     )]);
-    let check = &mut |config: &StandbyConfig| match config.path.ends_with("m.ini") {
+    let check = |config: &StandbyConfig| match config.path.ends_with("m.ini") {
         true => Err(CommandError::config("no list")),
         false => Ok(()),
     };
-    let read = folder
-        .host()
-        .read_clusters_beside(&in_force, check)
-        .unwrap();
+    let host = folder.host();
+    let read = host.read_clusters_beside(&in_force, &Patience::default(), check);
+    let (read, _) = read.unwrap();
     assert_eq!(names(&read), ["free"], "{:?}", read.broken);
 }
 

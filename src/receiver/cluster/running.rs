@@ -61,6 +61,8 @@ struct Inner {
     /// The connection that controls it, or did so last.
     last_control: u64,
     streams: HashMap<u16, Member>,
+    /// The connections that carry the streams, or did so last.
+    last_streams: HashMap<u16, u64>,
     members: u64,
     /// When its connections had last brought enough for it to count as progress.
     active: Instant,
@@ -79,6 +81,15 @@ enum Phase {
     Over,
 }
 
+impl Inner {
+    fn is_replaced(&self, PartNumber { place, id }: PartNumber) -> bool {
+        match place {
+            BackupPart::Control => self.last_control != id,
+            BackupPart::Stream(number) => self.last_streams.get(&number) != Some(&id),
+        }
+    }
+}
+
 struct Member {
     id: u64,
     reports: Say<BackupReport>,
@@ -91,6 +102,13 @@ pub(crate) enum BackupPart {
     Control,
     /// It carries this stream.
     Stream(u16),
+}
+
+/// A connection's part, told from that of the connection before which had the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PartNumber {
+    place: BackupPart,
+    id: u64,
 }
 
 /// A connection's part in a backup, from when it was let in until this is dropped.
@@ -121,6 +139,7 @@ impl Running {
                 control: None,
                 last_control: 0,
                 streams: HashMap::new(),
+                last_streams: HashMap::new(),
                 members: 0,
                 active: Instant::now(),
                 bytes: 0,
@@ -219,7 +238,10 @@ impl Running {
                 inner.last_control = id;
                 inner.control.replace(member)
             }
-            BackupPart::Stream(number) => inner.streams.insert(number, member),
+            BackupPart::Stream(number) => {
+                inner.last_streams.insert(number, id);
+                inner.streams.insert(number, member)
+            }
         };
         if let Some(before) = before {
             let text = "another connection took the place of this one in the backup";
@@ -295,16 +317,21 @@ impl Running {
         }
     }
 
-    /// The client wants the set sealed.
-    pub(crate) fn begin_waiting(&self) -> Result<(), Error> {
+    /// The client wants the set sealed, and says so over the connection with this part.
+    pub(crate) fn begin_waiting(&self, part: PartNumber) -> Result<(), Error> {
         let mut inner = self.inner();
         match inner.phase {
-            Phase::Receiving => {
+            Phase::Receiving if !inner.is_replaced(part) => {
                 self.is_now(Phase::Waiting, &mut inner);
                 Ok(())
             }
-            Phase::Waiting | Phase::Sealing | Phase::Over => Err(unknown()),
+            Phase::Receiving | Phase::Waiting | Phase::Sealing | Phase::Over => Err(unknown()),
         }
+    }
+
+    /// Whether another connection has this part by now: what is still done for this one concerns nobody.
+    pub(crate) fn is_replaced(&self, part: PartNumber) -> bool {
+        self.inner().is_replaced(part)
     }
 
     /// Takes the set, to seal it: from here on nobody else ends the backup.
@@ -422,6 +449,14 @@ impl Attachment {
     /// The backup.
     pub(crate) const fn running(&self) -> &Arc<Running> {
         &self.running
+    }
+
+    /// What tells this part from others.
+    pub(crate) const fn number(&self) -> PartNumber {
+        PartNumber {
+            place: self.place,
+            id: self.id,
+        }
     }
 
     /// The part the connection has.

@@ -24,16 +24,17 @@ use tracing::{Instrument, Span};
 use walmgr_protocol::message::ErrorCode;
 
 use crate::config::{HostConfig, StandbyConfig, WantedInForce, WantedPaths};
-use crate::daemon::{self, PidFile};
+use crate::daemon::{self, PidFile, UnservedClusters};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
+use crate::patience::Patience;
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::{Cluster, keeper};
 use crate::receiver::clusters::reading::{self, GoodCluster, HostRead};
 use crate::receiver::clusters::{BrokenCluster, Clusters, HostedCluster};
 use crate::receiver::worker::{self, Workforce};
-use crate::receiver::{DRAIN_DEADLINE, THREADS_DEADLINE};
+use crate::receiver::{DRAIN_DEADLINE, THREADS_DEADLINE, wait_named};
 use crate::store::{Disk, RealDisk};
 
 /// Clusters that are opened at once: each reads much of its disk, and most share one.
@@ -41,16 +42,17 @@ const OPENINGS_MAX: usize = 4;
 
 /// How long an opening keeps others from beginning, and a start from listening: longer than a healthy disk needs,
 /// and a mount that hangs holds nobody up for good.
-const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+fn opening_patience() -> Duration {
+    wait_named("WALMGR_OPENING_PATIENCE_MS", Duration::from_secs(30))
+}
 
 /// How often a broken cluster is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+fn retry_interval() -> Duration {
+    wait_named("WALMGR_RETRY_INTERVAL_MS", Duration::from_secs(60))
+}
 
 /// Time for the connections of a cluster that is served no more: those that drain, and a moment.
 const CLOSED_WITHIN: Duration = DRAIN_DEADLINE.saturating_add(THREADS_DEADLINE);
-
-/// How often is looked whether a cluster that is closed has been let go of.
-const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The clusters of a host's folder.
 pub(crate) struct ClusterFolder {
@@ -61,6 +63,7 @@ pub(crate) struct ClusterFolder {
     /// Cancelled when the process stops.
     stopping: CancellationToken,
     clusters_max: usize,
+    patience: Patience,
     workforce: Workforce,
     permits: Arc<Semaphore>,
     /// Good files whose clusters are not open.
@@ -78,6 +81,8 @@ pub(crate) struct ClusterFolder {
     /// Until when a reload waits at most for what it opens.
     reload_ends: Option<Instant>,
     retry: Interval,
+    /// What `status` was told last of those that are not served.
+    noted: UnservedClusters,
 }
 
 /// A cluster that is open.
@@ -111,14 +116,15 @@ pub(crate) enum FolderEvent {
 pub(crate) struct OpenedInFolder(OpenedCluster);
 
 impl ClusterFolder {
-    /// A folder of which nothing is open, for a process that may have so many clusters. To be called within a runtime.
+    /// A folder of which nothing is open, for a process that may have so many clusters, and waits for their disks with
+    /// this patience. To be called within a runtime.
     pub(crate) fn new(
         host: &HostConfig,
         options: &Options,
         (clusters, census, stopping): (&Arc<Clusters>, &Arc<StoreCensus>, &CancellationToken),
-        clusters_max: usize,
+        (clusters_max, patience): (usize, Patience),
     ) -> Self {
-        let mut retry = tokio::time::interval(RETRY_INTERVAL);
+        let mut retry = tokio::time::interval(retry_interval());
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         retry.reset();
         ClusterFolder {
@@ -128,6 +134,7 @@ impl ClusterFolder {
             census: Arc::clone(census),
             stopping: stopping.clone(),
             clusters_max,
+            patience,
             workforce: Workforce::new(Span::none(), || {}),
             permits: Arc::new(Semaphore::new(OPENINGS_MAX)),
             wanted: BTreeMap::new(),
@@ -142,6 +149,7 @@ impl ClusterFolder {
             reload_is_due: false,
             reload_ends: None,
             retry,
+            noted: UnservedClusters::new(),
         }
     }
 
@@ -154,12 +162,13 @@ impl ClusterFolder {
                 self.handle(event);
             }
         };
-        if timeout(OPENING_PATIENCE, all).await.is_err() {
+        if timeout(opening_patience(), all).await.is_err() {
             for name in self.opening.keys() {
                 self.note_slow(name);
             }
         }
         self.census.is_complete();
+        self.tell_status();
     }
 
     /// The next thing to see to. Safe to drop and call again: nothing is lost.
@@ -225,12 +234,13 @@ impl ClusterFolder {
         self.is_reload = is_reload;
         let (old, options) = (self.host.clone(), self.options.clone());
         let (workforce, clusters_max) = (self.workforce.clone(), self.clusters_max);
+        let patience = self.patience.clone();
         let (in_force, process) = (self.in_force(), self.clusters.process());
         self.readings.spawn(async move {
             let read = move || match is_reload {
-                true => reading::read_again(&old, &options, clusters_max, &in_force),
+                true => reading::read_again(&old, &options, clusters_max, &in_force, &patience),
                 // What the host's file says now, nobody has asked for.
-                false => reading::read_folder(old, process, clusters_max, &in_force),
+                false => reading::read_folder(old, process, clusters_max, &in_force, &patience),
             };
             let done = worker::once(&workforce, "reading of settings", read).await;
             done.unwrap_or_else(|failed| Err(CommandError::retry(failed.message)))
@@ -250,7 +260,7 @@ impl ClusterFolder {
         match read {
             Ok(read) if was_reload => {
                 self.apply(*read);
-                self.reload_ends = Some(Instant::now() + OPENING_PATIENCE);
+                self.reload_ends = Some(Instant::now() + opening_patience());
             }
             Ok(read) => self.mend(*read),
             Err(error) if was_reload => {
@@ -400,7 +410,7 @@ impl ClusterFolder {
             let permit = permits.acquire_owned().await;
             let opening = worker::once(&workforce, "opening of a cluster", move || opener.open());
             tokio::pin!(opening);
-            let done = match timeout(OPENING_PATIENCE, &mut opening).await {
+            let done = match timeout(opening_patience(), &mut opening).await {
                 Ok(done) => done,
                 Err(_) => {
                     drop(permit);
@@ -486,7 +496,7 @@ impl ClusterFolder {
         held.stopping.cancel();
         self.closing
             .insert(name.to_owned(), Arc::clone(&held.wanted));
-        let name = name.to_owned();
+        let (name, workforce) = (name.to_owned(), self.workforce.clone());
         self.closings.spawn(
             async move {
                 let HeldCluster {
@@ -504,14 +514,14 @@ impl ClusterFolder {
                 if ended.is_err() {
                     tracing::warn!("some of its connections have not ended");
                 }
-                let cluster = Arc::downgrade(&hosted.cluster);
-                drop(hosted);
+                let gone = hosted.cluster.gone();
+                // On a thread: its disk may hang.
+                worker::aside(&workforce, "closing of a cluster", move || drop(hosted));
                 // Its lock goes with the last who has it, as a handshake that is about to end.
-                let until = Instant::now() + CLOSED_WITHIN;
-                while cluster.strong_count() > 0 && Instant::now() < until {
-                    tokio::time::sleep(RELEASE_INTERVAL).await;
-                }
-                drop(pidfile);
+                let _ = timeout(CLOSED_WITHIN, gone.cancelled()).await;
+                let released =
+                    worker::once(&workforce, "pidfile of a cluster", move || drop(pidfile));
+                let _ = timeout(THREADS_DEADLINE, released).await;
                 name
             }
             .instrument(span),
@@ -520,7 +530,8 @@ impl ClusterFolder {
 
     fn note_slow(&self, name: &str) {
         if let Some(file) = self.wanted.get(name) {
-            let sentence = format!("it is being opened for longer than {OPENING_PATIENCE:?}");
+            let patience = opening_patience();
+            let sentence = format!("it is being opened for longer than {patience:?}");
             let settings = Some(Arc::clone(&file.settings));
             let path = &file.config.path;
             let broken = BrokenCluster::new(path, &sentence, ErrorCode::Busy, settings);
@@ -542,8 +553,23 @@ impl ClusterFolder {
         }
     }
 
-    fn tell_status(&self) {
+    fn tell_status(&mut self) {
         daemon::tell_status(&self.clusters.summary());
+        let unserved = self.clusters.unserved();
+        if unserved == self.noted {
+            return;
+        }
+        if let Err(error) = daemon::note_unserved(&self.host.receiver_pidfile(), &unserved) {
+            tracing::warn!("`status` cannot tell which clusters are not served: {error}");
+        }
+        self.noted = unserved;
+    }
+}
+
+impl Drop for ClusterFolder {
+    fn drop(&mut self) {
+        // Nobody believes it any more in any case.
+        let _ = daemon::note_unserved(&self.host.receiver_pidfile(), &UnservedClusters::new());
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::config::{self, Config, HostConfig, StandbyConfig, WantedInForce, WantedPaths};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
+use crate::patience::Patience;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::clusters::BrokenCluster;
 use crate::receiver::process_settings::ProcessSettings;
@@ -42,9 +43,10 @@ pub(crate) fn read(
     host: HostConfig,
     clusters_max: usize,
     in_force: &WantedInForce,
+    patience: &Patience,
 ) -> Result<HostRead> {
     let process = ProcessSettings::load(&host.tls, host.max_connections)?;
-    read_folder(host, process, clusters_max, in_force)
+    read_folder(host, process, clusters_max, in_force, patience)
 }
 
 /// Reads the folder alone; the settings of the process stay as they are given.
@@ -53,13 +55,11 @@ pub(crate) fn read_folder(
     process: Arc<ProcessSettings>,
     clusters_max: usize,
     in_force: &WantedInForce,
+    patience: &Patience,
 ) -> Result<HostRead> {
-    let mut loaded = BTreeMap::new();
-    let mut files = host.read_clusters_beside(in_force, &mut |config| {
-        let settings = ClusterSettings::load(config, &process)?;
-        loaded.insert(config.path.clone(), settings);
-        Ok(())
-    })?;
+    let of_process = Arc::clone(&process);
+    let load = move |config: &StandbyConfig| ClusterSettings::load(config, &of_process);
+    let (mut files, mut loaded) = host.read_clusters_beside(in_force, patience, load)?;
     let (mut good, mut broken) = (BTreeMap::new(), BTreeMap::new());
     for (path, sentence) in files.broken {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -106,6 +106,7 @@ pub(crate) fn read_again(
     options: &Options,
     clusters_max: usize,
     in_force: &WantedInForce,
+    patience: &Patience,
 ) -> Result<HostRead> {
     let fresh = match config::load(&old.path, &options.overrides)? {
         Config::Host(fresh) => *fresh,
@@ -122,7 +123,7 @@ pub(crate) fn read_again(
         ("log_format", old.log_format != fresh.log_format),
     ];
     match changed.into_iter().find(|(_, changed)| *changed) {
-        None => read(fresh, clusters_max, in_force),
+        None => read(fresh, clusters_max, in_force, patience),
         Some((key, _)) => Err(cannot_change(key)),
     }
 }

@@ -2,6 +2,7 @@
 //! Never starts a receiver. Invariant: what nobody asked for changes nothing.
 
 use super::*;
+use crate::patience::Patience;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, HostConfig, WantedInForce, load};
@@ -29,11 +30,18 @@ fn host() -> (tempfile::TempDir, HostConfig) {
 #[test]
 fn fault_147_a_retry_leaves_the_settings_of_the_host_as_they_are() {
     let (root, host) = host();
-    let first = reading::read(host, 10, &WantedInForce::new()).unwrap();
+    let first = reading::read(host, 10, &WantedInForce::new(), &Patience::default()).unwrap();
     let text = "[walmgr]\nclusters = clusters.d\ntls = off\nmax_connections = 7\n";
     std::fs::write(root.path().join("host.ini"), text).unwrap();
     let process = Arc::clone(&first.process);
-    let retried = reading::read_folder(first.host, process, 10, &WantedInForce::new()).unwrap();
+    let retried = reading::read_folder(
+        first.host,
+        process,
+        10,
+        &WantedInForce::new(),
+        &Patience::default(),
+    )
+    .unwrap();
     assert!(Arc::ptr_eq(&retried.process, &first.process));
     assert!(Arc::ptr_eq(
         &retried.good["a"].settings.server,
@@ -51,7 +59,7 @@ fn told(clusters: &Clusters) -> Result<Option<ErrorCode>, Unknown> {
 #[test]
 fn fault_146_a_cluster_that_is_about_to_be_opened_is_never_passed_over() {
     let (root, host) = host();
-    let read = reading::read(host, 10, &WantedInForce::new()).unwrap();
+    let read = reading::read(host, 10, &WantedInForce::new(), &Patience::default()).unwrap();
     let (clusters, file) = (Clusters::new(read.process), &read.good["a"]);
     let (path, settings) = (&file.config.path, &file.settings);
     assert!(told(&clusters).is_err());
@@ -69,7 +77,7 @@ fn fault_146_a_cluster_that_is_about_to_be_opened_is_never_passed_over() {
     // A file that wants another's place, and one beyond the bound, have lists that were read.
     let copy = std::fs::read(path).unwrap();
     std::fs::write(root.path().join("clusters.d/b.ini"), copy).unwrap();
-    let read = reading::read(read.host, 0, &WantedInForce::new()).unwrap();
+    let read = reading::read(read.host, 0, &WantedInForce::new(), &Patience::default()).unwrap();
     assert_eq!(read.broken.len(), 2);
     assert!(read.broken.values().all(|broken| broken.settings.is_some()));
 }
@@ -80,7 +88,7 @@ async fn fault_147_a_peer_that_is_slow_with_its_hello_keeps_no_cluster_open() {
     let archive = root.path().join("a");
     std::fs::create_dir(&archive).unwrap();
     new_archive(&archive);
-    let read = reading::read(host, 10, &WantedInForce::new()).unwrap();
+    let read = reading::read(host, 10, &WantedInForce::new(), &Patience::default()).unwrap();
     let (clusters, file) = (Clusters::new(read.process), &read.good["a"]);
     let open = || {
         let (settings, disk) = (Arc::clone(&file.settings), real());

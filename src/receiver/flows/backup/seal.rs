@@ -14,7 +14,7 @@ use super::received::Received;
 use super::{after, configs, fits};
 use crate::pg::manifest;
 use crate::receiver::cluster::ServedCluster;
-use crate::receiver::cluster::running::{Running, unknown};
+use crate::receiver::cluster::running::{PartNumber, Running, unknown};
 use crate::receiver::{WAL_WAIT_MAX, refusal};
 use crate::store::sets::{ExpectedFile, Parts, SealedSet};
 use crate::store::{DurableWal, StoreError, WalProof};
@@ -23,15 +23,16 @@ use crate::wal::segment::Verify;
 /// Pause between two looks whether somebody has copied the WAL in by hand; that which is pushed says so.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Seals the set, and then rotates and purges.
+/// Seals the set, as the connection with this part asks, and then rotates and purges.
 pub(crate) fn seal(
     served: &ServedCluster,
     running: &Running,
+    part: PartNumber,
     parts: &Received,
     asked: &Finish,
 ) -> Result<(SealedSet, Sealed), Error> {
     let ServedCluster { cluster, store } = served;
-    running.begin_waiting()?;
+    running.begin_waiting(part)?;
     parts.check()?;
     configs::check(parts)?;
     let label = parts.need(&PartName::Label)?;

@@ -16,7 +16,9 @@ use super::received::Received;
 use super::seal;
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::backups::Resumed;
-use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport, Running};
+use crate::receiver::cluster::running::{
+    Attachment, BackupPart, BackupReport, PartNumber, Running,
+};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
@@ -121,12 +123,15 @@ fn take_part(
     work: impl FnOnce(Attachment) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let attachment = running.attach(part, say)?;
-    over_on_failure(running, || work(attachment))
+    let number = attachment.number();
+    over_on_failure(running, number, || work(attachment))
 }
 
-/// A failure of one connection's work, a panic included, is the end of the backup.
+/// A failure of one connection's work, a panic included, is the end of the backup; but not if another connection has
+/// taken its part meanwhile, and goes on.
 fn over_on_failure(
     running: &Running,
+    part: PartNumber,
     work: impl FnOnce() -> Result<(), Error>,
 ) -> Result<(), Error> {
     struct OverOnPanic<'a>(&'a Running);
@@ -139,7 +144,9 @@ fn over_on_failure(
     }
     let _guard = OverOnPanic(running);
     work().inspect_err(|error| {
-        running.end(error);
+        if !running.is_replaced(part) {
+            running.end(error);
+        }
     })
 }
 
@@ -190,6 +197,7 @@ fn control(
     mut jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
+    let part_number = attachment.number();
     say(BackupReport::Admitted(attachment));
     let mut parts = Received::default();
     let mut unpacker = Unpacker::default();
@@ -204,7 +212,7 @@ fn control(
                 }
             }
             BackupJob::Finish(asked) => {
-                let (set, facts) = seal::seal(served, running, &parts, &asked)?;
+                let (set, facts) = seal::seal(served, running, part_number, &parts, &asked)?;
                 say(BackupReport::Sealed(set, facts));
                 return Ok(());
             }
@@ -252,7 +260,8 @@ mod tests {
         let folder = scratch_folder();
         let running = backups_in(folder.path()).begin(&backup()).unwrap();
         let say: Say<BackupReport> = Arc::new(|_| true);
-        running.begin_waiting().unwrap();
+        let begin = |attachment: Attachment| running.begin_waiting(attachment.number());
+        take_part(&running, BackupPart::Control, &say, begin).unwrap();
         for part in [BackupPart::Control, BackupPart::Stream(0)] {
             let refused = take_part(&running, part, &say, |_| Ok(())).unwrap_err();
             assert_eq!(refused.code, ErrorCode::Abandoned, "{part:?}");
@@ -269,6 +278,37 @@ mod tests {
         let part = BackupPart::Stream(0);
         take_part(&running, part, &say, |_| Err(out_of_place())).unwrap_err();
         assert!(running.is_over());
+    }
+
+    #[tokio::test]
+    async fn fault_58_what_a_replaced_connection_still_asks_ends_no_backup() {
+        let folder = scratch_folder();
+        let running = backups_in(folder.path()).begin(&backup()).unwrap();
+        let say: Say<BackupReport> = Arc::new(|_| true);
+        let ends = |part| {
+            take_part(&running, part, &say, |before| {
+                let _successor = running.attach(part, &say)?;
+                // What had been read before it was replaced: it is malformed, or asks for the end.
+                drop(before);
+                Err(out_of_place())
+            })
+        };
+        for part in [BackupPart::Stream(0), BackupPart::Control] {
+            assert_eq!(ends(part).unwrap_err().code, ErrorCode::Misbehaved);
+            assert!(!running.is_over(), "{part:?}");
+        }
+        let part = BackupPart::Control;
+        take_part(&running, part, &say, |before| {
+            let successor = running.attach(part, &say)?;
+            let early = running.begin_waiting(before.number()).unwrap_err();
+            assert_eq!(early.code, ErrorCode::Abandoned);
+            assert!(!running.is_finishing());
+            running.begin_waiting(successor.number())?;
+            running.begin_waiting(before.number())
+        })
+        .unwrap_err();
+        assert!(running.is_finishing());
+        running.begin_sealing().map(drop).unwrap();
     }
 
     #[test]

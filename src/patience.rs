@@ -1,0 +1,232 @@
+//! Work that a file system which does not answer may hold for ever, on threads that nobody waits for any longer.
+//! Never ends a thread: the kernel alone can. Invariant: of work with one key no two pieces are under way, so that a
+//! file system that hangs for good holds one thread for each key.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long is waited for a file and the paths that it names: a healthy disk needs a thousandth of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Pieces of work at once. More gain nothing on one disk.
+const AT_ONCE: usize = 4;
+
+/// Work that takes longer keeps others from beginning no more: it waits for something.
+const SLOW_AFTER: Duration = Duration::from_millis(100);
+
+/// How often is looked for work that has become slow, or takes too long.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Who waits with patience. Clones know of each other's work.
+#[derive(Debug, Clone)]
+pub(crate) struct Patience {
+    most: Duration,
+    /// The keys of work that has not come back.
+    away: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// It is not done after so long, or that before it is not.
+    Overdue(Duration),
+    /// It cannot be begun, or was ended by a panic that has been logged.
+    Failed,
+}
+
+impl std::fmt::Display for NoAnswer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NoAnswer::Overdue(most) => write!(
+                out,
+                "a file system does not answer: after {} s its paths could not be looked at; check the mounts below \
+                 the paths that it names",
+                most.as_secs_f32()
+            ),
+            NoAnswer::Failed => out.write_str("it could not be read: see the log"),
+        }
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience::of(PATIENCE)
+    }
+}
+
+impl Patience {
+    /// Waits so long for each piece of work.
+    pub(crate) fn of(most: Duration) -> Self {
+        Patience {
+            most,
+            away: Arc::default(),
+        }
+    }
+
+    /// Does the work of every key, some at a time, and answers by key. Blocks, for each key no longer than the
+    /// patience lasts.
+    pub(crate) fn each<T: Send + 'static>(
+        &self,
+        keys: impl IntoIterator<Item = PathBuf>,
+        work: impl Fn(&Path) -> T + Send + Sync + 'static,
+    ) -> BTreeMap<PathBuf, Result<T, NoAnswer>> {
+        let (teller, told) = channel();
+        let mut round = Round {
+            patience: self,
+            work: Arc::new(work),
+            left: keys.into_iter().collect(),
+            begun: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            teller,
+        };
+        while round.begin() {
+            round.wait(&told);
+        }
+        round.answers
+    }
+
+    fn away(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        // Each change is one call.
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key, and what came of its work; nothing after a panic.
+type Told<T> = (PathBuf, Option<T>);
+
+/// The work of several keys.
+struct Round<'a, T, Work> {
+    patience: &'a Patience,
+    work: Arc<Work>,
+    left: VecDeque<PathBuf>,
+    begun: BTreeMap<PathBuf, Instant>,
+    answers: BTreeMap<PathBuf, Result<T, NoAnswer>>,
+    teller: Sender<Told<T>>,
+}
+
+impl<T: Send + 'static, Work: Fn(&Path) -> T + Send + Sync + 'static> Round<'_, T, Work> {
+    /// Begins what may begin; `false` when all is over.
+    fn begin(&mut self) -> bool {
+        let is_quick = |since: &&Instant| since.elapsed() < SLOW_AFTER;
+        let mut quick = self.begun.values().filter(is_quick).count();
+        while quick < AT_ONCE
+            && let Some(key) = self.left.pop_front()
+        {
+            if !self.patience.away().insert(key.clone()) {
+                let overdue = NoAnswer::Overdue(self.patience.most);
+                self.answers.insert(key, Err(overdue));
+                continue;
+            }
+            let piece = PieceOfWork {
+                key: key.clone(),
+                answer: None,
+                patience: self.patience.clone(),
+                teller: self.teller.clone(),
+            };
+            let work = Arc::clone(&self.work);
+            let thread = thread::Builder::new().name("patience".to_owned());
+            // Where no thread can be had the piece is dropped, which tells that it failed.
+            let _ = thread.spawn(move || piece.work(&*work));
+            self.begun.insert(key, Instant::now());
+            quick += 1;
+        }
+        !self.begun.is_empty()
+    }
+
+    /// Takes in an answer, and gives up on what takes too long.
+    fn wait(&mut self, told: &Receiver<Told<T>>) {
+        match told.recv_timeout(LOOK_INTERVAL) {
+            // What was given up on is not believed later.
+            Ok((key, answer)) if self.begun.remove(&key).is_some() => {
+                let answer = answer.ok_or(NoAnswer::Failed);
+                self.answers.insert(key, answer);
+            }
+            Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        let most = self.patience.most;
+        let overdue = (self.begun).extract_if(.., |_, since| since.elapsed() >= most);
+        let answers = overdue.map(|(key, _)| (key, Err(NoAnswer::Overdue(most))));
+        self.answers.extend(answers);
+    }
+}
+
+/// One key's work, which tells what came of it however it ends.
+struct PieceOfWork<T> {
+    key: PathBuf,
+    answer: Option<T>,
+    patience: Patience,
+    teller: Sender<Told<T>>,
+}
+
+impl<T> PieceOfWork<T> {
+    fn work(mut self, work: &dyn Fn(&Path) -> T) {
+        let answer = work(&self.key);
+        self.answer = Some(answer);
+    }
+}
+
+impl<T> Drop for PieceOfWork<T> {
+    fn drop(&mut self) {
+        self.patience.away().remove(&self.key);
+        let key = std::mem::take(&mut self.key);
+        // Whoever asked may have given up.
+        let _ = self.teller.send((key, self.answer.take()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn whoever_does_not_come_back_keeps_nobody_else_from_answering() {
+        let patience = Patience::of(Duration::from_millis(300));
+        let names: Vec<PathBuf> = (0..50)
+            .map(|number| PathBuf::from(number.to_string()))
+            .collect();
+        let (end, ended) = channel::<()>();
+        let ended = Mutex::new(ended);
+        let hangs = |key: &Path| key.to_str().unwrap().parse::<u32>().unwrap() % 5 == 0;
+        let work = move |key: &Path| {
+            if hangs(key) {
+                let _ = ended.lock().unwrap().recv();
+            }
+            key.to_path_buf()
+        };
+        let answers = patience.each(names.clone(), work);
+        assert_eq!(answers.len(), names.len());
+        for (key, answer) in answers {
+            match hangs(&key) {
+                true => assert_eq!(answer, Err(NoAnswer::Overdue(patience.most))),
+                false => assert_eq!(answer, Ok(key)),
+            }
+        }
+        // None of them is begun again as long as it is away.
+        let again = patience.each(names.clone(), |_| ());
+        let away = again.values().filter(|answer| answer.is_err()).count();
+        assert_eq!((away, patience.away().len()), (10, 10));
+        drop(end);
+        while !patience.away().is_empty() {
+            thread::sleep(LOOK_INTERVAL);
+        }
+        let answers = patience.each(names, |_| ());
+        assert!(answers.values().all(Result::is_ok));
+    }
+
+    #[test]
+    fn work_that_panics_is_told_from_work_that_hangs() {
+        let patience = Patience::default();
+        let work = |key: &Path| assert_ne!(key, Path::new("b"), "a bug");
+        let answers = patience.each(keys(&["a", "b"]), work);
+        assert_eq!(answers[Path::new("a")], Ok(()));
+        assert_eq!(answers[Path::new("b")], Err(NoAnswer::Failed));
+    }
+}
