@@ -111,7 +111,7 @@ pub mod store {
         LIST_NAME, PartialEnd, PartialWals, RealDisk,
     };
     pub mod fuzzing {
-        pub use crate::store::fuzzing::{acknowledged_end, kept_checksum};
+        pub use crate::store::fuzzing::{acknowledged_end, kept_checksum, verified_note};
     }
     pub mod sets {
         pub use crate::store::sets::{BackupSets, Copying};

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 28] = [
+const BODIES: [(&str, Body); 29] = [
+    (
+        "verified_note",
+        walmgr::test_support::store::fuzzing::verified_note,
+    ),
     (
         "kept_checksum",
         walmgr::test_support::store::fuzzing::kept_checksum,

@@ -277,6 +277,9 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
         let text = format!("{lines}check 00000000\n");
         seeds.put("kept_checksum", &at.to_string(), text.as_bytes())?;
     }
+    let note = "verified 1 wal\n000000010000000000000003 7 16777216 1 2 0000000A 3 first 0/3000148 5 last 0/30FF120 \
+        6 open 0/3FFFFE8\n00000002.history 8 41 1 2 0000000B 3\ncheck 00000000\n";
+    seeds.put("verified_note", "wal", note.as_bytes())?;
     let settings = "archive_command = 'cp %p /x'\ninclude '../y'\nport=1 # z\n\
         shared_preload_libraries = '$libdir/a,/tmp/b'\nlog_directory 'log'\n\
         host all all 0.0.0.0/0 trust\nlocal all all peer\n";

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Status(Thresholds),
     /// Bring a backup set back and have it replay
     Restore(Restoring),
+    /// Standby: prove the archive and its backup sets; say what is damaged or missing, and to which times one can restore
+    Verify(standby::verify::VerifyArgs),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
     /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
@@ -132,7 +134,7 @@ impl Command {
     pub(super) const fn has_json(&self) -> bool {
         matches!(
             self,
-            Command::Identity | Command::ListBackups(_) | Command::Status(_)
+            Command::Identity | Command::ListBackups(_) | Command::Status(_) | Command::Verify(_)
         )
     }
 
@@ -215,6 +217,7 @@ pub(super) fn run_command(
         (Standby(own), Command::ListBackups(_)) => standby::listbackups::run(own, options),
         (Standby(own), Command::Status(typed)) => standby::status::run(own, options, typed),
         (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),
+        (Standby(own), Command::Verify(typed)) => standby::verify::run(own, options, typed),
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
         (Standby(own), Command::Choose(typed)) => standby::choose::run(own, options, typed),
         (Standby(own), Command::Pause) => standby::pause::run(own, options),

@@ -11,10 +11,9 @@ use super::owner::quoted;
 use crate::error::CommandError;
 
 /// Commands of the manual which this version does not have.
-pub(super) const ABSENT: [&str; 8] = [
+pub(super) const ABSENT: [&str; 7] = [
     "bench",
     "cleanup",
-    "verify",
     "createslave",
     "xlock",
     "xrelease",

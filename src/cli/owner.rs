@@ -130,6 +130,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Authorize(_)
         | Command::Revoke(_)
         | Command::Receiver(_)
+        | Command::Verify(_)
         | Command::Xpurgewals
         | Command::Choose(_)
         | Command::Pause
@@ -151,6 +152,8 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         Command::Receiver(_)
         | Command::Authorize(_)
         | Command::Revoke(_)
+        // It remembers in the archive what it has read.
+        | Command::Verify(_)
         | Command::Xpurgewals
         | Command::Choose(_)
         | Command::Pause

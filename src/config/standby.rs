@@ -103,6 +103,8 @@ pub struct StandbyConfig {
     pub archive_ahead_max: u64,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
+    /// How long `verify` passes a file over that it found good.
+    pub verify_again_after: Duration,
     /// What `xrestore` does about a damaged file.
     pub on_corrupt: OnCorrupt,
     /// How long `xrestore` waits for a file.
@@ -182,6 +184,7 @@ impl StandbyConfig {
             verify_wal_min: VerifyWal::read(settings, "verify_wal_min")?,
             archive_ahead_max: settings.number("archive_ahead_max")?,
             recheck_rate: settings.number("recheck_rate")?,
+            verify_again_after: settings.duration("verify_again_after")?,
             on_corrupt: match settings.choice("on_corrupt")? {
                 "stall" => OnCorrupt::Stall,
                 _ => OnCorrupt::Stop,

@@ -201,6 +201,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes per second that the receiver reads of archive and base backups to find damage. 0 disables this.")
         .defaults().added(),
+    key("verify_again_after", Standby, ages(3_660 * DAY), "30d", "verify reads a file again that has not changed since it was found good, if that is longer ago than this.")
+        .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does at a damaged file: stop PostgreSQL, or stall it.")
         .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "Maximum time that xrestore waits for a file before it reports that the file is missing.")

@@ -26,5 +26,6 @@ mod standing;
 pub(crate) mod status;
 mod too_low;
 mod verdict;
+pub(crate) mod verify;
 pub(crate) mod xpurgewals;
 pub(crate) mod xrestore;

@@ -18,7 +18,11 @@ pub struct FileStat {
     pub len: u64,
     /// Whether it is a regular file.
     pub is_file: bool,
-    /// When it or its name changed last, in milliseconds since 1970.
+    /// When its content was written last, in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// When it or its name changed last, in nanoseconds since 1970.
+    pub changed_ns: i64,
+    /// The same in milliseconds.
     pub changed_ms: i64,
 }
 

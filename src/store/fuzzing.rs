@@ -5,6 +5,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::checksums::KeptChecksum;
 use super::partial::acknowledged;
+use super::verify::note;
 
 /// What stands before the checksum of the end that was acknowledged.
 const CRC: &str = " crc ";
@@ -55,6 +56,11 @@ pub fn kept_checksum(bytes: &[u8]) {
     assert_eq!(KeptChecksum::parse(name, text.as_bytes()), Some(kept));
     let other = WalFileName::History(walmgr_protocol::names::TimelineId::FIRST);
     assert!(name == other || KeptChecksum::parse(other, text.as_bytes()).is_none());
+}
+
+/// What `verify` remembers of good files: what is believed is what would be written, and about nothing else.
+pub fn verified_note(bytes: &[u8]) {
+    note::read_any(bytes);
 }
 
 #[cfg(test)]

@@ -240,7 +240,7 @@ impl Joints<'_> {
             }
             match self.walk_out_of(before)? {
                 WalkEnd::Walked(scanner) => break *scanner,
-                WalkEnd::Broken => return Ok(FoundBefore::Broken(before)),
+                WalkEnd::Broken => return self.broken(before),
                 WalkEnd::Inside(_) if filled.len() as u64 * size.bytes() > record_bytes => {
                     return Ok(FoundBefore::Broken(before));
                 }
@@ -257,10 +257,19 @@ impl Joints<'_> {
             scanner = scanner.up_to_timeline(next.timeline());
             scanner = match self.walk_to_end(scanner, next, Lsn(0))? {
                 WalkEnd::Walked(scanner) | WalkEnd::Inside(Some(scanner)) => *scanner,
-                WalkEnd::Inside(None) | WalkEnd::Broken => return Ok(FoundBefore::Broken(next)),
+                WalkEnd::Inside(None) | WalkEnd::Broken => return self.broken(next),
             };
         }
         Ok(FoundBefore::Walked(last, Box::new(scanner)))
+    }
+
+    /// What a segment is that nobody walked through: a purge may have removed it meanwhile.
+    fn broken(&self, segment: SegmentName) -> Result<FoundBefore, StoreError> {
+        let stat = self.completed.stat_at(&segment.to_string())?;
+        Ok(match stat {
+            Some(_) => FoundBefore::Broken(segment),
+            None => FoundBefore::Nothing,
+        })
     }
 
     /// The segment that replay reads before this one, if it is there.

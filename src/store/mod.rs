@@ -13,6 +13,7 @@
 //!                                  `checksums`)
 //!   .obstacles/NAME                records in the segment NAME that replay cannot pass (see `obstacle_notes`)
 //!   .servers/                      the data directories whose servers read from here (see `servers`)
+//!   .verified/                     files that `verify` found good or damaged (see `verify::note`)
 //!   .rounds                        files found damaged while the whole archive was read (see `rounds`)
 //!   .in.NAME.RANDOM                a file being received; worthless once its process has ended
 //!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
@@ -85,6 +86,7 @@ pub(crate) mod obstacles;
 pub(crate) mod partial;
 mod reach;
 pub(crate) mod reader;
+mod reading;
 mod real_disk;
 pub(crate) mod recovery;
 mod recovery_report;
@@ -96,6 +98,7 @@ mod shared;
 pub(crate) mod survey;
 pub(crate) mod tree;
 mod unfollowed;
+pub(crate) mod verify;
 
 #[cfg(test)]
 mod archive_tests;

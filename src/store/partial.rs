@@ -36,7 +36,7 @@ pub(crate) use finish::Finishing;
 pub use freeze::{Freeze, PartialWals};
 pub(crate) use freeze::{FrozenSegment, OwnSegment};
 pub use names::PartialEnd;
-pub(super) use names::{partial_end, partial_names};
+pub(super) use names::{PartialLook, look_at_partial, partial_end, partial_names};
 pub(crate) use open::PartialStream;
 pub(super) use proven::vanished;
 

@@ -273,7 +273,7 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
 }
 
 /// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.
-fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> {
+pub(super) fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> {
     let size: WalSegmentSize = archive.binding().segment_size;
     let offset_bytes = label.start.0 % size.bytes();
     let name = format!("{}.{offset_bytes:08X}.backup", label.first_segment);

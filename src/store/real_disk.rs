@@ -290,17 +290,20 @@ fn open_below(
 }
 
 fn file_stat(stat: &Stat) -> FileStat {
+    let changed_ns = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
     FileStat {
         identity: FileId::of(stat),
         len: u64::try_from(stat.st_size).unwrap_or(0),
         is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
-        changed_ms: changed_ms(stat),
+        modified_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+        changed_ns,
+        changed_ms: changed_ns.div_euclid(1_000_000),
     }
 }
 
-fn changed_ms(stat: &Stat) -> i64 {
-    let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
-    (stat.st_ctime)
-        .saturating_mul(1_000)
-        .saturating_add(nanoseconds / 1_000_000)
+fn nanoseconds(seconds: i64, nanoseconds: impl TryInto<i64>) -> i64 {
+    let nanoseconds = nanoseconds.try_into().unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
 }

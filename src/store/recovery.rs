@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::binding::{Binding, MARKER_NAME, Marker, MarkerRole};
 use super::checksums::{Checksums, KeptChecksum};
@@ -21,6 +21,7 @@ use super::joints::{JointVerdict, Joints};
 use super::partial;
 use super::recovery_report::RecoveryReport;
 use super::shared::{ArchiveFolders, StoredCheck, finished_names, is_damage, set_aside};
+use crate::wal::commit::CommitSpan;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
@@ -221,6 +222,19 @@ pub(super) struct FileFound {
     walked: Result<Option<Scanner>, SegmentFault>,
 }
 
+impl FileFound {
+    /// The CRC-32 of its content.
+    pub(super) const fn crc32(&self) -> u32 {
+        self.content.crc32
+    }
+
+    /// Its first and last commit, if it is a segment that was walked through.
+    pub(super) fn commits(&self) -> CommitSpan {
+        let scanner = self.walked.as_ref().ok().and_then(Option::as_ref);
+        scanner.map_or_else(CommitSpan::default, Scanner::commits)
+    }
+}
+
 impl FinishedCheck<'_> {
     fn run(&self, report: &mut RecoveryReport) -> Result<(), StoreError> {
         let fitting = CHECKED_BYTES_MAX / self.binding.segment_size.bytes();
@@ -260,7 +274,7 @@ impl FinishedCheck<'_> {
         };
         let expected = self.binding.expected();
         let mut torn = StoredCheck::new(name, &expected, Verify::Off);
-        let mut records = StoredCheck::new(name, &expected, Verify::Records);
+        let mut records = StoredCheck::new(name, &expected, Verify::Records).noting_commits();
         let content = existing.read(|bytes| {
             torn.update(bytes);
             records.update(bytes);
@@ -328,6 +342,21 @@ impl FinishedCheck<'_> {
             (Err(fault), _) => Ok(Some((name, fault.to_string()))),
             (Ok(_), Some(why)) => Ok(Some((name, why))),
             (Ok(_), None) => self.unjoined(name, content),
+        }
+    }
+
+    /// Where in this file it begins to be wrong, if that is known: the record or page that does not hold, or else
+    /// the last record, if that is not where the last one was when the file was acknowledged.
+    pub(super) fn place(&self, name: WalFileName, found: &FileFound) -> Option<Lsn> {
+        match &found.walked {
+            Err(SegmentFault::Damaged { lsn, .. }) => Some(*lsn),
+            Err(_) | Ok(None) => None,
+            Ok(Some(scanner)) => {
+                let end = SegmentEnd::of(scanner);
+                let kept = self.checksums.read(name)?.end?;
+                let (begins, _) = scanner.open_record().filter(|_| kept != end)?;
+                Some(begins)
+            }
         }
     }
 

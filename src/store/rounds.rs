@@ -23,18 +23,21 @@ use std::sync::Arc;
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::binding::Binding;
-use super::checksums::Checksums;
 use super::disk::FileStat;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
-use super::partial::{partial_end, partial_names};
-use super::recovery::FinishedCheck;
+use super::partial::partial_names;
+use super::reading::WalReading;
 use super::sets::{BackupSets, SetError, SetsRound};
 use super::shared::{Archive, finished_names};
+use super::verify::note::VERIFIED_NAME;
 
 /// The note's name.
 const NOTE_NAME: &str = ".rounds";
+
+/// The name of the note that `verify` writes in its folder.
+const VERIFY_NOTE_NAME: &str = "damaged";
 
 /// How many damaged files are noted: one is enough to have somebody look.
 const NOTED_MAX: usize = 128;
@@ -109,7 +112,7 @@ impl Archive {
             Folder::open(folder.path(), disk, Arc::new(Monitor::new())).map(Arc::new)
         };
         let completed = open(&shared.completed)?;
-        let note = DamageNote::read(&completed);
+        let note = DamageNote::read(&completed, NOTE_NAME);
         let sets = sets.map(SetsRound::of);
         Ok(Rounds {
             archive: self.clone(),
@@ -148,7 +151,8 @@ impl Rounds {
             }
             self.left = UnlistedFiles::Finished(None);
             self.note.next = None;
-            self.forget_what_is_gone()?;
+            self.note
+                .forget_what_is_gone(&self.completed, &self.partial)?;
             self.write();
             return Ok(done);
         };
@@ -196,30 +200,11 @@ impl Rounds {
     }
 
     fn finished(&self, name: WalFileName, binding: &Binding) -> Result<(u64, Faults), StoreError> {
-        let text = name.to_string();
-        let Some(before) = self.completed.stat_at(&text)? else {
+        let Some(read) = self.reading(binding).finished(name)? else {
             return Ok((0, Faults::new()));
         };
-        let check = FinishedCheck {
-            folder: &self.completed,
-            checksums: &Checksums::open(&self.completed),
-            binding,
-        };
-        let looked = check.look(name).and_then(|found| match found {
-            Some(found) => check.fault(name, &found),
-            None => Ok(None),
-        });
-        let fault = match looked {
-            Ok(fault) => fault,
-            // The disk does not give it back.
-            Err(error @ StoreError::Disk { .. }) => Some((name, error.to_string())),
-            Err(error) => return Err(error),
-        };
-        // What was replaced while it was read is looked at in the next round.
-        let is_same = self.completed.stat_at(&text)? == Some(before);
-        let fault = fault.filter(|_| is_same);
-        let faults = fault.map(|(name, why)| (RoundFile::Finished(name), why));
-        Ok((before.len, faults.into_iter().collect()))
+        let fault = read.fault.map(|it| (RoundFile::Finished(it.name), it.why));
+        Ok((read.stat.len, fault.into_iter().collect()))
     }
 
     fn in_progress(
@@ -227,15 +212,19 @@ impl Rounds {
         segment: SegmentName,
         binding: &Binding,
     ) -> Result<(u64, Faults), StoreError> {
-        let found = match partial_end(&self.partial, binding, segment) {
-            Ok(found) => found
-                .and_then(|found| found.damage)
-                .map(|damage| damage.to_string()),
-            Err(error @ StoreError::Disk { .. }) => Some(error.to_string()),
-            Err(error) => return Err(error),
+        let Some(read) = self.reading(binding).in_progress(segment)? else {
+            return Ok((0, Faults::new()));
         };
-        let faults = found.map(|why| (RoundFile::Partial(segment), why));
-        Ok((binding.segment_size.bytes(), faults.into_iter().collect()))
+        let fault = (read.fault).map(|fault| (RoundFile::Partial(segment), fault.to_string()));
+        Ok((read.read_bytes, fault.into_iter().collect()))
+    }
+
+    fn reading<'a>(&'a self, binding: &'a Binding) -> WalReading<'a> {
+        WalReading {
+            completed: &self.completed,
+            partial: &self.partial,
+            binding,
+        }
     }
 
     /// Notes what was found of a file, and forgets what was found of it before.
@@ -267,18 +256,6 @@ impl Rounds {
         Ok(())
     }
 
-    fn forget_what_is_gone(&mut self) -> Result<(), StoreError> {
-        let mut kept = BTreeMap::new();
-        for (place, noted) in std::mem::take(&mut self.note.damaged) {
-            let stat = stat_of(&self.completed, &self.partial, place)?;
-            if stat.is_some_and(|stat| noted.is_of(place, &stat)) {
-                kept.insert(place, noted);
-            }
-        }
-        self.note.damaged = kept;
-        Ok(())
-    }
-
     /// A note that cannot be written costs the next start its place, and `status` a word.
     fn write(&self) {
         let text = self.note.text();
@@ -288,16 +265,72 @@ impl Rounds {
     }
 }
 
+/// The damage that `verify` found in files of the archive.
+#[derive(Debug, Default)]
+pub(super) struct FoundDamage(DamageNote);
+
+impl FoundDamage {
+    /// What an earlier run found.
+    pub(super) fn read(folder: &Folder) -> FoundDamage {
+        FoundDamage(DamageNote::read(folder, VERIFY_NOTE_NAME))
+    }
+
+    /// Notes what is wrong with a finished file.
+    pub(super) fn note(&mut self, name: WalFileName, stat: &FileStat, why: &str) {
+        self.insert(RoundFile::Finished(name), stat, why);
+    }
+
+    /// Notes what is wrong with a segment in progress.
+    pub(super) fn note_partial(&mut self, segment: SegmentName, stat: &FileStat, why: &str) {
+        self.insert(RoundFile::Partial(segment), stat, why);
+    }
+
+    /// Forgets a finished file, which was found good.
+    pub(super) fn forget(&mut self, name: WalFileName) {
+        self.0.damaged.remove(&RoundFile::Finished(name));
+    }
+
+    /// Forgets a segment in progress.
+    pub(super) fn forget_partial(&mut self, segment: SegmentName) {
+        self.0.damaged.remove(&RoundFile::Partial(segment));
+    }
+
+    /// Forgets what is not there any more.
+    pub(super) fn retain_there(
+        &mut self,
+        completed: &Folder,
+        partial: &Folder,
+    ) -> Result<(), StoreError> {
+        self.0.forget_what_is_gone(completed, partial)
+    }
+
+    /// Writes the note.
+    pub(super) fn write(&self, folder: &Arc<Folder>) -> Result<(), StoreError> {
+        folder.write_small(VERIFY_NOTE_NAME, self.0.text().as_bytes())
+    }
+
+    fn insert(&mut self, place: RoundFile, stat: &FileStat, why: &str) {
+        if self.0.damaged.len() < NOTED_MAX || self.0.damaged.contains_key(&place) {
+            let noted = NotedDamage::of(place, stat, why);
+            self.0.damaged.insert(place, noted);
+        }
+    }
+}
+
 /// What is wrong with which files.
 type Faults = BTreeMap<RoundFile, String>;
 
-/// The finished files that are known to be damaged, and the segments in progress that were.
+/// The finished files that are known to be damaged, by a round or by `verify`, and the segments in progress that were.
 pub(super) fn noted(
     completed: &Folder,
     partial: &Folder,
 ) -> Result<(BTreeMap<WalFileName, String>, BTreeSet<SegmentName>), StoreError> {
     let (mut finished, mut partials) = (BTreeMap::new(), BTreeSet::new());
-    for (place, noted) in DamageNote::read(completed).damaged {
+    let by_verify = completed.below(VERIFIED_NAME).ok().flatten();
+    let by_verify = by_verify.map(|folder| DamageNote::read(&folder, VERIFY_NOTE_NAME));
+    let by_rounds = DamageNote::read(completed, NOTE_NAME);
+    let damaged = by_verify.unwrap_or_default().damaged.into_iter();
+    for (place, noted) in damaged.chain(by_rounds.damaged) {
         let stat = stat_of(completed, partial, place)?;
         if stat.is_none_or(|stat| !noted.is_of(place, &stat)) {
             continue;
@@ -352,13 +385,26 @@ impl NotedDamage {
 }
 
 impl DamageNote {
-    fn read(completed: &Folder) -> DamageNote {
-        let text = completed
-            .read_small(NOTE_NAME, NOTE_BYTES_MAX)
-            .ok()
-            .flatten();
+    fn read(folder: &Folder, name: &str) -> DamageNote {
+        let text = folder.read_small(name, NOTE_BYTES_MAX).ok().flatten();
         text.and_then(|text| DamageNote::parse(&text))
             .unwrap_or_default()
+    }
+
+    fn forget_what_is_gone(
+        &mut self,
+        completed: &Folder,
+        partial: &Folder,
+    ) -> Result<(), StoreError> {
+        let mut kept = BTreeMap::new();
+        for (place, noted) in std::mem::take(&mut self.damaged) {
+            let stat = stat_of(completed, partial, place)?;
+            if stat.is_some_and(|stat| noted.is_of(place, &stat)) {
+                kept.insert(place, noted);
+            }
+        }
+        self.damaged = kept;
+        Ok(())
     }
 
     fn text(&self) -> String {

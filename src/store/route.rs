@@ -129,6 +129,11 @@ impl<'a> Route<'a> {
         self.lineage.gap(&self.line, from)
     }
 
+    /// Every hole behind `from`; see [`Lineage::holes`].
+    pub(crate) fn holes(&self, from: Lsn) -> Vec<(SegmentName, SegmentName)> {
+        self.lineage.holes(&self.line, from)
+    }
+
     /// Up to where WAL leads from `from`.
     pub(crate) fn led(&self, from: Lsn) -> Led {
         self.lineage.led(&self.line, from)
@@ -142,6 +147,11 @@ impl<'a> Route<'a> {
     /// The segments from the one with `from` to the last before the first gap, in order.
     pub(crate) fn gapless(&self, from: Lsn) -> Vec<SegmentName> {
         self.lineage.gapless(&self.line, from)
+    }
+
+    /// Whether a finished segment of this name is on it.
+    pub(crate) fn is_read(&self, segment: SegmentName) -> bool {
+        self.line.part_of(segment).is_some() && self.lineage.is_plain(segment)
     }
 
     /// Whether the archive has this segment under its final name.

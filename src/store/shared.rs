@@ -116,6 +116,14 @@ impl StoredCheck {
         }
     }
 
+    /// Has the scanner at its end know when the first and the last commit were.
+    pub(super) fn noting_commits(self) -> Self {
+        StoredCheck {
+            check: self.check.map(SegmentCheck::noting_commits),
+            fault: self.fault,
+        }
+    }
+
     pub(super) fn update(&mut self, bytes: &[u8]) {
         if let Some(check) = &mut self.check
             && let Err(fault) = check.update(bytes)

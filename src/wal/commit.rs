@@ -6,7 +6,9 @@
 //! a commit's first eight bytes are its time (`XLogRecordDataHeaderShort` in
 //! `src/include/access/xlogrecord.h`, `xl_xact_commit` in `src/include/access/xact.h`).
 
-use super::record::{RECORD_HEADER_BYTES, RecordInfo};
+use walmgr_protocol::names::Lsn;
+
+use super::record::{RECORD_HEADER_BYTES, RecordHeader, RecordInfo};
 
 /// This many bytes of a commit record are enough to tell its time.
 pub(crate) const TIME_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 8;
@@ -36,10 +38,47 @@ const BLOCK_ID_TOPLEVEL_XID: u8 = 252;
 /// Seconds from 1970 to 2000, where PostgreSQL's clock begins.
 const EPOCH_SECONDS: i64 = 946_684_800;
 
+/// A commit, and when it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CommitAt {
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// Microseconds since 1970, by the master's clock.
+    pub time_us: i64,
+}
+
+/// The commits of a stretch of WAL: the first and the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct CommitSpan {
+    /// The first whose record is whole.
+    pub first: Option<CommitAt>,
+    /// The last whose record is whole.
+    pub last: Option<CommitAt>,
+    /// Where one begins whose record runs on behind the stretch.
+    pub open: Option<Lsn>,
+}
+
+impl CommitSpan {
+    /// Adds one behind the others.
+    pub(super) fn add(&mut self, commit: CommitAt) {
+        self.first = self.first.or(Some(commit));
+        self.last = Some(commit);
+    }
+}
+
 /// Whether a record commits a transaction.
 pub(crate) const fn is_commit(record: &RecordInfo) -> bool {
-    let operation = record.info & XACT_OPERATION_MASK;
-    record.rmid == RM_XACT && (operation == XACT_COMMIT || operation == XACT_COMMIT_PREPARED)
+    commits(record.rmid, record.info)
+}
+
+/// Whether a record that begins with this header does.
+pub(super) const fn begins_commit(header: &RecordHeader) -> bool {
+    commits(header.rmid, header.info)
+}
+
+const fn commits(rmid: u8, info: u8) -> bool {
+    let operation = info & XACT_OPERATION_MASK;
+    rmid == RM_XACT && (operation == XACT_COMMIT || operation == XACT_COMMIT_PREPARED)
 }
 
 /// Whether a record ends a transaction, whose number is in its header unless it was prepared.

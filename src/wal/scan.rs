@@ -26,6 +26,7 @@ use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 pub use super::fault::Why;
 
+use super::commit::{self, CommitAt, CommitSpan};
 use super::obstacle::{self, Met, OBSTACLE_BYTES_MAX, Obstacles};
 use super::page::{
     FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageFault,
@@ -72,9 +73,11 @@ pub struct Scanner {
     previous: Previous,
     valid_end: Lsn,
     overwrite_announced: bool,
-    /// The beginning of the open record if it may be an obstacle, else empty.
+    /// The beginning of the open record if it may be an obstacle, or is a commit to note; else empty.
     suspect: Vec<u8>,
     obstacles: Obstacles,
+    notes_commits: bool,
+    commits: CommitSpan,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +132,8 @@ impl Scanner {
             overwrite_announced: false,
             suspect: Vec::new(),
             obstacles: Obstacles::default(),
+            notes_commits: false,
+            commits: CommitSpan::default(),
         }
     }
 
@@ -168,6 +173,23 @@ impl Scanner {
     pub fn without_checksums(mut self) -> Self {
         self.checksums = false;
         self
+    }
+
+    /// Notes when the first and the last commit were.
+    #[must_use]
+    pub fn noting_commits(mut self) -> Self {
+        self.notes_commits = true;
+        self
+    }
+
+    /// The commits so far of one that notes them, in whole records whose beginning it saw.
+    pub(crate) fn commits(&self) -> CommitSpan {
+        let header = RecordHeader::decode(&self.record_header);
+        let is_open = matches!(self.state, ScanState::Body) && self.notes_commits;
+        CommitSpan {
+            open: (is_open && commit::begins_commit(&header)).then_some(self.record_start),
+            ..self.commits
+        }
     }
 
     /// Has met these obstacles already.
@@ -392,7 +414,8 @@ impl Scanner {
         self.overwrite_announced = false;
         self.crc = 0;
         self.suspect.clear();
-        if obstacle::is_suspect(&header) {
+        let is_noted = self.notes_commits && commit::begins_commit(&header);
+        if is_noted || obstacle::is_suspect(&header) {
             self.suspect.extend_from_slice(&self.record_header);
         }
         self.state = ScanState::Body;
@@ -470,8 +493,15 @@ impl Scanner {
         Some(ScanStep::Record(record))
     }
 
-    /// Remembers a record that replay may not get past.
+    /// Remembers a record that replay may not get past, or a commit.
     fn meet(&mut self, record: &RecordInfo) {
+        if commit::is_commit(record) {
+            if let Some(time_us) = commit::commit_time_us(&self.suspect) {
+                let lsn = record.lsn;
+                self.commits.add(CommitAt { lsn, time_us });
+            }
+            return self.suspect.clear();
+        }
         // initdb's first record is the first of segment 1.
         let first = self.rules.segment_size.bytes() + LONG_HEADER_BYTES as u64;
         if let Some(obstacle) = obstacle::read(record, &self.suspect, Lsn(first)) {

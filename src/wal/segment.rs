@@ -183,6 +183,15 @@ impl SegmentCheck {
         }
     }
 
+    /// Has the scanner at its end know when the first and the last commit were.
+    #[must_use]
+    pub(crate) fn noting_commits(mut self) -> Self {
+        if let FileContent::Wal(check) = &mut self.content {
+            check.scanner = check.scanner.clone().noting_commits();
+        }
+        self
+    }
+
     /// Looks at the next bytes of the file.
     ///
     /// # Errors

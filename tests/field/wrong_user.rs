@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 21] = [
+const COMMANDS: [(&[&str], Then, Then); 22] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -75,6 +75,7 @@ const COMMANDS: [(&[&str], Then, Then); 21] = [
     (&["listbackups"], Looks, Looks),
     (&["status"], Looks, Looks),
     (&["restore", "data.master", "PGDATA/new"], Refuses, Refuses),
+    (&["verify"], IsElsewhere, Refuses),
     (&["xpurgewals"], IsElsewhere, Refuses),
     (
         &["choose", "000000010000000000000001", "--take"],

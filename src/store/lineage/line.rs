@@ -160,6 +160,27 @@ impl Lineage {
         })
     }
 
+    /// Every hole on the line of a server that needs the WAL from `from` on: the first and the last segment of each that
+    /// is not there to its end although there is more behind it. One where there is nothing at all has one segment.
+    pub fn holes(&self, line: &TimelineLine, from: Lsn) -> Vec<(SegmentName, SegmentName)> {
+        let pieces = self.pieces(line);
+        let first = from.0 / line.size.bytes();
+        let Some((last, _)) = pieces.range(first..).next_back() else {
+            return vec![(line.name(first), line.name(first))];
+        };
+        let (mut holes, mut expected) = (Vec::new(), first);
+        for (number, (_, end)) in pieces.range(first..) {
+            if *number > expected {
+                holes.push((line.name(expected), line.name(number - 1)));
+            }
+            if number < last && *end < line.start_of(number + 1) {
+                holes.push((line.name(*number), line.name(*number)));
+            }
+            expected = number + 1;
+        }
+        holes
+    }
+
     /// Up to where WAL leads from here. Damaged copies do not count as more that follows.
     pub fn led(&self, line: &TimelineLine, start: Lsn) -> Led {
         let pieces = self.pieces(line);

@@ -4,10 +4,12 @@
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::proven;
+use super::records::{scanner_at, start_of};
 use crate::store::binding::Binding;
 use crate::store::damage::Damage;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
+use crate::wal::commit::CommitSpan;
 
 /// How far a partial segment goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,22 +32,42 @@ pub(in crate::store) fn partial_names(folder: &Folder) -> Result<Vec<SegmentName
     Ok(segments)
 }
 
+/// A partial segment that was read.
+pub(in crate::store) struct PartialLook {
+    pub(in crate::store) found: PartialEnd,
+    /// The commits in its records.
+    pub(in crate::store) commits: CommitSpan,
+}
+
 /// Where a partial segment ends; `None` if it holds nothing, or a push has finished it meanwhile.
 pub(in crate::store) fn partial_end(
     folder: &Folder,
     binding: &Binding,
     segment: SegmentName,
 ) -> Result<Option<PartialEnd>, StoreError> {
-    let Some(proven) = proven::by_name(folder, binding, segment, None)? else {
+    let looked = look_at_partial(folder, binding, segment)?;
+    Ok(looked.map(|looked| looked.found))
+}
+
+/// The same, with what the records say of commits.
+pub(in crate::store) fn look_at_partial(
+    folder: &Folder,
+    binding: &Binding,
+    segment: SegmentName,
+) -> Result<Option<PartialLook>, StoreError> {
+    let scanner = scanner_at(segment, start_of(segment, binding), binding).noting_commits();
+    let Some(proven) = proven::by_name(folder, binding, segment, Some(scanner))? else {
         return Ok(None);
     };
     let (end, damage) = (proven.end, proven.damage);
-    Ok(
-        (end.held_bytes > 0 || damage.is_some()).then(|| PartialEnd {
+    let is_there = end.held_bytes > 0 || damage.is_some();
+    Ok(is_there.then(|| PartialLook {
+        found: PartialEnd {
             segment,
             end: end.lsn,
             is_whole: end.switched.is_some() || end.held_bytes >= binding.segment_size.bytes(),
             damage,
-        }),
-    )
+        },
+        commits: end.scanner.commits(),
+    }))
 }

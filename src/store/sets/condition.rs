@@ -17,7 +17,7 @@ use crate::store::StoreError;
 use crate::store::tree::Node;
 
 /// The small files that a recovery goes by, which are read whenever sets are listed.
-const SMALL_FILES: [&str; 5] = [
+pub(super) const SMALL_FILES: [&str; 5] = [
     layout::BACKUP_LABEL,
     layout::TABLESPACE_MAP,
     layout::AUTO_CONF,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::BackupName;
+use walmgr_protocol::names::{BackupName, Lsn};
 
 use super::BackupSets;
 use super::condition::Condition;
@@ -76,13 +76,13 @@ pub struct HeldSet {
 }
 
 /// A name of a set, with its directory and label, or what is wrong with it.
-type ListedName = (BackupName, Result<OpenedSet, Condition>);
+pub(super) type ListedName = (BackupName, Result<OpenedSet, Condition>);
 
 /// The directory of a set, and its label.
-struct OpenedSet {
-    root: OwnedFd,
+pub(super) struct OpenedSet {
+    pub(super) root: OwnedFd,
     /// What it says, or why nobody can tell.
-    label: Result<BackupLabel, String>,
+    pub(super) label: Result<BackupLabel, String>,
     sealed_ms: i64,
 }
 
@@ -131,6 +131,14 @@ impl BackupSets {
         Ok(self.look_at(self.open_all()?)?.0)
     }
 
+    /// The same, for somebody who has nothing locked.
+    pub(super) fn open_now(&self) -> Result<Vec<ListedName>, SetError> {
+        let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
+        let opened = self.open_all();
+        drop(names);
+        opened
+    }
+
     /// Whatever has a set's name is listed: a set that cannot be read may still need its WAL.
     fn open_all(&self) -> Result<Vec<ListedName>, SetError> {
         let mut sets = Vec::new();
@@ -149,7 +157,7 @@ impl BackupSets {
     /// names: one that is being removed looks damaged.
     fn look_at(&self, opened: Vec<ListedName>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
-        let note = SetsNote::read(&self.completed);
+        let notes = SetsNote::read_all(&self.completed);
         let mut entries = Vec::with_capacity(opened.len());
         for (name, set) in opened {
             let text = name.to_string();
@@ -169,7 +177,7 @@ impl BackupSets {
             let mut condition = self.condition(set.root.as_fd(), &text, &set.label);
             // Whoever holds a set to read it reads all of it: only lists go by what was found before.
             if condition.refusal().is_none()
-                && let Some(why) = self.damaged_file(&note, &set.root)
+                && let Some(why) = (notes.iter()).find_map(|it| self.damaged_file(it, &set.root))
             {
                 condition = Condition::DamagedFile(why);
             }
@@ -186,15 +194,15 @@ impl BackupSets {
         Ok((entries, all_in_place))
     }
 
-    /// The directories of the sets that nothing but a damaged file speaks against, newest first.
-    pub(super) fn open_sound(&self) -> Result<Vec<OwnedFd>, SetError> {
-        let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
-        let opened = self.open_all()?;
-        drop(names);
+    /// The directories of the sets that nothing but a damaged file speaks against, newest first, and where the WAL of
+    /// each begins.
+    pub(super) fn open_sound(&self) -> Result<Vec<(OwnedFd, Lsn)>, SetError> {
+        let opened = self.open_now()?;
         let sound = opened.into_iter().filter_map(|(name, set)| {
             let set = set.ok()?;
             let condition = self.condition(set.root.as_fd(), &name.to_string(), &set.label);
-            condition.refusal().is_none().then_some(set.root)
+            let start = set.label.ok()?.start;
+            condition.refusal().is_none().then_some((set.root, start))
         });
         Ok(sound.collect())
     }

@@ -32,6 +32,7 @@ pub(crate) mod lock;
 mod names;
 pub(crate) mod out;
 pub(crate) mod purge;
+mod reading;
 mod remove;
 pub(crate) mod rotate;
 pub(crate) mod round;
@@ -40,6 +41,7 @@ pub(crate) mod seal;
 mod shared;
 pub(crate) mod stream;
 pub(crate) mod unpack;
+pub(super) mod verify;
 
 #[cfg(test)]
 mod crash_tests;
@@ -56,7 +58,7 @@ mod set_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]
-mod testing;
+pub(in crate::store) mod testing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -22,9 +22,13 @@ use walmgr_protocol::names::RelativePath;
 use crate::store::StoreError;
 use crate::store::disk::FileStat;
 use crate::store::folder::Folder;
+use crate::store::verify::note::VERIFIED_NAME;
 
 /// The note's name.
 const NOTE_NAME: &str = ".rounds.sets";
+
+/// The name of the note that `verify` writes in its folder.
+const VERIFY_NOTE_NAME: &str = "damaged.sets";
 
 /// How many damaged sets are noted, a file of each.
 const NOTED_MAX: usize = 128;
@@ -79,7 +83,23 @@ fn place_of(stat: Option<&FileStat>) -> (u64, i64) {
 
 impl SetsNote {
     pub(super) fn read(completed: &Folder) -> SetsNote {
-        let text = completed.read_small(NOTE_NAME, NOTE_BYTES_MAX);
+        SetsNote::read_named(completed, NOTE_NAME)
+    }
+
+    /// That of `verify`, in its folder.
+    pub(super) fn read_by_verify(folder: &Folder) -> SetsNote {
+        SetsNote::read_named(folder, VERIFY_NOTE_NAME)
+    }
+
+    /// What rounds found, and what `verify` found.
+    pub(super) fn read_all(completed: &Folder) -> [SetsNote; 2] {
+        let folder = completed.below(VERIFIED_NAME).ok().flatten();
+        let by_verify = folder.map(|folder| SetsNote::read_by_verify(&folder));
+        [SetsNote::read(completed), by_verify.unwrap_or_default()]
+    }
+
+    fn read_named(folder: &Folder, name: &str) -> SetsNote {
+        let text = folder.read_small(name, NOTE_BYTES_MAX);
         let text = text.ok().flatten();
         text.and_then(|text| SetsNote::parse(&text))
             .unwrap_or_default()
@@ -87,6 +107,10 @@ impl SetsNote {
 
     pub(super) fn write(&self, completed: &Arc<Folder>) -> Result<(), StoreError> {
         completed.write_small(NOTE_NAME, self.text().as_bytes())
+    }
+
+    pub(super) fn write_by_verify(&self, folder: &Arc<Folder>) -> Result<(), StoreError> {
+        folder.write_small(VERIFY_NOTE_NAME, self.text().as_bytes())
     }
 
     pub(super) fn insert(&mut self, set: u64, noted: NotedFile) {
