@@ -9,6 +9,7 @@ mod foreign_archiver;
 mod foreign_files;
 mod group_access;
 mod hot_standby_off;
+mod languages_and_limits;
 mod linked_archive;
 mod linked_directories;
 mod mounted_directories;

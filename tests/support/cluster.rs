@@ -35,6 +35,7 @@ pub struct Builder {
     fsync: bool,
     initdb_args: Vec<String>,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -68,6 +69,12 @@ impl Builder {
         self
     }
 
+    /// One more variable in the environment of its server and of whatever is run beside it.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Runs `initdb` and starts the server; panics with its log when that fails.
     pub fn start(self) -> Cluster {
         let mut cluster = self.create();
@@ -95,6 +102,7 @@ impl Builder {
             data: home.join("data"),
             log_path: home.join("log"),
             options: Vec::new(),
+            environment: self.environment,
             child: None,
             started_pid: None,
             home,
@@ -136,6 +144,7 @@ pub struct Cluster {
     data: PathBuf,
     log_path: PathBuf,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     started_pid: Option<u32>,
     home: TempDir,
@@ -150,6 +159,7 @@ impl Cluster {
             fsync: false,
             initdb_args: Vec::new(),
             settings: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -192,6 +202,7 @@ impl Cluster {
             data: data.to_path_buf(),
             log_path: home.join("log"),
             options,
+            environment: Vec::new(),
             child: None,
             started_pid: None,
             home,
@@ -264,6 +275,7 @@ impl Cluster {
             .env("PGUSER", "postgres")
             .env("PGDATABASE", "postgres")
             .env("PGDATA", &self.data)
+            .envs(self.environment.iter().cloned())
             .current_dir(self.home.path())
             .stdin(Stdio::null());
         as_server(&mut command);
