@@ -279,6 +279,19 @@ pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Removes a directory for good if nothing is in it; `false` when it stays or there was none. One that is mounted, or
+/// lies where this user may not write, stays, too.
+pub(crate) fn remove_if_empty(path: &Path) -> io::Result<bool> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, PermissionDenied, ResourceBusy};
+    match std::fs::remove_dir(path) {
+        Ok(()) => sync_directory_of(path).map(|()| true),
+        Err(error) => match error.kind() {
+            DirectoryNotEmpty | NotFound | PermissionDenied | ResourceBusy => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
 /// Moves a file or directory to a name that nothing has, for good; the new directory is synced
 /// before the old one, so that a power cut leaves it under either name and never under none.
 pub(crate) fn move_to(from: &Path, to: &Path) -> io::Result<()> {

@@ -50,7 +50,7 @@
 //! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
-//! | [`error`], [`files`], [`patience`], [`identity`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, commands of both sides, the administrator's shell commands |
+//! | [`error`], [`files`], [`patience`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, commands of both sides, the administrator's shell commands |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
 //! protocol`. `tests/house_rules.rs` checks this.
@@ -58,6 +58,7 @@
 #![warn(unreachable_pub)]
 
 pub mod abnormal;
+pub(crate) mod cleanup;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod daemon;

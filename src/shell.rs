@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -28,6 +29,24 @@ const KEPT_BYTES_MAX: usize = 16 << 10;
 
 /// How many pieces of output wait to be looked at.
 const PIECES_MAX: usize = 16;
+
+/// Runs `archive_command` with the path of a set in `$BACKUPDIR`.
+pub(crate) fn archive_set(command: &str, set: &Path) -> Result<(), String> {
+    tracing::info!("archive_command runs for {}", set.display());
+    let output = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command)
+        .env("BACKUPDIR", set)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("start it: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.trim_end().lines().last().unwrap_or_default();
+    Err(format!("{}: {last}", output.status))
+}
 
 /// A command of the settings.
 #[derive(Debug, Clone, Copy)]

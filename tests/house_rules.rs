@@ -13,18 +13,19 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
         &[
-            "abnormal", "config", "daemon", "files", "identity", "master", "options", "output",
-            "receiver", "standby", "status", "protocol",
+            "abnormal", "cleanup", "config", "daemon", "files", "identity", "master", "options",
+            "output", "receiver", "standby", "status", "protocol",
         ],
     ),
     (
         "master",
         &[
+            "cleanup",
             "config",
             "daemon",
             "files",
@@ -43,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
     (
         "standby",
         &[
+            "cleanup",
             "config",
             "daemon",
             "files",
@@ -70,12 +72,17 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "output",
             "patience",
             "pg",
+            "shell",
             "store",
             "tar",
             "transport",
             "wal",
             "protocol",
         ],
+    ),
+    (
+        "cleanup",
+        &["config", "files", "options", "output", "transport"],
     ),
     ("identity", &["config", "options", "output", "transport"]),
     ("status", &["config", "options", "output", "protocol"]),

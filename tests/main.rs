@@ -12,6 +12,7 @@
 #[macro_use]
 mod support;
 
+mod admin;
 mod archive;
 mod backup;
 mod chaos;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use clap::{Args, Subcommand};
 
+use crate::cleanup::CleanupArgs;
 use crate::config::Config;
 use crate::daemon::Readiness;
 use crate::error::{CommandError, ExitTable, Result};
@@ -57,8 +58,18 @@ pub(crate) enum Command {
     Restore(Restoring),
     /// Standby: prove the archive and its backup sets; say what is damaged or missing, and to which times one can restore
     Verify(standby::verify::VerifyArgs),
+    /// Standby: append records of a segment in progress from standard input
+    Xpartialsync(standby::xpartialsync::XpartialsyncArgs),
+    /// Remove what init, setup and the daemons made; never an archive, a set or a data directory
+    Cleanup(CleanupArgs),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
+    /// Standby: lock the backup sets while a script copies them
+    Xlock,
+    /// Standby: end the lock of xlock
+    Xrelease(standby::xrelease::XreleaseArgs),
+    /// Standby: rename each backup set to the next number
+    Xrotate,
     /// Standby: show what is kept of a WAL file besides what readers follow, or put it in its place
     Choose(standby::choose::ChooseArgs),
     /// Standby: hold replay once the segment under way is restored
@@ -199,6 +210,7 @@ pub(super) fn run_command(
             master::xrestore::run(own, options, typed.name, &typed.path)
         }
         (Master(own), Command::Backup(typed)) => master::backup::run(own, options, typed),
+        (Master(own), Command::Cleanup(typed)) => master::cleanup::run(own, options, *typed),
         (Master(own), Command::Sync) => master::sync::run(own, options),
         (Master(own), Command::Syncdaemon(_)) => master::syncdaemon::run(own, options, readiness),
 
@@ -219,6 +231,13 @@ pub(super) fn run_command(
         (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),
         (Standby(own), Command::Verify(typed)) => standby::verify::run(own, options, typed),
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
+        (Standby(own), Command::Xlock) => standby::xlock::run(own, options),
+        (Standby(own), Command::Xrelease(typed)) => standby::xrelease::run(own, options, *typed),
+        (Standby(own), Command::Xrotate) => standby::xrotate::run(own, options),
+        (Standby(own), Command::Xpartialsync(typed)) => {
+            standby::xpartialsync::run(own, options, *typed)
+        }
+        (Standby(own), Command::Cleanup(typed)) => standby::cleanup::run(own, options, *typed),
         (Standby(own), Command::Choose(typed)) => standby::choose::run(own, options, typed),
         (Standby(own), Command::Pause) => standby::pause::run(own, options),
         (Standby(own), Command::Continue) => standby::continue_::run(own, options),
@@ -227,6 +246,7 @@ pub(super) fn run_command(
         (Host(own), Command::ListBackups(_)) => standby::all::listbackups(own, options),
         (Host(own), Command::Status(typed)) => standby::all::status(own, options, typed),
         (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
+        (Host(own), Command::Cleanup(typed)) => standby::cleanup::run_host(own, options, *typed),
         (Host(own), Command::Receiver(_)) => receiver::run_host(own, options, readiness),
 
         (Master(own), _) => Err(wrong_side(word, "standby", &own.path)),

@@ -11,15 +11,7 @@ use super::owner::quoted;
 use crate::error::CommandError;
 
 /// Commands of the manual which this version does not have.
-pub(super) const ABSENT: [&str; 7] = [
-    "bench",
-    "cleanup",
-    "createslave",
-    "xlock",
-    "xrelease",
-    "xrotate",
-    "xpartialsync",
-];
+pub(super) const ABSENT: [&str; 2] = ["bench", "createslave"];
 
 /// For a line that has no command.
 pub(super) fn no_command(ini: Option<&Path>) -> CommandError {

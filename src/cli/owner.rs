@@ -115,6 +115,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::SynchStandby(_)
         // It remembers in pg_wal which histories are archived.
         | Command::Xarchive(_) => (vec![data], Vec::new()),
+        Command::Cleanup(_) => (vec![data], vec![Written::folder(folder_of(&config.path))]),
         Command::Xrestore(typed) => handed_over(&typed.path),
         Command::Restore(restoring) => {
             let place = restoring.destination.as_deref().map(Written::data);
@@ -132,6 +133,10 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Receiver(_)
         | Command::Verify(_)
         | Command::Xpurgewals
+        | Command::Xlock
+        | Command::Xrelease(_)
+        | Command::Xrotate
+        | Command::Xpartialsync(_)
         | Command::Choose(_)
         | Command::Pause
         | Command::Continue
@@ -155,6 +160,11 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         // It remembers in the archive what it has read.
         | Command::Verify(_)
         | Command::Xpurgewals
+        | Command::Xlock
+        | Command::Xrelease(_)
+        | Command::Xrotate
+        | Command::Xpartialsync(_)
+        | Command::Cleanup(_)
         | Command::Choose(_)
         | Command::Pause
         | Command::Continue => (
@@ -187,7 +197,9 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
 fn of_host(config: &HostConfig, command: &Command) -> Places {
     let clusters = || vec![Written::folder(&config.clusters)];
     match command {
-        Command::Receiver(_) => (clusters(), vec![Written::folder(folder_of(&config.path))]),
+        Command::Receiver(_) | Command::Cleanup(_) => {
+            (clusters(), vec![Written::folder(folder_of(&config.path))])
+        }
         Command::Identity if !config.tls.key.exists() => (
             clusters(),
             vec![Written::folder(folder_of(&config.tls.key))],

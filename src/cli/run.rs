@@ -11,7 +11,7 @@ use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
 use crate::master::synch_standby;
 use crate::options::Options;
-use crate::{abnormal, output};
+use crate::{abnormal, cleanup, output};
 
 /// Runs one command to its end.
 pub fn run(invocation: &Invocation) -> Result<()> {
@@ -38,6 +38,10 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         abnormal::exit_on_signals(command.exit_table())?;
     }
     owner::check_readable(ini, command)?;
+    if matches!(command, Command::Cleanup(_)) && is_gone(ini) {
+        output::start(options, log(None, command))?;
+        return cleanup::nothing_left(ini);
+    }
     let config = match command.is_of_all() && ini.is_dir() {
         true => Config::Host(Box::new(config::load_folder(ini)?)),
         false => config::load(ini, &options.overrides)?,
@@ -60,6 +64,12 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     command::run_command(command, word, &config, options, readiness)
 }
 
+/// Whether there is nothing of this name, a dangling link aside.
+fn is_gone(path: &Path) -> bool {
+    let found = path.symlink_metadata();
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// What is said of a daemon that did not get ready has the form of its log; the logfile is the daemon's alone.
 fn start_log_of_starter(config: &Config, command: &Command, options: &Options) -> Result<()> {
     let log = output::Log {
@@ -77,7 +87,9 @@ fn start_log(config: &Config, command: &Command, options: &Options) -> Result<()
     }
     let beside = logfile_beside(config, command, options);
     let mut log = log(Some(config), command);
-    let may_make = |path: &&Path| path.exists() || owner::may_make_log(config, command);
+    let is_cleanup = matches!(command, Command::Cleanup(_));
+    let may_make =
+        |path: &&Path| path.exists() || (!is_cleanup && owner::may_make_log(config, command));
     log.logfile = log.logfile.filter(may_make).or(beside.as_deref());
     output::start(options, log)?;
     if let Some(path) = &beside {

@@ -7,6 +7,7 @@ mod archiver;
 pub(crate) mod archiving;
 pub(crate) mod ask;
 pub(crate) mod backup;
+pub(crate) mod cleanup;
 pub(crate) mod cluster;
 pub(crate) mod fetch;
 pub(crate) mod histories;

@@ -151,6 +151,10 @@ pub(crate) fn not_authorized(unknown: Unknown) -> Refusal {
     }
 }
 
+/// What ends a lock by hand, on the standby.
+const LOCKED_HINT: &str =
+    "when the copying there has ended type on the standby: walmgr STANDBY.ini xrelease";
+
 /// The refusal that tells whoever makes a backup.
 pub(crate) fn of_set(error: &SetError) -> Error {
     let (code, hint) = match error {
@@ -169,6 +173,7 @@ pub(crate) fn of_set(error: &SetError) -> Error {
         ),
         SetError::GivenUp { .. } => (ErrorCode::Abandoned, "start the backup again"),
         SetError::Busy { .. } => (ErrorCode::Busy, "wait until it ends"),
+        SetError::LockedByHand { .. } => (ErrorCode::Busy, LOCKED_HINT),
         SetError::InTheWay { .. } => (
             ErrorCode::DiskFailed,
             "look at the directory of `full_backup` on the standby",

@@ -39,6 +39,16 @@ const PREFIX: &str = "walmgr.absent.";
 /// The timeline in a segment's name; what follows is its number.
 const TIMELINE_DIGITS: usize = 8;
 
+/// The notes in a data directory, whichever server they are of.
+pub(super) fn paths(data: &Path) -> Vec<PathBuf> {
+    let entries = data.join(FOLDER).read_dir().into_iter().flatten().flatten();
+    let is_note = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(PREFIX))
+    };
+    entries.map(|entry| entry.path()).filter(is_note).collect()
+}
+
 /// The notes about one server.
 #[derive(Debug)]
 pub(super) struct AbsentNotes {

@@ -8,6 +8,9 @@ use crate::error::{CommandError, Kind, Result};
 use crate::store::sets::{BackupSets, SetError};
 use crate::store::{Disk, RealDisk};
 
+/// What ends a lock by hand.
+pub(super) const LOCKED_HINT: &str = "when the copying has ended type: walmgr STANDBY.ini xrelease";
+
 /// The sets of the settings.
 pub(super) fn open(config: &StandbyConfig) -> Result<BackupSets> {
     let full_backup = config.full_backup.as_deref().ok_or_else(|| {
@@ -29,6 +32,7 @@ pub(super) fn failed(doing: &str, error: &SetError) -> CommandError {
     };
     let hint = match error {
         SetError::Busy { .. } => "try again when it has ended",
+        SetError::LockedByHand { .. } => LOCKED_HINT,
         SetError::Absent { .. } => "`listbackups` lists the sets",
         SetError::Manifest { .. } | SetError::Damaged { .. } => {
             "the set is damaged: restore another one; `listbackups` lists them"

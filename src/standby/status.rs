@@ -24,7 +24,7 @@ use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::standby::standing;
-use crate::status::{self, Facts, Here, Lag, StandbyFacts, StreamFacts, Thresholds};
+use crate::status::{self, Facts, Here, Lag, SetsLock, StandbyFacts, StreamFacts, Thresholds};
 use crate::store::survey::survey;
 use crate::store::{
     ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,
@@ -78,6 +78,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             receiver_runs: daemon::is_running(&config.receiver_pidfile()).unwrap_or(false),
             host: hosted::host_facts(config),
             paused: ControlFiles::of(config).is_paused().unwrap_or(false),
+            locked: locked(config),
             server_runs: server_runs(config),
             replay,
             stream: stream(config, disk),
@@ -88,6 +89,16 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
         }),
     }
+}
+
+/// Who has the backup sets locked by hand.
+fn locked(config: &StandbyConfig) -> Option<SetsLock> {
+    let note = sets::open(config).ok()?.locked_by_hand().ok()??;
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    Some(SetsLock {
+        age_s: status::seconds(now_ms - note.since_ms),
+        holder: note.holder(),
+    })
 }
 
 /// The set that became the server in `slave_data` and is the newest that was made.

@@ -22,6 +22,9 @@ const CRITICAL_BACKUP_AGE: Duration = Duration::from_secs(30 * 86_400);
 const WARNING_FREE: u64 = 1 << 30;
 const CRITICAL_FREE: u64 = 128 << 20;
 
+/// A script that copies sets every night is well; what locks them for longer was forgotten.
+const LOCKED_LONG_S: f64 = 86_400.0;
+
 /// How far the clocks of the two hosts may differ, the time of a question and its answer included.
 const CLOCKS_DIFFER_S: f64 = 60.0;
 
@@ -109,6 +112,8 @@ codes! {
     Syncdaemon = "syncdaemon",
     /// Replay is held.
     Paused = "paused",
+    /// The backup sets have been locked by hand for long.
+    Locked = "locked",
     /// Replay stands still, or is far behind what is held.
     Replay = "replay",
     /// The standby's server does not run.
@@ -315,6 +320,18 @@ fn judge_standby(
     }
     if standby.paused {
         found.warn(Code::Paused, "replay is paused: `continue` resumes it");
+    }
+    if let Some(lock) = standby
+        .locked
+        .as_ref()
+        .filter(|lock| lock.age_s > LOCKED_LONG_S)
+    {
+        let text = format!(
+            "no backup is made, since the backup sets are locked: {}; if nobody copies them any more type: walmgr \
+             STANDBY.ini xrelease",
+            lock.holder
+        );
+        found.warn(Code::Locked, text);
     }
     if standby.server_runs == Some(false) {
         found.warn(Code::StandbyServer, "the standby's server does not run");

@@ -178,6 +178,8 @@ pub(crate) struct StandbyFacts {
     pub host: Option<HostFacts>,
     /// Whether PAUSE holds replay.
     pub paused: bool,
+    /// Who has the backup sets locked by hand.
+    pub locked: Option<SetsLock>,
     /// Whether the server in `slave_data` runs; `None` if there is none to replay.
     pub server_runs: Option<bool>,
     /// Where that server stands; `None` if there is none that replays.
@@ -194,6 +196,15 @@ pub(crate) struct StandbyFacts {
     pub changed_by_boot: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
+}
+
+/// A lock of a person or a script on the backup sets.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SetsLock {
+    /// Who, and since when.
+    pub holder: String,
+    /// How long, in seconds.
+    pub age_s: f64,
 }
 
 /// Whether the receiver may take records.

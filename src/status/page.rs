@@ -15,7 +15,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `reasons`, `cancelled_queries`) |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `reasons`, `cancelled_queries`) |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -143,7 +143,11 @@ fn standby_text(standby: &StandbyFacts) -> String {
     } else {
         ""
     };
-    format!("{receiver}{server}{paused}")
+    let locked = match &standby.locked {
+        Some(lock) => format!("; the backup sets are locked: {}", lock.holder),
+        None => String::new(),
+    };
+    format!("{receiver}{server}{paused}{locked}")
 }
 
 fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
@@ -287,6 +291,7 @@ fn standby_json(standby: &StandbyFacts) -> Value {
     json!({
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
+        "sets_locked_by": standby.locked.as_ref().map(|lock| lock.holder.clone()),
         "server_runs": standby.server_runs,
         "replay": standby.replay.as_ref().map(super::replay::json),
         "frozen_timeline": match standby.stream {

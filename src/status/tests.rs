@@ -254,6 +254,10 @@ fn the_standby_alarms_by_age_only_if_asked() {
         receiver_runs: false,
         host: None,
         paused: true,
+        locked: Some(SetsLock {
+            holder: "postgres by hand, since yesterday".into(),
+            age_s: 25.0 * 3600.0,
+        }),
         server_runs: Some(false),
         stream: StreamFacts::Open,
         tablespace: Some("the WAL at 0/3000028 creates one".into()),
@@ -268,6 +272,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "critical tablespace",
         "critical unreplayable",
         "warning paused",
+        "warning locked",
         "warning standby_server",
         "warning boot",
         "warning boot",

@@ -123,7 +123,7 @@ pub(crate) use error::StoreError;
 pub(crate) use health::Health;
 pub(crate) use incoming::{FileSealed, Incoming};
 pub use partial::{Freeze, PartialEnd, PartialWals};
-pub(crate) use partial::{FrozenSegment, OwnSegment, PartialStream};
+pub(crate) use partial::{FrozenSegment, NotTaken, OwnSegment, PartialStream};
 pub(crate) use reach::RecoveryReach;
 pub use reader::ArchiveReader;
 pub(crate) use reader::{Absence, SegmentBefore, Stored};

@@ -29,6 +29,7 @@ mod rewrite;
 mod state;
 #[cfg(test)]
 mod tests;
+mod typed;
 
 use finish::settle;
 
@@ -39,6 +40,7 @@ pub use names::PartialEnd;
 pub(super) use names::{PartialLook, look_at_partial, partial_end, partial_names};
 pub(crate) use open::PartialStream;
 pub(super) use proven::vanished;
+pub(crate) use typed::NotTaken;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

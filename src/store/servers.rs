@@ -52,6 +52,19 @@ impl ArchiveReader {
     }
 }
 
+impl ArchiveReader {
+    /// The directories that are noted and can be read.
+    pub(crate) fn servers(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let found = noted(&self.completed)?.into_iter();
+        Ok(found
+            .filter_map(|note| match note {
+                Noted::Directory(path) => Some(path),
+                Noted::Damaged(_) => None,
+            })
+            .collect())
+    }
+}
+
 /// Every directory that is noted.
 pub(super) fn noted(completed: &Folder) -> Result<Vec<Noted>, StoreError> {
     let Some(folder) = completed.below(SERVERS_NAME)? else {

@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 22] = [
+const COMMANDS: [(&[&str], Then, Then); 27] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -77,6 +77,15 @@ const COMMANDS: [(&[&str], Then, Then); 22] = [
     (&["restore", "data.master", "PGDATA/new"], Refuses, Refuses),
     (&["verify"], IsElsewhere, Refuses),
     (&["xpurgewals"], IsElsewhere, Refuses),
+    (&["xlock"], IsElsewhere, Refuses),
+    (&["xrelease"], IsElsewhere, Refuses),
+    (&["xrotate"], IsElsewhere, Refuses),
+    (
+        &["xpartialsync", "000000010000000000000001", "0", "8192"],
+        IsElsewhere,
+        Refuses,
+    ),
+    (&["cleanup", "--force"], Refuses, Refuses),
     (
         &["choose", "000000010000000000000001", "--take"],
         IsElsewhere,

@@ -186,7 +186,7 @@ impl Wreck {
 }
 
 /// What a restore does with a file does not depend on its size.
-fn make_small(set: &Path) {
+pub fn make_small(set: &Path) {
     for database in fs::read_dir(set.join("base")).unwrap().flatten() {
         for file in fs::read_dir(database.path()).unwrap().flatten() {
             if file.metadata().unwrap().len() > 0 && file.file_name() != "PG_VERSION" {

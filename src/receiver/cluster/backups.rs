@@ -255,6 +255,11 @@ fn open(
             tracing::info!("backup sets are in use by {holder}");
             Ok(sets)
         }
+        // The next backup sees to what is left.
+        Err(error @ SetError::LockedByHand { .. }) => {
+            tracing::warn!("{error}; no backup is accepted until `xrelease`");
+            Ok(sets)
+        }
         Err(error) => {
             tracing::warn!("the receiver accepts no backups: {error}");
             let is_sync_failure = matches!(sets.health(), Health::SyncFailed { .. });

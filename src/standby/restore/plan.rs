@@ -102,6 +102,10 @@ impl<'a> Plan<'a> {
             None => SetInHand::choose(config, restoring, &recovery, &place, &archive, &sets)?,
         };
         let is_taken = matches!(set.source, SetSource::Taken);
+        if let SetSource::Move(moved) = &set.source {
+            let locked = sets.ensure_not_locked_by_hand();
+            locked.map_err(|error| sets::failed(&format!("move {}", moved.name), &error))?;
+        }
         let plan = Plan {
             tablespaces: mapping(&set.path, &restoring.tablespaces, &place)?,
             later: later(&set.path, &restoring.tablespaces, &place)?,

@@ -237,7 +237,7 @@ fn follows_what_is_held(
 }
 
 /// The scanner as it leaves the segment before this one, if that is held whole.
-fn scanner_behind_previous(
+pub(super) fn scanner_behind_previous(
     shared: &Shared,
     binding: &Binding,
     segment: SegmentName,

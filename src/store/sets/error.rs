@@ -66,6 +66,12 @@ pub enum SetError {
         /// Who says to hold it, and since when.
         holder: String,
     },
+    /// A person or a script has the sets locked.
+    #[error("the backup sets are locked by hand: {holder}")]
+    LockedByHand {
+        /// Who, and since when.
+        holder: String,
+    },
     /// There is no such set.
     #[error("there is no backup set {name}")]
     Absent {
@@ -101,7 +107,7 @@ impl SetError {
     pub const fn kind(&self) -> Kind {
         match self {
             SetError::Store(error) => error.kind(),
-            SetError::Busy { .. } => Kind::AlreadyRunning,
+            SetError::Busy { .. } | SetError::LockedByHand { .. } => Kind::AlreadyRunning,
             SetError::InTheWay { .. } => Kind::Config,
             SetError::Absent { .. } => Kind::Usage,
             SetError::Tar(_)

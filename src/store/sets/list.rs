@@ -242,6 +242,8 @@ impl BackupSets {
     pub fn take(&self, name: &BackupName) -> Result<HeldSet, SetError> {
         let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
         self.ensure_no_intent()?;
+        // Whoever locks the sets by hand has these names locked when the note is written.
+        self.ensure_not_locked_by_hand()?;
         let held = self.hold_locked(name, Mode::Alone, Some(names))?;
         self.refuse_damaged(held)
     }

@@ -1,10 +1,10 @@
 //! Who may change backup sets: the lease of a backup, and the lock on the names of the sets.
-//! Never trusts a pid or a file's age: `flock` decides, and it ends with its process. Invariant:
-//! they are taken in one order: lease, names, one set.
+//! Never trusts a pid or a file's age: `flock` decides, and it ends with its process; what a person locked (see
+//! `by_hand`) ends when a person says so. Invariant: they are taken in one order: lease, names, one set.
 //!
 //! | lock | file | alone | shared |
 //! |---|---|---|---|
-//! | lease | `completed_wals/BACKUPLOCK`, there while a backup or a purge runs | backup, expiry, purge | |
+//! | lease | `completed_wals/BACKUPLOCK`, there while a backup or a purge runs, and from `xlock` to `xrelease` | backup, expiry, purge | |
 //! | names | `.data.master.lock` beside the sets, always there | the renames, purge, taking a set away | list, opening a set |
 //! | one set | the set's directory | expiry, taking it away | restore, verify |
 
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::SetError;
+use super::hand_note::HandNote;
 use crate::store::StoreError;
 use crate::store::folder::Folder;
 
@@ -42,14 +43,28 @@ const OWNER_BYTES_MAX: usize = 512;
 /// The right to make a new set. It ends when it is dropped, or with its process.
 pub struct Lease {
     folder: Arc<Folder>,
-    _file: OwnedFd,
+    file: OwnedFd,
     /// A set is being received under it.
     is_receiving: AtomicBool,
+    /// Whether its file goes with it: not while that may be a person's lock.
+    removes_file: AtomicBool,
 }
 
 impl Lease {
     /// Takes the lease; `owner` is what others read while it is held: who, and since when.
     pub(super) fn acquire(folder: &Arc<Folder>, owner: &str) -> Result<Self, SetError> {
+        let lease = Self::acquire_unsaid(folder)?;
+        if let Some(note) = HandNote::parse(&lease.text()?) {
+            return Err(note.refusal());
+        }
+        lease.removes_file(true);
+        // A full disk is no reason to refuse: the lock is what counts.
+        let _ = note_owner(folder, &lease.file, owner);
+        Ok(lease)
+    }
+
+    /// Takes the lease and leaves its file as it is, which may be a person's lock.
+    pub(super) fn acquire_unsaid(folder: &Arc<Folder>) -> Result<Self, SetError> {
         let disk = &folder.disk;
         let failed = |op| move |error| folder.failure(op, LEASE_NAME, error);
         for _ in 0..OPEN_ATTEMPTS_MAX {
@@ -64,12 +79,11 @@ impl Lease {
             let opened = disk.stat(file.as_fd()).map_err(failed("examine"))?.identity;
             let named = folder.stat_at(LEASE_NAME)?;
             if named.is_some_and(|named| named.identity == opened) {
-                // A full disk is no reason to refuse: the lock is what counts.
-                let _ = note_owner(folder, &file, owner);
                 return Ok(Lease {
                     folder: Arc::clone(folder),
-                    _file: file,
+                    file,
                     is_receiving: AtomicBool::new(false),
+                    removes_file: AtomicBool::new(false),
                 });
             }
         }
@@ -97,7 +111,32 @@ impl Lease {
         self.is_receiving.store(false, Ordering::SeqCst);
     }
 
-    /// Who holds the lease, if anybody does.
+    /// What stands in its file.
+    pub(super) fn text(&self) -> Result<Vec<u8>, StoreError> {
+        read_text(&self.folder, &self.file)
+    }
+
+    /// Makes it a person's lock, which is there until somebody says that it ends. Durable when it returns.
+    pub(super) fn leave_by_hand(self, note: &HandNote) -> Result<(), SetError> {
+        let (folder, file) = (&self.folder, &self.file);
+        let failed = |op| move |error| folder.failure(op, LEASE_NAME, error);
+        (folder.disk.set_len(file.as_fd(), 0)).map_err(failed("cut"))?;
+        (folder
+            .disk
+            .write_all(file.as_fd(), note.text().as_bytes(), 0))
+        .map_err(failed("write"))?;
+        folder.sync_content(file.as_fd(), LEASE_NAME)?;
+        folder.sync()?;
+        self.removes_file(false);
+        Ok(())
+    }
+
+    /// Whether its file goes when it is dropped.
+    pub(super) fn removes_file(&self, removes: bool) {
+        self.removes_file.store(removes, Ordering::SeqCst);
+    }
+
+    /// Who holds the lease, if anybody does; a person's lock too.
     pub(super) fn holder(folder: &Folder) -> Result<Option<String>, SetError> {
         let Some(file) = folder.open_file(LEASE_NAME)? else {
             return Ok(None);
@@ -105,7 +144,7 @@ impl Lease {
         let is_free = (folder.disk.lock_shared(file.as_fd()))
             .map_err(|error| folder.failure("lock", LEASE_NAME, error))?;
         match is_free {
-            true => Ok(None),
+            true => Ok(HandNote::parse(&read_text(folder, &file)?).map(|note| note.holder())),
             false => read_owner(folder, &file).map(Some).map_err(Into::into),
         }
     }
@@ -113,6 +152,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if !self.removes_file.load(Ordering::SeqCst) {
+            return;
+        }
         // While it is still locked, so that nobody's lock but ours can be removed.
         let _ = self.folder.disk.remove(self.folder.handle(), LEASE_NAME);
     }
@@ -132,13 +174,18 @@ fn note_owner(folder: &Folder, file: &OwnedFd, owner: &str) -> io::Result<()> {
         .map(drop)
 }
 
-fn read_owner(folder: &Folder, file: &OwnedFd) -> Result<String, StoreError> {
+pub(super) fn read_text(folder: &Folder, file: &OwnedFd) -> Result<Vec<u8>, StoreError> {
     let mut text = Vec::new();
     folder.read_through(file.as_fd(), LEASE_NAME, |bytes| {
         text.extend_from_slice(bytes);
         text.len() < OWNER_BYTES_MAX
     })?;
     text.truncate(OWNER_BYTES_MAX);
+    Ok(text)
+}
+
+fn read_owner(folder: &Folder, file: &OwnedFd) -> Result<String, StoreError> {
+    let text = read_text(folder, file)?;
     let text = String::from_utf8_lossy(&text);
     Ok(match text.trim() {
         "" => "an unknown process".to_owned(),

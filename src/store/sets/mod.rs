@@ -16,19 +16,22 @@
 //! data.master.expired.RANDOM/      a set that is being removed
 //! .data.master.intent              a rotation in progress (see `rotate`)
 //! .data.master.lock                the lock on the names (see `lock`)
-//! completed_wals/BACKUPLOCK        who makes a backup, while that lasts
+//! completed_wals/BACKUPLOCK        who makes a backup, while that lasts; who locked the sets by hand (see `by_hand`)
 //! completed_wals/.rounds.sets      files found damaged while all sets were read (see `round_note`)
 //! ```
 //!
 //! There is no list of sets. An administrator may copy a set here under a free name, or move a set away.
 
+mod by_hand;
 pub(crate) mod condition;
 pub(crate) mod error;
 pub(crate) mod fuzzing;
+mod hand_note;
 pub(crate) mod incoming;
 pub(crate) mod inventory;
 pub(crate) mod list;
 pub(crate) mod lock;
+mod make_room;
 mod names;
 pub(crate) mod out;
 pub(crate) mod purge;
@@ -67,6 +70,7 @@ use walmgr_protocol::names::BackupName;
 
 pub(crate) use condition::Condition;
 pub(crate) use error::SetError;
+pub(crate) use hand_note::HandNote;
 pub(crate) use incoming::IncomingSet;
 pub(crate) use inventory::HeldFile;
 pub(crate) use list::{HeldSet, SetEntry};

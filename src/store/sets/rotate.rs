@@ -3,7 +3,7 @@
 //! leaves every set under exactly one name, in their order.
 //!
 //! The intent, `.data.master.intent`, is JSON: `format` (1) and `shifted`, how many sets move one
-//! number up. With 2 of them: `data.master.0` to `.1`, `data.master` to `.0`, and the incoming set
+//! number up. With 2 of them: `data.master.0` to `.1`, `data.master` to `.0`, and the incoming set, if there is one,
 //! to `data.master`. Every target is free when its turn comes, so a target that exists tells that
 //! its step was done, and the steps can be gone through again from the first.
 
@@ -69,7 +69,7 @@ impl Keeping {
     /// The sets that go, newest first. A set goes when as many newer ones are there that are as good
     /// as it is: one with damaged pages, or without something that was there, never makes a good one go, and one that is damaged itself
     /// counts for nothing and stays for a person to look at.
-    fn given_up(self, listed: Vec<SetEntry>) -> Vec<SetEntry> {
+    pub(super) fn given_up(self, listed: Vec<SetEntry>) -> Vec<SetEntry> {
         let (mut good, mut any) = (0, 0);
         let mut goes = |set: &SetEntry| {
             let is_damaged = set.condition.refusal().is_some();
@@ -241,8 +241,11 @@ impl BackupSets {
             }
         }
         let incoming = self.incoming_name();
-        self.label_incoming(&incoming)?;
-        self.step(&incoming, &self.newest.to_string())?;
+        // There is none where the newest name was only made free (see `make_room`).
+        if self.parent.stat_at(&incoming)?.is_some() {
+            self.label_incoming(&incoming)?;
+            self.step(&incoming, &self.newest.to_string())?;
+        }
         self.withdraw_intent()
     }
 
@@ -260,9 +263,6 @@ impl BackupSets {
     /// Gives the sealed set its `backup_label`.
     fn label_incoming(&self, incoming: &str) -> Result<(), SetError> {
         let parent = &self.parent;
-        if parent.stat_at(incoming)?.is_none() {
-            return Ok(());
-        }
         let failed = |op| move |error| parent.failure(op, incoming, error);
         let root = (parent.disk)
             .enter(parent.handle(), incoming.as_ref())

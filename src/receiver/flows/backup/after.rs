@@ -3,7 +3,6 @@
 //! failure is a warning, because the set is good.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use walmgr_protocol::message::backup::Sealed;
 use walmgr_protocol::names::BackupName;
@@ -11,6 +10,7 @@ use walmgr_protocol::names::BackupName;
 use crate::pg::needs;
 use crate::receiver::cluster::settings::Rotation;
 use crate::receiver::cluster::{BackupFolders, ServedCluster};
+use crate::shell::archive_set;
 use crate::store::sets::{BackupSets, Lease};
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
@@ -55,24 +55,6 @@ fn expire(sets: &BackupSets, lease: &Lease, rotation: &Rotation, facts: &mut Sea
             facts.warnings.push(text);
         }
     }
-}
-
-/// Runs `archive_command` with `$BACKUPDIR`.
-fn archive_set(command: &str, set: &Path) -> Result<(), String> {
-    tracing::info!("archive_command runs for {}", set.display());
-    let output = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(command)
-        .env("BACKUPDIR", set)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("start it: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.trim_end().lines().last().unwrap_or_default();
-    Err(format!("{}: {last}", output.status))
 }
 
 fn purge(

@@ -1,0 +1,114 @@
+//! The other ini files of this host that may use what one of them made: beside it, and those of a host's folder.
+//! Never decides what goes. Invariant: a file of settings that cannot be read counts as a user of everything it names.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use crate::config::{self, Config, TlsSettings};
+use crate::files;
+
+/// Longest file of settings that is read for the names in it.
+const INI_BYTES_MAX: u64 = 1 << 20;
+
+/// Who uses which path.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbours {
+    users: BTreeMap<PathBuf, PathBuf>,
+    /// Those that cannot be read as settings, with their text.
+    unread: Vec<(PathBuf, String)>,
+}
+
+impl Neighbours {
+    /// Those of this ini file.
+    pub(crate) fn of(ini: &Path) -> Neighbours {
+        let mut found = Neighbours::default();
+        let own = files::resolved(ini);
+        let mut folders = vec![folder_of(&own)];
+        if let Some(host) = config::host_around(&own) {
+            folders.push(folder_of(&host.path));
+        }
+        let mut at = 0;
+        while let Some(folder) = folders.get(at).cloned() {
+            at += 1;
+            let entries = folder.read_dir().into_iter().flatten().flatten();
+            let inis = entries.map(|entry| entry.path());
+            for path in inis.filter(|path| path.extension() == Some(OsStr::new("ini"))) {
+                if files::resolved(&path) == own {
+                    continue;
+                }
+                if let Some(clusters) = found.add(&path) {
+                    let clusters = files::resolved(&clusters);
+                    if !folders.contains(&clusters) {
+                        folders.push(clusters);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Why a path stays, if another file of settings uses it.
+    pub(crate) fn user_of(&self, path: &Path) -> Option<String> {
+        if let Some(user) = self.users.get(&files::resolved(path)) {
+            return Some(format!("{} uses it, too", user.display()));
+        }
+        let name = path.file_name()?.to_str()?;
+        let unread = self.unread.iter().find(|(_, text)| text.contains(name))?;
+        Some(format!(
+            "{} names it and cannot be read",
+            unread.0.display()
+        ))
+    }
+
+    /// Notes what a file uses; returns the folder of its clusters, if it is a host's.
+    fn add(&mut self, ini: &Path) -> Option<PathBuf> {
+        let Ok(config) = config::load(ini, &[]) else {
+            let text = files::read_at_most(ini, INI_BYTES_MAX).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            self.unread.push((ini.to_path_buf(), text));
+            return None;
+        };
+        let mut used = Vec::new();
+        let mut clusters = None;
+        let identity = |tls: &TlsSettings| [tls.key.clone(), tls.certificate.clone()];
+        match &config {
+            Config::Master(own) => {
+                used.extend(identity(&own.tls));
+                used.push(own.syncdaemon_pidfile());
+                used.push(own.master_config.clone());
+            }
+            Config::Standby(own) => {
+                used.extend(identity(&own.tls));
+                used.push(own.receiver_pidfile());
+                used.extend([own.authorized_keys.clone(), own.authorized_names.clone()]);
+                used.extend([own.completed_wals.clone(), own.partial_wals.clone()]);
+                used.extend(
+                    [&own.config_backup, &own.full_backup]
+                        .into_iter()
+                        .flatten()
+                        .cloned(),
+                );
+            }
+            Config::Host(own) => {
+                used.extend(identity(&own.tls));
+                used.push(own.receiver_pidfile());
+                clusters = Some(own.clusters.clone());
+            }
+        }
+        used.extend(config.logfile().map(Path::to_path_buf));
+        for path in used {
+            self.users
+                .entry(files::resolved(&path))
+                .or_insert_with(|| ini.to_path_buf());
+        }
+        clusters
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
