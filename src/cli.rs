@@ -110,8 +110,8 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
         return Ok(Parsed::Sample);
     }
     let old_spellings = std::mem::take(&mut typed.line.old_spellings);
-    let (ini, command) = (typed.line.ini.as_deref(), typed.line.command.as_ref());
-    if let Some(spelled) = old_spellings.command(ini, command)? {
+    let word = typed.line.command.is_some().then_some(typed.word.as_str());
+    if let Some(spelled) = old_spellings.command(typed.line.ini.as_deref(), word)? {
         let options = typed.options(&spelled.command)?;
         spelled.word.clone_into(&mut typed.word);
         typed.check_together(&spelled.command, &options)?;

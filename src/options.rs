@@ -6,7 +6,7 @@ pub(crate) mod init;
 mod restore;
 mod xrestore;
 
-pub(crate) use init::InitArgs;
+pub(crate) use init::{InitArgs, OldInit};
 pub(crate) use restore::{Restoring, TargetWords};
 pub(crate) use xrestore::XrestoreArgs;
 

@@ -3,6 +3,7 @@
 //! wrong is told in the words of what failed, which is the shell before it is PostgreSQL.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -30,14 +31,36 @@ const KEPT_BYTES_MAX: usize = 16 << 10;
 /// How many pieces of output wait to be looked at.
 const PIECES_MAX: usize = 16;
 
+/// Where a process without `PATH` (`env -i`, some service managers) finds programs.
+const PATH_WITHOUT_ONE: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// A shell that runs a command of the settings, with PostgreSQL's programs of `master_bin` or `slave_bin` first in its
+/// `PATH`, and nothing to read.
+pub(crate) fn shell_for(command: &str, programs: Option<&Path>) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command).stdin(Stdio::null());
+    if let Some(path) = programs.and_then(path_with) {
+        shell.env("PATH", path);
+    }
+    shell
+}
+
+/// `None` for a directory with a colon in its name, which cannot stand there.
+fn path_with(first: &Path) -> Option<OsString> {
+    let others = std::env::var_os("PATH").unwrap_or_else(|| PATH_WITHOUT_ONE.into());
+    let all = std::iter::once(first.to_path_buf()).chain(std::env::split_paths(&others));
+    std::env::join_paths(all).ok()
+}
+
 /// Runs `archive_command` with the path of a set in `$BACKUPDIR`.
-pub(crate) fn archive_set(command: &str, set: &Path) -> Result<(), String> {
+pub(crate) fn archive_set(
+    command: &str,
+    programs: Option<&Path>,
+    set: &Path,
+) -> Result<(), String> {
     tracing::info!("archive_command runs for {}", set.display());
-    let output = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(command)
+    let output = shell_for(command, programs)
         .env("BACKUPDIR", set)
-        .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("start it: {error}"))?;
     if output.status.success() {
@@ -57,6 +80,8 @@ pub(crate) struct SettingsCommand<'a> {
     pub command: &'a str,
     /// How long it may take.
     pub limit: Duration,
+    /// Where PostgreSQL's programs are, if the settings say so.
+    pub programs: Option<&'a Path>,
 }
 
 impl fmt::Display for SettingsCommand<'_> {
@@ -71,8 +96,7 @@ impl SettingsCommand<'_> {
     pub(crate) fn run(&self) -> Result<()> {
         let failed = |error: io::Error| CommandError::retry(format!("run {self}")).because(error);
         let (reader, writer) = io::pipe().map_err(failed)?;
-        let mut shell = Command::new("/bin/sh");
-        shell.arg("-c").arg(self.command).stdin(Stdio::null());
+        let mut shell = shell_for(self.command, self.programs);
         shell.stdout(writer.try_clone().map_err(failed)?);
         let child = shell.stderr(writer).spawn().map_err(failed)?;
         // It holds the writing ends; what is read would never end.
@@ -255,8 +279,25 @@ mod tests {
             setting: "slave_start_cmd",
             command,
             limit,
+            programs: None,
         }
         .run()
+    }
+
+    #[test]
+    fn the_programs_of_the_settings_come_first_in_the_path() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("pg_ctl");
+        std::fs::write(&program, "#!/bin/sh\nexit 7\n").unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let status = |programs| shell_for("pg_ctl; exit $?", programs).status().unwrap();
+        assert_eq!(status(Some(folder.path())).code(), Some(7));
+        assert_ne!(status(None).code(), Some(7));
+        // What is not of PostgreSQL is found as before.
+        let shell = shell_for("ls / >&2", Some(folder.path())).status();
+        assert!(shell.unwrap().success());
+        assert_eq!(path_with(Path::new("/a:b")), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Never a tidy cluster: each file is named for what its clusters look like. Invariant: whatever is
 //! found is either served as it lies or named before anything is touched.
 
+mod archive_cleanup;
 mod configuration_in_pieces;
 mod connection_strings;
 mod crossing_records;

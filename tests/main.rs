@@ -34,6 +34,7 @@ mod kills;
 mod limits;
 mod load;
 mod network;
+mod old_spellings;
 mod partial;
 mod pg;
 mod pg_backup;

@@ -320,7 +320,7 @@ fn the_old_spelling_finds_the_server_by_its_data_directory() {
     assert_eq!(said, "would set synchronous_standby_names = '' and reload");
     typed(&["--synch-standby=", "--pgdata", &data]).succeed();
     assert_eq!(pair.show(), "");
-    typed(&["--pgdata", &data]).fail_last(2, "--pgdata belongs to --synch-standby");
+    typed(&["--pgdata", &data]).fail_last(2, "--pgdata goes with --init-master or --synch-standby");
     typed(&[&ini, "--synch-standby", "a", "stop"]).fail_last(2, "is a command by itself");
     typed(&["--synch-standby", "a", "--pgdata", "/nonexistent"]).fail_last(2, "/nonexistent");
 }

@@ -2,7 +2,9 @@
 //! Never does the work itself, and knows no argument: those stand with their help in the command's own file, or in
 //! `options` where both sides have the command. Invariant: a new command is named here and in `owner`.
 
+use std::fs::DirBuilder;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
@@ -10,7 +12,7 @@ use clap::{Args, Subcommand};
 use crate::cleanup::CleanupArgs;
 use crate::config::Config;
 use crate::daemon::Readiness;
-use crate::error::{CommandError, ExitTable, Result};
+use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
 use crate::options::init::InitSide;
 use crate::options::{InitArgs, Options, Restoring, XrestoreArgs};
 use crate::output::Speaker;
@@ -169,11 +171,28 @@ impl Command {
 
 /// Runs `init`, the one command that has no file of settings yet.
 pub(super) fn run_init(ini: &Path, options: &Options, arguments: &InitArgs) -> Result<()> {
+    if let Some(old) = &arguments.old {
+        tracing::info!("{} is now: {}", old.option, old.line);
+        make_folder_of(ini, options, arguments)?;
+    }
     match arguments.side(ini)? {
         InitSide::Master => master::init::run(ini, options, arguments),
-        InitSide::Standby => standby::init::run(ini, options),
+        InitSide::Standby => standby::init::run(ini, options, arguments),
         InitSide::Host => standby::init_host::run(ini, options),
     }
+}
+
+/// Skytools made its folder for ini files.
+fn make_folder_of(ini: &Path, options: &Options, arguments: &InitArgs) -> Result<()> {
+    let Some(folder) = ini.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    if arguments.remove_password || options.not_really || folder.is_dir() {
+        return Ok(());
+    }
+    let mut made = DirBuilder::new();
+    let made = made.recursive(true).mode(0o700).create(folder);
+    made.at(Kind::Config, "create", folder)
 }
 
 /// Runs any other command, on the side that the file of settings is for.

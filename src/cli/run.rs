@@ -95,6 +95,12 @@ fn start_log(config: &Config, command: &Command, options: &Options) -> Result<()
     if let Some(path) = &beside {
         tracing::info!("logfile is not set: the log goes to {}", path.display());
     }
+    for warning in config.warnings() {
+        match is_setup {
+            true => tracing::warn!("{warning}"),
+            false => tracing::debug!("{warning}"),
+        }
+    }
     for note in config.notes() {
         // Said by default where somebody has just edited the file, and nowhere else.
         match is_setup {

@@ -117,6 +117,8 @@ pub(crate) struct Key {
     pub is_new: bool,
     /// What this version does with it.
     pub effect: Effect,
+    /// Whether a number above the bound counts as the bound.
+    pub clamps: bool,
 }
 
 impl Key {
@@ -138,7 +140,14 @@ impl Key {
             help,
             is_new: false,
             effect: Effect::Used,
+            clamps: false,
         }
+    }
+
+    /// A number above the bound is no mistake.
+    pub(super) const fn clamped(mut self) -> Key {
+        self.clamps = true;
+        self
     }
 
     /// The default is its example.

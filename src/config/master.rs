@@ -101,6 +101,8 @@ pub struct MasterConfig {
     pub ignored_folders: Vec<(String, String)>,
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
+    /// Values that count as others.
+    pub warnings: Vec<String>,
 }
 
 /// What `loop_delay = 0` means, which was no pause at all: a pass that looks at the directory a
@@ -163,6 +165,7 @@ impl MasterConfig {
             verify_wal: VerifyWal::read(settings, "verify_wal")?,
             ignored_folders,
             notes,
+            warnings: settings.warnings.clone(),
         };
         config.check_files(settings)?;
         Ok(config)
@@ -210,8 +213,15 @@ fn leftovers(settings: &GivenSettings, slave: &SlaveAddress) -> Result<Leftovers
         let why = "skylog.ini no longer exists";
         ("use_skylog", format!(" is ignored: {why}"))
     });
+    let links = settings.get("keep_symlinks").map(|_| {
+        let why = "it is a setting of the standby, where its default is yes";
+        ("keep_symlinks", format!(" is ignored: {why}"))
+    });
     let mut notes = settings.notes.clone();
-    for (name, note) in [path, user, other_file, skylog].into_iter().flatten() {
+    for (name, note) in [path, user, other_file, skylog, links]
+        .into_iter()
+        .flatten()
+    {
         let place = match settings.get(name) {
             Some(setting) => format!(
                 "{}: {}",

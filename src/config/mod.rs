@@ -176,6 +176,16 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Values that count as others; only a master's file may have some.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Config::Master(config) => &config.warnings,
+            Config::Standby(_) | Config::Host(_) => &[],
+        }
+    }
+}
+
 fn wrong_side(path: &Path, command: &str, found: Side) -> CommandError {
     let expected = match found {
         Side::Master => Side::Standby,

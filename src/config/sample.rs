@@ -176,6 +176,8 @@ pub(crate) struct InitStandby {
     pub slave_data: Option<PathBuf>,
     /// `slave_bin`, if found.
     pub slave_bin: Option<PathBuf>,
+    /// `primary_conninfo`, if known.
+    pub primary_conninfo: Option<String>,
     /// The file's name without `.ini`, where a host serves it with others.
     pub hosted_name: Option<String>,
 }
@@ -221,6 +223,7 @@ pub(crate) fn standby_ini(init: &InitStandby) -> Result<String> {
     }
     file.path("slave_data", init.slave_data.as_deref())?;
     file.path("slave_bin", init.slave_bin.as_deref())?;
+    file.text("primary_conninfo", init.primary_conninfo.as_deref())?;
     for name in ["authorized_keys", "authorized_names"] {
         match &init.hosted_name {
             // Of its own, or the masters of one cluster could write to all others of the folder.

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::address::{ListenAddress, SlaveAddress};
@@ -38,6 +39,8 @@ pub(super) struct GivenSettings {
     given: BTreeMap<&'static str, GivenSetting>,
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
+    /// Values that count as others.
+    pub warnings: Vec<String>,
 }
 
 impl GivenSettings {
@@ -59,6 +62,7 @@ impl GivenSettings {
             section_line: section.line,
             given: BTreeMap::new(),
             notes: collected.notes.iter().map(note).collect(),
+            warnings: Vec::new(),
         };
         let mut raw = collected.of_file;
         raw.extend(collected.of_command_line);
@@ -101,6 +105,7 @@ impl GivenSettings {
             if text.is_empty() && unset_by_empty(row) {
                 continue;
             }
+            let text = self.clamped(row, written, text);
             let value = value::parse(row.shape, &text, &self.around)
                 .map_err(|expected| wrong_value(row, written, &text, expected))?;
             self.given.insert(
@@ -112,7 +117,7 @@ impl GivenSettings {
                 },
             );
         }
-        self.note_ignored(&of_framework, "it belonged to Skytools");
+        self.note_framework(&of_framework);
         let other = match self.side {
             Side::Standby => "master",
             Side::Master | Side::Host | Side::Both => "standby",
@@ -145,6 +150,42 @@ impl GivenSettings {
             self.notes
                 .push(format!("{place}: {} is ignored: {why}", raw.spelled));
         }
+    }
+
+    /// One note for all: production files have a dozen of them.
+    fn note_framework(&mut self, ignored: &[&Raw]) {
+        let Some(first) = ignored.first() else {
+            return;
+        };
+        let names: Vec<&str> = ignored.iter().map(|raw| raw.spelled.as_str()).collect();
+        let (are, they) = match names.len() {
+            1 => ("is", "it"),
+            _ => ("are", "they"),
+        };
+        let place = first.place.in_file(&self.file);
+        let names = names.join(", ");
+        self.notes.push(format!(
+            "{place}: {names} {are} ignored: {they} belonged to Skytools"
+        ));
+    }
+
+    /// The text, or the most that counts where a bigger number meant something once.
+    fn clamped(&mut self, row: &Key, written: &Raw, text: Rc<str>) -> Rc<str> {
+        let Shape::Integer(_, max) = row.shape else {
+            return text;
+        };
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        // More digits than a number can have are more than the most, too.
+        let is_beyond = is_number && text.parse().map_or(true, |number: u64| number > max);
+        if !row.clamps || !is_beyond {
+            return text;
+        }
+        let place = written.place.in_file(&self.file);
+        let (spelled, found) = (&written.spelled, shown(&text));
+        self.warnings.push(format!(
+            "{place}: {spelled} = {found} is more than {max}, the most there is: {max} counts"
+        ));
+        max.to_string().into()
     }
 
     fn check_required(&self) -> Result<(), Fault> {

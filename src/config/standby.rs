@@ -77,6 +77,8 @@ pub struct StandbyConfig {
     pub config_backup: Option<PathBuf>,
     /// Base backups to keep; 0 for all.
     pub keep_backups: u32,
+    /// Whether the file says so, and not the default.
+    pub keep_backups_is_set: bool,
     /// How old what a backup makes go is at least.
     pub keep_minimum_age: Duration,
     /// Whether a restore keeps the old data directory.
@@ -167,6 +169,7 @@ impl StandbyConfig {
             walmgr_data: base.clone(),
             config_backup: settings.path("config_backup"),
             keep_backups: settings.number("keep_backups")?,
+            keep_backups_is_set: settings.get("keep_backups").is_some(),
             keep_minimum_age: settings.duration("keep_minimum_age")?,
             backup_datadir: settings.boolean("backup_datadir")?,
             keep_symlinks: settings.boolean("keep_symlinks")?,

@@ -75,8 +75,7 @@ pub(crate) const KEYS: &[Key] = &[
         .required(),
     key("master_config", Master, Path, "/etc/postgresql/17/main/postgresql.conf", "The postgresql.conf that setup and stop edit.")
         .derived("postgresql.conf in `master_data`"),
-    key("master_bin", Master, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs, if they are not in the PATH.")
-        .not_yet(),
+    key("master_bin", Master, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs. Commands of these settings find them there, too."),
     key("master_restart_cmd", Master, Command, "pg_ctlcluster 17 main restart", "Restarts the master after archive_mode has changed. Leave it unset to restart the master yourself."),
     key("hot_standby", Master, Boolean, "0", "Accepted in old files. setup raises wal_level to replica, which is enough for hot standbys.")
         .defaults(),
@@ -91,7 +90,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("push_timeout", Master, time(DAY), "60s", "Maximum run time of xarchive, from its start to the acknowledgement.")
         .defaults().added(),
     key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "0", "zstd level of the data on the network. 0 disables compression; 1 suits most networks.")
-        .defaults(),
+        .defaults().clamped(),
     key("block_size", Master, Size(limits::BLOCK_BYTES_MIN as u64, limits::BLOCK_BYTES_MAX as u64), "256kB", "Size of one block on the network.")
         .defaults().added(),
     key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How thoroughly the receiver checks WAL before it acknowledges it.")
@@ -179,8 +178,7 @@ pub(crate) const KEYS: &[Key] = &[
 
     // The standby's cluster.
     key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
-    key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs, if they are not in the PATH.")
-        .not_yet(),
+    key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs. Commands of these settings find them there, too."),
     key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Directory of the standby's configuration files, if it is not the data directory."),
     key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby."),
     key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),

@@ -1,7 +1,6 @@
 //! Turning PostgreSQL's archiving on and off: the edit of `postgresql.conf`, and making the server
 //! take it. Never claims that a parameter is in force without having asked the server.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::names::{SegmentName, TimelineId};
@@ -171,7 +170,7 @@ pub(crate) async fn activate(
             tracing::info!("restarting PostgreSQL: {command}");
             // A smart shutdown would wait for this very session to end.
             session.close().await;
-            restart(command, &config.master_data)?;
+            restart(command, config)?;
             session = connect_patiently(config, task).await?;
             restarted = true;
             until = Instant::now() + RELOAD_TAKES_EFFECT;
@@ -222,15 +221,18 @@ fn overridden(config: &MasterConfig, name: &str, value: &str, found: &str) -> Co
     .hint(hint)
 }
 
-fn restart(command: &str, data: &Path) -> Result<()> {
+fn restart(command: &str, config: &MasterConfig) -> Result<()> {
     let restart = SettingsCommand {
         setting: "master_restart_cmd",
         command,
         limit: RESTART_LIMIT,
+        programs: config.master_bin.as_deref(),
     };
     let hint = "postgresql.conf is already edited; restart PostgreSQL and run this again";
     restart.run().map_err(|error| error.hint(hint))?;
-    if let Ok(Some(server)) = DataDirectory::open(data).and_then(|data| data.running()) {
+    if let Ok(Some(server)) =
+        DataDirectory::open(&config.master_data).and_then(|data| data.running())
+    {
         check_log_of("master_restart_cmd", server.pid);
     }
     Ok(())

@@ -8,6 +8,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{InitArgs, Options};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
+use crate::pg::programs;
 use crate::{files, identity, output};
 
 /// Below it Debian keeps data directories as VERSION/NAME.
@@ -66,13 +67,14 @@ fn facts(typed: &InitArgs) -> Result<sample::InitMaster> {
             port.unwrap_or_default()
         )
     });
+    let master_bin = programs::folder_of(&data);
     Ok(sample::InitMaster {
         slave,
         slave_fingerprint: typed.slave_fingerprint.clone(),
         master_db: conninfo,
         master_config: config_file(&pgdata),
-        master_bin: None,
         restart_example: Some(restart_example(&pgdata)),
+        master_bin,
         pgdata,
     })
 }
@@ -86,6 +88,7 @@ fn restart_example(pgdata: &Path) -> String {
             let (version, name) = (version.to_string_lossy(), name.to_string_lossy());
             format!("pg_ctlcluster {version} {name} restart")
         }
+        // With `master_bin` the shell finds it there.
         _ => format!("pg_ctl -D '{}' -w restart", pgdata.display()),
     }
 }

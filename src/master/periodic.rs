@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
@@ -14,6 +14,7 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::shell::shell_for;
 
 /// Runs the command if it is due and waits for it.
 pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
@@ -36,9 +37,11 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         return Ok(());
     };
     tracing::info!("running periodic_command: {command}");
-    let status = shell(command).status().map_err(|error| {
-        CommandError::retry(format!("start periodic_command `{command}`")).because(error)
-    })?;
+    let status = shell_for(command, config.master_bin.as_deref())
+        .status()
+        .map_err(|error| {
+            CommandError::retry(format!("start periodic_command `{command}`")).because(error)
+        })?;
     stamp.ran()?;
     if status.success() {
         return Ok(());
@@ -59,11 +62,14 @@ pub(crate) fn start(config: &MasterConfig) {
         // it. Its own process group: a signal for the archiver's group is not meant for it.
         let lock = stamp.file.try_clone();
         let lock = lock.at(Kind::Retry, "share the time stamp", &stamp.path)?;
-        let child = std::os::unix::process::CommandExt::process_group(&mut shell(command), 0)
-            .stdin(Stdio::from(lock))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
+        let child = std::os::unix::process::CommandExt::process_group(
+            &mut shell_for(command, config.master_bin.as_deref()),
+            0,
+        )
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
         child.map_err(|error| {
             CommandError::retry(format!("start periodic_command `{command}`")).because(error)
         })?;
@@ -77,12 +83,6 @@ pub(crate) fn start(config: &MasterConfig) {
 /// Without an interval the command runs every time, as an interval of 0 never made it do.
 fn never(config: &MasterConfig) -> bool {
     config.command_interval == Some(Duration::ZERO)
-}
-
-fn shell(command: &str) -> Command {
-    let mut shell = Command::new("/bin/sh");
-    shell.arg("-c").arg(command).stdin(Stdio::null());
-    shell
 }
 
 /// The file whose time of change says when the command last ran, locked while it is being run.

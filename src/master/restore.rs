@@ -47,6 +47,7 @@ use crate::pg::in_reach::{self, TypedTarget};
 use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::leftovers;
+use crate::pg::programs::Programs;
 use crate::pg::recovery::Recovery;
 use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
@@ -365,13 +366,14 @@ impl<'a> MasterRestore<'a> {
                 config_file=..."
             }
         };
+        let pg_ctl = Programs::of_master(self.config).typed("pg_ctl");
         let next = match &self.recovery.target {
             None => format!(
-                "`pg_ctl -D {shown} start` starts it as a standby that replays what the archive \
-                 has, and\n`pg_ctl -D {shown} promote` opens it."
+                "`{pg_ctl} -D {shown} start` starts it as a standby that replays what the archive \
+                 has, and\n`{pg_ctl} -D {shown} promote` opens it."
             ),
             Some((target, action)) => {
-                format!("`pg_ctl -D {shown} start` recovers it up to {target}, then: {action}.")
+                format!("`{pg_ctl} -D {shown} start` recovers it up to {target}, then: {action}.")
             }
         };
         output::print(&format!(

@@ -19,7 +19,9 @@ use crate::output;
 use crate::pg::archive_command::{Ours, is_worth_keeping};
 use crate::pg::command::walmgr_command;
 use crate::pg::conf::ServerSettings;
+use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
+use crate::pg::programs::Programs;
 use crate::pg::sql::{Session, Switched};
 use crate::status::Archiving;
 
@@ -40,6 +42,7 @@ pub(crate) struct SetupArgs {
 /// Configures archiving.
 pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArgs) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
+    tell_of_programs(config);
     let changes = changes(config)?;
     let runtime = crate::master::runtime()?;
     if options.not_really {
@@ -66,6 +69,15 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArg
             Activation::Done(_) | Activation::RestartNeeded => Ok(()),
         }
     })
+}
+
+/// A wrong `master_bin` is no reason not to archive, and nobody looks at it before something is to be started.
+fn tell_of_programs(config: &MasterConfig) {
+    let data = DataDirectory::open(&config.master_data);
+    let major = data.map(|data| data.major()).ok();
+    if let Err(error) = Programs::of_master(config).check(major) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// Asks whoever the real run would ask, and changes nothing.

@@ -11,13 +11,13 @@ use crate::error::{CommandError, Result};
 /// What stood behind `init`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct InitArgs {
-    /// Which side this is; otherwise --pgdata or --slave mean the master, else the file's name tells
+    /// Which side this is; otherwise --slave or --pgdata mean the master, else the file's name tells
     #[arg(value_enum)]
     side: Option<InitSide>,
     /// The file of a host whose receiver serves many clusters
     #[arg(long, conflicts_with_all = ["side", "pgdata", "slave", "slave_fingerprint"])]
     host: bool,
-    /// The master's data directory
+    /// The data directory of this side's server
     #[arg(long, value_name = "DIR")]
     pub pgdata: Option<PathBuf>,
     /// Where the receiver listens
@@ -26,6 +26,27 @@ pub(crate) struct InitArgs {
     /// What `identity` prints on the standby
     #[arg(long, value_name = "FPR")]
     pub slave_fingerprint: Option<String>,
+    /// Standby: where its server streams from
+    #[arg(long, value_name = "STRING")]
+    pub primary_conninfo: Option<String>,
+    /// Standby: put the password in this file into .pgpass, for the server of primary_conninfo
+    #[arg(long, value_name = "FILE")]
+    pub add_password: Option<PathBuf>,
+    /// Standby: take that line out of .pgpass, and do nothing else
+    #[arg(long, conflicts_with_all = ["add_password", "pgdata", "slave", "slave_fingerprint", "host"])]
+    pub remove_password: bool,
+    /// What was typed for it
+    #[arg(skip)]
+    pub old: Option<OldInit>,
+}
+
+/// An option of Skytools that was typed, and the line that stands for it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OldInit {
+    /// The option.
+    pub option: &'static str,
+    /// The line.
+    pub line: String,
 }
 
 /// Whose ini file `init` writes.
@@ -38,18 +59,92 @@ pub(crate) enum InitSide {
 }
 
 impl InitArgs {
+    /// What `--init-master` was typed with.
+    pub(crate) fn of_master(pgdata: Option<PathBuf>, slave: Option<String>) -> InitArgs {
+        InitArgs {
+            side: Some(InitSide::Master),
+            pgdata,
+            slave,
+            ..InitArgs::default()
+        }
+    }
+
+    /// What `--init-slave` was typed with.
+    pub(crate) fn of_standby(
+        pgdata: Option<PathBuf>,
+        primary_conninfo: Option<String>,
+        add_password: Option<PathBuf>,
+    ) -> InitArgs {
+        InitArgs {
+            side: Some(InitSide::Standby),
+            pgdata,
+            primary_conninfo,
+            add_password,
+            ..InitArgs::default()
+        }
+    }
+
+    /// What `--remove-password` was typed with.
+    pub(crate) fn of_password(primary_conninfo: Option<String>) -> InitArgs {
+        InitArgs {
+            side: Some(InitSide::Standby),
+            primary_conninfo,
+            remove_password: true,
+            ..InitArgs::default()
+        }
+    }
+
+    /// The same, typed as an option of Skytools.
+    pub(crate) fn typed_as(mut self, old: OldInit) -> InitArgs {
+        self.old = Some(old);
+        self
+    }
+
+    /// The words behind the ini file, `init` first.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let mut words = vec!["init".to_owned()];
+        words.extend(self.side.map(|side| match side {
+            InitSide::Master => "master".to_owned(),
+            InitSide::Standby => "standby".to_owned(),
+            InitSide::Host => "host".to_owned(),
+        }));
+        let path = |path: &PathBuf| path.display().to_string();
+        for (name, value) in [
+            ("--pgdata", self.pgdata.as_ref().map(path)),
+            ("--slave", self.slave.clone()),
+            ("--slave-fingerprint", self.slave_fingerprint.clone()),
+            (
+                "--primary-conninfo",
+                self.primary_conninfo.as_ref().map(|_| "...".to_owned()),
+            ),
+            ("--add-password", self.add_password.as_ref().map(path)),
+        ] {
+            words.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));
+        }
+        if self.remove_password {
+            words.push("--remove-password".to_owned());
+        }
+        words
+    }
+
     /// There is no file yet that could tell the side, so the line has to.
     pub(crate) fn side(&self, ini: &Path) -> Result<InitSide> {
-        let master_only =
-            self.pgdata.is_some() || self.slave.is_some() || self.slave_fingerprint.is_some();
+        let master_only = self.slave.is_some() || self.slave_fingerprint.is_some();
+        let standby_only =
+            self.primary_conninfo.is_some() || self.add_password.is_some() || self.remove_password;
         let side = self
             .side
             .or(self.host.then_some(InitSide::Host))
-            .or(master_only.then_some(InitSide::Master))
+            .or((master_only).then_some(InitSide::Master))
+            .or(standby_only.then_some(InitSide::Standby))
+            .or(self.pgdata.is_some().then_some(InitSide::Master))
             .or_else(|| side_named_by(ini));
         match side {
             Some(InitSide::Standby | InitSide::Host) if master_only => Err(CommandError::usage(
-                "--pgdata and --slave belong to the master's ini file, not to the standby's",
+                "--slave and --slave-fingerprint belong to the master's ini file, not to the standby's",
+            )),
+            Some(InitSide::Master | InitSide::Host) if standby_only => Err(CommandError::usage(
+                "--primary-conninfo, --add-password and --remove-password belong to the standby's ini file",
             )),
             Some(side) => Ok(side),
             None => Err(CommandError::usage(format!(

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+pub(crate) mod cleanup;
 mod shell;
 
 use shell::{CommandJoint, ShellWord};

@@ -29,6 +29,7 @@ pub(crate) mod manifest;
 pub(crate) mod mounts;
 pub(crate) mod needs;
 pub(crate) mod page;
+pub(crate) mod programs;
 pub(crate) mod recovery;
 pub(crate) mod relation;
 pub(crate) mod roots;

@@ -5,12 +5,25 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::options::Options;
+use crate::options::{InitArgs, Options};
+use crate::standby::password::{self, NewPassword};
 use crate::{files, identity, output};
 
 /// Writes `ini`, creates the key, and says what comes next.
-pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()> {
     let ini = std::path::absolute(ini).at(Kind::Config, "find", ini)?;
+    if typed.remove_password {
+        return password::remove(&ini, typed, options);
+    }
+    let password = NewPassword::read(&ini, typed)?;
+    // Typed again for the password alone.
+    if let Some(password) = password.as_ref().filter(|_| ini.exists()) {
+        tracing::info!("{} exists already and is not changed", ini.display());
+        return match options.not_really {
+            true => output::not_really(&password.in_words()),
+            false => password.add(),
+        };
+    }
     let host = config::host_around(&ini);
     let name = ini.file_stem().unwrap_or_default().to_string_lossy();
     let base = archive_base(&ini);
@@ -20,10 +33,14 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
             None => base,
         },
         hosted_name: host.as_ref().map(|_| name.into_owned()),
+        slave_data: slave_data(typed)?,
+        primary_conninfo: typed.primary_conninfo.clone(),
         ..sample::InitStandby::default()
     })?;
     if options.not_really {
-        return output::not_really(&format!("write {}:\n{text}", ini.display()));
+        let password = password.map(|password| format!("{}, and ", password.in_words()));
+        let password = password.unwrap_or_default();
+        return output::not_really(&format!("{password}write {}:\n{text}", ini.display()));
     }
     files::create_settings(&ini, &text)?;
     let Config::Standby(config) = config::load(&ini, &options.overrides)? else {
@@ -31,6 +48,9 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
             "the file that was written is no standby's",
         ));
     };
+    if let Some(password) = password {
+        password.add()?;
+    }
     if let Some(host) = host {
         return say_of_hosted(&config, &host);
     }
@@ -46,6 +66,13 @@ pub(crate) fn run(ini: &Path, options: &Options) -> Result<()> {
         config.completed_wals.display(),
         config.listen_text(),
     ))
+}
+
+/// The directory of the standby's server, which need not be there yet.
+fn slave_data(typed: &InitArgs) -> Result<Option<PathBuf>> {
+    let path = typed.pgdata.as_deref();
+    path.map(|path| std::path::absolute(path).at(Kind::Config, "find", path))
+        .transpose()
 }
 
 /// What comes next where a host serves the cluster; its key is what the masters meet.

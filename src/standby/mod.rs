@@ -4,6 +4,7 @@
 mod absent_notes;
 pub(crate) mod ahead;
 pub(crate) mod all;
+mod archive_cleaners;
 pub(crate) mod authorize;
 pub(crate) mod boot;
 pub(crate) mod choose;
@@ -17,6 +18,7 @@ pub(crate) mod init_host;
 mod last_commit;
 pub(crate) mod listbackups;
 mod own_server;
+mod password;
 pub(crate) mod pause;
 pub(crate) mod replay;
 pub(crate) mod restore;

@@ -142,6 +142,7 @@ impl Plan<'_> {
         if self.place.is_slave_data && self.config.slave_config_dir.is_some() {
             config_files::restore(self, &staging)?;
         }
+        settings::protect_archive(self)?;
         match &self.source {
             SetSource::Move(set) if self.place.is_slave_data && !is_copy => {
                 taken::write(&staging, Some(set.name.to_string()))?;

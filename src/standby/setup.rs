@@ -8,6 +8,9 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::programs::Programs;
+use crate::standby::archive_cleaners;
 use crate::store::{Archive, ArchiveFolders, RealDisk, StoreError};
 
 /// Makes the folders.
@@ -26,7 +29,29 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         places.completed_wals.display(),
         places.partial_wals.display()
     );
+    tell(config);
     Ok(())
+}
+
+/// What these settings mean here and meant something else, or cannot mean, and what works against them.
+fn tell(config: &StandbyConfig) {
+    if config.keep_backups == 0 {
+        tracing::info!(
+            "keep_backups is 0: every backup and all WAL is kept until it is set to a number of backups (Skytools \
+            kept one, and removed WAL once it was replayed)"
+        );
+    }
+    let major = config
+        .slave_data
+        .as_deref()
+        .and_then(|data| DataDirectory::open(data).ok());
+    let major = major.map(|data| data.major());
+    if let Err(error) = Programs::of_standby(config).check(major) {
+        tracing::warn!("{error}");
+    }
+    for sentence in archive_cleaners::named(config) {
+        tracing::warn!("{sentence}");
+    }
 }
 
 fn failed(error: &StoreError) -> CommandError {

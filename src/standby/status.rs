@@ -3,8 +3,9 @@
 //! is never claimed to be known here; the age of what arrived last is an upper bound.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use walmgr_protocol::names::Lsn;
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use crate::config::StandbyConfig;
 use crate::daemon;
@@ -15,6 +16,7 @@ use crate::pg::in_reach;
 use crate::pg::layout;
 use crate::pg::location;
 use crate::standby::ahead;
+use crate::standby::archive_cleaners;
 use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::frozen::Partials;
@@ -24,7 +26,9 @@ use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::standby::standing;
-use crate::status::{self, Facts, Here, Lag, SetsLock, StandbyFacts, StreamFacts, Thresholds};
+use crate::status::{
+    self, Facts, Here, KeepsAll, Lag, SetsLock, StandbyFacts, StreamFacts, Thresholds,
+};
 use crate::store::survey::survey;
 use crate::store::{
     ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,
@@ -87,6 +91,8 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             moved_set: moved_set(config),
             changed_by_boot: begun::changed(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
+            archive_cleaners: archive_cleaners::named(config),
+            keeps_all: keeps_all(config),
         }),
     }
 }
@@ -98,6 +104,32 @@ fn locked(config: &StandbyConfig) -> Option<SetsLock> {
     Some(SetsLock {
         age_s: status::seconds(now_ms - note.since_ms),
         holder: note.holder(),
+    })
+}
+
+/// What is in the archive where nothing is ever removed from it.
+fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
+    if config.keep_backups != 0 {
+        return None;
+    }
+    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
+    let listing = archive.listing().ok()?;
+    let segments: Vec<SegmentName> = (listing.finished.iter())
+        .filter_map(|name| match name {
+            WalFileName::Segment(name) => Some(*name),
+            _ => None,
+        })
+        .collect();
+    // In the order of their names, a first one of each timeline: archives have few.
+    let path = config.completed_wals.join(segments.first()?.to_string());
+    let stored = path.metadata().and_then(|found| found.modified()).ok()?;
+    let age = SystemTime::now().duration_since(stored).unwrap_or_default();
+    let count = segments.len() as u64;
+    Some(KeepsAll {
+        is_set: config.keep_backups_is_set,
+        segments: count,
+        bytes: count.saturating_mul(archive.binding().segment_size.bytes()),
+        oldest_age: age.as_secs_f64(),
     })
 }
 

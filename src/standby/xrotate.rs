@@ -56,7 +56,7 @@ fn expire(
     keeping: Keeping,
 ) -> Result<()> {
     let mut archive = |set: &Path| match &config.archive_command {
-        Some(command) => archive_set(command, set),
+        Some(command) => archive_set(command, config.slave_bin.as_deref(), set),
         None => Ok(()),
     };
     let expiry = (sets.expire(lease, keeping, &mut archive))

@@ -10,8 +10,8 @@ use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
 use super::{
-    Archiving, Facts, Here, HostFacts, Master, StandbyFacts, StreamFacts, Syncdaemon, Thresholds,
-    ahead, seconds,
+    Archiving, Facts, Here, HostFacts, KeepsAll, Master, StandbyFacts, StreamFacts, Syncdaemon,
+    Thresholds, ahead, seconds,
 };
 use crate::output::escaped;
 
@@ -24,6 +24,10 @@ const CRITICAL_FREE: u64 = 128 << 20;
 
 /// A script that copies sets every night is well; what locks them for longer was forgotten.
 const LOCKED_LONG_S: f64 = 86_400.0;
+
+/// How old the oldest WAL may be where nobody has decided what is kept: who tries walmgr out is not bothered, and
+/// nobody's disk is full by then.
+const UNDECIDED_AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// How far the clocks of the two hosts may differ, the time of a question and its answer included.
 const CLOCKS_DIFFER_S: f64 = 60.0;
@@ -104,6 +108,10 @@ codes! {
     BackupAge = "backup_age",
     /// A backup set cannot be read, or not be recovered to the end.
     Backup = "backup",
+    /// WAL grows, and nothing ever removes any.
+    Retention = "retention",
+    /// A server on the standby's host removes WAL from the archive.
+    ArchiveCleanup = "archive_cleanup",
     /// Little space is left.
     Free = "free",
     /// The disk refused something.
@@ -355,6 +363,12 @@ fn judge_standby(
     if let Some(replay) = &standby.replay {
         super::replay::judge(found, replay);
     }
+    for text in &standby.archive_cleaners {
+        found.alarm(Code::ArchiveCleanup, text);
+    }
+    if let Some(keeps_all) = &standby.keeps_all {
+        judge_retention(found, keeps_all);
+    }
     match &standby.stream {
         StreamFacts::Open => {}
         // The booted server ships by now, on a timeline that was never frozen.
@@ -374,6 +388,21 @@ fn judge_standby(
             found.alarm(Code::Frozen, text);
         }
     }
+}
+
+/// Skytools removed replayed WAL where `keep_backups` was 0, so a file of old may leave it at that.
+fn judge_retention(found: &mut Findings, all: &KeepsAll) {
+    if !all.is_set && all.oldest_age < UNDECIDED_AGE.as_secs_f64() {
+        return;
+    }
+    let text = format!(
+        "keep_backups is 0, so every backup and all WAL is kept: {} of {} segments, the oldest from {}, and nothing \
+        removes any; set it to a number of backups (10000 keeps practically all)",
+        size_text(all.bytes),
+        all.segments,
+        ago(all.oldest_age)
+    );
+    found.warn(Code::Retention, text);
 }
 
 /// A clock that was set back makes old things young: a negative age is never taken for 0.

@@ -196,6 +196,23 @@ pub(crate) struct StandbyFacts {
     pub changed_by_boot: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
+    /// Commands of servers that remove WAL from the archive, a sentence each.
+    pub archive_cleaners: Vec<String>,
+    /// What is kept where nothing is ever removed.
+    pub keeps_all: Option<KeepsAll>,
+}
+
+/// An archive of `keep_backups = 0`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct KeepsAll {
+    /// Whether the file says 0, and not the default.
+    pub is_set: bool,
+    /// Finished segments that it holds; at least one.
+    pub segments: u64,
+    /// What they take.
+    pub bytes: u64,
+    /// Seconds since the oldest was stored.
+    pub oldest_age: f64,
 }
 
 /// A lock of a person or a script on the backup sets.

@@ -265,12 +265,15 @@ fn the_standby_alarms_by_age_only_if_asked() {
         moved_set: None,
         changed_by_boot: Some("/data/postgresql.auto.conf has a = 0 for a boot".into()),
         unfinished_boot: Some("/data".into()),
+        archive_cleaners: vec!["pg_archivecleanup".into()],
+        keeps_all: None,
         replay: None,
     });
     let expected = [
         "critical no_receiver",
         "critical tablespace",
         "critical unreplayable",
+        "critical archive_cleanup",
         "warning paused",
         "warning locked",
         "warning standby_server",
@@ -328,6 +331,31 @@ fn fault_170_a_cluster_of_a_host_is_told_of_its_hosts_receiver() {
         ),
     ] {
         assert_eq!(told(receiver_runs, runs, unserved), expected);
+    }
+}
+
+#[test]
+fn fault_168_wal_that_nothing_removes_is_told_at_once_or_after_a_week() {
+    let day = 86_400.0;
+    for (is_set, oldest_age, warns) in [
+        (true, 0.0, true),
+        (true, 30.0 * day, true),
+        (false, 6.9 * day, false),
+        (false, 7.1 * day, true),
+    ] {
+        let facts = on_standby(StandbyFacts {
+            receiver_runs: true,
+            keeps_all: Some(KeepsAll {
+                is_set,
+                segments: 3,
+                bytes: 48 << 20,
+                oldest_age,
+            }),
+            ..StandbyFacts::default()
+        });
+        let found = words(&facts, &Thresholds::default());
+        let expected: &[&str] = if warns { &["warning retention"] } else { &[] };
+        assert_eq!(found, expected, "{is_set} {oldest_age}");
     }
 }
 

@@ -101,7 +101,7 @@ fn site(major: u8) -> Site {
     let setup = site.standby_command(&["setup"]);
     setup.succeed();
     for note in [
-        ":4: log_count is ignored: it belonged to Skytools",
+        ":4: log_count, exception_sleep are ignored: they belonged to Skytools",
         ":15: keep_backups is set twice, first on line 14: this line counts",
         ":17: loop_delay is ignored: a setting of the master",
         ":18: master_data is ignored: a setting of the master",
@@ -119,7 +119,8 @@ fn ships_and_backs_up(major: u8) {
     setup.succeed();
     for note in [
         ":6: [pgqadm] is ignored: the settings are in [wal-master]",
-        ":16: logfmt_file is ignored: it belonged to Skytools",
+        ":4: log_count, log_size, skylog_locations, logfmt_file, connection_lifetime, sql_retry are ignored: they \
+         belonged to Skytools",
         ":35: compression is set twice, first on line 24: this line counts",
         "the path walshipping/9.1 is ignored",
         "the user postgres is ignored",

@@ -32,8 +32,8 @@ fn fault_96_a_key_under_two_spellings_is_named_with_both_lines() {
 fn fault_96_wrong_values_say_what_was_expected_and_found() {
     for (line, expected) in [
         (
-            "compression = 20",
-            "compression: expected a whole number from 0 to 19, found `20`",
+            "compression = -20",
+            "compression: expected a whole number from 0 to 19, found `-20`",
         ),
         (
             "compression = high",

@@ -68,6 +68,7 @@ fn the_files_that_init_writes_load_to_what_it_was_given() {
     assert!(text.contains("\n#master_restart_cmd = pg_ctl -D '/data/100%% full' restart\n"));
 
     let init = InitStandby {
+        primary_conninfo: Some("host=db1 user=rep".into()),
         walmgr_data: PathBuf::from("/archive"),
         listen: Some("0.0.0.0:7500".to_owned()),
         slave_data: Some(PathBuf::from("/data")),

@@ -30,6 +30,17 @@ fn the_frameworks_settings_are_noted_and_not_looked_at() {
             }
         }
     }
+    let all: String = table::FRAMEWORK
+        .iter()
+        .map(|name| format!("{name} = 1\n"))
+        .collect();
+    let names = table::FRAMEWORK.join(", ");
+    assert_eq!(
+        notes(&format!("{MASTER}{all}remote_extra_connstr = a=b\n")),
+        [format!(
+            "4: {names}, remote_extra_connstr are ignored: they belonged to Skytools"
+        )]
+    );
     let extra = notes(&format!("{MASTER}remote_extra_connstr = sslmode=require\n"));
     assert_eq!(
         extra[0],
@@ -191,4 +202,30 @@ fn a_directory_behind_the_host_may_be_relative() {
         config.walmgr_data.unwrap(),
         config.path.with_file_name("arch/9.1")
     );
+}
+
+#[test]
+fn a_level_of_compression_beyond_the_most_is_the_most_and_warned_of() {
+    for (text, level, warns) in [
+        ("0", 0, false),
+        ("19", 19, false),
+        ("20", 19, true),
+        ("022", 19, true),
+        ("99999999999999999999999999", 19, true),
+    ] {
+        let config = master(&format!("{MASTER}compression = {text}\n"));
+        assert_eq!(config.compression, level, "{text}");
+        let warned = config.warnings.iter().any(|warning| {
+            warning.ends_with(&format!(
+                "main.ini:4: compression = {text} is more than 19, the most there is: 19 counts"
+            ))
+        });
+        assert_eq!(warned, warns, "{text}: {:?}", config.warnings);
+    }
+    let set = try_load(MASTER, &[("compression", "22")]).unwrap();
+    assert!(set.warnings()[0].contains("--set"), "{:?}", set.warnings());
+    for wrong in ["-1", "zstd", "1.5"] {
+        let error = refused(&format!("{MASTER}compression = {wrong}\n"));
+        assert!(error.contains("compression: expected"), "{error}");
+    }
 }

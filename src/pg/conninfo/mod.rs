@@ -4,6 +4,7 @@
 
 pub(crate) mod options;
 mod password;
+pub(crate) mod password_lines;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,15 @@ impl Environment {
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: &str) -> Environment {
         self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// What another process of this user will find that has none of libpq's variables, such as a server.
+    #[must_use]
+    pub(crate) fn without_libpq(mut self) -> Environment {
+        let of_system = ["HOME", "USER", "LOGNAME"];
+        self.variables
+            .retain(|name, _| of_system.contains(&name.as_str()));
         self
     }
 
@@ -215,6 +225,14 @@ impl Conninfo {
         if let Some(password) = &self.password {
             return Some(password.clone().into_bytes());
         }
+        password::from_file(
+            self.password_file.as_deref()?,
+            &self.wanted(place, database),
+        )
+    }
+
+    /// What a line of the password file has to fit.
+    fn wanted(&self, place: &ServerAddress, database: &str) -> password::WantedServer {
         let hosts = match (&place.listener, &place.host) {
             // Which folder is the default one depends on who built libpq.
             (Listener::Socket(folder), _) => {
@@ -228,13 +246,12 @@ impl Conninfo {
             (Listener::Address(address), None) => vec![address.to_string()],
             (Listener::Name(name), None) => vec![name.clone()],
         };
-        let wanted = [
+        [
             hosts,
             vec![place.port.to_string()],
             vec![database.to_owned()],
             vec![self.user.clone()],
-        ];
-        password::from_file(self.password_file.as_deref()?, &wanted)
+        ]
     }
 }
 
@@ -498,6 +515,7 @@ pub(super) fn service_in(services: &str, passwords: &str) -> Vec<&'static str> {
         .lines()
         .find_map(|line| password::of_line(line.as_bytes(), &wanted));
     assert!(found.is_none_or(|found| passwords.len() >= found.len()));
+    password_lines::check_edits(passwords.as_bytes());
     let mut given = Given::new();
     match service::section(services, "main", &mut given) {
         Ok(_) => given.into_keys().collect(),

@@ -1,6 +1,7 @@
 //! What a reload may change: keys, certificates, who may come in, how many.
 //! Never takes half of it: either all of a new configuration is good, or the old one stays.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::VerifyWal;
@@ -39,6 +40,8 @@ pub(crate) struct Rotation {
     pub keeping: Keeping,
     /// Run before one is removed.
     pub archive_command: Option<String>,
+    /// Where that finds PostgreSQL's programs: `slave_bin`.
+    pub programs: Option<PathBuf>,
 }
 
 /// One good configuration.
@@ -84,6 +87,7 @@ impl ClusterSettings {
                     minimum_age: config.keep_minimum_age,
                 },
                 archive_command: config.archive_command.clone(),
+                programs: config.slave_bin.clone(),
             },
         }))
     }

@@ -19,6 +19,7 @@ use crate::pg::conf::ServerSettings;
 use crate::pg::control::State;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::layout;
+use crate::pg::programs::Programs;
 use crate::pg::recovery::TARGETS;
 use crate::pg::sql_settings::COMMAND_LINE;
 use crate::shell::SettingsCommand;
@@ -52,16 +53,17 @@ pub(super) fn open(
 ) -> Result<()> {
     let place = data.path().display().to_string();
     let settings = own_server::settings(config, &data);
+    let pg_ctl = Programs::of_standby(config).typed("pg_ctl");
     let Some(command) = &config.slave_start_cmd else {
         return Err(CommandError::config(format!(
             "the server in {place} has shut down at its recovery target, and boot cannot start it"
         ))
         .hint(format!(
             "set slave_start_cmd, or start the server yourself so that it opens: {}",
-            start_by_hand(&place, &settings)
+            start_by_hand(&pg_ctl, &place, &settings)
         )));
     };
-    refuse_lost_target(&place, command, &settings)?;
+    refuse_lost_target((&place, &pg_ctl), command, &settings)?;
     if options.not_really {
         return output::not_really(&format!(
             "freeze the incoming stream, and start the server in {place}, which has shut down at \
@@ -116,12 +118,12 @@ fn target_on_line(settings: &ServerSettings) -> impl Iterator<Item = (&'static s
 }
 
 /// The line that opens it at its target.
-fn start_by_hand(place: &str, settings: &ServerSettings) -> String {
+fn start_by_hand(pg_ctl: &str, place: &str, settings: &ServerSettings) -> String {
     let given = target_on_line(settings);
     let given: String = given
         .map(|(name, value)| format!(" -c {name}={}", escaped(&value)))
         .collect();
-    format!("`pg_ctl -D {place} -o '-c {ACTION}=promote{given}' start`")
+    format!("`{pg_ctl} -D {place} -o '-c {ACTION}=promote{given}' start`")
 }
 
 /// A value as the words of `pg_ctl -o '…'` take it: a shell reads them twice.
@@ -142,7 +144,11 @@ fn escaped(value: &str) -> String {
 }
 
 /// Started without the target that its command line had, the server would replay all there is, and open there.
-fn refuse_lost_target(place: &str, command: &str, settings: &ServerSettings) -> Result<()> {
+fn refuse_lost_target(
+    (place, pg_ctl): (&str, &str),
+    command: &str,
+    settings: &ServerSettings,
+) -> Result<()> {
     let mut given = target_on_line(settings).filter(|(name, _)| !command.contains(name));
     let Some((name, value)) = given.next() else {
         return Ok(());
@@ -156,7 +162,7 @@ fn refuse_lost_target(place: &str, command: &str, settings: &ServerSettings) -> 
         "put {name} = '{}' into {}, or start the server yourself so that it opens: {}",
         value.replace('\'', "''"),
         settings.automatic().display(),
-        start_by_hand(place, settings)
+        start_by_hand(pg_ctl, place, settings)
     )))
 }
 
@@ -182,6 +188,7 @@ impl BootedStandby {
             setting: "slave_start_cmd",
             command,
             limit: COMMAND_TIMEOUT,
+            programs: config.slave_bin.as_deref(),
         };
         let started = start.run().and_then(|()| match wait {
             true => self.wait_until_it_opened().map(|()| true),

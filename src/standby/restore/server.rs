@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::place::Occupant;
 use super::plan::Plan;
+use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::output::Waiting;
 use crate::pg::conf;
@@ -36,7 +37,7 @@ impl Plan<'_> {
             );
         };
         tracing::info!("stopping the server: {command}");
-        if let Err(error) = command_of("slave_stop_cmd", command).run() {
+        if let Err(error) = command_of(self.config, "slave_stop_cmd", command).run() {
             let now = match old.running() {
                 Ok(Some(_)) => "the server still runs, and nothing was changed",
                 Ok(None) => "but the server has ended: start it; nothing else was changed",
@@ -73,7 +74,7 @@ impl Plan<'_> {
             return Ok(false);
         };
         tracing::info!("{data} is ready, starting the server: {command}");
-        let started = command_of("slave_start_cmd", command).run();
+        let started = command_of(self.config, "slave_start_cmd", command).run();
         let started = started.map_err(|error| match missing.is_empty() {
             true => error,
             false => error.because(std::io::Error::other(format!(
@@ -147,10 +148,15 @@ impl Plan<'_> {
 }
 
 /// A command of the settings that stops or starts the server.
-pub(super) fn command_of<'a>(setting: &'a str, command: &'a str) -> SettingsCommand<'a> {
+pub(super) fn command_of<'a>(
+    config: &'a StandbyConfig,
+    setting: &'a str,
+    command: &'a str,
+) -> SettingsCommand<'a> {
     SettingsCommand {
         setting,
         command,
         limit: COMMAND_TIMEOUT,
+        programs: config.slave_bin.as_deref(),
     }
 }

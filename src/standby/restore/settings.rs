@@ -11,10 +11,12 @@ use super::transfer::entries;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
+use crate::pg::archive_command::cleanup;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
 use crate::pg::conf::{self, ServerSettings};
 use crate::pg::layout;
+use crate::pg::sql_settings::COMMAND_LINE;
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;
 use crate::store::{ArchiveReader, RealDisk, StoreError};
@@ -72,6 +74,41 @@ pub(super) fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         return Ok(());
     };
     conf::raise(&plan.server, demands)
+}
+
+/// Takes their effect from commands that would remove WAL from the archive: the server replays from it, and sets need
+/// it. Those that this host's own files have are meant as well, and `--trust-settings` is about others.
+pub(super) fn protect_archive(plan: &Plan<'_>) -> Result<()> {
+    let archive = &plan.config.completed_wals;
+    let mut changes = Vec::new();
+    for name in cleanup::SETTINGS {
+        let Some(set) = plan.server.get(name) else {
+            continue;
+        };
+        if !cleanup::reaches(&set.value, archive, &plan.place.data) {
+            continue;
+        }
+        let (place, value) = (&set.place, set.value.escape_debug());
+        match place == COMMAND_LINE {
+            true => tracing::warn!(
+                "the server was last started with {name} = '{value}' on its command line, which removes WAL from the \
+                archive and overrides every file: take it out of slave_start_cmd"
+            ),
+            false => tracing::warn!(
+                "{name} = '{value}' ({place}) would remove WAL from the archive that backup sets need, and is set to \
+                '' in {}; keep_backups and `xpurgewals` remove what nobody needs",
+                layout::AUTO_CONF
+            ),
+        }
+        changes.push((name, ""));
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let path = plan.server.automatic();
+    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let (edited, _) = conf::edit(&text, &changes)?;
+    files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)
 }
 
 fn remove_leftovers(staging: &Path) -> Result<()> {

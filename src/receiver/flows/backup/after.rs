@@ -38,7 +38,7 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
 
 fn expire(sets: &BackupSets, lease: &Lease, rotation: &Rotation, facts: &mut Sealed) {
     let mut archive = |set: &Path| match &rotation.archive_command {
-        Some(command) => archive_set(command, set),
+        Some(command) => archive_set(command, rotation.programs.as_deref(), set),
         None => Ok(()),
     };
     match sets.expire(lease, rotation.keeping, &mut archive) {
