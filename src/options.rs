@@ -7,7 +7,7 @@ mod restore;
 mod xrestore;
 
 pub(crate) use init::{InitArgs, OldInit};
-pub(crate) use restore::{Restoring, TargetWords};
+pub(crate) use restore::{Restoring, TargetWords, tablespace_mapping};
 pub(crate) use xrestore::XrestoreArgs;
 
 /// What stood before the command's own arguments, wherever it was typed.

@@ -19,6 +19,7 @@ mod chaos;
 mod cli;
 mod clusters;
 mod crash_points;
+mod createslave;
 mod daemon;
 mod disk;
 mod exit_codes;

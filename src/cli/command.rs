@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Xpartialsync(standby::xpartialsync::XpartialsyncArgs),
     /// Remove what init, setup and the daemons made; never an archive, a set or a data directory
     Cleanup(CleanupArgs),
+    /// Standby: make the standby anew from the running master (pg_basebackup)
+    #[command(name = "createslave")]
+    CreateSlave(standby::createslave::CreateSlaveArgs),
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
     /// Standby: lock the backup sets while a script copies them
@@ -249,6 +252,9 @@ pub(super) fn run_command(
         (Standby(own), Command::Status(typed)) => standby::status::run(own, options, typed),
         (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),
         (Standby(own), Command::Verify(typed)) => standby::verify::run(own, options, typed),
+        (Standby(own), Command::CreateSlave(typed)) => {
+            standby::createslave::run(own, options, typed)
+        }
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
         (Standby(own), Command::Xlock) => standby::xlock::run(own, options),
         (Standby(own), Command::Xrelease(typed)) => standby::xrelease::run(own, options, *typed),

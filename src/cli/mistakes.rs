@@ -11,7 +11,7 @@ use super::owner::quoted;
 use crate::error::CommandError;
 
 /// Commands of the manual which this version does not have.
-pub(super) const ABSENT: [&str; 2] = ["bench", "createslave"];
+pub(super) const ABSENT: [&str; 1] = ["bench"];
 
 /// For a line that has no command.
 pub(super) fn no_command(ini: Option<&Path>) -> CommandError {

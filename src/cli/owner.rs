@@ -132,6 +132,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Revoke(_)
         | Command::Receiver(_)
         | Command::Verify(_)
+        | Command::CreateSlave(_)
         | Command::Xpurgewals
         | Command::Xlock
         | Command::Xrelease(_)
@@ -171,7 +172,7 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![archive()],
             vec![Written::folder(folder_of(&config.path))],
         ),
-        Command::Boot(_) | Command::Restore(_) => (
+        Command::Boot(_) | Command::Restore(_) | Command::CreateSlave(_) => (
             server().into_iter().chain([archive()]).collect(),
             Vec::new(),
         ),

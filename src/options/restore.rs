@@ -22,7 +22,7 @@ pub(crate) struct Restoring {
     pub target: TargetWords,
     /// Where a tablespace goes: OLD is its path on the master
     #[arg(long = "tablespace-mapping", value_name = "OLD=NEW")]
-    #[arg(value_parser = OsStringValueParser::new().try_map(|text| mapping(&text)))]
+    #[arg(value_parser = OsStringValueParser::new().try_map(|text| tablespace_mapping(&text)))]
     pub tablespaces: Vec<(PathBuf, PathBuf)>,
     /// Keep settings of the set that run commands, load libraries or write elsewhere
     #[arg(long = "trust-settings")]
@@ -54,7 +54,7 @@ pub(crate) struct TargetWords {
 }
 
 /// `OLD=NEW`, both absolute; `\=` is an equals sign of a path, as pg_basebackup has it.
-fn mapping(text: &OsStr) -> Result<(PathBuf, PathBuf), &'static str> {
+pub(crate) fn tablespace_mapping(text: &OsStr) -> Result<(PathBuf, PathBuf), &'static str> {
     let mut parts = vec![Vec::new()];
     let mut bytes = text.as_bytes().iter().copied().peekable();
     while let Some(byte) = bytes.next() {
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_mapping_is_two_absolute_paths() {
-        let read = |text: &str| mapping(OsStr::new(text));
+        let read = |text: &str| tablespace_mapping(OsStr::new(text));
         let (old, new) = read(r"/a\=b=/c\d").unwrap();
         assert_eq!((old, new), ("/a=b".into(), r"/c\d".into()));
         for wrong in ["", "/a", "/a=b", "a=/b", "/a=/b=/c", r"/a\=/b"] {

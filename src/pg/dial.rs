@@ -74,6 +74,13 @@ pub(crate) enum DialFault {
     },
 }
 
+impl DialledWay {
+    /// The server that was reached.
+    pub(crate) fn place(&self) -> &ServerAddress {
+        &self.place
+    }
+}
+
 impl DialFault {
     /// What the server calls it.
     pub(crate) fn code(&self) -> Option<&SqlState> {
@@ -308,7 +315,10 @@ async fn open_way(
     };
     let gate = Gate::new(&info.authentication);
     let opened = config
-        .connect_raw(established.gated(gate), Established)
+        .connect_raw(
+            established.gated(gate).begun(info.is_for_replication),
+            Established,
+        )
         .await;
     let (client, mut connection) = opened.map_err(forbidden)?;
     if kind != SessionKind::Any {

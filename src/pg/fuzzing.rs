@@ -153,6 +153,10 @@ pub fn connection_string(bytes: &[u8]) {
             }
         }
     }
+    if let Ok((open, _)) = conninfo::without_password(text) {
+        let again = conninfo::without_password(&open).expect("what was written can be read");
+        assert_eq!(again, (open, None));
+    }
     for secret in ["password=", "x='y' sslpassword=", "postgres://u:"] {
         let end = if secret.ends_with(':') { "@h/%" } else { " =" };
         let text = format!("{secret}Zq7{end}");

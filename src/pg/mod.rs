@@ -37,6 +37,7 @@ mod settle;
 pub(crate) mod sql;
 pub(crate) mod sql_backup;
 pub(crate) mod sql_replay;
+pub(crate) mod sql_replication;
 pub(crate) mod sql_settings;
 pub(crate) mod sql_standbys;
 pub(crate) mod synchronous_names;

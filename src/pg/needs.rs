@@ -29,6 +29,9 @@ pub(crate) const WITHIN_PREFIX: &str = "walmgr.";
 pub(crate) const RESTORING_WITHIN: &str = "walmgr.restoring";
 pub(crate) const ENTERING_WITHIN: &str = "walmgr.entering";
 
+/// In the directory where a set is prepared: what `pg_basebackup` writes, until it is whole.
+pub(crate) const STREAMED: &str = "walmgr.streamed";
+
 /// Links from `slave_data` that are followed; the kernel gives up at 40.
 const LINKS_MAX: usize = 40;
 
@@ -44,10 +47,13 @@ pub(crate) fn of_servers(slave_data: &Path) -> Result<Vec<SegmentName>> {
         let mut staging = data.clone().into_os_string();
         staging.push(".");
         staging.push(RESTORING_SUFFIX);
-        needed.extend(of_directory(&PathBuf::from(staging))?);
-        for within in [RESTORING_WITHIN, ENTERING_WITHIN] {
-            needed.extend(of_directory(&data.join(within))?);
+        let staging = PathBuf::from(staging);
+        for prepared in [staging, data.join(RESTORING_WITHIN)] {
+            // Before the directory to which it moves.
+            needed.extend(of_directory(&prepared.join(STREAMED))?);
+            needed.extend(of_directory(&prepared)?);
         }
+        needed.extend(of_directory(&data.join(ENTERING_WITHIN))?);
         needed.extend(of_directory(&data)?);
     }
     Ok(needed)
@@ -229,6 +235,8 @@ mod tests {
         let (bytes, redo) = control(6);
         for (place, name) in [
             ("data.restoring", layout::PG_CONTROL),
+            ("data.restoring/walmgr.streamed", layout::PG_CONTROL),
+            ("data/walmgr.restoring/walmgr.streamed", layout::PG_CONTROL),
             ("data.restoring", layout::CONTROL_MOVED),
             ("data.restoring", layout::CONTROL_COPIED),
             ("data", layout::CONTROL_MOVED),

@@ -159,7 +159,9 @@ impl Session {
             let opened = match dial::open(&info, database, limits.connect).await {
                 Ok(opened) => opened,
                 Err(refusals) if databases.is_empty() || !is_of_the_database(&info, &refusals) => {
-                    return Err(lacking.unwrap_or_else(|| not_connected(&info, &refusals)));
+                    return Err(
+                        lacking.unwrap_or_else(|| not_connected(&info, &info.database, &refusals))
+                    );
                 }
                 Err(_) => continue,
             };
@@ -177,7 +179,7 @@ impl Session {
                 Some(found) => lacking = lacking.or(Some(found)),
             }
         }
-        Err(lacking.unwrap_or_else(|| not_connected(&info, &[])))
+        Err(lacking.unwrap_or_else(|| not_connected(&info, &info.database, &[])))
     }
 
     async fn begin(
@@ -532,9 +534,13 @@ fn is_lasting(refusal: &DialFault) -> bool {
 }
 
 /// What every server answered, in the order in which they were tried.
-fn not_connected(info: &Conninfo, refusals: &[(ServerAddress, DialFault)]) -> CommandError {
+pub(super) fn not_connected(
+    info: &Conninfo,
+    database: &str,
+    refusals: &[(ServerAddress, DialFault)],
+) -> CommandError {
     let places: Vec<String> = info.places.iter().map(ToString::to_string).collect();
-    let (database, user) = (&info.database, &info.user);
+    let user = &info.user;
     let mut doing = format!(
         "connect to PostgreSQL at {}, database {database}, user {user}",
         places.join(", ")

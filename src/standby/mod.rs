@@ -11,6 +11,7 @@ pub(crate) mod choose;
 pub(crate) mod cleanup;
 mod connected;
 pub(crate) mod continue_;
+pub(crate) mod createslave;
 mod frozen;
 pub(crate) mod hosted;
 pub(crate) mod init;

@@ -17,9 +17,12 @@
 //! remove what is not to be kept               the old directory, a set that had to be copied
 //! ```
 //!
+//! `createslave` does the same with a base backup of the running master in the place of a copied set.
+//!
 //! What a killed run leaves is told by what the control file is called. A copy is removed and made
 //! again. A set that was moved exists nowhere else, so the next `restore` finishes it.
 
+mod base_backup;
 mod choose;
 mod config_files;
 mod keep;
@@ -29,6 +32,7 @@ mod prepare;
 mod server;
 mod settings;
 mod spaces;
+mod streamed;
 pub(crate) mod taken;
 mod transfer;
 mod undo;
@@ -61,11 +65,28 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, restoring: &Restori
     if !options.not_really {
         gather(config, restoring)?;
     }
-    let plan = Plan::make(config, restoring)?;
+    let mut plan = Plan::make(config, restoring)?;
     if options.not_really {
         return output::not_really(&plan.in_words());
     }
-    let _alone = alone_at(&plan.place)?;
+    plan.alone = Some(alone_at(&plan.place)?);
+    plan.run()
+}
+
+/// Makes `slave_data` a standby out of a base backup of the running master, or says what would be done.
+pub(crate) fn run_streamed(
+    config: &StandbyConfig,
+    options: &Options,
+    restoring: &Restoring,
+) -> Result<()> {
+    if !options.not_really {
+        gather(config, restoring)?;
+    }
+    let mut plan = streamed::plan(config, options, restoring)?;
+    if options.not_really {
+        return output::not_really(&plan.in_words());
+    }
+    plan.alone = Some(streamed::alone(&plan.place)?);
     plan.run()
 }
 
@@ -227,6 +248,10 @@ impl Plan<'_> {
                 );
                 return Ok(None);
             }
+            SetSource::Streamed(streamed) => {
+                self.receive(streamed)?;
+                return Ok(None);
+            }
             SetSource::Copy(set) => set,
             SetSource::Move(set) => {
                 self.finish_rotation();
@@ -307,7 +332,7 @@ impl Plan<'_> {
     fn take_back(&self, is_copy: bool) {
         let staging = self.place.staging();
         let undone = match (&self.source, is_copy) {
-            (_, true) => {
+            (SetSource::Streamed(_), _) | (_, true) => {
                 let removed = place::remove_copy(&staging, &self.place.data);
                 for space in self.tablespaces.values() {
                     let _ = transfer::remove_entries(space);
@@ -320,7 +345,8 @@ impl Plan<'_> {
         };
         if let Err(error) = undone {
             tracing::warn!(
-                "{error}; type `restore` again to continue with {}",
+                "{error}; type `{}` again to continue with {}",
+                self.word(),
                 staging.display()
             );
         }

@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 27] = [
+const COMMANDS: [(&[&str], Then, Then); 28] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -76,6 +76,7 @@ const COMMANDS: [(&[&str], Then, Then); 27] = [
     (&["status"], Looks, Looks),
     (&["restore", "data.master", "PGDATA/new"], Refuses, Refuses),
     (&["verify"], IsElsewhere, Refuses),
+    (&["createslave"], IsElsewhere, Refuses),
     (&["xpurgewals"], IsElsewhere, Refuses),
     (&["xlock"], IsElsewhere, Refuses),
     (&["xrelease"], IsElsewhere, Refuses),

@@ -191,6 +191,8 @@ pub struct Conninfo {
     pub session_kind: SessionKind,
     /// `keepalives…`, `tcp_user_timeout`.
     pub tcp: TcpSettings,
+    /// Whether it is for replication, where the server takes no SQL.
+    pub is_for_replication: bool,
 }
 
 impl fmt::Debug for Conninfo {
@@ -215,6 +217,16 @@ impl fmt::Debug for Conninfo {
 }
 
 impl Conninfo {
+    /// The same for replication; `target_session_attrs` is asked by SQL and falls away.
+    #[must_use]
+    pub(crate) fn for_replication(self) -> Conninfo {
+        Conninfo {
+            is_for_replication: true,
+            session_kind: SessionKind::Any,
+            ..self
+        }
+    }
+
     /// Whether the password is the same for every place and database.
     pub fn has_own_password(&self) -> bool {
         self.password.is_some()
@@ -303,6 +315,32 @@ impl Authentication {
     }
 }
 
+/// A string for the command line of another program, where everybody may read it: without its password, which is
+/// the second part, and without `dbname`, which is another one for replication.
+pub(crate) fn without_password(text: &str) -> Result<(String, Option<String>)> {
+    let wrong = |wrong: String| {
+        let shown = text::blotted(text);
+        CommandError::config(format!("connection string {shown:?}: {wrong}"))
+    };
+    let mut given = text::options(text).map_err(wrong)?;
+    if given
+        .remove("sslpassword")
+        .is_some_and(|value| !value.is_empty())
+    {
+        return Err(wrong(
+            "sslpassword cannot be given to a program without others reading it: use a key without a \
+            passphrase"
+                .to_owned(),
+        ));
+    }
+    let password = given.remove("password").filter(|value| !value.is_empty());
+    given.remove("dbname");
+    let pairs = given
+        .iter()
+        .map(|(name, value)| format!("{name}={}", quoted_value(value)));
+    Ok((pairs.collect::<Vec<_>>().join(" "), password))
+}
+
 /// A value as `key=value` pairs have it, whatever is in it.
 pub(crate) fn quoted_value(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
@@ -388,6 +426,7 @@ fn complete(given: &Given, environment: &Environment) -> Result<Conninfo, String
             count: positive("keepalives_count")?,
             user_timeout_ms: positive("tcp_user_timeout")?,
         },
+        is_for_replication: false,
     })
 }
 

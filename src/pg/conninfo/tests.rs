@@ -440,6 +440,42 @@ fn passwords_come_from_a_private_file() {
     assert_eq!(password("dbname=template1"), None);
 }
 
+#[test]
+fn fault_162_a_string_for_a_command_line_has_no_password() {
+    for (text, open, password) in [
+        (
+            "host=h password='se \\'cret' dbname=d user=u",
+            "host='h' user='u'",
+            Some("se 'cret"),
+        ),
+        (
+            "postgresql://u:p%40w@h:5433/d?application_name=a%20b",
+            "application_name='a b' host='h' port='5433' user='u'",
+            Some("p@w"),
+        ),
+        (
+            "user='it\\'s' passfile=/p",
+            "passfile='/p' user='it\\'s'",
+            None,
+        ),
+        ("password=", "", None),
+    ] {
+        let found = without_password(text).unwrap();
+        assert_eq!(
+            found,
+            (open.to_owned(), password.map(str::to_owned)),
+            "{text}"
+        );
+    }
+    let refused = without_password("host=h sslpassword=Zq7")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("sslpassword cannot") && !refused.contains("Zq7"),
+        "{refused}"
+    );
+}
+
 proptest! {
     #[test]
     fn every_value_survives_the_text(value in "[^\0]{1,20}") {

@@ -23,6 +23,8 @@ use crate::pg::encryption;
 pub(crate) struct PgSocket {
     socket: Socket,
     gate: Option<Gate>,
+    /// Whether what is written first is to ask for replication, for which the driver has no word.
+    begins_replication: bool,
 }
 
 enum Socket {
@@ -37,6 +39,7 @@ impl PgSocket {
         PgSocket {
             socket: Socket::Tcp(stream),
             gate: None,
+            begins_replication: false,
         }
     }
 
@@ -45,6 +48,15 @@ impl PgSocket {
         PgSocket {
             socket: Socket::Unix(stream),
             gate: None,
+            begins_replication: false,
+        }
+    }
+
+    /// This connection, and whether it begins with the wish to replicate.
+    pub(crate) fn begun(self, begins_replication: bool) -> PgSocket {
+        PgSocket {
+            begins_replication,
+            ..self
         }
     }
 
@@ -81,6 +93,7 @@ impl PgSocket {
             Ok(stream) => Ok(PgSocket {
                 socket: Socket::Tls(Box::new(stream)),
                 gate: None,
+                begins_replication: false,
             }),
             Err(error) => Err(refused(error)),
         }
@@ -200,9 +213,24 @@ impl AsyncRead for PgSocket {
     }
 }
 
-impl AsyncWrite for PgSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
+/// The startup message with `replication=true` in front of the end of its parameters; `None` for any other.
+fn for_replication(startup: &[u8]) -> Option<Vec<u8>> {
+    const PARAMETER: &[u8] = b"replication\0true\0";
+    // Length and version (`PG_PROTOCOL(3,0)`), then names and values, then a zero.
+    let (length, rest) = startup.split_first_chunk::<4>()?;
+    let is_startup = rest.starts_with(&[0, 3, 0, 0]) && rest.ends_with(&[0]);
+    let length = u32::from_be_bytes(*length);
+    if !is_startup || usize::try_from(length).ok()? != startup.len() {
+        return None;
+    }
+    let longer = length.checked_add(u32::try_from(PARAMETER.len()).ok()?)?;
+    let parameters = &rest[..rest.len() - 1];
+    Some([&longer.to_be_bytes(), parameters, PARAMETER, &[0]].concat())
+}
+
+impl PgSocket {
+    fn poll_write_plain(
+        &mut self,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
@@ -210,6 +238,33 @@ impl AsyncWrite for PgSocket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
             Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+        }
+    }
+}
+
+impl AsyncWrite for PgSocket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.begins_replication {
+            return self.poll_write_plain(context, bytes);
+        }
+        let broken = |why: &str| Poll::Ready(Err(io::Error::other(why.to_owned())));
+        let Some(longer) = for_replication(bytes) else {
+            return broken("the driver does not begin with a whole startup message");
+        };
+        match self.poll_write_plain(context, &longer) {
+            // It fits the buffer of a socket to which nothing was written yet.
+            Poll::Ready(Ok(written)) if written < longer.len() => {
+                broken("the startup message was cut short")
+            }
+            Poll::Ready(Ok(_)) => {
+                self.begins_replication = false;
+                Poll::Ready(Ok(bytes.len()))
+            }
+            other => other,
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::config_files;
 use super::keep::Kept;
 use super::place::{self, Occupant, SetOrigin, SetPlace};
 use super::spaces::{later, mapping};
+use super::streamed::StreamedMaster;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::RoomNeeded;
@@ -46,6 +48,8 @@ pub(super) enum SetSource {
     Move(Chosen),
     /// It is copied.
     Copy(Chosen),
+    /// There is none: the master itself is copied.
+    Streamed(Box<StreamedMaster>),
 }
 
 /// A set that was looked at. It is not held: whoever gets it later compares the label.
@@ -74,6 +78,8 @@ pub(super) struct Plan<'a> {
     pub kept: Kept,
     /// Whether the set's settings are taken as they are.
     pub trusts_settings: bool,
+    /// The lock that keeps other restores away, once it is held.
+    pub alone: Option<File>,
 }
 
 impl<'a> Plan<'a> {
@@ -90,8 +96,8 @@ impl<'a> Plan<'a> {
             timeline,
             target,
         };
-        if place.is_slave_data && config.slave_config_dir.is_some() {
-            config_files::check(config)?;
+        if place.is_slave_data {
+            check_config_files(config)?;
         }
         let sets = sets::open(config)?;
         let set = match moved_leftover(&place)? {
@@ -118,6 +124,7 @@ impl<'a> Plan<'a> {
             place,
             recovery,
             trusts_settings: restoring.trusts_settings,
+            alone: None,
         };
         if !is_taken {
             plan.check_room()?;
@@ -133,6 +140,7 @@ impl<'a> Plan<'a> {
             SetSource::Taken => format!("finish the interrupted restore of {data}"),
             SetSource::Move(set) => format!("move {} to {data}", set.name),
             SetSource::Copy(set) => format!("copy {} to {data}", set.name),
+            SetSource::Streamed(streamed) => format!("{} to {data}", streamed.in_words()),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
             (Occupant::Old, true) => ", after moving the old content aside",
@@ -146,12 +154,20 @@ impl<'a> Plan<'a> {
         format!("{what}{old}, to recover {end}")
     }
 
+    /// What is typed to make it again.
+    pub(super) fn word(&self) -> &'static str {
+        match self.source {
+            SetSource::Streamed(_) => "createslave",
+            _ => "restore",
+        }
+    }
+
     /// Whether the set is renamed and so needs no room.
     fn is_renamed(&self) -> bool {
         let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
         match &self.source {
             SetSource::Taken => true,
-            SetSource::Copy(_) => false,
+            SetSource::Copy(_) | SetSource::Streamed(_) => false,
             SetSource::Move(set) => {
                 // One that lies elsewhere comes home first.
                 let homes = [Some(set.path.as_path()), set.path.parent()];
@@ -182,7 +198,7 @@ impl<'a> Plan<'a> {
     }
 
     /// `slave_pg_xlog` has to be a directory that can be made, or whose content can be moved aside.
-    fn check_wal_directory(&self) -> Result<()> {
+    pub(super) fn check_wal_directory(&self) -> Result<()> {
         let Some(wal) = self.wal_directory() else {
             return Ok(());
         };
@@ -270,13 +286,25 @@ impl SetInHand {
 
 /// What the server will be set to, as far as the one before it shows: its directory is there now.
 /// The server that will be on the files of `staging`.
-fn server_of(config: &StandbyConfig, place: &SetPlace, staging: &Path) -> ServerSettings {
+pub(super) fn server_of(
+    config: &StandbyConfig,
+    place: &SetPlace,
+    staging: &Path,
+) -> ServerSettings {
     let folder = (config.slave_config_dir.as_ref()).filter(|_| place.is_slave_data);
     let main = folder.map(|folder| folder.join(layout::MAIN_CONF));
     ServerSettings::of_next(staging, &place.data, main.as_deref())
 }
 
-fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<SetPlace> {
+/// Refuses copies of configuration files that are damaged, where they are going to be used.
+pub(super) fn check_config_files(config: &StandbyConfig) -> Result<()> {
+    match config.slave_config_dir.is_some() {
+        true => config_files::check(config),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Result<SetPlace> {
     let Some(destination) = &restoring.destination else {
         let data = config.slave_data.as_deref().ok_or_else(|| {
             CommandError::config("restore needs the setting `slave_data`")
@@ -353,7 +381,7 @@ fn check_interrupted(
 }
 
 /// Where a set lies that an interrupted restore took.
-fn moved_leftover(place: &SetPlace) -> Result<Option<PathBuf>> {
+pub(super) fn moved_leftover(place: &SetPlace) -> Result<Option<PathBuf>> {
     let staging = place.staging();
     if place::origin_of_staging(&staging)? == Some(SetOrigin::Moved) {
         return Ok(Some(staging));
@@ -362,14 +390,14 @@ fn moved_leftover(place: &SetPlace) -> Result<Option<PathBuf>> {
     Ok(in_place.then(|| place.data.clone()))
 }
 
-fn kept(config: &StandbyConfig, place: &SetPlace) -> Kept {
+pub(super) fn kept(config: &StandbyConfig, place: &SetPlace) -> Kept {
     match config.keep_symlinks && place.is_slave_data {
         true => Kept::find(place),
         false => Kept::default(),
     }
 }
 
-fn restore_command(config: &StandbyConfig) -> Result<String> {
+pub(super) fn restore_command(config: &StandbyConfig) -> Result<String> {
     walmgr_command("restore_command", &config.path, "xrestore %f %p")
 }
 

@@ -21,7 +21,6 @@ pub(super) fn mapping(
     place: &SetPlace,
 ) -> Result<BTreeMap<OsString, PathBuf>> {
     let known = tablespaces(set)?;
-    let mut mapping = BTreeMap::new();
     for (oid, old) in &known {
         let kept = [
             set.join(layout::TMPSPC).join(oid),
@@ -36,6 +35,16 @@ pub(super) fn mapping(
             )));
         }
     }
+    assign(&known, asked, place)
+}
+
+/// The same for tablespaces that are known by their OIDs and places on the master.
+pub(super) fn assign(
+    known: &BTreeMap<OsString, PathBuf>,
+    asked: &[(PathBuf, PathBuf)],
+    place: &SetPlace,
+) -> Result<BTreeMap<OsString, PathBuf>> {
+    let mut mapping = BTreeMap::new();
     for (old, new) in asked {
         let Some((oid, _)) = known.iter().find(|(_, path)| *path == old) else {
             continue;
@@ -52,7 +61,16 @@ pub(super) fn mapping(
 
 /// The mappings for tablespaces that the set does not have.
 pub(super) fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &SetPlace) -> Result<Later> {
-    let known: Vec<PathBuf> = tablespaces(set)?.into_values().collect();
+    later_of(&tablespaces(set)?, asked, place)
+}
+
+/// The same for tablespaces that are known.
+pub(super) fn later_of(
+    known: &BTreeMap<OsString, PathBuf>,
+    asked: &[(PathBuf, PathBuf)],
+    place: &SetPlace,
+) -> Result<Later> {
+    let known: Vec<PathBuf> = known.values().cloned().collect();
     Later::examine(&known, asked, |new| check_space(new, place))
 }
 

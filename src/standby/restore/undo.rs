@@ -18,7 +18,7 @@ impl Plan<'_> {
         let data = &self.place.data;
         let complete = format!("{} is complete: start PostgreSQL there", data.display());
         let whence = match &self.source {
-            SetSource::Copy(_) => String::new(),
+            SetSource::Copy(_) | SetSource::Streamed(_) => String::new(),
             SetSource::Move(set) if set.path.exists() => String::new(),
             SetSource::Move(set) => format!(
                 "; {} was moved there and is no longer listed, so make another backup once the \
@@ -55,8 +55,8 @@ impl Plan<'_> {
         };
         let left = left.display();
         tracing::warn!(
-            "the unfinished restore is in {left}{server}; type `restore` again to \
-            continue"
+            "the unfinished restore is in {left}{server}; type `{}` again to continue",
+            self.word()
         );
     }
 }
