@@ -12,7 +12,7 @@ use walmgr::test_support::tar::writer::{END, padding, put_file};
 use walmgr_protocol::fuzzing::sample_messages;
 use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::message::fetch::{
-    Backups, Fetch, ListedSet, SetDescription, SetLabel, Tablespace,
+    Backups, Fetch, ListedSet, SetDescription, SetDetails, SetLabel, Tablespace,
 };
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::message::reach::{TargetRange, TargetVerdict};
@@ -83,10 +83,12 @@ fn fault_123_no_word_of_a_receiver_moves_a_cursor_or_forges_a_line() {
                 ListedSet {
                     name: EVIL.into(),
                     label: Ok(label(EVIL)),
+                    details: SetDetails::default(),
                 },
                 ListedSet {
                     name: EVIL.into(),
                     label: Err(EVIL.into()),
+                    details: SetDetails::default(),
                 },
             ],
             more: false,
@@ -181,6 +183,7 @@ fn fault_123_a_list_of_sets_that_never_ends_is_given_up() {
         let set = ListedSet {
             name: words.clone(),
             label: Ok(label(&words)),
+            details: SetDetails::default(),
         };
         say(Fetch::Backups(Backups {
             sets: vec![set; 64],
@@ -275,7 +278,8 @@ fn fault_127_a_long_look_for_a_target_outlasts_push_timeout() {
                 (number < 8).then_some(Message::Ping)
             };
             let names = vec!["x\u{1b}[2J".to_owned(), "y\nRPO 0.0 s: ok".to_owned()];
-            let verdict = TargetVerdict::OutOfReach(TargetRange::Names(names, 2));
+            let range = TargetRange::Names(names, 2);
+            let verdict = TargetVerdict::OutOfReach(range, Some("a`reboot`\u{1b}[2J".to_owned()));
             let answer = SetDescription {
                 verdict,
                 ..described(1_000, 9_000)
@@ -296,6 +300,7 @@ fn fault_127_a_long_look_for_a_target_outlasts_push_timeout() {
     ];
     let refused = site.master_command(&words);
     refused.fail_last(1, "out of reach: 2 restore points are in reach");
+    assert!(!refused.stderr.contains("reboot"), "{}", refused.stderr);
     let told = "looks through its WAL for the target";
     assert!(refused.stderr.contains(told), "{}", refused.stderr);
     harmless(&refused, 0);

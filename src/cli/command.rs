@@ -57,7 +57,7 @@ pub(crate) enum Command {
     /// Say how far the standby is behind, what it holds, and what is wrong: exit 0 fine, 1 warning, 2 critical
     Status(Thresholds),
     /// Bring a backup set back and have it replay
-    Restore(Restoring),
+    Restore(Box<Restoring>),
     /// Standby: prove the archive and its backup sets; say what is damaged or missing, and to which times one can restore
     Verify(standby::verify::VerifyArgs),
     /// Standby: append records of a segment in progress from standard input

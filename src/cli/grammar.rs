@@ -158,6 +158,9 @@ impl Typed {
         if options.quiet && options.verbosity > 0 {
             return refused("--quiet and --verbose exclude each other".to_owned());
         }
-        Ok(())
+        match command {
+            Command::Restore(restoring) => restoring.target.check(),
+            _ => Ok(()),
+        }
     }
 }

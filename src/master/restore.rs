@@ -131,11 +131,15 @@ fn check_reach(
     let end = described.recovery_end.as_ref();
     let target = recovery.target.as_ref().map(|(target, _)| target);
     match (&described.verdict, target, end) {
-        (TargetVerdict::NoWay(why), ..) => {
-            Err(CommandError::retry(why).hint("nothing was changed"))
-        }
-        (TargetVerdict::OutOfReach(range), Some(target), _) => {
-            Err(typed.refused(target, range, end))
+        (TargetVerdict::NoWay(why), ..) => Err(typed.no_way(why)),
+        (TargetVerdict::OutOfReach(range, other_set), Some(target), _) => {
+            // It becomes part of a line to type.
+            let is_name = |set: &&str| {
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+                set.bytes().all(plain)
+            };
+            let other_set = other_set.as_deref().filter(is_name);
+            Err(typed.refused(target, range, end, other_set))
         }
         (TargetVerdict::Untold(why), Some(target), _) => {
             tracing::warn!("{}", in_reach::untold_text(target, why));

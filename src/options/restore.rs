@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
+use crate::error::{CommandError, Result};
+
 /// What stood behind `restore`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Restoring {
@@ -29,7 +31,7 @@ pub(crate) struct Restoring {
     pub trusts_settings: bool,
 }
 
-/// How far to recover, as typed; at most one of the first four is given.
+/// How far to recover, as typed; at most one of the first five is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct TargetWords {
     /// Recover up to this time, such as '2026-01-31 17:45:00+01'
@@ -44,6 +46,12 @@ pub(crate) struct TargetWords {
     /// Recover up to this restore point
     #[arg(long = "target-name", value_name = "NAME", group = "end")]
     pub name: Option<String>,
+    /// Recover only as far as the set needs: up to the end of the backup
+    #[arg(long = "target-immediate", group = "end")]
+    pub immediate: bool,
+    /// Stop just before the time, location or transaction, not behind it
+    #[arg(long = "target-exclusive")]
+    pub exclusive: bool,
     /// Follow this timeline: a number, latest or current
     #[arg(long = "target-timeline", value_name = "TIMELINE")]
     pub timeline: Option<String>,
@@ -53,8 +61,31 @@ pub(crate) struct TargetWords {
     pub action: Option<String>,
 }
 
+impl TargetWords {
+    /// What the grammar cannot say: which ends have a record that the recovery can end before.
+    pub(crate) fn check(&self) -> Result<()> {
+        let has_record = self.time.is_some() || self.lsn.is_some() || self.xid.is_some();
+        if !self.exclusive || has_record {
+            return Ok(());
+        }
+        let wrong = if self.name.is_some() {
+            "--target-exclusive does not go with --target-name: PostgreSQL always ends behind a \
+            restore point"
+        } else if self.immediate {
+            "--target-exclusive does not go with --target-immediate, which ends at the end of the \
+            backup and at no record of its own"
+        } else {
+            "--target-exclusive is given without the target that it belongs to"
+        };
+        Err(CommandError::usage(wrong)
+            .hint("type it with --target-time, --target-lsn or --target-xid"))
+    }
+}
+
 /// `OLD=NEW`, both absolute; `\=` is an equals sign of a path, as pg_basebackup has it.
-pub(crate) fn tablespace_mapping(text: &OsStr) -> Result<(PathBuf, PathBuf), &'static str> {
+pub(crate) fn tablespace_mapping(
+    text: &OsStr,
+) -> std::result::Result<(PathBuf, PathBuf), &'static str> {
     let mut parts = vec![Vec::new()];
     let mut bytes = text.as_bytes().iter().copied().peekable();
     while let Some(byte) = bytes.next() {

@@ -11,6 +11,8 @@ const START: &str = "START WAL LOCATION";
 const CHECKPOINT: &str = "CHECKPOINT LOCATION";
 const METHOD: &str = "BACKUP METHOD";
 const FROM: &str = "BACKUP FROM";
+/// What `BACKUP FROM` says of a backup that was made on a standby.
+pub(crate) const FROM_STANDBY: &str = "standby";
 const TIME: &str = "START TIME";
 const LABEL: &str = "LABEL";
 const TIMELINE: &str = "START TIMELINE";

@@ -8,6 +8,7 @@ use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::SystemId;
 
 use super::archive_command;
+use super::backup_history::{BackupHistory, seconds_until};
 use super::backup_label::BackupLabel;
 use super::conf::{self, CommandLine, foreign};
 use super::conninfo::{self, Environment};
@@ -183,11 +184,14 @@ pub fn server_certificate(bytes: &[u8]) {
     }
 }
 
-/// `backup_label`: what is accepted is written back byte for byte.
+/// `backup_label`: what is accepted is written back byte for byte. The history file of a backup has most of its
+/// lines, and whatever it says is no error.
 pub fn backup_label(bytes: &[u8]) {
     if let Ok(label) = BackupLabel::parse(bytes) {
         assert_eq!(label.to_bytes(), bytes);
+        let _ = seconds_until(&label.start_time, i64::MAX);
     }
+    let _ = BackupHistory::parse(&String::from_utf8_lossy(bytes));
 }
 
 /// `tablespace_map`: the same tablespaces, each once, after the map has been written again.
@@ -224,7 +228,7 @@ fn read_manifest(bytes: &[u8]) {
     let scan = |piece_bytes: usize| {
         let mut scan = Scan::new(&["PG_VERSION", "a"]);
         (bytes.chunks(piece_bytes)).try_for_each(|piece| scan.feed(piece))?;
-        scan.finish()
+        scan.finish().map(|scanned| scanned.entries)
     };
     let is_equal = match (scan(bytes.len().max(1)), scan(7)) {
         (Ok(whole), Ok(pieces)) => whole == pieces,

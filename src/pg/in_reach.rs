@@ -2,11 +2,11 @@
 //! Never looks for anything itself. Invariant: whoever is refused is told what is in reach, and what to type.
 
 use walmgr_protocol::message::reach::{
-    EndCause, RecoveryEnd, TargetRange, WantedTarget, WantedTimeline,
+    EndCause, RecoveryEnd, TargetBound, TargetRange, WantedTarget, WantedTimeline,
 };
 
 use super::recovery::{RecoveryTarget, TargetTimeline, time_text};
-use crate::error::CommandError;
+use crate::error::{CommandError, Kind};
 use crate::options::Restoring;
 use crate::wal::obstacle::{Met, Obstacle};
 
@@ -22,14 +22,16 @@ pub(crate) struct TypedTarget<'a> {
 }
 
 impl TypedTarget<'_> {
-    /// The refusal of a target, with what to type instead; `end` is what is in the way.
+    /// The refusal of a target, with what to type instead; `end` is what is in the way, and `other_set` gets
+    /// there.
     pub(crate) fn refused(
         &self,
         target: &RecoveryTarget,
         range: &TargetRange,
         end: Option<&RecoveryEnd>,
+        other_set: Option<&str>,
     ) -> CommandError {
-        let typed = self.again();
+        let typed = self.again(self.restoring.set.as_deref(), false);
         // Without a target it would be refused too where something ends the way.
         let all = match end {
             Some(end) => match remedy(end).filter(|_| self.can_load) {
@@ -38,12 +40,19 @@ impl TypedTarget<'_> {
             },
             None => format!("nothing was changed; `{typed}` recovers all there is"),
         };
-        let mut hint = match last_of(range) {
+        let mut hint = match last_of(range, target.bound()) {
             Some(option) => format!("{all}, `{typed} {option}` up to the end of that"),
             None => all,
         };
-        if self.restoring.set.is_some() && lies_before(target, range) {
-            hint.push_str(", and an older set may reach back to it: `listbackups` lists them");
+        match other_set {
+            Some(set) => {
+                let typed = self.again(Some(set), true);
+                hint.push_str(&format!(", and `{typed}` gets to the target"));
+            }
+            None if self.restoring.set.is_some() && lies_before(target, range) => {
+                hint.push_str(", and no other set was found that reaches back to it");
+            }
+            None => {}
         }
         let range = range_text(range);
         CommandError::retry(format!("{target} is out of reach: {range}")).hint(hint)
@@ -59,8 +68,25 @@ impl TypedTarget<'_> {
         ))
     }
 
-    /// The command as it was typed, less its target.
-    fn again(&self) -> String {
+    /// The refusal of a set that no WAL leads from to where it should.
+    pub(crate) fn no_way(&self, why: &str) -> CommandError {
+        let other = match self.restoring.target.timeline {
+            Some(_) => "choose another set, or another --target-timeline",
+            None => "choose another set: `listbackups` lists them",
+        };
+        CommandError::retry(why).hint(format!("{other}; nothing was changed"))
+    }
+
+    /// The error of a look for the way, as the other side says it that only gets its text.
+    pub(crate) fn astray(&self, error: CommandError) -> CommandError {
+        match error.kind() {
+            Kind::Retry => self.no_way(&error.to_string()),
+            _ => error,
+        }
+    }
+
+    /// The command as it was typed, of this set, with its target or without.
+    fn again(&self, set: Option<&str>, with_target: bool) -> String {
         let (mut typed, restoring) = (self.command.to_owned(), self.restoring);
         let mut add = |word: &str| {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@".contains(&byte);
@@ -69,7 +95,7 @@ impl TypedTarget<'_> {
                 false => typed.push_str(&format!(" '{}'", word.replace('\'', "'\\''"))),
             }
         };
-        restoring.set.iter().for_each(|set| add(set));
+        set.iter().for_each(|set| add(set));
         let destination = restoring.destination.iter();
         destination.for_each(|path| add(&path.display().to_string()));
         for (old, new) in &restoring.tablespaces {
@@ -79,10 +105,29 @@ impl TypedTarget<'_> {
         if restoring.trusts_settings {
             add("--trust-settings");
         }
-        if let Some(timeline) = &restoring.target.timeline {
-            add("--target-timeline");
-            add(timeline);
+        let words = &restoring.target;
+        let mut options = vec![("--target-timeline", &words.timeline)];
+        if with_target {
+            options.extend([
+                ("--target-time", &words.time),
+                ("--target-lsn", &words.lsn),
+                ("--target-xid", &words.xid),
+                ("--target-name", &words.name),
+                ("--target-action", &words.action),
+            ]);
         }
+        for (option, value) in options {
+            if let Some(value) = value {
+                add(option);
+                add(value);
+            }
+        }
+        let flags = [
+            ("--target-immediate", words.immediate),
+            ("--target-exclusive", words.exclusive),
+        ];
+        let flags = flags.into_iter().filter(|(_, given)| *given && with_target);
+        flags.for_each(|(flag, _)| add(flag));
         typed
     }
 }
@@ -145,8 +190,8 @@ pub(crate) fn widened(range: TargetRange, older: TargetRange) -> TargetRange {
 }
 
 /// The option for the last target that is in reach.
-fn last_of(range: &TargetRange) -> Option<String> {
-    Some(match range {
+fn last_of(range: &TargetRange, bound: TargetBound) -> Option<String> {
+    let option = match range {
         TargetRange::Lsns(_, last) => format!("--target-lsn {last}"),
         // A microsecond before what is excluded.
         TargetRange::Times(_, last) => {
@@ -158,14 +203,18 @@ fn last_of(range: &TargetRange) -> Option<String> {
             format!("--target-name '{name}'")
         }
         TargetRange::Nothing => return None,
+    };
+    Some(match bound {
+        TargetBound::Inclusive => option,
+        TargetBound::Exclusive => format!("{option} --target-exclusive"),
     })
 }
 
 /// Whether it is an older set that could reach it.
 fn lies_before(target: &RecoveryTarget, range: &TargetRange) -> bool {
     match (target, range) {
-        (RecoveryTarget::Lsn(lsn), TargetRange::Lsns(first, _)) => lsn < first,
-        (RecoveryTarget::Time(time_us), TargetRange::Times(first, _)) => time_us < first,
+        (RecoveryTarget::Lsn(lsn, _), TargetRange::Lsns(first, _)) => lsn < first,
+        (RecoveryTarget::Time(time_us, _), TargetRange::Times(first, _)) => time_us < first,
         _ => false,
     }
 }
@@ -191,10 +240,11 @@ fn range_text(range: &TargetRange) -> String {
 impl From<&RecoveryTarget> for WantedTarget {
     fn from(target: &RecoveryTarget) -> Self {
         match target {
-            RecoveryTarget::Time(time_us) => WantedTarget::Time(*time_us),
-            RecoveryTarget::Lsn(lsn) => WantedTarget::Lsn(*lsn),
-            RecoveryTarget::Xid(xid) => WantedTarget::Xid(*xid),
+            RecoveryTarget::Time(time_us, bound) => WantedTarget::Time(*time_us, *bound),
+            RecoveryTarget::Lsn(lsn, bound) => WantedTarget::Lsn(*lsn, *bound),
+            RecoveryTarget::Xid(xid, bound) => WantedTarget::Xid(*xid, *bound),
             RecoveryTarget::Name(name) => WantedTarget::Name(name.clone()),
+            RecoveryTarget::Consistent => WantedTarget::Consistent,
         }
     }
 }
@@ -202,10 +252,11 @@ impl From<&RecoveryTarget> for WantedTarget {
 impl From<&WantedTarget> for RecoveryTarget {
     fn from(target: &WantedTarget) -> Self {
         match target {
-            WantedTarget::Time(time_us) => RecoveryTarget::Time(*time_us),
-            WantedTarget::Lsn(lsn) => RecoveryTarget::Lsn(*lsn),
-            WantedTarget::Xid(xid) => RecoveryTarget::Xid(*xid),
+            WantedTarget::Time(time_us, bound) => RecoveryTarget::Time(*time_us, *bound),
+            WantedTarget::Lsn(lsn, bound) => RecoveryTarget::Lsn(*lsn, *bound),
+            WantedTarget::Xid(xid, bound) => RecoveryTarget::Xid(*xid, *bound),
             WantedTarget::Name(name) => RecoveryTarget::Name(name.clone()),
+            WantedTarget::Consistent => RecoveryTarget::Consistent,
         }
     }
 }

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use walmgr_protocol::limits::{PATH_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::names::{Lsn, RelativePath, SystemId, TimelineId};
 
-pub(crate) use scan::Scan;
+pub(crate) use scan::{Scan, Scanned};
 
 /// Longest line of an entry: the longest path with every byte as `\u0000`, and the other fields.
 const LINE_BYTES_MAX: usize = 6 * PATH_BYTES_MAX + 1024;

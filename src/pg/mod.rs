@@ -3,6 +3,7 @@
 //! and nothing from a disk or a server can make it panic.
 
 pub(crate) mod archive_command;
+pub(crate) mod backup_history;
 pub(crate) mod backup_label;
 pub(crate) mod command;
 pub(crate) mod conf;

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::path::Path;
 
+use walmgr_protocol::message::reach::TargetBound;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use super::conf::{self, ServerSettings};
@@ -51,17 +52,19 @@ pub(crate) struct Recovery {
     pub target: Option<(RecoveryTarget, TargetAction)>,
 }
 
-/// Where a recovery is to end (`recovery_target_…`), itself included.
+/// Where a recovery is to end (`recovery_target_…`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecoveryTarget {
     /// The last transaction that ended at this time or before, in microseconds since 1970.
-    Time(i64),
+    Time(i64, TargetBound),
     /// The first record that begins here or behind.
-    Lsn(Lsn),
+    Lsn(Lsn, TargetBound),
     /// This transaction.
-    Xid(u32),
+    Xid(u32, TargetBound),
     /// The restore point of this name.
     Name(String),
+    /// Where the recovery becomes consistent: the end of the backup.
+    Consistent,
 }
 
 /// `recovery_target_timeline`.
@@ -160,7 +163,11 @@ impl Recovery {
         settings.extend(others.map(|name| (*name, String::new())));
         if let Some((target, action)) = &self.target {
             settings.push((target.setting(), target.value()));
-            settings.push(("recovery_target_inclusive", "on".to_owned()));
+            let inclusive = match target.bound() {
+                TargetBound::Inclusive => "on",
+                TargetBound::Exclusive => "off",
+            };
+            settings.push(("recovery_target_inclusive", inclusive.to_owned()));
             settings.push(("recovery_target_action", action.to_string()));
             if *action == TargetAction::Pause {
                 // Where nobody can be answered PostgreSQL ends instead.
@@ -175,30 +182,46 @@ impl RecoveryTarget {
     /// The setting it stands in.
     pub const fn setting(&self) -> &'static str {
         match self {
-            RecoveryTarget::Time(_) => "recovery_target_time",
-            RecoveryTarget::Lsn(_) => "recovery_target_lsn",
-            RecoveryTarget::Xid(_) => "recovery_target_xid",
+            RecoveryTarget::Time(..) => "recovery_target_time",
+            RecoveryTarget::Lsn(..) => "recovery_target_lsn",
+            RecoveryTarget::Xid(..) => "recovery_target_xid",
             RecoveryTarget::Name(_) => "recovery_target_name",
+            RecoveryTarget::Consistent => "recovery_target",
+        }
+    }
+
+    /// Whether what is at the target is recovered too.
+    pub(crate) const fn bound(&self) -> TargetBound {
+        match self {
+            RecoveryTarget::Time(_, bound)
+            | RecoveryTarget::Lsn(_, bound)
+            | RecoveryTarget::Xid(_, bound) => *bound,
+            RecoveryTarget::Name(_) | RecoveryTarget::Consistent => TargetBound::Inclusive,
         }
     }
 
     fn value(&self) -> String {
         match self {
-            RecoveryTarget::Time(time_us) => time_text(*time_us),
-            RecoveryTarget::Lsn(lsn) => lsn.to_string(),
-            RecoveryTarget::Xid(xid) => xid.to_string(),
+            RecoveryTarget::Time(time_us, _) => time_text(*time_us),
+            RecoveryTarget::Lsn(lsn, _) => lsn.to_string(),
+            RecoveryTarget::Xid(xid, _) => xid.to_string(),
             RecoveryTarget::Name(name) => name.clone(),
+            RecoveryTarget::Consistent => "immediate".to_owned(),
         }
     }
 }
 
 impl fmt::Display for RecoveryTarget {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bound() == TargetBound::Exclusive {
+            out.write_str("just before ")?;
+        }
         match self {
-            RecoveryTarget::Time(_) => write!(out, "time {}", self.value()),
-            RecoveryTarget::Lsn(_) => write!(out, "LSN {}", self.value()),
-            RecoveryTarget::Xid(_) => write!(out, "transaction {}", self.value()),
+            RecoveryTarget::Time(..) => write!(out, "time {}", self.value()),
+            RecoveryTarget::Lsn(..) => write!(out, "LSN {}", self.value()),
+            RecoveryTarget::Xid(..) => write!(out, "transaction {}", self.value()),
             RecoveryTarget::Name(name) => write!(out, "restore point {name:?}"),
+            RecoveryTarget::Consistent => out.write_str("the end of the backup"),
         }
     }
 }
@@ -262,6 +285,8 @@ pub(crate) fn parse_time(text: &str) -> Result<i64> {
 mod tests {
     use super::*;
 
+    const UP_TO: TargetBound = TargetBound::Inclusive;
+
     fn standby() -> Recovery {
         Recovery {
             restore_command: "/usr/bin/walmgr '/etc/my walmgr/s.ini' xrestore %f %p %r".to_owned(),
@@ -289,7 +314,7 @@ mod tests {
         let data = folder.path();
         let before = "# Do not edit\nwork_mem = '5MB'\nrecovery_target_name = 'old'\n";
         std::fs::write(data.join(layout::AUTO_CONF), before).unwrap();
-        let promoted = to(RecoveryTarget::Lsn(Lsn(0x1_0000_0028)));
+        let promoted = to(RecoveryTarget::Lsn(Lsn(0x1_0000_0028), UP_TO));
         promoted.write(data).unwrap();
         assert_eq!(value_in(data, "hot_standby"), None);
         assert!(
@@ -334,14 +359,14 @@ mod tests {
             ServerSettings::of(folder.path(), None)
         };
         let paused = Recovery {
-            target: Some((RecoveryTarget::Xid(7), TargetAction::Pause)),
+            target: Some((RecoveryTarget::Xid(7, UP_TO), TargetAction::Pause)),
             ..standby()
         };
         assert_eq!(paused.note(&having("port = 1\n")), None);
         let had = having("include 'a.conf'\n");
         std::fs::write(folder.path().join("a.conf"), "hot_standby = off\n").unwrap();
         assert!(paused.note(&had).unwrap().contains("not off"));
-        for other in [standby(), to(RecoveryTarget::Xid(7))] {
+        for other in [standby(), to(RecoveryTarget::Xid(7, UP_TO))] {
             assert_eq!(other.note(&had), None);
         }
         let options = "postgres \"-c\" \"hot_standby=no\"\n";
@@ -356,6 +381,48 @@ mod tests {
             value_in(folder.path(), "hot_standby").as_deref(),
             Some("on")
         );
+    }
+
+    #[test]
+    fn the_end_of_the_backup_and_just_before_something_are_settings_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, before) = (folder.path(), TargetBound::Exclusive);
+        for (target, value, inclusive, text) in [
+            (
+                RecoveryTarget::Consistent,
+                "immediate",
+                "on",
+                "the end of the backup",
+            ),
+            (
+                RecoveryTarget::Xid(7, before),
+                "7",
+                "off",
+                "just before transaction 7",
+            ),
+            (
+                RecoveryTarget::Lsn(Lsn(0x28), before),
+                "0/28",
+                "off",
+                "just before LSN 0/28",
+            ),
+            (
+                RecoveryTarget::Time(0, before),
+                "1970-01-01 00:00:00.000000+00",
+                "off",
+                "just before time 1970-01-01 00:00:00.000000+00",
+            ),
+            (RecoveryTarget::Xid(7, UP_TO), "7", "on", "transaction 7"),
+        ] {
+            assert_eq!(target.to_string(), text);
+            let setting = target.setting();
+            to(target).write(data).unwrap();
+            let found = TARGETS.map(|name| value_in(data, name).unwrap());
+            let expected = TARGETS.map(|name| if name == setting { value } else { "" });
+            assert_eq!(found, expected, "{text}");
+            let found = value_in(data, "recovery_target_inclusive");
+            assert_eq!(found.as_deref(), Some(inclusive), "{text}");
+        }
     }
 
     #[test]

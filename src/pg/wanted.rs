@@ -1,6 +1,7 @@
 //! Where a recovery is to end, as it is typed: `--target-time` and the others.
 //! Never asks whether it can be reached. Invariant: what is read is a value that PostgreSQL takes.
 
+use walmgr_protocol::message::reach::TargetBound;
 use walmgr_protocol::names::TimelineId;
 
 use super::recovery::{RecoveryTarget, TargetAction, TargetTimeline, parse_time};
@@ -15,12 +16,16 @@ pub(crate) fn parse(words: &TargetWords) -> Result<Wanted> {
     let wrong = |option: &str, text: &str, expected: &str| {
         CommandError::usage(format!("{option} {text}: expected {expected}"))
     };
+    let bound = match words.exclusive {
+        false => TargetBound::Inclusive,
+        true => TargetBound::Exclusive,
+    };
     let target = if let Some(text) = &words.time {
-        Some(RecoveryTarget::Time(parse_time(text)?))
+        Some(RecoveryTarget::Time(parse_time(text)?, bound))
     } else if let Some(text) = &words.lsn {
         let lsn = text.parse();
         let lsn = lsn.map_err(|_| wrong("--target-lsn", text, "a WAL location such as 0/3000060"));
-        Some(RecoveryTarget::Lsn(lsn?))
+        Some(RecoveryTarget::Lsn(lsn?, bound))
     } else if let Some(text) = &words.xid {
         // `pg_current_xact_id()` counts on where the number of a transaction begins again.
         let xid = text
@@ -30,13 +35,15 @@ pub(crate) fn parse(words: &TargetWords) -> Result<Wanted> {
         let xid = xid.and_then(|xid| u32::try_from(xid).ok());
         let xid = xid.filter(|xid| *xid >= FIRST_NORMAL_XID);
         let xid = xid.ok_or_else(|| wrong("--target-xid", text, "a transaction's number"));
-        Some(RecoveryTarget::Xid(xid?))
+        Some(RecoveryTarget::Xid(xid?, bound))
     } else if let Some(text) = &words.name {
         let fits = !text.is_empty() && text.len() < NAME_BYTES_MAX && !text.contains('\0');
         let wrong = || wrong("--target-name", text, "a name of at most 63 bytes");
         Some(RecoveryTarget::Name(
             fits.then(|| text.clone()).ok_or_else(wrong)?,
         ))
+    } else if words.immediate {
+        Some(RecoveryTarget::Consistent)
     } else {
         None
     };

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::options::Options;
 use crate::output;
 use crate::standby::replay::ControlFiles;
+use crate::standby::standing;
 
 /// Removes PAUSE.
 pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -16,9 +17,12 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
             false => "do nothing: replay is not paused",
         });
     }
-    match control.resume()? {
-        true => tracing::info!("replay goes on"),
-        false => tracing::info!("replay was not paused: there was no PAUSE"),
+    let resumed = control.resume()?;
+    match (resumed, standing::at_target(config)) {
+        (true, Some(waits)) => tracing::info!("PAUSE is gone, and replay does not go on; {waits}"),
+        (true, None) => tracing::info!("replay goes on"),
+        (false, Some(waits)) => tracing::info!("there was no PAUSE; {waits}"),
+        (false, None) => tracing::info!("replay was not paused: there was no PAUSE"),
     }
     Ok(())
 }

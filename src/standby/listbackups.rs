@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use walmgr_protocol::message::fetch::{MadeOn, SetDetails};
+
 use crate::config::StandbyConfig;
 use crate::error::Result;
 use crate::options::Options;
 use crate::output;
-use crate::output::backups::{self, BackupFacts, BackupLine};
+use crate::output::backups::{self, BackupDetails, BackupFacts, BackupLine};
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::store::{ArchiveReader, RealDisk};
@@ -17,7 +19,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let (lines, taken) = lines(config)?;
     output::print(&match options.json {
         true => backups::json(&lines),
-        false => backups::table(&lines),
+        false => backups::text(&lines, options.verbosity > 0),
     })?;
     if let Some(sentence) = taken {
         // Beside the list: a program, and whoever knows the list from the manual, counts on it alone.
@@ -37,14 +39,31 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Option<S
         let set = entry.name.to_string();
         let ahead = archive.as_ref().zip(entry.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
+        let details = shown(entry.details(archive.as_ref()));
         let label = entry
             .readable_label(&ahead.unwrap_or_default())
             .map(|label| BackupFacts {
                 timestamp: label.start_time,
                 label: label.label,
                 first_wal: label.first_segment.to_string(),
+                timeline: label.first_segment.timeline().number(),
+                start: label.start.to_string(),
             });
-        BackupLine { set, label }
+        BackupLine {
+            set,
+            label,
+            details,
+        }
     });
     Ok((lines.collect(), taken))
+}
+
+/// For the list.
+fn shown(details: SetDetails) -> BackupDetails {
+    BackupDetails {
+        size_bytes: details.size_bytes,
+        duration_s: details.duration_s,
+        stop: details.stop.map(|lsn| lsn.to_string()),
+        made_on: details.made_on.map(MadeOn::word),
+    }
 }

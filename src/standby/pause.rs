@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::options::Options;
 use crate::output;
 use crate::standby::replay::{ControlFiles, TICK, Watch};
+use crate::standby::standing;
 
 /// Writes PAUSE and waits for the segment under way.
 pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -32,6 +33,9 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         }
         watch.wait(TICK);
     }
-    tracing::info!("replay is paused; `continue` resumes it");
+    match standing::at_target(config) {
+        Some(waits) => tracing::info!("replay is paused; {waits}"),
+        None => tracing::info!("replay is paused; `continue` resumes it"),
+    }
     Ok(())
 }

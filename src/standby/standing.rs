@@ -63,12 +63,15 @@ pub(super) fn look(
 ) -> Looked {
     let Some(server) = server else {
         let low = demanded.too_low_in_files(files);
+        let is_recovery = data.path().join(layout::RECOVERY_SIGNAL).exists();
+        let has_target = is_recovery && own_server::has_target(data, None, files);
+        let holds = [
+            (!low.is_empty()).then_some(Hold::TooLow(low)),
+            has_target.then_some(Hold::DownWithTarget),
+        ];
         return Looked {
             said: Err("it does not run".to_owned()),
-            holds: (!low.is_empty())
-                .then_some(Hold::TooLow(low))
-                .into_iter()
-                .collect(),
+            holds: holds.into_iter().flatten().collect(),
             sessions: Vec::new(),
         };
     };
@@ -117,6 +120,25 @@ pub(super) fn look(
             sessions: Vec::new(),
         },
     }
+}
+
+/// What waits at a recovery target in `slave_data`, in a sentence: nothing that holds or releases the files of the
+/// archive moves it.
+pub(super) fn at_target(config: &StandbyConfig) -> Option<String> {
+    let data = DataDirectory::open(config.slave_data.as_deref()?).ok()?;
+    let control = data.control().ok()?;
+    let state = control.state;
+    let replays = matches!(state, State::InArchiveRecovery | State::ShutDownInRecovery);
+    let server = data.running().ok()?;
+    let files = own_server::settings(config, &data);
+    let looked = look(&data, server.as_ref(), Demanded::by(&control), &files);
+    let at_target = |hold: &&Hold| matches!(hold, Hold::AtTarget | Hold::DownWithTarget);
+    let hold = looked.holds.iter().find(at_target).filter(|_| replays)?;
+    Some(format!(
+        "the server in {}: {}",
+        data.path().display(),
+        hold.text()
+    ))
 }
 
 /// The delay that a server is set to which does not answer.

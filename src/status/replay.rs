@@ -37,6 +37,8 @@ pub(crate) enum Hold {
     Paused,
     /// It has reached the target of its recovery.
     AtTarget,
+    /// Its server does not run, and a recovery target is where it ends when it is started.
+    DownWithTarget,
     /// Parameters are lower than on the master: replay stops until they are raised.
     TooLow(Vec<TooLow>),
     /// `recovery_min_apply_delay`, and where it is set.
@@ -91,6 +93,9 @@ impl Hold {
         match self {
             Hold::Paused => "paused by pg_wal_replay_pause()".to_owned(),
             Hold::AtTarget => "its recovery has reached the target; `boot` opens it".to_owned(),
+            Hold::DownWithTarget => "it does not run, and its recovery ends at a target; `boot` \
+                starts it so that it opens there"
+                .to_owned(),
             Hold::TooLow(list) => format!("a parameter is too low: {}", TooLow::sentence(list)),
             Hold::Delay(delay, place) => {
                 format!("recovery_min_apply_delay = {delay}, set in {place}")
@@ -198,7 +203,7 @@ pub(super) fn judge(found: &mut Findings, replay: &Replay) {
             }
             Hold::Damaged(_) => found.alarm(Code::Replay, format!("replay {}", hold.text())),
             // Somebody asked for it, or nothing is wrong.
-            Hold::AtTarget | Hold::Delay(..) | Hold::InProgress(_) => {}
+            Hold::AtTarget | Hold::DownWithTarget | Hold::Delay(..) | Hold::InProgress(_) => {}
         }
     }
     if let Some(seconds) = replay.lag_seconds
@@ -263,6 +268,7 @@ mod tests {
         assert_eq!(judged(vec![]), [(Level::Warning, Code::Replay)]);
         assert_eq!(judged(vec![Hold::InProgress(segment)]), []);
         assert_eq!(judged(vec![Hold::AtTarget]), []);
+        assert_eq!(judged(vec![Hold::DownWithTarget]), []);
         assert_eq!(judged(vec![Hold::Paused]), [(Level::Warning, Code::Paused)]);
         let low = TooLow {
             name: "max_connections",

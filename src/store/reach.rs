@@ -13,13 +13,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, RESTORE_POINTS_MAX, SMALL_FILE_BYTES_MAX};
-use walmgr_protocol::message::reach::{RecoveryEnd, TargetRange, TargetVerdict};
+use walmgr_protocol::message::reach::{RecoveryEnd, TargetBound, TargetRange, TargetVerdict};
 use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 
 use super::reader::{ArchiveReader, SegmentBefore};
 use super::route::{self, Route, Walked};
 use crate::error::{IoContext, Kind, Result};
-use crate::pg::backup_label::BackupLabel;
+use crate::pg::backup_history::BackupHistory;
+use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::control;
 use crate::pg::in_reach;
 use crate::pg::layout;
@@ -102,21 +103,40 @@ impl<'a> RecoveryReach<'a> {
         target: &RecoveryTarget,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<TargetVerdict> {
-        let stop = stop_in_manifest(self.set).or_else(|| stop_in_history(self.archive, self.label));
+        let stop = backup_stop(self.archive, self.set, self.label);
         let search = Search {
             reach: self,
             stop: stop.unwrap_or(self.label.start),
             goes_on,
         };
         match target {
-            RecoveryTarget::Lsn(lsn) => search.judge_lsn(*lsn),
-            RecoveryTarget::Time(time_us) => {
-                search.judge_time(*time_us, control::read(self.set)?.checkpoint_time_s)
+            RecoveryTarget::Lsn(lsn, _) => search.judge_lsn(*lsn),
+            RecoveryTarget::Time(time_us, bound) => {
+                let checkpoint_s = control::read(self.set)?.checkpoint_time_s;
+                search.judge_time(*time_us, *bound, checkpoint_s)
             }
-            RecoveryTarget::Xid(xid) => search.judge_xid(*xid),
+            RecoveryTarget::Xid(xid, _) => search.judge_xid(*xid),
             RecoveryTarget::Name(name) => search.judge_name(name),
+            RecoveryTarget::Consistent => Ok(self.judge_consistent(stop)),
         }
         .at(Kind::Retry, "read the archive for", self.set)
+    }
+
+    /// PostgreSQL ends as soon as it has replayed what was written while the backup was made.
+    fn judge_consistent(&self, stop: Option<Lsn>) -> TargetVerdict {
+        let Some(stop) = stop else {
+            return untold("nothing says where the backup ended");
+        };
+        if self.end >= stop {
+            return TargetVerdict::Fits;
+        }
+        let why = match &self.ended_by {
+            Some(end) => in_reach::end_text(end),
+            None => format!("the WAL that leads to it ends at {}", self.end),
+        };
+        TargetVerdict::NoWay(format!(
+            "the end of the backup, {stop}, is out of reach: {why}"
+        ))
     }
 }
 
@@ -130,12 +150,18 @@ impl Search<'_> {
         };
         Ok(match (self.stop..=last).contains(&lsn) {
             true => TargetVerdict::Fits,
-            false => TargetVerdict::OutOfReach(TargetRange::Lsns(self.stop, last)),
+            false => out_of_reach(TargetRange::Lsns(self.stop, last)),
         })
     }
 
-    /// PostgreSQL ends before the first transaction that ended later, so there has to be one.
-    fn judge_time(&self, time_us: i64, checkpoint_s: i64) -> std::io::Result<TargetVerdict> {
+    /// PostgreSQL ends before the first transaction that ended later, or for an exclusive target then or later,
+    /// so there has to be one.
+    fn judge_time(
+        &self,
+        time_us: i64,
+        bound: TargetBound,
+        checkpoint_s: i64,
+    ) -> std::io::Result<TargetVerdict> {
         let route = &self.reach.route;
         let last_before =
             |from, end, goes_on: &dyn Fn() -> bool| -> std::io::Result<(Option<i64>, Walked)> {
@@ -158,9 +184,11 @@ impl Search<'_> {
         let (in_backup, _) = last_before(first, self.stop, &goes_on)?;
         let checkpoint_us = checkpoint_s.saturating_add(1).saturating_mul(1_000_000);
         let earliest = in_backup.unwrap_or(checkpoint_us);
+        let later_us = i64::from(bound == TargetBound::Exclusive);
+        let [earliest, latest] = [earliest, latest].map(|it| it.saturating_add(later_us));
         Ok(match (earliest..latest).contains(&time_us) {
             true => TargetVerdict::Fits,
-            false => TargetVerdict::OutOfReach(TargetRange::Times(earliest, latest)),
+            false => out_of_reach(TargetRange::Times(earliest, latest)),
         })
     }
 
@@ -185,8 +213,8 @@ impl Search<'_> {
             (Some(lsn), _) if lsn >= self.stop => TargetVerdict::Fits,
             (None, _) if walked == Walked::GivenUp => none_found(walked),
             (None, _) if prepared => untold("there are prepared transactions"),
-            (_, Some((first, last))) => TargetVerdict::OutOfReach(TargetRange::Xids(first, last)),
-            (_, None) => TargetVerdict::OutOfReach(TargetRange::Nothing),
+            (_, Some((first, last))) => out_of_reach(TargetRange::Xids(first, last)),
+            (_, None) => out_of_reach(TargetRange::Nothing),
         })
     }
 
@@ -227,8 +255,8 @@ impl Search<'_> {
         Ok(match found {
             Some(lsn) if lsn >= self.stop => TargetVerdict::Fits,
             None if walked == Walked::GivenUp => none_found(walked),
-            _ if names.is_empty() => TargetVerdict::OutOfReach(TargetRange::Nothing),
-            _ => TargetVerdict::OutOfReach(TargetRange::Names(names, count)),
+            _ if names.is_empty() => out_of_reach(TargetRange::Nothing),
+            _ => out_of_reach(TargetRange::Names(names, count)),
         })
     }
 
@@ -243,13 +271,30 @@ impl Search<'_> {
 
 fn none_found(walked: Walked) -> TargetVerdict {
     match walked {
-        Walked::All => TargetVerdict::OutOfReach(TargetRange::Nothing),
+        Walked::All => out_of_reach(TargetRange::Nothing),
         Walked::GivenUp => untold("there is more WAL than can be searched in time"),
     }
 }
 
+/// Whether another set gets there is not asked here.
+const fn out_of_reach(range: TargetRange) -> TargetVerdict {
+    TargetVerdict::OutOfReach(range, None)
+}
+
 fn untold(why: &str) -> TargetVerdict {
     TargetVerdict::Untold(why.to_owned())
+}
+
+/// Where a backup ended, if anything says so.
+fn backup_stop(archive: &ArchiveReader, set: &Path, label: &BackupLabel) -> Option<Lsn> {
+    let made_on_standby = label.from.as_deref() == Some(FROM_STANDBY);
+    stop_in_manifest(set)
+        .or_else(|| history_of(archive, label)?.stop)
+        // The server had replayed up to there when the control file was copied, which is the last one.
+        .or_else(|| {
+            let control = control::read(set).ok().filter(|_| made_on_standby)?;
+            Some(control.min_recovery_point).filter(|lsn| *lsn > label.start)
+        })
 }
 
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
@@ -260,7 +305,7 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
     let (mut piece, mut scan) = (vec![0; MANIFEST_PIECE_BYTES], Scan::new(&[]));
     let range = loop {
         match file.read(&mut piece).ok()? {
-            0 => break scan.finish_with_range(),
+            0 => break scan.finish(),
             read_bytes => {
                 if let Err(fault) = scan.feed(&piece[..read_bytes]) {
                     break Err(fault);
@@ -269,11 +314,11 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
         }
     };
     let range = range.inspect_err(|fault| tracing::warn!("{}: {fault}", path.display()));
-    range.ok().flatten().map(|range| range.end)
+    range.ok()?.last_range.map(|range| range.end)
 }
 
-/// The backup history file, which PostgreSQL archives with the WAL of a primary's backup.
-pub(super) fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> Option<Lsn> {
+/// What the archive's history file of a backup says, if there is one.
+pub(super) fn history_of(archive: &ArchiveReader, label: &BackupLabel) -> Option<BackupHistory> {
     let size: WalSegmentSize = archive.binding().segment_size;
     let offset_bytes = label.start.0 % size.bytes();
     let name = format!("{}.{offset_bytes:08X}.backup", label.first_segment);
@@ -286,8 +331,5 @@ pub(super) fn stop_in_history(archive: &ArchiveReader, label: &BackupLabel) -> O
             text.len() as u64 <= SMALL_FILE_BYTES_MAX
         })
         .ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.lines();
-    let stop = lines.find_map(|line| line.strip_prefix("STOP WAL LOCATION: "))?;
-    stop.split(' ').next()?.parse().ok()
+    Some(BackupHistory::parse(&String::from_utf8_lossy(&text)))
 }

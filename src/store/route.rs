@@ -83,8 +83,7 @@ impl<'a> Route<'a> {
             if line.leg(timeline).is_none_or(|own| own.end < start) {
                 return Err(CommandError::retry(format!(
                     "timeline {newest} does not branch off timeline {timeline} after {start}"
-                ))
-                .hint("choose another set, or another --target-timeline"));
+                )));
             }
         }
         Ok(Route::along(archive, lineage, line))

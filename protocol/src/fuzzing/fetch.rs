@@ -2,11 +2,12 @@
 //! Never decodes anything. Invariant: every choice a message has is made once.
 
 use crate::message::fetch::{
-    Backups, Fetch, GetFile, GetSet, ListBackups, ListedSet, NotFound, SetDescription, SetLabel,
-    Tablespace,
+    Backups, Fetch, GetFile, GetSet, ListBackups, ListedSet, MadeOn, NotFound, SetDescription,
+    SetDetails, SetLabel, Tablespace,
 };
 use crate::message::reach::{
-    EndCause, RecoveryEnd, SetQuestion, TargetRange, TargetVerdict, WantedTarget, WantedTimeline,
+    EndCause, RecoveryEnd, SetQuestion, TargetBound, TargetRange, TargetVerdict, WantedTarget,
+    WantedTimeline,
 };
 use crate::message::{Digest, Message};
 use crate::names::{Lsn, TimelineId};
@@ -33,18 +34,39 @@ pub(super) fn sample_messages() -> Vec<Message> {
     messages.extend(file(3).map(Fetch::GetFile));
     messages.extend(file(0).map(|file| Fetch::NotFound(NotFound::Gap(file.name))));
     messages.extend(label().map(|label| {
+        let known = SetDetails {
+            size_bytes: Some(3 << 30),
+            duration_s: Some(75),
+            stop: Some(Lsn(0x2_9200_0100)),
+            made_on: Some(MadeOn::Standby),
+        };
         let newest = ListedSet {
             name: "data.master".into(),
             label: Ok(label),
+            details: known,
         };
         let unreadable = ListedSet {
             name: "data.master.0".into(),
             label: Err("it has no LABEL".into()),
+            details: known,
         };
         Fetch::Backups(Backups {
             sets: vec![newest, unreadable],
             more: true,
         })
+    }));
+    messages.push(Fetch::Backups(Backups {
+        sets: [Some(MadeOn::Master), None]
+            .map(|made_on| ListedSet {
+                name: "data.master.1".into(),
+                label: Err(String::new()),
+                details: SetDetails {
+                    made_on,
+                    ..SetDetails::default()
+                },
+            })
+            .to_vec(),
+        more: false,
     }));
     for (recovery_end, verdict) in judged() {
         messages.extend(label().map(|label| {
@@ -70,11 +92,16 @@ pub(super) fn sample_messages() -> Vec<Message> {
 /// Each kind of target, and each timeline.
 fn questions() -> impl Iterator<Item = SetQuestion> {
     let at = Lsn(0x2_9A00_0028);
+    let (up_to, before) = (TargetBound::Inclusive, TargetBound::Exclusive);
     let asked = [
         (WantedTimeline::Newest, None),
-        (WantedTimeline::Own, Some(WantedTarget::Time(-1))),
-        (WantedTimeline::Newest, Some(WantedTarget::Lsn(at))),
-        (WantedTimeline::Newest, Some(WantedTarget::Xid(4_711))),
+        (WantedTimeline::Own, Some(WantedTarget::Time(-1, up_to))),
+        (WantedTimeline::Newest, Some(WantedTarget::Lsn(at, up_to))),
+        (
+            WantedTimeline::Newest,
+            Some(WantedTarget::Xid(4_711, before)),
+        ),
+        (WantedTimeline::Newest, Some(WantedTarget::Consistent)),
         (
             TimelineId::new(2).map_or(WantedTimeline::Own, WantedTimeline::Number),
             Some(WantedTarget::Name("before_migration".into())),
@@ -112,10 +139,14 @@ fn judged() -> Vec<(Option<RecoveryEnd>, TargetVerdict)> {
     let out = ranges.map(|range| {
         (
             end(EndCause::Manager(130)),
-            TargetVerdict::OutOfReach(range),
+            TargetVerdict::OutOfReach(range, None),
         )
     });
     judged.extend(out);
+    judged.push((
+        None,
+        TargetVerdict::OutOfReach(TargetRange::Nothing, Some("data.master.1".into())),
+    ));
     judged
 }
 

@@ -19,7 +19,9 @@
 //! | 71 | not found | receiver | `u8` what that means (0 nothing later is there, 1 a gap, 2 only a damaged copy is there, 3 there is no such set) with, for 1, the `name` of the later file, and for 2, the `string` name of the copy |
 //!
 //! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
-//! not. A label is `string` timestamp, `string` label, `name` of the first segment, `lsn` start.
+//! not, and then its details. Details are a `bool` for each of size, duration and end, and behind it, where that is
+//! one, the `u64` bytes, the `u64` seconds or the `lsn`; then `u8` where the set was made: 0 nobody knows, 1 on the
+//! master, 2 on a standby. A label is `string` timestamp, `string` label, `name` of the first segment, `lsn` start.
 //!
 //! Timeline, target, end of recovery and verdict are those of [`super::reach`]. Demands are what the WAL along
 //! that timeline asks of a hot standby at least: `max_connections`, `max_worker_processes`, `max_wal_senders`,
@@ -69,6 +71,41 @@ pub struct ListedSet {
     pub name: String,
     /// What its label says, or why nobody can tell.
     pub label: Result<SetLabel, String>,
+    /// What is known beside it.
+    pub details: SetDetails,
+}
+
+/// What is known of a set beside its label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SetDetails {
+    /// The lengths of its files.
+    pub size_bytes: Option<u64>,
+    /// How long it took to make, in seconds.
+    pub duration_s: Option<u64>,
+    /// Where the backup ended: a recovery of the set is consistent from there on.
+    pub stop: Option<Lsn>,
+    /// On which host it was made.
+    pub made_on: Option<MadeOn>,
+}
+
+/// Where a set was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MadeOn {
+    /// On the master.
+    Master,
+    /// On a standby.
+    Standby,
+}
+
+impl MadeOn {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            MadeOn::Master => "master",
+            MadeOn::Standby => "standby",
+        }
+    }
 }
 
 /// Sets, the newest first.
@@ -254,6 +291,7 @@ impl Backups {
                 Ok(label) => label.encode(out),
                 Err(why) => put_string(out, why),
             }
+            set.details.encode(out);
         }
         out.put_u8(u8::from(self.more || sent.len() < self.sets.len()));
     }
@@ -265,10 +303,53 @@ impl Backups {
                 true => Ok(SetLabel::decode(fields)?),
                 false => Err(fields.string("why a label cannot be read")?),
             };
-            Ok(ListedSet { name, label })
+            Ok(ListedSet {
+                name,
+                label,
+                details: SetDetails::decode(fields)?,
+            })
         })?;
         let more = fields.boolean("more")?;
         Ok(Backups { sets, more })
+    }
+}
+
+impl SetDetails {
+    fn encode(&self, out: &mut BytesMut) {
+        for number in [self.size_bytes, self.duration_s, self.stop.map(|lsn| lsn.0)] {
+            out.put_u8(u8::from(number.is_some()));
+            if let Some(number) = number {
+                out.put_u64_le(number);
+            }
+        }
+        out.put_u8(match self.made_on {
+            None => 0,
+            Some(MadeOn::Master) => 1,
+            Some(MadeOn::Standby) => 2,
+        });
+    }
+
+    fn decode(fields: &mut Fields) -> Result<SetDetails, Malformed> {
+        let mut number = |what: &'static str| match fields.boolean(what)? {
+            true => fields.u64().map(Some),
+            false => Ok(None),
+        };
+        Ok(SetDetails {
+            size_bytes: number("has a size")?,
+            duration_s: number("has a duration")?,
+            stop: number("has an end")?.map(Lsn),
+            made_on: match fields.u8()? {
+                0 => None,
+                1 => Some(MadeOn::Master),
+                2 => Some(MadeOn::Standby),
+                found => {
+                    return Err(Malformed::BadValue {
+                        what: "where a set was made",
+                        found: u64::from(found),
+                    });
+                }
+            },
+        })
     }
 }
 

@@ -6,9 +6,9 @@
 //! | part | payload |
 //! |------|---------|
 //! | timeline | `u8` 0 the newest, 1 the set's own, 2 this one with a `u32` |
-//! | target | `u8` 0 none, 1 a time with an `i64` of microseconds since 1970, 2 an LSN with a `u64`, 3 a transaction with a `u32`, 4 a restore point with a `string` |
+//! | target | `u8` 0 none, 1 a time with an `i64` of microseconds since 1970, 2 an LSN with a `u64`, 3 a transaction with a `u32`, each of these with a `bool` whether the recovery ends just before it, 4 a restore point with a `string`, 5 where the recovery becomes consistent |
 //! | end of recovery | `u64` LSN, 0 for none; if there is one `u8` why: 0 `wal_level = minimal`, 1 `pg_resetwal`, 2 a record of a resource manager, with its `u8` |
-//! | verdict | `u8` 0 in reach, or not asked for; 1 untold, with a `string` why; 2 out of reach, with the range; 3 no way, with a `string` why |
+//! | verdict | `u8` 0 in reach, or not asked for; 1 untold, with a `string` why; 2 out of reach, with the range and the `string` name of another set that gets there, or empty; 3 no way, with a `string` why |
 //! | range | `u8` 0 nothing, 1 LSNs with two `u64`, 2 times with two `i64`, 3 transactions with two `u32`, 4 restore points with a `u64` how many, and a `u16` count and that many `string`, the newest last |
 
 use bytes::{BufMut, BytesMut};
@@ -45,13 +45,24 @@ pub enum WantedTimeline {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WantedTarget {
     /// A time in microseconds since 1970.
-    Time(i64),
+    Time(i64, TargetBound),
     /// A location in the WAL.
-    Lsn(Lsn),
+    Lsn(Lsn, TargetBound),
     /// A transaction.
-    Xid(u32),
+    Xid(u32, TargetBound),
     /// A restore point.
     Name(String),
+    /// Where it becomes consistent, which is where the backup ended.
+    Consistent,
+}
+
+/// `recovery_target_inclusive`: whether what is at the target is recovered too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetBound {
+    /// It is.
+    Inclusive,
+    /// The recovery ends just before it.
+    Exclusive,
 }
 
 /// Where a recovery ends although there is more WAL.
@@ -81,8 +92,8 @@ pub enum TargetVerdict {
     Fits,
     /// Only PostgreSQL can tell, for this reason.
     Untold(String),
-    /// It does not; this is in reach.
-    OutOfReach(TargetRange),
+    /// It does not; this is in reach, and a recovery of this other set gets there, if one is known.
+    OutOfReach(TargetRange, Option<String>),
     /// The timeline does not lead from the set to anywhere, for this reason.
     NoWay(String),
 }
@@ -115,18 +126,22 @@ impl SetQuestion {
         }
         match &self.target {
             None => out.put_u8(0),
-            Some(WantedTarget::Time(time_us)) => {
+            Some(WantedTarget::Time(time_us, bound)) => {
                 out.put_u8(1);
                 out.put_i64_le(*time_us);
+                bound.encode(out);
             }
-            Some(WantedTarget::Lsn(lsn)) => {
+            Some(WantedTarget::Lsn(lsn, bound)) => {
                 out.put_u8(2);
                 out.put_u64_le(lsn.0);
+                bound.encode(out);
             }
-            Some(WantedTarget::Xid(xid)) => {
+            Some(WantedTarget::Xid(xid, bound)) => {
                 out.put_u8(3);
                 out.put_u32_le(*xid);
+                bound.encode(out);
             }
+            Some(WantedTarget::Consistent) => out.put_u8(5),
             Some(WantedTarget::Name(name)) => {
                 out.put_u8(4);
                 put_string(out, name);
@@ -145,14 +160,37 @@ impl SetQuestion {
             },
             target: match fields.u8()? {
                 0 => None,
-                1 => Some(WantedTarget::Time(fields.i64()?)),
-                2 => Some(WantedTarget::Lsn(Lsn(fields.u64()?))),
-                3 => Some(WantedTarget::Xid(fields.u32()?)),
+                1 => Some(WantedTarget::Time(
+                    fields.i64()?,
+                    TargetBound::decode(fields)?,
+                )),
+                2 => Some(WantedTarget::Lsn(
+                    Lsn(fields.u64()?),
+                    TargetBound::decode(fields)?,
+                )),
+                3 => Some(WantedTarget::Xid(
+                    fields.u32()?,
+                    TargetBound::decode(fields)?,
+                )),
                 4 => Some(WantedTarget::Name(
                     fields.string("name of a restore point")?,
                 )),
+                5 => Some(WantedTarget::Consistent),
                 found => return Err(bad("kind of a target", found)),
             },
+        })
+    }
+}
+
+impl TargetBound {
+    fn encode(self, out: &mut BytesMut) {
+        out.put_u8(u8::from(self == TargetBound::Exclusive));
+    }
+
+    fn decode(fields: &mut Fields) -> Result<TargetBound, Malformed> {
+        Ok(match fields.boolean("ends before its target")? {
+            false => TargetBound::Inclusive,
+            true => TargetBound::Exclusive,
         })
     }
 }
@@ -197,9 +235,10 @@ impl TargetVerdict {
                 out.put_u8(1);
                 put_string(out, why);
             }
-            TargetVerdict::OutOfReach(range) => {
+            TargetVerdict::OutOfReach(range, other_set) => {
                 out.put_u8(2);
                 range.encode(out);
+                put_string(out, other_set.as_deref().unwrap_or_default());
             }
             TargetVerdict::NoWay(why) => {
                 out.put_u8(3);
@@ -212,7 +251,11 @@ impl TargetVerdict {
         Ok(match fields.u8()? {
             0 => TargetVerdict::Fits,
             1 => TargetVerdict::Untold(fields.string("why a target is not told")?),
-            2 => TargetVerdict::OutOfReach(TargetRange::decode(fields)?),
+            2 => {
+                let range = TargetRange::decode(fields)?;
+                let other_set = fields.string("name of another backup set")?;
+                TargetVerdict::OutOfReach(range, Some(other_set).filter(|set| !set.is_empty()))
+            }
             3 => TargetVerdict::NoWay(fields.string("why there is no way")?),
             found => return Err(bad("verdict about a target", found)),
         })

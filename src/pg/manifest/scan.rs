@@ -1,4 +1,5 @@
-//! A manifest gone through as it is read: its own checksum, and the entries of a few files, and the last WAL range.
+//! A manifest gone through as it is read: its own checksum, the entries of a few files, the lengths of all, and the
+//! last WAL range.
 //! Never holds more than a line of it. Invariant: no entry is handed out of a manifest whose own
 //! checksum is wrong.
 
@@ -7,6 +8,17 @@ use aws_lc_rs::digest::{Context, SHA256};
 use super::{
     CHECKSUM_KEY, FileEntry, LINE_BYTES_MAX, ManifestFault, ManifestObject, WalRange, hexadecimal,
 };
+
+/// What a manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Scanned {
+    /// The entries that were wanted, in the manifest's order.
+    pub entries: Vec<FileEntry>,
+    /// The last WAL range, which ends where the backup did.
+    pub last_range: Option<WalRange>,
+    /// The lengths of all files.
+    pub files_bytes: u64,
+}
 
 /// A manifest that is being read from its beginning.
 pub(crate) struct Scan<'a> {
@@ -17,6 +29,7 @@ pub(crate) struct Scan<'a> {
     lines: usize,
     found: Vec<FileEntry>,
     last_range: Option<WalRange>,
+    files_bytes: u64,
     /// Whether the checksum is right, once it has come.
     is_sound: Option<bool>,
 }
@@ -31,6 +44,7 @@ impl<'a> Scan<'a> {
             lines: 0,
             found: Vec::new(),
             last_range: None,
+            files_bytes: 0,
             is_sound: None,
         }
     }
@@ -56,19 +70,17 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The entries that were wanted, in the manifest's order, behind its last byte.
-    pub(crate) fn finish(self) -> Result<Vec<FileEntry>, ManifestFault> {
+    /// What was found, behind the last byte of a manifest whose own checksum is right.
+    pub(crate) fn finish(self) -> Result<Scanned, ManifestFault> {
         match self.is_sound {
-            Some(true) if self.line.is_empty() => Ok(self.found),
+            Some(true) if self.line.is_empty() => Ok(Scanned {
+                entries: self.found,
+                last_range: self.last_range,
+                files_bytes: self.files_bytes,
+            }),
             Some(false) => Err(ManifestFault::Checksum),
             Some(true) | None => Err(ManifestFault::End),
         }
-    }
-
-    /// The last WAL range, behind the last byte of a manifest whose own checksum is right.
-    pub(crate) fn finish_with_range(self) -> Result<Option<WalRange>, ManifestFault> {
-        let range = self.last_range;
-        self.finish().map(|_| range)
     }
 
     fn take(&mut self, line: &[u8]) -> Result<(), ManifestFault> {
@@ -83,6 +95,7 @@ impl<'a> Scan<'a> {
             return Ok(());
         }
         self.digest.update(line);
+        self.files_bytes = self.files_bytes.saturating_add(length_in(line));
         if let Some(rest) = line.strip_prefix(b"{ \"Path\": \"")
             && let Some(end) = rest.iter().position(|byte| *byte == b'"')
             && (self.wanted.iter()).any(|wanted| wanted.as_bytes() == &rest[..end])
@@ -105,9 +118,23 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// The length of the file that a line lists, without reading the rest of it: a set may have a million files.
+/// No name contains the key, since its quotation marks have backslashes in front of them there.
+fn length_in(line: &[u8]) -> u64 {
+    const KEY: &[u8] = b"\"Size\": ";
+    let at = line.windows(KEY.len()).position(|piece| piece == KEY);
+    let digits = at.map_or(&[][..], |at| &line[at + KEY.len()..]);
+    let digits = digits.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number: u64, digit| {
+        number
+            .saturating_mul(10)
+            .saturating_add(u64::from(digit - b'0'))
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use walmgr_protocol::names::SystemId;
+    use walmgr_protocol::names::{Lsn, SystemId, TimelineId};
 
     use super::super::{Checksum, ManifestWriter};
     use super::*;
@@ -132,7 +159,32 @@ mod tests {
         for piece in bytes.chunks(piece) {
             scan.feed(piece)?;
         }
-        scan.finish()
+        scan.finish().map(|scanned| scanned.entries)
+    }
+
+    #[test]
+    fn the_lengths_of_all_files_are_added_up_whatever_their_names_are() {
+        let mut writer = ManifestWriter::new(Vec::new(), 15, SystemId(7)).unwrap();
+        for (name, size) in [("a", 3), ("\"Size\": 5, \"Size\": 9", 40), ("b", 1 << 40)] {
+            let entry = FileEntry {
+                path: name.parse().unwrap(),
+                size,
+                last_modified: 0,
+                checksum: None,
+            };
+            writer.add(&entry).unwrap();
+        }
+        let range = WalRange {
+            timeline: TimelineId::FIRST,
+            start: Lsn(0x28),
+            end: Lsn(0x100),
+        };
+        let manifest = writer.finish(&[range]).unwrap();
+        let mut scan = Scan::new(&[]);
+        scan.feed(&manifest).unwrap();
+        let scanned = scan.finish().unwrap();
+        assert_eq!(scanned.files_bytes, 43 + (1 << 40));
+        assert_eq!(scanned.last_range, Some(range));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::pg::in_reach::{self, TypedTarget};
 use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
-use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route};
+use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route, WantedSet};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
@@ -39,7 +39,8 @@ pub(super) fn choose(
             lineage = lineage.with_history_apart(newer);
         }
     }
-    let route = Route::within(archive, lineage, from, timeline)?;
+    let route = Route::within(archive, lineage, from, timeline)
+        .map_err(|error| typed(restoring).astray(error))?;
     let met = (route.obstacles(from.1))
         .map_err(|error| CommandError::new(error.kind(), "read the archive").because(error))?;
     if let Some(end) = in_reach::end_of(&met, loads_libraries(held.path())) {
@@ -65,7 +66,7 @@ pub(super) fn choose_for(
         true
     };
     let mut found: Option<TargetRange> = None;
-    let (mut astray, mut ended_by) = (None, None);
+    let (mut astray, mut ended_by, mut other) = (None, None, None);
     for name in names(sets, restoring)? {
         let held = hold(sets, &name)?;
         let (path, label) = (held.path(), held.label());
@@ -73,7 +74,7 @@ pub(super) fn choose_for(
             Ok(reach) => reach,
             // Its timeline leads elsewhere; an older set may be on the way.
             Err(error) => {
-                astray = Some(error);
+                astray = Some(typed(restoring).astray(error));
                 continue;
             }
         };
@@ -86,18 +87,30 @@ pub(super) fn choose_for(
                 tracing::warn!("{}", in_reach::untold_text(target, &why));
                 return Ok(held);
             }
-            TargetVerdict::OutOfReach(range) => {
+            TargetVerdict::OutOfReach(range, _) => {
+                if restoring.set.is_some() {
+                    let wanted = WantedSet {
+                        target,
+                        timeline,
+                        loads_libraries,
+                        goes_on: &goes_on,
+                    };
+                    other = wanted.find_other(archive, sets, &name);
+                }
                 ended_by = ended_by.or(reach.ended_by());
                 found = Some(match found {
                     Some(newer) => in_reach::widened(newer, range),
                     None => range,
                 });
             }
-            TargetVerdict::NoWay(why) => astray = Some(CommandError::retry(why)),
+            TargetVerdict::NoWay(why) => astray = Some(typed(restoring).no_way(&why)),
         }
     }
     Err(match (found, astray) {
-        (Some(range), _) => typed(restoring).refused(target, &range, ended_by.as_ref()),
+        (Some(range), _) => {
+            let other = other.map(|set| set.to_string());
+            typed(restoring).refused(target, &range, ended_by.as_ref(), other.as_deref())
+        }
         (None, Some(error)) => error,
         (None, None) => no_set(),
     })

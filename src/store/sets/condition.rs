@@ -12,7 +12,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::control;
 use crate::pg::layout;
 use crate::pg::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED};
-use crate::pg::manifest::{FileEntry, Scan};
+use crate::pg::manifest::{FileEntry, Scan, Scanned};
 use crate::store::StoreError;
 use crate::store::tree::Node;
 
@@ -79,14 +79,40 @@ impl BackupSets {
         set: &str,
         label: &Result<BackupLabel, String>,
     ) -> Condition {
+        self.examine(root, set, label).0
+    }
+
+    /// The same, and what its manifest says, as far as that can be believed.
+    pub(super) fn examine(
+        &self,
+        root: BorrowedFd<'_>,
+        set: &str,
+        label: &Result<BackupLabel, String>,
+    ) -> (Condition, Scanned) {
         if let Err(why) = label {
-            return Condition::Damaged(format!("its backup_label: {why}"));
+            let why = format!("its backup_label: {why}");
+            return (Condition::Damaged(why), Scanned::default());
         }
-        match self.damage(root, set) {
-            Ok(Some(why)) => return Condition::Damaged(why),
-            Ok(None) => {}
-            Err(error) => return Condition::Unreadable(error.to_string()),
-        }
+        let scanned = match self.scan_manifest(root, set) {
+            Ok(Ok(scanned)) => scanned.unwrap_or_default(),
+            Ok(Err(why)) => {
+                let why = format!("its {}: {why}", layout::BACKUP_MANIFEST);
+                return (Condition::Damaged(why), Scanned::default());
+            }
+            Err(error) => {
+                return (Condition::Unreadable(error.to_string()), Scanned::default());
+            }
+        };
+        let condition = match self.damage(root, set, &scanned.entries) {
+            Ok(Some(why)) => Condition::Damaged(why),
+            Ok(None) => self.marked(root, set),
+            Err(error) => Condition::Unreadable(error.to_string()),
+        };
+        (condition, scanned)
+    }
+
+    /// What whoever sealed it left as a mark.
+    fn marked(&self, root: BorrowedFd<'_>, set: &str) -> Condition {
         let marks = [
             (DAMAGED_PAGES, Condition::DamagedPages),
             (LEFT_OUT, Condition::LeftOut),
@@ -102,12 +128,12 @@ impl BackupSets {
         Condition::Good
     }
 
-    fn damage(&self, root: BorrowedFd<'_>, set: &str) -> Result<Option<String>, StoreError> {
-        let entries = match self.scan_manifest(root, set)? {
-            None => Vec::new(),
-            Some(Ok(entries)) => entries,
-            Some(Err(why)) => return Ok(Some(format!("its {}: {why}", layout::BACKUP_MANIFEST))),
-        };
+    fn damage(
+        &self,
+        root: BorrowedFd<'_>,
+        set: &str,
+        entries: &[FileEntry],
+    ) -> Result<Option<String>, StoreError> {
         for name in SMALL_FILES {
             let listed = (entries.iter()).find(|file| file.path.as_bytes() == name.as_bytes());
             if name == layout::AUTO_CONF && self.is_prepared(root, set)? {
@@ -136,19 +162,19 @@ impl BackupSets {
         Ok(None)
     }
 
-    /// The manifest's entries of the small files, or what is wrong with it; `None` if there is none.
+    /// What the manifest says, or what is wrong with it; `None` if there is none.
     fn scan_manifest(
         &self,
         root: BorrowedFd<'_>,
         set: &str,
-    ) -> Result<Option<Result<Vec<FileEntry>, String>>, StoreError> {
+    ) -> Result<Result<Option<Scanned>, String>, StoreError> {
         let parent = &self.parent;
         let shown = format!("{set}/{}", layout::BACKUP_MANIFEST);
         let file = match parent
             .disk
             .open_file(root, layout::BACKUP_MANIFEST.as_ref())
         {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
             other => other.map_err(|error| parent.failure("open", &shown, error))?,
         };
         let mut scan = Scan::new(&SMALL_FILES);
@@ -159,7 +185,7 @@ impl BackupSets {
             fed.is_ok() && read_bytes <= MANIFEST_BYTES_MAX
         })?;
         let found = fed.and_then(|()| scan.finish());
-        Ok(Some(found.map_err(|fault| fault.to_string())))
+        Ok(found.map(Some).map_err(|fault| fault.to_string()))
     }
 
     /// Whether somebody gave the set a signal file, as `pg_basebackup -R` does, which changes the

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::message::fetch::{MadeOn, SetDetails};
 use walmgr_protocol::names::{BackupName, Lsn};
 
 use super::BackupSets;
@@ -14,10 +15,13 @@ use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
 use super::round_note::SetsNote;
-use crate::pg::backup_label::BackupLabel;
+use crate::pg::backup_history::seconds_until;
+use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::layout;
-use crate::store::StoreError;
+use crate::pg::manifest::{FileEntry, Scanned};
+use crate::store::reach::history_of;
 use crate::store::tree::Node;
+use crate::store::{ArchiveReader, StoreError};
 use crate::wal::obstacle::{Met, Obstacle};
 
 /// How often sets are listed anew because one was removed meanwhile.
@@ -34,9 +38,39 @@ pub struct SetEntry {
     pub sealed_ms: i64,
     /// Whether it is good, as far as that is seen without reading all of it.
     pub condition: Condition,
+    /// What its manifest says; nothing where there is none, or none that can be believed.
+    pub(crate) manifest: Scanned,
 }
 
 impl SetEntry {
+    /// What is known of it beside its label. Nothing is an error here: what is not known is not shown.
+    pub fn details(&self, archive: Option<&ArchiveReader>) -> SetDetails {
+        let Ok(label) = &self.label else {
+            return SetDetails::default();
+        };
+        let history = archive.and_then(|archive| history_of(archive, label));
+        let history = history.unwrap_or_default();
+        let manifest = &self.manifest;
+        let has_name = |file: &&FileEntry| file.path.as_bytes() == layout::BACKUP_LABEL.as_bytes();
+        let made_on = match label.from.as_deref() {
+            Some("primary" | "master") => Some(MadeOn::Master),
+            Some(FROM_STANDBY) => Some(MadeOn::Standby),
+            _ => None,
+        };
+        // Whoever made it wrote the label behind everything else. A server that sends one itself sends it first.
+        let sealed = manifest.entries.iter().find(has_name);
+        let duration_s = history.duration_s.or_else(|| {
+            let took = seconds_until(&label.start_time, sealed?.last_modified);
+            took.filter(|seconds| *seconds > 0)
+        });
+        SetDetails {
+            size_bytes: Some(manifest.files_bytes).filter(|bytes| *bytes > 0),
+            duration_s,
+            stop: (manifest.last_range.map(|range| range.end)).or(history.stop),
+            made_on,
+        }
+    }
+
     /// The label as a list shows it, with what lies `ahead` of its recovery; or what is wrong with the set.
     pub fn readable_label(self, ahead: &[Met]) -> Result<BackupLabel, String> {
         if let Some(why) = self.condition.refusal() {
@@ -170,11 +204,12 @@ impl BackupSets {
                         label: Err(why),
                         sealed_ms: i64::MAX,
                         condition,
+                        manifest: Scanned::default(),
                     });
                     continue;
                 }
             };
-            let mut condition = self.condition(set.root.as_fd(), &text, &set.label);
+            let (mut condition, manifest) = self.examine(set.root.as_fd(), &text, &set.label);
             // Whoever holds a set to read it reads all of it: only lists go by what was found before.
             if condition.refusal().is_none()
                 && let Some(why) = (notes.iter()).find_map(|it| self.damaged_file(it, &set.root))
@@ -189,6 +224,7 @@ impl BackupSets {
                 label: set.label,
                 sealed_ms: set.sealed_ms,
                 condition,
+                manifest,
             });
         }
         Ok((entries, all_in_place))

@@ -365,6 +365,7 @@ mod tests {
             label: Err(place.to_string()),
             sealed_ms: now_ms - age * HOUR_MS,
             condition: condition.clone(),
+            manifest: Default::default(),
         };
         let keeping = Keeping {
             sets,

@@ -140,8 +140,8 @@ impl BackupSets {
             fed.is_ok() && read_bytes <= MANIFEST_BYTES_MAX
         });
         read.ok()?;
-        let range = fed.and_then(|()| scan.finish_with_range()).ok()??;
-        Some(range.end)
+        let scanned = fed.and_then(|()| scan.finish()).ok()?;
+        Some(scanned.last_range?.end)
     }
 
     /// Reads the files of a set that are not remembered, and tells what is not as it was sealed.

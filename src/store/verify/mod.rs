@@ -40,7 +40,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::partial::{PartialEnd, partial_end, partial_names};
-use super::reach::stop_in_history;
+use super::reach::history_of;
 use super::reader::ArchiveReader;
 use super::route::Route;
 use super::sets::verify::{DamagedSets, NamedSet, SetHere};
@@ -380,7 +380,7 @@ impl VerifyRun<'_, '_> {
         let wal = BackupWal::find(self.reader, ends, from, &self.wal.broken)?;
         let stop = sets
             .backup_end(set)
-            .or_else(|| stop_in_history(self.reader, label));
+            .or_else(|| history_of(self.reader, label)?.stop);
         (window.from, window.stop, window.end) = (Some(from), stop, wal.end());
         (window.first, window.last) = wal.window(stop.unwrap_or(from.1), &self.wal.commits);
         let needed = stop.unwrap_or(from.1);

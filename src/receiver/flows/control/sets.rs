@@ -1,6 +1,7 @@
 //! Questions about the backup sets: which there are, and what is in one.
 //! Never changes anything. Invariant: a set that is described is held meanwhile, so no rotation removes it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::receiver::flows::fetch::send;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::{refusal, worker};
 use crate::store::sets::{HeldSet, SetError};
-use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError};
+use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError, WantedSet};
 use crate::wal::obstacle::{Demands, Obstacle};
 
 /// The answer to the question which sets there are.
@@ -86,6 +87,7 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
         ListedSet {
             name: set.name.to_string(),
+            details: set.details(archive.as_ref()),
             label: set
                 .readable_label(&ahead.unwrap_or_default())
                 .map(|it| label(&it)),
@@ -147,7 +149,8 @@ fn ahead(
     let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk));
     let archive =
         archive.map_err(|error| CommandError::retry("open the archive").because(error))?;
-    let loads = ServerSettings::of(held.path(), None).may_load_libraries();
+    let loads_libraries = |set: &Path| ServerSettings::of(set, None).may_load_libraries();
+    let loads = loads_libraries(held.path());
     let timeline = TargetTimeline::from(question.timeline);
     let reach = RecoveryReach::of(&archive, held.path(), held.label(), timeline, loads)?;
     let demands = reach
@@ -160,7 +163,24 @@ fn ahead(
     let demands = demands.fold(Demands::default(), Demands::or);
     let verdict = match &question.target {
         None => TargetVerdict::Fits,
-        Some(target) => reach.judge(&target.into(), goes_on)?,
+        Some(target) => {
+            let target = target.into();
+            let verdict = reach.judge(&target, goes_on)?;
+            let wanted = WantedSet {
+                target: &target,
+                timeline,
+                loads_libraries: &loads_libraries,
+                goes_on,
+            };
+            let TargetVerdict::OutOfReach(range, _) = verdict else {
+                return Ok((reach.ended_by(), demands, verdict));
+            };
+            let sets = cluster.open_sets();
+            let other = sets
+                .ok()
+                .and_then(|sets| wanted.find_other(&archive, &sets, held.name()));
+            TargetVerdict::OutOfReach(range, other.map(|set| set.to_string()))
+        }
     };
     Ok((reach.ended_by(), demands, verdict))
 }
