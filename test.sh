@@ -5,6 +5,8 @@
 #   ./test.sh --quick   format, lints and tests, for the time between two commits
 #   ./test.sh --soak    everything, with the full counts of the long tests (WALMGR_SOAK=1)
 #
+# Servers are PostgreSQL 15 and the newest; with --soak or ALL_VERSIONS=1 every version from 13 on.
+# What the main flows took on each is printed with the tests.
 # What is missing gets installed (Debian packages as root or with sudo; cargo-deny with cargo). A check
 # whose tool cannot be had says SKIP and why. Stops at the first check that fails.
 # Tests run under cargo-nextest if it is there, else under cargo test: building it takes too long.
@@ -19,7 +21,7 @@ for argument in "$@"; do
         --quick) quick=1 ;;
         --soak) export WALMGR_SOAK=1 fuzz_seconds=--soak nextest_profile=soak ;;
         *)
-            sed -n '2,10s/^# \{0,1\}//p' "$0"
+            sed -n '2,12s/^# \{0,1\}//p' "$0"
             [[ $argument == --help || $argument == -h ]] && exit 0
             exit 2
             ;;

@@ -57,7 +57,7 @@ pub mod pg {
         pub use crate::pg::control::{State, WalLevel};
     }
     pub mod data_directory {
-        pub use crate::pg::data_directory::DataDirectory;
+        pub use crate::pg::data_directory::{DataDirectory, SUPPORTED_MAJORS};
     }
     pub mod fuzzing {
         pub use crate::pg::fuzzing::{

@@ -1,6 +1,8 @@
-//! Every supported PostgreSQL with several segment sizes, and across a promotion.
+//! Every supported PostgreSQL: the main flows, several segment sizes, and across a promotion.
 //! Never runs a version that is not installed: that prints a SKIP line.
 //! Invariant: what the server finished is in the archive, byte for byte.
+
+mod main_flows;
 
 use std::fs;
 use std::path::Path;
@@ -120,11 +122,7 @@ fn copy_wal(from: &Path, to: &Path, name: &str) {
 
 #[test]
 fn a_promoted_standby_archives_its_new_timeline_beside_the_old_one() {
-    let mut majors = Cluster::available_majors();
-    if !soak() && majors.len() > 2 {
-        majors.drain(1..majors.len() - 1);
-    }
-    for major in majors {
+    for major in Cluster::available_majors() {
         let mut site = archiving_cluster(major, 1);
         site.cluster_mut().stop(StopMode::Fast);
         let (mut standby, _ini) = standby_of(&site, major);

@@ -13,7 +13,7 @@ use crate::files;
 use crate::files::FileId;
 
 /// The oldest and the newest major version walmgr supports.
-pub(crate) const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
+pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<u8> = 13..=18;
 
 /// `PG_VERSION` and `postmaster.pid` are some lines long.
 const SMALL_FILE_BYTES: u64 = 16 << 10;

@@ -247,7 +247,7 @@ impl Drop for EndAfter<'_> {
 
 #[test]
 fn fault_149_a_healthy_cluster_notices_no_fault_of_the_others() {
-    for major in [15, 17, 18] {
+    for major in crate::support::USUAL_AND_17 {
         skip_unless!(Cluster::available(major));
     }
     let size_mb = if soak() { 1536 } else { 256 };
@@ -255,7 +255,7 @@ fn fault_149_a_healthy_cluster_notices_no_fault_of_the_others() {
     let lossy = skip_unless!(LosingDisk::create(size_mb));
     let mut host = Host::builder().build();
     host.start();
-    let [full, loses, healthy] = [15, 17, 18].map(Unhosted::start);
+    let [full, loses, healthy] = crate::support::USUAL_AND_17.map(Unhosted::start);
     let healthy = healthy.join(&host, None);
     let alone = p95(healthy.archives_for(part()));
     let full = full.join(&host, Some(&small));

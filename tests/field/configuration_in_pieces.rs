@@ -211,7 +211,7 @@ fn both_sides(major: u8) {
 
 #[test]
 fn fault_135_configuration_in_pieces_is_restored_or_named() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => both_sides(major),
             Err(why) => println!("SKIP {why}"),

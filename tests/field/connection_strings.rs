@@ -94,7 +94,7 @@ async fn fault_140_of_several_servers_the_first_that_will_do_is_taken() {
 
 #[tokio::test]
 async fn fault_140_service_password_file_and_socket_peer_are_heeded() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();
         cluster.psql("CREATE ROLE shipper LOGIN PASSWORD 'a:b\\c'");
@@ -170,7 +170,7 @@ async fn fault_140_service_password_file_and_socket_peer_are_heeded() {
 fn fault_140_each_option_of_each_libpq_is_in_the_table_with_its_variable() {
     let mut known = std::collections::BTreeSet::new();
     let mut newest = 0;
-    for major in [13, 14, 15, 16, 17, 18] {
+    for major in crate::support::versions::MAJORS {
         let libpq = match Libpq::of(major) {
             Ok(libpq) => libpq,
             Err(reason) => {
@@ -251,7 +251,7 @@ fn assert_read_alike(libpq: &Libpq, strings: &[String]) -> usize {
 
 #[test]
 fn fault_140_each_spelling_of_a_string_is_read_as_libpq_reads_it() {
-    for major in [15, 17, 18] {
+    for major in crate::support::USUAL_AND_17 {
         let libpq = skip_unless!(Libpq::of(major));
         let table = [
             "user=a",

@@ -117,7 +117,7 @@ fn held_back(scene: &Scene, server: &mut Cluster, space: &Path) {
 
 #[test]
 fn fault_124_a_tablespace_record_that_crosses_segments_is_held_back() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major, &[]);
         scene.tablespace("before");

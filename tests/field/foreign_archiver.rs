@@ -11,7 +11,7 @@ use crate::support::{Cluster, Site, walmgr_binary};
 
 /// Runs a test on both versions, as far as they are here.
 fn on_versions(test: impl Fn(u8)) {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(()) => test(major),
             Err(reason) => crate::support::report_skip(&reason),

@@ -23,7 +23,7 @@ fn found(directory: &std::path::Path, name: &str) -> Vec<PathBuf> {
 
 #[test]
 fn fault_129_files_of_no_server_outlive_a_restore() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major);
         scene.site.standby_set("backup_datadir", "no");

@@ -34,7 +34,7 @@ fn assert_modes(data: &Path) {
 
 #[test]
 fn fault_136_group_access_is_kept_in_the_set_and_by_both_restores() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let builder = Cluster::builder()
             .major(major)

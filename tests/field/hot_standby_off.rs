@@ -43,7 +43,7 @@ fn wait_until_down(scene: &Scene) {
 }
 
 fn on_15_and_18(test: impl Fn(u8)) {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => test(major),
             Err(why) => println!("SKIP {why}"),

@@ -12,7 +12,7 @@ use crate::support::loopfs::{FileSystem, LoopFs};
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, run};
 
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// Moves a directory into another one and leaves a link; where it is now.
 fn move_into(path: &Path, folder: &Path) -> PathBuf {

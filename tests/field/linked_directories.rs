@@ -11,7 +11,7 @@ use crate::support::backup_set::set_path;
 use crate::support::place::give_to_server;
 use crate::support::{Cluster, StopMode, run};
 
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// Moves a name of the master's data directory to another disk, so to say.
 fn move_away(scene: &Scene, name: &str) -> PathBuf {

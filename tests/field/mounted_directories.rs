@@ -15,7 +15,7 @@ use crate::support::place::{give_to_server, server_user};
 use crate::support::strace::Strace;
 use crate::support::{Cluster, StopMode, report_skip, run};
 
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// A directory that is mounted on another one of the same disk.
 pub struct Bound(PathBuf);

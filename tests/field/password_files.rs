@@ -53,7 +53,7 @@ fn assert_as_libpq(libpq: &Libpq, cases: &[(Vec<u8>, Wish<'_>)]) -> usize {
 
 #[test]
 fn fault_140_each_line_of_a_password_file_is_read_as_libpq_reads_it() {
-    for major in [15, 17, 18] {
+    for major in crate::support::USUAL_AND_17 {
         let libpq = skip_unless!(Libpq::of(major));
         let plain: Wish<'_> = ["h", "d", "u"];
         let cases: Vec<(Vec<u8>, Wish<'_>)> = [

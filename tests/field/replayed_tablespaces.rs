@@ -16,7 +16,7 @@ use crate::support::{Cluster, Site, StopMode, report_skip, wait_for};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The oldest version that has everything here, and the newest.
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// A master, and a standby restored from it that was not started yet.
 pub(super) struct Scene {

@@ -93,7 +93,7 @@ fn fault_142_every_missing_grant_is_named_and_those_are_enough() {
 
 #[test]
 fn fault_142_what_restore_left_in_auto_conf_needs_one_more_grant() {
-    for major in [13, 18] {
+    for major in crate::support::ENDS {
         skip_unless!(Cluster::available(major));
         let site = site(major);
         let cluster = site.cluster();

@@ -17,7 +17,7 @@ const SESSION_TIMEOUTS: &str = "SELECT name FROM pg_settings WHERE name LIKE '%\
 
 #[tokio::test]
 async fn fault_139_timeouts_of_server_role_and_database_are_off() {
-    for major in [13, 15, 18] {
+    for major in crate::support::ENDS_AND_USUAL {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();
         cluster.psql(ROLE);
@@ -49,7 +49,7 @@ async fn fault_139_timeouts_of_server_role_and_database_are_off() {
 
 #[test]
 fn fault_139_neither_other_defaults_nor_other_functions_change_an_answer() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder()
             .major(major)

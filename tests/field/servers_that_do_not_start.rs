@@ -85,7 +85,7 @@ fn start_fails_and_is_undone(major: u8) {
 
 #[test]
 fn fault_134_missing_start_command_is_named_and_undone() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         start_fails_and_is_undone(major);
     }

@@ -28,7 +28,7 @@ const PLACES: [Place; 4] = [
 ];
 
 fn on_15_and_18(test: impl Fn(u8)) {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(()) => test(major),
             Err(why) => crate::support::report_skip(&why),

@@ -152,7 +152,7 @@ fn restarted_into_nowhere(major: u8) {
 
 #[test]
 fn fault_144_a_log_that_a_restored_server_loses_is_noticed() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let mut scene = Scene::new(major);
         make_set(&scene.site, "data.master");

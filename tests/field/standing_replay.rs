@@ -12,7 +12,7 @@ use crate::replay::{
 };
 use crate::support::{Cluster, Output, Site, StopMode, wait_for};
 
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// Runs a test on both versions, as far as they are here.
 fn on_versions(test: impl Fn(u8)) {

@@ -69,7 +69,7 @@ fn wait_for_shipping(site: &Site, database: &str) {
 
 #[test]
 fn fault_138_databases_are_made_moved_and_dropped_while_a_syncdaemon_runs() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let site = site(major, "template1");
         let cluster = site.cluster();
@@ -102,7 +102,7 @@ fn fault_138_databases_are_made_moved_and_dropped_while_a_syncdaemon_runs() {
 
 #[test]
 fn fault_138_databases_are_made_and_moved_during_a_backup() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let site = site(major, "template1");
         let cluster = site.cluster();
@@ -138,7 +138,7 @@ fn fault_138_databases_are_made_and_moved_during_a_backup() {
 
 #[tokio::test]
 async fn fault_138_database_of_the_ini_file_is_renamed_and_dropped() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let cluster = Cluster::builder().major(major).start();
         cluster.psql("CREATE DATABASE own");

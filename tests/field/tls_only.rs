@@ -15,7 +15,7 @@ use crate::support::place::give_to_server;
 use crate::support::{Cluster, Site, TempDir, have, run};
 
 /// Debian's version and the newest one.
-const MAJORS: [u8; 2] = [15, 18];
+const MAJORS: [u8; 2] = crate::support::USUAL;
 
 /// Keys and certificates: an authority, a server, a client, and an authority of somebody else.
 pub(super) struct Keys(TempDir);

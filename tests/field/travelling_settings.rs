@@ -126,7 +126,7 @@ fn both_sides(major: u8) {
 
 #[test]
 fn fault_128_what_is_about_another_life_of_the_server_is_named_and_off() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => both_sides(major),
             Err(why) => println!("SKIP {why}"),

@@ -132,7 +132,7 @@ fn fault_127_obstacles_are_noted_of_streamed_records_and_old_archives() {
 
 #[test]
 fn fault_127_restore_beyond_an_obstacle_is_refused_before_any_change() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let mut site = master(major);
         make_set(&site, "data.master");
@@ -256,7 +256,7 @@ fn fault_127_a_standby_is_not_booted_at_the_end_of_the_way() {
 
 #[test]
 fn fault_127_restore_raises_settings_raised_since_the_backup() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let mut site = master(major);
         make_set(&site, "data.master");
@@ -324,7 +324,7 @@ fn write_as_an_extension_does(site: &Site) {
 
 #[test]
 fn fault_127_records_of_an_unknown_resource_manager_are_refused() {
-    for major in [15, 18] {
+    for major in crate::support::USUAL {
         skip_unless!(Cluster::available(major));
         let site = master(major);
         make_set(&site, "data.master");

@@ -8,10 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::place::{TempDir, as_server, give_to_server, server_user};
+use super::versions::MAJORS;
 use super::{free_port, run, wait_for};
-
-/// Every major version walmgr supports.
-pub const MAJORS: [u8; 6] = [13, 14, 15, 16, 17, 18];
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -170,16 +168,9 @@ impl Cluster {
         binaries(major).map(|_| ())
     }
 
-    /// The versions that can run here; prints a SKIP line for every other one.
+    /// Those of the table of versions whose turn it is and that can run here.
     pub fn available_majors() -> Vec<u8> {
-        let possible = |major: &u8| match Cluster::available(*major) {
-            Ok(()) => true,
-            Err(reason) => {
-                super::report_skip(&reason);
-                false
-            }
-        };
-        MAJORS.into_iter().filter(possible).collect()
+        super::versions::available_majors()
     }
 
     /// A cluster, not started, on a data directory that exists: a restored backup for example.

@@ -45,6 +45,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod site;
 pub mod strace;
+pub mod versions;
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -57,6 +58,7 @@ pub use host::Host;
 pub use outcome::Output;
 pub use place::{TempDir, walmgr, walmgr_binary};
 pub use site::Site;
+pub use versions::{ENDS, ENDS_AND_USUAL, USUAL, USUAL_AND_17};
 
 /// Prints the line that [`skip!`] promises.
 pub fn report_skip(reason: &str) {
