@@ -116,7 +116,7 @@ pub mod store {
     pub mod sets {
         pub use crate::store::sets::{BackupSets, Copying};
         pub mod fuzzing {
-            pub use crate::store::sets::fuzzing::tar_stream;
+            pub use crate::store::sets::fuzzing::{hand_note, tar_stream};
         }
     }
     pub mod survey {

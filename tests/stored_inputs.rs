@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 29] = [
+const BODIES: [(&str, Body); 30] = [
     (
         "verified_note",
         walmgr::test_support::store::fuzzing::verified_note,
@@ -20,6 +20,10 @@ const BODIES: [(&str, Body); 29] = [
     (
         "foreign_settings",
         walmgr::test_support::pg::fuzzing::foreign_settings,
+    ),
+    (
+        "hand_note",
+        walmgr::test_support::store::sets::fuzzing::hand_note,
     ),
     ("wal_joint", walmgr::test_support::wal::fuzzing::joint),
     (

@@ -3,6 +3,7 @@
 //! archive is locked until the end, so that no receiver starts on half of it.
 
 use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,23 +17,28 @@ use crate::pg::layout;
 use crate::standby::{absent_notes, own_server, sets};
 use crate::store::{ArchiveReader, RealDisk};
 
-/// What is in the folders of an archive that never held anything, or holds nothing any more.
-const OWN_FILES: [&str; 6] = [
-    ".walmgr-archive",
-    ".walmgr-lock",
-    ".rounds",
-    ".rounds.sets",
-    "PROGRESS",
-    "PAUSE",
-];
+/// What tells a receiver that there is an archive.
+const MARKER: &str = ".walmgr-archive";
+
+/// The receiver's lock.
+const LOCK: &str = ".walmgr-lock";
+
+/// What else is in the folders of an archive that never held anything, or holds nothing any more.
+const OWN_FILES: [&str; 4] = [".rounds", ".rounds.sets", "PROGRESS", "PAUSE"];
 
 /// The folders of notes below them.
-const OWN_FOLDERS: [&str; 4] = [".checksums", ".obstacles", ".apart", ".servers"];
+const OWN_FOLDERS: [&str; 5] = [
+    ".checksums",
+    ".obstacles",
+    ".apart",
+    ".servers",
+    ".verified",
+];
 
 /// Lists what goes, asks, and removes it.
 pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs) -> Result<()> {
     let (ini, others) = (&config.path, Neighbours::of(&config.path));
-    let _locked = refuse_while_used(config)?;
+    let _locked = refuse_while_used(config, options)?;
     let beside_ini = ini.with_extension("log");
     let log = config.logfile.as_deref().unwrap_or(&beside_ini);
     let mut traces = of_server(config);
@@ -84,7 +90,7 @@ fn runs(ini: &Path) -> CommandError {
 }
 
 /// Fails while anything uses the archive; else nobody starts to until what is returned is dropped.
-fn refuse_while_used(config: &StandbyConfig) -> Result<Option<File>> {
+fn refuse_while_used(config: &StandbyConfig, options: &Options) -> Result<Option<File>> {
     let pidfile = config.receiver_pidfile();
     if let Some(host) = daemon::serving_host(&pidfile)? {
         let host = host.display();
@@ -100,7 +106,7 @@ fn refuse_while_used(config: &StandbyConfig) -> Result<Option<File>> {
     if daemon::is_running(&pidfile)? {
         return Err(runs(&config.path));
     }
-    let lock = lock(config)?;
+    let lock = lock(config, options)?;
     if let Ok(sets) = sets::open(config)
         && let Ok(Some(holder)) = sets.lease_holder()
     {
@@ -123,10 +129,24 @@ fn refuse_while_used(config: &StandbyConfig) -> Result<Option<File>> {
     Ok(lock)
 }
 
-/// The receiver's lock, if the archive has one.
-fn lock(config: &StandbyConfig) -> Result<Option<File>> {
-    let path = config.completed_wals.join(".walmgr-lock");
-    let file = match File::open(&path) {
+/// The receiver's lock, if there is an archive. One that no receiver has opened yet gets it here, or a receiver could
+/// start between the list and the removal.
+fn lock(config: &StandbyConfig, options: &Options) -> Result<Option<File>> {
+    if !config.completed_wals.join(MARKER).exists() {
+        return Ok(None);
+    }
+    let path = config.completed_wals.join(LOCK);
+    let opened = match options.not_really {
+        true => File::open(&path),
+        false => File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path),
+    };
+    let file = match opened {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.at(Kind::Config, "open", &path)?,
     };
@@ -225,17 +245,15 @@ fn of_archive(config: &StandbyConfig, others: &Neighbours) -> Vec<Trace> {
             traces.push(Trace::stays(folder, what, why));
         }
     } else {
+        let file =
+            |folder: &PathBuf, name: &str| Trace::file(&folder.join(name), "of the empty archive");
+        traces.extend(folders.iter().filter_map(|folder| file(folder, MARKER)));
         for folder in folders {
-            traces.extend(
-                OWN_FILES
-                    .iter()
-                    .filter_map(|name| Trace::file(&folder.join(name), "of the empty archive")),
-            );
-            traces.extend(
-                OWN_FOLDERS.iter().filter_map(|name| {
-                    Trace::notes(&folder.join(name), "notes of the empty archive")
-                }),
-            );
+            traces.extend(OWN_FILES.iter().filter_map(|name| file(folder, name)));
+            let notes =
+                |name: &&str| Trace::notes(&folder.join(name), "notes of the empty archive");
+            traces.extend(OWN_FOLDERS.iter().filter_map(notes));
+            traces.extend(file(folder, LOCK));
             traces.extend(Trace::folder(folder, what));
         }
     }
@@ -252,8 +270,10 @@ fn held_in(folder: &Path) -> Option<String> {
     if !found.is_dir() {
         return Some("it is a link, or no folder".to_owned());
     }
-    let own =
-        |name: &String| OWN_FILES.contains(&name.as_str()) || OWN_FOLDERS.contains(&name.as_str());
+    let own = |name: &String| {
+        let name = name.as_str();
+        [MARKER, LOCK].contains(&name) || OWN_FILES.contains(&name) || OWN_FOLDERS.contains(&name)
+    };
     let held: Vec<String> = match folder.read_dir() {
         Err(error) => return Some(format!("it cannot be looked at: {error}")),
         Ok(_) => names_in(folder)

@@ -67,7 +67,7 @@ pub enum SetError {
         holder: String,
     },
     /// A person or a script has the sets locked.
-    #[error("the backup sets are locked by hand: {holder}")]
+    #[error("the backup sets are locked: {holder}")]
     LockedByHand {
         /// Who, and since when.
         holder: String,

@@ -1,9 +1,25 @@
-//! The fuzz body for tar streams: whatever arrives, nothing leaves the reader that could leave a set.
+//! The fuzz bodies for tar streams, of which nothing leaves the reader that could leave a set, and for `BACKUPLOCK`.
 //! Never touches the disk. Invariant: the same stream gives the same entries however it is cut.
 
 use walmgr_protocol::limits::{PATH_BYTES_MAX, PATH_DEPTH_MAX};
 
+use super::hand_note::HandNote;
 use crate::tar::{EntryKind, TarReader, TarStep};
+
+/// `BACKUPLOCK`: what is a lock by hand can be written and read again, and is none if anything is cut off.
+pub fn hand_note(input: &[u8]) {
+    let Some(note) = HandNote::parse(input) else {
+        return;
+    };
+    let text = note.text();
+    let read = HandNote::parse(text.as_bytes());
+    assert_eq!(
+        read.map(|read| (read.uid, read.since_ms)),
+        Some((note.uid, note.since_ms))
+    );
+    assert_eq!(HandNote::parse(text.trim_end().as_bytes()), None);
+    assert!(!note.holder().contains(char::is_control));
+}
 
 /// What a reader said about a stream, with data put together.
 #[derive(Debug, PartialEq, Eq)]
