@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, UnwindSafe};
 use std::process::exit;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags};
@@ -140,6 +141,51 @@ pub fn exit_on_signals(table: ExitTable) -> Result<()> {
         })
         .map_err(failed)?;
     Ok(())
+}
+
+/// That somebody wants this process to end what it does, and to clear up.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Interrupt(Arc<OnceLock<&'static str>>);
+
+impl Interrupt {
+    /// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT are noted, and end nothing.
+    pub(crate) fn heed() -> Result<Interrupt> {
+        let failed =
+            |error: std::io::Error| CommandError::retry("watch for signals").because(error);
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(failed)?;
+        let watched = watch(&runtime).map_err(failed)?;
+        let interrupt = Interrupt::default();
+        let noted = interrupt.clone();
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                let name = runtime.block_on(first_of(watched));
+                tracing::warn!("{name}: clearing up");
+                let _ = noted.0.set(name);
+                // The handlers stay, so that an impatient second signal does not end it in between.
+                loop {
+                    thread::park();
+                }
+            })
+            .map_err(failed)?;
+        Ok(interrupt)
+    }
+
+    /// Whether nobody wants that yet.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.0.get().is_none()
+    }
+
+    /// Fails once somebody does.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(name) => Err(CommandError::retry(format!("interrupted by {name}"))),
+        }
+    }
 }
 
 /// The handlers are in place when this returns, before the thread that answers them runs.

@@ -138,6 +138,7 @@ fn commands_of_one_cluster_are_refused_on_a_hosts_file() {
         "pause",
         "continue",
         "boot",
+        "drill",
         "restore",
         "revoke x",
         "syncdaemon",

@@ -44,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
     (
         "standby",
         &[
+            "abnormal",
             "cleanup",
             "config",
             "daemon",

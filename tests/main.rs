@@ -22,6 +22,7 @@ mod crash_points;
 mod createslave;
 mod daemon;
 mod disk;
+mod drill;
 mod exit_codes;
 mod fetch;
 mod field;

@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Pause,
     /// Standby: let replay go on
     Continue,
+    /// Standby: prove that a backup set restores, in a directory of its own
+    Drill(standby::drill::DrillArgs),
     /// Standby: replay everything there is, then open the database
     Boot(standby::boot::BootArgs),
 }
@@ -150,7 +152,11 @@ impl Command {
     pub(super) const fn has_json(&self) -> bool {
         matches!(
             self,
-            Command::Identity | Command::ListBackups(_) | Command::Status(_) | Command::Verify(_)
+            Command::Drill(_)
+                | Command::Identity
+                | Command::ListBackups(_)
+                | Command::Status(_)
+                | Command::Verify(_)
         )
     }
 
@@ -228,6 +234,9 @@ pub(super) fn run_command(
         (Master(own), Command::ListBackups(_)) => master::listbackups::run(own, options),
         (Master(own), Command::Status(typed)) => master::status::run(own, options, typed),
         (Master(own), Command::Restore(typed)) => master::restore::run(own, options, typed),
+        (Master(own), Command::Xrestore(typed)) if typed.is_for_drill => {
+            Err(wrong_side(word, "standby", &own.path))
+        }
         (Master(own), Command::Xrestore(typed)) => {
             master::xrestore::run(own, options, typed.name, &typed.path)
         }
@@ -245,6 +254,9 @@ pub(super) fn run_command(
         (Standby(own), Command::Authorize(typed)) => standby::authorize::run(own, options, typed),
         (Standby(own), Command::Revoke(typed)) => standby::revoke::run(own, options, typed),
         (Standby(own), Command::Receiver(_)) => receiver::run(own, options, readiness),
+        (Standby(own), Command::Xrestore(typed)) if typed.is_for_drill => {
+            standby::xrestore::run_for_drill(own, typed.name, &typed.path)
+        }
         (Standby(own), Command::Xrestore(typed)) => {
             standby::xrestore::run(own, options, typed.name, &typed.path)
         }
@@ -266,6 +278,7 @@ pub(super) fn run_command(
         (Standby(own), Command::Choose(typed)) => standby::choose::run(own, options, typed),
         (Standby(own), Command::Pause) => standby::pause::run(own, options),
         (Standby(own), Command::Continue) => standby::continue_::run(own, options),
+        (Standby(own), Command::Drill(typed)) => standby::drill::run(own, options, typed),
         (Standby(own), Command::Boot(typed)) => standby::boot::run(own, options, *typed),
 
         (Host(own), Command::ListBackups(_)) => standby::all::listbackups(own, options),

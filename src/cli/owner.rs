@@ -141,6 +141,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Choose(_)
         | Command::Pause
         | Command::Continue
+        | Command::Drill(_)
         | Command::Boot(_) => NOTHING,
     }
 }
@@ -172,7 +173,7 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![archive()],
             vec![Written::folder(folder_of(&config.path))],
         ),
-        Command::Boot(_) | Command::Restore(_) | Command::CreateSlave(_) => (
+        Command::Boot(_) | Command::Drill(_) | Command::Restore(_) | Command::CreateSlave(_) => (
             server().into_iter().chain([archive()]).collect(),
             Vec::new(),
         ),

@@ -111,6 +111,12 @@ pub struct StandbyConfig {
     pub on_corrupt: OnCorrupt,
     /// How long `xrestore` waits for a file.
     pub restore_wait: Duration,
+    /// Where a drill makes its directory.
+    pub drill_directory: Option<PathBuf>,
+    /// What a drill asks the restored server.
+    pub drill_sql: Option<String>,
+    /// In which database.
+    pub drill_database: String,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Where metrics are served.
@@ -193,6 +199,9 @@ impl StandbyConfig {
                 _ => OnCorrupt::Stop,
             },
             restore_wait: settings.duration("restore_wait")?,
+            drill_directory: settings.path("drill_directory"),
+            drill_sql: settings.text("drill_sql")?,
+            drill_database: settings.text("drill_database")?.unwrap_or_default(),
             log_format: LogFormat::read(settings)?,
             metrics_listen: settings.listen("metrics_listen")?,
             notes: notes(settings)?,

@@ -203,6 +203,12 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does at a damaged file: stop PostgreSQL, or stall it.")
         .defaults().added(),
+    key("drill_directory", Standby, Path, "/srv/drill", "Directory in which drill makes a directory for the restored set, and removes it.")
+        .derived("the directory that `full_backup` is in").added(),
+    key("drill_sql", Standby, Text, "SELECT count(*) > 0 FROM public.orders", "Query that drill runs in the restored server. It fails on an error, on no row, and if the first value is false or null.")
+        .added(),
+    key("drill_database", Standby, Text, "postgres", "Database in which drill runs drill_sql.")
+        .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "Maximum time that xrestore waits for a file before it reports that the file is missing.")
         .defaults().added(),
 ];

@@ -20,4 +20,7 @@ pub(crate) struct XrestoreArgs {
     /// %r, which is accepted and not used: nothing is purged
     #[arg(value_name = "OLDEST")]
     _oldest_needed: Option<OsString>,
+    /// For the server of a drill, whose `restore_command` has it
+    #[arg(long = "drill", hide = true)]
+    pub is_for_drill: bool,
 }

@@ -139,6 +139,20 @@ impl Session {
         .await
     }
 
+    /// Opens a session in this very database.
+    pub async fn connect_in(
+        conninfo: &str,
+        environment: &Environment,
+        database: &str,
+        limits: Limits,
+    ) -> Result<Session> {
+        let info = conninfo::parse(conninfo, environment)?;
+        match Box::pin(dial::open(&info, database, limits.connect)).await {
+            Ok(opened) => Self::begin(opened, &info, database, limits).await,
+            Err(refusals) => Err(not_connected(&info, &refusals)),
+        }
+    }
+
     /// `postgres` comes first, whatever the string says: nobody makes, moves or drops a database
     /// from which somebody hangs, and every published ini file says `dbname=template1`. The
     /// string's is for servers that have no other, or do not let this role into it.

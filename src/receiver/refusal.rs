@@ -178,7 +178,10 @@ pub(crate) fn of_set(error: &SetError) -> Error {
             ErrorCode::DiskFailed,
             "look at the directory of `full_backup` on the standby",
         ),
-        SetError::Absent { .. } | SetError::Damaged { .. } | SetError::Unknown { .. } => (
+        SetError::Absent { .. }
+        | SetError::Damaged { .. }
+        | SetError::Interrupted
+        | SetError::Unknown { .. } => (
             ErrorCode::Internal,
             "look at the receiver's log on the standby",
         ),

@@ -12,6 +12,7 @@ pub(crate) mod cleanup;
 mod connected;
 pub(crate) mod continue_;
 pub(crate) mod createslave;
+pub(crate) mod drill;
 mod frozen;
 pub(crate) mod hosted;
 pub(crate) mod init;

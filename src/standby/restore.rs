@@ -29,6 +29,7 @@ mod keep;
 mod place;
 mod plan;
 mod prepare;
+pub(crate) mod scratch;
 mod server;
 mod settings;
 mod spaces;
@@ -311,11 +312,13 @@ impl Plan<'_> {
             to: &staging,
             control_name: layout::name_of(layout::CONTROL_COPIED),
             tablespaces: &self.tablespaces,
+            shares: false,
             progress: &mut |bytes| {
                 copied_bytes += bytes;
                 if waiting.is_due() {
                     tracing::info!("copied {copied_bytes} of {total_bytes} bytes");
                 }
+                true
             },
         };
         let doing = format!("copy {} to {}", held.name(), staging.display());

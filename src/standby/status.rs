@@ -19,6 +19,7 @@ use crate::standby::ahead;
 use crate::standby::archive_cleaners;
 use crate::standby::boot::begun;
 use crate::standby::connected;
+use crate::standby::drill;
 use crate::standby::frozen::Partials;
 use crate::standby::hosted;
 use crate::standby::own_server;
@@ -93,6 +94,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
             archive_cleaners: archive_cleaners::named(config),
             keeps_all: keeps_all(config),
+            drill: drill::facts(config),
         }),
     }
 }

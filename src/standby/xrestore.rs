@@ -12,6 +12,8 @@
 //! The copy is not synced: PostgreSQL does so itself before it keeps a restored file
 //! (`KeepFileRestoredFromArchive`), and the archive has it anyway.
 
+mod for_drill;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,21 +59,16 @@ pub fn run(
     name: WalFileName,
     path: &Path,
 ) -> Result<()> {
-    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
-        .map_err(|error| failed("open the archive", &error))?;
-    let restore = RestoreCall {
-        config,
-        archive,
-        control: ControlFiles::of(config),
-        asker: Asker::of_this_process(),
-        name,
-        path,
-        data: location::data_directory_of(path),
-    };
+    let restore = RestoreCall::new(config, name, path, false)?;
     if options.not_really {
         return restore.rehearse();
     }
     restore.run()
+}
+
+/// Hands over one file to the server of a drill.
+pub(crate) fn run_for_drill(config: &StandbyConfig, name: WalFileName, path: &Path) -> Result<()> {
+    RestoreCall::new(config, name, path, true)?.run_for_drill()
 }
 
 /// One call of the command.
@@ -84,6 +81,8 @@ struct RestoreCall<'a> {
     path: &'a Path,
     /// Of the server that replays what is put there, if there is one.
     data: Option<PathBuf>,
+    /// Whether that is the server of a drill.
+    is_for_drill: bool,
 }
 
 /// What one look at the archive led to.
@@ -106,6 +105,28 @@ struct CallLimit {
     deadline: Instant,
     alarmed: Option<Instant>,
     paused: bool,
+}
+
+impl<'a> RestoreCall<'a> {
+    fn new(
+        config: &'a StandbyConfig,
+        name: WalFileName,
+        path: &'a Path,
+        is_for_drill: bool,
+    ) -> Result<RestoreCall<'a>> {
+        let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
+            .map_err(|error| failed("open the archive", &error))?;
+        Ok(RestoreCall {
+            config,
+            archive,
+            control: ControlFiles::of(config),
+            asker: Asker::of_this_process(),
+            name,
+            path,
+            data: location::data_directory_of(path),
+            is_for_drill,
+        })
+    }
 }
 
 impl RestoreCall<'_> {
@@ -367,6 +388,9 @@ impl RestoreCall<'_> {
     fn held_back(&self, obstacles: &Obstacles) -> Option<CommandError> {
         if !matches!(self.name, WalFileName::Segment(_)) {
             return None;
+        }
+        if self.is_for_drill {
+            return self.held_back_from_drill(obstacles);
         }
         let major = self.archive.binding().postgres_major;
         let held = location::held_back(self.data.as_deref()?, major, obstacles)?;

@@ -10,8 +10,8 @@ use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
 use super::{
-    Archiving, Facts, Here, HostFacts, KeepsAll, Master, StandbyFacts, StreamFacts, Syncdaemon,
-    Thresholds, ahead, seconds,
+    Archiving, DrillFacts, Facts, Here, HostFacts, KeepsAll, Master, StandbyFacts, StreamFacts,
+    Syncdaemon, Thresholds, ahead, seconds,
 };
 use crate::output::escaped;
 
@@ -134,6 +134,8 @@ codes! {
     Frozen = "frozen",
         /// A boot opened the server without coming to its end.
         Boot = "boot",
+    /// The last drill failed, or was killed and left its directory.
+    Drill = "drill",
     /// A time lies ahead of the clock, or the two hosts' clocks differ: ages mean nothing.
     Clock = "clock",
 }
@@ -147,6 +149,24 @@ pub(crate) struct Finding {
     pub code: Code,
     /// One sentence.
     pub text: String,
+}
+
+fn judge_drill(found: &mut Findings, drill: &DrillFacts) {
+    if let Some(left) = &drill.left {
+        let text =
+            format!("a drill was killed and left {left}: type `drill` again, which removes it");
+        found.warn(Code::Drill, text);
+    }
+    if let Some((last, age_s)) = &drill.last
+        && let Some(why) = &last.failure
+    {
+        let set = match last.set.as_str() {
+            "" => "a backup set",
+            set => set,
+        };
+        let text = format!("the drill of {set} {} failed: {why}", ago(*age_s));
+        found.warn(Code::Drill, text);
+    }
 }
 
 /// The findings so far.
@@ -360,6 +380,7 @@ fn judge_standby(
         );
         found.warn(Code::Boot, text);
     }
+    judge_drill(found, &standby.drill);
     if let Some(replay) = &standby.replay {
         super::replay::judge(found, replay);
     }

@@ -2,11 +2,13 @@
 //! Never asks anybody; the two sides do. Invariant: the recovery point stands first, and the exit code
 //! is that of the worst finding.
 
+mod drill;
 mod judge;
 mod page;
 mod replay;
 mod thresholds;
 
+pub(crate) use drill::{DrillFacts, DrillOutcome};
 pub(crate) use judge::{Finding, Level};
 pub(crate) use replay::{Hold, Replay, TooLow};
 pub(crate) use thresholds::Thresholds;
@@ -196,6 +198,8 @@ pub(crate) struct StandbyFacts {
     pub changed_by_boot: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
+    /// How drills of backup sets ended.
+    pub drill: DrillFacts,
     /// Commands of servers that remove WAL from the archive, a sentence each.
     pub archive_cleaners: Vec<String>,
     /// What is kept where nothing is ever removed.

@@ -15,7 +15,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `reasons`, `cancelled_queries`) |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `reasons`, `cancelled_queries`) |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -54,6 +54,9 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
             }
             if let Some(sentence) = &standby.moved_set {
                 row("moved set", sentence.clone());
+            }
+            if let Some(drill) = standby.drill.row() {
+                row("drill", drill);
             }
         }
     }
@@ -303,6 +306,8 @@ fn standby_json(standby: &StandbyFacts) -> Value {
         "moved_set": standby.moved_set,
         "changed_by_boot": standby.changed_by_boot,
         "unfinished_boot": standby.unfinished_boot,
+        "drill": standby.drill.json(),
+        "unfinished_drill": standby.drill.left,
     })
 }
 

@@ -268,6 +268,10 @@ fn the_standby_alarms_by_age_only_if_asked() {
         archive_cleaners: vec!["pg_archivecleanup".into()],
         keeps_all: None,
         replay: None,
+        drill: DrillFacts {
+            left: Some("/srv/standby.drill".into()),
+            ..DrillFacts::default()
+        },
     });
     let expected = [
         "critical no_receiver",
@@ -279,6 +283,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "warning standby_server",
         "warning boot",
         "warning boot",
+        "warning drill",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);
 }
@@ -357,6 +362,48 @@ fn fault_168_wal_that_nothing_removes_is_told_at_once_or_after_a_week() {
         let expected: &[&str] = if warns { &["warning retention"] } else { &[] };
         assert_eq!(found, expected, "{is_set} {oldest_age}");
     }
+}
+
+#[test]
+fn fault_160_a_drill_that_failed_warns_and_one_that_did_not_is_shown() {
+    let mut outcome = DrillOutcome {
+        set: "data.master".into(),
+        reached: TimelineId::new(1).map(|timeline| (timeline, Lsn(0x500_0148))),
+        commit_us: Some(1_769_877_900_250_000),
+        copied_ms: Some(1_500),
+        replayed_ms: Some(2_000),
+        checked_ms: Some(500),
+        ..DrillOutcome::begin(1_769_877_000)
+    };
+    let with = |outcome: &DrillOutcome| {
+        on_standby(StandbyFacts {
+            receiver_runs: true,
+            drill: DrillFacts {
+                last: Some((outcome.clone(), 7_200.0)),
+                ..DrillFacts::default()
+            },
+            ..StandbyFacts::default()
+        })
+    };
+    let facts = with(&outcome);
+    let before = words(&facts, &Thresholds::default());
+    let shown = page::text(&facts, &[]);
+    let row = "drill      data.master 2.0 h ago, in 3.5 s to 0/5000148, the last commit is of 2026-01-31 \
+        16:45:00.250000+00";
+    assert!(shown.contains(row), "{shown}");
+    let value: serde_json::Value = serde_json::from_str(&page::json(&facts, &[])).unwrap();
+    let drill = &value["standby"]["drill"];
+    assert_eq!(drill["rto_seconds"], 3.5);
+    assert_eq!(drill["lsn"], "0/5000148");
+    assert!(drill["failure"].is_null() && value["standby"]["unfinished_drill"].is_null());
+    outcome.failure = Some("base/1/2 is damaged".into());
+    let facts = with(&outcome);
+    let findings = facts.findings(&Thresholds::default());
+    assert_eq!(findings.len(), before.len() + 1);
+    let told = findings
+        .iter()
+        .find(|finding| finding.code.word() == "drill");
+    assert!(told.unwrap().text.contains("base/1/2 is damaged"));
 }
 
 #[test]

@@ -93,6 +93,10 @@ pub trait Disk: Tree + Send + Sync {
     /// Cuts or extends a file to this length.
     fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
 
+    /// Gives a new file the content of another, which both share until one of them is written; an error where the
+    /// file system cannot, or the two lie on different ones.
+    fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()>;
+
     /// Starts writing a range to the disk and does not wait; promises nothing.
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()>;
 

@@ -115,6 +115,10 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| fs::ftruncate(file, len))?)
     }
 
+    fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::fs::ioctl_ficlone(to, from)?)
+    }
+
     #[allow(unsafe_code)] // No safe crate offers this call.
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {

@@ -6,7 +6,7 @@
 //!
 //! `completed_wals/.servers/NAME`: the absolute path of one directory, as bytes. NAME is the CRC-32C of the
 //! path and then its CRC-32, 16 hexadecimal digits, so the same directory is noted once and a note that is
-//! not what was written is known as such. Notes stay: one of a directory that is gone costs a purge one look.
+//! not what was written is known as such. Notes stay, but for a drill's: one of a directory that is gone costs a purge one look.
 //!
 //! # What a crash leaves
 //!
@@ -47,6 +47,14 @@ impl ArchiveReader {
         self.completed.make_below(SERVERS_NAME)?;
         match self.completed.below(SERVERS_NAME)? {
             Some(folder) => folder.write_small(&name, path),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the note of a server back that was for a while and is about to be removed.
+    pub fn forget_server(&self, data: &Path) -> Result<(), StoreError> {
+        match self.completed.below(SERVERS_NAME)? {
+            Some(folder) => folder.remove(&name_of(data.as_os_str().as_bytes())),
             None => Ok(()),
         }
     }

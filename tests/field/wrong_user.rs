@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 28] = [
+const COMMANDS: [(&[&str], Then, Then); 29] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -94,6 +94,7 @@ const COMMANDS: [(&[&str], Then, Then); 28] = [
     ),
     (&["pause"], IsElsewhere, Refuses),
     (&["continue"], IsElsewhere, Refuses),
+    (&["drill"], IsElsewhere, Refuses),
     (&["boot", "--force"], IsElsewhere, Refuses),
 ];
 

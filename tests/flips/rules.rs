@@ -290,7 +290,8 @@ fn copied(lab: &Lab, path: &Path) -> Result<(), String> {
         to: &to,
         control_name: "global/pg_control",
         tablespaces: &std::collections::BTreeMap::new(),
-        progress: &mut |_| (),
+        shares: false,
+        progress: &mut |_| true,
     });
     if copied.is_err() {
         return Ok(());

@@ -38,7 +38,7 @@ use crate::store::sets::{BackupSets, HeldSet, SetSize};
 use crate::store::{ArchiveReader, PartialEnd, RealDisk, Route};
 
 /// Room for what PostgreSQL writes before it is up, on top of what is copied.
-const SPARE_BYTES: u64 = 32 << 20;
+pub(super) const SPARE_BYTES: u64 = 32 << 20;
 
 /// Where the set comes from.
 pub(super) enum SetSource {
@@ -80,6 +80,8 @@ pub(super) struct Plan<'a> {
     pub trusts_settings: bool,
     /// The lock that keeps other restores away, once it is held.
     pub alone: Option<File>,
+    /// Whether it is for a drill: nothing of this host's own server counts there.
+    pub is_drill: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -125,6 +127,7 @@ impl<'a> Plan<'a> {
             recovery,
             trusts_settings: restoring.trusts_settings,
             alone: None,
+            is_drill: false,
         };
         if !is_taken {
             plan.check_room()?;
@@ -401,7 +404,11 @@ pub(super) fn restore_command(config: &StandbyConfig) -> Result<String> {
     walmgr_command("restore_command", &config.path, "xrestore %f %p")
 }
 
-fn check_cluster(archive: &ArchiveReader, control: &ControlFile, set: &Path) -> Result<()> {
+pub(super) fn check_cluster(
+    archive: &ArchiveReader,
+    control: &ControlFile,
+    set: &Path,
+) -> Result<()> {
     let binding = archive.binding();
     if (control.system_id, control.segment_size) == (binding.system_id, binding.segment_size) {
         return Ok(());

@@ -30,7 +30,10 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let own_hba = own_hba(plan.config);
     let hba = staging.join(layout::HBA_CONF);
     let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
-    if !has_other_files && let Ok(foreign) = std::fs::read(&hba) {
+    if !has_other_files
+        && !plan.is_drill
+        && let Ok(foreign) = std::fs::read(&hba)
+    {
         tell_wider(
             &plan.place.data.join(layout::HBA_CONF),
             &foreign,
@@ -41,7 +44,10 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         tracing::info!("the set's settings are kept unchanged (--trust-settings)");
         return Ok(());
     }
-    let own = own_settings(plan.config).unwrap_or_default();
+    let own = match plan.is_drill {
+        true => Vec::new(),
+        false => own_settings(plan.config).unwrap_or_default(),
+    };
     let host = Host {
         own: &own,
         data: &plan.place.data,
@@ -52,6 +58,10 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     off.retain(|(_, off)| !replaced.iter().any(|(name, _)| *name == off.name));
     for (path, off) in &off {
         let path = path.strip_prefix(staging).unwrap_or(path);
+        if plan.is_drill {
+            tracing::debug!("{}", off.sentence(path));
+            continue;
+        }
         tell_off(&plan.place.data.join(path), off);
     }
     Ok(())

@@ -194,7 +194,8 @@ impl PartialWals {
                 Some((_, scanner)) => Some(scanner),
                 None => before(segment)?,
             };
-            let Some((copy, behind)) = self.copy(segment, scanner, damaged_too)? else {
+            let Some((copy, behind)) = self.copy(segment, scanner, &self.folder, damaged_too)?
+            else {
                 continue;
             };
             segments.push(copy);
@@ -204,6 +205,73 @@ impl PartialWals {
         freeze.segments = Some(segments);
         freeze.write(&self.folder)?;
         Ok(freeze)
+    }
+
+    /// Copies every segment in progress into `to`, an empty directory, as a freeze does into this one, and freezes
+    /// nothing. Whoever opens `to` by [`PartialWals::of_copies`] finds the copies that [`PartialWals::keep_copies`]
+    /// names there.
+    ///
+    /// A record that was acknowledged before this call is in them, or in the archive by now. Of a damaged segment
+    /// they have what is before the damage: [`PartialWals::ends`] tells of that.
+    pub fn snapshot(&self, to: &Path, before: Before<'_>) -> Result<Vec<PartialEnd>, StoreError> {
+        let to = self.copies_folder(to)?;
+        let mut ends = Vec::new();
+        let mut carried: Option<(SegmentName, Scanner)> = None;
+        for segment in partial_names(&self.folder)? {
+            let scanner = match carried.take().filter(|(next, _)| *next == segment) {
+                Some((_, scanner)) => Some(scanner),
+                None => before(segment)?,
+            };
+            let Some((copy, behind)) = self.copy(segment, scanner, &to, true)? else {
+                continue;
+            };
+            ends.push(PartialEnd {
+                segment,
+                end: copy.end,
+                is_whole: behind.is_some(),
+                damage: None,
+            });
+            Self::append_copy(&to, copy)?;
+            carried = segment.next(self.binding.segment_size).zip(behind);
+        }
+        Ok(ends)
+    }
+
+    /// Takes those copies of a snapshot off its list for which this does not hold.
+    pub fn keep_copies(&self, keeps: impl Fn(SegmentName) -> bool) -> Result<(), StoreError> {
+        let Some(mut snapshot) = self.frozen()? else {
+            return Ok(());
+        };
+        let segments = snapshot.segments.take().unwrap_or_default().into_iter();
+        snapshot.segments = Some(segments.filter(|copy| keeps(copy.segment)).collect());
+        snapshot.write(&self.folder)
+    }
+
+    /// Opens the directory of a snapshot of an archive with this binding.
+    pub fn of_copies(
+        copies: &Path,
+        binding: Binding,
+        disk: Arc<dyn Disk>,
+    ) -> Result<PartialWals, StoreError> {
+        let folder = Folder::open(copies, disk, Arc::new(Monitor::new()))?;
+        let folder = Arc::new(folder);
+        Ok(PartialWals { folder, binding })
+    }
+
+    fn copies_folder(&self, to: &Path) -> Result<Arc<Folder>, StoreError> {
+        let disk = Arc::clone(&self.folder.disk);
+        let folder = Folder::open(to, disk, Arc::new(Monitor::new()))?;
+        Ok(Arc::new(folder))
+    }
+
+    fn append_copy(to: &Arc<Folder>, copy: FrozenSegment) -> Result<(), StoreError> {
+        let mut snapshot = Freeze::read(to)?.unwrap_or_else(|| Freeze {
+            timeline: copy.segment.timeline(),
+            server: "snapshot".to_owned(),
+            segments: Some(Vec::new()),
+        });
+        snapshot.segments.get_or_insert_default().push(copy);
+        snapshot.write(to)
     }
 
     /// Removes the copies: nobody replays them any more. The freeze stays.
@@ -304,6 +372,7 @@ impl PartialWals {
         &self,
         segment: SegmentName,
         before: Option<Scanner>,
+        to: &Folder,
         damaged_too: bool,
     ) -> Result<Option<Copied>, StoreError> {
         let mut looks = 0;
@@ -311,9 +380,9 @@ impl PartialWals {
             looks += 1;
             // By the last look what is damaged is what is there.
             let damaged_too = damaged_too && looks >= LOOKS_MAX;
-            match self.copy_once(segment, before.clone(), damaged_too) {
+            match self.copy_once(segment, before.clone(), to, damaged_too) {
                 Err(StoreError::PartialDamaged(_)) if looks < LOOKS_MAX => {
-                    self.folder.remove(&format!("{segment}{COPY_SUFFIX}"))?;
+                    to.remove(&format!("{segment}{COPY_SUFFIX}"))?;
                 }
                 other => return other,
             }
@@ -324,6 +393,7 @@ impl PartialWals {
         &self,
         segment: SegmentName,
         before: Option<Scanner>,
+        to: &Folder,
         damaged_too: bool,
     ) -> Result<Option<Copied>, StoreError> {
         let (folder, size) = (&self.folder, self.binding.segment_size.bytes());
@@ -331,16 +401,15 @@ impl PartialWals {
         let Some(file) = folder.open_file(&name)? else {
             return Ok(None);
         };
-        let failed =
-            |op| move |error| folder.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
+        let failed = |op| move |error| to.failure(op, &format!("{segment}{COPY_SUFFIX}"), error);
         let acknowledged = Acknowledged::read(folder, segment)?;
-        let copy = (folder.disk.create(folder.handle(), &copied)).map_err(failed("create"))?;
+        let copy = (to.disk.create(to.handle(), &copied)).map_err(failed("create"))?;
         let first = before.map(|before| before.up_to_timeline(segment.timeline()));
         let first = first.unwrap_or_else(|| first_scanner(&self.binding, segment));
         let mut search = RecordSearch::new(segment, &self.binding, first);
         let (mut offset, mut written) = (0, Ok(()));
         folder.read_through(file.as_fd(), &name, |piece| {
-            written = folder.disk.write_all(copy.as_fd(), piece, offset);
+            written = to.disk.write_all(copy.as_fd(), piece, offset);
             offset += piece.len() as u64;
             search.feed(piece) && written.is_ok()
         })?;
@@ -354,16 +423,16 @@ impl PartialWals {
         }
         let end = proven.end;
         for len in [end.held_bytes, size] {
-            (folder.disk.set_len(copy.as_fd(), len)).map_err(failed("set the length of"))?;
+            (to.disk.set_len(copy.as_fd(), len)).map_err(failed("set the length of"))?;
         }
-        folder.sync_content(copy.as_fd(), &copied)?;
+        to.sync_content(copy.as_fd(), &copied)?;
         if end.held_bytes == 0 {
-            folder.remove(&copied)?;
+            to.remove(&copied)?;
             return Ok(None);
         }
         let mut crc = crc32fast::Hasher::new();
-        let copy = folder.open_file(&copied)?.unwrap_or(copy);
-        folder.read_through(copy.as_fd(), &copied, |piece| {
+        let copy = to.open_file(&copied)?.unwrap_or(copy);
+        to.read_through(copy.as_fd(), &copied, |piece| {
             crc.update(piece);
             true
         })?;

@@ -94,6 +94,9 @@ pub enum SetError {
         /// What is wrong.
         why: String,
     },
+    /// Whoever asked for it does not want it any more.
+    #[error("it was interrupted")]
+    Interrupted,
     /// Nobody can say which WAL a listed set needs, so none may go.
     #[error("no WAL is removed: {why}")]
     Unknown {
@@ -118,6 +121,7 @@ impl SetError {
             | SetError::Damaged { .. }
             | SetError::GivenUp { .. }
             | SetError::NotComplete { .. }
+            | SetError::Interrupted
             | SetError::Unknown { .. } => Kind::Retry,
         }
     }

@@ -49,8 +49,11 @@ pub struct Copying<'a> {
     /// Where the content of a tablespace goes, by its OID: into a directory that exists. The others
     /// stay where the set has them.
     pub tablespaces: &'a BTreeMap<OsString, PathBuf>,
-    /// Hears how many bytes more were written.
-    pub progress: &'a mut dyn FnMut(u64),
+    /// Whether files share their content with the set's where the file system can do that. All of it is read and
+    /// compared all the same.
+    pub shares: bool,
+    /// Hears how many bytes more were written; whether to go on.
+    pub progress: &'a mut dyn FnMut(u64) -> bool,
 }
 
 impl HeldSet {
@@ -357,20 +360,32 @@ impl Copier<'_> {
         let source = source.map_err(|error| self.set.failure("open", path, error))?;
         let file = disk.make_file(to, new_name);
         let file = file.map_err(|error| self.failure("create", path, error))?;
+        let is_shared =
+            self.copying.shares && disk.share_content(source.as_fd(), file.as_fd()).is_ok();
+        // What PostgreSQL will read, if it is there already.
+        let read_from = match is_shared {
+            true => disk.open_file(to, new_name),
+            false => Ok(source),
+        };
+        let read_from = read_from.map_err(|error| self.failure("open", path, error))?;
         let (mut offset_bytes, mut writeback_bytes, mut crc32c) = (0, 0, 0);
         loop {
-            let read_bytes = disk.read(source.as_fd(), &mut self.buffer, offset_bytes);
+            let read_bytes = disk.read(read_from.as_fd(), &mut self.buffer, offset_bytes);
             let read_bytes = read_bytes.map_err(|error| self.set.failure("read", path, error))?;
             if read_bytes == 0 {
                 break;
             }
             let piece = &self.buffer[..read_bytes];
             crc32c = crc32c::crc32c_append(crc32c, piece);
-            disk.write_all(file.as_fd(), piece, offset_bytes)
-                .map_err(|error| self.failure("write", path, error))?;
+            if !is_shared {
+                disk.write_all(file.as_fd(), piece, offset_bytes)
+                    .map_err(|error| self.failure("write", path, error))?;
+            }
             offset_bytes += read_bytes as u64;
-            (self.copying.progress)(read_bytes as u64);
-            if offset_bytes - writeback_bytes >= WRITEBACK_BYTES {
+            if !(self.copying.progress)(read_bytes as u64) {
+                return Err(SetError::Interrupted);
+            }
+            if !is_shared && offset_bytes - writeback_bytes >= WRITEBACK_BYTES {
                 // Advice only: the sync at the end is what counts.
                 let len = offset_bytes - writeback_bytes;
                 let _ = disk.start_writeback(file.as_fd(), writeback_bytes, len);

@@ -23,7 +23,11 @@ fn copy(held: &HeldSet, to: &Path) -> Result<u64, SetError> {
         to,
         control_name: "pg_control.copied",
         tablespaces: &BTreeMap::new(),
-        progress: &mut |bytes| copied_bytes += bytes,
+        shares: false,
+        progress: &mut |bytes| {
+            copied_bytes += bytes;
+            true
+        },
     })?;
     Ok(copied_bytes)
 }
@@ -144,7 +148,8 @@ fn a_tablespace_is_copied_to_where_it_is_mapped() {
         to: &to,
         control_name: "x",
         tablespaces: &BTreeMap::from([("16385".into(), space.clone())]),
-        progress: &mut |_| {},
+        shares: true,
+        progress: &mut |_| true,
     };
     newest(&sets).unwrap().copy(copying).unwrap();
     let file = space.join("PG_15_202209061/5/16390");

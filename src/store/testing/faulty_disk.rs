@@ -269,6 +269,10 @@ impl Disk for FaultyDisk {
         self.inner.set_len(file, len)
     }
 
+    fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        self.inner.share_content(from, to)
+    }
+
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         self.before_file(Op::StartWriteback, file)?;
         self.inner.start_writeback(file, offset, len)

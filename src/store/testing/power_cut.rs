@@ -379,6 +379,11 @@ impl Disk for PowerCutDisk {
         RealDisk.set_len(file, len)
     }
 
+    fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        let _ = (from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         RealDisk.start_writeback(file, offset, len)
     }

@@ -1,0 +1,140 @@
+//! PostgreSQL's programs that a drill starts: those of `slave_bin`, of the set's major version.
+//! Never takes another version's. Invariant: what is found has said its version itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::config::StandbyConfig;
+use crate::error::{CommandError, Result};
+use crate::pg::data_directory::DataDirectory;
+
+/// Where a server lies, and which.
+pub(super) struct Programs {
+    folder: PathBuf,
+    /// Its major version.
+    pub(super) major: u8,
+}
+
+impl Programs {
+    /// Those for this set.
+    pub(super) fn find(config: &StandbyConfig, set: &Path) -> Result<Programs> {
+        let major = DataDirectory::open(set)?.major();
+        if let Some(folder) = &config.slave_bin {
+            return match major_of(&folder.join("postgres")) {
+                Ok(found) if found == major => Ok(Programs::of(folder, major)),
+                Ok(found) => Err(CommandError::config(format!(
+                    "slave_bin = {} has PostgreSQL {found}, but the set is of PostgreSQL {major}",
+                    folder.display()
+                ))
+                .hint(format!(
+                    "set slave_bin to the directory of PostgreSQL {major}'s programs"
+                ))),
+                Err(why) => Err(CommandError::config(format!(
+                    "slave_bin = {} has no server that can be started: {why}",
+                    folder.display()
+                ))
+                .hint(format!(
+                    "set slave_bin to the directory of PostgreSQL {major}'s programs"
+                ))),
+            };
+        }
+        let packaged = [
+            format!("/usr/lib/postgresql/{major}/bin"),
+            format!("/usr/pgsql-{major}/bin"),
+        ];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let packaged = packaged.into_iter().map(PathBuf::from);
+        let mut folders = packaged.chain(std::env::split_paths(&path));
+        let found = folders.find(|folder| {
+            let server = folder.join("postgres");
+            server.is_file() && major_of(&server) == Ok(major)
+        });
+        found
+            .map(|folder| Programs::of(&folder, major))
+            .ok_or_else(|| {
+                CommandError::config(format!("PostgreSQL {major} is not on this host's PATH"))
+                    .hint("set slave_bin to the directory of its programs")
+            })
+    }
+
+    fn of(folder: &Path, major: u8) -> Programs {
+        Programs {
+            folder: folder.to_path_buf(),
+            major,
+        }
+    }
+
+    /// A program's path, whether it is there or not.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where its libraries may lie; those that exist.
+    pub(super) fn libraries(&self) -> Vec<PathBuf> {
+        let below = ["../lib", "../lib/postgresql", "../lib64", "../lib64/pgsql"];
+        self.folders(&below, "--pkglibdir")
+    }
+
+    /// Where the files of its extensions may lie; those that exist.
+    pub(super) fn shared(&self) -> Vec<PathBuf> {
+        let below = ["../share", "../share/postgresql", "../share/pgsql"];
+        self.folders(&below, "--sharedir")
+    }
+
+    fn folders(&self, below: &[&str], asked: &str) -> Vec<PathBuf> {
+        let mut folders: Vec<PathBuf> = below.iter().map(|below| self.folder.join(below)).collect();
+        let said = Command::new(self.path("pg_config"))
+            .arg(asked)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        if let Ok(said) = said
+            && let Ok(folder) = String::from_utf8(said.stdout)
+            && !folder.trim().is_empty()
+        {
+            folders.push(PathBuf::from(folder.trim()));
+        }
+        folders.retain(|folder| folder.is_dir());
+        folders
+    }
+}
+
+/// The major version that a server says it has.
+fn major_of(server: &Path) -> std::result::Result<u8, String> {
+    let said = Command::new(server)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{}: {error}", server.display()))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    parse_version(&text).ok_or_else(|| format!("{} does not say its version", server.display()))
+}
+
+/// `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`; `18beta1` before a release.
+fn parse_version(text: &str) -> Option<u8> {
+    let (_, version) = text.split_once("(PostgreSQL) ")?;
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_version_is_read_as_it_says_it() {
+        for (text, major) in [
+            (
+                "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n",
+                Some(15),
+            ),
+            ("postgres (PostgreSQL) 18beta1\n", Some(18)),
+            ("postgres (PostgreSQL) 13.22\n", Some(13)),
+            ("postgres (EnterpriseDB) 15\n", None),
+            ("", None),
+            ("postgres (PostgreSQL) 999\n", None),
+        ] {
+            assert_eq!(parse_version(text), major, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What makes a drill fail, each with the words that say where to look; and file systems.
+//! Never repairs a set by walmgr. Invariant: a drill that fails leaves nothing behind, and the next one can succeed.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::support::loopfs::{FileSystem, LoopFs};
+use crate::support::place::give_to_server;
+use crate::support::run;
+
+/// Flips one bit in the middle of the set's largest relation; its path in the set, and what undoes it.
+fn damage(drilled: &Drilled) -> (String, impl Fn() + use<>) {
+    let set = drilled.site.completed_wals().with_file_name("data.master");
+    let sql = "SELECT pg_relation_filepath('pgbench_accounts')";
+    let name = drilled.site.cluster().psql(sql);
+    let path = set.join(&name);
+    let good = fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    fs::write(&path, bad).unwrap();
+    (name, move || fs::write(&path, &good).unwrap())
+}
+
+fn damaged_file_is_named(major: u8) {
+    skip_unless!(Cluster::available(major));
+    let drilled = Drilled::new(major);
+    let (name, repair) = damage(&drilled);
+    drilled.drill(&[]).fail_last(1, &name);
+    drilled.assert_clear();
+    let findings = drilled.status()["findings"].to_string();
+    assert!(findings.contains(&name), "{findings}");
+    repair();
+    assert!(drilled.result()["failure"].is_null());
+    assert!(!drilled.status()["findings"].to_string().contains(&name));
+}
+
+#[test]
+fn fault_160_a_damaged_file_of_the_set_is_named_15() {
+    damaged_file_is_named(15);
+}
+
+#[test]
+fn fault_160_a_damaged_file_of_the_set_is_named_18() {
+    damaged_file_is_named(18);
+}
+
+#[test]
+fn fault_160_missing_wal_is_named_before_anything_is_copied() {
+    let drilled = Drilled::new(15);
+    drilled.site.cluster().switch_wal();
+    for _ in 0..3 {
+        drilled.site.cluster().pgbench(&["-n", "-t", "20"]);
+        crate::load::drain(&drilled.site);
+    }
+    let names = drilled.site.archived_names();
+    let segments: Vec<&String> = names.iter().filter(|name| name.len() == 24).collect();
+    let missing = segments[segments.len() - 2];
+    let path = drilled.site.completed_wals().join(missing);
+    let aside = drilled.site.home().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    let words = format!("{missing} is missing in the archive");
+    drilled.drill(&[]).fail_last(1, &words);
+    drilled.assert_clear();
+    // Damaged in its records, which only replay finds.
+    let mut bytes = fs::read(&aside).unwrap();
+    bytes[9_000] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    give_to_server(&path);
+    drilled.drill(&[]).fail_last(1, missing);
+    drilled.assert_clear();
+    fs::rename(&aside, &path).unwrap();
+    assert!(drilled.result()["failure"].is_null());
+}
+
+#[test]
+fn fault_158_what_no_drill_made_stays_where_it_is() {
+    let drilled = Drilled::new(15);
+    let (scratch, elsewhere) = (drilled.scratch(), drilled.site.home().join("elsewhere"));
+    fs::create_dir(&elsewhere).unwrap();
+    for folder in [&scratch, &elsewhere] {
+        let _ = fs::create_dir(folder);
+        fs::write(folder.join("kept"), "of an administrator").unwrap();
+        give_to_server(folder);
+    }
+    drilled
+        .drill(&[])
+        .fail_last(2, "is not the directory of a drill on this archive");
+    assert!(scratch.join("kept").exists());
+    fs::remove_dir_all(&scratch).unwrap();
+    symlink(&elsewhere, &scratch).unwrap();
+    drilled
+        .drill(&[])
+        .fail_last(2, "is not the directory of a drill on this archive");
+    assert!(elsewhere.join("kept").exists() && scratch.is_symlink());
+    fs::remove_file(&scratch).unwrap();
+    assert!(drilled.result()["failure"].is_null());
+}
+
+#[test]
+fn fault_159_tablespaces_of_the_set_stay_in_the_drills_directory() {
+    let home = crate::support::TempDir::new();
+    let (space, later) = (home.create_dir("space"), home.create_dir("later"));
+    let drilled = Drilled::of(Cluster::builder(), |site| {
+        let sql = format!("CREATE TABLESPACE s LOCATION '{}'", space.display());
+        site.cluster().psql(&sql);
+        let sql = "CREATE TABLE in_space TABLESPACE s AS SELECT generate_series(1, 1000) AS n";
+        site.cluster().psql(sql);
+    });
+    drilled
+        .site
+        .cluster()
+        .psql("INSERT INTO in_space VALUES (0)");
+    let (flushed, _) = drilled.ship();
+    let names = |folder: &Path| fs::read_dir(folder).unwrap().count();
+    assert_eq!(drilled.result()["lsn"], flushed.as_str());
+    drilled.assert_clear();
+    assert_eq!((names(&space), names(&later)), (1, 0));
+    assert_eq!(
+        drilled.site.cluster().psql("SELECT count(*) FROM in_space"),
+        "1001"
+    );
+    // One that is made later would be made where the WAL says.
+    let sql = format!("CREATE TABLESPACE l LOCATION '{}'", later.display());
+    drilled.site.cluster().psql(&sql);
+    drilled.ship();
+    let failed = drilled.drill(&[]);
+    failed.fail_last(1, "make a new backup on the master");
+    assert!(
+        failed.stderr.contains(later.to_str().unwrap()),
+        "{}",
+        failed.stderr
+    );
+    drilled.assert_clear();
+    assert_eq!(names(&later), 1, "the master's own");
+}
+
+#[test]
+fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
+    let small = skip_unless!(LoopFs::create(FileSystem::Ext4, 64));
+    let large = skip_unless!(LoopFs::create(FileSystem::Xfs, 2_000));
+    let mut drilled = Drilled::placed(Cluster::builder(), Some(large.path()), |_| {});
+    drilled.ship();
+    // XFS shares the set's content with the drill, which reads all of it none the less.
+    let shared = drilled.drill(&[]);
+    shared.succeed();
+    assert!(
+        shared
+            .stderr
+            .contains("sharing its content with data.master"),
+        "{}",
+        shared.stderr
+    );
+    let (name, repair) = damage(&drilled);
+    drilled.drill(&[]).fail_last(1, &name);
+    repair();
+    drilled.assert_clear();
+
+    // The disk fills up once the server has started.
+    let (pid_file, filler) = (
+        drilled.scratch().join("data/postmaster.pid"),
+        large.path().join("filler"),
+    );
+    drilled.site.standby_set(
+        "drill_sql",
+        "SELECT count(*) > 0 FROM (SELECT n FROM generate_series(1, 30000000) n ORDER BY n DESC) s",
+    );
+    let filling = std::thread::spawn(move || {
+        wait_for("the server of the drill", PATIENCE, || {
+            pid_file.exists().then_some(())
+        });
+        for size_mb in [1_024, 256, 64, 16, 4, 1] {
+            for part in 0..4 {
+                let path = format!("{}.{size_mb}.{part}", filler.display());
+                let length = format!("{size_mb}M");
+                let _ = run(std::process::Command::new("fallocate").args(["-l", &length, &path]));
+            }
+        }
+    });
+    let failed = drilled.drill(&[]);
+    filling.join().unwrap();
+    failed.fail_last(1, "No space left on device");
+    drilled.assert_clear();
+    for entry in fs::read_dir(large.path()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("filler") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+
+    let place = small.path().display().to_string();
+    give_to_server(small.path());
+    drilled.site.standby_set("drill_directory", &place);
+    let refused = drilled.drill(&[]);
+    let why = refused.fail(1);
+    assert!(
+        why.contains("not enough space in") && why.contains("GiB needed"),
+        "{why}"
+    );
+    assert!(why.contains("drill_directory"), "{why}");
+    assert_eq!(processes_in(small.path()), Vec::<String>::new());
+    let left = fs::read_dir(small.path()).unwrap().flatten();
+    assert!(
+        left.map(|entry| entry.file_name())
+            .all(|name| name == "lost+found")
+    );
+}
