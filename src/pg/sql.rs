@@ -149,7 +149,7 @@ impl Session {
         let info = conninfo::parse(conninfo, environment)?;
         match Box::pin(dial::open(&info, database, limits.connect)).await {
             Ok(opened) => Self::begin(opened, &info, database, limits).await,
-            Err(refusals) => Err(not_connected(&info, &refusals)),
+            Err(refusals) => Err(not_connected(&info, database, &refusals)),
         }
     }
 

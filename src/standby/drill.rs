@@ -42,7 +42,7 @@ use crate::store::{ArchiveReader, RealDisk, StoreError};
 
 use goal::DrillGoal;
 use place::ScratchPlace;
-use programs::Programs;
+use programs::DrillPrograms;
 use record::{DrillLock, DrillRecord, UnderWay};
 use server::ScratchServer;
 
@@ -98,7 +98,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &DrillAr
 
 fn rehearse(config: &StandbyConfig, arguments: &DrillArgs, place: &ScratchPlace) -> Result<()> {
     let restore = ScratchRestore::plan(config, arguments.set.as_deref(), &place.data())?;
-    Programs::find(config, restore.set())?;
+    DrillPrograms::find(config, restore.set())?;
     let goal = DrillGoal::look(config, restore.label())?;
     output::not_really(&format!(
         "restore {} ({} bytes) into {}, replay it to {}, check it, and remove it",
@@ -143,7 +143,7 @@ impl Drill<'_> {
         let data = self.place.data();
         let restore = ScratchRestore::plan(self.config, arguments.set.as_deref(), &data)?;
         outcome.set = restore.name();
-        let programs = Programs::find(self.config, restore.set())?;
+        let programs = DrillPrograms::find(self.config, restore.set())?;
         DrillGoal::look(self.config, restore.label())?;
         record.under_way = Some(UnderWay {
             directory: self.place.path().to_path_buf(),
@@ -235,7 +235,7 @@ impl Drill<'_> {
         goal.acknowledged.judge(&reached.history)
     }
 
-    fn check(&self, programs: &Programs, outcome: &mut DrillOutcome) -> Result<()> {
+    fn check(&self, programs: &DrillPrograms, outcome: &mut DrillOutcome) -> Result<()> {
         let user = query::superuser(self.place, self.interrupt)?;
         let note = amcheck::run(programs, self.place, &user, self.interrupt)?;
         outcome.notes.extend(note);

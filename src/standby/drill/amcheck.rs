@@ -9,7 +9,7 @@ use std::time::Instant;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 
 use super::place::{PORT, ScratchPlace};
-use super::programs::Programs;
+use super::programs::DrillPrograms;
 use super::query::CHECK_LIMIT;
 use super::server::without_libpq;
 use crate::abnormal::Interrupt;
@@ -33,7 +33,7 @@ const LINES_MAX: usize = 5;
 
 /// Checks; a note if that is not possible here.
 pub(super) fn run(
-    programs: &Programs,
+    programs: &DrillPrograms,
     place: &ScratchPlace,
     user: &str,
     interrupt: &Interrupt,
@@ -110,7 +110,7 @@ pub(super) fn run(
     )))
 }
 
-fn has_extension(programs: &Programs) -> bool {
+fn has_extension(programs: &DrillPrograms) -> bool {
     let folders = programs.shared();
     folders.is_empty()
         || folders

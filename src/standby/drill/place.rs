@@ -27,7 +27,7 @@ const MARK_NAME: &str = "walmgr-drill";
 /// The restored set in it.
 const DATA_NAME: &str = "data";
 
-/// Programs that a drill starts and that may outlive it.
+/// DrillPrograms that a drill starts and that may outlive it.
 const PROGRAMS: [&str; 2] = ["postgres", "pg_amcheck"];
 
 /// PostgreSQL's own patience with its processes at an immediate shutdown is 5 s; a busy disk may hold them longer.

@@ -9,19 +9,19 @@ use crate::error::{CommandError, Result};
 use crate::pg::data_directory::DataDirectory;
 
 /// Where a server lies, and which.
-pub(super) struct Programs {
+pub(super) struct DrillPrograms {
     folder: PathBuf,
     /// Its major version.
     pub(super) major: u8,
 }
 
-impl Programs {
+impl DrillPrograms {
     /// Those for this set.
-    pub(super) fn find(config: &StandbyConfig, set: &Path) -> Result<Programs> {
+    pub(super) fn find(config: &StandbyConfig, set: &Path) -> Result<DrillPrograms> {
         let major = DataDirectory::open(set)?.major();
         if let Some(folder) = &config.slave_bin {
             return match major_of(&folder.join("postgres")) {
-                Ok(found) if found == major => Ok(Programs::of(folder, major)),
+                Ok(found) if found == major => Ok(DrillPrograms::of(folder, major)),
                 Ok(found) => Err(CommandError::config(format!(
                     "slave_bin = {} has PostgreSQL {found}, but the set is of PostgreSQL {major}",
                     folder.display()
@@ -50,15 +50,15 @@ impl Programs {
             server.is_file() && major_of(&server) == Ok(major)
         });
         found
-            .map(|folder| Programs::of(&folder, major))
+            .map(|folder| DrillPrograms::of(&folder, major))
             .ok_or_else(|| {
                 CommandError::config(format!("PostgreSQL {major} is not on this host's PATH"))
                     .hint("set slave_bin to the directory of its programs")
             })
     }
 
-    fn of(folder: &Path, major: u8) -> Programs {
-        Programs {
+    fn of(folder: &Path, major: u8) -> DrillPrograms {
+        DrillPrograms {
             folder: folder.to_path_buf(),
             major,
         }

@@ -13,7 +13,7 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 
 use super::goal::DrillGoal;
 use super::place::ScratchPlace;
-use super::programs::Programs;
+use super::programs::DrillPrograms;
 use super::settings::{HBA, IDENT};
 use crate::abnormal::Interrupt;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -45,7 +45,7 @@ pub(super) struct ScratchServer {
 impl ScratchServer {
     /// Starts it.
     pub(super) fn start(
-        programs: &Programs,
+        programs: &DrillPrograms,
         place: &ScratchPlace,
         settings: &[(String, String)],
     ) -> Result<ScratchServer> {

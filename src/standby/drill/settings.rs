@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::place::{PORT, ScratchPlace};
-use super::programs::Programs;
+use super::programs::DrillPrograms;
 use crate::pg::conf::ServerSettings;
 
 /// The settings, by the first major version that has each.
@@ -76,7 +76,7 @@ pub(super) fn wal_bytes_max(segment_bytes: u64) -> u64 {
 /// The settings of a server in this place, whose set says this.
 pub(super) fn of_server(
     set: &ServerSettings,
-    programs: &Programs,
+    programs: &DrillPrograms,
     place: &ScratchPlace,
     segment_bytes: u64,
 ) -> SetUp {

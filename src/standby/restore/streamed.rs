@@ -105,6 +105,7 @@ pub(super) fn plan<'a>(
         target: None,
     };
     let plan = Plan {
+        is_drill: false,
         tablespaces: super::spaces::assign(&known, &restoring.tablespaces, &place)?,
         later: super::spaces::later_of(&known, &restoring.tablespaces, &place)?,
         size: SetSize::default(),
