@@ -282,6 +282,13 @@ fn unanswered(path: &Path, why: NoAnswer) -> CommandError {
     CommandError::config(format!("{}: {why}", path.display()))
 }
 
+/// What a broken file is called: its name without `.ini`, in a form that no good file has if it is no text.
+pub(crate) fn shown_cluster_name(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default();
+    stem.to_str()
+        .map_or_else(|| format!("{stem:?}"), str::to_owned)
+}
+
 /// The name of the file without `.ini`: what log lines call the cluster.
 fn cluster_name(path: &Path) -> Result<String> {
     let stem = path.file_stem().unwrap_or_default();

@@ -39,7 +39,7 @@ use value::Surroundings;
 pub(crate) use address::DEFAULT_PORT;
 pub(crate) use claims::{WantedInForce, WantedPaths};
 pub use clusters::ClusterFiles;
-pub(crate) use clusters::{host_around, load_folder};
+pub(crate) use clusters::{host_around, load_folder, shown_cluster_name};
 pub use host::HostConfig;
 pub use master::MasterConfig;
 pub(crate) use master::{BackupCheckpoint, VerifyWal};

@@ -304,6 +304,13 @@ fn has_open(id: i32, path: &Path) -> bool {
 
 fn already_running(path: &Path, file: &mut File) -> CommandError {
     let pid = text_of(file).unwrap_or_default();
+    let hint = match host_ini(&pid) {
+        Some(host) => format!(
+            "the receiver of {} serves this cluster: keep the cluster's file in the folder of one host alone",
+            host.display()
+        ),
+        None => "stop it with --stop".to_owned(),
+    };
     let message = match process_id(&pid) {
         Some((id, _)) => format!(
             "already running as process {id} (pidfile {})",
@@ -311,7 +318,7 @@ fn already_running(path: &Path, file: &mut File) -> CommandError {
         ),
         None => format!("already running (pidfile {} is locked)", path.display()),
     };
-    CommandError::new(Kind::AlreadyRunning, message).hint("stop it with --stop")
+    CommandError::new(Kind::AlreadyRunning, message).hint(hint)
 }
 
 fn not_running(path: &Path) -> CommandError {

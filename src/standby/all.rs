@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::config::{ClusterFiles, HostConfig, StandbyConfig};
+use crate::config::{ClusterFiles, HostConfig, StandbyConfig, shown_cluster_name};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output::{self, backups, escaped};
@@ -100,14 +100,14 @@ fn print_all(
         Some(line.unwrap_or_else(|error| failed(name, &error.to_string())))
     });
     for (path, answer) in answers {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = shown_cluster_name(&path);
         match answer {
             Ok(line) => lines.extend(line),
             Err(why) => lines.push(failed(&name, &why.to_string())),
         }
     }
     for (path, says) in &broken {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = shown_cluster_name(&path);
         lines.push(failed(&name, says));
     }
     lines.sort_by(|one, other| one.name.cmp(&other.name));

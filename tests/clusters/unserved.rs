@@ -2,13 +2,17 @@
 //! Never waits as long as a receiver for users does. Invariant tested: the others are served, `status` says why one is
 //! not, and it is served by itself once nothing is wrong any more.
 
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
+
+use rustix::process::Signal;
 
 use super::{archives, host_of, started};
 use crate::support::peer::PATIENCE;
-use crate::support::place::{as_server, server_user};
+use crate::support::place::{as_server, give_to_server, server_user, walmgr};
+use crate::support::receiver::Receiver;
 use crate::support::strace::Strace;
-use crate::support::{Host, Site, wait_for};
+use crate::support::{Host, Site, free_port, run, wait_for};
 
 /// A host whose receiver waits as short as a test likes, with clusters a and b.
 fn impatient() -> (Host, Vec<Site>) {
@@ -179,4 +183,85 @@ fn fault_148_clusters_beyond_the_descriptors_are_named_not_served() {
     for site in &sites[..4] {
         archives(site, 1);
     }
+}
+
+#[test]
+fn fault_170_what_a_killed_receiver_noted_is_not_told_again() {
+    let _user = skip_unless!(server_user());
+    let (mut host, sites) = host_of(&["a"]);
+    let note = format!("{}.unserved", host.pidfile().display());
+    host.write_cluster("b", "[walmgr]\ncompleted_wal = /x\n");
+    host.reload();
+    assert!(
+        std::fs::read_to_string(&note)
+            .unwrap()
+            .contains("completed_wal")
+    );
+    host.receiver.kill9();
+    std::fs::write(&note, "{\"a\": \"an old story\"}").unwrap();
+    std::fs::remove_file(host.cluster_ini("b")).unwrap();
+    host.start();
+    archives(&sites[0], 1);
+    let said = told_by_status(&sites[0]);
+    assert!(!said.contains("an old story"), "{said}");
+    assert!(!std::fs::exists(&note).unwrap());
+}
+
+#[test]
+fn fault_170_attacks_on_the_folder_break_one_cluster_each() {
+    let _user = skip_unless!(server_user());
+    let (mut host, sites) = host_of(&["a", "b", "c", "d", "\u{fffd}"]);
+    let clusters = host.clusters().to_path_buf();
+    let at = |name: &str| clusters.join(format!("{name}.ini"));
+    // What serves goes on, whatever takes the place of its file.
+    for name in ["b", "c", "d"] {
+        std::fs::remove_file(at(name)).unwrap();
+    }
+    std::fs::create_dir(at("b")).unwrap();
+    run(Command::new("mkfifo").arg(at("c"))).unwrap();
+    std::os::unix::fs::symlink(at("d"), at("d")).unwrap();
+    // A name that is no text is not that of the cluster that it looks like.
+    let no_text = std::ffi::OsStr::from_bytes(b"\xff.ini");
+    std::fs::copy(at("a"), clusters.join(no_text)).unwrap();
+    let huge = std::fs::File::create(at("huge")).unwrap();
+    huge.set_len(1 << 40).unwrap();
+    let longest = Site::builder().system_id(7_700_000_000_000_000_009);
+    let longest = host.add(&"n".repeat(64), longest);
+    let log = host.receiver.log();
+    let summary = log.lines().rfind(|line| line.contains("reloaded; "));
+    let summary = summary.unwrap();
+    assert!(summary.contains("serves 6 of 8 clusters"), "{summary}");
+    for site in sites.iter().chain([&longest]) {
+        archives(site, 1);
+    }
+    let said = told_by_status(&sites[4]);
+    assert!(!said.contains("old settings"), "{said}");
+    // Killed while it reads all of that.
+    for _ in 0..3 {
+        host.receiver.signal(Signal::HUP);
+        host.receiver.kill9();
+        host.start();
+    }
+    for site in [&sites[0], &sites[4], &longest] {
+        archives(site, 2);
+    }
+    no_second_host_gets_what_is_served(&host);
+    archives(&sites[0], 3);
+}
+
+fn no_second_host_gets_what_is_served(host: &Host) {
+    let other = host.ini().with_file_name("other.ini");
+    let (folder, port) = (host.clusters().display(), free_port());
+    let text = format!("[walmgr]\nclusters = {folder}\nlisten = 127.0.0.1:{port}\ntls = off\n");
+    std::fs::write(&other, text).unwrap();
+    give_to_server(&other);
+    let mut second = Receiver::beside(other.with_extension("log"), other.with_extension("pid"));
+    second.start(walmgr().arg(&other).arg("receiver")).unwrap();
+    second.wait_for_log("serves 0 of ");
+    let log = second.log();
+    let line = log.lines().find(|line| line.starts_with("walmgr: a: "));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    let served_by = format!("the receiver of {} serves this", host.ini().display());
+    assert!(line.contains(&served_by), "{line}");
+    second.stop();
 }

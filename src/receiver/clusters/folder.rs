@@ -82,7 +82,7 @@ pub(crate) struct ClusterFolder {
     reload_ends: Option<Instant>,
     retry: Interval,
     /// What `status` was told last of those that are not served.
-    noted: UnservedClusters,
+    noted: Option<UnservedClusters>,
 }
 
 /// A cluster that is open.
@@ -149,7 +149,7 @@ impl ClusterFolder {
             reload_is_due: false,
             reload_ends: None,
             retry,
-            noted: UnservedClusters::new(),
+            noted: None,
         }
     }
 
@@ -556,13 +556,14 @@ impl ClusterFolder {
     fn tell_status(&mut self) {
         daemon::tell_status(&self.clusters.summary());
         let unserved = self.clusters.unserved();
-        if unserved == self.noted {
+        // The first time in any case: a process that was killed leaves its note.
+        if self.noted.as_ref() == Some(&unserved) {
             return;
         }
         if let Err(error) = daemon::note_unserved(&self.host.receiver_pidfile(), &unserved) {
             tracing::warn!("`status` cannot tell which clusters are not served: {error}");
         }
-        self.noted = unserved;
+        self.noted = Some(unserved);
     }
 }
 

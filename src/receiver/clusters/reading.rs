@@ -62,10 +62,10 @@ pub(crate) fn read_folder(
     let (mut files, mut loaded) = host.read_clusters_beside(in_force, patience, load)?;
     let (mut good, mut broken) = (BTreeMap::new(), BTreeMap::new());
     for (path, sentence) in files.broken {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = config::shown_cluster_name(&path);
         let settings = loaded.remove(&path);
         let file = BrokenCluster::new(&path, &sentence, ErrorCode::Busy, settings);
-        broken.insert(name.into_owned(), file);
+        broken.insert(name, file);
     }
     // Whoever is served stays so.
     let is_served = |config: &StandbyConfig| in_force.contains_key(&config.path);
