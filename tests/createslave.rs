@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::restore::{CONTENT, PATIENCE, Scene, names_in};
+use crate::support::backup_set::make_set;
 use crate::support::place::give_to_server;
 use crate::support::soak;
 use crate::support::strace::Strace;
@@ -516,6 +517,41 @@ fn fault_163_the_moved_set_of_a_restore_is_no_leftover() {
     give_to_server(&staging);
     create(&scene, &[]).fail_last(2, "type `restore` to finish it");
     assert!(staging.join("global/pg_control.moved").exists());
+}
+
+#[test]
+fn fault_163_somebody_elses_directory_in_the_way_stays() {
+    skip_unless!(copies(15));
+    let scene = scene(15);
+    make_set(&scene.site, "data.master");
+    let staging = scene.data().with_extension("restoring");
+    let precious = staging.join("precious");
+    for kind in ["directory", "link", "file"] {
+        let elsewhere = scene.site.home().create_dir(kind);
+        fs::write(elsewhere.join("precious"), "").unwrap();
+        match kind {
+            "directory" => {
+                fs::create_dir(&staging).unwrap();
+                fs::write(&precious, "").unwrap();
+                give_to_server(&staging);
+            }
+            "link" => std::os::unix::fs::symlink(&elsewhere, &staging).unwrap(),
+            _ => fs::write(&staging, "precious").unwrap(),
+        }
+        for word in ["createslave", "restore"] {
+            let refused = scene.site.standby_command(&[word]);
+            refused.fail_last(2, "standby-data.restoring is in the way");
+            assert!(
+                elsewhere.join("precious").exists() && staging.exists(),
+                "{kind} {word}"
+            );
+        }
+        match kind {
+            "directory" => fs::remove_dir_all(&staging).unwrap(),
+            _ => fs::remove_file(&staging).unwrap(),
+        }
+    }
+    assert_eq!(scene.listed(), ["data.master"]);
 }
 
 #[test]

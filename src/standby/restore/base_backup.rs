@@ -58,7 +58,6 @@ impl BaseBackup<'_> {
         command
             .args(self.arguments())
             .env("LC_ALL", "C")
-            .env_remove("PGREPLICATION")
             .stdin(Stdio::from(lock))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

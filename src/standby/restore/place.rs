@@ -3,6 +3,7 @@
 //! `backup_datadir = no` gives up. Invariant: PostgreSQL starts from nothing half done, as the
 //! control file has another name meanwhile.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ const STAGING: &str = needs::RESTORING_SUFFIX;
 
 /// What is appended while an old directory is removed.
 const REMOVING: &str = "removing";
+
+/// What of an unfinished copy is removed last.
+const OF_A_COPY: [&str; 2] = [layout::PG_TBLSPC, layout::GLOBAL];
 
 /// How many old directories are kept beside each other.
 const OLD_COPIES_MAX: u32 = 10_000;
@@ -85,6 +89,7 @@ impl SetPlace {
             MOUNT",
         )?;
         mounts::refuse_foreign(&place.data)?;
+        refuse_foreign(&place.staging())?;
         if !is_slave_data && place.occupant == Occupant::Old {
             return Err(CommandError::usage(format!("{shown} is not empty"))
                 .hint("only slave_data is moved aside; name a new directory"));
@@ -260,9 +265,45 @@ pub(super) fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
             transfer::remove_entries(&target)?;
         }
     }
-    match std::fs::remove_dir_all(copy) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.at(Kind::Retry, "remove the unfinished", copy),
+    let names = match entries(copy) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.at(Kind::Retry, "list", copy)?,
+    };
+    // What tells that it is a copy goes last.
+    for name in names
+        .iter()
+        .filter(|name| !OF_A_COPY.iter().any(|own| own == name))
+    {
+        files::remove_any(&copy.join(name))?;
+    }
+    for name in OF_A_COPY {
+        files::remove_any(&copy.join(name))?;
+    }
+    std::fs::remove_dir_all(copy).at(Kind::Retry, "remove the unfinished", copy)
+}
+
+/// Refuses a directory that has the name of one in which a set is prepared, and that no restore made: each begins
+/// with links to tablespaces.
+fn refuse_foreign(staging: &Path) -> Result<()> {
+    if !exists(staging)? {
+        return Ok(());
+    }
+    let shown = staging.display();
+    let foreign = |what: &str| {
+        let says = format!("{shown} is in the way: {what}; nothing was changed");
+        Err(CommandError::config(says).hint("rename it, or remove it if nobody needs it"))
+    };
+    if !staging.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return foreign("it is no directory");
+    }
+    if origin_of_staging(staging)? == Some(SetOrigin::Moved) {
+        return Ok(());
+    }
+    let names = entries(staging).at(Kind::Config, "list", staging)?;
+    let is_left = |name: &OsString| OF_A_COPY.iter().any(|own| own == name);
+    match exists(&staging.join(layout::PG_TBLSPC))? || names.iter().all(is_left) {
+        true => Ok(()),
+        false => foreign("no restore has made it"),
     }
 }
 
