@@ -41,6 +41,31 @@ pub(crate) struct Programs {
     folder: Option<PathBuf>,
 }
 
+/// Which versions of a program will do for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// The server's.
+    Same,
+    /// That, or a newer one.
+    NotOlder,
+}
+
+impl Fit {
+    fn takes(self, found: u8, major: u8) -> bool {
+        match self {
+            Fit::Same => found == major,
+            Fit::NotOlder => found >= major,
+        }
+    }
+
+    fn wanted(self, major: u8) -> String {
+        match self {
+            Fit::Same => major.to_string(),
+            Fit::NotOlder => format!("{major} or newer"),
+        }
+    }
+}
+
 impl Programs {
     /// Those of `master_bin`.
     pub(crate) fn of_master(config: &MasterConfig) -> Programs {
@@ -62,8 +87,17 @@ impl Programs {
     /// The program of this name for a cluster of this version: from the directory of the setting alone, or where
     /// it is not set, from the `PATH` and then from where packages put it.
     pub(crate) fn find(&self, name: &str, major: u8) -> Result<PathBuf> {
+        self.search(name, major, Fit::Same)
+    }
+
+    /// The same for a program that works with servers of its own version and of older ones.
+    pub(crate) fn find_not_older(&self, name: &str, major: u8) -> Result<PathBuf> {
+        self.search(name, major, Fit::NotOlder)
+    }
+
+    fn search(&self, name: &str, major: u8, fit: Fit) -> Result<PathBuf> {
         if let Some(folder) = &self.folder {
-            return self.in_folder(folder, name, major);
+            return self.in_folder(folder, name, major, fit);
         }
         let by_path = std::env::var_os("PATH").unwrap_or_else(|| PATH_WITHOUT_ONE.into());
         let folders: Vec<PathBuf> = std::env::split_paths(&by_path)
@@ -71,9 +105,11 @@ impl Programs {
             .collect();
         let programs = folders.iter().map(|folder| folder.join(name));
         let mut runnable = programs.filter(|program| may_run(program));
-        let found = runnable.find(|program| version_of(program) == Ok(major));
+        let fits = |program: &PathBuf| version_of(program).is_ok_and(|it| fit.takes(it, major));
+        let found = runnable.find(fits);
         found.ok_or_else(|| {
-            CommandError::config(format!("{name} of PostgreSQL {major} is not in the PATH")).hint(
+            let wanted = fit.wanted(major);
+            CommandError::config(format!("{name} of PostgreSQL {wanted} is not in the PATH")).hint(
                 format!(
                     "set {} to the directory of PostgreSQL {major}'s programs{}",
                     self.setting,
@@ -107,7 +143,7 @@ impl Programs {
         }
     }
 
-    fn in_folder(&self, folder: &Path, name: &str, major: u8) -> Result<PathBuf> {
+    fn in_folder(&self, folder: &Path, name: &str, major: u8, fit: Fit) -> Result<PathBuf> {
         let program = folder.join(name);
         let (setting, shown) = (self.setting, folder.display());
         let why = if !folder.is_dir() {
@@ -116,8 +152,11 @@ impl Programs {
             format!("which has no program {name}")
         } else {
             match version_of(&program) {
-                Ok(found) if found == major => return Ok(program),
-                Ok(found) => format!("whose {name} is of PostgreSQL {found}, not {major}"),
+                Ok(found) if fit.takes(found, major) => return Ok(program),
+                Ok(found) => {
+                    let wanted = fit.wanted(major);
+                    format!("whose {name} is of PostgreSQL {found}, not {wanted}")
+                }
                 Err(why) => format!("whose {name} does not say its version: {why}"),
             }
         };
@@ -293,6 +332,13 @@ mod tests {
         program(home.path(), "pg_ctl", "echo 'pg_ctl (PostgreSQL) 15.2'");
         let found = of(home.path()).find("pg_ctl", 15).unwrap();
         assert_eq!(found, home.path().join("pg_ctl"));
+        assert_eq!(of(home.path()).find_not_older("pg_ctl", 13).unwrap(), found);
+        let older = of(home.path()).find_not_older("pg_ctl", 16).unwrap_err();
+        assert!(
+            older
+                .to_string()
+                .contains("whose pg_ctl is of PostgreSQL 15, not 16 or newer")
+        );
         assert_eq!(of(home.path()).typed("pg_ctl"), found.display().to_string());
         assert_eq!(of(home.path()).typed("psql"), "psql");
         for major in [None, Some(15)] {

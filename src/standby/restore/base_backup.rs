@@ -4,17 +4,16 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::output::Waiting;
 
@@ -146,86 +145,6 @@ impl BaseBackup<'_> {
         }
         Ok(())
     }
-}
-
-/// How long a program may take to say its version; one on a dead network file system never does.
-const VERSION_PATIENCE: Duration = Duration::from_secs(10);
-
-/// `pg_basebackup` of `slave_bin`, or else of the `PATH`, that can copy a server of this version: one that is older
-/// cannot.
-pub(super) fn find_program(config: &StandbyConfig, major: u32) -> Result<PathBuf> {
-    const NAME: &str = "pg_basebackup";
-    let packaged = format!("/usr/lib/postgresql/{major}/bin");
-    let folders: Vec<PathBuf> = match &config.slave_bin {
-        Some(folder) => vec![folder.clone()],
-        None => {
-            let by_path =
-                std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-            let own = [format!("/usr/pgsql-{major}/bin"), packaged.clone()].map(PathBuf::from);
-            std::env::split_paths(&by_path).chain(own).collect()
-        }
-    };
-    let programs = folders.iter().map(|folder| folder.join(NAME));
-    let (mut too_old, mut wrong) = (None, None);
-    for program in programs.filter(|program| program.is_file()) {
-        match version_of(&program) {
-            Ok(found) if found >= major => return Ok(program),
-            Ok(found) => drop(too_old.get_or_insert((program, found))),
-            Err(error) => drop(wrong.get_or_insert(error)),
-        }
-    }
-    let place = match &config.slave_bin {
-        Some(folder) => format!("slave_bin, {}", folder.display()),
-        None => "the PATH".to_owned(),
-    };
-    let error = match (too_old, wrong) {
-        (Some((program, found)), _) => CommandError::config(format!(
-            "{} is of PostgreSQL {found}, and the master of {major}: it must not be older; nothing was changed",
-            program.display()
-        )),
-        (None, Some(error)) => error,
-        (None, None) => CommandError::config(format!(
-            "there is no {NAME} in {place}; nothing was changed"
-        )),
-    };
-    Err(error.hint(format!(
-        "install the client programs of PostgreSQL {major} and set slave_bin to their directory, such as {packaged}"
-    )))
-}
-
-fn version_of(program: &Path) -> Result<u32> {
-    let doing = || format!("ask {} for its version", program.display());
-    let failed = |error: std::io::Error| CommandError::config(doing()).because(error);
-    let mut command = Command::new(program);
-    command
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let mut child = command.stderr(Stdio::null()).spawn().map_err(failed)?;
-    let begun = Instant::now();
-    while child.try_wait().map_err(failed)?.is_none() {
-        if begun.elapsed() > VERSION_PATIENCE {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(CommandError::config(format!("{}: no answer", doing())));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let mut said = String::new();
-    if let Some(output) = child.stdout.take() {
-        let _ = output.take(LINE_BYTES_MAX as u64).read_to_string(&mut said);
-    }
-    major_in(&said).ok_or_else(|| {
-        let said: String = said.chars().take(80).collect();
-        CommandError::config(format!("{}: it says {said:?}", doing()))
-    })
-}
-
-/// The number in `pg_basebackup (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`.
-fn major_in(said: &str) -> Option<u32> {
-    let (_, number) = said.split_once("(PostgreSQL) ")?;
-    let end = number.find(|letter: char| !letter.is_ascii_digit());
-    number[..end.unwrap_or(number.len())].parse().ok()
 }
 
 /// It and the process that receives WAL beside it.

@@ -31,6 +31,7 @@ use crate::pg::control;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 use crate::pg::needs::STREAMED;
+use crate::pg::programs::Programs;
 use crate::pg::recovery::{Recovery, TargetTimeline};
 use crate::pg::sql::Limits;
 use crate::pg::sql_replication::{MasterSpace, Upstream};
@@ -144,7 +145,8 @@ fn look(
         let spaces = upstream.tablespaces(!options.not_really).await;
         Ok::<_, CommandError>((upstream, spaces.map_err(with_hint)?))
     })?;
-    let program = base_backup::find_program(config, upstream.version.major())?;
+    let programs = Programs::of_standby(config);
+    let program = programs.find_not_older("pg_basebackup", binding.postgres_major)?;
     let spaces = spaces.unwrap_or_else(|| {
         tracing::info!("the master's tablespaces are listed when the base backup begins");
         Vec::new()
