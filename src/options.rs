@@ -2,10 +2,12 @@
 //! sides have. Never reads a file or the environment. Invariant: a value of these types passed the grammar, so a
 //! command may rely on it (`reload`, `stop`, `kill` and `daemon` exclude each other, for example).
 
+mod backup;
 pub(crate) mod init;
 mod restore;
 mod xrestore;
 
+pub(crate) use backup::BackupArgs;
 pub(crate) use init::{InitArgs, OldInit};
 pub(crate) use restore::{Restoring, TargetWords, tablespace_mapping};
 pub(crate) use xrestore::XrestoreArgs;

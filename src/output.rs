@@ -3,6 +3,7 @@
 //! bytes a peer or a file put into it.
 
 pub mod backups;
+pub(crate) mod progress;
 mod shown;
 mod waiting;
 

@@ -170,7 +170,7 @@ impl SettingsCommand<'_> {
 pub(crate) fn check_log_of(setting: &str, pid: i32) {
     // Once the logging collector runs, or with `pg_ctl -l`, it leads elsewhere.
     let leads_to = std::fs::read_link(format!("/proc/{pid}/fd/2"));
-    if leads_to.is_ok_and(|path| path == std::path::Path::new("/dev/null")) {
+    if leads_to.is_ok_and(|path| path == Path::new("/dev/null")) {
         tracing::warn!(
             "the standard error of the server that {setting} started goes to /dev/null: unless \
             log_destination is set, PostgreSQL's log is lost, and walmgr's messages in it \

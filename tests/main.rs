@@ -46,6 +46,7 @@ pub mod replay;
 mod restore;
 mod setup;
 mod skew;
+mod standby_backup;
 mod status;
 mod stolen_key;
 mod stored_inputs;

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::daemon::Readiness;
 use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
 use crate::options::init::InitSide;
-use crate::options::{InitArgs, Options, Restoring, XrestoreArgs};
+use crate::options::{BackupArgs, InitArgs, Options, Restoring, XrestoreArgs};
 use crate::output::Speaker;
 use crate::status::Thresholds;
 use crate::{abnormal, identity, master, receiver, standby};
@@ -38,8 +38,8 @@ pub(crate) enum Command {
     Xarchive(master::xarchive::XarchiveArgs),
     /// Master: run periodic_command if command_interval has passed
     Periodic,
-    /// Master: make a base backup
-    Backup(master::backup::BackupArgs),
+    /// Make a base backup: of the master, or of the standby that replays
+    Backup(BackupArgs),
     /// Master: ship the records that the standby lacks, those of the segment in progress too
     Sync,
     /// Master: the daemon that does so every loop_delay
@@ -260,6 +260,7 @@ pub(super) fn run_command(
         (Standby(own), Command::Xrestore(typed)) => {
             standby::xrestore::run(own, options, typed.name, &typed.path)
         }
+        (Standby(own), Command::Backup(typed)) => standby::backup::run(own, options, typed),
         (Standby(own), Command::ListBackups(_)) => standby::listbackups::run(own, options),
         (Standby(own), Command::Status(typed)) => standby::status::run(own, options, typed),
         (Standby(own), Command::Restore(typed)) => standby::restore::run(own, options, typed),

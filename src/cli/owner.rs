@@ -173,7 +173,11 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
             vec![archive()],
             vec![Written::folder(folder_of(&config.path))],
         ),
-        Command::Boot(_) | Command::Drill(_) | Command::Restore(_) | Command::CreateSlave(_) => (
+        Command::Backup(_)
+        | Command::Boot(_)
+        | Command::Drill(_)
+        | Command::Restore(_)
+        | Command::CreateSlave(_) => (
             server().into_iter().chain([archive()]).collect(),
             Vec::new(),
         ),
@@ -188,7 +192,6 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         | Command::Stop
         | Command::Xarchive(_)
         | Command::Periodic
-        | Command::Backup(_)
         | Command::Sync
         | Command::Syncdaemon(_)
         | Command::SynchStandby(_) => NOTHING,

@@ -3,13 +3,11 @@
 //! Invariant: however it ends, the server's backup mode and the standby's lease end with it.
 //!
 //! [`control`] keeps the lease and has the set sealed, [`stream`] sends files, [`source`] makes tar
-//! streams of them, [`work_queue`] knows what is waiting, on its way and there, [`contents`] lists what
-//! belongs to a backup, [`progress`] shows how far it is.
+//! streams of them, [`work_queue`] knows what is waiting, on its way and there. What belongs to a backup, and how it
+//! is read, is [`base_backup`](crate::pg::base_backup)'s.
 
-pub(crate) mod contents;
 pub(crate) mod control;
 pub(crate) mod origin;
-pub(crate) mod progress;
 pub(crate) mod source;
 pub(crate) mod stream;
 pub(crate) mod work_queue;
@@ -19,7 +17,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clap::Args;
 use indicatif::HumanBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -32,17 +29,19 @@ use crate::config::{BackupCheckpoint, MasterConfig};
 use crate::error::{CommandError, Kind, Result};
 use crate::master::archiver::{self, Archives};
 use crate::master::ask::Asking;
-use crate::master::backup::contents::{BroughtConfig, Contents};
 use crate::master::backup::control::{BackupControl, ReceiverLink};
 use crate::master::backup::origin::BackupOrigin;
-use crate::master::backup::progress::{BackupProgress, Counters, per_second, ratio};
 use crate::master::backup::stream::BackupStream;
-use crate::master::backup::work_queue::{Item, WorkQueue};
+use crate::master::backup::work_queue::WorkQueue;
 use crate::master::cluster::ClusterFacts;
 use crate::master::push::Blocks;
-use crate::options::Options;
+use crate::options::{BackupArgs, Options};
 use crate::output;
+use crate::output::progress::{BackupProgress, Counters, per_second, ratio};
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::base_backup::configs::{self, BroughtConfig};
+use crate::pg::base_backup::contents::Contents;
+use crate::pg::base_backup::{Item, listing};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
 use crate::pg::left_out::PassedOver;
@@ -69,14 +68,6 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 
 /// Attempts of the archiver that the end of a backup waits for.
 const ARCHIVER_ATTEMPTS: u32 = 3;
-
-/// What stood behind `backup`.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct BackupArgs {
-    /// End with 0 although something in the data directory cannot be taken
-    #[arg(long)]
-    pub allow_left_out: bool,
-}
 
 /// Makes a base backup; one that lacks something fails in the end unless that is allowed.
 pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &BackupArgs) -> Result<()> {
@@ -128,7 +119,7 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
     let session = connect(config).await?;
     check_server(&session).await?;
     check_archiving(config, &facts, &session).await?;
-    let contents = Contents::list(config, &session).await?;
+    let (contents, configs) = list(config, &session).await?;
     session.close().await;
     let wire = ReceiverLink::new(config, facts)?.connect().await;
     wire.map_err(control::LinkError::into_error)?.close().await;
@@ -140,7 +131,7 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
         config.slave,
         config.backup_jobs
     ))?;
-    for (name, path, _) in &contents.configs {
+    for (name, path, _) in &configs {
         output::not_really(&format!("send {} as {name}", path.display()))?;
     }
     Ok(())
@@ -190,6 +181,22 @@ async fn check_archiving(
         held.unwrap_or(false)
     };
     archives.refuse_elsewhere(session, arrives).await
+}
+
+/// What belongs to the backup, and the configuration files that lie elsewhere.
+async fn list(config: &MasterConfig, session: &Session) -> Result<(Contents, Vec<BroughtConfig>)> {
+    let mut notes = Vec::new();
+    let places = configs::places_of_server(session, &mut notes).await;
+    let configs = configs::take_along(&config.master_data, places, &mut notes)?;
+    let data = DataDirectory::open(&config.master_data)?;
+    let listed = tokio::task::spawn_blocking(move || {
+        Contents::list(&data, &[], &configs).map(|contents| (contents, configs))
+    });
+    let (mut contents, configs) = listed
+        .await
+        .map_err(|error| CommandError::retry("list the data directory").because(error))??;
+    contents.notes.extend(notes);
+    Ok((contents, configs))
 }
 
 async fn back_up(
@@ -291,8 +298,8 @@ impl Work<'_> {
         session.set_statement_limit(CHECKPOINT_DEADLINE);
         let fast = self.config.backup_checkpoint == BackupCheckpoint::Fast;
         let running = control.during(session.backup_start(LABEL, fast)).await?;
-        let listing = Contents::list(self.config, running.session());
-        let contents = control.during(listing).await?;
+        let listed = list(self.config, running.session());
+        let (contents, configs) = control.during(listed).await?;
         let data = DataDirectory::open(&self.config.master_data)?;
         let (roots, items) = (contents.roots, contents.items);
         let load = Arc::new(WorkQueue::new(
@@ -309,8 +316,8 @@ impl Work<'_> {
             running.start()
         );
         {
-            let mut progress = BackupProgress::begin(total_bytes, self.options);
-            let left_out = contents::note_of_left_out(&contents.left_out, self.allows_left_out);
+            let mut progress = BackupProgress::begin("sent", total_bytes, self.options);
+            let left_out = listing::note_of_left_out(&contents.left_out, self.allows_left_out);
             tokio::select! {
                 sent = self.send(control, &load, [Some(contents.last), left_out, contents.group_note]) => sent?,
                 ended = until_closed(running.session()) => return Err(ended),
@@ -321,9 +328,7 @@ impl Work<'_> {
         let sending = began.elapsed();
         let ending = self.end(running);
         let finished = control.during(ending).await?;
-        let (sealed, wal) = self
-            .seal(control, &load, finished, contents.configs)
-            .await?;
+        let (sealed, wal) = self.seal(control, &load, finished, configs).await?;
         Ok(CompletedBackup {
             sealed,
             load,
@@ -358,8 +363,10 @@ impl Work<'_> {
         let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
             CommandError::retry("read PostgreSQL's backup_label").because(error)
         })?;
-        let manifest = contents::manifest(self.way.facts(), load, &finished, &label)?;
-        let size = self.way.facts().cluster.segment_size;
+        let cluster = self.way.facts().cluster;
+        let of = (cluster.postgres_major, cluster.system_id);
+        let manifest = listing::manifest(of, load.arrived(), &finished, &label)?;
+        let size = cluster.segment_size;
         let last_byte = Lsn(finished.stop_lsn.0.saturating_sub(1));
         let wal = Wal {
             start: label.start,
@@ -407,7 +414,7 @@ impl Work<'_> {
             streams.spawn(self.stream(control, load, number).run());
         }
         control.during(all(streams)).await?;
-        let note = contents::note_of_pages(&load.bad_blocks());
+        let note = listing::note_of_pages(&load.bad_blocks());
         for item in last.into_iter().chain([note]).flatten() {
             load.put(item);
         }

@@ -197,11 +197,21 @@ pub(crate) fn read(data: &Path) -> Result<ControlFile> {
 
 /// Reads a control file that has, for the time being, another name.
 pub(crate) fn read_file(path: &Path) -> Result<ControlFile> {
+    let read = || files::read_at_most(path, FILE_BYTES).at(Kind::Config, "read", path);
+    read_until_whole(path, read).map(|(_, control)| control)
+}
+
+/// The bytes of a control file, and what they say; `read` reads them, again for a moment if a running server
+/// writes them.
+pub(crate) fn read_until_whole(
+    path: &Path,
+    read: impl Fn() -> Result<Vec<u8>>,
+) -> Result<(Vec<u8>, ControlFile)> {
     let mut attempt = 1;
     loop {
-        let bytes = files::read_at_most(path, FILE_BYTES).at(Kind::Config, "read", path)?;
+        let bytes = read()?;
         let fault = match parse(&bytes) {
-            Ok(control) => return Ok(control),
+            Ok(control) => return Ok((bytes, control)),
             Err(fault) => fault,
         };
         // A torn read can only show as a wrong checksum or, before the file has grown, as too short.

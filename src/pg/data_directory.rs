@@ -149,6 +149,8 @@ pub struct Postmaster {
     pub listen_address: Option<String>,
     /// Whether it has finished starting: connections are accepted, or it replays as a standby.
     pub ready: bool,
+    /// Whether connections are accepted, by a standby too.
+    pub accepts: bool,
 }
 
 impl Postmaster {
@@ -173,6 +175,7 @@ impl Postmaster {
             socket_directory: line(5).map(PathBuf::from),
             listen_address,
             ready: matches!(line(8), Some("ready" | "standby")),
+            accepts: line(8) == Some("ready"),
         })
     }
 }
@@ -222,8 +225,11 @@ mod tests {
                 socket_directory: Some("/run/postgresql".into()),
                 listen_address: Some("127.0.0.1".into()),
                 ready: true,
+                accepts: true,
             }
         );
+        let replaying = Postmaster::parse(&text.replace("ready", "standby")).unwrap();
+        assert!(replaying.ready && !replaying.accepts);
         let starting = Postmaster::parse("4711\n/srv/data\n1700000000\n5434\n").unwrap();
         assert!(!starting.ready && starting.socket_directory.is_none());
         assert!(Postmaster::parse("-4711\n/srv/data\n").unwrap().single_user);

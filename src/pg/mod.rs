@@ -5,6 +5,7 @@
 pub(crate) mod archive_command;
 pub(crate) mod backup_history;
 pub(crate) mod backup_label;
+pub(crate) mod base_backup;
 pub(crate) mod command;
 pub(crate) mod conf;
 pub(crate) mod conninfo;

@@ -297,10 +297,23 @@ impl Session {
 
     /// Runs a statement with parameters and returns its rows; for questions that have no method.
     pub async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_if_fit(sql, parameters).await?
+    }
+
+    /// As [`query`](Self::query); the inner error is the server's, whose state does not allow the statement.
+    pub(super) async fn query_if_fit(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Result<Vec<Row>>> {
         let doing = || format!("ask PostgreSQL: {sql}");
         match timeout(self.statement_limit, self.client.query(sql, parameters)).await {
-            Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => Err(CommandError::new(kind_of(&error), doing()).because(error)),
+            Ok(Ok(rows)) => Ok(Ok(rows)),
+            Ok(Err(error)) => {
+                let is_unfit = error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+                let error = CommandError::new(kind_of(&error), doing()).because(error);
+                if is_unfit { Ok(Err(error)) } else { Err(error) }
+            }
             Err(_) => {
                 let limit_s = self.statement_limit.as_secs_f32();
                 // Without this the server would finish a statement that nobody waits for.
@@ -450,11 +463,16 @@ impl Session {
 
     /// The one row that a statement returns.
     pub(super) async fn row(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
-        let mut rows = self.query(sql, parameters).await?;
-        match (rows.pop(), rows.is_empty()) {
-            (Some(row), true) => Ok(row),
-            _ => Err(answer(format!("not one row for {sql}"))),
-        }
+        let rows = self.query(sql, parameters).await?;
+        the_one(rows, sql)
+    }
+}
+
+/// The row of a statement that has one.
+pub(super) fn the_one(mut rows: Vec<Row>, sql: &str) -> Result<Row> {
+    match (rows.pop(), rows.is_empty()) {
+        (Some(row), true) => Ok(row),
+        _ => Err(answer(format!("not one row for {sql}"))),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use walmgr_protocol::names::Lsn;
 
-use super::sql::{Session, column, lsn};
+use super::sql::{Session, column, lsn, the_one};
 use crate::error::{CommandError, Result};
 
 /// A server in a backup: full pages are logged until it stops. Dropping this closes the session,
@@ -13,6 +13,8 @@ pub struct RunningBackup {
     session: Session,
     start: Lsn,
     has_new_names: bool,
+    /// Whether the server replayed when it began.
+    is_standby: bool,
 }
 
 /// What the server returned at the end of a backup. Its files go into the backup verbatim; those
@@ -47,11 +49,17 @@ impl Session {
             true => "SELECT pg_backup_start($1, $2)::text",
             false => "SELECT pg_start_backup($1, $2, false)::text",
         };
-        let start = lsn(&self.row(sql, &[&label, &fast]).await?, 0)?;
+        let is_standby = self.is_in_recovery().await?;
+        let row = match self.query_if_fit(sql, &[&label, &fast]).await? {
+            Ok(rows) => the_one(rows, sql)?,
+            Err(refused) if is_standby => return Err(without_full_pages(&refused)),
+            Err(refused) => return Err(refused),
+        };
         Ok(RunningBackup {
+            start: lsn(&row, 0)?,
             session: self,
-            start,
             has_new_names,
+            is_standby,
         })
     }
 }
@@ -84,7 +92,16 @@ impl RunningBackup {
                  FROM pg_stop_backup(false, false)"
             }
         };
-        let row = self.session.row(sql, &[]).await?;
+        let row = match self.session.query_if_fit(sql, &[]).await? {
+            Ok(rows) => the_one(rows, sql)?,
+            Err(refused) if self.is_standby => {
+                return Err(match self.session.is_in_recovery().await? {
+                    true => without_full_pages(&refused),
+                    false => promoted(),
+                });
+            }
+            Err(refused) => return Err(refused),
+        };
         let map: Option<Vec<u8>> = column(&row, 2)?;
         let finished = FinishedBackup {
             stop_lsn: lsn(&row, 0)?,
@@ -94,4 +111,22 @@ impl RunningBackup {
         self.session.close().await;
         Ok(finished)
     }
+}
+
+/// A standby's backup is torn where the master did not write full pages.
+pub(crate) fn without_full_pages(refused: &(impl std::error::Error + ?Sized)) -> CommandError {
+    CommandError::retry(
+        "the standby has replayed WAL without full pages since its last restartpoint, so a copy of it may be torn",
+    )
+    .because(refused)
+    .hint(
+        "set full_page_writes = on on the master and run CHECKPOINT there; when the standby has replayed that, start \
+        the backup again",
+    )
+}
+
+/// A promoted server writes pages of a new timeline.
+pub(crate) fn promoted() -> CommandError {
+    CommandError::retry("the standby was promoted during the backup, so the copy is of no use")
+        .hint("nothing of this backup was kept; back up the new master: walmgr MASTER.ini backup")
 }

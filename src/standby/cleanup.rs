@@ -14,6 +14,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
+use crate::standby::hold::HOLD_NAME;
 use crate::standby::{absent_notes, own_server, sets};
 use crate::store::{ArchiveReader, RealDisk};
 
@@ -24,7 +25,7 @@ const MARKER: &str = ".walmgr-archive";
 const LOCK: &str = ".walmgr-lock";
 
 /// What else is in the folders of an archive that never held anything, or holds nothing any more.
-const OWN_FILES: [&str; 4] = [".rounds", ".rounds.sets", "PROGRESS", "PAUSE"];
+const OWN_FILES: [&str; 5] = [".rounds", ".rounds.sets", "PROGRESS", "PAUSE", HOLD_NAME];
 
 /// The folders of notes below them.
 const OWN_FOLDERS: [&str; 5] = [

@@ -18,6 +18,10 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
         });
     }
     let resumed = control.resume()?;
+    if control.is_held_by_backup()? {
+        tracing::info!("a backup holds replay; it goes on when that has copied the data directory");
+        return Ok(());
+    }
     match (resumed, standing::at_target(config)) {
         (true, Some(waits)) => tracing::info!("PAUSE is gone, and replay does not go on; {waits}"),
         (true, None) => tracing::info!("replay goes on"),

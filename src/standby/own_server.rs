@@ -68,7 +68,7 @@ pub(super) fn has_target(
 }
 
 /// As whoever types this is in PostgreSQL, as the owner of the directory, or as the usual one.
-async fn connect(data: &DataDirectory, server: &Postmaster) -> Result<Session> {
+pub(super) async fn connect(data: &DataDirectory, server: &Postmaster) -> Result<Session> {
     let place = place(server)?;
     let owner = data.owner_name().unwrap_or_default();
     let mut refused = None;

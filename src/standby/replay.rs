@@ -16,6 +16,7 @@ use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::standby::hold;
 
 /// How long anything here sleeps at most before it looks around.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -65,6 +66,11 @@ impl ControlFiles {
     pub(crate) fn is_paused(&self) -> Result<bool> {
         let path = self.path("PAUSE");
         path.try_exists().at(Kind::Retry, "look for", &path)
+    }
+
+    /// Whether a backup holds replay while it copies.
+    pub(crate) fn is_held_by_backup(&self) -> Result<bool> {
+        hold::is_held(&self.folder)
     }
 
     /// Writes PAUSE durably; `false` when it was there.

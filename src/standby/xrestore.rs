@@ -223,7 +223,10 @@ impl RestoreCall<'_> {
     }
 
     fn is_held(&self, stop: Option<StopFile>) -> Result<bool> {
-        Ok(!self.is_history() && stop.is_none() && self.control.is_paused()?)
+        if self.is_history() || stop.is_some() {
+            return Ok(false);
+        }
+        Ok(self.control.is_paused()? || self.control.is_held_by_backup()?)
     }
 
     fn look(&self, stop: Option<StopFile>) -> Result<ArchiveLook> {

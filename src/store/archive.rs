@@ -14,32 +14,23 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
-use super::durable::{Durable, DurableWal, Existing, ExistingContent};
+use super::durable::{Durable, Existing, ExistingContent};
 use super::error::StoreError;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
-use super::joints::{Carried, JointVerdict, Joints};
+use super::joints::Carried;
 use super::name_lock::{NameGuard, NameLocks};
+use super::proof::{Prover, WalProof};
 use super::recovery;
 use super::recovery_report::RecoveryReport;
 use super::shared::{
     Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
     set_aside,
 };
-use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 
 /// Unless the settings say otherwise (`archive_ahead_max`).
 const AHEAD_MAX: u64 = 1024;
-
-/// Whether a stretch of WAL is here.
-#[derive(Debug, PartialEq, Eq)]
-pub enum WalProof {
-    /// All of it, durable.
-    Durable(DurableWal),
-    /// At least this segment is missing.
-    Missing(SegmentName),
-}
 
 /// A finished file in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,29 +217,13 @@ impl Archive {
         stop: Lsn,
         verify: Verify,
     ) -> Result<WalProof, StoreError> {
-        let size = self.shared.binding()?.segment_size;
-        let stop = Lsn(stop.0.saturating_sub(1));
-        let last = SegmentName::containing(first.timeline(), stop, size);
-        // The last one is the one that is not there yet, and looking is cheaper than reading.
-        if self.shared.completed.stat_at(&last.to_string())?.is_none() {
-            return Ok(WalProof::Missing(last));
-        }
-        let mut proof: Option<DurableWal> = None;
-        let mut next = Some(first);
-        let walked = Carried::default();
-        while let Some(name) = next.filter(|name| proof.is_none() || *name <= last) {
-            let before = proof.is_some().then_some(&walked);
-            let Some((segment, scanner)) = self.confirm(name, verify, before)? else {
-                return Ok(WalProof::Missing(name));
-            };
-            walked.put(name, verify, scanner);
-            proof = match proof {
-                None => DurableWal::of(&segment),
-                Some(proof) => proof.and(&segment, size),
-            };
-            next = name.next(size);
-        }
-        Ok(proof.map_or(WalProof::Missing(last), WalProof::Durable))
+        let prover = self.shared.prover()?;
+        prover.prove(first, stop, verify, &mut |name, before| {
+            self.shared.monitor.check()?;
+            let _guard = self.shared.names.lock(WalFileName::Segment(name));
+            let confirmed = prover.confirm(name, verify, before);
+            self.shared.monitor.watch(confirmed)
+        })
     }
 
     /// Bytes that can still be written to the file system of finished files.
@@ -256,19 +231,6 @@ impl Archive {
         let folder = &self.shared.completed;
         (folder.disk.free_bytes(folder.handle()))
             .map_err(|error| folder.failure("ask for the free space of", "", error))
-    }
-
-    /// Syncs and reads a stored segment; `None` when there is none.
-    fn confirm(
-        &self,
-        segment: SegmentName,
-        verify: Verify,
-        before: Option<&Carried>,
-    ) -> Result<Option<(Durable, Option<Scanner>)>, StoreError> {
-        self.shared.monitor.check()?;
-        let _guard = self.shared.names.lock(WalFileName::Segment(segment));
-        let confirmed = self.shared.confirmed(segment, verify, before);
-        self.shared.monitor.watch(confirmed)
     }
 
     /// Whether the disk can be trusted; after a failed sync it never is again.
@@ -286,6 +248,14 @@ impl fmt::Debug for Archive {
 }
 
 impl Shared {
+    fn prover(&self) -> Result<Prover<'_>, StoreError> {
+        Ok(Prover {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding: self.binding()?,
+        })
+    }
+
     /// What is stored under the locked name.
     pub(super) fn held(
         &self,
@@ -359,45 +329,6 @@ impl Shared {
         let durable = content.confirm()?;
         self.keep(&durable, joined, "");
         Ok(durable)
-    }
-
-    fn confirmed(
-        &self,
-        segment: SegmentName,
-        verify: Verify,
-        before: Option<&Carried>,
-    ) -> Result<Option<(Durable, Option<Scanner>)>, StoreError> {
-        let name = WalFileName::Segment(segment);
-        let Some(existing) = Existing::open(&self.completed, name)? else {
-            return Ok(None);
-        };
-        let binding = self.binding()?;
-        let mut check = StoredCheck::new(name, &binding.expected(), verify);
-        let content = existing.read(|bytes| check.update(bytes))?;
-        let mut scanner =
-            (check.finish_at_end()).map_err(|fault| StoreError::of_fault(name, &fault))?;
-        let kept = self.checksums.read(name);
-        let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
-        if let Some(why) = differs {
-            return Err(StoreError::Damaged { name, why });
-        }
-        if before.is_some() {
-            let joints = Joints {
-                completed: &self.completed,
-                checksums: &self.checksums,
-                binding,
-                verify,
-            };
-            match joints.check(segment, before, |each| content.read_pages(each))? {
-                JointVerdict::Joined(_) | JointVerdict::Unchecked => {}
-                JointVerdict::Inside(through) => scanner = Some(*through),
-                JointVerdict::Unjoined(before, why) => {
-                    let why = format!("{why}; {before} or this one is damaged");
-                    return Err(StoreError::Damaged { name, why });
-                }
-            }
-        }
-        Ok(Some((content.confirm()?, scanner)))
     }
 }
 

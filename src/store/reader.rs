@@ -22,6 +22,7 @@ use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
 use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
 use super::partial::PartialEnd;
+use super::proof::{Prover, WalProof};
 use crate::wal::history::History;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
@@ -146,6 +147,24 @@ impl ArchiveReader {
             verify: Verify::Records,
         };
         joints.scanner_before(segment)
+    }
+
+    /// Proves that a stretch of WAL is here, as [`Archive::prove_wal`](super::Archive::prove_wal) does, beside a
+    /// receiver or without one.
+    pub fn prove_wal(
+        &self,
+        first: SegmentName,
+        stop: Lsn,
+        verify: Verify,
+    ) -> Result<WalProof, StoreError> {
+        let prover = Prover {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding: self.binding,
+        };
+        prover.prove(first, stop, verify, &mut |name, before| {
+            prover.confirm(name, verify, before)
+        })
     }
 
     /// Everything that is there, as far as WAL files go.

@@ -235,6 +235,10 @@ impl Tree for RealDisk {
         open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
     }
 
+    fn clone_file(&self, source: BorrowedFd<'_>, into: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(retry_on_intr(|| fs::ioctl_ficlone(into, source))?)
+    }
+
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
         Ok(fs::symlinkat(target, directory, name)?)
     }

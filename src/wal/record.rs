@@ -42,6 +42,8 @@ pub const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
 pub const XLOG_NOOP: u8 = 0x20;
 /// `XLOG_SWITCH`: the rest of the segment means nothing.
 pub(crate) const XLOG_SWITCH: u8 = 0x40;
+/// `XLOG_FPW_CHANGE`: `full_page_writes` is another from here on.
+pub(crate) const XLOG_FPW_CHANGE: u8 = 0x80;
 /// `XLOG_OVERWRITE_CONTRECORD`: the record before this page lost its rest in a crash.
 pub const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 

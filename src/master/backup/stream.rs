@@ -18,10 +18,10 @@ use crate::error::{CommandError, Result};
 use crate::master::backup::control::{
     CHANNEL, LinkError, RETRY_INTERVAL, ReceiverLink, SILENCE_MAX, receive,
 };
-use crate::master::backup::progress::Counters;
 use crate::master::backup::source::StreamSource;
 use crate::master::backup::work_queue::{OnItsWay, Resend, WorkQueue};
 use crate::master::push::Blocks;
+use crate::output::progress::Counters;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Time to wait for the words behind a connection that takes nothing more.

@@ -6,70 +6,18 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use walmgr_protocol::message::backup::{FileDigest, FileDone, Held};
 use walmgr_protocol::names::{Lsn, RelativePath};
 
 use crate::error::{CommandError, Result};
-use crate::master::backup::progress::Counters;
+use crate::output::progress::Counters;
+use crate::pg::base_backup::{Arrived, BadBlock, Item};
 use crate::pg::control::ControlFile;
 use crate::pg::roots::Roots;
-use crate::pg::walk;
 
 /// Blocks of a file whose checksums are remembered: a stream that was cut goes on behind one of
 /// them. More than a segment of 1 GiB has at the smallest useful block.
 const CHECKPOINTS_MAX: usize = 1 << 16;
-
-/// One thing to send.
-#[derive(Debug)]
-pub(crate) struct Item {
-    /// Where it goes inside the set.
-    pub target: RelativePath,
-    /// What it is.
-    pub content: Content,
-}
-
-/// What an [`Item`] is.
-#[derive(Debug)]
-pub(crate) enum Content {
-    /// A directory.
-    Directory,
-    /// A file of the data directory.
-    File(walk::File),
-    /// A file that only the backup has.
-    Note(Bytes),
-}
-
-impl Item {
-    /// What the manifest calls it; `None` for a directory.
-    pub(crate) const fn path(&self) -> Option<&RelativePath> {
-        match &self.content {
-            Content::Directory => None,
-            Content::File(file) => Some(&file.path),
-            Content::Note(_) => Some(&self.target),
-        }
-    }
-}
-
-/// A file that arrived, as the manifest has it.
-#[derive(Debug, Clone)]
-pub(crate) struct Arrived {
-    /// Its path in the data directory.
-    pub path: RelativePath,
-    /// When it was changed last, in seconds since 1970.
-    pub modified_s: i64,
-    /// What both sides hold for it.
-    pub digest: FileDigest,
-}
-
-/// A block of a file whose checksum does not hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BadBlock {
-    /// The file, in the data directory.
-    pub path: RelativePath,
-    /// The block, counted from the beginning of the file.
-    pub block: u32,
-}
 
 /// What the streams of a backup take their work from, and lay down what became of it.
 pub(crate) struct WorkQueue {
@@ -353,9 +301,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::pg::base_backup::Content;
     use crate::pg::data_directory::DataDirectory;
     use crate::pg::fixtures::control_file;
+    use crate::pg::walk;
 
     fn queue(items: impl IntoIterator<Item = Item>) -> (WorkQueue, tempfile::TempDir) {
         let home = tempfile::tempdir().unwrap();

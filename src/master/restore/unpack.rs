@@ -18,8 +18,8 @@ use walmgr_protocol::names::RelativePath;
 
 use super::place::{MARK, RestorePlace};
 use crate::error::{CommandError, Result};
-use crate::master::backup::progress::Counters;
 use crate::master::fetch::Sink;
+use crate::output::progress::Counters;
 use crate::pg::layout;
 use crate::pg::listed::Listed;
 use crate::tar::{EntryKind, TarEntry, TarReader, TarStep};

@@ -16,10 +16,11 @@ use walmgr_protocol::names::RelativePath;
 
 use super::BackupSets;
 use super::error::SetError;
+use super::file_writer::{FileWriter, SealedFile};
 use super::inventory::{HeldFile, KnownFile};
 use super::lock::Lease;
 use super::shared::{SetShared, descend};
-use super::unpack::{SealedFile, StreamWriter};
+use super::unpack::StreamWriter;
 use crate::files::FileId;
 
 /// A set that is being received. Dropping it and its streams without sealing it removes it.
@@ -65,6 +66,11 @@ impl IncomingSet {
     /// A writer for one more tar stream; several may fill the set at once.
     pub fn stream(&self) -> Result<StreamWriter, SetError> {
         StreamWriter::new(Arc::clone(&self.shared))
+    }
+
+    /// A writer of files that come in no stream.
+    pub fn files(&self) -> Result<FileWriter, SetError> {
+        FileWriter::new(Arc::clone(&self.shared))
     }
 
     /// What is held of a file, for a sender that comes back.

@@ -23,8 +23,10 @@
 //! There is no list of sets. An administrator may copy a set here under a free name, or move a set away.
 
 mod by_hand;
+mod clear_away;
 pub(crate) mod condition;
 pub(crate) mod error;
+mod file_writer;
 pub(crate) mod fuzzing;
 mod hand_note;
 pub(crate) mod incoming;
@@ -68,8 +70,10 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::BackupName;
 
+pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
 pub(crate) use error::SetError;
+pub(crate) use file_writer::{FileWriter, SealedFile};
 pub(crate) use hand_note::HandNote;
 pub(crate) use incoming::IncomingSet;
 pub(crate) use inventory::HeldFile;
@@ -81,7 +85,7 @@ pub(crate) use rotate::Keeping;
 pub(crate) use round::SetsRound;
 pub(crate) use seal::{ExpectedFile, Parts, SealedSet};
 pub(crate) use stream::Streamed;
-pub(crate) use unpack::{SealedFile, StreamWriter};
+pub(crate) use unpack::StreamWriter;
 
 use super::disk::Disk;
 use super::folder::Folder;

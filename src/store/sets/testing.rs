@@ -12,7 +12,7 @@ use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 use super::Keeping;
 use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
 use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter};
-use crate::store::archive::WalProof;
+use crate::store::WalProof;
 use crate::store::testing::{new_archive, open, places, push, real, segment};
 use crate::store::{Disk, DurableWal};
 use crate::wal::segment::Verify;

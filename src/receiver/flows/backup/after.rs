@@ -5,13 +5,9 @@
 use std::path::Path;
 
 use walmgr_protocol::message::backup::Sealed;
-use walmgr_protocol::names::BackupName;
 
-use crate::pg::needs;
-use crate::receiver::cluster::settings::Rotation;
-use crate::receiver::cluster::{BackupFolders, ServedCluster};
-use crate::shell::archive_set;
-use crate::store::sets::{BackupSets, Lease};
+use crate::receiver::cluster::ServedCluster;
+use crate::shell;
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
 pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
@@ -21,7 +17,6 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
         return;
     };
     if rotation.keeping.sets == 0 {
-        // All of them, and nobody knows which sets were moved elsewhere and need which WAL.
         return;
     }
     let lease = match sets.lease("the rotation after a backup") {
@@ -32,47 +27,12 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
                 .push(format!("no old set is removed: {error}"));
         }
     };
-    expire(sets, &lease, &rotation, facts);
-    purge(sets, &lease, &cluster.backup_folders, &rotation, facts);
-}
-
-fn expire(sets: &BackupSets, lease: &Lease, rotation: &Rotation, facts: &mut Sealed) {
+    let slave_data = cluster.backup_folders.slave_data.as_deref();
     let mut archive = |set: &Path| match &rotation.archive_command {
-        Some(command) => archive_set(command, rotation.programs.as_deref(), set),
+        Some(command) => shell::archive_set(command, rotation.programs.as_deref(), set),
         None => Ok(()),
     };
-    match sets.expire(lease, rotation.keeping, &mut archive) {
-        Ok(expiry) => {
-            facts.expired = u32::try_from(expiry.removed.len()).unwrap_or(u32::MAX);
-            let in_use = |name: &BackupName| format!("{name} is being read and was kept");
-            facts.warnings.extend(expiry.in_use.iter().map(in_use));
-            facts.warnings.extend(expiry.refused.map(|(name, why)| {
-                format!("{name} was kept, because archive_command failed: {why}")
-            }));
-        }
-        Err(error) => {
-            let text = format!("old sets were not removed: {error}");
-            facts.warnings.push(text);
-        }
-    }
-}
-
-fn purge(
-    sets: &BackupSets,
-    lease: &Lease,
-    folders: &BackupFolders,
-    rotation: &Rotation,
-    facts: &mut Sealed,
-) {
-    let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
-    let slave_data = folders.slave_data.as_deref();
-    match sets.purge_wal(lease, rotation.keeping.minimum_age, slave_data, &needed) {
-        Ok(purged) => {
-            tracing::info!("{purged}");
-            facts.purged = u32::try_from(purged.files).unwrap_or(u32::MAX);
-        }
-        Err(why) => facts
-            .warnings
-            .push(format!("old WAL was not removed: {why}")),
-    }
+    let cleared = sets.clear_away(&lease, rotation.keeping, slave_data, &mut archive);
+    (facts.expired, facts.purged) = (cleared.expired, cleared.purged);
+    facts.warnings.extend(cleared.warnings);
 }

@@ -40,6 +40,8 @@ impl Counters {
 
 /// Shows the counters until it is dropped.
 pub(crate) struct BackupProgress {
+    /// What is done with the bytes, in one word.
+    done: &'static str,
     bar: Option<ProgressBar>,
     total_bytes: u64,
     began: Instant,
@@ -47,8 +49,8 @@ pub(crate) struct BackupProgress {
 }
 
 impl BackupProgress {
-    /// Begins to show a work of this many bytes.
-    pub(crate) fn begin(total_bytes: u64, options: &Options) -> BackupProgress {
+    /// Begins to show a work of this many bytes; `done` is what happens to them: `sent`, `copied`.
+    pub(crate) fn begin(done: &'static str, total_bytes: u64, options: &Options) -> BackupProgress {
         let bar = (!options.quiet && std::io::stderr().is_terminal()).then(|| {
             let target = ProgressDrawTarget::stderr();
             let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
@@ -62,6 +64,7 @@ impl BackupProgress {
         });
         let began = Instant::now();
         BackupProgress {
+            done,
             bar,
             total_bytes,
             began,
@@ -91,9 +94,10 @@ impl BackupProgress {
         let left_bytes = self.total_bytes.saturating_sub(read_bytes);
         let left = elapsed.mul_f64(ratio(left_bytes, read_bytes.max(1)));
         tracing::info!(
-            "{} of {} sent, {}/s, {} left",
+            "{} of {} {}, {}/s, {} left",
             HumanBytes(read_bytes),
             HumanBytes(self.total_bytes),
+            self.done,
             HumanBytes(per_second(read_bytes, elapsed)),
             HumanDuration(left.min(Duration::from_secs(100 * 86_400)))
         );
