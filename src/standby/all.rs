@@ -107,7 +107,7 @@ fn print_all(
         }
     }
     for (path, says) in &broken {
-        let name = shown_cluster_name(&path);
+        let name = shown_cluster_name(path);
         lines.push(failed(&name, says));
     }
     lines.sort_by(|one, other| one.name.cmp(&other.name));
