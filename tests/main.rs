@@ -35,6 +35,7 @@ mod identity;
 mod kills;
 mod limits;
 mod load;
+mod manual;
 mod network;
 mod old_spellings;
 mod partial;

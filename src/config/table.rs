@@ -54,7 +54,7 @@ pub(super) const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
     // Both sides.
-    key("job_name", Both, Name, "main", "Name of this job, used in log lines.")
+    key("job_name", Both, Name, "main", "Name of this job: in its certificate, in BACKUPLOCK, and as %(job_name)s in other values.")
         .derived("the ini file's name without .ini"),
     key("logfile", Master, Path, "/var/log/postgresql/%(job_name)s.log", "Log file, in addition to standard error. Default of syncdaemon -d: the ini file's name with .log."),
     key("logfile", Standby, Path, "/var/log/postgresql/%(job_name)s.log", "Log file, in addition to standard error. Default of receiver -d: the ini file's name with .log."),
