@@ -52,6 +52,7 @@ mod status;
 mod stolen_key;
 mod stored_inputs;
 mod synch_standby;
+mod verify;
 mod versions;
 mod wal;
 mod walkthrough;
