@@ -259,7 +259,15 @@ impl BackupSets {
         let failed = |error| parent.failure("examine", name, error);
         let opened = parent.disk.stat(opened.as_fd()).map_err(failed)?;
         let named = match parent.disk.enter_linked(parent.handle(), name.as_ref()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            // A file that has the name of a set is none.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(false);
+            }
             other => other.map_err(failed)?,
         };
         let named = parent.disk.stat(named.as_fd()).map_err(failed)?;

@@ -23,7 +23,7 @@ use crate::store::disk::FileStat;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The end of a manifest, with its own checksum in it.
-const MANIFEST_END_BYTES: u64 = 128;
+const MANIFEST_END_BYTES: usize = 128;
 
 /// A set that is being read.
 pub(super) struct SetReading {
@@ -110,8 +110,8 @@ impl SetReading {
             sets.parent.failure("read", layout::BACKUP_MANIFEST, error)
         });
         let stat = disk.stat(self.manifest.as_fd()).map_err(failure)?;
-        let mut end = [0; MANIFEST_END_BYTES as usize];
-        let from = stat.len.saturating_sub(MANIFEST_END_BYTES);
+        let mut end = [0; MANIFEST_END_BYTES];
+        let from = stat.len.saturating_sub(MANIFEST_END_BYTES as u64);
         let read = disk.read(self.manifest.as_fd(), &mut end, from);
         Ok(crc32fast::hash(&end[..read.map_err(failure)?]))
     }

@@ -43,7 +43,7 @@ use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reach::history_of;
 use super::reader::ArchiveReader;
 use super::route::Route;
-use super::sets::verify::{DamagedSets, NamedSet, SetHere};
+use super::sets::verify::{DamagedSets, NamedSet, SetHere, SetRead};
 use super::sets::{BackupSets, SetError};
 use super::shared::{ArchiveFolders, finished_names};
 
@@ -246,7 +246,21 @@ impl VerifyRun<'_, '_> {
                 (Ok(set), Some(sets)) => {
                     let (memory, findings) = (&mut self.memory, &mut self.findings);
                     let read =
-                        sets.verify_files(set, memory, &mut damaged, has_newer_good, findings)?;
+                        sets.verify_files(set, memory, &mut damaged, has_newer_good, findings);
+                    // One that the disk does not give back keeps nobody from the others.
+                    let read = match read {
+                        Err(SetError::Store(error @ StoreError::Disk { .. })) => {
+                            if sets.is_here(set)? {
+                                let remedy = "look at the disk; make a new backup";
+                                self.add_of_set(&set.name, true, error.to_string(), remedy);
+                            }
+                            SetRead {
+                                damaged_files: 1,
+                                ..SetRead::default()
+                            }
+                        }
+                        other => other?,
+                    };
                     has_newer_good |= read.is_good;
                     (window.files, window.damaged_files) = (read.files, read.damaged_files);
                     self.report.counts.files_read += read.counts.files_read;

@@ -5,8 +5,16 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{Algorithm, SHA224, SHA256, SHA384, SHA512, digest as digest_of};
+use walmgr_protocol::names::SystemId;
+
 use super::*;
+use crate::pg::fixtures::control_file;
+use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter, Reader};
+use crate::pg::page::{self, PAGE_BYTES};
+use crate::store::sets::SetsRound;
 use crate::store::sets::testing::{back_up, lease, prepare, real_sets, sample_files, wal_proof};
+use crate::store::testing::archive_of_names;
 use crate::store::testing::places;
 use crate::store::testing::{
     assert_stored, history_file, new_archive, open, real, scratch_folder, segment,
@@ -324,6 +332,145 @@ fn what_goes_away_while_it_is_read_is_no_finding() {
     });
     assert_eq!(found, []);
     assert!(report.unwrap().segments >= 8);
+}
+
+/// Lists the files of a set again, with other checksums or none.
+fn list_again(set: &Path, checksum: impl Fn(&[u8]) -> Option<Checksum>) {
+    let manifest = fs::read(set.join("backup_manifest")).unwrap();
+    let listed = Reader::new(&manifest).unwrap();
+    let mut writer = ManifestWriter::new(Vec::new(), 15, SystemId(1)).unwrap();
+    for entry in listed.map(Result::unwrap) {
+        let stored = entry.path.to_string().replace("pg_tblspc/", "tmpspc/");
+        let content = fs::read(set.join(stored)).unwrap();
+        let (size, checksum) = (content.len() as u64, checksum(&content));
+        let entry = FileEntry {
+            size,
+            checksum,
+            ..entry
+        };
+        writer.add(&entry).unwrap();
+    }
+    fs::write(set.join("backup_manifest"), writer.finish(&[]).unwrap()).unwrap();
+}
+
+/// What a round of the receiver finds in sets.
+fn found_by_round(root: &Path) -> Vec<String> {
+    let mut round = SetsRound::of(real_sets(root));
+    while round.step().unwrap().is_some() {}
+    let listed = real_sets(root).list().unwrap().into_iter();
+    let refused = listed.filter_map(|set| set.condition.refusal().map(str::to_owned));
+    refused.collect()
+}
+
+#[test]
+fn fault_155_a_flip_is_found_whatever_checksums_the_manifest_has() {
+    let run = archive_with_sets();
+    let sha = |digest: &'static Algorithm| {
+        move |content: &[u8]| Some(Checksum::Sha(digest_of(digest, content).as_ref().into()))
+    };
+    let (set, relation) = (run.path("data.master"), run.path("data.master/base/1/1259"));
+    for digest in [&SHA224, &SHA256, &SHA384, &SHA512] {
+        list_again(&set, sha(digest));
+        assert_eq!(
+            (run.told(), found_by_round(run.root.path())),
+            (vec![], vec![])
+        );
+        flip(&relation, 5);
+        let named = (true, "damaged", "data.master/base/1/1259".to_owned());
+        assert_eq!(run.told(), [named]);
+        fs::remove_dir_all(run.path("logs.complete/.verified")).unwrap();
+        assert!(found_by_round(run.root.path())[0].contains("SHA-"));
+        flip(&relation, 5);
+    }
+    // Without any, the pages have theirs.
+    let mut pages = vec![7; 3 * PAGE_BYTES];
+    for (block, page) in pages.chunks_mut(PAGE_BYTES).enumerate() {
+        let page: &mut [u8; PAGE_BYTES] = page.try_into().unwrap();
+        page[..8].fill(0);
+        let sum = page::checksum(page, u32::try_from(block).unwrap());
+        page[8..10].copy_from_slice(&sum.to_ne_bytes());
+    }
+    fs::write(&relation, pages).unwrap();
+    fs::write(set.join("global/pg_control"), control_file(15)).unwrap();
+    list_again(&set, |_| None);
+    assert_eq!(
+        (run.told(), found_by_round(run.root.path())),
+        (vec![], vec![])
+    );
+    flip(&relation, PAGE_BYTES + 100);
+    let (_, found) = run.run();
+    assert_eq!(
+        found[0].place.offset_bytes,
+        Some(PAGE_BYTES as u64),
+        "{found:?}"
+    );
+    fs::remove_dir_all(run.path("logs.complete/.verified")).unwrap();
+    assert!(found_by_round(run.root.path())[0].contains("the checksum of a page"));
+}
+
+#[test]
+fn a_file_with_the_name_of_a_set_hides_no_damage() {
+    let run = archive_with_sets();
+    fs::write(run.path("data.master.7"), "x").unwrap();
+    flip(&run.path("data.master/base/1/1259"), 5);
+    let mut told = run.told();
+    told.sort();
+    let named = |code, file: &str| (true, code, file.to_owned());
+    let expected = [
+        named("backup", "data.master.7"),
+        named("damaged", "data.master/base/1/1259"),
+    ];
+    assert_eq!(told, expected);
+    fs::remove_dir_all(run.path("logs.complete/.verified")).unwrap();
+    assert!(
+        found_by_round(run.root.path())
+            .iter()
+            .any(|why| why.contains("1259"))
+    );
+}
+
+#[test]
+fn holes_are_those_of_the_timelines_that_a_recovery_follows() {
+    let of = |names: &[&str]| {
+        let root = scratch_folder();
+        let places = archive_of_names(root.path(), names);
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
+        let from = (TimelineId::FIRST, Lsn(3 << 20));
+        let wal = BackupWal::find(&reader, &[], from, &BTreeSet::new()).unwrap();
+        let holes = wal.holes().into_iter();
+        let holes: Vec<_> = holes
+            .map(|(first, last)| (first.to_string(), last.to_string()))
+            .collect();
+        (holes, wal.end().0 >> 16)
+    };
+    let old = [
+        "000000010000000000000003",
+        "000000010000000000000004",
+        "000000010000000000000005",
+    ];
+    let (new, far) = ("000000020000000000000005", "000000020000000000000009");
+    let history = "00000002.history";
+    let hole = |first: &str, last: &str| (first.to_owned(), last.to_owned());
+    let all = [&old[..], &[history, new, "000000010000000000000008"]].concat();
+    assert_eq!(
+        of(&all),
+        (vec![], 0x60),
+        "what the old timeline wrote later is none of it"
+    );
+    let all = [&old[..], &[history, new, far]].concat();
+    let last = "000000020000000000000008";
+    assert_eq!(
+        of(&all),
+        (vec![hole("000000020000000000000006", last)], 0x60)
+    );
+    let all = [&old[..], &[history, far]].concat();
+    let holes = vec![hole(new, new), hole("000000020000000000000006", last)];
+    assert_eq!(
+        of(&all),
+        (holes, 0x58),
+        "the switch is in the middle of a segment"
+    );
+    assert_eq!(of(&["000000010000000000000002"]).0, [hole(old[0], old[0])]);
 }
 
 #[test]
