@@ -107,8 +107,8 @@ pub mod standby {
 
 pub mod store {
     pub use crate::store::{
-        Archive, ArchiveFolders, ArchiveReader, Binding, ConfigCopies, Disk, Durable, Freeze,
-        LIST_NAME, PartialEnd, PartialWals, RealDisk,
+        Archive, ArchiveFolders, ArchiveReader, Binding, ConfigCopies, Disk, Freeze, LIST_NAME,
+        PartialEnd, PartialWals, RealDisk,
     };
     pub mod fuzzing {
         pub use crate::store::fuzzing::{acknowledged_end, kept_checksum, verified_note};

@@ -49,22 +49,9 @@ const SET_ASIDE_NAMES_MAX: u32 = 1_000;
 
 /// The proof that a file is on the standby's disk under its name, content and directory entry.
 ///
-/// Only this module makes one, after the syncs:
-///
-/// ```
-/// fn acknowledge(proof: walmgr::test_support::store::Durable) -> u32 {
-///     proof.crc32()
-/// }
-/// ```
-///
-/// ```compile_fail,E0451
-/// use walmgr::test_support::store::Durable;
-/// fn forge(name: walmgr_protocol::names::WalFileName) -> Durable {
-///     Durable { name, len: 16 << 20, crc32: 0 }
-/// }
-/// ```
+/// Only this module makes one, after the syncs: nobody else sees its fields.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Durable {
+pub(crate) struct Durable {
     name: WalFileName,
     len: u64,
     crc32: u32,
