@@ -151,8 +151,7 @@ fn fault_169_both_sides_refuse_alike_and_name_the_set_that_gets_there() {
         let shown = format!("restore {set} ");
         let command = line.split('`').find(|part| part.contains(&shown));
         let command = command.unwrap_or_else(|| panic!("{line}"));
-        let options: Vec<&str> = words.iter().copied().collect();
-        for word in options {
+        for word in words.iter().copied() {
             let word = word.trim_matches('\'');
             assert!(command.contains(word), "{word}: {line}");
         }

@@ -25,6 +25,7 @@ use super::place::TempDir;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is done about a message.
+#[expect(clippy::large_enum_variant, reason = "there are few of them")]
 pub enum Reply {
     /// Say this, on the channel of the question.
     Say(Message),
