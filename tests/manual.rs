@@ -6,7 +6,7 @@ mod names;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::restore::{CONTENT, PATIENCE, Scene};
 use crate::support::place::{give_to_server, walmgr};
@@ -245,7 +245,7 @@ fn furnish(scene: &mut Scene) -> PathBuf {
     home
 }
 
-fn settings_are_taken(walk: &mut Walk, scene: &mut Scene, home: &PathBuf) {
+fn settings_are_taken(walk: &mut Walk, scene: &mut Scene, home: &Path) {
     let said = well(&scene.site.standby_command(&["-v", "setup"]));
     let note = format!(
         "{} are ignored: they belonged to Skytools",
@@ -329,7 +329,7 @@ fn settings_are_taken(walk: &mut Walk, scene: &mut Scene, home: &PathBuf) {
     walk.options(&["-v", "--verbose", "a section [walmgr]"]);
 }
 
-fn ships(walk: &mut Walk, scene: &Scene, home: &PathBuf) {
+fn ships(walk: &mut Walk, scene: &Scene, home: &Path) {
     let master = |words: &[&str]| well(&scene.site.master_command(words));
     master(&["-q", "stop", "--not-really"]);
     master(&["--quiet", "-n", "setup"]);
@@ -403,7 +403,7 @@ fn types_records(walk: &mut Walk, scene: &mut Scene) {
     scene.site.start_receiver();
 }
 
-fn backs_up(walk: &mut Walk, scene: &Scene, home: &PathBuf) {
+fn backs_up(walk: &mut Walk, scene: &Scene, home: &Path) {
     let master = |words: &[&str]| well(&scene.site.master_command(words));
     let standby = |words: &[&str]| well(&scene.site.standby_command(words));
     master(&["backup"]);
@@ -439,7 +439,7 @@ fn backs_up(walk: &mut Walk, scene: &Scene, home: &PathBuf) {
     fs::remove_dir_all(other).unwrap();
 }
 
-fn replays(walk: &mut Walk, scene: &Scene, home: &PathBuf) {
+fn replays(walk: &mut Walk, scene: &Scene, home: &Path) {
     let master = |words: &[&str]| well(&scene.site.master_command(words));
     let standby = |words: &[&str]| well(&scene.site.standby_command(words));
     let streams = || {

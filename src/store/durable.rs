@@ -51,7 +51,7 @@ const SET_ASIDE_NAMES_MAX: u32 = 1_000;
 ///
 /// Only this module makes one, after the syncs: nobody else sees its fields.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Durable {
+pub struct Durable {
     name: WalFileName,
     len: u64,
     crc32: u32,

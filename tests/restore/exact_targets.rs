@@ -151,7 +151,7 @@ fn fault_169_both_sides_refuse_alike_and_name_the_set_that_gets_there() {
         let shown = format!("restore {set} ");
         let command = line.split('`').find(|part| part.contains(&shown));
         let command = command.unwrap_or_else(|| panic!("{line}"));
-        for word in words.iter().copied() {
+        for word in words {
             let word = word.trim_matches('\'');
             assert!(command.contains(word), "{word}: {line}");
         }
