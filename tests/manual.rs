@@ -444,7 +444,8 @@ fn replays(walk: &mut Walk, scene: &Scene, home: &Path) {
     let standby = |words: &[&str]| well(&scene.site.standby_command(words));
     let streams = || {
         wait_for("the stream", PATIENCE, || {
-            let sql = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walk' AND state = 'streaming'";
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walk' AND state = 'streaming' \
+                AND flush_lsn IS NOT NULL";
             (scene.site.cluster().psql(sql) == "1").then_some(())
         });
     };
@@ -576,7 +577,7 @@ fn sections(walk: &mut Walk, scene: &Scene) {
 }
 
 #[test]
-fn fault_168_every_name_of_the_old_manuals_works_or_has_a_successor_or_a_note() {
+fn fault_168_every_name_of_the_old_manuals_works_or_is_told_of() {
     skip_unless!(Cluster::available(15));
     let mut walk = Walk::default();
     without_file(&mut walk);
