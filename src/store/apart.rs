@@ -354,7 +354,7 @@ impl Shared {
     /// Sets the history of a claim apart, which had readers follow it until now, and what it had them read.
     fn give_up(&self, lineage: Lineage, outgrown: &Outgrown) -> Result<Lineage, StoreError> {
         let Outgrown {
-            timeline, parent, ..
+            timeline, followed, ..
         } = *outgrown;
         let name = WalFileName::History(timeline);
         let by = claims(&self.completed)?
@@ -362,7 +362,9 @@ impl Shared {
             .unwrap_or_default();
         let mut notes = told(&self.completed)?.into_iter();
         let of_parent = notes.find(|told| {
-            told.kind == ApartKind::Behind && told.name.timeline() == parent && !told.by.is_empty()
+            told.kind == ApartKind::Behind
+                && told.name.timeline() == followed
+                && !told.by.is_empty()
         });
         let gone_on =
             of_parent.map_or_else(String::new, |told| format!(", brought by {}", told.by));
@@ -370,7 +372,7 @@ impl Shared {
         write_text(&self.completed, name, ApartKind::History, &by, &why)?;
         self.has_notes.store(true, Ordering::Relaxed);
         tracing::error!(
-            "ALARM: {name} of {by} is set apart, and readers follow timeline {parent} again: {why}. \
+            "ALARM: {name} of {by} is set apart, and readers follow timeline {followed} again: {why}. \
              If timeline {timeline} is the right one, `choose {name} --take`"
         );
         let (lineage, segments) = lineage.given_up(timeline);

@@ -39,7 +39,9 @@
 //! forgery declared dead outgrows the claim, while a master that really failed soon writes no more.
 //! Meanwhile readers follow the claim, and the parent's new WAL is stored as WAL behind the end of its
 //! timeline. Once the parent has outgrown the claim, readers follow the parent again, and the history is set apart for
-//! good. The longer timeline wins in either direction, so no arrival makes readers end earlier.
+//! good. The longer timeline wins in either direction, so no arrival makes readers end earlier. The same holds
+//! between two timelines that left one line: a claim does not hold against an older sibling that leads further, and is
+//! set apart at once where that one was opened here or chosen.
 //!
 //! A file in the archive without a note counts: it was accepted, or an administrator put it there.
 
@@ -53,6 +55,7 @@ mod claim;
 mod judge;
 mod line;
 mod model;
+mod rival;
 #[cfg(test)]
 mod tests;
 

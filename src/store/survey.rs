@@ -140,7 +140,8 @@ fn describe_apart(reader: &ArchiveReader, overview: &mut Overview) -> Result<(),
     Ok(())
 }
 
-/// A timeline that is followed because a key claims it, although the one that it left goes on: names both.
+/// A timeline that is followed because a key claims it, although the one that it left goes on, or an older one that
+/// left it too: names both.
 fn describe_claims(
     reader: &ArchiveReader,
     lineage: &Lineage,
@@ -149,21 +150,24 @@ fn describe_claims(
     let Some(contested) = lineage.contested().into_iter().next() else {
         return Ok(());
     };
-    let (history, parent) = (WalFileName::History(contested.timeline), contested.parent);
+    let (history, followed) = (WalFileName::History(contested.timeline), contested.followed);
     let by = reader.claims()?.remove(&contested.timeline);
     let by = by.unwrap_or_else(|| "somebody".to_owned());
     let mut apart = reader.apart()?.into_iter();
     let of_parent =
-        apart.find(|told| told.kind == ApartKind::Behind && told.name.timeline() == parent);
+        apart.find(|told| told.kind == ApartKind::Behind && told.name.timeline() == followed);
     let what = match of_parent {
         Some(told) => format!("{} of {}", told.name, told.by),
-        None => format!("what is in progress on timeline {parent}"),
+        None if followed == contested.parent => {
+            format!("what is in progress on timeline {followed}")
+        }
+        None => format!("timeline {followed}"),
     };
     overview.apart_count = overview.apart_count.max(1);
     overview.apart = format!(
-        "{what}, as timeline {} is followed, which {history} of {by} claims to have left {parent} at {} while \
-         {parent} goes on to {}; see `choose {history}`",
-        contested.timeline, contested.switch, contested.end
+        "{what}, as timeline {} is followed, which {history} of {by} claims to have left {} at {} while \
+         {followed} goes on to {}; see `choose {history}`",
+        contested.timeline, contested.parent, contested.switch, contested.end
     );
     Ok(())
 }

@@ -8,26 +8,42 @@ use super::judge::Apart;
 use super::model::{ApartKind, Lineage};
 use crate::wal::history::History;
 
-/// A claim that its parent contradicts.
+/// A claim that its parent contradicts, or an older timeline that left the same line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outgrown {
     /// Which timeline is claimed.
     pub timeline: TimelineId,
     /// The one that it would have left.
     pub parent: TimelineId,
-    /// Where.
+    /// The timeline that goes on: its parent, or a sibling.
+    pub followed: TimelineId,
+    /// Where the two part.
     pub switch: Lsn,
-    /// Up to where the parent goes on.
+    /// Up to where the other one goes on.
     pub end: Lsn,
 }
 
 impl Outgrown {
     /// Why its history is set apart.
-    pub const fn apart(&self) -> Apart {
-        Apart::Outgrown {
-            parent: self.parent,
-            switch: self.switch,
-            end: self.end,
+    pub fn apart(&self) -> Apart {
+        let Outgrown {
+            parent,
+            followed,
+            switch,
+            end,
+            ..
+        } = *self;
+        match followed == parent {
+            true => Apart::Outgrown {
+                parent,
+                switch,
+                end,
+            },
+            false => Apart::Rival {
+                older: followed,
+                switch,
+                end,
+            },
         }
     }
 }
@@ -63,21 +79,36 @@ impl Lineage {
         Some(history)
     }
 
-    /// Claims that count although their parent goes on behind the point where they leave it.
+    /// Claims that count although their parent goes on behind the point where they leave it, or an older timeline
+    /// that left it too.
     pub fn contested(&self) -> Vec<Outgrown> {
         let claims = self
             .counting
             .iter()
             .filter(|one| self.is_only_claimed(**one));
         let contested = claims.filter_map(|timeline| {
-            let parent = self.past(*timeline)?.ancestors().last()?;
+            let history = self.past(*timeline)?;
+            let parent = history.ancestors().last()?;
             let (parent, switch) = (parent.timeline, parent.switch_point);
-            Some(Outgrown {
+            let own = Outgrown {
                 timeline: *timeline,
                 parent,
+                followed: parent,
                 switch,
-                end: self.goes_on_to(parent, switch)?,
-            })
+                end: switch,
+            };
+            let goes_on = self.goes_on_to(parent, switch);
+            let by_parent = goes_on.map(|end| Outgrown { end, ..own });
+            let by_rivals = self.rivals(history).map(|rival| Outgrown {
+                followed: rival.older,
+                switch: rival.switch,
+                end: rival.end,
+                ..own
+            });
+            by_parent
+                .into_iter()
+                .chain(by_rivals)
+                .max_by_key(|one| one.end)
         });
         contested.collect()
     }
@@ -88,7 +119,12 @@ impl Lineage {
         contested.find(|claim| {
             let own = self.descendants(claim.timeline);
             let own = own.map(|one| self.led(&self.line_to(one), claim.switch).end);
-            let is_longer = own.max().is_none_or(|own| claim.end > own);
+            // Segments of it may still have the note that their timeline does not count.
+            let raw = self.past(claim.timeline).and_then(|past| {
+                let begin = past.ancestors().last()?.switch_point;
+                Some(self.raw_end(claim.timeline, begin))
+            });
+            let is_longer = own.chain(raw).max().is_none_or(|own| claim.end > own);
             // What arrives there gets a note, so one without it is what `choose` took.
             let mut chosen = self
                 .facts
@@ -96,8 +132,10 @@ impl Lineage {
                 .iter()
                 .filter(|name| self.is_plain(**name));
             is_longer
-                || chosen
-                    .any(|name| name.timeline() == claim.parent && self.end(*name) > claim.switch)
+                || claim.followed == claim.parent
+                    && chosen.any(|name| {
+                        name.timeline() == claim.parent && self.end(*name) > claim.switch
+                    })
         })
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::model::{ApartKind, Lineage};
+use super::rival::Rival;
 use crate::wal::history::History;
 
 /// Why a file is set apart.
@@ -84,6 +85,16 @@ pub enum Apart {
         /// Where.
         switch: Lsn,
         /// Up to where the parent goes on.
+        end: Lsn,
+    },
+    /// An older timeline that counts has left the same line, and holds.
+    #[error("timeline {older} parted from its line at {switch} before, and leads to {end}")]
+    Rival {
+        /// The older one.
+        older: TimelineId,
+        /// Where the two part.
+        switch: Lsn,
+        /// Up to where the older one leads.
         end: Lsn,
     },
     /// Nothing of the timeline is there yet, or its parent does not lead to where it begins.
@@ -181,6 +192,14 @@ impl Lineage {
                 switch,
                 end,
             });
+        }
+        let own_end = self.raw_end(timeline, switch);
+        let holds = |rival: &Rival| rival.is_settled || rival.end > own_end;
+        if let Some(Rival {
+            older, switch, end, ..
+        }) = self.rivals(history).find(holds)
+        {
+            return Some(Apart::Rival { older, switch, end });
         }
         let reached = end.is_some_and(|end| end.0 >= first * size);
         match reached && numbers.contains(&first) {

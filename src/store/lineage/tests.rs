@@ -434,3 +434,71 @@ fn fault_113_wal_older_than_the_archive_does_not_move_its_beginning() {
     let line = lineage.line_to(timeline(5));
     assert_eq!(lineage.led(&line, Lsn(8 * MIB)).end, Lsn(10 * MIB));
 }
+
+/// Timeline 2 left 1 where that ends, and is followed up to 6 MiB.
+fn failed_over(is_settled: bool) -> Lineage {
+    let mut lineage = Lineage::of(facts(&[], &[]));
+    for number in 0..4 {
+        lineage = arrive(lineage, whole(1, number).0, None);
+    }
+    let second = history(2, &[(1, 16)]);
+    lineage = arrive(lineage, WalFileName::History(timeline(2)), Some(&second));
+    for number in 4..6 {
+        lineage = arrive(lineage, whole(2, number).0, None);
+    }
+    if is_settled {
+        lineage.facts.claimed.clear();
+    }
+    Lineage::of(lineage.facts)
+}
+
+/// A history of timeline 3 with its first segments.
+fn third(
+    mut lineage: Lineage,
+    ancestors: &[(u32, u64)],
+    segments: std::ops::Range<u64>,
+) -> Lineage {
+    let third = history(3, ancestors);
+    lineage = arrive(lineage, WalFileName::History(timeline(3)), Some(&third));
+    for number in segments {
+        lineage = arrive(lineage, whole(3, number).0, None);
+    }
+    lineage
+}
+
+fn led_from_the_first(lineage: &Lineage) -> (TimelineId, Lsn) {
+    let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+    (
+        lineage.newest_for(timeline(1)).unwrap(),
+        lineage.led(&line, Lsn(MIB)).end,
+    )
+}
+
+#[test]
+fn fault_110_a_timeline_that_leads_less_far_than_its_sibling_is_not_followed() {
+    for is_settled in [false, true] {
+        let lineage = third(failed_over(is_settled), &[(1, 16)], 4..5);
+        assert_eq!(led_from_the_first(&lineage), (timeline(2), Lsn(6 * MIB)));
+        // It is there for a person to choose.
+        assert!(lineage.facts().histories.contains_key(&timeline(3)));
+    }
+}
+
+#[test]
+fn fault_110_of_two_claims_from_one_point_the_longer_is_followed_in_either_direction() {
+    let mut lineage = third(failed_over(false), &[(1, 16)], 4..7);
+    assert_eq!(led_from_the_first(&lineage), (timeline(3), Lsn(7 * MIB)));
+    assert_eq!(lineage.contested()[0].followed, timeline(2));
+    lineage = arrive(lineage, whole(2, 6).0, None);
+    lineage = arrive(lineage, whole(2, 7).0, None);
+    assert_eq!(led_from_the_first(&lineage), (timeline(2), Lsn(8 * MIB)));
+}
+
+#[test]
+fn fault_110_no_claim_however_long_has_readers_leave_a_timeline_that_was_opened_here() {
+    let lineage = third(failed_over(true), &[(1, 16)], 4..12);
+    assert_eq!(led_from_the_first(&lineage), (timeline(2), Lsn(6 * MIB)));
+    // What comes from that one is no rival of it.
+    let lineage = third(failed_over(true), &[(1, 16), (2, 24)], 6..7);
+    assert_eq!(led_from_the_first(&lineage), (timeline(3), Lsn(7 * MIB)));
+}
