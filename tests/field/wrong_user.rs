@@ -62,7 +62,7 @@ const COMMANDS: [(&[&str], Then, Then); 29] = [
         IsElsewhere,
     ),
     (&["periodic"], Refuses, IsElsewhere),
-    (&["backup"], Refuses, IsElsewhere),
+    (&["backup"], Refuses, Refuses),
     (&["sync"], Refuses, IsElsewhere),
     (&["syncdaemon", "-d"], Refuses, IsElsewhere),
     (&["synch-standby", "a"], Refuses, IsElsewhere),

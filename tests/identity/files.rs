@@ -78,7 +78,7 @@ fn fault_96_settings_nobody_can_mean_end_with_2_and_name_the_key() {
         ("push_timeout", "0"),
         ("connect_timeout", "-1"),
         ("block_size", "1GB"),
-        ("compression", "99"),
+        ("compression", "much"),
         ("verify_wal", "maybe"),
         ("slave", "host:99999"),
         ("slave_fingerprint", "SHA256:short"),

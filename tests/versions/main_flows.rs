@@ -55,6 +55,8 @@ fn main_flows(major: u8) {
     times.of("restore warm", || restore_warm(&scene));
     times.of("boot", || boot(&scene));
     times.of("restore hot", || restore_hot(&mut scene));
+    times.of("backup on the standby", || backup_on_standby(&scene));
+    times.of("drill", || drill(&scene));
     times.of("point in time", || point_in_time(&mut scene));
     times.of("restore on the master", || restore_on_master(&scene));
     // Not println!, which `cargo test` swallows where a test passes.
@@ -179,6 +181,24 @@ fn restore_hot(scene: &mut Scene) {
     scene.work("10");
     let content = cluster.psql(CONTENT);
     scene.wait_until_standby_has(&content);
+}
+
+/// The standby that streams; the master goes on meanwhile.
+fn backup_on_standby(scene: &Scene) {
+    scene.work("10");
+    scene.site.standby_command(&["backup"]).succeed();
+    let list = scene.site.standby_command(&["listbackups", "--json"]);
+    let list: Value = serde_json::from_str(&list.succeed()).unwrap();
+    assert_eq!(list[0]["made_on"], "standby", "{list}");
+}
+
+/// The set that the standby has made, up to what is shipped.
+fn drill(scene: &Scene) {
+    scene.work("10");
+    scene.site.master_command(&["sync"]).succeed();
+    let report = scene.site.standby_command(&["drill", "--json"]).succeed();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert!(report["lsn"].is_string(), "{report}");
 }
 
 fn point_in_time(scene: &mut Scene) {
