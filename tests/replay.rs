@@ -96,7 +96,12 @@ pub(crate) fn has_restored(standby: &Cluster, name: &str) -> bool {
 }
 
 pub(crate) fn wait_until_restored(standby: &Cluster, name: &str) {
-    wait_for(name, PATIENCE, || has_restored(standby, name).then_some(()));
+    let begun = Instant::now();
+    while !has_restored(standby, name) {
+        let waits = standby.is_running() && begun.elapsed() < PATIENCE;
+        assert!(waits, "{name} is not restored:\n{}", standby.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// How many files the standby has restored so far.

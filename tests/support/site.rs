@@ -43,8 +43,11 @@ impl Ini {
         for (key, value) in &self.0 {
             text.push_str(&format!("{key} = {}\n", value.replace('%', "%%")));
         }
-        std::fs::write(path, text).unwrap();
-        give_to_server(path);
+        // A server's restore_command may read it at any moment, and must not find half of it.
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        give_to_server(&new);
+        std::fs::rename(new, path).unwrap();
     }
 }
 
