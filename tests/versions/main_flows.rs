@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -186,7 +186,17 @@ fn restore_hot(scene: &mut Scene) {
 /// The standby that streams; the master goes on meanwhile.
 fn backup_on_standby(scene: &Scene) {
     scene.work("10");
-    scene.site.standby_command(&["backup"]).succeed();
+    let cluster = scene.site.cluster();
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| scene.site.standby_command(&["backup"]));
+        // It waits until the segment is archived that the standby has reached.
+        while !backup.is_finished() {
+            cluster.psql("SELECT pg_create_restore_point('goes on')");
+            cluster.switch_wal();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        backup.join().unwrap().succeed();
+    });
     let list = scene.site.standby_command(&["listbackups", "--json"]);
     let list: Value = serde_json::from_str(&list.succeed()).unwrap();
     assert_eq!(list[0]["made_on"], "standby", "{list}");
