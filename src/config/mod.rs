@@ -28,6 +28,7 @@ pub(crate) mod tls;
 mod value;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -86,6 +87,11 @@ fn load_bytes(
     })
 }
 
+/// An editor or a shell that writes a file in its place leaves it empty for a moment, and a server whose
+/// `restore_command` reads it then would end.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 fn read_ini(path: &Path) -> Result<Vec<u8>> {
     let hint = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {
@@ -112,7 +118,17 @@ fn read_ini(path: &Path) -> Result<Vec<u8>> {
         // One byte more, so that `ini::parse` sees that it is too long.
         files::read_at_most(path, ini::FILE_BYTES_MAX as u64 + 1)
     };
-    read().or_else(|error| {
+    let read_whole = || {
+        let given_up = Instant::now() + WRITTEN_WITHIN;
+        loop {
+            let bytes = read()?;
+            if !bytes.is_empty() || Instant::now() > given_up {
+                return Ok(bytes);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    };
+    read_whole().or_else(|error: std::io::Error| {
         let hint = hint(&error);
         Err(error)
             .at(Kind::Config, "read", path)

@@ -243,3 +243,17 @@ fn overrides_replace_lines_and_pass_the_same_checks() {
     let folder = folder.into_standby("receiver").unwrap();
     assert_eq!(folder.slave_data.unwrap(), PathBuf::from("/b/pg"));
 }
+
+#[test]
+fn a_file_that_is_being_written_in_its_place_is_read_when_it_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("standby.ini");
+    std::fs::write(&path, "").unwrap();
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load(&path, &[]));
+        std::thread::sleep(Duration::from_millis(100));
+        std::fs::write(&path, "[walmgr]\nwalmgr_data = /archive\n").unwrap();
+        let config = loading.join().unwrap().unwrap();
+        assert!(matches!(config, Config::Standby(_)));
+    });
+}
