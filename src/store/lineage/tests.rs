@@ -475,7 +475,7 @@ fn led_from_the_first(lineage: &Lineage) -> (TimelineId, Lsn) {
 }
 
 #[test]
-fn fault_110_a_timeline_that_leads_less_far_than_its_sibling_is_not_followed() {
+fn fault_110_a_timeline_shorter_than_its_sibling_is_not_followed() {
     for is_settled in [false, true] {
         let lineage = third(failed_over(is_settled), &[(1, 16)], 4..5);
         assert_eq!(led_from_the_first(&lineage), (timeline(2), Lsn(6 * MIB)));
@@ -485,7 +485,7 @@ fn fault_110_a_timeline_that_leads_less_far_than_its_sibling_is_not_followed() {
 }
 
 #[test]
-fn fault_110_of_two_claims_from_one_point_the_longer_is_followed_in_either_direction() {
+fn fault_110_of_two_claims_from_one_point_the_longer_is_followed() {
     let mut lineage = third(failed_over(false), &[(1, 16)], 4..7);
     assert_eq!(led_from_the_first(&lineage), (timeline(3), Lsn(7 * MIB)));
     assert_eq!(lineage.contested()[0].followed, timeline(2));
@@ -495,7 +495,7 @@ fn fault_110_of_two_claims_from_one_point_the_longer_is_followed_in_either_direc
 }
 
 #[test]
-fn fault_110_no_claim_however_long_has_readers_leave_a_timeline_that_was_opened_here() {
+fn fault_110_no_claim_takes_readers_off_what_was_opened_here() {
     let lineage = third(failed_over(true), &[(1, 16)], 4..12);
     assert_eq!(led_from_the_first(&lineage), (timeline(2), Lsn(6 * MIB)));
     // What comes from that one is no rival of it.
