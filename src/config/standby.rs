@@ -132,6 +132,19 @@ impl StandbyConfig {
         self.pidfile.clone().unwrap_or_else(beside)
     }
 
+    /// The directories that settings name for what must not be mixed with anything else: archive, sets, server.
+    pub fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = [
+            Some(&self.completed_wals),
+            Some(&self.partial_wals),
+            self.full_backup.as_ref(),
+            self.config_backup.as_ref(),
+            self.slave_data.as_ref(),
+            self.slave_pg_xlog.as_ref(),
+        ];
+        own.into_iter().flatten()
+    }
+
     /// Every address to listen on, for people.
     pub fn listen_text(&self) -> String {
         let addresses: Vec<String> = self.listen.iter().map(ToString::to_string).collect();

@@ -37,14 +37,7 @@ pub(crate) fn last_setter_beneath(
     data: &Path,
     name: &str,
 ) -> Result<Option<Setter>> {
-    let mut search = SettingSearch {
-        name: name.to_ascii_lowercase(),
-        data,
-        edited: None,
-        found: None,
-    };
-    search.file(config_file, 0)?;
-    Ok(search.found)
+    Ok(SettingSearch::beneath(config_file, None, data, name)?.found)
 }
 
 /// The line that will set `name` last once `config_file` has this text, whatever it has now.
@@ -63,13 +56,7 @@ fn search(
     data: &Path,
     name: &str,
 ) -> Result<Option<Setter>> {
-    let mut search = SettingSearch {
-        name: name.to_ascii_lowercase(),
-        data,
-        edited: text.map(|text| (config_file, text)),
-        found: None,
-    };
-    search.file(config_file, 0)?;
+    let mut search = SettingSearch::beneath(config_file, text, data, name)?;
     let automatic = data.join(layout::AUTO_CONF);
     if automatic.exists() {
         search.file(&automatic, 0)?;
@@ -84,7 +71,24 @@ struct SettingSearch<'a> {
     found: Option<Setter>,
 }
 
-impl SettingSearch<'_> {
+impl<'a> SettingSearch<'a> {
+    /// What the main file and all that it includes set.
+    fn beneath(
+        config_file: &'a Path,
+        text: Option<&'a [u8]>,
+        data: &'a Path,
+        name: &str,
+    ) -> Result<SettingSearch<'a>> {
+        let mut search = SettingSearch {
+            name: name.to_ascii_lowercase(),
+            data,
+            edited: text.map(|text| (config_file, text)),
+            found: None,
+        };
+        search.file(config_file, 0)?;
+        Ok(search)
+    }
+
     fn file(&mut self, path: &Path, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
             let doing = format!("{} is included more than {DEPTH_MAX} deep", path.display());

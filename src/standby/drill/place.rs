@@ -27,7 +27,7 @@ const MARK_NAME: &str = "walmgr-drill";
 /// The restored set in it.
 const DATA_NAME: &str = "data";
 
-/// DrillPrograms that a drill starts and that may outlive it.
+/// Programs that a drill starts and that may outlive it.
 const PROGRAMS: [&str; 2] = ["postgres", "pg_amcheck"];
 
 /// PostgreSQL's own patience with its processes at an immediate shutdown is 5 s; a busy disk may hold them longer.
@@ -77,14 +77,6 @@ impl ScratchPlace {
 
     /// Another one, of an earlier drill.
     pub(super) fn at(config: &StandbyConfig, path: PathBuf) -> ScratchPlace {
-        let taken = [
-            Some(&config.completed_wals),
-            Some(&config.partial_wals),
-            config.full_backup.as_ref(),
-            config.config_backup.as_ref(),
-            config.slave_data.as_ref(),
-            config.slave_pg_xlog.as_ref(),
-        ];
         let resolved = |path: &PathBuf| files::resolved(path);
         ScratchPlace {
             path,
@@ -92,7 +84,7 @@ impl ScratchPlace {
                 "walmgr drill of the archive {}\n",
                 files::resolved(&config.completed_wals).display()
             ),
-            taken: taken.into_iter().flatten().map(resolved).collect(),
+            taken: config.directories().map(resolved).collect(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::programs::version_of;
 
 /// Where a server lies, and which.
 pub(super) struct DrillPrograms {
@@ -20,7 +21,7 @@ impl DrillPrograms {
     pub(super) fn find(config: &StandbyConfig, set: &Path) -> Result<DrillPrograms> {
         let major = DataDirectory::open(set)?.major();
         if let Some(folder) = &config.slave_bin {
-            return match major_of(&folder.join("postgres")) {
+            return match version_of(&folder.join("postgres")) {
                 Ok(found) if found == major => Ok(DrillPrograms::of(folder, major)),
                 Ok(found) => Err(CommandError::config(format!(
                     "slave_bin = {} has PostgreSQL {found}, but the set is of PostgreSQL {major}",
@@ -30,8 +31,9 @@ impl DrillPrograms {
                     "set slave_bin to the directory of PostgreSQL {major}'s programs"
                 ))),
                 Err(why) => Err(CommandError::config(format!(
-                    "slave_bin = {} has no server that can be started: {why}",
-                    folder.display()
+                    "slave_bin = {} has no server that can be started: {}: {why}",
+                    folder.display(),
+                    folder.join("postgres").display()
                 ))
                 .hint(format!(
                     "set slave_bin to the directory of PostgreSQL {major}'s programs"
@@ -47,7 +49,7 @@ impl DrillPrograms {
         let mut folders = packaged.chain(std::env::split_paths(&path));
         let found = folders.find(|folder| {
             let server = folder.join("postgres");
-            server.is_file() && major_of(&server) == Ok(major)
+            server.is_file() && version_of(&server) == Ok(major)
         });
         found
             .map(|folder| DrillPrograms::of(&folder, major))
@@ -96,45 +98,5 @@ impl DrillPrograms {
         }
         folders.retain(|folder| folder.is_dir());
         folders
-    }
-}
-
-/// The major version that a server says it has.
-fn major_of(server: &Path) -> std::result::Result<u8, String> {
-    let said = Command::new(server)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{}: {error}", server.display()))?;
-    let text = String::from_utf8_lossy(&said.stdout);
-    parse_version(&text).ok_or_else(|| format!("{} does not say its version", server.display()))
-}
-
-/// `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`; `18beta1` before a release.
-fn parse_version(text: &str) -> Option<u8> {
-    let (_, version) = text.split_once("(PostgreSQL) ")?;
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_servers_version_is_read_as_it_says_it() {
-        for (text, major) in [
-            (
-                "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n",
-                Some(15),
-            ),
-            ("postgres (PostgreSQL) 18beta1\n", Some(18)),
-            ("postgres (PostgreSQL) 13.22\n", Some(13)),
-            ("postgres (EnterpriseDB) 15\n", None),
-            ("", None),
-            ("postgres (PostgreSQL) 999\n", None),
-        ] {
-            assert_eq!(parse_version(text), major, "{text:?}");
-        }
     }
 }

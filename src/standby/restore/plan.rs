@@ -329,15 +329,7 @@ pub(super) fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Re
     };
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
     let place = SetPlace::examine(&destination, false)?;
-    let taken = [
-        Some(&config.completed_wals),
-        Some(&config.partial_wals),
-        config.full_backup.as_ref(),
-        config.config_backup.as_ref(),
-        config.slave_data.as_ref(),
-        config.slave_pg_xlog.as_ref(),
-    ];
-    for taken in taken.into_iter().flatten() {
+    for taken in config.directories() {
         let taken = std::fs::canonicalize(taken).unwrap_or_else(|_| taken.clone());
         if place.data.starts_with(&taken) || taken.starts_with(&place.data) {
             return Err(CommandError::usage(format!(
