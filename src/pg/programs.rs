@@ -213,7 +213,7 @@ fn may_run(program: &Path) -> bool {
 }
 
 /// The major version that a program says it is of.
-pub(crate) fn version_of(program: &Path) -> std::result::Result<u8, String> {
+fn version_of(program: &Path) -> std::result::Result<u8, String> {
     let started = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())

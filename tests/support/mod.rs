@@ -49,7 +49,10 @@ pub mod versions;
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -73,15 +76,23 @@ pub fn soak() -> bool {
     std::env::var_os("WALMGR_SOAK").is_some()
 }
 
-/// A TCP port that was free a moment ago, below the range the kernel gives to clients.
+/// A free TCP port below the range the kernel gives to clients; no other test has it while this process runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    static HELD: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     // Test processes that run side by side start at different places.
     let first = std::process::id().wrapping_mul(97);
     for _ in 0..12_000 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + u16::try_from(first.wrapping_add(step) % 12_000).unwrap();
+        // A server binds its port long after it was chosen, and stops and starts: a name that ends with this
+        // process keeps it till then.
+        let name = SocketAddr::from_abstract_name(format!("walmgr-test-port-{port}")).unwrap();
+        let Ok(name) = UnixListener::bind_addr(&name) else {
+            continue;
+        };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            HELD.lock().unwrap().push(name);
             return port;
         }
     }

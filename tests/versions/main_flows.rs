@@ -56,7 +56,7 @@ fn main_flows(major: u8) {
     times.of("boot", || boot(&scene));
     times.of("restore hot", || restore_hot(&mut scene));
     times.of("backup on the standby", || backup_on_standby(&scene));
-    times.of("drill", || drill(&scene));
+    times.of("drill", || drill(&mut scene));
     times.of("point in time", || point_in_time(&mut scene));
     times.of("restore on the master", || restore_on_master(&scene));
     // Not println!, which `cargo test` swallows where a test passes.
@@ -203,9 +203,11 @@ fn backup_on_standby(scene: &Scene) {
 }
 
 /// The set that the standby has made, up to what is shipped.
-fn drill(scene: &Scene) {
+fn drill(scene: &mut Scene) {
     scene.work("10");
     scene.site.master_command(&["sync"]).succeed();
+    let bin = scene.site.cluster().bin().display().to_string();
+    scene.site.standby_set("slave_bin", &bin);
     let report = scene.site.standby_command(&["drill", "--json"]).succeed();
     let report: Value = serde_json::from_str(&report).unwrap();
     assert!(report["lsn"].is_string(), "{report}");

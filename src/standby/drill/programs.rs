@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::config::StandbyConfig;
-use crate::error::{CommandError, Result};
+use crate::error::Result;
 use crate::pg::data_directory::DataDirectory;
-use crate::pg::programs::version_of;
+use crate::pg::programs::Programs;
 
 /// Where a server lies, and which.
 pub(super) struct DrillPrograms {
@@ -20,50 +20,12 @@ impl DrillPrograms {
     /// Those for this set.
     pub(super) fn find(config: &StandbyConfig, set: &Path) -> Result<DrillPrograms> {
         let major = DataDirectory::open(set)?.major();
-        if let Some(folder) = &config.slave_bin {
-            return match version_of(&folder.join("postgres")) {
-                Ok(found) if found == major => Ok(DrillPrograms::of(folder, major)),
-                Ok(found) => Err(CommandError::config(format!(
-                    "slave_bin = {} has PostgreSQL {found}, but the set is of PostgreSQL {major}",
-                    folder.display()
-                ))
-                .hint(format!(
-                    "set slave_bin to the directory of PostgreSQL {major}'s programs"
-                ))),
-                Err(why) => Err(CommandError::config(format!(
-                    "slave_bin = {} has no server that can be started: {}: {why}",
-                    folder.display(),
-                    folder.join("postgres").display()
-                ))
-                .hint(format!(
-                    "set slave_bin to the directory of PostgreSQL {major}'s programs"
-                ))),
-            };
-        }
-        let packaged = [
-            format!("/usr/lib/postgresql/{major}/bin"),
-            format!("/usr/pgsql-{major}/bin"),
-        ];
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let packaged = packaged.into_iter().map(PathBuf::from);
-        let mut folders = packaged.chain(std::env::split_paths(&path));
-        let found = folders.find(|folder| {
-            let server = folder.join("postgres");
-            server.is_file() && version_of(&server) == Ok(major)
-        });
-        found
-            .map(|folder| DrillPrograms::of(&folder, major))
-            .ok_or_else(|| {
-                CommandError::config(format!("PostgreSQL {major} is not on this host's PATH"))
-                    .hint("set slave_bin to the directory of its programs")
-            })
-    }
-
-    fn of(folder: &Path, major: u8) -> DrillPrograms {
-        DrillPrograms {
+        let server = Programs::of_standby(config).find("postgres", major)?;
+        let folder = server.parent().unwrap_or(Path::new(""));
+        Ok(DrillPrograms {
             folder: folder.to_path_buf(),
             major,
-        }
+        })
     }
 
     /// A program's path, whether it is there or not.
