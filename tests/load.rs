@@ -18,7 +18,7 @@ use crate::support::{Cluster, Site, soak, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The README's promises.
+/// The promises of docs/explain/receiver.md.
 const RECEIVER_KIB: u64 = 32 << 10;
 const CONNECTION_KIB: u64 = 4 << 10;
 const CLIENT_KIB: u64 = 24 << 10;

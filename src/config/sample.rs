@@ -1,5 +1,5 @@
 //! Ini files and tables for people: the full commented samples, the short ones that `init`
-//! writes, and the README's rows. Never prints or writes a file. Invariant: what is returned as an
+//! writes, and the rows of docs/reference/settings.md. Never prints or writes a file. Invariant: what is returned as an
 //! ini file loads.
 
 use std::fmt::Write;
@@ -101,7 +101,7 @@ fn comment(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// The rows of the README's table of the settings of one side that this version knows what to do
+/// The rows of the manual's table of the settings of one side that this version knows what to do
 /// with, each ending in a newline, below the head `| setting | value | default | meaning |`.
 pub fn readme_rows(side: Side) -> String {
     rows_of(keys::rows(side).filter(|row| row.effect != Effect::NotYet))

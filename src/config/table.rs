@@ -50,7 +50,7 @@ pub(super) const FRAMEWORK: &[&str] = &[
 /// How the framework's settings end that have a name of their user's before it.
 pub(super) const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
 
-/// The table; samples and README keep its order.
+/// The table; samples and manual keep its order.
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
     // Both sides.

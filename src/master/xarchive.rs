@@ -215,8 +215,7 @@ fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result
             ),
         )
         .hint(
-            "two masters archive to one archive, or this one was restored: see \"When something \
-            is wrong\" in the README",
+            "two masters archive to one archive, or this one was restored: give each an archive of its own",
         )),
         Outcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read; nothing was stored"

@@ -569,10 +569,10 @@ fn fault_109_every_other_clock_that_lies_is_a_finding() {
 }
 
 #[test]
-fn the_readme_lists_every_code() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let (_, behind) = readme.split_once("The codes of findings are\n").unwrap();
+fn the_reference_lists_every_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/status-json.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, behind) = page.split_once("The codes of findings are\n").unwrap();
     let (codes, _) = behind.split_once("\n\n").unwrap();
     for code in Code::ALL {
         let word = format!("`{}`", code.word());

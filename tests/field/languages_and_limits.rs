@@ -36,7 +36,7 @@ const FOR_EVERYBODY: [&str; 17] = [
 /// What of it only a superuser may set, and only for the whole server or a role.
 const SUPERUSERS_ALONE: &str = "log_statement";
 
-/// README's grants, from PostgreSQL 15 on.
+/// The grants of docs/tasks/connect.md, from PostgreSQL 15 on.
 const GRANTS: &str = "CREATE ROLE shipper LOGIN; \
      GRANT EXECUTE ON FUNCTION pg_reload_conf(), pg_create_restore_point(text), pg_switch_wal(), \
          pg_backup_start(text, boolean), pg_backup_stop(boolean) TO shipper; \

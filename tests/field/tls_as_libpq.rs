@@ -1,6 +1,6 @@
 //! Certificates of every make, and the same strings given to walmgr and to libpq.
 //! Never what a manual says of libpq: it connects to the same server. Invariant: both come in, or neither
-//! does, but for what the table marks and README says.
+//! does, but for what the table marks and docs/tasks/connect.md says.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

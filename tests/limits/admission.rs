@@ -123,7 +123,7 @@ fn beside_a_flood(hosts: usize) -> (usize, usize) {
     assert!(others.len() < 50 + 5 * names.len(), "{others:#?}");
     let peak = site.receiver.memory_peak_kib();
     println!("the receiver had {peak} KiB at most");
-    // What README says for so many connections that are let in; the flood adds nothing.
+    // What docs/explain/receiver.md says for so many connections that are let in; the flood adds nothing.
     assert!(peak < (32 + 4 * CLIENTS) << 10, "{peak} KiB");
     (through.into_inner(), names.len())
 }

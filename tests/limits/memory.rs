@@ -14,7 +14,7 @@ use crate::support::hostile::{Answered, ForgedSet, Key, Refused, ask, next, send
 use crate::support::peer::{Peer, data};
 use crate::support::{Site, soak, wait_for};
 
-/// What it remembers of a file or directory beside its path, as README says.
+/// What it remembers of a file or directory beside its path, as docs/explain/receiver.md says.
 const ENTRY_BYTES: u64 = 200;
 
 /// What the receiver may have: its own, and that of so many connections.

@@ -1,4 +1,4 @@
-//! The README's ten minutes: what each `init` prints is what is typed next.
+//! docs/start/ten-minutes.md: what each `init` prints is what is typed next.
 //! Never types anything else. Invariant: it ends with a segment in the archive.
 
 use std::fs;

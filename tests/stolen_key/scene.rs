@@ -18,7 +18,7 @@ use crate::support::{Cluster, Output, Site, wait_for, walmgr_binary};
 /// How soon the genuine master archives when an attack is over.
 const ARCHIVES_WITHIN: Duration = Duration::from_secs(5);
 
-/// The README's promise, and what the receiver needs for itself.
+/// The promise of docs/explain/receiver.md, and what the receiver needs for itself.
 const RECEIVER_KIB: u64 = 32 << 10;
 const CONNECTION_KIB: u64 = 4 << 10;
 /// The attacker's, the genuine master's and the questions of this test.

@@ -1,4 +1,4 @@
-//! The README's table of what a stolen key can and cannot do, line by line.
+//! The threat model's table of what a stolen key can and cannot do, line by line.
 //! Never asks what the rights are called. Invariant tested: what the table says a key can do is done,
 //! what it says it cannot do is refused in words and changes nothing.
 

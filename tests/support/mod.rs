@@ -31,6 +31,7 @@ macro_rules! skip_unless {
 pub mod backup_set;
 pub mod cluster;
 pub mod dice;
+pub mod documents;
 pub mod host;
 pub mod hostile;
 pub mod hostile_receiver;
