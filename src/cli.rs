@@ -15,6 +15,7 @@ pub use crate::options::Options;
 use crate::output;
 
 mod command;
+mod generate;
 mod grammar;
 mod mistakes;
 mod old_spellings;
@@ -22,6 +23,7 @@ mod owner;
 mod run;
 mod set;
 
+pub use generate::{Generated, generate};
 pub use grammar::words;
 pub use run::run;
 
@@ -36,6 +38,8 @@ pub enum Parsed {
     Print(String),
     /// Print the commented sample of both ini files (`--ini`).
     Sample,
+    /// Write manual pages, completions or the reference into this directory (`--generate`).
+    Generate(Generated, PathBuf),
     /// Say this on stderr and exit with this table's code.
     Usage(CommandError, ExitTable),
 }
@@ -108,6 +112,10 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
     };
     if typed.line.sample {
         return Ok(Parsed::Sample);
+    }
+    if !typed.line.generate.is_empty() {
+        let (kind, folder) = generate::read(&typed.line.generate)?;
+        return Ok(Parsed::Generate(kind, folder.into()));
     }
     let old_spellings = std::mem::take(&mut typed.line.old_spellings);
     let word = typed.line.command.is_some().then_some(typed.word.as_str());

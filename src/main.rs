@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         match cli::parse(std::env::args_os()) {
             Parsed::Print(page) => code(ExitTable::Ordinary, output::print(page.trim_end())),
             Parsed::Sample => code(ExitTable::Ordinary, cli::print_sample()),
+            Parsed::Generate(kind, folder) => {
+                code(ExitTable::Ordinary, cli::generate(kind, &folder))
+            }
             Parsed::Usage(error, table) => code(table, Err(error)),
             Parsed::Run(invocation) => {
                 let table = match table {

@@ -27,6 +27,7 @@ mod exit_codes;
 mod fetch;
 mod field;
 mod flips;
+mod generate;
 mod host_commands;
 mod host_daemon;
 mod hostile_receiver;

@@ -32,6 +32,9 @@ pub(super) struct Line {
     /// Print a commented sample of both ini files and exit
     #[arg(long = "ini")]
     pub sample: bool,
+    /// Write manual pages, completions or the reference, for whoever makes a package
+    #[arg(long, hide = true, num_args = 2, value_names = ["KIND", "DIR"])]
+    pub generate: Vec<OsString>,
     /// File of settings of this side
     #[arg(value_name = "config.ini")]
     pub ini: Option<PathBuf>,
@@ -87,7 +90,7 @@ pub fn words() -> Vec<String> {
 }
 
 /// The derived grammar with the common options accepted behind each command as well.
-fn grammar() -> clap::Command {
+pub(super) fn grammar() -> clap::Command {
     Line::command().mut_subcommands(|command| {
         let usage = format!("walmgr [options] <config.ini> {}", command.get_name());
         let positionals: Vec<String> = command

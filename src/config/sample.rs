@@ -130,7 +130,7 @@ fn rows_of(rows: impl Iterator<Item = &'static Key>) -> String {
     out
 }
 
-fn shape_in_words(shape: Shape) -> String {
+pub(crate) fn shape_in_words(shape: Shape) -> String {
     match shape {
         Shape::Text | Shape::Name => "text".to_owned(),
         Shape::Command => "shell command".to_owned(),
