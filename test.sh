@@ -182,6 +182,7 @@ if ((quick)); then
     exit 0
 fi
 step 'PostgreSQL servers' sh tests/fetch-postgres.sh
+step 'Monitoring programs' sh tests/fetch-monitoring.sh
 step 'Tests' run_tests
 step 'Documentation tests' cargo test --locked --workspace --doc
 step 'Documentation' document

@@ -105,6 +105,10 @@ pub mod standby {
     }
 }
 
+pub mod status {
+    pub use crate::status::Code;
+}
+
 pub mod store {
     pub use crate::store::{
         Archive, ArchiveFolders, ArchiveReader, Binding, ConfigCopies, Disk, Freeze, LIST_NAME,

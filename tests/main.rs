@@ -37,6 +37,7 @@ mod kills;
 mod limits;
 mod load;
 mod manual;
+mod monitoring;
 mod network;
 mod old_spellings;
 mod partial;

@@ -55,14 +55,14 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
         /// What a finding is about, for programs; the words never change their meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Code { $($(#[$doc])* $name,)* }
+        pub enum Code { $($(#[$doc])* $name,)* }
 
         impl Code {
-            #[cfg(test)]
-            pub(super) const ALL: &'static [Code] = &[$(Code::$name,)*];
+            /// Each of them.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
 
             /// The word in `--json`.
-            pub(crate) const fn word(self) -> &'static str {
+            pub const fn word(self) -> &'static str {
                 match self { $(Code::$name => $word,)* }
             }
         }

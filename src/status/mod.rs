@@ -9,6 +9,7 @@ mod replay;
 mod thresholds;
 
 pub(crate) use drill::{DrillFacts, DrillOutcome};
+pub use judge::Code;
 pub(crate) use judge::{Finding, Level};
 pub(crate) use replay::{Hold, Replay, TooLow};
 pub(crate) use thresholds::Thresholds;
