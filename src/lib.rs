@@ -50,7 +50,7 @@
 //! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
-//! | [`error`], [`files`], [`patience`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, commands of both sides, the administrator's shell commands |
+//! | [`error`], [`files`], [`patience`], [`rate_limit`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, bytes a second, commands of both sides, the administrator's shell commands |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
 //! protocol`. `tests/house_rules.rs` checks this.
@@ -71,6 +71,7 @@ pub(crate) mod options;
 pub mod output;
 pub(crate) mod patience;
 pub(crate) mod pg;
+pub(crate) mod rate_limit;
 pub(crate) mod receiver;
 pub(crate) mod shell;
 pub(crate) mod standby;

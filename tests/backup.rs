@@ -6,6 +6,7 @@ mod churn;
 mod giving_way;
 mod interrupted;
 mod keeping;
+pub(crate) mod rate;
 mod rules;
 mod whole;
 

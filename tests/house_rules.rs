@@ -13,7 +13,7 @@ use source::{Source, Tree, is_word, words};
 
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -33,6 +33,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "options",
             "output",
             "pg",
+            "rate_limit",
             "shell",
             "status",
             "tar",
@@ -54,6 +55,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "output",
             "patience",
             "pg",
+            "rate_limit",
             "shell",
             "status",
             "store",
@@ -73,6 +75,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "output",
             "patience",
             "pg",
+            "rate_limit",
             "shell",
             "store",
             "tar",
@@ -101,6 +104,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ("abnormal", &["memory", "output"]),
     ("files", &[]),
     ("patience", &[]),
+    ("rate_limit", &[]),
     ("shell", &["output"]),
     ("options", &["protocol"]),
     ("memory", &[]),

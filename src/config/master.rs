@@ -91,6 +91,8 @@ pub struct MasterConfig {
     pub block_size: u32,
     /// Streams of a backup.
     pub backup_jobs: u32,
+    /// Bytes a second that a backup reads at most.
+    pub backup_rate: Option<u64>,
     /// How a backup's checkpoint is made.
     pub backup_checkpoint: BackupCheckpoint,
     /// Finished segments one `xarchive` may ship.
@@ -157,6 +159,7 @@ impl MasterConfig {
             push_timeout: settings.duration("push_timeout")?,
             block_size: settings.number("block_size")?,
             backup_jobs: settings.number("backup_jobs")?,
+            backup_rate: settings.optional_size("backup_rate")?,
             backup_checkpoint: match settings.choice("backup_checkpoint")? {
                 "spread" => BackupCheckpoint::Spread,
                 _ => BackupCheckpoint::Fast,

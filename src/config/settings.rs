@@ -291,6 +291,14 @@ impl GivenSettings {
         }
     }
 
+    /// A number of bytes that need not be set.
+    pub(super) fn optional_size(&self, name: &str) -> Result<Option<u64>, Fault> {
+        Ok(match self.value(name)? {
+            Some(Value::Size(bytes)) => Some(bytes),
+            _ => None,
+        })
+    }
+
     /// A time that has a default.
     pub(super) fn duration(&self, name: &str) -> Result<Duration, Fault> {
         self.optional_duration(name)?

@@ -105,6 +105,10 @@ pub struct StandbyConfig {
     pub archive_ahead_max: u64,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
+    /// Bytes a second that `backup` reads at most.
+    pub backup_rate: Option<u64>,
+    /// Bytes a second that are read at most of sets that masters fetch.
+    pub fetch_rate: Option<u64>,
     /// How long `verify` passes a file over that it found good.
     pub verify_again_after: Duration,
     /// What `xrestore` does about a damaged file.
@@ -206,6 +210,8 @@ impl StandbyConfig {
             verify_wal_min: VerifyWal::read(settings, "verify_wal_min")?,
             archive_ahead_max: settings.number("archive_ahead_max")?,
             recheck_rate: settings.number("recheck_rate")?,
+            backup_rate: settings.optional_size("backup_rate")?,
+            fetch_rate: settings.optional_size("fetch_rate")?,
             verify_again_after: settings.duration("verify_again_after")?,
             on_corrupt: match settings.choice("on_corrupt")? {
                 "stall" => OnCorrupt::Stall,

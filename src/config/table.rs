@@ -22,6 +22,10 @@ const fn ages(max_seconds: u64) -> super::keys::Shape {
     super::keys::Shape::Duration(Duration::ZERO, Duration::from_secs(max_seconds))
 }
 
+/// Bytes a second. A slower rate is no rate: with 64 streams each would have a block in minutes, and a forgotten unit
+/// would make a backup that ends in years.
+const RATE: super::keys::Shape = Size(256 << 10, 1 << 40);
+
 const HOUR: u64 = 3_600;
 const DAY: u64 = 24 * HOUR;
 
@@ -109,6 +113,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("periodic_command", Master, Command, "/usr/local/bin/copy-crontabs", "Command that periodic runs, and xarchive when command_interval has passed."),
     key("backup_jobs", Master, Integer(1, 64), "4", "Number of parallel streams of a backup.")
         .defaults().added(),
+    key("backup_rate", Master, RATE, "20MB", "Maximum bytes per second that a backup reads, over all its streams and before compression.")
+        .added(),
     key("backup_checkpoint", Master, Choice(&["fast", "spread"]), "fast", "Kind of the checkpoint at the start of a backup.")
         .defaults().added(),
 
@@ -199,6 +205,10 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("recheck_rate", Standby, Size(0, 1 << 40), "4MB", "Bytes per second that the receiver reads of archive and base backups to find damage. 0 disables this.")
         .defaults().added(),
+    key("backup_rate", Standby, RATE, "20MB", "Maximum bytes per second that `backup` reads of the standby's data directory.")
+        .added(),
+    key("fetch_rate", Standby, RATE, "20MB", "Maximum bytes per second that masters fetch of backup sets, over all connections.")
+        .added(),
     key("verify_again_after", Standby, ages(3_660 * DAY), "30d", "verify reads a file again that has not changed since it was found good, if that is longer ago than this.")
         .defaults().added(),
     key("on_corrupt", Standby, Choice(&["stop", "stall"]), "stop", "What xrestore does at a damaged file: stop PostgreSQL, or stall it.")

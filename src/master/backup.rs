@@ -37,7 +37,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::push::Blocks;
 use crate::options::{BackupArgs, Options};
 use crate::output;
-use crate::output::progress::{BackupProgress, Counters, per_second, ratio};
+use crate::output::progress::{BackupProgress, Counters, per_second, rate_limit_text, ratio};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::base_backup::configs::{self, BroughtConfig};
 use crate::pg::base_backup::contents::Contents;
@@ -47,6 +47,7 @@ use crate::pg::grants::Task;
 use crate::pg::left_out::PassedOver;
 use crate::pg::sql::{Limits, Session};
 use crate::pg::sql_backup::{FinishedBackup, RunningBackup};
+use crate::rate_limit::RateLimit;
 
 /// What `backup_label` calls a backup, as it always did.
 const LABEL: &str = "FullBackup";
@@ -124,12 +125,13 @@ async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
     let wire = ReceiverLink::new(config, facts)?.connect().await;
     wire.map_err(control::LinkError::into_error)?.close().await;
     output::not_really(&format!(
-        "back up {} files with {} of {} to {}, in {} streams",
+        "back up {} files with {} of {} to {}, in {} streams{}",
         contents.items.len(),
         HumanBytes(contents.total_bytes),
         config.master_data.display(),
         config.slave,
-        config.backup_jobs
+        config.backup_jobs,
+        rate_limit_text(config.backup_rate)
     ))?;
     for (name, path, _) in &configs {
         output::not_really(&format!("send {} as {name}", path.display()))?;
@@ -409,23 +411,24 @@ impl Work<'_> {
     ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
         let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));
+        let limit = Arc::new(RateLimit::new(self.config.backup_rate));
         let mut streams = JoinSet::new();
         for number in 0..jobs {
-            streams.spawn(self.stream(control, load, number).run());
+            streams.spawn(self.stream(control, (load, &limit), number).run());
         }
         control.during(all(streams)).await?;
         let note = listing::note_of_pages(&load.bad_blocks());
         for item in last.into_iter().chain([note]).flatten() {
             load.put(item);
         }
-        let stream = self.stream(control, load, jobs);
+        let stream = self.stream(control, (load, &limit), jobs);
         control.during(stream.run()).await
     }
 
     fn stream(
         &self,
         control: &BackupControl<'_>,
-        load: &Arc<WorkQueue>,
+        (load, limit): (&Arc<WorkQueue>, &Arc<RateLimit>),
         number: u16,
     ) -> BackupStream {
         BackupStream {
@@ -437,6 +440,7 @@ impl Work<'_> {
                 block_bytes: self.config.block_size.min(BLOCK_BYTES_MAX),
                 compression: self.config.compression,
             },
+            limit: Arc::clone(limit),
         }
     }
 
@@ -477,10 +481,11 @@ impl CompletedBackup {
             last,
         } = self.wal;
         output::print(&format!(
-            "{} files with {} in {elapsed_s:.1} s, {}/s; {} sent, ratio {:.2}",
+            "{} files with {} in {elapsed_s:.1} s, {}/s{}; {} sent, ratio {:.2}",
             Counters::of(&counters.files),
             HumanBytes(read_bytes),
             HumanBytes(per_second(read_bytes, self.sending)),
+            rate_limit_text(config.backup_rate),
             HumanBytes(sent_bytes),
             ratio(read_bytes, sent_bytes)
         ))?;

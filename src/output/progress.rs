@@ -118,6 +118,13 @@ pub(crate) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     u64::try_from(u128::from(bytes) * 1_000 / elapsed_ms).unwrap_or(u64::MAX)
 }
 
+/// The bound on bytes a second that is set, behind what it bounds; nothing where there is none.
+pub(crate) fn rate_limit_text(rate: Option<u64>) -> String {
+    rate.map_or_else(String::new, |rate| {
+        format!(" (at most {}/s, as backup_rate says)", HumanBytes(rate))
+    })
+}
+
 /// One number as a multiple of another, for people.
 pub(crate) fn ratio(one: u64, other: u64) -> f64 {
     // Megabytes are exact enough, and fit a float.

@@ -26,6 +26,7 @@ use walmgr_protocol::names::SegmentName;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
+use crate::rate_limit::RateLimit;
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::masters::Masters;
 use crate::receiver::cluster::open_store::OpenStore;
@@ -62,6 +63,8 @@ pub(crate) struct Cluster {
     pub uploads: Arc<Shares>,
     /// Threads of fetches.
     pub fetches: Arc<Shares>,
+    /// How fast all fetches of sets together may read.
+    pub fetch_limit: RateLimit,
     /// Threads of streams of records.
     pub streams: Arc<Shares>,
     /// Threads of connections that are part of a backup.
@@ -132,6 +135,7 @@ impl Cluster {
                 config_backup: config.config_backup.clone(),
                 slave_data: config.slave_data.clone(),
             },
+            fetch_limit: RateLimit::new(settings.fetch_rate),
             settings: watch::Sender::new(settings),
             writer: Arc::default(),
             masters: Masters::default(),
@@ -231,6 +235,7 @@ impl Cluster {
         if let Ok(store) = self.store() {
             store.archive.set_ahead_max(settings.ahead_max);
         }
+        self.fetch_limit.set(settings.fetch_rate);
         self.settings.send_replace(settings);
     }
 

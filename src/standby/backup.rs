@@ -23,7 +23,7 @@ use walmgr_protocol::names::Lsn;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::options::{BackupArgs, Options};
-use crate::output::progress::{BackupProgress, Counters, per_second};
+use crate::output::progress::{BackupProgress, Counters, per_second, rate_limit_text};
 use crate::output::{self, Waiting};
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::base_backup::configs::{self, ConfigPlaces};
@@ -238,10 +238,11 @@ impl Source<'_> {
         let configs = configs::take_along(self.data.path(), places, &mut notes)?;
         let contents = Contents::list(&self.data, &OMITTED, &configs)?;
         output::not_really(&format!(
-            "copy {} files with {} of {} into a new set, {how}",
+            "copy {} files with {} of {} into a new set, {how}{}",
             contents.items.len(),
             HumanBytes(contents.total_bytes),
             self.data.path().display(),
+            rate_limit_text(self.config.backup_rate),
         ))
     }
 
@@ -301,7 +302,7 @@ impl Source<'_> {
             set,
             (contents.roots, self.control.clone(), start),
             (Arc::clone(&counters), Arc::clone(cancelled)),
-            total_bytes,
+            (total_bytes, self.config.backup_rate),
         )?;
         tracing::info!("copying {} from {start}", HumanBytes(total_bytes));
         let mut copying = tokio::task::spawn_blocking(move || copy.run(&items, &last, set_notes));
@@ -449,10 +450,11 @@ impl CopiedSet {
         let read_bytes = Counters::of(&self.counters.read_bytes);
         let (first, last) = (self.wal.first(), self.wal.last());
         output::print(&format!(
-            "{} files with {} in {elapsed_s:.1} s, {}/s; {} share the blocks of the data directory",
+            "{} files with {} in {elapsed_s:.1} s, {}/s{}; {} share the blocks of the data directory",
             Counters::of(&self.counters.files),
             HumanBytes(read_bytes),
             HumanBytes(per_second(read_bytes, self.copying_took)),
+            rate_limit_text(config.backup_rate),
             HumanBytes(self.files.shared_bytes),
         ))?;
         output::print(&format!(

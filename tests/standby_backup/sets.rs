@@ -219,3 +219,30 @@ fn fault_152_a_file_system_that_can_shares_blocks_and_never_a_file() {
         assert_eq!(metadata.nlink(), 1);
     }
 }
+
+#[test]
+fn fault_188_a_standbys_backup_keeps_its_rate_and_ends_when_told() {
+    let major = *majors().first().unwrap();
+    let mut pair = Pair::new(major, true);
+    pair.site.standby_set("backup_rate", "10MB");
+    let begun = std::time::Instant::now();
+    let said = pair.backup().succeed();
+    let took = begun.elapsed();
+    assert!(
+        said.contains("(at most 10.00 MiB/s, as backup_rate says)"),
+        "{said}"
+    );
+    pair.verify("data.master");
+    let listed = pair.site.standby_command(&["-n", "backup"]).succeed();
+    assert!(listed.contains("as backup_rate says"), "{listed}");
+    let bytes = crate::backup::rate::bytes_below(&pair.set("data.master"));
+    crate::backup::rate::check_rate(bytes, took, 10 << 20);
+    pair.site.standby_set("backup_rate", "256kB");
+    let slow = Running::start(&pair);
+    std::thread::sleep(Duration::from_secs(2));
+    let begun = std::time::Instant::now();
+    slow.signal(Signal::TERM);
+    slow.end().fail_last(1, "stopped by SIGTERM");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert_eq!(pair.listed(), ["data.master"]);
+}

@@ -22,6 +22,7 @@ use crate::master::backup::source::StreamSource;
 use crate::master::backup::work_queue::{OnItsWay, Resend, WorkQueue};
 use crate::master::push::Blocks;
 use crate::output::progress::Counters;
+use crate::rate_limit::RateLimit;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Time to wait for the words behind a connection that takes nothing more.
@@ -39,6 +40,8 @@ pub(crate) struct BackupStream {
     pub number: u16,
     /// How blocks are made.
     pub blocks: Blocks,
+    /// How fast all streams together may read.
+    pub limit: Arc<RateLimit>,
 }
 
 impl BackupStream {
@@ -80,9 +83,10 @@ impl BackupStream {
         let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
         let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
         let source = StreamSource::new(Arc::clone(&self.load), Arc::clone(on_its_way), again);
-        let blocks = self.blocks;
-        let reading =
-            tokio::task::spawn_blocking(move || read_blocks(source, blocks, &full, &reusable));
+        let (blocks, limit) = (self.blocks, Arc::clone(&self.limit));
+        let reading = tokio::task::spawn_blocking(move || {
+            read_blocks(source, blocks, &limit, &full, &reusable)
+        });
         let sending = async {
             while let Some(mut block) = self
                 .next(&mut wire, &mut session, &mut ready, on_its_way)
@@ -251,25 +255,30 @@ impl BackupStream {
 fn read_blocks(
     mut source: StreamSource,
     blocks: Blocks,
+    limit: &RateLimit,
     full: &mpsc::Sender<Block>,
     reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
 ) -> Result<()> {
     let mut packer = Packer::new(blocks.compression);
     let mut offset = 0;
-    loop {
+    let block_bytes = u64::from(blocks.block_bytes);
+    // Before reading: what burdens the master is its disk as much as the network.
+    while limit.take(block_bytes, &|| !full.is_closed()) {
         let buffer = reusable.try_recv().unwrap_or_default();
         let block = packer.pack(buffer, offset, |buffer| {
             source.fill(buffer, blocks.block_bytes as usize)
         })?;
+        limit.give_back(block_bytes.saturating_sub(u64::from(block.raw_bytes)));
         if block.raw_bytes == 0 {
             return Ok(());
         }
         offset += u64::from(block.raw_bytes);
         if full.blocking_send(block).is_err() {
-            // The connection is gone; what was read is sent again, or asked for.
-            return Ok(());
+            break;
         }
     }
+    // The connection is gone; what was read is sent again, or asked for.
+    Ok(())
 }
 
 /// The message that an event was.

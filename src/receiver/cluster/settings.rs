@@ -59,6 +59,8 @@ pub(crate) struct ClusterSettings {
     pub ahead_max: u64,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
+    /// Bytes a second that are read at most of sets that are fetched.
+    pub fetch_rate: Option<u64>,
     /// What becomes of old backup sets.
     pub rotation: Rotation,
 }
@@ -81,6 +83,7 @@ impl ClusterSettings {
             },
             ahead_max: config.archive_ahead_max,
             recheck_rate: config.recheck_rate,
+            fetch_rate: config.fetch_rate,
             rotation: Rotation {
                 keeping: Keeping {
                     sets: config.keep_backups,

@@ -20,6 +20,7 @@ use crate::pg::control::{self, ControlFile};
 use crate::pg::layout;
 use crate::pg::page::Pages;
 use crate::pg::roots::Roots;
+use crate::rate_limit::RateLimit;
 use crate::standby::sets;
 use crate::store::sets::{FileWriter, IncomingSet};
 
@@ -37,6 +38,8 @@ pub(super) struct SetCopy {
     start: Lsn,
     counters: Arc<Counters>,
     cancelled: Arc<AtomicBool>,
+    /// How fast it reads.
+    limit: RateLimit,
     buffer: Vec<u8>,
     /// Bytes that were not copied when the copying began.
     total_bytes: u64,
@@ -65,7 +68,7 @@ impl SetCopy {
         set: &IncomingSet,
         (roots, control, start): (Roots, ControlFile, Lsn),
         (counters, cancelled): (Arc<Counters>, Arc<AtomicBool>),
-        total_bytes: u64,
+        (total_bytes, rate): (u64, Option<u64>),
     ) -> Result<SetCopy> {
         Ok(SetCopy {
             writer: set.files().map_err(|error| failed(&error))?,
@@ -74,6 +77,7 @@ impl SetCopy {
             start,
             counters,
             cancelled,
+            limit: RateLimit::new(rate),
             buffer: Vec::with_capacity(PIECE_BYTES),
             total_bytes,
             has_room: false,
@@ -179,11 +183,12 @@ impl SetCopy {
         is_shared: bool,
     ) -> Result<()> {
         while !reading.is_at_end() {
-            if self.cancelled.load(Ordering::Relaxed) {
+            let (want, _) = reading.whole_pages(PIECE_BYTES);
+            let goes_on = || !self.cancelled.load(Ordering::Relaxed);
+            if !self.limit.take(want as u64, &goes_on) {
                 return Err(stopped());
             }
             self.buffer.clear();
-            let (want, _) = reading.whole_pages(PIECE_BYTES);
             let pages = reading
                 .read(want, &mut self.buffer, self.start)
                 .map_err(|error| reading::failed(item, error))?;

@@ -16,6 +16,7 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
+use crate::rate_limit::RateLimit;
 use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::peer::PeerKey;
 use crate::receiver::reports::FetchReport;
@@ -84,8 +85,11 @@ fn work(
         Request::File(file) => file.compression,
         Request::Set(set) => set.compression,
     };
+    // WAL is never kept back: somebody replays it, or waits for its end.
+    let limit = matches!(request, Request::Set(_)).then_some(&cluster.fetch_limit);
     let mut blocks = OutgoingBlocks {
         packer: Packer::new(compression),
+        limit,
         raw: Vec::new(),
         offset: 0,
         crc: crc32fast::Hasher::new(),
@@ -114,6 +118,8 @@ enum FetchEnd {
 /// The blocks of a fetch on their way to the connection.
 struct OutgoingBlocks<'a> {
     packer: Packer,
+    /// How fast they may be read.
+    limit: Option<&'a RateLimit>,
     /// Bytes for the next block.
     raw: Vec<u8>,
     /// Where it begins.
@@ -146,6 +152,11 @@ impl OutgoingBlocks<'_> {
     fn flush(&mut self) -> bool {
         if self.raw.is_empty() {
             return true;
+        }
+        let is_wanted = || !self.buffers.is_closed();
+        let wait = |limit: &RateLimit| limit.take(self.raw.len() as u64, &is_wanted);
+        if !self.limit.is_none_or(wait) {
+            return false;
         }
         // There are so many buffers, so a slow peer makes this wait instead of filling memory.
         let Some(buffer) = self.buffers.blocking_recv() else {

@@ -1,0 +1,148 @@
+//! `backup_rate` and `fetch_rate`: how fast a backup, a set's way back, and WAL meanwhile may be read.
+//! Never only believes walmgr's own figure: the clock around the process says the same. Invariant: no limit is
+//! exceeded by more than a tenth.
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{archiving, judge, newest};
+use crate::support::{Cluster, Output, Site, wait_for};
+
+const MIB: u64 = 1 << 20;
+
+fn limited(rate: &str, jobs: &str) -> Site {
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let builder = Site::builder().cluster(cluster);
+    archiving(
+        builder
+            .master_set("backup_rate", rate)
+            .master_set("backup_jobs", jobs)
+            .master_set("compression", "1"),
+    )
+}
+
+/// Bytes of all files below a directory.
+pub(crate) fn bytes_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata().unwrap() {
+        found if found.is_dir() => bytes_below(&entry.path()),
+        found => found.len(),
+    };
+    entries.map(bytes_of).sum()
+}
+
+/// At most a tenth faster than the limit; slower as the machine is busy, but the limit was what it waited for.
+#[track_caller]
+pub(crate) fn check_rate(bytes: u64, took: Duration, rate: u64) {
+    let ratio = bytes as f64 / took.as_secs_f64() / rate as f64;
+    println!("{bytes} bytes in {took:?}: {ratio:.3} of the limit");
+    assert!(ratio <= 1.1, "{bytes} bytes in {took:?}: {ratio:.3}");
+    assert!(ratio >= 0.3, "{bytes} bytes in {took:?}: {ratio:.3}");
+}
+
+fn started(mut command: std::process::Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn fault_188_all_streams_of_a_backup_together_keep_its_rate() {
+    skip_unless!(Cluster::available(15));
+    let mut site = limited("5MB", "4");
+    for (rate, jobs) in [(5, "4"), (8, "1")] {
+        // The next backup takes what the file says then.
+        site.master_set("backup_rate", &format!("{rate}MB"));
+        site.master_set("backup_jobs", jobs);
+        let rehearsed = site.master_command(&["-n", "backup"]).succeed();
+        let said = format!("(at most {rate}.00 MiB/s, as backup_rate says)");
+        assert!(rehearsed.contains(&said), "{rehearsed}");
+        let begun = Instant::now();
+        let made = site.master_command(&["backup"]).succeed();
+        let took = begun.elapsed();
+        assert!(made.contains(&said), "{made}");
+        judge(&site, &newest(&site)).unwrap();
+        check_rate(bytes_below(&newest(&site)), took, rate * MIB);
+    }
+}
+
+#[test]
+fn fault_188_wal_is_archived_at_once_while_a_backup_is_slow() {
+    skip_unless!(Cluster::available(15));
+    let site = limited("256kB", "2");
+    let mut backup = started(site.master_walmgr(&["backup"]));
+    wait_for("the first file", Duration::from_secs(60), || {
+        let version = site
+            .archive_folder()
+            .join("data.master.incoming/PG_VERSION");
+        version.exists().then_some(())
+    });
+    // Two segments have more bytes than the backup may read in two minutes.
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let name = site
+            .cluster()
+            .psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        site.cluster()
+            .psql("SELECT pg_logical_emit_message(false, 'walmgr', repeat('x', 10 << 20))");
+        site.cluster().switch_wal();
+        wait_for("the segment", Duration::from_secs(60), || {
+            site.holds(&name).then_some(())
+        });
+    }
+    assert!(backup.try_wait().unwrap().is_none());
+    assert!(
+        begun.elapsed() < Duration::from_secs(100),
+        "{:?}",
+        begun.elapsed()
+    );
+    // It ends at once when it is told to, also while it waits.
+    let pid = rustix::process::Pid::from_child(&backup);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    let ended: Output = backup.wait_with_output().unwrap().into();
+    ended.fail_last(1, "stopped by SIGTERM");
+}
+
+#[test]
+fn fault_188_fetches_of_sets_keep_their_rate_until_a_reload_lifts_it() {
+    skip_unless!(Cluster::available(15));
+    let mut site = limited("1GB", "2");
+    site.master_command(&["backup"]).succeed();
+    let bytes = bytes_below(&newest(&site));
+    let reload = |site: &mut Site, rate: &str| {
+        let marked = site
+            .receiver
+            .log()
+            .matches("settings and keys reloaded")
+            .count();
+        site.standby_set("fetch_rate", rate);
+        site.receiver.signal(Signal::HUP);
+        wait_for("the reload", Duration::from_secs(60), || {
+            let log = site.receiver.log();
+            (log.matches("settings and keys reloaded").count() > marked).then_some(())
+        });
+    };
+    reload(&mut site, "8MB");
+    let restore = |site: &Site, name: &str| {
+        let destination = site.home().join(name).display().to_string();
+        site.master_walmgr(&["restore", "data.master", &destination])
+    };
+    // Two at once share the limit.
+    let begun = Instant::now();
+    let both = [restore(&site, "one"), restore(&site, "other")].map(started);
+    for child in both {
+        Output::from(child.wait_with_output().unwrap()).succeed();
+    }
+    check_rate(2 * bytes, begun.elapsed(), 8 * MIB);
+    // What it takes at the slowest rate is minutes; lifted, it is done while it waits.
+    reload(&mut site, "256kB");
+    let begun = Instant::now();
+    let slow = started(restore(&site, "slow"));
+    std::thread::sleep(Duration::from_secs(1));
+    reload(&mut site, "1GB");
+    Output::from(slow.wait_with_output().unwrap()).succeed();
+    let at_that_rate = Duration::from_secs(bytes / (256 << 10));
+    assert!(begun.elapsed() < at_that_rate / 2, "{:?}", begun.elapsed());
+}
