@@ -416,6 +416,7 @@ impl HandedOver {
         let temporary = temporary_beside(path);
         remove_abandoned(path)?;
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
@@ -431,6 +432,11 @@ impl HandedOver {
     /// Writes these bytes behind the ones before.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
+    }
+
+    /// What was written so far.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
     }
 
     /// Gives it its name, whatever had the name before.

@@ -5,6 +5,7 @@
 mod faults;
 mod kills;
 mod settings;
+mod tablespaces;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -5,7 +5,7 @@
 mod archive_cleanup;
 mod configuration_in_pieces;
 mod connection_strings;
-mod crossing_records;
+pub(crate) mod crossing_records;
 mod foreign_archiver;
 mod foreign_files;
 mod group_access;

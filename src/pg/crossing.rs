@@ -28,6 +28,34 @@ pub(crate) fn before(
     segment: SegmentName,
     size: WalSegmentSize,
 ) -> Option<ObstacleWalk> {
+    let (_, scanner) = found_before(data, segment, size)?;
+    Some(ObstacleWalk::from(scanner))
+}
+
+/// The file of the segment before `segment`, if a record that begins in it goes on in `segment`.
+pub(crate) fn file_before(
+    data: &Path,
+    segment: SegmentName,
+    size: WalSegmentSize,
+) -> Option<File> {
+    found_before(data, segment, size).map(|(file, _)| file)
+}
+
+/// Where a record begins that goes on behind the end of this segment.
+pub(crate) fn open_record(
+    file: &File,
+    segment: SegmentName,
+    size: WalSegmentSize,
+) -> io::Result<Option<Lsn>> {
+    let scanner = at_the_end(file, segment, size)?;
+    Ok(scanner.and_then(|scanner| Some(scanner.open_record()?.0)))
+}
+
+fn found_before(
+    data: &Path,
+    segment: SegmentName,
+    size: WalSegmentSize,
+) -> Option<(File, Scanner)> {
     let folder = data.join(layout::PG_WAL);
     let number = segment.number(size)?.checked_sub(1)?;
     let names = std::fs::read_dir(&folder).ok()?.flatten();
@@ -40,7 +68,10 @@ pub(crate) fn before(
     // One that was made ready for the future holds old WAL, which ends the scan.
     candidates.into_iter().find_map(|name| {
         let path = folder.join(name.to_string());
-        let read = File::open(&path).and_then(|file| at_the_end(&file, name, size));
+        let read = File::open(&path).and_then(|file| {
+            let scanner = at_the_end(&file, name, size)?;
+            Ok(scanner.map(|scanner| (file, scanner)))
+        });
         read.unwrap_or_else(|error| {
             tracing::warn!("{} cannot be read: {error}", path.display());
             None
@@ -52,7 +83,7 @@ fn at_the_end(
     file: &File,
     segment: SegmentName,
     size: WalSegmentSize,
-) -> io::Result<Option<ObstacleWalk>> {
+) -> io::Result<Option<Scanner>> {
     let Some(start) = segment.start(size) else {
         return Ok(None);
     };
@@ -69,7 +100,7 @@ fn at_the_end(
         while let ScanStep::Record(_) = scanner.advance(&mut rest) {}
     }
     let has_come = scanner.position().0 == start.0 + size.bytes();
-    Ok((has_come && scanner.open_record().is_some()).then(|| ObstacleWalk::from(scanner)))
+    Ok((has_come && scanner.open_record().is_some()).then_some(scanner))
 }
 
 /// The page on which the last record begins, or the segment's first.

@@ -37,6 +37,7 @@ use crate::files::RoomNeeded;
 use crate::options::Options;
 use crate::output;
 use crate::standby::restore::scratch::ScratchRestore;
+use crate::standby::xrestore::tablespaces;
 use crate::status::DrillOutcome;
 use crate::store::{ArchiveReader, RealDisk, StoreError};
 
@@ -168,6 +169,7 @@ impl Drill<'_> {
         let opened = server.wait_until_open(self.place, self.interrupt);
         opened.map_err(|error| error.hint(format!("the goal was {}", goal.end())))?;
         outcome.replayed_ms = Some(elapsed_ms(begun));
+        outcome.notes.extend(note_of_created(self.place));
         let begun = Instant::now();
         self.compare(&goal, outcome)?;
         self.check(&programs, outcome)?;
@@ -250,6 +252,18 @@ impl Drill<'_> {
         }
         Ok(())
     }
+}
+
+/// What a server needs that is restored from this set, and a drill does without.
+fn note_of_created(place: &ScratchPlace) -> Option<String> {
+    let created: Vec<String> = tablespaces::created(place.path()).into_iter().collect();
+    (!created.is_empty()).then(|| {
+        format!(
+            "the WAL creates tablespaces that the set does not have, at {}; the drill had them in its own directory, and \
+             a server that is restored on this host needs an empty directory, or a link to one, at each",
+            created.join(", ")
+        )
+    })
 }
 
 fn elapsed_ms(begun: Instant) -> u64 {

@@ -13,6 +13,7 @@
 //! (`KeepFileRestoredFromArchive`), and the archive has it anyway.
 
 mod for_drill;
+pub(crate) mod tablespaces;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -434,6 +435,9 @@ impl RestoreCall<'_> {
         }
         if let Some(error) = self.held_back(&obstacles) {
             return Ok(ArchiveLook::Unfit(error));
+        }
+        if self.is_for_drill {
+            self.keep_tablespaces_inside(copy.file(), &obstacles)?;
         }
         writing(copy.put_in_place())?;
         tracing::info!("{} restored to {}", self.name, self.path.display());

@@ -10,6 +10,7 @@ pub(crate) mod commit;
 pub(crate) mod fault;
 pub(crate) mod fuzzing;
 pub(crate) mod history;
+pub(crate) mod in_place;
 pub(crate) mod joint;
 pub(crate) mod obstacle;
 pub(crate) mod obstacle_walk;

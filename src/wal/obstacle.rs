@@ -38,12 +38,12 @@ pub(crate) const OBSTACLE_BYTES_MAX: usize = RECORD_HEADER_BYTES + 3 + 5 + 5 + 4
 /// 2 MiB of memory.
 pub(crate) const OBSTACLES_MAX: usize = 1_000;
 
-const RM_TBLSPC: u8 = 5;
+pub(super) const RM_TBLSPC: u8 = 5;
 /// `RM_MIN_CUSTOM_ID`.
 const RM_CUSTOM_MIN: u8 = 128;
-const INFO_MASK: u8 = 0xF0;
+pub(super) const INFO_MASK: u8 = 0xF0;
 const XLOG_PARAMETER_CHANGE: u8 = 0x60;
-const XLOG_TBLSPC_CREATE: u8 = 0x00;
+pub(super) const XLOG_TBLSPC_CREATE: u8 = 0x00;
 const WAL_LEVEL_MINIMAL: i32 = 0;
 
 /// What a hot standby must have at least of five settings.

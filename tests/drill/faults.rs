@@ -98,44 +98,6 @@ fn fault_158_what_no_drill_made_stays_where_it_is() {
 }
 
 #[test]
-fn fault_159_tablespaces_of_the_set_stay_in_the_drills_directory() {
-    let home = crate::support::TempDir::new();
-    let (space, later) = (home.create_dir("space"), home.create_dir("later"));
-    let drilled = Drilled::of(Cluster::builder(), |site| {
-        let sql = format!("CREATE TABLESPACE s LOCATION '{}'", space.display());
-        site.cluster().psql(&sql);
-        let sql = "CREATE TABLE in_space TABLESPACE s AS SELECT generate_series(1, 1000) AS n";
-        site.cluster().psql(sql);
-    });
-    drilled
-        .site
-        .cluster()
-        .psql("INSERT INTO in_space VALUES (0)");
-    let (flushed, _) = drilled.ship();
-    let names = |folder: &Path| fs::read_dir(folder).unwrap().count();
-    assert_eq!(drilled.result()["lsn"], flushed.as_str());
-    drilled.assert_clear();
-    assert_eq!((names(&space), names(&later)), (1, 0));
-    assert_eq!(
-        drilled.site.cluster().psql("SELECT count(*) FROM in_space"),
-        "1001"
-    );
-    // One that is made later would be made where the WAL says.
-    let sql = format!("CREATE TABLESPACE l LOCATION '{}'", later.display());
-    drilled.site.cluster().psql(&sql);
-    drilled.ship();
-    let failed = drilled.drill(&[]);
-    failed.fail_last(1, "make a new backup on the master");
-    assert!(
-        failed.stderr.contains(later.to_str().unwrap()),
-        "{}",
-        failed.stderr
-    );
-    drilled.assert_clear();
-    assert_eq!(names(&later), 1, "the master's own");
-}
-
-#[test]
 fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
     let small = skip_unless!(LoopFs::create(FileSystem::Ext4, 64));
     let large = skip_unless!(LoopFs::create(FileSystem::Xfs, 2_000));

@@ -10,14 +10,14 @@ use super::replayed_tablespaces::Scene;
 use crate::load::drain;
 use crate::support::backup_set::make_set;
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, StopMode, wait_for};
+use crate::support::{Cluster, Site, StopMode, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
 /// What a `CREATE TABLESPACE` writes before the record that makes the directory.
-const BEFORE_BYTES: u64 = 300;
+pub(crate) const BEFORE_BYTES: u64 = 300;
 
 fn insert_position(master: &Cluster) -> u64 {
     let position = master.psql("SELECT pg_current_wal_insert_lsn() - '0/0'");
@@ -25,7 +25,7 @@ fn insert_position(master: &Cluster) -> u64 {
 }
 
 /// Writes WAL until so much is left of a segment.
-fn pad(master: &Cluster, left_bytes: u64) {
+pub(crate) fn pad(master: &Cluster, left_bytes: u64) {
     for _ in 0..50 {
         let left = SEGMENT_BYTES - insert_position(master) % SEGMENT_BYTES;
         // Headers of pages and of the record come on top.
@@ -72,15 +72,15 @@ fn create_across(scene: &Scene) -> PathBuf {
         .psql("CREATE TABLE in_beside TABLESPACE beside AS SELECT generate_series(1, 20000) AS n");
     drain(&scene.site);
     assert!(
-        crosses(scene, &at),
+        crosses(&scene.site, &at),
         "the record does not cross: try other bounds"
     );
     space
 }
 
 /// Whether the note about a location lies beside a later segment than its record begins in.
-fn crosses(scene: &Scene, location: &str) -> bool {
-    let folder = scene.site.completed_wals().join(".obstacles");
+pub(crate) fn crosses(site: &Site, location: &str) -> bool {
+    let folder = site.completed_wals().join(".obstacles");
     fs::read_dir(folder).unwrap().flatten().any(|entry| {
         let name = entry.file_name().into_string().unwrap();
         let text = fs::read_to_string(entry.path()).unwrap();
@@ -89,7 +89,7 @@ fn crosses(scene: &Scene, location: &str) -> bool {
             let (_, low) = line.split_once(' ').unwrap().0.split_once('/').unwrap();
             u64::from_str_radix(low, 16).unwrap() / SEGMENT_BYTES
         });
-        number.is_some_and(|number| name != scene.site.segment_name(number))
+        number.is_some_and(|number| name != site.segment_name(number))
     })
 }
 

@@ -32,7 +32,7 @@ use crate::status::{DrillFacts, DrillOutcome};
 const NAME: &str = "DRILL";
 const LOCK_NAME: &str = ".drill-lock";
 
-/// Notes that are kept of one drill; there are three kinds.
+/// Notes that are kept of one drill; there are four kinds.
 const NOTES_MAX: usize = 16;
 
 /// A longer failure or note is cut: the file has to stay a small one.

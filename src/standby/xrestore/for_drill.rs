@@ -8,13 +8,14 @@ use std::sync::Arc;
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::{ArchiveLook, RestoreCall, absent, failed};
-use crate::error::{CommandError, Kind, Result};
-use crate::pg::location;
+use crate::error::{CommandError, Result};
 use crate::standby::drill::goal::{DrillGoal, FixedGoal};
-use crate::store::{ArchiveReader, PartialWals, RealDisk};
-use crate::wal::obstacle::{Obstacle, Obstacles};
+use crate::store::{ArchiveReader, FrozenSegment, PartialWals, RealDisk};
+use crate::wal::obstacle::Obstacles;
 use crate::wal::obstacle_walk::ObstacleWalk;
 use crate::wal::scan::Scanner;
+
+const READING_COPIES: &str = "read the drill's copies";
 
 impl RestoreCall<'_> {
     /// Hands over one file to a server that stands in the directory of its drill.
@@ -60,23 +61,15 @@ impl RestoreCall<'_> {
 
     /// A segment that was in progress when the drill looked.
     fn look_at_copies(&self, scratch: &Path, segment: SegmentName) -> Result<Option<ArchiveLook>> {
-        let binding = self.archive.binding();
-        let failed = |error| failed("read the drill's copies", &error);
-        let copies = DrillGoal::copies(scratch);
-        let copies =
-            PartialWals::of_copies(&copies, binding, Arc::new(RealDisk)).map_err(failed)?;
-        let listed = copies.frozen().map_err(failed)?;
-        let mut listed = listed
-            .and_then(|listed| listed.segments)
-            .unwrap_or_default()
-            .into_iter();
+        let copies = self.copies(scratch)?;
+        let mut listed = self.listed_copies(&copies)?.into_iter();
         let Some(copy) = listed.find(|copy| copy.segment == segment) else {
             return Ok(None);
         };
         let served = self.hand_over(|each| {
             let before = |segment| ArchiveReader::scanner_before(&self.archive, segment);
             let scanner = copies.scanner_before_copy(segment, &before)?;
-            let size = binding.segment_size;
+            let size = self.archive.binding().segment_size;
             let start = segment.start(size).unwrap_or_default();
             let scanner = scanner.unwrap_or_else(|| Scanner::new(start, size));
             let mut walk = ObstacleWalk::from(scanner.up_to_timeline(segment.timeline()));
@@ -89,34 +82,27 @@ impl RestoreCall<'_> {
         served.map(Some)
     }
 
-    /// A tablespace would be made where the WAL says, and no drill writes outside its directory.
+    pub(super) fn copies(&self, scratch: &Path) -> Result<PartialWals> {
+        let copies = DrillGoal::copies(scratch);
+        let copies = PartialWals::of_copies(&copies, self.archive.binding(), Arc::new(RealDisk));
+        copies.map_err(|error| failed(READING_COPIES, &error))
+    }
+
+    pub(super) fn listed_copies(&self, copies: &PartialWals) -> Result<Vec<FrozenSegment>> {
+        let listed = copies.frozen();
+        let listed = listed.map_err(|error| failed(READING_COPIES, &error))?;
+        let segments = listed.and_then(|listed| listed.segments);
+        Ok(segments.unwrap_or_default())
+    }
+
+    /// More tablespaces than are remembered would be made where the WAL says.
     pub(super) fn held_back_from_drill(&self, obstacles: &Obstacles) -> Option<CommandError> {
-        if obstacles.is_cut() {
-            let doing = "it creates too many tablespaces to check";
-            return Some(CommandError::new(Kind::Retry, doing));
-        }
-        let begin = self.data.as_deref().and_then(location::recovery_begin);
-        let mut ahead = obstacles.all().iter();
-        let ahead = ahead.find_map(|met| match &met.obstacle {
-            Obstacle::Tablespace { oid, location }
-                if !location.is_empty() && begin.is_none_or(|begin| met.lsn >= begin) =>
-            {
-                let location = String::from_utf8_lossy(location).into_owned();
-                Some((met.lsn, *oid, location))
-            }
-            _ => None,
-        });
-        if let Some((lsn, oid, location)) = ahead {
-            let doing = format!(
-                "{} is held back: the WAL at {lsn} creates tablespace {oid} at {}, and a drill does not write \
-                 outside its own directory",
-                self.name,
-                location.escape_debug()
-            );
-            let hint =
-                "make a new backup on the master: a set that has the tablespace can be drilled";
-            return Some(CommandError::new(Kind::Retry, doing).hint(hint));
-        }
-        None
+        obstacles.is_cut().then(|| {
+            CommandError::retry(format!(
+                "{} is held back: it creates too many tablespaces to check",
+                self.name
+            ))
+            .hint("make a new backup on the master: a set that has the tablespaces can be drilled")
+        })
     }
 }
