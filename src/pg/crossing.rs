@@ -33,11 +33,7 @@ pub(crate) fn before(
 }
 
 /// The file of the segment before `segment`, if a record that begins in it goes on in `segment`.
-pub(crate) fn file_before(
-    data: &Path,
-    segment: SegmentName,
-    size: WalSegmentSize,
-) -> Option<File> {
+pub(crate) fn file_before(data: &Path, segment: SegmentName, size: WalSegmentSize) -> Option<File> {
     found_before(data, segment, size).map(|(file, _)| file)
 }
 

@@ -97,6 +97,35 @@ fn fault_158_what_no_drill_made_stays_where_it_is() {
     assert!(drilled.result()["failure"].is_null());
 }
 
+/// Leaves no room on a disk.
+fn take_all(disk: &Path) {
+    for size_kb in [
+        1 << 20,
+        1 << 18,
+        1 << 16,
+        1 << 14,
+        1 << 12,
+        1 << 10,
+        256,
+        64,
+        4,
+    ] {
+        for part in 0..4 {
+            let path = disk.join(format!("filler.{size_kb}.{part}"));
+            let mut command = std::process::Command::new("fallocate");
+            let _ = run(command.arg("-l").arg(format!("{size_kb}K")).arg(path));
+        }
+    }
+}
+
+fn give_back(disk: &Path) {
+    for entry in fs::read_dir(disk).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("filler") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
     let small = skip_unless!(LoopFs::create(FileSystem::Ext4, 64));
@@ -121,7 +150,7 @@ fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
     // The disk fills up once the server has started.
     let (pid_file, filler) = (
         drilled.scratch().join("data/postmaster.pid"),
-        large.path().join("filler"),
+        large.path().to_path_buf(),
     );
     drilled.site.standby_set(
         "drill_sql",
@@ -131,23 +160,13 @@ fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
         wait_for("the server of the drill", PATIENCE, || {
             pid_file.exists().then_some(())
         });
-        for size_mb in [1_024, 256, 64, 16, 4, 1] {
-            for part in 0..4 {
-                let path = format!("{}.{size_mb}.{part}", filler.display());
-                let length = format!("{size_mb}M");
-                let _ = run(std::process::Command::new("fallocate").args(["-l", &length, &path]));
-            }
-        }
+        take_all(&filler);
     });
     let failed = drilled.drill(&[]);
     filling.join().unwrap();
     failed.fail_last(1, "No space left on device");
     drilled.assert_clear();
-    for entry in fs::read_dir(large.path()).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("filler") {
-            fs::remove_file(entry.path()).unwrap();
-        }
-    }
+    give_back(large.path());
 
     let place = small.path().display().to_string();
     give_to_server(small.path());
@@ -165,4 +184,64 @@ fn fault_160_room_is_checked_and_a_disk_that_fills_up_ends_the_drill() {
         left.map(|entry| entry.file_name())
             .all(|name| name == "lost+found")
     );
+}
+
+/// The disk of the drill fills up while the set is copied, in the middle of a file or between two.
+#[test]
+fn fault_160_a_disk_that_fills_up_in_the_copy_fails_with_a_result() {
+    let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 1_800));
+    let mut drilled = Drilled::new(15);
+    let (flushed, _) = drilled.ship();
+    let place = disk.path().display().to_string();
+    drilled.site.standby_set("drill_directory", &place);
+    let before = drilled.archive_content();
+    let scratch = disk.path().join(drilled.scratch().file_name().unwrap());
+    let drill = drilled.site.standby_walmgr(&["drill", "--json"]);
+    let (failed, ()) = stopped_in_copy(drill, &scratch, || take_all(disk.path()));
+    assert_eq!(failed.code, Some(1), "{}", failed.stderr);
+    let result: Value = serde_json::from_str(&failed.stdout).unwrap();
+    let why = result["failure"].as_str().unwrap();
+    assert!(why.contains("No space left on device"), "{why}");
+    assert!(why.contains("copy data.master to"), "{why}");
+    assert_eq!(result["set"], "data.master");
+    for unknown in ["lsn", "commit_time", "rto_seconds", "copy_seconds"] {
+        assert!(result[unknown].is_null(), "{unknown}: {result}");
+    }
+    assert!(!failed.stderr.is_empty(), "a failure is told on stderr too");
+    assert_eq!(processes_in(&scratch), Vec::<String>::new());
+    assert!(!scratch.exists());
+    assert_eq!(drilled.archive_content(), before);
+    let status = drilled.status();
+    assert_eq!(status["standby"]["drill"]["failure"], result["failure"]);
+    let findings = status["findings"].to_string();
+    assert!(findings.contains("No space left on device"), "{findings}");
+
+    give_back(disk.path());
+    let result = drilled.result();
+    assert_eq!(result["lsn"], flushed.as_str());
+    assert!(drilled.status()["standby"]["drill"]["failure"].is_null());
+}
+
+/// Starts a drill, stops it once the directory of its copy is there, does something, and lets it go on.
+fn stopped_in_copy<T>(
+    mut command: std::process::Command,
+    scratch: &Path,
+    then: impl FnOnce() -> T,
+) -> (Output, T) {
+    use std::process::Stdio;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    let copying = scratch.join("data.restoring/pg_tblspc");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !copying.exists() {
+        assert!(std::time::Instant::now() < deadline, "no copy begins");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    super::kills::signal(&child, rustix::process::Signal::STOP);
+    let done = then();
+    super::kills::signal(&child, rustix::process::Signal::CONT);
+    (child.wait_with_output().unwrap().into(), done)
 }

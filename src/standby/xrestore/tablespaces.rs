@@ -135,7 +135,9 @@ impl RestoreCall<'_> {
     /// How the segment behind this one begins, on its own timeline or the next that has it.
     fn beginning_behind(&self, segment: SegmentName) -> Result<Vec<u8>> {
         let size = self.archive.binding().segment_size;
-        let number = segment.number(size).and_then(|number| number.checked_add(1));
+        let number = segment
+            .number(size)
+            .and_then(|number| number.checked_add(1));
         let Some(number) = number else {
             return Ok(Vec::new());
         };
