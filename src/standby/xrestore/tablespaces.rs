@@ -21,13 +21,12 @@ use crate::pg::{crossing, layout, location};
 use crate::store::SegmentBefore;
 use crate::wal::in_place::{self, InPlace};
 use crate::wal::obstacle::{Obstacle, Obstacles};
-use crate::wal::page::PAGE_BYTES;
 
 /// In the drill's directory: a line for each tablespace that the set does not have, its location on the master.
 const CREATED_NAME: &str = "created";
 
 /// What is read of the segment behind: such a record is shorter than a page.
-const BEHIND_BYTES: usize = 2 * PAGE_BYTES as usize;
+const BEHIND_BYTES: usize = 16 << 10;
 
 /// The locations, on the master, of the tablespaces that the WAL of the drill in this directory created.
 pub(crate) fn created(scratch: &Path) -> BTreeSet<String> {
