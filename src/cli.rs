@@ -17,6 +17,7 @@ use crate::output;
 mod command;
 mod generate;
 mod grammar;
+mod help;
 mod mistakes;
 mod old_spellings;
 mod owner;
@@ -68,6 +69,9 @@ impl Invocation {
 /// Reads a command line, the program's own name first.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(page) = help::asked(&arguments) {
+        return page;
+    }
     let table = table_of(&arguments);
     match parse_line(&arguments) {
         Ok(parsed) => parsed,

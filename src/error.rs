@@ -36,6 +36,25 @@ pub enum Kind {
     Alarmed,
 }
 
+impl Kind {
+    /// The page of docs/runbooks/ that says more than a hint has room for.
+    pub(crate) const fn runbook(self) -> Option<&'static str> {
+        match self {
+            Kind::Conflict => Some("differs"),
+            Kind::Identity => Some("key-refused"),
+            Kind::ForeignCluster => Some("wrong-cluster"),
+            Kind::ReceiverDisk => Some("disk-full"),
+            Kind::Usage
+            | Kind::Config
+            | Kind::Retry
+            | Kind::AlreadyRunning
+            | Kind::Absent
+            | Kind::Warned
+            | Kind::Alarmed => None,
+        }
+    }
+}
+
 /// Which command's table of exit codes applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ExitTable {

@@ -137,10 +137,14 @@ pub fn failure(error: &CommandError) {
     if !memory::take_last_word() {
         return;
     }
+    let line = match error.kind().runbook() {
+        Some(runbook) => format!("{error} (walmgr help {runbook})"),
+        None => error.to_string(),
+    };
     if STARTED.load(Ordering::Acquire) {
-        tracing::error!("{error}");
+        tracing::error!("{line}");
     } else {
-        to_stderr(&escaped(&error.to_string()));
+        to_stderr(&escaped(&line));
         if let Some(tip) = error.tip() {
             to_stderr(&escaped(&format!("tip: {tip}")));
         }

@@ -102,8 +102,14 @@ fn every_page_is_reached_from_the_readme() {
         let here = pages.iter().find(|page| page.path == reached[next]);
         for link in here.map_or_else(Vec::new, Document::links) {
             let (file, _) = link.split_once('#').unwrap_or((&link, ""));
+            if file.contains("://") {
+                continue;
+            }
             let target = resolved(&reached[next], file);
-            if !file.contains("://") && !reached.contains(&target) {
+            // A forge lists a folder.
+            let below = |page: &&Document| page.path.parent() == Some(&target);
+            reached.extend(pages.iter().filter(below).map(|page| page.path.clone()));
+            if !reached.contains(&target) {
                 reached.push(target);
             }
         }

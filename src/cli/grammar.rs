@@ -21,7 +21,8 @@ pub(super) const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
 #[command(name = "walmgr", version, override_usage = USAGE, disable_help_subcommand = true)]
 #[command(propagate_version = true, args_override_self = true, term_width = 96)]
 #[command(after_help = "A value of --set that has commas goes into quotes: \
-    --set 'periodic_command=\"sync-files a,b\",loop_delay=5'")]
+    --set 'periodic_command=\"sync-files a,b\",loop_delay=5'\n\
+    The manual is in the program: walmgr help lists its pages, walmgr help TOPIC prints one.")]
 pub(super) struct Line {
     #[command(flatten)]
     flags: Flags,

@@ -248,25 +248,29 @@ const COMPARED_CHARS_MAX: usize = 64;
 
 /// The known names nearest to an unknown one, in either spelling; none if nothing is near.
 pub(crate) fn suggestions(unknown: &str) -> Vec<String> {
+    let known = |key: &Key| std::iter::once(key.name.to_owned()).chain(key.alias());
+    nearest(unknown, KEYS.iter().flat_map(known))
+}
+
+/// The names of `known` that are nearest to an unknown one; none if nothing is near.
+pub(crate) fn nearest(unknown: &str, known: impl Iterator<Item = String>) -> Vec<String> {
     let letters: Vec<char> = unknown.chars().take(COMPARED_CHARS_MAX + 1).collect();
     if letters.len() > COMPARED_CHARS_MAX {
         return Vec::new();
     }
     let mut best = (letters.len() / 3).clamp(1, 3);
     let mut nearest: Vec<String> = Vec::new();
-    for key in KEYS {
-        for name in std::iter::once(key.name.to_owned()).chain(key.alias()) {
-            if name.len().abs_diff(letters.len()) > best {
-                continue;
-            }
-            let distance = edit_distance(&letters, &name.chars().collect::<Vec<char>>());
-            if distance < best {
-                nearest.clear();
-                best = distance;
-            }
-            if distance == best && !nearest.contains(&name) {
-                nearest.push(name);
-            }
+    for name in known {
+        if name.len().abs_diff(letters.len()) > best {
+            continue;
+        }
+        let distance = edit_distance(&letters, &name.chars().collect::<Vec<char>>());
+        if distance < best {
+            nearest.clear();
+            best = distance;
+        }
+        if distance == best && !nearest.contains(&name) {
+            nearest.push(name);
         }
     }
     nearest

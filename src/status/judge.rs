@@ -140,6 +140,25 @@ codes! {
     Clock = "clock",
 }
 
+impl Code {
+    /// The page of docs/runbooks/ that says what to do.
+    pub(crate) const fn runbook(self) -> &'static str {
+        match self {
+            Code::Gap => "hole-in-archive",
+            Code::Damaged => "damaged-segment",
+            Code::Free | Code::Disk => "disk-full",
+            // A command or a task has the same name.
+            Code::Backup => "runbooks/backup",
+            Code::Boot => "runbooks/boot",
+            Code::Drill => "runbooks/drill",
+            Code::Receiver => "runbooks/receiver",
+            Code::Replay => "runbooks/replay",
+            Code::Syncdaemon => "runbooks/syncdaemon",
+            code => code.word(),
+        }
+    }
+}
+
 /// Something that a person should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {

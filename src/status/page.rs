@@ -72,7 +72,8 @@ pub(super) fn brief(facts: &Facts, findings: &[Finding]) -> String {
     let mut text = format!("RPO {}: {state}", lag_text(facts));
     for finding in findings {
         let (level, what) = (finding.level.word(), crate::output::escaped(&finding.text));
-        text.push_str(&format!("\n{level}: {what}"));
+        let runbook = finding.code.runbook();
+        text.push_str(&format!("\n{level}: {what} (walmgr help {runbook})"));
     }
     text
 }

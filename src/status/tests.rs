@@ -420,7 +420,7 @@ fn a_frozen_stream_warns_until_a_newer_timeline_arrives() {
     let found = facts.findings(&Thresholds::default());
     insta::assert_snapshot!(page::brief(&facts, &found), @r"
     RPO at most 400.0 s: warning
-    warning: timeline 1 is frozen: the standby was booted, and records of the old master are refused; if the old master stays the master, `restore` the standby
+    warning: timeline 1 is frozen: the standby was booted, and records of the old master are refused; if the old master stays the master, `restore` the standby (walmgr help frozen)
     ");
     let line = "\n  stream     timeline 1 is frozen: the standby was booted\n";
     let told = |facts: &Facts| {
@@ -471,8 +471,8 @@ fn a_screen_of_trouble_tells_it_first() {
     let text = page::brief(&facts, &facts.findings(&Thresholds::default()));
     insta::assert_snapshot!(text, @r"
     RPO 75.2 s, 3.00 MiB behind: warning
-    warning: the standby is 75.2 s behind, more than 60s
-    warning: there is no backup: run `walmgr MASTER.ini backup`
+    warning: the standby is 75.2 s behind, more than 60s (walmgr help lag)
+    warning: there is no backup: run `walmgr MASTER.ini backup` (walmgr help no_backup)
     ");
     facts.lag = Lag {
         seconds: None,
@@ -483,7 +483,7 @@ fn a_screen_of_trouble_tells_it_first() {
     let text = page::brief(&facts, &facts.findings(&Thresholds::default()));
     insta::assert_snapshot!(text, @r"
     RPO at most 9.0 s: critical
-    critical: connect to receiver:\nrefused
+    critical: connect to receiver:\nrefused (walmgr help runbooks/receiver)
     ");
 }
 
