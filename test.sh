@@ -91,6 +91,8 @@ install_packages() {
     # Only the fuzz targets need C++, and only the other PostgreSQL versions are fetched.
     ((quick)) || wanted+=(c++:g++)
     ((quick)) || command -v npm >/dev/null || wanted+=(curl:curl)
+    # They read the package and make the hosts that it is tried on.
+    ((quick)) || wanted+=(lintian:lintian man:man-db mandoc:mandoc debootstrap:debootstrap)
     compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(POSTGRESQL)
     # Debian only recommends it to the compiler.
     [[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
@@ -192,3 +194,5 @@ step 'Dependencies' check_dependencies
 step 'Fuzzing' fuzz/run.sh "$fuzz_seconds"
 # With the program that the tests had: building another would take minutes.
 step 'Demonstration' env WALMGR_PROGRAM=target/debug/walmgr ./demo.sh
+# The package of the program that the tests had; ./package.sh makes and checks that of a release.
+step 'Package' ./package.sh --profile dev

@@ -54,6 +54,7 @@ mod status;
 mod stolen_key;
 mod stored_inputs;
 mod synch_standby;
+mod units;
 mod verify;
 mod versions;
 mod wal;
