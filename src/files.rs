@@ -23,6 +23,12 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 /// How often a wait for a lock looks again.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Longest file that is read as a whole: a `postgresql.conf` or `pg_hba.conf` that people still read is far shorter.
+const TEXT_BYTES_MAX: u64 = 16 << 20;
+
+/// How a file of walmgr's own is opened.
+const OWN_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
+
 /// What tells one file or directory from another: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId {
@@ -198,9 +204,17 @@ impl RoomNeeded {
     }
 }
 
-/// The first bytes of a file, and no more of it than `bytes_max`.
+/// All of a file that people or PostgreSQL write. Nothing but a file is read, so nothing is waited for.
+pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    read_whole(&open_file(path.as_ref())?, TEXT_BYTES_MAX)?.ok_or_else(|| {
+        let text = format!("it has more than {}", HumanBytes(TEXT_BYTES_MAX));
+        io::Error::new(io::ErrorKind::FileTooLarge, text)
+    })
+}
+
+/// The first bytes of a file, and no more of it than `bytes_max`; nothing but a file is read.
 pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    read_open_at_most(&File::open(path)?, bytes_max)
+    read_open_at_most(&open_file(path)?, bytes_max)
 }
 
 /// The same of a file that is open, from where it stands.
@@ -217,11 +231,73 @@ pub(crate) fn read_whole(file: &File, bytes_max: u64) -> io::Result<Option<Vec<u
 }
 
 /// Opens a file to read it; where a FIFO has the name, its writer is not waited for.
-pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
+pub(crate) fn open_at_once(path: impl AsRef<Path>) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
-        .custom_flags(i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0))
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
+}
+
+/// The same, and refuses what is no file.
+fn open_file(path: &Path) -> io::Result<File> {
+    only_a_file(open_at_once(path)?)
+}
+
+/// Opens a file that is there to be locked, and makes it. Refuses a link: what is written into the file says who has
+/// the lock, and would destroy what the link leads to.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OWN_FLAGS.bits().cast_signed())
+        .open(path)
+        .map_err(no_link)?;
+    only_a_file(file)
+}
+
+/// Writes a note of walmgr's own that a crash may take away. Refuses a link, and does not wait for a FIFO's reader.
+pub(crate) fn note(path: &Path, content: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(OWN_FLAGS.bits().cast_signed())
+        .open(path)
+        .map_err(no_link)?;
+    only_a_file(file)?.write_all(content)
+}
+
+fn only_a_file(file: File) -> io::Result<File> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        return Ok(file);
+    }
+    let (kind, text) = match metadata.is_dir() {
+        true => (
+            io::ErrorKind::IsADirectory,
+            "expected a file, found a directory",
+        ),
+        false => (
+            io::ErrorKind::InvalidInput,
+            "expected a file, found a FIFO or a device",
+        ),
+    };
+    Err(io::Error::new(kind, text))
+}
+
+/// "Too many levels of symbolic links" does not tell that one is too many.
+fn no_link(error: io::Error) -> io::Error {
+    match error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+        true => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "expected a file, found a symbolic link",
+        ),
+        false => error,
+    }
 }
 
 /// Makes a directory as PostgreSQL wants them, unless it is there.
@@ -268,6 +344,18 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode_if_new: u32) -> io::Resu
     finish().inspect_err(|_| {
         let _ = std::fs::remove_file(&temporary);
     })
+}
+
+/// Replaces a file that nobody but walmgr writes. A link of that name goes, and what it leads to stays.
+pub(crate) fn replace_own(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = temporary_beside(path);
+    create_new(&temporary, content, 0o600)?;
+    let renamed = std::fs::rename(&temporary, path);
+    renamed
+        .and_then(|()| sync_directory_of(path))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&temporary);
+        })
 }
 
 /// Removes `path` for good; `false` when there was nothing.
@@ -341,7 +429,7 @@ pub(crate) fn link(path: &Path, target: &Path) -> io::Result<()> {
 
 /// Copies a file under a name that nothing has, durable but for that name.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = File::open(from)?;
+    let mut source = open_file(from)?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -546,6 +634,61 @@ mod tests {
         let table = open_at_once(Path::new("/proc/self/mountinfo")).unwrap();
         assert_eq!(table.metadata().unwrap().len(), 0);
         assert_eq!(read_whole(&table, 3).unwrap(), None);
+    }
+
+    /// What else may have the name of a file: each is refused at once, and stays.
+    fn no_files(folder: &Path) -> Vec<PathBuf> {
+        let names = ["fifo", "directory", "link", "dangling", "circle"];
+        let [fifo, directory, link, dangling, circle] = names.map(|name| folder.join(name));
+        let mode = Mode::from_raw_mode(0o600);
+        fs::mknodat(CWD, &fifo, fs::FileType::Fifo, mode, 0).unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        for (target, link) in [
+            ("precious", &link),
+            ("nothing", &dangling),
+            ("circle", &circle),
+        ] {
+            std::os::unix::fs::symlink(target, link).unwrap();
+        }
+        vec![fifo, directory, link, dangling, circle]
+    }
+
+    #[test]
+    fn fault_175_what_is_no_file_is_neither_waited_for_nor_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, "precious").unwrap();
+        for path in no_files(folder.path()) {
+            let shown = path.display();
+            let is_precious = path.ends_with("link");
+            assert_eq!(read(&path).is_ok(), is_precious, "{shown}");
+            assert_eq!(read_at_most(&path, 9).is_ok(), is_precious, "{shown}");
+            assert!(open_lock(&path).is_err(), "{shown}");
+            assert!(note(&path, b"ours").is_err(), "{shown}");
+            assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+            let is_directory = path.ends_with("directory");
+            assert_eq!(
+                replace_own(&path, b"ours").is_err(),
+                is_directory,
+                "{shown}"
+            );
+            assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+            assert!(!folder.path().join("nothing").exists());
+        }
+        // No temporary is left of those that could not be put in place.
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 6);
+    }
+
+    #[test]
+    fn fault_175_a_file_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pg_hba.conf");
+        let sparse = File::create(&path).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert!(read("/dev/zero").is_err());
+        sparse.set_len(2).unwrap();
+        assert_eq!(read(&path).unwrap(), [0, 0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod circles;
 mod faults;
 mod names;
 mod source;
+mod whole_files;
 
 use std::path::Path;
 
@@ -211,6 +212,11 @@ fn rooms_are_open_only_to_the_program() {
 #[test]
 fn only_the_durable_files_sync_and_rename() {
     check(durable_words);
+}
+
+#[test]
+fn whole_files_are_read_in_one_place() {
+    check(whole_files::in_one_place);
 }
 
 #[test]
@@ -600,14 +606,14 @@ mod planted {
         rule(&Tree::of(vec![(path.to_owned(), text.to_owned())]))
     }
 
-    fn assert_caught(rule: fn(&Tree) -> Vec<String>, path: &str, text: &str) {
+    pub(super) fn assert_caught(rule: fn(&Tree) -> Vec<String>, path: &str, text: &str) {
         assert!(
             !found(rule, path, text).is_empty(),
             "not caught in {path}: {text}"
         );
     }
 
-    fn assert_allowed(rule: fn(&Tree) -> Vec<String>, path: &str, text: &str) {
+    pub(super) fn assert_allowed(rule: fn(&Tree) -> Vec<String>, path: &str, text: &str) {
         let violations = found(rule, path, text);
         assert!(violations.is_empty(), "{violations:?}");
     }

@@ -10,6 +10,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::archive_command::{self, Destination, Ours};
 use crate::pg::conf;
 use crate::pg::sql::{ArchiverStatistics, Limits, Session};
@@ -187,7 +188,7 @@ impl Archives {
                 )));
             }
         }
-        let text = std::fs::read(&config.master_config).at(
+        let text = files::read(&config.master_config).at(
             Kind::Config,
             "read master_config,",
             &config.master_config,

@@ -5,7 +5,6 @@
 //! PostgreSQL archives the history of the timeline that it begins, but only if archiving is on at that
 //! moment. On a standby that is booted it is off.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +91,7 @@ pub(crate) async fn push_once(
     let memory = config.path.with_extension("timeline");
     let said_lately = || {
         asked_lately(&memory)
-            && std::fs::read(&memory).is_ok_and(|text| text == remembered.as_bytes())
+            && files::read(&memory).is_ok_and(|text| text == remembered.as_bytes())
     };
     if timeline == TimelineId::FIRST || said_lately() {
         return;
@@ -101,7 +100,7 @@ pub(crate) async fn push_once(
     let blocks = blocks(config, block_bytes_max);
     match push_chain(wire, &pg_wal, timeline, blocks, &slave).await {
         Ok(true) => {
-            if let Err(error) = files::replace(&memory, remembered.as_bytes(), 0o600) {
+            if let Err(error) = files::replace_own(&memory, remembered.as_bytes()) {
                 tracing::debug!("{} is not written: {error}", memory.display());
             }
         }
@@ -144,7 +143,7 @@ async fn push_one(
 ) -> Result<()> {
     let name = WalFileName::History(timeline);
     let path = pg_wal.join(name.to_string());
-    let file = File::open(&path).at(Kind::Retry, "open", &path)?;
+    let file = files::open_at_once(&path).at(Kind::Retry, "open", &path)?;
     let size = file.metadata().at(Kind::Retry, "look at", &path)?.len();
     if size > SMALL_FILE_BYTES_MAX {
         return Err(CommandError::retry(format!(

@@ -8,6 +8,7 @@ use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
 
 use crate::config::MasterConfig;
 use crate::error::{IoContext, Kind, Result};
+use crate::files;
 use crate::master::cluster::ClusterFacts;
 use crate::master::partial::MasterReach;
 use crate::master::tail::WalFiles;
@@ -138,7 +139,7 @@ fn newest_timeline(control: &ControlFile, data: &DataDirectory) -> Result<Timeli
             continue;
         }
         let path = entry.path();
-        let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let text = files::read(&path).at(Kind::Retry, "read", &path)?;
         let ours = History::parse(timeline, &text).is_ok_and(|history| {
             let mut ancestors = history.ancestors().iter();
             ancestors.any(|ancestor| {

@@ -309,9 +309,9 @@ impl<'a> MasterRestore<'a> {
 
     /// What came from another host gives no orders here that the master's own file does not give.
     fn settle_settings(&self, data: &Path) -> Result<()> {
-        let own = std::fs::read(&self.config.master_config).unwrap_or_default();
-        let own_hba = std::fs::read(self.config.master_config.with_file_name(layout::HBA_CONF));
-        if let Ok(foreign) = std::fs::read(data.join(layout::HBA_CONF)) {
+        let own = files::read(&self.config.master_config).unwrap_or_default();
+        let own_hba = files::read(self.config.master_config.with_file_name(layout::HBA_CONF));
+        if let Ok(foreign) = files::read(data.join(layout::HBA_CONF)) {
             for line in hba::wider(&foreign, own_hba.ok().as_deref()) {
                 let line = line.escape_debug();
                 tracing::warn!("the set's pg_hba.conf lets in more than this host's own: {line}");
@@ -334,7 +334,7 @@ impl<'a> MasterRestore<'a> {
     fn check_set(&self, data: &Path, layout: &Layout) -> Result<()> {
         let wrong = |why: String| Err(CommandError::retry(format!("what was fetched {why}")));
         let path = data.join(layout::BACKUP_LABEL);
-        let label = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let label = files::read(&path).at(Kind::Retry, "read", &path)?;
         match BackupLabel::parse(&label) {
             Ok(label) if label.start == self.described.label.start => {}
             Ok(label) => return wrong(format!("is another set: it begins at {}", label.start)),

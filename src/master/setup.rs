@@ -9,6 +9,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::master::archiver;
 use crate::master::archiving::{self, Activation, ArchivingFound};
 use crate::master::ask::Asking;
@@ -187,7 +188,7 @@ fn warn_of_what_is_lost(found: &ArchivingFound, newest: Option<SegmentName>, siz
 
 /// What `postgresql.conf` has to say for archiving to work.
 fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
-    std::fs::read(&config.master_config).at(
+    files::read(&config.master_config).at(
         Kind::Config,
         "read master_config,",
         &config.master_config,

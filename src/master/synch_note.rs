@@ -63,14 +63,14 @@ impl SynchNote {
     fn write(&self) -> Result<()> {
         let note = json!({ SYNCHRONOUS_NAMES: self.values });
         let text = format!("{note}\n");
-        files::replace(&self.path, text.as_bytes(), 0o600).at(Kind::Retry, "write", &self.path)
+        files::replace_own(&self.path, text.as_bytes()).at(Kind::Retry, "write", &self.path)
     }
 }
 
 /// What `ALTER SYSTEM` has set in this data directory.
 pub(crate) fn set_by_alter_system(data: &Path) -> Result<Option<String>> {
     let path = data.join(layout::AUTO_CONF);
-    match std::fs::read(&path) {
+    match files::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         read => Ok(conf::value(
             &read.at(Kind::Config, "read", &path)?,

@@ -2,7 +2,6 @@
 //! Never waits and never writes. Invariant: nothing behind the last whole and verified record, nor
 //! behind the bound that the caller states, is ever counted.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use std::path::PathBuf;
 use walmgr_protocol::message::ClusterIdentity;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
+use crate::files;
 use crate::wal::page::PAGE_BYTES;
 use crate::wal::record::ALIGNMENT;
 use crate::wal::scan::{ScanStep, Scanner, Why};
@@ -111,7 +111,7 @@ impl WalFiles {
         let offset = lsn.0 - self.start(segment).0;
         let most = most.min(self.segment_bytes() - offset);
         // By its name each time: a file that was recycled has another one.
-        let file = match File::open(self.folder.join(segment.to_string())) {
+        let file = match files::open_at_once(self.folder.join(segment.to_string())) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),

@@ -15,6 +15,7 @@ use std::path::Path;
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
 
 use super::layout;
+use crate::files;
 use crate::wal::obstacle_walk::ObstacleWalk;
 use crate::wal::page::{
     FIRST_IS_CONTRECORD, LONG_HEADER_BYTES, PAGE_BYTES, PageHeader, header_bytes,
@@ -64,7 +65,7 @@ fn found_before(
     // One that was made ready for the future holds old WAL, which ends the scan.
     candidates.into_iter().find_map(|name| {
         let path = folder.join(name.to_string());
-        let read = File::open(&path).and_then(|file| {
+        let read = files::open_at_once(&path).and_then(|file| {
             let scanner = at_the_end(&file, name, size)?;
             Ok(scanner.map(|scanner| (file, scanner)))
         });

@@ -26,6 +26,7 @@ use super::backup_label::BackupLabel;
 use super::control;
 use super::layout;
 use crate::error::{CommandError, Kind};
+use crate::files;
 use crate::files::FileId;
 use crate::wal::obstacle::{Met, Obstacle, Obstacles};
 
@@ -67,7 +68,7 @@ pub(crate) fn data_directory_of(path: &Path) -> Option<PathBuf> {
 
 /// Where the recovery of the server in `data` begins: its label says so until the control file does.
 pub(crate) fn recovery_begin(data: &Path) -> Option<Lsn> {
-    match std::fs::read(data.join(layout::BACKUP_LABEL)) {
+    match files::read(data.join(layout::BACKUP_LABEL)) {
         Ok(text) => BackupLabel::parse(&text).ok().map(|label| label.start),
         Err(_) => control::read(data).ok().map(|it| it.redo),
     }

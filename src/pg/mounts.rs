@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// What this process sees.
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
@@ -81,7 +82,7 @@ pub(crate) fn refuse_foreign(path: &Path) -> Result<()> {
 
 fn table() -> Result<Vec<PathBuf>> {
     let table = Path::new(MOUNT_TABLE);
-    match std::fs::read(table) {
+    match files::read(table) {
         Ok(text) => Ok(parse(&text)),
         // A container without /proc: what `statx` says has to do.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -19,6 +19,7 @@ use super::backup_label::BackupLabel;
 use super::control::{self, State};
 use super::layout;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// What is appended to the name of a data directory while a restore prepares one beside it.
 pub(crate) const RESTORING_SUFFIX: &str = "restoring";
@@ -91,7 +92,7 @@ pub(crate) fn of_directory(data: &Path) -> Result<Vec<SegmentName>> {
     let mut needed = Vec::new();
     // The label goes first: PostgreSQL renames it when the control file says where it stands.
     let label = data.join(layout::BACKUP_LABEL);
-    let is_labelled = match std::fs::read(&label) {
+    let is_labelled = match files::read(&label) {
         Ok(text) => {
             let parsed = BackupLabel::parse(&text);
             let parsed = parsed.map_err(|why| unknown(&label, &why.to_string()))?;

@@ -98,7 +98,7 @@ impl Recovery {
     /// settings without a signal: whoever calls this has `pg_control` out of the way meanwhile.
     pub(crate) fn write(&self, data: &Path) -> Result<()> {
         let path = data.join(layout::AUTO_CONF);
-        let text = match std::fs::read(&path) {
+        let text = match files::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => AUTO_CONF_HEAD.to_vec(),
             other => other.at(Kind::Retry, "read", &path)?,
         };

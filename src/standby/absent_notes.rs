@@ -21,12 +21,13 @@
 //! before anything else. The notes lie in `pg_stat_tmp`, which PostgreSQL leaves out of backups;
 //! none of them has to survive a crash.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::SegmentName;
 
+use crate::files;
 use crate::pg::data_directory::Postmaster;
 use crate::standby::replay::server_text;
 
@@ -82,8 +83,7 @@ impl AbsentNotes {
 
     /// The server is about to hear that there is no such segment.
     pub(super) fn absent(&self, segment: SegmentName) {
-        let written = File::create(self.path(segment));
-        unnoted(written.and_then(|mut note| note.write_all(self.server.as_bytes())));
+        unnoted(files::note(&self.path(segment), self.server.as_bytes()));
     }
 
     /// The server gets a segment, so it has found what it looked for.
@@ -97,8 +97,8 @@ impl AbsentNotes {
     pub(super) fn pending(&self) -> Option<String> {
         self.notes().into_iter().find(|name| {
             // Half of one is of a call that has not ended.
-            match fs::read_to_string(self.folder.join(format!("{PREFIX}{name}"))) {
-                Ok(server) => server.is_empty() || server == self.server,
+            match files::read(&self.folder.join(format!("{PREFIX}{name}"))) {
+                Ok(server) => server.is_empty() || server == self.server.as_bytes(),
                 Err(error) => error.kind() != io::ErrorKind::NotFound,
             }
         })

@@ -22,6 +22,7 @@ use walmgr_protocol::names::{
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::options::Options;
 use crate::output;
 use crate::store::beside::{Beside, CopyName};
@@ -331,7 +332,7 @@ impl Choice<'_> {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).at(Kind::Retry, "open", path)
+    files::open_at_once(path).at(Kind::Retry, "open", path)
 }
 
 /// Hands a file to `each` piece by piece, until it has seen enough.

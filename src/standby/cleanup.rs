@@ -3,7 +3,6 @@
 //! archive is locked until the end, so that no receiver starts on half of it.
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use crate::cleanup::{self, CleanupArgs, Neighbours, Trace};
 use crate::config::{HostConfig, StandbyConfig};
 use crate::daemon;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
@@ -138,14 +138,8 @@ fn lock(config: &StandbyConfig, options: &Options) -> Result<Option<File>> {
     }
     let path = config.completed_wals.join(LOCK);
     let opened = match options.not_really {
-        true => File::open(&path),
-        false => File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path),
+        true => files::open_at_once(&path),
+        false => files::open_lock(&path),
     };
     let file = match opened {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -2,7 +2,6 @@
 //! Never changes a partial segment. Invariant: replay gets a frozen segment only under the `STOP` of
 //! the server it was frozen for, and never in place of more that this server has itself.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::data_directory::Postmaster;
 use crate::pg::layout;
 use crate::standby::ahead;
@@ -139,7 +139,7 @@ impl Partials {
         };
         // PostgreSQL puts what it gets in the place of what it has.
         let path = Path::new(layout::PG_WAL).join(name.to_string());
-        let own = match File::open(&path) {
+        let own = match files::open_at_once(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Some(Serving::Copy(copy)));
             }

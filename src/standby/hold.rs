@@ -2,15 +2,13 @@
 //! Never touches PAUSE, which is a person's. Invariant: the lock on the file holds replay, and not the file: whatever
 //! becomes of its process, replay goes on by itself.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
-
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 
 /// The file's name.
 pub(crate) const HOLD_NAME: &str = "PAUSE.backup";
@@ -31,14 +29,7 @@ impl ReplayHold {
     /// one that was killed.
     pub(super) fn take(completed_wals: &Path) -> Result<ReplayHold> {
         let path = completed_wals.join(HOLD_NAME);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .at(Kind::Retry, "write", &path)?;
+        let mut file = files::open_lock(&path).at(Kind::Retry, "lock", &path)?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
@@ -74,7 +65,7 @@ impl Drop for ReplayHold {
 /// Whether a backup holds the replay of servers that restore from this folder.
 pub(super) fn is_held(completed_wals: &Path) -> Result<bool> {
     let path = completed_wals.join(HOLD_NAME);
-    let file = match File::open(&path) {
+    let file = match files::open_at_once(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).at(Kind::Retry, "open", &path),
@@ -106,5 +97,20 @@ mod tests {
         drop(ReplayHold::take(folder.path()).unwrap());
         assert!(!folder.path().join(HOLD_NAME).exists());
         assert!(folder.path().join("PAUSE").exists());
+    }
+
+    #[test]
+    fn fault_175_a_fifo_of_the_name_neither_holds_replay_nor_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(HOLD_NAME);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(!is_held(folder.path()).unwrap());
+        let refused = ReplayHold::take(folder.path()).unwrap_err().to_string();
+        assert!(
+            refused.contains("PAUSE.backup") && refused.contains("found a FIFO"),
+            "{refused}"
+        );
+        assert!(path.exists());
     }
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 
+use crate::files;
 use crate::store::ArchiveReader;
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::history::History;
@@ -101,7 +102,7 @@ impl Replayed<'_> {
             return Ok(Some(stored.into_file()));
         }
         for name in [replayed, of(newest)] {
-            match File::open(self.pg_wal.join(name.to_string())) {
+            match files::open_at_once(self.pg_wal.join(name.to_string())) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => return other.map(Some),
             }

@@ -28,7 +28,7 @@ pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 pub(crate) const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Enough for any control file.
-const CONTROL_BYTES_MAX: usize = 256;
+const CONTROL_BYTES_MAX: u64 = 256;
 
 /// The control files of one archive.
 #[derive(Debug, Clone)]
@@ -93,7 +93,7 @@ impl ControlFiles {
         let path = self.path("STOP");
         let how = if force { " force" } else { "" };
         let text = format!("{}{how}\n", server_text(server));
-        files::replace(&path, text.as_bytes(), 0o600).at(Kind::Retry, "write", &path)
+        files::replace_own(&path, text.as_bytes()).at(Kind::Retry, "write", &path)
     }
 
     /// Removes STOP.
@@ -131,7 +131,7 @@ impl ControlFiles {
     pub(crate) fn progress(&self, name: WalFileName) -> ProgressFile {
         let path = self.path("PROGRESS");
         let text = format!("{name} {}\n", std::process::id());
-        if let Err(error) = std::fs::write(&path, text) {
+        if let Err(error) = files::note(&path, text.as_bytes()) {
             tracing::debug!("write {}: {error}", path.display());
         }
         ProgressFile(path)
@@ -156,11 +156,8 @@ pub(crate) fn server_text(server: &Postmaster) -> String {
 }
 
 fn read_control(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::read(path) {
-        Ok(mut bytes) => {
-            bytes.truncate(CONTROL_BYTES_MAX);
-            Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
-        }
+    match files::read_at_most(path, CONTROL_BYTES_MAX) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -322,6 +319,26 @@ mod tests {
             std::fs::write(folder.path().join("PROGRESS"), left).unwrap();
             assert_eq!(control.restoring().unwrap(), None);
         }
+    }
+
+    #[test]
+    fn fault_175_control_files_change_nothing_behind_a_link() {
+        let (folder, control) = control();
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, "precious").unwrap();
+        for name in ["PROGRESS", "STOP"] {
+            std::os::unix::fs::symlink(&precious, folder.path().join(name)).unwrap();
+        }
+        let name: WalFileName = "000000010000000000000001".parse().unwrap();
+        drop(control.progress(name));
+        control.stop(&server(41, 1_700), false).unwrap();
+        assert!(
+            control
+                .stop_for(Some(&server(41, 1_700)))
+                .unwrap()
+                .is_some()
+        );
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Plan<'_> {
             return Ok(());
         }
         let path = self.place.data.join(layout::BACKUP_LABEL);
-        let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+        let text = files::read(&path).at(Kind::Retry, "read", &path)?;
         let label = BackupLabel::parse(&text)
             .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;
         let failed = |error: StoreError| {

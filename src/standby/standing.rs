@@ -12,6 +12,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 
 use crate::config::StandbyConfig;
 use crate::error::Result;
+use crate::files;
 use crate::pg::conf::ServerSettings;
 use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
@@ -333,7 +334,7 @@ impl Ahead<'_> {
             return Ok(None);
         }
         for name in self.names(lsn) {
-            match File::open(self.config.partial_wals.join(name.to_string())) {
+            match files::open_at_once(self.config.partial_wals.join(name.to_string())) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => return other.map(Some),
             }

@@ -323,7 +323,7 @@ impl RestoreCall<'_> {
     /// PostgreSQL keeps a history that it has read, and takes it where we have none.
     fn remove_placeholder(&self) {
         let kept = Path::new(layout::PG_WAL).join(self.name.to_string());
-        if std::fs::read(&kept).is_ok_and(|text| text == PLACEHOLDER) {
+        if files::read(&kept).is_ok_and(|text| text == PLACEHOLDER) {
             // What stays is asked for again.
             let _ = files::remove(&kept);
         }

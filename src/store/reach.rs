@@ -19,6 +19,7 @@ use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
 use super::reader::{ArchiveReader, SegmentBefore};
 use super::route::{self, Route, Walked};
 use crate::error::{IoContext, Kind, Result};
+use crate::files;
 use crate::pg::backup_history::BackupHistory;
 use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::control;
@@ -300,7 +301,7 @@ fn backup_stop(archive: &ArchiveReader, set: &Path, label: &BackupLabel) -> Opti
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
 fn stop_in_manifest(set: &Path) -> Option<Lsn> {
     let path = set.join(layout::BACKUP_MANIFEST);
-    let file = std::fs::File::open(&path).ok()?;
+    let file = files::open_at_once(&path).ok()?;
     let mut file = file.take(MANIFEST_BYTES_MAX);
     let (mut piece, mut scan) = (vec![0; MANIFEST_PIECE_BYTES], Scan::new(&[]));
     let range = loop {

@@ -283,7 +283,7 @@ fn examine_directory(path: &Path, data: &Path) -> Result<bool> {
 /// Whether what is there is the rest of an interrupted restore to `data`, and nothing else.
 fn is_unfinished(path: &Path, data: &Path) -> Result<bool> {
     let mark = path.join(MARK);
-    let marked = match std::fs::read(&mark) {
+    let marked = match files::read(&mark) {
         Ok(text) => text == data.as_os_str().as_bytes(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error).at(Kind::Usage, "read", &mark),

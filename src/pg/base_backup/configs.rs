@@ -9,6 +9,7 @@ use walmgr_protocol::limits::{CONFIG_FILE_BYTES_MAX, CONFIG_FILES_MAX};
 use walmgr_protocol::names::RelativePath;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::conf::foreign::is_outside_postgresql;
 use crate::pg::conf::{self, PieceKind, ServerSettings};
 use crate::pg::layout;
@@ -141,6 +142,6 @@ fn read_config(path: &Path, name: &Path) -> Result<BroughtConfig> {
             "{path} has more than {most} bytes"
         )));
     }
-    let content = std::fs::read(path).at(Kind::Config, "read", path)?;
+    let content = files::read(path).at(Kind::Config, "read", path)?;
     Ok((name, path.to_path_buf(), content.into()))
 }

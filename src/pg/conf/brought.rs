@@ -35,7 +35,7 @@ pub(crate) fn put_in_place(data: &Path, home: &Path) -> Result<Vec<PathBuf>> {
     let main = data.join(layout::MAIN_CONF);
     let own = main.exists();
     let text = match own {
-        true => Some(std::fs::read(&main).at(Kind::Retry, "read", &main)?),
+        true => Some(files::read(&main).at(Kind::Retry, "read", &main)?),
         false => small_file(&folder.join(layout::MAIN_CONF)),
     };
     if let Some(text) = text {
@@ -120,7 +120,7 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
 fn small_file(path: &Path) -> Option<Vec<u8>> {
     let found = path.symlink_metadata().ok()?;
     let is_small = found.is_file() && found.len() <= CONFIG_FILE_BYTES_MAX;
-    is_small.then(|| std::fs::read(path).ok()).flatten()
+    is_small.then(|| files::read(path).ok()).flatten()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::line::{self, ConfSetting};
 use super::lines;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::layout;
 
 /// `CONF_FILE_MAX_DEPTH`, of settings and of lists of users alike.
@@ -96,7 +97,7 @@ impl<'a> SettingSearch<'a> {
         }
         let text = match self.edited {
             Some((edited, text)) if edited == path => text.to_vec(),
-            _ => std::fs::read(path).at(Kind::Config, "read", path)?,
+            _ => files::read(path).at(Kind::Config, "read", path)?,
         };
         for (index, text) in lines(&text).enumerate() {
             let Some(setting) = line::setting(text) else {

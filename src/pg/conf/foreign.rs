@@ -341,7 +341,7 @@ impl Host<'_> {
                         .hint("look at what includes it; --trust-settings restores it unchanged"),
                 );
             }
-            let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+            let text = files::read(&path).at(Kind::Retry, "read", &path)?;
             let (kept, off) = self.neutralise(&text, folder);
             let above = path.parent().unwrap_or(folder);
             waiting.extend(included(&kept).map(|name| above.join(name)));

@@ -90,7 +90,7 @@ pub(crate) fn without(text: &[u8], unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
 /// Owner, mode and symlinks stay as they are. Without a difference nothing is written, so that
 /// the copy keeps what it was made for; with `not_really` nothing is written in any case.
 pub fn apply(path: &Path, changes: &[(&str, &str)], not_really: bool) -> Result<Vec<Change>> {
-    let text = std::fs::read(path).at(Kind::Config, "read", path)?;
+    let text = files::read(path).at(Kind::Config, "read", path)?;
     let (edited, made) = edit(&text, changes)?;
     if made.is_empty() || not_really {
         return Ok(made);

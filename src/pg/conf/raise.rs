@@ -53,7 +53,7 @@ pub(crate) fn raise(settings: &ServerSettings, demands: Demands) -> Result<()> {
         .map(|(name, value)| (*name, &**value))
         .collect();
     let path = settings.automatic();
-    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let text = files::read(&path).at(Kind::Retry, "read", &path)?;
     let (edited, _) = edit(&text, &raised)?;
     files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)
 }

@@ -184,7 +184,7 @@ fn in_debian(root: &Path, data: &Path) -> Option<PathBuf> {
         .flat_map(|version| folders(&version));
     let mut files = clusters.map(|cluster| cluster.join(layout::MAIN_CONF));
     files.find(|file| {
-        let text = std::fs::read(file).unwrap_or_default();
+        let text = files::read(file).unwrap_or_default();
         let home = value(&text, "data_directory");
         home.is_some_and(|home| is_same(Path::new(&home), data))
     })

@@ -100,7 +100,7 @@ impl BegunBoot {
     /// Writes it durably.
     pub(crate) fn write(&self, config: &StandbyConfig) -> Result<()> {
         let path = path(config);
-        files::replace(&path, self.text().as_bytes(), 0o600).at(Kind::Retry, "write", &path)
+        files::replace_own(&path, self.text().as_bytes()).at(Kind::Retry, "write", &path)
     }
 
     /// Says durably what is about to be set until the boot is over, or that nothing is.

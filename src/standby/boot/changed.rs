@@ -65,7 +65,7 @@ impl Changed {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    match std::fs::read(path) {
+    match files::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         other => other.at(Kind::Retry, "read", path),
     }

@@ -147,7 +147,7 @@ impl FixedGoal {
 
     /// Says which file was asked for, for whoever waits; without that a drill is only silent.
     pub(crate) fn note_asked(&self, scratch: &Path, name: WalFileName) {
-        let _ = std::fs::write(scratch.join(ASKED_NAME), format!("{name}\n"));
+        let _ = files::note(&scratch.join(ASKED_NAME), format!("{name}\n").as_bytes());
     }
 }
 

@@ -12,9 +12,8 @@
 //! It is written durably before the directory is made and after it was removed. `.drill-lock` beside it is locked while a
 //! drill goes on; its text is for people. A crash frees the lock and leaves `under_way`.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -79,7 +78,7 @@ impl DrillRecord {
     /// Writes it durably.
     pub(super) fn write(&self, config: &StandbyConfig) -> Result<()> {
         let path = path(config);
-        files::replace(&path, self.text().as_bytes(), 0o600).at(Kind::Retry, "write", &path)
+        files::replace_own(&path, self.text().as_bytes()).at(Kind::Retry, "write", &path)
     }
 
     /// The file.
@@ -190,14 +189,7 @@ impl DrillLock {
     /// Takes it; the error says who has it.
     pub(super) fn take(config: &StandbyConfig) -> Result<DrillLock> {
         let path = config.completed_wals.join(LOCK_NAME);
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
-        let mut file = opened.at(Kind::Config, "open", &path)?;
+        let mut file = files::open_lock(&path).at(Kind::Config, "lock", &path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -237,7 +229,7 @@ fn holder(file: &mut File) -> String {
 /// What `status` tells.
 pub(crate) fn facts(config: &StandbyConfig) -> DrillFacts {
     let record = DrillRecord::read(config);
-    let lock = File::open(config.completed_wals.join(LOCK_NAME));
+    let lock = files::open_at_once(&config.completed_wals.join(LOCK_NAME));
     let is_running =
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
     let now_s = Timestamp::now().as_second();

@@ -130,13 +130,13 @@ fn copy_folder(
 }
 
 fn copy_file(from: &Path, to: &Path, settings: &ConfEdit<'_>) -> Result<()> {
-    let mut text = std::fs::read(from).at(Kind::Retry, "read", from)?;
+    let mut text = files::read(from).at(Kind::Retry, "read", from)?;
     // One step down lies what `include_dir` reads.
     let name = from.strip_prefix(settings.source).unwrap_or(from);
     if let Some(why) = settings.copies.contradicts(&name.to_string_lossy(), &text) {
         return Err(CommandError::retry(why).hint(HINT));
     }
-    let old = std::fs::read(to).ok();
+    let old = files::read(to).ok();
     if to == settings.target.join(layout::MAIN_CONF) {
         text = settings.edit(&text, old.as_deref().unwrap_or_default())?;
     }

@@ -32,7 +32,7 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     let has_other_files = plan.place.is_slave_data && plan.config.slave_config_dir.is_some();
     if !has_other_files
         && !plan.is_drill
-        && let Ok(foreign) = std::fs::read(&hba)
+        && let Ok(foreign) = files::read(&hba)
     {
         tell_wider(
             &plan.place.data.join(layout::HBA_CONF),
@@ -70,7 +70,7 @@ pub(super) fn settle(plan: &Plan<'_>, staging: &Path) -> Result<()> {
 /// Raises the settings that the master raised behind the backup: a hot standby with less pauses there, or
 /// ends. What is set higher stays.
 pub(super) fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let text = std::fs::read(staging.join(layout::BACKUP_LABEL)).unwrap_or_default();
+    let text = files::read(staging.join(layout::BACKUP_LABEL)).unwrap_or_default();
     let Ok(label) = BackupLabel::parse(&text) else {
         return Ok(());
     };
@@ -116,7 +116,7 @@ pub(super) fn protect_archive(plan: &Plan<'_>) -> Result<()> {
         return Ok(());
     }
     let path = plan.server.automatic();
-    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let text = files::read(&path).at(Kind::Retry, "read", &path)?;
     let (edited, _) = conf::edit(&text, &changes)?;
     files::replace(&path, &edited, 0o600).at(Kind::Retry, "write", &path)
 }
@@ -135,7 +135,7 @@ fn remove_leftovers(staging: &Path) -> Result<()> {
 
 /// The main file of the standby's own server, wherever that lies.
 fn own_settings(config: &StandbyConfig) -> Option<Vec<u8>> {
-    std::fs::read(own_server(config)?.config_file()).ok()
+    files::read(own_server(config)?.config_file()).ok()
 }
 
 /// Whom that server lets in.
@@ -149,7 +149,7 @@ fn own_hba(config: &StandbyConfig) -> Option<Vec<u8>> {
         .into_iter()
         .flatten()
         .map(|folder| folder.join(&named));
-    std::fs::read(places.find(|path| path.exists())?).ok()
+    files::read(places.find(|path| path.exists())?).ok()
 }
 
 fn own_server(config: &StandbyConfig) -> Option<ServerSettings> {

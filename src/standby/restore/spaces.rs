@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::place::SetPlace;
 use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
@@ -110,7 +111,7 @@ fn check_space(space: &Path, place: &SetPlace) -> Result<()> {
 fn tablespaces(set: &Path) -> Result<BTreeMap<OsString, PathBuf>> {
     for name in [layout::TABLESPACE_MAP, layout::TABLESPACE_MAP_DONE] {
         let path = set.join(name);
-        let map = match std::fs::read(&path) {
+        let map = match files::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.at(Kind::Config, "read", &path)?,
         };

@@ -28,7 +28,7 @@ pub(crate) struct TakenSet {
 /// Notes that what lies in `staging` is the set of this name.
 pub(crate) fn write(staging: &Path, name: Option<String>) -> Result<()> {
     let path = staging.join(layout::BACKUP_LABEL);
-    let text = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let text = files::read(&path).at(Kind::Retry, "read", &path)?;
     let label = BackupLabel::parse(&text)
         .map_err(|why| CommandError::retry(format!("{}: {why}", path.display())))?;
     let note = json!({
@@ -46,7 +46,7 @@ impl TakenSet {
     fn of(slave_data: &Path) -> Option<TakenSet> {
         let path = slave_data.join(RESTORED_SET);
         let is_small = path.metadata().ok()?.len() <= SMALL_FILE_BYTES_MAX;
-        let text = is_small.then(|| std::fs::read(&path).ok())??;
+        let text = is_small.then(|| files::read(&path).ok())??;
         let note: Value = serde_json::from_slice(&text).ok()?;
         let timeline = note.get("timeline")?.as_u64()?;
         Some(TakenSet {

@@ -87,7 +87,7 @@ impl Staged {
     pub(crate) fn swap_in(self, warnings: &mut Vec<String>) {
         let mut copies = ConfigCopies::read(&self.folder);
         for name in &self.names {
-            let staged = std::fs::read(self.staging.join(name));
+            let staged = files::read(self.staging.join(name));
             let swapped = staged.and_then(|content| copies.swap_in(name, &content));
             if let Err(error) = swapped {
                 let path = self.folder.join(name);
