@@ -10,9 +10,6 @@ pub mod config {
     pub mod keys {
         pub use crate::config::keys::Side;
     }
-    pub mod sample {
-        pub use crate::config::sample::{readme_rows, readme_rows_not_yet};
-    }
 }
 
 pub mod daemon {

@@ -1,35 +1,34 @@
 //! What README.md and the pages of docs/ promise, against the program and the files beside them.
 //! Never edits one. Invariant: what exists is described, what is described exists, and no link leads nowhere.
 
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
 
-use walmgr::test_support::config::keys::Side;
-use walmgr::test_support::config::sample::{readme_rows, readme_rows_not_yet};
+use walmgr::cli::{Parsed, parse};
 
 use crate::support::documents::{Document, manual, page, project};
 
-const HEAD: &str = "| setting | value | default | meaning |\n|---|---|---|---|\n";
-
-const NOT_YET: &str = "Checked already, and **not used by this version yet**:";
-
 #[test]
-fn the_readme_describes_every_setting() {
-    let text = page("docs/reference/settings.md").text;
-    for (title, side) in [
-        ("Master", Side::Master),
-        ("Standby", Side::Standby),
-        ("Host", Side::Host),
-    ] {
-        let (used, not_yet) = (readme_rows(side), readme_rows_not_yet(side));
-        let mut section = format!("## {title}\n\n{HEAD}{used}");
-        if !not_yet.is_empty() {
-            section.push_str(&format!("\n{NOT_YET}\n\n{HEAD}{not_yet}"));
-        }
+fn fault_183_the_reference_is_what_the_program_generates() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut walmgr = Command::new(env!("CARGO_BIN_EXE_walmgr"));
+    walmgr.args(["--generate", "reference"]).arg(folder.path());
+    assert!(walmgr.output().unwrap().status.success());
+    let generated = fs::read_dir(folder.path()).unwrap();
+    let mut pages = 0;
+    for file in generated.map(|file| file.unwrap()) {
+        let name = file.file_name().into_string().unwrap();
+        let text = fs::read_to_string(file.path()).unwrap();
+        let checked_in = page(&format!("docs/reference/{name}")).text;
         assert!(
-            text.contains(&section),
-            "docs/reference/settings.md: the table of the {title} has to be:\n\n{section}"
+            text == checked_in,
+            "docs/reference/{name} has drifted; type: cargo run -- --generate reference docs/reference"
         );
+        pages += 1;
     }
+    assert!(pages >= 3, "{pages}");
 }
 
 /// A row's width in letters, beyond which nobody reads a table. The addresses of links do not count.
@@ -102,15 +101,16 @@ fn every_page_is_reached_from_the_readme() {
         let here = pages.iter().find(|page| page.path == reached[next]);
         for link in here.map_or_else(Vec::new, Document::links) {
             let (file, _) = link.split_once('#').unwrap_or((&link, ""));
-            if file.contains("://") {
+            if file.contains("://") || file.is_empty() {
                 continue;
             }
             let target = resolved(&reached[next], file);
             // A forge lists a folder.
-            let below = |page: &&Document| page.path.parent() == Some(&target);
-            reached.extend(pages.iter().filter(below).map(|page| page.path.clone()));
-            if !reached.contains(&target) {
-                reached.push(target);
+            let is_there = |path: &Path| path == target || path.parent() == Some(&target);
+            for page in &pages {
+                if is_there(&page.path) && !reached.contains(&page.path) {
+                    reached.push(page.path.clone());
+                }
             }
         }
         next += 1;
@@ -153,4 +153,76 @@ fn resolved(document: &Path, file: &str) -> PathBuf {
         }
     }
     path
+}
+
+#[test]
+fn every_command_of_the_manual_is_one_that_can_be_typed() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for page in manual() {
+        for line in page.walmgr_lines() {
+            count += 1;
+            let words = line.words.iter().map(|word| OsString::from(example(word)));
+            if let Parsed::Usage(error, _) = parse(words) {
+                wrong.push(format!(
+                    "{}: {}: {error}",
+                    page.path.display(),
+                    line.words.join(" ")
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 200, "{count}");
+}
+
+/// What somebody types for a word that stands for it.
+fn example(word: &str) -> &str {
+    match word {
+        "NAME" | "%f" => "000000010000000000000007",
+        "OFFSET" => "0",
+        "BYTES" => "24",
+        word => word,
+    }
+}
+
+/// Of PostgreSQL's configuration, where a page has it in a block.
+const PARAMETERS: [&str; 5] = [
+    "archive_command",
+    "archive_mode",
+    "hot_standby",
+    "restore_command",
+    "wal_retrieve_retry_interval",
+];
+
+#[test]
+fn every_setting_that_a_page_tells_to_set_exists() {
+    let reference = page("docs/reference/settings.md").text;
+    let is_known = |name: &str| {
+        let name = name.replacen("standby_", "slave_", 1);
+        reference.contains(&format!("| `{name}` |")) || PARAMETERS.contains(&name.as_str())
+    };
+    let mut count = 0;
+    for page in manual() {
+        // They show other tools' settings, too.
+        if page.path.starts_with("docs/moving") {
+            continue;
+        }
+        for block in page.blocks() {
+            for line in block.text.lines() {
+                let Some((name, _)) = line.trim_start_matches('#').split_once(" = ") else {
+                    continue;
+                };
+                let name = name.trim();
+                if name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                {
+                    count += 1;
+                    assert!(is_known(name), "{}: {line}", page.path.display());
+                }
+            }
+        }
+    }
+    assert!(count > 10, "{count}");
 }

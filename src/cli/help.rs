@@ -32,7 +32,7 @@ macro_rules! pages {
 /// All of docs/, in the order in which `walmgr help` lists it.
 pub(crate) const PAGES: &[Page] = pages! {
     "start": "ten-minutes" "two-hosts";
-    "tasks": "backup" "boot" "connect" "createslave" "drill" "many-clusters" "monitoring" "point-in-time" "replay" "restore"
+    "tasks": "backup" "boot" "connect" "createslave" "drill" "many-clusters" "monitoring" "point-in-time" "replay" "repmgr" "restore"
         "restore-on-the-master" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
@@ -40,9 +40,9 @@ pub(crate) const PAGES: &[Page] = pages! {
         "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
         "retention" "server" "standby_server" "syncdaemon" "tablespace" "timeline" "unreplayable" "gap" "damaged"
         "free" "disk";
-    "reference": "commands" "exit-codes" "files" "settings" "status-json";
+    "reference": "commands" "exit-codes" "files" "ini-files" "messages" "settings" "status-json";
     "explain": "compared" "receiver" "set-apart" "speed" "the-segment-in-progress" "threat-model" "what-is-durable";
-    "moving": "from-pgbackrest" "from-skytools";
+    "moving": "from-barman" "from-pgbackrest" "from-skytools" "from-wal-g";
 };
 
 /// For a line whose first word is `help`; `None` for every other line.
@@ -123,15 +123,27 @@ impl Page {
         self.topic() == topic || topic.split_once('/') == Some((self.folder, self.name))
     }
 
-    fn title(&self) -> &'static str {
-        let first = self.text.lines().next().unwrap_or_default();
+    pub(super) fn title(&self) -> &'static str {
+        let first = self.body().lines().next().unwrap_or_default();
         first.trim_start_matches('#').trim()
+    }
+
+    /// The text from its title on: who edits the file finds a remark before it.
+    fn body(&self) -> &'static str {
+        let is_remark = |line: &&str| line.starts_with("<!--");
+        let remark: usize = self
+            .text
+            .split_inclusive('\n')
+            .take_while(is_remark)
+            .map(str::len)
+            .sum();
+        &self.text[remark..]
     }
 
     /// The text, with what to type in place of a link to another page.
     fn for_a_screen(&self) -> String {
         let mut text = String::new();
-        let mut rest = self.text;
+        let mut rest = self.body();
         while let Some((before, behind)) = rest.split_once("](") {
             let (link, after) = behind.split_once(')').unwrap_or((behind, ""));
             let (file, _) = link.split_once('#').unwrap_or((link, ""));

@@ -103,12 +103,12 @@ fn comment(out: &mut String, text: &str) {
 
 /// The rows of the manual's table of the settings of one side that this version knows what to do
 /// with, each ending in a newline, below the head `| setting | value | default | meaning |`.
-pub fn readme_rows(side: Side) -> String {
+pub(crate) fn readme_rows(side: Side) -> String {
     rows_of(keys::rows(side).filter(|row| row.effect != Effect::NotYet))
 }
 
 /// The rows of the settings that are checked and wait for a later version.
-pub fn readme_rows_not_yet(side: Side) -> String {
+pub(crate) fn readme_rows_not_yet(side: Side) -> String {
     rows_of(keys::rows(side).filter(|row| row.effect == Effect::NotYet))
 }
 

@@ -21,6 +21,13 @@ pub struct Block {
     pub text: String,
 }
 
+/// A call of walmgr that a page tells to type, or to put into a file.
+#[derive(Clone, Debug)]
+pub struct WalmgrLine {
+    /// The program first.
+    pub words: Vec<String>,
+}
+
 pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -95,6 +102,19 @@ impl Document {
         blocks
     }
 
+    /// Each call of walmgr, of blocks and within sentences; a call names an ini file.
+    pub fn walmgr_lines(&self) -> Vec<WalmgrLine> {
+        let mut texts: Vec<String> = Vec::new();
+        for block in self.blocks() {
+            let joined = block.text.replace("\\\n", " ");
+            texts.extend(joined.lines().map(str::to_owned));
+        }
+        let prose = self.prose();
+        let spans = prose.split('`').skip(1).step_by(2);
+        texts.extend(spans.map(|span| span.replace('\n', " ")));
+        texts.iter().filter_map(|text| walmgr_line(text)).collect()
+    }
+
     /// The text without what is typed or printed.
     pub fn prose(&self) -> String {
         let mut is_fenced = false;
@@ -126,6 +146,56 @@ impl Document {
         }
         links
     }
+}
+
+fn walmgr_line(text: &str) -> Option<WalmgrLine> {
+    let at = text.match_indices("walmgr ").map(|(at, _)| at);
+    let at = at.last().filter(|at| {
+        let before = text[..*at].chars().next_back();
+        before.is_none_or(|letter| " /'\"".contains(letter))
+    })?;
+    let mut rest = &text[at..];
+    // The value of a parameter ends where its quote does.
+    let program = text[..at]
+        .rfind(char::is_whitespace)
+        .map_or(0, |space| space + 1);
+    if text[program..].starts_with('\'') {
+        rest = rest.split('\'').next()?;
+    }
+    for end in [" #", "   --", " | ", " && ", " ;", "; ", " > "] {
+        rest = rest.split(end).next()?;
+    }
+    let words = shell_words(rest);
+    let is_call = words.iter().any(|word| word.ends_with(".ini"));
+    is_call.then_some(WalmgrLine { words })
+}
+
+/// The words as a shell takes them apart, without the dots that stand for more of them.
+fn shell_words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let (mut quote, mut is_open) = (None, false);
+    for letter in text.chars() {
+        match (letter, quote) {
+            (letter, Some(open)) if letter == open => quote = None,
+            ('\'' | '"', None) => {
+                quote = Some(letter);
+                if !is_open {
+                    words.push(String::new());
+                    is_open = true;
+                }
+            }
+            (letter, None) if letter.is_whitespace() => is_open = false,
+            (letter, _) => {
+                if !is_open {
+                    words.push(String::new());
+                    is_open = true;
+                }
+                words.last_mut().unwrap().push(letter);
+            }
+        }
+    }
+    words.retain(|word| word != "…" && word != "...");
+    words
 }
 
 fn anchor(heading: &str) -> String {

@@ -31,16 +31,16 @@ const fn words(kind: Kind) -> &'static str {
         Kind::Retry => {
             "failed for now (down, busy, slow, full, damaged): the same line may work later"
         }
-        Kind::Usage => "the command line makes no sense",
-        Kind::Config => "a setting, a key file or a path that it names is wrong",
+        Kind::Usage => "a wrong command line",
+        Kind::Config => "a wrong setting, key file or path",
         Kind::Conflict => "the archive holds another file under this name",
         Kind::Identity => "one side does not accept the other's key",
         Kind::ForeignCluster => "another cluster, version, timeline or segment size",
         Kind::ReceiverDisk => "the receiver's disk is full or failing",
-        Kind::AlreadyRunning => "this daemon runs already",
+        Kind::AlreadyRunning => "it runs already",
         Kind::Absent => "the archive does not have it",
-        Kind::Warned => "`status`, `verify`, `drill`: something to warn of",
-        Kind::Alarmed => "`status`, `verify`, `drill`: something critical",
+        Kind::Warned => "`status`, `verify`, `drill`: a warning",
+        Kind::Alarmed => "`status`, `verify`, `drill`: critical",
     }
 }
 
@@ -83,6 +83,7 @@ pub(super) fn meanings(table: ExitTable) -> Vec<(u8, String)> {
         let code = table.code(kind);
         let text = match everything_else && kind != Kind::Absent {
             true => "everything else: damaged, unreadable, a gap, wrong settings, a signal",
+            false if table == ExitTable::Ordinary && kind.runbook().is_some() => words(Kind::Retry),
             false => words(kind),
         };
         match codes.iter_mut().find(|(known, _)| *known == code) {
@@ -98,6 +99,22 @@ pub(super) fn meanings(table: ExitTable) -> Vec<(u8, String)> {
     codes
 }
 
+/// The pages of `docs/runbooks` about a code.
+pub(super) fn runbooks(table: ExitTable, code: u8) -> Vec<&'static str> {
+    let of = |kind: Kind| match (table, kind) {
+        (ExitTable::Xrestore, Kind::Absent) => None,
+        (ExitTable::Xrestore, _) => Some("replay-stopped"),
+        (_, Kind::Usage | Kind::Config) => Some("wrong-settings"),
+        (ExitTable::Ordinary, _) => None,
+        (ExitTable::Xarchive, Kind::Retry) => Some("archiving_fails"),
+        (ExitTable::Xarchive, kind) => kind.runbook(),
+    };
+    let kinds = KINDS.into_iter().filter(|kind| table.code(*kind) == code);
+    let mut pages: Vec<&str> = kinds.filter_map(of).collect();
+    pages.dedup();
+    pages
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +127,10 @@ mod tests {
                 assert!(codes.contains(&table.code(kind)), "{table:?} {kind:?}");
             }
             assert!(codes.contains(&table.abnormal()), "{table:?}");
+            for code in codes.iter().filter(|code| **code > 1) {
+                let pages = runbooks(table, *code);
+                assert_eq!(pages.len(), 1, "{table:?} {code}: {pages:?}");
+            }
             assert!(codes.is_sorted_by(|one, other| one < other), "{codes:?}");
         }
     }

@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 
 use super::exit_codes::{self, TABLES};
 use super::{GeneratedFile, exit_codes::meanings};
+use crate::cli::help::{PAGES, Page};
 use crate::config::keys::{self, Effect, Side};
 use crate::config::sample;
 use crate::error::ExitTable;
@@ -38,7 +39,7 @@ fn commands(mut grammar: Command) -> String {
     let mut page = format!("{GENERATED}\n# Commands\n\n    {}\n", super::grammar::USAGE);
     let _ = writeln!(
         page,
-        "\nAny other place of an option means the same: before the ini file, behind it, behind the command.\n\
+        "\nAn option means the same before the ini file, behind it and behind the command.\n\
          [Settings](settings.md) · [exit codes](exit-codes.md)\n\n| command | |\n|---|---|"
     );
     for command in grammar.get_subcommands() {
@@ -53,6 +54,15 @@ fn commands(mut grammar: Command) -> String {
         let _ = writeln!(page, "\n## {}\n\n{}.\n", command.get_name(), about(command));
         let usage = command.get_overridden_usage().map(ToString::to_string);
         let _ = writeln!(page, "    {}", usage.unwrap_or_default());
+        let is_about = |page: &&Page| page.folder == "tasks" && page.name == command.get_name();
+        if let Some(about) = PAGES.iter().find(is_about) {
+            let _ = writeln!(
+                page,
+                "\nSee [{}](../tasks/{}.md).",
+                about.title(),
+                about.name
+            );
+        }
         table(&mut page, command, |argument| {
             !is_common(&grammar, argument)
         });
@@ -130,8 +140,7 @@ pub(super) fn value_names(argument: &Arg) -> String {
 
 fn settings() -> String {
     let mut page = format!(
-        "{GENERATED}\n# Settings\n\nAn ini file has one section, `[walmgr]`. `walmgr --ini` prints a commented sample of \
-         each file. A setting that begins with `slave` may also be spelled with `standby`.\n"
+        "{GENERATED}\n# Settings\n\n[The ini file](ini-files.md) has how a file is written. `walmgr --ini` prints all settings with comments.\n"
     );
     for (title, side) in [
         ("Master", Side::Master),
@@ -152,15 +161,25 @@ fn settings() -> String {
 }
 
 fn exit_codes() -> String {
-    let mut page = format!("{GENERATED}\n# Exit codes\n");
+    let mut page = format!(
+        "{GENERATED}\n# Exit codes\n\n[Messages](messages.md) has what stands beside them.\n"
+    );
     for (table, of) in TABLES {
         let title = match table {
             ExitTable::Ordinary => "All other commands".to_owned(),
             _ => format!("`{of}`"),
         };
-        let _ = write!(page, "\n## {title}\n\n| exit | meaning |\n|---|---|\n");
+        let _ = write!(
+            page,
+            "\n## {title}\n\n| exit | meaning | what to do |\n|---|---|---|\n"
+        );
         for (code, meaning) in meanings(table) {
-            let _ = writeln!(page, "| {code} | {meaning} |");
+            let link = |page: &str| format!("[{page}](../runbooks/{page}.md)");
+            let links: Vec<String> = exit_codes::runbooks(table, code)
+                .into_iter()
+                .map(link)
+                .collect();
+            let _ = writeln!(page, "| {code} | {meaning} | {} |", links.join(", "));
         }
         let _ = write!(page, "\n{}\n", exit_codes::why(table));
     }
