@@ -7,7 +7,7 @@ mod refusals;
 mod sets;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -32,9 +32,22 @@ impl Pair {
 
     fn of(builder: crate::support::cluster::Builder, hot: bool) -> Pair {
         let cluster = builder.conf("archive_mode", "on").start();
-        let mut site = Site::with_cluster(cluster);
+        let site = Site::with_cluster(cluster);
         site.master_command(&["setup"]).succeed();
         site.cluster().pgbench(&["-i", "-q", "-s", "2"]);
+        Pair::on(site, hot)
+    }
+
+    /// With the archive, and so the sets, in this folder; its server is a small one.
+    fn with_archive(folder: &Path, hot: bool) -> Pair {
+        let cluster = Cluster::builder().conf("archive_mode", "on").start();
+        let site = Site::builder().cluster(cluster).archive(folder).build();
+        site.master_command(&["setup"]).succeed();
+        Pair::on(site, hot)
+    }
+
+    /// Adds the standby.
+    fn on(mut site: Site, hot: bool) -> Pair {
         let hot = format!("hot_standby = {}", if hot { "on" } else { "off" });
         // Few buffers, so that pages are written out while they are replayed.
         let settings = [hot.as_str(), "shared_buffers = 1MB"];

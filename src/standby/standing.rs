@@ -18,7 +18,9 @@ use crate::pg::control::{ControlFile, State};
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::layout;
 use crate::pg::sql_replay::{Holder, Replaying};
+use crate::standby::hold;
 use crate::standby::own_server;
+use crate::standby::sets;
 use crate::standby::too_low::Demanded;
 use crate::status::{Hold, Replay};
 use crate::store::{ArchiveReader, RealDisk, SegmentBefore};
@@ -203,6 +205,7 @@ pub(super) fn of_standby(
         too_low_ahead: too_low_ahead.unwrap_or_default(),
         cancelled_queries: said.map(|said| said.cancelled_queries),
     };
+    replay.holds.extend(backup_hold(config));
     if let Some((newest, end)) = held
         && let Ok(archive) = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
     {
@@ -219,6 +222,22 @@ pub(super) fn of_standby(
         }
     }
     Some(replay)
+}
+
+/// The backup that holds replay, if one does.
+fn backup_hold(config: &StandbyConfig) -> Option<Hold> {
+    let is_held = hold::is_held(&config.completed_wals);
+    if !is_held.is_ok_and(|is_held| is_held) {
+        return None;
+    }
+    let holder = sets::open(config).and_then(|sets| {
+        let holder = sets.lease_holder();
+        holder.map_err(|error| sets::failed("look who makes a backup", &error))
+    });
+    let holder = holder.ok().flatten();
+    Some(Hold::Backup(
+        holder.unwrap_or_else(|| "a backup on this host".to_owned()),
+    ))
 }
 
 /// The WAL that a server has still to replay.

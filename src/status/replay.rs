@@ -41,6 +41,8 @@ pub(crate) enum Hold {
     DownWithTarget,
     /// Parameters are lower than on the master: replay stops until they are raised.
     TooLow(Vec<TooLow>),
+    /// A backup of the standby, and whose it is, until it has copied the data directory.
+    Backup(String),
     /// `recovery_min_apply_delay`, and where it is set.
     Delay(String, String),
     /// Sessions, and `max_standby_archive_delay`, after which they are ended.
@@ -97,6 +99,9 @@ impl Hold {
                 starts it so that it opens there"
                 .to_owned(),
             Hold::TooLow(list) => format!("a parameter is too low: {}", TooLow::sentence(list)),
+            Hold::Backup(holder) => format!(
+                "held (PAUSE.backup) until a backup has copied the data directory: {holder}"
+            ),
             Hold::Delay(delay, place) => {
                 format!("recovery_min_apply_delay = {delay}, set in {place}")
             }
@@ -167,6 +172,10 @@ pub(super) fn row(replay: &Replay) -> String {
 pub(super) fn json(replay: &Replay) -> serde_json::Value {
     let rounded = |seconds: f64| (seconds * 1e3).round() / 1e3;
     let paused = |hold: &Hold| matches!(hold, Hold::Paused | Hold::AtTarget | Hold::TooLow(_));
+    let backup = |hold: &Hold| match hold {
+        Hold::Backup(holder) => Some(holder.clone()),
+        _ => None,
+    };
     serde_json::json!({
         "timeline": replay.timeline.number(),
         "replayed_lsn": replay.replayed.to_string(),
@@ -174,6 +183,7 @@ pub(super) fn json(replay: &Replay) -> serde_json::Value {
         "replay_lag_bytes": replay.lag_bytes,
         "replay_lag_seconds": replay.lag_seconds.map(|seconds| rounded(seconds.max(0.0))),
         "replay_paused": replay.holds.iter().any(paused),
+        "held_by_backup": replay.holds.iter().find_map(backup),
         "reasons": replay.holds.iter().map(Hold::text).collect::<Vec<_>>(),
         "cancelled_queries": replay.cancelled_queries,
     })
@@ -203,7 +213,11 @@ pub(super) fn judge(found: &mut Findings, replay: &Replay) {
             }
             Hold::Damaged(_) => found.alarm(Code::Replay, format!("replay {}", hold.text())),
             // Somebody asked for it, or nothing is wrong.
-            Hold::AtTarget | Hold::DownWithTarget | Hold::Delay(..) | Hold::InProgress(_) => {}
+            Hold::AtTarget
+            | Hold::DownWithTarget
+            | Hold::Backup(_)
+            | Hold::Delay(..)
+            | Hold::InProgress(_) => {}
         }
     }
     if let Some(seconds) = replay.lag_seconds
@@ -268,6 +282,7 @@ mod tests {
         assert_eq!(judged(vec![]), [(Level::Warning, Code::Replay)]);
         assert_eq!(judged(vec![Hold::InProgress(segment)]), []);
         assert_eq!(judged(vec![Hold::AtTarget]), []);
+        assert_eq!(judged(vec![Hold::Backup("main".to_owned())]), []);
         assert_eq!(judged(vec![Hold::DownWithTarget]), []);
         assert_eq!(judged(vec![Hold::Paused]), [(Level::Warning, Code::Paused)]);
         let low = TooLow {

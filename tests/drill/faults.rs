@@ -4,9 +4,8 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::support::loopfs::{FileSystem, LoopFs};
+use crate::support::loopfs::{FileSystem, LoopFs, give_back, take_all};
 use crate::support::place::give_to_server;
-use crate::support::run;
 
 /// Flips one bit in the middle of the set's largest relation; its path in the set, and what undoes it.
 fn damage(drilled: &Drilled) -> (String, impl Fn() + use<>) {
@@ -95,35 +94,6 @@ fn fault_158_what_no_drill_made_stays_where_it_is() {
     assert!(elsewhere.join("kept").exists() && scratch.is_symlink());
     fs::remove_file(&scratch).unwrap();
     assert!(drilled.result()["failure"].is_null());
-}
-
-/// Leaves no room on a disk.
-fn take_all(disk: &Path) {
-    for size_kb in [
-        1 << 20,
-        1 << 18,
-        1 << 16,
-        1 << 14,
-        1 << 12,
-        1 << 10,
-        256,
-        64,
-        4,
-    ] {
-        for part in 0..4 {
-            let path = disk.join(format!("filler.{size_kb}.{part}"));
-            let mut command = std::process::Command::new("fallocate");
-            let _ = run(command.arg("-l").arg(format!("{size_kb}K")).arg(path));
-        }
-    }
-}
-
-fn give_back(disk: &Path) {
-    for entry in fs::read_dir(disk).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("filler") {
-            fs::remove_file(entry.path()).unwrap();
-        }
-    }
 }
 
 #[test]

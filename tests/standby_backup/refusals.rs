@@ -2,7 +2,7 @@
 //! Never leaves anything to remove by hand. Invariant: whatever ended one, the next one works, and replay goes on.
 
 use super::*;
-use crate::support::loopfs::TmpFs;
+use crate::support::loopfs::{FileSystem, LoopFs, TmpFs, give_back, take_all};
 use crate::support::soak;
 
 /// Nothing is left of one that was ended, and the next one works.
@@ -177,23 +177,76 @@ fn fault_153_a_disk_without_room_is_named_before_it_is_full() {
     skip_unless!(Cluster::available(15));
     let disk = skip_unless!(TmpFs::create(220 << 10, 0));
     for hot in [true, false] {
-        let cluster = Cluster::builder().conf("archive_mode", "on").start();
-        let folder = disk.path().join(format!("archive-{hot}"));
-        let mut site = Site::builder().cluster(cluster).archive(&folder).build();
-        site.master_command(&["setup"]).succeed();
-        let hot = format!("hot_standby = {}", if hot { "on" } else { "off" });
-        let mut standby = copy_of_master(&mut site, "replaying", &[&hot]);
-        crate::replay::signal_file(&standby, "standby.signal");
-        site.standby_set("slave_data", &standby.data().display().to_string());
-        standby.start();
-        let pair = Pair { standby, site };
-        pair.catch_up();
+        let pair = Pair::with_archive(&disk.path().join(format!("archive-{hot}")), hot);
         let refused = pair.backup();
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
         assert!(refused.stderr.contains("are free"), "{}", refused.stderr);
         assert_eq!(pair.beside(), [""; 0]);
         pair.catch_up();
     }
+}
+
+/// Where the archive lies on that disk too, so that the master cannot archive either.
+#[test]
+fn fault_153_a_disk_that_fills_up_in_the_copy_leaves_no_set_and_no_hold() {
+    skip_unless!(Cluster::available(15));
+    for hot in [true, false] {
+        let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 800));
+        let pair = Pair::with_archive(&disk.path().join("archive"), hot);
+        let running = Running::halted(&pair);
+        assert_eq!(pair.site.holds("PAUSE.backup"), !hot);
+        // Held back from a cold one until the backup ends.
+        drain(&pair.site);
+        let last = crate::replay::newest_segment(&pair.site);
+        take_all(disk.path());
+        running.signal(Signal::CONT);
+        let failed = running.end();
+        assert_eq!(failed.code, Some(1), "{}", failed.stderr);
+        assert!(
+            failed.stderr.contains("No space left on device"),
+            "{}",
+            failed.stderr
+        );
+        assert_eq!((pair.listed(), pair.beside()), (vec![], vec![]));
+        for gone in ["BACKUPLOCK", "PAUSE.backup"] {
+            assert!(!pair.site.holds(gone), "{gone}");
+        }
+        crate::replay::wait_until_restored(&pair.standby, &last);
+        give_back(disk.path());
+        pair.catch_up();
+        assert_next_works(&pair);
+    }
+}
+
+#[test]
+fn fault_154_status_says_whose_backup_holds_replay() {
+    skip_unless!(Cluster::available(15));
+    let pair = Pair::new(15, false);
+    let status = || {
+        let json = pair.site.standby_command(&["status", "--json"]).stdout;
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["standby"]["replay"].clone()
+    };
+    assert!(status()["held_by_backup"].is_null());
+    let running = Running::halted(&pair);
+    drain(&pair.site);
+    let process = format!("process {}", running.0.as_ref().unwrap().id());
+    let replay = status();
+    let holder = replay["held_by_backup"].as_str().unwrap();
+    assert!(
+        holder.contains("on the standby") && holder.contains(&process),
+        "{holder}"
+    );
+    assert!(
+        replay["reasons"][0].as_str().unwrap().contains(holder),
+        "{replay}"
+    );
+    let page = pair.site.standby_command(&["status"]).stdout;
+    let words = "held (PAUSE.backup) until a backup has copied the data directory: ";
+    assert!(page.contains(words) && page.contains(&process), "{page}");
+    running.signal(Signal::CONT);
+    running.end().succeed();
+    assert!(status()["held_by_backup"].is_null());
+    pair.catch_up();
 }
 
 #[test]

@@ -62,6 +62,42 @@ fn fault_152_a_standbys_set_is_listed_restored_and_promoted() {
     }
 }
 
+/// What sessions of the master read, and how many there were; the second with this one.
+fn master_load(pair: &Pair) -> (u64, u64) {
+    // PostgreSQL counts a session when it has ended.
+    pair.site.cluster().psql("SELECT pg_sleep(1)");
+    let count = |sql: &str| pair.site.cluster().psql(sql).parse::<u64>().unwrap();
+    let reads = count(
+        "SELECT sum(reads) FROM pg_stat_io WHERE backend_type IN ('client backend', 'walsender')",
+    );
+    let sessions = count("SELECT sum(sessions) FROM pg_stat_database");
+    (reads, sessions)
+}
+
+/// Of [`master_load`] itself.
+const SESSIONS_OF_OURS: u64 = 3;
+
+#[test]
+fn fault_152_the_master_reads_nothing_for_a_standbys_set() {
+    skip_unless!(Cluster::available(18));
+    for hot in [true, false] {
+        let pair = Pair::new(18, hot);
+        // Its catalog is in memory now.
+        master_load(&pair);
+        let before = master_load(&pair);
+        pair.backup().succeed();
+        let after = master_load(&pair);
+        println!("hot {hot}: {before:?} before, {after:?} after");
+        assert_eq!(after.0, before.0, "hot {hot}");
+        let sessions = after.1 - before.1;
+        assert!(sessions <= SESSIONS_OF_OURS, "{before:?}, {after:?}");
+        // A backup of the master has a session, and so counts.
+        pair.site.master_command(&["backup"]).succeed();
+        let sessions = master_load(&pair).1 - after.1;
+        assert!(sessions > SESSIONS_OF_OURS, "{after:?}, {sessions}");
+    }
+}
+
 #[test]
 fn fault_152_sets_of_a_standby_rotate_and_their_wal_stays() {
     skip_unless!(Cluster::available(15));

@@ -20,6 +20,37 @@ pub enum FileSystem {
     Xfs,
 }
 
+/// Takes what is left of a disk, down to its last block, without writing it.
+pub fn take_all(disk: &Path) {
+    for size_kb in [
+        1 << 20,
+        1 << 18,
+        1 << 16,
+        1 << 14,
+        1 << 12,
+        1 << 10,
+        256,
+        64,
+        16,
+        4,
+    ] {
+        for part in 0..4 {
+            let path = disk.join(format!("filler.{size_kb}.{part}"));
+            let mut command = Command::new("fallocate");
+            let _ = run(command.arg("-l").arg(format!("{size_kb}K")).arg(path));
+        }
+    }
+}
+
+/// Gives back what [`take_all`] took.
+pub fn give_back(disk: &Path) {
+    for entry in std::fs::read_dir(disk).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("filler") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+}
+
 /// A mounted image.
 pub struct LoopFs {
     device: Option<String>,
