@@ -14,6 +14,8 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::options::Options;
 use crate::output;
+use crate::pg::conninfo::password_lines::PasswordEdit;
+use crate::pg::conninfo::password_note::PasswordNote;
 
 pub(crate) use neighbours::Neighbours;
 pub(crate) use places::{identity, list_of_keys, list_of_names, log, pidfile};
@@ -43,6 +45,8 @@ enum Fate {
     File(files::FileId),
     /// This folder, if it is empty by then.
     Folder,
+    /// The lines with these fields of this file, which itself stays.
+    Lines(PasswordNote, Vec<String>),
     /// This folder and the notes in it, which are so many regular files.
     Notes(usize),
     Stays(String),
@@ -87,6 +91,33 @@ impl Trace {
             Err(why) => Fate::Stays(why),
         };
         Some(Trace { fate, ..trace })
+    }
+
+    /// The lines of a file of passwords that were written for this ini file, and the note of them. `user_of` says why
+    /// a line stays.
+    pub(crate) fn password_lines(
+        ini: &Path,
+        user_of: impl Fn(&str) -> Option<String>,
+    ) -> Vec<Trace> {
+        let what = "lines in it that init wrote";
+        let Some(note) = PasswordNote::read(ini) else {
+            return Vec::new();
+        };
+        let path = note.file().to_path_buf();
+        let (mut traces, mut going) = (Vec::new(), Vec::new());
+        for fields in note.there() {
+            match user_of(&fields) {
+                Some(why) => traces.push(Trace::stays(&path, what, format!("{fields}: {why}"))),
+                None => going.push(fields),
+            }
+        }
+        if !going.is_empty() {
+            let fate = Fate::Lines(note, going);
+            traces.push(Trace { path, what, fate });
+        }
+        let noted = "which lines of .pgpass init wrote";
+        traces.extend(Trace::file(&PasswordNote::path(ini), noted));
+        traces
     }
 
     /// Something that stays, and why.
@@ -134,6 +165,10 @@ pub(crate) fn finish(
             Fate::File(_) => format!("goes   {path} ({})", trace.what),
             Fate::Folder => format!("goes   {path}, if it is empty then ({})", trace.what),
             Fate::Notes(count) => format!("goes   {path} ({count} {})", trace.what),
+            Fate::Lines(_, fields) => {
+                let fields: Vec<String> = fields.iter().map(|it| format!("{it}:***")).collect();
+                format!("goes   {} in {path} ({})", fields.join(", "), trace.what)
+            }
             Fate::Stays(why) => format!("stays  {path} ({}): {why}", trace.what),
         };
         output::print(&line)?;
@@ -194,6 +229,7 @@ fn remove(trace: &Trace) -> Result<bool> {
             }
             files::remove(path).at(Kind::Retry, "remove", path)
         }
+        Fate::Lines(note, fields) => Ok(note.take_out(fields)? == PasswordEdit::Changed),
         Fate::Notes(_) => {
             for file in regular_files(path).unwrap_or_default() {
                 files::remove(&file).at(Kind::Retry, "remove", &file)?;

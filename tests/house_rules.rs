@@ -87,7 +87,7 @@ const ARROWS: [(&str, &[&str]); 24] = [
     ),
     (
         "cleanup",
-        &["config", "files", "options", "output", "transport"],
+        &["config", "files", "options", "output", "pg", "transport"],
     ),
     ("identity", &["config", "options", "output", "transport"]),
     ("status", &["config", "options", "output", "protocol"]),

@@ -130,7 +130,7 @@ impl Running {
             let running = Running::start(pair);
             let incoming = pair.set("data.master.incoming");
             let begun = std::time::Instant::now();
-            while !incoming.join("base").exists() {
+            while !has_content(&incoming.join("base")) {
                 assert!(begun.elapsed() < PATIENCE, "no copy begins");
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -164,6 +164,13 @@ impl Running {
     fn end(mut self) -> Output {
         self.0.take().unwrap().wait_with_output().unwrap().into()
     }
+}
+
+/// Whether a file below the databases has anything in it.
+fn has_content(base: &Path) -> bool {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files = entries(base).flat_map(|database| entries(&database.path()));
+    files.any(|file| file.metadata().is_ok_and(|found| found.len() > 0))
 }
 
 impl Drop for Running {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, TlsSettings};
 use crate::files;
+use crate::pg::conninfo::password_lines::PasswordLines;
+use crate::pg::conninfo::{self, Environment};
 
 /// Longest file of settings that is read for the names in it.
 const INI_BYTES_MAX: u64 = 1 << 20;
@@ -15,6 +17,8 @@ const INI_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
     users: BTreeMap<PathBuf, PathBuf>,
+    /// By the fields of the lines in `.pgpass` that they need.
+    passwords: BTreeMap<String, PathBuf>,
     /// Those that cannot be read as settings, with their text.
     unread: Vec<(PathBuf, String)>,
 }
@@ -61,6 +65,19 @@ impl Neighbours {
         ))
     }
 
+    /// The same for a line of `.pgpass` with these fields.
+    pub(crate) fn user_of_password(&self, fields: &str) -> Option<String> {
+        if let Some(user) = self.passwords.get(fields) {
+            return Some(format!("{} uses it, too", user.display()));
+        }
+        let mut unread = self.unread.iter();
+        let unread = unread.find(|(_, text)| text.contains("primary_conninfo"))?;
+        Some(format!(
+            "{} may use it and cannot be read",
+            unread.0.display()
+        ))
+    }
+
     /// Notes what a file uses; returns the folder of its clusters, if it is a host's.
     fn add(&mut self, ini: &Path) -> Option<PathBuf> {
         let Ok(config) = config::load(ini, &[]) else {
@@ -82,6 +99,13 @@ impl Neighbours {
                 used.extend(identity(&own.tls));
                 used.push(own.receiver_pidfile());
                 used.extend([own.authorized_keys.clone(), own.authorized_names.clone()]);
+                for fields in own
+                    .primary_conninfo
+                    .iter()
+                    .flat_map(|text| passwords_of(text))
+                {
+                    self.passwords.insert(fields, ini.to_path_buf());
+                }
                 used.extend([own.completed_wals.clone(), own.partial_wals.clone()]);
                 used.extend(
                     [&own.config_backup, &own.full_backup]
@@ -104,6 +128,14 @@ impl Neighbours {
         }
         clusters
     }
+}
+
+/// The fields of the lines that a standby with this connection string reads.
+fn passwords_of(primary_conninfo: &str) -> Vec<String> {
+    let environment = Environment::of_process().without_libpq();
+    let lines = conninfo::parse(primary_conninfo, &environment);
+    let lines = lines.and_then(|conninfo| PasswordLines::of(&conninfo));
+    lines.map(|lines| lines.each_fields()).unwrap_or_default()
 }
 
 fn folder_of(path: &Path) -> PathBuf {

@@ -47,6 +47,9 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs)
     traces.extend(cleanup::log(log, &others));
     traces.extend(of_sets(config));
     traces.extend(of_archive(config, &others));
+    traces.extend(Trace::password_lines(ini, |fields| {
+        others.user_of_password(fields)
+    }));
     traces.extend(cleanup::list_of_keys(&config.authorized_keys, &others));
     traces.extend(cleanup::list_of_names(&config.authorized_names, &others));
     traces.extend(cleanup::identity(&config.tls, &others));

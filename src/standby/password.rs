@@ -1,17 +1,19 @@
 //! `--add-password` and `--remove-password` of `init`: the line in `.pgpass` of the server that the standby streams from.
 //! Never prints a password, and never keeps one anywhere else. Invariant: typed again, neither changes anything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config;
 use crate::error::{CommandError, Result};
 use crate::options::{InitArgs, Options};
 use crate::output;
 use crate::pg::conninfo::password_lines::{PasswordEdit, PasswordLines, password_in};
+use crate::pg::conninfo::password_note::PasswordNote;
 use crate::pg::conninfo::{self, Environment};
 
 /// A password that goes into the file, looked at before anything is changed.
 pub(super) struct NewPassword {
+    ini: PathBuf,
     lines: PasswordLines,
     password: Vec<u8>,
 }
@@ -23,6 +25,7 @@ impl NewPassword {
             return Ok(None);
         };
         Ok(Some(NewPassword {
+            ini: ini.to_path_buf(),
             lines: lines(ini, typed)?,
             password: password_in(file)?,
         }))
@@ -37,6 +40,7 @@ impl NewPassword {
     /// Does it.
     pub(super) fn add(&self) -> Result<()> {
         let (file, lines) = (self.lines.file().display(), self.lines.in_words());
+        PasswordNote::write(&self.ini, &self.lines, &self.password)?;
         match self.lines.add(&self.password)? {
             PasswordEdit::Changed => tracing::info!("{file} has the line {lines}"),
             PasswordEdit::Unchanged => {
@@ -54,7 +58,9 @@ pub(super) fn remove(ini: &Path, typed: &InitArgs, options: &Options) -> Result<
     if options.not_really {
         return output::not_really(&format!("take {lines} out of {file}"));
     }
-    match password_lines.remove()? {
+    let removed = password_lines.remove()?;
+    PasswordNote::remove(ini)?;
+    match removed {
         PasswordEdit::Changed => tracing::info!("{lines} was taken out of {file}"),
         PasswordEdit::Unchanged => tracing::info!("{file} has no line {lines}"),
     }

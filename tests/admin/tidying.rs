@@ -8,7 +8,9 @@ use std::process::Command;
 use super::*;
 use crate::restore::Scene;
 use crate::support::place::{as_server, give_to_server, server_user, walmgr_binary};
-use crate::support::{TempDir, have, walmgr};
+use crate::support::{TempDir, have, wait_for, walmgr};
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn at(home: &TempDir, line: &str) -> Command {
     let mut command = walmgr();
@@ -253,6 +255,123 @@ fn fault_166_cleanup_is_refused_while_anything_uses_the_file() {
     assert_eq!(scene.site.archived_names(), segments);
     assert!(scene.data().join("PG_VERSION").exists());
     assert_eq!(beside(&scene.site), ["data.master"]);
+}
+
+#[test]
+fn fault_174_a_cluster_that_a_running_host_serves_stays_with_what_to_type() {
+    let _user = skip_unless!(server_user());
+    let home = TempDir::new();
+    typed(&home, "host.ini init --host").succeed();
+    let text = fs::read_to_string(home.join("host.ini")).unwrap();
+    let port = crate::support::free_port();
+    let listen = format!("listen = 127.0.0.1:{port}\n");
+    fs::write(home.join("host.ini"), format!("{text}\n{listen}")).unwrap();
+    give_to_server(&home.join("host.ini"));
+    typed(&home, "clusters.d/db1.ini init").succeed();
+    typed(&home, "clusters.d/db1.ini setup").succeed();
+    typed(&home, "host.ini receiver -d").succeed();
+    let before = names(&home.join("clusters.d"));
+    let refused = typed(&home, "clusters.d/db1.ini cleanup --force");
+    let hint = format!("{} receiver --reload", home.join("host.ini").display());
+    says(
+        &refused,
+        2,
+        &["serves this cluster; nothing was removed", &hint],
+    );
+    assert_eq!(names(&home.join("clusters.d")), before);
+    // As the hint says.
+    fs::rename(home.join("clusters.d/db1.ini"), home.join("db1.ini")).unwrap();
+    typed(&home, "host.ini receiver --reload").succeed();
+    wait_for("the host to let go of it", PATIENCE, || {
+        let cleaned = typed(&home, "db1.ini cleanup --force");
+        (cleaned.code == Some(0)).then_some(())
+    });
+    assert!(!home.join("db1.ini").exists());
+    typed(&home, "host.ini receiver --stop").succeed();
+}
+
+#[test]
+fn fault_174_commits_that_wait_for_our_standbys_are_named_before_anything_goes() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let site = crate::support::Site::with_cluster(cluster);
+    let names = "ALTER SYSTEM SET synchronous_standby_names = 'elsewhere'";
+    site.master_command(&["setup"]).succeed();
+    let note = site.cluster().data().join("walmgr_synchronous_standbys");
+    site.cluster().psql(names);
+    // As synch-standby notes what it set.
+    fs::write(&note, r#"{"synchronous_standby_names": ["elsewhere"]}"#).unwrap();
+    give_to_server(&note);
+    let conf = fs::read_to_string(site.cluster().config_file()).unwrap();
+    // Whatever else called this ini file is gone.
+    let conf: String = conf
+        .lines()
+        .filter(|line| !line.contains("archive"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(site.cluster().config_file(), conf).unwrap();
+    site.cluster().reload();
+    let refused = wait_for("the settings", PATIENCE, || {
+        let refused = site.master_command(&["cleanup", "--force"]);
+        refused.stderr.contains("commits wait").then_some(refused)
+    });
+    says(
+        &refused,
+        2,
+        &[
+            "commits wait for the standbys that walmgr set (elsewhere)",
+            "stop",
+        ],
+    );
+    assert!(site.master_ini().exists() && note.exists());
+    site.master_command(&["stop"]).succeed();
+    site.master_command(&["cleanup", "--force"]).succeed();
+    assert_eq!(site.cluster().psql("SHOW synchronous_standby_names"), "");
+    assert!(!note.exists());
+}
+
+#[test]
+fn fault_174_cleanup_takes_out_the_password_lines_that_init_wrote() {
+    let _user = skip_unless!(server_user());
+    let home = TempDir::new();
+    let pgpass = home.join(".pgpass");
+    fs::write(&pgpass, "db0:5432:replication:repl:own\n").unwrap();
+    give_to_server(&pgpass);
+    fs::set_permissions(&pgpass, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(home.join("secret"), "se:cret\n").unwrap();
+    give_to_server(&home.join("secret"));
+    let init = |ini: &str, host: &str| {
+        let mut command = at(&home, ini);
+        let conninfo = format!("host={host} user=repl");
+        command.args([
+            "init",
+            "--primary-conninfo",
+            &conninfo,
+            "--add-password",
+            "secret",
+        ]);
+        Output::of(&mut command).succeed();
+    };
+    init("standby.ini", "db1");
+    init("other.ini", "db2");
+    let text = |name: &str| fs::read_to_string(home.join(name)).unwrap();
+    assert_eq!(text(".pgpass").lines().count(), 3);
+    assert!(!text("standby.pgpass").contains("se:cret"));
+    let listed = typed(&home, "standby.ini -n cleanup").succeed();
+    let line = "goes   db1:5432:replication:repl:*** in ";
+    assert!(
+        listed.contains(line) && !listed.contains("db2:"),
+        "{listed}"
+    );
+    typed(&home, "standby.ini cleanup --force").succeed();
+    let expected = "db0:5432:replication:repl:own\ndb2:5432:replication:repl:se\\:cret\n";
+    assert_eq!(text(".pgpass"), expected);
+    assert!(!home.join("standby.pgpass").exists());
+    // Another file of settings beside it needs the same line.
+    init("third.ini", "db2");
+    let told = typed(&home, "other.ini cleanup --force").succeed();
+    assert!(told.contains("third.ini uses it, too"), "{told}");
+    assert_eq!(text(".pgpass"), expected);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 pub(crate) mod options;
 mod password;
 pub(crate) mod password_lines;
+pub(crate) mod password_note;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -93,39 +93,63 @@ impl PasswordLines {
         })
     }
 
-    fn edit(&self, change: impl Fn(&[u8]) -> Vec<u8>) -> Result<PasswordEdit> {
-        let file = &self.file;
-        let _alone = files::lock_folder_of(file, PATIENCE)?;
-        let text = match std::fs::metadata(file) {
-            Ok(found) if found.uid() != geteuid().as_raw() => {
-                let owner = files::user_name(found.uid());
-                let owner = owner.unwrap_or_else(|| format!("user {}", found.uid()));
-                return Err(CommandError::config(format!(
-                    "{} belongs to {owner}, whose file it is to change",
-                    file.display()
-                )));
-            }
-            Ok(_) => super::read_file(file).at(Kind::Config, "read", file)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).at(Kind::Config, "examine", file),
-        };
-        let edited = change(&text);
-        if edited.len() as u64 > FILE_MAX_BYTES {
-            let doing = format!("{} would be too long", file.display());
-            return Err(CommandError::config(doing));
-        }
-        if edited == text {
-            return Ok(PasswordEdit::Unchanged);
-        }
-        // libpq ignores a file that others may read, and its successor gets the mode that it has.
-        if file.exists() {
-            rustix::fs::chmod(file, Mode::from_raw_mode(0o600))
-                .map_err(std::io::Error::from)
-                .at(Kind::Config, "close to others", file)?;
-        }
-        files::replace(file, &edited, 0o600).at(Kind::Config, "write", file)?;
-        Ok(PasswordEdit::Changed)
+    /// The fields of each line as the file has them, and the whole line with this password.
+    pub(super) fn each_written(&self, password: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let written = |fields| (written(fields), line_of(fields, password));
+        self.fields.iter().map(written).collect()
     }
+
+    /// The fields of each line as the file has them.
+    pub(crate) fn each_fields(&self) -> Vec<String> {
+        self.fields.iter().map(written).collect()
+    }
+
+    fn edit(&self, change: impl Fn(&[u8]) -> Vec<u8>) -> Result<PasswordEdit> {
+        edit(&self.file, change)
+    }
+}
+
+/// The lines of a file of passwords, without their ends; none where there is no file.
+pub(super) fn lines_in(file: &Path) -> Result<Vec<Vec<u8>>> {
+    let text = match super::read_file(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.at(Kind::Config, "read", file)?,
+    };
+    let lines = text.split(|byte| *byte == b'\n');
+    Ok(lines.map(<[u8]>::to_vec).collect())
+}
+
+pub(super) fn edit(file: &Path, change: impl Fn(&[u8]) -> Vec<u8>) -> Result<PasswordEdit> {
+    let _alone = files::lock_folder_of(file, PATIENCE)?;
+    let text = match std::fs::metadata(file) {
+        Ok(found) if found.uid() != geteuid().as_raw() => {
+            let owner = files::user_name(found.uid());
+            let owner = owner.unwrap_or_else(|| format!("user {}", found.uid()));
+            return Err(CommandError::config(format!(
+                "{} belongs to {owner}, whose file it is to change",
+                file.display()
+            )));
+        }
+        Ok(_) => super::read_file(file).at(Kind::Config, "read", file)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).at(Kind::Config, "examine", file),
+    };
+    let edited = change(&text);
+    if edited.len() as u64 > FILE_MAX_BYTES {
+        let doing = format!("{} would be too long", file.display());
+        return Err(CommandError::config(doing));
+    }
+    if edited == text {
+        return Ok(PasswordEdit::Unchanged);
+    }
+    // libpq ignores a file that others may read, and its successor gets the mode that it has.
+    if file.exists() {
+        rustix::fs::chmod(file, Mode::from_raw_mode(0o600))
+            .map_err(std::io::Error::from)
+            .at(Kind::Config, "close to others", file)?;
+    }
+    files::replace(file, &edited, 0o600).at(Kind::Config, "write", file)?;
+    Ok(PasswordEdit::Changed)
 }
 
 /// The password in a file that has it on its first line.
@@ -161,9 +185,7 @@ fn with_line(text: &[u8], fields: &PasswordFields, password: &[u8]) -> Vec<u8> {
     if lines.iter().find_map(fits).as_deref() == Some(password) {
         return text.to_vec();
     }
-    let mut line = written(fields).into_bytes();
-    line.push(b':');
-    line.extend(escaped(password));
+    let mut line = line_of(fields, password);
     line.push(b'\n');
     let before = lines
         .iter()
@@ -179,6 +201,13 @@ fn with_line(text: &[u8], fields: &PasswordFields, password: &[u8]) -> Vec<u8> {
     edited.extend(line);
     edited.extend(last.concat());
     edited
+}
+
+fn line_of(fields: &PasswordFields, password: &[u8]) -> Vec<u8> {
+    let mut line = written(fields).into_bytes();
+    line.push(b':');
+    line.extend(escaped(password));
+    line
 }
 
 /// The text without the lines that are this server's alone.
