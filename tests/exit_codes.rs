@@ -17,6 +17,14 @@ use crate::support::{Output, Site};
 fn told(ended: &Output, code: i32, parts: &[&str]) {
     let line = ended.fail(code);
     assert!(line.contains("; "), "no hint: {line}");
+    let runbook = match code {
+        3 => " (walmgr help differs)",
+        4 => " (walmgr help key-refused)",
+        5 => " (walmgr help wrong-cluster)",
+        6 => " (walmgr help disk-full)",
+        _ => "",
+    };
+    assert!(line.trim_end().ends_with(runbook), "no runbook: {line}");
     for part in parts {
         assert!(line.contains(part), "{part:?} is not in: {line}");
     }

@@ -47,6 +47,7 @@ mod power_cut;
 mod readme;
 pub mod replay;
 mod restore;
+mod runbooks;
 mod setup;
 mod skew;
 mod standby_backup;
