@@ -7,7 +7,8 @@
 exec 9>&2
 fail() { printf 'FAILED: %s\n' "$*" >&9; exit 1; }
 
-cargo build --release --locked --quiet
+binary=${WALMGR_BENCH_BINARY:-target/release/walmgr}
+[[ -n ${WALMGR_BENCH_BINARY:-} ]] || cargo build --release --locked --quiet
 pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
 [[ -n $pg_bin ]] || pg_bin=$(dirname "$(command -v postgres)") || fail 'PostgreSQL is not installed'
 
@@ -15,7 +16,7 @@ place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
 trap 'rm -rf "$place"' EXIT
 file_system=$(stat -f -c %T "$place")
 [[ $file_system != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
-install -m 755 target/release/walmgr "$place/walmgr"
+install -m 755 "$binary" "$place/walmgr"
 pgdata=$place/pgdata
 if ((EUID == 0)); then
     chown postgres: "$place"

@@ -14,6 +14,7 @@ use crate::error::{CommandError, ExitTable, Result};
 pub use crate::options::Options;
 use crate::output;
 
+mod audited;
 mod command;
 mod generate;
 mod grammar;

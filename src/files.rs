@@ -473,6 +473,11 @@ fn sync_each(directory: BorrowedFd<'_>) -> io::Result<()> {
     File::from(directory.try_clone_to_owned()?).sync_all()
 }
 
+/// Has what was written to a file survive a power cut.
+pub(crate) fn sync_content(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
 /// `syncfs`, which reports failed write-backs since Linux 5.8 only.
 pub(crate) fn sync_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
     if !reports_write_back(rustix::system::uname().release()) {

@@ -49,6 +49,7 @@
 //! | [`master`] | the commands on the master, one file each |
 //! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
+//! | [`audit`] | who did what to an archive or its rules: `audit_log` |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
 //! | [`error`], [`files`], [`patience`], [`rate_limit`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, bytes a second, commands of both sides, the administrator's shell commands |
 //!
@@ -58,6 +59,7 @@
 #![warn(unreachable_pub)]
 
 pub mod abnormal;
+pub(crate) mod audit;
 pub(crate) mod cleanup;
 pub mod cli;
 pub(crate) mod config;

@@ -14,6 +14,7 @@ mod support;
 
 mod admin;
 mod archive;
+mod audit;
 mod backup;
 mod chaos;
 mod cli;

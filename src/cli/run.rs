@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::command::{self, Command};
-use super::{Invocation, owner};
+use super::{Invocation, audited, owner};
 use crate::config::{self, Config, LogFormat};
 use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
@@ -61,7 +61,9 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         return Ok(());
     };
     start_log(&config, command, options)?;
-    command::run_command(command, word, &config, options, readiness)
+    audited::run((command, word), &config, options, || {
+        command::run_command(command, word, &config, options, readiness)
+    })
 }
 
 /// Whether there is nothing of this name, a dangling link aside.

@@ -32,6 +32,8 @@ pub struct HostConfig {
     pub log_format: LogFormat,
     /// Connections served at once, of all clusters together.
     pub max_connections: u32,
+    /// Where it is told who did what, for clusters that have no such file of their own.
+    pub audit_log: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics_listen: Vec<ListenAddress>,
     /// The folder of the clusters' files, absolute.
@@ -86,6 +88,7 @@ impl HostConfig {
             tls,
             log_format: LogFormat::read(settings)?,
             max_connections: settings.number("max_connections")?,
+            audit_log: settings.path("audit_log"),
             metrics_listen: settings.listen("metrics_listen")?,
             clusters,
             notes: standby::notes(settings)?,
@@ -101,7 +104,11 @@ impl HostConfig {
             named("tls_key", &self.tls.key),
             named("tls_cert", &self.tls.certificate),
         ];
-        let optional = [("logfile", &self.logfile), ("pidfile", &self.pidfile)];
+        let optional = [
+            ("logfile", &self.logfile),
+            ("pidfile", &self.pidfile),
+            ("audit_log", &self.audit_log),
+        ];
         for (name, path) in optional {
             files.extend(path.as_deref().map(|path| named(name, path)));
         }

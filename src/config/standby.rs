@@ -123,6 +123,8 @@ pub struct StandbyConfig {
     pub drill_database: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where it is told who did what to the archive.
+    pub audit_log: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics_listen: Vec<ListenAddress>,
     /// Things worth saying that stop nobody.
@@ -222,6 +224,7 @@ impl StandbyConfig {
             drill_sql: settings.text("drill_sql")?,
             drill_database: settings.text("drill_database")?.unwrap_or_default(),
             log_format: LogFormat::read(settings)?,
+            audit_log: settings.path("audit_log"),
             metrics_listen: settings.listen("metrics_listen")?,
             notes: notes(settings)?,
         };
@@ -274,7 +277,10 @@ impl StandbyConfig {
                 ("pidfile", Some(&self.receiver_pidfile())),
             ]),
             shared_files: lists(false)
-                .chain(every(&[("logfile", self.logfile.as_ref())]))
+                .chain(every(&[
+                    ("logfile", self.logfile.as_ref()),
+                    ("audit_log", self.audit_log.as_ref()),
+                ]))
                 .collect(),
             let_in: lists(true).next(),
             ..WantedPaths::default()
@@ -319,6 +325,7 @@ impl StandbyConfig {
         ];
         files.extend(optional("logfile", &self.logfile));
         files.extend(optional("pidfile", &self.pidfile));
+        files.extend(optional("audit_log", &self.audit_log));
         check_files(&files)
     }
 }

@@ -155,6 +155,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("log_format", Standby, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
         .defaults().added(),
+    key("audit_log", Standby, Path, "/var/log/postgresql/%(job_name)s.audit", "File that gets a line for each thing done to the archive or its rules, with who did it and how it ended.")
+        .added(),
     key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
         .added().not_yet(),
 
@@ -167,6 +169,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("log_format", Host, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
         .defaults().added(),
+    key("audit_log", Host, Path, "/var/log/postgresql/%(job_name)s.audit", "The same for what belongs to no cluster, and for clusters whose files have no audit_log.")
+        .added(),
     key("metrics_listen", Host, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
         .added().not_yet(),
 

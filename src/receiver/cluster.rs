@@ -24,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 use walmgr_protocol::names::SegmentName;
 
+use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::rate_limit::RateLimit;
@@ -32,6 +33,7 @@ use crate::receiver::cluster::masters::Masters;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::writer_lock::WriterLock;
+use crate::receiver::refusal_log::RewriteRefusals;
 use crate::receiver::shares::Shares;
 use crate::receiver::{
     BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, FETCHES_MAX, FETCHES_PER_PEER_MAX,
@@ -71,6 +73,10 @@ pub(crate) struct Cluster {
     pub backup_threads: Arc<Shares>,
     /// Cancelled once, when nothing more is to be begun.
     pub stopping: CancellationToken,
+    /// Which refused rewrites are told of.
+    pub rewrites: RewriteRefusals,
+    /// Where it is told who did what to it.
+    pub audit: Arc<AuditLog>,
     /// Its lines in the log are in this span.
     pub span: tracing::Span,
     disk: Arc<dyn Disk>,
@@ -125,6 +131,7 @@ impl Cluster {
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
         store.archive.set_ahead_max(settings.ahead_max);
+        let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref());
         let (number, pools) = (census.opened(), &census.pools);
         Ok(Cluster {
             number,
@@ -153,6 +160,8 @@ impl Cluster {
                 BACKUP_THREADS_PER_PEER_MAX,
             ),
             stopping,
+            rewrites: RewriteRefusals::default(),
+            audit: Arc::new(audit),
             span,
             disk: Arc::clone(disk),
             census: Arc::clone(census),
@@ -236,6 +245,9 @@ impl Cluster {
             store.archive.set_ahead_max(settings.ahead_max);
         }
         self.fetch_limit.set(settings.fetch_rate);
+        self.audit.set(settings.audit_log.clone());
+        let reloaded = AuditEvent::Reloaded {};
+        (self.audit).record(&Actor::Receiver, &AuditOutcome::Done, &reloaded);
         self.settings.send_replace(settings);
     }
 

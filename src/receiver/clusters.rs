@@ -18,7 +18,9 @@ use tokio_util::task::TaskTracker;
 use walmgr_protocol::hello::Refusal;
 use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 
+use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
 use crate::daemon::UnservedClusters;
+use crate::error::CommandError;
 use crate::receiver::cluster::Cluster;
 use crate::receiver::cluster::settings::{ClusterSettings, KnownPeer};
 use crate::receiver::clusters::choice::{Candidate, CandidateState, NotChosen, choose};
@@ -36,6 +38,8 @@ const SUMMARY_CHARS_MAX: usize = 300;
 pub(crate) struct Clusters {
     server: RwLock<Arc<ProcessSettings>>,
     table: RwLock<ClusterTable>,
+    /// Where it is told who did what that belongs to no cluster.
+    pub audit: Arc<AuditLog>,
 }
 
 /// Each cluster by the name of its file without `.ini`.
@@ -74,6 +78,7 @@ impl Clusters {
     /// A table of none, for a process with these settings.
     pub(crate) fn new(server: Arc<ProcessSettings>) -> Self {
         Clusters {
+            audit: Arc::new(AuditLog::new(&server.cluster, server.audit_log.as_deref())),
             server: RwLock::new(server),
             table: RwLock::default(),
         }
@@ -87,6 +92,7 @@ impl Clusters {
 
     /// Puts other settings of the process in force, for those who come from here on.
     pub(crate) fn set_process(&self, settings: Arc<ProcessSettings>) {
+        self.audit.set(settings.audit_log.clone());
         *self.server.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
@@ -185,6 +191,21 @@ impl Clusters {
         table.broken.remove(name);
         table.served.remove(name);
         (table.broken).extend(instead.map(|instead| (name.to_owned(), instead)));
+    }
+
+    /// Tells that a reload came to nothing.
+    pub(crate) fn tell_reload_failed(&self, error: &CommandError) {
+        let why = error.to_string();
+        let outcome = AuditOutcome::Failed(&why);
+        (self.audit).record(&Actor::Receiver, &outcome, &AuditEvent::Reloaded {});
+    }
+
+    /// Opens all audit logs again: logrotate has no other file than before.
+    pub(crate) fn reopen_audit_logs(&self) {
+        self.audit.reopen();
+        for (_, hosted) in self.served() {
+            hosted.cluster.audit.reopen();
+        }
     }
 
     /// All that are served, by name.

@@ -16,7 +16,7 @@ use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
 
 use crate::receiver::clusters::{Clusters, HostedCluster};
-use crate::receiver::peer::{Peer, with_key};
+use crate::receiver::peer::{Peer, actor, with_key};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal;
 use crate::receiver::refusal_log::Refusals;
@@ -93,6 +93,7 @@ pub(crate) async fn greet(
         }
     };
     let key = with_key(certificate.as_ref());
+    let who = actor(None, certificate.as_ref(), address);
     let mut introduction = Introduction::new(stream);
     match introduce(clusters, server, &mut introduction, address, certificate).await {
         Ok((hosted, peer, hello, welcome)) => {
@@ -102,8 +103,9 @@ pub(crate) async fn greet(
             Some((hosted, peer, wire))
         }
         Err(Refused::InWords(refusal)) => {
-            refusals.refused(
+            refusals.refused_stranger(
                 address.ip(),
+                &who,
                 &format!("{address}{key}: {}", refusal.message),
             );
             // The peer may be gone; then there is nobody left to tell.
@@ -112,7 +114,8 @@ pub(crate) async fn greet(
             None
         }
         Err(Refused::Silently(reason)) => {
-            refusals.refused(address.ip(), &format!("{address}{key}: {reason}"));
+            let reason = format!("{address}{key}: {reason}");
+            refusals.refused_stranger(address.ip(), &who, &reason);
             // Not by a reset: it would hide from the peer that this end hung up on purpose.
             introduction.close().await;
             None

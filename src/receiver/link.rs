@@ -238,6 +238,8 @@ impl Link {
         }
         let key = with_key(self.peer.certificate.as_ref());
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
-        self.refusals.refused(self.peer.address.ip(), &reason);
+        let (peer, audit) = (self.peer.audited(), &self.served.cluster.audit);
+        self.refusals
+            .refused_whom(peer.address, &peer.who, &reason, audit);
     }
 }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use walmgr_protocol::hello::Role;
 use walmgr_protocol::message::ClusterIdentity;
 
+use crate::audit::Actor;
 use crate::transport::authorized_keys::Rights;
 use crate::transport::tls::PeerCertificate;
 
@@ -34,6 +35,40 @@ impl Peer {
             Some(name) => PeerKey::Named(name.clone()),
             None => PeerKey::At(self.address.ip().into()),
         }
+    }
+
+    /// As the audit log calls it.
+    pub(crate) fn audited(&self) -> AuditedPeer {
+        AuditedPeer {
+            who: actor(
+                self.name.as_deref(),
+                self.certificate.as_ref(),
+                self.address,
+            ),
+            address: self.address.ip(),
+        }
+    }
+}
+
+/// A peer as those know it who work for it elsewhere.
+#[derive(Clone)]
+pub(crate) struct AuditedPeer {
+    /// Who it is.
+    pub who: Actor,
+    /// Where it connects from.
+    pub address: IpAddr,
+}
+
+/// Somebody who proved this, or nothing.
+pub(crate) fn actor(
+    name: Option<&str>,
+    certificate: Option<&PeerCertificate>,
+    address: SocketAddr,
+) -> Actor {
+    Actor::Peer {
+        name: name.map(str::to_owned),
+        key: certificate.map(|certificate| certificate.fingerprint().to_string()),
+        address: address.to_string(),
     }
 }
 

@@ -2,11 +2,13 @@
 //! Never knows a cluster. Invariant: whoever speaks to the receiver proved a key by these settings before any list of
 //! a cluster is asked for it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::AuditLog;
 use crate::config::TlsSettings;
 use crate::error::Result;
 use crate::transport::authorized_names::CertifiedName;
@@ -19,6 +21,10 @@ pub(crate) struct ProcessSettings {
     pub protection: Protection,
     /// Connections of all clusters that are open at once.
     pub connections_max: usize,
+    /// The cluster, where it serves no more than that.
+    pub cluster: String,
+    /// Where it is told who did what that belongs to no cluster.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// How connections are protected.
@@ -62,7 +68,12 @@ pub(crate) enum ProvenPeer {
 
 impl ProcessSettings {
     /// Reads everything the settings name.
-    pub(crate) fn load(tls: &TlsSettings, connections_max: u32) -> Result<Arc<ProcessSettings>> {
+    pub(crate) fn load(
+        tls: &TlsSettings,
+        connections_max: u32,
+        (cluster, audit_log): (&str, Option<&Path>),
+    ) -> Result<Arc<ProcessSettings>> {
+        AuditLog::check(audit_log)?;
         let protection = match tls.enabled {
             true => secured(tls)?,
             false => Protection::Plain,
@@ -70,6 +81,8 @@ impl ProcessSettings {
         Ok(Arc::new(ProcessSettings {
             protection,
             connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+            cluster: cluster.to_owned(),
+            audit_log: audit_log.map(Path::to_path_buf),
         }))
     }
 

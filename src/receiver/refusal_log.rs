@@ -4,8 +4,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
+use crate::receiver::peer::AuditedPeer;
 
 /// A refusal of one address is logged at most this often; the rest is counted.
 pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -17,19 +20,72 @@ const ADDRESSES_MAX: usize = 64;
 pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
 
 /// Logs refusals; one a receiver.
-#[derive(Default)]
-pub(crate) struct Refusals(Mutex<RefusalLog>);
+pub(crate) struct Refusals {
+    log: Mutex<RefusalLog>,
+    /// Where they are told of that belong to no cluster.
+    audit: Arc<AuditLog>,
+}
 
 impl Refusals {
-    /// Logs a refusal, but not every one of a flood.
-    pub(crate) fn refused(&self, address: IpAddr, reason: &str) {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match log.note(address, Instant::now()) {
-            None => {}
-            Some(0) => tracing::warn!("refused {reason}"),
-            Some(more) => tracing::warn!("refused {reason} ({more} more since)"),
-        }
+    /// Nobody was refused yet.
+    pub(crate) fn new(audit: Arc<AuditLog>) -> Self {
+        let log = Mutex::default();
+        Refusals { log, audit }
     }
+
+    /// Logs a refusal of somebody who is at this address, but not every one of a flood.
+    pub(crate) fn refused(&self, address: IpAddr, reason: &str) {
+        let who = Actor::Peer {
+            name: None,
+            key: None,
+            address: address.to_string(),
+        };
+        self.refused_whom(address, &who, reason, &self.audit);
+    }
+
+    /// The same of somebody of whom more is known.
+    pub(crate) fn refused_stranger(&self, address: IpAddr, who: &Actor, reason: &str) {
+        self.refused_whom(address, who, reason, &self.audit);
+    }
+
+    /// The same, and tells of it where what belongs to a cluster is told.
+    pub(crate) fn refused_whom(
+        &self,
+        address: IpAddr,
+        who: &Actor,
+        reason: &str,
+        audit: &AuditLog,
+    ) {
+        let noted = lock(&self.log).note(address, Instant::now());
+        let Some(more) = noted else { return };
+        match more {
+            0 => tracing::warn!("refused {reason}"),
+            more => tracing::warn!("refused {reason} ({more} more since)"),
+        }
+        audit.record(
+            who,
+            &AuditOutcome::Refused(reason),
+            &AuditEvent::Refused { more },
+        );
+    }
+}
+
+/// Tells of what was offered and refused of one cluster, and not of all of a flood; the log has lines of its own.
+#[derive(Default)]
+pub(crate) struct RewriteRefusals(Mutex<RefusalLog>);
+
+impl RewriteRefusals {
+    /// Another file of a stored name, or other records, were offered.
+    pub(crate) fn refused(&self, audit: &AuditLog, by: &AuditedPeer, file: &str, why: &str) {
+        let noted = lock(&self.0).note(by.address, Instant::now());
+        let Some(more) = noted else { return };
+        let event = AuditEvent::RewriteRefused { file, more };
+        audit.record(&by.who, &AuditOutcome::Refused(why), &event);
+    }
+}
+
+fn lock(log: &Mutex<RefusalLog>) -> MutexGuard<'_, RefusalLog> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was said lately.

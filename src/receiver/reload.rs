@@ -21,7 +21,7 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clust
         .and_then(|fresh| fresh.into_standby("receiver"))
         .and_then(|fresh| unchanged(config, &fresh).map(|()| fresh))
         .and_then(|fresh| {
-            let server = ProcessSettings::load(&fresh.tls, fresh.max_connections)?;
+            let server = process_of(&fresh)?;
             let settings = ClusterSettings::load(&fresh, &server)?;
             Ok((server, settings))
         });
@@ -35,12 +35,23 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clust
         }
         Err(error) => {
             tracing::error!("reload failed, the old settings remain in force: {error}");
+            clusters.tell_reload_failed(&error);
         }
     }
+    clusters.reopen_audit_logs();
     if let Err(error) = output::reopen_logfile() {
         tracing::warn!("{error}");
     }
     daemon::tell_ready();
+}
+
+/// The settings of a process that serves this file alone.
+pub(crate) fn process_of(config: &StandbyConfig) -> Result<Arc<ProcessSettings>> {
+    ProcessSettings::load(
+        &config.tls,
+        config.max_connections,
+        (&config.job_name, config.audit_log.as_deref()),
+    )
 }
 
 /// What a running daemon cannot change is refused rather than ignored.

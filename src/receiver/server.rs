@@ -31,7 +31,7 @@ use crate::receiver::clusters::{Clusters, HostedCluster};
 use crate::receiver::connections::{Connections, SlotClaim};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal_log::Refusals;
-use crate::receiver::reload::reload;
+use crate::receiver::reload::{process_of, reload};
 use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DESCRIPTORS_PER_CLUSTER, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
     THREADS_DEADLINE, connection, introduction, threads_max, wait_named, worker,
@@ -75,7 +75,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
     }
-    let process = ProcessSettings::load(&config.tls, config.max_connections)?;
+    let process = process_of(config)?;
     let settings = ClusterSettings::load(config, &process)?;
     if options.not_really {
         Archive::check(&ArchiveFolders::of(config), Arc::new(RealDisk))
@@ -195,12 +195,13 @@ fn event_loop(threads_max: usize) -> Result<tokio::runtime::Runtime> {
 
 impl Daemon {
     fn new(process: Arc<ProcessSettings>, descriptors_max: usize) -> Arc<Daemon> {
+        let clusters = Clusters::new(process);
         Arc::new(Daemon {
-            clusters: Arc::new(Clusters::new(process)),
+            refusals: Arc::new(Refusals::new(Arc::clone(&clusters.audit))),
+            clusters: Arc::new(clusters),
             census: Arc::default(),
             admission: Admission::new(descriptors_max),
             connections: Arc::default(),
-            refusals: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })

@@ -20,6 +20,7 @@ use indicatif::HumanBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use walmgr_protocol::names::Lsn;
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::options::{BackupArgs, Options};
@@ -36,7 +37,7 @@ use crate::pg::left_out::PassedOver;
 use crate::pg::manifest;
 use crate::pg::sql_backup::FinishedBackup;
 use crate::shell;
-use crate::standby::sets;
+use crate::standby::{audited, sets};
 use crate::store::sets::{ClearedAway, ExpectedFile, IncomingSet, Keeping, Parts, SealedSet};
 use crate::store::{ArchiveReader, DurableWal, RealDisk, StoreError, WalProof};
 use crate::wal::segment::Verify;
@@ -112,6 +113,12 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &BackupA
     let copied = copied?;
     let sealed = copied.seal(set)?;
     tracing::debug!("{} is sealed", sealed.name());
+    let event = AuditEvent::SetSealed {
+        set: &sealed.name().to_string(),
+        first_segment: &copied.wal.first().to_string(),
+        stop: &copied.finished.stop_lsn.to_string(),
+    };
+    audited::tell(config, AuditOutcome::Done, &event);
     let keeping = Keeping {
         sets: config.keep_backups,
         minimum_age: config.keep_minimum_age,

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::Postmaster;
 use crate::pg::layout;
 use crate::standby::ahead;
+use crate::standby::audited;
 use crate::standby::replay::server_text;
 use crate::standby::verdict::{AcknowledgedEnd, InProgress};
 use crate::store::{
@@ -23,7 +25,7 @@ use crate::wal::obstacle::Met;
 use crate::wal::scan::Scanner;
 
 /// The partial segments of an archive.
-pub(super) struct Partials(PartialWals);
+pub(super) struct Partials(PartialWals, Box<StandbyConfig>);
 
 /// What PostgreSQL shall have of a segment.
 pub(super) enum Serving {
@@ -39,7 +41,7 @@ impl Partials {
     /// Opens those of the settings.
     pub(super) fn open(config: &StandbyConfig) -> Result<Partials> {
         PartialWals::open(&config.partial_wals, Arc::new(RealDisk))
-            .map(Partials)
+            .map(|partials| Partials(partials, Box::new(config.clone())))
             .map_err(|error| failed("open partial_wals", &error))
     }
 
@@ -95,6 +97,10 @@ impl Partials {
         });
         let end = ends.max_by_key(|acknowledged| acknowledged.end);
         let place = end.map_or_else(String::new, |found| format!(" at {}", found.end));
+        let frozen = AuditEvent::Frozen {
+            timeline: freeze.timeline.number(),
+        };
+        audited::tell(&self.1, AuditOutcome::Done, &frozen);
         tracing::info!(
             "the stream of timeline {} is frozen{place}; segments in progress: {}",
             freeze.timeline,
@@ -108,6 +114,7 @@ impl Partials {
         let thawed = (self.0.thaw()).map_err(|error| failed("let the stream continue", &error))?;
         if thawed {
             tracing::info!("the stream of the master can continue");
+            audited::tell(&self.1, AuditOutcome::Done, &AuditEvent::Thawed {});
         }
         Ok(())
     }

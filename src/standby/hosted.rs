@@ -62,6 +62,11 @@ pub(crate) fn host_facts(config: &StandbyConfig) -> Option<HostFacts> {
     })
 }
 
+/// The audit log of the host that serves this cluster, if it has one.
+pub(super) fn audit_log(config: &StandbyConfig) -> Option<PathBuf> {
+    host_of(config).ok()??.audit_log
+}
+
 /// The host whose receiver serves this cluster, or would.
 fn host_of(config: &StandbyConfig) -> Result<Option<HostConfig>> {
     match daemon::serving_host(&config.receiver_pidfile())? {

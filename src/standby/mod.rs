@@ -5,6 +5,7 @@ mod absent_notes;
 pub(crate) mod ahead;
 pub(crate) mod all;
 mod archive_cleaners;
+pub(crate) mod audited;
 pub(crate) mod authorize;
 pub(crate) mod backup;
 pub(crate) mod boot;

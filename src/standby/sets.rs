@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
+use crate::standby::audited;
 use crate::store::sets::{BackupSets, SetError};
 use crate::store::{Disk, RealDisk};
 
@@ -20,6 +21,7 @@ pub(super) fn open(config: &StandbyConfig) -> Result<BackupSets> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     BackupSets::open(full_backup, &config.completed_wals, &disk)
         .and_then(|sets| sets.with_partials(&config.partial_wals))
+        .map(|sets| audited::telling(config, sets))
         .map_err(|error| failed("open the backup sets", &error))
 }
 

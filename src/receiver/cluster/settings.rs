@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::audit::AuditLog;
 use crate::config::VerifyWal;
 use crate::config::standby::StandbyConfig;
 use crate::error::Result;
@@ -61,6 +62,8 @@ pub(crate) struct ClusterSettings {
     pub recheck_rate: u64,
     /// Bytes a second that are read at most of sets that are fetched.
     pub fetch_rate: Option<u64>,
+    /// Where it is told who did what to the archive.
+    pub audit_log: Option<PathBuf>,
     /// What becomes of old backup sets.
     pub rotation: Rotation,
 }
@@ -71,6 +74,11 @@ impl ClusterSettings {
         config: &StandbyConfig,
         server: &Arc<ProcessSettings>,
     ) -> Result<Arc<ClusterSettings>> {
+        AuditLog::check(config.audit_log.as_deref())?;
+        let audit_log = config
+            .audit_log
+            .clone()
+            .or_else(|| server.audit_log.clone());
         let connections_max = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
         Ok(Arc::new(ClusterSettings {
             server: Arc::clone(server),
@@ -84,6 +92,7 @@ impl ClusterSettings {
             ahead_max: config.archive_ahead_max,
             recheck_rate: config.recheck_rate,
             fetch_rate: config.fetch_rate,
+            audit_log,
             rotation: Rotation {
                 keeping: Keeping {
                     sets: config.keep_backups,

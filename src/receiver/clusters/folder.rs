@@ -265,9 +265,13 @@ impl ClusterFolder {
             Ok(read) => self.mend(*read),
             Err(error) if was_reload => {
                 tracing::error!("reload failed, the old settings stay in force: {error}");
+                self.clusters.tell_reload_failed(&error);
                 daemon::tell_ready();
             }
             Err(error) => tracing::debug!("broken clusters are not read again: {error}"),
+        }
+        if was_reload {
+            self.clusters.reopen_audit_logs();
         }
         if was_reload && let Err(error) = output::reopen_logfile() {
             tracing::warn!("{error}");

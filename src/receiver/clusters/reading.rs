@@ -45,7 +45,11 @@ pub(crate) fn read(
     in_force: &WantedInForce,
     patience: &Patience,
 ) -> Result<HostRead> {
-    let process = ProcessSettings::load(&host.tls, host.max_connections)?;
+    let process = ProcessSettings::load(
+        &host.tls,
+        host.max_connections,
+        ("", host.audit_log.as_deref()),
+    )?;
     read_folder(host, process, clusters_max, in_force, patience)
 }
 

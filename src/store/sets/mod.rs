@@ -68,7 +68,7 @@ pub(in crate::store) mod testing;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use walmgr_protocol::names::BackupName;
+use walmgr_protocol::names::{BackupName, SegmentName};
 
 pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
@@ -100,9 +100,33 @@ pub struct BackupSets {
     /// Where copies are that a purge removes too.
     partial: Option<Arc<Folder>>,
     newest: BackupName,
+    told: Option<RemovalTeller>,
+}
+
+/// Is told what goes, before it goes.
+type RemovalTeller = Arc<dyn Fn(&Removal<'_>) + Send + Sync>;
+
+/// What goes for good.
+pub(crate) enum Removal<'a> {
+    /// A listed set.
+    Set(&'a BackupName),
+    /// So many files of WAL and copies, all before this segment.
+    Wal(SegmentName, usize),
 }
 
 impl BackupSets {
+    /// The same sets; whatever goes is told of before.
+    pub(crate) fn telling(mut self, told: impl Fn(&Removal<'_>) + Send + Sync + 'static) -> Self {
+        self.told = Some(Arc::new(told));
+        self
+    }
+
+    fn tell(&self, removal: &Removal<'_>) {
+        if let Some(told) = &self.told {
+            told(removal);
+        }
+    }
+
     /// Opens the directories; takes no lock and changes nothing.
     pub fn open(
         full_backup: &Path,
@@ -127,6 +151,7 @@ impl BackupSets {
             completed: open(completed_wals)?,
             partial: None,
             newest,
+            told: None,
         })
     }
 

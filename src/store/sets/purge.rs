@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
+use super::{BackupSets, Removal};
 use crate::store::apart_notes;
 use crate::store::beside::CopyName;
 use crate::store::binding::{Marker, MarkerRole};
@@ -113,7 +113,7 @@ impl BackupSets {
         };
         Ok(Purged {
             oldest_needed: Some(oldest_needed),
-            files: self.remove_before(&position(oldest_needed), minimum_age)?,
+            files: self.remove_before(oldest_needed, minimum_age)?,
             held_by,
         })
     }
@@ -134,12 +134,8 @@ impl BackupSets {
         noted.map(path_of).collect()
     }
 
-    fn remove_before(
-        &self,
-        oldest: &SegmentPosition,
-        minimum_age: Duration,
-    ) -> Result<usize, SetError> {
-        let completed = &self.completed;
+    fn remove_before(&self, needed: SegmentName, minimum_age: Duration) -> Result<usize, SetError> {
+        let (completed, oldest) = (&self.completed, &position(needed));
         // Oldest first: a purge that is interrupted leaves no gap.
         let mut found: BTreeMap<(SegmentPosition, WalFileName), String> = BTreeMap::new();
         for (name, text) in finished_names(completed)? {
@@ -155,22 +151,28 @@ impl BackupSets {
             noted.push(name);
             names.push(text);
         }
+        let copies = Self::copies_before(completed, oldest, minimum_age)?;
+        let partials = match &self.partial {
+            Some(partial) => Self::copies_before(partial, oldest, minimum_age)?,
+            None => Vec::new(),
+        };
+        let files = names.len() + copies.len() + partials.len();
+        if files > 0 {
+            self.tell(&Removal::Wal(needed, files));
+        }
         remove_finished(completed, &names)?;
         // Behind the files: one without its note would count.
         for name in noted {
             apart_notes::settle(completed, name)?;
         }
-        let copies = Self::copies_before(completed, oldest, minimum_age)?;
         remove_finished(completed, &copies)?;
         for copy in &copies {
             apart_notes::remove_copy_note(completed, copy)?;
         }
-        let Some(partial) = &self.partial else {
-            return Ok(names.len() + copies.len());
-        };
-        let partials = Self::copies_before(partial, oldest, minimum_age)?;
-        partial.remove_present(&partials)?;
-        Ok(names.len() + copies.len() + partials.len())
+        if let Some(partial) = &self.partial {
+            partial.remove_present(&partials)?;
+        }
+        Ok(files)
     }
 
     /// What was kept in a folder beside segments that nobody needs any more.

@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 use walmgr_protocol::limits::BACKUP_NUMBER_MAX;
 use walmgr_protocol::names::BackupName;
 
-use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::list::SetEntry;
 use super::lock::{Lease, Mode, NamesLock, lock};
 use super::names::UNSEALED_LABEL;
 use super::purge;
+use super::{BackupSets, Removal};
 use crate::pg::layout;
 use crate::store::StoreError;
 use crate::store::folder::{TEMPORARY_PREFIX, random_suffix};
@@ -165,6 +165,7 @@ impl BackupSets {
             let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
             // While the names were not locked, somebody may have taken it away.
             if self.is_at(&text, &handle)? {
+                self.tell(&Removal::Set(&name));
                 self.set_aside(&text)?;
                 expiry.removed.push(name);
             }

@@ -3,14 +3,18 @@
 //! failure is a warning, because the set is good.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use walmgr_protocol::message::backup::Sealed;
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
+use crate::receiver::peer::AuditedPeer;
 use crate::shell;
+use crate::store::sets::Removal;
 
 /// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
-pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
+pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &mut Sealed) {
     let ServedCluster { cluster, store } = served;
     let rotation = cluster.settings.borrow().rotation.clone();
     let Ok(sets) = store.backups.sets() else {
@@ -19,6 +23,19 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
     if rotation.keeping.sets == 0 {
         return;
     }
+    let (audit, who) = (Arc::clone(&cluster.audit), by.who.clone());
+    let sets = sets.clone().telling(move |removal| {
+        let event = match *removal {
+            Removal::Set(name) => AuditEvent::SetRemoved {
+                set: name.to_string(),
+            },
+            Removal::Wal(segment, files) => AuditEvent::WalPurged {
+                before: segment.to_string(),
+                files,
+            },
+        };
+        audit.record_durably(&who, &AuditOutcome::Begun, &event);
+    });
     let lease = match sets.lease("the rotation after a backup") {
         Ok(lease) => lease,
         Err(error) => {
@@ -33,6 +50,18 @@ pub(crate) fn clear_away(served: &ServedCluster, facts: &mut Sealed) {
         None => Ok(()),
     };
     let cleared = sets.clear_away(&lease, rotation.keeping, slave_data, &mut archive);
+    let why = cleared.warnings.join("; ");
+    let outcome = match cleared.warnings.is_empty() {
+        true => AuditOutcome::Done,
+        false => AuditOutcome::Failed(&why),
+    };
+    let event = AuditEvent::ClearedAway {
+        sets: cleared.expired,
+        wal_files: cleared.purged,
+    };
+    if outcome != AuditOutcome::Done || cleared.expired > 0 || cleared.purged > 0 {
+        cluster.audit.record(&by.who, &outcome, &event);
+    }
     (facts.expired, facts.purged) = (cleared.expired, cleared.purged);
     facts.warnings.extend(cleared.warnings);
 }

@@ -149,7 +149,12 @@ impl BackupFlow {
                     }
                 };
                 let say = link.reports_of(self.channel, FlowReport::Backup);
-                let worker = work::start(link.served.clone(), place, request, say);
+                let worker = work::start(
+                    link.served.clone(),
+                    (place, link.peer.audited()),
+                    request,
+                    say,
+                );
                 self.id = worker.id();
                 self.worker = Some(worker);
                 return Ok(());

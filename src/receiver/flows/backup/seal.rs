@@ -12,9 +12,11 @@ use walmgr_protocol::names::SegmentName;
 
 use super::received::Received;
 use super::{after, configs, fits};
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::pg::manifest;
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::running::{PartNumber, Running, unknown};
+use crate::receiver::peer::AuditedPeer;
 use crate::receiver::{WAL_WAIT_MAX, refusal};
 use crate::store::sets::{ExpectedFile, Parts, SealedSet};
 use crate::store::{DurableWal, StoreError, WalProof};
@@ -25,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Seals the set, as the connection with this part asks, and then rotates and purges.
 pub(crate) fn seal(
-    served: &ServedCluster,
+    (served, by): (&ServedCluster, &AuditedPeer),
     running: &Running,
     part: PartNumber,
     parts: &Received,
@@ -71,13 +73,19 @@ pub(crate) fn seal(
         sealed.name(),
         running.holder()
     );
+    let event = AuditEvent::SetSealed {
+        set: &sealed.name().to_string(),
+        first_segment: &first.to_string(),
+        stop: &asked.stop.to_string(),
+    };
+    (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
     if let Some(staged) = staged {
         staged.swap_in(&mut facts.warnings);
     }
     if let Err(error) = store.archive.begin_run(first) {
         tracing::warn!("cannot tell whether {first} was set apart: {error}");
     }
-    after::clear_away(served, &mut facts);
+    after::clear_away((served, by), &mut facts);
     for warning in &facts.warnings {
         tracing::warn!("{warning}");
     }

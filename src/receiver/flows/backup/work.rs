@@ -19,7 +19,7 @@ use crate::receiver::cluster::backups::Resumed;
 use crate::receiver::cluster::running::{
     Attachment, BackupPart, BackupReport, PartNumber, Running,
 };
-use crate::receiver::peer::PeerKey;
+use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
 use crate::receiver::worker::{self, FromWorker, Say, Worker};
@@ -48,7 +48,7 @@ pub(crate) type BackupWorker = Worker<BackupJob, BackupReport>;
 /// of a file stays, for a stream that comes back.
 pub(crate) fn start(
     served: ServedCluster,
-    place: Share,
+    (place, by): (Share, AuditedPeer),
     request: Request,
     say: impl Fn(FromWorker<BackupReport>) -> bool + Send + Sync + 'static,
 ) -> BackupWorker {
@@ -60,7 +60,7 @@ pub(crate) fn start(
         say,
         move |inbox, say| {
             let request = said_by(place.key(), request);
-            work(&served, request, inbox, say).inspect_err(|error| {
+            work(&served, (request, &by), inbox, say).inspect_err(|error| {
                 tracing::warn!("a connection of a backup ends: {}", error.message);
                 served.store.check_health();
             })
@@ -80,7 +80,7 @@ type Jobs = mpsc::Receiver<BackupJob>;
 
 fn work(
     served: &ServedCluster,
-    request: Request,
+    (request, by): (Request, &AuditedPeer),
     jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
@@ -110,7 +110,7 @@ fn work(
         }
     };
     take_part(&running, BackupPart::Control, say, |attachment| {
-        control(served, &running, attachment, jobs, say)
+        control((served, by), &running, attachment, jobs, say)
     })
 }
 
@@ -191,7 +191,7 @@ fn stream(
 }
 
 fn control(
-    served: &ServedCluster,
+    (served, by): (&ServedCluster, &AuditedPeer),
     running: &Arc<Running>,
     attachment: Attachment,
     mut jobs: Jobs,
@@ -212,7 +212,7 @@ fn control(
                 }
             }
             BackupJob::Finish(asked) => {
-                let (set, facts) = seal::seal(served, running, part_number, &parts, &asked)?;
+                let (set, facts) = seal::seal((served, by), running, part_number, &parts, &asked)?;
                 say(BackupReport::Sealed(set, facts));
                 return Ok(());
             }

@@ -11,10 +11,11 @@ use walmgr_protocol::message::{
     ClusterIdentity, Error, ErrorCode, List, ListRequest, Message, Overview, Scope, SetupDone,
 };
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::link::{ConnectionEnd, Link};
-use crate::receiver::peer::Peer;
+use crate::receiver::peer::{AuditedPeer, Peer};
 use crate::receiver::{refusal, worker};
 use crate::store::survey::survey;
 use crate::store::{Binding, Disk, RealDisk, StoreError};
@@ -60,9 +61,9 @@ async fn answer(
     connections: usize,
     request: Message,
 ) -> Message {
-    let (shared, theirs) = (served.clone(), peer.cluster);
+    let (shared, theirs, by) = (served.clone(), peer.cluster, peer.audited());
     let working = worker::once(&served.store.workforce, "request", move || match request {
-        Message::Setup => set_up(&shared, theirs),
+        Message::Setup => set_up(&shared, theirs, &by),
         Message::OverviewRequest => overview(&shared, connections),
         Message::ListRequest(request) => list(&shared.store, &request),
         Message::Fetch(Fetch::ListBackups(request)) => Ok(sets::answer(&shared.cluster, &request)),
@@ -81,7 +82,11 @@ async fn answer(
     }
 }
 
-fn set_up(served: &ServedCluster, theirs: Option<ClusterIdentity>) -> Result<Message, StoreError> {
+fn set_up(
+    served: &ServedCluster,
+    theirs: Option<ClusterIdentity>,
+    by: &AuditedPeer,
+) -> Result<Message, StoreError> {
     let Some(theirs) = theirs else {
         return Ok(unexpected(&Message::Setup));
     };
@@ -101,6 +106,12 @@ fn set_up(served: &ServedCluster, theirs: Option<ClusterIdentity>) -> Result<Mes
     })?;
     if newly_bound {
         tracing::info!("the archive now belongs to {theirs}");
+        let bound = AuditEvent::Bound {
+            system_id: theirs.system_id.to_string(),
+            postgres_major: theirs.postgres_major.into(),
+            segment_bytes: theirs.segment_size.bytes_u32(),
+        };
+        (served.cluster.audit).record(&by.who, &AuditOutcome::Done, &bound);
     }
     let completed_wals = served.cluster.completed_wals.display().to_string();
     Ok(Message::SetupDone(SetupDone {

@@ -90,7 +90,7 @@ impl PartialFlow {
             ReceiverAction::Begin(begin) => {
                 if self.worker.is_none() {
                     let say = link.reports_of(self.channel, FlowReport::Partial);
-                    let who = link.peer.to_string();
+                    let who = (link.peer.to_string(), link.peer.audited());
                     match work::start(link.served.clone(), &link.peer.key(), who, say) {
                         Ok(worker) => self.worker = Some(worker),
                         Err(refusal) => return self.fail(link, refusal).await,

@@ -13,7 +13,7 @@ use walmgr_protocol::names::TimelineId;
 
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
-use crate::receiver::peer::PeerKey;
+use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::reports::RecordReport;
 use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
@@ -36,7 +36,7 @@ pub(crate) enum RecordJob {
 pub(crate) fn start(
     served: ServedCluster,
     key: &PeerKey,
-    who: String,
+    (who, peer): (String, AuditedPeer),
     say: impl Fn(FromWorker<RecordReport>) -> bool + Send + Sync + 'static,
 ) -> Result<Worker<RecordJob, RecordReport>, Error> {
     let place = served.cluster.streams.take(key).map_err(|none| {
@@ -58,6 +58,7 @@ pub(crate) fn start(
             let mut stream = RecordStream {
                 served,
                 who,
+                peer,
                 unpacker: Unpacker::default(),
                 begun: None,
                 failed: false,
@@ -72,6 +73,7 @@ pub(crate) fn start(
 struct RecordStream {
     served: ServedCluster,
     who: String,
+    peer: AuditedPeer,
     unpacker: Unpacker,
     begun: Option<(PartialStream, WriterGuard)>,
     failed: bool,
@@ -122,6 +124,16 @@ impl RecordStream {
                         self.who,
                         error.message
                     );
+                    if matches!(error.code, ErrorCode::Diverged | ErrorCode::ForeignFile) {
+                        let cluster = &self.served.cluster;
+                        let file = "a segment in progress";
+                        (cluster.rewrites).refused(
+                            &cluster.audit,
+                            &self.peer,
+                            file,
+                            &error.message,
+                        );
+                    }
                     // Here, because the connection that would hear of it may be gone.
                     self.served.store.check_health();
                     report(RecordReport::Failed(error))

@@ -101,7 +101,7 @@ impl PushFlow {
         match action {
             ReceiverAction::LookUp(offer) => {
                 self.waits_since = None;
-                let offered = (offer, link.peer.to_string());
+                let offered = (offer, link.peer.to_string(), link.peer.audited());
                 let say = link.reports_of(self.channel, FlowReport::Push);
                 let begun = work::start(link.served.clone(), &link.peer.key(), offered, say);
                 self.upload = Some(begun);

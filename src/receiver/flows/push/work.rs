@@ -9,8 +9,9 @@ use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{Held, Sealed};
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
-use crate::receiver::peer::PeerKey;
+use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::reports::UploadReport;
 use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
@@ -33,7 +34,7 @@ pub(crate) enum UploadJob {
 pub(crate) fn start(
     served: ServedCluster,
     key: &PeerKey,
-    (offer, by): (Offer, String),
+    (offer, by, peer): (Offer, String, AuditedPeer),
     say: impl Fn(FromWorker<UploadReport>) -> bool + Send + Sync + 'static,
 ) -> Worker<UploadJob, UploadReport> {
     let place = match served.cluster.uploads.take_for(key, offer.size) {
@@ -50,6 +51,7 @@ pub(crate) fn start(
         move |inbox, say| {
             let ended = attempt(&served, (&offer, &by), inbox, &**say);
             drop(place);
+            audit(&served, &offer, &peer, &ended);
             let last = ended.inspect_err(|fault| {
                 // Here, because the connection that would hear of it may be gone.
                 if !served.store.check_health() {
@@ -130,6 +132,39 @@ fn attempt(
             }
         }
     }
+}
+
+/// Tells of a file that was offered in vain, and of one that readers pass over.
+fn audit(
+    served: &ServedCluster,
+    offer: &Offer,
+    by: &AuditedPeer,
+    ended: &Result<Option<UploadReport>, Error>,
+) {
+    let ServedCluster { cluster, store } = served;
+    let file = offer.name.to_string();
+    let refused = |why: &str| cluster.rewrites.refused(&cluster.audit, by, &file, why);
+    match ended {
+        Ok(Some(
+            UploadReport::LookedUp(Held::Other(_)) | UploadReport::Sealed(Sealed::Other(_)),
+        )) => refused("another file of this name is stored"),
+        Ok(Some(UploadReport::Sealed(Sealed::Durable(_))))
+            if store.archive.is_noted(offer.name) =>
+        {
+            let event = AuditEvent::SetApart { file: &file };
+            (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
+        }
+        Err(error) if is_rewrite(error.code) => refused(&error.message),
+        _ => {}
+    }
+}
+
+/// Whether a failure means that something else is there.
+const fn is_rewrite(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::Diverged | ErrorCode::ForeignFile | ErrorCode::ForeignCluster
+    )
 }
 
 /// What was stored is stored, whether its beginning can be cleared away or not; the next start tries again.
