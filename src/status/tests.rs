@@ -579,3 +579,35 @@ fn the_reference_lists_every_code() {
         assert!(codes.contains(&word), "{word}");
     }
 }
+
+#[test]
+fn fault_183_the_reference_has_every_member_of_the_json() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/status-json.md");
+    let reference = std::fs::read_to_string(path).unwrap();
+    let standby = on_standby(StandbyFacts {
+        receiver_runs: true,
+        ..StandbyFacts::default()
+    });
+    let mut names = Vec::new();
+    for facts in [well(), standby] {
+        let found = facts.findings(&Thresholds::default());
+        let parsed = serde_json::from_str(&page::json(&facts, &found)).unwrap();
+        members(&parsed, &mut names);
+    }
+    assert!(names.len() > 50, "{names:?}");
+    names.retain(|name| !reference.contains(&format!("`{name}`")));
+    assert!(names.is_empty(), "{names:?}");
+}
+
+fn members(value: &serde_json::Value, names: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            for (name, value) in object {
+                names.push(name.clone());
+                members(value, names);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| members(item, names)),
+        _ => {}
+    }
+}
