@@ -151,12 +151,13 @@ impl Trace {
     }
 }
 
-/// Prints the list, asks, and removes; the ini file goes last.
+/// Prints the list, asks, and removes if `refuse_while_used` still refuses nothing; the ini file goes last.
 pub(crate) fn finish(
     ini: &Path,
     mut traces: Vec<Trace>,
     options: &Options,
     typed: CleanupArgs,
+    refuse_while_used: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     traces.extend(Trace::file(ini, "file of settings"));
     for trace in &traces {
@@ -182,6 +183,8 @@ pub(crate) fn finish(
     if !typed.force && !is_agreed(ini)? {
         return output::print("nothing was removed");
     }
+    // The question may have stood for days.
+    refuse_while_used()?;
     let mut removed = 0;
     for trace in &traces {
         removed += u32::from(remove(trace)?);

@@ -5,11 +5,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::restore::{CONTENT, PATIENCE, Scene, names_in};
 use crate::support::backup_set::make_set;
+use crate::support::cluster::is_alive;
 use crate::support::place::give_to_server;
 use crate::support::soak;
 use crate::support::strace::Strace;
@@ -509,6 +510,48 @@ fn fault_163_an_orphan_is_waited_for_and_then_removed() {
     streams(&scene);
     assert_eq!(beside(&scene), ["standby-data"]);
     assert!(!scene.data().join("base/late").exists());
+}
+
+/// As `pg_basebackup` has a process that receives WAL, this one has a process that ends only when it is told to.
+#[test]
+fn fault_163_no_process_outlives_createslave_or_its_program() {
+    skip_unless!(copies(15));
+    let mut scene = scene(15);
+    let bin = scene.site.home().create_dir("bin");
+    let begun = scene.site.home().join("begun");
+    program(
+        &bin,
+        &format!(
+            "[ $1 = --version ] && exec echo 'x (PostgreSQL) 15.1'\n\
+            mkdir -p $2/base; sleep 1000 & echo $$ $! >{begun}.new; mv {begun}.new {begun}\n\
+            while :; do echo '    0/23191 kB (0%), 0/1 tablespace' >&2; sleep 0.1; done",
+            begun = begun.display()
+        ),
+    );
+    scene.site.standby_set("slave_bin", bin.to_str().unwrap());
+    for killed in ["walmgr", "pg_basebackup"] {
+        let _ = fs::remove_file(&begun);
+        let mut walmgr = scene.site.standby_walmgr(&["createslave"]);
+        let mut walmgr = (walmgr.stdin(Stdio::null()).stderr(Stdio::null()))
+            .spawn()
+            .unwrap();
+        wait_for("pg_basebackup to begin", PATIENCE, || {
+            begun.exists().then_some(())
+        });
+        let text = fs::read_to_string(&begun).unwrap();
+        let pids: Vec<&str> = text.split_whitespace().collect();
+        match killed {
+            "walmgr" => walmgr.kill().unwrap(),
+            _ => drop(Command::new("kill").args(["-9", pids[0]]).status().unwrap()),
+        }
+        wait_for("createslave to end", PATIENCE, || {
+            walmgr.try_wait().unwrap()
+        });
+        wait_for("its processes to end", PATIENCE, || {
+            let mut numbers = pids.iter().map(|pid| pid.parse().unwrap());
+            numbers.all(|pid| !is_alive(pid)).then_some(())
+        });
+    }
 }
 
 /// A set that an interrupted restore moved exists nowhere else.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, TlsSettings};
@@ -13,14 +14,22 @@ use crate::pg::conninfo::{self, Environment};
 /// Longest file of settings that is read for the names in it.
 const INI_BYTES_MAX: u64 = 1 << 20;
 
+/// A file that cannot be read as settings.
+#[derive(Debug)]
+struct UnreadIni {
+    path: PathBuf,
+    /// `None` if not even that can be read.
+    text: Option<String>,
+}
+
 /// Who uses which path.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
     users: BTreeMap<PathBuf, PathBuf>,
     /// By the fields of the lines in `.pgpass` that they need.
     passwords: BTreeMap<String, PathBuf>,
-    /// Those that cannot be read as settings, with their text.
-    unread: Vec<(PathBuf, String)>,
+    /// Those that cannot be read as settings.
+    unread: Vec<UnreadIni>,
 }
 
 impl Neighbours {
@@ -57,12 +66,13 @@ impl Neighbours {
         if let Some(user) = self.users.get(&files::resolved(path)) {
             return Some(format!("{} uses it, too", user.display()));
         }
-        let name = path.file_name()?.to_str()?;
-        let unread = self.unread.iter().find(|(_, text)| text.contains(name))?;
-        Some(format!(
-            "{} names it and cannot be read",
-            unread.0.display()
-        ))
+        let name = path.file_name()?;
+        let unread = self.unread.iter().find(|ini| ini.may_use(path, name))?;
+        let ini = unread.path.display();
+        Some(match &unread.text {
+            Some(_) => format!("{ini} names it and cannot be read"),
+            None => format!("{ini} cannot be read and may use it"),
+        })
     }
 
     /// The same for a line of `.pgpass` with these fields.
@@ -71,19 +81,30 @@ impl Neighbours {
             return Some(format!("{} uses it, too", user.display()));
         }
         let mut unread = self.unread.iter();
-        let unread = unread.find(|(_, text)| text.contains("primary_conninfo"))?;
-        Some(format!(
-            "{} may use it and cannot be read",
-            unread.0.display()
-        ))
+        let may_stream = |ini: &&UnreadIni| match &ini.text {
+            Some(text) => text.contains("primary_conninfo"),
+            None => true,
+        };
+        let unread = unread.find(may_stream)?;
+        let ini = unread.path.display();
+        Some(format!("{ini} may use it and cannot be read"))
     }
 
     /// Notes what a file uses; returns the folder of its clusters, if it is a host's.
     fn add(&mut self, ini: &Path) -> Option<PathBuf> {
         let Ok(config) = config::load(ini, &[]) else {
-            let text = files::read_at_most(ini, INI_BYTES_MAX).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            self.unread.push((ini.to_path_buf(), text));
+            // What is no file, or leads nowhere, nobody can have as settings.
+            if !matches!(ini.metadata(), Ok(found) if !found.is_file())
+                && !matches!(ini.metadata(), Err(error) if error.kind() == ErrorKind::NotFound)
+            {
+                let read = files::open_at_once(ini)
+                    .and_then(|file| files::read_whole(&file, INI_BYTES_MAX));
+                let text = read.ok().flatten();
+                self.unread.push(UnreadIni {
+                    path: ini.to_path_buf(),
+                    text: text.map(|text| String::from_utf8_lossy(&text).into_owned()),
+                });
+            }
             return None;
         };
         let mut used = Vec::new();
@@ -136,6 +157,22 @@ fn passwords_of(primary_conninfo: &str) -> Vec<String> {
     let lines = conninfo::parse(primary_conninfo, &environment);
     let lines = lines.and_then(|conninfo| PasswordLines::of(&conninfo));
     lines.map(|lines| lines.each_fields()).unwrap_or_default()
+}
+
+impl UnreadIni {
+    /// What it names, what it has unless it names another, and everything where nothing is known.
+    fn may_use(&self, path: &Path, name: &OsStr) -> bool {
+        let Some(text) = &self.text else {
+            return true;
+        };
+        let names_it = name.to_str().is_some_and(|name| text.contains(name));
+        let beside = |name: &str| self.path.with_file_name(name);
+        let of_job = ["key", "crt", "pid", "log"].map(|ending| self.path.with_extension(ending));
+        let mut defaults = vec![beside("authorized_keys"), beside("authorized_names")];
+        defaults.extend(of_job);
+        let path = files::resolved(path);
+        names_it || defaults.iter().any(|own| files::resolved(own) == path)
+    }
 }
 
 fn folder_of(path: &Path) -> PathBuf {

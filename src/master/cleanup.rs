@@ -9,6 +9,7 @@ use crate::error::{CommandError, Result};
 use crate::master::archiving;
 use crate::master::synch_note::SynchNote;
 use crate::options::Options;
+use crate::pg::archive_command::restores::may_restore_with;
 use crate::pg::archive_command::{Destination, Ours, destination};
 use crate::pg::conf;
 use crate::pg::data_directory::DataDirectory;
@@ -49,7 +50,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, typed: CleanupArgs) 
     .flatten()
     .collect();
     traces.extend(cleanup::identity(&config.tls, &others));
-    cleanup::finish(ini, traces, options, typed)
+    cleanup::finish(ini, traces, options, typed, || refuse_while_used(config))
 }
 
 fn refuse_while_used(config: &MasterConfig) -> Result<()> {
@@ -91,8 +92,12 @@ fn refuse_while_used(config: &MasterConfig) -> Result<()> {
         );
         return Err(CommandError::config(why).hint(format!("type: walmgr {ini} stop")));
     }
+    let ours = Ours {
+        ini: &config.path,
+        data: &config.master_data,
+    };
     let restores =
-        setting(config, "restore_command")?.is_some_and(|it| it.contains(&ini.to_string()));
+        setting(config, "restore_command")?.is_some_and(|it| may_restore_with(&it, &ours));
     let replays = layout::SIGNALS
         .iter()
         .any(|name| data.path().join(name).exists());

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 pub(crate) mod cleanup;
+pub(crate) mod restores;
 mod shell;
 
 use shell::{CommandJoint, ShellWord};
@@ -136,7 +137,7 @@ fn call_in(items: &[ShellWord], ours: &Ours<'_>, depth: usize) -> Option<Call> {
         if let [cd, place] = &item.words[..]
             && cd == "cd"
         {
-            folder = folder.join(place);
+            folder = place_of(&folder, place);
         }
         match call_of(&item.words, &folder, ours, depth) {
             Some(Call::Sends { is_heard }) => {
@@ -225,7 +226,7 @@ fn arguments_call(arguments: &[String], folder: &Path, ours: &Ours<'_>) -> Optio
     let [ini, "xarchive", ..] = places[..] else {
         return None;
     };
-    is_same_file(&folder.join(ini), ours.ini).then_some(match is_idle {
+    is_same_file(&place_of(folder, ini), ours.ini).then_some(match is_idle {
         true => Call::Idle,
         false => Call::Sends { is_heard: true },
     })
@@ -294,6 +295,14 @@ fn is_our_name(word: &str) -> bool {
     };
     name_of(word) == "walmgr"
         || word.starts_with('/') && own().is_some_and(|(own, named)| own == named)
+}
+
+/// What a word is as a path for a shell in this folder.
+fn place_of(folder: &Path, word: &str) -> PathBuf {
+    match (word.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(below), Some(home)) => home.join(below),
+        _ => folder.join(word),
+    }
 }
 
 fn is_same_file(named: &Path, ini: &Path) -> bool {

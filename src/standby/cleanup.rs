@@ -12,6 +12,8 @@ use crate::daemon;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::options::Options;
+use crate::pg::archive_command::Ours;
+use crate::pg::archive_command::restores::may_restore_with;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 use crate::standby::hold::HOLD_NAME;
@@ -39,7 +41,9 @@ const OWN_FOLDERS: [&str; 5] = [
 /// Lists what goes, asks, and removes it.
 pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs) -> Result<()> {
     let (ini, others) = (&config.path, Neighbours::of(&config.path));
-    let _locked = refuse_while_used(config, options)?;
+    refuse_while_used(config)?;
+    // Until the end: whoever is asked may answer tomorrow.
+    let _locked = lock(config, options)?;
     let beside_ini = ini.with_extension("log");
     let log = config.logfile.as_deref().unwrap_or(&beside_ini);
     let mut traces = of_server(config);
@@ -53,12 +57,30 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs)
     traces.extend(cleanup::list_of_keys(&config.authorized_keys, &others));
     traces.extend(cleanup::list_of_names(&config.authorized_names, &others));
     traces.extend(cleanup::identity(&config.tls, &others));
-    cleanup::finish(ini, traces, options, typed)
+    cleanup::finish(ini, traces, options, typed, || refuse_while_used(config))
 }
 
 /// The same with a host's file, once no cluster is left.
 pub(crate) fn run_host(config: &HostConfig, options: &Options, typed: CleanupArgs) -> Result<()> {
     let (ini, others) = (&config.path, Neighbours::of(&config.path));
+    refuse_while_host_is_used(config)?;
+    let beside_ini = ini.with_extension("log");
+    let log = config.logfile.as_deref().unwrap_or(&beside_ini);
+    let mut traces: Vec<Trace> = [
+        cleanup::pidfile(&config.receiver_pidfile(), &others),
+        cleanup::log(log, &others),
+        Trace::folder(&config.clusters, "folder of the clusters"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    traces.extend(cleanup::identity(&config.tls, &others));
+    cleanup::finish(ini, traces, options, typed, || {
+        refuse_while_host_is_used(config)
+    })
+}
+
+fn refuse_while_host_is_used(config: &HostConfig) -> Result<()> {
     if daemon::is_running(&config.receiver_pidfile())? {
         return Err(runs(&config.path));
     }
@@ -74,18 +96,7 @@ pub(crate) fn run_host(config: &HostConfig, options: &Options, typed: CleanupArg
         ))
         .hint(format!("first type for each: walmgr {} cleanup", first.display())));
     }
-    let beside_ini = ini.with_extension("log");
-    let log = config.logfile.as_deref().unwrap_or(&beside_ini);
-    let mut traces: Vec<Trace> = [
-        cleanup::pidfile(&config.receiver_pidfile(), &others),
-        cleanup::log(log, &others),
-        Trace::folder(&config.clusters, "folder of the clusters"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    traces.extend(cleanup::identity(&config.tls, &others));
-    cleanup::finish(ini, traces, options, typed)
+    Ok(())
 }
 
 fn runs(ini: &Path) -> CommandError {
@@ -93,8 +104,8 @@ fn runs(ini: &Path) -> CommandError {
         .hint(format!("type: walmgr {} receiver --stop", ini.display()))
 }
 
-/// Fails while anything uses the archive; else nobody starts to until what is returned is dropped.
-fn refuse_while_used(config: &StandbyConfig, options: &Options) -> Result<Option<File>> {
+/// Fails while anything uses the archive or the ini file.
+fn refuse_while_used(config: &StandbyConfig) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if let Some(host) = daemon::serving_host(&pidfile)? {
         let host = host.display();
@@ -110,7 +121,6 @@ fn refuse_while_used(config: &StandbyConfig, options: &Options) -> Result<Option
     if daemon::is_running(&pidfile)? {
         return Err(runs(&config.path));
     }
-    let lock = lock(config, options)?;
     if let Ok(sets) = sets::open(config)
         && let Ok(Some(holder)) = sets.lease_holder()
     {
@@ -130,7 +140,7 @@ fn refuse_while_used(config: &StandbyConfig, options: &Options) -> Result<Option
             .hint("stop it, or open it: walmgr STANDBY.ini boot"));
         }
     }
-    Ok(lock)
+    Ok(())
 }
 
 /// The receiver's lock, if there is an archive. One that no receiver has opened yet gets it here, or a receiver could
@@ -177,8 +187,11 @@ fn replays(config: &StandbyConfig, data: &Path) -> Option<DataDirectory> {
         .iter()
         .any(|name| data.path().join(name).exists());
     let command = own_server::settings(config, &data).value("restore_command")?;
-    let ini = config.path.display().to_string();
-    (is_standby && command.contains(&ini)).then_some(data)
+    let ours = Ours {
+        ini: &config.path,
+        data: data.path(),
+    };
+    (is_standby && may_restore_with(&command, &ours)).then_some(data)
 }
 
 fn of_server(config: &StandbyConfig) -> Vec<Trace> {
@@ -186,7 +199,7 @@ fn of_server(config: &StandbyConfig) -> Vec<Trace> {
     for data in servers(config).iter().filter(|data| data.exists()) {
         let why = match replays(config, data) {
             Some(_) => {
-                "cleanup removes none; its restore_command names this ini file, so it does not start as a standby"
+                "cleanup removes none; its restore_command uses this ini file, so it does not start as a standby"
             }
             None => "cleanup removes none",
         };

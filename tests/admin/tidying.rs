@@ -98,16 +98,22 @@ fn fault_166_cleanup_asks_on_a_terminal() {
     let home = begun();
     let answered = |answer: &str| {
         let line = format!("{} standby.ini cleanup", walmgr_binary().display());
-        let shell = format!("(sleep 1; echo {answer}; sleep 1) | script -qec '{line}' /dev/null");
+        let shell = format!("(sleep 1; {answer}; sleep 1) | script -qec '{line}' /dev/null");
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(shell).current_dir(home.path());
         as_server(&mut command);
         command.env("HOME", home.path()).output().unwrap()
     };
-    let said = String::from_utf8_lossy(&answered("n").stdout).into_owned();
+    let said = String::from_utf8_lossy(&answered("echo n").stdout).into_owned();
     assert!(said.contains("(y/N)"), "{said}");
     assert!(home.join("standby.ini").exists());
-    let said = answered("y");
+    // Somebody locks the sets while the question stands.
+    let locked = format!("{} standby.ini xlock; echo y", walmgr_binary().display());
+    let said = String::from_utf8_lossy(&answered(&locked).stdout).into_owned();
+    assert!(said.contains("by hand"), "{said}");
+    assert!(home.join("standby.ini").exists(), "{said}");
+    typed(&home, "standby.ini xrelease").succeed();
+    let said = answered("echo y");
     assert!(!home.join("standby.ini").exists(), "{said:?}");
 }
 
@@ -183,6 +189,42 @@ fn fault_166_cleanup_keeps_what_another_ini_file_uses() {
         "standby.pid",
     ];
     assert_eq!(names(home.path()), left);
+}
+
+#[test]
+fn fault_176_what_a_broken_or_unreadable_ini_file_may_use_stays() {
+    let _user = skip_unless!(server_user());
+    let home = begun();
+    let write = |text: &str| {
+        fs::write(home.join("broken.ini"), text).unwrap();
+        give_to_server(&home.join("broken.ini"));
+    };
+    // It names no list, so it has the usual one.
+    write("[x]\nnonsense = 1\n");
+    let told = typed(&home, "standby.ini cleanup -n").succeed();
+    assert!(
+        told.contains("authorized_keys (keys that may connect): "),
+        "{told}"
+    );
+    assert!(
+        told.contains("goes   ") && told.contains("standby.key"),
+        "{told}"
+    );
+    // It may name anything.
+    write(&" ".repeat(2 << 20));
+    let told = typed(&home, "standby.ini cleanup --force").succeed();
+    assert!(
+        told.contains("broken.ini cannot be read and may use it"),
+        "{told}"
+    );
+    for kept in [
+        "authorized_keys",
+        "standby.key",
+        "standby.crt",
+        "standby.log",
+    ] {
+        assert!(home.join(kept).exists(), "{kept}: {told}");
+    }
 }
 
 #[test]

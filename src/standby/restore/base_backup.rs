@@ -1,6 +1,6 @@
 //! Runs `pg_basebackup`, shows how far it is, and says in one sentence why it failed.
 //! Never has a password on a command line. Invariant: as long as any process of it lives, it holds the lock that it
-//! was given, so nobody takes what it writes for a leftover.
+//! was given, so nobody takes what it writes for a leftover; and none of them outlives this process, or the first of them.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -25,6 +25,22 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// How often it is looked at where it says nothing.
 const TICK: Duration = Duration::from_millis(200);
+
+/// `pg_basebackup` leaves the process that receives WAL behind where it is killed, or has nobody left to write to:
+/// that one would fill the disk for ever. Standard input ends when walmgr does, however that ends; standard output is the
+/// lock.
+const GUARD: &str = r#"
+exec 3<&0
+"$@" </dev/null 3<&- &
+backup=$!
+{ read -r _ <&3; kill -KILL 0; } &
+wait $backup 2>/dev/null
+status=$?
+trap '' TERM
+kill -TERM 0
+wait 2>/dev/null
+exit $status
+"#;
 
 /// A base backup to be taken.
 pub(super) struct BaseBackup<'a> {
@@ -53,12 +69,14 @@ impl BaseBackup<'_> {
         let failed =
             |error: std::io::Error| CommandError::retry(format!("run {program}")).because(error);
         let lock = self.lock.try_clone().map_err(failed)?;
-        let mut command = Command::new(self.program);
+        let mut command = Command::new("/bin/sh");
         command
+            .args(["-c", GUARD, "pg_basebackup"])
+            .arg(self.program)
             .args(self.arguments())
             .env("LC_ALL", "C")
-            .stdin(Stdio::from(lock))
-            .stdout(Stdio::null())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(lock))
             .stderr(Stdio::piped())
             .process_group(0);
         if let Some(password) = self.password {
@@ -147,7 +165,7 @@ impl BaseBackup<'_> {
     }
 }
 
-/// It and the process that receives WAL beside it.
+/// The guard, the program, and the process that receives WAL beside it.
 struct Group(Option<Pid>);
 
 impl Group {

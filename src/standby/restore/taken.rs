@@ -68,8 +68,13 @@ impl TakenSet {
 
     /// Whether this set was made later.
     fn is_older_than(&self, label: &BackupLabel) -> bool {
-        let other = (label.first_segment.timeline().number(), label.start);
-        (self.timeline, self.start) < other
+        let other = (
+            label.first_segment.timeline().number(),
+            label.start,
+            &label.start_time,
+        );
+        // Backups of a standby begin at the same place until the master makes a checkpoint.
+        (self.timeline, self.start, &self.start_time) < other
     }
 
     fn sentence(&self, slave_data: &Path) -> String {
@@ -77,7 +82,7 @@ impl TakenSet {
         let (begun, data) = (&self.start_time, slave_data.display());
         format!(
             "{name} of {begun} is not listed: `restore` moved it to {data}, as the server's data \
-            directory. `backup` on the master makes the next set."
+            directory. `backup` makes the next set."
         )
     }
 }
@@ -103,6 +108,9 @@ mod tests {
         let label = |text: &str| BackupLabel::parse(text.as_bytes()).unwrap();
         assert!(!taken.is_older_than(&label(LABEL)));
         assert!(taken.is_older_than(&label(&LABEL.replace("0/300028", "0/300030"))));
+        // A standby's backups begin where the master's did, until there is another checkpoint.
+        assert!(taken.is_older_than(&label(&LABEL.replace("03:04:05", "03:04:06"))));
+        assert!(!taken.is_older_than(&label(&LABEL.replace("03:04:05", "03:04:04"))));
         for damaged in ["", "{}", "{\"set\":1}", "\u{1b}"] {
             std::fs::write(data.join(RESTORED_SET), damaged).unwrap();
             assert_eq!(TakenSet::of(data), None, "{damaged:?}");
