@@ -64,7 +64,7 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ("wal", &["protocol"]),
     ("config", &["files", "patience", "protocol"]),
     ("daemon", &["files", "options", "output"]),
-    ("output", &["memory", "options"]),
+    ("output", &["memory", "options", "protocol"]),
     ("abnormal", &["memory", "output"]),
     ("audit", &["files"]),
     ("files", &[]),

@@ -1,7 +1,7 @@
 //! `listbackups`: which base backups the standby has.
 //! Never shows one that is not complete. Invariant: the newest stands first.
 
-use walmgr_protocol::message::fetch::{ListedSet, MadeOn, SetDetails};
+use walmgr_protocol::message::fetch::ListedSet;
 
 use crate::config::MasterConfig;
 use crate::error::Result;
@@ -9,14 +9,14 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::Fetching;
 use crate::options::Options;
 use crate::output;
-use crate::output::backups::{self, BackupDetails, BackupFacts, BackupLine};
+use crate::output::backups::{self, BackupFacts, BackupLine};
 
 /// Prints the list.
 pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let listed = super::runtime()?.block_on(ask(config))?;
     let lines = listed.into_iter().map(|set| BackupLine {
         set: set.name,
-        details: shown(set.details),
+        details: set.details.into(),
         label: set.label.map(|label| BackupFacts {
             timestamp: label.timestamp,
             label: label.label,
@@ -38,14 +38,4 @@ async fn ask(config: &MasterConfig) -> Result<Vec<ListedSet>> {
     let listed = fetching.list_backups().await?;
     fetching.close().await;
     Ok(listed)
-}
-
-/// For the list.
-fn shown(details: SetDetails) -> BackupDetails {
-    BackupDetails {
-        size_bytes: details.size_bytes,
-        duration_s: details.duration_s,
-        stop: details.stop.map(|lsn| lsn.to_string()),
-        made_on: details.made_on.map(MadeOn::word),
-    }
 }

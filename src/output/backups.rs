@@ -3,6 +3,7 @@
 
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
+use walmgr_protocol::message::fetch::{MadeOn, SetDetails};
 
 /// A backup set as its `backup_label` describes it, or why nobody can tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,17 @@ pub struct BackupDetails {
     pub stop: Option<String>,
     /// Where it was made: `master` or `standby`.
     pub made_on: Option<&'static str>,
+}
+
+impl From<SetDetails> for BackupDetails {
+    fn from(details: SetDetails) -> Self {
+        BackupDetails {
+            size_bytes: details.size_bytes,
+            duration_s: details.duration_s,
+            stop: details.stop.map(|lsn| lsn.to_string()),
+            made_on: details.made_on.map(MadeOn::word),
+        }
+    }
 }
 
 const HEAD: [&str; 4] = ["Backup set", "Timestamp", "Label", "First WAL"];

@@ -14,6 +14,7 @@ pub(crate) mod crossing;
 pub(crate) mod data_directory;
 pub(crate) mod dial;
 pub(crate) mod encryption;
+pub(crate) mod event_loop;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod fuzzing;

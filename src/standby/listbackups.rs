@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use walmgr_protocol::message::fetch::{MadeOn, SetDetails};
-
 use crate::config::StandbyConfig;
 use crate::error::Result;
 use crate::options::Options;
 use crate::output;
-use crate::output::backups::{self, BackupDetails, BackupFacts, BackupLine};
+use crate::output::backups::{self, BackupFacts, BackupLine};
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::store::{ArchiveReader, RealDisk};
@@ -39,7 +37,7 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Option<S
         let set = entry.name.to_string();
         let ahead = archive.as_ref().zip(entry.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
-        let details = shown(entry.details(archive.as_ref()));
+        let details = entry.details(archive.as_ref()).into();
         let label = entry
             .readable_label(&ahead.unwrap_or_default())
             .map(|label| BackupFacts {
@@ -56,14 +54,4 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Option<S
         }
     });
     Ok((lines.collect(), taken))
-}
-
-/// For the list.
-fn shown(details: SetDetails) -> BackupDetails {
-    BackupDetails {
-        size_bytes: details.size_bytes,
-        duration_s: details.duration_s,
-        stop: details.stop.map(|lsn| lsn.to_string()),
-        made_on: details.made_on.map(MadeOn::word),
-    }
 }

@@ -8,6 +8,7 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
+use crate::pg::event_loop::converse;
 use crate::pg::layout;
 use crate::pg::recovery::{self};
 use crate::pg::sql::{Limits, Session};
@@ -27,19 +28,12 @@ pub(super) fn ask<T>(
     server: &Postmaster,
     question: impl AsyncFnOnce(&Session) -> Result<T>,
 ) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CommandError::retry("start the event loop").because(error))?;
-    let answer = runtime.block_on(async {
+    converse(async {
         let session = connect(data, server).await?;
         let answer = question(&session).await;
         session.close().await;
         answer
-    });
-    // A name that is still being looked up must not hold the exit back.
-    runtime.shutdown_background();
-    answer
+    })
 }
 
 /// What the server on this data directory is set to as far as it is not asked.

@@ -14,6 +14,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conninfo::Environment;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::event_loop::converse;
 use crate::pg::sql::{Limits, Session};
 use crate::standby::replay::TICK;
 
@@ -131,10 +132,6 @@ fn ask<T>(
     interrupt: &Interrupt,
     question: impl AsyncFnOnce(&Session) -> Result<T>,
 ) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CommandError::retry("start the event loop").because(error))?;
     // By its handle, as the path may be longer than a socket's may be.
     let folder = File::open(place.path()).at(Kind::Retry, "open", place.path())?;
     let host = format!("/proc/self/fd/{}", folder.as_raw_fd());
@@ -149,7 +146,7 @@ fn ask<T>(
         connect: CONNECT_LIMIT,
         statement: CHECK_LIMIT,
     };
-    let answer = runtime.block_on(async {
+    converse(async {
         let asking = async {
             let session = Session::connect_in(&conninfo, &environment, database, limits).await?;
             let answer = question(&session).await;
@@ -168,7 +165,5 @@ fn ask<T>(
                 Ok(()) => Err(CommandError::retry("interrupted")),
             },
         }
-    });
-    runtime.shutdown_background();
-    answer
+    })
 }

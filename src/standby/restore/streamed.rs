@@ -29,6 +29,7 @@ use crate::output::Waiting;
 use crate::pg::conninfo;
 use crate::pg::control;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::event_loop::converse;
 use crate::pg::layout;
 use crate::pg::needs::STREAMED;
 use crate::pg::programs::Programs;
@@ -134,11 +135,7 @@ fn look(
 ) -> Result<StreamedMaster> {
     let (conninfo, password) =
         conninfo::without_password(text).map_err(|error| error.hint("correct primary_conninfo"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CommandError::retry("start a runtime").because(error))?;
-    let (upstream, spaces) = runtime.block_on(async {
+    let (upstream, spaces) = converse(async {
         let asked = Upstream::ask(text, Limits::default()).await;
         let upstream = asked.map_err(with_hint)?;
         check_master(&upstream, binding, place)?;
