@@ -35,7 +35,7 @@ pub(crate) fn noted_as_unserved(host_pidfile: &Path) -> Result<Option<UnservedCl
     if !is_running(host_pidfile)? {
         return Ok(None);
     }
-    let file = files::open_at_once(&note_beside(host_pidfile));
+    let file = files::open_at_once(note_beside(host_pidfile));
     let bytes = file.and_then(|file| files::read_whole(&file, NOTE_BYTES_MAX));
     let noted = bytes.ok().flatten().and_then(|bytes| parse(&bytes));
     Ok(Some(noted.unwrap_or_default()))

@@ -97,7 +97,7 @@ impl AbsentNotes {
     pub(super) fn pending(&self) -> Option<String> {
         self.notes().into_iter().find(|name| {
             // Half of one is of a call that has not ended.
-            match files::read(&self.folder.join(format!("{PREFIX}{name}"))) {
+            match files::read(self.folder.join(format!("{PREFIX}{name}"))) {
                 Ok(server) => server.is_empty() || server == self.server.as_bytes(),
                 Err(error) => error.kind() != io::ErrorKind::NotFound,
             }

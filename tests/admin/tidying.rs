@@ -333,7 +333,7 @@ fn fault_174_a_cluster_that_a_running_host_serves_stays_with_what_to_type() {
 }
 
 #[test]
-fn fault_174_commits_that_wait_for_our_standbys_are_named_before_anything_goes() {
+fn fault_174_commits_that_wait_for_our_standbys_keep_cleanup_from_it() {
     skip_unless!(Cluster::available(15));
     let cluster = Cluster::builder().conf("archive_mode", "on").start();
     let site = crate::support::Site::with_cluster(cluster);

@@ -229,7 +229,7 @@ fn holder(file: &mut File) -> String {
 /// What `status` tells.
 pub(crate) fn facts(config: &StandbyConfig) -> DrillFacts {
     let record = DrillRecord::read(config);
-    let lock = files::open_at_once(&config.completed_wals.join(LOCK_NAME));
+    let lock = files::open_at_once(config.completed_wals.join(LOCK_NAME));
     let is_running =
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
     let now_s = Timestamp::now().as_second();
