@@ -56,6 +56,7 @@ mod status;
 mod stolen_key;
 mod stored_inputs;
 mod synch_standby;
+mod ten_minutes;
 mod units;
 mod verify;
 mod versions;

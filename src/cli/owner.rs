@@ -49,6 +49,12 @@ pub(super) fn check_init(ini: &Path, arguments: &InitArgs) -> Result<()> {
     check(told.as_slice(), &[Written::folder(folder_of(ini))])
 }
 
+/// The user who owns where `init --start` writes, if root typed it for somebody else.
+pub(super) fn starts_for(ini: &Path, arguments: &InitArgs) -> Option<u32> {
+    let (_, owner) = nearest(folder_of(ini)).ok()?;
+    (arguments.start && geteuid().is_root() && owner != 0).then_some(owner)
+}
+
 /// Refuses a command without a file of settings for anybody but the owner of this data directory.
 pub(super) fn check_data(data: &Path) -> Result<()> {
     check(&[Written::data(data)], &[])

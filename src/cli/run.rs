@@ -11,7 +11,7 @@ use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
 use crate::master::synch_standby;
 use crate::options::Options;
-use crate::{abnormal, cleanup, output};
+use crate::{abnormal, cleanup, output, standby};
 
 /// Runs one command to its end.
 pub fn run(invocation: &Invocation) -> Result<()> {
@@ -22,6 +22,9 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         options,
     } = invocation;
     if let Command::Init(arguments) = command {
+        if let Some(owner) = owner::starts_for(ini, arguments).filter(|_| !options.not_really) {
+            return standby::start::as_owner(ini, owner);
+        }
         owner::check_init(ini, arguments)?;
         output::start(options, log(None, command))?;
         return command::run_init(ini, options, arguments);

@@ -56,7 +56,10 @@ fn options_count_wherever_they_stand() {
         assert_eq!(found.ini, Path::new("master.ini"), "{line}");
         assert_eq!(
             found.command,
-            Command::Setup(SetupArgs { check: false }),
+            Command::Setup(SetupArgs {
+                check: false,
+                restart: false
+            }),
             "{line}"
         );
         assert_eq!(found.options.verbosity, 2, "{line}");
@@ -96,7 +99,10 @@ fn every_command_takes_its_own_arguments() {
     assert_eq!(invocation("m.ini periodic -q").command, Command::Periodic);
     assert_eq!(
         invocation("m.ini setup").command,
-        Command::Setup(SetupArgs { check: true })
+        Command::Setup(SetupArgs {
+            check: true,
+            restart: false
+        })
     );
     assert_eq!(
         invocation("s.ini revoke alpha").command,

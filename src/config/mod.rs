@@ -19,6 +19,7 @@ mod interpolate;
 pub(crate) mod keys;
 pub(crate) mod master;
 mod overlap;
+pub(crate) mod packaged;
 mod quantity;
 pub(crate) mod sample;
 mod settings;

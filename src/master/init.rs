@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, sample};
+use crate::config::{self, Config, packaged, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{InitArgs, Options};
 use crate::pg::data_directory::DataDirectory;
@@ -34,13 +34,19 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()>
     } else {
         ""
     };
+    let standby_ini = match packaged::is_packaged(&ini) {
+        // By the name that the guide gives it.
+        true => "/etc/walmgr/standby.ini",
+        false => "STANDBY.ini",
+    };
+    let before = packaged::typed_before(&ini);
     let (ini, name) = (ini.display(), &config.job_name);
     output::print(&format!(
         "Wrote {ini} for the cluster in {}.{pin}\n\
          Type on the standby:\n\n    \
-         walmgr STANDBY.ini authorize {fingerprint} {name}\n\n\
-         and then here:\n\n    \
-         walmgr {ini} setup",
+         {before}walmgr {standby_ini} authorize {fingerprint} {name}\n\n\
+         and then here (it restarts PostgreSQL if archiving was off; without --restart you do):\n\n    \
+         {before}walmgr {ini} setup --restart",
         config.master_data.display(),
     ))
 }
@@ -73,14 +79,14 @@ fn facts(typed: &InitArgs) -> Result<sample::InitMaster> {
         slave_fingerprint: typed.slave_fingerprint.clone(),
         master_db: conninfo,
         master_config: config_file(&pgdata),
-        restart_example: Some(restart_example(&pgdata)),
+        restart_example: Some(restart_command(&pgdata)),
         master_bin,
         pgdata,
     })
 }
 
 /// Debian's servers are restarted by version and name, any other by its data directory.
-fn restart_example(pgdata: &Path) -> String {
+pub(super) fn restart_command(pgdata: &Path) -> String {
     let below = pgdata.strip_prefix(DEBIAN_DATA).ok();
     let mut words = below.into_iter().flat_map(Path::iter);
     match (words.next(), words.next(), words.next()) {

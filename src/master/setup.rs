@@ -15,6 +15,7 @@ use crate::master::archiving::{self, Activation, ArchivingFound};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
+use crate::master::init;
 use crate::options::Options;
 use crate::output;
 use crate::pg::archive_command::{Ours, is_worth_keeping};
@@ -38,10 +39,18 @@ pub(crate) struct SetupArgs {
     /// Do not wait until a segment has arrived
     #[arg(long = "no-check", action = ArgAction::SetFalse)]
     pub check: bool,
+    /// Restart PostgreSQL if archive_mode or wal_level has to change: with master_restart_cmd, else as init would set it
+    #[arg(long)]
+    pub restart: bool,
 }
 
 /// Configures archiving.
 pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArgs) -> Result<()> {
+    let mut own = config.clone();
+    if arguments.restart && own.master_restart_cmd.is_none() {
+        own.master_restart_cmd = Some(init::restart_command(&own.master_data));
+    }
+    let config = &own;
     let facts = ClusterFacts::read(config)?;
     tell_of_programs(config);
     let changes = changes(config)?;
@@ -67,7 +76,12 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArg
             .collect();
         match archiving::activate(config, &wanted, Task::Setup).await? {
             Activation::Done(session) if arguments.check => prove(config, &facts, &session).await,
-            Activation::Done(_) | Activation::RestartNeeded => Ok(()),
+            Activation::Done(_) => Ok(()),
+            Activation::RestartNeeded => {
+                let ini = config.path.display();
+                tracing::info!("`walmgr {ini} setup --restart` restarts it and checks it");
+                Ok(())
+            }
         }
     })
 }

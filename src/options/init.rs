@@ -26,6 +26,15 @@ pub(crate) struct InitArgs {
     /// What `identity` prints on the standby
     #[arg(long, value_name = "FPR")]
     pub slave_fingerprint: Option<String>,
+    /// Standby: where the receiver listens, such as 0.0.0.0:7432, so that the master can reach it
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["slave", "slave_fingerprint", "host", "remove_password"])]
+    pub listen: Option<String>,
+    /// Standby: make the folders too, and start the receiver: its unit where systemd runs, otherwise in the background
+    #[arg(long, conflicts_with_all = ["slave", "slave_fingerprint", "host", "remove_password"])]
+    pub start: bool,
+    /// For the process that root starts as the owner of the settings: the unit is started by root
+    #[arg(long, hide = true, requires = "start")]
+    pub unit_follows: bool,
     /// Standby: where its server streams from
     #[arg(long, value_name = "STRING")]
     pub primary_conninfo: Option<String>,
@@ -113,6 +122,7 @@ impl InitArgs {
             ("--pgdata", self.pgdata.as_ref().map(path)),
             ("--slave", self.slave.clone()),
             ("--slave-fingerprint", self.slave_fingerprint.clone()),
+            ("--listen", self.listen.clone()),
             (
                 "--primary-conninfo",
                 self.primary_conninfo.as_ref().map(|_| "...".to_owned()),
@@ -121,8 +131,11 @@ impl InitArgs {
         ] {
             words.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));
         }
-        if self.remove_password {
-            words.push("--remove-password".to_owned());
+        for (name, is_given) in [
+            ("--start", self.start),
+            ("--remove-password", self.remove_password),
+        ] {
+            words.extend(is_given.then(|| name.to_owned()));
         }
         words
     }
@@ -130,8 +143,11 @@ impl InitArgs {
     /// There is no file yet that could tell the side, so the line has to.
     pub(crate) fn side(&self, ini: &Path) -> Result<InitSide> {
         let master_only = self.slave.is_some() || self.slave_fingerprint.is_some();
-        let standby_only =
-            self.primary_conninfo.is_some() || self.add_password.is_some() || self.remove_password;
+        let standby_only = self.primary_conninfo.is_some()
+            || self.add_password.is_some()
+            || self.remove_password
+            || self.listen.is_some()
+            || self.start;
         let side = self
             .side
             .or(self.host.then_some(InitSide::Host))
@@ -144,7 +160,7 @@ impl InitArgs {
                 "--slave and --slave-fingerprint belong to the master's ini file, not to the standby's",
             )),
             Some(InitSide::Master | InitSide::Host) if standby_only => Err(CommandError::usage(
-                "--primary-conninfo, --add-password and --remove-password belong to the standby's ini file",
+                "--listen, --start, --primary-conninfo, --add-password and --remove-password belong to the standby's ini file",
             )),
             Some(side) => Ok(side),
             None => Err(CommandError::usage(format!(

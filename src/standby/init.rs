@@ -3,10 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, sample};
+use crate::config::address::ListenAddress;
+use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, packaged, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{InitArgs, Options};
 use crate::standby::password::{self, NewPassword};
+use crate::standby::setup;
+use crate::standby::start::{self, ReceiverStart};
 use crate::{files, identity, output};
 
 /// Writes `ini`, creates the key, and says what comes next.
@@ -24,7 +27,20 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()>
             false => password.add(),
         };
     }
+    if typed.start && ini.exists() {
+        return start_again(&ini, options, typed);
+    }
     let host = config::host_around(&ini);
+    if let Some(host) = host
+        .as_ref()
+        .filter(|_| typed.start || typed.listen.is_some())
+    {
+        let host = host.path.display();
+        return Err(CommandError::usage(format!(
+            "the receiver of {host} serves this cluster, and listens where {host} says: --start and --listen are not for it"
+        ))
+        .hint(format!("leave them out; `walmgr {host} receiver -d` starts it")));
+    }
     let name = ini.file_stem().unwrap_or_default().to_string_lossy();
     let base = archive_base(&ini);
     let text = sample::standby_ini(&sample::InitStandby {
@@ -33,6 +49,7 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()>
             None => base,
         },
         hosted_name: host.as_ref().map(|_| name.into_owned()),
+        listen: typed.listen.clone(),
         slave_data: slave_data(typed)?,
         primary_conninfo: typed.primary_conninfo.clone(),
         ..sample::InitStandby::default()
@@ -54,18 +71,72 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()>
     if let Some(host) = host {
         return say_of_hosted(&config, &host);
     }
+    say_what_is_next(&config, options, typed, "Wrote")
+}
+
+/// What was begun before is finished: the file stays as it is, everything else is made unless it is there.
+fn start_again(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()> {
+    let Config::Standby(config) = config::load(ini, &options.overrides)? else {
+        return Err(CommandError::usage(format!(
+            "{} is no standby's ini file",
+            ini.display()
+        )));
+    };
+    match options.not_really {
+        true => output::not_really(&format!(
+            "make the folders of {} and start its receiver",
+            ini.display()
+        )),
+        false => say_what_is_next(&config, options, typed, "Left as it was:"),
+    }
+}
+
+fn say_what_is_next(
+    config: &StandbyConfig,
+    options: &Options,
+    typed: &InitArgs,
+    what: &str,
+) -> Result<()> {
     let fingerprint = identity::ensure(&config.tls, &config.job_name)?;
-    let ini = ini.display();
+    let ini = config.path.display();
     let port = config.listen.first().map_or(DEFAULT_PORT, |at| at.port);
-    output::print(&format!(
-        "Wrote {ini}: the archive goes to {}, the receiver listens on {}.\nChange both in this \
-        file if they are wrong. The master must reach the receiver's address; only this host \
-        reaches 127.0.0.1. Then type here:\n\n    walmgr {ini} setup && walmgr {ini} receiver \
-        -d\n\nand on the master (as the user that runs PostgreSQL):\n\n    walmgr master.ini init \
-        --pgdata DIR --slave THIS_HOST:{port} --slave-fingerprint {fingerprint}",
+    let begin = format!(
+        "{what} {ini}: the archive goes to {}, the receiver listens on {}.",
         config.completed_wals.display(),
         config.listen_text(),
+    );
+    if !typed.start {
+        return output::print(&format!(
+            "{begin}\nChange both in this file if they are wrong. The master must reach the receiver's address; only \
+            this host reaches 127.0.0.1. Then type here:\n\n    walmgr {ini} setup && walmgr {ini} receiver -d\n\n\
+            and on the master (as the user that runs PostgreSQL):\n\n    walmgr master.ini init --pgdata DIR --slave \
+            THIS_HOST:{port} --slave-fingerprint {fingerprint}",
+        ));
+    }
+    setup::run(config, options)?;
+    let next = match start::receiver(config, typed.unit_follows)? {
+        ReceiverStart::Runs(words) => format!("{words}."),
+        ReceiverStart::TypedByRoot(line) => format!("Type here:\n\n    {line}\n"),
+    };
+    let master = match packaged::is_packaged(&config.path) {
+        true => "/etc/walmgr/master.ini",
+        false => "master.ini",
+    };
+    output::print(&format!(
+        "{begin}\n{next}\nType on the master, with --pgdata DIR if it has several clusters:\n\n    \
+         {}walmgr {master} init --slave {}:{port} --slave-fingerprint {fingerprint}",
+        packaged::typed_before(&config.path),
+        own_name(config),
     ))
+}
+
+/// What the master calls this host, unless only this host reaches the receiver.
+fn own_name(config: &StandbyConfig) -> String {
+    if config.listen.iter().all(ListenAddress::is_loopback) {
+        return "127.0.0.1".to_owned();
+    }
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }
 
 /// The directory of the standby's server, which need not be there yet.

@@ -31,6 +31,7 @@ pub(crate) mod revoke;
 mod sets;
 pub(crate) mod setup;
 mod standing;
+pub(crate) mod start;
 pub(crate) mod status;
 mod too_low;
 mod verdict;

@@ -1,0 +1,110 @@
+//! `init --start`: has the receiver run that the new file is for, now and after the next boot where systemd does that.
+//! Never starts a second one. Invariant: what was started has said that it is ready.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use rustix::process::geteuid;
+use uzers::os::unix::UserExt;
+
+use crate::config::{StandbyConfig, packaged};
+use crate::daemon;
+use crate::error::{CommandError, Result};
+
+/// How it stands with the receiver behind [`receiver`].
+pub(super) enum ReceiverStart {
+    /// It runs; in these words.
+    Runs(String),
+    /// Only root may start its unit: the line to type.
+    TypedByRoot(String),
+}
+
+/// Starts the receiver of a cluster whose folders are there.
+pub(super) fn receiver(config: &StandbyConfig, unit_follows: bool) -> Result<ReceiverStart> {
+    if daemon::is_running(&config.receiver_pidfile())? {
+        return Ok(ReceiverStart::Runs("The receiver runs already".to_owned()));
+    }
+    match packaged::unit("receiver", &config.path) {
+        Some(unit) if unit_follows => Ok(ReceiverStart::Runs(format!("{unit} runs in a moment"))),
+        Some(unit) if geteuid().is_root() => {
+            start_unit(&unit)?;
+            Ok(ReceiverStart::Runs(format!(
+                "{unit} runs, also after a boot of this host"
+            )))
+        }
+        Some(unit) => Ok(ReceiverStart::TypedByRoot(enabling(&unit).join(" "))),
+        None => {
+            let mut walmgr = Command::new(this_program()?);
+            walmgr
+                .arg(&config.path)
+                .args(["receiver", "--daemon"])
+                .stdin(Stdio::null());
+            let ended = walmgr
+                .status()
+                .map_err(|error| failed("start the receiver", error))?;
+            succeeded(ended, "the receiver did not start")?;
+            Ok(ReceiverStart::Runs(
+                "The receiver runs in the background until the next boot".to_owned(),
+            ))
+        }
+    }
+}
+
+/// Types the same line as the user `owner`, for root, which would write files that only root can read; then starts the
+/// unit, which only root may.
+pub(crate) fn as_owner(ini: &Path, owner: u32) -> Result<()> {
+    let Some(user) = uzers::get_user_by_uid(owner) else {
+        return Err(CommandError::config(format!(
+            "user {owner} is not known to this host"
+        )));
+    };
+    let unit = packaged::unit("receiver", ini);
+    let mut walmgr = Command::new(this_program()?);
+    walmgr.args(std::env::args_os().skip(1));
+    walmgr.args(unit.iter().map(|_| "--unit-follows"));
+    walmgr
+        .env("HOME", user.home_dir())
+        .env("USER", user.name())
+        .env("LOGNAME", user.name())
+        .gid(user.primary_group_id())
+        .uid(owner);
+    let ended = walmgr
+        .status()
+        .map_err(|error| failed("start walmgr", error))?;
+    let name = user.name().to_string_lossy();
+    succeeded(ended, &format!("what was typed failed as user {name}"))?;
+    unit.map_or(Ok(()), |unit| start_unit(&unit))
+}
+
+fn start_unit(unit: &str) -> Result<()> {
+    let [_, program, arguments @ ..] = enabling(unit);
+    let mut systemctl = Command::new(program);
+    let ended = systemctl.args(arguments).stdin(Stdio::null()).status();
+    let ended = ended.map_err(|error| failed("call systemctl", error))?;
+    succeeded(
+        ended,
+        &format!("{unit} did not start; `journalctl -u {unit}` says why"),
+    )
+}
+
+/// What enables and starts a unit, as a user types it.
+fn enabling(unit: &str) -> [&str; 5] {
+    ["sudo", "systemctl", "enable", "--now", unit]
+}
+
+/// A program that was replaced while it ran is still what was typed.
+fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|error| failed("find this program", error))
+}
+
+fn failed(doing: &str, error: std::io::Error) -> CommandError {
+    CommandError::retry(doing).because(error)
+}
+
+fn succeeded(ended: ExitStatus, otherwise: &str) -> Result<()> {
+    match ended.success() {
+        true => Ok(()),
+        false => Err(CommandError::retry(format!("{otherwise} ({ended})"))),
+    }
+}
