@@ -186,5 +186,6 @@ step 'Lintian' check_lintian
 step 'Manual pages' check_manual
 step 'Units' check_units
 ((with_rpm)) && step 'rpm' check_rpm
+step 'Image' packaging/try-image.sh "$program"
 step 'Installation' packaging/try.sh "$deb"
 printf '\n%s is good.\n' "$deb"

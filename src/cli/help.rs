@@ -31,7 +31,7 @@ macro_rules! pages {
 
 /// All of docs/, in the order in which `walmgr help` lists it.
 pub(crate) const PAGES: &[Page] = pages! {
-    "start": "ten-minutes" "two-hosts";
+    "start": "container" "ten-minutes" "two-hosts";
     "tasks": "backup" "boot" "connect" "createslave" "drill" "many-clusters" "monitoring" "point-in-time" "replay" "repmgr" "restore"
         "restore-on-the-master" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use rustix::process::geteuid;
 use uzers::os::unix::UserExt;
 
-use crate::config::{StandbyConfig, packaged};
+use crate::config::{self, Config, StandbyConfig, packaged};
 use crate::daemon;
 use crate::error::{CommandError, Result};
 
@@ -60,6 +60,11 @@ pub(crate) fn as_owner(ini: &Path, owner: u32) -> Result<()> {
         )));
     };
     let unit = packaged::unit("receiver", ini);
+    // A second one would fail, and systemd would keep on trying.
+    let runs = match config::load(ini, &[]) {
+        Ok(Config::Standby(config)) => daemon::is_running(&config.receiver_pidfile())?,
+        _ => false,
+    };
     let mut walmgr = Command::new(this_program()?);
     walmgr.args(std::env::args_os().skip(1));
     walmgr.args(unit.iter().map(|_| "--unit-follows"));
@@ -74,7 +79,10 @@ pub(crate) fn as_owner(ini: &Path, owner: u32) -> Result<()> {
         .map_err(|error| failed("start walmgr", error))?;
     let name = user.name().to_string_lossy();
     succeeded(ended, &format!("what was typed failed as user {name}"))?;
-    unit.map_or(Ok(()), |unit| start_unit(&unit))
+    match unit {
+        Some(unit) if !runs => start_unit(&unit),
+        _ => Ok(()),
+    }
 }
 
 fn start_unit(unit: &str) -> Result<()> {
