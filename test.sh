@@ -185,6 +185,7 @@ if ((quick)); then
 fi
 step 'PostgreSQL servers' sh tests/fetch-postgres.sh
 step 'Monitoring programs' sh tests/fetch-monitoring.sh
+step 'Patroni' sh tests/fetch-patroni.sh
 step 'Tests' run_tests
 step 'Documentation tests' cargo test --locked --workspace --doc
 step 'Documentation' document

@@ -59,6 +59,8 @@ pub struct StandbyConfig {
     pub slave_bin: Option<PathBuf>,
     /// Where PostgreSQL's configuration files are.
     pub slave_config_dir: Option<PathBuf>,
+    /// By what the restored server archives once it is open.
+    pub promoted_ini: Option<PathBuf>,
     /// Stops the standby.
     pub slave_stop_cmd: Option<String>,
     /// Starts the standby.
@@ -185,6 +187,7 @@ impl StandbyConfig {
             slave_data: settings.path("slave_data"),
             slave_bin: settings.path("slave_bin"),
             slave_config_dir: settings.path("slave_config_dir"),
+            promoted_ini: settings.path("promoted_ini"),
             slave_stop_cmd: settings.text("slave_stop_cmd")?,
             slave_start_cmd: settings.text("slave_start_cmd")?,
             slave_pg_xlog: settings.path("slave_pg_xlog"),

@@ -189,6 +189,8 @@ pub(crate) const KEYS: &[Key] = &[
     // The standby's cluster.
     key("slave_data", Standby, Path, "/var/lib/postgresql/17/standby", "The standby's data directory."),
     key("slave_bin", Standby, Path, "/usr/lib/postgresql/17/bin", "Directory of PostgreSQL's programs. Commands of these settings find them there, too."),
+    key("promoted_ini", Standby, Path, "/etc/walmgr/master.ini", "A master's ini file for `slave_data`: once open, the restored server archives by it. Unset: it does not.")
+        .added(),
     key("slave_config_dir", Standby, Path, "/etc/postgresql/17/standby", "Directory of the standby's configuration files, if it is not the data directory."),
     key("slave_stop_cmd", Standby, Command, "pg_ctlcluster 17 standby stop", "Stops the standby."),
     key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),

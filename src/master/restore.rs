@@ -15,6 +15,7 @@
 //! A broken connection is made again and goes on where it was. A run that was killed is not: the next
 //! one finds the mark, removes what there is and begins anew.
 
+mod own_server;
 mod place;
 mod unpack;
 
@@ -48,7 +49,7 @@ use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::leftovers;
 use crate::pg::programs::Programs;
-use crate::pg::recovery::Recovery;
+use crate::pg::recovery::{AfterPromotion, Recovery};
 use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
@@ -68,7 +69,8 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
         );
     };
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
-    let recovery = recovery(config, restoring)?;
+    let is_own = files::resolved(&destination) == files::resolved(&config.master_data);
+    let recovery = recovery(config, restoring, is_own)?;
     let trusts_settings = restoring.trusts_settings;
     let runtime = super::runtime()?;
     let restored = runtime.block_on(async {
@@ -97,9 +99,15 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
     restored
 }
 
-fn recovery(config: &MasterConfig, restoring: &Restoring) -> Result<Recovery> {
+/// `is_own`: the set becomes the server of `master_data` itself, which goes on to archive. Anywhere else it may be a
+/// trial beside that server.
+fn recovery(config: &MasterConfig, restoring: &Restoring, is_own: bool) -> Result<Recovery> {
     let (target, timeline) = wanted::parse(&restoring.target)?;
     Ok(Recovery {
+        after: match is_own {
+            true => AfterPromotion::AsConfigured,
+            false => AfterPromotion::ArchivesNothing,
+        },
         restore_command: walmgr_command("restore_command", &config.path, "xrestore %f %p")?,
         primary_conninfo: None,
         timeline,
@@ -280,12 +288,15 @@ impl<'a> MasterRestore<'a> {
         tracing::info!("making it durable");
         place.sync()?;
         self.settle_settings(&place.data)?;
-        let own = (self.config.master_data == place.data).then_some(&*self.config.master_config);
+        let own = self.is_own().then_some(&*self.config.master_config);
         let server = ServerSettings::of_next(&place.data, &place.data, own);
         if let Some(note) = self.recovery.note(&server) {
             tracing::info!("{note}");
         }
         self.recovery.write(&place.data)?;
+        if self.is_own() {
+            own_server::archive_once_open(self.config)?;
+        }
         let demands = self.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
         conf::raise(&server, Demands::of(demands))?;
@@ -322,12 +333,20 @@ impl<'a> MasterRestore<'a> {
         }
         let host = Host { own: &own, data };
         let replaced = self.recovery.settings();
+        // The command of this host takes its place.
+        let is_own = self.is_own();
         for (path, off) in host.neutralise_directory(data)? {
-            if !replaced.iter().any(|(name, _)| *name == off.name) {
+            let is_replaced = replaced.iter().any(|(name, _)| *name == off.name);
+            if !is_replaced && !(is_own && off.name == "archive_command") {
                 tracing::warn!("{}", off.sentence(&path));
             }
         }
         Ok(())
+    }
+
+    /// Whether the server is the one of `master_data`.
+    fn is_own(&self) -> bool {
+        self.recovery.after == AfterPromotion::AsConfigured
     }
 
     /// Whether what came is the set that was described, of the cluster that this master is of.
@@ -380,9 +399,14 @@ impl<'a> MasterRestore<'a> {
                 format!("`{pg_ctl} -D {shown} start` recovers it up to {target}, then: {action}.")
             }
         };
+        let archiving = match self.is_own() {
+            true => own_server::archiving_in_words(self.config, self.recovery.target.is_some()),
+            false => "Its port is the master's: change it before the start if both run on one host. Archiving is \
+                off."
+                .to_owned(),
+        };
         output::print(&format!(
-            "{name} restored to {shown}: {} in {:.0} s, {}/s.\n{next}\nIts port is the master's: \
-            change it before the start if both run on one host. Archiving is off.{config_note}",
+            "{name} restored to {shown}: {} in {:.0} s, {}/s.\n{next}\n{archiving}{config_note}",
             HumanBytes(bytes),
             elapsed.as_secs_f64(),
             HumanBytes(per_second(bytes, elapsed)),

@@ -201,7 +201,7 @@ fn warn_of_what_is_lost(found: &ArchivingFound, newest: Option<SegmentName>, siz
 }
 
 /// What `postgresql.conf` has to say for archiving to work.
-fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
+pub(super) fn changes(config: &MasterConfig) -> Result<Vec<(&'static str, String)>> {
     files::read(&config.master_config).at(
         Kind::Config,
         "read master_config,",

@@ -16,6 +16,7 @@ use walmgr_protocol::session::push::Outcome;
 
 use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::FileId;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
@@ -23,9 +24,12 @@ use crate::master::periodic;
 use crate::master::push::{self, Blocks};
 use crate::options::Options;
 use crate::output;
+use crate::pg::{control, layout};
 use crate::transport::connect::{ReceiverTarget, refused};
 use crate::wal::page::LONG_HEADER_BYTES;
-use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault};
+use crate::wal::segment::{SegmentCheck, SegmentFault};
+
+mod timeline_end;
 
 const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
                          directory as the server's user";
@@ -47,7 +51,9 @@ pub(crate) fn run(
     options: &Options,
     XarchiveArgs { path, name }: &XarchiveArgs,
 ) -> Result<()> {
+    refuse_another_server(config, path)?;
     let source = ArchivedFile::open(config, path, *name)?;
+    let name = source.name;
     let runtime = crate::master::runtime()?;
     if options.not_really {
         runtime.block_on(source.greet(config))?;
@@ -69,7 +75,34 @@ pub(crate) fn run(
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
-    verdict(config, *name, outcome?)
+    verdict(config, name, outcome?)
+}
+
+/// A copy of the master brings the master's `archive_command` along: promoted beside it, it would archive a timeline
+/// of its own in the master's name. PostgreSQL runs commands in its data directory.
+fn refuse_another_server(config: &MasterConfig, path: &Path) -> Result<()> {
+    let Ok(here) = std::env::current_dir() else {
+        return Ok(());
+    };
+    let cluster = |data: &Path| control::read(data).ok().map(|control| control.system_id);
+    let [own, found] = [&config.master_data, &here].map(|path| FileId::at(path));
+    let is_theirs = path.is_relative() || path.starts_with(&here);
+    // A server of another cluster hears of that below.
+    if own == found
+        || !is_theirs
+        || cluster(&here).is_none_or(|there| Some(there) != cluster(&config.master_data))
+    {
+        return Ok(());
+    }
+    let (here, ini, own) = (
+        here.display(),
+        config.path.display(),
+        config.master_data.display(),
+    );
+    Err(CommandError::config(format!(
+        "the server in {here} archives by {ini}, which is for the server in {own}: nothing was sent"
+    ))
+    .hint("set archive_mode = off there, or give it an ini file of its own; correct master_data if this server moved"))
 }
 
 /// The file to be archived, opened and looked at.
@@ -98,13 +131,23 @@ impl ArchivedFile {
             return Err(not_a_file(path, "a directory, a pipe or a device"));
         }
         let facts = ClusterFacts::read(config)?;
-        let source = ArchivedFile {
+        let mut source = ArchivedFile {
             file: Arc::new(file),
             name,
             size: metadata.len(),
             facts,
         };
         source.check(path)?;
+        if let WalFileName::Segment(segment) = name {
+            let pg_wal = config.master_data.join(layout::PG_WAL);
+            if timeline_end::is_in(&source.file, segment, &source.facts, &pg_wal)? {
+                source.name = WalFileName::Partial(segment);
+                tracing::info!(
+                    "{name} goes as {}: its timeline ends within it",
+                    source.name
+                );
+            }
+        }
         Ok(source)
     }
 
@@ -130,11 +173,7 @@ impl ArchivedFile {
         self.file
             .read_exact_at(&mut first, 0)
             .at(Kind::Retry, "read", path)?;
-        let expected = ExpectedSegment {
-            system_id: self.facts.cluster.system_id,
-            segment_size: self.facts.cluster.segment_size,
-            postgres_major: u8::try_from(self.facts.cluster.postgres_major).ok(),
-        };
+        let expected = timeline_end::expected(&self.facts);
         let off = crate::wal::segment::Verify::Off;
         SegmentCheck::new(self.name, &expected, off)
             .update(&first)

@@ -21,8 +21,8 @@ pub(crate) struct AuthorizeArgs {
     /// What the log calls this peer
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// What it may do: add WAL, add backups, fetch; all three unless given
-    #[arg(long, value_delimiter = ',', value_parser = ["push", "backup", "read"])]
+    /// What it may do: add WAL, add backups, fetch (all three unless given), end a timeline
+    #[arg(long, value_delimiter = ',', value_parser = ["push", "backup", "read", "failover"])]
     pub rights: Vec<String>,
 }
 

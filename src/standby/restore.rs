@@ -29,6 +29,7 @@ mod keep;
 mod place;
 mod plan;
 mod prepare;
+mod promoted;
 pub(crate) mod scratch;
 mod server;
 mod settings;

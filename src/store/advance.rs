@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::apart::NamingPermit;
-use super::apart_notes::{self, brought_by, is_early, is_unproven, settle};
+use super::apart_notes::{self, brought_by, is_early, is_unproven, note_unread, settle};
 use super::beside::{Beside, CopyName};
 use super::displaced;
 use super::durable::{Durable, SyncedTemporary};
@@ -45,6 +45,13 @@ impl Shared {
         let origin = (name, stored_by.as_str());
         let put = |kept: &str| synced.publish_over(name, kept);
         let (durable, kept) = displaced::displace(&self.completed, &self.checksums, origin, put)?;
+        if matches!(name, WalFileName::Partial(_)) {
+            tracing::info!(
+                "{name} of {by} takes the name of that of {stored_by}, which is kept as {kept}"
+            );
+            note_unread(&self.completed, name, by);
+            return Ok(durable);
+        }
         tracing::error!(
             "ALARM: {name} of {stored_by} was stored in advance and nobody followed it; the \
             {name} that {by} sent takes its place, and the old one is kept as {kept}"
@@ -134,6 +141,11 @@ impl Shared {
         text: &[u8],
         is_led: bool,
     ) -> Result<bool, StoreError> {
+        // No reader asks for it. Each server that followed a timeline to its end has one, with other bytes behind the
+        // last record, and none of them may stop its server's archiver.
+        if matches!(name, WalFileName::Partial(_)) {
+            return self.may_displace(name);
+        }
         if !is_unproven(&self.completed, name)? {
             return Ok(false);
         }

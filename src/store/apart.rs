@@ -14,6 +14,7 @@ use super::apart_notes::{
 };
 use super::beside::damaged_copy_of;
 use super::error::StoreError;
+use super::failover;
 use super::lineage::{Apart, ApartKind, Lineage, Outgrown, SegmentProgress};
 use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reader::ArchiveReader;
@@ -77,7 +78,7 @@ impl Shared {
         &self,
         (name, digest): (WalFileName, (u64, u32)),
         text: &[u8],
-        by: &str,
+        (by, may_fail_over): (&str, bool),
     ) -> Result<NamingPermit<'_>, StoreError> {
         match name {
             WalFileName::Segment(segment) => {
@@ -102,7 +103,7 @@ impl Shared {
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let mut noted = false;
         if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name, digest)? {
-            noted = self.note(name, text, by)?;
+            noted = self.note(name, text, (by, may_fail_over))?;
         }
         Ok(NamingPermit::Judged {
             _alone: alone,
@@ -111,9 +112,21 @@ impl Shared {
     }
 
     /// Writes the note of a file that is set apart; `false` if it counts.
-    fn note(&self, name: WalFileName, text: &[u8], by: &str) -> Result<bool, StoreError> {
+    fn note(
+        &self,
+        name: WalFileName,
+        text: &[u8],
+        (by, may_fail_over): (&str, bool),
+    ) -> Result<bool, StoreError> {
         let lineage = self.lineage()?;
-        if let Some(apart) = self.judge(&lineage, name, text)? {
+        let judged = self.judge(&lineage, name, text)?;
+        let is_declared = may_fail_over && matches!(name, WalFileName::History(_));
+        if is_declared && judged.is_none_or(|apart| apart.yields_to_failover()) {
+            failover::tell(name, by, judged);
+            settle(&self.completed, name)?;
+            return Ok(false);
+        }
+        if let Some(apart) = judged {
             self.make_room(name, by)?;
             write(&self.completed, name, &apart, by)?;
             self.has_notes.store(true, Ordering::Relaxed);
@@ -307,7 +320,7 @@ impl Shared {
             .fetch_max(timeline.number(), Ordering::Relaxed);
     }
 
-    fn join_or_warn(&self) {
+    pub(super) fn join_or_warn(&self) {
         if let Err(error) = self.join_all() {
             // The file is stored; the next one, or the next start, joins what is connected.
             tracing::warn!("the files that are set apart were not examined again: {error}");

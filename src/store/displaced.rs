@@ -143,6 +143,14 @@ impl ArchiveReader {
         Ok(beside)
     }
 
+    /// Those of them that a person has to decide about. No reader asks for a `.partial`, and each server that
+    /// followed a timeline to its end has another one.
+    pub fn to_decide(&self) -> Result<BTreeMap<WalFileName, Vec<CopyName>>, StoreError> {
+        let mut beside = self.beside()?;
+        beside.retain(|name, _| !matches!(name, WalFileName::Partial(_)));
+        Ok(beside)
+    }
+
     /// Why a copy is not what was acknowledged, if that was kept and it is not.
     pub fn copy_is_changed(&self, copy: &CopyName) -> Result<Option<String>, StoreError> {
         let text = copy.to_string();

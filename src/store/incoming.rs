@@ -25,6 +25,8 @@ pub struct Incoming {
     verify: Verify,
     /// Who sends it.
     by: String,
+    /// Whether its sender may decide where a timeline ends.
+    may_fail_over: bool,
     /// The text of a history, which says where a timeline begins.
     text: Vec<u8>,
     /// `None` after a failure.
@@ -77,9 +79,17 @@ impl Incoming {
             len,
             verify,
             by: String::new(),
+            may_fail_over: false,
             text: Vec::new(),
             writing: Some(Writing { temporary, check }),
         })
+    }
+
+    /// Says whether its sender may decide where a timeline ends.
+    #[must_use]
+    pub fn may_fail_over(mut self, may: bool) -> Self {
+        self.may_fail_over = may;
+        self
     }
 
     /// Remembers who sends it, for the note that it may get.
@@ -131,6 +141,7 @@ impl Incoming {
             verify: self.verify,
             scanner,
             digest: (len, crc32),
+            may_fail_over: self.may_fail_over,
         };
         let origin = (self.text.as_slice(), self.by.as_str());
         let sealed = seal_checked(&self.shared, checked, temporary, origin);
@@ -144,6 +155,7 @@ struct CheckedFile {
     verify: Verify,
     scanner: Option<Scanner>,
     digest: (u64, u32),
+    may_fail_over: bool,
 }
 
 fn seal_checked(
@@ -160,7 +172,7 @@ fn seal_checked(
     let joined = shared.join(name, verify, checked.scanner, |each| {
         synced.read_pages(each)
     })?;
-    let admission = shared.admit((name, checked.digest), text, by)?;
+    let admission = shared.admit((name, checked.digest), text, (by, checked.may_fail_over))?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
         if shared.make_way(name, &joined)?
             && let Some(durable) = synced.publish(name)?
@@ -174,7 +186,10 @@ fn seal_checked(
                 shared.overtaken(&admission, name)?;
                 return Ok(FileSealed::Stored(durable));
             }
-            StoredUnderName::Different { .. } if shared.gives_way(name, text, joined.is_led)? => {
+            StoredUnderName::Different { .. }
+                if shared.gives_way(name, text, joined.is_led)?
+                    || checked.may_fail_over && shared.gives_way_to_failover(name)? =>
+            {
                 shared.note_joined(name, &joined)?;
                 let durable = shared.take_place(name, synced, &admission, (text, by))?;
                 shared.keep(&durable, joined, by);

@@ -73,6 +73,7 @@ pub(crate) mod disk;
 pub(crate) mod displaced;
 pub(crate) mod durable;
 pub(crate) mod error;
+mod failover;
 mod folder;
 pub(crate) mod fuzzing;
 pub(crate) mod health;

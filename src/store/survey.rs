@@ -5,7 +5,7 @@
 //! What is held begins at the newest backup set, as a recovery does, and follows the newest timeline
 //! through finished segments into the partial ones. Without a set it begins behind the last gap.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,7 +22,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::lineage::{ApartKind, Lineage, SegmentProgress};
-use super::partial::{partial_end, vanished};
+use super::partial::{PartialEnd, partial_end, vanished};
 use super::reader::ArchiveReader;
 use super::rounds;
 use super::route::Route;
@@ -69,7 +69,12 @@ pub fn survey(
     let (noted, noted_partials) = rounds::noted(&completed, &partial)?;
     files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
-    let lineage = lineage_with(&reader, &files.partials, known)?;
+    let mut lineage = lineage_with(&reader, &files.partials, known)?;
+    if !lineage.facts().claimed.is_empty() {
+        // A claim is weighed against where the records of the old timeline end.
+        let ends = files.partial_ends();
+        lineage = reader.lineage_of(&reader.listing()?, ends)?;
+    }
     describe_claims(&reader, &lineage, &mut overview)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
     let unreadable = lineage.facts().unreadable.clone();
@@ -130,7 +135,7 @@ fn describe_apart(reader: &ArchiveReader, overview: &mut Overview) -> Result<(),
     overview.apart = first.map_or_else(String::new, |told| {
         format!("{} of {}: {}", told.name, told.by, told.why)
     });
-    let beside = reader.beside()?;
+    let beside = reader.to_decide()?;
     overview.differing_count = beside.len() as u64;
     if let Some(copy) = beside.values().flatten().next() {
         let by = reader.copy_by(copy)?;
@@ -260,6 +265,20 @@ impl<'a> Files<'a> {
 
     /// The damage in what is in progress. Of many segments only the last are read, and some that a round
     /// found damaged.
+    /// Where the records of each segment in progress end; what cannot be read counts as whole.
+    fn partial_ends(&self) -> BTreeMap<SegmentName, Option<SegmentProgress>> {
+        let ends = self.partials.iter().filter_map(|segment| {
+            match partial_end(self.partial, self.binding, *segment) {
+                Ok(Some(PartialEnd { end, is_whole, .. })) => {
+                    Some((*segment, Some(SegmentProgress { end, is_whole })))
+                }
+                Ok(None) => None,
+                Err(_) => Some((*segment, None)),
+            }
+        });
+        ends.collect()
+    }
+
     fn damaged_partials(&self, noted: &BTreeSet<SegmentName>) -> Result<Vec<Damage>, StoreError> {
         let mut damages = vanished(Some(self.completed), self.partial, self.binding)?;
         let unfinished =

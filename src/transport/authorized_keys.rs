@@ -25,7 +25,7 @@ const NAME_BYTES_MAX: usize = 64;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Every right, in the order they are written in.
-const RIGHTS: [Right; 3] = [Right::Push, Right::Backup, Right::Read];
+const RIGHTS: [Right; 4] = [Right::Push, Right::Backup, Right::Read, Right::Failover];
 
 /// One thing that a holder of a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) enum Right {
     Backup,
     /// Fetch WAL and backup sets.
     Read,
+    /// Have readers follow a timeline that leaves another before its acknowledged end.
+    Failover,
 }
 
 impl fmt::Display for Right {
@@ -44,6 +46,7 @@ impl fmt::Display for Right {
             Right::Push => "push",
             Right::Backup => "backup",
             Right::Read => "read",
+            Right::Failover => "failover",
         })
     }
 }
@@ -57,27 +60,31 @@ pub(crate) struct Rights {
     pub backup: bool,
     /// Fetch WAL and backup sets.
     pub read: bool,
+    /// Decide where a timeline ends, as a member of a cluster that chooses its leader by itself has to.
+    pub failover: bool,
 }
 
 impl Default for Rights {
     /// What a master needs from day to day.
     fn default() -> Self {
-        Rights::ALL
+        Rights::DAILY
     }
 }
 
 impl Rights {
     /// What a master needs from day to day, and what a peer has on a plain connection.
-    pub(crate) const ALL: Rights = Rights {
+    pub(crate) const DAILY: Rights = Rights {
         push: true,
         backup: true,
         read: true,
+        failover: false,
     };
 
     const NONE: Rights = Rights {
         push: false,
         backup: false,
         read: false,
+        failover: false,
     };
 
     /// Whether its holder may ask how the archive stands. Whoever adds something has to know that
@@ -92,6 +99,7 @@ impl Rights {
             Right::Push => self.push,
             Right::Backup => self.backup,
             Right::Read => self.read,
+            Right::Failover => self.failover,
         }
     }
 
@@ -124,9 +132,10 @@ impl FromStr for Rights {
                 "push" => &mut rights.push,
                 "backup" => &mut rights.backup,
                 "read" => &mut rights.read,
+                "failover" => &mut rights.failover,
                 _ => {
                     return Err(format!(
-                        "{word:?} is not a right; the rights are push, backup and read, separated \
+                        "{word:?} is not a right; the rights are push, backup, read and failover, separated \
                         by commas without spaces"
                     ));
                 }
@@ -134,6 +143,11 @@ impl FromStr for Rights {
             if std::mem::replace(granted, true) {
                 return Err(format!("the right {word} is given twice"));
             }
+        }
+        if rights.failover && !rights.push {
+            return Err(
+                "the right failover is about what push adds: give push,failover".to_owned(),
+            );
         }
         Ok(rights)
     }
@@ -206,7 +220,7 @@ impl AuthorizedKeys {
         };
         text_of(&content).and_then(Self::parse).map_err(|bad| {
             bad.of(path)
-                .hint("a line is: SHA256:... NAME [push,backup,read]")
+                .hint("a line is: SHA256:... NAME [push,backup,read,failover]")
         })
     }
 
@@ -497,7 +511,7 @@ mod tests {
         assert!(
             why(&format!("{one} db1 write"))
                 .why
-                .contains("push, backup and read")
+                .contains("push, backup, read and failover")
         );
         assert!(
             why(&format!("{one} db1 push,,read"))

@@ -64,9 +64,10 @@ impl AuthorizedNames {
         let Some(content) = read_list(path)? else {
             return Ok(Self::default());
         };
-        text_of(&content)
-            .and_then(Self::parse)
-            .map_err(|bad| bad.of(path).hint("a line is: NAME [push,backup,read]"))
+        text_of(&content).and_then(Self::parse).map_err(|bad| {
+            bad.of(path)
+                .hint("a line is: NAME [push,backup,read,failover]")
+        })
     }
 
     /// Reads a list from memory.

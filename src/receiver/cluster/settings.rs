@@ -113,7 +113,7 @@ impl ClusterSettings {
     /// The line of the list that a peer is on which has proved this by the settings here.
     pub(crate) fn lists(&self, proven: &ProvenPeer) -> Option<KnownPeer> {
         let (name, rights) = match (&self.known, proven) {
-            (KnownPeers::Everybody, ProvenPeer::Anybody) => (None, Rights::ALL),
+            (KnownPeers::Everybody, ProvenPeer::Anybody) => (None, Rights::DAILY),
             (KnownPeers::Keys(keys), ProvenPeer::Key(fingerprint)) => {
                 let key = keys.lookup(fingerprint)?;
                 (Some(key.name.clone()), key.rights)

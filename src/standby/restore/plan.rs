@@ -15,6 +15,7 @@ use super::choose::{choose, choose_for};
 use super::config_files;
 use super::keep::Kept;
 use super::place::{self, Occupant, SetOrigin, SetPlace};
+use super::promoted;
 use super::spaces::{later, mapping};
 use super::streamed::StreamedMaster;
 use crate::config::StandbyConfig;
@@ -30,7 +31,7 @@ use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::mounts;
-use crate::pg::recovery::{Recovery, TargetTimeline};
+use crate::pg::recovery::{AfterPromotion, Recovery, TargetTimeline};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
@@ -92,6 +93,10 @@ impl<'a> Plan<'a> {
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
         let (target, timeline) = wanted::parse(&restoring.target)?;
         let recovery = Recovery {
+            after: match place.is_slave_data {
+                true => promoted::archiving(config)?,
+                false => AfterPromotion::ArchivesNothing,
+            },
             restore_command: restore_command(config)?,
             // Streaming goes on where a recovery has to end.
             primary_conninfo: (config.primary_conninfo.clone()).filter(|_| target.is_none()),

@@ -23,7 +23,7 @@ use crate::pg::control;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
-use crate::pg::recovery::{Recovery, TargetTimeline};
+use crate::pg::recovery::{AfterPromotion, Recovery, TargetTimeline};
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet};
 use crate::store::{ArchiveReader, RealDisk};
@@ -48,6 +48,7 @@ impl<'a> ScratchRestore<'a> {
             ..Restoring::default()
         };
         let recovery = Recovery {
+            after: AfterPromotion::ArchivesNothing,
             restore_command: walmgr_command(
                 "restore_command",
                 &config.path,

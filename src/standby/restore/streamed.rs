@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use super::base_backup::{self, BaseBackup};
 use super::place::{self, SetPlace};
 use super::plan::{self, Plan, SetSource};
-use super::prepare;
 use super::transfer::entries;
+use super::{prepare, promoted};
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, RoomNeeded};
@@ -101,6 +101,7 @@ pub(super) fn plan<'a>(
         .map(|space| (OsString::from(&space.oid), space.location.clone()))
         .collect();
     let recovery = Recovery {
+        after: promoted::archiving(config)?,
         restore_command: plan::restore_command(config)?,
         primary_conninfo: Some(text.to_owned()),
         timeline: TargetTimeline::Latest,

@@ -112,6 +112,18 @@ pub enum Apart {
 }
 
 impl Apart {
+    /// Whether a key with the right to fail over has a history followed all the same: it says which line ended where,
+    /// and not what leads nowhere.
+    pub const fn yields_to_failover(&self) -> bool {
+        matches!(
+            self,
+            Apart::BeforeAcknowledged { .. }
+                | Apart::Outgrown { .. }
+                | Apart::Rival { .. }
+                | Apart::Unconnected { .. }
+        )
+    }
+
     /// What the note says.
     pub const fn kind(&self) -> ApartKind {
         match self {

@@ -274,7 +274,7 @@ impl Finishing {
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
             joined = shared.join(name, self.verify, scanner, read)?;
         }
-        let admission = shared.admit((name, (len, crc32)), &[], &self.by)?;
+        let admission = shared.admit((name, (len, crc32)), &[], (&self.by, false))?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name, &joined)? {

@@ -259,7 +259,7 @@ impl<'a> WalVerification<'a> {
             let remedy = format!("`choose {}` says what it would take", told.name);
             add(false, "apart", told.name.to_string(), why, remedy);
         }
-        for (name, copies) in reader.beside()? {
+        for (name, copies) in reader.to_decide()? {
             for copy in copies {
                 let (by, file) = (reader.copy_by(&copy)?, copy.to_string());
                 let by = if by.is_empty() { "somebody" } else { &by };

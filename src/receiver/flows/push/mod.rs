@@ -101,7 +101,9 @@ impl PushFlow {
         match action {
             ReceiverAction::LookUp(offer) => {
                 self.waits_since = None;
-                let offered = (offer, link.peer.to_string(), link.peer.audited());
+                let may_fail_over = link.peer.rights.failover;
+                let (by, peer) = (link.peer.to_string(), link.peer.audited());
+                let offered = (offer, by, peer, may_fail_over);
                 let say = link.reports_of(self.channel, FlowReport::Push);
                 let begun = work::start(link.served.clone(), &link.peer.key(), offered, say);
                 self.upload = Some(begun);

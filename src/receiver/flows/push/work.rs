@@ -34,7 +34,7 @@ pub(crate) enum UploadJob {
 pub(crate) fn start(
     served: ServedCluster,
     key: &PeerKey,
-    (offer, by, peer): (Offer, String, AuditedPeer),
+    (offer, by, peer, may_fail_over): (Offer, String, AuditedPeer, bool),
     say: impl Fn(FromWorker<UploadReport>) -> bool + Send + Sync + 'static,
 ) -> Worker<UploadJob, UploadReport> {
     let place = match served.cluster.uploads.take_for(key, offer.size) {
@@ -49,7 +49,7 @@ pub(crate) fn start(
         BLOCKS_IN_FLIGHT - 1,
         say,
         move |inbox, say| {
-            let ended = attempt(&served, (&offer, &by), inbox, &**say);
+            let ended = attempt(&served, (&offer, &by, may_fail_over), inbox, &**say);
             drop(place);
             audit(&served, &offer, &peer, &ended);
             let last = ended.inspect_err(|fault| {
@@ -79,7 +79,7 @@ fn all_taken(none: NoShare) -> Error {
 /// Returns the last report, or `None` when the connection let go of the upload.
 fn attempt(
     served: &ServedCluster,
-    (offer, by): (&Offer, &str),
+    (offer, by, may_fail_over): (&Offer, &str, bool),
     mut jobs: mpsc::Receiver<UploadJob>,
     report: &dyn Fn(UploadReport) -> bool,
 ) -> Result<Option<UploadReport>, Error> {
@@ -92,12 +92,15 @@ fn attempt(
         store::StoredUnderName::Identical(proof) => {
             tracing::debug!("{} is stored already", offer.name);
             settle_partial(served, offer);
+            declare(served, offer, by, may_fail_over).map_err(of)?;
             return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
         }
         store::StoredUnderName::Different { len, crc32 } => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
             let (archive, offered) = (&served.store.archive, (offer.size, offer.crc32));
-            if !archive.is_unproven(offer.name).map_err(of)?
+            let gives_way = matches!(offer.name, WalFileName::Partial(_));
+            if !gives_way
+                && !archive.is_unproven(offer.name).map_err(of)?
                 && (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)?
             {
                 alarm(offer, len, crc32);
@@ -107,7 +110,12 @@ fn attempt(
         }
         store::StoredUnderName::Absent => {}
     }
-    let source = OfferedFile { offer, by, verify };
+    let source = OfferedFile {
+        offer,
+        by,
+        verify,
+        may_fail_over,
+    };
     let mut target = UploadTarget::choose(served, &source).map_err(of)?;
     if !report(UploadReport::LookedUp(Held::Prefix(target.prefix()))) {
         return Ok(None);
@@ -128,6 +136,9 @@ fn attempt(
             Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(served, target, offer, digest).map_err(of)?;
                 settle_partial(served, offer);
+                if matches!(sealed, UploadReport::Sealed(Sealed::Durable(_))) {
+                    declare(served, offer, by, may_fail_over).map_err(of)?;
+                }
                 return Ok(Some(sealed));
             }
         }
@@ -176,18 +187,34 @@ fn settle_partial(served: &ServedCluster, offer: &Offer) {
     }
 }
 
+/// Before its sender hears that it is stored, so that one who does not hear it offers the history again.
+fn declare(
+    served: &ServedCluster,
+    offer: &Offer,
+    by: &str,
+    may_fail_over: bool,
+) -> Result<(), StoreError> {
+    match offer.name {
+        WalFileName::History(timeline) if may_fail_over => {
+            served.store.archive.declare_failover(timeline, by)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What is offered, by whom, and how closely it is looked at.
 struct OfferedFile<'a> {
     offer: &'a Offer,
     by: &'a str,
     verify: Verify,
+    may_fail_over: bool,
 }
 
 impl OfferedFile<'_> {
     fn fresh(&self, served: &ServedCluster) -> Result<Incoming, StoreError> {
         let Offer { name, size, .. } = *self.offer;
         let begun = served.store.archive.begin(name, size, self.verify)?;
-        Ok(begun.brought_by(self.by))
+        Ok(begun.brought_by(self.by).may_fail_over(self.may_fail_over))
     }
 }
 
