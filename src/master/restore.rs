@@ -337,7 +337,8 @@ impl<'a> MasterRestore<'a> {
         let is_own = self.is_own();
         for (path, off) in host.neutralise_directory(data)? {
             let is_replaced = replaced.iter().any(|(name, _)| *name == off.name);
-            if !is_replaced && !(is_own && off.name == "archive_command") {
+            let is_set_here = is_replaced || (is_own && off.name == "archive_command");
+            if !is_set_here {
                 tracing::warn!("{}", off.sentence(&path));
             }
         }
