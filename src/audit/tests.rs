@@ -120,7 +120,8 @@ fn fault_186_lines_of_many_writers_never_mix() {
     let lines = lines(&path);
     assert_eq!(lines.len(), 800);
     for cluster in 0..8 {
-        let own = lines.iter().filter(|line| line["cluster"] == cluster);
+        let name = cluster.to_string();
+        let own = lines.iter().filter(|line| line["cluster"] == name);
         let numbers: Vec<u64> = own.map(|line| line["more"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (0..100).collect::<Vec<u64>>());
     }

@@ -29,7 +29,7 @@ fn assert_nothing_stored(site: &Site) {
 }
 
 #[test]
-fn fault_7_history_backup_and_partial_files_are_stored_once_like_segments() {
+fn fault_7_history_and_backup_files_are_stored_once_like_segments() {
     let _user = skip_unless!(server_user());
     let site = Site::start();
     let segment = site.segment_name(8);
@@ -38,10 +38,6 @@ fn fault_7_history_backup_and_partial_files_are_stored_once_like_segments() {
         "START WAL LOCATION: 0/800028 (file {segment})\nSTOP WAL LOCATION: 0/800100 (file \
          {segment})\nCHECKPOINT LOCATION: 0/800060\nBACKUP METHOD: streamed\nLABEL: x\n"
     );
-    let mut partial = site.segment(8, "partial");
-    partial[600_000..].fill(0);
-    let mut other_partial = partial.clone();
-    other_partial[600_000..].fill(1);
     let files = [
         (
             "00000002.history".to_owned(),
@@ -55,7 +51,6 @@ fn fault_7_history_backup_and_partial_files_are_stored_once_like_segments() {
             label.clone().into_bytes(),
             label.replace("LABEL: x", "LABEL: y").into_bytes(),
         ),
-        (format!("{segment}.partial"), partial, other_partial),
     ];
     for (name, content, other) in &files {
         site.write_wal(name, content);
@@ -68,6 +63,24 @@ fn fault_7_history_backup_and_partial_files_are_stored_once_like_segments() {
     }
     // Each, and the other one beside it.
     assert_eq!(site.archived_names().len(), 2 * files.len());
+}
+
+#[test]
+fn fault_184_of_different_partial_files_all_are_kept() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    let name = format!("{}.partial", site.segment_name(8));
+    let mut first = site.segment(8, "partial");
+    first[600_000..].fill(0);
+    let mut second = first.clone();
+    second[600_000..].fill(1);
+    for content in [&first, &first, &second, &second] {
+        site.write_wal(&name, content);
+        site.archive(&name).succeed();
+        assert_eq!(&site.archived(&name), content);
+    }
+    assert_eq!(site.archived(&format!("{name}.displaced")), first);
+    assert_eq!(site.archived_names().len(), 2);
 }
 
 #[test]
