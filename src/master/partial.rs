@@ -49,6 +49,8 @@ pub(crate) struct Shipper {
     /// The scanner as it left the segment before the named one.
     carried: Option<(SegmentName, Scanner)>,
     sent: Lsn,
+    /// Where this connection's first segment begins.
+    from: Lsn,
     answer_within: Duration,
     block_bytes: u64,
     packer: Packer,
@@ -133,6 +135,7 @@ impl Shipper {
             session,
             records: Records::from(&files, first),
             sent: files.start(first),
+            from: Lsn(u64::MAX),
             files,
             open: None,
             carried: None,
@@ -155,6 +158,11 @@ impl Shipper {
     /// The files it ships.
     pub(crate) const fn files(&self) -> &WalFiles {
         &self.files
+    }
+
+    /// Where the WAL begins that this connection has seen to. Of what is before it nothing is known here.
+    pub(crate) const fn from(&self) -> Lsn {
+        self.from
     }
 
     /// Up to where the standby holds every record, as far as this connection has seen to it.
@@ -227,6 +235,7 @@ impl Shipper {
         self.newest_held = begun.newest_finished.max(begun.newest_partial);
         self.records = Records::from(&self.files, first);
         self.sent = self.files.start(first);
+        self.from = self.from.min(self.sent);
         Ok(())
     }
 

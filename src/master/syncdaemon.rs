@@ -203,9 +203,9 @@ impl Ticker {
                     false => "",
                 };
                 let state = format!("timeline {timeline} is shipped to {slave}{whence}");
-                let durable = shipper.durable();
+                let (from, durable) = (shipper.from(), shipper.durable());
                 self.say(state, |text| {
-                    tracing::info!("{text}; the receiver has all WAL up to {durable}")
+                    tracing::info!("{text}; the receiver has its WAL from {from} to {durable}")
                 });
             }
         }

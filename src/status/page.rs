@@ -91,14 +91,17 @@ fn lag_text(facts: &Facts) -> String {
         (None, Some(most)) => format!("at most {most:.1} s"),
         (None, None) => "unknown".to_owned(),
     };
-    match lag.bytes {
-        Some(0) => format!("{seconds}, the standby holds everything"),
-        Some(bytes) if lag.seconds == Some(0.0) => {
+    let lacks = (facts.standby.as_ref().ok()).and_then(|overview| overview.missing);
+    match (lag.bytes, lacks) {
+        // Without a backup everything counts as held from behind the gap on.
+        (Some(0), Some(_)) => format!("{seconds}, the standby holds everything behind a gap"),
+        (Some(0), None) => format!("{seconds}, the standby holds everything"),
+        (Some(bytes), _) if lag.seconds == Some(0.0) => {
             let behind = size_text(bytes);
             format!("{seconds}, {behind} behind without a committed transaction")
         }
-        Some(bytes) => format!("{seconds}, {} behind", size_text(bytes)),
-        None => seconds,
+        (Some(bytes), _) => format!("{seconds}, {} behind", size_text(bytes)),
+        (None, _) => seconds,
     }
 }
 

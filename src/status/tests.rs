@@ -460,6 +460,16 @@ fn the_screen_begins_with_the_recovery_point() {
 }
 
 #[test]
+fn fault_189_the_screen_claims_no_everything_beside_a_gap() {
+    let mut facts = well();
+    overview(&mut facts).missing = "000000010000000000000002".parse().ok();
+    overview(&mut facts).sets.clear();
+    let text = page::text(&facts, &[]);
+    let first = text.lines().next().unwrap();
+    assert!(first.contains("everything behind a gap"), "{first}");
+}
+
+#[test]
 fn a_screen_of_trouble_tells_it_first() {
     let mut facts = well();
     facts.lag = Lag {

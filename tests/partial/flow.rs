@@ -28,3 +28,32 @@ fn sync_ships_every_whole_record_and_only_what_is_new() {
         assert_eq!(site.archived_names(), Vec::<String>::new());
     }
 }
+
+#[test]
+fn fault_189_sync_names_a_gap_before_what_it_shipped() {
+    skip_unless!(Cluster::available(15));
+    let mut site = site_of(Cluster::builder().start(), true);
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        site.cluster().psql("SELECT pg_create_restore_point('x')");
+        let name = site
+            .cluster()
+            .psql("SELECT pg_walfile_name(pg_switch_wal())");
+        site.archive(&name).succeed();
+        names.push(name);
+    }
+    sync(&site);
+    let gone = &names[1];
+    site.receiver.stop();
+    std::fs::remove_file(site.completed_wals().join(gone)).unwrap();
+    site.start_receiver();
+    let output = site.master_command(&["sync"]);
+    let said = output.fail(1);
+    let told = format!("{gone} is missing in the archive");
+    assert!(output.stderr.contains(&told), "{said}");
+    let typed = format!("xarchive pg_wal/{gone} {gone}`");
+    assert!(output.stderr.contains(&typed), "{}", output.stderr);
+    site.archive(gone).succeed();
+    let shipped = sync(&site);
+    assert!(shipped >= flushed(&site));
+}
