@@ -358,6 +358,16 @@ pub(crate) fn replace_own(path: &Path, content: &[u8]) -> io::Result<()> {
         })
 }
 
+/// Puts this content under a name in one step, whatever had the name before, a symlink included; whoever reads there
+/// sees all of one or all of the other. Not synced: for what is written again and again.
+pub(crate) fn put_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut new = HandedOver::begin(path)?;
+    new.append(content)?;
+    // The umask of whoever calls is no matter of those who read.
+    fs::fchmod(&new.file, Mode::from_raw_mode(mode))?;
+    new.put_in_place()
+}
+
 /// Removes `path` for good; `false` when there was nothing.
 pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match std::fs::remove_file(path) {

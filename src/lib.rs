@@ -50,6 +50,7 @@
 //! | [`standby`] | the commands on the standby's host, one file each |
 //! | [`config`] | the ini dialect and every setting |
 //! | [`audit`] | who did what to an archive or its rules: `audit_log` |
+//! | [`metrics`] | counters, and the page that monitoring reads |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
 //! | [`error`], [`files`], [`patience`], [`rate_limit`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, bytes a second, commands of both sides, the administrator's shell commands |
 //!
@@ -69,6 +70,7 @@ pub(crate) mod files;
 pub(crate) mod identity;
 pub(crate) mod master;
 pub mod memory;
+pub(crate) mod metrics;
 pub(crate) mod options;
 pub mod output;
 pub(crate) mod patience;

@@ -32,6 +32,13 @@ pub mod master {
     }
 }
 
+pub mod metrics {
+    pub use crate::metrics::table::reference_tables;
+    pub mod fuzzing {
+        pub use crate::metrics::request::read_any as http_request;
+    }
+}
+
 pub mod options {
     pub use crate::options::Options;
 }

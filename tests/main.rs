@@ -38,6 +38,7 @@ mod kills;
 mod limits;
 mod load;
 mod manual;
+mod metrics;
 mod monitoring;
 mod network;
 mod old_spellings;

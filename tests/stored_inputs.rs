@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 30] = [
+const BODIES: [(&str, Body); 31] = [
+    (
+        "http_request",
+        walmgr::test_support::metrics::fuzzing::http_request,
+    ),
     (
         "verified_note",
         walmgr::test_support::store::fuzzing::verified_note,

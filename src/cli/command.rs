@@ -253,7 +253,9 @@ pub(super) fn run_command(
         (Standby(own), Command::Setup(_)) => standby::setup::run(own, options),
         (Standby(own), Command::Authorize(typed)) => standby::authorize::run(own, options, typed),
         (Standby(own), Command::Revoke(typed)) => standby::revoke::run(own, options, typed),
-        (Standby(own), Command::Receiver(_)) => receiver::run(own, options, readiness),
+        (Standby(own), Command::Receiver(_)) => {
+            receiver::run(own, options, readiness, standby::status::sampled)
+        }
         (Standby(own), Command::Xrestore(typed)) if typed.is_for_drill => {
             standby::xrestore::run_for_drill(own, typed.name, &typed.path)
         }
@@ -286,7 +288,9 @@ pub(super) fn run_command(
         (Host(own), Command::Status(typed)) => standby::all::status(own, options, typed),
         (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
         (Host(own), Command::Cleanup(typed)) => standby::cleanup::run_host(own, options, *typed),
-        (Host(own), Command::Receiver(_)) => receiver::run_host(own, options, readiness),
+        (Host(own), Command::Receiver(_)) => {
+            receiver::run_host(own, options, readiness, standby::status::sampled)
+        }
 
         (Master(own), _) => Err(wrong_side(word, "standby", &own.path)),
         (Standby(own), _) => Err(wrong_side(word, "master", &own.path)),

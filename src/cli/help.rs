@@ -40,7 +40,7 @@ pub(crate) const PAGES: &[Page] = pages! {
         "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
         "retention" "server" "standby_server" "syncdaemon" "tablespace" "timeline" "unreplayable" "gap" "damaged"
         "free" "disk";
-    "reference": "audit" "commands" "exit-codes" "files" "ini-files" "messages" "settings" "status-json";
+    "reference": "audit" "commands" "exit-codes" "files" "ini-files" "messages" "metrics" "settings" "status-json";
     "explain": "compared" "receiver" "set-apart" "speed" "the-segment-in-progress" "threat-model" "what-is-durable";
     "moving": "from-barman" "from-pgbackrest" "from-skytools" "from-wal-g";
 };

@@ -9,6 +9,9 @@ use super::value::Expected;
 /// The receiver's port where none is written.
 pub(crate) const DEFAULT_PORT: u16 = 7432;
 
+/// The port of the metrics where none is written.
+pub(crate) const METRICS_PORT: u16 = 7433;
+
 /// Most addresses in one list.
 const LISTEN_MAX: usize = 16;
 
@@ -75,20 +78,27 @@ impl ListenAddress {
         is_loopback(&self.host)
     }
 
+    /// Whether both cannot be listened on.
+    pub(super) fn is_same_place(&self, other: &ListenAddress) -> bool {
+        let is_every = |host: &str| host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+        let overlap = self.host == other.host || is_every(&self.host) || is_every(&other.host);
+        self.port != 0 && self.port == other.port && overlap
+    }
+
     /// Reads `ADDRESS[:PORT]`, several of them separated by commas.
-    pub(super) fn parse_list(text: &str) -> Result<Vec<Self>, Expected> {
+    pub(super) fn parse_list(text: &str, default_port: u16) -> Result<Vec<Self>, Expected> {
         let mut addresses: Vec<ListenAddress> = Vec::new();
         for part in text.split(',').map(str::trim) {
             let expected = || Expected::new("ADDRESS:PORT, several separated by commas");
             if part.starts_with(['*', ':']) && !part.starts_with("::") {
-                return Err(expected().hint(
-                    "for every address of this host write 0.0.0.0:7432, or [::]:7432 with IPv6",
-                ));
+                return Err(expected().hint(format!(
+                    "for every address of this host write 0.0.0.0:{default_port}, or [::]:{default_port} with IPv6",
+                )));
             }
             let (host, port) = host_and_port(part).ok_or_else(expected)?;
             let address = ListenAddress {
                 host: host.to_owned(),
-                port: port.unwrap_or(DEFAULT_PORT),
+                port: port.unwrap_or(default_port),
             };
             if addresses.contains(&address) || addresses.len() == LISTEN_MAX {
                 return Err(Expected::new(format!(
@@ -255,13 +265,16 @@ mod tests {
 
     #[test]
     fn addresses_to_listen_on_may_be_several() {
-        let list = ListenAddress::parse_list("127.0.0.1, [::1]:7500,db2:0").unwrap();
+        let list = ListenAddress::parse_list("127.0.0.1, [::1]:7500,db2:0", DEFAULT_PORT).unwrap();
         let printed: Vec<String> = list.iter().map(ToString::to_string).collect();
         assert_eq!(printed, ["127.0.0.1:7432", "[::1]:7500", "db2:0"]);
         for text in ["*", "*:7432", ":7432", "a,a", "a,,b", ""] {
-            assert!(ListenAddress::parse_list(text).is_err(), "{text}");
+            assert!(
+                ListenAddress::parse_list(text, DEFAULT_PORT).is_err(),
+                "{text}"
+            );
         }
-        assert!(ListenAddress::parse_list(&vec!["a"; 100].join(",")).is_err());
+        assert!(ListenAddress::parse_list(&vec!["a"; 100].join(","), DEFAULT_PORT).is_err());
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl HostConfig {
             log_format: LogFormat::read(settings)?,
             max_connections: settings.number("max_connections")?,
             audit_log: settings.path("audit_log"),
-            metrics_listen: settings.listen("metrics_listen")?,
+            metrics_listen: standby::metrics_listen(settings)?,
             clusters,
             notes: standby::notes(settings)?,
         };

@@ -69,7 +69,7 @@ pub(crate) enum Shape {
     /// The standby's address as the master writes it.
     SlaveAddress,
     /// Addresses to listen on.
-    Listen,
+    Listen(u16),
     /// `SHA256:` and 43 characters of base64.
     Fingerprint,
 }

@@ -38,7 +38,7 @@ use keys::Side;
 use settings::GivenSettings;
 use value::Surroundings;
 
-pub(crate) use address::DEFAULT_PORT;
+pub(crate) use address::{DEFAULT_PORT, ListenAddress};
 pub(crate) use claims::{WantedInForce, WantedPaths};
 pub use clusters::ClusterFiles;
 pub(crate) use clusters::{host_around, load_folder, shown_cluster_name};

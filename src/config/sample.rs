@@ -141,7 +141,7 @@ pub(crate) fn shape_in_words(shape: Shape) -> String {
         Shape::Size(..) => "size".to_owned(),
         Shape::Choice(words) => format!("`{}`", words.join("`, `")),
         Shape::SlaveAddress => "`HOST[:PORT]`".to_owned(),
-        Shape::Listen => "`ADDRESS:PORT`, ...".to_owned(),
+        Shape::Listen(_) => "`ADDRESS:PORT`, ...".to_owned(),
         Shape::Fingerprint => "`SHA256:...`".to_owned(),
     }
 }

@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::address::ListenAddress;
+use super::address::{ListenAddress, METRICS_PORT};
 use super::claims::WantedPaths;
-use super::fault::Fault;
+use super::fault::{Fault, SettingPlace};
 use super::master::VerifyWal;
 use super::overlap::{Named, check_directories, check_files, check_rotation};
 use super::settings::{GivenSettings, default_job_name};
@@ -228,7 +228,7 @@ impl StandbyConfig {
             drill_database: settings.text("drill_database")?.unwrap_or_default(),
             log_format: LogFormat::read(settings)?,
             audit_log: settings.path("audit_log"),
-            metrics_listen: settings.listen("metrics_listen")?,
+            metrics_listen: metrics_listen(settings)?,
             notes: notes(settings)?,
         };
         config.check_overlap(settings)?;
@@ -331,6 +331,26 @@ impl StandbyConfig {
         files.extend(optional("audit_log", &self.audit_log));
         check_files(&files)
     }
+}
+
+/// Where metrics are served: never where the receiver listens for masters.
+pub(super) fn metrics_listen(settings: &GivenSettings) -> Result<Vec<ListenAddress>, Fault> {
+    let (data, metrics) = (
+        settings.listen("listen")?,
+        settings.listen("metrics_listen")?,
+    );
+    let taken = (metrics.iter()).find(|own| data.iter().any(|other| own.is_same_place(other)));
+    let Some(taken) = taken else {
+        return Ok(metrics);
+    };
+    let place = settings.get("metrics_listen");
+    let place = place.map_or(SettingPlace::File, |setting| setting.place);
+    let says = format!(
+        "expected an address of its own, found {taken}, where `listen` has the receiver listen for masters"
+    );
+    Err(Fault::of_key(place, "metrics_listen", says).hint(format!(
+        "give it a port of its own: `metrics_listen = 127.0.0.1:{METRICS_PORT}`"
+    )))
 }
 
 /// What is worth saying of a file of this host.

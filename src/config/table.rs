@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use walmgr_protocol::limits;
 
+use super::address::{DEFAULT_PORT, METRICS_PORT};
 use super::keys::Key;
 use super::keys::Shape::{
     BasePath, Boolean, Choice, Command, Fingerprint, Integer, Listen, Name, Path, Size,
@@ -145,7 +146,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("config_backup", Standby, Path, "%(walmgr_data)s/config.backup", "Directory for copies of the master's configuration files."),
 
     // The standby's receiver.
-    key("listen", Standby, Listen, "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
+    key("listen", Standby, Listen(DEFAULT_PORT), "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
         .defaults().added(),
     key("authorized_keys", Standby, Path, "/etc/walmgr/authorized_keys", "The masters that may connect: one fingerprint and name per line.")
         .derived("authorized_keys beside the ini file").added(),
@@ -157,13 +158,13 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("audit_log", Standby, Path, "/var/log/postgresql/%(job_name)s.audit", "File that gets a line for each thing done to the archive or its rules, with who did it and how it ended.")
         .added(),
-    key("metrics_listen", Standby, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
-        .added().not_yet(),
+    key("metrics_listen", Standby, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which metrics are served over HTTP, without a password. Unset: nowhere.")
+        .added(),
 
     // The receiver of many clusters, in a file of its own.
     key("clusters", Host, Path, "/etc/walmgr/clusters.d", "Directory of the clusters to serve: each NAME.ini in it is a standby's ini file.")
         .required().added(),
-    key("listen", Host, Listen, "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
+    key("listen", Host, Listen(DEFAULT_PORT), "127.0.0.1:7432", "Addresses on which the receiver listens, separated by commas.")
         .defaults().added(),
     key("max_connections", Host, Integer(1, 10_000), "1024", "Maximum number of connections of the receiver, for all clusters together.")
         .defaults().added(),
@@ -171,8 +172,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("audit_log", Host, Path, "/var/log/postgresql/%(job_name)s.audit", "The same for what belongs to no cluster, and for clusters whose files have no audit_log.")
         .added(),
-    key("metrics_listen", Host, Listen, "127.0.0.1:7433", "Addresses on which metrics are served over HTTP.")
-        .added().not_yet(),
+    key("metrics_listen", Host, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which metrics are served over HTTP, without a password. Unset: nowhere.")
+        .added(),
 
     // TLS.
     key("tls", Both, Boolean, "on", "Encrypt and authenticate connections. off is accepted on loopback addresses.")

@@ -102,7 +102,7 @@ pub(super) fn parse(shape: Shape, text: &str, around: &Surroundings) -> Result<V
         Shape::Size(min, max) => quantity::size(text, min, max).map(Value::Size),
         Shape::Choice(words) => choice(text, words).map(Value::Choice),
         Shape::SlaveAddress => SlaveAddress::parse(text).map(Value::Slave),
-        Shape::Listen => ListenAddress::parse_list(text).map(Value::Listen),
+        Shape::Listen(port) => ListenAddress::parse_list(text, port).map(Value::Listen),
         Shape::Fingerprint => fingerprint(text).map(Value::Text),
     }
 }
@@ -358,7 +358,7 @@ mod tests {
         fn no_text_makes_a_parser_panic(text in "\\PC{0,40}") {
             for shape in [
                 Shape::Path, Shape::Boolean, Shape::Integer(0, u64::MAX), TIME, SIZE,
-                Shape::SlaveAddress, Shape::Listen, Shape::Fingerprint,
+                Shape::SlaveAddress, Shape::Listen(7432), Shape::Fingerprint,
             ] {
                 if let Ok(value) = read(shape, &text) {
                     let again = read(shape, &value.to_string()).map(|value| value.to_string());

@@ -31,7 +31,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, thresholds: &Thresho
     let facts = runtime.block_on(look(config));
     // A name that is still being looked up must not hold the exit back.
     runtime.shutdown_background();
-    status::finish(&facts, thresholds, options)
+    status::finish(&facts, &config.job_name, thresholds, options)
 }
 
 async fn look(config: &MasterConfig) -> Facts {

@@ -4,12 +4,13 @@
 //!
 //! [`open_store`] is what is open of it, [`census`] counts those of all clusters, and [`keeper`] opens one again that
 //! has retired. [`backups`] knows which backup runs, [`running`] is one of them, [`writer_lock`] says who ships records,
-//! [`masters`] who is connected, [`settings`] is what a reload may change, [`rounds`] reads the archive again and again.
+//! [`masters`] who is connected, [`meter`] what is counted, [`settings`] is what a reload may change, [`rounds`] reads the archive again and again.
 
 pub(crate) mod backups;
 pub(crate) mod census;
 pub(crate) mod keeper;
 pub(crate) mod masters;
+pub(crate) mod meter;
 pub(crate) mod open_store;
 pub(crate) mod rounds;
 pub(crate) mod running;
@@ -30,6 +31,7 @@ use crate::error::{CommandError, Kind, Result};
 use crate::rate_limit::RateLimit;
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::cluster::masters::Masters;
+use crate::receiver::cluster::meter::ClusterMeter;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::writer_lock::WriterLock;
@@ -61,6 +63,8 @@ pub(crate) struct Cluster {
     pub writer: Arc<WriterLock>,
     /// The masters that are connected.
     pub masters: Masters,
+    /// What is counted.
+    pub meter: ClusterMeter,
     /// Threads of uploads.
     pub uploads: Arc<Shares>,
     /// Threads of fetches.
@@ -132,6 +136,8 @@ impl Cluster {
             .map_err(|error| opening(&error))?;
         store.archive.set_ahead_max(settings.ahead_max);
         let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref());
+        let meter = ClusterMeter::default();
+        store.archive.count_in(Arc::clone(&meter.store));
         let (number, pools) = (census.opened(), &census.pools);
         Ok(Cluster {
             number,
@@ -146,6 +152,7 @@ impl Cluster {
             settings: watch::Sender::new(settings),
             writer: Arc::default(),
             masters: Masters::default(),
+            meter,
             uploads: Shares::of_bytes(
                 &pools.uploads,
                 UPLOADS_MAX,
@@ -223,6 +230,7 @@ impl Cluster {
         store
             .archive
             .set_ahead_max(self.settings.borrow().ahead_max);
+        store.archive.count_in(Arc::clone(&self.meter.store));
         if !self.census.reopened() {
             return Ok(false);
         }

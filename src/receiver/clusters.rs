@@ -157,6 +157,14 @@ impl Clusters {
             .collect()
     }
 
+    /// The names of those whose files are there and which nobody is led to.
+    pub(crate) fn not_served(&self) -> Vec<String> {
+        let table = self.table();
+        let broken = table.broken.keys();
+        let unserved = broken.filter(|name| !table.served.contains_key(*name));
+        unserved.cloned().collect()
+    }
+
     /// How many are served, and of how many.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let table = self.table();

@@ -102,6 +102,13 @@ impl Connections {
         Ok((held, lost))
     }
 
+    /// How many are open of the cluster with this number.
+    pub(crate) fn of_cluster(&self, cluster: u64) -> usize {
+        let slots = self.slots();
+        let own = slots.taken.values().filter(|slot| slot.cluster == cluster);
+        own.count()
+    }
+
     fn slots(&self) -> MutexGuard<'_, ConnectionSlots> {
         // Nothing between two changes that belong together can panic.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)

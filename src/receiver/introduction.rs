@@ -20,6 +20,7 @@ use crate::receiver::peer::{Peer, actor, with_key};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal;
 use crate::receiver::refusal_log::Refusals;
+use crate::receiver::refusal_reason::RefusalReason;
 use crate::transport::connect::fresh_nonce;
 use crate::transport::stream::{ByteStream, buffered};
 use crate::transport::tls::{self, PeerCertificate, TlsFault};
@@ -88,7 +89,8 @@ pub(crate) async fn greet(
     let (stream, certificate) = match secure(server, stream).await {
         Ok(secured) => secured,
         Err(reason) => {
-            refusals.refused(address.ip(), &format!("{address}: {reason}"));
+            let text = format!("{address}: {reason}");
+            refusals.refused(address.ip(), RefusalReason::Handshake, &text);
             return None;
         }
     };
@@ -103,19 +105,16 @@ pub(crate) async fn greet(
             Some((hosted, peer, wire))
         }
         Err(Refused::InWords(refusal)) => {
-            refusals.refused_stranger(
-                address.ip(),
-                &who,
-                &format!("{address}{key}: {}", refusal.message),
-            );
+            let text = format!("{address}{key}: {}", refusal.message);
+            refusals.refused_whom(address.ip(), refusal.code.into(), &who, &text);
             // The peer may be gone; then there is nobody left to tell.
             let _ = introduction.send_answer(&Answer::Refused(refusal)).await;
             introduction.close().await;
             None
         }
         Err(Refused::Silently(reason)) => {
-            let reason = format!("{address}{key}: {reason}");
-            refusals.refused_stranger(address.ip(), &who, &reason);
+            let text = format!("{address}{key}: {reason}");
+            refusals.refused_whom(address.ip(), RefusalReason::Handshake, &who, &text);
             // Not by a reset: it would hide from the peer that this end hung up on purpose.
             introduction.close().await;
             None

@@ -133,7 +133,15 @@ impl Link {
         channel: u16,
         message: &Message,
     ) -> Result<(), ConnectionEnd> {
+        self.count_refusal(message);
         Ok(self.wire.send(channel, message).await?)
+    }
+
+    /// Counts what is about to be sent if it is a refusal.
+    pub(crate) fn count_refusal(&self, message: &Message) {
+        if let Message::Error(error) = message {
+            self.refusals.count(error.code.into());
+        }
     }
 
     /// Says no on a channel, and logs it.
@@ -240,6 +248,6 @@ impl Link {
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
         let (peer, audit) = (self.peer.audited(), &self.served.cluster.audit);
         self.refusals
-            .refused_whom(peer.address, &peer.who, &reason, audit);
+            .log(peer.address, &peer.who, &reason, audit);
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`server`] | accepts, drains, ends |
 //! | [`reload`] | reads the settings again |
+//! | [`monitored`] | what monitoring sees |
 //! | [`connection`] | the loop of one connection; passes each frame to its flow |
 //! | [`flows`] | push, partial, backup, fetch and control; none sees another |
 //! | [`link`] | what a flow may use of its connection |
@@ -18,7 +19,7 @@
 //! | [`process_settings`] | settings of the process that a reload may change |
 //! | [`admission`], [`connections`] | the slots of strangers and of known peers |
 //! | [`shares`], [`worker`] | threads, and each peer's share of them |
-//! | [`peer`], [`refusal`], [`refusal_log`] | the peer, and the messages of a refusal |
+//! | [`peer`], [`refusal`], [`refusal_log`], [`refusal_reason`] | the peer, and the messages of a refusal |
 
 pub(crate) mod admission;
 pub(crate) mod asking;
@@ -29,10 +30,12 @@ pub(crate) mod connections;
 pub(crate) mod flows;
 pub(crate) mod introduction;
 pub(crate) mod link;
+pub(crate) mod monitored;
 pub(crate) mod peer;
 pub(crate) mod process_settings;
 pub(crate) mod refusal;
 pub(crate) mod refusal_log;
+pub(crate) mod refusal_reason;
 pub(crate) mod reload;
 pub(crate) mod reports;
 pub(crate) mod server;

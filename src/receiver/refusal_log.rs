@@ -1,4 +1,4 @@
-//! Which refusals get a line in the log, so that a flood of strangers does not fill it.
+//! Which refusals get a line in the log, so that a flood of strangers does not fill it, and how many there were.
 //! Never hides that there were more: what is not said is counted, and the count is said later. Invariant: in
 //! any [`REFUSAL_LOG_INTERVAL`] there are at most [`REFUSAL_LOG_LINES_MAX`] lines.
 
@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
+use crate::metrics::Counter;
 use crate::receiver::peer::AuditedPeer;
+use crate::receiver::refusal_reason::RefusalReason;
 
 /// A refusal of one address is logged at most this often; the rest is counted.
 pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -19,9 +21,10 @@ const ADDRESSES_MAX: usize = 64;
 /// One for each address that is remembered, and that of the others.
 pub const REFUSAL_LOG_LINES_MAX: usize = ADDRESSES_MAX + 1;
 
-/// Logs refusals; one a receiver.
+/// Counts and logs refusals; one a receiver.
 pub(crate) struct Refusals {
     log: Mutex<RefusalLog>,
+    counts: [Counter; RefusalReason::ALL.len()],
     /// Where they are told of that belong to no cluster.
     audit: Arc<AuditLog>,
 }
@@ -29,33 +32,47 @@ pub(crate) struct Refusals {
 impl Refusals {
     /// Nobody was refused yet.
     pub(crate) fn new(audit: Arc<AuditLog>) -> Self {
-        let log = Mutex::default();
-        Refusals { log, audit }
+        Refusals {
+            log: Mutex::default(),
+            counts: Default::default(),
+            audit,
+        }
     }
 
-    /// Logs a refusal of somebody who is at this address, but not every one of a flood.
-    pub(crate) fn refused(&self, address: IpAddr, reason: &str) {
+    /// Counts and logs a refusal of somebody who is at this address, but does not log every one of a flood.
+    pub(crate) fn refused(&self, address: IpAddr, reason: RefusalReason, text: &str) {
         let who = Actor::Peer {
             name: None,
             key: None,
             address: address.to_string(),
         };
-        self.refused_whom(address, &who, reason, &self.audit);
+        self.refused_whom(address, reason, &who, text);
     }
 
     /// The same of somebody of whom more is known.
-    pub(crate) fn refused_stranger(&self, address: IpAddr, who: &Actor, reason: &str) {
-        self.refused_whom(address, who, reason, &self.audit);
-    }
-
-    /// The same, and tells of it where what belongs to a cluster is told.
     pub(crate) fn refused_whom(
         &self,
         address: IpAddr,
+        reason: RefusalReason,
         who: &Actor,
-        reason: &str,
-        audit: &AuditLog,
+        text: &str,
     ) {
+        self.count(reason);
+        self.log(address, who, text, &self.audit);
+    }
+
+    /// Counts a refusal that is told to a known peer.
+    pub(crate) fn count(&self, reason: RefusalReason) {
+        self.counts[reason as usize].add(1);
+    }
+
+    /// How many there were since the start, for each reason.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (RefusalReason, &Counter)> {
+        RefusalReason::ALL.iter().copied().zip(&self.counts)
+    }
+
+    /// Logs a refusal, and tells of it where what belongs to a cluster is told; not every one of a flood.
+    pub(crate) fn log(&self, address: IpAddr, who: &Actor, reason: &str, audit: &AuditLog) {
         let noted = lock(&self.log).note(address, Instant::now());
         let Some(more) = noted else { return };
         match more {

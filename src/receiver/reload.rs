@@ -14,8 +14,12 @@ use crate::receiver::clusters::Clusters;
 use crate::receiver::clusters::reading::cannot_change;
 use crate::receiver::process_settings::ProcessSettings;
 
-/// Reads everything again and puts it in force; a failure is a line in the log.
-pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clusters) {
+/// Reads everything again and puts it in force; a failure is a line in the log. Answers with what was read.
+pub(crate) fn reload(
+    config: &StandbyConfig,
+    options: &Options,
+    clusters: &Clusters,
+) -> Option<StandbyConfig> {
     daemon::tell_reloading();
     let loaded = config::load(&config.path, &options.overrides)
         .and_then(|fresh| fresh.into_standby("receiver"))
@@ -23,26 +27,29 @@ pub(crate) fn reload(config: &StandbyConfig, options: &Options, clusters: &Clust
         .and_then(|fresh| {
             let server = process_of(&fresh)?;
             let settings = ClusterSettings::load(&fresh, &server)?;
-            Ok((server, settings))
+            Ok((server, settings, fresh))
         });
-    match loaded {
-        Ok((server, settings)) => {
+    let fresh = match loaded {
+        Ok((server, settings, fresh)) => {
             clusters.set_process(server);
             for (_, hosted) in clusters.served() {
                 hosted.cluster.reconfigure(Arc::clone(&settings));
             }
             tracing::info!("settings and keys reloaded");
+            Some(fresh)
         }
         Err(error) => {
             tracing::error!("reload failed, the old settings remain in force: {error}");
             clusters.tell_reload_failed(&error);
+            None
         }
-    }
+    };
     clusters.reopen_audit_logs();
     if let Err(error) = output::reopen_logfile() {
         tracing::warn!("{error}");
     }
     daemon::tell_ready();
+    fresh
 }
 
 /// The settings of a process that serves this file alone.

@@ -29,8 +29,10 @@ use crate::receiver::clusters::folder::{ClusterFolder, FolderEvent};
 use crate::receiver::clusters::reading::{self, HostRead};
 use crate::receiver::clusters::{Clusters, HostedCluster};
 use crate::receiver::connections::{Connections, SlotClaim};
+use crate::receiver::monitored::{MonitoredReceiver, StandbyLook};
 use crate::receiver::process_settings::{ProcessSettings, Protection};
 use crate::receiver::refusal_log::Refusals;
+use crate::receiver::refusal_reason::RefusalReason;
 use crate::receiver::reload::{process_of, reload};
 use crate::receiver::{
     ACCEPT_BACKOFF, ACCEPT_QUEUE, DESCRIPTORS_PER_CLUSTER, DRAIN_DEADLINE, HANDSHAKE_DEADLINE,
@@ -52,6 +54,8 @@ struct Daemon {
     admission: Arc<Admission>,
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
+    /// How monitoring looks at a cluster.
+    look: StandbyLook,
     /// Cancelled once, when nothing more is to be begun for any cluster.
     stopping: CancellationToken,
     /// The tasks of connections, handshakes not counted.
@@ -63,6 +67,8 @@ enum ServedFiles<'a> {
     /// The one whose file is the process's too.
     Alone {
         config: &'a StandbyConfig,
+        /// Where metrics are served, as the file was read last.
+        metrics_listen: Vec<ListenAddress>,
         cluster: Arc<Cluster>,
     },
     /// Those of a host's folder.
@@ -70,7 +76,12 @@ enum ServedFiles<'a> {
 }
 
 /// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it, with the file of one cluster.
-pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readiness) -> Result<()> {
+pub(crate) fn run(
+    config: &StandbyConfig,
+    options: &Options,
+    readiness: Readiness,
+    look: StandbyLook,
+) -> Result<()> {
     let pidfile = config.receiver_pidfile();
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
@@ -91,7 +102,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let daemon = Daemon::new(process, admission::raise_descriptors());
+    let daemon = Daemon::new(process, admission::raise_descriptors(), look);
     let cluster = Arc::new(Cluster::open(
         config,
         settings,
@@ -107,7 +118,11 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
         tasks: TaskTracker::new(),
     };
     daemon.clusters.serve(&config.job_name, Arc::new(hosted));
-    let mut serving = ServedFiles::Alone { config, cluster };
+    let mut serving = ServedFiles::Alone {
+        config,
+        metrics_listen: config.metrics_listen.clone(),
+        cluster,
+    };
     let serve = serve(
         &config.listen,
         options,
@@ -123,7 +138,12 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, readiness: Readines
 }
 
 /// The same with the file of a host.
-pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readiness) -> Result<()> {
+pub(crate) fn run_host(
+    host: &HostConfig,
+    options: &Options,
+    readiness: Readiness,
+    look: StandbyLook,
+) -> Result<()> {
     let pidfile = host.receiver_pidfile();
     if let Some(control) = DaemonControl::asked_by(options) {
         return control_running(&pidfile, control, options);
@@ -141,7 +161,7 @@ pub(crate) fn run_host(host: &HostConfig, options: &Options, readiness: Readines
     // Before the pidfile names this process: whoever reads it there may send a signal.
     let notices = runtime.block_on(async { Notices::listen() })?;
     let _lock = PidFile::acquire(&pidfile)?;
-    let daemon = Daemon::new(Arc::clone(&read.process), descriptors_max);
+    let daemon = Daemon::new(Arc::clone(&read.process), descriptors_max, look);
     let ended = runtime.block_on(async {
         let table = (&daemon.clusters, &daemon.census, &daemon.stopping);
         let of_process = (clusters_max, patience);
@@ -194,7 +214,11 @@ fn event_loop(threads_max: usize) -> Result<tokio::runtime::Runtime> {
 }
 
 impl Daemon {
-    fn new(process: Arc<ProcessSettings>, descriptors_max: usize) -> Arc<Daemon> {
+    fn new(
+        process: Arc<ProcessSettings>,
+        descriptors_max: usize,
+        look: StandbyLook,
+    ) -> Arc<Daemon> {
         let clusters = Clusters::new(process);
         Arc::new(Daemon {
             refusals: Arc::new(Refusals::new(Arc::clone(&clusters.audit))),
@@ -202,6 +226,7 @@ impl Daemon {
             census: Arc::default(),
             admission: Admission::new(descriptors_max),
             connections: Arc::default(),
+            look,
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -232,8 +257,24 @@ impl ServedFiles<'_> {
 
     fn reload(&mut self, daemon: &Daemon, options: &Options) {
         match self {
-            ServedFiles::Alone { config, .. } => reload(config, options, &daemon.clusters),
+            ServedFiles::Alone {
+                config,
+                metrics_listen,
+                ..
+            } => {
+                if let Some(fresh) = reload(config, options, &daemon.clusters) {
+                    *metrics_listen = fresh.metrics_listen;
+                }
+            }
             ServedFiles::Folder(folder) => folder.reload(),
+        }
+    }
+
+    /// Where metrics are to be served.
+    fn metrics_listen(&self) -> &[ListenAddress] {
+        match self {
+            ServedFiles::Alone { metrics_listen, .. } => metrics_listen,
+            ServedFiles::Folder(folder) => folder.metrics_listen(),
         }
     }
 
@@ -271,6 +312,14 @@ async fn serve(
     readiness: Readiness,
 ) -> Result<()> {
     let listeners = listen(listen_on).await?;
+    let monitored = MonitoredReceiver {
+        clusters: Arc::clone(&daemon.clusters),
+        connections: Arc::clone(&daemon.connections),
+        refusals: Arc::clone(&daemon.refusals),
+        stopping: daemon.stopping.clone(),
+        overrides: options.overrides.clone(),
+    };
+    let mut metrics = monitored.serve(serving.metrics_listen(), daemon.look)?;
     serving.report_start(daemon, &addresses(&listeners));
     let mut aside: Vec<_> = listeners
         .into_iter()
@@ -284,10 +333,16 @@ async fn serve(
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
-                Notice::Reload => serving.reload(daemon, options),
+                Notice::Reload => {
+                    serving.reload(daemon, options);
+                    metrics.listen_on(serving.metrics_listen());
+                }
                 Notice::Drain => break,
             },
-            event = serving.next() => serving.handle(event),
+            event = serving.next() => {
+                serving.handle(event);
+                metrics.follow(serving.metrics_listen());
+            }
             () = daemon.census.none_left() => break,
             () = pulse.beat() => {}
         }
@@ -331,6 +386,7 @@ async fn accept(daemon: &Arc<Daemon>, listener: &TcpListener) {
                 // Out of descriptors or memory: the connection stays in the kernel's queue.
                 daemon.refusals.refused(
                     IpAddr::from([0, 0, 0, 0]),
+                    RefusalReason::Internal,
                     &format!("a connection: {error}"),
                 );
                 let pause = match daemon.admission.make_room() {
@@ -369,11 +425,13 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
         let refusal = tokio::select! {
             spoken = spoken => match spoken {
                 Ok(Ok(())) if arrival.speak() => None,
-                Ok(Ok(())) => Some("too many handshakes at once".to_owned()),
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
+                Ok(Ok(())) => Some((RefusalReason::Busy, "too many handshakes at once".to_owned())),
+                Ok(Err(error)) => Some((RefusalReason::Handshake, error.to_string())),
+                Err(_) => Some((RefusalReason::Silent, format!("no introduction within {HANDSHAKE_DEADLINE:?}"))),
             },
-            () = gives_way.cancelled() => Some("it sent nothing, and other peers connected".to_owned()),
+            () = gives_way.cancelled() => {
+                Some((RefusalReason::Silent, "it sent nothing, and other peers connected".to_owned()))
+            }
         };
         let stranger = SpeakingStranger {
             stream,
@@ -383,9 +441,10 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
             until,
         };
         match refusal {
-            Some(why) => daemon
-                .refusals
-                .refused(address.ip(), &format!("{address}: {why}")),
+            Some((reason, why)) => {
+                let text = format!("{address}: {why}");
+                daemon.refusals.refused(address.ip(), reason, &text);
+            }
             // A task of its own: one that waits for silence has no room for a connection.
             None => drop(tokio::spawn(welcome(daemon, process, stranger))),
         }
@@ -409,14 +468,13 @@ async fn welcome(daemon: Arc<Daemon>, process: Arc<ProcessSettings>, stranger: S
         gives_way,
         until,
     } = stranger;
-    let refused = |why: &str| {
-        daemon
-            .refusals
-            .refused(address.ip(), &format!("{address}: {why}"))
+    let refused = |reason: RefusalReason, why: &str| {
+        let text = format!("{address}: {why}");
+        daemon.refusals.refused(address.ip(), reason, &text);
     };
     // Answers are small and waited for.
     if let Err(error) = stream.set_nodelay(true) {
-        return refused(&error.to_string());
+        return refused(RefusalReason::Handshake, &error.to_string());
     }
     let greeting = introduction::greet(
         &daemon.clusters,
@@ -427,12 +485,15 @@ async fn welcome(daemon: Arc<Daemon>, process: Arc<ProcessSettings>, stranger: S
     );
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted,
-        () = gives_way.cancelled() => return refused("too many handshakes at once"),
+        () = gives_way.cancelled() => return refused(RefusalReason::Busy, "too many handshakes at once"),
     };
     let (hosted, peer, wire) = match greeted {
         Ok(Some(greeted)) => greeted,
         Ok(None) => return,
-        Err(_) => return refused(&format!("no introduction within {HANDSHAKE_DEADLINE:?}")),
+        Err(_) => {
+            let why = format!("no introduction within {HANDSHAKE_DEADLINE:?}");
+            return refused(RefusalReason::Silent, &why);
+        }
     };
     arrival.is_known();
     let claim = SlotClaim {
@@ -465,7 +526,8 @@ async fn turn_away(
     address: SocketAddr,
 ) {
     use walmgr_protocol::message::{Error, ErrorCode, Message};
-    refusals.refused(address.ip(), &format!("{address}: {text}"));
+    let told = format!("{address}: {text}");
+    refusals.refused(address.ip(), RefusalReason::Busy, &told);
     let error = Error::connection(
         ErrorCode::Busy,
         text,

@@ -35,6 +35,7 @@ pub(crate) mod start;
 pub(crate) mod status;
 mod too_low;
 mod verdict;
+mod verified;
 pub(crate) mod verify;
 pub(crate) mod xlock;
 pub(crate) mod xpartialsync;

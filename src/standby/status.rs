@@ -2,14 +2,16 @@
 //! Never needs the receiver or the master, and changes nothing. Invariant: how far the standby is behind
 //! is never claimed to be known here; the age of what arrived last is an upper bound.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use crate::config::StandbyConfig;
+use crate::config::{self, StandbyConfig};
 use crate::daemon;
 use crate::error::Result;
+use crate::metrics::Samples;
 use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::in_reach;
@@ -27,8 +29,9 @@ use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
 use crate::standby::sets;
 use crate::standby::standing;
+use crate::standby::verified;
 use crate::status::{
-    self, Facts, Here, KeepsAll, Lag, SetsLock, StandbyFacts, StreamFacts, Thresholds,
+    self, Facts, Here, KeepsAll, Lag, SetFigures, SetsLock, StandbyFacts, StreamFacts, Thresholds,
 };
 use crate::store::survey::survey;
 use crate::store::{
@@ -42,7 +45,16 @@ pub(crate) fn run(
     options: &Options,
     thresholds: &Thresholds,
 ) -> Result<()> {
-    status::finish(&facts(config), thresholds, options)
+    status::finish(&facts(config), &config.job_name, thresholds, options)
+}
+
+/// What can be found out with this file, for monitoring; nothing if it cannot be read.
+pub(crate) fn sampled(path: &Path, overrides: &[(String, String)]) -> Option<Samples> {
+    let loaded = config::load(path, overrides).and_then(|config| config.into_standby("status"));
+    let config = loaded
+        .inspect_err(|error| tracing::debug!("monitoring cannot look: {error}"))
+        .ok()?;
+    Some(status::samples(&facts(&config), &Thresholds::default()))
 }
 
 /// What can be found out here.
@@ -94,6 +106,8 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
             archive_cleaners: archive_cleaners::named(config),
             keeps_all: keeps_all(config),
+            sets: set_figures(config),
+            verified_s: verified::last_s(config),
             drill: drill::facts(config),
         }),
     }
@@ -107,6 +121,22 @@ fn locked(config: &StandbyConfig) -> Option<SetsLock> {
         age_s: status::seconds(now_ms - note.since_ms),
         holder: note.holder(),
     })
+}
+
+/// The sizes and durations of the sets, the newest first; none if they cannot be listed.
+fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
+    let listed = sets::open(config).ok().and_then(|sets| sets.list().ok());
+    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
+    let listed = listed.unwrap_or_default().into_iter();
+    let figures = listed.map(|entry| {
+        let details = entry.details(archive.as_ref());
+        SetFigures {
+            name: entry.name.to_string(),
+            size_bytes: details.size_bytes,
+            duration_s: details.duration_s,
+        }
+    });
+    figures.collect()
 }
 
 /// What is in the archive where nothing is ever removed from it.

@@ -16,6 +16,7 @@ use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output::{self, Waiting, escaped};
 use crate::standby::sets;
+use crate::standby::verified;
 use crate::store::sets::BackupSets;
 use crate::store::verify::finding::{SetWindow, VerifyFinding, VerifyReport, VerifyStep};
 use crate::store::verify::{VerifyRequest, extent, verify};
@@ -90,6 +91,11 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
     }
     if let Some(why) = &report.not_remembered {
         tracing::warn!("the next verify reads everything again: {why}");
+    } else if wanted.is_none()
+        && state(&report) == "ok"
+        && let Err(error) = verified::note(config)
+    {
+        tracing::warn!("monitoring does not hear of this verify: {error}");
     }
     match (report.critical_count, report.warning_count) {
         (0, 0) => Ok(()),

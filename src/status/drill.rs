@@ -50,7 +50,7 @@ impl DrillOutcome {
     }
 
     /// The time until the server was open, in milliseconds.
-    fn rto_ms(&self) -> Option<u64> {
+    pub(super) fn rto_ms(&self) -> Option<u64> {
         Some(self.copied_ms? + self.replayed_ms?)
     }
 

@@ -6,18 +6,21 @@ mod drill;
 mod judge;
 mod page;
 mod replay;
+mod sampled;
 mod thresholds;
 
 pub(crate) use drill::{DrillFacts, DrillOutcome};
 pub use judge::Code;
 pub(crate) use judge::{Finding, Level};
 pub(crate) use replay::{Hold, Replay, TooLow};
+pub(crate) use sampled::samples;
 pub(crate) use thresholds::Thresholds;
 
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::error::{CommandError, Kind, Result};
+use crate::metrics::{MetricsPage, textfile};
 use crate::options::Options;
 use crate::output;
 
@@ -199,12 +202,27 @@ pub(crate) struct StandbyFacts {
     pub changed_by_boot: Option<String>,
     /// The data directory of a server that a boot opened without coming to its end.
     pub unfinished_boot: Option<String>,
+    /// What is known of each backup set beside the overview.
+    pub sets: Vec<SetFigures>,
+    /// When `verify` last found everything good, in seconds since 1970.
+    pub verified_s: Option<i64>,
     /// How drills of backup sets ended.
     pub drill: DrillFacts,
     /// Commands of servers that remove WAL from the archive, a sentence each.
     pub archive_cleaners: Vec<String>,
     /// What is kept where nothing is ever removed.
     pub keeps_all: Option<KeepsAll>,
+}
+
+/// How large a backup set is, and how long it took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SetFigures {
+    /// Its name.
+    pub name: String,
+    /// The lengths of its files.
+    pub size_bytes: Option<u64>,
+    /// In seconds.
+    pub duration_s: Option<u64>,
 }
 
 /// An archive of `keep_backups = 0`.
@@ -261,8 +279,18 @@ pub(crate) fn value(facts: &Facts, thresholds: &Thresholds) -> serde_json::Value
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Prints it, and ends with the code that monitoring expects.
-pub(crate) fn finish(facts: &Facts, thresholds: &Thresholds, options: &Options) -> Result<()> {
+/// Prints it, writes the metrics of the cluster with this name if that is asked for, and ends with the code that
+/// monitoring expects.
+pub(crate) fn finish(
+    facts: &Facts,
+    name: &str,
+    thresholds: &Thresholds,
+    options: &Options,
+) -> Result<()> {
+    if let Some(path) = &thresholds.metrics {
+        let page = MetricsPage::of(name, samples(facts, thresholds).refreshed_now());
+        textfile::write(path, page)?;
+    }
     let findings = facts.findings(thresholds);
     let level = findings.first().map(|finding| finding.level);
     if options.json {

@@ -201,7 +201,7 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
 }
 
 /// The oldest set that leads to the end of what is held.
-fn window(overview: &Overview) -> Option<(&SetStanding, &SetReach)> {
+pub(super) fn window(overview: &Overview) -> Option<(&SetStanding, &SetReach)> {
     let (_, end) = overview.held?;
     let readable = overview.sets.iter().rev();
     let mut readable = readable.filter_map(|set| Some((set, set.reach.as_ref().ok()?)));

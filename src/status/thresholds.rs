@@ -1,6 +1,7 @@
-//! The arguments of `status`: from where on it warns and alarms.
+//! The arguments of `status`: from where on it warns and alarms, and where its numbers go.
 //! Never looks at anything. Invariant: an alarm never comes before its warning.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -19,6 +20,9 @@ pub(crate) struct Thresholds {
     /// All clusters of a host's file, or of its folder: a line each, the exit code of the worst
     #[arg(long)]
     pub all: bool,
+    /// Also write a page of metrics for node_exporter's textfile collector: a file such as walmgr.prom
+    #[arg(long, value_name = "FILE", conflicts_with = "all")]
+    pub metrics: Option<PathBuf>,
     /// Warn when more seconds of transactions than this would be lost; 60s on the master
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub warning_lag: Option<Duration>,

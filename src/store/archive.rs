@@ -27,6 +27,7 @@ use super::shared::{
     Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
     set_aside,
 };
+use crate::metrics::StoreMeter;
 use crate::wal::segment::Verify;
 
 /// Unless the settings say otherwise (`archive_ahead_max`).
@@ -236,6 +237,11 @@ impl Archive {
     /// Whether the disk can be trusted; after a failed sync it never is again.
     pub fn health(&self) -> Health {
         self.shared.monitor.health()
+    }
+
+    /// Counts there from here on.
+    pub(crate) fn count_in(&self, meter: Arc<StoreMeter>) {
+        self.shared.monitor.count_in(meter);
     }
 }
 

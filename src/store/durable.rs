@@ -209,7 +209,7 @@ impl Temporary {
             ..
         } = self;
         let folder = &name.folder;
-        if let Err(error) = folder.disk.sync_file(file.as_fd()) {
+        if let Err(error) = folder.monitor.timed(|| folder.disk.sync_file(file.as_fd())) {
             return Err(folder.sync_failure(&name.name, error));
         }
         if let Err(error) = folder.disk.close(file) {
@@ -303,7 +303,7 @@ impl Existing {
         let Some(file) = folder.open_file(&text)? else {
             return Ok(None);
         };
-        if let Err(error) = folder.disk.sync_file(file.as_fd()) {
+        if let Err(error) = folder.monitor.timed(|| folder.disk.sync_file(file.as_fd())) {
             return Err(folder.sync_failure(&text, error));
         }
         // Advice only: a kernel that ignores it still reads what it wrote.
@@ -378,7 +378,10 @@ impl Folder {
             return Ok(());
         }
         let covers = self.syncs_asked.load(Ordering::SeqCst);
-        if let Err(error) = self.disk.sync_directory(self.handle()) {
+        if let Err(error) = self
+            .monitor
+            .timed(|| self.disk.sync_directory(self.handle()))
+        {
             let error = self.failure("sync directory", "", error);
             self.monitor.sync_failed(&error);
             return Err(error);

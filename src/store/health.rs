@@ -1,9 +1,10 @@
 //! Whether the archive can still be trusted with new files.
 //! Never decides to exit; the daemon asks. Invariant: a failed sync is remembered for good.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::error::StoreError;
+use crate::metrics::StoreMeter;
 
 /// What the archive says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Health {
     Impaired {
         /// What the disk said.
         why: String,
+        /// Whether it said that it is full.
+        is_full: bool,
     },
     /// A sync failed. What the kernel reports from then on proves nothing, so everything is
     /// refused and the process has to be started anew.
@@ -23,13 +26,40 @@ pub enum Health {
     },
 }
 
-/// The memory behind [`Health`], shared by everything that writes.
+/// The memory behind [`Health`], shared by everything that writes, and what is counted of it.
 #[derive(Debug)]
-pub(super) struct Monitor(Mutex<Health>);
+pub(super) struct Monitor {
+    state: Mutex<Health>,
+    meter: OnceLock<Arc<StoreMeter>>,
+}
 
 impl Monitor {
     pub(super) const fn new() -> Self {
-        Monitor(Mutex::new(Health::Good))
+        Monitor {
+            state: Mutex::new(Health::Good),
+            meter: OnceLock::new(),
+        }
+    }
+
+    /// Counts there from here on.
+    pub(super) fn count_in(&self, meter: Arc<StoreMeter>) {
+        // Nobody has two.
+        let _ = self.meter.set(meter);
+    }
+
+    /// Does a sync, and counts how long it took.
+    pub(super) fn timed<T>(&self, sync: impl FnOnce() -> T) -> T {
+        match self.meter.get() {
+            Some(meter) => meter.syncs.time(sync),
+            None => sync(),
+        }
+    }
+
+    /// Counts records that were found good.
+    pub(super) fn checked(&self, records: u64) {
+        if let Some(meter) = self.meter.get() {
+            meter.records_checked.add(records);
+        }
     }
 
     pub(super) fn health(&self) -> Health {
@@ -64,7 +94,8 @@ impl Monitor {
             ) = &result
         {
             let why = error.to_string();
-            *state = Health::Impaired { why };
+            let is_full = matches!(error, StoreError::NoSpace { .. });
+            *state = Health::Impaired { why, is_full };
         }
         drop(state);
         result
@@ -83,6 +114,6 @@ impl Monitor {
 
     fn state(&self) -> MutexGuard<'_, Health> {
         // Each change is one assignment, so a panic elsewhere cannot have left half of one.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -133,9 +133,11 @@ impl Incoming {
         expect_same(name, "length", len, temporary.written_bytes())?;
         expect_same(name, "length", self.len, len)?;
         expect_same(name, "CRC-32", crc32.into(), temporary.crc32().into())?;
-        let (_, scanner) = check
+        let (summary, scanner) = check
             .finish_at_end()
             .map_err(|fault| StoreError::of_fault(name, &fault))?;
+        let records = summary.wal.map_or(0, |wal| wal.records);
+        self.shared.monitor.checked(records);
         let checked = CheckedFile {
             name,
             verify: self.verify,

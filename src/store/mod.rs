@@ -134,3 +134,4 @@ pub use real_disk::RealDisk;
 pub(crate) use route::Route;
 pub(crate) use shared::StoredUnderName;
 pub use shared::{Archive, ArchiveFolders};
+pub(crate) use verify::note::VERIFIED_NAME;

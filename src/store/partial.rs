@@ -369,6 +369,7 @@ impl PartialStream {
         }
         freeze::refuse(&shared.partial, segment.timeline())?;
         let boundaries = open.position.walk(bytes, end)?;
+        shared.monitor.checked(boundaries.len() as u64);
         if let SegmentState::New = open.state {
             open.make_file(&shared, size)?;
         }

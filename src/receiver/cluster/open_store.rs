@@ -130,7 +130,7 @@ impl OpenStore {
     pub(crate) fn trouble(&self) -> String {
         match self.health() {
             Health::Good => String::new(),
-            Health::Impaired { why } => why,
+            Health::Impaired { why, .. } => why,
             Health::SyncFailed { why } => format!("a sync failed: {why}"),
         }
     }

@@ -23,7 +23,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, Span};
 use walmgr_protocol::message::ErrorCode;
 
-use crate::config::{HostConfig, StandbyConfig, WantedInForce, WantedPaths};
+use crate::config::{HostConfig, ListenAddress, StandbyConfig, WantedInForce, WantedPaths};
 use crate::daemon::{self, PidFile, UnservedClusters};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -214,6 +214,11 @@ impl ClusterFolder {
         daemon::tell_ready();
         self.tell_status();
         self.read_if_due();
+    }
+
+    /// Where metrics are to be served, as the host's file was read last.
+    pub(crate) fn metrics_listen(&self) -> &[ListenAddress] {
+        &self.host.metrics_listen
     }
 
     /// Reads everything again, behind what is being read.

@@ -34,7 +34,7 @@ pub(crate) async fn serve(
 ) {
     let served = match cluster.store() {
         Ok(store) => ServedCluster { cluster, store },
-        Err(retired) => return hang_up(wire, retired).await,
+        Err(retired) => return hang_up(wire, &Message::Error(retired)).await,
     };
     let (reports, inbox) = mpsc::unbounded_channel();
     let mut connection = ServedConnection {
@@ -64,15 +64,16 @@ pub(crate) async fn serve(
                 ErrorCode::ShuttingDown => tracing::debug!("{}: {}", link.peer, error.message),
                 _ => link.log_refusal(&error),
             }
-            hang_up(link.wire, error).await;
+            let message = Message::Error(error);
+            link.count_refusal(&message);
+            hang_up(link.wire, &message).await;
         }
     }
 }
 
-async fn hang_up(mut wire: Wire, error: Error) {
+async fn hang_up(mut wire: Wire, message: &Message) {
     // It may be gone, or not reading.
-    let message = Message::Error(error);
-    let telling = wire.send(0, &message);
+    let telling = wire.send(0, message);
     let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
     wire.close().await;
 }

@@ -99,7 +99,7 @@ impl Folder {
         end: Lsn,
     ) -> Result<DurableRecords, StoreError> {
         self.monitor.check()?;
-        (self.disk.sync_bytes(file))
+        (self.monitor.timed(|| self.disk.sync_bytes(file)))
             .map_err(|error| self.lost(file, &segment.to_string(), error))?;
         self.ensure_in_place()?;
         Ok(DurableRecords { segment, end })
@@ -112,7 +112,8 @@ impl Folder {
         name: &str,
     ) -> Result<(), StoreError> {
         self.monitor.check()?;
-        (self.disk.sync_file(file)).map_err(|error| self.lost(file, name, error))
+        (self.monitor.timed(|| self.disk.sync_file(file)))
+            .map_err(|error| self.lost(file, name, error))
     }
 
     /// A failed sync of a file that is read again. What it has lost stands in the kernel's copy as if the disk had it,

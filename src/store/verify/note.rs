@@ -7,6 +7,7 @@
 //! lock                            flock of the `verify` that runs; its text, a process id, is for people
 //! wal                             the finished files of the archive
 //! set.INODE                       the files of the set whose directory has this inode
+//! good                            when the whole archive was last found good, for monitoring (`standby::verified`)
 //! damaged, damaged.sets           what was found damaged, as in `.rounds` and `.rounds.sets` (see `rounds`)
 //! ```
 //!

@@ -104,6 +104,7 @@ impl RecordStream {
             self.failed = done.is_err();
             let work = match &done {
                 Ok(Some(RecordReport::Durable(records))) => {
+                    self.served.cluster.meter.wal_is_durable();
                     if let Some((_, lock)) = &self.begun {
                         lock.shipped(records.segment());
                     }
@@ -212,6 +213,8 @@ impl RecordStream {
         let raw = (self.unpacker)
             .unpack(&append.bytes, append.raw_bytes, append.zstd)
             .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
+        let meter = &self.served.cluster.meter;
+        meter.received(raw.len(), append.bytes.len());
         let (stream, _) = self.begun.as_mut().ok_or_else(not_begun)?;
         stream.append(append.offset, append.end, raw).map_err(of)
     }

@@ -2,6 +2,8 @@
 //! Never talks to the socket. Invariant: what it wrote of a file that was not sealed is removed
 //! when it ends, however it ends.
 
+use std::time::Instant;
+
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
@@ -83,6 +85,7 @@ fn attempt(
     mut jobs: mpsc::Receiver<UploadJob>,
     report: &dyn Fn(UploadReport) -> bool,
 ) -> Result<Option<UploadReport>, Error> {
+    let (begun, meter) = (Instant::now(), &served.cluster.meter);
     let of = |error: StoreError| refusal::of(&error);
     let verify = verify(served, offer);
     match (served.store.archive)
@@ -128,6 +131,7 @@ fn attempt(
                 let raw = unpacker
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
+                meter.received(raw.len(), data.bytes.len());
                 if data.offset == 0 {
                     target.restart(served, &source).map_err(of)?;
                 }
@@ -136,7 +140,9 @@ fn attempt(
             Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(served, target, offer, digest).map_err(of)?;
                 settle_partial(served, offer);
-                if matches!(sealed, UploadReport::Sealed(Sealed::Durable(_))) {
+                if let UploadReport::Sealed(Sealed::Durable(_)) = sealed {
+                    meter.stored(begun.elapsed());
+                    meter.wal_is_durable();
                     declare(served, offer, by, may_fail_over).map_err(of)?;
                 }
                 return Ok(Some(sealed));

@@ -1,0 +1,67 @@
+//! Which room may look into which.
+//! Never says why; CONTRIBUTING.md does. Invariant: nobody names a room above its own.
+
+/// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
+/// The order is the order of the arrows: nobody names a room above its own.
+#[rustfmt::skip]
+pub(super) const ARROWS: [(&str, &[&str]); 26] = [
+    ("main", &["abnormal", "cli", "memory", "output"]),
+    (
+        "cli",
+        &[
+            "abnormal", "audit", "cleanup", "config", "daemon", "files", "identity", "master",
+            "options", "output", "receiver", "standby", "status", "protocol",
+        ],
+    ),
+    (
+        "master",
+        &[
+            "cleanup", "config", "daemon", "files", "identity", "metrics", "options", "output", "pg",
+            "rate_limit", "shell", "status", "tar", "transport", "wal", "protocol",
+        ],
+    ),
+    (
+        "standby",
+        &[
+            "abnormal", "audit", "cleanup", "config", "daemon", "files", "identity", "metrics", "options",
+            "output", "patience", "pg", "rate_limit", "shell", "status", "store", "transport",
+            "wal", "protocol",
+        ],
+    ),
+    (
+        "receiver",
+        &[
+            "abnormal", "audit", "config", "daemon", "files", "metrics", "options", "output", "patience",
+            "pg", "rate_limit", "shell", "store", "tar", "transport", "wal", "protocol",
+        ],
+    ),
+    (
+        "cleanup",
+        &["config", "files", "options", "output", "pg", "transport"],
+    ),
+    ("identity", &["config", "options", "output", "transport"]),
+    ("status", &["config", "metrics", "options", "output", "protocol"]),
+    ("transport", &["config", "files", "wal", "protocol"]),
+    (
+        "store",
+        &[
+            "config", "files", "metrics", "pg", "tar", "wal", "protocol",
+        ],
+    ),
+    ("pg", &["config", "files", "options", "wal", "protocol"]),
+    ("tar", &["protocol"]),
+    ("wal", &["protocol"]),
+    ("metrics", &["config", "files", "patience"]),
+    ("config", &["files", "patience", "protocol"]),
+    ("daemon", &["files", "options", "output"]),
+    ("output", &["memory", "options", "protocol"]),
+    ("abnormal", &["memory", "output"]),
+    ("audit", &["files"]),
+    ("files", &[]),
+    ("patience", &[]),
+    ("rate_limit", &[]),
+    ("shell", &["output"]),
+    ("options", &["protocol"]),
+    ("memory", &[]),
+    ("error", &[]),
+];
