@@ -267,4 +267,12 @@ fn fault_178_status_writes_a_textfile_in_one_step() {
     let before = std::fs::read(&ini).unwrap();
     site.standby_command(&["status", "--metrics", &ini]).fail(2);
     assert_eq!(std::fs::read(&ini).unwrap(), before);
+    let link = site.home().path().join("link.prom");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for foreign in [link.as_path(), site.home().path()] {
+        let foreign = foreign.to_str().unwrap();
+        site.standby_command(&["status", "--metrics", foreign])
+            .fail(2);
+    }
+    assert!(link.is_symlink());
 }

@@ -247,7 +247,6 @@ impl Link {
         let key = with_key(self.peer.certificate.as_ref());
         let reason = format!("{}{key}: {}", self.peer, refusal.message);
         let (peer, audit) = (self.peer.audited(), &self.served.cluster.audit);
-        self.refusals
-            .log(peer.address, &peer.who, &reason, audit);
+        self.refusals.log(peer.address, &peer.who, &reason, audit);
     }
 }
