@@ -35,4 +35,4 @@ for package in "$directory/package"/*.deb; do
 done
 rm -r "$directory/package"
 echo "$wanted" >"$directory/complete"
-"$directory/venv/bin/patroni" --version
+"$directory/venv/bin/patroni" --version || skip "it does not run here"
