@@ -5,6 +5,7 @@
 mod arrows;
 mod circles;
 mod faults;
+mod finished_files;
 mod names;
 mod source;
 mod whole_files;
@@ -118,6 +119,11 @@ fn only_the_durable_files_sync_and_rename() {
 #[test]
 fn whole_files_are_read_in_one_place() {
     check(whole_files::in_one_place);
+}
+
+#[test]
+fn finished_files_have_one_reader() {
+    check(finished_files::have_one_reader);
 }
 
 #[test]

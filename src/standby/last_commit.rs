@@ -85,23 +85,26 @@ impl Replayed<'_> {
         let offset_bytes = lsn.0 % self.size.bytes();
         let left = usize::try_from(self.size.bytes() - offset_bytes).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);
-        match self.open(lsn)? {
+        let stored = (self.archive).find(WalFileName::Segment(self.replayed(lsn)));
+        if let Some(stored) = stored.map_err(io::Error::other)? {
+            return stored.read_at(&mut buffer[..wanted], offset_bytes);
+        }
+        match self.open_own(lsn)? {
             Some(file) => file.read_at(&mut buffer[..wanted], offset_bytes),
             None => Ok(0),
         }
     }
 
-    /// The segment that a byte was replayed from. The new timeline's first segment is a copy of
+    /// The segment that a byte was replayed from.
+    fn replayed(&self, lsn: Lsn) -> SegmentName {
+        SegmentName::containing(self.history.timeline_at(lsn), lsn, self.size)
+    }
+
+    /// The server's own segment with this byte. The new timeline's first segment is a copy of
     /// what the old one's last had, for a server that did not get that one from the archive.
-    fn open(&self, lsn: Lsn) -> io::Result<Option<File>> {
-        let newest = self.history.timeline();
-        let of = |timeline| SegmentName::containing(timeline, lsn, self.size);
-        let replayed = of(self.history.timeline_at(lsn));
-        let stored = self.archive.find(WalFileName::Segment(replayed));
-        if let Some(stored) = stored.map_err(io::Error::other)? {
-            return Ok(Some(stored.into_file()));
-        }
-        for name in [replayed, of(newest)] {
+    fn open_own(&self, lsn: Lsn) -> io::Result<Option<File>> {
+        let newest = SegmentName::containing(self.history.timeline(), lsn, self.size);
+        for name in [self.replayed(lsn), newest] {
             match files::open_at_once(self.pg_wal.join(name.to_string())) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => return other.map(Some),

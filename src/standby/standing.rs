@@ -23,7 +23,7 @@ use crate::standby::own_server;
 use crate::standby::sets;
 use crate::standby::too_low::Demanded;
 use crate::status::{Hold, Replay};
-use crate::store::{ArchiveReader, RealDisk, SegmentBefore};
+use crate::store::{ArchiveReader, RealDisk, SegmentBefore, Stored};
 use crate::wal::commit::{TIME_BYTES_MAX, commit_time_us, is_commit};
 use crate::wal::obstacle::Demands;
 use crate::wal::record::read_record;
@@ -279,7 +279,7 @@ impl Ahead<'_> {
                 break;
             }
             let stands = self.names(lsn).next()?;
-            if self.open(lsn, true).ok()?.is_none() {
+            if self.finished(lsn).ok()?.is_none() {
                 let partial = self.config.partial_wals.join(stands.to_string());
                 return Some(match partial.exists() {
                     true => Hold::InProgress(stands),
@@ -335,23 +335,28 @@ impl Ahead<'_> {
         let offset_bytes = lsn.0 % self.size.bytes();
         let left = usize::try_from(self.size.bytes() - offset_bytes).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);
-        match self.open(lsn, false)? {
+        if let Some(stored) = self.finished(lsn)? {
+            return stored.read_at(&mut buffer[..wanted], offset_bytes);
+        }
+        match self.in_progress(lsn)? {
             Some(file) => file.read_at(&mut buffer[..wanted], offset_bytes),
             None => Ok(0),
         }
     }
 
-    /// The segment with this byte, finished or else in progress.
-    fn open(&self, lsn: Lsn, finished_only: bool) -> io::Result<Option<File>> {
+    /// The finished segment with this byte.
+    fn finished(&self, lsn: Lsn) -> io::Result<Option<Stored>> {
         for name in self.names(lsn) {
             let stored = self.archive.find(WalFileName::Segment(name));
             if let Some(stored) = stored.map_err(io::Error::other)? {
-                return Ok(Some(stored.into_file()));
+                return Ok(Some(stored));
             }
         }
-        if finished_only {
-            return Ok(None);
-        }
+        Ok(None)
+    }
+
+    /// The segment in progress with this byte.
+    fn in_progress(&self, lsn: Lsn) -> io::Result<Option<File>> {
         for name in self.names(lsn) {
             match files::open_at_once(self.config.partial_wals.join(name.to_string())) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
@@ -153,14 +153,14 @@ fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
         })
         .collect();
     // In the order of their names, a first one of each timeline: archives have few.
-    let path = config.completed_wals.join(segments.first()?.to_string());
-    let stored = path.metadata().and_then(|found| found.modified()).ok()?;
-    let age = SystemTime::now().duration_since(stored).unwrap_or_default();
-    let count = segments.len() as u64;
+    let stat = |name: &SegmentName| archive.stat(WalFileName::Segment(*name)).ok()?;
+    let stored_ns = u64::try_from(stat(segments.first()?)?.modified_ns).ok()?;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let age = since_1970.saturating_sub(Duration::from_nanos(stored_ns));
     Some(KeepsAll {
         is_set: config.keep_backups_is_set,
-        segments: count,
-        bytes: count.saturating_mul(archive.binding().segment_size.bytes()),
+        segments: segments.len() as u64,
+        bytes: segments.iter().filter_map(stat).map(|stat| stat.len).sum(),
         oldest_age: age.as_secs_f64(),
     })
 }

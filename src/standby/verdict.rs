@@ -6,8 +6,6 @@
 //! record: one that only begins there is in nobody's hands yet. A finished one that is damaged
 //! counts to its last byte, as all of it was acknowledged.
 
-use std::io::Read;
-
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use crate::error::{CommandError, Kind, Result};
@@ -16,8 +14,6 @@ use crate::store::{ArchiveReader, Damage, PartialEnd, Route, StoreError};
 use crate::wal::history::History;
 use crate::wal::scan::Scanner;
 use crate::wal::through::Through;
-
-const PIECE_BYTES: usize = 1 << 20;
 
 /// What a server has to open with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,13 +182,8 @@ fn finished_end(
         .of_major(binding.postgres_major)
         .up_to_timeline(segment.timeline());
     let mut through = Through::new(scanner, segment, size);
-    let (mut file, mut buffer) = (stored.into_file(), vec![0; PIECE_BYTES]);
-    loop {
-        let read_bytes = file.read(&mut buffer)?;
-        if read_bytes == 0 || !through.update(&buffer[..read_bytes]) {
-            break;
-        }
-    }
+    let read = stored.read_unchecked(|piece| through.update(piece));
+    read.map_err(std::io::Error::other)?;
     let end = through.records_end();
     let needed = line.led_to(segment, segment_end).unwrap_or(segment_end);
     if through.is_broken() && end < needed {

@@ -220,12 +220,11 @@ impl Shared {
         {
             return Ok(false);
         }
-        let text = segment.to_string();
-        let Some(file) = completed.open_file(&text)? else {
+        let Some(file) = completed.open_finished(&segment.to_string())? else {
             return Ok(false);
         };
         let verdict = joints.check(segment, Some(&self.carried), |each| {
-            completed.read_pages(file.as_fd(), &text, 0, each)
+            completed.read_finished_pages(&file, 0, each)
         })?;
         Ok(matches!(
             verdict,
@@ -272,14 +271,19 @@ impl Shared {
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => return Ok(true),
         };
         let text = segment.to_string();
-        for folder in [&self.completed, &self.partial] {
-            if let Some(file) = folder.open_file(&text)? {
-                let verdict = joints.check(segment, None, |each| {
-                    folder.read_pages(file.as_fd(), &text, 0, each)
-                })?;
-                return Ok(!matches!(verdict, JointVerdict::Unjoined(..)));
-            }
-        }
-        Ok(true)
+        let (completed, partial) = (&self.completed, &self.partial);
+        let verdict = if let Some(file) = completed.open_finished(&text)? {
+            let read =
+                |each: &mut dyn FnMut(&[u8]) -> bool| completed.read_finished_pages(&file, 0, each);
+            joints.check(segment, None, read)?
+        } else if let Some(file) = partial.open_file(&text)? {
+            let read = |each: &mut dyn FnMut(&[u8]) -> bool| {
+                partial.read_pages(file.as_fd(), &text, 0, each)
+            };
+            joints.check(segment, None, read)?
+        } else {
+            return Ok(true);
+        };
+        Ok(!matches!(verdict, JointVerdict::Unjoined(..)))
     }
 }

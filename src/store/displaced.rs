@@ -14,7 +14,6 @@
 //! has looked: nothing is written over to make room for what may be forged.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,11 +79,11 @@ impl Shared {
 
 /// Length and CRC-32 of a file; `None` where there is none.
 fn digest_of(folder: &Folder, text: &str) -> Result<Option<(u64, u32)>, StoreError> {
-    let Some(file) = folder.open_file(text)? else {
+    let Some(file) = folder.open_finished(text)? else {
         return Ok(None);
     };
     let (mut len, mut crc) = (0, crc32fast::Hasher::new());
-    folder.read_through(file.as_fd(), text, |piece| {
+    folder.read_finished(&file, |piece| {
         len += piece.len() as u64;
         crc.update(piece);
         true

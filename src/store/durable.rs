@@ -30,6 +30,7 @@ use walmgr_protocol::session::push::ProofOfDurability;
 
 use super::disk::Disk;
 use super::error::StoreError;
+use super::finished::FinishedFile;
 use super::folder::{Folder, TEMPORARY_PREFIX, random_suffix};
 use super::tree::Node;
 use crate::files;
@@ -283,7 +284,7 @@ impl Drop for TemporaryName {
 pub(super) struct Existing {
     folder: Arc<Folder>,
     name: WalFileName,
-    file: OwnedFd,
+    file: FinishedFile,
 }
 
 /// The length and the checksum of an [`Existing`] file, read from its first byte to its last.
@@ -300,14 +301,17 @@ impl Existing {
         name: WalFileName,
     ) -> Result<Option<Self>, StoreError> {
         let text = name.to_string();
-        let Some(file) = folder.open_file(&text)? else {
+        let Some(file) = folder.open_finished(&text)? else {
             return Ok(None);
         };
-        if let Err(error) = folder.monitor.timed(|| folder.disk.sync_file(file.as_fd())) {
+        if let Err(error) = folder
+            .monitor
+            .timed(|| folder.disk.sync_file(file.handle()))
+        {
             return Err(folder.sync_failure(&text, error));
         }
         // Advice only: a kernel that ignores it still reads what it wrote.
-        let _ = folder.disk.forget_cache(file.as_fd());
+        let _ = folder.disk.forget_cache(file.handle());
         Ok(Some(Existing {
             folder: Arc::clone(folder),
             name,
@@ -319,14 +323,12 @@ impl Existing {
     pub(super) fn read(self, mut each: impl FnMut(&[u8])) -> Result<ExistingContent, StoreError> {
         let mut crc32 = crc32fast::Hasher::new();
         let mut len = 0;
-        let text = self.name.to_string();
-        self.folder
-            .read_through(self.file.as_fd(), &text, |bytes| {
-                crc32.update(bytes);
-                len += bytes.len() as u64;
-                each(bytes);
-                true
-            })?;
+        self.folder.read_finished(&self.file, |bytes| {
+            crc32.update(bytes);
+            len += bytes.len() as u64;
+            each(bytes);
+            true
+        })?;
         Ok(ExistingContent {
             existing: self,
             len,
@@ -343,8 +345,8 @@ impl ExistingContent {
 
     /// Shows its content from its first byte on until `each` has seen enough.
     pub(super) fn read_pages(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
-        let Existing { folder, name, file } = &self.existing;
-        folder.read_pages(file.as_fd(), &name.to_string(), 0, each)
+        let Existing { folder, file, .. } = &self.existing;
+        folder.read_finished_pages(file, 0, each)
     }
 
     /// Syncs the directory entry too, which completes the proof.

@@ -7,7 +7,6 @@
 //! over the boundary. A receiver that stored it a moment ago still has that scanner.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
@@ -129,13 +128,12 @@ impl Joints<'_> {
         let Some(next) = segment.next(self.binding.segment_size) else {
             return Ok(nothing());
         };
-        let text = next.to_string();
-        let walked = self.completed.open_file(&text).and_then(|file| {
+        let walked = (self.completed.open_finished(&next.to_string())).and_then(|file| {
             let Some(file) = file else {
                 return Ok(nothing());
             };
             self.walk(scanner.clone(), next, next, |each| {
-                self.completed.read_pages(file.as_fd(), &text, 0, each)
+                self.completed.read_finished_pages(&file, 0, each)
             })
         });
         match walked {
@@ -202,14 +200,13 @@ impl Joints<'_> {
         let Some(kept) = self.checksums.read(WalFileName::Segment(segment)) else {
             return Ok(None);
         };
-        let text = segment.to_string();
-        let file = match self.completed.open_file(&text) {
+        let file = match self.completed.open_finished(&segment.to_string()) {
             Ok(Some(file)) => file,
             Ok(None) | Err(StoreError::Disk { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
         let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
-        self.completed.read_through(file.as_fd(), &text, |piece| {
+        self.completed.read_finished(&file, |piece| {
             crc.update(piece);
             len += piece.len() as u64;
             true
@@ -351,15 +348,12 @@ impl Joints<'_> {
     ) -> Result<WalkEnd, StoreError> {
         let size = self.binding.segment_size;
         let start = segment.start(size).unwrap_or_default();
-        let text = segment.to_string();
-        let Some(file) = self.completed.open_file(&text)? else {
+        let Some(file) = self.completed.open_finished(&segment.to_string())? else {
             return Ok(WalkEnd::Broken);
         };
         let mut through = Through::new(scanner, segment, size);
         let from_bytes = from.0.saturating_sub(start.0);
-        (self.completed).read_pages(file.as_fd(), &text, from_bytes, |piece| {
-            through.update(piece)
-        })?;
+        (self.completed).read_finished_pages(&file, from_bytes, |piece| through.update(piece))?;
         Ok(match through.finish() {
             Reached::Next(scanner) => WalkEnd::Walked(scanner),
             Reached::Inside(scanner) => WalkEnd::Inside(Some(scanner)),

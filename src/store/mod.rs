@@ -74,6 +74,7 @@ pub(crate) mod displaced;
 pub(crate) mod durable;
 pub(crate) mod error;
 mod failover;
+mod finished;
 mod folder;
 pub(crate) mod fuzzing;
 pub(crate) mod health;

@@ -32,7 +32,6 @@
 //! segments first, and what it leaves of their notes is of the same kind. A note that is torn or
 //! flipped is not believed: the segment itself is read instead.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalSegmentSize};
@@ -105,12 +104,11 @@ pub(super) fn walk(
     let end = Lsn(start.0.saturating_add(size.bytes()));
     let mut next = Some(segment);
     while let Some(name) = next.take() {
-        let text = name.to_string();
-        let Some(file) = completed.open_file(&text)? else {
+        let Some(file) = completed.open_finished(&name.to_string())? else {
             break;
         };
         let mut goes_on = true;
-        completed.read_pages(file.as_fd(), &text, 0, |piece| {
+        completed.read_finished_pages(&file, 0, |piece| {
             let mut rest = piece;
             goes_on = loop {
                 match scanner.advance(&mut rest) {

@@ -4,7 +4,7 @@
 //! acknowledged, and goes on with the segment before it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,8 +15,9 @@ use super::apart_notes::{self, ApartNote};
 use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
-use super::disk::Disk;
+use super::disk::{Disk, FileStat};
 use super::error::StoreError;
+use super::finished::FinishedFile;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
@@ -41,7 +42,7 @@ pub struct Stored {
     checksums: Arc<Checksums>,
     binding: Binding,
     name: WalFileName,
-    file: OwnedFd,
+    file: FinishedFile,
 }
 
 /// What a file turned out to be that was looked at by itself.
@@ -115,7 +116,7 @@ impl ArchiveReader {
 
     /// Opens a file, or says `None` when there is none of this name.
     pub fn find(&self, name: WalFileName) -> Result<Option<Stored>, StoreError> {
-        let file = self.completed.open_file(&name.to_string())?;
+        let file = self.completed.open_finished(&name.to_string())?;
         Ok(file.map(|file| Stored {
             folder: Arc::clone(&self.completed),
             checksums: Arc::clone(&self.checksums),
@@ -123,6 +124,11 @@ impl ArchiveReader {
             name,
             file,
         }))
+    }
+
+    /// What the disk says of a finished file.
+    pub fn stat(&self, name: WalFileName) -> Result<Option<FileStat>, StoreError> {
+        self.completed.stat_at(&name.to_string())
     }
 
     /// Who brought a finished file, if that was kept.
@@ -347,8 +353,7 @@ impl Stored {
         let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
         let mut fault = None;
         let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
-        let name = self.name.to_string();
-        (self.folder).read_through(self.file.as_fd(), &name, |bytes| {
+        self.folder.read_finished(&self.file, |bytes| {
             crc.update(bytes);
             len += bytes.len() as u64;
             fault = check.update(bytes).err();
@@ -380,9 +385,8 @@ impl Stored {
             binding: self.binding,
             verify: Verify::Records,
         };
-        let text = self.name.to_string();
         let verdict = joints.check(segment, None, |each| {
-            self.folder.read_pages(self.file.as_fd(), &text, 0, each)
+            self.folder.read_finished_pages(&self.file, 0, each)
         })?;
         let (before, why) = match verdict {
             JointVerdict::Unjoined(before, why) => (before, why),
@@ -398,9 +402,16 @@ impl Stored {
         Err(StoreError::Damaged { name, why })
     }
 
-    /// The bare file, for a caller that has it checked already or checks it itself.
-    pub fn into_file(self) -> std::fs::File {
-        self.file.into()
+    /// Hands its bytes to `each` until that has seen enough, for a caller that has them checked already or checks
+    /// them itself.
+    pub fn read_unchecked(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
+        self.folder.read_finished(&self.file, each)
+    }
+
+    /// Fills as much of a buffer from an offset on as there is, unchecked; 0 at the end.
+    pub fn read_at(&self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<usize> {
+        let read = (self.folder).read_finished_at(&self.file, buffer, offset_bytes);
+        read.map_err(io::Error::other)
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
@@ -278,9 +277,7 @@ impl<'a> Route<'a> {
         };
         let stored = self.archive.find(WalFileName::Segment(segment));
         match stored.map_err(io::Error::other)? {
-            Some(stored) => stored
-                .into_file()
-                .read_at(&mut buffer[..wanted], offset_bytes),
+            Some(stored) => stored.read_at(&mut buffer[..wanted], offset_bytes),
             None => Ok(0),
         }
     }

@@ -2,7 +2,6 @@
 //! Never leaves the name to nobody, and never writes over what has the second one. Invariant: a crash leaves the
 //! old file, the old one under both names, or what was wanted.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use walmgr_protocol::names::WalFileName;
@@ -37,10 +36,10 @@ impl Folder {
     ) -> Result<(), StoreError> {
         self.ensure_in_place()?;
         let taken = |kind: std::io::ErrorKind| self.failure("set aside as", kept, kind.into());
-        let Some(stored) = self.open_file(to)? else {
+        let Some(stored) = self.open_finished(to)? else {
             return Err(self.failure("set aside", to, std::io::ErrorKind::NotFound.into()));
         };
-        if !self.keep_as(stored.as_fd(), to, kept)? {
+        if !self.keep_as(stored.handle(), to, kept)? {
             return Err(taken(std::io::ErrorKind::AlreadyExists));
         }
         (self.disk.rename_over(self.handle(), from, to))
