@@ -121,6 +121,18 @@ check_contents() {
     done
 }
 
+# The debugger finds them by the number of the build, below the folder where it looks.
+check_symbols() {
+    [[ $profile == release ]] || { echo 'SKIP: only a release has its symbols packed'; return; }
+    local build symbols
+    build=$(readelf -n "$scratch/root/usr/bin/walmgr" | sed -n 's/ *Build ID: //p')
+    dpkg-deb -x target/debian/walmgr-dbgsym_*.ddeb "$scratch/dbgsym"
+    symbols=$scratch/dbgsym/usr/lib/debug/.build-id/${build:0:2}/${build:2}.debug
+    [[ -n $build && -f $symbols ]] || fail "walmgr-dbgsym has no symbols of build $build: $(find "$scratch/dbgsym" -type f)"
+    readelf -SW "$symbols" 2>/dev/null | grep -q '\.debug_info' || fail "$symbols has no .debug_info"
+    ls -l "$symbols" | sed "s|$scratch/dbgsym||"
+}
+
 check_lintian() {
     command -v lintian >/dev/null || { echo 'SKIP: lintian is absent (apt-get install lintian)'; return; }
     # Lintian should not run as root, and then needs to read the package.
@@ -163,16 +175,35 @@ check_units() {
     done
 }
 
+# rpm sorts 4.0.0~alpha.1 before 4.0.0 as dpkg does, and takes no dash.
 check_rpm() {
     cargo generate-rpm --version >/dev/null 2>&1 ||
         { echo 'SKIP: cargo-generate-rpm is absent (cargo install --locked cargo-generate-rpm)'; return; }
-    cargo generate-rpm --profile "$folder" --output "$scratch/walmgr.rpm" --payload-compress gzip
-    command -v rpm >/dev/null || { echo 'SKIP: rpm is absent, so the package was made and not read'; return; }
-    rpm -qp --qf '%{NAME} %{VERSION}-%{RELEASE} %{LICENSE}\n' "$scratch/walmgr.rpm"
-    rpm -qpl "$scratch/walmgr.rpm" | sort >"$scratch/rpm"
-    grep -qx /usr/bin/walmgr "$scratch/rpm" && grep -qx /usr/lib/systemd/system/walmgr-receiver@.service "$scratch/rpm" ||
-        fail 'the rpm lacks files'
-    cp "$scratch/walmgr.rpm" target/debian/
+    local version rpm
+    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+    version=${version/-/\~}
+    rpm=$scratch/walmgr-$version-1.x86_64.rpm
+    # It does not strip what it packs.
+    strip --strip-unneeded -o "$made/walmgr" "$program"
+    cargo generate-rpm --profile "$folder" --output "$rpm" --payload-compress gzip --set-metadata "version = \"$version\""
+    cp "$rpm" target/debian/
+    command -v rpm >/dev/null || { echo 'SKIP: rpm is absent, so the package was made and not read (apt-get install rpm)'; return; }
+    rpm -qp --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH} %{LICENSE}, %{SIZE} bytes installed\n' "$rpm"
+    rpm -qp --requires "$rpm" | grep -v 'GLIBC_\|GCC_\|rpmlib'
+    # The same files as the Debian package, each where Red Hat has its like.
+    {
+        grep -v '/usr/share/lintian\|changelog.Debian' packaging/contents
+        basename -a "$made"/man/*.1 | sed 's|^|/usr/share/man/man1/|'
+        echo /usr/share/licenses/walmgr/LICENSE
+    } | sed 's|^/usr/share/doc/walmgr/copyright$|/usr/share/licenses/walmgr/copyright|; s|/vendor-completions/|/site-functions/|; s|\.gz$||' |
+        sort >"$scratch/expected.rpm"
+    rpm -qpl "$rpm" | sort >"$scratch/found.rpm"
+    diff -u "$scratch/expected.rpm" "$scratch/found.rpm" || fail 'the rpm holds other files than the Debian package'
+    echo "$(wc -l <"$scratch/found.rpm") files"
+    (mkdir "$scratch/rpm" && cd "$scratch/rpm" && rpm2archive "$rpm" && tar xzf "$rpm.tgz") &&
+        [[ $("$scratch/rpm/usr/bin/walmgr" --version) == "$("$program" --version)" ]] || fail 'the program in the rpm does not run'
+    # The scripts run in another shell than ours.
+    rpm -qp --scripts "$rpm" | sed '/scriptlet (using/d' | sh -n || fail 'a script of the rpm is no shell script'
 }
 
 step 'cargo-deb' install_cargo_deb
@@ -182,6 +213,7 @@ step 'Package' make_deb
 ((only_deb)) && exit 0
 step 'Version' check_version
 step 'Contents' check_contents
+step 'Symbols' check_symbols
 step 'Lintian' check_lintian
 step 'Manual pages' check_manual
 step 'Units' check_units

@@ -36,6 +36,19 @@ pub(crate) fn unit(daemon: &str, ini: &Path) -> Option<String> {
     unit_below(Path::new("/"), daemon, ini)
 }
 
+/// What enables and starts a unit, as a user types it.
+pub(crate) fn enabling(unit: &str) -> [&str; 5] {
+    ["sudo", "systemctl", "enable", "--now", unit]
+}
+
+/// The line that has `daemon` run with this file: its unit's where there is one, in the background elsewhere.
+pub(crate) fn starting(daemon: &str, ini: &Path) -> String {
+    match unit(daemon, ini) {
+        Some(unit) => enabling(&unit).join(" "),
+        None => format!("{}walmgr {} {daemon} -d", typed_before(ini), ini.display()),
+    }
+}
+
 fn unit_below(root: &Path, daemon: &str, ini: &Path) -> Option<String> {
     let name = ini.file_stem()?.to_str()?;
     // Anything else would have to be escaped, systemd-escape(1), and a dash would become a slash there.

@@ -34,6 +34,7 @@ use crate::master::backup::origin::BackupOrigin;
 use crate::master::backup::stream::BackupStream;
 use crate::master::backup::work_queue::WorkQueue;
 use crate::master::cluster::ClusterFacts;
+use crate::master::next_step;
 use crate::master::push::Blocks;
 use crate::options::{BackupArgs, Options};
 use crate::output;
@@ -248,7 +249,11 @@ async fn back_up(
         signal = &mut stopped => Err(stopped_by(signal)),
     };
     match made {
-        Ok(made) => made.report(config, began.elapsed()),
+        Ok(made) => {
+            made.report(config, began.elapsed())?;
+            next_step::after_backup(config);
+            Ok(())
+        }
         Err(error) => {
             control.give_up(&error.to_string()).await;
             Err(error)

@@ -14,6 +14,7 @@ pub(crate) mod histories;
 pub(crate) mod init;
 mod lag;
 pub(crate) mod listbackups;
+mod next_step;
 pub(crate) mod partial;
 pub(crate) mod periodic;
 pub(crate) mod position;

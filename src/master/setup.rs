@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args};
+use walmgr_protocol::message::overview::Overview;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
 use crate::config::MasterConfig;
@@ -16,6 +17,7 @@ use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::master::init;
+use crate::master::next_step;
 use crate::options::Options;
 use crate::output;
 use crate::pg::archive_command::{Ours, is_worth_keeping};
@@ -59,7 +61,8 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArg
         return runtime.block_on(rehearse(config, &facts, &changes));
     }
     runtime.block_on(async {
-        let newest = bind(config, &facts, &changes).await?;
+        let held = bind(config, &facts, &changes).await?;
+        let newest = held.as_ref().and_then(|held| held.newest_segment);
         let found = archiving::found(config).await?;
         // Before WAL of its timeline: it was begun while archiving was off.
         if facts.timeline != TimelineId::FIRST || found.timeline != Some(TimelineId::FIRST) {
@@ -75,8 +78,12 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArg
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         match archiving::activate(config, &wanted, Task::Setup).await? {
-            Activation::Done(session) if arguments.check => prove(config, &facts, &session).await,
-            Activation::Done(_) => Ok(()),
+            Activation::Done(session) => {
+                if arguments.check {
+                    prove(config, &facts, &session).await?;
+                }
+                next_step::after_setup(config, held.as_ref())
+            }
             Activation::RestartNeeded => {
                 let ini = config.path.display();
                 tracing::info!("`walmgr {ini} setup --restart` restarts it and checks it");
@@ -103,8 +110,9 @@ async fn rehearse(
 ) -> Result<()> {
     let mut asking = Asking::connect(config, facts).await?;
     check_grants(config, changes).await?;
-    let newest = newest_of(&mut asking).await;
+    let held = asking.overview().await.ok();
     asking.close().await;
+    let newest = held.and_then(|held| held.newest_segment);
     let cluster = facts.cluster;
     output::not_really(&format!(
         "bind the archive at {} to {cluster}",
@@ -138,16 +146,16 @@ async fn check_grants(config: &MasterConfig, changes: &[(&str, String)]) -> Resu
     Ok(())
 }
 
-/// Answers with the newest segment in the archive.
+/// Answers with what the archive holds; a key without the right to read may set up as well, and is told nothing.
 async fn bind(
     config: &MasterConfig,
     facts: &ClusterFacts,
     changes: &[(&str, String)],
-) -> Result<Option<SegmentName>> {
+) -> Result<Option<Overview>> {
     let mut asking = Asking::connect(config, facts).await?;
     check_grants(config, changes).await?;
     let done = asking.set_up().await?;
-    let newest = newest_of(&mut asking).await;
+    let held = asking.overview().await.ok();
     asking.close().await;
     let how = if done.newly_bound {
         "is bound to"
@@ -160,12 +168,7 @@ async fn bind(
         done.completed_wals,
         config.slave
     );
-    Ok(newest)
-}
-
-/// A key without the right to read may set up as well, and is told nothing.
-async fn newest_of(asking: &mut Asking<'_>) -> Option<SegmentName> {
-    asking.overview().await.ok()?.newest_segment
+    Ok(held)
 }
 
 /// Says which command goes, and that WAL which nobody sent to this archive is missing in it.

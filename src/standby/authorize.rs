@@ -9,6 +9,7 @@ use crate::daemon::{self, DaemonControl};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output;
+use crate::standby::next_step;
 use crate::transport::authorized_keys::{Authorized, AuthorizedKeys, Rights};
 use crate::transport::identity::Fingerprint;
 
@@ -75,7 +76,8 @@ pub(crate) fn run(
             config.authorized_names.display()
         );
     }
-    tell_receiver(config)
+    tell_receiver(config)?;
+    next_step::after_authorize(config, rights.push)
 }
 
 /// A receiver that runs learns of the change in a moment; one that does not reads the list anyway.

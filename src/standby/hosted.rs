@@ -68,7 +68,7 @@ pub(super) fn audit_log(config: &StandbyConfig) -> Option<PathBuf> {
 }
 
 /// The host whose receiver serves this cluster, or would.
-fn host_of(config: &StandbyConfig) -> Result<Option<HostConfig>> {
+pub(super) fn host_of(config: &StandbyConfig) -> Result<Option<HostConfig>> {
     match daemon::serving_host(&config.receiver_pidfile())? {
         Some(ini) => load_host(ini),
         None => Ok(config::host_around(&config.path).or_else(|| host_of_others(config))),

@@ -3,13 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::address::ListenAddress;
-use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, packaged, sample};
+use crate::config::{self, Config, DEFAULT_PORT, HostConfig, StandbyConfig, sample};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::{InitArgs, Options};
 use crate::standby::password::{self, NewPassword};
-use crate::standby::setup;
 use crate::standby::start::{self, ReceiverStart};
+use crate::standby::{next_step, setup};
 use crate::{files, identity, output};
 
 /// Writes `ini`, creates the key, and says what comes next.
@@ -113,30 +112,15 @@ fn say_what_is_next(
             THIS_HOST:{port} --slave-fingerprint {fingerprint}",
         ));
     }
-    setup::run(config, options)?;
+    setup::make(config, options)?;
     let next = match start::receiver(config, typed.unit_follows)? {
         ReceiverStart::Runs(words) => format!("{words}."),
         ReceiverStart::TypedByRoot(line) => format!("Type here:\n\n    {line}\n"),
     };
-    let master = match packaged::is_packaged(&config.path) {
-        true => "/etc/walmgr/master.ini",
-        false => "master.ini",
-    };
     output::print(&format!(
-        "{begin}\n{next}\nType on the master, with --pgdata DIR if it has several clusters:\n\n    \
-         {}walmgr {master} init --slave {}:{port} --slave-fingerprint {fingerprint}",
-        packaged::typed_before(&config.path),
-        own_name(config),
+        "{begin}\n{next}\nType on the master, with --pgdata DIR if it has several clusters:\n\n    {}",
+        next_step::master_init(&config.path, &config.listen, &fingerprint),
     ))
-}
-
-/// What the master calls this host, unless only this host reaches the receiver.
-fn own_name(config: &StandbyConfig) -> String {
-    if config.listen.iter().all(ListenAddress::is_loopback) {
-        return "127.0.0.1".to_owned();
-    }
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().into_owned()
 }
 
 /// The directory of the standby's server, which need not be there yet.

@@ -22,6 +22,7 @@ pub(crate) mod init;
 pub(crate) mod init_host;
 mod last_commit;
 pub(crate) mod listbackups;
+mod next_step;
 mod own_server;
 mod password;
 pub(crate) mod pause;

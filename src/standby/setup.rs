@@ -10,11 +10,20 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::programs::Programs;
-use crate::standby::archive_cleaners;
+use crate::standby::{archive_cleaners, next_step};
 use crate::store::{Archive, ArchiveFolders, RealDisk, StoreError};
 
-/// Makes the folders.
+/// Makes the folders, and says what is typed next.
 pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
+    make(config, options)?;
+    match options.not_really {
+        true => Ok(()),
+        false => next_step::after_setup(config),
+    }
+}
+
+/// Makes the folders.
+pub(super) fn make(config: &StandbyConfig, options: &Options) -> Result<()> {
     let places = ArchiveFolders::of(config);
     if options.not_really {
         return output::not_really(&format!(

@@ -33,7 +33,10 @@ pub(super) fn receiver(config: &StandbyConfig, unit_follows: bool) -> Result<Rec
                 "{unit} runs, also after a boot of this host"
             )))
         }
-        Some(unit) => Ok(ReceiverStart::TypedByRoot(enabling(&unit).join(" "))),
+        Some(_) => Ok(ReceiverStart::TypedByRoot(packaged::starting(
+            "receiver",
+            &config.path,
+        ))),
         None => {
             let mut walmgr = Command::new(this_program()?);
             walmgr
@@ -86,7 +89,7 @@ pub(crate) fn as_owner(ini: &Path, owner: u32) -> Result<()> {
 }
 
 fn start_unit(unit: &str) -> Result<()> {
-    let [_, program, arguments @ ..] = enabling(unit);
+    let [_, program, arguments @ ..] = packaged::enabling(unit);
     let mut systemctl = Command::new(program);
     let ended = systemctl.args(arguments).stdin(Stdio::null()).status();
     let ended = ended.map_err(|error| failed("call systemctl", error))?;
@@ -94,11 +97,6 @@ fn start_unit(unit: &str) -> Result<()> {
         ended,
         &format!("{unit} did not start; `journalctl -u {unit}` says why"),
     )
-}
-
-/// What enables and starts a unit, as a user types it.
-fn enabling(unit: &str) -> [&str; 5] {
-    ["sudo", "systemctl", "enable", "--now", unit]
 }
 
 /// A program that was replaced while it ran is still what was typed.

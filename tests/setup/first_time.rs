@@ -1,4 +1,4 @@
-//! docs/start/ten-minutes.md: what each `init` prints is what is typed next.
+//! docs/start/ten-minutes.md: what each command prints is what is typed next.
 //! Never types anything else. Invariant: it ends with a segment in the archive.
 
 use std::fs;
@@ -40,29 +40,58 @@ fn what_init_prints_leads_to_a_running_archive() {
     let address = format!("127.0.0.1:{}", free_port());
     fs::write(&ini, format!("{text}\nlisten = {address}\n")).unwrap();
     give_to_server(&ini);
-    let init_master = line_with(&printed, "master.ini init");
-    let fingerprint = init_master.split_whitespace().last().unwrap();
+    let fingerprint = line_with(&printed, "master.ini init");
+    let fingerprint = fingerprint.split_whitespace().last().unwrap();
     assert!(fingerprint.starts_with("SHA256:"));
-    Output::of(&mut walmgr_at(&standby, "standby.ini setup")).succeed();
+    // What `setup` prints is what `init` printed, with the port of the file as it is now.
+    let printed = Output::of(&mut walmgr_at(&standby, "standby.ini setup")).succeed();
+    let start = line_with(&printed, " receiver -d");
+    assert_eq!(start, format!("{} receiver -d", ini.display()));
     let mut receiver = Receiver::new(standby.join("receiver.log"));
     receiver
-        .start(&mut walmgr_at(&standby, "standby.ini receiver"))
+        .start(&mut walmgr_at(&standby, start.trim_end_matches(" -d")))
         .unwrap();
+    let printed = Output::of(&mut walmgr_at(&standby, "standby.ini setup")).succeed();
+    assert!(!printed.contains("receiver"), "{printed}");
+    let init_master = line_with(&printed, "master.ini init");
+    assert!(
+        init_master.contains(&address) && init_master.ends_with(fingerprint),
+        "{init_master}"
+    );
 
     let data = cluster.data().display().to_string();
-    let init_master = init_master
-        .replace("DIR", &data)
-        .replace("THIS_HOST:7432", &address);
+    let init_master = format!("{init_master} --pgdata {data}");
     let printed = Output::of(&mut walmgr_at(&master, &init_master)).succeed();
     let authorize =
         line_with(&printed, "authorize").replace("STANDBY.ini", &ini.display().to_string());
-    Output::of(&mut walmgr_at(&standby, &authorize)).succeed();
-    receiver.wait_for_log("settings and keys reloaded");
     let setup = line_with(&printed, " setup");
-    Output::of(&mut walmgr_at(&master, setup)).succeed();
+    let printed = Output::of(&mut walmgr_at(&standby, &authorize)).succeed();
+    assert_eq!(line_with(&printed, " setup"), "master.ini setup --restart");
+    receiver.wait_for_log("settings and keys reloaded");
+    let next = Output::of(&mut walmgr_at(&master, setup)).succeed();
     let name = finished_segment(&cluster);
     let stored = standby.join("walshipping/logs.complete").join(&name);
     wait_for("the segment", PATIENCE, || stored.exists().then_some(()));
+
+    // What is done is not asked for again.
+    let again = Output::of(&mut walmgr_at(&standby, &authorize)).succeed();
+    assert_eq!(again, "");
+    let mut typed = 0;
+    for word in [" backup", " syncdaemon -d"] {
+        let done = Output::of(&mut walmgr_at(&master, line_with(&next, word)));
+        done.succeed();
+        typed += 1;
+        let next = Output::of(&mut walmgr_at(&master, setup)).succeed();
+        assert_eq!(next.matches("walmgr ").count(), 3 - typed, "{next}");
+        assert!(!next.contains(word), "{next}");
+        assert_eq!(
+            done.stderr.contains("no syncdaemon ships the segment"),
+            typed == 1,
+            "{done:?}"
+        );
+    }
+    let stop = line_with(&next, " syncdaemon").replace(" -d", " -s");
+    Output::of(&mut walmgr_at(&master, &stop)).succeed();
 
     // What is there stays there.
     for (home, line) in [(&standby, "standby.ini init"), (&master, &init_master)] {
