@@ -79,6 +79,9 @@ pub mod pg {
     pub mod page {
         pub use crate::pg::page::{PAGE_BYTES, PageState, Pages};
     }
+    pub mod relation {
+        pub use crate::pg::relation::fork_at;
+    }
     pub mod sql {
         pub use crate::pg::sql::{Limits, Session};
     }
@@ -118,6 +121,9 @@ pub mod store {
         Archive, ArchiveFolders, ArchiveReader, Binding, ConfigCopies, Disk, Freeze, LIST_NAME,
         PartialEnd, PartialWals, RealDisk,
     };
+    pub mod maps {
+        pub use crate::store::maps::{MapStretch, NoChanges, changes_between};
+    }
     pub mod fuzzing {
         pub use crate::store::fuzzing::{acknowledged_end, kept_checksum, verified_note};
     }
@@ -155,6 +161,9 @@ pub mod transport {
 }
 
 pub mod wal {
+    pub mod changes {
+        pub use crate::wal::changes::{Changes, Fork, ForkChange, Needed, RelationFork};
+    }
     pub mod fuzzing {
         pub use crate::wal::fuzzing::{
             behind, commit_record, history, joint, scanner, segment, written_wal,

@@ -5,19 +5,14 @@ use walmgr_protocol::names::RelativePath;
 
 use super::layout;
 use super::tablespace_map::oid_of;
+use crate::wal::changes::RelationFork;
 
-/// `forkNames` (`src/common/relpath.c`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Fork {
-    /// The rows or the index itself.
-    Main,
-    /// The free space map.
-    FreeSpace,
-    /// The visibility map.
-    Visibility,
-    /// What an unlogged relation is reset to after a crash.
-    Init,
-}
+pub(crate) use crate::wal::changes::Fork;
+
+/// Of `base` (`src/include/catalog/pg_tablespace.dat`).
+const DEFAULTTABLESPACE_OID: u32 = 1663;
+/// Of `global`.
+const GLOBALTABLESPACE_OID: u32 = 1664;
 
 /// A file that holds a segment of a fork of a relation (`src/common/relpath.c`,
 /// `parse_filename_for_nontemp_relation` in `src/backend/storage/file/reinit.c`).
@@ -73,6 +68,26 @@ impl RelationFile {
     }
 }
 
+/// The fork that the file at this path is of, as WAL names it, and which part of it; `None` if the file is no
+/// relation's, or a temporary one's.
+pub fn fork_at(path: &RelativePath) -> Option<(RelationFork, u32)> {
+    let file = RelationFile::of(path).filter(|file| !file.is_temporary)?;
+    let components: Vec<&[u8]> = path.components().collect();
+    let (tablespace, database) = match components[..] {
+        [_, _] => (GLOBALTABLESPACE_OID, 0),
+        [_, database, _] => (DEFAULTTABLESPACE_OID, oid_of(database)?),
+        [_, tablespace, _, database, _] => (oid_of(tablespace)?, oid_of(database)?),
+        _ => return None,
+    };
+    let fork = RelationFork {
+        tablespace,
+        database,
+        relfilenode: file.number,
+        fork: file.fork,
+    };
+    Some((fork, file.segment))
+}
+
 /// Whether a directory holds the relations of a database: `base/OID`, or
 /// `pg_tblspc/OID/PG_VERSION/OID` (`sendDir` in `src/backend/backup/basebackup.c`).
 pub(crate) fn is_database(path: &RelativePath) -> bool {
@@ -118,6 +133,22 @@ mod tests {
             of("base/5/t12_9_fsm.4"),
             Some((9, Fork::FreeSpace, 4, true))
         );
+    }
+
+    #[test]
+    fn a_path_says_which_fork_wal_means() {
+        let at = |path: &str| {
+            let (fork, segment) = fork_at(&path.parse().unwrap())?;
+            let place = (fork.tablespace, fork.database, fork.relfilenode);
+            Some((place, fork.fork, segment))
+        };
+        assert_eq!(at("global/1262"), Some(((1664, 0, 1262), Fork::Main, 0)));
+        let second = Some(((1663, 5, 16384), Fork::Main, 1));
+        assert_eq!(at("base/5/16384.1"), second);
+        let deep = "pg_tblspc/16385/PG_15_202209061/5/16390_init";
+        assert_eq!(at(deep), Some(((16385, 5, 16390), Fork::Init, 0)));
+        assert_eq!(at("base/5/t3_16384"), None);
+        assert_eq!(at("base/5/PG_VERSION"), None);
     }
 
     #[test]

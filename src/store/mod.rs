@@ -82,6 +82,7 @@ pub(crate) mod incoming;
 mod joined;
 mod joints;
 pub(crate) mod lineage;
+pub(crate) mod maps;
 mod name_lock;
 mod obstacle_notes;
 pub(crate) mod obstacles;

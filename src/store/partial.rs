@@ -15,6 +15,7 @@
 
 pub(super) mod acknowledged;
 mod anew;
+mod changes;
 mod crossing;
 pub(super) mod extents;
 mod file;

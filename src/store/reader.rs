@@ -28,6 +28,7 @@ use crate::wal::history::History;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
+use crate::wal::segment_map::SegmentMap;
 
 /// An archive that is open for reading.
 pub struct ArchiveReader {
@@ -52,6 +53,8 @@ struct Alone {
     is_as_kept: bool,
     /// What replay may not get past in it.
     obstacles: Obstacles,
+    /// What its records change, if that was wanted.
+    map: Option<SegmentMap>,
 }
 
 /// Whether whoever reads a segment has read the one before it.
@@ -328,7 +331,8 @@ impl Stored {
             wal,
             is_as_kept,
             mut obstacles,
-        } = self.read_alone(each)?;
+            ..
+        } = self.read_alone(false, each)?;
         let WalFileName::Segment(segment) = self.name else {
             return Ok(obstacles);
         };
@@ -349,8 +353,23 @@ impl Stored {
         Ok(obstacles)
     }
 
-    fn read_alone(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<Alone, StoreError> {
+    /// Reads a segment for what its records change.
+    ///
+    /// # Errors
+    /// What is wrong with the file by itself.
+    pub(super) fn map(&self) -> Result<SegmentMap, StoreError> {
+        Ok(self.read_alone(true, |_| true)?.map.unwrap_or_default())
+    }
+
+    fn read_alone(
+        &self,
+        notes_changes: bool,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Alone, StoreError> {
         let mut check = SegmentCheck::new(self.name, &self.binding.expected(), Verify::Records);
+        if notes_changes {
+            check = check.noting_changes();
+        }
         let mut fault = None;
         let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
         self.folder.read_finished(&self.file, |bytes| {
@@ -371,6 +390,7 @@ impl Stored {
         Ok(Alone {
             wal: summary.wal,
             is_as_kept: kept.is_some(),
+            map: scanner.as_ref().and_then(SegmentMap::of),
             obstacles: scanner.map_or_else(Obstacles::default, |it| it.obstacles().clone()),
         })
     }

@@ -158,7 +158,7 @@ impl<'a> Route<'a> {
     }
 
     /// The segment that PostgreSQL reads for this number: it tries the newest timeline first.
-    fn segment(&self, number: u64) -> Option<SegmentName> {
+    pub(super) fn segment(&self, number: u64) -> Option<SegmentName> {
         self.lineage.segment(&self.line, number)
     }
 
@@ -268,7 +268,7 @@ impl<'a> Route<'a> {
     }
 
     /// Reads within one segment; 0 where there is none.
-    fn read_at(&self, lsn: Lsn, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read_at(&self, lsn: Lsn, buffer: &mut [u8]) -> io::Result<usize> {
         let offset_bytes = lsn.0 % self.size.bytes();
         let left = usize::try_from(self.size.bytes() - offset_bytes).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);

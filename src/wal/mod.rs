@@ -6,6 +6,7 @@
 //! 8 KiB that every packaged PostgreSQL is built with.
 
 pub(crate) mod behind;
+pub(crate) mod changes;
 pub(crate) mod commit;
 pub(crate) mod fault;
 pub(crate) mod fuzzing;
@@ -16,11 +17,15 @@ pub(crate) mod obstacle;
 pub(crate) mod obstacle_walk;
 pub(crate) mod page;
 pub(crate) mod record;
+pub(crate) mod references;
 pub(crate) mod scan;
 pub(crate) mod segment;
+pub(crate) mod segment_map;
 pub(crate) mod through;
 pub(crate) mod writer;
 
+#[cfg(test)]
+mod references_tests;
 #[cfg(test)]
 mod scan_tests;
 #[cfg(test)]

@@ -26,6 +26,7 @@ use walmgr_protocol::names::{Lsn, SystemId, TimelineId, WalSegmentSize};
 
 pub use super::fault::Why;
 
+use super::changes::Changes;
 use super::commit::{self, CommitAt, CommitSpan};
 use super::obstacle::{self, Met, OBSTACLE_BYTES_MAX, Obstacles};
 use super::page::{
@@ -36,6 +37,7 @@ use super::record::{
     ALIGNMENT, CHECKED_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordInfo,
     XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, record_bytes_max,
 };
+use super::references::ChangeReader;
 
 /// What the scanner found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,7 @@ pub struct Scanner {
     obstacles: Obstacles,
     notes_commits: bool,
     commits: CommitSpan,
+    changes: Option<Box<ChangeReader>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +137,7 @@ impl Scanner {
             obstacles: Obstacles::default(),
             notes_commits: false,
             commits: CommitSpan::default(),
+            changes: None,
         }
     }
 
@@ -192,6 +196,25 @@ impl Scanner {
         }
     }
 
+    /// Notes what the records change.
+    #[must_use]
+    pub fn noting_changes(mut self) -> Self {
+        self.changes = Some(Box::default());
+        self
+    }
+
+    /// What the records change whose beginning it saw, if it notes that, and where the record begins that runs on and
+    /// changes more.
+    pub fn changes(&self) -> Option<(&Changes, Option<Lsn>)> {
+        let reader = self.changes.as_ref()?;
+        let is_open = match self.state {
+            ScanState::Header { .. } => true,
+            ScanState::Body => reader.is_due(),
+            _ => false,
+        };
+        Some((reader.changes(), is_open.then_some(self.record_start)))
+    }
+
     /// Has met these obstacles already.
     #[must_use]
     pub fn having_met(mut self, obstacles: &Obstacles) -> Self {
@@ -208,6 +231,7 @@ impl Scanner {
     #[must_use]
     pub fn forgetting(mut self) -> Self {
         self.obstacles = Obstacles::default();
+        self.changes = None;
         self
     }
 
@@ -418,6 +442,9 @@ impl Scanner {
         if is_noted || obstacle::is_suspect(&header) {
             self.suspect.extend_from_slice(&self.record_header);
         }
+        if let Some(changes) = &mut self.changes {
+            changes.begin(self.record_start, header, self.rules.major);
+        }
         self.state = ScanState::Body;
         (self.remaining_bytes == 0)
             .then(|| self.finish_record())
@@ -446,6 +473,9 @@ impl Scanner {
         let piece = self.take_of_record(input);
         if self.checksums {
             self.crc = crc32c::crc32c_append(self.crc, piece);
+        }
+        if let Some(changes) = &mut self.changes {
+            changes.update(piece);
         }
         if !self.suspect.is_empty() {
             let room = OBSTACLE_BYTES_MAX.saturating_sub(self.suspect.len());

@@ -192,6 +192,15 @@ impl SegmentCheck {
         self
     }
 
+    /// Has the scanner at its end know what the records change.
+    #[must_use]
+    pub(crate) fn noting_changes(mut self) -> Self {
+        if let FileContent::Wal(check) = &mut self.content {
+            check.scanner = check.scanner.clone().noting_changes();
+        }
+        self
+    }
+
     /// Looks at the next bytes of the file.
     ///
     /// # Errors
