@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::address::SlaveAddress;
+use super::address::{ListenAddress, SlaveAddress};
 use super::fault::Fault;
 use super::overlap::{Named, check_files};
 use super::settings::{GivenSettings, default_job_name};
@@ -101,6 +101,8 @@ pub struct MasterConfig {
     pub verify_wal: VerifyWal,
     /// The standby's folders as an old file names them; kept for nobody but the curious.
     pub ignored_folders: Vec<(String, String)>,
+    /// Where the syncdaemon serves metrics; nowhere if there is no address.
+    pub metrics_listen: Vec<ListenAddress>,
     /// Things worth saying that stop nobody.
     pub notes: Vec<String>,
     /// Values that count as others.
@@ -166,6 +168,7 @@ impl MasterConfig {
             },
             archive_batch: settings.number("archive_batch")?,
             verify_wal: VerifyWal::read(settings, "verify_wal")?,
+            metrics_listen: settings.listen("metrics_listen")?,
             ignored_folders,
             notes,
             warnings: settings.warnings.clone(),

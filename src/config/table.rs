@@ -108,6 +108,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the server for its flush position instead of scanning pg_wal.")
         .defaults(),
+    key("metrics_listen", Master, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which syncdaemon serves metrics over HTTP, without a password. Unset: nowhere.")
+        .added(),
     key("keep_symlinks", Master, Boolean, "1", "Accepted in old files and ignored: it is a setting of the standby.")
         .defaults().ignored(),
     key("command_interval", Master, ages(366 * DAY), "600", "Minimum time between two runs of periodic_command. 0 disables it."),

@@ -18,7 +18,7 @@ use crate::wal::record::read_record;
 use crate::wal::scan::ScanStep;
 
 /// Bytes read at once.
-const PIECE_BYTES: u64 = 256 << 10;
+pub(super) const PIECE_BYTES: u64 = 256 << 10;
 
 /// How long a commit is looked for: one load of data can fill a hundred segments.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ pub(super) fn oldest_missing(files: &WalFiles, held: Lsn, flushed: Lsn) -> io::R
             match scanner.advance(&mut rest) {
                 ScanStep::NeedMore => break,
                 ScanStep::Record(record) if is_commit(&record) => {
-                    return Ok(match time_us(files, record.lsn)? {
+                    return Ok(match commit_time_at(files, record.lsn)? {
                         Some(time_us) => Oldest::Seconds(seconds_since(time_us)),
                         None => Oldest::Unknown,
                     });
@@ -93,7 +93,7 @@ fn written_last(files: &WalFiles, held: Lsn) -> io::Result<Oldest> {
 }
 
 /// When the commit was made whose record is there.
-fn time_us(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
+pub(super) fn commit_time_at(files: &WalFiles, lsn: Lsn) -> io::Result<Option<i64>> {
     let mut record = [0; TIME_BYTES_MAX];
     let read_at = |lsn: Lsn, piece: &mut [u8]| -> io::Result<usize> {
         let mut bytes = Vec::new();

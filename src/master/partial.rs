@@ -2,6 +2,7 @@
 //! Never sends a record that it has not verified, nor one behind the bound of the caller.
 //! Invariant: bytes follow only what both sides were seen to have in common.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::master::push::Blocks;
+use crate::master::rpo::RpoWatch;
 use crate::master::tail::{Records, TailEnd, WalFiles};
 use crate::transport::connect::{ReceiverTarget, refused};
 use crate::transport::wire::{Wire, WireFault};
@@ -59,6 +61,8 @@ pub(crate) struct Shipper {
     note: Option<String>,
     /// The newest segment that the standby had of the timeline when the stream began.
     newest_held: Option<SegmentName>,
+    /// Whom to tell what the standby holds.
+    rpo: Option<Arc<RpoWatch>>,
 }
 
 /// The segment that is being appended to.
@@ -145,6 +149,7 @@ impl Shipper {
             gap: None,
             note: None,
             newest_held: None,
+            rpo: None,
         };
         match shipper.begin(reach).await {
             Ok(()) => {
@@ -152,6 +157,19 @@ impl Shipper {
                 Ok(shipper)
             }
             Err(broken) => Err(shipper.failure(broken)),
+        }
+    }
+
+    /// Tells from now on what the standby holds.
+    pub(super) fn telling(mut self, rpo: Arc<RpoWatch>) -> Shipper {
+        self.rpo = Some(rpo);
+        self
+    }
+
+    /// The standby holds every whole record up to there.
+    fn tell(&self, held: Lsn) {
+        if let Some(rpo) = &self.rpo {
+            rpo.holds(self.files.timeline(), held, self.gap.is_some());
         }
     }
 
@@ -312,6 +330,7 @@ impl Shipper {
         while self.session.in_flight() > 0 {
             self.hear().await?;
         }
+        self.tell(self.sent);
         Ok(())
     }
 
@@ -346,6 +365,10 @@ impl Shipper {
                 self.append(data_end).await?;
             }
             self.sent = to;
+            if self.session.in_flight() == 0 {
+                let open = self.open.as_ref().filter(|_| data_end == to);
+                self.tell(open.map_or(to, |open| open.scanner.valid_end()));
+            }
             if to == segment_end {
                 self.leave(segment, data_end);
             }
@@ -418,6 +441,7 @@ impl Shipper {
             });
             fed.at(Kind::Retry, "read WAL in", self.files.folder())?;
         }
+        self.tell(scanner.valid_end());
         self.open = Some(ShippedSegment {
             segment,
             start,
@@ -493,7 +517,10 @@ impl Shipper {
         {
             Answer::Begun(begun) => Ok(ReceiverSaid::Begun(begun)),
             Answer::Compare(at) => Ok(ReceiverSaid::Compare(at)),
-            Answer::Durable(_) => Ok(ReceiverSaid::Other),
+            Answer::Durable(end) => {
+                self.tell(end);
+                Ok(ReceiverSaid::Other)
+            }
             Answer::Refused(error) => Err(Broken::Refused(error)),
         }
     }

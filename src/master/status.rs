@@ -27,11 +27,16 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints how it stands.
 pub(crate) fn run(config: &MasterConfig, options: &Options, thresholds: &Thresholds) -> Result<()> {
+    status::finish(&facts(config)?, &config.job_name, thresholds, options)
+}
+
+/// Everything that is to be found out from here.
+pub(super) fn facts(config: &MasterConfig) -> Result<Facts> {
     let runtime = crate::master::runtime()?;
     let facts = runtime.block_on(look(config));
     // A name that is still being looked up must not hold the exit back.
     runtime.shutdown_background();
-    status::finish(&facts, &config.job_name, thresholds, options)
+    Ok(facts)
 }
 
 async fn look(config: &MasterConfig) -> Facts {

@@ -2,6 +2,7 @@
 //! Never gives up because something is down; it ends when it is told to, or when its server is a
 //! standby. Invariant: one line in the log for each change of state, none for a pass.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::names::Lsn;
@@ -9,6 +10,7 @@ use walmgr_protocol::names::Lsn;
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
+use crate::master::monitored::MonitoredSyncdaemon;
 use crate::master::partial::Shipper;
 use crate::master::position::{PositionFound, PositionReader};
 use crate::master::wal_watch::WalWatch;
@@ -63,8 +65,10 @@ async fn serve(
         config.slave,
         config.loop_delay
     );
+    let monitored = Arc::new(MonitoredSyncdaemon::new(&config));
+    let mut metrics = monitored.serve()?;
     readiness.ready(&notices)?;
-    let mut ticker = Ticker::new(config);
+    let mut ticker = Ticker::new(config, monitored);
     let mut pulse = Pulse::start();
     let mut early = ticker.early();
     loop {
@@ -106,6 +110,7 @@ async fn serve(
         }
         if reload_asked {
             ticker.reload(options);
+            metrics.listen_on(&ticker.config.metrics_listen);
             early = ticker.early();
         }
     }
@@ -126,16 +131,18 @@ struct Ticker {
     /// What was said last, so that it is said once.
     state: String,
     failures: u32,
+    monitored: Arc<MonitoredSyncdaemon>,
 }
 
 impl Ticker {
-    fn new(config: MasterConfig) -> Self {
+    fn new(config: MasterConfig, monitored: Arc<MonitoredSyncdaemon>) -> Self {
         Ticker {
             config,
             position_reader: PositionReader::default(),
             shipper: None,
             state: String::new(),
             failures: 0,
+            monitored,
         }
     }
 
@@ -151,7 +158,9 @@ impl Ticker {
     /// One pass. Returns when the next one is due, or `None` when there is nothing to do any more.
     async fn tick(&mut self) -> Option<Instant> {
         let begun = Instant::now();
-        match self.pass().await {
+        let passed = self.pass().await;
+        self.monitored.passed(passed.is_ok());
+        match passed {
             Ok(true) => {
                 self.failures = 0;
                 Some(begun + self.config.loop_delay)
@@ -175,6 +184,9 @@ impl Ticker {
             return Ok(false);
         };
         let timeline = position.files.timeline();
+        let bound = position.reach.bound;
+        let flushed = Some(bound).filter(|bound| *bound != Lsn(u64::MAX));
+        self.monitored.rpo.writes(&position.files, flushed);
         if (self.shipper.as_ref()).is_some_and(|shipper| shipper.files().timeline() != timeline) {
             tracing::info!("the master is on timeline {timeline}");
             self.shipper = None;
@@ -183,7 +195,9 @@ impl Ticker {
             Some(shipper) => shipper,
             None => {
                 let (facts, files) = (position.facts, position.files);
-                Shipper::connect(&self.config, &facts, files, position.reach).await?
+                Shipper::connect(&self.config, &facts, files, position.reach)
+                    .await?
+                    .telling(Arc::clone(&self.monitored.rpo))
             }
         };
         let had = shipper.durable();
@@ -220,6 +234,7 @@ impl Ticker {
         };
         if let Err(error) = shipper.rest(pause).await {
             self.shipper = None;
+            self.monitored.passed(false);
             self.say(format!("{error}"), |text| tracing::warn!("{text}"));
         }
     }
@@ -238,7 +253,8 @@ impl Ticker {
             .and_then(|fresh| unchanged(&self.config, &fresh).map(|()| fresh));
         match loaded {
             Ok(fresh) => {
-                *self = Ticker::new(fresh);
+                self.monitored.reloaded(&fresh);
+                *self = Ticker::new(fresh, Arc::clone(&self.monitored));
                 tracing::info!("settings reloaded");
             }
             Err(error) => {

@@ -1,0 +1,227 @@
+//! What would be lost if this host were lost now, known at any moment: for `walmgr_rpo_seconds`.
+//! Never asks anybody: the receiver's acknowledgements are told to it, and the commits' times stand in `pg_wal`.
+//! Invariant: 0 only shortly after a look that saw the WAL to its end without a commit that is missing.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::message::Overview;
+use walmgr_protocol::names::{Lsn, TimelineId};
+
+use crate::master::lag::seconds_since;
+use crate::master::tail::WalFiles;
+use crate::master::unshipped::{Unshipped, UnshippedScan};
+
+/// From one look to the next, if nothing is acknowledged meanwhile: so late a commit may be noticed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// From one look to the next at least, however much is acknowledged.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long nothing missing stays so without another look.
+const LOOK_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// How long counts what the receiver said of its archive as a whole.
+const OVERVIEW_AGE_MAX: Duration = Duration::from_secs(300);
+
+/// How far ahead a commit's time may lie: clocks are slewed.
+const CLOCK_TOLERANCE_S: f64 = 1.0;
+
+/// What is told, and what was seen. Looks go on as long as this lives.
+#[derive(Default)]
+pub(super) struct RpoWatch {
+    shared: Arc<SharedRpo>,
+}
+
+#[derive(Default)]
+struct SharedRpo {
+    state: Mutex<RpoState>,
+    told: Condvar,
+}
+
+#[derive(Default)]
+struct RpoState {
+    files: Option<WalFiles>,
+    flushed: Lsn,
+    stream: Option<StreamHeld>,
+    overview: Option<OverviewHeld>,
+    seen: Option<RpoSeen>,
+    /// When a look last saw that nothing is missing.
+    clear_at: Option<Instant>,
+    has_news: bool,
+    is_looked: bool,
+    is_over: bool,
+}
+
+/// What the stream of records says.
+#[derive(Clone, Copy)]
+struct StreamHeld {
+    timeline: TimelineId,
+    held: Lsn,
+    /// Since when WAL before what it ships is known to be missing.
+    gap_since: Option<Instant>,
+}
+
+/// What the receiver said of its archive.
+#[derive(Clone, Copy)]
+struct OverviewHeld {
+    timeline: TimelineId,
+    held: Lsn,
+    is_missing: bool,
+    /// When it was asked.
+    asked: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct RpoSeen {
+    what: Unshipped,
+    at: Instant,
+}
+
+impl RpoWatch {
+    /// Looks from now on; a second call changes nothing.
+    pub(super) fn start(&self) {
+        let mut state = self.shared.locked();
+        if std::mem::replace(&mut state.is_looked, true) {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("rpo".to_owned());
+        if let Err(error) = thread.spawn(move || shared.go_on()) {
+            tracing::warn!("the RPO is not measured: {error}");
+        }
+    }
+
+    /// Where the master's WAL is, and up to where the server called it flushed, if it was asked.
+    pub(super) fn writes(&self, files: &WalFiles, flushed: Option<Lsn>) {
+        let mut state = self.shared.locked();
+        state.files = Some(files.clone());
+        state.flushed = flushed.unwrap_or_default();
+    }
+
+    /// The stream holds every whole record up to there.
+    pub(super) fn holds(&self, timeline: TimelineId, held: Lsn, has_gap: bool) {
+        let mut state = self.shared.locked();
+        let had = state.stream.filter(|had| had.timeline == timeline);
+        if had.is_some_and(|had| had.held == held && had.gap_since.is_some() == has_gap) {
+            return;
+        }
+        let since = had.and_then(|had| had.gap_since).unwrap_or_else(Instant::now);
+        state.stream = Some(StreamHeld {
+            timeline,
+            held,
+            gap_since: has_gap.then_some(since),
+        });
+        state.has_news = true;
+        self.shared.told.notify_all();
+    }
+
+    /// What the receiver answered to a question that was asked then.
+    pub(super) fn overview(&self, overview: &Overview, asked: Instant) {
+        let mut state = self.shared.locked();
+        state.overview = overview.held.map(|(timeline, held)| OverviewHeld {
+            timeline,
+            held,
+            is_missing: overview.missing.is_some(),
+            asked,
+        });
+        state.has_news = true;
+        self.shared.told.notify_all();
+    }
+
+    /// Seconds of transactions that would be lost now; no less than that where it is not known exactly.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        let state = self.shared.locked();
+        let since_clear = state.clear_at.map(|at| at.elapsed());
+        let seen = state.seen?;
+        let at_most = since_clear.map(|age| age.as_secs_f64());
+        match seen.what {
+            Unshipped::Commit(time_us) => {
+                let seconds = seconds_since(time_us);
+                (seconds > -CLOCK_TOLERANCE_S).then_some(seconds.max(0.0))
+            }
+            Unshipped::Nothing if seen.at.elapsed() < LOOK_AGE_MAX => Some(0.0),
+            Unshipped::Nothing | Unshipped::Unseen => at_most,
+        }
+    }
+}
+
+impl Drop for RpoWatch {
+    fn drop(&mut self) {
+        self.shared.locked().is_over = true;
+        self.shared.told.notify_all();
+    }
+}
+
+impl RpoState {
+    /// Up to where the standby holds all; nothing if that is not known.
+    fn held(&self) -> Option<(TimelineId, Lsn)> {
+        let fresh = |overview: &OverviewHeld| overview.asked.elapsed() < OVERVIEW_AGE_MAX;
+        let overview = self.overview.filter(fresh);
+        let Some(stream) = self.stream else {
+            return overview.map(|overview| (overview.timeline, overview.held));
+        };
+        let overview = overview.filter(|overview| overview.timeline == stream.timeline);
+        match (overview, stream.gap_since) {
+            // WAL behind a gap does not count.
+            (Some(overview), _) if overview.is_missing => Some((stream.timeline, overview.held)),
+            (Some(overview), Some(gap_since)) if overview.asked < gap_since => None,
+            (None, Some(_)) => None,
+            (Some(overview), _) => Some((stream.timeline, stream.held.max(overview.held))),
+            (None, None) => Some((stream.timeline, stream.held)),
+        }
+    }
+}
+
+impl SharedRpo {
+    fn locked(&self) -> MutexGuard<'_, RpoState> {
+        // Each change is one assignment, so a panic elsewhere cannot have left half of one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn go_on(&self) {
+        let mut scan: Option<UnshippedScan> = None;
+        loop {
+            let (files, held, flushed) = {
+                let mut state = self.locked();
+                if state.is_over {
+                    return;
+                }
+                state.has_news = false;
+                (state.files.clone(), state.held(), state.flushed)
+            };
+            let seen = match (files, held) {
+                (Some(files), Some((timeline, held))) if files.timeline() == timeline => {
+                    scan = scan.filter(|scan| scan.is_from(&files, held));
+                    let scan = scan.get_or_insert_with(|| UnshippedScan::from(&files, held));
+                    let what = scan.look(flushed).unwrap_or_else(|error| {
+                        tracing::debug!("read WAL in {}: {error}", files.folder().display());
+                        Unshipped::Unseen
+                    });
+                    Some(RpoSeen {
+                        what,
+                        at: Instant::now(),
+                    })
+                }
+                _ => None,
+            };
+            let mut state = self.locked();
+            state.seen = seen;
+            if let Some(seen) = seen.filter(|seen| seen.what == Unshipped::Nothing) {
+                state.clear_at = Some(seen.at);
+            }
+            drop(state);
+            thread::sleep(LOOK_PAUSE);
+            self.wait();
+        }
+    }
+
+    /// Returns when there is something to look at again.
+    fn wait(&self) {
+        let state = self.locked();
+        let waits = |state: &mut RpoState| !state.has_news && !state.is_over;
+        let waited = (self.told).wait_timeout_while(state, LOOK_INTERVAL - LOOK_PAUSE, waits);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
