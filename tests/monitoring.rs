@@ -4,6 +4,9 @@
 
 mod files;
 mod programs;
+mod scraped;
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
@@ -35,6 +38,16 @@ fn dashboard_expressions() -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// The metrics of walmgr that a text names.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let words = text.split(|letter: char| !is_letter(letter));
+    words
+        .filter(|word| word.starts_with("walmgr_"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The values of `name:` in the lines of a YAML file, without quotes.
