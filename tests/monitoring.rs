@@ -4,6 +4,7 @@
 
 mod files;
 mod programs;
+mod rpo;
 mod scraped;
 
 use std::collections::BTreeSet;

@@ -25,7 +25,7 @@ fn site_of(cluster: Cluster, asked: bool) -> Site {
 }
 
 /// The bytes of a segment that the standby holds, finished or not.
-fn held(site: &Site, segment: &str) -> Option<Vec<u8>> {
+pub fn held(site: &Site, segment: &str) -> Option<Vec<u8>> {
     let partial = site.partial_wals().join(segment);
     let finished = site.completed_wals().join(segment);
     std::fs::read(partial)
@@ -33,7 +33,7 @@ fn held(site: &Site, segment: &str) -> Option<Vec<u8>> {
         .ok()
 }
 
-fn in_pg_wal(site: &Site, segment: &str) -> PathBuf {
+pub fn in_pg_wal(site: &Site, segment: &str) -> PathBuf {
     site.data().join("pg_wal").join(segment)
 }
 

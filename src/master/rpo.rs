@@ -107,7 +107,9 @@ impl RpoWatch {
         if had.is_some_and(|had| had.held == held && had.gap_since.is_some() == has_gap) {
             return;
         }
-        let since = had.and_then(|had| had.gap_since).unwrap_or_else(Instant::now);
+        let since = had
+            .and_then(|had| had.gap_since)
+            .unwrap_or_else(Instant::now);
         state.stream = Some(StreamHeld {
             timeline,
             held,

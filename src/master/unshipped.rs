@@ -78,9 +78,7 @@ impl UnshippedScan {
                 ScanEnd::NoTime => return Ok(Unshipped::Unseen),
                 ScanEnd::Commit(lsn) => {
                     self.commit_us = commit_time_at(&self.files, lsn)?;
-                    return Ok(self
-                        .commit_us
-                        .map_or(Unshipped::Unseen, Unshipped::Commit));
+                    return Ok(self.commit_us.map_or(Unshipped::Unseen, Unshipped::Commit));
                 }
                 ScanEnd::NoFile(at) => match self.first_written(self.files.containing(at))? {
                     Some(later) => self.go_on_in(later),

@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a real receiver of two clusters and a master's textfile, and is asked everything.
+//! A real Prometheus scrapes a real receiver of two clusters, a syncdaemon and a textfile, and is asked everything.
 //! Never asks what no panel and no rule asks. Invariant tested: each of their expressions has a series.
 
 use std::net::SocketAddr;
@@ -29,6 +29,7 @@ struct Monitored {
     _hr: Site,
     host: Host,
     receiver: SocketAddr,
+    syncdaemon: SocketAddr,
 }
 
 fn free_address() -> SocketAddr {
@@ -37,7 +38,7 @@ fn free_address() -> SocketAddr {
 
 impl Monitored {
     fn start() -> Monitored {
-        let receiver = free_address();
+        let (receiver, syncdaemon) = (free_address(), free_address());
         let mut host = Host::builder()
             .set("metrics_listen", &receiver.to_string())
             .build();
@@ -52,6 +53,7 @@ impl Monitored {
             .master_set("job_name", "sales")
             .master_set("use_xlog_functions", "1")
             .master_set("loop_delay", "0.2")
+            .master_set("metrics_listen", &syncdaemon.to_string())
             .standby_set("slave_bin", &bin);
         let mut sales = host.add("sales", site);
         sales.master_command(&["setup"]).succeed();
@@ -72,6 +74,7 @@ impl Monitored {
             _hr: hr,
             host,
             receiver,
+            syncdaemon,
         }
     }
 
@@ -143,6 +146,7 @@ fn every_expression_has_a_series_and_every_page_is_parsed() {
         .write("walmgr.rules.yml", std::fs::read(rules).unwrap());
     let scraped = [
         ("walmgr-receiver", monitored.receiver),
+        ("walmgr-syncdaemon", monitored.syncdaemon),
         ("node", node.address),
     ];
     let scraped = scraped.map(|(job, address)| Scraped { job, address });
@@ -173,7 +177,7 @@ fn every_expression_has_a_series_and_every_page_is_parsed() {
 fn assert_targets(prometheus: &Prometheus) {
     let targets = prometheus.api("/api/v1/targets").unwrap();
     let active = targets["activeTargets"].as_array().unwrap();
-    assert_eq!(active.len(), 2);
+    assert_eq!(active.len(), 3);
     for target in active {
         assert_eq!(target["health"], "up", "{target}");
         assert_eq!(target["lastError"], "", "{target}");
@@ -190,6 +194,18 @@ fn assert_values(prometheus: &Prometheus) {
         (
             "both sides have one name",
             "walmgr_rpo_seconds{cluster=\"sales\", job=\"node\"} < 60",
+        ),
+        (
+            "the syncdaemon says it at any moment",
+            "walmgr_rpo_seconds{cluster=\"sales\", job=\"walmgr-syncdaemon\"} < 60",
+        ),
+        (
+            "its passes end well",
+            "walmgr_up{cluster=\"sales\", job=\"walmgr-syncdaemon\"} == 1",
+        ),
+        (
+            "it knows what status finds",
+            "walmgr_finding{code=\"no_backup\", job=\"walmgr-syncdaemon\"} == 0",
         ),
         (
             "hr has no backup",
@@ -254,17 +270,24 @@ fn assert_strictly_read(monitored: &Monitored) {
     if let Err(reason) = python() {
         return report_skip(&reason);
     }
-    let [plain, open] = ["text/plain", OPENMETRICS].map(|accept| {
-        let answer = get(monitored.receiver, "/metrics", accept).unwrap();
-        let kind = accept.split(';').next().unwrap();
-        assert!(answer.head.contains(kind), "{}", answer.head);
-        answer.content
-    });
-    assert!(open.ends_with("# EOF\n") && !plain.contains("# EOF"));
+    let both = |address| {
+        let pages = ["text/plain", OPENMETRICS].map(|accept| {
+            let answer = get(address, "/metrics", accept).unwrap();
+            let kind = accept.split(';').next().unwrap();
+            assert!(answer.head.contains(kind), "{}", answer.head);
+            answer.content
+        });
+        assert!(pages[1].ends_with("# EOF\n") && !pages[0].contains("# EOF"));
+        pages
+    };
+    let [plain, open] = both(monitored.receiver);
+    let [master_plain, master_open] = both(monitored.syncdaemon);
     let textfile = monitored.write_textfile("walmgr-sales.prom");
     for (what, page, is_openmetrics) in [
         ("receiver, text", &plain, false),
         ("receiver, OpenMetrics", &open, true),
+        ("syncdaemon, text", &master_plain, false),
+        ("syncdaemon, OpenMetrics", &master_open, true),
         ("textfile", &textfile, false),
     ] {
         let found = parse_strictly(page, is_openmetrics);
