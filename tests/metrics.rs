@@ -1,6 +1,9 @@
 //! Metrics and health over real sockets: what is served, to whom, and what is refused.
 //! Never trusts the program for what it checks. Invariant: whatever comes to the listener, the receiver archives on.
 
+mod health;
+mod textfile;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

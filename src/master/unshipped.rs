@@ -189,3 +189,99 @@ fn seen_to(at: Lsn, flushed: Lsn) -> Unshipped {
         false => Unshipped::Unseen,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use walmgr_protocol::message::ClusterIdentity;
+    use walmgr_protocol::names::{SystemId, TimelineId, WalSegmentSize};
+
+    use super::*;
+    use crate::wal::writer::WalWriter;
+
+    const SIZE: WalSegmentSize = WalSegmentSize::new(1 << 20).unwrap();
+    const SYSTEM: SystemId = SystemId(42);
+
+    /// 2000-01-01 in microseconds since 1970, where PostgreSQL's clock begins.
+    const EPOCH_US: i64 = 946_684_800_000_000;
+
+    fn segment(number: u64) -> SegmentName {
+        SegmentName::from_number(TimelineId::FIRST, number, SIZE)
+    }
+
+    fn files(folder: &std::path::Path) -> WalFiles {
+        let cluster = ClusterIdentity {
+            system_id: SYSTEM,
+            postgres_major: 15,
+            segment_size: SIZE,
+        };
+        WalFiles::new(folder.to_path_buf(), cluster, TimelineId::FIRST)
+    }
+
+    fn commit(writer: &mut WalWriter, time_us: i64) -> Lsn {
+        let mut body = vec![255, 8];
+        body.extend(time_us.to_le_bytes());
+        writer.record(1, 0, &body).end
+    }
+
+    fn write(folder: &std::path::Path, name: SegmentName, writer: &WalWriter) {
+        let mut bytes = writer.bytes().to_vec();
+        bytes.resize(1 << 20, 0);
+        std::fs::write(folder.join(name.to_string()), bytes).unwrap();
+    }
+
+    #[test]
+    fn fault_190_the_first_commit_behind_what_is_held_is_found_as_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, name) = (folder.path(), segment(3));
+        let mut writer = WalWriter::new(name, SIZE, SYSTEM, 15);
+        let held = commit(&mut writer, 1);
+        write(folder, name, &writer);
+        let mut scan = UnshippedScan::from(&files(folder), held);
+        assert_eq!(scan.look(held).unwrap(), Unshipped::Nothing);
+        // The server says that there is more than can be seen.
+        assert_eq!(scan.look(Lsn(held.0 + 80)).unwrap(), Unshipped::Unseen);
+        writer.record(10, 0, &[7; 9_000]);
+        write(folder, name, &writer);
+        assert_eq!(scan.look(Lsn(0)).unwrap(), Unshipped::Nothing);
+        commit(&mut writer, 5);
+        commit(&mut writer, 9);
+        write(folder, name, &writer);
+        let found = Unshipped::Commit(EPOCH_US + 5);
+        assert_eq!(scan.look(Lsn(0)).unwrap(), found);
+        // Known for as long as no more is held, whatever becomes of the file.
+        std::fs::remove_file(folder.join(name.to_string())).unwrap();
+        assert_eq!(scan.look(Lsn(0)).unwrap(), found);
+    }
+
+    #[test]
+    fn fault_190_wal_that_is_gone_hides_no_commit_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut writer = WalWriter::new(segment(5), SIZE, SYSTEM, 15);
+        commit(&mut writer, 7);
+        write(folder, segment(5), &writer);
+        let held = files(folder).start(segment(3));
+        let mut scan = UnshippedScan::from(&files(folder), held);
+        let found = scan.look(Lsn(0)).unwrap();
+        assert_eq!(found, Unshipped::Commit(EPOCH_US + 7));
+        // A file that was recycled for later has WAL of before, and is none.
+        let behind = files(folder).start(segment(6));
+        write(folder, segment(7), &writer);
+        let mut scan = UnshippedScan::from(&files(folder), behind);
+        assert_eq!(scan.look(behind).unwrap(), Unshipped::Nothing);
+    }
+
+    #[test]
+    fn fault_190_a_segment_that_ended_early_hides_no_commit_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut writer = WalWriter::new(segment(3), SIZE, SYSTEM, 15);
+        let held = commit(&mut writer, 1);
+        write(folder, segment(3), &writer);
+        let mut next = WalWriter::new(segment(4), SIZE, SYSTEM, 15);
+        commit(&mut next, 8);
+        write(folder, segment(4), &next);
+        let mut scan = UnshippedScan::from(&files(folder), held);
+        assert_eq!(scan.look(Lsn(0)).unwrap(), Unshipped::Commit(EPOCH_US + 8));
+    }
+}

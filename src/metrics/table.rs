@@ -126,8 +126,8 @@ metrics! {
         "1 while a segment could be taken now; of a syncdaemon: its last pass ended well.";
     Rpo = "rpo_seconds", Gauge, ["cluster"], Master,
         "Age of the oldest commit that the receiver has not acknowledged; 0 if it has all.";
-    RpoUpperBound = "rpo_upper_bound_seconds", Gauge, ["cluster"], Standby,
-        "Seconds since WAL arrived last; the exact value is the master's to say.";
+    ReceivedAge = "received_age_seconds", Gauge, ["cluster"], Standby,
+        "Seconds since WAL arrived last. What would be lost only the master knows.";
     Behind = "behind_bytes", Gauge, ["cluster"], Master,
         "WAL written and not yet acknowledged by the receiver.";
     HeldLsn = "held_lsn_bytes", Gauge, ["cluster"], Both,
@@ -146,8 +146,8 @@ metrics! {
         "Peers and requests refused, of all clusters and of strangers.";
     Connections = "connections", Gauge, ["cluster"], Receiver,
         "Connections of known peers.";
-    MissingSegments = "missing_segments", Gauge, ["cluster"], Both,
-        "Segments missing where recovery first stops; 0 if none is.";
+    WalGap = "wal_gap", Gauge, ["cluster"], Both,
+        "1 while WAL is missing before other WAL: recovery would stop there.";
     DamagedFiles = "damaged_files", Gauge, ["cluster"], Both,
         "Files found damaged of which there is no good copy.";
     Backups = "backups", Gauge, ["cluster"], Both,

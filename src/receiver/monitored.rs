@@ -57,11 +57,18 @@ impl MonitoredReceiver {
         let served = self.clusters.served().into_iter();
         let each = served.map(|(name, hosted)| {
             let (path, overrides) = (hosted.path.clone(), self.overrides.clone());
-            Subject {
-                name,
-                path: path.clone(),
-                look: Arc::new(move || look(&path, &overrides)),
-            }
+            let cluster = Arc::clone(&hosted.cluster);
+            let look_at_both = {
+                let path = path.clone();
+                move || {
+                    if let Ok(store) = cluster.store() {
+                        store.archive.look_for_room();
+                    }
+                    look(&path, &overrides)
+                }
+            };
+            let look = Arc::new(look_at_both);
+            Subject { name, path, look }
         });
         each.collect()
     }
@@ -130,16 +137,16 @@ impl ReceiverSource {
         let free = (found.as_ref()).and_then(|(found, _)| found.get(Metric::DiskFree));
         let up = !self.shown.stopping.is_cancelled() && trouble(cluster, free).is_none();
         samples.flag(Metric::Up, up);
-        let bound = found.as_ref().and_then(|(found, age)| {
-            let bound = found.get(Metric::RpoUpperBound)?;
-            Some(bound + age.as_secs_f64())
+        let looked_at = found.as_ref().and_then(|(found, age)| {
+            let received_age_s = found.get(Metric::ReceivedAge)?;
+            Some(received_age_s + age.as_secs_f64())
         });
         // Whatever came since the look has made it smaller.
         let received = meter.received_age_s();
-        let least = bound.into_iter().chain(received).reduce(f64::min);
-        samples.gauge(Metric::RpoUpperBound, least);
+        let least = looked_at.into_iter().chain(received).reduce(f64::min);
+        samples.gauge(Metric::ReceivedAge, least);
         if let Some((mut found, _)) = found {
-            found.retain(|metric| metric != Metric::RpoUpperBound);
+            found.retain(|metric| metric != Metric::ReceivedAge);
             samples.extend(&found);
         }
         samples
@@ -161,7 +168,10 @@ fn trouble(cluster: &Cluster, free_bytes: Option<f64>) -> Option<&'static str> {
         Health::Impaired { .. } => return Some("the disk refused the last file; check it"),
         Health::SyncFailed { .. } => return Some("a sync failed; check the disk"),
     }
-    let segment_bytes = store.archive.binding()?.segment_size.bytes();
+    let Some(binding) = store.archive.binding() else {
+        return Some("no cluster has its archive yet: `setup` on the master comes first");
+    };
+    let segment_bytes = binding.segment_size.bytes();
     #[expect(clippy::cast_precision_loss, reason = "a few segments")]
     let needed_bytes = ((RESERVED_SEGMENTS + 1) * segment_bytes) as f64;
     let is_full = free_bytes.is_some_and(|free_bytes| free_bytes < needed_bytes);

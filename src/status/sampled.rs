@@ -27,7 +27,7 @@ pub(crate) fn samples(facts: &Facts, thresholds: &Thresholds) -> Samples {
     }
     match &facts.here {
         Here::Standby(standby) => {
-            samples.gauge(Metric::RpoUpperBound, facts.lag.known().seconds_at_most);
+            samples.gauge(Metric::ReceivedAge, facts.lag.known().seconds_at_most);
             of_standby(&mut samples, standby);
             if let Ok(overview) = &facts.standby {
                 of_sets(&mut samples, standby, overview);
@@ -43,10 +43,7 @@ pub(crate) fn samples(facts: &Facts, thresholds: &Thresholds) -> Samples {
 
 fn of_archive(samples: &mut Samples, overview: &Overview) {
     samples.whole(Metric::HeldLsn, overview.held.map(|(_, end)| end.0));
-    samples.whole(
-        Metric::MissingSegments,
-        u64::from(overview.missing.is_some()),
-    );
+    samples.flag(Metric::WalGap, overview.missing.is_some());
     samples.whole(Metric::DamagedFiles, overview.damaged_count);
     samples.whole(Metric::Backups, overview.sets_count);
     samples.whole(Metric::DiskFree, overview.free_bytes);

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use walmgr_protocol::limits::UNFOLLOWED_BYTES_PER_KEY_MAX;
+use walmgr_protocol::limits::{RESERVED_SEGMENTS, UNFOLLOWED_BYTES_PER_KEY_MAX};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
 use super::disk::Disk;
-use super::durable::{Durable, Existing, ExistingContent};
+use super::durable::{Durable, Existing, ExistingContent, Temporary};
 use super::error::StoreError;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
@@ -237,6 +237,28 @@ impl Archive {
     /// Whether the disk can be trusted; after a failed sync it never is again.
     pub fn health(&self) -> Health {
         self.shared.monitor.health()
+    }
+
+    /// Where the disk was full when it was tried last: whether it would take a segment again. Then the archive is well,
+    /// without a file having to come first.
+    pub(crate) fn look_for_room(&self) {
+        let shared = &self.shared;
+        if !matches!(self.health(), Health::Impaired { is_full: true, .. }) {
+            return;
+        }
+        let Ok(binding) = shared.binding() else {
+            return;
+        };
+        let size = binding.segment_size.bytes();
+        // The rest of the name says what it is for if a kill leaves it to the next start, which removes it.
+        let has_room = [&shared.completed, &shared.partial].iter().all(|folder| {
+            let room = folder.keep_free("room", size, RESERVED_SEGMENTS * size);
+            room.and_then(|()| Temporary::create(folder, "room", size))
+                .is_ok()
+        });
+        if has_room {
+            shared.monitor.has_room();
+        }
     }
 
     /// Counts there from here on.

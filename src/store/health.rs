@@ -112,6 +112,14 @@ impl Monitor {
         self.watch(result)
     }
 
+    /// Forgets that the disk was full; nothing else that it said.
+    pub(super) fn has_room(&self) {
+        let mut state = self.state();
+        if matches!(*state, Health::Impaired { is_full: true, .. }) {
+            *state = Health::Good;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, Health> {
         // Each change is one assignment, so a panic elsewhere cannot have left half of one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -16,7 +16,7 @@ const RULE_TESTS: &str = "prometheus/walmgr.rules.test.yml";
 /// What is seen without scrolling, from left to right.
 const FIRST_ROW: [&str; 5] = [
     "RPO now",
-    "Age of what is held",
+    "Last WAL received",
     "Newest backup",
     "Recovery window",
     "Findings",
