@@ -10,7 +10,7 @@ use crate::disk::Ballast;
 use crate::partial::daemon::Syncdaemon;
 use crate::support::loopfs::TmpFs;
 use crate::support::strace::Strace;
-use crate::support::{Cluster, Site, StopMode, wait_for};
+use crate::support::{Cluster, Host, Site, StopMode, wait_for};
 
 /// Waits until health is that of this status, and answers with what it says.
 fn wait_for_health(address: SocketAddr, status: &str) -> String {
@@ -63,18 +63,27 @@ fn fault_191_a_full_disk_is_unhealthy_until_there_is_room() {
 fn fault_191_a_closed_archive_is_unhealthy_until_it_is_open_again() {
     skip_unless!(Strace::attachable());
     let address = free_address();
-    let site = Site::builder()
-        .standby_set("metrics_listen", &address.to_string())
+    let mut host = Host::builder()
+        .set("metrics_listen", &address.to_string())
         .build();
+    host.start();
+    let site = host.add("standby", Site::builder());
+    let other = host.add(
+        "other",
+        Site::builder().system_id(7_700_000_000_000_000_002),
+    );
     archive(&site, 2).succeed();
     wait_for_health(address, "200");
     let strace = Strace::available().unwrap();
     let strace = strace
-        .inject("fsync:error=EIO")
-        .inject("fdatasync:error=EIO");
-    let attached = strace.attach(site.receiver.pid());
+        .only_on(&site.completed_wals())
+        .inject("fsync:error=EIO");
+    let attached = strace.attach(host.receiver.pid());
     archive(&site, 3).fail(6);
-    assert_says(&wait_for_health(address, "503"), "sync failed");
+    let said = wait_for_health(address, "503");
+    assert_says(&said, "sync failed");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    archive(&other, 2).succeed();
     drop(attached);
     wait_for_health(address, "200");
     archive(&site, 3).succeed();
@@ -104,6 +113,7 @@ fn fault_190_a_syncdaemon_is_healthy_while_it_ships_and_knows_the_rpo() {
         .build();
     site.master_command(&["setup"]).succeed();
     let daemon = Syncdaemon::start(&site);
+    daemon.wait_for_log(&format!("http://{address}/metrics"));
     let rpo = |address| value(&get(address, "/metrics").content, "walmgr_rpo_seconds{");
     wait_for_health(address, "200");
     wait_for("all to be shipped", PATIENCE, || {

@@ -35,8 +35,12 @@ fn fault_192_a_kill_while_the_textfile_is_written_leaves_a_whole_page() {
     let (thread, _) = renames.unwrap().split_once(' ').unwrap();
     let mut killed = 0;
     for call in CALLS {
-        let begins = format!("{thread} {call}(");
-        let count = log.iter().filter(|line| line.starts_with(&begins)).count();
+        let is_it = |line: &&String| {
+            let behind = line.strip_prefix(thread).map(str::trim_start);
+            let behind = behind.and_then(|behind| behind.strip_prefix(call));
+            behind.is_some_and(|behind| behind.starts_with('('))
+        };
+        let count = log.iter().filter(is_it).count();
         assert!(count > 0, "{call}: {log:#?}");
         for when in count.saturating_sub(LAST_CALLS) + 1..=count {
             let strace = Strace::available().unwrap().unprivileged();

@@ -130,7 +130,7 @@ struct Watched {
     site: Site,
     _archive: TempDir,
     metrics: SocketAddr,
-    /// The standby's files are known to be whole up to here.
+    /// The standby's files are known to be whole up to here, within this segment.
     whole: Lsn,
 }
 
@@ -188,15 +188,14 @@ impl Watched {
             let Ok(ours) = std::fs::read(in_pg_wal(&self.site, &segment)) else {
                 return self.whole;
             };
-            let from = usize::try_from(self.whole.0 % size).unwrap();
-            let pairs = ours.iter().zip(&theirs).skip(from);
+            let pairs = ours.iter().zip(&theirs);
             let same = pairs.take_while(|(ours, theirs)| ours == theirs).count();
-            if ((from + same) as u64) < size {
-                let end = Lsn(number * size + (from + same) as u64);
-                self.whole = Lsn(number * size);
-                return end.min(flushed(&self.site));
+            // Behind what is flushed both may have zeros.
+            let end = Lsn(number * size + same as u64).min(flushed(&self.site));
+            if end.0 < (number + 1) * size {
+                return end;
             }
-            self.whole = Lsn((number + 1) * size);
+            self.whole = end;
         }
     }
 
