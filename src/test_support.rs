@@ -128,7 +128,7 @@ pub mod store {
         pub use crate::store::fuzzing::{acknowledged_end, kept_checksum, verified_note};
     }
     pub mod sets {
-        pub use crate::store::sets::{BackupSets, Copying};
+        pub use crate::store::sets::{BackupSets, Copying, TakenOver};
         pub mod fuzzing {
             pub use crate::store::sets::fuzzing::{hand_note, tar_stream};
         }

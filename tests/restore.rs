@@ -2,6 +2,7 @@
 //! Never restores a set that walmgr made: each is a plain copy of the master. Invariant: a restored
 //! server has the master's data, and what is refused or killed leaves everything as it was.
 
+mod delta;
 mod exact_targets;
 pub mod kills;
 mod listed;

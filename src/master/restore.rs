@@ -68,6 +68,12 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
             ),
         );
     };
+    if restoring.delta {
+        return Err(CommandError::usage(
+            "--delta takes files of the standby's slave_data over; on the master a set goes to an empty directory",
+        )
+        .hint("type it without --delta"));
+    }
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
     let is_own = files::resolved(&destination) == files::resolved(&config.master_data);
     let recovery = recovery(config, restoring, is_own)?;

@@ -29,6 +29,12 @@ pub(crate) struct Restoring {
     /// Keep settings of the set that run commands, load libraries or write elsewhere
     #[arg(long = "trust-settings")]
     pub trusts_settings: bool,
+    /// Take files of the old directory over where they are what the set's manifest lists
+    #[arg(long)]
+    pub delta: bool,
+    /// With --delta, where there is no room beside it: the old directory becomes the new one
+    #[arg(long = "in-place", requires = "delta")]
+    pub in_place: bool,
 }
 
 /// How far to recover, as typed; at most one of the first five is given.

@@ -27,6 +27,9 @@ pub(crate) const CONTROL_MOVED: &str = "global/pg_control.moved";
 /// [`PG_CONTROL`] of a set that comes over the network, until all of it is there.
 pub(crate) const CONTROL_RESTORING: &str = "global/pg_control.restoring";
 
+/// [`PG_CONTROL`] of an old data directory whose files go over into a new one: no server starts from the rest.
+pub(crate) const CONTROL_TAKEN: &str = "global/pg_control.taken";
+
 /// The WAL, or a link to it.
 pub(crate) const PG_WAL: &str = "pg_wal";
 

@@ -86,7 +86,7 @@ impl Listed {
 }
 
 /// A file's path as PostgreSQL and the manifest see it: tablespaces are below `pg_tblspc`.
-fn listed_path(path: &RelativePath) -> RelativePath {
+pub(crate) fn listed_path(path: &RelativePath) -> RelativePath {
     layout::tablespace_of(path.as_bytes(), layout::TMPSPC)
         .and_then(|_| layout::relocated(path, layout::TMPSPC, layout::PG_TBLSPC))
         .unwrap_or_else(|| path.clone())

@@ -6,6 +6,7 @@
 //! an entry each, is `src/backend/backup/backup_manifest.c` (`replication/` up to 14). Only that
 //! layout is read, because all servers write it and a line has a bound.
 
+mod digest;
 mod scan;
 
 use std::io::{self, Write};
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 use walmgr_protocol::limits::{PATH_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::names::{Lsn, RelativePath, SystemId, TimelineId};
 
+pub(crate) use digest::{ListedDigest, sha_of};
 pub(crate) use scan::{Scan, Scanned};
 
 /// Longest line of an entry: the longest path with every byte as `\u0000`, and the other fields.

@@ -31,6 +31,7 @@ pub(crate) mod location;
 pub(crate) mod manifest;
 pub(crate) mod mounts;
 pub(crate) mod needs;
+pub(crate) mod old_files;
 pub(crate) mod page;
 pub(crate) mod programs;
 pub(crate) mod recovery;

@@ -25,6 +25,7 @@
 mod base_backup;
 mod choose;
 mod config_files;
+mod delta;
 mod keep;
 mod place;
 mod plan;
@@ -122,14 +123,12 @@ fn alone_in(above: &Path) -> Result<File> {
 impl Plan<'_> {
     fn run(self) -> Result<()> {
         self.tell_purges()?;
-        self.clear_leftovers()?;
-        let copied_from = self.bring()?;
-        let was_running = match self.stop_server() {
-            Ok(was_running) => was_running,
-            Err(error) => {
-                self.take_back(copied_from.is_some());
-                return Err(error);
+        let (copied_from, was_running) = match self.is_in_place() {
+            true => {
+                self.gather_old()?;
+                self.bring_in_place()?
             }
+            false => self.bring_and_stop()?,
         };
         let aside = match self.put_in_place(copied_from.is_some()) {
             Ok(aside) => aside,
@@ -144,6 +143,23 @@ impl Plan<'_> {
             .map_err(|error| self.after_failed_start(error, aside.as_deref()))?;
         self.place.settle(aside)?;
         self.discard(copied_from)
+    }
+
+    /// The set's files beside the old directory, whose server is stopped then; whether one ran.
+    fn bring_and_stop(&self) -> Result<(Option<HeldSet>, bool)> {
+        self.clear_leftovers()?;
+        let copied_from = self.bring()?;
+        match self.stop_server() {
+            Ok(was_running) => Ok((copied_from, was_running)),
+            Err(error) => {
+                self.take_back(copied_from.is_some());
+                Err(error)
+            }
+        }
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.size.bytes + self.size.tablespaces.values().sum::<u64>()
     }
 
     /// From here on a purge asks what the server in this directory needs, whatever the settings of the
@@ -288,7 +304,7 @@ impl Plan<'_> {
 
     /// What moves is not copied, and so is read by itself before anything is touched.
     fn verify(&self, held: &HeldSet) -> Result<()> {
-        let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
+        let total_bytes = self.total_bytes();
         tracing::info!(
             "comparing {} ({total_bytes} bytes) with its manifest",
             held.name()
@@ -305,15 +321,17 @@ impl Plan<'_> {
 
     fn copy(&self, held: HeldSet) -> Result<HeldSet> {
         let staging = self.place.staging();
-        let total_bytes = self.size.bytes + self.size.tablespaces.values().sum::<u64>();
+        let total_bytes = self.total_bytes();
         tracing::info!("copying {} ({total_bytes} bytes)", held.name());
         prepare::claim_tablespaces(self, &staging)?;
+        let mut taken = self.cloned_from(&held)?;
         let (mut copied_bytes, mut waiting) = (0, Waiting::begin());
         let copying = Copying {
             to: &staging,
             control_name: layout::name_of(layout::CONTROL_COPIED),
             tablespaces: &self.tablespaces,
             shares: false,
+            taken: taken.as_mut(),
             progress: &mut |bytes| {
                 copied_bytes += bytes;
                 if waiting.is_due() {
@@ -324,7 +342,10 @@ impl Plan<'_> {
         };
         let doing = format!("copy {} to {}", held.name(), staging.display());
         match held.copy(copying) {
-            Ok(()) => Ok(held),
+            Ok(()) => {
+                taken.iter().for_each(delta::tell_counts);
+                Ok(held)
+            }
             Err(error) => {
                 self.take_back(true);
                 Err(sets::failed(&doing, &error))

@@ -291,6 +291,7 @@ fn copied(lab: &Lab, path: &Path) -> Result<(), String> {
         control_name: "global/pg_control",
         tablespaces: &std::collections::BTreeMap::new(),
         shares: false,
+        taken: None,
         progress: &mut |_| true,
     });
     if copied.is_err() {

@@ -127,10 +127,21 @@ impl LoopFs {
     }
 
     /// Unmounts, waiting a moment for processes that still have files open, and mounts again,
-    /// which replays the log.
+    /// which replays the log. A process in another mount namespace may have the file system that was shut down a
+    /// moment longer, and whoever mounts meanwhile gets that again.
     pub fn remount(&mut self) {
-        self.unmount();
-        self.mount(&[]).unwrap();
+        for _ in 0..100 {
+            self.unmount();
+            self.mount(&[]).unwrap();
+            let listed = std::fs::read_dir(self.path()).map(|names| names.flatten().count());
+            let probe = self.path().join(".remounted");
+            let written = std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe));
+            if listed.is_ok() && written.is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{} is still what it was before", self.path().display());
     }
 
     /// Makes it read-only, or writable again, for everybody who has it open.

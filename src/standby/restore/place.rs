@@ -149,7 +149,8 @@ impl SetPlace {
             Err(_) => {}
         }
         // Without a server in it, what is there is somebody else's.
-        let keep_old = keep_old || !exists(&data.join(layout::PG_CONTROL))?;
+        let controls = [layout::PG_CONTROL, layout::CONTROL_TAKEN].map(|name| data.join(name));
+        let keep_old = keep_old || !(exists(&controls[0])? || exists(&controls[1])?);
         let aside = match keep_old {
             true => free_name(data)?,
             false => beside(data, REMOVING),

@@ -3,7 +3,7 @@
 //! is free or may be moved aside, and room for what has to be copied.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use walmgr_protocol::names::BackupName;
 
 use super::choose::{choose, choose_for};
 use super::config_files;
+use super::delta::{self, DeltaWay};
 use super::keep::Kept;
 use super::place::{self, Occupant, SetOrigin, SetPlace};
 use super::promoted;
@@ -81,6 +82,10 @@ pub(super) struct Plan<'a> {
     pub trusts_settings: bool,
     /// The lock that keeps other restores away, once it is held.
     pub alone: Option<File>,
+    /// How files of the old directory are taken over, if they are.
+    pub delta: Option<DeltaWay>,
+    /// What has to be written outside of mapped tablespaces, at least, where that is less than the set.
+    pub needed_bytes: Option<u64>,
     /// Whether it is for a drill: nothing of this host's own server counts there.
     pub is_drill: bool,
 }
@@ -88,9 +93,13 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// Decides and checks.
     pub(super) fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
+        let delta = DeltaWay::typed(restoring)?;
         let place = examine_place(config, restoring)?;
         let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
+        if delta.is_some() {
+            delta::check_old(&place, &archive)?;
+        }
         let (target, timeline) = wanted::parse(&restoring.target)?;
         let recovery = Recovery {
             after: match place.is_slave_data {
@@ -108,6 +117,13 @@ impl<'a> Plan<'a> {
         }
         let sets = sets::open(config)?;
         let set = match moved_leftover(&place)? {
+            Some(left) if delta.is_some() => {
+                return Err(CommandError::config(format!(
+                    "a restore was interrupted, and {} holds its set, which is nowhere else",
+                    left.display()
+                ))
+                .hint("type `restore` without --delta to finish it"));
+            }
             Some(left) => {
                 check_interrupted(&left, restoring, recovery.target.is_some(), &archive)?;
                 SetInHand::taken(left)
@@ -123,6 +139,8 @@ impl<'a> Plan<'a> {
             tablespaces: mapping(&set.path, &restoring.tablespaces, &place)?,
             later: later(&set.path, &restoring.tablespaces, &place)?,
             size: set.size,
+            needed_bytes: set.needed_bytes,
+            delta,
             source: set.source,
             server: server_of(config, &place, &place.staging()),
             kept: kept(config, &place),
@@ -147,10 +165,14 @@ impl<'a> Plan<'a> {
         let what = match &self.source {
             SetSource::Taken => format!("finish the interrupted restore of {data}"),
             SetSource::Move(set) => format!("move {} to {data}", set.name),
-            SetSource::Copy(set) => format!("copy {} to {data}", set.name),
+            SetSource::Copy(set) => match self.delta {
+                None => format!("copy {} to {data}", set.name),
+                Some(_) => format!("bring {} to {data} by difference", set.name),
+            },
             SetSource::Streamed(streamed) => format!("{} to {data}", streamed.in_words()),
         };
         let old = match (self.place.occupant, self.config.backup_datadir) {
+            _ if self.is_in_place() => ", whose old content is gone from the first byte on",
             (Occupant::Old, true) => ", after moving the old content aside",
             (Occupant::Old, false) => ", and remove the old content",
             _ => "",
@@ -166,6 +188,7 @@ impl<'a> Plan<'a> {
     pub(super) fn word(&self) -> &'static str {
         match self.source {
             SetSource::Streamed(_) => "createslave",
+            _ if self.is_in_place() => "restore --delta --in-place",
             _ => "restore",
         }
     }
@@ -192,17 +215,18 @@ impl<'a> Plan<'a> {
         let mut needed = RoomNeeded::new(Kind::Config);
         let above = self.place.staging_above();
         if !self.is_renamed() {
-            needed.add(above, self.size.bytes + SPARE_BYTES)?;
+            let all_bytes = self.size.bytes + SPARE_BYTES;
+            needed.add(above, self.needed_bytes.unwrap_or(all_bytes))?;
         }
         for (oid, bytes) in &self.size.tablespaces {
             match self.tablespaces.get(oid) {
                 Some(space) if space.is_dir() => needed.add(space, *bytes)?,
                 Some(space) => needed.add(space.parent().unwrap_or(space), *bytes)?,
-                None if !self.is_renamed() => needed.add(above, *bytes)?,
-                None => {}
+                None if self.needed_bytes.is_some() || self.is_renamed() => {}
+                None => needed.add(above, *bytes)?,
             }
         }
-        needed.check()
+        delta::check_room(&needed, self.delta)
     }
 
     /// `slave_pg_xlog` has to be a directory that can be made, or whose content can be moved aside.
@@ -230,6 +254,8 @@ struct SetInHand {
     source: SetSource,
     path: PathBuf,
     size: SetSize,
+    /// See [`Plan::needed_bytes`].
+    needed_bytes: Option<u64>,
 }
 
 impl SetInHand {
@@ -239,6 +265,7 @@ impl SetInHand {
             source: SetSource::Taken,
             path,
             size: SetSize::default(),
+            needed_bytes: None,
         }
     }
 
@@ -280,11 +307,17 @@ impl SetInHand {
             label: held.label().clone(),
         };
         let size = held.size();
+        let is_mapped = |oid: &OsStr| {
+            let spaces = mapping(held.path(), &restoring.tablespaces, place);
+            spaces.is_ok_and(|spaces| spaces.contains_key(oid))
+        };
+        let way = DeltaWay::typed(restoring)?;
         Ok(SetInHand {
+            needed_bytes: delta::needed_bytes(way, place, &held, &is_mapped)?,
             path: chosen.path.clone(),
             size: size.map_err(|error| sets::failed("measure the set", &error))?,
             // A recovery to a target is tried more than once, as a rule.
-            source: match restoring.set.is_none() && recovery.target.is_none() {
+            source: match restoring.set.is_none() && recovery.target.is_none() && way.is_none() {
                 true => SetSource::Move(chosen),
                 false => SetSource::Copy(chosen),
             },

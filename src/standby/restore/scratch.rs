@@ -85,6 +85,8 @@ impl<'a> ScratchRestore<'a> {
             kept: Kept::default(),
             trusts_settings: false,
             alone: None,
+            delta: None,
+            needed_bytes: None,
             is_drill: true,
             config,
             sets,
@@ -139,6 +141,7 @@ impl<'a> ScratchRestore<'a> {
             control_name: layout::name_of(layout::CONTROL_COPIED),
             tablespaces: &self.plan.tablespaces,
             shares,
+            taken: None,
             progress: &mut |bytes| {
                 read_bytes += bytes;
                 if waiting.is_due() {

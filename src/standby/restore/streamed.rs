@@ -121,6 +121,8 @@ pub(super) fn plan<'a>(
         recovery,
         trusts_settings: restoring.trusts_settings,
         alone: None,
+        delta: None,
+        needed_bytes: None,
     };
     plan.check_wal_directory()?;
     Ok(plan)

@@ -28,6 +28,8 @@ impl Plan<'_> {
             SetSource::Taken => "; its set is no longer listed".to_owned(),
         };
         let undo = match aside {
+            // What is left of the old directory is no server any more.
+            Some(_) if self.is_in_place() => String::new(),
             Some(aside) => {
                 format!(
                     "; to have the old directory back: {}",

@@ -25,6 +25,7 @@
 mod by_hand;
 mod clear_away;
 pub(crate) mod condition;
+mod delta;
 pub(crate) mod error;
 mod file_writer;
 pub(crate) mod fuzzing;
@@ -45,6 +46,7 @@ mod round_note;
 pub(crate) mod seal;
 mod shared;
 pub(crate) mod stream;
+mod take_over;
 pub(crate) mod unpack;
 pub(super) mod verify;
 
@@ -72,6 +74,7 @@ use walmgr_protocol::names::{BackupName, SegmentName};
 
 pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
+pub use delta::TakenOver;
 pub(crate) use error::SetError;
 pub(crate) use file_writer::{FileWriter, SealedFile};
 pub(crate) use hand_note::HandNote;

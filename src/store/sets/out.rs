@@ -15,18 +15,21 @@ use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::names::{BackupName, RelativePath};
 
 use super::BackupSets;
+use super::delta::TakenOver;
 use super::error::SetError;
 use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
 use crate::files;
 use crate::pg::layout;
 use crate::pg::listed::Listed;
+use crate::pg::manifest::ManifestFault;
+use crate::pg::old_files;
 use crate::store::StoreError;
 use crate::store::durable::{self, TREE_DEPTH_MAX};
 use crate::store::tree::Node;
 
 /// One read and one write each.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = old_files::PIECE_BYTES;
 
 /// How much is written before its write-back is started.
 const WRITEBACK_BYTES: u64 = 16 << 20;
@@ -52,6 +55,8 @@ pub struct Copying<'a> {
     /// Whether files share their content with the set's where the file system can do that. All of it is read and
     /// compared all the same.
     pub shares: bool,
+    /// Files of an old data directory that are taken over where they are what the manifest lists, but for blocks.
+    pub taken: Option<&'a mut TakenOver>,
     /// Hears how many bytes more were written; whether to go on.
     pub progress: &'a mut dyn FnMut(u64) -> bool,
 }
@@ -145,18 +150,32 @@ impl HeldSet {
 
     /// What its manifest lists; `None` for a set without one, which somebody made by hand.
     fn listed(&self) -> Result<Option<Listed>, SetError> {
+        let Some(bytes) = self.manifest()? else {
+            tracing::warn!(
+                "{} has no manifest and is restored without a check",
+                self.name()
+            );
+            return Ok(None);
+        };
+        let listed = Listed::parse(&bytes);
+        listed.map(Some).map_err(|fault| self.bad_manifest(&fault))
+    }
+
+    pub(super) fn bad_manifest(&self, fault: &ManifestFault) -> SetError {
+        SetError::InTheWay {
+            path: self.path().join(layout::BACKUP_MANIFEST),
+            why: fault.to_string(),
+        }
+    }
+
+    /// Its manifest, if it has one.
+    pub(super) fn manifest(&self) -> Result<Option<Vec<u8>>, SetError> {
         let parent = &self.sets.parent;
         let file = match parent
             .disk
             .open_file(self.directory(), layout::BACKUP_MANIFEST.as_ref())
         {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!(
-                    "{} has no manifest and is restored without a check",
-                    self.name()
-                );
-                return Ok(None);
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other
                 .map_err(|error| self.failure("open", layout::BACKUP_MANIFEST.as_ref(), error))?,
         };
@@ -169,11 +188,7 @@ impl HeldSet {
                 bytes.len() as u64 <= MANIFEST_BYTES_MAX
             },
         )?;
-        let listed = Listed::parse(&bytes);
-        listed.map(Some).map_err(|fault| SetError::InTheWay {
-            path: self.path().join(layout::BACKUP_MANIFEST),
-            why: fault.to_string(),
-        })
+        Ok(Some(bytes))
     }
 
     /// Moves the set; hands it back when it would have to go to another file system, or lies on another
@@ -197,7 +212,7 @@ impl HeldSet {
         }
     }
 
-    fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
+    pub(super) fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
         failure(op, &self.path().join(path), error)
     }
 
@@ -278,14 +293,14 @@ fn tablespace_of(path: &Path) -> Option<&OsStr> {
     components.next().filter(|_| is_below)
 }
 
-struct Copier<'a> {
-    set: &'a HeldSet,
-    copying: Copying<'a>,
+pub(super) struct Copier<'a> {
+    pub(super) set: &'a HeldSet,
+    pub(super) copying: Copying<'a>,
     /// The files of the manifest that were not copied yet.
     listed: Option<Listed>,
     /// The directories outside that tablespaces went to, opened before anything was written there.
     spaces: Vec<(PathBuf, OwnedFd)>,
-    buffer: Vec<u8>,
+    pub(super) buffer: Vec<u8>,
 }
 
 impl Copier<'_> {
@@ -356,10 +371,17 @@ impl Copier<'_> {
             true => OsStr::new(self.copying.control_name),
             false => name,
         };
+        if let Some((len, crc32c)) = self.move_over(from, to, path)? {
+            return self.compare(path, len, crc32c);
+        }
         let source = disk.open_file(from, name);
         let source = source.map_err(|error| self.set.failure("open", path, error))?;
         let file = disk.make_file(to, new_name);
         let file = file.map_err(|error| self.failure("create", path, error))?;
+        if let Some((len, crc32c)) = self.clone_over(source.as_fd(), file.as_fd(), to, path)? {
+            (disk.close(file)).map_err(|error| self.failure("close", path, error))?;
+            return self.compare(path, len, crc32c);
+        }
         let is_shared =
             self.copying.shares && disk.share_content(source.as_fd(), file.as_fd()).is_ok();
         // What PostgreSQL will read, if it is there already.
@@ -394,6 +416,7 @@ impl Copier<'_> {
         }
         disk.close(file)
             .map_err(|error| self.failure("close", path, error))?;
+        self.count_copied(offset_bytes);
         self.compare(path, offset_bytes, crc32c)
     }
 
@@ -405,7 +428,7 @@ impl Copier<'_> {
         }
     }
 
-    fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
+    pub(super) fn failure(&self, op: &'static str, path: &Path, error: io::Error) -> SetError {
         failure(op, &self.copying.to.join(path), error)
     }
 }

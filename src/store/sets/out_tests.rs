@@ -24,6 +24,7 @@ fn copy(held: &HeldSet, to: &Path) -> Result<u64, SetError> {
         control_name: "pg_control.copied",
         tablespaces: &BTreeMap::new(),
         shares: false,
+        taken: None,
         progress: &mut |bytes| {
             copied_bytes += bytes;
             true
@@ -149,6 +150,7 @@ fn a_tablespace_is_copied_to_where_it_is_mapped() {
         control_name: "x",
         tablespaces: &BTreeMap::from([("16385".into(), space.clone())]),
         shares: true,
+        taken: None,
         progress: &mut |_| true,
     };
     newest(&sets).unwrap().copy(copying).unwrap();

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use aws_lc_rs::digest::{Context, SHA224, SHA256, SHA384, SHA512};
+use aws_lc_rs::digest::Context;
 use walmgr_protocol::names::{Lsn, RelativePath};
 
 use super::BackupSets;
@@ -183,7 +183,7 @@ impl SetReading {
                 stat,
                 read_bytes: 0,
                 crc32c: 0,
-                sha: sha_of(&entry),
+                sha: entry.checksum.as_ref().and_then(manifest::sha_of),
                 entry,
                 pages,
                 bad_pages: None,
@@ -313,18 +313,6 @@ impl BackupSets {
         let stat = disk.stat(handle.as_fd())?;
         Ok((handle, stat))
     }
-}
-
-fn sha_of(entry: &FileEntry) -> Option<Context> {
-    let Some(Checksum::Sha(digest)) = &entry.checksum else {
-        return None;
-    };
-    Some(Context::new(match digest.len() {
-        28 => &SHA224,
-        32 => &SHA256,
-        48 => &SHA384,
-        _ => &SHA512,
-    }))
 }
 
 /// Where a set keeps what the manifest lists under this path.

@@ -1,0 +1,397 @@
+//! `restore --delta`: an old directory that is nearly what the set is, changed at random, killed, cut and filled.
+//! Never trusts what walmgr says: files are compared with those of the set. Invariant: the set stays as it was, the old
+//! directory does unless `--in-place` was typed, and PostgreSQL starts from nothing that is not whole.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use super::kills::{CALLS, Wreck, copy};
+use super::*;
+use crate::support::dice::Dice;
+use crate::support::loopfs::{FileSystem, LoopFs, give_back};
+use crate::support::place::as_server;
+use crate::support::strace::Strace;
+use crate::support::{run, soak};
+
+const BESIDE: [&str; 3] = ["restore", "--delta", "data.master"];
+const IN_PLACE: [&str; 4] = ["restore", "--delta", "--in-place", "data.master"];
+
+/// What only comes from the set: nothing in these is written by a restore.
+const CONTENT_OF: [&str; 5] = ["base", "global", "pg_xact", "pg_multixact", "tmpspc"];
+
+/// A set with a manifest, and an old directory that is nearly the same.
+fn prepared(scene: Scene, dice: &mut Dice) -> Wreck {
+    let mut scene = scene;
+    let space = scene.site.home().create_dir("space");
+    let cluster = scene.site.cluster();
+    cluster.psql(&format!(
+        "CREATE TABLESPACE s LOCATION '{}'",
+        space.display()
+    ));
+    cluster.psql("CREATE TABLE in_space TABLESPACE s AS SELECT generate_series(1, 20000) AS n");
+    scene.site.master_command(&["backup"]).succeed();
+    scene.site.standby_set("slave_start_cmd", "");
+    let wal = scene.data().with_file_name("wal");
+    (scene.site).standby_set("slave_pg_xlog", wal.to_str().unwrap());
+    let set = set_path(&scene.site, "data.master");
+    let [spare, old] = ["spare", "old"].map(|name| scene.site.home().join(name));
+    copy(&set, &spare);
+    copy(&set, &old);
+    change(&old, dice);
+    Wreck { scene, spare, old }
+}
+
+fn files_below(root: &Path, names: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for name in names {
+        let mut find = Command::new("find");
+        let listed = run(find.arg(root.join(name)).args(["-type", "f"])).unwrap();
+        found.extend(listed.lines().map(PathBuf::from));
+    }
+    found.retain(|path| !path.ends_with("global/pg_control"));
+    found.sort();
+    found
+}
+
+/// Changes files in every way that an old server, a disk or a person may have; lengths and times say nothing.
+fn change(old: &Path, dice: &mut Dice) {
+    let files = files_below(old, &CONTENT_OF);
+    for _ in 0..60 {
+        flip(&files[dice.index(files.len())], dice);
+    }
+    for (number, path) in files.iter().enumerate() {
+        match dice.below(40) {
+            0 => fs::remove_file(path).unwrap(),
+            1 => {
+                let len = path.metadata().unwrap().len();
+                let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+                file.set_len(dice.below(2 * len + 8192)).unwrap();
+            }
+            2 => fs::hard_link(path, old.join(format!("second-name.{number}"))).unwrap(),
+            3 => {
+                let target = old.join(format!("moved-away.{number}"));
+                fs::rename(path, &target).unwrap();
+                std::os::unix::fs::symlink(&target, path).unwrap();
+            }
+            4 => fs::write(path.with_extension("foreign"), "foreign").unwrap(),
+            _ => {}
+        }
+    }
+}
+
+/// Changes one bit, and neither length nor time.
+fn flip(path: &Path, dice: &mut Dice) {
+    let before = path.metadata().unwrap();
+    if before.len() == 0 {
+        return;
+    }
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let at = dice.below(before.len());
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    byte[0] ^= 1 << dice.below(8);
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&byte).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+    assert_eq!(path.metadata().unwrap().mtime(), before.mtime());
+}
+
+fn assert_same(one: &Path, other: &Path, context: &str) {
+    let mut diff = Command::new("diff");
+    let compared = diff
+        .args(["-r", "--no-dereference", "-q"])
+        .arg(one)
+        .arg(other);
+    run(compared).unwrap_or_else(|differs| panic!("{context}: {differs}"));
+}
+
+/// What is in place has the set's content, and nothing else beside it.
+fn assert_restored(wreck: &Wreck, context: &str) {
+    wreck.assert_complete(context);
+    for name in CONTENT_OF {
+        let (data, spare) = (wreck.scene.data().join(name), wreck.spare.join(name));
+        assert_same(&data, &spare, context);
+    }
+    let shared = files_below(&wreck.scene.data(), &CONTENT_OF).into_iter();
+    let shared: Vec<PathBuf> = shared
+        .filter(|path| path.metadata().unwrap().nlink() > 1)
+        .collect();
+    assert!(shared.is_empty(), "{context}: {shared:?}");
+    assert_set(wreck, context);
+}
+
+/// The set is as it was made.
+fn assert_set(wreck: &Wreck, context: &str) {
+    let set = set_path(&wreck.scene.site, "data.master");
+    assert_same(&set, &wreck.spare, context);
+}
+
+fn assert_old(wreck: &Wreck, place: &Path, context: &str) {
+    for name in [&CONTENT_OF[..], &["backup_label", "PG_VERSION"]].concat() {
+        assert_same(&place.join(name), &wreck.old.join(name), context);
+    }
+}
+
+/// Whatever PostgreSQL would start from is whole.
+fn judge(wreck: &Wreck, words: &[&str], context: &str) {
+    let data = wreck.scene.data();
+    assert_set(wreck, context);
+    let is_startable = data.join("global/pg_control").exists();
+    match (data.join("of-the-old").exists(), words == BESIDE) {
+        (true, _) if is_startable => assert_old(wreck, &data, context),
+        (false, _) if is_startable => assert_restored(wreck, context),
+        (true, true) => panic!("{context}: the old directory does not start any more"),
+        _ => {}
+    }
+    let aside = data.with_extension("1");
+    if words == BESIDE && aside.exists() {
+        assert_old(wreck, &aside, context);
+    }
+}
+
+/// Which calls are tried, and at which counts.
+fn points() -> Vec<(&'static str, u32)> {
+    if !soak() {
+        return vec![
+            ("/rename.*", 2),
+            ("/rename.*", 30),
+            ("pwrite64", 3),
+            ("syncfs", 1),
+        ];
+    }
+    let counts: Vec<u32> = (1..=12).chain((13..1_500).step_by(97)).collect();
+    let calls = [&CALLS[..], &["pwrite64"]].concat();
+    let points = calls
+        .iter()
+        .flat_map(|call| counts.iter().map(|count| (*call, *count)));
+    points.collect()
+}
+
+/// Kills the command at points of each call, and has the same command finish.
+fn kill_everywhere(words: &[&str]) {
+    let mut dice = Dice::thrown("a delta that is killed");
+    let wreck = prepared(Scene::new(15), &mut dice);
+    let mut kills = 0;
+    for (call, count) in points() {
+        wreck.begin();
+        let context = format!("{words:?} {call} {count}");
+        if !wreck.killed_at(words, call, count) {
+            assert_restored(&wreck, &context);
+            continue;
+        }
+        kills += 1;
+        judge(&wreck, words, &context);
+        // Every other one is killed again on its way.
+        if kills % 2 == 0 {
+            wreck.killed_at(words, call, count / 2 + 1);
+            judge(&wreck, words, &context);
+        }
+        wreck.finish(words, &context);
+        assert_restored(&wreck, &context);
+        assert!(wreck.scene.data().with_extension("1").exists(), "{context}");
+    }
+    println!("{words:?}: {kills} kills");
+    assert!(kills > 2, "{kills}");
+}
+
+#[test]
+fn fault_215_a_delta_beside_the_old_directory_is_killed_at_any_step() {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    kill_everywhere(&BESIDE);
+}
+
+#[test]
+fn fault_215_a_delta_in_place_is_killed_at_any_step_and_typed_again() {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    kill_everywhere(&IN_PLACE);
+}
+
+fn cut_everywhere(kind: FileSystem, words: &[&str]) {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    let mut disk = skip_unless!(LoopFs::create(kind, 1000));
+    let mut dice = Dice::thrown("a delta whose power is cut");
+    let scene = Scene::placed(Cluster::builder(), Some(disk.path()));
+    let mut wreck = prepared(scene, &mut dice);
+    wreck.scene.site.receiver.stop();
+    let mut cuts = 0;
+    for (call, count) in points() {
+        wreck.begin();
+        let mut sync = Command::new("sync");
+        run(sync.arg("-f").arg(disk.path())).unwrap();
+        wreck.killed_at(words, call, count);
+        let context = format!("{kind:?} {words:?} {call} {count}");
+        if cuts % 2 == 1 {
+            disk.sync_unrelated_file();
+        }
+        disk.power_cut();
+        disk.remount();
+        cuts += 1;
+        judge(&wreck, words, &context);
+        wreck.finish(words, &context);
+        assert_restored(&wreck, &context);
+    }
+    println!("{kind:?} {words:?}: {cuts} power cuts");
+}
+
+#[test]
+fn fault_215_a_power_cut_in_a_delta_in_place_leaves_nothing_half() {
+    cut_everywhere(FileSystem::Ext4, &IN_PLACE);
+}
+
+#[test]
+fn fault_215_a_power_cut_in_a_delta_beside_leaves_nothing_half() {
+    cut_everywhere(FileSystem::Xfs, &BESIDE);
+}
+
+/// What was said, of bytes taken over and brought.
+fn has_taken(output: &Output) -> bool {
+    output
+        .stderr
+        .contains("were taken over from the old directory")
+}
+
+#[test]
+fn fault_216_what_differs_is_found_and_the_server_reaches_the_end() {
+    let disk = skip_unless!(LoopFs::create(FileSystem::Xfs, 1000));
+    for major in Cluster::available_majors() {
+        let mut dice = Dice::thrown("an old directory that is changed");
+        let place = disk.path().join(major.to_string());
+        fs::create_dir(&place).unwrap();
+        give_to_server(&place);
+        let scene = Scene::placed(Cluster::builder().major(major), Some(&place));
+        scene.site.master_command(&["backup"]).succeed();
+        scene.restore(&["data.master"]).succeed();
+        for words in [&["--delta"][..], &["--delta", "--in-place"]] {
+            scene.work("300");
+            let content = scene.content();
+            scene.wait_until_standby_has(&content);
+            // A server that runs is copied beside; in place it is stopped, and its files are damaged besides.
+            if words.len() > 1 {
+                let data = scene.data();
+                let pg_ctl = scene.standby.bin().join("pg_ctl");
+                let mut stop = Command::new(pg_ctl);
+                stop.arg("-D").arg(&data).args(["-m", "fast", "-w", "stop"]);
+                run(as_server(&mut stop)).unwrap();
+                let files = files_below(&data, &["base"]);
+                for _ in 0..30 {
+                    flip(&files[dice.index(files.len())], &mut dice);
+                }
+            }
+            let output = scene.restore(words);
+            assert!(has_taken(&output), "{}", output.stderr);
+            output.succeed();
+            assert_eq!(scene.listed(), ["data.master"], "the set is not moved");
+            scene.wait_until_standby_has(&content);
+        }
+    }
+}
+
+#[test]
+fn fault_217_what_a_delta_cannot_go_by_is_refused_and_nothing_is_changed() {
+    skip_unless!(Cluster::available(15));
+    let mut dice = Dice::thrown("refusals");
+    let wreck = prepared(Scene::new(15), &mut dice);
+    let data = wreck.scene.data();
+    let refused = |words: &[&str], code: i32, part: &str| {
+        let output = wreck.scene.site.standby_command(words);
+        assert_eq!(output.code, Some(code), "{words:?}: {}", output.stderr);
+        assert!(output.stderr.contains(part), "{}", output.stderr);
+        assert_old(&wreck, &data, part);
+        assert_set(&wreck, part);
+    };
+    wreck.begin();
+    let elsewhere = wreck.scene.site.home().join("elsewhere");
+    let elsewhere = elsewhere.to_str().unwrap();
+    refused(
+        &["restore", "--delta", "data.master", elsewhere],
+        2,
+        "does not go with another directory",
+    );
+    refused(&["restore", "--in-place"], 2, "--delta");
+
+    // A file of the set that is damaged, and needed: before anything of the old directory is touched.
+    let set = set_path(&wreck.scene.site, "data.master");
+    let version = set.join("base/1/PG_VERSION");
+    fs::write(&version, "51\n").unwrap();
+    fs::write(data.join("base/1/PG_VERSION"), "16\n").unwrap();
+    let output = wreck.scene.site.standby_command(&IN_PLACE);
+    assert!(
+        output.stderr.contains("nothing was changed"),
+        "{}",
+        output.stderr
+    );
+    assert!(data.join("global/pg_control").exists());
+    fs::copy(wreck.spare.join("base/1/PG_VERSION"), &version).unwrap();
+
+    // Another cluster's directory.
+    wreck.begin();
+    let control = data.join("global/pg_control");
+    let mut bytes = fs::read(&control).unwrap();
+    let is_checksum =
+        |at: &usize| crc32c::crc32c(&bytes[..*at]).to_le_bytes() == bytes[*at..at + 4];
+    let crc_at = (8..bytes.len() - 4).find(is_checksum).unwrap();
+    bytes[0] ^= 1;
+    let crc32c = crc32c::crc32c(&bytes[..crc_at]).to_le_bytes();
+    bytes[crc_at..crc_at + 4].copy_from_slice(&crc32c);
+    fs::write(&control, &bytes).unwrap();
+    for words in [&BESIDE[..], &IN_PLACE] {
+        let output = wreck.scene.site.standby_command(words);
+        assert_eq!(output.code, Some(2), "{}", output.stderr);
+        assert!(
+            output.stderr.contains("of another cluster"),
+            "{}",
+            output.stderr
+        );
+        assert_eq!(fs::read(&control).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn fault_218_a_delta_without_room_beside_names_in_place_which_then_fits() {
+    skip_unless!(Cluster::available(15));
+    let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 1000));
+    let mut dice = Dice::thrown("a disk that is full");
+    let scene = Scene::placed(Cluster::builder(), Some(disk.path()));
+    let mut wreck = prepared(scene, &mut dice);
+    wreck.scene.site.receiver.stop();
+    wreck.begin();
+    let before: BTreeSet<String> = names_in(disk.path()).into_iter().collect();
+    // Room for what differs, and for what PostgreSQL needs, but not for another directory.
+    let mut df = Command::new("df");
+    let free = run(df.args(["--output=avail", "-B1"]).arg(disk.path())).unwrap();
+    let free: u64 = free.lines().last().unwrap().trim().parse().unwrap();
+    let mut fill = Command::new("fallocate");
+    let filler = disk.path().join("filler");
+    run(fill
+        .arg("-l")
+        .arg((free - (46 << 20)).to_string())
+        .arg(filler))
+    .unwrap();
+    let output = wreck.scene.site.standby_command(&BESIDE);
+    assert_eq!(output.code, Some(1), "{}", output.stderr);
+    for part in [
+        "needed",
+        "free",
+        "--in-place",
+        "gone from the first byte on",
+    ] {
+        assert!(output.stderr.contains(part), "{}", output.stderr);
+    }
+    assert_old(&wreck, &wreck.scene.data(), "refused");
+    wreck.finish(&IN_PLACE, "in place");
+    give_back(disk.path());
+    assert_restored(&wreck, "in place");
+    let now: BTreeSet<String> = names_in(disk.path()).into_iter().collect();
+    let new: Vec<&String> = now.difference(&before).collect();
+    println!("new: {new:?}");
+}
