@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
+
+use uzers::os::unix::UserExt;
 
 use crate::error::{CommandError, Result};
 use crate::output::Waiting;
@@ -43,6 +45,28 @@ pub(crate) fn shell_for(command: &str, programs: Option<&Path>) -> Command {
         shell.env("PATH", path);
     }
     shell
+}
+
+/// This program as the user with this number, for root, which would write files that only root can read.
+pub(crate) fn as_user(uid: u32) -> Result<Command> {
+    let Some(user) = uzers::get_user_by_uid(uid) else {
+        return Err(CommandError::config(format!(
+            "user {uid} is not known to this host"
+        )));
+    };
+    let mut walmgr = Command::new(this_program()?);
+    walmgr
+        .env("HOME", user.home_dir())
+        .env("USER", user.name())
+        .env("LOGNAME", user.name())
+        .gid(user.primary_group_id())
+        .uid(uid);
+    Ok(walmgr)
+}
+
+/// A program that was replaced while it ran is still what was typed.
+pub(crate) fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|error| CommandError::retry("find this program").because(error))
 }
 
 /// `None` for a directory with a colon in its name, which cannot stand there.

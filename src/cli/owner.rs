@@ -18,6 +18,7 @@ use super::command::Command;
 use crate::config::{Config, HostConfig, MasterConfig, StandbyConfig};
 use crate::error::{CommandError, Result};
 use crate::files;
+use crate::master::setup::SetupArgs;
 use crate::options::InitArgs;
 
 /// A place that a command writes to.
@@ -53,6 +54,12 @@ pub(super) fn check_init(ini: &Path, arguments: &InitArgs) -> Result<()> {
 pub(super) fn starts_for(ini: &Path, arguments: &InitArgs) -> Option<u32> {
     let (_, owner) = nearest(folder_of(ini)).ok()?;
     (arguments.start && geteuid().is_root() && owner != 0).then_some(owner)
+}
+
+/// The user who owns the server that `setup --restart` restarts, if root typed it.
+pub(super) fn restarts_for(config: &MasterConfig, arguments: &SetupArgs) -> Option<u32> {
+    let (_, owner) = nearest(&config.master_data).ok()?;
+    (arguments.restart && geteuid().is_root() && owner != 0).then_some(owner)
 }
 
 /// Refuses a command without a file of settings for anybody but the owner of this data directory.

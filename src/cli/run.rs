@@ -9,7 +9,7 @@ use super::{Invocation, audited, owner};
 use crate::config::{self, Config, LogFormat};
 use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
-use crate::master::synch_standby;
+use crate::master::{setup_by_root, synch_standby};
 use crate::options::Options;
 use crate::{abnormal, cleanup, output, standby};
 
@@ -53,6 +53,12 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         Config::Master(_) => error::name_own_ini("MASTER.ini", ini),
         Config::Standby(_) => error::name_own_ini("STANDBY.ini", ini),
         Config::Host(_) => {}
+    }
+    if let (Config::Master(own), Command::Setup(typed)) = (&config, command)
+        && let Some(owner) = owner::restarts_for(own, typed).filter(|_| !options.not_really)
+    {
+        output::start(options, log(None, command))?;
+        return setup_by_root::run(own, owner);
     }
     owner::check_command(&config, command)?;
     // Before the log and before any thread, so that only the daemon has them.

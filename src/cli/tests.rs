@@ -58,7 +58,8 @@ fn options_count_wherever_they_stand() {
             found.command,
             Command::Setup(SetupArgs {
                 check: false,
-                restart: false
+                restart: false,
+                root_restarts: false,
             }),
             "{line}"
         );
@@ -101,7 +102,8 @@ fn every_command_takes_its_own_arguments() {
         invocation("m.ini setup").command,
         Command::Setup(SetupArgs {
             check: true,
-            restart: false
+            restart: false,
+            root_restarts: false,
         })
     );
     assert_eq!(

@@ -31,6 +31,14 @@ pub(crate) fn typed_before(ini: &Path) -> String {
     }
 }
 
+/// The same for a line that may need root, and does the rest as the owner of the file.
+pub(crate) fn typed_by_root_before(ini: &Path) -> &'static str {
+    match is_packaged(ini) && !rustix::process::geteuid().is_root() {
+        true => "sudo ",
+        false => "",
+    }
+}
+
 /// The unit that runs `daemon` with this file, where there is one.
 pub(crate) fn unit(daemon: &str, ini: &Path) -> Option<String> {
     unit_below(Path::new("/"), daemon, ini)

@@ -40,13 +40,14 @@ pub(crate) fn run(ini: &Path, options: &Options, typed: &InitArgs) -> Result<()>
         false => "STANDBY.ini",
     };
     let before = packaged::typed_before(&ini);
+    let root = packaged::typed_by_root_before(&ini);
     let (ini, name) = (ini.display(), &config.job_name);
     output::print(&format!(
         "Wrote {ini} for the cluster in {}.{pin}\n\
          Type on the standby:\n\n    \
          {before}walmgr {standby_ini} authorize {fingerprint} {name}\n\n\
          and then here (it restarts PostgreSQL if archiving was off; without --restart you do):\n\n    \
-         {before}walmgr {ini} setup --restart",
+         {root}walmgr {ini} setup --restart",
         config.master_data.display(),
     ))
 }

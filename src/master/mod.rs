@@ -23,6 +23,7 @@ pub(crate) mod push;
 pub(crate) mod restore;
 mod rpo;
 pub(crate) mod setup;
+pub(crate) mod setup_by_root;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod sync;

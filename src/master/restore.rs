@@ -306,6 +306,9 @@ impl<'a> MasterRestore<'a> {
         let demands = self.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
         conf::raise(&server, Demands::of(demands))?;
+        for path in conf::make_missing_folders(server.config_file(), &place.data)? {
+            tracing::info!("{} is made, as the set has no empty folder", path.display());
+        }
         let [aside, control] =
             [layout::CONTROL_RESTORING, layout::PG_CONTROL].map(|name| place.data.join(name));
         files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use walmgr_protocol::message::overview::Overview;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
-use crate::config::MasterConfig;
+use crate::config::{MasterConfig, packaged};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::master::archiver;
@@ -18,6 +18,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
 use crate::master::init;
 use crate::master::next_step;
+use crate::master::setup_by_root;
 use crate::options::Options;
 use crate::output;
 use crate::pg::archive_command::{Ours, is_worth_keeping};
@@ -26,6 +27,7 @@ use crate::pg::conf::ServerSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
 use crate::pg::programs::Programs;
+use crate::pg::server_unit;
 use crate::pg::sql::{Session, Switched};
 use crate::status::Archiving;
 
@@ -44,12 +46,17 @@ pub(crate) struct SetupArgs {
     /// Restart PostgreSQL if archive_mode or wal_level has to change: with master_restart_cmd, else as init would set it
     #[arg(long)]
     pub restart: bool,
+    /// For the process that root starts as the server's user: root restarts the server
+    #[arg(long, hide = true, conflicts_with = "restart")]
+    pub root_restarts: bool,
 }
 
 /// Configures archiving.
 pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArgs) -> Result<()> {
     let mut own = config.clone();
-    if arguments.restart && own.master_restart_cmd.is_none() {
+    // Restarted behind systemd's back, the server would be taken for ended.
+    let unit = server_unit::unit_of(&own.master_data);
+    if arguments.restart && own.master_restart_cmd.is_none() && unit.is_none() {
         own.master_restart_cmd = Some(init::restart_command(&own.master_data));
     }
     let config = &own;
@@ -84,10 +91,21 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &SetupArg
                 }
                 next_step::after_setup(config, held.as_ref())
             }
+            Activation::RestartNeeded if arguments.root_restarts => {
+                setup_by_root::ask_for_restart()
+            }
             Activation::RestartNeeded => {
                 let ini = config.path.display();
-                tracing::info!("`walmgr {ini} setup --restart` restarts it and checks it");
-                Ok(())
+                match unit {
+                    Some(unit) => output::print(&format!(
+                        "{unit} of systemd runs the server, so root restarts it. Type here:\n\n    \
+                         sudo walmgr {ini} setup --restart"
+                    )),
+                    None => output::print(&format!(
+                        "Type here, to have it restarted and checked:\n\n    {}walmgr {ini} setup --restart",
+                        packaged::typed_by_root_before(&config.path)
+                    )),
+                }
             }
         }
     })

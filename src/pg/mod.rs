@@ -37,6 +37,7 @@ pub(crate) mod programs;
 pub(crate) mod recovery;
 pub(crate) mod relation;
 pub(crate) mod roots;
+pub(crate) mod server_unit;
 mod settle;
 pub(crate) mod sql;
 pub(crate) mod sql_backup;

@@ -43,7 +43,7 @@ pub(super) fn after_authorize(config: &StandbyConfig, may_push: bool) -> Result<
         .unwrap_or_default();
     let bound = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).is_ok();
     if may_push && !bound {
-        let before = packaged::typed_before(&config.path);
+        let before = packaged::typed_by_root_before(&config.path);
         let ini = sibling(&config.path);
         text += on_the_master(&text);
         text += &format!(

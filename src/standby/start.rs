@@ -1,16 +1,15 @@
 //! `init --start`: has the receiver run that the new file is for, now and after the next boot where systemd does that.
 //! Never starts a second one. Invariant: what was started has said that it is ready.
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::process::geteuid;
-use uzers::os::unix::UserExt;
 
 use crate::config::{self, Config, StandbyConfig, packaged};
 use crate::daemon;
 use crate::error::{CommandError, Result};
+use crate::shell;
 
 /// How it stands with the receiver behind [`receiver`].
 pub(super) enum ReceiverStart {
@@ -38,7 +37,7 @@ pub(super) fn receiver(config: &StandbyConfig, unit_follows: bool) -> Result<Rec
             &config.path,
         ))),
         None => {
-            let mut walmgr = Command::new(this_program()?);
+            let mut walmgr = Command::new(shell::this_program()?);
             walmgr
                 .arg(&config.path)
                 .args(["receiver", "--daemon"])
@@ -57,31 +56,19 @@ pub(super) fn receiver(config: &StandbyConfig, unit_follows: bool) -> Result<Rec
 /// Types the same line as the user `owner`, for root, which would write files that only root can read; then starts the
 /// unit, which only root may.
 pub(crate) fn as_owner(ini: &Path, owner: u32) -> Result<()> {
-    let Some(user) = uzers::get_user_by_uid(owner) else {
-        return Err(CommandError::config(format!(
-            "user {owner} is not known to this host"
-        )));
-    };
     let unit = packaged::unit("receiver", ini);
     // A second one would fail, and systemd would keep on trying.
     let runs = match config::load(ini, &[]) {
         Ok(Config::Standby(config)) => daemon::is_running(&config.receiver_pidfile())?,
         _ => false,
     };
-    let mut walmgr = Command::new(this_program()?);
+    let mut walmgr = shell::as_user(owner)?;
     walmgr.args(std::env::args_os().skip(1));
     walmgr.args(unit.iter().map(|_| "--unit-follows"));
-    walmgr
-        .env("HOME", user.home_dir())
-        .env("USER", user.name())
-        .env("LOGNAME", user.name())
-        .gid(user.primary_group_id())
-        .uid(owner);
     let ended = walmgr
         .status()
         .map_err(|error| failed("start walmgr", error))?;
-    let name = user.name().to_string_lossy();
-    succeeded(ended, &format!("what was typed failed as user {name}"))?;
+    succeeded(ended, &format!("what was typed failed as user {owner}"))?;
     match unit {
         Some(unit) if !runs => start_unit(&unit),
         _ => Ok(()),
@@ -97,11 +84,6 @@ fn start_unit(unit: &str) -> Result<()> {
         ended,
         &format!("{unit} did not start; `journalctl -u {unit}` says why"),
     )
-}
-
-/// A program that was replaced while it ran is still what was typed.
-fn this_program() -> Result<PathBuf> {
-    std::env::current_exe().map_err(|error| failed("find this program", error))
 }
 
 fn failed(doing: &str, error: std::io::Error) -> CommandError {

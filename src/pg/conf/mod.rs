@@ -20,7 +20,7 @@ pub(in crate::pg) use command_line::CommandLine;
 pub use effective::{Setter, last_setter};
 pub(crate) use effective::{last_setter_after, last_setter_beneath};
 pub(in crate::pg) use pieces::pieces_in_texts;
-pub(crate) use pieces::{PieceKind, pieces};
+pub(crate) use pieces::{PieceKind, make_missing_folders, pieces};
 pub(crate) use raise::raise;
 pub(crate) use server::ServerSettings;
 

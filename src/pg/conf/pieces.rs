@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::effective::{DEPTH_MAX, files_of};
 use super::foreign::FILE_BYTES_MAX;
@@ -82,6 +82,30 @@ const DEFAULTS: [(&str, &str); 4] = [
 /// The files that a server with this `config_file` reads, but for that one itself.
 pub(crate) fn pieces(config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
     pieces_in(&HostFiles, config_file, data)
+}
+
+/// Makes the folders below `data` that `include_dir` names and that are not there, and answers with them: a set holds no empty
+/// one, as Debian's `conf.d` is, and without it the server would not start.
+pub(crate) fn make_missing_folders(config_file: &Path, data: &Path) -> Result<Vec<PathBuf>> {
+    let pieces = pieces(config_file, data)?.into_iter();
+    let is_inside = |path: &Path| {
+        let below = path.strip_prefix(data);
+        below.is_ok_and(|below| {
+            below
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        })
+    };
+    let absent = pieces.filter(|piece| piece.setting == "include_dir" && piece.is_missing());
+    let mut made = Vec::new();
+    for piece in absent.filter(|piece| is_inside(&piece.path)) {
+        // A link that leads nowhere is somebody's.
+        if piece.path.symlink_metadata().is_err() && !made.contains(&piece.path) {
+            files::make_directory(&piece.path)?;
+            made.push(piece.path);
+        }
+    }
+    Ok(made)
 }
 
 fn pieces_in(source: &dyn PieceSource, config_file: &Path, data: &Path) -> Result<Vec<Piece>> {
@@ -311,6 +335,29 @@ impl Pieces<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn fault_194_only_a_folder_that_is_included_and_inside_is_made() {
+        let home = tempfile::tempdir().unwrap();
+        let (data, outside) = (home.path().join("data"), home.path().join("outside"));
+        std::fs::create_dir(&data).unwrap();
+        let conf = data.join("postgresql.conf");
+        let text = format!(
+            "include_dir = 'conf.d'\ninclude_dir 'conf.d'\ninclude_dir '../up'\ninclude_dir '{}'\n\
+             include 'absent.conf'\ninclude_dir 'dangling'\nhba_file = 'hba'\n",
+            outside.display()
+        );
+        std::fs::write(&conf, text).unwrap();
+        std::os::unix::fs::symlink(&outside, data.join("dangling")).unwrap();
+        let made = make_missing_folders(&conf, &data).unwrap();
+        assert_eq!(made, [data.join("conf.d")]);
+        assert!(data.join("conf.d").is_dir() && !outside.exists());
+        assert!(!home.path().join("up").exists() && !data.join("hba").exists());
+        assert_eq!(
+            make_missing_folders(&conf, &data).unwrap(),
+            [] as [PathBuf; 0]
+        );
+    }
 
     #[test]
     fn fault_135_every_file_is_found_with_what_names_it() {

@@ -13,7 +13,7 @@ use super::transfer::{self, entries};
 use super::within;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
-use crate::pg::conf::brought;
+use crate::pg::conf::{self, brought};
 use crate::pg::layout;
 use crate::pg::needs::WITHIN_PREFIX;
 use crate::pg::{group_access, mounts};
@@ -46,6 +46,10 @@ pub(super) fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
         super::config_files::restore(plan, staging)?;
     }
     super::settings::settle(plan, staging)?;
+    for path in conf::make_missing_folders(&staging.join(layout::MAIN_CONF), staging)? {
+        let path = path.strip_prefix(staging).unwrap_or(&path);
+        tracing::info!("{} is made, as the set has no empty folder", path.display());
+    }
     // Behind it, as it removes links that a set may have brought.
     plan.kept.link_logs(staging)?;
     plan.recovery.write(staging)?;
