@@ -16,6 +16,7 @@ mod admin;
 mod archive;
 mod audit;
 mod backup;
+mod changed_pages;
 mod chaos;
 mod cli;
 mod clusters;

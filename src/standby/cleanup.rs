@@ -30,8 +30,9 @@ const LOCK: &str = ".walmgr-lock";
 const OWN_FILES: [&str; 5] = [".rounds", ".rounds.sets", "PROGRESS", "PAUSE", HOLD_NAME];
 
 /// The folders of notes below them.
-const OWN_FOLDERS: [&str; 5] = [
+const OWN_FOLDERS: [&str; 6] = [
     ".checksums",
+    ".maps",
     ".obstacles",
     ".apart",
     ".servers",

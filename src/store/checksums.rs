@@ -43,6 +43,7 @@ use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::error::StoreError;
 use super::folder::Folder;
+use super::map_notes;
 use super::obstacle_notes;
 use crate::wal::joint::SegmentEnd;
 
@@ -308,6 +309,7 @@ pub(super) fn remove_finished(completed: &Folder, names: &[String]) -> Result<()
         completed.remove(name)?;
     }
     completed.sync()?;
+    map_notes::remove(completed, names)?;
     obstacle_notes::remove(completed, names)
 }
 

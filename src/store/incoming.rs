@@ -72,7 +72,7 @@ impl Incoming {
             })
             .and_then(|()| Temporary::create(&shared.completed, &name.to_string(), len));
         let temporary = shared.monitor.watch(opened)?;
-        let check = SegmentCheck::new(name, &binding.expected(), verify);
+        let check = SegmentCheck::new(name, &binding.expected(), verify).noting_changes();
         Ok(Incoming {
             shared,
             name,

@@ -10,6 +10,7 @@ use super::checksums::KeptChecksum;
 use super::durable::Durable;
 use super::error::StoreError;
 use super::joints::{JointVerdict, Joints};
+use super::map_notes;
 use super::name_lock::NameGuard;
 use super::obstacle_notes;
 use super::shared::Shared;
@@ -17,6 +18,7 @@ use crate::wal::joint::SegmentEnd;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
+use crate::wal::segment_map::{MappedFile, SegmentMap};
 
 /// A file that may be acknowledged as far as its neighbours go.
 #[derive(Debug, Default)]
@@ -27,6 +29,8 @@ pub(super) struct Joined {
     verify: Verify,
     /// What replay may not get past in it, and in the records that cross its ends.
     obstacles: Obstacles,
+    /// What its records change, if somebody walked through them for that.
+    pub(super) map: Option<SegmentMap>,
     /// Whether the segment before is there and leads to it.
     pub(super) is_led: bool,
     /// The segment behind, and why it is set apart once this one has its name.
@@ -71,7 +75,8 @@ impl Shared {
         };
         let binding = self.binding()?;
         let start = segment.start(binding.segment_size).unwrap_or_default();
-        let scanner = scanner.or_else(|| self.carried.of(segment, verify));
+        let mut scanner = scanner.or_else(|| self.carried.of(segment, verify));
+        let map = scanner.as_mut().and_then(SegmentMap::take);
         let end = scanner
             .as_ref()
             .map(|scanner| match SegmentEnd::of(scanner) {
@@ -129,6 +134,7 @@ impl Shared {
             scanner: scanner.map(Scanner::forgetting),
             verify,
             obstacles,
+            map,
             is_led,
             unled,
         })
@@ -192,6 +198,15 @@ impl Shared {
         };
         self.checksums.keep(durable.name(), &kept, by);
         if let WalFileName::Segment(segment) = durable.name() {
+            if let Some(map) = &joined.map {
+                let (len, crc32) = (kept.len, kept.crc32);
+                let file = MappedFile {
+                    segment,
+                    len,
+                    crc32,
+                };
+                map_notes::keep(&self.completed, &file, map);
+            }
             self.carried.put(segment, joined.verify, joined.scanner);
         }
     }

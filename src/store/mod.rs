@@ -12,6 +12,7 @@
 //!   .checksums/NAME                length and CRC-32 of the file when it was acknowledged (see
 //!                                  `checksums`)
 //!   .obstacles/NAME                records in the segment NAME that replay cannot pass (see `obstacle_notes`)
+//!   .maps/NAME                     what the records of the segment NAME change (see `map_notes`)
 //!   .servers/                      the data directories whose servers read from here (see `servers`)
 //!   .verified/                     files that `verify` found good or damaged (see `verify::note`)
 //!   .rounds                        files found damaged while the whole archive was read (see `rounds`)
@@ -82,6 +83,7 @@ pub(crate) mod incoming;
 mod joined;
 mod joints;
 pub(crate) mod lineage;
+mod map_notes;
 pub(crate) mod maps;
 mod name_lock;
 mod obstacle_notes;

@@ -22,13 +22,14 @@ use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
 use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
+use super::map_notes;
 use super::partial::PartialEnd;
 use super::proof::{Prover, WalProof};
 use crate::wal::history::History;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
-use crate::wal::segment_map::SegmentMap;
+use crate::wal::segment_map::{MappedFile, SegmentMap};
 
 /// An archive that is open for reading.
 pub struct ArchiveReader {
@@ -53,6 +54,8 @@ struct Alone {
     is_as_kept: bool,
     /// What replay may not get past in it.
     obstacles: Obstacles,
+    /// Length and CRC-32.
+    digest: (u64, u32),
     /// What its records change, if that was wanted.
     map: Option<SegmentMap>,
 }
@@ -353,12 +356,28 @@ impl Stored {
         Ok(obstacles)
     }
 
-    /// Reads a segment for what its records change.
+    /// What the records of a segment change: as it is kept, or else the segment is read for it, and it is kept.
     ///
     /// # Errors
     /// What is wrong with the file by itself.
     pub(super) fn map(&self) -> Result<SegmentMap, StoreError> {
-        Ok(self.read_alone(true, |_| true)?.map.unwrap_or_default())
+        let WalFileName::Segment(segment) = self.name else {
+            return Ok(SegmentMap::default());
+        };
+        let file = |(len, crc32)| MappedFile {
+            segment,
+            len,
+            crc32,
+        };
+        if let Some(kept) = self.checksums.read(self.name)
+            && let Some(map) = map_notes::read(&self.folder, &file((kept.len, kept.crc32)))?
+        {
+            return Ok(map);
+        }
+        let alone = self.read_alone(true, |_| true)?;
+        let map = alone.map.unwrap_or_default();
+        map_notes::keep(&self.folder, &file(alone.digest), &map);
+        Ok(map)
     }
 
     fn read_alone(
@@ -379,10 +398,11 @@ impl Stored {
             fault.is_none() && each(bytes)
         })?;
         let checked = fault.map_or_else(|| check.finish_at_end(), Err);
-        let (summary, scanner) =
+        let (summary, mut scanner) =
             checked.map_err(|fault| StoreError::of_fault(self.name, &fault))?;
         let kept = self.checksums.read(self.name);
-        let differs = kept.and_then(|kept| kept.contradicts(len, crc.finalize()));
+        let crc32 = crc.finalize();
+        let differs = kept.and_then(|kept| kept.contradicts(len, crc32));
         if let Some(why) = differs {
             let name = self.name;
             return Err(StoreError::Damaged { name, why });
@@ -390,7 +410,8 @@ impl Stored {
         Ok(Alone {
             wal: summary.wal,
             is_as_kept: kept.is_some(),
-            map: scanner.as_ref().and_then(SegmentMap::of),
+            digest: (len, crc32),
+            map: scanner.as_mut().and_then(SegmentMap::take),
             obstacles: scanner.map_or_else(Obstacles::default, |it| it.obstacles().clone()),
         })
     }

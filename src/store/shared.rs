@@ -124,6 +124,14 @@ impl StoredCheck {
         }
     }
 
+    /// Has the scanner at its end know what the records change.
+    pub(super) fn noting_changes(self) -> Self {
+        StoredCheck {
+            check: self.check.map(SegmentCheck::noting_changes),
+            fault: self.fault,
+        }
+    }
+
     pub(super) fn update(&mut self, bytes: &[u8]) {
         if let Some(check) = &mut self.check
             && let Err(fault) = check.update(bytes)

@@ -191,6 +191,16 @@ impl Changes {
         self.everything.map(|everything| everything.first)
     }
 
+    /// The first record that may have changed anything, and where the last such record begins.
+    pub(super) fn everything_span(&self) -> Option<((Lsn, EverythingReason), Lsn)> {
+        self.everything.map(|met| (met.first, met.last))
+    }
+
+    /// Puts back a fork's change.
+    pub(super) fn put(&mut self, fork: RelationFork, change: ForkChange) {
+        self.forks.insert(fork, change);
+    }
+
     /// What a fork needs.
     pub fn of(&self, fork: RelationFork) -> Needed<'_> {
         let in_database = self.databases.contains(&(fork.tablespace, fork.database));
@@ -216,6 +226,21 @@ impl Changes {
 }
 
 impl ForkChange {
+    /// The change that a map has: blocks, the limit, and whether it is whole.
+    pub(super) fn of_parts(blocks: RoaringBitmap, limit: Option<u32>, is_whole: bool) -> Self {
+        let mut change = ForkChange {
+            blocks,
+            ..ForkChange::default()
+        };
+        if let Some(limit) = limit {
+            change.add_limit(limit);
+        }
+        if is_whole {
+            change.set_whole();
+        }
+        change
+    }
+
     /// The blocks before the limit.
     pub fn blocks(&self) -> &RoaringBitmap {
         &self.blocks

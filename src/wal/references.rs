@@ -357,6 +357,11 @@ impl ChangeReader {
         &self.changes
     }
 
+    /// Hands them out.
+    pub(super) fn into_changes(self) -> Changes {
+        self.changes
+    }
+
     /// Whether the open record changes more than is noted.
     pub(super) const fn is_due(&self) -> bool {
         self.record.is_some()

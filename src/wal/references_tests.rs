@@ -94,7 +94,7 @@ fn scanned(wal: &[u8], piece_bytes: usize) -> SegmentMap {
     for mut piece in wal.chunks(piece_bytes) {
         while let ScanStep::Record(_) = scanner.advance(&mut piece) {}
     }
-    SegmentMap::of(&scanner).unwrap()
+    SegmentMap::take(&mut scanner).unwrap()
 }
 
 fn noted(major: u8, rmid: u8, info: u8, body: &[u8]) -> Changes {

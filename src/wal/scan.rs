@@ -215,6 +215,13 @@ impl Scanner {
         Some((reader.changes(), is_open.then_some(self.record_start)))
     }
 
+    /// Hands out what it noted of changes, and notes no more.
+    pub(crate) fn take_changes(&mut self) -> Option<(Changes, Option<Lsn>)> {
+        let open = self.changes().and_then(|(_, open)| open);
+        let reader = self.changes.take()?;
+        Some((reader.into_changes(), open))
+    }
+
     /// Has met these obstacles already.
     #[must_use]
     pub fn having_met(mut self, obstacles: &Obstacles) -> Self {

@@ -7,10 +7,9 @@ use std::os::fd::AsFd;
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::freeze::PartialWals;
-use super::records::{scanner_at, start_of};
+use super::records::start_of;
 use crate::store::error::StoreError;
-use crate::wal::scan::ScanStep;
-use crate::wal::segment_map::SegmentMap;
+use crate::wal::segment_map::{MapReader, SegmentMap};
 
 impl PartialWals {
     /// What the records of a segment in progress change, and up to where that is all; `None` where there is none.
@@ -22,32 +21,9 @@ impl PartialWals {
         let Some(file) = self.folder.open_file(&name)? else {
             return Ok(None);
         };
-        let start = start_of(segment, &self.binding);
-        let mut scanner = scanner_at(segment, start, &self.binding).noting_changes();
-        let segment_end = Lsn(start.0.saturating_add(self.binding.segment_size.bytes()));
-        let mut is_switched = false;
-        (self.folder).read_through(file.as_fd(), &name, |piece| {
-            let mut rest = piece;
-            loop {
-                match scanner.advance(&mut rest) {
-                    ScanStep::NeedMore => return true,
-                    ScanStep::Record(record) if record.is_switch() => {
-                        is_switched = true;
-                        return false;
-                    }
-                    ScanStep::Record(_) => {}
-                    ScanStep::EndOfWal(_) | ScanStep::Invalid { .. } => return false,
-                }
-            }
-        })?;
-        let map = SegmentMap::of(&scanner).unwrap_or_default();
-        // A record that runs on into the next segment has its references here, or the map says where it begins.
-        let is_whole = is_switched || scanner.position() >= segment_end;
-        let end = match is_whole {
-            true => segment_end,
-            false => scanner.valid_end(),
-        };
-        Ok(Some((map, end)))
+        let mut reader = MapReader::new(segment, &self.binding.expected());
+        (self.folder).read_through(file.as_fd(), &name, |piece| reader.feed(piece))?;
+        Ok(Some(reader.finish()))
     }
 
     /// Reads from a segment in progress; 0 where there is none.

@@ -32,6 +32,7 @@ use crate::store::joined::Joined;
 use crate::store::shared::{Archive, Shared, StoredCheck, StoredUnderName};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentFault, Verify};
+use crate::wal::segment_map::{MapReader, SegmentMap};
 
 /// How often the final name may turn out taken by a file that is then set aside or vanishes.
 const FINISH_ATTEMPTS_MAX: u32 = 3;
@@ -273,6 +274,9 @@ impl Finishing {
             let scanner = self.check(len, crc32, shipped)?;
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| self.file.read(0..len, each);
             joined = shared.join(name, self.verify, scanner, read)?;
+            if joined.map.is_none() && self.verify != Verify::Off {
+                joined.map = self.map(len)?;
+            }
         }
         let admission = shared.admit((name, (len, crc32)), &[], (&self.by, false))?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
@@ -330,6 +334,16 @@ impl Finishing {
         // Advice only, as for a finished file.
         let _ = folder.disk.forget_cache(self.file.handle());
         Ok(())
+    }
+
+    /// What its records change, which were checked before.
+    fn map(&self, len: u64) -> Result<Option<SegmentMap>, StoreError> {
+        let binding = self.shared.binding()?;
+        let mut reader = MapReader::new(self.segment, &binding.expected());
+        self.file.read(0..len, |piece| reader.feed(piece))?;
+        let (map, end) = reader.finish();
+        let start = start_of(self.segment, &binding);
+        Ok((end.0 - start.0 >= len).then_some(map))
     }
 
     /// Whether all of it was shipped, checked and synced, and nothing has changed it since.
@@ -392,7 +406,7 @@ impl Finishing {
     ) -> Result<(u32, Result<Option<Scanner>, SegmentFault>), StoreError> {
         let name = WalFileName::Segment(self.segment);
         let expected = self.shared.binding()?.expected();
-        let mut check = StoredCheck::new(name, &expected, self.verify);
+        let mut check = StoredCheck::new(name, &expected, self.verify).noting_changes();
         let mut crc = crc32fast::Hasher::new();
         self.file.read(0..size, |piece| {
             crc.update(piece);
