@@ -166,7 +166,8 @@ pub mod wal {
     }
     pub mod fuzzing {
         pub use crate::wal::fuzzing::{
-            behind, commit_record, history, joint, scanner, segment, written_wal,
+            behind, commit_record, history, joint, record_references, scanner, segment,
+            segment_map, written_wal,
         };
     }
     pub mod history {

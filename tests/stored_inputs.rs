@@ -8,7 +8,15 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 31] = [
+const BODIES: [(&str, Body); 33] = [
+    (
+        "record_references",
+        walmgr::test_support::wal::fuzzing::record_references,
+    ),
+    (
+        "segment_map",
+        walmgr::test_support::wal::fuzzing::segment_map,
+    ),
     (
         "http_request",
         walmgr::test_support::metrics::fuzzing::http_request,

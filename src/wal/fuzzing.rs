@@ -8,9 +8,11 @@ use super::behind::Behind;
 use super::commit;
 use super::history::History;
 use super::joint::Joint;
-use super::record::{RM_XLOG, XLOG_OVERWRITE_CONTRECORD};
+use super::record::{RECORD_HEADER_BYTES, RM_XLOG, RecordHeader, XLOG_OVERWRITE_CONTRECORD};
+use super::references::{ChangeReader, REFERENCES_BYTES_MAX};
 use super::scan::{ScanStep, Scanner};
 use super::segment::{ExpectedSegment, SegmentCheck, SegmentSummary, Verify};
+use super::segment_map::{MappedFile, SegmentMap};
 use super::writer::WalWriter;
 
 /// The scanner on arbitrary bytes: the steps do not depend on the pieces, positions only grow,
@@ -44,6 +46,56 @@ pub fn scanner(data: &[u8]) {
             assert!(record.lsn >= end || end.0 > u64::MAX - (2 << 30));
             end = record.end;
         }
+    }
+}
+
+/// The references of an arbitrary record: they do not depend on the pieces it arrives in, and end within their bound.
+pub fn record_references(data: &[u8]) {
+    let Some(([major, piece], record)) = data.split_first_chunk() else {
+        return;
+    };
+    let Some((header, body)) = record.split_first_chunk() else {
+        return;
+    };
+    let header = RecordHeader::decode(header);
+    let body_bytes = (header.total_bytes as usize).saturating_sub(RECORD_HEADER_BYTES);
+    let is_whole = body.len() >= body_bytes;
+    let body = &body[..body_bytes.min(body.len())];
+    let read = |piece_bytes: usize| {
+        let mut reader = ChangeReader::default();
+        reader.begin(Lsn(8), header, Some(*major));
+        body.chunks(piece_bytes)
+            .for_each(|piece| reader.update(piece));
+        reader
+    };
+    let at_once = read(body.len().max(1));
+    let in_pieces = read(usize::from(*piece) + 1);
+    assert_eq!(at_once.changes(), in_pieces.changes());
+    assert_eq!(at_once.is_due(), in_pieces.is_due());
+    assert!(!at_once.is_due() || (!is_whole && record.len() < REFERENCES_BYTES_MAX));
+}
+
+/// An arbitrary map of a segment: what it says survives being written again.
+pub fn segment_map(data: &[u8]) {
+    let text = data
+        .get(8..32)
+        .and_then(|text| std::str::from_utf8(text).ok());
+    let Some(segment) = text.and_then(|text| text.parse().ok()) else {
+        return;
+    };
+    let number = |from: usize| data.get(from..)?.first_chunk().copied();
+    let (Some(len), Some(crc32)) = (number(32), data.get(40..).and_then(|it| it.first_chunk()))
+    else {
+        return;
+    };
+    let file = MappedFile {
+        segment,
+        len: u64::from_le_bytes(len),
+        crc32: u32::from_le_bytes(*crc32),
+    };
+    if let Some(map) = SegmentMap::parse(&file, data) {
+        let again = SegmentMap::parse(&file, &map.encode(&file));
+        assert_eq!(again, Some(map));
     }
 }
 
@@ -291,6 +343,18 @@ fn pieces_of(bytes: &[u8], seed: u8) -> Vec<&[u8]> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn references_and_maps_of_any_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..400), rmid in 0_u8..24) {
+            let mut record = bytes.clone();
+            if let Some(byte) = record.get_mut(19) {
+                *byte = rmid;
+            }
+            record_references(&record);
+            segment_map(&[b"walmap 1000000010000000000000003", &bytes[..]].concat());
+        }
+    }
 
     #[test]
     fn the_scanner_body_accepts_the_shortest_inputs() {

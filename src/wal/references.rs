@@ -141,8 +141,9 @@ pub(super) fn note(
         return ReferencesRead::All;
     }
     let total_bytes = u64::from(header.total_bytes).saturating_sub(RECORD_HEADER_BYTES as u64);
-    let is_all = body.len() as u64 >= total_bytes
-        || body.len() >= REFERENCES_BYTES_MAX - RECORD_HEADER_BYTES;
+    let bytes_max = REFERENCES_BYTES_MAX - RECORD_HEADER_BYTES;
+    let is_all = body.len() as u64 >= total_bytes || body.len() >= bytes_max;
+    let body = &body[..body.len().min(bytes_max)];
     let mut input = Input { rest: body };
     let outcome = blocks(changes, major, total_bytes, &mut input).and_then(|has_blocks| {
         // Then the main data is far behind; the records whose data is looked at have none.

@@ -156,7 +156,7 @@ impl SegmentMap {
         everything.encode(file)
     }
 
-    fn encode(&self, file: &MappedFile) -> Vec<u8> {
+    pub(super) fn encode(&self, file: &MappedFile) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(file.segment.to_string().as_bytes());
         out.extend(file.len.to_le_bytes());

@@ -144,6 +144,7 @@ fn is_own(name: &str) -> bool {
         ".walmgr-archive",
         ".walmgr-lock",
         ".checksums",
+        ".maps",
         ".apart",
         ".obstacles",
         "BACKUPLOCK",

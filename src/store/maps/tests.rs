@@ -211,3 +211,26 @@ fn what_changed_everything_before_a_stretch_does_not_count() {
     assert_eq!(blocks(&behind), [2, 3, 4]);
     assert_eq!(everything(from, custom.0), None);
 }
+
+#[test]
+fn fault_203_a_map_that_is_gone_or_damaged_is_made_again() {
+    let (records, bytes) = wal(&[300], 2);
+    let stored = stored(&bytes, 2);
+    let maps = stored.completed_wals.join(".maps");
+    let path = |number| maps.join(name(1, number).to_string());
+    let read = || std::fs::read(path(FIRST)).unwrap();
+    let (from, to) = (records[3].lsn, records[records.len() - 3].lsn);
+    let expected = stored.between(from, to).unwrap();
+    let good = read();
+    let mut flipped = good.clone();
+    flipped[60] ^= 1;
+    let other = std::fs::read(path(FIRST + 1)).unwrap();
+    for damaged in [&flipped[..], &good[..40], &other, b""] {
+        std::fs::write(path(FIRST), damaged).unwrap();
+        assert_eq!(stored.between(from, to).unwrap(), expected);
+        assert_eq!(read(), good);
+    }
+    std::fs::remove_dir_all(&maps).unwrap();
+    assert_eq!(stored.between(from, to).unwrap(), expected);
+    assert_eq!(read(), good);
+}

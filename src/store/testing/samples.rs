@@ -153,12 +153,15 @@ pub(crate) fn stored_bytes(places: &ArchiveFolders, sample: &Sample) -> Vec<u8> 
     std::fs::read(places.completed_wals.join(sample.name.to_string())).unwrap()
 }
 
-/// The names that are neither the marker nor the lock nor the checksums.
+/// The names that are neither the marker nor the lock nor what is kept of files.
 pub(crate) fn names(places: &ArchiveFolders) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(&places.completed_wals)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !name.starts_with(".walmgr") && name != CHECKSUMS_NAME && name != ".apart")
+        .filter(|name| {
+            let own = [CHECKSUMS_NAME, ".apart", ".maps"];
+            !name.starts_with(".walmgr") && !own.contains(&name.as_str())
+        })
         .collect();
     names.sort();
     names
