@@ -412,7 +412,7 @@ mod tests {
     fn a_map_that_grows_too_long_says_less_and_never_too_little() {
         let mut map = sample();
         for block in 0..40_000 {
-            map.changes.add_block(fork(10), block * 2);
+            map.changes.add_block(fork(10), block * 50);
         }
         let bytes = map.to_bytes(&file());
         assert!(bytes.len() as u64 <= file().map_bytes_max());
