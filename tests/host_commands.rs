@@ -130,6 +130,9 @@ fn commands_of_one_cluster_are_refused_on_a_hosts_file() {
     for word in [
         "setup",
         "verify",
+        "keep data.master",
+        "unkeep data.master",
+        "expire",
         "xpurgewals",
         "xlock",
         "xrelease",

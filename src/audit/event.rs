@@ -55,11 +55,27 @@ events! {
     SetRemoved {
         /// Its name at that moment.
         set: String,
+        /// Why.
+        because: &'a str,
     } = "set_removed",
+    /// A backup set stays until it is unpinned.
+    SetPinned {
+        /// Its name at that moment.
+        set: &'a str,
+        /// What was said of it.
+        note: &'a str,
+    } = "set_pinned",
+    /// A backup set stays no longer than the rules say.
+    SetUnpinned {
+        /// Its name at that moment.
+        set: &'a str,
+    } = "set_unpinned",
     /// WAL goes that nobody needs.
     WalPurged {
-        /// The oldest segment that stays.
-        before: String,
+        /// The first segment of a stretch,
+        first: String,
+        /// and its last.
+        last: String,
         /// Files that go, copies included.
         files: usize,
     } = "wal_purged",

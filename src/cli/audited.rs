@@ -32,6 +32,9 @@ const fn effect(command: &Command) -> ArchiveEffect {
         | Command::Xpartialsync(_)
         | Command::Cleanup(_)
         | Command::CreateSlave(_)
+        | Command::Keep(_)
+        | Command::Unkeep(_)
+        | Command::Expire
         | Command::Xpurgewals
         | Command::Xlock
         | Command::Xrelease(_)

@@ -67,6 +67,12 @@ pub(crate) enum Command {
     /// Standby: make the standby anew from the running master (pg_basebackup)
     #[command(name = "createslave")]
     CreateSlave(standby::createslave::CreateSlaveArgs),
+    /// Standby: pin a backup set: no rule removes it
+    Keep(standby::keep::KeepArgs),
+    /// Standby: end the pin of keep
+    Unkeep(standby::unkeep::UnkeepArgs),
+    /// Standby: remove the sets and WAL that the settings no longer keep; -n says which, and why
+    Expire,
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
     /// Standby: lock the backup sets while a script copies them
@@ -270,6 +276,9 @@ pub(super) fn run_command(
         (Standby(own), Command::CreateSlave(typed)) => {
             standby::createslave::run(own, options, typed)
         }
+        (Standby(own), Command::Keep(typed)) => standby::keep::run(own, options, typed),
+        (Standby(own), Command::Unkeep(typed)) => standby::unkeep::run(own, options, typed),
+        (Standby(own), Command::Expire) => standby::expire::run(own, options),
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
         (Standby(own), Command::Xlock) => standby::xlock::run(own, options),
         (Standby(own), Command::Xrelease(typed)) => standby::xrelease::run(own, options, *typed),

@@ -146,6 +146,9 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Receiver(_)
         | Command::Verify(_)
         | Command::CreateSlave(_)
+        | Command::Keep(_)
+        | Command::Unkeep(_)
+        | Command::Expire
         | Command::Xpurgewals
         | Command::Xlock
         | Command::Xrelease(_)
@@ -174,6 +177,9 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         | Command::Revoke(_)
         // It remembers in the archive what it has read.
         | Command::Verify(_)
+        | Command::Keep(_)
+        | Command::Unkeep(_)
+        | Command::Expire
         | Command::Xpurgewals
         | Command::Xlock
         | Command::Xrelease(_)

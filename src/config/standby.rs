@@ -81,6 +81,12 @@ pub struct StandbyConfig {
     pub keep_backups: u32,
     /// Whether the file says so, and not the default.
     pub keep_backups_is_set: bool,
+    /// Of how many days every instant stays reachable; 0 for no such rule.
+    pub keep_days: u32,
+    /// Of how many weeks the first base backup stays.
+    pub keep_weekly: u32,
+    /// Of how many months the first base backup stays.
+    pub keep_monthly: u32,
     /// How old what a backup makes go is at least.
     pub keep_minimum_age: Duration,
     /// Whether a restore keeps the old data directory.
@@ -198,6 +204,9 @@ impl StandbyConfig {
             config_backup: settings.path("config_backup"),
             keep_backups: settings.number("keep_backups")?,
             keep_backups_is_set: settings.get("keep_backups").is_some(),
+            keep_days: settings.number("keep_days")?,
+            keep_weekly: settings.number("keep_weekly")?,
+            keep_monthly: settings.number("keep_monthly")?,
             keep_minimum_age: settings.duration("keep_minimum_age")?,
             backup_datadir: settings.boolean("backup_datadir")?,
             keep_symlinks: settings.boolean("keep_symlinks")?,

@@ -24,11 +24,13 @@ pub(super) fn telling(config: &StandbyConfig, sets: BackupSets) -> BackupSets {
     let config = config.clone();
     sets.telling(move |removal: &Removal<'_>| {
         let event = match *removal {
-            Removal::Set(name) => AuditEvent::SetRemoved {
+            Removal::Set(name, because) => AuditEvent::SetRemoved {
                 set: name.to_string(),
+                because,
             },
-            Removal::Wal(segment, files) => AuditEvent::WalPurged {
-                before: segment.to_string(),
+            Removal::Wal(first, last, files) => AuditEvent::WalPurged {
+                first: first.to_string(),
+                last: last.to_string(),
                 files,
             },
         };

@@ -119,10 +119,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &BackupA
         stop: &copied.finished.stop_lsn.to_string(),
     };
     audited::tell(config, AuditOutcome::Done, &event);
-    let keeping = Keeping {
-        sets: config.keep_backups,
-        minimum_age: config.keep_minimum_age,
-    };
+    let keeping = Keeping::of(config);
     let mut archive = |set: &Path| match &config.archive_command {
         Some(command) => shell::archive_set(command, config.slave_bin.as_deref(), set),
         None => Ok(()),

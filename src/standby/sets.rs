@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use walmgr_protocol::names::BackupName;
+
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::standby::audited;
@@ -23,6 +25,15 @@ pub(super) fn open(config: &StandbyConfig) -> Result<BackupSets> {
         .and_then(|sets| sets.with_partials(&config.partial_wals))
         .map(|sets| audited::telling(config, sets))
         .map_err(|error| failed("open the backup sets", &error))
+}
+
+/// The set of this name.
+pub(super) fn named(sets: &BackupSets, text: &str) -> Result<BackupName> {
+    sets.newest().parse_sibling(text).map_err(|error| {
+        CommandError::usage(format!("{text:?} is no backup set"))
+            .because(error)
+            .hint("`listbackups` lists the sets")
+    })
 }
 
 /// The error of a command that was doing this with the sets.

@@ -9,7 +9,6 @@ use clap::Args;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
-use walmgr_protocol::names::BackupName;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
@@ -17,7 +16,6 @@ use crate::options::Options;
 use crate::output::{self, Waiting, escaped};
 use crate::standby::sets;
 use crate::standby::verified;
-use crate::store::sets::BackupSets;
 use crate::store::verify::finding::{SetWindow, VerifyFinding, VerifyReport, VerifyStep};
 use crate::store::verify::{VerifyRequest, extent, verify};
 use crate::store::{ArchiveFolders, Disk, RealDisk};
@@ -42,7 +40,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let wanted = match &typed.set {
         None => None,
-        Some(text) => Some(named(&sets::open(config)?, text)?),
+        Some(text) => Some(sets::named(&sets::open(config)?, text)?),
     };
     let places = ArchiveFolders::of(config);
     let request = VerifyRequest {
@@ -102,14 +100,6 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
         (0, _) => Err(CommandError::new(Kind::Warned, "verify: warning")),
         _ => Err(CommandError::new(Kind::Alarmed, "verify: critical")),
     }
-}
-
-fn named(sets: &BackupSets, text: &str) -> Result<BackupName> {
-    sets.newest().parse_sibling(text).map_err(|error| {
-        CommandError::usage(format!("{text:?} is no backup set"))
-            .because(error)
-            .hint("`listbackups` lists the sets")
-    })
 }
 
 fn level(finding: &VerifyFinding) -> &'static str {

@@ -3,7 +3,6 @@
 //! needs. Invariant: where that cannot be told, nothing is removed.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::config::StandbyConfig;
 use crate::error::Result;
@@ -11,6 +10,7 @@ use crate::options::Options;
 use crate::output;
 use crate::pg::needs;
 use crate::standby::sets;
+use crate::store::sets::Keeping;
 
 /// Purges.
 pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
@@ -24,7 +24,8 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let lease = sets.lease(&owner).map_err(failed)?;
     // Whoever types this says what goes, whatever its age.
     let slave_data = config.slave_data.as_deref();
-    let purged = sets.purge_wal(&lease, Duration::ZERO, slave_data, &needed);
+    let keeping = Keeping::of(config).at_any_age();
+    let purged = sets.purge_wal(&lease, keeping, slave_data, &needed);
     tracing::info!("{}", purged.map_err(failed)?);
     Ok(())
 }

@@ -3,7 +3,6 @@
 //! moment every set has one name, and the next command that changes sets finishes the move.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
@@ -39,13 +38,13 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
 /// `keep_backups - 1` sets remain until the next one is there, and at least one that restores. Whoever types this says
 /// what goes, whatever its age.
 fn keeping(config: &StandbyConfig) -> Keeping {
-    let sets = match config.keep_backups {
-        0 => 0,
-        keep => (keep - 1).max(1),
-    };
+    let keeping = Keeping::of(config).at_any_age();
     Keeping {
-        sets,
-        minimum_age: Duration::ZERO,
+        sets: match keeping.sets {
+            0 => 0,
+            keep => (keep - 1).max(1),
+        },
+        ..keeping
     }
 }
 

@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 29] = [
+const COMMANDS: [(&[&str], Then, Then); 32] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -77,6 +77,9 @@ const COMMANDS: [(&[&str], Then, Then); 29] = [
     (&["restore", "data.master", "PGDATA/new"], Refuses, Refuses),
     (&["verify"], IsElsewhere, Refuses),
     (&["createslave"], IsElsewhere, Refuses),
+    (&["keep", "data.master"], IsElsewhere, Refuses),
+    (&["unkeep", "data.master"], IsElsewhere, Refuses),
+    (&["expire"], IsElsewhere, Refuses),
     (&["xpurgewals"], IsElsewhere, Refuses),
     (&["xlock"], IsElsewhere, Refuses),
     (&["xrelease"], IsElsewhere, Refuses),

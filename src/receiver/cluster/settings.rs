@@ -94,10 +94,7 @@ impl ClusterSettings {
             fetch_rate: config.fetch_rate,
             audit_log,
             rotation: Rotation {
-                keeping: Keeping {
-                    sets: config.keep_backups,
-                    minimum_age: config.keep_minimum_age,
-                },
+                keeping: Keeping::of(config),
                 archive_command: config.archive_command.clone(),
                 programs: config.slave_bin.clone(),
             },

@@ -1,4 +1,4 @@
-//! Behind a sealed set: what `keep_backups` and the sets that are left make superfluous goes.
+//! Behind a sealed set: what the rules of retention and the sets that are left make superfluous goes.
 //! Never fails what was done before it. Invariant: whatever could not be removed is said in a sentence, because the
 //! new set is good.
 
@@ -31,7 +31,7 @@ impl BackupSets {
         archive: &mut dyn FnMut(&Path) -> Result<(), String>,
     ) -> ClearedAway {
         let mut cleared = ClearedAway::default();
-        if keeping.sets == 0 {
+        if keeping.keeps_all() {
             // Nobody knows which sets were moved elsewhere and need which WAL.
             return cleared;
         }
@@ -50,7 +50,7 @@ impl BackupSets {
             }
         }
         let needed = |data: &Path| needs::of_servers(data).map_err(|error| error.to_string());
-        match self.purge_wal(lease, keeping.minimum_age, slave_data, &needed) {
+        match self.purge_wal(lease, keeping, slave_data, &needed) {
             Ok(purged) => {
                 tracing::info!("{purged}");
                 cleared.purged = u32::try_from(purged.files).unwrap_or(u32::MAX);

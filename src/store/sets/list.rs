@@ -358,7 +358,7 @@ impl BackupSets {
     }
 
     /// Opens a set and reads its label; `None` when nothing has the name.
-    fn read_set(&self, name: &BackupName) -> Result<Option<OpenedSet>, Condition> {
+    pub(super) fn read_set(&self, name: &BackupName) -> Result<Option<OpenedSet>, Condition> {
         let text = name.to_string();
         let parent = &self.parent;
         let damaged = |why: &str| Err(Condition::Damaged(why.to_owned()));

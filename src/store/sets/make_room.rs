@@ -6,7 +6,7 @@ use walmgr_protocol::names::BackupName;
 use super::BackupSets;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock};
-use super::rotate::Keeping;
+use super::policy::Keeping;
 
 impl BackupSets {
     /// Moves the sets one number up, and says how many moved: none where the newest name is free.
@@ -28,16 +28,9 @@ impl BackupSets {
 
     /// What such a move and the expiry before it would do: which sets go, oldest first, and which move.
     pub(crate) fn room_to_make(&self, keeping: Keeping) -> Result<RoomToMake, SetError> {
-        let listed = self.list()?;
-        let goes = match keeping.sets {
-            0 => Vec::new(),
-            _ => keeping
-                .given_up(listed)
-                .into_iter()
-                .rev()
-                .map(|set| set.name)
-                .collect(),
-        };
+        let expiry = self.expiry(keeping)?;
+        let goes = expiry.decided.into_iter().rev().filter(|set| set.goes());
+        let goes: Vec<BackupName> = goes.map(|set| set.name).collect();
         let mut moves = Vec::new();
         let mut name = Some(self.newest.clone());
         while let Some(from) = name.filter(|name| !goes.contains(name)) {

@@ -16,6 +16,7 @@
 //! data.master.expired.RANDOM/      a set that is being removed
 //! .data.master.intent              a rotation in progress (see `rotate`)
 //! .data.master.lock                the lock on the names (see `lock`)
+//! .data.master.keep.*              sets that somebody pinned (see `pins`)
 //! completed_wals/BACKUPLOCK        who makes a backup, while that lasts; who locked the sets by hand (see `by_hand`)
 //! completed_wals/.rounds.sets      files found damaged while all sets were read (see `round_note`)
 //! ```
@@ -27,6 +28,7 @@ mod clear_away;
 pub(crate) mod condition;
 mod delta;
 pub(crate) mod error;
+pub(crate) mod expire;
 mod file_writer;
 pub(crate) mod fuzzing;
 mod hand_note;
@@ -37,9 +39,13 @@ pub(crate) mod lock;
 mod make_room;
 mod names;
 pub(crate) mod out;
+pub(crate) mod pins;
+pub(crate) mod policy;
 pub(crate) mod purge;
+pub(in crate::store) mod purged_note;
 mod reading;
 mod remove;
+pub(crate) mod retention;
 pub(crate) mod rotate;
 pub(crate) mod round;
 mod round_note;
@@ -76,6 +82,7 @@ pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
 pub use delta::TakenOver;
 pub(crate) use error::SetError;
+pub(crate) use expire::Expiry;
 pub(crate) use file_writer::{FileWriter, SealedFile};
 pub(crate) use hand_note::HandNote;
 pub(crate) use incoming::IncomingSet;
@@ -84,7 +91,10 @@ pub(crate) use list::{HeldSet, SetEntry};
 pub(crate) use lock::Lease;
 pub use out::Copying;
 pub(crate) use out::SetSize;
-pub(crate) use rotate::Keeping;
+pub(crate) use pins::{NOTE_CHARS_MAX, SetPin};
+pub(crate) use policy::{Keeping, PinnedWal, SetDecision};
+pub(crate) use purge::Purged;
+pub(crate) use retention::Retention;
 pub(crate) use round::SetsRound;
 pub(crate) use seal::{ExpectedFile, Parts, SealedSet};
 pub(crate) use stream::Streamed;
@@ -111,10 +121,10 @@ type RemovalTeller = Arc<dyn Fn(&Removal<'_>) + Send + Sync>;
 
 /// What goes for good.
 pub(crate) enum Removal<'a> {
-    /// A listed set.
-    Set(&'a BackupName),
-    /// So many files of WAL and copies, all before this segment.
-    Wal(SegmentName, usize),
+    /// A listed set, and why.
+    Set(&'a BackupName, &'a str),
+    /// A stretch of WAL, and copies of it: its first and last segment, and how many files.
+    Wal(SegmentName, SegmentName, usize),
 }
 
 impl BackupSets {

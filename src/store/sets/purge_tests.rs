@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalSegmentSize};
 
-use super::SetError;
 use super::testing::{back_up, keep, lease, prepare, real_sets, wal_proof, whole_version};
+use super::{Keeping, SetError};
 use crate::store::testing::{names, places, scratch_folder};
 
 const SIZE: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
@@ -89,7 +89,7 @@ fn a_purge_removes_what_is_older_than_the_oldest_set_and_keeps_histories() {
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
     let purged = sets
-        .purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
+        .purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new()))
         .unwrap();
     assert_eq!(purged.oldest_needed, Some(segment_name(1, 20)));
     // The prepared segment too.
@@ -113,7 +113,7 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     let lease = lease(&sets).unwrap();
     let before = stored(folder.path());
     assert_eq!(
-        sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
+        sets.purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new()))
             .unwrap()
             .oldest_needed,
         None
@@ -127,7 +127,7 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
         std::fs::create_dir_all(folder.path().join("data.master.0")).unwrap();
         std::fs::write(folder.path().join("data.master.0/backup_label"), label).unwrap();
         let error = sets
-            .purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
+            .purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new()))
             .unwrap_err();
         assert!(matches!(error, SetError::Unknown { .. }), "{error}");
     }
@@ -135,7 +135,7 @@ fn fault_82_a_purge_that_does_not_know_what_is_needed_removes_nothing() {
     // A server that was restored from a set that is gone still reads the third segment.
     std::fs::remove_dir_all(folder.path().join("data.master.0")).unwrap();
     let purged = sets
-        .purge_wal(&lease, Duration::ZERO, Some(Path::new("/pg")), &|_| {
+        .purge_wal(&lease, keep(0), Some(Path::new("/pg")), &|_| {
             Ok(vec![segment_name(1, 3)])
         })
         .unwrap();
@@ -173,7 +173,7 @@ fn fault_104_a_set_that_is_taken_while_a_purge_asks_keeps_its_wal() {
         restoring.set(Some(taking));
         Ok(Vec::new())
     };
-    sets.purge_wal(&lease, Duration::ZERO, Some(&slave_data), &asked)
+    sets.purge_wal(&lease, keep(0), Some(&slave_data), &asked)
         .unwrap();
     assert!(stored(folder.path()).contains(&needed));
     let taking = restoring.take().unwrap();
@@ -189,15 +189,19 @@ fn fault_111_wal_younger_than_the_minimum_age_stays() {
     plant_wal(folder.path(), "000000010000000000000013");
     let sets = real_sets(folder.path());
     let lease = lease(&sets).unwrap();
+    let of_age = |minimum_age| Keeping {
+        minimum_age,
+        ..keep(0)
+    };
     let purge = |minimum_age| {
-        sets.purge_wal(&lease, minimum_age, None, &|_| Ok(Vec::new()))
+        sets.purge_wal(&lease, of_age(minimum_age), None, &|_| Ok(Vec::new()))
             .unwrap()
     };
     assert_eq!(purge(Duration::from_secs(60)).files, 0);
     assert!(stored(folder.path()).contains("000000010000000000000013"));
     assert!(purge(Duration::ZERO).files > 0);
     let now_ms = jiff::Timestamp::now().as_millisecond();
-    let is_old = |since_ms| super::purge::is_older_than(since_ms, Duration::from_secs(1));
+    let is_old = |since_ms| of_age(Duration::from_secs(1)).is_old(since_ms, now_ms);
     assert!(is_old(now_ms - 2_000) && !is_old(now_ms + 3_600_000));
 }
 
@@ -275,7 +279,7 @@ proptest! {
         }
         let before = stored(folder.path());
         let sets = real_sets(folder.path());
-        sets.purge_wal(&lease(&sets).unwrap(), Duration::ZERO, None, &|_| Ok(Vec::new())).unwrap();
+        sets.purge_wal(&lease(&sets).unwrap(), keep(0), None, &|_| Ok(Vec::new())).unwrap();
         let after = stored(folder.path());
         for name in needed {
             let name = name.to_string();
@@ -338,9 +342,9 @@ fn fault_84_backup_rotation_restore_and_purge_do_not_disturb_each_other() {
         scope.spawn(|| {
             let sets = real_sets(root);
             while !is_done.load(Ordering::SeqCst) {
-                match lease(&sets).and_then(|lease| {
-                    sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
-                }) {
+                match lease(&sets)
+                    .and_then(|lease| sets.purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new())))
+                {
                     Ok(purged) => assert_eq!(purged.files, 0),
                     Err(SetError::Busy { .. }) => {}
                     Err(error) => panic!("{error}"),

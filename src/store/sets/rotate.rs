@@ -1,5 +1,5 @@
-//! The names of the sets: the newest is `data.master`, older ones move up; what is too old goes.
-//! Never removes a set to make room. Invariant: after a crash at any step, finishing the intent
+//! The names of the sets: the newest is `data.master`, older ones move up; what was set aside goes.
+//! Never decides that a set goes (see `policy`). Invariant: after a crash at any step, finishing the intent
 //! leaves every set under exactly one name, in their order.
 //!
 //! The intent, `.data.master.intent`, is JSON: `format` (1) and `shifted`, how many sets move one
@@ -10,20 +10,15 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use walmgr_protocol::limits::BACKUP_NUMBER_MAX;
 use walmgr_protocol::names::BackupName;
 
-use super::condition::Condition;
+use super::BackupSets;
 use super::error::SetError;
-use super::list::SetEntry;
-use super::lock::{Lease, Mode, NamesLock, lock};
+use super::lock::{Lease, Mode, NamesLock};
 use super::names::UNSEALED_LABEL;
-use super::purge;
-use super::{BackupSets, Removal};
 use crate::pg::layout;
 use crate::store::StoreError;
 use crate::store::folder::{TEMPORARY_PREFIX, random_suffix};
@@ -42,52 +37,6 @@ pub struct SetsRecovery {
     pub finished_rotation: bool,
     /// Sets that were never sealed, or that had expired, and are gone.
     pub removed: usize,
-}
-
-/// What an expiry did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Expiry {
-    /// Sets that are gone, oldest first.
-    pub removed: Vec<BackupName>,
-    /// Sets that should be gone and stay, because somebody reads them.
-    pub in_use: Vec<BackupName>,
-    /// Why `archive_command` stopped the expiry, and for which set.
-    pub refused: Option<(BackupName, String)>,
-}
-
-/// Which sets stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keeping {
-    /// How many; 0 for all.
-    pub sets: u32,
-    /// One that was sealed more recently neither goes nor counts: whoever makes sets one after the
-    /// other makes no older one go.
-    pub minimum_age: Duration,
-}
-
-impl Keeping {
-    /// The sets that go, newest first. A set goes when as many newer ones are there that are as good
-    /// as it is: one with damaged pages, or without something that was there, never makes a good one go, and one that is damaged itself
-    /// counts for nothing and stays for a person to look at.
-    pub(super) fn given_up(self, listed: Vec<SetEntry>) -> Vec<SetEntry> {
-        let (mut good, mut any) = (0, 0);
-        let mut goes = |set: &SetEntry| {
-            let is_damaged = set.condition.refusal().is_some();
-            if is_damaged || !purge::is_older_than(set.sealed_ms, self.minimum_age) {
-                return false;
-            }
-            let newer = match set.condition.is_good() {
-                true => {
-                    good += 1;
-                    good
-                }
-                false => any + 1,
-            };
-            any += 1;
-            newer > self.sets
-        };
-        listed.into_iter().filter(|set| goes(set)).collect()
-    }
 }
 
 impl BackupSets {
@@ -121,58 +70,6 @@ impl BackupSets {
         drop(names);
         report.removed = self.sweep()?;
         Ok(report)
-    }
-
-    /// Removes the sets that `keeping` gives up, oldest first. Each is shown to `archive` first,
-    /// with the path it has; when that fails, it stays, and so do the ones after it.
-    pub fn expire(
-        &self,
-        lease: &Lease,
-        keeping: Keeping,
-        archive: &mut dyn FnMut(&Path) -> Result<(), String>,
-    ) -> Result<Expiry, SetError> {
-        self.recover(lease)?;
-        let mut expiry = Expiry::default();
-        if keeping.sets == 0 {
-            return Ok(expiry);
-        }
-        let listed = self.list()?;
-        for set in &listed {
-            if let Condition::Unreadable(why) = &set.condition {
-                let (name, why) = (set.name.clone(), why.clone());
-                return Err(SetError::Damaged { name, why });
-            }
-        }
-        for set in keeping.given_up(listed).into_iter().rev() {
-            let name = set.name;
-            let text = name.to_string();
-            let parent = &self.parent;
-            let entered = parent.disk.enter_linked(parent.handle(), text.as_ref());
-            let handle = match entered {
-                // Somebody took it away.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(|error| parent.failure("open set", &text, error))?,
-            };
-            let locked = lock(parent, &handle, Mode::Alone);
-            if !locked.map_err(|error| parent.failure("lock", &text, error))? {
-                expiry.in_use.push(name);
-                continue;
-            }
-            if let Err(why) = archive(&self.path_of(&text)) {
-                expiry.refused = Some((name, why));
-                break;
-            }
-            let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
-            // While the names were not locked, somebody may have taken it away.
-            if self.is_at(&text, &handle)? {
-                self.tell(&Removal::Set(&name));
-                self.set_aside(&text)?;
-                expiry.removed.push(name);
-            }
-            drop(names);
-            self.sweep()?;
-        }
-        Ok(expiry)
     }
 
     /// How many sets have to move for `data.master` to be free.
@@ -348,63 +245,5 @@ impl BackupSets {
             }
         }
         parent.disk.remove_name(parent.handle(), name.as_ref())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR_MS: i64 = 3_600_000;
-
-    /// Which of these go, by their place; each is its age in hours and its condition.
-    fn gone(sets: u32, hours: &[(i64, Condition)]) -> Vec<usize> {
-        let now_ms = jiff::Timestamp::now().as_millisecond();
-        let newest = BackupName::newest("data.master").unwrap();
-        let entry = |(place, (age, condition)): (usize, &(i64, Condition))| SetEntry {
-            name: newest.numbered(u32::try_from(place).unwrap()).unwrap(),
-            label: Err(place.to_string()),
-            sealed_ms: now_ms - age * HOUR_MS,
-            condition: condition.clone(),
-            manifest: Default::default(),
-        };
-        let keeping = Keeping {
-            sets,
-            minimum_age: Duration::from_secs(24 * 3_600),
-        };
-        let gone = keeping.given_up(hours.iter().enumerate().map(entry).collect());
-        let places = gone.into_iter();
-        places
-            .map(|set| set.label.unwrap_err().parse().unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn fault_111_a_young_set_neither_goes_nor_makes_one_go() {
-        let good = |hours: &[i64]| -> Vec<(i64, Condition)> {
-            hours.iter().map(|age| (*age, Condition::Good)).collect()
-        };
-        assert_eq!(gone(2, &good(&[1, 23, 25, 49, 73])), [4]);
-        assert_eq!(gone(2, &good(&[0, 0, 0, 0, 0, 25, 49])), [0; 0]);
-        assert_eq!(gone(1, &good(&[25, 26, 27])), [1, 2]);
-        // A clock that stands behind makes every set young.
-        assert_eq!(gone(1, &good(&[-1, -25, -49])), [0; 0]);
-    }
-
-    #[test]
-    fn fault_121_a_set_goes_only_for_newer_ones_as_good_as_it_is() {
-        let (good, pages) = (Condition::Good, Condition::DamagedPages);
-        let (lacks, may_lack) = (Condition::LeftOut, Condition::LeftOutAllowed);
-        let broken = Condition::Damaged("its label".to_owned());
-        let old = |conditions: &[&Condition]| -> Vec<(i64, Condition)> {
-            conditions.iter().map(|it| (99, (*it).clone())).collect()
-        };
-        assert_eq!(gone(1, &old(&[&pages, &good])), [0; 0]);
-        assert_eq!(gone(1, &old(&[&pages, &pages, &good])), [1]);
-        assert_eq!(gone(1, &old(&[&good, &pages, &good])), [1, 2]);
-        assert_eq!(gone(1, &old(&[&broken, &broken, &good])), [0; 0]);
-        assert_eq!(gone(1, &old(&[&lacks, &good])), [0; 0]);
-        assert_eq!(gone(1, &old(&[&may_lack, &lacks, &good])), [1, 2]);
-        assert_eq!(gone(2, &old(&[&pages, &pages, &good, &good, &good])), [4]);
     }
 }

@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use walmgr_protocol::names::BackupName;
 
@@ -101,7 +100,7 @@ fn fault_107_a_damaged_set_keeps_its_note_and_blocks_no_purge() {
     // It counts for nothing, so no good one goes for it.
     let expiry = sets.expire(&lease, keep(2), &mut |_| Ok(())).unwrap();
     assert!(expiry.removed.is_empty(), "{expiry:?}");
-    let purged = sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()));
+    let purged = sets.purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new()));
     let oldest = purged.unwrap().oldest_needed.unwrap();
     assert_eq!(oldest.to_string(), "000000010000000000000003");
 }

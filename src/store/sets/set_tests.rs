@@ -3,7 +3,6 @@
 //! was sent, byte for byte, and nothing else.
 
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use walmgr_protocol::message::backup::FileDigest;
@@ -299,7 +298,7 @@ fn a_rotation_or_a_second_set_never_touches_the_one_that_is_arriving() {
     busy(sets.recover(&lease).unwrap_err());
     busy(sets.expire(&lease, keep(1), &mut no_archive).unwrap_err());
     busy(
-        sets.purge_wal(&lease, Duration::ZERO, None, &|_| Ok(Vec::new()))
+        sets.purge_wal(&lease, keep(0), None, &|_| Ok(Vec::new()))
             .unwrap_err(),
     );
     seal(incoming, 1, &wal).unwrap();

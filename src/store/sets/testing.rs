@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 
@@ -310,6 +309,6 @@ pub(crate) fn leftovers(root: &Path) -> Vec<String> {
 pub(super) fn keep(sets: u32) -> Keeping {
     Keeping {
         sets,
-        minimum_age: Duration::ZERO,
+        ..Keeping::default()
     }
 }

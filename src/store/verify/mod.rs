@@ -43,6 +43,7 @@ use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reach::history_of;
 use super::reader::ArchiveReader;
 use super::route::Route;
+use super::sets::purged_note::PurgedStretches;
 use super::sets::verify::{DamagedSets, NamedSet, SetHere, SetRead};
 use super::sets::{BackupSets, SetError};
 use super::shared::{ArchiveFolders, finished_names};
@@ -338,6 +339,8 @@ impl VerifyRun<'_, '_> {
     /// What is missing behind the beginnings of the wanted sets; of an archive without any, behind its first segment.
     fn holes(&self, ends: &[PartialEnd]) -> Result<FoundHoles, SetError> {
         let mut found = FoundHoles::new();
+        let purged = PurgedStretches::read(self.wal.completed);
+        let is_loss = |(first, last): &WalHole| !purged.covers(*first, *last);
         let here = here(self.sets, self.request.set);
         let here = match here {
             // It was removed meanwhile.
@@ -347,7 +350,7 @@ impl VerifyRun<'_, '_> {
         for set in here.iter().flatten() {
             let Some(from) = begin_of(set) else { continue };
             let wal = BackupWal::find(self.reader, ends, from, &BTreeSet::new())?;
-            for hole in wal.holes() {
+            for hole in wal.holes().into_iter().filter(is_loss) {
                 found.entry(hole).or_default().push(set.name.clone());
             }
         }

@@ -13,24 +13,26 @@ use crate::receiver::peer::AuditedPeer;
 use crate::shell;
 use crate::store::sets::Removal;
 
-/// What `keep_backups` and the sets that are left make superfluous. A failure here is a warning.
+/// What the rules of retention and the sets that are left make superfluous. A failure here is a warning.
 pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &mut Sealed) {
     let ServedCluster { cluster, store } = served;
     let rotation = cluster.settings.borrow().rotation.clone();
     let Ok(sets) = store.backups.sets() else {
         return;
     };
-    if rotation.keeping.sets == 0 {
+    if rotation.keeping.keeps_all() {
         return;
     }
     let (audit, who) = (Arc::clone(&cluster.audit), by.who.clone());
     let sets = sets.clone().telling(move |removal| {
         let event = match *removal {
-            Removal::Set(name) => AuditEvent::SetRemoved {
+            Removal::Set(name, because) => AuditEvent::SetRemoved {
                 set: name.to_string(),
+                because,
             },
-            Removal::Wal(segment, files) => AuditEvent::WalPurged {
-                before: segment.to_string(),
+            Removal::Wal(first, last, files) => AuditEvent::WalPurged {
+                first: first.to_string(),
+                last: last.to_string(),
                 files,
             },
         };
