@@ -3,6 +3,7 @@
 //! data directory is lost by any of these commands.
 
 mod locking;
+mod retention;
 mod rotation;
 mod shipping;
 mod tidying;

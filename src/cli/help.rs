@@ -33,7 +33,7 @@ macro_rules! pages {
 pub(crate) const PAGES: &[Page] = pages! {
     "start": "container" "ten-minutes" "two-hosts";
     "tasks": "backup" "boot" "connect" "createslave" "drill" "many-clusters" "monitoring" "patroni" "point-in-time"
-        "replay" "repmgr" "restore" "restore-on-the-master" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
+        "replay" "repmgr" "restore" "restore-on-the-master" "retention" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
         "archiving_foreign" "archiving_off" "archiving_unheard" "backup" "backup_age" "boot" "clock" "drill" "frozen"

@@ -201,11 +201,11 @@ pub(crate) const KEYS: &[Key] = &[
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Number of base backups to keep, with the WAL that they need. 0 keeps all.")
         .defaults(),
-    key("keep_days", Standby, Integer(0, 36_600), "0", "Number of days of which every instant stays reachable: their base backups, the newest from before, and all WAL from there. 0: no such rule.")
+    key("keep_days", Standby, Integer(0, 36_600), "0", "Number of days of which every instant stays reachable. 0 sets no such rule.")
         .defaults().added(),
-    key("keep_weekly", Standby, Integer(0, 5_300), "0", "Number of weeks of which the first base backup is kept beside those of keep_backups and keep_days, with only the WAL that makes it consistent.")
+    key("keep_weekly", Standby, Integer(0, 5_300), "0", "Number of weeks of which the first base backup stays, without WAL behind it.")
         .defaults().added(),
-    key("keep_monthly", Standby, Integer(0, 1_200), "0", "Number of months of which the first base backup is kept, like keep_weekly.")
+    key("keep_monthly", Standby, Integer(0, 1_200), "0", "Number of months of which the first base backup stays, without WAL behind it.")
         .defaults().added(),
     key("keep_minimum_age", Standby, ages(366 * DAY), "1d", "A backup removes nothing younger than this. Younger base backups do not count for keep_backups.")
         .defaults().added(),

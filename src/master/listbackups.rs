@@ -17,6 +17,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
     let lines = listed.into_iter().map(|set| BackupLine {
         set: set.name,
         details: set.details.into(),
+        kept: None,
         label: set.label.map(|label| BackupFacts {
             timestamp: label.timestamp,
             label: label.label,

@@ -14,6 +14,21 @@ pub struct BackupLine {
     pub label: Result<BackupFacts, String>,
     /// What is known beside it.
     pub details: BackupDetails,
+    /// What becomes of it, if that is decided here.
+    pub kept: Option<KeptLine>,
+}
+
+/// What becomes of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptLine {
+    /// Whether the next backup or `expire` removes it.
+    pub goes: bool,
+    /// Why it stays or goes.
+    pub why: String,
+    /// Whether WAL leads on from its end, as far as that is kept for it.
+    pub has_way_forward: bool,
+    /// The note of its pin, if it has one.
+    pub pin: Option<String>,
 }
 
 /// What a label says.
@@ -59,7 +74,14 @@ const HEAD: [&str; 4] = ["Backup set", "Timestamp", "Label", "First WAL"];
 const WIDTHS: [usize; 4] = [15, 24, 11, 24];
 
 /// What `-v` adds.
-const MORE: [&str; 5] = ["Timeline", "WAL range", "Size", "Duration", "Made on"];
+const MORE: [&str; 6] = [
+    "Timeline",
+    "WAL range",
+    "Size",
+    "Duration",
+    "Made on",
+    "Stays or goes",
+];
 
 /// What stands where a value is not known.
 const UNKNOWN: &str = "-";
@@ -69,7 +91,7 @@ pub fn text(backups: &[BackupLine], verbose: bool) -> String {
     match verbose {
         false => table(backups, HEAD, WIDTHS, row),
         true => {
-            let (mut head, mut widths) = ([""; 9], [0; 9]);
+            let (mut head, mut widths) = ([""; 10], [0; 10]);
             widths[..4].copy_from_slice(&WIDTHS);
             head[..4].copy_from_slice(&HEAD);
             head[4..].copy_from_slice(&MORE);
@@ -136,6 +158,12 @@ pub fn value(backups: &[BackupLine]) -> Value {
         set["size_bytes"] = json!(details.size_bytes);
         set["duration_s"] = json!(details.duration_s);
         set["made_on"] = json!(details.made_on);
+        let kept = backup.kept.as_ref();
+        set["goes"] = json!(kept.map(|kept| kept.goes));
+        set["why"] = json!(kept.map(|kept| &kept.why));
+        set["pinned"] = json!(kept.map(|kept| kept.pin.is_some()));
+        set["note"] = json!(kept.and_then(|kept| kept.pin.as_ref()));
+        set["has_way_forward"] = json!(kept.map(|kept| kept.has_way_forward));
         set
     });
     Value::Array(sets.collect())
@@ -154,7 +182,7 @@ fn row(backup: &BackupLine) -> [String; 4] {
     cells.map(super::escaped)
 }
 
-fn row_with_details(backup: &BackupLine) -> [String; 9] {
+fn row_with_details(backup: &BackupLine) -> [String; 10] {
     let details = &backup.details;
     let unknown = || UNKNOWN.to_owned();
     let (timeline, range) = match &backup.label {
@@ -170,9 +198,14 @@ fn row_with_details(backup: &BackupLine) -> [String; 9] {
     let size = (details.size_bytes).map_or_else(unknown, |bytes| BinaryBytes(bytes).to_string());
     let duration = details.duration_s.map_or_else(unknown, duration_text);
     let made_on = details.made_on.unwrap_or(UNKNOWN).to_owned();
+    let kept = backup.kept.as_ref();
+    let kept = kept.map_or_else(unknown, |kept| {
+        let does = if kept.goes { "goes" } else { "stays" };
+        super::escaped(&format!("{does}: {}", kept.why))
+    });
     let [set, timestamp, label, first_wal] = row(backup);
     [
-        set, timestamp, label, first_wal, timeline, range, size, duration, made_on,
+        set, timestamp, label, first_wal, timeline, range, size, duration, made_on, kept,
     ]
 }
 
@@ -207,6 +240,7 @@ mod tests {
             set: set.to_owned(),
             label,
             details,
+            kept: None,
         };
         let damaged = Err("it has no\nLABEL".to_owned());
         vec![
@@ -255,11 +289,14 @@ mod tests {
             let words = long.strip_prefix(short).unwrap().split_whitespace();
             words.collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(behind(2), "Timeline WAL range Size Duration Made on");
-        let whole = "1 2/92000028 - 2/92000138 3.00 MiB 1 min 15 s standby";
+        assert_eq!(
+            behind(2),
+            "Timeline WAL range Size Duration Made on Stays or goes"
+        );
+        let whole = "1 2/92000028 - 2/92000138 3.00 MiB 1 min 15 s standby -";
         assert_eq!(behind(4), whole);
-        assert_eq!(behind(5), "- - - - -");
-        assert_eq!(behind(6), "1 2/92000028 - - - - -");
+        assert_eq!(behind(5), "- - - - - -");
+        assert_eq!(behind(6), "1 2/92000028 - - - - - -");
         let parsed: Value = serde_json::from_str(&json(&backups())).unwrap();
         for (name, known) in [
             ("timeline", json!(1)),

@@ -49,7 +49,7 @@ pub(crate) fn status(host: &HostConfig, options: &Options, thresholds: &Threshol
 /// Prints what sets every cluster has.
 pub(crate) fn listbackups(host: &HostConfig, options: &Options) -> Result<()> {
     let worst = print_all(host, options, |name, config| {
-        let (lines, taken) = listbackups::lines(config)?;
+        let (lines, said) = listbackups::lines(config)?;
         let text = match lines.first() {
             None => "no backups".to_owned(),
             Some(newest) => {
@@ -66,7 +66,7 @@ pub(crate) fn listbackups(host: &HostConfig, options: &Options) -> Result<()> {
         };
         Ok(ClusterLine {
             name: name.to_owned(),
-            text: taken.map_or(text.clone(), |sentence| format!("{text}; {sentence}")),
+            text: [vec![text], said].concat().join("; "),
             value: json!({ "backups": backups::value(&lines) }),
             level: None,
         })

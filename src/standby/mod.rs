@@ -22,6 +22,7 @@ pub(crate) mod hosted;
 pub(crate) mod init;
 pub(crate) mod init_host;
 pub(crate) mod keep;
+mod kept;
 mod last_commit;
 pub(crate) mod listbackups;
 mod next_step;

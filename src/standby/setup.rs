@@ -11,6 +11,7 @@ use crate::output;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::programs::Programs;
 use crate::standby::{archive_cleaners, next_step};
+use crate::store::sets::Keeping;
 use crate::store::{Archive, ArchiveFolders, RealDisk, StoreError};
 
 /// Makes the folders, and says what is typed next.
@@ -44,7 +45,7 @@ pub(super) fn make(config: &StandbyConfig, options: &Options) -> Result<()> {
 
 /// What these settings mean here and meant something else, or cannot mean, and what works against them.
 fn tell(config: &StandbyConfig) {
-    if config.keep_backups == 0 {
+    if Keeping::of(config).keeps_all() {
         tracing::info!(
             "keep_backups is 0: every backup and all WAL is kept until it is set to a number of backups (Skytools \
             kept one, and removed WAL once it was replayed)"

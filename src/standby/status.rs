@@ -24,6 +24,7 @@ use crate::standby::connected;
 use crate::standby::drill;
 use crate::standby::frozen::Partials;
 use crate::standby::hosted;
+use crate::standby::kept;
 use crate::standby::own_server;
 use crate::standby::replay::ControlFiles;
 use crate::standby::restore::taken::TakenSet;
@@ -33,6 +34,7 @@ use crate::standby::verified;
 use crate::status::{
     self, Facts, Here, KeepsAll, Lag, SetFigures, SetsLock, StandbyFacts, StreamFacts, Thresholds,
 };
+use crate::store::sets::Keeping;
 use crate::store::survey::survey;
 use crate::store::{
     ArchiveFolders, ArchiveReader, ConfigCopies, Disk, PartialWals, RealDisk, StoreError,
@@ -106,6 +108,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
             archive_cleaners: archive_cleaners::named(config),
             keeps_all: keeps_all(config),
+            retention: kept::facts(config),
             sets: set_figures(config),
             verified_s: verified::last_s(config),
             drill: drill::facts(config),
@@ -141,7 +144,7 @@ fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
 
 /// What is in the archive where nothing is ever removed from it.
 fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
-    if config.keep_backups != 0 {
+    if !Keeping::of(config).keeps_all() {
         return None;
     }
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;

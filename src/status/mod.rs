@@ -6,6 +6,7 @@ mod drill;
 mod judge;
 mod page;
 mod replay;
+mod retention;
 mod sampled;
 mod thresholds;
 
@@ -210,6 +211,8 @@ pub(crate) struct StandbyFacts {
     pub drill: DrillFacts,
     /// Commands of servers that remove WAL from the archive, a sentence each.
     pub archive_cleaners: Vec<String>,
+    /// What the rules of retention make of the sets; nothing where there are none to ask.
+    pub retention: Option<RetentionFacts>,
     /// What is kept where nothing is ever removed.
     pub keeps_all: Option<KeepsAll>,
 }
@@ -223,6 +226,19 @@ pub(crate) struct SetFigures {
     pub size_bytes: Option<u64>,
     /// In seconds.
     pub duration_s: Option<u64>,
+}
+
+/// What becomes of the backup sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RetentionFacts {
+    /// The settings that decide; empty where all is kept.
+    pub rules: String,
+    /// Sets that somebody pinned, and what was said of each.
+    pub pinned: Vec<(String, String)>,
+    /// Sets that the next backup or `expire` removes, oldest first, and why.
+    pub goes: Vec<(String, String)>,
+    /// The set that goes next, and in how many days, if a backup is made on each of them.
+    pub next: Option<(String, u32)>,
 }
 
 /// An archive of `keep_backups = 0`.

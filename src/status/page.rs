@@ -63,6 +63,11 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
     if let Ok(overview) = &facts.standby {
         archive_rows(overview, &mut row);
     }
+    if let Here::Standby(standby) = &facts.here
+        && let Some(retention) = &standby.retention
+    {
+        row("kept", retention.text());
+    }
     lines.join("\n")
 }
 
@@ -312,6 +317,7 @@ fn standby_json(standby: &StandbyFacts) -> Value {
         "unfinished_boot": standby.unfinished_boot,
         "drill": standby.drill.json(),
         "unfinished_drill": standby.drill.left,
+        "retention": standby.retention.as_ref().map(super::RetentionFacts::json),
     })
 }
 

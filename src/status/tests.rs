@@ -267,6 +267,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         unfinished_boot: Some("/data".into()),
         archive_cleaners: vec!["pg_archivecleanup".into()],
         keeps_all: None,
+        retention: None,
         sets: Vec::new(),
         verified_s: None,
         replay: None,

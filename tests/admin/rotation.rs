@@ -6,7 +6,7 @@ use crate::restore::Scene;
 use crate::support::backup_set::{make_set, set_path};
 
 /// Which set each name leads to, by a file that was put there.
-fn content(site: &Site) -> Vec<(String, String)> {
+pub(super) fn content(site: &Site) -> Vec<(String, String)> {
     let marker = |name: &String| fs::read_to_string(set_path(site, name).join("marker")).unwrap();
     let names = beside(site)
         .into_iter()
@@ -14,13 +14,13 @@ fn content(site: &Site) -> Vec<(String, String)> {
     names.map(|name| (name.clone(), marker(&name))).collect()
 }
 
-fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(super) fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     let owned = |(name, marker): &(&str, &str)| ((*name).to_owned(), (*marker).to_owned());
     expected.iter().map(owned).collect()
 }
 
 /// The set under these names, the first one newest.
-fn put_sets(site: &Site, spare: &Path, sets: &[(&str, &str)]) {
+pub(super) fn put_sets(site: &Site, spare: &Path, sets: &[(&str, &str)]) {
     for (name, _) in content(site) {
         fs::remove_dir_all(set_path(site, &name)).unwrap();
     }
@@ -31,7 +31,7 @@ fn put_sets(site: &Site, spare: &Path, sets: &[(&str, &str)]) {
 }
 
 /// Three sets, and the one they are copies of.
-fn scene() -> (Scene, std::path::PathBuf) {
+pub(super) fn scene() -> (Scene, std::path::PathBuf) {
     let scene = Scene::new(15);
     let spare = scene.site.home().join("spare");
     fs::rename(make_set(&scene.site, "data.master"), &spare).unwrap();
@@ -39,7 +39,7 @@ fn scene() -> (Scene, std::path::PathBuf) {
     (scene, spare)
 }
 
-const THREE: [(&str, &str); 3] = [
+pub(super) const THREE: [(&str, &str); 3] = [
     ("data.master", "c"),
     ("data.master.0", "b"),
     ("data.master.1", "a"),

@@ -459,7 +459,7 @@ fn warn_of_gap(archive: &ArchiveReader, held: &HeldSet) -> Result<()> {
         .map_err(|error| CommandError::new(error.kind(), "look for gaps").because(error))?;
     if let Some(gap) = gap {
         tracing::warn!(
-            "{} is missing in the archive: {} can be replayed only up to {}",
+            "{} is missing in the archive: {} can be replayed only up to {}; --target-immediate ends where it is consistent",
             gap.missing,
             held.name(),
             gap.lost_from

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::testing::{
     back_up, keep, lease, leftovers, prepare, real_sets, sets, versions, wal_proof, whole_version,
 };
+use super::{BackupSets, PinnedWal, SetPin};
 use crate::store::testing::{FaultyDisk, PowerCutDisk, scratch_folder};
 use crate::store::{Disk, DurableWal};
 
@@ -63,6 +64,55 @@ fn expiry(root: &Path, _wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
         Ok(_) => run(&[2], &[2]),
         Err(_) => run(&[2], &[2, 1]),
     }
+}
+
+/// The older of two sets is pinned, and then would expire: once pinned, it is there after every cut and the next expiry.
+#[test]
+fn fault_214_a_pinned_set_survives_a_power_cut_at_any_step() {
+    let pin = SetPin {
+        by: String::new(),
+        since_ms: 0,
+        note: String::new(),
+        wal: PinnedWal::All,
+    };
+    let (mut cuts, mut after) = (0, 0);
+    loop {
+        let folder = scratch_folder();
+        prepare_two_sets(folder.path());
+        let power = PowerCutDisk::new(folder.path());
+        let disk = FaultyDisk::over(power.clone());
+        disk.freeze_after(after);
+        let frozen: Arc<dyn Disk> = disk.clone();
+        let expire = |sets: &BackupSets| {
+            let lease = lease(sets)?;
+            sets.expire(&lease, keep(1), &mut |_| Ok(()))
+        };
+        let is_pinned = sets(folder.path(), &frozen).and_then(|sets| {
+            let oldest = sets.newest().numbered(0).unwrap();
+            sets.pin(&oldest, &pin)?;
+            // Whatever becomes of this.
+            let _ = expire(&sets);
+            Ok(())
+        });
+        let is_frozen = disk.is_frozen();
+        for outcome in power.outcomes() {
+            cuts += 1;
+            let after_cut = scratch_folder();
+            power.cut(outcome, after_cut.path());
+            expire(&real_sets(after_cut.path())).unwrap();
+            let there: Vec<u8> = (versions(after_cut.path()).unwrap().into_iter())
+                .map(|(_, version)| version)
+                .collect();
+            let expected: &[u8] = if is_pinned.is_ok() { &[2, 1] } else { &there };
+            assert_eq!(there, expected, "cut after {after}, {outcome:?}");
+            assert_eq!(there[0], 2);
+        }
+        if !is_frozen {
+            break;
+        }
+        after += 1;
+    }
+    assert!(cuts > 100, "{cuts}");
 }
 
 /// The same states under every cut: `false` once the run came to its end.

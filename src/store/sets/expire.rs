@@ -34,7 +34,13 @@ impl BackupSets {
         archive: &mut dyn FnMut(&Path) -> Result<(), String>,
     ) -> Result<Expiry, SetError> {
         self.recover(lease)?;
-        let mut expiry = self.expiry(keeping)?;
+        if keeping.keeps_all() {
+            return Ok(Expiry::default());
+        }
+        let mut expiry = Expiry {
+            decided: self.retention_sure(keeping)?.decided,
+            ..Expiry::default()
+        };
         let goes: Vec<SetDecision> = expiry
             .decided
             .iter()
@@ -50,6 +56,8 @@ impl BackupSets {
             let parent = &self.parent;
             let locked = lock(parent, &handle, Mode::Alone);
             if !locked.map_err(|error| parent.failure("lock", &text, error))? {
+                let decided = expiry.decided.iter_mut().find(|it| it.name == name);
+                decided.into_iter().for_each(SetDecision::is_read);
                 expiry.in_use.push(name);
                 continue;
             }

@@ -65,6 +65,8 @@ mod out_tests;
 #[cfg(test)]
 mod purge_tests;
 #[cfg(test)]
+mod retention_tests;
+#[cfg(test)]
 mod round_tests;
 #[cfg(test)]
 mod set_tests;

@@ -83,6 +83,24 @@ impl Keeping {
     }
 }
 
+impl fmt::Display for Keeping {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rules = [
+            ("keep_backups", self.sets),
+            ("keep_days", self.days),
+            ("keep_weekly", self.weekly),
+            ("keep_monthly", self.monthly),
+        ];
+        let set = rules
+            .iter()
+            .filter(|(_, number)| *number > 0 && !self.keeps_all());
+        let set: Vec<String> = set
+            .map(|(name, number)| format!("{name} = {number}"))
+            .collect();
+        out.write_str(&set.join(", "))
+    }
+}
+
 /// How good a set is: the better one comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetQuality {
@@ -192,6 +210,12 @@ pub(crate) struct SetDecision {
 }
 
 impl SetDecision {
+    /// It stays, because somebody reads it.
+    pub(crate) fn is_read(&mut self) {
+        self.keeps.push(KeepReason::IsRead);
+        self.has_way_forward = true;
+    }
+
     /// Whether it goes.
     pub(crate) const fn goes(&self) -> bool {
         self.keeps.is_empty()

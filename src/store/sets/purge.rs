@@ -21,7 +21,7 @@ use super::error::SetError;
 use super::list::SetEntry;
 use super::lock::{Lease, Mode, NamesLock};
 use super::policy::{Keeping, SegmentPlace, WalNeeds};
-use super::purged_note::PurgedStretches;
+use super::purged_note::{PurgedStretches, WalStretch};
 use super::retention::now_ms;
 use super::{BackupSets, Removal};
 use crate::store::apart_notes;
@@ -66,19 +66,6 @@ impl fmt::Display for Purged {
             None => Ok(()),
         }
     }
-}
-
-/// WAL that goes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WalStretch {
-    /// Its first segment,
-    pub first: SegmentName,
-    /// and its last.
-    pub last: SegmentName,
-    /// Files, copies included.
-    pub files: usize,
-    /// Whether older WAL stays.
-    pub is_behind: bool,
 }
 
 /// What a server in a directory may still read: its oldest segments.

@@ -16,12 +16,12 @@ use crate::store::testing::{names, places, scratch_folder};
 
 const SIZE: WalSegmentSize = WalSegmentSize::new(1 << 20).expect("a size PostgreSQL has");
 
-fn segment_name(timeline: u32, number: u64) -> SegmentName {
+pub(super) fn segment_name(timeline: u32, number: u64) -> SegmentName {
     SegmentName::from_number(TimelineId::new(timeline).unwrap(), number, SIZE)
 }
 
 /// A set of which only the label matters.
-fn plant_set(root: &Path, name: &str, timeline: u32, number: u64) {
+pub(super) fn plant_set(root: &Path, name: &str, timeline: u32, number: u64) {
     let file = segment_name(timeline, number);
     let start = file.start(SIZE).unwrap();
     std::fs::create_dir(root.join(name)).unwrap();
@@ -32,11 +32,11 @@ fn plant_set(root: &Path, name: &str, timeline: u32, number: u64) {
     std::fs::write(root.join(name).join("backup_label"), label).unwrap();
 }
 
-fn plant_wal(root: &Path, name: &str) {
+pub(super) fn plant_wal(root: &Path, name: &str) {
     std::fs::write(places(root).completed_wals.join(name), "WAL").unwrap();
 }
 
-fn stored(root: &Path) -> BTreeSet<String> {
+pub(super) fn stored(root: &Path) -> BTreeSet<String> {
     names(&places(root)).into_iter().collect()
 }
 

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use walmgr_protocol::names::SegmentName;
 
 use super::policy::SegmentPlace;
-use super::purge::WalStretch;
 use crate::store::StoreError;
 use crate::store::folder::Folder;
 use crate::store::shared::finished_names;
@@ -25,6 +24,19 @@ const NOTE_NAME: &str = ".purged";
 const STRETCHES_MAX: usize = 4_096;
 
 const NOTE_BYTES_MAX: usize = (STRETCHES_MAX + 1) * 40;
+
+/// WAL that goes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WalStretch {
+    /// Its first segment,
+    pub first: SegmentName,
+    /// and its last.
+    pub last: SegmentName,
+    /// Files, copies included.
+    pub files: usize,
+    /// Whether older WAL stays.
+    pub is_behind: bool,
+}
 
 /// The stretches, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -36,15 +36,6 @@ impl Retention {
     pub(crate) fn goes(&self) -> impl Iterator<Item = &SetDecision> {
         self.decided.iter().rev().filter(|set| set.goes())
     }
-
-    /// The oldest moment from which every later one can be reached, in milliseconds since 1970.
-    pub(crate) fn window_begin_ms(&self) -> Option<i64> {
-        let leads = |(set, decision): &(&RetainedSet, &SetDecision)| {
-            set.quality != SetQuality::Damaged && set.leads_on && decision.has_way_forward
-        };
-        let sets = self.sets.iter().zip(&self.decided).filter(leads);
-        sets.map(|(set, _)| set.sealed_ms).min()
-    }
 }
 
 impl BackupSets {
@@ -53,8 +44,8 @@ impl BackupSets {
         self.retention_of(self.list()?, keeping)
     }
 
-    /// The same before something goes: a set that somebody reads stays.
-    pub(super) fn retention_now(&self, keeping: Keeping) -> Result<Retention, SetError> {
+    /// The same before something goes; fails while somebody has to look at a set.
+    pub(super) fn retention_sure(&self, keeping: Keeping) -> Result<Retention, SetError> {
         let listed = self.list()?;
         for set in &listed {
             if let Condition::Unreadable(why) = &set.condition {
@@ -62,7 +53,12 @@ impl BackupSets {
                 return Err(SetError::Damaged { name, why });
             }
         }
-        let mut retention = self.retention_of(listed, keeping)?;
+        self.retention_of(listed, keeping)
+    }
+
+    /// The same, and a set that somebody reads this moment stays.
+    pub(super) fn retention_now(&self, keeping: Keeping) -> Result<Retention, SetError> {
+        let mut retention = self.retention_sure(keeping)?;
         if retention.goes().next().is_some() {
             // Whoever begins to read a set has the names locked: nobody meets the lock of this look.
             let _names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Alone)?;
