@@ -22,10 +22,19 @@ pub(super) fn facts(config: &StandbyConfig) -> Option<RetentionFacts> {
     })
 }
 
-/// What becomes of each set, by its name, for a list of them.
-pub(super) fn lines(config: &StandbyConfig) -> (Vec<(String, KeptLine)>, Option<(String, u32)>) {
+/// What becomes of the sets, for a list of them.
+#[derive(Default)]
+pub(super) struct KeptSets {
+    /// Of each, by its name.
+    pub lines: Vec<(String, KeptLine)>,
+    /// The one that goes next, and in how many days.
+    pub next: Option<(String, u32)>,
+}
+
+/// For `listbackups`.
+pub(super) fn lines(config: &StandbyConfig) -> KeptSets {
     let Some(retention) = found(config) else {
-        return (Vec::new(), None);
+        return KeptSets::default();
     };
     let decided = retention.decided.iter().zip(&retention.pins);
     let lines = decided.map(|(set, pin)| {
@@ -37,7 +46,10 @@ pub(super) fn lines(config: &StandbyConfig) -> (Vec<(String, KeptLine)>, Option<
         };
         (set.name.to_string(), line)
     });
-    (lines.collect(), next(&retention))
+    KeptSets {
+        lines: lines.collect(),
+        next: next(&retention),
+    }
 }
 
 fn found(config: &StandbyConfig) -> Option<Retention> {

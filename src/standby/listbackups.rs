@@ -34,7 +34,10 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Vec<Stri
     let taken = TakenSet::newest_of(config, &listed);
     // Without an archive there are sets all the same.
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
-    let (mut kept, next) = kept::lines(config);
+    let kept::KeptSets {
+        lines: mut kept,
+        next,
+    } = kept::lines(config);
     let lines = listed.into_iter().map(|entry| {
         let set = entry.name.to_string();
         let ahead = archive.as_ref().zip(entry.label.as_ref().ok());
