@@ -127,10 +127,10 @@ impl LoopFs {
     }
 
     /// Unmounts, waiting a moment for processes that still have files open, and mounts again,
-    /// which replays the log. A process in another mount namespace may have the file system that was shut down a
+    /// which replays the log. Whoever is in another mount namespace may have the file system that was shut down a
     /// moment longer, and whoever mounts meanwhile gets that again.
     pub fn remount(&mut self) {
-        for _ in 0..100 {
+        for _ in 0..600 {
             self.unmount();
             self.mount(&[]).unwrap();
             let listed = std::fs::read_dir(self.path()).map(|names| names.flatten().count());
