@@ -125,7 +125,9 @@ pub mod store {
         pub use crate::store::maps::{MapStretch, NoChanges, changes_between};
     }
     pub mod fuzzing {
-        pub use crate::store::fuzzing::{acknowledged_end, kept_checksum, verified_note};
+        pub use crate::store::fuzzing::{
+            acknowledged_end, kept_checksum, packed_segment, verified_note,
+        };
     }
     pub mod sets {
         pub use crate::store::sets::{BackupSets, Copying, TakenOver};

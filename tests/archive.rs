@@ -30,7 +30,7 @@ fn identity_of(path: &Path) -> (u64, i64, i64, u64) {
 
 /// Puts a file into the archive behind the receiver's back.
 fn plant(site: &Site, name: &str, content: &[u8]) {
-    let path = site.completed_wals().join(name);
+    let path = site.unpacked_path(name);
     fs::write(&path, content).unwrap();
     give_to_server(&path);
 }
@@ -43,11 +43,11 @@ fn fault_1_an_identical_file_is_acknowledged_again_and_left_as_it_is() {
         let name = site.segment_name(3);
         site.write_segment(3);
         site.archive(&name).succeed();
-        let stored = identity_of(&site.completed_wals().join(&name));
+        let stored = identity_of(&site.stored_path(&name));
         site.archive(&name).succeed();
         site.restart_receiver();
         site.archive(&name).succeed();
-        assert_eq!(identity_of(&site.completed_wals().join(&name)), stored);
+        assert_eq!(identity_of(&site.stored_path(&name)), stored);
         assert_eq!(site.temporaries(), Vec::<String>::new());
     }
 }
@@ -97,10 +97,10 @@ fn fault_1_a_lost_acknowledgement_is_made_up_for_by_the_next_run() {
         let name = site.segment_name(4);
         let line = site.archive(&name).fail(1).to_owned();
         assert!(line.contains("closed the connection; "), "{line}");
-        let path = site.completed_wals().join(&name);
         wait_for("the file to be stored", Duration::from_secs(5), || {
-            path.exists().then_some(())
+            site.holds(&name).then_some(())
         });
+        let path = site.stored_path(&name);
         let stored = identity_of(&path);
         site.proxy().set_faults([]);
         site.archive(&name).succeed();
@@ -116,7 +116,7 @@ fn fault_2_another_file_of_the_same_name_is_refused_for_ever() {
     let name = site.segment_name(5);
     site.write_segment(5);
     site.archive(&name).succeed();
-    let stored = identity_of(&site.completed_wals().join(&name));
+    let stored = identity_of(&site.stored_path(&name));
     site.write_wal(&name, site.segment(5, "another history"));
     for round in 0..3 {
         let refused = site.archive(&name);
@@ -132,7 +132,7 @@ fn fault_2_another_file_of_the_same_name_is_refused_for_ever() {
     }
     let alarms = site.receiver.log().matches("CONFLICT").count();
     assert_eq!(alarms, 3, "{}", site.receiver.log());
-    assert_eq!(identity_of(&site.completed_wals().join(&name)), stored);
+    assert_eq!(identity_of(&site.stored_path(&name)), stored);
     assert_eq!(site.archived(&name), site.segment(5, "walmgr"));
     let differs = format!("{name}.differs");
     assert_eq!(site.archived_names(), [name, differs]);

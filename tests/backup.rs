@@ -78,6 +78,7 @@ fn start_from(site: &Site, set: &Path) -> (Cluster, TempDir) {
         };
         std::fs::write(&map, text.lines().map(own).collect::<String>()).unwrap();
     }
+    crate::support::stored::unpack_all(&site.completed_wals());
     let wal = site.completed_wals().display().to_string();
     let settings = format!("restore_command = 'cp {wal}/%f %p'\narchive_mode = off\n");
     let conf = data.join("postgresql.auto.conf");

@@ -231,7 +231,7 @@ fn fault_19_no_connection_is_accepted_before_recovery_is_complete() {
     let log = strace.log();
     let (completed, partial) = (site.completed_wals(), site.partial_wals());
     let folder = |path: &Path| format!("<{}>", path.display());
-    let newest = format!("{}/{}>", completed.display(), site.segment_name(8));
+    let newest = format!("{}>", site.stored_path(site.segment_name(8)).display());
     let order: [&[&str]; 7] = [
         &["flock(", ".walmgr-lock>"],
         &["unlinkat(", &temporary],
@@ -251,7 +251,7 @@ fn fault_19_no_connection_is_accepted_before_recovery_is_complete() {
         listening += place;
     }
     for number in 5..9 {
-        let path = format!("{}/{}>", completed.display(), site.segment_name(number));
+        let path = format!("{}>", site.stored_path(site.segment_name(number)).display());
         let read = |line: &String| line.contains("pread64(") && line.contains(&path);
         assert!(log[..listening].iter().any(read), "{path} was not read");
     }

@@ -83,6 +83,24 @@ fn fault_31_no_space_at_any_step_refuses_and_serves_on() {
 }
 
 #[test]
+fn fault_31_no_space_for_a_packed_segment_refuses_and_serves_on() {
+    skip_unless!(Strace::attachable());
+    let mut site = Site::builder()
+        .standby_set("store_compression", "zstd")
+        .build();
+    for (number, call) in (2..).zip(["pwrite64", "renameat2"]) {
+        let strace = Strace::available().unwrap();
+        let strace = strace.inject(&format!("{call}:error=ENOSPC:when=1"));
+        let attached = strace.attach(site.receiver.pid());
+        let output = archive(&site, number);
+        drop(attached);
+        let words = "no space left on the standby's disk";
+        assert_refused(&site, number, &output, words);
+        assert_recovers(&mut site, number);
+    }
+}
+
+#[test]
 fn fault_36_a_used_up_quota_or_a_file_size_limit_refuses_like_a_full_disk() {
     refuses_and_serves_on("EDQUOT", &SPACE_CALLS);
     refuses_and_serves_on("EFBIG", &["fallocate:when=1", "pwrite64:when=1"]);
@@ -90,7 +108,9 @@ fn fault_36_a_used_up_quota_or_a_file_size_limit_refuses_like_a_full_disk() {
 
 fn refuses_and_serves_on(errno: &str, calls: &[&str]) {
     skip_unless!(Strace::attachable());
-    let mut site = Site::start();
+    let mut site = Site::builder()
+        .standby_set("store_compression", "none")
+        .build();
     let pid = site.receiver.pid();
     for (number, call) in (2..).zip(calls) {
         let (name, when) = call.split_once(':').unwrap();
@@ -179,7 +199,9 @@ fn fault_32_used_up_inodes_refuse_like_a_full_disk() {
 
 #[test]
 fn fault_36_the_receiver_survives_its_file_size_limit() {
-    let mut site = Site::start();
+    let mut site = Site::builder()
+        .standby_set("store_compression", "none")
+        .build();
     let pid = site.receiver.pid().to_string();
     let limit = |bytes: &str| {
         let mut prlimit = Command::new("prlimit");
@@ -197,7 +219,9 @@ fn fault_36_the_receiver_survives_its_file_size_limit() {
 #[test]
 fn fault_33_a_failed_write_refuses_and_the_next_try_writes_a_new_file() {
     skip_unless!(Strace::attachable());
-    let mut site = Site::start();
+    let mut site = Site::builder()
+        .standby_set("store_compression", "none")
+        .build();
     for (number, call) in (2..).zip(["openat:when=3", "pwrite64:when=2", "renameat2:when=1"]) {
         let (name, when) = call.split_once(':').unwrap();
         let strace = Strace::available().unwrap();
@@ -357,6 +381,7 @@ fn fault_33_a_disk_that_loses_writes_at_the_sync_is_never_acknowledged() {
     let thin = skip_unless!(TmpFs::create(24 << 10, 0));
     let mut disk = skip_unless!(LoopFs::create_in(FileSystem::Ext4, 256, thin.path()));
     let mut site = Site::builder()
+        .standby_set("store_compression", "none")
         .archive(&disk.path().join("archive"))
         .build();
     assert_stores(&site, 2);
@@ -488,7 +513,9 @@ fn fault_33_records_that_a_failed_sync_lost_are_not_said_to_be_held() {
 #[test]
 fn fault_35_a_read_only_disk_refuses_and_serves_on_when_it_is_writable() {
     skip_unless!(Strace::attachable());
-    let mut site = Site::start();
+    let mut site = Site::builder()
+        .standby_set("store_compression", "none")
+        .build();
     assert_stores(&site, 2);
     let strace = Strace::available().unwrap();
     let strace = strace
@@ -676,9 +703,7 @@ fn fault_39_a_slow_sync_delays_the_acknowledgement_not_the_client() {
     }
     let inode = |name: &str| {
         use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(site.completed_wals().join(name))
-            .unwrap()
-            .ino()
+        std::fs::metadata(site.stored_path(name)).unwrap().ino()
     };
     let before = inode(&name);
     archive(&site, 2).succeed();

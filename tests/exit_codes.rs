@@ -211,7 +211,7 @@ fn a_full_disk_is_6_until_there_is_room() {
     logged(&site, &["no space left", &names[2]]);
     assert_eq!(site.archived_names(), names[..2]);
     assert_eq!(site.temporaries(), Vec::<String>::new());
-    fs::remove_file(site.completed_wals().join(&names[0])).unwrap();
+    fs::remove_file(site.stored_path(&names[0])).unwrap();
     site.archive(&names[2]).succeed();
 }
 

@@ -44,7 +44,7 @@ impl Scene {
     }
 
     fn plant(&self, name: &str, content: &[u8]) {
-        let path = self.site.completed_wals().join(name);
+        let path = self.site.unpacked_path(name);
         fs::write(&path, content).unwrap();
         give_to_server(&path);
     }

@@ -134,6 +134,7 @@ fn commands_of_one_cluster_are_refused_on_a_hosts_file() {
         "unkeep data.master",
         "expire",
         "xpurgewals",
+        "compress",
         "xlock",
         "xrelease",
         "xrotate",

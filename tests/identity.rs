@@ -426,7 +426,7 @@ fn fault_88_a_recorded_session_played_again_changes_nothing() {
     let sessions = site.proxy().recordings();
     assert!(!sessions.is_empty());
     // Taken away, so that a replay that worked would put it back.
-    std::fs::remove_file(site.completed_wals().join(&name)).unwrap();
+    std::fs::remove_file(site.stored_path(&name)).unwrap();
     for session in sessions {
         let patience = std::time::Duration::from_secs(8);
         session.replay(site.address(), patience).unwrap();

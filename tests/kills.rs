@@ -137,7 +137,7 @@ impl Scene {
         let (script, log) = witness(&site, &folder);
         // What the set-up had archived was seen by nobody.
         for name in site.archived_names() {
-            std::fs::remove_file(site.completed_wals().join(name)).unwrap();
+            std::fs::remove_file(site.stored_path(name)).unwrap();
         }
         let command = format!("archive_command = '{} %p %f'", script.display());
         site.cluster_mut().append_conf(&command);

@@ -45,7 +45,7 @@ fn clean_session(site: &Site, name: &str) -> Recording {
 }
 
 fn forget(site: &Site, name: &str) {
-    std::fs::remove_file(site.completed_wals().join(name)).unwrap();
+    std::fs::remove_file(site.stored_path(name)).unwrap();
 }
 
 fn wait_until_quiet(site: &Site) {

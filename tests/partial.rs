@@ -27,7 +27,7 @@ fn site_of(cluster: Cluster, asked: bool) -> Site {
 /// The bytes of a segment that the standby holds, finished or not.
 pub fn held(site: &Site, segment: &str) -> Option<Vec<u8>> {
     let partial = site.partial_wals().join(segment);
-    let finished = site.completed_wals().join(segment);
+    let finished = site.unpacked_path(segment);
     std::fs::read(partial)
         .or_else(|_| std::fs::read(finished))
         .ok()

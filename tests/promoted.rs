@@ -33,7 +33,7 @@ fn scene(major: u8) -> Scene {
 }
 
 fn of_timeline_2(site: &Site) -> Vec<String> {
-    let mut names = names_in(&site.completed_wals());
+    let mut names = site.archived_names();
     names.retain(|name| name.starts_with("00000002"));
     names
 }

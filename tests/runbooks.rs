@@ -52,7 +52,7 @@ fn fault_183_a_hole_is_closed_as_its_runbook_says() {
     let _user = skip_unless!(server_user());
     let (mut site, second) = archived();
     site.receiver.stop();
-    fs::remove_file(site.completed_wals().join(&second)).unwrap();
+    fs::remove_file(site.stored_path(&second)).unwrap();
     site.start_receiver();
     let told = format!("{second} is missing in the archive");
     let before = screen(&site);
@@ -71,7 +71,7 @@ fn fault_183_a_hole_is_closed_as_its_runbook_says() {
 fn fault_183_a_damaged_segment_is_replaced_as_its_runbook_says() {
     let _user = skip_unless!(server_user());
     let (site, second) = archived();
-    let path = site.completed_wals().join(&second);
+    let path = site.unpacked_path(&second);
     let mut wal = fs::read(&path).unwrap();
     let middle = wal.len() / 2;
     wal[middle] ^= 0xFF;

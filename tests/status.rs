@@ -238,7 +238,7 @@ fn fault_78_a_gap_and_archiving_that_is_off_are_alarms() {
     let names = site.archived_names();
     let segments: Vec<&String> = names.iter().filter(|name| name.len() == 24).collect();
     let missing = segments[segments.len() - 2];
-    std::fs::remove_file(site.completed_wals().join(missing)).unwrap();
+    std::fs::remove_file(site.stored_path(missing)).unwrap();
     let output = status(&site, &["--json"]);
     assert_eq!(output.code, Some(2), "{output:?}");
     let found = parsed(&output);

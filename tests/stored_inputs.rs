@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 33] = [
+const BODIES: [(&str, Body); 34] = [
     (
         "record_references",
         walmgr::test_support::wal::fuzzing::record_references,
@@ -16,6 +16,10 @@ const BODIES: [(&str, Body); 33] = [
     (
         "segment_map",
         walmgr::test_support::wal::fuzzing::segment_map,
+    ),
+    (
+        "packed_segment",
+        walmgr::test_support::store::fuzzing::packed_segment,
     ),
     (
         "http_request",

@@ -164,7 +164,7 @@ fn fault_155_every_flipped_bit_is_named_by_its_file_and_place() {
         .archived_names()
         .into_iter()
         .filter(|name| name.len() == 24)
-        .map(|name| site.completed_wals().join(name))
+        .map(|name| site.unpacked_path(name))
         .collect();
     // As many of the one kind as of the other.
     while files.len() < 2 * segments.len() {
@@ -228,7 +228,7 @@ fn fault_155_a_removed_segment_is_a_gap_and_ends_the_window() {
     let names = site.archived_names();
     let segments: Vec<&String> = names.iter().filter(|name| name.len() == 24).collect();
     let victim = segments[segments.len() - 2];
-    let path = site.completed_wals().join(victim);
+    let path = site.unpacked_path(victim);
     let away = site.home().join("away");
     fs::rename(&path, &away).unwrap();
     let (output, json) = verify(&site, &[]);

@@ -25,7 +25,10 @@ fn archiving_cluster(major: u8, size_mb: u32) -> Site {
         .conf("max_wal_size", &size(4))
         .conf("wal_keep_size", "8GB")
         .start();
-    let site = Site::with_cluster(cluster);
+    let mut site = Site::with_cluster(cluster);
+    // The standbys here read by `cp`.
+    site.standby_set("store_compression", "none");
+    site.restart_receiver();
     site.master_command(&["setup"]).succeed();
     site
 }

@@ -43,7 +43,7 @@ impl Standby {
     }
 
     fn control_file(&self, name: &str, text: &str) {
-        let path = self.site.completed_wals().join(name);
+        let path = self.site.unpacked_path(name);
         fs::write(&path, text).unwrap();
         give_to_server(&path);
     }
@@ -57,7 +57,7 @@ impl Standby {
 
     /// Puts a file into the archive as no receiver would.
     fn plant(&self, name: &str, content: &[u8]) {
-        let path = self.site.completed_wals().join(name);
+        let path = self.site.unpacked_path(name);
         fs::write(&path, content).unwrap();
         give_to_server(&path);
     }
@@ -207,7 +207,7 @@ fn fault_73_a_file_that_is_not_what_was_archived_is_254() {
             assert!(standby.site.archived(&name) == wrong);
         }
     }
-    fs::remove_file(standby.site.completed_wals().join(&name)).unwrap();
+    fs::remove_file(standby.site.stored_path(&name)).unwrap();
     standby.plant(&format!("{name}.damaged"), &flipped);
     standby.refuses(&name, &format!("set aside as {name}.damaged"));
     standby.plant(&name, &good);
@@ -344,7 +344,10 @@ fn fault_74_wrong_settings_and_unreadable_places_are_254() {
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     };
-    for (path, restored) in [(folder.join(&name), 0o600), (folder.clone(), 0o700)] {
+    for (path, restored) in [
+        (standby.site.stored_path(&name), 0o600),
+        (folder.clone(), 0o700),
+    ] {
         mode(&path, 0o000);
         standby.refuses(&name, "Permission denied");
         mode(&path, restored);
@@ -373,7 +376,7 @@ fn fault_37_a_stored_file_that_cannot_be_read_is_254() {
     let _user = skip_unless!(server_user());
     let standby = Standby::new();
     let name = standby.store(7);
-    let path = standby.site.completed_wals().join(&name);
+    let path = standby.site.unpacked_path(&name);
     for when in [1, 3] {
         let strace = skip_unless!(Strace::available())
             .unprivileged()

@@ -36,6 +36,7 @@ const fn effect(command: &Command) -> ArchiveEffect {
         | Command::Unkeep(_)
         | Command::Expire
         | Command::Xpurgewals
+        | Command::Compress
         | Command::Xlock
         | Command::Xrelease(_)
         | Command::Xrotate

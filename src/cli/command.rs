@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Expire,
     /// Standby: remove the WAL that no backup set and no replay needs
     Xpurgewals,
+    /// Standby: pack the archived segments that lie there as they came
+    Compress,
     /// Standby: lock the backup sets while a script copies them
     Xlock,
     /// Standby: end the lock of xlock
@@ -280,6 +282,7 @@ pub(super) fn run_command(
         (Standby(own), Command::Unkeep(typed)) => standby::unkeep::run(own, options, typed),
         (Standby(own), Command::Expire) => standby::expire::run(own, options),
         (Standby(own), Command::Xpurgewals) => standby::xpurgewals::run(own, options),
+        (Standby(own), Command::Compress) => standby::compress::run(own, options),
         (Standby(own), Command::Xlock) => standby::xlock::run(own, options),
         (Standby(own), Command::Xrelease(typed)) => standby::xrelease::run(own, options, *typed),
         (Standby(own), Command::Xrotate) => standby::xrotate::run(own, options),

@@ -150,6 +150,7 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
         | Command::Unkeep(_)
         | Command::Expire
         | Command::Xpurgewals
+        | Command::Compress
         | Command::Xlock
         | Command::Xrelease(_)
         | Command::Xrotate
@@ -181,6 +182,7 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         | Command::Unkeep(_)
         | Command::Expire
         | Command::Xpurgewals
+        | Command::Compress
         | Command::Xlock
         | Command::Xrelease(_)
         | Command::Xrotate

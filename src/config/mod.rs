@@ -47,7 +47,7 @@ pub use master::MasterConfig;
 pub(crate) use master::{BackupCheckpoint, VerifyWal};
 pub(crate) use quantity::{duration as read_duration, size as read_size};
 pub use standby::StandbyConfig;
-pub(crate) use standby::{LogFormat, OnCorrupt};
+pub(crate) use standby::{LogFormat, OnCorrupt, StoreCompression};
 pub(crate) use tls::TlsSettings;
 
 /// What an ini file turned out to be.

@@ -23,6 +23,44 @@ pub enum OnCorrupt {
     Stall,
 }
 
+/// Below it blocks take a seventh more than one stream over the whole segment at the same level.
+const DEFAULT_LEVEL: u8 = 3;
+
+/// In which form finished segments are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreCompression {
+    /// As they are.
+    None,
+    /// Packed by zstd at this level.
+    Zstd(u8),
+}
+
+impl Default for StoreCompression {
+    fn default() -> Self {
+        StoreCompression::Zstd(DEFAULT_LEVEL)
+    }
+}
+
+impl StoreCompression {
+    fn read(settings: &GivenSettings) -> Result<Self, Fault> {
+        Ok(match settings.choice("store_compression")? {
+            "none" => StoreCompression::None,
+            other => {
+                let level = other.split_once(':').map(|(_, level)| level.parse());
+                StoreCompression::Zstd(level.and_then(Result::ok).unwrap_or(DEFAULT_LEVEL))
+            }
+        })
+    }
+
+    /// The level, if they are packed.
+    pub(crate) const fn level(self) -> Option<u8> {
+        match self {
+            StoreCompression::None => None,
+            StoreCompression::Zstd(level) => Some(level),
+        }
+    }
+}
+
 /// How the receiver's log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -111,6 +149,8 @@ pub struct StandbyConfig {
     pub verify_wal_min: VerifyWal,
     /// How many segments beyond the end of its run one may be that is not set apart.
     pub archive_ahead_max: u64,
+    /// In which form segments are stored.
+    pub store_compression: StoreCompression,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
     /// Bytes a second that `backup` reads at most.
@@ -223,6 +263,7 @@ impl StandbyConfig {
             max_connections: settings.number("max_connections")?,
             verify_wal_min: VerifyWal::read(settings, "verify_wal_min")?,
             archive_ahead_max: settings.number("archive_ahead_max")?,
+            store_compression: StoreCompression::read(settings)?,
             recheck_rate: settings.number("recheck_rate")?,
             backup_rate: settings.optional_size("backup_rate")?,
             fetch_rate: settings.optional_size("fetch_rate")?,

@@ -134,7 +134,7 @@ impl Cluster {
         let _opening = census.opening();
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
-        store.archive.set_ahead_max(settings.ahead_max);
+        settings.apply_to(&store.archive);
         let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref());
         let meter = ClusterMeter::default();
         store.archive.count_in(Arc::clone(&meter.store));
@@ -227,9 +227,7 @@ impl Cluster {
         if let Some(why) = store.failed_at_opening() {
             return Err(why);
         }
-        store
-            .archive
-            .set_ahead_max(self.settings.borrow().ahead_max);
+        self.settings.borrow().apply_to(&store.archive);
         store.archive.count_in(Arc::clone(&self.meter.store));
         if !self.census.reopened() {
             return Ok(false);
@@ -250,7 +248,7 @@ impl Cluster {
     /// Puts another configuration in force.
     pub(crate) fn reconfigure(&self, settings: Arc<ClusterSettings>) {
         if let Ok(store) = self.store() {
-            store.archive.set_ahead_max(settings.ahead_max);
+            settings.apply_to(&store.archive);
         }
         self.fetch_limit.set(settings.fetch_rate);
         self.audit.set(settings.audit_log.clone());

@@ -8,10 +8,7 @@
 //! | a file that is set apart | has readers follow it. The receiver may run |
 //! | a history that counts only because a key brought it | settles that: its parent's stream is refused from here on |
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -22,13 +19,12 @@ use walmgr_protocol::names::{
 
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files;
 use crate::options::Options;
 use crate::output;
 use crate::store::beside::{Beside, CopyName};
 use crate::store::differs::take_apart;
 use crate::store::displaced::take_copy;
-use crate::store::{ApartNote, ArchiveReader, RealDisk, StoreError};
+use crate::store::{ApartNote, ArchiveReader, RealDisk, StoreError, Stored};
 use crate::wal::joint::Joint;
 use crate::wal::scan::Scanner;
 use crate::wal::through::Through;
@@ -81,7 +77,6 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &ChooseA
     if let Some(copies) = copies {
         let choice = Choice {
             archive: &archive,
-            folder,
             name,
         };
         output::print(&choice.describe(&copies)?)?;
@@ -196,13 +191,12 @@ fn apart_text(told: &ApartNote) -> String {
 /// Two files of one name.
 struct Choice<'a> {
     archive: &'a ArchiveReader,
-    folder: &'a Path,
     name: WalFileName,
 }
 
 impl Choice<'_> {
     fn describe(&self, copies: &[CopyName]) -> Result<String> {
-        let stored = self.path(&self.name.to_string());
+        let stored = self.name.to_string();
         let stored_by = match self.archive.brought_by(self.name) {
             Some(by) => format!("brought by {}", output::escaped(&by)),
             None => "the receiver's log says who sent it".to_owned(),
@@ -213,7 +207,7 @@ impl Choice<'_> {
             self.chains(&stored)?
         );
         for copy in copies {
-            let path = self.path(&copy.to_string());
+            let kept = copy.to_string();
             let by = self.archive.copy_by(copy);
             let by = by.map_err(|error| failed("read who sent it", &error))?;
             let (what, verb) = match copy.kind {
@@ -230,25 +224,31 @@ impl Choice<'_> {
             };
             text.push_str(&format!(
                 "\n  {what}  {copy}: {by}; {}{}{changed}",
-                self.difference(&stored, &path)?,
-                self.chains(&path)?
+                self.difference(&stored, &kept)?,
+                self.chains(&kept)?
             ));
         }
         Ok(text)
     }
 
-    fn path(&self, file: &str) -> PathBuf {
-        self.folder.join(file)
+    /// The stored file, or a copy, that has this name.
+    fn open(&self, text: &str) -> Result<Stored> {
+        let found = self.archive.find_beside(self.name, text);
+        let found = found.map_err(|error| failed(&format!("open {text}"), &error))?;
+        found.ok_or_else(|| CommandError::retry(format!("there is no {text}")))
     }
 
     /// Where two files begin to differ.
-    fn difference(&self, one: &Path, other: &Path) -> Result<String> {
-        let (first, second) = (open(one)?, open(other)?);
+    fn difference(&self, one: &str, other: &str) -> Result<String> {
+        let (first, second) = (self.open(one)?, self.open(other)?);
         let (mut left, mut right) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
         let mut offset = 0;
+        let read = |file: &Stored, text: &str, buffer: &mut [u8], offset| {
+            (file.read_at(buffer, offset)).at(Kind::Retry, "read", Path::new(text))
+        };
         loop {
-            let ours = read_full(&first, &mut left, offset).at(Kind::Retry, "read", one)?;
-            let theirs = read_full(&second, &mut right, offset).at(Kind::Retry, "read", other)?;
+            let ours = read(&first, one, &mut left, offset)?;
+            let theirs = read(&second, other, &mut right, offset)?;
             let common = ours.min(theirs);
             let differs = (0..common).find(|at| left[*at] != right[*at]);
             match differs {
@@ -275,48 +275,51 @@ impl Choice<'_> {
     }
 
     /// Which of its neighbours a segment goes together with.
-    fn chains(&self, path: &Path) -> Result<String> {
+    fn chains(&self, text: &str) -> Result<String> {
         let Some(segment) = self.segment() else {
             return Ok(String::new());
         };
         let number = segment.number(self.size()).unwrap_or_default();
         let neighbour = |number: u64| {
             let name = SegmentName::from_number(segment.timeline(), number, self.size());
-            let path = self.folder.join(name.to_string());
-            (name, path)
+            let stat = self.archive.stat(WalFileName::Segment(name)).ok()?;
+            stat.map(|_| (name, name.to_string()))
         };
         let not = |chains: bool| if chains { "" } else { "not " };
-        let mut text = String::new();
-        if let Some((name, before)) = number.checked_sub(1).map(neighbour)
-            && before.exists()
-        {
-            let chains = self.chain((name, &before), (segment, path))?;
-            text.push_str(&format!("; {name} does {}continue into it", not(chains)));
+        let mut said = String::new();
+        if let Some((name, before)) = number.checked_sub(1).and_then(neighbour) {
+            let chains = self.chain((name, &before), (segment, text))?;
+            said.push_str(&format!("; {name} does {}continue into it", not(chains)));
         }
-        let (name, behind) = neighbour(number + 1);
-        if behind.exists() {
-            let chains = self.chain((segment, path), (name, &behind))?;
-            text.push_str(&format!("; it does {}continue into {name}", not(chains)));
+        if let Some((name, behind)) = neighbour(number + 1) {
+            let chains = self.chain((segment, text), (name, &behind))?;
+            said.push_str(&format!("; it does {}continue into {name}", not(chains)));
         }
-        Ok(text)
+        Ok(said)
     }
 
     /// Whether the records of one segment go on in the next.
     fn chain(
         &self,
-        (first, path): (SegmentName, &Path),
-        (second, next): (SegmentName, &Path),
+        (first, text): (SegmentName, &str),
+        (second, next): (SegmentName, &str),
     ) -> Result<bool> {
         let size = self.size();
         let scanner = Scanner::new(first.start(size).unwrap_or_default(), size);
         let mut through = Through::new(scanner, first, size);
-        each_piece(path, |piece| through.update(piece))?;
+        self.each_piece(text, |piece| through.update(piece))?;
         let Some(scanner) = through.finish().out() else {
             return Ok(false);
         };
         let mut joint = Joint::new(scanner, second);
-        each_piece(next, |piece| joint.update(piece))?;
+        self.each_piece(next, |piece| joint.update(piece))?;
         Ok(joint.finish(size).is_ok())
+    }
+
+    /// Hands a file to `each` piece by piece, until it has seen enough.
+    fn each_piece(&self, text: &str, each: impl FnMut(&[u8]) -> bool) -> Result<()> {
+        let read = self.open(text)?.read_unchecked(each);
+        read.map_err(|error| failed(&format!("read {text}"), &error))
     }
 
     fn segment(&self) -> Option<SegmentName> {
@@ -329,33 +332,6 @@ impl Choice<'_> {
     fn size(&self) -> WalSegmentSize {
         self.archive.binding().segment_size
     }
-}
-
-fn open(path: &Path) -> Result<File> {
-    files::open_at_once(path).at(Kind::Retry, "open", path)
-}
-
-/// Hands a file to `each` piece by piece, until it has seen enough.
-fn each_piece(path: &Path, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
-    let (file, mut piece, mut offset) = (open(path)?, vec![0; PIECE_BYTES], 0);
-    loop {
-        let read = read_full(&file, &mut piece, offset).at(Kind::Retry, "read", path)?;
-        if read == 0 || !each(&piece[..read]) {
-            return Ok(());
-        }
-        offset += read as u64;
-    }
-}
-
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64)? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    Ok(filled)
 }
 
 fn failed(doing: &str, error: &StoreError) -> CommandError {

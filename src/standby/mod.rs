@@ -11,6 +11,7 @@ pub(crate) mod backup;
 pub(crate) mod boot;
 pub(crate) mod choose;
 pub(crate) mod cleanup;
+pub(crate) mod compress;
 mod connected;
 pub(crate) mod continue_;
 pub(crate) mod createslave;

@@ -225,7 +225,12 @@ impl Shared {
         };
         let verdict = joints.check(segment, Some(&self.carried), |each| {
             completed.read_finished_pages(&file, 0, each)
-        })?;
+        });
+        let verdict = match verdict {
+            // It cannot be unpacked.
+            Err(StoreError::Damaged { .. }) => return Ok(false),
+            verdict => verdict?,
+        };
         Ok(matches!(
             verdict,
             JointVerdict::Joined(_) | JointVerdict::Inside(_)
@@ -275,7 +280,11 @@ impl Shared {
         let verdict = if let Some(file) = completed.open_finished(&text)? {
             let read =
                 |each: &mut dyn FnMut(&[u8]) -> bool| completed.read_finished_pages(&file, 0, each);
-            joints.check(segment, None, read)?
+            match joints.check(segment, None, read) {
+                // It cannot be unpacked.
+                Err(StoreError::Damaged { .. }) => return Ok(false),
+                verdict => verdict?,
+            }
         } else if let Some(file) = partial.open_file(&text)? {
             let read = |each: &mut dyn FnMut(&[u8]) -> bool| {
                 partial.read_pages(file.as_fd(), &text, 0, each)

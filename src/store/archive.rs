@@ -27,6 +27,7 @@ use super::shared::{
     Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
     set_aside,
 };
+use crate::config::StoreCompression;
 use crate::metrics::StoreMeter;
 use crate::wal::segment::Verify;
 
@@ -104,6 +105,7 @@ impl Archive {
                 has_notes: AtomicBool::new(true),
                 newest_timeline: AtomicU32::new(0),
                 ahead_max: AtomicU64::new(AHEAD_MAX),
+                compression: RwLock::new(StoreCompression::None),
                 unfollowed_bytes_max: AtomicU64::new(UNFOLLOWED_BYTES_PER_KEY_MAX),
                 marker: RwLock::new(marker),
                 binding_turn: Mutex::default(),
@@ -174,6 +176,12 @@ impl Archive {
         self.shared.monitor.watch(held)
     }
 
+    /// Stores the segments that come from here on in this form.
+    pub fn set_compression(&self, form: StoreCompression) {
+        let compression = self.shared.compression.write();
+        *compression.unwrap_or_else(PoisonError::into_inner) = form;
+    }
+
     /// Starts a file of this length.
     pub fn begin(
         &self,
@@ -201,8 +209,7 @@ impl Archive {
             if entries.len() >= limit {
                 break;
             }
-            if let Some(stat) = folder.stat_at(&text)?.filter(|stat| stat.is_file) {
-                let len = stat.len;
+            if let Some(len) = self.shared.len_of(&text)? {
                 entries.push(StoredFile { name, len });
             }
         }
@@ -284,6 +291,19 @@ impl Shared {
         })
     }
 
+    /// How long the file of this name is, whichever form it is stored in.
+    fn len_of(&self, text: &str) -> Result<Option<u64>, StoreError> {
+        let folder = &self.completed;
+        let Some(stat) = folder.stat_at(text)?.filter(|stat| stat.is_file) else {
+            return Ok(None);
+        };
+        // A finished segment is nowhere shorter or longer than the server makes them.
+        match folder.is_packed(text)? {
+            true => Ok(Some(self.binding()?.segment_size.bytes())),
+            false => Ok(Some(stat.len)),
+        }
+    }
+
     /// What is stored under the locked name.
     pub(super) fn held(
         &self,
@@ -301,7 +321,7 @@ impl Shared {
         // were checked when they came in, or the administrator asked for no such check.
         let mut check = StoredCheck::new(name, &expected, Verify::Off);
         let content = existing.read(|bytes| check.update(bytes))?;
-        let mut fault = check.finish();
+        let mut fault = check.finish_of(&content);
         let identical = (content.len, content.crc32) == (len, crc32);
         let kept = self.checksums.read(name);
         if let Some(kept) = &kept
@@ -326,8 +346,8 @@ impl Shared {
         let (len, crc32) = (content.len, content.crc32);
         if fault.is_none() {
             let mut check = StoredCheck::new(name, &expected, verify);
-            content.read_again(|bytes| check.update(bytes))?;
-            fault = check.finish();
+            let content = content.read_again(|bytes| check.update(bytes))?;
+            fault = check.finish_of(&content);
         }
         match fault.filter(is_damage) {
             None => Ok(StoredUnderName::Different { len, crc32 }),
@@ -348,7 +368,7 @@ impl Shared {
     ) -> Result<Durable, StoreError> {
         let mut check = StoredCheck::new(name, &self.binding()?.expected(), verify);
         let content = content.read_again(|bytes| check.update(bytes))?;
-        let joined = match check.finish_at_end() {
+        let joined = match check.finish_at_end_of(&content) {
             Ok(scanner) => self.join(name, verify, scanner, |each| content.read_pages(each))?,
             // It may have been let in with another `verify_wal`.
             Err(_) => self.join(name, Verify::Off, None, |_| Ok(()))?,

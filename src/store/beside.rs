@@ -6,8 +6,13 @@
 //! | `.damaged` | what was found under the name and was no valid WAL |
 //! | `.differs` | another valid file that was offered and never acknowledged; the last one (see `differs`) |
 //! | `.displaced` | what was stored and acknowledged under the name until another file got it (see `displaced`) |
+//!
+//! Behind all that stands `.zst` where a segment or a copy of one is packed.
 
-use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::names::{SegmentName, WalFileName};
+
+/// What stands behind the name of a packed file.
+pub(crate) const PACKED_SUFFIX: &str = ".zst";
 
 /// Why a copy is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +98,30 @@ impl std::fmt::Display for CopyName {
 pub(crate) fn damaged_copy_of(text: &str) -> Option<WalFileName> {
     let copy = CopyName::parse(text)?;
     (copy.kind == Beside::Damaged).then_some(copy.name)
+}
+
+/// The name of the packed file of this name, if there can be one: only segments and copies of them are packed.
+pub(super) fn packed_name(text: &str) -> Option<String> {
+    can_be_packed(text).then(|| format!("{text}{PACKED_SUFFIX}"))
+}
+
+/// The file that this name in the directory is the packed form of.
+pub(super) fn name_of_packed(stored: &str) -> Option<&str> {
+    stored
+        .strip_suffix(PACKED_SUFFIX)
+        .filter(|text| can_be_packed(text))
+}
+
+fn can_be_packed(text: &str) -> bool {
+    file_of(text).is_some_and(|name| matches!(name, WalFileName::Segment(_)))
+}
+
+/// Of which file a name is the name or a copy's.
+pub(super) fn file_of(text: &str) -> Option<WalFileName> {
+    match text.parse::<SegmentName>() {
+        Ok(segment) => Some(WalFileName::Segment(segment)),
+        Err(_) => CopyName::parse(text).map(|copy| copy.name),
+    }
 }
 
 #[cfg(test)]

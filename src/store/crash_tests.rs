@@ -10,6 +10,7 @@ use walmgr_protocol::message::partial::Open;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 use walmgr_protocol::session::partial::ProofOfRecords;
 
+use super::compress::Compressor;
 use super::partial::acknowledged::write_under_another_boot;
 use super::testing::{
     BINDING, FaultyDisk, Op, PowerCutDisk, Sample, history_file, new_archive, places, push,
@@ -19,6 +20,7 @@ use super::{
     Archive, ArchiveFolders, Damage, Disk, FileSealed, Freeze, PartialWals, RealDisk, StoreError,
     StoredUnderName,
 };
+use crate::config::StoreCompression;
 use crate::wal::segment::Verify;
 use crate::wal::writer::WalWriter;
 
@@ -160,16 +162,26 @@ fn nothing_is_torn(completed_wals: &Path, run: &Run) -> Result<(), String> {
     };
     for entry in entries {
         let entry = entry.map_err(|error| error.to_string())?;
-        let Ok(name) = entry.file_name().to_string_lossy().parse() else {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Ok(name) = name.strip_suffix(".zst").unwrap_or(&name).parse() else {
             continue;
         };
-        let bytes = std::fs::read(entry.path()).map_err(|error| error.to_string())?;
+        let bytes = raw_bytes(&entry.path()).map_err(|error| error.to_string())?;
         let mut known = run.offered.iter().chain(&run.acknowledged);
         if !known.any(|sample| sample.name == name && sample.bytes == bytes) {
             return Err(format!("{name} is torn"));
         }
     }
     Ok(())
+}
+
+/// What a file holds, in whichever form its name says.
+fn raw_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let stored = std::fs::read(path)?;
+    match path.extension().is_some_and(|end| end == "zst") {
+        true => zstd::stream::decode_all(&stored[..]),
+        false => Ok(stored),
+    }
 }
 
 fn everything_acknowledged_is_there(archive: &Archive, run: &Run) -> Result<(), String> {
@@ -191,7 +203,8 @@ fn what_was_acknowledged_of_a_segment_is_there(
     };
     let name = sample.name.to_string();
     let found = std::fs::read(places.partial_wals.join(&name))
-        .or_else(|_| std::fs::read(places.completed_wals.join(&name)))
+        .or_else(|_| raw_bytes(&places.completed_wals.join(&name)))
+        .or_else(|_| raw_bytes(&places.completed_wals.join(format!("{name}.zst"))))
         .map_err(|error| format!("{name} is gone: {error}"))?;
     match found.get(..run.held_bytes) == sample.bytes.get(..run.held_bytes) {
         true => Ok(()),
@@ -271,9 +284,9 @@ fn ship_and_finish(root: &Path, disk: Arc<dyn Disk>) -> Run {
         && let Ok(Some(mut held)) = archive.held_prefix(sample.name, Verify::Records)
     {
         let prefix = usize::try_from(held.prefix().0).unwrap();
-        if held.write(&sample.bytes[prefix..]).is_ok()
-            && let Ok(FileSealed::Stored(_)) = held.seal(sample.len(), sample.crc32())
-        {
+        let is_written =
+            prefix as u64 == sample.len() || held.write(&sample.bytes[prefix..]).is_ok();
+        if is_written && let Ok(FileSealed::Stored(_)) = held.seal(sample.len(), sample.crc32()) {
             run.acknowledged.push(sample);
         }
     }
@@ -306,14 +319,31 @@ fn prepare_bound(root: &Path) {
     new_archive(root);
 }
 
+fn opened_in(
+    form: StoreCompression,
+    root: &Path,
+    disk: Arc<dyn Disk>,
+) -> Result<Archive, StoreError> {
+    let archive = Archive::open(&places(root), disk)?;
+    archive.set_compression(form);
+    Ok(archive)
+}
+
 fn push_all(samples: Vec<Sample>) -> impl Fn(&Path, Arc<dyn Disk>) -> Run {
+    push_all_in(StoreCompression::None, samples)
+}
+
+fn push_all_in(
+    form: StoreCompression,
+    samples: Vec<Sample>,
+) -> impl Fn(&Path, Arc<dyn Disk>) -> Run {
     move |root, disk| {
         let mut run = Run {
             offered: samples.clone(),
             is_set_up: true,
             ..Run::default()
         };
-        let Ok(archive) = Archive::open(&places(root), disk) else {
+        let Ok(archive) = opened_in(form, root, disk) else {
             return run;
         };
         for sample in &samples {
@@ -459,6 +489,91 @@ fn fault_17_a_segment_survives_a_power_cut_after_every_operation() {
 #[test]
 fn fault_42_43_acknowledged_records_survive_a_power_cut_at_any_step() {
     assert_survives("partial", &prepare_bound, &ship_and_finish);
+}
+
+#[test]
+fn fault_198_a_packed_segment_survives_a_power_cut_at_any_step() {
+    let form = StoreCompression::default();
+    let pushed = push_all_in(form, vec![segment(3, 7)]);
+    assert_survives("packed push", &prepare_bound, &pushed);
+    // A plain one of before, offered again, and one behind it that is packed.
+    let mixed = push_all_in(form, vec![segment(3, 7), segment(4, 7)]);
+    let prepare = |root: &Path| {
+        let places = new_archive(root);
+        let archive = Archive::open(&places, Arc::new(RealDisk)).unwrap();
+        push(&archive, &segment(3, 7)).unwrap();
+    };
+    assert_survives("mixed", &prepare, &mixed);
+}
+
+/// A plain segment of before is converted.
+fn convert(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let samples = vec![segment(3, 7)];
+    let run = Run {
+        acknowledged: samples.clone(),
+        offered: samples.clone(),
+        is_set_up: true,
+        ..Run::default()
+    };
+    let opened = Compressor::open(&places(root).completed_wals, disk);
+    if let Ok(Some(compressor)) = opened {
+        for sample in samples {
+            let _ = compressor.pack(sample.name, StoreCompression::default());
+        }
+    }
+    run
+}
+
+fn prepare_plain(root: &Path) {
+    let places = new_archive(root);
+    let archive = Archive::open(&places, Arc::new(RealDisk)).unwrap();
+    push(&archive, &segment(3, 7)).unwrap();
+}
+
+#[test]
+fn fault_198_a_converted_segment_survives_a_power_cut_at_any_step() {
+    assert_survives("convert", &prepare_plain, &convert);
+}
+
+/// A segment that was shipped whole.
+fn shipped_whole() -> Sample {
+    let mut writer = WalWriter::new(segment_3(), BINDING.segment_size, BINDING.system_id, 15);
+    writer.record(10, 0, &vec![7; 9_000]);
+    writer.switch();
+    Sample {
+        name: WalFileName::Segment(segment_3()),
+        bytes: writer.bytes().to_vec(),
+    }
+}
+
+/// Its seal packs it.
+fn finish_packed(root: &Path, disk: Arc<dyn Disk>) -> Run {
+    let sample = shipped_whole();
+    let mut run = Run {
+        offered: vec![sample.clone()],
+        is_set_up: true,
+        held_bytes: 9_000,
+        ..Run::default()
+    };
+    if let Ok(archive) = opened_in(StoreCompression::default(), root, disk)
+        && let Ok(Some(held)) = archive.held_prefix(sample.name, Verify::Records)
+        && let Ok(FileSealed::Stored(_)) = held.seal(sample.len(), sample.crc32())
+    {
+        run.acknowledged.push(sample);
+    }
+    run
+}
+
+#[test]
+fn fault_198_records_packed_at_sealing_survive_a_power_cut_at_any_step() {
+    let prepare = |root: &Path| {
+        let archive = Archive::open(&new_archive(root), Arc::new(RealDisk)).unwrap();
+        let sample = shipped_whole();
+        let last = sample.bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        // To the end of the switch, whose length is a multiple of 8.
+        ship(&archive, &sample, (last + 8) & !7).unwrap();
+    };
+    assert_survives("packed in place", &prepare, &finish_packed);
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub(crate) fn keep_history(
     name: WalFileName,
     text: &[u8],
 ) -> Result<bool, StoreError> {
-    let folder = Arc::new(Folder::open(
+    let folder = Arc::new(Folder::open_completed(
         completed_wals,
         disk,
         Arc::new(Monitor::new()),
@@ -133,6 +133,6 @@ pub(crate) fn take_apart(
     disk: Arc<dyn Disk>,
     name: WalFileName,
 ) -> Result<(), StoreError> {
-    let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
+    let folder = Folder::open_completed(completed_wals, disk, Arc::new(Monitor::new()))?;
     apart_notes::settle(&folder, name)
 }

@@ -67,28 +67,18 @@ impl Shared {
     /// Whether the file of this name in the directory has these bytes.
     pub(super) fn has_content(&self, text: &str, digest: (u64, u32)) -> Result<bool, StoreError> {
         let folder = &self.completed;
-        if folder
-            .stat_at(text)?
-            .is_none_or(|stat| stat.len != digest.0)
-        {
+        let Some(file) = folder.open_finished(text)? else {
+            return Ok(false);
+        };
+        if (folder.finished_len(&file)?).is_some_and(|len| len != digest.0) {
             return Ok(false);
         }
-        Ok(digest_of(folder, text)? == Some(digest))
+        match folder.digest_of(&file) {
+            // It cannot be unpacked.
+            Err(StoreError::Damaged { .. }) => Ok(false),
+            found => Ok(found? == digest),
+        }
     }
-}
-
-/// Length and CRC-32 of a file; `None` where there is none.
-fn digest_of(folder: &Folder, text: &str) -> Result<Option<(u64, u32)>, StoreError> {
-    let Some(file) = folder.open_finished(text)? else {
-        return Ok(None);
-    };
-    let (mut len, mut crc) = (0, crc32fast::Hasher::new());
-    folder.read_finished(&file, |piece| {
-        len += piece.len() as u64;
-        crc.update(piece);
-        true
-    })?;
-    Ok(Some((len, crc.finalize())))
 }
 
 /// Has `put` put another file in the place of the stored one, which it keeps under the name that it is given.
@@ -156,8 +146,13 @@ impl ArchiveReader {
         let Some(kept) = Checksums::open(&self.completed).read_copy(copy.name, &text) else {
             return Ok(None);
         };
-        let found = digest_of(&self.completed, &text)?;
-        Ok(found.and_then(|(len, crc32)| kept.contradicts(len, crc32)))
+        let Some(file) = self.completed.open_finished(&text)? else {
+            return Ok(None);
+        };
+        match self.completed.digest_of(&file) {
+            Err(StoreError::Damaged { why, .. }) => Ok(Some(why)),
+            digest => digest.map(|(len, crc32)| kept.contradicts(len, crc32)),
+        }
     }
 
     /// Who brought a copy, if that is known.
@@ -175,7 +170,7 @@ pub(crate) fn take_copy(
     disk: Arc<dyn Disk>,
     copy: &CopyName,
 ) -> Result<String, StoreError> {
-    let folder = Arc::new(Folder::open(
+    let folder = Arc::new(Folder::open_completed(
         completed_wals,
         disk,
         Arc::new(Monitor::new()),
@@ -187,6 +182,8 @@ pub(crate) fn take_copy(
         obstacle_notes::doubt(&folder, segment)?;
     }
     let stored_by = checksums.brought_by(name).unwrap_or_default();
+    // Two forms cannot change places in one step.
+    folder.store_alike(&text, &stored)?;
     let kept = if copy.kind == Beside::Displaced {
         let (was_stored, was_kept) = (checksums.text(&stored), checksums.text(&text));
         // A crash leaves nobody named, and nothing that is true of the other one only.

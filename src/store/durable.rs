@@ -32,7 +32,9 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::finished::FinishedFile;
 use super::folder::{Folder, TEMPORARY_PREFIX, random_suffix};
+use super::packed::SegmentPacker;
 use super::tree::Node;
+use crate::config::StoreCompression;
 use crate::files;
 
 pub(super) use records::Linked;
@@ -98,8 +100,11 @@ pub(super) struct Temporary {
     name: TemporaryName,
     file: OwnedFd,
     written_bytes: u64,
+    stored_bytes: u64,
     writeback_bytes: u64,
     crc32: crc32fast::Hasher,
+    /// What packs it on its way to the disk.
+    packer: Option<SegmentPacker>,
 }
 
 /// A temporary whose content is durable and closed; all it lacks is its final name.
@@ -107,6 +112,7 @@ pub(super) struct SyncedTemporary {
     name: TemporaryName,
     pub(super) len: u64,
     pub(super) crc32: u32,
+    is_packed: bool,
 }
 
 /// The name of a temporary, removed when it is dropped unless a rename took it away.
@@ -146,11 +152,31 @@ impl Temporary {
             name: TemporaryName::of(folder, name),
             file,
             written_bytes: 0,
+            stored_bytes: 0,
             writeback_bytes: 0,
             crc32: crc32fast::Hasher::new(),
+            packer: None,
         };
         temporary.allocate(len)?;
         Ok(temporary)
+    }
+
+    /// Creates a temporary for a segment, or a copy of one, of `len` bytes that is stored in this form.
+    pub(super) fn create_in(
+        folder: &Arc<Folder>,
+        (final_name, len): (&str, u64),
+        form: StoreCompression,
+    ) -> Result<Self, StoreError> {
+        let level = form
+            .level()
+            .filter(|_| folder.packed_name(final_name).is_some());
+        // How long it gets nobody knows, so nothing is set aside for a packed one.
+        let len = if level.is_some() { 0 } else { len };
+        let temporary = Temporary::create(folder, final_name, len)?;
+        Ok(Temporary {
+            packer: level.map(SegmentPacker::new),
+            ..temporary
+        })
     }
 
     /// Finds a full disk before the bytes are sent. A file system that cannot do it finds out
@@ -167,13 +193,38 @@ impl Temporary {
 
     /// Writes these bytes behind the ones before.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let folder = &self.name.folder;
+        self.append_packed(bytes, None)
+    }
+
+    /// Writes these bytes behind the ones before; they may have come packed, as this.
+    pub(super) fn append_packed(
+        &mut self,
+        bytes: &[u8],
+        packed: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
         self.crc32.update(bytes);
-        (folder.disk)
-            .write_all(self.file.as_fd(), bytes, self.written_bytes)
-            .map_err(|error| folder.failure("write", &self.name.name, error))?;
+        match self.packer.take() {
+            None => self.write(bytes)?,
+            Some(mut packer) => {
+                let mut write = |stored: &[u8]| self.write(stored);
+                match packed {
+                    Some(packed) => packer.add_packed(bytes, packed, &mut write)?,
+                    None => packer.add(bytes, &mut write)?,
+                }
+                self.packer = Some(packer);
+            }
+        }
         self.written_bytes += bytes.len() as u64;
-        let waiting_bytes = self.written_bytes - self.writeback_bytes;
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let folder = &self.name.folder;
+        (folder.disk)
+            .write_all(self.file.as_fd(), bytes, self.stored_bytes)
+            .map_err(|error| folder.failure("write", &self.name.name, error))?;
+        self.stored_bytes += bytes.len() as u64;
+        let waiting_bytes = self.stored_bytes - self.writeback_bytes;
         if waiting_bytes >= WRITEBACK_BYTES {
             match (folder.disk).start_writeback(
                 self.file.as_fd(),
@@ -183,25 +234,29 @@ impl Temporary {
                 Err(error) if !is_unsupported(&error) => {
                     return Err(folder.failure("write back", &self.name.name, error));
                 }
-                Ok(()) | Err(_) => self.writeback_bytes = self.written_bytes,
+                Ok(()) | Err(_) => self.writeback_bytes = self.stored_bytes,
             }
         }
         Ok(())
     }
 
-    /// How many bytes were written.
+    /// How many bytes were appended.
     pub(super) const fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
 
-    /// The CRC-32 of what was written.
+    /// The CRC-32 of what was appended.
     pub(super) fn crc32(&self) -> u32 {
         self.crc32.clone().finalize()
     }
 
     /// Makes the content durable. On a failure the temporary is gone: a second sync of the same
     /// pages could succeed although they are lost.
-    pub(super) fn sync(self) -> Result<SyncedTemporary, StoreError> {
+    pub(super) fn sync(mut self) -> Result<SyncedTemporary, StoreError> {
+        let is_packed = self.packer.is_some();
+        if let Some(packer) = self.packer.take() {
+            packer.finish(&mut |stored: &[u8]| self.write(stored))?;
+        }
         let Temporary {
             name,
             file,
@@ -220,20 +275,35 @@ impl Temporary {
             name,
             len: written_bytes,
             crc32: crc32.finalize(),
+            is_packed,
         })
     }
 }
 
 impl SyncedTemporary {
+    /// What it is called on the disk once it has this name.
+    fn stored_name(&self, name: &str) -> String {
+        let packed = self
+            .name
+            .folder
+            .packed_name(name)
+            .filter(|_| self.is_packed);
+        packed.unwrap_or_else(|| name.to_owned())
+    }
+
     /// Gives the file its final name for good, or says `None` when that name is taken.
     ///
     /// When the directory cannot be synced the name is taken back: nobody was told of it, and
     /// the sender has to bring the bytes again.
     pub(super) fn publish(&mut self, name: WalFileName) -> Result<Option<Durable>, StoreError> {
         let folder = Arc::clone(&self.name.folder);
-        let final_name = name.to_string();
+        let final_name = self.stored_name(&name.to_string());
         folder.monitor.check()?;
         folder.ensure_in_place()?;
+        // In its other form.
+        if folder.stat_at(&name.to_string())?.is_some() {
+            return Ok(None);
+        }
         match folder.rename_to_absent(&self.name.name, &final_name) {
             Ok(()) => self.name.exists = false,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
@@ -253,8 +323,8 @@ impl SyncedTemporary {
     /// Shows its content from its first byte on until `each` has seen enough; it is still in memory.
     pub(super) fn read_pages(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
         let TemporaryName { folder, name, .. } = &self.name;
-        match folder.open_file(name)? {
-            Some(file) => folder.read_pages(file.as_fd(), name, 0, each),
+        match folder.open_temporary(name, self.is_packed)? {
+            Some(file) => folder.read_finished_pages(&file, 0, each),
             None => Ok(()),
         }
     }
@@ -262,9 +332,16 @@ impl SyncedTemporary {
     /// Replaces whatever has this name, for good: old or new after any crash, never a mixture.
     pub(super) fn replace(mut self, final_name: &str) -> Result<(), StoreError> {
         let folder = Arc::clone(&self.name.folder);
+        let stored_name = self.stored_name(final_name);
+        // First, since both forms at once would be two files: nobody was told that what is replaced is there.
+        let mut others = folder.stored_names(final_name)?;
+        others.retain(|other| *other != stored_name);
+        for other in others {
+            folder.remove_stored(&other)?;
+        }
         (folder.disk)
-            .rename_over(folder.handle(), &self.name.name, final_name)
-            .map_err(|error| folder.failure("rename to", final_name, error))?;
+            .rename_over(folder.handle(), &self.name.name, &stored_name)
+            .map_err(|error| folder.failure("rename to", &stored_name, error))?;
         self.name.taken();
         folder.sync()
     }
@@ -292,6 +369,8 @@ pub(super) struct ExistingContent {
     existing: Existing,
     pub(super) len: u64,
     pub(super) crc32: u32,
+    /// Why it could not be unpacked to its end.
+    pub(super) broken: Option<String>,
 }
 
 impl Existing {
@@ -323,16 +402,21 @@ impl Existing {
     pub(super) fn read(self, mut each: impl FnMut(&[u8])) -> Result<ExistingContent, StoreError> {
         let mut crc32 = crc32fast::Hasher::new();
         let mut len = 0;
-        self.folder.read_finished(&self.file, |bytes| {
+        let read = self.folder.read_finished(&self.file, |bytes| {
             crc32.update(bytes);
             len += bytes.len() as u64;
             each(bytes);
             true
-        })?;
+        });
+        let broken = match read {
+            Err(StoreError::Damaged { why, .. }) => Some(why),
+            other => other.map(|()| None)?,
+        };
         Ok(ExistingContent {
             existing: self,
             len,
             crc32: crc32.finalize(),
+            broken,
         })
     }
 }
@@ -410,14 +494,31 @@ impl Folder {
 
     /// Keeps a file for a person to look at as `NAME.WHAT`, or with a number behind it; returns that name.
     pub(super) fn set_aside_as(&self, name: &str, what: &str) -> Result<String, StoreError> {
+        let mut stored = self.stored_names(name)?;
+        if stored.is_empty() {
+            // Whoever calls is told that it is gone.
+            stored.push(name.to_owned());
+        }
         for aside in Self::names_aside(name, what) {
-            match self.rename_to_absent(name, &aside) {
+            if self.holds_finished() && self.stat_at(&aside)?.is_some() {
+                continue;
+            }
+            match self.set_each_aside(name, &stored, &aside) {
                 Ok(()) => return self.sync().map(|()| aside),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.failure("set aside", name, error)),
             }
         }
         Err(self.too_many_aside(name))
+    }
+
+    /// Renames the forms of a file: of two, the packed one first, so that a crash in between leaves no other.
+    fn set_each_aside(&self, name: &str, stored: &[String], aside: &str) -> io::Result<()> {
+        for form in stored.iter().rev() {
+            let suffix = form.strip_prefix(name).unwrap_or_default();
+            self.rename_to_absent(form, &format!("{aside}{suffix}"))?;
+        }
+        Ok(())
     }
 
     /// What a file that is set aside may be called, in the order in which they are tried.
@@ -433,22 +534,42 @@ impl Folder {
         self.failure("set aside", name, error)
     }
 
-    /// Has two files change names, for good.
+    /// Has two files change names, for good. They have to be stored in one form.
     pub(super) fn exchange(&self, one: &str, other: &str) -> Result<(), StoreError> {
+        let is_packed = self.is_packed(one)?;
+        let form = |name: &str| self.packed_name(name).filter(|_| is_packed);
+        let (one, other) = match (form(one), form(other)) {
+            (Some(one), Some(other)) => (one, other),
+            _ => (one.to_owned(), other.to_owned()),
+        };
+        let (one, other) = (one.as_str(), other.as_str());
         let (from, flags) = (self.handle(), RenameFlags::EXCHANGE);
         retry_on_intr(|| fs::renameat_with(from, one, from, other, flags))
             .map_err(|errno| self.failure("exchange with", other, errno.into()))?;
         self.sync()
     }
 
-    /// Removes a temporary that a crash left behind.
+    /// Removes a file in either form, or what a crash left behind.
     pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        if let Some(packed) = self.packed_name(name) {
+            self.remove_stored(&packed)?;
+        }
+        self.remove_stored(name)
+    }
+
+    /// Removes what has this name on the disk.
+    pub(super) fn remove_stored(&self, name: &str) -> Result<(), StoreError> {
         match self.disk.remove(self.handle(), name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(self.failure("remove", name, error))
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// Gives what has a name on the disk another one that nothing has; not for good until the next sync.
+    pub(super) fn move_stored(&self, from: &str, to: &str) -> io::Result<()> {
+        self.rename_to_absent(from, to)
     }
 
     fn rename_to_absent(&self, from: &str, to: &str) -> io::Result<()> {

@@ -8,6 +8,7 @@ use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use super::damage::Damage;
 use super::lineage::Unreadable;
+use super::packed::PackedFault;
 use crate::error::Kind;
 use crate::wal::segment::SegmentFault;
 
@@ -232,7 +233,18 @@ impl StoreError {
             },
             SegmentFault::Damaged { .. }
             | SegmentFault::Text { .. }
+            | SegmentFault::Packed { .. }
             | SegmentFault::WrongLength { .. } => StoreError::Damaged { name, why },
+        }
+    }
+}
+
+impl From<PackedFault> for StoreError {
+    fn from(fault: PackedFault) -> Self {
+        StoreError::Disk {
+            op: "pack",
+            path: PathBuf::from("a segment"),
+            source: io::Error::other(fault),
         }
     }
 }

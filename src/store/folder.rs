@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
+use super::beside::{name_of_packed, packed_name};
 use super::disk::{Disk, FileStat};
 use super::error::StoreError;
 use super::health::Monitor;
@@ -26,6 +27,8 @@ pub(super) struct Folder {
     path: PathBuf,
     handle: OwnedFd,
     identity: FileId,
+    /// Whether segments in it may be packed.
+    holds_finished: bool,
     /// How many callers have asked for a sync, and how many of those a finished sync covers.
     pub(super) syncs_asked: AtomicU64,
     pub(super) syncs_covered: Mutex<u64>,
@@ -58,9 +61,36 @@ impl Folder {
             path: shown,
             handle,
             identity,
+            holds_finished: false,
             syncs_asked: AtomicU64::new(0),
             syncs_covered: Mutex::new(0),
         })
+    }
+
+    /// The folder of finished files, whose names stand for either form that they may be stored in.
+    pub(super) fn open_completed(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        monitor: Arc<Monitor>,
+    ) -> Result<Self, StoreError> {
+        let folder = Folder::open(path, disk, monitor)?;
+        Ok(Folder {
+            holds_finished: true,
+            ..folder
+        })
+    }
+
+    /// The same directory for somebody whose failures are his own.
+    pub(super) fn again(&self, monitor: Arc<Monitor>) -> Result<Self, StoreError> {
+        let folder = Folder::open(&self.path, Arc::clone(&self.disk), monitor)?;
+        Ok(Folder {
+            holds_finished: self.holds_finished,
+            ..folder
+        })
+    }
+
+    pub(super) const fn holds_finished(&self) -> bool {
+        self.holds_finished
     }
 
     pub(super) fn handle(&self) -> BorrowedFd<'_> {
@@ -85,12 +115,52 @@ impl Folder {
         }
     }
 
+    /// The names in it; of a file that is packed the name that it has unpacked, once.
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
-        (self.disk.names(self.handle())).map_err(|error| self.failure("list directory", "", error))
+        let names = self.disk.names(self.handle());
+        let mut names = names.map_err(|error| self.failure("list directory", "", error))?;
+        if self.holds_finished {
+            let mut is_packed = false;
+            for name in &mut names {
+                if let Some(text) = name_of_packed(name) {
+                    *name = text.to_owned();
+                    is_packed = true;
+                }
+            }
+            if is_packed {
+                names.sort_unstable();
+                names.dedup();
+            }
+        }
+        Ok(names)
     }
 
-    /// What a name is, or `None` when it does not exist.
+    /// What a name is, or `None` when it does not exist; of a packed file what it is on the disk.
     pub(super) fn stat_at(&self, name: &str) -> Result<Option<FileStat>, StoreError> {
+        match (self.stat_stored(name)?, self.packed_name(name)) {
+            (None, Some(packed)) => self.stat_stored(&packed),
+            (stat, _) => Ok(stat),
+        }
+    }
+
+    /// The name that the packed form of this file would have here.
+    pub(super) fn packed_name(&self, name: &str) -> Option<String> {
+        packed_name(name).filter(|_| self.holds_finished)
+    }
+
+    /// The names under which a file lies here: none, one, or both of its forms.
+    pub(super) fn stored_names(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let mut stored = Vec::new();
+        for form in std::iter::once(name.to_owned()).chain(self.packed_name(name)) {
+            if self.stat_stored(&form)?.is_some() {
+                stored.push(form);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// What a name is on the disk.
+    pub(super) fn stat_stored(&self, name: &str) -> Result<Option<FileStat>, StoreError> {
         match self.disk.stat_at(self.handle(), name) {
             Ok(stat) => Ok(Some(stat)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

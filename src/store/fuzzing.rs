@@ -4,6 +4,7 @@
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::checksums::KeptChecksum;
+use super::packed::{BlockUnpacker, ForeignUnpacker, SeekTable};
 use super::partial::acknowledged;
 use super::verify::note;
 
@@ -61,6 +62,48 @@ pub fn kept_checksum(bytes: &[u8]) {
 /// What `verify` remembers of good files: what is believed is what would be written, and about nothing else.
 pub fn verified_note(bytes: &[u8]) {
     note::read_any(bytes);
+}
+
+/// A packed segment, by its seek table or, of somebody else's, from its beginning: what unpacks is never more than it
+/// says or than any segment has, and only so many bytes of memory.
+pub fn packed_segment(bytes: &[u8]) {
+    let Ok(Some(tail_bytes)) = SeekTable::tail_bytes(bytes) else {
+        return foreign_segment(bytes);
+    };
+    let Some(tail_at) = bytes.len().checked_sub(tail_bytes) else {
+        return;
+    };
+    let Ok(table) = SeekTable::parse(bytes.len() as u64, &bytes[tail_at..]) else {
+        return;
+    };
+    let (mut unpacker, mut raw_bytes) = (BlockUnpacker::new(), 0);
+    for block in &table.blocks {
+        let at = usize::try_from(block.offset_bytes).unwrap_or(usize::MAX);
+        let stored = bytes.get(at..at.saturating_add(block.bytes as usize));
+        raw_bytes += u64::from(block.raw_bytes());
+        let Ok(raw) = unpacker.unpack(block, stored.expect("every block is in the file")) else {
+            return;
+        };
+        assert_eq!(raw.len(), block.raw_bytes() as usize);
+    }
+    assert_eq!(raw_bytes, table.raw_bytes);
+}
+
+fn foreign_segment(bytes: &[u8]) {
+    let Ok(mut unpacker) = ForeignUnpacker::new() else {
+        return;
+    };
+    let mut raw_bytes = 0;
+    for piece in bytes.chunks(11) {
+        let unpacked = unpacker.update(piece, |raw| {
+            raw_bytes += raw.len();
+            raw_bytes <= 1 << 20
+        });
+        if !matches!(unpacked, Ok(true)) {
+            return;
+        }
+    }
+    let _ = unpacker.finish();
 }
 
 #[cfg(test)]

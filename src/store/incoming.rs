@@ -70,7 +70,10 @@ impl Incoming {
                 let reserved = reserved_bytes(name, &binding);
                 (shared.completed).keep_free(&name.to_string(), len, reserved)
             })
-            .and_then(|()| Temporary::create(&shared.completed, &name.to_string(), len));
+            .and_then(|()| {
+                let form = shared.compression();
+                Temporary::create_in(&shared.completed, (&name.to_string(), len), form)
+            });
         let temporary = shared.monitor.watch(opened)?;
         let check = SegmentCheck::new(name, &binding.expected(), verify).noting_changes();
         Ok(Incoming {
@@ -101,6 +104,11 @@ impl Incoming {
 
     /// Appends bytes and checks them on the way. After an error the upload is over.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.write_packed(bytes, None)
+    }
+
+    /// The same with these bytes as they came packed, which are stored if they can be.
+    pub fn write_packed(&mut self, bytes: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
         let Some(mut writing) = self.writing.take() else {
             return Err(StoreError::GivenUp { name: self.name });
         };
@@ -116,7 +124,7 @@ impl Incoming {
         if matches!(self.name, WalFileName::History(_)) {
             self.text.extend_from_slice(bytes);
         }
-        let written = writing.temporary.append(bytes);
+        let written = writing.temporary.append_packed(bytes, packed);
         if let Err(error) = written {
             return self.shared.monitor.watch(Err(error));
         }

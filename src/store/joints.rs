@@ -137,7 +137,7 @@ impl Joints<'_> {
             })
         });
         match walked {
-            Err(error @ StoreError::Disk { .. }) => {
+            Err(error @ (StoreError::Disk { .. } | StoreError::Damaged { .. })) => {
                 tracing::error!(
                     "ALARM: {segment} is not checked against the next segment: {error}"
                 );
@@ -205,13 +205,12 @@ impl Joints<'_> {
             Ok(None) | Err(StoreError::Disk { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
-        self.completed.read_finished(&file, |piece| {
-            crc.update(piece);
-            len += piece.len() as u64;
-            true
-        })?;
-        Ok(match kept.contradicts(len, crc.finalize()) {
+        let (len, crc32) = match self.completed.digest_of(&file) {
+            // It cannot be unpacked.
+            Err(StoreError::Damaged { .. }) => return Ok(Some(false)),
+            digest => digest?,
+        };
+        Ok(match kept.contradicts(len, crc32) {
             Some(_) => Some(false),
             None => (!kept.is_found).then_some(true),
         })
@@ -353,7 +352,12 @@ impl Joints<'_> {
         };
         let mut through = Through::new(scanner, segment, size);
         let from_bytes = from.0.saturating_sub(start.0);
-        (self.completed).read_finished_pages(&file, from_bytes, |piece| through.update(piece))?;
+        let read =
+            (self.completed).read_finished_pages(&file, from_bytes, |piece| through.update(piece));
+        match read {
+            Err(StoreError::Damaged { .. }) => return Ok(WalkEnd::Broken),
+            read => read?,
+        }
         Ok(match through.finish() {
             Reached::Next(scanner) => WalkEnd::Walked(scanner),
             Reached::Inside(scanner) => WalkEnd::Inside(Some(scanner)),

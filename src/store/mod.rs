@@ -17,11 +17,12 @@
 //!   .verified/                     files that `verify` found good or damaged (see `verify::note`)
 //!   .rounds                        files found damaged while the whole archive was read (see `rounds`)
 //!   .in.NAME.RANDOM                a file being received; worthless once its process has ended
-//!   000000010000000000000001       a finished segment, exactly wal_segment_size bytes
+//!   000000010000000000000001.zst   a finished segment, packed (see `packed` for the format)
+//!   000000010000000000000001       or as it is, exactly wal_segment_size bytes
 //!   00000002.history               and the other names PostgreSQL archives, as WalFileName lists
 //!   0000...0001.00000028.backup    them, byte for byte what the master offered
 //!   0000...0001.partial
-//!   NAME.damaged, NAME.damaged.1   a file stored as NAME that was not valid WAL
+//!   NAME.damaged, NAME.damaged.1   (with .zst behind it where NAME was packed) a file stored as NAME that was not valid WAL
 //!   NAME.differs                   another valid file that was offered as NAME (see `differs`)
 //!   NAME.displaced, .displaced.1   stored as NAME and acknowledged, until another file got the name (see
 //!                                  `displaced`)
@@ -39,6 +40,9 @@
 //! ```
 //!
 //! Base backups are in `full_backup`; [`sets`] has their format.
+//!
+//! Both forms of a segment may be mixed; `finished` reads them for everybody, and only `folder` and `durable` know that
+//! a name may have two. A segment is packed on its way to the disk and unpacked again before it is acknowledged.
 //!
 //! There is no index and no journal: the directory listing is the content of the archive. A checksum shows
 //! whether a file has changed since its acknowledgement; a file without a checksum is believed. An
@@ -67,6 +71,7 @@ mod below;
 pub(crate) mod beside;
 pub(crate) mod binding;
 pub(crate) mod checksums;
+pub(crate) mod compress;
 mod config_copies;
 pub(crate) mod damage;
 pub(crate) mod differs;
@@ -89,6 +94,7 @@ mod name_lock;
 mod obstacle_notes;
 pub(crate) mod obstacles;
 mod other_set;
+mod packed;
 pub(crate) mod partial;
 mod proof;
 mod reach;
@@ -115,6 +121,8 @@ mod crash_tests;
 mod fault_tests;
 #[cfg(test)]
 mod joint_tests;
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 

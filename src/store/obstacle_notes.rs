@@ -108,7 +108,7 @@ pub(super) fn walk(
             break;
         };
         let mut goes_on = true;
-        completed.read_finished_pages(&file, 0, |piece| {
+        let read = completed.read_finished_pages(&file, 0, |piece| {
             let mut rest = piece;
             goes_on = loop {
                 match scanner.advance(&mut rest) {
@@ -119,7 +119,12 @@ pub(super) fn walk(
                 }
             };
             goes_on
-        })?;
+        });
+        match read {
+            // It cannot be unpacked: nothing replays it.
+            Err(StoreError::Damaged { .. }) => break,
+            read => read?,
+        }
         let crosses = goes_on && name == segment && scanner.open_record().is_some();
         next = segment.next(size).filter(|_| crosses);
     }

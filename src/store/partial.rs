@@ -349,6 +349,9 @@ impl PartialStream {
             crc.update(&piece[..counted]);
             left -= counted as u64;
         })?;
+        if let Some(why) = content.broken {
+            return Err(StoreError::Damaged { name, why });
+        }
         // The answer says that it is held: its name outlives a power cut too.
         self.shared.completed.sync()?;
         Ok(Some(At {

@@ -87,8 +87,8 @@ impl Prover<'_> {
         };
         let mut check = StoredCheck::new(name, &self.binding.expected(), verify);
         let content = existing.read(|bytes| check.update(bytes))?;
-        let mut scanner =
-            (check.finish_at_end()).map_err(|fault| StoreError::of_fault(name, &fault))?;
+        let mut scanner = (check.finish_at_end_of(&content))
+            .map_err(|fault| StoreError::of_fault(name, &fault))?;
         let kept = self.checksums.read(name);
         let differs = kept.and_then(|kept| kept.contradicts(content.len, content.crc32));
         if let Some(why) = differs {

@@ -97,7 +97,7 @@ pub struct ArchiveListing {
 impl ArchiveReader {
     /// Opens `completed_wals`; it has to be set up and bound to a cluster.
     pub fn open(completed_wals: &Path, disk: Arc<dyn Disk>) -> Result<ArchiveReader, StoreError> {
-        let folder = Folder::open(completed_wals, disk, Arc::new(Monitor::new()))?;
+        let folder = Folder::open_completed(completed_wals, disk, Arc::new(Monitor::new()))?;
         let not_set_up = || StoreError::NotSetUp {
             path: completed_wals.to_path_buf(),
         };
@@ -122,7 +122,12 @@ impl ArchiveReader {
 
     /// Opens a file, or says `None` when there is none of this name.
     pub fn find(&self, name: WalFileName) -> Result<Option<Stored>, StoreError> {
-        let file = self.completed.open_finished(&name.to_string())?;
+        self.find_beside(name, &name.to_string())
+    }
+
+    /// Opens a file of this name, or a copy that is kept beside it under the name `text`.
+    pub fn find_beside(&self, name: WalFileName, text: &str) -> Result<Option<Stored>, StoreError> {
+        let file = self.completed.open_finished(text)?;
         Ok(file.map(|file| Stored {
             folder: Arc::clone(&self.completed),
             checksums: Arc::clone(&self.checksums),

@@ -50,10 +50,12 @@ pub(super) fn open_folders(
     disk: &Arc<dyn Disk>,
     monitor: &Arc<Monitor>,
 ) -> Result<Folders, StoreError> {
-    let open = |path| Folder::open(path, Arc::clone(disk), Arc::clone(monitor)).map(Arc::new);
+    let (disk, monitor) = (|| Arc::clone(disk), || Arc::clone(monitor));
+    let completed = Folder::open_completed(&places.completed_wals, disk(), monitor())?;
+    let partial = Folder::open(&places.partial_wals, disk(), monitor())?;
     Ok(Folders {
-        completed: open(&places.completed_wals)?,
-        partial: open(&places.partial_wals)?,
+        completed: Arc::new(completed),
+        partial: Arc::new(partial),
     })
 }
 
@@ -280,9 +282,9 @@ impl FinishedCheck<'_> {
             records.update(bytes);
         })?;
         Ok(Some(FileFound {
+            torn: torn.finish_of(&content),
+            walked: records.finish_at_end_of(&content),
             content,
-            torn: torn.finish(),
-            walked: records.finish_at_end(),
         }))
     }
 

@@ -107,10 +107,7 @@ impl Archive {
     pub fn rounds(&self, sets: Option<BackupSets>) -> Result<Rounds, StoreError> {
         let shared = &self.shared;
         // What fails here says nothing about what is stored.
-        let open = |folder: &Folder| {
-            let disk = Arc::clone(&folder.disk);
-            Folder::open(folder.path(), disk, Arc::new(Monitor::new())).map(Arc::new)
-        };
+        let open = |folder: &Folder| folder.again(Arc::new(Monitor::new())).map(Arc::new);
         let completed = open(&shared.completed)?;
         let note = DamageNote::read(&completed, NOTE_NAME);
         let sets = sets.map(SetsRound::of);

@@ -12,7 +12,7 @@ use walmgr_protocol::names::WalFileName;
 
 use super::binding::{Binding, Marker};
 use super::checksums::Checksums;
-use super::durable::Durable;
+use super::durable::{Durable, ExistingContent};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
@@ -20,7 +20,7 @@ use super::joints::Carried;
 use super::name_lock::NameLocks;
 use super::partial::extents::Extents;
 use super::recovery_report::RecoveryReport;
-use crate::config::StandbyConfig;
+use crate::config::{StandbyConfig, StoreCompression};
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{ExpectedSegment, SegmentCheck, SegmentFault, Verify};
 
@@ -82,6 +82,8 @@ pub(super) struct Shared {
     pub(super) newest_timeline: AtomicU32,
     /// How far beyond the end of its run a segment may be that counts.
     pub(super) ahead_max: AtomicU64,
+    /// In which form segments are stored.
+    pub(super) compression: RwLock<StoreCompression>,
     /// What one key may have stored that nobody follows.
     pub(super) unfollowed_bytes_max: AtomicU64,
     /// Held for a moment only, as the receiver asks for the binding where it must not wait.
@@ -95,6 +97,11 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn binding(&self) -> Result<Binding, StoreError> {
         self.marker().binding.ok_or(StoreError::NotBound)
+    }
+
+    /// In which form a segment is stored now.
+    pub(super) fn compression(&self) -> StoreCompression {
+        *(self.compression.read()).unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn marker(&self) -> RwLockReadGuard<'_, Marker> {
@@ -141,8 +148,20 @@ impl StoredCheck {
         }
     }
 
-    pub(super) fn finish(self) -> Option<SegmentFault> {
-        self.finish_at_end().err()
+    /// What is wrong with the file that was shown.
+    pub(super) fn finish_of(self, content: &ExistingContent) -> Option<SegmentFault> {
+        self.finish_at_end_of(content).err()
+    }
+
+    /// The same, or the scanner at its end; a file that cannot be unpacked was not shown to its end.
+    pub(super) fn finish_at_end_of(
+        self,
+        content: &ExistingContent,
+    ) -> Result<Option<Scanner>, SegmentFault> {
+        match &content.broken {
+            Some(why) => Err(SegmentFault::Packed { why: why.clone() }),
+            None => self.finish_at_end(),
+        }
     }
 
     /// What is wrong with the file, or else the scanner at the end of a segment that was walked through.
@@ -160,6 +179,7 @@ pub(super) const fn is_damage(fault: &SegmentFault) -> bool {
     match fault {
         SegmentFault::Damaged { .. }
         | SegmentFault::Text { .. }
+        | SegmentFault::Packed { .. }
         | SegmentFault::WrongLength { .. } => true,
         SegmentFault::Foreign { .. } => false,
     }

@@ -47,7 +47,9 @@ pub fn survey(
     acknowledged: Option<(SegmentName, Lsn)>,
 ) -> Result<Overview, StoreError> {
     let open = |path: &Path| Folder::open(path, Arc::clone(disk), Arc::new(Monitor::new()));
-    let completed = Arc::new(open(&places.completed_wals)?);
+    let monitor = Arc::new(Monitor::new());
+    let completed = Folder::open_completed(&places.completed_wals, Arc::clone(disk), monitor)?;
+    let completed = Arc::new(completed);
     let mut overview = Overview {
         free_bytes: (disk.free_bytes(completed.handle()))
             .map_err(|error| completed.failure("ask for the free space of", "", error))?,

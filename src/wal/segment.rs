@@ -101,6 +101,12 @@ pub enum SegmentFault {
         /// What is wrong with it.
         why: String,
     },
+    /// It is stored packed and cannot be unpacked.
+    #[error("{why}")]
+    Packed {
+        /// What is wrong with it.
+        why: String,
+    },
     /// It is shorter or longer than it has to be.
     #[error("the file has {found} bytes, expected {expected}")]
     WrongLength {

@@ -174,7 +174,7 @@ fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
             // Whoever has the name now, each of them is in some file.
             let kept = |content: &Vec<u8>| {
                 let names = [&name, &differs, &displaced];
-                let found = names.map(|name| fs::read(site.completed_wals().join(name)).ok());
+                let found = names.map(|name| fs::read(site.unpacked_path(name)).ok());
                 found.iter().flatten().any(|found| found == content)
             };
             let stored = site.archived(&name);
@@ -196,5 +196,5 @@ fn fault_113_a_choice_that_is_killed_at_any_step_loses_neither_file() {
     assert_eq!(site.archived(&displaced), forged);
     // However often it was killed, there is one copy of it.
     let second = format!("{displaced}.1");
-    assert!(!site.completed_wals().join(second).exists());
+    assert!(!site.stored_path(second).exists());
 }

@@ -55,7 +55,7 @@ fn fault_160_missing_wal_is_named_before_anything_is_copied() {
     let names = drilled.site.archived_names();
     let segments: Vec<&String> = names.iter().filter(|name| name.len() == 24).collect();
     let missing = segments[segments.len() - 2];
-    let path = drilled.site.completed_wals().join(missing);
+    let path = drilled.site.unpacked_path(missing);
     let aside = drilled.site.home().join("aside");
     fs::rename(&path, &aside).unwrap();
     let words = format!("{missing} is missing in the archive");

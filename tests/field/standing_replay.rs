@@ -509,7 +509,7 @@ fn fault_131_a_segment_in_progress_or_damaged_is_what_replay_waits_for() {
 
         site.standby_command(&["pause"]).succeed();
         let last = finish(&site);
-        let path = site.completed_wals().join(&last);
+        let path = site.unpacked_path(&last);
         let length = fs::metadata(&path).unwrap().len();
         fs::write(&path, vec![0; usize::try_from(length).unwrap()]).unwrap();
         site.standby_command(&["continue"]).succeed();

@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 32] = [
+const COMMANDS: [(&[&str], Then, Then); 33] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -81,6 +81,7 @@ const COMMANDS: [(&[&str], Then, Then); 32] = [
     (&["unkeep", "data.master"], IsElsewhere, Refuses),
     (&["expire"], IsElsewhere, Refuses),
     (&["xpurgewals"], IsElsewhere, Refuses),
+    (&["compress"], IsElsewhere, Refuses),
     (&["xlock"], IsElsewhere, Refuses),
     (&["xrelease"], IsElsewhere, Refuses),
     (&["xrotate"], IsElsewhere, Refuses),

@@ -18,6 +18,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 
 use crate::load::drain;
 use crate::support::place::{TempDir, give_to_server};
+use crate::support::stored;
 use crate::support::{Cluster, Site, StopMode, free_port, run, wait_for, walmgr};
 
 pub const SEGMENT_BYTES: u64 = 1 << 20;
@@ -150,6 +151,8 @@ impl Template {
     }
 
     fn collect(&mut self) {
+        // The places in a segment where a flip is worth most are those of its records and pages.
+        stored::unpack_all(&self.archive.join("logs.complete"));
         let mut pending = vec![self.archive.clone()];
         while let Some(folder) = pending.pop() {
             for entry in fs::read_dir(&folder).unwrap().flatten() {

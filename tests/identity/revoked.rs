@@ -71,7 +71,7 @@ fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
     let name = "00000002.history";
     site.write_wal(name, "1\t0/3000000\treason\n");
     site.archive(name).succeed();
-    std::fs::remove_file(site.completed_wals().join(name)).unwrap();
+    std::fs::remove_file(site.stored_path(name)).unwrap();
     let clean = site.proxy().recordings().pop().unwrap();
     let records = tls_records(&clean.to_server);
     // Hello, offer, block and commit are the last; what is before them is the handshake.
@@ -107,7 +107,7 @@ fn fault_86_a_key_revoked_between_tls_and_hello_does_not_come_in() {
         if is_in_between && output.code == Some(4) {
             return;
         }
-        let _ = std::fs::remove_file(site.completed_wals().join(name));
+        let _ = std::fs::remove_file(site.stored_path(name));
         let again = reloads();
         site.standby_command(&["authorize", &key, "master"])
             .succeed();

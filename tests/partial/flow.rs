@@ -45,7 +45,7 @@ fn fault_189_sync_names_a_gap_before_what_it_shipped() {
     sync(&site);
     let gone = &names[1];
     site.receiver.stop();
-    std::fs::remove_file(site.completed_wals().join(gone)).unwrap();
+    std::fs::remove_file(site.stored_path(gone)).unwrap();
     site.start_receiver();
     let output = site.master_command(&["sync"]);
     let said = output.fail(1);

@@ -75,7 +75,7 @@ fn is_held(site: &Site, bytes: &[u8]) -> bool {
         .flat_map(|folder| std::fs::read_dir(folder).unwrap());
     let mut contents = entries
         .flatten()
-        .map(|entry| std::fs::read(entry.path()).unwrap_or_default());
+        .map(|entry| crate::support::stored::read(&entry.path()).unwrap_or_default());
     contents.any(|content| content.starts_with(bytes))
 }
 

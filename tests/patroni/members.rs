@@ -389,7 +389,9 @@ impl Members {
     }
 
     pub fn archived(&self) -> Vec<String> {
-        crate::restore::names_in(&self.home.join("archive/logs.complete"))
+        let names = crate::restore::names_in(&self.home.join("archive/logs.complete"));
+        let unpacked = |name: &String| name.strip_suffix(".zst").unwrap_or(name).to_owned();
+        names.iter().map(unpacked).collect()
     }
 }
 

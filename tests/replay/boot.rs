@@ -6,7 +6,7 @@ use std::fs;
 use super::*;
 
 fn remove_segment(site: &Site, name: &str) -> Vec<u8> {
-    let path = site.completed_wals().join(name);
+    let path = site.unpacked_path(name);
     let content = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
     content
@@ -131,7 +131,7 @@ fn a_server_that_ends_while_it_is_booted_is_a_failure_and_stays_closed() {
     site.standby_command(&["pause"]).succeed();
     site.cluster().psql("CREATE TABLE t ()");
     let last = finish(&site);
-    let path = site.completed_wals().join(&last);
+    let path = site.unpacked_path(&last);
     let good = fs::read(&path).unwrap();
     fs::write(&path, vec![0; good.len()]).unwrap();
     let ended = "the server ended before it had opened";
@@ -163,7 +163,7 @@ fn standby_stalled_by_a_damaged_segment_boots_by_force() {
     }
     let names = behind(&site, &before);
     let damaged = &names[names.len() - 2];
-    let path = site.completed_wals().join(damaged);
+    let path = site.unpacked_path(damaged);
     let zeros = vec![0; fs::read(&path).unwrap().len()];
     fs::write(&path, zeros).unwrap();
     site.standby_command(&["continue"]).succeed();

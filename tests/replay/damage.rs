@@ -92,7 +92,7 @@ impl Recovery {
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
-        self.site.completed_wals().join(name)
+        self.site.unpacked_path(name)
     }
 
     /// Recovers with this fault and mends it again.

@@ -432,7 +432,7 @@ fn a_server_that_ends_while_it_is_booted_lets_the_stream_go_on() {
     site.standby_command(&["pause"]).succeed();
     site.cluster().psql("CREATE TABLE t AS SELECT 1 AS n");
     let last = finish(&site);
-    let path = site.completed_wals().join(&last);
+    let path = site.unpacked_path(&last);
     let good = fs::read(&path).unwrap();
     fs::write(&path, vec![0; good.len()]).unwrap();
     site.master_command(&["sync"]).succeed();

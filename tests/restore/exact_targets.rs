@@ -186,7 +186,7 @@ fn fault_169_both_sides_refuse_alike_and_name_the_set_that_gets_there() {
     let set = set_path(&story.scene.site, "data.master");
     let label = fs::read_to_string(set.join("backup_label")).unwrap();
     let (_, segment) = label.split_once("(file ").unwrap();
-    let segment = story.scene.site.completed_wals().join(&segment[..24]);
+    let segment = story.scene.site.unpacked_path(&segment[..24]);
     fs::remove_file(segment).unwrap();
     let line = refused(&story, "data.master", &["--target-immediate"]);
     assert!(line.contains("the end of the backup, "), "{line}");

@@ -37,7 +37,7 @@ fn what_is_unknown_of_a_set_is_a_dash_on_both_sides() {
     // No history either, and a label of a standby's backup.
     for name in scene.site.archived_names() {
         if name.ends_with(".backup") {
-            fs::remove_file(scene.site.completed_wals().join(name)).unwrap();
+            fs::remove_file(scene.site.stored_path(name)).unwrap();
         }
     }
     let path = set.join("backup_label");

@@ -70,6 +70,7 @@ impl Story {
     fn dumped(&self, lsn: &str, parts: &[&str]) -> (Lsn, Lsn) {
         let cluster = self.scene.site.cluster();
         let mut dump = cluster.command("pg_waldump");
+        crate::support::stored::unpack_all(&self.scene.site.completed_wals());
         dump.arg("-p").arg(self.scene.site.completed_wals());
         dump.args(["-s", lsn, "-n", "2000"]);
         // It complains when the archive ends.

@@ -105,6 +105,7 @@ fn replayed(pair: &Pair, home: &TempDir, set: &str, end: &str) -> BTreeMap<Strin
     let data = home.join(set);
     let mut copy = pair.site.cluster().command("cp");
     run(copy.arg("-a").arg(pair.set(set)).arg(&data)).unwrap();
+    crate::support::stored::unpack_all(&pair.site.completed_wals());
     let wal = pair.site.completed_wals().display().to_string();
     let settings = format!(
         "restore_command = 'cp {wal}/%f %p'\narchive_mode = off\nrecovery_target_lsn = '{end}'\n\

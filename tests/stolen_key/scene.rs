@@ -224,7 +224,7 @@ impl Scene {
             if name < self.floor.as_str() {
                 continue;
             }
-            let stored = fs::read(self.site.completed_wals().join(name));
+            let stored = fs::read(self.site.unpacked_path(name));
             let stored = stored.map_err(|error| format!("{name}: {error}"))?;
             if fs::read(wal.join(name)).is_ok_and(|genuine| genuine != stored) {
                 return Err(format!("{name} was acknowledged and is another file"));

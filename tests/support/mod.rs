@@ -45,6 +45,7 @@ pub mod place;
 pub mod proxy;
 pub mod receiver;
 pub mod site;
+pub mod stored;
 pub mod strace;
 pub mod versions;
 

@@ -13,6 +13,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::outcome::Output;
 use super::place::TempDir;
 use super::site::Site;
+use super::stored;
 
 /// What was offered under which name with which digest, and which of it was acknowledged.
 pub struct Oracle {
@@ -89,7 +90,7 @@ impl Oracle {
             each.map(move |folder| (name, folder))
         }) {
             // It may not have been stored.
-            let _ = std::fs::remove_file(folder.join(name));
+            let _ = std::fs::remove_file(stored::path(folder, name));
         }
         *memory = Memory::default();
         std::fs::write(&self.path, "").unwrap();
@@ -107,7 +108,8 @@ impl Oracle {
             if is_own(&name) {
                 continue;
             }
-            let content = std::fs::read(&path).map_err(|error| format!("{name}: {error}"))?;
+            let content = stored::read(&path).map_err(|error| format!("{name}: {error}"))?;
+            let name = name.strip_suffix(".zst").unwrap_or(&name).to_owned();
             let digest = sha256(&content);
             match memory.offered.get(&name) {
                 None => wrong.push(format!("{name} was never offered")),

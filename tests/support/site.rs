@@ -20,6 +20,7 @@ use super::outcome::Output;
 use super::place::{TempDir, give_to_server, walmgr};
 use super::proxy::Proxy;
 use super::receiver::Receiver;
+use super::stored;
 use super::{Cluster, free_port};
 
 /// The settings of an ini file, in order; setting one again replaces it.
@@ -389,21 +390,36 @@ impl Site {
         self.xarchive(Path::new("pg_wal").join(name), name)
     }
 
-    /// A stored file; panics if it is not there.
+    /// A stored file as the master sent it; panics if it is not there.
     pub fn archived(&self, name: &str) -> Vec<u8> {
-        let path = self.completed_wals().join(name);
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        stored::content(&self.completed_wals(), name)
+    }
+
+    /// Where a stored file lies, in whichever form.
+    pub fn stored_path(&self, name: impl AsRef<str>) -> PathBuf {
+        stored::path(&self.completed_wals(), name.as_ref())
+    }
+
+    /// Where a stored file lies after somebody has unpacked it, for a test that changes its bytes.
+    pub fn unpacked_path(&self, name: impl AsRef<str>) -> PathBuf {
+        stored::unpack(&self.completed_wals(), name.as_ref())
     }
 
     /// Whether a file is stored.
     pub fn holds(&self, name: &str) -> bool {
-        self.completed_wals().join(name).exists()
+        self.stored_path(name).exists()
     }
 
-    /// Every name in `completed_wals` that a WAL file could have, sorted.
+    /// Every name in `completed_wals` that a WAL file could have, sorted; of a packed one the name that it has unpacked.
     pub fn archived_names(&self) -> Vec<String> {
         let mut names = self.all_names();
         names.retain(|name| !name.starts_with('.'));
+        for name in &mut names {
+            if let Some(unpacked) = name.strip_suffix(".zst") {
+                *name = unpacked.to_owned();
+            }
+        }
+        names.sort();
         names
     }
 

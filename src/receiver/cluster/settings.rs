@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::audit::AuditLog;
-use crate::config::VerifyWal;
 use crate::config::standby::StandbyConfig;
+use crate::config::{StoreCompression, VerifyWal};
 use crate::error::Result;
 use crate::receiver::process_settings::{ProcessSettings, Protection, ProvenPeer, Unknown};
+use crate::store::Archive;
 use crate::store::sets::Keeping;
 use crate::transport::authorized_keys::{AuthorizedKeys, Rights};
 use crate::transport::authorized_names::AuthorizedNames;
@@ -58,6 +59,8 @@ pub(crate) struct ClusterSettings {
     pub verify_min: Verify,
     /// How far beyond the end of its run a segment may be that is not set apart.
     pub ahead_max: u64,
+    /// In which form segments are stored.
+    pub compression: StoreCompression,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
     /// Bytes a second that are read at most of sets that are fetched.
@@ -90,6 +93,7 @@ impl ClusterSettings {
                 VerifyWal::Records => Verify::Records,
             },
             ahead_max: config.archive_ahead_max,
+            compression: config.store_compression,
             recheck_rate: config.recheck_rate,
             fetch_rate: config.fetch_rate,
             audit_log,
@@ -99,6 +103,12 @@ impl ClusterSettings {
                 programs: config.slave_bin.clone(),
             },
         }))
+    }
+
+    /// What the archive itself goes by.
+    pub(crate) fn apply_to(&self, archive: &Archive) {
+        archive.set_ahead_max(self.ahead_max);
+        archive.set_compression(self.compression);
     }
 
     /// Whom a peer with this certificate is taken for.

@@ -136,6 +136,10 @@ impl Folder {
     ) -> Result<Linked, StoreError> {
         let text = segment.to_string();
         completed.ensure_in_place()?;
+        // In its other form.
+        if completed.stat_at(&text)?.is_some() {
+            return Ok(Linked::Taken);
+        }
         match (self.disk).link_into(self.handle(), &text, completed.handle(), &text) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Linked::Taken),

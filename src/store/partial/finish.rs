@@ -203,6 +203,11 @@ impl Finishing {
 
     /// Writes bytes behind the prefix and the ones before. They are checked with the whole.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.write_packed(bytes, None)
+    }
+
+    /// The same with these bytes as they came packed, which are stored if they can be.
+    pub fn write_packed(&mut self, bytes: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
         let mut own = match self.own.take() {
             Some(own) => own,
             None => {
@@ -210,7 +215,7 @@ impl Finishing {
                 self.shared.monitor.watch(copied)?
             }
         };
-        own.write(bytes)?;
+        own.write_packed(bytes, packed)?;
         self.own = Some(own);
         Ok(())
     }
@@ -283,7 +288,10 @@ impl Finishing {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name, &joined)? {
                 let (from, to) = (&shared.partial, &shared.completed);
-                let linked = from.finish_into(to, self.segment, (len, crc32))?;
+                let linked = match shared.compression().level() {
+                    Some(_) => Linked::Impossible,
+                    None => from.finish_into(to, self.segment, (len, crc32))?,
+                };
                 match linked {
                     Linked::Durable(durable) => {
                         shared.keep(&durable, joined, &self.by);
@@ -416,11 +424,13 @@ impl Finishing {
         Ok((crc.finalize(), check.finish_at_end()))
     }
 
-    /// For two file systems, and where another file has to make way: the bytes go over on this host at least.
+    /// For a segment that is stored packed, for two file systems, and where another file has to make way: the bytes go
+    /// over on this host at least.
     fn copy(&self) -> Result<SyncedTemporary, StoreError> {
         let size = self.shared.binding()?.segment_size.bytes();
         let text = self.segment.to_string();
-        let mut temporary = Temporary::create(&self.shared.completed, &text, size)?;
+        let (completed, form) = (&self.shared.completed, self.shared.compression());
+        let mut temporary = Temporary::create_in(completed, (&text, size), form)?;
         let mut copied = Ok(());
         self.file.read(0..size, |piece| {
             copied = temporary.append(piece);
@@ -476,11 +486,15 @@ pub(in crate::store) fn settle(
         return Ok(false);
     };
     let (mut crc, mut left) = (crc32fast::Hasher::new(), held_bytes);
-    existing.read(|piece| {
+    let content = existing.read(|piece| {
         let counted = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
         crc.update(&piece[..counted]);
         left -= counted as u64;
     })?;
+    // Nothing of a damaged one says that what was shipped is in it.
+    if content.broken.is_some() {
+        return Ok(false);
+    }
     // First, as a partial segment without one is believed no less.
     acknowledged::remove(partial, segment)?;
     if left == 0 && crc.finalize() == expected {

@@ -163,7 +163,11 @@ impl BackupSets {
         let open = |path| Folder::open(path, Arc::clone(disk), Arc::clone(&monitor)).map(Arc::new);
         Ok(BackupSets {
             parent: open(above)?,
-            completed: open(completed_wals)?,
+            completed: Arc::new(Folder::open_completed(
+                completed_wals,
+                Arc::clone(disk),
+                Arc::clone(&monitor),
+            )?),
             partial: None,
             newest,
             told: None,

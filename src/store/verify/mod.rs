@@ -100,7 +100,11 @@ pub(crate) fn verify(
 
 fn open(request: &VerifyRequest<'_>) -> Result<(Arc<Folder>, Folder, Binding), SetError> {
     let open = |path: &Path| Folder::open(path, Arc::clone(request.disk), Arc::new(Monitor::new()));
-    let completed = Arc::new(open(&request.places.completed_wals)?);
+    let completed = Arc::new(Folder::open_completed(
+        &request.places.completed_wals,
+        Arc::clone(request.disk),
+        Arc::new(Monitor::new()),
+    )?);
     let not_set_up = || StoreError::NotSetUp {
         path: completed.path().to_path_buf(),
     };

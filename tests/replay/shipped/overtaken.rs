@@ -40,7 +40,7 @@ fn fault_78_a_late_look_at_a_gap_ends_no_forced_boot() {
     skip_unless!(Cluster::available(15));
     skip_unless!(Strace::available());
     let (site, standby, second) = two_behind();
-    fs::remove_file(site.completed_wals().join(second)).unwrap();
+    fs::remove_file(site.stored_path(second)).unwrap();
     a_late_look_ends_no_forced_boot(site, &standby);
 }
 
@@ -49,7 +49,7 @@ fn fault_78_a_late_look_at_a_damaged_segment_ends_no_forced_boot() {
     skip_unless!(Cluster::available(15));
     skip_unless!(Strace::available());
     let (site, standby, second) = two_behind();
-    let path = site.completed_wals().join(second);
+    let path = site.unpacked_path(second);
     let mut content = fs::read(&path).unwrap();
     content[100] ^= 1;
     fs::write(&path, content).unwrap();

@@ -135,7 +135,8 @@ fn attempt(
                 if data.offset == 0 {
                     target.restart(served, &source).map_err(of)?;
                 }
-                target.write(raw).map_err(of)?;
+                let packed = data.zstd.then_some(&data.bytes[..]);
+                target.write(raw, packed).map_err(of)?;
             }
             Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(served, target, offer, digest).map_err(of)?;
@@ -285,10 +286,10 @@ impl UploadTarget {
         Ok(())
     }
 
-    fn write(&mut self, raw: &[u8]) -> Result<(), StoreError> {
+    fn write(&mut self, raw: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
         match self {
-            UploadTarget::Fresh(incoming) => incoming.write(raw),
-            UploadTarget::InPlace(held) => held.write(raw),
+            UploadTarget::Fresh(incoming) => incoming.write_packed(raw, packed),
+            UploadTarget::InPlace(held) => held.write_packed(raw, packed),
         }
     }
 

@@ -1,0 +1,170 @@
+//! What the packed form of a segment promises.
+//! Never touches the disk. Invariant tested: what unpacks is what was packed, and no changed, missing or added byte
+//! passes.
+
+use super::*;
+use proptest::prelude::*;
+use std::io::Read;
+
+/// Bytes that shrink, but not to nothing.
+fn sample(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3] & 3
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+fn packed(raw: &[u8]) -> Vec<u8> {
+    let (mut packer, mut file) = (SegmentPacker::new(1), Vec::new());
+    let mut put = |stored: &[u8]| {
+        file.extend_from_slice(stored);
+        Ok::<(), PackedFault>(())
+    };
+    for piece in raw.chunks(100_000) {
+        packer.add(piece, &mut put).unwrap();
+    }
+    packer.finish(&mut put).unwrap();
+    file
+}
+
+/// What a reader makes of it.
+fn read(file: &[u8]) -> Result<Vec<u8>, PackedFault> {
+    let mut raw = Vec::new();
+    let Some(tail_bytes) = SeekTable::tail_bytes(file)? else {
+        let mut unpacker = ForeignUnpacker::new()?;
+        for piece in file.chunks(1000) {
+            unpacker.update(piece, |piece| {
+                raw.extend_from_slice(piece);
+                true
+            })?;
+        }
+        return unpacker.finish().map(|()| raw);
+    };
+    let tail = file.len().checked_sub(tail_bytes);
+    let tail = tail.ok_or_else(|| PackedFault("it is short".to_owned()))?;
+    let table = SeekTable::parse(file.len() as u64, &file[tail..])?;
+    let mut unpacker = BlockUnpacker::new();
+    for block in &table.blocks {
+        let at = usize::try_from(block.offset_bytes).unwrap();
+        raw.extend_from_slice(unpacker.unpack(block, &file[at..at + block.bytes as usize])?);
+    }
+    table.check_whole(0, crc32fast::hash(&raw))?;
+    Ok(raw)
+}
+
+#[test]
+fn what_is_packed_unpacks_to_the_same_here_and_by_any_zstd() {
+    for bytes in [1, 8192, PACKED_BLOCK_BYTES, (1 << 20) + 77] {
+        let raw = sample(bytes);
+        let file = packed(&raw);
+        assert_eq!(read(&file).unwrap(), raw);
+        assert_eq!(zstd::stream::decode_all(&file[..]).unwrap(), raw);
+    }
+}
+
+#[test]
+fn one_block_is_read_alone() {
+    let raw = sample(1 << 20);
+    let file = packed(&raw);
+    let tail_bytes = SeekTable::tail_bytes(&file).unwrap().unwrap();
+    let tail = &file[file.len() - tail_bytes..];
+    let table = SeekTable::parse(file.len() as u64, tail).unwrap();
+    let third = table.blocks[2];
+    let at = usize::try_from(third.offset_bytes).unwrap();
+    let mut unpacker = BlockUnpacker::new();
+    let block = unpacker.unpack(&third, &file[at..at + third.bytes as usize]);
+    let from = 2 * PACKED_BLOCK_BYTES;
+    assert_eq!(block.unwrap(), &raw[from..from + PACKED_BLOCK_BYTES]);
+}
+
+#[test]
+fn a_segment_of_zeros_takes_less_than_a_page() {
+    let file = packed(&vec![0; 16 << 20]);
+    assert!(file.len() <= 4096, "{} bytes", file.len());
+}
+
+#[test]
+fn a_block_that_came_packed_is_stored_as_it_came() {
+    let raw = sample(2 * PACKED_BLOCK_BYTES);
+    let (first, second) = raw.split_at(PACKED_BLOCK_BYTES);
+    let came = zstd::bulk::compress(first, 7).unwrap();
+    let (mut packer, mut file) = (SegmentPacker::new(1), Vec::new());
+    let mut put = |stored: &[u8]| {
+        file.extend_from_slice(stored);
+        Ok::<(), PackedFault>(())
+    };
+    packer.add_packed(first, &came, &mut put).unwrap();
+    // What unpacks to other bytes is not believed.
+    packer.add_packed(second, &came, &mut put).unwrap();
+    packer.finish(&mut put).unwrap();
+    assert_eq!(file[..came.len()], came);
+    assert_eq!(read(&file).unwrap(), raw);
+}
+
+#[test]
+fn fault_195_a_flipped_bit_is_found_wherever_it_is() {
+    let raw = sample(300_000);
+    let file = packed(&raw);
+    let tail = SeekTable::tail_bytes(&file).unwrap().unwrap();
+    // Every bit of the ends, and some of each block.
+    let step = |byte: usize| byte < 64 || byte + tail + 64 > file.len() || byte % 997 == 0;
+    for byte in (0..file.len()).filter(|byte| step(*byte)) {
+        for bit in 0..8 {
+            let mut flipped = file.clone();
+            flipped[byte] ^= 1 << bit;
+            assert!(read(&flipped).is_err(), "bit {bit} of byte {byte}");
+        }
+    }
+}
+
+#[test]
+fn fault_196_a_file_cut_short_or_with_something_behind_is_found() {
+    let raw = sample(600_000);
+    let file = packed(&raw);
+    for bytes in (0..file.len()).filter(|bytes| bytes % 101 == 0 || bytes + 400 > file.len()) {
+        // Whole blocks without their table are a file that somebody else may have packed; its length tells.
+        match read(&file[..bytes]) {
+            Ok(short) => assert!(raw.starts_with(&short) && file[..bytes].len() < file.len()),
+            Err(PackedFault(_)) => {}
+        }
+    }
+    for behind in [&[0_u8][..], b"more", &[0; 4096], &file] {
+        let longer = [&file[..], behind].concat();
+        assert!(read(&longer).is_err(), "{} bytes behind", behind.len());
+    }
+}
+
+#[test]
+fn fault_197_what_would_unpack_to_too_much_is_refused() {
+    // A frame that says it needs a window of 64 MiB, and one of 2 GiB of zeros.
+    let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(26).unwrap();
+    std::io::copy(&mut std::io::repeat(7).take(1 << 20), &mut encoder).unwrap();
+    let wide = encoder.finish().unwrap();
+    assert!(read(&wide).unwrap_err().to_string().contains("8 MiB"));
+    let mut unpacker = BlockUnpacker::new();
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+    assert!(unpacker.unpack_exactly(&bomb, PACKED_BLOCK_BYTES).is_err());
+}
+
+#[test]
+fn a_file_that_zstd_packed_by_hand_is_read() {
+    let raw = sample(1 << 20);
+    let (one, other) = raw.split_at(500_000);
+    let by_hand = |raw: &[u8]| zstd::stream::encode_all(raw, 3).unwrap();
+    assert_eq!(read(&by_hand(&raw)).unwrap(), raw);
+    assert_eq!(read(&[by_hand(one), by_hand(other)].concat()).unwrap(), raw);
+    let with_more = [by_hand(&raw), b"\x50\x2A\x4D\x18\x01\0\0\0x".to_vec()].concat();
+    assert!(read(&with_more).is_err());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        crate::store::fuzzing::packed_segment(&bytes);
+    }
+}
