@@ -109,7 +109,7 @@ fn fault_12_to_16_kill_at_any_upload_step_tears_nothing() {
         kills.push(format!("{call} {}", reached.count()));
     }
     println!("receiver killed at: {}", kills.join(", "));
-    for at_least_once in ["openat 7", "pwrite64 5", "fsync 2", "renameat2 1"] {
+    for at_least_once in ["openat 9", "pwrite64 6", "fsync 2", "renameat2 1"] {
         assert!(
             kills.iter().any(|kill| kill == at_least_once),
             "{at_least_once} is missing: {kills:?}"

@@ -68,7 +68,7 @@ fn is_stored(site: &Site, number: u64) -> bool {
 /// Each call of an upload in which a disk can say that it is full, and at which count: the first
 /// file an upload opens is the stored one, the second what was shipped of it, the third its temporary.
 const SPACE_CALLS: [&str; 7] = [
-    "openat:when=3",
+    "openat:when=4",
     "fallocate:when=1",
     "pwrite64:when=1",
     "pwrite64:when=3",
@@ -222,7 +222,7 @@ fn fault_33_a_failed_write_refuses_and_the_next_try_writes_a_new_file() {
     let mut site = Site::builder()
         .standby_set("store_compression", "none")
         .build();
-    for (number, call) in (2..).zip(["openat:when=3", "pwrite64:when=2", "renameat2:when=1"]) {
+    for (number, call) in (2..).zip(["openat:when=4", "pwrite64:when=2", "renameat2:when=1"]) {
         let (name, when) = call.split_once(':').unwrap();
         let strace = Strace::available().unwrap();
         let strace = strace.inject(&format!("{name}:error=EIO:{when}"));
@@ -519,7 +519,7 @@ fn fault_35_a_read_only_disk_refuses_and_serves_on_when_it_is_writable() {
     assert_stores(&site, 2);
     let strace = Strace::available().unwrap();
     let strace = strace
-        .inject("openat:error=EROFS:when=3+3")
+        .inject("openat:error=EROFS:when=4+4")
         .inject("fallocate:error=EROFS")
         .inject("pwrite64:error=EROFS")
         .inject("renameat2:error=EROFS")

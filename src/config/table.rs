@@ -55,11 +55,8 @@ pub(super) const FRAMEWORK: &[&str] = &[
 /// How the framework's settings end that have a name of their user's before it.
 pub(super) const FRAMEWORK_SUFFIX: &str = "_extra_connstr";
 
-/// Levels above are too slow for an archiver that waits.
-const STORE_COMPRESSIONS: &[&str] = &[
-    "zstd", "zstd:1", "zstd:2", "zstd:3", "zstd:4", "zstd:5", "zstd:6", "zstd:7", "zstd:8",
-    "zstd:9", "none",
-];
+/// Those that differ in what they take and store; levels above are too slow for an archiver that waits.
+const STORE_COMPRESSIONS: &[&str] = &["zstd", "zstd:1", "zstd:3", "zstd:6", "zstd:9", "none"];
 
 /// The table; samples and manual keep its order.
 #[rustfmt::skip]
@@ -222,7 +219,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Command to run before the oldest backup is removed. If it fails, the backup stays."),
     key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "The least that the receiver checks, whatever verify_wal of the master says.")
         .defaults().added(),
-    key("store_compression", Standby, Choice(STORE_COMPRESSIONS), "none", "How finished WAL segments are stored: packed by zstd at a level (zstd is zstd:3), or as they are.")
+    key("store_compression", Standby, Choice(STORE_COMPRESSIONS), "none", "Packs finished WAL segments at this level. zstd is zstd:3.")
         .defaults().added(),
     key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "Maximum distance in segments from a new segment to the WAL before it. Others are set apart.")
         .defaults().added(),

@@ -31,7 +31,8 @@ pub(super) const PACKED_BLOCK_BYTES: usize = 256 << 10;
 /// The longest segment that PostgreSQL has.
 const RAW_BYTES_MAX: u64 = 1 << 30;
 
-const BLOCKS_MAX: usize = (RAW_BYTES_MAX / PACKED_BLOCK_BYTES as u64) as usize;
+const BLOCKS_MAX: usize = 4096;
+const _: () = assert!((BLOCKS_MAX * PACKED_BLOCK_BYTES) as u64 == RAW_BYTES_MAX);
 
 /// A block that zstd cannot shrink grows by a few bytes a frame.
 const STORED_BLOCK_BYTES_MAX: usize = PACKED_BLOCK_BYTES + (4 << 10);
