@@ -153,6 +153,7 @@ impl Code {
             Code::Drill => "runbooks/drill",
             Code::Receiver => "runbooks/receiver",
             Code::Replay => "runbooks/replay",
+            Code::Retention => "runbooks/retention",
             Code::Syncdaemon => "runbooks/syncdaemon",
             code => code.word(),
         }
