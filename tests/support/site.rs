@@ -363,6 +363,23 @@ impl Site {
         command
     }
 
+    /// The list of sets, as both sides give it. What is pinned, stays and goes is for the standby to decide, and
+    /// unknown on the master.
+    #[track_caller]
+    pub fn listed_sets(&self) -> Vec<serde_json::Value> {
+        let words = ["listbackups", "--json"];
+        let listed = |json: String| serde_json::from_str::<Vec<serde_json::Value>>(&json).unwrap();
+        let of_master = listed(self.master_command(&words).succeed());
+        let mut sets = listed(self.standby_command(&words).succeed());
+        for set in &mut sets {
+            for member in ["pinned", "note", "goes", "why", "has_way_forward"] {
+                set[member] = serde_json::Value::Null;
+            }
+        }
+        assert_eq!(of_master, sets);
+        sets
+    }
+
     /// Runs [`Site::master_walmgr`] to its end.
     pub fn master_command(&self, words: &[&str]) -> Output {
         Output::of(&mut self.master_walmgr(words))
