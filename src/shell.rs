@@ -54,13 +54,26 @@ pub(crate) fn as_user(uid: u32) -> Result<Command> {
             "user {uid} is not known to this host"
         )));
     };
-    let mut walmgr = Command::new(this_program()?);
+    let program = this_program()?;
+    let group = user.primary_group_id();
+    // Whoever is set by number has no other groups, such as the one that may read the server's key.
+    let others = uzers::get_user_groups(user.name(), group).unwrap_or_default();
+    let mut walmgr = if others.iter().all(|other| other.gid() == group) {
+        let mut walmgr = Command::new(program);
+        walmgr.gid(group).uid(uid);
+        walmgr
+    } else {
+        let mut walmgr = Command::new("setpriv");
+        walmgr
+            .args(["--reuid", &uid.to_string(), "--regid", &group.to_string()])
+            .args(["--init-groups", "--"])
+            .arg(program);
+        walmgr
+    };
     walmgr
         .env("HOME", user.home_dir())
         .env("USER", user.name())
-        .env("LOGNAME", user.name())
-        .gid(user.primary_group_id())
-        .uid(uid);
+        .env("LOGNAME", user.name());
     Ok(walmgr)
 }
 
