@@ -326,7 +326,7 @@ impl ChangeReader {
             return self.changes.set_everything(lsn, reason);
         };
         self.record = Some(DueRecord { lsn, header, major });
-        if header.total_bytes as usize == RECORD_HEADER_BYTES {
+        if header.total_bytes as usize <= RECORD_HEADER_BYTES {
             self.update(&[]);
         }
     }
