@@ -62,6 +62,8 @@ error_codes! {
     Internal = 17,
     /// The other side gave this upload up.
     Abandoned = 18,
+    /// The set that an incremental backup began with is not what it should be: a full one has to be made.
+    ParentUnfit = 19,
     /// Another client writes the partial stream.
     WriterActive = 32,
     /// The WAL contradicts what is archived, or the archive has a newer timeline.

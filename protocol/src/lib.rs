@@ -92,6 +92,7 @@ pub mod fuzzing;
 pub mod limits;
 pub mod message;
 pub mod names;
+pub mod patch;
 pub mod session;
 pub mod version;
 

@@ -108,6 +108,13 @@ pub const BACKUP_STREAMS_MAX: u16 = 65;
 /// Paths in one question, answer or confirmation: the longest of them fit a frame.
 pub const BACKUP_PATHS_MAX: u16 = 128;
 
+/// Ranges of blocks that are needed of one file: of a file of 1 GiB every twentieth page. What is scattered wider is
+/// taken together.
+pub const FILE_RANGES_MAX: u16 = 6_144;
+
+/// Ranges of blocks in one answer: those of sixteen files with the most; they fit a frame.
+pub const NEEDED_RANGES_MAX: usize = 16 * FILE_RANGES_MAX as usize;
+
 /// Warnings behind a sealed set.
 pub const BACKUP_WARNINGS_MAX: u16 = 16;
 
@@ -161,6 +168,9 @@ const _: () = assert!(
 );
 const _: () = assert!(
     (BACKUP_PATHS_MAX as usize) * (2 + PATH_BYTES_MAX + 8 + 4) + 64 < FRAME_PAYLOAD_BYTES as usize
+);
+const _: () = assert!(
+    NEEDED_RANGES_MAX * 8 + (BACKUP_PATHS_MAX as usize) * 3 + 64 < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(
     (BACKUP_WARNINGS_MAX as usize + 2) * (2 + STRING_BYTES_MAX) + 64 < FRAME_PAYLOAD_BYTES as usize

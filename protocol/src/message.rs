@@ -25,7 +25,7 @@
 //! | 34 | commit | client | `u64` size, `u32` CRC-32 |
 //! | 35 | stored | receiver | `u64` size, `u32` CRC-32 of what is durable |
 //! | 36 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
-//! | 48–59 | backup | both | see [`backup`] |
+//! | 48–63 | backup | both | see [`backup`] |
 //! | 64–71 | fetch | both | see [`fetch`] |
 //! | 80–86 | partial stream | both | see [`partial`] |
 //!
@@ -37,6 +37,7 @@ pub mod backup;
 pub mod fetch;
 pub mod kind;
 pub mod overview;
+pub mod parent;
 pub mod partial;
 pub mod reach;
 mod shared;

@@ -15,6 +15,7 @@ use walmgr_protocol::hello::{Welcome, coders};
 use walmgr_protocol::message::backup::{
     Backup, Begin, FileDigest, FileDone, Finish, Granted, Held, Join, PartName, Sealed, Token,
 };
+use walmgr_protocol::message::parent::{FileNeed, ParentAnswer};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, RelativePath, TimelineId};
 use walmgr_protocol::session::backup::{
@@ -112,6 +113,14 @@ impl Receiving {
                     .looked_up(paths.iter().map(held).collect())
                     .unwrap());
             }
+            ReceiverAction::ChooseParent(_) => {
+                let none = ParentAnswer::Full("there is none".into());
+                return Ok(self.session.parent_chosen(none).unwrap());
+            }
+            ReceiverAction::Compare(files) => {
+                let whole = vec![FileNeed::Whole; files.len()];
+                return Ok(self.session.compared(whole).unwrap());
+            }
             ReceiverAction::Write(data) => {
                 let raw = (self.unpacker).unpack(&data.bytes, data.raw_bytes, data.zstd)?;
                 self.stream.extend_from_slice(raw);
@@ -195,6 +204,7 @@ fn sealed() -> Sealed {
     Sealed {
         name: String::new(),
         path: "/srv/data.master".into(),
+        stored_bytes: 0,
         expired: 0,
         purged: 0,
         warnings: Vec::new(),

@@ -7,6 +7,9 @@ use crate::message::backup::{
     Backup, Begin, FileDigest, FileDone, Finish, Granted, Held, Join, Part, PartName, Sealed,
     SetAcknowledgement, Token,
 };
+use crate::message::parent::{
+    BlockRange, FileLen, FileNeed, ParentAnswer, ParentRequest, ParentSet,
+};
 use crate::names::{Lsn, RelativePath, TimelineId};
 
 /// One message of every kind of a backup, with every choice made once.
@@ -47,7 +50,20 @@ pub(super) fn sample_messages() -> Vec<Message> {
         let path = path.clone();
         Backup::FilesDone(vec![FileDone { path, digest }])
     }));
+    messages.extend(paths.first().map(|path| {
+        let (path, len) = (path.clone(), 3 << 13);
+        Backup::NeededRequest(vec![FileLen { path, len }])
+    }));
     messages.push(Backup::HeldRequest(paths));
+    messages.extend(parent_request().map(Backup::ParentRequest));
+    let why = "there is no older set".to_owned();
+    messages.push(Backup::Parent(ParentAnswer::Full(why)));
+    messages.push(Backup::Parent(ParentAnswer::Parent(parent_set())));
+    let range = |first| BlockRange { first, count: 2 };
+    messages.push(Backup::Needed(vec![
+        FileNeed::Whole,
+        FileNeed::Blocks(vec![range(3), range(7)]),
+    ]));
     let names = [PartName::Label, PartName::TablespaceMap, PartName::Manifest];
     let config = path("postgresql.conf").map(PartName::Config);
     messages.extend(names.into_iter().chain(config).map(|name| {
@@ -64,6 +80,25 @@ fn begin() -> Option<Begin> {
         label: "FullBackup".into(),
         timeline: TimelineId::new(1)?,
     })
+}
+
+fn parent_request() -> Option<ParentRequest> {
+    Some(ParentRequest {
+        start: Lsn(0x0300_0028),
+        timeline: TimelineId::new(1)?,
+        data_checksums: true,
+        block_bytes: 8192,
+        segment_blocks: 1 << 17,
+        wal_wait_s: 60,
+    })
+}
+
+fn parent_set() -> ParentSet {
+    ParentSet {
+        name: "data.master".into(),
+        start: Lsn(0x0100_0028),
+        since_full: 3,
+    }
 }
 
 fn granted() -> Granted {
@@ -87,6 +122,7 @@ pub(super) fn sealed() -> Sealed {
     Sealed {
         name: "data.master".into(),
         path: "/srv/walshipping/data.master".into(),
+        stored_bytes: 40_000_000,
         expired: 1,
         purged: 42,
         warnings: vec!["data.master.3 is being read and was kept".into()],

@@ -1,4 +1,4 @@
-//! The messages of a backup, each struct beside its encoding; kinds 48 to 59.
+//! The messages of a backup, each struct beside its encoding; kinds 48 to 63.
 //! Never interprets one. Invariant: every list is bounded on both sides, and no path leads out of
 //! the set.
 //!
@@ -20,7 +20,11 @@
 //! | 56 | stream taken | receiver | `u64` length of the stream |
 //! | 57 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
 //! | 58 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
-//! | 59 | sealed | receiver | `string` name, `string` where it is, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
+//! | 59 | sealed | receiver | `string` name, `string` where it is, `u64` bytes that the set takes up by itself, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
+//! | 60 | parent request | client | `lsn` start, `u32` timeline, `bool` checksums, `u32` bytes in a page, `u32` pages in a file, `u32` seconds to wait for the WAL |
+//! | 61 | parent | receiver | `u8` 0 and `string` why there is none, or 1, `string` name, `lsn` start, `u32` backups since a full one |
+//! | 62 | needed request | client | `u16` count, then that many times `path` in the data directory, `u64` length |
+//! | 63 | needed | receiver | `u16` count, then in the same order `u8` 0 all of it, or 1 and `u16` count, then that many times `u32` first block, `u32` blocks |
 
 use bytes::{BufMut, BytesMut};
 
@@ -31,6 +35,7 @@ use crate::limits::{
     SMALL_FILE_BYTES_MAX,
 };
 use crate::message::kind::MessageKind;
+use crate::message::parent::{self, FileLen, FileNeed, ParentAnswer, ParentRequest};
 use crate::message::shared::{bounded, list};
 use crate::names::{Lsn, RelativePath, TimelineId};
 
@@ -158,6 +163,8 @@ pub struct Sealed {
     pub name: String,
     /// Where it is on the receiver's host, for people.
     pub path: String,
+    /// Bytes that it takes up on the disk and shares with no other set.
+    pub stored_bytes: u64,
     /// Older sets that were removed.
     pub expired: u32,
     /// WAL files that were removed because no set needs them any more.
@@ -194,6 +201,14 @@ pub enum Backup {
     Finish(Finish),
     /// It is sealed. Only [`crate::session::backup`] builds one, from a proof.
     Sealed(SetAcknowledgement),
+    /// Asks for a set that need not be sent again.
+    ParentRequest(ParentRequest),
+    /// The answer.
+    Parent(ParentAnswer),
+    /// Asks what is needed of these files beside what the parent has.
+    NeededRequest(Vec<FileLen>),
+    /// That is needed of them, in their order.
+    Needed(Vec<FileNeed>),
 }
 
 /// A set that is sealed. The only way to one on the sending side is
@@ -234,6 +249,10 @@ impl Backup {
             Backup::Part(_) => MessageKind::BackupPart,
             Backup::Finish(_) => MessageKind::BackupFinish,
             Backup::Sealed(_) => MessageKind::BackupSealed,
+            Backup::ParentRequest(_) => MessageKind::BackupParentRequest,
+            Backup::Parent(_) => MessageKind::BackupParent,
+            Backup::NeededRequest(_) => MessageKind::BackupNeededRequest,
+            Backup::Needed(_) => MessageKind::BackupNeeded,
         }
     }
 
@@ -282,12 +301,17 @@ impl Backup {
             Backup::Sealed(SetAcknowledgement(sealed)) => {
                 put_string(out, &sealed.name);
                 put_string(out, &sealed.path);
+                out.put_u64_le(sealed.stored_bytes);
                 out.put_u32_le(sealed.expired);
                 out.put_u32_le(sealed.purged);
                 for warning in bounded(out, &sealed.warnings, BACKUP_WARNINGS_MAX) {
                     put_string(out, warning);
                 }
             }
+            Backup::ParentRequest(request) => request.encode(out),
+            Backup::Parent(answer) => answer.encode(out),
+            Backup::NeededRequest(files) => parent::put_files(out, files),
+            Backup::Needed(needs) => parent::put_needs(out, needs),
         }
     }
 
@@ -348,6 +372,7 @@ impl Backup {
             MessageKind::BackupSealed => Backup::Sealed(SetAcknowledgement(Sealed {
                 name: fields.string("name of a backup set")?,
                 path: fields.string("path of a backup set")?,
+                stored_bytes: fields.u64()?,
                 expired: fields.u32()?,
                 purged: fields.u32()?,
                 warnings: list(
@@ -357,6 +382,12 @@ impl Backup {
                     |fields| fields.string("a warning"),
                 )?,
             })),
+            MessageKind::BackupParentRequest => {
+                Backup::ParentRequest(ParentRequest::decode(fields)?)
+            }
+            MessageKind::BackupParent => Backup::Parent(ParentAnswer::decode(fields)?),
+            MessageKind::BackupNeededRequest => Backup::NeededRequest(parent::files(fields)?),
+            MessageKind::BackupNeeded => Backup::Needed(parent::needs(fields)?),
             _ => return Ok(None),
         }))
     }

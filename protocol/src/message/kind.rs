@@ -94,6 +94,10 @@ kinds! {
         BackupPart = 57, "a part of a backup set";
         BackupFinish = 58, "a request to seal a backup set";
         BackupSealed = 59, "the confirmation of a backup set";
+        BackupParentRequest = 60, "a question for a backup's parent";
+        BackupParent = 61, "the answer which set is a backup's parent";
+        BackupNeededRequest = 62, "a question what is needed of files";
+        BackupNeeded = 63, "the answer what is needed of files";
     }
     Fetch {
         FetchListBackups = 64, "a request for the list of backups";

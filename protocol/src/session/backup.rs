@@ -6,6 +6,10 @@
 //! master                                         receiver
 //!   Begin {who, origin, label, timeline}   ->      takes the lease
 //!                                          <-      Granted {token, lease, streams}
+//!   ParentRequest {start, …}               ->      looks for a set that need not be sent again
+//!                                          <-      Parent {name, start}, or why a full one
+//!   NeededRequest {path, length} …         ->      compares with what WAL changed since
+//!                                          <-      Needed {blocks} …
 //! on more connections, one a stream:
 //!   Join {token, stream}                   ->
 //!                                          <-      Granted
@@ -25,8 +29,13 @@
 //! tar stream: files that are complete are left out, one that was cut goes on where it was. The control
 //! connection comes back with `Resume` within the lease; after that the set is removed.
 //!
+//! Whoever only wants to know what a backup would send asks for the parent on a connection of its own, without
+//! `Begin`, and for what is needed behind that.
+//!
 //! ```text
-//! receiver:  Idle ─▶ Admitting ─┬─▶ Controlling ─▶ Finishing ─▶ Over
+//! receiver:  Idle ─▶ Admitting ─┬─▶ Controlling ⇄ Choosing, Comparing
+//!                               │       └─▶ Finishing ─▶ Over
+//!                               ├─▶ Rehearsing ⇄ Comparing
 //!                               └─▶ Streaming ⇄ LookingUp
 //!                                       └─▶ Ending ─▶ Over
 //! ```
@@ -35,6 +44,7 @@ use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::backup::{
     Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SetAcknowledgement, Token,
 };
+use crate::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use crate::message::{Data, Error, Message, MessageKind};
 use crate::names::RelativePath;
 use crate::session::{Misuse, Standing, misuse, unexpected};
@@ -60,6 +70,8 @@ pub enum Request {
     Resume(Token),
     /// To carry a stream of one.
     Join(Join),
+    /// To be told what one would send.
+    Rehearse(ParentRequest),
 }
 
 /// What a receiver's driver does.
@@ -71,6 +83,10 @@ pub enum ReceiverAction {
     Admit(Request),
     /// Look these up, behind every block so far, and feed [`Receiver::looked_up`].
     LookUp(Vec<RelativePath>),
+    /// Look for a set to begin with, and feed [`Receiver::parent_chosen`].
+    ChooseParent(ParentRequest),
+    /// Say what is needed of these files, and feed [`Receiver::compared`].
+    Compare(Vec<FileLen>),
     /// Unpack this block and take it into the set.
     Write(Data),
     /// The stream came to its end: see that its tar did too, and feed [`Receiver::stream_taken`].
@@ -94,6 +110,14 @@ enum ReceiverState {
     Controlling {
         /// What is missing of the part under way, and where it goes on.
         part: Option<(u64, u64)>,
+    },
+    /// A set to begin with is looked for.
+    Choosing,
+    /// Somebody was told what set a backup would begin with.
+    Rehearsing,
+    Comparing {
+        count: usize,
+        rehearses: bool,
     },
     Finishing,
     Streaming {
@@ -157,6 +181,27 @@ impl Receiver {
             (ReceiverState::Idle, Message::Backup(Backup::Join(join))) => {
                 self.admit(Request::Join(join))
             }
+            (ReceiverState::Idle, Message::Backup(Backup::ParentRequest(request))) => {
+                self.admit(Request::Rehearse(request))
+            }
+            (
+                ReceiverState::Controlling { part },
+                Message::Backup(Backup::ParentRequest(request)),
+            ) => {
+                whole(part)?;
+                self.state = ReceiverState::Choosing;
+                Ok(Some(ReceiverAction::ChooseParent(request)))
+            }
+            (
+                ReceiverState::Controlling { part },
+                Message::Backup(Backup::NeededRequest(files)),
+            ) => {
+                whole(part)?;
+                Ok(Some(self.compare(files, false)))
+            }
+            (ReceiverState::Rehearsing, Message::Backup(Backup::NeededRequest(files))) => {
+                Ok(Some(self.compare(files, true)))
+            }
             (ReceiverState::Controlling { part }, Message::Data(data)) => {
                 part_data(part, &data)?;
                 Ok(Some(ReceiverAction::WritePart(data)))
@@ -212,6 +257,34 @@ impl Receiver {
         Ok(Some(send(Backup::Granted(granted))))
     }
 
+    /// The answer to [`ReceiverAction::ChooseParent`], or to a rehearsal.
+    pub fn parent_chosen(
+        &mut self,
+        answer: ParentAnswer,
+    ) -> Result<Option<ReceiverAction>, Misuse> {
+        self.state = match &self.state {
+            ReceiverState::Choosing => ReceiverState::Controlling { part: None },
+            ReceiverState::Admitting(Request::Rehearse(_)) => ReceiverState::Rehearsing,
+            _ => return self.late("parent_chosen"),
+        };
+        Ok(Some(send(Backup::Parent(answer))))
+    }
+
+    /// The answer to [`ReceiverAction::Compare`].
+    pub fn compared(&mut self, needs: Vec<FileNeed>) -> Result<Option<ReceiverAction>, Misuse> {
+        let ReceiverState::Comparing { count, rehearses } = self.state else {
+            return self.late("compared");
+        };
+        if needs.len() != count {
+            return Err(misuse(&self.state, "compared with another number"));
+        }
+        self.state = match rehearses {
+            true => ReceiverState::Rehearsing,
+            false => ReceiverState::Controlling { part: None },
+        };
+        Ok(Some(send(Backup::Needed(needs))))
+    }
+
     /// The answer to [`ReceiverAction::LookUp`].
     pub fn looked_up(&mut self, held: Vec<Held>) -> Result<Option<ReceiverAction>, Misuse> {
         let ReceiverState::LookingUp { next_offset, count } = self.state else {
@@ -260,6 +333,12 @@ impl Receiver {
         }
     }
 
+    fn compare(&mut self, files: Vec<FileLen>, rehearses: bool) -> ReceiverAction {
+        let count = files.len();
+        self.state = ReceiverState::Comparing { count, rehearses };
+        ReceiverAction::Compare(files)
+    }
+
     fn admit(&mut self, request: Request) -> Result<Option<ReceiverAction>, ProtocolError> {
         self.state = ReceiverState::Admitting(request.clone());
         Ok(Some(ReceiverAction::Admit(request)))
@@ -272,6 +351,9 @@ impl Standing for ReceiverState {
             ReceiverState::Idle => "no backup is open on the channel",
             ReceiverState::Admitting(_) => "a connection asks to be part of a backup",
             ReceiverState::Controlling { .. } => "a backup is controlled",
+            ReceiverState::Choosing => "a backup's parent is chosen",
+            ReceiverState::Rehearsing => "somebody asks what a backup would send",
+            ReceiverState::Comparing { .. } => "files are compared with a backup's parent",
             ReceiverState::Finishing => "a backup set is being sealed",
             ReceiverState::Streaming { .. } => "a stream of a backup is received",
             ReceiverState::LookingUp { .. } => "files of a backup are looked up",
@@ -287,9 +369,13 @@ impl Standing for ReceiverState {
                 MessageKind::BackupBegin,
                 MessageKind::BackupResume,
                 MessageKind::BackupJoin,
+                MessageKind::BackupParentRequest,
                 MessageKind::Error,
             ],
+            ReceiverState::Rehearsing => &[MessageKind::BackupNeededRequest, MessageKind::Error],
             ReceiverState::Controlling { .. } => &[
+                MessageKind::BackupParentRequest,
+                MessageKind::BackupNeededRequest,
                 MessageKind::BackupPart,
                 MessageKind::Data,
                 MessageKind::BackupFinish,
@@ -304,6 +390,8 @@ impl Standing for ReceiverState {
             ReceiverState::Draining => DRAINED,
             ReceiverState::Admitting(_)
             | ReceiverState::Finishing
+            | ReceiverState::Choosing
+            | ReceiverState::Comparing { .. }
             | ReceiverState::LookingUp { .. }
             | ReceiverState::Ending { .. }
             | ReceiverState::Over => &[MessageKind::Error],
@@ -329,6 +417,10 @@ const DRAINED: &[MessageKind] = &[
     MessageKind::BackupPart,
     MessageKind::BackupFinish,
     MessageKind::BackupSealed,
+    MessageKind::BackupParentRequest,
+    MessageKind::BackupParent,
+    MessageKind::BackupNeededRequest,
+    MessageKind::BackupNeeded,
     MessageKind::Data,
     MessageKind::Error,
 ];
@@ -370,6 +462,10 @@ fn whole(part: &Option<(u64, u64)>) -> Result<(), PeerMisbehaved> {
 pub enum ControlEvent {
     /// The backup may begin, or go on.
     Granted(Granted),
+    /// The answer to [`Control::parent`] or [`Control::rehearse`].
+    Parent(ParentAnswer),
+    /// The answer to [`Control::compare`], in its order.
+    Needed(Vec<FileNeed>),
     /// The set is sealed; the connection has nothing more to say.
     Sealed(Sealed),
     /// It was refused, or given up by the receiver, in words.
@@ -380,6 +476,9 @@ pub enum ControlEvent {
 enum ControlState {
     Asking { resumes: bool },
     Granted,
+    Choosing { rehearses: bool },
+    Rehearsing,
+    Comparing { count: usize, rehearses: bool },
     Finishing,
     Over,
 }
@@ -401,6 +500,36 @@ impl Control {
     pub fn resume(token: Token) -> (Self, Message) {
         let state = ControlState::Asking { resumes: true };
         (Control { state }, Message::Backup(Backup::Resume(token)))
+    }
+
+    /// Asks what a backup would begin with, and nothing more.
+    pub fn rehearse(request: ParentRequest) -> (Self, Message) {
+        let state = ControlState::Choosing { rehearses: true };
+        (
+            Control { state },
+            Message::Backup(Backup::ParentRequest(request)),
+        )
+    }
+
+    /// Asks for a set to begin with.
+    pub fn parent(&mut self, request: ParentRequest) -> Result<Message, Misuse> {
+        if self.state != ControlState::Granted {
+            return Err(misuse(&self.state, "parent"));
+        }
+        self.state = ControlState::Choosing { rehearses: false };
+        Ok(Message::Backup(Backup::ParentRequest(request)))
+    }
+
+    /// Asks what is needed of these files beside what that set has.
+    pub fn compare(&mut self, files: Vec<FileLen>) -> Result<Message, Misuse> {
+        let rehearses = match self.state {
+            ControlState::Granted => false,
+            ControlState::Rehearsing => true,
+            _ => return Err(misuse(&self.state, "compare")),
+        };
+        let count = files.len();
+        self.state = ControlState::Comparing { count, rehearses };
+        Ok(Message::Backup(Backup::NeededRequest(files)))
     }
 
     /// The announcement of a part, whose blocks have to follow.
@@ -432,6 +561,15 @@ impl Control {
                 self.state = ControlState::Granted;
                 Ok(ControlEvent::Granted(granted))
             }
+            (ControlState::Choosing { rehearses }, Message::Backup(Backup::Parent(answer))) => {
+                self.state = asked_in(rehearses);
+                Ok(ControlEvent::Parent(answer))
+            }
+            (ControlState::Comparing { count, rehearses }, Message::Backup(Backup::Needed(it))) => {
+                answers("files asked about", count as u64, it.len() as u64)?;
+                self.state = asked_in(rehearses);
+                Ok(ControlEvent::Needed(it))
+            }
             (
                 ControlState::Finishing | ControlState::Asking { resumes: true },
                 Message::Backup(Backup::Sealed(sealed)),
@@ -444,11 +582,21 @@ impl Control {
     }
 }
 
+const fn asked_in(rehearses: bool) -> ControlState {
+    match rehearses {
+        true => ControlState::Rehearsing,
+        false => ControlState::Granted,
+    }
+}
+
 impl Standing for ControlState {
     fn name(&self) -> &'static str {
         match self {
             ControlState::Asking { .. } => "waiting for the grant of a backup",
             ControlState::Granted => "controlling a backup",
+            ControlState::Choosing { .. } => "waiting for a backup's parent",
+            ControlState::Rehearsing => "asking what a backup would send",
+            ControlState::Comparing { .. } => "waiting for the answer what is needed",
             ControlState::Finishing => "waiting until a backup set is sealed",
             ControlState::Over => "the backup is over",
         }
@@ -464,7 +612,9 @@ impl Standing for ControlState {
                 MessageKind::BackupSealed,
                 MessageKind::Error,
             ],
-            ControlState::Granted => &[MessageKind::Error],
+            ControlState::Granted | ControlState::Rehearsing => &[MessageKind::Error],
+            ControlState::Choosing { .. } => &[MessageKind::BackupParent, MessageKind::Error],
+            ControlState::Comparing { .. } => &[MessageKind::BackupNeeded, MessageKind::Error],
             ControlState::Finishing => &[MessageKind::BackupSealed, MessageKind::Error],
             ControlState::Over => &[],
         }
@@ -620,144 +770,5 @@ fn answers(of: &'static str, expected: u64, found: u64) -> Result<(), PeerMisbeh
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::{assert_expected, assert_misused};
-
-    const GRANTED: Granted = Granted {
-        token: Token([0; 16]),
-        lease_s: 1,
-        streams_max: 1,
-    };
-
-    fn receivers() -> [ReceiverState; 9] {
-        [
-            ReceiverState::Idle,
-            ReceiverState::Admitting(Request::Resume(Token([0; 16]))),
-            ReceiverState::Controlling { part: None },
-            ReceiverState::Finishing,
-            ReceiverState::Streaming { next_offset: 1 },
-            ReceiverState::LookingUp {
-                next_offset: 1,
-                count: 1,
-            },
-            ReceiverState::Ending { bytes: 1 },
-            ReceiverState::Over,
-            ReceiverState::Draining,
-        ]
-    }
-
-    fn controls() -> [ControlState; 5] {
-        let [begins, resumes] = [false, true].map(|resumes| ControlState::Asking { resumes });
-        [
-            begins,
-            resumes,
-            ControlState::Granted,
-            ControlState::Finishing,
-            ControlState::Over,
-        ]
-    }
-
-    fn streams() -> [StreamState; 5] {
-        [
-            StreamState::Asking,
-            StreamState::Open,
-            StreamState::LookingUp { count: 1 },
-            StreamState::Ending { bytes: 1 },
-            StreamState::Over,
-        ]
-    }
-
-    fn stream(state: StreamState) -> Stream {
-        Stream {
-            state,
-            sent_bytes: 1,
-        }
-    }
-
-    #[test]
-    fn each_state_takes_the_kinds_that_it_names() {
-        assert_expected(receivers(), |state, message| {
-            Receiver { state }.received(message).map(|_| ())
-        });
-        assert_expected(controls(), |state, message| {
-            Control { state }.received(message).map(|_| ())
-        });
-        assert_expected(streams(), |state, message| {
-            stream(state).received(message).map(|_| ())
-        });
-    }
-
-    #[test]
-    fn a_receiver_that_answers_what_was_not_asked_is_told_so() {
-        let under_way = |at: fn(&ReceiverState) -> bool| {
-            let elsewhere = receivers().into_iter().filter(move |state| !at(state));
-            elsewhere
-                .filter(|state| *state != ReceiverState::Over)
-                .filter(|state| *state != ReceiverState::Draining)
-        };
-        let elsewhere = under_way(|state| matches!(state, ReceiverState::Admitting(_)));
-        assert_misused("admitted", elsewhere, |state| {
-            Receiver { state }.admitted(GRANTED)
-        });
-        let is_looking = |state: &_| matches!(state, ReceiverState::LookingUp { .. });
-        assert_misused("looked_up", under_way(is_looking), |state| {
-            Receiver { state }.looked_up(Vec::new())
-        });
-        let looking = receivers().into_iter().filter(is_looking);
-        assert_misused("looked_up of another number", looking, |state| {
-            Receiver { state }.looked_up(Vec::new())
-        });
-        let elsewhere = under_way(|state| matches!(state, ReceiverState::Ending { .. }));
-        assert_misused("stream_taken", elsewhere, |state| {
-            Receiver { state }.stream_taken()
-        });
-        let elsewhere = under_way(|state| {
-            matches!(
-                state,
-                ReceiverState::Admitting(_) | ReceiverState::Finishing
-            )
-        });
-        assert_misused("sealed", elsewhere, |state| {
-            Receiver { state }.sealed(Message::Ping)
-        });
-    }
-
-    #[test]
-    fn reports_about_a_backup_that_was_given_up_go_nowhere() {
-        for state in [ReceiverState::Over, ReceiverState::Draining] {
-            let mut late = Receiver { state };
-            assert_eq!(late.admitted(GRANTED), Ok(None));
-            assert_eq!(late.looked_up(Vec::new()), Ok(None));
-            assert_eq!(late.stream_taken(), Ok(None));
-            assert_eq!(late.sealed(Message::Ping), Ok(None));
-        }
-    }
-
-    #[test]
-    fn a_master_that_calls_out_of_turn_is_told_so() {
-        let elsewhere = || {
-            controls()
-                .into_iter()
-                .filter(|at| *at != ControlState::Granted)
-        };
-        assert_misused("part", elsewhere(), |state| {
-            Control { state }.part(PartName::Label, 0, 0)
-        });
-        let finish = Finish {
-            start: crate::names::Lsn(1),
-            stop: crate::names::Lsn(2),
-            timeline: crate::names::TimelineId::FIRST,
-            wal_wait_s: 0,
-        };
-        assert_misused("finish", elsewhere(), |state| {
-            Control { state }.finish(finish)
-        });
-        let elsewhere = || streams().into_iter().filter(|at| *at != StreamState::Open);
-        assert_misused("ask", elsewhere(), |state| stream(state).ask(Vec::new()));
-        assert_misused("block_sent", elsewhere(), |state| {
-            stream(state).block_sent(1)
-        });
-        assert_misused("end", elsewhere(), |state| stream(state).end());
-    }
-}
+#[path = "backup_tests.rs"]
+mod tests;

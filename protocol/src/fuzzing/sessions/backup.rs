@@ -11,6 +11,7 @@ use super::run::{Ends, Over, run};
 use crate::fuzzing::backup::sealed;
 use crate::message::Message;
 use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName};
+use crate::message::parent::FileNeed;
 use crate::session::Misuse;
 use crate::session::backup::{
     Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
@@ -79,6 +80,18 @@ impl Ends for FuzzedConnection {
                 let held = paths.iter().map(|_| messages::held(choices));
                 let held = held.collect::<Result<Vec<_>, _>>()?;
                 let answer = self.receiver.looked_up(held);
+                self.answer_awaited(answer);
+            }
+            ReceiverAction::ChooseParent(_) => {
+                assert_eq!(self.controls, Some(true));
+                let answer = self.receiver.parent_chosen(messages::parent(choices)?);
+                self.answer_awaited(answer);
+            }
+            ReceiverAction::Compare(files) => {
+                self.assert_no_part();
+                let one_more = vec![FileNeed::Whole; files.len() + 1];
+                assert!(self.receiver.compared(one_more).is_err());
+                let answer = self.receiver.compared(vec![FileNeed::Whole; files.len()]);
                 self.answer_awaited(answer);
             }
             ReceiverAction::Write(data) => {
@@ -178,6 +191,11 @@ impl FuzzedConnection {
         assert_eq!(state, (Some(true), self.part_size), "a part is cut short");
     }
 
+    fn assert_no_part(&self) {
+        let is_whole = self.part_bytes == self.part_size;
+        assert!(self.controls != Some(false) && is_whole, "within a part");
+    }
+
     fn admit(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         assert!(self.receiver.looked_up(Vec::new()).is_err());
         if let Request::Resume(_) = request
@@ -185,6 +203,12 @@ impl FuzzedConnection {
         {
             let asked = messages::finish(choices)?;
             let answer = self.receiver.sealed(acknowledge(&AskedTo(asked), sealed()));
+            self.answer_awaited(answer);
+            return Ok(());
+        }
+        if let Request::Rehearse(_) = request {
+            assert!(self.receiver.compared(Vec::new()).is_err());
+            let answer = self.receiver.parent_chosen(messages::parent(choices)?);
             self.answer_awaited(answer);
             return Ok(());
         }
@@ -198,7 +222,12 @@ impl FuzzedConnection {
 
     fn connect(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         self.break_link();
-        let message = match choices.int_in_range(0_u8..=3)? {
+        let message = match choices.int_in_range(0_u8..=4)? {
+            4 => {
+                let (control, message) = Control::rehearse(messages::parent_request(choices)?);
+                self.client = Client::Control(control);
+                message
+            }
             0 => {
                 let (control, message) = Control::begin(messages::begin(choices)?);
                 self.client = Client::Control(control);
@@ -231,6 +260,14 @@ impl FuzzedConnection {
         if choices.ratio(1, 5)? {
             let finish = messages::finish(choices)?;
             self.to_receiver.extend(control.finish(finish).ok());
+            return Ok(());
+        }
+        if choices.ratio(1, 4)? {
+            let asked = match choices.arbitrary()? {
+                true => control.parent(messages::parent_request(choices)?),
+                false => control.compare(messages::file_lens(choices)?),
+            };
+            self.to_receiver.extend(asked.ok());
             return Ok(());
         }
         let (name, size) = (
@@ -290,7 +327,9 @@ impl FuzzedConnection {
         let is_refused = match &mut self.client {
             Client::None => false,
             Client::Control(control) => match control.received(message) {
-                Ok(ControlEvent::Granted(_)) => false,
+                Ok(
+                    ControlEvent::Granted(_) | ControlEvent::Parent(_) | ControlEvent::Needed(_),
+                ) => false,
                 Ok(ControlEvent::Sealed(_) | ControlEvent::Refused(_)) => {
                     assert!(control.received(Message::Ping).is_err(), "it goes on");
                     assert!(control.part(PartName::Label, 0, 0).is_err());

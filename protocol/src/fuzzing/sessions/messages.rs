@@ -12,6 +12,7 @@ use crate::message::backup::{
     Backup, Begin, FileDigest, Finish, Granted, Held, Join, Part, PartName, Token,
 };
 use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
+use crate::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest, ParentSet};
 use crate::message::partial::{self, Append, At, DurableTo, Open, Partial};
 use crate::message::{Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, Offer};
 use crate::message::{Scope, WireVerify};
@@ -177,7 +178,11 @@ pub(super) fn begun(choices: &mut Unstructured<'_>) -> Result<partial::Begun> {
 }
 
 fn backup(choices: &mut Unstructured<'_>) -> Result<Backup> {
-    Ok(match choices.int_in_range(0_u8..=8)? {
+    Ok(match choices.int_in_range(0_u8..=12)? {
+        9 => Backup::ParentRequest(parent_request(choices)?),
+        10 => Backup::Parent(parent(choices)?),
+        11 => Backup::NeededRequest(file_lens(choices)?),
+        12 => Backup::Needed(vec![FileNeed::Whole; choices.int_in_range(0..=3)?]),
         0 => Backup::Begin(begin(choices)?),
         1 => Backup::Granted(granted(choices)?),
         2 => Backup::Resume(token(choices)?),
@@ -188,6 +193,34 @@ fn backup(choices: &mut Unstructured<'_>) -> Result<Backup> {
         7 => Backup::Part(part(choices)?),
         _ => Backup::Finish(finish(choices)?),
     })
+}
+
+pub(super) fn parent_request(choices: &mut Unstructured<'_>) -> Result<ParentRequest> {
+    Ok(ParentRequest {
+        start: Lsn(number(choices)?),
+        timeline: timeline(choices)?,
+        data_checksums: choices.arbitrary()?,
+        block_bytes: choices.arbitrary()?,
+        segment_blocks: choices.arbitrary()?,
+        wal_wait_s: choices.arbitrary()?,
+    })
+}
+
+pub(super) fn parent(choices: &mut Unstructured<'_>) -> Result<ParentAnswer> {
+    Ok(match choices.arbitrary()? {
+        true => ParentAnswer::Full("there is no older set".into()),
+        false => ParentAnswer::Parent(ParentSet {
+            name: "data.master".into(),
+            start: Lsn(number(choices)?),
+            since_full: choices.arbitrary()?,
+        }),
+    })
+}
+
+pub(super) fn file_lens(choices: &mut Unstructured<'_>) -> Result<Vec<FileLen>> {
+    let len = number(choices)?;
+    let paths = paths(choices)?.into_iter();
+    Ok(paths.map(|path| FileLen { path, len }).collect())
 }
 
 pub(super) fn token(choices: &mut Unstructured<'_>) -> Result<Token> {
