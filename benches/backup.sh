@@ -172,8 +172,8 @@ run_basebackup() { pg_basebackup -d "$(tls_db)" -D copy -X none -c fast --no-pas
 run_basebackup_zstd() { pg_basebackup -d "$(tls_db)" -D copy -Ft --compress=client-zstd:1 -X none -c fast --no-password; }
 # 24: a file vanished meanwhile, as files of a running server do.
 run_rsync() { rsync -a -e "${ssh[*]} -p $ssh_port" pgdata/ 127.0.0.1:"$place/copy/" || (($? == 24)) && sync -f copy; }
-run_walmgr() { ./walmgr -q master.ini backup; }
-run_walmgr_zstd() { ./walmgr -q --set compression=1 master.ini backup; }
+run_walmgr() { ./walmgr -q master.ini backup --full; }
+run_walmgr_zstd() { ./walmgr -q --set compression=1 master.ini backup --full; }
 run_restore_floor() { cp -a walshipping/data.master copy && sync -f copy; }
 run_restore() { ./walmgr -q standby.ini restore data.master "$place/copy"; }
 run_restore_remote() { ./walmgr -q master.ini restore data.master "$place/copy"; }

@@ -56,7 +56,7 @@ echo "measuring: $rounds rounds of ${#segments[@]} segments, backups at $rate, e
 pass warm_up
 for ((round = 0; round < rounds; round++)); do
     pass alone
-    as_server ./walmgr --set "backup_rate=$rate,backup_jobs=4" master.ini backup >"$place/backup" 2>>"$place/commands.log" &
+    as_server ./walmgr --set "backup_rate=$rate,backup_jobs=4" master.ini backup --full >"$place/backup" 2>>"$place/commands.log" &
     backup=$!
     for ((tries = 0; ; tries++)); do
         [[ ! -e $place/walshipping/data.master.incoming/base ]] || break

@@ -37,7 +37,7 @@ pub(crate) const PAGES: &[Page] = pages! {
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
         "archiving_foreign" "archiving_off" "archiving_unheard" "backup" "backup_age" "boot" "clock" "drill" "frozen"
-        "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
+        "incremental" "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
         "retention" "server" "standby_server" "syncdaemon" "tablespace" "timeline" "unreplayable" "gap" "damaged"
         "free" "disk";
     "reference": "audit" "commands" "exit-codes" "files" "ini-files" "messages" "metrics" "settings" "status-json";

@@ -115,6 +115,8 @@ pub struct StandbyConfig {
     pub full_backup: Option<PathBuf>,
     /// Where the master's configuration files are kept.
     pub config_backup: Option<PathBuf>,
+    /// Every such base backup is a full one; 0: only those that have to be.
+    pub full_every: u32,
     /// Base backups to keep; 0 for all.
     pub keep_backups: u32,
     /// Whether the file says so, and not the default.
@@ -242,6 +244,7 @@ impl StandbyConfig {
             full_backup: folder("full_backup", "data.master"),
             walmgr_data: base.clone(),
             config_backup: settings.path("config_backup"),
+            full_every: settings.number("full_every")?,
             keep_backups: settings.number("keep_backups")?,
             keep_backups_is_set: settings.get("keep_backups").is_some(),
             keep_days: settings.number("keep_days")?,

@@ -202,6 +202,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("slave_start_cmd", Standby, Command, "pg_ctlcluster 17 standby start", "Starts the standby."),
     key("slave_pg_xlog", Standby, Path, "/wal/17/standby", "Directory for pg_wal of a restored standby, if it is not in the data directory."),
     key("primary_conninfo", Standby, Text, "host=master.example user=replication", "Connection string for streaming replication, as PostgreSQL takes it."),
+    key("full_every", Standby, Integer(0, 10_000), "10", "Every so many base backups one is sent in full. 0: only when an older one cannot be built on.")
+        .defaults().added(),
     key("keep_backups", Standby, Integer(0, 10_000), "0", "Number of base backups to keep, with the WAL that they need. 0 keeps all.")
         .defaults(),
     key("keep_days", Standby, Integer(0, 36_600), "0", "Number of days of which every instant stays reachable. 0 sets no such rule.")

@@ -2,16 +2,19 @@
 //! Never writes into the data directory, and never calls a set good that the receiver did not seal.
 //! Invariant: however it ends, the server's backup mode and the standby's lease end with it.
 //!
-//! [`control`] keeps the lease and has the set sealed, [`stream`] sends files, [`source`] makes tar
-//! streams of them, [`work_queue`] knows what is waiting, on its way and there. What belongs to a backup, and how it
+//! [`control`] keeps the lease and has the set sealed, [`needs`] asks what the standby holds, [`stream`] sends files,
+//! [`source`] makes tar streams of them by a [`patch_plan`] where not all is needed, [`work_queue`] knows what is waiting, on its way and there. What belongs to a backup, and how it
 //! is read, is [`base_backup`](crate::pg::base_backup)'s.
 
 pub(crate) mod control;
+pub(crate) mod needs;
 pub(crate) mod origin;
+pub(crate) mod patch_plan;
 pub(crate) mod source;
 pub(crate) mod stream;
 pub(crate) mod work_queue;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -30,6 +33,7 @@ use crate::error::{CommandError, Kind, Result};
 use crate::master::archiver::{self, Archives};
 use crate::master::ask::Asking;
 use crate::master::backup::control::{BackupControl, ReceiverLink};
+use crate::master::backup::needs::{BackupKind, Needs};
 use crate::master::backup::origin::BackupOrigin;
 use crate::master::backup::stream::BackupStream;
 use crate::master::backup::work_queue::WorkQueue;
@@ -43,6 +47,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::base_backup::configs::{self, BroughtConfig};
 use crate::pg::base_backup::contents::Contents;
 use crate::pg::base_backup::{Item, listing};
+use crate::pg::control::ControlFile;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::grants::Task;
 use crate::pg::left_out::PassedOver;
@@ -52,6 +57,9 @@ use crate::rate_limit::RateLimit;
 
 /// What `backup_label` calls a backup, as it always did.
 const LABEL: &str = "FullBackup";
+
+/// Why a backup is full that somebody wants so.
+const INSISTED: &str = "--full says so";
 
 /// A checkpoint that is spread takes `checkpoint_timeout`, which is a day at most.
 const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
@@ -71,12 +79,15 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 /// Attempts of the archiver that the end of a backup waits for.
 const ARCHIVER_ATTEMPTS: u32 = 3;
 
+/// So many seconds a rehearsal waits for finished segments: as long as somebody at a screen does.
+const REHEARSAL_WAIT_S: u32 = 10;
+
 /// Makes a base backup; one that lacks something fails in the end unless that is allowed.
 pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &BackupArgs) -> Result<()> {
     let facts = ClusterFacts::read(config)?;
     let runtime = runtime(config)?;
     if options.not_really {
-        return runtime.block_on(rehearse(config, facts));
+        return runtime.block_on(rehearse(config, facts, arguments.full));
     }
     let made = runtime.block_on(async {
         let mut terminate = watched(SignalKind::terminate())?;
@@ -87,14 +98,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, arguments: &BackupAr
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        Box::pin(back_up(
-            config,
-            facts,
-            options,
-            arguments.allow_left_out,
-            stopped,
-        ))
-        .await
+        Box::pin(back_up(config, facts, (options, arguments), stopped)).await
     });
     // A reader that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
@@ -117,16 +121,32 @@ fn watched(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 }
 
 /// Says what a real run would do, after asking whoever it would ask.
-async fn rehearse(config: &MasterConfig, facts: ClusterFacts) -> Result<()> {
+async fn rehearse(config: &MasterConfig, facts: ClusterFacts, full: bool) -> Result<()> {
     let session = connect(config).await?;
     check_server(&session).await?;
     check_archiving(config, &facts, &session).await?;
+    let position = session.wal_position().await?;
     let (contents, configs) = list(config, &session).await?;
     session.close().await;
-    let wire = ReceiverLink::new(config, facts)?.connect().await;
-    wire.map_err(control::LinkError::into_error)?.close().await;
+    let way = ReceiverLink::new(config, facts)?;
+    let would = match full {
+        true => {
+            let wire = way.connect().await;
+            wire.map_err(control::LinkError::into_error)?.close().await;
+            format!("everything: {INSISTED}")
+        }
+        false => {
+            // The segment in progress goes on; those before it are archived, or just being so.
+            let size = facts.cluster.segment_size.bytes();
+            let start = Lsn(position.flushed.0 / size * size);
+            let control = DataDirectory::open(&config.master_data)?.control()?;
+            let question = needs::question(&control, (position.timeline, start), REHEARSAL_WAIT_S);
+            let mut asking = BackupControl::rehearse(&way, question).await?;
+            asking.tell(&contents.items).await?
+        }
+    };
     output::not_really(&format!(
-        "back up {} files with {} of {} to {}, in {} streams{}",
+        "back up {} files with {} of {} to {}, in {} streams{}; read and send {would}",
         contents.items.len(),
         HumanBytes(contents.total_bytes),
         config.master_data.display(),
@@ -202,61 +222,94 @@ async fn list(config: &MasterConfig, session: &Session) -> Result<(Contents, Vec
     Ok((contents, configs))
 }
 
+/// Makes a backup; one that cannot be built on an older set after all is made anew as a full one.
 async fn back_up(
     config: &MasterConfig,
     facts: ClusterFacts,
-    options: &Options,
-    allows_left_out: bool,
+    (options, arguments): (&Options, &BackupArgs),
     stopped: impl Future<Output = &'static str>,
 ) -> Result<()> {
     let mut stopped = std::pin::pin!(stopped);
     let way = Arc::new(ReceiverLink::new(config, facts)?);
-    let origin = BackupOrigin::claim(&config.master_data)?;
-    let began = Instant::now();
-    let mut beginning = Box::pin(async {
-        let session = connect(config).await?;
-        let timeline = check_server(&session).await?;
-        check_archiving(config, &way.facts(), &session).await?;
-        let begin = Begin {
-            who: origin.who(&config.job_name),
-            origin: origin.text().to_owned(),
-            label: LABEL.to_owned(),
-            timeline,
-        };
-        let control = BackupControl::begin(&way, begin).await?;
-        Ok::<_, CommandError>((session, timeline, control))
-    });
-    let (session, timeline, mut control) = tokio::select! {
-        begun = &mut beginning => begun?,
-        signal = &mut stopped => {
-            let error = stopped_by(signal);
-            // The receiver may have granted the lease a moment ago; it must not outlive this.
-            if let Ok(Ok((_, _, control))) = timeout(BEGIN_DEADLINE, beginning).await {
-                control.give_up(&error.to_string()).await;
-            }
-            return Err(error);
-        }
-    };
-    let work = Work {
+    let insists = arguments.full.then(|| INSISTED.to_owned());
+    let attempt = Attempt {
         config,
         options,
         way: &way,
-        timeline,
-        allows_left_out,
+        allows_left_out: arguments.allow_left_out,
     };
-    let made = tokio::select! {
-        made = work.make(&mut control, session) => made,
-        signal = &mut stopped => Err(stopped_by(signal)),
-    };
-    match made {
-        Ok(made) => {
-            made.report(config, began.elapsed())?;
-            next_step::after_backup(config);
-            Ok(())
+    match Box::pin(attempt.run(insists, stopped.as_mut())).await {
+        Err(_) if let Some(why) = way.unfit() => {
+            tracing::warn!("{why}; a full backup begins");
+            Box::pin(attempt.run(Some(why.to_owned()), stopped)).await
         }
-        Err(error) => {
-            control.give_up(&error.to_string()).await;
-            Err(error)
+        made => made,
+    }
+}
+
+/// What all attempts at a backup have in common.
+struct Attempt<'a> {
+    config: &'a MasterConfig,
+    options: &'a Options,
+    way: &'a Arc<ReceiverLink>,
+    allows_left_out: bool,
+}
+
+impl Attempt<'_> {
+    async fn run(
+        &self,
+        full: Option<String>,
+        mut stopped: Pin<&mut impl Future<Output = &'static str>>,
+    ) -> Result<()> {
+        let (config, way) = (self.config, self.way);
+        let origin = BackupOrigin::claim(&config.master_data)?;
+        let began = Instant::now();
+        let mut beginning = Box::pin(async {
+            let session = connect(config).await?;
+            let timeline = check_server(&session).await?;
+            check_archiving(config, &way.facts(), &session).await?;
+            let begin = Begin {
+                who: origin.who(&config.job_name),
+                origin: origin.text().to_owned(),
+                label: LABEL.to_owned(),
+                timeline,
+            };
+            let control = BackupControl::begin(way, begin).await?;
+            Ok::<_, CommandError>((session, timeline, control))
+        });
+        let (session, timeline, mut control) = tokio::select! {
+            begun = &mut beginning => begun?,
+            signal = &mut stopped => {
+                let error = stopped_by(signal);
+                // The receiver may have granted the lease a moment ago; it must not outlive this.
+                if let Ok(Ok((_, _, control))) = timeout(BEGIN_DEADLINE, beginning).await {
+                    control.give_up(&error.to_string()).await;
+                }
+                return Err(error);
+            }
+        };
+        let work = Work {
+            config,
+            options: self.options,
+            way,
+            timeline,
+            allows_left_out: self.allows_left_out,
+            full,
+        };
+        let made = tokio::select! {
+            made = work.make(&mut control, session) => made,
+            signal = &mut stopped => Err(stopped_by(signal)),
+        };
+        match made {
+            Ok(made) => {
+                made.report(config, began.elapsed())?;
+                next_step::after_backup(config);
+                Ok(())
+            }
+            Err(error) => {
+                control.give_up(&error.to_string()).await;
+                Err(error)
+            }
         }
     }
 }
@@ -274,10 +327,14 @@ struct Work<'a> {
     way: &'a Arc<ReceiverLink>,
     timeline: TimelineId,
     allows_left_out: bool,
+    /// Why everything is sent, if that is settled.
+    full: Option<String>,
 }
 
 /// A backup that was made.
 struct CompletedBackup {
+    kind: BackupKind,
+    total_bytes: u64,
     sealed: Sealed,
     load: Arc<WorkQueue>,
     sending: Duration,
@@ -305,18 +362,22 @@ impl Work<'_> {
         session.set_statement_limit(CHECKPOINT_DEADLINE);
         let fast = self.config.backup_checkpoint == BackupCheckpoint::Fast;
         let running = control.during(session.backup_start(LABEL, fast)).await?;
+        let cluster = DataDirectory::open(&self.config.master_data)?.control()?;
+        let kind = self.choose(control, &running, &cluster).await?;
         let listed = list(self.config, running.session());
         let (contents, configs) = control.during(listed).await?;
-        let data = DataDirectory::open(&self.config.master_data)?;
-        let (roots, items) = (contents.roots, contents.items);
+        let needs = match kind {
+            BackupKind::Full(_) => Needs::new(),
+            BackupKind::On(_) => needs::ask(control, &contents.items).await?,
+        };
+        let total_bytes = needs::needed_bytes(&contents.items, &needs);
         let load = Arc::new(WorkQueue::new(
-            roots,
+            contents.roots,
             running.start(),
-            data.control()?,
-            items,
+            (cluster, needs),
+            contents.items,
         ));
         let began = Instant::now();
-        let total_bytes = contents.total_bytes;
         tracing::info!(
             "sending {} from {}",
             HumanBytes(total_bytes),
@@ -325,8 +386,14 @@ impl Work<'_> {
         {
             let mut progress = BackupProgress::begin("sent", total_bytes, self.options);
             let left_out = listing::note_of_left_out(&contents.left_out, self.allows_left_out);
+            let last = [
+                Some(contents.last),
+                left_out,
+                contents.group_note,
+                kind.note(),
+            ];
             tokio::select! {
-                sent = self.send(control, &load, [Some(contents.last), left_out, contents.group_note]) => sent?,
+                sent = self.send(control, &load, last) => sent?,
                 ended = until_closed(running.session()) => return Err(ended),
                 () = progress.show(&load.counters) => {}
             }
@@ -337,6 +404,8 @@ impl Work<'_> {
         let finished = control.during(ending).await?;
         let (sealed, wal) = self.seal(control, &load, finished, configs).await?;
         Ok(CompletedBackup {
+            kind,
+            total_bytes: contents.total_bytes,
             sealed,
             load,
             sending,
@@ -345,6 +414,30 @@ impl Work<'_> {
             left_out: contents.left_out,
             allows_left_out: self.allows_left_out,
         })
+    }
+
+    /// Decides whether everything is sent.
+    async fn choose(
+        &self,
+        control: &mut BackupControl<'_>,
+        running: &RunningBackup,
+        cluster: &ControlFile,
+    ) -> Result<BackupKind> {
+        if let Some(why) = &self.full {
+            return Ok(BackupKind::Full(why.clone()));
+        }
+        // What the standby compares is WAL up to the backup's beginning, which lies in the segment in progress. Who
+        // may not end it waits until the records come by themselves.
+        let switched = control.during(async { Ok(running.session().switch_wal().await) });
+        let wal_wait_s = match switched.await? {
+            Ok(_) => needs::WAL_WAIT_S,
+            Err(error) => {
+                tracing::debug!("the segment of the backup's beginning is not ended: {error}");
+                needs::UNSWITCHED_WAL_WAIT_S
+            }
+        };
+        let question = needs::question(cluster, (self.timeline, running.start()), wal_wait_s);
+        Ok(needs::kind(control.parent(question).await?))
     }
 
     /// Ends the server's backup mode.
@@ -412,7 +505,7 @@ impl Work<'_> {
         &self,
         control: &mut BackupControl<'_>,
         load: &Arc<WorkQueue>,
-        last: [Option<Item>; 3],
+        last: [Option<Item>; 4],
     ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
         let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));
@@ -500,10 +593,21 @@ impl CompletedBackup {
         let Sealed {
             name,
             path,
+            stored_bytes,
             expired,
             purged,
             warnings,
         } = self.sealed;
+        let total = HumanBytes(self.total_bytes);
+        let (read, stored) = (HumanBytes(read_bytes), HumanBytes(stored_bytes));
+        let kind = match &self.kind {
+            BackupKind::Full(why) => format!("full, because {why}; {stored} stored"),
+            BackupKind::On(parent) => format!(
+                "incremental, built on {} with what changed since {}: {read} of {total} read, {stored} stored",
+                parent.name, parent.start
+            ),
+        };
+        output::print(&output::escaped(&kind))?;
         let sealed = output::escaped(&format!("{name} is sealed: {path} on {}", config.slave));
         output::print(&sealed)?;
         if expired > 0 || purged > 0 {

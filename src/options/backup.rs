@@ -9,4 +9,8 @@ pub(crate) struct BackupArgs {
     /// End with 0 although something in the data directory cannot be taken
     #[arg(long)]
     pub allow_left_out: bool,
+
+    /// Take everything anew, although an older backup holds most of it
+    #[arg(long)]
+    pub full: bool,
 }

@@ -22,6 +22,7 @@ pub(crate) mod grants;
 pub(crate) mod group_access;
 pub(crate) mod hba;
 pub(crate) mod in_reach;
+pub(crate) mod incremental_note;
 pub(crate) mod later_tablespaces;
 pub(crate) mod layout;
 pub(crate) mod left_out;

@@ -2,6 +2,7 @@
 //! Never reads a file. Invariant: a page is called bad only if no WAL of the backup repairs it.
 
 use walmgr_protocol::names::{Lsn, RelativePath};
+use walmgr_protocol::patch::PageLook;
 
 use super::control::ControlFile;
 use super::relation::RelationFile;
@@ -14,6 +15,20 @@ pub const PAGE_BYTES: usize = 8192;
 const LSN_HIGH: usize = 0;
 const LSN_LOW: usize = 4;
 const CHECKSUM: usize = 8;
+const LOWER: usize = 12;
+const UPPER: usize = 14;
+const SPECIAL: usize = 16;
+/// `SizeOfPageHeaderData`.
+const HEADER_BYTES: usize = 24;
+
+// `SpGistPageOpaqueData` (`src/include/access/spgist_private.h`), the last bytes of each page of an SP-GiST index:
+// flags u16, nRedirection u16, nPlaceholder u16, spgist_page_id u16.
+const SPGIST_OPAQUE: usize = PAGE_BYTES - 8;
+const SPGIST_PAGE_ID: u16 = 0xFF82;
+/// The flag of the index's first page.
+const SPGIST_META: u16 = 1;
+/// `SpGistMetaPageData`: the magic number u32, and then `lastUsedPages`.
+const SPGIST_LAST_USED: usize = HEADER_BYTES + 4;
 
 /// What a page looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +78,14 @@ impl Pages {
         }
     }
 
+    /// Whether the page was just being written when it was read, or is damaged.
+    pub(crate) fn is_torn(self, page: &[u8; PAGE_BYTES], index: u32, start: Lsn) -> bool {
+        !matches!(
+            self.judge(page, index, start),
+            PageState::Good | PageState::New
+        )
+    }
+
     /// Which pages of a piece of the file are bad, as places in the file. The piece begins with
     /// the page at `first_index`; a rest shorter than a page is not looked at.
     pub fn bad_blocks(
@@ -84,6 +107,36 @@ impl Pages {
 pub(crate) fn lsn(page: &[u8; PAGE_BYTES]) -> Lsn {
     let half = |at: usize| u64::from(u32_at(page, at));
     Lsn(half(LSN_HIGH) << 32 | half(LSN_LOW))
+}
+
+/// What two good copies of a page have in common: all but its checksum, but what lies between `pd_lower` and `pd_upper`,
+/// which replay fills with zeros, and but what an SP-GiST index remembers of where there was room.
+pub(crate) fn look(page: &[u8; PAGE_BYTES]) -> PageLook {
+    let u16_at = |at: usize| usize::from(u16::from_ne_bytes([page[at], page[at + 1]]));
+    let (lower, upper) = (u16_at(LOWER), u16_at(UPPER));
+    let mut masked = *page;
+    masked[CHECKSUM..CHECKSUM + 2].fill(0);
+    // As `RestoreBlockImage` and `mask_unused_space` have it; another page has no hole.
+    if lower >= HEADER_BYTES && lower <= upper && upper <= PAGE_BYTES {
+        masked[lower..upper].fill(0);
+    }
+    if is_spgist_meta(page) {
+        masked[SPGIST_LAST_USED..SPGIST_OPAQUE].fill(0);
+    }
+    PageLook {
+        lsn: lsn(page),
+        crc32c: crc32c::crc32c(&masked),
+    }
+}
+
+/// Whether this is the first page of an SP-GiST index. What it says of pages with room is not in the WAL, and need not be
+/// right: `SpGistUpdateMetaPage` marks the page dirty and logs nothing, and `SpGistGetBuffer` looks at such a page before
+/// it uses it (`src/backend/access/spgist/spgutils.c`). Such a page is there: an SP-GiST index never gets shorter.
+fn is_spgist_meta(page: &[u8; PAGE_BYTES]) -> bool {
+    let u16_at = |at: usize| u16::from_ne_bytes([page[at], page[at + 1]]);
+    usize::from(u16_at(SPECIAL)) == SPGIST_OPAQUE
+        && u16_at(SPGIST_OPAQUE + 6) == SPGIST_PAGE_ID
+        && u16_at(SPGIST_OPAQUE) & SPGIST_META != 0
 }
 
 fn stored_checksum(page: &[u8; PAGE_BYTES]) -> u16 {
@@ -231,6 +284,41 @@ mod tests {
             page[at] ^= 1 << (at % 8);
             assert_eq!(pages.judge(&page, 0, START), PageState::Bad, "byte {at}");
             page[at] ^= 1 << (at % 8);
+        }
+    }
+
+    #[test]
+    fn fault_208_of_a_first_page_only_the_cache_of_sp_gist_is_not_compared() {
+        let mut meta = [0; PAGE_BYTES];
+        let put = |page: &mut [u8; PAGE_BYTES], at: usize, value: u16| {
+            page[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+        };
+        put(&mut meta, LOWER, 92);
+        put(&mut meta, UPPER, 8184);
+        put(&mut meta, SPECIAL, 8184);
+        put(&mut meta, SPGIST_OPAQUE, SPGIST_META);
+        put(&mut meta, PAGE_BYTES - 2, SPGIST_PAGE_ID);
+        // Another kind of page, an inner one of the same index, and one without a special space.
+        for (at, value) in [
+            (PAGE_BYTES - 2, 0xFF81),
+            (SPGIST_OPAQUE, 4),
+            (SPECIAL, 8192),
+        ] {
+            let mut other = meta;
+            put(&mut other, at, value);
+            let before = look(&other);
+            other[60] ^= 1;
+            assert_ne!(look(&other), before, "{at}");
+        }
+        let before = look(&meta);
+        for at in SPGIST_LAST_USED..92 {
+            meta[at] ^= 1;
+            assert_eq!(look(&meta), before, "{at}");
+        }
+        for at in [0, 10, HEADER_BYTES, SPGIST_OPAQUE + 2] {
+            let mut other = meta;
+            other[at] ^= 1;
+            assert_ne!(look(&other), before, "{at}");
         }
     }
 

@@ -36,6 +36,11 @@ impl RelationFile {
         in_relations.then(|| RelationFile::named(path.file_name()))?
     }
 
+    /// Whether every block of it that changes is named in the WAL: those of rows and of indexes are.
+    pub(crate) fn is_rows(&self) -> bool {
+        self.fork == Fork::Main && !self.is_temporary
+    }
+
     /// The relation file of this name in a directory that [`is_database`] or `global`.
     pub(crate) fn named(name: &[u8]) -> Option<RelationFile> {
         let text = std::str::from_utf8(name).ok()?;

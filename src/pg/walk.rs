@@ -20,6 +20,7 @@ use walmgr_protocol::names::RelativePath;
 
 use super::data_directory::DataDirectory;
 use super::group_access;
+use super::incremental_note;
 use super::layout;
 use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, WhyNot};
 use super::mounts::LOST_AND_FOUND;
@@ -370,13 +371,14 @@ impl Walker<'_> {
             layout::POSTMASTER_OPTS.as_bytes(),
         ];
         /// What the server renames them to; of a backup from which this cluster was restored.
-        const OMITTED_IN_ROOT: [&[u8]; 6] = [
+        const OMITTED_IN_ROOT: [&[u8]; 7] = [
             b"backup_label.old",
             layout::TABLESPACE_MAP_DONE.as_bytes(),
             DAMAGED_PAGES.as_bytes(),
             LEFT_OUT.as_bytes(),
             group_access::NOTE.as_bytes(),
             LEFT_OUT_ALLOWED.as_bytes(),
+            incremental_note::NAME.as_bytes(),
         ];
         let is_root = above.is_none();
         if OMITTED.contains(&name)

@@ -8,6 +8,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod census;
+pub(crate) mod incremental;
 pub(crate) mod keeper;
 pub(crate) mod masters;
 pub(crate) mod meter;

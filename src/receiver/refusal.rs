@@ -171,6 +171,14 @@ pub(crate) fn of_set(error: &SetError) -> Error {
             ErrorCode::Mismatch,
             "this backup was removed; start the backup again",
         ),
+        SetError::ParentUnfit { .. } => (
+            ErrorCode::ParentUnfit,
+            "type `verify` on the standby: it says what else of that set is damaged",
+        ),
+        SetError::PageDiffers { .. } => (
+            ErrorCode::ParentUnfit,
+            "please report this; backups are full ones until it is settled",
+        ),
         SetError::GivenUp { .. } => (ErrorCode::Abandoned, "start the backup again"),
         SetError::Busy { .. } => (ErrorCode::Busy, "wait until it ends"),
         SetError::LockedByHand { .. } => (ErrorCode::Busy, LOCKED_HINT),

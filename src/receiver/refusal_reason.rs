@@ -68,7 +68,7 @@ impl From<ErrorCode> for RefusalReason {
             ErrorCode::RightMissing => RefusalReason::RightMissing,
             ErrorCode::NotSetUp => RefusalReason::NotSetUp,
             ErrorCode::ForeignCluster | ErrorCode::ForeignFile => RefusalReason::Foreign,
-            ErrorCode::DamagedFile => RefusalReason::Damaged,
+            ErrorCode::DamagedFile | ErrorCode::ParentUnfit => RefusalReason::Damaged,
             ErrorCode::Mismatch | ErrorCode::TooLarge => RefusalReason::Mismatch,
             ErrorCode::DiskFull => RefusalReason::DiskFull,
             ErrorCode::DiskFailed => RefusalReason::DiskFailed,

@@ -107,6 +107,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             changed_by_boot: begun::changed(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
             archive_cleaners: archive_cleaners::named(config),
+            incremental_differs: incremental_differs(config),
             keeps_all: keeps_all(config),
             retention: kept::facts(config),
             sets: set_figures(config),
@@ -124,6 +125,11 @@ fn locked(config: &StandbyConfig) -> Option<SetsLock> {
         age_s: status::seconds(now_ms - note.since_ms),
         holder: note.holder(),
     })
+}
+
+/// Why no backup is built on an older one.
+fn incremental_differs(config: &StandbyConfig) -> Option<String> {
+    sets::open(config).ok()?.noted_difference().ok()?
 }
 
 /// The sizes and durations of the sets, the newest first; none if they cannot be listed.

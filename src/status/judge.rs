@@ -108,6 +108,8 @@ codes! {
     BackupAge = "backup_age",
     /// A backup set cannot be read, or not be recovered to the end.
     Backup = "backup",
+    /// A backup that was built on an older one would have been wrong.
+    Incremental = "incremental",
     /// WAL grows, and nothing ever removes any.
     Retention = "retention",
     /// A server on the standby's host removes WAL from the archive.
@@ -406,6 +408,9 @@ fn judge_standby(
     }
     for text in &standby.archive_cleaners {
         found.alarm(Code::ArchiveCleanup, text);
+    }
+    if let Some(text) = &standby.incremental_differs {
+        found.alarm(Code::Incremental, text.clone());
     }
     if let Some(keeps_all) = &standby.keeps_all {
         judge_retention(found, keeps_all);

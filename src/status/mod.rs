@@ -213,6 +213,8 @@ pub(crate) struct StandbyFacts {
     pub archive_cleaners: Vec<String>,
     /// What the rules of retention make of the sets; nothing where there are none to ask.
     pub retention: Option<RetentionFacts>,
+    /// Why no backup is built on an older one, if such a one would have been wrong.
+    pub incremental_differs: Option<String>,
     /// What is kept where nothing is ever removed.
     pub keeps_all: Option<KeepsAll>,
 }

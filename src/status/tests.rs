@@ -266,6 +266,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         changed_by_boot: Some("/data/postgresql.auto.conf has a = 0 for a boot".into()),
         unfinished_boot: Some("/data".into()),
         archive_cleaners: vec!["pg_archivecleanup".into()],
+        incremental_differs: None,
         keeps_all: None,
         retention: None,
         sets: Vec::new(),

@@ -109,6 +109,7 @@ mod servers;
 pub(crate) mod sets;
 mod shared;
 pub(crate) mod survey;
+mod taken_over;
 pub(crate) mod tree;
 mod unfollowed;
 pub(crate) mod verify;

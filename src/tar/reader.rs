@@ -16,6 +16,7 @@
 use walmgr_protocol::limits::{PATH_BYTES_MAX, TAR_EXTENDED_BYTES_MAX};
 pub(crate) use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD as OFFSET_KEYWORD;
 use walmgr_protocol::names::RelativePath;
+use walmgr_protocol::patch::TAR_PATCH_KEYWORD;
 
 /// Headers and padding come in blocks of this size.
 pub const BLOCK_BYTES: usize = 512;
@@ -43,6 +44,13 @@ pub(crate) enum EntryKind {
         size: u64,
         /// Where they belong; anything but 0 continues a file of an earlier stream.
         offset: u64,
+    },
+    /// What a regular file has that the same file of an older set has not.
+    Patch {
+        /// Bytes of the patch in this stream.
+        size: u64,
+        /// The length of the file that comes of it.
+        len: u64,
     },
 }
 
@@ -98,6 +106,7 @@ struct Overrides {
     path: Option<Vec<u8>>,
     size: Option<u64>,
     offset: Option<u64>,
+    patched_len: Option<u64>,
     /// An extended header came, even if it said nothing.
     is_open: bool,
 }
@@ -330,7 +339,13 @@ impl TarReader {
         }
         let path = self.path(header, overrides.path)?;
         self.state = TarState::Data(size, padding(size));
-        let kind = EntryKind::File { size, offset };
+        let kind = match overrides.patched_len {
+            None => EntryKind::File { size, offset },
+            Some(len) if offset == 0 && i64::try_from(len).is_ok() => {
+                EntryKind::Patch { size, len }
+            }
+            Some(len) => return self.refuse(format!("a patch at {offset} for {len} bytes")),
+        };
         Ok(TarEntry { path, kind })
     }
 
@@ -340,7 +355,8 @@ impl TarReader {
         size: u64,
     ) -> Result<TarEntry, TarFault> {
         let overrides = std::mem::take(&mut self.overrides);
-        if size != 0 || overrides.size.is_some_and(|size| size != 0) || overrides.offset.is_some() {
+        let has_size = size != 0 || overrides.size.is_some_and(|size| size != 0);
+        if has_size || overrides.offset.is_some() || overrides.patched_len.is_some() {
             return self.refuse("a directory with content");
         }
         let path = match overrides.path {
@@ -443,6 +459,9 @@ fn read_pax(mut content: &[u8], overrides: &mut Overrides) -> Result<(), String>
             b"path" => overrides.path = Some(value.to_vec()),
             b"size" => overrides.size = Some(decimal()?),
             _ if keyword == OFFSET_KEYWORD.as_bytes() => overrides.offset = Some(decimal()?),
+            _ if keyword == TAR_PATCH_KEYWORD.as_bytes() => {
+                overrides.patched_len = Some(decimal()?);
+            }
             // A set's files belong to whoever runs the receiver, and no decision looks at times.
             b"mtime" | b"atime" | b"ctime" | b"uid" | b"gid" | b"uname" | b"gname" | b"comment" => {
             }

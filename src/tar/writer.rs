@@ -7,6 +7,7 @@
 //! left out: a set belongs to whoever takes it apart, and nothing decides by times.
 
 use walmgr_protocol::message::backup::TAR_OFFSET_KEYWORD;
+use walmgr_protocol::patch::TAR_PATCH_KEYWORD;
 
 /// Headers and padding come in blocks of this size.
 pub(crate) const BLOCK_BYTES: usize = 512;
@@ -25,12 +26,18 @@ pub const END: [u8; 2 * BLOCK_BYTES] = [0; 2 * BLOCK_BYTES];
 /// Appends the entry of a directory.
 pub fn put_directory(out: &mut Vec<u8>, path: &[u8]) {
     let path = [path, b"/"].concat();
-    put_entry(out, &path, 0, 0, TYPE_DIRECTORY);
+    put_entry(out, &path, 0, None, TYPE_DIRECTORY);
 }
 
 /// Appends the entry of a file, of which `size` bytes from `offset` on follow.
 pub fn put_file(out: &mut Vec<u8>, path: &[u8], size: u64, offset: u64) {
+    let offset = (offset > 0).then_some((TAR_OFFSET_KEYWORD, offset));
     put_entry(out, path, size, offset, TYPE_FILE);
+}
+
+/// Appends the entry of a patch of `size` bytes, for a file that will have `len`.
+pub(crate) fn put_patch(out: &mut Vec<u8>, path: &[u8], size: u64, len: u64) {
+    put_entry(out, path, size, Some((TAR_PATCH_KEYWORD, len)), TYPE_FILE);
 }
 
 /// Zeros behind the content of a file of this size.
@@ -39,7 +46,7 @@ pub fn padding(size: u64) -> usize {
     usize::try_from(missing).unwrap_or(0)
 }
 
-fn put_entry(out: &mut Vec<u8>, path: &[u8], size: u64, offset: u64, kind: u8) {
+fn put_entry(out: &mut Vec<u8>, path: &[u8], size: u64, number: Option<(&str, u64)>, kind: u8) {
     let mut records = Vec::new();
     if path.len() > NAME_BYTES {
         put_record(&mut records, "path", path);
@@ -47,9 +54,8 @@ fn put_entry(out: &mut Vec<u8>, path: &[u8], size: u64, offset: u64, kind: u8) {
     if size > SIZE_MAX {
         put_record(&mut records, "size", size.to_string().as_bytes());
     }
-    if offset > 0 {
-        let offset = offset.to_string();
-        put_record(&mut records, TAR_OFFSET_KEYWORD, offset.as_bytes());
+    if let Some((keyword, number)) = number {
+        put_record(&mut records, keyword, number.to_string().as_bytes());
     }
     if !records.is_empty() {
         out.extend_from_slice(&header(b"pax", records.len() as u64, TYPE_PAX));

@@ -231,6 +231,7 @@ const fn kind_of(code: ErrorCode) -> Kind {
         | ErrorCode::Incompatible
         | ErrorCode::NotSetUp
         | ErrorCode::DamagedFile
+        | ErrorCode::ParentUnfit
         | ErrorCode::Mismatch
         | ErrorCode::TooLarge
         | ErrorCode::Busy

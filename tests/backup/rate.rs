@@ -56,11 +56,11 @@ fn fault_188_all_streams_of_a_backup_together_keep_its_rate() {
         // The next backup takes what the file says then.
         site.master_set("backup_rate", &format!("{rate}MB"));
         site.master_set("backup_jobs", jobs);
-        let rehearsed = site.master_command(&["-n", "backup"]).succeed();
+        let rehearsed = site.master_command(&["-n", "backup", "--full"]).succeed();
         let said = format!("(at most {rate}.00 MiB/s, as backup_rate says)");
         assert!(rehearsed.contains(&said), "{rehearsed}");
         let begun = Instant::now();
-        let made = site.master_command(&["backup"]).succeed();
+        let made = site.master_command(&["backup", "--full"]).succeed();
         let took = begun.elapsed();
         assert!(made.contains(&said), "{made}");
         judge(&site, &newest(&site)).unwrap();

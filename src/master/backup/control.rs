@@ -2,12 +2,14 @@
 //! Never gives a backup up because a connection broke: it comes back until the lease has run out.
 //! Invariant: `Sealed` is returned only when the receiver said so.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
-use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed};
+use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed, Token};
+use walmgr_protocol::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use walmgr_protocol::message::{Error, ErrorCode, Message, MessageKind, Scope};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::backup::{Control as Session, ControlEvent};
@@ -35,6 +37,8 @@ pub(crate) struct ReceiverLink {
     target: ReceiverTarget,
     facts: ClusterFacts,
     receiver: String,
+    /// Why nothing can be built on the receiver's older set.
+    unfit: OnceLock<String>,
 }
 
 /// What kept a connection from doing its work.
@@ -73,6 +77,7 @@ impl ReceiverLink {
             target: ReceiverTarget::from_config(config)?,
             facts,
             receiver: config.slave.to_string(),
+            unfit: OnceLock::new(),
         })
     }
 
@@ -94,6 +99,9 @@ impl ReceiverLink {
     /// What a refusal means for the backup.
     pub(crate) fn refused(&self, error: Error) -> LinkError {
         let (code, scope) = (error.code, error.scope);
+        if code == ErrorCode::ParentUnfit {
+            self.unfit.get_or_init(|| error.message.clone());
+        }
         let refused = refused(&self.receiver, "refused", error);
         match code {
             // A frame that was damaged on its way, or a receiver that is busy or restarting.
@@ -104,6 +112,11 @@ impl ReceiverLink {
             }
             _ => LinkError::Final(refused),
         }
+    }
+
+    /// Why the receiver's older set is none that a backup can be built on, if that came out on the way.
+    pub(crate) fn unfit(&self) -> Option<&str> {
+        self.unfit.get().map(String::as_str)
     }
 
     /// It answered with something else than was asked.
@@ -125,6 +138,8 @@ pub(crate) struct BackupControl<'a> {
     granted: Granted,
     /// When the connection was lost, if it is.
     lost: Instant,
+    /// The answer to a rehearsal.
+    rehearsed: Option<ParentAnswer>,
 }
 
 impl<'a> BackupControl<'a> {
@@ -141,12 +156,43 @@ impl<'a> BackupControl<'a> {
                 session,
                 granted,
                 lost: Instant::now(),
+                rehearsed: None,
             }),
             ControlEvent::Refused(error) => Err(way.refused(error).into_error()),
-            ControlEvent::Sealed(_) => {
-                Err(way.answered_with(MessageKind::BackupSealed).into_error())
-            }
+            event => Err(way.answered_with(kind_of(&event)).into_error()),
         }
+    }
+
+    /// Asks what a backup would be built on, without beginning one.
+    pub(crate) async fn rehearse(
+        way: &'a ReceiverLink,
+        request: ParentRequest,
+    ) -> Result<BackupControl<'a>> {
+        let mut wire = way.connect().await.map_err(LinkError::into_error)?;
+        let (mut session, message) = Session::rehearse(request);
+        wire.send(CHANNEL, &message).await?;
+        let event = session.received(receive(&mut wire).await?);
+        match event.map_err(WireFault::from)? {
+            ControlEvent::Parent(answer) => Ok(BackupControl {
+                way,
+                wire: Some(wire),
+                session,
+                granted: Granted {
+                    token: Token([0; 16]),
+                    lease_s: 0,
+                    streams_max: 0,
+                },
+                lost: Instant::now(),
+                rehearsed: Some(answer),
+            }),
+            ControlEvent::Refused(error) => Err(way.refused(error).into_error()),
+            event => Err(way.answered_with(kind_of(&event)).into_error()),
+        }
+    }
+
+    /// The answer to that.
+    pub(crate) const fn rehearsed(&self) -> Option<&ParentAnswer> {
+        self.rehearsed.as_ref()
     }
 
     /// What was granted.
@@ -168,6 +214,54 @@ impl<'a> BackupControl<'a> {
                 Ok(frame) => self.unasked(frame.message)?,
                 Err(fault) => self.lose(&fault),
             }
+        }
+    }
+
+    /// Asks for an older set that need not be sent again.
+    pub(crate) async fn parent(&mut self, request: ParentRequest) -> Result<ParentAnswer> {
+        match self.ask(|session| session.parent(request)).await? {
+            ControlEvent::Parent(answer) => Ok(answer),
+            event => Err(self.way.answered_with(kind_of(&event)).into_error()),
+        }
+    }
+
+    /// Asks what is needed of these files beside what that set has.
+    pub(crate) async fn compare(&mut self, files: Vec<FileLen>) -> Result<Vec<FileNeed>> {
+        match self.ask(|session| session.compare(files.clone())).await? {
+            ControlEvent::Needed(needs) => Ok(needs),
+            event => Err(self.way.answered_with(kind_of(&event)).into_error()),
+        }
+    }
+
+    /// Asks until there is an answer; what is lost with a connection is asked again on the next.
+    async fn ask(
+        &mut self,
+        question: impl Fn(&mut Session) -> std::result::Result<Message, Misuse>,
+    ) -> Result<ControlEvent> {
+        loop {
+            match self.try_ask(&question).await {
+                Ok(event) => return Ok(event),
+                Err(LinkError::Final(error)) => return Err(error),
+                Err(LinkError::Retry(error)) => self.lose(&error),
+            }
+            self.connected().await?;
+        }
+    }
+
+    async fn try_ask(
+        &mut self,
+        question: &impl Fn(&mut Session) -> std::result::Result<Message, Misuse>,
+    ) -> Result<ControlEvent, LinkError> {
+        let wire = match &mut self.wire {
+            Some(wire) => wire,
+            None => return Err(WireFault::Closed.into()),
+        };
+        let question = question(&mut self.session)?;
+        wire.send(CHANNEL, &question).await?;
+        let message = receive(wire).await?;
+        match self.session.received(message).map_err(WireFault::from)? {
+            ControlEvent::Refused(error) => Err(self.way.refused(error)),
+            event => Ok(event),
         }
     }
 
@@ -224,7 +318,7 @@ impl<'a> BackupControl<'a> {
         match self.session.received(message).map_err(WireFault::from)? {
             ControlEvent::Sealed(sealed) => Ok(sealed),
             ControlEvent::Refused(error) => Err(self.way.refused(error)),
-            ControlEvent::Granted(_) => Err(self.way.answered_with(MessageKind::BackupGranted)),
+            event => Err(self.way.answered_with(kind_of(&event))),
         }
     }
 
@@ -262,6 +356,7 @@ impl<'a> BackupControl<'a> {
             ControlEvent::Granted(_) => None,
             ControlEvent::Sealed(sealed) => Some(sealed),
             ControlEvent::Refused(error) => return Err(self.way.refused(error)),
+            event => return Err(self.way.answered_with(kind_of(&event))),
         };
         tracing::debug!("the control connection of the backup is re-established");
         (self.wire, self.session) = (Some(wire), session);
@@ -277,14 +372,7 @@ impl<'a> BackupControl<'a> {
                     Ok(())
                 }
             },
-            Ok(ControlEvent::Granted(_)) => {
-                let found = MessageKind::BackupGranted;
-                Err(self.way.answered_with(found).into_error())
-            }
-            Ok(ControlEvent::Sealed(_)) => {
-                let found = MessageKind::BackupSealed;
-                Err(self.way.answered_with(found).into_error())
-            }
+            Ok(event) => Err(self.way.answered_with(kind_of(&event)).into_error()),
             Err(error) => Err(WireFault::from(error).into()),
         }
     }
@@ -293,6 +381,17 @@ impl<'a> BackupControl<'a> {
         tracing::debug!("the control connection of the backup is lost: {why}");
         self.wire = None;
         self.lost = Instant::now();
+    }
+}
+
+/// The message that an event was.
+const fn kind_of(event: &ControlEvent) -> MessageKind {
+    match event {
+        ControlEvent::Granted(_) => MessageKind::BackupGranted,
+        ControlEvent::Parent(_) => MessageKind::BackupParent,
+        ControlEvent::Needed(_) => MessageKind::BackupNeeded,
+        ControlEvent::Sealed(_) => MessageKind::BackupSealed,
+        ControlEvent::Refused(_) => MessageKind::Error,
     }
 }
 

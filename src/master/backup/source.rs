@@ -3,10 +3,14 @@
 //! never split between two blocks, so every block can be checked by itself.
 
 use std::collections::VecDeque;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use walmgr_protocol::patch::{self, PAGE_BYTES};
+
 use crate::error::Result;
+use crate::master::backup::patch_plan::{PatchPiece, PatchPlan};
 use crate::master::backup::work_queue::{OnItsWay, Remainder, Resend, WorkQueue};
 use crate::pg::base_backup::reading::{self, ReadFrom, Reading};
 use crate::pg::base_backup::{BadBlock, Content, Item};
@@ -23,6 +27,8 @@ pub(crate) struct StreamSource {
     staged: Vec<u8>,
     staged_at: usize,
     has_ended: bool,
+    /// Picks the pages that are looked at.
+    random: u64,
 }
 
 struct Current {
@@ -30,6 +36,15 @@ struct Current {
     reading: Reading,
     /// Bytes of it in this stream.
     size: u64,
+    /// What follows it, where only some pages are sent.
+    patch: Option<Patching>,
+}
+
+/// A file of which only some pages are sent.
+struct Patching {
+    file: File,
+    plan: PatchPlan,
+    pages: Option<Pages>,
 }
 
 impl StreamSource {
@@ -38,8 +53,10 @@ impl StreamSource {
         load: Arc<WorkQueue>,
         on_its_way: Arc<OnItsWay>,
         again: Vec<Resend>,
+        random: u64,
     ) -> StreamSource {
         StreamSource {
+            random,
             load,
             on_its_way,
             again: again.into(),
@@ -64,10 +81,10 @@ impl StreamSource {
                 self.staged_at += taken;
             } else if let Some(mut current) = self.current.take() {
                 let full = !self.read(&mut current, buffer, room)?;
-                if current.reading.is_at_end() {
-                    self.finish(&current);
-                } else {
+                if !current.reading.is_at_end() {
                     self.current = Some(current);
+                } else {
+                    self.go_on(current)?;
                 }
                 if full {
                     break;
@@ -118,6 +135,12 @@ impl StreamSource {
                 (ReadFrom::Note(bytes.clone()), Some(found))
             }
             Content::File(listed) => match reading::open(&self.load.roots, &item, listed)? {
+                Some((file, metadata))
+                    if self.load.needs.contains_key(&listed.path)
+                        && metadata.len().is_multiple_of(PAGE_BYTES) =>
+                {
+                    return self.begin_patch(item, file, &metadata);
+                }
                 Some((file, metadata)) => {
                     let found = (metadata.len(), metadata.mtime());
                     (ReadFrom::File(file), Some(found))
@@ -147,6 +170,7 @@ impl StreamSource {
             item,
             reading,
             size,
+            patch: None,
         };
         if size == 0 {
             self.on_its_way.complete(&current.item, crc32c);
@@ -177,9 +201,87 @@ impl StreamSource {
         Ok(!ends)
     }
 
+    /// Begins a file of which the receiver has all but some pages.
+    fn begin_patch(&mut self, item: Arc<Item>, file: File, metadata: &Metadata) -> Result<()> {
+        let len = metadata.len();
+        let path = item.path().unwrap_or(&item.target);
+        let pages = Pages::of(path, &self.load.control);
+        let mut random = self.random;
+        let mut next_random = || {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            random >> 33
+        };
+        let plan = match self.load.needs.get(path) {
+            Some(needed) => PatchPlan::make(
+                &file,
+                (needed, len),
+                (pages, self.load.start),
+                &mut next_random,
+            ),
+            None => return Ok(()),
+        };
+        let plan = plan.map_err(|error| reading::failed(&item, error))?;
+        self.random = random;
+        self.on_its_way.begin_patch(&item, len, metadata.mtime());
+        let looks = (plan.0.iter()).filter(|piece| matches!(piece, PatchPiece::Look(..)));
+        let looked_bytes = looks.count() as u64 * PAGE_BYTES;
+        self.on_its_way.count(&self.load, &item, looked_bytes);
+        let size = plan.bytes();
+        self.stage(|staged| tar::put_patch(staged, item.target.as_bytes(), size, len));
+        if size == 0 {
+            self.on_its_way.complete(&item, 0);
+            return Ok(());
+        }
+        self.current = Some(Current {
+            item,
+            reading: Reading::new(ReadFrom::Gone, (0, 0, 0), None),
+            size,
+            patch: Some(Patching { file, plan, pages }),
+        });
+        Ok(())
+    }
+
+    /// Goes on with what follows, or ends the file.
+    fn go_on(&mut self, mut current: Current) -> Result<()> {
+        let Some(patching) = &mut current.patch else {
+            self.finish(&current);
+            return Ok(());
+        };
+        match patching.plan.0.pop_front() {
+            None => self.finish(&current),
+            Some(PatchPiece::Look(block, look)) => {
+                let is_last = patching.plan.0.is_empty();
+                self.stage(|staged| patch::put_look(staged, block, look));
+                match is_last {
+                    // The receiver has the file when it has this, and says so.
+                    true => self.finish_behind_staged(&current),
+                    false => self.current = Some(current),
+                }
+            }
+            Some(PatchPiece::Pages(range)) => {
+                let file = patching.file.try_clone();
+                let file = file.map_err(|error| reading::failed(&current.item, error))?;
+                let (offset, end) = (u64::from(range.start), u64::from(range.end));
+                let place = (offset * PAGE_BYTES, 0, end * PAGE_BYTES);
+                current.reading = Reading::new(ReadFrom::File(file), place, patching.pages);
+                let count = range.end - range.start;
+                self.stage(|staged| patch::put_pages(staged, range.start, count));
+                self.current = Some(current);
+            }
+        }
+        Ok(())
+    }
+
     fn finish(&mut self, current: &Current) {
+        self.stage(|_| ());
+        self.finish_behind_staged(current);
+    }
+
+    fn finish_behind_staged(&mut self, current: &Current) {
         (self.on_its_way).complete(&current.item, current.reading.crc32c);
-        let padding = tar::padding(current.size);
-        self.stage(|staged| staged.resize(padding, 0));
+        let end = self.staged.len() + tar::padding(current.size);
+        self.staged.resize(end, 0);
     }
 }

@@ -23,6 +23,7 @@ use crate::master::backup::work_queue::{OnItsWay, Resend, WorkQueue};
 use crate::master::push::Blocks;
 use crate::output::progress::Counters;
 use crate::rate_limit::RateLimit;
+use crate::transport::connect::fresh_nonce;
 use crate::transport::wire::{Wire, WireFault};
 
 /// Time to wait for the words behind a connection that takes nothing more.
@@ -82,7 +83,12 @@ impl BackupStream {
         let again = self.ask(&mut wire, &mut session, on_its_way).await?;
         let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
         let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
-        let source = StreamSource::new(Arc::clone(&self.load), Arc::clone(on_its_way), again);
+        let nonce = fresh_nonce().map_err(LinkError::Final)?;
+        let random = nonce
+            .iter()
+            .fold(0, |seed: u64, byte| seed << 4 ^ u64::from(*byte));
+        let (load, way) = (Arc::clone(&self.load), Arc::clone(on_its_way));
+        let source = StreamSource::new(load, way, again, random);
         let (blocks, limit) = (self.blocks, Arc::clone(&self.limit));
         let reading = tokio::task::spawn_blocking(move || {
             read_blocks(source, blocks, &limit, &full, &reusable)

@@ -10,6 +10,7 @@ use walmgr_protocol::message::backup::{FileDigest, FileDone, Held};
 use walmgr_protocol::names::{Lsn, RelativePath};
 
 use crate::error::{CommandError, Result};
+use crate::master::backup::needs::Needs;
 use crate::output::progress::Counters;
 use crate::pg::base_backup::{Arrived, BadBlock, Item};
 use crate::pg::control::ControlFile;
@@ -27,6 +28,8 @@ pub(crate) struct WorkQueue {
     pub start: Lsn,
     /// What the cluster's pages look like.
     pub control: ControlFile,
+    /// What is needed of files of which not all is.
+    pub needs: Needs,
     /// How far everything is.
     pub counters: Counters,
     /// Files that were gone before they could be read.
@@ -43,13 +46,14 @@ impl WorkQueue {
     pub(crate) fn new(
         roots: Roots,
         start: Lsn,
-        control: ControlFile,
+        (control, needs): (ControlFile, Needs),
         waiting: impl IntoIterator<Item = Item>,
     ) -> WorkQueue {
         let queue = WorkQueue {
             roots,
             start,
             control,
+            needs,
             counters: Counters::default(),
             vanished: AtomicU64::new(0),
             put_in: AtomicU64::new(0),
@@ -119,6 +123,8 @@ struct Sent {
     modified_s: i64,
     /// CRC-32C of all of it, once all of it was read.
     crc32c: Option<u32>,
+    /// Only the receiver knows the checksum of the file that comes of it.
+    is_patch: bool,
     /// Offsets behind blocks, and the CRC-32C up to there.
     checkpoints: Vec<(u64, u32)>,
     /// Bytes of it that the progress counts.
@@ -150,11 +156,21 @@ pub(crate) struct Remainder {
 impl OnItsWay {
     /// Something is being sent from its beginning.
     pub(crate) fn begin(&self, item: &Arc<Item>, len: u64, modified_s: i64) {
+        self.begin_as(item, len, modified_s, false);
+    }
+
+    /// A patch is being sent that makes a file so long.
+    pub(crate) fn begin_patch(&self, item: &Arc<Item>, len: u64, modified_s: i64) {
+        self.begin_as(item, len, modified_s, true);
+    }
+
+    fn begin_as(&self, item: &Arc<Item>, len: u64, modified_s: i64, is_patch: bool) {
         let sent = Sent {
             item: Arc::clone(item),
             len,
             modified_s,
             crc32c: None,
+            is_patch,
             checkpoints: Vec::new(),
             counted_bytes: 0,
         };
@@ -164,6 +180,7 @@ impl OnItsWay {
     /// A block ends inside this file.
     pub(crate) fn checkpoint(&self, item: &Item, offset: u64, crc32c: u32) {
         if let Some(sent) = lock(&self.0).get_mut(&item.target)
+            && !sent.is_patch
             && sent.checkpoints.len() < CHECKPOINTS_MAX
         {
             sent.checkpoints.push((offset, crc32c));
@@ -195,7 +212,10 @@ impl OnItsWay {
     pub(crate) fn done(&self, load: &WorkQueue, done: &FileDone) -> Result<()> {
         let sent = lock(&self.0).remove(&done.path);
         let digest = sent.as_ref().and_then(|sent| {
-            let (len, crc32c) = (sent.len, sent.crc32c?);
+            let (len, crc32c) = match (sent.is_patch, sent.crc32c?) {
+                (true, _) => (sent.len, done.digest.crc32c),
+                (false, crc32c) => (sent.len, crc32c),
+            };
             Some(FileDigest { len, crc32c })
         });
         match (sent, digest) {
@@ -319,7 +339,8 @@ mod tests {
         let data = DataDirectory::open(home.path()).unwrap();
         let roots = walk::walk(&data).unwrap().roots;
         let control = data.control().unwrap();
-        (WorkQueue::new(roots, Lsn(1), control, items), home)
+        let needs = Needs::new();
+        (WorkQueue::new(roots, Lsn(1), (control, needs), items), home)
     }
 
     fn path(text: &str) -> RelativePath {

@@ -137,6 +137,7 @@ impl Unpack {
             EntryKind::Directory => self.descend(path.as_bytes()).map(drop),
             EntryKind::File { offset: 0, .. } => self.begin_file(path),
             EntryKind::File { .. } => Err(refused(&path, "it begins in its middle")),
+            EntryKind::Patch { .. } => Err(refused(&path, "it is a patch")),
         }
     }
 

@@ -10,9 +10,11 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
 use walmgr_protocol::message::backup::{Begin, FileDone, Granted, Held, Sealed, Token};
+use walmgr_protocol::message::parent::{FileNeed, ParentAnswer};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
 
+use crate::receiver::cluster::incremental::Incremental;
 use crate::receiver::worker::{self, Say, WorkerReport, Workforce};
 use crate::receiver::{
     BACKUP_IDLE_MAX, BACKUP_LEASE, BACKUP_LEASE_S, BACKUP_PROGRESS_BYTES_MIN, refusal,
@@ -28,6 +30,10 @@ pub(crate) enum BackupReport {
     Admitted(Attachment),
     /// The answer to a question what is held.
     LookedUp(Vec<Held>),
+    /// The answer to a question for a set to build on.
+    ParentChosen(ParentAnswer),
+    /// The answer to a question what is needed.
+    Compared(Vec<FileNeed>),
     /// Files have arrived.
     FilesDone(Vec<FileDone>),
     /// The stream was taken to its end.
@@ -57,6 +63,8 @@ pub(crate) struct Running {
 struct Inner {
     phase: Phase,
     set: Option<IncomingSet>,
+    /// What it is built on.
+    incremental: Option<Arc<Incremental>>,
     control: Option<Member>,
     /// The connection that controls it, or did so last.
     last_control: u64,
@@ -136,6 +144,7 @@ impl Running {
             inner: Mutex::new(Inner {
                 phase: Phase::Receiving,
                 set: Some(set),
+                incremental: None,
                 control: None,
                 last_control: 0,
                 streams: HashMap::new(),
@@ -288,6 +297,26 @@ impl Running {
         }
     }
 
+    /// What it is built on, if that was chosen.
+    pub(crate) fn incremental(&self) -> Option<Arc<Incremental>> {
+        self.inner().incremental.clone()
+    }
+
+    /// Has it built on this, unless another question for it was answered meanwhile.
+    pub(crate) fn build_on(&self, chosen: Incremental) -> Result<Arc<Incremental>, Error> {
+        let mut inner = self.inner();
+        let Some(set) = &inner.set else {
+            return Err(unknown());
+        };
+        if let Some(chosen) = &inner.incremental {
+            return Ok(Arc::clone(chosen));
+        }
+        set.build_on(&chosen.parent);
+        let chosen = Arc::new(chosen);
+        inner.incremental = Some(Arc::clone(&chosen));
+        Ok(chosen)
+    }
+
     /// What is held of each of these.
     pub(crate) fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
         match &self.inner().set {
@@ -339,6 +368,8 @@ impl Running {
         let mut inner = self.inner();
         match (inner.phase, inner.set.take()) {
             (Phase::Waiting, Some(set)) => {
+                // Nobody reads the older set any more, and it may expire.
+                inner.incremental = None;
                 self.is_now(Phase::Sealing, &mut inner);
                 Ok(set)
             }
@@ -371,6 +402,7 @@ impl Running {
         }
         self.is_now(Phase::Over, &mut inner);
         let set = inner.set.take();
+        let incremental = inner.incremental.take();
         let streams = std::mem::take(&mut inner.streams);
         let members: Vec<Member> = inner
             .control
@@ -384,7 +416,7 @@ impl Running {
             (member.reports)(BackupReport::Failed(why.clone()));
         }
         // The last of it goes with the threads of its streams.
-        drop(set);
+        drop((set, incremental));
         true
     }
 

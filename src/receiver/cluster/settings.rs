@@ -61,6 +61,8 @@ pub(crate) struct ClusterSettings {
     pub ahead_max: u64,
     /// In which form segments are stored.
     pub compression: StoreCompression,
+    /// Every such backup is a full one; with 0 only those that have to be.
+    pub full_every: u32,
     /// Bytes a second that are read to find what the disk changed.
     pub recheck_rate: u64,
     /// Bytes a second that are read at most of sets that are fetched.
@@ -94,6 +96,7 @@ impl ClusterSettings {
             },
             ahead_max: config.archive_ahead_max,
             compression: config.store_compression,
+            full_every: config.full_every,
             recheck_rate: config.recheck_rate,
             fetch_rate: config.fetch_rate,
             audit_log,

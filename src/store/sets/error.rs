@@ -46,6 +46,22 @@ pub enum SetError {
         /// Expected and found.
         why: String,
     },
+    /// What a backup was to take of an older set is not what that set was sealed with.
+    #[error("{path} of the older set {set}: {why}")]
+    ParentUnfit {
+        /// The name of the older set.
+        set: String,
+        /// The file.
+        path: RelativePath,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A page changed that no WAL names.
+    #[error("an incremental backup would be wrong: {what}")]
+    PageDiffers {
+        /// Which page, and how it differs.
+        what: String,
+    },
     /// The backup was given up after an earlier failure.
     #[error("the backup was given up: {why}")]
     GivenUp {
@@ -118,6 +134,8 @@ impl SetError {
             | SetError::TooManyEntries { .. }
             | SetError::PathsTooLong { .. }
             | SetError::Manifest { .. }
+            | SetError::ParentUnfit { .. }
+            | SetError::PageDiffers { .. }
             | SetError::Damaged { .. }
             | SetError::GivenUp { .. }
             | SetError::NotComplete { .. }

@@ -15,6 +15,7 @@ use walmgr_protocol::names::RelativePath;
 use super::error::SetError;
 use super::inventory::{Claim, KnownFile};
 use super::names::is_reserved;
+use super::patched_file::PatchedFile;
 use super::shared::{SetShared, descend};
 
 /// How much of a file is written before its write-back is started, so that the one sync at the end
@@ -53,6 +54,8 @@ struct ReceivedFile {
     /// How much of it the file system knows of; behind that there are zeros.
     stored_bytes: u64,
     writeback_bytes: u64,
+    /// What comes is a patch for it.
+    patched: Option<PatchedFile>,
 }
 
 impl FileWriter {
@@ -118,7 +121,19 @@ impl FileWriter {
             arrived,
             stored_bytes: stored.len,
             writeback_bytes: arrived.len,
+            patched: None,
         });
+        Ok(())
+    }
+
+    /// Begins a file that is so long and otherwise as the parent has it; a patch follows.
+    pub fn begin_patch(&mut self, path: RelativePath, len: u64) -> Result<(), SetError> {
+        self.begin(path, len, 0)?;
+        if let Some(open) = &mut self.file {
+            let into = open.file.as_fd();
+            open.patched = Some(PatchedFile::begin(&self.shared, &open.path, into, len)?);
+            open.stored_bytes = len;
+        }
         Ok(())
     }
 
@@ -129,6 +144,9 @@ impl FileWriter {
             return Ok(());
         };
         let shared = &self.shared;
+        if let Some(patched) = &mut open.patched {
+            return patched.take(shared, (&open.path, open.file.as_fd()), data);
+        }
         let crc32c = crc32c::crc32c_append(open.arrived.crc32c, data);
         let disk = &shared.sets.parent.disk;
         while !data.is_empty() {
@@ -141,6 +159,7 @@ impl FileWriter {
                 disk.write_all(open.file.as_fd(), piece, open.arrived.len)
                     .map_err(|error| shared.failure("write", &open.path, error))?;
                 open.stored_bytes = open.stored_bytes.max(end);
+                shared.note_stored(piece.len() as u64);
             }
             open.arrived.len = end;
             data = &data[piece.len()..];
@@ -158,9 +177,16 @@ impl FileWriter {
 
     /// Ends the file that was begun.
     pub fn end(&mut self) -> Result<Option<SealedFile>, SetError> {
-        let Some(open) = self.file.take() else {
+        let Some(mut open) = self.file.take() else {
             return Ok(None);
         };
+        if let Some(patched) = open.patched.take() {
+            let directory = self.directory(open.path.parent().as_ref())?;
+            let name = OsStr::from_bytes(open.path.file_name());
+            let made = (self.shared.sets.parent.disk).open_file(directory.as_fd(), name);
+            let made = made.map_err(|error| self.shared.failure("open", &open.path, error))?;
+            open.arrived = patched.finish(&self.shared, &open.path, made.as_fd())?;
+        }
         let shared = &self.shared;
         let disk = &shared.sets.parent.disk;
         if open.stored_bytes != open.len {
@@ -182,7 +208,7 @@ impl FileWriter {
         };
         let disk = &self.shared.sets.parent.disk;
         // Whatever keeps it from sharing is found again, or not, when the content is written.
-        if disk.clone_file(source, open.file.as_fd()).is_err() {
+        if disk.share_content(source, open.file.as_fd()).is_err() {
             return Ok(None);
         }
         let stat = disk.stat(open.file.as_fd());

@@ -67,6 +67,9 @@ fn read(stream: &[u8], piece_bytes: usize) -> Vec<StreamRead> {
                         assert!(!component.is_empty() && component != b"." && component != b"..");
                         assert!(!component.contains(&0));
                     }
+                    if let EntryKind::Patch { size, .. } = entry.kind {
+                        missing = Some(size);
+                    }
                     if let EntryKind::File { size, offset } = entry.kind {
                         assert!(offset.checked_add(size).is_some());
                         missing = Some(size);

@@ -8,8 +8,8 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
@@ -19,6 +19,7 @@ use super::error::SetError;
 use super::file_writer::{FileWriter, SealedFile};
 use super::inventory::{HeldFile, KnownFile};
 use super::lock::Lease;
+use super::parent::ParentOfSet;
 use super::shared::{SetShared, descend};
 use super::unpack::StreamWriter;
 use crate::files::FileId;
@@ -41,6 +42,8 @@ impl BackupSets {
                 identity,
                 lease: Arc::clone(lease),
                 inventory: Mutex::default(),
+                parent: OnceLock::new(),
+                stored_bytes: AtomicU64::new(0),
                 is_sealed: AtomicBool::new(false),
             }),
         })
@@ -97,6 +100,16 @@ impl IncomingSet {
                 Ok(sets.read_small(directory.as_fd(), &name, &file_name)?)
             }
         }
+    }
+
+    /// Lets files that come as patches begin as this set has them; one that was named before stays.
+    pub(crate) fn build_on(&self, parent: &Arc<ParentOfSet>) {
+        self.shared.parent.get_or_init(|| Arc::clone(parent));
+    }
+
+    /// Bytes that the set takes up so far and shares with no other.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.shared.stored_bytes.load(Ordering::Relaxed)
     }
 
     /// The longest that a manifest of what has arrived can be.

@@ -6,8 +6,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use walmgr_protocol::names::RelativePath;
@@ -16,6 +16,7 @@ use super::BackupSets;
 use super::error::SetError;
 use super::inventory::{Inventory, KnownFile};
 use super::lock::Lease;
+use super::parent::ParentOfSet;
 use crate::files::FileId;
 
 /// What the streams of a set share.
@@ -27,6 +28,10 @@ pub(super) struct SetShared {
     /// Held until the set is sealed or gone.
     pub(super) lease: Arc<Lease>,
     pub(super) inventory: Mutex<Inventory>,
+    /// What files are patched of that are not sent whole.
+    pub(super) parent: OnceLock<Arc<ParentOfSet>>,
+    /// Bytes that were written, and are no other file's.
+    pub(super) stored_bytes: AtomicU64,
     /// The set may be sealed on the disk: nobody removes it any more.
     pub(super) is_sealed: AtomicBool,
 }
@@ -69,6 +74,14 @@ impl SetShared {
             },
             _ => self.failure(op, path, error),
         }
+    }
+
+    pub(super) fn parent(&self) -> Option<Arc<ParentOfSet>> {
+        self.parent.get().map(Arc::clone)
+    }
+
+    pub(super) fn note_stored(&self, bytes: u64) {
+        self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn keep(&self) {

@@ -65,6 +65,7 @@ impl StreamWriter {
         match kind {
             EntryKind::Directory => self.files.declare(&path),
             EntryKind::File { size, offset } => self.files.begin(path, size, offset),
+            EntryKind::Patch { len, .. } => self.files.begin_patch(path, len),
         }
     }
 }

@@ -2,12 +2,13 @@
 //! Never blocks on the disk. Invariant: the slot of a connection counts as the backup's exactly as long as it
 //! takes part.
 //!
-//! [`work`] is what the worker does, [`received`] the parts that are no files of the server, [`seal`] ends the backup if
+//! [`work`] is what the worker does, [`incremental`] says what need not come, [`received`] are the parts that are no files of the server, [`seal`] ends the backup if
 //! it [`fits`], with its [`configs`], and [`after`] that rotates and purges.
 
 pub(crate) mod after;
 pub(crate) mod configs;
 pub(crate) mod fits;
+pub(crate) mod incremental;
 pub(crate) mod received;
 pub(crate) mod seal;
 pub(crate) mod work;
@@ -90,6 +91,8 @@ impl BackupFlow {
                 self.session.admitted(granted)?
             }
             BackupReport::LookedUp(held) => self.session.looked_up(held)?,
+            BackupReport::ParentChosen(answer) => self.session.parent_chosen(answer)?,
+            BackupReport::Compared(needs) => self.session.compared(needs)?,
             BackupReport::FilesDone(files) => {
                 let done = Message::Backup(Backup::FilesDone(files));
                 Some(ReceiverAction::Send(done))
@@ -160,6 +163,8 @@ impl BackupFlow {
                 return Ok(());
             }
             ReceiverAction::LookUp(paths) => BackupJob::LookUp(paths),
+            ReceiverAction::ChooseParent(asked) => BackupJob::ChooseParent(asked),
+            ReceiverAction::Compare(files) => BackupJob::Compare(files),
             ReceiverAction::Write(data) => BackupJob::Write(data),
             ReceiverAction::EndStream(_) => BackupJob::EndStream,
             ReceiverAction::BeginPart(part) => BackupJob::BeginPart(part),

@@ -46,6 +46,7 @@ pub(crate) fn seal(
     let mut facts = Sealed {
         name: String::new(),
         path: String::new(),
+        stored_bytes: 0,
         expired: 0,
         purged: 0,
         warnings: Vec::new(),
@@ -53,6 +54,7 @@ pub(crate) fn seal(
     let config_backup = cluster.backup_folders.config_backup.as_deref();
     let staged = configs::stage(config_backup, parts, &mut facts.warnings)?;
     let set = running.begin_sealing()?;
+    facts.stored_bytes = set.stored_bytes();
     let sealed = set.seal(Parts {
         backup_label: label,
         tablespace_map: parts.find(&PartName::TablespaceMap),

@@ -8,10 +8,12 @@ use tokio::sync::mpsc;
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::{BACKUP_PATHS_MAX, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::backup::{FileDone, Finish, Part};
+use walmgr_protocol::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::session::backup::Request;
 
+use super::incremental;
 use super::received::Received;
 use super::seal;
 use crate::receiver::cluster::ServedCluster;
@@ -29,6 +31,10 @@ use crate::store::sets::SealedFile;
 pub(crate) enum BackupJob {
     /// Say what is held of these.
     LookUp(Vec<RelativePath>),
+    /// Choose the set that this one is built on.
+    ChooseParent(ParentRequest),
+    /// Say what is needed of these beside what that holds.
+    Compare(Vec<FileLen>),
     /// Unpack this block and take it into the set.
     Write(Data),
     /// See that the stream's tar came to its end too.
@@ -100,6 +106,7 @@ fn work(
                 return Ok(());
             }
         },
+        Request::Rehearse(asked) => return rehearse(served, &asked, jobs, say),
         Request::Join(join) => {
             let running = served.store.backups.find(join.token)?;
             running.let_drain(join.stream);
@@ -182,7 +189,11 @@ fn stream(
                 say(BackupReport::StreamTaken);
                 return Ok(());
             }
-            BackupJob::BeginPart(_) | BackupJob::WritePart(_) | BackupJob::Finish(_) => {
+            BackupJob::ChooseParent(_)
+            | BackupJob::Compare(_)
+            | BackupJob::BeginPart(_)
+            | BackupJob::WritePart(_)
+            | BackupJob::Finish(_) => {
                 return Err(out_of_place());
             }
         }
@@ -203,6 +214,23 @@ fn control(
     let mut unpacker = Unpacker::default();
     while let Some(job) = jobs.blocking_recv() {
         match job {
+            BackupJob::ChooseParent(asked) => {
+                let answer = match running.incremental() {
+                    Some(chosen) => chosen.answer(),
+                    None => match incremental::choose(served, &asked, &|| running.is_over())? {
+                        Ok(chosen) => running.build_on(chosen)?.answer(),
+                        Err(why) => ParentAnswer::Full(why),
+                    },
+                };
+                say(BackupReport::ParentChosen(answer));
+            }
+            BackupJob::Compare(files) => {
+                let needs = match running.incremental() {
+                    Some(chosen) => chosen.needs(&files),
+                    None => vec![FileNeed::Whole; files.len()],
+                };
+                say(BackupReport::Compared(needs));
+            }
             BackupJob::BeginPart(part) => parts.begin(part, running)?,
             BackupJob::WritePart(data) => {
                 let raw = unpack(&mut unpacker, &data)?;
@@ -219,6 +247,32 @@ fn control(
             BackupJob::LookUp(_) | BackupJob::Write(_) | BackupJob::EndStream => {
                 return Err(out_of_place());
             }
+        }
+    }
+    Ok(())
+}
+
+/// Tells what a backup would be built on and send; nothing of it is made.
+fn rehearse(
+    served: &ServedCluster,
+    asked: &ParentRequest,
+    mut jobs: Jobs,
+    say: &Say<BackupReport>,
+) -> Result<(), Error> {
+    let chosen = incremental::choose(served, asked, &|| false)?;
+    say(BackupReport::ParentChosen(match &chosen {
+        Ok(chosen) => chosen.answer(),
+        Err(why) => ParentAnswer::Full(why.clone()),
+    }));
+    while let Some(job) = jobs.blocking_recv() {
+        match (job, &chosen) {
+            (BackupJob::Compare(files), Ok(chosen)) => {
+                say(BackupReport::Compared(chosen.needs(&files)));
+            }
+            (BackupJob::Compare(files), Err(_)) => {
+                say(BackupReport::Compared(vec![FileNeed::Whole; files.len()]));
+            }
+            _ => return Err(out_of_place()),
         }
     }
     Ok(())

@@ -1,0 +1,207 @@
+//! A file of the incoming set that begins as its parent's, and gets the pages that are not the same.
+//! Never writes the parent's. Invariant: it is complete only when it was read from beginning to end, and when what came of
+//! the parent is what the parent's manifest lists.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use walmgr_protocol::message::backup::FileDigest;
+use walmgr_protocol::names::RelativePath;
+use walmgr_protocol::patch::{PAGE_BYTES, PatchReader, PatchStep};
+
+use super::error::SetError;
+use super::parent::ParentOfSet;
+use super::shared::SetShared;
+use crate::pg::page;
+use crate::store::disk::Disk;
+use crate::store::taken_over::{TakenOver, take_over};
+
+/// What is read at once: whole pages.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A file that is being patched.
+pub(super) struct PatchedFile {
+    parent: Arc<ParentOfSet>,
+    source: OwnedFd,
+    listed: FileDigest,
+    len: u64,
+    patch: PatchReader,
+    /// Where it was written, in ascending order.
+    written: Vec<Range<u64>>,
+}
+
+impl PatchedFile {
+    /// Lets an empty file begin as the parent's of this path, for a patch that makes it so long.
+    pub(super) fn begin(
+        shared: &SetShared,
+        path: &RelativePath,
+        into: BorrowedFd<'_>,
+        len: u64,
+    ) -> Result<PatchedFile, SetError> {
+        let parent = shared.parent().ok_or_else(|| SetError::Entry {
+            path: path.clone(),
+            why: "it is a patch, and nothing was chosen to be patched",
+        })?;
+        let (source, listed) = parent.open(path)?;
+        let disk = &shared.sets.parent.disk;
+        let taken = take_over(&**disk, source.as_fd(), into);
+        match taken.map_err(|error| shared.failure("write", path, error))? {
+            TakenOver::Shared => {}
+            TakenOver::Copied(bytes) => shared.note_stored(bytes),
+        }
+        if len != listed.len {
+            (disk.set_len(into, len)).map_err(|error| shared.failure("extend", path, error))?;
+        }
+        Ok(PatchedFile {
+            parent,
+            source,
+            listed,
+            len,
+            patch: PatchReader::new(len),
+            written: Vec::new(),
+        })
+    }
+
+    /// Takes the next bytes of the patch.
+    pub(super) fn take(
+        &mut self,
+        shared: &SetShared,
+        (path, into): (&RelativePath, BorrowedFd<'_>),
+        mut data: &[u8],
+    ) -> Result<(), SetError> {
+        let disk = &shared.sets.parent.disk;
+        loop {
+            let step = self.patch.next(&mut data);
+            match step.map_err(|fault| patch_refused(path, fault))? {
+                PatchStep::NeedMore => return Ok(()),
+                PatchStep::Bytes(offset, bytes) => {
+                    (disk.write_all(into, bytes, offset))
+                        .map_err(|error| shared.failure("write", path, error))?;
+                    shared.note_stored(bytes.len() as u64);
+                    let end = offset + bytes.len() as u64;
+                    match self.written.last_mut() {
+                        Some(last) if last.end == offset => last.end = end,
+                        _ => self.written.push(offset..end),
+                    }
+                }
+                PatchStep::Look(block, look) => {
+                    let mut found = [0; page::PAGE_BYTES];
+                    let offset = u64::from(block) * PAGE_BYTES;
+                    let read = read_at(&**disk, self.source.as_fd(), &mut found, offset);
+                    let read_bytes = read.map_err(|error| self.unreadable(path, &error))?;
+                    let found = page::look(&found);
+                    let is_same = read_bytes == page::PAGE_BYTES
+                        && found.lsn == look.lsn
+                        && (!self.parent.compares_pages() || found.crc32c == look.crc32c);
+                    if !is_same {
+                        let what = format!(
+                            "{path} block {block} is not the same on the master and in {}, although no WAL since {} \
+                             names it (LSN {} on the master, {} in the set)",
+                            self.parent.name(),
+                            self.parent.start(),
+                            look.lsn,
+                            found.lsn
+                        );
+                        shared.sets.note_difference(&what)?;
+                        return Err(SetError::PageDiffers { what });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads what came of it, and compares what the parent holds with the parent's manifest on the way.
+    pub(super) fn finish(
+        self,
+        shared: &SetShared,
+        path: &RelativePath,
+        made: BorrowedFd<'_>,
+    ) -> Result<FileDigest, SetError> {
+        if !self.patch.is_at_end() {
+            let (path, why) = (path.clone(), "its patch is cut short");
+            return Err(SetError::Entry { path, why });
+        }
+        let disk = &shared.sets.parent.disk;
+        let mut buffers = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
+        let [new, old] = &mut buffers;
+        let (mut made_crc32c, mut listed_crc32c, mut offset) = (0, 0, 0);
+        let mut written = self.written.iter().peekable();
+        let end = self.len.max(self.listed.len);
+        while offset < end {
+            let in_file = |len: u64| {
+                let left = len.saturating_sub(offset).min(PIECE_BYTES as u64);
+                usize::try_from(left).unwrap_or(PIECE_BYTES)
+            };
+            let (want, of_parent) = (in_file(self.len), in_file(self.listed.len));
+            let read = read_at(&**disk, made, &mut new[..want], offset);
+            let read = read.map_err(|error| shared.failure("read", path, error))?;
+            if read < want {
+                let error = io::ErrorKind::UnexpectedEof.into();
+                return Err(shared.failure("read", path, error));
+            }
+            made_crc32c = crc32c::crc32c_append(made_crc32c, &new[..want]);
+            while written.next_if(|range| range.end <= offset).is_some() {}
+            let behind = offset + want as u64;
+            let is_untouched =
+                written.peek().is_none_or(|range| range.start >= behind) && want >= of_parent;
+            let piece = match is_untouched {
+                true => &new[..of_parent],
+                false => {
+                    let read = read_at(&**disk, self.source.as_fd(), &mut old[..of_parent], offset);
+                    let read = read.map_err(|error| self.unreadable(path, &error))?;
+                    &old[..read]
+                }
+            };
+            listed_crc32c = crc32c::crc32c_append(listed_crc32c, piece);
+            offset += PIECE_BYTES as u64;
+        }
+        if listed_crc32c != self.listed.crc32c {
+            let why = format!(
+                "its CRC-32C is not its manifest's: expected {:08X}, found {listed_crc32c:08X}",
+                self.listed.crc32c
+            );
+            return Err(self.unfit(path, why));
+        }
+        let (len, crc32c) = (self.len, made_crc32c);
+        Ok(FileDigest { len, crc32c })
+    }
+
+    fn unreadable(&self, path: &RelativePath, error: &io::Error) -> SetError {
+        self.unfit(path, format!("it cannot be read: {error}"))
+    }
+
+    fn unfit(&self, path: &RelativePath, why: String) -> SetError {
+        SetError::ParentUnfit {
+            set: self.parent.name().to_string(),
+            path: path.clone(),
+            why,
+        }
+    }
+}
+
+fn patch_refused(path: &RelativePath, fault: walmgr_protocol::patch::PatchFault) -> SetError {
+    tracing::debug!("{path}: {fault}");
+    SetError::Entry {
+        path: path.clone(),
+        why: "its patch goes back, or beyond the file",
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_at(
+    disk: &dyn Disk,
+    file: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match disk.read(file, &mut buffer[filled..], offset + filled as u64)? {
+            0 => break,
+            read_bytes => filled += read_bytes,
+        }
+    }
+    Ok(filled)
+}

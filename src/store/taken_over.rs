@@ -1,0 +1,91 @@
+//! A new file that begins as another one is: shared by the file system where it can, else copied.
+//! Never makes a second name for a file, and never writes the one it takes from. Invariant: what is written into the new
+//! file later changes nothing in the other.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::disk::Disk;
+
+/// What is read and written at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// How much is written before its write-back is started, so that the one sync at the end finds little left to do.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+
+/// Zeros are recognised in pieces of this size and left out: a hole reads the same.
+const HOLE_BYTES: usize = 64 << 10;
+
+static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
+
+/// How a file took over the content of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakenOver {
+    /// The two share their blocks until one of them is written.
+    Shared,
+    /// It has so many bytes of its own.
+    Copied(u64),
+}
+
+/// Gives an empty file the content and length of another. Its blocks can then be written over; nothing is synced.
+pub(crate) fn take_over(
+    disk: &dyn Disk,
+    from: BorrowedFd<'_>,
+    into: BorrowedFd<'_>,
+) -> io::Result<TakenOver> {
+    // Whatever keeps it from sharing is found again, or not, when the content is written.
+    if disk.share_content(from, into).is_ok() {
+        return Ok(TakenOver::Shared);
+    }
+    let mut buffer = vec![0; PIECE_BYTES];
+    let (mut offset, mut started, mut stored) = (0, 0, 0);
+    loop {
+        let read_bytes = disk.read(from, &mut buffer, offset)?;
+        if read_bytes == 0 {
+            break;
+        }
+        for piece in buffer[..read_bytes].chunks(HOLE_BYTES) {
+            if piece != &ZEROS[..piece.len()] {
+                disk.write_all(into, piece, offset)?;
+                stored += piece.len() as u64;
+            }
+            offset += piece.len() as u64;
+        }
+        if offset - started >= WRITEBACK_BYTES {
+            // Advice only: the sync at the end is what counts, and it reports every failure.
+            let _ = disk.start_writeback(into, started, offset - started);
+            started = offset;
+        }
+    }
+    // The last of it may be a hole.
+    disk.set_len(into, offset)?;
+    Ok(TakenOver::Copied(stored))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::store::testing::{real, scratch_folder};
+
+    #[test]
+    fn fault_206_a_file_that_took_another_over_shares_no_write_with_it() {
+        let folder = scratch_folder();
+        let at = |name: &str| folder.path().join(name);
+        let mut content = vec![7; 3 * HOLE_BYTES + 5];
+        content[HOLE_BYTES..2 * HOLE_BYTES].fill(0);
+        content.resize(4 << 20, 0);
+        std::fs::write(at("old"), &content).unwrap();
+        let old = File::open(at("old")).unwrap();
+        let new = File::create_new(at("new")).unwrap();
+        let disk = real();
+        take_over(&*disk, old.as_fd(), new.as_fd()).unwrap();
+        assert!(std::fs::read(at("new")).unwrap() == content);
+        disk.write_all(new.as_fd(), &[9; 100], 50).unwrap();
+        assert!(std::fs::read(at("old")).unwrap() == content);
+        content[50..150].fill(9);
+        assert!(std::fs::read(at("new")).unwrap() == content);
+    }
+}
