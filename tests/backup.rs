@@ -4,8 +4,10 @@
 
 mod churn;
 mod giving_way;
+mod incremental;
 mod interrupted;
 mod keeping;
+mod page_equal;
 pub(crate) mod rate;
 mod rules;
 mod whole;
