@@ -93,8 +93,8 @@ pub trait Disk: Tree + Send + Sync {
     /// Cuts or extends a file to this length.
     fn set_len(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
 
-    /// Gives a new file the content of another, which both share until one of them is written; an error where the
-    /// file system cannot, or the two lie on different ones.
+    /// Gives a new file the content that another has at one instant, which both share until one of them is written; an
+    /// error where the file system cannot, or the two lie on different ones.
     fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()>;
 
     /// Starts writing a range to the disk and does not wait; promises nothing.

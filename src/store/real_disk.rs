@@ -116,7 +116,7 @@ impl Disk for RealDisk {
     }
 
     fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::ioctl_ficlone(to, from)?)
+        Ok(retry_on_intr(|| fs::ioctl_ficlone(to, from))?)
     }
 
     #[allow(unsafe_code)] // No safe crate offers this call.
@@ -233,10 +233,6 @@ impl Tree for RealDisk {
 
     fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         open_below(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
-    }
-
-    fn clone_file(&self, source: BorrowedFd<'_>, into: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(retry_on_intr(|| fs::ioctl_ficlone(into, source))?)
     }
 
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {

@@ -40,13 +40,6 @@ pub trait Tree {
     /// Opens a file for reading; never waits, not even for a FIFO.
     fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
 
-    /// Has an empty file share the blocks of another one, as one instant saw it, until either is written; fails
-    /// where the file system cannot, as most do.
-    fn clone_file(&self, source: BorrowedFd<'_>, into: BorrowedFd<'_>) -> io::Result<()> {
-        let _ = (source, into);
-        Err(rustix::io::Errno::OPNOTSUPP.into())
-    }
-
     /// Makes a symbolic link.
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()>;
 
