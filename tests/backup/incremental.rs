@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::{amcheck, archiving, beside, newest, site, site_of, start_from, verify};
 use crate::support::cluster::StopMode;
-use crate::support::{Cluster, Site};
+use crate::support::loopfs::{FileSystem, LoopFs, give_back};
+use crate::support::{Cluster, Site, run};
 
 /// A master with two hundred thousand rows of which a set exists, and one percent of the rows changed since.
 fn changed_site(cluster: crate::support::cluster::Builder) -> Site {
@@ -196,13 +197,97 @@ fn fault_209_a_killed_receiver_leaves_the_older_set_whole() {
         let _ = backup.wait();
         let leftover = site.archive_folder().join("data.master.incoming");
         assert!(!leftover.join("backup_label").exists());
-        for set in beside(&site) {
-            if set.starts_with("data.master") && !set.contains("incoming") {
-                verify(&site, &site.archive_folder().join(&set));
-            }
+        for set in sealed(&site) {
+            verify(&site, &site.archive_folder().join(&set));
         }
     }
     let said = site.master_command(&["backup"]).succeed();
     assert!(said.contains("incremental, built on data.master"), "{said}");
     verify(&site, &newest(&site));
+}
+
+/// A master with ninety megabytes whose sets and WAL are on this disk: one set, and a hundredth changed since.
+fn changed_site_on(disk: &LoopFs) -> Site {
+    let cluster = Cluster::builder()
+        .conf("archive_mode", "on")
+        .conf("autovacuum", "off");
+    let builder = Site::builder().cluster(cluster.start());
+    let site = archiving(builder.archive(&disk.path().join("archive")));
+    site.cluster().pgbench(&["-i", "-q", "-s", "6"]);
+    site.master_command(&["backup"]).succeed();
+    let change = "UPDATE pgbench_accounts SET abalance = 7 WHERE aid < 6000";
+    site.cluster().psql(change);
+    site
+}
+
+/// Bytes of the disk that are in use, and that are free.
+fn space(disk: &LoopFs) -> (u64, u64) {
+    run(std::process::Command::new("sync")
+        .arg("-f")
+        .arg(disk.path()))
+    .unwrap();
+    let found = rustix::fs::statvfs(disk.path()).unwrap();
+    let used = (found.f_blocks - found.f_bfree) * found.f_frsize;
+    (used, found.f_bavail * found.f_frsize)
+}
+
+#[test]
+fn fault_206_shared_blocks_cost_no_space_and_change_with_no_other_set() {
+    skip_unless!(Cluster::available(15));
+    let disk = skip_unless!(LoopFs::create(FileSystem::Xfs, 1500));
+    let site = changed_site_on(&disk);
+    let wal = |site: &Site| super::rate::bytes_below(&site.completed_wals());
+    let (wal_before, before) = (wal(&site), space(&disk).0);
+    let said = site.master_command(&["backup"]).succeed();
+    assert!(said.contains("incremental, built on data.master"), "{said}");
+    let (wal_bytes, taken) = (
+        wal(&site) - wal_before,
+        space(&disk).0.saturating_sub(before),
+    );
+    let whole = super::rate::bytes_below(&newest(&site));
+    println!("a set of {whole} bytes took {taken}, with {wal_bytes} of WAL");
+    assert!(taken < wal_bytes + whole / 3, "{taken} of {whole}");
+    let older = site.archive_folder().join("data.master.0");
+    verify(&site, &newest(&site));
+    let table = site
+        .cluster()
+        .psql("SELECT pg_relation_filepath('pgbench_accounts')");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(newest(&site).join(&table));
+    file.unwrap()
+        .write_all_at(&[7; 65_536], 5_000 * 8192)
+        .unwrap();
+    verify(&site, &older);
+}
+
+#[test]
+fn fault_209_a_full_disk_leaves_the_older_set_whole() {
+    skip_unless!(Cluster::available(15));
+    let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 900));
+    let site = changed_site_on(&disk);
+    // Room for the WAL of a backup, and not for a copy of the set.
+    let filler = space(&disk).1 - (80 << 20);
+    let mut fill = std::process::Command::new("fallocate");
+    let fill = fill.arg("-l").arg(filler.to_string());
+    run(fill.arg(disk.path().join("filler"))).unwrap();
+    let failed = site.master_command(&["backup"]);
+    assert_ne!(failed.code, Some(0), "{}", failed.stdout);
+    assert_eq!(sealed(&site), ["data.master"], "{}", failed.stderr);
+    verify(&site, &newest(&site));
+    give_back(disk.path());
+    let said = site.master_command(&["backup"]).succeed();
+    assert!(said.contains("incremental, built on data.master"), "{said}");
+    assert_eq!(sealed(&site), ["data.master", "data.master.0"]);
+    verify(&site, &newest(&site));
+}
+
+/// The sets that whoever recovers may take; what was given up is named otherwise until it is gone.
+fn sealed(site: &Site) -> Vec<String> {
+    let mut sets = beside(site);
+    sets.retain(|name| match name.strip_prefix("data.master") {
+        Some(number) => number.is_empty() || number[1..].parse::<u32>().is_ok(),
+        None => false,
+    });
+    sets
 }
