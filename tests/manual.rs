@@ -7,6 +7,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::restore::{CONTENT, PATIENCE, Scene};
 use crate::support::place::{give_to_server, walmgr};
@@ -461,7 +462,14 @@ fn replays(walk: &mut Walk, scene: &Scene, home: &Path) {
     let log = data.join("log");
     let _ = fs::remove_dir_all(&log);
     std::os::unix::fs::symlink(home.join("logs"), &log).unwrap();
-    standby(&["backup"]);
+    // A master that does nothing never ends the segment whose first records were streamed.
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| standby(&["backup"]));
+        while !backup.is_finished() {
+            scene.site.cluster().switch_wal();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    });
     walk.commands(&["standby backup"]);
     standby(&["restore"]);
     streams();
