@@ -271,8 +271,8 @@ fn fault_186_a_rotated_file_is_left_at_sighup_and_no_line_is_lost() {
         assert_eq!(of.count(), 13, "{outcome}");
     }
     let written = lines(&rotated).len();
-    site.receiver.signal(Signal::HUP);
     let again = lines(&audit).len();
+    site.receiver.signal(Signal::HUP);
     wait_for("the reload", PATIENCE, || {
         (lines(&audit).len() > again).then_some(())
     });
