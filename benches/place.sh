@@ -47,6 +47,8 @@ stop_receiver() {
 }
 # before_clean_up is for what a script started itself.
 before_clean_up() { :; }
+# after_clean_up is for what was there before the place.
+after_clean_up() { :; }
 clean_up() {
     local code=$?
     trap '' INT TERM
@@ -56,6 +58,7 @@ clean_up() {
     [[ -z $receiver_running ]] || stop_receiver || true
     ((code == 0 || code == 130)) || tail -n 15 "$place"/*.log >&9 || true
     rm -rf "$place"
+    after_clean_up
     exit "$code"
 }
 trap clean_up EXIT
