@@ -55,6 +55,8 @@ unmount() {
         umount "$outside/disk" 2>/dev/null && break
         sleep 0.2
     done
+    # Whoever made a namespace of its own meanwhile keeps it mounted there.
+    umount -l "$outside/disk" 2>/dev/null || true
     rm -rf --one-file-system "$outside"
 }
 trap unmount EXIT
