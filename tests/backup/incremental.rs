@@ -139,6 +139,34 @@ fn fault_208_a_page_that_changed_without_wal_makes_the_backup_full() {
     assert!(said.contains("incremental, built on data.master"), "{said}");
 }
 
+/// By the numbers of their resource managers: rows, what vacuum does to them, and B-trees.
+#[test]
+fn fault_208_a_decoder_that_passes_over_a_kind_of_record_is_caught() {
+    skip_unless!(Cluster::available(15));
+    let mut site = changed_site(Cluster::builder());
+    for (manager, acts) in [
+        ("10", "DELETE FROM pgbench_accounts WHERE aid % 61 = 0"),
+        ("9", "VACUUM pgbench_accounts"),
+        (
+            "11",
+            "UPDATE pgbench_accounts SET aid = -aid WHERE aid % 61 = 1",
+        ),
+    ] {
+        site.receiver.stop();
+        let mut command = site.receiver_walmgr();
+        command.env("WALMGR_PASSED_OVER_MANAGER", manager);
+        site.receiver.start(&mut command).unwrap();
+        site.master_command(&["backup", "--full"]).succeed();
+        for act in acts.split("; ") {
+            site.cluster().psql(act);
+        }
+        let said = site.master_command(&["backup"]).succeed();
+        assert!(said.contains("is not the same on the master"), "{said}");
+        verify(&site, &newest(&site));
+        std::fs::remove_file(site.completed_wals().join(".incremental.differs")).unwrap();
+    }
+}
+
 /// PostgreSQL 17 and 18 lose the cleared bits of the visibility map here.
 #[test]
 fn fault_204_cleared_visibility_bits_are_in_an_incremental_backup() {
