@@ -16,6 +16,7 @@
 //! A file that ends amid a line, by a full disk or a power cut, gets a new line first, so that only that line is broken.
 
 pub(crate) mod event;
+mod loss;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -30,10 +31,14 @@ use crate::error::Result;
 use crate::files;
 
 pub(crate) use event::{AuditEvent, AuditOutcome};
+pub(crate) use loss::AuditLoss;
 use writer::{AuditWriter, WriterOrder};
 
 /// How long somebody waits for a line that is to be on the disk before he goes on: a disk that hangs stops nobody.
 const LINE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The note of lost lines in an archive's folder.
+const LOSSES_NAME: &str = ".audit-lost";
 
 /// Most letters of one text in a line. A line has a few texts, and fits a page.
 const TEXT_CHARS_MAX: usize = 600;
@@ -87,6 +92,8 @@ impl Actor {
 pub(crate) struct AuditLog {
     /// What its lines call it.
     cluster: String,
+    /// Where it is noted which lines are lost.
+    losses: Option<PathBuf>,
     target: Mutex<AuditTarget>,
 }
 
@@ -101,11 +108,28 @@ impl AuditLog {
     pub(crate) fn new(cluster: &str, path: Option<&Path>) -> AuditLog {
         AuditLog {
             cluster: cluster.to_owned(),
+            losses: None,
             target: Mutex::new(AuditTarget {
                 path: path.map(Path::to_path_buf),
                 writer: None,
             }),
         }
+    }
+
+    /// The same; what is lost is noted in this folder of the archive, whose disk may be another one.
+    pub(crate) fn noting_losses_in(mut self, folder: &Path) -> AuditLog {
+        self.losses = Some(folder.join(LOSSES_NAME));
+        self
+    }
+
+    /// Lines of the archive in this folder that are lost and not told of in their file.
+    pub(crate) fn losses_in(folder: &Path) -> Option<AuditLoss> {
+        loss::read(&folder.join(LOSSES_NAME))
+    }
+
+    /// Why the next line of this file would be lost, as far as that can be seen without writing it.
+    pub(crate) fn obstacle(path: &Path) -> Option<String> {
+        writer::obstacle(path)
     }
 
     /// Refuses what is no file. A disk that is full, or a folder that is not there yet, is no reason to archive
@@ -165,11 +189,12 @@ impl AuditLog {
     fn pass_on(&self, line: String, written: Option<Sender<()>>) -> bool {
         let mut target = self.target();
         let AuditTarget { path, writer } = &mut *target;
+        let losses = self.losses.as_deref();
         let Some(path) = path else {
             tracing::debug!("audit: {}", line.trim_end());
             return false;
         };
-        let writer = writer.get_or_insert_with(|| AuditWriter::start(path));
+        let writer = writer.get_or_insert_with(|| AuditWriter::start(path, losses));
         match writer.orders.try_send(WriterOrder::Line(line, written)) {
             Ok(()) => true,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {

@@ -153,4 +153,6 @@ fn parse_line(arguments: &[OsString]) -> Result<Parsed> {
 }
 
 #[cfg(test)]
+mod help_line_tests;
+#[cfg(test)]
 mod tests;

@@ -20,6 +20,12 @@ const NANOSECONDS: u128 = 1_000_000_000;
 /// So many bytes a second, over all who ask.
 pub(crate) struct RateLimit(Mutex<RateState>);
 
+impl Default for RateLimit {
+    fn default() -> Self {
+        RateLimit::new(None)
+    }
+}
+
 struct RateState {
     /// Bytes a second; `None` for as many as there are.
     rate: Option<u64>,

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::loopfs::TmpFs;
-use crate::support::{Cluster, Host, Site, wait_for};
+use crate::support::{Cluster, Host, Output, Site, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,7 +27,7 @@ fn audited(builder: crate::support::site::Builder) -> Site {
 /// All lines of a file.
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let lines = text.lines().map(|line| {
+    let lines = text.lines().filter(|line| !line.is_empty()).map(|line| {
         let read: Value =
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         for member in ["time", "event", "outcome", "cluster", "who", "process"] {
@@ -362,4 +362,137 @@ fn fault_186_clusters_of_a_host_tell_their_own_file_or_that_of_the_host() {
     assert!(lines(&own).iter().all(|line| line["cluster"] == "db1"));
     first.write_segment(1);
     first.archive(&first.segment_name(1)).succeed();
+}
+
+#[test]
+fn fault_231_lost_lines_are_a_finding_until_the_file_tells_of_them() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let disk = skip_unless!(TmpFs::create(64, 0));
+    let (ballast, audit) = (disk.path().join("ballast"), disk.path().join("audit.log"));
+    let mut site = Site::builder()
+        .standby_set("audit_log", &audit.display().to_string())
+        .build();
+    line(&audit, "bound", |_| true);
+    let finding = |site: &Site| {
+        let page = site.standby_command(&["status", "--json"]).stdout;
+        let page: Value = serde_json::from_str(&page).unwrap();
+        let findings = page["findings"].as_array().unwrap().iter();
+        let mut of_audit = findings.filter(|found| found["code"] == "audit_log");
+        of_audit.next().map(|found| found["text"].to_string())
+    };
+    assert_eq!(finding(&site), None);
+    // Its last page has no room either; empty lines mean nothing.
+    let len = usize::try_from(audit.metadata().unwrap().len()).unwrap();
+    let mut file = fs::File::options().append(true).open(&audit).unwrap();
+    std::io::Write::write_all(&mut file, &vec![b'\n'; 4096 - len % 4096]).unwrap();
+    fs::write(&ballast, vec![0; 1 << 20]).unwrap_err();
+    // Nothing is lost yet.
+    let said = finding(&site).unwrap();
+    assert!(said.contains("would lose its next line"), "{said}");
+    // A command that ended long ago, and a receiver that is killed.
+    site.standby_command(&["xlock"]).succeed();
+    let name = site.segment_name(1);
+    site.write_segment(1);
+    site.archive(&name).succeed();
+    site.write_wal(&name, site.segment(1, "another"));
+    site.archive(&name).fail(3);
+    wait_for("three lines", PATIENCE, || {
+        finding(&site).filter(|said| said.contains("has lost 3 lines since"))
+    });
+    site.receiver.kill9();
+    fs::remove_file(&ballast).unwrap();
+    let said = finding(&site).unwrap();
+    assert!(
+        said.contains("does not say so before its next line"),
+        "{said}"
+    );
+    let textfile = site.home().join("walmgr.prom");
+    let words = ["status", "--metrics", &textfile.display().to_string()];
+    site.standby_command(&words);
+    let page = fs::read_to_string(&textfile).unwrap();
+    let metric = "walmgr_finding{cluster=\"standby\",code=\"audit_log\",level=\"warning\"} 1";
+    assert!(page.contains(metric), "{page}");
+    let verified = site.standby_command(&["verify", "--json"]);
+    let verified: Value = serde_json::from_str(&verified.stdout).unwrap();
+    let codes = verified["findings"].as_array().unwrap().iter();
+    let codes: Vec<&Value> = codes.map(|found| &found["code"]).collect();
+    assert!(codes.contains(&&"audit_log".into()), "{codes:?}");
+    // Its end was the next line.
+    assert_eq!(line(&audit, "lines_lost", |_| true)["lost"], 3);
+    assert_eq!(finding(&site), None);
+    // A folder that is not there loses lines too.
+    let nowhere = site.home().join("nowhere/audit.log");
+    site.standby_set("audit_log", &nowhere.display().to_string());
+    let said = finding(&site).unwrap();
+    assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn fault_231_who_fetches_sets_and_wal_is_told() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let site = audited(Site::builder().cluster(cluster));
+    site.master_command(&["setup"]).succeed();
+    let archived = site
+        .cluster()
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    site.cluster().switch_wal();
+    site.master_command(&["backup"]).succeed();
+    let audit = audit_of(&site);
+    let destination = site.home().join("fetched").display().to_string();
+    site.master_command(&["restore", "data.master", &destination])
+        .succeed();
+    let of = |outcome: &'static str| move |line: &Value| line["outcome"] == outcome;
+    let begun = line(&audit, "set_fetched", of("begun"));
+    let done = line(&audit, "set_fetched", of("done"));
+    for told in [&begun, &done] {
+        assert_eq!(
+            (&told["who"]["name"], &told["set"], &told["offset_bytes"]),
+            (&"master".into(), &"data.master".into(), &0.into())
+        );
+    }
+    assert_eq!(begun["sent_bytes"], 0);
+    let bytes = crate::backup::rate::bytes_below(Path::new(&destination));
+    let sent_bytes = done["sent_bytes"].as_u64().unwrap();
+    assert!(sent_bytes > bytes / 2, "{sent_bytes} of {bytes}");
+    let fetched = site.home().join("segment").display().to_string();
+    let fetch = |name: &str| site.master_command(&["xrestore", name, &fetched]);
+    for _ in 0..3 {
+        fetch(&archived).succeed();
+    }
+    let told = line(&audit, "wal_fetched", |line| line["file"] == archived);
+    assert_eq!(
+        (&told["who"]["key"], &told["more"], &told["outcome"]),
+        (&site.master_fingerprint().into(), &0.into(), &"done".into())
+    );
+    // What is not there is nobody's.
+    fetch("0000000100000000000000F0");
+    wait_for("the others' count", PATIENCE, || {
+        std::thread::sleep(Duration::from_secs(1));
+        fetch(&archived).succeed();
+        let told = lines(&audit).into_iter();
+        let mut counts = told.filter(|line| line["event"] == "wal_fetched");
+        counts.find(|line| line["more"].as_u64() >= Some(2))
+    });
+}
+
+#[test]
+fn fault_231_init_of_a_hosted_cluster_is_told() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let mut host = Host::builder().set("audit_log", "host.audit").build();
+    let of_host = host.ini().with_file_name("host.audit");
+    host.start();
+    let init = || {
+        let mut command = crate::support::place::walmgr();
+        Output::of(command.arg(host.cluster_ini("db1")).arg("init"))
+    };
+    init().succeed();
+    let told = line(&of_host, "command", |line| is_command(line, "init", "done"));
+    assert_eq!(told["cluster"], "db1");
+    assert!(told["who"]["uid"].is_u64(), "{told}");
+    init().fail(2);
+    let told = line(&of_host, "command", |line| {
+        is_command(line, "init", "failed")
+    });
+    assert!(told["why"].to_string().contains("exists already"), "{told}");
 }

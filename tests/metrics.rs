@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::documents::page;
-use crate::support::{Site, free_port, wait_for};
+use crate::support::{Host, Site, free_port, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -278,4 +278,42 @@ fn fault_178_status_writes_a_textfile_in_one_step() {
             .fail(2);
     }
     assert!(link.is_symlink());
+}
+
+#[test]
+fn fault_232_a_hosted_cluster_has_one_label_on_both_pages() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let address = free_address();
+    let mut host = Host::builder()
+        .set("metrics_listen", &address.to_string())
+        .build();
+    host.start();
+    let site = host.add("db1", Site::builder().standby_set("job_name", "sales"));
+    let file = site.home().join("walmgr.prom");
+    let labels = |page: &str| {
+        let labels = page.split("cluster=\"").skip(1);
+        let labels: std::collections::BTreeSet<String> = labels
+            .map(|rest| rest.split('"').next().unwrap().to_owned())
+            .collect();
+        labels
+    };
+    let write = || {
+        let _ = std::fs::remove_file(&file);
+        site.standby_command(&["status", "--metrics", file.to_str().unwrap()]);
+        labels(&std::fs::read_to_string(&file).unwrap())
+    };
+    wait_for("the look", PATIENCE, || {
+        let page = get(address, "/metrics").content;
+        let backups = page.contains("walmgr_backups{");
+        backups.then(|| assert_eq!(labels(&page), ["db1".to_owned()].into()))
+    });
+    assert_eq!(write(), ["db1".to_owned()].into());
+    // Also while nobody serves it, and what `init` writes is called so by itself.
+    host.receiver.stop();
+    assert_eq!(write(), ["db1".to_owned()].into());
+    let fresh = host.cluster_ini("db2");
+    let mut init = crate::support::place::walmgr();
+    crate::support::Output::of(init.arg(&fresh).arg("init")).succeed();
+    let fresh = std::fs::read_to_string(&fresh).unwrap();
+    assert!(!fresh.contains("\njob_name"), "{fresh}");
 }

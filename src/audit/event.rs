@@ -58,6 +58,22 @@ events! {
         /// Why.
         because: &'a str,
     } = "set_removed",
+    /// A peer gets a backup set, or the rest of it.
+    SetFetched {
+        /// Its name at that moment.
+        set: &'a str,
+        /// From where on.
+        offset_bytes: u64,
+        /// What was sent of it so far, unpacked.
+        sent_bytes: u64,
+    } = "set_fetched",
+    /// A peer got an archived file.
+    WalFetched {
+        /// Its name.
+        file: &'a str,
+        /// How many of the same address were fetched before and have no line.
+        more: u64,
+    } = "wal_fetched",
     /// A backup set stays until it is unpinned.
     SetPinned {
         /// Its name at that moment.

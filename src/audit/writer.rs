@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, OFlags};
 
-use super::{Actor, AuditEvent, AuditOutcome, line_of};
+use super::{Actor, AuditEvent, AuditOutcome, line_of, loss};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 
@@ -40,17 +40,18 @@ pub(super) enum WriterOrder {
 pub(super) struct AuditWriter {
     /// What the thread does next.
     pub(super) orders: SyncSender<WriterOrder>,
-    /// Lines that are not in the file, nor told of there.
+    /// Lines that are not in the file, nor told of there, nor noted.
     pub(super) lost: Arc<AtomicU64>,
 }
 
 impl AuditWriter {
     /// Starts the thread; the file is opened by its first line.
-    pub(super) fn start(path: &Path) -> AuditWriter {
+    pub(super) fn start(path: &Path, losses: Option<&Path>) -> AuditWriter {
         let (orders, inbox) = sync_channel(WAITING_LINES_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let work = AuditFile {
             path: path.to_path_buf(),
+            losses: losses.map(Path::to_path_buf),
             file: None,
             lost: Arc::clone(&lost),
             complained: None,
@@ -82,6 +83,8 @@ impl Drop for AuditWriter {
 /// The file as its thread has it.
 struct AuditFile {
     path: PathBuf,
+    /// Where it is noted what is lost.
+    losses: Option<PathBuf>,
     file: Option<File>,
     lost: Arc<AtomicU64>,
     complained: Option<Instant>,
@@ -95,6 +98,7 @@ impl AuditFile {
                     if let Err(error) = self.write(&line, written.is_some()) {
                         self.lost.fetch_add(1, Ordering::Relaxed);
                         self.complain(&error);
+                        self.note_losses(&error);
                         // It is not gone altogether.
                         tracing::info!("audit: {}", line.trim_end());
                     }
@@ -110,8 +114,8 @@ impl AuditFile {
     }
 
     fn write(&mut self, line: &str, durably: bool) -> Result<()> {
-        let lost = self.lost.load(Ordering::Relaxed);
-        let path = self.path.clone();
+        let lost = Arc::clone(&self.lost);
+        let (path, losses) = (self.path.clone(), self.losses.clone());
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(open(&path)?),
@@ -119,21 +123,34 @@ impl AuditFile {
         let write = |file: &mut File, line: &str| {
             append(file, line).at(Kind::Retry, "write audit_log", &path)
         };
-        if lost > 0 {
+        let mut tell = |lost: u64| {
             let event = AuditEvent::LinesLost { lost };
-            let line = line_of(
-                "",
-                &Actor::Receiver,
-                &AuditOutcome::Failed("see the log"),
-                &event,
-            );
-            write(file, &line)?;
-            self.lost.fetch_sub(lost, Ordering::Relaxed);
+            let failed = AuditOutcome::Failed("see the log");
+            write(file, &line_of("", &Actor::Receiver, &failed, &event))
+        };
+        // What this process could not even note, and what was noted by whichever.
+        let unnoted = lost.load(Ordering::Relaxed);
+        if unnoted > 0 {
+            tell(unnoted)?;
+            lost.fetch_sub(unnoted, Ordering::Relaxed);
+        }
+        if let Some(losses) = &losses {
+            loss::tell(losses, tell)?;
         }
         write(file, line)?;
         match durably {
             true => files::sync_content(file).at(Kind::Retry, "sync audit_log", &path),
             false => Ok(()),
+        }
+    }
+
+    /// Notes what is lost for those who look, and for the process that writes the next line.
+    fn note_losses(&self, error: &CommandError) {
+        let Some(losses) = &self.losses else { return };
+        let lost = self.lost.load(Ordering::Relaxed);
+        match loss::add(losses, lost, &error.to_string()) {
+            Ok(()) => drop(self.lost.fetch_sub(lost, Ordering::Relaxed)),
+            Err(error) => tracing::debug!("{}: {error}", losses.display()),
         }
     }
 
@@ -145,10 +162,7 @@ impl AuditFile {
             return;
         }
         self.complained = Some(Instant::now());
-        let lost = self.lost.load(Ordering::Relaxed);
-        tracing::warn!(
-            "{lost} lines of the audit log are lost, and everything else goes on: {error}"
-        );
+        tracing::warn!("lines of the audit log are lost, and everything else goes on: {error}");
     }
 }
 
@@ -181,6 +195,24 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<()> {
     };
     let refused = CommandError::config(format!("audit_log {} is {what}", path.display()));
     Err(refused.hint("name a file, or one that does not exist yet"))
+}
+
+/// Why a line would be lost now, as far as that can be seen without writing one; nothing else is made or changed.
+pub(super) fn obstacle(path: &Path) -> Option<String> {
+    if let Err(error) = refuse_foreign(path) {
+        return Some(error.to_string());
+    }
+    let folder = path.parent().unwrap_or(path);
+    let (at, needed) = match path.exists() {
+        true => (path, Access::READ_OK | Access::WRITE_OK),
+        false => (folder, Access::WRITE_OK | Access::EXEC_OK),
+    };
+    if let Err(error) = rustix::fs::accessat(CWD, at, needed, AtFlags::EACCESS) {
+        return Some(format!("write audit_log {}: {error}", path.display()));
+    }
+    let room = rustix::fs::statvfs(at).ok()?;
+    // The rest of its last block may take some lines yet.
+    (room.f_bavail == 0).then(|| format!("no space is left at {}", folder.display()))
 }
 
 /// Opens the file for append, and makes it if it is absent.

@@ -3,10 +3,12 @@
 //! compile before it is decided here whether it changes an archive or its rules.
 
 use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
 
 use super::command::Command;
 use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::Result;
 use crate::options::Options;
 use crate::standby;
@@ -45,7 +47,7 @@ const fn effect(command: &Command) -> ArchiveEffect {
         | Command::Boot(_) => ArchiveEffect::Changes,
         Command::Choose(typed) if typed.take => ArchiveEffect::Changes,
         Command::Verify(_) | Command::Drill(_) => ArchiveEffect::Proves,
-        // `init` makes the file that names the audit log.
+        // `init` is told of by `run_init`.
         Command::Init(_)
         | Command::Identity
         | Command::Stop
@@ -70,13 +72,12 @@ pub(super) fn run(
     work: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let effect = effect(command);
-    let log = match config {
-        _ if effect == ArchiveEffect::None || options.not_really => None,
-        Config::Master(_) => None,
-        Config::Standby(config) => Some(standby::audited::log(config)),
-        Config::Host(config) => Some(AuditLog::new(&config.job_name, config.audit_log.as_deref())),
+    if effect == ArchiveEffect::None || options.not_really {
+        return work();
+    }
+    let Some(log) = log_of(config) else {
+        return work();
     };
-    let Some(log) = log else { return work() };
     let typed = typed(std::env::args_os().skip(1));
     let event = AuditEvent::Command {
         command: word,
@@ -86,12 +87,47 @@ pub(super) fn run(
         log.record_durably(&Actor::User, &AuditOutcome::Begun, &event);
     }
     let ended = work();
+    tell_end(&log, &event, &ended);
+    ended
+}
+
+/// Runs `init`, which makes the file that names the audit log: that is told when it ends.
+pub(super) fn run_init(
+    (ini, word): (&Path, &str),
+    options: &Options,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let ended = work();
+    let config = config::load(ini, &options.overrides).ok();
+    let config = config.filter(|_| !options.not_really);
+    if let Some(log) = config.as_ref().and_then(log_of) {
+        let typed = typed(std::env::args_os().skip(1));
+        let event = AuditEvent::Command {
+            command: word,
+            typed: &typed,
+        };
+        tell_end(&log, &event, &ended);
+    }
+    ended
+}
+
+fn log_of(config: &Config) -> Option<Arc<AuditLog>> {
+    match config {
+        Config::Master(_) => None,
+        Config::Standby(config) => Some(standby::audited::log(config)),
+        Config::Host(config) => Some(Arc::new(AuditLog::new(
+            &config.job_name,
+            config.audit_log.as_deref(),
+        ))),
+    }
+}
+
+fn tell_end(log: &AuditLog, event: &AuditEvent<'_>, ended: &Result<()>) {
     let why = ended.as_ref().err().map(ToString::to_string);
     let outcome = why
         .as_deref()
         .map_or(AuditOutcome::Done, AuditOutcome::Failed);
-    log.record_durably(&Actor::User, &outcome, &event);
-    ended
+    log.record_durably(&Actor::User, &outcome, event);
 }
 
 /// The words of the line, without what may be a secret: values of `--set`, connection strings.

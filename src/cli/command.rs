@@ -42,12 +42,12 @@ pub(crate) enum Command {
     Backup(BackupArgs),
     /// Master: ship the records that the standby lacks, those of the segment in progress too
     Sync,
-    /// Master: the daemon that does so every loop_delay
+    /// Master: ship those records every loop_delay, as a daemon
     Syncdaemon(DaemonFlags),
     /// Master: have commits wait for standbys that stream, or for none
     #[command(name = "synch-standby")]
     SynchStandby(master::synch_standby::SynchStandbyArgs),
-    /// Standby: the daemon that receives
+    /// Standby: receive WAL and backups, as a daemon
     Receiver(DaemonFlags),
     /// Hand one WAL file to PostgreSQL (the restore_command)
     Xrestore(XrestoreArgs),
@@ -98,7 +98,7 @@ pub(crate) enum Command {
 /// What stood behind `listbackups`.
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct ListBackupsArgs {
-    /// All clusters of a host's file, or of its folder: a line each
+    /// Print a line for each cluster of a host's file, or of its folder
     #[arg(long)]
     pub all: bool,
 }
@@ -115,7 +115,7 @@ pub(crate) struct DaemonFlags {
     /// Send SIGINT to the running daemon, and wait: it finishes what is under way and ends
     #[arg(short, long)]
     pub stop: bool,
-    /// The same with SIGTERM
+    /// Send SIGTERM to the running daemon, and wait: it ends without finishing
     #[arg(short, long)]
     pub kill: bool,
 }

@@ -36,7 +36,7 @@ pub(super) struct Line {
     /// Write manual pages, completions or the reference, for whoever makes a package
     #[arg(long, hide = true, num_args = 2, value_names = ["KIND", "DIR"])]
     pub generate: Vec<OsString>,
-    /// File of settings of this side
+    /// The file of settings of this side
     #[arg(value_name = "config.ini")]
     pub ini: Option<PathBuf>,
     #[command(subcommand)]
@@ -56,7 +56,7 @@ struct Flags {
     /// Print what would be done, change nothing
     #[arg(short, long)]
     not_really: bool,
-    /// Settings that win over the file's
+    /// Let these settings win over the file's
     #[arg(long, value_name = "param=val[,param=val]", action = ArgAction::Append)]
     set: Vec<OsString>,
     /// Print for programs, not for people (identity, listbackups, status)

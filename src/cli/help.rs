@@ -36,7 +36,7 @@ pub(crate) const PAGES: &[Page] = pages! {
         "replay" "repmgr" "restore" "restore-on-the-master" "retention" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
-        "archiving_foreign" "archiving_off" "archiving_unheard" "backup" "backup_age" "boot" "clock" "drill" "frozen"
+        "archiving_foreign" "archiving_off" "archiving_unheard" "audit_log" "backup" "backup_age" "boot" "clock" "drill" "frozen"
         "incremental" "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
         "retention" "server" "standby_server" "syncdaemon" "tablespace" "timeline" "unreplayable" "gap" "damaged"
         "free" "disk";

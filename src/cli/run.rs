@@ -27,7 +27,9 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         }
         owner::check_init(ini, arguments)?;
         output::start(options, log(None, command))?;
-        return command::run_init(ini, options, arguments);
+        return audited::run_init((ini, word), options, || {
+            command::run_init(ini, options, arguments)
+        });
     }
     if let Command::SynchStandby(typed) = command
         && ini.as_os_str().is_empty()

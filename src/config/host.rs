@@ -32,6 +32,8 @@ pub struct HostConfig {
     pub log_format: LogFormat,
     /// Connections served at once, of all clusters together.
     pub max_connections: u32,
+    /// Bytes a second that masters fetch of sets at most, of all clusters together.
+    pub fetch_rate: Option<u64>,
     /// Where it is told who did what, for clusters that have no such file of their own.
     pub audit_log: Option<PathBuf>,
     /// Where metrics are served.
@@ -88,6 +90,7 @@ impl HostConfig {
             tls,
             log_format: LogFormat::read(settings)?,
             max_connections: settings.number("max_connections")?,
+            fetch_rate: settings.optional_size("fetch_rate")?,
             audit_log: settings.path("audit_log"),
             metrics_listen: standby::metrics_listen(settings)?,
             clusters,

@@ -175,6 +175,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("log_format", Host, Choice(&["text", "json"]), "text", "Format of the receiver's log.")
         .defaults().added(),
+    key("fetch_rate", Host, RATE, "100MB", "Maximum bytes per second that masters fetch of backup sets, of all clusters together. A cluster's own fetch_rate holds within it.")
+        .added(),
     key("audit_log", Host, Path, "/var/log/postgresql/%(job_name)s.audit", "The same for what belongs to no cluster, and for clusters whose files have no audit_log.")
         .added(),
     key("metrics_listen", Host, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which metrics are served over HTTP, without a password. Unset: nowhere.")

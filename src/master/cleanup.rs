@@ -7,6 +7,7 @@ use crate::config::MasterConfig;
 use crate::daemon;
 use crate::error::{CommandError, Result};
 use crate::master::archiving;
+use crate::master::held_note;
 use crate::master::synch_note::SynchNote;
 use crate::options::Options;
 use crate::pg::archive_command::restores::may_restore_with;
@@ -42,6 +43,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, typed: CleanupArgs) 
             "synchronous standbys that were set",
         ),
         Trace::file(&ini.with_extension("timeline"), "which histories were sent"),
+        Trace::file(&held_note::path(ini), "what the receiver had acknowledged"),
         Trace::file(&ini.with_extension("periodic"), "when periodic_command ran"),
         cleanup::log(log, &others),
         old_copy(config, &others),

@@ -10,6 +10,7 @@ pub(crate) mod backup;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 pub(crate) mod fetch;
+mod held_note;
 pub(crate) mod histories;
 pub(crate) mod init;
 mod lag;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::config::MasterConfig;
 use crate::error::Result;
+use crate::master::held_note::HeldNote;
 use crate::master::rpo::RpoWatch;
 use crate::master::status;
 use crate::metrics::{
@@ -26,8 +27,10 @@ pub(super) struct MonitoredSyncdaemon {
 impl MonitoredSyncdaemon {
     /// One that has not made a pass yet.
     pub(super) fn new(config: &MasterConfig) -> MonitoredSyncdaemon {
+        let rpo = RpoWatch::default();
+        rpo.note_in(HeldNote::of(config));
         MonitoredSyncdaemon {
-            rpo: Arc::default(),
+            rpo: Arc::new(rpo),
             config: Mutex::new(Arc::new(config.clone())),
             is_shipping: Mutex::default(),
         }
@@ -47,6 +50,7 @@ impl MonitoredSyncdaemon {
 
     /// The settings were read again.
     pub(super) fn reloaded(&self, config: &MasterConfig) {
+        self.rpo.note_in(HeldNote::of(config));
         *locked(&self.config) = Arc::new(config.clone());
     }
 

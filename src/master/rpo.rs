@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::message::Overview;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
+use crate::master::held_note::HeldNote;
 use crate::master::lag::seconds_since;
 use crate::master::tail::WalFiles;
 use crate::master::unshipped::{Unshipped, UnshippedScan};
@@ -24,6 +25,9 @@ const LOOK_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// How long counts what the receiver said of its archive as a whole.
 const OVERVIEW_AGE_MAX: Duration = Duration::from_secs(300);
+
+/// How often what is held is noted at most: a daemon that is killed leaves a note that is so old.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How far ahead a commit's time may lie: clocks are slewed.
 const CLOCK_TOLERANCE_S: f64 = 1.0;
@@ -42,6 +46,9 @@ struct SharedRpo {
 
 #[derive(Default)]
 struct RpoState {
+    note: Option<HeldNote>,
+    /// What an earlier syncdaemon noted.
+    noted: Option<(TimelineId, Lsn)>,
     files: Option<WalFiles>,
     flushed: Lsn,
     stream: Option<StreamHeld>,
@@ -50,6 +57,7 @@ struct RpoState {
     /// When a look last saw that nothing is missing.
     clear_at: Option<Instant>,
     has_news: bool,
+    is_note_read: bool,
     is_looked: bool,
     is_over: bool,
 }
@@ -80,6 +88,15 @@ struct RpoSeen {
 }
 
 impl RpoWatch {
+    /// From now on what is held is noted there, and read from there until the receiver has said it.
+    pub(super) fn note_in(&self, note: HeldNote) {
+        let mut state = self.shared.locked();
+        if state.note.as_ref() != Some(&note) {
+            (state.note, state.noted) = (Some(note), None);
+            state.is_note_read = false;
+        }
+    }
+
     /// Looks from now on; a second call changes nothing.
     pub(super) fn start(&self) {
         let mut state = self.shared.locked();
@@ -157,12 +174,21 @@ impl Drop for RpoWatch {
 }
 
 impl RpoState {
+    /// Once, as soon as it is known whose WAL this is.
+    fn read_note(&mut self) {
+        if let (false, Some(files), Some(note)) = (self.is_note_read, &self.files, &self.note) {
+            self.noted = note.read(files.cluster());
+            self.is_note_read = true;
+        }
+    }
+
     /// Up to where the standby holds all; nothing if that is not known.
     fn held(&self) -> Option<(TimelineId, Lsn)> {
         let fresh = |overview: &OverviewHeld| overview.asked.elapsed() < OVERVIEW_AGE_MAX;
         let overview = self.overview.filter(fresh);
         let Some(stream) = self.stream else {
-            return overview.map(|overview| (overview.timeline, overview.held));
+            let said = overview.map(|overview| (overview.timeline, overview.held));
+            return said.or(self.noted);
         };
         let overview = overview.filter(|overview| overview.timeline == stream.timeline);
         match (overview, stream.gap_since) {
@@ -184,15 +210,19 @@ impl SharedRpo {
 
     fn go_on(&self) {
         let mut scan: Option<UnshippedScan> = None;
+        let mut written = None;
         loop {
-            let (files, held, flushed) = {
+            let (files, held, flushed, is_over) = {
                 let mut state = self.locked();
-                if state.is_over {
-                    return;
-                }
                 state.has_news = false;
-                (state.files.clone(), state.held(), state.flushed)
+                state.read_note();
+                let held = state.held();
+                (state.files.clone(), held, state.flushed, state.is_over)
             };
+            self.write_note((files.as_ref(), held), &mut written, is_over);
+            if is_over {
+                return;
+            }
             let seen = match (files, held) {
                 (Some(files), Some((timeline, held))) if files.timeline() == timeline => {
                     scan = scan.filter(|scan| scan.is_from(&files, held));
@@ -216,6 +246,26 @@ impl SharedRpo {
             drop(state);
             thread::sleep(LOOK_PAUSE);
             self.wait();
+        }
+    }
+
+    /// Notes what is held, for who starts next; not each of many acknowledgements in a moment.
+    fn write_note(
+        &self,
+        (files, held): (Option<&WalFiles>, Option<(TimelineId, Lsn)>),
+        written: &mut Option<(Instant, (TimelineId, Lsn))>,
+        is_last: bool,
+    ) {
+        let is_due = |(at, what): &(Instant, (TimelineId, Lsn))| {
+            Some(*what) != held && (is_last || at.elapsed() >= NOTE_INTERVAL)
+        };
+        let (Some(files), Some(held)) = (files, held) else {
+            return;
+        };
+        let note = self.locked().note.clone();
+        if let Some(note) = note.filter(|_| written.as_ref().is_none_or(is_due)) {
+            note.write(files.cluster(), held);
+            *written = Some((Instant::now(), held));
         }
     }
 

@@ -48,7 +48,7 @@ const SHOWN_MAX: usize = 20;
 /// What stood behind `synch-standby`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct SynchStandbyArgs {
-    /// As synchronous_standby_names has them: 'a, b', 'ANY 1 (a, b)'; '' for none
+    /// The standbys, as synchronous_standby_names has them: 'a, b', 'ANY 1 (a, b)'; '' for none
     pub names: String,
     /// Of the old spelling, which has no ini file.
     #[arg(skip)]

@@ -44,6 +44,11 @@ impl WalFiles {
         self.timeline
     }
 
+    /// The cluster.
+    pub(crate) const fn cluster(&self) -> &ClusterIdentity {
+        &self.cluster
+    }
+
     /// `wal_segment_size`.
     pub(crate) const fn segment_size(&self) -> WalSegmentSize {
         self.cluster.segment_size

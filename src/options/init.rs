@@ -11,22 +11,22 @@ use crate::error::{CommandError, Result};
 /// What stood behind `init`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct InitArgs {
-    /// Which side this is; otherwise --slave or --pgdata mean the master, else the file's name tells
+    /// The side that this is; otherwise --slave or --pgdata mean the master, else the file's name tells
     #[arg(value_enum)]
     side: Option<InitSide>,
-    /// The file of a host whose receiver serves many clusters
+    /// Write the file of a host whose receiver serves many clusters
     #[arg(long, conflicts_with_all = ["side", "pgdata", "slave", "slave_fingerprint"])]
     host: bool,
-    /// The data directory of this side's server
+    /// Take the server in this data directory
     #[arg(long, value_name = "DIR")]
     pub pgdata: Option<PathBuf>,
-    /// Where the receiver listens
+    /// Ship to the receiver at this address
     #[arg(long, value_name = "HOST[:PORT]")]
     pub slave: Option<String>,
-    /// What `identity` prints on the standby
+    /// Trust the receiver with this fingerprint, which `identity` prints on the standby
     #[arg(long, value_name = "FPR")]
     pub slave_fingerprint: Option<String>,
-    /// Standby: where the receiver listens, such as 0.0.0.0:7432, so that the master can reach it
+    /// Standby: listen at this address, such as 0.0.0.0:7432, so that the master can reach it
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["slave", "slave_fingerprint", "host", "remove_password"])]
     pub listen: Option<String>,
     /// Standby: make the folders too, and start the receiver: its unit where systemd runs, otherwise in the background
@@ -35,7 +35,7 @@ pub(crate) struct InitArgs {
     /// For the process that root starts as the owner of the settings: the unit is started by root
     #[arg(long, hide = true, requires = "start")]
     pub unit_follows: bool,
-    /// Standby: where its server streams from
+    /// Standby: have its server stream from there
     #[arg(long, value_name = "STRING")]
     pub primary_conninfo: Option<String>,
     /// Standby: put the password in this file into .pgpass, for the server of primary_conninfo

@@ -22,7 +22,7 @@ pub(crate) struct Restoring {
     pub destination: Option<PathBuf>,
     #[command(flatten)]
     pub target: TargetWords,
-    /// Where a tablespace goes: OLD is its path on the master
+    /// Put a tablespace elsewhere: OLD is its path on the master
     #[arg(long = "tablespace-mapping", value_name = "OLD=NEW")]
     #[arg(value_parser = OsStringValueParser::new().try_map(|text| tablespace_mapping(&text)))]
     pub tablespaces: Vec<(PathBuf, PathBuf)>,
@@ -32,7 +32,7 @@ pub(crate) struct Restoring {
     /// Take files of the old directory over where they are what the set's manifest lists
     #[arg(long)]
     pub delta: bool,
-    /// With --delta, where there is no room beside it: the old directory becomes the new one
+    /// Make the old directory the new one, with --delta, where there is no room beside it
     #[arg(long = "in-place", requires = "delta")]
     pub in_place: bool,
 }
@@ -61,7 +61,7 @@ pub(crate) struct TargetWords {
     /// Follow this timeline: a number, latest or current
     #[arg(long = "target-timeline", value_name = "TIMELINE")]
     pub timeline: Option<String>,
-    /// What the server does when it is there
+    /// Have the server do this when it is there
     #[arg(long = "target-action", value_name = "ACTION", requires = "end")]
     #[arg(value_parser = ["pause", "promote", "shutdown"])]
     pub action: Option<String>,

@@ -36,7 +36,7 @@ use crate::receiver::cluster::meter::ClusterMeter;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::cluster::settings::ClusterSettings;
 use crate::receiver::cluster::writer_lock::WriterLock;
-use crate::receiver::refusal_log::RewriteRefusals;
+use crate::receiver::refusal_log::{FetchedFiles, RewriteRefusals};
 use crate::receiver::shares::Shares;
 use crate::receiver::{
     BACKUP_THREADS_MAX, BACKUP_THREADS_PER_PEER_MAX, FETCHES_MAX, FETCHES_PER_PEER_MAX,
@@ -70,8 +70,8 @@ pub(crate) struct Cluster {
     pub uploads: Arc<Shares>,
     /// Threads of fetches.
     pub fetches: Arc<Shares>,
-    /// How fast all fetches of sets together may read.
-    pub fetch_limit: RateLimit,
+    /// How fast all fetches of its sets together may read.
+    fetch_limit: RateLimit,
     /// Threads of streams of records.
     pub streams: Arc<Shares>,
     /// Threads of connections that are part of a backup.
@@ -80,6 +80,8 @@ pub(crate) struct Cluster {
     pub stopping: CancellationToken,
     /// Which refused rewrites are told of.
     pub rewrites: RewriteRefusals,
+    /// Which fetched files are told of.
+    pub fetched: FetchedFiles,
     /// Where it is told who did what to it.
     pub audit: Arc<AuditLog>,
     /// Its lines in the log are in this span.
@@ -136,7 +138,8 @@ impl Cluster {
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
         settings.apply_to(&store.archive);
-        let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref());
+        let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref())
+            .noting_losses_in(&config.completed_wals);
         let meter = ClusterMeter::default();
         store.archive.count_in(Arc::clone(&meter.store));
         let (number, pools) = (census.opened(), &census.pools);
@@ -169,6 +172,7 @@ impl Cluster {
             ),
             stopping,
             rewrites: RewriteRefusals::default(),
+            fetched: FetchedFiles::default(),
             audit: Arc::new(audit),
             span,
             disk: Arc::clone(disk),
@@ -256,6 +260,11 @@ impl Cluster {
         let reloaded = AuditEvent::Reloaded {};
         (self.audit).record(&Actor::Receiver, &AuditOutcome::Done, &reloaded);
         self.settings.send_replace(settings);
+    }
+
+    /// How fast sets may be read that are fetched: of this cluster, and of all of the process.
+    pub(crate) fn fetch_limits(&self) -> [&RateLimit; 2] {
+        [&self.fetch_limit, &self.census.fetch_limit]
     }
 
     /// The cluster that the archive is bound to; none before `setup`.

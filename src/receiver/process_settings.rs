@@ -21,6 +21,8 @@ pub(crate) struct ProcessSettings {
     pub protection: Protection,
     /// Connections of all clusters that are open at once.
     pub connections_max: usize,
+    /// Bytes a second that are read at most of sets that are fetched, of all clusters together.
+    pub fetch_rate: Option<u64>,
     /// The cluster, where it serves no more than that.
     pub cluster: String,
     /// Where it is told who did what that belongs to no cluster.
@@ -70,7 +72,7 @@ impl ProcessSettings {
     /// Reads everything the settings name.
     pub(crate) fn load(
         tls: &TlsSettings,
-        connections_max: u32,
+        (connections_max, fetch_rate): (u32, Option<u64>),
         (cluster, audit_log): (&str, Option<&Path>),
     ) -> Result<Arc<ProcessSettings>> {
         AuditLog::check(audit_log)?;
@@ -81,6 +83,7 @@ impl ProcessSettings {
         Ok(Arc::new(ProcessSettings {
             protection,
             connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+            fetch_rate,
             cluster: cluster.to_owned(),
             audit_log: audit_log.map(Path::to_path_buf),
         }))

@@ -1,4 +1,4 @@
-//! Which refusals get a line in the log, so that a flood of strangers does not fill it, and how many there were.
+//! Which refusals and which fetched files get a line, so that a flood of them does not fill a log, and how many there were.
 //! Never hides that there were more: what is not said is counted, and the count is said later. Invariant: in
 //! any [`REFUSAL_LOG_INTERVAL`] there are at most [`REFUSAL_LOG_LINES_MAX`] lines.
 
@@ -98,6 +98,25 @@ impl RewriteRefusals {
         let Some(more) = noted else { return };
         let event = AuditEvent::RewriteRefused { file, more };
         audit.record(&by.who, &AuditOutcome::Refused(why), &event);
+    }
+}
+
+/// Tells of archived files that were fetched of one cluster, and not of all that a recovery needs.
+#[derive(Default)]
+pub(crate) struct FetchedFiles(Mutex<RefusalLog>);
+
+impl FetchedFiles {
+    /// A file was sent, or some of it.
+    pub(crate) fn fetched(
+        &self,
+        audit: &AuditLog,
+        by: &AuditedPeer,
+        file: &str,
+        outcome: &AuditOutcome<'_>,
+    ) {
+        let noted = lock(&self.0).note(by.address, Instant::now());
+        let Some(more) = noted else { return };
+        audit.record(&by.who, outcome, &AuditEvent::WalFetched { file, more });
     }
 }
 

@@ -56,7 +56,8 @@ pub(crate) fn reload(
 pub(crate) fn process_of(config: &StandbyConfig) -> Result<Arc<ProcessSettings>> {
     ProcessSettings::load(
         &config.tls,
-        config.max_connections,
+        // The cluster's own rate is that of all there are.
+        (config.max_connections, None),
         (&config.job_name, config.audit_log.as_deref()),
     )
 }

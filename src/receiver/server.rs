@@ -219,11 +219,13 @@ impl Daemon {
         descriptors_max: usize,
         look: StandbyLook,
     ) -> Arc<Daemon> {
+        let census = StoreCensus::default();
+        census.fetch_limit.set(process.fetch_rate);
         let clusters = Clusters::new(process);
         Arc::new(Daemon {
             refusals: Arc::new(Refusals::new(Arc::clone(&clusters.audit))),
             clusters: Arc::new(clusters),
-            census: Arc::default(),
+            census: Arc::new(census),
             admission: Admission::new(descriptors_max),
             connections: Arc::default(),
             look,

@@ -1,17 +1,56 @@
-//! What the standby's commands tell the audit log of what they do to the archive.
+//! What the standby's commands tell the audit log of what they do to the archive, and what `status` tells of that log.
 //! Never holds a command up, and never writes a line for what only reads. Invariant: whatever a command removes for good
 //! is told of before it goes.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
 use crate::config::StandbyConfig;
 use crate::standby::hosted;
-use crate::store::sets::{BackupSets, Removal};
+use crate::store::sets::BackupSets;
 
-/// Where it is told who did what to this cluster's archive: its own file, or that of its host.
-pub(crate) fn log(config: &StandbyConfig) -> AuditLog {
+/// The logs that this process has open, by the files of their clusters: a command has one.
+static OPEN: Mutex<Vec<(PathBuf, Arc<AuditLog>)>> = Mutex::new(Vec::new());
+
+/// Where it is told who did what to this cluster's archive. It is opened once, however much a command tells.
+pub(crate) fn log(config: &StandbyConfig) -> Arc<AuditLog> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, log)) = open.iter().find(|(path, _)| *path == config.path) {
+        return Arc::clone(log);
+    }
+    let path = path(config);
+    let log = AuditLog::new(&config.job_name, path.as_deref());
+    let log = Arc::new(log.noting_losses_in(&config.completed_wals));
+    open.push((config.path.clone(), Arc::clone(&log)));
+    log
+}
+
+/// Its own file, or that of its host.
+fn path(config: &StandbyConfig) -> Option<PathBuf> {
     let of_host = || hosted::audit_log(config);
-    let path = config.audit_log.clone().or_else(of_host);
-    AuditLog::new(&config.job_name, path.as_deref())
+    config.audit_log.clone().or_else(of_host)
+}
+
+/// Which lines are lost, or would be; for `status` and `verify`.
+pub(super) fn trouble(config: &StandbyConfig) -> Option<String> {
+    let path = path(config)?;
+    let loss = AuditLog::losses_in(&config.completed_wals);
+    match (AuditLog::obstacle(&path), loss) {
+        (Some(why), None) => Some(format!("the audit log would lose its next line: {why}")),
+        (Some(why), Some(loss)) => Some(format!(
+            "the audit log has lost {} lines since {}, and would lose the next: {why}",
+            loss.lines, loss.since
+        )),
+        (None, Some(loss)) => Some(format!(
+            "{} lost {} lines since {}, and does not say so before its next line: {}",
+            path.display(),
+            loss.lines,
+            loss.since,
+            loss.why
+        )),
+        (None, None) => None,
+    }
 }
 
 /// Tells of something that was done.
@@ -22,18 +61,5 @@ pub(super) fn tell(config: &StandbyConfig, outcome: AuditOutcome<'_>, event: &Au
 /// The sets, which tell of what a command removes of them.
 pub(super) fn telling(config: &StandbyConfig, sets: BackupSets) -> BackupSets {
     let config = config.clone();
-    sets.telling(move |removal: &Removal<'_>| {
-        let event = match *removal {
-            Removal::Set(name, because) => AuditEvent::SetRemoved {
-                set: name.to_string(),
-                because,
-            },
-            Removal::Wal(first, last, files) => AuditEvent::WalPurged {
-                first: first.to_string(),
-                last: last.to_string(),
-                files,
-            },
-        };
-        tell(&config, AuditOutcome::Begun, &event);
-    })
+    sets.telling(move |removal| tell(&config, AuditOutcome::Begun, removal))
 }

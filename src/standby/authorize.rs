@@ -16,13 +16,13 @@ use crate::transport::identity::Fingerprint;
 /// What stood behind `authorize`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct AuthorizeArgs {
-    /// As the other side's `identity` prints it
+    /// The fingerprint, as the other side's `identity` prints it
     #[arg(value_name = "FPR")]
     pub fingerprint: String,
-    /// What the log calls this peer
+    /// The name of this peer in the log
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// What it may do: add WAL, add backups, fetch (all three unless given), end a timeline
+    /// Grant these rights: add WAL, add backups, fetch (all three unless given), end a timeline
     #[arg(long, value_delimiter = ',', value_parser = ["push", "backup", "read", "failover"])]
     pub rights: Vec<String>,
 }

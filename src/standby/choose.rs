@@ -34,7 +34,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// What stood behind `choose`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct ChooseArgs {
-    /// Of which WAL file; or the name of what is kept beside it
+    /// The WAL file, or the name of what is kept beside it
     #[arg(value_name = "NAME")]
     pub name: ChosenFile,
     /// Put it in its place; what was there is kept

@@ -15,7 +15,7 @@ use crate::options::{Options, Restoring, tablespace_mapping};
 /// What stood behind `createslave`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct CreateSlaveArgs {
-    /// Where a tablespace goes: OLD is its path on the master
+    /// Put a tablespace elsewhere: OLD is its path on the master
     #[arg(long = "tablespace-mapping", value_name = "OLD=NEW")]
     #[arg(value_parser = OsStringValueParser::new().try_map(|text| tablespace_mapping(&text)))]
     tablespaces: Vec<(PathBuf, PathBuf)>,

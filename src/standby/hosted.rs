@@ -62,6 +62,14 @@ pub(crate) fn host_facts(config: &StandbyConfig) -> Option<HostFacts> {
     })
 }
 
+/// What monitoring calls a cluster, whoever tells of it: its receiver, or `status`.
+pub(super) fn monitored_name(config: &StandbyConfig) -> String {
+    match host_of(config) {
+        Ok(Some(_)) => config::shown_cluster_name(&config.path),
+        _ => config.job_name.clone(),
+    }
+}
+
 /// The audit log of the host that serves this cluster, if it has one.
 pub(super) fn audit_log(config: &StandbyConfig) -> Option<PathBuf> {
     host_of(config).ok()??.audit_log

@@ -19,7 +19,7 @@ pub(crate) struct KeepArgs {
     /// The set, as `listbackups` prints it
     #[arg(id = "backup_set", value_name = "SET")]
     pub set: String,
-    /// Why; `listbackups` and `status` show it
+    /// Note why; `listbackups` and `status` show it
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub note: String,
     /// Keep all WAL from the set on, not only what makes it consistent

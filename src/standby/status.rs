@@ -19,6 +19,7 @@ use crate::pg::layout;
 use crate::pg::location;
 use crate::standby::ahead;
 use crate::standby::archive_cleaners;
+use crate::standby::audited;
 use crate::standby::boot::begun;
 use crate::standby::connected;
 use crate::standby::drill;
@@ -47,7 +48,8 @@ pub(crate) fn run(
     options: &Options,
     thresholds: &Thresholds,
 ) -> Result<()> {
-    status::finish(&facts(config), &config.job_name, thresholds, options)
+    let name = hosted::monitored_name(config);
+    status::finish(&facts(config), &name, thresholds, options)
 }
 
 /// What can be found out with this file, for monitoring; nothing if it cannot be read.
@@ -106,6 +108,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             moved_set: moved_set(config),
             changed_by_boot: begun::changed(config),
             unfinished_boot: begun::unfinished(config).map(|data| data.display().to_string()),
+            audit: audited::trouble(config),
             archive_cleaners: archive_cleaners::named(config),
             incremental_differs: incremental_differs(config),
             keeps_all: keeps_all(config),

@@ -14,9 +14,13 @@ use crate::config::StandbyConfig;
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
 use crate::output::{self, Waiting, escaped};
+use crate::standby::audited;
 use crate::standby::sets;
 use crate::standby::verified;
-use crate::store::verify::finding::{SetWindow, VerifyFinding, VerifyReport, VerifyStep};
+use crate::status::Code;
+use crate::store::verify::finding::{
+    FaultPlace, SetWindow, VerifyFinding, VerifyReport, VerifyStep,
+};
 use crate::store::verify::{VerifyRequest, extent, verify};
 use crate::store::{ArchiveFolders, Disk, RealDisk};
 use crate::wal::commit::CommitAt;
@@ -80,8 +84,19 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
             }
         }
     });
-    let report = report.map_err(failed)?;
+    let mut report = report.map_err(failed)?;
     printed?;
+    let is_good = state(&report) == "ok";
+    if wanted.is_none()
+        && let Some(why) = audited::trouble(config)
+    {
+        let finding = of_audit(why);
+        report.warning_count += 1;
+        match options.json {
+            true => kept.push(finding_json(&finding)),
+            false => output::print(&finding_line(&finding))?,
+        }
+    }
     if options.json {
         output::print(&page_json(&report, kept).to_string())?;
     } else if !options.quiet {
@@ -90,7 +105,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
     if let Some(why) = &report.not_remembered {
         tracing::warn!("the next verify reads everything again: {why}");
     } else if wanted.is_none()
-        && state(&report) == "ok"
+        && is_good
         && let Err(error) = verified::note(config)
     {
         tracing::warn!("monitoring does not hear of this verify: {error}");
@@ -99,6 +114,19 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs)
         (0, 0) => Ok(()),
         (0, _) => Err(CommandError::new(Kind::Warned, "verify: warning")),
         _ => Err(CommandError::new(Kind::Alarmed, "verify: critical")),
+    }
+}
+
+/// No fault of the archive: nobody may rely on the list of what was done to it.
+fn of_audit(why: String) -> VerifyFinding {
+    VerifyFinding {
+        is_critical: false,
+        code: Code::AuditLog.word(),
+        set: None,
+        file: "audit_log".to_owned(),
+        place: FaultPlace::default(),
+        why,
+        remedy: "`walmgr help audit_log` says how it ends".to_owned(),
     }
 }
 

@@ -20,10 +20,10 @@ pub(crate) struct XpartialsyncArgs {
     /// The segment in progress
     #[arg(value_name = "NAME")]
     pub name: SegmentName,
-    /// Where in it the bytes begin
+    /// The place in it where the bytes begin
     #[arg(value_name = "OFFSET")]
     pub offset: u64,
-    /// How many bytes are read from standard input
+    /// The number of bytes on standard input
     #[arg(value_name = "BYTES")]
     pub bytes: u64,
 }

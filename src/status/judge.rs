@@ -120,6 +120,8 @@ codes! {
     Disk = "disk",
     /// The syncdaemon died.
     Syncdaemon = "syncdaemon",
+    /// Lines of the audit log are lost, or would be.
+    AuditLog = "audit_log",
     /// Replay is held.
     Paused = "paused",
     /// The backup sets have been locked by hand for long.
@@ -405,6 +407,9 @@ fn judge_standby(
     judge_drill(found, &standby.drill);
     if let Some(replay) = &standby.replay {
         super::replay::judge(found, replay);
+    }
+    if let Some(text) = &standby.audit {
+        found.warn(Code::AuditLog, text);
     }
     for text in &standby.archive_cleaners {
         found.alarm(Code::ArchiveCleanup, text);

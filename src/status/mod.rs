@@ -209,6 +209,8 @@ pub(crate) struct StandbyFacts {
     pub verified_s: Option<i64>,
     /// How drills of backup sets ended.
     pub drill: DrillFacts,
+    /// Which lines of the audit log are lost, or would be.
+    pub audit: Option<String>,
     /// Commands of servers that remove WAL from the archive, a sentence each.
     pub archive_cleaners: Vec<String>,
     /// What the rules of retention make of the sets; nothing where there are none to ask.

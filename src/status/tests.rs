@@ -265,6 +265,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         moved_set: None,
         changed_by_boot: Some("/data/postgresql.auto.conf has a = 0 for a boot".into()),
         unfinished_boot: Some("/data".into()),
+        audit: Some("the audit log has lost 3 lines".into()),
         archive_cleaners: vec!["pg_archivecleanup".into()],
         incremental_differs: None,
         keeps_all: None,
@@ -288,6 +289,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         "warning boot",
         "warning boot",
         "warning drill",
+        "warning audit_log",
     ];
     assert_eq!(words(&facts, &Thresholds::default()), expected);
 }

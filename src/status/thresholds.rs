@@ -17,10 +17,10 @@ const SIZE_MAX: u64 = 1 << 60;
 /// From where on `status` warns and alarms, as far as it was typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Thresholds {
-    /// All clusters of a host's file, or of its folder: a line each, the exit code of the worst
+    /// Print a line for each cluster of a host's file, or of its folder; exit with the code of the worst
     #[arg(long)]
     pub all: bool,
-    /// Also write a page of metrics for node_exporter's textfile collector: a file such as walmgr.prom
+    /// Write a page of metrics, too, for node_exporter's textfile collector: a file such as walmgr.prom
     #[arg(long, value_name = "FILE", conflicts_with = "all")]
     pub metrics: Option<PathBuf>,
     /// Warn when more seconds of transactions than this would be lost; 60s on the master

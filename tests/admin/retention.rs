@@ -24,17 +24,84 @@ fn markers(scene: &Scene) -> Vec<String> {
     found.map(|(_, marker)| marker).collect()
 }
 
-#[test]
-fn fault_212_expire_does_what_it_says_with_n() {
-    skip_unless!(Cluster::available(15));
-    let (mut scene, spare) = scene();
-    put_three(&scene, &spare);
-    // Older than anything that a set needs.
+/// A segment older than anything that a set needs.
+fn put_old(scene: &Scene) -> std::path::PathBuf {
     let old = scene.site.completed_wals().join("000000010000000000000001");
     if !old.exists() {
         fs::write(&old, "WAL").unwrap();
         crate::support::place::give_to_server(&old);
     }
+    old
+}
+
+/// The lines of an audit log.
+fn told(audit: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(audit).unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.is_empty());
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Whatever is gone is told of, and a command without an end is seen to have been cut.
+#[track_caller]
+fn judge_lines(scene: &Scene, told: &[serde_json::Value], killed: bool, context: &str) {
+    let has = |event: &str, member: &str, value: &str| {
+        let is_it = |line: &serde_json::Value| line["event"] == event && line[member] == value;
+        told.iter().any(is_it)
+    };
+    for (_, marker) in &THREE[1..] {
+        let is_there = markers(scene).iter().any(|there| there == marker);
+        let name = THREE.iter().find(|(_, of)| of == marker).unwrap().0;
+        assert!(
+            is_there || has("set_removed", "set", name),
+            "{context}: {name} {told:#?}"
+        );
+    }
+    let old = scene.site.completed_wals().join("000000010000000000000001");
+    assert!(
+        old.exists() || has("wal_purged", "first", "000000010000000000000001"),
+        "{context}: {told:#?}"
+    );
+    let ends = told.iter().filter(|line| line["outcome"] != "begun");
+    let ends = ends.filter(|line| line["event"] == "command").count();
+    // A kill may come behind its end.
+    assert!(killed || ends == 1, "{context}: {told:#?}");
+}
+
+#[test]
+fn fault_231_a_command_opens_its_log_once_however_much_it_tells() {
+    skip_unless!(Cluster::available(15));
+    let strace = skip_unless!(Strace::available());
+    let (mut scene, spare) = scene();
+    put_three(&scene, &spare);
+    put_old(&scene);
+    for (key, value) in [
+        ("keep_backups", "1"),
+        ("keep_minimum_age", "0"),
+        ("audit_log", "audit.log"),
+    ] {
+        scene.site.standby_set(key, value);
+    }
+    let audit = scene.site.standby_ini().with_file_name("audit.log");
+    scene.site.receiver.stop();
+    let strace = strace.unprivileged().trace("openat");
+    let command = scene.site.standby_walmgr(&["expire"]);
+    let ended = strace.wrap(&command).stdin(Stdio::null()).output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    let opened = strace.log().into_iter();
+    let opened = opened.filter(|call| call.contains("/audit.log\""));
+    assert_eq!(opened.count(), 1);
+    let told = told(&audit);
+    assert_eq!(told.len(), 5, "{told:#?}");
+}
+
+#[test]
+fn fault_212_expire_does_what_it_says_with_n() {
+    skip_unless!(Cluster::available(15));
+    let (mut scene, spare) = scene();
+    put_three(&scene, &spare);
+    let old = put_old(&scene);
     says(
         &scene.site.standby_command(&["expire"]),
         0,
@@ -117,6 +184,8 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
     crate::restore::kills::make_small(&spare);
     scene.site.standby_set("keep_backups", "1");
     scene.site.standby_set("keep_minimum_age", "0");
+    let audit = scene.site.standby_ini().with_file_name("audit.log");
+    scene.site.standby_set("audit_log", "audit.log");
     scene.site.receiver.stop();
     let most = match std::env::var_os("WALMGR_SOAK") {
         Some(_) => 60,
@@ -142,9 +211,12 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
     ] {
         for count in 1..most {
             put_three(&scene, &spare);
+            put_old(&scene);
             let whole = files("data.master");
+            let _ = fs::remove_file(&audit);
             let killed = killed_at(&scene.site, &["expire"], call, count);
             kills += u32::from(killed);
+            judge_lines(&scene, &told(&audit), killed, &format!("{call} {count}"));
             // One that goes is not listed any more.
             let names = beside(&scene.site).into_iter();
             for name in names.filter(|name| !name.contains("expired")) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{archiving, judge, newest};
-use crate::support::{Cluster, Output, Site, wait_for};
+use crate::support::{Cluster, Host, Output, Site, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -145,4 +145,37 @@ fn fault_188_fetches_of_sets_keep_their_rate_until_a_reload_lifts_it() {
     Output::from(slow.wait_with_output().unwrap()).succeed();
     let at_that_rate = Duration::from_secs(bytes / (256 << 10));
     assert!(begun.elapsed() < at_that_rate / 2, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn fault_233_fetches_of_all_clusters_of_a_host_keep_its_rate_together() {
+    skip_unless!(Cluster::available(15));
+    let mut host = Host::builder().build();
+    host.start();
+    let sites = ["db1", "db2"].map(|name| {
+        let cluster = Cluster::builder().conf("archive_mode", "on").start();
+        let site = host.add(name, Site::builder().cluster(cluster));
+        site.master_command(&["setup"]).succeed();
+        site.master_command(&["backup"]).succeed();
+        site
+    });
+    let bytes = sites.each_ref().map(|site| bytes_below(&newest(site)));
+    let restore = |site: &Site, name: &str| {
+        let destination = site.home().join(name).display().to_string();
+        started(site.master_walmgr(&["restore", "data.master", &destination]))
+    };
+    // By a reload, and from the start.
+    for (name, rate) in [("one", 10), ("other", 16)] {
+        host.set("fetch_rate", &format!("{rate}MB"));
+        match name {
+            "one" => drop(host.reload()),
+            _ => host.restart(),
+        }
+        let begun = Instant::now();
+        let both = sites.each_ref().map(|site| restore(site, name));
+        for child in both {
+            Output::from(child.wait_with_output().unwrap()).succeed();
+        }
+        check_rate(bytes[0] + bytes[1], begun.elapsed(), rate * MIB);
+    }
 }

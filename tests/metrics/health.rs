@@ -146,3 +146,43 @@ fn fault_190_a_syncdaemon_is_healthy_while_it_ships_and_knows_the_rpo() {
         rpo(second).filter(|seconds| *seconds == 0.0)
     });
 }
+
+#[test]
+fn fault_232_a_syncdaemon_that_starts_without_its_receiver_knows_the_rpo() {
+    skip_unless!(Cluster::available(15));
+    let address = free_address();
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let mut site = Site::builder()
+        .cluster(cluster)
+        .master_set("loop_delay", "0.1")
+        .master_set("metrics_listen", &address.to_string())
+        .build();
+    site.master_command(&["setup"]).succeed();
+    let note = site.master_ini().with_extension("held");
+    let rpo = || value(&get(address, "/metrics").content, "walmgr_rpo_seconds{");
+    let daemon = Syncdaemon::start(&site);
+    site.cluster().psql("CREATE TABLE kept ()");
+    wait_for("the note of all", PATIENCE, || {
+        let flushed = site.cluster().psql("SELECT pg_current_wal_flush_lsn()");
+        let noted = std::fs::read_to_string(&note).ok()?;
+        noted.ends_with(&format!(" {flushed}\n")).then_some(())
+    });
+    // Both sides lose power; the receiver does not come back.
+    daemon.signal(Signal::KILL);
+    drop(daemon);
+    site.receiver.kill9();
+    std::fs::remove_file(site.home().join("syncdaemon.log")).unwrap();
+    let daemon = Syncdaemon::start(&site);
+    daemon.wait_for_log(&format!("http://{address}/metrics"));
+    wait_for("nothing is missing", PATIENCE, || {
+        rpo().filter(|seconds| *seconds == 0.0)
+    });
+    site.cluster().psql("CREATE TABLE lost ()");
+    wait_for("the commit's age", PATIENCE, || {
+        rpo().filter(|seconds| *seconds > 1.0)
+    });
+    site.start_receiver();
+    wait_for("all to be shipped", PATIENCE, || {
+        rpo().filter(|seconds| *seconds == 0.0)
+    });
+}

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::rate_limit::RateLimit;
 use crate::receiver::shares::SharePools;
 
 /// The stores of a process.
@@ -12,6 +13,8 @@ use crate::receiver::shares::SharePools;
 pub(crate) struct StoreCensus {
     /// The threads that they have together.
     pub pools: SharePools,
+    /// How fast all fetches of their sets together may read.
+    pub fetch_limit: RateLimit,
     counts: Mutex<StoreCounts>,
     /// Cancelled when the last has retired.
     none_left: CancellationToken,

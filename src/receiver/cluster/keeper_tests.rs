@@ -56,7 +56,7 @@ impl KeptCluster {
         let disk = FaultyDisk::over(real());
         let census = Arc::new(StoreCensus::default());
         let shared: Arc<dyn Disk> = disk.clone();
-        let process = ProcessSettings::load(&config.tls, 1, ("", None)).unwrap();
+        let process = ProcessSettings::load(&config.tls, (1, None), ("", None)).unwrap();
         let settings = ClusterSettings::load(&config, &process).unwrap();
         let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
         let cluster = Cluster::open(&config, settings, &shared, &census, stopping, span).unwrap();

@@ -294,6 +294,7 @@ impl ClusterFolder {
             broken,
         } = read;
         self.host = host;
+        self.census.fetch_limit.set(process.fetch_rate);
         self.clusters.set_process(process);
         let is_there = |name: &String| good.contains_key(name) || broken.contains_key(name);
         let gone: Vec<String> = self

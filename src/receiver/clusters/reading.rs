@@ -47,7 +47,7 @@ pub(crate) fn read(
 ) -> Result<HostRead> {
     let process = ProcessSettings::load(
         &host.tls,
-        host.max_connections,
+        (host.max_connections, host.fetch_rate),
         ("", host.audit_log.as_deref()),
     )?;
     read_folder(host, process, clusters_max, in_force, patience)

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use walmgr_protocol::names::BackupName;
 
+use super::BackupSets;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock, lock};
 use super::policy::{KeepReason, Keeping, SetDecision};
-use super::{BackupSets, Removal};
+use crate::audit::AuditEvent;
 
 /// What an expiry did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +69,10 @@ impl BackupSets {
             let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
             // While the names were not locked, somebody may have taken it away, or pinned it.
             if self.is_at(&text, &handle)? && !self.is_pinned(&name)? {
-                self.tell(&Removal::Set(&name, &set.why()));
+                self.tell(&AuditEvent::SetRemoved {
+                    set: text.clone(),
+                    because: &set.why(),
+                });
                 self.set_aside(&text)?;
                 expiry.removed.push(name);
             }

@@ -80,7 +80,7 @@ pub(in crate::store) mod testing;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use walmgr_protocol::names::{BackupName, SegmentName};
+use walmgr_protocol::names::BackupName;
 
 pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
@@ -108,6 +108,7 @@ pub(crate) use unpack::StreamWriter;
 use super::disk::Disk;
 use super::folder::Folder;
 use super::health::{Health, Monitor};
+use crate::audit::AuditEvent;
 
 /// The backup sets of a standby. Clones share the handles.
 #[derive(Clone)]
@@ -122,24 +123,19 @@ pub struct BackupSets {
 }
 
 /// Is told what goes, before it goes.
-type RemovalTeller = Arc<dyn Fn(&Removal<'_>) + Send + Sync>;
-
-/// What goes for good.
-pub(crate) enum Removal<'a> {
-    /// A listed set, and why.
-    Set(&'a BackupName, &'a str),
-    /// A stretch of WAL, and copies of it: its first and last segment, and how many files.
-    Wal(SegmentName, SegmentName, usize),
-}
+type RemovalTeller = Arc<dyn Fn(&AuditEvent<'_>) + Send + Sync>;
 
 impl BackupSets {
     /// The same sets; whatever goes is told of before.
-    pub(crate) fn telling(mut self, told: impl Fn(&Removal<'_>) + Send + Sync + 'static) -> Self {
+    pub(crate) fn telling(
+        mut self,
+        told: impl Fn(&AuditEvent<'_>) + Send + Sync + 'static,
+    ) -> Self {
         self.told = Some(Arc::new(told));
         self
     }
 
-    fn tell(&self, removal: &Removal<'_>) {
+    fn tell(&self, removal: &AuditEvent<'_>) {
         if let Some(told) = &self.told {
             told(removal);
         }

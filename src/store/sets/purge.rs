@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::{BackupName, SegmentName, WalFileName, WalSegmentSize};
 
+use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::list::SetEntry;
@@ -23,7 +24,7 @@ use super::lock::{Lease, Mode, NamesLock};
 use super::policy::{Keeping, SegmentPlace, WalNeeds};
 use super::purged_note::{PurgedStretches, WalStretch};
 use super::retention::now_ms;
-use super::{BackupSets, Removal};
+use crate::audit::AuditEvent;
 use crate::store::apart_notes;
 use crate::store::beside::CopyName;
 use crate::store::binding::{Marker, MarkerRole};
@@ -234,7 +235,11 @@ impl BackupSets {
             .with(&found.stretches)
             .write(completed)?;
         for stretch in &found.stretches {
-            self.tell(&Removal::Wal(stretch.first, stretch.last, stretch.files));
+            self.tell(&AuditEvent::WalPurged {
+                first: stretch.first.to_string(),
+                last: stretch.last.to_string(),
+                files: stretch.files,
+            });
         }
         let names: Vec<String> = found
             .finished

@@ -11,7 +11,6 @@ use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::peer::AuditedPeer;
 use crate::shell;
-use crate::store::sets::Removal;
 
 /// What the rules of retention and the sets that are left make superfluous. A failure here is a warning.
 pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &mut Sealed) {
@@ -25,18 +24,7 @@ pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &m
     }
     let (audit, who) = (Arc::clone(&cluster.audit), by.who.clone());
     let sets = sets.clone().telling(move |removal| {
-        let event = match *removal {
-            Removal::Set(name, because) => AuditEvent::SetRemoved {
-                set: name.to_string(),
-                because,
-            },
-            Removal::Wal(first, last, files) => AuditEvent::WalPurged {
-                first: first.to_string(),
-                last: last.to_string(),
-                files,
-            },
-        };
-        audit.record_durably(&who, &AuditOutcome::Begun, &event);
+        audit.record_durably(&who, &AuditOutcome::Begun, removal);
     });
     let lease = match sets.lease("the rotation after a backup") {
         Ok(lease) => lease,

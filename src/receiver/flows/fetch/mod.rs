@@ -84,7 +84,7 @@ impl FetchFlow {
             Some(ProviderAction::Find(request)) => {
                 let say = link.reports_of(self.channel, FlowReport::Fetch);
                 let served = link.served.clone();
-                self.reading = Some(send::start(served, &link.peer.key(), request, say));
+                self.reading = Some(send::start(served, &link.peer, request, say));
             }
             Some(ProviderAction::Send(message)) => link.send(self.channel, &message).await?,
             Some(ProviderAction::Stop) => self.reading = None,

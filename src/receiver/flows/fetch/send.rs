@@ -16,9 +16,10 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::rate_limit::RateLimit;
 use crate::receiver::cluster::{Cluster, ServedCluster};
-use crate::receiver::peer::PeerKey;
+use crate::receiver::peer::{AuditedPeer, Peer};
 use crate::receiver::reports::FetchReport;
 use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
@@ -36,14 +37,15 @@ pub(crate) type FetchWorker = Worker<Vec<u8>, FetchReport>;
 /// Starts a worker for what was asked for. Dropping the returned value ends it.
 pub(crate) fn start(
     served: ServedCluster,
-    key: &PeerKey,
+    peer: &Peer,
     request: Request,
     say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
-    let place = match served.cluster.fetches.take(key) {
+    let place = match served.cluster.fetches.take(&peer.key()) {
         Ok(place) => place,
         Err(none) => return Worker::refused(all_taken(none), say),
     };
+    let by = peer.audited();
     let workforce = served.store.workforce.clone();
     let worker = Worker::start(
         &workforce,
@@ -52,7 +54,7 @@ pub(crate) fn start(
         say,
         move |buffers, say| {
             let _place = place;
-            work(&served.cluster, &request, buffers, &**say);
+            work((&served.cluster, &by), &request, buffers, &**say);
             Ok(())
         },
     );
@@ -76,7 +78,7 @@ pub(crate) fn all_taken(none: NoShare) -> Error {
 }
 
 fn work(
-    cluster: &Cluster,
+    (cluster, by): (&Cluster, &AuditedPeer),
     request: &Request,
     buffers: mpsc::Receiver<Vec<u8>>,
     say: &dyn Fn(FetchReport) -> bool,
@@ -86,10 +88,10 @@ fn work(
         Request::Set(set) => set.compression,
     };
     // WAL is never kept back: somebody replays it, or waits for its end.
-    let limit = matches!(request, Request::Set(_)).then_some(&cluster.fetch_limit);
+    let limits = matches!(request, Request::Set(_)).then(|| cluster.fetch_limits());
     let mut blocks = OutgoingBlocks {
         packer: Packer::new(compression),
-        limit,
+        limits,
         raw: Vec::new(),
         offset: 0,
         crc: crc32fast::Hasher::new(),
@@ -97,14 +99,31 @@ fn work(
         buffers,
     };
     let ended = match request {
-        Request::File(file) => send_file(cluster, file.name, &mut blocks),
+        Request::File(file) => {
+            let ended = send_file(cluster, file.name, &mut blocks);
+            if let Some(outcome) = outcome(&ended) {
+                let (name, audit) = (file.name.to_string(), &cluster.audit);
+                (cluster.fetched).fetched(audit, by, &name, &outcome);
+            }
+            ended
+        }
         Request::Set(set) => {
             blocks.offset = set.offset;
             let wanted = (set.start, set.timestamp.as_str());
-            send_set(cluster, wanted, set.offset, &mut blocks)
+            send_set((cluster, by), wanted, set.offset, &mut blocks)
         }
     };
     blocks.end(ended);
+}
+
+/// What the audit log is told of it; nothing of what there was not.
+fn outcome(ended: &Result<FetchEnd, Error>) -> Option<AuditOutcome<'_>> {
+    match ended {
+        Ok(FetchEnd::Whole) => Some(AuditOutcome::Done),
+        Ok(FetchEnd::Abandoned) => Some(AuditOutcome::Failed("the peer wanted no more of it")),
+        Ok(FetchEnd::NotFound(_)) => None,
+        Err(error) => Some(AuditOutcome::Failed(&error.message)),
+    }
 }
 
 /// How reading ended that did not fail.
@@ -119,7 +138,7 @@ enum FetchEnd {
 struct OutgoingBlocks<'a> {
     packer: Packer,
     /// How fast they may be read.
-    limit: Option<&'a RateLimit>,
+    limits: Option<[&'a RateLimit; 2]>,
     /// Bytes for the next block.
     raw: Vec<u8>,
     /// Where it begins.
@@ -155,7 +174,7 @@ impl OutgoingBlocks<'_> {
         }
         let is_wanted = || !self.buffers.is_closed();
         let wait = |limit: &RateLimit| limit.take(self.raw.len() as u64, &is_wanted);
-        if !self.limit.is_none_or(wait) {
+        if !self.limits.into_iter().flatten().all(wait) {
             return false;
         }
         // There are so many buffers, so a slow peer makes this wait instead of filling memory.
@@ -246,7 +265,7 @@ fn recoveries_begin_with(cluster: &Cluster, archive: &ArchiveReader, segment: Se
 }
 
 fn send_set(
-    cluster: &Cluster,
+    (cluster, by): (&Cluster, &AuditedPeer),
     (start, timestamp): (walmgr_protocol::names::Lsn, &str),
     offset: u64,
     blocks: &mut OutgoingBlocks<'_>,
@@ -259,13 +278,28 @@ fn send_set(
     if !blocks.report(FetchReport::Found) {
         return Ok(FetchEnd::Abandoned);
     }
-    tracing::info!("sending {} from byte {offset} on", held.name());
+    let (name, begin) = (held.name().to_string(), offset);
+    let tell = |outcome: &AuditOutcome<'_>, sent_bytes| {
+        let event = AuditEvent::SetFetched {
+            set: &name,
+            offset_bytes: begin,
+            sent_bytes,
+        };
+        cluster.audit.record(&by.who, outcome, &event);
+    };
+    tracing::info!("sending {name} from byte {offset} on");
+    tell(&AuditOutcome::Begun, 0);
     let streamed = held.stream(offset, &mut |bytes| blocks.take(bytes));
-    match streamed.map_err(|error| refusal::set_to_reader(&error))? {
-        Streamed::Whole => {
-            tracing::info!("{} sent", held.name());
+    let ended = match streamed.map_err(|error| refusal::set_to_reader(&error)) {
+        Ok(Streamed::Whole) => {
+            tracing::info!("{name} sent");
             Ok(FetchEnd::Whole)
         }
-        Streamed::Stopped => Ok(FetchEnd::Abandoned),
+        Ok(Streamed::Stopped) => Ok(FetchEnd::Abandoned),
+        Err(error) => Err(error),
+    };
+    if let Some(outcome) = outcome(&ended) {
+        tell(&outcome, blocks.offset + blocks.raw.len() as u64 - begin);
     }
+    ended
 }
