@@ -129,7 +129,7 @@ archive_the_rest() {
     sql "SELECT pg_create_restore_point('demo')" >/dev/null
     last=$(sql 'SELECT pg_walfile_name(pg_switch_wal())')
     for ((tries = 0; tries < 300; tries++)); do
-        [[ ! -f $archive/$last ]] || return 0
+        [[ ! -f $archive/$last.zst ]] || return 0
         sleep 0.2
     done
     fail "the last segment, $last, did not arrive within 60 s"
@@ -146,23 +146,26 @@ archive_the_rest
 
 # --- the proof -----------------------------------------------------------------------------------
 say 'Every archived file against the master'
-compared=0 bytes=0 first=
+compared=0 bytes=0 stored=0 first=
+as_server mkdir "$place/unpacked"
 for path in "$archive"/*; do
-    name=$(basename "$path")
-    cmp -s "$path" "$place/master/pg_wal/$name" || fail "$name differs from the master's"
+    name=$(basename "$path" .zst)
+    as_server ./walmgr -q standby.ini xrestore "$name" "$place/unpacked/$name"
+    cmp -s "$place/unpacked/$name" "$place/master/pg_wal/$name" || fail "$name differs from the master's"
     : "${first:=$name}"
-    compared=$((compared + 1)) bytes=$((bytes + $(stat -c %s "$path")))
+    compared=$((compared + 1)) bytes=$((bytes + $(stat -c %s "$place/unpacked/$name")))
+    stored=$((stored + $(stat -c %s "$path")))
 done
 ((compared > 2)) || fail "only $compared files were archived"
 missing_files=0
 for path in "$place"/master/pg_wal/archive_status/*.done; do
     name=$(basename "$path" .done)
-    [[ -f $archive/$name ]] || { echo "acknowledged but not archived: $name"; missing_files=1; }
+    [[ -f $archive/$name || -f $archive/$name.zst ]] || { echo "acknowledged but not archived: $name"; missing_files=1; }
 done
 ((missing_files == 0)) || fail 'the master was told of files that are not there'
-dump=$(as_server pg_waldump --quiet -p "$archive" "$first" "$last" 2>&1) ||
+dump=$(as_server pg_waldump --quiet -p "$place/unpacked" "$first" "$last" 2>&1) ||
     fail "pg_waldump from $first to $last: $dump"
-records=$(as_server pg_waldump -p "$archive" "$first" "$last" 2>/dev/null | wc -l)
+records=$(as_server pg_waldump -p "$place/unpacked" "$first" "$last" 2>/dev/null | wc -l)
 failed=$(sql 'SELECT failed_count FROM pg_stat_archiver')
 ((failed == 0)) || fail "pg_stat_archiver counts $failed failures"
 memory=$(awk '/VmHWM/ {print int($2 / 1024)}' "/proc/$(cat "$place/standby.pid")/status")
@@ -247,7 +250,7 @@ IFS='|' read -r noted_there history_there < <(on "$standby_port" "$all")
 
 say 'What happened'
 cat <<REPORT
-  files archived             $compared, $((bytes >> 20)) MiB, all identical to the master's
+  files archived             $compared, $((bytes >> 20)) MiB stored as $((stored >> 20)), all identical to the master's
   WAL records in them        $records, read from end to end by pg_waldump
   failed archive attempts    $failed
   backup, restored           replayed; $transactions transactions on both, all tables the same

@@ -36,19 +36,19 @@ as_server pgbench -q -i -s $((mib / 15 + 1)) -h "$place" postgres >/dev/null 2>&
 sql -c CHECKPOINT -c 'SELECT pg_switch_wal()' >/dev/null
 last=$(sql -c "SELECT max(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}\$' AND name < pg_walfile_name(pg_current_wal_lsn())")
 for ((tries = 0; ; tries++)); do
-    [[ ! -e $archive/$last ]] || break
+    [[ ! -e $archive/$last && ! -e $archive/$last.zst ]] || break
     ((tries < 1200)) || fail "$last was not archived"
     sleep 0.1
 done
 as_server mkdir "$place/segments"
-mapfile -t segments < <(find "$archive" -maxdepth 1 -type f -printf '%f\n' | grep -E '^[0-9A-F]{24}$' | sort | tail -n "$segments_wanted")
-for name in "${segments[@]}"; do as_server cp "$archive/$name" "$place/segments/"; done
+mapfile -t segments < <(find "$archive" -maxdepth 1 -type f -printf '%f\n' | sed 's/\.zst$//' | grep -E '^[0-9A-F]{24}$' | sort | tail -n "$segments_wanted")
+for name in "${segments[@]}"; do as_server ./walmgr -q standby.ini xrestore "$name" "$place/segments/$name"; done
 
 # --- the contest ---------------------------------------------------------------------------------
 pass() {
     local name
     for name in "${segments[@]}"; do
-        printf -- '-\trm -f %s\n' "$archive/$name"
+        printf -- '-\trm -f %s %s\n' "$archive/$name" "$archive/$name.zst"
         printf '%s\t./walmgr -q master.ini xarchive %s %s\n' "$1" "$place/segments/$name" "$name"
     done | as_server perl stopwatch.pl >>"$place/times"
 }

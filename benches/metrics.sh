@@ -46,7 +46,7 @@ stop_server
 segment=$(find "$pgdata/pg_wal" -maxdepth 1 -type f -size 16M -printf '%f\n' | grep -E '^[0-9A-F]{24}$' | sort | sed -n 2p)
 [[ -n $segment ]] || fail 'pgbench wrote no segment'
 as_server ./walmgr -q master.ini xarchive "$pgdata/pg_wal/$segment" "$segment"
-archived=$(find "$place" -path "*logs.complete/$segment" | head -n 1)
+archived=$(find "$place" -path "*logs.complete/$segment*" | head -n 1)
 [[ -n $archived ]] || fail "$segment is in no archive"
 rm "$archived"
 

@@ -89,7 +89,7 @@ for ((made = 0; made < segments_wanted; made++)); do
     done
     sleep 0.2
     one shipped "$segment"
-    as_server rm "$archive/$segment"
+    as_server rm -f "$archive/$segment" "$archive/$segment.zst"
     one whole "$segment"
 done >"$place/archived"
 as_server ./walmgr -q master.ini syncdaemon -s

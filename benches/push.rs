@@ -140,8 +140,8 @@ impl Site {
         let outcome = push::push(&mut connection.wire, Arc::clone(file), offer, blocks).await;
         let took = begun.elapsed();
         assert_eq!(outcome.expect("the receiver is there"), Outcome::Stored);
-        let stored = self.path().join("logs.complete").join(wal_like::SEGMENT);
-        fs::remove_file(stored).expect("it was stored");
+        let stored = format!("logs.complete/{}.zst", wal_like::SEGMENT);
+        fs::remove_file(self.path().join(stored)).expect("it was stored");
         took
     }
 }

@@ -70,7 +70,7 @@ job() {
     local label=$1 name=$2
     shift 2
     printf '%s\t./walmgr %s master.ini xarchive %s %s\n' "$label" "$*" "$source/segments/$name" "$name"
-    printf -- '-\trm %s\n' "$archive/$name"
+    printf -- '-\trm -f %s %s\n' "$archive/$name" "$archive/$name.zst"
 }
 floor() {
     printf '%s\tdd if=%s of=floor/.in bs=1M conv=fsync status=none\tmv floor/.in floor/%s\n' \
@@ -105,22 +105,22 @@ jobs() {
 echo "measuring: ${#segments[@]} segments from $source, archive on $file_system"
 jobs | as_server perl stopwatch.pl >"$place/times"
 
-# Bringing a segment back, against the same by `cp`: neither syncs. It is read and checked record by record.
+# Bringing a segment back, against `cp` of the master's: neither syncs. It is unpacked and checked record by record.
 back() {
     local name lap turn=0
     for name in "${segments[@]}"; do job - "$name" -q | head -n 1; done
     for ((lap = 0; lap < laps; lap++)); do
         for name in "${segments[@]}"; do
             if ((turn++ % 2)); then
-                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$archive/$name"
+                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$source/segments/$name"
                 printf 'xrestore\t./walmgr -q standby.ini xrestore %s floor/back\n-\trm floor/back\n' "$name"
             else
                 printf 'xrestore\t./walmgr -q standby.ini xrestore %s floor/back\n-\trm floor/back\n' "$name"
-                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$archive/$name"
+                printf 'cp\tcp %s floor/back\n-\trm floor/back\n' "$source/segments/$name"
             fi
         done
     done
-    for name in "${segments[@]}"; do printf -- '-\trm %s\n' "$archive/$name"; done
+    for name in "${segments[@]}"; do printf -- '-\trm -f %s %s\n' "$archive/$name" "$archive/$name.zst"; done
 }
 back | as_server perl stopwatch.pl >>"$place/times"
 
@@ -170,7 +170,7 @@ sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v peaks="$place/peaks
         row("  with compression = 1", "zstd", "floor")
         row("floor, source not in the page cache", "cold_floor")
         row("xarchive, source not in the page cache", "cold_tls", "cold_floor")
-        row("floor: cp from the archive", "cp")
+        row("floor: cp of the segment", "cp")
         row("xrestore, records verified", "xrestore", "cp")
         row("floor: /bin/true", "nothing")
         row("walmgr --version", "version", "nothing")

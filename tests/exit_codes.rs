@@ -197,6 +197,7 @@ fn a_full_disk_is_6_until_there_is_room() {
     give_to_server(disk.path());
     let site = Site::builder()
         .archive(&disk.path().join("archive"))
+        .standby_set("store_compression", "none")
         .build();
     for number in [1, 2, 3] {
         site.write_segment(number);

@@ -20,6 +20,7 @@ mod changed_pages;
 mod chaos;
 mod cli;
 mod clusters;
+mod compress;
 mod crash_points;
 mod createslave;
 mod daemon;

@@ -70,7 +70,7 @@ pub fn flushed(site: &Site) -> Lsn {
 
 /// Runs `sync`, and returns up to where it says that all is durable.
 #[track_caller]
-fn sync(site: &Site) -> Lsn {
+pub fn sync(site: &Site) -> Lsn {
     let output: Output = site.master_command(&["sync"]);
     output.succeed();
     let said = output.stderr.lines().last().unwrap_or_default();

@@ -4,6 +4,7 @@
 //! journal and so exposes names that were made durable before their content.
 
 mod choosing;
+mod packing;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;

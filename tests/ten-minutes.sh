@@ -43,7 +43,7 @@ while IFS=$'\t' read -r host line <&3; do
     run "$host" "$line"
 done 3<"$host1/root/steps"
 
-on 1 sh -ec 'ls /var/lib/postgresql/walshipping/logs.complete | grep -x "[0-9A-F]\{24\}"'
+on 1 sh -ec 'ls /var/lib/postgresql/walshipping/logs.complete | grep -x "[0-9A-F]\{24\}\.zst"'
 told=$(on 2 sudo -u postgres psql -AtXc 'SELECT archived_count > 0 AND failed_count = 0 FROM pg_stat_archiver')
 [[ $told == t ]] || {
     echo 'FAILED: PostgreSQL counts a failed archive_command, or none that worked' >&2

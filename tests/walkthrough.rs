@@ -233,7 +233,10 @@ fn assert_listed(machine: &Machine, listed: &str) {
     let first = &row[53..];
     assert!(first.starts_with("00000001") && first.len() == 24, "{row}");
     let archived = machine.home.join("lib/walshipping/15/main/logs.complete");
-    assert!(archived.join(first).exists(), "{row}");
+    assert!(
+        crate::support::stored::path(&archived, first).exists(),
+        "{row}"
+    );
 }
 
 const CONTENT: &str = "SELECT count(*), sum(n) FROM shipped";

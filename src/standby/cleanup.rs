@@ -27,7 +27,14 @@ const MARKER: &str = ".walmgr-archive";
 const LOCK: &str = ".walmgr-lock";
 
 /// What else is in the folders of an archive that never held anything, or holds nothing any more.
-const OWN_FILES: [&str; 5] = [".rounds", ".rounds.sets", "PROGRESS", "PAUSE", HOLD_NAME];
+const OWN_FILES: [&str; 6] = [
+    ".rounds",
+    ".rounds.sets",
+    ".walmgr-compress",
+    "PROGRESS",
+    "PAUSE",
+    HOLD_NAME,
+];
 
 /// The folders of notes below them.
 const OWN_FOLDERS: [&str; 6] = [

@@ -19,9 +19,10 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     let failed =
         |error: StoreError| CommandError::new(error.kind(), "compress the archive").because(error);
     let completed_wals = &config.completed_wals;
-    let (plain, bytes) = plain_segments(completed_wals, Arc::new(RealDisk)).map_err(failed)?;
-    let what = format!("{} segments, {}", plain.len(), size_text(bytes));
+    let list = || plain_segments(completed_wals, Arc::new(RealDisk)).map_err(failed);
     if options.not_really {
+        let (plain, bytes) = list()?;
+        let what = format!("{} segments, {}", plain.len(), size_text(bytes));
         return output::not_really(&format!("pack {what}, in {}", completed_wals.display()));
     }
     let opened = Compressor::open(completed_wals, Arc::new(RealDisk)).map_err(failed)?;
@@ -37,8 +38,16 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
     };
     let mut waiting = Waiting::begin();
     let (mut packed, mut before_bytes, mut after_bytes, mut left) = (0_u64, 0, 0, 0_usize);
-    for name in plain {
-        match compressor.pack(name, form).map_err(failed)? {
+    // Behind the lock: what a killed run had retired has its name again.
+    for name in list()?.0 {
+        let became = match compressor.pack(name, form) {
+            Err(error) if compressor.concerns_one(&error) => Compressed::Left {
+                name,
+                why: error.to_string(),
+            },
+            other => other.map_err(failed)?,
+        };
+        match became {
             Compressed::Packed { before, after } => {
                 packed += 1;
                 before_bytes += before;

@@ -3,14 +3,19 @@
 //! one form at least of each segment is there, whole and durable.
 //!
 //! ```text
-//! write .in.NAME.RANDOM, sync    a crash leaves a temporary, which the receiver's next start removes
-//! rename to NAME.zst, sync       a crash leaves both forms of one content, which are one segment
-//! read NAME.zst from the disk    as above
-//! rename NAME to .in.NAME.RANDOM, look whether it is the file that was packed, sync, remove
+//! write .packing.NAME.RANDOM, sync     a crash leaves it
+//! rename to NAME.zst, sync             a crash leaves both forms of one content, which are one segment
+//! read NAME.zst from the disk          as above
+//! rename NAME to .retired.NAME.RANDOM  a crash leaves that, which may be another file than the one that was packed
+//! look whether it is that file, sync, remove
 //! ```
 //!
 //! Somebody else may give the name to another file, set it aside or remove it meanwhile. Then the packed form of what
 //! had the name goes again, unless it is what the checksum of the name tells.
+//!
+//! What a killed run leaves, the next one, the receiver's start and each of its rounds through the archive clear away:
+//! what was being packed is removed, and what was retired only if it is what its name gives; else it gets its name
+//! back, or stays as `NAME.displaced`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +29,7 @@ use super::checksums::Checksums;
 use super::disk::Disk;
 use super::durable::Temporary;
 use super::error::StoreError;
-use super::folder::{Folder, TEMPORARY_PREFIX, random_suffix};
+use super::folder::{Folder, PACKING_PREFIX, random_suffix};
 use super::health::Monitor;
 use super::shared::{StoredCheck, finished_names};
 use crate::config::StoreCompression;
@@ -32,6 +37,9 @@ use crate::wal::segment::Verify;
 
 /// Its lock; the file stays.
 const LOCK_NAME: &str = ".walmgr-compress";
+
+/// The plain form of a segment on its way out.
+const RETIRED_PREFIX: &str = ".retired.";
 
 /// What became of a segment.
 #[derive(Debug)]
@@ -81,16 +89,22 @@ impl Compressor {
         };
         let marker = Marker::read(&completed, MarkerRole::Completed)?.ok_or_else(not_set_up)?;
         let binding = marker.binding.ok_or(StoreError::NotBound)?;
-        let failed = |error| completed.failure("lock", LOCK_NAME, error);
-        let lock = (completed.disk.open_lock(completed.handle(), LOCK_NAME)).map_err(failed)?;
-        if !completed.disk.lock(lock.as_fd()).map_err(failed)? {
+        let Some(lock) = lock(&completed)? else {
             return Ok(None);
-        }
+        };
+        clear(&completed, &leftovers(&completed)?)?;
         Ok(Some(Compressor {
             completed: Arc::new(completed),
             binding,
             _lock: lock,
         }))
+    }
+
+    /// Whether this is wrong with one segment only.
+    pub(crate) fn concerns_one(&self, error: &StoreError) -> bool {
+        matches!(error, StoreError::Disk { .. } | StoreError::Damaged { .. })
+            && self.completed.monitor.check().is_ok()
+            && self.completed.ensure_in_place().is_ok()
     }
 
     /// Packs one segment.
@@ -112,7 +126,10 @@ impl Compressor {
             Err(why) => return left(why),
         };
         if folder.stat_stored(&packed)?.is_none() {
-            let mut temporary = Temporary::create_in(folder, (&text, digest.0), form)?;
+            let stat = (folder.disk.stat(plain.as_fd()))
+                .map_err(|error| folder.failure("examine", &text, error))?;
+            let mut temporary =
+                Temporary::create_to_convert(folder, (&text, stat.modified_ns), form)?;
             let mut copied = Ok(());
             folder.read_through(plain.as_fd(), &text, |piece| {
                 copied = temporary.append(piece);
@@ -190,29 +207,7 @@ impl Compressor {
         digest: (u64, u32),
     ) -> Result<Compressed, StoreError> {
         let folder = &self.completed;
-        let failed = |op, error| folder.failure(op, text, error);
-        let random = random_suffix().map_err(|error| failed("name", error))?;
-        let retired = format!("{TEMPORARY_PREFIX}{text}.{random}");
-        let moved = folder.move_stored(text, &retired);
-        let is_it = match moved {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(failed("rename", error)),
-            Ok(()) => {
-                let there = folder.stat_stored(&retired)?.map(|stat| stat.identity);
-                let ours = folder.disk.stat(plain.as_fd());
-                let is_it = there == ours.ok().map(|stat| stat.identity);
-                if !is_it {
-                    // Another file has got the name: it keeps it.
-                    (folder.move_stored(&retired, text))
-                        .map_err(|error| failed("rename back to", error))?;
-                }
-                is_it
-            }
-        };
-        if is_it {
-            folder.sync()?;
-            folder.remove_stored(&retired)?;
-            folder.sync()?;
+        if self.moves_away(text, plain)? {
             let after = folder.stat_stored(packed)?.map_or(0, |stat| stat.len);
             let before = digest.0;
             return Ok(Compressed::Packed { before, after });
@@ -224,4 +219,112 @@ impl Compressor {
         }
         Ok(Compressed::Gone)
     }
+
+    /// Removes the file of this name if it is this one; says whether it was.
+    fn moves_away(&self, text: &str, plain: &OwnedFd) -> Result<bool, StoreError> {
+        let folder = &self.completed;
+        let failed = |op, error| folder.failure(op, text, error);
+        let ours = (folder.disk.stat(plain.as_fd())).map_err(|error| failed("examine", error))?;
+        let is_ours = |name: &str| {
+            let there = folder.stat_stored(name)?;
+            Ok::<bool, StoreError>(there.is_some_and(|stat| stat.identity == ours.identity))
+        };
+        if !is_ours(text)? {
+            return Ok(false);
+        }
+        let random = random_suffix().map_err(|error| failed("name", error))?;
+        let retired = format!("{RETIRED_PREFIX}{text}.{random}");
+        match folder.move_stored(text, &retired) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(|error| failed("rename", error))?,
+        }
+        if !is_ours(&retired)? {
+            // Another file has got the name just now: it keeps it.
+            return give_back(folder, text, &retired).map(|()| false);
+        }
+        folder.sync()?;
+        folder.remove_stored(&retired)?;
+        folder.sync()?;
+        Ok(true)
+    }
+}
+
+/// Takes the right to pack; `None` if another process has it.
+fn lock(completed: &Folder) -> Result<Option<OwnedFd>, StoreError> {
+    let failed = |error| completed.failure("lock", LOCK_NAME, error);
+    let lock = (completed.disk.open_lock(completed.handle(), LOCK_NAME)).map_err(failed)?;
+    let is_taken = completed.disk.lock(lock.as_fd()).map_err(failed)?;
+    Ok(is_taken.then_some(lock))
+}
+
+/// Clears away what a killed `compress` has left; says how many files those were.
+pub(super) fn clear_leftovers(completed: &Folder) -> Result<usize, StoreError> {
+    // Most archives have none, and whoever only looks leaves no lock behind.
+    if leftovers(completed)?.is_empty() {
+        return Ok(0);
+    }
+    let Some(_lock) = lock(completed)? else {
+        return Ok(0);
+    };
+    let left = leftovers(completed)?;
+    clear(completed, &left).map(|()| left.len())
+}
+
+fn leftovers(completed: &Folder) -> Result<Vec<String>, StoreError> {
+    let mut names = completed.names()?;
+    names.retain(|name| name.starts_with(PACKING_PREFIX) || name.starts_with(RETIRED_PREFIX));
+    Ok(names)
+}
+
+fn clear(completed: &Folder, left: &[String]) -> Result<(), StoreError> {
+    for stored in left {
+        match retired_name(stored) {
+            Some(text) => settle_retired(completed, text, stored)?,
+            None if stored.starts_with(PACKING_PREFIX) => completed.remove_stored(stored)?,
+            None => tracing::warn!("{stored} is no file of walmgr's; look at it and move it away"),
+        }
+    }
+    Ok(())
+}
+
+/// Which segment this was until it was retired.
+fn retired_name(stored: &str) -> Option<&str> {
+    let (text, _random) = stored.strip_prefix(RETIRED_PREFIX)?.rsplit_once('.')?;
+    let name: WalFileName = text.parse().ok()?;
+    matches!(name, WalFileName::Segment(_)).then_some(text)
+}
+
+/// Removes what a run had retired when it was killed, if its name gives the same bytes.
+fn settle_retired(completed: &Folder, text: &str, stored: &str) -> Result<(), StoreError> {
+    let Some(retired) = completed.open_temporary(stored, false)? else {
+        return Ok(());
+    };
+    let is_superseded = match completed.open_finished(text) {
+        Ok(Some(present)) => {
+            completed.sync_content(present.handle(), text)?;
+            completed.sync()?;
+            let _ = completed.disk.forget_cache(present.handle());
+            let (gone, there) = (completed.digest_of(&retired), completed.digest_of(&present));
+            gone.is_ok_and(|gone| there.is_ok_and(|there| gone == there))
+        }
+        Ok(None) | Err(_) => false,
+    };
+    match is_superseded {
+        true => completed.remove_stored(stored),
+        false => give_back(completed, text, stored),
+    }
+}
+
+/// Gives a file the name back that it had, or, where another has it by now, one beside it.
+fn give_back(completed: &Folder, text: &str, retired: &str) -> Result<(), StoreError> {
+    match completed.move_stored(retired, text) {
+        // A receiver that has just started was first.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let kept = completed.keep_beside(retired, text)?;
+            tracing::warn!("{retired} and {text} are two files: the first stays as {kept}");
+        }
+        other => other.map_err(|error| completed.failure("rename back to", text, error))?,
+    }
+    completed.sync()
 }

@@ -97,6 +97,9 @@ pub trait Disk: Tree + Send + Sync {
     /// error where the file system cannot, or the two lie on different ones.
     fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()>;
 
+    /// Says when a file's content was written last; what is written afterwards says otherwise.
+    fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()>;
+
     /// Starts writing a range to the disk and does not wait; promises nothing.
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()>;
 

@@ -28,10 +28,11 @@ use walmgr_protocol::message::Digest;
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::ProofOfDurability;
 
+use super::beside::Beside;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::finished::FinishedFile;
-use super::folder::{Folder, TEMPORARY_PREFIX, random_suffix};
+use super::folder::{Folder, PACKING_PREFIX, TEMPORARY_PREFIX, random_suffix};
 use super::packed::SegmentPacker;
 use super::tree::Node;
 use crate::config::StoreCompression;
@@ -105,6 +106,8 @@ pub(super) struct Temporary {
     crc32: crc32fast::Hasher,
     /// What packs it on its way to the disk.
     packer: Option<SegmentPacker>,
+    /// When what it is made of was written, if it is nothing new.
+    modified_ns: Option<i64>,
 }
 
 /// A temporary whose content is durable and closed; all it lacks is its final name.
@@ -144,8 +147,17 @@ impl Temporary {
         final_name: &str,
         len: u64,
     ) -> Result<Self, StoreError> {
+        Temporary::create_as(TEMPORARY_PREFIX, folder, final_name, len)
+    }
+
+    fn create_as(
+        prefix: &str,
+        folder: &Arc<Folder>,
+        final_name: &str,
+        len: u64,
+    ) -> Result<Self, StoreError> {
         let random = random_suffix().map_err(|error| folder.failure("name", final_name, error))?;
-        let name = format!("{TEMPORARY_PREFIX}{final_name}.{random}");
+        let name = format!("{prefix}{final_name}.{random}");
         let file = (folder.disk.create(folder.handle(), &name))
             .map_err(|error| folder.failure("create", &name, error))?;
         let temporary = Temporary {
@@ -156,6 +168,7 @@ impl Temporary {
             writeback_bytes: 0,
             crc32: crc32fast::Hasher::new(),
             packer: None,
+            modified_ns: None,
         };
         temporary.allocate(len)?;
         Ok(temporary)
@@ -167,12 +180,34 @@ impl Temporary {
         (final_name, len): (&str, u64),
         form: StoreCompression,
     ) -> Result<Self, StoreError> {
+        Temporary::create_in_as(TEMPORARY_PREFIX, folder, (final_name, len), form)
+    }
+
+    /// The same for a file that lies there already in the other form, since `modified_ns`.
+    pub(super) fn create_to_convert(
+        folder: &Arc<Folder>,
+        (final_name, modified_ns): (&str, i64),
+        form: StoreCompression,
+    ) -> Result<Self, StoreError> {
+        let temporary = Temporary::create_in_as(PACKING_PREFIX, folder, (final_name, 0), form)?;
+        Ok(Temporary {
+            modified_ns: Some(modified_ns),
+            ..temporary
+        })
+    }
+
+    fn create_in_as(
+        prefix: &str,
+        folder: &Arc<Folder>,
+        (final_name, len): (&str, u64),
+        form: StoreCompression,
+    ) -> Result<Self, StoreError> {
         let level = form
             .level()
             .filter(|_| folder.packed_name(final_name).is_some());
         // How long it gets nobody knows, so nothing is set aside for a packed one.
         let len = if level.is_some() { 0 } else { len };
-        let temporary = Temporary::create(folder, final_name, len)?;
+        let temporary = Temporary::create_as(prefix, folder, final_name, len)?;
         Ok(Temporary {
             packer: level.map(SegmentPacker::new),
             ..temporary
@@ -256,6 +291,11 @@ impl Temporary {
         let is_packed = self.packer.is_some();
         if let Some(packer) = self.packer.take() {
             packer.finish(&mut |stored: &[u8]| self.write(stored))?;
+        }
+        if let Some(modified_ns) = self.modified_ns {
+            // For people and `status`; nothing is kept or removed by it.
+            let disk = &self.name.folder.disk;
+            let _ = disk.set_modified(self.file.as_fd(), modified_ns);
         }
         let Temporary {
             name,
@@ -519,6 +559,21 @@ impl Folder {
             self.rename_to_absent(form, &format!("{aside}{suffix}"))?;
         }
         Ok(())
+    }
+
+    /// Keeps what has a name on the disk as a copy of a file that was displaced; not for good until the next sync.
+    pub(super) fn keep_beside(&self, stored: &str, name: &str) -> Result<String, StoreError> {
+        for aside in Self::names_aside(name, Beside::Displaced.suffix().trim_start_matches('.')) {
+            if self.stat_at(&aside)?.is_some() {
+                continue;
+            }
+            match self.rename_to_absent(stored, &aside) {
+                Ok(()) => return Ok(aside),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(self.failure("set aside", name, error)),
+            }
+        }
+        Err(self.too_many_aside(name))
     }
 
     /// What a file that is set aside may be called, in the order in which they are tried.

@@ -20,6 +20,9 @@ use crate::files::FileId;
 /// What every temporary begins with; nothing else in the archive does.
 pub(super) const TEMPORARY_PREFIX: &str = ".in.";
 
+/// What `compress` is writing, which no receiver removes while it does.
+pub(super) const PACKING_PREFIX: &str = ".packing.";
+
 /// A directory of the archive.
 pub(super) struct Folder {
     pub(super) disk: Arc<dyn Disk>,
@@ -302,8 +305,9 @@ impl Folder {
 
 /// The name a temporary is for; people know no other.
 fn final_name(name: &str) -> &str {
-    let stem = name
-        .strip_prefix(TEMPORARY_PREFIX)
+    let stem = [TEMPORARY_PREFIX, PACKING_PREFIX]
+        .into_iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
         .and_then(|rest| rest.rsplit_once('.'));
     stem.map_or(name, |(stem, _)| stem)
 }

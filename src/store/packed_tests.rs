@@ -340,3 +340,145 @@ fn fault_198_a_conversion_that_was_killed_between_its_steps_is_finished() {
     assert_eq!(names(&places), [format!("{}.zst", sample.name)]);
     assert_eq!(served(&places, sample.name).unwrap(), Some(sample.bytes));
 }
+
+/// What a `compress` leaves that was killed: the last of these in `completed_wals`.
+fn left_by_compress(places: &ArchiveFolders) -> Vec<String> {
+    let entries = std::fs::read_dir(&places.completed_wals).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names
+        .filter(|name| name.starts_with(".packing.") || name.starts_with(".retired."))
+        .collect()
+}
+
+#[test]
+fn fault_219_what_a_killed_compress_left_goes_with_the_next_or_a_start() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let sample = segment(3, 7);
+    assert_stored(&packing(&places), &sample);
+    let at = |prefix: &str| {
+        let name = format!("{prefix}{}.0123456789abcdef", sample.name);
+        places.completed_wals.join(name)
+    };
+    let clearers: [&dyn Fn(); 3] = [
+        &|| drop(compressor(&places)),
+        &|| drop(open(&places)),
+        &|| {
+            let archive = open(&places);
+            std::fs::write(at(".packing."), "half").unwrap();
+            let mut rounds = archive.rounds(None).unwrap();
+            while !rounds.step().unwrap().is_round_done {}
+        },
+    ];
+    for clear in clearers {
+        std::fs::write(at(".packing."), "half").unwrap();
+        std::fs::write(at(".retired."), &sample.bytes).unwrap();
+        clear();
+        assert_eq!(left_by_compress(&places), [""; 0]);
+        assert!(!plain_path(&places, &sample).exists() && packed_path(&places, &sample).exists());
+    }
+    // Beside one that runs, its files stay.
+    let running = compressor(&places);
+    std::fs::write(at(".packing."), "half").unwrap();
+    drop(open(&places));
+    assert_eq!(left_by_compress(&places).len(), 1);
+    drop(running);
+    drop(open(&places));
+    assert_eq!(left_by_compress(&places), [""; 0]);
+}
+
+#[test]
+fn fault_219_another_file_that_a_killed_compress_moved_gets_its_name_back() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let (sample, other) = (segment(3, 7), segment(3, 8));
+    let retired = places
+        .completed_wals
+        .join(format!(".retired.{}.0123456789abcdef", sample.name));
+    // Nothing else has the name; the packed form of another file has it; another plain file has it.
+    assert_stored(&open(&places), &other);
+    let plain = plain_path(&places, &sample);
+    std::fs::rename(&plain, &retired).unwrap();
+    drop(open(&places));
+    assert_eq!(
+        served(&places, sample.name).unwrap(),
+        Some(other.bytes.clone())
+    );
+
+    let old = zstd::stream::encode_all(&sample.bytes[..], 1).unwrap();
+    std::fs::write(packed_path(&places, &sample), old).unwrap();
+    std::fs::rename(&plain, &retired).unwrap();
+    drop(compressor(&places));
+    assert_eq!(
+        served(&places, sample.name).unwrap(),
+        Some(other.bytes.clone())
+    );
+    assert_eq!(left_by_compress(&places), [""; 0]);
+
+    std::fs::rename(&plain, &retired).unwrap();
+    std::fs::remove_file(packed_path(&places, &sample)).unwrap();
+    std::fs::write(&plain, &sample.bytes).unwrap();
+    drop(open(&places));
+    let kept = format!("{}.displaced", sample.name);
+    let kept = std::fs::read(places.completed_wals.join(kept)).unwrap();
+    assert!(kept == other.bytes && std::fs::read(&plain).unwrap() == sample.bytes);
+}
+
+#[test]
+fn a_packed_segment_keeps_the_time_of_the_plain_one() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let sample = segment(3, 7);
+    assert_stored(&open(&places), &sample);
+    let written =
+        std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 5_000);
+    let plain = std::fs::File::options()
+        .write(true)
+        .open(plain_path(&places, &sample));
+    plain.unwrap().set_modified(written).unwrap();
+    let packed = compressor(&places).pack(sample.name, StoreCompression::default());
+    assert!(matches!(packed.unwrap(), Compressed::Packed { .. }));
+    let stored = std::fs::metadata(packed_path(&places, &sample)).unwrap();
+    assert_eq!(stored.modified().unwrap(), written);
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_no_other_from_being_packed() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    let samples = [segment(3, 7), segment(4, 7)];
+    for sample in &samples {
+        assert_stored(&archive, sample);
+    }
+    let disk = super::testing::FaultyDisk::over(real());
+    let name = samples[0].name.to_string();
+    disk.fail_named(super::testing::Op::Read, &name, rustix::io::Errno::IO);
+    let compressor = Compressor::open(&places.completed_wals, disk)
+        .unwrap()
+        .unwrap();
+    let form = StoreCompression::default();
+    let error = compressor.pack(samples[0].name, form).unwrap_err();
+    assert!(compressor.concerns_one(&error), "{error}");
+    let packed = compressor.pack(samples[1].name, form).unwrap();
+    assert!(matches!(packed, Compressed::Packed { .. }));
+    assert!(served(&places, samples[0].name).unwrap() == Some(samples[0].bytes.clone()));
+}
+
+#[test]
+fn a_round_goes_by_what_a_packed_segment_unpacks_to() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let (archive, sample) = (packing(&places), segment(3, 7));
+    assert_stored(&archive, &sample);
+    let mut rounds = archive.rounds(None).unwrap();
+    let mut read_bytes = 0;
+    loop {
+        let stride = rounds.step().unwrap();
+        read_bytes += stride.read_bytes;
+        if stride.is_round_done {
+            break;
+        }
+    }
+    assert_eq!(read_bytes, sample.len());
+}

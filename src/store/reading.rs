@@ -36,6 +36,8 @@ pub(super) struct WalFault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FinishedRead {
     pub(super) stat: FileStat,
+    /// How much was looked at: of a packed one what it unpacks to, which costs time although the disk reads less.
+    pub(super) raw_bytes: u64,
     pub(super) crc32: u32,
     pub(super) commits: CommitSpan,
     pub(super) fault: Option<WalFault>,
@@ -81,6 +83,7 @@ impl WalReading<'_> {
         };
         let mut read = FinishedRead {
             stat,
+            raw_bytes: stat.len,
             crc32: 0,
             commits: CommitSpan::default(),
             fault: None,
@@ -90,6 +93,7 @@ impl WalReading<'_> {
                 return Ok(None);
             };
             (read.crc32, read.commits) = (found.crc32(), found.commits());
+            read.raw_bytes = stat.len.max(found.raw_bytes());
             let fault = check.fault(name, &found)?;
             let lsn = check.place(name, &found);
             Ok(fault.map(|(at_fault, why)| WalFault {

@@ -119,6 +119,22 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| fs::ioctl_ficlone(to, from))?)
     }
 
+    fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()> {
+        let omitted = fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: fs::UTIME_OMIT,
+        };
+        let modified = fs::Timespec {
+            tv_sec: modified_ns.div_euclid(1_000_000_000),
+            tv_nsec: modified_ns.rem_euclid(1_000_000_000),
+        };
+        let times = fs::Timestamps {
+            last_access: omitted,
+            last_modification: modified,
+        };
+        Ok(fs::futimens(file, &times)?)
+    }
+
     #[allow(unsafe_code)] // No safe crate offers this call.
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {

@@ -12,6 +12,7 @@ use walmgr_protocol::names::{Lsn, WalFileName};
 
 use super::binding::{Binding, MARKER_NAME, Marker, MarkerRole};
 use super::checksums::{Checksums, KeptChecksum};
+use super::compress;
 use super::disk::Disk;
 use super::durable::{Existing, ExistingContent};
 use super::error::StoreError;
@@ -191,6 +192,7 @@ pub(super) fn recover(
             marker.write(folder, role)?;
         }
     }
+    report.temporaries_removed += compress::clear_leftovers(&folders.completed)?;
     // A file that was renamed just before the last process died is whole, but its name may
     // not be durable, and a recovering PostgreSQL may read it any moment.
     folders.completed.sync()?;
@@ -228,6 +230,11 @@ impl FileFound {
     /// The CRC-32 of its content.
     pub(super) const fn crc32(&self) -> u32 {
         self.content.crc32
+    }
+
+    /// How long its content is.
+    pub(super) const fn raw_bytes(&self) -> u64 {
+        self.content.len
     }
 
     /// Its first and last commit, if it is a segment that was walked through.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::binding::Binding;
+use super::compress::clear_leftovers;
 use super::disk::FileStat;
 use super::error::StoreError;
 use super::folder::Folder;
@@ -169,6 +170,9 @@ impl Rounds {
         while self.pending.is_empty() {
             match self.left {
                 UnlistedFiles::Finished(from) => {
+                    if from.is_none() {
+                        clear_leftovers(&self.completed)?;
+                    }
                     let names = finished_names(&self.completed)?.into_keys();
                     let mut names = names.filter(|name| from.is_none_or(|from| *name >= from));
                     self.pending = names
@@ -201,7 +205,7 @@ impl Rounds {
             return Ok((0, Faults::new()));
         };
         let fault = read.fault.map(|it| (RoundFile::Finished(it.name), it.why));
-        Ok((read.stat.len, fault.into_iter().collect()))
+        Ok((read.raw_bytes, fault.into_iter().collect()))
     }
 
     fn in_progress(

@@ -150,7 +150,9 @@ fn ships_and_backs_up(major: u8) {
         .standby_ini()
         .with_file_name("archive/wal/logs.complete");
     wait_for("the segment", PATIENCE, || {
-        archive.join(&name).exists().then_some(())
+        crate::support::stored::path(&archive, &name)
+            .exists()
+            .then_some(())
     });
 
     // `command_interval = 0` is never; and of a command with semicolons none starts a comment.

@@ -70,8 +70,9 @@ fn what_init_prints_leads_to_a_running_archive() {
     receiver.wait_for_log("settings and keys reloaded");
     let next = Output::of(&mut walmgr_at(&master, setup)).succeed();
     let name = finished_segment(&cluster);
-    let stored = standby.join("walshipping/logs.complete").join(&name);
-    wait_for("the segment", PATIENCE, || stored.exists().then_some(()));
+    let archive = standby.join("walshipping/logs.complete");
+    let is_stored = || crate::support::stored::path(&archive, &name).exists();
+    wait_for("the segment", PATIENCE, || is_stored().then_some(()));
 
     // What is done is not asked for again.
     let again = Output::of(&mut walmgr_at(&standby, &authorize)).succeed();

@@ -173,7 +173,7 @@ impl Scene {
             let Some(name) = ready.next() else {
                 return Ok(());
             };
-            let differs = self.site.completed_wals().join(format!("{name}.differs"));
+            let differs = self.site.stored_path(format!("{name}.differs"));
             if differs.exists() && self.choose(&name)? {
                 since = Instant::now();
                 // An archiver that was refused three times sleeps for a minute unless it is woken.

@@ -145,13 +145,15 @@ fn is_own(name: &str) -> bool {
     let own = [
         ".walmgr-archive",
         ".walmgr-lock",
+        ".walmgr-compress",
         ".checksums",
         ".maps",
         ".apart",
         ".obstacles",
         "BACKUPLOCK",
     ];
-    own.contains(&name) || name.starts_with(".in.")
+    let passing = [".in.", ".packing.", ".retired."];
+    own.contains(&name) || passing.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The SHA-256 of this content in hexadecimal.

@@ -273,6 +273,10 @@ impl Disk for FaultyDisk {
         self.inner.share_content(from, to)
     }
 
+    fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()> {
+        self.inner.set_modified(file, modified_ns)
+    }
+
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         self.before_file(Op::StartWriteback, file)?;
         self.inner.start_writeback(file, offset, len)

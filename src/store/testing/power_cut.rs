@@ -384,6 +384,10 @@ impl Disk for PowerCutDisk {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()> {
+        RealDisk.set_modified(file, modified_ns)
+    }
+
     fn start_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
         RealDisk.start_writeback(file, offset, len)
     }

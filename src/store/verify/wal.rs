@@ -118,12 +118,13 @@ impl<'a> WalVerification<'a> {
         };
         let FinishedRead {
             stat,
+            raw_bytes,
             crc32,
             commits,
             fault,
         } = read;
         self.counts.read(stat.len);
-        self.unnoted_bytes += stat.len;
+        self.unnoted_bytes += raw_bytes;
         self.remember_commits(name, commits);
         let Some(fault) = fault else {
             self.damage.forget(name);
