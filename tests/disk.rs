@@ -296,7 +296,7 @@ fn fault_34_a_sync_that_fails_once_and_then_succeeds_refuses_for_good() {
     let strace = Strace::available().unwrap();
     let strace = strace
         .inject("fsync:error=EIO:when=1")
-        .inject("sync_file_range:delay_enter=300ms");
+        .inject("pwrite64:delay_enter=300ms:when=1");
     let attached = strace.attach(site.receiver.pid());
     // Both are on their way when the first sync fails; the other thread's would succeed.
     let outputs = std::thread::scope(|scope| {

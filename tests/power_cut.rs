@@ -228,10 +228,19 @@ const CALLS: [&str; 8] = [
     "writev",
 ];
 
+/// Those that only a segment makes which is stored as it comes: how long a packed one gets nobody knows before.
+const PLAIN_CALLS: [&str; 2] = ["fallocate", "sync_file_range"];
+
 fn at_each_step(kind: FileSystem) {
     skip_unless!(Strace::attachable());
     let mut standby = skip_unless!(Standby::on(kind));
     for call in CALLS {
+        let form = match PLAIN_CALLS.contains(&call) {
+            true => "none",
+            false => "zstd",
+        };
+        standby.site.standby_set("store_compression", form);
+        standby.site.restart_receiver();
         for count in 1..12 {
             let reached = EACH.map(|before| {
                 // A small file makes fewer calls than a segment.
