@@ -6,8 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::testing::{
-    back_up, keep, lease, leftovers, prepare, real_sets, sets, versions, wal_proof, whole_version,
+    back_up, back_up_incrementally, keep, lease, leftovers, prepare, real_sets, sets, versions,
+    wal_proof, whole_version,
 };
+use walmgr_protocol::names::BackupName;
+
+use super::error::SetError;
 use super::{BackupSets, PinnedWal, SetPin};
 use crate::store::testing::{FaultyDisk, PowerCutDisk, scratch_folder};
 use crate::store::{Disk, DurableWal};
@@ -44,10 +48,21 @@ fn run(required: &[u8], possible: &[u8]) -> Run {
 
 /// A third set arrives and is sealed.
 fn third_backup(root: &Path, wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
-    let sealed = sets(root, disk).and_then(|sets| {
+    third(sets(root, disk).and_then(|sets| {
         let lease = lease(&sets)?;
         back_up(&sets, &lease, 3, wal)
-    });
+    }))
+}
+
+/// The same, built on the second.
+fn third_backup_on_the_second(root: &Path, wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
+    third(sets(root, disk).and_then(|sets| {
+        let lease = lease(&sets)?;
+        back_up_incrementally(&sets, &lease, 3, wal)
+    }))
+}
+
+fn third(sealed: Result<BackupName, SetError>) -> Run {
     match sealed {
         Ok(_) => run(&[3, 2, 1], &[3, 2, 1]),
         Err(_) => run(&[2, 1], &[3, 2, 1]),
@@ -213,6 +228,12 @@ fn check_listed(root: &Path, run: &Run) -> Result<Vec<u8>, String> {
 #[test]
 fn fault_69_backup_and_rotation_survive_a_power_cut_at_any_step() {
     let (violations, _) = cut_everywhere(&third_backup, None);
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn fault_209_an_incremental_backup_survives_a_power_cut_at_any_step() {
+    let (violations, _) = cut_everywhere(&third_backup_on_the_second, None);
     assert!(violations.is_empty(), "{violations:#?}");
 }
 

@@ -134,6 +134,27 @@ impl BackupSets {
         })
     }
 
+    /// The newest set, of whatever pages.
+    #[cfg(test)]
+    pub(super) fn newest_as_parent(&self) -> Result<ParentOfSet, SetError> {
+        let name = self.newest();
+        let held = self.hold(name)?;
+        let root = held.directory().try_clone_to_owned().unwrap();
+        let files = self.listed_files(&root, name);
+        let files = files.map_err(|why| SetError::ParentUnfit {
+            set: name.to_string(),
+            path: layout::BACKUP_MANIFEST.parse().unwrap(),
+            why,
+        })?;
+        Ok(ParentOfSet {
+            held,
+            root,
+            files,
+            since_full: 1,
+            compares_pages: false,
+        })
+    }
+
     /// The files that a manifest lists with a checksum.
     fn listed_files(
         &self,

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
+use walmgr_protocol::patch::{PAGE_BYTES, TAR_PATCH_KEYWORD, put_pages};
 
 use super::Keeping;
 use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
@@ -123,13 +124,43 @@ pub(crate) fn sample_files(version: u8) -> BTreeMap<String, Vec<u8>> {
         ("tmpspc/16385/PG_15_202209061/5/16390", 513),
     ];
     let files = files.map(|(path, len)| (path.to_owned(), vec![version; len]));
-    files.into_iter().collect()
+    let pages = [
+        vec![0; PAGE_BYTES as usize],
+        vec![version; PAGE_BYTES as usize],
+    ]
+    .concat();
+    files
+        .into_iter()
+        .chain([(PAGES_FILE.to_owned(), pages)])
+        .collect()
 }
 
+/// A file of two pages, of which each version has the first.
+const PAGES_FILE: &str = "base/1/16400";
+
 pub(crate) fn sample_stream(version: u8) -> Vec<u8> {
+    stream_of(version, Tar::file)
+}
+
+/// The same for a set that is built on an older version.
+fn incremental_stream(version: u8) -> Vec<u8> {
+    stream_of(version, |tar, path, content| {
+        if path != PAGES_FILE.as_bytes() {
+            return tar.file(path, content);
+        }
+        let mut patch = Vec::new();
+        put_pages(&mut patch, 1, 1);
+        patch.extend_from_slice(&content[PAGE_BYTES as usize..]);
+        let len = content.len().to_string();
+        let tar = tar.pax(&[(TAR_PATCH_KEYWORD.as_bytes(), len.as_bytes())]);
+        tar.file(path, &patch)
+    })
+}
+
+fn stream_of(version: u8, put: impl Fn(Tar, &[u8], &[u8]) -> Tar) -> Vec<u8> {
     let mut tar = Tar::default().directory("base/").directory("pg_wal/");
     for (path, content) in sample_files(version) {
-        tar = tar.file(path.as_bytes(), &content);
+        tar = put(tar, path.as_bytes(), &content);
     }
     tar.end()
 }
@@ -233,6 +264,20 @@ pub(crate) fn back_up(
 ) -> Result<BackupName, SetError> {
     let incoming = sets.begin(lease)?;
     write(&incoming, &sample_stream(version))?;
+    seal(incoming, version, wal)
+}
+
+/// The same, built on the newest set.
+pub(crate) fn back_up_incrementally(
+    sets: &BackupSets,
+    lease: &Arc<Lease>,
+    version: u8,
+    wal: &DurableWal,
+) -> Result<BackupName, SetError> {
+    let parent = sets.newest_as_parent()?;
+    let incoming = sets.begin(lease)?;
+    incoming.build_on(&Arc::new(parent));
+    write(&incoming, &incremental_stream(version))?;
     seal(incoming, version, wal)
 }
 
