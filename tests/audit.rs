@@ -353,12 +353,15 @@ fn fault_186_clusters_of_a_host_tell_their_own_file_or_that_of_the_host() {
     });
     // Nobody's key belongs to no cluster.
     second.write_segment(1);
-    wait_for("the refusal", PATIENCE, || {
-        (second.archive(&second.segment_name(1)).code == Some(4)).then_some(())
-    });
     let key = second.master_fingerprint();
-    let is_it = |line: &Value| line["who"]["key"] == key.as_str() && line["cluster"] == "";
-    line(&of_host, "refused", is_it);
+    let is_it = |line: &Value| {
+        line["event"] == "refused" && line["who"]["key"] == key.as_str() && line["cluster"] == ""
+    };
+    wait_for("the refusal", PATIENCE, || {
+        // Whoever is greeted before the key is gone is still refused by the cluster.
+        let offered = second.archive(&second.segment_name(1));
+        (offered.code == Some(4) && lines(&of_host).iter().any(is_it)).then_some(())
+    });
     assert!(lines(&own).iter().all(|line| line["cluster"] == "db1"));
     first.write_segment(1);
     first.archive(&first.segment_name(1)).succeed();
