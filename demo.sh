@@ -141,6 +141,9 @@ loader=$!
 sleep 2
 as_server ./walmgr master.ini backup
 wait "$loader" || fail 'pgbench'
+say 'A second backup, of what changed since the first'
+as_server ./walmgr master.ini backup | tee "$place/second"
+grep -q '^incremental, built on' "$place/second" || fail 'the second backup is not incremental'
 as_server ./walmgr standby.ini listbackups
 archive_the_rest
 

@@ -3,9 +3,9 @@
 #
 #   benches/metrics.sh
 #
-#   CLUSTERS=10   how many clusters the receiver serves
-#   SCRAPES=1000  how many scrapes are timed, one after the other
-#   ARCHIVES=200  how many segments are archived each way
+#   CLUSTERS=10    how many clusters the receiver serves
+#   SCRAPES=1000   how many scrapes are timed, one after the other
+#   ARCHIVES=1000  how many segments are archived each way
 #
 # Scrape: the whole page in OpenMetrics, a connection each.
 # Archiving: `xarchive` over TLS, whole process, while the page is scraped every 100 ms, and while it is not, in turns of
@@ -14,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
-clusters=${CLUSTERS:-10} scrapes=${SCRAPES:-1000} archives=${ARCHIVES:-200}
+clusters=${CLUSTERS:-10} scrapes=${SCRAPES:-1000} archives=${ARCHIVES:-1000}
 (($# == 0)) || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 
 source benches/place.sh
