@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::promoted::{archives_its_timeline, write_promoted_ini};
 use crate::restore::{CONTENT, PATIENCE, Scene, names_in};
 use crate::support::backup_set::make_set;
 use crate::support::cluster::is_alive;
 use crate::support::place::give_to_server;
 use crate::support::soak;
 use crate::support::strace::Strace;
-use crate::support::{Cluster, Output, Site, wait_for};
+use crate::support::{Cluster, Output, Site, StopMode, wait_for};
 
 /// Debian's, the only one that comes with pg_basebackup; it copies servers of its version and older ones.
 const CLIENT_BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -89,6 +90,29 @@ fn beside(scene: &Scene) -> Vec<String> {
     let mut names = names_in(data.parent().unwrap());
     names.retain(|name| name.starts_with(&own));
     names
+}
+
+#[test]
+fn fault_184_a_created_standby_archives_by_its_promoted_ini_once_open() {
+    skip_unless!(copies(15));
+    let mut scene = scene(15);
+    let data = scene.data();
+    let ini = write_promoted_ini(&scene, &data);
+    (scene.site).standby_set("promoted_ini", ini.to_str().unwrap());
+    create(&scene, &[]).succeed();
+    streams(&scene);
+    assert_eq!(scene.standby.psql("SHOW archive_mode"), "on");
+    let archives_by = scene.standby.psql("SHOW archive_command");
+    assert!(archives_by.contains(ini.to_str().unwrap()), "{archives_by}");
+    // Until it is open the master alone archives.
+    scene.work("10");
+    let content = scene.content();
+    scene.wait_until_standby_has(&content);
+    let count = "SELECT archived_count + failed_count FROM pg_stat_archiver";
+    assert_eq!(scene.standby.psql(count), "0");
+    scene.site.cluster_mut().stop(StopMode::Immediate);
+    scene.boot();
+    archives_its_timeline(&scene.site, &scene.standby);
 }
 
 #[test]

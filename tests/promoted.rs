@@ -39,7 +39,7 @@ fn of_timeline_2(site: &Site) -> Vec<String> {
 }
 
 /// Writes and ends a segment, which has to arrive.
-fn archives_its_timeline(site: &Site, server: &Cluster) {
+pub fn archives_its_timeline(site: &Site, server: &Cluster) {
     server.psql("CREATE TABLE of_the_new_timeline AS SELECT generate_series(1, 100) AS n");
     let name = server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     assert!(name.starts_with("00000002"), "{name}");
@@ -158,7 +158,7 @@ fn fault_184_a_trial_beside_the_living_master_leaves_the_archive_alone() {
 }
 
 /// A master's ini file for the standby's server, with a key that the receiver knows.
-fn write_promoted_ini(scene: &mut Scene, data: &Path) -> std::path::PathBuf {
+pub fn write_promoted_ini(scene: &Scene, data: &Path) -> std::path::PathBuf {
     let site = &scene.site;
     let folder = site.home().create_dir("promoted");
     let settings = format!(
@@ -187,7 +187,7 @@ fn fault_184_a_booted_standby_archives_by_its_promoted_ini() {
         let mut scene = scene(major);
         let data = scene.data();
         let elsewhere = scene.site.home().join("elsewhere");
-        let ini = write_promoted_ini(&mut scene, &elsewhere);
+        let ini = write_promoted_ini(&scene, &elsewhere);
         scene
             .site
             .standby_set("promoted_ini", ini.to_str().unwrap());

@@ -121,6 +121,11 @@ events! {
         /// Its name.
         file: &'a str,
     } = "set_apart",
+    /// A timeline begins: its history is stored, and readers may follow it.
+    TimelineBrought {
+        /// The name of the history.
+        file: &'a str,
+    } = "timeline_brought",
     /// Another file of a stored name was offered, and the stored one stays.
     RewriteRefused {
         /// Its name.

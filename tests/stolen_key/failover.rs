@@ -161,6 +161,50 @@ fn fault_110_a_person_settles_a_failover_either_way() {
     );
 }
 
+/// The right to fail over leads readers away, and still takes nothing that was acknowledged.
+#[test]
+fn fault_234_a_stolen_key_that_fails_over_loses_no_acknowledged_wal() {
+    let _user = skip_unless!(server_user());
+    let mut site = Site::builder()
+        .standby_set("audit_log", "audit.log")
+        .build();
+    archive(&site, 3..6);
+    let thief = Key::authorized(&site, "thief", "push,failover");
+    let mut peer = thief.connect(&site);
+    let text = b"1\t0/480000\tforged\n";
+    store(&mut peer, HISTORY.parse().unwrap(), text, WireVerify::Off).unwrap();
+    restored(&site, HISTORY).succeed();
+    let audit = site.standby_ini().with_file_name("audit.log");
+    wait_for("who did it", Duration::from_secs(60), || {
+        let told = std::fs::read_to_string(&audit).unwrap();
+        let mut told = told.lines();
+        told.find(|line| line.contains("\"timeline_brought\"") && line.contains("\"thief\""))
+            .map(drop)
+    });
+    // Whatever is read now, the master archives on, and all of it is there.
+    archive(&site, 6..9);
+    let kept = |site: &Site| {
+        (3..9).all(|number| {
+            site.archived(&site.segment_name(number)) == site.segment(number, "walmgr")
+        })
+    };
+    assert!(kept(&site));
+    let told = site.standby_command(&["status"]).stdout;
+    assert!(told.contains("apart"), "{told}");
+    // The way back: the key goes, its history is taken away by hand, and readers are where they were.
+    site.standby_command(&["revoke", "thief"]).succeed();
+    site.receiver.stop();
+    let history = site.completed_wals().join(HISTORY);
+    std::fs::rename(&history, site.home().join("evidence")).unwrap();
+    site.start_receiver();
+    for number in 3..9 {
+        restored(&site, &site.segment_name(number)).succeed();
+    }
+    assert!(kept(&site));
+    archive(&site, 9..10);
+    restored(&site, &site.segment_name(9)).succeed();
+}
+
 #[test]
 fn fault_110_forged_failover_without_chained_records_is_not_followed() {
     let _user = skip_unless!(server_user());

@@ -152,7 +152,7 @@ fn attempt(
     }
 }
 
-/// Tells of a file that was offered in vain, and of one that readers pass over.
+/// Tells of a file that was offered in vain, of one that readers pass over, and of a timeline that begins.
 fn audit(
     served: &ServedCluster,
     offer: &Offer,
@@ -170,6 +170,12 @@ fn audit(
             if store.archive.is_noted(offer.name) =>
         {
             let event = AuditEvent::SetApart { file: &file };
+            (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
+        }
+        Ok(Some(UploadReport::Sealed(Sealed::Durable(_))))
+            if matches!(offer.name, WalFileName::History(_)) =>
+        {
+            let event = AuditEvent::TimelineBrought { file: &file };
             (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
         }
         Err(error) if is_rewrite(error.code) => refused(&error.message),
