@@ -191,6 +191,16 @@ impl CommandError {
         self
     }
 
+    /// The same, behind what a person was told already.
+    #[must_use]
+    pub fn and_hint(self, more: &str) -> Self {
+        let hint = match &self.hint {
+            Some(hint) => format!("{hint}; {more}"),
+            None => more.to_owned(),
+        };
+        self.hint(hint)
+    }
+
     /// A guess at what was meant, for a line of its own below the error's.
     #[must_use]
     pub fn with_tip(mut self, tip: impl Into<String>) -> Self {

@@ -130,7 +130,9 @@ fn sessions(seeds: &Seeds) -> io::Result<()> {
     let fetch = of_flow(|message| {
         matches!(
             message,
-            Message::Fetch(Fetch::GetFile(_) | Fetch::GetSet(_))
+            Message::Fetch(
+                Fetch::GetFile(_) | Fetch::GetSet(_) | Fetch::GetOutline(_) | Fetch::GetPages(_)
+            )
         )
     });
     for (target, name, messages) in [

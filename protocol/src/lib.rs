@@ -74,6 +74,8 @@
 //!                                         <-      End {size, crc}                all of it, and good
 //! ```
 //!
+//! Whoever has an old data directory asks for the outline of a set, and for the pages that differ, in its place.
+//!
 //! # Use
 //!
 //! Read bytes into a buffer, take frames out with [`codec::Decoder`], hand each to the

@@ -138,6 +138,13 @@ pub const SET_TABLESPACES_MAX: u16 = 240;
 /// Restore points that a verdict about a target names: what fits a sentence.
 pub const RESTORE_POINTS_MAX: u16 = 5;
 
+/// Files in one request for pages: with the longest paths and [`WANTED_DIGESTS_MAX`] they fit a frame.
+pub const WANTED_FILES_MAX: u16 = 128;
+
+/// Digests of pages in one request, of all its files: those of 128 MiB, so that the next request is asked for
+/// while the disk still reads ahead, and the receiver remembers little of each.
+pub const WANTED_DIGESTS_MAX: u16 = 16 << 10;
+
 /// Longest that WAL is looked through for a target, in seconds: at 300 MiB/s a terabyte. Whoever asked waits as
 /// long; then it is left to PostgreSQL.
 pub const TARGET_SEARCH_S_MAX: u64 = 3_600;
@@ -164,6 +171,13 @@ const _: () = assert!(
     (SET_TABLESPACES_MAX as usize) * (4 + 8 + 2 + PATH_BYTES_MAX)
         + (3 + RESTORE_POINTS_MAX as usize) * (2 + STRING_BYTES_MAX)
         + 128
+        < FRAME_PAYLOAD_BYTES as usize
+);
+const _: () = assert!(
+    (WANTED_FILES_MAX as usize) * (2 + PATH_BYTES_MAX + 8 + 8 + 2)
+        + (WANTED_DIGESTS_MAX as usize) * 8
+        + STRING_BYTES_MAX
+        + 64
         < FRAME_PAYLOAD_BYTES as usize
 );
 const _: () = assert!(

@@ -10,7 +10,7 @@ use walmgr_protocol::codec::{Decoder, Encoder};
 use walmgr_protocol::compress::{Packer, Unpacker};
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Welcome, coders};
-use walmgr_protocol::message::fetch::{GetFile, GetSet, NotFound};
+use walmgr_protocol::message::fetch::{GetFile, GetPages, GetSet, NotFound, WantedPages};
 use walmgr_protocol::message::{Digest, Error, ErrorCode};
 use walmgr_protocol::names::Lsn;
 use walmgr_protocol::session::fetch::{
@@ -47,7 +47,7 @@ enum Stored<'a> {
     Nothing(&'a NotFound),
 }
 
-fn requests(offset: u64) -> [Request; 2] {
+fn requests(offset: u64) -> [Request; 4] {
     let file = GetFile {
         name: "000000010000000000000001".parse().unwrap(),
         compression: 1,
@@ -58,7 +58,24 @@ fn requests(offset: u64) -> [Request; 2] {
         offset,
         compression: 0,
     };
-    [Request::File(file), Request::Set(set)]
+    let wanted = WantedPages {
+        path: "base/1/1".parse().unwrap(),
+        offset: 8192,
+        len: 20_000,
+        digests: vec![1, 2],
+    };
+    let pages = GetPages {
+        start: set.start,
+        timestamp: set.timestamp.clone(),
+        compression: 1,
+        files: vec![wanted],
+    };
+    [
+        Request::File(file),
+        Request::Set(set.clone()),
+        Request::Outline(set),
+        Request::Pages(pages),
+    ]
 }
 
 /// Everything that the receiver's end sends back for the bytes of a request.
@@ -177,7 +194,7 @@ fn what_is_stored_arrives_and_what_is_not_is_named() {
         let whole = fetch(request, Stored::Whole(&source), Harm::None, &mut arrived);
         assert_eq!((whole, &arrived), (Some(Outcome::Whole), &source));
     }
-    let [file, set] = requests(0);
+    let [file, set, ..] = requests(0);
     let later = NotFound::Gap("000000010000000000000002".parse().unwrap());
     for why in [NotFound::NothingLater, later, NotFound::NoSuchSet] {
         for request in [file.clone(), set.clone()] {
@@ -192,7 +209,7 @@ fn what_is_stored_arrives_and_what_is_not_is_named() {
 #[test]
 fn fault_73_damage_that_shows_halfway_is_no_whole_file() {
     let source = source();
-    let [file, _] = requests(0);
+    let [file, ..] = requests(0);
     let mut arrived = Vec::new();
     let outcome = fetch(
         file,
@@ -209,7 +226,7 @@ fn fault_73_damage_that_shows_halfway_is_no_whole_file() {
 #[test]
 fn fault_22_a_link_that_cuts_or_flips_never_makes_a_wrong_file_whole() {
     let source = source();
-    let [file, _] = requests(0);
+    let [file, ..] = requests(0);
     let mut length = 0;
     for at in 0..8_000 {
         for harm in [Harm::CutAt(at), Harm::FlipBit(at * 7 + at % 8)] {
@@ -233,14 +250,14 @@ proptest! {
         let source = source();
         let mut arrived = Vec::new();
         for cut in cuts {
-            let [_, set] = requests(arrived.len() as u64);
+            let [_, set, ..] = requests(arrived.len() as u64);
             let harm = Harm::CutAt(cut);
             if fetch(set, Stored::Whole(&source), harm, &mut arrived).is_some() {
                 break;
             }
             prop_assert!(source.starts_with(&arrived));
         }
-        let [_, set] = requests(arrived.len() as u64);
+        let [_, set, ..] = requests(arrived.len() as u64);
         let whole = fetch(set, Stored::Whole(&source), Harm::None, &mut arrived);
         prop_assert_eq!(whole, Some(Outcome::Whole));
         prop_assert_eq!(arrived, source);

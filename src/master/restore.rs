@@ -1,5 +1,5 @@
 //! `restore SET DST` on the master: brings a backup set back as a server that replays over the wire.
-//! Never touches a directory that holds anything, and never the running server's. Invariant: wherever
+//! Never touches a directory that holds anything, unless its files are to be taken over, and never a running server's. Invariant: wherever
 //! it is killed, DST has no `global/pg_control` before all of it is there, checked and durable, and
 //! PostgreSQL does not start without one.
 //!
@@ -15,19 +15,22 @@
 //! A broken connection is made again and goes on where it was. A run that was killed is not: the next
 //! one finds the mark, removes what there is and begins anew.
 
+mod difference;
+mod kept;
+mod old;
 mod own_server;
+mod pages;
 mod place;
+mod stream;
+mod tree;
 mod unpack;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
-use walmgr_protocol::message::ErrorCode;
-use walmgr_protocol::message::fetch::{GetSet, SetDescription};
+use walmgr_protocol::message::fetch::SetDescription;
 use walmgr_protocol::message::reach::{SetQuestion, TargetVerdict};
-use walmgr_protocol::session::fetch::{Outcome, Request};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -36,7 +39,7 @@ use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::Fetching;
 use crate::options::{Options, Restoring};
 use crate::output;
-use crate::output::progress::{BackupProgress, Counters, per_second};
+use crate::output::progress::per_second;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
@@ -54,10 +57,8 @@ use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
 use place::RestorePlace;
+use stream::Streams;
 use unpack::{Layout, Unpack};
-
-/// Pause before a connection that broke is made again.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Restores, or says what would be done.
 pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restoring) -> Result<()> {
@@ -68,12 +69,6 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
             ),
         );
     };
-    if restoring.delta {
-        return Err(CommandError::usage(
-            "--delta takes files of the standby's slave_data over; on the master a set goes to an empty directory",
-        )
-        .hint("type it without --delta"));
-    }
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
     let is_own = files::resolved(&destination) == files::resolved(&config.master_data);
     let recovery = recovery(config, restoring, is_own)?;
@@ -84,8 +79,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
         let mut fetching = Fetching::connect(config, facts.as_ref()).await?;
         let described = fetching.describe(question(set, &recovery)).await?;
         check_reach(restoring, &recovery, &described)?;
-        let mapping = &restoring.tablespaces;
-        let place = RestorePlace::examine(config, &destination, &described, mapping)?;
+        let place = RestorePlace::examine(config, &destination, &described, restoring)?;
         if options.not_really {
             fetching.close().await;
             return output::not_really(&place.in_words(&described, &recovery));
@@ -177,107 +171,36 @@ struct MasterRestore<'a> {
 impl<'a> MasterRestore<'a> {
     async fn run(&self, place: RestorePlace, fetching: Fetching<'a>) -> Result<()> {
         let begun = Instant::now();
-        let place = place.begin()?;
+        let place = place.begin(&self.described)?;
         let made = async {
-            let layout = self.fetch(&place, fetching).await?;
+            let layout = match &place.old {
+                None => self.fetch(&place, fetching).await?,
+                Some(old) => self.fetch_difference(&place, old, fetching).await?,
+            };
             self.finish(&place, &layout)
         };
         if let Err(error) = made.await {
-            place.give_up();
-            return Err(error);
+            return Err(place.give_up(error));
         }
         self.report(&place.data, begun.elapsed())
     }
 
-    /// Gets the whole stream, over as many connections as that takes.
+    /// Gets the whole stream.
     async fn fetch(&self, place: &RestorePlace, first: Fetching<'a>) -> Result<Layout> {
         let (name, total_bytes) = (&self.described.name, self.described.stream_bytes);
         tracing::info!("fetching {name}, {}", HumanBytes(total_bytes));
-        let counters = Arc::new(Counters::default());
-        let mut progress = BackupProgress::begin("sent", total_bytes, self.options);
-        let mut sink = Unpack::begin(place, &self.described, Arc::clone(&counters))?;
-        let mut connected = Some(first);
-        let mut patience = ReconnectLimit::new(self.config.push_timeout);
-        loop {
-            let before = sink.position();
-            let attempt = match connected.take() {
-                Some(fetching) => Ok(fetching),
-                None => Fetching::connect(self.config, self.facts.as_ref()).await,
-            };
-            let broken = match attempt {
-                Err(error) if error.kind() != Kind::Retry => return Err(error),
-                Err(error) => error,
-                Ok(mut fetching) => {
-                    let request = self.request(sink.position());
-                    let fetched = tokio::select! {
-                        fetched = fetching.get(request, sink) => fetched,
-                        () = progress.show(&counters) => return Err(CommandError::retry("show progress")),
-                    };
-                    let lost = || CommandError::retry("write what was fetched");
-                    sink = fetched.sink.ok_or_else(lost)?;
-                    if let Some(error) = fetched.refusal {
-                        return Err(error);
-                    }
-                    match self.judge(&fetching, fetched.outcome)? {
-                        None => {
-                            fetching.close().await;
-                            return sink.finish();
-                        }
-                        Some(error) => error,
-                    }
-                }
-            };
-            patience.broken(broken, sink.position() > before)?;
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    fn request(&self, offset: u64) -> Request {
-        Request::Set(GetSet {
-            start: self.described.label.start,
-            timestamp: self.described.label.timestamp.clone(),
-            offset,
-            compression: self.config.compression,
-        })
-    }
-
-    /// `None` for a stream that is whole; otherwise what another connection may mend.
-    fn judge(
-        &self,
-        fetching: &Fetching<'_>,
-        outcome: Result<Outcome>,
-    ) -> Result<Option<CommandError>> {
-        let name = &self.described.name;
-        match outcome {
-            Ok(Outcome::Whole) => Ok(None),
-            Err(error) if error.kind() == Kind::Retry => Ok(Some(error)),
-            Err(error) => Err(error),
-            Ok(Outcome::NotFound(_)) => Err(CommandError::retry(format!(
-                "{name} is gone from {}: it was removed meanwhile",
-                self.config.slave
-            ))
-            .hint("`listbackups` lists the sets")),
-            Ok(Outcome::Differs { .. }) => Err(CommandError::retry(format!(
-                "{name} was changed on the way"
-            ))),
-            Ok(Outcome::Refused(error)) => {
-                let is_passing = matches!(
-                    error.code,
-                    ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::TimedOut
-                );
-                let error = fetching.refused(&format!("send {name}"), error);
-                match is_passing {
-                    true => Ok(Some(error)),
-                    false => Err(error),
-                }
-            }
-        }
+        let mut streams = Streams::begin(self, first);
+        let sink = Unpack::begin(place, &self.described, streams.counters())?;
+        let sink = streams.get(sink).await?;
+        streams.pause().await;
+        sink.finish()
     }
 
     /// Makes a data directory of the files.
     fn finish(&self, place: &RestorePlace, layout: &Layout) -> Result<()> {
-        self.check_set(&place.data, layout)?;
-        for line in left_out::named_in(&place.data) {
+        let (files, home) = (&place.prepared, &place.data);
+        self.check_set(place, layout)?;
+        for line in left_out::named_in(files) {
             let name = &self.described.name;
             tracing::warn!("{name} lacks a file of the master: {line}");
         }
@@ -285,36 +208,37 @@ impl<'a> MasterRestore<'a> {
         place.later.lead()?;
         place.make_wal_directory()?;
         let spaces: Vec<PathBuf> = place.spaces.values().cloned().collect();
-        let modes = group_access::apply(&place.data, &spaces);
-        modes.at(Kind::Retry, "change the modes of", &place.data)?;
-        leftovers::remove(&place.data)?;
-        for path in brought::put_in_place(&place.data, &place.data)? {
+        let modes = group_access::apply(files, &spaces);
+        modes.at(Kind::Retry, "change the modes of", files)?;
+        leftovers::remove(files)?;
+        for path in brought::put_in_place(files, home)? {
+            let path = place.at_home(&path);
             tracing::info!("{} is the one that the set brought", path.display());
         }
         tracing::info!("making it durable");
         place.sync()?;
-        self.settle_settings(&place.data)?;
-        let own = self.is_own().then_some(&*self.config.master_config);
-        let server = ServerSettings::of_next(&place.data, &place.data, own);
+        self.settle_settings(place)?;
+        let main = place.before_home(&files::resolved(&self.config.master_config));
+        let own = self.is_own().then_some(&*main);
+        let server = ServerSettings::of_next(files, home, own);
         if let Some(note) = self.recovery.note(&server) {
             tracing::info!("{note}");
         }
-        self.recovery.write(&place.data)?;
+        self.recovery.write(files)?;
         if self.is_own() {
-            own_server::archive_once_open(self.config)?;
+            own_server::archive_once_open(self.config, place)?;
         }
         let demands = self.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
         conf::raise(&server, Demands::of(demands))?;
-        for path in conf::make_missing_folders(server.config_file(), &place.data)? {
+        for path in conf::make_missing_folders(server.config_file(), files)? {
+            let path = place.at_home(&path);
             tracing::info!("{} is made, as the set has no empty folder", path.display());
         }
-        let [aside, control] =
-            [layout::CONTROL_RESTORING, layout::PG_CONTROL].map(|name| place.data.join(name));
-        files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         place.settle()?;
         // The restore is done: what the server then needs can only be told.
-        match conf::pieces(server.config_file(), &place.data) {
+        let server = server.moved(files, home);
+        match conf::pieces(server.config_file(), home) {
             Ok(pieces) => {
                 for piece in pieces.iter().filter(|piece| piece.is_missing()) {
                     tracing::warn!("the server needs {piece}, which is missing");
@@ -328,10 +252,10 @@ impl<'a> MasterRestore<'a> {
     }
 
     /// What came from another host gives no orders here that the master's own file does not give.
-    fn settle_settings(&self, data: &Path) -> Result<()> {
+    fn settle_settings(&self, place: &RestorePlace) -> Result<()> {
         let own = files::read(&self.config.master_config).unwrap_or_default();
         let own_hba = files::read(self.config.master_config.with_file_name(layout::HBA_CONF));
-        if let Ok(foreign) = files::read(data.join(layout::HBA_CONF)) {
+        if let Ok(foreign) = files::read(place.prepared.join(layout::HBA_CONF)) {
             for line in hba::wider(&foreign, own_hba.ok().as_deref()) {
                 let line = line.escape_debug();
                 tracing::warn!("the set's pg_hba.conf lets in more than this host's own: {line}");
@@ -340,15 +264,18 @@ impl<'a> MasterRestore<'a> {
         if self.trusts_settings {
             return Ok(());
         }
-        let host = Host { own: &own, data };
+        let host = Host {
+            own: &own,
+            data: &place.data,
+        };
         let replaced = self.recovery.settings();
         // The command of this host takes its place.
         let is_own = self.is_own();
-        for (path, off) in host.neutralise_directory(data)? {
+        for (path, off) in host.neutralise_directory(&place.prepared)? {
             let is_replaced = replaced.iter().any(|(name, _)| *name == off.name);
             let is_set_here = is_replaced || (is_own && off.name == "archive_command");
             if !is_set_here {
-                tracing::warn!("{}", off.sentence(&path));
+                tracing::warn!("{}", off.sentence(&place.at_home(&path)));
             }
         }
         Ok(())
@@ -360,7 +287,8 @@ impl<'a> MasterRestore<'a> {
     }
 
     /// Whether what came is the set that was described, of the cluster that this master is of.
-    fn check_set(&self, data: &Path, layout: &Layout) -> Result<()> {
+    fn check_set(&self, place: &RestorePlace, layout: &Layout) -> Result<()> {
+        let data = &place.prepared;
         let wrong = |why: String| Err(CommandError::retry(format!("what was fetched {why}")));
         let path = data.join(layout::BACKUP_LABEL);
         let label = files::read(&path).at(Kind::Retry, "read", &path)?;
@@ -369,7 +297,7 @@ impl<'a> MasterRestore<'a> {
             Ok(label) => return wrong(format!("is another set: it begins at {}", label.start)),
             Err(fault) => return wrong(format!("has no good backup_label: {fault}")),
         }
-        let path = data.join(layout::CONTROL_RESTORING);
+        let path = data.join(place.control_name());
         let found = control::read_file(&path)?;
         if let Some(facts) = self.facts
             && found.system_id != facts.cluster.system_id
@@ -421,37 +349,5 @@ impl<'a> MasterRestore<'a> {
             elapsed.as_secs_f64(),
             HumanBytes(per_second(bytes, elapsed)),
         ))
-    }
-}
-
-/// How long broken connections are made again.
-struct ReconnectLimit {
-    limit: Duration,
-    since: Option<Instant>,
-}
-
-impl ReconnectLimit {
-    const fn new(limit: Duration) -> ReconnectLimit {
-        ReconnectLimit { limit, since: None }
-    }
-
-    /// Fails when nothing has come for too long.
-    fn broken(&mut self, error: CommandError, has_come_further: bool) -> Result<()> {
-        if has_come_further {
-            self.since = None;
-        }
-        match self.since {
-            None => tracing::warn!("{error}; continuing where it stopped"),
-            Some(since) if since.elapsed() >= self.limit => {
-                return Err(CommandError::retry(format!(
-                    "nothing more came within push_timeout = {:?}",
-                    self.limit
-                ))
-                .because(error));
-            }
-            Some(_) => {}
-        }
-        self.since.get_or_insert_with(Instant::now);
-        Ok(())
     }
 }

@@ -68,7 +68,15 @@ impl Listed {
 
     /// Behind the last file: a file that is not as it is listed, and why.
     pub(crate) fn finish(&self) -> Result<(), (RelativePath, String)> {
-        if let Some(path) = self.missing() {
+        self.finish_but(|_| false)
+    }
+
+    /// The same where some files are going to come from elsewhere.
+    pub(crate) fn finish_but(
+        &self,
+        comes: impl Fn(&RelativePath) -> bool,
+    ) -> Result<(), (RelativePath, String)> {
+        if let Some(path) = self.missing(comes) {
             let why = "the manifest lists it, and it is missing".to_owned();
             return Err((path.clone(), why));
         }
@@ -78,9 +86,15 @@ impl Listed {
         }
     }
 
+    /// Whether a file that may come from elsewhere has not passed yet.
+    pub(crate) fn awaits(&self, path: &RelativePath) -> bool {
+        self.files.contains_key(&listed_path(path))
+    }
+
     /// A listed file that has not passed.
-    fn missing(&self) -> Option<&RelativePath> {
-        let is_needed = |path: &&RelativePath| path.as_bytes() != layout::AUTO_CONF.as_bytes();
+    fn missing(&self, comes: impl Fn(&RelativePath) -> bool) -> Option<&RelativePath> {
+        let is_settings = |path: &RelativePath| path.as_bytes() == layout::AUTO_CONF.as_bytes();
+        let is_needed = |path: &&RelativePath| !is_settings(path) && !comes(path);
         self.files.keys().filter(is_needed).min()
     }
 }
@@ -90,6 +104,13 @@ pub(crate) fn listed_path(path: &RelativePath) -> RelativePath {
     layout::tablespace_of(path.as_bytes(), layout::TMPSPC)
         .and_then(|_| layout::relocated(path, layout::TMPSPC, layout::PG_TBLSPC))
         .unwrap_or_else(|| path.clone())
+}
+
+/// Where a set keeps what the manifest lists under this path.
+pub(crate) fn stored_path(path: RelativePath) -> RelativePath {
+    layout::tablespace_of(path.as_bytes(), layout::PG_TBLSPC)
+        .and_then(|_| layout::relocated(&path, layout::PG_TBLSPC, layout::TMPSPC))
+        .unwrap_or(path)
 }
 
 /// Whether it is below `pg_wal`, which a manifest need not list.
@@ -140,14 +161,14 @@ mod tests {
         }
         listed.pass(&path("postmaster.opts"), 1, 0).unwrap();
         assert!(listed.pass(&path("base/1/2"), 1, 0).is_err());
-        assert_eq!(listed.missing(), Some(&path("base/1/1")));
+        assert_eq!(listed.missing(|_| false), Some(&path("base/1/1")));
         for (len, crc32c, why) in [(8191, 2, "8192 bytes"), (8192, 3, "CRC-32C")] {
             let mut again = self::listed(&[("base/1/1", 8192, 2)]);
             let said = again.pass(&path("base/1/1"), len, crc32c).unwrap_err();
             assert!(said.contains(why), "{said}");
         }
         listed.pass(&path("base/1/1"), 8192, 2).unwrap();
-        assert_eq!(listed.missing(), None);
+        assert_eq!(listed.missing(|_| false), None);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(crate) mod recovery;
 pub(crate) mod relation;
 pub(crate) mod roots;
 pub(crate) mod server_unit;
+pub(crate) mod set_place;
 mod settle;
 pub(crate) mod sql;
 pub(crate) mod sql_backup;

@@ -11,13 +11,14 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::retry_on_intr;
 use walmgr_protocol::names::RelativePath;
+use walmgr_protocol::patch::PAGE_BYTES;
 
 use super::layout;
 use super::manifest::{FileEntry, ListedDigest};
 use crate::files;
 
 /// What is compared, and brought if it differs: a page of PostgreSQL.
-pub(crate) const BLOCK_BYTES: usize = 8192;
+pub(crate) const BLOCK_BYTES: usize = PAGE_BYTES as usize;
 
 /// One read: whole blocks.
 pub(crate) const PIECE_BYTES: usize = 128 * BLOCK_BYTES;
@@ -45,13 +46,9 @@ impl OldFiles {
     }
 
     /// The file at a path of a set, if it may be taken over: one that belongs to this user alone and has no other
-    /// name. Files at the top are small, and the directory is known by them; WAL is of the old server's life.
+    /// name.
     pub(crate) fn find(&self, path: &RelativePath) -> Option<OldFile> {
-        let first = path.components().next()?;
-        if path.parent().is_none()
-            || first == layout::PG_WAL.as_bytes()
-            || path.as_bytes() == layout::PG_CONTROL.as_bytes()
-        {
+        if !may_be_taken(path) {
             return None;
         }
         let mut parts = path.components().map(OsStr::from_bytes);
@@ -75,6 +72,13 @@ impl OldFiles {
             len: u64::try_from(stat.st_size).unwrap_or_default(),
         })
     }
+}
+
+/// Whether a file at this path of a set may come from an old directory. Files at the top are small, and the directory
+/// is known by them; WAL is of the old server's life.
+pub(crate) fn may_be_taken(path: &RelativePath) -> bool {
+    let is_in_wal = path.components().next() == Some(layout::PG_WAL.as_bytes());
+    path.parent().is_some() && !is_in_wal && path.as_bytes() != layout::PG_CONTROL.as_bytes()
 }
 
 impl OldFile {
@@ -132,6 +136,12 @@ pub(crate) fn read_full(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) ->
     Ok(filled)
 }
 
+/// What tells a block from another one without its bytes. Two checksums, since the one of the whole file, which is
+/// compared behind it, is the first of them again.
+pub(crate) fn block_digest(block: &[u8]) -> u64 {
+    u64::from(crc32fast::hash(block)) << 32 | u64::from(crc32c::crc32c(block))
+}
+
 /// Which blocks of a file are not as they have to be: a bit for each, so that a file of any length fits into memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChangedBlocks {
@@ -150,6 +160,16 @@ impl ChangedBlocks {
             if !is_same {
                 self.add(number);
                 self.crc32c = crc32c::crc32c_append(self.crc32c, block);
+            }
+        }
+    }
+
+    /// Compares a piece that lies at this offset with the digests of what there is, from there on.
+    pub(crate) fn compare_digests(&mut self, offset: u64, digests: &[u64], new: &[u8]) {
+        let first = offset / BLOCK_BYTES as u64;
+        for ((number, block), at) in (first..).zip(new.chunks(BLOCK_BYTES)).zip(0..) {
+            if digests.get::<usize>(at) != Some(&block_digest(block)) {
+                self.add(number);
             }
         }
     }

@@ -27,7 +27,6 @@ mod choose;
 mod config_files;
 mod delta;
 mod keep;
-mod place;
 mod plan;
 mod prepare;
 mod promoted;
@@ -37,9 +36,7 @@ mod settings;
 mod spaces;
 mod streamed;
 pub(crate) mod taken;
-mod transfer;
 mod undo;
-mod within;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -60,7 +57,9 @@ use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, StoreError};
 
-use place::{Occupant, SetOrigin, SetPlace};
+use crate::pg::set_place::{
+    self as place, Occupant, SetOrigin, SetPlace, taking, transfer, within,
+};
 use plan::{Chosen, Plan, SetSource};
 
 /// Restores, or says what would be done.
@@ -125,7 +124,7 @@ impl Plan<'_> {
         self.tell_purges()?;
         let (copied_from, was_running) = match self.is_in_place() {
             true => {
-                self.gather_old()?;
+                taking::gather(&self.place, self.config.backup_datadir)?;
                 self.bring_in_place()?
             }
             false => self.bring_and_stop()?,
@@ -240,16 +239,8 @@ impl Plan<'_> {
 
     /// Removes what an interrupted copy left, and brings a moved set back to where it is prepared.
     fn clear_leftovers(&self) -> Result<()> {
-        let (staging, data) = (self.place.staging(), &self.place.data);
-        if place::origin_of_staging(&staging)? == Some(SetOrigin::Copied) {
-            place::remove_copy(&staging, data)?;
-        }
+        self.place.clear_copies()?;
         match self.place.occupant {
-            Occupant::Unfinished(SetOrigin::Copied) if self.place.is_mount => {
-                self.place.move_back()?;
-                place::remove_copy(&staging, data)
-            }
-            Occupant::Unfinished(SetOrigin::Copied) => place::remove_copy(data, data),
             Occupant::Unfinished(SetOrigin::Moved) => self.place.move_back(),
             _ => Ok(()),
         }
@@ -323,7 +314,7 @@ impl Plan<'_> {
         let staging = self.place.staging();
         let total_bytes = self.total_bytes();
         tracing::info!("copying {} ({total_bytes} bytes)", held.name());
-        prepare::claim_tablespaces(self, &staging)?;
+        place::claim_tablespaces(&staging, &self.tablespaces)?;
         let mut taken = self.cloned_from(&held)?;
         let (mut copied_bytes, mut waiting) = (0, Waiting::begin());
         let copying = Copying {

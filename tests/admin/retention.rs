@@ -1,10 +1,15 @@
 //! `keep`, `unkeep` and `expire`: what is said goes, nothing else does, and a kill takes no set from the list half.
 //! Never looks at exit codes alone. Invariant: a set that is listed is whole, and has its WAL.
 
-use super::rotation::{THREE, content, pairs, put_sets, scene};
+use std::collections::BTreeSet;
+
+use super::rotation::{THREE, content, pairs, put_sets, scene, scene_of};
 use super::*;
 use crate::restore::Scene;
 use crate::support::backup_set::set_path;
+use crate::support::loopfs::{FileSystem, LoopFs};
+use crate::support::old_data::assert_same;
+use crate::support::power::PowerCuts;
 
 /// How many kills `./test.sh` makes of each call.
 const KILLS: u32 = 4;
@@ -238,4 +243,120 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
     }
     println!("{kills} kills");
     assert!(kills >= 6 && (most == KILLS || kills >= 100), "{kills}");
+}
+
+/// Segments of the archive, without what is kept beside them.
+fn segments(scene: &Scene) -> BTreeSet<String> {
+    let names = scene.site.archived_names().into_iter();
+    names.filter(|name| name.len() == 24).collect()
+}
+
+/// Three sets of which the oldest is pinned: WAL lies before it, and between it and the next that stays.
+fn put_holes(scene: &Scene, spare: &Path, wal: &[(std::path::PathBuf, Vec<u8>)]) {
+    put_three(scene, spare);
+    for (path, content) in wal {
+        fs::write(path, content).unwrap();
+        crate::support::place::give_to_server(path);
+    }
+    let keep = ["keep", "data.master.1", "--note", "before the upgrade"];
+    scene.site.standby_command(&keep).succeed();
+}
+
+/// Whatever is listed is whole, the pinned set and the newest are there with their WAL.
+fn judge_holes(scene: &Scene, spare: &Path, needed: &BTreeSet<String>, context: &str) {
+    for (name, _) in content(&scene.site) {
+        for part in ["base", "global", "pg_xact"] {
+            assert_same(
+                &set_path(&scene.site, &name).join(part),
+                &spare.join(part),
+                context,
+            );
+        }
+    }
+    let listed = markers(scene);
+    for marker in ["c", "a"] {
+        assert!(
+            listed.iter().any(|found| found == marker),
+            "{context}: {listed:?}"
+        );
+    }
+    let there = segments(scene);
+    assert!(
+        there.is_superset(needed),
+        "{context}: {there:?} of {needed:?}"
+    );
+}
+
+/// Interrupts an expiry whose purge leaves a hole at points of each call, and has the next one finish.
+fn interrupt_holes(power: &mut Option<PowerCuts>, kills: &[u32]) {
+    let scene = match power {
+        Some(power) => Scene::placed(Cluster::builder().major(15), Some(power.disk())),
+        None => Scene::new(15),
+    };
+    let (mut scene, spare) = scene_of(scene);
+    crate::restore::kills::make_small(&spare);
+    scene.site.standby_set("keep_backups", "1");
+    scene.site.standby_set("keep_minimum_age", "0");
+    scene.site.receiver.stop();
+    let folder = scene.site.completed_wals();
+    let all = |scene: &Scene| -> Vec<_> {
+        let names = segments(scene).into_iter();
+        let files = names.map(|name| folder.join(name));
+        files
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect()
+    };
+    let wal = all(&scene);
+    // Once without a kill: what stays then has to stay whatever happens.
+    put_holes(&scene, &spare, &wal);
+    scene.site.standby_command(&["expire"]).succeed();
+    let needed = segments(&scene);
+    let kept = pairs(&[("data.master", "c"), ("data.master.1", "a")]);
+    let mut count_done = 0;
+    for call in ["/rename.*", "/unlink.*", "fsync", "/p?write.*", "/rmdir.*"] {
+        for count in kills {
+            put_holes(&scene, &spare, &wal);
+            let interrupted = || killed_at(&scene.site, &["expire"], call, *count);
+            let killed = match power {
+                Some(power) => power.cut_behind(interrupted),
+                None => interrupted(),
+            };
+            let context = format!("{call} {count}");
+            count_done += 1;
+            judge_holes(&scene, &spare, &needed, &context);
+            scene.site.standby_command(&["expire"]).succeed();
+            judge_holes(&scene, &spare, &needed, &context);
+            assert_eq!(content(&scene.site), kept, "{context}");
+            assert_eq!(segments(&scene), needed, "{context}");
+            if !killed {
+                break;
+            }
+        }
+    }
+    println!("{count_done} interruptions");
+    assert!(count_done >= 8, "{count_done}");
+}
+
+fn counts() -> Vec<u32> {
+    match crate::support::soak() {
+        true => (1..=40).collect(),
+        false => vec![1, 4, 9],
+    }
+}
+
+#[test]
+fn fault_214_an_expiry_that_leaves_a_hole_is_killed_at_any_step() {
+    skip_unless!(Cluster::available(15));
+    skip_unless!(Strace::available());
+    interrupt_holes(&mut None, &counts());
+}
+
+#[test]
+fn fault_214_a_power_cut_in_an_expiry_that_leaves_a_hole() {
+    skip_unless!(Cluster::available(15));
+    skip_unless!(Strace::available());
+    for kind in [FileSystem::Ext4, FileSystem::Xfs] {
+        let disk = skip_unless!(LoopFs::create(kind, 600));
+        interrupt_holes(&mut Some(PowerCuts::on(disk)), &counts());
+    }
 }

@@ -32,8 +32,11 @@ pub(super) fn put_sets(site: &Site, spare: &Path, sets: &[(&str, &str)]) {
 
 /// Three sets, and the one they are copies of.
 pub(super) fn scene() -> (Scene, std::path::PathBuf) {
-    let scene = Scene::new(15);
-    let spare = scene.site.home().join("spare");
+    scene_of(Scene::new(15))
+}
+
+pub(super) fn scene_of(scene: Scene) -> (Scene, std::path::PathBuf) {
+    let spare = scene.site.archive_folder().with_file_name("spare");
     fs::rename(make_set(&scene.site, "data.master"), &spare).unwrap();
     put_sets(&scene.site, &spare, &THREE);
     (scene, spare)

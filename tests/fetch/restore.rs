@@ -11,9 +11,9 @@ use crate::load::drain;
 use crate::support::proxy::{Direction, Fault};
 use crate::support::{Cluster, Output, Site, run, wait_for};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
-const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid)) FROM pgbench_accounts a), \
+pub const CONTENT: &str = "SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY aid)) FROM pgbench_accounts a), \
      (SELECT md5(string_agg(h::text, ',' ORDER BY h::text)) FROM pgbench_history h)";
 
 /// A master with pgbench's tables, which archives and has made a backup.

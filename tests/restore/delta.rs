@@ -3,7 +3,6 @@
 //! directory does unless `--in-place` was typed, and PostgreSQL starts from nothing that is not whole.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
@@ -11,15 +10,16 @@ use super::kills::{CALLS, Wreck, copy};
 use super::*;
 use crate::support::dice::Dice;
 use crate::support::loopfs::{FileSystem, LoopFs, give_back};
+use crate::support::old_data::{
+    CONTENT_OF, assert_manifest, assert_same, change, files_below, flip,
+};
 use crate::support::place::as_server;
+use crate::support::power::PowerCuts;
 use crate::support::strace::Strace;
 use crate::support::{run, soak};
 
 const BESIDE: [&str; 3] = ["restore", "--delta", "data.master"];
 const IN_PLACE: [&str; 4] = ["restore", "--delta", "--in-place", "data.master"];
-
-/// What only comes from the set: nothing in these is written by a restore.
-const CONTENT_OF: [&str; 5] = ["base", "global", "pg_xact", "pg_multixact", "tmpspc"];
 
 /// A set with a manifest, and an old directory that is nearly the same.
 fn prepared(scene: Scene, dice: &mut Dice) -> Wreck {
@@ -43,75 +43,6 @@ fn prepared(scene: Scene, dice: &mut Dice) -> Wreck {
     Wreck { scene, spare, old }
 }
 
-fn files_below(root: &Path, names: &[&str]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for name in names {
-        let mut find = Command::new("find");
-        let listed = run(find.arg(root.join(name)).args(["-type", "f"])).unwrap();
-        found.extend(listed.lines().map(PathBuf::from));
-    }
-    found.retain(|path| !path.ends_with("global/pg_control"));
-    found.sort();
-    found
-}
-
-/// Changes files in every way that an old server, a disk or a person may have; lengths and times say nothing.
-fn change(old: &Path, dice: &mut Dice) {
-    let files = files_below(old, &CONTENT_OF);
-    for _ in 0..60 {
-        flip(&files[dice.index(files.len())], dice);
-    }
-    for (number, path) in files.iter().enumerate() {
-        match dice.below(40) {
-            0 => fs::remove_file(path).unwrap(),
-            1 => {
-                let len = path.metadata().unwrap().len();
-                let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-                file.set_len(dice.below(2 * len + 8192)).unwrap();
-            }
-            2 => fs::hard_link(path, old.join(format!("second-name.{number}"))).unwrap(),
-            3 => {
-                let target = old.join(format!("moved-away.{number}"));
-                fs::rename(path, &target).unwrap();
-                std::os::unix::fs::symlink(&target, path).unwrap();
-            }
-            4 => fs::write(path.with_extension("foreign"), "foreign").unwrap(),
-            _ => {}
-        }
-    }
-}
-
-/// Changes one bit, and neither length nor time.
-fn flip(path: &Path, dice: &mut Dice) {
-    let before = path.metadata().unwrap();
-    if before.len() == 0 {
-        return;
-    }
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let at = dice.below(before.len());
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(at)).unwrap();
-    file.read_exact(&mut byte).unwrap();
-    byte[0] ^= 1 << dice.below(8);
-    file.seek(SeekFrom::Start(at)).unwrap();
-    file.write_all(&byte).unwrap();
-    file.set_modified(before.modified().unwrap()).unwrap();
-    assert_eq!(path.metadata().unwrap().mtime(), before.mtime());
-}
-
-fn assert_same(one: &Path, other: &Path, context: &str) {
-    let mut diff = Command::new("diff");
-    let compared = diff
-        .args(["-r", "--no-dereference", "-q"])
-        .arg(one)
-        .arg(other);
-    run(compared).unwrap_or_else(|differs| panic!("{context}: {differs}"));
-}
-
 /// What is in place has the set's content, and nothing else beside it.
 fn assert_restored(wreck: &Wreck, context: &str) {
     wreck.assert_complete(context);
@@ -124,6 +55,7 @@ fn assert_restored(wreck: &Wreck, context: &str) {
         .filter(|path| path.metadata().unwrap().nlink() > 1)
         .collect();
     assert!(shared.is_empty(), "{context}: {shared:?}");
+    assert_manifest(&wreck.scene.data(), context);
     assert_set(wreck, context);
 }
 
@@ -218,29 +150,20 @@ fn fault_215_a_delta_in_place_is_killed_at_any_step_and_typed_again() {
 fn cut_everywhere(kind: FileSystem, words: &[&str]) {
     skip_unless!(Strace::available());
     skip_unless!(Cluster::available(15));
-    let mut disk = skip_unless!(LoopFs::create(kind, 1000));
+    let mut power = PowerCuts::on(skip_unless!(LoopFs::create(kind, 1000)));
     let mut dice = Dice::thrown("a delta whose power is cut");
-    let scene = Scene::placed(Cluster::builder(), Some(disk.path()));
+    let scene = Scene::placed(Cluster::builder(), Some(power.disk()));
     let mut wreck = prepared(scene, &mut dice);
     wreck.scene.site.receiver.stop();
-    let mut cuts = 0;
     for (call, count) in points() {
         wreck.begin();
-        let mut sync = Command::new("sync");
-        run(sync.arg("-f").arg(disk.path())).unwrap();
-        wreck.killed_at(words, call, count);
+        power.cut_behind(|| wreck.killed_at(words, call, count));
         let context = format!("{kind:?} {words:?} {call} {count}");
-        if cuts % 2 == 1 {
-            disk.sync_unrelated_file();
-        }
-        disk.power_cut();
-        disk.remount();
-        cuts += 1;
         judge(&wreck, words, &context);
         wreck.finish(words, &context);
         assert_restored(&wreck, &context);
     }
-    println!("{kind:?} {words:?}: {cuts} power cuts");
+    println!("{kind:?} {words:?}: {} power cuts", power.cuts());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use super::kills::{CALLS, Wreck};
 use super::*;
 use crate::support::loopfs::{FileSystem, LoopFs};
+use crate::support::power::PowerCuts;
 use crate::support::run;
 use crate::support::soak;
 use crate::support::strace::Strace;
@@ -32,29 +33,17 @@ fn judge(wreck: &Wreck, context: &str) {
 fn cut_everywhere(kind: FileSystem, words: &[&str]) {
     skip_unless!(Strace::available());
     skip_unless!(Cluster::available(15));
-    let mut disk = skip_unless!(LoopFs::create(kind, 600));
+    let mut power = PowerCuts::on(skip_unless!(LoopFs::create(kind, 600)));
     let builder = Cluster::builder();
-    let mut wreck = Wreck::of(Scene::placed(builder, Some(disk.path())));
+    let mut wreck = Wreck::of(Scene::placed(builder, Some(power.disk())));
     wreck.scene.site.receiver.stop();
     let calls = if soak() { &CALLS[..] } else { &TURNS };
     let step = if soak() { 1 } else { 3 };
-    let mut cuts = 0;
     for call in calls {
         for count in (1..).step_by(step) {
             wreck.begin();
-            run(std::process::Command::new("sync")
-                .arg("-f")
-                .arg(disk.path()))
-            .unwrap();
-            let killed = wreck.killed_at(words, call, count);
+            let killed = power.cut_behind(|| wreck.killed_at(words, call, count));
             let context = format!("{kind:?} {words:?} {call} {count}");
-            // The journal is committed before every other cut.
-            if cuts % 2 == 1 {
-                disk.sync_unrelated_file();
-            }
-            disk.power_cut();
-            disk.remount();
-            cuts += 1;
             judge(&wreck, &context);
             wreck.finish(words, &context);
             if !killed {
@@ -62,8 +51,8 @@ fn cut_everywhere(kind: FileSystem, words: &[&str]) {
             }
         }
     }
-    println!("{kind:?} {words:?}: {cuts} power cuts");
-    assert!(cuts > 4, "{cuts}");
+    println!("{kind:?} {words:?}: {} power cuts", power.cuts());
+    assert!(power.cuts() > 4, "{}", power.cuts());
 }
 
 #[test]

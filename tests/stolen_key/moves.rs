@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use walmgr_protocol::message::backup::{Backup, Join, PartName, Token};
-use walmgr_protocol::message::fetch::{Fetch, GetFile, GetSet, ListBackups};
+use walmgr_protocol::message::fetch::{Fetch, GetFile, GetPages, GetSet, ListBackups, WantedPages};
 use walmgr_protocol::message::{ListRequest, Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
@@ -69,6 +69,8 @@ pub enum Move {
     GetFile(u8, Name),
     /// Asks for a set and reads nothing.
     GetSet(u8),
+    /// Asks for a page of a file that is no set's.
+    GetPages(u8),
     Setup(u8),
     /// A frame of this kind with so many bytes of no meaning.
     Raw(u8, u8, u16, u16),
@@ -137,7 +139,7 @@ pub fn any(dice: &mut Dice) -> Move {
         23 => Move::Status(who),
         24 => Move::Backups(who),
         25 => Move::GetFile(who, any_name(dice)),
-        26 => Move::GetSet(who),
+        26 => *dice.choose(&[Move::GetSet(who), Move::GetPages(who)]),
         27 => *dice.choose(&[Move::Setup(who), Move::HangUp(who)]),
         28 => {
             let (kind, channel) = (dice.below(60).to_le_bytes()[0], dice.below(6));
@@ -393,11 +395,26 @@ impl<'a> Attacker<'a> {
                 };
                 (who, Message::Fetch(Fetch::GetSet(set)))
             }
+            Move::GetPages(who) => {
+                let wanted = WantedPages {
+                    path: "base/1/1".parse().unwrap(),
+                    offset: 0,
+                    len: u64::MAX,
+                    digests: vec![0; 9],
+                };
+                let pages = GetPages {
+                    start: self.segment(1, -2).start(self.size).unwrap(),
+                    timestamp: String::new(),
+                    compression: 0,
+                    files: vec![wanted],
+                };
+                (who, Message::Fetch(Fetch::GetPages(pages)))
+            }
             _ => (0, Message::Setup),
         };
         let channel = match &message {
             Message::Backup(_) => 1,
-            Message::Fetch(Fetch::GetFile(_) | Fetch::GetSet(_)) => 1,
+            Message::Fetch(Fetch::GetFile(_) | Fetch::GetSet(_) | Fetch::GetPages(_)) => 1,
             _ => 0,
         };
         let peer = self.peer(who).ok_or("not let in")?;

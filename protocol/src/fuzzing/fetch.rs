@@ -2,8 +2,8 @@
 //! Never decodes anything. Invariant: every choice a message has is made once.
 
 use crate::message::fetch::{
-    Backups, Fetch, GetFile, GetSet, ListBackups, ListedSet, MadeOn, NotFound, SetDescription,
-    SetDetails, SetLabel, Tablespace,
+    Backups, Fetch, GetFile, GetPages, GetSet, ListBackups, ListedSet, MadeOn, NotFound,
+    SetDescription, SetDetails, SetLabel, Tablespace, WantedPages,
 };
 use crate::message::reach::{
     EndCause, RecoveryEnd, SetQuestion, TargetBound, TargetRange, TargetVerdict, WantedTarget,
@@ -31,6 +31,8 @@ pub(super) fn sample_messages() -> Vec<Message> {
         Fetch::NotFound(NotFound::NoSuchSet),
     ];
     messages.extend(questions().map(Fetch::DescribeSet));
+    messages.push(Fetch::GetOutline(set(512)));
+    messages.extend(pages().map(Fetch::GetPages));
     messages.extend(file(3).map(Fetch::GetFile));
     messages.extend(file(0).map(|file| Fetch::NotFound(NotFound::Gap(file.name))));
     messages.extend(label().map(|label| {
@@ -162,6 +164,29 @@ fn set(offset: u64) -> GetSet {
         offset,
         compression: 1,
     }
+}
+
+/// Pages of which some are there, and a file of which none are.
+fn pages() -> Option<GetPages> {
+    let set = set(0);
+    let known = WantedPages {
+        path: "base/5/16384".parse().ok()?,
+        offset: 128 << 20,
+        len: 24_000,
+        digests: vec![0xCAFE_F00D_0000_0001, 0],
+    };
+    let unknown = WantedPages {
+        path: "tmpspc/16385/PG_15_202209061/5/16386".parse().ok()?,
+        offset: 0,
+        len: 1 << 30,
+        digests: Vec::new(),
+    };
+    Some(GetPages {
+        start: set.start,
+        timestamp: set.timestamp,
+        compression: set.compression,
+        files: vec![known, unknown],
+    })
 }
 
 fn label() -> Option<SetLabel> {

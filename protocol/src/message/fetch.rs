@@ -1,4 +1,4 @@
-//! The messages of fetching: what the standby keeps, on its way back; kinds 64 to 71.
+//! The messages of fetching: what the standby keeps, on its way back; kinds 64 to 73.
 //! Never interprets one. Invariant: every list is bounded on both sides, and an answer that a file
 //! is not there says what that proves.
 //!
@@ -17,6 +17,14 @@
 //! | 69 | get a set | client | `lsn` start and `string` timestamp of its label, `u64` offset in its stream, `u8` zstd level |
 //! | 70 | end | receiver | `u64` size, `u32` CRC-32 of what was sent |
 //! | 71 | not found | receiver | `u8` what that means (0 nothing later is there, 1 a gap, 2 only a damaged copy is there, 3 there is no such set) with, for 1, the `name` of the later file, and for 2, the `string` name of the copy |
+//! | 72 | get an outline | client | as 69, of a stream of its own |
+//! | 73 | get pages | client | `lsn` start and `string` timestamp of its label, `u8` zstd level; `u16` count, then that many times `path`, `u64` offset, `u64` length, `u16` count of digests and that many times `u64` |
+//!
+//! The outline of a set is its stream without the files that an old data directory may have: those at the top, all
+//! directories and `pg_wal` are in it. Wanted pages are sent as a tar archive, too: in the order of the request, and an entry
+//! for each run of pages whose digest is not the one that was sent, with its place in the file as
+//! [`TAR_OFFSET_KEYWORD`](crate::message::backup::TAR_OFFSET_KEYWORD). Pages behind the digests are all sent, up to the
+//! length, or to where the file ends. An offset is that of a page of [`PAGE_BYTES`](crate::patch::PAGE_BYTES); the digest of one is its CRC-32C, and in the upper half its CRC-32.
 //!
 //! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
 //! not, and then its details. Details are a `bool` for each of size, duration and end, and behind it, where that is
@@ -35,12 +43,16 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::error::Malformed;
-use crate::fields::{Fields, put_bytes, put_string};
-use crate::limits::{LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, ZSTD_LEVEL_MAX};
+use crate::fields::{Fields, put_bytes, put_path, put_string};
+use crate::limits::{
+    LISTED_BACKUPS_MAX, PATH_BYTES_MAX, SET_TABLESPACES_MAX, WANTED_DIGESTS_MAX, WANTED_FILES_MAX,
+    ZSTD_LEVEL_MAX,
+};
 use crate::message::kind::MessageKind;
 use crate::message::reach::{RecoveryEnd, SetQuestion, TargetVerdict};
 use crate::message::shared::{Digest, bounded, list};
-use crate::names::{Lsn, SegmentName, WalFileName};
+use crate::names::{Lsn, RelativePath, SegmentName, WalFileName};
+use crate::patch::PAGE_BYTES;
 
 /// Asks which backup sets there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +184,32 @@ pub struct GetSet {
     pub compression: u8,
 }
 
+/// Asks for pages of files of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetPages {
+    /// The `start` of its label.
+    pub start: Lsn,
+    /// The `timestamp` of its label.
+    pub timestamp: String,
+    /// zstd level of its blocks, 0 for none.
+    pub compression: u8,
+    /// At most [`WANTED_FILES_MAX`], with [`WANTED_DIGESTS_MAX`] digests between them.
+    pub files: Vec<WantedPages>,
+}
+
+/// What of a file of a set is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedPages {
+    /// Its path in the set.
+    pub path: RelativePath,
+    /// Where the first page begins.
+    pub offset: u64,
+    /// How many bytes are wanted, at most.
+    pub len: u64,
+    /// What whoever asks has already, page by page from the offset on.
+    pub digests: Vec<u64>,
+}
+
 /// Why there is nothing to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotFound {
@@ -201,6 +239,10 @@ pub enum Fetch {
     GetFile(GetFile),
     /// Send this set; answered as [`Fetch::GetFile`].
     GetSet(GetSet),
+    /// Send the outline of this set; answered as [`Fetch::GetFile`].
+    GetOutline(GetSet),
+    /// Send these pages of a set; answered as [`Fetch::GetFile`].
+    GetPages(GetPages),
     /// That was all of it.
     End(Digest),
     /// There is no such thing.
@@ -216,6 +258,8 @@ impl Fetch {
             Fetch::Set(_) => MessageKind::FetchSet,
             Fetch::GetFile(_) => MessageKind::FetchGetFile,
             Fetch::GetSet(_) => MessageKind::FetchGetSet,
+            Fetch::GetOutline(_) => MessageKind::FetchGetOutline,
+            Fetch::GetPages(_) => MessageKind::FetchGetPages,
             Fetch::End(_) => MessageKind::FetchEnd,
             Fetch::NotFound(_) => MessageKind::FetchNotFound,
         }
@@ -234,12 +278,8 @@ impl Fetch {
                 put_string(out, &request.name.to_string());
                 out.put_u8(request.compression);
             }
-            Fetch::GetSet(request) => {
-                out.put_u64_le(request.start.0);
-                put_string(out, &request.timestamp);
-                out.put_u64_le(request.offset);
-                out.put_u8(request.compression);
-            }
+            Fetch::GetSet(request) | Fetch::GetOutline(request) => request.encode(out),
+            Fetch::GetPages(request) => request.encode(out),
             Fetch::End(digest) => {
                 out.put_u64_le(digest.size);
                 out.put_u32_le(digest.crc32);
@@ -265,12 +305,9 @@ impl Fetch {
                 name: fields.name()?.parse()?,
                 compression: level(fields)?,
             }),
-            MessageKind::FetchGetSet => Fetch::GetSet(GetSet {
-                start: Lsn(fields.u64()?),
-                timestamp: fields.string("timestamp of a backup set")?,
-                offset: fields.u64()?,
-                compression: level(fields)?,
-            }),
+            MessageKind::FetchGetSet => Fetch::GetSet(GetSet::decode(fields)?),
+            MessageKind::FetchGetOutline => Fetch::GetOutline(GetSet::decode(fields)?),
+            MessageKind::FetchGetPages => Fetch::GetPages(GetPages::decode(fields)?),
             MessageKind::FetchEnd => Fetch::End(Digest {
                 size: fields.u64()?,
                 crc32: fields.u32()?,
@@ -278,6 +315,82 @@ impl Fetch {
             MessageKind::FetchNotFound => Fetch::NotFound(NotFound::decode(fields)?),
             _ => return Ok(None),
         }))
+    }
+}
+
+impl GetSet {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.start.0);
+        put_string(out, &self.timestamp);
+        out.put_u64_le(self.offset);
+        out.put_u8(self.compression);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<GetSet, Malformed> {
+        Ok(GetSet {
+            start: Lsn(fields.u64()?),
+            timestamp: fields.string("timestamp of a backup set")?,
+            offset: fields.u64()?,
+            compression: level(fields)?,
+        })
+    }
+}
+
+impl GetPages {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.start.0);
+        put_string(out, &self.timestamp);
+        out.put_u8(self.compression);
+        let mut left = usize::from(WANTED_DIGESTS_MAX);
+        for file in bounded(out, &self.files, WANTED_FILES_MAX) {
+            put_path(out, &file.path);
+            out.put_u64_le(file.offset);
+            out.put_u64_le(file.len);
+            // What is not said is sent, so nothing is lost where there is more than a request may say.
+            let said = &file.digests[..file.digests.len().min(left)];
+            left -= said.len();
+            out.put_u16_le(u16::try_from(said.len()).unwrap_or(WANTED_DIGESTS_MAX));
+            for digest in said {
+                out.put_u64_le(*digest);
+            }
+        }
+    }
+
+    fn decode(fields: &mut Fields) -> Result<GetPages, Malformed> {
+        let (start, timestamp) = (
+            Lsn(fields.u64()?),
+            fields.string("timestamp of a backup set")?,
+        );
+        let compression = level(fields)?;
+        let mut left = WANTED_DIGESTS_MAX;
+        let wanted = |fields: &mut Fields| {
+            let (path, offset) = (fields.path()?, fields.u64()?);
+            if offset % PAGE_BYTES != 0 {
+                return Err(Malformed::BadValue {
+                    what: "where a page begins",
+                    found: offset,
+                });
+            }
+            let (len, count) = (fields.u64()?, fields.u16()?);
+            let too_long = || Malformed::TooLong {
+                what: "a list of digests",
+                most: u64::from(WANTED_DIGESTS_MAX),
+                found: u64::from(WANTED_DIGESTS_MAX - left) + u64::from(count),
+            };
+            left = left.checked_sub(count).ok_or_else(too_long)?;
+            Ok(WantedPages {
+                path,
+                offset,
+                len,
+                digests: (0..count).map(|_| fields.u64()).collect::<Result<_, _>>()?,
+            })
+        };
+        Ok(GetPages {
+            start,
+            timestamp,
+            compression,
+            files: list(fields, "a list of wanted files", WANTED_FILES_MAX, wanted)?,
+        })
     }
 }
 

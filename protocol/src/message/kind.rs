@@ -108,6 +108,8 @@ kinds! {
         FetchGetSet = 69, "a request for a backup set";
         FetchEnd = 70, "the end of what was fetched";
         FetchNotFound = 71, "the answer that there is no such thing";
+        FetchGetOutline = 72, "a request for the outline of a backup set";
+        FetchGetPages = 73, "a request for pages of a backup set";
     }
     Partial {
         PartialBegin = 80, "the beginning of a partial stream";

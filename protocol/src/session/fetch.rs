@@ -10,7 +10,7 @@
 //!                                         <-      End {size, crc}
 //! ```
 //!
-//! `GetSet` goes the same way. The receiver checks a file while it sends it; damage that shows only
+//! `GetSet`, `GetOutline` and `GetPages` go the same way. The receiver checks a file while it sends it; damage that shows only
 //! then ends it with an error in the place of the end.
 //!
 //! ```text
@@ -20,7 +20,7 @@
 //! ```
 
 use crate::error::{PeerMisbehaved, ProtocolError};
-use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
+use crate::message::fetch::{Fetch, GetFile, GetPages, GetSet, NotFound};
 use crate::message::{Data, Digest, Error, Message, MessageKind};
 use crate::session::{Misuse, Standing, misuse, unexpected};
 
@@ -31,14 +31,18 @@ pub enum Request {
     File(GetFile),
     /// The stream of a backup set.
     Set(GetSet),
+    /// The outline of a backup set.
+    Outline(GetSet),
+    /// Pages of a backup set.
+    Pages(GetPages),
 }
 
 impl Request {
     /// Where the first block begins.
     const fn offset(&self) -> u64 {
         match self {
-            Request::File(_) => 0,
-            Request::Set(set) => set.offset,
+            Request::File(_) | Request::Pages(_) => 0,
+            Request::Set(set) | Request::Outline(set) => set.offset,
         }
     }
 }
@@ -96,6 +100,8 @@ impl Fetcher {
         let message = match request {
             Request::File(file) => Fetch::GetFile(file),
             Request::Set(set) => Fetch::GetSet(set),
+            Request::Outline(set) => Fetch::GetOutline(set),
+            Request::Pages(pages) => Fetch::GetPages(pages),
         };
         (Fetcher { state }, Message::Fetch(message))
     }
@@ -221,12 +227,11 @@ impl Provider {
     /// A message arrived on the channel.
     pub fn received(&mut self, message: Message) -> Result<Option<ProviderAction>, ProtocolError> {
         match (&self.state, message) {
-            (
-                ProviderState::Idle | ProviderState::GivenUp,
-                Message::Fetch(Fetch::GetFile(file)),
-            ) => Ok(Some(self.find(Request::File(file)))),
-            (ProviderState::Idle | ProviderState::GivenUp, Message::Fetch(Fetch::GetSet(set))) => {
-                Ok(Some(self.find(Request::Set(set))))
+            (ProviderState::Idle | ProviderState::GivenUp, Message::Fetch(asked)) => {
+                match asked_for(asked) {
+                    Ok(request) => Ok(Some(self.find(request))),
+                    Err(other) => Err(unexpected(&self.state, &Message::Fetch(other))),
+                }
             }
             // It may have been sent before the end arrived there.
             (ProviderState::Idle | ProviderState::GivenUp, Message::Error(_)) => Ok(None),
@@ -308,6 +313,17 @@ impl Provider {
     }
 }
 
+/// What a message asks for, if it begins a fetch.
+fn asked_for(message: Fetch) -> Result<Request, Fetch> {
+    match message {
+        Fetch::GetFile(file) => Ok(Request::File(file)),
+        Fetch::GetSet(set) => Ok(Request::Set(set)),
+        Fetch::GetOutline(set) => Ok(Request::Outline(set)),
+        Fetch::GetPages(pages) => Ok(Request::Pages(pages)),
+        other => Err(other),
+    }
+}
+
 impl Standing for ProviderState {
     fn name(&self) -> &'static str {
         match self {
@@ -322,6 +338,8 @@ impl Standing for ProviderState {
             ProviderState::Idle | ProviderState::GivenUp => &[
                 MessageKind::FetchGetFile,
                 MessageKind::FetchGetSet,
+                MessageKind::FetchGetOutline,
+                MessageKind::FetchGetPages,
                 MessageKind::Error,
             ],
             ProviderState::LookingUp(_) | ProviderState::Sending { .. } => &[MessageKind::Error],

@@ -2,6 +2,7 @@
 //! Never writes outside the restored directory. Invariant: `archive_mode` stays as the master had it, so that a
 //! server that only replays archives nothing unless it is `always`.
 
+use super::place::RestorePlace;
 use crate::config::MasterConfig;
 use crate::error::Result;
 use crate::files;
@@ -10,10 +11,9 @@ use crate::pg::archive_command::{Destination, Ours, destination};
 use crate::pg::conf::{self, ServerSettings};
 
 /// Puts into the restored `postgresql.conf` what `setup` puts there. A file elsewhere is this host's own and stays.
-pub(super) fn archive_once_open(config: &MasterConfig) -> Result<()> {
-    let data = files::resolved(&config.master_data);
-    let main = files::resolved(&config.master_config);
-    if !main.starts_with(&data) || !main.exists() {
+pub(super) fn archive_once_open(config: &MasterConfig, place: &RestorePlace) -> Result<()> {
+    let main = place.before_home(&files::resolved(&config.master_config));
+    if !main.starts_with(&place.prepared) || !main.exists() {
         return Ok(());
     }
     let changes = setup::changes(config)?;

@@ -1,8 +1,9 @@
 //! Where a set is restored to: checked, marked as unfinished, completed or cleared again.
-//! Never removes anything that this command did not put there: what may go carries its mark.
+//! Never removes anything that this command did not put there: what may go carries its mark, or is what `set_place`
+//! knows as a copy.
 //! Invariant: a directory with the mark and without a control file is worthless.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,13 +15,17 @@ use indicatif::HumanBytes;
 use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::message::fetch::SetDescription;
 
+use super::old::OldDirectory;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, RoomNeeded};
+use crate::options::Restoring;
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
 use crate::pg::mounts::{self, LOST_AND_FOUND};
 use crate::pg::recovery::Recovery;
+use crate::pg::set_place;
+use crate::pg::set_place::taking::{self, DeltaWay};
 
 /// Where a tablespace goes, by its OID.
 type Spaces = std::collections::BTreeMap<u32, PathBuf>;
@@ -29,12 +34,16 @@ type Spaces = std::collections::BTreeMap<u32, PathBuf>;
 pub(super) const MARK: &str = "walmgr.restoring";
 
 /// Room for what PostgreSQL writes before it is up, on top of what is fetched.
-const SPARE_BYTES: u64 = 32 << 20;
+pub(super) const SPARE_BYTES: u64 = 32 << 20;
 
 /// A place for a set.
 pub(super) struct RestorePlace {
     /// The data directory to be.
     pub data: PathBuf,
+    /// Where its files are until all of it is done: there, or where those of an old directory do not stand in the way.
+    pub prepared: PathBuf,
+    /// The directory whose files are taken over.
+    pub old: Option<OldDirectory>,
     /// Where tablespaces go that do not stay below it.
     pub spaces: Spaces,
     /// Where those go that the master makes later.
@@ -58,14 +67,20 @@ impl RestorePlace {
         config: &MasterConfig,
         data: &Path,
         described: &SetDescription,
-        mapping: &[(PathBuf, PathBuf)],
+        restoring: &Restoring,
     ) -> Result<RestorePlace> {
-        let data = files::resolved(data);
-        refuse_overlap(config, &data)?;
+        let (data, mapping) = (files::resolved(data), &restoring.tablespaces);
+        let old = match DeltaWay::typed(restoring) {
+            Some(way) if !is_unfinished(&data, &data)? => OldDirectory::find(&data, way)?,
+            _ => None,
+        };
+        refuse_overlap(config, &data, old.is_some())?;
         let mut place = RestorePlace {
-            is_new: examine_directory(&data, &data)?,
+            is_new: old.is_none() && examine_directory(&data, &data)?,
             spaces: spaces(described, mapping)?,
             later: Later::default(),
+            prepared: (old.as_ref()).map_or_else(|| data.clone(), |old| old.place.staging()),
+            old,
             data,
             opened: None,
         };
@@ -82,12 +97,14 @@ impl RestorePlace {
                 .any(|space| *space == files::resolved(new));
             place.examine_space(config, &files::resolved(new), is_taken)
         })?;
-        place.check_room(described)?;
+        if place.old.is_none() {
+            place.check_room(described)?;
+        }
         Ok(place)
     }
 
     fn examine_space(&self, config: &MasterConfig, space: &Path, is_taken: bool) -> Result<()> {
-        refuse_overlap(config, space)?;
+        refuse_overlap(config, space, false)?;
         if space.starts_with(&self.data) || self.data.starts_with(space) || is_taken {
             return Err(CommandError::usage(format!(
                 "{} must not contain, or lie in, {} or another tablespace",
@@ -95,7 +112,10 @@ impl RestorePlace {
                 self.data.display()
             )));
         }
-        examine_directory(space, &self.data).map(|_| ())
+        match &self.old {
+            Some(old) => old.place.check_space(space),
+            None => examine_directory(space, &self.data).map(drop),
+        }
     }
 
     /// What would be done, as a verb phrase.
@@ -104,12 +124,38 @@ impl RestorePlace {
             None => "as a standby".to_owned(),
             Some((target, action)) => format!("up to {target}, then {action}"),
         };
-        format!(
-            "fetch {}, {}, into {}, to recover {end}",
-            described.name,
-            HumanBytes(described.stream_bytes),
-            self.data.display()
-        )
+        let (name, bytes) = (&described.name, HumanBytes(described.stream_bytes));
+        let (data, way) = (self.data.display(), self.old.as_ref().map(|old| old.way));
+        match way {
+            None => format!("fetch {name}, {bytes}, into {data}, to recover {end}"),
+            Some(DeltaWay::Beside) => format!(
+                "fetch of {name}, {bytes}, what {data} lacks, after that move its old content aside, to recover {end}"
+            ),
+            Some(DeltaWay::InPlace) => format!(
+                "fetch of {name}, {bytes}, what {data} lacks, whose old content is gone from the first byte on, to \
+                recover {end}"
+            ),
+        }
+    }
+
+    /// What the control file is called until everything is done.
+    pub(super) const fn control_name(&self) -> &'static str {
+        match self.old {
+            Some(_) => layout::CONTROL_COPIED,
+            None => layout::CONTROL_RESTORING,
+        }
+    }
+
+    /// Where something that is prepared will lie.
+    pub(super) fn at_home(&self, path: &Path) -> PathBuf {
+        let inside = path.strip_prefix(&self.prepared);
+        inside.map_or_else(|_| path.to_path_buf(), |name| self.data.join(name))
+    }
+
+    /// Where something that will lie in the data directory is prepared.
+    pub(super) fn before_home(&self, path: &Path) -> PathBuf {
+        let inside = path.strip_prefix(&self.data);
+        inside.map_or_else(|_| path.to_path_buf(), |name| self.prepared.join(name))
     }
 
     fn check_room(&self, described: &SetDescription) -> Result<()> {
@@ -129,7 +175,18 @@ impl RestorePlace {
     }
 
     /// Makes and marks the directories; what an interrupted restore left there goes.
-    pub(super) fn begin(mut self) -> Result<RestorePlace> {
+    pub(super) fn begin(mut self, described: &SetDescription) -> Result<RestorePlace> {
+        if let Some(old) = &mut self.old {
+            old.begin()?;
+            if taking::is_source(&old.place) {
+                return self.begin_beside();
+            }
+            tracing::info!("there is nothing to take over in {}", self.data.display());
+            self.old = None;
+            self.prepared = self.data.clone();
+            self.is_new = examine_directory(&self.data, &self.data)?;
+            self.check_room(described)?;
+        }
         if self.is_new {
             files::make_directory(&self.data)?;
         }
@@ -160,6 +217,24 @@ impl RestorePlace {
         Ok(self)
     }
 
+    /// Makes the directories of a set that takes files of an old one over.
+    fn begin_beside(mut self) -> Result<RestorePlace> {
+        let names = self.spaces.iter();
+        let names = names.map(|(oid, space)| (OsString::from(oid.to_string()), space.clone()));
+        set_place::claim_tablespaces(&self.prepared, &names.collect())?;
+        for directory in self.spaces.values().chain([&self.prepared]) {
+            let closed = std::fs::set_permissions(directory, PermissionsExt::from_mode(0o700));
+            closed.at(Kind::Retry, "close", directory)?;
+        }
+        let mut spaces = Vec::new();
+        for (oid, space) in &self.spaces {
+            spaces.push((*oid, open_directory(space)?));
+        }
+        let root = File::from(open_directory(&self.prepared)?);
+        self.opened = Some(OpenedPlace { root, spaces });
+        Ok(self)
+    }
+
     fn mark(&self, directory: &Path) -> Result<()> {
         let path = directory.join(MARK);
         files::create_new(&path, self.data.as_os_str().as_bytes(), 0o600).at(
@@ -185,14 +260,15 @@ impl RestorePlace {
 
     /// Leads the links to where the tablespaces are now.
     pub(super) fn link_tablespaces(&self, described: &SetDescription) -> Result<()> {
-        let links = self.data.join(layout::PG_TBLSPC);
+        let links = self.prepared.join(layout::PG_TBLSPC);
         files::make_directory(&links)?;
         for space in &described.tablespaces {
-            let kept = self.data.join(layout::TMPSPC).join(space.oid.to_string());
-            let link = links.join(space.oid.to_string());
+            let oid = space.oid.to_string();
+            let kept = Path::new(layout::TMPSPC).join(&oid);
+            let (link, home) = (links.join(&oid), self.data.join(&kept));
             let target = match self.spaces.get(&space.oid) {
                 Some(mapped) => mapped,
-                None if kept.is_dir() => &kept,
+                None if self.prepared.join(&kept).is_dir() => &home,
                 // It lies in the data directory itself.
                 None => continue,
             };
@@ -203,7 +279,7 @@ impl RestorePlace {
 
     /// An empty pg_wal, unless the set has one.
     pub(super) fn make_wal_directory(&self) -> Result<()> {
-        files::make_directory(&self.data.join(layout::PG_WAL))
+        files::make_directory(&self.prepared.join(layout::PG_WAL))
     }
 
     /// Makes everything durable that was written.
@@ -214,15 +290,21 @@ impl RestorePlace {
         let sync = |directory: BorrowedFd<'_>, path: &Path| {
             files::sync_tree(directory).at(Kind::Retry, "make durable", path)
         };
-        sync(opened.root.as_fd(), &self.data)?;
+        sync(opened.root.as_fd(), &self.prepared)?;
         for (oid, space) in &opened.spaces {
             sync(space.as_fd(), self.spaces.get(oid).unwrap_or(&self.data))?;
         }
         files::sync_directory(self.above()).at(Kind::Retry, "sync", self.above())
     }
 
-    /// Takes the marks away: the control file is in place.
+    /// Has everything in place, the control file last, from where on PostgreSQL starts; then takes the marks away.
     pub(super) fn settle(&self) -> Result<()> {
+        if let Some(old) = &self.old {
+            return old.give_way();
+        }
+        let [aside, control] =
+            [layout::CONTROL_RESTORING, layout::PG_CONTROL].map(|name| self.data.join(name));
+        files::move_to(&aside, &control).at(Kind::Retry, "move into place", &control)?;
         for directory in self.spaces.values().chain([&self.data]) {
             let path = directory.join(MARK);
             files::remove(&path).at(Kind::Retry, "remove", &path)?;
@@ -230,8 +312,19 @@ impl RestorePlace {
         Ok(())
     }
 
-    /// Removes what a restore that failed has written.
-    pub(super) fn give_up(&self) {
+    /// Removes what a restore that failed has written, as far as it belongs to nobody else; the error with what
+    /// there is then.
+    pub(super) fn give_up(&self, error: CommandError) -> CommandError {
+        match &self.old {
+            Some(old) => old.give_up(error),
+            None => {
+                self.clear_all();
+                error
+            }
+        }
+    }
+
+    fn clear_all(&self) {
         if self.data.join(layout::PG_CONTROL).exists() {
             return;
         }
@@ -314,10 +407,10 @@ fn clear(directory: &Path) -> Result<()> {
 }
 
 /// Neither inside the master's data directory nor around it.
-fn refuse_overlap(config: &MasterConfig, path: &Path) -> Result<()> {
+fn refuse_overlap(config: &MasterConfig, path: &Path, takes_over: bool) -> Result<()> {
     let own = files::resolved(&config.master_data);
-    // Lost with its host, it may be restored where it was.
-    let is_replacement = *path == own && !own.join(layout::PG_VERSION).exists();
+    // Lost with its host, it may be restored where it was; and so where no server runs in it.
+    let is_replacement = *path == own && (takes_over || !own.join(layout::PG_VERSION).exists());
     if is_replacement || !(path.starts_with(&own) || own.starts_with(path)) {
         return Ok(());
     }

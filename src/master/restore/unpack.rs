@@ -1,22 +1,19 @@
 //! The stream of a set, taken apart into a new directory as it arrives.
-//! Never follows a link and never opens a path of more than one component. Invariant: nothing
-//! outside the directories it was given is touched, and no file counts that is not the manifest's.
+//! Never writes over a file that is there. Invariant: no file counts that is not the manifest's.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SET_ENTRIES_MAX};
-use walmgr_protocol::message::fetch::SetDescription;
+use walmgr_protocol::message::fetch::{GetSet, SetDescription};
 use walmgr_protocol::names::RelativePath;
+use walmgr_protocol::session::fetch::Request;
 
 use super::place::{MARK, RestorePlace};
+use super::stream::Continued;
+use super::tree::{NewTree, failed, refused};
 use crate::error::{CommandError, Result};
 use crate::master::fetch::Sink;
 use crate::output::progress::Counters;
@@ -32,12 +29,12 @@ pub(super) struct Layout {
 
 /// Takes a stream apart. Lives through as many connections as the stream needs.
 pub(super) struct Unpack {
-    root: Arc<OwnedFd>,
-    spaces: Vec<(u32, Arc<OwnedFd>)>,
+    tree: NewTree,
+    /// What the control file is called until everything is done.
+    control_name: &'static str,
+    is_outline: bool,
     tar: TarReader,
     file: Option<OpenFile>,
-    /// The directory that was used last: files come in the order of their directories.
-    directory: Option<(Vec<u8>, Arc<OwnedFd>)>,
     /// The files that have to come.
     expected: Option<Listed>,
     /// What may still come, as the set was described.
@@ -92,24 +89,24 @@ impl Unpack {
         described: &SetDescription,
         counters: Arc<Counters>,
     ) -> Result<Unpack> {
-        let (root, spaces) = place.handles()?;
         Ok(Unpack {
-            root: Arc::new(root),
-            spaces: (spaces.into_iter())
-                .map(|(oid, space)| (oid, Arc::new(space)))
-                .collect(),
+            tree: NewTree::of(place)?,
+            control_name: layout::name_of(place.control_name()),
+            is_outline: place.old.is_some(),
             tar: TarReader::default(),
             file: None,
-            directory: None,
             expected: None,
             left: Left::of(described),
             counters,
         })
     }
 
-    /// How much of the stream was taken.
-    pub(super) const fn position(&self) -> u64 {
-        self.tar.position()
+    /// Ends the outline; what its manifest lists beside that. `None` without a manifest.
+    pub(super) fn finish_outline(self) -> Result<Option<Listed>> {
+        self.tar.finish().map_err(|fault| {
+            CommandError::retry("take the outline of the set apart").because(fault)
+        })?;
+        Ok(self.expected)
     }
 
     /// Ends the stream; fails if anything is missing.
@@ -134,7 +131,7 @@ impl Unpack {
         let entries = self.left.entries.checked_sub(1);
         self.left.entries = entries.ok_or_else(more_than_said)?;
         match kind {
-            EntryKind::Directory => self.descend(path.as_bytes()).map(drop),
+            EntryKind::Directory => self.tree.enter(path.as_bytes()).map(drop),
             EntryKind::File { offset: 0, .. } => self.begin_file(path),
             EntryKind::File { .. } => Err(refused(&path, "it begins in its middle")),
             EntryKind::Patch { .. } => Err(refused(&path, "it is a patch")),
@@ -147,22 +144,11 @@ impl Unpack {
             true => None,
             false => {
                 let name = match () {
-                    () if is(layout::PG_CONTROL) => {
-                        layout::name_of(layout::CONTROL_RESTORING).as_bytes()
-                    }
+                    () if is(layout::PG_CONTROL) => self.control_name.as_bytes(),
                     () if is(layout::TABLESPACE_MAP) => layout::TABLESPACE_MAP_DONE.as_bytes(),
                     () => path.file_name(),
                 };
-                let parent = path.parent();
-                let parent = parent.as_ref().map_or(&[][..], RelativePath::as_bytes);
-                let directory = self.descend(parent)?;
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-                let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let mode = Mode::RUSR | Mode::WUSR;
-                let made = rustix::fs::openat(&directory, OsStr::from_bytes(name), flags, mode);
-                Some(File::from(
-                    made.map_err(|error| failed("create", &path, error))?,
-                ))
+                Some(self.tree.make_file(&path, name)?)
             }
         };
         self.file = Some(OpenFile {
@@ -216,36 +202,22 @@ impl Unpack {
         let passed = expected.pass(&open.path, open.len, open.crc32c);
         passed.map_err(|why| refused(&open.path, &why))
     }
+}
 
-    /// The handle of a directory, made as far as it is not there.
-    fn descend(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>> {
-        if let Some((last, handle)) = &self.directory
-            && last == path
-        {
-            return Ok(Arc::clone(handle));
+impl Continued for Unpack {
+    fn request(&mut self, of: GetSet) -> Request {
+        let set = GetSet {
+            offset: self.tar.position(),
+            ..of
+        };
+        match self.is_outline {
+            true => Request::Outline(set),
+            false => Request::Set(set),
         }
-        let (mut here, mut rest) = (Arc::clone(&self.root), path);
-        if let Some((oid, below)) = layout::tablespace_of(path, layout::TMPSPC)
-            && let Some((_, space)) = self.spaces.iter().find(|(known, _)| *known == oid)
-        {
-            (here, rest) = (Arc::clone(space), below);
-        }
-        for component in rest.split(|byte| *byte == b'/').filter(|it| !it.is_empty()) {
-            let name = OsStr::from_bytes(component);
-            let failed = |op: &str, error: Errno| {
-                let shown = path.escape_ascii();
-                CommandError::retry(format!("{op} {shown}")).because(std::io::Error::from(error))
-            };
-            match rustix::fs::mkdirat(here.as_fd(), name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(failed("create directory", error)),
-            }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let entered = rustix::fs::openat(here.as_fd(), name, flags, Mode::empty());
-            here = Arc::new(entered.map_err(|error| failed("enter directory", error))?);
-        }
-        self.directory = Some((path.to_vec(), Arc::clone(&here)));
-        Ok(here)
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.tar.position()
     }
 }
 
@@ -279,32 +251,22 @@ fn more_than_said() -> CommandError {
         .hint("look at the set on the standby, and check that its receiver is yours")
 }
 
-fn refused(path: &RelativePath, why: &str) -> CommandError {
-    CommandError::retry(format!("the backup set is refused: {path}: {why}"))
-        .hint("look at the set on the standby, or restore another one; `listbackups` lists them")
-}
-
-fn failed(op: &str, path: &RelativePath, error: impl Into<std::io::Error>) -> CommandError {
-    CommandError::retry(format!("{op} {path}")).because(error.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tar::writer;
+    use std::os::fd::OwnedFd;
     use std::path::Path;
 
     fn unpack_into(root: &Path, space: Option<&Path>) -> Unpack {
-        let open = |path: &Path| Arc::new(OwnedFd::from(File::open(path).unwrap()));
+        let open = |path: &Path| OwnedFd::from(File::open(path).unwrap());
+        let spaces = space.map(|space| (16_385, open(space)));
         Unpack {
-            root: open(root),
-            spaces: space
-                .map(|space| (16_385, open(space)))
-                .into_iter()
-                .collect(),
+            tree: NewTree::new(open(root), spaces.into_iter().collect()),
+            control_name: layout::name_of(layout::CONTROL_RESTORING),
+            is_outline: false,
             tar: TarReader::default(),
             file: None,
-            directory: None,
             expected: None,
             left: Left {
                 stream_bytes: 1 << 20,
@@ -342,7 +304,7 @@ mod tests {
         for piece in stream.chunks(700) {
             unpack.append(piece).unwrap();
         }
-        assert_eq!(unpack.position(), stream.len() as u64);
+        assert_eq!(unpack.taken_bytes(), stream.len() as u64);
         assert!(!unpack.finish().unwrap().has_manifest);
         let read = |path: &str| std::fs::read_to_string(root.path().join(path)).ok();
         assert_eq!(read("base/1/1259").as_deref(), Some("one"));

@@ -9,13 +9,13 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 
 use super::plan::Plan;
 use super::settings;
-use super::transfer::entries;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf;
 use crate::pg::conf::foreign::{Host, is_outside_postgresql};
 use crate::pg::layout;
+use crate::pg::set_place::transfer::entries;
 use crate::store::{ConfigCopies, LIST_NAME};
 
 /// What a person can do about a copy that is not what it was.

@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::place::SetPlace;
-use super::transfer::entries;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::layout;
+use crate::pg::set_place::SetPlace;
+use crate::pg::set_place::transfer::entries;
 
 /// What the server's log is called in the data directory, as PostgreSQL and the packages of old call it.
 const LOGS: [&str; 2] = ["log", "pg_log"];

@@ -13,9 +13,8 @@ use walmgr_protocol::names::BackupName;
 
 use super::choose::{choose, choose_for};
 use super::config_files;
-use super::delta::{self, DeltaWay};
+use super::delta;
 use super::keep::Kept;
-use super::place::{self, Occupant, SetOrigin, SetPlace};
 use super::promoted;
 use super::spaces::{later, mapping};
 use super::streamed::StreamedMaster;
@@ -33,6 +32,8 @@ use crate::pg::layout;
 use crate::pg::left_out;
 use crate::pg::mounts;
 use crate::pg::recovery::{AfterPromotion, Recovery, TargetTimeline};
+use crate::pg::set_place::taking::{self, DeltaWay};
+use crate::pg::set_place::{self as place, Occupant, SetOrigin, SetPlace};
 use crate::pg::wanted;
 use crate::standby::frozen::Partials;
 use crate::standby::sets;
@@ -93,7 +94,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// Decides and checks.
     pub(super) fn make(config: &'a StandbyConfig, restoring: &Restoring) -> Result<Plan<'a>> {
-        let delta = DeltaWay::typed(restoring)?;
+        let delta = delta::way_typed(restoring)?;
         let place = examine_place(config, restoring)?;
         let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk))
             .map_err(|error| CommandError::new(error.kind(), "open the archive").because(error))?;
@@ -226,7 +227,7 @@ impl<'a> Plan<'a> {
                 None => needed.add(above, *bytes)?,
             }
         }
-        delta::check_room(&needed, self.delta)
+        taking::check_room(&needed, self.delta)
     }
 
     /// `slave_pg_xlog` has to be a directory that can be made, or whose content can be moved aside.
@@ -311,7 +312,7 @@ impl SetInHand {
             let spaces = mapping(held.path(), &restoring.tablespaces, place);
             spaces.is_ok_and(|spaces| spaces.contains_key(oid))
         };
-        let way = DeltaWay::typed(restoring)?;
+        let way = delta::way_typed(restoring)?;
         Ok(SetInHand {
             needed_bytes: delta::needed_bytes(way, place, &held, &is_mapped)?,
             path: chosen.path.clone(),

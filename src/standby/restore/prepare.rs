@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use walmgr_protocol::names::WalFileName;
 
-use super::place::free_name;
 use super::plan::Plan;
-use super::transfer::{self, entries};
-use super::within;
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::conf::{self, brought};
 use crate::pg::layout;
 use crate::pg::needs::WITHIN_PREFIX;
+use crate::pg::set_place::transfer::{self, entries};
+use crate::pg::set_place::within;
+use crate::pg::set_place::{claim_tablespaces, free_name};
 use crate::pg::{group_access, mounts};
 
 /// The set's pg_wal while its content moves elsewhere.
@@ -57,24 +57,10 @@ pub(super) fn run(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     files::sync_directory(staging).at(Kind::Retry, "sync", staging)
 }
 
-/// Links the tablespaces that go elsewhere before anything is put there, so that what a kill leaves
-/// in them is known to be from here.
-pub(super) fn claim_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    let links = staging.join(layout::PG_TBLSPC);
-    files::make_directory(staging)?;
-    files::make_directory(&links)?;
-    for (oid, space) in &plan.tablespaces {
-        let link = links.join(oid);
-        files::link(&link, space).at(Kind::Retry, "link", &link)?;
-        files::make_directory(space)?;
-    }
-    Ok(())
-}
-
 /// Leads the links to where the tablespaces are. PostgreSQL would make them anew, to the master's
 /// paths, as long as there is a `tablespace_map`.
 fn place_tablespaces(plan: &Plan<'_>, staging: &Path) -> Result<()> {
-    claim_tablespaces(plan, staging)?;
+    claim_tablespaces(staging, &plan.tablespaces)?;
     let (kept, links) = (
         staging.join(layout::TMPSPC),
         staging.join(layout::PG_TBLSPC),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::choose::choose;
 use super::keep::Kept;
-use super::place::{self, Occupant, SetPlace};
 use super::plan::{Chosen, Plan, SPARE_BYTES, SetSource, check_cluster};
 use super::prepare;
 use crate::config::StandbyConfig;
@@ -24,6 +23,7 @@ use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
 use crate::pg::recovery::{AfterPromotion, Recovery, TargetTimeline};
+use crate::pg::set_place::{self as place, Occupant, SetPlace};
 use crate::standby::sets;
 use crate::store::sets::{Copying, HeldSet};
 use crate::store::{ArchiveReader, RealDisk};
@@ -134,7 +134,7 @@ impl<'a> ScratchRestore<'a> {
     /// have one content.
     pub(crate) fn bring(&self, shares: bool, goes_on: &dyn Fn() -> bool) -> Result<()> {
         let (staging, total_bytes) = (self.plan.place.staging(), self.bytes());
-        prepare::claim_tablespaces(&self.plan, &staging)?;
+        place::claim_tablespaces(&staging, &self.plan.tablespaces)?;
         let (mut read_bytes, mut waiting) = (0, Waiting::begin());
         let copying = Copying {
             to: &staging,

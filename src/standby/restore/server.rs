@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::place::Occupant;
 use super::plan::Plan;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, Result};
@@ -12,6 +11,7 @@ use crate::output::Waiting;
 use crate::pg::conf;
 use crate::pg::control::State;
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::set_place::Occupant;
 use crate::shell::{SettingsCommand, check_log_of};
 use crate::standby::replay::{COMMAND_TIMEOUT, SERVER_TIMEOUT, TICK};
 

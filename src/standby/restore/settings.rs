@@ -7,7 +7,6 @@ use std::sync::Arc;
 use walmgr_protocol::names::Lsn;
 
 use super::plan::Plan;
-use super::transfer::entries;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -16,6 +15,7 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::foreign::{Host, SwitchedOff};
 use crate::pg::conf::{self, ServerSettings};
 use crate::pg::layout;
+use crate::pg::set_place::transfer::entries;
 use crate::pg::sql_settings::COMMAND_LINE;
 use crate::pg::{hba, leftovers};
 use crate::standby::ahead;

@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::place::SetPlace;
-use super::transfer::{entries, link_targets};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::later_tablespaces::Later;
 use crate::pg::layout;
+use crate::pg::set_place::SetPlace;
 use crate::pg::tablespace_map;
 
 /// Which tablespace goes where.
@@ -50,7 +49,7 @@ pub(super) fn assign(
         let Some((oid, _)) = known.iter().find(|(_, path)| *path == old) else {
             continue;
         };
-        check_space(new, place)?;
+        place.check_space(new)?;
         mapping.insert(oid.clone(), new.clone());
     }
     for (oid, old) in known.iter().filter(|(oid, _)| !mapping.contains_key(*oid)) {
@@ -72,39 +71,7 @@ pub(super) fn later_of(
     place: &SetPlace,
 ) -> Result<Later> {
     let known: Vec<PathBuf> = known.values().cloned().collect();
-    Later::examine(&known, asked, |new| check_space(new, place))
-}
-
-/// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
-fn check_space(space: &Path, place: &SetPlace) -> Result<()> {
-    let begun = [place.staging(), place.data.clone()];
-    for data in &begun {
-        let unfinished =
-            [layout::CONTROL_MOVED, layout::CONTROL_COPIED].map(|name| data.join(name));
-        let is_unfinished = *data == begun[0] || unfinished.iter().any(|path| path.exists());
-        if is_unfinished
-            && link_targets(&data.join(layout::PG_TBLSPC))?
-                .iter()
-                .any(|to| to == space)
-        {
-            return Ok(());
-        }
-    }
-    let refuse = |why: &str| Err(CommandError::usage(format!("{} {why}", space.display())));
-    if space.starts_with(&place.data) {
-        return refuse("is in the new data directory, where tablespaces go without a mapping");
-    }
-    match entries(space) {
-        Ok(names) if names.is_empty() => Ok(()),
-        Ok(_) => refuse("is not empty; a tablespace needs a directory of its own"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            match space.parent().is_some_and(Path::is_dir) {
-                true => Ok(()),
-                false => refuse("cannot be created: the directory above is missing"),
-            }
-        }
-        Err(error) => Err(error).at(Kind::Usage, "list", space),
-    }
+    Later::examine(&known, asked, |new| place.check_space(new))
 }
 
 /// The tablespaces of a set: their OIDs, and where they were on the master (`tablespace_map`).

@@ -17,10 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::base_backup::{self, BaseBackup};
-use super::place::{self, SetPlace};
 use super::plan::{self, Plan, SetSource};
-use super::transfer::entries;
-use super::{prepare, promoted};
+use super::promoted;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, RoomNeeded};
@@ -34,6 +32,8 @@ use crate::pg::layout;
 use crate::pg::needs::STREAMED;
 use crate::pg::programs::Programs;
 use crate::pg::recovery::{Recovery, TargetTimeline};
+use crate::pg::set_place::transfer::entries;
+use crate::pg::set_place::{self as place, SetPlace};
 use crate::pg::sql::Limits;
 use crate::pg::sql_replication::{MasterSpace, Upstream};
 use crate::standby::sets;
@@ -227,7 +227,7 @@ impl Plan<'_> {
             .alone
             .as_ref()
             .ok_or_else(|| CommandError::retry("lock the directory"))?;
-        prepare::claim_tablespaces(self, staging)?;
+        place::claim_tablespaces(staging, &self.tablespaces)?;
         let target = staging.join(STREAMED);
         let kept = staging.join(layout::TMPSPC);
         if !streamed.spaces.is_empty() {

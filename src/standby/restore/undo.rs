@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, SetSource};
-use super::transfer::entries;
 use crate::error::CommandError;
 use crate::pg::layout;
+use crate::pg::set_place::transfer::entries;
 
 impl Plan<'_> {
     /// The hint for a server that does not start on the new directory; `aside` is the old one.

@@ -39,6 +39,7 @@ pub(crate) mod lock;
 mod make_room;
 mod names;
 pub(crate) mod out;
+mod pages;
 mod parent;
 mod patched_file;
 pub(crate) mod pins;

@@ -15,8 +15,8 @@ use super::BackupSets;
 use super::condition::Condition;
 use super::error::SetError;
 use super::list::{HeldSet, SetEntry};
-use super::reading::stored_path;
 use crate::pg::incremental_note;
+use crate::pg::listed::stored_path;
 use crate::pg::{control, layout, manifest};
 use crate::store::StoreError;
 

@@ -14,9 +14,9 @@ use super::BackupSets;
 use super::error::SetError;
 use crate::pg::control::{self, ControlFile};
 use crate::pg::layout;
+use crate::pg::listed::stored_path;
 use crate::pg::manifest::{self, Checksum, FileEntry};
 use crate::pg::page::{PAGE_BYTES, Pages};
-use crate::pg::tablespace_map::oid_of;
 use crate::store::disk::FileStat;
 
 /// One read: whole pages. Holds two of a manifest's longest lines.
@@ -313,16 +313,4 @@ impl BackupSets {
         let stat = disk.stat(handle.as_fd())?;
         Ok((handle, stat))
     }
-}
-
-/// Where a set keeps what the manifest lists under this path.
-pub(super) fn stored_path(path: RelativePath) -> RelativePath {
-    let below = path.as_bytes().strip_prefix(layout::PG_TBLSPC.as_bytes());
-    let below = below.and_then(|below| below.strip_prefix(b"/"));
-    let oid = below.and_then(|below| below.split(|byte| *byte == b'/').next());
-    let moved = below.filter(|_| oid.is_some_and(|oid| oid_of(oid).is_some()));
-    moved
-        .map(|below| [layout::TMPSPC.as_bytes(), b"/", below].concat())
-        .and_then(|moved| RelativePath::new(&moved).ok())
-        .unwrap_or(path)
 }

@@ -20,6 +20,7 @@ use walmgr_protocol::names::{Lsn, RelativePath};
 use super::BackupSets;
 use super::error::SetError;
 use super::list::HeldSet;
+use crate::pg::old_files::may_be_taken;
 use crate::pg::{layout, tablespace_map};
 use crate::store::StoreError;
 use crate::store::durable::TREE_DEPTH_MAX;
@@ -117,11 +118,18 @@ impl HeldSet {
         from: u64,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Streamed, SetError> {
-        match TarSender::new(self, from, each).walk(&mut |_, _| {}) {
-            Ok(()) => Ok(Streamed::Whole),
-            Err(Halt::Stopped) => Ok(Streamed::Stopped),
-            Err(Halt::Failed(error)) => Err(error),
-        }
+        TarSender::new(self, from, each).send()
+    }
+
+    /// The same for its outline: all that whoever has an old data directory cannot take from there.
+    pub fn outline(
+        &self,
+        from: u64,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<Streamed, SetError> {
+        let mut sender = TarSender::new(self, from, each);
+        sender.is_outline = true;
+        sender.send()
     }
 
     /// What `tablespace_map` says; fails where the set lacks what that names.
@@ -228,6 +236,8 @@ struct TarSender<'a> {
     each: &'a mut dyn FnMut(&[u8]) -> bool,
     /// Where the taker begins; what lies before is only counted.
     from: u64,
+    /// Whether files stay behind that an old data directory may have.
+    is_outline: bool,
     position: u64,
     header: Vec<u8>,
     buffer: Vec<u8>,
@@ -239,9 +249,18 @@ impl<'a> TarSender<'a> {
             set,
             each,
             from,
+            is_outline: false,
             position: 0,
             header: Vec::new(),
             buffer: Vec::new(),
+        }
+    }
+
+    fn send(mut self) -> Result<Streamed, SetError> {
+        match self.walk(&mut |_, _| {}) {
+            Ok(()) => Ok(Streamed::Whole),
+            Err(Halt::Stopped) => Ok(Streamed::Stopped),
+            Err(Halt::Failed(error)) => Err(error),
         }
     }
 
@@ -283,6 +302,7 @@ impl<'a> TarSender<'a> {
             let node = disk.node(here, &name);
             match node.map_err(|error| set.broken("examine", &path, error))? {
                 Node::File(_) if is_special(&path) => {}
+                Node::File(_) if self.is_outline && may_be_taken(&self.checked(&path)?) => {}
                 Node::File(size) => self.file(here, &name, &path, size, count)?,
                 Node::Directory => {
                     let below = disk.enter(here, &name);

@@ -114,19 +114,26 @@ impl Ends for Exchange {
     }
 }
 
+/// Where the first block has to begin.
+const fn begin_of(request: &Request) -> u64 {
+    match request {
+        Request::File(_) | Request::Pages(_) => 0,
+        Request::Set(set) | Request::Outline(set) => set.offset,
+    }
+}
+
 impl Exchange {
     fn ask(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         if self.fetcher.is_some() {
             return Ok(());
         }
-        let request = match choices.arbitrary()? {
-            true => Request::File(messages::get_file(choices)?),
-            false => Request::Set(messages::get_set(choices)?),
+        let request = match choices.int_in_range(0_u8..=3)? {
+            0 => Request::File(messages::get_file(choices)?),
+            1 => Request::Set(messages::get_set(choices)?),
+            2 => Request::Outline(messages::get_set(choices)?),
+            _ => Request::Pages(messages::get_pages(choices)?),
         };
-        self.begin = match &request {
-            Request::File(_) => 0,
-            Request::Set(set) => set.offset,
-        };
+        self.begin = begin_of(&request);
         self.fetched = 0;
         let (fetcher, message) = Fetcher::start(request);
         self.fetcher = Some(fetcher);
@@ -135,10 +142,7 @@ impl Exchange {
     }
 
     fn find(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
-        let begin = match request {
-            Request::Set(set) => set.offset,
-            Request::File(_) => 0,
-        };
+        let begin = begin_of(request);
         match choices.int_in_range(0_u8..=5)? {
             5 => {
                 let answer = self.provider.not_found(messages::not_found(choices)?);

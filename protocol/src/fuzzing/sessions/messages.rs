@@ -11,12 +11,13 @@ use crate::fuzzing::sample_messages;
 use crate::message::backup::{
     Backup, Begin, FileDigest, Finish, Granted, Held, Join, Part, PartName, Token,
 };
-use crate::message::fetch::{Fetch, GetFile, GetSet, NotFound};
+use crate::message::fetch::{Fetch, GetFile, GetPages, GetSet, NotFound, WantedPages};
 use crate::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest, ParentSet};
 use crate::message::partial::{self, Append, At, DurableTo, Open, Partial};
 use crate::message::{Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, Offer};
 use crate::message::{Scope, WireVerify};
 use crate::names::{Lsn, RelativePath, SegmentName, TimelineId, WalFileName, WalSegmentSize};
+use crate::patch::PAGE_BYTES;
 
 /// A segment of the size that every session here has.
 pub(super) const SEGMENT_SIZE: WalSegmentSize = match WalSegmentSize::new(1 << 20) {
@@ -301,9 +302,11 @@ pub(super) fn finish(choices: &mut Unstructured<'_>) -> Result<Finish> {
 }
 
 fn fetch(choices: &mut Unstructured<'_>) -> Result<Fetch> {
-    Ok(match choices.int_in_range(0_u8..=3)? {
+    Ok(match choices.int_in_range(0_u8..=5)? {
         0 => Fetch::GetFile(get_file(choices)?),
         1 => Fetch::GetSet(get_set(choices)?),
+        4 => Fetch::GetOutline(get_set(choices)?),
+        5 => Fetch::GetPages(get_pages(choices)?),
         2 => Fetch::End(digest(choices)?),
         _ => Fetch::NotFound(not_found(choices)?),
     })
@@ -322,6 +325,28 @@ pub(super) fn get_set(choices: &mut Unstructured<'_>) -> Result<GetSet> {
         timestamp: "2011-09-21 17:00:17 CEST".into(),
         offset: number(choices)?,
         compression: choices.int_in_range(0..=19)?,
+    })
+}
+
+pub(super) fn get_pages(choices: &mut Unstructured<'_>) -> Result<GetPages> {
+    let GetSet {
+        start,
+        timestamp,
+        compression,
+        ..
+    } = get_set(choices)?;
+    let path = RelativePath::new(b"base/5/16384").map_err(|_| arbitrary::Error::IncorrectFormat)?;
+    let wanted = WantedPages {
+        path,
+        offset: u64::from(choices.arbitrary::<u16>()?) * PAGE_BYTES,
+        len: number(choices)?,
+        digests: vec![choices.arbitrary()?; usize::from(choices.int_in_range(0_u8..=3)?)],
+    };
+    Ok(GetPages {
+        start,
+        timestamp,
+        compression,
+        files: vec![wanted; usize::from(choices.int_in_range(0_u8..=2)?)],
     })
 }
 

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, BLOCKS_IN_FLIGHT};
-use walmgr_protocol::message::fetch::NotFound;
+use walmgr_protocol::message::fetch::{GetPages, GetSet, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::{SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::Request;
 
 use crate::audit::{AuditEvent, AuditOutcome};
@@ -25,7 +25,7 @@ use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
-use crate::store::sets::Streamed;
+use crate::store::sets::{HeldSet, SetError, Streamed};
 use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError};
 
 /// How often an archive that changes at the wrong moment is looked at again.
@@ -85,10 +85,11 @@ fn work(
 ) {
     let compression = match request {
         Request::File(file) => file.compression,
-        Request::Set(set) => set.compression,
+        Request::Set(set) | Request::Outline(set) => set.compression,
+        Request::Pages(pages) => pages.compression,
     };
     // WAL is never kept back: somebody replays it, or waits for its end.
-    let limits = matches!(request, Request::Set(_)).then(|| cluster.fetch_limits());
+    let limits = (!matches!(request, Request::File(_))).then(|| cluster.fetch_limits());
     let mut blocks = OutgoingBlocks {
         packer: Packer::new(compression),
         limits,
@@ -109,9 +110,13 @@ fn work(
         }
         Request::Set(set) => {
             blocks.offset = set.offset;
-            let wanted = (set.start, set.timestamp.as_str());
-            send_set((cluster, by), wanted, set.offset, &mut blocks)
+            send_set((cluster, by), (set, false), &mut blocks)
         }
+        Request::Outline(set) => {
+            blocks.offset = set.offset;
+            send_set((cluster, by), (set, true), &mut blocks)
+        }
+        Request::Pages(pages) => send_pages((cluster, by), pages, &mut blocks),
     };
     blocks.end(ended);
 }
@@ -265,10 +270,43 @@ fn recoveries_begin_with(cluster: &Cluster, archive: &ArchiveReader, segment: Se
 }
 
 fn send_set(
-    (cluster, by): (&Cluster, &AuditedPeer),
-    (start, timestamp): (walmgr_protocol::names::Lsn, &str),
-    offset: u64,
+    by: (&Cluster, &AuditedPeer),
+    (asked, is_outline): (&GetSet, bool),
     blocks: &mut OutgoingBlocks<'_>,
+) -> Result<FetchEnd, Error> {
+    let of = if is_outline { "the outline of " } else { "" };
+    let (wanted, offset) = ((asked.start, asked.timestamp.as_str()), asked.offset);
+    send_held(by, wanted, blocks, |held, each| {
+        tracing::info!("sending {of}{} from byte {offset} on", held.name());
+        let streamed = match is_outline {
+            true => held.outline(offset, each)?,
+            false => held.stream(offset, each)?,
+        };
+        if streamed == Streamed::Whole {
+            tracing::info!("{of}{} sent", held.name());
+        }
+        Ok(streamed)
+    })
+}
+
+fn send_pages(
+    by: (&Cluster, &AuditedPeer),
+    asked: &GetPages,
+    blocks: &mut OutgoingBlocks<'_>,
+) -> Result<FetchEnd, Error> {
+    let (wanted, count) = ((asked.start, asked.timestamp.as_str()), asked.files.len());
+    send_held(by, wanted, blocks, |held, each| {
+        tracing::debug!("sending pages of {count} files of {}", held.name());
+        held.pages(&asked.files, each)
+    })
+}
+
+/// Finds a set by its label, holds it while something of it is sent, and has the audit log told.
+fn send_held(
+    (cluster, by): (&Cluster, &AuditedPeer),
+    (start, timestamp): (Lsn, &str),
+    blocks: &mut OutgoingBlocks<'_>,
+    send: impl FnOnce(&HeldSet, &mut dyn FnMut(&[u8]) -> bool) -> Result<Streamed, SetError>,
 ) -> Result<FetchEnd, Error> {
     let sets = cluster.open_sets()?;
     let held = sets.hold_labelled(start, timestamp);
@@ -278,7 +316,7 @@ fn send_set(
     if !blocks.report(FetchReport::Found) {
         return Ok(FetchEnd::Abandoned);
     }
-    let (name, begin) = (held.name().to_string(), offset);
+    let (name, begin) = (held.name().to_string(), blocks.offset);
     let tell = |outcome: &AuditOutcome<'_>, sent_bytes| {
         let event = AuditEvent::SetFetched {
             set: &name,
@@ -287,14 +325,10 @@ fn send_set(
         };
         cluster.audit.record(&by.who, outcome, &event);
     };
-    tracing::info!("sending {name} from byte {offset} on");
     tell(&AuditOutcome::Begun, 0);
-    let streamed = held.stream(offset, &mut |bytes| blocks.take(bytes));
+    let streamed = send(&held, &mut |bytes| blocks.take(bytes));
     let ended = match streamed.map_err(|error| refusal::set_to_reader(&error)) {
-        Ok(Streamed::Whole) => {
-            tracing::info!("{name} sent");
-            Ok(FetchEnd::Whole)
-        }
+        Ok(Streamed::Whole) => Ok(FetchEnd::Whole),
         Ok(Streamed::Stopped) => Ok(FetchEnd::Abandoned),
         Err(error) => Err(error),
     };

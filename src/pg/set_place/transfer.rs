@@ -17,7 +17,7 @@ use crate::pg::mounts::LOST_AND_FOUND;
 const COPYING: &str = ".restoring";
 
 /// The names in a directory, but for what belongs to the file system that is mounted there.
-pub(super) fn entries(directory: &Path) -> io::Result<Vec<OsString>> {
+pub(crate) fn entries(directory: &Path) -> io::Result<Vec<OsString>> {
     let names = std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
     let mut names: Vec<OsString> = names.collect::<io::Result<_>>()?;
     names.retain(|name| name != LOST_AND_FOUND);
@@ -25,7 +25,7 @@ pub(super) fn entries(directory: &Path) -> io::Result<Vec<OsString>> {
 }
 
 /// Moves every entry of one directory into another one.
-pub(super) fn move_entries(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn move_entries(from: &Path, to: &Path) -> Result<()> {
     for name in entries(from).at(Kind::Retry, "list", from)? {
         move_entry(&from.join(&name), &to.join(&name))?;
     }
@@ -61,7 +61,7 @@ fn copy_durably(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Removes everything in a directory, which stays.
-pub(super) fn remove_entries(directory: &Path) -> Result<()> {
+pub(crate) fn remove_entries(directory: &Path) -> Result<()> {
     let names = match entries(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.at(Kind::Retry, "list", directory)?,
@@ -73,7 +73,7 @@ pub(super) fn remove_entries(directory: &Path) -> Result<()> {
 }
 
 /// Where the links in a directory lead; none if there is no such directory.
-pub(super) fn link_targets(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn link_targets(directory: &Path) -> Result<Vec<PathBuf>> {
     let names = match entries(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.at(Kind::Retry, "list", directory)?,
@@ -86,7 +86,7 @@ pub(super) fn link_targets(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Makes the links of a data directory that was moved lead to where the old ones led, where
 /// that is below `from`.
-pub(super) fn relink(data: &Path, from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn relink(data: &Path, from: &Path, to: &Path) -> Result<()> {
     let spaces = data.join(layout::PG_TBLSPC);
     let names = match entries(&spaces) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

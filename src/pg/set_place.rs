@@ -3,17 +3,22 @@
 //! `backup_datadir = no` gives up. Invariant: PostgreSQL starts from nothing half done, as the
 //! control file has another name meanwhile.
 
+pub(crate) mod taking;
+pub(crate) mod transfer;
+pub(crate) mod within;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::transfer::{self, entries};
-use super::within;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 use crate::pg::{mounts, needs};
+
+use transfer::entries;
 
 /// What is appended to the directory's name while a set is prepared beside it.
 const STAGING: &str = needs::RESTORING_SUFFIX;
@@ -29,7 +34,7 @@ const OLD_COPIES_MAX: u32 = 10_000;
 
 /// How the files of a set came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SetOrigin {
+pub(crate) enum SetOrigin {
     /// The set is still listed.
     Copied,
     /// They are the set.
@@ -38,7 +43,7 @@ pub(super) enum SetOrigin {
 
 /// What there is where the set is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Occupant {
+pub(crate) enum Occupant {
     /// Nothing.
     Nobody,
     /// An empty directory.
@@ -50,7 +55,7 @@ pub(super) enum Occupant {
 }
 
 /// The directory that is to be made.
-pub(super) struct SetPlace {
+pub(crate) struct SetPlace {
     /// Where it goes.
     pub data: PathBuf,
     /// Whether it is the `slave_data` of the settings.
@@ -63,7 +68,7 @@ pub(super) struct SetPlace {
 
 impl SetPlace {
     /// Looks at a place; fails if a set cannot go there.
-    pub(super) fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
+    pub(crate) fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
         // A link leads to where the administrator wants it; only what it leads to is replaced.
         let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
         let is_mount = mounts::is_mount_point(&resolved)?;
@@ -98,12 +103,12 @@ impl SetPlace {
     }
 
     /// The directory above.
-    pub(super) fn above(&self) -> &Path {
+    pub(crate) fn above(&self) -> &Path {
         self.data.parent().unwrap_or(Path::new("/"))
     }
 
     /// Where the set is prepared, on the same file system.
-    pub(super) fn staging(&self) -> PathBuf {
+    pub(crate) fn staging(&self) -> PathBuf {
         match self.is_mount {
             true => within::staging(&self.data),
             false => beside(&self.data, STAGING),
@@ -111,7 +116,7 @@ impl SetPlace {
     }
 
     /// The directory in which that is.
-    pub(super) fn staging_above(&self) -> &Path {
+    pub(crate) fn staging_above(&self) -> &Path {
         match self.is_mount {
             true => &self.data,
             false => self.above(),
@@ -119,7 +124,7 @@ impl SetPlace {
     }
 
     /// Puts what was prepared in place; the name is free.
-    pub(super) fn move_in(&self) -> Result<()> {
+    pub(crate) fn move_in(&self) -> Result<()> {
         let data = &self.data;
         match self.is_mount {
             true => within::enter(data),
@@ -128,7 +133,7 @@ impl SetPlace {
     }
 
     /// Has what an interrupted restore put in place where it was prepared.
-    pub(super) fn move_back(&self) -> Result<()> {
+    pub(crate) fn move_back(&self) -> Result<()> {
         let data = &self.data;
         match self.is_mount {
             true => within::retreat(data),
@@ -136,8 +141,56 @@ impl SetPlace {
         }
     }
 
+    /// Removes what copies left that were interrupted.
+    pub(crate) fn clear_copies(&self) -> Result<()> {
+        let (staging, data) = (self.staging(), &self.data);
+        if origin_of_staging(&staging)? == Some(SetOrigin::Copied) {
+            remove_copy(&staging, data)?;
+        }
+        match self.occupant {
+            Occupant::Unfinished(SetOrigin::Copied) if self.is_mount => {
+                self.move_back()?;
+                remove_copy(&staging, data)
+            }
+            Occupant::Unfinished(SetOrigin::Copied) => remove_copy(data, data),
+            _ => Ok(()),
+        }
+    }
+
+    /// A tablespace goes to a directory that is empty, or that an interrupted restore had begun to fill.
+    pub(crate) fn check_space(&self, space: &Path) -> Result<()> {
+        let begun = [self.staging(), self.data.clone()];
+        for data in &begun {
+            let unfinished =
+                [layout::CONTROL_MOVED, layout::CONTROL_COPIED].map(|name| data.join(name));
+            let is_unfinished = *data == begun[0] || unfinished.iter().any(|path| path.exists());
+            if is_unfinished
+                && transfer::link_targets(&data.join(layout::PG_TBLSPC))?
+                    .iter()
+                    .any(|to| to == space)
+            {
+                return Ok(());
+            }
+        }
+        let refuse = |why: &str| Err(CommandError::usage(format!("{} {why}", space.display())));
+        if space.starts_with(&self.data) {
+            return refuse("is in the new data directory, where tablespaces go without a mapping");
+        }
+        match entries(space) {
+            Ok(names) if names.is_empty() => Ok(()),
+            Ok(_) => refuse("is not empty; a tablespace needs a directory of its own"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match space.parent().is_some_and(Path::is_dir) {
+                    true => Ok(()),
+                    false => refuse("cannot be created: the directory above is missing"),
+                }
+            }
+            Err(error) => Err(error).at(Kind::Usage, "list", space),
+        }
+    }
+
     /// Frees the name; the old directory's new one, if there was one.
-    pub(super) fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
+    pub(crate) fn make_way(&self, keep_old: bool) -> Result<Option<PathBuf>> {
         let data = &self.data;
         if self.is_mount {
             return within::make_way(data, keep_old);
@@ -167,7 +220,7 @@ impl SetPlace {
     }
 
     /// Removes an old directory that is not to be kept, also one that a killed restore left.
-    pub(super) fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
+    pub(crate) fn settle(&self, aside: Option<PathBuf>) -> Result<()> {
         let removing = match self.is_mount {
             true => within::removing(&self.data),
             false => beside(&self.data, REMOVING),
@@ -204,7 +257,7 @@ fn occupant_of(data: &Path) -> Result<Occupant> {
 
 /// Whether any of these directories has the control file under the names of a set that was moved, of one
 /// that was copied, and its own.
-pub(super) fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
+pub(crate) fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
     let mut found = [false; 3];
     for place in places {
         for (found, name) in found.iter_mut().zip([
@@ -219,7 +272,7 @@ pub(super) fn control_names(places: &[PathBuf]) -> Result<[bool; 3]> {
 }
 
 /// How what is being prepared came there; `None` if nothing is.
-pub(super) fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
+pub(crate) fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
     if !exists(staging)? {
         return Ok(None);
     }
@@ -233,7 +286,7 @@ pub(super) fn origin_of_staging(staging: &Path) -> Result<Option<SetOrigin>> {
 }
 
 /// Keeps PostgreSQL from starting; nothing happens if it could not anyway.
-pub(super) fn hide_control(staging: &Path) -> Result<()> {
+pub(crate) fn hide_control(staging: &Path) -> Result<()> {
     let (control, hidden) = (
         staging.join(layout::PG_CONTROL),
         staging.join(layout::CONTROL_MOVED),
@@ -245,7 +298,7 @@ pub(super) fn hide_control(staging: &Path) -> Result<()> {
 }
 
 /// Lets PostgreSQL start.
-pub(super) fn show_control(data: &Path) -> Result<()> {
+pub(crate) fn show_control(data: &Path) -> Result<()> {
     let control = data.join(layout::PG_CONTROL);
     for name in [layout::CONTROL_MOVED, layout::CONTROL_COPIED] {
         let hidden = data.join(name);
@@ -259,8 +312,25 @@ pub(super) fn show_control(data: &Path) -> Result<()> {
     )))
 }
 
+/// Links the tablespaces that go elsewhere, by their OIDs, before anything is put there, so that what a kill leaves
+/// in them is known to be from here.
+pub(crate) fn claim_tablespaces(
+    staging: &Path,
+    tablespaces: &BTreeMap<OsString, PathBuf>,
+) -> Result<()> {
+    let links = staging.join(layout::PG_TBLSPC);
+    files::make_directory(staging)?;
+    files::make_directory(&links)?;
+    for (oid, space) in tablespaces {
+        let link = links.join(oid);
+        files::link(&link, space).at(Kind::Retry, "link", &link)?;
+        files::make_directory(space)?;
+    }
+    Ok(())
+}
+
 /// Removes a copy that was not finished, with what it had put into tablespaces outside.
-pub(super) fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
+pub(crate) fn remove_copy(copy: &Path, data: &Path) -> Result<()> {
     for target in transfer::link_targets(&copy.join(layout::PG_TBLSPC))? {
         if target.is_absolute() && !target.starts_with(data) && !target.starts_with(copy) {
             transfer::remove_entries(&target)?;
@@ -309,7 +379,7 @@ fn refuse_foreign(staging: &Path) -> Result<()> {
 }
 
 /// A name beside a directory that nothing has, such as `data.1`.
-pub(super) fn free_name(path: &Path) -> Result<PathBuf> {
+pub(crate) fn free_name(path: &Path) -> Result<PathBuf> {
     for number in 1..OLD_COPIES_MAX {
         let name = beside(path, &number.to_string());
         if !exists(&name)? {
@@ -324,7 +394,7 @@ pub(super) fn free_name(path: &Path) -> Result<PathBuf> {
 }
 
 /// Removes a directory, of which PostgreSQL cannot start once the first file of it is gone.
-pub(super) fn remove_old(path: &Path) -> Result<()> {
+pub(crate) fn remove_old(path: &Path) -> Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at(Kind::Retry, "remove", path),
@@ -340,7 +410,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-pub(super) fn exists(path: &Path) -> Result<bool> {
+pub(crate) fn exists(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -13,8 +13,8 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::place::{Occupant, SetOrigin, control_names, exists, free_name, remove_old};
 use super::transfer::{self, entries};
+use super::{Occupant, SetOrigin, control_names, exists, free_name, remove_old};
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::pg::data_directory::DataDirectory;
@@ -22,7 +22,7 @@ use crate::pg::layout;
 use crate::pg::needs::{ENTERING_WITHIN, RESTORING_WITHIN, WITHIN_PREFIX};
 
 /// Where a set is prepared.
-pub(super) fn staging(mount: &Path) -> PathBuf {
+pub(crate) fn staging(mount: &Path) -> PathBuf {
     mount.join(RESTORING_WITHIN)
 }
 
@@ -35,7 +35,7 @@ fn aside(mount: &Path) -> PathBuf {
 }
 
 /// Where what is not to be kept lies until it is removed.
-pub(super) fn removing(mount: &Path) -> PathBuf {
+pub(crate) fn removing(mount: &Path) -> PathBuf {
     mount.join(format!("{WITHIN_PREFIX}removing"))
 }
 
@@ -52,7 +52,7 @@ fn own_entries(mount: &Path) -> Result<Vec<OsString>> {
 }
 
 /// What there is in a data directory that is a mount point.
-pub(super) fn occupant(mount: &Path) -> Result<Occupant> {
+pub(crate) fn occupant(mount: &Path) -> Result<Occupant> {
     let places = [mount.to_path_buf(), entering(mount)];
     let [is_moved, is_copied, is_whole] = control_names(&places)?;
     if exists(&places[1])? || !is_whole && (is_moved || is_copied) {
@@ -70,7 +70,7 @@ pub(super) fn occupant(mount: &Path) -> Result<Occupant> {
 }
 
 /// Moves what is in the directory to one inside it; `None` if there was nothing.
-pub(super) fn make_way(mount: &Path, keep_old: bool) -> Result<Option<PathBuf>> {
+pub(crate) fn make_way(mount: &Path, keep_old: bool) -> Result<Option<PathBuf>> {
     let aside = aside(mount);
     let names = own_entries(mount)?;
     if names.is_empty() && !exists(&aside)? {
@@ -101,7 +101,7 @@ pub(super) fn make_way(mount: &Path, keep_old: bool) -> Result<Option<PathBuf>> 
 }
 
 /// Moves what was prepared into the directory, which is free.
-pub(super) fn enter(mount: &Path) -> Result<()> {
+pub(crate) fn enter(mount: &Path) -> Result<()> {
     let (staging, entering) = (staging(mount), entering(mount));
     let mode = staging.metadata().at(Kind::Retry, "examine", &staging)?;
     let mode = PermissionsExt::from_mode(mode.permissions().mode() & 0o7777);
@@ -116,7 +116,7 @@ pub(super) fn enter(mount: &Path) -> Result<()> {
 }
 
 /// Undoes [`enter`], wherever it was interrupted.
-pub(super) fn retreat(mount: &Path) -> Result<()> {
+pub(crate) fn retreat(mount: &Path) -> Result<()> {
     let (staging, entering) = (staging(mount), entering(mount));
     files::make_directory(&entering)?;
     for name in own_entries(mount)? {
@@ -127,6 +127,6 @@ pub(super) fn retreat(mount: &Path) -> Result<()> {
 }
 
 /// Whether [`enter`] was interrupted while it moved names.
-pub(super) fn was_entering(mount: &Path) -> Result<bool> {
+pub(crate) fn was_entering(mount: &Path) -> Result<bool> {
     exists(&entering(mount))
 }

@@ -1,0 +1,493 @@
+//! A set that is brought by difference: what an old directory has is taken over, and only the rest comes over the wire.
+//! Never writes into the old directory before all that it lacks has come and was kept. Invariant: every file that is
+//! taken over or made was read as a whole and is what the manifest lists.
+//!
+//! ```text
+//! fetch the outline of the set              its directories, the manifest, what no old directory can have
+//! compare the old directory with it         beside: into files of the new one, shared or copied
+//! fetch the pages that are missing          in place: kept in a file of their own
+//! in place: global/pg_control out of the way, files change directories, kept pages are written into them
+//! ```
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use walmgr_protocol::names::RelativePath;
+
+use super::MasterRestore;
+use super::kept::KeptPages;
+use super::old::OldDirectory;
+use super::pages::{Missing, PageSink};
+use super::place::{RestorePlace, SPARE_BYTES};
+use super::stream::Streams;
+use super::tree::{NewTree, failed, refused};
+use super::unpack::{Layout, Unpack};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::RoomNeeded;
+use crate::master::fetch::Fetching;
+use crate::pg::control;
+use crate::pg::layout;
+use crate::pg::listed::{Listed, stored_path};
+use crate::pg::manifest::{FileEntry, ListedDigest, Reader};
+use crate::pg::old_files::{
+    BLOCK_BYTES, OldFile, OldFiles, PIECE_BYTES, block_digest, may_be_taken, read_full,
+};
+use crate::pg::set_place::taking::{self, DeltaWay};
+
+/// How many compare at once: reading is what costs, and the host has other work.
+const THREADS: usize = 2;
+
+/// How much of the set is compared before what is missing of that is fetched: this many bytes of digests in a thousandth.
+const ROUND_BYTES: u64 = 32 << 30;
+
+/// A file of the set that an old directory may have.
+pub(super) struct SetFile {
+    /// Its path in the set.
+    pub path: RelativePath,
+    pub entry: FileEntry,
+}
+
+/// What there is of a file.
+enum Standing {
+    /// All of it is where it belongs.
+    Taken { crc32c: u32 },
+    /// It is made, and these pages are missing.
+    Made(VecDeque<u64>),
+    /// It lies in the old directory, with all of it as it has to be.
+    Lying { old_len: u64, crc32c: u32 },
+    /// It lies in the old directory, and pages are missing.
+    Differing {
+        old_len: u64,
+        digests: VecDeque<u64>,
+    },
+}
+
+/// What a difference is made of.
+struct Difference<'a> {
+    old: OldFiles,
+    way: DeltaWay,
+    /// Whether files can share their content.
+    shares: bool,
+    tree: NewTree,
+    files: &'a [SetFile],
+}
+
+impl<'c> MasterRestore<'c> {
+    /// Has all files of the set in the new directory.
+    pub(super) async fn fetch_difference(
+        &self,
+        place: &RestorePlace,
+        old: &OldDirectory,
+        first: Fetching<'c>,
+    ) -> Result<Layout> {
+        let mut streams = Streams::begin(self, first);
+        let mut listed = self.fetch_outline(place, old, &mut streams).await?;
+        let files = set_files(place, &listed)?;
+        let shares = old.way == DeltaWay::Beside && taking::can_share(&old.place);
+        check_room(place, old, &files, shares)?;
+        let difference = Difference {
+            old: OldFiles::open(&place.data).at(Kind::Retry, "open", &place.data)?,
+            way: old.way,
+            shares,
+            tree: NewTree::of(place)?,
+            files: &files,
+        };
+        let kept = match old.way {
+            DeltaWay::InPlace => Some(KeptPages::create(&place.prepared)?),
+            DeltaWay::Beside => None,
+        };
+        tracing::info!(
+            "comparing {} with {}",
+            place.data.display(),
+            self.described.name
+        );
+        let (mut standings, mut brought_bytes) = (Vec::new(), 0);
+        while standings.len() < files.len() {
+            let from = standings.len();
+            standings.extend(difference.compare(difference.round(from))?);
+            let missing = difference.missing(from, &mut standings[from..]);
+            let keeper = kept.as_ref().map(KeptPages::writer).transpose()?;
+            let counters = streams.counters();
+            let mut sink = PageSink::new(difference.tree.clone(), missing, keeper, counters);
+            while !sink.is_done() {
+                sink = streams.get(sink).await?;
+                sink.answered()?;
+            }
+            brought_bytes += sink.brought_bytes();
+            streams.pause().await;
+        }
+        difference.check_made(&standings, &mut listed)?;
+        if let Some(kept) = kept {
+            difference.check_kept(&kept, &standings, &mut listed)?;
+            old.touch()?;
+            difference.move_over(&standings)?;
+            difference.write_kept(&kept, &standings)?;
+            kept.remove()?;
+        }
+        let finished = listed.finish();
+        finished.map_err(|(path, why)| refused(&path, &why))?;
+        let total_bytes: u64 = files.iter().map(|file| file.entry.size).sum();
+        taking::tell_counts(total_bytes.saturating_sub(brought_bytes), brought_bytes);
+        Ok(Layout { has_manifest: true })
+    }
+
+    /// The directories and what no old directory has; what the manifest lists beside that. Fails if the old directory
+    /// cannot be the one of such a set.
+    async fn fetch_outline(
+        &self,
+        place: &RestorePlace,
+        old: &OldDirectory,
+        streams: &mut Streams<'_, 'c>,
+    ) -> Result<Listed> {
+        let name = &self.described.name;
+        tracing::info!("fetching the outline of {name}");
+        let sink = Unpack::begin(place, &self.described, streams.counters())?;
+        let listed = streams.get(sink).await?.finish_outline()?;
+        // Nothing is asked for while files are compared.
+        streams.pause().await;
+        let listed = listed.ok_or_else(|| {
+            CommandError::retry(format!(
+                "{name} has no backup_manifest, which would say what of the old directory is as it has to be"
+            ))
+            .hint("type it without --delta, to an empty directory")
+        })?;
+        let outlined = listed.finish_but(may_be_taken);
+        outlined.map_err(|(path, why)| refused(&path, &why))?;
+        self.check_set(place, &Layout { has_manifest: true })?;
+        let set = control::read_file(&place.prepared.join(place.control_name()))?;
+        taking::check_cluster(&old.place, "the set", set.system_id)
+            .map_err(|error| error.hint("type it without --delta, to an empty directory"))?;
+        Ok(listed)
+    }
+}
+
+/// The files that the manifest lists and that the outline did not have, by their paths.
+fn set_files(place: &RestorePlace, listed: &Listed) -> Result<Vec<SetFile>> {
+    let path = place.prepared.join(layout::BACKUP_MANIFEST);
+    let manifest = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let bad = |fault| CommandError::retry("read the set's backup_manifest").because(fault);
+    let mut files = Vec::new();
+    for entry in Reader::new(&manifest).map_err(bad)? {
+        let entry = entry.map_err(bad)?;
+        let path = stored_path(entry.path.clone());
+        if may_be_taken(&path) && listed.awaits(&path) {
+            files.push(SetFile { path, entry });
+        }
+    }
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(files)
+}
+
+/// Refuses what cannot fit: the files that the old directory has none of the same length for are new in any case.
+fn check_room(
+    place: &RestorePlace,
+    old: &OldDirectory,
+    files: &[SetFile],
+    shares: bool,
+) -> Result<()> {
+    let sources = match shares || old.way == DeltaWay::InPlace {
+        true => taking::sources(&old.place)?,
+        false => Vec::new(),
+    };
+    let mut needed = RoomNeeded::new(Kind::Retry);
+    needed.add(&place.prepared, SPARE_BYTES)?;
+    for file in files {
+        let mut found = sources.iter().filter_map(|old| old.find(&file.path));
+        if found.any(|found| found.len() == file.entry.size) {
+            continue;
+        }
+        let space = layout::tablespace_of(file.path.as_bytes(), layout::TMPSPC);
+        let space = space.and_then(|(oid, _)| place.spaces.get(&oid));
+        needed.add(space.unwrap_or(&place.prepared), file.entry.size)?;
+    }
+    taking::check_room(&needed, Some(old.way))
+}
+
+impl Difference<'_> {
+    /// The files from this one on that are compared before what is missing of them is fetched.
+    fn round(&self, from: usize) -> Range<usize> {
+        let mut bytes = 0_u64;
+        let fits = |file: &&SetFile| {
+            bytes = bytes.saturating_add(file.entry.size);
+            bytes <= ROUND_BYTES
+        };
+        let count = self.files[from..].iter().take_while(fits).count().max(1);
+        from..from + count
+    }
+
+    fn compare(&self, range: Range<usize>) -> Result<Vec<Standing>> {
+        let (next, is_over) = (AtomicUsize::new(range.start), AtomicBool::new(false));
+        let run = || {
+            let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
+            let mut standings = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= range.end || is_over.load(Ordering::Relaxed) {
+                    return Ok::<_, CommandError>(standings);
+                }
+                let standing = self.judge(&self.files[number], &mut tree, &mut buffer);
+                let standing = standing.inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
+                standings.push((number, standing));
+            }
+        };
+        let mut all = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(run)).collect();
+            let mut all = run()?;
+            for other in others {
+                let lost = |_| CommandError::retry("wait for a thread that compares");
+                all.extend(other.join().map_err(lost)??);
+            }
+            Ok::<_, CommandError>(all)
+        })?;
+        all.sort_by_key(|(number, _)| *number);
+        Ok(all.into_iter().map(|(_, standing)| standing).collect())
+    }
+
+    fn judge(&self, file: &SetFile, tree: &mut NewTree, buffer: &mut [u8]) -> Result<Standing> {
+        let (path, entry) = (&file.path, &file.entry);
+        let old = self.old.find(path);
+        if self.way == DeltaWay::Beside {
+            let new = tree.make_file(path, path.file_name())?;
+            return match old {
+                Some(old) => self.take(&old, &new, file, buffer),
+                None => Ok(Standing::Made(VecDeque::new())),
+            };
+        }
+        // Nothing changes directories across file systems.
+        let Some(old) = old.filter(|_| !tree.is_elsewhere(path)) else {
+            tree.make_file(path, path.file_name())?;
+            return Ok(Standing::Made(VecDeque::new()));
+        };
+        let old_len = old.len();
+        if let Some(crc32c) = old.agreeing(entry, buffer) {
+            return Ok(Standing::Lying { old_len, crc32c });
+        }
+        match digests_of(old.handle(), old_len.min(entry.size), buffer) {
+            Ok(digests) => Ok(Standing::Differing { old_len, digests }),
+            // The disk may have lost more of it, so nothing is written into it.
+            Err(_) => {
+                tree.make_file(path, path.file_name())?;
+                Ok(Standing::Made(VecDeque::new()))
+            }
+        }
+    }
+
+    /// Has the content of an old file in a new one, as far as it can be read.
+    fn take(
+        &self,
+        old: &OldFile,
+        new: &File,
+        file: &SetFile,
+        buffer: &mut [u8],
+    ) -> Result<Standing> {
+        let (path, entry) = (&file.path, &file.entry);
+        let is_shared = self.shares && rustix::fs::ioctl_ficlone(new, old.handle()).is_ok();
+        let source = match is_shared {
+            true => new.as_fd(),
+            false => old.handle(),
+        };
+        let mut digest = ListedDigest::begin(entry.checksum.as_ref());
+        while digest.len() < entry.size {
+            let offset = digest.len();
+            let read = read_full(source, buffer, offset);
+            // What cannot be read is fetched.
+            let piece = &buffer[..read.unwrap_or(0)];
+            if !is_shared {
+                let written = new.write_all_at(piece, offset);
+                written.map_err(|error| failed("write", path, error))?;
+            }
+            digest.update(piece);
+            if piece.len() < buffer.len() {
+                break;
+            }
+        }
+        let crc32c = digest.crc32c();
+        if old.len() == entry.size && digest.agrees(entry) == Some(true) {
+            return Ok(Standing::Taken { crc32c });
+        }
+        let len = new.metadata().map(|found| found.len().min(entry.size));
+        let digests = len.and_then(|len| digests_of(new.as_fd(), len, buffer));
+        Ok(Standing::Made(digests.unwrap_or_default()))
+    }
+
+    /// What has to be fetched of these files, the first of which has this number.
+    fn missing(&self, from: usize, standings: &mut [Standing]) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        for (number, standing) in (from..).zip(standings) {
+            let (file, is_kept) = (
+                &self.files[number],
+                matches!(standing, Standing::Differing { .. }),
+            );
+            let (Standing::Made(digests) | Standing::Differing { digests, .. }) = standing else {
+                continue;
+            };
+            if file.entry.size > 0 {
+                missing.push(Missing {
+                    path: file.path.clone(),
+                    kept_as: is_kept.then(|| u32::try_from(number).unwrap_or(u32::MAX)),
+                    offset: 0,
+                    end: file.entry.size,
+                    digests: std::mem::take(digests),
+                    asked_end: 0,
+                });
+            }
+        }
+        missing
+    }
+
+    /// Compares what was made with the manifest.
+    fn check_made(&self, standings: &[Standing], listed: &mut Listed) -> Result<()> {
+        let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
+        for (file, standing) in self.files.iter().zip(standings) {
+            let (path, size) = (&file.path, file.entry.size);
+            match standing {
+                Standing::Taken { crc32c } => pass(listed, path, size, *crc32c)?,
+                Standing::Made(_) => {
+                    let made = tree.open_file(path)?;
+                    let cut = made.set_len(size);
+                    cut.map_err(|error| failed("set the length of", path, error))?;
+                    let read = |piece: &mut [u8], offset| read_full(made.as_fd(), piece, offset);
+                    let crc32c = check(file, &mut buffer, read)?;
+                    pass(listed, path, size, crc32c)?;
+                }
+                Standing::Lying { .. } | Standing::Differing { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what the files of the old directory will be with the manifest, before any of them is touched.
+    fn check_kept(
+        &self,
+        kept: &KeptPages,
+        standings: &[Standing],
+        listed: &mut Listed,
+    ) -> Result<()> {
+        let (mut buffer, mut pages) = (vec![0; PIECE_BYTES], kept.files()?);
+        for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
+            let crc32c = match standing {
+                Standing::Taken { .. } | Standing::Made(_) => continue,
+                Standing::Lying { crc32c, .. } => *crc32c,
+                Standing::Differing { .. } => {
+                    let changed = pages.of(number)?;
+                    let old = self.lying(file, standing)?;
+                    check(file, &mut buffer, |piece, offset| {
+                        let found = old.read(piece, offset)?;
+                        let left = file.entry.size.saturating_sub(offset);
+                        let len = usize::try_from(left)
+                            .unwrap_or(piece.len())
+                            .min(piece.len());
+                        piece[found.min(len)..len].fill(0);
+                        changed.overlay(&mut piece[..len], offset)?;
+                        Ok(len)
+                    })?
+                }
+            };
+            pass(listed, &file.path, file.entry.size, crc32c)?;
+        }
+        Ok(())
+    }
+
+    /// A file of the old directory that is still as it was when it was compared.
+    fn lying(&self, file: &SetFile, standing: &Standing) -> Result<OldFile> {
+        let (Standing::Lying { old_len, .. } | Standing::Differing { old_len, .. }) = standing
+        else {
+            return Err(refused(&file.path, "it is not in the old directory"));
+        };
+        let found = self
+            .old
+            .find(&file.path)
+            .filter(|old| old.len() == *old_len);
+        found.ok_or_else(|| {
+            CommandError::retry(format!(
+                "{} was changed in the old directory meanwhile",
+                file.path
+            ))
+        })
+    }
+
+    fn move_over(&self, standings: &[Standing]) -> Result<()> {
+        let mut tree = self.tree.clone();
+        for (file, standing) in self.files.iter().zip(standings) {
+            if matches!(
+                standing,
+                Standing::Lying { .. } | Standing::Differing { .. }
+            ) {
+                let (above, name) = (tree.above(&file.path)?, file.path.file_name());
+                let moved = self
+                    .lying(file, standing)?
+                    .move_to(above.as_fd(), OsStr::from_bytes(name));
+                moved.map_err(|error| failed("move", &file.path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_kept(&self, kept: &KeptPages, standings: &[Standing]) -> Result<()> {
+        let (mut tree, mut pages) = (self.tree.clone(), kept.files()?);
+        for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
+            if !matches!(standing, Standing::Differing { .. }) {
+                continue;
+            }
+            let moved = tree.open_file(&file.path)?;
+            let written = (pages.of(number)?).write_into(&moved);
+            let written = written.and_then(|()| moved.set_len(file.entry.size));
+            written.map_err(|error| failed("write", &file.path, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The digests of the pages of a file, up to this length.
+fn digests_of(file: BorrowedFd<'_>, len: u64, buffer: &mut [u8]) -> io::Result<VecDeque<u64>> {
+    let (mut digests, mut offset) = (VecDeque::new(), 0);
+    while offset < len {
+        let most = usize::try_from(len - offset).unwrap_or(buffer.len());
+        let piece = &mut buffer[..most.min(PIECE_BYTES)];
+        let read_bytes = read_full(file, piece, offset)?;
+        digests.extend(piece[..read_bytes].chunks(BLOCK_BYTES).map(block_digest));
+        offset += read_bytes as u64;
+        if read_bytes < piece.len() {
+            break;
+        }
+    }
+    Ok(digests)
+}
+
+/// Reads what a file is or will be, and refuses it if it is not what the manifest lists; its CRC-32C.
+fn check(
+    file: &SetFile,
+    buffer: &mut [u8],
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> Result<u32> {
+    let (path, entry) = (&file.path, &file.entry);
+    let mut digest = ListedDigest::begin(entry.checksum.as_ref());
+    loop {
+        let read_bytes = read(buffer, digest.len());
+        let read_bytes = read_bytes.map_err(|error| failed("read", path, error))?;
+        digest.update(&buffer[..read_bytes]);
+        if read_bytes < buffer.len() {
+            break;
+        }
+    }
+    let crc32c = digest.crc32c();
+    match digest.agrees(entry) {
+        Some(false) => Err(refused(
+            path,
+            "its length or checksum is not the manifest's",
+        )),
+        _ => Ok(crc32c),
+    }
+}
+
+fn pass(listed: &mut Listed, path: &RelativePath, len: u64, crc32c: u32) -> Result<()> {
+    let passed = listed.pass(path, len, crc32c);
+    passed.map_err(|why| refused(path, &why))
+}

@@ -1,0 +1,235 @@
+//! Pages of a set that an old data directory does not have, asked for and taken apart as they come.
+//! Never believes where the receiver says that a page belongs. Invariant: nothing is written that was not asked for, and
+//! what has arrived is not asked for again.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use walmgr_protocol::limits::{WANTED_DIGESTS_MAX, WANTED_FILES_MAX};
+use walmgr_protocol::message::fetch::{GetPages, GetSet, WantedPages};
+use walmgr_protocol::names::RelativePath;
+use walmgr_protocol::patch::PAGE_BYTES;
+use walmgr_protocol::session::fetch::Request;
+
+use super::kept::PageKeeper;
+use super::stream::Continued;
+use super::tree::{NewTree, failed, refused};
+use crate::error::{CommandError, Result};
+use crate::master::fetch::Sink;
+use crate::output::progress::Counters;
+use crate::tar::{EntryKind, TarReader, TarStep};
+
+/// A file of which pages are missing.
+pub(super) struct Missing {
+    pub path: RelativePath,
+    /// Its number among all that are kept; `None` for one that is written where it will lie.
+    pub kept_as: Option<u32>,
+    /// Where what is missing begins and ends.
+    pub offset: u64,
+    pub end: u64,
+    /// What there is of it from there on.
+    pub digests: VecDeque<u64>,
+    /// Where what was asked for ends.
+    pub asked_end: u64,
+}
+
+impl Missing {
+    /// Nothing before this is missing any more.
+    fn go_to(&mut self, offset: u64) {
+        let pages = (offset.saturating_sub(self.offset)) / PAGE_BYTES;
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        self.digests.drain(..pages.min(self.digests.len()));
+        self.offset = offset.max(self.offset);
+    }
+
+    /// Asks for as much of it as so many digests are room for.
+    fn ask(&mut self, digests_max: usize) -> WantedPages {
+        self.asked_end = match self.digests.len() > digests_max {
+            true => self.end.min(self.offset + digests_max as u64 * PAGE_BYTES),
+            false => self.end,
+        };
+        WantedPages {
+            path: self.path.clone(),
+            offset: self.offset,
+            len: self.asked_end.saturating_sub(self.offset),
+            digests: self.digests.iter().take(digests_max).copied().collect(),
+        }
+    }
+}
+
+/// Takes pages. Lives through as many connections as they need.
+pub(super) struct PageSink {
+    tree: NewTree,
+    /// What has not arrived.
+    missing: VecDeque<Missing>,
+    /// How many of these the request names.
+    asked: usize,
+    tar: TarReader,
+    /// Where the data goes that comes next.
+    open: Option<OpenRun>,
+    /// The file that was written last.
+    file: Option<(RelativePath, File)>,
+    /// Where pages are kept until the old directory may be touched.
+    kept: Option<PageKeeper>,
+    taken_bytes: u64,
+    brought_bytes: u64,
+    counters: Arc<Counters>,
+}
+
+struct OpenRun {
+    offset: u64,
+    end: u64,
+}
+
+impl PageSink {
+    pub(super) fn new(
+        tree: NewTree,
+        missing: Vec<Missing>,
+        kept: Option<PageKeeper>,
+        counters: Arc<Counters>,
+    ) -> PageSink {
+        PageSink {
+            tree,
+            missing: missing.into(),
+            asked: 0,
+            tar: TarReader::default(),
+            open: None,
+            file: None,
+            kept,
+            taken_bytes: 0,
+            brought_bytes: 0,
+            counters,
+        }
+    }
+
+    /// Whether nothing is missing any more.
+    pub(super) fn is_done(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// How many bytes of files have come.
+    pub(super) const fn brought_bytes(&self) -> u64 {
+        self.brought_bytes
+    }
+
+    /// All that was asked for has come: what did not, is there already.
+    pub(super) fn answered(&mut self) -> Result<()> {
+        self.tar
+            .finish()
+            .map_err(|fault| CommandError::retry("take pages of the set apart").because(fault))?;
+        for _ in 0..self.asked {
+            match self.missing.front_mut() {
+                Some(front) if front.asked_end < front.end => front.go_to(front.asked_end),
+                _ => drop(self.missing.pop_front()),
+            }
+        }
+        self.asked = 0;
+        Ok(())
+    }
+
+    /// An entry of the stream: it has to be of the next file, or of one behind it.
+    fn begin(&mut self, path: &RelativePath, kind: EntryKind) -> Result<()> {
+        let EntryKind::File { size, offset } = kind else {
+            return Err(refused(path, "a directory came where pages were asked for"));
+        };
+        while self.asked > 0
+            && self
+                .missing
+                .front()
+                .is_some_and(|front| front.path != *path)
+        {
+            self.missing.pop_front();
+            self.asked -= 1;
+        }
+        let end = offset.saturating_add(size);
+        match self.missing.front().filter(|_| self.asked > 0) {
+            Some(front) if front.offset <= offset && end <= front.asked_end => {}
+            _ => return Err(refused(path, "pages came that were not asked for")),
+        }
+        self.open = Some(OpenRun { offset, end });
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        let (Some(run), Some(front)) = (&mut self.open, self.missing.front_mut()) else {
+            return Ok(());
+        };
+        let path = &front.path;
+        match (front.kept_as, &mut self.kept) {
+            (Some(number), Some(kept)) => {
+                let written = kept.keep(number, run.offset, bytes);
+                written.map_err(|error| failed("keep pages of", path, error))?;
+            }
+            _ => {
+                if self.file.as_ref().is_none_or(|(open, _)| open != path) {
+                    self.file = Some((path.clone(), self.tree.open_file(path)?));
+                }
+                if let Some((_, file)) = &self.file {
+                    let written = file.write_all_at(bytes, run.offset);
+                    written.map_err(|error| failed("write", path, error))?;
+                }
+            }
+        }
+        run.offset += bytes.len() as u64;
+        self.brought_bytes += bytes.len() as u64;
+        // Pages are asked for as a whole.
+        let whole = match run.offset == run.end {
+            true => run.offset.next_multiple_of(PAGE_BYTES),
+            false => run.offset - run.offset % PAGE_BYTES,
+        };
+        front.go_to(whole);
+        Ok(())
+    }
+}
+
+impl Continued for PageSink {
+    fn request(&mut self, of: GetSet) -> Request {
+        self.tar = TarReader::default();
+        self.open = None;
+        let (mut files, mut left) = (Vec::new(), usize::from(WANTED_DIGESTS_MAX));
+        for missing in self.missing.iter_mut().take(usize::from(WANTED_FILES_MAX)) {
+            let fits = missing.digests.len() <= left;
+            // One that does not fit is begun by a request of its own.
+            if !fits && !files.is_empty() {
+                break;
+            }
+            let said = missing.ask(left);
+            left -= said.digests.len();
+            files.push(said);
+            if !fits {
+                break;
+            }
+        }
+        self.asked = files.len();
+        Request::Pages(GetPages {
+            start: of.start,
+            timestamp: of.timestamp,
+            compression: of.compression,
+            files,
+        })
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+}
+
+impl Sink for PageSink {
+    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        Counters::add(&self.counters.read_bytes, bytes.len() as u64);
+        self.taken_bytes += bytes.len() as u64;
+        loop {
+            let step = self.tar.next(&mut bytes).map_err(|fault| {
+                CommandError::retry("take pages of the set apart").because(fault)
+            })?;
+            match step {
+                TarStep::Entry(entry) => self.begin(&entry.path, entry.kind)?,
+                TarStep::Data(data) => self.data(data)?,
+                TarStep::FileEnd => self.open = None,
+                TarStep::NeedMore => return Ok(()),
+            }
+        }
+    }
+}
