@@ -16,6 +16,7 @@
 //! one finds the mark, removes what there is and begins anew.
 
 mod difference;
+mod fetched;
 mod kept;
 mod old;
 mod own_server;
@@ -40,11 +41,9 @@ use crate::master::fetch::Fetching;
 use crate::options::{Options, Restoring};
 use crate::output;
 use crate::output::progress::per_second;
-use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
 use crate::pg::conf::foreign::Host;
 use crate::pg::conf::{self, ServerSettings, brought};
-use crate::pg::control;
 use crate::pg::group_access;
 use crate::pg::hba;
 use crate::pg::in_reach::{self, TypedTarget};
@@ -57,7 +56,7 @@ use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
 use place::RestorePlace;
-use stream::Streams;
+use stream::{Streams, WantedSet};
 use unpack::{Layout, Unpack};
 
 /// Restores, or says what would be done.
@@ -85,10 +84,12 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
             return output::not_really(&place.in_words(&described, &recovery));
         }
         let restore = MasterRestore {
-            config,
-            options,
-            facts,
-            described,
+            set: WantedSet {
+                config,
+                options,
+                facts,
+                described,
+            },
             recovery,
             trusts_settings,
         };
@@ -160,10 +161,7 @@ fn check_reach(
 
 /// One restore, once nothing speaks against it.
 struct MasterRestore<'a> {
-    config: &'a MasterConfig,
-    options: &'a Options,
-    facts: Option<ClusterFacts>,
-    described: SetDescription,
+    set: WantedSet<'a>,
     recovery: Recovery,
     trusts_settings: bool,
 }
@@ -171,11 +169,11 @@ struct MasterRestore<'a> {
 impl<'a> MasterRestore<'a> {
     async fn run(&self, place: RestorePlace, fetching: Fetching<'a>) -> Result<()> {
         let begun = Instant::now();
-        let place = place.begin(&self.described)?;
+        let place = place.begin(&self.set.described)?;
         let made = async {
             let layout = match &place.old {
                 None => self.fetch(&place, fetching).await?,
-                Some(old) => self.fetch_difference(&place, old, fetching).await?,
+                Some(old) => difference::fetch(&self.set, &place, old, fetching).await?,
             };
             self.finish(&place, &layout)
         };
@@ -187,10 +185,10 @@ impl<'a> MasterRestore<'a> {
 
     /// Gets the whole stream.
     async fn fetch(&self, place: &RestorePlace, first: Fetching<'a>) -> Result<Layout> {
-        let (name, total_bytes) = (&self.described.name, self.described.stream_bytes);
+        let (name, total_bytes) = (&self.set.described.name, self.set.described.stream_bytes);
         tracing::info!("fetching {name}, {}", HumanBytes(total_bytes));
-        let mut streams = Streams::begin(self, first);
-        let sink = Unpack::begin(place, &self.described, streams.counters())?;
+        let mut streams = Streams::begin(&self.set, first);
+        let sink = Unpack::begin(place, &self.set.described, streams.counters())?;
         let sink = streams.get(sink).await?;
         streams.pause().await;
         sink.finish()
@@ -199,12 +197,18 @@ impl<'a> MasterRestore<'a> {
     /// Makes a data directory of the files.
     fn finish(&self, place: &RestorePlace, layout: &Layout) -> Result<()> {
         let (files, home) = (&place.prepared, &place.data);
-        self.check_set(place, layout)?;
+        self.set.check(place)?;
+        if !layout.has_manifest {
+            tracing::warn!(
+                "{} has no backup_manifest, so only the transfer of its files was checked",
+                self.set.described.name
+            );
+        }
         for line in left_out::named_in(files) {
-            let name = &self.described.name;
+            let name = &self.set.described.name;
             tracing::warn!("{name} lacks a file of the master: {line}");
         }
-        place.link_tablespaces(&self.described)?;
+        place.link_tablespaces(&self.set.described)?;
         place.later.lead()?;
         place.make_wal_directory()?;
         let spaces: Vec<PathBuf> = place.spaces.values().cloned().collect();
@@ -218,7 +222,7 @@ impl<'a> MasterRestore<'a> {
         tracing::info!("making it durable");
         place.sync()?;
         self.settle_settings(place)?;
-        let main = place.before_home(&files::resolved(&self.config.master_config));
+        let main = place.before_home(&files::resolved(&self.set.config.master_config));
         let own = self.is_own().then_some(&*main);
         let server = ServerSettings::of_next(files, home, own);
         if let Some(note) = self.recovery.note(&server) {
@@ -226,9 +230,9 @@ impl<'a> MasterRestore<'a> {
         }
         self.recovery.write(files)?;
         if self.is_own() {
-            own_server::archive_once_open(self.config, place)?;
+            own_server::archive_once_open(self.set.config, place)?;
         }
-        let demands = self.described.demands;
+        let demands = self.set.described.demands;
         let demands = demands.map(|needed| i32::try_from(needed).unwrap_or_default());
         conf::raise(&server, Demands::of(demands))?;
         for path in conf::make_missing_folders(server.config_file(), files)? {
@@ -253,8 +257,13 @@ impl<'a> MasterRestore<'a> {
 
     /// What came from another host gives no orders here that the master's own file does not give.
     fn settle_settings(&self, place: &RestorePlace) -> Result<()> {
-        let own = files::read(&self.config.master_config).unwrap_or_default();
-        let own_hba = files::read(self.config.master_config.with_file_name(layout::HBA_CONF));
+        let own = files::read(&self.set.config.master_config).unwrap_or_default();
+        let own_hba = files::read(
+            self.set
+                .config
+                .master_config
+                .with_file_name(layout::HBA_CONF),
+        );
         if let Ok(foreign) = files::read(place.prepared.join(layout::HBA_CONF)) {
             for line in hba::wider(&foreign, own_hba.ok().as_deref()) {
                 let line = line.escape_debug();
@@ -286,40 +295,9 @@ impl<'a> MasterRestore<'a> {
         self.recovery.after == AfterPromotion::AsConfigured
     }
 
-    /// Whether what came is the set that was described, of the cluster that this master is of.
-    fn check_set(&self, place: &RestorePlace, layout: &Layout) -> Result<()> {
-        let data = &place.prepared;
-        let wrong = |why: String| Err(CommandError::retry(format!("what was fetched {why}")));
-        let path = data.join(layout::BACKUP_LABEL);
-        let label = files::read(&path).at(Kind::Retry, "read", &path)?;
-        match BackupLabel::parse(&label) {
-            Ok(label) if label.start == self.described.label.start => {}
-            Ok(label) => return wrong(format!("is another set: it begins at {}", label.start)),
-            Err(fault) => return wrong(format!("has no good backup_label: {fault}")),
-        }
-        let path = data.join(place.control_name());
-        let found = control::read_file(&path)?;
-        if let Some(facts) = self.facts
-            && found.system_id != facts.cluster.system_id
-        {
-            let (own, found) = (facts.cluster.system_id, found.system_id);
-            return Err(CommandError::new(
-                Kind::ForeignCluster,
-                format!("the set is of the cluster {found}, this master's is {own}"),
-            ));
-        }
-        if !layout.has_manifest {
-            tracing::warn!(
-                "{} has no backup_manifest, so only the transfer of its files was checked",
-                self.described.name
-            );
-        }
-        Ok(())
-    }
-
     fn report(&self, data: &Path, elapsed: Duration) -> Result<()> {
-        let (name, shown) = (&self.described.name, data.display());
-        let bytes = self.described.stream_bytes;
+        let (name, shown) = (&self.set.described.name, data.display());
+        let bytes = self.set.described.stream_bytes;
         let config_note = match data.join(layout::MAIN_CONF).exists() {
             true => "",
             false => {
@@ -327,7 +305,7 @@ impl<'a> MasterRestore<'a> {
                 config_file=..."
             }
         };
-        let pg_ctl = Programs::of_master(self.config).typed("pg_ctl");
+        let pg_ctl = Programs::of_master(self.set.config).typed("pg_ctl");
         let next = match &self.recovery.target {
             None => format!(
                 "`{pg_ctl} -D {shown} start` starts it as a standby that replays what the archive \
@@ -338,7 +316,7 @@ impl<'a> MasterRestore<'a> {
             }
         };
         let archiving = match self.is_own() {
-            true => own_server::archiving_in_words(self.config, self.recovery.target.is_some()),
+            true => own_server::archiving_in_words(self.set.config, self.recovery.target.is_some()),
             false => "Its port is the master's: change it before the start if both run on one host. Archiving is \
                 off."
                 .to_owned(),

@@ -21,12 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use walmgr_protocol::names::RelativePath;
 
-use super::MasterRestore;
 use super::kept::KeptPages;
 use super::old::OldDirectory;
 use super::pages::{Missing, PageSink};
 use super::place::{RestorePlace, SPARE_BYTES};
-use super::stream::Streams;
+use super::stream::{Streams, WantedSet};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -79,93 +78,91 @@ struct Difference<'a> {
     files: &'a [SetFile],
 }
 
-impl<'c> MasterRestore<'c> {
-    /// Has all files of the set in the new directory.
-    pub(super) async fn fetch_difference(
-        &self,
-        place: &RestorePlace,
-        old: &OldDirectory,
-        first: Fetching<'c>,
-    ) -> Result<Layout> {
-        let mut streams = Streams::begin(self, first);
-        let mut listed = self.fetch_outline(place, old, &mut streams).await?;
-        let files = set_files(place, &listed)?;
-        let shares = old.way == DeltaWay::Beside && taking::can_share(&old.place);
-        check_room(place, old, &files, shares)?;
-        let difference = Difference {
-            old: OldFiles::open(&place.data).at(Kind::Retry, "open", &place.data)?,
-            way: old.way,
-            shares,
-            tree: NewTree::of(place)?,
-            files: &files,
-        };
-        let kept = match old.way {
-            DeltaWay::InPlace => Some(KeptPages::create(&place.prepared)?),
-            DeltaWay::Beside => None,
-        };
-        tracing::info!(
-            "comparing {} with {}",
-            place.data.display(),
-            self.described.name
-        );
-        let (mut standings, mut brought_bytes) = (Vec::new(), 0);
-        while standings.len() < files.len() {
-            let from = standings.len();
-            standings.extend(difference.compare(difference.round(from))?);
-            let missing = difference.missing(from, &mut standings[from..]);
-            let keeper = kept.as_ref().map(KeptPages::writer).transpose()?;
-            let counters = streams.counters();
-            let mut sink = PageSink::new(difference.tree.clone(), missing, keeper, counters);
-            while !sink.is_done() {
-                sink = streams.get(sink).await?;
-                sink.answered()?;
-            }
-            brought_bytes += sink.brought_bytes();
-            streams.pause().await;
+/// Has all files of the set in the new directory.
+pub(super) async fn fetch<'c>(
+    set: &WantedSet<'c>,
+    place: &RestorePlace,
+    old: &OldDirectory,
+    first: Fetching<'c>,
+) -> Result<Layout> {
+    let mut streams = Streams::begin(set, first);
+    let mut listed = fetch_outline(set, place, old, &mut streams).await?;
+    let files = set_files(place, &listed)?;
+    let shares = old.way == DeltaWay::Beside && taking::can_share(&old.place);
+    check_room(place, old, &files, shares)?;
+    let difference = Difference {
+        old: OldFiles::open(&place.data).at(Kind::Retry, "open", &place.data)?,
+        way: old.way,
+        shares,
+        tree: NewTree::of(place)?,
+        files: &files,
+    };
+    let kept = match old.way {
+        DeltaWay::InPlace => Some(KeptPages::create(&place.prepared)?),
+        DeltaWay::Beside => None,
+    };
+    tracing::info!(
+        "comparing {} with {}",
+        place.data.display(),
+        set.described.name
+    );
+    let (mut standings, mut brought_bytes) = (Vec::new(), 0);
+    while standings.len() < files.len() {
+        let from = standings.len();
+        standings.extend(difference.compare(difference.round(from))?);
+        let missing = difference.missing(from, &mut standings[from..]);
+        let keeper = kept.as_ref().map(KeptPages::writer).transpose()?;
+        let counters = streams.counters();
+        let mut sink = PageSink::new(difference.tree.clone(), missing, keeper, counters);
+        while !sink.is_done() {
+            sink = streams.get(sink).await?;
+            sink.answered()?;
         }
-        difference.check_made(&standings, &mut listed)?;
-        if let Some(kept) = kept {
-            difference.check_kept(&kept, &standings, &mut listed)?;
-            old.touch()?;
-            difference.move_over(&standings)?;
-            difference.write_kept(&kept, &standings)?;
-            kept.remove()?;
-        }
-        let finished = listed.finish();
-        finished.map_err(|(path, why)| refused(&path, &why))?;
-        let total_bytes: u64 = files.iter().map(|file| file.entry.size).sum();
-        taking::tell_counts(total_bytes.saturating_sub(brought_bytes), brought_bytes);
-        Ok(Layout { has_manifest: true })
-    }
-
-    /// The directories and what no old directory has; what the manifest lists beside that. Fails if the old directory
-    /// cannot be the one of such a set.
-    async fn fetch_outline(
-        &self,
-        place: &RestorePlace,
-        old: &OldDirectory,
-        streams: &mut Streams<'_, 'c>,
-    ) -> Result<Listed> {
-        let name = &self.described.name;
-        tracing::info!("fetching the outline of {name}");
-        let sink = Unpack::begin(place, &self.described, streams.counters())?;
-        let listed = streams.get(sink).await?.finish_outline()?;
-        // Nothing is asked for while files are compared.
+        brought_bytes += sink.brought_bytes();
         streams.pause().await;
-        let listed = listed.ok_or_else(|| {
-            CommandError::retry(format!(
-                "{name} has no backup_manifest, which would say what of the old directory is as it has to be"
-            ))
-            .hint("type it without --delta, to an empty directory")
-        })?;
-        let outlined = listed.finish_but(may_be_taken);
-        outlined.map_err(|(path, why)| refused(&path, &why))?;
-        self.check_set(place, &Layout { has_manifest: true })?;
-        let set = control::read_file(&place.prepared.join(place.control_name()))?;
-        taking::check_cluster(&old.place, "the set", set.system_id)
-            .map_err(|error| error.hint("type it without --delta, to an empty directory"))?;
-        Ok(listed)
     }
+    difference.check_made(&standings, &mut listed)?;
+    if let Some(kept) = kept {
+        difference.check_kept(&kept, &standings, &mut listed)?;
+        old.touch()?;
+        difference.move_over(&standings)?;
+        difference.write_kept(&kept, &standings)?;
+        kept.remove()?;
+    }
+    let finished = listed.finish();
+    finished.map_err(|(path, why)| refused(&path, &why))?;
+    let total_bytes: u64 = files.iter().map(|file| file.entry.size).sum();
+    taking::tell_counts(total_bytes.saturating_sub(brought_bytes), brought_bytes);
+    Ok(Layout { has_manifest: true })
+}
+
+/// The directories and what no old directory has; what the manifest lists beside that. Fails if the old directory
+/// cannot be the one of such a set.
+async fn fetch_outline<'c>(
+    set: &WantedSet<'c>,
+    place: &RestorePlace,
+    old: &OldDirectory,
+    streams: &mut Streams<'_, 'c>,
+) -> Result<Listed> {
+    let name = &set.described.name;
+    tracing::info!("fetching the outline of {name}");
+    let sink = Unpack::begin(place, &set.described, streams.counters())?;
+    let listed = streams.get(sink).await?.finish_outline()?;
+    // Nothing is asked for while files are compared.
+    streams.pause().await;
+    let listed = listed.ok_or_else(|| {
+        CommandError::retry(format!(
+            "{name} has no backup_manifest, which would say what of the old directory is as it has to be"
+        ))
+        .hint("type it without --delta, to an empty directory")
+    })?;
+    let outlined = listed.finish_but(may_be_taken);
+    outlined.map_err(|(path, why)| refused(&path, &why))?;
+    set.check(place)?;
+    let control = control::read_file(&place.prepared.join(place.control_name()))?;
+    taking::check_cluster(&old.place, "the set", control.system_id)
+        .map_err(|error| error.hint("type it without --delta, to an empty directory"))?;
+    Ok(listed)
 }
 
 /// The files that the manifest lists and that the outline did not have, by their paths.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::message::ErrorCode;
-use walmgr_protocol::message::fetch::GetSet;
+use walmgr_protocol::message::fetch::{GetSet, SetDescription};
 use walmgr_protocol::session::fetch::{Outcome, Request};
 
-use super::MasterRestore;
+use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
+use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::{Fetching, Sink};
+use crate::options::Options;
 use crate::output::progress::{BackupProgress, Counters};
 
 /// Pause before a connection that broke is made again.
@@ -25,9 +27,17 @@ pub(super) trait Continued: Sink {
     fn taken_bytes(&self) -> u64;
 }
 
+/// The set that is fetched, and by whom.
+pub(super) struct WantedSet<'a> {
+    pub config: &'a MasterConfig,
+    pub options: &'a Options,
+    pub facts: Option<ClusterFacts>,
+    pub described: SetDescription,
+}
+
 /// What one restore fetches over.
 pub(super) struct Streams<'a, 'c> {
-    restore: &'a MasterRestore<'c>,
+    set: &'a WantedSet<'c>,
     /// The connection for what comes next, if there is one.
     connected: Option<Fetching<'c>>,
     progress: BackupProgress,
@@ -36,12 +46,12 @@ pub(super) struct Streams<'a, 'c> {
 
 impl<'a, 'c> Streams<'a, 'c> {
     /// Begins with a connection.
-    pub(super) fn begin(restore: &'a MasterRestore<'c>, first: Fetching<'c>) -> Streams<'a, 'c> {
-        let total_bytes = restore.described.stream_bytes;
+    pub(super) fn begin(set: &'a WantedSet<'c>, first: Fetching<'c>) -> Streams<'a, 'c> {
+        let total_bytes = set.described.stream_bytes;
         Streams {
-            restore,
+            set,
             connected: Some(first),
-            progress: BackupProgress::begin("sent", total_bytes, restore.options),
+            progress: BackupProgress::begin("sent", total_bytes, set.options),
             counters: Arc::default(),
         }
     }
@@ -60,19 +70,19 @@ impl<'a, 'c> Streams<'a, 'c> {
 
     /// Gets all of one stream.
     pub(super) async fn get<S: Continued>(&mut self, mut sink: S) -> Result<S> {
-        let restore = self.restore;
-        let mut patience = ReconnectLimit::new(restore.config.push_timeout);
+        let set = self.set;
+        let mut patience = ReconnectLimit::new(set.config.push_timeout);
         loop {
             let before = sink.taken_bytes();
             let attempt = match self.connected.take() {
                 Some(fetching) => Ok(fetching),
-                None => Fetching::connect(restore.config, restore.facts.as_ref()).await,
+                None => Fetching::connect(set.config, set.facts.as_ref()).await,
             };
             let broken = match attempt {
                 Err(error) if error.kind() != Kind::Retry => return Err(error),
                 Err(error) => error,
                 Ok(mut fetching) => {
-                    let request = sink.request(restore.whole_set());
+                    let request = sink.request(set.whole());
                     let fetched = tokio::select! {
                         fetched = fetching.get(request, sink) => fetched,
                         () = self.progress.show(&self.counters) => return Err(CommandError::retry("show progress")),
@@ -82,7 +92,7 @@ impl<'a, 'c> Streams<'a, 'c> {
                     if let Some(error) = fetched.refusal {
                         return Err(error);
                     }
-                    match restore.judge(&fetching, fetched.outcome)? {
+                    match set.judge(&fetching, fetched.outcome)? {
                         None => {
                             self.connected = Some(fetching);
                             return Ok(sink);
@@ -97,9 +107,9 @@ impl<'a, 'c> Streams<'a, 'c> {
     }
 }
 
-impl<'a> MasterRestore<'a> {
+impl WantedSet<'_> {
     /// All of the set, from its beginning.
-    fn whole_set(&self) -> GetSet {
+    fn whole(&self) -> GetSet {
         GetSet {
             start: self.described.label.start,
             timestamp: self.described.label.timestamp.clone(),
