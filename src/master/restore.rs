@@ -56,7 +56,7 @@ use crate::pg::wanted;
 use crate::wal::obstacle::Demands;
 
 use place::RestorePlace;
-use stream::{Streams, WantedSet};
+use stream::{RemoteSet, Streams};
 use unpack::{Layout, Unpack};
 
 /// Restores, or says what would be done.
@@ -84,7 +84,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, restoring: &Restorin
             return output::not_really(&place.in_words(&described, &recovery));
         }
         let restore = MasterRestore {
-            set: WantedSet {
+            set: RemoteSet {
                 config,
                 options,
                 facts,
@@ -161,7 +161,7 @@ fn check_reach(
 
 /// One restore, once nothing speaks against it.
 struct MasterRestore<'a> {
-    set: WantedSet<'a>,
+    set: RemoteSet<'a>,
     recovery: Recovery,
     trusts_settings: bool,
 }

@@ -23,9 +23,9 @@ use walmgr_protocol::names::RelativePath;
 
 use super::kept::KeptPages;
 use super::old::OldDirectory;
-use super::pages::{Missing, PageSink};
+use super::pages::{MissingPages, PageSink};
 use super::place::{RestorePlace, SPARE_BYTES};
-use super::stream::{Streams, WantedSet};
+use super::stream::{RemoteSet, Streams};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -54,7 +54,7 @@ pub(super) struct SetFile {
 }
 
 /// What there is of a file.
-enum Standing {
+enum FileStanding {
     /// All of it is where it belongs.
     Taken { crc32c: u32 },
     /// It is made, and these pages are missing.
@@ -80,7 +80,7 @@ struct Difference<'a> {
 
 /// Has all files of the set in the new directory.
 pub(super) async fn fetch<'c>(
-    set: &WantedSet<'c>,
+    set: &RemoteSet<'c>,
     place: &RestorePlace,
     old: &OldDirectory,
     first: Fetching<'c>,
@@ -139,7 +139,7 @@ pub(super) async fn fetch<'c>(
 /// The directories and what no old directory has; what the manifest lists beside that. Fails if the old directory
 /// cannot be the one of such a set.
 async fn fetch_outline<'c>(
-    set: &WantedSet<'c>,
+    set: &RemoteSet<'c>,
     place: &RestorePlace,
     old: &OldDirectory,
     streams: &mut Streams<'_, 'c>,
@@ -219,7 +219,7 @@ impl Difference<'_> {
         from..from + count
     }
 
-    fn compare(&self, range: Range<usize>) -> Result<Vec<Standing>> {
+    fn compare(&self, range: Range<usize>) -> Result<Vec<FileStanding>> {
         let (next, is_over) = (AtomicUsize::new(range.start), AtomicBool::new(false));
         let run = || {
             let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
@@ -247,31 +247,31 @@ impl Difference<'_> {
         Ok(all.into_iter().map(|(_, standing)| standing).collect())
     }
 
-    fn judge(&self, file: &SetFile, tree: &mut NewTree, buffer: &mut [u8]) -> Result<Standing> {
+    fn judge(&self, file: &SetFile, tree: &mut NewTree, buffer: &mut [u8]) -> Result<FileStanding> {
         let (path, entry) = (&file.path, &file.entry);
         let old = self.old.find(path);
         if self.way == DeltaWay::Beside {
             let new = tree.make_file(path, path.file_name())?;
             return match old {
                 Some(old) => self.take(&old, &new, file, buffer),
-                None => Ok(Standing::Made(VecDeque::new())),
+                None => Ok(FileStanding::Made(VecDeque::new())),
             };
         }
         // Nothing changes directories across file systems.
         let Some(old) = old.filter(|_| !tree.is_elsewhere(path)) else {
             tree.make_file(path, path.file_name())?;
-            return Ok(Standing::Made(VecDeque::new()));
+            return Ok(FileStanding::Made(VecDeque::new()));
         };
         let old_len = old.len();
         if let Some(crc32c) = old.agreeing(entry, buffer) {
-            return Ok(Standing::Lying { old_len, crc32c });
+            return Ok(FileStanding::Lying { old_len, crc32c });
         }
         match digests_of(old.handle(), old_len.min(entry.size), buffer) {
-            Ok(digests) => Ok(Standing::Differing { old_len, digests }),
+            Ok(digests) => Ok(FileStanding::Differing { old_len, digests }),
             // The disk may have lost more of it, so nothing is written into it.
             Err(_) => {
                 tree.make_file(path, path.file_name())?;
-                Ok(Standing::Made(VecDeque::new()))
+                Ok(FileStanding::Made(VecDeque::new()))
             }
         }
     }
@@ -283,7 +283,7 @@ impl Difference<'_> {
         new: &File,
         file: &SetFile,
         buffer: &mut [u8],
-    ) -> Result<Standing> {
+    ) -> Result<FileStanding> {
         let (path, entry) = (&file.path, &file.entry);
         let is_shared = self.shares && rustix::fs::ioctl_ficlone(new, old.handle()).is_ok();
         let source = match is_shared {
@@ -307,26 +307,27 @@ impl Difference<'_> {
         }
         let crc32c = digest.crc32c();
         if old.len() == entry.size && digest.agrees(entry) == Some(true) {
-            return Ok(Standing::Taken { crc32c });
+            return Ok(FileStanding::Taken { crc32c });
         }
         let len = new.metadata().map(|found| found.len().min(entry.size));
         let digests = len.and_then(|len| digests_of(new.as_fd(), len, buffer));
-        Ok(Standing::Made(digests.unwrap_or_default()))
+        Ok(FileStanding::Made(digests.unwrap_or_default()))
     }
 
     /// What has to be fetched of these files, the first of which has this number.
-    fn missing(&self, from: usize, standings: &mut [Standing]) -> Vec<Missing> {
+    fn missing(&self, from: usize, standings: &mut [FileStanding]) -> Vec<MissingPages> {
         let mut missing = Vec::new();
         for (number, standing) in (from..).zip(standings) {
             let (file, is_kept) = (
                 &self.files[number],
-                matches!(standing, Standing::Differing { .. }),
+                matches!(standing, FileStanding::Differing { .. }),
             );
-            let (Standing::Made(digests) | Standing::Differing { digests, .. }) = standing else {
+            let (FileStanding::Made(digests) | FileStanding::Differing { digests, .. }) = standing
+            else {
                 continue;
             };
             if file.entry.size > 0 {
-                missing.push(Missing {
+                missing.push(MissingPages {
                     path: file.path.clone(),
                     kept_as: is_kept.then(|| u32::try_from(number).unwrap_or(u32::MAX)),
                     offset: 0,
@@ -340,13 +341,13 @@ impl Difference<'_> {
     }
 
     /// Compares what was made with the manifest.
-    fn check_made(&self, standings: &[Standing], listed: &mut Listed) -> Result<()> {
+    fn check_made(&self, standings: &[FileStanding], listed: &mut Listed) -> Result<()> {
         let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
         for (file, standing) in self.files.iter().zip(standings) {
             let (path, size) = (&file.path, file.entry.size);
             match standing {
-                Standing::Taken { crc32c } => pass(listed, path, size, *crc32c)?,
-                Standing::Made(_) => {
+                FileStanding::Taken { crc32c } => pass(listed, path, size, *crc32c)?,
+                FileStanding::Made(_) => {
                     let made = tree.open_file(path)?;
                     let cut = made.set_len(size);
                     cut.map_err(|error| failed("set the length of", path, error))?;
@@ -354,7 +355,7 @@ impl Difference<'_> {
                     let crc32c = check(file, &mut buffer, read)?;
                     pass(listed, path, size, crc32c)?;
                 }
-                Standing::Lying { .. } | Standing::Differing { .. } => {}
+                FileStanding::Lying { .. } | FileStanding::Differing { .. } => {}
             }
         }
         Ok(())
@@ -364,15 +365,15 @@ impl Difference<'_> {
     fn check_kept(
         &self,
         kept: &KeptPages,
-        standings: &[Standing],
+        standings: &[FileStanding],
         listed: &mut Listed,
     ) -> Result<()> {
         let (mut buffer, mut pages) = (vec![0; PIECE_BYTES], kept.files()?);
         for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
             let crc32c = match standing {
-                Standing::Taken { .. } | Standing::Made(_) => continue,
-                Standing::Lying { crc32c, .. } => *crc32c,
-                Standing::Differing { .. } => {
+                FileStanding::Taken { .. } | FileStanding::Made(_) => continue,
+                FileStanding::Lying { crc32c, .. } => *crc32c,
+                FileStanding::Differing { .. } => {
                     let changed = pages.of(number)?;
                     let old = self.lying(file, standing)?;
                     check(file, &mut buffer, |piece, offset| {
@@ -393,8 +394,9 @@ impl Difference<'_> {
     }
 
     /// A file of the old directory that is still as it was when it was compared.
-    fn lying(&self, file: &SetFile, standing: &Standing) -> Result<OldFile> {
-        let (Standing::Lying { old_len, .. } | Standing::Differing { old_len, .. }) = standing
+    fn lying(&self, file: &SetFile, standing: &FileStanding) -> Result<OldFile> {
+        let (FileStanding::Lying { old_len, .. } | FileStanding::Differing { old_len, .. }) =
+            standing
         else {
             return Err(refused(&file.path, "it is not in the old directory"));
         };
@@ -410,12 +412,12 @@ impl Difference<'_> {
         })
     }
 
-    fn move_over(&self, standings: &[Standing]) -> Result<()> {
+    fn move_over(&self, standings: &[FileStanding]) -> Result<()> {
         let mut tree = self.tree.clone();
         for (file, standing) in self.files.iter().zip(standings) {
             if matches!(
                 standing,
-                Standing::Lying { .. } | Standing::Differing { .. }
+                FileStanding::Lying { .. } | FileStanding::Differing { .. }
             ) {
                 let (above, name) = (tree.above(&file.path)?, file.path.file_name());
                 let moved = self
@@ -427,10 +429,10 @@ impl Difference<'_> {
         Ok(())
     }
 
-    fn write_kept(&self, kept: &KeptPages, standings: &[Standing]) -> Result<()> {
+    fn write_kept(&self, kept: &KeptPages, standings: &[FileStanding]) -> Result<()> {
         let (mut tree, mut pages) = (self.tree.clone(), kept.files()?);
         for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
-            if !matches!(standing, Standing::Differing { .. }) {
+            if !matches!(standing, FileStanding::Differing { .. }) {
                 continue;
             }
             let moved = tree.open_file(&file.path)?;

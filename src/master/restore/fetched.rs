@@ -3,13 +3,13 @@
 //! than this master's is refused.
 
 use super::place::RestorePlace;
-use super::stream::WantedSet;
+use super::stream::RemoteSet;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::{control, layout};
 
-impl WantedSet<'_> {
+impl RemoteSet<'_> {
     /// Whether what came is the set that was described, of the cluster that this master is of.
     pub(super) fn check(&self, place: &RestorePlace) -> Result<()> {
         let data = &place.prepared;

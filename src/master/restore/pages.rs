@@ -22,7 +22,7 @@ use crate::output::progress::Counters;
 use crate::tar::{EntryKind, TarReader, TarStep};
 
 /// A file of which pages are missing.
-pub(super) struct Missing {
+pub(super) struct MissingPages {
     pub path: RelativePath,
     /// Its number among all that are kept; `None` for one that is written where it will lie.
     pub kept_as: Option<u32>,
@@ -35,7 +35,7 @@ pub(super) struct Missing {
     pub asked_end: u64,
 }
 
-impl Missing {
+impl MissingPages {
     /// Nothing before this is missing any more.
     fn go_to(&mut self, offset: u64) {
         let pages = (offset.saturating_sub(self.offset)) / PAGE_BYTES;
@@ -63,7 +63,7 @@ impl Missing {
 pub(super) struct PageSink {
     tree: NewTree,
     /// What has not arrived.
-    missing: VecDeque<Missing>,
+    missing: VecDeque<MissingPages>,
     /// How many of these the request names.
     asked: usize,
     tar: TarReader,
@@ -86,7 +86,7 @@ struct OpenRun {
 impl PageSink {
     pub(super) fn new(
         tree: NewTree,
-        missing: Vec<Missing>,
+        missing: Vec<MissingPages>,
         kept: Option<PageKeeper>,
         counters: Arc<Counters>,
     ) -> PageSink {
@@ -231,5 +231,142 @@ impl Sink for PageSink {
                 TarStep::NeedMore => return Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+
+    use walmgr_protocol::names::Lsn;
+
+    use super::*;
+    use crate::tar::writer;
+
+    fn missing(path: &str, pages: usize, known: usize) -> MissingPages {
+        MissingPages {
+            path: path.parse().unwrap(),
+            kept_as: None,
+            offset: 0,
+            end: pages as u64 * PAGE_BYTES,
+            digests: vec![7; known].into(),
+            asked_end: 0,
+        }
+    }
+
+    fn sink(root: &Path, files: Vec<MissingPages>) -> PageSink {
+        let root = OwnedFd::from(File::open(root).unwrap());
+        let mut tree = NewTree::new(root, Vec::new());
+        for file in &files {
+            let _ = tree.make_file(&file.path, file.path.file_name());
+        }
+        PageSink::new(tree, files, None, Arc::default())
+    }
+
+    fn asked(sink: &mut PageSink) -> Vec<(String, u64, u64, usize)> {
+        let set = GetSet {
+            start: Lsn(1),
+            timestamp: String::new(),
+            offset: 0,
+            compression: 0,
+        };
+        let Request::Pages(pages) = sink.request(set) else {
+            panic!("pages are asked for");
+        };
+        let said = |it: WantedPages| (it.path.to_string(), it.offset, it.len, it.digests.len());
+        pages.files.into_iter().map(said).collect()
+    }
+
+    fn run(path: &str, offset: u64, bytes: &[u8]) -> Vec<u8> {
+        let mut tar = Vec::new();
+        writer::put_file(&mut tar, path.as_bytes(), bytes.len() as u64, offset);
+        tar.extend_from_slice(bytes);
+        tar.resize(tar.len() + writer::padding(bytes.len() as u64), 0);
+        tar
+    }
+
+    #[test]
+    fn fault_228_pages_that_were_not_asked_for_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let page = [1; PAGE_BYTES as usize];
+        let two = || vec![missing("base/1/1", 4, 2), missing("base/1/2", 1, 0)];
+        for stream in [
+            run("base/1/3", 0, &page),
+            run("base/1/1", 3 * PAGE_BYTES, &[page, page].concat()),
+            run("base/1/1", 1 << 40, &page),
+            [run("base/1/2", 0, &page), run("base/1/1", 0, &page)].concat(),
+            [
+                run("base/1/1", 2 * PAGE_BYTES, &page),
+                run("base/1/1", 0, &page),
+            ]
+            .concat(),
+        ] {
+            let mut sink = sink(folder.path(), two());
+            assert_eq!(asked(&mut sink).len(), 2);
+            let error = sink.append(&stream).unwrap_err().to_string();
+            assert!(error.contains("not asked for"), "{error}");
+        }
+        let mut tar = Vec::new();
+        writer::put_directory(&mut tar, b"base/1/1");
+        let mut sink = sink(folder.path(), two());
+        let _ = asked(&mut sink);
+        assert!(sink.append(&tar).is_err());
+    }
+
+    #[test]
+    fn fault_227_what_has_arrived_is_not_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = vec![missing("base/1/1", 4, 4), missing("base/1/2", 3, 0)];
+        let mut sink = sink(folder.path(), files);
+        let first = asked(&mut sink);
+        assert_eq!(first[0], ("base/1/1".to_owned(), 0, 4 * PAGE_BYTES, 4));
+        // The connection breaks in the middle of the third page.
+        let stream = run("base/1/1", PAGE_BYTES, &[9; 2 * PAGE_BYTES as usize]);
+        sink.append(&stream[..stream.len() - 5000]).unwrap();
+        let again = asked(&mut sink);
+        assert_eq!(
+            again[0],
+            ("base/1/1".to_owned(), 2 * PAGE_BYTES, 2 * PAGE_BYTES, 2)
+        );
+        let rest = run("base/1/2", 0, &[8; 3 * PAGE_BYTES as usize]);
+        let stream = [
+            run("base/1/1", 2 * PAGE_BYTES, &[9; PAGE_BYTES as usize]),
+            rest,
+        ]
+        .concat();
+        sink.append(&[&stream[..], &writer::END].concat()).unwrap();
+        sink.answered().unwrap();
+        assert!(sink.is_done());
+        let found = std::fs::read(folder.path().join("base/1/1")).unwrap();
+        assert!(found[PAGE_BYTES as usize..].iter().all(|byte| *byte == 9));
+        assert_eq!(found.len() as u64, 3 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn a_long_file_is_asked_for_in_pieces_and_nothing_of_it_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let most = usize::from(WANTED_DIGESTS_MAX);
+        let pages = 2 * most + 5;
+        let files = vec![
+            missing("base/1/1", 2, 2),
+            missing("base/1/2", pages, pages),
+            missing("base/1/3", 1, 0),
+        ];
+        let mut sink = sink(folder.path(), files);
+        let mut said = Vec::new();
+        while !sink.is_done() {
+            let files = asked(&mut sink);
+            assert!(files.iter().map(|(.., digests)| digests).sum::<usize>() <= most);
+            said.extend(files);
+            sink.append(&writer::END).unwrap();
+            sink.answered().unwrap();
+        }
+        let covered = |name: &str| -> u64 {
+            let of = said.iter().filter(|(path, ..)| path == name);
+            of.map(|(_, _, len, _)| len / PAGE_BYTES).sum()
+        };
+        assert_eq!(covered("base/1/2"), pages as u64, "{said:?}");
+        assert_eq!((covered("base/1/1"), covered("base/1/3")), (2, 1));
     }
 }

@@ -28,7 +28,7 @@ pub(super) trait Continued: Sink {
 }
 
 /// The set that is fetched, and by whom.
-pub(super) struct WantedSet<'a> {
+pub(super) struct RemoteSet<'a> {
     pub config: &'a MasterConfig,
     pub options: &'a Options,
     pub facts: Option<ClusterFacts>,
@@ -37,7 +37,7 @@ pub(super) struct WantedSet<'a> {
 
 /// What one restore fetches over.
 pub(super) struct Streams<'a, 'c> {
-    set: &'a WantedSet<'c>,
+    set: &'a RemoteSet<'c>,
     /// The connection for what comes next, if there is one.
     connected: Option<Fetching<'c>>,
     progress: BackupProgress,
@@ -46,7 +46,7 @@ pub(super) struct Streams<'a, 'c> {
 
 impl<'a, 'c> Streams<'a, 'c> {
     /// Begins with a connection.
-    pub(super) fn begin(set: &'a WantedSet<'c>, first: Fetching<'c>) -> Streams<'a, 'c> {
+    pub(super) fn begin(set: &'a RemoteSet<'c>, first: Fetching<'c>) -> Streams<'a, 'c> {
         let total_bytes = set.described.stream_bytes;
         Streams {
             set,
@@ -107,7 +107,7 @@ impl<'a, 'c> Streams<'a, 'c> {
     }
 }
 
-impl WantedSet<'_> {
+impl RemoteSet<'_> {
     /// All of the set, from its beginning.
     fn whole(&self) -> GetSet {
         GetSet {
