@@ -19,6 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
 
 use super::kept::KeptPages;
@@ -29,7 +30,7 @@ use super::stream::{RemoteSet, Streams};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::RoomNeeded;
+use crate::files::{self, RoomNeeded};
 use crate::master::fetch::Fetching;
 use crate::pg::control;
 use crate::pg::layout;
@@ -168,18 +169,19 @@ async fn fetch_outline<'c>(
 /// The files that the manifest lists and that the outline did not have, by their paths.
 fn set_files(place: &RestorePlace, listed: &Listed) -> Result<Vec<SetFile>> {
     let path = place.prepared.join(layout::BACKUP_MANIFEST);
-    let manifest = std::fs::read(&path).at(Kind::Retry, "read", &path)?;
+    let manifest = files::read_at_most(&path, MANIFEST_BYTES_MAX);
+    let manifest = manifest.at(Kind::Retry, "read", &path)?;
     let bad = |fault| CommandError::retry("read the set's backup_manifest").because(fault);
-    let mut files = Vec::new();
+    let mut found = Vec::new();
     for entry in Reader::new(&manifest).map_err(bad)? {
         let entry = entry.map_err(bad)?;
         let path = stored_path(entry.path.clone());
         if may_be_taken(&path) && listed.awaits(&path) {
-            files.push(SetFile { path, entry });
+            found.push(SetFile { path, entry });
         }
     }
-    files.sort_by(|one, other| one.path.cmp(&other.path));
-    Ok(files)
+    found.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(found)
 }
 
 /// Refuses what cannot fit: the files that the old directory has none of the same length for are new in any case.

@@ -108,6 +108,7 @@ mod tests {
             match reader.next(&mut rest).unwrap() {
                 TarStep::Entry(entry) => match entry.kind {
                     EntryKind::Directory => folders.push(entry.path.to_string()),
+                    EntryKind::Patch { .. } => panic!("a set has no patches"),
                     EntryKind::File { offset, .. } => {
                         last = (entry.path.to_string(), offset);
                         runs.insert(last.clone(), Vec::new());
