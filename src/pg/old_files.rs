@@ -11,14 +11,14 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::retry_on_intr;
 use walmgr_protocol::names::RelativePath;
-use walmgr_protocol::patch::PAGE_BYTES;
 
 use super::layout;
 use super::manifest::{FileEntry, ListedDigest};
+use super::page;
 use crate::files;
 
 /// What is compared, and brought if it differs: a page of PostgreSQL.
-pub(crate) const BLOCK_BYTES: usize = PAGE_BYTES as usize;
+pub(crate) const BLOCK_BYTES: usize = page::PAGE_BYTES;
 
 /// One read: whole blocks.
 pub(crate) const PIECE_BYTES: usize = 128 * BLOCK_BYTES;

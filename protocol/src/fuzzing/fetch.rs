@@ -32,7 +32,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
     ];
     messages.extend(questions().map(Fetch::DescribeSet));
     messages.push(Fetch::GetOutline(set(512)));
-    messages.extend(pages().map(Fetch::GetPages));
+    messages.extend(pages().into_iter().flatten().map(Fetch::GetPages));
     messages.extend(file(3).map(Fetch::GetFile));
     messages.extend(file(0).map(|file| Fetch::NotFound(NotFound::Gap(file.name))));
     messages.extend(label().map(|label| {
@@ -167,7 +167,7 @@ fn set(offset: u64) -> GetSet {
 }
 
 /// Pages of which some are there, and a file of which none are.
-fn pages() -> Option<GetPages> {
+fn pages() -> Option<[GetPages; 2]> {
     let set = set(0);
     let known = WantedPages {
         path: "base/5/16384".parse().ok()?,
@@ -181,12 +181,14 @@ fn pages() -> Option<GetPages> {
         len: 1 << 30,
         digests: Vec::new(),
     };
-    Some(GetPages {
-        start: set.start,
-        timestamp: set.timestamp,
-        compression: set.compression,
-        files: vec![known, unknown],
-    })
+    Some(
+        [vec![known.clone()], vec![known, unknown]].map(|files| GetPages {
+            start: set.start,
+            timestamp: set.timestamp.clone(),
+            compression: set.compression,
+            files,
+        }),
+    )
 }
 
 fn label() -> Option<SetLabel> {

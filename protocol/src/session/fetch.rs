@@ -226,20 +226,25 @@ impl Provider {
 
     /// A message arrived on the channel.
     pub fn received(&mut self, message: Message) -> Result<Option<ProviderAction>, ProtocolError> {
-        match (&self.state, message) {
-            (ProviderState::Idle | ProviderState::GivenUp, Message::Fetch(asked)) => {
-                match asked_for(asked) {
-                    Ok(request) => Ok(Some(self.find(request))),
-                    Err(other) => Err(unexpected(&self.state, &Message::Fetch(other))),
-                }
+        let is_idle = self.is_idle();
+        match message {
+            Message::Fetch(Fetch::GetFile(file)) if is_idle => {
+                Ok(Some(self.find(Request::File(file))))
+            }
+            Message::Fetch(Fetch::GetSet(set)) if is_idle => Ok(Some(self.find(Request::Set(set)))),
+            Message::Fetch(Fetch::GetOutline(set)) if is_idle => {
+                Ok(Some(self.find(Request::Outline(set))))
+            }
+            Message::Fetch(Fetch::GetPages(pages)) if is_idle => {
+                Ok(Some(self.find(Request::Pages(pages))))
             }
             // It may have been sent before the end arrived there.
-            (ProviderState::Idle | ProviderState::GivenUp, Message::Error(_)) => Ok(None),
-            (_, Message::Error(_)) => {
+            Message::Error(_) if is_idle => Ok(None),
+            Message::Error(_) => {
                 self.state = ProviderState::GivenUp;
                 Ok(Some(ProviderAction::Stop))
             }
-            (state, message) => Err(unexpected(state, &message)),
+            message => Err(unexpected(&self.state, &message)),
         }
     }
 
@@ -310,17 +315,6 @@ impl Provider {
     fn find(&mut self, request: Request) -> ProviderAction {
         self.state = ProviderState::LookingUp(request.clone());
         ProviderAction::Find(request)
-    }
-}
-
-/// What a message asks for, if it begins a fetch.
-fn asked_for(message: Fetch) -> Result<Request, Fetch> {
-    match message {
-        Fetch::GetFile(file) => Ok(Request::File(file)),
-        Fetch::GetSet(set) => Ok(Request::Set(set)),
-        Fetch::GetOutline(set) => Ok(Request::Outline(set)),
-        Fetch::GetPages(pages) => Ok(Request::Pages(pages)),
-        other => Err(other),
     }
 }
 

@@ -242,6 +242,7 @@ mod tests {
     use walmgr_protocol::names::Lsn;
 
     use super::*;
+    use crate::pg::old_files::BLOCK_BYTES;
     use crate::tar::writer;
 
     fn missing(path: &str, pages: usize, known: usize) -> MissingPages {
@@ -289,7 +290,7 @@ mod tests {
     #[test]
     fn fault_228_pages_that_were_not_asked_for_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let page = [1; PAGE_BYTES as usize];
+        let page = [1; BLOCK_BYTES];
         let two = || vec![missing("base/1/1", 4, 2), missing("base/1/2", 1, 0)];
         for stream in [
             run("base/1/3", 0, &page),
@@ -322,24 +323,20 @@ mod tests {
         let first = asked(&mut sink);
         assert_eq!(first[0], ("base/1/1".to_owned(), 0, 4 * PAGE_BYTES, 4));
         // The connection breaks in the middle of the third page.
-        let stream = run("base/1/1", PAGE_BYTES, &[9; 2 * PAGE_BYTES as usize]);
+        let stream = run("base/1/1", PAGE_BYTES, &[9; 2 * BLOCK_BYTES]);
         sink.append(&stream[..stream.len() - 5000]).unwrap();
         let again = asked(&mut sink);
         assert_eq!(
             again[0],
             ("base/1/1".to_owned(), 2 * PAGE_BYTES, 2 * PAGE_BYTES, 2)
         );
-        let rest = run("base/1/2", 0, &[8; 3 * PAGE_BYTES as usize]);
-        let stream = [
-            run("base/1/1", 2 * PAGE_BYTES, &[9; PAGE_BYTES as usize]),
-            rest,
-        ]
-        .concat();
+        let rest = run("base/1/2", 0, &[8; 3 * BLOCK_BYTES]);
+        let stream = [run("base/1/1", 2 * PAGE_BYTES, &[9; BLOCK_BYTES]), rest].concat();
         sink.append(&[&stream[..], &writer::END].concat()).unwrap();
         sink.answered().unwrap();
         assert!(sink.is_done());
         let found = std::fs::read(folder.path().join("base/1/1")).unwrap();
-        assert!(found[PAGE_BYTES as usize..].iter().all(|byte| *byte == 9));
+        assert!(found[BLOCK_BYTES..].iter().all(|byte| *byte == 9));
         assert_eq!(found.len() as u64, 3 * PAGE_BYTES);
     }
 
