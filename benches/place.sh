@@ -76,6 +76,7 @@ introduce() {
     receiver_port=$(free_port)
     as_server ./walmgr -q standby.ini init >/dev/null
     as_server sed -i "s/^#*listen = .*/listen = 127.0.0.1:$receiver_port/" standby.ini
+    [[ -z ${STORE:-} ]] || echo "store_compression = $STORE" | as_server tee -a standby.ini >/dev/null
     as_server ./walmgr -q standby.ini setup
     start_receiver
     as_server ./walmgr -q master.ini init --pgdata "$pgdata" --slave "127.0.0.1:$receiver_port" \

@@ -19,7 +19,7 @@ row() { awk -v name="$1" -v bytes="$2" -v whole="$whole" -v count="${#segments[@
 row 'whole, -3' "$whole"
 for level in 1 2 3 4 5 6 7 8 9; do
     # 3#24 files : 402653184 -> 34567890 (x11.65), 512.3 MB/s, 1503.2 MB/s
-    figures=$(zstd -b"$level" -i1 -B262144 "${segments[@]}" 2>&1 | tr '\r' '\n' | grep -- '->' | tail -n 1 |
+    figures=$(zstd -b"$level" -i1 -B262144 "${segments[@]}" 2>&1 | tr '\r' '\n' | grep -E 'MB/s,.*MB/s' | tail -n 1 |
         sed -E 's/.*-> *([0-9]+) .*, *([0-9.]+) MB\/s, *([0-9.]+) MB\/s.*/\1 \2 \3/')
     read -r bytes packed unpacked <<<"$figures"
     row "zstd:$level" "$bytes" "$packed" "$unpacked"

@@ -8,6 +8,7 @@
 #
 #   LAPS=2      how often each segment is archived each way
 #   SEGMENTS=24 how many segments pgbench is to write
+#   STORE=      store_compression of the standby, if not the default: compare with STORE=none
 #
 # The floor is `dd conv=fsync` and `mv` onto the file system that the archive is on: content synced,
 # then named. xarchive starts from nothing each time: it reads its ini file and keys, connects, shakes
