@@ -295,10 +295,9 @@ fn interrupt_holes(power: &mut Option<PowerCuts>, kills: &[u32]) {
     scene.site.standby_set("keep_backups", "1");
     scene.site.standby_set("keep_minimum_age", "0");
     scene.site.receiver.stop();
-    let folder = scene.site.completed_wals();
     let all = |scene: &Scene| -> Vec<_> {
         let names = segments(scene).into_iter();
-        let files = names.map(|name| folder.join(name));
+        let files = names.map(|name| scene.site.stored_path(name));
         files
             .map(|path| (path.clone(), fs::read(path).unwrap()))
             .collect()

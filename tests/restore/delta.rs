@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::kills::{CALLS, Wreck, copy};
 use super::*;
@@ -317,4 +317,42 @@ fn fault_218_a_delta_without_room_beside_names_in_place_which_then_fits() {
     let now: BTreeSet<String> = names_in(disk.path()).into_iter().collect();
     let new: Vec<&String> = now.difference(&before).collect();
     println!("new: {new:?}");
+}
+
+#[test]
+fn fault_218_a_disk_that_fills_up_on_the_way_loses_nothing() {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    let mut dice = Dice::thrown("a disk that fills up");
+    let wreck = prepared(Scene::new(15), &mut dice);
+    for (words, count) in [
+        (&BESIDE[..], 1),
+        (&BESIDE, 40),
+        (&IN_PLACE, 1),
+        (&IN_PLACE, 9),
+    ] {
+        wreck.begin();
+        let context = format!("{words:?} {count}");
+        let strace = Strace::available().unwrap().unprivileged();
+        let strace = strace.inject(&format!("pwrite64:error=ENOSPC:when={count}+"));
+        let command = wreck.scene.site.standby_walmgr(words);
+        let output = strace.wrap(&command).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{context}: {said}");
+        assert!(
+            said.contains("No space left on device"),
+            "{context}: {said}"
+        );
+        match words == BESIDE {
+            true => assert_old(&wreck, &wreck.scene.data(), &context),
+            // From the first byte on it is the new one, which does not start before it is whole.
+            false => assert!(
+                !wreck.scene.data().join("global/pg_control").exists(),
+                "{context}"
+            ),
+        }
+        assert_set(&wreck, &context);
+        wreck.finish(words, &context);
+        assert_restored(&wreck, &context);
+    }
 }
