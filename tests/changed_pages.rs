@@ -2,6 +2,8 @@
 //! Never trusts a decoder: the pages themselves say what changed. Invariant: what is left out is what nobody takes from
 //! an old copy: free space and visibility maps, and the content of unlogged relations.
 
+mod told;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -283,7 +285,7 @@ fn changes(pg_wal: &Path, from: Lsn, end: Lsn) -> Changes {
     }
     println!("walked from {from} to {valid}, checkpoint, {last:?}");
     assert!(valid >= end, "{valid} {end} {last:?}");
-    scanner.changes().unwrap().0.clone()
+    scanner.take_changes().unwrap().0
 }
 
 fn compare(old: &Path, new: &Path, changes: &Changes, round: u32) {

@@ -16,6 +16,14 @@ pub const MAJOR: u8 = 15;
 const SEGMENT_BYTES: usize = 16 << 20;
 const RM_XACT: u8 = 1;
 const RM_HEAP: u8 = 10;
+const HEAP_INSERT: u8 = 0x00;
+const HEAP_HOT_UPDATE: u8 = 0x40;
+
+/// `pgbench -s 10`: tables as their relfilenodes, and how many pages they have.
+const ACCOUNTS: (u32, u32) = (16_402, 16_400);
+const BRANCHES: (u32, u32) = (16_405, 1);
+const TELLERS: (u32, u32) = (16_399, 1);
+const HISTORY: u32 = 16_396;
 
 /// Transactions between two images of whole pages; right after a checkpoint of a real server there
 /// are more of them, later fewer.
@@ -30,13 +38,17 @@ pub fn segment() -> Vec<u8> {
     let mut transaction = 0;
     while writer.bytes().len() < SEGMENT_BYTES - 16 * 1024 {
         transaction += 1;
-        for _ in 0..3 {
-            writer.record(RM_HEAP, 0x40, &row(&mut random, transaction, 72));
+        for (relfilenode, pages) in [ACCOUNTS, TELLERS, BRANCHES] {
+            let place = (relfilenode, random.below(pages));
+            let row = row(&mut random, place, transaction, 72);
+            writer.record(RM_HEAP, HEAP_HOT_UPDATE, &row);
         }
-        writer.record(RM_HEAP, 0x00, &row(&mut random, transaction, 79));
-        writer.record(RM_XACT, 0x00, &row(&mut random, transaction, 34));
+        let row = row(&mut random, (HISTORY, transaction / 157), transaction, 79);
+        writer.record(RM_HEAP, HEAP_INSERT, &row);
+        writer.record(RM_XACT, 0x00, &commit(&mut random));
         if transaction.is_multiple_of(IMAGE_EVERY) {
-            writer.record(RM_HEAP, 0x40, &page_image(&mut random));
+            let image = page_image(&mut random);
+            writer.record(RM_HEAP, HEAP_HOT_UPDATE, &image);
         }
     }
     writer.fill_segment();
@@ -45,18 +57,35 @@ pub fn segment() -> Vec<u8> {
     bytes
 }
 
+/// The relation and block that a header of a block ends with.
+fn reference(body: &mut Vec<u8>, (relfilenode, block): (u32, u32)) {
+    for field in [1663, 5, relfilenode, block] {
+        body.extend_from_slice(&field.to_le_bytes());
+    }
+}
+
 /// A row's change: a block reference, the transaction, two numbers nobody can foresee, padding.
-fn row(random: &mut Random, transaction: u32, bytes: usize) -> Vec<u8> {
-    let mut body = vec![
-        0, 0x60, 0x12, 0, 0x7F, 0x06, 0, 0, 5, 0, 0, 0, 0x0A, 0x40, 0, 0,
-    ];
+fn row(random: &mut Random, place: (u32, u32), transaction: u32, bytes: u8) -> Vec<u8> {
+    const MAIN_BYTES: u8 = 14;
+    let data_bytes = bytes - 4 - 16 - 2 - MAIN_BYTES;
+    let mut body = vec![0, 0x20, data_bytes, 0];
+    reference(&mut body, place);
+    body.extend_from_slice(&[255, MAIN_BYTES]);
     body.extend_from_slice(&random.next().to_le_bytes()[..6]);
     body.extend_from_slice(&transaction.to_le_bytes());
-    body.resize(bytes, b' ');
+    body.resize(bytes.into(), b' ');
     body
 }
 
-/// A page of rows with 84 blanks each, as `pgbench -i` fills them.
+/// A commit at some time.
+fn commit(random: &mut Random) -> Vec<u8> {
+    let mut body = vec![255, 8];
+    body.extend_from_slice(&random.next().to_le_bytes()[..4]);
+    body.resize(10, 0);
+    body
+}
+
+/// A page of rows with 84 blanks each, as `pgbench -i` fills them, with the hole in it taken out.
 fn page_image(random: &mut Random) -> Vec<u8> {
     let mut page = vec![0; 300];
     let first = random.next() >> 40;
@@ -67,7 +96,13 @@ fn page_image(random: &mut Random) -> Vec<u8> {
         page.resize(page.len() + 84, b' ');
         page.resize(page.len().next_multiple_of(8), 0);
     }
-    page
+    let image_bytes = u16::try_from(page.len()).expect("it is shorter than a page");
+    let mut body = vec![0, 0x10, 0, 0];
+    body.extend_from_slice(&image_bytes.to_le_bytes());
+    body.extend_from_slice(&[0x2C, 0x01, 0x03]);
+    reference(&mut body, (ACCOUNTS.0, random.below(ACCOUNTS.1)));
+    body.extend_from_slice(&page);
+    body
 }
 
 /// Xorshift: the same numbers in every run.
@@ -79,5 +114,9 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
+    }
+
+    fn below(&mut self, bound: u32) -> u32 {
+        ((self.next() >> 32) * u64::from(bound) >> 32) as u32
     }
 }

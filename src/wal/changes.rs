@@ -135,6 +135,13 @@ impl Changes {
         }
     }
 
+    /// Says that blocks may have changed, fastest in order.
+    pub(super) fn add_blocks(&mut self, fork: RelationFork, blocks: impl Iterator<Item = u32>) {
+        if fork.fork.is_told() {
+            (self.forks.entry(fork).or_default()).add_blocks(blocks.collect());
+        }
+    }
+
     /// Says that a fork was this long, in blocks: what is behind is not what it was before.
     pub fn add_limit(&mut self, fork: RelationFork, blocks: u32) {
         if fork.fork.is_told() {
@@ -259,6 +266,16 @@ impl ForkChange {
     fn add_block(&mut self, block: u32) {
         if !self.is_whole && self.limit.is_none_or(|limit| block < limit) {
             self.blocks.insert(block);
+        }
+    }
+
+    fn add_blocks(&mut self, blocks: RoaringBitmap) {
+        if self.is_whole {
+            return;
+        }
+        self.blocks |= blocks;
+        if let Some(limit) = self.limit {
+            self.blocks.remove_range(limit..);
         }
     }
 

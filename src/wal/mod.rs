@@ -16,6 +16,7 @@ pub(crate) mod joint;
 pub(crate) mod obstacle;
 pub(crate) mod obstacle_walk;
 pub(crate) mod page;
+mod recent_blocks;
 pub(crate) mod record;
 pub(crate) mod references;
 pub(crate) mod scan;

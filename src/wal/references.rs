@@ -40,6 +40,7 @@ use walmgr_protocol::names::Lsn;
 
 use super::changes::{Changes, EverythingReason, Fork, RelationFork};
 use super::obstacle::INFO_MASK;
+use super::recent_blocks::RecentBlocks;
 use super::record::{RECORD_HEADER_BYTES, RM_XLOG, RecordHeader, XLOG_CHECKPOINT_SHUTDOWN};
 
 /// This many bytes of a record, its header among them, are enough for all of its references: `XLR_MAX_BLOCK_ID` and
@@ -108,7 +109,7 @@ const KNOWN_RECORDS: [u16; 22] = [
 /// How a look at a record ended.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReferencesRead {
+enum ReferencesRead {
     /// All of them are noted.
     All,
     /// The bytes end before they do; some may be noted.
@@ -133,16 +134,55 @@ pub(crate) fn note_record(changes: &mut Changes, lsn: Lsn, record: &[u8], major:
     note(changes, (lsn, &header), major, body) == ReferencesRead::All
 }
 
+/// Where changes are noted.
+trait ChangeSink {
+    /// Notes a block.
+    fn add_block(&mut self, fork: RelationFork, block: u32);
+
+    /// Where everything else goes.
+    fn changes(&mut self) -> &mut Changes;
+}
+
+impl ChangeSink for Changes {
+    fn add_block(&mut self, fork: RelationFork, block: u32) {
+        Changes::add_block(self, fork, block);
+    }
+
+    fn changes(&mut self) -> &mut Changes {
+        self
+    }
+}
+
+/// Changes, and the blocks that are still to be added to them.
+#[derive(Debug, Clone, Default)]
+struct BufferedChanges {
+    changes: Changes,
+    recent: RecentBlocks,
+}
+
+impl ChangeSink for BufferedChanges {
+    #[inline]
+    fn add_block(&mut self, fork: RelationFork, block: u32) {
+        if fork.fork.is_told() {
+            self.recent.add(fork, block, &mut self.changes);
+        }
+    }
+
+    fn changes(&mut self) -> &mut Changes {
+        &mut self.changes
+    }
+}
+
 /// Notes what the record at `lsn` changes. `body` begins behind its header and may end anywhere, but not before
 /// the record's end if it has [`REFERENCES_BYTES_MAX`] or fewer.
-pub(super) fn note(
-    changes: &mut Changes,
+fn note(
+    sink: &mut impl ChangeSink,
     (lsn, header): (Lsn, &RecordHeader),
     major: u8,
     body: &[u8],
 ) -> ReferencesRead {
     if let Some(reason) = unknown(header) {
-        changes.set_everything(lsn, reason);
+        sink.changes().set_everything(lsn, reason);
         return ReferencesRead::All;
     }
     if is_passed_over(header.rmid) {
@@ -153,19 +193,19 @@ pub(super) fn note(
     let is_all = body.len() as u64 >= total_bytes || body.len() >= bytes_max;
     let body = &body[..body.len().min(bytes_max)];
     let mut input = Input { rest: body };
-    let outcome = blocks(changes, major, total_bytes, &mut input).and_then(|has_blocks| {
+    let outcome = blocks(sink, major, total_bytes, &mut input).and_then(|has_blocks| {
         // Then the main data is far behind; the records whose data is looked at have none.
         match is_told_by_main_data(header, major) {
             false => Ok(()),
             true if has_blocks => Err(Stop::Garbled),
-            true => main_data(changes, (lsn, header), &mut input),
+            true => main_data(sink.changes(), (lsn, header), &mut input),
         }
     });
     match outcome {
         Ok(()) => ReferencesRead::All,
         Err(Stop::Short) if !is_all => ReferencesRead::NeedMore,
         Err(Stop::Short | Stop::Garbled) => {
-            changes.set_everything(lsn, EverythingReason::Garbled(header.rmid));
+            (sink.changes()).set_everything(lsn, EverythingReason::Garbled(header.rmid));
             ReferencesRead::All
         }
     }
@@ -194,7 +234,7 @@ fn unknown(header: &RecordHeader) -> Option<EverythingReason> {
 
 /// Notes the blocks, and says whether there are any with images or data.
 fn blocks(
-    changes: &mut Changes,
+    sink: &mut impl ChangeSink,
     major: u8,
     total_bytes: u64,
     input: &mut Input<'_>,
@@ -218,7 +258,7 @@ fn blocks(
             BLOCK_ID_TOPLEVEL_XID => {
                 input.take::<4>()?;
             }
-            0..=BLOCK_ID_MAX => data_bytes += block(changes, major, &mut relation, input)?,
+            0..=BLOCK_ID_MAX => data_bytes += block(sink, major, &mut relation, input)?,
             _ => return Err(Stop::Garbled),
         }
         read_bytes += (before - input.rest.len()) as u64;
@@ -232,7 +272,7 @@ fn blocks(
 
 /// Notes one block; how many bytes of images and data it has.
 fn block(
-    changes: &mut Changes,
+    sink: &mut impl ChangeSink,
     major: u8,
     relation: &mut Option<(u32, u32, u32)>,
     input: &mut Input<'_>,
@@ -256,7 +296,7 @@ fn block(
     }
     let fork = Fork::of_number(u32::from(flags & FORK_MASK)).ok_or(Stop::Garbled)?;
     let relation = relation.ok_or(Stop::Garbled)?;
-    changes.add_block(fork_of(relation, fork), input.u32()?);
+    sink.add_block(fork_of(relation, fork), input.u32()?);
     Ok(data_bytes)
 }
 
@@ -318,7 +358,7 @@ const fn fork_of((tablespace, database, relfilenode): (u32, u32, u32), fork: For
 /// Notes the changes of records while their bytes arrive.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ChangeReader {
-    changes: Changes,
+    noted: BufferedChanges,
     record: Option<DueRecord>,
     /// What has come of a body whose references have not all come.
     gathered: Vec<u8>,
@@ -339,7 +379,7 @@ impl ChangeReader {
         self.record = None;
         let Some(major) = major else {
             let reason = EverythingReason::Garbled(header.rmid);
-            return self.changes.set_everything(lsn, reason);
+            return self.noted.changes.set_everything(lsn, reason);
         };
         self.record = Some(DueRecord { lsn, header, major });
         if header.total_bytes as usize <= RECORD_HEADER_BYTES {
@@ -354,10 +394,10 @@ impl ChangeReader {
         };
         let record = (due.lsn, &due.header);
         let read = match self.gathered.is_empty() {
-            true => note(&mut self.changes, record, due.major, piece),
+            true => note(&mut self.noted, record, due.major, piece),
             false => {
                 gather(&mut self.gathered, piece);
-                note(&mut self.changes, record, due.major, &self.gathered)
+                note(&mut self.noted, record, due.major, &self.gathered)
             }
         };
         match read {
@@ -370,13 +410,9 @@ impl ChangeReader {
     }
 
     /// What the records so far change.
-    pub(super) const fn changes(&self) -> &Changes {
-        &self.changes
-    }
-
-    /// Hands them out.
-    pub(super) fn into_changes(self) -> Changes {
-        self.changes
+    pub(super) fn into_changes(mut self) -> Changes {
+        self.noted.recent.hand_over(&mut self.noted.changes);
+        self.noted.changes
     }
 
     /// Whether the open record changes more than is noted.

@@ -203,22 +203,16 @@ impl Scanner {
         self
     }
 
-    /// What the records change whose beginning it saw, if it notes that, and where the record begins that runs on and
-    /// changes more.
-    pub fn changes(&self) -> Option<(&Changes, Option<Lsn>)> {
-        let reader = self.changes.as_ref()?;
+    /// Hands out what the records change whose beginning it saw, if it notes that, and where the record begins that
+    /// runs on and changes more. Notes no more.
+    pub fn take_changes(&mut self) -> Option<(Changes, Option<Lsn>)> {
+        let reader = self.changes.take()?;
         let is_open = match self.state {
             ScanState::Header { .. } => true,
             ScanState::Body => reader.is_due(),
             _ => false,
         };
-        Some((reader.changes(), is_open.then_some(self.record_start)))
-    }
-
-    /// Hands out what it noted of changes, and notes no more.
-    pub(crate) fn take_changes(&mut self) -> Option<(Changes, Option<Lsn>)> {
-        let open = self.changes().and_then(|(_, open)| open);
-        let reader = self.changes.take()?;
+        let open = is_open.then_some(self.record_start);
         Some((reader.into_changes(), open))
     }
 

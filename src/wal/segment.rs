@@ -200,7 +200,7 @@ impl SegmentCheck {
 
     /// Has the scanner at its end know what the records change.
     #[must_use]
-    pub(crate) fn noting_changes(mut self) -> Self {
+    pub fn noting_changes(mut self) -> Self {
         if let FileContent::Wal(check) = &mut self.content {
             check.scanner = check.scanner.clone().noting_changes();
         }
@@ -256,8 +256,9 @@ impl SegmentCheck {
         let mut scanner = None;
         let wal = match self.content {
             FileContent::Wal(check) => {
-                scanner = (!check.stopped).then(|| check.scanner.clone());
-                Some(check.finish(self.bytes)?)
+                let wal = check.finish(self.bytes)?;
+                scanner = (!check.stopped).then_some(check.scanner);
+                Some(wal)
             }
             FileContent::Text {
                 expected,
@@ -422,7 +423,7 @@ impl WalCheck {
             && header.segment_bytes == self.expected.segment_size.bytes_u32()
     }
 
-    fn finish(self, total_bytes: u64) -> Result<WalSummary, SegmentFault> {
+    fn finish(&self, total_bytes: u64) -> Result<WalSummary, SegmentFault> {
         let expected = self.expected.segment_size.bytes();
         let first_page = match self.first_page {
             Some(first_page) if total_bytes == expected => first_page,
