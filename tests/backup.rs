@@ -10,6 +10,7 @@ mod keeping;
 mod page_equal;
 pub(crate) mod rate;
 mod rules;
+mod sizes;
 mod whole;
 
 use std::path::{Path, PathBuf};

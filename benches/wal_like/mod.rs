@@ -117,6 +117,6 @@ impl Random {
     }
 
     fn below(&mut self, bound: u32) -> u32 {
-        ((self.next() >> 32) * u64::from(bound) >> 32) as u32
+        u32::try_from(self.next() % u64::from(bound)).expect("it is below a u32")
     }
 }

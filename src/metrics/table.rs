@@ -158,6 +158,12 @@ metrics! {
         "How long the newest backup set took.";
     BackupSize = "backup_last_size_bytes", Gauge, ["cluster"], Standby,
         "Size of the newest backup set's files.";
+    BackupOwn = "backup_last_own_bytes", Gauge, ["cluster"], Standby,
+        "What removing the newest backup set would free: blocks that it shares with no other file.";
+    BackupsSize = "backups_size_bytes", Gauge, ["cluster"], Standby,
+        "Sizes of all backup sets' files.";
+    BackupsOwn = "backups_own_bytes", Gauge, ["cluster"], Standby,
+        "Blocks that belong to one backup set each and to no other file.";
     WindowStart = "recovery_window_start_timestamp_seconds", Gauge, ["cluster"], Standby,
         "Earliest time that a backup set can be recovered to.";
     WindowEnd = "recovery_window_end_timestamp_seconds", Gauge, ["cluster"], Standby,

@@ -51,6 +51,8 @@ pub struct BackupFacts {
 pub struct BackupDetails {
     /// The lengths of its files.
     pub size_bytes: Option<u64>,
+    /// What its removal would free on the standby's disk.
+    pub own_bytes: Option<u64>,
     /// How long it took to make, in seconds.
     pub duration_s: Option<u64>,
     /// The LSN at which the backup ended.
@@ -63,6 +65,7 @@ impl From<SetDetails> for BackupDetails {
     fn from(details: SetDetails) -> Self {
         BackupDetails {
             size_bytes: details.size_bytes,
+            own_bytes: details.own_bytes,
             duration_s: details.duration_s,
             stop: details.stop.map(|lsn| lsn.to_string()),
             made_on: details.made_on.map(MadeOn::word),
@@ -74,10 +77,11 @@ const HEAD: [&str; 4] = ["Backup set", "Timestamp", "Label", "First WAL"];
 const WIDTHS: [usize; 4] = [15, 24, 11, 24];
 
 /// What `-v` adds.
-const MORE: [&str; 6] = [
+const MORE: [&str; 7] = [
     "Timeline",
     "WAL range",
     "Size",
+    "Own",
     "Duration",
     "Made on",
     "Stays or goes",
@@ -91,7 +95,7 @@ pub fn text(backups: &[BackupLine], verbose: bool) -> String {
     match verbose {
         false => table(backups, HEAD, WIDTHS, row),
         true => {
-            let (mut head, mut widths) = ([""; 10], [0; 10]);
+            let (mut head, mut widths) = ([""; 11], [0; 11]);
             widths[..4].copy_from_slice(&WIDTHS);
             head[..4].copy_from_slice(&HEAD);
             head[4..].copy_from_slice(&MORE);
@@ -156,6 +160,7 @@ pub fn value(backups: &[BackupLine]) -> Value {
         };
         set["stop_lsn"] = json!(details.stop);
         set["size_bytes"] = json!(details.size_bytes);
+        set["own_bytes"] = json!(details.own_bytes);
         set["duration_s"] = json!(details.duration_s);
         set["made_on"] = json!(details.made_on);
         let kept = backup.kept.as_ref();
@@ -182,7 +187,7 @@ fn row(backup: &BackupLine) -> [String; 4] {
     cells.map(super::escaped)
 }
 
-fn row_with_details(backup: &BackupLine) -> [String; 10] {
+fn row_with_details(backup: &BackupLine) -> [String; 11] {
     let details = &backup.details;
     let unknown = || UNKNOWN.to_owned();
     let (timeline, range) = match &backup.label {
@@ -195,7 +200,8 @@ fn row_with_details(backup: &BackupLine) -> [String; 10] {
             )
         }
     };
-    let size = (details.size_bytes).map_or_else(unknown, |bytes| BinaryBytes(bytes).to_string());
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, |it| BinaryBytes(it).to_string());
+    let (size, own) = (bytes(details.size_bytes), bytes(details.own_bytes));
     let duration = details.duration_s.map_or_else(unknown, duration_text);
     let made_on = details.made_on.unwrap_or(UNKNOWN).to_owned();
     let kept = backup.kept.as_ref();
@@ -205,7 +211,7 @@ fn row_with_details(backup: &BackupLine) -> [String; 10] {
     });
     let [set, timestamp, label, first_wal] = row(backup);
     [
-        set, timestamp, label, first_wal, timeline, range, size, duration, made_on, kept,
+        set, timestamp, label, first_wal, timeline, range, size, own, duration, made_on, kept,
     ]
 }
 
@@ -232,6 +238,7 @@ mod tests {
         };
         let details = BackupDetails {
             size_bytes: Some(3 << 20),
+            own_bytes: Some(1 << 20),
             duration_s: Some(75),
             stop: Some("2/92000138".to_owned()),
             made_on: Some("standby"),
@@ -291,18 +298,19 @@ mod tests {
         };
         assert_eq!(
             behind(2),
-            "Timeline WAL range Size Duration Made on Stays or goes"
+            "Timeline WAL range Size Own Duration Made on Stays or goes"
         );
-        let whole = "1 2/92000028 - 2/92000138 3.00 MiB 1 min 15 s standby -";
+        let whole = "1 2/92000028 - 2/92000138 3.00 MiB 1.00 MiB 1 min 15 s standby -";
         assert_eq!(behind(4), whole);
-        assert_eq!(behind(5), "- - - - - -");
-        assert_eq!(behind(6), "1 2/92000028 - - - - - -");
+        assert_eq!(behind(5), "- - - - - - -");
+        assert_eq!(behind(6), "1 2/92000028 - - - - - - -");
         let parsed: Value = serde_json::from_str(&json(&backups())).unwrap();
         for (name, known) in [
             ("timeline", json!(1)),
             ("start_lsn", json!("2/92000028")),
             ("stop_lsn", json!("2/92000138")),
             ("size_bytes", json!(3 << 20)),
+            ("own_bytes", json!(1 << 20)),
             ("duration_s", json!(75)),
             ("made_on", json!("standby")),
         ] {

@@ -8,6 +8,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod census;
+mod disk_use;
 pub(crate) mod incremental;
 pub(crate) mod keeper;
 pub(crate) mod masters;

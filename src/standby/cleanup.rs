@@ -27,10 +27,11 @@ const MARKER: &str = ".walmgr-archive";
 const LOCK: &str = ".walmgr-lock";
 
 /// What else is in the folders of an archive that never held anything, or holds nothing any more.
-const OWN_FILES: [&str; 6] = [
+const OWN_FILES: [&str; 7] = [
     ".rounds",
     ".rounds.sets",
     ".walmgr-compress",
+    ".sets.use",
     "PROGRESS",
     "PAUSE",
     HOLD_NAME,

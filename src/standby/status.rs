@@ -145,6 +145,7 @@ fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
         SetFigures {
             name: entry.name.to_string(),
             size_bytes: details.size_bytes,
+            own_bytes: details.own_bytes,
             duration_s: details.duration_s,
         }
     });

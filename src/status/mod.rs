@@ -228,8 +228,29 @@ pub(crate) struct SetFigures {
     pub name: String,
     /// The lengths of its files.
     pub size_bytes: Option<u64>,
+    /// What its removal would free.
+    pub own_bytes: Option<u64>,
     /// In seconds.
     pub duration_s: Option<u64>,
+}
+
+/// How large all sets are together; nothing where it is not known of one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SetsSizes {
+    /// The lengths of their files.
+    pub size_bytes: Option<u64>,
+    /// Blocks that one set has and no other file.
+    pub own_bytes: Option<u64>,
+}
+
+impl SetsSizes {
+    /// Of these.
+    pub(crate) fn of(sets: &[SetFigures]) -> SetsSizes {
+        SetsSizes {
+            size_bytes: sets.iter().map(|set| set.size_bytes).sum(),
+            own_bytes: sets.iter().map(|set| set.own_bytes).sum(),
+        }
+    }
 }
 
 /// What becomes of the backup sets.

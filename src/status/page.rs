@@ -15,7 +15,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_size_bytes` (the files of all sets), `sets_own_bytes` (blocks that one set has and no other file), `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -29,8 +29,8 @@ use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
 use super::{
-    Archiver, Archiving, Facts, Finding, Here, Master, StandbyFacts, StreamFacts, Syncdaemon,
-    seconds,
+    Archiver, Archiving, Facts, Finding, Here, Master, SetsSizes, StandbyFacts, StreamFacts,
+    Syncdaemon, seconds,
 };
 
 /// The screen.
@@ -63,10 +63,13 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
     if let Ok(overview) = &facts.standby {
         archive_rows(overview, &mut row);
     }
-    if let Here::Standby(standby) = &facts.here
-        && let Some(retention) = &standby.retention
-    {
-        row("kept", retention.text());
+    if let Here::Standby(standby) = &facts.here {
+        if let Some(sizes) = sizes_text(SetsSizes::of(&standby.sets)) {
+            row("sizes", sizes);
+        }
+        if let Some(retention) = &standby.retention {
+            row("kept", retention.text());
+        }
     }
     lines.join("\n")
 }
@@ -205,6 +208,20 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
     row("disk", format!("{free} free at {path}"));
 }
 
+/// What all sets take; nothing where there are none.
+fn sizes_text(sizes: SetsSizes) -> Option<String> {
+    let size = sizes.size_bytes.filter(|bytes| *bytes > 0)?;
+    let own = sizes.own_bytes.map(|own| {
+        let own = size_text(own);
+        format!(", {own} on the disk beside what sets share")
+    });
+    Some(format!(
+        "{} in all sets{}",
+        size_text(size),
+        own.unwrap_or_default()
+    ))
+}
+
 /// The oldest set that leads to the end of what is held.
 pub(super) fn window(overview: &Overview) -> Option<(&SetStanding, &SetReach)> {
     let (_, end) = overview.held?;
@@ -303,6 +320,8 @@ fn standby_json(standby: &StandbyFacts) -> Value {
     json!({
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
+        "sets_size_bytes": SetsSizes::of(&standby.sets).size_bytes,
+        "sets_own_bytes": SetsSizes::of(&standby.sets).own_bytes,
         "sets_locked_by": standby.locked.as_ref().map(|lock| lock.holder.clone()),
         "server_runs": standby.server_runs,
         "replay": standby.replay.as_ref().map(super::replay::json),

@@ -7,7 +7,7 @@ use walmgr_protocol::message::Overview;
 use super::judge::{Code, Level, newest};
 use super::page::window;
 use super::replay::Hold;
-use super::{Facts, Here, StandbyFacts, StreamFacts, Thresholds, seconds};
+use super::{Facts, Here, SetsSizes, StandbyFacts, StreamFacts, Thresholds, seconds};
 use crate::metrics::{Metric, Samples};
 
 /// All that the facts say.
@@ -82,6 +82,10 @@ fn of_sets(samples: &mut Samples, standby: &StandbyFacts, overview: &Overview) {
     let figures = |name: &str| standby.sets.iter().find(|set| set.name == name);
     let newest = newest(overview).and_then(|(name, _)| figures(name));
     samples.whole(Metric::BackupSize, newest.and_then(|set| set.size_bytes));
+    samples.whole(Metric::BackupOwn, newest.and_then(|set| set.own_bytes));
+    let sizes = SetsSizes::of(&standby.sets);
+    samples.whole(Metric::BackupsSize, sizes.size_bytes);
+    samples.whole(Metric::BackupsOwn, sizes.own_bytes);
     samples.whole(
         Metric::BackupDuration,
         newest.and_then(|set| set.duration_s),

@@ -19,6 +19,15 @@ pub enum Node {
     Other,
 }
 
+/// What a file takes on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileUse {
+    /// Its blocks.
+    pub allocated_bytes: u64,
+    /// Those that other files have too; `None` where the file system does not tell.
+    pub shared_bytes: Option<u64>,
+}
+
 /// The operations; errors are the plain errno, the caller adds the path.
 pub trait Tree {
     /// Makes one directory, mode 0700; `EEXIST` when the name is taken.
@@ -39,6 +48,12 @@ pub trait Tree {
 
     /// Opens a file for reading; never waits, not even for a FIFO.
     fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
+
+    /// What a file takes on the disk; of one that was just written what it will take is known once it was synced.
+    fn file_use(&self, file: BorrowedFd<'_>) -> io::Result<FileUse> {
+        let _ = file;
+        Err(rustix::io::Errno::OPNOTSUPP.into())
+    }
 
     /// Makes a symbolic link.
     fn make_link(&self, directory: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()>;

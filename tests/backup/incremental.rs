@@ -235,7 +235,7 @@ fn fault_209_a_killed_receiver_leaves_the_older_set_whole() {
 }
 
 /// A master with ninety megabytes whose sets and WAL are on this disk: one set, and a hundredth changed since.
-fn changed_site_on(disk: &LoopFs) -> Site {
+pub(super) fn changed_site_on(disk: &LoopFs) -> Site {
     let cluster = Cluster::builder()
         .conf("archive_mode", "on")
         .conf("autovacuum", "off");

@@ -35,7 +35,7 @@ fn fault_223_references_are_those_that_pg_walinspect_tells_of_18() {
     told(18);
 }
 
-/// What PostgreSQL tells of a record.
+/// What PostgreSQL tells of a record. Before 15 its readers tell blocks with a text of each resource manager's own.
 #[derive(Debug)]
 struct ToldRecord {
     manager: String,

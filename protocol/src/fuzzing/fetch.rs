@@ -38,6 +38,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
     messages.extend(label().map(|label| {
         let known = SetDetails {
             size_bytes: Some(3 << 30),
+            own_bytes: Some(1 << 30),
             duration_s: Some(75),
             stop: Some(Lsn(0x2_9200_0100)),
             made_on: Some(MadeOn::Standby),

@@ -92,6 +92,8 @@ pub struct ListedSet {
 pub struct SetDetails {
     /// The lengths of its files.
     pub size_bytes: Option<u64>,
+    /// What no other file has of the blocks on the standby's disk, as it was measured last.
+    pub own_bytes: Option<u64>,
     /// How long it took to make, in seconds.
     pub duration_s: Option<u64>,
     /// Where the backup ended: a recovery of the set is consistent from there on.
@@ -429,7 +431,8 @@ impl Backups {
 
 impl SetDetails {
     fn encode(&self, out: &mut BytesMut) {
-        for number in [self.size_bytes, self.duration_s, self.stop.map(|lsn| lsn.0)] {
+        let stop = self.stop.map(|lsn| lsn.0);
+        for number in [self.size_bytes, self.own_bytes, self.duration_s, stop] {
             out.put_u8(u8::from(number.is_some()));
             if let Some(number) = number {
                 out.put_u64_le(number);
@@ -449,6 +452,7 @@ impl SetDetails {
         };
         Ok(SetDetails {
             size_bytes: number("has a size")?,
+            own_bytes: number("has a size of its own")?,
             duration_s: number("has a duration")?,
             stop: number("has an end")?.map(Lsn),
             made_on: match fields.u8()? {

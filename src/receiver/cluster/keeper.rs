@@ -27,7 +27,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::receiver::cluster::open_store::OpenStore;
-use crate::receiver::cluster::{Cluster, rounds};
+use crate::receiver::cluster::{Cluster, disk_use, rounds};
 use crate::receiver::worker::{self, Workforce};
 use crate::receiver::{REOPEN_LOG_INTERVAL, REOPEN_PAUSE_MAX, REOPEN_PAUSE_MIN};
 
@@ -75,7 +75,8 @@ async fn keep(cluster: &Arc<Cluster>) {
 async fn look_after(cluster: &Arc<Cluster>, store: &Arc<OpenStore>) {
     tokio::join!(
         note_older_obstacles(cluster, store),
-        rounds::run(cluster, store)
+        rounds::run(cluster, store),
+        disk_use::run(store)
     );
 }
 

@@ -15,6 +15,7 @@ use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Mode, NamesLock, lock};
 use super::round_note::SetsNote;
+use super::use_note::{SetUse, UseNote};
 use crate::pg::backup_history::seconds_until;
 use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::layout;
@@ -38,6 +39,8 @@ pub struct SetEntry {
     pub sealed_ms: i64,
     /// Whether it is good, as far as that is seen without reading all of it.
     pub condition: Condition,
+    /// What it takes on the disk, as far as that was measured.
+    pub(crate) disk_use: Option<SetUse>,
     /// What its manifest says; nothing where there is none, or none that can be believed.
     pub(crate) manifest: Scanned,
 }
@@ -65,6 +68,7 @@ impl SetEntry {
         });
         SetDetails {
             size_bytes: Some(manifest.files_bytes).filter(|bytes| *bytes > 0),
+            own_bytes: self.disk_use.and_then(|it| it.own_bytes),
             duration_s,
             stop: (manifest.last_range.map(|range| range.end)).or(history.stop),
             made_on,
@@ -117,7 +121,7 @@ pub(super) struct OpenedSet {
     pub(super) root: OwnedFd,
     /// What it says, or why nobody can tell.
     pub(super) label: Result<BackupLabel, String>,
-    sealed_ms: i64,
+    pub(super) sealed_ms: i64,
 }
 
 impl HeldSet {
@@ -192,6 +196,7 @@ impl BackupSets {
     fn look_at(&self, opened: Vec<ListedName>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
         let notes = SetsNote::read_all(&self.completed);
+        let uses = UseNote::read(&self.completed);
         let mut entries = Vec::with_capacity(opened.len());
         for (name, set) in opened {
             let text = name.to_string();
@@ -204,11 +209,13 @@ impl BackupSets {
                         label: Err(why),
                         sealed_ms: i64::MAX,
                         condition,
+                        disk_use: None,
                         manifest: Scanned::default(),
                     });
                     continue;
                 }
             };
+            let key = self.key_of(&set)?;
             let (mut condition, manifest) = self.examine(set.root.as_fd(), &text, &set.label);
             // Whoever holds a set to read it reads all of it: only lists go by what was found before.
             if condition.refusal().is_none()
@@ -224,6 +231,7 @@ impl BackupSets {
                 label: set.label,
                 sealed_ms: set.sealed_ms,
                 condition,
+                disk_use: uses.of(key),
                 manifest,
             });
         }

@@ -19,6 +19,7 @@
 //! .data.master.keep.*              sets that somebody pinned (see `pins`)
 //! completed_wals/BACKUPLOCK        who makes a backup, while that lasts; who locked the sets by hand (see `by_hand`)
 //! completed_wals/.rounds.sets      files found damaged while all sets were read (see `round_note`)
+//! completed_wals/.sets.use         what each set takes on the disk (see `use_note`)
 //! ```
 //!
 //! There is no list of sets. An administrator may copy a set here under a free name, or move a set away.
@@ -27,6 +28,7 @@ mod by_hand;
 mod clear_away;
 pub(crate) mod condition;
 mod delta;
+pub(crate) mod disk_use;
 pub(crate) mod error;
 pub(crate) mod expire;
 mod file_writer;
@@ -57,6 +59,7 @@ mod shared;
 pub(crate) mod stream;
 mod take_over;
 pub(crate) mod unpack;
+mod use_note;
 pub(super) mod verify;
 
 #[cfg(test)]

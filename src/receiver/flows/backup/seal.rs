@@ -81,6 +81,12 @@ pub(crate) fn seal(
         stop: &asked.stop.to_string(),
     };
     (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
+    // Whoever lists the sets next sees it; the others follow in a while.
+    if let Some(sets) = store.backups.to_read()
+        && let Err(error) = sets.measure_newest()
+    {
+        tracing::warn!("cannot measure what {} takes: {error}", sealed.name());
+    }
     if let Some(staged) = staged {
         staged.swap_in(&mut facts.warnings);
     }
