@@ -188,6 +188,44 @@ fn note(
     if is_passed_over(header.rmid) {
         return ReferencesRead::All;
     }
+    if is_noted_at_once(sink, header, body) {
+        return ReferencesRead::All;
+    }
+    note_in_order(sink, (lsn, header), major, body)
+}
+
+/// Notes a record of the two shapes that most have: main data alone, and one block without an image before it. `false`
+/// where it is none of them, and [`note_in_order`] has to look; that would note the same of these.
+#[inline]
+fn is_noted_at_once(sink: &mut impl ChangeSink, header: &RecordHeader, body: &[u8]) -> bool {
+    // The header of such a block, and that of the main data.
+    let Some(head) = body.first_chunk::<22>() else {
+        return false;
+    };
+    if matches!(header.rmid, RM_XLOG | RM_SMGR | RM_DBASE) {
+        return false;
+    }
+    if head[0] == BLOCK_ID_DATA_SHORT {
+        return true;
+    }
+    let is_plain = head[1] & (FORK_MASK | HAS_IMAGE | SAME_RELATION) == 0;
+    if head[0] > BLOCK_ID_MAX || !is_plain || head[20] != BLOCK_ID_DATA_SHORT {
+        return false;
+    }
+    let number =
+        |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let relation = (number(4), number(8), number(12));
+    sink.add_block(fork_of(relation, Fork::Main), number(16));
+    true
+}
+
+/// Notes the headers of a record one by one.
+fn note_in_order(
+    sink: &mut impl ChangeSink,
+    (lsn, header): (Lsn, &RecordHeader),
+    major: u8,
+    body: &[u8],
+) -> ReferencesRead {
     let total_bytes = u64::from(header.total_bytes).saturating_sub(RECORD_HEADER_BYTES as u64);
     let bytes_max = REFERENCES_BYTES_MAX - RECORD_HEADER_BYTES;
     let is_all = body.len() as u64 >= total_bytes || body.len() >= bytes_max;
@@ -447,5 +485,46 @@ impl Input<'_> {
 
     fn u32(&mut self) -> Result<u32, Stop> {
         self.take().map(u32::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn fault_200_the_short_way_notes_what_the_long_one_does(
+            rmid in 0_u8..22,
+            first in prop_oneof![Just(0_u8), Just(255), any::<u8>()],
+            flags in prop_oneof![Just(0x20_u8), any::<u8>()],
+            next in prop_oneof![Just(255_u8), any::<u8>()],
+            mut body in prop::collection::vec(any::<u8>(), 0..80),
+            missing in 0_u32..40,
+        ) {
+            for (at, byte) in [(0, first), (1, flags), (3, 0), (20, next)] {
+                if let Some(place) = body.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            let header = RecordHeader {
+                total_bytes: u32::try_from(RECORD_HEADER_BYTES + body.len()).unwrap() + missing,
+                xid: 0,
+                prev: Lsn(8),
+                info: 0,
+                rmid,
+                crc: 0,
+            };
+            let (mut at_once, mut in_order) = (Changes::default(), Changes::default());
+            if is_noted_at_once(&mut at_once, &header, &body) {
+                let read = note_in_order(&mut in_order, (Lsn(64), &header), 15, &body);
+                prop_assert_eq!(read, ReferencesRead::All);
+                prop_assert_eq!(at_once, in_order);
+            } else {
+                prop_assert_eq!(at_once, Changes::default());
+            }
+        }
     }
 }
