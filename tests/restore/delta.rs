@@ -147,6 +147,23 @@ fn fault_215_a_delta_in_place_is_killed_at_any_step_and_typed_again() {
     kill_everywhere(&IN_PLACE);
 }
 
+#[test]
+fn fault_215_what_a_killed_copy_left_beside_never_gets_into_the_old_directory() {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    let mut dice = Dice::thrown("in place behind a copy");
+    let wreck = prepared(Scene::new(15), &mut dice);
+    for count in [1, 40] {
+        wreck.begin();
+        let context = format!("in place behind a copy, {count}");
+        assert!(wreck.killed_at(&BESIDE, "pwrite64", 60), "{context}");
+        assert!(wreck.killed_at(&IN_PLACE, "/rename.*", count), "{context}");
+        judge(&wreck, &IN_PLACE, &context);
+        wreck.finish(&IN_PLACE, &context);
+        assert_restored(&wreck, &context);
+    }
+}
+
 fn cut_everywhere(kind: FileSystem, words: &[&str]) {
     skip_unless!(Strace::available());
     skip_unless!(Cluster::available(15));

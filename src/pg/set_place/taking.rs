@@ -120,7 +120,8 @@ pub(crate) fn tell_counts(taken_bytes: u64, brought_bytes: u64) {
     );
 }
 
-/// Has what an interrupted run left in the old directory again, where files are taken from.
+/// Has what an interrupted run took out of the old directory in it again, where files are taken from. As long as that has
+/// its control file nothing was taken: all that was prepared is of the set, and goes.
 pub(crate) fn gather(place: &SetPlace, keep_old: bool) -> Result<()> {
     let (staging, data) = (place.staging(), &place.data);
     if place.is_mount && matches!(place.occupant, Occupant::Unfinished(_)) {
@@ -128,6 +129,9 @@ pub(crate) fn gather(place: &SetPlace, keep_old: bool) -> Result<()> {
     }
     if !exists(&staging)? {
         return Ok(());
+    }
+    if exists(&data.join(layout::PG_CONTROL))? {
+        return remove_copy(&staging, data);
     }
     let now = SetPlace::examine(data, true)?;
     if matches!(now.occupant, Occupant::Nobody | Occupant::Empty) {
