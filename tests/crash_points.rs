@@ -100,36 +100,34 @@ impl Scene {
     }
 }
 
-#[test]
-fn fault_12_to_16_kill_at_any_upload_step_tears_nothing() {
+fn kill_at_each(calls: &[&str], form: &str, at_least_once: &[&str]) {
     skip_unless!(Strace::attachable());
     let mut scene = Scene::new();
+    scene.site.standby_set("store_compression", form);
+    scene.site.restart_receiver();
     let mut kills = Vec::new();
-    for call in UPLOAD_CALLS {
+    for call in calls {
         let reached = (1..CALLS_MAX).take_while(|count| scene.upload_killed_at(call, *count));
         kills.push(format!("{call} {}", reached.count()));
     }
-    // Stored as it comes, a segment is written in other calls.
-    scene.site.standby_set("store_compression", "none");
-    scene.site.restart_receiver();
-    for call in PLAIN_CALLS {
-        let reached = (1..CALLS_MAX).take_while(|count| scene.upload_killed_at(call, *count));
-        kills.push(format!("plain {call} {}", reached.count()));
-    }
     println!("receiver killed at: {}", kills.join(", "));
-    for at_least_once in [
-        "openat 9",
-        "pwrite64 7",
-        "fsync 2",
-        "renameat2 1",
-        "plain fallocate 1",
-        "plain pwrite64 6",
-    ] {
+    for wanted in at_least_once {
         assert!(
-            kills.iter().any(|kill| kill == at_least_once),
-            "{at_least_once} is missing: {kills:?}"
+            kills.iter().any(|kill| kill == wanted),
+            "{wanted} is missing: {kills:?}"
         );
     }
+}
+
+#[test]
+fn fault_12_to_16_kill_at_any_upload_step_tears_nothing() {
+    let at_least_once = ["openat 9", "pwrite64 7", "fsync 2", "renameat2 1"];
+    kill_at_each(&UPLOAD_CALLS, "zstd", &at_least_once);
+}
+
+#[test]
+fn fault_12_to_16_kill_at_the_writes_of_a_plain_upload_tears_nothing() {
+    kill_at_each(&PLAIN_CALLS, "none", &["fallocate 1", "pwrite64 6"]);
 }
 
 /// The calls of a start that change something, and those that look at it.

@@ -23,6 +23,8 @@
 //! All numbers are little-endian. `zstd -d` unpacks such a file, and tools that know the seekable format read a part
 //! of it. A file that ends otherwise was packed by somebody else, and is read from its beginning.
 
+use std::sync::{Condvar, Mutex, PoisonError};
+
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
 /// Raw bytes of a block: what the wire carries in one.
@@ -368,12 +370,84 @@ impl ForeignUnpacker {
     }
 }
 
-/// Packs a segment block by block, and unpacks each block again before it is let go.
-pub(super) struct SegmentPacker {
+/// What packs a block and unpacks it again: more than a megabyte, so there are as few as can work at once, however many
+/// files arrive.
+struct PackingTools {
     context: CCtx<'static>,
     again: BlockUnpacker,
-    waiting: Vec<u8>,
     packed: Vec<u8>,
+}
+
+/// How many there are at most; more processors than that are not kept busy by packing alone.
+const TOOLS_MAX: usize = 4;
+
+/// Those that nobody uses at the moment, and how many were made.
+static TOOLS: Mutex<(Vec<PackingTools>, usize)> = Mutex::new((Vec::new(), 0));
+static TOOLS_ARE_BACK: Condvar = Condvar::new();
+
+/// Tools for one block. Whoever has them waits for nothing, least of all for a disk.
+struct BorrowedTools(Option<PackingTools>);
+
+impl BorrowedTools {
+    fn take() -> BorrowedTools {
+        let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(free) = tools.0.pop() {
+                return BorrowedTools(Some(free));
+            }
+            if tools.1 < TOOLS_MAX {
+                tools.1 += 1;
+                return BorrowedTools(Some(PackingTools::new()));
+            }
+            tools = (TOOLS_ARE_BACK.wait(tools)).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn with<T>(work: impl FnOnce(&mut PackingTools) -> T) -> T {
+        let mut borrowed = BorrowedTools::take();
+        work(borrowed.0.get_or_insert_with(PackingTools::new))
+    }
+}
+
+impl Drop for BorrowedTools {
+    fn drop(&mut self) {
+        let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
+        tools.0.extend(self.0.take());
+        drop(tools);
+        TOOLS_ARE_BACK.notify_one();
+    }
+}
+
+impl PackingTools {
+    fn new() -> PackingTools {
+        PackingTools {
+            context: CCtx::create(),
+            again: BlockUnpacker::new(),
+            packed: vec![0; STORED_BLOCK_BYTES_MAX],
+        }
+    }
+
+    /// A block packed at this level, once it unpacks to the same.
+    fn pack(&mut self, level: u8, raw: &[u8]) -> Result<Vec<u8>, PackedFault> {
+        let unusable = |why: &str| PackedFault(format!("it cannot be packed: {why}"));
+        // It cannot be out of range, and a refused one leaves zstd's default.
+        let level = CParameter::CompressionLevel(i32::from(level));
+        let _ = self.context.set_parameter(level);
+        let packed_bytes = (self.context.compress2(&mut self.packed[..], raw))
+            .map_err(|code| unusable(get_error_name(code)))?;
+        let stored = &self.packed[..packed_bytes];
+        match self.again.unpack_exactly(stored, raw.len()) {
+            Ok(again) if again == raw => Ok(stored.to_vec()),
+            _ => Err(unusable("what zstd made of it does not unpack to the same")),
+        }
+    }
+}
+
+/// Packs a segment block by block, and unpacks each block again before it is let go.
+pub(super) struct SegmentPacker {
+    level: u8,
+    /// What is no whole block yet.
+    waiting: Vec<u8>,
     table: SeekTable,
     offset_bytes: u64,
     crc32: crc32fast::Hasher,
@@ -382,14 +456,9 @@ pub(super) struct SegmentPacker {
 impl SegmentPacker {
     /// One that packs at this level.
     pub(super) fn new(level: u8) -> SegmentPacker {
-        let mut context = CCtx::create();
-        // It cannot be out of range, and a refused one leaves zstd's default.
-        let _ = context.set_parameter(CParameter::CompressionLevel(i32::from(level)));
         SegmentPacker {
-            context,
-            again: BlockUnpacker::new(),
-            waiting: Vec::with_capacity(PACKED_BLOCK_BYTES),
-            packed: vec![0; STORED_BLOCK_BYTES_MAX],
+            level,
+            waiting: Vec::new(),
             table: SeekTable {
                 blocks: Vec::new(),
                 raw_bytes: 0,
@@ -408,6 +477,12 @@ impl SegmentPacker {
     ) -> Result<(), E> {
         self.crc32.update(raw);
         while !raw.is_empty() {
+            if self.waiting.is_empty() && raw.len() >= PACKED_BLOCK_BYTES {
+                let (block, later) = raw.split_at(PACKED_BLOCK_BYTES);
+                self.pack(block, each)?;
+                raw = later;
+                continue;
+            }
             let room = PACKED_BLOCK_BYTES - self.waiting.len();
             let (now, later) = raw.split_at(room.min(raw.len()));
             self.waiting.extend_from_slice(now);
@@ -429,7 +504,10 @@ impl SegmentPacker {
         let is_whole = raw.len() == PACKED_BLOCK_BYTES && self.waiting.is_empty();
         let is_same = is_whole
             && packed.len() <= STORED_BLOCK_BYTES_MAX
-            && (self.again.unpack_exactly(packed, raw.len())).is_ok_and(|again| again == raw);
+            && BorrowedTools::with(|tools| {
+                let again = tools.again.unpack_exactly(packed, raw.len());
+                again.is_ok_and(|again| again == raw)
+            });
         if !is_same {
             return self.add(raw, each);
         }
@@ -443,21 +521,20 @@ impl SegmentPacker {
         each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let raw = std::mem::take(&mut self.waiting);
-        let mut packed = std::mem::take(&mut self.packed);
-        let unusable = |why: &str| E::from(PackedFault(format!("it cannot be packed: {why}")));
-        let packed_bytes = (self.context.compress2(&mut packed[..], &raw))
-            .map_err(|code| unusable(get_error_name(code)))?;
-        let stored = &packed[..packed_bytes];
-        let again = self.again.unpack_exactly(stored, raw.len());
-        if !again.is_ok_and(|again| again == raw) {
-            return Err(unusable("what zstd made of it does not unpack to the same"));
-        }
-        self.note(stored, raw.len());
-        each(stored)?;
-        self.packed = packed;
+        self.pack(&raw, each)?;
         self.waiting = raw;
         self.waiting.clear();
         Ok(())
+    }
+
+    fn pack<E: From<PackedFault>>(
+        &mut self,
+        raw: &[u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let stored = BorrowedTools::with(|tools| tools.pack(self.level, raw))?;
+        self.note(&stored, raw.len());
+        each(&stored)
     }
 
     fn note(&mut self, stored: &[u8], raw_bytes: usize) {

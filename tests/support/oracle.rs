@@ -89,8 +89,10 @@ impl Oracle {
             let each = folders.iter();
             each.map(move |folder| (name, folder))
         }) {
-            // It may not have been stored.
-            let _ = std::fs::remove_file(stored::path(folder, name));
+            // It may not have been stored, or lie there in both forms.
+            for form in [name.clone(), format!("{name}.zst")] {
+                let _ = std::fs::remove_file(folder.join(form));
+            }
         }
         *memory = Memory::default();
         std::fs::write(&self.path, "").unwrap();
