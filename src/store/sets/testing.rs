@@ -124,16 +124,15 @@ pub(crate) fn sample_files(version: u8) -> BTreeMap<String, Vec<u8>> {
         ("tmpspc/16385/PG_15_202209061/5/16390", 513),
     ];
     let files = files.map(|(path, len)| (path.to_owned(), vec![version; len]));
-    let pages = [
-        vec![0; PAGE_BYTES as usize],
-        vec![version; PAGE_BYTES as usize],
-    ]
-    .concat();
+    let pages = [vec![0; PAGE_LEN], vec![version; PAGE_LEN]].concat();
     files
         .into_iter()
         .chain([(PAGES_FILE.to_owned(), pages)])
         .collect()
 }
+
+#[expect(clippy::cast_possible_truncation, reason = "a page")]
+const PAGE_LEN: usize = PAGE_BYTES as usize;
 
 /// A file of two pages, of which each version has the first.
 const PAGES_FILE: &str = "base/1/16400";
@@ -150,7 +149,7 @@ fn incremental_stream(version: u8) -> Vec<u8> {
         }
         let mut patch = Vec::new();
         put_pages(&mut patch, 1, 1);
-        patch.extend_from_slice(&content[PAGE_BYTES as usize..]);
+        patch.extend_from_slice(&content[PAGE_LEN..]);
         let len = content.len().to_string();
         let tar = tar.pax(&[(TAR_PATCH_KEYWORD.as_bytes(), len.as_bytes())]);
         tar.file(path, &patch)
