@@ -61,6 +61,7 @@ mod status;
 mod stolen_key;
 mod stored_inputs;
 mod synch_standby;
+mod task_pages;
 mod ten_minutes;
 mod units;
 mod verify;

@@ -104,15 +104,25 @@ impl Document {
 
     /// Each call of walmgr, of blocks and within sentences; a call names an ini file.
     pub fn walmgr_lines(&self) -> Vec<WalmgrLine> {
-        let mut texts: Vec<String> = Vec::new();
-        for block in self.blocks() {
-            let joined = block.text.replace("\\\n", " ");
-            texts.extend(joined.lines().map(str::to_owned));
-        }
+        let mut texts = self.block_texts();
         let prose = self.prose();
         let spans = prose.split('`').skip(1).step_by(2);
         texts.extend(spans.map(|span| span.replace('\n', " ")));
         texts.iter().filter_map(|text| walmgr_line(text)).collect()
+    }
+
+    /// Those of blocks alone: what somebody who follows the page types, in its order.
+    pub fn typed_lines(&self) -> Vec<WalmgrLine> {
+        let texts = self.block_texts();
+        texts.iter().filter_map(|text| walmgr_line(text)).collect()
+    }
+
+    fn block_texts(&self) -> Vec<String> {
+        let joined = |block: Block| block.text.replace("\\\n", " ");
+        let blocks = self.blocks().into_iter().map(joined);
+        blocks
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 
     /// The text without what is typed or printed.
