@@ -118,12 +118,7 @@ fn kill_leader(cluster: &mut Members, leader: usize, (patroni, postgres): (bool,
     if patroni {
         // Its server may go on for a while beside the new leader, as after any death of a Patroni.
         wait_for("another leader", PATIENCE, || {
-            let others = (0..cluster.members.len()).filter(|index| *index != leader);
-            let mut others = others.map(|index| &cluster.members[index]);
-            let sql = "SELECT pg_is_in_recovery()";
-            others
-                .any(|other| other.try_psql(sql).is_ok_and(|it| it == "f"))
-                .then_some(())
+            cluster.leads_beside(leader).then_some(())
         });
         cluster.start_member(leader);
     }
@@ -132,6 +127,38 @@ fn kill_leader(cluster: &mut Members, leader: usize, (patroni, postgres): (bool,
         cluster,
         &format!("kill -9 at {name}, Patroni: {patroni}, PostgreSQL: {postgres}"),
     )
+}
+
+/// A leader that goes on without its Patroni, beside the next one, comes back by `pg_rewind`, though its WAL from before
+/// they parted is in the archive alone.
+fn rewind(cluster: &mut Members, leader: usize) -> usize {
+    cluster.members[leader].kill_patroni();
+    wait_for("another leader", PATIENCE, || {
+        cluster.leads_beside(leader).then_some(())
+    });
+    let old = &cluster.members[leader];
+    for _ in 0..2 {
+        old.psql(
+            "CREATE TABLE IF NOT EXISTS of_the_old_leader AS SELECT generate_series(1, 1000) AS n",
+        );
+        old.psql("SELECT pg_switch_wal()");
+        old.psql("CHECKPOINT");
+    }
+    wait_for("what is ready", PATIENCE, || {
+        old.ready().is_empty().then_some(())
+    });
+    // As it does itself in time.
+    let removed = old.remove_checkpointed_wal();
+    println!("{} lacks {removed} segments from now on", old.name);
+    assert!(removed > 0);
+    cluster.start_member(leader);
+    let leader_now = check(cluster, "the old leader's way back");
+    let old = &cluster.members[leader];
+    let log = old.log();
+    let (_, since) = log.rsplit_once("running pg_rewind").unwrap_or_default();
+    assert!(since.contains("pg_rewind exit code=0"), "{log}");
+    assert_eq!(old.psql("SELECT to_regclass('of_the_old_leader')"), "");
+    leader_now
 }
 
 #[test]
@@ -166,6 +193,7 @@ fn fault_185_switchovers_and_kills_under_patroni_need_no_person() {
     for number in 1..=switchovers {
         leader = switch_over(&cluster, leader);
         match number % 5 {
+            1 => leader = rewind(&mut cluster, leader),
             2 => rebuild(&mut cluster, leader),
             3 => {
                 leader = kill_leader(&mut cluster, leader, (true, true));

@@ -20,6 +20,9 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// A failover takes Patroni's `ttl`, and the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
+/// How much of a member's log is shown where a test fails.
+const LOG_LINES_MAX: usize = 400;
+
 /// The recipe as users take it.
 const RECIPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/patroni/patroni.yml");
 
@@ -173,6 +176,21 @@ impl Member {
         let mut ready: Vec<String> = names.filter(|name| name.ends_with(".ready")).collect();
         ready.sort();
         ready
+    }
+
+    /// Removes the segments of its timeline that a recovery of this server needs no more; says how many.
+    pub fn remove_checkpointed_wal(&self) -> usize {
+        let sql = "SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()";
+        let keep = self.psql(sql);
+        let pg_wal = self.data().join("pg_wal");
+        let names = fs::read_dir(&pg_wal).unwrap().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let is_old = |name: &String| name.len() == 24 && name[8..] < keep[8..];
+        let old: Vec<String> = names.filter(is_old).collect();
+        for name in &old {
+            fs::remove_file(pg_wal.join(name)).unwrap();
+        }
+        old.len()
     }
 
     /// `kill -9` of Patroni; its server goes on.
@@ -344,6 +362,14 @@ impl Members {
         leaders.next().is_none().then_some(first)
     }
 
+    /// Whether another than this one takes writes.
+    pub fn leads_beside(&self, old: usize) -> bool {
+        let others = (0..self.members.len()).filter(|index| *index != old);
+        let mut others = others.map(|index| &self.members[index]);
+        let sql = "SELECT pg_is_in_recovery()";
+        others.any(|other| other.try_psql(sql).is_ok_and(|it| it == "f"))
+    }
+
     /// Waits until all others stream from one leader, which is named.
     pub fn settled(&self) -> usize {
         let replicas = (self.members.len() - 1).to_string();
@@ -397,6 +423,14 @@ impl Members {
 
 impl Drop for Members {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for member in &self.members {
+                let log = member.log();
+                let lines: Vec<&str> = log.lines().collect();
+                let last = lines.len().saturating_sub(LOG_LINES_MAX);
+                println!("{} said:\n{}", member.name, lines[last..].join("\n"));
+            }
+        }
         for member in &mut self.members {
             member.unit = None;
             member.patroni = None;
