@@ -108,12 +108,12 @@ pub const BACKUP_STREAMS_MAX: u16 = 65;
 /// Paths in one question, answer or confirmation: the longest of them fit a frame.
 pub const BACKUP_PATHS_MAX: u16 = 128;
 
-/// Ranges of blocks that are needed of one file: of a file of 1 GiB every twentieth page. What is scattered wider is
-/// taken together.
-pub const FILE_RANGES_MAX: u16 = 6_144;
+/// Ranges of blocks that are needed of one file: of a file of 1 GiB every other page, but for one. What is scattered
+/// wider, in longer files, is taken together.
+pub const FILE_RANGES_MAX: u16 = u16::MAX;
 
-/// Ranges of blocks in one answer: those of sixteen files with the most; they fit a frame.
-pub const NEEDED_RANGES_MAX: usize = 16 * FILE_RANGES_MAX as usize;
+/// Ranges of blocks in one answer: those of a file with the most, and of many others; they fit a frame.
+pub const NEEDED_RANGES_MAX: usize = 98_304;
 
 /// Warnings behind a sealed set.
 pub const BACKUP_WARNINGS_MAX: u16 = 16;

@@ -148,7 +148,7 @@ fn fault_215_a_delta_in_place_is_killed_at_any_step_and_typed_again() {
 }
 
 #[test]
-fn fault_215_what_a_killed_copy_left_beside_never_gets_into_the_old_directory() {
+fn fault_215_what_a_killed_copy_left_never_gets_into_the_old_directory() {
     skip_unless!(Strace::available());
     skip_unless!(Cluster::available(15));
     let mut dice = Dice::thrown("in place behind a copy");

@@ -210,7 +210,7 @@ mod tests {
         let batches = batches(&items);
         assert_eq!(batches.concat().len(), 500);
         for batch in batches {
-            let most = |file: &FileLen| (file.len / PAGE_BYTES).div_ceil(2).min(6_144);
+            let most = |file: &FileLen| (file.len / PAGE_BYTES).div_ceil(2).min(65_535);
             assert!(batch.len() <= 128 && batch.iter().map(most).sum::<u64>() <= 98_304);
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct PatchedFile {
     listed: FileDigest,
     len: u64,
     patch: PatchReader,
+    /// It has the parent's blocks where it was not written.
+    shares_blocks: bool,
     /// Where it was written, in ascending order.
     written: Vec<Range<u64>>,
 }
@@ -47,9 +49,9 @@ impl PatchedFile {
         let (source, listed) = parent.open(path)?;
         let disk = &shared.sets.parent.disk;
         let taken = take_over(&**disk, source.as_fd(), into);
-        match taken.map_err(|error| shared.failure("write", path, error))? {
-            TakenOver::Shared => {}
-            TakenOver::Copied(bytes) => shared.note_stored(bytes),
+        let taken = taken.map_err(|error| shared.failure("write", path, error))?;
+        if let TakenOver::Copied(bytes) = taken {
+            shared.note_stored(bytes);
         }
         if len != listed.len {
             (disk.set_len(into, len)).map_err(|error| shared.failure("extend", path, error))?;
@@ -60,6 +62,7 @@ impl PatchedFile {
             listed,
             len,
             patch: PatchReader::new(len),
+            shares_blocks: taken == TakenOver::Shared,
             written: Vec::new(),
         })
     }
@@ -135,17 +138,26 @@ impl PatchedFile {
                 usize::try_from(left).unwrap_or(PIECE_BYTES)
             };
             let (want, of_parent) = (in_file(self.len), in_file(self.listed.len));
-            let read = read_at(&**disk, made, &mut new[..want], offset);
-            let read = read.map_err(|error| shared.failure("read", path, error))?;
-            if read < want {
-                let error = io::ErrorKind::UnexpectedEof.into();
-                return Err(shared.failure("read", path, error));
-            }
-            made_crc32c = crc32c::crc32c_append(made_crc32c, &new[..want]);
             while written.next_if(|range| range.end <= offset).is_some() {}
             let behind = offset + want as u64;
             let is_untouched =
                 written.peek().is_none_or(|range| range.start >= behind) && want >= of_parent;
+            // The blocks are the same, and whoever made the parent may have left its in memory.
+            let is_parents = self.shares_blocks && is_untouched && want == of_parent;
+            let from = if is_parents {
+                self.source.as_fd()
+            } else {
+                made
+            };
+            let failed = |error: io::Error| match is_parents {
+                true => self.unreadable(path, &error),
+                false => shared.failure("read", path, error),
+            };
+            let read = read_at(&**disk, from, &mut new[..want], offset).map_err(failed)?;
+            if read < want {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+            made_crc32c = crc32c::crc32c_append(made_crc32c, &new[..want]);
             let piece = match is_untouched {
                 true => &new[..of_parent],
                 false => {
