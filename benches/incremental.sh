@@ -14,8 +14,8 @@
 #   1 % of the rows         every hundredth row changed: more than a quarter of the pages
 #   full                    backup --full of the same, right behind it
 # Each file system is in a file of its own below WALMGR_BENCH_DIR, with both the cluster and the archive on it. What a
-# backup read and sent is its own count; the changed pages are those whose LSN is behind the parent's start; what it took
-# of the disk is what the file system says, without the WAL.
+# backup read and sent is its own count; the changed pages are those whose LSN is behind the parent's start; what it takes
+# of the disk are the blocks that it shares with no other set (`own_bytes` of `listbackups --json`).
 # Ends with 1 if of the backup with 1 % of the pages changed: the time is more than 0.25 of a full one's on XFS, or 0.6 on
 # ext4; more than 2 % of the relations' pages were read; more than 1.5 times the changed pages were sent; or, on
 # XFS, it took more than 1.1 times the changed pages of the disk (what is not a relation's page aside in all of these).
@@ -87,8 +87,12 @@ rows=$((scale * 100000))
 pages=$(sql -c "SELECT sum(pg_relation_size(oid))::bigint / 8192 FROM pg_class WHERE relkind IN ('r', 'i', 't')")
 
 # --- the contest ---------------------------------------------------------------------------------
-used() { sync -f "$place"; df -B1 --output=used "$place" | tail -n 1; }
-wal_bytes() { du -sB1 "$archive" | cut -f 1; }
+# What the newest set shares with no other.
+own_bytes() {
+    as_server ./walmgr -q standby.ini listbackups --json | perl -MJSON::PP -0777 -ne '
+        my $sets = decode_json($_);
+        print map { $_->{own_bytes} // 0 } grep { $_->{set} eq "data.master" } @$sets'
+}
 # The change is on the disk and in the archive before the clock starts: a backup's checkpoint writes less then.
 change() {
     sql -c "$1" -c CHECKPOINT -c 'SELECT pg_switch_wal()' >/dev/null
@@ -101,13 +105,11 @@ change() {
     done
 }
 timed() {
-    local label=$1 disk wal ms
+    local label=$1 ms
     shift
-    disk=$(used) wal=$(wal_bytes)
     printf '%s\t./walmgr -q master.ini backup %s\n' "$label" "$*" | as_server perl stopwatch.pl >"$place/time" 2>"$place/said"
     ms=$(cut -f 2 "$place/time")
-    disk=$(($(used) - disk - ($(wal_bytes) - wal)))
-    printf '%s\t%s\t%s\n' "$label" "$ms" "$((disk / 1024))" >>"$place/times"
+    printf '%s\t%s\t%s\n' "$label" "$ms" "$(($(own_bytes) / 1024))" >>"$place/times"
 }
 # What a backup reads whole each time: all that is no page of a relation.
 other_bytes() {
@@ -138,9 +140,8 @@ for ((round = 0; round < rounds; round++)); do
     timed '1 % of the rows'
 done
 change "$clustered"
-disk=$(used) wal=$(wal_bytes)
 as_server ./walmgr master.ini backup 2>>"$place/commands.log" >"$place/said" || fail 'backup'
-disk=$(($(used) - disk - ($(wal_bytes) - wal)))
+disk=$(own_bytes)
 since=$(sed -n 's/.*incremental, built on .* since \([0-9A-F/]*\):.*/\1/p' "$place/said")
 [[ -n $since ]] || fail "the backup is not incremental: $(cat "$place/said")"
 changed=$(changed_pages "$since")
