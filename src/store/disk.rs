@@ -97,6 +97,13 @@ pub trait Disk: Tree + Send + Sync {
     /// error where the file system cannot, or the two lie on different ones.
     fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()>;
 
+    /// Says how much becomes the file's own when a part of what it shares is written; `None` for as much as the file system
+    /// likes. One that has no such choice does not fail a write.
+    fn set_unshared_bytes(&self, file: BorrowedFd<'_>, bytes: Option<u32>) -> io::Result<()> {
+        let _ = (file, bytes);
+        Ok(())
+    }
+
     /// Says when a file's content was written last; what is written afterwards says otherwise.
     fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()>;
 

@@ -120,6 +120,10 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| fs::ioctl_ficlone(to, from))?)
     }
 
+    fn set_unshared_bytes(&self, file: BorrowedFd<'_>, bytes: Option<u32>) -> io::Result<()> {
+        Ok(attributes::set_unshared_bytes(file, bytes)?)
+    }
+
     fn set_modified(&self, file: BorrowedFd<'_>, modified_ns: i64) -> io::Result<()> {
         let omitted = fs::Timespec {
             tv_sec: 0,
@@ -344,6 +348,48 @@ fn nanoseconds(seconds: i64, nanoseconds: impl TryInto<i64>) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)
+}
+
+/// How much XFS takes for a file at once when a shared block of it is written: `FS_IOC_FSGETXATTR` and
+/// `FS_IOC_FSSETXATTR` (`include/uapi/linux/fs.h` of Linux; `ioctl_xfs_fsgetxattr(2)`). No crate has these calls.
+mod attributes {
+    use rustix::ioctl::{Getter, Setter};
+
+    use super::{BorrowedFd, Errno, Opcode, ioctl, opcode, retry_on_intr};
+
+    const GET: Opcode = opcode::read::<Attributes>(b'X', 31);
+    const SET: Opcode = opcode::write::<Attributes>(b'X', 32);
+    /// `FS_XFLAG_COWEXTSIZE`
+    const HAS_UNSHARED_BYTES: u32 = 0x0001_0000;
+
+    /// `struct fsxattr`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Attributes {
+        flags: u32,
+        extent_bytes: u32,
+        extents: u32,
+        project: u32,
+        unshared_bytes: u32,
+        reserved: [u8; 8],
+    }
+
+    #[allow(unsafe_code)] // No safe crate offers these calls.
+    pub(super) fn set_unshared_bytes(
+        file: BorrowedFd<'_>,
+        bytes: Option<u32>,
+    ) -> Result<(), Errno> {
+        // SAFETY: the kernel fills in one such structure of plain numbers, laid out as its header says.
+        let mut attributes =
+            retry_on_intr(|| unsafe { ioctl(file, Getter::<GET, Attributes>::new()) })?;
+        attributes.flags &= !HAS_UNSHARED_BYTES;
+        attributes.unshared_bytes = bytes.unwrap_or(0);
+        if bytes.is_some() {
+            attributes.flags |= HAS_UNSHARED_BYTES;
+        }
+        // SAFETY: the kernel reads one such structure, and writes nothing.
+        retry_on_intr(|| unsafe { ioctl(file, Setter::<SET, Attributes>::new(attributes)) })
+    }
 }
 
 /// Which of a file's blocks other files have too: `FS_IOC_FIEMAP` (`Documentation/filesystems/fiemap.rst` of Linux,

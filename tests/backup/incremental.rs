@@ -289,6 +289,39 @@ fn fault_206_shared_blocks_cost_no_space_and_change_with_no_other_set() {
     verify(&site, &older);
 }
 
+/// XFS keeps 128 KiB for each shared page that is written, unless it is told otherwise.
+#[test]
+fn fault_206_scattered_pages_take_their_own_space_and_no_more() {
+    skip_unless!(Cluster::available(15));
+    let disk = skip_unless!(LoopFs::create(FileSystem::Xfs, 1500));
+    let site = changed_site_on(&disk);
+    let change = "UPDATE pgbench_accounts SET abalance = 8 WHERE aid % 300 = 0";
+    site.cluster().psql(change);
+    let before = space(&disk).0;
+    let wal = |site: &Site| super::rate::bytes_below(&site.completed_wals());
+    let wal_before = wal(&site);
+    let said = site.master_command(&["backup"]).succeed();
+    let stored_mib: f64 = said
+        .split_once(" read, ")
+        .and_then(|(_, stored)| stored.split_once(" MiB stored"))
+        .and_then(|(stored, _)| stored.parse().ok())
+        .unwrap_or_else(|| panic!("{said}"));
+    let taken = space(&disk).0.saturating_sub(before) as f64;
+    let taken_mib = (taken - (wal(&site) - wal_before) as f64) / f64::from(1 << 20);
+    println!("{stored_mib} MiB were stored, {taken_mib} MiB taken");
+    assert!(
+        taken_mib < 1.25 * stored_mib + 8.0,
+        "{taken_mib} MiB for {stored_mib}"
+    );
+    verify(&site, &newest(&site));
+    // A server that is made of the set must not inherit that: its files would fall into pieces.
+    let table = (site.cluster()).psql("SELECT pg_relation_filepath('pgbench_accounts')");
+    let mut asked = std::process::Command::new("xfs_io");
+    let asked = asked.args(["-r", "-c", "cowextsize"]);
+    let hint = run(asked.arg(newest(&site).join(table))).unwrap();
+    assert!(hint.starts_with("[0] "), "{hint}");
+}
+
 #[test]
 fn fault_209_a_full_disk_leaves_the_older_set_whole() {
     skip_unless!(Cluster::available(15));

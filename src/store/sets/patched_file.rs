@@ -21,6 +21,9 @@ use crate::store::taken_over::{TakenOver, take_over};
 /// What is read at once: whole pages.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// What becomes the file's own when a page is written.
+const UNSHARED_BYTES: u32 = 8 << 10;
+
 /// A file that is being patched.
 pub(super) struct PatchedFile {
     parent: Arc<ParentOfSet>,
@@ -50,8 +53,11 @@ impl PatchedFile {
         let disk = &shared.sets.parent.disk;
         let taken = take_over(&**disk, source.as_fd(), into);
         let taken = taken.map_err(|error| shared.failure("write", path, error))?;
-        if let TakenOver::Copied(bytes) = taken {
-            shared.note_stored(bytes);
+        match taken {
+            TakenOver::Copied(bytes) => shared.note_stored(bytes),
+            // XFS would keep 128 KiB for each page that is written, for half an hour. Where there is no such choice it is
+            // as it is.
+            TakenOver::Shared => drop(disk.set_unshared_bytes(into, Some(UNSHARED_BYTES))),
         }
         if len != listed.len {
             (disk.set_len(into, len)).map_err(|error| shared.failure("extend", path, error))?;
@@ -127,6 +133,10 @@ impl PatchedFile {
             return Err(SetError::Entry { path, why });
         }
         let disk = &shared.sets.parent.disk;
+        if self.shares_blocks {
+            // A server that is made of the set would have it too, and its files would fall into pieces.
+            let _ = disk.set_unshared_bytes(made, None);
+        }
         let mut buffers = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
         let [new, old] = &mut buffers;
         let (mut made_crc32c, mut listed_crc32c, mut offset) = (0, 0, 0);
