@@ -179,6 +179,10 @@ pub(crate) fn of_set(error: &SetError) -> Error {
             ErrorCode::ParentUnfit,
             "please report this; backups are full ones until it is settled",
         ),
+        // Another stream's answer may come first.
+        SetError::GivenUp {
+            needs_full: true, ..
+        } => (ErrorCode::ParentUnfit, "start the backup again"),
         SetError::GivenUp { .. } => (ErrorCode::Abandoned, "start the backup again"),
         SetError::Busy { .. } => (ErrorCode::Busy, "wait until it ends"),
         SetError::LockedByHand { .. } => (ErrorCode::Busy, LOCKED_HINT),

@@ -11,6 +11,7 @@ use super::{archives, host_of, started};
 use crate::support::peer::PATIENCE;
 use crate::support::place::{as_server, give_to_server, server_user, walmgr};
 use crate::support::receiver::Receiver;
+use crate::support::stored;
 use crate::support::strace::Strace;
 use crate::support::{Host, Site, free_port, run, wait_for};
 
@@ -160,7 +161,7 @@ fn fault_147_a_cluster_moves_with_its_folder_by_a_reload() {
     b.write_segment(2);
     b.archive(&b.segment_name(2)).succeed();
     for number in [1, 2] {
-        let stored = std::fs::read(elsewhere.join(b.segment_name(number))).unwrap();
+        let stored = stored::content(&elsewhere, &b.segment_name(number));
         assert_eq!(stored, b.segment(number, "walmgr"));
     }
     assert!(!archive.exists());

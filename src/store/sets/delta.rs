@@ -96,6 +96,7 @@ impl HeldSet {
             for other in others {
                 let lost = || SetError::GivenUp {
                     why: "a thread that compares ended".to_owned(),
+                    needs_full: false,
                 };
                 verdicts.extend(other.join().map_err(|_| lost())??);
             }

@@ -67,6 +67,8 @@ pub enum SetError {
     GivenUp {
         /// The first failure.
         why: String,
+        /// It was the set that this one was built on: a full backup goes well.
+        needs_full: bool,
     },
     /// The set is not complete, or its parts do not belong together.
     #[error("the backup set cannot be sealed: {why}")]

@@ -78,8 +78,8 @@ pub(super) struct Inventory {
     manifest_bytes: u64,
     /// Streams that are open.
     pub(super) streams: usize,
-    /// Why nothing more is taken.
-    given_up: Option<String>,
+    /// Why nothing more is taken, and whether a full backup would be.
+    given_up: Option<(String, bool)>,
 }
 
 impl Inventory {
@@ -87,13 +87,20 @@ impl Inventory {
     pub(super) fn check(&self) -> Result<(), SetError> {
         match &self.given_up {
             None => Ok(()),
-            Some(why) => Err(SetError::GivenUp { why: why.clone() }),
+            Some((why, needs_full)) => Err(SetError::GivenUp {
+                why: why.clone(),
+                needs_full: *needs_full,
+            }),
         }
     }
 
     /// Remembers the first failure.
     pub(super) fn give_up(&mut self, error: &SetError) {
-        self.given_up.get_or_insert_with(|| error.to_string());
+        let needs_full = matches!(
+            error,
+            SetError::ParentUnfit { .. } | SetError::PageDiffers { .. }
+        );
+        (self.given_up).get_or_insert_with(|| (error.to_string(), needs_full));
     }
 
     pub(super) fn held(&self, path: &RelativePath) -> HeldFile {

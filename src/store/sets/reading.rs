@@ -134,6 +134,7 @@ impl SetReading {
                         let path = layout::BACKUP_MANIFEST.parse();
                         let path = path.map_err(|_| SetError::GivenUp {
                             why: fault.to_string(),
+                            needs_full: false,
                         })?;
                         return Ok(NextListed::Faulty(ListedFault {
                             path,

@@ -3,14 +3,16 @@
 //! was sent, byte for byte, and nothing else.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use walmgr_protocol::message::backup::FileDigest;
 use walmgr_protocol::names::Lsn;
 
 use super::testing::{
-    back_up, keep, label, lease, leftovers, manifest, path, prepare, real_sets, sample_files,
-    sample_manifest, sample_stream, seal, sets, versions, wal_proof, whole_version, write,
+    PAGES_FILE, back_up, incremental_stream, keep, label, lease, leftovers, manifest, path,
+    prepare, real_sets, sample_files, sample_manifest, sample_stream, seal, sets, versions,
+    wal_proof, whole_version, write,
 };
 use super::{ExpectedFile, HeldFile, Parts, SetError};
 use crate::store::testing::{FaultyDisk, Op, open, places, push, real, scratch_folder, segment};
@@ -18,6 +20,33 @@ use crate::store::{Disk, Health, StoreError, WalProof};
 
 fn no_archive(_: &Path) -> Result<(), String> {
     Ok(())
+}
+
+/// Whichever stream's failure the master hears of first, it is told that a full backup goes well.
+#[test]
+fn fault_207_every_stream_tells_that_the_older_set_is_none_to_build_on() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    let wal = wal_proof(folder.path());
+    let sets = real_sets(folder.path());
+    let lease = lease(&sets).unwrap();
+    back_up(&sets, &lease, 1, &wal).unwrap();
+    let parent = Arc::new(sets.newest_as_parent().unwrap());
+    std::fs::write(folder.path().join("data.master").join(PAGES_FILE), "short").unwrap();
+    let incoming = sets.begin(&lease).unwrap();
+    incoming.build_on(&parent);
+    let mut other = incoming.stream().unwrap();
+    let unfit = write(&incoming, &incremental_stream(2)).unwrap_err();
+    assert!(matches!(unfit, SetError::ParentUnfit { .. }), "{unfit}");
+    let told = other.write(&sample_stream(2)).unwrap_err();
+    let needs_full = matches!(
+        told,
+        SetError::GivenUp {
+            needs_full: true,
+            ..
+        }
+    );
+    assert!(needs_full, "{told}");
 }
 
 #[test]

@@ -223,6 +223,7 @@ impl Halt {
             Halt::Failed(error) => error,
             Halt::Stopped => SetError::GivenUp {
                 why: "nobody wanted the rest".to_owned(),
+                needs_full: false,
             },
         }
     }

@@ -135,14 +135,14 @@ pub(crate) fn sample_files(version: u8) -> BTreeMap<String, Vec<u8>> {
 const PAGE_LEN: usize = PAGE_BYTES as usize;
 
 /// A file of two pages, of which each version has the first.
-const PAGES_FILE: &str = "base/1/16400";
+pub(crate) const PAGES_FILE: &str = "base/1/16400";
 
 pub(crate) fn sample_stream(version: u8) -> Vec<u8> {
     stream_of(version, Tar::file)
 }
 
 /// The same for a set that is built on an older version.
-fn incremental_stream(version: u8) -> Vec<u8> {
+pub(crate) fn incremental_stream(version: u8) -> Vec<u8> {
     stream_of(version, |tar, path, content| {
         if path != PAGES_FILE.as_bytes() {
             return tar.file(path, content);
