@@ -24,7 +24,7 @@
 //! directories and `pg_wal` are in it. Wanted pages are sent as a tar archive, too: in the order of the request, and an entry
 //! for each run of pages whose digest is not the one that was sent, with its place in the file as
 //! [`TAR_OFFSET_KEYWORD`](crate::message::backup::TAR_OFFSET_KEYWORD). Pages behind the digests are all sent, up to the
-//! length, or to where the file ends. An offset is that of a page of [`PAGE_BYTES`](crate::patch::PAGE_BYTES); the digest of one is its CRC-32C, and in the upper half its CRC-32.
+//! length, or to where the file ends. An offset is that of a page of [`PAGE_BYTES`]; the digest of one is its CRC-32C, and in the upper half its CRC-32.
 //!
 //! A set in a list is `string` name, `bool` its label can be read, and then its label, or `string` why
 //! not, and then its details. Details are a `bool` for each of size, duration and end, and behind it, where that is
