@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 34] = [
+const BODIES: [(&str, Body); 35] = [
     (
         "record_references",
         walmgr::test_support::wal::fuzzing::record_references,
@@ -107,6 +107,7 @@ const BODIES: [(&str, Body); 34] = [
         "tar_stream",
         walmgr::test_support::store::sets::fuzzing::tar_stream,
     ),
+    ("patch", walmgr_protocol::patch::fuzz),
     ("wal_scan", walmgr::test_support::wal::fuzzing::scanner),
     (
         "wal_written",

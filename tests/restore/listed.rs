@@ -43,8 +43,8 @@ fn what_is_unknown_of_a_set_is_a_dash_on_both_sides() {
     assert_eq!(list[0]["made_on"], Value::Null);
     // The last column, whether the set stays, is the standby's to say.
     for (output, unknown) in [
-        (scene.site.master_command(&["listbackups", "-v"]), 6),
-        (scene.site.standby_command(&["listbackups", "-v"]), 5),
+        (scene.site.master_command(&["listbackups", "-v"]), 7),
+        (scene.site.standby_command(&["listbackups", "-v"]), 6),
     ] {
         let text = output.succeed();
         let line = text.lines().last().unwrap();
