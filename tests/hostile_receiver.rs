@@ -158,7 +158,6 @@ const FILE_PEAK_KIB_MAX: u64 = 12 << 10;
 
 /// Runs a command to its end; also how much memory of its own it took, in KiB. The pages of the program, which are mapped
 /// from its file, are as many as the build has.
-
 fn measured(command: &mut Command) -> (Output, u64) {
     command
         .stdin(Stdio::null())
