@@ -150,3 +150,20 @@ pub trait Disk: Tree + Send + Sync {
     /// Bytes that this user can still write to the file system.
     fn free_bytes(&self, directory: BorrowedFd<'_>) -> io::Result<u64>;
 }
+
+/// Reads until the buffer is full or the file ends.
+pub(in crate::store) fn read_full(
+    disk: &dyn Disk,
+    file: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match disk.read(file, &mut buffer[filled..], offset + filled as u64)? {
+            0 => break,
+            read_bytes => filled += read_bytes,
+        }
+    }
+    Ok(filled)
+}

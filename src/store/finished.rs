@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::beside::{PACKED_SUFFIX, file_of};
 use super::checksums::{Checksums, KeptChecksum};
+use super::disk::read_full;
 use super::error::StoreError;
 use super::folder::Folder;
 use super::packed::{BlockUnpacker, ForeignUnpacker, PackedFault, SeekTable};
@@ -133,16 +134,8 @@ impl Folder {
         buffer: &mut [u8],
         offset_bytes: u64,
     ) -> Result<usize, StoreError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let at = offset_bytes + filled as u64;
-            match self.disk.read(file, &mut buffer[filled..], at) {
-                Ok(0) => break,
-                Ok(read_bytes) => filled += read_bytes,
-                Err(error) => return Err(self.failure("read", stored, error)),
-            }
-        }
-        Ok(filled)
+        let read = read_full(&*self.disk, file, buffer, offset_bytes);
+        read.map_err(|error| self.failure("read", stored, error))
     }
 
     /// Which of the two forms of a file counts.

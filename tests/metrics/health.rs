@@ -101,17 +101,23 @@ fn fault_191_an_archive_of_no_cluster_yet_is_not_able() {
     wait_for_health(address, "200");
 }
 
-#[test]
-fn fault_190_a_syncdaemon_is_healthy_while_it_ships_and_knows_the_rpo() {
-    skip_unless!(Cluster::available(15));
-    let address = free_address();
+/// A master that archives, whose syncdaemon will serve its metrics at this address.
+fn shipping_site(address: SocketAddr) -> Site {
     let cluster = Cluster::builder().conf("archive_mode", "on").start();
-    let mut site = Site::builder()
+    let site = Site::builder()
         .cluster(cluster)
         .master_set("loop_delay", "0.1")
         .master_set("metrics_listen", &address.to_string())
         .build();
     site.master_command(&["setup"]).succeed();
+    site
+}
+
+#[test]
+fn fault_190_a_syncdaemon_is_healthy_while_it_ships_and_knows_the_rpo() {
+    skip_unless!(Cluster::available(15));
+    let address = free_address();
+    let mut site = shipping_site(address);
     let daemon = Syncdaemon::start(&site);
     daemon.wait_for_log(&format!("http://{address}/metrics"));
     let rpo = |address| value(&get(address, "/metrics").content, "walmgr_rpo_seconds{");
@@ -151,13 +157,7 @@ fn fault_190_a_syncdaemon_is_healthy_while_it_ships_and_knows_the_rpo() {
 fn fault_232_a_syncdaemon_that_starts_without_its_receiver_knows_the_rpo() {
     skip_unless!(Cluster::available(15));
     let address = free_address();
-    let cluster = Cluster::builder().conf("archive_mode", "on").start();
-    let mut site = Site::builder()
-        .cluster(cluster)
-        .master_set("loop_delay", "0.1")
-        .master_set("metrics_listen", &address.to_string())
-        .build();
-    site.master_command(&["setup"]).succeed();
+    let mut site = shipping_site(address);
     let note = site.master_ini().with_extension("held");
     let rpo = || value(&get(address, "/metrics").content, "walmgr_rpo_seconds{");
     let daemon = Syncdaemon::start(&site);

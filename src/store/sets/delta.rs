@@ -18,6 +18,7 @@ use crate::pg::layout;
 use crate::pg::listed::{Listed, listed_path};
 use crate::pg::manifest::{FileEntry, ListedDigest, Reader};
 use crate::pg::old_files::{ChangedBlocks, OldFile, OldFiles, PIECE_BYTES};
+use crate::store::disk::read_full;
 use crate::store::durable::TREE_DEPTH_MAX;
 use crate::store::tree::Node;
 
@@ -338,15 +339,8 @@ impl HeldSet {
         offset: u64,
         path: &Path,
     ) -> Result<usize, SetError> {
-        let (disk, mut filled) = (&self.sets.parent.disk, 0);
-        while filled < buffer.len() {
-            let read = disk.read(file, &mut buffer[filled..], offset + filled as u64);
-            match read.map_err(|error| self.failure("read", path, error))? {
-                0 => break,
-                read_bytes => filled += read_bytes,
-            }
-        }
-        Ok(filled)
+        let read = read_full(&*self.sets.parent.disk, file, buffer, offset);
+        read.map_err(|error| self.failure("read", path, error))
     }
 }
 

@@ -85,19 +85,11 @@ mod tests {
 
     use walmgr_protocol::names::RelativePath;
 
-    use super::super::testing::{back_up, lease, prepare, real_sets, sample_files, wal_proof};
+    use super::super::testing::{held_sample, sample_files};
     use super::*;
     use crate::pg::old_files::{block_digest, may_be_taken};
     use crate::store::testing::scratch_folder;
     use crate::tar::{EntryKind, TarReader, TarStep};
-
-    fn held(root: &Path) -> HeldSet {
-        prepare(root);
-        let sets = real_sets(root);
-        let lease = lease(&sets).unwrap();
-        back_up(&sets, &lease, 1, &wal_proof(root)).unwrap();
-        sets.hold(sets.newest()).unwrap()
-    }
 
     /// What belongs where.
     type Runs = BTreeMap<(String, u64), Vec<u8>>;
@@ -129,7 +121,7 @@ mod tests {
     #[test]
     fn an_outline_and_the_files_that_may_be_taken_are_all_of_a_set() {
         let folder = scratch_folder();
-        let set = held(folder.path());
+        let set = held_sample(folder.path());
         let mut outline = Vec::new();
         let ended = set.outline(0, &mut |bytes| {
             outline.extend_from_slice(bytes);
@@ -161,7 +153,7 @@ mod tests {
     #[test]
     fn fault_227_pages_come_unless_their_digest_is_the_one_that_was_sent() {
         let folder = scratch_folder();
-        let set = held(folder.path());
+        let set = held_sample(folder.path());
         let content: Vec<u8> = (0..=250).flat_map(|at| [at; 11_953]).collect();
         std::fs::write(set.path().join("base/1/1259"), &content).unwrap();
         let path: RelativePath = "base/1/1259".parse().unwrap();

@@ -15,7 +15,7 @@ use super::error::SetError;
 use super::parent::ParentOfSet;
 use super::shared::SetShared;
 use crate::pg::page;
-use crate::store::disk::Disk;
+use crate::store::disk::read_full;
 use crate::store::taken_over::{TakenOver, take_over};
 
 /// What is read at once: whole pages.
@@ -98,7 +98,7 @@ impl PatchedFile {
                 PatchStep::Look(block, look) => {
                     let mut found = [0; page::PAGE_BYTES];
                     let offset = u64::from(block) * PAGE_BYTES;
-                    let read = read_at(&**disk, self.source.as_fd(), &mut found, offset);
+                    let read = read_full(&**disk, self.source.as_fd(), &mut found, offset);
                     let read_bytes = read.map_err(|error| self.unreadable(path, &error))?;
                     let found = page::look(&found);
                     let is_same = read_bytes == page::PAGE_BYTES
@@ -163,7 +163,7 @@ impl PatchedFile {
                 true => self.unreadable(path, &error),
                 false => shared.failure("read", path, error),
             };
-            let read = read_at(&**disk, from, &mut new[..want], offset).map_err(failed)?;
+            let read = read_full(&**disk, from, &mut new[..want], offset).map_err(failed)?;
             if read < want {
                 return Err(failed(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -171,7 +171,8 @@ impl PatchedFile {
             let piece = match is_untouched {
                 true => &new[..of_parent],
                 false => {
-                    let read = read_at(&**disk, self.source.as_fd(), &mut old[..of_parent], offset);
+                    let read =
+                        read_full(&**disk, self.source.as_fd(), &mut old[..of_parent], offset);
                     let read = read.map_err(|error| self.unreadable(path, &error))?;
                     &old[..read]
                 }
@@ -209,21 +210,4 @@ fn patch_refused(path: &RelativePath, fault: walmgr_protocol::patch::PatchFault)
         path: path.clone(),
         why: "its patch goes back, or beyond the file",
     }
-}
-
-/// Reads until the buffer is full or the file ends.
-fn read_at(
-    disk: &dyn Disk,
-    file: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    offset: u64,
-) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match disk.read(file, &mut buffer[filled..], offset + filled as u64)? {
-            0 => break,
-            read_bytes => filled += read_bytes,
-        }
-    }
-    Ok(filled)
 }

@@ -419,19 +419,11 @@ fn is_special(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        back_up, lease, prepare, real_sets, sample_files, wal_proof, whole_version,
+        back_up, held_sample, lease, real_sets, sample_files, wal_proof, whole_version,
     };
     use super::*;
     use crate::store::testing::scratch_folder;
     use crate::tar::{TarReader, TarStep};
-
-    fn held(root: &Path) -> HeldSet {
-        prepare(root);
-        let sets = real_sets(root);
-        let lease = lease(&sets).unwrap();
-        back_up(&sets, &lease, 1, &wal_proof(root)).unwrap();
-        sets.hold(sets.newest()).unwrap()
-    }
 
     fn stream_from(set: &HeldSet, from: u64) -> Vec<u8> {
         let mut stream = Vec::new();
@@ -446,7 +438,7 @@ mod tests {
     #[test]
     fn the_stream_holds_the_whole_set_and_its_control_file_last() {
         let folder = scratch_folder();
-        let set = held(folder.path());
+        let set = held_sample(folder.path());
         let stream = stream_from(&set, 0);
         let content = set.content(15).unwrap();
         assert_eq!(content.stream_bytes, stream.len() as u64);
@@ -481,7 +473,7 @@ mod tests {
     #[test]
     fn a_stream_goes_on_at_any_offset() {
         let folder = scratch_folder();
-        let set = held(folder.path());
+        let set = held_sample(folder.path());
         let stream = stream_from(&set, 0);
         for from in (0..stream.len())
             .step_by(97)
@@ -496,7 +488,7 @@ mod tests {
     #[test]
     fn a_set_is_found_by_its_label_whatever_its_name_is() {
         let folder = scratch_folder();
-        let first = held(folder.path());
+        let first = held_sample(folder.path());
         let (start, time) = (first.label().start, first.label().start_time.clone());
         let sets = real_sets(folder.path());
         drop(first);
@@ -511,7 +503,7 @@ mod tests {
     #[test]
     fn tablespaces_are_counted_where_they_lie_and_missing_ones_are_named() {
         let folder = scratch_folder();
-        let set = held(folder.path());
+        let set = held_sample(folder.path());
         let map = set.path().join("tablespace_map");
         std::fs::write(&map, "16385 /srv/fast\n").unwrap();
         let content = set.content(15).unwrap();

@@ -10,7 +10,7 @@ use walmgr_protocol::names::{BackupName, Lsn, RelativePath, SystemId};
 use walmgr_protocol::patch::{PAGE_BYTES, TAR_PATCH_KEYWORD, put_pages};
 
 use super::Keeping;
-use super::{BackupSets, ExpectedFile, IncomingSet, Lease, Parts, SealedFile, SetError};
+use super::{BackupSets, ExpectedFile, HeldSet, IncomingSet, Lease, Parts, SealedFile, SetError};
 use crate::pg::manifest::{Checksum, FileEntry, ManifestWriter};
 use crate::store::WalProof;
 use crate::store::testing::{new_archive, open, places, push, real, segment};
@@ -266,7 +266,16 @@ pub(crate) fn back_up(
     seal(incoming, version, wal)
 }
 
-/// The same, built on the newest set.
+/// The first version of the sample set, in an archive of its own.
+pub(crate) fn held_sample(root: &Path) -> HeldSet {
+    prepare(root);
+    let sets = real_sets(root);
+    let lease = lease(&sets).unwrap();
+    back_up(&sets, &lease, 1, &wal_proof(root)).unwrap();
+    sets.hold(sets.newest()).unwrap()
+}
+
+/// Receives and seals a version of the sample set, built on the newest set.
 pub(crate) fn back_up_incrementally(
     sets: &BackupSets,
     lease: &Arc<Lease>,
