@@ -189,7 +189,7 @@ fn fault_185_switchovers_and_kills_under_patroni_need_no_person() {
             "{log}"
         );
     }
-    let switchovers = if crate::support::soak() { 20 } else { 3 };
+    let switchovers = crate::support::rounds(3, 20);
     for number in 1..=switchovers {
         leader = switch_over(&cluster, leader);
         match number % 5 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{site_of, verify};
 use crate::support::dice::Dice;
-use crate::support::{Cluster, Site, TempDir, run, soak, wait_for};
+use crate::support::{Cluster, Site, TempDir, rounds, run, wait_for};
 
 const PAGE: usize = 8192;
 
@@ -85,7 +85,7 @@ fn hold_equal(major: u8) {
     let mut dice = Dice::thrown("page_equal");
     let mut site = prepared(major, dice.once_in(2));
     site.master_command(&["backup"]).succeed();
-    for round in 0..if soak() { 75 } else { 3 } {
+    for round in 0..rounds(3, 75) {
         let done = disturb(&mut site, &mut dice);
         let what = format!("PostgreSQL {major}, workload {round}: {done:#?}");
         assert_equal(&site, &what);

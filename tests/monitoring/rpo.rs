@@ -18,7 +18,7 @@ use super::programs::get;
 use crate::partial::daemon::Syncdaemon;
 use crate::partial::{flushed, held, in_pg_wal};
 use crate::support::dice::Dice;
-use crate::support::{Cluster, Site, TempDir, free_port, soak};
+use crate::support::{Cluster, Site, TempDir, free_port, rounds, soak};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -264,7 +264,7 @@ fn duration(dice: &mut Dice) -> Duration {
 fn fault_190_the_rpo_is_true_within_half_a_second_through_stalls() {
     skip_unless!(Cluster::available(15));
     let mut dice = Dice::thrown("stalls");
-    let count = if soak() { 1_000 } else { 25 };
+    let count = rounds(25, 1_000);
     let mut watched = Watched::start();
     let (mut worst, mut longest, mut samples) = (0.0_f64, 0.0_f64, 0);
     let begun = Instant::now();

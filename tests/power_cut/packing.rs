@@ -13,11 +13,11 @@ use super::{Before, Chance, EACH, Standby, offer};
 use crate::support::cluster::Cluster;
 use crate::support::loopfs::{FileSystem, LoopFs};
 use crate::support::site::Site;
-use crate::support::{soak, stored};
+use crate::support::{rounds, stored};
 
 /// Cuts of each kind on each file system: with two of each, 300 of a campaign, or 16.
 fn cuts_of_each() -> u64 {
-    if soak() { 75 } else { 4 }
+    rounds(4, 75)
 }
 
 /// How many plain segments lie there when `compress` begins.

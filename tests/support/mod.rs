@@ -80,6 +80,13 @@ pub fn soak() -> bool {
     std::env::var_os("WALMGR_SOAK").is_some()
 }
 
+/// How often a randomised test does what it does: `WALMGR_ROUNDS` asks for a part of a long run, or for more of it.
+pub fn rounds(usual: u64, soaked: u64) -> u64 {
+    let asked = std::env::var("WALMGR_ROUNDS").ok();
+    let asked = asked.map(|text| text.parse().expect("WALMGR_ROUNDS is a number"));
+    asked.unwrap_or(if soak() { soaked } else { usual })
+}
+
 /// A free TCP port below the range the kernel gives to clients; no other test has it while this process runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
