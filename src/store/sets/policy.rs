@@ -13,7 +13,9 @@
 //! | somebody reads it | |
 //!
 //! Times are those at which this host sealed the sets: a master's clock says nothing here. The order is that of their
-//! names, which is that of the WAL, so a clock that jumps changes no order. A set from the future is young.
+//! names, which is that of the WAL, so a clock that jumps changes no order. A set from the future is young. A time of
+//! weeks in which no set was sealed does not count for `keep_days`: a clock that jumps ahead looks just like it, and the days
+//! begin to pass once sets are made again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +30,9 @@ use crate::config::StandbyConfig;
 mod tests;
 
 const DAY_MS: i64 = 86_400_000;
+
+/// So long nobody waits between two backups, monthly ones included: backups had stopped, or the clock jumped ahead.
+const PAUSE_MS: i64 = 45 * DAY_MS;
 
 /// How far is looked ahead for the set that goes next.
 const NEXT_DAYS_MAX: u32 = 62;
@@ -152,8 +157,14 @@ pub(crate) enum KeepReason {
     NoRule,
     Damaged,
     Young,
+    Future,
     Counted(u32),
     InWindow(u32),
+    /// It is in the window, as a pause of so many days does not count.
+    BeforePause {
+        window_days: u32,
+        pause_days: i64,
+    },
     BeginsWindow(u32),
     LastToTheEnd,
     LastGood,
@@ -181,8 +192,19 @@ impl fmt::Display for KeepReason {
             KeepReason::NoRule => out.write_str("neither keep_backups nor keep_days is set"),
             KeepReason::Damaged => out.write_str("damaged, for a person to look at"),
             KeepReason::Young => out.write_str("younger than keep_minimum_age"),
+            KeepReason::Future => {
+                out.write_str("sealed in the future: this host's clock was ahead, or is behind")
+            }
             KeepReason::Counted(sets) => write!(out, "keep_backups = {sets}"),
             KeepReason::InWindow(days) => write!(out, "keep_days = {days}"),
+            KeepReason::BeforePause {
+                window_days,
+                pause_days,
+            } => write!(
+                out,
+                "keep_days = {window_days}, without the {pause_days} days in which no set was made: backups had stopped, or \
+                this host's clock jumped ahead"
+            ),
             KeepReason::BeginsWindow(days) => {
                 write!(out, "the days of keep_days = {days} begin behind it")
             }
@@ -246,7 +268,7 @@ pub(crate) fn decide(sets: &[RetainedSet], keeping: Keeping, now_ms: i64) -> Vec
         let old: Vec<bool> = (sets.iter())
             .map(|set| keeping.is_old(set.sealed_ms, now_ms))
             .collect();
-        keep_what_does_not_count(sets, &old, &mut reasons);
+        keep_what_does_not_count(sets, (&old, now_ms), &mut reasons);
         keep_counted(sets, &old, keeping.sets, &mut reasons);
         keep_window(sets, &old, (keeping.days, now_ms), &mut reasons);
         keep_last(sets, &old, &mut reasons);
@@ -313,10 +335,16 @@ pub(crate) fn next_to_go(
     None
 }
 
-fn keep_what_does_not_count(sets: &[RetainedSet], old: &[bool], reasons: &mut [Vec<KeepReason>]) {
+fn keep_what_does_not_count(
+    sets: &[RetainedSet],
+    (old, now_ms): (&[bool], i64),
+    reasons: &mut [Vec<KeepReason>],
+) {
     for ((set, is_old), reasons) in sets.iter().zip(old).zip(reasons) {
         if set.quality == SetQuality::Damaged {
             reasons.push(KeepReason::Damaged);
+        } else if !is_old && set.sealed_ms > now_ms {
+            reasons.push(KeepReason::Future);
         } else if !is_old {
             reasons.push(KeepReason::Young);
         }
@@ -355,15 +383,44 @@ fn keep_window(
         return;
     }
     let begin_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
-    for (set, reasons) in sets.iter().zip(&mut *reasons) {
-        if set.sealed_ms > begin_ms && set.quality != SetQuality::Damaged {
-            reasons.push(KeepReason::InWindow(days));
+    let pause = newest_pause(sets, now_ms);
+    let is_in = |set: &RetainedSet| match pause {
+        // Behind it only what passed since counts.
+        Some((from_ms, pause_ms)) if set.sealed_ms <= from_ms => {
+            set.sealed_ms > begin_ms.saturating_sub(pause_ms)
         }
+        _ => set.sealed_ms > begin_ms,
+    };
+    for (set, reasons) in sets.iter().zip(&mut *reasons) {
+        if set.quality == SetQuality::Damaged || !is_in(set) {
+            continue;
+        }
+        reasons.push(match pause {
+            Some((_, pause_ms)) if set.sealed_ms <= begin_ms => KeepReason::BeforePause {
+                window_days: days,
+                pause_days: pause_ms / DAY_MS,
+            },
+            _ => KeepReason::InWindow(days),
+        });
     }
-    let from_before = |at: usize| sets[at].sealed_ms <= begin_ms && old[at];
+    let from_before = |at: usize| !is_in(&sets[at]) && old[at];
     if let Some(at) = newest_of_the_best(sets, from_before) {
         reasons[at].push(KeepReason::BeginsWindow(days));
     }
+}
+
+/// Since when and for how long no set was sealed, if that was too long to be meant; the last time that it was. Sets that
+/// go leave no such pause behind them that matters: the ones before were older than the window already.
+fn newest_pause(sets: &[RetainedSet], now_ms: i64) -> Option<(i64, i64)> {
+    let mut times: Vec<i64> = sets.iter().map(|set| set.sealed_ms).collect();
+    times.retain(|sealed_ms| *sealed_ms <= now_ms);
+    times.push(now_ms);
+    times.sort_unstable();
+    let mut pauses = times.windows(2).rev().filter_map(|pair| match pair {
+        [from_ms, to_ms] => Some((*from_ms, to_ms.saturating_sub(*from_ms))),
+        _ => None,
+    });
+    pauses.find(|(_, pause_ms)| *pause_ms > PAUSE_MS)
 }
 
 /// The last that restores to the end, and the last good one: never gone, whatever the rules say. One that is young does

@@ -121,6 +121,59 @@ fn days_keep_the_set_that_the_window_begins_behind() {
     assert_eq!(kept(&sets, weekly).len(), 20);
 }
 
+/// The same sets, of which all but so many of the newest were sealed so many days earlier.
+fn paused(mut sets: Vec<RetainedSet>, newest: usize, days: i64) -> Vec<RetainedSet> {
+    for set in &mut sets[newest..] {
+        set.sealed_ms -= days * DAY_MS;
+    }
+    sets
+}
+
+#[test]
+fn fault_245_a_clock_that_jumps_ahead_makes_no_set_go_for_keep_days() {
+    let keeping = Keeping {
+        days: 7,
+        minimum_age: Duration::from_secs(24 * 3_600),
+        ..Keeping::default()
+    };
+    let all: Vec<usize> = (0..=8).collect();
+    // No set was made since it jumped; then one, and one a day.
+    assert_eq!(kept(&paused(daily(20), 0, 3_650), keeping), all[..8]);
+    for newest in 1..8 {
+        let sets = paused(daily(20), newest, 3_650);
+        assert_eq!(kept(&sets, keeping), all, "{newest}");
+        let why = decide(&sets, keeping, BEGIN_MS)[newest].why();
+        assert!(why.contains("without the 3651 days in which"), "{why}");
+    }
+    // So many days have passed since by any clock.
+    assert_eq!(kept(&paused(daily(20), 8, 3_650), keeping), all[..8]);
+    let sets = paused(daily(20), 8, 3_650);
+    assert_eq!(
+        decide(&sets, keeping, BEGIN_MS)[7].why(),
+        "the days of keep_days = 7 begin behind it"
+    );
+    // A month is no pause: whoever makes a set a month has none pile up.
+    let monthly: Vec<RetainedSet> = (daily(300).into_iter().step_by(31)).collect();
+    assert_eq!(kept(&monthly, keeping), [0, 1]);
+    // Nor does every quarter of a year count.
+    let quarterly: Vec<RetainedSet> = (daily(900).into_iter().step_by(91)).collect();
+    assert_eq!(kept(&quarterly, keeping), [0, 1, 2]);
+}
+
+#[test]
+fn fault_245_a_set_from_the_future_says_so_and_makes_none_go() {
+    let keeping = Keeping {
+        days: 3,
+        minimum_age: Duration::from_secs(24 * 3_600),
+        ..Keeping::default()
+    };
+    let mut sets = daily(10);
+    sets[0].sealed_ms += 3_650 * DAY_MS;
+    let decided = decide(&sets, keeping, BEGIN_MS);
+    assert_eq!(decided[0].keeps[0], KeepReason::Future);
+    assert_eq!(kept(&sets, keeping), [0, 1, 2, 3]);
+}
+
 #[test]
 fn weeks_and_months_keep_their_first_set_without_a_way_forward() {
     // 2026-01-01 is a Thursday: weeks begin 3, 10 and 17 days before; months 0 and 31 days before.
@@ -467,10 +520,31 @@ fn check_wal(before: &BTreeMap<u64, i64>, after: &ModelArchive, staying: &[SetDe
     }
 }
 
+/// When the days begin, a pause of more than 45 of them not counted: day by day, from now on back.
+fn begin_without_pause(after: &ModelArchive, sets: &[RetainedSet]) -> i64 {
+    let mut sealed: Vec<i64> = sets.iter().map(|set| set.sealed_ms).collect();
+    sealed.retain(|sealed_ms| *sealed_ms <= after.now_ms);
+    sealed.sort_unstable_by(|one, other| other.cmp(one));
+    let (mut from_ms, mut left_ms) = (after.now_ms, i64::from(after.keeping.days) * DAY_MS);
+    let mut was_pause = false;
+    for sealed_ms in sealed {
+        let step_ms = from_ms - sealed_ms;
+        if step_ms > 45 * DAY_MS && !was_pause {
+            was_pause = true;
+        } else if step_ms >= left_ms {
+            break;
+        } else {
+            left_ms -= step_ms;
+        }
+        from_ms = sealed_ms;
+    }
+    from_ms - left_ms
+}
+
 /// Why all WAL from a set on stays has to be one of the promises.
-fn check_way_forward(after: &ModelArchive, staying: &[SetDecision]) {
+fn check_way_forward(before: &[RetainedSet], after: &ModelArchive, staying: &[SetDecision]) {
     let keeping = after.keeping;
-    let begin_ms = after.now_ms - i64::from(keeping.days) * DAY_MS;
+    let begin_ms = begin_without_pause(after, before);
     for (at, (set, decision)) in after.sets.iter().zip(staying).enumerate() {
         let wanted = keeping.keeps_all()
             || set.pin == Some(PinnedWal::All)
@@ -515,7 +589,7 @@ fn fault_210_ten_thousand_histories_keep_what_is_promised() {
                 check_sets(&sets, &archive);
                 check_reach(&sets, &archive);
                 check_wal(&wal, &archive, &staying);
-                check_way_forward(&archive, &staying);
+                check_way_forward(&sets, &archive, &staying);
                 let again = decide(&archive.sets, archive.keeping, archive.now_ms);
                 assert!(
                     again.iter().all(|set| !set.goes()),
