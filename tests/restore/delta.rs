@@ -360,13 +360,18 @@ fn fault_218_a_disk_that_fills_up_on_the_way_loses_nothing() {
             said.contains("No space left on device"),
             "{context}: {said}"
         );
-        match words == BESIDE {
-            true => assert_old(&wreck, &wreck.scene.data(), &context),
-            // From the first byte on it is the new one, which does not start before it is whole.
-            false => assert!(
-                !wreck.scene.data().join("global/pg_control").exists(),
-                "{context}"
-            ),
+        let data = wreck.scene.data();
+        if words == BESIDE {
+            assert_old(&wreck, &data, &context);
+        } else {
+            // From the first byte on it is the new one, which does not start before it is whole; the line that makes it
+            // so is shown.
+            assert!(!data.join("global/pg_control").exists(), "{context}");
+            let ini = wreck.scene.site.standby_ini().display();
+            let line = format!("walmgr {ini} {}", words.join(" "));
+            for part in ["no server starts there", "free room", line.as_str()] {
+                assert!(said.contains(part), "{context}: {said}");
+            }
         }
         assert_set(&wreck, &context);
         wreck.finish(words, &context);

@@ -90,9 +90,9 @@ impl Plan<'_> {
             false => error.hint("nothing was changed"),
         };
         let mut taken = self.compare(&held).map_err(untouched)?;
-        taking::hide_old_control(&place.data)?;
-        let copied = self.take_over(&held, &mut taken);
-        copied.inspect_err(|_| self.tell_where_it_stands(was_running))?;
+        taking::hide_old_control(&place.data)
+            .and_then(|()| self.take_over(&held, &mut taken))
+            .inspect_err(|_| self.tell_where_it_stands(was_running))?;
         tell_counts(&taken);
         Ok((Some(held), was_running))
     }

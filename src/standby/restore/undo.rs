@@ -46,6 +46,17 @@ impl Plan<'_> {
 
     /// What is said before the error of a restore that ended between the server's stop and its start.
     pub(super) fn tell_where_it_stands(&self, was_stopped: bool) {
+        if let (true, SetSource::Copy(set)) = (self.is_in_place(), &self.source) {
+            tracing::warn!(
+                "the old content of {} is gone, and no server starts there before this restore has finished; free room if \
+                the disk is full, and type the same line again, with its other options: walmgr {} restore --delta \
+                --in-place {}",
+                self.place.data.display(),
+                shown(&self.config.path),
+                set.name
+            );
+            return;
+        }
         let staging = self.place.staging();
         let left = match staging.exists() {
             true => staging,
