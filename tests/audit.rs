@@ -344,7 +344,8 @@ fn fault_186_clusters_of_a_host_tell_their_own_file_or_that_of_the_host() {
     let with = |id| Site::builder().system_id(id);
     let own_text = own.display().to_string();
     let first = host.add("db1", with(7001).standby_set("audit_log", &own_text));
-    let second = host.add("db2", with(7002));
+    // Its file has another name than its job, and it is called as its metrics call it.
+    let second = host.add("db2", with(7002).standby_set("job_name", "orders"));
     assert_eq!(line(&own, "bound", |_| true)["cluster"], "db1");
     assert_eq!(line(&of_host, "bound", |_| true)["cluster"], "db2");
     second.standby_command(&["revoke", "master"]).succeed();

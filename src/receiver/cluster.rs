@@ -124,9 +124,9 @@ pub(crate) struct BackupFolders {
 }
 
 impl Cluster {
-    /// Takes the archive and the sets, and sees to what an earlier receiver left.
+    /// Takes the archive and the sets, and sees to what an earlier receiver left. The audit log has this name of it.
     pub(crate) fn open(
-        config: &StandbyConfig,
+        (name, config): (&str, &StandbyConfig),
         settings: Arc<ClusterSettings>,
         disk: &Arc<dyn Disk>,
         census: &Arc<StoreCensus>,
@@ -139,7 +139,7 @@ impl Cluster {
         let store = OpenStore::open(&folders, full_backup, disk, census, &span)
             .map_err(|error| opening(&error))?;
         settings.apply_to(&store.archive);
-        let audit = AuditLog::new(&config.job_name, settings.audit_log.as_deref())
+        let audit = AuditLog::new(name, settings.audit_log.as_deref())
             .noting_losses_in(&config.completed_wals);
         let meter = ClusterMeter::default();
         store.archive.count_in(Arc::clone(&meter.store));

@@ -104,7 +104,7 @@ pub(crate) fn run(
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let daemon = Daemon::new(process, admission::raise_descriptors(), look);
     let cluster = Arc::new(Cluster::open(
-        config,
+        (&config.job_name, config),
         settings,
         &disk,
         &daemon.census,

@@ -20,7 +20,7 @@ pub(crate) fn log(config: &StandbyConfig) -> Arc<AuditLog> {
         return Arc::clone(log);
     }
     let path = path(config);
-    let log = AuditLog::new(&config.job_name, path.as_deref());
+    let log = AuditLog::new(&hosted::shown_name(config), path.as_deref());
     let log = Arc::new(log.noting_losses_in(&config.completed_wals));
     open.push((config.path.clone(), Arc::clone(&log)));
     log

@@ -62,8 +62,8 @@ pub(crate) fn host_facts(config: &StandbyConfig) -> Option<HostFacts> {
     })
 }
 
-/// What monitoring calls a cluster, whoever tells of it: its receiver, or `status`.
-pub(super) fn monitored_name(config: &StandbyConfig) -> String {
+/// What monitoring and the audit log call a cluster, whoever tells of it: its receiver, or a command.
+pub(super) fn shown_name(config: &StandbyConfig) -> String {
     match host_of(config) {
         Ok(Some(_)) => config::shown_cluster_name(&config.path),
         _ => config.job_name.clone(),

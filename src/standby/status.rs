@@ -48,7 +48,7 @@ pub(crate) fn run(
     options: &Options,
     thresholds: &Thresholds,
 ) -> Result<()> {
-    let name = hosted::monitored_name(config);
+    let name = hosted::shown_name(config);
     status::finish(&facts(config), &name, thresholds, options)
 }
 

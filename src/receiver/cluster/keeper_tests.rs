@@ -59,7 +59,8 @@ impl KeptCluster {
         let process = ProcessSettings::load(&config.tls, (1, None), ("", None)).unwrap();
         let settings = ClusterSettings::load(&config, &process).unwrap();
         let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
-        let cluster = Cluster::open(&config, settings, &shared, &census, stopping, span).unwrap();
+        let cluster =
+            Cluster::open(("a", &config), settings, &shared, &census, stopping, span).unwrap();
         let cluster = Arc::new(cluster);
         census.opened();
         census.is_complete();

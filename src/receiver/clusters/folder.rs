@@ -23,7 +23,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, Span};
 use walmgr_protocol::message::ErrorCode;
 
-use crate::config::{HostConfig, ListenAddress, StandbyConfig, WantedInForce, WantedPaths};
+use crate::config::{self, HostConfig, ListenAddress, StandbyConfig, WantedInForce, WantedPaths};
 use crate::daemon::{self, PidFile, UnservedClusters};
 use crate::error::{CommandError, Result};
 use crate::options::Options;
@@ -604,8 +604,8 @@ impl ClusterOpener {
         let pidfile = PidFile::acquire_of_host(&config.receiver_pidfile(), &self.host)?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (census, stopping) = (&self.census, self.stopping);
-        let span = self.span.clone();
-        let cluster = Cluster::open(&config, settings, &disk, census, stopping, span)?;
+        let (name, span) = (config::shown_cluster_name(&config.path), self.span.clone());
+        let cluster = Cluster::open((&name, &config), settings, &disk, census, stopping, span)?;
         Ok((cluster, pidfile))
     }
 }

@@ -94,7 +94,14 @@ async fn fault_147_a_peer_that_is_slow_with_its_hello_keeps_no_cluster_open() {
         let (settings, disk) = (Arc::clone(&file.settings), real());
         let census = Arc::new(StoreCensus::default());
         let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
-        Cluster::open(&file.config, settings, &disk, &census, stopping, span)
+        Cluster::open(
+            ("a", &file.config),
+            settings,
+            &disk,
+            &census,
+            stopping,
+            span,
+        )
     };
     let hosted = Arc::new(HostedCluster {
         path: file.config.path.clone(),
