@@ -96,6 +96,8 @@ install_packages() {
     compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(POSTGRESQL)
     # Debian only recommends it to the compiler.
     [[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+    # The tools that docs/moving/ tells how to come from.
+    ((quick)) || wanted+=(pgbackrest:pgbackrest barman:barman)
     for entry in "${wanted[@]}"; do
         command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
     done

@@ -42,6 +42,7 @@ mod load;
 mod manual;
 mod metrics;
 mod monitoring;
+mod moving;
 mod network;
 mod old_spellings;
 mod partial;
