@@ -116,15 +116,25 @@ impl AuditLog {
         }
     }
 
-    /// The same; what is lost is noted in this folder of the archive, whose disk may be another one.
-    pub(crate) fn noting_losses_in(mut self, folder: &Path) -> AuditLog {
-        self.losses = Some(folder.join(LOSSES_NAME));
+    /// The same; what is lost is noted in this file, whose disk may be another one.
+    pub(crate) fn noting_losses_at(mut self, note: &Path) -> AuditLog {
+        self.losses = Some(note.to_path_buf());
         self
     }
 
-    /// Lines of the archive in this folder that are lost and not told of in their file.
-    pub(crate) fn losses_in(folder: &Path) -> Option<AuditLoss> {
-        loss::read(&folder.join(LOSSES_NAME))
+    /// Where it is noted what is lost of the log of the archive in this folder.
+    pub(crate) fn losses_in(folder: &Path) -> PathBuf {
+        folder.join(LOSSES_NAME)
+    }
+
+    /// Where it is noted what is lost of a host's own log: an archive is none of its.
+    pub(crate) fn losses_beside(pidfile: &Path) -> PathBuf {
+        pidfile.with_extension("audit-lost")
+    }
+
+    /// Lines that are lost by this note, and not told of in their file.
+    pub(crate) fn lost(note: &Path) -> Option<AuditLoss> {
+        loss::read(note)
     }
 
     /// Why the next line of this file would be lost, as far as that can be seen without writing it.

@@ -280,6 +280,22 @@ fn fault_186_a_rotated_file_is_left_at_sighup_and_no_line_is_lost() {
 }
 
 #[test]
+fn fault_186_a_rotated_file_is_left_while_the_settings_are_wrong() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let mut site = audited(Site::builder());
+    let (audit, name) = (audit_of(&site), site.segment_name(1));
+    site.write_segment(1);
+    site.archive(&name).succeed();
+    site.standby_set("keep_backups", "many");
+    fs::rename(&audit, audit.with_extension("log.1")).unwrap();
+    site.receiver.signal(Signal::HUP);
+    site.receiver.wait_for_log("reload failed");
+    site.write_wal(&name, site.segment(1, "another"));
+    site.archive(&name).fail(3);
+    line(&audit, "rewrite_refused", |_| true);
+}
+
+#[test]
 fn fault_187_archiving_goes_on_without_room_for_the_audit_log() {
     let _user = skip_unless!(crate::support::place::server_user());
     let disk = skip_unless!(TmpFs::create(64, 0));
@@ -366,6 +382,55 @@ fn fault_186_clusters_of_a_host_tell_their_own_file_or_that_of_the_host() {
     assert!(lines(&own).iter().all(|line| line["cluster"] == "db1"));
     first.write_segment(1);
     first.archive(&first.segment_name(1)).succeed();
+}
+
+#[test]
+fn fault_248_lost_lines_of_a_hosts_own_log_are_a_finding_of_its_clusters() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let disk = skip_unless!(TmpFs::create(64, 0));
+    let (ballast, audit) = (disk.path().join("ballast"), disk.path().join("audit.log"));
+    let path = audit.display().to_string();
+    let mut host = Host::builder().set("audit_log", &path).build();
+    host.start();
+    let own = host.home().join("db1.audit").display().to_string();
+    let builder = Site::builder().system_id(7001);
+    let site = host.add("db1", builder.standby_set("audit_log", &own));
+    let finding = || {
+        let page = site.standby_command(&["status", "--json"]).stdout;
+        let page: Value = serde_json::from_str(&page).unwrap();
+        let findings = page["findings"].as_array().unwrap().iter();
+        let mut of_audit = findings.filter(|found| found["code"] == "audit_log");
+        of_audit.next().map(|found| found["text"].to_string())
+    };
+    assert_eq!(finding(), None);
+    fs::write(&ballast, vec![0; 1 << 20]).unwrap_err();
+    // Nobody's key belongs to no cluster.
+    site.standby_command(&["revoke", "master"]).succeed();
+    site.write_segment(1);
+    let name = site.segment_name(1);
+    wait_for("the loss", PATIENCE, || {
+        site.archive(&name);
+        finding().filter(|said| said.contains("has lost") && said.contains(&path))
+    });
+    // Whoever is killed lets nobody forget it.
+    host.receiver.kill9();
+    fs::remove_file(&ballast).unwrap();
+    let said = finding().unwrap();
+    assert!(
+        said.contains("does not say so before its next line"),
+        "{said}"
+    );
+    host.start();
+    wait_for("the number in the file", PATIENCE, || {
+        site.archive(&name);
+        lines(&audit)
+            .iter()
+            .any(|line| line["event"] == "lines_lost")
+            .then_some(())
+    });
+    wait_for("the end of the finding", PATIENCE, || {
+        finding().is_none().then_some(())
+    });
 }
 
 #[test]

@@ -115,10 +115,11 @@ fn log_of(config: &Config) -> Option<Arc<AuditLog>> {
     match config {
         Config::Master(_) => None,
         Config::Standby(config) => Some(standby::audited::log(config)),
-        Config::Host(config) => Some(Arc::new(AuditLog::new(
-            &config.job_name,
-            config.audit_log.as_deref(),
-        ))),
+        Config::Host(config) => {
+            let log = AuditLog::new(&config.job_name, config.audit_log.as_deref());
+            let note = AuditLog::losses_beside(&config.receiver_pidfile());
+            Some(Arc::new(log.noting_losses_at(&note)))
+        }
     }
 }
 

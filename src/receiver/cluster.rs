@@ -140,7 +140,7 @@ impl Cluster {
             .map_err(|error| opening(&error))?;
         settings.apply_to(&store.archive);
         let audit = AuditLog::new(name, settings.audit_log.as_deref())
-            .noting_losses_in(&config.completed_wals);
+            .noting_losses_at(&AuditLog::losses_in(&config.completed_wals));
         let meter = ClusterMeter::default();
         store.archive.count_in(Arc::clone(&meter.store));
         let (number, pools) = (census.opened(), &census.pools);

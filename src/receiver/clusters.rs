@@ -77,8 +77,9 @@ pub(crate) struct BrokenCluster {
 impl Clusters {
     /// A table of none, for a process with these settings.
     pub(crate) fn new(server: Arc<ProcessSettings>) -> Self {
+        let audit = AuditLog::new(&server.cluster, server.audit_log.as_deref());
         Clusters {
-            audit: Arc::new(AuditLog::new(&server.cluster, server.audit_log.as_deref())),
+            audit: Arc::new(audit.noting_losses_at(&server.audit_losses)),
             server: RwLock::new(server),
             table: RwLock::default(),
         }

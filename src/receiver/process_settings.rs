@@ -27,6 +27,8 @@ pub(crate) struct ProcessSettings {
     pub cluster: String,
     /// Where it is told who did what that belongs to no cluster.
     pub audit_log: Option<PathBuf>,
+    /// Where it is noted which lines of that are lost.
+    pub audit_losses: PathBuf,
 }
 
 /// How connections are protected.
@@ -73,7 +75,7 @@ impl ProcessSettings {
     pub(crate) fn load(
         tls: &TlsSettings,
         (connections_max, fetch_rate): (u32, Option<u64>),
-        (cluster, audit_log): (&str, Option<&Path>),
+        (cluster, audit_log, audit_losses): (&str, Option<&Path>, PathBuf),
     ) -> Result<Arc<ProcessSettings>> {
         AuditLog::check(audit_log)?;
         let protection = match tls.enabled {
@@ -86,6 +88,7 @@ impl ProcessSettings {
             fetch_rate,
             cluster: cluster.to_owned(),
             audit_log: audit_log.map(Path::to_path_buf),
+            audit_losses,
         }))
     }
 

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::audit::AuditLog;
 use crate::config::{self, StandbyConfig};
 use crate::daemon;
 use crate::error::Result;
@@ -58,7 +59,11 @@ pub(crate) fn process_of(config: &StandbyConfig) -> Result<Arc<ProcessSettings>>
         &config.tls,
         // The cluster's own rate is that of all there are.
         (config.max_connections, None),
-        (&config.job_name, config.audit_log.as_deref()),
+        (
+            &config.job_name,
+            config.audit_log.as_deref(),
+            AuditLog::losses_in(&config.completed_wals),
+        ),
     )
 }
 

@@ -2,10 +2,10 @@
 //! Never holds a command up, and never writes a line for what only reads. Invariant: whatever a command removes for good
 //! is told of before it goes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::audit::{Actor, AuditEvent, AuditLog, AuditOutcome};
+use crate::audit::{Actor, AuditEvent, AuditLog, AuditLoss, AuditOutcome};
 use crate::config::StandbyConfig;
 use crate::standby::hosted;
 use crate::store::sets::BackupSets;
@@ -21,26 +21,40 @@ pub(crate) fn log(config: &StandbyConfig) -> Arc<AuditLog> {
     }
     let path = path(config);
     let log = AuditLog::new(&hosted::shown_name(config), path.as_deref());
-    let log = Arc::new(log.noting_losses_in(&config.completed_wals));
+    let log = Arc::new(log.noting_losses_at(&AuditLog::losses_in(&config.completed_wals)));
     open.push((config.path.clone(), Arc::clone(&log)));
     log
 }
 
 /// Its own file, or that of its host.
 fn path(config: &StandbyConfig) -> Option<PathBuf> {
-    let of_host = || hosted::audit_log(config);
+    let of_host = || hosted::audit_log_and_losses(config).map(|(path, _)| path);
     config.audit_log.clone().or_else(of_host)
 }
 
-/// Which lines are lost, or would be; for `status` and `verify`.
+/// Which lines are lost, or would be, of this cluster's log or of its host's own; for `status` and `verify`.
 pub(super) fn trouble(config: &StandbyConfig) -> Option<String> {
-    let path = path(config)?;
-    let loss = AuditLog::losses_in(&config.completed_wals);
-    match (AuditLog::obstacle(&path), loss) {
-        (Some(why), None) => Some(format!("the audit log would lose its next line: {why}")),
+    let own = path(config).and_then(|path| {
+        let loss = AuditLog::lost(&AuditLog::losses_in(&config.completed_wals));
+        told(&path, loss)
+    });
+    own.or_else(|| {
+        let (path, note) = hosted::audit_log_and_losses(config)?;
+        told(&path, AuditLog::lost(&note))
+    })
+}
+
+fn told(path: &Path, loss: Option<AuditLoss>) -> Option<String> {
+    match (AuditLog::obstacle(path), loss) {
+        (Some(why), None) => Some(format!(
+            "the audit log {} would lose its next line: {why}",
+            path.display()
+        )),
         (Some(why), Some(loss)) => Some(format!(
-            "the audit log has lost {} lines since {}, and would lose the next: {why}",
-            loss.lines, loss.since
+            "the audit log {} has lost {} lines since {}, and would lose the next: {why}",
+            path.display(),
+            loss.lines,
+            loss.since
         )),
         (None, Some(loss)) => Some(format!(
             "{} lost {} lines since {}, and does not say so before its next line: {}",

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::audit::AuditLog;
 use crate::config::{self, Config, HostConfig, StandbyConfig};
 use crate::daemon;
 use crate::error::{CommandError, Result};
@@ -70,9 +71,11 @@ pub(super) fn shown_name(config: &StandbyConfig) -> String {
     }
 }
 
-/// The audit log of the host that serves this cluster, if it has one.
-pub(super) fn audit_log(config: &StandbyConfig) -> Option<PathBuf> {
-    host_of(config).ok()??.audit_log
+/// The audit log of the host that serves this cluster, if it has one, and where it is noted what is lost of its own.
+pub(super) fn audit_log_and_losses(config: &StandbyConfig) -> Option<(PathBuf, PathBuf)> {
+    let host = host_of(config).ok()??;
+    let note = AuditLog::losses_beside(&host.receiver_pidfile());
+    Some((host.audit_log?, note))
 }
 
 /// The host whose receiver serves this cluster, or would.

@@ -1,6 +1,7 @@
 //! A store whose sync failed, wherever that was: it retires alone, and takes files again when its disk works.
 //! Never over a network. Invariant tested: nothing of what was open before is used behind it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,8 @@ impl KeptCluster {
         let disk = FaultyDisk::over(real());
         let census = Arc::new(StoreCensus::default());
         let shared: Arc<dyn Disk> = disk.clone();
-        let process = ProcessSettings::load(&config.tls, (1, None), ("", None)).unwrap();
+        let process =
+            ProcessSettings::load(&config.tls, (1, None), ("", None, PathBuf::new())).unwrap();
         let settings = ClusterSettings::load(&config, &process).unwrap();
         let (stopping, span) = (CancellationToken::new(), tracing::Span::none());
         let cluster =

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::audit::AuditLog;
 use crate::config::{self, Config, HostConfig, StandbyConfig, WantedInForce, WantedPaths};
 use crate::error::{CommandError, Kind, Result};
 use crate::options::Options;
@@ -48,7 +49,11 @@ pub(crate) fn read(
     let process = ProcessSettings::load(
         &host.tls,
         (host.max_connections, host.fetch_rate),
-        ("", host.audit_log.as_deref()),
+        (
+            "",
+            host.audit_log.as_deref(),
+            AuditLog::losses_beside(&host.receiver_pidfile()),
+        ),
     )?;
     read_folder(host, process, clusters_max, in_force, patience)
 }
