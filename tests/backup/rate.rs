@@ -27,9 +27,11 @@ fn limited(rate: &str, jobs: &str) -> Site {
 /// Bytes of all files below a directory.
 pub(crate) fn bytes_below(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
-    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata().unwrap() {
-        found if found.is_dir() => bytes_below(&entry.path()),
-        found => found.len(),
+    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_below(&entry.path()),
+        Ok(found) => found.len(),
+        // It is being received, and has another name by now.
+        Err(_) => 0,
     };
     entries.map(bytes_of).sum()
 }
@@ -72,12 +74,11 @@ fn fault_188_all_streams_of_a_backup_together_keep_its_rate() {
 fn fault_188_wal_is_archived_at_once_while_a_backup_is_slow() {
     skip_unless!(Cluster::available(15));
     let site = limited("256kB", "2");
+    let backed_up = Instant::now();
     let mut backup = started(site.master_walmgr(&["backup"]));
+    let incoming = site.archive_folder().join("data.master.incoming");
     wait_for("the first file", Duration::from_secs(60), || {
-        let version = site
-            .archive_folder()
-            .join("data.master.incoming/PG_VERSION");
-        version.exists().then_some(())
+        incoming.join("PG_VERSION").exists().then_some(())
     });
     // Two segments have more bytes than the backup may read in two minutes.
     let begun = Instant::now();
@@ -93,6 +94,10 @@ fn fault_188_wal_is_archived_at_once_while_a_backup_is_slow() {
         });
     }
     assert!(backup.try_wait().unwrap().is_none());
+    // It is slow by its rate, and not by the machine: the rest is what it may read at once.
+    let most = backed_up.elapsed().as_secs() * (256 << 10) * 11 / 10 + 4 * MIB;
+    let bytes = bytes_below(&incoming);
+    assert!(bytes <= most, "{bytes} bytes in {:?}", backed_up.elapsed());
     assert!(
         begun.elapsed() < Duration::from_secs(100),
         "{:?}",
@@ -135,16 +140,40 @@ fn fault_188_fetches_of_sets_keep_their_rate_until_a_reload_lifts_it() {
     for child in both {
         Output::from(child.wait_with_output().unwrap()).succeed();
     }
-    check_rate(2 * bytes, begun.elapsed(), 8 * MIB);
-    // What it takes at the slowest rate is minutes; lifted, it is done while it waits.
+    let both_took = begun.elapsed();
+    check_rate(2 * bytes, both_took, 8 * MIB);
+    // What it takes at the slowest rate is minutes: not done in the time that two of them took, however busy the machine is.
     reload(&mut site, "256kB");
+    let at_that_rate = Duration::from_secs(bytes / (256 << 10));
     let begun = Instant::now();
-    let slow = started(restore(&site, "slow"));
+    let mut slow = started(restore(&site, "slow"));
     std::thread::sleep(Duration::from_secs(1));
+    fetch_wal(&site, at_that_rate / 4);
+    std::thread::sleep(both_took.saturating_sub(begun.elapsed()));
+    assert!(
+        slow.try_wait().unwrap().is_none(),
+        "the reload changed nothing"
+    );
+    // Lifted, it is done while it waits.
     reload(&mut site, "1GB");
     Output::from(slow.wait_with_output().unwrap()).succeed();
-    let at_that_rate = Duration::from_secs(bytes / (256 << 10));
     assert!(begun.elapsed() < at_that_rate / 2, "{:?}", begun.elapsed());
+}
+
+/// Fetches so much WAL that it would take twice as long at the slowest rate, beside a set that has all of that.
+fn fetch_wal(site: &Site, limit: Duration) {
+    let mut names = site.archived_names().into_iter();
+    let segment = names.rfind(|name| name.len() == 24).unwrap();
+    let count = limit.as_secs() * 2 * (256 << 10) / MIB;
+    let begun = Instant::now();
+    for number in 0..count {
+        let path = site.home().join(format!("fetched.{number}"));
+        let words = ["xrestore", &segment, path.to_str().unwrap()];
+        site.master_command(&words).succeed();
+    }
+    let took = begun.elapsed();
+    println!("{count} segments were fetched in {took:?}, which is no more than {limit:?}");
+    assert!(took < limit, "WAL is kept back: {count} in {took:?}");
 }
 
 #[test]
