@@ -218,6 +218,25 @@ impl CommandError {
         matches!(self.kind, Kind::Absent | Kind::Warned | Kind::Alarmed)
     }
 
+    /// What it was doing, why that failed, and the hint.
+    pub(crate) fn parts(&self) -> (&str, &[String], Option<&str>) {
+        (&self.doing, &self.causes, self.hint.as_deref())
+    }
+
+    /// A failure of another process, out of what that told of it.
+    pub(crate) fn from_parts(
+        kind: Kind,
+        doing: String,
+        causes: Vec<String>,
+        hint: String,
+    ) -> CommandError {
+        let told = CommandError {
+            causes,
+            ..Self::new(kind, doing)
+        };
+        told.hint(hint)
+    }
+
     /// Whose fault it is.
     pub const fn kind(&self) -> Kind {
         self.kind

@@ -21,6 +21,9 @@ pub mod daemon {
 
 pub mod master {
     pub use crate::master::runtime;
+    pub mod fuzzing {
+        pub use crate::master::agent::read_any as agent_words;
+    }
     pub mod ask {
         pub use crate::master::ask::Asking;
     }

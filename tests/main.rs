@@ -13,6 +13,7 @@
 mod support;
 
 mod admin;
+mod agent;
 mod archive;
 mod audit;
 mod backup;

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 35] = [
+const BODIES: [(&str, Body); 36] = [
+    (
+        "agent_words",
+        walmgr::test_support::master::fuzzing::agent_words,
+    ),
     (
         "record_references",
         walmgr::test_support::wal::fuzzing::record_references,

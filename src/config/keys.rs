@@ -90,8 +90,6 @@ pub(crate) enum Default {
 pub(crate) enum Effect {
     /// It has its meaning.
     Used,
-    /// It is checked, and waits for the command that will read it.
-    NotYet,
     /// It is accepted so that old files load, and means nothing any more.
     Ignored,
 }
@@ -174,22 +172,10 @@ impl Key {
         self
     }
 
-    /// No command of this version reads it.
-    pub(super) const fn not_yet(mut self) -> Key {
-        self.effect = Effect::NotYet;
-        self
-    }
-
     /// It means nothing any more.
     pub(super) const fn ignored(mut self) -> Key {
         self.effect = Effect::Ignored;
         self
-    }
-
-    /// Whether this version acts on it.
-    #[cfg(test)]
-    pub(crate) const fn effective(&self) -> bool {
-        matches!(self.effect, Effect::Used)
     }
 
     /// The `standby` spelling of a `slave` name.
@@ -338,7 +324,7 @@ mod tests {
             partial_wals full_backup config_backup loop_delay use_xlog_functions compression \
             keep_symlinks hot_standby command_interval periodic_command slave_fingerprint tls \
             tls_key tls_cert tls_ca connect_timeout push_timeout block_size backup_jobs \
-            backup_checkpoint archive_batch verify_wal";
+            backup_checkpoint archive_batch archive_jobs verify_wal";
         let standby = "job_name logfile use_skylog slave_data slave_bin slave_config_dir \
             slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
             partial_wals full_backup config_backup keep_backups keep_minimum_age backup_datadir archive_command \

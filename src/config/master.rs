@@ -95,8 +95,10 @@ pub struct MasterConfig {
     pub backup_rate: Option<u64>,
     /// How a backup's checkpoint is made.
     pub backup_checkpoint: BackupCheckpoint,
-    /// Finished segments one `xarchive` may ship.
+    /// Finished segments that the syncdaemon ships before the archiver asks for them; 0 for none.
     pub archive_batch: u32,
+    /// Connections that they go over.
+    pub archive_jobs: u32,
     /// How closely WAL is checked.
     pub verify_wal: VerifyWal,
     /// The standby's folders as an old file names them; kept for nobody but the curious.
@@ -167,6 +169,7 @@ impl MasterConfig {
                 _ => BackupCheckpoint::Fast,
             },
             archive_batch: settings.number("archive_batch")?,
+            archive_jobs: settings.number("archive_jobs")?,
             verify_wal: VerifyWal::read(settings, "verify_wal")?,
             metrics_listen: settings.listen("metrics_listen")?,
             ignored_folders,

@@ -74,14 +74,9 @@ fn sample(side: Side) -> String {
 }
 
 fn remark(row: &Key) -> Option<String> {
-    let default = match row.default {
+    match row.default {
         Default::Derived(words) => Some(format!("Default: {words}.")),
         Default::Text(_) | Default::Unset => None,
-    };
-    let effect = (row.effect == Effect::NotYet).then_some("Not used by this version yet.");
-    match (default, effect) {
-        (Some(default), Some(effect)) => Some(format!("{default} {effect}")),
-        (default, effect) => default.or(effect.map(str::to_owned)),
     }
 }
 
@@ -101,20 +96,11 @@ fn comment(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// The rows of the manual's table of the settings of one side that this version knows what to do
-/// with, each ending in a newline, below the head `| setting | value | default | meaning |`.
+/// The rows of the manual's table of the settings of one side, each ending in a newline, below the head
+/// `| setting | value | default | meaning |`.
 pub(crate) fn readme_rows(side: Side) -> String {
-    rows_of(keys::rows(side).filter(|row| row.effect != Effect::NotYet))
-}
-
-/// The rows of the settings that are checked and wait for a later version.
-pub(crate) fn readme_rows_not_yet(side: Side) -> String {
-    rows_of(keys::rows(side).filter(|row| row.effect == Effect::NotYet))
-}
-
-fn rows_of(rows: impl Iterator<Item = &'static Key>) -> String {
     let mut out = String::new();
-    for row in rows {
+    for row in keys::rows(side) {
         let default = match row.default {
             Default::Text(text) => format!("`{text}`"),
             Default::Unset | Default::Derived(_) => row.default_in_words().to_owned(),

@@ -12,7 +12,7 @@ use super::collect::{self, Keys};
 use super::fault::{Fault, SettingPlace, shown};
 use super::ini::Section;
 use super::interpolate::{Interpolator, Raw};
-use super::keys::{self, Default, Effect, Key, Shape, Side};
+use super::keys::{self, Default, Key, Shape, Side};
 use super::value::{self, Surroundings, Value};
 
 /// One setting that the file or the command line gives a value.
@@ -68,7 +68,6 @@ impl GivenSettings {
         raw.extend(collected.of_command_line);
         settings.read_values(&raw, section, &witness)?;
         settings.check_required()?;
-        settings.note_ineffective();
         Ok(settings)
     }
 
@@ -195,21 +194,6 @@ impl GivenSettings {
             }
         }
         Ok(())
-    }
-
-    fn note_ineffective(&mut self) {
-        for row in keys::rows(self.side) {
-            if let Some(setting) = self.given.get(row.name)
-                && row.is_new
-                && row.effect == Effect::NotYet
-            {
-                self.notes.push(format!(
-                    "{}: {} is accepted, but this version does not use it yet",
-                    setting.place.in_file(&self.file),
-                    setting.spelled
-                ));
-            }
-        }
     }
 
     /// The error for a setting that has to be given.

@@ -103,8 +103,10 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How thoroughly the receiver checks WAL before it acknowledges it.")
         .defaults().added(),
-    key("archive_batch", Master, Integer(1, 1_024), "1", "Maximum number of finished segments that one xarchive ships.")
-        .defaults().added().not_yet(),
+    key("archive_batch", Master, Integer(0, 1_024), "8", "Finished segments that syncdaemon ships before the archiver asks for them. 0: none.")
+        .defaults().added(),
+    key("archive_jobs", Master, Integer(1, 16), "2", "Number of connections on which syncdaemon ships segments ahead.")
+        .defaults().added(),
 
     // The master's commands.
     key("loop_delay", Master, ages(DAY), "10.0", "How often syncdaemon ships. New WAL also starts a pass at once, at most once per interval. 0 means 10ms.")

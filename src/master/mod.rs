@@ -3,13 +3,17 @@
 
 use crate::error::{CommandError, Result};
 
+pub(crate) mod agent;
+mod archived_file;
 mod archiver;
 pub(crate) mod archiving;
 pub(crate) mod ask;
+mod backoff;
 pub(crate) mod backup;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 pub(crate) mod fetch;
+mod folder_watch;
 mod held_note;
 pub(crate) mod histories;
 pub(crate) mod init;

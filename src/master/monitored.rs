@@ -1,6 +1,7 @@
 //! What monitoring sees of the syncdaemon: how its last pass went, the RPO now, and what was looked at lately.
 //! Never looks at a disk while somebody asks. Invariant: what is shown has no path, address or name of a file in it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,15 +11,52 @@ use crate::master::held_note::HeldNote;
 use crate::master::rpo::RpoWatch;
 use crate::master::status;
 use crate::metrics::{
-    Metric, MetricsPage, MetricsService, MetricsSource, REFRESH_INTERVAL, Refreshes, Samples,
-    Subject,
+    Counter, Metric, MetricsPage, MetricsService, MetricsSource, REFRESH_INTERVAL, Refreshes,
+    Samples, Subject,
 };
 use crate::status::{Thresholds, samples};
+
+/// What the syncdaemon did for `xarchive`.
+#[derive(Debug, Default)]
+pub(super) struct AgentMeter {
+    /// Files that were asked for.
+    pub asked: Counter,
+    /// Of those, the ones that had been shipped, or were on their way.
+    pub answered: Counter,
+    /// Of those, the ones that were pushed because they were asked for.
+    pub pushed: Counter,
+    /// Of those, the ones that failed.
+    pub failures: Counter,
+    waiting: AtomicU64,
+}
+
+impl AgentMeter {
+    /// So many files wait to be shipped ahead.
+    pub(super) fn waits(&self, files: usize) {
+        (self.waiting).store(u64::try_from(files).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl AgentMeter {
+    fn show(&self, samples: &mut Samples) {
+        for (metric, counter) in [
+            (Metric::AgentAsked, &self.asked),
+            (Metric::AgentAnswered, &self.answered),
+            (Metric::AgentPushed, &self.pushed),
+            (Metric::AgentFailures, &self.failures),
+        ] {
+            samples.counter(metric, &[], counter);
+        }
+        samples.whole(Metric::AgentWaiting, self.waiting.load(Ordering::Relaxed));
+    }
+}
 
 /// What is shown of a syncdaemon.
 pub(super) struct MonitoredSyncdaemon {
     /// What would be lost.
     pub rpo: Arc<RpoWatch>,
+    /// What was done for `xarchive`.
+    pub agent: Arc<AgentMeter>,
     config: Mutex<Arc<MasterConfig>>,
     /// Whether the last pass ended well; nothing before the first.
     is_shipping: Mutex<Option<bool>>,
@@ -31,6 +69,7 @@ impl MonitoredSyncdaemon {
         rpo.note_in(HeldNote::of(config));
         MonitoredSyncdaemon {
             rpo: Arc::new(rpo),
+            agent: Arc::default(),
             config: Mutex::new(Arc::new(config.clone())),
             is_shipping: Mutex::default(),
         }
@@ -90,6 +129,7 @@ impl MetricsSource for SyncdaemonSource {
         let mut samples = Samples::default();
         samples.flag(Metric::Up, self.troubles().is_empty());
         samples.gauge(Metric::Rpo, self.shown.rpo.seconds());
+        self.shown.agent.show(&mut samples);
         if let Some((mut found, _)) = self.refreshes.of(&name) {
             found.retain(|metric| metric != Metric::Rpo);
             samples.extend(&found);

@@ -10,6 +10,8 @@ use walmgr_protocol::names::Lsn;
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
+use crate::master::agent::Agent;
+use crate::master::backoff::backoff;
 use crate::master::monitored::MonitoredSyncdaemon;
 use crate::master::partial::Shipper;
 use crate::master::position::{PositionFound, PositionReader};
@@ -17,13 +19,6 @@ use crate::master::wal_watch::WalWatch;
 use crate::options::Options;
 use crate::output;
 use crate::pg::layout;
-use crate::transport::connect::fresh_nonce;
-
-/// The first pause after a failure; each further one doubles it.
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest pause after a failure: a standby that is back is noticed within this.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// `syncdaemon`, or what `-r`, `-s` and `-k` make of it.
 pub(crate) fn run(config: &MasterConfig, options: &Options, readiness: Readiness) -> Result<()> {
@@ -67,8 +62,8 @@ async fn serve(
     );
     let monitored = Arc::new(MonitoredSyncdaemon::new(&config));
     let mut metrics = monitored.serve()?;
-    readiness.ready(&notices)?;
     let mut ticker = Ticker::new(config, monitored);
+    readiness.ready(&notices)?;
     let mut pulse = Pulse::start();
     let mut early = ticker.early();
     loop {
@@ -132,11 +127,17 @@ struct Ticker {
     state: String,
     failures: u32,
     monitored: Arc<MonitoredSyncdaemon>,
+    /// Whom `xarchive` asks.
+    agent: Option<Agent>,
+    /// Up to where the agent knows of the segments that are closed.
+    closed: Lsn,
 }
 
 impl Ticker {
     fn new(config: MasterConfig, monitored: Arc<MonitoredSyncdaemon>) -> Self {
         Ticker {
+            agent: Agent::start(&config, Arc::clone(&monitored.agent)),
+            closed: Lsn(0),
             config,
             position_reader: PositionReader::default(),
             shipper: None,
@@ -195,9 +196,9 @@ impl Ticker {
             Some(shipper) => shipper,
             None => {
                 let (facts, files) = (position.facts, position.files);
-                Shipper::connect(&self.config, &facts, files, position.reach)
-                    .await?
-                    .telling(Arc::clone(&self.monitored.rpo))
+                let shipper = Shipper::connect(&self.config, &facts, files, position.reach).await?;
+                self.connected(&shipper);
+                shipper.telling(Arc::clone(&self.monitored.rpo))
             }
         };
         let had = shipper.durable();
@@ -205,6 +206,7 @@ impl Ticker {
         if shipper.durable() != had {
             tracing::debug!("durable up to {}", shipper.durable());
         }
+        self.tell_of_closed(&shipper, flushed);
         let slave = &self.config.slave;
         match shipper.note() {
             Some(note) => {
@@ -225,6 +227,29 @@ impl Ticker {
         }
         self.shipper = Some(shipper);
         Ok(true)
+    }
+
+    /// The receiver answers.
+    fn connected(&mut self, shipper: &Shipper) {
+        let (files, from) = (shipper.files(), shipper.durable());
+        self.closed = files.start(files.containing(from));
+        if let Some(agent) = &self.agent {
+            agent.receiver_is_there();
+        }
+    }
+
+    /// Has the agent finish the segments that the server has closed, before it is asked to.
+    fn tell_of_closed(&mut self, shipper: &Shipper, flushed: Option<Lsn>) {
+        let (files, shipped) = (shipper.files(), shipper.durable());
+        // Before it writes to the next segment, the server has flushed all of this one.
+        let written = flushed.unwrap_or(Lsn(shipped.0.saturating_sub(1)));
+        let size = files.segment_bytes();
+        while Lsn(self.closed.0 + size) <= written.min(shipped) {
+            if let Some(agent) = &self.agent {
+                agent.is_closed(files.containing(self.closed));
+            }
+            self.closed.0 += size;
+        }
     }
 
     /// Waits, and notices at once when the receiver goes.
@@ -254,6 +279,8 @@ impl Ticker {
         match loaded {
             Ok(fresh) => {
                 self.monitored.reloaded(&fresh);
+                // The next one takes its socket.
+                self.agent = None;
                 *self = Ticker::new(fresh, Arc::clone(&self.monitored));
                 tracing::info!("settings reloaded");
             }
@@ -283,33 +310,5 @@ fn unchanged(old: &MasterConfig, new: &MasterConfig) -> Result<()> {
             CommandError::config(format!("{key} cannot change by a reload"))
                 .hint("restart the syncdaemon"),
         ),
-    }
-}
-
-/// Doubling, and never the same for two daemons that lost the same receiver.
-fn backoff(failures: u32) -> Duration {
-    let longest = BACKOFF_FIRST
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(BACKOFF_MAX);
-    let random = fresh_nonce().map_or(0, |nonce| nonce[0]);
-    longest / 2 + longest.mul_f64(f64::from(random) / 512.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_bound_and_differ() {
-        for failures in [1, 2, 5, 9, 40] {
-            let longest = BACKOFF_FIRST * (1 << (failures - 1).min(9));
-            let longest = longest.min(BACKOFF_MAX);
-            for _ in 0..20 {
-                let pause = backoff(failures);
-                assert!(pause >= longest / 2 && pause <= longest, "{pause:?}");
-            }
-        }
-        let pauses: std::collections::BTreeSet<_> = (0..40).map(|_| backoff(9)).collect();
-        assert!(pauses.len() > 5);
     }
 }

@@ -7,12 +7,12 @@
 //! later. Where it finds nothing flushed the disk is slow, and it is repeated after twice the time,
 //! again and again until that time is `loop_delay`.
 
-use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::net::unix::pipe::Receiver;
+use rustix::fs::inotify::WatchFlags;
+
+use crate::master::folder_watch::FolderWatch;
 
 /// How long a fast disk takes to flush what was just written.
 const FLUSH_FIRST: Duration = Duration::from_millis(2);
@@ -20,7 +20,7 @@ const FLUSH_FIRST: Duration = Duration::from_millis(2);
 /// The passes that begin early.
 #[derive(Debug)]
 pub(super) struct WalWatch {
-    writes: Option<Receiver>,
+    writes: FolderWatch,
     not_before: Instant,
     /// What the next early look waits for the flush, if one comes without a further write.
     again: Option<Duration>,
@@ -30,19 +30,8 @@ pub(super) struct WalWatch {
 impl WalWatch {
     /// Watches the folder with the segments.
     pub(super) fn watch(pg_wal: &Path) -> WalWatch {
-        let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
-        let writes = inotify::init(flags)
-            .and_then(|writes| {
-                inotify::add_watch(&writes, pg_wal, WatchFlags::MODIFY).map(|_| writes)
-            })
-            .map_err(io::Error::from)
-            // It is read like a pipe, and Tokio has no safe way that knows it by name.
-            .and_then(Receiver::from_owned_fd_unchecked);
-        if let Err(error) = &writes {
-            tracing::debug!("watch {}: {error}", pg_wal.display());
-        }
         WalWatch {
-            writes: writes.ok(),
+            writes: FolderWatch::of(pg_wal, WatchFlags::MODIFY),
             not_before: Instant::now(),
             again: None,
             waited: None,
@@ -51,9 +40,7 @@ impl WalWatch {
 
     /// A pass begins; it sees whatever was written by now.
     pub(super) fn pass_begins(&mut self) {
-        if let Some(writes) = &self.writes {
-            forget(writes);
-        }
+        self.writes.forget();
     }
 
     /// The pass that began then is over.
@@ -71,45 +58,16 @@ impl WalWatch {
     /// Returns when a pass should begin, if one should. Nothing is lost when it is dropped: the
     /// next pass that is due finds the same.
     pub(super) async fn is_due(&mut self) {
-        let Some(writes) = &self.writes else {
-            return std::future::pending().await;
-        };
         let wait = match self.again {
             Some(again) => again,
             None => {
                 tokio::time::sleep_until(self.not_before.into()).await;
-                written(writes).await;
+                self.writes.told().await;
                 FLUSH_FIRST
             }
         };
         tokio::time::sleep(wait).await;
         self.waited = Some(wait);
-    }
-}
-
-/// Enough for many writes; those to the same segment are told once.
-const EVENTS_BYTES: usize = 4 << 10;
-
-/// Takes what the kernel has told so far.
-fn forget(writes: &Receiver) {
-    let mut events = [0_u8; EVENTS_BYTES];
-    while matches!(rustix::io::read(writes, &mut events), Ok(1..)) {}
-}
-
-/// Returns when the kernel tells of a write.
-async fn written(writes: &Receiver) {
-    let mut events = [0_u8; EVENTS_BYTES];
-    loop {
-        let told = match writes.readable().await {
-            Ok(()) => writes.try_read(&mut events),
-            Err(error) => Err(error),
-        };
-        match told {
-            Ok(1..) => return,
-            // It was forgotten before anybody could look.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            _ => return std::future::pending().await,
-        }
     }
 }
 

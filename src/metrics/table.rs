@@ -36,6 +36,8 @@ pub(crate) enum MetricSide {
     Master,
     /// The receiver, and `status` with a standby's file.
     Standby,
+    /// The syncdaemon alone, for the same reason.
+    Syncdaemon,
     /// The receiver alone: who counts has to be there when it happens.
     Receiver,
 }
@@ -47,6 +49,7 @@ impl MetricSide {
             MetricSide::Both => "Both sides",
             MetricSide::Master => "Master",
             MetricSide::Standby => "Standby",
+            MetricSide::Syncdaemon => "The syncdaemon alone",
             MetricSide::Receiver => "The receiver alone",
         }
     }
@@ -132,6 +135,16 @@ metrics! {
         "WAL written and not yet acknowledged by the receiver.";
     HeldLsn = "held_lsn_bytes", Gauge, ["cluster"], Both,
         "Up to where WAL is held without a gap, as a position in bytes.";
+    AgentAsked = "agent_asked_total", Counter, ["cluster"], Syncdaemon,
+        "Files that xarchive asked the syncdaemon to archive.";
+    AgentAnswered = "agent_answered_total", Counter, ["cluster"], Syncdaemon,
+        "Those that had been shipped, or were on their way, when they were asked for.";
+    AgentPushed = "agent_pushed_total", Counter, ["cluster"], Syncdaemon,
+        "Those that were pushed because they were asked for.";
+    AgentFailures = "agent_failures_total", Counter, ["cluster"], Syncdaemon,
+        "Those that could not be archived.";
+    AgentWaiting = "agent_waiting", Gauge, ["cluster"], Syncdaemon,
+        "Ready files that are still to be shipped ahead; 64 at most are counted.";
     ArchiveSegments = "archive_segments_total", Counter, ["cluster"], Receiver,
         "WAL files stored and acknowledged.";
     ArchiveBytes = "archive_bytes_total", Counter, ["cluster", "kind"], Receiver,
@@ -206,6 +219,7 @@ pub fn reference_tables() -> String {
         MetricSide::Both,
         MetricSide::Master,
         MetricSide::Standby,
+        MetricSide::Syncdaemon,
         MetricSide::Receiver,
     ];
     sides.map(table).join("\n")

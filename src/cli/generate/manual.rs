@@ -9,7 +9,7 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 use super::GeneratedFile;
 use super::exit_codes::{meanings, why};
 use super::reference::{is_common, is_of_daemons};
-use crate::config::keys::{self, Default, Effect, Key, Side};
+use crate::config::keys::{self, Default, Key, Side};
 use crate::config::sample;
 use crate::error::ExitTable;
 
@@ -220,9 +220,6 @@ impl ManualPage {
             }
             Default::Unset if row.required => text.push_str(" It must be set."),
             Default::Unset => {}
-        }
-        if row.effect == Effect::NotYet {
-            text.push_str(" Checked, and not used by this version yet.");
         }
         self.roff(|roff| {
             let term = [bold(row.name), roman(" = "), italic(value)];

@@ -8,7 +8,7 @@ use clap::{Arg, Command};
 use super::exit_codes::{self, TABLES};
 use super::{GeneratedFile, exit_codes::meanings};
 use crate::cli::help::{PAGES, Page};
-use crate::config::keys::{self, Effect, Side};
+use crate::config::keys::Side;
 use crate::config::sample;
 use crate::error::ExitTable;
 
@@ -149,13 +149,6 @@ fn settings() -> String {
     ] {
         let head = "| setting | value | default | meaning |\n|---|---|---|---|\n";
         let _ = write!(page, "\n## {title}\n\n{head}{}", sample::readme_rows(side));
-        let not_yet = sample::readme_rows_not_yet(side);
-        if keys::rows(side).any(|row| row.effect == Effect::NotYet) {
-            let _ = write!(
-                page,
-                "\nChecked already, and **not used by this version yet**:\n\n{head}{not_yet}"
-            );
-        }
     }
     page
 }

@@ -1,0 +1,122 @@
+//! How `xarchive` asks the syncdaemon.
+//! Never waits longer than a moment for one that says nothing. Invariant: only a word that names exactly this file, as
+//! it still is, counts as a proof; whatever else happens, the file is pushed from here, or failed as it would have.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use walmgr_protocol::names::WalFileName;
+
+use super::shared::settings_digest;
+use super::socket;
+use super::words::{self, AgentWord, Ask, HEADER_BYTES, ProvenFile};
+use crate::config::MasterConfig;
+use crate::error::Result;
+use crate::master::archived_file::{ArchivedFile, SourceStamp, not_in_time};
+
+/// How long a syncdaemon may take to say its first word: a busy one needs a millisecond.
+const FIRST_WORD_WITHIN: Duration = Duration::from_millis(100);
+
+/// Asks for a file that was typed as this path and name. `None` if it has to be pushed from here.
+pub(in crate::master) fn ask(
+    config: &MasterConfig,
+    (path, name): (&Path, WalFileName),
+    source: &ArchivedFile,
+    deadline: Instant,
+) -> Option<Result<()>> {
+    let socket = socket::path(config);
+    let stream = match socket::connect(&socket) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!("no syncdaemon is asked at {}: {error}", socket.display());
+            return None;
+        }
+    };
+    let ask = Ask {
+        settings: settings_digest(config),
+        path: std::path::absolute(path).ok()?,
+        name,
+        stamp: source.stamp,
+    };
+    match exchange(&stream, ask, deadline) {
+        Ok(LastWord::Stored(stored)) if is_proof(&stored, source) => {
+            tracing::debug!("{} is durable on {}", source.name, config.slave);
+            Some(Ok(()))
+        }
+        Ok(LastWord::Stored(_)) => {
+            tracing::debug!("the syncdaemon answered for another file");
+            None
+        }
+        Ok(LastWord::Failed(error)) => Some(Err(error)),
+        Ok(LastWord::Elsewhere(why)) => {
+            tracing::debug!("the syncdaemon does not archive this: {why}");
+            None
+        }
+        // As it would be if this process had waited for the receiver.
+        Err(_) if Instant::now() >= deadline => Some(Err(not_in_time(config, source.name))),
+        Err(error) => {
+            tracing::debug!("the syncdaemon did not answer: {error}");
+            None
+        }
+    }
+}
+
+/// Exactly this file, which is still what it was when it was opened.
+fn is_proof(stored: &ProvenFile, source: &ArchivedFile) -> bool {
+    let is_same = |stamp: &SourceStamp| *stamp == source.stamp;
+    stored.name == source.name
+        && is_same(&stored.stamp)
+        && source.stamp_now().is_some_and(|now| is_same(&now))
+}
+
+/// The last word of a syncdaemon.
+enum LastWord {
+    Stored(ProvenFile),
+    Failed(crate::error::CommandError),
+    Elsewhere(String),
+}
+
+fn exchange(stream: &UnixStream, ask: Ask, deadline: Instant) -> io::Result<LastWord> {
+    socket::check_peer(stream)?;
+    let mut until = deadline.min(Instant::now() + FIRST_WORD_WITHIN);
+    stream.set_write_timeout(Some(FIRST_WORD_WITHIN))?;
+    (&*stream).write_all(&AgentWord::Ask(ask).to_bytes())?;
+    loop {
+        match read_word(stream, until)? {
+            AgentWord::Taken => until = deadline,
+            AgentWord::Stored(stored) => return Ok(LastWord::Stored(stored)),
+            AgentWord::Failed(error) => return Ok(LastWord::Failed(error)),
+            AgentWord::Elsewhere(why) => return Ok(LastWord::Elsewhere(why)),
+            AgentWord::Ask(_) => return Err(io::Error::other("it asked instead of answering")),
+        }
+    }
+}
+
+fn read_word(stream: &UnixStream, until: Instant) -> io::Result<AgentWord> {
+    let mut first = [0; HEADER_BYTES];
+    read_exact(stream, &mut first, until)?;
+    let (kind, bytes) = words::header(&first).map_err(io::Error::other)?;
+    let mut body = vec![0; bytes];
+    read_exact(stream, &mut body, until)?;
+    AgentWord::read(kind, &body).map_err(io::Error::other)
+}
+
+/// The same as that of the library, but for the end of its patience: one that lets bytes drip has no more time.
+fn read_exact(mut stream: &UnixStream, mut buffer: &mut [u8], until: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => buffer = &mut buffer[bytes..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Ships what PostgreSQL has ready, or has just closed, before its archiver asks for it.
+//! Never reports a failure to anybody: whoever asks for the file hears of it from a try of his own. Invariant: a proof
+//! belongs to a file that had this stamp before it was read and has it still.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+use walmgr_protocol::names::WalFileName;
+
+use super::courier::Courier;
+use super::marks;
+use super::shared::AgentShared;
+use super::words::ProvenFile;
+use crate::error::{Kind, Result};
+use crate::master::archived_file::{ArchivedFile, SourceStamp};
+use crate::master::backoff::backoff;
+use crate::pg::layout;
+
+/// How long a connection is kept for the next file.
+const KEEP_FOR: Duration = Duration::from_secs(60);
+
+/// The kernel's clock for files goes by ticks of at most 10 ms: of two writes within one a stamp shows the first.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Takes one file after another.
+pub(super) async fn carry(shared: Arc<AgentShared>) {
+    let mut courier = Courier::new(Arc::clone(&shared), Some(KEEP_FOR));
+    let mut has_work = shared.has_work.subscribe();
+    let mut failures = 0_u32;
+    loop {
+        has_work.mark_unchanged();
+        let Some((name, ticket)) = next(&shared) else {
+            tokio::select! {
+                changed = has_work.changed() => if changed.is_err() { return },
+                () = courier.idle() => {}
+                // One that was just written is taken a moment later.
+                () = sleep(TICK), if shared.shelf().first().is_some() => {}
+            }
+            continue;
+        };
+        let carried = carry_one(&shared, &mut courier, name).await;
+        match carried {
+            Ok(stored) => {
+                failures = 0;
+                shared.done(name, stored);
+                drop(ticket);
+            }
+            Err(error) => {
+                tracing::debug!("{name} is not shipped ahead: {error}");
+                shared.shelf().put_back(name);
+                drop(ticket);
+                failures = failures.saturating_add(1);
+                tokio::select! {
+                    () = sleep(backoff(failures)) => {}
+                    () = shared.is_there.notified() => {}
+                }
+            }
+        }
+    }
+}
+
+/// The next file, if its time has come.
+fn next(shared: &AgentShared) -> Option<(WalFileName, tokio::sync::watch::Sender<()>)> {
+    if !shared.looks_ahead() {
+        return None;
+    }
+    let mut shelf = shared.shelf();
+    let name = shelf.first()?;
+    let path = shared
+        .config
+        .master_data
+        .join(layout::PG_WAL)
+        .join(name.to_string());
+    if !shelf.is_closed(name)
+        && path
+            .metadata()
+            .is_ok_and(|found| is_fresh(&SourceStamp::of(&found)))
+    {
+        return None;
+    }
+    let next = shelf.next();
+    shared.meter.waits(shelf.waiting());
+    if shelf.is_out_of_work() {
+        shared.out_of_work.notify_one();
+    }
+    next
+}
+
+/// Whether it may be written to again without another stamp.
+fn is_fresh(stamp: &SourceStamp) -> bool {
+    let (seconds, nanoseconds) = stamp.changed;
+    let changed = u64::try_from(seconds)
+        .ok()
+        .zip(u32::try_from(nanoseconds).ok());
+    let changed = changed.map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    match (now, changed) {
+        // A clock that was set back says nothing until it has caught up a little.
+        (Ok(now), Some(changed)) => now.abs_diff(changed) < TICK,
+        _ => false,
+    }
+}
+
+/// Ships one, if it is still wanted and fit for it. An error is one that may be gone the next time.
+async fn carry_one(
+    shared: &Arc<AgentShared>,
+    courier: &mut Courier,
+    name: WalFileName,
+) -> Result<Option<ProvenFile>> {
+    let config = shared.config.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let data = &config.master_data;
+        let path = data.join(layout::PG_WAL).join(name.to_string());
+        (marks::is_wanted(data, name)).then(|| ArchivedFile::open(&config, &path, name))
+    });
+    let Ok(Some(Ok(source))) = opened.await else {
+        return Ok(None);
+    };
+    let pushed = tokio::time::timeout(shared.config.push_timeout, courier.push(&source)).await;
+    let crc32 = match pushed {
+        Ok(Ok(crc32)) => crc32,
+        Ok(Err(error)) if matches!(error.kind(), Kind::Conflict | Kind::ForeignCluster) => {
+            return Ok(None);
+        }
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            return Err(crate::master::archived_file::not_in_time(
+                &shared.config,
+                name,
+            ));
+        }
+    };
+    let stored = ProvenFile {
+        name: source.name,
+        stamp: source.stamp,
+        crc32,
+    };
+    Ok((source.stamp_now() == Some(source.stamp)).then_some(stored))
+}

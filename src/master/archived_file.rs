@@ -1,0 +1,277 @@
+//! A file that PostgreSQL wants archived: opened, looked at, and pushed over a connection.
+//! Never decides who pushes it: `xarchive` itself, or the syncdaemon that it asks. Invariant: whoever does, a failure is
+//! the same sentence and the same code.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::message::{Offer, WireVerify};
+use walmgr_protocol::names::WalFileName;
+use walmgr_protocol::session::push::Outcome;
+
+use crate::config::{MasterConfig, VerifyWal};
+use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::FileId;
+use crate::master::ask::Asking;
+use crate::master::cluster::ClusterFacts;
+use crate::master::histories;
+use crate::master::push::{self, Blocks};
+use crate::pg::layout;
+use crate::transport::connect::{Connection, ReceiverTarget, refused};
+use crate::wal::page::LONG_HEADER_BYTES;
+use crate::wal::segment::{SegmentCheck, SegmentFault};
+
+mod timeline_end;
+
+const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
+                         directory as the server's user";
+
+/// What changes when a file does: any write to it moves the time of its last change, which nobody can set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SourceStamp {
+    /// Device and inode.
+    pub id: FileId,
+    /// Bytes.
+    pub size: u64,
+    /// `st_mtim`, in seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// `st_ctim`, likewise.
+    pub changed: (i64, i64),
+}
+
+impl SourceStamp {
+    /// Of a file that is open, or that a path led to.
+    pub(super) fn of(metadata: &Metadata) -> SourceStamp {
+        SourceStamp {
+            id: FileId::of_metadata(metadata),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The file to be archived, opened and looked at.
+pub(super) struct ArchivedFile {
+    file: Arc<File>,
+    /// The name that it gets in the archive.
+    pub name: WalFileName,
+    /// The file as it was opened.
+    pub stamp: SourceStamp,
+    /// Whose it is.
+    pub facts: ClusterFacts,
+}
+
+impl ArchivedFile {
+    /// Opens it, and refuses here what can be seen from here.
+    pub(super) fn open(
+        config: &MasterConfig,
+        path: &Path,
+        name: WalFileName,
+    ) -> Result<ArchivedFile> {
+        // NONBLOCK so that a FIFO cannot hang us, NOFOLLOW because PostgreSQL never links WAL.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::LOOP) => return Err(not_a_file(path, "a symbolic link")),
+            Err(error) => {
+                return Err(error)
+                    .at(Kind::Retry, "open the file to be archived,", path)
+                    .map_err(|error| error.hint(OPEN_HINT));
+            }
+        };
+        let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
+        if !metadata.is_file() {
+            return Err(not_a_file(path, "a directory, a pipe or a device"));
+        }
+        let facts = ClusterFacts::read(config)?;
+        let mut source = ArchivedFile {
+            file: Arc::new(file),
+            name,
+            stamp: SourceStamp::of(&metadata),
+            facts,
+        };
+        source.check(path)?;
+        if let WalFileName::Segment(segment) = name {
+            let pg_wal = config.master_data.join(layout::PG_WAL);
+            if timeline_end::is_in(&source.file, segment, &source.facts, &pg_wal)? {
+                source.name = WalFileName::Partial(segment);
+                tracing::info!(
+                    "{name} goes as {}: its timeline ends within it",
+                    source.name
+                );
+            }
+        }
+        Ok(source)
+    }
+
+    /// What can be seen from here is refused here, without troubling the standby.
+    fn check(&self, path: &Path) -> Result<()> {
+        match self.name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => self.check_segment(path),
+            WalFileName::History(_) | WalFileName::BackupHistory(..) => self.check_small(path),
+        }
+    }
+
+    fn check_segment(&self, path: &Path) -> Result<()> {
+        let whole = self.facts.cluster.segment_size.bytes();
+        if self.stamp.size != whole {
+            return Err(CommandError::retry(format!(
+                "{} has {} bytes where a segment of this cluster has {whole}",
+                path.display(),
+                self.stamp.size
+            ))
+            .hint("if this repeats, the file is damaged: check the disk of pg_wal"));
+        }
+        let mut first = [0; LONG_HEADER_BYTES];
+        self.file
+            .read_exact_at(&mut first, 0)
+            .at(Kind::Retry, "read", path)?;
+        let expected = timeline_end::expected(&self.facts);
+        let off = crate::wal::segment::Verify::Off;
+        SegmentCheck::new(self.name, &expected, off)
+            .update(&first)
+            .map_err(|fault| {
+                let foreign = matches!(fault, SegmentFault::Foreign { .. });
+                let kind = if foreign {
+                    Kind::ForeignCluster
+                } else {
+                    Kind::Retry
+                };
+                CommandError::new(kind, format!("archive {}", path.display())).because(fault).hint(
+                "nothing was sent; check master_data in the ini file, and that the file's content \
+                matches its name",
+            )
+            })
+    }
+
+    fn check_small(&self, path: &Path) -> Result<()> {
+        if self.stamp.size <= SMALL_FILE_BYTES_MAX {
+            return Ok(());
+        }
+        Err(CommandError::retry(format!(
+            "{} has {} bytes where a {} has at most {SMALL_FILE_BYTES_MAX}",
+            path.display(),
+            self.stamp.size,
+            self.name
+        ))
+        .hint("nothing was sent; look at the file: PostgreSQL writes only a few lines into it"))
+    }
+
+    /// Sees that the receiver lets us in.
+    pub(super) async fn greet(&self, config: &MasterConfig) -> Result<()> {
+        let asking = Asking::connect(config, &self.facts).await?;
+        asking.close().await;
+        Ok(())
+    }
+
+    /// The file as it is now.
+    pub(super) fn stamp_now(&self) -> Option<SourceStamp> {
+        (self.file.metadata().ok().as_ref()).map(SourceStamp::of)
+    }
+
+    /// Starts to take its checksum, which an offer needs.
+    pub(super) fn start_digest(&self) -> impl Future<Output = Result<u32>> + use<> {
+        push::start_digest(&self.file, self.stamp.size)
+    }
+
+    /// Connects to the receiver and pushes it.
+    pub(super) async fn push(self, config: &MasterConfig) -> Result<Outcome> {
+        // The checksum is taken while the other side is being greeted.
+        let crc32 = self.start_digest();
+        let mut connection = self.connect(config).await?;
+        let crc32 = crc32.await?;
+        self.push_over(config, &mut connection, crc32).await
+    }
+
+    /// A connection of its cluster.
+    pub(super) async fn connect(&self, config: &MasterConfig) -> Result<Connection> {
+        let target = ReceiverTarget::from_config(config)?;
+        let facts = &self.facts;
+        target.connect(facts.cluster, facts.timeline).await
+    }
+
+    /// Pushes it over a connection of its cluster.
+    pub(super) async fn push_over(
+        &self,
+        config: &MasterConfig,
+        connection: &mut Connection,
+        crc32: u32,
+    ) -> Result<Outcome> {
+        let most = connection.welcome.block_bytes_max;
+        if let WalFileName::Segment(_) | WalFileName::Partial(_) = self.name {
+            let wire = &mut connection.wire;
+            histories::push_once(config, wire, self.name.timeline(), most).await;
+        }
+        let blocks = Blocks {
+            block_bytes: config.block_size.min(most),
+            compression: config.compression,
+        };
+        let offer = Offer {
+            name: self.name,
+            size: self.stamp.size,
+            crc32,
+            verify: verify(config),
+        };
+        push::push(&mut connection.wire, Arc::clone(&self.file), offer, blocks).await
+    }
+}
+
+/// The outcome in PostgreSQL's terms.
+pub(super) fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result<()> {
+    let receiver = &config.slave;
+    match outcome {
+        Outcome::Stored => {
+            tracing::debug!("{name} is durable on {receiver}");
+            Ok(())
+        }
+        Outcome::Conflict(stored) => Err(CommandError::new(
+            Kind::Conflict,
+            format!(
+                "{receiver} already holds a different file as {name} ({} bytes, CRC-32 {:08X}); \
+                that file stays and this one was not stored",
+                stored.size, stored.crc32
+            ),
+        )
+        .hint(
+            "two masters archive to one archive, or this one was restored: give each an archive of its own",
+        )),
+        Outcome::SourceChanged => Err(CommandError::retry(format!(
+            "{name} changed while it was read; nothing was stored"
+        ))
+        .hint(
+            "PostgreSQL recycles a segment only after it was archived: did somebody run this by \
+            hand?",
+        )),
+        Outcome::Refused(error) => Err(refused(receiver, &format!("did not store {name}"), error)),
+    }
+}
+
+/// The receiver did not acknowledge the file in time.
+pub(super) fn not_in_time(config: &MasterConfig, name: WalFileName) -> CommandError {
+    let (slave, deadline) = (&config.slave, config.push_timeout);
+    CommandError::retry(format!(
+        "{name} was not acknowledged by {slave} within push_timeout = {deadline:?}"
+    ))
+    .hint("PostgreSQL keeps the file and will try again")
+}
+
+fn verify(config: &MasterConfig) -> WireVerify {
+    match config.verify_wal {
+        VerifyWal::Records => WireVerify::Records,
+        VerifyWal::Headers => WireVerify::Headers,
+        VerifyWal::Off => WireVerify::Off,
+    }
+}
+
+fn not_a_file(path: &Path, found: &str) -> CommandError {
+    CommandError::usage(format!(
+        "{} is {found} where a WAL file was expected",
+        path.display()
+    ))
+    .hint("archive_command must end in `xarchive %p %f`")
+}
