@@ -1,0 +1,246 @@
+#!/usr/bin/env bash
+# walmgr beside the tools that do the same work, on one machine, in turns.
+#
+#   benches/compare.sh                    all of it
+#   benches/compare.sh backlog lag        some of: segment backlog backup restore lag
+#
+#   ROUNDS=3      how often each way is run
+#   MIB=600       how large the cluster is
+#   SEGMENTS=64   how many segments a backlog has
+#   MESSAGES=100  how many flushes are timed each way
+#
+# segment   one finished segment, the whole process: `xarchive`, `pgbackrest archive-push`, `rsync --fsync`
+# backlog   so many segments, drained by PostgreSQL's own archiver: with a syncdaemon and without one; pgBackRest one by one
+#           and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
+# backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
+# restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
+# lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
+#
+# walmgr speaks TLS with its receiver and checks every record of a segment; everything else writes to a folder of this machine
+# directly, which favours it. Everything ends when it is synced. Prints medians, and their ratio to the best of the others.
+# Needs PostgreSQL 15 with its programs and perl; says SKIP where pgbackrest, rsync or pg_receivewal is not installed.
+# As root it runs all of it as the user postgres.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin"
+rounds=${ROUNDS:-3} mib=${MIB:-600} backlog=${SEGMENTS:-64} messages=${MESSAGES:-100}
+parts=("$@")
+((${#parts[@]})) || parts=(segment backlog backup restore lag)
+for part in "${parts[@]}"; do
+    case $part in
+        segment | backlog | backup | restore | lag) ;;
+        *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    esac
+done
+has() { command -v "$1" >/dev/null || { echo "SKIP: $1 is not installed"; return 1; }; }
+
+source benches/place.sh
+install -m 644 benches/stopwatch.pl benches/lag.pl "$place"
+sql() { as_server psql -XAtq -v ON_ERROR_STOP=1 -h "$place" -d postgres "$@"; }
+syncdaemon_running=
+start_syncdaemon() {
+    syncdaemon_running=1
+    as_server ./walmgr -q master.ini syncdaemon -d 2>>"$place/commands.log" || fail 'the syncdaemon did not start'
+}
+stop_syncdaemon() {
+    as_server ./walmgr -q master.ini syncdaemon -s 2>>"$place/commands.log"
+    syncdaemon_running=
+}
+before_clean_up() { [[ -z $syncdaemon_running ]] || stop_syncdaemon || true; }
+
+# --- a cluster, and everybody's settings ---------------------------------------------------------
+echo "making a cluster of $mib MiB; everything on $file_system"
+as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
+start_server
+introduce
+as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
+as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
+archive_command = ''
+wal_keep_size = 8GB
+max_wal_size = 16GB
+fsync = off
+CONF
+stop_server
+start_server
+as_server pgbench -q -i -s $((mib / 15 + 1)) -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
+status=$pgdata/pg_wal/archive_status
+waiting() { find "$status" -name '*.ready' | wc -l; }
+sql -c CHECKPOINT
+# What pgbench wrote before is another kind of WAL.
+as_server find "$status" -name '*.ready' -delete
+while (($(waiting) < backlog)); do
+    as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
+done
+mapfile -t segments < <(find "$status" -name '*.ready' -printf '%f\n' | sed 's/\.ready$//' | sort | head -"$backlog")
+as_server find "$status" -name '*.ready' -delete
+
+pgbackrest=
+if has pgbackrest; then
+    pgbackrest=1
+    as_server mkdir repo log lock spool
+    # pgbackrest_settings COMPRESSION ASYNC PROCESSES
+    pgbackrest_settings() {
+        as_server tee pgbackrest.conf >/dev/null <<CONF
+[global]
+repo1-path=$place/repo
+log-path=$place/log
+lock-path=$place/lock
+spool-path=$place/spool
+log-level-console=warn
+log-level-file=off
+compress-type=$1
+archive-async=$2
+process-max=$3
+start-fast=y
+[bench]
+pg1-path=$pgdata
+pg1-socket-path=$place
+pg1-user=postgres
+CONF
+    }
+    pgbackrest_settings lz4 n 1
+    as_server pgbackrest --config="$place/pgbackrest.conf" --stanza=bench --no-online stanza-create || pgbackrest=
+    [[ -n $pgbackrest ]] || echo 'SKIP: pgbackrest does not take this version of PostgreSQL'
+fi
+pgbackrest_line="pgbackrest --config=$place/pgbackrest.conf --stanza=bench"
+forget_archived() {
+    as_server find "$archive" -maxdepth 1 -type f \( -name '0*.zst' -o -name '0*' \) -delete
+    [[ -z $pgbackrest ]] || as_server bash -c 'rm -rf repo/archive/bench/15-1/0* spool/archive'
+    as_server bash -c 'rm -rf copied; mkdir copied'
+}
+
+# timed LABEL COMMAND...: one command, words without spaces.
+timed() {
+    local label=$1
+    shift
+    printf '%s\t%s\n' "$label" "$*" | as_server perl stopwatch.pl >>"$place/times"
+}
+
+# --- one segment ---------------------------------------------------------------------------------
+segment() {
+    local name round
+    pgbackrest_settings lz4 n 1
+    for ((round = 0; round < rounds; round++)); do
+        forget_archived
+        for name in "${segments[@]:0:16}"; do
+            timed 'segment walmgr' ./walmgr -q master.ini xarchive "$pgdata/pg_wal/$name" "$name"
+            [[ -z $pgbackrest ]] || timed 'segment pgbackrest lz4' $pgbackrest_line archive-push "$pgdata/pg_wal/$name"
+            ! has_rsync || timed 'segment rsync' rsync -a --fsync "$pgdata/pg_wal/$name" "$place/copied/$name"
+        done
+    done
+}
+has_rsync() { command -v rsync >/dev/null; }
+has rsync || true
+
+# --- a backlog -----------------------------------------------------------------------------------
+# drain LABEL COMMAND: from the moment the archiver may begin until nothing waits, milliseconds a segment.
+drain() {
+    local label=$1 begun ended name
+    forget_archived
+    sql -c "ALTER SYSTEM SET archive_command = \$\$$2\$\$"
+    for name in "${segments[@]}"; do
+        as_server rm -f "$status/$name.done"
+        as_server touch "$status/$name.ready"
+    done
+    sync
+    begun=$(date +%s%N)
+    sql -c 'SELECT pg_reload_conf()' >/dev/null
+    while (($(waiting) > 0)); do sleep 0.02; done
+    ended=$(date +%s%N)
+    sql -c "ALTER SYSTEM SET archive_command = ''" -c 'SELECT pg_reload_conf()' >/dev/null
+    printf '%s\t%s\t0\n' "$label" "$(((ended - begun) / 1000 / ${#segments[@]}))" |
+        awk -F '\t' -v OFS='\t' '{ $2 = $2 / 1000; print }' >>"$place/times"
+}
+backlog() {
+    local round form jobs
+    for ((round = 0; round < rounds; round++)); do
+        drain 'backlog cp and sync' "cp %p $place/copied/%f && sync $place/copied/%f"
+        drain 'backlog walmgr' "$place/walmgr -q $place/master.ini xarchive %p %f"
+        # What it knows of an archive that was cleared behind its back is of no use.
+        start_syncdaemon
+        drain 'backlog walmgr, syncdaemon' "$place/walmgr -q $place/master.ini xarchive %p %f"
+        stop_syncdaemon
+        [[ -n $pgbackrest ]] || continue
+        pgbackrest_settings lz4 n 1
+        drain 'backlog pgbackrest lz4' "$pgbackrest_line archive-push %p"
+        for form in lz4 zst; do
+            for jobs in 2 4; do
+                pgbackrest_settings "$form" y "$jobs"
+                drain "backlog pgbackrest $form async x$jobs" "$pgbackrest_line archive-push %p"
+            done
+        done
+    done
+}
+
+# --- backup and restore --------------------------------------------------------------------------
+sets_are_there=
+backup() {
+    local round
+    forget_archived
+    for ((round = 0; round < rounds; round++)); do
+        as_server bash -c 'rm -rf basebackup rsynced'
+        sql -c "ALTER SYSTEM SET archive_command = '$place/walmgr -q $place/master.ini xarchive %p %f'" \
+            -c 'SELECT pg_reload_conf()' >/dev/null
+        timed 'backup walmgr' ./walmgr -q master.ini backup --full
+        if [[ -n $pgbackrest ]]; then
+            pgbackrest_settings lz4 n 2
+            sql -c "ALTER SYSTEM SET archive_command = '$pgbackrest_line archive-push %p'" -c 'SELECT pg_reload_conf()' >/dev/null
+            timed 'backup pgbackrest lz4 x2' $pgbackrest_line --type=full --repo1-retention-full=9 backup
+        fi
+        timed 'backup pg_basebackup' pg_basebackup -h "$place" -D "$place/basebackup" -X none -c fast
+        ! has_rsync || timed 'backup rsync' rsync -a --fsync "$pgdata/" "$place/rsynced/"
+    done
+    sql -c "ALTER SYSTEM SET archive_command = ''" -c 'SELECT pg_reload_conf()' >/dev/null
+    sets_are_there=1
+}
+restore() {
+    local round set
+    [[ -n $sets_are_there ]] || { rounds=1 backup; sed -i '/^backup /d' "$place/times"; }
+    set=$(as_server find "$place" -maxdepth 3 -name data.master -type d | head -1)
+    for ((round = 0; round < rounds; round++)); do
+        as_server bash -c 'rm -rf restored by_pgbackrest copy'
+        timed 'restore walmgr' ./walmgr -q standby.ini restore data.master "$place/restored"
+        [[ -z $pgbackrest ]] || timed 'restore pgbackrest x2' $pgbackrest_line --pg1-path="$place/by_pgbackrest" restore
+        printf 'restore cp -a and sync\tcp -a %s copy\tsync -f copy\n' "$set" | as_server perl stopwatch.pl >>"$place/times"
+    done
+    as_server bash -c 'rm -rf restored by_pgbackrest copy'
+}
+
+# --- lag -----------------------------------------------------------------------------------------
+lag() {
+    local done
+    has pg_receivewal || [[ -x $pg_bin/pg_receivewal ]] || return 0
+    as_server ./walmgr -q master.ini sync 2>>"$place/commands.log" || true
+    sql -c "SELECT pg_create_physical_replication_slot('bench', true)" >/dev/null
+    as_server mkdir receivewal
+    for ((done = 0; done < messages; done += 50)); do
+        as_server perl lag.pl "$place" receivewal 50 pg_receivewal -h "$place" -D receivewal -S bench --synchronous --no-loop
+        as_server perl lag.pl "$place" walmgr 50 ./walmgr -v --set loop_delay=0.01 master.ini syncdaemon
+    done | sed 's/^receivewal/lag pg_receivewal/; s/^walmgr/lag walmgr/; s/$/\t0/' >>"$place/times"
+    sql -c "SELECT pg_drop_replication_slot('bench')" >/dev/null
+}
+
+: >"$place/times"
+for part in "${parts[@]}"; do
+    echo "measuring: $part"
+    "$part"
+done
+
+# --- the report ----------------------------------------------------------------------------------
+sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' '
+    { if (!($1 in n)) order[++labels] = $1; ms[$1, ++n[$1]] = $2 }
+    function median(label) { return ms[label, int((n[label] + 1) / 2)] }
+    END {
+        for (i = 1; i <= labels; i++) {
+            split(order[i], word, " ")
+            if (order[i] !~ / walmgr/ && (!(word[1] in best) || median(order[i]) < best[word[1]])) best[word[1]] = median(order[i])
+        }
+        printf "\n%-40s %5s %12s %20s\n", "", "n", "median ms", "x best of the others"
+        for (i = 1; i <= labels; i++) {
+            split(order[i], word, " ")
+            printf "%-40s %5d %12.2f", order[i], n[order[i]], median(order[i])
+            if (word[1] in best) printf " %20.2f", median(order[i]) / best[word[1]]
+            print ""
+        }
+        print "backlog: milliseconds a segment"
+    }'
