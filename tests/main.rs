@@ -17,6 +17,7 @@ mod agent;
 mod archive;
 mod audit;
 mod backup;
+mod bench;
 mod changed_pages;
 mod chaos;
 mod cli;

@@ -120,12 +120,13 @@ const BODIES: [(&str, Body); 36] = [
 ];
 
 /// The protocol replays these itself: what they are made with is compiled for its tests alone.
-const IN_THE_PROTOCOL: [&str; 5] = [
+const IN_THE_PROTOCOL: [&str; 6] = [
     "backup_session",
     "fetch_session",
     "hello",
     "partial_session",
     "push_session",
+    "trial_session",
 ];
 
 const ALL_BYTES_MAX: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use walmgr::test_support::tar::{BLOCK_BYTES, writer};
 use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::{raw_messages, sample_messages, sample_stream};
-use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial};
+use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial, Trial};
 use walmgr_protocol::names::{SegmentName, SystemId, TimelineId, WalSegmentSize};
 use walmgr_protocol::session::hello::{Answer, Hello, Role, Welcome};
 use walmgr_protocol::version::VersionRange;
@@ -135,12 +135,19 @@ fn sessions(seeds: &Seeds) -> io::Result<()> {
             )
         )
     });
+    let trial = of_flow(|message| {
+        matches!(
+            message,
+            Message::Trial(Trial::Begin(_) | Trial::End(_)) | Message::Data(_)
+        )
+    });
     for (target, name, messages) in [
         ("push_session", "upload", push),
         ("partial_session", "stream", partial),
         ("backup_session", "control", control),
         ("backup_session", "stream", with_data(stream)),
         ("fetch_session", "fetch", fetch),
+        ("trial_session", "trial", trial),
     ] {
         seeds.put(target, name, &raw_messages(&messages))?;
         for (at, message) in messages.iter().enumerate() {
@@ -153,6 +160,7 @@ fn sessions(seeds: &Seeds) -> io::Result<()> {
         "partial_session",
         "backup_session",
         "fetch_session",
+        "trial_session",
         "hello",
     ];
     for target in targets {

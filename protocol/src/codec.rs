@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn fault_98_unknown_kinds_and_flags_are_refused_in_words() {
         for (kind, flags) in [
-            (99, 0),
+            (255, 0),
             (MessageKind::Ping as u8, 1),
             (MessageKind::Data as u8, 2),
         ] {

@@ -8,10 +8,12 @@ mod partial;
 /// What a release does not need: `arbitrary` stays out of it.
 #[cfg(any(test, fuzzing))]
 mod sessions;
+mod trial;
 
 #[cfg(any(test, fuzzing))]
 pub use sessions::{
     backup_session, fetch_session, hello, partial_session, push_session, raw_messages,
+    trial_session,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -171,6 +173,7 @@ pub fn sample_messages() -> Vec<Message> {
     messages.extend(fetch::sample_messages());
     messages.extend(partial::sample_messages());
     messages.extend(overview::sample_messages());
+    messages.extend(trial::sample_messages());
     messages
 }
 

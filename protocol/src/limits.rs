@@ -66,6 +66,9 @@ pub const RESERVED_SEGMENTS: u64 = 4;
 /// some hundred bytes; a cluster that was promoted a thousand times stays below this.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Raw bytes of one trial of `bench`: some seconds on the fastest link there is, and no more than a few uploads.
+pub const TRIAL_BYTES_MAX: u64 = 1 << 30;
+
 /// Names one list answer carries before the client asks for the next page.
 pub const LIST_ENTRIES_MAX: u16 = 1_000;
 

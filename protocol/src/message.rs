@@ -28,6 +28,7 @@
 //! | 48–63 | backup | both | see [`backup`] |
 //! | 64–71 | fetch | both | see [`fetch`] |
 //! | 80–86 | partial stream | both | see [`partial`] |
+//! | 96–99 | trial | both | see [`trial`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
 //! CRC-32 is zlib's throughout. Each flow has sixteen numbers ([`kind`]). Those of [`Flow::Control`] belong to
@@ -41,6 +42,7 @@ pub mod parent;
 pub mod partial;
 pub mod reach;
 mod shared;
+pub mod trial;
 
 use std::fmt;
 
@@ -53,6 +55,7 @@ pub use kind::{Flow, MessageKind};
 pub use overview::Overview;
 pub use partial::Partial;
 pub use shared::{ClusterIdentity, Digest};
+pub use trial::Trial;
 
 use crate::compress::{check_payload, check_raw_bytes};
 use crate::error::{Malformed, ProtocolError};
@@ -224,6 +227,8 @@ pub enum Message {
     Fetch(Fetch),
     /// Something about the partial stream.
     Partial(Partial),
+    /// Something about a trial.
+    Trial(Trial),
 }
 
 /// The digest of a file that is durable. The only way to one on the sending side is
@@ -261,6 +266,7 @@ impl Message {
             Message::Backup(backup) => backup.kind(),
             Message::Fetch(fetch) => fetch.kind(),
             Message::Partial(partial) => partial.kind(),
+            Message::Trial(trial) => trial.kind(),
         }
     }
 
@@ -323,6 +329,7 @@ impl Message {
             Message::Backup(backup) => backup.encode(out),
             Message::Fetch(fetch) => fetch.encode(out),
             Message::Partial(partial) => return partial.encode(out),
+            Message::Trial(trial) => trial.encode(out),
         }
         0
     }
@@ -396,10 +403,13 @@ impl Message {
                     Some(fetch) => Message::Fetch(fetch),
                     None => match Partial::decode(kind, flags, &mut fields)? {
                         Some(partial) => Message::Partial(partial),
-                        None => {
-                            let (what, found) = ("frame kind", u64::from(kind as u8));
-                            return Err(ProtocolError::Incompatible { what, found });
-                        }
+                        None => match Trial::decode(kind, &mut fields)? {
+                            Some(trial) => Message::Trial(trial),
+                            None => {
+                                let (what, found) = ("frame kind", u64::from(kind as u8));
+                                return Err(ProtocolError::Incompatible { what, found });
+                            }
+                        },
                     },
                 },
             },

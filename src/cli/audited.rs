@@ -53,6 +53,7 @@ const fn effect(command: &Command) -> ArchiveEffect {
         | Command::Stop
         | Command::Xarchive(_)
         | Command::Periodic
+        | Command::Bench(_)
         | Command::Sync
         | Command::Syncdaemon(_)
         | Command::SynchStandby(_)

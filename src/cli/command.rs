@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Periodic,
     /// Make a base backup: of the master, or of the standby that replays
     Backup(BackupArgs),
+    /// Master: measure the link to the receiver; say which settings to use
+    Bench(master::bench::BenchArgs),
     /// Master: ship the records that the standby lacks, those of the segment in progress too
     Sync,
     /// Master: ship those records every loop_delay, as a daemon
@@ -250,6 +252,7 @@ pub(super) fn run_command(
         }
         (Master(own), Command::Backup(typed)) => master::backup::run(own, options, typed),
         (Master(own), Command::Cleanup(typed)) => master::cleanup::run(own, options, *typed),
+        (Master(own), Command::Bench(typed)) => master::bench::run(own, options, typed),
         (Master(own), Command::Sync) => master::sync::run(own, options),
         (Master(own), Command::Syncdaemon(_)) => master::syncdaemon::run(own, options, readiness),
 

@@ -28,6 +28,7 @@ const VERBS: &[&str] = &[
     "Listen",
     "Lock",
     "Make",
+    "Measure",
     "Note",
     "Open",
     "Pack",

@@ -138,7 +138,10 @@ fn of_master(config: &MasterConfig, command: &Command) -> Places {
             vec![data],
             vec![Written::folder(folder_of(&config.tls.key))],
         ),
-        Command::Identity | Command::ListBackups(_) | Command::Status(_) => NOTHING,
+        Command::Identity
+        | Command::Bench(_)
+        | Command::ListBackups(_)
+        | Command::Status(_) => NOTHING,
         // Those of the standby are refused as such.
         Command::Init(_)
         | Command::Authorize(_)
@@ -210,6 +213,7 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
         Command::Identity | Command::ListBackups(_) | Command::Status(_) => NOTHING,
         // Those of the master are refused as such.
         Command::Init(_)
+        | Command::Bench(_)
         | Command::Stop
         | Command::Xarchive(_)
         | Command::Periodic

@@ -10,6 +10,7 @@ pub(crate) mod archiving;
 pub(crate) mod ask;
 mod backoff;
 pub(crate) mod backup;
+pub(crate) mod bench;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 pub(crate) mod fetch;

@@ -10,7 +10,7 @@
 //! | [`reload`] | reads the settings again |
 //! | [`monitored`] | what monitoring sees |
 //! | [`connection`] | the loop of one connection; passes each frame to its flow |
-//! | [`flows`] | push, partial, backup, fetch and control; none sees another |
+//! | [`flows`] | push, partial, backup, fetch, trial and control; none sees another |
 //! | [`link`] | what a flow may use of its connection |
 //! | [`introduction`] | TLS, hello, and the identity of the peer |
 //! | [`clusters`] | the cluster of a peer |

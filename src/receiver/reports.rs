@@ -6,6 +6,7 @@ use walmgr_protocol::compress::Block;
 use walmgr_protocol::message::Error;
 use walmgr_protocol::message::fetch::NotFound;
 use walmgr_protocol::message::partial::{At, Begun};
+use walmgr_protocol::message::trial::Measured;
 use walmgr_protocol::session::push::{Held, Sealed};
 
 use crate::receiver::cluster::running::BackupReport;
@@ -22,6 +23,8 @@ pub(crate) enum FlowReport {
     Backup(FromWorker<BackupReport>),
     /// Of a fetch.
     Fetch(FromWorker<FetchReport>),
+    /// Of a trial.
+    Trial(FromWorker<TrialReport>),
 }
 
 /// What an upload tells its connection.
@@ -77,5 +80,21 @@ pub(crate) enum FetchReport {
 impl WorkerReport for FetchReport {
     fn failed(error: Error) -> Self {
         FetchReport::Failed(error)
+    }
+}
+
+/// What a trial tells its connection.
+pub(crate) enum TrialReport {
+    /// There is room.
+    Begun,
+    /// All of it arrived.
+    Measured(Measured),
+    /// It gave up; the jobs that follow are dropped.
+    Failed(Error),
+}
+
+impl WorkerReport for TrialReport {
+    fn failed(error: Error) -> Self {
+        TrialReport::Failed(error)
     }
 }

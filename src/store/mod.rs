@@ -111,6 +111,7 @@ mod shared;
 pub(crate) mod survey;
 mod taken_over;
 pub(crate) mod tree;
+mod trial;
 mod unfollowed;
 pub(crate) mod verify;
 

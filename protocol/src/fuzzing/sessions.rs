@@ -9,6 +9,7 @@ mod messages;
 mod partial;
 mod push;
 mod run;
+mod trial;
 
 pub use backup::backup_session;
 pub use fetch::fetch_session;
@@ -16,6 +17,7 @@ pub use hello::hello;
 pub use partial::partial_session;
 pub use push::push_session;
 pub use run::raw_messages;
+pub use trial::trial_session;
 
 #[cfg(test)]
 mod tests {
@@ -23,17 +25,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BODIES: [fn(&[u8]); 5] = [
+    const BODIES: [fn(&[u8]); 6] = [
         push_session,
         partial_session,
         backup_session,
         fetch_session,
+        trial_session,
         hello,
     ];
 
     #[test]
     fn every_stored_input_passes_its_body() {
-        let targets = ["push", "partial", "backup", "fetch", "hello"];
+        let targets = ["push", "partial", "backup", "fetch", "trial", "hello"];
         for (target, body) in targets.into_iter().zip(BODIES) {
             let folder = format!("{}/../fuzz/seeds", env!("CARGO_MANIFEST_DIR"));
             let folder = match target {

@@ -18,6 +18,8 @@ pub enum Flow {
     Fetch = 4,
     /// The records of the segment in progress.
     Partial = 5,
+    /// Blocks that are measured and dropped.
+    Trial = 6,
 }
 
 macro_rules! kinds {
@@ -119,6 +121,12 @@ kinds! {
         PartialRewrite = 84, "a rewrite of a partial segment";
         PartialAppend = 85, "an append";
         PartialDurable = 86, "the acknowledgement of an append";
+    }
+    Trial {
+        TrialBegin = 96, "the beginning of a trial";
+        TrialBegun = 97, "the answer to the beginning of a trial";
+        TrialEnd = 98, "the end of a trial";
+        TrialMeasured = 99, "what a trial measured";
     }
 }
 

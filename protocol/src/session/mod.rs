@@ -15,6 +15,7 @@ pub mod hello;
 pub mod keepalive;
 pub mod partial;
 pub mod push;
+pub mod trial;
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::{Message, MessageKind};

@@ -9,6 +9,7 @@ use walmgr_protocol::error::PeerMisbehaved;
 use walmgr_protocol::limits::CHANNELS_MAX;
 use walmgr_protocol::message::backup::Backup;
 use walmgr_protocol::message::partial::Partial;
+use walmgr_protocol::message::trial::Trial;
 use walmgr_protocol::message::{Flow as FlowKind, Message};
 
 use crate::receiver::flows::backup::BackupFlow;
@@ -16,6 +17,7 @@ use crate::receiver::flows::control;
 use crate::receiver::flows::fetch::FetchFlow;
 use crate::receiver::flows::partial::PartialFlow;
 use crate::receiver::flows::push::PushFlow;
+use crate::receiver::flows::trial::TrialFlow;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::FlowReport;
 use crate::transport::authorized_keys::Right;
@@ -26,6 +28,7 @@ enum ServedFlow {
     Partial(PartialFlow),
     Backup(BackupFlow),
     Fetch(FetchFlow),
+    Trial(TrialFlow),
 }
 
 impl ServedFlow {
@@ -34,6 +37,7 @@ impl ServedFlow {
             FlowKind::Partial => ServedFlow::Partial(PartialFlow::new(channel)),
             FlowKind::Backup => ServedFlow::Backup(BackupFlow::new(channel)),
             FlowKind::Fetch => ServedFlow::Fetch(FetchFlow::new(channel)),
+            FlowKind::Trial => ServedFlow::Trial(TrialFlow::new(channel)),
             FlowKind::Push | FlowKind::Any | FlowKind::Control => {
                 ServedFlow::Push(PushFlow::new(channel))
             }
@@ -46,6 +50,7 @@ impl ServedFlow {
             ServedFlow::Partial(_) => FlowKind::Partial,
             ServedFlow::Backup(_) => FlowKind::Backup,
             ServedFlow::Fetch(_) => FlowKind::Fetch,
+            ServedFlow::Trial(_) => FlowKind::Trial,
         }
     }
 
@@ -55,12 +60,16 @@ impl ServedFlow {
             ServedFlow::Partial(flow) => flow.is_idle(),
             ServedFlow::Backup(flow) => flow.is_idle(),
             ServedFlow::Fetch(flow) => flow.is_idle(),
+            ServedFlow::Trial(flow) => flow.is_idle(),
         }
     }
 
     const fn moves_to(&mut self, channel: u16) {
         match self {
-            ServedFlow::Push(_) | ServedFlow::Backup(_) | ServedFlow::Fetch(_) => {}
+            ServedFlow::Push(_)
+            | ServedFlow::Backup(_)
+            | ServedFlow::Fetch(_)
+            | ServedFlow::Trial(_) => {}
             ServedFlow::Partial(flow) => flow.moves_to(channel),
         }
     }
@@ -71,6 +80,7 @@ impl ServedFlow {
             ServedFlow::Partial(flow) => flow.received(link, message).await,
             ServedFlow::Backup(flow) => flow.received(link, message).await,
             ServedFlow::Fetch(flow) => flow.received(link, message).await,
+            ServedFlow::Trial(flow) => flow.received(link, message).await,
         }
     }
 }
@@ -124,7 +134,7 @@ impl Flows {
         let opens = match message {
             Message::Offer(_) | Message::Partial(Partial::Begin(_)) => true,
             Message::Backup(backup) => is_idle && asks(backup),
-            Message::Fetch(_) => is_idle,
+            Message::Fetch(_) | Message::Trial(Trial::Begin(_)) => is_idle,
             _ => false,
         };
         let refusal = match message {
@@ -132,6 +142,7 @@ impl Flows {
             Message::Partial(_) if opens => link.cannot_take("a partial stream", Right::Push),
             Message::Backup(_) if opens => link.cannot_take("a backup", Right::Backup),
             Message::Fetch(_) => link.cannot_begin(message.name(), Right::Read),
+            Message::Trial(_) if opens => link.cannot_take("a trial", Right::Push),
             _ => None,
         };
         if let Some(refusal) = refusal {
@@ -147,9 +158,11 @@ impl Flows {
         if let Some(there) = self.channel_of(kind) {
             match kind {
                 // What opens nothing is for the one there is.
-                FlowKind::Backup | FlowKind::Partial if !opens => at = there,
+                FlowKind::Backup | FlowKind::Partial | FlowKind::Trial if !opens => at = there,
                 // One that is over has nothing more to say.
-                FlowKind::Backup | FlowKind::Fetch if opens => drop(self.0.remove(&there)),
+                FlowKind::Backup | FlowKind::Fetch | FlowKind::Trial if opens => {
+                    drop(self.0.remove(&there));
+                }
                 // Its worker has the lock on the stream, and would keep its successor out.
                 FlowKind::Partial if there != channel => {
                     if let Some(mut flow) = self.0.remove(&there) {
@@ -196,6 +209,7 @@ impl Flows {
             FlowReport::Partial(_) => FlowKind::Partial,
             FlowReport::Backup(_) => FlowKind::Backup,
             FlowReport::Fetch(_) => FlowKind::Fetch,
+            FlowReport::Trial(_) => FlowKind::Trial,
         };
         let channel = self.channel_of(kind).unwrap_or(channel);
         match (self.0.get_mut(&channel), report) {
@@ -211,6 +225,9 @@ impl Flows {
             (Some(ServedFlow::Fetch(flow)), FlowReport::Fetch(said)) => {
                 flow.reported(link, said).await
             }
+            (Some(ServedFlow::Trial(flow)), FlowReport::Trial(said)) => {
+                flow.reported(link, said).await
+            }
             _ => Ok(()),
         }
     }
@@ -223,16 +240,19 @@ impl Flows {
     ) -> Result<Option<Duration>, ConnectionEnd> {
         let mut soonest: Option<Duration> = None;
         for flow in self.0.values_mut() {
-            let ServedFlow::Push(flow) = flow else {
-                continue;
+            let deadline = match flow {
+                ServedFlow::Push(flow) => flow.deadline(),
+                ServedFlow::Trial(flow) => flow.deadline(),
+                _ => None,
             };
-            let Some(deadline) = flow.deadline() else {
+            let Some(deadline) = deadline else {
                 continue;
             };
             let left = deadline.saturating_duration_since(now);
-            match left.is_zero() {
-                true => flow.expired(link).await?,
-                false => soonest = Some(soonest.map_or(left, |other| other.min(left))),
+            match (left.is_zero(), flow) {
+                (true, ServedFlow::Push(flow)) => flow.expired(link).await?,
+                (true, ServedFlow::Trial(flow)) => flow.expired(link).await?,
+                _ => soonest = Some(soonest.map_or(left, |other| other.min(left))),
             }
         }
         Ok(soonest)
@@ -243,7 +263,7 @@ impl Flows {
         self.0.values().any(|flow| match flow {
             ServedFlow::Push(flow) => flow.is_busy(),
             ServedFlow::Backup(flow) => flow.is_finishing(),
-            ServedFlow::Partial(_) | ServedFlow::Fetch(_) => false,
+            ServedFlow::Partial(_) | ServedFlow::Fetch(_) | ServedFlow::Trial(_) => false,
         })
     }
 
@@ -252,7 +272,7 @@ impl Flows {
         self.0.values().any(|flow| match flow {
             ServedFlow::Push(flow) => flow.is_busy(),
             ServedFlow::Backup(flow) => flow.is_busy(),
-            ServedFlow::Partial(_) | ServedFlow::Fetch(_) => false,
+            ServedFlow::Partial(_) | ServedFlow::Fetch(_) | ServedFlow::Trial(_) => false,
         })
     }
 }

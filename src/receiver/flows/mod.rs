@@ -7,3 +7,4 @@ pub(crate) mod control;
 pub(crate) mod fetch;
 pub(crate) mod partial;
 pub(crate) mod push;
+pub(crate) mod trial;

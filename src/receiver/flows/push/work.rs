@@ -68,7 +68,8 @@ pub(crate) fn start(
     )
 }
 
-fn all_taken(none: NoShare) -> Error {
+/// The refusal where no place for an upload is left.
+pub(crate) fn all_taken(none: NoShare) -> Error {
     let own = format!(
         "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
         {UPLOADS_MAX} uploads, are in progress",
