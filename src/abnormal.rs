@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, UnwindSafe};
 use std::process::exit;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags};
@@ -84,6 +84,37 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
     let ended = std::panic::catch_unwind(AssertUnwindSafe(work));
     CATCHERS.set(CATCHERS.get() - 1);
     ended.map_err(|_| CAUGHT.take().unwrap_or_else(|| "no message".to_owned()))
+}
+
+/// Goes on unwinding here with what another thread's panic said, as if it had happened here.
+pub(crate) fn pass_on(said: String) -> ! {
+    if CATCHERS.get() == 0 {
+        output::last_words(&said);
+    } else {
+        CAUGHT.set(Some(said));
+    }
+    std::panic::resume_unwind(Box::new("passed on"))
+}
+
+/// Names the work whose panic a test wants to see.
+const PANIC_IN: &str = "WALMGR_PANIC_IN";
+
+/// Panics where a test of this program wants it: always, or the first time. A program for users does not ask.
+#[track_caller]
+pub(crate) fn plant(name: &str) {
+    static FIRST: Once = Once::new();
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let planted = std::env::var(PANIC_IN).unwrap_or_default();
+    let is_planted = match planted.strip_prefix("first ") {
+        Some(first) => first == name && !FIRST.is_completed(),
+        None => planted == name,
+    };
+    if is_planted {
+        FIRST.call_once(|| {});
+    }
+    assert!(!is_planted, "planted");
 }
 
 /// Whether somebody catches this panic, and gets told what it said.

@@ -2,6 +2,7 @@
 //! Never unpacks more than the bytes a block states, never with a window above
 //! [`ZSTD_WINDOW_LOG_MAX`]. Invariant: a block travels raw unless zstd saves a sixteenth of it.
 
+use bytes::Bytes;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter};
 
 use crate::error::Malformed;
@@ -84,7 +85,7 @@ impl Packer {
             return false;
         };
         let worth = raw_len - raw_len.div_ceil(16);
-        self.spare.clear();
+        // Nothing is read of what is in there, and what is long enough already is not filled with zeros again.
         self.spare.resize(DATA_HEADROOM_BYTES + worth, 0);
         let packed = context.compress2(
             &mut self.spare[DATA_HEADROOM_BYTES..],
@@ -98,6 +99,32 @@ impl Packer {
     }
 }
 
+/// The raw bytes of a block and what travelled. Only [`Unpacker::unpack_block`] makes one, so the raw bytes are
+/// what the packed ones give.
+#[derive(Debug, Clone, Copy)]
+pub struct UnpackedBlock<'a> {
+    raw: &'a [u8],
+    travelled: &'a Bytes,
+    zstd: bool,
+}
+
+impl<'a> UnpackedBlock<'a> {
+    /// Its raw bytes.
+    pub const fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
+    /// What travelled: its raw bytes, or what they were unpacked from.
+    pub const fn travelled(&self) -> &'a Bytes {
+        self.travelled
+    }
+
+    /// The zstd frame that it was unpacked from, if it was packed.
+    pub fn packed(&self) -> Option<&'a Bytes> {
+        self.zstd.then_some(self.travelled)
+    }
+}
+
 /// Unpacks blocks; keeps zstd's working memory between them.
 #[derive(Default)]
 pub struct Unpacker {
@@ -106,6 +133,21 @@ pub struct Unpacker {
 }
 
 impl Unpacker {
+    /// The same, with what it was unpacked from.
+    pub fn unpack_block<'a>(
+        &'a mut self,
+        travelled: &'a Bytes,
+        raw_bytes: u32,
+        zstd: bool,
+    ) -> Result<UnpackedBlock<'a>, Malformed> {
+        let raw = self.unpack(travelled, raw_bytes, zstd)?;
+        Ok(UnpackedBlock {
+            raw,
+            travelled,
+            zstd,
+        })
+    }
+
     /// The raw bytes of a block that travelled as `payload` and states `raw_bytes`.
     pub fn unpack<'a>(
         &'a mut self,

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,9 +18,6 @@ use tokio_util::task::TaskTracker;
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::abnormal;
-
-/// Names the worker whose panic a test wants to see.
-const PANIC_IN: &str = "WALMGR_PANIC_IN";
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static WORKERS: AtomicU64 = AtomicU64::new(0);
@@ -232,7 +229,7 @@ pub(crate) async fn contained_task<T>(
     task: impl Future<Output = T>,
 ) -> Result<T, Error> {
     let mut task = pin!(async {
-        plant(name);
+        abnormal::plant(name);
         task.await
     });
     let polled = poll_fn(
@@ -246,7 +243,7 @@ pub(crate) async fn contained_task<T>(
 
 fn contained<T>(name: &'static str, work: impl FnOnce() -> T) -> Result<T, Error> {
     let ended = abnormal::caught(|| {
-        plant(name);
+        abnormal::plant(name);
         work()
     });
     ended.map_err(|panic| answered(name, &panic))
@@ -258,23 +255,6 @@ fn answered(name: &str, panic: &str) -> Error {
         "a panic ended this {name}: {panic}; it is number {count} since the start, please report it"
     );
     failed_on(name)
-}
-
-/// Panics where a test of this program wants it: always, or the first time. A program for users does not ask.
-fn plant(name: &str) {
-    static FIRST: Once = Once::new();
-    if !cfg!(debug_assertions) {
-        return;
-    }
-    let planted = std::env::var(PANIC_IN).unwrap_or_default();
-    let is_planted = match planted.strip_prefix("first ") {
-        Some(first) => first == name && !FIRST.is_completed(),
-        None => planted == name,
-    };
-    if is_planted {
-        FIRST.call_once(|| {});
-    }
-    assert!(!is_planted, "planted");
 }
 
 #[cfg(test)]

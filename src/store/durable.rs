@@ -24,6 +24,7 @@ use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{self, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, retry_on_intr};
+use walmgr_protocol::compress::UnpackedBlock;
 use walmgr_protocol::message::Digest;
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::ProofOfDurability;
@@ -227,30 +228,36 @@ impl Temporary {
     }
 
     /// Writes these bytes behind the ones before.
+    ///
+    /// A file that is packed on its way gets its blocks while later ones are appended, or when it is synced.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.append_packed(bytes, None)
-    }
-
-    /// Writes these bytes behind the ones before; they may have come packed, as this.
-    pub(super) fn append_packed(
-        &mut self,
-        bytes: &[u8],
-        packed: Option<&[u8]>,
-    ) -> Result<(), StoreError> {
-        self.crc32.update(bytes);
         match self.packer.take() {
             None => self.write(bytes)?,
             Some(mut packer) => {
-                let mut write = |stored: &[u8]| self.write(stored);
-                match packed {
-                    Some(packed) => packer.add_packed(bytes, packed, &mut write)?,
-                    None => packer.add(bytes, &mut write)?,
-                }
+                packer.add(bytes, &mut |stored: &[u8]| self.write(stored))?;
                 self.packer = Some(packer);
             }
         }
-        self.written_bytes += bytes.len() as u64;
+        self.count(bytes);
         Ok(())
+    }
+
+    /// The same with a block as it came: not copied, and stored as it is if it came packed.
+    pub(super) fn append_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
+        match self.packer.take() {
+            None => self.write(block.raw())?,
+            Some(mut packer) => {
+                packer.add_block(block, &mut |stored: &[u8]| self.write(stored))?;
+                self.packer = Some(packer);
+            }
+        }
+        self.count(block.raw());
+        Ok(())
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        self.crc32.update(bytes);
+        self.written_bytes += bytes.len() as u64;
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
@@ -290,7 +297,8 @@ impl Temporary {
     pub(super) fn sync(mut self) -> Result<SyncedTemporary, StoreError> {
         let is_packed = self.packer.is_some();
         if let Some(packer) = self.packer.take() {
-            packer.finish(&mut |stored: &[u8]| self.write(stored))?;
+            let crc32 = self.crc32();
+            packer.finish(crc32, &mut |stored: &[u8]| self.write(stored))?;
         }
         if let Some(modified_ns) = self.modified_ns {
             // For people and `status`; nothing is kept or removed by it.

@@ -16,6 +16,7 @@ use super::testing::{
 use super::{
     Archive, ArchiveFolders, ArchiveReader, FileSealed, Health, StoreError, StoredUnderName,
 };
+use crate::config::StoreCompression;
 use crate::error::Kind;
 use crate::wal::segment::Verify;
 
@@ -63,6 +64,29 @@ fn push_with_fault(op: Op, nth: usize, errno: Errno) {
     }
     assert_eq!(stored_bytes(&places, &sample), sample.bytes);
     assert_eq!(names(&places), [sample.name.to_string()]);
+}
+
+#[test]
+fn fault_237_disk_that_fails_while_blocks_are_packed_leaves_nothing() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let disk = FaultyDisk::over(real());
+    let archive = Archive::open(&places, disk.clone()).unwrap();
+    archive.set_compression(StoreCompression::default());
+    let sample = segment(3, 1);
+    let text = sample.name.to_string();
+    // At each block, and at what stands behind them.
+    for nth in 0..=sample.bytes.len() / (256 << 10) {
+        for errno in [Errno::NOSPC, Errno::IO] {
+            disk.fail(Op::Write, nth, 1, errno);
+            let error = push(&archive, &sample).unwrap_err();
+            assert_eq!(error.kind(), Kind::ReceiverDisk, "{nth}: {error}");
+            assert!(error.to_string().contains(&text), "{error}");
+            assert_eq!(names(&places), [""; 0], "{nth} {errno:?}");
+        }
+    }
+    assert_stored(&archive, &sample);
+    assert_eq!(names(&places), [format!("{text}.zst")]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use walmgr_protocol::compress::UnpackedBlock;
 use walmgr_protocol::limits::{RESERVED_SEGMENTS, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::names::WalFileName;
 
@@ -104,11 +105,19 @@ impl Incoming {
 
     /// Appends bytes and checks them on the way. After an error the upload is over.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.write_packed(bytes, None)
+        self.append(bytes, |temporary| temporary.append(bytes))
     }
 
-    /// The same with these bytes as they came packed, which are stored if they can be.
-    pub fn write_packed(&mut self, bytes: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
+    /// The same with a block as it came, which is stored as it is if it came packed.
+    pub fn write_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
+        self.append(block.raw(), |temporary| temporary.append_block(block))
+    }
+
+    fn append(
+        &mut self,
+        bytes: &[u8],
+        append: impl FnOnce(&mut Temporary) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let Some(mut writing) = self.writing.take() else {
             return Err(StoreError::GivenUp { name: self.name });
         };
@@ -120,13 +129,14 @@ impl Incoming {
             let (name, limit) = (self.name, self.len);
             return Err(StoreError::TooLarge { name, len, limit });
         }
+        // First, so that they are packed while they are checked.
+        let written = append(&mut writing.temporary);
+        if let Err(error) = written {
+            return self.shared.monitor.watch(Err(error));
+        }
         (writing.check.update(bytes)).map_err(|fault| StoreError::of_fault(self.name, &fault))?;
         if matches!(self.name, WalFileName::History(_)) {
             self.text.extend_from_slice(bytes);
-        }
-        let written = writing.temporary.append_packed(bytes, packed);
-        if let Err(error) = written {
-            return self.shared.monitor.watch(Err(error));
         }
         self.writing = Some(writing);
         Ok(())

@@ -23,12 +23,16 @@
 //! All numbers are little-endian. `zstd -d` unpacks such a file, and tools that know the seekable format read a part
 //! of it. A file that ends otherwise was packed by somebody else, and is read from its beginning.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+mod beside;
+mod packer;
 
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
+use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
+
+pub(super) use packer::SegmentPacker;
 
 /// Raw bytes of a block: what the wire carries in one.
-pub(super) const PACKED_BLOCK_BYTES: usize = 256 << 10;
+pub(super) const PACKED_BLOCK_BYTES: usize = BLOCK_BYTES_DEFAULT as usize;
 
 /// The longest segment that PostgreSQL has.
 const RAW_BYTES_MAX: u64 = 1 << 30;
@@ -367,203 +371,6 @@ impl ForeignUnpacker {
             true => fault("it is cut short"),
             false => Ok(()),
         }
-    }
-}
-
-/// What packs a block and unpacks it again: more than a megabyte, so there are as few as can work at once, however many
-/// files arrive.
-struct PackingTools {
-    context: CCtx<'static>,
-    again: BlockUnpacker,
-    packed: Vec<u8>,
-}
-
-/// How many there are at most; more processors than that are not kept busy by packing alone.
-const TOOLS_MAX: usize = 4;
-
-/// Those that nobody uses at the moment, and how many were made.
-static TOOLS: Mutex<(Vec<PackingTools>, usize)> = Mutex::new((Vec::new(), 0));
-static TOOLS_ARE_BACK: Condvar = Condvar::new();
-
-/// Tools for one block. Whoever has them waits for nothing, least of all for a disk.
-struct BorrowedTools(Option<PackingTools>);
-
-impl BorrowedTools {
-    fn take() -> BorrowedTools {
-        let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(free) = tools.0.pop() {
-                return BorrowedTools(Some(free));
-            }
-            if tools.1 < TOOLS_MAX {
-                tools.1 += 1;
-                return BorrowedTools(Some(PackingTools::new()));
-            }
-            tools = (TOOLS_ARE_BACK.wait(tools)).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn with<T>(work: impl FnOnce(&mut PackingTools) -> T) -> T {
-        let mut borrowed = BorrowedTools::take();
-        work(borrowed.0.get_or_insert_with(PackingTools::new))
-    }
-}
-
-impl Drop for BorrowedTools {
-    fn drop(&mut self) {
-        let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
-        tools.0.extend(self.0.take());
-        drop(tools);
-        TOOLS_ARE_BACK.notify_one();
-    }
-}
-
-impl PackingTools {
-    fn new() -> PackingTools {
-        PackingTools {
-            context: CCtx::create(),
-            again: BlockUnpacker::new(),
-            packed: vec![0; STORED_BLOCK_BYTES_MAX],
-        }
-    }
-
-    /// A block packed at this level, once it unpacks to the same.
-    fn pack(&mut self, level: u8, raw: &[u8]) -> Result<Vec<u8>, PackedFault> {
-        let unusable = |why: &str| PackedFault(format!("it cannot be packed: {why}"));
-        // It cannot be out of range, and a refused one leaves zstd's default.
-        let level = CParameter::CompressionLevel(i32::from(level));
-        let _ = self.context.set_parameter(level);
-        let packed_bytes = (self.context.compress2(&mut self.packed[..], raw))
-            .map_err(|code| unusable(get_error_name(code)))?;
-        let stored = &self.packed[..packed_bytes];
-        match self.again.unpack_exactly(stored, raw.len()) {
-            Ok(again) if again == raw => Ok(stored.to_vec()),
-            _ => Err(unusable("what zstd made of it does not unpack to the same")),
-        }
-    }
-}
-
-/// Packs a segment block by block, and unpacks each block again before it is let go.
-pub(super) struct SegmentPacker {
-    level: u8,
-    /// What is no whole block yet.
-    waiting: Vec<u8>,
-    table: SeekTable,
-    offset_bytes: u64,
-    crc32: crc32fast::Hasher,
-}
-
-impl SegmentPacker {
-    /// One that packs at this level.
-    pub(super) fn new(level: u8) -> SegmentPacker {
-        SegmentPacker {
-            level,
-            waiting: Vec::new(),
-            table: SeekTable {
-                blocks: Vec::new(),
-                raw_bytes: 0,
-                raw_crc32: 0,
-            },
-            offset_bytes: 0,
-            crc32: crc32fast::Hasher::new(),
-        }
-    }
-
-    /// Takes the next bytes of the segment. `each` gets what is to be stored.
-    pub(super) fn add<E: From<PackedFault>>(
-        &mut self,
-        mut raw: &[u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.crc32.update(raw);
-        while !raw.is_empty() {
-            if self.waiting.is_empty() && raw.len() >= PACKED_BLOCK_BYTES {
-                let (block, later) = raw.split_at(PACKED_BLOCK_BYTES);
-                self.pack(block, each)?;
-                raw = later;
-                continue;
-            }
-            let room = PACKED_BLOCK_BYTES - self.waiting.len();
-            let (now, later) = raw.split_at(room.min(raw.len()));
-            self.waiting.extend_from_slice(now);
-            raw = later;
-            if self.waiting.len() == PACKED_BLOCK_BYTES {
-                self.flush(each)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a block that came packed, as it is if it is a whole one of this file.
-    pub(super) fn add_packed<E: From<PackedFault>>(
-        &mut self,
-        raw: &[u8],
-        packed: &[u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let is_whole = raw.len() == PACKED_BLOCK_BYTES && self.waiting.is_empty();
-        let is_same = is_whole
-            && packed.len() <= STORED_BLOCK_BYTES_MAX
-            && BorrowedTools::with(|tools| {
-                let again = tools.again.unpack_exactly(packed, raw.len());
-                again.is_ok_and(|again| again == raw)
-            });
-        if !is_same {
-            return self.add(raw, each);
-        }
-        self.crc32.update(raw);
-        self.note(packed, raw.len());
-        each(packed)
-    }
-
-    fn flush<E: From<PackedFault>>(
-        &mut self,
-        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let raw = std::mem::take(&mut self.waiting);
-        self.pack(&raw, each)?;
-        self.waiting = raw;
-        self.waiting.clear();
-        Ok(())
-    }
-
-    fn pack<E: From<PackedFault>>(
-        &mut self,
-        raw: &[u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let stored = BorrowedTools::with(|tools| tools.pack(self.level, raw))?;
-        self.note(&stored, raw.len());
-        each(&stored)
-    }
-
-    fn note(&mut self, stored: &[u8], raw_bytes: usize) {
-        let bytes_of = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        self.table.blocks.push(PackedBlock {
-            offset_bytes: self.offset_bytes,
-            bytes: bytes_of(stored.len()),
-            raw_bytes: bytes_of(raw_bytes),
-            crc32: crc32fast::hash(stored),
-        });
-        self.offset_bytes += stored.len() as u64;
-        self.table.raw_bytes += raw_bytes as u64;
-    }
-
-    /// Ends the file.
-    pub(super) fn finish<E: From<PackedFault>>(
-        mut self,
-        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        if !self.waiting.is_empty() {
-            self.flush(each)?;
-        }
-        self.table.raw_crc32 = self.crc32.clone().finalize();
-        let tail = self.table.write();
-        let file_bytes = self.offset_bytes + tail.len() as u64;
-        if SeekTable::parse(file_bytes, &tail)? != self.table {
-            return Err(PackedFault("its seek table cannot be read again".to_owned()).into());
-        }
-        each(&tail)
     }
 }
 

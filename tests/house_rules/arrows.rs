@@ -45,7 +45,7 @@ pub(super) const ARROWS: [(&str, &[&str]); 26] = [
     (
         "store",
         &[
-            "audit", "config", "files", "metrics", "pg", "tar", "wal", "protocol",
+            "abnormal", "audit", "config", "files", "metrics", "pg", "tar", "wal", "protocol",
         ],
     ),
     ("pg", &["config", "files", "options", "wal", "protocol"]),

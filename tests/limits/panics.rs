@@ -149,6 +149,41 @@ fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
 }
 
 #[test]
+fn fault_238_a_panic_while_a_block_is_packed_ends_that_upload_alone() {
+    if !cfg!(debug_assertions) {
+        println!("SKIP: only a program with debug assertions takes a planted panic");
+        return;
+    }
+    let mut site = plain_site();
+    still_serves(&site, 1);
+    restart_with(&mut site, "first packing");
+    let mut peer = peer_of(&site);
+    // More than is packed ahead.
+    let content = site.segment(2, "walmgr");
+    let name: WalFileName = site.segment_name(2).parse().unwrap();
+    peer.offer(1, name, &content);
+    assert!(matches!(peer.answer(1), Message::Have(_)));
+    let beside = OtherWork::begin(&site, "packing", &mut peer, 3);
+    beside.peer.upload(1, &content);
+    let answer = beside.peer.refusal();
+    assert_eq!(answer.code, ErrorCode::Internal, "{answer}");
+    assert_eq!(answer.scope, Scope::Channel);
+    assert_eq!(answer.message, "the receiver failed on this upload");
+    let log = site.receiver.log();
+    let said = "a panic ended this upload: planted at src/store/packed/beside.rs:";
+    assert_eq!(log.matches(said).count(), 1, "{log}");
+    assert_eq!(log.matches("planted").count(), 1, "{log}");
+    // What else is on its way is packed, and so is the same file when it comes again.
+    beside.end(&site);
+    peer.offer(1, name, &content);
+    assert!(matches!(peer.answer(1), Message::Have(_)));
+    peer.upload(1, &content);
+    let answer = peer.answer(1);
+    assert!(matches!(answer, Message::Stored(_)), "{answer:?}");
+    still_serves(&site, 4);
+}
+
+#[test]
 fn fault_145_after_a_panic_connections_are_accepted_again() {
     if !cfg!(debug_assertions) {
         println!("SKIP: only a program with debug assertions takes a planted panic");

@@ -5,6 +5,8 @@
 use super::*;
 use proptest::prelude::*;
 use std::io::Read;
+use walmgr_protocol::compress::Unpacker;
+use walmgr_protocol::message::Data;
 
 /// Bytes that shrink, but not to nothing.
 fn sample(bytes: usize) -> Vec<u8> {
@@ -27,7 +29,35 @@ fn packed(raw: &[u8]) -> Vec<u8> {
     for piece in raw.chunks(100_000) {
         packer.add(piece, &mut put).unwrap();
     }
-    packer.finish(&mut put).unwrap();
+    packer.finish(crc32fast::hash(raw), &mut put).unwrap();
+    file
+}
+
+/// A block as it travels.
+fn travelling(raw: &[u8], packed: Option<Vec<u8>>) -> Data {
+    Data {
+        offset: 0,
+        raw_bytes: u32::try_from(raw.len()).unwrap(),
+        zstd: packed.is_some(),
+        bytes: packed.unwrap_or_else(|| raw.to_vec()).into(),
+    }
+}
+
+/// Packs blocks as they came, and what is between them.
+fn packed_of(blocks: &[Data], raw: &[u8]) -> Vec<u8> {
+    let (mut packer, mut file) = (SegmentPacker::new(1), Vec::new());
+    let mut put = |stored: &[u8]| {
+        file.extend_from_slice(stored);
+        Ok::<(), PackedFault>(())
+    };
+    let mut unpacker = Unpacker::default();
+    for block in blocks {
+        let block = unpacker
+            .unpack_block(&block.bytes, block.raw_bytes, block.zstd)
+            .unwrap();
+        packer.add_block(&block, &mut put).unwrap();
+    }
+    packer.finish(crc32fast::hash(raw), &mut put).unwrap();
     file
 }
 
@@ -92,17 +122,76 @@ fn a_block_that_came_packed_is_stored_as_it_came() {
     let raw = sample(2 * PACKED_BLOCK_BYTES);
     let (first, second) = raw.split_at(PACKED_BLOCK_BYTES);
     let came = zstd::bulk::compress(first, 7).unwrap();
-    let (mut packer, mut file) = (SegmentPacker::new(1), Vec::new());
-    let mut put = |stored: &[u8]| {
-        file.extend_from_slice(stored);
-        Ok::<(), PackedFault>(())
-    };
-    packer.add_packed(first, &came, &mut put).unwrap();
-    // What unpacks to other bytes is not believed.
-    packer.add_packed(second, &came, &mut put).unwrap();
-    packer.finish(&mut put).unwrap();
+    let blocks = [
+        travelling(first, Some(came.clone())),
+        travelling(second, None),
+    ];
+    let file = packed_of(&blocks, &raw);
     assert_eq!(file[..came.len()], came);
     assert_eq!(read(&file).unwrap(), raw);
+}
+
+#[test]
+fn fault_235_blocks_stand_in_the_order_in_which_they_came() {
+    // Slow ones, quick ones, and such as need no packing.
+    let raw: Vec<u8> = (0..12)
+        .flat_map(|number: u8| match number % 3 {
+            0 => vec![number; PACKED_BLOCK_BYTES],
+            _ => sample(PACKED_BLOCK_BYTES + usize::from(number)).split_off(usize::from(number)),
+        })
+        .collect();
+    let blocks: Vec<Data> = raw
+        .chunks(PACKED_BLOCK_BYTES)
+        .enumerate()
+        .map(|(number, block)| {
+            let packed = number % 4 == 1;
+            travelling(
+                block,
+                packed.then(|| zstd::bulk::compress(block, 1).unwrap()),
+            )
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(read(&packed_of(&blocks, &raw)).unwrap(), raw);
+    }
+    // Blocks of another length than the file's are cut anew.
+    let short: Vec<Data> = raw.chunks(100_000).map(|b| travelling(b, None)).collect();
+    assert_eq!(packed_of(&short, &raw), packed(&raw));
+}
+
+#[test]
+fn fault_236_segments_that_are_packed_at_once_wait_for_none_of_the_others() {
+    let raw = sample(1 << 20);
+    let whole = packed(&raw);
+    std::thread::scope(|scope| {
+        for number in 0..24 {
+            let (raw, whole) = (&raw, &whole);
+            scope.spawn(move || {
+                // Every third is given up with blocks on their way.
+                if number % 3 == 0 {
+                    let mut packer = SegmentPacker::new(1);
+                    let mut no_room = |_: &[u8]| Err(PackedFault("no room".to_owned()));
+                    assert!(packer.add(raw, &mut no_room).is_err());
+                } else {
+                    assert_eq!(packed(raw), *whole);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn threads_that_pack_end_when_there_is_nothing_to_pack() {
+    packed(&sample(1 << 20));
+    assert!(beside::threads_running() <= beside::threads_max());
+    let begun = std::time::Instant::now();
+    while beside::threads_running() > 0 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // The next one starts them again.
+    let raw = sample(1 << 20);
+    assert_eq!(read(&packed(&raw)).unwrap(), raw);
 }
 
 #[test]

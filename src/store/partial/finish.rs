@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use walmgr_protocol::compress::UnpackedBlock;
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::acknowledged;
@@ -203,11 +204,18 @@ impl Finishing {
 
     /// Writes bytes behind the prefix and the ones before. They are checked with the whole.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.write_packed(bytes, None)
+        self.append(|own| own.write(bytes))
     }
 
-    /// The same with these bytes as they came packed, which are stored if they can be.
-    pub fn write_packed(&mut self, bytes: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
+    /// The same with a block as it came.
+    pub fn write_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
+        self.append(|own| own.write_block(block))
+    }
+
+    fn append(
+        &mut self,
+        append: impl FnOnce(&mut Incoming) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut own = match self.own.take() {
             Some(own) => own,
             None => {
@@ -215,7 +223,7 @@ impl Finishing {
                 self.shared.monitor.watch(copied)?
             }
         };
-        own.write_packed(bytes, packed)?;
+        append(&mut own)?;
         self.own = Some(own);
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use walmgr_protocol::compress::Unpacker;
+use walmgr_protocol::compress::{UnpackedBlock, Unpacker};
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
@@ -129,15 +129,14 @@ fn attempt(
         match jobs.blocking_recv() {
             None => return Ok(None),
             Some(UploadJob::Write(data)) => {
-                let raw = unpacker
-                    .unpack(&data.bytes, data.raw_bytes, data.zstd)
+                let block = unpacker
+                    .unpack_block(&data.bytes, data.raw_bytes, data.zstd)
                     .map_err(|error| Error::channel(ErrorCode::Malformed, error.to_string(), ""))?;
-                meter.received(raw.len(), data.bytes.len());
+                meter.received(block.raw().len(), data.bytes.len());
                 if data.offset == 0 {
                     target.restart(served, &source).map_err(of)?;
                 }
-                let packed = data.zstd.then_some(&data.bytes[..]);
-                target.write(raw, packed).map_err(of)?;
+                target.write(&block).map_err(of)?;
             }
             Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(served, target, offer, digest).map_err(of)?;
@@ -293,10 +292,10 @@ impl UploadTarget {
         Ok(())
     }
 
-    fn write(&mut self, raw: &[u8], packed: Option<&[u8]>) -> Result<(), StoreError> {
+    fn write(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
         match self {
-            UploadTarget::Fresh(incoming) => incoming.write_packed(raw, packed),
-            UploadTarget::InPlace(held) => held.write_packed(raw, packed),
+            UploadTarget::Fresh(incoming) => incoming.write_block(block),
+            UploadTarget::InPlace(held) => held.write_block(block),
         }
     }
 
