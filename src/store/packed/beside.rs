@@ -198,10 +198,12 @@ impl Threads {
             MORE_TO_PACK.notify_one();
             return;
         }
-        // Where none can be started, whoever waits for a block packs it.
         let named = thread::Builder::new().name(PACKING.to_owned());
         if named.spawn(pack_what_comes).is_ok() {
             self.running += 1;
+        } else if self.running == 0 {
+            // Whoever waits for a block packs it, and nobody takes it out of here.
+            self.blocks.clear();
         }
     }
 }
