@@ -290,3 +290,55 @@ fn fault_219_what_stands_in_the_way_of_compress_is_left_alone() {
     assert_eq!(fs::read(&foreign).unwrap(), b"mine");
     assert!(!at(&names[2]).exists() && site.archived(&names[2]) == in_pg_wal(&site, &names[2]));
 }
+
+/// The first bytes of a stored segment are a block of it, packed at this level.
+fn begins_packed(site: &Site, name: &str, level: i32) -> bool {
+    let raw = &in_pg_wal(site, name)[..256 << 10];
+    let block = zstd::bulk::compress(raw, level).unwrap();
+    fs::read(site.completed_wals().join(format!("{name}.zst"))).unwrap()[..block.len()] == block
+}
+
+#[test]
+fn fault_239_a_segment_travels_as_the_standby_stores_it() {
+    let mut site = Site::builder().proxied().build();
+    let sent = |site: &Site, name: &str| {
+        site.archive(name).succeed();
+        let stored = stored::read(&site.stored_path(name)).unwrap();
+        assert_eq!(stored, in_pg_wal(site, name));
+        site.proxy().recordings().pop().unwrap().to_server.len()
+    };
+    let names: Vec<String> = (1..6).map(|number| site.segment_name(number)).collect();
+    for number in 1..6 {
+        site.write_segment(number);
+    }
+    let whole = in_pg_wal(&site, &names[0]).len();
+    for (name, form, level) in [(&names[0], "zstd", 3), (&names[1], "zstd:9", 9)] {
+        site.standby_set("store_compression", form);
+        site.receiver.stop();
+        site.start_receiver();
+        let bytes = sent(&site, name);
+        assert!(bytes < whole / 2, "{form}: {bytes} of {whole} bytes");
+        assert!(begins_packed(&site, name, level), "{form}");
+    }
+    // A standby that stores plain files gets plain blocks.
+    site.standby_set("store_compression", "none");
+    site.receiver.stop();
+    site.start_receiver();
+    assert!(sent(&site, &names[2]) > whole);
+    assert_eq!(
+        fs::read(site.completed_wals().join(&names[2]))
+            .unwrap()
+            .len(),
+        whole
+    );
+    // The master's file decides for itself.
+    site.standby_set("store_compression", "zstd:9");
+    site.receiver.stop();
+    site.start_receiver();
+    site.master_set("compression", "0");
+    assert!(sent(&site, &names[4]) > whole);
+    assert!(begins_packed(&site, &names[4], 9));
+    site.master_set("compression", "1");
+    assert!(sent(&site, &names[3]) < whole / 2);
+    assert!(begins_packed(&site, &names[3], 1));
+}

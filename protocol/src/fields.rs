@@ -59,6 +59,14 @@ impl Fields {
         self.array().map(u8::from_le_bytes)
     }
 
+    /// A field that was added behind those of the first release: `default` where it is missing.
+    pub(crate) fn added_u8(&mut self, default: u8) -> Result<u8, Malformed> {
+        match self.left.is_empty() {
+            true => Ok(default),
+            false => self.u8(),
+        }
+    }
+
     pub(crate) fn u16(&mut self) -> Result<u16, Malformed> {
         self.array().map(u16::from_le_bytes)
     }

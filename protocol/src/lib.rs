@@ -56,6 +56,9 @@
 //!                                         <-      Stored {size, crc}
 //! ```
 //!
+//! The welcome says at which level the receiver packs segments. A sender that packs the blocks so spares it
+//! that: they are stored as they came.
+//!
 //! Up to [`limits::CHANNELS_MAX`] files may be in transfer on one connection, each on its own
 //! channel; answers arrive in any order. Any answer may be a [`message::Error`] instead. An
 //! error of scope `channel` ends that upload only; an error of scope `connection` is the last frame.

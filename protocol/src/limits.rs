@@ -11,6 +11,9 @@ pub const FRAME_PAYLOAD_BYTES_MAX: u32 = 8 << 20;
 /// Raw bytes in a data block when `block_size` does not say otherwise.
 pub const BLOCK_BYTES_DEFAULT: u32 = 256 << 10;
 
+/// The highest level of `store_compression`: a receiver that names a higher one has masters spend no more on it.
+pub const STORE_LEVEL_MAX: u8 = 9;
+
 /// Smallest `block_size`: below it the frame header and the system calls outweigh the data.
 pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
 

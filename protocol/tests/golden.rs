@@ -74,6 +74,7 @@ fn the_welcome_of_version_1_is_frozen() {
         channels_max: 4,
         newest_segment: "000000020000000000000007".parse().ok(),
         software: "4.0.0".into(),
+        store_level: 3,
     };
     assert_eq!(
         encoded(&Answer::Welcome(1, welcome)),
@@ -81,14 +82,15 @@ fn the_welcome_of_version_1_is_frozen() {
             "77616c6d67720a0d", // magic
             "0100",             // welcome
             "0100",             // version chosen
-            "3b000000",         // body
+            "3c000000",         // body
             "66656463626139383736353433323130",
             "00001000", // payload
             "00000800", // block
             "0400",     // channels
             "1800303030303030303230303030303030303030303030303037",
             "0500342e302e30", // software
-            "fe5f944c"
+            "03",             // level at which segments are stored
+            "1a392b0a"
         )
     );
 }

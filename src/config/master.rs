@@ -75,8 +75,8 @@ pub struct MasterConfig {
     pub loop_delay: Duration,
     /// Whether the end of WAL is asked of the database.
     pub use_xlog_functions: bool,
-    /// zstd level, 0 for none.
-    pub compression: u8,
+    /// zstd level of what is sent and fetched, 0 for none; `None` if the file does not say.
+    pub compression: Option<u8>,
     /// Least time between two runs of `periodic_command`; zero is never.
     pub command_interval: Option<Duration>,
     /// What `periodic` runs.
@@ -125,6 +125,11 @@ const FOLDERS: [&str; 5] = [
 ];
 
 impl MasterConfig {
+    /// The zstd level of whatever the standby stores in another form than it travels, 0 for none.
+    pub fn network_level(&self) -> u8 {
+        self.compression.unwrap_or_default()
+    }
+
     pub(super) fn build(settings: &GivenSettings) -> Result<Self, Fault> {
         let master_data = settings
             .path("master_data")
@@ -155,7 +160,7 @@ impl MasterConfig {
                 delay => delay,
             },
             use_xlog_functions: settings.boolean("use_xlog_functions")?,
-            compression: settings.number("compression")?,
+            compression: settings.optional_number("compression")?,
             command_interval: settings.optional_duration("command_interval")?,
             periodic_command: settings.text("periodic_command")?,
             tls,

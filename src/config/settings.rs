@@ -275,6 +275,14 @@ impl GivenSettings {
         }
     }
 
+    /// A number that need not be set.
+    pub(super) fn optional_number<T: TryFrom<u64>>(&self, name: &str) -> Result<Option<T>, Fault> {
+        match self.value(name)? {
+            Some(_) => self.number(name).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// A number of bytes that need not be set.
     pub(super) fn optional_size(&self, name: &str) -> Result<Option<u64>, Fault> {
         Ok(match self.value(name)? {

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
+use walmgr_protocol::hello::Welcome;
+use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, SMALL_FILE_BYTES_MAX, STORE_LEVEL_MAX};
 use walmgr_protocol::message::{Offer, WireVerify};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::Outcome;
@@ -207,10 +208,7 @@ impl ArchivedFile {
             let wire = &mut connection.wire;
             histories::push_once(config, wire, self.name.timeline(), most).await;
         }
-        let blocks = Blocks {
-            block_bytes: config.block_size.min(most),
-            compression: config.compression,
-        };
+        let blocks = self.blocks(config, &connection.welcome);
         let offer = Offer {
             name: self.name,
             size: self.stamp.size,
@@ -218,6 +216,23 @@ impl ArchivedFile {
             verify: verify(config),
         };
         push::push(&mut connection.wire, Arc::clone(&self.file), offer, blocks).await
+    }
+
+    /// How the file travels. What the standby stores packed costs both hosts the least if it is packed here: the
+    /// network gets, and both sides encrypt, a tenth of it, and the standby has nothing left to pack.
+    fn blocks(&self, config: &MasterConfig, welcome: &Welcome) -> Blocks {
+        let block_bytes = config.block_size.min(welcome.block_bytes_max);
+        // Blocks of another length are cut and packed anew over there.
+        let is_stored_so =
+            matches!(self.name, WalFileName::Segment(_)) && block_bytes == BLOCK_BYTES_DEFAULT;
+        let as_stored = match is_stored_so {
+            true => welcome.store_level.min(STORE_LEVEL_MAX),
+            false => 0,
+        };
+        Blocks {
+            block_bytes,
+            compression: config.compression.unwrap_or(as_stored),
+        }
     }
 }
 

@@ -536,7 +536,7 @@ impl Work<'_> {
             number,
             blocks: Blocks {
                 block_bytes: self.config.block_size.min(BLOCK_BYTES_MAX),
-                compression: self.config.compression,
+                compression: self.config.network_level(),
             },
             limit: Arc::clone(limit),
         }

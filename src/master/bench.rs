@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use walmgr_protocol::limits::TRIAL_BYTES_MAX;
+use walmgr_protocol::limits::{STORE_LEVEL_MAX, TRIAL_BYTES_MAX};
 
 use self::advice::{Advice, best_of};
 use self::trial::{Measurement, TrialSettings};
@@ -98,10 +98,11 @@ impl Bench<'_> {
             },
             Measurement::HEADING
         ))?;
+        let set_level = self.set_level().await?;
         let mut settings = TrialSettings {
             blocks: Blocks {
                 block_bytes: config.block_size,
-                compression: config.compression,
+                compression: set_level,
             },
             jobs: 1,
             is_synced: false,
@@ -115,7 +116,7 @@ impl Bench<'_> {
         }
         settings = best_of(&lines).settings;
         lines = vec![best_of(&lines)];
-        for compression in LEVELS.into_iter().filter(|n| *n != config.compression) {
+        for compression in LEVELS.into_iter().filter(|n| *n != set_level) {
             settings.blocks.compression = compression;
             lines.push(self.measure(settings).await?);
         }
@@ -141,6 +142,18 @@ impl Bench<'_> {
             backup_jobs: config.backup_jobs,
         };
         output::print(&format!("\n{advice}"))
+    }
+
+    /// The level at which a segment travels with what is set: unless that says one, as the standby stores it.
+    async fn set_level(&self) -> Result<u8> {
+        if let Some(level) = self.config.compression {
+            return Ok(level);
+        }
+        let facts = self.facts;
+        let connection = (self.target).connect(facts.cluster, facts.timeline).await?;
+        let level = connection.welcome.store_level.min(STORE_LEVEL_MAX);
+        connection.wire.goodbye().await;
+        Ok(level)
     }
 
     /// Measures with these settings for long enough, and prints the line.

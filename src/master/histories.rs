@@ -122,7 +122,7 @@ fn asked_lately(memory: &Path) -> bool {
 fn blocks(config: &MasterConfig, block_bytes_max: u32) -> Blocks {
     Blocks {
         block_bytes: config.block_size.min(block_bytes_max),
-        compression: config.compression,
+        compression: config.network_level(),
     }
 }
 

@@ -119,7 +119,7 @@ impl Shipper {
             .await?;
         let blocks = Blocks {
             block_bytes: config.block_size.min(connection.welcome.block_bytes_max),
-            compression: config.compression,
+            compression: config.network_level(),
         };
         let (folder, timeline) = (files.folder(), files.timeline());
         let wire = &mut connection.wire;
@@ -145,7 +145,7 @@ impl Shipper {
             carried: None,
             answer_within: config.push_timeout,
             block_bytes: u64::from(blocks.block_bytes),
-            packer: Packer::new(config.compression),
+            packer: Packer::new(config.network_level()),
             gap: None,
             note: None,
             newest_held: None,

@@ -286,7 +286,7 @@ impl FetchCall<'_> {
         let mut fetching = connected.map_err(passing)?;
         let request = Request::File(GetFile {
             name: self.name,
-            compression: self.config.compression,
+            compression: self.config.network_level(),
         });
         let fetched = fetching.get(request, destination).await;
         let Fetched {

@@ -181,7 +181,9 @@ async fn introduce(
     })?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
     let newest = hosted.cluster.newest_segment();
-    let welcome = Welcome::with_our_limits(nonce, newest, software);
+    let form = hosted.cluster.settings.borrow().compression;
+    let welcome = Welcome::with_our_limits(nonce, newest, software)
+        .storing_at(form.level().unwrap_or_default());
     let peer = Peer {
         address,
         certificate,

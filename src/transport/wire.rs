@@ -388,6 +388,7 @@ mod tests {
             payload_bytes_max: 1 << 20,
             channels_max: 1,
             software: String::new(),
+            store_level: 0,
         };
         let wire = |stream, side| {
             let introduction = Introduction::<ReceiverIntroduction>::new(stream);

@@ -82,6 +82,9 @@ pub struct Welcome {
     pub newest_segment: Option<SegmentName>,
     /// Its version, for people.
     pub software: String,
+    /// The zstd level at which it packs segments, 0 for not at all: those that come packed in blocks of
+    /// [`BLOCK_BYTES_DEFAULT`](crate::limits::BLOCK_BYTES_DEFAULT) are stored as they came. One that does not say so is 0.
+    pub store_level: u8,
 }
 
 impl Welcome {
@@ -98,7 +101,15 @@ impl Welcome {
             channels_max: CHANNELS_MAX,
             newest_segment,
             software,
+            store_level: 0,
         }
+    }
+
+    /// The same from one that packs segments at this level.
+    #[must_use]
+    pub fn storing_at(mut self, level: u8) -> Self {
+        self.store_level = level;
+        self
     }
 }
 
@@ -229,6 +240,7 @@ impl Answer {
                 let newest = welcome.newest_segment.map(|name| name.to_string());
                 put_string(&mut body, &newest.unwrap_or_default());
                 put_string(&mut body, &welcome.software);
+                body.put_u8(welcome.store_level);
                 seal(ANSWER_MAGIC, ANSWER_WELCOME, *version, &body, out);
             }
             Answer::Refused(refusal) => {
@@ -275,6 +287,7 @@ impl Welcome {
             channels_max: fields.u16()?,
             newest_segment: fields.optional_segment()?,
             software: fields.string("software version")?,
+            store_level: fields.added_u8(0)?,
         })
     }
 }

@@ -36,7 +36,7 @@ fn the_manuals_master_file_loads_unchanged() {
     );
     assert_eq!(config.loop_delay, Duration::from_secs(10));
     assert!(config.use_xlog_functions);
-    assert_eq!(config.compression, 1);
+    assert_eq!(config.compression, Some(1));
     assert!(config.notes[0].contains(&format!(":7: slave: the path {base} is ignored")));
     assert!(config.notes[1].contains("completed_wals, partial_wals, full_backup ignored"));
     assert_eq!(config.notes.len(), 2);
@@ -95,7 +95,7 @@ fn the_walkthroughs_master_file_loads_unchanged() {
     assert_eq!(config.slave.to_string(), "127.0.0.1:7432");
     assert_eq!(config.slave.ignored_path, None);
     assert_eq!(config.ignored_folders.len(), 5);
-    assert_eq!(config.compression, 0);
+    assert_eq!(config.compression, Some(0));
     assert!(!config.use_xlog_functions && !config.hot_standby);
     assert_eq!(
         (config.command_interval, config.periodic_command),
@@ -147,7 +147,7 @@ fn a_short_master_file_gets_the_defaults() {
     assert_eq!(config.connect_timeout, Duration::from_secs(10));
     assert_eq!(config.push_timeout, Duration::from_secs(60));
     assert_eq!(config.block_size, 256 << 10);
-    assert_eq!(config.compression, 0);
+    assert_eq!(config.compression, None);
     assert_eq!((config.archive_batch, config.archive_jobs), (8, 2));
     assert_eq!(config.verify_wal, VerifyWal::Records);
     assert_eq!(config.backup_checkpoint, BackupCheckpoint::Fast);
@@ -213,7 +213,7 @@ fn overrides_replace_lines_and_pass_the_same_checks() {
     )
     .unwrap();
     let config = config.into_master("setup").unwrap();
-    assert_eq!((config.compression, config.slave.port), (3, 1));
+    assert_eq!((config.compression, config.slave.port), (Some(3), 1));
     assert_eq!(config.loop_delay, Duration::from_secs(2));
     let comma = try_load(STANDBY, &[("listen", "127.0.0.1,[::1]")]).unwrap();
     assert_eq!(comma.into_standby("receiver").unwrap().listen.len(), 2);

@@ -41,7 +41,7 @@ fn fault_96_wrong_values_say_what_was_expected_and_found() {
         ),
         (
             "compression =",
-            "found nothing; write for example `compression = 0`",
+            "found nothing; write for example `compression = 1`",
         ),
         (
             "hot_standby = maybe",

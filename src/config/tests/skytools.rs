@@ -131,7 +131,10 @@ fn defaults_stand_in_for_what_the_section_does_not_set() {
 fn of_a_key_that_stands_twice_the_last_line_counts() {
     let text = format!("{MASTER}compression = 1\nSLAVE = db3\ncompression = 2\n");
     let config = master(&text);
-    assert_eq!((config.compression, config.slave.host.as_str()), (2, "db3"));
+    assert_eq!(
+        (config.compression, config.slave.host.as_str()),
+        (Some(2), "db3")
+    );
     assert_eq!(
         notes(&text),
         [
@@ -214,7 +217,7 @@ fn a_level_of_compression_beyond_the_most_is_the_most_and_warned_of() {
         ("99999999999999999999999999", 19, true),
     ] {
         let config = master(&format!("{MASTER}compression = {text}\n"));
-        assert_eq!(config.compression, level, "{text}");
+        assert_eq!(config.compression, Some(level), "{text}");
         let warned = config.warnings.iter().any(|warning| {
             warning.ends_with(&format!(
                 "main.ini:4: compression = {text} is more than 19, the most there is: 19 counts"

@@ -114,7 +114,7 @@ impl RemoteSet<'_> {
             start: self.described.label.start,
             timestamp: self.described.label.timestamp.clone(),
             offset: 0,
-            compression: self.config.compression,
+            compression: self.config.network_level(),
         }
     }
 

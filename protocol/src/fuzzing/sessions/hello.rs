@@ -160,7 +160,8 @@ fn welcome(choices: &mut Unstructured<'_>) -> Result<Welcome, Over> {
         true => Some(messages::segment(choices)?),
         false => None,
     };
-    let welcome = Welcome::with_our_limits(choices.arbitrary()?, newest, software(choices)?);
+    let welcome = Welcome::with_our_limits(choices.arbitrary()?, newest, software(choices)?)
+        .storing_at(choices.arbitrary()?);
     Ok(match choices.arbitrary()? {
         true => welcome,
         false => Welcome {
