@@ -3,6 +3,8 @@
 //! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
 //! whose reader makes it durable itself, is the one exception.
 
+pub(crate) mod slices;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};

@@ -69,6 +69,17 @@ pub trait Disk: Tree + Send + Sync {
     /// Reads at an offset; 0 at the end of the file.
     fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Reads at an offset as much as is in memory and needs no disk; `None` where nobody can tell what that is.
+    fn read_in_memory(
+        &self,
+        file: BorrowedFd<'_>,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Option<usize> {
+        let _ = (file, buffer, offset);
+        None
+    }
+
     /// Sets blocks aside for the first `len` bytes.
     fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()>;
 

@@ -12,7 +12,7 @@ use rustix::fs::{
     self, Advice, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags,
     RenameFlags, Stat,
 };
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::path::Arg;
 
@@ -97,6 +97,16 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| {
             rustix::io::pread(file, &mut *buffer, offset)
         })?)
+    }
+
+    fn read_in_memory(
+        &self,
+        file: BorrowedFd<'_>,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Option<usize> {
+        let (mut buffers, flags) = ([io::IoSliceMut::new(buffer)], ReadWriteFlags::NOWAIT);
+        rustix::io::preadv2(file, &mut buffers, offset, flags).ok()
     }
 
     fn allocate(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {

@@ -3,9 +3,11 @@
 //! file later changes nothing in the other.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::disk::Disk;
+use crate::files::slices::in_slices;
 
 /// What is read and written at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -37,10 +39,24 @@ pub(crate) fn take_over(
     if disk.share_content(from, into).is_ok() {
         return Ok(TakenOver::Shared);
     }
+    let len = disk.stat(from)?.len;
+    // Its length first: the last of it may be a hole, and nobody waits for another's slice.
+    disk.set_len(into, len)?;
+    let stored = in_slices(len, |slice| copy_slice(disk, (from, into), slice))?;
+    Ok(TakenOver::Copied(stored.into_iter().sum()))
+}
+
+/// Copies a slice; how much of it is no hole.
+fn copy_slice(
+    disk: &dyn Disk,
+    (from, into): (BorrowedFd<'_>, BorrowedFd<'_>),
+    slice: Range<u64>,
+) -> io::Result<u64> {
     let mut buffer = vec![0; PIECE_BYTES];
-    let (mut offset, mut started, mut stored) = (0, 0, 0);
-    loop {
-        let read_bytes = disk.read(from, &mut buffer, offset)?;
+    let (mut offset, mut started, mut stored) = (slice.start, slice.start, 0);
+    while offset < slice.end {
+        let left = usize::try_from(slice.end - offset).unwrap_or(PIECE_BYTES);
+        let read_bytes = disk.read(from, &mut buffer[..left.min(PIECE_BYTES)], offset)?;
         if read_bytes == 0 {
             break;
         }
@@ -57,9 +73,7 @@ pub(crate) fn take_over(
             started = offset;
         }
     }
-    // The last of it may be a hole.
-    disk.set_len(into, offset)?;
-    Ok(TakenOver::Copied(stored))
+    Ok(stored)
 }
 
 #[cfg(test)]

@@ -30,14 +30,15 @@ use super::stream::{RemoteSet, Streams};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::files::slices::{PartDigest, in_slices};
 use crate::files::{self, RoomNeeded};
 use crate::master::fetch::Fetching;
 use crate::pg::control;
 use crate::pg::layout;
 use crate::pg::listed::{Listed, stored_path};
-use crate::pg::manifest::{FileEntry, ListedDigest, Reader};
+use crate::pg::manifest::{Checksum, FileEntry, ListedDigest, Reader};
 use crate::pg::old_files::{
-    BLOCK_BYTES, OldFile, OldFiles, PIECE_BYTES, block_digest, may_be_taken, read_full,
+    BLOCK_BYTES, OldFile, OldFiles, PIECE_BYTES, agreeing, block_digest, may_be_taken, read_full,
 };
 use crate::pg::set_place::taking::{self, DeltaWay};
 
@@ -46,6 +47,9 @@ const THREADS: usize = 2;
 
 /// How much of the set is compared before what is missing of that is fetched: this many bytes of digests in a thousandth.
 const ROUND_BYTES: u64 = 32 << 30;
+
+/// What is read at once for checksums: so little that it is still in the processor's cache for the last of them.
+const HASHED_BYTES: usize = 32 * BLOCK_BYTES;
 
 /// A file of the set that an old directory may have.
 pub(super) struct SetFile {
@@ -264,16 +268,18 @@ impl Difference<'_> {
             tree.make_file(path, path.file_name())?;
             return Ok(FileStanding::Made(VecDeque::new()));
         };
-        let old_len = old.len();
-        if let Some(crc32c) = old.agreeing(entry, buffer) {
-            return Ok(FileStanding::Lying { old_len, crc32c });
+        let (old_len, handle) = (old.len(), old.handle());
+        let found = ReadPages::of(handle, old_len.min(entry.size), |_, _| Ok(()))?;
+        // The disk may have lost more of one that cannot be read, so nothing is written into it.
+        if found.digest.len < old_len.min(entry.size) {
+            tree.make_file(path, path.file_name())?;
+            return Ok(FileStanding::Made(VecDeque::new()));
         }
-        match digests_of(old.handle(), old_len.min(entry.size), buffer) {
-            Ok(digests) => Ok(FileStanding::Differing { old_len, digests }),
-            // The disk may have lost more of it, so nothing is written into it.
-            Err(_) => {
-                tree.make_file(path, path.file_name())?;
-                Ok(FileStanding::Made(VecDeque::new()))
+        match found.agrees(entry, (handle, old_len), buffer) {
+            Some(crc32c) => Ok(FileStanding::Lying { old_len, crc32c }),
+            None => {
+                let digests = found.digests.into();
+                Ok(FileStanding::Differing { old_len, digests })
             }
         }
     }
@@ -292,28 +298,19 @@ impl Difference<'_> {
             true => new.as_fd(),
             false => old.handle(),
         };
-        let mut digest = ListedDigest::begin(entry.checksum.as_ref());
-        while digest.len() < entry.size {
-            let offset = digest.len();
-            let read = read_full(source, buffer, offset);
-            // What cannot be read is fetched.
-            let piece = &buffer[..read.unwrap_or(0)];
+        let len = old.len().min(entry.size);
+        // What cannot be read is fetched.
+        let found = ReadPages::of(source, len, |piece, offset| {
             if !is_shared {
                 let written = new.write_all_at(piece, offset);
                 written.map_err(|error| failed("write", path, error))?;
             }
-            digest.update(piece);
-            if piece.len() < buffer.len() {
-                break;
-            }
+            Ok(())
+        })?;
+        match found.agrees(entry, (new.as_fd(), old.len()), buffer) {
+            Some(crc32c) => Ok(FileStanding::Taken { crc32c }),
+            None => Ok(FileStanding::Made(found.digests.into())),
         }
-        let crc32c = digest.crc32c();
-        if old.len() == entry.size && digest.agrees(entry) == Some(true) {
-            return Ok(FileStanding::Taken { crc32c });
-        }
-        let len = new.metadata().map(|found| found.len().min(entry.size));
-        let digests = len.and_then(|len| digests_of(new.as_fd(), len, buffer));
-        Ok(FileStanding::Made(digests.unwrap_or_default()))
     }
 
     /// What has to be fetched of these files, the first of which has this number.
@@ -446,49 +443,159 @@ impl Difference<'_> {
     }
 }
 
-/// The digests of the pages of a file, up to this length.
-fn digests_of(file: BorrowedFd<'_>, len: u64, buffer: &mut [u8]) -> io::Result<VecDeque<u64>> {
-    let (mut digests, mut offset) = (VecDeque::new(), 0);
-    while offset < len {
-        let most = usize::try_from(len - offset).unwrap_or(buffer.len());
-        let piece = &mut buffer[..most.min(PIECE_BYTES)];
-        let read_bytes = read_full(file, piece, offset)?;
-        digests.extend(piece[..read_bytes].chunks(BLOCK_BYTES).map(block_digest));
-        offset += read_bytes as u64;
-        if read_bytes < piece.len() {
-            break;
+/// What was read of a file from its beginning on, up to where it could not be read.
+#[derive(Default)]
+struct ReadPages {
+    digest: PartDigest,
+    /// Of its pages.
+    digests: Vec<u64>,
+}
+
+impl ReadPages {
+    /// Reads so many bytes of a file once, and passes each piece on.
+    fn of(
+        file: BorrowedFd<'_>,
+        len: u64,
+        each: impl Fn(&[u8], u64) -> Result<()> + Sync,
+    ) -> Result<ReadPages> {
+        let slices = in_slices(len, |slice| {
+            let (mut buffer, mut found) = (vec![0; HASHED_BYTES], ReadPages::default());
+            for offset in slice.clone().step_by(HASHED_BYTES) {
+                let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
+                let piece = &mut buffer[..left.min(HASHED_BYTES)];
+                let read_bytes = read_full(file, piece, offset).unwrap_or(0);
+                each(&piece[..read_bytes], offset)?;
+                found.digest.update(&piece[..read_bytes]);
+                let blocks = piece[..read_bytes].chunks(BLOCK_BYTES);
+                found.digests.extend(blocks.map(block_digest));
+                if read_bytes < piece.len() {
+                    break;
+                }
+            }
+            Ok::<_, CommandError>((slice, found))
+        })?;
+        let mut all = ReadPages::default();
+        for (slice, found) in slices {
+            if all.digest.len < slice.start {
+                break;
+            }
+            all.digest.append(found.digest);
+            all.digests.extend(found.digests);
+        }
+        Ok(all)
+    }
+
+    /// The CRC-32C of the file, which is so long and was read to its end, if it is what is listed.
+    fn agrees(
+        &self,
+        entry: &FileEntry,
+        (file, len): (BorrowedFd<'_>, u64),
+        buffer: &mut [u8],
+    ) -> Option<u32> {
+        let is_whole = (len, self.digest.len) == (entry.size, entry.size);
+        match entry.checksum.as_ref().filter(|_| is_whole)? {
+            Checksum::Crc32c(listed) => {
+                (*listed == self.digest.crc32c).then_some(self.digest.crc32c)
+            }
+            Checksum::Sha(_) => agreeing(file, entry, buffer),
         }
     }
-    Ok(digests)
 }
 
 /// Reads what a file is or will be, and refuses it if it is not what the manifest lists; its CRC-32C.
 fn check(
     file: &SetFile,
     buffer: &mut [u8],
-    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync,
 ) -> Result<u32> {
     let (path, entry) = (&file.path, &file.entry);
-    let mut digest = ListedDigest::begin(entry.checksum.as_ref());
-    loop {
-        let read_bytes = read(buffer, digest.len());
-        let read_bytes = read_bytes.map_err(|error| failed("read", path, error))?;
-        digest.update(&buffer[..read_bytes]);
-        if read_bytes < buffer.len() {
-            break;
+    let failed = |error| failed("read", path, error);
+    let (agrees, crc32c) = match entry.checksum {
+        Some(Checksum::Crc32c(listed)) => {
+            let found = check_slices(entry.size, &read).map_err(failed)?;
+            (
+                found.len == entry.size && found.crc32c == listed,
+                found.crc32c,
+            )
         }
-    }
-    let crc32c = digest.crc32c();
-    match digest.agrees(entry) {
-        Some(false) => Err(refused(
+        _ => {
+            let mut digest = ListedDigest::begin(entry.checksum.as_ref());
+            loop {
+                let read_bytes = read(buffer, digest.len()).map_err(failed)?;
+                digest.update(&buffer[..read_bytes]);
+                if read_bytes < buffer.len() {
+                    break;
+                }
+            }
+            let crc32c = digest.crc32c();
+            (digest.agrees(entry) != Some(false), crc32c)
+        }
+    };
+    match agrees {
+        true => Ok(crc32c),
+        false => Err(refused(
             path,
             "its length or checksum is not the manifest's",
         )),
-        _ => Ok(crc32c),
     }
+}
+
+/// The length and checksum of what is read up to this length.
+fn check_slices(
+    len: u64,
+    read: &(impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync),
+) -> io::Result<PartDigest> {
+    let slices = in_slices(len, |slice| {
+        let (mut buffer, mut found) = (vec![0; HASHED_BYTES], PartDigest::default());
+        for offset in slice.clone().step_by(HASHED_BYTES) {
+            let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
+            let piece = &mut buffer[..left.min(HASHED_BYTES)];
+            let read_bytes = read(piece, offset)?;
+            found.update(&piece[..read_bytes]);
+        }
+        Ok::<_, io::Error>(found)
+    })?;
+    let mut all = PartDigest::default();
+    slices.into_iter().for_each(|found| all.append(found));
+    Ok(all)
 }
 
 fn pass(listed: &mut Listed, path: &RelativePath, len: u64, crc32c: u32) -> Result<()> {
     let passed = listed.pass(path, len, crc32c);
     passed.map_err(|why| refused(path, &why))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::files::slices::SLICE_BYTES;
+
+    use super::*;
+
+    #[test]
+    fn fault_240_a_long_old_file_has_the_digests_that_one_reading_finds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("old");
+        let len = usize::try_from(2 * SLICE_BYTES).unwrap() + 5 * BLOCK_BYTES + 17;
+        let numbers = (0_u32..).map(|at| u8::try_from(at.wrapping_mul(at) % 253).unwrap());
+        let content: Vec<u8> = numbers.take(len).collect();
+        std::fs::write(&path, &content).unwrap();
+        let (old, new) = (File::open(&path).unwrap(), tempfile::tempfile().unwrap());
+        let found = ReadPages::of(old.as_fd(), len as u64, |piece, offset| {
+            new.write_all_at(piece, offset)
+                .map_err(|error| CommandError::retry("write").because(error))
+        });
+        let found = found.unwrap();
+        let digests: Vec<u64> = content.chunks(BLOCK_BYTES).map(block_digest).collect();
+        assert!(found.digests == digests);
+        assert_eq!(found.digest.len, len as u64);
+        assert_eq!(found.digest.crc32c, crc32c::crc32c(&content));
+        let mut copied = vec![0; len];
+        new.read_exact_at(&mut copied, 0).unwrap();
+        assert!(copied == content);
+        let read = |piece: &mut [u8], offset| read_full(new.as_fd(), piece, offset);
+        assert_eq!(check_slices(len as u64, &read).unwrap(), found.digest);
+        // Nothing counts behind what cannot be read.
+        let longer = ReadPages::of(old.as_fd(), 4 * SLICE_BYTES, |_, _| Ok(())).unwrap();
+        assert_eq!(longer.digest, found.digest);
+    }
 }

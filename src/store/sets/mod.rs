@@ -67,6 +67,8 @@ mod crash_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod long_files_tests;
+#[cfg(test)]
 mod out_tests;
 #[cfg(test)]
 mod purge_tests;

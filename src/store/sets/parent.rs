@@ -204,6 +204,15 @@ impl BackupSets {
     }
 }
 
+#[cfg(test)]
+impl ParentOfSet {
+    /// The same, whose manifest lists a file so.
+    pub(super) fn listing(mut self, path: RelativePath, digest: FileDigest) -> Self {
+        self.files.insert(path, digest);
+        self
+    }
+}
+
 impl ParentOfSet {
     /// Its name when it was found.
     pub(crate) const fn name(&self) -> &BackupName {

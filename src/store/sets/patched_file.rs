@@ -14,6 +14,7 @@ use walmgr_protocol::patch::{PAGE_BYTES, PatchReader, PatchStep};
 use super::error::SetError;
 use super::parent::ParentOfSet;
 use super::shared::SetShared;
+use crate::files::slices::{PartDigest, in_slices};
 use crate::pg::page;
 use crate::store::disk::read_full;
 use crate::store::taken_over::{TakenOver, take_over};
@@ -23,6 +24,13 @@ const PIECE_BYTES: usize = 256 << 10;
 
 /// What becomes the file's own when a page is written.
 const UNSHARED_BYTES: u32 = 8 << 10;
+
+/// What was read of a slice of a file: what it is, and what its parent's is.
+#[derive(Clone, Copy, Default)]
+struct FoundSlice {
+    made: PartDigest,
+    listed: PartDigest,
+}
 
 /// A file that is being patched.
 pub(super) struct PatchedFile {
@@ -137,49 +145,14 @@ impl PatchedFile {
             // A server that is made of the set would have it too, and its files would fall into pieces.
             let _ = disk.set_unshared_bytes(made, None);
         }
-        let mut buffers = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
-        let [new, old] = &mut buffers;
-        let (mut made_crc32c, mut listed_crc32c, mut offset) = (0, 0, 0);
-        let mut written = self.written.iter().peekable();
         let end = self.len.max(self.listed.len);
-        while offset < end {
-            let in_file = |len: u64| {
-                let left = len.saturating_sub(offset).min(PIECE_BYTES as u64);
-                usize::try_from(left).unwrap_or(PIECE_BYTES)
-            };
-            let (want, of_parent) = (in_file(self.len), in_file(self.listed.len));
-            while written.next_if(|range| range.end <= offset).is_some() {}
-            let behind = offset + want as u64;
-            let is_untouched =
-                written.peek().is_none_or(|range| range.start >= behind) && want >= of_parent;
-            // The blocks are the same, and whoever made the parent may have left its in memory.
-            let is_parents = self.shares_blocks && is_untouched && want == of_parent;
-            let from = if is_parents {
-                self.source.as_fd()
-            } else {
-                made
-            };
-            let failed = |error: io::Error| match is_parents {
-                true => self.unreadable(path, &error),
-                false => shared.failure("read", path, error),
-            };
-            let read = read_full(&**disk, from, &mut new[..want], offset).map_err(failed)?;
-            if read < want {
-                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
-            }
-            made_crc32c = crc32c::crc32c_append(made_crc32c, &new[..want]);
-            let piece = match is_untouched {
-                true => &new[..of_parent],
-                false => {
-                    let read =
-                        read_full(&**disk, self.source.as_fd(), &mut old[..of_parent], offset);
-                    let read = read.map_err(|error| self.unreadable(path, &error))?;
-                    &old[..read]
-                }
-            };
-            listed_crc32c = crc32c::crc32c_append(listed_crc32c, piece);
-            offset += PIECE_BYTES as u64;
+        let slices = in_slices(end, |slice| self.look(shared, path, made, slice))?;
+        let mut both = FoundSlice::default();
+        for slice in slices {
+            both.made.append(slice.made);
+            both.listed.append(slice.listed);
         }
+        let listed_crc32c = both.listed.crc32c;
         if listed_crc32c != self.listed.crc32c {
             let why = format!(
                 "its CRC-32C is not its manifest's: expected {:08X}, found {listed_crc32c:08X}",
@@ -187,8 +160,65 @@ impl PatchedFile {
             );
             return Err(self.unfit(path, why));
         }
-        let (len, crc32c) = (self.len, made_crc32c);
+        let (len, crc32c) = (self.len, both.made.crc32c);
         Ok(FileDigest { len, crc32c })
+    }
+
+    /// Reads a slice of what came of it, and what the parent has there.
+    fn look(
+        &self,
+        shared: &SetShared,
+        path: &RelativePath,
+        made: BorrowedFd<'_>,
+        slice: Range<u64>,
+    ) -> Result<FoundSlice, SetError> {
+        let disk = &*shared.sets.parent.disk;
+        let (mut new, mut old, mut found) =
+            (vec![0; PIECE_BYTES], Vec::new(), FoundSlice::default());
+        let first = self
+            .written
+            .partition_point(|range| range.end <= slice.start);
+        let mut written = self.written[first..].iter().peekable();
+        for offset in slice.clone().step_by(PIECE_BYTES) {
+            let stop = slice.end.min(offset + PIECE_BYTES as u64);
+            let in_file = |len: u64| {
+                let left = len.min(stop).saturating_sub(offset);
+                usize::try_from(left).unwrap_or(PIECE_BYTES)
+            };
+            let (want, of_parent) = (in_file(self.len), in_file(self.listed.len));
+            while written.next_if(|range| range.end <= offset).is_some() {}
+            let behind = offset + want as u64;
+            let is_untouched =
+                written.peek().is_none_or(|range| range.start >= behind) && want >= of_parent;
+            // The blocks are the same. Whoever made the parent may have left them in memory; what is not there is read
+            // of the new file, on which the next backup is built.
+            let is_parents = self.shares_blocks && is_untouched && want == of_parent;
+            let is_in_memory = is_parents
+                && disk.read_in_memory(self.source.as_fd(), &mut new[..want], offset) == Some(want);
+            let failed = |error: io::Error| match is_parents {
+                true => self.unreadable(path, &error),
+                false => shared.failure("read", path, error),
+            };
+            if !is_in_memory {
+                let read = read_full(disk, made, &mut new[..want], offset).map_err(failed)?;
+                if read < want {
+                    return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+            let were_same = found.made == found.listed;
+            found.made.update(&new[..want]);
+            if is_untouched && want == of_parent && were_same {
+                found.listed = found.made;
+            } else if is_untouched {
+                found.listed.update(&new[..of_parent]);
+            } else {
+                old.resize(PIECE_BYTES, 0);
+                let read = read_full(disk, self.source.as_fd(), &mut old[..of_parent], offset);
+                let read = read.map_err(|error| self.unreadable(path, &error))?;
+                found.listed.update(&old[..read]);
+            }
+        }
+        Ok(found)
     }
 
     fn unreadable(&self, path: &RelativePath, error: &io::Error) -> SetError {
