@@ -1,7 +1,7 @@
 //! What is said about a line that makes no sense: one sentence, and what to type instead.
 //! Never decides whether it makes sense; the grammar does. Invariant: each answer is one line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::Path;
 
 use clap::error::{ContextKind, ContextValue};
@@ -10,9 +10,6 @@ use super::grammar::{USAGE, words};
 use super::owner::quoted;
 use crate::error::CommandError;
 
-/// Commands of the manual which this version does not have.
-pub(super) const ABSENT: [&str; 1] = ["bench"];
-
 /// For a line that has no command.
 pub(super) fn no_command(ini: Option<&Path>) -> CommandError {
     let hint = format!("type: {USAGE}; walmgr --help lists the commands");
@@ -20,10 +17,10 @@ pub(super) fn no_command(ini: Option<&Path>) -> CommandError {
         None => {
             CommandError::usage("the configuration file and the command are missing").hint(hint)
         }
-        Some(word) => absent_or_late(word.as_os_str()).unwrap_or_else(|| {
+        Some(word) => {
             CommandError::usage(format!("the command is missing behind {}", word.display()))
                 .hint(hint)
-        }),
+        }
     }
 }
 
@@ -58,14 +55,12 @@ fn misplaced_word(error: &clap::Error, arguments: &[OsString]) -> Option<Command
     if before.any(is_command) {
         return None;
     }
-    absent_or_late(OsStr::new(&word)).or_else(|| {
-        let message = format!("there is no command `{word}`");
-        let hint = format!("the commands are: {}", words().join(", "));
-        let unknown = CommandError::usage(message).hint(hint);
-        Some(match text_of(error, ContextKind::SuggestedSubcommand) {
-            Some(near) => unknown.with_tip(format!("did you mean `{near}`?")),
-            None => unknown,
-        })
+    let message = format!("there is no command `{word}`");
+    let hint = format!("the commands are: {}", words().join(", "));
+    let unknown = CommandError::usage(message).hint(hint);
+    Some(match text_of(error, ContextKind::SuggestedSubcommand) {
+        Some(near) => unknown.with_tip(format!("did you mean `{near}`?")),
+        None => unknown,
     })
 }
 
@@ -119,18 +114,7 @@ fn file_first(arguments: &[OsString], at: usize, useless: Option<&str>) -> Comma
 }
 
 fn is_command(word: &str) -> bool {
-    ABSENT.contains(&word) || words().iter().any(|known| known == word)
-}
-
-/// For a word that is a command of the manual, but not one that could run where it stands.
-fn absent_or_late(word: &OsStr) -> Option<CommandError> {
-    let word = word.to_str()?;
-    ABSENT.contains(&word).then(|| {
-        CommandError::usage(format!(
-            "this version does not have `{word}` yet; it has: {}",
-            words().join(", ")
-        ))
-    })
+    words().iter().any(|known| known == word)
 }
 
 fn text_of(error: &clap::Error, kind: ContextKind) -> Option<String> {

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use walmgr_protocol::names::WalFileName;
 
-use super::mistakes::ABSENT;
 use super::*;
 use crate::master::setup::SetupArgs;
 use crate::options::init::InitSide;
@@ -176,23 +175,6 @@ fn fault_5_a_bad_flag_is_one_line_and_code_2_for_every_command() {
     complaint_about("");
     complaint_about("--set");
     complaint_about("-q -v m.ini stop");
-}
-
-#[test]
-fn commands_of_later_versions_are_named_as_absent() {
-    for word in ABSENT {
-        for line in [
-            format!("m.ini {word}"),
-            format!("m.ini {word} -d x"),
-            word.to_owned(),
-        ] {
-            let text = complaint_about(&line);
-            let expected =
-                format!("this version does not have `{word}` yet; it has: init, identity");
-            assert!(text.contains(&expected), "{text}");
-        }
-        assert!(!words().iter().any(|known| known == word));
-    }
 }
 
 #[test]

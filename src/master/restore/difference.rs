@@ -269,7 +269,7 @@ impl Difference<'_> {
             return Ok(FileStanding::Made(VecDeque::new()));
         };
         let (old_len, handle) = (old.len(), old.handle());
-        let found = ReadPages::of(handle, old_len.min(entry.size), |_, _| Ok(()))?;
+        let found = HashedPages::of(handle, old_len.min(entry.size), |_, _| Ok(()))?;
         // The disk may have lost more of one that cannot be read, so nothing is written into it.
         if found.digest.len < old_len.min(entry.size) {
             tree.make_file(path, path.file_name())?;
@@ -300,7 +300,7 @@ impl Difference<'_> {
         };
         let len = old.len().min(entry.size);
         // What cannot be read is fetched.
-        let found = ReadPages::of(source, len, |piece, offset| {
+        let found = HashedPages::of(source, len, |piece, offset| {
             if !is_shared {
                 let written = new.write_all_at(piece, offset);
                 written.map_err(|error| failed("write", path, error))?;
@@ -445,21 +445,21 @@ impl Difference<'_> {
 
 /// What was read of a file from its beginning on, up to where it could not be read.
 #[derive(Default)]
-struct ReadPages {
+struct HashedPages {
     digest: PartDigest,
     /// Of its pages.
     digests: Vec<u64>,
 }
 
-impl ReadPages {
+impl HashedPages {
     /// Reads so many bytes of a file once, and passes each piece on.
     fn of(
         file: BorrowedFd<'_>,
         len: u64,
         each: impl Fn(&[u8], u64) -> Result<()> + Sync,
-    ) -> Result<ReadPages> {
+    ) -> Result<HashedPages> {
         let slices = in_slices(len, |slice| {
-            let (mut buffer, mut found) = (vec![0; HASHED_BYTES], ReadPages::default());
+            let (mut buffer, mut found) = (vec![0; HASHED_BYTES], HashedPages::default());
             for offset in slice.clone().step_by(HASHED_BYTES) {
                 let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
                 let piece = &mut buffer[..left.min(HASHED_BYTES)];
@@ -474,7 +474,7 @@ impl ReadPages {
             }
             Ok::<_, CommandError>((slice, found))
         })?;
-        let mut all = ReadPages::default();
+        let mut all = HashedPages::default();
         for (slice, found) in slices {
             if all.digest.len < slice.start {
                 break;
@@ -580,7 +580,7 @@ mod tests {
         let content: Vec<u8> = numbers.take(len).collect();
         std::fs::write(&path, &content).unwrap();
         let (old, new) = (File::open(&path).unwrap(), tempfile::tempfile().unwrap());
-        let found = ReadPages::of(old.as_fd(), len as u64, |piece, offset| {
+        let found = HashedPages::of(old.as_fd(), len as u64, |piece, offset| {
             new.write_all_at(piece, offset)
                 .map_err(|error| CommandError::retry("write").because(error))
         });
@@ -595,7 +595,7 @@ mod tests {
         let read = |piece: &mut [u8], offset| read_full(new.as_fd(), piece, offset);
         assert_eq!(check_slices(len as u64, &read).unwrap(), found.digest);
         // Nothing counts behind what cannot be read.
-        let longer = ReadPages::of(old.as_fd(), 4 * SLICE_BYTES, |_, _| Ok(())).unwrap();
+        let longer = HashedPages::of(old.as_fd(), 4 * SLICE_BYTES, |_, _| Ok(())).unwrap();
         assert_eq!(longer.digest, found.digest);
     }
 }
