@@ -5,7 +5,9 @@
 mod neighbours;
 mod places;
 
+use std::fs::FileType;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -41,7 +43,7 @@ pub(crate) struct Trace {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fate {
-    /// This file, if its name still leads to it.
+    /// This file or socket, if its name still leads to it.
     File(files::FileId),
     /// This folder, if it is empty by then.
     Folder,
@@ -55,11 +57,24 @@ enum Fate {
 impl Trace {
     /// A file: it goes if there is one, and it is this user's own. `None` if there is nothing.
     pub(crate) fn file(path: &Path, what: &'static str) -> Option<Trace> {
+        Trace::of_kind(path, what, (FileType::is_file, "regular file"))
+    }
+
+    /// The socket that a killed daemon left, likewise.
+    pub(crate) fn socket(path: &Path, what: &'static str) -> Option<Trace> {
+        Trace::of_kind(path, what, (FileType::is_socket, "socket"))
+    }
+
+    fn of_kind(
+        path: &Path,
+        what: &'static str,
+        (is_one, kind): (fn(&FileType) -> bool, &str),
+    ) -> Option<Trace> {
         let found = path.symlink_metadata();
         let fate = match found {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => Fate::Stays(format!("it cannot be looked at: {error}")),
-            Ok(found) if !found.is_file() => Fate::Stays("it is no regular file".to_owned()),
+            Ok(found) if !is_one(&found.file_type()) => Fate::Stays(format!("it is no {kind}")),
             Ok(found) => match places::other_owner(&found) {
                 Some(owner) => Fate::Stays(format!("it belongs to {owner}")),
                 None => Fate::File(files::FileId::of_metadata(&found)),
@@ -224,7 +239,9 @@ fn remove(trace: &Trace) -> Result<bool> {
         Fate::File(listed) => {
             let found = path.symlink_metadata();
             let is_same = found.is_ok_and(|found| {
-                found.is_file() && files::FileId::of_metadata(&found) == *listed
+                let kind = found.file_type();
+                (kind.is_file() || kind.is_socket())
+                    && files::FileId::of_metadata(&found) == *listed
             });
             if !is_same {
                 tracing::warn!("{} changed since it was listed and stays", path.display());

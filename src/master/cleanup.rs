@@ -6,6 +6,7 @@ use crate::cleanup::{self, CleanupArgs, Neighbours, Trace};
 use crate::config::MasterConfig;
 use crate::daemon;
 use crate::error::{CommandError, Result};
+use crate::master::agent;
 use crate::master::archiving;
 use crate::master::held_note;
 use crate::master::synch_note::SynchNote;
@@ -38,6 +39,10 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, typed: CleanupArgs) 
             "cleanup removes none",
         )),
         cleanup::pidfile(&config.syncdaemon_pidfile(), &others),
+        Trace::socket(
+            &agent::socket_path(config),
+            "where a killed syncdaemon was asked",
+        ),
         Trace::file(
             &config.master_data.join(SYNCHRONOUS_NOTE),
             "synchronous standbys that were set",

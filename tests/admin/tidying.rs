@@ -2,6 +2,7 @@
 //! Never removes by itself what the command left. Invariant: no segment, set, data directory or foreign file goes.
 
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -85,6 +86,10 @@ fn fault_166_cleanup_removes_what_init_and_setup_made() {
     fs::write(home.join("master.ini"), text).unwrap();
     give_to_server(&home.join("master.ini"));
     typed(&home, "master.ini identity").succeed();
+    // A killed syncdaemon leaves its socket.
+    let socket = home.join("master.pid.agent");
+    drop(UnixListener::bind(&socket).unwrap());
+    give_to_server(&socket);
     typed(&home, "master.ini cleanup --force").succeed();
     assert_eq!(names(home.path()), ["data"]);
 }

@@ -25,6 +25,7 @@ mod shelf;
 mod socket;
 mod words;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::{Builder, Runtime};
@@ -41,6 +42,11 @@ use crate::master::monitored::AgentMeter;
 
 /// Threads for files that a connection needs at once: both halves of a checksum, or a file that is read.
 const FILE_THREADS: usize = 2;
+
+/// Where the syncdaemon of these settings listens.
+pub(super) fn socket_path(config: &MasterConfig) -> PathBuf {
+    socket::path(config)
+}
 
 /// An agent that listens; dropping it ends it.
 pub(super) struct Agent {
