@@ -60,7 +60,8 @@ download() {
 link() {
     tr '{' '\n' <native/pg-symlinks.json |
         sed -n 's|.*"source":"\([^"]*\)","target":"\([^"]*\)".*|\1 \2|p' |
-        while read -r source target; do
+        # The last line may have no end.
+        while read -r source target || [ -n "$source" ]; do
             case $source$target in *..*) continue ;; esac
             [ "${source%/*}" = "${target%/*}" ] || continue
             [ -e "$target" ] || ln -s "${source##*/}" "$target" || exit 1
