@@ -13,7 +13,7 @@ use walmgr_protocol::message::Message;
 use crate::support::peer::{Peer, data};
 use crate::support::place::server_user;
 use crate::support::proxy::{Direction, Fault};
-use crate::support::receiver::memory_kib;
+use crate::support::receiver::{PROGRAM_KIB, memory_kib};
 use crate::support::{Cluster, Site, soak, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,10 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RECEIVER_KIB: u64 = 32 << 10;
 const CONNECTION_KIB: u64 = 4 << 10;
 const CLIENT_KIB: u64 = 24 << 10;
-
-/// What a release build needs of it for its own pages, rounded up; `benches/xarchive.sh` compares
-/// the whole.
-const PROGRAM_KIB: u64 = 10 << 10;
 
 /// Finishes the current segment and waits until everything finished is in the archive.
 pub fn drain(site: &Site) {

@@ -130,7 +130,7 @@ pub fn copy(from: &Path, to: &Path) {
 fn fault_227_what_differs_comes_over_the_wire_and_nothing_else() {
     let _user = skip_unless!(crate::support::place::server_user());
     let mut dice = Dice::thrown("an old directory on the master");
-    let site = OldScene::site(Site::builder().proxied().master_set("compression", "0"));
+    let site = OldScene::site(Site::builder().proxied());
     let data = site.home().join("restored");
     let scene = OldScene::new(site, &data, &mut dice);
     let later = {

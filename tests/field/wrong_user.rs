@@ -49,7 +49,7 @@ enum Then {
 use Then::{IsElsewhere, Looks, Refuses};
 
 /// A command with its words, what it does with a master's file, and with a standby's.
-const COMMANDS: [(&[&str], Then, Then); 33] = [
+const COMMANDS: [(&[&str], Then, Then); 34] = [
     // Without a key: it would make one.
     (&["identity"], Refuses, Refuses),
     (&["authorize", "SHA256:x", "it's me"], IsElsewhere, Refuses),
@@ -63,6 +63,7 @@ const COMMANDS: [(&[&str], Then, Then); 33] = [
     ),
     (&["periodic"], Refuses, IsElsewhere),
     (&["backup"], Refuses, Refuses),
+    (&["bench"], Looks, IsElsewhere),
     (&["sync"], Refuses, IsElsewhere),
     (&["syncdaemon", "-d"], Refuses, IsElsewhere),
     (&["synch-standby", "a"], Refuses, IsElsewhere),

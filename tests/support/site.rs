@@ -34,6 +34,10 @@ impl Ini {
         }
     }
 
+    fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == key)
+    }
+
     pub(super) fn set(&mut self, key: &str, value: &str) {
         self.0.retain(|(known, _)| known != key);
         self.0.push((key.to_owned(), value.to_owned()));
@@ -344,8 +348,12 @@ impl Site {
         self.standby.write(&self.standby_ini);
     }
 
-    /// The master reaches the receiver by this address from here on.
+    /// The master reaches the receiver by this address from here on. Whatever is there counts or delays bytes, so they
+    /// travel as they are, unless a test says otherwise.
     pub fn route(&mut self, address: SocketAddr) {
+        if !self.master.has("compression") {
+            self.master_set("compression", "0");
+        }
         self.master_set("slave", &address.to_string());
     }
 
