@@ -172,20 +172,38 @@ async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
 /// going on with that of what is before the offset.
 fn read_blocks(
     file: &File,
-    (offset, mut crc): (u64, crc32fast::Hasher),
+    (offset, crc): (u64, crc32fast::Hasher),
     blocks: Blocks,
     full: &mpsc::Sender<Block>,
     reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
 ) -> std::io::Result<u32> {
-    let mut packer = Packer::new(blocks.compression);
+    pack_blocks(
+        (offset, crc),
+        blocks.compression,
+        full,
+        reusable,
+        |at, buffer| read_block(file, at, blocks.block_bytes as usize, buffer),
+    )
+}
+
+/// Packs block by block what `fill` appends for a place in a file, until that is nothing, and returns the CRC-32 of all
+/// of it, going on with that of what is before the offset.
+pub(super) fn pack_blocks<E>(
+    (offset, mut crc): (u64, crc32fast::Hasher),
+    compression: u8,
+    full: &mpsc::Sender<Block>,
+    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
+    fill: impl Fn(u64, &mut Vec<u8>) -> std::result::Result<(), E>,
+) -> std::result::Result<u32, E> {
+    let mut packer = Packer::new(compression);
     let mut at = offset;
     loop {
         let buffer = reusable.try_recv().unwrap_or_default();
         let block = packer.pack(buffer, at, |buffer| {
             let headroom = buffer.len();
-            read_block(file, at, blocks.block_bytes as usize, buffer)?;
+            fill(at, buffer)?;
             crc.update(&buffer[headroom..]);
-            Ok::<(), std::io::Error>(())
+            Ok(())
         })?;
         if block.raw_bytes == 0 {
             return Ok(crc.finalize());

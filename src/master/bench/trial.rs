@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use walmgr_protocol::compress::{Block, Packer};
+use walmgr_protocol::compress::Block;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::trial::{Measured, TrialBegin};
 use walmgr_protocol::session::trial::{TrialClient, TrialClientAction, TrialOutcome};
@@ -17,7 +17,7 @@ use super::sample::RepeatedBytes;
 use crate::config::address::SlaveAddress;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::master::push::Blocks;
+use crate::master::push::{Blocks, pack_blocks};
 use crate::output::progress::{per_second, ratio};
 use crate::transport::connect::{Connection, ReceiverTarget, refused};
 use crate::transport::wire::{Wire, WireFault};
@@ -231,23 +231,16 @@ fn pack(
     full: &mpsc::Sender<Block>,
     reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
 ) -> u32 {
-    let (mut packer, mut crc) = (Packer::new(blocks.compression), crc32fast::Hasher::new());
-    let mut at = 0;
-    while at < size {
-        let len = usize::try_from(size - at).unwrap_or(usize::MAX);
-        let len = len.min(blocks.block_bytes as usize);
-        let buffer = reusable.try_recv().unwrap_or_default();
-        let Ok(block) = packer.pack(buffer, at, |buffer| {
-            let headroom = buffer.len();
-            sample.append(at, len, buffer);
-            crc.update(&buffer[headroom..]);
+    let Ok(crc32) = pack_blocks(
+        (0, crc32fast::Hasher::new()),
+        blocks.compression,
+        full,
+        reusable,
+        |at, buffer| {
+            let len = usize::try_from(size - at).unwrap_or(usize::MAX);
+            sample.append(at, len.min(blocks.block_bytes as usize), buffer);
             Ok::<(), std::convert::Infallible>(())
-        });
-        at += len as u64;
-        if full.blocking_send(block).is_err() {
-            // The connection is gone, and with it the reason to go on.
-            break;
-        }
-    }
-    crc.finalize()
+        },
+    );
+    crc32
 }
