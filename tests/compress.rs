@@ -301,6 +301,7 @@ fn begins_packed(site: &Site, name: &str, level: i32) -> bool {
 #[test]
 fn fault_239_a_segment_travels_as_the_standby_stores_it() {
     let mut site = Site::builder().proxied().build();
+    site.master_unset("compression");
     let sent = |site: &Site, name: &str| {
         site.archive(name).succeed();
         let stored = stored::read(&site.stored_path(name)).unwrap();

@@ -38,8 +38,12 @@ impl Ini {
         self.0.iter().any(|(known, _)| known == key)
     }
 
-    pub(super) fn set(&mut self, key: &str, value: &str) {
+    fn unset(&mut self, key: &str) {
         self.0.retain(|(known, _)| known != key);
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str) {
+        self.unset(key);
         self.0.push((key.to_owned(), value.to_owned()));
     }
 
@@ -339,6 +343,12 @@ impl Site {
     /// Changes a setting of master.ini, for the next command.
     pub fn master_set(&mut self, key: &str, value: &str) {
         self.master.set(key, value);
+        self.master.write(&self.master_ini);
+    }
+
+    /// Takes a setting out of master.ini.
+    pub fn master_unset(&mut self, key: &str) {
+        self.master.unset(key);
         self.master.write(&self.master_ini);
     }
 
