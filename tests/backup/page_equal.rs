@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{site_of, verify};
 use crate::support::dice::Dice;
+use crate::support::pages::mask_spgist_cache;
 use crate::support::{Cluster, Site, TempDir, rounds, run, wait_for};
 
 const PAGE: usize = 8192;
@@ -352,6 +353,7 @@ fn masked(file: &[u8], block: usize) -> Vec<u8> {
         }
     }
     mask_special(&mut page, special);
+    mask_spgist_cache(&mut page);
     page
 }
 
@@ -379,9 +381,6 @@ fn mask_special(page: &mut [u8], special: usize) {
             page[special + 12] &= !0x40;
             page[special + 14..special + 16].fill(0);
         }
-        // Behind the magic number of SP-GiST's first page: `lastUsedPages`, which `SpGistUpdateMetaPage` writes and
-        // never logs, and which `SpGistGetBuffer` takes as a hint (`spgutils.c`); replay knows nothing of it.
-        (8, 0xFF82) if page[special] & 1 != 0 => page[28..special].fill(0),
         _ => {}
     }
 }

@@ -41,6 +41,7 @@ pub mod loopfs;
 pub mod old_data;
 pub mod oracle;
 pub mod outcome;
+pub mod pages;
 pub mod peer;
 pub mod place;
 pub mod power;
