@@ -2,6 +2,7 @@
 //! Never asks anybody: the receiver's acknowledgements are told to it, and the commits' times stand in `pg_wal`.
 //! Invariant: 0 only shortly after a look that saw the WAL to its end without a commit that is missing.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,9 @@ const OVERVIEW_AGE_MAX: Duration = Duration::from_secs(300);
 /// How often what is held is noted at most: a daemon that is killed leaves a note that is so old.
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many ends of WAL are remembered: the longer nothing is held, the farther apart they are.
+const ENDS_MAX: usize = 256;
+
 /// How far ahead a commit's time may lie: clocks are slewed.
 const CLOCK_TOLERANCE_S: f64 = 1.0;
 
@@ -51,6 +55,8 @@ struct RpoState {
     noted: Option<(TimelineId, Lsn)>,
     files: Option<WalFiles>,
     flushed: Lsn,
+    /// Where the server's WAL ended, and when it was asked, in order: a commit behind such an end was made later.
+    ends: VecDeque<(Instant, Lsn)>,
     stream: Option<StreamHeld>,
     overview: Option<OverviewHeld>,
     seen: Option<RpoSeen>,
@@ -85,6 +91,8 @@ struct OverviewHeld {
 struct RpoSeen {
     what: Unshipped,
     at: Instant,
+    /// When the server's WAL still ended before what is held.
+    missing_since: Option<Instant>,
 }
 
 impl RpoWatch {
@@ -110,11 +118,17 @@ impl RpoWatch {
         }
     }
 
-    /// Where the master's WAL is, and up to where the server called it flushed, if it was asked.
-    pub(super) fn writes(&self, files: &WalFiles, flushed: Option<Lsn>) {
+    /// Where the master's WAL is, and up to where the server called it flushed when it was asked, if it was.
+    pub(super) fn writes(&self, files: &WalFiles, flushed: Option<Lsn>, asked: Instant) {
         let mut state = self.shared.locked();
-        state.files = Some(files.clone());
+        let had = state.files.replace(files.clone());
+        if had.is_some_and(|had| had.timeline() != files.timeline()) {
+            state.ends.clear();
+        }
         state.flushed = flushed.unwrap_or_default();
+        if let Some(flushed) = flushed {
+            state.note_end(asked, flushed);
+        }
     }
 
     /// The stream holds every whole record up to there.
@@ -152,9 +166,9 @@ impl RpoWatch {
     /// Seconds of transactions that would be lost now; no less than that where it is not known exactly.
     pub(super) fn seconds(&self) -> Option<f64> {
         let state = self.shared.locked();
-        let since_clear = state.clear_at.map(|at| at.elapsed());
         let seen = state.seen?;
-        let at_most = since_clear.map(|age| age.as_secs_f64());
+        let missing_since = state.clear_at.max(seen.missing_since);
+        let at_most = missing_since.map(|at| at.elapsed().as_secs_f64());
         match seen.what {
             Unshipped::Commit(time_us) => {
                 let seconds = seconds_since(time_us);
@@ -180,6 +194,31 @@ impl RpoState {
             self.noted = note.read(files.cluster());
             self.is_note_read = true;
         }
+    }
+
+    /// The server's WAL ended there when it was asked.
+    fn note_end(&mut self, asked: Instant, end: Lsn) {
+        match self.ends.back_mut() {
+            Some((at, last)) if *last == end => *at = asked,
+            Some((_, last)) if *last > end => self.ends = VecDeque::from([(asked, end)]),
+            _ => self.ends.push_back((asked, end)),
+        }
+        if self.ends.len() > ENDS_MAX {
+            let mut stays = false;
+            self.ends.retain(|_| {
+                stays = !stays;
+                stays
+            });
+        }
+    }
+
+    /// The last moment known at which no WAL was flushed behind what is held.
+    fn missing_since(&mut self, held: Lsn) -> Option<Instant> {
+        while self.ends.get(1).is_some_and(|(_, end)| *end <= held) {
+            self.ends.pop_front();
+        }
+        let (at, end) = *self.ends.front()?;
+        (end <= held).then_some(at)
     }
 
     /// Up to where the standby holds all; nothing if that is not known.
@@ -212,12 +251,14 @@ impl SharedRpo {
         let mut scan: Option<UnshippedScan> = None;
         let mut written = None;
         loop {
-            let (files, held, flushed, is_over) = {
+            let (files, held, flushed, missing_since, is_over) = {
                 let mut state = self.locked();
                 state.has_news = false;
                 state.read_note();
                 let held = state.held();
-                (state.files.clone(), held, state.flushed, state.is_over)
+                let missing_since = held.and_then(|(_, held)| state.missing_since(held));
+                let files = state.files.clone();
+                (files, held, state.flushed, missing_since, state.is_over)
             };
             self.write_note((files.as_ref(), held), &mut written, is_over);
             if is_over {
@@ -234,6 +275,7 @@ impl SharedRpo {
                     Some(RpoSeen {
                         what,
                         at: Instant::now(),
+                        missing_since,
                     })
                 }
                 _ => None,
@@ -275,5 +317,57 @@ impl SharedRpo {
         let waits = |state: &mut RpoState| !state.has_news && !state.is_over;
         let waited = (self.told).wait_timeout_while(state, LOOK_INTERVAL - LOOK_PAUSE, waits);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the metric says of a look that did not come to its end, with everything held up to there.
+    fn seconds_unseen(ends: &[(u64, u64)], held: u64) -> f64 {
+        let now = Instant::now();
+        let ago = |seconds| now.checked_sub(Duration::from_secs(seconds)).unwrap();
+        let watch = RpoWatch::default();
+        let mut state = watch.shared.locked();
+        state.clear_at = Some(ago(60));
+        for (seconds, end) in ends {
+            state.note_end(ago(*seconds), Lsn(*end));
+        }
+        let missing_since = state.missing_since(Lsn(held));
+        state.seen = Some(RpoSeen {
+            what: Unshipped::Unseen,
+            at: now,
+            missing_since,
+        });
+        drop(state);
+        watch.seconds().unwrap().floor()
+    }
+
+    #[test]
+    fn fault_190_an_unfinished_look_counts_from_where_held_wal_was_the_end() {
+        let ends = [(50, 100), (40, 100), (3, 200), (1, 300)];
+        assert_eq!(seconds_unseen(&ends, 99), 60.0);
+        assert_eq!(seconds_unseen(&ends, 100), 40.0);
+        assert_eq!(seconds_unseen(&ends, 299), 3.0);
+        assert_eq!(seconds_unseen(&ends, 300), 1.0);
+    }
+
+    #[test]
+    fn fault_190_an_end_that_went_back_is_believed_alone() {
+        let ends = [(50, 100), (40, 200), (3, 150)];
+        assert_eq!(seconds_unseen(&ends, 149), 60.0);
+        assert_eq!(seconds_unseen(&ends, 150), 3.0);
+    }
+
+    #[test]
+    fn fault_190_many_ends_are_remembered_farther_apart() {
+        let watch = RpoWatch::default();
+        let mut state = watch.shared.locked();
+        for end in 0..1_000 {
+            state.note_end(Instant::now(), Lsn(end));
+        }
+        assert!(state.ends.len() <= ENDS_MAX);
+        assert_eq!(state.ends.front().unwrap().1, Lsn(0));
     }
 }

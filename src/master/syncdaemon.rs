@@ -181,13 +181,14 @@ impl Ticker {
     }
 
     async fn pass(&mut self) -> Result<bool> {
+        let asked = Instant::now();
         let PositionFound::Master(position) = self.position_reader.look(&self.config).await? else {
             return Ok(false);
         };
         let timeline = position.files.timeline();
         let bound = position.reach.bound;
         let flushed = Some(bound).filter(|bound| *bound != Lsn(u64::MAX));
-        self.monitored.rpo.writes(&position.files, flushed);
+        (self.monitored.rpo).writes(&position.files, flushed, asked);
         if (self.shipper.as_ref()).is_some_and(|shipper| shipper.files().timeline() != timeline) {
             tracing::info!("the master is on timeline {timeline}");
             self.shipper = None;
