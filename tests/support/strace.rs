@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::cluster::is_alive;
 use super::place::{TempDir, server_user};
 use super::{have, run, wait_for};
 
@@ -111,12 +112,10 @@ impl Strace {
     /// Attaches to all threads of a process that the test started, until the result is dropped or
     /// the process ends. Counts of calls begin here.
     pub fn attach(&self, pid: u32) -> Attached {
-        // A thread that ends just then makes strace give up on the whole process.
-        let mut attempts = (0..3).map(|_| self.try_attach(pid));
-        let attached = attempts.find(Result::is_ok);
-        attached
-            .unwrap_or_else(|| panic!("strace cannot attach to {pid}"))
-            .unwrap()
+        // A thread that ends just then makes strace give up on the whole process, and behind a start several do.
+        wait_for("strace to attach to all threads", ATTACH_LIMIT, || {
+            self.try_attach(pid).ok()
+        })
     }
 
     fn try_attach(&self, pid: u32) -> Result<Attached, String> {
@@ -124,6 +123,10 @@ impl Strace {
         strace.args(["-p", &pid.to_string()]).stdin(Stdio::null());
         let mut attached = Attached(strace.stderr(Stdio::null()).spawn().unwrap());
         wait_for("strace to attach", ATTACH_LIMIT, || {
+            // An injection may kill it at a call of its own.
+            if !is_alive(pid) {
+                return Some(Ok(()));
+            }
             if let Some(status) = attached.0.try_wait().unwrap() {
                 return Some(Err(format!("strace cannot attach here: {status}")));
             }
