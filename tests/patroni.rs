@@ -226,8 +226,8 @@ fn fault_185_switchovers_and_kills_under_patroni_need_no_person() {
             &format!("the archiver of {}", member.name),
             PATIENCE,
             || {
-                let has_failed = member.try_psql(sql).is_ok_and(|wal| !wal.is_empty());
-                (!has_failed && member.ready().is_empty()).then_some(())
+                let is_fine = member.try_psql(sql).is_ok_and(|wal| wal.is_empty());
+                (is_fine && member.ready().is_empty()).then_some(())
             },
         );
     }
