@@ -11,9 +11,6 @@ use std::time::{Duration, Instant};
 use crate::support::wait_for;
 use members::{Load, Members, PATIENCE, Tools};
 
-/// How long a segment takes to the archive at most, unless its leader lost the lead meanwhile.
-const ON_ITS_WAY: Duration = Duration::from_secs(30);
-
 /// Has the load's segments finish, and waits until every member has archived what it had to; says who leads.
 fn drain(cluster: &Members) -> usize {
     // On a machine that stood still the lead goes on to another member at any moment.
@@ -24,11 +21,12 @@ fn drain(cluster: &Members) -> usize {
         let segment = ask("SELECT pg_walfile_name(pg_switch_wal())")?;
         let asked = Instant::now();
         while !cluster.archived().contains(&segment) {
-            if asked.elapsed() > ON_ITS_WAY {
-                println!("{segment} is not in the archive yet");
+            let leads = ask("SELECT NOT pg_is_in_recovery()").is_some_and(|leads| leads == "t");
+            if !leads || asked.elapsed() > PATIENCE {
+                println!("{segment} is not in the archive, its leader leads: {leads}");
                 return None;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(200));
         }
         Some(leader)
     });

@@ -369,5 +369,6 @@ mod tests {
         }
         assert!(state.ends.len() <= ENDS_MAX);
         assert_eq!(state.ends.front().unwrap().1, Lsn(0));
+        assert_eq!(state.ends.back().unwrap().1, Lsn(999));
     }
 }
