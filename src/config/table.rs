@@ -225,7 +225,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("archive_command", Standby, Command, "/usr/local/bin/to-tape $BACKUPDIR", "Command to run before the oldest backup is removed. If it fails, the backup stays."),
     key("verify_wal_min", Standby, Choice(&["records", "headers", "off"]), "records", "The least that the receiver checks, whatever verify_wal of the master says.")
         .defaults().added(),
-    key("store_compression", Standby, Choice(STORE_COMPRESSIONS), "zstd", "Packs finished WAL segments at this level. zstd is zstd:3.")
+    key("store_compression", Standby, Choice(STORE_COMPRESSIONS), "zstd", "Packs finished WAL segments at this level. zstd is zstd:1.")
         .defaults().added(),
     key("archive_ahead_max", Standby, Integer(1, 1 << 32), "1024", "Maximum distance in segments from a new segment to the WAL before it. Others are set apart.")
         .defaults().added(),

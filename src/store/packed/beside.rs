@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use zstd::zstd_safe::{CCtx, CParameter, get_error_name};
+use walmgr_protocol::compress::set_level;
+use zstd::zstd_safe::{CCtx, get_error_name};
 
 use super::{BlockUnpacker, PackedFault, STORED_BLOCK_BYTES_MAX};
 use crate::abnormal;
@@ -296,9 +297,7 @@ impl PackingTools {
     /// A block packed at this level, once it unpacks to the same.
     fn pack(&mut self, level: u8, raw: &[u8]) -> Packed {
         let unusable = |why: &str| PackedFault(format!("it cannot be packed: {why}"));
-        // It cannot be out of range, and a refused one leaves zstd's default.
-        let level = CParameter::CompressionLevel(i32::from(level));
-        let _ = self.context.set_parameter(level);
+        set_level(&mut self.context, level);
         let packed_bytes = (self.context.compress2(&mut self.packed[..], raw))
             .map_err(|code| unusable(get_error_name(code)))?;
         let stored = &self.packed[..packed_bytes];
