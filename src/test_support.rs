@@ -69,8 +69,8 @@ pub mod pg {
     pub mod fuzzing {
         pub use crate::pg::fuzzing::{
             backup_label, conf_edit, conf_pieces, connection_string, control_file,
-            foreign_settings, manifest, postmaster_pid, server_certificate, synchronous_names,
-            tablespace_map,
+            foreign_settings, manifest, postmaster_pid, replication_messages, server_certificate,
+            synchronous_names, tablespace_map,
         };
     }
     pub mod grants {

@@ -64,6 +64,7 @@ mod status;
 mod stolen_key;
 mod stored_inputs;
 mod synch_standby;
+mod synchronous;
 mod task_pages;
 mod ten_minutes;
 mod units;

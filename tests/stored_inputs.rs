@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 36] = [
+const BODIES: [(&str, Body); 37] = [
     (
         "agent_words",
         walmgr::test_support::master::fuzzing::agent_words,
+    ),
+    (
+        "replication_messages",
+        walmgr::test_support::pg::fuzzing::replication_messages,
     ),
     (
         "record_references",

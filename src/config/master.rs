@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{ListenAddress, SlaveAddress};
-use super::fault::Fault;
+use super::fault::{Fault, shown};
 use super::overlap::{Named, check_files};
 use super::settings::{GivenSettings, default_job_name};
 use super::tls::TlsSettings;
@@ -75,6 +75,10 @@ pub struct MasterConfig {
     pub loop_delay: Duration,
     /// Whether the end of WAL is asked of the database.
     pub use_xlog_functions: bool,
+    /// Whether `syncdaemon` is a standby that commits can wait for.
+    pub synchronous: bool,
+    /// The replication slot of that standby.
+    pub slot: Option<String>,
     /// zstd level of what is sent and fetched, 0 for none; `None` if the file does not say.
     pub compression: Option<u8>,
     /// Least time between two runs of `periodic_command`; zero is never.
@@ -115,6 +119,9 @@ pub struct MasterConfig {
 /// hundred times a second costs little, and nobody notices the difference.
 const LOOP_DELAY_LEAST: Duration = Duration::from_millis(10);
 
+/// What is left of PostgreSQL's names (`NAMEDATALEN`).
+const SLOT_BYTES_MAX: usize = 63;
+
 /// Settings of the standby's folders that old master files carry.
 const FOLDERS: [&str; 5] = [
     "walmgr_data",
@@ -138,6 +145,7 @@ impl MasterConfig {
         let tls = TlsSettings::read(settings)?;
         tls.check_plaintext(settings, "slave", &slave.to_string(), slave.is_loopback())?;
         let (ignored_folders, notes) = leftovers(settings, &slave)?;
+        let synchronous = settings.boolean("synchronous")?;
         let config = MasterConfig {
             path: settings.file.clone(),
             job_name: settings
@@ -159,7 +167,9 @@ impl MasterConfig {
                 Duration::ZERO => LOOP_DELAY_LEAST,
                 delay => delay,
             },
-            use_xlog_functions: settings.boolean("use_xlog_functions")?,
+            use_xlog_functions: settings.boolean("use_xlog_functions")? || synchronous,
+            synchronous,
+            slot: slot(settings)?,
             compression: settings.optional_number("compression")?,
             command_interval: settings.optional_duration("command_interval")?,
             periodic_command: settings.text("periodic_command")?,
@@ -203,6 +213,28 @@ impl MasterConfig {
             files.extend(path.iter().map(|path| Named::new(settings, name, path)));
         }
         check_files(&files)
+    }
+}
+
+/// A replication slot's name goes into a command as it is, so it is one that PostgreSQL takes.
+fn slot(settings: &GivenSettings) -> Result<Option<String>, Fault> {
+    let Some(name) = settings.text("slot")?.filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    let is_taken = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    match (
+        name.len() <= SLOT_BYTES_MAX && name.bytes().all(is_taken),
+        settings.get("slot"),
+    ) {
+        (false, Some(setting)) => Err(Fault::of_key(
+            setting.place,
+            "slot",
+            format!(
+                "expected a slot's name, lower-case letters, digits and _, found {}",
+                shown(&name)
+            ),
+        )),
+        _ => Ok(Some(name)),
     }
 }
 

@@ -113,6 +113,10 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the server for its flush position instead of scanning pg_wal.")
         .defaults(),
+    key("synchronous", Master, Boolean, "0", "syncdaemon is a standby named job_name, whose disk commits can wait for. Implies use_xlog_functions.")
+        .defaults().added(),
+    key("slot", Master, Name, "walmgr", "With synchronous: physical replication slot that keeps WAL for the standby. Must exist.")
+        .added(),
     key("metrics_listen", Master, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which syncdaemon serves metrics over HTTP, without a password. Unset: nowhere.")
         .added(),
     key("keep_symlinks", Master, Boolean, "1", "Accepted in old files and ignored: it is a setting of the standby.")

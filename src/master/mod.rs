@@ -36,6 +36,7 @@ pub(crate) mod sync;
 pub(crate) mod syncdaemon;
 pub(crate) mod synch_note;
 pub(crate) mod synch_standby;
+mod synchronous;
 pub(crate) mod tail;
 mod unshipped;
 mod wal_watch;

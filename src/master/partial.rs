@@ -3,13 +3,13 @@
 //! Invariant: bytes follow only what both sides were seen to have in common.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
-use walmgr_protocol::message::{Error, ErrorCode, Message};
+use walmgr_protocol::message::{Error, ErrorCode, Message, Overview};
 use walmgr_protocol::names::{Lsn, SegmentName};
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::partial::{Answer, Sender};
@@ -63,6 +63,18 @@ pub(crate) struct Shipper {
     newest_held: Option<SegmentName>,
     /// Whom to tell what the standby holds.
     rpo: Option<Arc<RpoWatch>>,
+    /// Up to where the receiver had acknowledged all when a pass ended last.
+    acknowledged: Lsn,
+    /// What has to be asked before it is known that nothing is missing in front of this connection's WAL.
+    unproven: Option<Unproven>,
+}
+
+/// A beginning of the stream behind WAL that this connection has not shipped.
+struct Unproven {
+    /// What the receiver says of its archive counts from then on.
+    since: Instant,
+    /// Where WAL is held again behind a gap; what the receiver calls whole has to reach so far.
+    behind_gap: Option<Lsn>,
 }
 
 /// The segment that is being appended to.
@@ -150,6 +162,8 @@ impl Shipper {
             note: None,
             newest_held: None,
             rpo: None,
+            acknowledged: Lsn(0),
+            unproven: None,
         };
         match shipper.begin(reach).await {
             Ok(()) => {
@@ -186,6 +200,27 @@ impl Shipper {
     /// Up to where the standby holds every record, as far as this connection has seen to it.
     pub(crate) const fn durable(&self) -> Lsn {
         self.sent
+    }
+
+    /// Whether nobody has said yet that the standby lacks nothing of the WAL before what is shipped here.
+    pub(super) const fn is_unproven(&self) -> bool {
+        self.unproven.is_some()
+    }
+
+    /// What the receiver answered to a question that was asked then: where its newest set's WAL is there without a
+    /// gap, what this connection has shipped and ships continues it.
+    pub(super) fn overview(&mut self, overview: &Overview, asked: Instant) {
+        let Some(unproven) = &self.unproven else {
+            return;
+        };
+        let held = overview.held.filter(|_| overview.missing.is_none());
+        let (Some((timeline, held)), true) = (held, asked >= unproven.since) else {
+            return;
+        };
+        let is_reached = unproven.behind_gap.is_none_or(|start| held >= start);
+        if timeline == self.files.timeline() && is_reached {
+            self.unproven = None;
+        }
     }
 
     /// Something that a person should know and that stops nobody.
@@ -253,6 +288,13 @@ impl Shipper {
         self.newest_held = begun.newest_finished.max(begun.newest_partial);
         self.records = Records::from(&self.files, first);
         self.sent = self.files.start(first);
+        // What was proven stays so where the stream goes on within what was acknowledged.
+        if self.from == Lsn(u64::MAX) || self.unproven.is_some() || self.sent > self.acknowledged {
+            self.unproven = Some(Unproven {
+                since: Instant::now(),
+                behind_gap: self.gap.is_some().then_some(self.sent),
+            });
+        }
         self.from = self.from.min(self.sent);
         Ok(())
     }
@@ -331,6 +373,7 @@ impl Shipper {
             self.hear().await?;
         }
         self.tell(self.sent);
+        self.acknowledged = self.sent;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use walmgr_protocol::names::Lsn;
 
 use crate::config::{self, MasterConfig};
@@ -13,8 +14,9 @@ use crate::error::{CommandError, Result};
 use crate::master::agent::Agent;
 use crate::master::backoff::backoff;
 use crate::master::monitored::MonitoredSyncdaemon;
-use crate::master::partial::Shipper;
+use crate::master::partial::{MasterReach, Shipper};
 use crate::master::position::{PositionFound, PositionReader};
+use crate::master::synchronous::Synchronous;
 use crate::master::wal_watch::WalWatch;
 use crate::options::Options;
 use crate::output;
@@ -88,6 +90,8 @@ async fn serve(
         };
         let durable = ticker.durable();
         early.pass_ended(begun, ticker.config.loop_delay, durable != had);
+        let mut news = ticker.synchronous.news();
+        let looks = durable.is_some() && news.is_none();
         // Once at least: however long a pass takes, what the receiver says meanwhile is heard.
         while !reload_asked {
             tokio::select! {
@@ -96,7 +100,8 @@ async fn serve(
                     Notice::Drain => return ended(),
                     Notice::Reload => reload_asked = true,
                 },
-                () = early.is_due(), if durable.is_some() => break,
+                () = early.is_due(), if looks => break,
+                () = flushed(&mut news) => break,
                 () = pulse.beat() => {}
             }
             if Instant::now() >= next {
@@ -108,6 +113,15 @@ async fn serve(
             metrics.listen_on(&ticker.config.metrics_listen);
             early = ticker.early();
         }
+    }
+}
+
+/// Returns when the server has flushed more, or streams no longer; never where it does not stream.
+async fn flushed(news: &mut Option<watch::Receiver<Lsn>>) {
+    match news {
+        // Either way there is something to do.
+        Some(news) => drop(news.changed().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -131,6 +145,15 @@ struct Ticker {
     agent: Option<Agent>,
     /// Up to where the agent knows of the segments that are closed.
     closed: Lsn,
+    /// What commits wait for, with `synchronous = 1`.
+    synchronous: Synchronous,
+}
+
+/// How far a pass may go.
+struct PassReach {
+    reach: MasterReach,
+    /// Whether the files were read because the database is down.
+    is_down: bool,
 }
 
 impl Ticker {
@@ -144,6 +167,7 @@ impl Ticker {
             state: String::new(),
             failures: 0,
             monitored,
+            synchronous: Synchronous::default(),
         }
     }
 
@@ -164,7 +188,9 @@ impl Ticker {
         match passed {
             Ok(true) => {
                 self.failures = 0;
-                Some(begun + self.config.loop_delay)
+                let next = begun + self.config.loop_delay;
+                let again = (self.synchronous.tries_again()).filter(|_| self.config.synchronous);
+                Some(again.map_or(next, |again| again.min(next)))
             }
             Ok(false) => {
                 let text = "the server is now a standby; its master ships the WAL";
@@ -172,7 +198,7 @@ impl Ticker {
                 None
             }
             Err(error) => {
-                self.shipper = None;
+                self.lose_shipper();
                 self.failures = self.failures.saturating_add(1);
                 self.say(format!("{error}"), |text| tracing::warn!("{text}"));
                 Some(Instant::now() + backoff(self.failures))
@@ -181,53 +207,98 @@ impl Ticker {
     }
 
     async fn pass(&mut self) -> Result<bool> {
-        let asked = Instant::now();
-        let PositionFound::Master(position) = self.position_reader.look(&self.config).await? else {
+        let (asked, end) = (Instant::now(), self.synchronous.end().await);
+        let ahead = match (self.shipper.take(), end) {
+            (Some(shipper), Some(end)) => {
+                (self.monitored.rpo).writes(shipper.files(), Some(end), asked);
+                let (bound, near) = (end, end);
+                let reach = MasterReach { bound, near };
+                let is_down = false;
+                Some((shipper, PassReach { reach, is_down }))
+            }
+            (shipper, _) => {
+                self.shipper = shipper;
+                Box::pin(self.look(asked)).await?
+            }
+        };
+        let Some((mut shipper, PassReach { reach, is_down })) = ahead else {
             return Ok(false);
         };
+        let had = shipper.durable();
+        shipper.pass(reach).await?;
+        if shipper.durable() != had {
+            tracing::debug!("durable up to {}", shipper.durable());
+        }
+        if self.synchronous.is_open() {
+            self.synchronous.passed(&self.config, &mut shipper).await;
+        }
+        let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
+        self.tell_of_closed(&shipper, flushed);
+        self.say_how(&shipper, is_down);
+        self.shipper = Some(shipper);
+        Ok(true)
+    }
+
+    /// Asks how far the master's WAL reaches, and has a connection for it; nothing where the server replays.
+    async fn look(&mut self, asked: Instant) -> Result<Option<(Shipper, PassReach)>> {
+        let PositionFound::Master(position) = self.position_reader.look(&self.config).await? else {
+            return Ok(None);
+        };
         let timeline = position.files.timeline();
-        let bound = position.reach.bound;
-        let flushed = Some(bound).filter(|bound| *bound != Lsn(u64::MAX));
+        let (reach, is_down) = (position.reach, position.unasked);
+        let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
         (self.monitored.rpo).writes(&position.files, flushed, asked);
         if (self.shipper.as_ref()).is_some_and(|shipper| shipper.files().timeline() != timeline) {
             tracing::info!("the master is on timeline {timeline}");
             self.shipper = None;
         }
-        let mut shipper = match self.shipper.take() {
+        let has_link = self.config.synchronous && !is_down && self.synchronous.is_due();
+        // What commits are told of was compared with the files of the server that streams.
+        if has_link && let Some(shipper) = self.shipper.take() {
+            shipper.close().await;
+        }
+        let shipper = match self.shipper.take() {
             Some(shipper) => shipper,
             None => {
                 let (facts, files) = (position.facts, position.files);
-                let shipper = Shipper::connect(&self.config, &facts, files, position.reach).await?;
+                let shipper = Shipper::connect(&self.config, &facts, files, reach).await?;
                 self.connected(&shipper);
+                if has_link {
+                    (self.synchronous)
+                        .open(&self.config, facts, shipper.files())
+                        .await;
+                }
                 shipper.telling(Arc::clone(&self.monitored.rpo))
             }
         };
-        let had = shipper.durable();
-        shipper.pass(position.reach).await?;
-        if shipper.durable() != had {
-            tracing::debug!("durable up to {}", shipper.durable());
+        Ok(Some((shipper, PassReach { reach, is_down })))
+    }
+
+    /// Says how it stands, if that is new.
+    fn say_how(&mut self, shipper: &Shipper, is_down: bool) {
+        if let Some(note) = shipper.note().or(self.synchronous.trouble()) {
+            let note = note.to_owned();
+            return self.say(note, |text| tracing::warn!("{text}"));
         }
-        self.tell_of_closed(&shipper, flushed);
-        let slave = &self.config.slave;
-        match shipper.note() {
-            Some(note) => {
-                let note = note.to_owned();
-                self.say(note, |text| tracing::warn!("{text}"));
+        let (slave, timeline) = (&self.config.slave, shipper.files().timeline());
+        let how = match is_down && self.config.use_xlog_functions {
+            true => ", from its files: the database is down".to_owned(),
+            false if self.synchronous.is_open() => {
+                format!("; commits can wait for {}", self.config.job_name)
             }
-            None => {
-                let whence = match position.unasked && self.config.use_xlog_functions {
-                    true => ", from its files: the database is down",
-                    false => "",
-                };
-                let state = format!("timeline {timeline} is shipped to {slave}{whence}");
-                let (from, durable) = (shipper.from(), shipper.durable());
-                self.say(state, |text| {
-                    tracing::info!("{text}; the receiver has its WAL from {from} to {durable}")
-                });
-            }
-        }
-        self.shipper = Some(shipper);
-        Ok(true)
+            false => String::new(),
+        };
+        let state = format!("timeline {timeline} is shipped to {slave}{how}");
+        let (from, durable) = (shipper.from(), shipper.durable());
+        self.say(state, |text| {
+            tracing::info!("{text}; the receiver has its WAL from {from} to {durable}")
+        });
+    }
+
+    /// The connection to the receiver is of no use any more.
+    fn lose_shipper(&mut self) {
+        self.shipper = None;
+        self.synchronous.close();
     }
 
     /// The receiver answers.
@@ -259,7 +330,7 @@ impl Ticker {
             return tokio::time::sleep(pause).await;
         };
         if let Err(error) = shipper.rest(pause).await {
-            self.shipper = None;
+            self.lose_shipper();
             self.monitored.passed(false);
             self.say(format!("{error}"), |text| tracing::warn!("{text}"));
         }

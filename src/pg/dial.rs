@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
@@ -31,6 +32,8 @@ pub(crate) struct DialledServer {
     pub client: Client,
     /// Has to be polled for anything to happen.
     pub connection: Connection<PgSocket, PgSocket>,
+    /// Has the bare connection once the two are dropped, for who speaks the protocol without the driver.
+    pub socket: oneshot::Receiver<PgSocket>,
     /// The way there, once more.
     pub way: DialledWay,
 }
@@ -214,10 +217,11 @@ async fn open_place(
             };
             let opening = Box::pin(open_way(info, database, &mut way, kind));
             let refusal = match timeout(limit, opening).await {
-                Ok(Ok((client, connection))) => {
+                Ok(Ok((client, connection, socket))) => {
                     return Ok(DialledServer {
                         client,
                         connection,
+                        socket,
                         way,
                     });
                 }
@@ -273,12 +277,19 @@ fn order(info: &Conninfo, address: Option<SocketAddr>) -> Vec<Encrypted> {
     }
 }
 
+/// The driver's two sides, and where the connection is once they are dropped.
+type OpenedWay = (
+    Client,
+    Connection<PgSocket, PgSocket>,
+    oneshot::Receiver<PgSocket>,
+);
+
 async fn open_way(
     info: &Conninfo,
     database: &str,
     way: &mut DialledWay,
     kind: SessionKind,
-) -> Result<(Client, Connection<PgSocket, PgSocket>), DialFault> {
+) -> Result<OpenedWay, DialFault> {
     let (established, encrypted) = reach(info, way).await?;
     // What was agreed on is what a later connection to the same server does.
     way.encrypted = encrypted;
@@ -314,12 +325,11 @@ async fn open_way(
             .ssl_negotiation(SslNegotiation::Direct),
     };
     let gate = Gate::new(&info.authentication);
-    let opened = config
-        .connect_raw(
-            established.gated(gate).begun(info.is_for_replication),
-            Established,
-        )
-        .await;
+    let (lent, socket) = established
+        .gated(gate)
+        .begun(info.is_for_replication)
+        .lent();
+    let opened = config.connect_raw(lent, Established).await;
     let (client, mut connection) = opened.map_err(forbidden)?;
     if kind != SessionKind::Any {
         let asking = is_kind(&client, kind);
@@ -336,7 +346,7 @@ async fn open_way(
             return Err(DialFault::OtherKind(other));
         }
     }
-    Ok((client, connection))
+    Ok((client, connection, socket))
 }
 
 /// The gate's error comes back wrapped in the driver's.

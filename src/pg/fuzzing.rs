@@ -17,6 +17,7 @@ use super::data_directory::Postmaster;
 use super::encryption::{self, settings::SslMode};
 use super::hba;
 use super::manifest::{FileEntry, ManifestWriter, Reader, Scan};
+use super::replication_messages::{self, HEAD_BYTES};
 use super::synchronous_names::SynchronousNames;
 use super::tablespace_map;
 
@@ -32,6 +33,30 @@ pub fn synchronous_names(bytes: &[u8]) {
     let again = SynchronousNames::parse(&text).expect("a list in quotes can be read");
     assert_eq!(again, names);
     assert!(names.names.iter().all(|name| names.takes(name)));
+}
+
+/// What a server sends while it streams WAL: no panic, no message beyond its bound, and WAL that ends where its bytes do.
+pub fn replication_messages(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Ok(Some((kind, length))) = replication_messages::head(rest) {
+        let Some(body) = rest.get(HEAD_BYTES..HEAD_BYTES + length) else {
+            return;
+        };
+        rest = &rest[HEAD_BYTES + length..];
+        match kind {
+            b'd' => {
+                let found = replication_messages::streamed(body);
+                if let Ok(replication_messages::StreamSaid::Wal { end }) = found {
+                    assert!(end.0 >= body.len() as u64 - 25);
+                }
+            }
+            b'D' => {
+                let columns = replication_messages::row(body).unwrap_or_default();
+                assert!(columns.len() <= body.len());
+            }
+            _ => drop(replication_messages::refusal(body)),
+        }
+    }
 }
 
 /// Control files: no panic, and nothing behind the checksum matters.

@@ -37,6 +37,8 @@ pub(crate) mod page;
 pub(crate) mod programs;
 pub(crate) mod recovery;
 pub(crate) mod relation;
+pub(crate) mod replication_messages;
+pub(crate) mod replication_stream;
 pub(crate) mod roots;
 pub(crate) mod server_unit;
 pub(crate) mod set_place;

@@ -16,7 +16,7 @@ use super::sql::{Limits, ServerVersion, Session, column, not_connected};
 use crate::error::{CommandError, Kind, Result};
 
 /// What libpq calls the database of such a connection, in lines of `.pgpass`.
-const DATABASE: &str = "replication";
+pub(super) const DATABASE: &str = "replication";
 
 /// How long a checkpoint may take before a server lists its tablespaces.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
@@ -177,6 +177,7 @@ async fn open(info: &Conninfo, limits: Limits) -> Result<(Client, DialledWay)> {
         client,
         connection,
         way,
+        ..
     } = opened.map_err(|refusals| not_connected(info, DATABASE, &refusals))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {

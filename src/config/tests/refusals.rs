@@ -56,6 +56,10 @@ fn fault_96_wrong_values_say_what_was_expected_and_found() {
             "connect_timeout: expected more than zero",
         ),
         (
+            "slot = Walmgr",
+            "slot: expected a slot's name, lower-case letters, digits and _, found Walmgr",
+        ),
+        (
             "loop_delay = 2d",
             "loop_delay: expected a time from 0s to 1d",
         ),

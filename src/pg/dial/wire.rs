@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
@@ -21,7 +22,10 @@ use crate::pg::encryption;
 
 /// A socket, encrypted or not.
 pub(crate) struct PgSocket {
-    socket: Socket,
+    /// There until this is dropped, or encrypted.
+    socket: Option<Socket>,
+    /// Who gets the connection when the driver drops it.
+    heir: Option<oneshot::Sender<PgSocket>>,
     gate: Option<Gate>,
     /// Whether what is written first is to ask for replication, for which the driver has no word.
     begins_replication: bool,
@@ -36,36 +40,40 @@ enum Socket {
 impl PgSocket {
     /// Over the network, in the clear.
     pub(crate) fn tcp(stream: TcpStream) -> PgSocket {
-        PgSocket {
-            socket: Socket::Tcp(stream),
-            gate: None,
-            begins_replication: false,
-        }
+        PgSocket::over(Socket::Tcp(stream))
     }
 
     /// Within this host.
     pub(crate) fn unix(stream: UnixStream) -> PgSocket {
+        PgSocket::over(Socket::Unix(stream))
+    }
+
+    const fn over(socket: Socket) -> PgSocket {
         PgSocket {
-            socket: Socket::Unix(stream),
+            socket: Some(socket),
+            heir: None,
             gate: None,
             begins_replication: false,
         }
     }
 
     /// This connection, and whether it begins with the wish to replicate.
-    pub(crate) fn begun(self, begins_replication: bool) -> PgSocket {
-        PgSocket {
-            begins_replication,
-            ..self
-        }
+    pub(crate) fn begun(mut self, begins_replication: bool) -> PgSocket {
+        self.begins_replication = begins_replication;
+        self
+    }
+
+    /// This connection, and where it is found once the driver, which has nothing more to say, is dropped.
+    pub(crate) fn lent(mut self) -> (PgSocket, oneshot::Receiver<PgSocket>) {
+        let (heir, back) = oneshot::channel();
+        self.heir = Some(heir);
+        (self, back)
     }
 
     /// This connection, where `gate` sees what the server says until it says how we are to prove who we are.
-    pub(crate) fn gated(self, gate: Gate) -> PgSocket {
-        PgSocket {
-            gate: Some(gate),
-            ..self
-        }
+    pub(crate) fn gated(mut self, gate: Gate) -> PgSocket {
+        self.gate = Some(gate);
+        self
     }
 
     /// Sends these bytes.
@@ -80,28 +88,24 @@ impl PgSocket {
 
     /// This connection with everything from here on inside TLS, the server known by `name`.
     pub(crate) async fn encrypted(
-        self,
+        mut self,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<PgSocket, DialFault> {
-        let Socket::Tcp(stream) = self.socket else {
+        let Some(Socket::Tcp(stream)) = self.socket.take() else {
             return Err(DialFault::Unfit(
                 "TLS is for connections over the network".to_owned(),
             ));
         };
         match TlsConnector::from(config).connect(name, stream).await {
-            Ok(stream) => Ok(PgSocket {
-                socket: Socket::Tls(Box::new(stream)),
-                gate: None,
-                begins_replication: false,
-            }),
+            Ok(stream) => Ok(PgSocket::over(Socket::Tls(Box::new(stream)))),
             Err(error) => Err(refused(error)),
         }
     }
 
     /// What a proof can be bound to: none without TLS, nor where a signature names no hash.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
-        let Socket::Tls(stream) = &self.socket else {
+        let Some(Socket::Tls(stream)) = &self.socket else {
             return None;
         };
         let certificates = stream.get_ref().1.peer_certificates();
@@ -111,7 +115,7 @@ impl PgSocket {
     /// The protocol that both sides agreed on in the handshake.
     pub(crate) fn agreed(&self) -> Option<&[u8]> {
         match &self.socket {
-            Socket::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Some(Socket::Tls(stream)) => stream.get_ref().1.alpn_protocol(),
             _ => None,
         }
     }
@@ -187,6 +191,15 @@ impl Gate {
     }
 }
 
+impl Drop for PgSocket {
+    fn drop(&mut self) {
+        if let (Some(heir), Some(socket)) = (self.heir.take(), self.socket.take()) {
+            // Mostly nobody waits for it, and it is closed here.
+            drop(heir.send(PgSocket::over(socket)));
+        }
+    }
+}
+
 impl AsyncRead for PgSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -195,9 +208,10 @@ impl AsyncRead for PgSocket {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+            Some(Socket::Tcp(stream)) => Pin::new(stream).poll_read(context, buffer),
+            Some(Socket::Unix(stream)) => Pin::new(stream).poll_read(context, buffer),
+            Some(Socket::Tls(stream)) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         };
         if let (Some(gate), Poll::Ready(Ok(()))) = (&mut self.gate, &polled) {
             match gate.look(&buffer.filled()[before..]) {
@@ -235,9 +249,10 @@ impl PgSocket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+            Some(Socket::Tcp(stream)) => Pin::new(stream).poll_write(context, bytes),
+            Some(Socket::Unix(stream)) => Pin::new(stream).poll_write(context, bytes),
+            Some(Socket::Tls(stream)) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -270,17 +285,19 @@ impl AsyncWrite for PgSocket {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Socket::Unix(stream) => Pin::new(stream).poll_flush(context),
-            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+            Some(Socket::Tcp(stream)) => Pin::new(stream).poll_flush(context),
+            Some(Socket::Unix(stream)) => Pin::new(stream).poll_flush(context),
+            Some(Socket::Tls(stream)) => Pin::new(stream.as_mut()).poll_flush(context),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+            Some(Socket::Tcp(stream)) => Pin::new(stream).poll_shutdown(context),
+            Some(Socket::Unix(stream)) => Pin::new(stream).poll_shutdown(context),
+            Some(Socket::Tls(stream)) => Pin::new(stream.as_mut()).poll_shutdown(context),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }

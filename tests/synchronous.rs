@@ -1,0 +1,290 @@
+//! `synchronous = 1`: commits that wait for the standby's disk, on real servers, whatever dies in between.
+//! Never counts as returned what psql did not print. Invariant tested: a commit returns only when it can be recovered
+//! on the standby's host.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::partial::daemon::Syncdaemon;
+use crate::support::dice::Dice;
+use crate::support::{Cluster, Site, StopMode, USUAL_AND_17, rounds, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A master whose commits wait for its syncdaemon.
+struct Waiting {
+    daemon: Syncdaemon,
+    site: Site,
+}
+
+impl Waiting {
+    fn new(major: u8, settings: &[(&str, &str)]) -> Waiting {
+        let mut site = archiving(major, settings);
+        site.master_set("synchronous", "1");
+        let daemon = Syncdaemon::start(&site);
+        let waiting = Waiting { daemon, site };
+        waiting.wait_for_flush();
+        waiting.commits_wait();
+        waiting
+    }
+
+    /// The server knows what the standby's disk holds.
+    fn wait_for_flush(&self) {
+        wait_for("the standby to tell of its disk", PATIENCE, || {
+            (self.senders("count(flush_lsn)") == "1").then_some(())
+        });
+    }
+
+    fn commits_wait(&self) {
+        let name = self.site.master_config().job_name;
+        let words = ["synch-standby", &name];
+        self.site.master_command(&words).succeed();
+    }
+
+    /// Something about who streams; never waits for a commit.
+    fn senders(&self, what: &str) -> String {
+        let sql = format!("SELECT {what} FROM pg_stat_replication");
+        self.site.cluster().psql(&sql)
+    }
+
+    /// A commit that is under way.
+    fn commit(&self) -> Client {
+        Client::start(
+            &self.site,
+            "one",
+            "INSERT INTO t VALUES (-1) RETURNING n;\n",
+        )
+    }
+}
+
+/// A site whose server archives, and has a table.
+fn archiving(major: u8, settings: &[(&str, &str)]) -> Site {
+    let mut cluster = Cluster::builder()
+        .major(major)
+        .conf("archive_mode", "on")
+        .conf("wal_keep_size", "64MB");
+    for (name, value) in settings {
+        cluster = cluster.conf(name, value);
+    }
+    let site = Site::builder()
+        .cluster(cluster.start())
+        .standby_set("keep_backups", "2")
+        .build();
+    site.master_command(&["setup"]).succeed();
+    site.cluster().psql("CREATE TABLE t (n bigint)");
+    site
+}
+
+/// psql with statements, each of which prints its row when it has returned.
+struct Client {
+    child: Child,
+    said: PathBuf,
+}
+
+impl Client {
+    fn start(site: &Site, name: &str, statements: &str) -> Client {
+        let script = site.home().write(&format!("{name}.sql"), statements);
+        let said = site.home().join(format!("{name}.said"));
+        let mut psql = site.cluster().command("psql");
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+        // Not -f: the server's user may not read it.
+        let child = psql
+            .stdin(File::open(script).unwrap())
+            .stdout(File::create(&said).unwrap())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = child.unwrap();
+        Client { child, said }
+    }
+
+    /// Rows from `first` on, one commit each.
+    fn inserting(site: &Site, name: &str, first: u64) -> Client {
+        let insert = |n: u64| format!("INSERT INTO t VALUES ({n}) RETURNING n;\n");
+        let statements: String = (first..first + 100_000).map(insert).collect();
+        Client::start(site, name, &statements)
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    fn wait(&mut self) {
+        wait_for("psql's end", PATIENCE, || self.has_ended().then_some(()));
+    }
+
+    /// What returned, once it has ended.
+    fn returned(&mut self) -> BTreeSet<u64> {
+        self.wait();
+        let said = std::fs::read_to_string(&self.said).unwrap();
+        said.lines().map(|line| line.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn fault_270_a_master_that_is_gone_takes_no_commit_with_it_that_returned() {
+    skip_unless!(Cluster::available(15));
+    let mut dice = Dice::thrown("zero loss");
+    let (mut returned, count) = (0, rounds(3, 500));
+    for _ in 0..count {
+        let major = *dice.choose(&USUAL_AND_17);
+        if Cluster::available(major).is_ok() {
+            returned += one_loss(major, &mut dice);
+        }
+    }
+    println!("{count} masters killed, {returned} commits had returned, 0 are missing");
+}
+
+/// A master is killed while clients commit, and never seen again. Returns how many commits had returned.
+fn one_loss(major: u8, dice: &mut Dice) -> usize {
+    let mut site = archiving(major, &[]);
+    site.master_command(&["backup"]).succeed();
+    let data = site.home().join("slave");
+    site.standby_set("slave_data", &data.display().to_string());
+    site.standby_command(&["restore", "data.master"]).succeed();
+    let mut standby = Cluster::on_directory(major, &data);
+    standby.start();
+    site.master_set("synchronous", "1");
+    let daemon = Syncdaemon::start(&site);
+    let mut waiting = Waiting { daemon, site };
+    waiting.wait_for_flush();
+    waiting.commits_wait();
+    let first = |client: u64| client * 1_000_000;
+    let mut clients: Vec<Client> = (1..=3)
+        .map(|client| Client::inserting(&waiting.site, &format!("client{client}"), first(client)))
+        .collect();
+    let moment = Duration::from_millis(300 + dice.below(1_200));
+    let does = dice.below(4);
+    std::thread::sleep(moment / 2);
+    match does {
+        0 => drop(waiting.site.cluster().try_psql("SELECT pg_switch_wal()")),
+        1 => waiting.site.restart_receiver(),
+        2 => {
+            waiting.daemon.signal(Signal::KILL);
+            waiting.daemon.wait();
+            waiting.daemon = Syncdaemon::start(&waiting.site);
+        }
+        _ => {}
+    }
+    std::thread::sleep(moment / 2);
+    waiting.site.cluster_mut().kill9();
+    // Whatever the master's disk still had is of no use to anybody.
+    waiting.daemon.signal(Signal::KILL);
+    waiting.daemon.wait();
+    std::fs::remove_dir_all(waiting.site.data()).unwrap();
+    let returned: BTreeSet<u64> = clients.iter_mut().flat_map(Client::returned).collect();
+    waiting.site.standby_command(&["boot"]).succeed();
+    let rows = standby.psql("SELECT n FROM t");
+    let rows: BTreeSet<u64> = rows.lines().map(|line| line.parse().unwrap()).collect();
+    let missing: Vec<&u64> = returned.difference(&rows).collect();
+    assert!(missing.is_empty(), "{does}, lost: {missing:?}");
+    returned.len()
+}
+
+#[test]
+fn fault_271_a_commit_waits_for_a_receiver_that_is_away_and_returns() {
+    skip_unless!(Cluster::available(15));
+    let mut waiting = Waiting::new(15, &[("wal_sender_timeout", "4s")]);
+    waiting.commit().wait();
+    let lone = waiting.senders("pid");
+
+    // It hangs: the server is answered meanwhile, and hears of nothing flushed.
+    waiting.site.receiver.signal(Signal::STOP);
+    let mut commit = waiting.commit();
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(!commit.has_ended());
+    assert_eq!(
+        waiting.senders("pid"),
+        lone,
+        "{}",
+        waiting.site.cluster().log()
+    );
+    assert_eq!(waiting.senders("flush_lsn < sent_lsn"), "t");
+    waiting.site.receiver.signal(Signal::CONT);
+    commit.wait();
+
+    // It is down: the server sees no standby, and waits for one.
+    waiting.site.receiver.stop();
+    let mut commit = waiting.commit();
+    wait_for("the server to see no standby", PATIENCE, || {
+        (waiting.senders("count(flush_lsn)") == "0").then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!commit.has_ended());
+    waiting.site.start_receiver();
+    commit.wait();
+    assert_eq!(waiting.site.cluster().psql("SELECT count(*) FROM t"), "3");
+}
+
+#[test]
+fn fault_272_a_hole_in_the_archive_keeps_commits_waiting() {
+    skip_unless!(Cluster::available(15));
+    let mut site = archiving(15, &[]);
+    site.master_command(&["backup"]).succeed();
+    let mut names = Vec::new();
+    for n in 0..3 {
+        site.cluster().psql(&format!("INSERT INTO t VALUES ({n})"));
+        let name = site
+            .cluster()
+            .psql("SELECT pg_walfile_name(pg_switch_wal())");
+        wait_for("the archiver", PATIENCE, || site.holds(&name).then_some(()));
+        names.push(name);
+    }
+    site.receiver.stop();
+    std::fs::remove_file(site.stored_path(&names[1])).unwrap();
+    site.start_receiver();
+    site.master_set("synchronous", "1");
+    let waiting = Waiting {
+        daemon: Syncdaemon::start(&site),
+        site,
+    };
+    let said = format!("no commit can wait for master: {} is missing on", names[1]);
+    waiting.daemon.wait_for_log(&said);
+    assert_eq!(waiting.senders("count(*), count(flush_lsn)"), "1|0");
+    let refused = (waiting.site).master_command(&["synch-standby", "master"]);
+    refused.fail_last(1, "tells nothing of its disk");
+    waiting.site.archive(&names[1]).succeed();
+    waiting.wait_for_flush();
+    waiting.daemon.wait_for_log("commits can wait for master");
+    waiting.commits_wait();
+    waiting.commit().wait();
+}
+
+#[test]
+fn fault_273_a_restarted_master_has_its_standby_and_its_slot_back() {
+    skip_unless!(Cluster::available(15));
+    let mut waiting = Waiting::new(15, &[]);
+    // A fast stop waits until the standby has the shutdown checkpoint.
+    waiting.site.cluster_mut().restart();
+    waiting.commit().wait();
+    waiting.site.cluster_mut().kill9();
+    waiting.site.cluster_mut().start();
+    waiting.commit().wait();
+    waiting.site.cluster_mut().stop(StopMode::Immediate);
+    waiting.site.cluster_mut().start();
+    waiting.commit().wait();
+
+    waiting.site.master_set("slot", "walmgr_1");
+    waiting.daemon.signal(Signal::HUP);
+    let said = "no commit can wait for master: begin to stream WAL: ERROR: replication slot \"walmgr_1\" does not exist";
+    waiting.daemon.wait_for_log(said);
+    let mut commit = waiting.commit();
+    let create = "SELECT pg_create_physical_replication_slot('walmgr_1')";
+    waiting.site.cluster().psql(create);
+    commit.wait();
+    let kept = "SELECT active AND restart_lsn IS NOT NULL FROM pg_replication_slots";
+    wait_for("the slot", PATIENCE, || {
+        (waiting.site.cluster().psql(kept) == "t").then_some(())
+    });
+}
