@@ -1,6 +1,6 @@
 //! The push flow from the master's side: one file, from its digest to its acknowledgement.
-//! Never holds the file in memory: blocks pass from a reading thread to the socket through a
-//! bounded queue. Invariant: `Stored` is returned only for the bytes that were offered.
+//! Never holds the file in memory: blocks pass from reading threads to the socket through
+//! bounded queues. Invariant: `Stored` is returned only for the bytes that were offered.
 
 use std::fs::File;
 use std::ops::Range;
@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};
-use tokio::sync::mpsc;
 use tokio::task::JoinError;
-use walmgr_protocol::compress::{Block, Packer};
-use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Message, Offer};
 use walmgr_protocol::session::push::{Outcome, Sender, SenderAction};
 
 use crate::error::{CommandError, Result};
+use crate::master::packed_blocks::{NoBlock, PackedBlocks};
 use crate::transport::wire::{Wire, WireFault};
+
+pub use crate::master::packed_blocks::Blocks;
 
 /// The channel an upload that is alone on its connection uses.
 const CHANNEL: u16 = 1;
@@ -25,14 +25,7 @@ const CHANNEL: u16 = 1;
 /// Bytes read at once while only a checksum is wanted.
 const DIGEST_BYTES: usize = 64 << 10;
 
-/// How blocks are made.
-#[derive(Debug, Clone, Copy)]
-pub struct Blocks {
-    /// Raw bytes in a block.
-    pub block_bytes: u32,
-    /// zstd level, 0 for none.
-    pub compression: u8,
-}
+const READ_FAILED: &str = "read the file to be archived";
 
 /// CRC-32 of the first `bytes` bytes of a file.
 pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
@@ -138,12 +131,11 @@ async fn send_from(
     blocks: Blocks,
     sender: &mut Sender,
 ) -> Result<Sent> {
-    let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
-    let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
-    let source = Arc::clone(file);
-    let reading =
-        tokio::task::spawn_blocking(move || read_blocks(&source, from, blocks, &full, &reusable));
-    while let Some(mut block) = ready.recv().await {
+    let (source, block_bytes) = (Arc::clone(file), blocks.block_bytes as usize);
+    let mut packed = PackedBlocks::start(from, blocks, move |at, buffer| {
+        read_block(&source, at, block_bytes, buffer)
+    });
+    while let Some(mut block) = packed.next().await.map_err(unread)? {
         let raw_bytes = block.raw_bytes;
         match wire.send_block(CHANNEL, &mut block).await {
             Ok(()) => sender.block_sent(raw_bytes)?,
@@ -153,10 +145,17 @@ async fn send_from(
                 None => return Err(fault.into()),
             },
         }
-        // The reader may have ended; then nobody needs the buffer.
-        let _ = empty.send(block.into_buffer());
+        packed.give_back(block);
     }
-    Ok(Sent::All(worked(reading.await)?))
+    Ok(Sent::All(packed.crc32()))
+}
+
+fn unread(why: NoBlock<std::io::Error>) -> CommandError {
+    let failed = CommandError::retry(READ_FAILED);
+    match why {
+        NoBlock::Unread(error) => failed.because(error),
+        NoBlock::Lost(error) => failed.because(error),
+    }
 }
 
 async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
@@ -164,54 +163,6 @@ async fn refusal_behind(wire: &mut Wire) -> Option<Message> {
         match wire.receive().await.ok()?.message {
             message @ Message::Error(_) => return Some(message),
             _ => continue,
-        }
-    }
-}
-
-/// Reads the file from an offset, packs it block by block, and returns the CRC-32 of all of it,
-/// going on with that of what is before the offset.
-fn read_blocks(
-    file: &File,
-    (offset, crc): (u64, crc32fast::Hasher),
-    blocks: Blocks,
-    full: &mpsc::Sender<Block>,
-    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
-) -> std::io::Result<u32> {
-    pack_blocks(
-        (offset, crc),
-        blocks.compression,
-        full,
-        reusable,
-        |at, buffer| read_block(file, at, blocks.block_bytes as usize, buffer),
-    )
-}
-
-/// Packs block by block what `fill` appends for a place in a file, until that is nothing, and returns the CRC-32 of all
-/// of it, going on with that of what is before the offset.
-pub(super) fn pack_blocks<E>(
-    (offset, mut crc): (u64, crc32fast::Hasher),
-    compression: u8,
-    full: &mpsc::Sender<Block>,
-    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
-    fill: impl Fn(u64, &mut Vec<u8>) -> std::result::Result<(), E>,
-) -> std::result::Result<u32, E> {
-    let mut packer = Packer::new(compression);
-    let mut at = offset;
-    loop {
-        let buffer = reusable.try_recv().unwrap_or_default();
-        let block = packer.pack(buffer, at, |buffer| {
-            let headroom = buffer.len();
-            fill(at, buffer)?;
-            crc.update(&buffer[headroom..]);
-            Ok(())
-        })?;
-        if block.raw_bytes == 0 {
-            return Ok(crc.finalize());
-        }
-        at += u64::from(block.raw_bytes);
-        if full.blocking_send(block).is_err() {
-            // The connection is gone, and with it the reason to go on.
-            return Ok(0);
         }
     }
 }
@@ -234,7 +185,7 @@ fn read_block(file: &File, offset: u64, bytes: usize, buffer: &mut Vec<u8>) -> s
 
 /// What a thread that read the file came to.
 fn worked<T>(joined: std::result::Result<std::io::Result<T>, JoinError>) -> Result<T> {
-    let failed = || CommandError::retry("read the file to be archived");
+    let failed = || CommandError::retry(READ_FAILED);
     joined
         .map_err(|error| failed().because(error))?
         .map_err(|error| failed().because(error))

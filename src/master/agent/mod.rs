@@ -40,7 +40,7 @@ pub use self::words::read_any;
 use crate::config::MasterConfig;
 use crate::master::monitored::AgentMeter;
 
-/// Threads for files that a connection needs at once: both halves of a checksum, or a file that is read.
+/// Threads for files that a connection needs at once: both halves of a checksum, or both that pack a file in turns.
 const FILE_THREADS: usize = 2;
 
 /// Where the syncdaemon of these settings listens.

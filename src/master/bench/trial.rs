@@ -6,10 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use walmgr_protocol::compress::Block;
-use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::trial::{Measured, TrialBegin};
 use walmgr_protocol::session::trial::{TrialClient, TrialClientAction, TrialOutcome};
 
@@ -17,7 +14,7 @@ use super::sample::RepeatedBytes;
 use crate::config::address::SlaveAddress;
 use crate::error::{CommandError, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::master::push::{Blocks, pack_blocks};
+use crate::master::packed_blocks::{Blocks, NoBlock, PackedBlocks};
 use crate::output::progress::{per_second, ratio};
 use crate::transport::connect::{Connection, ReceiverTarget, refused};
 use crate::transport::wire::{Wire, WireFault};
@@ -204,43 +201,28 @@ async fn send_blocks(
     blocks: Blocks,
     size: u64,
 ) -> Result<u64> {
-    let (full, mut ready) = mpsc::channel::<Block>(BLOCKS_IN_FLIGHT);
-    let (empty, reusable) = std::sync::mpsc::channel::<Vec<u8>>();
     let source = Arc::clone(sample);
-    let packing =
-        tokio::task::spawn_blocking(move || pack(&source, blocks, size, &full, &reusable));
+    let start = (0, crc32fast::Hasher::new());
+    let mut packed = PackedBlocks::start(start, blocks, move |at, buffer| {
+        let len = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX);
+        source.append(at, len.min(blocks.block_bytes as usize), buffer);
+        Ok::<(), std::convert::Infallible>(())
+    });
     let mut wire_bytes = 0;
-    while let Some(mut block) = ready.recv().await {
+    while let Some(mut block) = packed.next().await.map_err(unpacked)? {
         wire_bytes += block.payload().len() as u64;
         let raw_bytes = block.raw_bytes;
         wire.send_block(CHANNEL, &mut block).await?;
         client.block_sent(raw_bytes)?;
-        // The thread may have ended; then nobody needs the buffer.
-        let _ = empty.send(block.into_buffer());
+        packed.give_back(block);
     }
-    let crc32 = (packing.await).map_err(|error| CommandError::retry("pack").because(error))?;
-    wire.send(CHANNEL, &client.ended(crc32)?).await?;
+    wire.send(CHANNEL, &client.ended(packed.crc32())?).await?;
     Ok(wire_bytes)
 }
 
-/// Packs the sample block by block, and returns the CRC-32 of all of it.
-fn pack(
-    sample: &RepeatedBytes,
-    blocks: Blocks,
-    size: u64,
-    full: &mpsc::Sender<Block>,
-    reusable: &std::sync::mpsc::Receiver<Vec<u8>>,
-) -> u32 {
-    let Ok(crc32) = pack_blocks(
-        (0, crc32fast::Hasher::new()),
-        blocks.compression,
-        full,
-        reusable,
-        |at, buffer| {
-            let len = usize::try_from(size - at).unwrap_or(usize::MAX);
-            sample.append(at, len.min(blocks.block_bytes as usize), buffer);
-            Ok::<(), std::convert::Infallible>(())
-        },
-    );
-    crc32
+fn unpacked(why: NoBlock<std::convert::Infallible>) -> CommandError {
+    match why {
+        NoBlock::Unread(never) => match never {},
+        NoBlock::Lost(error) => CommandError::retry("pack").because(error),
+    }
 }
