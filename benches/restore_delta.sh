@@ -9,15 +9,16 @@
 #   WALMGR_BENCH_DIR=/var/tmp   on which disk; one that shares content (XFS, btrfs) makes `--delta` beside cheap
 #
 # All of it ends when it is synced, over loopback with TLS:
-#   copy                    cp -a of the set, then sync -f: no checks
+#   copy                    cp -a --reflink=never of the set, then sync -f: no checks
 #   standby, full           restore SET
 #   standby, --delta        beside the old directory
 #   standby, --in-place     in it
 #   master, full            restore SET DST, over TLS
 #   master, --delta         beside the old directory
 #   master, --in-place      in it
-# Before each run the old directory is the set with PERCENT of the pages changed, a bit each, all over it. The page cache is
-# warm. Prints medians, their ratio to the copy and to the full restore of the same side, and the bytes that were brought.
+# Before each run the old directory is the set with PERCENT of the pages changed, a bit each, all over it, in files that share
+# nothing: the page cache has them, and a clone of one is read from the disk. Prints medians, their ratio to the copy and to
+# the full restore of the same side, and the bytes that were brought.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
@@ -60,14 +61,14 @@ change() {
             }
         }' "$1" "$percent"
 }
-as_server cp -a "$set" "$place/old"
+as_server cp -a --reflink=never "$set" "$place/old"
 change "$place/old"
 set_mib=$(($(du -sm "$set" | cut -f 1)))
 
 # old DIRECTORY: there as before, and nothing beside it.
 old() {
     rm -rf "$1" "$1".*
-    as_server cp -a "$place/old" "$1"
+    as_server cp -a --reflink=never "$place/old" "$1"
     sync -f "$place"
 }
 timed() { # timed NAME COMMAND...
@@ -79,13 +80,13 @@ timed() { # timed NAME COMMAND...
     end=$(date +%s.%N)
     perl -e 'printf "%.3f\n", $ARGV[1] - $ARGV[0]' "$begin" "$end" >>"$place/$name.s"
 }
-median() { sort -n "$place/$1.s" | sed -n "$(((rounds + 1) / 2))p"; }
+median() { sort -n "$place/$1.s" | awk '{ s[NR] = $1 } END { print (s[int((NR + 1) / 2)] + s[int(NR / 2) + 1]) / 2 }'; }
 
 there=$place/there
 for ((round = 1; round <= rounds; round++)); do
     rm -rf "$place/copy"
     sync -f "$place"
-    timed copy cp -a "$set" "$place/copy"
+    timed copy cp -a --reflink=never "$set" "$place/copy"
     rm -rf "$place/copy"
     old "$slave"; timed standby-full ./walmgr standby.ini restore data.master
     old "$slave"; timed standby-delta ./walmgr standby.ini restore --delta data.master
